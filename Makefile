@@ -1,0 +1,39 @@
+# Needs Python 3.11 or 3.12 with venv and pip; everything else is installed into .venv by the first target that wants it.
+PROFILE ?= demo
+ARGS ?=
+PYTHON ?= $(shell for p in python3.11 python3.12 python3; do $$p -c 'import sys; \
+	sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null && echo $$p && break; done)
+.PHONY: help setup test lint reproduce lab clean
+
+help: ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: .venv/installed ## install into .venv; again after pyproject.toml or constraints.txt change
+
+# uv does not read pip's settings: a local build of torch is passed on to it; for the rest (a mirror) pip itself steps in.
+.venv/installed: pyproject.toml constraints.txt
+	@.venv/bin/python -m pip --version >/dev/null 2>&1 || $(or $(PYTHON),false) -m venv .venv || { \
+	echo 'Expected Python 3.11 or 3.12 with venv and pip. Install one (Debian: apt install python3.11-venv)' \
+	'or name it: make PYTHON=/path/to/python3.11 $(or $(MAKECMDGOALS),setup)' >&2; exit 1; }
+	.venv/bin/python -m pip install -q -c constraints.txt uv
+	links="$${UV_FIND_LINKS-$${PIP_FIND_LINKS-$$(.venv/bin/python -m pip config get global.find-links 2>/dev/null)}}"; \
+	UV_FIND_LINKS="$$(echo $$links | tr ' ' ',')" \
+	.venv/bin/uv pip install --python .venv/bin/python -c constraints.txt -e '.[dev]' || \
+	.venv/bin/python -m pip install -q -c constraints.txt -e '.[dev]'
+	@touch $@
+
+test: setup lint ## lint, then every test that runs offline on a CPU (ARGS="-k adapter")
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest $(ARGS)
+
+lint: setup ## ruff
+	.venv/bin/ruff check
+
+reproduce: setup ## every table and figure; PROFILE=demo (offline, minutes) or PROFILE=paper (one GPU)
+	.venv/bin/cmpta reproduce --profile $(PROFILE) $(ARGS)
+
+lab: setup ## the notebooks
+	.venv/bin/jupyter lab $(ARGS)
+
+clean: ## remove environment and caches; runs/ and figures/ stay
+	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +

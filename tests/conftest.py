@@ -1,0 +1,63 @@
+"""Fixtures that several test files share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def shared_folder() -> Path:
+    """The folder of real files that are not in the repository; tests that need it are skipped where it is absent."""
+    folder = Path(os.environ.get("CMPTA_SHARED", Path(__file__).parents[2] / "shared"))
+    if not (folder / "data" / "ravdess").is_dir():
+        pytest.skip(f"no real files: {folder}/data/ravdess is absent; CMPTA_SHARED can name another folder")
+    return folder
+
+
+def random_llm(num_key_value_heads: int = 4):
+    """A tiny Qwen2 with random weights, large enough for its logits to differ clearly, behind the tiny tokenizer."""
+    import torch
+    from transformers.models.qwen2 import Qwen2Config, Qwen2ForCausalLM
+
+    from cmpta_lib import backbone, prompts, synthetic, tiny
+
+    pages = list(synthetic.documents(300))
+    layouts = [prompts.Layout.of(world.task) for world in synthetic.worlds().values()]
+    fixed = sorted({part for layout in layouts for part in (layout.open, layout.close, layout.prompt)})
+    answers = [prompts.answer_text(page.task, page.label) for page in pages]
+    texts = [page.directions + page.text + answer for page, answer in zip(pages, answers, strict=True)]
+    tokenizer = tiny.train_tokenizer(texts, fixed)
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=num_key_value_heads,
+        intermediate_size=64,
+        initializer_range=0.2,  # transformers' 0.02 would leave all next tokens equally likely
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    model = Qwen2ForCausalLM(config)
+    return backbone.FrozenLLM(model, tokenizer, backbone.weights_fingerprint(model), "random")
+
+
+@pytest.fixture(scope="session")
+def llm():
+    """The random LLM that most tests share; nothing may change it."""
+    return random_llm()
+
+
+@pytest.fixture(scope="session")
+def corpora(tmp_path_factory):
+    """Both embedded corpora, a few clips each: world name -> Corpus."""
+    from cmpta_lib import synthetic
+
+    sizes = {"train": 20, "valid": 7, "test": 5}
+    folder = tmp_path_factory.mktemp("corpora")
+    return {name: synthetic.embedded_corpus(name, folder, sizes) for name in synthetic.worlds()}

@@ -1,0 +1,152 @@
+"""The install files agree: pyproject.toml leads, constraints.txt pins, environment.yml repeats the pins."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+ROOT = Path(__file__).parents[1]
+CONDA_NAMES = {"pytorch": "torch"}  # conda's name -> the Python registry's, where they differ
+CONDA_BRINGS = {"python", "pip", "setuptools"}  # the interpreter and what installs this package: no pins in common
+PIP_ONLY = {"uv"}  # installs the others where conda does not
+NAMED_BY_THE_PROJECT = {"torch", "transformers", "jupyterlab", "matplotlib", "seaborn", "pandas", "papermill"}
+# Installed with torch by its CUDA build alone; pinned here they would be missing or wrong on every other machine.
+CUDA_ONLY = re.compile(r"nvidia-|cuda-|cupy|triton|pytorch-cuda|pytorch-gpu")
+
+
+@pytest.fixture(scope="module")
+def project() -> dict:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+@pytest.fixture(scope="module")
+def direct(project: dict) -> dict[str, Requirement]:
+    """Every direct dependency, those of the `dev` extra too."""
+    lines = project["dependencies"] + project["optional-dependencies"]["dev"]
+    return {canonicalize_name(requirement.name): requirement for requirement in map(Requirement, lines)}
+
+
+@pytest.fixture(scope="module")
+def constraint_lines() -> list[str]:
+    text = (ROOT / "constraints.txt").read_text(encoding="utf-8")
+    return [line for line in text.splitlines() if not line.startswith("#")]
+
+
+@pytest.fixture(scope="module")
+def pins(constraint_lines: list[str]) -> dict[str, str]:
+    return dict(line.split("==") for line in constraint_lines)
+
+
+@pytest.fixture(scope="module")
+def conda() -> dict:
+    return yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def conda_specs(conda: dict) -> dict[str, str]:
+    """Name on the Python registry -> the rest of the line."""
+    specs = {}
+    for line in conda["dependencies"]:
+        assert isinstance(line, str), f"a pip section: {line}; move it to conda or teach this test to compare it"
+        name, version = re.fullmatch(r"([a-z0-9._-]+)(.*)", line).groups()
+        specs[canonicalize_name(CONDA_NAMES.get(name, name))] = version
+    assert len(specs) == len(conda["dependencies"]), "a package is listed twice"
+    return specs
+
+
+def test_constraints_are_plain_pins(constraint_lines: list[str]):
+    for line in constraint_lines:
+        assert re.fullmatch(r"[a-z0-9-]+==[0-9][0-9a-z.]*", line), f"not `name==version`: {line}"
+    names = [line.split("==")[0] for line in constraint_lines]
+    assert names == sorted(set(names))
+
+
+def test_constraints_hold_no_cuda_package(pins: dict[str, str]):
+    assert not [name for name in pins if CUDA_ONLY.match(name)]
+
+
+def test_every_direct_dependency_is_pinned_inside_its_range(direct: dict[str, Requirement], pins: dict[str, str]):
+    assert set(direct) <= set(pins)
+    for name, requirement in direct.items():
+        assert requirement.specifier.contains(pins[name]), f"constraints.txt has {pins[name]}, pyproject {requirement}"
+
+
+def test_every_direct_dependency_has_a_lower_bound(direct: dict[str, Requirement]):
+    for requirement in direct.values():
+        assert {part.operator for part in requirement.specifier} & {">=", "=="}, f"no lower bound: {requirement}"
+
+
+def test_the_packages_the_project_is_built_on_are_dependencies(project: dict):
+    assert {Requirement(line).name for line in project["dependencies"]} >= NAMED_BY_THE_PROJECT
+
+
+def test_torch_is_the_same_everywhere(direct: dict[str, Requirement], pins: dict[str, str], conda_specs):
+    assert str(direct["torch"].specifier) == f"=={pins['torch']}" == conda_specs["torch"]
+
+
+def test_environment_lists_the_direct_dependencies_and_nothing_else(direct: dict[str, Requirement], conda_specs):
+    assert set(conda_specs) - CONDA_BRINGS == set(direct) - PIP_ONLY
+
+
+def test_environment_repeats_the_pins(conda_specs: dict[str, str], pins: dict[str, str]):
+    shared = set(conda_specs) - CONDA_BRINGS
+    assert {name: conda_specs[name] for name in shared} == {name: f"=={pins[name]}" for name in shared}
+
+
+def test_environment_asks_for_the_build_tool_that_pyproject_asks_for(conda_specs: dict[str, str]):
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["build-system"]["requires"]
+    assert build == [f"setuptools{conda_specs['setuptools']}"]
+
+
+def test_pythons_agree(project: dict, conda_specs: dict[str, str]):
+    wanted = Requirement(f"python{project['requires-python']}").specifier
+    minor = conda_specs["python"].removeprefix("=")
+    assert wanted.contains(Version(f"{minor}.0"))
+    assert wanted.contains(Version(".".join(map(str, sys.version_info[:3]))))
+    constraints = (ROOT / "constraints.txt").read_text(encoding="utf-8")
+    assert f"--python-version {minor} " in constraints, "environment.yml and the pins are for different Pythons"
+
+
+def test_environment_has_no_address(conda: dict):
+    assert conda["channels"] == ["conda-forge", "nodefaults"]  # by name
+
+
+def test_licence_is_the_one_that_pyproject_names(project: dict):
+    text = (ROOT / "LICENSE").read_text(encoding="utf-8")
+    assert project["license"] == "MIT"
+    assert text.startswith("MIT License\n\nCopyright (c) 2026 The CMPTA reproduction authors\n")
+    assert all((ROOT / name).is_file() for name in project["license-files"])
+
+
+TARGETS = {"help", "setup", "test", "lint", "reproduce", "lab", "clean"}
+
+
+def test_makefile_has_its_targets_and_stays_small():
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert set(re.findall(r"^([a-z]+):.* ## ", text, re.MULTILINE)) == TARGETS
+    assert len(text.splitlines()) <= 40
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_bare_make_lists_the_targets():
+    outer = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")  # set when these tests run under make themselves
+    environment = {name: value for name, value in os.environ.items() if name not in outer}
+    shown = subprocess.run(["make", "-C", ROOT], env=environment, capture_output=True, text=True, check=True).stdout
+    assert set(re.findall(r"^([a-z]+) ", shown, re.MULTILINE)) == TARGETS
+
+
+def test_ci_runs_the_tests():
+    script = ROOT / ".ci" / "run"
+    assert script.stat().st_mode & 0o111, f"{script} is not executable"
+    assert script.read_text(encoding="utf-8").rstrip().endswith("\nmake test")
