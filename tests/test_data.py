@@ -1,0 +1,439 @@
+"""The data contract: what is stored comes back, oddities are counted, and what does not conform is named."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+import tracemalloc
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cmpta_lib import data
+from cmpta_lib.data import Corpus, Sample, Split, Task, load_corpus, read_public_pickles, write_corpus
+from data_prep.safe_pickle import UnsafePickleError
+
+REGRESSION = Task("regression", "zh")
+EMOTIONS = Task("classification", "en", ("sad", "happy"))
+MELD = ("neutral", "surprise", "fear", "sadness", "joy", "disgust", "anger")
+
+
+def sample(number: int = 0, **changes: Any) -> Sample:
+    rng = np.random.default_rng(number)
+    fields: dict[str, Any] = {
+        "id": f"clip_{number}",
+        "text": f"第{number}句",
+        "audio": rng.normal(size=(3 + number, 5)).astype(np.float32),
+        "vision": rng.normal(size=(2 * number, 4)).astype(np.float32),  # clip 0 has no vision
+        "label": round(number / 10, 1),
+    }
+    return Sample(**(fields | changes))
+
+
+def splits(train: int = 4, **changes: Any) -> dict[str, list[Sample]]:
+    """Regression splits of `train`, 1 and 2 samples; `changes` go to the first of train."""
+    first = [sample(0, **changes)]
+    return {"train": first + [sample(n) for n in range(1, train)], "valid": [sample(5)], "test": [sample(6), sample(7)]}
+
+
+def write(folder: Path, task: Task = REGRESSION, content: dict | None = None, **options: Any) -> Corpus:
+    options = {"name": "tiny", "generated": True} | options
+    return write_corpus(folder, task=task, splits=content or splits(), **options)
+
+
+def assert_same(ours: Sample, theirs: Sample) -> None:
+    for name in ("id", "text", "label", "speaker", "dialogue", "truth"):
+        assert getattr(ours, name) == getattr(theirs, name), name
+    for name in ("audio", "vision"):
+        assert getattr(ours, name).dtype == np.float32
+        np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name))
+
+
+# Storing and opening ---------------------------------------------------------------------------------------------
+def test_what_is_written_is_read(tmp_path: Path):
+    content = splits(speaker="Anna", dialogue="d1")
+    corpus = write(tmp_path / "corpus", content=content, sources={"a.pkl": "0f"}, repairs={"odd": 2})
+    for opened in (corpus, load_corpus(tmp_path / "corpus")):
+        assert (opened.name, opened.task, opened.generated) == ("tiny", REGRESSION, True)
+        assert (opened.sources, opened.repairs) == ({"a.pkl": "0f"}, {"odd": 2})
+        for name, samples in content.items():
+            split = opened.splits[name]
+            assert (split.name, split.task, len(split)) == (name, REGRESSION, len(samples))
+            assert (split.audio_dim, split.vision_dim) == (5, 4)
+            for ours, theirs in zip(split, samples, strict=True):
+                assert_same(ours, theirs)
+
+
+def test_truth_columns_come_back_with_their_types(tmp_path: Path):
+    truth = {"face_start": 3, "bayes": 0.25, "face": ""}
+    content = {name: [sample(n, truth=truth)] for n, name in enumerate(splits())}
+    split = write(tmp_path / "corpus", content=content).splits["valid"]
+    assert dict(split[0].truth) == truth and type(split[0].truth["face_start"]) is int
+    assert list(split.table.columns) == [*data.COLUMNS, *truth]
+
+
+def test_a_split_is_a_sequence(tmp_path: Path):
+    split = write(tmp_path / "corpus").splits["train"]
+    assert [one.id for one in split] == ["clip_0", "clip_1", "clip_2", "clip_3"]
+    assert_same(split[-1], sample(3))
+    assert_same(split[np.int64(2)], sample(2))
+    assert list(split.table.index) == [0, 1, 2, 3]
+    assert list(split.table.audio_length) == [3, 4, 5, 6]
+    np.testing.assert_array_equal(split.labels, [0, 0.1, 0.2, 0.3])
+    with pytest.raises(IndexError):
+        split[4]
+    with pytest.raises(TypeError):
+        split[1:3]
+
+
+def test_changing_a_sample_leaves_the_corpus_alone(tmp_path: Path):
+    split = write(tmp_path / "corpus").splits["train"]
+    split[1].audio[:] = 7
+    split.labels[:] = 7
+    assert_same(split[1], sample(1))
+    assert split.labels.max() < 1
+
+
+def test_a_modality_may_be_absent_everywhere(tmp_path: Path):
+    content = {name: [sample(n, vision=np.zeros((0, 4)))] for n, name in enumerate(splits())}
+    split = write(tmp_path / "corpus", content=content).splits["test"]
+    assert split[0].vision.shape == (0, 4)
+    assert [part.tolist() for part in split.feature_statistics("vision")] == [[0] * 4, [1] * 4]
+
+
+def big(count: int) -> Iterator[Sample]:
+    for number in range(count):
+        frames = np.full((1000, 250), number, np.float32)  # 1 MB
+        yield sample(number, audio=frames, vision=frames[:1], label=0.0)
+
+
+def test_features_are_streamed_in_and_mapped_out(tmp_path: Path):
+    tracemalloc.start()
+    corpus = write(tmp_path / "corpus", content={"train": big(40), "valid": big(1), "test": big(1)})
+    written = tracemalloc.get_traced_memory()[1]
+    tracemalloc.reset_peak()
+    split = load_corpus(tmp_path / "corpus").splits["train"]
+    assert split[30].audio.max() == 30
+    opened = tracemalloc.get_traced_memory()[1]
+    tracemalloc.reset_peak()
+    mean, std = split.feature_statistics("audio")
+    summed = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert corpus.splits["train"].table.audio_length.sum() * 250 * 4 == 40_000_000
+    assert written < 12_000_000 and opened < 6_000_000 and summed < 90_000_000  # a chunk is 33 MB in float64
+    assert mean[0] == 19.5 and std[0] == pytest.approx(np.arange(40).std())
+
+
+def test_nothing_is_left_when_a_sample_fails(tmp_path: Path):
+    def failing() -> Iterator[Sample]:
+        yield sample(0)
+        raise RuntimeError("interrupted")
+
+    with pytest.raises(RuntimeError, match="interrupted"):
+        write(tmp_path / "corpus", content=splits() | {"test": failing()})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_writing_the_same_again_opens_it_and_another_is_refused(tmp_path: Path):
+    first = write(tmp_path / "corpus")
+    assert write(tmp_path / "corpus").fingerprint == first.fingerprint
+    with pytest.raises(FileExistsError, match="holds another corpus; delete it"):
+        write(tmp_path / "corpus", content=splits(text="another"))
+    assert [path.name for path in tmp_path.iterdir()] == ["corpus"]
+    assert_same(load_corpus(tmp_path / "corpus").splits["train"][0], sample(0))
+
+
+def test_the_fingerprint_is_of_the_content_alone(tmp_path: Path):
+    same = [write(tmp_path / "a"), write(tmp_path / "b", name="renamed", sources={"x": "1"})]
+    changed_frame = sample(0).audio.copy()
+    changed_frame[2, 4] += 1e-3
+    others = [
+        write(tmp_path / "c", content=splits(text="x")),
+        write(tmp_path / "d", content=splits(label=0.5)),
+        write(tmp_path / "e", content=splits(audio=changed_frame)),
+        write(tmp_path / "f", content=splits(speaker="Anna")),
+        write(tmp_path / "g", content=splits(train=3)),
+        write(tmp_path / "h", task=Task("regression", "en")),
+    ]
+    assert same[0].fingerprint == same[1].fingerprint
+    assert len({corpus.fingerprint for corpus in [*same, *others]}) == 7
+
+
+def test_damaged_folders_are_named(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match="nowhere is not a corpus: meta.json is missing"):
+        load_corpus(tmp_path / "nowhere")
+    write(tmp_path / "corpus")
+    audio = tmp_path / "corpus" / "audio.f32"
+    size = audio.stat().st_size
+    audio.write_bytes(audio.read_bytes()[:-20])
+    with pytest.raises(
+        ValueError, match=rf"audio.f32: expected {size} bytes, found {size - 20}; delete .* convert again"
+    ):
+        load_corpus(tmp_path / "corpus")
+    meta = tmp_path / "corpus" / "meta.json"
+    meta.write_text(meta.read_text().replace('"format": 1', '"format": 99'))
+    with pytest.raises(ValueError, match="expected format 1, found 99; delete it and convert again"):
+        load_corpus(tmp_path / "corpus")
+
+
+def test_nothing_heavy_is_imported():
+    code = "import sys, cmpta_lib.data; print(sorted({'torch', 'transformers', 'matplotlib'} & set(sys.modules)))"
+    root = Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+# Statistics ------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("chunk", [1, 3, 1000])
+def test_statistics_are_over_the_real_frames_of_the_split(tmp_path: Path, monkeypatch, chunk: int):
+    monkeypatch.setattr(data, "_CHUNK_FRAMES", chunk)
+    split = write(tmp_path / "corpus").splits["train"]
+    for modality in ("audio", "vision"):
+        frames = np.concatenate([getattr(sample(n), modality) for n in range(4)]).astype(np.float64)
+        mean, std = split.feature_statistics(modality)
+        assert mean.dtype == std.dtype == np.float32
+        np.testing.assert_allclose(mean, frames.mean(0), rtol=1e-6)
+        np.testing.assert_allclose(std, frames.std(0), rtol=1e-6)
+
+
+def test_statistics_survive_large_offsets_and_constant_features(tmp_path: Path):
+    rng = np.random.default_rng(0)
+    varied = 1e6 + rng.normal(size=5000)  # E[x^2] - E[x]^2 in float32 would give noise
+    columns = [varied, np.full(5000, 0.1), np.full(5000, -1e4 / 3), np.zeros(5000), 1e-30 * rng.normal(size=5000)]
+    frames = np.stack(columns, axis=1).astype(np.float32)
+    split = write(tmp_path / "corpus", content=splits(train=1, audio=frames)).splits["train"]
+    mean, std = split.feature_statistics("audio")
+    np.testing.assert_allclose(std, [varied.std(), 1, 1, 1, frames[:, 4].std(dtype=np.float64)], rtol=1e-2)
+    assert np.isfinite((frames - mean) / std).all()
+
+
+# Oddities and errors ---------------------------------------------------------------------------------------------
+def test_values_that_are_not_finite_become_zero_and_are_counted(tmp_path: Path):
+    audio = np.ones((3, 5))
+    audio[0, :2], audio[1, 0], audio[2, 1], audio[2, 2] = np.nan, np.inf, -np.inf, 1e300
+    vision = np.full((1, 4), np.nan)
+    corpus = write(tmp_path / "corpus", content=splits(audio=audio, vision=vision))
+    assert corpus.repairs == {"audio_inf": 3, "audio_nan": 2, "vision_nan": 4}
+    expected = [[0, 0, 1, 1, 1], [0, 1, 1, 1, 1], [1, 0, 0, 1, 1]]
+    np.testing.assert_array_equal(corpus.splits["train"][0].audio, expected)
+    assert np.isnan(audio).any()  # the caller's array is left alone
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"text": None}, "'text' must be a string of valid Unicode, but is None"),
+        ({"text": "a\ud800"}, "'text' must be a string of valid Unicode"),
+        ({"id": 3}, r"sample 0 \(id 3\): 'id' must be a string"),
+        ({"speaker": float("nan")}, "'speaker' must be a string of valid Unicode, but is nan"),
+        ({"label": 1.2}, r"'label' must be in \[-1, 1\], but is 1.2; rescale"),
+        ({"label": float("nan")}, r"'label' must be in \[-1, 1\], but is nan"),
+        ({"label": True}, "'label' must be a number, but is True"),
+        ({"label": "0.5"}, "'label' must be a number, but is '0.5'"),
+        (
+            {"audio": np.zeros(5)},
+            r"'audio' must be a \(T, F\) array .* but is float64 \(5,\); an absent modality is \(0, F\)",
+        ),
+        ({"audio": None}, "but is NoneType"),
+        ({"audio": np.zeros((3, 0))}, "F >= 1"),
+        ({"vision": np.array([["a"]])}, r"'vision' must be a \(T, F\) array of numbers"),
+        ({"id": "clip_1"}, r"sample 1 \(id 'clip_1'\): 'id' must be unique in its split, but is used before"),
+        (
+            {"audio": np.zeros((2, 6))},
+            r"sample 1 .*'audio' must be 6 features wide, as in the samples before, but is 5 wide",
+        ),
+        ({"truth": {"face": 1}}, r"sample 1 .*'truth' must be alike in all samples, but is \[\]"),
+        ({"truth": {"label": 1}}, r"'truth\[label\]' must be a number or string under a free name"),
+        ({"truth": {"window": (1, 2)}}, r"'truth\[window\]' must be a number or string"),
+    ],
+)
+def test_samples_that_do_not_conform_are_named(tmp_path: Path, changes: dict, message: str):
+    with pytest.raises(ValueError, match=f"^corpus tiny, split train, .*{message}"):
+        write(tmp_path / "corpus", content=splits(**changes))
+
+
+@pytest.mark.parametrize("label", [2, -1, 0.0])
+def test_class_indices_are_checked(tmp_path: Path, label: float):
+    content = {name: [sample(n, label=0)] for n, name in enumerate(splits())} | {"test": [sample(1, label=label)]}
+    with pytest.raises(ValueError, match="split test, sample 0 .*'label' must be a class index"):
+        write(tmp_path / "corpus", task=EMOTIONS, content=content)
+
+
+def test_splits_must_be_three_and_filled(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"expected the splits \('train', 'valid', 'test'\), but \('train',\) came"):
+        write(tmp_path / "corpus", content={"train": [sample()]})
+    with pytest.raises(ValueError, match="split valid: holds no samples"):
+        write(tmp_path / "corpus", content=splits() | {"valid": []})
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("ranking", "en"), ("regression", "de"), ("regression", "en", ("a",)), ("classification", "en", ("a", "a"))],
+)
+def test_tasks_are_checked(arguments: tuple):
+    with pytest.raises(ValueError, match="expected|class name"):
+        Task(*arguments)
+
+
+# MELD's public pickle format -------------------------------------------------------------------------------------
+def item(
+    label: str | float = "joy", text: str = "Hey!", audio_len: Any = 2, video_len: Any = 1, **changes: Any
+) -> dict:
+    audio, video = np.zeros((6, 3), np.float32), np.zeros((4, 2))
+    audio[: max(audio_len, 0) if isinstance(audio_len, int) else 0] = 0.5
+    video[: max(video_len, 0) if isinstance(video_len, int) else 0] = -0.5
+    features = {"text": text, "audio": audio, "audio_len": audio_len, "video": video, "video_len": video_len}
+    features |= {key: changes.pop(key) for key in ("audio", "video") if key in changes}
+    return {"label": label, "features": features} | changes
+
+
+def save(folder: Path, train: Any = None, valid: Any = None, test: Any = None, name: str = "tiny") -> Path:
+    folder.mkdir(exist_ok=True)
+    parts = {"train": train or [item("joy"), item("anger")], "valid": valid or [item()], "test": test or [item()]}
+    for split, items in parts.items():
+        (folder / f"{name}_{split}.pkl").write_bytes(pickle.dumps(items, 4))
+    return folder
+
+
+def test_public_files_are_cut_to_their_true_lengths(tmp_path: Path):
+    ours = item("anger", audio_len=np.int64(5), video_len=0, id=17, speaker="Ross", dialogue=3)
+    ours["features"]["audio"] = np.arange(18.0).reshape(6, 3) * (np.arange(6) < 5)[:, None]
+    corpus = read_public_pickles(save(tmp_path / "in", [item(), ours]), tmp_path / "cache")
+    assert (corpus.name, corpus.generated, corpus.repairs) == ("tiny", False, {})
+    assert corpus.task == Task("classification", "en", ("anger", "joy"))
+    first, second = corpus.splits["train"]
+    assert (first.id, first.speaker, first.dialogue, first.label) == ("train_00000", None, None, 1)
+    assert (second.id, second.speaker, second.dialogue, second.label) == ("17", "Ross", "3", 0)
+    np.testing.assert_array_equal(second.audio, np.arange(15).reshape(5, 3))
+    assert second.vision.shape == (0, 2) and first.vision.tolist() == [[-0.5, -0.5]]
+    assert corpus.splits["train"].labels.dtype == np.int64
+
+
+def test_melds_seven_labels_come_in_the_papers_order(tmp_path: Path):
+    items = [item(label) for label in sorted(MELD)]
+    corpus = read_public_pickles(save(tmp_path / "in", items), tmp_path / "cache")
+    assert corpus.task.labels == MELD
+    assert [corpus.task.labels[one.label] for one in corpus.splits["train"]] == sorted(MELD)
+
+
+def test_scores_make_a_regression(tmp_path: Path):
+    chinese = [item(-1, "真好"), item(np.float32(0.5), "你 OK"), item(1.0, "hm")]
+    corpus = read_public_pickles(save(tmp_path / "in", chinese, [item(0, "好")], [item(0.0, "")]), tmp_path / "cache")
+    assert corpus.task == Task("regression", "zh")
+    assert corpus.splits["train"].labels.tolist() == [-1, 0.5, 1]
+
+
+def test_oddities_in_public_files_are_counted(tmp_path: Path):
+    noisy = np.zeros((6, 3))
+    noisy[1], noisy[3:5, 0] = np.nan, 2  # one real frame, two behind the true length of 2
+    train = [item(audio=noisy), item("anger", note="x"), item(note="y")]
+    corpus = read_public_pickles(save(tmp_path / "in", train), tmp_path / "cache")
+    assert corpus.repairs == {"audio_nan": 3, "audio_nonzero_frames_after_length": 2, "ignored_field_note": 2}
+    assert corpus.splits["train"][0].audio.tolist() == [[0, 0, 0], [0, 0, 0]]
+
+
+def test_the_second_call_does_not_convert_again(tmp_path: Path, monkeypatch):
+    folder = save(tmp_path / "in")
+    first = read_public_pickles(folder, tmp_path / "cache")
+    with monkeypatch.context() as patch:
+        patch.setattr(data.safe_pickle, "load", lambda path: pytest.fail("read again"))
+        assert read_public_pickles(folder, tmp_path / "cache").fingerprint == first.fingerprint
+    save(folder, test=[item("anger")])
+    assert read_public_pickles(folder, tmp_path / "cache").fingerprint != first.fingerprint
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
+def without(path: str) -> dict:
+    broken = item()
+    *parents, last = path.split(".")
+    del (broken[parents[0]] if parents else broken)[last]
+    return broken
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (item(audio_len=7), r"'audio_len' must be a whole number from 0 to the array's 6 rows, but is 7"),
+        (item(video_len=-1), r"'video_len' must be a whole number from 0 to the array's 4 rows, but is -1"),
+        (item(audio_len=1.5), "'audio_len' must be a whole number .* but is 1.5"),
+        (item(audio_len=True), "'audio_len' must be a whole number .* but is True"),
+        (item(audio=np.zeros(3)), r"'audio' must be a \(T, F\) array, but is an array of shape \(3,\)"),
+        (item(video=None), r"'video' must be a \(T, F\) array, but is None"),
+        (item(audio=np.zeros((6, 4))), "'audio' must be 3 features wide, as in the samples before, but is 4 wide"),
+        (item(audio=np.full((6, 3), "a")), "'audio' must be a .* array of numbers"),
+        (item(text=3), "'text' must be a string, but is 3"),
+        (item(label=None), "'label' must be text or a number, but is None"),
+        (item(label=0.5), r"'label' must be one of train's labels \['anger', 'joy'\], but is 0.5"),
+        (item(label="fear"), r"'label' must be one of train's labels .* but is 'fear'; correct it or add"),
+        (item(id=["a"]), "'id' must be a string"),
+        (
+            without("label"),
+            r"'item' must be a dict with \['features', 'label'\], but is one with \['features'\]; add what",
+        ),
+        (without("features.audio_len"), "'features' must be a dict with .*'audio_len'.*, but is one with"),
+        (item() | {"features": [1]}, "'features' must be a dict with .* but is a list"),
+        ("text", "'item' must be a dict with .'features', 'label'., but is a str"),
+    ],
+)
+def test_public_files_that_do_not_conform_are_named(tmp_path: Path, broken: Any, message: str):
+    folder = save(tmp_path / "in", valid=[item(), broken])
+    with pytest.raises(ValueError, match=f"tiny_valid.pkl, sample 1.*{message}"):
+        read_public_pickles(folder, tmp_path / "cache")
+    assert not (tmp_path / "cache").exists() or list((tmp_path / "cache").iterdir()) == []
+
+
+def test_scores_out_of_range_name_their_file(tmp_path: Path):
+    folder = save(tmp_path / "in", [item(0.5), item(3, id="c7")], [item(0.1)], [item(0.2)])
+    with pytest.raises(
+        ValueError, match=r"tiny_train.pkl, sample 1 \(id 'c7'\): 'label' must be in \[-1, 1\], but is 3"
+    ):
+        read_public_pickles(folder, tmp_path / "cache")
+
+
+def test_files_that_are_not_lists_or_not_safe_are_named(tmp_path: Path):
+    folder = save(tmp_path / "in", test={"train": []})
+    with pytest.raises(
+        ValueError, match="tiny_test.pkl: 'content' must be a list of dicts, one per sample, but is a dict"
+    ):
+        read_public_pickles(folder, tmp_path / "cache")
+    save(folder, test=[print])
+    with pytest.raises(UnsafePickleError, match="tiny_test.pkl: .*'builtins' 'print'"):
+        read_public_pickles(folder, tmp_path / "cache")
+
+
+def test_missing_and_mixed_files_are_named(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match="expected <name>_train.pkl and .* found nothing"):
+        read_public_pickles(tmp_path / "nowhere", tmp_path / "cache")
+    folder = save(tmp_path / "in")
+    (folder / "tiny_valid.pkl").rename(folder / "tiny_dev.pkl")
+    with pytest.raises(
+        FileNotFoundError, match="expected tiny_valid.pkl, found tiny_dev.pkl, tiny_test.pkl, tiny_train"
+    ):
+        read_public_pickles(folder, tmp_path / "cache")
+    save(folder, name="other")
+    with pytest.raises(ValueError, match="expected one dataset, found other, tiny; give each a folder of its own"):
+        read_public_pickles(folder, tmp_path / "cache")
+
+
+def test_real_speech_is_converted(shared_folder: Path, tmp_path: Path):
+    folder = shared_folder / "data" / "ravdess"
+    corpus = read_public_pickles(folder, tmp_path / "cache")
+    labels = ("angry", "calm", "disgust", "fearful", "happy", "neutral", "sad", "surprised")
+    assert corpus.task == Task("classification", "en", labels)
+    assert corpus.repairs == {} and set(corpus.sources) == {f"ravdess_{split}.pkl" for split in data.SPLITS}
+    assert {name: len(split) for name, split in corpus.splits.items()} == {"train": 1080, "valid": 120, "test": 240}
+    actors = {name: {one_id[-2:] for one_id in split.table["id"]} for name, split in corpus.splits.items()}
+    assert [len(actors[name]) for name in data.SPLITS] == [18, 2, 4]
+    original = data.safe_pickle.load(folder / "ravdess_test.pkl")
+    test = corpus.splits["test"]
+    assert isinstance(test, Split) and (test.audio_dim, test.vision_dim) == (25, 177)
+    for index in (0, 17, 239):
+        features = original[index]["features"]
+        assert test[index].vision.shape == (0, 177) and test[index].text == features["text"]
+        assert labels[test[index].label] == original[index]["label"]
+        np.testing.assert_array_equal(test[index].audio, features["audio"][: features["audio_len"]])
+        assert not features["audio"][features["audio_len"] :].any()

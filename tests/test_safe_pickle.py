@@ -1,0 +1,450 @@
+"""`safe_pickle` reads plain data as `pickle` does, and runs nothing, whatever the file says."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import pickle
+import random
+import struct
+import sys
+import tracemalloc
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_prep import safe_pickle
+from data_prep.safe_pickle import UnsafePickleError, load
+
+HARMLESS_EVENTS = {"open", "mmap.__new__", "builtins.id"}
+_events: list[str] | None = None
+
+
+def _record(event: str, _: tuple) -> None:
+    if _events is not None and event not in HARMLESS_EVENTS:
+        _events.append(event)
+
+
+sys.addaudithook(_record)  # cannot be removed, so it idles outside `refuse`
+
+
+@pytest.fixture
+def write(tmp_path: Path):
+    def write(content: bytes, name: str = "file.pkl") -> Path:
+        (tmp_path / name).write_bytes(content)
+        return tmp_path / name
+
+    return write
+
+
+@pytest.fixture
+def refuse(write):
+    """Load hostile bytes; require the one error, that nothing ran and that little memory was taken; return its text."""
+
+    def refuse(content: bytes, name: str = "file.pkl") -> str:
+        global _events
+        path = write(content, name)
+        tracemalloc.start()
+        _events = events = []
+        try:
+            with pytest.raises(UnsafePickleError) as caught:
+                load(path)
+        finally:
+            _events = None
+            peak = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+        assert events == [], "something was imported, compiled or run"
+        assert peak < 4_000_000 + 300 * len(content)
+        message = str(caught.value)
+        assert str(path) in message and "nothing was run" in message and len(message) < 1000
+        return message
+
+    return refuse
+
+
+def test_the_audit_hook_sees_what_an_ordinary_unpickler_would_run():
+    global _events
+    _events = events = []
+    try:
+        pickle.loads(b"cbuiltins\neval\n(V1+1\ntR.")
+    finally:
+        _events = None
+    assert {"pickle.find_class", "exec"} <= set(events)
+
+
+# Plain data ------------------------------------------------------------------------------------------------------
+ARRAYS = [
+    *(np.arange(-3, 9).reshape(3, 4).astype(kind) for kind in ("i1", "i2", "i4", "i8", "f2", "f4", "f8", "c8", "c16")),
+    *(np.arange(12).reshape(3, 4).astype(kind) for kind in ("u1", "u2", "u4", "u8", "?", ">f4", ">i8")),
+    np.asfortranarray(np.arange(12.0).reshape(3, 4)),
+    np.arange(24.0).reshape(2, 3, 4).transpose(2, 0, 1),
+    np.arange(12.0)[::2],
+    np.array(3.5),
+    np.zeros((0, 25), np.float32),
+    np.zeros((5, 0), np.float32),
+    np.linspace(0, 1, 1000),
+    np.array(["happy", "", "好"]),
+    np.array([b"ab", b"c"]),
+    np.array(["a", None, 1.5, [1, 2]], dtype=object),
+    np.array([["a", "b"], ["c", "d"]], dtype=object),
+]
+PLAIN = [
+    *(None, True, False, 0, 255, 65535, -1, 2**31 - 1, -(2**31), 2**63, -(2**900), 0.1, float("inf"), -0.0),
+    *("", "text", "你好", "\ud800", "x" * 300, "y" * 70_000, b"", b"abc", b"\xff" * 300, b"\x80" * 70_000),
+    *([], {}, (), [1, [2, [3, []]]], {"a": {"b": ("c", (1, 2, 3, 4))}}, {1: "x", b"k": "y"}, (1,), (1, 2)),
+    list(range(3000)),
+    {str(key): key for key in range(3000)},
+    (b"\x01" * 300, "bytes in a tuple"),
+    [np.float32(1.5), np.float64(-2), np.int64(7), np.bool_(True), np.str_(""), np.str_("好"), np.bytes_(b"z")],
+    [np.dtype("f4"), np.dtype(">i2"), np.dtype("O")],
+]
+
+
+def equal(ours: object, theirs: object) -> bool:
+    if type(ours) is not type(theirs):
+        return False
+    if isinstance(theirs, np.ndarray):
+        same = ours.shape == theirs.shape and ours.dtype.newbyteorder("=") == theirs.dtype.newbyteorder("=")
+        return same and all(equal(a, b) for a, b in zip(ours.ravel().tolist(), theirs.ravel().tolist(), strict=True))
+    if isinstance(theirs, list | tuple):
+        return len(ours) == len(theirs) and all(map(equal, ours, theirs))
+    if isinstance(theirs, dict):
+        return list(ours) == list(theirs) and all(equal(ours[key], theirs[key]) for key in theirs)
+    return ours == theirs and repr(ours) == repr(theirs)
+
+
+def dumps(value: object, protocol: int, pure_python: bool = False) -> bytes:
+    buffer = io.BytesIO()
+    (pickle._Pickler if pure_python else pickle.Pickler)(buffer, protocol).dump(value)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize("pure_python", [False, True], ids=["c", "python"])
+def test_plain_data_is_read_as_pickle_reads_it(write, protocol: int, pure_python: bool):
+    if pure_python and protocol == 5:
+        pytest.skip("Python's own pickler fails on two empty arrays with protocol 5")
+    for value in [*ARRAYS, *PLAIN, ARRAYS, PLAIN]:
+        content = dumps(value, protocol, pure_python)
+        assert equal(load(write(content)), pickle.loads(content)), f"{value!r:.80}"
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_names_of_numpy_1_are_read(write, protocol: int):
+    content = dumps([ARRAYS, np.float32(1.5)], protocol)
+    for module in (b"multiarray", b"numeric"):
+        old, new = b"numpy.core." + module, b"numpy._core." + module
+        content = content.replace(b"\x8c" + bytes([len(new)]) + new, b"\x8c" + bytes([len(old)]) + old)
+        content = content.replace(b"c" + new, b"c" + old)
+    assert b"numpy._core" not in content and b"numpy.core" in content
+    assert equal(load(write(content)), [ARRAYS, np.float32(1.5)])
+
+
+def test_array_order_is_kept(write):
+    value = np.asfortranarray(np.arange(12.0).reshape(3, 4))
+    for protocol in (2, 3, 4, 5):
+        assert load(write(dumps(value, protocol))).flags.f_contiguous
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_shared_values_stay_shared(write, protocol: int):
+    inner, array, raw = [1], np.arange(100.0), b"\x01" * 1000
+    first, second = load(write(dumps([[inner, array, raw], [inner, array, raw]], protocol)))
+    assert first[0] is second[0] and first[1] is second[1] and first[2] == second[2] == raw
+
+
+def test_arrays_are_views_of_the_file_and_read_only(write):
+    value = {"audio": np.arange(4_000_000.0), "video": [np.ones((1000, 1000), np.float32)]}
+    for protocol in (3, 4, 5):
+        path = write(dumps(value, protocol))
+        tracemalloc.start()
+        loaded = load(path)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 1_000_000  # of 36 MB of features
+        np.testing.assert_array_equal(loaded["audio"], value["audio"])
+        with pytest.raises(ValueError, match="read-only"):
+            loaded["video"][0][0, 0] = 2
+
+
+def test_gzip_is_read(write):
+    assert equal(load(write(gzip.compress(dumps(ARRAYS, 4)), "file.pkl.gz")), ARRAYS)
+
+
+def test_a_missing_file_is_named(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match="absent.pkl"):
+        load(tmp_path / "absent.pkl")
+
+
+def test_real_files_are_read_as_pickle_reads_them(shared_folder: Path):
+    path = shared_folder / "data" / "ravdess" / "ravdess_valid.pkl"
+    with path.open("rb") as file, warnings.catch_warnings(action="ignore"):  # numpy 2 warns of numpy 1's names
+        theirs = pickle.load(file)
+    ours = load(path)
+    assert len(ours) == 120
+    assert equal(ours, theirs)
+
+
+# Hostile files ---------------------------------------------------------------------------------------------------
+CALLABLES = """
+os.system posix.system nt.system os.popen os.execv os.remove subprocess.Popen subprocess.check_output pty.spawn
+builtins.eval builtins.exec builtins.compile builtins.__import__ builtins.getattr builtins.setattr builtins.open
+builtins.breakpoint builtins.map builtins.bytearray builtins.type builtins.object __builtin__.eval __builtin__.apply
+__builtin__.file __main__.anything importlib.import_module importlib._bootstrap._load runpy.run_path runpy._run_code
+operator.attrgetter operator.methodcaller operator.itemgetter functools.partial functools.reduce itertools.starmap
+types.FunctionType types.CodeType marshal.loads pickle.loads _pickle.loads pickle.load shelve.open code.interact
+codeop.compile_command timeit.timeit cProfile.run profile.run pdb.run doctest.debug_script bdb.Bdb.run trace.Trace
+ctypes.CDLL webbrowser.open shutil.rmtree pip.main site.main socket.create_connection asyncio.run
+urllib.request.urlopen http.client.HTTPSConnection smtplib.SMTP logging.config.listen multiprocessing.Process
+codecs.encode codecs.decode codecs.open _codecs.decode _codecs.lookup _codecs.encode.__self__ copyreg._reconstructor
+copy_reg._reconstructor collections.OrderedDict collections.namedtuple pathlib.Path io.open io.FileIO _io.FileIO
+numpy.load numpy.fromfile numpy.memmap numpy.frompyfunc numpy.loadtxt numpy.genfromtxt numpy.recarray numpy.matrix
+numpy.core.multiarray.fromfile numpy._core.multiarray.fromfile numpy.core.multiarray._reconstruct.__globals__
+numpy.testing._private.utils.runstring numpy.f2py.diagnose.run_command numpy.distutils.exec_command.exec_command
+numpy.ndarray.tofile numpy.dtype.__class__ numpy.core.records.fromrecords numpy.random._pickle.__generator_ctor
+numpy.ma.core._mareconstruct numpy.lib.npyio.load torch.load torch.hub.load torch._utils._rebuild_tensor_v2
+torch.storage._load_from_bytes torch.jit.load torch.jit.unsupported_tensor_ops.execWrapper
+torch.utils._config_module.load_config torch.distributed.rpc.init_rpc torch.serialization.load
+pandas.read_pickle pandas.eval joblib.load sklearn.externals.joblib.load dill.loads cloudpickle.loads
+transformers.pipeline tensorflow.py_function
+"""
+
+
+def text4(text: str) -> bytes:
+    return pickle.BINUNICODE + struct.pack("<I", len(text.encode())) + text.encode()
+
+
+@pytest.mark.parametrize("callable_name", CALLABLES.split())
+def test_no_call_is_made(refuse, callable_name: str):
+    module, _, name = callable_name.rpartition(".")
+    arguments = pickle.MARK + text4("touch owned") + pickle.TUPLE
+    by_line = pickle.GLOBAL + f"{module}\n{name}\n".encode()
+    by_stack = text4(module) + text4(name) + pickle.STACK_GLOBAL
+    for named in (by_line, by_stack):
+        for use in (arguments + pickle.REDUCE, arguments + pickle.NEWOBJ, b"", pickle.EMPTY_DICT + pickle.BUILD):
+            message = refuse(b"\x80\x04" + named + use + b".")
+            assert repr(module) in message and repr(name) in message and "could run code" in message
+
+
+OPCODES = {
+    "INST": b"(ibuiltins\neval\n.",
+    "OBJ": b"(cnumpy\ndtype\no.",
+    "NEWOBJ": b"cnumpy\ndtype\n)\x81.",
+    "NEWOBJ_EX": b"cnumpy\ndtype\n)}\x92.",
+    "EXT1": b"\x82\x01.",
+    "EXT2": b"\x83\x01\x00.",
+    "EXT4": b"\x84\x01\x00\x00\x00.",
+    "PERSID": b"Pfile:///etc/passwd\n.",
+    "BINPERSID": text4("id") + b"Q.",
+    "NEXT_BUFFER": b"\x97.",
+    "READONLY_BUFFER": b"]\x98.",
+    "DUP": b"]2.",
+    "POP": b"]]0.",
+    "POP_MARK": b"](1.",
+    "STRING": b"S'text'\n.",
+    "SHORT_BINSTRING": b"U\x01a.",
+    "BINSTRING": b"T\x01\x00\x00\x00a.",
+    "UNICODE": b"Vtext\n.",
+    "INT": b"I" + b"9" * 5000 + b"\n.",
+    "LONG": b"L" + b"9" * 5000 + b"L\n.",
+    "LONG4": b"\x8b\x01\x00\x00\x00\x01.",
+    "FLOAT": b"F1.5\n.",
+    "PUT": b"]p4294967295\n.",
+    "GET": b"]g0\n.",
+    "LIST": b"(l.",
+    "DICT": b"(d.",
+    "EMPTY_SET": b"\x8f.",
+    "FROZENSET": b"(\x91.",
+    "PROTO": b"\x80\x04].",
+}
+
+
+@pytest.mark.parametrize("opcode", OPCODES)
+def test_opcodes_that_plain_data_never_needs_are_refused(refuse, opcode: str):
+    message = refuse(b"\x80\x04" + OPCODES[opcode])
+    assert f"the opcode {opcode}," in message
+
+
+RECONSTRUCT = b"cnumpy.core.multiarray\n_reconstruct\n"
+EMPTY_ARRAY = RECONSTRUCT + b"cnumpy\nndarray\nK\x00\x85C\x01b\x87R"
+DTYPE = (
+    b"cnumpy\ndtype\n"
+    + text4("f4")
+    + b"\x89\x88\x87R(K\x03"
+    + text4("<")
+    + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+)
+OBJECTS = DTYPE.replace(text4("f4"), text4("O8"))
+HUGE = b"\x8a\x06" + (10**12).to_bytes(6, "little")
+MISUSES = {
+    "reconstruct another class": (RECONSTRUCT + b"cnumpy\ndtype\nK\x00\x85C\x01b\x87R.", "calls _reconstruct"),
+    "reconstruct a huge array": (RECONSTRUCT + b"cnumpy\nndarray\n" + HUGE + b"\x85C\x01b\x87R.", "calls _reconstruct"),
+    "codec that decodes": (b"c_codecs\nencode\n" + text4("a") + text4("unicode_escape") + b"\x86R.", "calls encode"),
+    "codec that unpacks": (b"c_codecs\nencode\n" + text4("a") + text4("zip") + b"\x86R.", "calls encode"),
+    "bytes of a huge size": (b"c__builtin__\nbytes\n" + HUGE + b"\x85R.", "calls bytes"),
+    "ndarray called": (b"cnumpy\nndarray\n" + HUGE + b"\x85R.", "calls ndarray"),
+    "dtype with fields": (b"cnumpy\ndtype\n" + text4("f4,O") + b"\x89\x88\x87R.", "calls dtype"),
+    "dtype of raw memory": (b"cnumpy\ndtype\n" + text4("V99999999") + b"\x89\x88\x87R.", "calls dtype"),
+    "dtype with metadata": (
+        DTYPE.replace(b"NNN", b"N}N") + b".",
+        "unexpected form",
+    ),
+    "scalar of objects": (b"cnumpy.core.multiarray\nscalar\n" + OBJECTS + b"C\x08aaaaaaaa\x86R.", "calls scalar"),
+    "scalar too short": (b"cnumpy.core.multiarray\nscalar\n" + DTYPE + b"C\x02aa\x86R.", "with 2 bytes"),
+    "array claims more than it has": (
+        EMPTY_ARRAY + b"(K\x01K\x04\x85" + DTYPE + b"\x89C\x04aaaatb.",
+        "claims 4 elements",
+    ),
+    "array claims 10^12": (EMPTY_ARRAY + b"(K\x01" + HUGE + b"\x85" + DTYPE + b"\x89C\x04aaaatb.", "1000000000000"),
+    "empty array of 10^12 rows": (
+        EMPTY_ARRAY + b"(K\x01" + HUGE + b"K\x00\x86" + DTYPE + b"\x89C\x00tb.",
+        "more than the whole file",
+    ),
+    "array of negative size": (
+        EMPTY_ARRAY + b"(K\x01J\xff\xff\xff\xff\x85" + DTYPE + b"\x89C\x00tb.",
+        "the shape (-1,)",
+    ),
+    "objects from raw bytes": (
+        EMPTY_ARRAY + b"(K\x01K\x01\x85" + OBJECTS + b"\x89C\x08aaaaaaaatb.",
+        "comes with a bytes",
+    ),
+    "numbers from objects": (EMPTY_ARRAY + b"(K\x01K\x01\x85" + DTYPE + b"\x89]K\x01atb.", "comes with a list"),
+    "objects that are callables": (
+        EMPTY_ARRAY + b"(K\x01K\x01\x85" + OBJECTS + b"\x89]cnumpy\ndtype\natb.",
+        "a bare dtype",
+    ),
+    "frombuffer of 10^12": (
+        b"cnumpy.core.numeric\n_frombuffer\n(C\x04aaaa" + DTYPE + HUGE + b"\x85" + text4("C") + b"tR.",
+        "1000000000000",
+    ),
+    "array never completed": (b"]" + EMPTY_ARRAY + b"a.", "a bare _Unfinished"),
+    "array inside itself": (EMPTY_ARRAY + b"\x94(K\x01K\x01\x85" + OBJECTS + b"\x89]h\x00atb.", "before that array"),
+    "state of a list": (b"]}b.", "changes the state of a list"),
+    "state of a callable": (b"cnumpy\nndarray\n(}}tb.", "changes the state of a _Callable"),
+    "state of a finished array": (
+        EMPTY_ARRAY + b"(K\x01K\x01\x85" + DTYPE + b"\x89C\x04aaaatb(tb.",
+        "state of a ndarray",
+    ),
+    "a callable as a value": (b"]cnumpy\ndtype\na.", "a bare dtype"),
+    "a callable as the result": (b"cnumpy\ndtype\n.", "a bare dtype"),
+    "a call of text": (text4("_reconstruct") + b")R.", "calls a value"),
+    "name that is not text": (b"]]\x93.", "damaged"),
+    "name without end": (b"c" + b"a" * 5000, "could run code"),
+}
+
+
+@pytest.mark.parametrize("misuse", MISUSES)
+def test_admitted_names_cannot_be_misused(refuse, misuse: str):
+    content, reason = MISUSES[misuse]
+    assert reason in refuse(b"\x80\x04" + content)
+
+
+NESTED = 100_000
+FORMS = {
+    "empty file": (b"", "empty"),
+    "text file": (b"version https://git-lfs.github.com/spec/v1\n", "not a pickle"),
+    "protocol 0": (pickle.dumps([1], 0), "not a pickle of protocol 2 or later"),
+    "protocol of the future": (b"\x80\x09].", "claims protocol 9"),
+    "no end": (b"\x80\x04]", "truncated"),
+    "nothing on the stack": (b"\x80\x04.", "does not end"),
+    "two values": (b"\x80\x04]].", "does not end"),
+    "more after the end": (b"\x80\x04].].", "does not end"),
+    "open mark": (b"\x80\x04(].", "does not end"),
+    "no mark": (b"\x80\x04]e.", "damaged"),
+    "unknown opcode": (b"\x80\x04\xff.", "0xff"),
+    "unknown memo": (b"\x80\x04h\x07.", "damaged"),
+    "text claims 4 GB": (b"\x80\x04X\xff\xff\xff\xffabc.", "claims 4294967295 bytes"),
+    "text claims 2^63": (b"\x80\x04\x8d" + b"\xff" * 8 + b"abc.", "truncated"),
+    "bytes claim 10^12": (b"\x80\x04\x8e" + struct.pack("<Q", 10**12) + b"abc.", "claims 1000000000000 bytes"),
+    "bytearray claims 10^12": (b"\x80\x05\x96" + struct.pack("<Q", 10**12) + b"abc.", "claims 1000000000000 bytes"),
+    "text that is not UTF-8": (b"\x80\x04\x8c\x02\xff\xfe.", "damaged"),
+    "odd dict": (b"\x80\x04}(K\x01u.", "a key that is not"),
+    "list as key": (b"\x80\x04}]K\x01s.", "a key that is not"),
+    "tuple as key": (b"\x80\x04})K\x01s.", "a key that is not"),
+    "colliding keys": (b"\x80\x04}\x8a\x09" + b"\x7f" * 9 + b"K\x01s.", "64 bits"),
+    "append to text": (b"\x80\x04\x8c\x01aK\x01a.", "adds to a str"),
+    "set an item of a list": (b"\x80\x04]K\x01K\x02s.", "adds to a list"),
+    "nested lists": (b"\x80\x04" + b"]" * NESTED + b"a" * (NESTED - 1) + b".", "nests more than 64"),
+    "nested dicts": (b"\x80\x04" + b"}K\x01" * NESTED + b"N" + b"s" * NESTED + b".", "nests more than 64"),
+    "nested tuples": (b"\x80\x04)" + b"\x85" * NESTED + b".", "nests more than 64"),
+    "nested marks": (b"\x80\x04" + b"(" * NESTED + b"t" * NESTED + b".", "nests more than 64"),
+    "list inside itself": (b"\x80\x04]\x94h\x00a.", "already complete"),
+    "tuple around its own list": (b"\x80\x04]\x94h\x00\x85a.", "already complete"),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_damaged_and_absurd_files_are_refused(refuse, form: str):
+    content, reason = FORMS[form]
+    assert reason in refuse(content)
+
+
+def test_a_huge_memo_index_takes_no_memory(write):
+    path = write(b"\x80\x04]r\xff\xff\xff\xff.")
+    tracemalloc.start()
+    assert load(path) == []
+    assert tracemalloc.get_traced_memory()[1] < 100_000
+    tracemalloc.stop()
+
+
+def test_asking_often_for_one_long_value_copies_it_once(write):
+    content = b"\x80\x03](B" + struct.pack("<I", 100_000) + b"a" * 100_000 + b"q\x00" + b"h\x00" * 10_000 + b"e."
+    tracemalloc.start()
+    loaded = load(write(content))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(loaded) == 10_001 and loaded[5] is loaded[6]
+    assert peak < 1_500_000
+
+
+def test_too_many_values_are_refused(refuse, monkeypatch):
+    monkeypatch.setattr(safe_pickle, "MAX_OPCODES", 1000)
+    assert "more than 1000 values; keep numbers in numpy arrays" in refuse(b"\x80\x04" + b"N" * 2000)
+
+
+def test_a_gzip_bomb_is_refused(refuse, monkeypatch):
+    monkeypatch.setattr(safe_pickle, "MAX_GZIP_BYTES", 100_000)
+    bomb = gzip.compress(bytes(3_000_000))
+    assert "unpacks to more than 100000 bytes" in refuse(bomb, "bomb.pkl.gz")
+
+
+@pytest.mark.parametrize("damage", [lambda c: c[:-9], lambda c: b"no" + c, lambda c: c[:30] + b"\xff" * 9 + c[39:]])
+def test_damaged_gzip_is_refused(refuse, damage):
+    assert "does not unpack" in refuse(damage(gzip.compress(dumps(list(range(1000)), 4))), "file.pkl.gz")
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_every_truncation_is_refused(write, protocol: int):
+    content = dumps(
+        [{"text": "hi", "audio": np.ones((2, 3), np.float32)}, np.float64(2), np.array(["a", None])], protocol
+    )
+    for length in range(len(content)):
+        with pytest.raises(UnsafePickleError):
+            load(write(content[:length]))
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_random_damage_gives_plain_data_or_the_one_error(write, protocol: int):
+    value = [
+        {"text": "hi", "audio": np.ones((2, 3), np.float32), "n": 3},
+        (np.float64(2), b"x" * 300),
+        np.array([None]),
+    ]
+    content = dumps(value, protocol)
+    draw = random.Random(protocol)
+    refused = 0
+    for _ in range(400):
+        damaged = bytearray(content)
+        for _ in range(draw.randint(1, 4)):
+            damaged[draw.randrange(2, len(damaged))] = draw.choice([draw.randrange(256), *b"(.0Rbcahtu]}\x85\x93\x94"])
+        try:
+            loaded = load(write(bytes(damaged)))
+        except UnsafePickleError:
+            refused += 1
+        else:
+            assert type(loaded) in {list, tuple, dict, str, bytes, int, float, bool, type(None)} or isinstance(
+                loaded, np.ndarray | np.generic | np.dtype
+            )
+    assert 100 < refused < 400
