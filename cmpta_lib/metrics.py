@@ -1,0 +1,133 @@
+"""The paper's metrics (eqs 10 and 11) and the field's own, on arrays of truth and prediction.
+
+Regression follows the conventions of the public SIMS-V2 code so that numbers compare; where that code returns NaN we
+return 0 and a flag, because a NaN that reaches a comparison picks the wrong checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+TaskKind = Literal["regression", "classification"]
+
+UNPARSABLE = -1  # the class index of an answer that names no class
+# Edges of half-open bins (lo, hi]; a neutral 0.0 counts as negative in acc2, as in the public SIMS-V2 code.
+_ACC2_EDGES = (0.0,)
+_ACC3_EDGES = (-0.1, 0.1)
+_ACC5_EDGES = (-0.7, -0.1, 0.1, 0.7)
+_WEAK_LIMIT = 0.4
+
+
+def headline(kind: TaskKind) -> tuple[str, bool]:
+    """The metric that chooses checkpoints and heads tables (section 4.2), and whether lower is better."""
+    choices = {"regression": ("mae", True), "classification": ("f1_weighted", False)}
+    if kind not in choices:
+        raise ValueError(f"unknown kind of task {kind!r}; known: {', '.join(choices)}")
+    return choices[kind]
+
+
+def sentiment_scores(values: ArrayLike, name: str) -> NDArray[np.float32]:
+    """Finite float32 scores clipped to [-1, 1], any shape; NaN or ±inf raises ValueError with its position."""
+    scores = np.asarray(values, dtype=np.float32)
+    if not np.isfinite(scores).all():
+        where = tuple(int(i) for i in np.argwhere(~np.isfinite(scores))[0])
+        raise ValueError(
+            f"{name}[{', '.join(map(str, where))}] is {scores[where]}, expected a finite score; "
+            "an answer that is no number must be counted and set apart before scoring"
+        )
+    return np.clip(scores, -1, 1)
+
+
+def class_indices(values: ArrayLike, name: str, lowest: int, num_classes: int | None = None) -> NDArray[np.int64]:
+    """Whole numbers in [lowest, num_classes), any shape; anything else raises ValueError."""
+    given = np.asarray(values)
+    if given.dtype.kind not in "biuf" or not np.isfinite(given).all() or (given != np.floor(given)).any():
+        raise ValueError(f"{name} holds something other than whole class indices (a name, NaN, infinity or a fraction)")
+    indices = given.astype(np.int64)
+    if indices.size and (indices.min() < lowest or (num_classes is not None and indices.max() >= num_classes)):
+        limit = "" if num_classes is None else f" and below {num_classes}"
+        raise ValueError(
+            f"{name} must be at least {lowest}{limit}, but it reaches from {indices.min()} to {indices.max()}"
+        )
+    return indices
+
+
+def regression_metrics(truth: ArrayLike, prediction: ArrayLike) -> dict[str, float]:
+    """MAE (eq 10) and the SIMS-V2 metrics.
+
+    Both inputs are cast to float32 and clipped to [-1, 1]. float32 is part of the definition: answers have one decimal
+    and sit on the bin edges, and float32(0.1) > 0.1 in float64 would move them to the next bin.
+
+    Args:
+        truth, prediction: (N,) sentiment strength, N >= 2.
+    Returns:
+        mae; corr (Pearson; 0 with `corr_defined` 0 if either side is constant); acc2, acc3, acc5 and f1_weighted over
+        the two classes of acc2 (all fractions in [0, 1], zeros in); acc2_weak on the `acc2_weak_count` samples with
+        |truth| <= 0.4 (0 if there is none); r2.
+    Raises:
+        ValueError: unequal shapes, fewer than two samples, NaN or infinite values.
+    """
+    from sklearn.metrics import f1_score, r2_score
+
+    y, p = sentiment_scores(truth, "truth"), sentiment_scores(prediction, "prediction")
+    _check_pair(y, p, at_least=2)
+
+    def agreement(edges: Sequence[float]) -> NDArray[np.bool_]:
+        return _bins(y, edges) == _bins(p, edges)
+
+    weak = np.abs(y) <= np.float32(_WEAK_LIMIT)
+    corr_defined = bool(np.ptp(y) > 0 and np.ptp(p) > 0)
+    y64, p64 = y.astype(np.float64), p.astype(np.float64)
+    return {
+        "mae": float(np.abs(y64 - p64).mean()),
+        "corr": float(np.corrcoef(y64, p64)[0, 1]) if corr_defined else 0.0,
+        "corr_defined": float(corr_defined),
+        "acc2": float(agreement(_ACC2_EDGES).mean()),
+        "acc2_weak": float(agreement(_ACC2_EDGES)[weak].mean()) if weak.any() else 0.0,
+        "acc2_weak_count": float(weak.sum()),
+        "acc3": float(agreement(_ACC3_EDGES).mean()),
+        "acc5": float(agreement(_ACC5_EDGES).mean()),
+        "f1_weighted": float(f1_score(_bins(y, _ACC2_EDGES), _bins(p, _ACC2_EDGES), average="weighted")),
+        "r2": float(r2_score(y64, p64)),
+    }
+
+
+def classification_metrics(truth: ArrayLike, prediction: ArrayLike, labels: Sequence[str]) -> dict[str, float]:
+    """Accuracy and weighted F1 (eq 11), as fractions in [0, 1].
+
+    Args:
+        truth: (N,) class indices, N >= 1.
+        prediction: (N,) class indices, or `UNPARSABLE` (-1): wrong, and never a class of its own.
+        labels: names of the C classes; index = position.
+    Returns:
+        accuracy; f1_weighted; `f1_<label>` for each class (0 where undefined); unparsable_count.
+    Raises:
+        ValueError: unequal shapes, no samples, or an index outside the label set.
+    """
+    from sklearn.metrics import f1_score
+
+    classes = range(len(labels))
+    y = class_indices(truth, "truth", 0, len(labels))
+    p = class_indices(prediction, "prediction", UNPARSABLE, len(labels))
+    _check_pair(y, p, at_least=1)
+    per_class = f1_score(y, p, labels=classes, average=None, zero_division=0)
+    return {f"f1_{label}": float(score) for label, score in zip(labels, per_class, strict=True)} | {
+        "accuracy": float((y == p).mean()),
+        "f1_weighted": float(f1_score(y, p, labels=classes, average="weighted", zero_division=0)),
+        "unparsable_count": float((p == UNPARSABLE).sum()),
+    }
+
+
+def _bins(scores: NDArray[np.float32], edges: Sequence[float]) -> NDArray[np.intp]:
+    return np.digitize(scores, np.asarray(edges, dtype=np.float32), right=True)
+
+
+def _check_pair(truth: NDArray, prediction: NDArray, at_least: int) -> None:
+    if truth.ndim != 1 or truth.shape != prediction.shape:
+        raise ValueError(f"truth and prediction must both be (N,), got {truth.shape} and {prediction.shape}")
+    if len(truth) < at_least:
+        raise ValueError(f"these metrics need at least {at_least} samples, got {len(truth)}")

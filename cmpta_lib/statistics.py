@@ -1,0 +1,186 @@
+"""How sure a score is: spread over seeds, bootstrap intervals over test samples, paired differences.
+
+Every metric here is a function of sums over samples, so a resample is one row of integer counts and 2,000 of them are
+a few matrix products: 0.04 s per 1,000 resamples of 2,610 utterances, where scipy's bootstrap around scikit-learn's F1
+takes 1.5 s and gives the same interval.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from cmpta_lib.metrics import UNPARSABLE, class_indices, sentiment_scores
+
+Metric = Literal["mae", "corr", "f1_weighted"]
+Floats = NDArray[np.float64]
+
+_CHUNK = 256  # resamples held at once: 5 MiB of counts for MELD's 2,610 test utterances
+_CONSTANT_VARIANCE = 1e-12  # scores are float32 in [-1, 1]; less than this is rounding, not variation
+
+
+@dataclass(frozen=True)
+class SeedSummary:
+    """Mean and sample standard deviation (n - 1) over seeds; `sd` is None for a single seed."""
+
+    mean: float
+    sd: float | None
+    n: int
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """Seed-mean metric of A minus that of B, its interval, and a two-sided bootstrap p-value."""
+
+    difference: float
+    low: float
+    high: float
+    p_value: float
+
+
+def summarise(values: Sequence[float]) -> SeedSummary:
+    """Mean, sample sd and number of per-seed scores; raises ValueError for none or for a non-finite one."""
+    if not len(values) or not all(math.isfinite(value) for value in values):
+        raise ValueError(f"expected at least one finite score per method, got {list(values)}")
+    return SeedSummary(float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None, len(values))
+
+
+def seed_scores(metric: Metric, truth: ArrayLike, predictions: ArrayLike) -> Floats:
+    """The metric of each seed, (n_seeds,): what `metrics` gives for each row of `predictions`."""
+    features, score = _prepare(metric, truth, predictions)
+    return score(features.sum(axis=0, keepdims=True))[0]
+
+
+def bootstrap_interval(
+    metric: Metric,
+    truth: ArrayLike,
+    predictions: ArrayLike,
+    *,
+    resamples: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Percentile interval of the seed-mean metric when the test samples are redrawn with replacement.
+
+    It speaks of test samples only: the seeds are fixed, their spread is in `summarise`.
+
+    Args:
+        metric: "mae" and "corr" for scores in [-1, 1]; "f1_weighted" for class indices, prediction -1 = unparsable.
+        truth: (N,).
+        predictions: (n_seeds, N), row s from seed s; the same resample is used for all rows.
+        resamples: how often the N samples are redrawn.
+        level: coverage in (0, 1).
+    Returns:
+        (low, high) in the unit of the metric, fractions for F1.
+    Raises:
+        ValueError: NaN or infinite values, shapes that do not fit, an unknown metric, a level outside (0, 1).
+    """
+    features, score = _prepare(metric, truth, predictions)
+    draws = np.concatenate([score(sums).mean(axis=1) for sums in _resampled_sums(features, resamples, seed)])
+    return _percentiles(draws, level)
+
+
+def paired_bootstrap(
+    metric: Metric,
+    truth: ArrayLike,
+    predictions_a: ArrayLike,
+    predictions_b: ArrayLike,
+    *,
+    resamples: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> PairedDifference:
+    """Compare two methods on the same redrawn test samples; arguments and errors as in `bootstrap_interval`.
+
+    The numbers of seeds may differ. The p-value is twice the share of resamples on the rarer side of zero, with one
+    added above and below so that it is never 0 (Davison and Hinkley 1997, section 4.2).
+    """
+    features_a, score_a = _prepare(metric, truth, predictions_a)
+    features_b, score_b = _prepare(metric, truth, predictions_b)
+    features, width = np.hstack([features_a, features_b]), features_a.shape[1]
+
+    def difference(sums: Floats) -> Floats:
+        # Rounded: equal scores summed in another order must differ by 0, not by a last bit that always has one sign.
+        return np.round(score_a(sums[:, :width]).mean(axis=1) - score_b(sums[:, width:]).mean(axis=1), 12)
+
+    draws = np.concatenate([difference(sums) for sums in _resampled_sums(features, resamples, seed)])
+    rarer = min((draws <= 0).sum(), (draws >= 0).sum())
+    p_value = min(1.0, float(2 * (1 + rarer) / (1 + resamples)))
+    observed = float(difference(features.sum(axis=0, keepdims=True))[0])
+    return PairedDifference(observed, *_percentiles(draws, level), p_value)
+
+
+def _prepare(metric: Metric, truth: ArrayLike, predictions: ArrayLike) -> tuple[Floats, Callable[[Floats], Floats]]:
+    """Per-sample features (N, M), and the function from their sums (R, M) to scores (R, n_seeds)."""
+    truth_shape, shape = np.shape(truth), np.shape(predictions)
+    if len(shape) != 2 or truth_shape != shape[1:] or 0 in shape:
+        raise ValueError(f"expected truth (N,) and predictions (n_seeds, N), none empty, got {truth_shape} and {shape}")
+    if metric == "f1_weighted":
+        return _weighted_f1(truth, predictions)
+    if metric not in ("mae", "corr"):
+        raise ValueError(f"no bootstrap for metric {metric!r}; known: mae, corr, f1_weighted")
+    y = sentiment_scores(truth, "truth").astype(np.float64)
+    p = sentiment_scores(predictions, "predictions").astype(np.float64)
+    if metric == "mae":
+        n = len(y)
+        return np.abs(p - y).T, lambda sums: sums / n  # eq 10
+    return _correlation(y, p)
+
+
+def _correlation(y: Floats, p: Floats) -> tuple[Floats, Callable[[Floats], Floats]]:
+    n = len(y)
+    y, p = y - y.mean(), p - p.mean(axis=1, keepdims=True)  # centred first, or the moments below cancel badly
+    features = np.vstack([y, y**2, p, p**2, p * y]).T
+
+    def score(sums: Floats) -> Floats:
+        means = sums / n
+        y_mean, y_square = means[:, :1], means[:, 1:2]
+        p_mean, p_square, product = np.split(means[:, 2:], 3, axis=1)
+        y_variance, p_variance = y_square - y_mean**2, p_square - p_mean**2
+        defined = (y_variance > _CONSTANT_VARIANCE) & (p_variance > _CONSTANT_VARIANCE)
+        scale = np.sqrt(np.where(defined, y_variance * p_variance, 1.0))
+        return np.where(defined, (product - y_mean * p_mean) / scale, 0.0)  # 0 where undefined, as in metrics
+
+    return features, score
+
+
+def _weighted_f1(truth: ArrayLike, predictions: ArrayLike) -> tuple[Floats, Callable[[Floats], Floats]]:
+    y = class_indices(truth, "truth", 0)
+    p = class_indices(predictions, "predictions", UNPARSABLE)
+    (num_seeds, n), num_classes = p.shape, int(max(y.max(), p.max())) + 1
+    support = np.eye(num_classes)[y]
+    predicted = (p[:, :, None] == np.arange(num_classes)).astype(np.float64)  # (n_seeds, N, C); -1 is in no class
+    by_sample = np.stack([predicted, predicted * support]).transpose(2, 0, 1, 3)  # (N, 2, n_seeds, C)
+    features = np.hstack([support, by_sample.reshape(n, -1)])
+
+    def score(sums: Floats) -> Floats:
+        supports = sums[:, None, :num_classes]
+        predictions_of, hits = np.split(sums[:, num_classes:].reshape(-1, 2, num_seeds, num_classes), 2, axis=1)
+        f1 = 2 * hits[:, 0] / np.maximum(supports + predictions_of[:, 0], 1)  # no support, no prediction: 0
+        return (supports * f1).sum(axis=2) / n  # eq 11
+
+    return features, score
+
+
+def _resampled_sums(features: Floats, resamples: int, seed: int) -> Iterator[Floats]:
+    """Sums of the features over `resamples` redrawn sample sets, in chunks of (<= _CHUNK, M)."""
+    if resamples < 1:
+        raise ValueError(f"resamples={resamples} must be at least 1")
+    rng, n = np.random.default_rng(seed), len(features)
+    for start in range(0, resamples, _CHUNK):
+        rows = min(_CHUNK, resamples - start)
+        drawn = rng.integers(0, n, (rows, n)) + n * np.arange(rows)[:, None]
+        counts = np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n)
+        yield counts.astype(np.float64) @ features
+
+
+def _percentiles(draws: Floats, level: float) -> tuple[float, float]:
+    if not 0 < level < 1:
+        raise ValueError(f"level={level} must lie strictly between 0 and 1")
+    low, high = np.percentile(draws, [50 * (1 - level), 50 * (1 + level)])
+    return float(low), float(high)
