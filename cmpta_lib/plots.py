@@ -1,0 +1,186 @@
+"""Every figure from arrays and tables: training curves, the corpora at a glance and the ablations are drawn here.
+
+Figures 1 and 2 come from `diagrams`, Figures 3-5 from `attention_plots`, what all share from `page`; this module
+gathers them under one name. Functions are pure and return a `Figure`; `save_figure` writes it. `footer` says on the
+figure's face where its numbers come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from cmpta_lib.attention_plots import AttentionPanel, attention_figure, case_study_figure
+from cmpta_lib.diagrams import adapter_figure, architecture_figure
+from cmpta_lib.metrics import TaskKind
+from cmpta_lib.page import (
+    BLUE,
+    DOUBLE_COLUMN_IN,
+    SINGLE_COLUMN_IN,
+    VERMILLION,
+    figure_style,
+    new_figure,
+    printable,
+    save_figure,
+)
+
+__all__ = [
+    "AttentionPanel",
+    "ablation_figure",
+    "adapter_figure",
+    "architecture_figure",
+    "attention_figure",
+    "case_study_figure",
+    "corpus_figure",
+    "save_figure",
+    "training_curves",
+]
+
+
+def _metric_axis(metric: str) -> tuple[str, float, bool]:
+    """Axis label, factor from the stored fraction to what is shown, and whether lower is better."""
+    if metric in ("mae", "loss"):
+        return ("MAE (label units)" if metric == "mae" else "loss (nats per token)"), 1.0, True
+    if metric in ("corr", "r2"):
+        return {"corr": "Pearson correlation", "r2": "R²"}[metric], 1.0, False
+    name = "weighted F1" if metric == "f1_weighted" else metric.replace("_", " ")
+    return f"{name} (%)", 100.0, False
+
+
+@figure_style()
+def training_curves(histories: Mapping[str, pd.DataFrame], metric: str, *, title: str = "", footer: str = "") -> Figure:
+    """Training loss, validation score and learning rate by epoch, one line per run; a dot marks its best epoch.
+
+    Args:
+        histories: name of the run (its seed) -> columns epoch, train_loss, `valid_<metric>` (NaN where not validated;
+            a fraction, shown in per cent for accuracies and F1) and learning_rate.
+        metric: e.g. "mae" or "f1_weighted".
+    Raises:
+        ValueError: no runs, or a missing column, named with its run.
+    """
+    if not histories:
+        raise ValueError("no training histories to draw")
+    for name, history in histories.items():
+        _need(history, ("epoch", "train_loss", f"valid_{metric}", "learning_rate"), f"history of '{name}'")
+    label, scale, lower_is_better = _metric_axis(metric)
+    figure = new_figure(DOUBLE_COLUMN_IN, 2.1, title=title, footer=footer)
+    loss, score, rate = figure.subplots(1, 3, width_ratios=(1, 1, 0.75))
+    for name, history in histories.items():
+        (line,) = loss.plot(history["epoch"], history["train_loss"], label=printable(name))
+        valid = history.dropna(subset=[f"valid_{metric}"])
+        epochs, values = valid["epoch"].to_numpy(), valid[f"valid_{metric}"].to_numpy() * scale
+        score.plot(epochs, values, color=line.get_color())
+        if len(values):
+            best = values.argmin() if lower_is_better else values.argmax()
+            score.plot(epochs[best], values[best], "o", ms=4, mfc="white", color=line.get_color(), gid="best")
+        rate.plot(history["epoch"], history["learning_rate"], color=line.get_color())
+    loss.set(xlabel="epoch", ylabel="training loss (nats per token)", ylim=(0, None))
+    score.set(xlabel="epoch", ylabel=f"validation {label}", title="best epoch: ○")
+    rate.set(xlabel="epoch", ylabel="learning rate", ylim=(0, None))
+    rate.ticklabel_format(axis="y", style="sci", scilimits=(0, 0), useMathText=True)
+    loss.legend(title="seed", ncol=2 if len(histories) > 3 else 1, handlelength=1.2, columnspacing=0.8)
+    for axes in (loss, score, rate):
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _need(frame: pd.DataFrame, columns: Sequence[str], what: str) -> None:
+    if missing := [c for c in columns if c not in frame.columns]:
+        raise ValueError(f"{what} lacks the columns {', '.join(missing)}; it has {', '.join(map(str, frame.columns))}")
+
+
+@figure_style()
+def corpus_figure(
+    tables: Mapping[str, pd.DataFrame],
+    task_kind: TaskKind,
+    *,
+    label_names: Sequence[str] = (),
+    title: str = "",
+    footer: str = "",
+) -> Figure:
+    """How labels and lengths are distributed in each split.
+
+    Args:
+        tables: split name -> one row per clip with text, label, audio_length and vision_length (frames, 0 = absent).
+        task_kind: decides whether labels are scores in [-1, 1] or class indices.
+        label_names: names of the classes by index; without them the indices are shown.
+    Raises:
+        ValueError: no tables, a missing column (named with its split), or a label without a name.
+    """
+    import seaborn as sns
+
+    if not tables:
+        raise ValueError("no tables to draw")
+    for name, table in tables.items():
+        _need(table, ("text", "label", "audio_length", "vision_length"), f"table of split '{name}'")
+    clips = pd.concat([table.assign(split=name) for name, table in tables.items()], ignore_index=True)
+    clips["text_length"] = clips["text"].str.len()
+    palette = dict(zip(tables, sns.color_palette("colorblind", len(tables)), strict=True))
+    figure = new_figure(DOUBLE_COLUMN_IN, 2.2, title=title, footer=footer)
+    labels, *lengths = figure.subplots(1, 4, width_ratios=(1.7, 1, 1, 1))
+    shared = {"data": clips, "hue": "split", "palette": palette, "legend": False, "ax": labels}
+    bars = {"stat": "percent", "common_norm": False, "multiple": "dodge", "shrink": 0.8, "linewidth": 0, "alpha": 1}
+    if task_kind == "regression":
+        sns.histplot(x="label", bins=np.linspace(-1.1, 1.1, 12), **shared, **bars)  # SIMS labels are multiples of 0.2
+        labels.set(xlabel="sentiment label", ylabel="share of the split (%)")
+    else:
+        classes = sorted(clips["label"].unique())
+        if label_names and not set(classes) <= set(range(len(label_names))):
+            raise ValueError(f"labels {classes} do not all have one of the {len(label_names)} names")
+        names = [printable(label_names[c]) if label_names else str(c) for c in classes]
+        clips["label"] = pd.Categorical.from_codes(clips["label"].map(classes.index), names)
+        sns.histplot(y="label", **shared, **bars)
+        labels.set(xlabel="share of the split (%)", ylabel="")
+    names = {"text": "characters of text", "vision": "vision frames", "audio": "audio frames"}
+    for axes, (modality, name) in zip(lengths, names.items(), strict=True):
+        sns.ecdfplot(x=f"{modality}_length", stat="percent", **shared | {"ax": axes})
+        axes.set(xlabel=name, ylabel="clips up to this length (%)" if modality == "text" else "", xlim=(0, None))
+    handles = [Patch(color=colour, label=printable(name)) for name, colour in palette.items()]
+    lengths[0].legend(handles=handles, loc="lower right", handlelength=1.2)
+    sns.despine(figure)
+    return figure
+
+
+@figure_style()
+def ablation_figure(frame: pd.DataFrame, metric: str, *, title: str = "", footer: str = "") -> Figure:
+    """Each ablation's score with its interval, grouped by study; hollow diamonds are the paper's numbers.
+
+    Args:
+        frame: columns study, variant, mean, low, high (95 % interval), paper, in the order to draw; scores are
+            fractions, NaN = none.
+        metric: "mae" or "f1_weighted".
+    Raises:
+        ValueError: no rows, or a missing column.
+    """
+    _need(frame, ("study", "variant", "mean", "low", "high", "paper"), "ablation table")
+    if frame.empty:
+        raise ValueError("no ablations to draw")
+    label, scale, lower_is_better = _metric_axis(metric)
+    studies = frame["study"].unique()
+    figure = new_figure(SINGLE_COLUMN_IN, 0.17 * (len(frame) + len(studies)) + 0.75, title=title, footer=footer)
+    axes = figure.subplots()
+    ticks: list[str] = []
+    for study in studies:
+        ticks.append(printable(str(study)))
+        for row in frame[frame["study"] == study].itertuples():
+            y = len(ticks)
+            axes.plot([row.low * scale, row.high * scale], [y, y], color=BLUE)
+            (ours,) = axes.plot(row.mean * scale, y, "o", color=BLUE, ms=4)
+            (papers,) = axes.plot(row.paper * scale, y, "D", mfc="none", color=VERMILLION, ms=4.5, mew=1)
+            ticks.append(printable(str(row.variant)))
+    axes.set_yticks(range(len(ticks)), ticks, parse_math=False)
+    for tick, name in zip(axes.get_yticklabels(), ticks, strict=True):
+        tick.set_color("black" if name in studies else "0.3")
+    axes.invert_yaxis()
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="x", linewidth=0.4, color="0.85")
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.set_xlabel(f"{label}, {'lower' if lower_is_better else 'higher'} is better", loc="right")
+    axes.legend(
+        [ours, papers], ["this run, 95 % interval", "paper"], loc="lower right", bbox_to_anchor=(1, 1.01), ncol=2
+    )
+    return figure
