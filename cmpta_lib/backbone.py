@@ -1,0 +1,185 @@
+"""The frozen LLM: loading it, and packing batches into it without wasted positions.
+
+transformers does the modelling. What is ours is one attention function, which lets a batch of clips of different lengths
+pass every linear layer as one row of real positions; only inside attention are they laid out as rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cmpta_lib.config import LLMConfig
+
+PACKED = "cmpta_packed"
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Where B clips of different lengths lie in one row of N positions.
+
+    `gather` (B, S) maps row and column to packed position (padding repeats position 0); `slots` (N,) is the way back into
+    B * S. `mask` is None for plain causal attention, else (B, 1, S, S) bool, True = may attend (answer tries).
+    """
+
+    lengths: Tensor  # (B,) int64
+    position_ids: Tensor  # (1, N) int64
+    gather: Tensor
+    slots: Tensor
+    mask: Tensor | None = None
+
+    @classmethod
+    def of(cls, lengths: list[int], device: torch.device, **changes: Any) -> Packing:
+        sizes = torch.tensor(lengths, device=device)
+        width = int(max(lengths))
+        real = torch.arange(width, device=device) < sizes[:, None]
+        gather = torch.zeros(real.shape, dtype=torch.int64, device=device)
+        gather[real] = torch.arange(int(sizes.sum()), device=device)
+        position_ids = torch.arange(width, device=device).expand_as(real)[real][None]
+        return cls(
+            **{
+                "lengths": sizes,
+                "position_ids": position_ids,
+                "gather": gather,
+                "slots": real.flatten().nonzero()[:, 0],
+            }
+            | changes
+        )
+
+
+def _packed_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    packing: Packing | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attention within each packed clip: (1, heads, N, d) -> (1, N, heads, d).
+
+    Padding stands at the end of a row, so under a causal mask no real position sees it and no mask is needed.
+    """
+    if packing is None:
+        raise ValueError(f"attention '{PACKED}' needs packing=...; call the model through FrozenLLM.logits")
+
+    def rows(packed: Tensor) -> Tensor:  # (1, h, N, d) -> (B, h, S, d)
+        return packed[0][:, packing.gather].transpose(0, 1)
+
+    causal = packing.mask is None
+    grouped = key.shape[1] != query.shape[1]
+    out = F.scaled_dot_product_attention(
+        rows(query), rows(key), rows(value), attn_mask=packing.mask, is_causal=causal, scale=scaling, enable_gqa=grouped
+    )
+    return out.transpose(1, 2).flatten(0, 1)[packing.slots][None], None
+
+
+class FrozenLLM:
+    """A causal LM that never changes: eval mode, no gradient on its weights, its bytes the same before and after.
+
+    Attributes:
+        dim: E, width of its embeddings.
+        embedding_norm: mean norm of its text embeddings.
+        fingerprint: SHA-256 over its weights (first 16 hex digits).
+    """
+
+    def __init__(self, model: torch.nn.Module, tokenizer: Any, fingerprint: str, name: str) -> None:
+        from transformers.modeling_utils import AttentionInterface
+
+        AttentionInterface.register(PACKED, _packed_attention)
+        self.model = model.eval().requires_grad_(False)
+        self.model.set_attn_implementation(PACKED)
+        self.tokenizer, self.fingerprint, self.name = tokenizer, fingerprint, name
+        self.embedding = self.model.get_input_embeddings()
+        self.dim = self.embedding.weight.shape[1]
+        rows = self.embedding.weight[: len(tokenizer)].float()
+        self.embedding_norm = float(rows.norm(dim=1).mean())
+        self.num_parameters = sum(p.numel() for p in self.model.parameters())
+
+    @property
+    def device(self) -> torch.device:
+        return self.embedding.weight.device
+
+    def token_ids(self, text: str) -> list[int]:
+        """Plain text -> ids; a special token's name inside the text stays text."""
+        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+
+    @property
+    def first_ids(self) -> list[int]:
+        """What every input starts with: the bos token, where the model has one."""
+        return [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
+
+    def logits(self, embeds: Tensor, packing: Packing, positions: Tensor) -> Tensor:
+        """Next-token logits at some packed positions.
+
+        Args:
+            embeds: (N, E) input embeddings of all clips, one after another.
+            positions: (M,) int64 indices into N; only these pass the LM head.
+        Returns:
+            (M, vocabulary) float32.
+        """
+        # use_cache=False: with a cache transformers no longer looks at restarting positions, and an index tensor,
+        # never an int, for logits_to_keep: the int form is a strided view that slows the head a hundredfold on CPU.
+        out = self.model(
+            inputs_embeds=embeds.to(self.embedding.weight.dtype)[None],
+            position_ids=packing.position_ids,
+            use_cache=False,
+            logits_to_keep=positions,
+            packing=packing,
+        )
+        return out.logits[0].float()
+
+
+def load(config: LLMConfig, cache: Path, device: torch.device) -> FrozenLLM:
+    """Load the LLM that a config names: the tiny one from `cache`, any other causal LM by folder or hub id.
+
+    Raises:
+        OSError: the model is not in the folder, or the hub cannot be reached; says where to get it.
+        ValueError: the weights are not the ones that the config names.
+    """
+    if config.name == "tiny":
+        from cmpta_lib import tiny
+
+        return _load_folder(tiny.find(cache, config.fingerprint), config, device)
+    return _load_folder(config.name, config, device)
+
+
+def _load_folder(source: Path | str, config: LLMConfig, device: torch.device) -> FrozenLLM:
+    from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+
+    # A folder's tokenizer.json is taken as it is: for some model types AutoTokenizer rebuilds it with that type's own
+    # splitting rule, and the ids silently differ.
+    own = (Path(source) / "tokenizer.json").exists()
+    try:
+        tokenizer = (PreTrainedTokenizerFast if own else AutoTokenizer).from_pretrained(source)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, config.dtype)).to(device)
+    except (OSError, ValueError) as error:
+        raise OSError(
+            f"cannot load the LLM '{source}': expected a folder or hub id of a causal LM that transformers knows without "
+            f"remote code, and either network access or a local copy. Fetch it with `hf download {source}`, or pass "
+            f"the folder that holds its config.json and *.safetensors as llm.name. "
+            f"({error.__class__.__name__}: {str(error).splitlines()[0]})"
+        ) from error
+    llm = FrozenLLM(model, tokenizer, weights_fingerprint(model), config.name)
+    if config.fingerprint and config.fingerprint != llm.fingerprint:
+        raise ValueError(
+            f"LLM '{config.name}' has fingerprint {llm.fingerprint}, the run asks for {config.fingerprint}: the weights differ"
+        )
+    return llm
+
+
+def weights_fingerprint(model: torch.nn.Module) -> str:
+    """First 16 hex digits of the SHA-256 over every weight's name and bytes."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]

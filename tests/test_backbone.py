@@ -1,0 +1,189 @@
+"""The frozen LLM's own matters: the tiny one is built once and alike, folders load, and errors say where to look."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import random_llm
+
+from cmpta_lib import backbone, prompts, synthetic, tiny
+from cmpta_lib.backbone import FrozenLLM, Packing, load, weights_fingerprint
+from cmpta_lib.config import LLMConfig
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def smallest():
+    """The real recipe with sizes of a few seconds: 50 steps over 2000 pages."""
+    with pytest.MonkeyPatch.context() as patch:
+        sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+        patch.setattr(tiny, "ARCHITECTURE", sizes | {"num_key_value_heads": 4})
+        patch.setattr(tiny, "DOCUMENTS", 2000)
+        patch.setattr(tiny, "LEARNING_RATE", 3e-3)
+        yield
+
+
+@pytest.fixture(scope="module")
+def cache(smallest, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("cache")
+    tiny.build(folder)
+    return folder
+
+
+# --- the tiny LLM -----------------------------------------------------------------------------------------------------
+
+
+def test_the_tiny_llm_is_built_once(cache, monkeypatch):
+    monkeypatch.setattr(tiny, "_pretrain", None)
+    folder = tiny.build(cache)
+    assert {path.name for path in cache.iterdir()} == {folder.name, f"{folder.name}.lock"}
+    llm = load(LLMConfig("tiny"), cache, CPU)
+    record = json.loads((folder / "cmpta.json").read_text())
+    assert record["fingerprint"] == llm.fingerprint == weights_fingerprint(llm.model)
+    assert record["steps"] == 50 and llm.name == "tiny" and llm.dim == 32
+
+
+def test_the_tiny_llm_is_the_same_wherever_it_is_built(cache, tmp_path):
+    again = tiny.build(tmp_path)
+    (folder,) = (path for path in cache.iterdir() if path.is_dir())
+    for name in ("model.safetensors", "tokenizer.json", "cmpta.json"):
+        assert (again / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_a_build_that_dies_leaves_nothing(tmp_path, monkeypatch):
+    def half(folder: Path, documents: int) -> None:
+        (folder / "model.safetensors").write_text("half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tiny, "_pretrain", half)
+    with pytest.raises(KeyboardInterrupt):
+        tiny.build(tmp_path)
+    assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]
+
+
+def test_pre_training_teaches_something(cache):
+    """Even fifty small steps make real pages likelier than the untrained weights do."""
+    llm = load(LLMConfig("tiny"), cache, CPU)
+    pages = list(synthetic.documents(20, seed=5))
+    untrained = copy.deepcopy(llm.model)
+    torch.manual_seed(0)
+    for weight in untrained.parameters():
+        if weight.ndim == 2:
+            torch.nn.init.normal_(weight, std=0.02)
+    losses = []
+    for model in (llm.model, untrained):
+        model = copy.deepcopy(model)
+        model.set_attn_implementation("sdpa")
+        ids = [torch.tensor([llm.token_ids(page.text)]) for page in pages]
+        losses.append(sum(float(model(input_ids=row, labels=row).loss.detach()) for row in ids) / len(ids))
+    assert losses[0] < losses[1] - 1
+
+
+def test_the_tiny_llm_learns_no_weight_after_loading(cache):
+    llm = load(LLMConfig("tiny"), cache, CPU)
+    assert not llm.model.training and not any(p.requires_grad for p in llm.model.parameters())
+    assert llm.model.config._attn_implementation == backbone.PACKED
+
+
+def test_other_weights_than_the_run_asks_for_are_refused(cache):
+    with pytest.raises(FileNotFoundError, match="fingerprint 0123456789abcdef"):
+        load(LLMConfig("tiny", fingerprint="0123456789abcdef"), cache, CPU)
+
+
+def test_dtype(cache):
+    llm = load(LLMConfig("tiny", dtype="bfloat16"), cache, CPU)
+    assert {p.dtype for p in llm.model.parameters()} == {torch.bfloat16}
+    assert llm.embedding_norm == pytest.approx(load(LLMConfig("tiny"), cache, CPU).embedding_norm, rel=1e-2)
+
+
+# --- any other LLM ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def stored(llm, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("llm")
+    plain = copy.deepcopy(llm.model)
+    plain.set_attn_implementation("sdpa")
+    plain.save_pretrained(folder)
+    llm.tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_a_folder_can_be_the_llm(llm, stored, tmp_path):
+    loaded = load(LLMConfig(str(stored)), tmp_path, CPU)
+    assert loaded.fingerprint == llm.fingerprint and loaded.first_ids == llm.first_ids
+    assert loaded.embedding_norm == llm.embedding_norm and loaded.num_parameters == llm.num_parameters
+
+
+def test_a_folder_keeps_its_tokenizer(llm, stored, tmp_path):
+    loaded = load(LLMConfig(str(stored)), tmp_path, CPU)
+    texts = [page.text for page in synthetic.documents(50)]
+    assert [loaded.token_ids(text) for text in texts] == [llm.token_ids(text) for text in texts]
+
+
+def test_a_missing_llm_says_where_to_get_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(OSError, match="hf download .*nothing-here"):
+        load(LLMConfig(str(tmp_path / "nothing-here")), tmp_path, CPU)
+
+
+def test_the_fingerprint_sees_every_weight():
+    llm = random_llm()
+    seen = {llm.fingerprint}
+    for weight in llm.model.parameters():
+        weight.flatten()[-1] += 1
+        seen.add(weights_fingerprint(llm.model))
+    assert len(seen) == 1 + len(list(llm.model.parameters()))
+
+
+def test_the_embedding_norm_is_that_of_real_tokens():
+    llm = random_llm()
+    rows = llm.embedding.weight[: len(llm.tokenizer)]
+    assert llm.embedding_norm == pytest.approx(float(rows.norm(dim=1).mean()))
+
+
+# --- packing ----------------------------------------------------------------------------------------------------------
+
+
+def test_packing_maps_rows_to_positions_and_back():
+    packing = Packing.of([2, 4, 1], CPU)
+    assert packing.position_ids.tolist() == [[0, 1, 0, 1, 2, 3, 0]]
+    real = [[0, 1], [2, 3, 4, 5], [6]]
+    assert [row[:n] for row, n in zip(packing.gather.tolist(), (2, 4, 1), strict=True)] == real
+    assert packing.gather.flatten()[packing.slots].tolist() == list(range(7))
+
+
+# --- the tokenizer ----------------------------------------------------------------------------------------------------
+
+
+def test_the_fixed_phrases_are_one_token_each(llm):
+    for world in synthetic.worlds().values():
+        layout = prompts.Layout.of(world.task)
+        assert [len(llm.token_ids(part)) for part in (layout.open, layout.close, layout.prompt)] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("answer", ["+0.6", "-0.4", "+0.0", "-1.0", "3", "07"])
+def test_digits_and_signs_are_tokens_of_their_own(llm, answer):
+    assert [llm.tokenizer.decode([token]) for token in llm.token_ids(answer)] == list(answer)
+
+
+@pytest.mark.parametrize(
+    "text", ["这部电影真是太好了", "I hate the party.", "😀 café\n\n  x", "", "1.5 %", "<|im_start|>"]
+)
+def test_texts_come_back_from_their_tokens(llm, text):
+    assert llm.tokenizer.decode(llm.token_ids(text)) == text
+
+
+def test_a_model_without_bos_starts_with_nothing(llm):
+    class NoBos:
+        bos_token_id = None
+
+        def __len__(self) -> int:
+            return 10
+
+    assert FrozenLLM(copy.deepcopy(llm.model), NoBos(), "", "x").first_ids == []
