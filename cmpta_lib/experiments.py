@@ -1,0 +1,282 @@
+"""Which runs make which table: profiles, the variants behind each row, and the study that a notebook works on."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from cmpta_lib import metrics, paper, records
+from cmpta_lib.config import PAPER_SEEDS, DataConfig, LLMConfig, RunConfig, override
+from cmpta_lib.data import Corpus, load_corpus, read_public_pickles
+from cmpta_lib.runs import DONE, ROOT, Run, ensure, load_model, runs_folder
+from cmpta_lib.tables import Provenance, ResultRow
+
+__all__ = ["DONE", "ROOT", "PROFILES", "REGISTER", "VARIANTS", "Profile", "Run", "Study", "load_model", "runs_folder"]
+
+# The rows of Tables 3-6 that are ours, as changes to the full method.
+VARIANTS: Mapping[str, Mapping[str, Any]] = {
+    "CMPTA": {},
+    "text only": {"adapter.fusion": "none"},
+    "alignment off": {"adapter.alignment": "linear"},
+    "unidirectional": {"adapter.alignment": "lstm"},
+    "adapter off": {"adapter.fusion": "pooled"},
+    "5 tokens": {"adapter.num_pseudo_tokens": 5},
+    "7 tokens": {"adapter.num_pseudo_tokens": 7},
+    "8 tokens": {"adapter.num_pseudo_tokens": 8},
+}
+# The alternatives of the README's interpretation register, by its row numbers.
+REGISTER: Mapping[str, Mapping[str, Any]] = {
+    "3: one head": {"adapter.num_heads": 1},
+    "3: four heads": {"adapter.num_heads": 4},
+    "3: sixteen heads": {"adapter.num_heads": 16},
+    "4: projections per pair": {"adapter.projections": "per_pair"},
+    "6: maximum instead of mean": {"adapter.summary": "max"},
+    "7: pairs repeated, 8 tokens": {"adapter.num_pseudo_tokens": 8, "adapter.token_count_rule": "repeat"},
+    "8: tokens at default scale": {"adapter.token_scale": "default"},
+    "9: tokens after the text": {"prompt.pseudo_token_position": "after_text"},
+    "11: free decoding": {"evaluation.decoding": "free"},
+    "15: no dropout": {"adapter.dropout": 0.0},
+    "16: raw features": {"data.feature_scaling": "none"},
+}
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A set of corpora, a backbone and the settings that fit them; the code behind every profile is the same."""
+
+    corpora: Mapping[str, str]  # key in notebooks -> corpus name
+    llm: LLMConfig
+    num_seeds: int
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    corpus_changes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by key; "data" = a user's own
+
+
+_SMALL = {"adapter.dim": 64, "training.learning_rate": 3e-3, "training.batch_size": 16}
+PROFILES: Mapping[str, Profile] = {
+    "demo": Profile(
+        corpora={"sims": "embedded-sims", "meld": "embedded-meld"},
+        llm=LLMConfig("tiny"),
+        num_seeds=2,
+        changes=_SMALL,
+        corpus_changes={
+            "sims": {"training.epochs": 2},
+            "meld": {"training.epochs": 2},
+            "data": {"training.epochs": 40, "training.learning_rate": 2e-3, "adapter.dim": 128},
+        },
+    ),
+    "paper": Profile(
+        corpora={"sims": "simsv2", "meld": "meld"},
+        llm=LLMConfig("Qwen/Qwen-1_8B", dtype="bfloat16"),
+        num_seeds=len(PAPER_SEEDS),
+    ),
+}
+SMOKE_SIZES = {"train": 48, "valid": 24, "test": 24}
+SMOKE_CHANGES = {"adapter.dim": 16, "training.epochs": 1}
+
+
+class Study:
+    """What a notebook works on: a profile's corpora and backbone, its seeds, and the runs they lead to.
+
+    Args:
+        profile: "demo" or "paper".
+        seeds: how many of the five seeds (register 17), or the seeds themselves; None = the profile's number.
+        data: folder of `<name>_{train,valid,test}.pkl` in MELD's public format; replaces the profile's corpora.
+        smoke: a few clips, one epoch and a barely trained LLM, to see that everything runs; says so in its outputs.
+    """
+
+    def __init__(
+        self, profile: str = "demo", seeds: int | Sequence[int] | None = None, data: str = "", smoke: bool = False
+    ) -> None:
+        if profile not in PROFILES:
+            raise ValueError(f"no profile '{profile}'; there are: {', '.join(PROFILES)}")
+        self.profile, self.settings, self.smoke, self.data = profile, PROFILES[profile], smoke, str(data)
+        self.seeds = _seeds(self.settings.num_seeds if seeds is None else seeds)
+        if smoke:
+            self.seeds = self.seeds[:1]
+        self.root = runs_folder() / "smoke" if smoke else runs_folder()
+        self.keys: tuple[str, ...] = ("data",) if self.data else tuple(self.settings.corpora)
+        self._corpora: dict[str, Corpus] = {}
+
+    @property
+    def cache(self) -> Path:
+        return self.root / "cache"
+
+    @property
+    def figures(self) -> Path:
+        """Where this study's figures and tables go: figures/<profile or corpus>/; smoke output stays out of it."""
+        if self.smoke:
+            return self.root / "figures"
+        return ROOT / "figures" / (self.corpus("data").name if self.data else self.profile)
+
+    def key(self, wanted: str) -> str:
+        """The corpus that a notebook about `wanted` ("sims" or "meld") works on: the user's own where one is given."""
+        return "data" if self.data else wanted
+
+    def corpus(self, key: str) -> Corpus:
+        """The corpus behind a key, made or converted first where it must be."""
+        if key not in self._corpora:
+            self._corpora[key] = self._open(key)
+        return self._corpora[key]
+
+    def _open(self, key: str) -> Corpus:
+        from cmpta_lib import synthetic
+
+        cache = self.cache / "data"
+        if key == "data":
+            return read_public_pickles(Path(self.data), cache)
+        name = self.settings.corpora[key]
+        if name in synthetic.worlds():
+            return synthetic.embedded_corpus(name, cache, SMOKE_SIZES if self.smoke else synthetic.SPLIT_SIZES)
+        folder = cache / name
+        if not (folder / "meta.json").exists():
+            raise FileNotFoundError(
+                f"profile '{self.profile}' needs the corpus '{name}' in {folder}, and it is not there. Put the files "
+                f"in MELD's public format into a folder and pass data=<folder>, or use profile 'demo', which needs no download."
+            )
+        return load_corpus(folder)
+
+    @cached_property
+    def llm(self) -> LLMConfig:
+        """The backbone with its fingerprint; the tiny one is built first where it must be, in a process of its own."""
+        config = self.settings.llm
+        if config.name != "tiny":
+            return config
+        documents = SMOKE_DOCUMENTS if self.smoke else None
+        return LLMConfig("tiny", _tiny_fingerprint(self.cache / "llm", documents), config.dtype)
+
+    def config(self, key: str, variant: Mapping[str, Any] | None = None, seed: int | None = None) -> RunConfig:
+        """The full config of one run of this study."""
+        corpus = self.corpus(key)
+        base = RunConfig(data=DataConfig(corpus.name, corpus.fingerprint), llm=self.llm, seed=seed or self.seeds[0])
+        changes = dict(self.settings.changes) | dict(self.settings.corpus_changes.get(key, {}))
+        return override(base, changes | (SMOKE_CHANGES if self.smoke else {}) | dict(variant or {}))
+
+    def runs(self, key: str, variant: Mapping[str, Any] | None = None) -> list[Run]:
+        """One run per seed, finished or not."""
+        configs = [self.config(key, variant, seed) for seed in self.seeds]
+        return [Run(config, self.root / f"{config.data.name}-{config.hash}") for config in configs]
+
+    def ensure(self, runs: Sequence[Run], jobs: int | None = None) -> Sequence[Run]:
+        """Make every run finished, several at a time, with a progress bar; returns them."""
+        ensure(runs, self.root, jobs)
+        return runs
+
+    def all_runs(self) -> list[Run]:
+        """Every run that the notebooks ask for."""
+        tables = [run for key in self.keys for variant in VARIANTS.values() for run in self.runs(key, variant)]
+        return tables + [run for _, runs in self.register_runs() for run in runs]
+
+    def register_runs(self) -> list[tuple[str, list[Run]]]:
+        """The interpretation register's alternatives, one seed each, on the first corpus."""
+        return [(name, self.runs(self.keys[0], change)[:1]) for name, change in REGISTER.items()]
+
+    def is_paper_corpus(self, key: str) -> bool:
+        """Whether the paper's numbers stand for this corpus; generated ones stand in for it and say so."""
+        return key != "data"
+
+    def row(
+        self, key: str, variant: str, group: str = "", name: str = "", printed: Mapping[str, float] | None = None
+    ) -> ResultRow:
+        """A table row from the finished runs of a variant; free replies that were unparsable are counted in its note."""
+        import numpy as np
+
+        runs = self.ensure(self.runs(key, VARIANTS[variant]))
+        tables = [run.predictions() for run in runs]
+        predictions = np.stack([table["prediction"].to_numpy(float) for table in tables])
+        if self.corpus(key).task.kind == "classification":
+            predictions = np.where(np.isfinite(predictions), predictions, metrics.UNPARSABLE).astype(int)
+        return ResultRow(group, name or variant, printed or {}, tables[0]["label"].to_numpy(), predictions)
+
+    def comparison_rows(self, key: str) -> list[ResultRow]:
+        """Table 3 or 4: the paper's methods that are not run here, text only, and CMPTA."""
+        rows = []
+        printed = {"sims": paper.TABLE3, "meld": paper.TABLE4}.get(key, ())
+        note = f"not part of this repository yet; `cmpta reproduce --profile {self.profile}` will run it once it is"
+        for line in printed[:-1]:
+            rows.append(ResultRow("", f"{line.method} [{line.reference}]", line.scores, note=note))
+        rows.append(self.row(key, "text only", name="text only (no pseudo tokens)"))
+        return rows + [self.row(key, "CMPTA", name="CMPTA", printed=printed[-1].scores if printed else {})]
+
+    def ablation_rows(self, key: str) -> list[ResultRow]:
+        """Table 5 or 6, in the paper's order; the full method's runs serve every group's first row."""
+        variant_of = {
+            (paper.ALIGNMENT, "off"): "alignment off",
+            (paper.LSTM_TYPE, "unidirectional"): "unidirectional",
+            (paper.ADAPTER, "off"): "adapter off",
+        } | {(paper.TOKEN_COUNT, str(n)): f"{n} tokens" for n in (5, 7, 8)}
+        rows = []
+        for line in paper.TABLE5 if key == "sims" else paper.TABLE6:
+            variant = variant_of.get((line.group, line.method), "CMPTA")
+            rows.append(self.row(key, variant, line.group, line.method, line.scores if key != "data" else {}))
+        return [*rows, self.row(key, "text only", paper.ADAPTER, "text only, no pseudo tokens")]
+
+    def bayes(self, key: str, metric: str) -> dict[str, float]:
+        """Best score that any answer from {text, face_voice, all} can reach on the test split; empty for real data."""
+        corpus = self.corpus(key)
+        if not corpus.generated:
+            return {}
+        table, labels = corpus.splits["test"].table, corpus.task.labels
+        scores = {}
+        for known in ("text", "face_voice", "all"):
+            answer = table[f"bayes_{known}"].to_numpy()
+            if corpus.task.kind == "regression":
+                scores[known] = metrics.regression_metrics(table["label"], answer)[metric]
+            else:
+                scores[known] = metrics.classification_metrics(table["label"], answer.astype(int), labels)[metric]
+        return scores
+
+    def provenance(self, keys: Sequence[str], runs: Sequence[Run] = ()) -> Provenance:
+        """What made a table or figure: these corpora, and the commits and machines of these runs."""
+        corpora = [self.corpus(key) for key in keys]
+        commits = sorted({run.environment["commit"] for run in runs}) or [records.commit()]
+        machines = sorted({run.environment["hardware"] for run in runs}) or [records.hardware()]
+        return Provenance(
+            data=", ".join(f"{c.name} ({c.fingerprint[:8]})" for c in corpora) + (", SMOKE RUN" if self.smoke else ""),
+            backbone=f"{self.llm.name} ({self.llm.fingerprint[:8] or 'hub'})" if runs else "none",
+            seeds=tuple(sorted({run.config.seed for run in runs})),
+            commit=", ".join(commits),
+            profile=self.profile,
+            generated=any(c.generated for c in corpora),
+            hardware=", ".join(machines),
+        )
+
+
+SMOKE_DOCUMENTS = 800  # 20 steps: the schedule needs two of warm-up
+
+
+def _seeds(seeds: int | Sequence[int]) -> tuple[int, ...]:
+    if isinstance(seeds, int):
+        if not 1 <= seeds <= len(PAPER_SEEDS):
+            raise ValueError(
+                f"seeds={seeds}: expected how many of the {len(PAPER_SEEDS)} seeds {PAPER_SEEDS}, or a list of seeds"
+            )
+        return PAPER_SEEDS[:seeds]
+    if not seeds or not all(isinstance(seed, int) for seed in seeds):
+        raise ValueError(f"seeds={seeds!r}: expected a number from 1 to {len(PAPER_SEEDS)}, or a list of whole numbers")
+    return tuple(seeds)
+
+
+def _tiny_fingerprint(cache: Path, documents: int | None) -> str:
+    """Fingerprint of the tiny LLM, built first if need be: by a process of its own, so that tables need no torch."""
+    from cmpta_lib.tiny import folder_of
+
+    record = folder_of(cache, documents) / "cmpta.json"
+    if not record.exists():
+        _python(
+            "-m", "cmpta_lib.tiny", str(cache), *([str(documents)] if documents else []), threads=os.cpu_count() or 1
+        )
+    return json.loads(record.read_text())["fingerprint"]
+
+
+def _python(*arguments: str, threads: int) -> None:
+    command, environment = [sys.executable, *arguments], os.environ | {"OMP_NUM_THREADS": str(threads)}
+    done = subprocess.run(command, env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(arguments)} failed with exit code {done.returncode}:\n{done.stderr[-3000:]}")

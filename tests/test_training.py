@@ -1,0 +1,443 @@
+"""The training loop: its schedule, what a kill leaves behind, its patience, and its answers in order."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import random_llm
+from safetensors.torch import load_file
+
+from cmpta_lib import metrics, training
+from cmpta_lib.backbone import weights_fingerprint
+from cmpta_lib.config import (
+    AdapterConfig,
+    DataConfig,
+    EvaluationConfig,
+    LLMConfig,
+    RunConfig,
+    TrainingConfig,
+    override,
+    to_json,
+)
+from cmpta_lib.model import CMPTA
+from cmpta_lib.training import State, learning_rate
+
+ROOT = Path(__file__).parents[1]
+CONFIG = RunConfig(
+    data=DataConfig("test", ""),
+    adapter=AdapterConfig(dim=16, num_heads=2),  # dropout on: resuming must restore its draws too
+    training=TrainingConfig(epochs=4, batch_size=8, learning_rate=0.01),
+    evaluation=EvaluationConfig(batch_size=4),
+)
+
+
+@pytest.fixture
+def corpus(corpora):
+    return corpora["embedded-sims"]
+
+
+def weights(model: CMPTA) -> dict[str, bytes]:
+    return {name: weight.numpy().tobytes() for name, weight in model.adapter.state_dict().items()}
+
+
+def changed(**changes: Any) -> RunConfig:
+    return override(CONFIG, {name.replace("__", "."): value for name, value in changes.items()})
+
+
+# --- learning rate ----------------------------------------------------------------------------------------------------
+
+
+def test_the_learning_rate_warms_up_then_follows_a_cosine_to_zero():
+    config = TrainingConfig(learning_rate=2.0, warmup_fraction=0.1)
+    rates = [learning_rate(step, 100, config) for step in range(100)]
+    assert rates[:10] == pytest.approx([0.2 * (step + 1) for step in range(10)])
+    assert rates[10:] == pytest.approx([1 + math.cos(math.pi * (step - 10) / 90) for step in range(10, 100)])
+    assert all(later < earlier for earlier, later in zip(rates[10:], rates[11:], strict=False))
+    assert all(learning_rate(step, 100, config) == 0 for step in (100, 101, 150, 199, 1000))  # it never rises again
+
+
+@pytest.mark.parametrize(("steps", "fraction"), [(1, 0.1), (2, 0.0), (3, 1.0), (7, 0.5)])
+def test_short_runs_have_a_learning_rate_too(steps, fraction):
+    rates = [learning_rate(s, steps, TrainingConfig(learning_rate=1.0, warmup_fraction=fraction)) for s in range(steps)]
+    assert all(0 < rate <= 1 for rate in rates) and max(rates) == 1
+
+
+def test_the_history_shows_the_schedule(llm, corpus, tmp_path):
+    _, state = training.train(CONFIG, corpus, llm, tmp_path)
+    last_steps = [3 * epoch - 1 for epoch in (1, 2, 3, 4)]  # 20 clips in batches of 8: three steps an epoch
+    expected = [learning_rate(step, 12, CONFIG.training) for step in last_steps]
+    assert [row["learning_rate"] for row in state.history] == pytest.approx(expected)
+
+
+# --- what is trained, and which weights come back ---------------------------------------------------------------------
+
+
+def test_training_lowers_the_loss_and_leaves_the_llm_alone(corpus, tmp_path):
+    llm = random_llm()
+    _, state = training.train(changed(training__epochs=6), corpus, llm, tmp_path)
+    losses = [row["train_loss"] for row in state.history]
+    assert losses[-1] < 0.8 * losses[0]
+    assert weights_fingerprint(llm.model) == llm.fingerprint and not llm.model.training
+
+
+def test_the_best_validation_epoch_comes_back(llm, corpus, tmp_path, monkeypatch):
+    scores, kept = iter([0.5, 0.3, 0.4, 0.3]), []
+    monkeypatch.setattr(training, "score_of", lambda predictions, corpus: {"mae": next(scores)})
+    monkeypatch.setattr(training, "evaluate", lambda model, split: kept.append(weights(model)))
+    model, state = training.train(CONFIG, corpus, llm, tmp_path)
+    assert (state.best_epoch, state.best_score) == (2, 0.3)  # the first of equals
+    assert weights(model) == kept[1] != kept[3]
+    assert not model.training
+
+
+def test_a_higher_f1_is_better(llm, corpora, tmp_path, monkeypatch):
+    scores = iter([0.5, 0.3, 0.6, 0.3])
+    monkeypatch.setattr(training, "score_of", lambda predictions, corpus: {"f1_weighted": next(scores)})
+    _, state = training.train(CONFIG, corpora["embedded-meld"], llm, tmp_path)
+    assert (state.best_epoch, state.best_score) == (3, 0.6)
+
+
+def test_validation_runs_as_often_as_asked_and_at_the_end(llm, corpus, tmp_path):
+    _, state = training.train(changed(training__validate_every=3), corpus, llm, tmp_path)
+    assert ["valid_mae" in row for row in state.history] == [False, False, True, True]
+
+
+def test_every_clip_is_seen_once_an_epoch_in_a_new_order(llm, corpus, tmp_path, monkeypatch):
+    seen, step = [], training._step
+    monkeypatch.setattr(training, "_step", lambda *given: seen.append(given[3]) or step(*given))
+    training.train(changed(training__epochs=2), corpus, llm, tmp_path)
+    first, second = (sum(seen[i : i + 3], []) for i in (0, 3))
+    assert sorted(first) == sorted(second) == list(range(20)) and first != second
+    assert [len(indices) for indices in seen] == [8, 8, 4] * 2
+
+
+def test_text_only_has_nothing_to_train(llm, corpus, tmp_path):
+    model, state = training.train(changed(adapter__fusion="none"), corpus, llm, tmp_path / "run")
+    assert state.history == [] and not (tmp_path / "run").exists() and not model.training
+    assert len(training.evaluate(model, corpus.splits["test"])) == 5
+
+
+def test_the_train_loss_is_the_mean_over_answer_tokens(llm, corpus):
+    config = changed(adapter__dropout=0.0)
+    model = training.build(config, corpus, llm).eval()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
+    losses, _ = model(model.collate([corpus.splits["train"][i] for i in range(3)]))
+    value = training._step(model, optimizer, corpus.splits["train"], [0, 1, 2], config.training)
+    assert value == pytest.approx(losses.mean().item(), abs=1e-6)
+
+
+def test_gradients_are_clipped(llm, corpus):
+    model = training.build(CONFIG, corpus, llm)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
+    training._step(model, optimizer, corpus.splits["train"], [0, 1], replace(CONFIG.training, gradient_clip=1e-3))
+    norm = torch.stack([p.grad.norm() for p in model.parameters()]).norm()
+    assert norm.item() == pytest.approx(1e-3, rel=1e-2)
+
+
+# --- bit for bit ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def undisturbed(llm, corpora, tmp_path_factory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    model, state = training.train(CONFIG, corpora["embedded-sims"], llm, folder)
+    return {"weights": weights(model), "history": state.history, "checkpoint": folder / training.CHECKPOINT}
+
+
+def same_checkpoint(a: Path, b: Path) -> bool:
+    """Equal weights, best weights and optimiser moments."""
+    first, second = load_file(a), load_file(b)
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
+def test_two_fresh_runs_are_identical_and_another_seed_is_not(llm, corpus, tmp_path, undisturbed):
+    model, state = training.train(CONFIG, corpus, llm, tmp_path)
+    assert weights(model) == undisturbed["weights"] and state.history == undisturbed["history"]
+    other, _ = training.train(changed(seed=2222), corpus, llm, tmp_path / "other")
+    assert weights(other) != undisturbed["weights"]
+
+
+def test_the_caller_s_random_state_does_not_matter(llm, corpus, tmp_path, undisturbed):
+    torch.manual_seed(99)
+    torch.rand(7)
+    assert weights(training.train(CONFIG, corpus, llm, tmp_path)[0]) == undisturbed["weights"]
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("epoch", [1, 2, 3, 4])
+def test_a_run_stopped_after_an_epoch_goes_on_to_the_same_bytes(llm, corpus, tmp_path, undisturbed, epoch):
+    def stop(state: State) -> None:
+        if state.epoch == epoch:
+            raise Killed
+
+    with pytest.raises(Killed):
+        training.train(CONFIG, corpus, llm, tmp_path, on_epoch=stop)
+    torch.rand(3)
+    epochs: list[int] = []
+    model, state = training.train(CONFIG, corpus, llm, tmp_path, on_epoch=lambda s: epochs.append(s.epoch))
+    assert epochs == list(range(epoch + 1, 5))
+    assert weights(model) == undisturbed["weights"] and state.history == undisturbed["history"]
+    assert same_checkpoint(tmp_path / training.CHECKPOINT, undisturbed["checkpoint"])
+
+
+def test_a_run_stopped_in_every_epoch_and_within_them_goes_on_to_the_same_bytes(
+    llm, corpus, tmp_path, undisturbed, monkeypatch
+):
+    step, calls = training._step, []
+
+    def now_and_then(*arguments: Any) -> float:
+        calls.append(1)
+        if len(calls) in (2, 6, 9):  # in the middle of epochs
+            raise Killed
+        return step(*arguments)
+
+    monkeypatch.setattr(training, "_step", now_and_then)
+    for _ in range(3):
+        with pytest.raises(Killed):
+            training.train(CONFIG, corpus, llm, tmp_path)
+    model, _ = training.train(CONFIG, corpus, llm, tmp_path)
+    assert weights(model) == undisturbed["weights"]
+
+
+def test_a_finished_run_is_only_read(llm, corpus, tmp_path, undisturbed, monkeypatch):
+    training.write_tensors(tmp_path / training.CHECKPOINT, {})
+    (tmp_path / training.CHECKPOINT).write_bytes(undisturbed["checkpoint"].read_bytes())
+    monkeypatch.setattr(training, "_step", None)
+    model, state = training.train(CONFIG, corpus, llm, tmp_path)
+    assert weights(model) == undisturbed["weights"] and state.epoch == 4
+
+
+def test_the_checkpoint_holds_the_adapter_and_not_the_llm(llm, undisturbed):
+    names = {name.split(".")[0] for name in load_file(undisturbed["checkpoint"])}
+    assert names == {"adapter", "best", "optimizer"}
+    assert sum(1 for name in load_file(undisturbed["checkpoint"]) if "embed_tokens" in name or "lm_head" in name) == 0
+
+
+def test_oddities_are_counted_on_through_a_resume(llm, corpus, tmp_path):
+    config = changed(prompt__max_text_tokens=3)
+    _, through = training.train(config, corpus, llm, tmp_path / "through")
+
+    def stop(state: State) -> None:
+        if state.epoch == 2:
+            raise Killed
+
+    with pytest.raises(Killed):
+        training.train(config, corpus, llm, tmp_path / "stopped", on_epoch=stop)
+    _, resumed = training.train(config, corpus, llm, tmp_path / "stopped")
+    assert resumed.counts == through.counts and through.counts["texts_cut"] > 0
+
+
+def test_a_crash_while_writing_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "weights.safetensors"
+    training.write_tensors(path, {"a": torch.ones(2)})
+    old = path.read_bytes()
+
+    def fail(*_: Any) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError):
+        training.write_tensors(path, {"a": torch.zeros(2)})
+    assert path.read_bytes() == old
+
+
+RUN = """
+import os, signal, sys
+from pathlib import Path
+import torch
+from torch import distributed
+from cmpta_lib import backbone, training
+from cmpta_lib.config import from_json
+from cmpta_lib.data import load_corpus
+
+torch.set_num_threads(1)
+folder, corpus, kill_in_epoch = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+config = from_json((folder / "config.json").read_text())
+llm = backbone._load_folder(folder.parent / "llm", config.llm, torch.device("cpu"))
+if "WORLD_SIZE" in os.environ:
+    distributed.init_process_group("gloo")
+step, done = training._step, []
+
+def counted(*arguments):
+    done.append(1)
+    if len(done) == 3 * (kill_in_epoch - 1) + 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(*arguments)
+
+training._step = counted
+model, state = training.train(config, load_corpus(corpus), llm, folder)
+if training._rank() == 0:
+    training.write_tensors(folder / "adapter.safetensors", model.adapter.state_dict())
+if distributed.is_initialized():
+    distributed.destroy_process_group()
+"""
+
+
+@pytest.fixture(scope="module")
+def stored(llm, corpora, tmp_path_factory) -> Callable[[RunConfig], tuple[Path, Path, RunConfig]]:
+    """Put LLM, corpus and config where another process finds them: run folder, corpus folder, config."""
+    from cmpta_lib import synthetic
+
+    folder = tmp_path_factory.mktemp("stored")
+    plain = copy.deepcopy(llm.model)
+    plain.set_attn_implementation("sdpa")
+    plain.save_pretrained(folder / "llm")
+    llm.tokenizer.save_pretrained(folder / "llm")
+    sizes = {name: len(split) for name, split in corpora["embedded-sims"].splits.items()}
+    synthetic.embedded_corpus("embedded-sims", folder, sizes)
+    (corpus_folder,) = (path.parent for path in folder.glob("*/meta.json"))
+    runs = iter(range(100))
+
+    def store(config: RunConfig) -> tuple[Path, Path, RunConfig]:
+        run = folder / f"run{next(runs)}"
+        run.mkdir()
+        config = replace(config, llm=LLMConfig(name="random", fingerprint=llm.fingerprint))
+        (run / "config.json").write_text(to_json(config))
+        (run / "script.py").write_text(RUN)
+        return run, corpus_folder, config
+
+    return store
+
+
+def environment() -> dict[str, str]:
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+@pytest.mark.slow  # another process imports torch and transformers again
+def test_a_killed_process_goes_on_to_the_same_bytes(llm, corpus, stored, undisturbed):
+    run, corpus_folder, config = stored(CONFIG)
+    command = [sys.executable, str(run / "script.py"), str(run), str(corpus_folder), "3"]
+    killed = subprocess.run(command, env=environment(), capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    done = training.train(config, corpus, llm, run, on_epoch=lambda state: None)
+    assert weights(done[0]) == undisturbed["weights"]
+    assert [row["epoch"] for row in done[1].history] == [1, 2, 3, 4]
+
+
+@pytest.mark.slow  # two more processes import torch and transformers again
+def test_two_processes_train_the_same_weights_as_one(llm, corpus, stored, tmp_path):
+    changes = {"adapter__dropout": 0.0, "training__batch_size": 7, "training__learning_rate": 1e-3}
+    run, corpus_folder, config = stored(changed(**changes))  # batches of 7, 7 and 6: unequal shares
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+    command = [*launcher, str(run / "script.py"), str(run), str(corpus_folder), "100"]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    alone, _ = training.train(config, corpus, llm, tmp_path)
+    start = training.build(config, corpus, llm).adapter.state_dict()
+    together = load_file(run / "adapter.safetensors")
+    assert together.keys() == start.keys()
+    gaps = {name: (together[name] - weight).abs().max() for name, weight in alone.adapter.state_dict().items()}
+    # A key's bias shifts all scores of a query alike, so its gradient is rounding noise, which AdamW makes visible.
+    idle = {name for name in gaps if name.startswith("attention.key.") and name.endswith(".bias")}
+    assert not {name: gap for name, gap in gaps.items() if gap > (1e-3 if name in idle else 1e-5)}
+    assert (together["to_llm.weight"] - start["to_llm.weight"]).abs().max() > 1e-3
+
+
+# --- failures ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_not_finite_names_its_clips(llm, corpus, tmp_path):
+    with pytest.raises(FloatingPointError, match=r"loss is nan on clips (train_\d{5}, ){7}train_\d{5}: look"):
+        training.train(changed(training__learning_rate=1e30), corpus, llm, tmp_path)
+    assert not (tmp_path / training.CHECKPOINT).exists()  # the first epoch was not finished
+
+
+# --- patience ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("patience", "epoch", "best_epoch", "stops"),
+    [
+        (None, 100, 0, False),
+        (3, 12, 2, False),  # 100 epochs warm up for 10, so patience runs out at 13 at the earliest
+        (3, 13, 2, True),
+        (3, 13, 11, False),
+        (3, 14, 11, True),
+    ],
+)
+def test_patience_counts_from_the_end_of_the_warm_up(patience, epoch, best_epoch, stops):
+    config = TrainingConfig(epochs=100, warmup_fraction=0.1, patience=patience)
+    assert training._out_of_patience(State(epoch=epoch, best_epoch=best_epoch), config) == stops
+
+
+def test_a_run_out_of_patience_stops_and_stays_stopped(llm, corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "score_of", lambda predictions, corpus: {"mae": 0.5})
+    config = changed(training__epochs=20, training__patience=2, training__batch_size=20)
+    _, state = training.train(config, corpus, llm, tmp_path)
+    assert (state.epoch, state.best_epoch) == (4, 1)  # two epochs of warm-up, two of patience
+    _, again = training.train(config, corpus, llm, tmp_path)
+    assert again.epoch == 4
+
+
+# --- evaluation -------------------------------------------------------------------------------------------------------
+
+
+def test_answers_come_in_the_splits_order_whatever_the_batch(llm, corpora):
+    corpus = corpora["embedded-meld"]
+    tables = []
+    for size in (1, 3, 64):
+        model = training.build(changed(evaluation__batch_size=size), corpus, llm).train()
+        tables.append(training.evaluate(model, corpus.splits["train"]))
+        assert model.training  # as it was
+    for table in tables[1:]:
+        pd.testing.assert_frame_equal(table, tables[0])
+    assert list(tables[0].columns) == ["id", "label", "reply", "prediction"]
+    assert list(tables[0]["id"]) == [sample.id for sample in corpus.splits["train"]]
+    assert list(tables[0]["label"]) == [sample.label for sample in corpus.splits["train"]]
+    for row, sample in zip(tables[0].itertuples(), corpus.splits["train"], strict=True):
+        assert [row.reply] == model.eval().answer(model.collate([sample]))
+        assert row.prediction == model.answers[row.reply]
+
+
+def test_an_unparsable_reply_has_no_prediction(llm, corpus, monkeypatch):
+    model = training.build(changed(evaluation__decoding="free", evaluation__batch_size=5), corpus, llm)
+    monkeypatch.setattr(model, "_free_replies", lambda batch, tokens: ["+0.4", "?", "-0.2", "", "+0.0"])
+    table = training.evaluate(model, corpus.splits["test"])
+    assert table["prediction"].isna().sum() == 2 == table["reply"].isna().sum()
+    scores = training.score_of(table, corpus)
+    kept = table[table["prediction"].notna()]
+    assert scores == metrics.regression_metrics(kept["label"], kept["prediction"]) | {"unparsable_count": 2.0}
+
+
+def predictions(labels: list, answers: list) -> pd.DataFrame:
+    return pd.DataFrame({"label": labels, "prediction": np.array(answers, float)})
+
+
+def test_unparsable_classes_are_wrong_and_never_neutral(corpora):
+    corpus = corpora["embedded-meld"]
+    scores = training.score_of(predictions([0, 0, 4, 6], [0, np.nan, 4, np.nan]), corpus)
+    assert scores["accuracy"] == 0.5 and scores["unparsable_count"] == 2
+    assert scores == metrics.classification_metrics([0, 0, 4, 6], [0, -1, 4, -1], corpus.task.labels)
+
+
+def test_without_one_parsable_score_the_error_is_infinite(corpus):
+    scores = training.score_of(predictions([0.2, -0.4], [np.nan, np.nan]), corpus)
+    assert scores["mae"] == math.inf and scores["unparsable_count"] == 2
+
+
+def test_one_parsable_score_is_scored(corpus):
+    scores = training.score_of(predictions([0.2, -0.4, 0.0], [np.nan, -0.2, np.nan]), corpus)
+    assert scores["mae"] == pytest.approx(0.2) and scores["unparsable_count"] == 2
+
+
+def test_a_state_goes_through_json():
+    state = State(3, 2, math.inf, 1.5, [{"epoch": 1}], {"texts_cut": 2})
+    assert State(**json.loads(json.dumps(vars(state)))) == state
