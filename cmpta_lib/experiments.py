@@ -14,9 +14,10 @@ from typing import Any
 
 from cmpta_lib import metrics, paper, records
 from cmpta_lib.config import PAPER_SEEDS, DataConfig, LLMConfig, RunConfig, override
-from cmpta_lib.data import Corpus, load_corpus, read_public_pickles
+from cmpta_lib.data import Corpus, load_corpus
 from cmpta_lib.runs import DONE, ROOT, Run, ensure, load_model, runs_folder
 from cmpta_lib.tables import Provenance, ResultRow
+from data_prep.public_pickles import read_public_pickles
 
 __all__ = ["DONE", "ROOT", "PROFILES", "REGISTER", "VARIANTS", "Profile", "Run", "Study", "load_model", "runs_folder"]
 
@@ -68,7 +69,7 @@ PROFILES: Mapping[str, Profile] = {
         corpus_changes={
             "sims": {"training.epochs": 2},
             "meld": {"training.epochs": 2},
-            "data": {"training.epochs": 40, "training.learning_rate": 2e-3, "adapter.dim": 128},
+            "data": {"training.epochs": 30, "training.learning_rate": 1e-3, "adapter.dim": 128, "adapter.dropout": 0.3},
         },
     ),
     "paper": Profile(

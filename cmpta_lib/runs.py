@@ -103,7 +103,8 @@ def ensure(runs: Sequence[Run], root: Path, jobs: int | None = None) -> None:
             while any(worker.poll() is None for worker in workers):
                 if any(worker.returncode for worker in workers):
                     break
-                bar.update(sum(_epochs(folder, total) for folder, total in totals.items()) - bar.n)
+                if news := sum(_epochs(folder, total) for folder, total in totals.items()) - bar.n:
+                    bar.update(news)
                 time.sleep(0.5)
             bar.update(sum(_epochs(folder, total) for folder, total in totals.items()) - bar.n)
     finally:

@@ -59,13 +59,12 @@ class Provenance:
         )
 
     def warning(self) -> str:
-        """What a reader of generated results must know; empty for real data."""
-        if not self.generated:
-            return ""
-        return (
-            "Generated data and a tiny language model: this shows that the code works, "
-            "it says nothing about the paper's claims."
-        )
+        """What a reader must know of generated data or the embedded LLM; empty where both are real."""
+        if self.generated:
+            return "Generated data: this shows that the code works, it says nothing about the paper's claims."
+        if self.backbone.startswith("tiny"):
+            return "A tiny language model stands in for the paper's: no claim of the paper is tested here."
+        return ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,7 +211,7 @@ def _to_markdown(frame: pd.DataFrame, caption: str, provenance: Provenance) -> s
     # Not DataFrame.to_markdown: tabulate pads by display width, which depends on whether wcwidth is installed.
     body = [frame.columns, ["---"] * frame.shape[1], *frame.itertuples(index=False, name=None)]
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in ([*map(_markdown, line)] for line in body))
-    warning = f"**{provenance.warning()}**" if provenance.generated else ""
+    warning = f"**{text}**" if (text := provenance.warning()) else ""
     return "\n\n".join(filter(None, [_markdown(caption), warning, table, _markdown(provenance.line())])) + "\n"
 
 

@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 
 from cmpta_lib import data
-from cmpta_lib.data import Corpus, Sample, Split, Task, load_corpus, read_public_pickles, write_corpus
+from cmpta_lib.data import Corpus, Sample, Split, Task, load_corpus, write_corpus
+from data_prep import public_pickles
+from data_prep.public_pickles import read_public_pickles
 from data_prep.safe_pickle import UnsafePickleError
 
 REGRESSION = Task("regression", "zh")
@@ -340,7 +342,7 @@ def test_the_second_call_does_not_convert_again(tmp_path: Path, monkeypatch):
     folder = save(tmp_path / "in")
     first = read_public_pickles(folder, tmp_path / "cache")
     with monkeypatch.context() as patch:
-        patch.setattr(data.safe_pickle, "load", lambda path: pytest.fail("read again"))
+        patch.setattr(public_pickles.safe_pickle, "load", lambda path: pytest.fail("read again"))
         assert read_public_pickles(folder, tmp_path / "cache").fingerprint == first.fingerprint
     save(folder, test=[item("anger")])
     assert read_public_pickles(folder, tmp_path / "cache").fingerprint != first.fingerprint
@@ -428,7 +430,7 @@ def test_real_speech_is_converted(shared_folder: Path, tmp_path: Path):
     assert {name: len(split) for name, split in corpus.splits.items()} == {"train": 1080, "valid": 120, "test": 240}
     actors = {name: {one_id[-2:] for one_id in split.table["id"]} for name, split in corpus.splits.items()}
     assert [len(actors[name]) for name in data.SPLITS] == [18, 2, 4]
-    original = data.safe_pickle.load(folder / "ravdess_test.pkl")
+    original = public_pickles.safe_pickle.load(folder / "ravdess_test.pkl")
     test = corpus.splits["test"]
     assert isinstance(test, Split) and (test.audio_dim, test.vision_dim) == (25, 177)
     for index in (0, 17, 239):

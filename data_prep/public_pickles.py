@@ -1,0 +1,138 @@
+"""Folders of `<name>_{train,valid,test}.pkl` in the format in which MELD's features are public -> the data contract."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from numbers import Integral, Real
+from pathlib import Path
+from reprlib import repr as short
+
+import numpy as np
+
+from cmpta_lib.data import FORMAT, SPLITS, Corpus, Sample, Task, load_corpus, problem, write_corpus
+from cmpta_lib.paper import MELD_LABELS
+from data_prep import safe_pickle
+
+_CJK = re.compile("[\u3400-\u4dbf\u4e00-\u9fff]")
+_PUBLIC_FILE = re.compile(rf"(.+)_({'|'.join(SPLITS)})\.pkl")
+_PUBLIC_FIELDS = {"label", "features"}
+_PUBLIC_KEYS = ("id", "speaker", "dialogue")  # optional
+_PUBLIC_FEATURES = {"text", "audio", "audio_len", "video", "video_len"}
+
+
+def read_public_pickles(folder: Path, cache: Path) -> Corpus:
+    """Open `<name>_{train,valid,test}.pkl`, MELD's public format; converted on first use, below `cache`.
+
+    Each file is a list of dicts `{"label": str | float, "features": {"text", "audio": (T, F), "audio_len",
+    "video": (T, F), "video_len"}}`, with "id", "speaker" and "dialogue" where known. Only the first `len` rows are real
+    frames; 0 means that the modality is absent. Text labels make it a classification, numbers in [-1, 1] a regression.
+    The conversion is named by the files' SHA-256, which every call computes (0.5 s for MELD).
+
+    Raises:
+        FileNotFoundError: a split's file is missing.
+        ValueError: there are files of several datasets, or one does not conform; the message names file, sample, field.
+    """
+    name, paths = _public_files(Path(folder))
+    sources = {}
+    for path in paths.values():
+        with path.open("rb") as file:
+            sources[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    key = hashlib.sha256(json.dumps([FORMAT, *sources.values()]).encode()).hexdigest()[:16]
+    target = Path(cache) / f"{name}-{key}"
+    if target.exists():
+        return load_corpus(target)
+    repairs: Counter[str] = Counter()
+    items = {split: _public_items(path, repairs) for split, path in paths.items()}
+    task = _public_task(paths, items)
+    return write_corpus(
+        target,
+        name=name,
+        task=task,
+        splits={split: _public_samples(paths[split], split, items[split], task, repairs) for split in SPLITS},
+        generated=False,
+        sources=sources,
+        repairs=repairs,
+        origins={split: str(path) for split, path in paths.items()},
+    )
+
+
+def _public_files(folder: Path) -> tuple[str, dict[str, Path]]:
+    found = {path.name: path for path in sorted(folder.iterdir())} if folder.is_dir() else {}
+    names = sorted({match[1] for file in found if (match := _PUBLIC_FILE.fullmatch(file))})
+    if len(names) > 1:
+        raise ValueError(f"{folder}: expected one dataset, found {', '.join(names)}; give each a folder of its own")
+    files = {split: f"{names[0] if names else '<name>'}_{split}.pkl" for split in SPLITS}
+    if missing := [file for file in files.values() if file not in found]:
+        listed = ", ".join(found) or "nothing"
+        raise FileNotFoundError(f"{folder}: expected {' and '.join(missing)}, found {listed}; fetch what is missing")
+    return names[0], {split: found[file] for split, file in files.items()}
+
+
+def _public_items(path: Path, repairs: Counter[str]) -> list[dict]:
+    """The file's samples, checked as far as keys, text and the kind of label go."""
+    items = safe_pickle.load(path)
+    if not isinstance(items, list):
+        expected, came = "a list of dicts, one per sample", f"a {type(items).__name__}"
+        raise problem(str(path), "content", expected, came, "save it in MELD's public format")
+    for index, item in enumerate(items):
+        where = f"{path}, sample {index}"
+        _need_keys(where, "item", item, _PUBLIC_FIELDS)
+        features = item["features"]
+        _need_keys(where, "features", features, _PUBLIC_FEATURES)
+        if not isinstance(features["text"], str):
+            raise problem(where, "text", "a string", short(features["text"]), "write '' if nothing is said")
+        if not isinstance(item["label"], str | Real) or isinstance(item["label"], bool):
+            raise problem(where, "label", "text or a number", short(item["label"]), "write a class name or a score")
+        unknown = [*(item.keys() - _PUBLIC_FIELDS - set(_PUBLIC_KEYS)), *(features.keys() - _PUBLIC_FEATURES)]
+        repairs.update(f"ignored_field_{field}" for field in unknown)
+    return items
+
+
+def _need_keys(where: str, field: str, value: object, keys: set[str]) -> None:
+    if not isinstance(value, dict) or keys - value.keys():
+        came = f"one with {short([*value])}" if isinstance(value, dict) else f"a {type(value).__name__}"
+        raise problem(where, field, f"a dict with {sorted(keys)}", came, "add what is missing")
+
+
+def _public_task(paths: Mapping[str, Path], items: Mapping[str, list[dict]]) -> Task:
+    texts = [item["features"]["text"] for split in SPLITS for item in items[split]]
+    language = "zh" if sum(bool(_CJK.search(text)) for text in texts) * 2 > len(texts) else "en"
+    classes = {item["label"] for item in items["train"] if isinstance(item["label"], str)}
+    for split in SPLITS:
+        for index, label in enumerate(item["label"] for item in items[split]):
+            if isinstance(label, str) != bool(classes) or (classes and label not in classes):
+                expected = f"one of train's labels {sorted(classes)}" if classes else "a number, as in train"
+                where = f"{paths[split]}, sample {index}"
+                raise problem(where, "label", expected, short(label), "correct it or add such samples to train")
+    if not classes:
+        return Task("regression", language)
+    return Task("classification", language, MELD_LABELS if classes == set(MELD_LABELS) else tuple(sorted(classes)))
+
+
+def _public_samples(path: Path, split: str, items: list[dict], task: Task, repairs: Counter[str]) -> Iterator[Sample]:
+    """Cut every clip to its true lengths; a clip without an id is named by its place."""
+    for index, item in enumerate(items):
+        where = f"{path}, sample {index}" + (f" (id {short(item['id'])})" if "id" in item else "")
+        keys = {"id": f"{split}_{index:05d}"} | {key: item[key] for key in _PUBLIC_KEYS if item.get(key) is not None}
+        clip: dict[str, np.ndarray] = {}
+        for source, modality in (("audio", "audio"), ("video", "vision")):
+            frames, length = item["features"][source], item["features"][f"{source}_len"]
+            if not isinstance(frames, np.ndarray) or frames.ndim != 2:
+                came = f"an array of shape {frames.shape}" if isinstance(frames, np.ndarray) else short(frames)
+                raise problem(where, source, "a (T, F) array", came, "keep one zero row if the modality is absent")
+            if isinstance(length, bool) or not isinstance(length, Integral) or not 0 <= length <= len(frames):
+                expected = f"a whole number from 0 to the array's {len(frames)} rows"
+                raise problem(where, f"{source}_len", expected, short(length), "count the real frames again")
+            clip[modality] = frames[:length]
+            if cut := int((frames[length:] != 0).any(axis=1).sum()):  # padding, by the file's own length, yet not zero
+                repairs[f"{modality}_nonzero_frames_after_length"] += cut
+        yield Sample(
+            **{key: str(value) if isinstance(value, Integral) else value for key, value in keys.items()},
+            **clip,
+            text=item["features"]["text"],
+            label=task.labels.index(item["label"]) if task.labels else item["label"],
+        )
