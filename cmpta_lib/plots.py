@@ -140,7 +140,7 @@ def corpus_figure(
         sns.ecdfplot(x=f"{modality}_length", stat="percent", **shared | {"ax": axes})
         axes.set(xlabel=name, ylabel="clips up to this length (%)" if modality == "text" else "", xlim=(0, None))
     handles = [Patch(color=colour, label=printable(name)) for name, colour in palette.items()]
-    lengths[0].legend(handles=handles, loc="lower right", handlelength=1.2)
+    lengths[0].legend(handles=handles, loc="best", handlelength=1.2)
     sns.despine(figure)
     return figure
 

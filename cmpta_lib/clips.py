@@ -1,0 +1,205 @@
+"""Single clips for Figures 3-5: choosing them by a stated rule, their attention maps, and where the true cues lie.
+
+Choosing needs prediction tables only. What opens a model takes it as an argument, so nothing here imports torch before
+a model exists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from cmpta_lib.attention_plots import AttentionPanel
+from cmpta_lib.data import MODALITIES, Corpus, Modality, Split, Task
+from cmpta_lib.prompts import answer_text
+
+if TYPE_CHECKING:
+    from cmpta_lib.model import CMPTA
+
+# Milliseconds per frame where the public files keep one rate; MELD's are resampled clip by clip.
+HOPS_MS: Mapping[str, Mapping[str, float]] = {"simsv2": {"vision": 40.0, "audio": 10.0}}
+CUES: Mapping[Modality, str] = {"vision": "face", "audio": "voice"}  # modality -> what the generator calls its cue
+TEXT_PAIRS: Mapping[Modality, str] = {"vision": "t1", "audio": "t2"}  # the pair whose queries are the text's tokens
+NEAR = 0.2  # a score counts as right this near to the label: one step of the SIMS scale
+ROUNDING = 1e-6
+KIND_WORDS = 3  # the joyful class of words of embedded-meld
+SARCASTIC = ("disgust", "anger")
+BY_HAND = "chosen by hand"
+
+
+def errors(task: Task, predictions: pd.DataFrame) -> np.ndarray:
+    """(N,) how wrong each answer is: the distance for a score, 0 or 1 for a class; unparsable counts as the worst."""
+    distance = (predictions["prediction"] - predictions["label"]).abs().to_numpy(float)
+    worst = 2.0 if task.kind == "regression" else 1.0
+    return np.where(np.isfinite(distance), np.minimum(distance, worst), worst)
+
+
+def is_right(task: Task, predictions: pd.DataFrame) -> np.ndarray:
+    """(N,) bool: the label's class, or within `NEAR` of its score."""
+    return errors(task, predictions) <= (NEAR + ROUNDING if task.kind == "regression" else 0)
+
+
+def modalities_of(corpus: Corpus) -> tuple[Modality, ...]:
+    """The modalities that any test clip has.
+
+    Raises:
+        ValueError: none has vision or audio, so there is nothing that the text could attend to.
+    """
+    table = corpus.splits["test"].table
+    found = tuple(m for m in CUES if (table[f"{m}_length"] > 0).any())
+    if not found:
+        raise ValueError(f"corpus {corpus.name}: no test clip has vision or audio, so there is no attention to draw")
+    return found
+
+
+def find_clip(split: Split, clip_id: str) -> int:
+    """Position of the clip with this id."""
+    found = np.flatnonzero(split.table["id"] == clip_id)
+    if not len(found):
+        first = ", ".join(split.table["id"][:3])
+        raise ValueError(f"no clip '{clip_id}' in split '{split.name}' of {len(split)} clips; its ids: {first}, ...")
+    return int(found[0])
+
+
+def pick_clip(corpus: Corpus, predictions: pd.DataFrame, clip_id: str = "") -> tuple[int, str]:
+    """The test clip of Figures 3 and 4, and the rule that chose it; the paper's was drawn at random."""
+    if clip_id:
+        return find_clip(corpus.splits["test"], clip_id), BY_HAND
+    table, modalities = corpus.splits["test"].table, modalities_of(corpus)
+    complete = np.logical_and.reduce([table[f"{m}_length"] > 0 for m in modalities])
+    cued = np.logical_and.reduce([_cue_starts(table, m) >= 0 for m in modalities]) if corpus.generated else complete
+    right, what = is_right(corpus.task, predictions), f"with {' and '.join(modalities)}"
+    shown = f"{what} and a cue in each" if corpus.generated else what
+    return _first(
+        (complete & cued & right, f"the first test clip {shown} that CMPTA answers rightly"),
+        (complete & cued, f"the first test clip {shown} (CMPTA answers none of them rightly)"),
+        (complete, f"the first test clip {what}"),
+        (np.logical_or.reduce([table[f"{m}_length"] > 0 for m in modalities]), "the first test clip with frames"),
+    )
+
+
+def pick_sarcastic(corpus: Corpus, text_only: pd.DataFrame, cmpta: pd.DataFrame, clip_id: str = "") -> tuple[int, str]:
+    """The test clip of Figure 5 and the rule that chose it: words that mislead, and CMPTA sets it right.
+
+    Where no clip is like that, the one on which CMPTA improves most on text only.
+    """
+    if clip_id:
+        return find_clip(corpus.splits["test"], clip_id), BY_HAND
+    table, labels = corpus.splits["test"].table, corpus.task.labels
+    modalities = modalities_of(corpus)
+    present = np.logical_or.reduce([table[f"{m}_length"] > 0 for m in modalities])
+    negative = table["label"].isin([labels.index(name) for name in SARCASTIC if name in labels]) & bool(labels)
+    if corpus.generated and labels:
+        kind, words = table["words"] == KIND_WORDS, "joyful words"
+    else:
+        joy = labels.index("joy") if "joy" in labels else -2  # -2: no class, so no clip
+        kind, words = text_only["prediction"] == joy, "text only says joy"
+    right, misled = is_right(corpus.task, cmpta), ~is_right(corpus.task, text_only)
+    gain = np.where(present, errors(corpus.task, text_only) - errors(corpus.task, cmpta), -np.inf)
+    rule = f"{words}, label {' or '.join(SARCASTIC)}, CMPTA right, text only wrong"
+    fits = present & negative & kind & right & misled
+    cued = np.zeros(len(table), bool)  # known in generated clips only
+    if corpus.generated:
+        cued = np.logical_and.reduce([_cue_starts(table, m) >= 0 for m in modalities])
+    return _first(
+        (fits & cued, f"the first test clip with a cue in {' and '.join(modalities)}, {rule}"),
+        (fits, f"the first test clip with {rule}"),
+        (present & (gain > 0) & (gain == gain.max()), f"no test clip fits ({rule}), so the one corrected most"),
+        (present, f"no test clip fits ({rule}) and CMPTA corrects none, so the first"),
+    )
+
+
+def _first(*choices: tuple[Sequence[bool], str]) -> tuple[int, str]:
+    """The first clip that fits the first choice which any clip fits."""
+    mask, rule = next((mask, rule) for mask, rule in choices if np.any(mask))
+    return int(np.argmax(mask)), rule
+
+
+def _cue_starts(table: pd.DataFrame, modality: Modality) -> np.ndarray:
+    return table[f"{CUES[modality]}_start"].to_numpy()
+
+
+def one_sample(split: Split, index: int = 0) -> pd.DataFrame:
+    """A clip as a table: shapes in place of frames, and all that is known of it."""
+    sample = split[index]
+    fields = {"id": sample.id, "text": sample.text, "label": show_answer(split.task, sample.label)}
+    fields |= {name: " × ".join(map(str, getattr(sample, name).shape)) + " frames × features" for name in MODALITIES}
+    fields |= {"speaker": sample.speaker, "dialogue": sample.dialogue} | dict(sample.truth)
+    return pd.DataFrame(fields.items(), columns=["field", "value"])
+
+
+def show_answer(task: Task, value: float | None) -> str:
+    """An answer for a reader: the class's name, or the score as the LLM writes it."""
+    if value is None or not np.isfinite(value):
+        return "unparsable"
+    return task.labels[int(value)] if task.labels else answer_text(task, value)
+
+
+def attention_panels(model: CMPTA, corpus: Corpus, index: int) -> list[AttentionPanel]:
+    """One panel per modality that the test clip has: text attending to it, averaged over the heads."""
+    split = corpus.splits["test"]
+    sample = split[index]
+    weights = _text_attention(model, split, [index])[0]
+    limit = model.config.prompt.max_text_tokens
+    labels = [model.llm.tokenizer.decode([token]) for token in model.llm.token_ids(sample.text)[:limit]]
+    panels = []
+    for modality, attention in weights.items():
+        start = sample.truth.get(f"{CUES[modality]}_start", -1)
+        window = (int(start), int(sample.truth[f"{CUES[modality]}_stop"])) if start >= 0 else None
+        longest = int(split.table[f"{modality}_length"].max())
+        hop_ms = HOPS_MS.get(corpus.name, {}).get(modality)
+        panels.append(AttentionPanel(attention, labels, modality, longest, hop_ms, window))
+    return panels
+
+
+def _text_attention(model: CMPTA, split: Split, indices: Sequence[int]) -> list[dict[Modality, np.ndarray]]:
+    """Per clip: modality -> (L, T) attention of its real text tokens to its real frames, averaged over the heads."""
+    import torch
+
+    batch = model.collate([split[int(index)] for index in indices])
+    with torch.no_grad():
+        weights = model.pseudo_tokens(batch, return_weights=True)[1]
+    lengths = {"vision": batch.vision_lengths.tolist(), "audio": batch.audio_lengths.tolist()}
+    means = {m: weights[pair].float().mean(1).cpu().numpy() for m, pair in TEXT_PAIRS.items()}
+    return [
+        {m: means[m][row, : len(text), : lengths[m][row]] for m in TEXT_PAIRS if lengths[m][row] and text}
+        for row, text in enumerate(batch.text_ids)
+    ]
+
+
+def attention_on_cues(model: CMPTA, corpus: Corpus, predictions: pd.DataFrame) -> pd.DataFrame:
+    """Share of the text's attention inside the true cue windows, per cent; empty where the cues are not known.
+
+    Means over the test clips that are answered rightly and show a cue in the modality; "uniform" is what attention that
+    knows nothing would put there, the window's share of the clip's frames.
+    """
+    if not corpus.generated:
+        return pd.DataFrame()
+    split, rows = corpus.splits["test"], []
+    right = np.flatnonzero(is_right(corpus.task, predictions))
+    shares: dict[Modality, list[tuple[float, float]]] = {modality: [] for modality in CUES}
+    for index, weights in _all_text_attention(model, split, right):
+        truth = split.table.iloc[index]
+        for modality, attention in weights.items():
+            start, stop = (int(truth[f"{CUES[modality]}_{edge}"]) for edge in ("start", "stop"))
+            if start >= 0:
+                inside = float(attention[:, start:stop].sum(1).mean())
+                shares[modality].append((inside, (stop - start) / attention.shape[1]))
+    for modality, pairs in shares.items():
+        row = {"corpus": corpus.name, "attention": f"text → {modality}", "clips": len(pairs)}
+        inside, uniform = np.mean(pairs, axis=0) if pairs else (np.nan, np.nan)
+        row |= {"on the cue (%)": f"{100 * inside:.1f}", "uniform (%)": f"{100 * uniform:.1f}"}
+        rows.append(row | {"ratio": f"{inside / uniform:.2f}"} if pairs else row)
+    return pd.DataFrame(rows).fillna("—")
+
+
+def _all_text_attention(
+    model: CMPTA, split: Split, indices: Sequence[int]
+) -> Iterator[tuple[int, dict[Modality, np.ndarray]]]:
+    size = model.config.evaluation.batch_size
+    for start in range(0, len(indices), size):
+        part = indices[start : start + size]
+        yield from zip(part, _text_attention(model, split, part), strict=True)
