@@ -105,6 +105,15 @@ class CrossModalAttention(nn.Module):
                 projected[projection, owner, modality] = hidden.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             return projected[projection, owner, modality]
 
+        # Additive masks, made once: a bool mask would be turned into one in each of the six attentions. A clip without
+        # any key keeps all of them, as its softmax would be NaN, and its output is zeroed.
+        present = {m: (lengths[m] > 0)[:, None, None, None] for m in MODALITIES}
+        masks = {}
+        for m in MODALITIES:
+            keep = real_positions(lengths[m], sequences[m].shape[1])[:, None, None] | ~present[m]
+            masks[m] = torch.zeros(keep.shape, dtype=sequences[m].dtype, device=keep.device).masked_fill(
+                ~keep, -torch.inf
+            )
         attended, weights = {}, {}
         for name, (y, x) in PAIRS.items():
             q, k, v = heads(self.query, name, y), heads(self.key, name, x), heads(self.value, name, x)
@@ -112,14 +121,11 @@ class CrossModalAttention(nn.Module):
                 attended[name] = torch.zeros_like(q).transpose(1, 2).flatten(2)
                 weights[name] = q.new_zeros(*q.shape[:3], 0)
                 continue
-            present = (lengths[x] > 0)[:, None, None, None]
-            mask = real_positions(lengths[x], k.shape[2])[:, None, None] | ~present  # a row without keys would be NaN
             if return_weights:
-                scores = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).masked_fill(~mask, -torch.inf)
-                weights[name] = scores.softmax(-1) * present
+                weights[name] = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5 + masks[x]).softmax(-1) * present[x]
                 out = weights[name] @ v
             else:
-                out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask) * present
+                out = F.scaled_dot_product_attention(q, k, v, attn_mask=masks[x]) * present[x]
             attended[name] = out.transpose(1, 2).flatten(2)
         return attended, weights
 

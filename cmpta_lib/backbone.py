@@ -98,6 +98,7 @@ class FrozenLLM:
         self.model = model.eval().requires_grad_(False)
         self.model.set_attn_implementation(PACKED)
         self.tokenizer, self.fingerprint, self.name = tokenizer, fingerprint, name
+        self._known_ids: dict[str, tuple[int, ...]] = {}
         self.embedding = self.model.get_input_embeddings()
         self.dim = self.embedding.weight.shape[1]
         rows = self.embedding.weight[: len(tokenizer)].float()
@@ -109,8 +110,11 @@ class FrozenLLM:
         return self.embedding.weight.device
 
     def token_ids(self, text: str) -> list[int]:
-        """Plain text -> ids; a special token's name inside the text stays text."""
-        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        """Plain text -> ids; a special token's name inside the text stays text. Texts come back every epoch: kept."""
+        if text not in self._known_ids:
+            ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+            self._known_ids[text] = tuple(ids)
+        return list(self._known_ids[text])
 
     @property
     def first_ids(self) -> list[int]:

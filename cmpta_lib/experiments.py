@@ -216,7 +216,9 @@ class Study:
         for line in paper.TABLE5 if key == "sims" else paper.TABLE6:
             variant = variant_of.get((line.group, line.method), "CMPTA")
             rows.append(self.row(key, variant, line.group, line.method, line.scores if key != "data" else {}))
-        return [*rows, self.row(key, "text only", paper.ADAPTER, "text only, no pseudo tokens")]
+            if (line.group, line.method) == (paper.ADAPTER, "off"):
+                rows.append(self.row(key, "text only", line.group, "text only, no pseudo tokens"))
+        return rows
 
     def bayes(self, key: str, metric: str) -> dict[str, float]:
         """Best score that any answer from {text, face_voice, all} can reach on the test split; empty for real data."""
