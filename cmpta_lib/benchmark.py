@@ -30,7 +30,7 @@ def step_times(study: Study) -> pd.DataFrame:
         llm = load_llm(study.cache / "llm", study.llm)
         model = training.build(config, corpus, llm)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
-        indices = list(range(config.training.batch_size))
+        indices = list(range(min(config.training.batch_size, len(corpus.splits["train"]))))
         batch = model.collate([corpus.splits["train"][i] for i in indices])
         with torch.no_grad():
             tokens, _ = model.pseudo_tokens(batch)

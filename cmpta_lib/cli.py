@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sub.add_argument("--data", default="", help="folder of <name>_{train,valid,test}.pkl in MELD's public format")
         sub.add_argument("--smoke", action="store_true", help="a few clips and one epoch, to see that everything runs")
     reproduce_parser.add_argument(
-        "--seeds", type=_literal, default=None, help="how many seeds, or a list such as [1111,3333]"
+        "--seeds", type=seeds, default=None, help="how many seeds, or a list such as [1111,3333]"
     )
     reproduce_parser.add_argument(
         "--only", nargs="+", default=[], metavar="NAME", help="notebooks by a part of their name: table3"
@@ -55,8 +55,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _literal(text: str) -> Any:
-    return ast.literal_eval(text)
+def seeds(text: str) -> Any:
+    """A number or a list; argparse shows this function's name when it is neither."""
+    try:
+        return ast.literal_eval(text)
+    except SyntaxError as error:
+        raise ValueError(text) from error
 
 
 def reproduce(options: argparse.Namespace) -> int:
@@ -137,7 +141,7 @@ def execute_notebook(path: Path, out: Path, parameters: Mapping[str, Any]) -> No
             )
         except PapermillExecutionError as error:
             raise NotebookFailed(
-                f"notebook {path.name}, code cell {error.exec_count}: {error.ename}: {error.evalue}. "
+                f"notebook {path.name}, code cell {error.exec_count - bool(parameters)}: {error.ename}: {error.evalue}. "
                 f"The executed copy with its traceback is {out}; finished runs are kept, so call again once it is mended."
             ) from error
 

@@ -114,7 +114,8 @@ class Study:
         """Where this study's figures and tables go: figures/<profile or corpus>/; smoke output stays out of it."""
         if self.smoke:
             return self.root / "figures"
-        return ROOT / "figures" / (self.corpus("data").name if self.data else self.profile)
+        name = self.corpus("data").name if self.data else self.profile
+        return ROOT / "figures" / (f"{name}-data" if self.data and name in PROFILES else name)
 
     def key(self, wanted: str) -> str:
         """The corpus that a notebook about `wanted` ("sims" or "meld") works on: the user's own where one is given."""
@@ -155,7 +156,9 @@ class Study:
     def config(self, key: str, variant: Mapping[str, Any] | None = None, seed: int | None = None) -> RunConfig:
         """The full config of one run of this study."""
         corpus = self.corpus(key)
-        base = RunConfig(data=DataConfig(corpus.name, corpus.fingerprint), llm=self.llm, seed=seed or self.seeds[0])
+        base = RunConfig(
+            data=DataConfig(corpus.name, corpus.fingerprint), llm=self.llm, seed=self.seeds[0] if seed is None else seed
+        )
         changes = dict(self.settings.changes) | dict(self.settings.corpus_changes.get(key, {}))
         return override(base, changes | (SMOKE_CHANGES if self.smoke else {}) | dict(variant or {}))
 
@@ -191,9 +194,11 @@ class Study:
         runs = self.ensure(self.runs(key, VARIANTS[variant]))
         tables = [run.predictions() for run in runs]
         predictions = np.stack([table["prediction"].to_numpy(float) for table in tables])
+        odd = int((~np.isfinite(predictions)).sum())
         if self.corpus(key).task.kind == "classification":
             predictions = np.where(np.isfinite(predictions), predictions, metrics.UNPARSABLE).astype(int)
-        return ResultRow(group, name or variant, printed or {}, tables[0]["label"].to_numpy(), predictions)
+        note = f"{odd} unparsable replies" if odd else ""
+        return ResultRow(group, name or variant, printed or {}, tables[0]["label"].to_numpy(), predictions, note)
 
     def comparison_rows(self, key: str) -> list[ResultRow]:
         """Table 3 or 4: the paper's methods that are not run here, text only, and CMPTA."""
@@ -263,6 +268,8 @@ def _seeds(seeds: int | Sequence[int]) -> tuple[int, ...]:
         return PAPER_SEEDS[:seeds]
     if not seeds or not all(isinstance(seed, int) for seed in seeds):
         raise ValueError(f"seeds={seeds!r}: expected a number from 1 to {len(PAPER_SEEDS)}, or a list of whole numbers")
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds={seeds!r}: a seed is repeated, which would pass for more runs than there are")
     return tuple(seeds)
 
 

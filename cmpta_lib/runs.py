@@ -68,7 +68,7 @@ class Run:
 
 def runs_folder() -> Path:
     """Where runs and caches live: `runs/` of this checkout, or what the environment variable CMPTA_RUNS names."""
-    return Path(os.environ.get("CMPTA_RUNS", ROOT / "runs"))
+    return Path(os.environ.get("CMPTA_RUNS") or ROOT / "runs").resolve()
 
 
 def ensure(runs: Sequence[Run], root: Path, jobs: int | None = None) -> None:
@@ -113,8 +113,11 @@ def ensure(runs: Sequence[Run], root: Path, jobs: int | None = None) -> None:
             worker.wait()
     failed = [run.folder.name for run in pending.values() if not run.done]
     if failed:
+        codes = sorted({worker.returncode for worker in workers} - {0})
         raise RuntimeError(
-            f"{len(failed)} runs did not finish ({', '.join(failed[:3])} ...); log {log} ends with:\n{log.read_text()[-3000:]}"
+            f"{len(failed)} of {len(pending)} runs did not finish, among them {', '.join(failed[:3])}; workers ended "
+            f"with exit codes {codes} (-9: killed, perhaps for memory). Call again to go on. "
+            f"Log {log} ends with:\n{log.read_text()[-3000:]}"
         )
     log.unlink()
 
@@ -144,6 +147,8 @@ def work(root: Path, folders: Sequence[Path]) -> None:
                 with FileLock(folder / "lock", timeout=patience):
                     if not (folder / DONE).exists():
                         execute(root, folder)
+                    for leftover in {*folder.glob("*.partial"), *folder.glob("checkpoint.*")}:  # of killed workers
+                        leftover.unlink()
             except Timeout:
                 continue
 
@@ -167,11 +172,14 @@ def execute(root: Path, folder: Path) -> None:
     model, state = training.train(config, corpus, llm, folder, on_epoch)
     if int(os.environ.get("RANK", 0)):
         return  # the first process evaluates and writes
+    model.counts.clear()  # from here each clip is met once; training and its validations meet them every epoch
     tables = {split: training.evaluate(model, corpus.splits[split]) for split in ("valid", "test")}
+    limit, texts = config.prompt.max_text_tokens, corpus.splits["train"].table["text"]
+    model.counts["texts_cut"] += sum(len(llm.token_ids(text)) > limit for text in texts)
     records.write_parquet(folder / "predictions.parquet", pd.concat([t.assign(split=s) for s, t in tables.items()]))
     training.write_tensors(folder / "adapter.safetensors", model.adapter.state_dict())
-    if not state.history:
-        records.write_text(folder / "history.csv", "epoch,learning_rate,train_loss\n")
+    history = pd.DataFrame(state.history, columns=None if state.history else ["epoch", "learning_rate", "train_loss"])
+    records.write_text(folder / "history.csv", history.to_csv(index=False))
     record = records.environment(
         llm_fingerprint=llm.fingerprint, data_sources=dict(corpus.sources), repairs=dict(corpus.repairs)
     )
@@ -181,12 +189,11 @@ def execute(root: Path, folder: Path) -> None:
     result |= {"best_epoch": state.best_epoch, "oddities": dict(model.counts)}
     result |= {"trainable_parameters": sum(p.numel() for p in model.parameters()), "llm_parameters": llm.num_parameters}
     records.write_text(folder / DONE, json.dumps(result, indent=1))
-    (folder / training.CHECKPOINT).unlink(missing_ok=True)
 
 
 def find_corpus(cache: Path, wanted: DataConfig) -> Corpus:
     """The stored corpus with this content, wherever in the cache it lies."""
-    for meta in sorted(cache.glob("*/meta.json")):
+    for meta in sorted(cache.glob("[!.]*/meta.json")):
         if json.loads(meta.read_text()).get("fingerprint") == wanted.fingerprint:
             return load_corpus(meta.parent)
     raise FileNotFoundError(

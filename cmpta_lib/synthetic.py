@@ -141,8 +141,8 @@ def sims_world() -> World:
         openers=_SIMS_OPENERS,
         phrases=_SIMS_PHRASES,
         topics=_SIMS_TOPICS,
-        face=CueSet(("皱眉", "", "微笑"), order, dim=177, frames=(20, 32), half=3, amplitude=12.0),
-        voice=CueSet(("冷淡", "", "欢快"), order, dim=25, frames=(24, 40), half=3, amplitude=8.0),
+        face=CueSet(("皱眉", "", "微笑"), order, dim=177, frames=(28, 44), half=3, amplitude=12.0),
+        voice=CueSet(("冷淡", "", "欢快"), order, dim=25, frames=(28, 44), half=3, amplitude=8.0),
     )
 
 
@@ -189,7 +189,7 @@ def meld_world() -> World:
             ("", "smiling", "frowning", "brows up", "nose wrinkled"),
             order,
             dim=64,
-            frames=(16, 28),
+            frames=(24, 36),
             half=3,
             amplitude=10.0,
         ),

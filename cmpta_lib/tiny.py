@@ -1,4 +1,4 @@
-"""The tiny LLM of the embedded default: a Qwen2 of under a million weights, pre-trained here on generated text.
+"""The tiny LLM of the embedded default: a Qwen2 of about a million weights, pre-trained here on generated text.
 
 It makes "frozen pre-trained LLM" mean something offline: it reads Chinese and English utterances, knows what they say of
 the speaker's sentiment and what a written stage direction adds, and has met neither a face nor a voice.
@@ -55,7 +55,7 @@ def build(cache: Path, documents: int | None = None) -> Path:
     cache.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not (folder / "cmpta.json").exists():
-            scratch = Path(tempfile.mkdtemp(dir=cache, prefix="building-"))
+            scratch = Path(tempfile.mkdtemp(dir=cache, prefix=".building-"))
             try:
                 _pretrain(scratch, documents or DOCUMENTS)
                 shutil.rmtree(folder, ignore_errors=True)
@@ -71,7 +71,7 @@ def find(cache: Path, fingerprint: str) -> Path:
     Raises:
         FileNotFoundError: none has them; says how to build it.
     """
-    for record in sorted(cache.glob("*/cmpta.json")):
+    for record in sorted(cache.glob("[!.]*/cmpta.json")):
         if fingerprint in ("", json.loads(record.read_text())["fingerprint"]):
             return record.parent
     raise FileNotFoundError(
