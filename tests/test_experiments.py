@@ -1,0 +1,399 @@
+"""The study: its seeds, the runs behind each row, and tables made from finished runs without training or torch.
+
+A run is a folder of files, so here finished runs are written by hand, with answers that differ from run to run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from cmpta_lib import experiments, metrics, paper, synthetic, tiny
+from cmpta_lib.config import PAPER_SEEDS, RunConfig, to_json
+from cmpta_lib.experiments import PROFILES, REGISTER, SMOKE_DOCUMENTS, VARIANTS, Run, Study
+from cmpta_lib.prompts import legal_answers
+from cmpta_lib.tables import ResultRow
+
+ROOT = Path(__file__).parents[1]
+ENVIRONMENT = {"commit": "c0ffee", "hardware": "a machine", "train_seconds": 1.0}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    """A runs folder with an LLM's record, smoke and full: a study asks for its fingerprint only."""
+    folder = tmp_path_factory.mktemp("runs")
+    for cache, documents in ((folder / "cache", None), (folder / "smoke" / "cache", SMOKE_DOCUMENTS)):
+        llm = tiny.folder_of(cache / "llm", documents)
+        llm.mkdir(parents=True)
+        (llm / "cmpta.json").write_text(json.dumps({"fingerprint": "0123456789abcdef"}))
+    return folder
+
+
+@pytest.fixture
+def study(root: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Study]:
+    """Studies whose corpora are small, smoke or not."""
+    monkeypatch.setenv("CMPTA_RUNS", str(root))
+    monkeypatch.setattr(synthetic, "SPLIT_SIZES", {"train": 6, "valid": 4, "test": 9})
+    return Study
+
+
+@pytest.fixture(scope="module")
+def voices(tmp_path_factory) -> Path:
+    """A user's own clips in MELD's public format."""
+    folder, rng = tmp_path_factory.mktemp("voices"), np.random.default_rng(0)
+    for split, size in (("train", 6), ("valid", 4), ("test", 5)):
+        items = []
+        for number in range(size):
+            audio, video = (rng.standard_normal((frames, 4)).astype(np.float32) for frames in (7, 3))
+            features = {"text": f"Take {number}.", "audio": audio, "audio_len": 7, "video": video, "video_len": 3}
+            items.append({"label": ("calm", "happy")[number % 2], "features": features})
+        (folder / f"voices_{split}.pkl").write_bytes(pickle.dumps(items))
+    return folder
+
+
+def finish(study: Study, key: str, runs: Sequence[Run], **environment: Any) -> None:
+    """Write the folder of a finished run, its answers drawn by its config's hash."""
+    corpus = study.corpus(key)
+    values = list(legal_answers(corpus.task).values())
+    for run in runs:
+        rng = np.random.default_rng(int(run.config.hash, 16))
+        tables = []
+        for name in ("valid", "test"):
+            split = corpus.splits[name]
+            table = pd.DataFrame({"id": split.table["id"], "label": split.labels, "reply": "?", "split": name})
+            tables.append(table.assign(prediction=rng.choice(np.array(values, float), len(split))))
+        run.folder.mkdir(parents=True, exist_ok=True)
+        pd.concat(tables).to_parquet(run.folder / "predictions.parquet", index=False)
+        (run.folder / "config.json").write_text(to_json(run.config))
+        (run.folder / "environment.json").write_text(json.dumps(ENVIRONMENT | environment))
+        (run.folder / "metrics.json").write_text("{}")
+
+
+def finish_tables(study: Study) -> None:
+    for key in study.keys:
+        for variant in VARIANTS.values():
+            finish(study, key, study.runs(key, variant))
+
+
+def flat(config: RunConfig) -> dict[str, Any]:
+    sections = dataclasses.asdict(config).items()
+    nested = {f"{s}.{name}": v for s, fields in sections if isinstance(fields, dict) for name, v in fields.items()}
+    return nested | {"seed": config.seed}
+
+
+def difference(config: RunConfig, base: RunConfig) -> dict[str, Any]:
+    return {name: value for name, value in flat(config).items() if value != flat(base)[name]}
+
+
+# --- profiles and seeds -----------------------------------------------------------------------------------------------
+
+
+def test_an_unknown_profile_names_the_known_ones():
+    with pytest.raises(ValueError, match="no profile 'papper'; there are: demo, paper"):
+        Study("papper")
+
+
+@pytest.mark.parametrize(
+    ("seeds", "taken"),
+    [(1, (1111,)), (5, (1111, 2222, 3333, 4444, 5555)), ([7, 1111], (7, 1111)), ((3,), (3,)), ([0], (0,))],
+)
+def test_seeds_are_a_number_or_a_list(seeds, taken):
+    assert Study(seeds=seeds).seeds == taken
+
+
+def test_by_default_the_profile_says_how_many_seeds():
+    assert Study("paper").seeds == PAPER_SEEDS and len(Study("demo").seeds) == PROFILES["demo"].num_seeds >= 2
+    assert Study(smoke=True, seeds=5).seeds == (1111,)
+
+
+@pytest.mark.parametrize("seeds", [0, 6, -1, [], (), "5", [1.5], ["1111"]])
+def test_other_seeds_are_refused(seeds):
+    with pytest.raises(ValueError, match=r"seeds=.*: expected .* of seeds|seeds=.*: expected .* list of whole numbers"):
+        Study(seeds=seeds)
+
+
+def test_a_seed_given_twice_is_refused():
+    """Else one run would be shown as two with a deviation of 0."""
+    with pytest.raises(ValueError, match="seeds"):
+        Study(seeds=[1111, 1111])
+
+
+def test_every_seed_is_the_one_asked_for(study):
+    runs = study(seeds=[1111, 0]).runs("sims")
+    assert [run.config.seed for run in runs] == [1111, 0]
+
+
+# --- which runs -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("variant", [*VARIANTS.values(), *REGISTER.values()], ids=[*VARIANTS, *REGISTER])
+def test_a_variant_changes_just_what_it_says(study, variant):
+    plain = study()
+    for key in plain.keys:
+        assert difference(plain.config(key, variant), plain.config(key)) == variant
+
+
+def test_the_seed_changes_the_seed_alone(study):
+    first, second = study(seeds=2).runs("meld")
+    assert difference(second.config, first.config) == {"seed": 2222}
+
+
+def test_a_smoke_run_is_small_and_apart(study):
+    smoke, full = study(smoke=True), study()
+    assert {"adapter.dim": 16, "training.epochs": 1}.items() <= flat(smoke.config("sims")).items()
+    assert smoke.root == full.root / "smoke" and smoke.figures.is_relative_to(smoke.root)
+    assert not full.figures.is_relative_to(full.root)
+
+
+def test_the_papers_profile_trains_as_table_2_says(study):
+    settings = {"adapter.dim": 1024, "training.epochs": 150, "llm.name": "Qwen/Qwen-1_8B"}
+    plain = study("paper")
+    plain._corpora["sims"] = study().corpus("sims")  # the profile's own is not here
+    config = flat(plain.config("sims"))
+    assert settings.items() <= config.items()
+    assert config["training.learning_rate"] == paper.HYPERPARAMETERS.learning_rate
+    assert config["training.batch_size"] == paper.HYPERPARAMETERS.batch_size
+
+
+def test_a_runs_folder_is_named_by_its_corpus_and_hash(study, root):
+    (run,) = study(seeds=1).runs("sims")
+    assert run.folder == root / f"embedded-sims-{run.config.hash}"
+    (smoke,) = study(smoke=True).runs("sims")
+    assert smoke.folder.parent == root / "smoke" and smoke.folder.name != run.folder.name
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_all_runs_are_those_of_tables_and_register_each_once(study, voices, own):
+    plain = study(data=str(voices) if own else "", seeds=2)
+    runs = plain.all_runs()
+    assert len({run.config for run in runs}) == len({run.folder for run in runs}) == len(runs)
+    assert len(runs) == len(plain.keys) * len(VARIANTS) * 2 + len(REGISTER)
+    assert [name for name, _ in plain.register_runs()] == list(REGISTER)
+    for _, alternatives in plain.register_runs():
+        assert [(run.config.seed, run.config.data.name) for run in alternatives] == [
+            (1111, plain.corpus(plain.keys[0]).name)
+        ]
+
+
+# --- corpora ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_papers_corpora_are_asked_for_by_name(root, tmp_path, monkeypatch):
+    monkeypatch.setenv("CMPTA_RUNS", str(tmp_path))
+    where = str(tmp_path / "cache" / "data" / "simsv2")
+    message = (
+        f"profile 'paper' needs the corpus 'simsv2' in {where}, and it is not there.*data=<folder>.*profile 'demo'"
+    )
+    with pytest.raises(FileNotFoundError, match=message):
+        Study("paper").corpus("sims")
+    with pytest.raises(FileNotFoundError, match="'meld'"):
+        Study("paper").comparison_rows("meld")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_of_pickles_takes_the_corpora_place(study, voices):
+    own = study(data=str(voices), smoke=True)
+    assert own.keys == ("data",) and own.key("sims") == own.key("meld") == "data"
+    corpus = own.corpus("data")
+    assert corpus.name == "voices" and corpus.task.labels == ("calm", "happy") and not corpus.generated
+    assert not own.is_paper_corpus("data") and own.bayes("data", "f1_weighted") == {}
+    assert study(data=str(voices)).figures == ROOT / "figures" / "voices"
+    assert own.runs("data")[0].folder.name.startswith("voices-")
+
+
+def test_a_folder_without_pickles_says_what_was_expected(study, tmp_path):
+    with pytest.raises(FileNotFoundError, match="expected <name>_train.pkl and <name>_valid.pkl and <name>_test.pkl"):
+        study(data=str(tmp_path)).corpus("data")
+
+
+def test_a_corpus_is_opened_once(study, monkeypatch):
+    plain = study(smoke=True)
+    first = plain.corpus("sims")
+    monkeypatch.setattr(synthetic, "embedded_corpus", None)
+    assert plain.corpus("sims") is first
+
+
+def test_a_process_that_fails_shows_its_error():
+    with pytest.raises(RuntimeError, match="failed with exit code 1:\nno memory left"):
+        experiments._python("-c", "raise SystemExit('no memory left')", threads=1)
+
+
+# --- best possible scores ---------------------------------------------------------------------------------------------
+
+
+def test_text_alone_is_worse_than_everything(study, monkeypatch):
+    monkeypatch.setattr(synthetic, "SPLIT_SIZES", {"train": 1, "valid": 1, "test": 400})
+    plain = study()
+    mae, f1 = plain.bayes("sims", "mae"), plain.bayes("meld", "f1_weighted")
+    assert list(mae) == list(f1) == ["text", "face_voice", "all"]
+    assert mae["all"] < mae["face_voice"] < 1 and mae["all"] + 0.05 < mae["text"] < 1
+    assert 1 > f1["all"] > f1["text"] + 0.05 and f1["all"] > f1["face_voice"]
+
+
+def test_the_best_score_is_that_of_the_generators_answers(study):
+    plain = study(smoke=True)
+    table = plain.corpus("sims").splits["test"].table
+    assert plain.bayes("sims", "mae")["text"] == pytest.approx(np.abs(table["label"] - table["bayes_text"]).mean())
+    table = plain.corpus("meld").splits["test"].table
+    assert plain.bayes("meld", "accuracy")["all"] == (table["label"] == table["bayes_all"]).mean()
+
+
+# --- rows -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def finished(study) -> Study:
+    plain = study(smoke=True)
+    finish_tables(plain)
+    return plain
+
+
+def answers(study: Study, key: str, variant: str) -> np.ndarray:
+    return np.stack([run.predictions()["prediction"] for run in study.runs(key, VARIANTS[variant])])
+
+
+@pytest.mark.parametrize(("key", "table"), [("sims", paper.TABLE3), ("meld", paper.TABLE4)])
+def test_the_comparison_has_the_papers_rows_in_order_and_text_only(finished, key, table):
+    rows = finished.comparison_rows(key)
+    *others, ours = table
+    assert [row.method for row in rows[: len(others)]] == [f"{line.method} [{line.reference}]" for line in others]
+    for row, line in zip(rows, others, strict=False):
+        assert row.paper == line.scores
+        if row.predictions is None:
+            assert row.truth is None and row.note
+    text_only, cmpta = rows[len(others) :]
+    assert text_only.method.startswith("text only") and text_only.paper == {}
+    assert cmpta.method == "CMPTA" and cmpta.paper == ours.scores
+    np.testing.assert_array_equal(text_only.predictions, answers(finished, key, "text only"))
+    np.testing.assert_array_equal(cmpta.predictions, answers(finished, key, "CMPTA"))
+    np.testing.assert_array_equal(cmpta.truth, finished.corpus(key).splits["test"].labels)
+
+
+ROWS = ["CMPTA", "alignment off", "CMPTA", "unidirectional", "CMPTA", "adapter off"]
+ROWS += ["5 tokens", "CMPTA", "7 tokens", "8 tokens"]
+
+
+def printed_and_ours(rows: Sequence[ResultRow]) -> tuple[list[ResultRow], list[ResultRow]]:
+    """The rows that the paper prints too, and the one that it does not."""
+    ours = [row for row in rows if row.method.startswith("text only")]
+    return [row for row in rows if row not in ours], ours
+
+
+@pytest.mark.parametrize(("key", "table"), [("sims", paper.TABLE5), ("meld", paper.TABLE6)])
+def test_the_ablation_has_the_papers_rows_in_order_each_from_its_variant(finished, key, table):
+    rows, (extra,) = printed_and_ours(finished.ablation_rows(key))
+    assert [(row.group, row.method, row.paper) for row in rows] == [(r.group, r.method, r.scores) for r in table]
+    for row, variant in zip(rows, ROWS, strict=True):
+        np.testing.assert_array_equal(row.predictions, answers(finished, key, variant))
+    assert (extra.group, extra.paper) == (paper.ADAPTER, {})
+    np.testing.assert_array_equal(extra.predictions, answers(finished, key, "text only"))
+
+
+def test_a_users_own_clips_stand_beside_no_number_of_the_paper(study, voices):
+    own = study(data=str(voices), smoke=True)
+    finish_tables(own)
+    comparison, ablation = own.comparison_rows("data"), own.ablation_rows("data")
+    assert [row.method for row in comparison] == ["text only (no pseudo tokens)", "CMPTA"]
+    assert [row.method for row in printed_and_ours(ablation)[0]] == [line.method for line in paper.TABLE6]
+    for row in comparison + ablation:
+        assert row.paper == {} and row.predictions.shape == (1, 5)
+
+
+def test_a_row_holds_a_line_of_answers_for_every_seed(study):
+    plain = study(seeds=3)
+    runs = plain.runs("sims")
+    finish(plain, "sims", runs)
+    row = plain.row("sims", "CMPTA")
+    assert row.predictions.shape == (3, 9) and row.method == "CMPTA"
+    for line, run in zip(row.predictions, runs, strict=True):
+        np.testing.assert_array_equal(line, run.predictions()["prediction"])
+
+
+def test_an_unparsable_class_is_a_wrong_answer_and_not_a_label(study):
+    plain = study(smoke=True, seeds=[77])
+    (run,) = runs = plain.runs("meld")
+    finish(plain, "meld", runs)
+    table = pd.read_parquet(run.folder / "predictions.parquet")
+    table.loc[table["id"] == "test_00002", "prediction"] = np.nan
+    table.to_parquet(run.folder / "predictions.parquet", index=False)
+    predictions = plain.row("meld", "CMPTA").predictions
+    assert predictions.dtype.kind == "i" and (predictions == metrics.UNPARSABLE).nonzero()[1].tolist() == [2]
+
+
+def test_a_row_asks_for_its_missing_runs_and_no_others(study, monkeypatch):
+    plain, asked = study(seeds=[31, 32]), []
+
+    def ensure(runs: Sequence[Run], root: Path, jobs: int | None) -> None:
+        asked.append([run.folder for run in runs if not run.done])
+        finish(plain, "sims", runs)
+
+    monkeypatch.setattr(experiments, "ensure", ensure)
+    first, second = plain.runs("sims", VARIANTS["7 tokens"])
+    finish(plain, "sims", [first])
+    plain.row("sims", "7 tokens")
+    plain.row("sims", "7 tokens")
+    assert asked == [[second.folder], []]
+
+
+# --- where it all comes from ------------------------------------------------------------------------------------------
+
+
+def test_provenance_says_generated_and_smoke(finished):
+    runs = finished.runs("sims") + finished.runs("meld")
+    stated = finished.provenance(["sims", "meld"], runs)
+    prints = [finished.corpus(key).fingerprint[:8] for key in ("sims", "meld")]
+    assert stated.data == f"embedded-sims ({prints[0]}), embedded-meld ({prints[1]}), SMOKE RUN"
+    assert stated.generated and "says nothing about the paper" in stated.warning()
+    assert (stated.commit, stated.hardware, stated.seeds) == ("c0ffee", "a machine", (1111,))
+    assert (stated.profile, stated.backbone) == ("demo", "tiny (01234567)")
+
+
+def test_provenance_names_every_commit_and_machine_of_its_runs(study):
+    plain = study(seeds=2)
+    first, second = plain.runs("meld", {"adapter.num_heads": 2})
+    finish(plain, "meld", [first], commit="b")
+    finish(plain, "meld", [second], commit="a+dirty", hardware="another machine")
+    stated = plain.provenance(["meld"], [second, first, first])
+    assert (stated.commit, stated.hardware) == ("a+dirty, b", "a machine, another machine")
+    assert stated.seeds == (1111, 2222) and "SMOKE" not in stated.data
+
+
+def test_real_clips_are_not_called_generated(study, voices):
+    stated = study(data=str(voices)).provenance(["data"])
+    assert not stated.generated and stated.data.startswith("voices (") and stated.backbone == "none"
+
+
+WITHOUT_TORCH = """
+import sys
+from pathlib import Path
+from cmpta_lib.experiments import Study
+from cmpta_lib.tables import export_table, result_table
+study = Study(smoke=True)
+for key, metric in (("sims", "mae"), ("meld", "f1_weighted")):
+    best = {metric: study.bayes(key, metric)["all"]}
+    table = result_table(study.comparison_rows(key) + study.ablation_rows(key), [metric], bayes=best)
+    runs = study.runs(key)
+    export_table(table, Path(sys.argv[1]), key, caption="All.", provenance=study.provenance([key], runs))
+print(sorted({"torch", "transformers", "matplotlib"} & set(sys.modules)))
+"""
+
+
+def test_tables_from_finished_runs_import_no_torch(finished, tmp_path):
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", WITHOUT_TORCH, str(tmp_path)]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"
+    assert len(pd.read_csv(tmp_path / "sims.csv")) == len(paper.TABLE3) + 1 + len(paper.TABLE5) + 1
+    assert "SMOKE RUN" in (tmp_path / "meld.md").read_text(encoding="utf-8")

@@ -1,0 +1,275 @@
+"""The notebooks: their form, and that each runs alone and headless and leaves what it promises."""
+
+from __future__ import annotations
+
+import ast
+import os
+import pickle
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pandas as pd
+import papermill
+import pytest
+
+from cmpta_lib import cli, clips, reports, sizes
+from cmpta_lib.data import Sample, Task, write_corpus
+from cmpta_lib.experiments import Study
+
+NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+TABLES_ONLY = ("01", "03", "04", "05", "06", "07")  # these open no model and so need no torch
+ATTENTION = {"vision", "audio"}
+MOST_LINES = 20
+EXPORTS = {  # stems that a notebook leaves behind: figures as PDF and PNG, tables as CSV, LaTeX and Markdown
+    "01": ({"corpus_sims", "corpus_meld"}, {"table1"}),
+    "02": ({"fig1_architecture", "fig2_adapter"}, {"table2", "table2_parameters"}),
+    "03": ({"training_curves_sims", "training_curves_meld"}, {"training", "register"}),
+    "04": (set(), {"table3", "paired_sims"}),
+    "05": (set(), {"table4", "paired_meld"}),
+    "06": ({"ablation_sims"}, {"table5"}),
+    "07": ({"ablation_meld"}, {"table6"}),
+    "08": ({"fig3_attention_sims", "fig4_attention_meld"}, {"attention_on_cues"}),
+    "09": ({"fig5_case_study"}, set()),
+}
+
+every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
+
+
+def code_cells(path: Path) -> list[nbformat.NotebookNode]:
+    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+
+
+def test_the_series_is_complete():
+    assert [path.stem[:2] for path in NOTEBOOKS] == list(EXPORTS)
+
+
+@every_notebook
+def test_form(path: Path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    first = notebook.cells[0]
+    assert first.cell_type == "markdown" and re.match(r"# .+\?\n\n\w", first.source), "a question, then what and why"
+    for cell in code_cells(path):
+        assert not cell.outputs and cell.execution_count is None, "strip outputs before committing"
+        assert len([line for line in cell.source.split("\n") if line.strip()]) <= MOST_LINES, cell.source
+        for node in ast.walk(ast.parse(cell.source)):
+            ours = not isinstance(node, ast.ClassDef | ast.FunctionDef | ast.While)
+            assert ours, f"belongs in cmpta_lib:\n{cell.source}"
+    assert set(notebook.metadata) == {"kernelspec", "language_info"}, "no traces of one machine's run"
+
+
+@every_notebook
+def test_one_cell_of_literal_parameters(path: Path):
+    tagged = [cell for cell in code_cells(path) if "parameters" in cell.metadata.get("tags", [])]
+    assert len(tagged) == 1
+    assert code_cells(path)[0].id == tagged[0].id, "nothing runs before the parameters"
+    values = {}
+    for line, node in zip(tagged[0].source.split("\n"), ast.parse(tagged[0].source).body, strict=True):
+        assert isinstance(node, ast.Assign) and "  # " in line, f"one literal and its comment per line: {line}"
+        values[node.targets[0].id] = ast.literal_eval(node.value)
+    assert {"profile": "demo", "seeds": None, "data": "", "smoke": False}.items() <= values.items()
+    # A second "=" in a line hides its parameter from papermill, which would then take it for a misspelt one.
+    assert set(papermill.inspect_notebook(str(path))) == set(values)
+
+
+@every_notebook
+def test_no_name_is_used_for_two_things(path: Path):
+    """A name is bound in one cell only, so that any cell can be read without knowing which ran last."""
+    bound: dict[str, int] = {}
+    for number, cell in enumerate(code_cells(path)):
+        nodes = list(ast.walk(ast.parse(cell.source)))
+        passing = {id(n) for c in nodes if isinstance(c, ast.comprehension) for n in ast.walk(c.target)}
+        for node in nodes:
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and id(node) not in passing:
+                assert bound.setdefault(node.id, number) == number, f"'{node.id}' is bound again in code cell {number}"
+
+
+@pytest.fixture(scope="module")
+def runs_folder(tmp_path_factory) -> Iterator[Path]:
+    """One runs folder for all notebooks of this file, with all their runs, as `cmpta reproduce` leaves it.
+
+    Trained in one process: each notebook training its own costs four times as long, nearly all of it imports. That a
+    notebook trains what is missing is seen on the user's own clips.
+    """
+    before = {name: os.environ.get(name) for name in ("CMPTA_RUNS", "OMP_NUM_THREADS")}
+    folder = tmp_path_factory.mktemp("runs")
+    os.environ |= {"CMPTA_RUNS": str(folder), "OMP_NUM_THREADS": "1"}
+    study = Study(smoke=True)
+    study.ensure(study.all_runs(), jobs=1)
+    yield folder
+    for name, value in before.items():
+        os.environ.pop(name)
+        if value is not None:
+            os.environ[name] = value
+
+
+def execute(path: Path, folder: Path, **parameters: object) -> nbformat.NotebookNode:
+    """Run a notebook in smoke mode; one more cell at the end of it tells which heavy modules it has imported."""
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells.append(nbformat.v4.new_code_cell("import sys\nprint('torch' in sys.modules)"))
+    copy = folder / path.name
+    nbformat.write(notebook, copy)
+    cli.execute_notebook(copy, folder / f"{path.stem}.out.ipynb", {"smoke": True, **parameters})
+    return nbformat.read(folder / f"{path.stem}.out.ipynb", as_version=4)
+
+
+def shown(cell: nbformat.NotebookNode) -> set[str]:
+    """MIME types of what a cell shows."""
+    return {kind for output in cell.outputs for kind in output.get("data", {})}
+
+
+@pytest.mark.slow
+@every_notebook
+def test_runs_headless_and_exports(path: Path, runs_folder: Path, tmp_path: Path):
+    number, figures = path.stem[:2], runs_folder / "smoke" / "figures"
+    *_, last, probe = [cell for cell in execute(path, tmp_path).cells if cell.cell_type == "code"]
+    assert shown(last) & {"text/html", "image/png"}, "the last cell shows the table or figure"
+    assert probe.outputs[0].text.strip() == str(number not in TABLES_ONLY), "tables import no torch"
+    drawn, written = EXPORTS[number]
+    for stem in drawn:
+        assert (figures / f"{stem}.png").read_bytes().startswith(b"\x89PNG")
+        assert (figures / f"{stem}.pdf").read_bytes().startswith(b"%PDF")
+    for stem in written:
+        markdown = (figures / f"{stem}.md").read_text(encoding="utf-8")
+        assert "SMOKE RUN" in markdown and "says nothing about the paper" in markdown
+        assert len(pd.read_csv(figures / f"{stem}.csv")) and (figures / f"{stem}.tex").exists()
+
+
+@pytest.fixture(scope="module")
+def voices(tmp_path_factory) -> Path:
+    """A user's own clips: three classes, a voice each and no face, in MELD's public format."""
+    folder, rng = tmp_path_factory.mktemp("voices"), np.random.default_rng(0)
+    for split, size in (("train", 24), ("valid", 9), ("test", 12)):
+        items = []
+        for number in range(size):
+            label, frames = ("angry", "calm", "happy")[number % 3], int(rng.integers(5, 12))
+            audio = rng.standard_normal((frames, 10)).astype(np.float32) + number % 3
+            features = {"text": "Kids are talking by the door.", "audio": audio, "audio_len": frames}
+            features |= {"video": np.zeros((1, 4), np.float32), "video_len": 0}
+            items.append({"label": label, "features": features})
+        (folder / f"voices_{split}.pkl").write_bytes(pickle.dumps(items))
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", ["09", "04"])
+def test_runs_on_a_users_own_clips(number: str, runs_folder: Path, voices: Path, tmp_path: Path):
+    """Audio only: one panel instead of two, no paper column to fill, and the corpus's own name in the caption."""
+    path = next(path for path in NOTEBOOKS if path.stem.startswith(number))
+    execute(path, tmp_path, data=str(voices))
+    figures = runs_folder / "smoke" / "figures"
+    if number == "09":  # comes first and so trains both runs in its kernel's workers
+        assert (figures / "fig5_case_study.png").exists()
+        return
+    table = pd.read_csv(figures / "table3.csv")
+    assert set(table["WF1 (%) paper"]) == {"—"} and list(table["method"])[-1] == "CMPTA"
+    assert "voices" in (figures / "table3.md").read_text(encoding="utf-8") and not table["generated"].any()
+
+
+def test_the_report_gathers_what_there_is_and_names_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CMPTA_RUNS", str(tmp_path))
+    study = Study(smoke=True)
+    reports.save_table(study, reports.table1(study), "table1", "Table 1. Clips.", study.keys)
+    text = reports.write_report(study).read_text(encoding="utf-8")
+    assert "| SIMS-V2 | paper | 2722 | 647 | 1034 | 4403 | Chinese |" in text
+    assert "SMOKE RUN" in text.splitlines()[0] and "says nothing about the paper's claims" in text
+    assert "(table3.md: not made.)" in text and "table1.md: not made" not in text
+
+
+def test_qwen_is_as_large_as_it_says():
+    assert sizes.qwen_parameters() == 1_836_828_672  # the published checkpoint's total
+
+
+def test_parameter_counts_are_those_of_the_adapter():
+    """Counted without memory, and nothing is left out: the sum is the real module's."""
+    from cmpta_lib.adapter import CMPTAdapter
+    from cmpta_lib.config import AdapterConfig
+
+    for changes in ({}, {"num_pseudo_tokens": 8}, {"fusion": "pooled"}, {"alignment": "linear"}):
+        config = AdapterConfig(dim=16, **changes)
+        real = sum(p.numel() for p in CMPTAdapter(config, 5, 7, 32, 1.0).parameters())
+        assert sizes.parameter_counts(config, 5, 7, 32).total() == real
+
+
+def small_corpus(folder: Path, task: Task, labels: list, **modalities: list[int]):
+    """A corpus whose test clips have these labels and lengths."""
+
+    def split(values: list) -> Iterator[Sample]:
+        for number, label in enumerate(values):
+            frames = {m: np.zeros((lengths[number % len(lengths)], 3), np.float32) for m, lengths in modalities.items()}
+            yield Sample(id=f"c{number}", text="hm", label=label, **frames)
+
+    splits = {"train": split(labels), "valid": split(labels), "test": split(labels)}
+    return write_corpus(folder, name="small", task=task, splits=splits, generated=False)
+
+
+def answers(labels: list, predictions: list) -> pd.DataFrame:
+    return pd.DataFrame({"label": labels, "prediction": np.array(predictions, float)})
+
+
+NO_SUCH = "no test clip fits (text only says joy, label disgust or anger, CMPTA right, text only wrong)"
+EMOTIONS = Task("classification", "en", ("anger", "disgust", "joy"))
+
+
+def test_the_sarcastic_clip_is_chosen_by_its_rule(tmp_path: Path):
+    labels = [2, 0, 0, 1]
+    corpus = small_corpus(tmp_path / "c", EMOTIONS, labels, audio=[4], vision=[2])
+    text_only, cmpta = answers(labels, [2, 0, 2, 2]), answers(labels, [2, 0, 0, 1])
+    index, rule = clips.pick_sarcastic(corpus, text_only, cmpta)
+    assert (index, rule[:20]) == (2, "the first test clip ")
+    assert clips.pick_sarcastic(corpus, answers(labels, [2, 1, 1, 0]), cmpta) == (
+        1,
+        NO_SUCH + ", so the one corrected most",
+    )
+    assert clips.pick_sarcastic(corpus, cmpta, cmpta) == (0, NO_SUCH + " and CMPTA corrects none, so the first")
+    assert clips.pick_sarcastic(corpus, text_only, cmpta, "c3") == (3, clips.BY_HAND)
+    with pytest.raises(ValueError, match="no clip 'x9' in split 'test' of 4 clips; its ids: c0, c1, c2"):
+        clips.pick_sarcastic(corpus, text_only, cmpta, "x9")
+
+
+def test_a_clip_without_frames_is_never_drawn(tmp_path: Path):
+    labels = [0, 1, 2]
+    corpus = small_corpus(tmp_path / "c", EMOTIONS, labels, audio=[0, 0, 4], vision=[0])
+    right = answers(labels, labels)
+    assert clips.pick_clip(corpus, right) == (2, "the first test clip with audio that CMPTA answers rightly")
+    assert clips.pick_sarcastic(corpus, right, right)[0] == 2
+    silent = small_corpus(tmp_path / "s", EMOTIONS, labels, audio=[0], vision=[0])
+    with pytest.raises(ValueError, match="no test clip has vision or audio"):
+        clips.pick_clip(silent, right)
+
+
+def test_real_clips_have_no_known_cues(tmp_path: Path):
+    corpus = small_corpus(tmp_path / "c", EMOTIONS, [0, 1], audio=[4], vision=[2])
+    assert clips.attention_on_cues(None, corpus, answers([0, 1], [0, 1])).empty
+
+
+def test_a_score_is_right_within_one_step():
+    task = Task("regression", "zh")
+    table = answers([0.0, 0.4, 0.4, -1.0], [0.2, 0.2, 0.1, np.nan])
+    assert clips.is_right(task, table).tolist() == [True, True, False, False]
+
+
+def test_attention_share_on_cues_by_hand(llm, corpora):
+    """Against a loop over single clips: padding and batch mates must not enter a clip's share."""
+    from cmpta_lib import training
+    from cmpta_lib.config import DataConfig, RunConfig, override
+
+    corpus = corpora["embedded-meld"]
+    config = RunConfig(data=DataConfig(corpus.name, corpus.fingerprint))
+    model = training.build(override(config, {"adapter.dim": 16}), corpus, llm).eval()
+    split = corpus.splits["test"]
+    everything = answers(split.labels.tolist(), split.labels.tolist())
+    table = clips.attention_on_cues(model, corpus, everything).set_index("attention")
+    for modality in ATTENTION:
+        inside = []
+        for index in range(len(split)):
+            panels = {p.modality: p for p in clips.attention_panels(model, corpus, index)}
+            if modality in panels and panels[modality].cue_window:
+                start, stop = panels[modality].cue_window
+                inside.append(panels[modality].weights[:, start:stop].sum(1).mean())
+        row = table.loc[f"text → {modality}"]
+        assert row["clips"] == len(inside) > 0
+        assert float(row["on the cue (%)"]) == pytest.approx(100 * np.mean(inside), abs=0.051)

@@ -1,0 +1,157 @@
+"""What a run writes down about itself: files whole or not at all, and the commit it came from."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from cmpta_lib import records
+
+
+@pytest.fixture(autouse=True)
+def forgotten():
+    """`commit` and `hardware` remember their first answer; each test asks anew."""
+    records.commit.cache_clear()
+    records.hardware.cache_clear()
+    yield
+    records.commit.cache_clear()
+    records.hardware.cache_clear()
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def test_text_replaces_the_old_file_and_leaves_nothing_else(tmp_path: Path):
+    path = tmp_path / "metrics.json"
+    records.write_text(path, "a much longer first text")
+    records.write_text(path, "mæ 表")
+    assert path.read_text(encoding="utf-8") == "mæ 表"
+    assert os.listdir(tmp_path) == ["metrics.json"]
+
+
+def test_tables_come_back_and_leave_nothing_else(tmp_path: Path):
+    path, table = tmp_path / "table.parquet", pd.DataFrame({"id": ["a", "b"], "prediction": [0.2, float("nan")]})
+    records.write_parquet(path, table)
+    pd.testing.assert_frame_equal(pd.read_parquet(path), table)
+    assert os.listdir(tmp_path) == ["table.parquet"]
+
+
+def write(path: Path) -> None:
+    write_as = {".json": records.write_text, ".parquet": records.write_parquet}
+    write_as[path.suffix](path, "new" if path.suffix == ".json" else pd.DataFrame({"new": [1]}))
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "predictions.parquet"])
+def test_a_crash_before_the_last_step_leaves_the_old_file(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / name).write_bytes(b"old")
+
+    def fail(*_: Any) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write(tmp_path / name)
+    assert (tmp_path / name).read_bytes() == b"old"
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "predictions.parquet"])
+def test_the_file_is_complete_before_it_takes_its_name(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    seen: list[tuple[bytes, bool]] = []
+    replace = os.replace
+
+    def watch(source: Path, target: Path) -> None:
+        seen.append((Path(source).read_bytes(), Path(target).exists()))
+        assert Path(source).parent == Path(target).parent, "a rename is atomic only within a file system"
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", watch)
+    write(tmp_path / name)
+    assert seen == [((tmp_path / name).read_bytes(), False)]
+
+
+# --- commit -----------------------------------------------------------------------------------------------------------
+
+
+def git(folder: Path, *arguments: str) -> str:
+    named = ("-c", "user.name=Test", "-c", "user.email=test@example.org", "-c", "commit.gpgsign=false")
+    done = subprocess.run(["git", "-C", folder, *named, *arguments], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A small repository that `records` takes for its own."""
+    for name, text in {"code.py": "a = 1\n", "figures/table3.md": "old\n", "README.md": "old\n"}.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    (tmp_path / ".gitignore").write_text("runs/\n")
+    git(tmp_path, "init", "-q")
+    git(tmp_path, "add", "-A")
+    git(tmp_path, "commit", "-q", "-m", "First")
+    monkeypatch.setattr(records, "_ROOT", tmp_path)
+    return tmp_path
+
+
+def test_the_commit_of_a_clean_checkout(checkout: Path):
+    assert records.commit() == git(checkout, "rev-parse", "HEAD")[:10]
+
+
+@pytest.mark.parametrize("result", ["figures/table3.md", "figures/demo/new.md", "README.md", "runs/x/metrics.json"])
+def test_results_do_not_make_a_checkout_dirty(checkout: Path, result: str):
+    """Else the second figure of a reproduction would differ from the first in its small print."""
+    (checkout / result).parent.mkdir(parents=True, exist_ok=True)
+    (checkout / result).write_text("new\n")
+    assert not records.commit().endswith("+dirty")
+
+
+@pytest.mark.parametrize("code", ["code.py", "untracked.py", "notebooks/figures/code.py"])
+def test_code_that_differs_makes_a_checkout_dirty(checkout: Path, code: str):
+    (checkout / code).parent.mkdir(parents=True, exist_ok=True)
+    (checkout / code).write_text("a = 2\n")
+    assert records.commit() == git(checkout, "rev-parse", "HEAD")[:10] + "+dirty"
+
+
+def test_staged_and_deleted_code_counts_too(checkout: Path):
+    (checkout / "code.py").unlink()
+    git(checkout, "add", "-A")
+    assert records.commit().endswith("+dirty")
+
+
+def test_outside_git_the_commit_is_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    monkeypatch.setattr(records, "_ROOT", tmp_path)
+    assert records.commit() == "unknown"
+
+
+def test_before_the_first_commit_it_is_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    git(tmp_path, "init", "-q")
+    monkeypatch.setattr(records, "_ROOT", tmp_path)
+    assert records.commit() == "unknown"
+
+
+def test_without_git_it_is_unknown(checkout: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PATH", str(checkout))
+    assert records.commit() == "unknown"
+
+
+# --- environment ------------------------------------------------------------------------------------------------------
+
+
+def test_the_environment_names_versions_and_machine(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(records, "commit", lambda: "c0ffee")
+    monkeypatch.setattr(records, "hardware", lambda: "a machine")
+    record = records.environment(seconds=1.5)
+    assert (record["commit"], record["hardware"], record["seconds"]) == ("c0ffee", "a machine", 1.5)
+    assert record["packages"]["torch"] == version("torch") and record["packages"]["pandas"] == pd.__version__
+
+
+def test_the_hardware_is_the_processor_where_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delitem(records.sys.modules, "torch", raising=False)
+    assert records.hardware() == f"{records._processor()}, {os.cpu_count()} cores"
+    assert records._processor()

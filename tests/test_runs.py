@@ -1,0 +1,501 @@
+"""Runs: trained once whoever asks and however often they are killed, and the same bytes every time.
+
+Importing torch costs several seconds a process, so most workers here are forked from a server that has done it already;
+they are processes of their own all the same, and can be killed as such.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import shutil
+import signal
+import stat
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from cmpta_lib import metrics, records, runs
+from cmpta_lib.config import DataConfig, RunConfig, from_json, to_json
+from cmpta_lib.experiments import REGISTER, SMOKE_DOCUMENTS, Study
+from cmpta_lib.runs import DONE, Run
+
+FILES = {"config.json", "history.csv", "predictions.parquet", "adapter.safetensors", "environment.json", DONE}
+RESULTS = ("adapter.safetensors", "predictions.parquet", DONE)  # what a killed run must end with, byte for byte
+LOCK = "lock"  # stays: removing a lock file while another process opens it would let two hold it
+
+
+def study_in(folder: Path, **settings: Any) -> Study:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CMPTA_RUNS", str(folder))
+        return Study(smoke=True, **settings)
+
+
+def files_of(run: Run) -> set[str]:
+    return {path.name for path in run.folder.iterdir()} - {LOCK}
+
+
+def contents(run: Run, names: tuple[str, ...]) -> dict[str, bytes]:
+    return {name: (run.folder / name).read_bytes() for name in names}
+
+
+def begin(folder: Path, config: RunConfig) -> Run:
+    """A run's folder as `ensure` leaves it to its workers."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(to_json(config))
+    return Run(config, folder)
+
+
+# --- processes and folders that the tests share -----------------------------------------------------------------------
+
+server = multiprocessing.get_context("forkserver")
+
+
+@pytest.fixture(scope="module")
+def elsewhere() -> Iterator[Callable[..., Any]]:
+    """Call a function in another process, which has imported torch already, and return what it returns."""
+    server.set_forkserver_preload(["cmpta_lib.training", "transformers.models.qwen2.modeling_qwen2", "pyarrow.parquet"])
+    with ProcessPoolExecutor(1, mp_context=server) as pool:
+        yield lambda function, *arguments: pool.submit(function, *arguments).result()
+
+
+def build_tiny_llm(cache: Path) -> None:
+    from cmpta_lib import tiny
+
+    tiny.build(cache, SMOKE_DOCUMENTS)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory, elsewhere) -> Study:
+    """A smoke study with its corpora and LLM."""
+    made = study_in(tmp_path_factory.mktemp("runs"))
+    elsewhere(build_tiny_llm, made.cache / "llm")
+    for key in made.keys:
+        made.corpus(key)
+    return made
+
+
+@pytest.fixture(scope="module")
+def voices(tmp_path_factory, study) -> Study:
+    """The same folder with a user's own clips: three classes, a voice each and no face."""
+    folder, rng = tmp_path_factory.mktemp("voices"), np.random.default_rng(0)
+    for split, size in (("train", 20), ("valid", 6), ("test", 7)):
+        items = []
+        for number in range(size):
+            audio = rng.standard_normal((int(rng.integers(5, 12)), 10)).astype(np.float32) + number % 3
+            features = {"text": "Kids are talking by the door.", "audio": audio, "audio_len": len(audio)}
+            features |= {"video": np.zeros((1, 4), np.float32), "video_len": 0}
+            items.append({"label": ("angry", "calm", "happy")[number % 3], "features": features})
+        (folder / f"voices_{split}.pkl").write_bytes(pickle.dumps(items))
+    return study_in(study.root.parent, data=str(folder))
+
+
+@pytest.fixture(scope="module")
+def asked(study, voices) -> dict[str, Run]:
+    """The runs of this file, not yet made."""
+    return {
+        "CMPTA": study.runs("sims")[0],
+        "text only": study.runs("sims", {"adapter.fusion": "none"})[0],
+        "free": study.runs("sims", REGISTER["11: free decoding"])[0],
+        "own clips": voices.runs("data")[0],
+    }
+
+
+class Watcher(threading.Thread):
+    """Notes every state of some files while others work: a file written twice has two."""
+
+    def __init__(self, root: Path, pattern: str) -> None:
+        super().__init__(daemon=True)
+        self.root, self.pattern, self.seen, self.stop = root, pattern, set(), threading.Event()
+
+    def run(self) -> None:
+        while not self.stop.wait(0.01):
+            self.look()
+
+    def look(self) -> None:
+        for path in self.root.glob(self.pattern):
+            try:
+                self.seen.add((path, path.stat().st_mtime_ns))
+            except FileNotFoundError:
+                continue
+
+    def end(self) -> Counter[Path]:
+        self.stop.set()
+        self.join()
+        self.look()
+        return Counter(path for path, _ in self.seen)
+
+
+@pytest.fixture(scope="module")
+def asked_twice(asked, study, elsewhere) -> tuple[dict[str, Run], Counter[Path], Counter[Path]]:
+    """The runs, finished by two processes that asked for all of them at once; and the files seen meanwhile."""
+    finished, logs = Watcher(study.root, f"*/{DONE}"), Watcher(study.root, "workers-*.log")
+    other = threading.Thread(target=elsewhere, args=(runs.ensure, list(asked.values()), study.root, 1))
+    for thread in (finished, logs, other):
+        thread.start()
+    study.ensure(list(asked.values()), jobs=1)
+    other.join()
+    return asked, finished.end(), logs.end()
+
+
+@pytest.fixture(scope="module")
+def done(asked_twice) -> dict[str, Run]:
+    return asked_twice[0]
+
+
+# --- finished runs ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow  # the first of those that wait for real workers, which import torch
+def test_two_processes_that_ask_for_the_same_runs_train_each_once(asked_twice):
+    asked, finished, logs = asked_twice
+    assert all(run.done for run in asked.values())
+    assert finished == dict.fromkeys((run.folder / DONE for run in asked.values()), 1)
+    assert len(logs) == 2, "both had to start workers, else nothing was tested"
+
+
+@pytest.mark.parametrize("name", ["CMPTA", "text only", "free", "own clips"])
+def test_a_finished_run_holds_its_files_and_no_others(done, study, name):
+    run = done[name]
+    assert files_of(run) == FILES
+    assert from_json((run.folder / "config.json").read_text()) == run.config
+    written = {path.name: path.stat().st_mtime_ns for path in run.folder.iterdir() if path.name != LOCK}
+    assert max(written, key=written.get) == DONE
+    assert not list(study.root.glob("workers-*.log")), "a log stays only where something failed"
+
+
+@pytest.mark.parametrize("name", ["CMPTA", "text only", "own clips"])
+def test_predictions_cover_both_splits_in_order_and_give_the_stored_scores(done, study, voices, name):
+    run = done[name]
+    corpus = voices.corpus("data") if name == "own clips" else study.corpus("sims")
+    for split in ("valid", "test"):
+        table = run.predictions(split)
+        assert list(table.columns) == ["id", "label", "reply", "prediction"]
+        assert list(table["id"]) == list(corpus.splits[split].table["id"])
+        assert list(table["label"]) == list(corpus.splits[split].labels)
+        truth, answers = table["label"].to_numpy(), table["prediction"].to_numpy()
+        if corpus.task.kind == "regression":
+            scores = metrics.regression_metrics(truth, answers)
+        else:
+            scores = metrics.classification_metrics(truth, answers.astype(int), corpus.task.labels)
+        assert run.metrics[split] == scores | {"unparsable_count": 0.0}
+
+
+def test_the_history_has_a_line_for_every_epoch(done):
+    assert list(done["CMPTA"].history["epoch"]) == [1] and "valid_mae" in done["CMPTA"].history
+    assert "valid_f1_weighted" in done["own clips"].history
+    assert done["CMPTA"].metrics["best_epoch"] == 1 and done["CMPTA"].metrics["trainable_parameters"] > 0
+
+
+def test_text_only_trains_nothing(done):
+    run = done["text only"]
+    assert list(run.history.columns) == ["epoch", "learning_rate", "train_loss"] and len(run.history) == 0
+    assert run.metrics["best_epoch"] == run.metrics["trainable_parameters"] == 0
+
+
+def test_the_environment_says_what_made_the_run(done, study, voices):
+    record = done["own clips"].environment
+    assert record["llm_fingerprint"] == study.llm.fingerprint
+    assert record["commit"] == records.commit() and record["seconds"] >= record["train_seconds"] >= 0
+    assert {"torch", "transformers", "numpy"} <= record["packages"].keys() and record["hardware"]
+    assert record["data_sources"].keys() == {f"voices_{split}.pkl" for split in ("train", "valid", "test")}
+    assert record["data_sources"] == voices.corpus("data").sources
+
+
+def test_free_replies_that_are_no_answer_are_counted_and_stay_empty(done):
+    """The barely trained LLM of a smoke run says many of them."""
+    run, counted = done["free"], 0
+    for split in ("valid", "test"):
+        table = run.predictions(split)
+        unparsable = table["prediction"].isna()
+        assert list(table["reply"].isna()) == list(unparsable)
+        assert run.metrics[split]["unparsable_count"] == unparsable.sum()
+        counted += unparsable.sum()
+    assert run.metrics["oddities"]["unparsable_replies"] >= counted > 0
+    assert "unparsable_replies" not in done["CMPTA"].metrics["oddities"]
+
+
+def test_an_oddity_is_counted_once_a_clip(done):
+    run = done["free"]
+    unparsable = sum(run.metrics[split]["unparsable_count"] for split in ("valid", "test"))
+    assert run.metrics["oddities"]["unparsable_replies"] == unparsable
+
+
+def test_a_finished_run_is_neither_trained_nor_touched_again(done, study, monkeypatch):
+    before = {path: path.stat().st_mtime_ns for run in done.values() for path in run.folder.iterdir()}
+    monkeypatch.setattr(runs.subprocess, "Popen", None)
+    assert study.ensure(list(done.values())) == list(done.values())
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def finish_again(root: Path, configs: list[RunConfig]) -> dict[str, Path]:
+    folders = [begin(root / f"again-{config.hash}", config).folder for config in configs]
+    runs.work(root, folders)
+    return {config.hash: folder for config, folder in zip(configs, folders, strict=True)}
+
+
+def test_another_process_makes_the_same_bytes(done, study, elsewhere):
+    names = ("CMPTA", "text only", "own clips")
+    again = elsewhere(finish_again, study.root, [done[name].config for name in names])
+    for name in names:
+        run = done[name]
+        assert contents(replace(run, folder=again[run.config.hash]), RESULTS) == contents(run, RESULTS)
+
+
+def answer_again(root: Path, run: Run) -> tuple[dict[str, pd.DataFrame], bytes, bool]:
+    """Predictions of the loaded model, its weights as a file's bytes, and whether it still trains."""
+    from cmpta_lib import training
+
+    model = runs.load_model(run, root)
+    corpus = runs.find_corpus(root / "cache" / "data", run.config.data)
+    tables = {split: training.evaluate(model, corpus.splits[split]) for split in ("valid", "test")}
+    training.write_tensors(root / f"loaded-{run.config.hash}.safetensors", model.adapter.state_dict())
+    return tables, (root / f"loaded-{run.config.hash}.safetensors").read_bytes(), model.training
+
+
+@pytest.mark.parametrize("name", ["CMPTA", "text only", "free", "own clips"])
+def test_a_loaded_model_gives_the_stored_predictions(done, study, elsewhere, name):
+    run = done[name]
+    tables, weights, is_training = elsewhere(answer_again, study.root, run)
+    for split, table in tables.items():
+        pd.testing.assert_frame_equal(table, run.predictions(split), check_dtype=False)
+    assert weights == (run.folder / "adapter.safetensors").read_bytes() and not is_training
+
+
+# --- how long a step takes --------------------------------------------------------------------------------------------
+
+
+def time_steps(folder: Path, **settings: Any) -> pd.DataFrame:
+    from cmpta_lib import benchmark
+
+    benchmark.STEPS = 4
+    return benchmark.step_times(study_in(folder, **settings))
+
+
+def test_a_steps_time_stands_beside_its_floor(study, elsewhere):
+    table = elsewhere(time_steps, study.root.parent)
+    assert list(table["corpus"]) == ["embedded-sims", "embedded-meld"] and set(table["batch"]) == {16}
+    parts = table[["bare LLM forward + backward ms", "training step ms", "answer ms", "step / floor"]]
+    assert (parts > 0).all(axis=None)
+
+
+# --- what goes wrong --------------------------------------------------------------------------------------------------
+
+
+def test_a_missing_corpus_is_named(tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "meta.json").write_text('{"fingerprint": "abc"}')
+    message = f"no corpus 'simsv2' with fingerprint f00d in {tmp_path}: open it through Study.corpus"
+    with pytest.raises(FileNotFoundError, match=message):
+        runs.find_corpus(tmp_path, DataConfig("simsv2", "f00d"))
+
+
+@pytest.mark.slow  # a real worker, which imports torch
+def test_a_failing_worker_names_its_run_and_shows_its_log(study, elsewhere, tmp_path):
+    broken = study_in(tmp_path)
+    broken.cache.mkdir(parents=True)
+    (broken.cache / "llm").symlink_to(study.cache / "llm")
+    (good,), (bad,) = broken.runs("meld", {"adapter.fusion": "none"}), broken.runs("sims")
+    (folder,) = (broken.cache / "data").glob("embedded-sims*/")
+    shutil.rmtree(folder)
+    with pytest.raises(RuntimeError, match=rf"runs did not finish, among them {bad.folder.name};.* Log .*workers-") as caught:
+        broken.ensure([good, bad], jobs=1)
+    assert "FileNotFoundError: no corpus 'embedded-sims' with fingerprint" in str(caught.value)
+    assert good.done and not bad.done
+    study_in(tmp_path).corpus("sims")
+    elsewhere(runs.work, broken.root, [good.folder, bad.folder])
+    assert bad.done and files_of(bad) == FILES
+
+
+@pytest.mark.parametrize(
+    ("ending", "shown"), [("echo the disk is full >&2; exit 3", "the disk is full"), ("kill -9 $$", "")]
+)
+def test_a_worker_that_ends_early_fails_the_call(ending, shown, tmp_path, monkeypatch):
+    script = tmp_path / "python"
+    script.write_text(f"#!/bin/sh\n{ending}\n")
+    script.chmod(script.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setattr(runs.sys, "executable", str(script))
+    run = Run(RunConfig(DataConfig("a", "b")), tmp_path / "a-1")
+    with pytest.raises(RuntimeError, match=f"1 of 1 runs did not finish, among them a-1;(.|\n)*{shown}"):
+        runs.ensure([run], tmp_path, jobs=1)
+    assert not run.done
+
+
+def test_an_interrupted_call_ends_its_workers(tmp_path, monkeypatch):
+    """Else a stopped notebook would go on training behind its reader's back."""
+    script, started = tmp_path / "python", tmp_path / "started"
+    script.write_text(f"#!/bin/sh\necho $$ > {started}\nexec sleep 30\n")
+    script.chmod(script.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setattr(runs.sys, "executable", str(script))
+
+    def interrupt(_: float) -> None:
+        if started.exists() and started.read_text().strip():
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(runs.time, "sleep", interrupt)
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        runs.ensure([Run(RunConfig(DataConfig("a", "b")), tmp_path / "a-1")], tmp_path, jobs=1)
+    assert time.monotonic() - began < 20, "it waited for the worker's own end"
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(started.read_text()), 0)
+
+
+# --- claiming ---------------------------------------------------------------------------------------------------------
+
+
+def test_each_run_is_claimed_by_one_worker_and_waited_for_by_the_others(tmp_path, monkeypatch):
+    folders = [begin(tmp_path / f"run{n}", RunConfig(DataConfig("a", "b"), seed=n)).folder for n in range(6)]
+    trained: Counter[Path] = Counter()
+    unfinished: list[Path] = []
+
+    def execute(root: Path, folder: Path) -> None:
+        trained[folder] += 1
+        time.sleep(0.05)
+        (folder / DONE).write_text("{}")
+
+    def work() -> None:
+        runs.work(tmp_path, folders)
+        unfinished.extend(folder for folder in folders if not (folder / DONE).exists())
+
+    monkeypatch.setattr(runs, "execute", execute)
+    workers = [threading.Thread(target=work) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert trained == dict.fromkeys(folders, 1) and not unfinished
+
+
+def test_progress_counts_finished_epochs(tmp_path):
+    run = begin(tmp_path / "run", RunConfig(DataConfig("a", "b")))
+    assert runs._epochs(run.folder, 5) == 0
+    (run.folder / "history.csv").write_text("epoch,train_loss\n1,0.5\n2,0.4\n")
+    assert runs._epochs(run.folder, 5) == 2
+    (run.folder / DONE).write_text("{}")
+    assert runs._epochs(run.folder, 5) == 5  # also where patience ended it early
+
+
+def test_the_runs_folder_can_be_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("CMPTA_RUNS", str(tmp_path))
+    assert runs.runs_folder() == tmp_path
+    monkeypatch.delenv("CMPTA_RUNS")
+    assert runs.runs_folder() == runs.ROOT / "runs"
+
+
+def test_a_relative_runs_folder_is_the_callers(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CMPTA_RUNS", "my-runs")
+    assert runs.runs_folder() == tmp_path / "my-runs"
+
+
+# --- kills ------------------------------------------------------------------------------------------------------------
+
+LONG = {"training.epochs": 3}  # of three steps each
+MOMENTS = {  # what a worker is about to do, for the how-maniest time, when it is killed
+    "at the start": ("find_corpus", 1),
+    "within an epoch": ("_step", 5),
+    "while a checkpoint is written": ("checkpoint.safetensors", 2),
+    "after the last epoch": ("history.csv", 3),
+    "while predictions are written": ("predictions.parquet", 1),
+    "while the mark is written": (DONE, 1),
+    "before the checkpoint is removed": ("unlink", 1),
+}
+
+
+def work_until(root: Path, folder: Path, moment: tuple[str, int]) -> None:
+    """A worker that is killed at `moment`; a file about to take its name is then half written."""
+    from cmpta_lib import training
+
+    calls: Counter[str] = Counter()
+
+    def watch(owner: Any, name: str) -> None:
+        function = getattr(owner, name)
+
+        def call(*arguments: Any, **more: Any) -> Any:
+            event = Path(arguments[1]).name if name == "replace" else name
+            calls[event] += 1
+            if (event, calls[event]) == moment:
+                if name == "replace":
+                    os.truncate(arguments[0], os.path.getsize(arguments[0]) // 2)
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*arguments, **more)
+
+        setattr(owner, name, call)
+
+    for owner, name in ((runs, "find_corpus"), (training, "_step"), (os, "replace"), (Path, "unlink")):
+        watch(owner, name)
+    runs.work(root, [folder])
+
+
+@pytest.fixture(scope="module")
+def undisturbed(study, elsewhere, tmp_path_factory) -> Run:
+    """The same config in another runs folder, trained through."""
+    other = study_in(tmp_path_factory.mktemp("undisturbed"))
+    other.root.mkdir(parents=True)
+    (other.root / "cache").symlink_to(study.cache)
+    config = other.config("sims", LONG)
+    folder = elsewhere(finish_again, other.root, [config])[config.hash]
+    return Run(config, folder)
+
+
+@pytest.fixture(scope="module")
+def killed(study, elsewhere) -> tuple[dict[str, Run], dict[str, set[str]]]:
+    """By moment: runs whose worker was killed then and which `ensure` has finished since; and what the kill left."""
+    config = study.config("sims", LONG)
+    folders = {moment: study.root / f"killed-{number}" for number, moment in enumerate(MOMENTS)}
+    hit = {moment: begin(folder, config) for moment, folder in folders.items()}
+    workers = [
+        server.Process(target=work_until, args=(study.root, hit[moment].folder, when))
+        for moment, when in MOMENTS.items()
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert [worker.exitcode for worker in workers] == [-signal.SIGKILL] * len(workers)
+    left = {moment: files_of(run) for moment, run in hit.items()}
+    study.ensure(list(hit.values()), jobs=1)
+    return hit, left
+
+
+@pytest.mark.slow  # seven workers are killed, then a real one finishes what they left
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_killed_run_ends_with_the_bytes_of_an_undisturbed_one(killed, undisturbed, moment):
+    runs_by_moment, left = killed
+    assert (DONE in left[moment]) == (moment == "before the checkpoint is removed"), "the mark comes last"
+    assert contents(runs_by_moment[moment], RESULTS) == contents(undisturbed, RESULTS)
+
+
+@pytest.mark.slow
+def test_a_kill_leaves_what_was_meant(killed):
+    """Else the kills above came at other moments than their names say."""
+    _, left = killed
+    assert left["at the start"] == {"config.json"}
+    assert left["within an epoch"] == {"config.json", "history.csv", "checkpoint.safetensors"}
+    partial = left["while a checkpoint is written"] - left["within an epoch"]
+    assert len(partial) == 1 and partial.pop().endswith(".partial")
+    assert "predictions.parquet" not in left["while predictions are written"]
+    assert FILES - left["while the mark is written"] == {DONE}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_killed_runs_history_is_that_of_an_undisturbed_one(killed, undisturbed, moment):
+    assert contents(killed[0][moment], ("history.csv",)) == contents(undisturbed, ("history.csv",))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_killed_run_leaves_nothing_over_once_it_is_finished(killed, moment):
+    assert files_of(killed[0][moment]) == FILES
