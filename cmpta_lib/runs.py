@@ -79,6 +79,9 @@ def ensure(runs: Sequence[Run], root: Path, jobs: int | None = None) -> None:
     """
     from tqdm.auto import tqdm
 
+    for run in runs:
+        if run.done:
+            _sweep(run.folder)
     pending = {run.folder: run for run in runs if not run.done}
     if not pending:
         return
@@ -147,8 +150,7 @@ def work(root: Path, folders: Sequence[Path]) -> None:
                 with FileLock(folder / "lock", timeout=patience):
                     if not (folder / DONE).exists():
                         execute(root, folder)
-                    for leftover in {*folder.glob("*.partial"), *folder.glob("checkpoint.*")}:  # of killed workers
-                        leftover.unlink()
+                    _sweep(folder)
             except Timeout:
                 continue
 
@@ -189,6 +191,12 @@ def execute(root: Path, folder: Path) -> None:
     result |= {"best_epoch": state.best_epoch, "oddities": dict(model.counts)}
     result |= {"trainable_parameters": sum(p.numel() for p in model.parameters()), "llm_parameters": llm.num_parameters}
     records.write_text(folder / DONE, json.dumps(result, indent=1))
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed workers left in a finished run's folder."""
+    for leftover in {*folder.glob("*.partial"), *folder.glob("checkpoint.*")}:
+        leftover.unlink(missing_ok=True)
 
 
 def find_corpus(cache: Path, wanted: DataConfig) -> Corpus:
