@@ -127,7 +127,7 @@ def one_sample(split: Split, index: int = 0) -> pd.DataFrame:
     sample = split[index]
     fields = {"id": sample.id, "text": sample.text, "label": show_answer(split.task, sample.label)}
     fields |= {name: " × ".join(map(str, getattr(sample, name).shape)) + " frames × features" for name in MODALITIES}
-    fields |= {"speaker": sample.speaker, "dialogue": sample.dialogue} | dict(sample.truth)
+    fields |= {"speaker": sample.speaker, "dialogue": sample.dialogue} | dict(sample.extra)
     return pd.DataFrame(fields.items(), columns=["field", "value"])
 
 
@@ -147,8 +147,8 @@ def attention_panels(model: CMPTA, corpus: Corpus, index: int) -> list[Attention
     labels = [model.llm.tokenizer.decode([token]) for token in model.llm.token_ids(sample.text)[:limit]]
     panels = []
     for modality, attention in weights.items():
-        start = sample.truth.get(f"{CUES[modality]}_start", -1)
-        window = (int(start), int(sample.truth[f"{CUES[modality]}_stop"])) if start >= 0 else None
+        start = sample.extra.get(f"{CUES[modality]}_start", -1)
+        window = (int(start), int(sample.extra[f"{CUES[modality]}_stop"])) if start >= 0 else None
         longest = int(split.table[f"{modality}_length"].max())
         hop_ms = HOPS_MS.get(corpus.name, {}).get(modality)
         panels.append(AttentionPanel(attention, labels, modality, longest, hop_ms, window))

@@ -62,14 +62,14 @@ class Sample:
     label: float | int  # a score in [-1, 1], or the class index
     speaker: str | None = None
     dialogue: str | None = None
-    truth: Mapping[str, float | int | str] = field(default_factory=dict)  # what the generator knows; real data: empty
+    extra: Mapping[str, float | int | str] = field(default_factory=dict)  # what a generator or an annotation file knows
 
 
 class Split(Sequence[Sample]):
     """One split, read sample by sample from mapped features.
 
     Args:
-        table: one row per clip in reading order, the columns `COLUMNS`, then those of `Sample.truth`.
+        table: one row per clip in reading order, the columns `COLUMNS`, then those of `Sample.extra`.
         audio, vision: (all frames of the split, F) float32, clip after clip.
     """
 
@@ -87,7 +87,7 @@ class Split(Sequence[Sample]):
         row = dict(self._rows[index])
         clip = {modality: self._clip(modality, index, row.pop(f"{modality}_length")) for modality in MODALITIES}
         known = {name: row.pop(name) for name in ("id", "text", "label", "speaker", "dialogue")}
-        return Sample(**known, **clip, truth=row)
+        return Sample(**known, **clip, extra=row)
 
     def _clip(self, modality: Modality, index: int, length: int) -> np.ndarray:
         stop = self._stops[modality][index]
@@ -210,7 +210,7 @@ def _write_content(
                 if sample.id in ids:
                     raise problem(where, "id", "unique in its split", "used before", "rename or remove one of the two")
                 if rows and row.keys() != rows[0].keys():
-                    raise problem(where, "truth", "alike in all samples", short([*sample.truth]), "fill every column")
+                    raise problem(where, "extra", "alike in all samples", short([*sample.extra]), "fill every column")
                 ids.add(sample.id)
                 rows.append(row)
                 digest.update(json.dumps(row, sort_keys=True).encode())
@@ -248,10 +248,10 @@ def _row(where: str, sample: Sample, task: Task, frames: Mapping[str, np.ndarray
         raise problem(where, "label", expected, short(label), "rescale scores; write classes as text")
     row["label"] = float(label) if is_score else int(label)
     row |= {f"{modality}_length": len(content) for modality, content in frames.items()}
-    for name, value in sample.truth.items():
+    for name, value in sample.extra.items():
         value = value.item() if isinstance(value, np.generic) else value
         if name in (*COLUMNS, "split") or type(value) not in (str, int, float):
-            raise problem(where, f"truth[{name}]", "a number or string under a free name", short(value), "change it")
+            raise problem(where, f"extra[{name}]", "a number or string under a free name", short(value), "change it")
         row[name] = value
     return row
 

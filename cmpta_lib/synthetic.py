@@ -217,7 +217,7 @@ def worlds() -> dict[str, World]:
 
 
 def samples(world: World, split: Literal["train", "valid", "test"], size: int, seed: int = 0) -> Iterator[Sample]:
-    """Draw a split: every clip with its true cue windows (frames, -1 = none) and Bayes-optimal answers in `truth`."""
+    """Draw a split: every clip with its true cue windows (frames, -1 = none) and Bayes-optimal answers in `extra`."""
     rng = np.random.default_rng([seed, list(worlds()).index(world.name), list(SPLIT_SIZES).index(split)])
     for number, (label, speaker, dialogue) in enumerate(_labels(world, split, size, rng)):
         given_label = world.joint[..., label] / world.joint[..., label].sum()
@@ -240,7 +240,7 @@ def samples(world: World, split: Literal["train", "valid", "test"], size: int, s
             label=int(value) if world.task.kind == "classification" else float(value),
             speaker=speaker,
             dialogue=dialogue,
-            truth=truth,
+            extra=truth,
         )
 
 

@@ -48,7 +48,7 @@ def write(folder: Path, task: Task = REGRESSION, content: dict | None = None, **
 
 
 def assert_same(ours: Sample, theirs: Sample) -> None:
-    for name in ("id", "text", "label", "speaker", "dialogue", "truth"):
+    for name in ("id", "text", "label", "speaker", "dialogue", "extra"):
         assert getattr(ours, name) == getattr(theirs, name), name
     for name in ("audio", "vision"):
         assert getattr(ours, name).dtype == np.float32
@@ -70,11 +70,11 @@ def test_what_is_written_is_read(tmp_path: Path):
                 assert_same(ours, theirs)
 
 
-def test_truth_columns_come_back_with_their_types(tmp_path: Path):
+def test_extra_columns_come_back_with_their_types(tmp_path: Path):
     truth = {"face_start": 3, "bayes": 0.25, "face": ""}
-    content = {name: [sample(n, truth=truth)] for n, name in enumerate(splits())}
+    content = {name: [sample(n, extra=truth)] for n, name in enumerate(splits())}
     split = write(tmp_path / "corpus", content=content).splits["valid"]
-    assert dict(split[0].truth) == truth and type(split[0].truth["face_start"]) is int
+    assert dict(split[0].extra) == truth and type(split[0].extra["face_start"]) is int
     assert list(split.table.columns) == [*data.COLUMNS, *truth]
 
 
@@ -248,9 +248,9 @@ def test_values_that_are_not_finite_become_zero_and_are_counted(tmp_path: Path):
             {"audio": np.zeros((2, 6))},
             r"sample 1 .*'audio' must be 6 features wide, as in the samples before, but is 5 wide",
         ),
-        ({"truth": {"face": 1}}, r"sample 1 .*'truth' must be alike in all samples, but is \[\]"),
-        ({"truth": {"label": 1}}, r"'truth\[label\]' must be a number or string under a free name"),
-        ({"truth": {"window": (1, 2)}}, r"'truth\[window\]' must be a number or string"),
+        ({"extra": {"face": 1}}, r"sample 1 .*'extra' must be alike in all samples, but is \[\]"),
+        ({"extra": {"label": 1}}, r"'extra\[label\]' must be a number or string under a free name"),
+        ({"extra": {"window": (1, 2)}}, r"'extra\[window\]' must be a number or string"),
     ],
 )
 def test_samples_that_do_not_conform_are_named(tmp_path: Path, changes: dict, message: str):

@@ -308,7 +308,9 @@ def test_a_failing_worker_names_its_run_and_shows_its_log(study, elsewhere, tmp_
     (good,), (bad,) = broken.runs("meld", {"adapter.fusion": "none"}), broken.runs("sims")
     (folder,) = (broken.cache / "data").glob("embedded-sims*/")
     shutil.rmtree(folder)
-    with pytest.raises(RuntimeError, match=rf"runs did not finish, among them {bad.folder.name};.* Log .*workers-") as caught:
+    with pytest.raises(
+        RuntimeError, match=rf"runs did not finish, among them {bad.folder.name};.* Log .*workers-"
+    ) as caught:
         broken.ensure([good, bad], jobs=1)
     assert "FileNotFoundError: no corpus 'embedded-sims' with fingerprint" in str(caught.value)
     assert good.done and not bad.done

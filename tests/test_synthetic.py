@@ -31,7 +31,7 @@ def drawn() -> dict[str, list[Sample]]:
 def digest(samples) -> str:
     total = hashlib.sha256()
     for s in samples:
-        total.update(repr((s.id, s.text, s.label, s.speaker, s.dialogue, sorted(s.truth.items()))).encode())
+        total.update(repr((s.id, s.text, s.label, s.speaker, s.dialogue, sorted(s.extra.items()))).encode())
         total.update(s.audio.tobytes() + s.vision.tobytes())
     return total.hexdigest()
 
@@ -110,8 +110,8 @@ def test_clips_are_as_their_world_says(world, drawn):
 def test_cue_windows_lie_inside_their_clip(world, drawn):
     for s in drawn[world.name]:
         for name, frames, cues in (("face", s.vision, world.face), ("voice", s.audio, world.voice)):
-            start, stop = s.truth[f"{name}_start"], s.truth[f"{name}_stop"]
-            shown = bool(cues.halves[cues.values.index(s.truth[name])]) and len(frames) > 0
+            start, stop = s.extra[f"{name}_start"], s.extra[f"{name}_stop"]
+            shown = bool(cues.halves[cues.values.index(s.extra[name])]) and len(frames) > 0
             if shown:
                 assert 0 <= start < stop <= len(frames) and stop - start == 2 * cues.half
             else:
@@ -121,7 +121,7 @@ def test_cue_windows_lie_inside_their_clip(world, drawn):
 def test_the_cue_is_where_its_window_says(world, drawn):
     for s in drawn[world.name][:300]:
         for seed, name, frames, cues in ((1, "face", s.vision, world.face), (2, "voice", s.audio, world.voice)):
-            start, order = s.truth[f"{name}_start"], cues.halves[cues.values.index(s.truth[name])]
+            start, order = s.extra[f"{name}_start"], cues.halves[cues.values.index(s.extra[name])]
             if start < 0:
                 continue
             projected = noise_of(frames, cues, seed) @ synthetic._patterns(cues.dim, seed)[0].T  # (T, 4), unit noise
@@ -132,7 +132,7 @@ def test_the_cue_is_where_its_window_says(world, drawn):
 
 
 def test_onsets_are_spread_over_the_whole_clip(world, drawn):
-    shown = [(s.truth["face_start"], len(s.vision)) for s in drawn[world.name] if s.truth["face_start"] >= 0]
+    shown = [(s.extra["face_start"], len(s.vision)) for s in drawn[world.name] if s.extra["face_start"] >= 0]
     place = np.array([start / (length - 2 * world.face.half) for start, length in shown])
     assert place.min() == 0 and place.max() == 1 and place.mean() == pytest.approx(0.5, abs=0.04)
 
@@ -198,14 +198,14 @@ def test_an_absent_clip_says_nothing(world):
     assert blind
     prior = world.joint.sum((0, 1, 2))
     for s in blind:
-        assert s.truth["bayes_all"] == s.truth["bayes_text"]
-        assert s.truth["bayes_face_voice"] == world.decide(prior[None])[0]
+        assert s.extra["bayes_all"] == s.extra["bayes_text"]
+        assert s.extra["bayes_face_voice"] == world.decide(prior[None])[0]
 
 
 def test_text_answers_follow_from_the_words_alone(world, drawn):
     by_words = defaultdict(set)
     for s in drawn[world.name]:
-        by_words[s.truth["words"]].add(s.truth["bayes_text"])
+        by_words[s.extra["words"]].add(s.extra["bayes_text"])
     assert {words: len(answers) for words, answers in by_words.items()} == dict.fromkeys(range(len(world.phrases)), 1)
 
 
@@ -223,11 +223,11 @@ def test_decide_takes_the_median_of_a_score_and_the_mode_of_a_class():
 
 def test_more_to_see_is_never_worse(drawn):
     labels = np.array([s.label for s in drawn["embedded-sims"]])
-    errors = {v: np.abs(labels - [s.truth[f"bayes_{v}"] for s in drawn["embedded-sims"]]).mean() for v in VIEWS}
+    errors = {v: np.abs(labels - [s.extra[f"bayes_{v}"] for s in drawn["embedded-sims"]]).mean() for v in VIEWS}
     errors["nothing"] = np.abs(labels - np.median(labels)).mean()
     assert errors["all"] + 0.05 < errors["face_voice"] + 0.02 < errors["text"] < errors["nothing"]
     labels = np.array([s.label for s in drawn["embedded-meld"]])
-    answers = {v: [int(s.truth[f"bayes_{v}"]) for s in drawn["embedded-meld"]] for v in VIEWS}
+    answers = {v: [int(s.extra[f"bayes_{v}"]) for s in drawn["embedded-meld"]] for v in VIEWS}
     scores = {v: f1_score(labels, answers[v], average="weighted") for v in VIEWS}
     assert scores["all"] > scores["face_voice"] + 0.03 > scores["text"] + 0.06
 
@@ -235,7 +235,7 @@ def test_more_to_see_is_never_worse(drawn):
 def test_a_bag_of_frames_cannot_answer_as_well(drawn):
     """Treating each cue as its unordered pair costs a clear share of what face and voice give."""
     world = WORLDS["embedded-sims"]
-    shown = np.array([world.face.values.index(s.truth["face"]) for s in drawn["embedded-sims"]])
+    shown = np.array([world.face.values.index(s.extra["face"]) for s in drawn["embedded-sims"]])
     labels = np.array([s.label for s in drawn["embedded-sims"]])
     present = np.array([len(s.vision) > 0 for s in drawn["embedded-sims"]])
     corr = {
@@ -286,9 +286,9 @@ def test_dialogues_have_a_cast_and_a_length(drawn):
 def test_cues_and_words_are_drawn_from_the_table(world, drawn):
     size = len(drawn[world.name])
     for axis, found in (
-        (0, [s.truth["words"] for s in drawn[world.name]]),
-        (1, [world.face.values.index(s.truth["face"]) for s in drawn[world.name]]),
-        (2, [world.voice.values.index(s.truth["voice"]) for s in drawn[world.name]]),
+        (0, [s.extra["words"] for s in drawn[world.name]]),
+        (1, [world.face.values.index(s.extra["face"]) for s in drawn[world.name]]),
+        (2, [world.voice.values.index(s.extra["voice"]) for s in drawn[world.name]]),
     ):
         marginal = world.joint.sum(tuple({0, 1, 2, 3} - {axis}))
         counts = np.bincount(found, minlength=len(marginal))
