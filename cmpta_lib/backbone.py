@@ -7,6 +7,7 @@ pass every linear layer as one row of real positions; only inside attention are 
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cmpta_lib import llm_files
 from cmpta_lib.config import LLMConfig
 
 PACKED = "cmpta_packed"
@@ -88,16 +90,28 @@ class FrozenLLM:
     Attributes:
         dim: E, width of its embeddings.
         embedding_norm: mean norm of its text embeddings.
-        fingerprint: SHA-256 over its weights (first 16 hex digits).
+        fingerprint: of its files, see `llm_files.fingerprint`.
+        first_ids: what every input starts with: the bos token or what the family has in its place.
     """
 
-    def __init__(self, model: torch.nn.Module, tokenizer: Any, fingerprint: str, name: str) -> None:
+    def __init__(
+        self, model: torch.nn.Module, tokenizer: Any, fingerprint: str, name: str, gradient_checkpointing: bool = False
+    ) -> None:
+        from transformers.modeling_layers import GradientCheckpointingLayer
         from transformers.modeling_utils import AttentionInterface
 
         AttentionInterface.register(PACKED, _packed_attention)
         self.model = model.eval().requires_grad_(False)
         self.model.set_attn_implementation(PACKED)
+        if gradient_checkpointing:
+            self.model.activation_checkpointing_enable({"use_reentrant": False})
+            for (
+                module
+            ) in self.model.modules():  # a layer checkpoints in training mode only; its parts stay in eval mode
+                module.training = isinstance(module, GradientCheckpointingLayer)
         self.tokenizer, self.fingerprint, self.name = tokenizer, fingerprint, name
+        bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+        self.first_ids: list[int] = list(getattr(tokenizer, "first_ids", bos))
         self._known_ids: dict[str, tuple[int, ...]] = {}
         self.embedding = self.model.get_input_embeddings()
         self.dim = self.embedding.weight.shape[1]
@@ -116,10 +130,18 @@ class FrozenLLM:
             self._known_ids[text] = tuple(ids)
         return list(self._known_ids[text])
 
-    @property
-    def first_ids(self) -> list[int]:
-        """What every input starts with: the bos token, where the model has one."""
-        return [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
+    def need_room(self, length: int) -> None:
+        """Refuse inputs longer than the LLM was made for: beyond that its answers mean nothing.
+
+        Raises:
+            ValueError: more positions than the model's configuration allows.
+        """
+        limit = getattr(self.model.config, "max_position_embeddings", None) or length
+        if length > limit:
+            raise ValueError(
+                f"an input of {length} tokens does not fit the LLM '{self.name}', which takes {limit}; "
+                f"lower prompt.max_text_tokens"
+            )
 
     def logits(self, embeds: Tensor, packing: Packing, positions: Tensor) -> Tensor:
         """Next-token logits at some packed positions.
@@ -145,39 +167,50 @@ class FrozenLLM:
 def load(config: LLMConfig, cache: Path, device: torch.device) -> FrozenLLM:
     """Load the LLM that a config names: the tiny one from `cache`, any other causal LM by folder or hub id.
 
+    Qwen v1 and ChatGLM3 are published with code of their own; their weights go into transformers' classes instead.
+
     Raises:
-        OSError: the model is not in the folder, or the hub cannot be reached; says where to get it.
-        ValueError: the weights are not the ones that the config names.
+        OSError: the model is not there or transformers does not know it without remote code; says what to do.
+        ValueError: the files are not the ones that the config names, or do not fit each other.
     """
     if config.name == "tiny":
         from cmpta_lib import tiny
 
-        return _load_folder(tiny.find(cache, config.fingerprint), config, device)
-    return _load_folder(config.name, config, device)
+        folder = tiny.find(cache, config.fingerprint)
+    else:
+        folder = llm_files.find(config, cache)
+    dtype = getattr(torch, config.dtype)
+    family = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    if family == "qwen":
+        from cmpta_lib import qwen_v1
+
+        model = qwen_v1.load_model(folder, dtype, device)
+        tokenizer = qwen_v1.load_tokenizer(folder / qwen_v1.VOCABULARY)
+    elif family == "chatglm":
+        from cmpta_lib import chatglm3
+
+        model = chatglm3.load_model(folder, dtype, device)
+        tokenizer = chatglm3.ChatGLMTokenizer(folder / chatglm3.VOCABULARY)
+    else:
+        model, tokenizer = _load_known(folder, dtype)
+    fingerprint = config.fingerprint or llm_files.fingerprint(folder)
+    return FrozenLLM(model.to(device), tokenizer, fingerprint, config.name, config.gradient_checkpointing)
 
 
-def _load_folder(source: Path | str, config: LLMConfig, device: torch.device) -> FrozenLLM:
+def _load_known(folder: Path, dtype: torch.dtype) -> tuple[torch.nn.Module, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
     # A folder's tokenizer.json is taken as it is: for some model types AutoTokenizer rebuilds it with that type's own
     # splitting rule, and the ids silently differ.
-    own = (Path(source) / "tokenizer.json").exists()
+    own = (folder / "tokenizer.json").exists()
     try:
-        tokenizer = (PreTrainedTokenizerFast if own else AutoTokenizer).from_pretrained(source)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, config.dtype)).to(device)
+        tokenizer = (PreTrainedTokenizerFast if own else AutoTokenizer).from_pretrained(folder)
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype), tokenizer
     except (OSError, ValueError) as error:
         raise OSError(
-            f"cannot load the LLM '{source}': expected a folder or hub id of a causal LM that transformers knows without "
-            f"remote code, and either network access or a local copy. Fetch it with `hf download {source}`, or pass "
-            f"the folder that holds its config.json and *.safetensors as llm.name. "
+            f"{folder}: expected a causal LM that transformers knows without remote code "
             f"({error.__class__.__name__}: {str(error).splitlines()[0]})"
         ) from error
-    llm = FrozenLLM(model, tokenizer, weights_fingerprint(model), config.name)
-    if config.fingerprint and config.fingerprint != llm.fingerprint:
-        raise ValueError(
-            f"LLM '{config.name}' has fingerprint {llm.fingerprint}, the run asks for {config.fingerprint}: the weights differ"
-        )
-    return llm
 
 
 def weights_fingerprint(model: torch.nn.Module) -> str:

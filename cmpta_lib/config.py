@@ -89,6 +89,7 @@ class LLMConfig(_Checked):
     name: str = "tiny"  # register 1: "tiny", or a hub id or folder of a causal LM
     fingerprint: str = ""  # of the weights, filled in when the model is resolved
     dtype: Literal["float32", "bfloat16"] = "float32"
+    gradient_checkpointing: bool = False  # a third more time for far less memory; only large LLMs need it
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,7 @@ class PromptConfig(_Checked):
 
     pseudo_token_position: Literal["before_text", "after_text"] = "before_text"  # register 9
     answer_decimals: int = 1  # register 10: "+0.6"
+    answer_sign: Literal["always", "negative"] = "always"  # register 10: "+0.6", or "0.6" where the LLM's habit is that
     max_text_tokens: int = 65  # longer utterances are cut at the end and counted
 
     def __post_init__(self) -> None:

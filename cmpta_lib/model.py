@@ -117,7 +117,7 @@ class CMPTA(nn.Module):
         self.adapter = CMPTAdapter(config.adapter, audio_features, vision_features, llm.dim, llm.embedding_norm)
         layout = Layout.of(task)
         self._ids = {name: llm.token_ids(getattr(layout, name)) for name in ("open", "close", "prompt")}
-        self.answers = legal_answers(task, config.prompt.answer_decimals)
+        self.answers = legal_answers(task, config.prompt.answer_decimals, config.prompt.answer_sign)
         self.trie = AnswerTrie({answer: llm.token_ids(answer) for answer in self.answers})
         self.counts: Counter[str] = Counter()  # oddities met, stored with the result
         self.to(llm.device)
@@ -142,8 +142,8 @@ class CMPTA(nn.Module):
             text_ids.append(ids[:limit])
         audio, audio_lengths = _pad([s.audio for s in samples], self.llm.device)
         vision, vision_lengths = _pad([s.vision for s in samples], self.llm.device)
-        decimals = self.config.prompt.answer_decimals
-        answers = [self.llm.token_ids(answer_text(self.task, s.label, decimals)) for s in samples]
+        form = (self.config.prompt.answer_decimals, self.config.prompt.answer_sign)
+        answers = [self.llm.token_ids(answer_text(self.task, s.label, *form)) for s in samples]
         return Batch(text_ids, audio, audio_lengths, vision, vision_lengths, answers)
 
     def pseudo_tokens(self, batch: Batch, return_weights: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
@@ -213,6 +213,7 @@ class CMPTA(nn.Module):
             rows.append(row + tail)
             ends.append(total + len(row) - 1)
             total += len(rows[-1])
+        self.llm.need_room(max(len(row) for row in rows))
         ids = torch.tensor(sum(rows, []), device=device)
         holes = (ids < 0).nonzero()[:, 0]
         embeds = self.llm.embedding(ids.clamp(min=0)).to(

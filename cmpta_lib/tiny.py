@@ -18,7 +18,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from cmpta_lib import prompts, synthetic
+from cmpta_lib import llm_files, prompts, synthetic
 
 ARCHITECTURE = {
     "hidden_size": 192,
@@ -114,7 +114,7 @@ def _pretrain(folder: Path, documents: int) -> None:
     from tqdm.auto import tqdm
     from transformers.models.qwen2 import Qwen2Config, Qwen2ForCausalLM
 
-    from cmpta_lib.backbone import FrozenLLM, Packing, weights_fingerprint
+    from cmpta_lib.backbone import FrozenLLM, Packing
 
     pages = list(synthetic.documents(documents))
     layouts = [prompts.Layout.of(page.task) for page in pages]
@@ -181,7 +181,7 @@ def _pretrain(folder: Path, documents: int) -> None:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     record = {
-        "fingerprint": weights_fingerprint(model),
+        "fingerprint": llm_files.fingerprint(folder),
         "answer_loss": float(losses[is_answer].detach().mean()),
         "steps": steps,
     }

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import random_llm
 
-from cmpta_lib import backbone, prompts, synthetic, tiny
+from cmpta_lib import backbone, llm_files, prompts, rehearsal, synthetic, tiny
 from cmpta_lib.backbone import FrozenLLM, Packing, load, weights_fingerprint
 from cmpta_lib.config import LLMConfig
 
@@ -45,7 +45,7 @@ def test_the_tiny_llm_is_built_once(cache, monkeypatch):
     assert {path.name for path in cache.iterdir()} == {folder.name, f"{folder.name}.lock"}
     llm = load(LLMConfig("tiny"), cache, CPU)
     record = json.loads((folder / "cmpta.json").read_text())
-    assert record["fingerprint"] == llm.fingerprint == weights_fingerprint(llm.model)
+    assert record["fingerprint"] == llm.fingerprint == llm_files.fingerprint(folder)
     assert record["steps"] == 50 and llm.name == "tiny" and llm.dim == 32
 
 
@@ -117,7 +117,7 @@ def stored(llm, tmp_path_factory) -> Path:
 
 def test_a_folder_can_be_the_llm(llm, stored, tmp_path):
     loaded = load(LLMConfig(str(stored)), tmp_path, CPU)
-    assert loaded.fingerprint == llm.fingerprint and loaded.first_ids == llm.first_ids
+    assert weights_fingerprint(loaded.model) == weights_fingerprint(llm.model) and loaded.first_ids == llm.first_ids
     assert loaded.embedding_norm == llm.embedding_norm and loaded.num_parameters == llm.num_parameters
 
 
@@ -129,8 +129,52 @@ def test_a_folder_keeps_its_tokenizer(llm, stored, tmp_path):
 
 def test_a_missing_llm_says_where_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(OSError, match="hf download .*nothing-here"):
+    with pytest.raises(OSError, match="Fetch it with: cmpta weights .*nothing-here"):
         load(LLMConfig(str(tmp_path / "nothing-here")), tmp_path, CPU)
+
+
+def test_a_model_with_code_of_its_own_is_refused(stored, tmp_path):
+    for file in stored.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    auto = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "own", "auto_map": auto}))
+    (tmp_path / "own.py").write_text("raise SystemExit('this must never run')")
+    with pytest.raises(OSError, match="transformers knows without remote code"):
+        load(LLMConfig(str(tmp_path)), tmp_path / "cache", CPU)
+
+
+def test_qwen_v1_answers_through_the_same_wrapper(tmp_path):
+    """A packed row of two clips gives each clip's own logits, with weights as Qwen-1.8B publishes them."""
+    rehearsal.write_qwen_v1(tmp_path, ["a few words 情感"], width=32, layers=2, vocabulary_size=700)
+    loaded = load(LLMConfig(str(tmp_path)), tmp_path / "cache", CPU)
+    assert loaded.first_ids == loaded.tokenizer.convert_tokens_to_ids(["<|im_start|>"]) and loaded.dim == 32
+    rows = [loaded.first_ids + loaded.token_ids(text) for text in ("a few words", "情感")]
+    embeds = loaded.embedding(torch.tensor(sum(rows, [])))
+    ends = torch.tensor([len(rows[0]) - 1, len(rows[0]) + len(rows[1]) - 1])
+    packed = loaded.logits(embeds, Packing.of([len(row) for row in rows], CPU), ends)
+    for row, answer in zip(rows, packed, strict=True):
+        alone = loaded.logits(
+            loaded.embedding(torch.tensor(row)), Packing.of([len(row)], CPU), torch.tensor([len(row) - 1])
+        )
+        torch.testing.assert_close(answer, alone[0], rtol=0, atol=1e-5)
+    loaded.need_room(8192)
+    with pytest.raises(ValueError, match="8193 tokens does not fit .* takes 8192; lower prompt.max_text_tokens"):
+        loaded.need_room(8193)
+
+
+def test_gradient_checkpointing_changes_no_gradient(llm):
+    """Layers are computed twice and nothing else: same logits, same gradients, and no dropout comes alive."""
+    results = []
+    for on in (False, True):
+        model = FrozenLLM(copy.deepcopy(llm.model), llm.tokenizer, "", "x", gradient_checkpointing=on)
+        calls = []
+        model.model.model.layers[0].self_attn.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        embeds = torch.randn(9, llm.dim, generator=torch.Generator().manual_seed(1), requires_grad=True)
+        logits = model.logits(embeds, Packing.of([4, 5], CPU), torch.tensor([3, 8]))
+        logits.logsumexp(-1).sum().backward()
+        assert len(calls) == 1 + on
+        results.append((logits.detach(), embeds.grad))
+    assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
 
 
 def test_the_fingerprint_sees_every_weight():

@@ -33,6 +33,8 @@ def test_legal_scores_are_the_whole_grid():
     answers = legal_answers(SIMS)
     assert list(answers.values()) == pytest.approx(np.arange(-10, 11) / 10)
     assert all(float(text) == value for text, value in answers.items())
+    plain = legal_answers(SIMS, 1, "negative")
+    assert list(plain.values()) == list(answers.values()) and [*plain][9:12] == ["-0.1", "0.0", "0.1"]
     assert len(legal_answers(SIMS, 2)) == 201 and list(legal_answers(SIMS, 0)) == ["-1", "+0", "+1"]
 
 

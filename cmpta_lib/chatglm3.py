@@ -1,0 +1,129 @@
+"""ChatGLM3-6B-base in transformers' own GLM classes, with its sentencepiece vocabulary: no code from the hub.
+
+Both are the same network: rotary positions on the first half of each head, in neighbouring pairs; few key and value heads;
+a fused gate. ChatGLM keeps query, key and value in one matrix.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GlmConfig, GlmForCausalLM
+
+from cmpta_lib.checkpoints import Renamed, assemble
+
+VOCABULARY = "tokenizer.model"
+SPECIAL_TOKENS = ("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop")  # their ids follow the vocabulary's
+PREFIX = ("[gMASK]", "sop")  # what every input starts with
+
+_LAYER = re.compile(r"transformer\.encoder\.layers\.(\d+)\.(.+)")
+_IN_LAYER = {
+    "self_attention.dense.weight": "self_attn.o_proj.weight",
+    "mlp.dense_h_to_4h.weight": "mlp.gate_up_proj.weight",
+    "mlp.dense_4h_to_h.weight": "mlp.down_proj.weight",
+}
+_OUTSIDE = {
+    "transformer.embedding.word_embeddings.weight": "model.embed_tokens.weight",
+    "transformer.encoder.final_layernorm.weight": "model.norm.weight",
+    "transformer.output_layer.weight": "lm_head.weight",
+}
+
+
+class ChatGLMTokenizer:
+    """The published vocabulary, read by sentencepiece itself; names of special tokens in a text stay text.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file is no sentencepiece model.
+    """
+
+    bos_token_id = None
+
+    def __init__(self, path: Path) -> None:
+        from sentencepiece import SentencePieceProcessor
+
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: expected ChatGLM3's vocabulary; fetch {VOCABULARY} from the model's page")
+        try:
+            self._pieces = SentencePieceProcessor(model_file=str(path))
+        except RuntimeError as error:
+            raise ValueError(f"{path}: is no sentencepiece model ({error}); fetch it again") from error
+        self.special_ids = {name: self._pieces.vocab_size() + i for i, name in enumerate(SPECIAL_TOKENS)}
+        self.first_ids = [self.special_ids[name] for name in PREFIX]
+
+    def __len__(self) -> int:
+        return self._pieces.vocab_size() + len(SPECIAL_TOKENS)
+
+    def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
+        return {"input_ids": self._pieces.encode(text)}
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._pieces.decode([i for i in ids if i < self._pieces.vocab_size()])
+
+
+def config_of(published: dict[str, Any]) -> GlmConfig:
+    """ChatGLM3's config.json as a GlmConfig.
+
+    Raises:
+        ValueError: it asks for something that the GLM classes cannot do.
+    """
+    expected = {
+        "rmsnorm": True,
+        "add_bias_linear": False,
+        "add_qkv_bias": True,
+        "post_layer_norm": True,
+        "apply_residual_connection_post_layernorm": False,
+        "multi_query_attention": True,
+        "pre_seq_len": None,
+    }
+    if odd := [name for name, value in expected.items() if published.get(name, value) != value]:
+        found = ", ".join(f"{name}={published[name]}" for name in odd)
+        raise ValueError(f"config.json: ChatGLM3 with {found} cannot be loaded, expected {expected}")
+    theta = 10_000.0 * published.get("rope_ratio", 1)
+    return GlmConfig(
+        vocab_size=published["padded_vocab_size"],
+        hidden_size=published["hidden_size"],
+        num_hidden_layers=published["num_layers"],
+        num_attention_heads=published["num_attention_heads"],
+        num_key_value_heads=published["multi_query_group_num"],
+        head_dim=published["kv_channels"],
+        intermediate_size=published["ffn_hidden_size"],
+        rms_norm_eps=published["layernorm_epsilon"],
+        rope_parameters={"rope_type": "default", "rope_theta": theta, "partial_rotary_factor": 0.5},
+        max_position_embeddings=published["seq_length"],
+        attention_bias=True,
+        tie_word_embeddings=False,
+        pad_token_id=None,
+    )
+
+
+def rename(config: GlmConfig, name: str, tensor: Tensor) -> Renamed:
+    """A published tensor as GLM's; the fused query_key_value holds rows of query, key and value, in this order."""
+    if not (layer := _LAYER.fullmatch(name)):
+        if not name.endswith("inv_freq"):
+            yield _OUTSIDE.get(name, name), tensor
+        return
+    prefix, inner = f"model.layers.{layer[1]}", layer[2]
+    if inner.startswith("self_attention.query_key_value."):
+        rows = [config.num_attention_heads * config.head_dim] + 2 * [config.num_key_value_heads * config.head_dim]
+        for part, own in zip("qkv", tensor.split(rows), strict=True):
+            yield f"{prefix}.self_attn.{part}_proj.{inner.rsplit('.')[-1]}", own
+    else:
+        yield f"{prefix}.{_IN_LAYER.get(inner, inner)}", tensor
+
+
+def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> GlmForCausalLM:
+    """Load a folder with config.json and weights as published.
+
+    Raises:
+        FileNotFoundError, ValueError: something is missing or does not fit; names it.
+    """
+    config = config_of(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    return assemble(lambda: GlmForCausalLM(config), folder, partial(rename, config), dtype, device)

@@ -1,0 +1,82 @@
+"""Published weight files -> a model of transformers' own classes, without holding anything twice.
+
+safetensors shards are memory-mapped and their tensors become the model's parameters as they are, so on a CPU loading
+costs no copy at all, and on a GPU one tensor of host memory at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
+from torch import Tensor, nn
+
+from cmpta_lib.llm_files import weight_files
+
+Renamed = Iterable[tuple[str, Tensor]]
+
+
+def read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of a folder's weight files, memory-mapped, with its published name.
+
+    Raises:
+        FileNotFoundError: as `weight_files`.
+        ValueError: a file is damaged; names it.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    for path in weight_files(folder):
+        try:
+            if path.suffix == ".safetensors":
+                with safe_open(path, "pt") as file:
+                    for name in file.keys():
+                        yield name, file.get_tensor(name)
+            else:
+                yield from torch.load(path, map_location="cpu", mmap=True, weights_only=True).items()
+        except UnpicklingError:  # torch's own message advises to read the file unsafely
+            raise ValueError(
+                f"{path}: refused, it holds more than tensors; fetch it again, best as safetensors"
+            ) from None
+        except (SafetensorError, RuntimeError, EOFError) as error:
+            raise ValueError(f"{path}: cannot be read as weights ({error}); fetch it again") from error
+
+
+def assemble(
+    make: Callable[[], nn.Module],
+    folder: Path,
+    rename: Callable[[str, Tensor], Renamed],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> nn.Module:
+    """Build a model whose parameters are the folder's tensors.
+
+    Args:
+        make: builds the model; called where new parameters take no memory (device "meta").
+        rename: published name and tensor -> the parameters that it holds, as views where it holds several.
+    Raises:
+        ValueError: a tensor is missing, not known, or of another shape than the config says; names them.
+    """
+    with torch.device("meta"):
+        model = make()
+    wanted = {name: parameter.shape for name, parameter in model.state_dict().items()}
+    state: dict[str, Tensor] = {}
+    strange = []
+    for published, tensor in read_tensors(folder):
+        for name, part in rename(published, tensor):
+            if wanted.get(name) != part.shape:
+                strange.append(f"{published} -> {name} {tuple(part.shape)}, expected {tuple(wanted.get(name, ()))}")
+            state[name] = part.to(device, dtype)
+    if strange or wanted.keys() - state.keys():
+        absent = sorted(wanted.keys() - state.keys())
+        raise ValueError(
+            f"{folder}: the weights do not fit config.json. Unknown or of another shape: {'; '.join(strange[:3]) or 'none'}; "
+            f"missing: {', '.join(absent[:3]) or 'none'} ({len(strange)} and {len(absent)} in all). Fetch both again"
+        )
+    model.load_state_dict(state, assign=True)
+    for module in model.modules():  # rotary frequencies are computed, not stored: on "meta" they have no values
+        if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
+            for name, buffer in type(module)(config=model.config).to(device).named_buffers(recurse=False):
+                module.register_buffer(name, buffer, persistent=False)
+    return model

@@ -1,0 +1,176 @@
+"""Which files an LLM's name means, where they lie, and what identifies them. Imports no torch: tables need none.
+
+A name is one of `PUBLISHED`, any hub id, or a folder. Hub files are looked for in the hub's local cache only; fetching
+is `cmpta weights NAME`, which takes weights, configuration and vocabulary, never code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cmpta_lib import records
+from cmpta_lib.config import LLMConfig
+
+
+@dataclass(frozen=True)
+class Published:
+    """An LLM of the hub, and the settings in which its answers differ from Qwen's."""
+
+    repo: str
+    changes: Mapping[str, Any] = field(default_factory=dict)
+
+
+# "negative": 0.4 and -0.4 as MSE-Adapter writes them for these two; Qwen's +0.4 keeps all its answers at four tokens.
+_PLAIN_SIGN = {"prompt.answer_sign": "negative"}
+PUBLISHED: Mapping[str, Published] = {
+    "qwen-1.8b": Published("Qwen/Qwen-1_8B"),
+    "qwen1.5-1.8b": Published("Qwen/Qwen1.5-1.8B"),
+    "llama2-7b": Published("meta-llama/Llama-2-7b-hf", _PLAIN_SIGN),
+    "chatglm3-6b-base": Published("THUDM/chatglm3-6b-base", _PLAIN_SIGN),
+}
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # beside each may stand <name>.index.json, which lists its shards
+VOCABULARIES = ("qwen.tiktoken", "tokenizer.json", "tokenizer.model", "vocab.json")
+_FETCHED = ("config.json", "tokenizer*.json", "special_tokens_map.json", "vocab.json", "merges.txt", *VOCABULARIES)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold a model's weights, in order: safetensors where they exist, else torch's own.
+
+    Raises:
+        FileNotFoundError: there are none, or a shard that the index lists is missing.
+    """
+    for name in WEIGHTS:
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            if absent := [shard for shard in shards if not (folder / shard).is_file()]:
+                raise FileNotFoundError(
+                    f"{folder}: {index.name} lists {len(shards)} shards, but {', '.join(absent)} is missing; fetch it again"
+                )
+            return [folder / shard for shard in shards]
+        if (folder / name).is_file():
+            return [folder / name]
+    raise FileNotFoundError(f"{folder}: expected model weights ({' or '.join(WEIGHTS)}, or their shards with an index)")
+
+
+def identifying_files(folder: Path) -> list[Path]:
+    """Every file that decides what the LLM answers: configuration, vocabulary, weights.
+
+    Raises:
+        FileNotFoundError: one of the three is missing.
+    """
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{folder}: expected config.json of a causal LM")
+    vocabulary = [folder / name for name in (*VOCABULARIES, "merges.txt") if (folder / name).is_file()]
+    if not vocabulary:
+        raise FileNotFoundError(f"{folder}: expected a vocabulary ({' or '.join(VOCABULARIES)})")
+    return [folder / "config.json", *vocabulary, *weight_files(folder)]
+
+
+def fingerprint(folder: Path) -> str:
+    """First 16 hex digits of a SHA-256 over the names and contents of `identifying_files`; 2 GB/s or so."""
+    digest = hashlib.sha256()
+    for path in identifying_files(folder):
+        with path.open("rb") as file:
+            digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def locate(name: str) -> Path:
+    """The folder that holds the LLM of this name, complete; asks no network.
+
+    Raises:
+        FileNotFoundError: it is not there or not complete; says what is missing and how to get it.
+    """
+    import os
+
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    repo = PUBLISHED[name].repo if name in PUBLISHED else name
+    try:
+        folder = Path(name) if os.path.isdir(name) else Path(snapshot_download(repo, local_files_only=True))
+        identifying_files(folder)
+    except (LocalEntryNotFoundError, HFValidationError, HfHubHTTPError, FileNotFoundError) as error:
+        reason = str(error).splitlines()[0] if isinstance(error, FileNotFoundError) else "it is not on this machine"
+        raise FileNotFoundError(
+            f"cannot load the LLM '{name}': {reason}. Expected one of {', '.join(PUBLISHED)}, a hub id, or a folder with the "
+            f"config.json, vocabulary and weights of a causal LM that transformers knows without remote code. "
+            f"Fetch it with: cmpta weights {name}"
+        ) from None
+    return folder.resolve()
+
+
+def fetch(name: str) -> Path:
+    """Download an LLM into the hub's local cache: resumable, safetensors where published, no code.
+
+    Raises:
+        OSError: the hub cannot be reached or does not give it; says what to do by hand.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    repo = PUBLISHED[name].repo if name in PUBLISHED else name
+    try:
+        files = HfApi().list_repo_files(repo)
+        suffix = "safetensors" if any(file.endswith(".safetensors") for file in files) else "bin"
+        snapshot_download(repo, allow_patterns=[*_FETCHED, f"*.{suffix}", f"*.{suffix}.index.json"])
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise OSError(
+            f"cannot fetch the LLM '{name}' ({repo}) from the hub: {str(error).splitlines()[0]}. With a mirror, set "
+            f"HF_ENDPOINT; for a gated model accept its terms on its page and run `hf auth login`; or copy config.json, "
+            f"vocabulary and weights into a folder and pass that folder as the LLM's name"
+        ) from error
+    return locate(name)
+
+
+def resolve(name: str, dtype: str, cache: Path) -> LLMConfig:
+    """The config of the LLM of this name, with its fingerprint; files are read again only after they changed.
+
+    Raises:
+        FileNotFoundError: as `locate`.
+    """
+    folder = locate(name)
+    stamps = _stamps(folder)
+    for path in sorted(cache.glob("*.json")):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if record["folder"] == str(folder) and record["files"] == stamps:
+            return LLMConfig(record["name"], path.stem, dtype)
+    repo = PUBLISHED[name].repo if name in PUBLISHED else name
+    shown = folder.name if Path(name).is_dir() else repo  # a path of this machine is nobody's business
+    config = LLMConfig(shown, fingerprint(folder), dtype)
+    record = {"name": shown, "folder": str(folder), "files": stamps}
+    cache.mkdir(parents=True, exist_ok=True)
+    records.write_text(cache / f"{config.fingerprint}.json", json.dumps(record, indent=1))
+    return config
+
+
+def find(config: LLMConfig, cache: Path) -> Path:
+    """The folder of a resolved config, unchanged since; without a fingerprint, of whatever its name means.
+
+    Raises:
+        FileNotFoundError: it was never resolved here, or is gone.
+        ValueError: its files changed.
+    """
+    if not config.fingerprint:
+        return locate(config.name)
+    path = cache / f"{config.fingerprint}.json"
+    if not path.exists():
+        raise FileNotFoundError(
+            f"no LLM '{config.name}' with fingerprint {config.fingerprint} in {cache}: open it through Study.llm"
+        )
+    record = json.loads(path.read_text(encoding="utf-8"))
+    folder = Path(record["folder"])
+    if _stamps(folder) != record["files"] and fingerprint(folder) != config.fingerprint:
+        raise ValueError(f"the LLM in {folder} is no longer the one with fingerprint {config.fingerprint}: restore it")
+    return folder
+
+
+def _stamps(folder: Path) -> dict[str, list[int]]:
+    found = {path.name: path.stat() for path in identifying_files(folder)}
+    return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in found.items()}

@@ -1,0 +1,154 @@
+"""Qwen v1 (Qwen-1.8B and its family) in transformers' own Qwen2 classes: no code from the hub.
+
+Both are the same network under other names: v1 keeps query, key and value in one matrix and computes
+w1(x) * silu(w2(x)), where Qwen2 has three matrices and writes up(x) * silu(gate(x)). `use_dynamic_ntk` and
+`use_logn_attn` of the published config change nothing below its `seq_length`; longer inputs are refused.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AddedToken, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+from cmpta_lib.checkpoints import Renamed, assemble
+
+VOCABULARY = "qwen.tiktoken"
+SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<|extra_{n}|>" for n in range(205)))
+
+_LAYER = re.compile(r"transformer\.h\.(\d+)\.(.+)")
+_IN_LAYER = {
+    "ln_1.weight": "input_layernorm.weight",
+    "ln_2.weight": "post_attention_layernorm.weight",
+    "attn.c_proj.weight": "self_attn.o_proj.weight",
+    "mlp.w2.weight": "mlp.gate_proj.weight",
+    "mlp.w1.weight": "mlp.up_proj.weight",
+    "mlp.c_proj.weight": "mlp.down_proj.weight",
+}
+_OUTSIDE = {
+    "transformer.wte.weight": "model.embed_tokens.weight",
+    "transformer.ln_f.weight": "model.norm.weight",
+    "lm_head.weight": "lm_head.weight",
+}
+
+
+class QwenTokenizer(Qwen2Tokenizer):
+    """Qwen v1's ids. Text is brought to NFC by Python's tables, as the published tokenizer does it: those of the
+    `tokenizers` library are of an older Unicode and order some combining marks differently.
+
+    Unlike the published one it never reads a special token's name inside a text as that token.
+    """
+
+    def _encode_plus(self, text: Any, text_pair: Any = None, **options: Any) -> Any:
+        return super()._encode_plus(_nfc(text), _nfc(text_pair), **options)
+
+
+def _nfc(text: Any) -> Any:
+    if isinstance(text, (list, tuple)):
+        return [_nfc(part) for part in text]
+    return unicodedata.normalize("NFC", text) if isinstance(text, str) else text
+
+
+def load_tokenizer(path: Path) -> QwenTokenizer:
+    """A fast tokenizer from the published `qwen.tiktoken`; takes about a second.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a line is not `<base64 token> <rank>`, or the ranks are not 0, 1, 2, ...
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: expected Qwen's vocabulary; fetch {VOCABULARY} from the model's page")
+    try:
+        lines = (line.split() for line in path.read_bytes().splitlines() if line)
+        ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in lines}
+    except ValueError as error:
+        raise ValueError(f"{path}: expected lines of '<base64 token> <rank>' ({error}); fetch it again") from error
+    if sorted(ranks.values()) != list(range(len(ranks))):
+        raise ValueError(f"{path}: expected ranks from 0 on without a gap, found {len(ranks)} others; fetch it again")
+    letters = bytes_to_unicode()
+
+    def spelled(token: bytes) -> str:
+        return "".join(letters[byte] for byte in token)
+
+    merges = [tuple(map(spelled, _halves(token, ranks))) for token in sorted(ranks, key=ranks.__getitem__) if token[1:]]
+    tokenizer = QwenTokenizer(
+        vocab={spelled(token): rank for token, rank in ranks.items()},
+        merges=merges,
+        unk_token=None,
+        pad_token="<|endoftext|>",
+        split_special_tokens=True,
+    )
+    tokenizer.backend_tokenizer.normalizer = None  # `_encode_plus` has done it
+    tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
+    tokenizer.bos_token = "<|im_start|>"  # what MSE-Adapter's public code starts every input with (register 9)
+    return tokenizer
+
+
+def _halves(token: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes]:
+    """The two tokens that byte-pair encoding joins to make this one: its own encoding before the last merge."""
+    parts = [token[i : i + 1] for i in range(len(token))]
+    while len(parts) > 2:
+        joined = [ranks.get(parts[i] + parts[i + 1], len(ranks)) for i in range(len(parts) - 1)]
+        i = min(range(len(joined)), key=joined.__getitem__)
+        parts[i : i + 2] = [parts[i] + parts[i + 1]]
+    return parts[0], parts[1]
+
+
+def config_of(published: dict[str, Any]) -> Qwen2Config:
+    """Qwen v1's config.json as a Qwen2Config.
+
+    Raises:
+        ValueError: it asks for something that the Qwen2 classes cannot do.
+    """
+    heads = published["num_attention_heads"]
+    expected = {"no_bias": True, "rotary_pct": 1.0, "scale_attn_weights": True}
+    if odd := [name for name, value in expected.items() if published.get(name, value) != value]:
+        found = ", ".join(f"{name}={published[name]}" for name in odd)
+        raise ValueError(f"config.json: Qwen v1 with {found} cannot be loaded, expected {expected}")
+    return Qwen2Config(
+        vocab_size=published["vocab_size"],
+        hidden_size=published["hidden_size"],
+        num_hidden_layers=published["num_hidden_layers"],
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        head_dim=published.get("kv_channels", published["hidden_size"] // heads),
+        intermediate_size=published["intermediate_size"] // 2,  # the published value counts w1 and w2 together
+        rms_norm_eps=published["layer_norm_epsilon"],
+        rope_parameters={"rope_type": "default", "rope_theta": float(published["rotary_emb_base"])},
+        max_position_embeddings=published["seq_length"],
+        tie_word_embeddings=published.get("tie_word_embeddings", False),
+    )
+
+
+def rename(name: str, tensor: Tensor) -> Renamed:
+    """A published tensor as Qwen2's; the fused c_attn holds rows of query, key and value, in this order."""
+    if not (layer := _LAYER.fullmatch(name)):
+        if name in _OUTSIDE:
+            yield _OUTSIDE[name], tensor
+        elif not name.endswith("inv_freq"):
+            yield name, tensor  # unknown: `assemble` says so
+        return
+    prefix, inner = f"model.layers.{layer[1]}", layer[2]
+    if inner.startswith("attn.c_attn."):
+        for part, rows in zip("qkv", tensor.chunk(3), strict=True):
+            yield f"{prefix}.self_attn.{part}_proj.{inner.rsplit('.')[-1]}", rows
+    elif not inner.endswith(("inv_freq", "masked_bias")):
+        yield f"{prefix}.{_IN_LAYER.get(inner, inner)}", tensor
+
+
+def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> Qwen2ForCausalLM:
+    """Load a folder with config.json and weights as published.
+
+    Raises:
+        FileNotFoundError, ValueError: something is missing or does not fit; names it.
+    """
+    config = config_of(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    return assemble(lambda: Qwen2ForCausalLM(config), folder, rename, dtype, device)

@@ -1,0 +1,124 @@
+"""A rehearsal of profile `paper` without its downloads: random weights laid out as Qwen-1.8B is published.
+
+What is written here has the names, shapes and files of the real thing and the contents of a random generator, so that
+everything after the download can be run, timed and tested anywhere. `data_prep.rehearsal` does the same for the corpora.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+# The sizes of Qwen/Qwen-1_8B's published config.json; `intermediate_size` counts its two gates together there.
+FULL_WIDTH, FULL_LAYERS, VOCABULARY_SIZE = 2048, 24, 151_936
+HEAD_DIM = 128
+_SHARDS = 2
+
+
+def write_qwen_v1(
+    folder: Path,
+    texts: Iterable[str],
+    width: int = FULL_WIDTH,
+    layers: int = FULL_LAYERS,
+    vocabulary: Path | None = None,
+    vocabulary_size: int = VOCABULARY_SIZE,
+    seed: int = 0,
+) -> None:
+    """Write random bf16 weights in Qwen v1's published layout: config.json, two shards with their index, vocabulary.
+
+    Args:
+        texts: what a small vocabulary is made from where `vocabulary`, a real `qwen.tiktoken`, is not given.
+        width: a multiple of 16; heads are 128 wide as published, or half the width where that is less.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    head_dim = min(HEAD_DIM, width // 2)
+    config = {
+        "architectures": ["QWenLMHeadModel"],
+        "model_type": "qwen",
+        "hidden_size": width,
+        "intermediate_size": 2 * _gate_width(width),
+        "kv_channels": head_dim,
+        "layer_norm_epsilon": 1e-6,
+        "max_position_embeddings": 8192,
+        "no_bias": True,
+        "num_attention_heads": width // head_dim,
+        "num_hidden_layers": layers,
+        "rotary_emb_base": 10000,
+        "rotary_pct": 1.0,
+        "scale_attn_weights": True,
+        "seq_length": 8192,
+        "tie_word_embeddings": False,
+        "use_dynamic_ntk": True,
+        "use_logn_attn": True,
+        "vocab_size": vocabulary_size,
+    }
+    from safetensors.torch import save_file
+
+    generator = torch.Generator().manual_seed(seed)
+    shapes = dict(_shapes(width, layers, vocabulary_size))
+    names = list(shapes)
+    weight_map: dict[str, str] = {}
+    total = 0
+    for number in range(_SHARDS):
+        file = f"model-{number + 1:05d}-of-{_SHARDS:05d}.safetensors"
+        part = names[number * len(names) // _SHARDS : (number + 1) * len(names) // _SHARDS]
+        tensors = {name: _random(name, shapes[name], generator) for name in part}
+        save_file(tensors, folder / file, {"format": "pt"})
+        weight_map |= dict.fromkeys(part, file)
+        total += sum(tensor.nbytes for tensor in tensors.values())
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
+    if vocabulary:
+        shutil.copyfile(vocabulary, folder / "qwen.tiktoken")
+    else:
+        _write_vocabulary(folder / "qwen.tiktoken", texts)
+    (folder / "config.json").write_text(json.dumps(config, indent=2))  # last: without it the folder is no model
+
+
+def _gate_width(width: int) -> int:
+    """5504 at Qwen-1.8B's 2048; in proportion elsewhere."""
+    return width * 43 // 16
+
+
+def _shapes(width: int, layers: int, vocabulary_size: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    gate = _gate_width(width)
+    yield "transformer.wte.weight", (vocabulary_size, width)
+    for layer in (f"transformer.h.{n}" for n in range(layers)):
+        yield f"{layer}.ln_1.weight", (width,)
+        yield f"{layer}.attn.c_attn.weight", (3 * width, width)
+        yield f"{layer}.attn.c_attn.bias", (3 * width,)
+        yield f"{layer}.attn.c_proj.weight", (width, width)
+        yield f"{layer}.ln_2.weight", (width,)
+        yield f"{layer}.mlp.w1.weight", (gate, width)
+        yield f"{layer}.mlp.w2.weight", (gate, width)
+        yield f"{layer}.mlp.c_proj.weight", (width, gate)
+    yield "transformer.ln_f.weight", (width,)
+    yield "lm_head.weight", (vocabulary_size, width)
+
+
+def _random(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    noise = torch.empty(shape, dtype=torch.bfloat16).normal_(0, 0.02, generator=generator)
+    return noise + 1 if ".ln_" in name else noise
+
+
+def _write_vocabulary(path: Path, texts: Iterable[str]) -> None:
+    """A small byte-level vocabulary in the format of `qwen.tiktoken`: every byte, then merges by frequency."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    byte_of = {letter: byte for byte, letter in bytes_to_unicode().items()}
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=4096, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokens = sorted(tokenizer.get_vocab(), key=tokenizer.token_to_id)
+    spelled = (base64.b64encode(bytes(byte_of[letter] for letter in token)).decode() for token in tokens)
+    path.write_text("".join(f"{token} {rank}\n" for rank, token in enumerate(spelled)))

@@ -1,0 +1,107 @@
+"""What an LLM's name means: folders, the hub's local cache, fingerprints, and errors that say how to get it."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from cmpta_lib import llm_files
+from cmpta_lib.config import LLMConfig
+
+
+@pytest.fixture(autouse=True)
+def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty local cache of the hub, and no network."""
+    folder = tmp_path / "hub"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(folder))
+    monkeypatch.setattr("huggingface_hub._snapshot_download.constants.HF_HUB_CACHE", str(folder))
+    return folder
+
+
+def model_folder(folder: Path, weights: bytes = b"weights") -> Path:
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text('{"model_type": "qwen"}')
+    (folder / "qwen.tiktoken").write_text("IQ== 0")
+    (folder / "model-1.safetensors").write_bytes(weights)
+    (folder / "model-2.safetensors").write_bytes(weights)
+    shards = {"a": "model-1.safetensors", "b": "model-2.safetensors"}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+    return folder
+
+
+def in_hub_cache(cache: Path, repo: str) -> Path:
+    """A model as the hub's client stores it: a commit's snapshot, named by the branch."""
+    root = cache / f"models--{repo.replace('/', '--')}"
+    (root / "refs").mkdir(parents=True)
+    (root / "refs" / "main").write_text("0123456789" * 4)
+    return model_folder(root / "snapshots" / ("0123456789" * 4))
+
+
+def test_a_published_name_is_found_in_the_hubs_cache(hub_cache: Path, tmp_path: Path):
+    folder = in_hub_cache(hub_cache, "Qwen/Qwen-1_8B")
+    assert llm_files.locate("qwen-1.8b") == llm_files.locate("Qwen/Qwen-1_8B") == folder.resolve()
+    config = llm_files.resolve("qwen-1.8b", "bfloat16", tmp_path / "cache")
+    assert config == LLMConfig("Qwen/Qwen-1_8B", llm_files.fingerprint(folder), "bfloat16")
+    assert llm_files.find(config, tmp_path / "cache") == folder.resolve()
+
+
+def test_every_published_name_says_how_to_get_it(tmp_path: Path):
+    for name in (*llm_files.PUBLISHED, "some/model", str(tmp_path / "no such folder")):
+        with pytest.raises(FileNotFoundError, match="Fetch it with: cmpta weights ") as caught:
+            llm_files.locate(name)
+        assert str(caught.value).endswith(f"cmpta weights {name}")
+
+
+@pytest.mark.parametrize(
+    "gone", ["config.json", "qwen.tiktoken", "model-2.safetensors", "model.safetensors.index.json"]
+)
+def test_an_incomplete_folder_says_what_is_missing(tmp_path: Path, gone: str):
+    folder = model_folder(tmp_path / "model")
+    (folder / gone).unlink()
+    expected = {"qwen.tiktoken": "a vocabulary", "model.safetensors.index.json": "expected model weights"}.get(
+        gone, gone
+    )
+    with pytest.raises(FileNotFoundError, match=f"{folder}: .*{expected}"):
+        llm_files.locate(str(folder))
+
+
+def test_the_fingerprint_is_of_contents_not_places(tmp_path: Path):
+    first, second = model_folder(tmp_path / "a"), model_folder(tmp_path / "elsewhere" / "b")
+    (second / "README.md").write_text("says nothing about answers")
+    assert llm_files.fingerprint(first) == llm_files.fingerprint(second)
+    for name in ("config.json", "qwen.tiktoken", "model-1.safetensors"):
+        before = llm_files.fingerprint(second)
+        (second / name).write_bytes((second / name).read_bytes() + b" ")
+        assert llm_files.fingerprint(second) != before
+
+
+def test_a_folders_config_names_no_path_and_files_are_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder, cache = model_folder(tmp_path / "private place" / "my-model"), tmp_path / "cache"
+    config = llm_files.resolve(str(folder), "float32", cache)
+    assert config.name == "my-model"
+    with monkeypatch.context() as patch:
+        patch.setattr(llm_files, "fingerprint", None)
+        assert llm_files.resolve(str(folder), "float32", cache) == config
+        assert llm_files.find(config, cache) == folder
+    (folder / "config.json").write_text("{}")
+    assert llm_files.resolve(str(folder), "float32", cache).fingerprint != config.fingerprint
+    with pytest.raises(ValueError, match=f"no longer the one with fingerprint {config.fingerprint}"):
+        llm_files.find(config, cache)
+    with pytest.raises(FileNotFoundError, match="no LLM 'x' with fingerprint feed"):
+        llm_files.find(LLMConfig("x", "feed"), cache)
+
+
+def test_touched_but_equal_files_are_still_the_same_llm(tmp_path: Path):
+    folder, cache = model_folder(tmp_path / "model"), tmp_path / "cache"
+    config = llm_files.resolve(str(folder), "float32", cache)
+    os.utime(folder / "config.json", (1, 1))
+    assert llm_files.find(config, cache) == folder
+
+
+def test_fetching_without_a_network_says_what_to_do(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(OSError, match="cannot fetch the LLM 'llama2-7b' .*HF_ENDPOINT.*hf auth login.*into a folder"):
+        llm_files.fetch("llama2-7b")

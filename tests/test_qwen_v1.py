@@ -1,0 +1,252 @@
+"""Qwen v1: ids against an independent tiktoken construction, logits against the published architecture written slowly."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import json
+import math
+import random
+import unicodedata
+from pathlib import Path
+
+import pytest
+import tiktoken
+import torch
+from safetensors.torch import load_file, save_file
+
+from cmpta_lib import qwen_v1
+from cmpta_lib.rehearsal import write_qwen_v1
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+PUBLISHED = SHARED / "qwen" / "qwen.tiktoken"
+# The split rule of Qwen's published tokenizer, as its model page gives it.
+PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The real vocabulary where it lies beside the checkout, else a small one of the same format."""
+    if PUBLISHED.exists():
+        return PUBLISHED
+    folder = tmp_path_factory.mktemp("model")
+    write_qwen_v1(folder, ["the quick brown fox's 情感 12345 dog"] * 9, width=16, layers=1, vocabulary_size=600)
+    return folder / "qwen.tiktoken"
+
+
+@pytest.fixture(scope="module")
+def tokenizer(vocabulary: Path) -> qwen_v1.QwenTokenizer:
+    return qwen_v1.load_tokenizer(vocabulary)
+
+
+@pytest.fixture(scope="module")
+def reference(vocabulary: Path) -> tiktoken.Encoding:
+    lines = (line.split() for line in vocabulary.read_bytes().splitlines())
+    ranks = {base64.b64decode(token): int(rank) for token, rank in lines}
+    return tiktoken.Encoding("qwen", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={})
+
+
+def same_ids(tokenizer, reference: tiktoken.Encoding, text: str) -> bool:
+    """Whether both agree, and the ids spell the text again."""
+    normal = unicodedata.normalize("NFC", text)
+    ids = tokenizer(text)["input_ids"]
+    return ids == reference.encode_ordinary(normal) and tokenizer.decode(ids) == normal
+
+
+def test_ids_of_all_meld_texts(tokenizer, reference):
+    folder = SHARED / "data" / "meld"
+    if not folder.exists():
+        pytest.skip("needs the official MELD CSVs beside the checkout")
+    texts = []
+    for split in ("train", "dev", "test"):
+        with open(folder / f"{split}_sent_emo.csv", encoding="utf-8", newline="") as file:
+            texts += [row["Utterance"] for row in csv.DictReader(file)]
+    assert len(texts) == 13_708
+    assert [text for text in texts if not same_ids(tokenizer, reference, text)] == []
+
+
+def test_ids_of_random_unicode(tokenizer, reference):
+    draw = random.Random(20)
+    ranges = [
+        *[(0x20, 0xD800), (0xE000, 0x110000), (0x20, 0x7F)],
+        *[(0x300, 0x370), (0x900, 0x1200), (0x4E00, 0xA000), (0x20000, 0x32000), (0x1F300, 0x1FB00)],
+        (0x0, 0x21),  # control characters, line ends, spaces
+    ]
+    texts = [
+        "".join(chr(draw.randrange(*draw.choice(ranges))) for _ in range(draw.randint(1, 40))) for _ in range(10_000)
+    ]
+    assert [ascii(text) for text in texts if not same_ids(tokenizer, reference, text)] == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        " ",
+        "\n\n \n",
+        "I'LL we'Re 's",
+        "1234567 ½ ²",
+        "e\u0301\u0323 \u0958",
+        "👩‍👩‍👧‍👦🇨🇳",
+        "𠀀𰀀 彁",
+        "한글 각",
+        "a\u3000b\x85c",
+        "\u017fK",
+    ],
+)
+def test_ids_of_awkward_text(tokenizer, reference, text: str):
+    assert same_ids(tokenizer, reference, text)
+
+
+@pytest.mark.parametrize("token", ["<|im_end|>", "<|endoftext|>", "<|extra_17|>", "a<|im_start|>b"])
+def test_special_tokens_named_in_a_text_stay_text(tokenizer, reference, token: str):
+    assert same_ids(tokenizer, reference, token)
+    assert tokenizer.encode(token) == reference.encode_ordinary(token)
+
+
+def test_special_ids_follow_the_vocabulary(tokenizer, reference):
+    first = reference.n_vocab
+    ids = tokenizer.convert_tokens_to_ids(
+        ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|extra_0|>", "<|extra_204|>"]
+    )
+    assert ids == [first, first + 1, first + 2, first + 3, first + 207]
+    assert (tokenizer.pad_token_id, tokenizer.bos_token_id, len(tokenizer)) == (first, first + 1, first + 208)
+    if PUBLISHED.exists():
+        assert first == 151_643  # the published ids: 151643, 151644, ...
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [("IQ== 0\nIg== 2\n", "without a gap"), ("IQ==\n", "expected lines of"), ("!!! 0\n", "expected lines of")],
+)
+def test_damaged_vocabulary(tmp_path: Path, content: str, reason: str):
+    path = tmp_path / "qwen.tiktoken"
+    with pytest.raises(FileNotFoundError, match="expected Qwen's vocabulary"):
+        qwen_v1.load_tokenizer(path)
+    path.write_text(content)
+    with pytest.raises(ValueError, match=f"{path}.*{reason}"):
+        qwen_v1.load_tokenizer(path)
+
+
+# ---- weights
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("qwen")
+    write_qwen_v1(folder, ["some words"], width=64, layers=3, vocabulary_size=500, seed=3)
+    return folder
+
+
+def slow_logits(folder: Path, ids: list[int]) -> torch.Tensor:
+    """The published architecture, position by position and head by head, in float32."""
+    config = json.loads((folder / "config.json").read_text())
+    weights: dict[str, torch.Tensor] = {}
+    for shard in sorted(folder.glob("*.safetensors")):
+        weights |= {name: tensor.float() for name, tensor in load_file(shard).items()}
+    heads, size = config["num_attention_heads"], config["kv_channels"]
+    width = config["hidden_size"]
+
+    def norm(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return x / (x.pow(2).mean() + config["layer_norm_epsilon"]).sqrt() * weight
+
+    def rotated(vector: torch.Tensor, position: int) -> torch.Tensor:
+        out = vector.clone()
+        for i in range(size // 2):  # dimension i turns together with i + size / 2
+            angle = position / config["rotary_emb_base"] ** (2 * i / size)
+            a, b = vector[i], vector[i + size // 2]
+            out[i] = a * math.cos(angle) - b * math.sin(angle)
+            out[i + size // 2] = b * math.cos(angle) + a * math.sin(angle)
+        return out
+
+    hidden = [weights["transformer.wte.weight"][token] for token in ids]
+    for layer in range(config["num_hidden_layers"]):
+        w = {k.split(f"h.{layer}.", 1)[1]: v for k, v in weights.items() if f"h.{layer}." in k}
+        keys, values, after = [], [], []
+        for position, x in enumerate(hidden):
+            q, k, v = (w["attn.c_attn.weight"] @ norm(x, w["ln_1.weight"]) + w["attn.c_attn.bias"]).split(width)
+            keys.append([rotated(part, position) for part in k.split(size)])
+            values.append(v.split(size))
+            mixed = []
+            for head in range(heads):
+                query = rotated(q.split(size)[head], position)
+                scores = torch.stack([query @ key[head] for key in keys]) / math.sqrt(size)
+                mixed.append(sum(p * value[head] for p, value in zip(scores.softmax(0), values, strict=True)))
+            x = x + w["attn.c_proj.weight"] @ torch.cat(mixed)
+            y = norm(x, w["ln_2.weight"])
+            gate = w["mlp.w2.weight"] @ y
+            after.append(x + w["mlp.c_proj.weight"] @ ((w["mlp.w1.weight"] @ y) * gate * gate.sigmoid()))
+        hidden = after
+    return torch.stack([weights["lm_head.weight"] @ norm(x, weights["transformer.ln_f.weight"]) for x in hidden])
+
+
+def test_logits_equal_the_published_architecture(published: Path):
+    model = qwen_v1.load_model(published, torch.float32, CPU)
+    ids = [3, 141, 59, 26, 5, 358, 97, 9, 3, 238]
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
+    expected = slow_logits(published, ids)
+    assert expected.std() > 0.01
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
+
+
+def test_weights_in_bfloat16_are_the_files_own(published: Path):
+    model = qwen_v1.load_model(published, torch.bfloat16, CPU)
+    shards = [load_file(shard) for shard in sorted(published.glob("*.safetensors"))]
+    fused = next(
+        shard["transformer.h.1.attn.c_attn.weight"] for shard in shards if "transformer.h.1.attn.c_attn.weight" in shard
+    )
+    attention = model.model.layers[1].self_attn
+    parts = [attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight]
+    assert torch.equal(torch.cat(parts), fused)
+    assert not any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"no_bias": False}, "no_bias=False"),
+        ({"rotary_pct": 0.25}, "rotary_pct=0.25"),
+        ({"num_hidden_layers": 4}, r"missing: model.layers.3"),
+        ({"num_hidden_layers": 2}, r"transformer.h.2.\S+ -> model.layers.2"),
+        ({"vocab_size": 501}, r"model.embed_tokens.weight \(500, 64\), expected \(501, 64\)"),
+    ],
+)
+def test_config_that_does_not_fit_is_refused(published: Path, tmp_path: Path, change: dict, message: str):
+    for file in published.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    (tmp_path / "config.json").unlink()
+    config = json.loads((published / "config.json").read_text()) | change
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=message):
+        qwen_v1.load_model(tmp_path, torch.float32, CPU)
+
+
+def test_missing_and_damaged_shards_are_named(published: Path, tmp_path: Path):
+    for file in published.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    shard = sorted(tmp_path.glob("*.safetensors"))[1]
+    shard.write_bytes(shard.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=f"{shard}.*fetch it again"):
+        qwen_v1.load_model(tmp_path, torch.float32, CPU)
+    shard.unlink()
+    with pytest.raises(FileNotFoundError, match=f"lists 2 shards, but {shard.name} is missing"):
+        qwen_v1.load_model(tmp_path, torch.float32, CPU)
+
+
+def test_torch_weight_files_are_read_without_unpickling_objects(published: Path, tmp_path: Path):
+    tensors: dict[str, torch.Tensor] = {}
+    for shard in sorted(published.glob("*.safetensors")):
+        tensors |= load_file(shard)
+    (tmp_path / "config.json").write_text((published / "config.json").read_text())
+    torch.save(tensors, tmp_path / "pytorch_model.bin")
+    model = qwen_v1.load_model(tmp_path, torch.bfloat16, CPU)
+    assert torch.equal(model.lm_head.weight, tensors["lm_head.weight"])
+    torch.save({"bad": Path()}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="pytorch_model.bin: refused, it holds more than tensors"):
+        qwen_v1.load_model(tmp_path, torch.bfloat16, CPU)
+    save_file(tensors, tmp_path / "model.safetensors")  # is preferred as soon as it is there
+    qwen_v1.load_model(tmp_path, torch.bfloat16, CPU)
