@@ -7,7 +7,6 @@ pass every linear layer as one row of real positions; only inside attention are 
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -180,7 +179,7 @@ def load(config: LLMConfig, cache: Path, device: torch.device) -> FrozenLLM:
     else:
         folder = llm_files.find(config, cache)
     dtype = getattr(torch, config.dtype)
-    family = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    family = llm_files.family(folder)
     if family == "qwen":
         from cmpta_lib import qwen_v1
 

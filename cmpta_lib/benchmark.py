@@ -1,23 +1,36 @@
-"""How long a training step takes, beside its floor: the bare frozen LLM's forward and backward on the same real tokens."""
+"""How long a training step takes, beside its floor: the bare frozen LLM's forward and backward on the same real tokens.
+
+From the same measurement comes the estimate of how long a study's unfinished runs will take on this machine.
+"""
 
 from __future__ import annotations
 
+import math
+import resource
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from cmpta_lib.experiments import Study
+from cmpta_lib.experiments import Run, Study
 from cmpta_lib.runs import load_llm
 
 if TYPE_CHECKING:
     import pandas as pd
+    import torch
+
+    from cmpta_lib.data import Split
+    from cmpta_lib.model import CMPTA
 
 STEPS = 20
+WARM_UP = 3
 
 
-def step_times(study: Study) -> pd.DataFrame:
-    """Median milliseconds of a step's parts on each corpus, one batch of the run's size, and its ratio to the floor."""
+def step_times(study: Study, steps: int = STEPS, batch_size: int | None = None) -> pd.DataFrame:
+    """Median milliseconds of a step's parts on each corpus over `steps` different batches, and its ratio to the floor.
+
+    Peak memory is the GPU's where there is one, else this process's. Nothing is written.
+    """
     import pandas as pd
     import torch
 
@@ -26,52 +39,93 @@ def step_times(study: Study) -> pd.DataFrame:
     rows = []
     for key in study.keys:
         config, corpus = study.config(key), study.corpus(key)
+        split, size = corpus.splits["train"], batch_size or config.training.batch_size
         torch.set_num_threads(config.training.num_threads)
         llm = load_llm(study.cache / "llm", study.llm)
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
         model = training.build(config, corpus, llm)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
-        indices = list(range(min(config.training.batch_size, len(corpus.splits["train"]))))
-        batch = model.collate([corpus.splits["train"][i] for i in indices])
-        with torch.no_grad():
-            tokens, _ = model.pseudo_tokens(batch)
-            embeds, packing, ends = model._pack(batch, tokens, [answer[:-1] for answer in batch.answer_ids])
-
-        def floor(embeds: torch.Tensor = embeds, packing=packing, ends: torch.Tensor = ends, llm=llm) -> None:
-            leaf = embeds.clone().requires_grad_(True)
-            llm.logits(leaf, packing, ends).logsumexp(-1).sum().backward()
-
-        def step(model=model, optimizer=optimizer, corpus=corpus, indices=indices, config=config) -> None:
-            model.train()
-            training._step(model, optimizer, corpus.splits["train"], indices, config.training)
-
-        def answer(model=model, batch=batch) -> None:
-            model.eval()
-            model.answer(batch)
-
-        bare, whole, reply = (_median_ms(work) for work in (floor, step, answer))
+        generator = torch.Generator().manual_seed(config.seed)
+        warm = WARM_UP if steps > WARM_UP else 0
+        order = torch.randperm(len(split), generator=generator).repeat(1 + (steps + warm) * size // len(split))
+        times: dict[str, list[float]] = {"floor": [], "step": [], "answer": []}
+        positions = []
+        for batch in order.split(size)[: steps + warm]:
+            one, count = _measure(model, optimizer, split, batch.tolist())
+            positions.append(count)
+            for name, value in one.items():
+                times[name].append(value)
+        bare, whole, reply = (statistics.median(times[name][warm:]) for name in ("floor", "step", "answer"))
         rows.append(
             {
                 "corpus": corpus.name,
-                "batch": len(indices),
-                "LLM positions": int(packing.lengths.sum()),
+                "batch": size,
+                "LLM positions": round(statistics.median(positions)),
                 "bare LLM forward + backward ms": round(bare, 1),
                 "training step ms": round(whole, 1),
                 "step / floor": round(whole / bare, 2),
                 "answer ms": round(reply, 1),
+                "peak GB": round(peak_gb(), 2),
                 "threads": config.training.num_threads,
             }
         )
     return pd.DataFrame(rows)
 
 
-def _median_ms(work: Callable[[], None]) -> float:
+def _measure(
+    model: CMPTA, optimizer: torch.optim.Optimizer, split: Split, indices: list[int]
+) -> tuple[dict[str, float], int]:
+    """Milliseconds of a whole step, of answering and of the bare LLM on one batch, and its number of LLM positions."""
     import torch
 
-    times = []
-    for _ in range(STEPS):
-        started = time.perf_counter()
-        work()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        times.append(1000 * (time.perf_counter() - started))
-    return statistics.median(times[STEPS // 4 :])
+    from cmpta_lib import training
+
+    model.train()
+    step = _milliseconds(lambda: training._step(model, optimizer, split, indices, model.config.training))
+    model.eval()
+    batch = model.collate([split[i] for i in indices])
+    answer = _milliseconds(lambda: model.answer(batch))
+    with torch.no_grad():
+        tokens, _ = model.pseudo_tokens(batch)
+        embeds, packing, ends = model._pack(batch, tokens, [ids[:-1] for ids in batch.answer_ids])
+    leaf = embeds.clone().requires_grad_(True)
+    floor = _milliseconds(lambda: model.llm.logits(leaf, packing, ends).logsumexp(-1).sum().backward())
+    return {"step": step, "answer": answer, "floor": floor}, embeds.shape[0]
+
+
+def hours(study: Study, runs: Sequence[Run], measured: pd.DataFrame) -> float:
+    """Hours that these runs take at the measured speed, one after another, unfinished ones only."""
+    by_corpus = measured.set_index("corpus")
+    total = 0.0
+    for run in runs:
+        if run.done:
+            continue
+        config, line = run.config, by_corpus.loc[run.config.data.name]
+        corpus = next(c for c in map(study.corpus, study.keys) if c.name == config.data.name)
+        clips = {name: len(split) for name, split in corpus.splits.items()}
+        answer = float(line["answer ms"]) / float(line["batch"])
+        epochs = 0 if config.adapter.fusion == "none" else config.training.epochs
+        steps = math.ceil(clips["train"] / config.training.batch_size)
+        total += epochs * (steps * float(line["training step ms"]) + clips["valid"] * answer)
+        total += (clips["valid"] + clips["test"]) * answer
+    return total / 3.6e6
+
+
+def peak_gb() -> float:
+    """Highest memory use so far in GB (1e9 bytes): allocated on the GPU, or resident of this process."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+def _milliseconds(work: Callable[[], object]) -> float:
+    import torch
+
+    started = time.perf_counter()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return 1000 * (time.perf_counter() - started)

@@ -13,6 +13,9 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
+from cmpta_lib import check, llm_files, records
+from cmpta_lib.experiments import ROOT, Study
+
 # Stages run one after another, the notebooks of a stage side by side; within a stage none needs another's output.
 STAGES = (
     ("01_data", "02_model"),
@@ -31,28 +34,72 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     parser = argparse.ArgumentParser(prog="cmpta", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    reproduce_parser = commands.add_parser(
-        "reproduce", help="run the notebooks and export tables, figures and report.md"
-    )
-    run_parser = commands.add_parser("runs", help="list the finished runs and their test scores")
-    benchmark_parser = commands.add_parser("benchmark", help="time a training step against the bare frozen LLM's")
-    for sub in (reproduce_parser, benchmark_parser):
-        sub.add_argument("--profile", default="demo", help="demo (offline, minutes) or paper (real data, one GPU)")
-        sub.add_argument("--data", default="", help="folder of <name>_{train,valid,test}.pkl in MELD's public format")
-        sub.add_argument("--smoke", action="store_true", help="a few clips and one epoch, to see that everything runs")
-    reproduce_parser.add_argument(
-        "--seeds", type=seeds, default=None, help="how many seeds, or a list such as [1111,3333]"
-    )
-    reproduce_parser.add_argument(
-        "--only", nargs="+", default=[], metavar="NAME", help="notebooks by a part of their name: table3"
-    )
-    run_parser.set_defaults(profile="demo", data="", smoke=False)
+
+    def command(name: str, what: str, *, study: bool = True) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=what, description=what)
+        if study:
+            profiles = "demo (offline, minutes) or paper (real data, one GPU)"
+            sub.add_argument("--profile", default="demo", help=profiles)
+            folder = "folder of <name>_{train,valid,test}.pkl in MELD's public format"
+            sub.add_argument("--data", default="", help=folder)
+            sub.add_argument(
+                "--smoke", action="store_true", help="a few clips and one epoch, to see that everything runs"
+            )
+            sub.add_argument("--llm", default="", help="another backbone: a published name, a hub id, or a folder")
+            count = "how many seeds, or a list such as [1111,3333]"
+            sub.add_argument("--seeds", type=seeds, default=None, help=count)
+            sub.add_argument(
+                "--only", nargs="+", default=[], metavar="NAME", help="notebooks by a part of their name: table3"
+            )
+        return sub
+
+    run = command("reproduce", "run the notebooks and export tables, figures and report.md")
+    run.add_argument("--dry-run", action="store_true", help="list the runs with their config hashes, and train nothing")
+    command("check", "what is here and what is missing, how many runs there are, and how long they will take")
+    times = command("benchmark", "time a training step against the bare frozen LLM's")
+    times.add_argument("--steps", type=int, default=20, help="batches to time (default 20)")
+    times.add_argument("--batch-size", type=int, default=None, help="clips a batch (default: the runs')")
+    command("runs", "list the finished runs and their test scores", study=False)
+    data = command("data", "fetch, verify and convert a published corpus", study=False)
+    data.add_argument("corpus", choices=("simsv2", "meld"))
+    data.add_argument("rest", nargs=argparse.REMAINDER, help="its own options; see cmpta data CORPUS --help")
+    weights = command("weights", "fetch an LLM from the hub: weights, configuration, vocabulary, no code", study=False)
+    weights.add_argument("name", help=f"{', '.join(llm_files.PUBLISHED)}, or a hub id")
+    rehearse = command("rehearse", "run profile paper on generated files laid out like the published ones", study=False)
+    rehearse.add_argument("--full", action="store_true", help="at full size (what a GPU gets anyway)")
+    rehearse.add_argument("--factor", type=float, default=None, help="split sizes, as a fraction of the published ones")
+    rehearse.add_argument("--annotations", default="", help="folder of MELD's CSVs, for its real texts and labels")
+    rehearse.add_argument("--vocabulary", default="", help="a published qwen.tiktoken, for its real tokens")
+    rehearse.add_argument("--files-only", action="store_true", help="write and convert the files, run no notebook")
     options = parser.parse_args(arguments)
+    actions = {
+        "reproduce": reproduce,
+        "check": check_study,
+        "runs": list_runs,
+        "benchmark": benchmark,
+        "data": prepare_data,
+        "weights": fetch_weights,
+        "rehearse": rehearse_paper,
+    }
     try:
-        return {"reproduce": reproduce, "runs": list_runs, "benchmark": benchmark}[options.command](options)
+        return actions[options.command](options)
     except (ValueError, OSError, RuntimeError) as error:
         print(f"cmpta {options.command}: {error}", file=sys.stderr)
         return 1
+
+
+def _study(options: argparse.Namespace) -> Study:
+    return Study(options.profile, options.seeds, options.data, options.smoke, options.llm)
+
+
+def _chosen(options: argparse.Namespace) -> list[str]:
+    names = [name for stage in STAGES for name in stage]
+    chosen = [n for n in names if not options.only or any(part in n for part in options.only)]
+    if not chosen:
+        raise ValueError(
+            f"--only {' '.join(options.only)}: no notebook has that in its name; there are: {', '.join(names)}"
+        )
+    return chosen
 
 
 def seeds(text: str) -> Any:
@@ -66,22 +113,26 @@ def seeds(text: str) -> Any:
 def reproduce(options: argparse.Namespace) -> int:
     """Prepare corpora and LLM, finish all runs in one pool, execute the notebooks, write the report."""
     from cmpta_lib import reports
-    from cmpta_lib.experiments import ROOT, Study
 
     started = time.monotonic()
-    study = Study(options.profile, options.seeds, options.data, options.smoke)
-    names = [name for stage in STAGES for name in stage]
-    chosen = [n for n in names if not options.only or any(part in n for part in options.only)]
-    if not chosen:
-        raise ValueError(
-            f"--only {' '.join(options.only)}: no notebook has that in its name; there are: {', '.join(names)}"
-        )
+    study, chosen = _study(options), _chosen(options)
+    found = check.needs(study)
+    if any(need.missing for need in found):
+        print(check.screen(study, found))
+        print(f"Nothing was started: {sum(need.missing for need in found)} of {len(found)} needs are missing.")
+        return 1
     print(f"[1/3] corpora and language model of profile '{study.profile}'", flush=True)
     for key in study.keys:
         study.corpus(key)
     print(f"      backbone {study.llm.name} {study.llm.fingerprint}  ({time.monotonic() - started:.0f} s)", flush=True)
-    runs = [] if options.only else study.all_runs()
+    planned = study.planned_runs(chosen)
+    runs = [run for _, run in planned]
     print(f"[2/3] runs: {sum(run.done for run in runs)} of {len(runs)} are finished already", flush=True)
+    if options.dry_run:
+        for name, run in planned:
+            state = "finished" if run.done else "to do"
+            print(f"      {run.folder.name}  seed {run.config.seed}  {state:8}  {name}")
+        return 0
     study.ensure(runs)
     print(f"[3/3] {len(chosen)} notebooks  ({time.monotonic() - started:.0f} s)", flush=True)
     folder = study.root / "notebooks" / study.figures.name
@@ -91,6 +142,7 @@ def reproduce(options: argparse.Namespace) -> int:
         "seeds": list(study.seeds),
         "data": _absolute(options.data),
         "smoke": options.smoke,
+        "llm": _absolute(options.llm) if Path(options.llm).is_dir() else options.llm,
     }
     for stage in STAGES:
         with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
@@ -159,13 +211,58 @@ def list_runs(options: argparse.Namespace) -> int:
     return 0
 
 
+def check_study(options: argparse.Namespace) -> int:
+    """Print what is here and what is missing; with everything here, measure a few steps and estimate the hours."""
+    study, chosen = _study(options), _chosen(options)
+    found = check.needs(study)
+    print(check.screen(study, found), flush=True)
+    if any(need.missing for need in found):
+        print(
+            f"{check.number_of_runs(study)} runs in all; hours are estimated from real steps once nothing is missing."
+        )
+        return 1
+    from cmpta_lib.benchmark import hours, step_times
+
+    runs = [run for _, run in study.planned_runs(chosen)]
+    print(f"{len(runs)} runs, {sum(run.done for run in runs)} of them finished; measuring a few steps ...", flush=True)
+    measured = step_times(study, steps=10)
+    print(measured.to_string(index=False))
+    print(f"about {hours(study, runs, measured):.1f} hours for the rest, one run at a time on {records.hardware()}")
+    return 0
+
+
 def benchmark(options: argparse.Namespace) -> int:
     """Print the step times of `cmpta_lib.benchmark`."""
     from cmpta_lib.benchmark import step_times
-    from cmpta_lib.experiments import Study
 
-    print(step_times(Study(options.profile, 1, options.data, options.smoke)).to_string(index=False))
+    print(step_times(_study(options), options.steps, options.batch_size).to_string(index=False))
     return 0
+
+
+def prepare_data(options: argparse.Namespace) -> int:
+    """Hand over to the corpus' own command."""
+    from data_prep import meld, simsv2
+
+    return {"simsv2": simsv2, "meld": meld}[options.corpus].main(options.rest)
+
+
+def fetch_weights(options: argparse.Namespace) -> int:
+    """Fetch an LLM and say where it lies."""
+    print(llm_files.fetch(options.name))
+    return 0
+
+
+def rehearse_paper(options: argparse.Namespace) -> int:
+    """Write the rehearsal's files, then drive profile `paper` through every notebook on them."""
+    from cmpta_lib import rehearsal
+
+    rehearsal.prepare(
+        full=True if options.full else None,
+        factor=options.factor,
+        annotations=Path(options.annotations) if options.annotations else None,
+        vocabulary=Path(options.vocabulary) if options.vocabulary else None,
+    )
+    return 0 if options.files_only else main(["reproduce", "--profile", "paper", "--smoke"])
 
 
 if __name__ == "__main__":

@@ -70,9 +70,11 @@ def pick_clip(corpus: Corpus, predictions: pd.DataFrame, clip_id: str = "") -> t
         return find_clip(corpus.splits["test"], clip_id), BY_HAND
     table, modalities = corpus.splits["test"].table, modalities_of(corpus)
     complete = np.logical_and.reduce([table[f"{m}_length"] > 0 for m in modalities])
-    cued = np.logical_and.reduce([_cue_starts(table, m) >= 0 for m in modalities]) if corpus.generated else complete
+    cued = (
+        np.logical_and.reduce([_cue_starts(table, m) >= 0 for m in modalities]) if corpus.has_known_truth else complete
+    )
     right, what = is_right(corpus.task, predictions), f"with {' and '.join(modalities)}"
-    shown = f"{what} and a cue in each" if corpus.generated else what
+    shown = f"{what} and a cue in each" if corpus.has_known_truth else what
     return _first(
         (complete & cued & right, f"the first test clip {shown} that CMPTA answers rightly"),
         (complete & cued, f"the first test clip {shown} (CMPTA answers none of them rightly)"),
@@ -92,7 +94,7 @@ def pick_sarcastic(corpus: Corpus, text_only: pd.DataFrame, cmpta: pd.DataFrame,
     modalities = modalities_of(corpus)
     present = np.logical_or.reduce([table[f"{m}_length"] > 0 for m in modalities])
     negative = table["label"].isin([labels.index(name) for name in SARCASTIC if name in labels]) & bool(labels)
-    if corpus.generated and labels:
+    if corpus.has_known_truth and labels:
         kind, words = table["words"] == KIND_WORDS, "joyful words"
     else:
         joy = labels.index("joy") if "joy" in labels else -2  # -2: no class, so no clip
@@ -102,7 +104,7 @@ def pick_sarcastic(corpus: Corpus, text_only: pd.DataFrame, cmpta: pd.DataFrame,
     rule = f"{words}, label {' or '.join(SARCASTIC)}, CMPTA right, text only wrong"
     fits = present & negative & kind & right & misled
     cued = np.zeros(len(table), bool)  # known in generated clips only
-    if corpus.generated:
+    if corpus.has_known_truth:
         cued = np.logical_and.reduce([_cue_starts(table, m) >= 0 for m in modalities])
     return _first(
         (fits & cued, f"the first test clip with a cue in {' and '.join(modalities)}, {rule}"),
@@ -176,7 +178,7 @@ def attention_on_cues(model: CMPTA, corpus: Corpus, predictions: pd.DataFrame) -
     Means over the test clips that are answered rightly and show a cue in the modality; "uniform" is what attention that
     knows nothing would put there, the window's share of the clip's frames.
     """
-    if not corpus.generated:
+    if not corpus.has_known_truth:
         return pd.DataFrame()
     split, rows = corpus.splits["test"], []
     right = np.flatnonzero(is_right(corpus.task, predictions))

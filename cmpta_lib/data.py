@@ -142,6 +142,11 @@ class Corpus:
     sources: dict[str, str]  # file name -> SHA-256
     fingerprint: str  # SHA-256 of task, rows and features: equal content, equal fingerprint, whatever path or name
 
+    @property
+    def has_known_truth(self) -> bool:
+        """Whether the generator left its Bayes-optimal answers and true cue windows in the tables."""
+        return "bayes_all" in self.splits["test"].table
+
 
 def write_corpus(
     folder: Path,

@@ -6,13 +6,13 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from cmpta_lib import metrics, paper, records
+from cmpta_lib import llm_files, metrics, paper, records
 from cmpta_lib.config import PAPER_SEEDS, DataConfig, LLMConfig, RunConfig, override
 from cmpta_lib.data import Corpus, load_corpus
 from cmpta_lib.runs import DONE, ROOT, Run, ensure, load_model, runs_folder
@@ -48,12 +48,25 @@ REGISTER: Mapping[str, Mapping[str, Any]] = {
 }
 
 
+# Which runs the notebooks ask for: (corpus, variants) by a notebook's name; the register's alternatives belong to 03.
+_NOTEBOOK_RUNS: Mapping[str, Sequence[tuple[str, Sequence[str]]]] = {
+    "03_training": (("sims", ("CMPTA",)), ("meld", ("CMPTA",))),
+    "04_table3_simsv2": (("sims", ("text only", "CMPTA")),),
+    "05_table4_meld": (("meld", ("text only", "CMPTA")),),
+    "06_table5_ablation_simsv2": (("sims", tuple(VARIANTS)),),
+    "07_table6_ablation_meld": (("meld", tuple(VARIANTS)),),
+    "08_attention_figs3_4": (("sims", ("CMPTA",)), ("meld", ("CMPTA",))),
+    "09_case_study_fig5": (("meld", ("CMPTA", "text only")),),
+}
+_FIRST_SEED_ONLY = ("08_attention_figs3_4", "09_case_study_fig5")
+
+
 @dataclass(frozen=True)
 class Profile:
     """A set of corpora, a backbone and the settings that fit them; the code behind every profile is the same."""
 
     corpora: Mapping[str, str]  # key in notebooks -> corpus name
-    llm: LLMConfig
+    llm: str  # a name that `llm_files` knows, or "tiny"
     num_seeds: int
     changes: Mapping[str, Any] = field(default_factory=dict)
     corpus_changes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by key; "data" = a user's own
@@ -63,7 +76,7 @@ _SMALL = {"adapter.dim": 64, "training.learning_rate": 3e-3, "training.batch_siz
 PROFILES: Mapping[str, Profile] = {
     "demo": Profile(
         corpora={"sims": "embedded-sims", "meld": "embedded-meld"},
-        llm=LLMConfig("tiny"),
+        llm="tiny",
         num_seeds=2,
         changes=_SMALL,
         corpus_changes={
@@ -74,12 +87,13 @@ PROFILES: Mapping[str, Profile] = {
     ),
     "paper": Profile(
         corpora={"sims": "simsv2", "meld": "meld"},
-        llm=LLMConfig("Qwen/Qwen-1_8B", dtype="bfloat16"),
+        llm="qwen-1.8b",
         num_seeds=len(PAPER_SEEDS),
     ),
 }
 SMOKE_SIZES = {"train": 48, "valid": 24, "test": 24}
 SMOKE_CHANGES = {"adapter.dim": 16, "training.epochs": 1}
+REHEARSAL = "rehearsal.json"  # what `cmpta rehearse` leaves in runs/smoke: the LLM and the changes of its smoke runs
 
 
 class Study:
@@ -89,15 +103,23 @@ class Study:
         profile: "demo" or "paper".
         seeds: how many of the five seeds (register 17), or the seeds themselves; None = the profile's number.
         data: folder of `<name>_{train,valid,test}.pkl` in MELD's public format; replaces the profile's corpora.
-        smoke: a few clips, one epoch and a barely trained LLM, to see that everything runs; says so in its outputs.
+        smoke: a few clips, one epoch and a barely trained LLM, to see that everything runs; says so in its outputs. For
+            profile "paper" that is its rehearsal, on the files that `cmpta rehearse` wrote.
+        llm: another backbone than the profile's: a name of `llm_files.PUBLISHED`, a hub id, or a folder.
     """
 
     def __init__(
-        self, profile: str = "demo", seeds: int | Sequence[int] | None = None, data: str = "", smoke: bool = False
+        self,
+        profile: str = "demo",
+        seeds: int | Sequence[int] | None = None,
+        data: str = "",
+        smoke: bool = False,
+        llm: str = "",
     ) -> None:
         if profile not in PROFILES:
             raise ValueError(f"no profile '{profile}'; there are: {', '.join(PROFILES)}")
         self.profile, self.settings, self.smoke, self.data = profile, PROFILES[profile], smoke, str(data)
+        self.own_llm = str(llm)
         self.seeds = _seeds(self.settings.num_seeds if seeds is None else seeds)
         if smoke:
             self.seeds = self.seeds[:1]
@@ -112,10 +134,11 @@ class Study:
     @property
     def figures(self) -> Path:
         """Where this study's figures and tables go: figures/<profile or corpus>/; smoke output stays out of it."""
-        if self.smoke:
-            return self.root / "figures"
         name = self.corpus("data").name if self.data else self.profile
-        return ROOT / "figures" / (f"{name}-data" if self.data and name in PROFILES else name)
+        name = f"{name}-data" if self.data and name in PROFILES else name
+        if self.own_llm:
+            name += f"-{Path(self.own_llm).name}"
+        return (self.root if self.smoke else ROOT) / "figures" / name
 
     def key(self, wanted: str) -> str:
         """The corpus that a notebook about `wanted` ("sims" or "meld") works on: the user's own where one is given."""
@@ -139,19 +162,33 @@ class Study:
         folder = cache / name
         if not (folder / "meta.json").exists():
             raise FileNotFoundError(
-                f"profile '{self.profile}' needs the corpus '{name}' in {folder}, and it is not there. Put the files "
-                f"in MELD's public format into a folder and pass data=<folder>, or use profile 'demo', which needs no download."
+                f"profile '{self.profile}' needs the corpus '{name}' in {folder}, and it is not there. "
+                f"Make it with: {'cmpta rehearse' if self.smoke else f'cmpta data {name}'}; or pass data=<folder> with "
+                f"files in MELD's public format, or use profile 'demo', which needs no download."
             )
         return load_corpus(folder)
 
+    @property
+    def llm_name(self) -> str:
+        """What names the backbone: the caller's choice, the rehearsal's, or the profile's."""
+        return self.own_llm or self._rehearsal.get("llm", self.settings.llm)
+
     @cached_property
     def llm(self) -> LLMConfig:
-        """The backbone with its fingerprint; the tiny one is built first where it must be, in a process of its own."""
-        config = self.settings.llm
-        if config.name != "tiny":
-            return config
+        """The backbone with its fingerprint; the tiny one is built first where it must be, in a process of its own.
+
+        Raises:
+            FileNotFoundError: it is not on this machine; says how to fetch it.
+        """
+        if self.llm_name != "tiny":
+            return llm_files.resolve(self.llm_name, "bfloat16", self.cache / "llm")
         documents = SMOKE_DOCUMENTS if self.smoke else None
-        return LLMConfig("tiny", _tiny_fingerprint(self.cache / "llm", documents), config.dtype)
+        return LLMConfig("tiny", _tiny_fingerprint(self.cache / "llm", documents))
+
+    @cached_property
+    def _rehearsal(self) -> dict[str, Any]:
+        record = self.root / REHEARSAL
+        return json.loads(record.read_text()) if self.smoke and self.profile == "paper" and record.exists() else {}
 
     def config(self, key: str, variant: Mapping[str, Any] | None = None, seed: int | None = None) -> RunConfig:
         """The full config of one run of this study."""
@@ -160,7 +197,14 @@ class Study:
             data=DataConfig(corpus.name, corpus.fingerprint), llm=self.llm, seed=self.seeds[0] if seed is None else seed
         )
         changes = dict(self.settings.changes) | dict(self.settings.corpus_changes.get(key, {}))
-        return override(base, changes | (SMOKE_CHANGES if self.smoke else {}) | dict(variant or {}))
+        if self.llm.name != "tiny":
+            changes["prompt.answer_sign"] = self._answer_sign
+        smoke = self._rehearsal.get("changes", SMOKE_CHANGES) if self.smoke else {}
+        return override(base, changes | smoke | dict(variant or {}))
+
+    @cached_property
+    def _answer_sign(self) -> str:
+        return llm_files.answer_sign(llm_files.find(self.llm, self.cache / "llm"))
 
     def runs(self, key: str, variant: Mapping[str, Any] | None = None) -> list[Run]:
         """One run per seed, finished or not."""
@@ -172,10 +216,19 @@ class Study:
         ensure(runs, self.root, jobs)
         return runs
 
-    def all_runs(self) -> list[Run]:
-        """Every run that the notebooks ask for."""
-        tables = [run for key in self.keys for variant in VARIANTS.values() for run in self.runs(key, variant)]
-        return tables + [run for _, runs in self.register_runs() for run in runs]
+    def planned_runs(self, notebooks: Collection[str] = tuple(_NOTEBOOK_RUNS)) -> list[tuple[str, Run]]:
+        """Every run that these notebooks ask for, each once, with the name of its row."""
+        planned: dict[Path, tuple[str, Run]] = {}
+        for notebook, wanted in _NOTEBOOK_RUNS.items():
+            for corpus, variants in wanted if notebook in notebooks else ():
+                for variant in variants:
+                    runs = self.runs(self.key(corpus), VARIANTS[variant])
+                    for run in runs[:1] if notebook in _FIRST_SEED_ONLY else runs:
+                        planned.setdefault(run.folder, (variant, run))
+            if notebook in notebooks and notebook == "03_training":
+                for name, runs in self.register_runs():
+                    planned |= {run.folder: (f"register {name}", run) for run in runs if run.folder not in planned}
+        return list(planned.values())
 
     def register_runs(self) -> list[tuple[str, list[Run]]]:
         """The interpretation register's alternatives, one seed each, on the first corpus."""
@@ -228,7 +281,7 @@ class Study:
     def bayes(self, key: str, metric: str) -> dict[str, float]:
         """Best score that any answer from {text, face_voice, all} can reach on the test split; empty for real data."""
         corpus = self.corpus(key)
-        if not corpus.generated:
+        if not corpus.has_known_truth:
             return {}
         table, labels = corpus.splits["test"].table, corpus.task.labels
         scores = {}
@@ -247,7 +300,7 @@ class Study:
         machines = sorted({run.environment["hardware"] for run in runs}) or [records.hardware()]
         return Provenance(
             data=", ".join(f"{c.name} ({c.fingerprint[:8]})" for c in corpora) + (", SMOKE RUN" if self.smoke else ""),
-            backbone=f"{self.llm.name} ({self.llm.fingerprint[:8] or 'hub'})" if runs else "none",
+            backbone=f"{self.llm.name} ({self.llm.fingerprint[:8]})" if runs else "none",
             seeds=tuple(sorted({run.config.seed for run in runs})),
             commit=", ".join(commits),
             profile=self.profile,

@@ -8,31 +8,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from cmpta_lib import records
 from cmpta_lib.config import LLMConfig
+from cmpta_lib.prompts import Sign
 
-
-@dataclass(frozen=True)
-class Published:
-    """An LLM of the hub, and the settings in which its answers differ from Qwen's."""
-
-    repo: str
-    changes: Mapping[str, Any] = field(default_factory=dict)
-
-
-# "negative": 0.4 and -0.4 as MSE-Adapter writes them for these two; Qwen's +0.4 keeps all its answers at four tokens.
-_PLAIN_SIGN = {"prompt.answer_sign": "negative"}
-PUBLISHED: Mapping[str, Published] = {
-    "qwen-1.8b": Published("Qwen/Qwen-1_8B"),
-    "qwen1.5-1.8b": Published("Qwen/Qwen1.5-1.8B"),
-    "llama2-7b": Published("meta-llama/Llama-2-7b-hf", _PLAIN_SIGN),
-    "chatglm3-6b-base": Published("THUDM/chatglm3-6b-base", _PLAIN_SIGN),
+PUBLISHED: Mapping[str, str] = {  # name -> hub id
+    "qwen-1.8b": "Qwen/Qwen-1_8B",
+    "qwen1.5-1.8b": "Qwen/Qwen1.5-1.8B",
+    "llama2-7b": "meta-llama/Llama-2-7b-hf",
+    "chatglm3-6b-base": "THUDM/chatglm3-6b-base",
 }
+# Families whose scores MSE-Adapter writes without a plus; with it all of Qwen's answers have four tokens (register 10).
+PLAIN_SIGN = ("llama", "chatglm")
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # beside each may stand <name>.index.json, which lists its shards
 VOCABULARIES = ("qwen.tiktoken", "tokenizer.json", "tokenizer.model", "vocab.json")
 _FETCHED = ("config.json", "tokenizer*.json", "special_tokens_map.json", "vocab.json", "merges.txt", *VOCABULARIES)
@@ -87,12 +78,10 @@ def locate(name: str) -> Path:
     Raises:
         FileNotFoundError: it is not there or not complete; says what is missing and how to get it.
     """
-    import os
-
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    repo = PUBLISHED[name].repo if name in PUBLISHED else name
+    repo = PUBLISHED.get(name, name)
     try:
         folder = Path(name) if os.path.isdir(name) else Path(snapshot_download(repo, local_files_only=True))
         identifying_files(folder)
@@ -115,7 +104,7 @@ def fetch(name: str) -> Path:
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    repo = PUBLISHED[name].repo if name in PUBLISHED else name
+    repo = PUBLISHED.get(name, name)
     try:
         files = HfApi().list_repo_files(repo)
         suffix = "safetensors" if any(file.endswith(".safetensors") for file in files) else "bin"
@@ -127,6 +116,16 @@ def fetch(name: str) -> Path:
             f"vocabulary and weights into a folder and pass that folder as the LLM's name"
         ) from error
     return locate(name)
+
+
+def family(folder: Path) -> str:
+    """The model type that config.json gives: "qwen" for v1, "qwen2", "llama", "chatglm", ..."""
+    return str(json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type", ""))
+
+
+def answer_sign(folder: Path) -> Sign:
+    """How this LLM's family writes positive scores."""
+    return "negative" if family(folder) in PLAIN_SIGN else "always"
 
 
 def resolve(name: str, dtype: str, cache: Path) -> LLMConfig:
@@ -141,7 +140,7 @@ def resolve(name: str, dtype: str, cache: Path) -> LLMConfig:
         record = json.loads(path.read_text(encoding="utf-8"))
         if record["folder"] == str(folder) and record["files"] == stamps:
             return LLMConfig(record["name"], path.stem, dtype)
-    repo = PUBLISHED[name].repo if name in PUBLISHED else name
+    repo = PUBLISHED.get(name, name)
     shown = folder.name if Path(name).is_dir() else repo  # a path of this machine is nobody's business
     config = LLMConfig(shown, fingerprint(folder), dtype)
     record = {"name": shown, "folder": str(folder), "files": stamps}

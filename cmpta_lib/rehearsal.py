@@ -15,10 +15,72 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-# The sizes of Qwen/Qwen-1_8B's published config.json; `intermediate_size` counts its two gates together there.
-FULL_WIDTH, FULL_LAYERS, VOCABULARY_SIZE = 2048, 24, 151_936
+from cmpta_lib import records
+from cmpta_lib.experiments import REHEARSAL, Study
+from cmpta_lib.sizes import QWEN_1_8B
+from data_prep import meld, simsv2
+from data_prep.rehearsal import write_meld, write_simsv2
+
+FULL_WIDTH, FULL_LAYERS, VOCABULARY_SIZE = (QWEN_1_8B[name] for name in ("hidden", "layers", "vocabulary"))
 HEAD_DIM = 128
+SMALL = {"width": 128, "layers": 3, "vocabulary_size": 8192}
+SMALL_FACTOR = 0.01
+SMALL_CHANGES = {"adapter.dim": 64, "training.epochs": 1}
+FULL_CHANGES = {"training.epochs": 1}
 _SHARDS = 2
+
+
+def prepare(
+    full: bool | None = None,
+    factor: float | None = None,
+    annotations: Path | None = None,
+    vocabulary: Path | None = None,
+) -> None:
+    """Write corpora and LLM into the smoke runs' folder, convert the corpora as downloaded ones are, and record it all.
+
+    Args:
+        full: Qwen-1.8B's sizes, Table 2's adapter and the published split sizes, one epoch; None: where there is a GPU.
+        factor: split sizes as a fraction of the published ones, in place of what `full` says.
+        annotations: folder of MELD's official CSVs; generated ones otherwise.
+        vocabulary: the published qwen.tiktoken; a small one otherwise.
+    Raises:
+        FileNotFoundError: `annotations` or `vocabulary` is not there.
+    """
+    for given in filter(None, (annotations, vocabulary)):
+        if not given.exists():
+            raise FileNotFoundError(f"{given}: not found; leave it out to rehearse with a generated one")
+    full = torch.cuda.is_available() if full is None else full
+    factor = factor or (1.0 if full else SMALL_FACTOR)
+    root = Study("paper", smoke=True).root
+    places = {"simsv2": root / "raw" / "simsv2", "meld": root / "raw" / "meld"}
+    wanted = {
+        "full": full,
+        "factor": factor,
+        "annotations": str(annotations or ""),
+        "vocabulary": str(vocabulary or ""),
+    }
+    record = root / REHEARSAL
+    if (
+        not record.exists() or json.loads(record.read_text())["wanted"] != wanted
+    ):  # another rehearsal's files: all generated
+        record.unlink(missing_ok=True)
+        for stale in (root / "raw", root / "llm", *(root / "cache" / "data" / name for name in places)):
+            shutil.rmtree(stale, ignore_errors=True)
+    print(f"writing files laid out like the published ones, {factor:g} of their size, below {root}", flush=True)
+    write_simsv2(places["simsv2"], factor)
+    write_meld(places["meld"], factor, annotations)
+    corpora = [
+        simsv2.prepare(root / "cache", places["simsv2"]),
+        meld.prepare(root / "cache", places["meld"], places["meld"]),
+    ]
+    size = {} if full else SMALL
+    llm = root / "llm" / f"qwen-1_8b-random-{size.get('width', FULL_WIDTH)}x{size.get('layers', FULL_LAYERS)}"
+    if not (llm / "config.json").exists():
+        print(f"writing random weights in Qwen-1.8B's layout: {llm.name}", flush=True)
+        texts = (text for corpus in corpora for text in corpus.splits["train"].table["text"])
+        write_qwen_v1(llm, texts, vocabulary=vocabulary, **size)
+    changes = FULL_CHANGES if full else SMALL_CHANGES
+    records.write_text(record, json.dumps({"wanted": wanted, "llm": str(llm), "changes": changes}, indent=1))
 
 
 def write_qwen_v1(
@@ -83,7 +145,7 @@ def write_qwen_v1(
 
 def _gate_width(width: int) -> int:
     """5504 at Qwen-1.8B's 2048; in proportion elsewhere."""
-    return width * 43 // 16
+    return width * QWEN_1_8B["mlp"] // FULL_WIDTH
 
 
 def _shapes(width: int, layers: int, vocabulary_size: int) -> Iterator[tuple[str, tuple[int, ...]]]:

@@ -1,0 +1,131 @@
+"""What a study needs and whether it is here: one screen, with the command for each thing that is missing.
+
+Imports no torch and asks no network, so the answer comes at once.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from cmpta_lib import llm_files
+from cmpta_lib.experiments import Study
+
+GPU_GB = 12  # a step of the paper profile with Qwen-1.8B stays below it
+MEMORY_GB = 8  # the LLM passes through host memory once, beside torch and the corpora's mapped files
+# Bytes on disk: the published file and what it becomes; a run of the paper profile with its checkpoint.
+CORPUS_GB = {"simsv2": 5.0, "meld": 1.5}
+LLM_GB = {"qwen-1.8b": 3.7, "qwen1.5-1.8b": 3.7, "llama2-7b": 13.5, "chatglm3-6b-base": 12.5}
+RUN_GB = 0.1
+CHECKPOINT_GB = 0.4
+
+
+@dataclass(frozen=True)
+class Need:
+    """One thing that a study needs: what was found, and what to do where it is not enough."""
+
+    what: str
+    found: str
+    remedy: str = ""  # empty: nothing to do
+
+    @property
+    def missing(self) -> bool:
+        return bool(self.remedy)
+
+
+def needs(study: Study) -> list[Need]:
+    """Everything that must be there before the study's runs can start; nothing is made or fetched.
+
+    The embedded default makes what it needs, and a user's own folder is checked when it is read.
+    """
+    found = []
+    real = study.settings.llm != "tiny" and not study.smoke
+    if real:
+        found += [_gpu(), _memory()]
+    to_come = 0.0
+    for key in study.keys if not study.data else ():
+        name = study.settings.corpora[key]
+        if name not in CORPUS_GB:
+            continue
+        try:
+            corpus = study.corpus(key)
+            sizes = " + ".join(str(len(split)) for split in corpus.splits.values())
+            found.append(Need(f"corpus {name}", f"{sizes} clips{' (generated)' if corpus.generated else ''}"))
+        except (FileNotFoundError, ValueError) as error:
+            fetch = "cmpta rehearse" if study.smoke else f"cmpta data {name}    (or with --from FOLDER)"
+            state = "not prepared" if isinstance(error, FileNotFoundError) else str(error)
+            found.append(Need(f"corpus {name}", state, fetch))
+            to_come += CORPUS_GB[name]
+    if study.llm_name != "tiny":
+        try:
+            folder = llm_files.locate(study.llm_name)
+            size = sum(path.stat().st_size for path in llm_files.weight_files(folder)) / 1e9
+            found.append(Need(f"LLM {study.llm_name}", f"{size:.1f} GB of weights in {_short(folder)}"))
+        except FileNotFoundError:
+            get = "cmpta rehearse" if study.smoke else f"cmpta weights {study.llm_name}"
+            found.append(Need(f"LLM {study.llm_name}", "not on this machine", get))
+            to_come += LLM_GB.get(study.llm_name, 0)
+    if real:
+        found.append(_disk(study, to_come))
+    return found
+
+
+def number_of_runs(study: Study) -> int:
+    """How many runs the study's notebooks ask for; known without its corpora."""
+    from cmpta_lib.experiments import REGISTER, VARIANTS
+
+    return len(study.keys) * len(VARIANTS) * len(study.seeds) + len(REGISTER)
+
+
+def screen(study: Study, found: Sequence[Need]) -> str:
+    """The list as text, missing things with their commands."""
+    width = max((len(need.what) for need in found), default=0)
+    lines = [f"profile {study.profile}, backbone {study.llm_name}, {len(study.seeds)} seeds"]
+    for need in found:
+        lines.append(f"  {'MISSING' if need.missing else 'ok':8}{need.what:{width}}  {need.found}")
+        if need.missing:
+            lines.append(f"  {'':8}{'':{width}}  -> {need.remedy}")
+    return "\n".join(lines)
+
+
+def _gpu() -> Need:
+    what = f"GPU, {GPU_GB} GB"
+    remedy = "use a machine with an NVIDIA GPU; without one: make reproduce (embedded default), or cmpta rehearse"
+    query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+        name, megabytes = answer.splitlines()[0].rsplit(",", 1)
+        size = float(megabytes) * 1.048576e6 / 1e9
+    except (OSError, subprocess.SubprocessError, IndexError, ValueError):
+        return Need(what, "no NVIDIA GPU or driver found (nvidia-smi)", remedy)
+    shown = f"{name}, {size:.0f} GB"
+    if "+cpu" in version("torch"):
+        return Need(what, f"{shown}, but torch {version('torch')} is a CPU build", "make clean && make setup")
+    return Need(what, shown, "" if size >= GPU_GB else remedy)
+
+
+def _memory() -> Need:
+    size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    need = Need(f"memory, {MEMORY_GB} GB", f"{size:.0f} GB")
+    return need if size >= MEMORY_GB else Need(need.what, need.found, "use a machine with more memory")
+
+
+def _disk(study: Study, to_come: float) -> Need:
+    """Room for what is still to be fetched, converted and trained; the hub's cache may lie on another disk."""
+    wanted = to_come + number_of_runs(study) * RUN_GB + CHECKPOINT_GB
+    place = next(folder for folder in (study.root, *study.root.parents) if folder.exists())
+    free = shutil.disk_usage(place).free / 1e9
+    what, shown = f"disk, {wanted:.0f} GB", f"{free:.0f} GB free at {_short(study.root)}"
+    if free >= wanted:
+        return Need(what, shown)
+    return Need(what, shown, "make room there, or name another folder in the environment variable CMPTA_RUNS")
+
+
+def _short(path: Path) -> str:
+    home = str(Path.home())
+    return str(path).replace(home, "~", 1) if home != "/" and str(path).startswith(home + os.sep) else str(path)
