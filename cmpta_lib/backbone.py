@@ -19,6 +19,7 @@ from cmpta_lib import llm_files
 from cmpta_lib.config import LLMConfig
 
 PACKED = "cmpta_packed"
+TIGHT = 0.4  # of the GPU's memory
 
 
 @dataclass(frozen=True)
@@ -114,8 +115,9 @@ class FrozenLLM:
         self._known_ids: dict[str, tuple[int, ...]] = {}
         self.embedding = self.model.get_input_embeddings()
         self.dim = self.embedding.weight.shape[1]
-        rows = self.embedding.weight[: len(tokenizer)].float()
-        self.embedding_norm = float(rows.norm(dim=1).mean())
+        rows = self.embedding.weight[: len(tokenizer)]
+        norms = [part.float().norm(dim=1) for part in rows.split(4096)]  # no float32 copy of the whole vocabulary
+        self.embedding_norm = float(torch.cat(norms).mean())
         self.num_parameters = sum(p.numel() for p in self.model.parameters())
 
     @property
@@ -193,7 +195,20 @@ def load(config: LLMConfig, cache: Path, device: torch.device) -> FrozenLLM:
     else:
         model, tokenizer = _load_known(folder, dtype)
     fingerprint = config.fingerprint or llm_files.fingerprint(folder)
-    return FrozenLLM(model.to(device), tokenizer, fingerprint, config.name, config.gradient_checkpointing)
+    model = model.to(device)
+    return FrozenLLM(model, tokenizer, fingerprint, config.name, gradient_checkpointing=_is_tight(model, device))
+
+
+def _is_tight(model: torch.nn.Module, device: torch.device) -> bool:
+    """Whether the weights leave too little GPU memory for every layer's activations (7B on 24 GB: yes; 1.8B: no).
+
+    Layers are then computed again in the backward pass: a third more time, the same numbers, so no part of a run's
+    identity.
+    """
+    if device.type != "cuda":
+        return False
+    weights = sum(parameter.nbytes for parameter in model.parameters())
+    return weights > TIGHT * torch.cuda.get_device_properties(device).total_memory
 
 
 def _load_known(folder: Path, dtype: torch.dtype) -> tuple[torch.nn.Module, Any]:

@@ -62,13 +62,14 @@ def needs(study: Study) -> list[Need]:
             found.append(Need(f"corpus {name}", state, fetch))
             to_come += CORPUS_GB[name]
     if study.llm_name != "tiny":
+        shown = Path(study.llm_name).name if Path(study.llm_name).is_dir() else study.llm_name
         try:
             folder = llm_files.locate(study.llm_name)
             size = sum(path.stat().st_size for path in llm_files.weight_files(folder)) / 1e9
-            found.append(Need(f"LLM {study.llm_name}", f"{size:.1f} GB of weights in {_short(folder)}"))
+            found.append(Need(f"LLM {shown}", f"{size:.1f} GB of weights in {_short(folder)}"))
         except FileNotFoundError:
             get = "cmpta rehearse" if study.smoke else f"cmpta weights {study.llm_name}"
-            found.append(Need(f"LLM {study.llm_name}", "not on this machine", get))
+            found.append(Need(f"LLM {shown}", "not on this machine", get))
             to_come += LLM_GB.get(study.llm_name, 0)
     if real:
         found.append(_disk(study, to_come))
@@ -85,7 +86,8 @@ def number_of_runs(study: Study) -> int:
 def screen(study: Study, found: Sequence[Need]) -> str:
     """The list as text, missing things with their commands."""
     width = max((len(need.what) for need in found), default=0)
-    lines = [f"profile {study.profile}, backbone {study.llm_name}, {len(study.seeds)} seeds"]
+    seeds = f"{len(study.seeds)} seed{'s' if len(study.seeds) > 1 else ''}"
+    lines = [f"profile {study.profile}, {seeds}{', rehearsal' if study.smoke else ''}"]
     for need in found:
         lines.append(f"  {'MISSING' if need.missing else 'ok':8}{need.what:{width}}  {need.found}")
         if need.missing:

@@ -54,6 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return sub
 
     run = command("reproduce", "run the notebooks and export tables, figures and report.md")
+    run.add_argument("--jobs", type=int, default=None, help="runs at a time (default: one on a GPU, else one per core)")
     run.add_argument("--dry-run", action="store_true", help="list the runs with their config hashes, and train nothing")
     command("check", "what is here and what is missing, how many runs there are, and how long they will take")
     times = command("benchmark", "time a training step against the bare frozen LLM's")
@@ -133,7 +134,7 @@ def reproduce(options: argparse.Namespace) -> int:
             state = "finished" if run.done else "to do"
             print(f"      {run.folder.name}  seed {run.config.seed}  {state:8}  {name}")
         return 0
-    study.ensure(runs)
+    study.ensure(runs, options.jobs)
     print(f"[3/3] {len(chosen)} notebooks  ({time.monotonic() - started:.0f} s)", flush=True)
     folder = study.root / "notebooks" / study.figures.name
     folder.mkdir(parents=True, exist_ok=True)
@@ -227,7 +228,9 @@ def check_study(options: argparse.Namespace) -> int:
     print(f"{len(runs)} runs, {sum(run.done for run in runs)} of them finished; measuring a few steps ...", flush=True)
     measured = step_times(study, steps=10)
     print(measured.to_string(index=False))
-    print(f"about {hours(study, runs, measured):.1f} hours for the rest, one run at a time on {records.hardware()}")
+    estimate = hours(study, runs, measured)
+    shown = f"{estimate:.1f} hours" if estimate >= 1 else f"{60 * estimate:.0f} minutes"
+    print(f"about {shown} for the rest, one run at a time on {records.hardware()}")
     return 0
 
 

@@ -89,7 +89,6 @@ class LLMConfig(_Checked):
     name: str = "tiny"  # register 1: "tiny", or a hub id or folder of a causal LM
     fingerprint: str = ""  # of the weights, filled in when the model is resolved
     dtype: Literal["float32", "bfloat16"] = "float32"
-    gradient_checkpointing: bool = False  # a third more time for far less memory; only large LLMs need it
 
 
 @dataclass(frozen=True)

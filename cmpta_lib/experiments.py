@@ -168,6 +168,19 @@ class Study:
             )
         return load_corpus(folder)
 
+    def fetch(self) -> None:
+        """Fetch, verify and convert the published corpora of this study that are not here yet.
+
+        Raises:
+            ValueError, OSError: as `data_prep.simsv2.prepare` and `data_prep.meld.prepare`.
+        """
+        from data_prep import meld, simsv2
+
+        for key in self.keys if not (self.data or self.smoke) else ():
+            for module in (simsv2, meld):
+                if self.settings.corpora[key] == module.NAME:
+                    module.prepare(self.cache)
+
     @property
     def llm_name(self) -> str:
         """What names the backbone: the caller's choice, the rehearsal's, or the profile's."""

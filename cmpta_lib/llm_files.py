@@ -86,7 +86,8 @@ def locate(name: str) -> Path:
         folder = Path(name) if os.path.isdir(name) else Path(snapshot_download(repo, local_files_only=True))
         identifying_files(folder)
     except (LocalEntryNotFoundError, HFValidationError, HfHubHTTPError, FileNotFoundError) as error:
-        reason = str(error).splitlines()[0] if isinstance(error, FileNotFoundError) else "it is not on this machine"
+        unknown = isinstance(error, (LocalEntryNotFoundError, HFValidationError, HfHubHTTPError))
+        reason = "it is not on this machine" if unknown else str(error)
         raise FileNotFoundError(
             f"cannot load the LLM '{name}': {reason}. Expected one of {', '.join(PUBLISHED)}, a hub id, or a folder with the "
             f"config.json, vocabulary and weights of a causal LM that transformers knows without remote code. "

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 
 from cmpta_lib.attention_plots import AttentionPanel, attention_figure, case_study_figure
 from cmpta_lib.diagrams import adapter_figure, architecture_figure
@@ -84,6 +85,7 @@ def training_curves(histories: Mapping[str, pd.DataFrame], metric: str, *, title
     rate.ticklabel_format(axis="y", style="sci", scilimits=(0, 0), useMathText=True)
     loss.legend(title="seed", ncol=2 if len(histories) > 3 else 1, handlelength=1.2, columnspacing=0.8)
     for axes in (loss, score, rate):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))  # there is no epoch 1.5
         axes.spines[["top", "right"]].set_visible(False)
     return figure
 

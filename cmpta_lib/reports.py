@@ -120,14 +120,13 @@ def bayes_of(study: Study, key: str, names: Sequence[str]) -> dict[str, float]:
     return {name: scores["all"] for name in names if (scores := study.bayes(key, name))}
 
 
-def oddities(study: Study) -> pd.DataFrame:
-    """What was mended while the corpora were read."""
-    rows = [
-        {"corpus": study.corpus(key).name, "oddity": name.replace("_", " "), "count": count}
-        for key in study.keys
-        for name, count in (study.corpus(key).repairs or {"nothing to repair": 0}).items()
-    ]
-    return pd.DataFrame(rows)
+def findings(study: Study) -> pd.DataFrame:
+    """What the corpora hold and what in them is odd: counts, absent modalities, duplicates, leaks, repairs."""
+    from data_prep import verify
+
+    return pd.concat([verify.findings(corpus).assign(corpus=corpus.name) for corpus in map(study.corpus, study.keys)])[
+        ["corpus", "check", "split", "count", "examples"]
+    ].reset_index(drop=True)
 
 
 def table2(study: Study) -> pd.DataFrame:

@@ -171,7 +171,13 @@ def execute(root: Path, folder: Path) -> None:
     def on_epoch(state: training.State) -> None:
         records.write_text(folder / "history.csv", pd.DataFrame(state.history).to_csv(index=False))
 
-    model, state = training.train(config, corpus, llm, folder, on_epoch)
+    try:
+        model, state = training.train(config, corpus, llm, folder, on_epoch)
+    except torch.OutOfMemoryError as error:
+        raise RuntimeError(
+            f"the GPU's memory is full ({str(error).splitlines()[0]}). Close what else runs on it or pass fewer --jobs; "
+            f"finished epochs are kept"
+        ) from error
     if int(os.environ.get("RANK", 0)):
         return  # the first process evaluates and writes
     model.counts.clear()  # from here each clip is met once; training and its validations meet them every epoch

@@ -19,10 +19,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cmpta_lib import experiments, metrics, paper, synthetic, tiny
+from cmpta_lib import experiments, llm_files, metrics, paper, synthetic, tiny
 from cmpta_lib.config import PAPER_SEEDS, RunConfig, to_json
 from cmpta_lib.experiments import PROFILES, REGISTER, SMOKE_DOCUMENTS, VARIANTS, Run, Study
 from cmpta_lib.prompts import legal_answers
+from cmpta_lib.rehearsal import write_qwen_v1
 from cmpta_lib.tables import ResultRow
 
 ROOT = Path(__file__).parents[1]
@@ -156,14 +157,28 @@ def test_a_smoke_run_is_small_and_apart(study):
     assert not full.figures.is_relative_to(full.root)
 
 
-def test_the_papers_profile_trains_as_table_2_says(study):
-    settings = {"adapter.dim": 1024, "training.epochs": 150, "llm.name": "Qwen/Qwen-1_8B"}
+def test_the_papers_profile_trains_as_table_2_says(study, tmp_path, monkeypatch):
+    settings = {"adapter.dim": 1024, "training.epochs": 150, "llm.name": "Qwen/Qwen-1_8B", "llm.dtype": "bfloat16"}
+    write_qwen_v1(tmp_path, ["a word"], width=16, layers=1, vocabulary_size=500)
+    monkeypatch.setattr(llm_files, "locate", {"qwen-1.8b": tmp_path}.__getitem__)
     plain = study("paper")
     plain._corpora["sims"] = study().corpus("sims")  # the profile's own is not here
     config = flat(plain.config("sims"))
     assert settings.items() <= config.items()
     assert config["training.learning_rate"] == paper.HYPERPARAMETERS.learning_rate
     assert config["training.batch_size"] == paper.HYPERPARAMETERS.batch_size
+    assert config["prompt.answer_sign"] == "always" and config["training.patience"] is None
+
+
+@pytest.mark.parametrize(("family", "sign"), [("qwen", "always"), ("qwen2", "always"), ("llama", "negative")])
+def test_scores_are_written_as_the_backbones_family_writes_them(family, sign, study, tmp_path):
+    write_qwen_v1(tmp_path / "own", ["a word"], width=16, layers=1, vocabulary_size=500)
+    config = json.loads((tmp_path / "own" / "config.json").read_text())
+    (tmp_path / "own" / "config.json").write_text(json.dumps(config | {"model_type": family}))
+    plain = study(llm=str(tmp_path / "own"))
+    assert plain.config("sims").prompt.answer_sign == sign
+    assert plain.llm.name == "own" and plain.figures.name == "demo-own"
+    assert study().config("sims").prompt.answer_sign == "always"
 
 
 def test_a_runs_folder_is_named_by_its_corpus_and_hash(study, root):
@@ -174,9 +189,9 @@ def test_a_runs_folder_is_named_by_its_corpus_and_hash(study, root):
 
 
 @pytest.mark.parametrize("own", [False, True])
-def test_all_runs_are_those_of_tables_and_register_each_once(study, voices, own):
+def test_planned_runs_are_those_of_tables_and_register_each_once(study, voices, own):
     plain = study(data=str(voices) if own else "", seeds=2)
-    runs = plain.all_runs()
+    runs = [run for _, run in plain.planned_runs()]
     assert len({run.config for run in runs}) == len({run.folder for run in runs}) == len(runs)
     assert len(runs) == len(plain.keys) * len(VARIANTS) * 2 + len(REGISTER)
     assert [name for name, _ in plain.register_runs()] == list(REGISTER)
@@ -186,15 +201,31 @@ def test_all_runs_are_those_of_tables_and_register_each_once(study, voices, own)
         ]
 
 
+def test_each_notebook_plans_its_own_runs(study):
+    plain = study(seeds=2)
+
+    def planned(*notebooks: str) -> list[tuple[str, str, int]]:
+        return [(name, run.config.data.name, run.config.seed) for name, run in plain.planned_runs(notebooks)]
+
+    sims, meld = "embedded-sims", "embedded-meld"
+    assert planned("01_data", "02_model") == []
+    both = [(name, sims, seed) for name in ("text only", "CMPTA") for seed in (1111, 2222)]
+    assert planned("04_table3_simsv2") == both
+    assert planned("08_attention_figs3_4") == [("CMPTA", sims, 1111), ("CMPTA", meld, 1111)]
+    assert planned("09_case_study_fig5") == [("CMPTA", meld, 1111), ("text only", meld, 1111)]
+    assert planned("03_training")[:4] == [("CMPTA", corpus, seed) for corpus in (sims, meld) for seed in (1111, 2222)]
+    assert planned("03_training")[4:] == [(f"register {name}", sims, 1111) for name in REGISTER]
+    assert {row[0] for row in planned("06_table5_ablation_simsv2")} == set(VARIANTS)
+
+
 # --- corpora ----------------------------------------------------------------------------------------------------------
 
 
 def test_the_papers_corpora_are_asked_for_by_name(root, tmp_path, monkeypatch):
     monkeypatch.setenv("CMPTA_RUNS", str(tmp_path))
     where = str(tmp_path / "cache" / "data" / "simsv2")
-    message = (
-        f"profile 'paper' needs the corpus 'simsv2' in {where}, and it is not there.*data=<folder>.*profile 'demo'"
-    )
+    there = f"profile 'paper' needs the corpus 'simsv2' in {where}, and it is not there"
+    message = f"{there}. Make it with: cmpta data simsv2; .*data=<folder>.*profile 'demo'"
     with pytest.raises(FileNotFoundError, match=message):
         Study("paper").corpus("sims")
     with pytest.raises(FileNotFoundError, match="'meld'"):

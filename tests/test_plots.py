@@ -253,3 +253,10 @@ def test_a_figure_that_fails_leaves_nothing_behind(tmp_path):
     with pytest.raises(ValueError):
         plots.save_figure(figure, tmp_path, "broken")
     assert not list(tmp_path.iterdir())
+
+
+def test_epochs_are_ticked_in_whole_numbers():
+    columns = {"train_loss": [1.0, 0.5], "valid_mae": [0.4, 0.3], "learning_rate": [1e-3, 0.0]}
+    figure = plots.training_curves({"1111": pd.DataFrame({"epoch": [1, 2], **columns})}, "mae")
+    for axes in figure.axes:
+        assert all(float(tick).is_integer() for tick in axes.get_xticks())

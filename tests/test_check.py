@@ -1,0 +1,113 @@
+"""What a study needs: found or missing, with the command for each, and nothing started before all of it is there."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from cmpta_lib import check, cli
+from cmpta_lib.check import Need, needs, number_of_runs, screen
+from cmpta_lib.experiments import PROFILES, REGISTER, VARIANTS, Study
+
+GPU = "NVIDIA GeForce RTX 4090, 24564\n"
+
+
+@pytest.fixture(autouse=True)
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """A machine with a GPU, memory and disk, and nothing else."""
+    monkeypatch.setenv("CMPTA_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setattr("huggingface_hub._snapshot_download.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    set_gpu(monkeypatch, GPU)
+    monkeypatch.setattr(check, "version", lambda package: "2.13.0")
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: shutil._ntuple_diskusage(10**12, 0, 10**12))
+    return monkeypatch
+
+
+def set_gpu(monkeypatch: pytest.MonkeyPatch, answer: str | Exception) -> None:
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess:
+        assert command[0] == "nvidia-smi"
+        if isinstance(answer, Exception):
+            raise answer
+        return subprocess.CompletedProcess(command, 0, stdout=answer)
+
+    monkeypatch.setattr(check.subprocess, "run", run)
+
+
+def found(study: Study) -> dict[str, Need]:
+    return {need.what.split(",")[0]: need for need in needs(study)}
+
+
+def test_the_embedded_default_needs_nothing():
+    assert needs(Study()) == [] and needs(Study(smoke=True)) == []
+
+
+def test_each_missing_thing_has_its_command():
+    missing = {what: need.remedy for what, need in found(Study("paper")).items() if need.missing}
+    assert list(missing) == ["corpus simsv2", "corpus meld", "LLM qwen-1.8b"]
+    assert missing["corpus simsv2"].startswith("cmpta data simsv2 ")
+    assert missing["corpus meld"].startswith("cmpta data meld ")
+    assert missing["LLM qwen-1.8b"] == "cmpta weights qwen-1.8b"
+
+
+@pytest.mark.parametrize(
+    ("answer", "shown", "missing"),
+    [
+        (GPU, "NVIDIA GeForce RTX 4090, 26 GB", False),
+        ("NVIDIA GeForce GTX 1080, 8192\n", "8.6 GB".replace("8.6", "9"), True),
+        (FileNotFoundError("nvidia-smi"), "no NVIDIA GPU or driver found", True),
+        (subprocess.TimeoutExpired("nvidia-smi", 5), "no NVIDIA GPU or driver found", True),
+        ("No devices were found\n", "no NVIDIA GPU or driver found", True),
+    ],
+)
+def test_the_gpu(machine, answer, shown, missing):
+    set_gpu(machine, answer)
+    need = found(Study("paper"))["GPU"]
+    assert shown in need.found and need.missing is missing
+
+
+def test_a_cpu_build_of_torch_beside_a_gpu_is_named(machine):
+    machine.setattr(check, "version", lambda package: "2.13.0+cpu")
+    need = found(Study("paper"))["GPU"]
+    assert "CPU build" in need.found and need.remedy == "make clean && make setup"
+
+
+def test_a_full_disk_is_named_before_anything_starts(machine):
+    machine.setattr(shutil, "disk_usage", lambda place: shutil._ntuple_diskusage(10**12, 10**12, 3 * 10**9))
+    need = found(Study("paper"))["disk"]
+    assert "3 GB free" in need.found and "CMPTA_RUNS" in need.remedy
+
+
+def test_the_number_of_runs_is_that_of_the_plan():
+    assert number_of_runs(Study("paper")) == 2 * len(VARIANTS) * 5 + len(REGISTER) == 91
+    demo = Study(seeds=2)
+    assert number_of_runs(demo) == 2 * len(VARIANTS) * 2 + len(REGISTER)
+
+
+def test_one_screen(capsys):
+    assert cli.main(["check", "--profile", "paper", "--seeds", "1"]) == 1
+    shown = capsys.readouterr().out
+    assert len(shown.splitlines()) <= 24 and max(map(len, shown.splitlines())) <= 130
+    assert "27 runs in all" in shown
+    text = screen(Study("paper"), [Need("a thing", "found"), Need("another", "gone", "fetch it")])
+    assert text.splitlines()[1:] == [
+        "  ok      a thing  found",
+        "  MISSING another  gone",
+        "                   -> fetch it",
+    ]
+
+
+def test_nothing_is_made_by_asking(tmp_path):
+    cli.main(["check", "--profile", "paper"])
+    cli.main(["reproduce", "--profile", "paper"])
+    assert not list(tmp_path.rglob("*"))
+
+
+def test_every_published_thing_has_its_size():
+    """Or the disk check would count it as nothing."""
+    from cmpta_lib.llm_files import PUBLISHED
+
+    assert set(check.LLM_GB) == set(PUBLISHED)
+    assert set(check.CORPUS_GB) == set(PROFILES["paper"].corpora.values())

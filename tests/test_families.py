@@ -1,0 +1,84 @@
+"""Every family of LLMs through the same model: batches equal single clips, answers are legal, gradients arrive."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from test_chatglm3 import published as chatglm3_weights  # noqa: F401  a fixture
+from test_chatglm3 import vocabulary as chatglm3_vocabulary  # noqa: F401  a fixture
+
+from cmpta_lib import backbone, llm_files
+from cmpta_lib.backbone import FrozenLLM
+from cmpta_lib.config import AdapterConfig, DataConfig, LLMConfig, PromptConfig, RunConfig
+from cmpta_lib.model import CMPTA
+from cmpta_lib.rehearsal import write_qwen_v1
+
+FAMILIES = ("qwen", "llama", "chatglm")
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def own_llm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, llm: FrozenLLM) -> Path:
+    """A small random LLM in each family's published layout."""
+    folder = tmp_path_factory.mktemp(request.param)
+    if request.param == "qwen":
+        write_qwen_v1(folder, ["请对上述多模态内容 a few words"], width=32, layers=2, vocabulary_size=900)
+    elif request.param == "llama":
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+        torch.manual_seed(0)
+        LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=len(llm.tokenizer))).save_pretrained(folder)
+        llm.tokenizer.save_pretrained(folder)
+    else:
+        weights = request.getfixturevalue("chatglm3_weights")
+        for file in weights.iterdir():
+            (folder / file.name).symlink_to(file)
+        (folder / "config.json").unlink()
+        vocabulary = request.getfixturevalue("chatglm3_vocabulary")
+        (folder / "tokenizer.model").symlink_to(vocabulary)
+        config = json.loads((weights / "config.json").read_text()) | {"padded_vocab_size": 440, "seq_length": 512}
+        (folder / "config.json").write_text(json.dumps(config))
+        for file in folder.glob("pytorch_model-*.bin"):  # room for the vocabulary and its special tokens
+            tensors = torch.load(file, weights_only=True)
+            file.unlink()
+            padded = {k: torch.cat([v, v[:140]]) if v.shape[0] == 300 else v for k, v in tensors.items()}
+            torch.save(padded, file)
+    return folder
+
+
+@pytest.mark.parametrize("world", ["embedded-sims", "embedded-meld"])
+def test_batches_equal_single_clips(own_llm: Path, world: str, corpora, tmp_path: Path):
+    corpus = corpora[world]
+    loaded = backbone.load(LLMConfig(str(own_llm)), tmp_path, torch.device("cpu"))
+    sign = llm_files.answer_sign(own_llm)
+    config = RunConfig(
+        DataConfig(corpus.name, corpus.fingerprint), AdapterConfig(dim=16), prompt=PromptConfig(answer_sign=sign)
+    )
+    torch.manual_seed(0)
+    split = corpus.splits["train"]
+    model = CMPTA(config, corpus.task, loaded, split.audio_dim, split.vision_dim).eval()
+    samples = [split[i] for i in range(4)]
+    losses, owners = model(model.collate(samples))
+    losses.sum().backward()
+    assert all(torch.isfinite(p.grad).all() and p.grad.abs().sum() > 0 for p in model.parameters())
+    assert not any(p.requires_grad for p in loaded.model.parameters())
+    with torch.no_grad():
+        answers = model.answer(model.collate(samples))
+        for number, sample in enumerate(samples):
+            alone, _ = model(model.collate([sample]))
+            torch.testing.assert_close(losses[owners == number], alone, rtol=0, atol=1e-4)
+            assert model.answer(model.collate([sample])) == answers[number : number + 1]
+    assert set(answers) <= set(model.answers)
+    if corpus.task.kind == "regression":
+        assert ("+0.4" in model.answers, "0.4" in model.answers) == (sign == "always", sign == "negative")
+
+
+def test_inputs_start_as_the_family_starts_them(own_llm: Path, tmp_path: Path):
+    loaded = backbone.load(LLMConfig(str(own_llm)), tmp_path, torch.device("cpu"))
+    first = {"qwen": ["<|im_start|>"], "llama": ["<|im_start|>"], "chatglm": ["[gMASK]", "sop"]}
+    names = first[llm_files.family(own_llm)]
+    known = getattr(loaded.tokenizer, "special_ids", None) or loaded.tokenizer.get_vocab()
+    assert loaded.first_ids == [known[name] for name in names]

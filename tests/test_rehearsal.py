@@ -1,0 +1,97 @@
+"""The rehearsal of profile `paper`: generated files laid out like the published ones, through the real code."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from safetensors import safe_open
+
+from cmpta_lib import cli, rehearsal
+from cmpta_lib.experiments import Study
+from cmpta_lib.sizes import QWEN_1_8B, qwen_parameters
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def runs_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The smallest rehearsal: files made, converted and recorded."""
+    folder = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CMPTA_RUNS", str(folder))
+        assert cli.main(["rehearse", "--factor", "0.001", "--files-only"]) == 0
+    return folder
+
+
+@pytest.fixture
+def study(runs_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
+    monkeypatch.setenv("CMPTA_RUNS", str(runs_folder))
+    return Study("paper", smoke=True)
+
+
+def test_everything_made_from_it_says_that_it_is_generated(study: Study):
+    stated = study.provenance(study.keys)
+    assert stated.generated and "SMOKE RUN" in stated.line() and "says nothing about the paper" in stated.warning()
+    assert study.bayes("sims", "mae") == {}  # nobody knows the best possible score on it
+
+
+def test_the_real_profile_never_takes_rehearsal_files(runs_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CMPTA_RUNS", str(runs_folder))
+    with pytest.raises(FileNotFoundError, match="cmpta data simsv2"):
+        Study("paper").corpus("sims")
+
+
+def test_a_second_call_writes_nothing_again(runs_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CMPTA_RUNS", str(runs_folder))
+    before = {
+        path: path.stat().st_mtime_ns for path in runs_folder.rglob("*") if path.suffix in {".pkl", ".safetensors"}
+    }
+    assert cli.main(["rehearse", "--factor", "0.001", "--files-only"]) == 0
+    assert before == {path: path.stat().st_mtime_ns for path in before} and len(before) >= 6
+
+
+def test_weights_are_laid_out_as_published(tmp_path: Path):
+    rehearsal.write_qwen_v1(tmp_path, ["words"], width=32, layers=2, vocabulary_size=400)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert (config["model_type"], config["no_bias"], config["seq_length"]) == ("qwen", True, 8192)
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"]
+    shards = {f"model-0000{n}-of-00002.safetensors" for n in (1, 2)}
+    assert set(index.values()) == shards == {path.name for path in tmp_path.glob("*.safetensors")}
+    for shard in shards:
+        with safe_open(tmp_path / shard, "pt") as file:
+            assert set(file.keys()) == {name for name, place in index.items() if place == shard}
+            assert {file.get_tensor(name).dtype for name in file.keys()} == {rehearsal.torch.bfloat16}
+    layer = {name.split("h.1.", 1)[1] for name in index if "h.1." in name}
+    assert layer == {
+        *("ln_1.weight", "attn.c_attn.weight", "attn.c_attn.bias", "attn.c_proj.weight"),
+        *("ln_2.weight", "mlp.w1.weight", "mlp.w2.weight", "mlp.c_proj.weight"),
+    }
+
+
+def test_full_size_is_qwens():
+    shapes = dict(rehearsal._shapes(rehearsal.FULL_WIDTH, rehearsal.FULL_LAYERS, rehearsal.VOCABULARY_SIZE))
+    count = sum(rehearsal.torch.Size(shape).numel() for shape in shapes.values())
+    assert count == qwen_parameters() and shapes["transformer.h.0.mlp.w1.weight"] == (QWEN_1_8B["mlp"], 2048)
+
+
+@pytest.mark.slow
+def test_one_table_of_the_paper_profile_from_generated_files(study: Study, runs_folder: Path):
+    """Through `cmpta reproduce`, as `cmpta rehearse` goes on: LLM in the v1 layout, runs, notebook, table, report."""
+    command = [sys.executable, "-m", "cmpta_lib.cli", "reproduce", "--profile", "paper", "--smoke", "--only", "table4"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    folder = runs_folder / "smoke" / "figures" / "paper"
+    table = pd.read_csv(folder / "table4.csv")
+    assert table["generated"].all() and "qwen-1_8b-random" in table["provenance"][0]
+    assert "59.49" in (folder / "table4.md").read_text(encoding="utf-8")
+    assert all(run.done for _, run in study.planned_runs(["05_table4_meld"]))
+    again = subprocess.run([*command, "--dry-run"], env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert "runs: 2 of 2 are finished already" in again.stdout and again.stdout.count(" finished  ") == 2
+    assert str(runs_folder) not in (folder / "report.md").read_text(encoding="utf-8"), "no path of this machine"
