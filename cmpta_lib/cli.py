@@ -181,7 +181,10 @@ def execute_notebook(path: Path, out: Path, parameters: Mapping[str, Any]) -> No
         raise ValueError(f"{path.name} has no parameter {', '.join(unknown)}; it has: {', '.join(known)}")
     # Sockets instead of ports picked beforehand: with several kernels at once two may pick the same port.
     with tempfile.TemporaryDirectory(prefix="cmpta-") as sockets:
-        config = Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets}/k"}})
+        # A kernel that is told to end while torch's threads wind down would log that as an error.
+        quiet = {"extra_arguments": ["--IPKernelApp.log_level=50"]}
+        manager = {"transport": "ipc", "ip": f"{sockets}/k"}
+        config = Config({"KernelManager": manager, "NotebookClient": quiet})
         try:
             papermill.execute_notebook(
                 str(path),

@@ -97,20 +97,20 @@ def locate(name: str) -> Path:
 
 
 def fetch(name: str) -> Path:
-    """Download an LLM into the hub's local cache: resumable, safetensors where published, no code.
+    """Download an LLM into the hub's local cache: safetensors where published, no code; finished files are kept.
 
     Raises:
         OSError: the hub cannot be reached or does not give it; says what to do by hand.
     """
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.errors import HFValidationError, HTTPError
 
     repo = PUBLISHED.get(name, name)
     try:
-        files = HfApi().list_repo_files(repo)
+        files = [entry.rfilename for entry in HfApi().model_info(repo).siblings or ()]
         suffix = "safetensors" if any(file.endswith(".safetensors") for file in files) else "bin"
         snapshot_download(repo, allow_patterns=[*_FETCHED, f"*.{suffix}", f"*.{suffix}.index.json"])
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
+    except (HTTPError, HFValidationError, OSError) as error:
         raise OSError(
             f"cannot fetch the LLM '{name}' ({repo}) from the hub: {str(error).splitlines()[0]}. With a mirror, set "
             f"HF_ENDPOINT; for a gated model accept its terms on its page and run `hf auth login`; or copy config.json, "

@@ -46,13 +46,13 @@ def read_public_pickles(folder: Path, cache: Path) -> Corpus:
     if target.exists():
         return load_corpus(target)
     repairs: Counter[str] = Counter()
-    items = {split: _public_items(path, repairs) for split, path in paths.items()}
+    items = {split: read_items(path, repairs) for split, path in paths.items()}
     task = _public_task(paths, items)
     return write_corpus(
         target,
         name=name,
         task=task,
-        splits={split: _public_samples(paths[split], split, items[split], task, repairs) for split in SPLITS},
+        splits={split: read_samples(paths[split], split, items[split], task, repairs) for split in SPLITS},
         generated=False,
         sources=sources,
         repairs=repairs,
@@ -72,8 +72,12 @@ def _public_files(folder: Path) -> tuple[str, dict[str, Path]]:
     return names[0], {split: found[file] for split, file in files.items()}
 
 
-def _public_items(path: Path, repairs: Counter[str]) -> list[dict]:
-    """The file's samples, checked as far as keys, text and the kind of label go."""
+def read_items(path: Path, repairs: Counter[str]) -> list[dict]:
+    """One file's list of dicts, checked as far as keys, text and the kind of label go; unknown keys are counted.
+
+    Raises:
+        ValueError: the file does not conform; the message names file, sample and field.
+    """
     items = safe_pickle.load(path)
     if not isinstance(items, list):
         expected, came = "a list of dicts, one per sample", f"a {type(items).__name__}"
@@ -113,8 +117,11 @@ def _public_task(paths: Mapping[str, Path], items: Mapping[str, list[dict]]) -> 
     return Task("classification", language, MELD_LABELS if classes == set(MELD_LABELS) else tuple(sorted(classes)))
 
 
-def _public_samples(path: Path, split: str, items: list[dict], task: Task, repairs: Counter[str]) -> Iterator[Sample]:
-    """Cut every clip to its true lengths; a clip without an id is named by its place."""
+def read_samples(path: Path, split: str, items: list[dict], task: Task, repairs: Counter[str]) -> Iterator[Sample]:
+    """The samples of `read_items`, cut to their true lengths; one without an id is named by its place.
+
+    Labels must be those of `task`. Rows after a stated length that are not zero are counted in `repairs`.
+    """
     for index, item in enumerate(items):
         where = f"{path}, sample {index}" + (f" (id {short(item['id'])})" if "id" in item else "")
         keys = {"id": f"{split}_{index:05d}"} | {key: item[key] for key in _PUBLIC_KEYS if item.get(key) is not None}

@@ -15,18 +15,22 @@ import pickle
 import pickletools
 import re
 import struct
+import sys
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from reprlib import repr as short
 from typing import NoReturn
 
 import numpy as np
 
 MAX_DEPTH = 64  # containers within containers; hashing much deeper ones can exhaust the interpreter's stack
 MAX_OPCODES = 20_000_000  # MELD's largest public file needs about 700,000; bounds memory by bounding small objects
+MAX_UNFOLDED = 20_000_000  # values, were every reference a copy: whoever prints or walks the result does just that
 MAX_GZIP_BYTES = 1 << 30  # unpacked; an honest compressed file may be larger, a bomb certainly is
 
+_MAX_DIMENSIONS = 64  # numpy's own bound, checked before the sizes are multiplied
 _SMALL_BYTES = 255  # up to here bytes are copied at once, above they stay views until something needs a copy
 _LEAVES = {type(None), bool, int, float, str, bytes}
 _CONTAINERS = {list, dict, tuple, np.ndarray}  # arrays too: one of dtype object holds further values
@@ -88,13 +92,22 @@ def load(path: str | Path) -> object:
         try:
             return reader.run()
         except (IndexError, KeyError, TypeError, ValueError, OverflowError) as error:
-            reader.refuse(f"it is damaged ({type(error).__name__}: {error})")
+            reader.refuse(f"it is damaged ({type(error).__name__}: {str(error)[:200]})")
     except _Refusal as reason:
         raise UnsafePickleError(
             f"{path}: not read, because {reason}. Only containers, text, numbers and numpy arrays are admitted, and "
             "nothing was run. Fetch the file again if it may be incomplete; if you made it, save plain values with "
             "protocol 2 to 5."
         ) from None
+
+
+def save(value: object, path: str | Path, protocol: int = 4) -> None:
+    """Write a pickle that `load` reads; the file appears complete or not at all."""
+    path = Path(path)
+    partial = path.with_name(f"{path.name}.partial")
+    with partial.open("wb") as file:
+        pickle.dump(value, file, protocol)
+    partial.replace(path)
 
 
 def _content(path: Path) -> memoryview:
@@ -124,6 +137,8 @@ class _Reader:
         self.marks: list[int] = []
         self.memo: dict[int, object] = {}
         self.depths: dict[int, int] = {}  # id of each container -> levels of containers below it
+        self.unfolded: dict[int, int] = {}  # id of each container -> values in it, those of shared ones counted again
+        self.copied = 0  # bytes and references copied from one value into another
         self.stored: set[int] = set()  # ids of containers inside another: they may not grow any more, so no cycles
 
     def run(self) -> object:
@@ -194,24 +209,36 @@ class _Reader:
             self.refuse("it refers to an array before that array is complete")
         self.stack.append(value)
 
-    def check(self, values: list) -> int:
-        """Make sure that `values` may be stored in a container; return how many levels that container then has."""
-        deepest = 0
+    def check(self, values: list) -> tuple[int, int]:
+        """Make sure that `values` may be stored in a container; return the levels and values that this adds to it."""
+        deepest = total = 0
         for index, value in enumerate(values):
             kind = type(value)
+            total += 1
             if kind in _CONTAINERS:
                 self.stored.add(id(value))
                 deepest = max(deepest, self.depths[id(value)])
+                total += self.unfolded[id(value)]
+            elif kind is str or kind is bytes:
+                total += len(value) >> 6
             elif kind is memoryview:
                 values[index] = bytes(value)
             elif kind not in _LEAVES and not isinstance(value, np.generic | np.dtype):
                 self.refuse(f"it stores a bare {value if kind is _Callable else kind.__name__} as a value")
         if deepest >= MAX_DEPTH:
             self.refuse(f"it nests more than {MAX_DEPTH} containers")
-        return deepest + 1
+        if total > MAX_UNFOLDED:
+            self.refuse(f"it repeats few values more than {MAX_UNFOLDED} times")
+        return deepest + 1, total
 
-    def push_container(self, container: list | dict | tuple | np.ndarray, depth: int = 0) -> None:
-        self.depths[id(container)] = depth
+    def copy(self, count: int) -> None:
+        """Account for a copy. What numpy writes copies each of its bytes twice at most, an attack one part for ever."""
+        self.copied += count
+        if self.copied > 4 * len(self.data):
+            self.refuse("it asks for more copies of its parts than it has bytes")
+
+    def push_container(self, container: list | dict | tuple | np.ndarray, depth: int = 0, total: int = 0) -> None:
+        self.depths[id(container)], self.unfolded[id(container)] = depth, total
         self.stored.discard(id(container))  # the id of a container that is gone may return
         self.stack.append(container)
 
@@ -221,17 +248,20 @@ class _Reader:
         if bytes(self.data[ahead : ahead + 1]) in (pickle.REDUCE, pickle.BUILD):
             self.stack.append(_Arguments(items))
         else:
-            depth = self.check(items)
-            self.push_container(tuple(items), depth)
+            depth, total = self.check(items)
+            self.push_container(tuple(items), depth, total)
 
     def grow(self, items: list, kind: type) -> None:
         """Add to the list on top of the stack, or (keys and values alternating) to the dict there."""
         container = self.stack[-1]
         values = items[1::2] if kind is dict else items
-        depth = max(self.check(values), self.depths.get(id(container), 0))
+        depth, total = self.check(values)
         if type(container) is not kind or id(container) in self.stored:
             self.refuse(f"it adds to a {type(container).__name__} that is already complete")
-        self.depths[id(container)] = depth
+        self.depths[id(container)] = max(depth, self.depths[id(container)])
+        self.unfolded[id(container)] += total
+        if self.unfolded[id(container)] > MAX_UNFOLDED:
+            self.refuse(f"it repeats few values more than {MAX_UNFOLDED} times")
         if kind is list:
             container.extend(values)
             return
@@ -244,8 +274,10 @@ class _Reader:
 
     # Stand-ins for the calls that numpy's pickles ask for --------------------------------------------------------
     def name(self, module: object, name: object) -> None:
+        if type(module) is not str or type(name) is not str:  # not looked up: hashing nested tuples can take for ever
+            self.refuse("it asks for something by a name that is not text")
         if (module, name) not in _NAMES:
-            self.refuse(f"it asks for {str(module)[:80]!r} {str(name)[:80]!r}, which could run code")
+            self.refuse(f"it asks for {module[:80]!r} {name[:80]!r}, which could run code")
         self.stack.append(_Callable(_NAMES[module, name]))
 
     def reduce(self) -> None:
@@ -257,14 +289,17 @@ class _Reader:
                 self.push_array(shape, dtype, order, data)
             case "_frombuffer", [data, np.dtype(hasobject=False) as dtype, tuple() as shape, "K", tuple() as axes]:
                 self.push_array(shape, dtype, "C", data)
-                self.push_container(self.stack.pop().transpose(axes))
+                self.push_container(self.stack.pop().transpose(axes), total=1)
             case "dtype", [str(code), _, _] if _DTYPE.fullmatch(code):
                 self.stack.append(_Unfinished(code))
             case "scalar", [np.dtype(hasobject=False) as dtype, bytes() | memoryview() as data]:
                 if len(data) != dtype.itemsize:
                     self.refuse(f"a number of type {dtype} comes with {len(data)} bytes")
+                self.copy(len(data))
+                self.require_unicode(dtype, data)
                 self.stack.append(np.ndarray((), dtype, data)[()])
             case "encode", [str(text), "latin1"]:
+                self.copy(len(text))
                 self.stack.append(text.encode("latin1"))
             case "bytes", []:
                 self.stack.append(b"")
@@ -286,19 +321,28 @@ class _Reader:
             self.memo[key] = self.stack[-1]
 
     def push_array(self, shape: tuple, dtype: np.dtype, order: str, data: object) -> None:
-        if not all(type(size) is int and 0 <= size <= len(self.data) for size in shape):
-            self.refuse(f"an array claims the shape {str(shape)[:80]}, more than the whole file holds")
+        if len(shape) > _MAX_DIMENSIONS or not all(type(size) is int and 0 <= size <= len(self.data) for size in shape):
+            self.refuse(f"an array claims the shape {short(shape)}, more than the whole file holds")
         if type(data) not in ((list,) if dtype.hasobject else (bytes, memoryview)) or dtype.itemsize == 0:
             self.refuse(f"an array of type {dtype} comes with a {type(data).__name__}")
         count = math.prod(shape)
         if len(data) != count * (1 if dtype.hasobject else dtype.itemsize):
             self.refuse(f"an array claims {count} elements of type {dtype}, but holds {len(data)} bytes or objects")
         if not dtype.hasobject:
-            return self.push_container(np.ndarray(shape, dtype, data, order=order))
+            self.require_unicode(dtype, data)
+            return self.push_container(np.ndarray(shape, dtype, data, order=order), total=1)
+        self.copy(count)
         elements = np.empty(count, dtype)
         for index, value in enumerate(data):  # one by one: assigned as a whole, numpy would look into nested lists
             elements[index] = value
-        self.push_container(elements.reshape(shape, order=order), self.depths[id(data)])
+        self.push_container(elements.reshape(shape, order=order), self.depths[id(data)], self.unfolded[id(data)])
+
+    def require_unicode(self, dtype: np.dtype, data: bytes | memoryview) -> None:
+        """numpy looks at the code points of text only when they are read, and then breaks off with a SystemError."""
+        if dtype.kind == "U" and len(data):
+            codes = np.frombuffer(data, np.dtype("u4").newbyteorder(dtype.byteorder))
+            if codes.max() > sys.maxunicode:
+                self.refuse("text holds something that is not Unicode")
 
 
 _OPCODES: dict[int, Callable[[_Reader], object]] = {

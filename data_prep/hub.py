@@ -1,0 +1,344 @@
+"""What is published where, and how it gets here: downloads that resume, copies by hand, and the hashes of both."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+MANIFEST = "manifest.json"
+HUB = "https://huggingface.co"  # the environment variable HF_ENDPOINT names a mirror instead
+
+
+@dataclass(frozen=True)
+class File:
+    """One published file; what is None is not known beforehand and is checked against the hub's own listing only."""
+
+    name: str
+    sha256: str | None = None
+    size_bytes: int | None = None
+    url: str = ""  # of a file outside of the hub; empty: wherever it lies in the repository
+    path: str = ""  # within the repository, where that is not just the name
+
+
+@dataclass(frozen=True)
+class Published:
+    """Files that belong together, in one dataset repository of the hub or at fixed addresses."""
+
+    title: str
+    page: str  # where a reader finds them by hand
+    files: tuple[File, ...]
+    repo: str = ""  # of the hub, "owner/name"; empty where every file has a `url`
+
+
+@dataclass(frozen=True)
+class Found:
+    """Complete files in a folder."""
+
+    folder: Path
+    paths: Mapping[str, Path]  # name -> where it lies
+    sources: Mapping[str, str]  # name -> SHA-256, computed here and now
+    generated: bool = False  # written by `data_prep.rehearsal`
+    sizes: Mapping[str, int] = field(default_factory=dict)  # split -> samples, where a rehearsal says so
+
+
+def _csv(name: str, commit: str, sha256: str, size_bytes: int) -> File:
+    return File(
+        name, sha256, size_bytes, f"https://raw.githubusercontent.com/declare-lab/MELD/{commit}/data/MELD/{name}"
+    )
+
+
+SIMSV2 = Published(
+    "SIMS-V2 features",
+    f"{HUB}/datasets/AZYoung/SIMSV2_processed",
+    (File("ch-simsv2s.pkl", "f8fd9a1dd070588a714ff357b00f31d5bb93277b4e502cf2dc4ff718a95fc49b", 3_620_390_813),),
+    "AZYoung/SIMSV2_processed",
+)
+MELD = Published(
+    "MELD features",
+    f"{HUB}/datasets/AZYoung/MELD_processed",
+    tuple(File(f"meld_{split}.pkl") for split in ("train", "valid", "test")),
+    "AZYoung/MELD_processed",
+)
+# The last commits that changed each table. Before the first of them the texts are mis-encoded.
+MELD_ANNOTATIONS = Published(
+    "MELD annotations",
+    "https://github.com/declare-lab/MELD/tree/master/data/MELD",
+    (
+        _csv(
+            "train_sent_emo.csv",
+            "ca3e1266db4cc4a4e802156e2f721c4cd114a696",
+            "d2fa2d6529cf03cac2989efec05c9b27d8fd2f4c8fc5974c7ae88aa537fa02db",
+            1_119_290,
+        ),
+        _csv(
+            "dev_sent_emo.csv",
+            "ca3e1266db4cc4a4e802156e2f721c4cd114a696",
+            "2e89c6f8aa182d6f62f8c6331aece905ac7273ca4999660bfb5213e1d0370c1c",
+            121_640,
+        ),
+        _csv(
+            "test_sent_emo.csv",
+            "a36f4371df1fe05784ce2cb2cc9e9a28d4637943",
+            "8d37103938f7067600839fe29d5a114a6cd1bcdafb75bec101e06464c5006888",
+            294_526,
+        ),
+    ),
+)
+KNOWN_SHA256 = {
+    file.name: file.sha256 for published in (SIMSV2, MELD, MELD_ANNOTATIONS) for file in published.files if file.sha256
+}
+
+
+# Files that are here -------------------------------------------------------------------------------------------------
+def find(published: Published, folder: Path) -> Found:
+    """Somebody's own copy, used where it lies, in `folder` or below it.
+
+    A file other than the published one is named in a printed line and used: it may be another release.
+
+    Raises:
+        FileNotFoundError: a file is not there.
+        ValueError: a file is there twice, or the folder's manifest is damaged.
+    """
+    folder = Path(folder)
+    manifest, paths = _manifest(folder), {}
+    for file in published.files:
+        paths[file.name] = _locate(folder, file.name)
+        if paths[file.name] is None:
+            raise FileNotFoundError(
+                f"{folder}: expected {file.name} ({published.title}) in it or below it, found {_listing(folder)}; "
+                f"it is published at {published.page}"
+            )
+    sources = {name: sha256(path) for name, path in paths.items()}
+    generated = bool(manifest.get("generated"))
+    for file in published.files:
+        if file.sha256 not in (None, sources[file.name]) and not generated:
+            expected = f"SHA-256 {sources[file.name]}, expected {file.sha256}"
+            print(f"{paths[file.name]} is not the published file ({expected}); used all the same")
+    return Found(folder, paths, sources, generated, dict(manifest.get("sizes") or {}))
+
+
+def holds(published: Published, folder: Path) -> bool:
+    """Whether `find` would find all files there."""
+    return all(_locate(Path(folder), file.name) is not None for file in published.files)
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def need_space(folder: Path, size_bytes: int, what: str) -> None:
+    """Raise OSError unless `size_bytes` more fit beside `folder`; better now than after an hour of download."""
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    if (free := shutil.disk_usage(existing).free) < size_bytes:
+        raise OSError(
+            f"{folder}: {what} needs {size_bytes / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free; make room, or choose "
+            "another folder with --cache"
+        )
+
+
+def _locate(folder: Path, name: str) -> Path | None:
+    if (folder / name).is_file():
+        return folder / name
+    found = sorted(path for path in folder.rglob(name) if path.is_file()) if folder.is_dir() else []
+    if len(found) > 1:
+        raise ValueError(
+            f"{folder}: expected one {name}, found {', '.join(map(str, found))}; name the right one's folder"
+        )
+    return found[0] if found else None
+
+
+def _listing(folder: Path) -> str:
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "") or "nothing"
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    if not path.is_file():
+        return {}
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        for entry in manifest["files"].values():
+            entry["sha256"], entry["bytes"]
+        if not all(type(size) is int for size in (manifest.get("sizes") or {}).values()):
+            raise TypeError("sizes are whole numbers")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path}: expected a manifest of this project, found something else ({type(error).__name__}: {error}); "
+            "delete it, then fetch again or pass the folder with --from"
+        ) from error
+    return manifest
+
+
+def write_manifest(folder: Path, paths: Mapping[str, Path], sources: Mapping[str, str], **about: object) -> None:
+    """Write manifest.json in one step: source, revision, generated, and each file's hash and size."""
+    entries = {name: {"sha256": sources[name], "bytes": path.stat().st_size} for name, path in paths.items()}
+    partial = folder / f"{MANIFEST}.partial"
+    partial.write_text(json.dumps({**about, "files": entries}, ensure_ascii=False, indent=1), encoding="utf-8")
+    partial.replace(folder / MANIFEST)
+
+
+# Files that are not here yet -----------------------------------------------------------------------------------------
+def fetch(published: Published, folder: Path) -> Found:
+    """The published files in `folder`, downloaded where they are missing; a stopped download goes on where it was.
+
+    Files of a manifest that says "generated" (a rehearsal) are taken as they are.
+
+    Raises:
+        OSError: no network, no such file, or no room on the disk; the message says how to get the files by hand.
+        ValueError: a file's hash is not the expected one.
+    """
+    from filelock import FileLock
+
+    folder = Path(folder)
+    if _manifest(folder).get("generated"):
+        return find(published, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".fetch.lock"):  # several notebooks may want the same file
+        return _fetch(published, folder)
+
+
+def _fetch(published: Published, folder: Path) -> Found:
+    listed = _manifest(folder).get("files", {})
+    paths = {file.name: _locate(folder, file.name) for file in published.files}
+    if all(path is not None and name in listed for name, path in paths.items()):
+        wanted = [replace(file, sha256=file.sha256 or listed[file.name]["sha256"]) for file in published.files]
+        return Found(folder, paths, {file.name: _check(paths[file.name], file) for file in wanted})
+    with _asking(published):
+        files, source, revision = _listed_by_hub(published) if published.repo else _fixed(published)
+    paths = {file.name: folder / (file.path or file.name) for file in files}
+    partials = {file.name: _partial(paths[file.name], file, revision) for file in files}
+    missing = [file for file in files if not paths[file.name].exists()]
+    done = sum(path.stat().st_size for path in partials.values() if path.exists())
+    need_space(folder, sum(file.size_bytes or 0 for file in missing) - done, published.title)
+    sources = {}
+    for file in files:
+        path, partial = paths[file.name], partials[file.name]
+        if file in missing:
+            with _asking(published):
+                _download(file, partial, from_hub=bool(published.repo))
+            try:
+                sources[file.name] = _check(partial, file)
+            except ValueError:
+                partial.unlink()  # or the next call would go on at its end
+                raise
+            partial.replace(path)
+        else:
+            sources[file.name] = _check(path, file)
+    write_manifest(folder, paths, sources, source=source, revision=revision, generated=False)
+    return Found(folder, paths, sources)
+
+
+def _check(path: Path, file: File) -> str:
+    """The file's SHA-256; raises ValueError unless it and the size are what is known of the file."""
+    found = {"bytes": path.stat().st_size, "SHA-256": sha256(path)}
+    for what, expected in (("bytes", file.size_bytes), ("SHA-256", file.sha256)):
+        if expected not in (None, found[what]):
+            raise ValueError(
+                f"{path}: {file.name} must have {what} {expected}, but has {found[what]}; delete it and fetch again, or "
+                "pass --from for your own copy"
+            )
+    return found["SHA-256"]
+
+
+def _fixed(published: Published) -> tuple[list[File], str, str]:
+    commits = dict.fromkeys(file.url.split("/")[-4] for file in published.files)
+    return list(published.files), published.page, ", ".join(commits)
+
+
+def _listed_by_hub(published: Published) -> tuple[list[File], str, str]:
+    """The hub's own listing: newest commit, and for every file its address there, size and hash."""
+    from huggingface_hub import HfApi, hf_hub_url
+
+    endpoint = _endpoint()
+    listing = HfApi(endpoint=endpoint).dataset_info(published.repo, files_metadata=True)
+    siblings = {entry.rfilename: entry for entry in listing.siblings or ()}
+    files = []
+    for file in published.files:
+        names = [name for name in siblings if PurePosixPath(name).name == file.name]
+        if len(names) != 1:
+            raise ConnectionError(
+                f"expected one {file.name} in {published.repo}, found {names or sorted(siblings)[:8]}"
+            )
+        name, entry = names[0], siblings[names[0]]
+        if ".." in PurePosixPath(name).parts or PurePosixPath(name).is_absolute():
+            raise ConnectionError(f"{endpoint} lists {name!r}, which would lie outside of the folder")
+        size, digest = (entry.lfs.size, entry.lfs.sha256) if entry.lfs else (entry.size, None)
+        for what, known, now in (("bytes", file.size_bytes, size), ("SHA-256", file.sha256, digest)):
+            if None not in (known, now) and known != now:
+                raise ValueError(
+                    f"{published.page}: {file.name} has changed: expected {what} {known}, the hub now lists {now}. If "
+                    "you trust the new one, get it by hand and pass its folder with --from"
+                )
+        url = hf_hub_url(published.repo, name, repo_type="dataset", revision=listing.sha, endpoint=endpoint)
+        files.append(File(file.name, file.sha256 or digest, file.size_bytes or size, url, name))
+    return files, f"{endpoint}/datasets/{published.repo}", str(listing.sha)
+
+
+@contextmanager
+def _asking(published: Published) -> Iterator[None]:
+    """Turn whatever a network may answer into one message that says how else to get the files."""
+    from huggingface_hub.errors import HTTPError  # of the HTTP library below, whichever that is
+
+    try:
+        yield
+    except (HTTPError, OSError, TypeError, KeyError, json.JSONDecodeError) as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise
+        names, reason = ", ".join(file.name for file in published.files), str(error).partition("\n")[0]
+        raise OSError(
+            f"{published.title} could not be fetched from {_address(published)} ({type(error).__name__}: {reason}). Call "
+            f"again to go on where it stopped, set HF_ENDPOINT to a mirror of {HUB}, or get {names} from "
+            f"{published.page} by hand and pass their folder with --from"
+        ) from error
+
+
+def _endpoint() -> str:
+    endpoint = (os.environ.get("HF_ENDPOINT") or HUB).rstrip("/")
+    if not endpoint.startswith(("https://", "http://")):
+        raise ValueError(f"HF_ENDPOINT must be an address such as {HUB}, but is {endpoint!r}")
+    return endpoint
+
+
+def _address(published: Published) -> str:
+    return f"{_endpoint()}/datasets/{published.repo}" if published.repo else published.page
+
+
+def _partial(target: Path, file: File, revision: str) -> Path:
+    """Named by content, so that the rest of another version is never appended."""
+    return target.with_name(f".{target.name}.{(file.sha256 or revision)[:12]}.partial")
+
+
+def _download(file: File, partial: Path, from_hub: bool) -> None:
+    """Bring `partial` to its full length, asking for what is missing.
+
+    `hf_hub_download` would delete what an interrupted download left, and the file has 3.6 GB; the function below it goes
+    on from any length, takes up broken connections and shows progress.
+    """
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import build_hf_headers
+
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    headers = (build_hf_headers() if from_hub else {}) | {"Accept-Encoding": "identity"}
+    try:
+        with partial.open("ab") as out:
+            http_get(
+                file.url,
+                out,
+                resume_size=out.tell(),
+                headers=headers,
+                expected_size=file.size_bytes,
+                displayed_filename=file.name,
+            )
+    finally:
+        if not partial.stat().st_size:
+            partial.unlink()

@@ -1,0 +1,300 @@
+"""MELD's public features and official annotations -> the data contract: `python -m data_prep.meld [--from FOLDER]`.
+
+The features come without speaker, dialogue or time. Each is joined to its row of the official table by its place, and
+text and label must agree there: a file that lacks one row would otherwise shift thousands of clips to other words.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from difflib import SequenceMatcher
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from cmpta_lib.data import SPLITS, Corpus, Sample, Task, load_corpus, problem, write_corpus
+from cmpta_lib.paper import MELD_LABELS, TABLE1
+from data_prep import hub, verify
+from data_prep.alignment import MAX_EDITS, Difference, differences
+from data_prep.public_pickles import read_items, read_samples
+
+NAME = "meld"
+TASK = Task("classification", "en", MELD_LABELS)
+TABLES = dict(zip(SPLITS, (file.name for file in hub.MELD_ANNOTATIONS.files), strict=True))
+FEATURES = dict(zip(SPLITS, (file.name for file in hub.MELD.files), strict=True))
+_SHOWN = 10  # differences that an error lists
+_COMPARED = 400  # characters of a text that are compared and shown; MELD's longest has 327
+_WHOLE = ("Dialogue_ID", "Utterance_ID", "Season", "Episode")
+_COLUMNS = ("Utterance", "Speaker", "Emotion", "Sentiment", *_WHOLE, "StartTime", "EndTime")
+_TIME = re.compile(r"(\d+):(\d\d):(\d\d)[,.](\d+)")
+# Older copies hold bytes of Windows-1252 read as Latin-1, beside characters that are right: hence one by one.
+_MENDED = str.maketrans(
+    {code: bytes([code]).decode("cp1252") for code in range(0x80, 0xA0) if code not in (0x81, 0x8D, 0x8F, 0x90, 0x9D)}
+    | {"\xa0": " "}
+)
+
+
+def prepare(cache: Path, source: Path | None = None, annotations: Path | None = None) -> Corpus:
+    """The corpus below `cache`; fetched and converted when it is not there yet.
+
+    Args:
+        source: folder with one's own copy of the feature files, used where they lie.
+        annotations: folder with the three official tables; without it those in `source` count, or else they are fetched.
+    Raises:
+        ValueError: a file does not conform, or features and annotations do not belong together; the message names the
+            rows.
+        OSError: a file cannot be had, or the disk is full; the message says how to get it by hand.
+        FileExistsError: the cache holds a corpus of other files.
+    """
+    target, raw = Path(cache) / "data" / NAME, Path(cache) / "raw" / NAME
+    if target.exists() and source is None and annotations is None:
+        return load_corpus(target)
+    features = hub.fetch(hub.MELD, raw) if source is None else hub.find(hub.MELD, source)
+    if annotations is not None:
+        tables = hub.find(hub.MELD_ANNOTATIONS, annotations)
+    elif features.generated or (source is not None and hub.holds(hub.MELD_ANNOTATIONS, source)):
+        tables = hub.find(hub.MELD_ANNOTATIONS, features.folder)
+    else:
+        tables = hub.fetch(hub.MELD_ANNOTATIONS, raw / "annotations")
+    if target.exists() and load_corpus(target).sources == {**features.sources, **tables.sources}:
+        return load_corpus(target)
+    return _convert(features, tables, target)
+
+
+def _convert(features: hub.Found, tables: hub.Found, target: Path) -> Corpus:
+    size_bytes = sum(path.stat().st_size for path in features.paths.values())
+    hub.need_space(target, size_bytes, f"the corpus {NAME}")
+    repairs: Counter[str] = Counter()
+    samples: dict[str, Iterator[Sample]] = {}
+    for split in SPLITS:
+        path, table_path = features.paths[FEATURES[split]], tables.paths[TABLES[split]]
+        size = features.sizes.get(split, getattr(TABLE1["MELD"], split))
+        table = read_annotations(table_path, repairs)
+        items = read_items(path, repairs)
+        _require_agreement(path, items, table_path, table, size, repairs)
+        if len(items) != size:
+            expected = f"{size} samples, the split's size in Table 1 of the paper"
+            raise problem(str(path), "content", expected, str(len(items)), "fetch the complete file")
+        samples[split] = _samples(path, split, items, table, repairs)
+    return write_corpus(
+        target,
+        name=NAME,
+        task=TASK,
+        splits=samples,
+        generated=features.generated,
+        sources={**features.sources, **tables.sources},
+        repairs=repairs,
+        origins={split: str(features.paths[FEATURES[split]]) for split in SPLITS},
+    )
+
+
+def _samples(path: Path, split: str, items: list[dict], table: pd.DataFrame, repairs: Counter[str]) -> Iterator[Sample]:
+    for sample, row in zip(read_samples(path, split, items, TASK, repairs), table.to_dict("records"), strict=True):
+        for modality in ("audio", "vision"):
+            if not len(getattr(sample, modality)):
+                repairs[f"{modality}_absent"] += 1
+        yield replace(
+            sample,
+            id=row["name"],
+            text=row["Utterance"],
+            speaker=row["Speaker"],
+            dialogue=f"{split}_dia{row['Dialogue_ID']}",
+            extra={
+                "utterance": row["Utterance_ID"],
+                "season": row["Season"],
+                "episode": row["Episode"],
+                "start_s": row["StartTime"],
+                "end_s": row["EndTime"],
+                "sentiment": row["Sentiment"],
+            },
+        )
+
+
+# The official tables -------------------------------------------------------------------------------------------------
+def mend(text: str) -> str:
+    """Put right what older copies of MELD garbled: \\x92 is a quotation mark there, \\xa0 a space."""
+    return text.translate(_MENDED)
+
+
+def read_annotations(path: Path, repairs: Counter[str]) -> pd.DataFrame:
+    """One official table: texts mended, numbers whole, times in seconds, `line` in the file, `name` such as dia12_utt3.
+
+    Raises:
+        ValueError: a column is missing or a field does not conform; the message names file, line and column.
+    """
+    try:
+        # Everything as text: pandas would read the utterances "None" and "nan" as missing.
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
+    except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise ValueError(
+            f"{path}: expected a table in UTF-8, which it is not ({error}); fetch it from {hub.MELD_ANNOTATIONS.page}"
+        ) from error
+    if missing := [column for column in _COLUMNS if column not in table]:
+        raise ValueError(
+            f"{path}: expected the columns {', '.join(_COLUMNS)}; {', '.join(missing)} missing. Use the official table "
+            f"from {hub.MELD_ANNOTATIONS.page}"
+        )
+    breaks = sum(table[column].str.count("\n") for column in table)  # a quoted field may span lines
+    table["line"] = np.arange(2, len(table) + 2) + breaks.cumsum().shift(fill_value=0)
+    for column in ("Utterance", "Speaker"):
+        mended = table[column].map(mend)
+        repairs[f"annotation_{column.lower()}_mended"] += int((mended != table[column]).sum())
+        table[column] = mended
+    for column in _WHOLE:
+        _require(path, table, column, table[column].str.fullmatch(r"\d+"), "a whole number")
+        table[column] = table[column].astype("int64")
+    for column in ("StartTime", "EndTime"):
+        _require(path, table, column, table[column].str.fullmatch(_TIME), "a time such as 00:16:16,059")
+        table[column] = table[column].map(_seconds).astype("float64")
+    _require(path, table, "Emotion", table["Emotion"].isin(MELD_LABELS), f"one of {', '.join(MELD_LABELS)}")
+    table["name"] = [f"dia{d}_utt{u}" for d, u in zip(table["Dialogue_ID"], table["Utterance_ID"], strict=True)]
+    _require(path, table, "name", ~table["name"].duplicated(), "unique (Dialogue_ID and Utterance_ID)")
+    return table
+
+
+def _require(path: Path, table: pd.DataFrame, column: str, good: pd.Series, expected: str) -> None:
+    if not good.all():
+        row = table[~good].iloc[0]
+        where = f"{path}, line {row['line']}"
+        raise problem(where, column, expected, repr(row[column]), f"use the table from {hub.MELD_ANNOTATIONS.page}")
+
+
+def _seconds(text: str) -> float:
+    """00:16:16,059 -> 976.059; a few times have two digits after the comma, which are hundredths."""
+    hours, minutes, seconds, fraction = _TIME.fullmatch(text).groups()
+    return int(hours) * 3600 + int(minutes) * 60 + int(seconds) + int(fraction) / 10 ** len(fraction)
+
+
+# Joining -------------------------------------------------------------------------------------------------------------
+def _require_agreement(
+    path: Path, items: list[dict], table_path: Path, table: pd.DataFrame, size: int, repairs: Counter[str]
+) -> None:
+    """Raise ValueError, naming the rows, unless text and label of each item are those of the row in the same place."""
+    texts = [mend(item["features"]["text"]) for item in items]
+    ours = [(" ".join(text.split()), item["label"]) for text, item in zip(texts, items, strict=True)]
+    rows = list(zip(table["Utterance"].map(lambda text: " ".join(text.split())), table["Emotion"], strict=True))
+    found = differences(ours, rows, _similarity)
+    if found == []:
+        for text, item, row in zip(texts, items, table["Utterance"], strict=True):
+            repairs["text_mended"] += text != item["features"]["text"]
+            repairs["text_spaces_differ"] += text != row
+        return
+    join = _Join(path, ours, table_path, table, size)
+    raise ValueError(join.explain(found))
+
+
+def _similarity(item: tuple[str, object], row: tuple[str, str]) -> float:
+    """How likely the item is a damaged copy of the row."""
+    if item[0] == row[0]:
+        return 0.9
+    return 0.8 * SequenceMatcher(None, item[0][:_COMPARED], row[0][:_COMPARED], autojunk=False).ratio() + 0.1 * (
+        item[1] == row[1]
+    )
+
+
+class _Join:
+    """Says in words how a feature file and its table differ."""
+
+    def __init__(
+        self, path: Path, items: list[tuple[str, object]], table_path: Path, table: pd.DataFrame, size: int
+    ) -> None:
+        self.path, self.items, self.table_path, self.table, self.size = path, items, table_path, table, size
+
+    def explain(self, found: list[Difference] | None) -> str:
+        head = f"{self.path} ({len(self.items)} items) does not fit {self.table_path} ({len(self.table)} rows): "
+        tail = (
+            "Features and annotations must be of one release and in one order; fetch both again, or mend the named rows "
+            "in your copy."
+        )
+        if found is None:
+            pairs = zip(self.items, self.table["Utterance"], self.table["Emotion"], strict=False)
+            first = next((i for i, (item, *row) in enumerate(pairs) if item != tuple(row)), None)
+            shown = "" if first is None else f" The first is at {self._row(first)}; {self._item(first)}."
+            return f"{head}more than {MAX_EDITS} rows differ.{shown} {tail}"
+        touched = sum(2 if part.kind == "swapped" else part.count for part in found)
+        lines = [f"  {self._line(part)}" for part in found[:_SHOWN]]
+        if len(found) > _SHOWN:
+            lines.append(f"  and {len(found) - _SHOWN} more")
+        return "\n".join([f"{head}{touched} row{'s differ' if touched > 1 else ' differs'}.", *lines, tail])
+
+    def _line(self, part: Difference) -> str:
+        match part.kind:
+            case "changed":
+                same_text = self.items[part.item][0] == " ".join(self.table["Utterance"].iloc[part.row].split())
+                same_label = self.items[part.item][1] == self.table["Emotion"].iloc[part.row]
+                what = "label" if same_text else "text" if same_label else "text and label"
+                return f"corrupted {what}: {self._row(part.row)}; {self._item(part.item)}"
+            case "missing":
+                surplus = len(self.table) > self.size  # the table has more rows than the split has utterances
+                what = "row too many in the table" if surplus else "row missing from the features"
+                return f"{what}: {self._run(part, self._row, part.row)}; it would stand before item {part.item}"
+            case "extra":
+                short_table = len(self.table) < self.size
+                what = "row missing from the table" if short_table else "extra item in the features"
+                return f"{what}: {self._run(part, self._item, part.item)}; it stands {self._gap(part.row)}"
+            case "swapped":
+                return (
+                    f"swapped rows: {self._row(part.row)} and {self._row(part.other)}; each stands in the features "
+                    f"where the other belongs"
+                )
+            case _:
+                return f"moved row: {self._row(part.row)}; {self._item(part.item)} is out of order"
+
+    def _run(self, part: Difference, name: Callable[[int], str], first: int) -> str:
+        """One row, several in a line, or the rows of which one or several are meant."""
+        last = first + part.count + part.choices - 2
+        if part.choices > 1:
+            listed = ", or ".join(name(i) for i in range(first, min(last, first + _SHOWN) + 1))
+            some = "one" if part.count == 1 else f"{part.count} in a line"
+            return f"{some} of these, whose neighbours are equal: {listed}"
+        if part.count > 1:
+            return f"{part.count} in a line, from {name(first)} to {name(last)}"
+        return name(first)
+
+    def _gap(self, row: int) -> str:
+        if row == 0:
+            return f"before {self._row(0)}"
+        if row == len(self.table):
+            return f"after {self._row(row - 1)}"
+        return f"between {self.table['name'].iloc[row - 1]} and {self.table['name'].iloc[row]}"
+
+    def _row(self, row: int) -> str:
+        line = self.table.iloc[row]
+        said = f"{line['Utterance'][:_COMPARED]!r} [{line['Emotion']}]"
+        return f"{self.table_path.name} line {line['line']} ({line['name']}) {said}"
+
+    def _item(self, item: int) -> str:
+        text, label = self.items[item]
+        return f"{self.path.name} item {item} {text[:_COMPARED]!r} [{label}]"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    from cmpta_lib.runs import runs_folder
+
+    parser = argparse.ArgumentParser(prog="python -m data_prep.meld", description=__doc__)
+    listed, tables = ", ".join(FEATURES.values()), ", ".join(TABLES.values())
+    parser.add_argument("--from", dest="source", type=Path, metavar="FOLDER", help=f"where your copies of {listed} lie")
+    parser.add_argument("--annotations", type=Path, metavar="FOLDER", help=f"where {tables} lie, if elsewhere")
+    parser.add_argument(
+        "--cache", type=Path, metavar="FOLDER", default=runs_folder() / "cache", help="the default: %(default)s"
+    )
+    options = parser.parse_args(argv)
+    try:
+        corpus = prepare(options.cache, options.source, options.annotations)
+    except (ValueError, OSError) as error:
+        print(f"data_prep.meld: {error}", file=sys.stderr)
+        return 1
+    print(verify.report(corpus))
+    print(options.cache / "data" / NAME)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

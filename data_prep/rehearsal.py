@@ -1,0 +1,256 @@
+"""Files laid out like the public ones, to rehearse a conversion, a run or a table without a download.
+
+The frames are noise and the labels know nothing of them: `python -m data_prep.rehearsal FOLDER [--factor 0.01]`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cmpta_lib.data import SPLITS
+from cmpta_lib.paper import MELD_LABELS, TABLE1
+from data_prep import hub, safe_pickle
+
+RECIPE = 1  # raise when the files change
+_SOURCE = "data_prep.rehearsal"
+MIN_CLIPS = 8  # per split
+MELD_SHAPES = {"audio": (157, 64), "video": (32, 64)}  # padded frames x features
+_CLASS_SHARES = (0.47, 0.12, 0.03, 0.07, 0.17, 0.03, 0.11)  # MELD's, in the order of MELD_LABELS
+_SENTIMENTS = dict(
+    zip(MELD_LABELS, "neutral positive negative negative positive negative negative".split(), strict=True)
+)
+_HEADER = "Sr No.,Utterance,Speaker,Emotion,Sentiment,Dialogue_ID,Utterance_ID,Season,Episode,StartTime,EndTime".split(
+    ","
+)
+# What old copies of MELD hold in place of typographic characters.
+_GARBLED = str.maketrans({"’": "\x92", "…": "\x85", "—": "\x97", "‘": "\x91", "“": "\x93", "”": "\x94", "–": "\x96"})
+
+
+def write_simsv2(folder: Path, factor: float = 1.0, seed: int = 0) -> Path:
+    """`ch-simsv2s.pkl` with all fields of the public file, in their types and shapes; 3.6 GB at factor 1.
+
+    A few audio values are -inf and one clip has a single frame of each, as in real life.
+
+    Args:
+        factor: of Table 1's clips in each split, of which there are 8 at least.
+    Raises:
+        FileExistsError: the folder holds other files of these names.
+    """
+    name = hub.SIMSV2.files[0].name
+    sizes = _sizes("SIMS-V2", factor)
+
+    def write() -> None:
+        content = {split: _simsv2_split(split, sizes[split], seed) for split in SPLITS}
+        safe_pickle.save(content, Path(folder) / name)
+
+    _once(Path(folder), [name], f"recipe {RECIPE}, factor {factor}, seed {seed}", sizes, write)
+    return Path(folder) / name
+
+
+def write_meld(folder: Path, factor: float = 1.0, annotations: Path | None = None, seed: int = 0) -> dict[str, Path]:
+    """`meld_{train,valid,test}.pkl` in their public format, 660 MB at factor 1, and the three tables they belong to.
+
+    Args:
+        factor: of Table 1's clips in each split, of which there are 8 at least.
+        annotations: folder with the official tables, the first rows of which are taken; without it rows are made up.
+    Returns:
+        Split -> pickle. Every fifth text there is garbled as in old copies of MELD.
+    Raises:
+        FileExistsError: the folder holds other files of these names.
+    """
+    folder, sizes = Path(folder), _sizes("MELD", factor)
+    pickles = dict(zip(SPLITS, (file.name for file in hub.MELD.files), strict=True))
+    tables = dict(zip(SPLITS, (file.name for file in hub.MELD_ANNOTATIONS.files), strict=True))
+    contents = {split: _table(split, tables[split], sizes[split], annotations, seed) for split in SPLITS}
+    sizes = {split: len(list(_rows(contents[split]))) for split in SPLITS}
+
+    def write() -> None:
+        for split, content in contents.items():
+            (folder / tables[split]).write_bytes(content.encode())
+            safe_pickle.save(list(_meld_items(split, _rows(content), seed)), folder / pickles[split])
+
+    about = f"recipe {RECIPE}, factor {factor}, seed {seed}, {'official' if annotations else 'made-up'} annotations"
+    _once(folder, [*pickles.values(), *tables.values()], about, sizes, write)
+    return {split: folder / pickles[split] for split in SPLITS}
+
+
+def _sizes(corpus: str, factor: float) -> dict[str, int]:
+    if not 0 < factor <= 1:
+        raise ValueError(f"factor must be above 0 and at most 1, but is {factor}")
+    return {split: max(MIN_CLIPS, round(factor * getattr(TABLE1[corpus], split))) for split in SPLITS}
+
+
+def _once(folder: Path, names: Sequence[str], about: str, sizes: dict[str, int], write: Callable[[], None]) -> None:
+    """Write files and manifest, unless the same ones are there; never over others."""
+    manifest = folder / hub.MANIFEST
+    if manifest.is_file():
+        there = json.loads(manifest.read_text(encoding="utf-8"))
+        same = there.get("source") == _SOURCE and there.get("revision") == about and there.get("generated")
+        if same and all((folder / name).is_file() for name in names):
+            return
+    if existing := [name for name in (*names, hub.MANIFEST) if (folder / name).exists()]:
+        raise FileExistsError(
+            f"{folder}: expected a folder without {', '.join(existing)}, or with those of this rehearsal ({about}); "
+            "delete them or choose another folder"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    write()
+    paths = {name: folder / name for name in names}
+    sources = {name: hub.sha256(path) for name, path in paths.items()}
+    hub.write_manifest(folder, paths, sources, source=_SOURCE, revision=about, generated=True, sizes=sizes)
+
+
+# SIMS-V2 -------------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class _Drawn:
+    """An array that is drawn when its turn to be written comes: all of them at once would take 3.6 GB more."""
+
+    draw: Callable[[], np.ndarray]
+
+    def __reduce__(self) -> tuple:
+        return self.draw().__reduce__()
+
+
+def _simsv2_split(split: str, size: int, seed: int) -> dict[str, object]:
+    key = (seed, SPLITS.index(split))
+    rng = np.random.default_rng([*key, 0])
+    seconds = np.clip(rng.gamma(3.0, 3.5 / 3, size), 0.3, 9.25)
+    lengths = {"audio": np.round(100 * seconds).astype(int), "vision": np.round(25 * seconds).astype(int)}
+    for length in lengths.values():
+        length[MIN_CLIPS // 2] = 1
+    labels = {name: rng.integers(-5, 6, size) / 5 for name in ("M", "T", "A", "V")}
+    words = rng.integers(0, 16, (size, 3))
+    text_lengths = rng.integers(4, 51, size)
+    return {
+        "raw_text": [
+            _chinese(3 * index + key[1], *clip) for index, clip in enumerate(zip(labels["M"], words, strict=True))
+        ],
+        "audio": _Drawn(lambda: _padded((size, 925, 25), lengths["audio"], [*key, 1], holes=3)),
+        "vision": _Drawn(lambda: _padded((size, 232, 177), lengths["vision"], [*key, 2])),
+        "id": [f"{split}{index // 12:04d}$_${index % 12:04d}" for index in range(size)],
+        "text": _Drawn(lambda: _padded((size, 50, 768), text_lengths, [*key, 3])),
+        "text_bert": _Drawn(lambda: _bert_input(text_lengths, [*key, 4])),
+        "annotations": [("Negative", "Neutral", "Positive")[int(np.sign(label)) + 1] for label in labels["M"]],
+        "classification_labels": np.sign(labels["M"]) + 1,
+        "regression_labels": labels["M"],
+        **{f"regression_labels_{name}": labels[name] for name in ("T", "A", "V")},
+        "audio_lengths": lengths["audio"].tolist(),
+        "vision_lengths": lengths["vision"].tolist(),
+    }
+
+
+def _padded(shape: tuple[int, int, int], lengths: np.ndarray, seed: list[int], holes: int = 0) -> np.ndarray:
+    """(N, T, F) float64: noise, zero from each length on; `holes` values are -inf."""
+    rng, frames = np.random.default_rng(seed), np.zeros(shape)
+    for clip, length in zip(frames, lengths, strict=True):
+        clip[:length] = rng.standard_normal((length, shape[2]))
+    for index in range(holes):
+        frames[index * shape[0] // (holes + 1), 0, index] = -np.inf
+    return frames
+
+
+def _bert_input(lengths: np.ndarray, seed: list[int]) -> np.ndarray:
+    rng, content = np.random.default_rng(seed), np.zeros((len(lengths), 3, 50))
+    for clip, length in zip(content, lengths, strict=True):
+        clip[0, :length], clip[1, :length] = rng.integers(100, 21_128, length), 1
+    return content
+
+
+def _chinese(number: int, label: float, words: np.ndarray) -> str:
+    when = "今天 昨天 刚才 后来 最近 以前 明天 早上".split()[words[0] % 8]
+    who = "我 你 他 她 咱们 大家 老师 妈妈".split()[words[1] % 8]
+    what = "工作 吃饭 唱歌 看书 电影 朋友 家里 天气 学校 生意 孩子 手机 房子 旅行 比赛 医院".split()[words[2]]
+    feeling = ("真是太让人难受了", "我觉得都还可以吧", "简直高兴得不得了")[int(np.sign(label)) + 1]
+    return f"{when}{who}第{number}次说{what}，{feeling}。"
+
+
+# MELD ----------------------------------------------------------------------------------------------------------------
+def _table(split: str, name: str, size: int, annotations: Path | None, seed: int) -> str:
+    """The table's text with CRLF line ends, as the official ones have them."""
+    if annotations is None:
+        rows: Iterator[list[str]] = _made_up(split, size, seed)
+        header = _HEADER
+    else:
+        found = hub.find(hub.MELD_ANNOTATIONS, annotations).paths[name]
+        content = found.read_bytes().decode()
+        lines = csv.reader(io.StringIO(content, newline=""))
+        header, *listed = lines
+        if len(listed) <= size:
+            return content
+        rows = iter(listed[:size])
+    out = io.StringIO(newline="")
+    csv.writer(out).writerows([header, *rows])
+    return out.getvalue()
+
+
+def _rows(table: str) -> Iterator[dict[str, str]]:
+    return csv.DictReader(io.StringIO(table, newline=""))
+
+
+def _made_up(split: str, size: int, seed: int) -> Iterator[list[str]]:
+    rng = np.random.default_rng([seed, SPLITS.index(split), 10])
+    starts = "Oh my God,|Well…|You know what?|No no no,|Okay, so|Look,|Honestly —|Hey!".split("|")
+    ends = "I can’t believe it|that’s what she said|we’re “just friends”|it isn’t fair|you’re late again".split("|")
+    dialogue, utterance, left, time_ms = -1, 0, 0, 0
+    for index in range(size):
+        if not left:
+            dialogue, utterance, left, time_ms = dialogue + 1, 0, int(rng.integers(1, 13)), 60_000
+        label = MELD_LABELS[rng.choice(len(MELD_LABELS), p=_CLASS_SHARES)]
+        text = f"{rng.choice(starts)} {rng.choice(ends)} {'!' * int(rng.integers(0, 3))}".strip()
+        start, time_ms = time_ms, time_ms + int(rng.integers(300, 6000))
+        speaker = str(rng.choice(["Monica", "Ross", "Rachel", "Joey", "Phoebe", "Chandler", "The Waiter"]))
+        place = [str(dialogue), str(utterance), str(1 + dialogue % 9), str(1 + dialogue % 24)]
+        # "None" is a word that people say, and that pandas would take for a missing value.
+        known = [str(index + 1), "None" if index == 3 else text, speaker, label, _SENTIMENTS[label]]
+        yield [*known, *place, _time(start), _time(time_ms)]
+        utterance, left = utterance + 1, left - 1
+
+
+def _time(time_ms: int) -> str:
+    seconds, rest = divmod(time_ms, 1000)
+    return f"{seconds // 3600:02d}:{seconds // 60 % 60:02d}:{seconds % 60:02d},{rest:03d}"
+
+
+def _meld_items(split: str, rows: Iterator[dict[str, str]], seed: int) -> Iterator[dict[str, object]]:
+    rng = np.random.default_rng([seed, SPLITS.index(split), 11])
+    for index, row in enumerate(rows):
+        seconds = float(np.clip(rng.gamma(2.0, 1.6), 0.1, 40))
+        rates_hz = {"audio": 16_000 / 512, "video": 6}
+        frames = {name: np.zeros(shape, np.float32) for name, shape in MELD_SHAPES.items()}
+        lengths = {name: min(len(frames[name]), 1 + int(seconds * rate)) for name, rate in rates_hz.items()}
+        for name, length in lengths.items():
+            frames[name][:length] = rng.standard_normal((length, frames[name].shape[1]), np.float32)
+        text = row["Utterance"].translate(_GARBLED) if index % 5 == 0 else row["Utterance"]
+        if index % 50 == 0:
+            text = text.replace(" ", "\xa0", 1)
+        features = {"text": text, **frames, **{f"{name}_len": length for name, length in lengths.items()}}
+        yield {"label": row["Emotion"], "features": features}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m data_prep.rehearsal", description=__doc__)
+    parser.add_argument("folder", type=Path, help="gets the folders simsv2 and meld; for --from of the two converters")
+    parser.add_argument("--factor", type=float, default=0.01, help="share of Table 1's clips, default: %(default)s")
+    parser.add_argument("--annotations", type=Path, metavar="FOLDER", help="where MELD's official tables lie, if used")
+    options = parser.parse_args(argv)
+    try:
+        print(write_simsv2(options.folder / "simsv2", options.factor))
+        print(write_meld(options.folder / "meld", options.factor, options.annotations)["train"].parent)
+    except (ValueError, OSError) as error:
+        print(f"data_prep.rehearsal: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

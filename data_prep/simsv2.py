@@ -1,0 +1,166 @@
+"""SIMS-V2's public feature file -> the data contract: `python -m data_prep.simsv2 [--from FOLDER]`."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from numbers import Real
+from pathlib import Path
+from reprlib import repr as short
+
+import numpy as np
+
+from cmpta_lib.data import MODALITIES, SPLITS, Corpus, Sample, Task, load_corpus, problem, write_corpus
+from cmpta_lib.paper import TABLE1
+from data_prep import hub, safe_pickle, verify
+
+NAME = "simsv2"
+TASK = Task("regression", "zh")
+FILE = hub.SIMSV2.files[0].name
+_FIELDS = ("raw_text", "id", "audio", "vision", "audio_lengths", "vision_lengths", "regression_labels")
+# Known to be there and of no use here: BERT's output and input, single-modality labels, and what MMSA deprecated.
+_UNUSED = {"text", "text_bert", "annotations", "classification_labels"} | {f"regression_labels_{m}" for m in "TAV"}
+_REFETCH = "delete the file and fetch it again"
+
+
+def prepare(cache: Path, source: Path | None = None) -> Corpus:
+    """The corpus below `cache`; fetched (3.6 GB) and converted when it is not there yet.
+
+    Args:
+        source: folder with one's own copy of the file, used where it lies.
+    Raises:
+        ValueError: the file does not conform; the message names file, split, sample and field.
+        OSError: it cannot be had, or the disk is full; the message says how to get it by hand.
+        FileExistsError: the cache holds a corpus of other files.
+    """
+    target = Path(cache) / "data" / NAME
+    if target.exists() and source is None:
+        return load_corpus(target)
+    if source is None:
+        found = hub.fetch(hub.SIMSV2, Path(cache) / "raw" / NAME)
+    else:
+        found = hub.find(hub.SIMSV2, source)
+    if target.exists() and load_corpus(target).sources == found.sources:
+        return load_corpus(target)
+    return _convert(found, target)
+
+
+def _convert(found: hub.Found, target: Path) -> Corpus:
+    path = found.paths[FILE]
+    # Audio and vision are two thirds of the file, and float32 halves them; leaving the padding out saves more.
+    hub.need_space(target, path.stat().st_size // 2, f"the corpus {NAME}")
+    content = safe_pickle.load(path)  # arrays are views of the mapped file: nothing is read yet
+    if not isinstance(content, dict) or not set(SPLITS) <= set(content):
+        came = f"one with {short([*content])}" if isinstance(content, dict) else f"a {type(content).__name__}"
+        raise problem(str(path), "content", f"a dict with {', '.join(SPLITS)}", came, _REFETCH)
+    repairs = Counter(f"ignored_split_{split}" for split in content if split not in SPLITS)
+    row = TABLE1["SIMS-V2"]
+    sizes = {split: found.sizes.get(split, getattr(row, split)) for split in SPLITS}
+    columns = {split: _columns(path, split, content[split], sizes[split], repairs) for split in SPLITS}
+    return write_corpus(
+        target,
+        name=NAME,
+        task=TASK,
+        splits={split: _samples(path, split, columns[split], repairs) for split in SPLITS},
+        generated=found.generated,
+        sources=found.sources,
+        repairs=repairs,
+        origins={split: f"{path}, split {split}" for split in SPLITS},
+    )
+
+
+def _columns(path: Path, split: str, fields: object, size: int, repairs: Counter[str]) -> dict[str, Sequence]:
+    """The fields of one split, each of N entries; features stay views, the others become lists."""
+    where = f"{path}, split {split}"
+    if not isinstance(fields, dict) or set(_FIELDS) - set(fields):
+        missing = sorted(set(_FIELDS) - set(fields)) if isinstance(fields, dict) else []
+        came = f"without {missing}" if missing else f"a {type(fields).__name__}"
+        raise problem(where, "fields", f"a dict with {', '.join(_FIELDS)}", came, _REFETCH)
+    repairs.update(f"ignored_field_{field}" for field in fields if field not in _FIELDS and field not in _UNUSED)
+    columns: dict[str, Sequence] = {}
+    for field in _FIELDS:
+        value = fields[field]
+        if field in MODALITIES:
+            if not isinstance(value, np.ndarray) or value.ndim != 3 or value.dtype.kind not in "fiu":
+                raise problem(where, field, "an (N, T, F) array of numbers", _shown(value), _REFETCH)
+            columns[field] = value  # type: ignore[assignment]
+        elif isinstance(value, np.ndarray) and value.ndim == 1:
+            columns[field] = value.tolist()
+        elif isinstance(value, list | tuple):
+            columns[field] = [entry.item() if isinstance(entry, np.generic) else entry for entry in value]
+        else:
+            raise problem(where, field, "a list or an array of one dimension", _shown(value), _REFETCH)
+    counts = {field: len(column) for field, column in columns.items()}
+    if len(set(counts.values())) > 1:
+        raise problem(where, "fields", "equally many entries in each", str(counts), _REFETCH)
+    if counts["id"] != size:
+        raise problem(
+            where, "id", f"{size} samples, the split's size in Table 1 of the paper", str(counts["id"]), _REFETCH
+        )
+    return columns
+
+
+def _shown(value: object) -> str:
+    return f"{value.dtype} of shape {value.shape}" if isinstance(value, np.ndarray) else f"a {type(value).__name__}"
+
+
+def _samples(path: Path, split: str, columns: Mapping[str, Sequence], repairs: Counter[str]) -> Iterator[Sample]:
+    """One sample after the other, cut to its true lengths."""
+    seen: set[str] = set()
+    for index, name in enumerate(columns["id"]):
+        where = f"{path}, split {split}, sample {index} (id {short(name)})"
+        if not isinstance(name, str) or not name:
+            raise problem(where, "id", "a string that is not empty", short(name), _REFETCH)
+        if name in seen:
+            raise problem(where, "id", "unique in its split", "used before", _REFETCH)
+        seen.add(name)
+        text, label = columns["raw_text"][index], columns["regression_labels"][index]
+        if not isinstance(text, str):
+            raise problem(where, "raw_text", "a string", short(text), _REFETCH)
+        if isinstance(label, bool) or not isinstance(label, Real) or not -1 <= label <= 1:  # NaN is not, either
+            raise problem(where, "regression_labels", "a finite number in [-1, 1]", short(label), _REFETCH)
+        clip: dict[str, np.ndarray] = {}
+        for modality in MODALITIES:
+            frames, field = columns[modality][index], f"{modality}_lengths"
+            length = _whole_number(where, field, columns[field][index], len(frames))
+            clip[modality] = frames[:length]
+            if not length:
+                repairs[f"{modality}_absent"] += 1
+            if nonzero := int(np.any(frames[length:] != 0, axis=1).sum()):
+                repairs[f"{modality}_nonzero_frames_after_length"] += nonzero
+        yield Sample(id=name, text=text, label=float(label), **clip)
+
+
+def _whole_number(where: str, field: str, value: object, most: int) -> int:
+    """A length; some copies keep lengths as floats."""
+    whole = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value) and value == int(value)
+    if not whole or not 0 <= value <= most:
+        raise problem(where, field, f"a whole number from 0 to the array's {most} frames", short(value), _REFETCH)
+    return int(value)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    from cmpta_lib.runs import runs_folder
+
+    parser = argparse.ArgumentParser(prog="python -m data_prep.simsv2", description=__doc__)
+    parser.add_argument("--from", dest="source", type=Path, metavar="FOLDER", help=f"where your copy of {FILE} lies")
+    parser.add_argument(
+        "--cache", type=Path, metavar="FOLDER", default=runs_folder() / "cache", help="the default: %(default)s"
+    )
+    options = parser.parse_args(argv)
+    try:
+        corpus = prepare(options.cache, options.source)
+    except (ValueError, OSError) as error:
+        print(f"data_prep.simsv2: {error}", file=sys.stderr)
+        return 1
+    print(verify.report(corpus))
+    print(options.cache / "data" / NAME)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

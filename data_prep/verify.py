@@ -1,0 +1,162 @@
+"""What a converted corpus holds, beside Table 1, and what in it is odd: absent modalities, duplicates, leaks, repairs.
+
+Findings are listed, never errors, and nothing is removed: the paper's numbers were made with these clips.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import defaultdict
+from collections.abc import Hashable, Iterator, Sequence
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+
+from cmpta_lib.data import MODALITIES, SPLITS, Corpus, Split
+from cmpta_lib.paper import TABLE1
+from data_prep.hub import KNOWN_SHA256
+
+PAPER_NAMES = {"simsv2": "SIMS-V2", "meld": "MELD"}
+ALL = "all"
+PAIRS = tuple(combinations(SPLITS, 2))
+_CLIP = ["season", "episode", "start_s", "end_s", "text"]  # one official cut of an episode
+_SHOWN = 3
+_Row = tuple[str, str, int, str]  # check, split, count, examples
+
+
+def findings(corpus: Corpus) -> pd.DataFrame:
+    """Columns check, split ("train", "train+test", "all"), count, examples; a few seconds for the full corpora.
+
+    Within a split the count of a duplicate is that of surplus clips; across splits it is that of the later split's clips
+    that the earlier one has too.
+    """
+    rows = [
+        *_sizes(corpus),
+        *_labels(corpus),
+        *_lengths(corpus),
+        *_duplicates(corpus),
+        *((f"oddity: {kind}", ALL, count, "") for kind, count in corpus.repairs.items()),
+        *_foreign_files(corpus),
+    ]
+    return pd.DataFrame(rows, columns=["check", "split", "count", "examples"])
+
+
+def report(corpus: Corpus) -> str:
+    """The findings on one screen: counts by split, then examples of what is odd."""
+    found = findings(corpus)
+    table = found.pivot(index="check", columns="split", values="count").reindex(found["check"].unique())
+    order = [*SPLITS, *("+".join(pair) for pair in PAIRS), ALL]
+    table = table[[split for split in order if split in table]].astype("Int64").astype(object)
+    shown = table.where(table.notna(), "").rename_axis(index=None, columns=None)
+    lines = [f"Corpus {corpus.name}, fingerprint {corpus.fingerprint[:12]}", "", shown.to_string()]
+    if corpus.generated:
+        lines[0] += ", GENERATED for a rehearsal: says nothing about the paper"
+    odd = found[(found["examples"] != "") & (found["count"] > 0)]
+    lines += ["", *(f"{row.check}, {row.split}: {row.examples}" for row in odd.itertuples())] if len(odd) else []
+    return "\n".join(lines)
+
+
+def _sizes(corpus: Corpus) -> Iterator[_Row]:
+    paper = TABLE1.get(PAPER_NAMES.get(corpus.name, ""))
+    for name, split in corpus.splits.items():
+        yield "clips", name, len(split), ""
+    if paper and not corpus.generated:
+        yield from (("clips in Table 1", split, getattr(paper, split), "") for split in SPLITS)
+
+
+def _labels(corpus: Corpus) -> Iterator[_Row]:
+    for name, split in corpus.splits.items():
+        if corpus.task.labels:
+            counts = np.bincount(split.labels, minlength=len(corpus.task.labels))
+            yield from (
+                (f"label {label}", name, int(n), "") for label, n in zip(corpus.task.labels, counts, strict=True)
+            )
+        else:
+            for group, chosen in (("< 0", split.labels < 0), ("= 0", split.labels == 0), ("> 0", split.labels > 0)):
+                yield f"label {group}", name, int(chosen.sum()), ""
+
+
+def _lengths(corpus: Corpus) -> Iterator[_Row]:
+    for modality in MODALITIES:
+        for length, what in ((0, "absent"), (1, "of 1 frame")):
+            for name, split in corpus.splits.items():
+                ids = split.table["id"][split.table[f"{modality}_length"] == length]
+                yield f"{modality} {what}", name, len(ids), _some(ids)
+
+
+def _duplicates(corpus: Corpus) -> Iterator[_Row]:
+    tables = {name: split.table for name, split in corpus.splits.items()}
+    # Where clips belong to dialogues, their ids start anew in every split.
+    ids = {name: _keys(table, ["dialogue", "id"]) for name, table in tables.items()}
+    yield from _across("same id", corpus, ids)
+    videos = {name: [clip.partition("$_$")[0] for clip in table["id"]] for name, table in tables.items()}
+    if all("$_$" in clip for table in tables.values() for clip in table["id"]):
+        yield from _across("same video", corpus, videos)
+    texts = {name: [_words(text, corpus.task.language) for text in table["text"]] for name, table in tables.items()}
+    yield from (row for row in _across("same words", corpus, texts) if row[1].startswith("train"))
+    if all(set(_CLIP) <= set(table) for table in tables.values()):
+        clips = {name: _keys(table, _CLIP) for name, table in tables.items()}
+        yield from _within("same official clip", corpus, clips)
+        yield from _across("same official clip", corpus, clips)
+    features = {name: list(_feature_hashes(split)) for name, split in corpus.splits.items()}
+    yield from _within("same features", corpus, features)
+    yield from _across("same features", corpus, features)
+
+
+def _keys(table: pd.DataFrame, columns: Sequence[str]) -> list[Hashable]:
+    return list(zip(*(table[column] for column in columns), strict=True))
+
+
+def _words(text: str, language: str) -> str | None:
+    """What is said, without case and punctuation; None if two people may say it by chance.
+
+    That is below 5 words of English or 8 characters of Chinese.
+    """
+    words = " ".join(re.sub(r"[^\w\s]", "", text.casefold()).split())
+    return words if (len(words.split()) >= 5 if language == "en" else len(words) >= 8) else None
+
+
+def _feature_hashes(split: Split) -> Iterator[bytes | None]:
+    for sample in split:
+        both = len(sample.audio) and len(sample.vision)
+        yield (
+            hashlib.blake2b(sample.audio.tobytes() + sample.vision.tobytes(), digest_size=16).digest() if both else None
+        )
+
+
+def _within(check: str, corpus: Corpus, keys: dict[str, Sequence[Hashable]]) -> Iterator[_Row]:
+    for name, split in corpus.splits.items():
+        places = _places(keys[name])
+        repeated = [where for where in places.values() if len(where) > 1]
+        groups = [" = ".join(split.table["id"].iloc[where]) for where in repeated]
+        yield check, name, sum(len(where) - 1 for where in repeated), _some(groups)
+
+
+def _across(check: str, corpus: Corpus, keys: dict[str, Sequence[Hashable]]) -> Iterator[_Row]:
+    for first, second in PAIRS:
+        earlier, later = _places(keys[first]), _places(keys[second])
+        shared = [key for key in later if key in earlier]
+        tables = corpus.splits[first].table["id"], corpus.splits[second].table["id"]
+        groups = [f"{tables[0].iloc[earlier[key][0]]} = {tables[1].iloc[later[key][0]]}" for key in shared]
+        yield check, f"{first}+{second}", sum(len(later[key]) for key in shared), _some(groups)
+
+
+def _places(keys: Sequence[Hashable]) -> dict[Hashable, list[int]]:
+    places: dict[Hashable, list[int]] = defaultdict(list)
+    for index, key in enumerate(keys):
+        if key is not None:
+            places[key].append(index)
+    return places
+
+
+def _foreign_files(corpus: Corpus) -> Iterator[_Row]:
+    if not corpus.generated:
+        other = [name for name, digest in corpus.sources.items() if KNOWN_SHA256.get(name, digest) != digest]
+        yield "files other than the published", ALL, len(other), _some(other)
+
+
+def _some(examples: Sequence[str]) -> str:
+    more = len(examples) - _SHOWN
+    return ", ".join(list(examples)[:_SHOWN]) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,375 @@
+"""Fetching from a hub that answers as the public one does: resumed, verified, never half-written, helpful without one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import pytest
+
+from data_prep import hub
+from data_prep.hub import File, Published, fetch, find
+
+REPO, REVISION = "someone/features", "a" * 40
+CONTENT = {"one.pkl": bytes(range(256)) * 20_000, "below/two words.pkl": b"two" * 1000}  # 5 MB and 3 KB
+SMALL = "README.md"
+ATTEMPTS = 6  # of huggingface_hub, in a row without a new byte
+
+
+def digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+class FakeHub(ThreadingHTTPServer):
+    """The three addresses of the public hub that matter: listing, file (a redirect), and the store behind it."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.files = {**CONTENT, SMALL: b"read me"}
+        self.listed: dict[str, str] = {}  # path -> a hash to list in place of the true one
+        self.cut_after: list[int] = []  # the next answers with a file end after so many bytes
+        self.ranges = True
+        self.requests: list[tuple[str, str]] = []  # address, Range
+        self.sent = 0
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def downloads(self) -> list[str]:
+        """The `Range` of each download, "" for none."""
+        return [wanted for path, wanted in self.requests if path.startswith("/store/")]
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: FakeHub
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        address = urlsplit(self.path)
+        self.server.requests.append((address.path, self.headers.get("Range", "")))
+        if address.path == f"/api/datasets/{REPO}":
+            self._listing(blobs="true" in parse_qs(address.query).get("blobs", []))
+        elif address.path.startswith(start := f"/datasets/{REPO}/resolve/{REVISION}/"):
+            self.send_response(302)
+            self.send_header("Location", f"/store/{address.path.removeprefix(start)}")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+        elif (name := unquote(address.path.removeprefix("/store/"))) in self.server.files:
+            self._file(self.server.files[name])
+        else:
+            self.send_error(404, "Entry not found")
+
+    def _listing(self, blobs: bool) -> None:
+        siblings = []
+        for name, content in self.server.files.items():
+            entry: dict = {"rfilename": name}
+            if blobs:
+                entry |= {"blobId": "b" * 40, "size": len(content)}
+                if name != SMALL:
+                    known = self.server.listed.get(name, digest(content))
+                    entry["lfs"] = {"sha256": known, "size": len(content), "pointerSize": 134}
+            siblings.append(entry)
+        self._send(200, json.dumps({"id": REPO, "sha": REVISION, "siblings": siblings}).encode())
+
+    def _file(self, content: bytes) -> None:
+        wanted = self.headers.get("Range", "")
+        if wanted and self.server.ranges:
+            start = int(wanted.removeprefix("bytes=").removesuffix("-"))
+            self._send(206, content[start:], {"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"})
+        else:
+            self._send(200, content)
+
+    def _send(self, status: int, content: bytes, headers: dict[str, str] | None = None) -> None:
+        self.send_response(status)
+        for name, value in {**(headers or {}), "Content-Length": str(len(content))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.path.startswith("/store/") and self.server.cut_after:
+            content = content[: self.server.cut_after.pop(0)]
+            self.close_connection = True
+        self.wfile.write(content)
+        self.server.sent += len(content)
+
+
+@pytest.fixture
+def server(monkeypatch) -> Iterator[FakeHub]:
+    with FakeHub() as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        monkeypatch.setenv("HF_ENDPOINT", server.address)
+        monkeypatch.setenv("no_proxy", "*")
+        monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda seconds: None)
+        monkeypatch.setattr(
+            "huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 10_000
+        )  # what a broken connection may cost
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+FEATURES = Published("Some features", f"https://example.org/{REPO}", (File("one.pkl"), File("two words.pkl")), REPO)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file, whatever downloads and locks may leave aside."""
+    files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {name: content for name, content in files.items() if name != ".fetch.lock"}
+
+
+# Fetching --------------------------------------------------------------------------------------------------------
+def test_files_are_fetched_wherever_they_lie_in_the_repository(server, tmp_path: Path):
+    found = fetch(FEATURES, tmp_path / "raw")
+    assert {name: path.read_bytes() for name, path in found.paths.items()} == {
+        "one.pkl": CONTENT["one.pkl"],
+        "two words.pkl": CONTENT["below/two words.pkl"],
+    }
+    assert found.sources == {name: digest(path.read_bytes()) for name, path in found.paths.items()}
+    assert not found.generated and not found.sizes
+    manifest = json.loads((tmp_path / "raw" / "manifest.json").read_text())
+    assert manifest == {
+        "source": f"{server.address}/datasets/{REPO}",
+        "revision": REVISION,
+        "generated": False,
+        "files": {
+            "one.pkl": {"sha256": digest(CONTENT["one.pkl"]), "bytes": len(CONTENT["one.pkl"])},
+            "two words.pkl": {
+                "sha256": digest(CONTENT["below/two words.pkl"]),
+                "bytes": len(CONTENT["below/two words.pkl"]),
+            },
+        },
+    }
+    assert set(contents(tmp_path / "raw")) == {*CONTENT, "manifest.json"}
+
+
+def test_a_second_call_asks_nobody(server, tmp_path: Path):
+    first = fetch(FEATURES, tmp_path)
+    asked = len(server.requests)
+    assert fetch(FEATURES, tmp_path) == first
+    assert len(server.requests) == asked
+
+
+def test_a_broken_connection_is_taken_up_where_it_broke(server, tmp_path: Path):
+    server.cut_after = [1_500_000, 10_000]
+    found = fetch(FEATURES, tmp_path)
+    assert found.paths["one.pkl"].read_bytes() == CONTENT["one.pkl"]
+    assert server.downloads()[:3] == ["", "bytes=1500000-", "bytes=1510000-"]
+
+
+def test_a_stopped_download_goes_on_in_the_next_call(server, tmp_path: Path):
+    server.cut_after = [3_000_000] + [0] * (ATTEMPTS - 1)
+    with pytest.raises(OSError, match="Call again to go on where it stopped"):
+        fetch(FEATURES, tmp_path)
+    assert not (tmp_path / "one.pkl").exists() and not (tmp_path / "manifest.json").exists()
+    server.requests.clear()
+    server.sent = 0
+    fetch(FEATURES, tmp_path)
+    assert server.downloads()[0] == "bytes=3000000-"
+    assert server.sent < 2_200_000
+    assert (tmp_path / "one.pkl").read_bytes() == CONTENT["one.pkl"]
+    assert set(contents(tmp_path)) == {*CONTENT, "manifest.json"}
+
+
+def test_the_rest_of_another_version_is_not_appended(server, tmp_path: Path):
+    server.cut_after = [3_000_000] + [0] * (ATTEMPTS - 1)
+    with pytest.raises(OSError):
+        fetch(FEATURES, tmp_path)
+    server.files["one.pkl"] = new = bytes(reversed(CONTENT["one.pkl"]))
+    assert fetch(FEATURES, tmp_path).paths["one.pkl"].read_bytes() == new
+
+
+def test_a_server_without_ranges_sends_it_all_again(server, tmp_path: Path):
+    server.ranges, server.cut_after = False, [1_000_000]
+    assert fetch(FEATURES, tmp_path).paths["one.pkl"].read_bytes() == CONTENT["one.pkl"]
+
+
+def test_files_at_fixed_addresses_resume_too(server, tmp_path: Path):
+    content = CONTENT["one.pkl"]
+    file = File("one.pkl", digest(content), len(content), f"{server.address}/store/one.pkl")
+    table = Published("Some tables", "https://example.org", (file,))
+    server.cut_after = [2_000_000] + [0] * (ATTEMPTS - 1)
+    with pytest.raises(OSError, match="get one.pkl from https://example.org by hand"):
+        fetch(table, tmp_path)
+    server.requests.clear()
+    assert fetch(table, tmp_path).sources == {"one.pkl": digest(content)}
+    assert server.downloads() == ["bytes=2000000-"]
+
+
+def test_two_at_once_download_once(server, tmp_path: Path):
+    threads = [threading.Thread(target=fetch, args=(FEATURES, tmp_path)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(server.downloads()) == 2  # one for each file
+    assert set(contents(tmp_path)) == {*CONTENT, "manifest.json"}
+
+
+# What can go wrong -----------------------------------------------------------------------------------------------
+def known(**changes: object) -> Published:
+    one = replace(File("one.pkl", digest(CONTENT["one.pkl"]), len(CONTENT["one.pkl"])), **changes)
+    return replace(FEATURES, files=(one, FEATURES.files[1]))
+
+
+def test_a_file_that_changed_on_the_hub_is_not_even_downloaded(server, tmp_path: Path):
+    with pytest.raises(
+        ValueError, match=f"one.pkl has changed: expected SHA-256 {'0' * 64}, the hub now lists .*--from"
+    ):
+        fetch(known(sha256="0" * 64), tmp_path)
+    with pytest.raises(ValueError, match="one.pkl has changed: expected bytes 7, the hub now lists 5120000"):
+        fetch(known(size_bytes=7), tmp_path)
+    assert server.downloads() == [] and contents(tmp_path) == {}
+    fetch(known(), tmp_path)
+
+
+def test_a_file_damaged_on_its_way_is_named_and_removed(server, tmp_path: Path):
+    server.listed["one.pkl"] = wrong = "1" * 64
+    with pytest.raises(ValueError) as caught:
+        fetch(FEATURES, tmp_path)
+    message = str(caught.value)
+    assert "one.pkl must have SHA-256 " + wrong in message and digest(CONTENT["one.pkl"]) in message
+    assert "fetch again" in message and "--from" in message
+    assert contents(tmp_path) == {}
+
+
+def test_a_file_changed_after_its_download_is_named(server, tmp_path: Path):
+    path = fetch(FEATURES, tmp_path).paths["two words.pkl"]
+    path.write_bytes(b"owt" * 1000)
+    with pytest.raises(ValueError, match=f"{path}: two words.pkl must have SHA-256 .*delete it and fetch again"):
+        fetch(FEATURES, tmp_path)
+    path.unlink()
+    assert fetch(FEATURES, tmp_path).paths["two words.pkl"].read_bytes() == CONTENT["below/two words.pkl"]
+
+
+def test_a_file_that_the_hub_lacks_or_has_twice_is_named(server, tmp_path: Path):
+    server.files["copy/one.pkl"] = b""
+    with pytest.raises(OSError, match=r"expected one one.pkl in someone/features, found \['one.pkl', 'copy/one.pkl'\]"):
+        fetch(FEATURES, tmp_path)
+    del server.files["copy/one.pkl"], server.files["one.pkl"]
+    with pytest.raises(OSError, match=r"found \['README.md', 'below/two words.pkl'\].*by hand"):
+        fetch(FEATURES, tmp_path)
+
+
+def test_a_listing_cannot_write_outside_of_the_folder(server, tmp_path: Path):
+    server.files["../one.pkl"] = server.files.pop("one.pkl")
+    with pytest.raises(OSError, match=r"lists '\.\./one.pkl', which would lie outside"):
+        fetch(FEATURES, tmp_path / "raw")
+    assert not (tmp_path / "one.pkl").exists() and server.downloads() == []
+
+
+def test_a_repository_that_is_gone_is_named(server, tmp_path: Path):
+    with pytest.raises(OSError, match=f"{server.address}/datasets/no/body .*404.*by hand and pass their folder with"):
+        fetch(replace(FEATURES, repo="no/body"), tmp_path)
+
+
+def test_an_answer_that_is_no_listing_is_named(server, tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", f"{server.address}/store/README.md?")  # a log-in page answers anything like this
+    with pytest.raises(OSError, match="JSONDecodeError.*by hand and pass their folder with --from"):
+        fetch(FEATURES, tmp_path)
+
+
+@pytest.mark.parametrize("published", [hub.SIMSV2, hub.MELD, hub.MELD_ANNOTATIONS], ids=lambda p: p.title)
+def test_without_a_network_one_message_says_what_to_do(published: Published, tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", nowhere := "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda seconds: None)
+    files = tuple(replace(file, url=nowhere + "/a/b/c") if file.url else file for file in published.files)
+    with pytest.raises(OSError) as caught:
+        fetch(replace(published, files=files), tmp_path)
+    message = str(caught.value)
+    assert published.title in message and published.page in message and "Connection refused" in message
+    assert "HF_ENDPOINT to a mirror" in message and "--from" in message
+    assert all(file.name in message for file in published.files)
+    assert contents(tmp_path) == {}
+
+
+def test_an_endpoint_that_is_no_address_is_refused(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "mirror.example")
+    with pytest.raises(ValueError, match="HF_ENDPOINT must be an address such as https://.*'mirror.example'"):
+        fetch(hub.SIMSV2, tmp_path)
+
+
+def test_a_full_disk_is_noticed_before_the_download(server, tmp_path: Path, monkeypatch):
+    usage = hub.shutil.disk_usage(tmp_path)._replace(free=5_000_000)
+    monkeypatch.setattr(hub.shutil, "disk_usage", lambda folder: usage)
+    with pytest.raises(OSError, match="Some features needs 0.01 GB, and 0.01 GB are free; make room"):
+        fetch(FEATURES, tmp_path)
+    assert server.downloads() == []
+
+
+# Own copies ------------------------------------------------------------------------------------------------------
+def save(folder: Path, files: dict[str, bytes] = CONTENT) -> Path:
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def test_own_copies_are_used_where_they_lie(tmp_path: Path, capsys):
+    folder = save(tmp_path / "mine")
+    found = find(known(), folder)
+    assert found.paths == {"one.pkl": folder / "one.pkl", "two words.pkl": folder / "below" / "two words.pkl"}
+    assert found.sources["one.pkl"] == digest(CONTENT["one.pkl"])
+    assert contents(folder) == CONTENT and capsys.readouterr().out == ""
+
+
+def test_another_release_is_used_and_named(tmp_path: Path, capsys):
+    folder = save(tmp_path / "mine", {**CONTENT, "one.pkl": b"another release"})
+    assert find(known(), folder).sources["one.pkl"] == digest(b"another release")
+    shown = capsys.readouterr().out
+    assert shown.count("\n") == 1 and f"{folder / 'one.pkl'} is not the published file" in shown
+    assert digest(b"another release") in shown and digest(CONTENT["one.pkl"]) in shown
+
+
+def test_a_missing_own_copy_is_named(tmp_path: Path):
+    folder = save(tmp_path / "mine", {"other.pkl": b"", "one.pkl": b""})
+    with pytest.raises(
+        FileNotFoundError, match="expected two words.pkl .*found one.pkl, other.pkl; it is published at"
+    ):
+        find(FEATURES, folder)
+    with pytest.raises(FileNotFoundError, match="nowhere: expected one.pkl .*found nothing"):
+        find(FEATURES, tmp_path / "nowhere")
+
+
+def test_an_own_copy_in_two_places_is_not_guessed(tmp_path: Path):
+    folder = save(tmp_path / "mine", {"a/one.pkl": b"1", "b/one.pkl": b"2", "two words.pkl": b""})
+    with pytest.raises(ValueError, match="expected one one.pkl, found .*a/one.pkl, .*b/one.pkl"):
+        find(FEATURES, folder)
+
+
+def test_a_rehearsal_is_taken_as_it_is(tmp_path: Path, capsys):
+    folder = save(tmp_path / "mine", {**CONTENT, "one.pkl": b"drawn"})
+    sizes = {"train": 8, "valid": 8, "test": 8}
+    paths = {"one.pkl": folder / "one.pkl", "two words.pkl": folder / "below/two words.pkl"}
+    sources = {name: hub.sha256(path) for name, path in paths.items()}
+    hub.write_manifest(folder, paths, sources, source="here", revision="1", generated=True, sizes=sizes)
+    for found in (find(known(), folder), fetch(known(), folder)):  # and no network is asked
+        assert found.generated and found.sizes == sizes and found.sources == sources
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"files": {"one.pkl": {}}}', '{"files": {}, "sizes": {"train": "8"}}'])
+def test_a_damaged_manifest_is_named(tmp_path: Path, content: str):
+    (save(tmp_path) / "manifest.json").write_text(content)
+    with pytest.raises(ValueError, match=r"manifest.json: expected a manifest of this project.*delete it, then fetch"):
+        find(FEATURES, tmp_path)
+
+
+def test_the_real_annotations_are_the_published_ones(shared_folder: Path, capsys):
+    folder = shared_folder / "data" / "meld"
+    if not folder.is_dir():
+        pytest.skip(f"no real annotations: {folder} is absent")
+    found = find(hub.MELD_ANNOTATIONS, folder)
+    assert capsys.readouterr().out == ""
+    sizes = {file.name: file.size_bytes for file in hub.MELD_ANNOTATIONS.files}
+    assert {name: path.stat().st_size for name, path in found.paths.items()} == sizes

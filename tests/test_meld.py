@@ -1,0 +1,525 @@
+"""MELD's features are joined to the official rows; where both do not belong together, the rows are named."""
+
+from __future__ import annotations
+
+import csv
+import json
+import pickle
+import random
+import re
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cmpta_lib.paper import MELD_LABELS
+from data_prep import alignment, hub, meld, rehearsal
+from data_prep.alignment import Difference, differences
+from data_prep.meld import mend, prepare, read_annotations
+
+HEADER = ("Sr No.", *meld._COLUMNS)
+ROWS = {
+    # text, speaker, emotion, sentiment, dialogue, utterance, season, episode, start, end
+    "train": [
+        ("Hi there.", "Ross", "neutral", "neutral", 0, 0, 8, 21, "00:16:16,059", "00:16:21,731"),
+        ("You must’ve been  busy…", "The Interviewer", "joy", "positive", 0, 2, 8, 21, "0:16:21,940", "00:16:23,442"),
+        ("None", "Ross", "surprise", "positive", 1, 0, 3, 2, "01:00:00,5", "01:00:01,25"),
+        ("Hey!", "Rachel", "joy", "positive", 1, 1, 3, 2, "0:00:00,000", "00:00:01,000"),
+        ("Hey!", "Ross", "joy", "positive", 1, 2, 3, 2, "00:00:01,000", "00:00:02,000"),
+        ('He said "no", twice.', "Joey", "anger", "negative", 2, 0, 1, 1, "00:00:03,000", "00:00:04,000"),
+        ("Oh no.", "Joey", "sadness", "negative", 2, 1, 1, 1, "00:00:05,000", "00:00:06,000"),
+    ],
+    "valid": [("nan", "Gunther", "disgust", "negative", 0, 0, 1, 1, "00:00:01,000", "00:00:02,000")],
+    "test": [
+        ("Fine.", "Joey", "fear", "negative", 0, 0, 1, 1, "00:00:01,000", "00:00:02,000"),
+        ("Fine.", "Joey", "fear", "negative", 0, 1, 1, 1, "00:00:03,000", "00:00:02,000"),
+    ],
+}
+SIZES = {split: len(rows) for split, rows in ROWS.items()}
+
+
+def items_of(split: str) -> list[dict[str, Any]]:
+    """Item i has 3 + i frames of audio and 1 + i of video."""
+    items = []
+    for i, (text, _, label, *_) in enumerate(ROWS[split]):
+        audio, video = np.full((20, 3), i + 0.5, np.float32), np.full((10, 2), -i - 0.5, np.float32)
+        audio[3 + i :], video[1 + i :] = 0, 0
+        features = {"text": text, "audio": audio, "audio_len": 3 + i, "video": video, "video_len": 1 + i}
+        items.append({"label": label, "features": features})
+    return items
+
+
+@pytest.fixture
+def save(tmp_path: Path) -> Callable[..., Path]:
+    """Write a rehearsal's files; `changes` replace a split's items, `rows` a split's table."""
+
+    def save(
+        changes: dict[str, list] | None = None,
+        rows: dict[str, list] | None = None,
+        sizes: dict[str, int] | None = SIZES,
+        encode: Callable[[str], bytes] = str.encode,
+    ) -> Path:
+        folder = tmp_path / "in"
+        folder.mkdir(exist_ok=True)
+        for split in ROWS:
+            items = (changes or {}).get(split, items_of(split))
+            (folder / meld.FEATURES[split]).write_bytes(pickle.dumps(items, 4))
+            with (folder / "table").open("w", newline="", encoding="utf-8") as file:
+                writer = csv.writer(file)
+                writer.writerow(HEADER)
+                writer.writerows((i + 1, *row) for i, row in enumerate((rows or {}).get(split, ROWS[split])))
+            (folder / meld.TABLES[split]).write_bytes(encode((folder / "table").read_bytes().decode()))
+            (folder / "table").unlink()
+        manifest = {"source": "test", "revision": "", "generated": True, "sizes": sizes, "files": {}}
+        (folder / hub.MANIFEST).unlink(missing_ok=True)
+        if sizes:
+            (folder / hub.MANIFEST).write_text(json.dumps(manifest))
+        return folder
+
+    return save
+
+
+def refuse(folder: Path, cache: Path) -> str:
+    with pytest.raises(ValueError) as caught:
+        prepare(cache, folder)
+    assert not (cache / "data" / "meld").exists()
+    return str(caught.value)
+
+
+# What belongs together -------------------------------------------------------------------------------------------
+def test_features_get_their_official_rows(save, tmp_path: Path):
+    folder = save()
+    corpus = prepare(tmp_path / "cache", folder)
+    assert (corpus.name, corpus.task.kind, corpus.task.language) == ("meld", "classification", "en")
+    assert corpus.task.labels == MELD_LABELS and corpus.generated and corpus.repairs == {}
+    assert corpus.sources == {
+        name: hub.sha256(folder / name) for name in (*meld.FEATURES.values(), *meld.TABLES.values())
+    }
+    assert {name: len(split) for name, split in corpus.splits.items()} == SIZES
+    sample = corpus.splits["train"][1]
+    assert (sample.id, sample.speaker, sample.dialogue) == ("dia0_utt2", "The Interviewer", "train_dia0")
+    assert sample.text == "You must’ve been  busy…" and sample.label == MELD_LABELS.index("joy")
+    assert sample.extra == {
+        "utterance": 2,
+        "season": 8,
+        "episode": 21,
+        "start_s": 16 * 60 + 21.94,
+        "end_s": 16 * 60 + 23.442,
+        "sentiment": "positive",
+    }
+    assert sample.audio.tolist() == [[1.5] * 3] * 4 and sample.vision.tolist() == [[-1.5] * 2] * 2
+    assert corpus.splits["train"][2].text == "None" and corpus.splits["valid"][0].text == "nan"
+    times = corpus.splits["train"][2].extra
+    assert (times["start_s"], times["end_s"]) == (3600.5, 3601.25)  # one digit is a tenth, two are hundredths
+    assert corpus.splits["test"][0].dialogue == "test_dia0"
+
+
+def test_texts_of_old_copies_are_mended_on_both_sides(save, tmp_path: Path):
+    clean = prepare(tmp_path / "clean", save())
+    items = items_of("train")
+    items[1]["features"]["text"] = "You must\x92ve\xa0been  busy\x85"
+    old = [("Hi\xa0there.", "Ro\x92ss", *ROWS["train"][0][2:]), *ROWS["train"][1:]]
+    corpus = prepare(tmp_path / "old", save({"train": items}, {"train": old}))
+    assert corpus.repairs == {"annotation_speaker_mended": 1, "annotation_utterance_mended": 1, "text_mended": 1}
+    assert list(corpus.splits["train"].table["text"]) == list(clean.splits["train"].table["text"])
+    assert corpus.splits["train"][0].speaker == "Ro’ss"
+
+
+def test_mending_keeps_what_is_right():
+    assert mend("It\x92s \x93fine\x94\x85 caf\xe9 — it’s") == "It’s “fine”… café — it’s"
+    assert mend("\x81\x8d\x8f\x90\x9d") == "\x81\x8d\x8f\x90\x9d"  # Windows-1252 has nothing there
+    assert mend("a\xa0b") == "a b"
+
+
+def test_other_spaces_are_counted_and_the_official_ones_kept(save, tmp_path: Path):
+    items = items_of("train")
+    items[1]["features"]["text"] = " You must’ve been busy…"
+    corpus = prepare(tmp_path / "cache", save({"train": items}))
+    assert corpus.repairs == {"text_spaces_differ": 1}
+    assert corpus.splits["train"][1].text == "You must’ve been  busy…"
+
+
+def test_an_absent_modality_is_counted(save, tmp_path: Path):
+    items = items_of("test")
+    items[1]["features"] |= {"audio_len": 0, "audio": np.zeros((20, 3), np.float32)}
+    corpus = prepare(tmp_path / "cache", save({"test": items}))
+    assert corpus.repairs == {"audio_absent": 1} and corpus.splits["test"][1].audio.shape == (0, 3)
+
+
+def test_tables_may_lie_elsewhere(save, tmp_path: Path):
+    folder = save()
+    (tmp_path / "tables" / "deep").mkdir(parents=True)
+    for name in meld.TABLES.values():
+        (folder / name).rename(tmp_path / "tables" / "deep" / name)
+    with pytest.raises(FileNotFoundError, match="expected train_sent_emo.csv .MELD annotations. in it or below it"):
+        prepare(tmp_path / "cache", folder)
+    assert len(prepare(tmp_path / "cache", folder, tmp_path / "tables").splits["train"]) == 7
+
+
+def test_what_is_not_given_is_fetched(save, tmp_path: Path, monkeypatch):
+    folder, cache = save(sizes=None), tmp_path / "cache"
+    sizes = type("Row", (), SIZES)
+    monkeypatch.setattr(meld, "TABLE1", {"MELD": sizes})
+    asked: list[tuple[str, Path]] = []
+
+    def fetch(published: hub.Published, target: Path) -> hub.Found:
+        asked.append((published.title, target))
+        return hub.find(published, folder)
+
+    monkeypatch.setattr(hub, "fetch", fetch)
+    corpus = prepare(cache)
+    assert not corpus.generated
+    raw = cache / "raw" / "meld"
+    assert asked == [("MELD features", raw), ("MELD annotations", raw / "annotations")]
+    asked.clear()
+    assert prepare(tmp_path / "second", folder).fingerprint == corpus.fingerprint and asked == []
+    (tmp_path / "features").mkdir()
+    for name in meld.FEATURES.values():
+        (tmp_path / "features" / name).write_bytes((folder / name).read_bytes())
+    assert prepare(tmp_path / "third", tmp_path / "features").fingerprint == corpus.fingerprint
+    assert [title for title, _ in asked] == ["MELD annotations"]
+
+
+def test_a_corpus_that_is_there_is_opened(save, tmp_path: Path, monkeypatch):
+    folder = save()
+    fingerprint = prepare(tmp_path / "cache", folder).fingerprint
+    with monkeypatch.context() as patch:
+        patch.setattr(meld, "read_items", lambda *_: pytest.fail("read again"))
+        assert prepare(tmp_path / "cache").fingerprint == fingerprint
+        assert prepare(tmp_path / "cache", folder).fingerprint == fingerprint
+    items = items_of("train")
+    items[0]["features"]["audio"] = np.ones((20, 3), np.float32)
+    with pytest.raises(FileExistsError, match="meld holds another corpus"):
+        prepare(tmp_path / "cache", save({"train": items}))
+
+
+# What does not: the message names the rows ------------------------------------------------------------------------
+def changed(index: int, **fields: object) -> dict[str, list]:
+    items = items_of("train")
+    if "label" in fields:
+        items[index]["label"] = fields.pop("label")
+    items[index]["features"] |= fields
+    return {"train": items}
+
+
+def line(row: int, split: str = "train") -> str:
+    """How a message names a row."""
+    text, _, label, _, dialogue, utterance, *_ = ROWS[split][row]
+    return f"{meld.TABLES[split]} line {row + 2} (dia{dialogue}_utt{utterance}) {text!r} [{label}]"
+
+
+def test_a_corrupted_text_is_named(save, tmp_path: Path):
+    message = refuse(save(changed(5, text="He said yes.")), tmp_path / "cache")
+    assert "meld_train.pkl (7 items)" in message and "(7 rows): 1 row differs." in message
+    assert f"corrupted text: {line(5)}; meld_train.pkl item 5 'He said yes.' [anger]" in message
+    assert "fetch both again, or mend the named rows" in message
+
+
+@pytest.mark.parametrize("label", ["fear", "Anger", 3])
+def test_a_corrupted_label_is_named(save, tmp_path: Path, label: object):
+    message = refuse(save(changed(5, label=label)), tmp_path / "cache")
+    assert f"1 row differs.\n  corrupted label: {line(5)}; meld_train.pkl item 5" in message
+    assert f"[{label}]" in message
+
+
+def test_text_and_label_corrupted_are_named(save, tmp_path: Path):
+    message = refuse(save(changed(5, label="fear", text="So?")), tmp_path / "cache")
+    assert f"corrupted text and label: {line(5)}; meld_train.pkl item 5 'So?' [fear]" in message
+
+
+@pytest.mark.parametrize("index", [0, 2, 5, 6])
+def test_a_row_missing_from_the_features_is_named(save, tmp_path: Path, index: int):
+    items = items_of("train")
+    del items[index]
+    message = refuse(save({"train": items}), tmp_path / "cache")
+    assert "(6 items)" in message and "1 row differs." in message
+    assert f"row missing from the features: {line(index)}; it would stand before item {index}" in message
+
+
+@pytest.mark.parametrize("index", [3, 4])
+def test_a_row_missing_from_a_run_of_equal_ones_is_left_open(save, tmp_path: Path, index: int):
+    items = items_of("train")
+    del items[index]
+    message = refuse(save({"train": items}), tmp_path / "cache")
+    assert f"one of these, whose neighbours are equal: {line(3)}, or {line(4)}; it would stand" in message
+
+
+def test_several_rows_missing_in_a_line_are_named(save, tmp_path: Path):
+    items = items_of("train")
+    message = refuse(save({"train": items[3:]}), tmp_path / "cache")
+    assert "3 rows differ." in message
+    assert f"row missing from the features: 3 in a line, from {line(0)} to {line(2)}" in message
+
+
+def test_rows_missing_up_to_a_run_of_equal_ones_are_named(save, tmp_path: Path):
+    items = items_of("train")
+    message = refuse(save({"train": items[:1] + items[4:]}), tmp_path / "cache")
+    assert "3 rows differ." in message
+    assert f"row missing from the features: 2 in a line, from {line(1)} to {line(2)}" in message
+    assert f"one of these, whose neighbours are equal: {line(3)}, or {line(4)}" in message
+
+
+def test_an_extra_item_is_named(save, tmp_path: Path):
+    items = items_of("train")
+    items.insert(1, changed(0, text="Who is this?")["train"][0])
+    message = refuse(save({"train": items}), tmp_path / "cache")
+    assert "extra item in the features: meld_train.pkl item 1 'Who is this?' [neutral]" in message
+    assert "it stands between dia0_utt0 and dia0_utt2" in message
+
+
+@pytest.mark.parametrize(("index", "where"), [(0, "before"), (6, "after"), (2, "between dia0_utt2 and dia1_utt1")])
+def test_a_row_missing_from_the_table_is_told_from_an_extra_item(save, tmp_path: Path, index: int, where: str):
+    rows = [row for i, row in enumerate(ROWS["train"]) if i != index]
+    message = refuse(save(rows={"train": rows}), tmp_path / "cache")
+    assert "(6 rows): 1 row differs." in message
+    assert f"row missing from the table: meld_train.pkl item {index} {ROWS['train'][index][0]!r}" in message
+    assert f"it stands {where}" in message
+
+
+def test_a_row_too_many_in_the_table_is_told_from_a_missing_item(save, tmp_path: Path):
+    extra = ("Extra.", "Ross", "joy", "positive", 9, 9, 1, 1, "00:00:01,000", "00:00:02,000")
+    message = refuse(save(rows={"train": [*ROWS["train"], extra]}), tmp_path / "cache")
+    assert "row too many in the table: train_sent_emo.csv line 9 (dia9_utt9) 'Extra.' [joy]" in message
+
+
+@pytest.mark.parametrize(("first", "second"), [(0, 1), (0, 6), (2, 5)])
+def test_two_swapped_rows_are_named(save, tmp_path: Path, first: int, second: int):
+    items = items_of("train")
+    items[first], items[second] = items[second], items[first]
+    message = refuse(save({"train": items}), tmp_path / "cache")
+    assert "2 rows differ." in message and f"swapped rows: {line(first)} and {line(second)};" in message
+
+
+def test_a_moved_row_is_named(save, tmp_path: Path):
+    items = items_of("train")
+    message = refuse(save({"train": items[1:6] + items[:1] + items[6:]}), tmp_path / "cache")
+    assert f"moved row: {line(0)}; meld_train.pkl item 5 'Hi there.' [neutral] is out of order" in message
+
+
+def test_other_data_are_not_explained_row_by_row(save, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(alignment, "MAX_EDITS", 3)
+    monkeypatch.setattr(meld, "MAX_EDITS", 3)
+    items = [changed(0, text=f"Another {i}")["train"][0] for i in range(7)]
+    message = refuse(save({"train": items}), tmp_path / "cache")
+    assert f"more than 3 rows differ. The first is at {line(0)}; meld_train.pkl item 0 'Another 0'" in message
+
+
+def test_many_differences_are_counted_and_some_shown(save, tmp_path: Path):
+    items = [changed(0, text=f"Another {i}")["train"][0] for i in range(7)]
+    message = refuse(save({"train": items}), tmp_path / "cache")
+    assert "7 rows differ." in message and message.count("corrupted text") == 7
+
+
+@pytest.mark.parametrize("split", ["valid", "test"])
+def test_the_split_is_named(save, tmp_path: Path, split: str):
+    items = items_of(split)
+    items[0]["features"]["text"] = "Wrong."
+    message = refuse(save({split: items}), tmp_path / "cache")
+    assert f"meld_{split}.pkl" in message and f"corrupted text: {line(0, split)}" in message
+    assert ("dev_sent_emo.csv" if split == "valid" else "test_sent_emo.csv") in message
+
+
+def test_splits_that_are_not_as_large_as_in_table_1_are_refused(save, tmp_path: Path):
+    message = refuse(save(sizes=None), tmp_path / "cache")
+    assert "9989 samples, the split's size in Table 1" in message and "but is 7" in message
+
+
+def test_features_that_do_not_conform_are_refused(save, tmp_path: Path):
+    items = items_of("train")
+    del items[2]["features"]["video_len"]
+    assert "sample 2: 'features' must be a dict with" in refuse(save({"train": items}), tmp_path / "cache")
+    assert "'audio_len' must be a whole number" in refuse(save(changed(1, audio_len=21)), tmp_path / "cache")
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "expected"),
+    [
+        ("Emotion", "happy", "one of neutral, surprise"),
+        ("Dialogue_ID", "1.0", "a whole number"),
+        ("Season", "", "a whole number"),
+        ("StartTime", "16:21", "a time such as 00:16:16,059"),
+        ("EndTime", "", "a time such as"),
+    ],
+)
+def test_a_table_field_that_does_not_conform_is_named(save, tmp_path: Path, column: str, value: str, expected: str):
+    row = list(ROWS["train"][3])
+    row[HEADER.index(column) - 1] = value
+    message = refuse(save(rows={"train": [*ROWS["train"][:3], row, *ROWS["train"][4:]]}), tmp_path / "cache")
+    assert f"train_sent_emo.csv, line 5: {column!r} must be {expected}" in message and f"is {value!r}" in message
+
+
+def test_a_table_with_a_repeated_key_is_refused(save, tmp_path: Path):
+    message = refuse(save(rows={"train": [*ROWS["train"], ROWS["train"][0]]}), tmp_path / "cache")
+    assert "line 9: 'name' must be unique (Dialogue_ID and Utterance_ID), but is 'dia0_utt0'" in message
+
+
+def test_lines_are_counted_where_a_field_spans_two(save, tmp_path: Path):
+    rows = [("Two\nlines.", *ROWS["train"][0][1:]), *ROWS["train"][1:6], ("Other.", *ROWS["train"][6][1:])]
+    message = refuse(save(changed(0, text="Two\nlines."), {"train": rows}), tmp_path / "cache")
+    assert "corrupted text: train_sent_emo.csv line 9 (dia2_utt1) 'Other.'" in message
+
+
+def test_a_table_that_is_not_utf_8_is_refused(save, tmp_path: Path):
+    message = refuse(save(encode=lambda text: text.encode("cp1252", "replace")), tmp_path / "cache")
+    assert "train_sent_emo.csv: expected a table in UTF-8" in message and "github.com/declare-lab/MELD" in message
+
+
+def test_a_table_without_a_column_is_refused(save, tmp_path: Path):
+    message = refuse(save(encode=lambda text: text.replace("Emotion", "Feeling").encode()), tmp_path / "cache")
+    assert "expected the columns Utterance, " in message and "Emotion missing" in message
+
+
+# The alignment itself --------------------------------------------------------------------------------------------
+def alike(a: object, b: object) -> float:
+    return 0.0
+
+
+def test_equal_lists_have_no_differences():
+    assert differences([], [], alike) == [] and differences("abc", "abc", alike) == []
+
+
+def test_differences_of_lists_are_the_fewest():
+    assert differences("abd", "abcd", alike) == [Difference("missing", 2, 2)]
+    assert differences("abxcd", "abcd", alike) == [Difference("extra", 2, 2)]
+    assert differences("abxd", "abcd", alike) == [Difference("changed", 2, 2)]
+    assert differences("xbcay", "abcxy", alike) == [Difference("swapped", 3, 0, other=3)]
+    assert differences("", "aaa", alike) == [Difference("missing", 0, 0, count=3)]
+    assert differences("caab", "caaab", alike) == [Difference("missing", 3, 1, choices=3)]
+    assert differences("zababy", "zabababy", alike) == [Difference("missing", 5, 1, count=2, choices=5)]
+
+
+def test_a_place_with_several_damages_is_paired_by_similarity():
+    def close(a: str, b: str) -> float:
+        return 0.9 if a.lower() == b.lower() else 0.0
+
+    found = differences(list("kCl"), list("kbcdl"), close)
+    assert sorted((part.kind, part.item, part.row) for part in found) == [
+        ("changed", 1, 2),
+        ("missing", 1, 1),
+        ("missing", 2, 3),
+    ]
+
+
+def test_random_damage_is_explained_completely():
+    """Undoing the differences gives the original, whatever was dropped, added or changed."""
+    draw = random.Random(0)
+    for _ in range(300):
+        rows = [draw.choice("abcde") + str(draw.randrange(4)) for _ in range(draw.randrange(0, 40))]
+        items = list(rows)
+        for _ in range(draw.randrange(0, 6)):
+            place = draw.randrange(len(items) + 1)
+            match draw.randrange(3):
+                case 0:
+                    items[place : place + 1] = []
+                case 1:
+                    items.insert(place, f"new {draw.randrange(3)}")
+                case _:
+                    items[place : place + 1] = [f"changed {draw.randrange(9)}"]
+        found = differences(items, rows, alike)
+        copy: list[str | None] = list(items)
+        gained: list[tuple[int, str]] = []
+        for part in found:
+            if part.kind == "changed":
+                copy[part.item] = rows[part.row]
+            elif part.kind == "extra":
+                copy[part.item : part.item + part.count] = [None] * part.count
+            elif part.kind == "missing":
+                gained += [(part.row + k, rows[part.row + k]) for k in range(part.count)]
+        rebuilt = [entry for entry in copy if entry is not None]
+        if not any(part.kind in ("moved", "swapped") for part in found):
+            for row, entry in sorted(gained):
+                rebuilt.insert(row, entry)
+            assert rebuilt == rows
+
+
+def test_a_long_list_is_aligned_quickly():
+    rows = [f"{i % 50} {i // 3}" for i in range(10_000)]
+    items = [row for i, row in enumerate(rows) if i % 100 != 7]  # 100 rows dropped
+    found = differences(items, rows, alike)
+    assert [(part.kind, part.row) for part in found] == [("missing", i) for i in range(7, 10_000, 100)]
+
+
+# The official tables ---------------------------------------------------------------------------------------------
+OFFICIAL = {  # neutral, surprise, fear, sadness, joy, disgust, anger
+    "train": (4710, 1205, 268, 683, 1743, 271, 1109),
+    "valid": (470, 150, 40, 111, 163, 22, 153),
+    "test": (1256, 281, 50, 208, 402, 68, 345),
+}
+
+
+@pytest.fixture(scope="module")
+def official(shared_folder: Path) -> Path:
+    folder = shared_folder / "data" / "meld"
+    if not (folder / "train_sent_emo.csv").is_file():
+        pytest.skip(f"no official tables: {folder} is absent")
+    return folder
+
+
+def test_the_official_tables_have_the_known_counts(official: Path):
+    repairs: Counter[str] = Counter()
+    dialogues, speakers = {}, set()
+    for split, counts in OFFICIAL.items():
+        table = read_annotations(official / meld.TABLES[split], repairs)
+        assert tuple(table["Emotion"].value_counts()[list(MELD_LABELS)]) == counts
+        assert len(table) == getattr(meld.TABLE1["MELD"], split) == sum(counts)
+        dialogues[split] = table["Dialogue_ID"].nunique()
+        speakers |= set(table["Speaker"])
+    assert dialogues == {"train": 1038, "valid": 114, "test": 280} and len(speakers) == 304
+    assert repairs.total() == 0  # nothing to mend in them
+
+
+def test_official_times_are_read(official: Path):
+    table = read_annotations(official / "test_sent_emo.csv", Counter()).set_index("name")
+    length = table["EndTime"] - table["StartTime"]
+    assert length["dia38_utt4"] == pytest.approx(304.94, abs=0.01)
+    assert length["dia220_utt0"] == pytest.approx(235.07, abs=0.01)
+    assert length["dia155_utt3"] == 0
+    assert length.mean() == pytest.approx(3.31, abs=0.005)
+
+
+@pytest.mark.slow
+def test_a_complete_set_is_converted_and_its_corruptions_are_found(official: Path, tmp_path: Path, monkeypatch):
+    """All 13,708 official rows with frames of one value each: text, label, order and count decide, not features."""
+    monkeypatch.setattr(rehearsal, "MELD_SHAPES", {"audio": (2, 3), "video": (2, 3)})
+    folder = tmp_path / "in"
+    rehearsal.write_meld(folder, annotations=official)
+    corpus = prepare(tmp_path / "cache", folder)
+    assert {split: tuple(np.bincount(corpus.splits[split].labels)) for split in OFFICIAL} == OFFICIAL
+    assert corpus.repairs["text_mended"] > 500
+    assert corpus.splits["train"].table["id"].is_unique
+    assert corpus.splits["train"].table["dialogue"].nunique() == 1038
+    path = folder / "meld_train.pkl"
+    items = pickle.loads(path.read_bytes())
+    damaged = [*items]
+    damaged[777] = {**items[777], "features": {**items[777]["features"], "text": "Not this."}}
+    swapped = [*items]
+    swapped[100], swapped[7000] = items[7000], items[100]
+    for content, pattern in (
+        (damaged, r"1 row differs.\n  corrupted text: train_sent_emo.csv line 779 .*item 777 'Not this.'"),
+        (
+            items[:5000] + items[5001:],
+            r"1 row differs.\n  row missing from the features: \S+ line 5002 \(dia531_utt6\)",
+        ),
+        (swapped, r"2 rows differ.\n  swapped rows: train_sent_emo.csv line 102 .* and train_sent_emo.csv line 7002 "),
+    ):
+        path.write_bytes(pickle.dumps(content, 4))
+        assert re.search(pattern, refuse(folder, tmp_path / "other cache"))
+
+
+# The command -----------------------------------------------------------------------------------------------------
+def test_the_command_shows_findings_and_the_corpus(save, tmp_path: Path, capsys):
+    folder, cache = save(), tmp_path / "cache"
+    assert meld.main(["--from", str(folder), "--annotations", str(folder), "--cache", str(cache)]) == 0
+    shown = capsys.readouterr().out
+    assert "Corpus meld" in shown and "label disgust" in shown
+    assert shown.splitlines()[-1] == str(cache / "data" / "meld")
+
+
+def test_the_command_says_what_is_wrong(save, tmp_path: Path, capsys):
+    folder = save(changed(5, text="He said yes."))
+    assert meld.main(["--from", str(folder), "--cache", str(tmp_path / "cache")]) == 1
+    shown = capsys.readouterr()
+    assert shown.out == "" and shown.err.startswith("data_prep.meld: ") and "corrupted text" in shown.err
