@@ -14,10 +14,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 from cmpta_lib import llm_files
+from cmpta_lib.data import load_corpus
 from cmpta_lib.experiments import Study
 
-GPU_GB = 12  # a step of the paper profile with Qwen-1.8B stays below it
-MEMORY_GB = 8  # the LLM passes through host memory once, beside torch and the corpora's mapped files
+GPU_GB, MEMORY_GB = 12, 8  # what the paper profile needs with Qwen-1.8B; larger LLMs need more in proportion
 # Bytes on disk: the published file and what it becomes; a run of the paper profile with its checkpoint.
 CORPUS_GB = {"simsv2": 5.0, "meld": 1.5}
 LLM_GB = {"qwen-1.8b": 3.7, "qwen1.5-1.8b": 3.7, "llama2-7b": 13.5, "chatglm3-6b-base": 12.5}
@@ -43,37 +43,46 @@ def needs(study: Study) -> list[Need]:
 
     The embedded default makes what it needs, and a user's own folder is checked when it is read.
     """
-    found = []
-    real = study.settings.llm != "tiny" and not study.smoke
-    if real:
-        found += [_gpu(), _memory()]
-    to_come = 0.0
-    for key in study.keys if not study.data else ():
-        name = study.settings.corpora[key]
-        if name not in CORPUS_GB:
-            continue
-        try:
-            corpus = study.corpus(key)
-            sizes = " + ".join(str(len(split)) for split in corpus.splits.values())
-            found.append(Need(f"corpus {name}", f"{sizes} clips{' (generated)' if corpus.generated else ''}"))
-        except (FileNotFoundError, ValueError) as error:
-            fetch = "cmpta rehearse" if study.smoke else f"cmpta data {name}    (or with --from FOLDER)"
-            state = "not prepared" if isinstance(error, FileNotFoundError) else str(error)
-            found.append(Need(f"corpus {name}", state, fetch))
-            to_come += CORPUS_GB[name]
-    if study.llm_name != "tiny":
-        shown = Path(study.llm_name).name if Path(study.llm_name).is_dir() else study.llm_name
-        try:
-            folder = llm_files.locate(study.llm_name)
-            size = sum(path.stat().st_size for path in llm_files.weight_files(folder)) / 1e9
-            found.append(Need(f"LLM {shown}", f"{size:.1f} GB of weights in {_short(folder)}"))
-        except FileNotFoundError:
-            get = "cmpta rehearse" if study.smoke else f"cmpta weights {study.llm_name}"
-            found.append(Need(f"LLM {shown}", "not on this machine", get))
-            to_come += LLM_GB.get(study.llm_name, 0)
-    if real:
-        found.append(_disk(study, to_come))
-    return found
+    names = [study.settings.corpora[key] for key in study.keys if not study.data]
+    published = [name for name in names if name in CORPUS_GB]
+    corpora = [_corpus(study, name) for name in published]
+    llm = [_llm(study)] if study.llm_name != "tiny" else []
+    if study.settings.llm == "tiny" or study.smoke:
+        return corpora + llm
+    size = LLM_GB.get(study.llm_name, LLM_GB["qwen-1.8b"])
+    to_come = sum(CORPUS_GB[name] for name, need in zip(published, corpora, strict=True) if need.missing)
+    to_come += sum(size for need in llm if need.missing)
+    larger = size / LLM_GB["qwen-1.8b"]
+    machine = [_gpu(max(GPU_GB, round(1.5 * size))), _memory(round(MEMORY_GB * max(1, larger / 2)))]
+    return [*machine, *corpora, *llm, _disk(study, to_come)]
+
+
+def _corpus(study: Study, name: str) -> Need:
+    what, folder = f"corpus {name}", study.cache / "data" / name
+    make = "cmpta rehearse" if study.smoke else f"cmpta data {name}    (or with --from FOLDER)"
+    if not (folder / "meta.json").exists():
+        return Need(what, "not prepared", make)
+    try:
+        corpus = load_corpus(folder)
+    except ValueError as error:
+        return Need(what, str(error), make)
+    shown = " + ".join(str(len(split)) for split in corpus.splits.values()) + " clips"
+    if corpus.generated and not study.smoke:  # somebody prepared a rehearsal's files by hand
+        return Need(what, f"{shown}, generated", f"rm -r {_short(folder)}; {make}")
+    return Need(what, shown + (", generated" if corpus.generated else ""))
+
+
+def _llm(study: Study) -> Need:
+    name = study.llm_name
+    what = f"LLM {Path(name).name if Path(name).is_dir() else name}"
+    try:
+        folder = llm_files.locate(name)
+    except (FileNotFoundError, ValueError) as error:
+        local = Path(name).is_dir()
+        get = "cmpta rehearse" if study.smoke and not study.own_llm else f"cmpta weights {name}"
+        return Need(what, str(error).partition(". Expected")[0] if local else "not on this machine", get)
+    size = sum(path.stat().st_size for path in llm_files.weight_files(folder)) / 1e9
+    return Need(what, f"{size:.1f} GB of weights in {_short(folder)}")
 
 
 def number_of_runs(study: Study) -> int:
@@ -95,8 +104,8 @@ def screen(study: Study, found: Sequence[Need]) -> str:
     return "\n".join(lines)
 
 
-def _gpu() -> Need:
-    what = f"GPU, {GPU_GB} GB"
+def _gpu(wanted: int) -> Need:
+    what = f"GPU, {wanted} GB"
     remedy = "use a machine with an NVIDIA GPU; without one: make reproduce (embedded default), or cmpta rehearse"
     query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
     try:
@@ -108,13 +117,13 @@ def _gpu() -> Need:
     shown = f"{name}, {size:.0f} GB"
     if "+cpu" in version("torch"):
         return Need(what, f"{shown}, but torch {version('torch')} is a CPU build", "make clean && make setup")
-    return Need(what, shown, "" if size >= GPU_GB else remedy)
+    return Need(what, shown, "" if size >= wanted else remedy)
 
 
-def _memory() -> Need:
+def _memory(wanted: int) -> Need:
     size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
-    need = Need(f"memory, {MEMORY_GB} GB", f"{size:.0f} GB")
-    return need if size >= MEMORY_GB else Need(need.what, need.found, "use a machine with more memory")
+    need = Need(f"memory, {wanted} GB", f"{size:.0f} GB")
+    return need if size >= wanted else Need(need.what, need.found, "use a machine with more memory")
 
 
 def _disk(study: Study, to_come: float) -> Need:

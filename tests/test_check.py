@@ -44,6 +44,23 @@ def test_the_embedded_default_needs_nothing():
     assert needs(Study()) == [] and needs(Study(smoke=True)) == []
 
 
+def test_a_rehearsals_corpus_is_none_of_the_papers(tmp_path):
+    """Somebody may convert generated files into the real cache by hand; no result may come from them."""
+    from data_prep import simsv2
+    from data_prep.rehearsal import write_simsv2
+
+    write_simsv2(tmp_path / "raw", 0.001)
+    simsv2.prepare(tmp_path / "runs" / "cache", tmp_path / "raw")
+    need = found(Study("paper"))["corpus simsv2"]
+    assert need.missing and "generated" in need.found and need.remedy.startswith("rm -r ")
+    assert cli.main(["reproduce", "--profile", "paper"]) == 1
+
+
+@pytest.mark.parametrize(("llm", "gpu"), [("qwen-1.8b", 12), ("llama2-7b", 20), ("some/other", 12)])
+def test_a_larger_llm_needs_a_larger_gpu(llm, gpu):
+    assert needs(Study("paper", llm=llm))[0].what == f"GPU, {gpu} GB"
+
+
 def test_each_missing_thing_has_its_command():
     missing = {what: need.remedy for what, need in found(Study("paper")).items() if need.missing}
     assert list(missing) == ["corpus simsv2", "corpus meld", "LLM qwen-1.8b"]
