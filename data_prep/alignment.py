@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from typing import Literal
 
 MAX_EDITS = 400  # with more dropped and added entries than this, the lists are not of the same origin
@@ -58,45 +59,15 @@ def differences(
 _Place = tuple[int, int, int, int]  # items[a:b] stand for rows[c:d]
 
 
+def _edit_places(items: Sequence[Hashable], rows: Sequence[Hashable]) -> list[_Place] | None:
+    """Where the lists differ, or None if that is nearly everywhere."""
+    steps = SequenceMatcher(None, items, rows, autojunk=False).get_opcodes()
+    places = [(a, b, c, d) for tag, a, b, c, d in steps if tag != "equal"]
+    return places if _cost(places) <= MAX_EDITS else None
+
+
 def _cost(places: list[_Place]) -> int:
     return sum(b - a + d - c for a, b, c, d in places)
-
-
-def _edit_places(items: Sequence[Hashable], rows: Sequence[Hashable]) -> list[_Place] | None:
-    """Myers' greedy shortest edit script, in O((N + M) D) for D edits."""
-    reach: dict[int, int] = {1: 0}  # diagonal -> furthest item
-    trace: list[dict[int, int]] = []
-    last = len(items) - len(rows)  # the diagonal of the end
-    for edits in range(MAX_EDITS + 1):
-        trace.append(dict(reach))
-        for diagonal in range(-edits, edits + 1, 2):
-            down = diagonal == -edits or (diagonal != edits and reach[diagonal - 1] < reach[diagonal + 1])
-            i = reach[diagonal + 1] if down else reach[diagonal - 1] + 1
-            j = i - diagonal
-            while i < len(items) and j < len(rows) and items[i] == rows[j]:
-                i, j = i + 1, j + 1
-            reach[diagonal] = i
-            if diagonal == last and i >= len(items):
-                return _backtrack(trace, len(items), len(rows))
-    return None
-
-
-def _backtrack(trace: list[dict[int, int]], i: int, j: int) -> list[_Place]:
-    steps: list[_Place] = []
-    for edits in range(len(trace) - 1, 0, -1):
-        reach, diagonal = trace[edits], i - j
-        down = diagonal == -edits or (diagonal != edits and reach[diagonal - 1] < reach[diagonal + 1])
-        before = diagonal + 1 if down else diagonal - 1
-        i = reach[before]
-        j = i - before
-        steps.append((i, i, j, j + 1) if down else (i, i + 1, j, j))
-    merged: list[_Place] = []
-    for a, b, c, d in reversed(steps):
-        if merged and merged[-1][1] == a and merged[-1][3] == c:
-            a, c = merged[-1][0], merged[-1][2]
-            merged.pop()
-        merged.append((a, b, c, d))
-    return merged
 
 
 def _explain(

@@ -127,7 +127,9 @@ def test_runs_headless_and_exports(path: Path, runs_folder: Path, tmp_path: Path
     number, figures = path.stem[:2], runs_folder / "smoke" / "figures" / "demo"
     planned = {run.folder for _, run in Study(smoke=True).planned_runs()}
     *_, last, probe = [cell for cell in execute(path, tmp_path).cells if cell.cell_type == "code"]
-    assert {done.parent for done in (runs_folder / "smoke").glob("embedded-*/metrics.json")} == planned, "no run unplanned"
+    assert {done.parent for done in (runs_folder / "smoke").glob("embedded-*/metrics.json")} == planned, (
+        "no run unplanned"
+    )
     assert shown(last) & {"text/html", "image/png"}, "the last cell shows the table or figure"
     assert probe.outputs[0].text.strip() == str(number not in TABLES_ONLY), "tables import no torch"
     drawn, written = EXPORTS[number]
