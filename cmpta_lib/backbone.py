@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -105,9 +106,8 @@ class FrozenLLM:
         self.model.set_attn_implementation(PACKED)
         if gradient_checkpointing:
             self.model.activation_checkpointing_enable({"use_reentrant": False})
-            for (
-                module
-            ) in self.model.modules():  # a layer checkpoints in training mode only; its parts stay in eval mode
+            # A layer checkpoints in training mode only; its parts stay in eval mode.
+            for module in self.model.modules():
                 module.training = isinstance(module, GradientCheckpointingLayer)
         self.tokenizer, self.fingerprint, self.name = tokenizer, fingerprint, name
         bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
@@ -168,11 +168,12 @@ class FrozenLLM:
 def load(config: LLMConfig, cache: Path, device: torch.device) -> FrozenLLM:
     """Load the LLM that a config names: the tiny one from `cache`, any other causal LM by folder or hub id.
 
-    Qwen v1 and ChatGLM3 are published with code of their own; their weights go into transformers' classes instead.
+    Qwen v1 and ChatGLM3 are published with code of their own; their weights go into transformers' classes instead. No
+    other family's own code is run, or offered to be run, either.
 
     Raises:
-        OSError: the model is not there or transformers does not know it without remote code; says what to do.
-        ValueError: the files are not the ones that the config names, or do not fit each other.
+        OSError: the model is not there, or of a family that transformers itself does not have; says what to do.
+        ValueError: the files are not the ones that the config names, are damaged, or do not fit each other.
     """
     if config.name == "tiny":
         from cmpta_lib import tiny
@@ -180,23 +181,65 @@ def load(config: LLMConfig, cache: Path, device: torch.device) -> FrozenLLM:
         folder = tiny.find(cache, config.fingerprint)
     else:
         folder = llm_files.find(config, cache)
-    dtype = getattr(torch, config.dtype)
-    family = llm_files.family(folder)
-    if family == "qwen":
-        from cmpta_lib import qwen_v1
+    from safetensors import SafetensorError
 
-        model = qwen_v1.load_model(folder, dtype, device)
-        tokenizer = qwen_v1.load_tokenizer(folder / qwen_v1.VOCABULARY)
-    elif family == "chatglm":
-        from cmpta_lib import chatglm3
-
-        model = chatglm3.load_model(folder, dtype, device)
-        tokenizer = chatglm3.ChatGLMTokenizer(folder / chatglm3.VOCABULARY)
-    else:
-        model, tokenizer = _load_known(folder, dtype)
     fingerprint = config.fingerprint or llm_files.fingerprint(folder)
+    load_family = {"qwen": _load_qwen_v1, "chatglm": _load_chatglm3}.get(llm_files.family(folder), _load_known)
+    try:
+        model, tokenizer = load_family(folder, getattr(torch, config.dtype), device)
+    except torch.OutOfMemoryError:
+        raise
+    except (
+        SafetensorError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+        UnpicklingError,
+        RuntimeError,
+    ) as error:
+        reason = "a weight file holds more than tensors" if isinstance(error, UnpicklingError) else str(error)
+        raise ValueError(
+            f"{folder}: config.json, vocabulary and weights do not make an LLM ({type(error).__name__}: "
+            f"{reason.partition(chr(10))[0]}); fetch them again"
+        ) from error
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        raise ValueError(f"{folder}: the vocabulary has {len(tokenizer)} tokens, the weights {rows}: not of one model")
     model = model.to(device)
     return FrozenLLM(model, tokenizer, fingerprint, config.name, gradient_checkpointing=_is_tight(model, device))
+
+
+def _load_qwen_v1(folder: Path, dtype: torch.dtype, device: torch.device) -> tuple[torch.nn.Module, Any]:
+    from cmpta_lib import qwen_v1
+
+    return qwen_v1.load_model(folder, dtype, device), qwen_v1.load_tokenizer(folder / qwen_v1.VOCABULARY)
+
+
+def _load_chatglm3(folder: Path, dtype: torch.dtype, device: torch.device) -> tuple[torch.nn.Module, Any]:
+    from cmpta_lib import chatglm3
+
+    return chatglm3.load_model(folder, dtype, device), chatglm3.ChatGLMTokenizer(folder / chatglm3.VOCABULARY)
+
+
+def _load_known(folder: Path, dtype: torch.dtype, device: torch.device) -> tuple[torch.nn.Module, Any]:
+    """By transformers' own class for the family: its Auto classes would offer to run the folder's code."""
+    from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, TOKENIZER_MAPPING, PreTrainedTokenizerFast
+
+    family = llm_files.family(folder)
+    own = CONFIG_MAPPING[family] if family in CONFIG_MAPPING else None
+    if own not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise OSError(f"{folder}: expected a causal LM that transformers knows without remote code, not '{family}'")
+    # A folder's tokenizer.json is taken as it is: some families' classes rebuild it with a splitting rule of their own,
+    # and the ids silently differ.
+    if (folder / "tokenizer.json").exists():
+        tokenizer_class = PreTrainedTokenizerFast
+    else:
+        tokenizer_class = TOKENIZER_MAPPING[own] if own in TOKENIZER_MAPPING else None
+    if tokenizer_class is None:
+        raise OSError(f"{folder}: expected tokenizer.json beside the weights; fetch it from the model's page")
+    tokenizer = tokenizer_class.from_pretrained(folder)
+    return MODEL_FOR_CAUSAL_LM_MAPPING[own].from_pretrained(folder, dtype=dtype), tokenizer
 
 
 def _is_tight(model: torch.nn.Module, device: torch.device) -> bool:
@@ -209,22 +252,6 @@ def _is_tight(model: torch.nn.Module, device: torch.device) -> bool:
         return False
     weights = sum(parameter.nbytes for parameter in model.parameters())
     return weights > TIGHT * torch.cuda.get_device_properties(device).total_memory
-
-
-def _load_known(folder: Path, dtype: torch.dtype) -> tuple[torch.nn.Module, Any]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
-
-    # A folder's tokenizer.json is taken as it is: for some model types AutoTokenizer rebuilds it with that type's own
-    # splitting rule, and the ids silently differ.
-    own = (folder / "tokenizer.json").exists()
-    try:
-        tokenizer = (PreTrainedTokenizerFast if own else AutoTokenizer).from_pretrained(folder)
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype), tokenizer
-    except (OSError, ValueError) as error:
-        raise OSError(
-            f"{folder}: expected a causal LM that transformers knows without remote code "
-            f"({error.__class__.__name__}: {str(error).splitlines()[0]})"
-        ) from error
 
 
 def weights_fingerprint(model: torch.nn.Module) -> str:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from cmpta_lib.data import SPLITS
 from cmpta_lib.experiments import Run, Study
 from cmpta_lib.runs import load_llm
 
@@ -26,7 +27,9 @@ STEPS = 20
 WARM_UP = 3
 
 
-def step_times(study: Study, steps: int = STEPS, batch_size: int | None = None) -> pd.DataFrame:
+def step_times(
+    study: Study, steps: int = STEPS, batch_size: int | None = None, keys: Sequence[str] | None = None
+) -> pd.DataFrame:
     """Median milliseconds of a step's parts on each corpus over `steps` different batches, and its ratio to the floor.
 
     Peak memory is the GPU's where there is one, else this process's. Nothing is written.
@@ -37,7 +40,7 @@ def step_times(study: Study, steps: int = STEPS, batch_size: int | None = None) 
     from cmpta_lib import training
 
     rows = []
-    for key in study.keys:
+    for key in study.keys if keys is None else keys:
         config, corpus = study.config(key), study.corpus(key)
         split, size = corpus.splits["train"], batch_size or config.training.batch_size
         torch.set_num_threads(config.training.num_threads)
@@ -60,6 +63,7 @@ def step_times(study: Study, steps: int = STEPS, batch_size: int | None = None) 
         rows.append(
             {
                 "corpus": corpus.name,
+                **{name: len(part) for name, part in corpus.splits.items()},
                 "batch": size,
                 "LLM positions": round(statistics.median(positions)),
                 "bare LLM forward + backward ms": round(bare, 1),
@@ -82,28 +86,27 @@ def _measure(
     from cmpta_lib import training
 
     model.train()
-    step = _milliseconds(lambda: training._step(model, optimizer, split, indices, model.config.training))
+    step = _milliseconds(lambda: training.step(model, optimizer, split, indices, model.config.training))
     model.eval()
     batch = model.collate([split[i] for i in indices])
     answer = _milliseconds(lambda: model.answer(batch))
     with torch.no_grad():
         tokens, _ = model.pseudo_tokens(batch)
-        embeds, packing, ends = model._pack(batch, tokens, [ids[:-1] for ids in batch.answer_ids])
+        embeds, packing, ends = model.pack(batch, tokens, [ids[:-1] for ids in batch.answer_ids])
     leaf = embeds.clone().requires_grad_(True)
     floor = _milliseconds(lambda: model.llm.logits(leaf, packing, ends).logsumexp(-1).sum().backward())
     return {"step": step, "answer": answer, "floor": floor}, embeds.shape[0]
 
 
-def hours(study: Study, runs: Sequence[Run], measured: pd.DataFrame) -> float:
-    """Hours that these runs take at the measured speed, one after another, unfinished ones only."""
+def hours(runs: Sequence[Run], measured: pd.DataFrame) -> float:
+    """Hours that these runs take at the speed of `step_times`, one after another, unfinished ones only."""
     by_corpus = measured.set_index("corpus")
     total = 0.0
     for run in runs:
         if run.done:
             continue
         config, line = run.config, by_corpus.loc[run.config.data.name]
-        corpus = next(c for c in map(study.corpus, study.keys) if c.name == config.data.name)
-        clips = {name: len(split) for name, split in corpus.splits.items()}
+        clips = {split: int(line[split]) for split in SPLITS}
         answer = float(line["answer ms"]) / float(line["batch"])
         epochs = 0 if config.adapter.fusion == "none" else config.training.epochs
         steps = math.ceil(clips["train"] / config.training.batch_size)

@@ -6,7 +6,6 @@ a fused gate. ChatGLM keeps query, key and value in one matrix.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from functools import partial
@@ -18,6 +17,7 @@ from torch import Tensor
 from transformers import GlmConfig, GlmForCausalLM
 
 from cmpta_lib.checkpoints import Renamed, assemble
+from cmpta_lib.llm_files import read_config
 
 VOCABULARY = "tokenizer.model"
 SPECIAL_TOKENS = ("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop")  # their ids follow the vocabulary's
@@ -125,5 +125,5 @@ def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> GlmFor
     Raises:
         FileNotFoundError, ValueError: something is missing or does not fit; names it.
     """
-    config = config_of(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    config = config_of(read_config(folder))
     return assemble(lambda: GlmForCausalLM(config), folder, partial(rename, config), dtype, device)

@@ -6,9 +6,11 @@ Imports no torch and asks no network, so the answer comes at once.
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
-from collections.abc import Sequence
+import sys
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +19,7 @@ from cmpta_lib import llm_files
 from cmpta_lib.data import load_corpus
 from cmpta_lib.experiments import Study
 
+COMMAND = "cmpta" if shutil.which("cmpta") else os.path.relpath(Path(sys.executable).with_name("cmpta"))
 GPU_GB, MEMORY_GB = 12, 8  # what the paper profile needs with Qwen-1.8B; larger LLMs need more in proportion
 # Bytes on disk: the published file and what it becomes; a run of the paper profile with its checkpoint.
 CORPUS_GB = {"simsv2": 5.0, "meld": 1.5}
@@ -38,12 +41,12 @@ class Need:
         return bool(self.remedy)
 
 
-def needs(study: Study) -> list[Need]:
-    """Everything that must be there before the study's runs can start; nothing is made or fetched.
+def needs(study: Study, notebooks: Collection[str]) -> list[Need]:
+    """Everything that must be there before these notebooks' runs can start; nothing is made or fetched.
 
     The embedded default makes what it needs, and a user's own folder is checked when it is read.
     """
-    names = [study.settings.corpora[key] for key in study.keys if not study.data]
+    names = [study.settings.corpora[key] for key in study.keys_of(notebooks) if not study.data]
     published = [name for name in names if name in CORPUS_GB]
     corpora = [_corpus(study, name) for name in published]
     llm = [_llm(study)] if study.llm_name != "tiny" else []
@@ -54,12 +57,12 @@ def needs(study: Study) -> list[Need]:
     to_come += sum(size for need in llm if need.missing)
     larger = size / LLM_GB["qwen-1.8b"]
     machine = [_gpu(max(GPU_GB, round(1.5 * size))), _memory(round(MEMORY_GB * max(1, larger / 2)))]
-    return [*machine, *corpora, *llm, _disk(study, to_come)]
+    return [*machine, *corpora, *llm, _disk(study, to_come + len(study.planned(notebooks)) * RUN_GB + CHECKPOINT_GB)]
 
 
 def _corpus(study: Study, name: str) -> Need:
     what, folder = f"corpus {name}", study.cache / "data" / name
-    make = "cmpta rehearse" if study.smoke else f"cmpta data {name}    (or with --from FOLDER)"
+    make = f"{COMMAND} rehearse" if study.smoke else f"{COMMAND} data {name}    (or with --from FOLDER)"
     if not (folder / "meta.json").exists():
         return Need(what, "not prepared", make)
     try:
@@ -78,18 +81,13 @@ def _llm(study: Study) -> Need:
     try:
         folder = llm_files.locate(name)
     except (FileNotFoundError, ValueError) as error:
-        local = Path(name).is_dir()
-        get = "cmpta rehearse" if study.smoke and not study.own_llm else f"cmpta weights {name}"
-        return Need(what, str(error).partition(". Expected")[0] if local else "not on this machine", get)
+        if study.smoke and not study.own_llm:
+            return Need(what, "not made yet", f"{COMMAND} rehearse")
+        if Path(name).exists():
+            return Need(what, str(error), "restore or fetch what is named here")
+        return Need(what, "not on this machine", f"{COMMAND} weights {shlex.quote(name)}")
     size = sum(path.stat().st_size for path in llm_files.weight_files(folder)) / 1e9
     return Need(what, f"{size:.1f} GB of weights in {_short(folder)}")
-
-
-def number_of_runs(study: Study) -> int:
-    """How many runs the study's notebooks ask for; known without its corpora."""
-    from cmpta_lib.experiments import REGISTER, VARIANTS
-
-    return len(study.keys) * len(VARIANTS) * len(study.seeds) + len(REGISTER)
 
 
 def screen(study: Study, found: Sequence[Need]) -> str:
@@ -106,7 +104,7 @@ def screen(study: Study, found: Sequence[Need]) -> str:
 
 def _gpu(wanted: int) -> Need:
     what = f"GPU, {wanted} GB"
-    remedy = "use a machine with an NVIDIA GPU; without one: make reproduce (embedded default), or cmpta rehearse"
+    remedy = f"use a machine with an NVIDIA GPU; without one: make reproduce (embedded default), or {COMMAND} rehearse"
     query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
     try:
         answer = subprocess.run(query, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
@@ -126,9 +124,8 @@ def _memory(wanted: int) -> Need:
     return need if size >= wanted else Need(need.what, need.found, "use a machine with more memory")
 
 
-def _disk(study: Study, to_come: float) -> Need:
+def _disk(study: Study, wanted: float) -> Need:
     """Room for what is still to be fetched, converted and trained; the hub's cache may lie on another disk."""
-    wanted = to_come + number_of_runs(study) * RUN_GB + CHECKPOINT_GB
     place = next(folder for folder in (study.root, *study.root.parents) if folder.exists())
     free = shutil.disk_usage(place).free / 1e9
     what, shown = f"disk, {wanted:.0f} GB", f"{free:.0f} GB free at {_short(study.root)}"

@@ -67,7 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     weights = command("weights", "fetch an LLM from the hub: weights, configuration, vocabulary, no code", study=False)
     weights.add_argument("name", help=f"{', '.join(llm_files.PUBLISHED)}, or a hub id")
     rehearse = command("rehearse", "run profile paper on generated files laid out like the published ones", study=False)
-    rehearse.add_argument("--full", action="store_true", help="at full size (what a GPU gets anyway)")
+    sizes = "small (minutes on a CPU) or full (Qwen-1.8B's and the published sizes); default: full where there is a GPU"
+    rehearse.add_argument("--size", choices=("small", "full"), default=None, help=sizes)
     rehearse.add_argument("--factor", type=float, default=None, help="split sizes, as a fraction of the published ones")
     rehearse.add_argument("--annotations", default="", help="folder of MELD's CSVs, for its real texts and labels")
     rehearse.add_argument("--vocabulary", default="", help="a published qwen.tiktoken, for its real tokens")
@@ -104,11 +105,11 @@ def _chosen(options: argparse.Namespace) -> list[str]:
 
 
 def seeds(text: str) -> Any:
-    """A number or a list; argparse shows this function's name when it is neither."""
+    """A number or a list."""
     try:
         return ast.literal_eval(text)
-    except SyntaxError as error:
-        raise ValueError(text) from error
+    except (SyntaxError, ValueError):
+        raise argparse.ArgumentTypeError(f"expected a number or a list such as [1111,3333], not '{text}'") from None
 
 
 def reproduce(options: argparse.Namespace) -> int:
@@ -117,13 +118,14 @@ def reproduce(options: argparse.Namespace) -> int:
 
     started = time.monotonic()
     study, chosen = _study(options), _chosen(options)
-    found = check.needs(study)
+    keys = study.keys_of(chosen)
+    found = check.needs(study, chosen)
     if any(need.missing for need in found):
         print(check.screen(study, found))
         print(f"Nothing was started: {sum(need.missing for need in found)} of {len(found)} needs are missing.")
         return 1
     print(f"[1/3] corpora and language model of profile '{study.profile}'", flush=True)
-    for key in study.keys:
+    for key in keys:
         study.corpus(key)
     print(f"      backbone {study.llm.name} {study.llm.fingerprint}  ({time.monotonic() - started:.0f} s)", flush=True)
     planned = study.planned_runs(chosen)
@@ -155,7 +157,7 @@ def reproduce(options: argparse.Namespace) -> int:
             for job in as_completed(jobs):
                 job.result()
                 print(f"      {jobs[job]} done  ({time.monotonic() - started:.0f} s)", flush=True)
-    report = reports.write_report(study)
+    report = reports.write_report(study, keys)
     print(f"{report} written after {time.monotonic() - started:.0f} s", flush=True)
     return 0
 
@@ -218,20 +220,19 @@ def list_runs(options: argparse.Namespace) -> int:
 def check_study(options: argparse.Namespace) -> int:
     """Print what is here and what is missing; with everything here, measure a few steps and estimate the hours."""
     study, chosen = _study(options), _chosen(options)
-    found = check.needs(study)
+    found = check.needs(study, chosen)
     print(check.screen(study, found), flush=True)
     if any(need.missing for need in found):
-        print(
-            f"{check.number_of_runs(study)} runs in all; hours are estimated from real steps once nothing is missing."
-        )
+        count = len(study.planned(chosen))
+        print(f"{count} runs in all; hours are estimated from real steps once nothing is missing.")
         return 1
     from cmpta_lib.benchmark import hours, step_times
 
     runs = [run for _, run in study.planned_runs(chosen)]
     print(f"{len(runs)} runs, {sum(run.done for run in runs)} of them finished; measuring a few steps ...", flush=True)
-    measured = step_times(study, steps=10)
+    measured = step_times(study, steps=10, keys=study.keys_of(chosen))
     print(measured.to_string(index=False))
-    estimate = hours(study, runs, measured)
+    estimate = hours(runs, measured)
     shown = f"{estimate:.1f} hours" if estimate >= 1 else f"{60 * estimate:.0f} minutes"
     print(f"about {shown} for the rest, one run at a time on {records.hardware()}")
     return 0
@@ -249,7 +250,7 @@ def prepare_data(options: argparse.Namespace) -> int:
     """Hand over to the corpus' own command."""
     from data_prep import meld, simsv2
 
-    return {"simsv2": simsv2, "meld": meld}[options.corpus].main(options.rest)
+    return {"simsv2": simsv2, "meld": meld}[options.corpus].main(options.rest, f"cmpta data {options.corpus}")
 
 
 def fetch_weights(options: argparse.Namespace) -> int:
@@ -263,7 +264,7 @@ def rehearse_paper(options: argparse.Namespace) -> int:
     from cmpta_lib import rehearsal
 
     rehearsal.prepare(
-        full=True if options.full else None,
+        full=None if options.size is None else options.size == "full",
         factor=options.factor,
         annotations=Path(options.annotations) if options.annotations else None,
         vocabulary=Path(options.vocabulary) if options.vocabulary else None,

@@ -136,8 +136,9 @@ class Study:
         """Where this study's figures and tables go: figures/<profile or corpus>/; smoke output stays out of it."""
         name = self.corpus("data").name if self.data else self.profile
         name = f"{name}-data" if self.data and name in PROFILES else name
-        if self.own_llm:
-            name += f"-{Path(self.own_llm).name}"
+        if self.own_llm:  # two folders of one name are told apart by their contents
+            folder = Path(self.own_llm)
+            name += f"-{folder.name}" + (f"-{self.llm.fingerprint[:6]}" if folder.is_dir() else "")
         return (self.root if self.smoke else ROOT) / "figures" / name
 
     def key(self, wanted: str) -> str:
@@ -221,27 +222,38 @@ class Study:
 
     def runs(self, key: str, variant: Mapping[str, Any] | None = None) -> list[Run]:
         """One run per seed, finished or not."""
-        configs = [self.config(key, variant, seed) for seed in self.seeds]
-        return [Run(config, self.root / f"{config.data.name}-{config.hash}") for config in configs]
+        return [self._run(key, variant, seed) for seed in self.seeds]
+
+    def _run(self, key: str, variant: Mapping[str, Any] | None, seed: int) -> Run:
+        config = self.config(key, variant, seed)
+        return Run(config, self.root / f"{config.data.name}-{config.hash}")
 
     def ensure(self, runs: Sequence[Run], jobs: int | None = None) -> Sequence[Run]:
         """Make every run finished, several at a time, with a progress bar; returns them."""
         ensure(runs, self.root, jobs)
         return runs
 
+    def planned(self, notebooks: Collection[str] = tuple(_NOTEBOOK_RUNS)) -> list[tuple[str, str, int]]:
+        """Corpus, row and seed of every run that these notebooks ask for, each once; needs no corpus."""
+        found: dict[tuple[str, str, int], None] = {}
+        for notebook, wanted in _NOTEBOOK_RUNS.items():
+            seeds = self.seeds[:1] if notebook in _FIRST_SEED_ONLY else self.seeds
+            for corpus, variants in wanted if notebook in notebooks else ():
+                found |= dict.fromkeys((self.key(corpus), variant, seed) for variant in variants for seed in seeds)
+            if notebook in notebooks and notebook == "03_training":
+                found |= dict.fromkeys((self.keys[0], f"register {name}", self.seeds[0]) for name in REGISTER)
+        return list(found)
+
     def planned_runs(self, notebooks: Collection[str] = tuple(_NOTEBOOK_RUNS)) -> list[tuple[str, Run]]:
         """Every run that these notebooks ask for, each once, with the name of its row."""
-        planned: dict[Path, tuple[str, Run]] = {}
-        for notebook, wanted in _NOTEBOOK_RUNS.items():
-            for corpus, variants in wanted if notebook in notebooks else ():
-                for variant in variants:
-                    runs = self.runs(self.key(corpus), VARIANTS[variant])
-                    for run in runs[:1] if notebook in _FIRST_SEED_ONLY else runs:
-                        planned.setdefault(run.folder, (variant, run))
-            if notebook in notebooks and notebook == "03_training":
-                for name, runs in self.register_runs():
-                    planned |= {run.folder: (f"register {name}", run) for run in runs if run.folder not in planned}
-        return list(planned.values())
+        changes = dict(VARIANTS) | {f"register {name}": change for name, change in REGISTER.items()}
+        return [(row, self._run(key, changes[row], seed)) for key, row, seed in self.planned(notebooks)]
+
+    def keys_of(self, notebooks: Collection[str]) -> tuple[str, ...]:
+        """The corpora that these notebooks read."""
+        every = tuple(notebook for notebook in notebooks if notebook not in _NOTEBOOK_RUNS)  # 01 and 02 show all
+        wanted = {self.key(corpus) for name in notebooks for corpus, _ in _NOTEBOOK_RUNS.get(name, ())}
+        return tuple(key for key in self.keys if every or key in wanted)
 
     def register_runs(self) -> list[tuple[str, list[Run]]]:
         """The interpretation register's alternatives, one seed each, on the first corpus."""

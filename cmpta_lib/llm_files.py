@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from cmpta_lib import records
 from cmpta_lib.config import LLMConfig
@@ -26,7 +27,7 @@ PUBLISHED: Mapping[str, str] = {  # name -> hub id
 PLAIN_SIGN = ("llama", "chatglm")
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # beside each may stand <name>.index.json, which lists its shards
 VOCABULARIES = ("qwen.tiktoken", "tokenizer.json", "tokenizer.model", "vocab.json")
-_FETCHED = ("config.json", "tokenizer*.json", "special_tokens_map.json", "vocab.json", "merges.txt", *VOCABULARIES)
+_BESIDE = ("merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -34,11 +35,15 @@ def weight_files(folder: Path) -> list[Path]:
 
     Raises:
         FileNotFoundError: there are none, or a shard that the index lists is missing.
+        ValueError: the index is damaged.
     """
     for name in WEIGHTS:
         index = folder / f"{name}.index.json"
         if index.is_file():
-            shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            places = _read_json(index).get("weight_map")
+            if not isinstance(places, dict) or not places:
+                raise ValueError(f"{index}: expected a weight_map that names the shards; fetch it again")
+            shards = sorted(set(places.values()))
             if absent := [shard for shard in shards if not (folder / shard).is_file()]:
                 raise FileNotFoundError(
                     f"{folder}: {index.name} lists {len(shards)} shards, but {', '.join(absent)} is missing; fetch it again"
@@ -49,6 +54,26 @@ def weight_files(folder: Path) -> list[Path]:
     raise FileNotFoundError(f"{folder}: expected model weights ({' or '.join(WEIGHTS)}, or their shards with an index)")
 
 
+def _read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; raises ValueError, naming the file, if it is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # not UTF-8, or not JSON
+        raise ValueError(f"{path}: expected JSON ({error}); fetch it again") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected a JSON object, found a {type(content).__name__}; fetch it again")
+    return content
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """A model's config.json.
+
+    Raises:
+        ValueError: it is no JSON object.
+    """
+    return _read_json(folder / "config.json")
+
+
 def identifying_files(folder: Path) -> list[Path]:
     """Every file that decides what the LLM answers: configuration, vocabulary, weights.
 
@@ -57,9 +82,9 @@ def identifying_files(folder: Path) -> list[Path]:
     """
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder}: expected config.json of a causal LM")
-    vocabulary = [folder / name for name in (*VOCABULARIES, "merges.txt") if (folder / name).is_file()]
-    if not vocabulary:
+    if not any((folder / name).is_file() for name in VOCABULARIES):
         raise FileNotFoundError(f"{folder}: expected a vocabulary ({' or '.join(VOCABULARIES)})")
+    vocabulary = [folder / name for name in (*VOCABULARIES, *_BESIDE) if (folder / name).is_file()]
     return [folder / "config.json", *vocabulary, *weight_files(folder)]
 
 
@@ -77,21 +102,26 @@ def locate(name: str) -> Path:
 
     Raises:
         FileNotFoundError: it is not there or not complete; says what is missing and how to get it.
+        ValueError: a folder's index of weights is damaged.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
-    repo = PUBLISHED.get(name, name)
+    if os.path.exists(name):
+        folder = Path(name)
+        try:
+            identifying_files(folder)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"cannot load the LLM: {error}; put what is missing there") from None
+        return folder.resolve()
     try:
-        folder = Path(name) if os.path.isdir(name) else Path(snapshot_download(repo, local_files_only=True))
+        folder = Path(snapshot_download(PUBLISHED.get(name, name), local_files_only=True))
         identifying_files(folder)
-    except (LocalEntryNotFoundError, HFValidationError, HfHubHTTPError, FileNotFoundError) as error:
-        unknown = isinstance(error, (LocalEntryNotFoundError, HFValidationError, HfHubHTTPError))
-        reason = "it is not on this machine" if unknown else str(error)
+    except (LocalEntryNotFoundError, HFValidationError, FileNotFoundError):
         raise FileNotFoundError(
-            f"cannot load the LLM '{name}': {reason}. Expected one of {', '.join(PUBLISHED)}, a hub id, or a folder with the "
-            f"config.json, vocabulary and weights of a causal LM that transformers knows without remote code. "
-            f"Fetch it with: cmpta weights {name}"
+            f"cannot load the LLM '{name}': it is not on this machine, or not complete. Expected one of "
+            f"{', '.join(PUBLISHED)}, a hub id, or a folder with the config.json, vocabulary and weights of a causal LM that "
+            f"transformers knows without remote code. Fetch it with: cmpta weights {name}"
         ) from None
     return folder.resolve()
 
@@ -106,13 +136,17 @@ def fetch(name: str) -> Path:
     from huggingface_hub.errors import HFValidationError, HTTPError
 
     repo = PUBLISHED.get(name, name)
+    if not repo or os.path.exists(name):
+        raise ValueError(f"expected one of {', '.join(PUBLISHED)} or a hub id, not '{name}'")
     try:
         files = [entry.rfilename for entry in HfApi().model_info(repo).siblings or ()]
         suffix = "safetensors" if any(file.endswith(".safetensors") for file in files) else "bin"
-        snapshot_download(repo, allow_patterns=[*_FETCHED, f"*.{suffix}", f"*.{suffix}.index.json"])
+        snapshot_download(
+            repo, allow_patterns=["config.json", *VOCABULARIES, *_BESIDE, f"*.{suffix}", f"*.{suffix}.index.json"]
+        )
     except (HTTPError, HFValidationError, OSError) as error:
         raise OSError(
-            f"cannot fetch the LLM '{name}' ({repo}) from the hub: {str(error).splitlines()[0]}. With a mirror, set "
+            f"cannot fetch the LLM '{name}' ({repo}) from the hub: {str(error).splitlines()[0].rstrip('.')}. With a mirror, set "
             f"HF_ENDPOINT; for a gated model accept its terms on its page and run `hf auth login`; or copy config.json, "
             f"vocabulary and weights into a folder and pass that folder as the LLM's name"
         ) from error
@@ -121,7 +155,7 @@ def fetch(name: str) -> Path:
 
 def family(folder: Path) -> str:
     """The model type that config.json gives: "qwen" for v1, "qwen2", "llama", "chatglm", ..."""
-    return str(json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type", ""))
+    return str(read_config(folder).get("model_type", ""))
 
 
 def answer_sign(folder: Path) -> Sign:

@@ -1,6 +1,6 @@
 """CMPTA whole: samples -> packed LLM inputs with pseudo tokens -> loss on the answer (eq 9) or an answer from the trie.
 
-`CMPTA._pack` is the one place where the LLM's inputs are built: ids, embeddings, positions, mask and the positions whose
+`CMPTA.pack` is the one place where the LLM's inputs are built: ids, embeddings, positions, mask and the positions whose
 logits are wanted grow together there, and every clip is one segment of a packed row, so no padding reaches the LLM.
 """
 
@@ -160,7 +160,7 @@ class CMPTA(nn.Module):
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Next-token cross-entropy on the answer tokens (eq 9): (M,) losses, one per answer token, and their clips."""
         tokens, _ = self.pseudo_tokens(batch)
-        embeds, packing, ends = self._pack(batch, tokens, [answer[:-1] for answer in batch.answer_ids])
+        embeds, packing, ends = self.pack(batch, tokens, [answer[:-1] for answer in batch.answer_ids])
         sizes = torch.tensor([len(answer) for answer in batch.answer_ids], device=embeds.device)
         clips = torch.arange(len(sizes), device=embeds.device).repeat_interleave(sizes)
         step = torch.arange(len(clips), device=embeds.device) - (sizes.cumsum(0) - sizes)[clips]
@@ -189,7 +189,7 @@ class CMPTA(nn.Module):
         """
         inner, size = self.trie.inner, len(batch.text_ids)
         branch = [self.trie.tokens[node] for node in inner]
-        embeds, packing, ends = self._pack(batch, tokens, [branch] * size)
+        embeds, packing, ends = self.pack(batch, tokens, [branch] * size)
         if inner:
             packing = self._with_tree(packing, ends)
         place = {node: i + 1 for i, node in enumerate(inner)} | {0: 0}
@@ -198,7 +198,7 @@ class CMPTA(nn.Module):
         log_probs = logits.log_softmax(-1).view(size, len(self.trie.asked), -1)
         return {node: log_probs[:, i, list(self.trie.children[node])] for i, node in enumerate(self.trie.asked)}
 
-    def _pack(self, batch: Batch, tokens: Tensor, tails: list[list[int]]) -> tuple[Tensor, Packing, Tensor]:
+    def pack(self, batch: Batch, tokens: Tensor, tails: list[list[int]]) -> tuple[Tensor, Packing, Tensor]:
         """Build the LLM's input: [bos] <open> [pseudo tokens] [text] <close> [prompt] [tail] for each clip (register 9).
 
         Returns:
@@ -243,7 +243,7 @@ class CMPTA(nn.Module):
         longest = max(len(self.llm.token_ids(answer)) for answer in self.answers)
         tails: list[list[int]] = [[] for _ in batch.text_ids]
         for step in range(longest):
-            embeds, packing, ends = self._pack(batch, tokens, tails)
+            embeds, packing, ends = self.pack(batch, tokens, tails)
             for tail, token in zip(
                 tails, self.llm.logits(embeds, packing, ends + step).argmax(-1).tolist(), strict=True
             ):

@@ -8,7 +8,7 @@ w1(x) * silu(w2(x)), where Qwen2 has three matrices and writes up(x) * silu(gate
 from __future__ import annotations
 
 import base64
-import json
+import hashlib
 import re
 import unicodedata
 from pathlib import Path
@@ -20,8 +20,12 @@ from transformers import AddedToken, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokeniz
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from cmpta_lib.checkpoints import Renamed, assemble
+from cmpta_lib.llm_files import read_config
 
 VOCABULARY = "qwen.tiktoken"
+PUBLISHED_TOKENS = 151_643  # of the file that the whole family shares
+_START = 1 << 12  # bytes by which that file is known
+_START_SHA256 = "5c10efe80b2b578684e0a996ca773de81d80843f5a6c4623a8c774953574e5a3"
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<|extra_{n}|>" for n in range(205)))
 
 _LAYER = re.compile(r"transformer\.h\.(\d+)\.(.+)")
@@ -62,17 +66,21 @@ def load_tokenizer(path: Path) -> QwenTokenizer:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a line is not `<base64 token> <rank>`, or the ranks are not 0, 1, 2, ...
+        ValueError: a line is not `<base64 token> <rank>`, the ranks are not 0, 1, 2, ..., a byte is missing, or the file
+            starts as the published one and ends early: every special token would have another id.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: expected Qwen's vocabulary; fetch {VOCABULARY} from the model's page")
     try:
-        lines = (line.split() for line in path.read_bytes().splitlines() if line)
+        content = path.read_bytes()
+        lines = (line.split() for line in content.splitlines() if line)
         ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in lines}
     except ValueError as error:
         raise ValueError(f"{path}: expected lines of '<base64 token> <rank>' ({error}); fetch it again") from error
-    if sorted(ranks.values()) != list(range(len(ranks))):
-        raise ValueError(f"{path}: expected ranks from 0 on without a gap, found {len(ranks)} others; fetch it again")
+    if sorted(ranks.values()) != list(range(len(ranks))) or any(bytes([byte]) not in ranks for byte in range(256)):
+        raise ValueError(f"{path}: expected all bytes, and ranks from 0 on without a gap; fetch it again")
+    if hashlib.sha256(content[:_START]).hexdigest() == _START_SHA256 and len(ranks) != PUBLISHED_TOKENS:
+        raise ValueError(f"{path}: is cut, {len(ranks)} of {PUBLISHED_TOKENS} tokens are there; fetch it again")
     letters = bytes_to_unicode()
 
     def spelled(token: bytes) -> str:
@@ -150,5 +158,5 @@ def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> Qwen2F
     Raises:
         FileNotFoundError, ValueError: something is missing or does not fit; names it.
     """
-    config = config_of(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    config = config_of(read_config(folder))
     return assemble(lambda: Qwen2ForCausalLM(config), folder, rename, dtype, device)

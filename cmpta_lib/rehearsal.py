@@ -9,8 +9,10 @@ from __future__ import annotations
 import base64
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,11 +21,15 @@ from cmpta_lib import records
 from cmpta_lib.experiments import REHEARSAL, Study
 from cmpta_lib.sizes import QWEN_1_8B
 from data_prep import meld, simsv2
+from data_prep.hub import MANIFEST
+from data_prep.rehearsal import RECIPE as data_recipe
 from data_prep.rehearsal import write_meld, write_simsv2
 
 FULL_WIDTH, FULL_LAYERS, VOCABULARY_SIZE = (QWEN_1_8B[name] for name in ("hidden", "layers", "vocabulary"))
 HEAD_DIM = 128
-SMALL = {"width": 128, "layers": 3, "vocabulary_size": 8192}
+RECIPE = 1  # raise when what is written changes: rehearsals of older recipes are then written anew
+SMALL = {"width": 128, "layers": 3}
+SMALL_VOCABULARY_SIZE = 8192  # in place of the published one, where no published vocabulary is given
 SMALL_FACTOR = 0.01
 SMALL_CHANGES = {"adapter.dim": 64, "training.epochs": 1}
 FULL_CHANGES = {"training.epochs": 1}
@@ -45,42 +51,56 @@ def prepare(
         vocabulary: the published qwen.tiktoken; a small one otherwise.
     Raises:
         FileNotFoundError: `annotations` or `vocabulary` is not there.
+        ValueError: `factor` is not above 0 and at most 1.
     """
     for given in filter(None, (annotations, vocabulary)):
         if not given.exists():
             raise FileNotFoundError(f"{given}: not found; leave it out to rehearse with a generated one")
     full = torch.cuda.is_available() if full is None else full
-    factor = factor or (1.0 if full else SMALL_FACTOR)
+    factor = (1.0 if full else SMALL_FACTOR) if factor is None else factor
+    if not 0 < factor <= 1:
+        raise ValueError(f"--factor {factor}: expected a fraction of the published split sizes, above 0 and at most 1")
     root = Study("paper", smoke=True).root
-    places = {"simsv2": root / "raw" / "simsv2", "meld": root / "raw" / "meld"}
-    wanted = {
-        "full": full,
-        "factor": factor,
-        "annotations": str(annotations or ""),
-        "vocabulary": str(vocabulary or ""),
-    }
+    wanted: dict[str, Any] = {"recipe": [RECIPE, data_recipe], "full": full, "factor": factor}
+    wanted |= {"annotations": str(annotations or ""), "vocabulary": str(vocabulary or "")}
     record = root / REHEARSAL
-    if (
-        not record.exists() or json.loads(record.read_text())["wanted"] != wanted
-    ):  # another rehearsal's files: all generated
-        record.unlink(missing_ok=True)
-        for stale in (root / "raw", root / "llm", *(root / "cache" / "data" / name for name in places)):
-            shutil.rmtree(stale, ignore_errors=True)
+    raw = {name: root / "raw" / name for name in ("simsv2", "meld")}
+    size = {"width": FULL_WIDTH, "layers": FULL_LAYERS} if full else dict(SMALL)
+    llm = root / "llm" / f"qwen-1_8b-random-{size['width']}x{size['layers']}"
+    _forget_others(record, wanted, [root / "raw", root / "llm", *(root / "cache" / "data" / name for name in raw)])
     print(f"writing files laid out like the published ones, {factor:g} of their size, below {root}", flush=True)
-    write_simsv2(places["simsv2"], factor)
-    write_meld(places["meld"], factor, annotations)
+    for name, write in (("simsv2", write_simsv2), ("meld", partial(write_meld, annotations=annotations))):
+        if not (raw[name] / MANIFEST).exists():  # not written to the end
+            shutil.rmtree(raw[name], ignore_errors=True)
+        write(raw[name], factor)
     corpora = [
-        simsv2.prepare(root / "cache", places["simsv2"]),
-        meld.prepare(root / "cache", places["meld"], places["meld"]),
+        simsv2.prepare(root / "cache", raw["simsv2"]),
+        meld.prepare(root / "cache", raw["meld"], raw["meld"]),
     ]
-    size = {} if full else SMALL
-    llm = root / "llm" / f"qwen-1_8b-random-{size.get('width', FULL_WIDTH)}x{size.get('layers', FULL_LAYERS)}"
     if not (llm / "config.json").exists():
-        print(f"writing random weights in Qwen-1.8B's layout: {llm.name}", flush=True)
+        print("writing random weights in Qwen-1.8B's layout", flush=True)
+        if not full and vocabulary is None:
+            size["vocabulary_size"] = SMALL_VOCABULARY_SIZE
         texts = (text for corpus in corpora for text in corpus.splits["train"].table["text"])
         write_qwen_v1(llm, texts, vocabulary=vocabulary, **size)
     changes = FULL_CHANGES if full else SMALL_CHANGES
     records.write_text(record, json.dumps({"wanted": wanted, "llm": str(llm), "changes": changes}, indent=1))
+
+
+def _forget_others(record: Path, wanted: Mapping[str, Any], places: Iterable[Path]) -> None:
+    """Remove what another rehearsal generated; what this one has begun stays."""
+    begun = record.with_suffix(".begun")
+    for marker in (record, begun):
+        if marker.exists():
+            known = json.loads(marker.read_text())
+            if known.get("wanted", known) == wanted:
+                break
+    else:
+        record.unlink(missing_ok=True)
+        for place in places:
+            shutil.rmtree(place, ignore_errors=True)
+    record.parent.mkdir(parents=True, exist_ok=True)
+    records.write_text(begun, json.dumps(wanted))
 
 
 def write_qwen_v1(

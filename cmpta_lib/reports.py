@@ -48,7 +48,8 @@ def footer(provenance: Provenance) -> str:
 
 def drawing_footer(study: Study) -> str:
     """The small print of a diagram, which no data enter."""
-    return f"Drawn by code, no data enter; profile: {study.profile}; commit: {records.commit()}."
+    smoke = ", SMOKE RUN" if study.smoke else ""
+    return f"Drawn by code, no data enter; profile: {study.profile}{smoke}; commit: {records.commit()}."
 
 
 def save_table(
@@ -209,12 +210,16 @@ def ablation_frame(rows: Sequence[ResultRow], metric: statistics.Metric) -> pd.D
     return pd.DataFrame(lines, columns=["study", "variant", "mean", "low", "high", "paper"])
 
 
-def write_report(study: Study) -> Path:
-    """Gather what the notebooks have exported into report.md beside it; what is missing is named, not left out."""
+def write_report(study: Study, keys: Sequence[str]) -> Path:
+    """Gather what the notebooks have exported into report.md beside it; what is missing is named, not left out.
+
+    Args:
+        keys: the corpora that are here; the report says on its face if one of them is generated.
+    """
     folder = study.figures
     title = study.corpus("data").name if study.data else f"profile {study.profile}"
     parts = [f"# CMPTA, paper | this run: {title}{', SMOKE RUN' if study.smoke else ''}"]
-    if warning := study.provenance(study.keys).warning():
+    if warning := study.provenance(keys).warning():
         parts.append(f"**{warning}**")
     if not study.data:
         parts += [paper.CONTEXT, "Slips of the paper, as far as they touch its tables and figures:"]

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 DONE = "metrics.json"
+PARENT = "CMPTA_PARENT"  # environment variable of workers: the process that waits for them
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,8 @@ def ensure(runs: Sequence[Run], root: Path, jobs: int | None = None) -> None:
     gpu = any(Path("/proc/driver/nvidia/gpus").glob("*"))  # without importing torch
     count = min(len(pending), jobs or (1 if gpu else os.cpu_count() or 1))
     log = root / f"workers-{os.getpid()}.log"
-    environment = os.environ | {"OMP_NUM_THREADS": str(next(iter(pending.values())).config.training.num_threads)}
+    threads = next(iter(pending.values())).config.training.num_threads
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads), PARENT: str(os.getpid())}
     command = [sys.executable, "-m", "cmpta_lib.runs", str(root), *map(str, pending)]
     with open(log, "w") as stream:
         workers = [
@@ -168,8 +170,12 @@ def execute(root: Path, folder: Path) -> None:
     corpus = find_corpus(root / "cache" / "data", config.data)
     llm = load_llm(root / "cache" / "llm", config.llm)
 
+    asked_by = os.environ.get(PARENT)
+
     def on_epoch(state: training.State) -> None:
         records.write_text(folder / "history.csv", pd.DataFrame(state.history).to_csv(index=False))
+        if asked_by and os.getppid() != int(asked_by):  # it was killed: leave the machine, the checkpoint is written
+            raise SystemExit("the process that asked for this run is gone")
 
     try:
         model, state = training.train(config, corpus, llm, folder, on_epoch)

@@ -100,7 +100,7 @@ def train(
         for number, batch in enumerate(order.split(batch_size)):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(state.epoch * steps_per_epoch + number, steps, config.training)
-            total += _step(model, optimizer, split, batch.tolist(), config.training) * len(batch)
+            total += step(model, optimizer, split, batch.tolist(), config.training) * len(batch)
         state.epoch += 1
         row = {"epoch": state.epoch, "learning_rate": optimizer.param_groups[0]["lr"], "train_loss": total / len(split)}
         if state.epoch % config.training.validate_every == 0 or state.epoch == config.training.epochs:
@@ -119,7 +119,7 @@ def train(
     return model.eval(), state
 
 
-def _step(
+def step(
     model: CMPTA, optimizer: torch.optim.Optimizer, split: Split, indices: list[int], config: TrainingConfig
 ) -> float:
     """One optimiser step on these clips; returns the mean loss per answer token."""

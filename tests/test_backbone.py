@@ -129,18 +129,95 @@ def test_a_folder_keeps_its_tokenizer(llm, stored, tmp_path):
 
 def test_a_missing_llm_says_where_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(OSError, match="Fetch it with: cmpta weights .*nothing-here"):
-        load(LLMConfig(str(tmp_path / "nothing-here")), tmp_path, CPU)
+    with pytest.raises(OSError, match="Fetch it with: cmpta weights nobody/nothing-here"):
+        load(LLMConfig("nobody/nothing-here"), tmp_path, CPU)
 
 
-def test_a_model_with_code_of_its_own_is_refused(stored, tmp_path):
+def test_a_model_with_code_of_its_own_is_refused(stored, tmp_path, monkeypatch):
     for file in stored.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     auto = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "own", "auto_map": auto}))
-    (tmp_path / "own.py").write_text("raise SystemExit('this must never run')")
-    with pytest.raises(OSError, match="transformers knows without remote code"):
+    (tmp_path / "own.py").write_text("open('it_ran', 'w')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("nobody may be asked whether to run it"))
+    with pytest.raises(OSError, match="transformers knows without remote code, not 'own'"):
         load(LLMConfig(str(tmp_path)), tmp_path / "cache", CPU)
+    assert not (tmp_path / "it_ran").exists()
+
+
+def broken(folder: Path, change: str) -> None:
+    """Do to a good Qwen v1 folder what `change` says."""
+    config, index = folder / "config.json", folder / "model.safetensors.index.json"
+    known = json.loads(config.read_text())
+    vocabulary = folder / "qwen.tiktoken"
+    match change:
+        case "no epsilon":
+            config.write_text(json.dumps({k: v for k, v in known.items() if k != "layer_norm_epsilon"}))
+        case "heads as text":
+            config.write_text(json.dumps(known | {"num_attention_heads": "4"}))
+        case "no heads":
+            config.write_text(json.dumps(known | {"num_attention_heads": 0}))
+        case "a list":
+            config.write_text("[1]")
+        case "no JSON":
+            config.write_text("{not JSON")
+        case "not UTF-8":
+            config.write_bytes(b'{"a": "\xff"}')
+        case "empty index":
+            index.write_text("{}")
+        case "index of a list":
+            index.write_text("[]")
+        case "no vocabulary":
+            vocabulary.write_text("")
+        case "more tokens than rows":
+            config.write_text(json.dumps(known | {"vocab_size": 300}))
+            rehearsal.write_qwen_v1(folder, ["words"], width=32, layers=1, vocabulary_size=300)
+        case "a pickled object":
+            index.unlink()
+            torch.save({"weight": Path()}, folder / "pytorch_model.bin")
+        case "a pickled list":
+            index.unlink()
+            torch.save([1, 2], folder / "pytorch_model.bin")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(
+            "no epsilon",
+            "heads as text",
+            "no heads",
+            "a list",
+            "no JSON",
+            "not UTF-8",
+            "empty index",
+            "index of a list",
+        ),
+        *("no vocabulary", "more tokens than rows", "a pickled object", "a pickled list"),
+    ],
+)
+def test_a_broken_folder_is_named_in_one_message(change, tmp_path):
+    rehearsal.write_qwen_v1(tmp_path / "own", ["a few words"], width=32, layers=1, vocabulary_size=700)
+    load(LLMConfig(str(tmp_path / "own")), tmp_path / "cache", CPU)
+    broken(tmp_path / "own", change)
+    with pytest.raises((ValueError, OSError), match=str(tmp_path / "own")) as caught:
+        load(LLMConfig(str(tmp_path / "own")), tmp_path / "cache", CPU)
+    assert "weights_only" not in str(caught.value)
+
+
+def test_a_known_familys_damaged_weights_are_named(stored, tmp_path):
+    for file in stored.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-50])
+    with pytest.raises(ValueError, match=f"{tmp_path}: config.json, vocabulary and weights do not make an LLM"):
+        load(LLMConfig(str(tmp_path)), tmp_path / "cache", CPU)
+    weights.unlink()
+    torch.save({"weight": Path()}, tmp_path / "pytorch_model.bin")
+    with pytest.raises((ValueError, OSError), match=str(tmp_path)) as caught:
+        load(LLMConfig(str(tmp_path)), tmp_path / "cache", CPU)
+    assert "weights_only" not in str(caught.value)
 
 
 def test_qwen_v1_answers_through_the_same_wrapper(tmp_path):

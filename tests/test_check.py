@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from cmpta_lib import check, cli
-from cmpta_lib.check import Need, needs, number_of_runs, screen
+from cmpta_lib.check import COMMAND, Need, needs, screen
 from cmpta_lib.experiments import PROFILES, REGISTER, VARIANTS, Study
 
+NOTEBOOKS = [name for stage in cli.STAGES for name in stage]
 GPU = "NVIDIA GeForce RTX 4090, 24564\n"
 
 
@@ -37,11 +38,11 @@ def set_gpu(monkeypatch: pytest.MonkeyPatch, answer: str | Exception) -> None:
 
 
 def found(study: Study) -> dict[str, Need]:
-    return {need.what.split(",")[0]: need for need in needs(study)}
+    return {need.what.split(",")[0]: need for need in needs(study, NOTEBOOKS)}
 
 
 def test_the_embedded_default_needs_nothing():
-    assert needs(Study()) == [] and needs(Study(smoke=True)) == []
+    assert needs(Study(), NOTEBOOKS) == [] and needs(Study(smoke=True), NOTEBOOKS) == []
 
 
 def test_a_rehearsals_corpus_is_none_of_the_papers(tmp_path):
@@ -58,15 +59,15 @@ def test_a_rehearsals_corpus_is_none_of_the_papers(tmp_path):
 
 @pytest.mark.parametrize(("llm", "gpu"), [("qwen-1.8b", 12), ("llama2-7b", 20), ("some/other", 12)])
 def test_a_larger_llm_needs_a_larger_gpu(llm, gpu):
-    assert needs(Study("paper", llm=llm))[0].what == f"GPU, {gpu} GB"
+    assert needs(Study("paper", llm=llm), NOTEBOOKS)[0].what == f"GPU, {gpu} GB"
 
 
 def test_each_missing_thing_has_its_command():
     missing = {what: need.remedy for what, need in found(Study("paper")).items() if need.missing}
     assert list(missing) == ["corpus simsv2", "corpus meld", "LLM qwen-1.8b"]
-    assert missing["corpus simsv2"].startswith("cmpta data simsv2 ")
-    assert missing["corpus meld"].startswith("cmpta data meld ")
-    assert missing["LLM qwen-1.8b"] == "cmpta weights qwen-1.8b"
+    assert missing["corpus simsv2"].startswith(f"{COMMAND} data simsv2 ")
+    assert missing["corpus meld"].startswith(f"{COMMAND} data meld ")
+    assert missing["LLM qwen-1.8b"] == f"{COMMAND} weights qwen-1.8b"
 
 
 @pytest.mark.parametrize(
@@ -98,9 +99,21 @@ def test_a_full_disk_is_named_before_anything_starts(machine):
 
 
 def test_the_number_of_runs_is_that_of_the_plan():
-    assert number_of_runs(Study("paper")) == 2 * len(VARIANTS) * 5 + len(REGISTER) == 91
+    assert len(Study("paper").planned()) == 2 * len(VARIANTS) * 5 + len(REGISTER) == 91
     demo = Study(seeds=2)
-    assert number_of_runs(demo) == 2 * len(VARIANTS) * 2 + len(REGISTER)
+    assert len(demo.planned()) == 2 * len(VARIANTS) * 2 + len(REGISTER)
+
+
+def test_one_table_needs_its_own_corpus_only(capsys):
+    assert cli.main(["check", "--profile", "paper", "--only", "table3", "--seeds", "1"]) == 1
+    shown = capsys.readouterr().out
+    assert "corpus simsv2" in shown and "meld" not in shown and "2 runs in all" in shown
+
+
+def test_a_folder_that_is_not_complete_says_what_it_lacks(tmp_path):
+    (tmp_path / "own llm").mkdir()
+    need = found(Study("paper", llm=str(tmp_path / "own llm")))["LLM own llm"]
+    assert "expected config.json" in need.found and "cmpta weights" not in need.remedy
 
 
 def test_one_screen(capsys):

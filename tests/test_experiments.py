@@ -177,7 +177,7 @@ def test_scores_are_written_as_the_backbones_family_writes_them(family, sign, st
     (tmp_path / "own" / "config.json").write_text(json.dumps(config | {"model_type": family}))
     plain = study(llm=str(tmp_path / "own"))
     assert plain.config("sims").prompt.answer_sign == sign
-    assert plain.llm.name == "own" and plain.figures.name == "demo-own"
+    assert plain.llm.name == "own" and plain.figures.name == f"demo-own-{plain.llm.fingerprint[:6]}"
     assert study().config("sims").prompt.answer_sign == "always"
 
 

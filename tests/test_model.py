@@ -120,7 +120,7 @@ def test_without_pseudo_tokens_it_is_the_plain_llm(corpus, kv_heads):
     batch = model.collate(samples)
     tokens, _ = model.pseudo_tokens(batch)
     assert tokens.shape == (6, 0, llm.dim)
-    embeds, packing, ends = model._pack(batch, tokens, [[]] * 6)
+    embeds, packing, ends = model.pack(batch, tokens, [[]] * 6)
     everywhere = llm.logits(embeds, packing, torch.arange(len(embeds)))
     start = 0
     for sample, end in zip(samples, ends.tolist(), strict=True):

@@ -177,7 +177,7 @@ def test_the_report_gathers_what_there_is_and_names_what_is_missing(tmp_path: Pa
     monkeypatch.setenv("CMPTA_RUNS", str(tmp_path))
     study = Study(smoke=True)
     reports.save_table(study, reports.table1(study), "table1", "Table 1. Clips.", study.keys)
-    text = reports.write_report(study).read_text(encoding="utf-8")
+    text = reports.write_report(study, study.keys).read_text(encoding="utf-8")
     assert "| SIMS-V2 | paper | 2722 | 647 | 1034 | 4403 | Chinese |" in text
     assert "SMOKE RUN" in text.splitlines()[0] and "says nothing about the paper's claims" in text
     assert "(table3.md: not made.)" in text and "table1.md: not made" not in text

@@ -120,7 +120,11 @@ def test_special_ids_follow_the_vocabulary(tokenizer, reference):
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [("IQ== 0\nIg== 2\n", "without a gap"), ("IQ==\n", "expected lines of"), ("!!! 0\n", "expected lines of")],
+    [
+        ("IQ== 0\nIg== 2\n", "expected all bytes, and ranks from 0 on without a gap"),
+        ("IQ==\n", "expected lines of"),
+        ("!!! 0\n", "expected lines of"),
+    ],
 )
 def test_damaged_vocabulary(tmp_path: Path, content: str, reason: str):
     path = tmp_path / "qwen.tiktoken"
@@ -128,6 +132,17 @@ def test_damaged_vocabulary(tmp_path: Path, content: str, reason: str):
         qwen_v1.load_tokenizer(path)
     path.write_text(content)
     with pytest.raises(ValueError, match=f"{path}.*{reason}"):
+        qwen_v1.load_tokenizer(path)
+
+
+def test_a_vocabulary_cut_at_a_line_is_refused(tmp_path: Path):
+    """It would load, with every special token under another id."""
+    if not PUBLISHED.exists():
+        pytest.skip("needs the published vocabulary beside the checkout")
+    lines = PUBLISHED.read_bytes().splitlines(keepends=True)
+    path = tmp_path / "qwen.tiktoken"
+    path.write_bytes(b"".join(lines[:100_000]))
+    with pytest.raises(ValueError, match="is cut, 100000 of 151643 tokens are there"):
         qwen_v1.load_tokenizer(path)
 
 

@@ -14,6 +14,7 @@ from safetensors import safe_open
 
 from cmpta_lib import cli, rehearsal
 from cmpta_lib.experiments import Study
+from cmpta_lib.runs import load_llm
 from cmpta_lib.sizes import QWEN_1_8B, qwen_parameters
 
 ROOT = Path(__file__).parents[1]
@@ -54,6 +55,46 @@ def test_a_second_call_writes_nothing_again(runs_folder: Path, monkeypatch: pyte
     }
     assert cli.main(["rehearse", "--factor", "0.001", "--files-only"]) == 0
     assert before == {path: path.stat().st_mtime_ns for path in before} and len(before) >= 6
+
+
+@pytest.mark.parametrize("factor", ["0", "-1", "2", "nan"])
+def test_a_wrong_factor_costs_nothing(factor: str, runs_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.setenv("CMPTA_RUNS", str(runs_folder))
+    before = sorted(runs_folder.rglob("*"))
+    assert cli.main(["rehearse", "--factor", factor, "--files-only"]) == 1
+    assert "expected a fraction of the published split sizes" in capsys.readouterr().err
+    assert sorted(runs_folder.rglob("*")) == before
+
+
+def test_a_rehearsal_that_died_is_taken_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Killed while it wrote MELD and, later, the weights; then another recipe's files are in the way."""
+    monkeypatch.setenv("CMPTA_RUNS", str(tmp_path))
+    call = ["rehearse", "--factor", "0.001", "--files-only"]
+    assert cli.main(call) == 0
+    root = tmp_path / "smoke"
+    (sims,), before = root.glob("raw/simsv2/*.pkl"), (root / "rehearsal.json").read_text()
+    written = sims.stat().st_mtime_ns
+    (root / "raw" / "meld" / "manifest.json").unlink()
+    (root / "rehearsal.json").unlink()
+    (llm,) = root.glob("llm/*")
+    (llm / "config.json").unlink()
+    assert cli.main(call) == 0
+    assert (root / "rehearsal.json").read_text() == before and (llm / "config.json").exists()
+    assert sims.stat().st_mtime_ns == written, "what was complete stays"
+    monkeypatch.setattr(rehearsal, "RECIPE", 2)
+    assert cli.main(call) == 0
+    assert sims.stat().st_mtime_ns != written
+
+
+def test_the_published_vocabulary_fits_the_small_llm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    vocabulary = ROOT.parent / "shared" / "qwen" / "qwen.tiktoken"
+    if not vocabulary.exists():
+        pytest.skip("needs the published vocabulary beside the checkout")
+    monkeypatch.setenv("CMPTA_RUNS", str(tmp_path))
+    assert cli.main(["rehearse", "--factor", "0.001", "--files-only", "--vocabulary", str(vocabulary)]) == 0
+    study = Study("paper", smoke=True)
+    llm = load_llm(study.cache / "llm", study.llm)
+    assert len(llm.tokenizer) == 151_851 and llm.token_ids("情感为") == llm.tokenizer.encode("情感为")
 
 
 def test_weights_are_laid_out_as_published(tmp_path: Path):

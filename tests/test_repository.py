@@ -96,9 +96,9 @@ def test_no_remote_code():
 
 
 def test_nothing_is_unpickled():
-    """`safe_pickle` borrows opcode tables from `pickle`, and `checkpoints` an error type; nobody else touches it."""
+    """`safe_pickle` borrows opcode tables from `pickle`, two others an error type that torch raises."""
     for name, tree in sources(tests=False):
-        if name not in {"data_prep/safe_pickle.py", "cmpta_lib/checkpoints.py"}:
+        if name not in {"data_prep/safe_pickle.py", "cmpta_lib/checkpoints.py", "cmpta_lib/backbone.py"}:
             for line, module in imported_modules(tree):
                 assert module.split(".")[0] not in UNPICKLERS, f"{name}:{line}: {module} can run what a file says"
         for node in ast.walk(tree):

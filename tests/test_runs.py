@@ -406,7 +406,7 @@ def test_a_relative_runs_folder_is_the_callers(tmp_path, monkeypatch):
 LONG = {"training.epochs": 3}  # of three steps each
 MOMENTS = {  # what a worker is about to do, for the how-maniest time, when it is killed
     "at the start": ("find_corpus", 1),
-    "within an epoch": ("_step", 5),
+    "within an epoch": ("step", 5),
     "while a checkpoint is written": ("checkpoint.safetensors", 2),
     "after the last epoch": ("history.csv", 3),
     "while predictions are written": ("predictions.parquet", 1),
@@ -435,9 +435,25 @@ def work_until(root: Path, folder: Path, moment: tuple[str, int]) -> None:
 
         setattr(owner, name, call)
 
-    for owner, name in ((runs, "find_corpus"), (training, "_step"), (os, "replace"), (Path, "unlink")):
+    for owner, name in ((runs, "find_corpus"), (training, "step"), (os, "replace"), (Path, "unlink")):
         watch(owner, name)
     runs.work(root, [folder])
+
+
+def work_as_an_orphan(root: Path, folder: Path) -> None:
+    """A worker whose asker is not its parent any more."""
+    os.environ[runs.PARENT] = "1"
+    runs.work(root, [folder])
+
+
+def test_a_worker_whose_asker_was_killed_stops_after_its_epoch(study):
+    """Or it would keep the GPU for days."""
+    run = begin(study.root / "orphan", study.config("sims", LONG))
+    worker = server.Process(target=work_as_an_orphan, args=(study.root, run.folder))
+    worker.start()
+    worker.join()
+    assert worker.exitcode == 1 and not run.done
+    assert (run.folder / "checkpoint.safetensors").exists() and len(run.history) == 1
 
 
 @pytest.fixture(scope="module")

@@ -117,8 +117,8 @@ def test_validation_runs_as_often_as_asked_and_at_the_end(llm, corpus, tmp_path)
 
 
 def test_every_clip_is_seen_once_an_epoch_in_a_new_order(llm, corpus, tmp_path, monkeypatch):
-    seen, step = [], training._step
-    monkeypatch.setattr(training, "_step", lambda *given: seen.append(given[3]) or step(*given))
+    seen, step = [], training.step
+    monkeypatch.setattr(training, "step", lambda *given: seen.append(given[3]) or step(*given))
     training.train(changed(training__epochs=2), corpus, llm, tmp_path)
     first, second = (sum(seen[i : i + 3], []) for i in (0, 3))
     assert sorted(first) == sorted(second) == list(range(20)) and first != second
@@ -136,14 +136,14 @@ def test_the_train_loss_is_the_mean_over_answer_tokens(llm, corpus):
     model = training.build(config, corpus, llm).eval()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
     losses, _ = model(model.collate([corpus.splits["train"][i] for i in range(3)]))
-    value = training._step(model, optimizer, corpus.splits["train"], [0, 1, 2], config.training)
+    value = training.step(model, optimizer, corpus.splits["train"], [0, 1, 2], config.training)
     assert value == pytest.approx(losses.mean().item(), abs=1e-6)
 
 
 def test_gradients_are_clipped(llm, corpus):
     model = training.build(CONFIG, corpus, llm)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
-    training._step(model, optimizer, corpus.splits["train"], [0, 1], replace(CONFIG.training, gradient_clip=1e-3))
+    training.step(model, optimizer, corpus.splits["train"], [0, 1], replace(CONFIG.training, gradient_clip=1e-3))
     norm = torch.stack([p.grad.norm() for p in model.parameters()]).norm()
     assert norm.item() == pytest.approx(1e-3, rel=1e-2)
 
@@ -200,7 +200,7 @@ def test_a_run_stopped_after_an_epoch_goes_on_to_the_same_bytes(llm, corpus, tmp
 def test_a_run_stopped_in_every_epoch_and_within_them_goes_on_to_the_same_bytes(
     llm, corpus, tmp_path, undisturbed, monkeypatch
 ):
-    step, calls = training._step, []
+    step, calls = training.step, []
 
     def now_and_then(*arguments: Any) -> float:
         calls.append(1)
@@ -208,7 +208,7 @@ def test_a_run_stopped_in_every_epoch_and_within_them_goes_on_to_the_same_bytes(
             raise Killed
         return step(*arguments)
 
-    monkeypatch.setattr(training, "_step", now_and_then)
+    monkeypatch.setattr(training, "step", now_and_then)
     for _ in range(3):
         with pytest.raises(Killed):
             training.train(CONFIG, corpus, llm, tmp_path)
@@ -219,7 +219,7 @@ def test_a_run_stopped_in_every_epoch_and_within_them_goes_on_to_the_same_bytes(
 def test_a_finished_run_is_only_read(llm, corpus, tmp_path, undisturbed, monkeypatch):
     training.write_tensors(tmp_path / training.CHECKPOINT, {})
     (tmp_path / training.CHECKPOINT).write_bytes(undisturbed["checkpoint"].read_bytes())
-    monkeypatch.setattr(training, "_step", None)
+    monkeypatch.setattr(training, "step", None)
     model, state = training.train(CONFIG, corpus, llm, tmp_path)
     assert weights(model) == undisturbed["weights"] and state.epoch == 4
 
@@ -264,16 +264,16 @@ from pathlib import Path
 import torch
 from torch import distributed
 from cmpta_lib import backbone, training
-from cmpta_lib.config import from_json
+from cmpta_lib.config import LLMConfig, from_json
 from cmpta_lib.data import load_corpus
 
 torch.set_num_threads(1)
 folder, corpus, kill_in_epoch = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 config = from_json((folder / "config.json").read_text())
-llm = backbone._load_folder(folder.parent / "llm", config.llm, torch.device("cpu"))
+llm = backbone.load(LLMConfig(str(folder.parent / "llm")), folder, torch.device("cpu"))
 if "WORLD_SIZE" in os.environ:
     distributed.init_process_group("gloo")
-step, done = training._step, []
+step, done = training.step, []
 
 def counted(*arguments):
     done.append(1)
@@ -281,7 +281,7 @@ def counted(*arguments):
         os.kill(os.getpid(), signal.SIGKILL)
     return step(*arguments)
 
-training._step = counted
+training.step = counted
 model, state = training.train(config, load_corpus(corpus), llm, folder)
 if training._rank() == 0:
     training.write_tensors(folder / "adapter.safetensors", model.adapter.state_dict())
