@@ -55,8 +55,7 @@ def needs(study: Study, notebooks: Collection[str]) -> list[Need]:
     size = LLM_GB.get(study.llm_name, LLM_GB["qwen-1.8b"])
     to_come = sum(CORPUS_GB[name] for name, need in zip(published, corpora, strict=True) if need.missing)
     to_come += sum(size for need in llm if need.missing)
-    larger = size / LLM_GB["qwen-1.8b"]
-    machine = [_gpu(max(GPU_GB, round(1.5 * size))), _memory(round(MEMORY_GB * max(1, larger / 2)))]
+    machine = [_gpu(max(GPU_GB, round(1.5 * size))), _memory(max(MEMORY_GB, round(1.3 * size)))]
     return [*machine, *corpora, *llm, _disk(study, to_come + len(study.planned(notebooks)) * RUN_GB + CHECKPOINT_GB)]
 
 

@@ -10,7 +10,6 @@ import base64
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from cmpta_lib import records
+from cmpta_lib.data import Corpus
 from cmpta_lib.experiments import REHEARSAL, Study
 from cmpta_lib.sizes import QWEN_1_8B
 from data_prep import meld, simsv2
@@ -32,6 +32,7 @@ SMALL = {"width": 128, "layers": 3}
 SMALL_VOCABULARY_SIZE = 8192  # in place of the published one, where no published vocabulary is given
 SMALL_FACTOR = 0.01
 SMALL_CHANGES = {"adapter.dim": 64, "training.epochs": 1}
+CORPORA = ("simsv2", "meld")
 FULL_CHANGES = {"training.epochs": 1}
 _SHARDS = 2
 
@@ -63,20 +64,11 @@ def prepare(
     root = Study("paper", smoke=True).root
     wanted: dict[str, Any] = {"recipe": [RECIPE, data_recipe], "full": full, "factor": factor}
     wanted |= {"annotations": str(annotations or ""), "vocabulary": str(vocabulary or "")}
-    record = root / REHEARSAL
-    raw = {name: root / "raw" / name for name in ("simsv2", "meld")}
+    _forget_others(root, wanted)
+    print(f"writing files laid out like the published ones, {factor:g} of their size, below {root}", flush=True)
+    corpora = _corpora(root, factor, annotations)
     size = {"width": FULL_WIDTH, "layers": FULL_LAYERS} if full else dict(SMALL)
     llm = root / "llm" / f"qwen-1_8b-random-{size['width']}x{size['layers']}"
-    _forget_others(record, wanted, [root / "raw", root / "llm", *(root / "cache" / "data" / name for name in raw)])
-    print(f"writing files laid out like the published ones, {factor:g} of their size, below {root}", flush=True)
-    for name, write in (("simsv2", write_simsv2), ("meld", partial(write_meld, annotations=annotations))):
-        if not (raw[name] / MANIFEST).exists():  # not written to the end
-            shutil.rmtree(raw[name], ignore_errors=True)
-        write(raw[name], factor)
-    corpora = [
-        simsv2.prepare(root / "cache", raw["simsv2"]),
-        meld.prepare(root / "cache", raw["meld"], raw["meld"]),
-    ]
     if not (llm / "config.json").exists():
         print("writing random weights in Qwen-1.8B's layout", flush=True)
         if not full and vocabulary is None:
@@ -84,23 +76,33 @@ def prepare(
         texts = (text for corpus in corpora for text in corpus.splits["train"].table["text"])
         write_qwen_v1(llm, texts, vocabulary=vocabulary, **size)
     changes = FULL_CHANGES if full else SMALL_CHANGES
-    records.write_text(record, json.dumps({"wanted": wanted, "llm": str(llm), "changes": changes}, indent=1))
+    records.write_text(root / REHEARSAL, json.dumps({"llm": str(llm), "changes": changes}, indent=1))
 
 
-def _forget_others(record: Path, wanted: Mapping[str, Any], places: Iterable[Path]) -> None:
+def _forget_others(root: Path, wanted: Mapping[str, Any]) -> None:
     """Remove what another rehearsal generated; what this one has begun stays."""
-    begun = record.with_suffix(".begun")
-    for marker in (record, begun):
-        if marker.exists():
-            known = json.loads(marker.read_text())
-            if known.get("wanted", known) == wanted:
-                break
-    else:
-        record.unlink(missing_ok=True)
-        for place in places:
-            shutil.rmtree(place, ignore_errors=True)
-    record.parent.mkdir(parents=True, exist_ok=True)
+    begun = root / "rehearsal.begun"
+    if begun.exists() and json.loads(begun.read_text()) == wanted:
+        return
+    (root / REHEARSAL).unlink(missing_ok=True)
+    for place in (root / "raw", root / "llm", *(root / "cache" / "data" / name for name in CORPORA)):
+        shutil.rmtree(place, ignore_errors=True)
+    root.mkdir(parents=True, exist_ok=True)
     records.write_text(begun, json.dumps(wanted))
+
+
+def _corpora(root: Path, factor: float, annotations: Path | None) -> list[Corpus]:
+    """Write the raw files that are not there yet, and convert them as downloaded ones are."""
+    raw = {name: root / "raw" / name for name in CORPORA}
+    for folder in raw.values():
+        if not (folder / MANIFEST).exists():  # not written to the end
+            shutil.rmtree(folder, ignore_errors=True)
+    write_simsv2(raw["simsv2"], factor)
+    write_meld(raw["meld"], factor, annotations)
+    return [
+        simsv2.prepare(root / "cache", raw["simsv2"]),
+        meld.prepare(root / "cache", raw["meld"], raw["meld"]),
+    ]
 
 
 def write_qwen_v1(
