@@ -10,11 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 import operator
+import re
 import shutil
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from numbers import Integral, Real
 from pathlib import Path
@@ -31,6 +32,7 @@ MODALITIES: tuple[Modality, ...] = get_args(Modality)
 COLUMNS = ("id", "text", "label", "speaker", "dialogue", "audio_length", "vision_length")
 
 FORMAT = 1  # raise when the stored form or the conversion changes: older caches are then refused or not found
+_LOCK = "lock"  # within a work folder
 _CHUNK_FRAMES = 16_384  # 23 MB in float64 at SIMS-V2's 177 vision features
 
 
@@ -177,9 +179,8 @@ def write_corpus(
         raise ValueError(f"corpus {name}: expected the splits {SPLITS}, but {tuple(splits)} came")
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    work = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
-    work.mkdir()
-    try:
+    remove_leftovers(folder)
+    with _work_folder(folder) as work:
         origins = {split: f"corpus {name}, split {split}" for split in SPLITS} | dict(origins or {})
         meta = _write_content(work, task, splits, origins)
         meta["repairs"] = dict(sorted((Counter(meta["repairs"]) + Counter(repairs or {})).items()))
@@ -192,9 +193,49 @@ def write_corpus(
                 raise
             if load_corpus(folder).fingerprint != meta["fingerprint"]:
                 raise FileExistsError(f"{folder} holds another corpus; delete it or choose another folder") from None
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     return load_corpus(folder)
+
+
+@contextmanager
+def _work_folder(folder: Path) -> Iterator[Path]:
+    """An empty folder beside `folder`, within one that is locked for as long as this process writes, and then removed.
+
+    The lock lies around the content, so that the content can be renamed while it is held.
+    """
+    from filelock import FileLock, Timeout
+
+    while True:
+        outer = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
+        outer.mkdir()
+        lock = FileLock(outer / _LOCK)
+        try:
+            lock.acquire(timeout=0)
+        except (Timeout, FileNotFoundError):  # before it was locked, another writer took the folder for a leftover
+            continue
+        if (outer / _LOCK).exists():
+            break
+        lock.release()
+    try:
+        (outer / "corpus").mkdir()
+        yield outer / "corpus"
+    finally:
+        lock.release()
+        shutil.rmtree(outer, ignore_errors=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes left of a corpus at `folder`; those that still write hold a lock and are spared."""
+    from filelock import FileLock, Timeout
+
+    pattern = re.compile(rf"\.{re.escape(folder.name)}\.[0-9a-f]{{32}}")
+    for sibling in list(folder.parent.iterdir()) if folder.parent.is_dir() else ():
+        if not pattern.fullmatch(sibling.name):
+            continue
+        try:
+            with FileLock(sibling / _LOCK).acquire(timeout=0):
+                shutil.rmtree(sibling, ignore_errors=True)
+        except (Timeout, OSError):  # it is in use, just gone, or somebody else's
+            pass
 
 
 def _write_content(
@@ -209,7 +250,7 @@ def _write_content(
         for split in SPLITS:
             ids: set[str] = set()
             for index, sample in enumerate(splits[split]):
-                where = f"{origins[split]}, sample {index} (id {short(sample.id)})"
+                where = f"{origins[split]}, sample {index} (id {shown(sample.id)})"
                 frames = {m: _clean(where, m, getattr(sample, m), repairs) for m in MODALITIES}
                 row = {"split": split} | _row(where, sample, task, frames)
                 if sample.id in ids:
@@ -231,9 +272,22 @@ def _write_content(
     return {"task": asdict(task), "dims": dims, "repairs": repairs, "fingerprint": digest.hexdigest()}
 
 
-def problem(where: str, field: str, expected: str, came: str, remedy: str) -> ValueError:
-    """An error that names file, sample and field, and says what to do."""
-    return ValueError(f"{where}: {field!r} must be {expected}, but is {came}; {remedy}")
+def problem(where: str, field: str | None, expected: str, came: str, remedy: str) -> ValueError:
+    """An error that names file, sample and, unless it is about the whole of them, the field, and says what to do."""
+    subject = where if field is None else f"{where}: {field!r}"
+    return ValueError(f"{subject} must be {expected}, but is {came}; {remedy}")
+
+
+def shown(value: object) -> str:
+    """A value that a file gave, for a message.
+
+    Of containers and arrays the kind and size only: a small file can hold some that take hours and GB to print.
+    """
+    if isinstance(value, np.ndarray):
+        return f"an array of shape {value.shape} and type {value.dtype}"
+    if isinstance(value, list | tuple | dict | set | frozenset):
+        return f"a {type(value).__name__} of length {len(value)}"
+    return short(value[:100]) if isinstance(value, str | bytes | bytearray) else short(value)
 
 
 def _row(where: str, sample: Sample, task: Task, frames: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -244,19 +298,19 @@ def _row(where: str, sample: Sample, task: Task, frames: Mapping[str, np.ndarray
         if value is None and name in ("speaker", "dialogue"):
             continue
         if not isinstance(value, str) or value.encode("utf-8", "replace").decode() != value:
-            raise problem(where, name, "a string of valid Unicode", short(value), "correct it")
+            raise problem(where, name, "a string of valid Unicode", shown(value), "correct it")
     label, is_score = sample.label, task.kind == "regression"
     if isinstance(label, bool) or not isinstance(label, Real if is_score else Integral):
-        raise problem(where, "label", "a number" if is_score else "a class index", short(label), "correct it")
+        raise problem(where, "label", "a number" if is_score else "a class index", shown(label), "correct it")
     if not (-1 <= label <= 1 if is_score else 0 <= label < len(task.labels)):
         expected = "in [-1, 1]" if is_score else f"a class index below {len(task.labels)}"
-        raise problem(where, "label", expected, short(label), "rescale scores; write classes as text")
+        raise problem(where, "label", expected, shown(label), "rescale scores; write classes as text")
     row["label"] = float(label) if is_score else int(label)
     row |= {f"{modality}_length": len(content) for modality, content in frames.items()}
     for name, value in sample.extra.items():
         value = value.item() if isinstance(value, np.generic) else value
         if name in (*COLUMNS, "split") or type(value) not in (str, int, float):
-            raise problem(where, f"extra[{name}]", "a number or string under a free name", short(value), "change it")
+            raise problem(where, f"extra[{name}]", "a number or string under a free name", shown(value), "change it")
         row[name] = value
     return row
 
@@ -264,8 +318,8 @@ def _row(where: str, sample: Sample, task: Task, frames: Mapping[str, np.ndarray
 def _clean(where: str, modality: str, frames: np.ndarray, repairs: Counter[str]) -> np.ndarray:
     """(T, F) numbers -> (T, F) finite little-endian float32; counts what had to be set to 0."""
     if not isinstance(frames, np.ndarray) or frames.ndim != 2 or frames.shape[1] == 0 or frames.dtype.kind not in "fiu":
-        came = f"{frames.dtype} {frames.shape}" if isinstance(frames, np.ndarray) else type(frames).__name__
-        raise problem(where, modality, "a (T, F) array of numbers, F >= 1", came, "an absent modality is (0, F)")
+        expected = "a (T, F) array of numbers, F >= 1"
+        raise problem(where, modality, expected, shown(frames), "an absent modality is (0, F)")
     with np.errstate(over="ignore"):  # a float64 beyond float32's range becomes inf, and is then counted as one
         frames = np.array(frames, dtype="<f4")
     for kind, found in (("nan", np.isnan(frames)), ("inf", np.isinf(frames))):
@@ -280,34 +334,55 @@ def load_corpus(folder: Path) -> Corpus:
 
     Raises:
         FileNotFoundError: the folder is not a corpus.
-        ValueError: it was written in another format, or its feature files do not fit its table.
+        ValueError: it was written in another format, or its files are damaged or do not fit each other; the message
+            names the file.
     """
     folder = Path(folder)
     if not (folder / "meta.json").is_file():
         raise FileNotFoundError(f"{folder} is not a corpus: meta.json is missing; write it with write_corpus")
-    meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-    if meta["format"] != FORMAT:
-        raise ValueError(f"{folder}: expected format {FORMAT}, found {meta['format']}; delete it and convert again")
-    task = Task(meta["task"]["kind"], meta["task"]["language"], tuple(meta["task"]["labels"]))
-    table = pd.read_parquet(folder / "table.parquet")
-    for name in ("speaker", "dialogue"):
-        table[name] = table[name].astype(object).where(table[name].notna(), None)
-    frames = {modality: _map_frames(folder, modality, table, meta["dims"][modality]) for modality in MODALITIES}
+    with _naming(folder / "meta.json"):
+        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        found = meta["format"]
+    if found != FORMAT:
+        raise ValueError(f"{folder}: expected format {FORMAT}, found {found}; delete it and convert again")
+    with _naming(folder / "meta.json"):
+        task = Task(meta["task"]["kind"], meta["task"]["language"], tuple(meta["task"]["labels"]))
+        kept = {key: meta[key] for key in ("name", "generated", "repairs", "sources", "fingerprint")}
+        dims = {modality: operator.index(meta["dims"][modality]) for modality in MODALITIES}
+    with _naming(folder / "table.parquet"):
+        table = pd.read_parquet(folder / "table.parquet")
+        if missing := {"split", *COLUMNS} - set(table):
+            raise ValueError(f"no columns {', '.join(sorted(missing))}")
+        for name in ("speaker", "dialogue"):
+            table[name] = table[name].astype(object).where(table[name].notna(), None)
+        parts = {split: table[table["split"] == split].drop(columns="split") for split in SPLITS}
+        lengths = {m: {split: int(rows[f"{m}_length"].sum()) for split, rows in parts.items()} for m in MODALITIES}
+    frames = {m: _map_frames(folder, m, sum(lengths[m].values()), dims[m]) for m in MODALITIES}
     splits: dict[str, Split] = {}
     start = dict.fromkeys(MODALITIES, 0)
-    for split in SPLITS:
-        rows = table[table["split"] == split].drop(columns="split")
-        stop = {modality: start[modality] + int(rows[f"{modality}_length"].sum()) for modality in MODALITIES}
-        parts = [frames[modality][start[modality] : stop[modality]] for modality in MODALITIES]
-        splits[split] = Split(split, task, rows, *parts)
+    for split, rows in parts.items():
+        stop = {modality: start[modality] + lengths[modality][split] for modality in MODALITIES}
+        splits[split] = Split(split, task, rows, *(frames[m][start[m] : stop[m]] for m in MODALITIES))
         start = stop
-    kept = {key: meta[key] for key in ("name", "generated", "repairs", "sources", "fingerprint")}
     return Corpus(task=task, splits=splits, **kept)
 
 
-def _map_frames(folder: Path, modality: str, table: pd.DataFrame, dim: int) -> np.ndarray:
-    path, count = folder / f"{modality}.f32", int(table[f"{modality}_length"].sum())
-    if (size := path.stat().st_size) != 4 * count * dim:
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Say of which stored file an error comes, and what to do about it."""
+    try:
+        yield
+    except PermissionError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{path} cannot be read ({reason}); delete {path.parent} and convert again") from error
+
+
+def _map_frames(folder: Path, modality: str, count: int, dim: int) -> np.ndarray:
+    path = folder / f"{modality}.f32"
+    size = f"{path.stat().st_size} bytes" if path.is_file() else "no such file"
+    if size != f"{4 * count * dim} bytes":
         raise ValueError(f"{path}: expected {4 * count * dim} bytes, found {size}; delete {folder} and convert again")
     if count == 0:  # an empty file cannot be mapped
         return np.empty((0, dim), np.float32)

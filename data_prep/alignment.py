@@ -105,12 +105,15 @@ def _pair(
     if n * m > _MAX_CELLS:
         both: list[tuple[Kind, int, int]] = [("changed", k, k) for k in range(min(n, m))]
         return both + [("extra", k, m) for k in range(m, n)] + [("missing", n, k) for k in range(n, m)]
-    alone = 0.6  # a changed entry (at most 1) is likelier than a dropped and an added one
+    # In whole numbers, for the way back to be found by comparing sums.
+    whole, alone = 1_000_000, 600_000  # a changed entry is likelier than a dropped and an added one
     cost = [[alone * (i + j) for j in range(m + 1)] for i in range(n + 1)]
     for i in range(1, n + 1):
         for j in range(1, m + 1):
-            unlike = 0.0 if items[i - 1] == rows[j - 1] else 1 - similarity(items[i - 1], rows[j - 1])
-            cost[i][j] = min(cost[i - 1][j - 1] + unlike, cost[i - 1][j] + alone, cost[i][j - 1] + alone)
+            alike = 1.0 if items[i - 1] == rows[j - 1] else similarity(items[i - 1], rows[j - 1])
+            cost[i][j] = min(
+                cost[i - 1][j - 1] + round(whole * (1 - alike)), cost[i - 1][j] + alone, cost[i][j - 1] + alone
+            )
     steps: list[tuple[Kind, int, int]] = []
     i, j, kind = n, m, None
     while i or j:

@@ -6,8 +6,9 @@ import errno
 import hashlib
 import json
 import os
+import shlex
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
@@ -15,6 +16,8 @@ from typing import Any
 
 MANIFEST = "manifest.json"
 HUB = "https://huggingface.co"  # the environment variable HF_ENDPOINT names a mirror instead
+# What to do about a file that does not conform: whatever is fetched has the published hash, so it is one's own.
+CORRECT = "correct your copy or fetch the published one, without --from"
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,12 @@ class Found:
     sources: Mapping[str, str]  # name -> SHA-256, computed here and now
     generated: bool = False  # written by `data_prep.rehearsal`
     sizes: Mapping[str, int] = field(default_factory=dict)  # split -> samples, where a rehearsal says so
+
+    def size(self, split: str, in_table_1: int) -> tuple[int, str]:
+        """The samples that the split must have, and in words who says so."""
+        if split in self.sizes:
+            return self.sizes[split], f"the split's size in {self.folder / MANIFEST}"
+        return in_table_1, "the split's size in Table 1 of the paper"
 
 
 def _csv(name: str, commit: str, sha256: str, size_bytes: int) -> File:
@@ -111,6 +120,8 @@ def find(published: Published, folder: Path) -> Found:
     manifest, paths = _manifest(folder), {}
     for file in published.files:
         paths[file.name] = _locate(folder, file.name)
+        if paths[file.name] is None and (packed := _locate(folder, f"{file.name}.gz")):
+            raise FileNotFoundError(f"{folder}: expected {file.name} ({published.title}); {unpack_first([packed])}")
         if paths[file.name] is None:
             raise FileNotFoundError(
                 f"{folder}: expected {file.name} ({published.title}) in it or below it, found {_listing(folder)}; "
@@ -123,6 +134,11 @@ def find(published: Published, folder: Path) -> Found:
             expected = f"SHA-256 {sources[file.name]}, expected {file.sha256}"
             print(f"{paths[file.name]} is not the published file ({expected}); used all the same")
     return Found(folder, paths, sources, generated, dict(manifest.get("sizes") or {}))
+
+
+def unpack_first(packed: Sequence[Path]) -> str:
+    """What to say where only `packed` files are there."""
+    return f"found it packed, unpack it first: gunzip {' '.join(shlex.quote(str(path)) for path in packed)}"
 
 
 def holds(published: Published, folder: Path) -> bool:
@@ -138,6 +154,10 @@ def sha256(path: Path) -> str:
 def need_space(folder: Path, size_bytes: int, what: str) -> None:
     """Raise OSError unless `size_bytes` more fit beside `folder`; better now than after an hour of download."""
     existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    if not existing.is_dir():
+        raise NotADirectoryError(f"{folder}: cannot be made, because {existing} is a file; choose another with --cache")
+    if not os.access(existing, os.W_OK):
+        raise PermissionError(f"{folder}: {existing} cannot be written to; choose another folder with --cache")
     if (free := shutil.disk_usage(existing).free) < size_bytes:
         raise OSError(
             f"{folder}: {what} needs {size_bytes / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free; make room, or choose "
@@ -202,6 +222,7 @@ def fetch(published: Published, folder: Path) -> Found:
     folder = Path(folder)
     if _manifest(folder).get("generated"):
         return find(published, folder)
+    need_space(folder, 0, published.title)
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".fetch.lock"):  # several notebooks may want the same file
         return _fetch(published, folder)
@@ -218,6 +239,8 @@ def _fetch(published: Published, folder: Path) -> Found:
     paths = {file.name: folder / (file.path or file.name) for file in files}
     partials = {file.name: _partial(paths[file.name], file, revision) for file in files}
     missing = [file for file in files if not paths[file.name].exists()]
+    for file in missing:
+        _drop_useless(partials[file.name], file)
     done = sum(path.stat().st_size for path in partials.values() if path.exists())
     need_space(folder, sum(file.size_bytes or 0 for file in missing) - done, published.title)
     sources = {}
@@ -226,11 +249,7 @@ def _fetch(published: Published, folder: Path) -> Found:
         if file in missing:
             with _asking(published):
                 _download(file, partial, from_hub=bool(published.repo))
-            try:
-                sources[file.name] = _check(partial, file)
-            except ValueError:
-                partial.unlink()  # or the next call would go on at its end
-                raise
+            sources[file.name] = _check(partial, file, path)
             partial.replace(path)
         else:
             sources[file.name] = _check(path, file)
@@ -238,14 +257,28 @@ def _fetch(published: Published, folder: Path) -> Found:
     return Found(folder, paths, sources)
 
 
-def _check(path: Path, file: File) -> str:
-    """The file's SHA-256; raises ValueError unless it and the size are what is known of the file."""
+def _drop_useless(partial: Path, file: File) -> None:
+    """Remove what is longer than the file, or may be: from there on a server has nothing to send, in no call."""
+    if partial.exists() and (file.size_bytes is None or partial.stat().st_size > file.size_bytes):
+        partial.unlink()
+
+
+def _check(path: Path, file: File, target: Path | None = None) -> str:
+    """The file's SHA-256; raises ValueError unless it and the size are what is known of the file.
+
+    Args:
+        target: where a download that still has another name belongs; a wrong one is removed, or else the next call
+            would go on at its end.
+    """
     found = {"bytes": path.stat().st_size, "SHA-256": sha256(path)}
     for what, expected in (("bytes", file.size_bytes), ("SHA-256", file.sha256)):
         if expected not in (None, found[what]):
+            if target is not None:
+                path.unlink()
+            remedy = "delete it and fetch again" if target is None else "it was removed; fetch again"
             raise ValueError(
-                f"{path}: {file.name} must have {what} {expected}, but has {found[what]}; delete it and fetch again, or "
-                "pass --from for your own copy"
+                f"{target or path}: {file.name} must have {what} {expected}, but has {found[what]}; {remedy}, or pass "
+                "--from for your own copy"
             )
     return found["SHA-256"]
 

@@ -7,6 +7,7 @@ text and label must agree there: a file that lacks one row would otherwise shift
 from __future__ import annotations
 
 import argparse
+import io
 import re
 import sys
 from collections import Counter
@@ -18,21 +19,23 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cmpta_lib.data import SPLITS, Corpus, Sample, Task, load_corpus, problem, write_corpus
+from cmpta_lib.data import SPLITS, Corpus, Sample, Task, load_corpus, problem, remove_leftovers, shown, write_corpus
 from cmpta_lib.paper import MELD_LABELS, TABLE1
 from data_prep import hub, verify
 from data_prep.alignment import MAX_EDITS, Difference, differences
-from data_prep.public_pickles import read_items, read_samples
+from data_prep.public_pickles import KEYS, read_items, read_samples
 
 NAME = "meld"
 TASK = Task("classification", "en", MELD_LABELS)
 TABLES = dict(zip(SPLITS, (file.name for file in hub.MELD_ANNOTATIONS.files), strict=True))
 FEATURES = dict(zip(SPLITS, (file.name for file in hub.MELD.files), strict=True))
+_OFFICIAL = f"use the official table from {hub.MELD_ANNOTATIONS.page}"
 _SHOWN = 10  # differences that an error lists
 _COMPARED = 400  # characters of a text that are compared and shown; MELD's longest has 327
 _WHOLE = ("Dialogue_ID", "Utterance_ID", "Season", "Episode")
 _COLUMNS = ("Utterance", "Speaker", "Emotion", "Sentiment", *_WHOLE, "StartTime", "EndTime")
-_TIME = re.compile(r"(\d+):(\d\d):(\d\d)[,.](\d+)")
+_TIME = re.compile("([0-9]{1,3}):([0-9]{2}):([0-9]{2})[,.]([0-9]{1,9})")
+_SENTIMENTS = ("neutral", "positive", "negative")
 # Older copies hold bytes of Windows-1252 read as Latin-1, beside characters that are right: hence one by one.
 _MENDED = str.maketrans(
     {code: bytes([code]).decode("cp1252") for code in range(0x80, 0xA0) if code not in (0x81, 0x8D, 0x8F, 0x90, 0x9D)}
@@ -69,18 +72,18 @@ def prepare(cache: Path, source: Path | None = None, annotations: Path | None = 
 
 def _convert(features: hub.Found, tables: hub.Found, target: Path) -> Corpus:
     size_bytes = sum(path.stat().st_size for path in features.paths.values())
+    remove_leftovers(target)
     hub.need_space(target, size_bytes, f"the corpus {NAME}")
     repairs: Counter[str] = Counter()
     samples: dict[str, Iterator[Sample]] = {}
     for split in SPLITS:
         path, table_path = features.paths[FEATURES[split]], tables.paths[TABLES[split]]
-        size = features.sizes.get(split, getattr(TABLE1["MELD"], split))
+        size, whose = features.size(split, getattr(TABLE1["MELD"], split))
         table = read_annotations(table_path, repairs)
         items = read_items(path, repairs)
         _require_agreement(path, items, table_path, table, size, repairs)
         if len(items) != size:
-            expected = f"{size} samples, the split's size in Table 1 of the paper"
-            raise problem(str(path), "content", expected, str(len(items)), "fetch the complete file")
+            raise problem(str(path), None, f"of {size} samples, {whose}", f"of {len(items)}", hub.CORRECT)
         samples[split] = _samples(path, split, items, table, repairs)
     return write_corpus(
         target,
@@ -95,7 +98,9 @@ def _convert(features: hub.Found, tables: hub.Found, target: Path) -> Corpus:
 
 
 def _samples(path: Path, split: str, items: list[dict], table: pd.DataFrame, repairs: Counter[str]) -> Iterator[Sample]:
-    for sample, row in zip(read_samples(path, split, items, TASK, repairs), table.to_dict("records"), strict=True):
+    samples = read_samples(path, split, items, TASK, repairs)
+    for item, sample, row in zip(items, samples, table.to_dict("records"), strict=True):
+        repairs.update(f"ignored_field_{key}" for key in KEYS if item.get(key) is not None)  # the table knows better
         for modality in ("audio", "vision"):
             if not len(getattr(sample, modality)):
                 repairs[f"{modality}_absent"] += 1
@@ -128,41 +133,65 @@ def read_annotations(path: Path, repairs: Counter[str]) -> pd.DataFrame:
     Raises:
         ValueError: a column is missing or a field does not conform; the message names file, line and column.
     """
-    try:
-        # Everything as text: pandas would read the utterances "None" and "nan" as missing.
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
-    except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise ValueError(
-            f"{path}: expected a table in UTF-8, which it is not ({error}); fetch it from {hub.MELD_ANNOTATIONS.page}"
-        ) from error
-    if missing := [column for column in _COLUMNS if column not in table]:
-        raise ValueError(
-            f"{path}: expected the columns {', '.join(_COLUMNS)}; {', '.join(missing)} missing. Use the official table "
-            f"from {hub.MELD_ANNOTATIONS.page}"
-        )
-    breaks = sum(table[column].str.count("\n") for column in table)  # a quoted field may span lines
-    table["line"] = np.arange(2, len(table) + 2) + breaks.cumsum().shift(fill_value=0)
+    table = _read_columns(path)
     for column in ("Utterance", "Speaker"):
         mended = table[column].map(mend)
         repairs[f"annotation_{column.lower()}_mended"] += int((mended != table[column]).sum())
         table[column] = mended
     for column in _WHOLE:
-        _require(path, table, column, table[column].str.fullmatch(r"\d+"), "a whole number")
+        _require(path, table, column, table[column].str.fullmatch("[0-9]{1,9}"), "a whole number of 9 digits at most")
         table[column] = table[column].astype("int64")
     for column in ("StartTime", "EndTime"):
         _require(path, table, column, table[column].str.fullmatch(_TIME), "a time such as 00:16:16,059")
         table[column] = table[column].map(_seconds).astype("float64")
-    _require(path, table, "Emotion", table["Emotion"].isin(MELD_LABELS), f"one of {', '.join(MELD_LABELS)}")
+    for column, known in (("Emotion", MELD_LABELS), ("Sentiment", _SENTIMENTS)):
+        _require(path, table, column, table[column].isin(known), f"one of {', '.join(known)}")
+    _require(path, table, "Speaker", table["Speaker"].str.strip() != "", "a name")
     table["name"] = [f"dia{d}_utt{u}" for d, u in zip(table["Dialogue_ID"], table["Utterance_ID"], strict=True)]
-    _require(path, table, "name", ~table["name"].duplicated(), "unique (Dialogue_ID and Utterance_ID)")
+    if (repeated := table["name"].duplicated()).any():
+        row = table[repeated].iloc[0]
+        where = f"{path}, line {row['line']}"
+        raise problem(where, None, "of another Dialogue_ID and Utterance_ID than all before", row["name"], _OFFICIAL)
     return table
+
+
+def _read_columns(path: Path) -> pd.DataFrame:
+    """The named columns as text, and `line`."""
+    try:
+        # Everything as text: pandas would read the utterances "None" and "nan" as missing. The header as a row like any
+        # other, because pandas would rename what is there twice, and shift all columns by one that it does not name.
+        text = io.StringIO(path.read_bytes().decode("utf-8-sig"), newline="")
+        content = pd.read_csv(text, header=None, dtype=str, keep_default_na=False).fillna("")
+    except pd.errors.EmptyDataError:
+        raise ValueError(f"{path}: expected a table, but the file is empty; {_OFFICIAL}") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: expected a table in UTF-8, which it is not ({error}); {_OFFICIAL}") from error
+    except pd.errors.ParserError as error:
+        reason = str(error).strip()
+        raise ValueError(
+            f"{path}: expected a complete table of comma-separated values ({reason}); {_OFFICIAL}"
+        ) from error
+    header, table = content.iloc[0].tolist(), content.iloc[1:]
+    for what, found in (("missing", 0), ("there twice", 2)):
+        if odd := [column for column in _COLUMNS if min(header.count(column), 2) == found]:
+            raise ValueError(
+                f"{path}: expected the columns {', '.join(_COLUMNS)}; {', '.join(odd)} {what}; {_OFFICIAL}"
+            )
+    if table.empty:
+        raise ValueError(f"{path}: expected a table with rows, but only the header is there; {_OFFICIAL}")
+    breaks = sum(table[column].str.count("\n") for column in table)  # a quoted field may span lines
+    lines = np.arange(2, len(table) + 2) + breaks.cumsum().shift(fill_value=0)
+    places = {column: header.index(column) for column in _COLUMNS}
+    return pd.DataFrame({column: table[place] for column, place in places.items()} | {"line": lines}).reset_index(
+        drop=True
+    )
 
 
 def _require(path: Path, table: pd.DataFrame, column: str, good: pd.Series, expected: str) -> None:
     if not good.all():
         row = table[~good].iloc[0]
         where = f"{path}, line {row['line']}"
-        raise problem(where, column, expected, repr(row[column]), f"use the table from {hub.MELD_ANNOTATIONS.page}")
+        raise problem(where, column, expected, shown(row[column]), _OFFICIAL)
 
 
 def _seconds(text: str) -> float:
@@ -271,14 +300,14 @@ class _Join:
 
     def _item(self, item: int) -> str:
         text, label = self.items[item]
-        return f"{self.path.name} item {item} {text[:_COMPARED]!r} [{label}]"
+        return f"{self.path.name} item {item} {text[:_COMPARED]!r} [{str(label)[:_COMPARED]}]"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
+def main(argv: Sequence[str] | None = None, prog: str = "python -m data_prep.meld") -> int:
+    """Entry point, also of another command, `prog`; returns the exit code."""
     from cmpta_lib.runs import runs_folder
 
-    parser = argparse.ArgumentParser(prog="python -m data_prep.meld", description=__doc__)
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__)
     listed, tables = ", ".join(FEATURES.values()), ", ".join(TABLES.values())
     parser.add_argument("--from", dest="source", type=Path, metavar="FOLDER", help=f"where your copies of {listed} lie")
     parser.add_argument("--annotations", type=Path, metavar="FOLDER", help=f"where {tables} lie, if elsewhere")
@@ -289,7 +318,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         corpus = prepare(options.cache, options.source, options.annotations)
     except (ValueError, OSError) as error:
-        print(f"data_prep.meld: {error}", file=sys.stderr)
+        print(f"{prog}: {error}", file=sys.stderr)
         return 1
     print(verify.report(corpus))
     print(options.cache / "data" / NAME)

@@ -6,21 +6,22 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from numbers import Integral, Real
 from pathlib import Path
 from reprlib import repr as short
 
 import numpy as np
 
-from cmpta_lib.data import FORMAT, SPLITS, Corpus, Sample, Task, load_corpus, problem, write_corpus
+from cmpta_lib.data import FORMAT, SPLITS, Corpus, Sample, Task, load_corpus, problem, shown, write_corpus
 from cmpta_lib.paper import MELD_LABELS
 from data_prep import safe_pickle
+from data_prep.hub import unpack_first
 
 _CJK = re.compile("[\u3400-\u4dbf\u4e00-\u9fff]")
 _PUBLIC_FILE = re.compile(rf"(.+)_({'|'.join(SPLITS)})\.pkl")
 _PUBLIC_FIELDS = {"label", "features"}
-_PUBLIC_KEYS = ("id", "speaker", "dialogue")  # optional
+KEYS = ("id", "speaker", "dialogue")  # optional
 _PUBLIC_FEATURES = {"text", "audio", "audio_len", "video", "video_len"}
 
 
@@ -61,12 +62,14 @@ def read_public_pickles(folder: Path, cache: Path) -> Corpus:
 
 
 def _public_files(folder: Path) -> tuple[str, dict[str, Path]]:
-    found = {path.name: path for path in sorted(folder.iterdir())} if folder.is_dir() else {}
+    found = {path.name: path for path in sorted(folder.iterdir()) if path.is_file()} if folder.is_dir() else {}
     names = sorted({match[1] for file in found if (match := _PUBLIC_FILE.fullmatch(file))})
     if len(names) > 1:
         raise ValueError(f"{folder}: expected one dataset, found {', '.join(names)}; give each a folder of its own")
     files = {split: f"{names[0] if names else '<name>'}_{split}.pkl" for split in SPLITS}
     if missing := [file for file in files.values() if file not in found]:
+        if packed := [folder / f"{file}.gz" for file in missing if f"{file}.gz" in found]:
+            raise FileNotFoundError(f"{folder}: expected {' and '.join(missing)}; {unpack_first(packed)}")
         listed = ", ".join(found) or "nothing"
         raise FileNotFoundError(f"{folder}: expected {' and '.join(missing)}, found {listed}; fetch what is missing")
     return names[0], {split: found[file] for split, file in files.items()}
@@ -80,25 +83,30 @@ def read_items(path: Path, repairs: Counter[str]) -> list[dict]:
     """
     items = safe_pickle.load(path)
     if not isinstance(items, list):
-        expected, came = "a list of dicts, one per sample", f"a {type(items).__name__}"
-        raise problem(str(path), "content", expected, came, "save it in MELD's public format")
+        expected = "a list of dicts, one per sample"
+        raise problem(str(path), None, expected, shown(items), "save it in MELD's public format")
     for index, item in enumerate(items):
         where = f"{path}, sample {index}"
-        _need_keys(where, "item", item, _PUBLIC_FIELDS)
+        _need_keys(where, None, item, _PUBLIC_FIELDS)
         features = item["features"]
         _need_keys(where, "features", features, _PUBLIC_FEATURES)
         if not isinstance(features["text"], str):
-            raise problem(where, "text", "a string", short(features["text"]), "write '' if nothing is said")
+            raise problem(where, "text", "a string", shown(features["text"]), "write '' if nothing is said")
         if not isinstance(item["label"], str | Real) or isinstance(item["label"], bool):
-            raise problem(where, "label", "text or a number", short(item["label"]), "write a class name or a score")
-        unknown = [*(item.keys() - _PUBLIC_FIELDS - set(_PUBLIC_KEYS)), *(features.keys() - _PUBLIC_FEATURES)]
-        repairs.update(f"ignored_field_{field}" for field in unknown)
+            raise problem(where, "label", "text or a number", shown(item["label"]), "write a class name or a score")
+        unknown = [*(item.keys() - _PUBLIC_FIELDS - set(KEYS)), *(features.keys() - _PUBLIC_FEATURES)]
+        repairs.update(ignored("field", unknown))
     return items
 
 
-def _need_keys(where: str, field: str, value: object, keys: set[str]) -> None:
+def ignored(what: str, names: Iterable[object]) -> Iterator[str]:
+    """Kinds of oddities for what is not read. The names are the file's own, so they are cut and escaped like values."""
+    return (f"ignored_{what}_{shown(name).strip(chr(39))}" for name in names)
+
+
+def _need_keys(where: str, field: str | None, value: object, keys: set[str]) -> None:
     if not isinstance(value, dict) or keys - value.keys():
-        came = f"one with {short([*value])}" if isinstance(value, dict) else f"a {type(value).__name__}"
+        came = f"one with {short([*value])}" if isinstance(value, dict) else shown(value)
         raise problem(where, field, f"a dict with {sorted(keys)}", came, "add what is missing")
 
 
@@ -109,9 +117,9 @@ def _public_task(paths: Mapping[str, Path], items: Mapping[str, list[dict]]) -> 
     for split in SPLITS:
         for index, label in enumerate(item["label"] for item in items[split]):
             if isinstance(label, str) != bool(classes) or (classes and label not in classes):
-                expected = f"one of train's labels {sorted(classes)}" if classes else "a number, as in train"
+                expected = f"one of train's labels {short(sorted(classes))}" if classes else "a number, as in train"
                 where = f"{paths[split]}, sample {index}"
-                raise problem(where, "label", expected, short(label), "correct it or add such samples to train")
+                raise problem(where, "label", expected, shown(label), "correct it or add such samples to train")
     if not classes:
         return Task("regression", language)
     return Task("classification", language, MELD_LABELS if classes == set(MELD_LABELS) else tuple(sorted(classes)))
@@ -123,17 +131,21 @@ def read_samples(path: Path, split: str, items: list[dict], task: Task, repairs:
     Labels must be those of `task`. Rows after a stated length that are not zero are counted in `repairs`.
     """
     for index, item in enumerate(items):
-        where = f"{path}, sample {index}" + (f" (id {short(item['id'])})" if "id" in item else "")
-        keys = {"id": f"{split}_{index:05d}"} | {key: item[key] for key in _PUBLIC_KEYS if item.get(key) is not None}
+        where = f"{path}, sample {index}" + (f" (id {shown(item['id'])})" if "id" in item else "")
+        keys = {"id": f"{split}_{index:05d}"} | {key: item[key] for key in KEYS if item.get(key) is not None}
+        for key, value in keys.items():
+            if isinstance(value, bool) or (key == "id" and isinstance(value, str) and not value):
+                raise problem(where, key, "a string that is not empty, or a whole number", shown(value), "correct it")
         clip: dict[str, np.ndarray] = {}
         for source, modality in (("audio", "audio"), ("video", "vision")):
             frames, length = item["features"][source], item["features"][f"{source}_len"]
             if not isinstance(frames, np.ndarray) or frames.ndim != 2:
-                came = f"an array of shape {frames.shape}" if isinstance(frames, np.ndarray) else short(frames)
-                raise problem(where, source, "a (T, F) array", came, "keep one zero row if the modality is absent")
+                raise problem(
+                    where, source, "a (T, F) array", shown(frames), "keep one zero row if the modality is absent"
+                )
             if isinstance(length, bool) or not isinstance(length, Integral) or not 0 <= length <= len(frames):
                 expected = f"a whole number from 0 to the array's {len(frames)} rows"
-                raise problem(where, f"{source}_len", expected, short(length), "count the real frames again")
+                raise problem(where, f"{source}_len", expected, shown(length), "count the real frames again")
             clip[modality] = frames[:length]
             if cut := int((frames[length:] != 0).any(axis=1).sum()):  # padding, by the file's own length, yet not zero
                 repairs[f"{modality}_nonzero_frames_after_length"] += cut

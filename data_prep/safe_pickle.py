@@ -8,6 +8,7 @@ the map, so loading costs neither their size in memory nor the time to read them
 
 from __future__ import annotations
 
+import gc
 import gzip
 import math
 import mmap
@@ -17,7 +18,8 @@ import re
 import struct
 import sys
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from reprlib import repr as short
@@ -26,15 +28,25 @@ from typing import NoReturn
 import numpy as np
 
 MAX_DEPTH = 64  # containers within containers; hashing much deeper ones can exhaust the interpreter's stack
-MAX_OPCODES = 20_000_000  # MELD's largest public file needs about 700,000; bounds memory by bounding small objects
+# MELD's largest public file needs about 700,000. One opcode makes one small object at most, and the costliest, a
+# container, takes some 200 bytes with the books kept on it: beyond the numbers and text that it really holds, no file
+# takes more than about 600 MB and 6 s.
+MAX_OPCODES = 3_000_000
 MAX_UNFOLDED = 20_000_000  # values, were every reference a copy: whoever prints or walks the result does just that
 MAX_GZIP_BYTES = 1 << 30  # unpacked; an honest compressed file may be larger, a bomb certainly is
 
 _MAX_DIMENSIONS = 64  # numpy's own bound, checked before the sizes are multiplied
+_MAX_EMPTY_SIZE = 1 << 24  # of a dimension of an array without elements: no clip is as long, no frame as wide
 _SMALL_BYTES = 255  # up to here bytes are copied at once, above they stay views until something needs a copy
 _LEAVES = {type(None), bool, int, float, str, bytes}
 _CONTAINERS = {list, dict, tuple, np.ndarray}  # arrays too: one of dtype object holds further values
 _KEYS = {str, bytes, int}
+_NOTHING_INSIDE = (0, 0)
+# Only for the words of a refusal: names that no data file holds by accident. All others are refused just the same.
+_HARMFUL = re.compile(
+    r"(os|posix|nt|subprocess|pty|shutil|socket|sys|ctypes|runpy|importlib|marshal|_?pickle|code|operator|functools)\."
+    r"|(builtins|__builtin__)\.(eval|exec|compile|__import__|getattr|setattr|open|file|apply|breakpoint|input)$"
+)
 _DTYPE = re.compile(r"b1|[iu][1248]|f[248]|c(8|16)|[SU][0-9]{1,9}|O8?")
 # What numpy 1 and numpy 2 name in their pickles -> what this reader does instead of calling it.
 _NAMES = {
@@ -90,7 +102,8 @@ def load(path: str | Path) -> object:
     try:
         reader = _Reader(_content(path))
         try:
-            return reader.run()
+            with _collector_paused():
+                return reader.run()
         except (IndexError, KeyError, TypeError, ValueError, OverflowError) as error:
             reader.refuse(f"it is damaged ({type(error).__name__}: {str(error)[:200]})")
     except _Refusal as reason:
@@ -108,6 +121,18 @@ def save(value: object, path: str | Path, protocol: int = 4) -> None:
     with partial.open("wb") as file:
         pickle.dump(value, file, protocol)
     partial.replace(path)
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Let Python not look for cycles, of which there are none: with millions of containers it spends half the time so."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _content(path: Path) -> memoryview:
@@ -136,9 +161,10 @@ class _Reader:
         self.stack: list = []
         self.marks: list[int] = []
         self.memo: dict[int, object] = {}
-        self.depths: dict[int, int] = {}  # id of each container -> levels of containers below it
-        self.unfolded: dict[int, int] = {}  # id of each container -> values in it, those of shared ones counted again
-        self.copied = 0  # bytes and references copied from one value into another
+        # id of each container with anything in it -> levels of containers below it, and values in it, those of shared
+        # ones counted again
+        self.inside: dict[int, tuple[int, int]] = {}
+        self.handled = 0  # bytes and references copied from one value into another, or looked at one by one
         self.stored: set[int] = set()  # ids of containers inside another: they may not grow any more, so no cycles
 
     def run(self) -> object:
@@ -203,7 +229,8 @@ class _Reader:
 
     def recall(self, key: int) -> None:
         value = self.memo[key]
-        if type(value) is memoryview:  # copied once, however often the file asks for it
+        if type(value) is memoryview:  # copied once, however often the file asks for it; but it may have many keys
+            self.charge(len(value))
             self.memo[key] = value = bytes(value)
         if type(value) in (_Arguments, _Unfinished):
             self.refuse("it refers to an array before that array is complete")
@@ -217,8 +244,9 @@ class _Reader:
             total += 1
             if kind in _CONTAINERS:
                 self.stored.add(id(value))
-                deepest = max(deepest, self.depths[id(value)])
-                total += self.unfolded[id(value)]
+                levels, values_inside = self.inside.get(id(value), _NOTHING_INSIDE)
+                deepest = max(deepest, levels)
+                total += values_inside
             elif kind is str or kind is bytes:
                 total += len(value) >> 6
             elif kind is memoryview:
@@ -231,15 +259,22 @@ class _Reader:
             self.refuse(f"it repeats few values more than {MAX_UNFOLDED} times")
         return deepest + 1, total
 
-    def copy(self, count: int) -> None:
-        """Account for a copy. What numpy writes copies each of its bytes twice at most, an attack one part for ever."""
-        self.copied += count
-        if self.copied > 4 * len(self.data):
-            self.refuse("it asks for more copies of its parts than it has bytes")
+    def charge(self, count: int) -> None:
+        """Account for work that the size of the file does not bound by itself.
+
+        What numpy writes has each of its bytes copied or looked at three times at most, an attack one part for ever.
+        """
+        self.handled += count
+        if self.handled > 4 * len(self.data):
+            self.refuse("it uses the same parts more often than plain data need")
 
     def push_container(self, container: list | dict | tuple | np.ndarray, depth: int = 0, total: int = 0) -> None:
-        self.depths[id(container)], self.unfolded[id(container)] = depth, total
-        self.stored.discard(id(container))  # the id of a container that is gone may return
+        key = id(container)
+        self.stored.discard(key)  # the id of a container that is gone may return
+        if total:
+            self.inside[key] = depth, total
+        else:
+            self.inside.pop(key, None)
         self.stack.append(container)
 
     def push_tuple(self, items: list) -> None:
@@ -258,14 +293,15 @@ class _Reader:
         depth, total = self.check(values)
         if type(container) is not kind or id(container) in self.stored:
             self.refuse(f"it adds to a {type(container).__name__} that is already complete")
-        self.depths[id(container)] = max(depth, self.depths[id(container)])
-        self.unfolded[id(container)] += total
-        if self.unfolded[id(container)] > MAX_UNFOLDED:
+        levels, values_inside = self.inside.get(id(container), _NOTHING_INSIDE)
+        if values_inside + total > MAX_UNFOLDED:
             self.refuse(f"it repeats few values more than {MAX_UNFOLDED} times")
+        if total:
+            self.inside[id(container)] = max(depth, levels), values_inside + total
         if kind is list:
             container.extend(values)
             return
-        keys = items[0::2]
+        keys = [bytes(key) if type(key) is memoryview else key for key in items[0::2]]
         if len(keys) != len(values) or not all(type(key) in _KEYS for key in keys):
             self.refuse("a dict has a key that is not text, bytes or a whole number")
         if not all(-(2**63) <= key < 2**63 for key in keys if type(key) is int):  # larger ones can be made to collide
@@ -277,7 +313,8 @@ class _Reader:
         if type(module) is not str or type(name) is not str:  # not looked up: hashing nested tuples can take for ever
             self.refuse("it asks for something by a name that is not text")
         if (module, name) not in _NAMES:
-            self.refuse(f"it asks for {module[:80]!r} {name[:80]!r}, which could run code")
+            reason = "could run code" if _HARMFUL.match(f"{module}.{name}") else "is not plain data"
+            self.refuse(f"it asks for {module[:80]!r} {name[:80]!r}, which {reason}")
         self.stack.append(_Callable(_NAMES[module, name]))
 
     def reduce(self) -> None:
@@ -292,14 +329,16 @@ class _Reader:
                 self.push_container(self.stack.pop().transpose(axes), total=1)
             case "dtype", [str(code), _, _] if _DTYPE.fullmatch(code):
                 self.stack.append(_Unfinished(code))
+            case "dtype", [str(code), _, _]:
+                self.refuse(f"it holds an array of type {code[:80]!r} (structured and dated arrays are not read)")
             case "scalar", [np.dtype(hasobject=False) as dtype, bytes() | memoryview() as data]:
                 if len(data) != dtype.itemsize:
                     self.refuse(f"a number of type {dtype} comes with {len(data)} bytes")
-                self.copy(len(data))
+                self.charge(len(data))
                 self.require_unicode(dtype, data)
                 self.stack.append(np.ndarray((), dtype, data)[()])
             case "encode", [str(text), "latin1"]:
-                self.copy(len(text))
+                self.charge(len(text))
                 self.stack.append(text.encode("latin1"))
             case "bytes", []:
                 self.stack.append(b"")
@@ -316,30 +355,40 @@ class _Reader:
             case str(code), [3, ("<" | ">" | "|" | "=") as byte_order, None, None, None, int(), int(), int()]:
                 self.stack.append(np.dtype(byte_order + code))
             case _:
-                self.refuse("an array or its type has an unexpected form (structured and dated arrays are not read)")
+                self.refuse("an array or its type has an unexpected form")
         for key in target.memo_keys:
             self.memo[key] = self.stack[-1]
 
-    def push_array(self, shape: tuple, dtype: np.dtype, order: str, data: object) -> None:
-        if len(shape) > _MAX_DIMENSIONS or not all(type(size) is int and 0 <= size <= len(self.data) for size in shape):
+    def count(self, shape: tuple) -> int:
+        """How many elements an array of this shape has; no product that could overflow or take for ever."""
+        if not all(type(size) is int for size in shape):  # not shown: whatever stands there may be long to print
+            self.refuse("an array claims a shape that does not consist of whole numbers")
+        most = _MAX_EMPTY_SIZE if 0 in shape else len(self.data)
+        if len(shape) > _MAX_DIMENSIONS or not all(0 <= size <= most for size in shape):
             self.refuse(f"an array claims the shape {short(shape)}, more than the whole file holds")
+        return math.prod(shape)
+
+    def push_array(self, shape: tuple, dtype: np.dtype, order: str, data: object) -> None:
+        count = self.count(shape)
         if type(data) not in ((list,) if dtype.hasobject else (bytes, memoryview)) or dtype.itemsize == 0:
             self.refuse(f"an array of type {dtype} comes with a {type(data).__name__}")
-        count = math.prod(shape)
         if len(data) != count * (1 if dtype.hasobject else dtype.itemsize):
             self.refuse(f"an array claims {count} elements of type {dtype}, but holds {len(data)} bytes or objects")
         if not dtype.hasobject:
             self.require_unicode(dtype, data)
             return self.push_container(np.ndarray(shape, dtype, data, order=order), total=1)
-        self.copy(count)
+        self.charge(count)
         elements = np.empty(count, dtype)
         for index, value in enumerate(data):  # one by one: assigned as a whole, numpy would look into nested lists
             elements[index] = value
-        self.push_container(elements.reshape(shape, order=order), self.depths[id(data)], self.unfolded[id(data)])
+        # Bytes of numbers come in the order in which they lie in memory, but objects always row by row.
+        array = np.asarray(elements.reshape(shape), order=order)
+        self.push_container(array, *self.inside.get(id(data), _NOTHING_INSIDE))
 
     def require_unicode(self, dtype: np.dtype, data: bytes | memoryview) -> None:
         """numpy looks at the code points of text only when they are read, and then breaks off with a SystemError."""
         if dtype.kind == "U" and len(data):
+            self.charge(len(data))  # many arrays may be views of one part of the file
             codes = np.frombuffer(data, np.dtype("u4").newbyteorder(dtype.byteorder))
             if codes.max() > sys.maxunicode:
                 self.refuse("text holds something that is not Unicode")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,9 +12,21 @@ from reprlib import repr as short
 
 import numpy as np
 
-from cmpta_lib.data import MODALITIES, SPLITS, Corpus, Sample, Task, load_corpus, problem, write_corpus
+from cmpta_lib.data import (
+    MODALITIES,
+    SPLITS,
+    Corpus,
+    Sample,
+    Task,
+    load_corpus,
+    problem,
+    remove_leftovers,
+    shown,
+    write_corpus,
+)
 from cmpta_lib.paper import TABLE1
 from data_prep import hub, safe_pickle, verify
+from data_prep.public_pickles import ignored
 
 NAME = "simsv2"
 TASK = Task("regression", "zh")
@@ -23,7 +34,6 @@ FILE = hub.SIMSV2.files[0].name
 _FIELDS = ("raw_text", "id", "audio", "vision", "audio_lengths", "vision_lengths", "regression_labels")
 # Known to be there and of no use here: BERT's output and input, single-modality labels, and what MMSA deprecated.
 _UNUSED = {"text", "text_bert", "annotations", "classification_labels"} | {f"regression_labels_{m}" for m in "TAV"}
-_REFETCH = "delete the file and fetch it again"
 
 
 def prepare(cache: Path, source: Path | None = None) -> Corpus:
@@ -51,15 +61,18 @@ def prepare(cache: Path, source: Path | None = None) -> Corpus:
 def _convert(found: hub.Found, target: Path) -> Corpus:
     path = found.paths[FILE]
     # Audio and vision are two thirds of the file, and float32 halves them; leaving the padding out saves more.
+    remove_leftovers(target)
     hub.need_space(target, path.stat().st_size // 2, f"the corpus {NAME}")
     content = safe_pickle.load(path)  # arrays are views of the mapped file: nothing is read yet
     if not isinstance(content, dict) or not set(SPLITS) <= set(content):
         came = f"one with {short([*content])}" if isinstance(content, dict) else f"a {type(content).__name__}"
-        raise problem(str(path), "content", f"a dict with {', '.join(SPLITS)}", came, _REFETCH)
-    repairs = Counter(f"ignored_split_{split}" for split in content if split not in SPLITS)
-    row = TABLE1["SIMS-V2"]
-    sizes = {split: found.sizes.get(split, getattr(row, split)) for split in SPLITS}
-    columns = {split: _columns(path, split, content[split], sizes[split], repairs) for split in SPLITS}
+        raise problem(str(path), None, f"a dict with {', '.join(SPLITS)}", came, hub.CORRECT)
+    repairs = Counter(ignored("split", (split for split in content if split not in SPLITS)))
+    columns = {split: _columns(path, split, content[split], repairs) for split in SPLITS}
+    for split in SPLITS:
+        size, whose = found.size(split, getattr(TABLE1["SIMS-V2"], split))
+        if (came := len(columns[split]["id"])) != size:
+            raise problem(f"{path}, split {split}", None, f"of {size} samples, {whose}", f"of {came}", hub.CORRECT)
     return write_corpus(
         target,
         name=NAME,
@@ -72,56 +85,48 @@ def _convert(found: hub.Found, target: Path) -> Corpus:
     )
 
 
-def _columns(path: Path, split: str, fields: object, size: int, repairs: Counter[str]) -> dict[str, Sequence]:
+def _columns(path: Path, split: str, fields: object, repairs: Counter[str]) -> dict[str, Sequence]:
     """The fields of one split, each of N entries; features stay views, the others become lists."""
     where = f"{path}, split {split}"
     if not isinstance(fields, dict) or set(_FIELDS) - set(fields):
         missing = sorted(set(_FIELDS) - set(fields)) if isinstance(fields, dict) else []
         came = f"without {missing}" if missing else f"a {type(fields).__name__}"
-        raise problem(where, "fields", f"a dict with {', '.join(_FIELDS)}", came, _REFETCH)
-    repairs.update(f"ignored_field_{field}" for field in fields if field not in _FIELDS and field not in _UNUSED)
+        raise problem(where, None, f"a dict with {', '.join(_FIELDS)}", came, hub.CORRECT)
+    repairs.update(ignored("field", (field for field in fields if field not in _FIELDS and field not in _UNUSED)))
     columns: dict[str, Sequence] = {}
     for field in _FIELDS:
         value = fields[field]
         if field in MODALITIES:
             if not isinstance(value, np.ndarray) or value.ndim != 3 or value.dtype.kind not in "fiu":
-                raise problem(where, field, "an (N, T, F) array of numbers", _shown(value), _REFETCH)
+                raise problem(where, field, "an (N, T, F) array of numbers", shown(value), hub.CORRECT)
             columns[field] = value  # type: ignore[assignment]
         elif isinstance(value, np.ndarray) and value.ndim == 1:
             columns[field] = value.tolist()
         elif isinstance(value, list | tuple):
             columns[field] = [entry.item() if isinstance(entry, np.generic) else entry for entry in value]
         else:
-            raise problem(where, field, "a list or an array of one dimension", _shown(value), _REFETCH)
+            raise problem(where, field, "a list or an array of one dimension", shown(value), hub.CORRECT)
     counts = {field: len(column) for field, column in columns.items()}
     if len(set(counts.values())) > 1:
-        raise problem(where, "fields", "equally many entries in each", str(counts), _REFETCH)
-    if counts["id"] != size:
-        raise problem(
-            where, "id", f"{size} samples, the split's size in Table 1 of the paper", str(counts["id"]), _REFETCH
-        )
+        raise problem(where, None, "a dict with equally many entries in each field", f"one with {counts}", hub.CORRECT)
     return columns
-
-
-def _shown(value: object) -> str:
-    return f"{value.dtype} of shape {value.shape}" if isinstance(value, np.ndarray) else f"a {type(value).__name__}"
 
 
 def _samples(path: Path, split: str, columns: Mapping[str, Sequence], repairs: Counter[str]) -> Iterator[Sample]:
     """One sample after the other, cut to its true lengths."""
     seen: set[str] = set()
     for index, name in enumerate(columns["id"]):
-        where = f"{path}, split {split}, sample {index} (id {short(name)})"
+        where = f"{path}, split {split}, sample {index} (id {shown(name)})"
         if not isinstance(name, str) or not name:
-            raise problem(where, "id", "a string that is not empty", short(name), _REFETCH)
+            raise problem(where, "id", "a string that is not empty", shown(name), hub.CORRECT)
         if name in seen:
-            raise problem(where, "id", "unique in its split", "used before", _REFETCH)
+            raise problem(where, "id", "unique in its split", "used before", hub.CORRECT)
         seen.add(name)
         text, label = columns["raw_text"][index], columns["regression_labels"][index]
         if not isinstance(text, str):
-            raise problem(where, "raw_text", "a string", short(text), _REFETCH)
+            raise problem(where, "raw_text", "a string", shown(text), hub.CORRECT)
         if isinstance(label, bool) or not isinstance(label, Real) or not -1 <= label <= 1:  # NaN is not, either
-            raise problem(where, "regression_labels", "a finite number in [-1, 1]", short(label), _REFETCH)
+            raise problem(where, "regression_labels", "a finite number in [-1, 1]", shown(label), hub.CORRECT)
         clip: dict[str, np.ndarray] = {}
         for modality in MODALITIES:
             frames, field = columns[modality][index], f"{modality}_lengths"
@@ -136,17 +141,18 @@ def _samples(path: Path, split: str, columns: Mapping[str, Sequence], repairs: C
 
 def _whole_number(where: str, field: str, value: object, most: int) -> int:
     """A length; some copies keep lengths as floats."""
-    whole = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value) and value == int(value)
-    if not whole or not 0 <= value <= most:
-        raise problem(where, field, f"a whole number from 0 to the array's {most} frames", short(value), _REFETCH)
+    # The range comes first: NaN is in none, and what is in it is neither infinite nor too large for a float.
+    number = isinstance(value, Real) and not isinstance(value, bool) and 0 <= value <= most
+    if not number or value != int(value):
+        raise problem(where, field, f"a whole number from 0 to the array's {most} frames", shown(value), hub.CORRECT)
     return int(value)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
+def main(argv: Sequence[str] | None = None, prog: str = "python -m data_prep.simsv2") -> int:
+    """Entry point, also of another command, `prog`; returns the exit code."""
     from cmpta_lib.runs import runs_folder
 
-    parser = argparse.ArgumentParser(prog="python -m data_prep.simsv2", description=__doc__)
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__)
     parser.add_argument("--from", dest="source", type=Path, metavar="FOLDER", help=f"where your copy of {FILE} lies")
     parser.add_argument(
         "--cache", type=Path, metavar="FOLDER", default=runs_folder() / "cache", help="the default: %(default)s"
@@ -155,7 +161,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         corpus = prepare(options.cache, options.source)
     except (ValueError, OSError) as error:
-        print(f"data_prep.simsv2: {error}", file=sys.stderr)
+        print(f"{prog}: {error}", file=sys.stderr)
         return 1
     print(verify.report(corpus))
     print(options.cache / "data" / NAME)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import pickle
+import signal
 import subprocess
 import sys
 import tracemalloc
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from cmpta_lib import data
@@ -173,13 +176,120 @@ def test_damaged_folders_are_named(tmp_path: Path):
     size = audio.stat().st_size
     audio.write_bytes(audio.read_bytes()[:-20])
     with pytest.raises(
-        ValueError, match=rf"audio.f32: expected {size} bytes, found {size - 20}; delete .* convert again"
+        ValueError, match=rf"audio.f32: expected {size} bytes, found {size - 20} bytes; delete .* convert again"
     ):
         load_corpus(tmp_path / "corpus")
     meta = tmp_path / "corpus" / "meta.json"
     meta.write_text(meta.read_text().replace('"format": 1', '"format": 99'))
     with pytest.raises(ValueError, match="expected format 1, found 99; delete it and convert again"):
         load_corpus(tmp_path / "corpus")
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"format": 1}', '{"format": 1, "task": {"kind": "x"}}', "\udcff"])
+def test_damaged_facts_are_named_with_what_to_do(tmp_path: Path, content: str):
+    folder = tmp_path / "corpus"
+    write(folder)
+    (folder / "meta.json").write_bytes(content.encode("utf-8", "surrogateescape"))
+    with pytest.raises(ValueError, match=rf"{folder}/meta.json cannot be read .*delete {folder} and convert again"):
+        load_corpus(folder)
+
+
+def test_facts_cut_short_are_named(tmp_path: Path):
+    write(tmp_path / "corpus")
+    meta = tmp_path / "corpus" / "meta.json"
+    content = meta.read_text()
+    for length in range(0, len(content), 7):
+        meta.write_text(content[:length])
+        with pytest.raises(ValueError, match="meta.json cannot be read"):
+            load_corpus(tmp_path / "corpus")
+
+
+def test_a_damaged_or_missing_part_is_named_with_what_to_do(tmp_path: Path):
+    folder = tmp_path / "corpus"
+    write(folder)
+    table = folder / "table.parquet"
+    content = table.read_bytes()
+    for damaged in (b"", content[:-9], b"no table"):
+        table.write_bytes(damaged)
+        with pytest.raises(ValueError, match=f"{table} cannot be read .*delete {folder} and convert again"):
+            load_corpus(folder)
+    pd.read_parquet(io.BytesIO(content)).drop(columns="text").to_parquet(table)
+    with pytest.raises(ValueError, match=f"{table} cannot be read .*no columns text.*; delete {folder}"):
+        load_corpus(folder)
+    table.write_bytes(content)
+    (folder / "vision.f32").unlink()
+    with pytest.raises(ValueError, match=f"vision.f32: expected .* found no such file; delete {folder} and convert"):
+        load_corpus(folder)
+
+
+def test_values_in_messages_are_short_however_they_nest():
+    nested: Any = "\U0010ffff" * 1000
+    for _ in range(6):
+        nested = [nested] * 1000
+    objects = np.array([None], dtype=object)
+    objects[0] = nested
+    assert data.shown(objects) == "an array of shape (1,) and type object"
+    assert data.shown(nested) == "a list of length 1000" and data.shown({1: nested}) == "a dict of length 1"
+    for value in ("x" * 10**6, b"x" * 10**6, np.str_("x" * 10**6), 10**600, None, 1.5):
+        assert len(data.shown(value)) < 100
+    assert (data.shown("a"), data.shown(3), data.shown(None)) == ("'a'", "3", "None")
+
+
+@pytest.mark.parametrize("field", ["id", "text", "speaker", "label", "audio"])
+def test_a_nested_value_in_place_of_a_simple_one_is_named_by_its_kind(tmp_path: Path, field: str):
+    objects = np.empty(1, dtype=object)
+    objects[0] = [["long"] * 1000] * 1000
+    with pytest.raises(ValueError, match=r"an array of shape \(1,\) and type object") as caught:
+        write(tmp_path / "corpus", content=splits(**{field: objects}))
+    assert len(str(caught.value)) < 400
+
+
+def killed_writer(folder: Path) -> None:
+    """Run a process that is killed while it writes the third sample."""
+    code = (
+        "import os, signal, sys, numpy as np\n"
+        "from pathlib import Path\n"
+        "from cmpta_lib.data import Sample, Task, write_corpus\n"
+        "def samples():\n"
+        "    for i in range(9):\n"
+        "        if i == 2: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "        yield Sample(str(i), 'a', np.ones((5, 3)), np.ones((5, 3)), 0.0)\n"
+        "content = {split: samples() for split in ('train', 'valid', 'test')}\n"
+        "task = Task('regression', 'en')\n"
+        "write_corpus(Path(sys.argv[1]), name='x', task=task, splits=content, generated=True)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(folder)], cwd=Path(__file__).parents[1])
+    assert done.returncode == -signal.SIGKILL
+
+
+def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path: Path):
+    for name in ("corpus", "corpus", "other"):
+        killed_writer(tmp_path / name)
+    bystanders = {".corpus.notes", ".corpus.0123", "corpus.x", ".corpus2." + "0" * 32}
+    for name in bystanders:
+        (tmp_path / name).mkdir()
+    left = {path.name for path in tmp_path.iterdir()} - bystanders
+    assert len(left) == 2 and not (tmp_path / "corpus").exists()  # the second one removed what the first had left
+    assert_same(write(tmp_path / "corpus").splits["train"][0], sample(0))
+    others = {name for name in left if name.startswith(".other.")}
+    assert {path.name for path in tmp_path.iterdir()} == {"corpus"} | bystanders | others
+    assert sorted(path.name for path in (tmp_path / "corpus").iterdir()) == [
+        "audio.f32",
+        "meta.json",
+        "table.parquet",
+        "vision.f32",
+    ]
+
+
+def test_a_writer_that_still_writes_is_spared(tmp_path: Path):
+    def interrupted() -> Iterator[Sample]:
+        yield sample(5)
+        assert write(tmp_path / "corpus").fingerprint  # another one comes, and is faster
+        assert len(list(tmp_path.iterdir())) == 2
+
+    corpus = write(tmp_path / "corpus", content=splits() | {"valid": interrupted()})
+    assert [path.name for path in tmp_path.iterdir()] == ["corpus"]
+    assert corpus.fingerprint == load_corpus(tmp_path / "corpus").fingerprint
 
 
 def test_nothing_heavy_is_imported():
@@ -238,9 +348,9 @@ def test_values_that_are_not_finite_become_zero_and_are_counted(tmp_path: Path):
         ({"label": "0.5"}, "'label' must be a number, but is '0.5'"),
         (
             {"audio": np.zeros(5)},
-            r"'audio' must be a \(T, F\) array .* but is float64 \(5,\); an absent modality is \(0, F\)",
+            r"'audio' must be a \(T, F\) array .* but is an array of shape \(5,\) and type float64; an absent modality is",
         ),
-        ({"audio": None}, "but is NoneType"),
+        ({"audio": None}, "but is None; an absent"),
         ({"audio": np.zeros((3, 0))}, "F >= 1"),
         ({"vision": np.array([["a"]])}, r"'vision' must be a \(T, F\) array of numbers"),
         ({"id": "clip_1"}, r"sample 1 \(id 'clip_1'\): 'id' must be unique in its split, but is used before"),
@@ -374,17 +484,25 @@ def without(path: str) -> dict:
         (item(id=["a"]), "'id' must be a string"),
         (
             without("label"),
-            r"'item' must be a dict with \['features', 'label'\], but is one with \['features'\]; add what",
+            r" must be a dict with \['features', 'label'\], but is one with \['features'\]; add what",
         ),
         (without("features.audio_len"), "'features' must be a dict with .*'audio_len'.*, but is one with"),
         (item() | {"features": [1]}, "'features' must be a dict with .* but is a list"),
-        ("text", "'item' must be a dict with .'features', 'label'., but is a str"),
+        ("text", "tiny_valid.pkl, sample 1 must be a dict with .'features', 'label'., but is 'text'"),
+        ({}, r"sample 1 must be a dict with .*, but is one with \[\]"),
+        (item(id=""), r"sample 1 \(id ''\): 'id' must be a string that is not empty, or a whole number, but is ''"),
+        (item(id=True), "'id' must be a string that is not empty, or a whole number, but is True"),
+        (item(speaker=False), "'speaker' must be a string that is not empty, or a whole number, but is False"),
+        (item(audio_len=10**400), "'audio_len' must be a whole number"),
+        (item(label=[["long"] * 1000] * 1000), "'label' must be text or a number, but is a list of length 1000"),
+        (item(id={"a": 1}), r"\(id a dict of length 1\): 'id' must be a string"),
     ],
 )
 def test_public_files_that_do_not_conform_are_named(tmp_path: Path, broken: Any, message: str):
     folder = save(tmp_path / "in", valid=[item(), broken])
-    with pytest.raises(ValueError, match=f"tiny_valid.pkl, sample 1.*{message}"):
+    with pytest.raises(ValueError, match=message) as caught:
         read_public_pickles(folder, tmp_path / "cache")
+    assert str(folder / "tiny_valid.pkl, sample 1") in str(caught.value) and len(str(caught.value)) < 500
     assert not (tmp_path / "cache").exists() or list((tmp_path / "cache").iterdir()) == []
 
 
@@ -398,9 +516,7 @@ def test_scores_out_of_range_name_their_file(tmp_path: Path):
 
 def test_files_that_are_not_lists_or_not_safe_are_named(tmp_path: Path):
     folder = save(tmp_path / "in", test={"train": []})
-    with pytest.raises(
-        ValueError, match="tiny_test.pkl: 'content' must be a list of dicts, one per sample, but is a dict"
-    ):
+    with pytest.raises(ValueError, match="tiny_test.pkl must be a list of dicts, one per sample, but is a dict"):
         read_public_pickles(folder, tmp_path / "cache")
     save(folder, test=[print])
     with pytest.raises(UnsafePickleError, match="tiny_test.pkl: .*'builtins' 'print'"):
@@ -419,6 +535,22 @@ def test_missing_and_mixed_files_are_named(tmp_path: Path):
     save(folder, name="other")
     with pytest.raises(ValueError, match="expected one dataset, found other, tiny; give each a folder of its own"):
         read_public_pickles(folder, tmp_path / "cache")
+
+
+def test_packed_files_and_folders_are_not_taken_for_files(tmp_path: Path):
+    folder = save(tmp_path / "in")
+    (folder / "z_train.pkl").mkdir()
+    assert len(read_public_pickles(folder, tmp_path / "cache").splits["train"]) == 2
+    (folder / "tiny_test.pkl").rename(folder / "tiny_test.pkl.gz")
+    with pytest.raises(FileNotFoundError, match=rf"expected tiny_test.pkl; .*gunzip {folder}/tiny_test.pkl.gz$"):
+        read_public_pickles(folder, tmp_path / "cache")
+
+
+def test_many_labels_do_not_fill_a_message(tmp_path: Path):
+    train = [item(f"label {i}") for i in range(3000)]
+    with pytest.raises(ValueError, match="one of train's labels .'label 0', ") as caught:
+        read_public_pickles(save(tmp_path / "in", train), tmp_path / "cache")
+    assert len(str(caught.value)) < 500
 
 
 def test_real_speech_is_converted(shared_folder: Path, tmp_path: Path):

@@ -86,6 +86,8 @@ class _Handler(BaseHTTPRequestHandler):
         wanted = self.headers.get("Range", "")
         if wanted and self.server.ranges:
             start = int(wanted.removeprefix("bytes=").removesuffix("-"))
+            if start >= len(content):
+                return self.send_error(416)
             self._send(206, content[start:], {"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"})
         else:
             self._send(200, content)
@@ -238,8 +240,23 @@ def test_a_file_damaged_on_its_way_is_named_and_removed(server, tmp_path: Path):
         fetch(FEATURES, tmp_path)
     message = str(caught.value)
     assert "one.pkl must have SHA-256 " + wrong in message and digest(CONTENT["one.pkl"]) in message
-    assert "fetch again" in message and "--from" in message
+    assert f"{tmp_path / 'one.pkl'}: " in message and ".partial" not in message
+    assert "it was removed; fetch again" in message and "--from" in message
     assert contents(tmp_path) == {}
+
+
+def test_a_partial_file_longer_than_the_file_is_begun_anew(server, tmp_path: Path):
+    content = CONTENT["one.pkl"]
+    (tmp_path / f".one.pkl.{digest(content)[:12]}.partial").write_bytes(content + b"more")
+    assert fetch(FEATURES, tmp_path).paths["one.pkl"].read_bytes() == content
+    assert server.downloads()[0] == "" and set(contents(tmp_path)) == {*CONTENT, "manifest.json"}
+
+
+def test_a_complete_partial_file_is_only_checked(server, tmp_path: Path):
+    content = CONTENT["one.pkl"]
+    (tmp_path / f".one.pkl.{digest(content)[:12]}.partial").write_bytes(content)
+    assert fetch(FEATURES, tmp_path).paths["one.pkl"].read_bytes() == content
+    assert len(server.downloads()) == 1  # of the other one
 
 
 def test_a_file_changed_after_its_download_is_named(server, tmp_path: Path):
@@ -339,6 +356,23 @@ def test_a_missing_own_copy_is_named(tmp_path: Path):
         find(FEATURES, folder)
     with pytest.raises(FileNotFoundError, match="nowhere: expected one.pkl .*found nothing"):
         find(FEATURES, tmp_path / "nowhere")
+
+
+def test_a_packed_own_copy_is_to_be_unpacked(tmp_path: Path):
+    folder = save(tmp_path / "my files", {"one.pkl": b"", "below/two words.pkl.gz": b""})
+    with pytest.raises(FileNotFoundError, match=r"expected two words.pkl .*packed, unpack it first: gunzip '/.*\.gz'$"):
+        find(FEATURES, folder)
+
+
+@pytest.mark.parametrize("below", ["", "raw/simsv2"])
+def test_a_folder_that_cannot_be_made_is_named_with_advice(server, tmp_path: Path, monkeypatch, below: str):
+    (tmp_path / "cache").write_text("")
+    with pytest.raises(NotADirectoryError, match=f"{tmp_path}/cache is a file; choose another with --cache"):
+        fetch(FEATURES, tmp_path / "cache" / below)
+    monkeypatch.setattr(hub.os, "access", lambda path, mode: path != tmp_path)  # whoever is root may write anywhere
+    with pytest.raises(PermissionError, match=f"{tmp_path} cannot be written to; choose another folder with --cache"):
+        fetch(FEATURES, tmp_path / "new" / below)
+    assert server.requests == []
 
 
 def test_an_own_copy_in_two_places_is_not_guessed(tmp_path: Path):

@@ -149,6 +149,15 @@ def test_an_absent_modality_is_counted(save, tmp_path: Path):
     assert corpus.repairs == {"audio_absent": 1} and corpus.splits["test"][1].audio.shape == (0, 3)
 
 
+def test_what_items_say_beside_the_table_is_counted(save, tmp_path: Path):
+    items = items_of("train")
+    items[1] |= {"id": "mine", "speaker": "Somebody", "dialogue": None}
+    items[2] |= {"id": 7}
+    corpus = prepare(tmp_path / "cache", save({"train": items}))
+    assert corpus.repairs == {"ignored_field_id": 2, "ignored_field_speaker": 1}
+    assert corpus.splits["train"][1].id == "dia0_utt2" and corpus.splits["train"][1].speaker == "The Interviewer"
+
+
 def test_tables_may_lie_elsewhere(save, tmp_path: Path):
     folder = save()
     (tmp_path / "tables" / "deep").mkdir(parents=True)
@@ -323,7 +332,13 @@ def test_the_split_is_named(save, tmp_path: Path, split: str):
 
 def test_splits_that_are_not_as_large_as_in_table_1_are_refused(save, tmp_path: Path):
     message = refuse(save(sizes=None), tmp_path / "cache")
-    assert "9989 samples, the split's size in Table 1" in message and "but is 7" in message
+    assert "9989 samples, the split's size in Table 1" in message and "but is of 7" in message
+    assert "correct your copy or fetch the published one" in message
+
+
+def test_splits_that_are_not_as_large_as_the_manifest_says_are_refused(save, tmp_path: Path):
+    message = refuse(save(sizes={**SIZES, "valid": 5}), tmp_path / "cache")
+    assert f"of 5 samples, the split's size in {tmp_path / 'in' / 'manifest.json'}, but is of 1" in message
 
 
 def test_features_that_do_not_conform_are_refused(save, tmp_path: Path):
@@ -338,6 +353,13 @@ def test_features_that_do_not_conform_are_refused(save, tmp_path: Path):
     [
         ("Emotion", "happy", "one of neutral, surprise"),
         ("Dialogue_ID", "1.0", "a whole number"),
+        ("Dialogue_ID", "9" * 23, "a whole number of 9 digits at most"),
+        ("Utterance_ID", "٣", "a whole number"),
+        ("Sentiment", "", "one of neutral, positive, negative"),
+        ("Sentiment", "joy", "one of neutral, positive, negative"),
+        ("Speaker", "", "a name"),
+        ("Speaker", " ", "a name"),
+        ("StartTime", "9" * 12 + ":00:00,0", "a time such as"),
         ("Season", "", "a whole number"),
         ("StartTime", "16:21", "a time such as 00:16:16,059"),
         ("EndTime", "", "a time such as"),
@@ -352,7 +374,7 @@ def test_a_table_field_that_does_not_conform_is_named(save, tmp_path: Path, colu
 
 def test_a_table_with_a_repeated_key_is_refused(save, tmp_path: Path):
     message = refuse(save(rows={"train": [*ROWS["train"], ROWS["train"][0]]}), tmp_path / "cache")
-    assert "line 9: 'name' must be unique (Dialogue_ID and Utterance_ID), but is 'dia0_utt0'" in message
+    assert "line 9 must be of another Dialogue_ID and Utterance_ID than all before, but is dia0_utt0" in message
 
 
 def test_lines_are_counted_where_a_field_spans_two(save, tmp_path: Path):
@@ -362,8 +384,38 @@ def test_lines_are_counted_where_a_field_spans_two(save, tmp_path: Path):
 
 
 def test_a_table_that_is_not_utf_8_is_refused(save, tmp_path: Path):
-    message = refuse(save(encode=lambda text: text.encode("cp1252", "replace")), tmp_path / "cache")
-    assert "train_sent_emo.csv: expected a table in UTF-8" in message and "github.com/declare-lab/MELD" in message
+    for encoding in ("cp1252", "utf-16"):
+        message = refuse(
+            save(encode=lambda text, encoding=encoding: text.encode(encoding, "replace")), tmp_path / "cache"
+        )
+        assert "train_sent_emo.csv: expected a table in UTF-8" in message and "github.com/declare-lab/MELD" in message
+
+
+@pytest.mark.parametrize(
+    ("encode", "expected"),
+    [
+        (lambda text: b"", "expected a table, but the file is empty"),
+        (lambda text: text.encode().splitlines(keepends=True)[0], "only the header is there"),
+        (lambda text: text.encode() + b'8,"Oh', "expected a complete table of comma-separated values"),
+        (
+            lambda text: text.replace("\r\n", ",x\r\n").replace(",x", "", 1).encode(),
+            "expected a complete table of comma",
+        ),
+        (lambda text: text.replace("Sr No.", "Speaker").encode(), "Speaker there twice"),
+        (lambda text: text.encode()[:-33], "'Episode' must be a whole number"),
+    ],
+    ids=["empty", "header only", "cut in quotes", "a field too many", "a column twice", "cut"],
+)
+def test_a_damaged_table_is_refused(save, tmp_path: Path, encode: Callable[[str], bytes], expected: str):
+    message = refuse(save(encode=encode), tmp_path / "cache")
+    assert "train_sent_emo.csv" in message and expected in message and "UTF-8" not in message
+    assert "use the official table from https://github.com/declare-lab/MELD" in message
+
+
+def test_a_byte_order_mark_and_unknown_columns_do_no_harm(save, tmp_path: Path):
+    expected = prepare(tmp_path / "cache", save()).fingerprint
+    marked = save(encode=lambda text: b"\xef\xbb\xbf" + text.replace("Sr No.", "Utterance?").encode())
+    assert prepare(tmp_path / "other cache", marked).fingerprint == expected
 
 
 def test_a_table_without_a_column_is_refused(save, tmp_path: Path):
@@ -400,6 +452,17 @@ def test_a_place_with_several_damages_is_paired_by_similarity():
         ("missing", 1, 1),
         ("missing", 2, 3),
     ]
+
+
+@pytest.mark.parametrize("likeness", [0.0, 0.1, 1 / 3, 0.7, 0.8 * 12 / 23 + 0.1])
+def test_places_of_all_sizes_are_paired(likeness: float):
+    for n in range(40):
+        for m in range(40):
+            steps = alignment._pair(
+                [f"item {i}" for i in range(n)], [f"row {j}" for j in range(m)], lambda *_: likeness
+            )
+            assert [i for kind, i, _ in steps if kind != "missing"] == list(range(n))
+            assert [j for kind, _, j in steps if kind != "extra"] == list(range(m))
 
 
 def test_random_damage_is_explained_completely():
@@ -470,6 +533,17 @@ def test_the_official_tables_have_the_known_counts(official: Path):
     assert repairs.total() == 0  # nothing to mend in them
 
 
+def test_official_rows_dropped_after_a_changed_one_are_explained(official: Path):
+    table = read_annotations(official / meld.TABLES["train"], Counter())
+    rows = list(zip(table["Utterance"], table["Emotion"], strict=True))
+    copy = [*rows[:20], (f"{rows[26][0]}!", rows[26][1]), *rows[27:]]
+    found = differences(copy, rows, meld._similarity)
+    assert sorted((part.kind, part.row) for part in found) == [
+        ("changed", 26),
+        *(("missing", row) for row in range(20, 26)),
+    ]
+
+
 def test_official_times_are_read(official: Path):
     table = read_annotations(official / "test_sent_emo.csv", Counter()).set_index("name")
     length = table["EndTime"] - table["StartTime"]
@@ -517,8 +591,17 @@ def test_the_command_shows_findings_and_the_corpus(save, tmp_path: Path, capsys)
     assert shown.splitlines()[-1] == str(cache / "data" / "meld")
 
 
+def test_the_command_can_be_part_of_another(tmp_path: Path, capsys):
+    assert meld.main(["--from", str(tmp_path), "--cache", str(tmp_path / "cache")], "cmpta data meld") == 1
+    assert capsys.readouterr().err.startswith("cmpta data meld: ")
+
+
+def test_a_long_label_does_not_fill_a_message(save, tmp_path: Path):
+    assert len(refuse(save(changed(5, label="x" * 10**6)), tmp_path / "cache")) < 3000
+
+
 def test_the_command_says_what_is_wrong(save, tmp_path: Path, capsys):
     folder = save(changed(5, text="He said yes."))
     assert meld.main(["--from", str(folder), "--cache", str(tmp_path / "cache")]) == 1
     shown = capsys.readouterr()
-    assert shown.out == "" and shown.err.startswith("data_prep.meld: ") and "corrupted text" in shown.err
+    assert shown.out == "" and shown.err.startswith("python -m data_prep.meld: ") and "corrupted text" in shown.err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 import io
 import pickle
@@ -11,6 +12,7 @@ import sys
 import time
 import tracemalloc
 import warnings
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -92,11 +94,27 @@ ARRAYS = [
     np.array(["ab", "c"]).astype(">U2"),
     np.array(["a", None, 1.5, [1, 2]], dtype=object),
     np.array([["a", "b"], ["c", "d"]], dtype=object),
+    np.array([[1, 2, 3], [4, 5, 6]], dtype=object).T,  # objects are written row by row, whatever their order in memory
+    np.asfortranarray(np.array([["a", [1], None], ["b", "c", (2,)]], dtype=object)),
+    np.arange(24).astype(object).reshape(2, 3, 4).transpose(2, 0, 1),
+    np.array({"a": 1}, dtype=object),
+    np.zeros((0, 925, 25), np.float32),
+    np.zeros((5, 0, 300)),
+    np.zeros((0, 100_000), dtype=object),
 ]
 PLAIN = [
     *(None, True, False, 0, 255, 65535, -1, 2**31 - 1, -(2**31), 2**63, -(2**900), 0.1, float("inf"), -0.0),
     *("", "text", "你好", "\ud800", "x" * 300, "y" * 70_000, b"", b"abc", b"\xff" * 300, b"\x80" * 70_000),
-    *([], {}, (), [1, [2, [3, []]]], {"a": {"b": ("c", (1, 2, 3, 4))}}, {1: "x", b"k": "y"}, (1,), (1, 2)),
+    *(
+        [],
+        {},
+        (),
+        [1, [2, [3, []]]],
+        {"a": {"b": ("c", (1, 2, 3, 4))}},
+        {1: "x", b"k": "y", b"K" * 300: "z"},
+        (1,),
+        (1, 2),
+    ),
     list(range(3000)),
     {str(key): key for key in range(3000)},
     (b"\x01" * 300, "bytes in a tuple"),
@@ -146,9 +164,10 @@ def test_names_of_numpy_1_are_read(write, protocol: int):
 
 
 def test_array_order_is_kept(write):
-    value = np.asfortranarray(np.arange(12.0).reshape(3, 4))
-    for protocol in (2, 3, 4, 5):
-        assert load(write(dumps(value, protocol))).flags.f_contiguous
+    for kind in (float, object):
+        value = np.asfortranarray(np.arange(12).reshape(3, 4).astype(kind))
+        for protocol in (2, 3, 4, 5):
+            assert load(write(dumps(value, protocol))).flags.f_contiguous
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
@@ -228,7 +247,21 @@ def test_no_call_is_made(refuse, callable_name: str):
     for named in (by_line, by_stack):
         for use in (arguments + pickle.REDUCE, arguments + pickle.NEWOBJ, b"", pickle.EMPTY_DICT + pickle.BUILD):
             message = refuse(b"\x80\x04" + named + use + b".")
-            assert repr(module) in message and repr(name) in message and "could run code" in message
+            assert repr(module) in message and repr(name) in message
+            assert "could run code" in message or "is not plain data" in message
+
+
+@pytest.mark.parametrize("name", ["os system", "builtins eval", "__builtin__ file", "importlib._bootstrap _load"])
+def test_a_name_that_runs_code_is_called_that(refuse, name: str):
+    assert "which could run code" in refuse(b"\x80\x04c" + name.replace(" ", "\n").encode() + b"\n.")
+
+
+@pytest.mark.parametrize(
+    "value", [1j, set(), bytearray(b"abc"), Path("a"), Fraction(1, 2)], ids=lambda v: type(v).__name__
+)
+def test_a_harmless_name_is_not_called_dangerous(refuse, value: object):
+    message = refuse(dumps([value], 2))
+    assert "which is not plain data" in message and "could run code" not in message
 
 
 OPCODES = {
@@ -289,8 +322,14 @@ MISUSES = {
     "codec that unpacks": (b"c_codecs\nencode\n" + text4("a") + text4("zip") + b"\x86R.", "calls encode"),
     "bytes of a huge size": (b"c__builtin__\nbytes\n" + HUGE + b"\x85R.", "calls bytes"),
     "ndarray called": (b"cnumpy\nndarray\n" + HUGE + b"\x85R.", "calls ndarray"),
-    "dtype with fields": (b"cnumpy\ndtype\n" + text4("f4,O") + b"\x89\x88\x87R.", "calls dtype"),
-    "dtype of raw memory": (b"cnumpy\ndtype\n" + text4("V99999999") + b"\x89\x88\x87R.", "calls dtype"),
+    "dtype with fields": (
+        b"cnumpy\ndtype\n" + text4("f4,O") + b"\x89\x88\x87R.",
+        "an array of type 'f4,O' (structured and dated",
+    ),
+    "dtype of raw memory": (
+        b"cnumpy\ndtype\n" + text4("V99999999") + b"\x89\x88\x87R.",
+        "an array of type 'V99999999' (structured and dated",
+    ),
     "dtype with metadata": (
         DTYPE.replace(b"NNN", b"N}N") + b".",
         "unexpected form",
@@ -305,6 +344,10 @@ MISUSES = {
     "empty array of 10^12 rows": (
         EMPTY_ARRAY + b"(K\x01" + HUGE + b"K\x00\x86" + DTYPE + b"\x89C\x00tb.",
         "more than the whole file",
+    ),
+    "empty array of 10^8 rows": (
+        EMPTY_ARRAY + b"(K\x01J\x00\xe1\xf5\x05K\x00\x86" + DTYPE + b"\x89C\x00tb.",
+        "the shape (100000000, 0)",
     ),
     "array of negative size": (
         EMPTY_ARRAY + b"(K\x01J\xff\xff\xff\xff\x85" + DTYPE + b"\x89C\x00tb.",
@@ -380,11 +423,20 @@ MISUSES = {
         EMPTY_ARRAY + b"(K\x01M\xff\x00\x85" + DTYPE.replace(text4("f4"), text4("S0")) + b"\x89C\x00tb.",
         "",
     ),
-    "dtype of a subarray": (b"cnumpy\ndtype\n" + text4("(99,99)f4") + b"\x89\x88\x87R.", "calls dtype"),
-    "dtype of dates": (b"cnumpy\ndtype\n" + text4("M8") + b"\x89\x88\x87R.", "calls dtype"),
-    "dtype of an alias": (b"cnumpy\ndtype\n" + text4("object") + b"\x89\x88\x87R.", "calls dtype"),
+    "dtype of a subarray": (
+        b"cnumpy\ndtype\n" + text4("(99,99)f4") + b"\x89\x88\x87R.",
+        "an array of type '(99,99)f4' (structured and dated",
+    ),
+    "dtype of dates": (
+        b"cnumpy\ndtype\n" + text4("M8") + b"\x89\x88\x87R.",
+        "an array of type 'M8' (structured and dated",
+    ),
+    "dtype of an alias": (
+        b"cnumpy\ndtype\n" + text4("object") + b"\x89\x88\x87R.",
+        "an array of type 'object' (structured and dated",
+    ),
     "dtype with a subarray in its state": (DTYPE.replace(b"NNN", b"N})") + b".", "unexpected form"),
-    "name without end": (b"c" + b"a" * 5000, "could run code"),
+    "name without end": (b"c" + b"a" * 5000, "is not plain data"),
 }
 
 
@@ -448,6 +500,11 @@ LAUGHS = b"]()q\x00" + b"".join(b"h%ch%c\x86q%c" % (i, i, i + 1) for i in range(
 LONG = text4("a" * 10_000) + b"q\x00" + text4("latin1") + b"q\x01"
 BYTES = pickle.BINBYTES + struct.pack("<I", 10_000) + b"a" * 10_000 + b"q\x00"
 SCALAR = b"cnumpy.core.multiarray\nscalar\n"
+FROM_BUFFER = b"cnumpy.core.numeric\n_frombuffer\n"
+# An array of one list of 400 lists of 400 references to one text: 4 MB to print, and with more levels far more.
+OBJECT_OF_LISTS = (
+    b"(" + text4("\U0010ffff" * 2) + b"q\x00](" + b"h\x00" * 400 + b"eq\x01](" + b"h\x01" * 400 + b"eq\x02"
+) + (EMPTY_ARRAY + b"(K\x01)" + OBJECTS + b"\x89]h\x02atbq\x03")
 AMPLIFIED = {
     "tuples of tuples": (LAUGHS + b"e.", "repeats few values"),
     "tuples of tuples as a shape": (
@@ -470,20 +527,43 @@ AMPLIFIED = {
     "one long text very often": (b"](" + text4("a" * 1_000_000) + b"q\x00" + b"h\x00" * 5_000 + b"e.", "repeats"),
     "one text encoded often": (
         b"](" + LONG + b"c_codecs\nencode\nq\x02h\x00h\x01\x86R" + b"h\x02h\x00h\x01\x86R" * 5_000 + b"e.",
-        "more copies of its parts",
+        "the same parts more often",
     ),
     "one scalar taken often": (
         b"]("
         + (BYTES + SCALAR + b"q\x01" + DTYPE.replace(text4("f4"), text4("S10000")) + b"q\x02h\x00\x86R")
         + b"h\x01h\x02h\x00\x86R" * 5_000
         + b"e.",
-        "more copies of its parts",
+        "the same parts more often",
     ),
     "one list in many arrays": (
         (b"](](" + b"N" * 10_000 + b"eq\x00" + OBJECTS + b"q\x01")
         + (EMPTY_ARRAY + b"(K\x01M\x10\x27\x85h\x01\x89h\x00tb") * 1_000
         + b"e.",
-        "more copies of its parts",
+        "the same parts more often",
+    ),
+    "one text looked at often": (
+        b"]("
+        + (b"B" + struct.pack("<I", 1 << 20) + bytes(1 << 20) + b"q\x00" + UNICODE + b"q\x01" + FROM_BUFFER + b"q\x02")
+        + (b"(h\x00h\x01J" + struct.pack("<i", 1 << 18) + b"\x85q\x03" + text4("C") + b"q\x04tR")
+        + b"h\x02(h\x00h\x01h\x03h\x04tR" * 20_000
+        + b"e.",
+        "the same parts more often",
+    ),
+    "one part under many memo keys": (
+        (b"](B" + struct.pack("<I", 1 << 20) + bytes(1 << 20))
+        + b"".join(b"r" + struct.pack("<I", key) for key in range(5_000))
+        + b"".join(b"j" + struct.pack("<I", key) for key in range(5_000))
+        + b"e.",
+        "the same parts more often",
+    ),
+    "a shape that is long to print": (
+        OBJECT_OF_LISTS + EMPTY_ARRAY + b"(K\x01h\x03\x85" + DTYPE + b"\x89C\x04aaaatbt.",
+        "a shape that does not consist of whole numbers",
+    ),
+    "a buffer's shape that is long to print": (
+        OBJECT_OF_LISTS + FROM_BUFFER + b"(C\x04aaaa" + DTYPE + b"h\x03\x85" + text4("C") + b"tRt.",
+        "a shape that does not consist of whole numbers",
     ),
     "a shape whose product fills memory": (
         EMPTY_ARRAY + b"(K\x01(" + b"M\xff\xff" * 100_000 + b"t" + DTYPE + b"\x89C\x04aaaatb.",
@@ -525,6 +605,22 @@ def test_asking_often_for_one_long_value_copies_it_once(write):
     tracemalloc.stop()
     assert len(loaded) == 10_001 and loaded[5] is loaded[6]
     assert peak < 1_500_000
+
+
+@pytest.mark.parametrize("part", [b"}", b"N\x85", b"]Na"], ids=["dicts", "tuples", "lists"])
+def test_as_many_small_containers_as_are_admitted_take_little(write, monkeypatch, part: bytes):
+    monkeypatch.setattr(safe_pickle, "MAX_OPCODES", 100_000)  # a thirtieth of the real bound, and so of its memory
+    path = write(b"\x80\x04(" + part * (99_990 // len(part)) + b"t.")
+    tracemalloc.start()
+    loaded = load(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(loaded) == 99_990 // len(part) and peak < 20_000_000
+    assert gc.isenabled()
+
+
+def test_the_real_bound_admits_the_public_files():
+    assert 2_000_000 <= safe_pickle.MAX_OPCODES <= 5_000_000  # MELD's largest file needs about 700,000
 
 
 def test_too_many_values_are_refused(refuse, monkeypatch):

@@ -131,6 +131,14 @@ def test_oddities_are_mended_and_counted(content, save, tmp_path: Path):
     assert corpus.splits["train"][2].audio.shape == (0, 5)
 
 
+def test_names_of_what_is_ignored_can_be_stored_and_printed(content, save, tmp_path: Path, capsys):
+    content["test"] |= {"x" * 10_000: 1, "\ud800": 2, 7: 3}
+    assert simsv2.main(["--from", str(save(content)), "--cache", str(tmp_path / "cache")]) == 0
+    shown = capsys.readouterr().out
+    assert "oddity: ignored_field_\\ud800" in shown and "ignored_field_7" in shown and "ignored_field_xxxx" in shown
+    assert max(map(len, shown.splitlines())) < 200
+
+
 def test_a_corpus_that_is_there_is_opened(content, save, tmp_path: Path, monkeypatch):
     folder = save(content)
     fingerprint = prepare(tmp_path / "cache", folder).fingerprint
@@ -177,8 +185,14 @@ def test_a_conversion_holds_one_clip_in_memory(save, tmp_path: Path):
 # What does not ---------------------------------------------------------------------------------------------------
 def test_a_split_that_is_not_as_large_as_in_table_1_is_refused(content, save, tmp_path: Path):
     message = refuse(save(content, None), tmp_path / "cache")
-    assert "split train" in message and "2722 samples, the split's size in Table 1" in message and "is 4" in message
-    assert "fetch it again" in message
+    assert "split train" in message and "2722 samples, the split's size in Table 1" in message and "is of 4" in message
+    assert "correct your copy or fetch the published one" in message and "delete" not in message
+
+
+def test_a_split_that_is_not_as_large_as_its_manifest_says_is_refused(content, save, tmp_path: Path):
+    message = refuse(save(content, {**SIZES, "valid": 5}), tmp_path / "cache")
+    assert f"split valid must be of 5 samples, the split's size in {tmp_path / 'in' / 'manifest.json'}" in message
+    assert "Table 1" not in message
 
 
 def test_a_file_that_is_no_dict_of_splits_is_refused(content, save, tmp_path: Path):
@@ -205,11 +219,11 @@ def test_a_field_of_other_length_is_named(content, save, tmp_path: Path, field: 
 @pytest.mark.parametrize(
     ("field", "value", "came"),
     [
-        ("audio", np.ones((4, 30)), "float64 of shape (4, 30)"),
-        ("vision", np.full((4, 3, 2), "a"), "<U1 of shape (4, 3, 2)"),
+        ("audio", np.ones((4, 30)), "an array of shape (4, 30) and type float64"),
+        ("vision", np.full((4, 3, 2), "a"), "an array of shape (4, 3, 2) and type <U1"),
         ("vision", [np.ones((3, 2))] * 4, "a list"),
-        ("regression_labels", np.zeros((4, 1)), "float64 of shape (4, 1)"),
-        ("audio_lengths", 5, "a int"),
+        ("regression_labels", np.zeros((4, 1)), "an array of shape (4, 1) and type float64"),
+        ("audio_lengths", 5, "5;"),
         ("raw_text", {"a": 1}, "a dict"),
     ],
 )
@@ -222,12 +236,18 @@ def test_a_field_of_other_form_is_named(content, save, tmp_path: Path, field: st
 @pytest.mark.parametrize(
     ("field", "value", "expected"),
     [
-        *(("audio_lengths", value, "a whole number from 0 to the array's 30 frames") for value in (31, -1, 2.5, True)),
+        *(
+            ("audio_lengths", value, "a whole number from 0 to the array's 30 frames")
+            for value in (31, -1, 2.5, True, 10**400, -(10**400), 1e300)
+        ),
         *(
             ("vision_lengths", value, "to the array's 9 frames")
             for value in (10, float("nan"), float("inf"), "3", None)
         ),
-        *(("regression_labels", value, "a finite number in [-1, 1]") for value in (1.2, float("nan"), "0", None, True)),
+        *(
+            ("regression_labels", value, "a finite number in [-1, 1]")
+            for value in (1.2, float("nan"), "0", None, True, 10**400)
+        ),
         *(("raw_text", value, "a string") for value in (None, 3, b"bytes")),
         *(("id", value, "a string that is not empty") for value in (7, "", None)),
         ("id", "train$_$0000", "unique in its split, but is used before"),
@@ -246,6 +266,30 @@ def test_a_sample_that_does_not_conform_is_named(
     assert f"'{'text' if value == chr(0xD800) else field}'" in message
 
 
+@pytest.mark.parametrize("field", ["id", "raw_text", "regression_labels", "audio_lengths"])
+def test_a_nested_value_in_a_column_is_named_by_its_kind(content, save, tmp_path: Path, field: str):
+    objects = np.empty((), dtype=object)
+    objects[()] = [["long"] * 1000] * 1000
+    content["train"][field] = [objects, *list(content["train"][field])[1:]]
+    message = refuse(save(content), tmp_path / "cache")
+    assert "an array of shape () and type object" in message and len(message) < 500
+
+
+def test_a_packed_file_is_to_be_unpacked(content, save, tmp_path: Path):
+    folder = save(content)
+    (folder / simsv2.FILE).rename(folder / f"{simsv2.FILE}.gz")
+    with pytest.raises(FileNotFoundError, match=rf"expected {simsv2.FILE} .*gunzip {folder}/{simsv2.FILE}.gz$"):
+        prepare(tmp_path / "cache", folder)
+
+
+def test_a_killed_conversion_does_not_fill_the_disk(content, save, tmp_path: Path, monkeypatch):
+    left = tmp_path / "cache" / "data" / f".simsv2.{'0' * 32}"
+    left.mkdir(parents=True)
+    monkeypatch.setattr(hub, "need_space", lambda *_: left.exists() and pytest.fail("counted as used"))
+    prepare(tmp_path / "cache", save(content))
+    assert [path.name for path in left.parent.iterdir()] == ["simsv2"]
+
+
 def test_a_text_file_in_its_place_is_refused(tmp_path: Path):
     (tmp_path / simsv2.FILE).write_text("version https://git-lfs.github.com/spec/v1")
     with pytest.raises(ValueError, match="not read, because it is not a pickle"):
@@ -262,8 +306,23 @@ def test_the_command_shows_findings_and_the_corpus(content, save, tmp_path: Path
     assert len(shown.splitlines()) < 45 and max(map(len, shown.splitlines())) < 130
 
 
+def test_the_command_can_be_part_of_another(tmp_path: Path, capsys):
+    assert simsv2.main(["--from", str(tmp_path), "--cache", str(tmp_path / "cache")], "cmpta data simsv2") == 1
+    assert capsys.readouterr().err.startswith("cmpta data simsv2: ")
+    with pytest.raises(SystemExit):
+        simsv2.main(["--help"], "cmpta data simsv2")
+    assert capsys.readouterr().out.startswith("usage: cmpta data simsv2 ")
+
+
+def test_a_cache_that_is_a_file_is_named_with_advice(content, save, tmp_path: Path, capsys):
+    cache = tmp_path / "cache"
+    cache.write_text("")
+    assert simsv2.main(["--from", str(save(content)), "--cache", str(cache)]) == 1
+    assert f"{cache} is a file; choose another with --cache" in capsys.readouterr().err
+
+
 def test_the_command_says_what_is_wrong(tmp_path: Path, capsys):
     assert simsv2.main(["--from", str(tmp_path), "--cache", str(tmp_path / "cache")]) == 1
     shown = capsys.readouterr()
-    assert shown.out == "" and shown.err.startswith("data_prep.simsv2: ") and simsv2.FILE in shown.err
+    assert shown.out == "" and shown.err.startswith("python -m data_prep.simsv2: ") and simsv2.FILE in shown.err
     assert "huggingface.co/datasets/AZYoung/SIMSV2_processed" in shown.err
