@@ -214,7 +214,7 @@ def _sweep(folder: Path) -> None:
 def find_corpus(cache: Path, wanted: DataConfig) -> Corpus:
     """The stored corpus with this content, wherever in the cache it lies."""
     for meta in sorted(cache.glob("[!.]*/meta.json")):
-        if json.loads(meta.read_text()).get("fingerprint") == wanted.fingerprint:
+        if wanted.fingerprint in meta.read_text(encoding="utf-8", errors="replace"):  # others may be damaged
             return load_corpus(meta.parent)
     raise FileNotFoundError(
         f"no corpus '{wanted.name}' with fingerprint {wanted.fingerprint} in {cache}: open it through Study.corpus"
