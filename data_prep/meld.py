@@ -6,7 +6,6 @@ text and label must agree there: a file that lacks one row would otherwise shift
 
 from __future__ import annotations
 
-import argparse
 import io
 import re
 import sys
@@ -21,7 +20,7 @@ import pandas as pd
 
 from cmpta_lib.data import SPLITS, Corpus, Sample, Task, load_corpus, problem, remove_leftovers, shown, write_corpus
 from cmpta_lib.paper import MELD_LABELS, TABLE1
-from data_prep import hub, verify
+from data_prep import command, hub
 from data_prep.alignment import MAX_EDITS, Difference, differences
 from data_prep.public_pickles import KEYS, read_items, read_samples
 
@@ -305,24 +304,9 @@ class _Join:
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m data_prep.meld") -> int:
     """Entry point, also of another command, `prog`; returns the exit code."""
-    from cmpta_lib.runs import runs_folder
-
-    parser = argparse.ArgumentParser(prog=prog, description=__doc__)
     listed, tables = ", ".join(FEATURES.values()), ", ".join(TABLES.values())
-    parser.add_argument("--from", dest="source", type=Path, metavar="FOLDER", help=f"where your copies of {listed} lie")
-    parser.add_argument("--annotations", type=Path, metavar="FOLDER", help=f"where {tables} lie, if elsewhere")
-    parser.add_argument(
-        "--cache", type=Path, metavar="FOLDER", default=runs_folder() / "cache", help="the default: %(default)s"
-    )
-    options = parser.parse_args(argv)
-    try:
-        corpus = prepare(options.cache, options.source, options.annotations)
-    except (ValueError, OSError) as error:
-        print(f"{prog}: {error}", file=sys.stderr)
-        return 1
-    print(verify.report(corpus))
-    print(options.cache / "data" / NAME)
-    return 0
+    folders = {"--from": f"where your copies of {listed} lie", "--annotations": f"where {tables} lie, if elsewhere"}
+    return command.convert(argv, prog, __doc__, prepare, folders)
 
 
 if __name__ == "__main__":

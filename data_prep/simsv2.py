@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +24,7 @@ from cmpta_lib.data import (
     write_corpus,
 )
 from cmpta_lib.paper import TABLE1
-from data_prep import hub, safe_pickle, verify
+from data_prep import command, hub, safe_pickle
 from data_prep.public_pickles import ignored
 
 NAME = "simsv2"
@@ -150,22 +149,7 @@ def _whole_number(where: str, field: str, value: object, most: int) -> int:
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m data_prep.simsv2") -> int:
     """Entry point, also of another command, `prog`; returns the exit code."""
-    from cmpta_lib.runs import runs_folder
-
-    parser = argparse.ArgumentParser(prog=prog, description=__doc__)
-    parser.add_argument("--from", dest="source", type=Path, metavar="FOLDER", help=f"where your copy of {FILE} lies")
-    parser.add_argument(
-        "--cache", type=Path, metavar="FOLDER", default=runs_folder() / "cache", help="the default: %(default)s"
-    )
-    options = parser.parse_args(argv)
-    try:
-        corpus = prepare(options.cache, options.source)
-    except (ValueError, OSError) as error:
-        print(f"{prog}: {error}", file=sys.stderr)
-        return 1
-    print(verify.report(corpus))
-    print(options.cache / "data" / NAME)
-    return 0
+    return command.convert(argv, prog, __doc__, prepare, {"--from": f"where your copy of {FILE} lies"})
 
 
 if __name__ == "__main__":
