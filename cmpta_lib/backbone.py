@@ -21,6 +21,8 @@ from cmpta_lib.config import LLMConfig
 
 PACKED = "cmpta_packed"
 TIGHT = 0.4  # of the GPU's memory
+# What transformers, torch and our own readers raise on files that are complete and wrong.
+_BROKEN = (LookupError, TypeError, AttributeError, ArithmeticError, UnpicklingError, RuntimeError)
 
 
 @dataclass(frozen=True)
@@ -175,29 +177,21 @@ def load(config: LLMConfig, cache: Path, device: torch.device) -> FrozenLLM:
         OSError: the model is not there, or of a family that transformers itself does not have; says what to do.
         ValueError: the files are not the ones that the config names, are damaged, or do not fit each other.
     """
-    if config.name == "tiny":
-        from cmpta_lib import tiny
+    from safetensors import SafetensorError
 
+    from cmpta_lib import tiny
+
+    if config.name == "tiny":
         folder = tiny.find(cache, config.fingerprint)
     else:
         folder = llm_files.find(config, cache)
-    from safetensors import SafetensorError
-
     fingerprint = config.fingerprint or llm_files.fingerprint(folder)
     load_family = {"qwen": _load_qwen_v1, "chatglm": _load_chatglm3}.get(llm_files.family(folder), _load_known)
     try:
         model, tokenizer = load_family(folder, getattr(torch, config.dtype), device)
     except torch.OutOfMemoryError:
         raise
-    except (
-        SafetensorError,
-        LookupError,
-        TypeError,
-        AttributeError,
-        ArithmeticError,
-        UnpicklingError,
-        RuntimeError,
-    ) as error:
+    except (*_BROKEN, SafetensorError) as error:
         reason = "a weight file holds more than tensors" if isinstance(error, UnpicklingError) else str(error)
         raise ValueError(
             f"{folder}: config.json, vocabulary and weights do not make an LLM ({type(error).__name__}: "

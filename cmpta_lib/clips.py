@@ -70,9 +70,7 @@ def pick_clip(corpus: Corpus, predictions: pd.DataFrame, clip_id: str = "") -> t
         return find_clip(corpus.splits["test"], clip_id), BY_HAND
     table, modalities = corpus.splits["test"].table, modalities_of(corpus)
     complete = np.logical_and.reduce([table[f"{m}_length"] > 0 for m in modalities])
-    cued = (
-        np.logical_and.reduce([_cue_starts(table, m) >= 0 for m in modalities]) if corpus.has_known_truth else complete
-    )
+    cued = _cued(corpus, modalities) if corpus.has_known_truth else complete
     right, what = is_right(corpus.task, predictions), f"with {' and '.join(modalities)}"
     shown = f"{what} and a cue in each" if corpus.has_known_truth else what
     return _first(
@@ -103,11 +101,8 @@ def pick_sarcastic(corpus: Corpus, text_only: pd.DataFrame, cmpta: pd.DataFrame,
     gain = np.where(present, errors(corpus.task, text_only) - errors(corpus.task, cmpta), -np.inf)
     rule = f"{words}, label {' or '.join(SARCASTIC)}, CMPTA right, text only wrong"
     fits = present & negative & kind & right & misled
-    cued = np.zeros(len(table), bool)  # known in generated clips only
-    if corpus.has_known_truth:
-        cued = np.logical_and.reduce([_cue_starts(table, m) >= 0 for m in modalities])
     return _first(
-        (fits & cued, f"the first test clip with a cue in {' and '.join(modalities)}, {rule}"),
+        (fits & _cued(corpus, modalities), f"the first test clip with a cue in {' and '.join(modalities)}, {rule}"),
         (fits, f"the first test clip with {rule}"),
         (present & (gain > 0) & (gain == gain.max()), f"no test clip fits ({rule}), so the one corrected most"),
         (present, f"no test clip fits ({rule}) and CMPTA corrects none, so the first"),
@@ -120,8 +115,12 @@ def _first(*choices: tuple[Sequence[bool], str]) -> tuple[int, str]:
     return int(np.argmax(mask)), rule
 
 
-def _cue_starts(table: pd.DataFrame, modality: Modality) -> np.ndarray:
-    return table[f"{CUES[modality]}_start"].to_numpy()
+def _cued(corpus: Corpus, modalities: Sequence[Modality]) -> np.ndarray:
+    """(N,) bool: test clips with a cue in each of the modalities; none where cues are not known."""
+    table = corpus.splits["test"].table
+    if not corpus.has_known_truth:
+        return np.zeros(len(table), bool)
+    return np.logical_and.reduce([table[f"{CUES[m]}_start"] >= 0 for m in modalities])
 
 
 def one_sample(split: Split, index: int = 0) -> pd.DataFrame:

@@ -168,8 +168,6 @@ def execute(root: Path, folder: Path) -> None:
     started = time.perf_counter()
     torch.set_num_threads(config.training.num_threads)
     corpus = find_corpus(root / "cache" / "data", config.data)
-    llm = load_llm(root / "cache" / "llm", config.llm)
-
     asked_by = os.environ.get(PARENT)
 
     def on_epoch(state: training.State) -> None:
@@ -178,6 +176,7 @@ def execute(root: Path, folder: Path) -> None:
             raise SystemExit("the process that asked for this run is gone")
 
     try:
+        llm = load_llm(root / "cache" / "llm", config.llm)
         model, state = training.train(config, corpus, llm, folder, on_epoch)
     except torch.OutOfMemoryError as error:
         raise RuntimeError(
