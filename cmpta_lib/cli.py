@@ -13,8 +13,10 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-from cmpta_lib import check, llm_files, records
-from cmpta_lib.experiments import ROOT, Study
+from cmpta_lib.llm import files as llm_files
+from cmpta_lib.runs import provenance as records
+from cmpta_lib.study import preflight as check
+from cmpta_lib.study.study import ROOT, Study
 
 # Stages run one after another, the notebooks of a stage side by side; within a stage none needs another's output.
 STAGES = (
@@ -114,7 +116,7 @@ def seeds(text: str) -> Any:
 
 def reproduce(options: argparse.Namespace) -> int:
     """Prepare corpora and LLM, finish all runs in one pool, execute the notebooks, write the report."""
-    from cmpta_lib import reports
+    from cmpta_lib.report import rows as reports
 
     started = time.monotonic()
     study, chosen = _study(options), _chosen(options)
@@ -207,7 +209,7 @@ def execute_notebook(path: Path, out: Path, parameters: Mapping[str, Any]) -> No
 def list_runs(options: argparse.Namespace) -> int:
     """Print a line for every finished run."""
     from cmpta_lib.config import from_json
-    from cmpta_lib.experiments import DONE, Run, runs_folder
+    from cmpta_lib.study.study import DONE, Run, runs_folder
 
     for path in sorted(runs_folder().glob(f"*/{DONE}")):
         run = Run(from_json((path.parent / "config.json").read_text()), path.parent)
@@ -226,7 +228,7 @@ def check_study(options: argparse.Namespace) -> int:
         count = len(study.planned(chosen))
         print(f"{count} runs in all; hours are estimated from real steps once nothing is missing.")
         return 1
-    from cmpta_lib.benchmark import hours, step_times
+    from cmpta_lib.study.step_times import hours, step_times
 
     runs = [run for _, run in study.planned_runs(chosen)]
     print(f"{len(runs)} runs, {sum(run.done for run in runs)} of them finished; measuring a few steps ...", flush=True)
@@ -239,8 +241,8 @@ def check_study(options: argparse.Namespace) -> int:
 
 
 def benchmark(options: argparse.Namespace) -> int:
-    """Print the step times of `cmpta_lib.benchmark`."""
-    from cmpta_lib.benchmark import step_times
+    """Print the step times of `cmpta_lib.study.step_times`."""
+    from cmpta_lib.study.step_times import step_times
 
     print(step_times(_study(options), options.steps, options.batch_size).to_string(index=False))
     return 0

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cmpta_lib import records
-from cmpta_lib.data import Corpus
-from cmpta_lib.experiments import REHEARSAL, Study
-from cmpta_lib.sizes import QWEN_1_8B
+from cmpta_lib.data.corpus import Corpus
+from cmpta_lib.report.sizes import QWEN_1_8B
+from cmpta_lib.runs import provenance as records
+from cmpta_lib.study.study import REHEARSAL, Study
 from data_prep import meld, simsv2
 from data_prep.hub import MANIFEST
 from data_prep.rehearsal import RECIPE as data_recipe

@@ -1,1 +1,1 @@
-"""Bring the data in: fetch, verify and convert each dataset into the folders that `cmpta_lib.data` reads."""
+"""Bring the data in: fetch, verify and convert each dataset into the folders that `cmpta_lib.data.corpus` reads."""

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from cmpta_lib.data import Corpus
+from cmpta_lib.data.corpus import Corpus
 from data_prep import verify
 
 
@@ -20,7 +20,7 @@ def convert(
         prepare: takes the cache, then one folder or None for each of `folders`.
         folders: option -> what its help says.
     """
-    from cmpta_lib.runs import runs_folder
+    from cmpta_lib.runs.worker import runs_folder
 
     parser = argparse.ArgumentParser(prog=prog, description=what)
     given = [

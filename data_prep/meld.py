@@ -18,11 +18,21 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cmpta_lib.data import SPLITS, Corpus, Sample, Task, load_corpus, problem, remove_leftovers, shown, write_corpus
+from cmpta_lib.data.corpus import (
+    SPLITS,
+    Corpus,
+    Sample,
+    Task,
+    load_corpus,
+    problem,
+    remove_leftovers,
+    shown,
+    write_corpus,
+)
 from cmpta_lib.paper import MELD_LABELS, TABLE1
 from data_prep import command, hub
-from data_prep.alignment import MAX_EDITS, Difference, differences
 from data_prep.public_pickles import KEYS, read_items, read_samples
+from data_prep.row_matching import MAX_EDITS, Difference, differences
 
 NAME = "meld"
 TASK = Task("classification", "en", MELD_LABELS)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cmpta_lib.data import SPLITS
+from cmpta_lib.data.corpus import SPLITS
 from cmpta_lib.paper import MELD_LABELS, TABLE1
 from data_prep import hub, safe_pickle
 

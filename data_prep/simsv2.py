@@ -11,7 +11,7 @@ from reprlib import repr as short
 
 import numpy as np
 
-from cmpta_lib.data import (
+from cmpta_lib.data.corpus import (
     MODALITIES,
     SPLITS,
     Corpus,

@@ -14,7 +14,7 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 
-from cmpta_lib.data import MODALITIES, SPLITS, Corpus, Split
+from cmpta_lib.data.corpus import MODALITIES, SPLITS, Corpus, Split
 from cmpta_lib.paper import TABLE1
 from data_prep.hub import KNOWN_SHA256
 

@@ -22,14 +22,16 @@ def random_llm(num_key_value_heads: int = 4):
     import torch
     from transformers.models.qwen2 import Qwen2Config, Qwen2ForCausalLM
 
-    from cmpta_lib import backbone, prompts, synthetic, tiny
+    from cmpta_lib.embedded import synthetic, tiny_llm
+    from cmpta_lib.llm import frozen as backbone
+    from cmpta_lib.methods import prompts
 
     pages = list(synthetic.documents(300))
     layouts = [prompts.Layout.of(world.task) for world in synthetic.worlds().values()]
     fixed = sorted({part for layout in layouts for part in (layout.open, layout.close, layout.prompt)})
     answers = [prompts.answer_text(page.task, page.label) for page in pages]
     texts = [page.directions + page.text + answer for page, answer in zip(pages, answers, strict=True)]
-    tokenizer = tiny.train_tokenizer(texts, fixed)
+    tokenizer = tiny_llm.train_tokenizer(texts, fixed)
     torch.manual_seed(0)
     config = Qwen2Config(
         vocab_size=len(tokenizer),
@@ -56,7 +58,7 @@ def llm():
 @pytest.fixture(scope="session")
 def corpora(tmp_path_factory):
     """Both embedded corpora, a few clips each: world name -> Corpus."""
-    from cmpta_lib import synthetic
+    from cmpta_lib.embedded import synthetic
 
     sizes = {"train": 20, "valid": 7, "test": 5}
     folder = tmp_path_factory.mktemp("corpora")

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cmpta_lib.adapter import PAIRS, CMPTAdapter, CrossModalAttention, TemporalAlignment
 from cmpta_lib.config import AdapterConfig
+from cmpta_lib.methods.cmpta import PAIRS, CMPTAdapter, CrossModalAttention, TemporalAlignment
 
 AUDIO, VISION, LLM = 5, 7, 16
 LENGTHS = {"text": [4, 1, 6], "audio": [9, 3, 5], "vision": [2, 8, 1]}

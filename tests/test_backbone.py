@@ -10,9 +10,13 @@ import pytest
 import torch
 from conftest import random_llm
 
-from cmpta_lib import backbone, llm_files, prompts, rehearsal, synthetic, tiny
-from cmpta_lib.backbone import FrozenLLM, Packing, load, weights_fingerprint
+from cmpta_lib import rehearsal
 from cmpta_lib.config import LLMConfig
+from cmpta_lib.embedded import synthetic, tiny_llm
+from cmpta_lib.llm import files as llm_files
+from cmpta_lib.llm import frozen as backbone
+from cmpta_lib.llm.frozen import FrozenLLM, Packing, load, weights_fingerprint
+from cmpta_lib.methods import prompts
 
 CPU = torch.device("cpu")
 
@@ -22,17 +26,17 @@ def smallest():
     """The real recipe with sizes of a few seconds: 50 steps over 2000 pages."""
     with pytest.MonkeyPatch.context() as patch:
         sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
-        patch.setattr(tiny, "ARCHITECTURE", sizes | {"num_key_value_heads": 4})
-        patch.setattr(tiny, "DOCUMENTS", 2000)
-        patch.setattr(tiny, "LEARNING_RATE", 1e-2)  # in so few steps
-        patch.setattr(tiny, "NOISE", 0.1)
+        patch.setattr(tiny_llm, "ARCHITECTURE", sizes | {"num_key_value_heads": 4})
+        patch.setattr(tiny_llm, "DOCUMENTS", 2000)
+        patch.setattr(tiny_llm, "LEARNING_RATE", 1e-2)  # in so few steps
+        patch.setattr(tiny_llm, "NOISE", 0.1)
         yield
 
 
 @pytest.fixture(scope="module")
 def cache(smallest, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("cache")
-    tiny.build(folder)
+    tiny_llm.build(folder)
     return folder
 
 
@@ -40,8 +44,8 @@ def cache(smallest, tmp_path_factory) -> Path:
 
 
 def test_the_tiny_llm_is_built_once(cache, monkeypatch):
-    monkeypatch.setattr(tiny, "_pretrain", None)
-    folder = tiny.build(cache)
+    monkeypatch.setattr(tiny_llm, "_pretrain", None)
+    folder = tiny_llm.build(cache)
     assert {path.name for path in cache.iterdir()} == {folder.name, f"{folder.name}.lock"}
     llm = load(LLMConfig("tiny"), cache, CPU)
     record = json.loads((folder / "cmpta.json").read_text())
@@ -50,7 +54,7 @@ def test_the_tiny_llm_is_built_once(cache, monkeypatch):
 
 
 def test_the_tiny_llm_is_the_same_wherever_it_is_built(cache, tmp_path):
-    again = tiny.build(tmp_path)
+    again = tiny_llm.build(tmp_path)
     (folder,) = (path for path in cache.iterdir() if path.is_dir())
     for name in ("model.safetensors", "tokenizer.json", "cmpta.json"):
         assert (again / name).read_bytes() == (folder / name).read_bytes()
@@ -61,9 +65,9 @@ def test_a_build_that_dies_leaves_nothing(tmp_path, monkeypatch):
         (folder / "model.safetensors").write_text("half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(tiny, "_pretrain", half)
+    monkeypatch.setattr(tiny_llm, "_pretrain", half)
     with pytest.raises(KeyboardInterrupt):
-        tiny.build(tmp_path)
+        tiny_llm.build(tmp_path)
     assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]
 
 

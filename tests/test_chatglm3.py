@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cmpta_lib import chatglm3
+from cmpta_lib.llm import chatglm3
 
 CONFIG = {
     "model_type": "chatglm",

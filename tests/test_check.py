@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from cmpta_lib import check, cli
-from cmpta_lib.check import COMMAND, Need, needs, screen
-from cmpta_lib.experiments import PROFILES, REGISTER, VARIANTS, Study
+from cmpta_lib import cli
+from cmpta_lib.study import preflight as check
+from cmpta_lib.study.preflight import COMMAND, Need, needs, screen
+from cmpta_lib.study.study import PROFILES, REGISTER, VARIANTS, Study
 
 NOTEBOOKS = [name for stage in cli.STAGES for name in stage]
 GPU = "NVIDIA GeForce RTX 4090, 24564\n"
@@ -137,7 +138,7 @@ def test_nothing_is_made_by_asking(tmp_path):
 
 def test_every_published_thing_has_its_size():
     """Or the disk check would count it as nothing."""
-    from cmpta_lib.llm_files import PUBLISHED
+    from cmpta_lib.llm.files import PUBLISHED
 
     assert set(check.LLM_GB) == set(PUBLISHED)
     assert set(check.CORPUS_GB) == set(PROFILES["paper"].corpora.values())

@@ -12,10 +12,12 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from cmpta_lib import cli, experiments, reports
+from cmpta_lib import cli
 from cmpta_lib.cli import STAGES, NotebookFailed, execute_notebook, main
 from cmpta_lib.config import DataConfig, RunConfig, to_json
-from cmpta_lib.experiments import Study
+from cmpta_lib.report import rows as reports
+from cmpta_lib.study import study as experiments
+from cmpta_lib.study.study import Study
 
 ROOT = Path(__file__).parents[1]
 NAMES = [name for stage in STAGES for name in stage]

@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cmpta_lib import data
-from cmpta_lib.data import Corpus, Sample, Split, Task, load_corpus, write_corpus
+from cmpta_lib.data import corpus as data
+from cmpta_lib.data.corpus import Corpus, Sample, Split, Task, load_corpus, write_corpus
 from data_prep import public_pickles
 from data_prep.public_pickles import read_public_pickles
 from data_prep.safe_pickle import UnsafePickleError
@@ -249,7 +249,7 @@ def killed_writer(folder: Path) -> None:
     code = (
         "import os, signal, sys, numpy as np\n"
         "from pathlib import Path\n"
-        "from cmpta_lib.data import Sample, Task, write_corpus\n"
+        "from cmpta_lib.data.corpus import Sample, Task, write_corpus\n"
         "def samples():\n"
         "    for i in range(9):\n"
         "        if i == 2: os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -293,7 +293,7 @@ def test_a_writer_that_still_writes_is_spared(tmp_path: Path):
 
 
 def test_nothing_heavy_is_imported():
-    code = "import sys, cmpta_lib.data; print(sorted({'torch', 'transformers', 'matplotlib'} & set(sys.modules)))"
+    code = "import sys, cmpta_lib.data.corpus; print(sorted({'torch', 'transformers', 'matplotlib'} & set(sys.modules)))"
     root = Path(__file__).parents[1]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

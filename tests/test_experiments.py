@@ -19,12 +19,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cmpta_lib import experiments, llm_files, metrics, paper, synthetic, tiny
+from cmpta_lib import metrics, paper
 from cmpta_lib.config import PAPER_SEEDS, RunConfig, to_json
-from cmpta_lib.experiments import PROFILES, REGISTER, SMOKE_DOCUMENTS, VARIANTS, Run, Study
-from cmpta_lib.prompts import legal_answers
+from cmpta_lib.embedded import synthetic, tiny_llm
+from cmpta_lib.llm import files as llm_files
+from cmpta_lib.methods.prompts import legal_answers
 from cmpta_lib.rehearsal import write_qwen_v1
-from cmpta_lib.tables import ResultRow
+from cmpta_lib.report.tables import ResultRow
+from cmpta_lib.study import study as experiments
+from cmpta_lib.study.study import PROFILES, REGISTER, SMOKE_DOCUMENTS, VARIANTS, Run, Study
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {"commit": "c0ffee", "hardware": "a machine", "train_seconds": 1.0}
@@ -35,7 +38,7 @@ def root(tmp_path_factory) -> Path:
     """A runs folder with an LLM's record, smoke and full: a study asks for its fingerprint only."""
     folder = tmp_path_factory.mktemp("runs")
     for cache, documents in ((folder / "cache", None), (folder / "smoke" / "cache", SMOKE_DOCUMENTS)):
-        llm = tiny.folder_of(cache / "llm", documents)
+        llm = tiny_llm.folder_of(cache / "llm", documents)
         llm.mkdir(parents=True)
         (llm / "cmpta.json").write_text(json.dumps({"fingerprint": "0123456789abcdef"}))
     return folder
@@ -408,8 +411,8 @@ def test_real_clips_are_not_called_generated(study, voices):
 WITHOUT_TORCH = """
 import sys
 from pathlib import Path
-from cmpta_lib.experiments import Study
-from cmpta_lib.tables import export_table, result_table
+from cmpta_lib.study.study import Study
+from cmpta_lib.report.tables import export_table, result_table
 study = Study(smoke=True)
 for key, metric in (("sims", "mae"), ("meld", "f1_weighted")):
     best = {metric: study.bayes(key, metric)["all"]}

@@ -10,10 +10,11 @@ import torch
 from test_chatglm3 import published as chatglm3_weights  # noqa: F401  a fixture
 from test_chatglm3 import vocabulary as chatglm3_vocabulary  # noqa: F401  a fixture
 
-from cmpta_lib import backbone, llm_files
-from cmpta_lib.backbone import FrozenLLM
 from cmpta_lib.config import AdapterConfig, DataConfig, LLMConfig, PromptConfig, RunConfig
-from cmpta_lib.model import CMPTA
+from cmpta_lib.llm import files as llm_files
+from cmpta_lib.llm import frozen as backbone
+from cmpta_lib.llm.frozen import FrozenLLM
+from cmpta_lib.methods.prompted_lm import CMPTA
 from cmpta_lib.rehearsal import write_qwen_v1
 
 FAMILIES = ("qwen", "llama", "chatglm")

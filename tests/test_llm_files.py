@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from cmpta_lib import llm_files
 from cmpta_lib.config import LLMConfig
+from cmpta_lib.llm import files as llm_files
 
 
 @pytest.fixture(autouse=True)

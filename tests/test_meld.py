@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 from cmpta_lib.paper import MELD_LABELS
-from data_prep import alignment, hub, meld, rehearsal
-from data_prep.alignment import Difference, differences
+from data_prep import hub, meld, rehearsal, row_matching
 from data_prep.meld import mend, prepare, read_annotations
+from data_prep.row_matching import Difference, differences
 
 HEADER = ("Sr No.", *meld._COLUMNS)
 ROWS = {
@@ -308,7 +308,7 @@ def test_a_moved_row_is_named(save, tmp_path: Path):
 
 
 def test_other_data_are_not_explained_row_by_row(save, tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(alignment, "MAX_EDITS", 3)
+    monkeypatch.setattr(row_matching, "MAX_EDITS", 3)
     monkeypatch.setattr(meld, "MAX_EDITS", 3)
     items = [changed(0, text=f"Another {i}")["train"][0] for i in range(7)]
     message = refuse(save({"train": items}), tmp_path / "cache")
@@ -458,7 +458,7 @@ def test_a_place_with_several_damages_is_paired_by_similarity():
 def test_places_of_all_sizes_are_paired(likeness: float):
     for n in range(40):
         for m in range(40):
-            steps = alignment._pair(
+            steps = row_matching._pair(
                 [f"item {i}" for i in range(n)], [f"row {j}" for j in range(m)], lambda *_: likeness
             )
             assert [i for kind, i, _ in steps if kind != "missing"] == list(range(n))

@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from conftest import random_llm
 from torch import Tensor
 
-from cmpta_lib.backbone import FrozenLLM, weights_fingerprint
 from cmpta_lib.config import AdapterConfig, DataConfig, RunConfig, override
-from cmpta_lib.data import Sample, Task
-from cmpta_lib.model import CMPTA, AnswerTrie
-from cmpta_lib.prompts import Layout, answer_text, legal_answers
+from cmpta_lib.data.corpus import Sample, Task
+from cmpta_lib.llm.frozen import FrozenLLM, weights_fingerprint
+from cmpta_lib.methods.prompted_lm import CMPTA, AnswerTrie
+from cmpta_lib.methods.prompts import Layout, answer_text, legal_answers
 
 WORLDS = ("embedded-sims", "embedded-meld")
 CONFIG = RunConfig(data=DataConfig("test", ""), adapter=AdapterConfig(dim=16, num_heads=2))

@@ -15,9 +15,12 @@ import pandas as pd
 import papermill
 import pytest
 
-from cmpta_lib import cli, clips, reports, sizes
-from cmpta_lib.data import Sample, Task, write_corpus
-from cmpta_lib.experiments import Study
+from cmpta_lib import cli
+from cmpta_lib.data.corpus import Sample, Task, write_corpus
+from cmpta_lib.figures import clips
+from cmpta_lib.report import rows as reports
+from cmpta_lib.report import sizes
+from cmpta_lib.study.study import Study
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 TABLES_ONLY = ("01", "03", "04", "05", "06", "07")  # these open no model and so need no torch
@@ -189,8 +192,8 @@ def test_qwen_is_as_large_as_it_says():
 
 def test_parameter_counts_are_those_of_the_adapter():
     """Counted without memory, and nothing is left out: the sum is the real module's."""
-    from cmpta_lib.adapter import CMPTAdapter
     from cmpta_lib.config import AdapterConfig
+    from cmpta_lib.methods.cmpta import CMPTAdapter
 
     for changes in ({}, {"num_pseudo_tokens": 8}, {"fusion": "pooled"}, {"alignment": "linear"}):
         config = AdapterConfig(dim=16, **changes)
@@ -258,8 +261,8 @@ def test_a_score_is_right_within_one_step():
 
 def test_attention_share_on_cues_by_hand(llm, corpora):
     """Against a loop over single clips: padding and batch mates must not enter a clip's share."""
-    from cmpta_lib import training
     from cmpta_lib.config import DataConfig, RunConfig, override
+    from cmpta_lib.training import loop as training
 
     corpus = corpora["embedded-meld"]
     config = RunConfig(data=DataConfig(corpus.name, corpus.fingerprint))

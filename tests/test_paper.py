@@ -1,7 +1,7 @@
 import pytest
 
 from cmpta_lib import paper
-from cmpta_lib.statistics import summarise
+from cmpta_lib.report.uncertainty import summarise
 
 
 def test_class_prompt_gives_table_2s_sentence_for_melds_labels():

@@ -8,8 +8,8 @@ from matplotlib.patches import StepPatch
 from matplotlib.text import Text
 from PIL import Image
 
-from cmpta_lib import plots
-from cmpta_lib.page import MISSING_GLYPH, SMALLEST_PT, printable, wrap
+from cmpta_lib.figures import curves as plots
+from cmpta_lib.figures.style import MISSING_GLYPH, SMALLEST_PT, printable, wrap
 
 FOOTER = "Data: embedded SIMS (generated); backbone: tiny; seeds: 1111; profile: demo."
 

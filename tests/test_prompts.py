@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from cmpta_lib import paper
-from cmpta_lib.data import Task
-from cmpta_lib.prompts import Layout, answer_text, legal_answers
+from cmpta_lib.data.corpus import Task
+from cmpta_lib.methods.prompts import Layout, answer_text, legal_answers
 
 SIMS = Task("regression", "zh")
 MELD = Task("classification", "en", paper.MELD_LABELS)

@@ -15,7 +15,7 @@ import tiktoken
 import torch
 from safetensors.torch import load_file, save_file
 
-from cmpta_lib import qwen_v1
+from cmpta_lib.llm import qwen_v1
 from cmpta_lib.rehearsal import write_qwen_v1
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from cmpta_lib import records
+from cmpta_lib.runs import provenance as records
 
 
 @pytest.fixture(autouse=True)

@@ -25,10 +25,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cmpta_lib import metrics, records, runs
+from cmpta_lib import metrics
 from cmpta_lib.config import DataConfig, RunConfig, from_json, to_json
-from cmpta_lib.experiments import REGISTER, SMOKE_DOCUMENTS, Study
-from cmpta_lib.runs import DONE, Run
+from cmpta_lib.runs import provenance as records
+from cmpta_lib.runs import worker as runs
+from cmpta_lib.runs.worker import DONE, Run
+from cmpta_lib.study.study import REGISTER, SMOKE_DOCUMENTS, Study
 
 FILES = {"config.json", "history.csv", "predictions.parquet", "adapter.safetensors", "environment.json", DONE}
 RESULTS = ("adapter.safetensors", "predictions.parquet", DONE)  # what a killed run must end with, byte for byte
@@ -64,15 +66,15 @@ server = multiprocessing.get_context("forkserver")
 @pytest.fixture(scope="module")
 def elsewhere() -> Iterator[Callable[..., Any]]:
     """Call a function in another process, which has imported torch already, and return what it returns."""
-    server.set_forkserver_preload(["cmpta_lib.training", "transformers.models.qwen2.modeling_qwen2", "pyarrow.parquet"])
+    server.set_forkserver_preload(["cmpta_lib.training.loop", "transformers.models.qwen2.modeling_qwen2", "pyarrow.parquet"])
     with ProcessPoolExecutor(1, mp_context=server) as pool:
         yield lambda function, *arguments: pool.submit(function, *arguments).result()
 
 
 def build_tiny_llm(cache: Path) -> None:
-    from cmpta_lib import tiny
+    from cmpta_lib.embedded import tiny_llm
 
-    tiny.build(cache, SMOKE_DOCUMENTS)
+    tiny_llm.build(cache, SMOKE_DOCUMENTS)
 
 
 @pytest.fixture(scope="module")
@@ -254,7 +256,7 @@ def test_another_process_makes_the_same_bytes(done, study, elsewhere):
 
 def answer_again(root: Path, run: Run) -> tuple[dict[str, pd.DataFrame], bytes, bool]:
     """Predictions of the loaded model, its weights as a file's bytes, and whether it still trains."""
-    from cmpta_lib import training
+    from cmpta_lib.training import loop as training
 
     model = runs.load_model(run, root)
     corpus = runs.find_corpus(root / "cache" / "data", run.config.data)
@@ -276,7 +278,7 @@ def test_a_loaded_model_gives_the_stored_predictions(done, study, elsewhere, nam
 
 
 def time_steps(folder: Path, **settings: Any) -> pd.DataFrame:
-    from cmpta_lib import benchmark
+    from cmpta_lib.study import step_times as benchmark
 
     benchmark.STEPS = 4
     return benchmark.step_times(study_in(folder, **settings))
@@ -417,7 +419,7 @@ MOMENTS = {  # what a worker is about to do, for the how-maniest time, when it i
 
 def work_until(root: Path, folder: Path, moment: tuple[str, int]) -> None:
     """A worker that is killed at `moment`; a file about to take its name is then half written."""
-    from cmpta_lib import training
+    from cmpta_lib.training import loop as training
 
     calls: Counter[str] = Counter()
 

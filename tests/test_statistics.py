@@ -3,9 +3,9 @@ import pytest
 import scipy.stats
 from sklearn.metrics import f1_score
 
-from cmpta_lib import statistics
 from cmpta_lib.metrics import classification_metrics, regression_metrics
-from cmpta_lib.statistics import bootstrap_interval, paired_bootstrap, seed_scores, summarise
+from cmpta_lib.report import uncertainty
+from cmpta_lib.report.uncertainty import bootstrap_interval, paired_bootstrap, seed_scores, summarise
 
 METRICS = ("mae", "corr", "f1_weighted")
 LABELS = [str(index) for index in range(7)]
@@ -105,7 +105,7 @@ def test_a_clear_difference_has_a_small_p_value_that_is_not_zero():
 def test_chunks_do_not_change_the_interval(monkeypatch):
     truth, predictions = example("f1_weighted")
     whole = bootstrap_interval("f1_weighted", truth, predictions, resamples=100)
-    monkeypatch.setattr(statistics, "_CHUNK", 7)
+    monkeypatch.setattr(uncertainty, "_CHUNK", 7)
     assert bootstrap_interval("f1_weighted", truth, predictions, resamples=100) == pytest.approx(whole, abs=1e-12)
 
 
@@ -157,7 +157,7 @@ def test_bad_arguments_are_refused(arguments, message):
 def test_summary_uses_the_sample_sd_and_none_for_one_seed():
     summary = summarise([1.0, 2.0, 4.0])
     assert (summary.mean, summary.sd, summary.n) == pytest.approx((7 / 3, np.sqrt(7 / 3), 3))
-    assert summarise([0.25]) == statistics.SeedSummary(0.25, None, 1)
+    assert summarise([0.25]) == uncertainty.SeedSummary(0.25, None, 1)
 
 
 @pytest.mark.parametrize("values", [[], [0.1, float("nan")]])

@@ -10,9 +10,9 @@ import pytest
 from scipy.stats import chi2_contingency, chisquare, multivariate_normal, norm
 from sklearn.metrics import f1_score
 
-from cmpta_lib import synthetic
-from cmpta_lib.data import Sample
-from cmpta_lib.synthetic import CueSet, World
+from cmpta_lib.data.corpus import Sample
+from cmpta_lib.embedded import synthetic
+from cmpta_lib.embedded.synthetic import CueSet, World
 
 WORLDS = synthetic.worlds()
 VIEWS = ("text", "face_voice", "all")

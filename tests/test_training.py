@@ -21,8 +21,7 @@ import torch
 from conftest import random_llm
 from safetensors.torch import load_file
 
-from cmpta_lib import metrics, training
-from cmpta_lib.backbone import weights_fingerprint
+from cmpta_lib import metrics
 from cmpta_lib.config import (
     AdapterConfig,
     DataConfig,
@@ -33,8 +32,10 @@ from cmpta_lib.config import (
     override,
     to_json,
 )
-from cmpta_lib.model import CMPTA
-from cmpta_lib.training import State, learning_rate
+from cmpta_lib.llm.frozen import weights_fingerprint
+from cmpta_lib.methods.prompted_lm import CMPTA
+from cmpta_lib.training import loop as training
+from cmpta_lib.training.loop import State, learning_rate
 
 ROOT = Path(__file__).parents[1]
 CONFIG = RunConfig(
@@ -263,9 +264,10 @@ import os, signal, sys
 from pathlib import Path
 import torch
 from torch import distributed
-from cmpta_lib import backbone, training
+from cmpta_lib.llm import frozen as backbone
+from cmpta_lib.training import loop as training
 from cmpta_lib.config import LLMConfig, from_json
-from cmpta_lib.data import load_corpus
+from cmpta_lib.data.corpus import load_corpus
 
 torch.set_num_threads(1)
 folder, corpus, kill_in_epoch = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
@@ -293,7 +295,7 @@ if distributed.is_initialized():
 @pytest.fixture(scope="module")
 def stored(llm, corpora, tmp_path_factory) -> Callable[[RunConfig], tuple[Path, Path, RunConfig]]:
     """Put LLM, corpus and config where another process finds them: run folder, corpus folder, config."""
-    from cmpta_lib import synthetic
+    from cmpta_lib.embedded import synthetic
 
     folder = tmp_path_factory.mktemp("stored")
     plain = copy.deepcopy(llm.model)

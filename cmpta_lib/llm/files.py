@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cmpta_lib import records
 from cmpta_lib.config import LLMConfig
-from cmpta_lib.prompts import Sign
+from cmpta_lib.methods.prompts import Sign
+from cmpta_lib.runs import provenance as records
 
 PUBLISHED: Mapping[str, str] = {  # name -> hub id
     "qwen-1.8b": "Qwen/Qwen-1_8B",

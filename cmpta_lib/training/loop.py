@@ -26,10 +26,10 @@ from safetensors.torch import save_file
 from torch import Tensor, distributed
 
 from cmpta_lib import metrics
-from cmpta_lib.backbone import FrozenLLM
 from cmpta_lib.config import RunConfig, TrainingConfig
-from cmpta_lib.data import Corpus, Split
-from cmpta_lib.model import CMPTA
+from cmpta_lib.data.corpus import Corpus, Split
+from cmpta_lib.llm.frozen import FrozenLLM
+from cmpta_lib.methods.prompted_lm import CMPTA
 
 CHECKPOINT = "checkpoint.safetensors"
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from transformers import GlmConfig, GlmForCausalLM
 
-from cmpta_lib.checkpoints import Renamed, assemble
-from cmpta_lib.llm_files import read_config
+from cmpta_lib.llm.files import read_config
+from cmpta_lib.llm.weights import Renamed, assemble
 
 VOCABULARY = "tokenizer.model"
 SPECIAL_TOKENS = ("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop")  # their ids follow the vocabulary's

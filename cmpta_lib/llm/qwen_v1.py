@@ -19,8 +19,8 @@ from torch import Tensor
 from transformers import AddedToken, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from cmpta_lib.checkpoints import Renamed, assemble
-from cmpta_lib.llm_files import read_config
+from cmpta_lib.llm.files import read_config
+from cmpta_lib.llm.weights import Renamed, assemble
 
 VOCABULARY = "qwen.tiktoken"
 PUBLISHED_TOKENS = 151_643  # of the file that the whole family shares

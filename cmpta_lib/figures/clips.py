@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from cmpta_lib.attention_plots import AttentionPanel
-from cmpta_lib.data import MODALITIES, Corpus, Modality, Split, Task
-from cmpta_lib.prompts import answer_text
+from cmpta_lib.data.corpus import MODALITIES, Corpus, Modality, Split, Task
+from cmpta_lib.figures.attention import AttentionPanel
+from cmpta_lib.methods.prompts import answer_text
 
 if TYPE_CHECKING:
-    from cmpta_lib.model import CMPTA
+    from cmpta_lib.methods.prompted_lm import CMPTA
 
 # Milliseconds per frame where the public files keep one rate; MELD's are resampled clip by clip.
 HOPS_MS: Mapping[str, Mapping[str, float]] = {"simsv2": {"vision": 40.0, "audio": 10.0}}

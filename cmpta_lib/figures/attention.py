@@ -14,7 +14,7 @@ from matplotlib.gridspec import SubplotSpec
 from matplotlib.lines import Line2D
 from matplotlib.patches import FancyBboxPatch, Patch, Rectangle
 
-from cmpta_lib.page import (
+from cmpta_lib.figures.style import (
     DOUBLE_COLUMN_IN,
     GREEN,
     MODALITY_COLOURS,

@@ -15,10 +15,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from cmpta_lib.attention_plots import AttentionPanel, attention_figure, case_study_figure
-from cmpta_lib.diagrams import adapter_figure, architecture_figure
-from cmpta_lib.metrics import TaskKind
-from cmpta_lib.page import (
+from cmpta_lib.figures.attention import AttentionPanel, attention_figure, case_study_figure
+from cmpta_lib.figures.diagrams import adapter_figure, architecture_figure
+from cmpta_lib.figures.style import (
     BLUE,
     DOUBLE_COLUMN_IN,
     SINGLE_COLUMN_IN,
@@ -28,6 +27,7 @@ from cmpta_lib.page import (
     printable,
     save_figure,
 )
+from cmpta_lib.metrics import TaskKind
 
 __all__ = [
     "AttentionPanel",

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from cmpta_lib import statistics
+from cmpta_lib.report import uncertainty
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -88,11 +88,11 @@ class ResultRow:
 
 
 def result_table(
-    rows: Sequence[ResultRow], metrics: Sequence[statistics.Metric], *, bayes: Mapping[str, float] | None = None
+    rows: Sequence[ResultRow], metrics: Sequence[uncertainty.Metric], *, bayes: Mapping[str, float] | None = None
 ) -> pd.DataFrame:
     """The table as text: per metric "paper", "this run" (mean ± sample sd), "95 % CI", "gap", "seeds".
 
-    The interval is `statistics.bootstrap_interval`: over test samples, of the seed mean. The gap is this run minus the
+    The interval is `uncertainty.bootstrap_interval`: over test samples, of the seed mean. The gap is this run minus the
     paper. "seeds" lists each seed's score, so that a collapsed one stays visible. Columns "group" and "note" appear
     only if some row has one.
 
@@ -101,7 +101,7 @@ def result_table(
         metrics: "mae", "corr" or "f1_weighted".
         bayes: best score that any predictor can reach on generated data, by metric, as a fraction; adds a column.
     Raises:
-        ValueError: a metric without a display rule; predictions that `statistics` refuses, naming the row.
+        ValueError: a metric without a display rule; predictions that `uncertainty` refuses, naming the row.
     """
     import pandas as pd
 
@@ -121,7 +121,7 @@ def result_table(
     return frame.drop(columns=[name for name in ("group", "note") if lines and not any(frame[name])])
 
 
-def _cells(row: ResultRow, metric: statistics.Metric, bayes: Mapping[str, float]) -> dict[str, str]:
+def _cells(row: ResultRow, metric: uncertainty.Metric, bayes: Mapping[str, float]) -> dict[str, str]:
     _, scale, decimals = _DISPLAY[metric]
 
     def show(value: float, sign: str = "") -> str:
@@ -135,9 +135,9 @@ def _cells(row: ResultRow, metric: statistics.Metric, bayes: Mapping[str, float]
         cells["Bayes-optimal"] = show(scale * bayes[metric])
     cells["seeds"] = NOTHING
     if row.truth is not None and row.predictions is not None:
-        scores = scale * statistics.seed_scores(metric, row.truth, row.predictions)
-        summary = statistics.summarise(scores.tolist())
-        low, high = statistics.bootstrap_interval(metric, row.truth, row.predictions)
+        scores = scale * uncertainty.seed_scores(metric, row.truth, row.predictions)
+        summary = uncertainty.summarise(scores.tolist())
+        low, high = uncertainty.bootstrap_interval(metric, row.truth, row.predictions)
         spread = "" if summary.sd is None else f" ± {show(summary.sd)}"
         cells["this run"] = f"{show(summary.mean)}{spread} (n={summary.n})"
         cells["95 % CI"] = f"[{show(scale * low)}, {show(scale * high)}]"

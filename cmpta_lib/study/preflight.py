@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from cmpta_lib import llm_files
-from cmpta_lib.data import load_corpus
-from cmpta_lib.experiments import Study
+from cmpta_lib.data.corpus import load_corpus
+from cmpta_lib.llm import files as llm_files
+from cmpta_lib.study.study import Study
 
 COMMAND = "cmpta" if shutil.which("cmpta") else os.path.relpath(Path(sys.executable).with_name("cmpta"))
 GPU_GB, MEMORY_GB = 12, 8  # what the paper profile needs with Qwen-1.8B; larger LLMs need more in proportion

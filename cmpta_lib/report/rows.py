@@ -13,19 +13,21 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from cmpta_lib import metrics, paper, records, statistics
-from cmpta_lib.data import SPLITS
-from cmpta_lib.experiments import REGISTER, VARIANTS, Run, Study
+from cmpta_lib import metrics, paper
+from cmpta_lib.data.corpus import SPLITS
+from cmpta_lib.methods.prompts import Layout
 from cmpta_lib.metrics import TaskKind
-from cmpta_lib.prompts import Layout
-from cmpta_lib.tables import NOTHING, Provenance, ResultRow, export_table
+from cmpta_lib.report import uncertainty
+from cmpta_lib.report.tables import NOTHING, Provenance, ResultRow, export_table
+from cmpta_lib.runs import provenance as records
+from cmpta_lib.study.study import REGISTER, VARIANTS, Run, Study
 
 if TYPE_CHECKING:
     from pandas.io.formats.style import Styler
 
 PAPER_NAMES: Mapping[str, str] = {"sims": "SIMS-V2", "meld": "MELD"}
 LANGUAGES: Mapping[str, str] = {"zh": "Chinese", "en": "English"}
-METRICS: Mapping[TaskKind, tuple[statistics.Metric, ...]] = {
+METRICS: Mapping[TaskKind, tuple[uncertainty.Metric, ...]] = {
     "regression": ("mae", "corr"),
     "classification": ("f1_weighted",),
 }
@@ -191,7 +193,7 @@ def paired_table(study: Study, key: str, rows: Sequence[ResultRow]) -> pd.DataFr
     full, without = rows[-1], next(row for row in rows if row.method.startswith("text only"))
     lines = []
     for metric in METRICS[study.corpus(key).task.kind]:
-        found = statistics.paired_bootstrap(metric, full.truth, full.predictions, without.predictions)
+        found = uncertainty.paired_bootstrap(metric, full.truth, full.predictions, without.predictions)
         scale = 100 if metric == "f1_weighted" else 1
         difference, low, high = (f"{scale * value:+.3f}" for value in (found.difference, found.low, found.high))
         line = {"metric": metric, "difference": difference, "95 % CI": f"[{low}, {high}]", "p": f"{found.p_value:.4f}"}
@@ -199,12 +201,12 @@ def paired_table(study: Study, key: str, rows: Sequence[ResultRow]) -> pd.DataFr
     return pd.DataFrame(lines)
 
 
-def ablation_frame(rows: Sequence[ResultRow], metric: statistics.Metric) -> pd.DataFrame:
+def ablation_frame(rows: Sequence[ResultRow], metric: uncertainty.Metric) -> pd.DataFrame:
     """What `plots.ablation_figure` draws, from a table's rows; fractions throughout."""
     lines = []
     for row in rows:
-        mean = float(statistics.seed_scores(metric, row.truth, row.predictions).mean())
-        low, high = statistics.bootstrap_interval(metric, row.truth, row.predictions)
+        mean = float(uncertainty.seed_scores(metric, row.truth, row.predictions).mean())
+        low, high = uncertainty.bootstrap_interval(metric, row.truth, row.predictions)
         printed = row.paper.get(metric, np.nan) / (100 if metric == "f1_weighted" else 1)
         lines.append([row.group, row.method, mean, low, high, printed])
     return pd.DataFrame(lines, columns=["study", "variant", "mean", "low", "high", "paper"])

@@ -22,14 +22,14 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from cmpta_lib import records
 from cmpta_lib.config import DataConfig, LLMConfig, RunConfig, from_json, to_json
-from cmpta_lib.data import Corpus, load_corpus
+from cmpta_lib.data.corpus import Corpus, load_corpus
+from cmpta_lib.runs import provenance as records
 
 if TYPE_CHECKING:
     import pandas as pd
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 DONE = "metrics.json"
 PARENT = "CMPTA_PARENT"  # environment variable of workers: the process that waits for them
 
@@ -94,7 +94,7 @@ def ensure(runs: Sequence[Run], root: Path, jobs: int | None = None) -> None:
     log = root / f"workers-{os.getpid()}.log"
     threads = next(iter(pending.values())).config.training.num_threads
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), PARENT: str(os.getpid())}
-    command = [sys.executable, "-m", "cmpta_lib.runs", str(root), *map(str, pending)]
+    command = [sys.executable, "-m", "cmpta_lib.runs.worker", str(root), *map(str, pending)]
     with open(log, "w") as stream:
         workers = [
             subprocess.Popen(command, cwd=ROOT, env=environment, stdout=stream, stderr=stream) for _ in range(count)
@@ -162,7 +162,7 @@ def execute(root: Path, folder: Path) -> None:
     import pandas as pd
     import torch
 
-    from cmpta_lib import training
+    from cmpta_lib.training import loop as training
 
     config = from_json((folder / "config.json").read_text())
     started = time.perf_counter()
@@ -227,7 +227,7 @@ def load_llm(cache: Path, config: LLMConfig) -> Any:
     """The frozen LLM a config names, on the GPU where there is one; the last one asked for is kept."""
     import torch
 
-    from cmpta_lib import backbone
+    from cmpta_lib.llm import frozen as backbone
 
     if config not in _LLMS:
         _LLMS.clear()
@@ -239,7 +239,7 @@ def load_model(run: Run, root: Path) -> Any:
     """The trained model of a finished run, in eval mode."""
     from safetensors.torch import load_file
 
-    from cmpta_lib import training
+    from cmpta_lib.training import loop as training
 
     corpus = find_corpus(root / "cache" / "data", run.config.data)
     model = training.build(run.config, corpus, load_llm(root / "cache" / "llm", run.config.llm))
@@ -247,5 +247,5 @@ def load_model(run: Run, root: Path) -> Any:
     return model.eval()
 
 
-if __name__ == "__main__":  # a worker; `torchrun -m cmpta_lib.runs <runs> <folder>` trains one run on several processes
+if __name__ == "__main__":  # a worker; `torchrun -m cmpta_lib.runs.worker <runs> <folder>` trains one run on several processes
     work(Path(sys.argv[1]), [Path(folder) for folder in sys.argv[2:]])

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import pandas as pd
 
 from cmpta_lib.config import AdapterConfig
-from cmpta_lib.experiments import Study
+from cmpta_lib.study.study import Study
 
 # Features per frame (audio, vision) of the public files, which is what sizes the adapter beside D and E.
 PUBLIC_FEATURES: Mapping[str, tuple[int, int]] = {"SIMS-V2": (25, 177), "MELD": (64, 64)}
@@ -26,7 +26,7 @@ def parameter_counts(config: AdapterConfig, audio_features: int, vision_features
     """Trainable parameters by part, counted on an adapter that occupies no memory."""
     import torch
 
-    from cmpta_lib.adapter import CMPTAdapter
+    from cmpta_lib.methods.cmpta import CMPTAdapter
 
     parts = {
         "alignment.vision": "alignment of vision (eqs 3-5)",
@@ -47,7 +47,7 @@ def parameter_counts(config: AdapterConfig, audio_features: int, vision_features
 
 def table2_parameters(study: Study) -> pd.DataFrame:
     """Trainable parameters at the paper's size and at this profile's, with their share of the frozen LLM's."""
-    from cmpta_lib.runs import load_llm
+    from cmpta_lib.runs.worker import load_llm
 
     llm = load_llm(study.cache / "llm", study.llm)
     sizes = {

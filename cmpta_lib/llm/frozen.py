@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cmpta_lib import llm_files
 from cmpta_lib.config import LLMConfig
+from cmpta_lib.llm import files as llm_files
 
 PACKED = "cmpta_packed"
 TIGHT = 0.4  # of the GPU's memory
@@ -179,10 +179,10 @@ def load(config: LLMConfig, cache: Path, device: torch.device) -> FrozenLLM:
     """
     from safetensors import SafetensorError
 
-    from cmpta_lib import tiny
+    from cmpta_lib.embedded import tiny_llm
 
     if config.name == "tiny":
-        folder = tiny.find(cache, config.fingerprint)
+        folder = tiny_llm.find(cache, config.fingerprint)
     else:
         folder = llm_files.find(config, cache)
     fingerprint = config.fingerprint or llm_files.fingerprint(folder)
@@ -205,13 +205,13 @@ def load(config: LLMConfig, cache: Path, device: torch.device) -> FrozenLLM:
 
 
 def _load_qwen_v1(folder: Path, dtype: torch.dtype, device: torch.device) -> tuple[torch.nn.Module, Any]:
-    from cmpta_lib import qwen_v1
+    from cmpta_lib.llm import qwen_v1
 
     return qwen_v1.load_model(folder, dtype, device), qwen_v1.load_tokenizer(folder / qwen_v1.VOCABULARY)
 
 
 def _load_chatglm3(folder: Path, dtype: torch.dtype, device: torch.device) -> tuple[torch.nn.Module, Any]:
-    from cmpta_lib import chatglm3
+    from cmpta_lib.llm import chatglm3
 
     return chatglm3.load_model(folder, dtype, device), chatglm3.ChatGLMTokenizer(folder / chatglm3.VOCABULARY)
 

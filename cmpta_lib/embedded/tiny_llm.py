@@ -18,7 +18,9 @@ from typing import Any
 
 from filelock import FileLock
 
-from cmpta_lib import llm_files, prompts, synthetic
+from cmpta_lib.embedded import synthetic
+from cmpta_lib.llm import files as llm_files
+from cmpta_lib.methods import prompts
 
 ARCHITECTURE = {
     "hidden_size": 192,
@@ -75,7 +77,7 @@ def find(cache: Path, fingerprint: str) -> Path:
         if fingerprint in ("", json.loads(record.read_text())["fingerprint"]):
             return record.parent
     raise FileNotFoundError(
-        f"no tiny LLM with fingerprint {fingerprint} in {cache}: build it with `python -m cmpta_lib.tiny {cache}`"
+        f"no tiny LLM with fingerprint {fingerprint} in {cache}: build it with `python -m cmpta_lib.embedded.tiny_llm {cache}`"
     )
 
 
@@ -114,7 +116,7 @@ def _pretrain(folder: Path, documents: int) -> None:
     from tqdm.auto import tqdm
     from transformers.models.qwen2 import Qwen2Config, Qwen2ForCausalLM
 
-    from cmpta_lib.backbone import FrozenLLM, Packing
+    from cmpta_lib.llm.frozen import FrozenLLM, Packing
 
     pages = list(synthetic.documents(documents))
     layouts = [prompts.Layout.of(page.task) for page in pages]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cmpta_lib import paper
-from cmpta_lib.data import Task
+from cmpta_lib.data.corpus import Task
 
 Sign = Literal["always", "negative"]
 

@@ -12,16 +12,16 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from cmpta_lib.data import SPLITS
-from cmpta_lib.experiments import Run, Study
-from cmpta_lib.runs import load_llm
+from cmpta_lib.data.corpus import SPLITS
+from cmpta_lib.runs.worker import load_llm
+from cmpta_lib.study.study import Run, Study
 
 if TYPE_CHECKING:
     import pandas as pd
     import torch
 
-    from cmpta_lib.data import Split
-    from cmpta_lib.model import CMPTA
+    from cmpta_lib.data.corpus import Split
+    from cmpta_lib.methods.prompted_lm import CMPTA
 
 STEPS = 20
 WARM_UP = 3
@@ -37,7 +37,7 @@ def step_times(
     import pandas as pd
     import torch
 
-    from cmpta_lib import training
+    from cmpta_lib.training import loop as training
 
     rows = []
     for key in study.keys if keys is None else keys:
@@ -83,7 +83,7 @@ def _measure(
     """Milliseconds of a whole step, of answering and of the bare LLM on one batch, and its number of LLM positions."""
     import torch
 
-    from cmpta_lib import training
+    from cmpta_lib.training import loop as training
 
     model.train()
     step = _milliseconds(lambda: training.step(model, optimizer, split, indices, model.config.training))

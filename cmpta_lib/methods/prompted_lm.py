@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cmpta_lib.adapter import CMPTAdapter
-from cmpta_lib.backbone import FrozenLLM, Packing
 from cmpta_lib.config import RunConfig
-from cmpta_lib.data import Sample, Split, Task
-from cmpta_lib.prompts import Layout, answer_text, legal_answers
+from cmpta_lib.data.corpus import Sample, Split, Task
+from cmpta_lib.llm.frozen import FrozenLLM, Packing
+from cmpta_lib.methods.cmpta import CMPTAdapter
+from cmpta_lib.methods.prompts import Layout, answer_text, legal_answers
 
 UNPARSABLE = None  # what `free` decoding gives for a reply that is no legal answer; counted, never a label
 

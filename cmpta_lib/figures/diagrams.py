@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Patch
 from matplotlib.path import Path
 
-from cmpta_lib.page import DOUBLE_COLUMN_IN, MODALITY_COLOURS, ORANGE, SMALLEST_PT, figure_style, new_figure
+from cmpta_lib.figures.style import DOUBLE_COLUMN_IN, MODALITY_COLOURS, ORANGE, SMALLEST_PT, figure_style, new_figure
 from cmpta_lib.paper import WRAP_TAGS
 
 Point = tuple[float, float]

@@ -12,11 +12,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from cmpta_lib import llm_files, metrics, paper, records
+from cmpta_lib import metrics, paper
 from cmpta_lib.config import PAPER_SEEDS, DataConfig, LLMConfig, RunConfig, override
-from cmpta_lib.data import Corpus, load_corpus
-from cmpta_lib.runs import DONE, ROOT, Run, ensure, load_model, runs_folder
-from cmpta_lib.tables import Provenance, ResultRow
+from cmpta_lib.data.corpus import Corpus, load_corpus
+from cmpta_lib.llm import files as llm_files
+from cmpta_lib.report.tables import Provenance, ResultRow
+from cmpta_lib.runs import provenance as records
+from cmpta_lib.runs.worker import DONE, ROOT, Run, ensure, load_model, runs_folder
 from data_prep.public_pickles import read_public_pickles
 
 __all__ = ["DONE", "ROOT", "PROFILES", "REGISTER", "VARIANTS", "Profile", "Run", "Study", "load_model", "runs_folder"]
@@ -152,7 +154,7 @@ class Study:
         return self._corpora[key]
 
     def _open(self, key: str) -> Corpus:
-        from cmpta_lib import synthetic
+        from cmpta_lib.embedded import synthetic
 
         cache = self.cache / "data"
         if key == "data":
@@ -353,12 +355,12 @@ def _seeds(seeds: int | Sequence[int]) -> tuple[int, ...]:
 
 def _tiny_fingerprint(cache: Path, documents: int | None) -> str:
     """Fingerprint of the tiny LLM, built first if need be: by a process of its own, so that tables need no torch."""
-    from cmpta_lib.tiny import folder_of
+    from cmpta_lib.embedded.tiny_llm import folder_of
 
     record = folder_of(cache, documents) / "cmpta.json"
     if not record.exists():
         _python(
-            "-m", "cmpta_lib.tiny", str(cache), *([str(documents)] if documents else []), threads=os.cpu_count() or 1
+            "-m", "cmpta_lib.embedded.tiny_llm", str(cache), *([str(documents)] if documents else []), threads=os.cpu_count() or 1
         )
     return json.loads(record.read_text())["fingerprint"]
 

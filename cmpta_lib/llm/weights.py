@@ -13,7 +13,7 @@ from pickle import UnpicklingError
 import torch
 from torch import Tensor, nn
 
-from cmpta_lib.llm_files import weight_files
+from cmpta_lib.llm.files import weight_files
 
 Renamed = Iterable[tuple[str, Tensor]]
 

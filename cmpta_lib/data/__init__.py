@@ -1,0 +1,1 @@
+"""The one form that every dataset takes, in memory and on disk."""

@@ -1,0 +1,1 @@
+"""The embedded default: generated corpora with a known answer, and the tiny LLM."""

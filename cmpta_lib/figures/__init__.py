@@ -1,0 +1,1 @@
+"""Every figure, drawn by code from arrays and tables."""

@@ -1,0 +1,1 @@
+"""Tables from finished runs, with how sure they are, and their export."""

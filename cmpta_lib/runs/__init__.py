@@ -1,0 +1,1 @@
+"""Runs as folders: trained once, whoever asks, sealed when finished."""

@@ -1,0 +1,1 @@
+"""Which runs make which table, on which corpora, with which backbone."""

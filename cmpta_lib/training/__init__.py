@@ -1,0 +1,1 @@
+"""Training one run: the loop, its checkpoint, and answering a split."""
