@@ -15,8 +15,9 @@ from typing import Any
 
 from cmpta_lib.llm import files as llm_files
 from cmpta_lib.runs import provenance as records
+from cmpta_lib.runs.store import ROOT
 from cmpta_lib.study import preflight as check
-from cmpta_lib.study.study import ROOT, Study
+from cmpta_lib.study.study import Study
 
 # Stages run one after another, the notebooks of a stage side by side; within a stage none needs another's output.
 STAGES = (
@@ -209,7 +210,7 @@ def execute_notebook(path: Path, out: Path, parameters: Mapping[str, Any]) -> No
 def list_runs(options: argparse.Namespace) -> int:
     """Print a line for every finished run."""
     from cmpta_lib.config import from_json
-    from cmpta_lib.study.study import DONE, Run, runs_folder
+    from cmpta_lib.runs.store import DONE, Run, runs_folder
 
     for path in sorted(runs_folder().glob(f"*/{DONE}")):
         run = Run(from_json((path.parent / "config.json").read_text()), path.parent)

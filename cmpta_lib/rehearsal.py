@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cmpta_lib import files
 from cmpta_lib.data.corpus import Corpus
 from cmpta_lib.report.sizes import QWEN_1_8B
-from cmpta_lib.runs import provenance as records
-from cmpta_lib.study.study import REHEARSAL, Study
+from cmpta_lib.study.profiles import REHEARSAL
+from cmpta_lib.study.study import Study
 from data_prep import meld, simsv2
 from data_prep.hub import MANIFEST
 from data_prep.rehearsal import RECIPE as data_recipe
@@ -76,7 +77,7 @@ def prepare(
         texts = (text for corpus in corpora for text in corpus.splits["train"].table["text"])
         write_qwen_v1(llm, texts, vocabulary=vocabulary, **size)
     changes = FULL_CHANGES if full else SMALL_CHANGES
-    records.write_text(root / REHEARSAL, json.dumps({"llm": str(llm), "changes": changes}, indent=1))
+    files.write_text(root / REHEARSAL, json.dumps({"llm": str(llm), "changes": changes}, indent=1))
 
 
 def _forget_others(root: Path, wanted: Mapping[str, Any]) -> None:
@@ -88,7 +89,7 @@ def _forget_others(root: Path, wanted: Mapping[str, Any]) -> None:
     for place in (root / "raw", root / "llm", *(root / "cache" / "data" / name for name in CORPORA)):
         shutil.rmtree(place, ignore_errors=True)
     root.mkdir(parents=True, exist_ok=True)
-    records.write_text(begun, json.dumps(wanted))
+    files.write_text(begun, json.dumps(wanted))
 
 
 def _corpora(root: Path, factor: float, annotations: Path | None) -> list[Corpus]:

@@ -20,7 +20,7 @@ def convert(
         prepare: takes the cache, then one folder or None for each of `folders`.
         folders: option -> what its help says.
     """
-    from cmpta_lib.runs.worker import runs_folder
+    from cmpta_lib.runs.store import runs_folder
 
     parser = argparse.ArgumentParser(prog=prog, description=what)
     given = [

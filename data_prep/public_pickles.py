@@ -13,7 +13,9 @@ from reprlib import repr as short
 
 import numpy as np
 
-from cmpta_lib.data.corpus import FORMAT, SPLITS, Corpus, Sample, Task, load_corpus, problem, shown, write_corpus
+from cmpta_lib.data.corpus import SPLITS, Corpus, Sample, Task
+from cmpta_lib.data.errors import problem, shown
+from cmpta_lib.data.store import FORMAT, load_corpus, write_corpus
 from cmpta_lib.paper import MELD_LABELS
 from data_prep import safe_pickle
 from data_prep.hub import unpack_first

@@ -11,18 +11,9 @@ from reprlib import repr as short
 
 import numpy as np
 
-from cmpta_lib.data.corpus import (
-    MODALITIES,
-    SPLITS,
-    Corpus,
-    Sample,
-    Task,
-    load_corpus,
-    problem,
-    remove_leftovers,
-    shown,
-    write_corpus,
-)
+from cmpta_lib.data.corpus import MODALITIES, SPLITS, Corpus, Sample, Task
+from cmpta_lib.data.errors import problem, shown
+from cmpta_lib.data.store import load_corpus, remove_leftovers, write_corpus
 from cmpta_lib.paper import TABLE1
 from data_prep import command, hub, safe_pickle
 from data_prep.public_pickles import ignored

@@ -15,7 +15,8 @@ from cmpta_lib.config import LLMConfig
 from cmpta_lib.embedded import synthetic, tiny_llm
 from cmpta_lib.llm import files as llm_files
 from cmpta_lib.llm import frozen as backbone
-from cmpta_lib.llm.frozen import FrozenLLM, Packing, load, weights_fingerprint
+from cmpta_lib.llm.frozen import FrozenLLM, Packing, weights_fingerprint
+from cmpta_lib.llm.loading import load
 from cmpta_lib.methods import prompts
 
 CPU = torch.device("cpu")

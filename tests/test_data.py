@@ -17,7 +17,9 @@ import pandas as pd
 import pytest
 
 from cmpta_lib.data import corpus as data
-from cmpta_lib.data.corpus import Corpus, Sample, Split, Task, load_corpus, write_corpus
+from cmpta_lib.data import errors
+from cmpta_lib.data.corpus import Corpus, Sample, Split, Task
+from cmpta_lib.data.store import load_corpus, write_corpus
 from data_prep import public_pickles
 from data_prep.public_pickles import read_public_pickles
 from data_prep.safe_pickle import UnsafePickleError
@@ -228,11 +230,11 @@ def test_values_in_messages_are_short_however_they_nest():
         nested = [nested] * 1000
     objects = np.array([None], dtype=object)
     objects[0] = nested
-    assert data.shown(objects) == "an array of shape (1,) and type object"
-    assert data.shown(nested) == "a list of length 1000" and data.shown({1: nested}) == "a dict of length 1"
+    assert errors.shown(objects) == "an array of shape (1,) and type object"
+    assert errors.shown(nested) == "a list of length 1000" and errors.shown({1: nested}) == "a dict of length 1"
     for value in ("x" * 10**6, b"x" * 10**6, np.str_("x" * 10**6), 10**600, None, 1.5):
-        assert len(data.shown(value)) < 100
-    assert (data.shown("a"), data.shown(3), data.shown(None)) == ("'a'", "3", "None")
+        assert len(errors.shown(value)) < 100
+    assert (errors.shown("a"), errors.shown(3), errors.shown(None)) == ("'a'", "3", "None")
 
 
 @pytest.mark.parametrize("field", ["id", "text", "speaker", "label", "audio"])
@@ -249,7 +251,8 @@ def killed_writer(folder: Path) -> None:
     code = (
         "import os, signal, sys, numpy as np\n"
         "from pathlib import Path\n"
-        "from cmpta_lib.data.corpus import Sample, Task, write_corpus\n"
+        "from cmpta_lib.data.corpus import Sample, Task\n"
+            "from cmpta_lib.data.store import write_corpus\n"
         "def samples():\n"
         "    for i in range(9):\n"
         "        if i == 2: os.kill(os.getpid(), signal.SIGKILL)\n"

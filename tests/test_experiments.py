@@ -26,8 +26,11 @@ from cmpta_lib.llm import files as llm_files
 from cmpta_lib.methods.prompts import legal_answers
 from cmpta_lib.rehearsal import write_qwen_v1
 from cmpta_lib.report.tables import ResultRow
+from cmpta_lib.runs.store import Run
 from cmpta_lib.study import study as experiments
-from cmpta_lib.study.study import PROFILES, REGISTER, SMOKE_DOCUMENTS, VARIANTS, Run, Study
+from cmpta_lib.study.plan import REGISTER, VARIANTS
+from cmpta_lib.study.profiles import PROFILES, SMOKE_DOCUMENTS
+from cmpta_lib.study.study import Study
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {"commit": "c0ffee", "hardware": "a machine", "train_seconds": 1.0}
@@ -412,7 +415,8 @@ WITHOUT_TORCH = """
 import sys
 from pathlib import Path
 from cmpta_lib.study.study import Study
-from cmpta_lib.report.tables import export_table, result_table
+from cmpta_lib.report.export import export_table
+from cmpta_lib.report.tables import result_table
 study = Study(smoke=True)
 for key, metric in (("sims", "mae"), ("meld", "f1_weighted")):
     best = {metric: study.bayes(key, metric)["all"]}

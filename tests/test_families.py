@@ -12,7 +12,7 @@ from test_chatglm3 import vocabulary as chatglm3_vocabulary  # noqa: F401  a fix
 
 from cmpta_lib.config import AdapterConfig, DataConfig, LLMConfig, PromptConfig, RunConfig
 from cmpta_lib.llm import files as llm_files
-from cmpta_lib.llm import frozen as backbone
+from cmpta_lib.llm import loading
 from cmpta_lib.llm.frozen import FrozenLLM
 from cmpta_lib.methods.prompted_lm import CMPTA
 from cmpta_lib.rehearsal import write_qwen_v1
@@ -53,7 +53,7 @@ def own_llm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 @pytest.mark.parametrize("world", ["embedded-sims", "embedded-meld"])
 def test_batches_equal_single_clips(own_llm: Path, world: str, corpora, tmp_path: Path):
     corpus = corpora[world]
-    loaded = backbone.load(LLMConfig(str(own_llm)), tmp_path, torch.device("cpu"))
+    loaded = loading.load(LLMConfig(str(own_llm)), tmp_path, torch.device("cpu"))
     sign = llm_files.answer_sign(own_llm)
     config = RunConfig(
         DataConfig(corpus.name, corpus.fingerprint), AdapterConfig(dim=16), prompt=PromptConfig(answer_sign=sign)
@@ -78,7 +78,7 @@ def test_batches_equal_single_clips(own_llm: Path, world: str, corpora, tmp_path
 
 
 def test_inputs_start_as_the_family_starts_them(own_llm: Path, tmp_path: Path):
-    loaded = backbone.load(LLMConfig(str(own_llm)), tmp_path, torch.device("cpu"))
+    loaded = loading.load(LLMConfig(str(own_llm)), tmp_path, torch.device("cpu"))
     first = {"qwen": ["<|im_start|>"], "llama": ["<|im_start|>"], "chatglm": ["[gMASK]", "sop"]}
     names = first[llm_files.family(own_llm)]
     known = getattr(loaded.tokenizer, "special_ids", None) or loaded.tokenizer.get_vocab()

@@ -16,7 +16,8 @@ from torch import Tensor
 from cmpta_lib.config import AdapterConfig, DataConfig, RunConfig, override
 from cmpta_lib.data.corpus import Sample, Task
 from cmpta_lib.llm.frozen import FrozenLLM, weights_fingerprint
-from cmpta_lib.methods.prompted_lm import CMPTA, AnswerTrie
+from cmpta_lib.methods.answer_trie import AnswerTrie
+from cmpta_lib.methods.prompted_lm import CMPTA
 from cmpta_lib.methods.prompts import Layout, answer_text, legal_answers
 
 WORLDS = ("embedded-sims", "embedded-meld")

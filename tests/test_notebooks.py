@@ -16,7 +16,8 @@ import papermill
 import pytest
 
 from cmpta_lib import cli
-from cmpta_lib.data.corpus import Sample, Task, write_corpus
+from cmpta_lib.data.corpus import Sample, Task
+from cmpta_lib.data.store import write_corpus
 from cmpta_lib.figures import clips
 from cmpta_lib.report import rows as reports
 from cmpta_lib.report import sizes

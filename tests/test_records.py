@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from cmpta_lib import files
 from cmpta_lib.runs import provenance as records
 
 
@@ -29,21 +30,21 @@ def forgotten():
 
 def test_text_replaces_the_old_file_and_leaves_nothing_else(tmp_path: Path):
     path = tmp_path / "metrics.json"
-    records.write_text(path, "a much longer first text")
-    records.write_text(path, "mæ 表")
+    files.write_text(path, "a much longer first text")
+    files.write_text(path, "mæ 表")
     assert path.read_text(encoding="utf-8") == "mæ 表"
     assert os.listdir(tmp_path) == ["metrics.json"]
 
 
 def test_tables_come_back_and_leave_nothing_else(tmp_path: Path):
     path, table = tmp_path / "table.parquet", pd.DataFrame({"id": ["a", "b"], "prediction": [0.2, float("nan")]})
-    records.write_parquet(path, table)
+    files.write_parquet(path, table)
     pd.testing.assert_frame_equal(pd.read_parquet(path), table)
     assert os.listdir(tmp_path) == ["table.parquet"]
 
 
 def write(path: Path) -> None:
-    write_as = {".json": records.write_text, ".parquet": records.write_parquet}
+    write_as = {".json": files.write_text, ".parquet": files.write_parquet}
     write_as[path.suffix](path, "new" if path.suffix == ".json" else pd.DataFrame({"new": [1]}))
 
 

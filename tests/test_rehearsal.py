@@ -14,7 +14,7 @@ from safetensors import safe_open
 
 from cmpta_lib import cli, rehearsal
 from cmpta_lib.report.sizes import QWEN_1_8B, qwen_parameters
-from cmpta_lib.runs.worker import load_llm
+from cmpta_lib.runs.trained import load_llm
 from cmpta_lib.study.study import Study
 
 ROOT = Path(__file__).parents[1]

@@ -27,10 +27,13 @@ import pytest
 
 from cmpta_lib import metrics
 from cmpta_lib.config import DataConfig, RunConfig, from_json, to_json
+from cmpta_lib.runs import engines, store, trained
 from cmpta_lib.runs import provenance as records
 from cmpta_lib.runs import worker as runs
-from cmpta_lib.runs.worker import DONE, Run
-from cmpta_lib.study.study import REGISTER, SMOKE_DOCUMENTS, Study
+from cmpta_lib.runs.store import DONE, Run
+from cmpta_lib.study.plan import REGISTER
+from cmpta_lib.study.profiles import SMOKE_DOCUMENTS
+from cmpta_lib.study.study import Study
 
 FILES = {"config.json", "history.csv", "predictions.parquet", "adapter.safetensors", "environment.json", DONE}
 RESULTS = ("adapter.safetensors", "predictions.parquet", DONE)  # what a killed run must end with, byte for byte
@@ -142,7 +145,7 @@ class Watcher(threading.Thread):
 def asked_twice(asked, study, elsewhere) -> tuple[dict[str, Run], Counter[Path], Counter[Path]]:
     """The runs, finished by two processes that asked for all of them at once; and the files seen meanwhile."""
     finished, logs = Watcher(study.root, f"*/{DONE}"), Watcher(study.root, "workers-*.log")
-    other = threading.Thread(target=elsewhere, args=(runs.ensure, list(asked.values()), study.root, 1))
+    other = threading.Thread(target=elsewhere, args=(engines.ensure, list(asked.values()), study.root, 1))
     for thread in (finished, logs, other):
         thread.start()
     study.ensure(list(asked.values()), jobs=1)
@@ -235,7 +238,7 @@ def test_an_oddity_is_counted_once_a_clip(done):
 
 def test_a_finished_run_is_neither_trained_nor_touched_again(done, study, monkeypatch):
     before = {path: path.stat().st_mtime_ns for run in done.values() for path in run.folder.iterdir()}
-    monkeypatch.setattr(runs.subprocess, "Popen", None)
+    monkeypatch.setattr(engines.subprocess, "Popen", None)
     assert study.ensure(list(done.values())) == list(done.values())
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
@@ -256,12 +259,12 @@ def test_another_process_makes_the_same_bytes(done, study, elsewhere):
 
 def answer_again(root: Path, run: Run) -> tuple[dict[str, pd.DataFrame], bytes, bool]:
     """Predictions of the loaded model, its weights as a file's bytes, and whether it still trains."""
-    from cmpta_lib.training import loop as training
+    from cmpta_lib.training import checkpoint, evaluation
 
-    model = runs.load_model(run, root)
-    corpus = runs.find_corpus(root / "cache" / "data", run.config.data)
-    tables = {split: training.evaluate(model, corpus.splits[split]) for split in ("valid", "test")}
-    training.write_tensors(root / f"loaded-{run.config.hash}.safetensors", model.adapter.state_dict())
+    model = trained.load_model(run, root)
+    corpus = trained.find_corpus(root / "cache" / "data", run.config.data)
+    tables = {split: evaluation.evaluate(model, corpus.splits[split]) for split in ("valid", "test")}
+    checkpoint.write_tensors(root / f"loaded-{run.config.hash}.safetensors", model.adapter.state_dict())
     return tables, (root / f"loaded-{run.config.hash}.safetensors").read_bytes(), model.training
 
 
@@ -299,7 +302,7 @@ def test_a_missing_corpus_is_named(tmp_path):
     (tmp_path / "other" / "meta.json").write_text('{"fingerprint": "abc"}')
     message = f"no corpus 'simsv2' with fingerprint f00d in {tmp_path}: open it through Study.corpus"
     with pytest.raises(FileNotFoundError, match=message):
-        runs.find_corpus(tmp_path, DataConfig("simsv2", "f00d"))
+        trained.find_corpus(tmp_path, DataConfig("simsv2", "f00d"))
 
 
 @pytest.mark.slow  # a real worker, which imports torch
@@ -328,10 +331,10 @@ def test_a_worker_that_ends_early_fails_the_call(ending, shown, tmp_path, monkey
     script = tmp_path / "python"
     script.write_text(f"#!/bin/sh\n{ending}\n")
     script.chmod(script.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setattr(runs.sys, "executable", str(script))
+    monkeypatch.setattr(engines.sys, "executable", str(script))
     run = Run(RunConfig(DataConfig("a", "b")), tmp_path / "a-1")
     with pytest.raises(RuntimeError, match=f"1 of 1 runs did not finish, among them a-1;(.|\n)*{shown}"):
-        runs.ensure([run], tmp_path, jobs=1)
+        engines.ensure([run], tmp_path, jobs=1)
     assert not run.done
 
 
@@ -340,16 +343,16 @@ def test_an_interrupted_call_ends_its_workers(tmp_path, monkeypatch):
     script, started = tmp_path / "python", tmp_path / "started"
     script.write_text(f"#!/bin/sh\necho $$ > {started}\nexec sleep 30\n")
     script.chmod(script.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setattr(runs.sys, "executable", str(script))
+    monkeypatch.setattr(engines.sys, "executable", str(script))
 
     def interrupt(_: float) -> None:
         if started.exists() and started.read_text().strip():
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(runs.time, "sleep", interrupt)
+    monkeypatch.setattr(engines.time, "sleep", interrupt)
     began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        runs.ensure([Run(RunConfig(DataConfig("a", "b")), tmp_path / "a-1")], tmp_path, jobs=1)
+        engines.ensure([Run(RunConfig(DataConfig("a", "b")), tmp_path / "a-1")], tmp_path, jobs=1)
     assert time.monotonic() - began < 20, "it waited for the worker's own end"
     with pytest.raises(ProcessLookupError):
         os.kill(int(started.read_text()), 0)
@@ -383,24 +386,24 @@ def test_each_run_is_claimed_by_one_worker_and_waited_for_by_the_others(tmp_path
 
 def test_progress_counts_finished_epochs(tmp_path):
     run = begin(tmp_path / "run", RunConfig(DataConfig("a", "b")))
-    assert runs._epochs(run.folder, 5) == 0
+    assert engines._epochs(run.folder, 5) == 0
     (run.folder / "history.csv").write_text("epoch,train_loss\n1,0.5\n2,0.4\n")
-    assert runs._epochs(run.folder, 5) == 2
+    assert engines._epochs(run.folder, 5) == 2
     (run.folder / DONE).write_text("{}")
-    assert runs._epochs(run.folder, 5) == 5  # also where patience ended it early
+    assert engines._epochs(run.folder, 5) == 5  # also where patience ended it early
 
 
 def test_the_runs_folder_can_be_named(tmp_path, monkeypatch):
     monkeypatch.setenv("CMPTA_RUNS", str(tmp_path))
-    assert runs.runs_folder() == tmp_path
+    assert store.runs_folder() == tmp_path
     monkeypatch.delenv("CMPTA_RUNS")
-    assert runs.runs_folder() == runs.ROOT / "runs"
+    assert store.runs_folder() == store.ROOT / "runs"
 
 
 def test_a_relative_runs_folder_is_the_callers(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CMPTA_RUNS", "my-runs")
-    assert runs.runs_folder() == tmp_path / "my-runs"
+    assert store.runs_folder() == tmp_path / "my-runs"
 
 
 # --- kills ------------------------------------------------------------------------------------------------------------
@@ -444,7 +447,7 @@ def work_until(root: Path, folder: Path, moment: tuple[str, int]) -> None:
 
 def work_as_an_orphan(root: Path, folder: Path) -> None:
     """A worker whose asker is not its parent any more."""
-    os.environ[runs.PARENT] = "1"
+    os.environ[engines.PARENT] = "1"
     runs.work(root, [folder])
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cmpta_lib.data.corpus import load_corpus
+from cmpta_lib.data.store import load_corpus
 from data_prep import hub, simsv2
 from data_prep.simsv2 import prepare
 

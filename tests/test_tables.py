@@ -5,7 +5,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cmpta_lib.report.tables import Provenance, ResultRow, export_table, result_table
+from cmpta_lib.report.export import Provenance, export_table
+from cmpta_lib.report.tables import ResultRow, result_table
 
 TRUTH = np.array([0.0, 0.2, -0.4, 1.0])
 PREDICTIONS = np.array([[0.1, 0.2, -0.4, 0.9], [0.1, 0.1, -0.3, 0.9]])  # MAE 0.05 and 0.10

@@ -34,8 +34,10 @@ from cmpta_lib.config import (
 )
 from cmpta_lib.llm.frozen import weights_fingerprint
 from cmpta_lib.methods.prompted_lm import CMPTA
+from cmpta_lib.training import checkpoint, evaluation
 from cmpta_lib.training import loop as training
-from cmpta_lib.training.loop import State, learning_rate
+from cmpta_lib.training.checkpoint import State
+from cmpta_lib.training.loop import learning_rate
 
 ROOT = Path(__file__).parents[1]
 CONFIG = RunConfig(
@@ -129,7 +131,7 @@ def test_every_clip_is_seen_once_an_epoch_in_a_new_order(llm, corpus, tmp_path, 
 def test_text_only_has_nothing_to_train(llm, corpus, tmp_path):
     model, state = training.train(changed(adapter__fusion="none"), corpus, llm, tmp_path / "run")
     assert state.history == [] and not (tmp_path / "run").exists() and not model.training
-    assert len(training.evaluate(model, corpus.splits["test"])) == 5
+    assert len(evaluation.evaluate(model, corpus.splits["test"])) == 5
 
 
 def test_the_train_loss_is_the_mean_over_answer_tokens(llm, corpus):
@@ -156,7 +158,7 @@ def test_gradients_are_clipped(llm, corpus):
 def undisturbed(llm, corpora, tmp_path_factory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("undisturbed")
     model, state = training.train(CONFIG, corpora["embedded-sims"], llm, folder)
-    return {"weights": weights(model), "history": state.history, "checkpoint": folder / training.CHECKPOINT}
+    return {"weights": weights(model), "history": state.history, "checkpoint": folder / checkpoint.CHECKPOINT}
 
 
 def same_checkpoint(a: Path, b: Path) -> bool:
@@ -195,7 +197,7 @@ def test_a_run_stopped_after_an_epoch_goes_on_to_the_same_bytes(llm, corpus, tmp
     model, state = training.train(CONFIG, corpus, llm, tmp_path, on_epoch=lambda s: epochs.append(s.epoch))
     assert epochs == list(range(epoch + 1, 5))
     assert weights(model) == undisturbed["weights"] and state.history == undisturbed["history"]
-    assert same_checkpoint(tmp_path / training.CHECKPOINT, undisturbed["checkpoint"])
+    assert same_checkpoint(tmp_path / checkpoint.CHECKPOINT, undisturbed["checkpoint"])
 
 
 def test_a_run_stopped_in_every_epoch_and_within_them_goes_on_to_the_same_bytes(
@@ -218,8 +220,8 @@ def test_a_run_stopped_in_every_epoch_and_within_them_goes_on_to_the_same_bytes(
 
 
 def test_a_finished_run_is_only_read(llm, corpus, tmp_path, undisturbed, monkeypatch):
-    training.write_tensors(tmp_path / training.CHECKPOINT, {})
-    (tmp_path / training.CHECKPOINT).write_bytes(undisturbed["checkpoint"].read_bytes())
+    checkpoint.write_tensors(tmp_path / checkpoint.CHECKPOINT, {})
+    (tmp_path / checkpoint.CHECKPOINT).write_bytes(undisturbed["checkpoint"].read_bytes())
     monkeypatch.setattr(training, "step", None)
     model, state = training.train(CONFIG, corpus, llm, tmp_path)
     assert weights(model) == undisturbed["weights"] and state.epoch == 4
@@ -247,7 +249,7 @@ def test_oddities_are_counted_on_through_a_resume(llm, corpus, tmp_path):
 
 def test_a_crash_while_writing_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "weights.safetensors"
-    training.write_tensors(path, {"a": torch.ones(2)})
+    checkpoint.write_tensors(path, {"a": torch.ones(2)})
     old = path.read_bytes()
 
     def fail(*_: Any) -> None:
@@ -255,7 +257,7 @@ def test_a_crash_while_writing_leaves_the_old_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError):
-        training.write_tensors(path, {"a": torch.zeros(2)})
+        checkpoint.write_tensors(path, {"a": torch.zeros(2)})
     assert path.read_bytes() == old
 
 
@@ -264,15 +266,16 @@ import os, signal, sys
 from pathlib import Path
 import torch
 from torch import distributed
-from cmpta_lib.llm import frozen as backbone
+from cmpta_lib.llm import loading
+from cmpta_lib.training import checkpoint
 from cmpta_lib.training import loop as training
 from cmpta_lib.config import LLMConfig, from_json
-from cmpta_lib.data.corpus import load_corpus
+from cmpta_lib.data.store import load_corpus
 
 torch.set_num_threads(1)
 folder, corpus, kill_in_epoch = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 config = from_json((folder / "config.json").read_text())
-llm = backbone.load(LLMConfig(str(folder.parent / "llm")), folder, torch.device("cpu"))
+llm = loading.load(LLMConfig(str(folder.parent / "llm")), folder, torch.device("cpu"))
 if "WORLD_SIZE" in os.environ:
     distributed.init_process_group("gloo")
 step, done = training.step, []
@@ -286,7 +289,7 @@ def counted(*arguments):
 training.step = counted
 model, state = training.train(config, load_corpus(corpus), llm, folder)
 if training._rank() == 0:
-    training.write_tensors(folder / "adapter.safetensors", model.adapter.state_dict())
+    checkpoint.write_tensors(folder / "adapter.safetensors", model.adapter.state_dict())
 if distributed.is_initialized():
     distributed.destroy_process_group()
 """
@@ -359,7 +362,7 @@ def test_two_processes_train_the_same_weights_as_one(llm, corpus, stored, tmp_pa
 def test_a_loss_that_is_not_finite_names_its_clips(llm, corpus, tmp_path):
     with pytest.raises(FloatingPointError, match=r"loss is nan on clips (train_\d{5}, ){7}train_\d{5}: look"):
         training.train(changed(training__learning_rate=1e30), corpus, llm, tmp_path)
-    assert not (tmp_path / training.CHECKPOINT).exists()  # the first epoch was not finished
+    assert not (tmp_path / checkpoint.CHECKPOINT).exists()  # the first epoch was not finished
 
 
 # --- patience ---------------------------------------------------------------------------------------------------------
@@ -397,7 +400,7 @@ def test_answers_come_in_the_splits_order_whatever_the_batch(llm, corpora):
     tables = []
     for size in (1, 3, 64):
         model = training.build(changed(evaluation__batch_size=size), corpus, llm).train()
-        tables.append(training.evaluate(model, corpus.splits["train"]))
+        tables.append(evaluation.evaluate(model, corpus.splits["train"]))
         assert model.training  # as it was
     for table in tables[1:]:
         pd.testing.assert_frame_equal(table, tables[0])
@@ -412,9 +415,9 @@ def test_answers_come_in_the_splits_order_whatever_the_batch(llm, corpora):
 def test_an_unparsable_reply_has_no_prediction(llm, corpus, monkeypatch):
     model = training.build(changed(evaluation__decoding="free", evaluation__batch_size=5), corpus, llm)
     monkeypatch.setattr(model, "_free_replies", lambda batch, tokens: ["+0.4", "?", "-0.2", "", "+0.0"])
-    table = training.evaluate(model, corpus.splits["test"])
+    table = evaluation.evaluate(model, corpus.splits["test"])
     assert table["prediction"].isna().sum() == 2 == table["reply"].isna().sum()
-    scores = training.score_of(table, corpus)
+    scores = evaluation.score_of(table, corpus)
     kept = table[table["prediction"].notna()]
     assert scores == metrics.regression_metrics(kept["label"], kept["prediction"]) | {"unparsable_count": 2.0}
 
@@ -425,18 +428,18 @@ def predictions(labels: list, answers: list) -> pd.DataFrame:
 
 def test_unparsable_classes_are_wrong_and_never_neutral(corpora):
     corpus = corpora["embedded-meld"]
-    scores = training.score_of(predictions([0, 0, 4, 6], [0, np.nan, 4, np.nan]), corpus)
+    scores = evaluation.score_of(predictions([0, 0, 4, 6], [0, np.nan, 4, np.nan]), corpus)
     assert scores["accuracy"] == 0.5 and scores["unparsable_count"] == 2
     assert scores == metrics.classification_metrics([0, 0, 4, 6], [0, -1, 4, -1], corpus.task.labels)
 
 
 def test_without_one_parsable_score_the_error_is_infinite(corpus):
-    scores = training.score_of(predictions([0.2, -0.4], [np.nan, np.nan]), corpus)
+    scores = evaluation.score_of(predictions([0.2, -0.4], [np.nan, np.nan]), corpus)
     assert scores["mae"] == math.inf and scores["unparsable_count"] == 2
 
 
 def test_one_parsable_score_is_scored(corpus):
-    scores = training.score_of(predictions([0.2, -0.4, 0.0], [np.nan, -0.2, np.nan]), corpus)
+    scores = evaluation.score_of(predictions([0.2, -0.4, 0.0], [np.nan, -0.2, np.nan]), corpus)
     assert scores["mae"] == pytest.approx(0.2) and scores["unparsable_count"] == 2
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cmpta_lib.data.corpus import Corpus, Sample, Task, write_corpus
+from cmpta_lib.data.corpus import Corpus, Sample, Task
+from cmpta_lib.data.store import write_corpus
 from cmpta_lib.paper import MELD_LABELS
 from data_prep import hub, meld, rehearsal, verify
 from data_prep.verify import findings, report

@@ -19,7 +19,8 @@ import numpy as np
 from filelock import FileLock
 
 from cmpta_lib import paper
-from cmpta_lib.data.corpus import Corpus, Sample, Task, load_corpus, write_corpus
+from cmpta_lib.data.corpus import Corpus, Sample, Task
+from cmpta_lib.data.store import load_corpus, write_corpus
 
 RECIPE = 1  # raise when generated data or text change: caches are named by it
 SPLIT_SIZES = {"train": 3200, "valid": 320, "test": 640}

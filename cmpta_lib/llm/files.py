@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cmpta_lib import files
 from cmpta_lib.config import LLMConfig
 from cmpta_lib.methods.prompts import Sign
-from cmpta_lib.runs import provenance as records
 
 PUBLISHED: Mapping[str, str] = {  # name -> hub id
     "qwen-1.8b": "Qwen/Qwen-1_8B",
@@ -180,7 +180,7 @@ def resolve(name: str, dtype: str, cache: Path) -> LLMConfig:
     config = LLMConfig(shown, fingerprint(folder), dtype)
     record = {"name": shown, "folder": str(folder), "files": stamps}
     cache.mkdir(parents=True, exist_ok=True)
-    records.write_text(cache / f"{config.fingerprint}.json", json.dumps(record, indent=1))
+    files.write_text(cache / f"{config.fingerprint}.json", json.dumps(record, indent=1))
     return config
 
 

@@ -8,21 +8,13 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cmpta_lib.config import LLMConfig
-from cmpta_lib.llm import files as llm_files
-
 PACKED = "cmpta_packed"
-TIGHT = 0.4  # of the GPU's memory
-# What transformers, torch and our own readers raise on files that are complete and wrong.
-_BROKEN = (LookupError, TypeError, AttributeError, ArithmeticError, UnpicklingError, RuntimeError)
 
 
 @dataclass(frozen=True)
@@ -165,87 +157,6 @@ class FrozenLLM:
             packing=packing,
         )
         return out.logits[0].float()
-
-
-def load(config: LLMConfig, cache: Path, device: torch.device) -> FrozenLLM:
-    """Load the LLM that a config names: the tiny one from `cache`, any other causal LM by folder or hub id.
-
-    Qwen v1 and ChatGLM3 are published with code of their own; their weights go into transformers' classes instead. No
-    other family's own code is run, or offered to be run, either.
-
-    Raises:
-        OSError: the model is not there, or of a family that transformers itself does not have; says what to do.
-        ValueError: the files are not the ones that the config names, are damaged, or do not fit each other.
-    """
-    from safetensors import SafetensorError
-
-    from cmpta_lib.embedded import tiny_llm
-
-    if config.name == "tiny":
-        folder = tiny_llm.find(cache, config.fingerprint)
-    else:
-        folder = llm_files.find(config, cache)
-    fingerprint = config.fingerprint or llm_files.fingerprint(folder)
-    load_family = {"qwen": _load_qwen_v1, "chatglm": _load_chatglm3}.get(llm_files.family(folder), _load_known)
-    try:
-        model, tokenizer = load_family(folder, getattr(torch, config.dtype), device)
-    except torch.OutOfMemoryError:
-        raise
-    except (*_BROKEN, SafetensorError) as error:
-        reason = "a weight file holds more than tensors" if isinstance(error, UnpicklingError) else str(error)
-        raise ValueError(
-            f"{folder}: config.json, vocabulary and weights do not make an LLM ({type(error).__name__}: "
-            f"{reason.partition(chr(10))[0]}); fetch them again"
-        ) from error
-    rows = model.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > rows:
-        raise ValueError(f"{folder}: the vocabulary has {len(tokenizer)} tokens, the weights {rows}: not of one model")
-    model = model.to(device)
-    return FrozenLLM(model, tokenizer, fingerprint, config.name, gradient_checkpointing=_is_tight(model, device))
-
-
-def _load_qwen_v1(folder: Path, dtype: torch.dtype, device: torch.device) -> tuple[torch.nn.Module, Any]:
-    from cmpta_lib.llm import qwen_v1
-
-    return qwen_v1.load_model(folder, dtype, device), qwen_v1.load_tokenizer(folder / qwen_v1.VOCABULARY)
-
-
-def _load_chatglm3(folder: Path, dtype: torch.dtype, device: torch.device) -> tuple[torch.nn.Module, Any]:
-    from cmpta_lib.llm import chatglm3
-
-    return chatglm3.load_model(folder, dtype, device), chatglm3.ChatGLMTokenizer(folder / chatglm3.VOCABULARY)
-
-
-def _load_known(folder: Path, dtype: torch.dtype, device: torch.device) -> tuple[torch.nn.Module, Any]:
-    """By transformers' own class for the family: its Auto classes would offer to run the folder's code."""
-    from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, TOKENIZER_MAPPING, PreTrainedTokenizerFast
-
-    family = llm_files.family(folder)
-    own = CONFIG_MAPPING[family] if family in CONFIG_MAPPING else None
-    if own not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise OSError(f"{folder}: expected a causal LM that transformers knows without remote code, not '{family}'")
-    # A folder's tokenizer.json is taken as it is: some families' classes rebuild it with a splitting rule of their own,
-    # and the ids silently differ.
-    if (folder / "tokenizer.json").exists():
-        tokenizer_class = PreTrainedTokenizerFast
-    else:
-        tokenizer_class = TOKENIZER_MAPPING[own] if own in TOKENIZER_MAPPING else None
-    if tokenizer_class is None:
-        raise OSError(f"{folder}: expected tokenizer.json beside the weights; fetch it from the model's page")
-    tokenizer = tokenizer_class.from_pretrained(folder)
-    return MODEL_FOR_CAUSAL_LM_MAPPING[own].from_pretrained(folder, dtype=dtype), tokenizer
-
-
-def _is_tight(model: torch.nn.Module, device: torch.device) -> bool:
-    """Whether the weights leave too little GPU memory for every layer's activations (7B on 24 GB: yes; 1.8B: no).
-
-    Layers are then computed again in the backward pass: a third more time, the same numbers, so no part of a run's
-    identity.
-    """
-    if device.type != "cuda":
-        return False
-    weights = sum(parameter.nbytes for parameter in model.parameters())
-    return weights > TIGHT * torch.cuda.get_device_properties(device).total_memory
 
 
 def weights_fingerprint(model: torch.nn.Module) -> str:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from cmpta_lib.config import RunConfig
 from cmpta_lib.data.corpus import Sample, Split, Task
 from cmpta_lib.llm.frozen import FrozenLLM, Packing
+from cmpta_lib.methods.answer_trie import AnswerTrie
 from cmpta_lib.methods.cmpta import CMPTAdapter
 from cmpta_lib.methods.prompts import Layout, answer_text, legal_answers
 
@@ -34,70 +35,6 @@ class Batch:
     vision: Tensor
     vision_lengths: Tensor
     answer_ids: list[list[int]]
-
-
-class AnswerTrie:
-    """The legal answers as a tree of token ids: node 0 is the root, a path to a leaf spells one answer.
-
-    Built from the tokenizer at hand, so nothing is assumed about how it cuts signs and digits.
-
-    Raises:
-        ValueError: an answer's ids are the beginning of another's, or two answers share their ids.
-    """
-
-    def __init__(self, answers: dict[str, list[int]]) -> None:
-        self.tokens, self.parents, self.children = [-1], [-1], [{}]
-        self.leaves: dict[int, str] = {}
-        for answer, ids in answers.items():
-            node = 0
-            for token in ids:
-                if token not in self.children[node]:
-                    self.children[node][token] = len(self.tokens)
-                    self.tokens.append(token)
-                    self.parents.append(node)
-                    self.children.append({})
-                node = self.children[node][token]
-            if node in self.leaves:
-                raise ValueError(f"answers {self.leaves[node]!r} and {answer!r} have the same token ids {ids}")
-            self.leaves[node] = answer
-        clash = [answer for node, answer in self.leaves.items() if self.children[node]]
-        if clash:
-            raise ValueError(f"answers {clash} are the beginning of other answers: a reply could not be told apart")
-        # Only where a choice is open must the LLM be asked: those nodes and the way to them.
-        asked = {node for node, children in enumerate(self.children) if len(children) > 1}
-        needed = {a for node in asked for a in self._ancestors(node)} - {0}
-        self.inner = sorted(needed)  # nodes that are fed to the LLM behind the prompt; parents before children
-        self.asked = sorted(asked)
-        self.depth = [len(self._ancestors(node)) - 1 for node in range(len(self.tokens))]
-
-    def _ancestors(self, node: int) -> list[int]:
-        """The node and all above it."""
-        path = [node]
-        while self.parents[path[-1]] >= 0:
-            path.append(self.parents[path[-1]])
-        return path
-
-    def visible(self) -> Tensor:
-        """(M, M) bool over `inner`: which inner nodes each may attend to, its own ancestors and itself."""
-        place = {node: i for i, node in enumerate(self.inner)}
-        mask = torch.zeros(len(self.inner), len(self.inner), dtype=torch.bool)
-        for node, i in place.items():
-            for ancestor in self._ancestors(node):
-                if ancestor:
-                    mask[i, place[ancestor]] = True
-        return mask
-
-    def greedy(self, scores: dict[int, Tensor]) -> list[str]:
-        """Per clip, walk from the root to the likeliest child each time. `scores`: asked node -> (B, its children)."""
-        best = {node: s.argmax(1).tolist() for node, s in scores.items()}
-        replies = []
-        for clip in range(len(next(iter(best.values())))):
-            node = 0
-            while node not in self.leaves:
-                children = list(self.children[node].values())
-                node = children[best[node][clip]] if node in best else children[0]
-            replies.append(self.leaves[node])
-        return replies
 
 
 class CMPTA(nn.Module):

@@ -13,14 +13,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from cmpta_lib import metrics, paper
+from cmpta_lib import files, metrics, paper
 from cmpta_lib.data.corpus import SPLITS
 from cmpta_lib.methods.prompts import Layout
 from cmpta_lib.metrics import TaskKind
 from cmpta_lib.report import uncertainty
-from cmpta_lib.report.tables import NOTHING, Provenance, ResultRow, export_table
+from cmpta_lib.report.export import NOTHING, Provenance, export_table
+from cmpta_lib.report.tables import ResultRow
 from cmpta_lib.runs import provenance as records
-from cmpta_lib.study.study import REGISTER, VARIANTS, Run, Study
+from cmpta_lib.runs.store import Run
+from cmpta_lib.study.plan import REGISTER, VARIANTS
+from cmpta_lib.study.study import Study
 
 if TYPE_CHECKING:
     from pandas.io.formats.style import Styler
@@ -236,5 +239,5 @@ def write_report(study: Study, keys: Sequence[str]) -> Path:
             if not found:
                 parts.append(f"({pattern}: not made.)")
     folder.mkdir(parents=True, exist_ok=True)
-    records.write_text(folder / "report.md", "\n\n".join(parts) + "\n")
+    files.write_text(folder / "report.md", "\n\n".join(parts) + "\n")
     return folder / "report.md"

@@ -47,7 +47,7 @@ def parameter_counts(config: AdapterConfig, audio_features: int, vision_features
 
 def table2_parameters(study: Study) -> pd.DataFrame:
     """Trainable parameters at the paper's size and at this profile's, with their share of the frozen LLM's."""
-    from cmpta_lib.runs.worker import load_llm
+    from cmpta_lib.runs.trained import load_llm
 
     llm = load_llm(study.cache / "llm", study.llm)
     sizes = {

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from cmpta_lib.data.corpus import load_corpus
+from cmpta_lib.data.store import load_corpus
 from cmpta_lib.llm import files as llm_files
 from cmpta_lib.study.study import Study
 

@@ -13,8 +13,9 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from cmpta_lib.data.corpus import SPLITS
-from cmpta_lib.runs.worker import load_llm
-from cmpta_lib.study.study import Run, Study
+from cmpta_lib.runs.store import Run
+from cmpta_lib.runs.trained import load_llm
+from cmpta_lib.study.study import Study
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -7,95 +7,23 @@ import os
 import subprocess
 import sys
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from cmpta_lib import metrics, paper
 from cmpta_lib.config import PAPER_SEEDS, DataConfig, LLMConfig, RunConfig, override
-from cmpta_lib.data.corpus import Corpus, load_corpus
+from cmpta_lib.data.corpus import Corpus
+from cmpta_lib.data.store import load_corpus
 from cmpta_lib.llm import files as llm_files
-from cmpta_lib.report.tables import Provenance, ResultRow
+from cmpta_lib.report.export import Provenance
+from cmpta_lib.report.tables import ResultRow
 from cmpta_lib.runs import provenance as records
-from cmpta_lib.runs.worker import DONE, ROOT, Run, ensure, load_model, runs_folder
+from cmpta_lib.runs.engines import ensure
+from cmpta_lib.runs.store import ROOT, Run, runs_folder
+from cmpta_lib.study.plan import FIRST_SEED_ONLY, NOTEBOOK_RUNS, REGISTER, VARIANTS
+from cmpta_lib.study.profiles import PROFILES, REHEARSAL, SMOKE_CHANGES, SMOKE_DOCUMENTS, SMOKE_SIZES
 from data_prep.public_pickles import read_public_pickles
-
-__all__ = ["DONE", "ROOT", "PROFILES", "REGISTER", "VARIANTS", "Profile", "Run", "Study", "load_model", "runs_folder"]
-
-# The rows of Tables 3-6 that are ours, as changes to the full method.
-VARIANTS: Mapping[str, Mapping[str, Any]] = {
-    "CMPTA": {},
-    "text only": {"adapter.fusion": "none"},
-    "alignment off": {"adapter.alignment": "linear"},
-    "unidirectional": {"adapter.alignment": "lstm"},
-    "adapter off": {"adapter.fusion": "pooled"},
-    "5 tokens": {"adapter.num_pseudo_tokens": 5},
-    "7 tokens": {"adapter.num_pseudo_tokens": 7},
-    "8 tokens": {"adapter.num_pseudo_tokens": 8},
-}
-# The alternatives of the README's interpretation register, by its row numbers.
-REGISTER: Mapping[str, Mapping[str, Any]] = {
-    "3: one head": {"adapter.num_heads": 1},
-    "3: four heads": {"adapter.num_heads": 4},
-    "3: sixteen heads": {"adapter.num_heads": 16},
-    "4: projections per pair": {"adapter.projections": "per_pair"},
-    "6: maximum instead of mean": {"adapter.summary": "max"},
-    "7: pairs repeated, 8 tokens": {"adapter.num_pseudo_tokens": 8, "adapter.token_count_rule": "repeat"},
-    "8: tokens at default scale": {"adapter.token_scale": "default"},
-    "9: tokens after the text": {"prompt.pseudo_token_position": "after_text"},
-    "11: free decoding": {"evaluation.decoding": "free"},
-    "15: no dropout": {"adapter.dropout": 0.0},
-    "16: raw features": {"data.feature_scaling": "none"},
-}
-
-
-# Which runs the notebooks ask for: (corpus, variants) by a notebook's name; the register's alternatives belong to 03.
-_NOTEBOOK_RUNS: Mapping[str, Sequence[tuple[str, Sequence[str]]]] = {
-    "03_training": (("sims", ("CMPTA",)), ("meld", ("CMPTA",))),
-    "04_table3_simsv2": (("sims", ("text only", "CMPTA")),),
-    "05_table4_meld": (("meld", ("text only", "CMPTA")),),
-    "06_table5_ablation_simsv2": (("sims", tuple(VARIANTS)),),
-    "07_table6_ablation_meld": (("meld", tuple(VARIANTS)),),
-    "08_attention_figs3_4": (("sims", ("CMPTA",)), ("meld", ("CMPTA",))),
-    "09_case_study_fig5": (("meld", ("CMPTA", "text only")),),
-}
-_FIRST_SEED_ONLY = ("08_attention_figs3_4", "09_case_study_fig5")
-
-
-@dataclass(frozen=True)
-class Profile:
-    """A set of corpora, a backbone and the settings that fit them; the code behind every profile is the same."""
-
-    corpora: Mapping[str, str]  # key in notebooks -> corpus name
-    llm: str  # a name that `llm_files` knows, or "tiny"
-    num_seeds: int
-    changes: Mapping[str, Any] = field(default_factory=dict)
-    corpus_changes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by key; "data" = a user's own
-
-
-_SMALL = {"adapter.dim": 64, "training.learning_rate": 3e-3, "training.batch_size": 16}
-PROFILES: Mapping[str, Profile] = {
-    "demo": Profile(
-        corpora={"sims": "embedded-sims", "meld": "embedded-meld"},
-        llm="tiny",
-        num_seeds=2,
-        changes=_SMALL,
-        corpus_changes={
-            "sims": {"training.epochs": 2},
-            "meld": {"training.epochs": 2},
-            "data": {"training.epochs": 30, "training.learning_rate": 1e-3, "adapter.dim": 128, "adapter.dropout": 0.3},
-        },
-    ),
-    "paper": Profile(
-        corpora={"sims": "simsv2", "meld": "meld"},
-        llm="qwen-1.8b",
-        num_seeds=len(PAPER_SEEDS),
-    ),
-}
-SMOKE_SIZES = {"train": 48, "valid": 24, "test": 24}
-SMOKE_CHANGES = {"adapter.dim": 16, "training.epochs": 1}
-REHEARSAL = "rehearsal.json"  # what `cmpta rehearse` leaves in runs/smoke: the LLM and the changes of its smoke runs
 
 
 class Study:
@@ -235,26 +163,26 @@ class Study:
         ensure(runs, self.root, jobs)
         return runs
 
-    def planned(self, notebooks: Collection[str] = tuple(_NOTEBOOK_RUNS)) -> list[tuple[str, str, int]]:
+    def planned(self, notebooks: Collection[str] = tuple(NOTEBOOK_RUNS)) -> list[tuple[str, str, int]]:
         """Corpus, row and seed of every run that these notebooks ask for, each once; needs no corpus."""
         found: dict[tuple[str, str, int], None] = {}
-        for notebook, wanted in _NOTEBOOK_RUNS.items():
-            seeds = self.seeds[:1] if notebook in _FIRST_SEED_ONLY else self.seeds
+        for notebook, wanted in NOTEBOOK_RUNS.items():
+            seeds = self.seeds[:1] if notebook in FIRST_SEED_ONLY else self.seeds
             for corpus, variants in wanted if notebook in notebooks else ():
                 found |= dict.fromkeys((self.key(corpus), variant, seed) for variant in variants for seed in seeds)
             if notebook in notebooks and notebook == "03_training":
                 found |= dict.fromkeys((self.keys[0], f"register {name}", self.seeds[0]) for name in REGISTER)
         return list(found)
 
-    def planned_runs(self, notebooks: Collection[str] = tuple(_NOTEBOOK_RUNS)) -> list[tuple[str, Run]]:
+    def planned_runs(self, notebooks: Collection[str] = tuple(NOTEBOOK_RUNS)) -> list[tuple[str, Run]]:
         """Every run that these notebooks ask for, each once, with the name of its row."""
         changes = dict(VARIANTS) | {f"register {name}": change for name, change in REGISTER.items()}
         return [(row, self._run(key, changes[row], seed)) for key, row, seed in self.planned(notebooks)]
 
     def keys_of(self, notebooks: Collection[str]) -> tuple[str, ...]:
         """The corpora that these notebooks read."""
-        every = tuple(notebook for notebook in notebooks if notebook not in _NOTEBOOK_RUNS)  # 01 and 02 show all
-        wanted = {self.key(corpus) for name in notebooks for corpus, _ in _NOTEBOOK_RUNS.get(name, ())}
+        every = tuple(notebook for notebook in notebooks if notebook not in NOTEBOOK_RUNS)  # 01 and 02 show all
+        wanted = {self.key(corpus) for name in notebooks for corpus, _ in NOTEBOOK_RUNS.get(name, ())}
         return tuple(key for key in self.keys if every or key in wanted)
 
     def register_runs(self) -> list[tuple[str, list[Run]]]:
@@ -334,9 +262,6 @@ class Study:
             generated=any(c.generated for c in corpora),
             hardware=", ".join(machines),
         )
-
-
-SMOKE_DOCUMENTS = 800  # 20 steps: the schedule needs two of warm-up
 
 
 def _seeds(seeds: int | Sequence[int]) -> tuple[int, ...]:

@@ -9,41 +9,21 @@ Under `torchrun` each process takes every n-th clip of each batch and gradients 
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import pandas as pd
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
-from torch import Tensor, distributed
+from torch import distributed
 
 from cmpta_lib import metrics
 from cmpta_lib.config import RunConfig, TrainingConfig
 from cmpta_lib.data.corpus import Corpus, Split
 from cmpta_lib.llm.frozen import FrozenLLM
 from cmpta_lib.methods.prompted_lm import CMPTA
-
-CHECKPOINT = "checkpoint.safetensors"
-
-
-@dataclass
-class State:
-    """What a checkpoint holds beside weights and optimiser."""
-
-    epoch: int = 0  # finished epochs
-    best_epoch: int = 0
-    best_score: float | None = None
-    seconds: float = 0.0
-    history: list[dict[str, float]] | None = None
-    counts: dict[str, int] | None = None
+from cmpta_lib.training.checkpoint import CHECKPOINT, State, restore, save
+from cmpta_lib.training.evaluation import evaluate, score_of
 
 
 def build(config: RunConfig, corpus: Corpus, llm: FrozenLLM) -> CMPTA:
@@ -86,7 +66,7 @@ def train(
     if not parameters:
         return model.eval(), state
     optimizer = torch.optim.AdamW(parameters, lr=0.0, weight_decay=config.training.weight_decay)
-    best = _restore(folder / CHECKPOINT, model, optimizer, state)
+    best = restore(folder / CHECKPOINT, model, optimizer, state)
     split, batch_size = corpus.splits["train"], config.training.batch_size
     steps_per_epoch = math.ceil(len(split) / batch_size)
     steps = steps_per_epoch * config.training.epochs
@@ -113,7 +93,7 @@ def train(
         state.counts = dict(model.counts)
         state.seconds += time.perf_counter() - started
         if _rank() == 0:
-            _save(folder / CHECKPOINT, model, optimizer, state, best)
+            save(folder / CHECKPOINT, model, optimizer, state, best)
             on_epoch(state)
     model.adapter.load_state_dict(best)
     return model.eval(), state
@@ -160,81 +140,3 @@ def _out_of_patience(state: State, config: TrainingConfig) -> bool:
     return state.epoch - max(state.best_epoch, round(config.warmup_fraction * config.epochs)) >= config.patience
 
 
-def evaluate(
-    model: CMPTA, split: Split, progress: Callable[[Iterable], Iterable] = lambda items: items
-) -> pd.DataFrame:
-    """Answer every clip of a split: columns id, label, reply, prediction (NaN where a free reply is unparsable).
-
-    Clips are batched by length, so that little padding is made; the rows come back in the split's order, and no answer
-    depends on its batch.
-    """
-    was_training = model.training
-    model.eval()
-    size = model.config.evaluation.batch_size
-    lengths = split.table["audio_length"].to_numpy() + split.table["vision_length"].to_numpy()
-    order = np.argsort(lengths, kind="stable")
-    replies: list[str | None] = [None] * len(split)
-    for start in progress(range(0, len(order), size)):
-        rows = order[start : start + size]
-        for row, reply in zip(rows, model.answer(model.collate([split[int(i)] for i in rows])), strict=True):
-            replies[row] = reply
-    model.train(was_training)
-    values = [model.answers[r] if r is not None else np.nan for r in replies]
-    return pd.DataFrame({"id": split.table["id"], "label": split.labels, "reply": replies, "prediction": values})
-
-
-def score_of(predictions: pd.DataFrame, corpus: Corpus) -> dict[str, float]:
-    """Metrics of a prediction table. Unparsable replies: wrong for a class; for a score left out, and counted."""
-    truth, answer = predictions["label"].to_numpy(), predictions["prediction"].to_numpy(float)
-    parsed = np.isfinite(answer)
-    if corpus.task.kind == "classification":
-        return metrics.classification_metrics(
-            truth, np.where(parsed, answer, metrics.UNPARSABLE).astype(int), corpus.task.labels
-        )
-    if parsed.sum() < 2:  # nothing to correlate; without any answer a score that never wins a comparison
-        mae = float(np.abs(truth[parsed] - answer[parsed]).mean()) if parsed.any() else math.inf
-        return {"mae": mae, "unparsable_count": float((~parsed).sum())}
-    scores = metrics.regression_metrics(truth[parsed], answer[parsed])
-    return scores | {"unparsable_count": float((~parsed).sum())}
-
-
-def _save(path: Path, model: CMPTA, optimizer: torch.optim.Optimizer, state: State, best: dict[str, Tensor]) -> None:
-    """Everything to go on from, in one file, whole or not at all."""
-    tensors = {f"adapter.{k}": v for k, v in model.adapter.state_dict().items()} | {
-        f"best.{k}": v for k, v in best.items()
-    }
-    for index, moments in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{k}": v for k, v in moments.items()}
-    write_tensors(path, tensors, {"state": json.dumps(vars(state))})
-
-
-def _restore(path: Path, model: CMPTA, optimizer: torch.optim.Optimizer, state: State) -> dict[str, Tensor]:
-    """Load a checkpoint into model, optimiser and state where there is one; returns the best weights so far."""
-    if not path.exists():
-        return {name: weight.detach().clone() for name, weight in model.adapter.state_dict().items()}
-    groups: dict[str, dict[str, Tensor]] = {"adapter": {}, "best": {}, "optimizer": {}}
-    with safe_open(path, "pt", device=str(model.llm.device)) as file:
-        for key in file.keys():
-            kind, name = key.split(".", 1)
-            groups[kind][name] = file.get_tensor(key)
-        vars(state).update(json.loads(file.metadata()["state"]))
-    model.adapter.load_state_dict(groups["adapter"])
-    moments: dict[int, dict[str, Any]] = {}
-    for key, tensor in groups["optimizer"].items():
-        index, name = key.split(".")
-        moments.setdefault(int(index), {})[name] = (
-            tensor.cpu() if name == "step" else tensor
-        )  # a GPU step counter syncs
-    optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
-    model.counts.update(state.counts or {})
-    return groups["best"]
-
-
-def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write safetensors so that a crash leaves the old file or the new one, never half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, partial, metadata)
-    with open(partial, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(partial, path)

@@ -1,0 +1,123 @@
+"""Files that can be trusted: written whole or not at all, and checked against the hashes taken when they were written."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_REMEDIES = {
+    errno.ENOSPC: "the disk is full: make room there, or name another folder in the environment variable CMPTA_RUNS",
+    errno.EDQUOT: "the quota is used up: make room there, or name another folder in the environment variable CMPTA_RUNS",
+    errno.EROFS: "the file system is read-only: name a folder that can be written in the environment variable CMPTA_RUNS",
+    errno.EACCES: "no permission: grant it, or name another folder in the environment variable CMPTA_RUNS",
+    errno.EPERM: "no permission: grant it, or name another folder in the environment variable CMPTA_RUNS",
+    errno.ENAMETOOLONG: "the name is too long for this file system: use a shorter one",
+}
+
+
+class Damaged(ValueError):
+    """A stored file is not what was written; the message names it and says what to do."""
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Say of which path an error of the file system comes, and what to do about it.
+
+    Raises:
+        OSError: of the same class and number, with path and remedy in its message.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _REMEDIES:
+            raise
+        raise type(error)(error.errno, f"cannot write {path}: {_REMEDIES[error.errno]}") from error
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file beside `path` to write to; it takes the place of `path` when the block ends well, and goes otherwise."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with writing(path):
+        try:
+            yield partial
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace `path` by this text, whole or not at all."""
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_parquet(path: Path, table: pd.DataFrame) -> None:
+    """Replace `path` by this table, whole or not at all."""
+    with replacing(path) as partial:
+        table.to_parquet(partial, index=False)
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file's contents; 1-2 GB/s."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sealed(content: Mapping[str, Any]) -> str:
+    """JSON of `content` that carries its own hash, so that `unsealed` notices any change."""
+    return json.dumps({**content, "seal": _seal(content)}, ensure_ascii=False, indent=1)
+
+
+def unsealed(path: Path, remedy: str) -> dict[str, Any]:
+    """Read what `sealed` wrote.
+
+    Raises:
+        Damaged: the file is missing, no JSON, or changed since; names it and says `remedy`.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        seal = content.pop("seal")
+    except FileNotFoundError:
+        raise Damaged(f"{path} is missing; {remedy}") from None
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise Damaged(f"{path} is damaged (expected a sealed JSON record, {type(error).__name__}); {remedy}") from None
+    if seal != _seal(content):
+        raise Damaged(f"{path} was changed after it was written; {remedy}")
+    return content
+
+
+def hashes(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """Name -> SHA-256 of these files of a folder."""
+    return {name: sha256(folder / name) for name in names}
+
+
+def check(folder: Path, recorded: Mapping[str, str], remedy: str) -> None:
+    """Compare a folder's files with their recorded hashes.
+
+    Raises:
+        Damaged: a file is missing or not the recorded one; names the first such file and says `remedy`.
+    """
+    for name, expected in recorded.items():
+        path = folder / name
+        try:
+            found = sha256(path)
+        except (FileNotFoundError, IsADirectoryError):
+            raise Damaged(f"{path} is missing; {remedy}") from None
+        if found != expected:
+            raise Damaged(f"{path} is not the file that was written (other contents); {remedy}")
+
+
+def _seal(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False).encode()).hexdigest()

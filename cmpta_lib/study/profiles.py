@@ -1,0 +1,43 @@
+"""Profiles: a set of corpora, a backbone and the settings that fit them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from cmpta_lib.config import PAPER_SEEDS
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A set of corpora, a backbone and the settings that fit them; the code behind every profile is the same."""
+
+    corpora: Mapping[str, str]  # key in notebooks -> corpus name
+    llm: str  # a name that `llm_files` knows, or "tiny"
+    num_seeds: int
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    corpus_changes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by key; "data" = a user's own
+_SMALL = {"adapter.dim": 64, "training.learning_rate": 3e-3, "training.batch_size": 16}
+PROFILES: Mapping[str, Profile] = {
+    "demo": Profile(
+        corpora={"sims": "embedded-sims", "meld": "embedded-meld"},
+        llm="tiny",
+        num_seeds=2,
+        changes=_SMALL,
+        corpus_changes={
+            "sims": {"training.epochs": 2},
+            "meld": {"training.epochs": 2},
+            "data": {"training.epochs": 30, "training.learning_rate": 1e-3, "adapter.dim": 128, "adapter.dropout": 0.3},
+        },
+    ),
+    "paper": Profile(
+        corpora={"sims": "simsv2", "meld": "meld"},
+        llm="qwen-1.8b",
+        num_seeds=len(PAPER_SEEDS),
+    ),
+}
+SMOKE_SIZES = {"train": 48, "valid": 24, "test": 24}
+SMOKE_CHANGES = {"adapter.dim": 16, "training.epochs": 1}
+REHEARSAL = "rehearsal.json"  # what `cmpta rehearse` leaves in runs/smoke: the LLM and the changes of its smoke runs
+SMOKE_DOCUMENTS = 800  # 20 steps: the schedule needs two of warm-up
