@@ -17,14 +17,13 @@ from cmpta_lib.llm import files as llm_files
 from cmpta_lib.runs import provenance as records
 from cmpta_lib.runs.store import ROOT
 from cmpta_lib.study import preflight as check
+from cmpta_lib.study.plan import NOTEBOOKS
 from cmpta_lib.study.study import Study
 
 # Stages run one after another, the notebooks of a stage side by side; within a stage none needs another's output.
-STAGES = (
-    ("01_data", "02_model"),
-    ("03_training",),
-    ("04_table3_simsv2", "05_table4_meld", "06_table5_ablation_simsv2", "07_table6_ablation_meld"),
-    ("08_attention_figs3_4", "09_case_study_fig5"),
+STAGES = tuple(
+    tuple(notebook.name for notebook in NOTEBOOKS if notebook.stage == stage)
+    for stage in sorted({notebook.stage for notebook in NOTEBOOKS})
 )
 SIDE_BY_SIDE = 2
 
@@ -117,7 +116,7 @@ def seeds(text: str) -> Any:
 
 def reproduce(options: argparse.Namespace) -> int:
     """Prepare corpora and LLM, finish all runs in one pool, execute the notebooks, write the report."""
-    from cmpta_lib.report import rows as reports
+    from cmpta_lib.report import gather as reports
 
     started = time.monotonic()
     study, chosen = _study(options), _chosen(options)

@@ -6,13 +6,15 @@ return 0 and a flag, because a NaN that reaches a comparison picks the wrong che
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 TaskKind = Literal["regression", "classification"]
+MetricName = Literal["mae", "corr", "f1_weighted"]
 
 UNPARSABLE = -1  # the class index of an answer that names no class
 # Edges of half-open bins (lo, hi]; a neutral 0.0 counts as negative in acc2, as in the public SIMS-V2 code.
@@ -22,12 +24,49 @@ _ACC5_EDGES = (-0.7, -0.1, 0.1, 0.7)
 _WEAK_LIMIT = 0.4
 
 
-def headline(kind: TaskKind) -> tuple[str, bool]:
-    """The metric that chooses checkpoints and heads tables (section 4.2), and whether lower is better."""
-    choices = {"regression": ("mae", True), "classification": ("f1_weighted", False)}
-    if kind not in choices:
-        raise ValueError(f"unknown kind of task {kind!r}; known: {', '.join(choices)}")
-    return choices[kind]
+@dataclass(frozen=True)
+class Metric:
+    """One metric's name in run records and code, and how tables and figures show it: its one home.
+
+    `label` heads columns, `axis` stands on figures, both with the unit; `scale` turns the stored value into the shown.
+    """
+
+    name: MetricName
+    label: str
+    axis: str
+    lower_is_better: bool = False
+    scale: float = 1.0
+    decimals: int = 3
+    unit: str = ""
+
+    def shown(self, value: float, sign: str = "") -> str:
+        """A value already in the shown scale, as the paper prints it; `sign` = "+" writes a plus too."""
+        return f"{round(value, self.decimals) + 0.0:{sign}.{self.decimals}f}"  # + 0.0 turns -0.0 into 0.0
+
+    def with_unit(self, value: float) -> str:
+        """A stored value for running text: "0.251", "80.73 %"; a dash where it is not defined."""
+        return f"{self.shown(self.scale * value)}{self.unit}" if np.isfinite(value) else "\N{EM DASH}"
+
+    def is_better(self, value: float, than: float) -> bool:
+        return value < than if self.lower_is_better else value > than
+
+
+MAE = Metric("mae", "MAE", "MAE (label units)", lower_is_better=True)
+CORR = Metric("corr", "Corr", "Pearson correlation")
+WF1 = Metric("f1_weighted", "WF1 (%)", "weighted F1 (%)", scale=100, decimals=2, unit=" %")
+METRICS: Mapping[MetricName, Metric] = {metric.name: metric for metric in (MAE, CORR, WF1)}
+TABLED: Mapping[TaskKind, tuple[Metric, ...]] = {"regression": (MAE, CORR), "classification": (WF1,)}
+
+
+def headline(kind: TaskKind) -> Metric:
+    """The metric that chooses checkpoints and heads tables (section 4.2).
+
+    Raises:
+        ValueError: an unknown kind of task.
+    """
+    if kind not in TABLED:
+        raise ValueError(f"unknown kind of task {kind!r}; known: {', '.join(TABLED)}")
+    return TABLED[kind][0]
 
 
 def sentiment_scores(values: ArrayLike, name: str) -> NDArray[np.float32]:

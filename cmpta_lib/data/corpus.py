@@ -7,10 +7,11 @@ Features are memory-mapped: opening a corpus reads its table only, and a sample 
 
 from __future__ import annotations
 
+import json
 import operator
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal, get_args
+from dataclasses import asdict, dataclass, field
+from typing import Literal, Self, get_args
 
 import numpy as np
 import pandas as pd
@@ -49,7 +50,7 @@ class Sample:
     text: str
     audio: np.ndarray  # (T_a, F_a) float32
     vision: np.ndarray  # (T_v, F_v) float32
-    label: float | int  # a score in [-1, 1], or the class index
+    label: float | int | None  # a score in [-1, 1], or the class index; None = not known
     speaker: str | None = None
     dialogue: str | None = None
     extra: Mapping[str, float | int | str] = field(default_factory=dict)  # what a generator or an annotation file knows
@@ -138,3 +139,24 @@ class Corpus:
         return "bayes_all" in self.splits["test"].table
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """What a method must know of its clips before it sees one; stored with a run, so that the corpus may go."""
+
+    task: Task
+    widths: Mapping[Modality, int]  # F of each modality
+
+    @classmethod
+    def of(cls, corpus: Corpus) -> Self:
+        train = corpus.splits["train"]
+        return cls(corpus.task, {"audio": train.audio_dim, "vision": train.vision_dim})
+
+    def to_json(self) -> str:
+        return json.dumps({"task": asdict(self.task), "widths": dict(self.widths)}, ensure_ascii=False, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Raises ValueError or KeyError where the text is not what `to_json` writes."""
+        stored = json.loads(text)
+        task = stored["task"]
+        return cls(Task(task["kind"], task["language"], tuple(task["labels"])), stored["widths"])

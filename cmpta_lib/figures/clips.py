@@ -17,7 +17,8 @@ from cmpta_lib.figures.attention import AttentionPanel
 from cmpta_lib.methods.prompts import answer_text
 
 if TYPE_CHECKING:
-    from cmpta_lib.methods.prompted_lm import CMPTA
+    from cmpta_lib.methods.prompted_lm import PromptedLM
+    from cmpta_lib.runs.trained import TrainedRun
 
 # Milliseconds per frame where the public files keep one rate; MELD's are resampled clip by clip.
 HOPS_MS: Mapping[str, Mapping[str, float]] = {"simsv2": {"vision": 40.0, "audio": 10.0}}
@@ -139,13 +140,13 @@ def show_answer(task: Task, value: float | None) -> str:
     return task.labels[int(value)] if task.labels else answer_text(task, value)
 
 
-def attention_panels(model: CMPTA, corpus: Corpus, index: int) -> list[AttentionPanel]:
+def attention_panels(trained: TrainedRun, corpus: Corpus, index: int) -> list[AttentionPanel]:
     """One panel per modality that the test clip has: text attending to it, averaged over the heads."""
     split = corpus.splits["test"]
     sample = split[index]
-    weights = _text_attention(model, split, [index])[0]
-    limit = model.config.prompt.max_text_tokens
-    labels = [model.llm.tokenizer.decode([token]) for token in model.llm.token_ids(sample.text)[:limit]]
+    method = _prompted(trained)
+    weights = _text_attention(method, split, [index])[0]
+    labels = [method.llm.tokenizer.decode([token]) for token in method.collate([sample]).text_ids[0]]
     panels = []
     for modality, attention in weights.items():
         start = sample.extra.get(f"{CUES[modality]}_start", -1)
@@ -156,22 +157,26 @@ def attention_panels(model: CMPTA, corpus: Corpus, index: int) -> list[Attention
     return panels
 
 
-def _text_attention(model: CMPTA, split: Split, indices: Sequence[int]) -> list[dict[Modality, np.ndarray]]:
-    """Per clip: modality -> (L, T) attention of its real text tokens to its real frames, averaged over the heads."""
-    import torch
+def _prompted(trained: TrainedRun) -> PromptedLM:
+    from cmpta_lib.methods.prompted_lm import PromptedLM
 
-    batch = model.collate([split[int(index)] for index in indices])
-    with torch.no_grad():
-        weights = model.pseudo_tokens(batch, return_weights=True)[1]
-    lengths = {"vision": batch.vision_lengths.tolist(), "audio": batch.audio_lengths.tolist()}
+    if not isinstance(trained.method, PromptedLM):
+        raise ValueError(f"run {trained.run.folder.name}: its method reads no tokens, so no text attends to anything")
+    return trained.method
+
+
+def _text_attention(method: PromptedLM, split: Split, indices: Sequence[int]) -> list[dict[Modality, np.ndarray]]:
+    """Per clip: modality -> (L, T) attention of its real text tokens to its real frames, averaged over the heads."""
+    batch = method.collate([split[int(index)] for index in indices])
+    weights = method.attention(batch)
     means = {m: weights[pair].float().mean(1).cpu().numpy() for m, pair in TEXT_PAIRS.items()}
     return [
-        {m: means[m][row, : len(text), : lengths[m][row]] for m in TEXT_PAIRS if lengths[m][row] and text}
+        {m: means[m][row, : len(text), : batch.lengths[m][row]] for m in TEXT_PAIRS if batch.lengths[m][row] and text}
         for row, text in enumerate(batch.text_ids)
     ]
 
 
-def attention_on_cues(model: CMPTA, corpus: Corpus, predictions: pd.DataFrame) -> pd.DataFrame:
+def attention_on_cues(trained: TrainedRun, corpus: Corpus, predictions: pd.DataFrame) -> pd.DataFrame:
     """Share of the text's attention inside the true cue windows, per cent; empty where the cues are not known.
 
     Means over the test clips that are answered rightly and show a cue in the modality; "uniform" is what attention that
@@ -182,7 +187,7 @@ def attention_on_cues(model: CMPTA, corpus: Corpus, predictions: pd.DataFrame) -
     split, rows = corpus.splits["test"], []
     right = np.flatnonzero(is_right(corpus.task, predictions))
     shares: dict[Modality, list[tuple[float, float]]] = {modality: [] for modality in CUES}
-    for index, weights in _all_text_attention(model, split, right):
+    for index, weights in _all_text_attention(_prompted(trained), split, right):
         truth = split.table.iloc[index]
         for modality, attention in weights.items():
             start, stop = (int(truth[f"{CUES[modality]}_{edge}"]) for edge in ("start", "stop"))
@@ -198,9 +203,9 @@ def attention_on_cues(model: CMPTA, corpus: Corpus, predictions: pd.DataFrame) -
 
 
 def _all_text_attention(
-    model: CMPTA, split: Split, indices: Sequence[int]
+    method: PromptedLM, split: Split, indices: Sequence[int]
 ) -> Iterator[tuple[int, dict[Modality, np.ndarray]]]:
-    size = model.config.evaluation.batch_size
+    size = method.config.evaluation.batch_size
     for start in range(0, len(indices), size):
         part = indices[start : start + size]
-        yield from zip(part, _text_attention(model, split, part), strict=True)
+        yield from zip(part, _text_attention(method, split, part), strict=True)

@@ -27,7 +27,7 @@ from cmpta_lib.figures.style import (
     printable,
     save_figure,
 )
-from cmpta_lib.metrics import TaskKind
+from cmpta_lib.metrics import METRICS, MetricName, TaskKind
 
 __all__ = [
     "AttentionPanel",
@@ -42,18 +42,8 @@ __all__ = [
 ]
 
 
-def _metric_axis(metric: str) -> tuple[str, float, bool]:
-    """Axis label, factor from the stored fraction to what is shown, and whether lower is better."""
-    if metric in ("mae", "loss"):
-        return ("MAE (label units)" if metric == "mae" else "loss (nats per token)"), 1.0, True
-    if metric in ("corr", "r2"):
-        return {"corr": "Pearson correlation", "r2": "R²"}[metric], 1.0, False
-    name = "weighted F1" if metric == "f1_weighted" else metric.replace("_", " ")
-    return f"{name} (%)", 100.0, False
-
-
 @figure_style()
-def training_curves(histories: Mapping[str, pd.DataFrame], metric: str, *, title: str = "", footer: str = "") -> Figure:
+def training_curves(histories: Mapping[str, pd.DataFrame], metric: MetricName, *, title: str = "", footer: str = "") -> Figure:
     """Training loss, validation score and learning rate by epoch, one line per run; a dot marks its best epoch.
 
     Args:
@@ -67,20 +57,20 @@ def training_curves(histories: Mapping[str, pd.DataFrame], metric: str, *, title
         raise ValueError("no training histories to draw")
     for name, history in histories.items():
         _need(history, ("epoch", "train_loss", f"valid_{metric}", "learning_rate"), f"history of '{name}'")
-    label, scale, lower_is_better = _metric_axis(metric)
+    shown = METRICS[metric]
     figure = new_figure(DOUBLE_COLUMN_IN, 2.1, title=title, footer=footer)
     loss, score, rate = figure.subplots(1, 3, width_ratios=(1, 1, 0.75))
     for name, history in histories.items():
         (line,) = loss.plot(history["epoch"], history["train_loss"], label=printable(name))
         valid = history.dropna(subset=[f"valid_{metric}"])
-        epochs, values = valid["epoch"].to_numpy(), valid[f"valid_{metric}"].to_numpy() * scale
+        epochs, values = valid["epoch"].to_numpy(), valid[f"valid_{metric}"].to_numpy() * shown.scale
         score.plot(epochs, values, color=line.get_color())
         if len(values):
-            best = values.argmin() if lower_is_better else values.argmax()
+            best = values.argmin() if shown.lower_is_better else values.argmax()
             score.plot(epochs[best], values[best], "o", ms=4, mfc="white", color=line.get_color(), gid="best")
         rate.plot(history["epoch"], history["learning_rate"], color=line.get_color())
     loss.set(xlabel="epoch", ylabel="training loss (nats per token)", ylim=(0, None))
-    score.set(xlabel="epoch", ylabel=f"validation {label}", title="best epoch: ○")
+    score.set(xlabel="epoch", ylabel=f"validation {shown.axis}", title="best epoch: ○")
     rate.set(xlabel="epoch", ylabel="learning rate", ylim=(0, None))
     rate.ticklabel_format(axis="y", style="sci", scilimits=(0, 0), useMathText=True)
     loss.legend(title="seed", ncol=2 if len(histories) > 3 else 1, handlelength=1.2, columnspacing=0.8)
@@ -148,7 +138,7 @@ def corpus_figure(
 
 
 @figure_style()
-def ablation_figure(frame: pd.DataFrame, metric: str, *, title: str = "", footer: str = "") -> Figure:
+def ablation_figure(frame: pd.DataFrame, metric: MetricName, *, title: str = "", footer: str = "") -> Figure:
     """Each ablation's score with its interval, grouped by study; hollow diamonds are the paper's numbers.
 
     Args:
@@ -161,7 +151,7 @@ def ablation_figure(frame: pd.DataFrame, metric: str, *, title: str = "", footer
     _need(frame, ("study", "variant", "mean", "low", "high", "paper"), "ablation table")
     if frame.empty:
         raise ValueError("no ablations to draw")
-    label, scale, lower_is_better = _metric_axis(metric)
+    scale = METRICS[metric].scale
     studies = frame["study"].unique()
     figure = new_figure(SINGLE_COLUMN_IN, 0.17 * (len(frame) + len(studies)) + 0.75, title=title, footer=footer)
     axes = figure.subplots()
@@ -181,7 +171,7 @@ def ablation_figure(frame: pd.DataFrame, metric: str, *, title: str = "", footer
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="x", linewidth=0.4, color="0.85")
     axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.set_xlabel(f"{label}, {'lower' if lower_is_better else 'higher'} is better", loc="right")
+    axes.set_xlabel(f"{METRICS[metric].axis}, {'lower' if METRICS[metric].lower_is_better else 'higher'} is better", loc="right")
     axes.legend(
         [ours, papers], ["this run, 95 % interval", "paper"], loc="lower right", bbox_to_anchor=(1, 1.01), ncol=2
     )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from itertools import accumulate
+
+import numpy as np
+from numpy.typing import NDArray
 
 
 class AnswerTrie:
@@ -38,6 +40,10 @@ class AnswerTrie:
         needed = {a for node in asked for a in self._ancestors(node)} - {0}
         self.inner = sorted(needed)  # nodes that are fed to the LLM behind the prompt; parents before children
         self.asked = sorted(asked)
+        # One score per child of an asked node: (place of the node in `asked`, child), node after node.
+        self.choices = [(place, child) for place, node in enumerate(self.asked) for child in self.children[node].values()]
+        stops = list(accumulate(len(self.children[node]) for node in self.asked))
+        self.options = {n: slice(stop - len(self.children[n]), stop) for n, stop in zip(self.asked, stops, strict=True)}
         self.depth = [len(self._ancestors(node)) - 1 for node in range(len(self.tokens))]
 
     def _ancestors(self, node: int) -> list[int]:
@@ -47,24 +53,36 @@ class AnswerTrie:
             path.append(self.parents[path[-1]])
         return path
 
-    def visible(self) -> Tensor:
-        """(M, M) bool over `inner`: which inner nodes each may attend to, its own ancestors and itself."""
+    def visible(self) -> NDArray[np.bool_]:
+        """(M, M) over `inner`: which inner nodes each may attend to, its own ancestors and itself."""
         place = {node: i for i, node in enumerate(self.inner)}
-        mask = torch.zeros(len(self.inner), len(self.inner), dtype=torch.bool)
+        mask = np.zeros((len(self.inner), len(self.inner)), bool)
         for node, i in place.items():
             for ancestor in self._ancestors(node):
                 if ancestor:
                     mask[i, place[ancestor]] = True
         return mask
 
-    def greedy(self, scores: dict[int, Tensor]) -> list[str]:
-        """Per clip, walk from the root to the likeliest child each time. `scores`: asked node -> (B, its children)."""
-        best = {node: s.argmax(1).tolist() for node, s in scores.items()}
+    def greedy(self, scores: NDArray[np.float32]) -> list[str]:
+        """Per clip, walk from the root to the likeliest child each time. `scores`: (B, options) log-probabilities."""
+        best = {node: scores[:, options].argmax(1) for node, options in self.options.items()}
         replies = []
-        for clip in range(len(next(iter(best.values())))):
+        for clip in range(len(scores)):
             node = 0
             while node not in self.leaves:
                 children = list(self.children[node].values())
                 node = children[best[node][clip]] if node in best else children[0]
             replies.append(self.leaves[node])
         return replies
+
+    def probabilities(self, scores: NDArray[np.float32]) -> NDArray[np.float64]:
+        """(B, answers), in the order given: chance of each answer when each open choice is drawn among its children."""
+        within = np.array(scores, np.float64)
+        for options in self.options.values():
+            within[:, options] -= np.logaddexp.reduce(within[:, options], axis=1, keepdims=True)
+        place = {child: i for i, (_, child) in enumerate(self.choices)}
+        columns = []
+        for leaf in self.leaves:
+            taken = [place[node] for node in self._ancestors(leaf) if node in place]
+            columns.append(np.exp(within[:, taken].sum(1)))
+        return np.stack(columns, axis=1)

@@ -1,4 +1,4 @@
-"""The trainable part: temporal alignment (eqs 3-5) and the cross-modal pseudo-token adapter (eqs 6-8).
+"""CMPTA: temporal alignment (eqs 3-5) and the cross-modal pseudo-token adapter (eqs 6-8) before a frozen LLM.
 
 Shapes: B clips, T frames, F raw features, L text tokens, D adapter width, E LLM width, K pseudo tokens, H heads.
 """
@@ -11,7 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cmpta_lib.config import AdapterConfig
+from cmpta_lib.config import CmptaConfig
+from cmpta_lib.data.corpus import Inputs, Modality
+from cmpta_lib.methods.prompted_lm import PromptedLM, TokenMaker
 
 Pair = tuple[str, str]  # (Y, X): Y's positions query X's
 PAIRS: dict[str, Pair] = {  # eq 8, in the order in which the LLM reads them
@@ -37,7 +39,7 @@ class TemporalAlignment(nn.Module):
     a packed bidirectional LSTM (`test_alignment_equals_packed_lstm`) and is 2-5 times faster on CPU.
     """
 
-    def __init__(self, features: int, config: AdapterConfig) -> None:
+    def __init__(self, features: int, config: CmptaConfig) -> None:
         super().__init__()
         self.kind, dim = config.alignment, config.dim
         if self.kind == "bilstm":  # register 2: D/2 per direction keeps [forward; backward] at D
@@ -83,7 +85,7 @@ class CrossModalAttention(nn.Module):
     d is the width of a head, as usual for multi-head attention. Padding of X is masked; an absent X gives zeros.
     """
 
-    def __init__(self, config: AdapterConfig) -> None:
+    def __init__(self, config: CmptaConfig) -> None:
         super().__init__()
         self.num_heads, dim = config.num_heads, config.dim
         self.shared = config.projections == "per_modality"  # register 4
@@ -130,7 +132,7 @@ class CrossModalAttention(nn.Module):
         return attended, weights
 
 
-class CMPTAdapter(nn.Module):
+class CMPTAdapter(TokenMaker):
     """Face, voice and the text's embeddings -> K pseudo tokens in the LLM's embedding space (Figures 1 and 2).
 
     Args:
@@ -140,12 +142,10 @@ class CMPTAdapter(nn.Module):
     """
 
     def __init__(
-        self, config: AdapterConfig, audio_features: int, vision_features: int, llm_dim: int, embedding_norm: float
+        self, config: CmptaConfig, audio_features: int, vision_features: int, llm_dim: int, embedding_norm: float
     ) -> None:
         super().__init__()
-        self.config, self.llm_dim = config, llm_dim
-        if config.fusion == "none":  # text only
-            return
+        self.config, self.num_tokens = config, config.num_pseudo_tokens
         self.alignment = nn.ModuleDict(
             {"audio": TemporalAlignment(audio_features, config), "vision": TemporalAlignment(vision_features, config)}
         )
@@ -160,15 +160,10 @@ class CMPTAdapter(nn.Module):
             nn.init.normal_(self.to_llm.weight, std=embedding_norm / (llm_dim * config.dim) ** 0.5)
             nn.init.zeros_(self.to_llm.bias)
 
-    @property
-    def num_tokens(self) -> int:
-        return 0 if self.config.fusion == "none" else self.config.num_pseudo_tokens
-
-    def set_feature_statistics(self, modality: str, mean: Tensor, std: Tensor) -> None:
-        """Give `modality`'s training mean and standard deviation, (F,) each, for z-scoring (register 16)."""
-        if self.config.fusion != "none":
-            self.alignment[modality].feature_mean.copy_(mean)
-            self.alignment[modality].feature_std.copy_(std)
+    def set_feature_statistics(self, modality: Modality, mean: Tensor, std: Tensor) -> None:
+        """For the z-scoring of raw frames (register 16)."""
+        self.alignment[modality].feature_mean.copy_(mean)
+        self.alignment[modality].feature_std.copy_(std)
 
     def forward(
         self,
@@ -180,17 +175,7 @@ class CMPTAdapter(nn.Module):
         vision_lengths: Tensor,
         return_weights: bool = False,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Make the pseudo tokens.
-
-        Args:
-            text: (B, L, E) rows of the LLM's embedding table (eqs 1-2), zero-padded at the end.
-            audio, vision: (B, T, F) float32, zero-padded at the end.
-            *_lengths: (B,) int64, real positions of each; 0 = the modality is absent.
-        Returns:
-            (B, K, E) pseudo tokens, and with `return_weights` pair name -> (B, H, n_Y, n_X) attention.
-        """
-        if self.config.fusion == "none":
-            return text.new_zeros(text.shape[0], 0, self.llm_dim), {}
+        """Align (eqs 3-5), attend (eqs 6-7), and pool each pair to a token (eq 8)."""
         sequences = {
             "audio": self.alignment["audio"](audio, audio_lengths),
             "vision": self.alignment["vision"](vision, vision_lengths),
@@ -218,6 +203,17 @@ class CMPTAdapter(nn.Module):
             best = attended.masked_fill(~real, -torch.inf).amax(1)
             return best.masked_fill(lengths[:, None] == 0, 0.0)
         return (attended * real).sum(1) / lengths.clamp(min=1)[:, None]
+
+
+class CMPTA(PromptedLM):
+    """The paper's method: the adapter's pseudo tokens before a frozen LLM."""
+
+    def token_maker(self, inputs: Inputs) -> CMPTAdapter:
+        settings = self.settings
+        assert isinstance(settings, CmptaConfig)
+        return CMPTAdapter(
+            settings, inputs.widths["audio"], inputs.widths["vision"], self.llm.dim, self.llm.embedding_norm
+        )
 
 
 def _pool_spans(frames: Tensor, lengths: Tensor, spans: int) -> Tensor:

@@ -1,196 +1,278 @@
-"""CMPTA whole: samples -> packed LLM inputs with pseudo tokens -> loss on the answer (eq 9) or an answer from the trie.
+"""A frozen LLM prompted by a token maker: samples -> packed LLM inputs -> loss on the answer (eq 9), or an answer.
 
-`CMPTA.pack` is the one place where the LLM's inputs are built: ids, embeddings, positions, mask and the positions whose
-logits are wanted grow together there, and every clip is one segment of a packed row, so no padding reaches the LLM.
+The token maker is the trained part: CMPTA's adapter, or none for text only. `PromptedLM` lays out the LLM's inputs: ids,
+embeddings, positions, mask and the positions whose logits are wanted grow together here, and every clip is one segment
+of a packed row, so no padding reaches the LLM. All indices are made on the host and sent at once.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cmpta_lib.config import RunConfig
-from cmpta_lib.data.corpus import Sample, Split, Task
+from cmpta_lib.config import PromptedLMConfig, RunConfig
+from cmpta_lib.data.corpus import MODALITIES, Inputs, Modality, Sample, Split
 from cmpta_lib.llm.frozen import FrozenLLM, Packing
 from cmpta_lib.methods.answer_trie import AnswerTrie
-from cmpta_lib.methods.cmpta import CMPTAdapter
+from cmpta_lib.methods.base import Batch, Loss, Method, Predictions, Tools
 from cmpta_lib.methods.prompts import Layout, answer_text, legal_answers
+from cmpta_lib.transfer import send
 
-UNPARSABLE = None  # what `free` decoding gives for a reply that is no legal answer; counted, never a label
+_HOLE = -1  # in a row of token ids: a pseudo token comes here
 
 
 @dataclass(frozen=True)
-class Batch:
-    """B clips, features zero-padded at the end to the longest of the batch."""
+class PromptBatch(Batch):
+    """Host arrays; frames are zero-padded at the end to the longest of the batch. A length of 0 = absent."""
 
     text_ids: list[list[int]]
-    audio: Tensor  # (B, T_a, F_a) float32
-    audio_lengths: Tensor  # (B,) int64
-    vision: Tensor
-    vision_lengths: Tensor
-    answer_ids: list[list[int]]
+    answer_ids: list[list[int]]  # empty where a sample has no label
+    frames: Mapping[Modality, np.ndarray]  # (B, T, F) float32
+    lengths: Mapping[Modality, np.ndarray]  # (B,) int64
 
 
-class CMPTA(nn.Module):
-    """The adapter (trainable, saved) around a frozen LLM (neither).
+class TokenMaker(nn.Module, ABC):
+    """Face, voice and the text's embeddings -> K pseudo tokens in the LLM's embedding space: what is trained."""
 
-    Args:
-        task: what is asked; decides prompt and legal answers.
-        audio_features, vision_features: F of each modality.
+    num_tokens: int  # K
+
+    @abstractmethod
+    def set_feature_statistics(self, modality: Modality, mean: Tensor, std: Tensor) -> None:
+        """Give `modality`'s training mean and standard deviation, (F,) each, for z-scoring; kept in buffers."""
+
+    @abstractmethod
+    def forward(
+        self,
+        text: Tensor,
+        text_lengths: Tensor,
+        audio: Tensor,
+        audio_lengths: Tensor,
+        vision: Tensor,
+        vision_lengths: Tensor,
+        return_weights: bool = False,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Make the pseudo tokens.
+
+        Args:
+            text: (B, L, E) rows of the LLM's embedding table (eqs 1-2), zero-padded at the end.
+            audio, vision: (B, T, F) float32, zero-padded at the end.
+            *_lengths: (B,) int64, real positions of each; 0 = the modality is absent.
+        Returns:
+            (B, K, E) pseudo tokens, and with `return_weights` name -> (B, H, queries, keys) attention.
+        """
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The token ids of B inputs one after another, on the host."""
+
+    ids: np.ndarray  # (N,) int64, 0 where a pseudo token comes
+    holes: np.ndarray  # (B * K,) int64 positions of the pseudo tokens
+    lengths: list[int]
+    ends: np.ndarray  # (B,) position of each clip's last prompt token, whose logits choose the first answer token
+
+
+class PromptedLM(Method):
+    """Text only, or with a subclass's `token_maker` whatever pseudo tokens that makes.
+
+    Raises:
+        ValueError: the legal answers cannot be told apart in the LLM's tokens.
     """
 
-    def __init__(
-        self, config: RunConfig, task: Task, llm: FrozenLLM, audio_features: int, vision_features: int
-    ) -> None:
-        super().__init__()
-        self.config, self.task = config, task
-        self._llm = (llm,)  # in a tuple: not a submodule, so its weights reach neither optimiser nor checkpoint
-        self.adapter = CMPTAdapter(config.adapter, audio_features, vision_features, llm.dim, llm.embedding_norm)
-        layout = Layout.of(task)
-        self._ids = {name: llm.token_ids(getattr(layout, name)) for name in ("open", "close", "prompt")}
-        self.answers = legal_answers(task, config.prompt.answer_decimals, config.prompt.answer_sign)
-        self.trie = AnswerTrie({answer: llm.token_ids(answer) for answer in self.answers})
-        self.counts: Counter[str] = Counter()  # oddities met, stored with the result
-        self.to(llm.device)
+    module: nn.Module
 
-    @property
-    def llm(self) -> FrozenLLM:
-        return self._llm[0]
+    def __init__(self, config: RunConfig, inputs: Inputs, tools: Tools) -> None:
+        if not isinstance(config.method, PromptedLMConfig):
+            raise TypeError(f"expected the settings of a prompted LLM, got {type(config.method).__name__}")
+        self.config, self.settings, self.task = config, config.method, inputs.task
+        self.llm: FrozenLLM = tools.llm(self.settings.llm)
+        self.maker = self.token_maker(inputs)
+        self.module = (self.maker or nn.Module()).to(self.llm.device)
+        layout = Layout.of(self.task)
+        self._ids = {name: self.llm.token_ids(getattr(layout, name)) for name in ("open", "close", "prompt")}
+        self._form = (self.settings.prompt.answer_decimals, self.settings.prompt.answer_sign)
+        self.answers = legal_answers(self.task, *self._form)
+        self.trie = AnswerTrie({answer: self.llm.token_ids(answer) for answer in self.answers})
 
-    def fit_features(self, train: Split) -> None:
+    def token_maker(self, inputs: Inputs) -> TokenMaker | None:
+        """The trained part, freshly initialised; None = text only."""
+        return None
+
+    def fit(self, train: Split) -> None:
         """Take the z-scoring statistics from the training split's real frames (register 16)."""
-        if self.config.data.feature_scaling == "zscore":
-            for modality in ("audio", "vision"):
+        if self.maker and self.config.data.feature_scaling == "zscore":
+            for modality in MODALITIES:
                 mean, std = (torch.from_numpy(np.asarray(x)) for x in train.feature_statistics(modality))
-                self.adapter.set_feature_statistics(modality, mean, std)
+                self.maker.set_feature_statistics(modality, mean, std)
 
-    def collate(self, samples: Sequence[Sample]) -> Batch:
-        """Samples -> a batch on the LLM's device; too long texts are cut at the end and counted."""
-        limit, text_ids = self.config.prompt.max_text_tokens, []
-        for sample in samples:
-            ids = self.llm.token_ids(sample.text)
-            self.counts["texts_cut"] += len(ids) > limit
-            text_ids.append(ids[:limit])
-        audio, audio_lengths = _pad([s.audio for s in samples], self.llm.device)
-        vision, vision_lengths = _pad([s.vision for s in samples], self.llm.device)
-        form = (self.config.prompt.answer_decimals, self.config.prompt.answer_sign)
-        answers = [self.llm.token_ids(answer_text(self.task, s.label, *form)) for s in samples]
-        return Batch(text_ids, audio, audio_lengths, vision, vision_lengths, answers)
-
-    def pseudo_tokens(self, batch: Batch, return_weights: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
-        """(B, K, E) pseudo tokens; with `return_weights` also pair name -> (B, heads, n_Y, n_X) attention."""
-        lengths = torch.tensor([len(ids) for ids in batch.text_ids], device=self.llm.device)
-        padded = torch.zeros(len(lengths), int(lengths.max()), dtype=torch.int64, device=self.llm.device)
-        real = torch.arange(padded.shape[1], device=padded.device) < lengths[:, None]
-        padded[real] = torch.tensor(sum(batch.text_ids, []), dtype=torch.int64, device=padded.device)
-        text = self.llm.embedding(padded) * real[..., None]  # eqs 1-2
-        return self.adapter(
-            text, lengths, batch.audio, batch.audio_lengths, batch.vision, batch.vision_lengths, return_weights
+    def collate(self, samples: Sequence[Sample]) -> PromptBatch:
+        """Too long texts are cut at the end and counted."""
+        limit = self.settings.prompt.max_text_tokens
+        known = [self.llm.token_ids(sample.text) for sample in samples]
+        labels = [sample.label for sample in samples]
+        answers = ["" if label is None else answer_text(self.task, label, *self._form) for label in labels]
+        padded = {modality: _pad([getattr(s, modality) for s in samples]) for modality in MODALITIES}
+        return PromptBatch(
+            ids=tuple(sample.id for sample in samples),
+            oddities={"texts_cut": sum(len(ids) > limit for ids in known)},
+            text_ids=[ids[:limit] for ids in known],
+            answer_ids=[self.llm.token_ids(answer) if answer else [] for answer in answers],
+            frames={modality: frames for modality, (frames, _) in padded.items()},
+            lengths={modality: lengths for modality, (_, lengths) in padded.items()},
         )
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Next-token cross-entropy on the answer tokens (eq 9): (M,) losses, one per answer token, and their clips."""
+    def pseudo_tokens(self, batch: PromptBatch, return_weights: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
+        """(B, K, E) pseudo tokens; with `return_weights` also name -> (B, heads, queries, keys) attention."""
+        device, size = self.llm.device, len(batch.ids)
+        if self.maker is None:
+            return torch.zeros(size, 0, self.llm.dim, dtype=self.llm.embedding.weight.dtype, device=device), {}
+        sizes = np.array([len(ids) for ids in batch.text_ids], np.int64)
+        padded = np.zeros((size, sizes.max()), np.int64)
+        real = np.arange(sizes.max()) < sizes[:, None]
+        padded[real] = list(chain(*batch.text_ids))
+        audio, vision = send([batch.frames["audio"], batch.frames["vision"]], device)
+        whole = [padded, real.astype(np.int64), sizes, batch.lengths["audio"], batch.lengths["vision"]]
+        ids, is_real, text_lengths, audio_lengths, vision_lengths = send(whole, device)
+        text = self.llm.embedding(ids) * is_real[..., None]  # eqs 1-2
+        made: tuple[Tensor, dict[str, Tensor]] = self.maker(
+            text, text_lengths, audio, audio_lengths, vision, vision_lengths, return_weights
+        )
+        return made
+
+    def loss(self, batch: PromptBatch) -> Loss:  # type: ignore[override]  # what our own `collate` made
+        """Next-token cross-entropy on the answer tokens (eq 9), summed over them."""
+        losses, _ = self.answer_losses(batch)
+        return Loss(losses.sum(), len(losses))
+
+    def answer_losses(self, batch: PromptBatch) -> tuple[Tensor, np.ndarray]:
+        """(M,) cross-entropies, one per answer token, and the clip that each belongs to.
+
+        Raises:
+            ValueError: a clip has no label.
+        """
+        embeds, packing, positions, targets = self.training_inputs(batch)
+        clips = np.repeat(np.arange(len(batch.ids)), [len(answer) for answer in batch.answer_ids])
+        return F.cross_entropy(self.llm.logits(embeds, packing, positions), targets, reduction="none"), clips
+
+    def training_inputs(self, batch: PromptBatch) -> tuple[Tensor, Packing, Tensor, Tensor]:
+        """What the LLM reads in a training step: embeddings (N, E), their packing, and per answer token the position
+        (M,) whose logits predict it and its id (M,)."""
+        if unlabelled := [name for name, ids in zip(batch.ids, batch.answer_ids, strict=True) if not ids]:
+            raise ValueError(f"clips {', '.join(unlabelled[:3])} have no label: only labelled clips can be trained on")
         tokens, _ = self.pseudo_tokens(batch)
-        embeds, packing, ends = self.pack(batch, tokens, [answer[:-1] for answer in batch.answer_ids])
-        sizes = torch.tensor([len(answer) for answer in batch.answer_ids], device=embeds.device)
-        clips = torch.arange(len(sizes), device=embeds.device).repeat_interleave(sizes)
-        step = torch.arange(len(clips), device=embeds.device) - (sizes.cumsum(0) - sizes)[clips]
-        logits = self.llm.logits(embeds, packing, ends[clips] + step)
-        targets = torch.tensor(sum(batch.answer_ids, []), device=embeds.device)
-        return F.cross_entropy(logits, targets, reduction="none"), clips
+        rows = self._rows(batch, tokens.shape[1], [answer[:-1] for answer in batch.answer_ids])
+        asked = [end + step for end, ids in zip(rows.ends, batch.answer_ids, strict=True) for step in range(len(ids))]
+        targets = np.array(list(chain(*batch.answer_ids)), np.int64)
+        embeds, packing, (positions, goals) = self._placed(rows, tokens, [np.array(asked, np.int64), targets])
+        return embeds, packing, positions, goals
 
     @torch.no_grad()
-    def answer(self, batch: Batch) -> list[str | None]:
-        """One reply per clip: greedy inside the trie of legal answers, or plain greedy (register 11).
+    def predict(self, batch: PromptBatch) -> Predictions:  # type: ignore[override]
+        """Greedy inside the trie of legal answers, or plain greedy (register 11).
 
         `free` replies that are no legal answer come back as None; they are counted and never become a label.
         """
         tokens, _ = self.pseudo_tokens(batch)
-        if self.config.evaluation.decoding == "trie":
-            return list(self.trie.greedy(self.trie_scores(batch, tokens)))
-        replies = self._free_replies(batch, tokens)
-        self.counts["unparsable_replies"] += sum(reply not in self.answers for reply in replies)
-        return [reply if reply in self.answers else UNPARSABLE for reply in replies]
+        scores = self.trie_scores(batch, tokens)
+        oddities: dict[str, int] = {}
+        replies: list[str | None] = [*self.trie.greedy(scores)]
+        if self.settings.decoding == "free":
+            said = self._free_replies(batch, tokens)
+            replies = [reply if reply in self.answers else None for reply in said]
+            oddities["unparsable_replies"] = replies.count(None)
+        values = np.array([np.nan if reply is None else self.answers[reply] for reply in replies], np.float64)
+        return Predictions(values, replies, tuple(self.answers), self.trie.probabilities(scores), oddities)
 
-    def trie_scores(self, batch: Batch, tokens: Tensor) -> dict[int, Tensor]:
-        """Log-probabilities at every open choice of the trie: asked node -> (B, number of its children).
+    def trie_scores(self, batch: PromptBatch, tokens: Tensor) -> np.ndarray:
+        """(B, options) log-probabilities at every open choice of the trie (`AnswerTrie.choices`).
 
         One forward pass serves the whole trie: its inner nodes stand behind the prompt, each at its true position, and a
         tree-shaped mask lets each see the prompt and its own ancestors only.
         """
-        inner, size = self.trie.inner, len(batch.text_ids)
-        branch = [self.trie.tokens[node] for node in inner]
-        embeds, packing, ends = self.pack(batch, tokens, [branch] * size)
-        if inner:
-            packing = self._with_tree(packing, ends)
+        inner, size = self.trie.inner, len(batch.ids)
+        rows = self._rows(batch, tokens.shape[1], [[self.trie.tokens[node] for node in inner]] * size)
         place = {node: i + 1 for i, node in enumerate(inner)} | {0: 0}
-        offsets = torch.tensor([place[node] for node in self.trie.asked], device=embeds.device)
-        logits = self.llm.logits(embeds, packing, (ends[:, None] + offsets).flatten())
-        log_probs = logits.log_softmax(-1).view(size, len(self.trie.asked), -1)
-        return {node: log_probs[:, i, list(self.trie.children[node])] for i, node in enumerate(self.trie.asked)}
+        asked = np.array([place[node] for node in self.trie.asked], np.int64)
+        choices = np.array([(node, self.trie.tokens[child]) for node, child in self.trie.choices], np.int64)
+        wanted = [(rows.ends[:, None] + asked).ravel(), choices[:, 0], choices[:, 1]]
+        embeds, packing, (positions, nodes, children) = self._placed(rows, tokens, wanted, tree=bool(inner))
+        log_probs = self.llm.logits(embeds, packing, positions).log_softmax(-1).view(size, len(asked), -1)
+        scores: np.ndarray = log_probs[:, nodes, children].cpu().numpy()
+        return scores
 
-    def pack(self, batch: Batch, tokens: Tensor, tails: list[list[int]]) -> tuple[Tensor, Packing, Tensor]:
-        """Build the LLM's input: [bos] <open> [pseudo tokens] [text] <close> [prompt] [tail] for each clip (register 9).
+    def attention(self, batch: PromptBatch) -> Mapping[str, Tensor]:  # type: ignore[override]
+        """The token maker's maps, by the name of the pair."""
+        with torch.no_grad():
+            weights = self.pseudo_tokens(batch, return_weights=True)[1]
+        return weights or super().attention(batch)
 
-        Returns:
-            (N, E) embeddings of all clips one after another, their packing, and (B,) the packed position of each clip's
-            last prompt token, whose logits choose the first answer token.
-        """
-        hole, device = [-1] * tokens.shape[1], self.llm.device
+    def _rows(self, batch: PromptBatch, num_tokens: int, tails: Sequence[list[int]]) -> _Rows:
+        """Lay out every input: first ids, <open>, pseudo tokens and text, <close>, prompt, then its tail (register 9)."""
+        hole = [_HOLE] * num_tokens
+        before_text = self.settings.prompt.pseudo_token_position == "before_text"
         rows, ends, total = [], [], 0
         for text, tail in zip(batch.text_ids, tails, strict=True):
-            content = hole + text if self.config.prompt.pseudo_token_position == "before_text" else text + hole
+            content = hole + text if before_text else text + hole
             row = self.llm.first_ids + self._ids["open"] + content + self._ids["close"] + self._ids["prompt"]
             rows.append(row + tail)
             ends.append(total + len(row) - 1)
             total += len(rows[-1])
         self.llm.need_room(max(len(row) for row in rows))
-        ids = torch.tensor(sum(rows, []), device=device)
-        holes = (ids < 0).nonzero()[:, 0]
-        embeds = self.llm.embedding(ids.clamp(min=0)).to(
-            tokens.dtype if tokens.numel() else self.llm.embedding.weight.dtype
-        )
-        embeds = embeds.index_copy(0, holes, tokens.flatten(0, 1)) if len(holes) else embeds
-        return embeds, Packing.of([len(row) for row in rows], device), torch.tensor(ends, device=device)
+        ids = np.array(list(chain(*rows)), np.int64)
+        holes = np.flatnonzero(ids == _HOLE)
+        return _Rows(np.maximum(ids, 0), holes, [len(row) for row in rows], np.array(ends, np.int64))
 
-    def _with_tree(self, packing: Packing, ends: Tensor) -> Packing:
-        """Turn each clip's tail into the trie: positions by depth, and attention along ancestors only."""
-        device, branches = ends.device, len(self.trie.inner)
-        width = packing.gather.shape[1]
-        column = torch.arange(width, device=device)
-        prefix = packing.lengths - branches  # (B,)
-        mask = (column[:, None] >= column).repeat(len(prefix), 1, 1)
-        visible = self.trie.visible().to(device)
-        inside = prefix[:, None] + torch.arange(branches, device=device)  # (B, M) columns of the branches
-        clip = torch.arange(len(prefix), device=device)[:, None, None]
-        mask[clip, inside[:, :, None], inside[:, None, :]] = visible
-        positions = packing.position_ids.clone()
-        depth = torch.tensor([self.trie.depth[node] for node in self.trie.inner], device=device)
-        packed = ends[:, None] + 1 + torch.arange(branches, device=device)
-        positions[0, packed] = prefix[:, None] - 1 + depth
-        return replace(packing, position_ids=positions, mask=mask[:, None])
+    def _placed(
+        self, rows: _Rows, tokens: Tensor, indices: Sequence[np.ndarray], tree: bool = False
+    ) -> tuple[Tensor, Packing, list[Tensor]]:
+        """Embeddings (N, E), their packing, and further index arrays, all sent to the device at once.
 
-    def _free_replies(self, batch: Batch, tokens: Tensor) -> list[str]:
+        `tree`: each clip's tail is the trie, so that positions go by depth and attention along ancestors only.
+        """
+        device, layout = self.llm.device, Packing.layout(rows.lengths)
+        mask = self._plant(rows, layout) if tree else None
+        *placed, ids, holes = send([*layout, *indices, rows.ids, rows.holes], device)
+        packing = Packing(*placed[:4], mask=None if mask is None else send([mask], device)[0])
+        embeds = self.llm.embedding(ids)
+        if tokens.numel():
+            embeds = embeds.to(tokens.dtype).index_copy(0, holes, tokens.flatten(0, 1))
+        return embeds, packing, placed[4:]
+
+    def _plant(self, rows: _Rows, layout: Sequence[np.ndarray]) -> np.ndarray:
+        """Give the branches their positions, in place, and return the mask (B, 1, S, S), True = may attend."""
+        sizes, position_ids, gather, _ = layout
+        branches, visible = len(self.trie.inner), self.trie.visible()
+        prefix = sizes - branches
+        depth = np.array([self.trie.depth[node] for node in self.trie.inner], np.int64)
+        position_ids[0, rows.ends[:, None] + 1 + np.arange(branches)] = prefix[:, None] - 1 + depth
+        mask = np.tile(np.tri(gather.shape[1], dtype=bool), (len(sizes), 1, 1))
+        for clip, start in enumerate(prefix):
+            mask[clip, start : start + branches, start : start + branches] = visible
+        return mask[:, None]
+
+    def _free_replies(self, batch: PromptBatch, tokens: Tensor) -> list[str]:
         longest = max(len(self.llm.token_ids(answer)) for answer in self.answers)
-        tails: list[list[int]] = [[] for _ in batch.text_ids]
+        tails: list[list[int]] = [[] for _ in batch.ids]
         for step in range(longest):
-            embeds, packing, ends = self.pack(batch, tokens, tails)
-            for tail, token in zip(
-                tails, self.llm.logits(embeds, packing, ends + step).argmax(-1).tolist(), strict=True
-            ):
+            rows = self._rows(batch, tokens.shape[1], tails)
+            embeds, packing, (ends,) = self._placed(rows, tokens, [rows.ends + step])
+            best = self.llm.logits(embeds, packing, ends).argmax(-1)
+            for tail, token in zip(tails, best.tolist(), strict=True):
                 tail.append(token)
         return [self.llm.tokenizer.decode(tail).strip() for tail in tails]
 
 
-def _pad(arrays: Sequence[np.ndarray], device: torch.device) -> tuple[Tensor, Tensor]:
-    lengths = torch.tensor([len(a) for a in arrays])
-    padded = torch.zeros(len(arrays), int(lengths.max()), arrays[0].shape[1])
+def _pad(arrays: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Clips (T, F) of one width -> (B, T, F) float32, zero-padded at the end, and their lengths (B,)."""
+    lengths = np.array([len(array) for array in arrays], np.int64)
+    padded = np.zeros((len(arrays), lengths.max(), arrays[0].shape[1]), np.float32)
     for row, array in zip(padded, arrays, strict=True):
-        row[: len(array)] = torch.from_numpy(np.array(array, dtype=np.float32))
-    return padded.to(device), lengths.to(device)
+        row[: len(array)] = array
+    return padded, lengths

@@ -1,54 +1,163 @@
-"""The tables and captions of the notebooks, put together from corpora and run records, and the report that gathers them.
-
-Functions return plain tables; `save_table` and `footer` add the line that says where they come from. Single clips are
-the matter of `clips`, parameter counts that of `sizes`.
-"""
+"""From finished runs to the rows of Tables 3-6, and what stands under every table: where it comes from."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from cmpta_lib import files, metrics, paper
-from cmpta_lib.data.corpus import SPLITS
-from cmpta_lib.methods.prompts import Layout
-from cmpta_lib.metrics import TaskKind
+from cmpta_lib import metrics, paper
+from cmpta_lib.files import Damaged
+from cmpta_lib.metrics import METRICS, MetricName
 from cmpta_lib.report import uncertainty
-from cmpta_lib.report.export import NOTHING, Provenance, export_table
+from cmpta_lib.report.export import Provenance, export_table
 from cmpta_lib.report.tables import ResultRow
 from cmpta_lib.runs import provenance as records
 from cmpta_lib.runs.store import Run
-from cmpta_lib.study.plan import REGISTER, VARIANTS
+from cmpta_lib.study import plan
+from cmpta_lib.study.plan import CMPTA, TEXT_ONLY, Row
 from cmpta_lib.study.study import Study
 
 if TYPE_CHECKING:
     from pandas.io.formats.style import Styler
 
 PAPER_NAMES: Mapping[str, str] = {"sims": "SIMS-V2", "meld": "MELD"}
-LANGUAGES: Mapping[str, str] = {"zh": "Chinese", "en": "English"}
-METRICS: Mapping[TaskKind, tuple[uncertainty.Metric, ...]] = {
-    "regression": ("mae", "corr"),
-    "classification": ("f1_weighted",),
-}
-# Sections of the report and the files in each, as patterns of exported names.
-REPORT: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("The corpora (Table 1)", ("table1.md", "corpus_*.png")),
-    ("The method (Figures 1 and 2, Table 2)", ("fig[12]_*.png", "table2.md", "table2_parameters.md")),
-    ("Comparison (Tables 3 and 4)", ("table3.md", "table4.md", "paired_*.md")),
-    ("Ablations (Tables 5 and 6)", ("table5.md", "table6.md", "ablation_*.png")),
-    ("Attention (Figures 3 and 4)", ("fig[34]_*.png", "attention_on_cues.md")),
-    ("A case (Figure 5)", ("fig5_*.png",)),
-    ("Training and open choices", ("training.md", "training_curves_*.png", "register.md")),
-)
 
 
-def footer(provenance: Provenance) -> str:
+def scores_of(study: Study, key: str) -> list[MetricName]:
+    """The metrics that tables of this corpus show."""
+    return [metric.name for metric in metrics.TABLED[study.corpus(key).task.kind]]
+
+
+def result_row(
+    study: Study, key: str, row: Row, group: str = "", name: str = "", printed: Mapping[str, float] | None = None
+) -> ResultRow:
+    """A table row from the finished runs of all seeds.
+
+    Free replies that were unparsable are counted in its note. A row of which a run is missing, failed or damaged says
+    "not run" and why; the table's other rows stand.
+    """
+    name = name or row.name
+    try:
+        tables = [run.predictions() for run in study.runs(key, row)]
+    except (Damaged, FileNotFoundError) as error:
+        return ResultRow(group, name, printed or {}, note=str(error))
+    predictions = np.stack([table["prediction"].to_numpy(float) for table in tables])
+    odd = int((~np.isfinite(predictions)).sum())
+    if study.corpus(key).task.kind == "classification":
+        predictions = np.where(np.isfinite(predictions), predictions, metrics.UNPARSABLE).astype(int)
+    note = f"{odd} unparsable replies" if odd else ""
+    return ResultRow(group, name, printed or {}, tables[0]["label"].to_numpy(), predictions, note)
+
+
+def comparison_rows(study: Study, key: str) -> list[ResultRow]:
+    """Table 3 or 4: the paper's lines, run where a method is registered for them, then what it does not print.
+
+    Text only and CMPTA come last.
+    """
+    lines = plan.printed(key)
+    scores = {line.method: line.scores for line in lines}
+    wanted = plan.comparison(key)
+    runnable = {row.name: row for row in wanted}
+    note = f"not part of this repository yet; `cmpta reproduce --profile {study.profile}` will run it once it is"
+    rows = []
+    for line in lines[:-1]:
+        if line.method in runnable:
+            row = runnable.pop(line.method)
+            rows.append(result_row(study, key, row, name=f"{line.method} [{line.reference}]", printed=line.scores))
+        else:
+            rows.append(ResultRow("", f"{line.method} [{line.reference}]", line.scores, note=note))
+    for row in runnable.values():
+        if row not in (TEXT_ONLY, CMPTA):
+            rows.append(result_row(study, key, row, printed=scores.get(row.name)))
+    rows.append(result_row(study, key, TEXT_ONLY, name="text only (no pseudo tokens)"))
+    return [*rows, result_row(study, key, CMPTA, printed=lines[-1].scores if lines else {})]
+
+
+def ablation_rows(study: Study, key: str) -> list[ResultRow]:
+    """Table 5 or 6, in the paper's order; the full method's runs serve every group's first row."""
+    rows = []
+    for line in paper.TABLE5 if key == "sims" else paper.TABLE6:
+        row = plan.ABLATIONS.get((line.group, line.method), CMPTA)
+        rows.append(result_row(study, key, row, line.group, line.method, line.scores if key != "data" else {}))
+        if (line.group, line.method) == (paper.ADAPTER, "off"):
+            rows.append(result_row(study, key, TEXT_ONLY, line.group, "text only, no pseudo tokens"))
+    return rows
+
+
+def paired_table(study: Study, key: str, rows: Sequence[ResultRow]) -> pd.DataFrame:
+    """The last row, CMPTA, minus text only on the same redrawn test clips; percentage points for F1."""
+    full, without = rows[-1], next(row for row in rows if row.method.startswith("text only"))
+    lines = []
+    for metric in scores_of(study, key):
+        line = {"comparison": f"{full.method} minus {without.method}", "metric": metric}
+        if full.truth is None or full.predictions is None or without.predictions is None:
+            lines.append(line | {"difference": "not run", "95 % CI": "—", "p": "—"})
+            continue
+        found = uncertainty.paired_bootstrap(metric, full.truth, full.predictions, without.predictions)
+        scale = METRICS[metric].scale
+        difference, low, high = (f"{scale * value:+.3f}" for value in (found.difference, found.low, found.high))
+        lines.append(line | {"difference": difference, "95 % CI": f"[{low}, {high}]", "p": f"{found.p_value:.4f}"})
+    return pd.DataFrame(lines)
+
+
+def ablation_frame(rows: Sequence[ResultRow], metric: MetricName) -> pd.DataFrame:
+    """What `curves.ablation_figure` draws, from a table's rows that were run; fractions throughout."""
+    lines = []
+    for row in rows:
+        if row.truth is None or row.predictions is None:
+            continue
+        mean = float(uncertainty.seed_scores(metric, row.truth, row.predictions).mean())
+        low, high = uncertainty.bootstrap_interval(metric, row.truth, row.predictions)
+        printed = row.paper.get(metric, np.nan) / METRICS[metric].scale
+        lines.append([row.group, row.method, mean, low, high, printed])
+    return pd.DataFrame(lines, columns=["study", "variant", "mean", "low", "high", "paper"])
+
+
+def bayes(study: Study, key: str, metric: MetricName) -> dict[str, float]:
+    """Best score that any answer from {text, face_voice, all} can reach on the test split; empty for real data."""
+    corpus = study.corpus(key)
+    if not corpus.has_known_truth:
+        return {}
+    table, labels = corpus.splits["test"].table, corpus.task.labels
+    scores = {}
+    for known in ("text", "face_voice", "all"):
+        answer = table[f"bayes_{known}"].to_numpy()
+        if corpus.task.kind == "regression":
+            scores[known] = metrics.regression_metrics(table["label"], answer)[metric]
+        else:
+            scores[known] = metrics.classification_metrics(table["label"], answer.astype(int), labels)[metric]
+    return scores
+
+
+def bayes_of(study: Study, key: str, names: Sequence[MetricName]) -> dict[str, float]:
+    """Metric -> best score from all that a clip holds; empty for real data."""
+    return {name: scores["all"] for name in names if (scores := bayes(study, key, name))}
+
+
+def provenance(study: Study, keys: Sequence[str], runs: Sequence[Run] = ()) -> Provenance:
+    """What made a table or figure: these corpora, and the commits and machines of these runs."""
+    corpora = [study.corpus(key) for key in keys]
+    sound = [run for run in runs if run.done and not run.problem]
+    commits = sorted({run.environment["commit"] for run in sound}) or [records.commit()]
+    machines = sorted({run.environment["hardware"] for run in sound}) or [records.hardware()]
+    marks = "".join(f", {field} = {value}" for field, value in study.changes.items())
+    return Provenance(
+        data=", ".join(f"{c.name} ({c.fingerprint[:8]})" for c in corpora) + (", SMOKE RUN" if study.smoke else ""),
+        backbone=f"{study.llm.name} ({study.llm.fingerprint[:8]})" if runs else "none",
+        seeds=tuple(sorted({run.config.seed for run in sound})),
+        commit=", ".join(commits),
+        profile=study.profile + (f", CHANGED{marks}" if marks else ""),
+        generated=any(c.generated for c in corpora),
+        hardware=", ".join(machines),
+    )
+
+
+def footer(stated: Provenance) -> str:
     """The small print of a figure: the warning where data are generated, then where everything comes from."""
-    return " ".join(filter(None, [provenance.warning(), provenance.line()]))
+    return " ".join(filter(None, [stated.warning(), stated.line()]))
 
 
 def drawing_footer(study: Study) -> str:
@@ -61,8 +170,7 @@ def save_table(
     study: Study, frame: pd.DataFrame, name: str, caption: str, keys: Sequence[str], runs: Sequence[Run] = ()
 ) -> Styler:
     """Export a table beside the study's figures, and return it for a notebook to show uncut."""
-    provenance = study.provenance(keys, runs)
-    export_table(frame, study.figures, name, caption=caption, provenance=provenance)
+    export_table(frame, study.figures, name, caption=caption, provenance=provenance(study, keys, runs))
     return frame.style.hide(axis="index").set_caption(caption)
 
 
@@ -70,11 +178,6 @@ def described(study: Study, key: str) -> str:
     """A corpus as captions name it."""
     corpus = study.corpus(key)
     return f"{corpus.name} (generated, in place of {PAPER_NAMES[key]})" if corpus.generated else corpus.name
-
-
-def table_runs(study: Study, key: str, variants: Sequence[str] = tuple(VARIANTS)) -> list[Run]:
-    """The runs behind a table, so that one call of `ensure` can train them side by side."""
-    return [run for name in variants for run in study.runs(key, VARIANTS[name])]
 
 
 def seeds_of(study: Study) -> str:
@@ -86,158 +189,3 @@ def scores_caption(study: Study, key: str, what: str) -> str:
     """Caption of a table of scores: what it compares, on which clips, and what its numbers are."""
     over = f"mean ± sample sd over {seeds_of(study)}" if len(study.seeds) > 1 else f"seed {study.seeds[0]}"
     return f"{what} on {described(study, key)}, test split: {over}, 95 % bootstrap interval over test clips."
-
-
-def table1(study: Study) -> pd.DataFrame:
-    """Clips per split and language, the paper's line above this run's."""
-    rows = []
-    for key in study.keys:
-        corpus = study.corpus(key)
-        if study.is_paper_corpus(key):
-            printed = vars(paper.TABLE1[PAPER_NAMES[key]])
-            rows.append({"dataset": PAPER_NAMES[key], "source": "paper"} | printed)
-        sizes = {name: len(corpus.splits[name]) for name in SPLITS}
-        sizes |= {"total": sum(sizes.values()), "language": LANGUAGES[corpus.task.language]}
-        rows.append({"dataset": corpus.name, "source": "this run"} | sizes)
-    return pd.DataFrame(rows)
-
-
-def best_possible(study: Study, keys: Sequence[str]) -> pd.DataFrame:
-    """Bayes-optimal test scores of generated corpora by what is known, per cent for F1; empty for real data."""
-    rows = []
-    for key in keys:
-        for metric in METRICS[study.corpus(key).task.kind]:
-            if scores := study.bayes(key, metric):
-                names = {"text": "text", "face_voice": "face and voice", "all": "all three"}
-                shown = {names[known]: show_score(metric, score) for known, score in scores.items()}
-                rows.append({"corpus": study.corpus(key).name, "metric": metric} | shown)
-    return pd.DataFrame(rows)
-
-
-def show_score(metric: str, value: float) -> str:
-    """A score as the paper prints it: three decimals, or per cent with two; a dash where it is not defined."""
-    if not np.isfinite(value):
-        return NOTHING
-    return f"{100 * value:.2f} %" if metric == "f1_weighted" else f"{value:.3f}"
-
-
-def bayes_of(study: Study, key: str, names: Sequence[str]) -> dict[str, float]:
-    """Metric -> best score from all that a clip holds; empty for real data."""
-    return {name: scores["all"] for name in names if (scores := study.bayes(key, name))}
-
-
-def findings(study: Study) -> pd.DataFrame:
-    """What the corpora hold and what in them is odd: counts, absent modalities, duplicates, leaks, repairs."""
-    from data_prep import verify
-
-    return pd.concat([verify.findings(corpus).assign(corpus=corpus.name) for corpus in map(study.corpus, study.keys)])[
-        ["corpus", "check", "split", "count", "examples"]
-    ].reset_index(drop=True)
-
-
-def table2(study: Study) -> pd.DataFrame:
-    """Hyperparameters and prompts, as printed and as used."""
-    printed, rows = paper.HYPERPARAMETERS, []
-    prompts = {"sims": paper.SIMS_PROMPT_AS_PRINTED, "meld": paper.MELD_PROMPT}
-    for key in study.keys:
-        config, corpus = study.config(key), study.corpus(key)
-        layout = Layout.of(corpus.task)
-        lines = {
-            "feature dimension D": (printed.feature_dim, config.adapter.dim),
-            "optimizer": (printed.optimizer, printed.optimizer),
-            "learning rate": (f"{printed.learning_rate:g}", f"{config.training.learning_rate:g}"),
-            "epochs": (printed.epochs, config.training.epochs),
-            "batch size": (printed.batch_size, config.training.batch_size),
-            "prompt": (prompts.get(key), layout.prompt),
-            "tags around tokens and text": (None, f"{layout.open} … {layout.close}"),
-        }
-        for setting, (theirs, ours) in lines.items():
-            theirs = theirs if study.is_paper_corpus(key) else None
-            rows.append([corpus.name, setting, NOTHING if theirs is None else str(theirs), str(ours)])
-    return pd.DataFrame(rows, columns=["corpus", "setting", "paper", "this run"])
-
-
-def training_table(study: Study, keys: Sequence[str]) -> pd.DataFrame:
-    """One line per finished CMPTA run: scores, best epoch, seconds, oddities."""
-    rows = []
-    for key in keys:
-        metric = metrics.headline(study.corpus(key).task.kind)[0]
-        for run in study.runs(key):
-            odd = [f"{name.replace('_', ' ')}: {count}" for name, count in run.metrics["oddities"].items() if count]
-            row = {"corpus": study.corpus(key).name, "seed": run.config.seed, "metric": metric}
-            row |= {split: show_score(metric, run.metrics[split][metric]) for split in ("valid", "test")}
-            row |= {"best epoch": f"{run.metrics['best_epoch']} of {run.config.training.epochs}"}
-            row |= {"seconds": f"{run.environment['train_seconds']:.0f}", "oddities": ", ".join(odd) or "none"}
-            rows.append(row | {"hardware": run.environment["hardware"]})
-    return pd.DataFrame(rows)
-
-
-def register_table(study: Study) -> pd.DataFrame:
-    """The interpretation register's alternatives beside the default: one seed, test split of the first corpus."""
-    key = study.keys[0]
-    default = study.runs(key)[0]
-    lines = [("default", default)] + [(name, runs[0]) for name, runs in study.register_runs()]
-    rows = []
-    for name, run in lines:
-        change = ", ".join(f"{field} = {value}" for field, value in REGISTER.get(name, {}).items())
-        row, scores = {"register": name, "change": change or NOTHING}, run.metrics["test"]
-        for metric in METRICS[study.corpus(key).task.kind]:
-            score = scores.get(metric, np.nan)  # nothing to correlate where no free reply was parsable
-            gap = (100 if metric == "f1_weighted" else 1) * (score - default.metrics["test"][metric])
-            row[metric] = show_score(metric, score)
-            row[f"{metric} minus default"] = f"{gap:+.3f}" if run != default and np.isfinite(gap) else NOTHING
-        unparsable = int(scores.get("unparsable_count", 0))
-        rows.append(row | {"unparsable": unparsable, "best epoch": run.metrics["best_epoch"]})
-    return pd.DataFrame(rows)
-
-
-def paired_table(study: Study, key: str, rows: Sequence[ResultRow]) -> pd.DataFrame:
-    """The last row, CMPTA, minus text only on the same redrawn test clips; percentage points for F1."""
-    full, without = rows[-1], next(row for row in rows if row.method.startswith("text only"))
-    lines = []
-    for metric in METRICS[study.corpus(key).task.kind]:
-        found = uncertainty.paired_bootstrap(metric, full.truth, full.predictions, without.predictions)
-        scale = 100 if metric == "f1_weighted" else 1
-        difference, low, high = (f"{scale * value:+.3f}" for value in (found.difference, found.low, found.high))
-        line = {"metric": metric, "difference": difference, "95 % CI": f"[{low}, {high}]", "p": f"{found.p_value:.4f}"}
-        lines.append({"comparison": f"{full.method} minus {without.method}"} | line)
-    return pd.DataFrame(lines)
-
-
-def ablation_frame(rows: Sequence[ResultRow], metric: uncertainty.Metric) -> pd.DataFrame:
-    """What `plots.ablation_figure` draws, from a table's rows; fractions throughout."""
-    lines = []
-    for row in rows:
-        mean = float(uncertainty.seed_scores(metric, row.truth, row.predictions).mean())
-        low, high = uncertainty.bootstrap_interval(metric, row.truth, row.predictions)
-        printed = row.paper.get(metric, np.nan) / (100 if metric == "f1_weighted" else 1)
-        lines.append([row.group, row.method, mean, low, high, printed])
-    return pd.DataFrame(lines, columns=["study", "variant", "mean", "low", "high", "paper"])
-
-
-def write_report(study: Study, keys: Sequence[str]) -> Path:
-    """Gather what the notebooks have exported into report.md beside it; what is missing is named, not left out.
-
-    Args:
-        keys: the corpora that are here; the report says on its face if one of them is generated.
-    """
-    folder = study.figures
-    title = study.corpus("data").name if study.data else f"profile {study.profile}"
-    parts = [f"# CMPTA, paper | this run: {title}{', SMOKE RUN' if study.smoke else ''}"]
-    if warning := study.provenance(keys).warning():
-        parts.append(f"**{warning}**")
-    if not study.data:
-        parts += [paper.CONTEXT, "Slips of the paper, as far as they touch its tables and figures:"]
-        parts.append("\n".join(f"- {slip}" for slip in paper.ERRATA))
-    for heading, patterns in REPORT:
-        parts.append(f"## {heading}")
-        for pattern in patterns:
-            found = sorted(folder.glob(pattern))
-            for path in found:
-                table = path.suffix == ".md"
-                parts.append(path.read_text(encoding="utf-8").strip() if table else f"![{path.stem}]({path.name})")
-            if not found:
-                parts.append(f"({pattern}: not made.)")
-    folder.mkdir(parents=True, exist_ok=True)
-    files.write_text(folder / "report.md", "\n\n".join(parts) + "\n")
-    return folder / "report.md"

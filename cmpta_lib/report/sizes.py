@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from cmpta_lib.config import AdapterConfig
+from cmpta_lib.config import CmptaConfig
 from cmpta_lib.study.study import Study
 
 # Features per frame (audio, vision) of the public files, which is what sizes the adapter beside D and E.
@@ -22,7 +22,7 @@ def qwen_parameters() -> int:
     return 2 * QWEN_1_8B["vocabulary"] * hidden + QWEN_1_8B["layers"] * layer + hidden
 
 
-def parameter_counts(config: AdapterConfig, audio_features: int, vision_features: int, llm_dim: int) -> Counter[str]:
+def parameter_counts(config: CmptaConfig, audio_features: int, vision_features: int, llm_dim: int) -> Counter[str]:
     """Trainable parameters by part, counted on an adapter that occupies no memory."""
     import torch
 
@@ -49,13 +49,14 @@ def table2_parameters(study: Study) -> pd.DataFrame:
     """Trainable parameters at the paper's size and at this profile's, with their share of the frozen LLM's."""
     from cmpta_lib.runs.trained import load_llm
 
-    llm = load_llm(study.cache / "llm", study.llm)
+    llm = load_llm([study.cache / "llm"], study.llm)
     sizes = {
-        f"{name}, D 1024, Qwen-1.8B": (AdapterConfig(), *features, QWEN_1_8B["hidden"], qwen_parameters())
+        f"{name}, D 1024, Qwen-1.8B": (CmptaConfig(), *features, QWEN_1_8B["hidden"], qwen_parameters())
         for name, features in PUBLIC_FEATURES.items()
     }
     for key in study.keys:
-        train, adapter = study.corpus(key).splits["train"], study.config(key).adapter
+        train, adapter = study.corpus(key).splits["train"], study.config(key).method
+        assert isinstance(adapter, CmptaConfig)
         name = f"{study.corpus(key).name}, this run: D {adapter.dim}, {llm.name}"
         sizes[name] = (adapter, train.audio_dim, train.vision_dim, llm.dim, llm.num_parameters)
     columns = {}

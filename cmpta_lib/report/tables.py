@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cmpta_lib.metrics import METRICS, MetricName
 from cmpta_lib.report import uncertainty
 from cmpta_lib.report.export import NOTHING
 
@@ -19,19 +20,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 NOT_RUN = "not run"
-
-
-class _Display(NamedTuple):
-    label: str
-    scale: float
-    decimals: int
-
-
-_DISPLAY: Mapping[str, _Display] = {  # as the paper prints them
-    "mae": _Display("MAE", 1, 3),
-    "corr": _Display("Corr", 1, 3),
-    "f1_weighted": _Display("WF1 (%)", 100, 2),
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +43,7 @@ class ResultRow:
 
 
 def result_table(
-    rows: Sequence[ResultRow], metrics: Sequence[uncertainty.Metric], *, bayes: Mapping[str, float] | None = None
+    rows: Sequence[ResultRow], metrics: Sequence[MetricName], *, bayes: Mapping[str, float] | None = None
 ) -> pd.DataFrame:
     """The table as text: per metric "paper", "this run" (mean ± sample sd), "95 % CI", "gap", "seeds".
 
@@ -72,8 +60,8 @@ def result_table(
     """
     import pandas as pd
 
-    if unknown := [metric for metric in metrics if metric not in _DISPLAY]:
-        raise ValueError(f"no display rule for {unknown}; known: {', '.join(_DISPLAY)}")
+    if unknown := [metric for metric in metrics if metric not in METRICS]:
+        raise ValueError(f"no display rule for {unknown}; known: {', '.join(METRICS)}")
     lines = []
     for row in rows:
         line = {"group": row.group, "method": row.method}
@@ -82,18 +70,14 @@ def result_table(
                 cells = _cells(row, metric, bayes or {})
             except ValueError as error:
                 raise ValueError(f"row '{row.group} {row.method}', {metric}: {error}") from error
-            line |= {f"{_DISPLAY[metric].label} {column}": text for column, text in cells.items()}
+            line |= {f"{METRICS[metric].label} {column}": text for column, text in cells.items()}
         lines.append(line | {"note": row.note})
     frame = pd.DataFrame(lines, dtype=object)
     return frame.drop(columns=[name for name in ("group", "note") if lines and not any(frame[name])])
 
 
-def _cells(row: ResultRow, metric: uncertainty.Metric, bayes: Mapping[str, float]) -> dict[str, str]:
-    _, scale, decimals = _DISPLAY[metric]
-
-    def show(value: float, sign: str = "") -> str:
-        return f"{round(value, decimals) + 0.0:{sign}.{decimals}f}"  # + 0.0 turns -0.0 into 0.0
-
+def _cells(row: ResultRow, metric: MetricName, bayes: Mapping[str, float]) -> dict[str, str]:
+    scale, show = METRICS[metric].scale, METRICS[metric].shown
     printed = row.paper.get(metric)
     cells = {"paper": NOTHING, "this run": NOT_RUN, "95 % CI": NOTHING, "gap": NOTHING}
     if printed is not None:

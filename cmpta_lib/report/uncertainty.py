@@ -10,14 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from cmpta_lib.metrics import UNPARSABLE, class_indices, sentiment_scores
+from cmpta_lib.metrics import UNPARSABLE, MetricName, class_indices, sentiment_scores
 
-Metric = Literal["mae", "corr", "f1_weighted"]
 Floats = NDArray[np.float64]
 
 _CHUNK = 256  # resamples held at once: 5 MiB of counts for MELD's 2,610 test utterances
@@ -50,14 +48,14 @@ def summarise(values: Sequence[float]) -> SeedSummary:
     return SeedSummary(float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None, len(values))
 
 
-def seed_scores(metric: Metric, truth: ArrayLike, predictions: ArrayLike) -> Floats:
+def seed_scores(metric: MetricName, truth: ArrayLike, predictions: ArrayLike) -> Floats:
     """The metric of each seed, (n_seeds,): what `metrics` gives for each row of `predictions`."""
     features, score = _prepare(metric, truth, predictions)
     return score(features.sum(axis=0, keepdims=True))[0]
 
 
 def bootstrap_interval(
-    metric: Metric,
+    metric: MetricName,
     truth: ArrayLike,
     predictions: ArrayLike,
     *,
@@ -86,7 +84,7 @@ def bootstrap_interval(
 
 
 def paired_bootstrap(
-    metric: Metric,
+    metric: MetricName,
     truth: ArrayLike,
     predictions_a: ArrayLike,
     predictions_b: ArrayLike,
@@ -115,7 +113,7 @@ def paired_bootstrap(
     return PairedDifference(observed, *_percentiles(draws, level), p_value)
 
 
-def _prepare(metric: Metric, truth: ArrayLike, predictions: ArrayLike) -> tuple[Floats, Callable[[Floats], Floats]]:
+def _prepare(metric: MetricName, truth: ArrayLike, predictions: ArrayLike) -> tuple[Floats, Callable[[Floats], Floats]]:
     """Per-sample features (N, M), and the function from their sums (R, M) to scores (R, n_seeds)."""
     truth_shape, shape = np.shape(truth), np.shape(predictions)
     if len(shape) != 2 or truth_shape != shape[1:] or 0 in shape:

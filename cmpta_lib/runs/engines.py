@@ -15,6 +15,13 @@ from cmpta_lib.runs.store import DONE, ROOT, Run
 from cmpta_lib.runs.worker import PARENT, _sweep
 
 
+class Failure: ...
+
+
+class RunsFailed(RuntimeError):
+    failures: list[Failure] = []
+
+
 def ensure(runs: Sequence[Run], root: Path, jobs: int | None = None) -> None:
     """Finish every run: worker processes claim them one by one, and a bar counts epochs over all of them.
 
@@ -43,7 +50,7 @@ def ensure(runs: Sequence[Run], root: Path, jobs: int | None = None) -> None:
             subprocess.Popen(command, cwd=ROOT, env=environment, stdout=stream, stderr=stream) for _ in range(count)
         ]
     totals = {
-        folder: run.config.training.epochs if run.config.adapter.fusion != "none" else 1
+        folder: run.config.training.epochs if run.config.method.name != "text_only" else 1
         for folder, run in pending.items()
     }
     try:

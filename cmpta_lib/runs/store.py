@@ -16,7 +16,14 @@ if TYPE_CHECKING:
 
 
 ROOT = Path(__file__).resolve().parents[2]
-DONE = "metrics.json"
+DONE = METRICS = "metrics.json"
+CONFIG, HISTORY, LOCK, FAILURE = "config.json", "history.csv", "lock", "failure.json"
+WEIGHTS, PREDICTIONS, ENVIRONMENT, CLIPS = (
+    "weights.safetensors",
+    "predictions.parquet",
+    "environment.json",
+    "clips.json",
+)
 
 
 @dataclass(frozen=True)
@@ -29,6 +36,11 @@ class Run:
     @property
     def done(self) -> bool:
         return (self.folder / DONE).exists()
+
+    problem = ""
+
+    def path(self, name: str) -> Path:
+        return self.folder / name
 
     @cached_property
     def metrics(self) -> dict[str, Any]:

@@ -1,14 +1,134 @@
-"""What a run's config names, opened: its corpus, its frozen LLM, its trained model."""
+"""What a run's config names, opened: its corpus, its frozen LLM, and the trained run that answers clips of one's own."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
-from cmpta_lib.config import DataConfig, LLMConfig
-from cmpta_lib.data.corpus import Corpus
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from cmpta_lib.config import DataConfig, LLMConfig, from_json
+from cmpta_lib.data.corpus import Corpus, Inputs, Sample, Task
 from cmpta_lib.data.store import load_corpus
-from cmpta_lib.runs.store import Run
+from cmpta_lib.llm import loading
+from cmpta_lib.llm.frozen import FrozenLLM
+from cmpta_lib.methods import registry
+from cmpta_lib.methods.base import Method, Tools
+from cmpta_lib.runs.store import CLIPS, WEIGHTS, Run, runs_folder
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a run says of one clip.
+
+    `value`: a score in [-1, 1] or a class index, None where a free reply is no legal answer. `text`: the class's name,
+    or the score as the method writes it. `probabilities`: of every legal answer by its text; empty where the method
+    gives a number only. `repairs`: values of the clip's frames that were not finite and are read as 0, by kind.
+    """
+
+    id: str
+    value: float | int | None
+    text: str
+    probabilities: Mapping[str, float]
+    repairs: Mapping[str, int]
+
+
+class TrainedRun:
+    """A finished run, ready for clips: `predict` answers them, `attention` shows where one was looked at.
+
+    Attributes:
+        run: its config, records and folder.
+        inputs: the task, and the widths that clips must have.
+        method: the trained method, in eval mode.
+    """
+
+    def __init__(self, run: Run, inputs: Inputs, method: Method) -> None:
+        self.run, self.inputs, self.method = run, inputs, method
+
+    def predict(self, samples: Iterable[Sample]) -> list[Answer]:
+        """Answer clips, in order; labels are not looked at and may be None, an absent modality is (0, F) or None.
+
+        Raises:
+            ValueError: a clip is not as the training corpus' were; names it, the field, and what was expected.
+        """
+        answers: list[Answer] = []
+        checked = _checked(samples, self.inputs)
+        while part := list(islice(checked, self.run.config.evaluation.batch_size)):
+            found = self.method.predict(self.method.collate([sample for sample, _ in part]))
+            names = [_text(self.inputs.task, name) for name in found.answers]
+            for place, (sample, repairs) in enumerate(part):
+                value, reply = found.values[place], found.replies[place]
+                chances = [] if found.probabilities is None else found.probabilities[place].tolist()
+                said = reply if reply is None else _text(self.inputs.task, reply)
+                answers.append(
+                    Answer(
+                        sample.id,
+                        _value(self.inputs.task, value),
+                        said or ("unparsable" if np.isnan(value) else f"{value:g}"),
+                        dict(zip(names, chances, strict=bool(chances))),
+                        repairs,
+                    )
+                )
+        return answers
+
+    def attention(self, sample: Sample) -> dict[str, np.ndarray]:
+        """Attention maps of one clip by name, (heads, queries, keys); CMPTA's are the pairs of eq 8, such as "t1".
+
+        Raises:
+            NotImplementedError: the method has none.
+            ValueError: as `predict`.
+        """
+        ((checked, _),) = _checked([sample], self.inputs)
+        maps = self.method.attention(self.method.collate([checked]))
+        return {name: weights[0].float().cpu().numpy() for name, weights in maps.items()}
+
+
+def load(run: str | Path, llm: str | Path = "") -> TrainedRun:
+    """Open a finished run by its folder, wherever it was copied to, or by its name in the runs folder.
+
+    Args:
+        llm: the folder that holds the tiny LLM, or the folder of caches where it lies; "" looks beside the run, in this
+            machine's runs folder and, for a published LLM, in the hub's local cache.
+    Raises:
+        FileNotFoundError: no such run, or its LLM is not on this machine; says what to do.
+        Damaged: a file of the run is not what was written; names it.
+        ValueError: the run is of another version, or its method is not registered.
+    """
+    registry.load_plugins()
+    folder = _folder(run)
+    found = Run(from_json((folder / "config.json").read_text(encoding="utf-8")), folder)
+    inputs = Inputs.from_json(found.path(CLIPS).read_text(encoding="utf-8"))
+    caches = [Path(llm)] if llm else []
+    root = found.folder.resolve().parent
+    caches += [root / "cache" / "llm", runs_folder() / "cache" / "llm", runs_folder() / "smoke" / "cache" / "llm"]
+    method = registry.build(found.config, inputs, Tools(_device(), lambda config: load_llm(caches, config)))
+    weights = load_file(found.path(WEIGHTS), device=str(_device()))
+    method.module.load_state_dict(weights)
+    method.module.eval()
+    return TrainedRun(found, inputs, method)
+
+
+def _folder(run: str | Path) -> Path:
+    places = [Path(run), runs_folder() / run, runs_folder() / "smoke" / run]
+    for place in places:
+        if (place / "config.json").is_file():
+            return place
+    raise FileNotFoundError(f"no run '{run}': expected a run's folder, or the name of one in {runs_folder()}; see cmpta runs")
+
+
+def _text(task: Task, reply: str) -> str:
+    return task.labels[int(reply)] if task.labels and reply.isdecimal() else reply
+
+
+def _value(task: Task, value: float) -> float | int | None:
+    if np.isnan(value):
+        return None
+    return int(value) if task.kind == "classification" else float(value)
 
 
 def find_corpus(cache: Path, wanted: DataConfig) -> Corpus:
@@ -19,28 +139,38 @@ def find_corpus(cache: Path, wanted: DataConfig) -> Corpus:
     raise FileNotFoundError(
         f"no corpus '{wanted.name}' with fingerprint {wanted.fingerprint} in {cache}: open it through Study.corpus"
     )
-_LLMS: dict[LLMConfig, Any] = {}
 
 
-def load_llm(cache: Path, config: LLMConfig) -> Any:
-    """The frozen LLM a config names, on the GPU where there is one; the last one asked for is kept."""
-    import torch
+_LLMS: dict[LLMConfig, FrozenLLM] = {}
 
-    from cmpta_lib.llm import loading
 
+def load_llm(caches: Sequence[Path], config: LLMConfig) -> FrozenLLM:
+    """The frozen LLM a config names, from the first cache that has it; the last one asked for is kept.
+
+    Raises:
+        OSError, ValueError: as `loading.load`, for the last cache.
+    """
     if config not in _LLMS:
         _LLMS.clear()
-        _LLMS[config] = loading.load(config, cache, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        for cache in caches:
+            try:
+                with torch.random.fork_rng(devices=[]):  # whoever asks has seeded the generator for the method's weights
+                    _LLMS[config] = loading.load(config, cache, _device())
+                break
+            except FileNotFoundError:
+                if cache == caches[-1]:
+                    raise
     return _LLMS[config]
 
 
-def load_model(run: Run, root: Path) -> Any:
-    """The trained model of a finished run, in eval mode."""
-    from safetensors.torch import load_file
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
-    from cmpta_lib.training import loop as training
 
-    corpus = find_corpus(root / "cache" / "data", run.config.data)
-    model = training.build(run.config, corpus, load_llm(root / "cache" / "llm", run.config.llm))
-    model.adapter.load_state_dict(load_file(run.folder / "adapter.safetensors", device=str(model.llm.device)))
-    return model.eval()
+def tools(root: Path) -> Tools:
+    """What methods are built with, for runs whose caches lie below `root`."""
+    return Tools(_device(), lambda config: load_llm([root / "cache" / "llm"], config))
+
+
+def _checked(samples: Iterable[Sample], inputs: Inputs) -> Iterator[tuple[Sample, Counter[str]]]:
+    raise NotImplementedError

@@ -1,4 +1,4 @@
-"""Profiles: a set of corpora, a backbone and the settings that fit them."""
+"""Profiles: a set of corpora, a backbone and the settings that fit them; the code behind every profile is the same."""
 
 from __future__ import annotations
 
@@ -11,24 +11,25 @@ from cmpta_lib.config import PAPER_SEEDS
 
 @dataclass(frozen=True)
 class Profile:
-    """A set of corpora, a backbone and the settings that fit them; the code behind every profile is the same."""
+    """What `profile` means. A method's own settings for it stand in `methods.registry`."""
 
     corpora: Mapping[str, str]  # key in notebooks -> corpus name
-    llm: str  # a name that `llm_files` knows, or "tiny"
+    llm: str  # a name that `llm.files` knows, or "tiny"
     num_seeds: int
     changes: Mapping[str, Any] = field(default_factory=dict)
     corpus_changes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by key; "data" = a user's own
-_SMALL = {"adapter.dim": 64, "training.learning_rate": 3e-3, "training.batch_size": 16}
+
+
 PROFILES: Mapping[str, Profile] = {
     "demo": Profile(
         corpora={"sims": "embedded-sims", "meld": "embedded-meld"},
         llm="tiny",
         num_seeds=2,
-        changes=_SMALL,
+        changes={"training.learning_rate": 3e-3, "training.batch_size": 16},
         corpus_changes={
             "sims": {"training.epochs": 2},
             "meld": {"training.epochs": 2},
-            "data": {"training.epochs": 30, "training.learning_rate": 1e-3, "adapter.dim": 128, "adapter.dropout": 0.3},
+            "data": {"training.epochs": 30, "training.learning_rate": 1e-3},
         },
     ),
     "paper": Profile(
@@ -38,6 +39,6 @@ PROFILES: Mapping[str, Profile] = {
     ),
 }
 SMOKE_SIZES = {"train": 48, "valid": 24, "test": 24}
-SMOKE_CHANGES = {"adapter.dim": 16, "training.epochs": 1}
-REHEARSAL = "rehearsal.json"  # what `cmpta rehearse` leaves in runs/smoke: the LLM and the changes of its smoke runs
+SMOKE_CHANGES = {"training.epochs": 1}
 SMOKE_DOCUMENTS = 800  # 20 steps: the schedule needs two of warm-up
+REHEARSAL = "rehearsal.json"  # what `cmpta rehearse` leaves in runs/smoke: the LLM and the changes of its smoke runs

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 from cmpta_lib.data.corpus import SPLITS
 from cmpta_lib.runs.store import Run
-from cmpta_lib.runs.trained import load_llm
+from cmpta_lib.runs.trained import tools
+from cmpta_lib.study.plan import TEXT_ONLY
 from cmpta_lib.study.study import Study
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     import torch
 
     from cmpta_lib.data.corpus import Split
-    from cmpta_lib.methods.prompted_lm import CMPTA
+    from cmpta_lib.methods.prompted_lm import PromptedLM
 
 STEPS = 20
 WARM_UP = 3
@@ -38,25 +39,26 @@ def step_times(
     import pandas as pd
     import torch
 
-    from cmpta_lib.training import loop as training
+    from cmpta_lib.methods.prompted_lm import PromptedLM
+    from cmpta_lib.training import loop
 
     rows = []
     for key in study.keys if keys is None else keys:
         config, corpus = study.config(key), study.corpus(key)
         split, size = corpus.splits["train"], batch_size or config.training.batch_size
         torch.set_num_threads(config.training.num_threads)
-        llm = load_llm(study.cache / "llm", study.llm)
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
-        model = training.build(config, corpus, llm)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
+        method = loop.build(config, corpus, tools(study.root))
+        assert isinstance(method, PromptedLM)
+        optimizer = torch.optim.AdamW(method.module.parameters(), lr=1e-6)
         generator = torch.Generator().manual_seed(config.seed)
         warm = WARM_UP if steps > WARM_UP else 0
         order = torch.randperm(len(split), generator=generator).repeat(1 + (steps + warm) * size // len(split))
         times: dict[str, list[float]] = {"floor": [], "step": [], "answer": []}
         positions = []
         for batch in order.split(size)[: steps + warm]:
-            one, count = _measure(model, optimizer, split, batch.tolist())
+            one, count = _measure(method, optimizer, split, batch.tolist())
             positions.append(count)
             for name, value in one.items():
                 times[name].append(value)
@@ -79,23 +81,23 @@ def step_times(
 
 
 def _measure(
-    model: CMPTA, optimizer: torch.optim.Optimizer, split: Split, indices: list[int]
+    method: PromptedLM, optimizer: torch.optim.Optimizer, split: Split, indices: list[int]
 ) -> tuple[dict[str, float], int]:
     """Milliseconds of a whole step, of answering and of the bare LLM on one batch, and its number of LLM positions."""
     import torch
 
-    from cmpta_lib.training import loop as training
+    from cmpta_lib.training import loop
 
-    model.train()
-    step = _milliseconds(lambda: training.step(model, optimizer, split, indices, model.config.training))
-    model.eval()
-    batch = model.collate([split[i] for i in indices])
-    answer = _milliseconds(lambda: model.answer(batch))
+    method.module.train()
+    drawn, settings = [[index] for index in indices], method.config.training
+    step = _milliseconds(lambda: loop.step(method, optimizer, split, drawn, settings))
+    method.module.eval()
+    samples = [split[i] for i in indices]
+    answer = _milliseconds(lambda: method.predict(method.collate(samples)))
     with torch.no_grad():
-        tokens, _ = model.pseudo_tokens(batch)
-        embeds, packing, ends = model.pack(batch, tokens, [ids[:-1] for ids in batch.answer_ids])
+        embeds, packing, positions, _ = method.training_inputs(method.collate(samples))
     leaf = embeds.clone().requires_grad_(True)
-    floor = _milliseconds(lambda: model.llm.logits(leaf, packing, ends).logsumexp(-1).sum().backward())
+    floor = _milliseconds(lambda: method.llm.logits(leaf, packing, positions).logsumexp(-1).sum().backward())
     return {"step": step, "answer": answer, "floor": floor}, embeds.shape[0]
 
 
@@ -109,7 +111,7 @@ def hours(runs: Sequence[Run], measured: pd.DataFrame) -> float:
         config, line = run.config, by_corpus.loc[run.config.data.name]
         clips = {split: int(line[split]) for split in SPLITS}
         answer = float(line["answer ms"]) / float(line["batch"])
-        epochs = 0 if config.adapter.fusion == "none" else config.training.epochs
+        epochs = 0 if config.method.name == TEXT_ONLY.method else config.training.epochs
         steps = math.ceil(clips["train"] / config.training.batch_size)
         total += epochs * (steps * float(line["training step ms"]) + clips["valid"] * answer)
         total += (clips["valid"] + clips["test"]) * answer

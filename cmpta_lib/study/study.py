@@ -1,4 +1,4 @@
-"""Which runs make which table: profiles, the variants behind each row, and the study that a notebook works on."""
+"""The study that a notebook works on: a profile's corpora and backbone, its seeds, and the runs they lead to."""
 
 from __future__ import annotations
 
@@ -7,27 +7,34 @@ import os
 import subprocess
 import sys
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from cmpta_lib import metrics, paper
-from cmpta_lib.config import PAPER_SEEDS, DataConfig, LLMConfig, RunConfig, override
+from cmpta_lib.config import (
+    PAPER_SEEDS,
+    DataConfig,
+    LLMConfig,
+    PromptedLMConfig,
+    RunConfig,
+    override,
+    paths,
+)
 from cmpta_lib.data.corpus import Corpus
 from cmpta_lib.data.store import load_corpus
 from cmpta_lib.llm import files as llm_files
-from cmpta_lib.report.export import Provenance
-from cmpta_lib.report.tables import ResultRow
-from cmpta_lib.runs import provenance as records
-from cmpta_lib.runs.engines import ensure
+from cmpta_lib.methods import registry
+from cmpta_lib.runs.engines import Failure, RunsFailed, ensure
 from cmpta_lib.runs.store import ROOT, Run, runs_folder
-from cmpta_lib.study.plan import FIRST_SEED_ONLY, NOTEBOOK_RUNS, REGISTER, VARIANTS
+from cmpta_lib.study import plan
+from cmpta_lib.study.plan import CMPTA, Row
 from cmpta_lib.study.profiles import PROFILES, REHEARSAL, SMOKE_CHANGES, SMOKE_DOCUMENTS, SMOKE_SIZES
 from data_prep.public_pickles import read_public_pickles
 
 
 class Study:
-    """What a notebook works on: a profile's corpora and backbone, its seeds, and the runs they lead to.
+    """What a notebook works on.
 
     Args:
         profile: "demo" or "paper".
@@ -35,27 +42,35 @@ class Study:
         data: folder of `<name>_{train,valid,test}.pkl` in MELD's public format; replaces the profile's corpora.
         smoke: a few clips, one epoch and a barely trained LLM, to see that everything runs; says so in its outputs. For
             profile "paper" that is its rehearsal, on the files that `cmpta rehearse` wrote.
-        llm: another backbone than the profile's: a name of `llm_files.PUBLISHED`, a hub id, or a folder.
+        llm: another backbone than the profile's: a name of `llm.files.PUBLISHED`, a hub id, or a folder.
+        changes: config fields to set in every run that has them, `{"method.summary": "max"}`; what a row of a table is
+            about stays as the row says. Outputs say so and go to a folder of their own.
+    Raises:
+        ValueError: an unknown profile, seeds that are none, a field that no method has, or a value that does not fit it.
     """
 
     def __init__(
         self,
         profile: str = "demo",
         seeds: int | Sequence[int] | None = None,
-        data: str = "",
+        data: str | Path = "",
         smoke: bool = False,
-        llm: str = "",
+        llm: str | Path = "",
+        changes: Mapping[str, Any] | None = None,
     ) -> None:
         if profile not in PROFILES:
             raise ValueError(f"no profile '{profile}'; there are: {', '.join(PROFILES)}")
+        registry.load_plugins()
         self.profile, self.settings, self.smoke, self.data = profile, PROFILES[profile], smoke, str(data)
         self.own_llm = str(llm)
         self.seeds = _seeds(self.settings.num_seeds if seeds is None else seeds)
+        self.changes = _known_changes(changes or {})
         if smoke:
             self.seeds = self.seeds[:1]
         self.root = runs_folder() / "smoke" if smoke else runs_folder()
         self.keys: tuple[str, ...] = ("data",) if self.data else tuple(self.settings.corpora)
         self._corpora: dict[str, Corpus] = {}
+        self.failures: list[Failure] = []  # of `make`
 
     @property
     def cache(self) -> Path:
@@ -99,19 +114,6 @@ class Study:
             )
         return load_corpus(folder)
 
-    def fetch(self) -> None:
-        """Fetch, verify and convert the published corpora of this study that are not here yet.
-
-        Raises:
-            ValueError, OSError: as `data_prep.simsv2.prepare` and `data_prep.meld.prepare`.
-        """
-        from data_prep import meld, simsv2
-
-        for key in self.keys if not (self.data or self.smoke) else ():
-            for module in (simsv2, meld):
-                if self.settings.corpora[key] == module.NAME:
-                    module.prepare(self.cache)
-
     @property
     def llm_name(self) -> str:
         """What names the backbone: the caller's choice, the rehearsal's, or the profile's."""
@@ -127,35 +129,46 @@ class Study:
         if self.llm_name != "tiny":
             return llm_files.resolve(self.llm_name, "bfloat16", self.cache / "llm")
         documents = SMOKE_DOCUMENTS if self.smoke else None
-        return LLMConfig("tiny", _tiny_fingerprint(self.cache / "llm", documents))
+        return LLMConfig(name="tiny", fingerprint=_tiny_fingerprint(self.cache / "llm", documents))
 
     @cached_property
     def _rehearsal(self) -> dict[str, Any]:
         record = self.root / REHEARSAL
         return json.loads(record.read_text()) if self.smoke and self.profile == "paper" and record.exists() else {}
 
-    def config(self, key: str, variant: Mapping[str, Any] | None = None, seed: int | None = None) -> RunConfig:
-        """The full config of one run of this study."""
-        corpus = self.corpus(key)
-        base = RunConfig(
-            data=DataConfig(corpus.name, corpus.fingerprint), llm=self.llm, seed=self.seeds[0] if seed is None else seed
-        )
-        changes = dict(self.settings.changes) | dict(self.settings.corpus_changes.get(key, {}))
-        if self.llm.name != "tiny":
-            changes["prompt.answer_sign"] = self._answer_sign
-        smoke = self._rehearsal.get("changes", SMOKE_CHANGES) if self.smoke else {}
-        return override(base, changes | smoke | dict(variant or {}))
-
     @cached_property
     def _answer_sign(self) -> str:
         return llm_files.answer_sign(llm_files.find(self.llm, self.cache / "llm"))
 
-    def runs(self, key: str, variant: Mapping[str, Any] | None = None) -> list[Run]:
-        """One run per seed, finished or not."""
-        return [self._run(key, variant, seed) for seed in self.seeds]
+    def config(self, key: str, row: Row = CMPTA, seed: int | None = None) -> RunConfig:
+        """The full config of one run of this study.
 
-    def _run(self, key: str, variant: Mapping[str, Any] | None, seed: int) -> Run:
-        config = self.config(key, variant, seed)
+        Raises:
+            ValueError: the row's method is not registered.
+        """
+        if row.method not in registry.ENTRIES:
+            raise ValueError(f"row '{row.name}': no method '{row.method}'; there are: {', '.join(registry.ENTRIES)}")
+        entry, corpus = registry.ENTRIES[row.method], self.corpus(key)
+        data = DataConfig(name=corpus.name, fingerprint=corpus.fingerprint)
+        base = RunConfig(data=data, method=entry.config(), seed=self.seeds[0] if seed is None else seed)
+        changes = dict(self.settings.changes) | dict(self.settings.corpus_changes.get(key, {}))
+        changes |= dict(entry.settings.get(self.profile, {})) | dict(entry.settings.get(f"{self.profile}/{key}", {}))
+        if isinstance(base.method, PromptedLMConfig):
+            changes |= {f"method.llm.{name}": value for name, value in self.llm.model_dump().items()}
+            if self.llm.name != "tiny":
+                changes["method.prompt.answer_sign"] = self._answer_sign
+        if self.smoke:
+            changes |= self._rehearsal.get("changes") or {**SMOKE_CHANGES, **entry.settings.get("smoke", {})}
+        known = set(paths(base))
+        applicable = {path: value for path, value in (changes | self.changes).items() if path in known}
+        return override(base, applicable | dict(row.changes))
+
+    def runs(self, key: str, row: Row = CMPTA) -> list[Run]:
+        """One run per seed, finished or not."""
+        return [self._run(key, row, seed) for seed in self.seeds]
+
+    def _run(self, key: str, row: Row, seed: int) -> Run:
+        config = self.config(key, row, seed)
         return Run(config, self.root / f"{config.data.name}-{config.hash}")
 
     def ensure(self, runs: Sequence[Run], jobs: int | None = None) -> Sequence[Run]:
@@ -163,105 +176,67 @@ class Study:
         ensure(runs, self.root, jobs)
         return runs
 
-    def planned(self, notebooks: Collection[str] = tuple(NOTEBOOK_RUNS)) -> list[tuple[str, str, int]]:
-        """Corpus, row and seed of every run that these notebooks ask for, each once; needs no corpus."""
-        found: dict[tuple[str, str, int], None] = {}
-        for notebook, wanted in NOTEBOOK_RUNS.items():
-            seeds = self.seeds[:1] if notebook in FIRST_SEED_ONLY else self.seeds
-            for corpus, variants in wanted if notebook in notebooks else ():
-                found |= dict.fromkeys((self.key(corpus), variant, seed) for variant in variants for seed in seeds)
-            if notebook in notebooks and notebook == "03_training":
-                found |= dict.fromkeys((self.keys[0], f"register {name}", self.seeds[0]) for name in REGISTER)
-        return list(found)
+    def needed(self, notebook: str) -> list[Run]:
+        """The runs that a notebook needs, but for the register's alternatives."""
+        chosen = [replace(found, has_register=False) for found in plan.chosen([notebook])]
+        planned = plan.planned(chosen, self.keys, bool(self.data), self.seeds)
+        return [self._run(one.key, one.row, one.seed) for one in planned]
 
-    def planned_runs(self, notebooks: Collection[str] = tuple(NOTEBOOK_RUNS)) -> list[tuple[str, Run]]:
-        """Every run that these notebooks ask for, each once, with the name of its row."""
-        changes = dict(VARIANTS) | {f"register {name}": change for name, change in REGISTER.items()}
-        return [(row, self._run(key, changes[row], seed)) for key, row, seed in self.planned(notebooks)]
+    def register_runs(self) -> list[Run]:
+        """The default and the interpretation register's alternatives: one seed each, on the first corpus."""
+        return [self._run(self.keys[0], row, self.seeds[0]) for row in (CMPTA, *plan.REGISTER)]
+
+    def make(self, runs: Sequence[Run]) -> Sequence[Run]:
+        """As `ensure`, but a run that fails is printed and remembered in `failures`: tables mark its row, others stand."""
+        try:
+            self.ensure(runs)
+        except RunsFailed as error:
+            self.failures += error.failures
+            print(error, file=sys.stderr)
+        return runs
+
+    def planned(self, notebooks: Collection[str] = ()) -> list[plan.Planned]:
+        """Corpus, row and seed of every run that these notebooks (or all) need, each once; needs no corpus."""
+        return plan.planned(plan.chosen(notebooks), self.keys, bool(self.data), self.seeds)
+
+    def planned_runs(self, notebooks: Collection[str] = ()) -> list[tuple[str, Run]]:
+        """Every run that these notebooks (or all) need, each once, with the name of its row."""
+        return [(one.row.name, self._run(one.key, one.row, one.seed)) for one in self.planned(notebooks)]
 
     def keys_of(self, notebooks: Collection[str]) -> tuple[str, ...]:
         """The corpora that these notebooks read."""
-        every = tuple(notebook for notebook in notebooks if notebook not in NOTEBOOK_RUNS)  # 01 and 02 show all
-        wanted = {self.key(corpus) for name in notebooks for corpus, _ in NOTEBOOK_RUNS.get(name, ())}
-        return tuple(key for key in self.keys if every or key in wanted)
-
-    def register_runs(self) -> list[tuple[str, list[Run]]]:
-        """The interpretation register's alternatives, one seed each, on the first corpus."""
-        return [(name, self.runs(self.keys[0], change)[:1]) for name, change in REGISTER.items()]
+        wanted = {self.key(corpus) for notebook in plan.chosen(notebooks) for corpus in notebook.corpora}
+        return tuple(key for key in self.keys if key in wanted)
 
     def is_paper_corpus(self, key: str) -> bool:
         """Whether the paper's numbers stand for this corpus; generated ones stand in for it and say so."""
         return key != "data"
 
-    def row(
-        self, key: str, variant: str, group: str = "", name: str = "", printed: Mapping[str, float] | None = None
-    ) -> ResultRow:
-        """A table row from the finished runs of a variant; free replies that were unparsable are counted in its note."""
-        import numpy as np
 
-        runs = self.ensure(self.runs(key, VARIANTS[variant]))
-        tables = [run.predictions() for run in runs]
-        predictions = np.stack([table["prediction"].to_numpy(float) for table in tables])
-        odd = int((~np.isfinite(predictions)).sum())
-        if self.corpus(key).task.kind == "classification":
-            predictions = np.where(np.isfinite(predictions), predictions, metrics.UNPARSABLE).astype(int)
-        note = f"{odd} unparsable replies" if odd else ""
-        return ResultRow(group, name or variant, printed or {}, tables[0]["label"].to_numpy(), predictions, note)
+def _known_changes(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Changes of fields that some method has, each with a value that fits it there.
 
-    def comparison_rows(self, key: str) -> list[ResultRow]:
-        """Table 3 or 4: the paper's methods that are not run here, text only, and CMPTA."""
-        rows = []
-        printed = {"sims": paper.TABLE3, "meld": paper.TABLE4}.get(key, ())
-        note = f"not part of this repository yet; `cmpta reproduce --profile {self.profile}` will run it once it is"
-        for line in printed[:-1]:
-            rows.append(ResultRow("", f"{line.method} [{line.reference}]", line.scores, note=note))
-        rows.append(self.row(key, "text only", name="text only (no pseudo tokens)"))
-        return rows + [self.row(key, "CMPTA", name="CMPTA", printed=printed[-1].scores if printed else {})]
-
-    def ablation_rows(self, key: str) -> list[ResultRow]:
-        """Table 5 or 6, in the paper's order; the full method's runs serve every group's first row."""
-        variant_of = {
-            (paper.ALIGNMENT, "off"): "alignment off",
-            (paper.LSTM_TYPE, "unidirectional"): "unidirectional",
-            (paper.ADAPTER, "off"): "adapter off",
-        } | {(paper.TOKEN_COUNT, str(n)): f"{n} tokens" for n in (5, 7, 8)}
-        rows = []
-        for line in paper.TABLE5 if key == "sims" else paper.TABLE6:
-            variant = variant_of.get((line.group, line.method), "CMPTA")
-            rows.append(self.row(key, variant, line.group, line.method, line.scores if key != "data" else {}))
-            if (line.group, line.method) == (paper.ADAPTER, "off"):
-                rows.append(self.row(key, "text only", line.group, "text only, no pseudo tokens"))
-        return rows
-
-    def bayes(self, key: str, metric: str) -> dict[str, float]:
-        """Best score that any answer from {text, face_voice, all} can reach on the test split; empty for real data."""
-        corpus = self.corpus(key)
-        if not corpus.has_known_truth:
-            return {}
-        table, labels = corpus.splits["test"].table, corpus.task.labels
-        scores = {}
-        for known in ("text", "face_voice", "all"):
-            answer = table[f"bayes_{known}"].to_numpy()
-            if corpus.task.kind == "regression":
-                scores[known] = metrics.regression_metrics(table["label"], answer)[metric]
-            else:
-                scores[known] = metrics.classification_metrics(table["label"], answer.astype(int), labels)[metric]
-        return scores
-
-    def provenance(self, keys: Sequence[str], runs: Sequence[Run] = ()) -> Provenance:
-        """What made a table or figure: these corpora, and the commits and machines of these runs."""
-        corpora = [self.corpus(key) for key in keys]
-        commits = sorted({run.environment["commit"] for run in runs}) or [records.commit()]
-        machines = sorted({run.environment["hardware"] for run in runs}) or [records.hardware()]
-        return Provenance(
-            data=", ".join(f"{c.name} ({c.fingerprint[:8]})" for c in corpora) + (", SMOKE RUN" if self.smoke else ""),
-            backbone=f"{self.llm.name} ({self.llm.fingerprint[:8]})" if runs else "none",
-            seeds=tuple(sorted({run.config.seed for run in runs})),
-            commit=", ".join(commits),
-            profile=self.profile,
-            generated=any(c.generated for c in corpora),
-            hardware=", ".join(machines),
-        )
+    Raises:
+        ValueError: no method has the field, or the value fits none that has it.
+    """
+    data = DataConfig(name="", fingerprint="")
+    configs = [RunConfig(data=data, method=entry.config()) for entry in registry.ENTRIES.values()]
+    fitting, problems = [], []
+    for path in changes:
+        if path in ("seed", "data.name", "data.fingerprint", "method.name", "method.recipe"):
+            raise ValueError(f"'{path}' cannot be changed like this, it tells runs apart: use seeds=, data= or a row")
+        if not any(path in set(paths(config)) for config in configs):
+            known = sorted({path for config in configs for path in paths(config)})
+            raise ValueError(f"no method has the config field '{path}'; known: {', '.join(known)}")
+    for config in configs:
+        if own := {path: value for path, value in changes.items() if path in set(paths(config))}:
+            try:
+                fitting.append(override(config, own))
+            except ValueError as error:
+                problems.append(str(error))
+    if problems and not fitting:
+        raise ValueError(problems[0])
+    return dict(changes)
 
 
 def _seeds(seeds: int | Sequence[int]) -> tuple[int, ...]:
@@ -284,14 +259,10 @@ def _tiny_fingerprint(cache: Path, documents: int | None) -> str:
 
     record = folder_of(cache, documents) / "cmpta.json"
     if not record.exists():
-        _python(
-            "-m", "cmpta_lib.embedded.tiny_llm", str(cache), *([str(documents)] if documents else []), threads=os.cpu_count() or 1
-        )
-    return json.loads(record.read_text())["fingerprint"]
-
-
-def _python(*arguments: str, threads: int) -> None:
-    command, environment = [sys.executable, *arguments], os.environ | {"OMP_NUM_THREADS": str(threads)}
-    done = subprocess.run(command, env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(arguments)} failed with exit code {done.returncode}:\n{done.stderr[-3000:]}")
+        arguments = [str(cache), *([str(documents)] if documents else [])]
+        command = [sys.executable, "-m", "cmpta_lib.embedded.tiny_llm", *arguments]
+        environment = os.environ | {"OMP_NUM_THREADS": str(os.cpu_count() or 1)}
+        done = subprocess.run(command, env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        if done.returncode:
+            raise RuntimeError(f"building the tiny LLM failed, exit code {done.returncode}:\n{done.stderr[-3000:]}")
+    return str(json.loads(record.read_text())["fingerprint"])

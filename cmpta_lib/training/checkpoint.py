@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
-
-from cmpta_lib.methods.prompted_lm import CMPTA
+from torch import Tensor, nn
 
 CHECKPOINT = "checkpoint.safetensors"
 
@@ -26,13 +24,12 @@ class State:
     best_epoch: int = 0
     best_score: float | None = None
     seconds: float = 0.0
-    history: list[dict[str, float]] | None = None
-    counts: dict[str, int] | None = None
+    history: list[dict[str, float]] = field(default_factory=list)
 
 
-def save(path: Path, model: CMPTA, optimizer: torch.optim.Optimizer, state: State, best: dict[str, Tensor]) -> None:
+def save(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, state: State, best: dict[str, Tensor]) -> None:
     """Everything to go on from, in one file, whole or not at all."""
-    tensors = {f"adapter.{k}": v for k, v in model.adapter.state_dict().items()} | {
+    tensors = {f"module.{k}": v for k, v in module.state_dict().items()} | {
         f"best.{k}": v for k, v in best.items()
     }
     for index, moments in optimizer.state_dict()["state"].items():
@@ -40,17 +37,17 @@ def save(path: Path, model: CMPTA, optimizer: torch.optim.Optimizer, state: Stat
     write_tensors(path, tensors, {"state": json.dumps(vars(state))})
 
 
-def restore(path: Path, model: CMPTA, optimizer: torch.optim.Optimizer, state: State) -> dict[str, Tensor]:
+def restore(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, state: State) -> dict[str, Tensor]:
     """Load a checkpoint into model, optimiser and state where there is one; returns the best weights so far."""
     if not path.exists():
-        return {name: weight.detach().clone() for name, weight in model.adapter.state_dict().items()}
-    groups: dict[str, dict[str, Tensor]] = {"adapter": {}, "best": {}, "optimizer": {}}
-    with safe_open(path, "pt", device=str(model.llm.device)) as file:
+        return {name: weight.detach().clone() for name, weight in module.state_dict().items()}
+    groups: dict[str, dict[str, Tensor]] = {"module": {}, "best": {}, "optimizer": {}}
+    with safe_open(path, "pt", device=str(next(module.parameters()).device)) as file:
         for key in file.keys():
             kind, name = key.split(".", 1)
             groups[kind][name] = file.get_tensor(key)
         vars(state).update(json.loads(file.metadata()["state"]))
-    model.adapter.load_state_dict(groups["adapter"])
+    module.load_state_dict(groups["module"])
     moments: dict[int, dict[str, Any]] = {}
     for key, tensor in groups["optimizer"].items():
         index, name = key.split(".")
@@ -58,7 +55,6 @@ def restore(path: Path, model: CMPTA, optimizer: torch.optim.Optimizer, state: S
             tensor.cpu() if name == "step" else tensor
         )  # a GPU step counter syncs
     optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
-    model.counts.update(state.counts or {})
     return groups["best"]
 
 

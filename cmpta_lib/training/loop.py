@@ -1,4 +1,4 @@
-"""The training loop: plain PyTorch, bit-exact after a kill, adapter alone on disk.
+"""The training loop: plain PyTorch, bit-exact after a kill, the method's own module alone on disk.
 
 transformers' Trainer would save and restore the frozen LLM or need private methods overridden, and resumes from a torn
 checkpoint without a word; this loop is shorter than those overrides. Every random choice is a pure function of (seed, epoch):
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -19,20 +19,19 @@ from torch import distributed
 
 from cmpta_lib import metrics
 from cmpta_lib.config import RunConfig, TrainingConfig
-from cmpta_lib.data.corpus import Corpus, Split
-from cmpta_lib.llm.frozen import FrozenLLM
-from cmpta_lib.methods.prompted_lm import CMPTA
+from cmpta_lib.data.corpus import Corpus, Inputs, Split
+from cmpta_lib.methods import registry
+from cmpta_lib.methods.base import Loss, Method, Tools
 from cmpta_lib.training.checkpoint import CHECKPOINT, State, restore, save
-from cmpta_lib.training.evaluation import evaluate, score_of
+from cmpta_lib.training.evaluation import evaluate, score_of, units
 
 
-def build(config: RunConfig, corpus: Corpus, llm: FrozenLLM) -> CMPTA:
-    """A fresh model for this run: initial weights by its seed, feature statistics from the training split."""
+def build(config: RunConfig, corpus: Corpus, tools: Tools) -> Method:
+    """A fresh method for this run: initial weights by its seed, then fitted to the training split."""
     torch.manual_seed(config.seed)
-    train = corpus.splits["train"]
-    model = CMPTA(config, corpus.task, llm, train.audio_dim, train.vision_dim)
-    model.fit_features(train)
-    return model
+    method = registry.build(config, Inputs.of(corpus), tools)
+    method.fit(corpus.splits["train"])
+    return method
 
 
 def learning_rate(step: int, steps: int, config: TrainingConfig) -> float:
@@ -47,78 +46,89 @@ def learning_rate(step: int, steps: int, config: TrainingConfig) -> float:
 def train(
     config: RunConfig,
     corpus: Corpus,
-    llm: FrozenLLM,
+    tools: Tools,
     folder: Path,
     on_epoch: Callable[[State], None] = lambda state: None,
-) -> tuple[CMPTA, State]:
-    """Train, or go on training, and return the model with the weights of its best validation epoch.
+) -> tuple[Method, State]:
+    """Train, or go on training, and return the method with the weights of its best validation epoch.
 
-    The folder receives a checkpoint after every epoch, atomically; a later call continues from it. Text only
-    (`adapter.fusion="none"`) has nothing to train and returns at once.
+    The folder receives a checkpoint after every epoch, atomically; a later call continues from it. A method without
+    weights that need a gradient, such as text only, returns at once. Of the test split nothing is read.
 
     Raises:
         FloatingPointError: the loss is not finite; says at which step and which clips.
     """
     torch.set_num_threads(config.training.num_threads)
-    model = build(config, corpus, llm)
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    state = State(history=[], counts={})
+    method = build(config, corpus, tools)
+    parameters = [p for p in method.module.parameters() if p.requires_grad]
+    state = State()
     if not parameters:
-        return model.eval(), state
+        method.module.eval()
+        return method, state
     optimizer = torch.optim.AdamW(parameters, lr=0.0, weight_decay=config.training.weight_decay)
-    best = restore(folder / CHECKPOINT, model, optimizer, state)
-    split, batch_size = corpus.splits["train"], config.training.batch_size
-    steps_per_epoch = math.ceil(len(split) / batch_size)
-    steps = steps_per_epoch * config.training.epochs
-    metric, lower_is_better = metrics.headline(corpus.task.kind)
+    best = restore(folder / CHECKPOINT, method.module, optimizer, state)
     while state.epoch < config.training.epochs and not _out_of_patience(state, config.training):
         started = time.perf_counter()
-        order = torch.randperm(len(split), generator=torch.Generator().manual_seed(config.seed * 100_003 + state.epoch))
-        torch.manual_seed(config.seed * 100_003 + state.epoch + 7919 * _rank())  # dropout
-        model.train()
-        total = 0.0
-        for number, batch in enumerate(order.split(batch_size)):
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(state.epoch * steps_per_epoch + number, steps, config.training)
-            total += step(model, optimizer, split, batch.tolist(), config.training) * len(batch)
+        row = _epoch(method, optimizer, corpus.splits["train"], config, state.epoch)
         state.epoch += 1
-        row = {"epoch": state.epoch, "learning_rate": optimizer.param_groups[0]["lr"], "train_loss": total / len(split)}
         if state.epoch % config.training.validate_every == 0 or state.epoch == config.training.epochs:
-            score = score_of(evaluate(model, corpus.splits["valid"]), corpus)[metric]
-            row[f"valid_{metric}"] = score
-            if state.best_score is None or (score < state.best_score if lower_is_better else score > state.best_score):
+            metric = metrics.headline(corpus.task.kind)
+            predictions, _ = evaluate(method, corpus.splits["valid"], config.evaluation.batch_size)
+            row[f"valid_{metric.name}"] = score = score_of(predictions, corpus.task)[metric.name]
+            if state.best_score is None or metric.is_better(score, state.best_score):
                 state.best_score, state.best_epoch = score, state.epoch
-                best = {name: weight.detach().clone() for name, weight in model.adapter.state_dict().items()}
+                best = {name: weight.detach().clone() for name, weight in method.module.state_dict().items()}
         state.history.append(row)
-        state.counts = dict(model.counts)
         state.seconds += time.perf_counter() - started
         if _rank() == 0:
-            save(folder / CHECKPOINT, model, optimizer, state, best)
+            save(folder / CHECKPOINT, method.module, optimizer, state, best)
             on_epoch(state)
-    model.adapter.load_state_dict(best)
-    return model.eval(), state
+    method.module.load_state_dict(best)
+    method.module.eval()
+    return method, state
+
+
+def _epoch(
+    method: Method, optimizer: torch.optim.Optimizer, split: Split, config: RunConfig, finished: int
+) -> dict[str, float]:
+    """One epoch after `finished` ones; returns its line of the history."""
+    training, drawn = config.training, units(split, method.unit)
+    steps_per_epoch = math.ceil(len(drawn) / training.batch_size)
+    order = torch.randperm(len(drawn), generator=torch.Generator().manual_seed(config.seed * 100_003 + finished))
+    torch.manual_seed(config.seed * 100_003 + finished + 7919 * _rank())  # dropout
+    method.module.train()
+    sums: dict[str, float] = {"train_loss": 0.0}
+    for number, batch in enumerate(order.split(training.batch_size)):
+        for group in optimizer.param_groups:
+            done = finished * steps_per_epoch + number
+            group["lr"] = learning_rate(done, steps_per_epoch * training.epochs, training)
+        values = step(method, optimizer, split, [drawn[i] for i in batch.tolist()], training, finished)
+        for name, value in values.items():
+            sums[name] = sums.get(name, 0.0) + value * len(batch)
+    means = {name: total / len(drawn) for name, total in sums.items()}
+    return {"epoch": finished + 1, "learning_rate": optimizer.param_groups[0]["lr"], **means}
 
 
 def step(
-    model: CMPTA, optimizer: torch.optim.Optimizer, split: Split, indices: list[int], config: TrainingConfig
-) -> float:
-    """One optimiser step on these clips; returns the mean loss per answer token."""
+    method: Method,
+    optimizer: torch.optim.Optimizer,
+    split: Split,
+    drawn: Sequence[Sequence[int]],
+    config: TrainingConfig,
+    epoch: int = 0,
+) -> dict[str, float]:
+    """One optimiser step on these units (of clips, by their places); returns the mean loss and its named parts.
+
+    The loss is read once, after everything is under way, so a GPU waits for the host no more often.
+    """
     world = distributed.get_world_size() if distributed.is_initialized() else 1
-    mine = indices[_rank() :: world] or indices[:1]  # a process without a clip still takes part, with weight 0
-    weight = 1.0 if len(indices) > _rank() else 0.0
-    losses, _ = model(model.collate([split[i] for i in mine]))
-    totals = torch.stack([losses.detach().sum() * weight, torch.tensor(len(losses) * weight, device=losses.device)])
-    if world > 1:
-        distributed.all_reduce(totals)
-    loss = losses.sum() * weight / totals[1]
-    value = float(totals[0] / totals[1])
-    if not math.isfinite(value):
-        ids = ", ".join(split[i].id for i in indices)
-        raise FloatingPointError(
-            f"loss is {value} on clips {ids}: look for extreme features there, or lower training.learning_rate"
-        )
+    mine = drawn[_rank() :: world] or drawn[:1]  # a process without a unit still takes part, with weight 0
+    weight = 1.0 if len(drawn) > _rank() else 0.0
+    batch = method.collate([split[i] for unit in mine for i in unit])
+    loss = method.loss(batch)
+    totals, count = _summed(loss, weight, world)
     optimizer.zero_grad()
-    loss.backward()
+    (loss.total * weight / count).backward()
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     if world > 1:
         for p in parameters:
@@ -126,7 +136,27 @@ def step(
             distributed.all_reduce(p.grad)
     torch.nn.utils.clip_grad_norm_(parameters, config.gradient_clip)
     optimizer.step()
-    return value
+    method.after_step(batch, epoch)
+    values = dict(zip(["train_loss", *(f"train_{name}" for name in loss.parts)], totals.tolist(), strict=True))
+    if not math.isfinite(values["train_loss"]):
+        ids = ", ".join(split[i].id for unit in drawn for i in unit)
+        raise FloatingPointError(
+            f"loss is {values['train_loss']} on clips {ids}: look for extreme features there, or lower "
+            f"training.learning_rate"
+        )
+    return values
+
+
+def _summed(loss: Loss, weight: float, world: int) -> tuple[torch.Tensor, float]:
+    """Means of the loss and its parts over all processes, still on the device, and the number of its terms."""
+    totals = torch.stack([loss.total.detach(), *(part.detach() for part in loss.parts.values())]) * weight
+    count = loss.count * weight
+    if world > 1:
+        counted = torch.tensor(count, device=totals.device)
+        distributed.all_reduce(totals)
+        distributed.all_reduce(counted)
+        count = float(counted)
+    return totals / count, count
 
 
 def _rank() -> int:
@@ -138,5 +168,3 @@ def _out_of_patience(state: State, config: TrainingConfig) -> bool:
     if config.patience is None:
         return False
     return state.epoch - max(state.best_epoch, round(config.warmup_fraction * config.epochs)) >= config.patience
-
-

@@ -1,0 +1,101 @@
+"""What a method is to the rest of the code: training, runs and tables know `Method` and nothing of what is inside.
+
+A further method is one file with a subclass of `Method`, one settings class (`config.MethodConfig`) and one line in
+`methods.registry`. CMPTA and text only are subclasses of `prompted_lm.PromptedLM`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cmpta_lib.config import LLMConfig, RunConfig
+from cmpta_lib.data.corpus import Inputs, Sample, Split
+from cmpta_lib.llm.frozen import FrozenLLM
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What a method may ask for when it is built: where to compute, and frozen language models by their settings."""
+
+    device: torch.device
+    llm: Callable[[LLMConfig], FrozenLLM]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B clips as a method's `collate` lays them out; methods add their own fields."""
+
+    ids: tuple[str, ...]
+    oddities: Mapping[str, int]  # what had to be cut or left out, by kind; counted, stored with the result
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The sum of a batch's loss terms and their number, so that several processes can average exactly."""
+
+    total: Tensor  # () with gradient
+    count: int
+    parts: Mapping[str, Tensor] = field(default_factory=dict)  # named () sums, for the history
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Answers to B clips.
+
+    `values` (B,) float64: score or class index, NaN where a reply is no legal answer. `replies`: what was said, None
+    where it is no legal answer. `probabilities` (B, len(answers)) of every legal answer, rows sum to 1; None where a
+    method gives a number only.
+    """
+
+    values: np.ndarray
+    replies: Sequence[str | None]
+    answers: Sequence[str] = ()
+    probabilities: np.ndarray | None = None
+    oddities: Mapping[str, int] = field(default_factory=dict)
+
+
+class Method(ABC):
+    """One way to tell sentiment or emotion from words, face and voice.
+
+    Built as `Method(config, inputs, tools)`; every random initial weight comes from torch's global generator, which the
+    training loop seeds. What a run keeps is `module.state_dict()`: weights and, as buffers, whatever else was learned.
+    """
+
+    module: nn.Module  # what is trained and saved, nothing else
+    unit: Literal["clip", "dialogue"] = "clip"  # what batches are drawn from: dialogues stay together, in order
+
+    @abstractmethod
+    def __init__(self, config: RunConfig, inputs: Inputs, tools: Tools) -> None: ...
+
+    def fit(self, train: Split) -> None:  # noqa: B027  # most methods need nothing else
+        """Learn from the training split, before the first step, what no gradient teaches; keep it in buffers."""
+
+    @abstractmethod
+    def collate(self, samples: Sequence[Sample]) -> Batch:
+        """Samples -> a batch; pure, labels may be None when only `predict` follows."""
+
+    @abstractmethod
+    def loss(self, batch: Batch) -> Loss:
+        """The training loss of a labelled batch."""
+
+    @abstractmethod
+    def predict(self, batch: Batch) -> Predictions:
+        """Answers to a batch, without gradient and in eval mode; no answer may depend on its batch mates."""
+
+    def after_step(self, batch: Batch, epoch: int) -> None:  # noqa: B027
+        """Called after each optimiser step with the finished epochs so far; state lives in the module's buffers."""
+
+    def attention(self, batch: Batch) -> Mapping[str, Tensor]:
+        """Attention maps by name, (B, heads, queries, keys), zero-padded at the end.
+
+        Raises:
+            NotImplementedError: the method has none.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no attention maps to show")

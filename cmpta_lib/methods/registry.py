@@ -1,0 +1,157 @@
+"""Which methods there are, where their code lies, and the tables in which they stand. Imports no torch.
+
+A method of your own joins without touching a file here:
+
+    register(MyConfig, MyMethod, row="My method")    # in my_method.py
+    CMPTA_METHODS=my_method.py cmpta reproduce       # or import my_method before making a Study
+
+Runs are made by processes of their own, which import the same file: it must be one that can be imported.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cmpta_lib.config import CmptaConfig, MethodConfig, RunConfig, TextOnlyConfig
+
+if TYPE_CHECKING:
+    from cmpta_lib.data.corpus import Inputs
+    from cmpta_lib.methods.base import Method, Tools
+
+PLUGINS = "CMPTA_METHODS"  # environment variable: files or modules that register methods, separated as in PATH
+COMPARISONS = ("sims", "meld")  # Table 3's corpus and Table 4's
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One method in the registry.
+
+    `row` heads its lines in tables; where the paper prints a line of that name, it stands in that line. `comparisons`:
+    the corpora in whose comparison, Table 3 ("sims") or Table 4 ("meld"), it stands; on a user's own clips all do.
+    """
+
+    config: type[MethodConfig]
+    method: Callable[[RunConfig, Inputs, Tools], Method] | str  # the class, or "module:class" to import when it is built
+    row: str
+    comparisons: tuple[str, ...] = COMPARISONS
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return str(self.config.model_fields["name"].default)
+
+    @property
+    def is_built_in(self) -> bool:
+        return self.config.__module__ == CmptaConfig.__module__
+
+
+ENTRIES: dict[str, Entry] = {}
+
+
+def register(
+    config: type[MethodConfig],
+    method: Callable[[RunConfig, Inputs, Tools], Method] | str,
+    *,
+    row: str,
+    comparisons: tuple[str, ...] = COMPARISONS,
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+) -> None:
+    """Make a method known to runs, tables and the command line.
+
+    Args:
+        config: its settings class, with defaults for `name` and `recipe`.
+        method: a subclass of `methods.base.Method`, or "module:class".
+        settings: "demo", "paper", "smoke", or "demo/data" for a user's own clips -> config fields that differ from the
+            defaults there.
+    Raises:
+        ValueError: another method has this name or row.
+    """
+    entry = Entry(config, method, row, comparisons, settings or {})
+    for other in ENTRIES.values():
+        same_class = (other.config.__module__, other.config.__qualname__) == (config.__module__, config.__qualname__)
+        if not same_class and (other.name == entry.name or other.row == row):
+            raise ValueError(f"method '{entry.name}', row '{row}': taken by '{other.name}', row '{other.row}'")
+    ENTRIES[entry.name] = entry
+
+
+register(TextOnlyConfig, "cmpta_lib.methods.prompted_lm:PromptedLM", row="text only (no pseudo tokens)")
+register(
+    CmptaConfig,
+    "cmpta_lib.methods.cmpta:CMPTA",
+    row="CMPTA",
+    settings={
+        "demo": {"method.dim": 64},
+        "demo/data": {"method.dim": 128, "method.dropout": 0.3},
+        "smoke": {"method.dim": 16},
+    },
+)
+
+
+def build(config: RunConfig, inputs: Inputs, tools: Tools) -> Method:
+    """The untrained method that a config names.
+
+    Raises:
+        ValueError: it is not registered in this process.
+    """
+    name = config.method.name
+    if name not in ENTRIES:
+        raise ValueError(f"method '{name}' is not registered; known: {', '.join(ENTRIES)}; see {PLUGINS}")
+    method = ENTRIES[name].method
+    if isinstance(method, str):
+        module, _, attribute = method.partition(":")
+        method = getattr(importlib.import_module(module), attribute)
+    return method(config, inputs, tools)
+
+
+def load_plugins() -> None:
+    """Import the files and modules that the environment variable CMPTA_METHODS names, each once.
+
+    Raises:
+        ValueError: one of them is not there.
+    """
+    for place in filter(None, os.environ.get(PLUGINS, "").split(os.pathsep)):
+        name = Path(place).stem if place.endswith(".py") else place
+        if name in sys.modules:
+            continue
+        if not place.endswith(".py"):
+            try:
+                importlib.import_module(name)
+            except ModuleNotFoundError as error:
+                raise ValueError(f"{PLUGINS} names the module '{place}', and it cannot be imported: {error}") from error
+            continue
+        if not Path(place).is_file():
+            raise ValueError(f"{PLUGINS} names {place}, and there is no such file")
+        spec = importlib.util.spec_from_file_location(name, place)
+        assert spec and spec.loader
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        spec.loader.exec_module(module)
+
+
+def plugins() -> str:
+    """What CMPTA_METHODS must be for another process to know the methods that this one knows.
+
+    Raises:
+        ValueError: one was defined where no other process can import it, such as in a notebook's cell.
+    """
+    places = [place for place in os.environ.get(PLUGINS, "").split(os.pathsep) if place]
+    for entry in ENTRIES.values():
+        if entry.is_built_in:
+            continue
+        file = inspect.getsourcefile(entry.config) if entry.config.__module__ in sys.modules else None
+        if entry.config.__module__ == "__main__" or file is None:
+            raise ValueError(
+                f"method '{entry.name}' is defined in a notebook or script, where the processes that make runs cannot "
+                f"import it: move it to a file of its own and import that"
+            )
+        if file not in places:
+            places.append(file)
+    return os.pathsep.join(places)

@@ -1,0 +1,52 @@
+"""The report: what the notebooks have exported, in one file; what is missing is named, not left out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from cmpta_lib import files, paper
+from cmpta_lib.report.rows import provenance
+from cmpta_lib.study.plan import NOTEBOOKS
+from cmpta_lib.study.study import Study
+
+
+def sections(keys: Sequence[str], own: bool) -> Iterator[tuple[str, list[str]]]:
+    """Heading -> patterns of the files under it, as the notebooks export them."""
+    for heading in dict.fromkeys(notebook.section for notebook in NOTEBOOKS):
+        patterns: list[str] = []
+        for notebook in NOTEBOOKS:
+            if notebook.section == heading:
+                own_keys = keys if own else [key for key in notebook.corpora if key in keys]
+                names = [f"{name}.md" for name in notebook.tables] + [f"{name}.png" for name in notebook.figures]
+                patterns += [name.replace("{key}", key) for name in names for key in own_keys or ("*",)]
+        yield heading, list(dict.fromkeys(patterns))
+
+
+def write_report(study: Study, keys: Sequence[str]) -> Path:
+    """Gather what the notebooks have exported into report.md beside it.
+
+    Args:
+        keys: the corpora that are here; the report says on its face if one of them is generated.
+    """
+    folder = study.figures
+    title = study.corpus("data").name if study.data else f"profile {study.profile}"
+    changed = "".join(f", {field} = {value}" for field, value in study.changes.items())
+    parts = [f"# CMPTA, paper | this run: {title}{changed}{', SMOKE RUN' if study.smoke else ''}"]
+    if warning := provenance(study, keys).warning():
+        parts.append(f"**{warning}**")
+    if not study.data:
+        parts += [paper.CONTEXT, "Slips of the paper, as far as they touch its tables and figures:"]
+        parts.append("\n".join(f"- {slip}" for slip in paper.ERRATA))
+    for heading, patterns in sections(study.keys, bool(study.data)):
+        parts.append(f"## {heading}")
+        for pattern in patterns:
+            found = sorted(folder.glob(pattern))
+            for path in found:
+                table = path.suffix == ".md"
+                parts.append(path.read_text(encoding="utf-8").strip() if table else f"![{path.stem}]({path.name})")
+            if not found:
+                parts.append(f"({pattern}: not made.)")
+    folder.mkdir(parents=True, exist_ok=True)
+    files.write_text(folder / "report.md", "\n\n".join(parts) + "\n")
+    return folder / "report.md"

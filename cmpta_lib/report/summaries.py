@@ -1,0 +1,116 @@
+"""The other tables of the notebooks: corpora, settings, training runs and the register's alternatives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from cmpta_lib import metrics, paper
+from cmpta_lib.data.corpus import SPLITS
+from cmpta_lib.files import Damaged
+from cmpta_lib.methods.prompts import Layout
+from cmpta_lib.metrics import METRICS
+from cmpta_lib.report.export import NOTHING
+from cmpta_lib.report.rows import PAPER_NAMES, bayes, scores_of
+from cmpta_lib.study.plan import CMPTA, REGISTER
+from cmpta_lib.study.study import Study
+
+LANGUAGES: Mapping[str, str] = {"zh": "Chinese", "en": "English"}
+
+
+def table1(study: Study) -> pd.DataFrame:
+    """Clips per split and language, the paper's line above this run's."""
+    rows: list[dict[str, object]] = []
+    for key in study.keys:
+        corpus = study.corpus(key)
+        if study.is_paper_corpus(key):
+            printed = vars(paper.TABLE1[PAPER_NAMES[key]])
+            rows.append({"dataset": PAPER_NAMES[key], "source": "paper"} | printed)
+        sizes = {name: len(corpus.splits[name]) for name in SPLITS}
+        total = {"total": sum(sizes.values()), "language": LANGUAGES[corpus.task.language]}
+        rows.append({"dataset": corpus.name, "source": "this run"} | sizes | total)
+    return pd.DataFrame(rows)
+
+
+def best_possible(study: Study, keys: Sequence[str]) -> pd.DataFrame:
+    """Bayes-optimal test scores of generated corpora by what is known, per cent for F1; empty for real data."""
+    rows = []
+    for key in keys:
+        for metric in scores_of(study, key):
+            if scores := bayes(study, key, metric):
+                names = {"text": "text", "face_voice": "face and voice", "all": "all three"}
+                shown = {names[known]: METRICS[metric].with_unit(score) for known, score in scores.items()}
+                rows.append({"corpus": study.corpus(key).name, "metric": metric} | shown)
+    return pd.DataFrame(rows)
+
+
+def table2(study: Study) -> pd.DataFrame:
+    """Hyperparameters and prompts, as printed and as used."""
+    printed, rows = paper.HYPERPARAMETERS, []
+    prompts = {"sims": paper.SIMS_PROMPT_AS_PRINTED, "meld": paper.MELD_PROMPT}
+    for key in study.keys:
+        config, corpus = study.config(key, CMPTA), study.corpus(key)
+        layout = Layout.of(corpus.task)
+        lines: dict[str, tuple[object, object]] = {
+            "feature dimension D": (printed.feature_dim, config.method.model_dump()["dim"]),
+            "optimizer": (printed.optimizer, printed.optimizer),
+            "learning rate": (f"{printed.learning_rate:g}", f"{config.training.learning_rate:g}"),
+            "epochs": (printed.epochs, config.training.epochs),
+            "batch size": (printed.batch_size, config.training.batch_size),
+            "prompt": (prompts.get(key), layout.prompt),
+            "tags around tokens and text": (None, f"{layout.open} … {layout.close}"),
+        }
+        for setting, (theirs, ours) in lines.items():
+            theirs = theirs if study.is_paper_corpus(key) else None
+            rows.append([corpus.name, setting, NOTHING if theirs is None else str(theirs), str(ours)])
+    return pd.DataFrame(rows, columns=["corpus", "setting", "paper", "this run"])
+
+
+def training_table(study: Study, keys: Sequence[str]) -> pd.DataFrame:
+    """One line per CMPTA run: scores, best epoch, seconds, oddities; a run that failed or is damaged says so."""
+    rows = []
+    for key in keys:
+        metric = metrics.headline(study.corpus(key).task.kind)
+        for run in study.runs(key):
+            row: dict[str, object] = {"corpus": study.corpus(key).name, "seed": run.config.seed, "metric": metric.name}
+            try:
+                stored, made_by = run.metrics, run.environment
+            except (Damaged, FileNotFoundError) as error:
+                rows.append(
+                    row | dict.fromkeys(("valid", "test", "best epoch", "seconds"), NOTHING) | {"oddities": str(error)}
+                )
+                continue
+            odd = [f"{name.replace('_', ' ')}: {count}" for name, count in stored["oddities"].items() if count]
+            row |= {split: metric.with_unit(stored[split][metric.name]) for split in ("valid", "test")}
+            row |= {"best epoch": f"{stored['best_epoch']} of {run.config.training.epochs}"}
+            row |= {"seconds": f"{made_by['train_seconds']:.0f}", "oddities": ", ".join(odd) or "none"}
+            rows.append(row | {"hardware": made_by["hardware"]})
+    return pd.DataFrame(rows).fillna(NOTHING)
+
+
+def register_table(study: Study) -> pd.DataFrame:
+    """The interpretation register's alternatives beside the default: one seed, test split of the first corpus."""
+    key = study.keys[0]
+    default = study.runs(key)[0]
+    rows = []
+    for alternative in (None, *REGISTER):
+        run = study.runs(key, alternative or CMPTA)[0]
+        change = (
+            ", ".join(f"{path} = {value}" for path, value in alternative.changes.items()) if alternative else NOTHING
+        )
+        row: dict[str, object] = {"register": alternative.name if alternative else "default", "change": change}
+        try:
+            stored, base = run.metrics, default.metrics["test"]
+        except (Damaged, FileNotFoundError) as error:
+            rows.append(row | {"unparsable": f"not run: {error}"})
+            continue
+        for name in scores_of(study, key):
+            score = stored["test"].get(name, np.nan)  # nothing to correlate where no free reply was parsable
+            gap = METRICS[name].scale * (score - base[name])
+            row[name] = METRICS[name].with_unit(score)
+            row[f"{name} minus default"] = f"{gap:+.3f}" if alternative and np.isfinite(gap) else NOTHING
+        unparsable = int(stored["test"].get("unparsable_count", 0))
+        rows.append(row | {"unparsable": unparsable, "best epoch": stored["best_epoch"]})
+    return pd.DataFrame(rows).fillna(NOTHING)

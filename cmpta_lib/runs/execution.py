@@ -1,0 +1,89 @@
+"""One run from its config to its records: train, answer validation and test, write down everything."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from cmpta_lib import files
+from cmpta_lib.config import RunConfig, from_json
+from cmpta_lib.data.corpus import Corpus, Inputs, Split
+from cmpta_lib.methods import registry
+from cmpta_lib.methods.base import Method
+from cmpta_lib.runs import provenance, store
+from cmpta_lib.runs.trained import find_corpus, tools
+from cmpta_lib.training.checkpoint import State, write_tensors
+from cmpta_lib.training.evaluation import evaluate, score_of
+from cmpta_lib.training.loop import train
+
+
+def execute(root: Path, folder: Path, on_epoch: Callable[[int], None] = lambda epoch: None) -> None:
+    """Train, evaluate and record the run whose config lies in `folder`; call with its lock held.
+
+    Args:
+        root: where corpora and LLMs lie, below `cache`.
+        on_epoch: told how many epochs are finished, after each.
+    Raises:
+        RuntimeError: the GPU's memory is full.
+    """
+    registry.load_plugins()
+    config = from_json((folder / store.CONFIG).read_text(encoding="utf-8"))
+    started = time.perf_counter()
+    torch.set_num_threads(config.training.num_threads)
+    corpus = find_corpus(root / "cache" / "data", config.data)
+
+    def note(state: State) -> None:
+        files.write_text(folder / store.HISTORY, pd.DataFrame(state.history).to_csv(index=False))
+        on_epoch(state.epoch)
+
+    try:
+        method, state = train(config, corpus, tools(root), folder, note)
+    except torch.OutOfMemoryError as error:
+        raise RuntimeError(
+            f"the GPU's memory is full ({str(error).splitlines()[0]}). Close what else runs on it or pass fewer --jobs; "
+            f"finished epochs are kept"
+        ) from error
+    if int(os.environ.get("RANK", 0)) == 0:  # the first process evaluates and writes
+        _record(folder, config, corpus, method, state, started)
+
+
+def _record(folder: Path, config: RunConfig, corpus: Corpus, method: Method, state: State, started: float) -> None:
+    """Write what a finished run holds, all but its seal."""
+    size = config.evaluation.batch_size
+    oddities = _oddities(method, corpus.splits["train"], size)  # those of other splits are counted as they are answered
+    tables = {}
+    for split in ("valid", "test"):
+        tables[split], odd = evaluate(method, corpus.splits[split], size)
+        oddities.update(odd)
+    files.write_parquet(folder / store.PREDICTIONS, pd.concat([t.assign(split=s) for s, t in tables.items()]))
+    write_tensors(folder / store.WEIGHTS, method.module.state_dict())
+    files.write_text(folder / store.CLIPS, Inputs.of(corpus).to_json())
+    history = pd.DataFrame(state.history, columns=None if state.history else ["epoch", "learning_rate", "train_loss"])
+    files.write_text(folder / store.HISTORY, history.to_csv(index=False))
+    llm = getattr(method, "llm", None)
+    record = provenance.environment(data_sources=dict(corpus.sources), repairs=dict(corpus.repairs))
+    record |= {"llm_fingerprint": getattr(llm, "fingerprint", None)}
+    record |= {"train_seconds": round(state.seconds, 2), "seconds": round(time.perf_counter() - started, 2)}
+    files.write_text(folder / store.ENVIRONMENT, json.dumps(record, indent=1))
+    result: dict[str, Any] = {split: score_of(table, corpus.task) for split, table in tables.items()}
+    result |= {"best_epoch": state.best_epoch, "oddities": dict(oddities)}
+    trainable = sum(p.numel() for p in method.module.parameters() if p.requires_grad)
+    result |= {"trainable_parameters": trainable, "llm_parameters": getattr(llm, "num_parameters", 0)}
+    files.write_text(folder / store.METRICS, json.dumps(result, indent=1))
+
+
+def _oddities(method: Method, split: Split, size: int) -> Counter[str]:
+    """What `collate` had to cut or leave out, each clip counted once; training meets it every epoch."""
+    found: Counter[str] = Counter()
+    for start in range(0, len(split), size):
+        samples = [split[index] for index in range(start, min(start + size, len(split)))]
+        found.update(method.collate(samples).oddities)
+    return found
