@@ -1,6 +1,34 @@
 """CMPTA: a frozen LLM reads six pseudo tokens that a small adapter makes from face and voice.
 
-Importing this package imports nothing heavy; every module imports what it needs.
+    import cmpta_lib
+
+    run = cmpta_lib.load("runs/<a run's folder>")      # or its name; train(folder) makes one
+    run.predict(samples)                               # answers with the probability of every legal answer
+    run.attention(sample)                              # where the words looked in face and voice
+
+Importing this package imports nothing heavy: a name is loaded when it is first used. `__init__.pyi` has their types.
 """
 
+from importlib import import_module
+from typing import Any
+
 __version__ = "0.1.0"
+_HOMES = {
+    "Sample": "cmpta_lib.data.corpus",
+    "Study": "cmpta_lib.study.study",
+    "load": "cmpta_lib.runs.trained",
+    "read_folder": "data_prep.public_pickles",
+    "register": "cmpta_lib.methods.registry",
+    "train": "cmpta_lib.study.train",
+}
+__all__ = ["Sample", "Study", "load", "read_folder", "register", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'cmpta_lib' has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -152,6 +152,6 @@ def plugins() -> str:
                 f"method '{entry.name}' is defined in a notebook or script, where the processes that make runs cannot "
                 f"import it: move it to a file of its own and import that"
             )
-        if file not in places:
+        if not any(Path(place).resolve() == Path(file).resolve() for place in places):
             places.append(file)
-    return os.pathsep.join(places)
+    return os.pathsep.join(str(Path(place).resolve()) if place.endswith(".py") else place for place in places)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from cmpta_lib.config import DataConfig, LLMConfig, from_json
+from cmpta_lib.data.checking import check_sample
 from cmpta_lib.data.corpus import Corpus, Inputs, Sample, Task
 from cmpta_lib.data.store import load_corpus
 from cmpta_lib.llm import loading
@@ -173,4 +174,10 @@ def tools(root: Path) -> Tools:
 
 
 def _checked(samples: Iterable[Sample], inputs: Inputs) -> Iterator[tuple[Sample, Counter[str]]]:
-    raise NotImplementedError
+    """Samples as a conversion would store them, each with what had to be repaired; what label they bear is no matter."""
+    for index, sample in enumerate(samples):
+        repairs: Counter[str] = Counter()
+        bare = replace(sample, label=None) if isinstance(sample, Sample) else sample
+        like = "in the clips that this run was trained on"
+        options = {"task": inputs.task, "widths": inputs.widths, "repairs": repairs, "labelled": False, "like": like}
+        yield check_sample(bare, f"sample {index}", **options), repairs
