@@ -47,9 +47,9 @@ class Sample:
 
     id: str
     text: str
-    audio: np.ndarray  # (T_a, F_a) float32
-    vision: np.ndarray  # (T_v, F_v) float32
-    label: float | int  # a score in [-1, 1], or the class index
+    audio: np.ndarray | None  # (T_a, F_a) float32; None (absent) only until `checking.checked` has made it (0, F_a)
+    vision: np.ndarray | None  # (T_v, F_v) float32
+    label: float | int | None = None  # a score in [-1, 1], or the class index; None where it is to be predicted
     speaker: str | None = None
     dialogue: str | None = None
     extra: Mapping[str, float | int | str] = field(default_factory=dict)  # what a generator or an annotation file knows

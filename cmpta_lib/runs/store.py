@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cmpta_lib.config import RunConfig
+from cmpta_lib.files import ROOT, runs_folder
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-ROOT = Path(__file__).resolve().parents[2]
+__all__ = ["DONE", "ROOT", "Run", "runs_folder"]
 DONE = "metrics.json"
 
 
@@ -50,8 +50,3 @@ class Run:
         import pandas as pd
 
         return pd.read_csv(self.folder / "history.csv")
-
-
-def runs_folder() -> Path:
-    """Where runs and caches live: `runs/` of this checkout, or what the environment variable CMPTA_RUNS names."""
-    return Path(os.environ.get("CMPTA_RUNS") or ROOT / "runs").resolve()
