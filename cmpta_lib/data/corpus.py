@@ -136,5 +136,3 @@ class Corpus:
     def has_known_truth(self) -> bool:
         """Whether the generator left its Bayes-optimal answers and true cue windows in the tables."""
         return "bayes_all" in self.splits["test"].table
-
-

@@ -30,7 +30,7 @@ from cmpta_lib.data.errors import problem, shown
 
 FORMAT = 2  # raise when the stored form or the conversion changes: older caches are then refused or not found
 CONTENT = ("audio.f32", "vision.f32", "table.parquet")  # beside meta.json, which holds their hashes
-SMALL_BYTES = 256_000_000  # hashed in 0.2 s or less; SIMS-V2 has ten times as much
+SMALL_BYTES = 256_000_000  # hashed in 0.3 s or less; SIMS-V2 has ten times as much
 _LOCK = "lock"  # within a work folder
 
 
