@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import random_llm
 
-from cmpta_lib import rehearsal
+from cmpta_lib import files, rehearsal
 from cmpta_lib.config import LLMConfig
 from cmpta_lib.embedded import synthetic, tiny_llm
 from cmpta_lib.llm import files as llm_files
@@ -59,6 +60,21 @@ def test_the_tiny_llm_is_the_same_wherever_it_is_built(cache, tmp_path):
     (folder,) = (path for path in cache.iterdir() if path.is_dir())
     for name in ("model.safetensors", "tokenizer.json", "cmpta.json"):
         assert (again / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_a_damaged_tiny_llm_is_not_loaded_and_the_remedy_mends_it(smallest, cache, tmp_path):
+    shutil.copytree(cache, tmp_path / "copy")
+    (folder,) = (path for path in (tmp_path / "copy").iterdir() if path.is_dir())
+    fingerprint = llm_files.tiny_fingerprint(folder)
+    weights = bytearray((folder / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(weights)
+    message = f"{folder}/model.safetensors is not the file that was written .*; remove the folder {folder} and call"
+    for use in (lambda: load(LLMConfig("tiny", fingerprint), folder.parent, CPU), lambda: tiny_llm.build(folder.parent)):
+        with pytest.raises(files.Damaged, match=message):
+            use()
+    shutil.rmtree(folder)
+    assert llm_files.tiny_fingerprint(tiny_llm.build(folder.parent)) == fingerprint
 
 
 def test_a_build_that_dies_leaves_nothing(tmp_path, monkeypatch):

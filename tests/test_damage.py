@@ -14,10 +14,12 @@ import pandas as pd
 import pytest
 
 from cmpta_lib import files
+from cmpta_lib.config import LLMConfig
 from cmpta_lib.data import store
 from cmpta_lib.data.corpus import Sample, Task
 from cmpta_lib.data.store import load_corpus, write_corpus
 from cmpta_lib.embedded import synthetic
+from cmpta_lib.llm import files as llm_files
 
 PARTS = ("meta.json", "audio.f32", "vision.f32", "table.parquet")
 
@@ -180,3 +182,50 @@ def test_the_remedy_for_an_embedded_corpus_works(tmp_path: Path):
     )
     shutil.rmtree(folder)
     assert synthetic.embedded_corpus("embedded-sims", tmp_path, sizes).fingerprint == first.fingerprint
+
+
+# --- the tiny LLM -----------------------------------------------------------------------------------------------------
+
+WRITTEN = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+LLM_PARTS = (llm_files.TINY, *WRITTEN)
+
+
+def tiny(cache: Path, seed: int = 0) -> Path:
+    """Files as the tiny LLM's, with other contents: what is checked is that they stay."""
+    folder = cache / f"tiny-{seed}"
+    folder.mkdir(parents=True)
+    for name in WRITTEN:
+        content = json.dumps({"model_type": "qwen2", "bos_token": "b", "version": "1", "seed": seed})
+        (folder / name).write_text(content)
+    llm_files.seal_tiny(folder, steps=3)
+    return folder
+
+
+@pytest.mark.parametrize("part", LLM_PARTS)
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_tiny_llm_is_refused(tmp_path: Path, part: str, damage: str):
+    good, other = tiny(tmp_path / "cache"), tiny(tmp_path / "elsewhere", 1)
+    fingerprint = llm_files.tiny_fingerprint(good)
+    DAMAGES[damage](good / part, other)
+    named = good if (part, damage) == (llm_files.TINY, "swapped") else good / part
+    remedy = f"; remove the folder {good} and call again: it is made anew in a minute"
+    refused(lambda: llm_files.tiny_fingerprint(good), named, remedy)
+    refused(lambda: llm_files.find_tiny(fingerprint, good.parent), named, remedy)
+    refused(lambda: llm_files.find_tiny("", good.parent), named, remedy)
+    refused(lambda: llm_files.check_contents(LLMConfig("tiny", fingerprint), good.parent), named, remedy)
+
+
+def test_a_damaged_tiny_llm_stops_only_itself(tmp_path: Path):
+    good, other = tiny(tmp_path, 1), tiny(tmp_path, 0)
+    flip(other / "model.safetensors", other)
+    assert llm_files.find_tiny(llm_files.tiny_fingerprint(good), tmp_path) == good
+    (other / llm_files.TINY).unlink()
+    assert llm_files.find_tiny(llm_files.tiny_fingerprint(good), tmp_path) == good
+
+
+def test_a_file_that_joined_the_tiny_llm_is_named(tmp_path: Path):
+    good = tiny(tmp_path)
+    (good / ".DS_Store").touch()
+    assert llm_files.tiny_fingerprint(good)
+    (good / "added_tokens.json").write_text("{}")
+    refused(lambda: llm_files.tiny_fingerprint(good), good / "added_tokens.json", "it is made anew in a minute")

@@ -282,12 +282,12 @@ def _tiny_fingerprint(cache: Path, documents: int | None) -> str:
     """Fingerprint of the tiny LLM, built first if need be: by a process of its own, so that tables need no torch."""
     from cmpta_lib.embedded.tiny_llm import folder_of
 
-    record = folder_of(cache, documents) / "cmpta.json"
-    if not record.exists():
+    folder = folder_of(cache, documents)
+    if not folder.exists():
         _python(
             "-m", "cmpta_lib.embedded.tiny_llm", str(cache), *([str(documents)] if documents else []), threads=os.cpu_count() or 1
         )
-    return json.loads(record.read_text())["fingerprint"]
+    return llm_files.tiny_fingerprint(folder)
 
 
 def _python(*arguments: str, threads: int) -> None:
