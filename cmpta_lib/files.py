@@ -50,6 +50,19 @@ def writing(path: Path) -> Iterator[None]:
 
 
 @contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Say which path may not be read, and what to do about it.
+
+    Raises:
+        PermissionError: with path and remedy in its message.
+    """
+    try:
+        yield
+    except PermissionError as error:
+        raise PermissionError(error.errno, f"cannot read {path}: no permission; grant it, or read a copy of yours") from error
+
+
+@contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A file beside `path` to write to; it takes the place of `path` when the block ends well, and goes otherwise."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")

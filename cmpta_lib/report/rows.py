@@ -126,15 +126,6 @@ def bayes_of(study: Study, key: str, names: Sequence[str]) -> dict[str, float]:
     return {name: scores["all"] for name in names if (scores := study.bayes(key, name))}
 
 
-def findings(study: Study) -> pd.DataFrame:
-    """What the corpora hold and what in them is odd: counts, absent modalities, duplicates, leaks, repairs."""
-    from data_prep import verify
-
-    return pd.concat([verify.findings(corpus).assign(corpus=corpus.name) for corpus in map(study.corpus, study.keys)])[
-        ["corpus", "check", "split", "count", "examples"]
-    ].reset_index(drop=True)
-
-
 def table2(study: Study) -> pd.DataFrame:
     """Hyperparameters and prompts, as printed and as used."""
     printed, rows = paper.HYPERPARAMETERS, []

@@ -14,6 +14,7 @@ from typing import Any
 from cmpta_lib import metrics, paper
 from cmpta_lib.config import PAPER_SEEDS, DataConfig, LLMConfig, RunConfig, override
 from cmpta_lib.data.corpus import Corpus
+from cmpta_lib.data.readers import read_raw
 from cmpta_lib.data.store import load_corpus
 from cmpta_lib.llm import files as llm_files
 from cmpta_lib.report.export import Provenance
@@ -23,7 +24,6 @@ from cmpta_lib.runs.engines import ensure
 from cmpta_lib.runs.store import ROOT, Run, runs_folder
 from cmpta_lib.study.plan import FIRST_SEED_ONLY, NOTEBOOK_RUNS, REGISTER, VARIANTS
 from cmpta_lib.study.profiles import PROFILES, REHEARSAL, SMOKE_CHANGES, SMOKE_DOCUMENTS, SMOKE_SIZES
-from data_prep.public_pickles import read_public_pickles
 
 
 class Study:
@@ -86,7 +86,7 @@ class Study:
 
         cache = self.cache / "data"
         if key == "data":
-            return read_public_pickles(Path(self.data), cache)
+            return read_raw(Path(self.data), cache)
         name = self.settings.corpora[key]
         if name in synthetic.worlds():
             return synthetic.embedded_corpus(name, cache, SMOKE_SIZES if self.smoke else synthetic.SPLIT_SIZES)
@@ -98,19 +98,6 @@ class Study:
                 f"files in MELD's public format, or use profile 'demo', which needs no download."
             )
         return load_corpus(folder)
-
-    def fetch(self) -> None:
-        """Fetch, verify and convert the published corpora of this study that are not here yet.
-
-        Raises:
-            ValueError, OSError: as `data_prep.simsv2.prepare` and `data_prep.meld.prepare`.
-        """
-        from data_prep import meld, simsv2
-
-        for key in self.keys if not (self.data or self.smoke) else ():
-            for module in (simsv2, meld):
-                if self.settings.corpora[key] == module.NAME:
-                    module.prepare(self.cache)
 
     @property
     def llm_name(self) -> str:
