@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pandas as pd
 
+ROOT = Path(__file__).resolve().parents[1]
 _REMEDIES = {
     errno.ENOSPC: "the disk is full: make room there, or name another folder in the environment variable CMPTA_RUNS",
     errno.EDQUOT: "the quota is used up: make room there, or name another folder in the environment variable CMPTA_RUNS",
@@ -26,6 +27,11 @@ _REMEDIES = {
 
 class Damaged(ValueError):
     """A stored file is not what was written; the message names it and says what to do."""
+
+
+def runs_folder() -> Path:
+    """Where runs and caches live: `runs/` of this checkout, or what the environment variable CMPTA_RUNS names."""
+    return Path(os.environ.get("CMPTA_RUNS") or ROOT / "runs").resolve()
 
 
 @contextmanager
@@ -41,6 +47,19 @@ def writing(path: Path) -> Iterator[None]:
         if error.errno not in _REMEDIES:
             raise
         raise type(error)(error.errno, f"cannot write {path}: {_REMEDIES[error.errno]}") from error
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Say which path may not be read, and what to do about it.
+
+    Raises:
+        PermissionError: with path and remedy in its message.
+    """
+    try:
+        yield
+    except PermissionError as error:
+        raise PermissionError(error.errno, f"cannot read {path}: no permission; grant it, or read a copy of yours") from error
 
 
 @contextmanager
@@ -89,9 +108,9 @@ def unsealed(path: Path, remedy: str) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         seal = content.pop("seal")
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise Damaged(f"{path} is missing; {remedy}") from None
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise Damaged(f"{path} is damaged (expected a sealed JSON record, {type(error).__name__}); {remedy}") from None
     if seal != _seal(content):
         raise Damaged(f"{path} was changed after it was written; {remedy}")
@@ -113,11 +132,12 @@ def check(folder: Path, recorded: Mapping[str, str], remedy: str) -> None:
         path = folder / name
         try:
             found = sha256(path)
-        except (FileNotFoundError, IsADirectoryError):
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             raise Damaged(f"{path} is missing; {remedy}") from None
         if found != expected:
             raise Damaged(f"{path} is not the file that was written (other contents); {remedy}")
 
 
 def _seal(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+    text = json.dumps(content, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()  # an edited record may hold half characters

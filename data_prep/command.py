@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from cmpta_lib.data.corpus import Corpus
+from cmpta_lib.files import runs_folder
 from data_prep import verify
 
 
@@ -20,8 +21,6 @@ def convert(
         prepare: takes the cache, then one folder or None for each of `folders`.
         folders: option -> what its help says.
     """
-    from cmpta_lib.runs.store import runs_folder
-
     parser = argparse.ArgumentParser(prog=prog, description=what)
     given = [
         parser.add_argument(option, type=Path, metavar="FOLDER", help=text).dest for option, text in folders.items()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import shlex
@@ -13,6 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
+
+from cmpta_lib.files import reading
+from cmpta_lib.files import sha256 as hash_of
 
 MANIFEST = "manifest.json"
 HUB = "https://huggingface.co"  # the environment variable HF_ENDPOINT names a mirror instead
@@ -147,8 +149,9 @@ def holds(published: Published, folder: Path) -> bool:
 
 
 def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Hex digest of a file's contents; without permission to read it, an error that names it."""
+    with reading(path):
+        return hash_of(path)
 
 
 def need_space(folder: Path, size_bytes: int, what: str) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from numbers import Integral, Real
@@ -16,38 +18,50 @@ import numpy as np
 from cmpta_lib.data.corpus import SPLITS, Corpus, Sample, Task
 from cmpta_lib.data.errors import problem, shown
 from cmpta_lib.data.store import FORMAT, load_corpus, write_corpus
+from cmpta_lib.files import reading, runs_folder
 from cmpta_lib.paper import MELD_LABELS
-from data_prep import safe_pickle
-from data_prep.hub import unpack_first
+from data_prep import safe_pickle, verify
+from data_prep.hub import sha256, unpack_first
+
+MOST_NAME_BYTES = 120  # file systems take 255, and caches and runs add up to 60
+MOST_LABEL_CHARACTERS = 100  # all classes stand in every prompt
 
 _CJK = re.compile("[\u3400-\u4dbf\u4e00-\u9fff]")
-_PUBLIC_FILE = re.compile(rf"(.+)_({'|'.join(SPLITS)})\.pkl")
+_PUBLIC_FILE = re.compile(rf"(.+)_({'|'.join(SPLITS)})\.pkl", re.DOTALL)
 _PUBLIC_FIELDS = {"label", "features"}
 KEYS = ("id", "speaker", "dialogue")  # optional
 _PUBLIC_FEATURES = {"text", "audio", "audio_len", "video", "video_len"}
 
 
-def read_public_pickles(folder: Path, cache: Path) -> Corpus:
+def read_public_pickles(folder: Path, cache: Path | None = None) -> Corpus:
     """Open `<name>_{train,valid,test}.pkl`, MELD's public format; converted on first use, below `cache`.
+
+    Clips that stand in train and in another split are named in a printed line in every call.
 
     Each file is a list of dicts `{"label": str | float, "features": {"text", "audio": (T, F), "audio_len",
     "video": (T, F), "video_len"}}`, with "id", "speaker" and "dialogue" where known. Only the first `len` rows are real
     frames; 0 means that the modality is absent. Text labels make it a classification, numbers in [-1, 1] a regression.
     The conversion is named by the files' SHA-256, which every call computes (0.5 s for MELD).
 
+    Args:
+        cache: where conversions lie; without it `cache/data` of the runs' folder, as in every study.
     Raises:
         FileNotFoundError: a split's file is missing.
         ValueError: there are files of several datasets, or one does not conform; the message names file, sample, field.
+        PermissionError: a file may not be read; named.
+        Damaged: an earlier conversion is no longer what was written; names it and says what to do.
     """
     name, paths = _public_files(Path(folder))
-    sources = {}
-    for path in paths.values():
-        with path.open("rb") as file:
-            sources[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    sources = {path.name: sha256(path) for path in paths.values()}
     key = hashlib.sha256(json.dumps([FORMAT, *sources.values()]).encode()).hexdigest()[:16]
-    target = Path(cache) / f"{name}-{key}"
-    if target.exists():
-        return load_corpus(target)
+    target = (runs_folder() / "cache" / "data" if cache is None else Path(cache)) / f"{name}-{key}"
+    corpus = load_corpus(target) if target.exists() else _convert(name, paths, sources, target)
+    for line in verify.warnings(corpus):
+        print(f"{folder}: {line}", file=sys.stderr)
+    return corpus
+
+
+def _convert(name: str, paths: Mapping[str, Path], sources: Mapping[str, str], target: Path) -> Corpus:
     repairs: Counter[str] = Counter()
     items = {split: read_items(path, repairs) for split, path in paths.items()}
     task = _public_task(paths, items)
@@ -64,8 +78,11 @@ def read_public_pickles(folder: Path, cache: Path) -> Corpus:
 
 
 def _public_files(folder: Path) -> tuple[str, dict[str, Path]]:
-    found = {path.name: path for path in sorted(folder.iterdir()) if path.is_file()} if folder.is_dir() else {}
+    with reading(folder):
+        found = {path.name: path for path in sorted(folder.iterdir()) if path.is_file()} if folder.is_dir() else {}
     names = sorted({match[1] for file in found if (match := _PUBLIC_FILE.fullmatch(file))})
+    for name in names:
+        _need_usable_name(folder, name)
     if len(names) > 1:
         raise ValueError(f"{folder}: expected one dataset, found {', '.join(names)}; give each a folder of its own")
     files = {split: f"{names[0] if names else '<name>'}_{split}.pkl" for split in SPLITS}
@@ -77,13 +94,28 @@ def _public_files(folder: Path) -> tuple[str, dict[str, Path]]:
     return names[0], {split: found[file] for split, file in files.items()}
 
 
+def _need_usable_name(folder: Path, name: str) -> None:
+    """Caches, runs and figures are named by it."""
+    size = len(os.fsencode(name))
+    if name.startswith("."):
+        expected, came = "one that begins with no dot, which would hide its results or put them elsewhere", shown(name)
+    elif not name.isprintable():
+        expected, came = "one of visible characters", shown(name)
+    elif size > MOST_NAME_BYTES:
+        expected, came = f"one of at most {MOST_NAME_BYTES} bytes", f"one of {size}, {shown(name)}"
+    else:
+        return
+    raise problem(f"{folder}: the dataset's name, as before _train.pkl,", None, expected, came, "rename or remove its files")
+
+
 def read_items(path: Path, repairs: Counter[str]) -> list[dict]:
     """One file's list of dicts, checked as far as keys, text and the kind of label go; unknown keys are counted.
 
     Raises:
         ValueError: the file does not conform; the message names file, sample and field.
     """
-    items = safe_pickle.load(path)
+    with reading(path):
+        items = safe_pickle.load(path)
     if not isinstance(items, list):
         expected = "a list of dicts, one per sample"
         raise problem(str(path), None, expected, shown(items), "save it in MELD's public format")
@@ -113,18 +145,42 @@ def _need_keys(where: str, field: str | None, value: object, keys: set[str]) -> 
 
 
 def _public_task(paths: Mapping[str, Path], items: Mapping[str, list[dict]]) -> Task:
-    texts = [item["features"]["text"] for split in SPLITS for item in items[split]]
+    train, texts = items["train"], [item["features"]["text"] for split in SPLITS for item in items[split]]
     language = "zh" if sum(bool(_CJK.search(text)) for text in texts) * 2 > len(texts) else "en"
-    classes = {item["label"] for item in items["train"] if isinstance(item["label"], str)}
+    if not train:
+        raise problem(str(paths["train"]), None, "a list of one sample or more", "empty", "fill it, or split anew")
+    named = sum(isinstance(item["label"], str) for item in train)
+    has_classes = 2 * named >= len(train)  # the odd one is to blame, wherever it stands
+    classes = {item["label"] for item in train if isinstance(item["label"], str)} if has_classes else set()
     for split in SPLITS:
         for index, label in enumerate(item["label"] for item in items[split]):
-            if isinstance(label, str) != bool(classes) or (classes and label not in classes):
-                expected = f"one of train's labels {short(sorted(classes))}" if classes else "a number, as in train"
-                where = f"{paths[split]}, sample {index}"
+            where = f"{paths[split]}, sample {index}"
+            if isinstance(label, str) and has_classes:
+                _need_usable_label(where, label)
+            if not has_classes and isinstance(label, str):
+                expected = f"a number, as for {len(train) - named} of the {len(train)} samples in train"
+                raise problem(where, "label", expected, shown(label), "correct it")
+            if has_classes and label not in classes:
+                expected = f"one of train's labels {short(sorted(classes))}"
                 raise problem(where, "label", expected, shown(label), "correct it or add such samples to train")
-    if not classes:
+    if not has_classes:
         return Task("regression", language)
+    if len(classes) == 1:
+        came = f"of {shown(*classes)} alone"
+        raise problem(str(paths["train"]), None, "of two classes or more", came, "add samples of another, or write scores")
     return Task("classification", language, MELD_LABELS if classes == set(MELD_LABELS) else tuple(sorted(classes)))
+
+
+def _need_usable_label(where: str, label: str) -> None:
+    """Classes that look alike must be alike, and the LLM is asked about them by name."""
+    if len(label) > MOST_LABEL_CHARACTERS:
+        expected, came = f"a class name of at most {MOST_LABEL_CHARACTERS} characters", f"one of {len(label)}"
+        raise problem(where, "label", expected, f"{came}, {shown(label)}", "write a short name")
+    seen = "".join(letter if letter.isprintable() else " " if letter.isspace() else "" for letter in label)
+    tidy = " ".join(seen.split())
+    if label != tidy or not tidy:
+        expected = "a class name of visible characters, with single spaces between words only"
+        raise problem(where, "label", expected, shown(label), f"write {tidy!r}" if tidy else "write the class's name")
 
 
 def read_samples(path: Path, split: str, items: list[dict], task: Task, repairs: Counter[str]) -> Iterator[Sample]:

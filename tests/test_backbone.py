@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import random_llm
 
-from cmpta_lib import rehearsal
+from cmpta_lib import files, rehearsal
 from cmpta_lib.config import LLMConfig
 from cmpta_lib.embedded import synthetic, tiny_llm
 from cmpta_lib.llm import files as llm_files
@@ -48,7 +49,7 @@ def test_the_tiny_llm_is_built_once(cache, monkeypatch):
     monkeypatch.setattr(tiny_llm, "_pretrain", None)
     folder = tiny_llm.build(cache)
     assert {path.name for path in cache.iterdir()} == {folder.name, f"{folder.name}.lock"}
-    llm = load(LLMConfig("tiny"), cache, CPU)
+    llm = load(LLMConfig(name="tiny"), cache, CPU)
     record = json.loads((folder / "cmpta.json").read_text())
     assert record["fingerprint"] == llm.fingerprint == llm_files.fingerprint(folder)
     assert record["steps"] == 50 and llm.name == "tiny" and llm.dim == 32
@@ -59,6 +60,21 @@ def test_the_tiny_llm_is_the_same_wherever_it_is_built(cache, tmp_path):
     (folder,) = (path for path in cache.iterdir() if path.is_dir())
     for name in ("model.safetensors", "tokenizer.json", "cmpta.json"):
         assert (again / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_a_damaged_tiny_llm_is_not_loaded_and_the_remedy_mends_it(smallest, cache, tmp_path):
+    shutil.copytree(cache, tmp_path / "copy")
+    (folder,) = (path for path in (tmp_path / "copy").iterdir() if path.is_dir())
+    fingerprint = llm_files.tiny_fingerprint(folder)
+    weights = bytearray((folder / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(weights)
+    message = f"{folder}/model.safetensors is not the file that was written .*; remove the folder {folder} and call"
+    for use in (lambda: load(LLMConfig(name="tiny", fingerprint=fingerprint), folder.parent, CPU), lambda: tiny_llm.build(folder.parent)):
+        with pytest.raises(files.Damaged, match=message):
+            use()
+    shutil.rmtree(folder)
+    assert llm_files.tiny_fingerprint(tiny_llm.build(folder.parent)) == fingerprint
 
 
 def test_a_build_that_dies_leaves_nothing(tmp_path, monkeypatch):
@@ -74,7 +90,7 @@ def test_a_build_that_dies_leaves_nothing(tmp_path, monkeypatch):
 
 def test_pre_training_teaches_something(cache):
     """Even fifty small steps make real pages likelier than the untrained weights do."""
-    llm = load(LLMConfig("tiny"), cache, CPU)
+    llm = load(LLMConfig(name="tiny"), cache, CPU)
     pages = list(synthetic.documents(20, seed=5))
     untrained = copy.deepcopy(llm.model)
     torch.manual_seed(0)
@@ -91,20 +107,20 @@ def test_pre_training_teaches_something(cache):
 
 
 def test_the_tiny_llm_learns_no_weight_after_loading(cache):
-    llm = load(LLMConfig("tiny"), cache, CPU)
+    llm = load(LLMConfig(name="tiny"), cache, CPU)
     assert not llm.model.training and not any(p.requires_grad for p in llm.model.parameters())
     assert llm.model.config._attn_implementation == backbone.PACKED
 
 
 def test_other_weights_than_the_run_asks_for_are_refused(cache):
     with pytest.raises(FileNotFoundError, match="fingerprint 0123456789abcdef"):
-        load(LLMConfig("tiny", fingerprint="0123456789abcdef"), cache, CPU)
+        load(LLMConfig(name="tiny", fingerprint="0123456789abcdef"), cache, CPU)
 
 
 def test_dtype(cache):
-    llm = load(LLMConfig("tiny", dtype="bfloat16"), cache, CPU)
+    llm = load(LLMConfig(name="tiny", dtype="bfloat16"), cache, CPU)
     assert {p.dtype for p in llm.model.parameters()} == {torch.bfloat16}
-    assert llm.embedding_norm == pytest.approx(load(LLMConfig("tiny"), cache, CPU).embedding_norm, rel=1e-2)
+    assert llm.embedding_norm == pytest.approx(load(LLMConfig(name="tiny"), cache, CPU).embedding_norm, rel=1e-2)
 
 
 # --- any other LLM ----------------------------------------------------------------------------------------------------
@@ -121,13 +137,13 @@ def stored(llm, tmp_path_factory) -> Path:
 
 
 def test_a_folder_can_be_the_llm(llm, stored, tmp_path):
-    loaded = load(LLMConfig(str(stored)), tmp_path, CPU)
+    loaded = load(LLMConfig(name=str(stored)), tmp_path, CPU)
     assert weights_fingerprint(loaded.model) == weights_fingerprint(llm.model) and loaded.first_ids == llm.first_ids
     assert loaded.embedding_norm == llm.embedding_norm and loaded.num_parameters == llm.num_parameters
 
 
 def test_a_folder_keeps_its_tokenizer(llm, stored, tmp_path):
-    loaded = load(LLMConfig(str(stored)), tmp_path, CPU)
+    loaded = load(LLMConfig(name=str(stored)), tmp_path, CPU)
     texts = [page.text for page in synthetic.documents(50)]
     assert [loaded.token_ids(text) for text in texts] == [llm.token_ids(text) for text in texts]
 
@@ -135,7 +151,7 @@ def test_a_folder_keeps_its_tokenizer(llm, stored, tmp_path):
 def test_a_missing_llm_says_where_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(OSError, match="Fetch it with: cmpta weights nobody/nothing-here"):
-        load(LLMConfig("nobody/nothing-here"), tmp_path, CPU)
+        load(LLMConfig(name="nobody/nothing-here"), tmp_path, CPU)
 
 
 def test_a_model_with_code_of_its_own_is_refused(stored, tmp_path, monkeypatch):
@@ -147,7 +163,7 @@ def test_a_model_with_code_of_its_own_is_refused(stored, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("nobody may be asked whether to run it"))
     with pytest.raises(OSError, match="transformers knows without remote code, not 'own'"):
-        load(LLMConfig(str(tmp_path)), tmp_path / "cache", CPU)
+        load(LLMConfig(name=str(tmp_path)), tmp_path / "cache", CPU)
     assert not (tmp_path / "it_ran").exists()
 
 
@@ -204,10 +220,10 @@ def broken(folder: Path, change: str) -> None:
 )
 def test_a_broken_folder_is_named_in_one_message(change, tmp_path):
     rehearsal.write_qwen_v1(tmp_path / "own", ["a few words"], width=32, layers=1, vocabulary_size=700)
-    load(LLMConfig(str(tmp_path / "own")), tmp_path / "cache", CPU)
+    load(LLMConfig(name=str(tmp_path / "own")), tmp_path / "cache", CPU)
     broken(tmp_path / "own", change)
     with pytest.raises((ValueError, OSError), match=str(tmp_path / "own")) as caught:
-        load(LLMConfig(str(tmp_path / "own")), tmp_path / "cache", CPU)
+        load(LLMConfig(name=str(tmp_path / "own")), tmp_path / "cache", CPU)
     assert "weights_only" not in str(caught.value)
 
 
@@ -217,18 +233,18 @@ def test_a_known_familys_damaged_weights_are_named(stored, tmp_path):
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-50])
     with pytest.raises(ValueError, match=f"{tmp_path}: config.json, vocabulary and weights do not make an LLM"):
-        load(LLMConfig(str(tmp_path)), tmp_path / "cache", CPU)
+        load(LLMConfig(name=str(tmp_path)), tmp_path / "cache", CPU)
     weights.unlink()
     torch.save({"weight": Path()}, tmp_path / "pytorch_model.bin")
     with pytest.raises((ValueError, OSError), match=str(tmp_path)) as caught:
-        load(LLMConfig(str(tmp_path)), tmp_path / "cache", CPU)
+        load(LLMConfig(name=str(tmp_path)), tmp_path / "cache", CPU)
     assert "weights_only" not in str(caught.value)
 
 
 def test_qwen_v1_answers_through_the_same_wrapper(tmp_path):
     """A packed row of two clips gives each clip's own logits, with weights as Qwen-1.8B publishes them."""
     rehearsal.write_qwen_v1(tmp_path, ["a few words 情感"], width=32, layers=2, vocabulary_size=700)
-    loaded = load(LLMConfig(str(tmp_path)), tmp_path / "cache", CPU)
+    loaded = load(LLMConfig(name=str(tmp_path)), tmp_path / "cache", CPU)
     assert loaded.first_ids == loaded.tokenizer.convert_tokens_to_ids(["<|im_start|>"]) and loaded.dim == 32
     rows = [loaded.first_ids + loaded.token_ids(text) for text in ("a few words", "情感")]
     embeds = loaded.embedding(torch.tensor(sum(rows, [])))

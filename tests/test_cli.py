@@ -149,7 +149,7 @@ def executed(monkeypatch) -> list:
     """Nothing is trained or executed: what would be, in order."""
     done: list = []
     monkeypatch.setattr(Study, "corpus", lambda self, key: done.append(("corpus", key)))
-    monkeypatch.setattr(Study, "llm", experiments.LLMConfig("tiny", "f"))
+    monkeypatch.setattr(Study, "llm", experiments.LLMConfig(name="tiny", fingerprint="f"))
     monkeypatch.setattr(Study, "planned_runs", lambda self, notebooks: [])
     monkeypatch.setattr(Study, "ensure", lambda self, runs, jobs=None: done.append(("ensure", len(runs))))
     monkeypatch.setattr(Study, "figures", Path("figures/demo"))
@@ -211,7 +211,7 @@ def test_a_failed_notebook_ends_with_its_message_and_no_report(executed, monkeyp
 
 
 def write_run(folder: Path, seed: int, test: dict[str, float] | None) -> RunConfig:
-    config = RunConfig(data=DataConfig("embedded-sims", "f"), seed=seed)
+    config = RunConfig(data=DataConfig(name="embedded-sims", fingerprint="f"), seed=seed)
     (folder / f"embedded-sims-{config.hash}").mkdir(parents=True)
     files = {"config.json": to_json(config), "environment.json": json.dumps({"train_seconds": 12.4})}
     if test is not None:

@@ -23,7 +23,7 @@ from cmpta_lib.config import (
 )
 
 ROOT = Path(__file__).parents[1]
-CONFIG = RunConfig(data=DataConfig("embedded-sims", "abc"))
+CONFIG = RunConfig(data=DataConfig(name="embedded-sims", fingerprint="abc"))
 
 
 def leaves(cls: type = RunConfig, prefix: str = "") -> dict[str, Any]:

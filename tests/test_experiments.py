@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cmpta_lib import metrics, paper
+from cmpta_lib import files, metrics, paper
 from cmpta_lib.config import PAPER_SEEDS, RunConfig, to_json
 from cmpta_lib.embedded import synthetic, tiny_llm
 from cmpta_lib.llm import files as llm_files
@@ -43,7 +43,7 @@ def root(tmp_path_factory) -> Path:
     for cache, documents in ((folder / "cache", None), (folder / "smoke" / "cache", SMOKE_DOCUMENTS)):
         llm = tiny_llm.folder_of(cache / "llm", documents)
         llm.mkdir(parents=True)
-        (llm / "cmpta.json").write_text(json.dumps({"fingerprint": "0123456789abcdef"}))
+        files.write_text(llm / "cmpta.json", files.sealed({"fingerprint": "0123456789abcdef", "files": {}}))
     return folder
 
 

@@ -53,10 +53,10 @@ def own_llm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 @pytest.mark.parametrize("world", ["embedded-sims", "embedded-meld"])
 def test_batches_equal_single_clips(own_llm: Path, world: str, corpora, tmp_path: Path):
     corpus = corpora[world]
-    loaded = loading.load(LLMConfig(str(own_llm)), tmp_path, torch.device("cpu"))
+    loaded = loading.load(LLMConfig(name=str(own_llm)), tmp_path, torch.device("cpu"))
     sign = llm_files.answer_sign(own_llm)
     config = RunConfig(
-        DataConfig(corpus.name, corpus.fingerprint), AdapterConfig(dim=16), prompt=PromptConfig(answer_sign=sign)
+        data=DataConfig(name=corpus.name, fingerprint=corpus.fingerprint), method=AdapterConfig(dim=16), prompt=PromptConfig(answer_sign=sign)
     )
     torch.manual_seed(0)
     split = corpus.splits["train"]
@@ -78,7 +78,7 @@ def test_batches_equal_single_clips(own_llm: Path, world: str, corpora, tmp_path
 
 
 def test_inputs_start_as_the_family_starts_them(own_llm: Path, tmp_path: Path):
-    loaded = loading.load(LLMConfig(str(own_llm)), tmp_path, torch.device("cpu"))
+    loaded = loading.load(LLMConfig(name=str(own_llm)), tmp_path, torch.device("cpu"))
     first = {"qwen": ["<|im_start|>"], "llama": ["<|im_start|>"], "chatglm": ["[gMASK]", "sop"]}
     names = first[llm_files.family(own_llm)]
     known = getattr(loaded.tokenizer, "special_ids", None) or loaded.tokenizer.get_vocab()

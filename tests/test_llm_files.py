@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from cmpta_lib import files
 from cmpta_lib.config import LLMConfig
 from cmpta_lib.llm import files as llm_files
 
@@ -44,7 +45,7 @@ def test_a_published_name_is_found_in_the_hubs_cache(hub_cache: Path, tmp_path: 
     folder = in_hub_cache(hub_cache, "Qwen/Qwen-1_8B")
     assert llm_files.locate("qwen-1.8b") == llm_files.locate("Qwen/Qwen-1_8B") == folder.resolve()
     config = llm_files.resolve("qwen-1.8b", "bfloat16", tmp_path / "cache")
-    assert config == LLMConfig("Qwen/Qwen-1_8B", llm_files.fingerprint(folder), "bfloat16")
+    assert config == LLMConfig(name="Qwen/Qwen-1_8B", fingerprint=llm_files.fingerprint(folder), dtype="bfloat16")
     assert llm_files.find(config, tmp_path / "cache") == folder.resolve()
 
 
@@ -83,15 +84,16 @@ def test_a_folders_config_names_no_path_and_files_are_hashed_once(tmp_path: Path
     config = llm_files.resolve(str(folder), "float32", cache)
     assert config.name == "my-model"
     with monkeypatch.context() as patch:
-        patch.setattr(llm_files, "fingerprint", None)
+        patch.setattr(files, "sha256", None)
         assert llm_files.resolve(str(folder), "float32", cache) == config
         assert llm_files.find(config, cache) == folder
     (folder / "config.json").write_text("{}")
     assert llm_files.resolve(str(folder), "float32", cache).fingerprint != config.fingerprint
-    with pytest.raises(ValueError, match=f"no longer the one with fingerprint {config.fingerprint}"):
+    gone = f"{folder}: config.json changed, so it is no longer the one with fingerprint {config.fingerprint}; restore"
+    with pytest.raises(files.Damaged, match=gone):
         llm_files.find(config, cache)
     with pytest.raises(FileNotFoundError, match="no LLM 'x' with fingerprint feed"):
-        llm_files.find(LLMConfig("x", "feed"), cache)
+        llm_files.find(LLMConfig(name="x", fingerprint="feed"), cache)
 
 
 def test_touched_but_equal_files_are_still_the_same_llm(tmp_path: Path):
@@ -99,6 +101,44 @@ def test_touched_but_equal_files_are_still_the_same_llm(tmp_path: Path):
     config = llm_files.resolve(str(folder), "float32", cache)
     os.utime(folder / "config.json", (1, 1))
     assert llm_files.find(config, cache) == folder
+
+
+def test_a_changed_byte_under_an_old_time_shows_in_a_deep_check(tmp_path: Path):
+    folder, cache = model_folder(tmp_path / "model"), tmp_path / "cache"
+    config = llm_files.resolve(str(folder), "float32", cache)
+    llm_files.check_contents(config, cache)
+    before = (folder / "model-2.safetensors").stat()
+    (folder / "model-2.safetensors").write_bytes(b"Weights")
+    os.utime(folder / "model-2.safetensors", ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert llm_files.find(config, cache) == folder
+    with pytest.raises(files.Damaged, match=f"^{folder}: model-2.safetensors changed, .*; restore or fetch it again$"):
+        llm_files.check_contents(config, cache)
+    (folder / "model-2.safetensors").write_bytes(b"weights")
+    (folder / "tokenizer.json").write_text("{}")
+    with pytest.raises(files.Damaged, match="tokenizer.json changed"):
+        llm_files.check_contents(config, cache)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"folder": "elsewhere"}', '{"name": "x", "seal": ""}'])
+def test_a_damaged_record_is_named_and_made_anew(tmp_path: Path, content: str):
+    folder, cache = model_folder(tmp_path / "model"), tmp_path / "cache"
+    config = llm_files.resolve(str(folder), "float32", cache)
+    record = cache / f"{config.fingerprint}.json"
+    record.write_text(content)
+    with pytest.raises(files.Damaged, match=f"^{record} .*; remove it and call again: it is made anew$"):
+        llm_files.find(config, cache)
+    assert llm_files.resolve(str(folder), "float32", cache) == config
+    assert llm_files.find(config, cache) == folder
+
+
+def test_a_record_under_another_name_is_not_believed(tmp_path: Path):
+    folder, cache = model_folder(tmp_path / "model"), tmp_path / "cache"
+    config = llm_files.resolve(str(folder), "float32", cache)
+    wrong = cache / "0123456789abcdef.json"
+    (cache / f"{config.fingerprint}.json").rename(wrong)
+    with pytest.raises(files.Damaged, match=f"^{wrong} is the record of another LLM; remove it"):
+        llm_files.find(LLMConfig(name="model", fingerprint="0123456789abcdef"), cache)
+    assert llm_files.resolve(str(folder), "float32", cache) == config
 
 
 def test_fetching_without_a_network_says_what_to_do(monkeypatch: pytest.MonkeyPatch):

@@ -21,7 +21,7 @@ from cmpta_lib.methods.prompted_lm import CMPTA
 from cmpta_lib.methods.prompts import Layout, answer_text, legal_answers
 
 WORLDS = ("embedded-sims", "embedded-meld")
-CONFIG = RunConfig(data=DataConfig("test", ""), adapter=AdapterConfig(dim=16, num_heads=2))
+CONFIG = RunConfig(data=DataConfig(name="test", fingerprint=""), adapter=AdapterConfig(dim=16, num_heads=2))
 
 
 def build(llm: FrozenLLM, corpus, **changes) -> CMPTA:

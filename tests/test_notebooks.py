@@ -266,7 +266,7 @@ def test_attention_share_on_cues_by_hand(llm, corpora):
     from cmpta_lib.training import loop as training
 
     corpus = corpora["embedded-meld"]
-    config = RunConfig(data=DataConfig(corpus.name, corpus.fingerprint))
+    config = RunConfig(data=DataConfig(name=corpus.name, fingerprint=corpus.fingerprint))
     model = training.build(override(config, {"adapter.dim": 16}), corpus, llm).eval()
     split = corpus.splits["test"]
     everything = answers(split.labels.tolist(), split.labels.tolist())

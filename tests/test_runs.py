@@ -302,7 +302,7 @@ def test_a_missing_corpus_is_named(tmp_path):
     (tmp_path / "other" / "meta.json").write_text('{"fingerprint": "abc"}')
     message = f"no corpus 'simsv2' with fingerprint f00d in {tmp_path}: open it through Study.corpus"
     with pytest.raises(FileNotFoundError, match=message):
-        trained.find_corpus(tmp_path, DataConfig("simsv2", "f00d"))
+        trained.find_corpus(tmp_path, DataConfig(name="simsv2", fingerprint="f00d"))
 
 
 @pytest.mark.slow  # a real worker, which imports torch
@@ -332,7 +332,7 @@ def test_a_worker_that_ends_early_fails_the_call(ending, shown, tmp_path, monkey
     script.write_text(f"#!/bin/sh\n{ending}\n")
     script.chmod(script.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setattr(engines.sys, "executable", str(script))
-    run = Run(RunConfig(DataConfig("a", "b")), tmp_path / "a-1")
+    run = Run(RunConfig(data=DataConfig(name="a", fingerprint="b")), tmp_path / "a-1")
     with pytest.raises(RuntimeError, match=f"1 of 1 runs did not finish, among them a-1;(.|\n)*{shown}"):
         engines.ensure([run], tmp_path, jobs=1)
     assert not run.done
@@ -352,7 +352,7 @@ def test_an_interrupted_call_ends_its_workers(tmp_path, monkeypatch):
     monkeypatch.setattr(engines.time, "sleep", interrupt)
     began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        engines.ensure([Run(RunConfig(DataConfig("a", "b")), tmp_path / "a-1")], tmp_path, jobs=1)
+        engines.ensure([Run(RunConfig(data=DataConfig(name="a", fingerprint="b")), tmp_path / "a-1")], tmp_path, jobs=1)
     assert time.monotonic() - began < 20, "it waited for the worker's own end"
     with pytest.raises(ProcessLookupError):
         os.kill(int(started.read_text()), 0)
@@ -362,7 +362,7 @@ def test_an_interrupted_call_ends_its_workers(tmp_path, monkeypatch):
 
 
 def test_each_run_is_claimed_by_one_worker_and_waited_for_by_the_others(tmp_path, monkeypatch):
-    folders = [begin(tmp_path / f"run{n}", RunConfig(DataConfig("a", "b"), seed=n)).folder for n in range(6)]
+    folders = [begin(tmp_path / f"run{n}", RunConfig(data=DataConfig(name="a", fingerprint="b"), seed=n)).folder for n in range(6)]
     trained: Counter[Path] = Counter()
     unfinished: list[Path] = []
 
@@ -385,7 +385,7 @@ def test_each_run_is_claimed_by_one_worker_and_waited_for_by_the_others(tmp_path
 
 
 def test_progress_counts_finished_epochs(tmp_path):
-    run = begin(tmp_path / "run", RunConfig(DataConfig("a", "b")))
+    run = begin(tmp_path / "run", RunConfig(data=DataConfig(name="a", fingerprint="b")))
     assert engines._epochs(run.folder, 5) == 0
     (run.folder / "history.csv").write_text("epoch,train_loss\n1,0.5\n2,0.4\n")
     assert engines._epochs(run.folder, 5) == 2

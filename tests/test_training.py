@@ -41,7 +41,7 @@ from cmpta_lib.training.loop import learning_rate
 
 ROOT = Path(__file__).parents[1]
 CONFIG = RunConfig(
-    data=DataConfig("test", ""),
+    data=DataConfig(name="test", fingerprint=""),
     adapter=AdapterConfig(dim=16, num_heads=2),  # dropout on: resuming must restore its draws too
     training=TrainingConfig(epochs=4, batch_size=8, learning_rate=0.01),
     evaluation=EvaluationConfig(batch_size=4),

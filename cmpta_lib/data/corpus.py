@@ -48,9 +48,9 @@ class Sample:
 
     id: str
     text: str
-    audio: np.ndarray  # (T_a, F_a) float32
+    audio: np.ndarray  # (T_a, F_a) float32; a clip for `predict` may have None, which is read as (0, F_a)
     vision: np.ndarray  # (T_v, F_v) float32
-    label: float | int | None  # a score in [-1, 1], or the class index; None = not known
+    label: float | int | None = None  # a score in [-1, 1], or the class index; None where it is to be predicted
     speaker: str | None = None
     dialogue: str | None = None
     extra: Mapping[str, float | int | str] = field(default_factory=dict)  # what a generator or an annotation file knows

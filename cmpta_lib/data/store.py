@@ -1,14 +1,14 @@
 """A corpus on disk: a folder of four files, written whole or not at all.
 
 `audio.f32` and `vision.f32` hold the real frames of all clips end to end (little-endian float32, no padding, train then
-valid then test), `table.parquet` one row per clip, `meta.json` the rest.
+valid then test), `table.parquet` one row per clip, `meta.json` the rest: a sealed record that also holds the hashes of the
+other three, so that no changed file passes for the corpus of that fingerprint.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import operator
 import re
 import shutil
 import uuid
@@ -16,7 +16,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
-from numbers import Integral, Real
 from pathlib import Path
 from reprlib import repr as short
 from typing import Any
@@ -24,10 +23,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cmpta_lib.data.corpus import COLUMNS, MODALITIES, SPLITS, Corpus, Sample, Split, Task
+from cmpta_lib import files
+from cmpta_lib.data.checking import check_sample
+from cmpta_lib.data.corpus import COLUMNS, MODALITIES, SPLITS, Corpus, Modality, Sample, Split, Task
 from cmpta_lib.data.errors import problem, shown
 
-FORMAT = 1  # raise when the stored form or the conversion changes: older caches are then refused or not found
+FORMAT = 2  # raise when the stored form or the conversion changes: older caches are then refused or not found
+CONTENT = ("audio.f32", "vision.f32", "table.parquet")  # beside meta.json, which holds their hashes
+SMALL_BYTES = 256_000_000  # hashed in 0.3 s or less; SIMS-V2 has ten times as much
 _LOCK = "lock"  # within a work folder
 
 
@@ -45,7 +48,7 @@ def write_corpus(
     """Store a corpus, one sample in memory at a time, and open it.
 
     The folder appears complete or not at all. If it exists with the same content (another process was faster), that one
-    is opened. NaN and infinite values become 0 and are counted in `Corpus.repairs`.
+    is opened. NaN, infinite and other unusable values (`checking.HUGE`) become 0 and are counted in `Corpus.repairs`.
 
     Args:
         splits: train, valid and test, each consumed once, in this order.
@@ -55,18 +58,20 @@ def write_corpus(
         ValueError: a sample is not as `Sample` says, an id occurs twice in a split, or a width F changes; the message
             names the split or file, the sample and the field.
         FileExistsError: the folder holds something else.
+        OSError: it cannot be written; the message names it and says what to do.
     """
     if set(splits) != set(SPLITS):
         raise ValueError(f"corpus {name}: expected the splits {SPLITS}, but {tuple(splits)} came")
     folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    with files.writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(folder)
-    with _work_folder(folder) as work:
+    with files.writing(folder), _work_folder(folder) as work:
         origins = {split: f"corpus {name}, split {split}" for split in SPLITS} | dict(origins or {})
         meta = _write_content(work, task, splits, origins)
         meta["repairs"] = dict(sorted((Counter(meta["repairs"]) + Counter(repairs or {})).items()))
         meta |= {"format": FORMAT, "name": name, "generated": generated, "sources": dict(sources or {})}
-        (work / "meta.json").write_text(json.dumps(meta, ensure_ascii=False, indent=1), encoding="utf-8")
+        (work / "meta.json").write_text(files.sealed(meta), encoding="utf-8")
         try:
             work.rename(folder)
         except OSError:
@@ -124,16 +129,18 @@ def _write_content(
 ) -> dict[str, Any]:
     digest = hashlib.sha256(json.dumps(asdict(task)).encode())
     rows: list[dict[str, Any]] = []
-    dims: dict[str, int] = {}
+    widths: dict[Modality, int] = {}
     repairs: Counter[str] = Counter()
+    options = {"task": task, "widths": widths, "repairs": repairs, "labelled": True, "like": "in the samples before"}
     with ExitStack() as stack:
-        files = {modality: stack.enter_context((folder / f"{modality}.f32").open("wb")) for modality in MODALITIES}
+        outputs = {modality: stack.enter_context((folder / f"{modality}.f32").open("wb")) for modality in MODALITIES}
         for split in SPLITS:
             ids: set[str] = set()
-            for index, sample in enumerate(splits[split]):
-                where = f"{origins[split]}, sample {index} (id {shown(sample.id)})"
-                frames = {m: _clean(where, m, getattr(sample, m), repairs) for m in MODALITIES}
-                row = {"split": split} | _row(where, sample, task, frames)
+            for index, given in enumerate(splits[split]):
+                where = f"{origins[split]}, sample {index}"
+                sample = check_sample(given, where, **options)
+                where = f"{where} (id {shown(sample.id)})"
+                row = {"split": split} | _row(where, sample)
                 if sample.id in ids:
                     raise problem(where, "id", "unique in its split", "used before", "rename or remove one of the two")
                 if rows and row.keys() != rows[0].keys():
@@ -141,35 +148,22 @@ def _write_content(
                 ids.add(sample.id)
                 rows.append(row)
                 digest.update(json.dumps(row, sort_keys=True).encode())
-                for modality, content in frames.items():
-                    if content.shape[1] != dims.setdefault(modality, content.shape[1]):
-                        expected = f"{dims[modality]} features wide, as in the samples before"
-                        raise problem(where, modality, expected, f"{content.shape[1]} wide", "extract all clips alike")
+                for modality, output in outputs.items():
+                    content = getattr(sample, modality)
+                    widths.setdefault(modality, content.shape[1])
                     digest.update(content.tobytes())
-                    files[modality].write(content.tobytes())
+                    output.write(content.tobytes())
             if not ids:
                 raise ValueError(f"{origins[split]}: holds no samples; every split needs one or more")
     pd.DataFrame(rows).to_parquet(folder / "table.parquet", index=False)
-    return {"task": asdict(task), "dims": dims, "repairs": repairs, "fingerprint": digest.hexdigest()}
+    found = {"dims": widths, "repairs": repairs, "fingerprint": digest.hexdigest()}
+    return {"task": asdict(task), "files": files.hashes(folder, CONTENT), **found}
 
 
-def _row(where: str, sample: Sample, task: Task, frames: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """The sample's line of the table, checked; plain Python values only."""
-    row: dict[str, Any] = dict.fromkeys(COLUMNS)
-    for name in ("id", "text", "speaker", "dialogue"):
-        row[name] = value = getattr(sample, name)
-        if value is None and name in ("speaker", "dialogue"):
-            continue
-        if not isinstance(value, str) or value.encode("utf-8", "replace").decode() != value:
-            raise problem(where, name, "a string of valid Unicode", shown(value), "correct it")
-    label, is_score = sample.label, task.kind == "regression"
-    if isinstance(label, bool) or not isinstance(label, Real if is_score else Integral):
-        raise problem(where, "label", "a number" if is_score else "a class index", shown(label), "correct it")
-    if not (-1 <= label <= 1 if is_score else 0 <= label < len(task.labels)):
-        expected = "in [-1, 1]" if is_score else f"a class index below {len(task.labels)}"
-        raise problem(where, "label", expected, shown(label), "rescale scores; write classes as text")
-    row["label"] = float(label) if is_score else int(label)
-    row |= {f"{modality}_length": len(content) for modality, content in frames.items()}
+def _row(where: str, sample: Sample) -> dict[str, Any]:
+    """A checked sample's line of the table; plain Python values only."""
+    lengths = {f"{modality}_length": len(getattr(sample, modality)) for modality in MODALITIES}
+    row: dict[str, Any] = {name: lengths[name] if name in lengths else getattr(sample, name) for name in COLUMNS}
     for name, value in sample.extra.items():
         value = value.item() if isinstance(value, np.generic) else value
         if name in (*COLUMNS, "split") or type(value) not in (str, int, float):
@@ -178,49 +172,33 @@ def _row(where: str, sample: Sample, task: Task, frames: Mapping[str, np.ndarray
     return row
 
 
-def _clean(where: str, modality: str, frames: np.ndarray, repairs: Counter[str]) -> np.ndarray:
-    """(T, F) numbers -> (T, F) finite little-endian float32; counts what had to be set to 0."""
-    if not isinstance(frames, np.ndarray) or frames.ndim != 2 or frames.shape[1] == 0 or frames.dtype.kind not in "fiu":
-        expected = "a (T, F) array of numbers, F >= 1"
-        raise problem(where, modality, expected, shown(frames), "an absent modality is (0, F)")
-    with np.errstate(over="ignore"):  # a float64 beyond float32's range becomes inf, and is then counted as one
-        frames = np.array(frames, dtype="<f4")
-    for kind, found in (("nan", np.isnan(frames)), ("inf", np.isinf(frames))):
-        if count := int(found.sum()):
-            repairs[f"{modality}_{kind}"] += count
-            frames[found] = 0
-    return frames
+def load_corpus(folder: Path, *, deep: bool = False) -> Corpus:
+    """Open a corpus that `write_corpus` stored, and check that its files are the ones that were written.
 
+    Files of `SMALL_BYTES` together are hashed in every call (0.1 s). Larger ones are hashed once, and again when a size or
+    a time of change is another than it was then; a bit that the disk itself lost shows only in a `deep` call.
 
-def load_corpus(folder: Path) -> Corpus:
-    """Open a corpus that `write_corpus` stored.
-
+    Args:
+        deep: hash the files whatever their sizes and times.
     Raises:
-        FileNotFoundError: the folder is not a corpus.
-        ValueError: it was written in another format, or its files are damaged or do not fit each other; the message
-            names the file.
+        FileNotFoundError: there is no such folder.
+        Damaged: a file is missing, damaged, edited, of another corpus or of another version of this format; names it and
+            says what to do.
     """
     folder = Path(folder)
-    if not (folder / "meta.json").is_file():
-        raise FileNotFoundError(f"{folder} is not a corpus: meta.json is missing; write it with write_corpus")
-    with _naming(folder / "meta.json"):
-        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-        found = meta["format"]
-    if found != FORMAT:
-        raise ValueError(f"{folder}: expected format {FORMAT}, found {found}; delete it and convert again")
-    with _naming(folder / "meta.json"):
-        task = Task(meta["task"]["kind"], meta["task"]["language"], tuple(meta["task"]["labels"]))
-        kept = {key: meta[key] for key in ("name", "generated", "repairs", "sources", "fingerprint")}
-        dims = {modality: operator.index(meta["dims"][modality]) for modality in MODALITIES}
-    with _naming(folder / "table.parquet"):
-        table = pd.read_parquet(folder / "table.parquet")
-        if missing := {"split", *COLUMNS} - set(table):
-            raise ValueError(f"no columns {', '.join(sorted(missing))}")
-        for name in ("speaker", "dialogue"):
-            table[name] = table[name].astype(object).where(table[name].notna(), None)
-        parts = {split: table[table["split"] == split].drop(columns="split") for split in SPLITS}
-        lengths = {m: {split: int(rows[f"{m}_length"].sum()) for split, rows in parts.items()} for m in MODALITIES}
-    frames = {m: _map_frames(folder, m, sum(lengths[m].values()), dims[m]) for m in MODALITIES}
+    if not folder.exists():
+        raise FileNotFoundError(f"{folder} is not there: no corpus was written to it; write it with write_corpus")
+    remedy = f"remove the folder {folder} and call again"
+    meta = _facts(folder / "meta.json", remedy)
+    _check_content(folder, meta["files"], remedy, deep)
+    task = Task(meta["task"]["kind"], meta["task"]["language"], tuple(meta["task"]["labels"]))
+    kept = {key: meta[key] for key in ("name", "generated", "repairs", "sources", "fingerprint")}
+    table = pd.read_parquet(folder / "table.parquet")
+    for name in ("speaker", "dialogue"):
+        table[name] = table[name].astype(object).where(table[name].notna(), None)
+    parts = {split: table[table["split"] == split].drop(columns="split") for split in SPLITS}
+    lengths = {m: {split: int(rows[f"{m}_length"].sum()) for split, rows in parts.items()} for m in MODALITIES}
+    frames = {m: _map_frames(folder / f"{m}.f32", sum(lengths[m].values()), meta["dims"][m]) for m in MODALITIES}
     splits: dict[str, Split] = {}
     start = dict.fromkeys(MODALITIES, 0)
     for split, rows in parts.items():
@@ -230,23 +208,42 @@ def load_corpus(folder: Path) -> Corpus:
     return Corpus(task=task, splits=splits, **kept)
 
 
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Say of which stored file an error comes, and what to do about it."""
+def _facts(path: Path, remedy: str) -> dict[str, Any]:
+    """What meta.json says, of this format and unchanged since it was written."""
     try:
-        yield
-    except PermissionError:
-        raise
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise ValueError(f"{path} cannot be read ({reason}); delete {path.parent} and convert again") from error
+        found = json.loads(path.read_bytes()).get("format")
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, ValueError, AttributeError, RecursionError):
+        found = FORMAT  # `unsealed` says what is wrong
+    if found != FORMAT:
+        raise files.Damaged(f"{path}: expected format {FORMAT}, found {shown(found)}; {remedy}")
+    return files.unsealed(path, remedy)
 
 
-def _map_frames(folder: Path, modality: str, count: int, dim: int) -> np.ndarray:
-    path = folder / f"{modality}.f32"
-    size = f"{path.stat().st_size} bytes" if path.is_file() else "no such file"
-    if size != f"{4 * count * dim} bytes":
-        raise ValueError(f"{path}: expected {4 * count * dim} bytes, found {size}; delete {folder} and convert again")
+def _check_content(folder: Path, recorded: Mapping[str, str], remedy: str, deep: bool) -> None:
+    """Compare the files with their hashes, unless they are large and look as they did when that was last done."""
+    beside = folder.with_name(f"{folder.name}.checked")  # not inside: the folder holds what was written, and no more
+    try:
+        found = {name: (folder / name).stat() for name in recorded}
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise files.Damaged(f"{error.filename} is missing; {remedy}") from None
+    stamps = {name: [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns] for name, stat in found.items()}
+    looked = {"sha256": dict(recorded), "stamps": stamps}
+    is_large = sum(stat.st_size for stat in found.values()) > SMALL_BYTES
+    if is_large and not deep:
+        try:
+            if files.unsealed(beside, "") == looked:
+                return
+        except files.Damaged:  # none yet, or nothing to rely on: look again
+            pass
+    files.check(folder, recorded, remedy)
+    if is_large:
+        try:
+            files.write_text(beside, files.sealed(looked))
+        except OSError:  # a cache that cannot be written is checked in every call
+            pass
+
+
+def _map_frames(path: Path, count: int, dim: int) -> np.ndarray:
     if count == 0:  # an empty file cannot be mapped
         return np.empty((0, dim), np.float32)
     return np.memmap(path, dtype="<f4", mode="r", shape=(count, dim))

@@ -6,7 +6,6 @@ the speaker's sentiment and what a written stage direction adds, and has met nei
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
@@ -52,33 +51,24 @@ def folder_of(cache: Path, documents: int | None = None) -> Path:
 
 
 def build(cache: Path, documents: int | None = None) -> Path:
-    """Its folder, pre-training it first if it is not there (under a minute on two cores)."""
+    """Its folder, pre-training it first if it is not there (under a minute on two cores).
+
+    Raises:
+        Damaged: it is there and not what was written; names the file and says what to do.
+    """
     folder = folder_of(cache, documents)
     cache.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
-        if not (folder / "cmpta.json").exists():
+        if folder.exists():
+            llm_files.tiny_fingerprint(folder)
+        else:
             scratch = Path(tempfile.mkdtemp(dir=cache, prefix=".building-"))
             try:
                 _pretrain(scratch, documents or DOCUMENTS)
-                shutil.rmtree(folder, ignore_errors=True)
                 os.replace(scratch, folder)
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
     return folder
-
-
-def find(cache: Path, fingerprint: str) -> Path:
-    """The stored tiny LLM with these weights; "" = whichever is there.
-
-    Raises:
-        FileNotFoundError: none has them; says how to build it.
-    """
-    for record in sorted(cache.glob("[!.]*/cmpta.json")):
-        if fingerprint in ("", json.loads(record.read_text())["fingerprint"]):
-            return record.parent
-    raise FileNotFoundError(
-        f"no tiny LLM with fingerprint {fingerprint} in {cache}: build it with `python -m cmpta_lib.embedded.tiny_llm {cache}`"
-    )
 
 
 def train_tokenizer(texts: Iterable[str], phrases: list[str]) -> Any:
@@ -182,12 +172,7 @@ def _pretrain(folder: Path, documents: int) -> None:
         warnings.simplefilter("ignore")
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-    record = {
-        "fingerprint": llm_files.fingerprint(folder),
-        "answer_loss": float(losses[is_answer].detach().mean()),
-        "steps": steps,
-    }
-    (folder / "cmpta.json").write_text(json.dumps(record, indent=1))
+    llm_files.seal_tiny(folder, answer_loss=float(losses[is_answer].detach().mean()), steps=steps)
 
 
 if __name__ == "__main__":

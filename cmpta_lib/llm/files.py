@@ -11,11 +11,10 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cmpta_lib import files
 from cmpta_lib.config import LLMConfig
-from cmpta_lib.methods.prompts import Sign
 
 PUBLISHED: Mapping[str, str] = {  # name -> hub id
     "qwen-1.8b": "Qwen/Qwen-1_8B",
@@ -27,6 +26,7 @@ PUBLISHED: Mapping[str, str] = {  # name -> hub id
 PLAIN_SIGN = ("llama", "chatglm")
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # beside each may stand <name>.index.json, which lists its shards
 VOCABULARIES = ("qwen.tiktoken", "tokenizer.json", "tokenizer.model", "vocab.json")
+TINY = "cmpta.json"  # the tiny LLM's own record, beside its files
 _BESIDE = ("merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
 
@@ -90,11 +90,16 @@ def identifying_files(folder: Path) -> list[Path]:
 
 def fingerprint(folder: Path) -> str:
     """First 16 hex digits of a SHA-256 over the names and contents of `identifying_files`; 2 GB/s or so."""
-    digest = hashlib.sha256()
-    for path in identifying_files(folder):
-        with path.open("rb") as file:
-            digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
-    return digest.hexdigest()[:16]
+    return _combined(_digests(folder))
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    return {path.name: files.sha256(path) for path in identifying_files(folder)}
+
+
+def _combined(digests: Mapping[str, str]) -> str:
+    lines = "".join(f"{name} {digest}\n" for name, digest in digests.items())
+    return hashlib.sha256(lines.encode()).hexdigest()[:16]
 
 
 def locate(name: str) -> Path:
@@ -158,7 +163,7 @@ def family(folder: Path) -> str:
     return str(read_config(folder).get("model_type", ""))
 
 
-def answer_sign(folder: Path) -> Sign:
+def answer_sign(folder: Path) -> Literal["always", "negative"]:
     """How this LLM's family writes positive scores."""
     return "negative" if family(folder) in PLAIN_SIGN else "always"
 
@@ -172,15 +177,20 @@ def resolve(name: str, dtype: str, cache: Path) -> LLMConfig:
     folder = locate(name)
     stamps = _stamps(folder)
     for path in sorted(cache.glob("*.json")):
-        record = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            record = _record(path)
+        except files.Damaged:  # what it said is found out again, below
+            continue
         if record["folder"] == str(folder) and record["files"] == stamps:
-            return LLMConfig(record["name"], path.stem, dtype)
+            return LLMConfig(name=record["name"], fingerprint=path.stem, dtype=dtype)
     repo = PUBLISHED.get(name, name)
     shown = folder.name if Path(name).is_dir() else repo  # a path of this machine is nobody's business
-    config = LLMConfig(shown, fingerprint(folder), dtype)
-    record = {"name": shown, "folder": str(folder), "files": stamps}
-    cache.mkdir(parents=True, exist_ok=True)
-    files.write_text(cache / f"{config.fingerprint}.json", json.dumps(record, indent=1))
+    digests = _digests(folder)
+    config = LLMConfig(name=shown, fingerprint=_combined(digests), dtype=dtype)
+    record = {"name": shown, "folder": str(folder), "files": stamps, "sha256": digests}
+    with files.writing(cache):
+        cache.mkdir(parents=True, exist_ok=True)
+    files.write_text(cache / f"{config.fingerprint}.json", files.sealed(record))
     return config
 
 
@@ -189,8 +199,26 @@ def find(config: LLMConfig, cache: Path) -> Path:
 
     Raises:
         FileNotFoundError: it was never resolved here, or is gone.
-        ValueError: its files changed.
+        Damaged: its files changed, or the record of them did; names the file and says what to do.
     """
+    if config.name == "tiny":
+        return find_tiny(config.fingerprint, cache)
+    return _find(config, cache, deep=False)
+
+
+def check_contents(config: LLMConfig, cache: Path) -> None:
+    """Read every file of a resolved LLM and compare it with what it was when its fingerprint was taken; 2 GB/s or so.
+
+    Raises:
+        FileNotFoundError, Damaged: as `find`, whatever sizes and times say.
+    """
+    if config.name == "tiny":
+        find_tiny(config.fingerprint, cache)  # reads all of it in every call
+    else:
+        _find(config, cache, deep=True)
+
+
+def _find(config: LLMConfig, cache: Path, deep: bool) -> Path:
     if not config.fingerprint:
         return locate(config.name)
     path = cache / f"{config.fingerprint}.json"
@@ -198,13 +226,69 @@ def find(config: LLMConfig, cache: Path) -> Path:
         raise FileNotFoundError(
             f"no LLM '{config.name}' with fingerprint {config.fingerprint} in {cache}: open it through Study.llm"
         )
-    record = json.loads(path.read_text(encoding="utf-8"))
-    folder = Path(record["folder"])
-    if _stamps(folder) != record["files"] and fingerprint(folder) != config.fingerprint:
-        raise ValueError(f"the LLM in {folder} is no longer the one with fingerprint {config.fingerprint}: restore it")
+    record = _record(path)
+    folder, recorded = Path(record["folder"]), record["sha256"]
+    if deep or _stamps(folder) != record["files"]:
+        found = _digests(folder)
+        if changed := [name for name in {**recorded, **found} if found.get(name) != recorded.get(name)]:
+            raise files.Damaged(
+                f"{folder}: {', '.join(changed)} changed, so it is no longer the one with fingerprint "
+                f"{config.fingerprint}; restore or fetch it again"
+            )
     return folder
+
+
+def _record(path: Path) -> dict[str, Any]:
+    remedy = "remove it and call again: it is made anew"
+    record = files.unsealed(path, remedy)
+    if _combined(record["sha256"]) != path.stem:
+        raise files.Damaged(f"{path} is the record of another LLM; {remedy}")
+    return record
 
 
 def _stamps(folder: Path) -> dict[str, list[int]]:
     found = {path.name: path.stat() for path in identifying_files(folder)}
     return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in found.items()}
+
+
+# The tiny LLM -------------------------------------------------------------------------------------------------------
+def seal_tiny(folder: Path, **about: object) -> None:
+    """Write the record of a tiny LLM that is complete in `folder`: its fingerprint, a hash of each file, and `about`."""
+    names = sorted(path.name for path in folder.iterdir() if path.name != TINY)
+    record = {"fingerprint": fingerprint(folder), **about, "files": files.hashes(folder, names)}
+    files.write_text(folder / TINY, files.sealed(record))
+
+
+def tiny_fingerprint(folder: Path) -> str:
+    """Fingerprint of the tiny LLM in `folder`, after a look at every file (10 ms).
+
+    Raises:
+        Damaged: a file is not what was written; names it and says what to do.
+    """
+    remedy = f"remove the folder {folder} and call again: it is made anew in a minute"
+    record = files.unsealed(folder / TINY, remedy)
+    files.check(folder, record["files"], remedy)
+    known = {TINY, *record["files"]}
+    if added := sorted(path for path in folder.iterdir() if path.name not in known and path.name[0] != "."):
+        raise files.Damaged(f"{added[0]} was not written with the rest and may change answers; {remedy}")
+    return record["fingerprint"]
+
+
+def find_tiny(wanted: str, cache: Path) -> Path:
+    """The stored tiny LLM with this fingerprint, unchanged; "" = whichever is there.
+
+    Raises:
+        FileNotFoundError: none has it; says how to build it.
+        Damaged: as `tiny_fingerprint`, of the wanted one, or of one that may be it.
+    """
+    folders = sorted(path for path in cache.glob("tiny-*") if path.is_dir())
+    for folder in folders:
+        record = folder / TINY
+        told = record.read_text(encoding="utf-8", errors="replace") if record.is_file() else ""
+        if wanted in told and wanted in ("", tiny_fingerprint(folder)):  # another one may be damaged
+            return folder
+    for folder in folders:
+        tiny_fingerprint(folder)
+    raise FileNotFoundError(
+        f"no tiny LLM with fingerprint {wanted} in {cache}: build it with `python -m cmpta_lib.embedded.tiny_llm {cache}`"
+    )

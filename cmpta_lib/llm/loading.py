@@ -29,12 +29,7 @@ def load(config: LLMConfig, cache: Path, device: torch.device) -> FrozenLLM:
     """
     from safetensors import SafetensorError
 
-    from cmpta_lib.embedded import tiny_llm
-
-    if config.name == "tiny":
-        folder = tiny_llm.find(cache, config.fingerprint)
-    else:
-        folder = llm_files.find(config, cache)
+    folder = llm_files.find(config, cache)
     fingerprint = config.fingerprint or llm_files.fingerprint(folder)
     load_family = {"qwen": _load_qwen_v1, "chatglm": _load_chatglm3}.get(llm_files.family(folder), _load_known)
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +14,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-ROOT = Path(__file__).resolve().parents[2]
 DONE = METRICS = "metrics.json"
 CONFIG, HISTORY, LOCK, FAILURE = "config.json", "history.csv", "lock", "failure.json"
 WEIGHTS, PREDICTIONS, ENVIRONMENT, CLIPS = (
@@ -62,8 +60,3 @@ class Run:
         import pandas as pd
 
         return pd.read_csv(self.folder / "history.csv")
-
-
-def runs_folder() -> Path:
-    """Where runs and caches live: `runs/` of this checkout, or what the environment variable CMPTA_RUNS names."""
-    return Path(os.environ.get("CMPTA_RUNS") or ROOT / "runs").resolve()

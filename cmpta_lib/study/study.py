@@ -22,15 +22,16 @@ from cmpta_lib.config import (
     paths,
 )
 from cmpta_lib.data.corpus import Corpus
+from cmpta_lib.data.readers import read_raw
 from cmpta_lib.data.store import load_corpus
+from cmpta_lib.files import ROOT, runs_folder
 from cmpta_lib.llm import files as llm_files
 from cmpta_lib.methods import registry
 from cmpta_lib.runs.engines import Failure, RunsFailed, ensure
-from cmpta_lib.runs.store import ROOT, Run, runs_folder
+from cmpta_lib.runs.store import Run
 from cmpta_lib.study import plan
 from cmpta_lib.study.plan import CMPTA, Row
 from cmpta_lib.study.profiles import PROFILES, REHEARSAL, SMOKE_CHANGES, SMOKE_DOCUMENTS, SMOKE_SIZES
-from data_prep.public_pickles import read_public_pickles
 
 
 class Study:
@@ -101,7 +102,7 @@ class Study:
 
         cache = self.cache / "data"
         if key == "data":
-            return read_public_pickles(Path(self.data), cache)
+            return read_raw(Path(self.data), cache)
         name = self.settings.corpora[key]
         if name in synthetic.worlds():
             return synthetic.embedded_corpus(name, cache, SMOKE_SIZES if self.smoke else synthetic.SPLIT_SIZES)
@@ -257,12 +258,12 @@ def _tiny_fingerprint(cache: Path, documents: int | None) -> str:
     """Fingerprint of the tiny LLM, built first if need be: by a process of its own, so that tables need no torch."""
     from cmpta_lib.embedded.tiny_llm import folder_of
 
-    record = folder_of(cache, documents) / "cmpta.json"
-    if not record.exists():
+    folder = folder_of(cache, documents)
+    if not folder.exists():
         arguments = [str(cache), *([str(documents)] if documents else [])]
         command = [sys.executable, "-m", "cmpta_lib.embedded.tiny_llm", *arguments]
         environment = os.environ | {"OMP_NUM_THREADS": str(os.cpu_count() or 1)}
         done = subprocess.run(command, env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True)
         if done.returncode:
             raise RuntimeError(f"building the tiny LLM failed, exit code {done.returncode}:\n{done.stderr[-3000:]}")
-    return str(json.loads(record.read_text())["fingerprint"])
+    return llm_files.tiny_fingerprint(folder)

@@ -1,0 +1,231 @@
+"""Stored corpora and the tiny LLM are what was written, or are refused: file and remedy are named, nothing is believed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from cmpta_lib import files
+from cmpta_lib.config import LLMConfig
+from cmpta_lib.data import store
+from cmpta_lib.data.corpus import Sample, Task
+from cmpta_lib.data.store import load_corpus, write_corpus
+from cmpta_lib.embedded import synthetic
+from cmpta_lib.llm import files as llm_files
+
+PARTS = ("meta.json", "audio.f32", "vision.f32", "table.parquet")
+
+
+# --- what may happen to a file ----------------------------------------------------------------------------------------
+
+
+def flip(path: Path, other: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def edit(path: Path, other: Path) -> None:
+    """As somebody would by hand who wants other results, or only means to help."""
+    if path.suffix == ".json":
+        text = path.read_text()
+        path.write_text(re.sub(r'"(fingerprint|name|model_type|bos_token|version)": "', r'\g<0>x', text, count=1))
+        assert path.read_text() != text or path.write_text(text + "\n")
+    elif path.suffix == ".parquet":
+        table = pd.read_parquet(path)
+        table.assign(label=-table["label"]).to_parquet(path, index=False)
+    else:
+        path.write_bytes(path.read_bytes()[:-4] + np.float32(0.5).tobytes())
+
+
+DAMAGES: dict[str, Callable[[Path, Path], object]] = {
+    "a bit flipped": flip,
+    "cut": lambda path, other: path.write_bytes(path.read_bytes()[:-9]),
+    "emptied": lambda path, other: path.write_bytes(b""),
+    "deleted": lambda path, other: path.unlink(),
+    "edited": edit,
+    "swapped": lambda path, other: shutil.copyfile(other / path.name, path),
+    "longer": lambda path, other: path.write_bytes(path.read_bytes() + b"\0"),
+    "a folder": lambda path, other: (path.unlink(), path.mkdir()),
+}
+
+
+def refused(function: Callable[[], object], path: Path, remedy: str) -> None:
+    """The call raises `Damaged`, in one line that names the file, or a file that no longer belongs to it, and the remedy."""
+    with pytest.raises(files.Damaged) as caught:
+        function()
+    message = str(caught.value)
+    assert str(path) in message and message.endswith(remedy) and "\n" not in message
+
+
+# --- corpora ----------------------------------------------------------------------------------------------------------
+
+
+def corpus(folder: Path, first: float = 0.1) -> Path:
+    def sample(number: int) -> Sample:
+        rng = np.random.default_rng(number)
+        frames = {"audio": rng.normal(size=(3, 5)), "vision": rng.normal(size=(2, 4)) + first}
+        return Sample(str(number), "words", label=first, **frames)
+
+    splits = {"train": [sample(0), sample(1)], "valid": [sample(2)], "test": [sample(3)]}
+    write_corpus(folder, name="own", task=Task("regression", "en"), splits=splits, generated=True)
+    return folder
+
+
+@pytest.mark.parametrize("size", ["small", "large"])
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_corpus_is_refused(tmp_path: Path, monkeypatch, size: str, part: str, damage: str):
+    if size == "large":
+        monkeypatch.setattr(store, "SMALL_BYTES", 0)
+    good, other = corpus(tmp_path / "good"), corpus(tmp_path / "other", 0.2)
+    if damage == "swapped" and part == "audio.f32":
+        (other / part).write_bytes((other / part).read_bytes()[::-1])
+    load_corpus(good)
+    DAMAGES[damage](good / part, other)
+    named = good / part
+    if (part, damage) == ("meta.json", "swapped"):
+        named = good  # a whole record of another corpus: the files are not its own
+    refused(lambda: load_corpus(good), named, f"; remove the folder {good} and call again")
+
+
+def test_a_corpus_of_another_format_says_so(tmp_path: Path):
+    good = corpus(tmp_path / "good")
+    (good / "meta.json").write_text(json.dumps({"format": 1, "name": "own"}))
+    with pytest.raises(files.Damaged, match=f"{good}/meta.json: expected format {store.FORMAT}, found 1; remove the"):
+        load_corpus(good)
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "nul", '"text"', "[" * 100_000, '{"a": "\\ud800", "seal": 1}', "\udcff"])
+def test_a_record_of_anything_else_is_refused(tmp_path: Path, content: str):
+    good = corpus(tmp_path / "good")
+    (good / "meta.json").write_bytes(content.encode("utf-8", "surrogateescape"))
+    refused(lambda: load_corpus(good), good / "meta.json", f"; remove the folder {good} and call again")
+
+
+def test_a_record_cut_anywhere_is_refused(tmp_path: Path):
+    meta = corpus(tmp_path / "good") / "meta.json"
+    content = meta.read_text()
+    for length in range(0, len(content), 7):
+        meta.write_text(content[:length])
+        refused(lambda: load_corpus(meta.parent), meta, "and call again")
+
+
+def test_a_large_corpus_is_hashed_once_and_again_when_it_looks_changed(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(store, "SMALL_BYTES", 0)
+    good = corpus(tmp_path / "good")
+    hashed: list[Path] = []
+    monkeypatch.setattr(files, "sha256", lambda path, real=files.sha256: hashed.append(path) or real(path))
+    load_corpus(good)
+    assert hashed == []  # it was when it was written
+    os.utime(good / "audio.f32", (1, 1))
+    load_corpus(good)
+    load_corpus(good)
+    assert len(hashed) == 3
+    load_corpus(good, deep=True)
+    assert len(hashed) == 6
+    (tmp_path / "good.checked").write_text("{")
+    load_corpus(good)
+    assert len(hashed) == 9
+
+
+def test_a_changed_byte_under_an_old_time_is_noticed(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(store, "SMALL_BYTES", 0)
+    audio = corpus(tmp_path / "good") / "audio.f32"
+    before = audio.stat()
+    flip(audio, audio)
+    os.utime(audio, ns=(before.st_atime_ns, before.st_mtime_ns))
+    refused(lambda: load_corpus(audio.parent), audio, "and call again")
+
+
+def test_what_the_disk_itself_lost_shows_in_a_deep_check(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(store, "SMALL_BYTES", 0)
+    audio = corpus(tmp_path / "good") / "audio.f32"
+    flip(audio, audio)
+    looked = {name: (audio.parent / name).stat() for name in store.CONTENT}
+    stamps = {name: [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns] for name, stat in looked.items()}
+    recorded = json.loads((audio.parent / "meta.json").read_text())["files"]
+    files.write_text(tmp_path / "good.checked", files.sealed({"sha256": recorded, "stamps": stamps}))
+    load_corpus(audio.parent)
+    refused(lambda: load_corpus(audio.parent, deep=True), audio, "and call again")
+
+
+def test_a_cache_that_cannot_be_written_is_still_read(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(store, "SMALL_BYTES", 0)
+    good = corpus(tmp_path / "good")
+    (tmp_path / "good.checked").unlink()
+
+    def read_only(path: Path, text: str) -> None:
+        raise PermissionError(13, f"cannot write {path}")
+
+    monkeypatch.setattr(files, "write_text", read_only)
+    assert len(load_corpus(good).splits["train"]) == 2
+
+
+def test_the_remedy_for_an_embedded_corpus_works(tmp_path: Path):
+    sizes = {"train": 3, "valid": 2, "test": 2}
+    first = synthetic.embedded_corpus("embedded-sims", tmp_path, sizes)
+    (folder,) = (path for path in tmp_path.iterdir() if path.is_dir())
+    (folder / "meta.json").unlink()
+    refused(
+        lambda: synthetic.embedded_corpus("embedded-sims", tmp_path, sizes),
+        folder / "meta.json",
+        f"remove the folder {folder} and call again",
+    )
+    shutil.rmtree(folder)
+    assert synthetic.embedded_corpus("embedded-sims", tmp_path, sizes).fingerprint == first.fingerprint
+
+
+# --- the tiny LLM -----------------------------------------------------------------------------------------------------
+
+WRITTEN = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+LLM_PARTS = (llm_files.TINY, *WRITTEN)
+
+
+def tiny(cache: Path, seed: int = 0) -> Path:
+    """Files as the tiny LLM's, with other contents: what is checked is that they stay."""
+    folder = cache / f"tiny-{seed}"
+    folder.mkdir(parents=True)
+    for name in WRITTEN:
+        content = json.dumps({"model_type": "qwen2", "bos_token": "b", "version": "1", "seed": seed})
+        (folder / name).write_text(content)
+    llm_files.seal_tiny(folder, steps=3)
+    return folder
+
+
+@pytest.mark.parametrize("part", LLM_PARTS)
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_tiny_llm_is_refused(tmp_path: Path, part: str, damage: str):
+    good, other = tiny(tmp_path / "cache"), tiny(tmp_path / "elsewhere", 1)
+    fingerprint = llm_files.tiny_fingerprint(good)
+    DAMAGES[damage](good / part, other)
+    named = good if (part, damage) == (llm_files.TINY, "swapped") else good / part
+    remedy = f"; remove the folder {good} and call again: it is made anew in a minute"
+    refused(lambda: llm_files.tiny_fingerprint(good), named, remedy)
+    refused(lambda: llm_files.find_tiny(fingerprint, good.parent), named, remedy)
+    refused(lambda: llm_files.find_tiny("", good.parent), named, remedy)
+    refused(lambda: llm_files.check_contents(LLMConfig(name="tiny", fingerprint=fingerprint), good.parent), named, remedy)
+
+
+def test_a_damaged_tiny_llm_stops_only_itself(tmp_path: Path):
+    good, other = tiny(tmp_path, 1), tiny(tmp_path, 0)
+    flip(other / "model.safetensors", other)
+    assert llm_files.find_tiny(llm_files.tiny_fingerprint(good), tmp_path) == good
+    (other / llm_files.TINY).unlink()
+    assert llm_files.find_tiny(llm_files.tiny_fingerprint(good), tmp_path) == good
+
+
+def test_a_file_that_joined_the_tiny_llm_is_named(tmp_path: Path):
+    good = tiny(tmp_path)
+    (good / ".DS_Store").touch()
+    assert llm_files.tiny_fingerprint(good)
+    (good / "added_tokens.json").write_text("{}")
+    refused(lambda: llm_files.tiny_fingerprint(good), good / "added_tokens.json", "it is made anew in a minute")
