@@ -56,8 +56,10 @@ def build(cache: Path, documents: int | None = None) -> Path:
     folder = folder_of(cache, documents)
     cache.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
+        for leftover in cache.glob(f".building-{folder.name}-*"):  # of builders that were killed: who lives has the lock
+            shutil.rmtree(leftover, ignore_errors=True)
         if not (folder / "cmpta.json").exists():
-            scratch = Path(tempfile.mkdtemp(dir=cache, prefix=".building-"))
+            scratch = Path(tempfile.mkdtemp(dir=cache, prefix=f".building-{folder.name}-"))
             try:
                 _pretrain(scratch, documents or DOCUMENTS)
                 shutil.rmtree(folder, ignore_errors=True)

@@ -8,7 +8,7 @@ from typing import Any
 from cmpta_lib.config import DataConfig, LLMConfig
 from cmpta_lib.data.corpus import Corpus
 from cmpta_lib.data.store import load_corpus
-from cmpta_lib.runs.store import Run
+from cmpta_lib.runs.store import WEIGHTS, Run
 
 
 def find_corpus(cache: Path, wanted: DataConfig) -> Corpus:
@@ -35,12 +35,16 @@ def load_llm(cache: Path, config: LLMConfig) -> Any:
 
 
 def load_model(run: Run, root: Path) -> Any:
-    """The trained model of a finished run, in eval mode."""
+    """The trained model of a finished run, in eval mode.
+
+    Raises:
+        FileNotFoundError, Damaged: as `Run.path`.
+    """
     from safetensors.torch import load_file
 
     from cmpta_lib.training import loop as training
 
     corpus = find_corpus(root / "cache" / "data", run.config.data)
     model = training.build(run.config, corpus, load_llm(root / "cache" / "llm", run.config.llm))
-    model.adapter.load_state_dict(load_file(run.folder / "adapter.safetensors", device=str(model.llm.device)))
+    model.adapter.load_state_dict(load_file(run.path(WEIGHTS), device=str(model.llm.device)))
     return model.eval()

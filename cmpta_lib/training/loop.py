@@ -66,7 +66,8 @@ def train(
     if not parameters:
         return model.eval(), state
     optimizer = torch.optim.AdamW(parameters, lr=0.0, weight_decay=config.training.weight_decay)
-    best = restore(folder / CHECKPOINT, model, optimizer, state)
+    best = restore(folder / CHECKPOINT, config.hash, model.adapter, optimizer, state)
+    model.counts.update(state.counts or {})
     split, batch_size = corpus.splits["train"], config.training.batch_size
     steps_per_epoch = math.ceil(len(split) / batch_size)
     steps = steps_per_epoch * config.training.epochs
@@ -93,7 +94,7 @@ def train(
         state.counts = dict(model.counts)
         state.seconds += time.perf_counter() - started
         if _rank() == 0:
-            save(folder / CHECKPOINT, model, optimizer, state, best)
+            save(folder / CHECKPOINT, config.hash, model.adapter, optimizer, state, best)
             on_epoch(state)
     model.adapter.load_state_dict(best)
     return model.eval(), state
