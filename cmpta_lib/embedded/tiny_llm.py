@@ -18,6 +18,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from cmpta_lib import files
 from cmpta_lib.embedded import synthetic
 from cmpta_lib.llm import files as llm_files
 from cmpta_lib.methods import prompts
@@ -54,7 +55,8 @@ def folder_of(cache: Path, documents: int | None = None) -> Path:
 def build(cache: Path, documents: int | None = None) -> Path:
     """Its folder, pre-training it first if it is not there (under a minute on two cores)."""
     folder = folder_of(cache, documents)
-    cache.mkdir(parents=True, exist_ok=True)
+    with files.writing(cache):
+        cache.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         for leftover in cache.glob(f".building-{folder.name}-*"):  # of builders that were killed: who lives has the lock
             shutil.rmtree(leftover, ignore_errors=True)
