@@ -13,9 +13,9 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
+from cmpta_lib.files import ROOT
 from cmpta_lib.llm import files as llm_files
 from cmpta_lib.runs import provenance as records
-from cmpta_lib.runs.store import ROOT
 from cmpta_lib.study import preflight as check
 from cmpta_lib.study.plan import NOTEBOOKS
 from cmpta_lib.study.study import Study
@@ -209,7 +209,8 @@ def execute_notebook(path: Path, out: Path, parameters: Mapping[str, Any]) -> No
 def list_runs(options: argparse.Namespace) -> int:
     """Print a line for every finished run."""
     from cmpta_lib.config import from_json
-    from cmpta_lib.runs.store import DONE, Run, runs_folder
+    from cmpta_lib.files import runs_folder
+    from cmpta_lib.runs.store import DONE, Run
 
     for path in sorted(runs_folder().glob(f"*/{DONE}")):
         run = Run(from_json((path.parent / "config.json").read_text()), path.parent)

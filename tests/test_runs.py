@@ -6,12 +6,12 @@ they are processes of their own all the same, and can be killed as such.
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import pickle
 import shutil
 import signal
-import stat
 import threading
 import time
 from collections import Counter
@@ -30,14 +30,13 @@ from cmpta_lib.config import DataConfig, RunConfig, from_json, to_json
 from cmpta_lib.runs import engines, store, trained
 from cmpta_lib.runs import provenance as records
 from cmpta_lib.runs import worker as runs
-from cmpta_lib.runs.store import DONE, Run
+from cmpta_lib.runs.store import DONE, LOCK, METRICS, SEALED, WEIGHTS, Run
 from cmpta_lib.study.plan import REGISTER
 from cmpta_lib.study.profiles import SMOKE_DOCUMENTS
 from cmpta_lib.study.study import Study
 
-FILES = {"config.json", "history.csv", "predictions.parquet", "adapter.safetensors", "environment.json", DONE}
-RESULTS = ("adapter.safetensors", "predictions.parquet", DONE)  # what a killed run must end with, byte for byte
-LOCK = "lock"  # stays: removing a lock file while another process opens it would let two hold it
+FILES = {*SEALED, DONE}
+RESULTS = (WEIGHTS, "predictions.parquet", METRICS)  # what a killed run must end with, byte for byte
 
 
 def study_in(folder: Path, **settings: Any) -> Study:
@@ -47,6 +46,7 @@ def study_in(folder: Path, **settings: Any) -> Study:
 
 
 def files_of(run: Run) -> set[str]:
+    """The lock stays: removing a lock file while another process opens it would let two hold it."""
     return {path.name for path in run.folder.iterdir()} - {LOCK}
 
 
@@ -144,7 +144,7 @@ class Watcher(threading.Thread):
 @pytest.fixture(scope="module")
 def asked_twice(asked, study, elsewhere) -> tuple[dict[str, Run], Counter[Path], Counter[Path]]:
     """The runs, finished by two processes that asked for all of them at once; and the files seen meanwhile."""
-    finished, logs = Watcher(study.root, f"*/{DONE}"), Watcher(study.root, "workers-*.log")
+    finished, logs = Watcher(study.root, f"*/{DONE}"), Watcher(study.root, "logs/*.log")
     other = threading.Thread(target=elsewhere, args=(engines.ensure, list(asked.values()), study.root, 1))
     for thread in (finished, logs, other):
         thread.start()
@@ -176,7 +176,7 @@ def test_a_finished_run_holds_its_files_and_no_others(done, study, name):
     assert from_json((run.folder / "config.json").read_text()) == run.config
     written = {path.name: path.stat().st_mtime_ns for path in run.folder.iterdir() if path.name != LOCK}
     assert max(written, key=written.get) == DONE
-    assert not list(study.root.glob("workers-*.log")), "a log stays only where something failed"
+    assert not list(study.root.glob("logs/*")), "a log stays only where something failed"
 
 
 @pytest.mark.parametrize("name", ["CMPTA", "text only", "own clips"])
@@ -274,7 +274,7 @@ def test_a_loaded_model_gives_the_stored_predictions(done, study, elsewhere, nam
     tables, weights, is_training = elsewhere(answer_again, study.root, run)
     for split, table in tables.items():
         pd.testing.assert_frame_equal(table, run.predictions(split), check_dtype=False)
-    assert weights == (run.folder / "adapter.safetensors").read_bytes() and not is_training
+    assert weights == (run.folder / WEIGHTS).read_bytes() and not is_training
 
 
 # --- how long a step takes --------------------------------------------------------------------------------------------
@@ -306,56 +306,45 @@ def test_a_missing_corpus_is_named(tmp_path):
 
 
 @pytest.mark.slow  # a real worker, which imports torch
-def test_a_failing_worker_names_its_run_and_shows_its_log(study, elsewhere, tmp_path):
+def test_one_run_that_fails_leaves_the_others_going_and_is_tried_again(study, elsewhere, tmp_path, capfd):
+    """Six runs on one worker; the third has a learning rate that no loss survives."""
+    other = study_in(tmp_path)
+    other.root.mkdir(parents=True)
+    (other.root / "cache").symlink_to(study.cache)
+    quick = {"training.epochs": 1, "adapter.dim": 8}
+    rates = (1e-3, 2e-3, 1e30, 3e-3, 4e-3, 5e-3)
+    asked = [other.runs("sims", quick | {"training.learning_rate": rate})[0] for rate in rates]
+    bad = asked[2]
+    with pytest.raises(engines.RunsFailed) as caught:
+        other.ensure(asked, jobs=1)
+    message, record = str(caught.value), bad.folder / store.FAILURE
+    assert message.startswith(f"1 of 6 runs failed, 5 are finished: {bad.folder.name}: FloatingPointError: loss is nan on")
+    assert message.endswith(f"Details: {record}. Call again to try them again.") and "\n" not in message
+    assert [failure.run for failure in caught.value.failures] == [bad]
+    assert [run.done for run in asked] == [True, True, False, True, True, True]
+    assert not any(run.problem for run in asked)
+    written = json.loads(record.read_text())
+    assert written["kind"] == "FloatingPointError" and "worker.py" in written["traceback"]
+    assert len(list(other.root.glob("logs/*"))) == 1, "the log stays where something failed"
+    with pytest.raises(engines.RunsFailed, match=f"1 of 6 runs failed, 5 are finished: {bad.folder.name}"):
+        other.ensure(asked, jobs=1)
+    assert json.loads(record.read_text())["message"] == written["message"]
+
+
+@pytest.mark.slow  # a real worker, which imports torch
+def test_a_run_that_failed_can_be_finished_later(study, elsewhere, tmp_path):
     broken = study_in(tmp_path)
     broken.cache.mkdir(parents=True)
     (broken.cache / "llm").symlink_to(study.cache / "llm")
     (good,), (bad,) = broken.runs("meld", {"adapter.fusion": "none"}), broken.runs("sims")
     (folder,) = (broken.cache / "data").glob("embedded-sims*/")
     shutil.rmtree(folder)
-    with pytest.raises(
-        RuntimeError, match=rf"runs did not finish, among them {bad.folder.name};.* Log .*workers-"
-    ) as caught:
+    with pytest.raises(engines.RunsFailed, match=rf"{bad.folder.name}: FileNotFoundError: no corpus 'embedded-sims' with"):
         broken.ensure([good, bad], jobs=1)
-    assert "FileNotFoundError: no corpus 'embedded-sims' with fingerprint" in str(caught.value)
-    assert good.done and not bad.done
+    assert good.done and not bad.done and (bad.folder / store.FAILURE).exists()
     study_in(tmp_path).corpus("sims")
-    elsewhere(runs.work, broken.root, [good.folder, bad.folder])
-    assert bad.done and files_of(bad) == FILES
-
-
-@pytest.mark.parametrize(
-    ("ending", "shown"), [("echo the disk is full >&2; exit 3", "the disk is full"), ("kill -9 $$", "")]
-)
-def test_a_worker_that_ends_early_fails_the_call(ending, shown, tmp_path, monkeypatch):
-    script = tmp_path / "python"
-    script.write_text(f"#!/bin/sh\n{ending}\n")
-    script.chmod(script.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setattr(engines.sys, "executable", str(script))
-    run = Run(RunConfig(data=DataConfig(name="a", fingerprint="b")), tmp_path / "a-1")
-    with pytest.raises(RuntimeError, match=f"1 of 1 runs did not finish, among them a-1;(.|\n)*{shown}"):
-        engines.ensure([run], tmp_path, jobs=1)
-    assert not run.done
-
-
-def test_an_interrupted_call_ends_its_workers(tmp_path, monkeypatch):
-    """Else a stopped notebook would go on training behind its reader's back."""
-    script, started = tmp_path / "python", tmp_path / "started"
-    script.write_text(f"#!/bin/sh\necho $$ > {started}\nexec sleep 30\n")
-    script.chmod(script.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setattr(engines.sys, "executable", str(script))
-
-    def interrupt(_: float) -> None:
-        if started.exists() and started.read_text().strip():
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(engines.time, "sleep", interrupt)
-    began = time.monotonic()
-    with pytest.raises(KeyboardInterrupt):
-        engines.ensure([Run(RunConfig(data=DataConfig(name="a", fingerprint="b")), tmp_path / "a-1")], tmp_path, jobs=1)
-    assert time.monotonic() - began < 20, "it waited for the worker's own end"
-    with pytest.raises(ProcessLookupError):
-        os.kill(int(started.read_text()), 0)
+    assert elsewhere(runs.work, broken.root, [good.folder, bad.folder])
+    assert bad.done and files_of(bad) == FILES, "the record of its failure goes with it"
 
 
 # --- claiming ---------------------------------------------------------------------------------------------------------
@@ -366,7 +355,7 @@ def test_each_run_is_claimed_by_one_worker_and_waited_for_by_the_others(tmp_path
     trained: Counter[Path] = Counter()
     unfinished: list[Path] = []
 
-    def execute(root: Path, folder: Path) -> None:
+    def execute(root: Path, folder: Path, report: Any) -> None:
         trained[folder] += 1
         time.sleep(0.05)
         (folder / DONE).write_text("{}")
@@ -382,15 +371,6 @@ def test_each_run_is_claimed_by_one_worker_and_waited_for_by_the_others(tmp_path
     for worker in workers:
         worker.join()
     assert trained == dict.fromkeys(folders, 1) and not unfinished
-
-
-def test_progress_counts_finished_epochs(tmp_path):
-    run = begin(tmp_path / "run", RunConfig(data=DataConfig(name="a", fingerprint="b")))
-    assert engines._epochs(run.folder, 5) == 0
-    (run.folder / "history.csv").write_text("epoch,train_loss\n1,0.5\n2,0.4\n")
-    assert engines._epochs(run.folder, 5) == 2
-    (run.folder / DONE).write_text("{}")
-    assert engines._epochs(run.folder, 5) == 5  # also where patience ended it early
 
 
 def test_the_runs_folder_can_be_named(tmp_path, monkeypatch):
@@ -415,8 +395,9 @@ MOMENTS = {  # what a worker is about to do, for the how-maniest time, when it i
     "while a checkpoint is written": ("checkpoint.safetensors", 2),
     "after the last epoch": ("history.csv", 3),
     "while predictions are written": ("predictions.parquet", 1),
+    "while the scores are written": (METRICS, 1),
     "while the mark is written": (DONE, 1),
-    "before the checkpoint is removed": ("unlink", 1),
+    "before the checkpoint is removed": ("sweep", 1),
 }
 
 
@@ -440,25 +421,9 @@ def work_until(root: Path, folder: Path, moment: tuple[str, int]) -> None:
 
         setattr(owner, name, call)
 
-    for owner, name in ((runs, "find_corpus"), (training, "step"), (os, "replace"), (Path, "unlink")):
+    for owner, name in ((runs, "find_corpus"), (training, "step"), (os, "replace"), (store, "sweep")):
         watch(owner, name)
     runs.work(root, [folder])
-
-
-def work_as_an_orphan(root: Path, folder: Path) -> None:
-    """A worker whose asker is not its parent any more."""
-    os.environ[engines.PARENT] = "1"
-    runs.work(root, [folder])
-
-
-def test_a_worker_whose_asker_was_killed_stops_after_its_epoch(study):
-    """Or it would keep the GPU for days."""
-    run = begin(study.root / "orphan", study.config("sims", LONG))
-    worker = server.Process(target=work_as_an_orphan, args=(study.root, run.folder))
-    worker.start()
-    worker.join()
-    assert worker.exitcode == 1 and not run.done
-    assert (run.folder / "checkpoint.safetensors").exists() and len(run.history) == 1
 
 
 @pytest.fixture(scope="module")
@@ -492,7 +457,7 @@ def killed(study, elsewhere) -> tuple[dict[str, Run], dict[str, set[str]]]:
     return hit, left
 
 
-@pytest.mark.slow  # seven workers are killed, then a real one finishes what they left
+@pytest.mark.slow  # eight workers are killed, then a real one finishes what they left
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_killed_run_ends_with_the_bytes_of_an_undisturbed_one(killed, undisturbed, moment):
     runs_by_moment, left = killed

@@ -289,7 +289,7 @@ def counted(*arguments):
 training.step = counted
 model, state = training.train(config, load_corpus(corpus), llm, folder)
 if training._rank() == 0:
-    checkpoint.write_tensors(folder / "adapter.safetensors", model.adapter.state_dict())
+    checkpoint.write_tensors(folder / "weights.safetensors", model.adapter.state_dict())
 if distributed.is_initialized():
     distributed.destroy_process_group()
 """
@@ -347,7 +347,7 @@ def test_two_processes_train_the_same_weights_as_one(llm, corpus, stored, tmp_pa
     assert done.returncode == 0, done.stderr
     alone, _ = training.train(config, corpus, llm, tmp_path)
     start = training.build(config, corpus, llm).adapter.state_dict()
-    together = load_file(run / "adapter.safetensors")
+    together = load_file(run / "weights.safetensors")
     assert together.keys() == start.keys()
     gaps = {name: (together[name] - weight).abs().max() for name, weight in alone.adapter.state_dict().items()}
     # A key's bias shifts all scores of a query alike, so its gradient is rounding noise, which AdamW makes visible.

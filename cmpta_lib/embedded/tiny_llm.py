@@ -17,6 +17,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from cmpta_lib import files
 from cmpta_lib.embedded import synthetic
 from cmpta_lib.llm import files as llm_files
 from cmpta_lib.methods import prompts
@@ -57,12 +58,15 @@ def build(cache: Path, documents: int | None = None) -> Path:
         Damaged: it is there and not what was written; names the file and says what to do.
     """
     folder = folder_of(cache, documents)
-    cache.mkdir(parents=True, exist_ok=True)
+    with files.writing(cache):
+        cache.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
+        for leftover in cache.glob(f".building-{folder.name}-*"):  # of builders that were killed: who lives has the lock
+            shutil.rmtree(leftover, ignore_errors=True)
         if folder.exists():
             llm_files.tiny_fingerprint(folder)
         else:
-            scratch = Path(tempfile.mkdtemp(dir=cache, prefix=".building-"))
+            scratch = Path(tempfile.mkdtemp(dir=cache, prefix=f".building-{folder.name}-"))
             try:
                 _pretrain(scratch, documents or DOCUMENTS)
                 os.replace(scratch, folder)

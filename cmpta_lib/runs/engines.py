@@ -1,84 +1,340 @@
-"""Where runs are made: worker processes on this machine."""
+"""Where runs are made: an engine takes unfinished runs somewhere; the first one is worker processes on this machine."""
 
 from __future__ import annotations
 
+import itertools
+import json
 import os
+import platform
+import queue
+import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Any, Protocol
+
+from filelock import FileLock, Timeout
 
 from cmpta_lib import files
 from cmpta_lib.config import to_json
-from cmpta_lib.runs.store import DONE, ROOT, Run
-from cmpta_lib.runs.worker import PARENT, _sweep
+from cmpta_lib.files import ROOT
+from cmpta_lib.methods import registry
+from cmpta_lib.runs import machine, store
+from cmpta_lib.runs.store import Run
+
+MOST_FALSE_STARTS = 3  # workers in a row that end before they take a run: then something is wrong with all of them
+RETRY_S = 0.5  # after which a run that another process holds is asked for again
+SHOWN_FAILURES = 10
+_calls = itertools.count()
 
 
-class Failure: ...
+@dataclass(frozen=True)
+class Failure:
+    """A run that could not be finished, and why, on one line."""
+
+    run: Run
+    reason: str
 
 
 class RunsFailed(RuntimeError):
-    failures: list[Failure] = []
+    """Some runs failed; the others are finished."""
+
+    def __init__(self, failures: Sequence[Failure], total: int) -> None:
+        self.failures = list(failures)
+        shown = [f"{failure.run.folder.name}: {failure.reason}" for failure in self.failures[:SHOWN_FAILURES]]
+        if len(self.failures) > SHOWN_FAILURES:
+            shown.append(f"and {len(self.failures) - SHOWN_FAILURES} more")
+        recorded = [failure.run.folder for failure in self.failures if (failure.run.folder / store.FAILURE).exists()]
+        details = f" Details: {recorded[0] / store.FAILURE}" if recorded else ""
+        details += f" and {len(recorded) - 1} more of that name." if len(recorded) > 1 else "." if recorded else ""
+        again = " Call again to try them again." if any(not failure.run.done for failure in self.failures) else ""
+        super().__init__(
+            f"{len(self.failures)} of {total} runs failed, {total - len(self.failures)} are finished: "
+            f"{'; '.join(shown)}.{details}{again}"
+        )
 
 
-def ensure(runs: Sequence[Run], root: Path, jobs: int | None = None) -> None:
-    """Finish every run: worker processes claim them one by one, and a bar counts epochs over all of them.
+class Engine(Protocol):
+    def run(
+        self, runs: Sequence[Run], root: Path, report: Callable[[Run, dict[str, Any]], None]
+    ) -> Sequence[Failure]:
+        """Finish these runs, whose folders hold their configs, somewhere; what fails is returned, the others go on.
+
+        Args:
+            report: called with a run and an event: {"event": "epoch", "epoch": 3}, {"event": "done"}, or {"event":
+                "note", "text": a line for the user}.
+        """
+
+
+def ensure(runs: Sequence[Run], root: Path, jobs: int | None = None, engine: Engine | None = None) -> None:
+    """Finish every run; a bar counts epochs over all of them. Finished runs are checked, and kept even where damaged.
+
+    Args:
+        jobs: runs at a time (default: one a GPU, else one a core).
+        engine: where they are made; default: `Processes(jobs)`.
 
     Raises:
-        RuntimeError: a worker failed; shows the end of its log and names the run. Finished runs stay finished.
+        ValueError: `jobs` is not a whole number from 1.
+        OSError: the runs folder cannot be written; says where and what to do.
+        RunsFailed: at the end, what failed and why; the other runs are finished.
     """
+    engine = engine or Processes(jobs)
+    wanted = list({run.folder: run for run in runs}.values())
+    failures = [Failure(run, problem) for run in wanted if (problem := run.problem)]
+    pending = [run for run in wanted if not run.done]
+    for run in wanted:
+        if run.done:
+            store.sweep(run.folder)
+    if pending:
+        for run in pending:
+            _prepare(run)
+        failures += _run(engine, pending, root)
+    if failures:
+        raise RunsFailed(failures, len(wanted))
+
+
+def _prepare(run: Run) -> None:
+    with files.writing(run.folder):
+        run.folder.mkdir(parents=True, exist_ok=True)
+    if left := store.unsealed_results(run.folder):
+        print(
+            f"{run.folder} holds {', '.join(left)} without {store.DONE}, the mark of a finished run: it is made again",
+            flush=True,
+        )
+    path, text = run.folder / store.CONFIG, to_json(run.config)
+    if not path.exists() or path.read_bytes() != text.encode():
+        files.write_text(path, text)
+
+
+def _run(engine: Engine, pending: Sequence[Run], root: Path) -> list[Failure]:
     from tqdm.auto import tqdm
 
-    for run in runs:
-        if run.done:
-            _sweep(run.folder)
-    pending = {run.folder: run for run in runs if not run.done}
-    if not pending:
-        return
-    for folder, run in pending.items():
-        folder.mkdir(parents=True, exist_ok=True)
-        files.write_text(folder / "config.json", to_json(run.config))
-    gpu = any(Path("/proc/driver/nvidia/gpus").glob("*"))  # without importing torch
-    count = min(len(pending), jobs or (1 if gpu else os.cpu_count() or 1))
-    log = root / f"workers-{os.getpid()}.log"
-    threads = next(iter(pending.values())).config.training.num_threads
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads), PARENT: str(os.getpid())}
-    command = [sys.executable, "-m", "cmpta_lib.runs.worker", str(root), *map(str, pending)]
-    with open(log, "w") as stream:
-        workers = [
-            subprocess.Popen(command, cwd=ROOT, env=environment, stdout=stream, stderr=stream) for _ in range(count)
-        ]
-    totals = {
-        folder: run.config.training.epochs if run.config.method.name != "text_only" else 1
-        for folder, run in pending.items()
-    }
-    try:
-        with tqdm(total=sum(totals.values()), desc=f"{len(pending)} runs", unit="epoch") as bar:
-            while any(worker.poll() is None for worker in workers):
-                if any(worker.returncode for worker in workers):
-                    break
-                if news := sum(_epochs(folder, total) for folder, total in totals.items()) - bar.n:
-                    bar.update(news)
-                time.sleep(0.5)
-            bar.update(sum(_epochs(folder, total) for folder, total in totals.items()) - bar.n)
-    finally:
-        for worker in workers:
-            worker.terminate()
-            worker.wait()
-    failed = [run.folder.name for run in pending.values() if not run.done]
-    if failed:
-        codes = sorted({worker.returncode for worker in workers} - {0})
-        raise RuntimeError(
-            f"{len(failed)} of {len(pending)} runs did not finish, among them {', '.join(failed[:3])}; workers ended "
-            f"with exit codes {codes} (-9: killed, perhaps for memory). Call again to go on. "
-            f"Log {log} ends with:\n{log.read_text()[-3000:]}"
+    epochs = dict.fromkeys((run.folder for run in pending), 0)
+    total = sum(run.config.training.epochs for run in pending)
+    with tqdm(total=total, desc=f"{len(pending)} runs", unit="epoch") as bar:
+
+        def report(run: Run, event: dict[str, Any]) -> None:
+            if event["event"] == "note":
+                bar.write(event["text"])
+                return
+            epochs[run.folder] = run.config.training.epochs if event["event"] == "done" else event["epoch"]
+            bar.update(sum(epochs.values()) - bar.n)
+
+        failures = list(engine.run(pending, root, report))
+    failed = {failure.run.folder for failure in failures}
+    lost = [run for run in pending if run.folder not in failed and not run.done]
+    return failures + [Failure(run, f"it ended without {store.DONE}") for run in lost]
+
+
+class Processes:
+    """Worker processes on this machine, each of which keeps torch and the LLM from run to run.
+
+    A worker holds a pipe from this process and ends when that closes, so none outlives it however it ends. Workers are in
+    a session of their own: a terminal's Ctrl-C reaches this process alone, which then ends them.
+
+    Args:
+        jobs: how many; None = one a GPU, each its own, or else one a core.
+    """
+
+    def __init__(self, jobs: int | None = None) -> None:
+        if jobs is not None and (isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1):
+            raise ValueError(f"--jobs {jobs}: expected how many runs at a time, a whole number from 1")
+        self.jobs = jobs
+
+    def run(self, runs: Sequence[Run], root: Path, report: Callable[[Run, dict[str, Any]], None]) -> list[Failure]:
+        """As `Engine.run`.
+
+        Raises:
+            OSError: the log cannot be written.
+        """
+        gpus = machine.gpu_count()
+        count = min(len(runs), self.jobs or gpus or os.cpu_count() or 1)
+        with _log(root) as log:
+            pool = _Pool(runs, root, report, log, gpus)
+            try:
+                pool.work(count)
+            finally:
+                pool.end()
+            if not pool.failures:
+                with suppress(FileNotFoundError):
+                    os.unlink(log.name)
+        return pool.failures
+
+
+@dataclass(eq=False)
+class _Worker:
+    process: subprocess.Popen[str]
+    slot: int
+    started: bool = False  # it has said "ready" once
+    ready: bool = False
+    run: Run | None = None  # what it works on
+
+
+class _Pool:
+    """The workers of one call, the runs that wait for them, and what they say."""
+
+    def __init__(
+        self,
+        runs: Sequence[Run],
+        root: Path,
+        report: Callable[[Run, dict[str, Any]], None],
+        log: IO[bytes],
+        gpus: int,
+    ) -> None:
+        self.root, self.report, self.log, self.gpus = root, report, log, gpus
+        self.waiting: deque[tuple[float, Run]] = deque((0.0, run) for run in runs)  # with the time not to ask before
+        self.workers: list[_Worker] = []
+        self.failures: list[Failure] = []
+        self.news: queue.SimpleQueue[tuple[_Worker, dict[str, Any] | None]] = queue.SimpleQueue()
+        self.false_starts = 0
+        self.threads = runs[0].config.training.num_threads
+
+    def work(self, count: int) -> None:
+        """Until every run is finished or failed."""
+        while unfinished := len(self.waiting) + sum(worker.run is not None for worker in self.workers):
+            while len(self.workers) < min(count, unfinished):
+                self.start()
+            self.hand_out()
+            with suppress(queue.Empty):
+                self.take(*self.news.get(timeout=RETRY_S))
+
+    def start(self) -> None:
+        slot = min(set(range(len(self.workers) + 1)) - {worker.slot for worker in self.workers})
+        path = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)  # what can be imported here can be there
+        environment = os.environ | {"OMP_NUM_THREADS": str(self.threads), "PYTHONPATH": path}
+        environment[registry.PLUGINS] = registry.plugins()
+        if self.gpus:
+            environment["LOCAL_RANK"] = str(slot % self.gpus)  # each worker its own GPU
+        process = subprocess.Popen(
+            [sys.executable, "-m", "cmpta_lib.runs.worker", str(self.root)],
+            cwd=ROOT,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            start_new_session=True,
+            text=True,
+            encoding="utf-8",
         )
-    log.unlink()
+        worker = _Worker(process, slot)
+        self.workers.append(worker)
+        threading.Thread(target=self.listen, args=(worker,), daemon=True).start()
+
+    def listen(self, worker: _Worker) -> None:
+        with worker.process.stdout as lines:
+            for line in lines:
+                with suppress(ValueError):  # what an interpreter prints before the worker itself starts is no event
+                    self.news.put((worker, json.loads(line)))
+        self.news.put((worker, None))
+
+    def hand_out(self) -> None:
+        now = time.monotonic()
+        for worker in self.workers:
+            for _ in range(len(self.waiting) if worker.ready else 0):
+                not_before, run = self.waiting.popleft()
+                if run.done:  # another process has finished it meanwhile
+                    self.report(run, {"event": "done"})
+                elif not_before > now:
+                    self.waiting.append((not_before, run))
+                else:
+                    worker.run, worker.ready = run, False
+                    with suppress(OSError):  # it has just died, and its end is about to be read
+                        print(json.dumps(str(run.folder)), file=worker.process.stdin, flush=True)
+                    break
+
+    def take(self, worker: _Worker, event: dict[str, Any] | None) -> None:
+        """Act on what a worker said; None: it ended."""
+        if event is None:
+            self.bury(worker)
+        elif event["event"] == "ready":
+            worker.ready = worker.started = True
+            self.false_starts = 0
+        elif worker.run is not None and event["event"] in ("epoch", "note"):
+            self.report(worker.run, event)
+        elif worker.run is not None:
+            run, worker.run = worker.run, None
+            if event["event"] == "done":
+                self.report(run, event)
+            elif event["event"] == "busy":
+                self.waiting.append((time.monotonic() + RETRY_S, run))
+            else:
+                self.failures.append(Failure(run, _one_line(f"{event['kind']}: {event['message']}")))
+
+    def bury(self, worker: _Worker) -> None:
+        """A worker ended by itself: the run that it held failed, and the others go on."""
+        self.workers.remove(worker)
+        code = _close(worker)
+        how = f"its worker ended with exit code {code}"
+        if code < 0:
+            name = signal.strsignal(-code) or "unknown"
+            how = f"its worker was killed by signal {-code} ({'perhaps for memory' if code == -9 else name})"
+        if worker.run is not None:
+            self.failures.append(Failure(worker.run, how))
+            _record_death(worker.run, how, _end_of(self.log))
+        elif not worker.started:
+            self.false_starts += 1
+            if self.false_starts >= MOST_FALSE_STARTS:
+                end = _end_of(self.log).strip().splitlines()
+                reason = f"no worker starts: {how.removeprefix('its worker ')}; the log {self.log.name} ends with: "
+                self.failures += [Failure(run, reason + (end[-1] if end else "nothing")) for _, run in self.waiting]
+                self.waiting.clear()
+
+    def end(self) -> None:
+        for worker in self.workers:
+            worker.process.kill()  # it holds nothing that a checkpoint does not
+        for worker in self.workers:
+            _close(worker)
 
 
-def _epochs(folder: Path, total: int) -> int:
-    if (folder / DONE).exists():
-        return total
-    history = folder / "history.csv"
-    return max(0, history.read_text().count("\n") - 1) if history.exists() else 0
+def _close(worker: _Worker) -> int:
+    """Wait for a worker that has ended; returns its exit code."""
+    with suppress(OSError):  # what was still to be handed to it
+        worker.process.stdin.close()
+    return worker.process.wait()
+
+
+def _record_death(run: Run, how: str, log: str) -> None:
+    """Say in a run's folder that its worker died, unless another process is trying it already or the disk is full."""
+    with suppress(Timeout, OSError), FileLock(run.folder / store.LOCK, timeout=0):
+        if not run.done:
+            store.record_failure(run.folder, {"kind": "WorkerDied", "message": how, "traceback": "", "log": log})
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _end_of(log: IO[bytes], size: int = 2000) -> str:
+    return os.pread(log.fileno(), size, max(0, os.fstat(log.fileno()).st_size - size)).decode("utf-8", "replace")
+
+
+@contextmanager
+def _log(root: Path) -> Iterator[IO[bytes]]:
+    """This call's log for all its workers; those of processes that are gone are removed."""
+    folder, host = root / "logs", platform.node() or "localhost"
+    for path in folder.glob(f"{host}.*.log"):
+        with suppress(OSError, ValueError):
+            if not _alive(int(path.name.removeprefix(f"{host}.").split("-")[0])):
+                path.unlink()
+    path = folder / f"{host}.{os.getpid()}-{next(_calls)}.log"
+    with files.writing(path):
+        folder.mkdir(parents=True, exist_ok=True)
+        log = path.open("a+b", buffering=0)
+    with log:
+        yield log
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

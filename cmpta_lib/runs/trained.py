@@ -12,15 +12,16 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from cmpta_lib.config import DataConfig, LLMConfig, from_json
+from cmpta_lib.config import DataConfig, LLMConfig
 from cmpta_lib.data.checking import check_sample
 from cmpta_lib.data.corpus import Corpus, Inputs, Sample, Task
 from cmpta_lib.data.store import load_corpus
+from cmpta_lib.files import runs_folder
 from cmpta_lib.llm import loading
 from cmpta_lib.llm.frozen import FrozenLLM
 from cmpta_lib.methods import registry
 from cmpta_lib.methods.base import Method, Tools
-from cmpta_lib.runs.store import CLIPS, WEIGHTS, Run, runs_folder
+from cmpta_lib.runs.store import CLIPS, CONFIG, DONE, WEIGHTS, Run, open_run
 
 
 @dataclass(frozen=True)
@@ -101,8 +102,7 @@ def load(run: str | Path, llm: str | Path = "") -> TrainedRun:
         ValueError: the run is of another version, or its method is not registered.
     """
     registry.load_plugins()
-    folder = _folder(run)
-    found = Run(from_json((folder / "config.json").read_text(encoding="utf-8")), folder)
+    found = open_run(_folder(run))
     inputs = Inputs.from_json(found.path(CLIPS).read_text(encoding="utf-8"))
     caches = [Path(llm)] if llm else []
     root = found.folder.resolve().parent
@@ -117,7 +117,7 @@ def load(run: str | Path, llm: str | Path = "") -> TrainedRun:
 def _folder(run: str | Path) -> Path:
     places = [Path(run), runs_folder() / run, runs_folder() / "smoke" / run]
     for place in places:
-        if (place / "config.json").is_file():
+        if any((place / name).is_file() for name in (CONFIG, DONE, WEIGHTS)):
             return place
     raise FileNotFoundError(f"no run '{run}': expected a run's folder, or the name of one in {runs_folder()}; see cmpta runs")
 

@@ -1,19 +1,25 @@
-"""What a half-done run goes on from: one file, replaced whole after every epoch."""
+"""What a half-done run goes on from: one file, replaced whole after every epoch, and believed only if it is unchanged."""
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
+import logging
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from cmpta_lib import files
+
 CHECKPOINT = "checkpoint.safetensors"
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -27,42 +33,108 @@ class State:
     history: list[dict[str, float]] = field(default_factory=list)
 
 
-def save(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, state: State, best: dict[str, Tensor]) -> None:
-    """Everything to go on from, in one file, whole or not at all."""
-    tensors = {f"module.{k}": v for k, v in module.state_dict().items()} | {
-        f"best.{k}": v for k, v in best.items()
-    }
+def save(
+    path: Path, run: str, module: nn.Module, optimizer: torch.optim.Optimizer, state: State, best: Mapping[str, Tensor]
+) -> None:
+    """Everything that the run with config hash `run` goes on from, in one file, whole or not at all.
+
+    Raises:
+        OSError: it cannot be written; says where and what to do.
+    """
+    tensors = {f"module.{k}": v for k, v in module.state_dict().items()} | {f"best.{k}": v for k, v in best.items()}
     for index, moments in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{k}": v for k, v in moments.items()}
-    write_tensors(path, tensors, {"state": json.dumps(vars(state))})
+    held = _on_cpu(tensors)
+    text = json.dumps(vars(state))
+    _write(path, held, {"run": run, "state": text, "sha256": _digest(run, text, held)})
 
 
-def restore(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, state: State) -> dict[str, Tensor]:
-    """Load a checkpoint into model, optimiser and state where there is one; returns the best weights so far."""
+def restore(
+    path: Path, run: str, module: nn.Module, optimizer: torch.optim.Optimizer, state: State
+) -> dict[str, Tensor]:
+    """Load a checkpoint into module, optimiser and state where there is one; returns the best weights so far.
+
+    A checkpoint that is cut, changed or another run's is worth less than the epochs it would save: a warning names it
+    and the run starts anew. It is read and compared whole before anything is loaded.
+    """
+    best = {name: weight.detach().clone() for name, weight in module.state_dict().items()}
     if not path.exists():
-        return {name: weight.detach().clone() for name, weight in module.state_dict().items()}
-    groups: dict[str, dict[str, Tensor]] = {"module": {}, "best": {}, "optimizer": {}}
-    with safe_open(path, "pt", device=str(next(module.parameters()).device)) as file:
-        for key in file.keys():
-            kind, name = key.split(".", 1)
-            groups[kind][name] = file.get_tensor(key)
-        vars(state).update(json.loads(file.metadata()["state"]))
+        return best
+    try:
+        groups, stored = _read(path, run, module, optimizer)
+    except (files.Damaged, SafetensorError, OSError) as error:
+        _log.warning("%s cannot be used (%s): starting this run anew", path, str(error).partition("\n")[0])
+        return best
     module.load_state_dict(groups["module"])
     moments: dict[int, dict[str, Any]] = {}
     for key, tensor in groups["optimizer"].items():
         index, name = key.split(".")
-        moments.setdefault(int(index), {})[name] = (
-            tensor.cpu() if name == "step" else tensor
-        )  # a GPU step counter syncs
+        moments.setdefault(int(index), {})[name] = tensor  # a step counter stays on the CPU: on a GPU it would sync
     optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
+    vars(state).update(vars(stored))
     return groups["best"]
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write safetensors so that a crash leaves the old file or the new one, never half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, partial, metadata)
-    with open(partial, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write safetensors so that a crash leaves the old file or the new one, never half of it.
+
+    Raises:
+        OSError: it cannot be written; says where and what to do.
+    """
+    _write(path, _on_cpu(tensors), metadata)
+
+
+def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None) -> None:
+    with files.writing(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with files.replacing(path) as partial:
+        try:
+            save_file(tensors, partial, metadata)
+        except SafetensorError as error:  # it hides the system's error in its text: "... (os error 28)"
+            number = re.search(r"os error (\d+)", str(error))
+            raise (OSError(int(number[1]), str(error)) if number else error) from error
+
+
+def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+
+
+def _digest(run: str, state: str, tensors: Mapping[str, Tensor]) -> str:
+    """Hash of everything in a checkpoint: safetensors itself notices a cut file, but no changed number."""
+    digest = hashlib.sha256(json.dumps([run, state]).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _read(
+    path: Path, run: str, module: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[dict[str, dict[str, Tensor]], State]:
+    """Everything in a checkpoint of this run, by kind.
+
+    Raises:
+        Damaged: it was changed, is another run's, or does not fit the module; says which.
+        SafetensorError, OSError: it cannot be read.
+    """
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata() or {}
+        tensors = {key: file.get_tensor(key) for key in file.keys()}
+    if metadata.get("sha256") != _digest(metadata.get("run", ""), metadata.get("state", ""), tensors):
+        raise files.Damaged("its contents are not those that were written")
+    if metadata["run"] != run:
+        raise files.Damaged(f"it is of run {metadata['run']}, expected {run}")
+    groups: dict[str, dict[str, Tensor]] = {"module": {}, "best": {}, "optimizer": {}}
+    for key, tensor in tensors.items():
+        kind, name = key.split(".", 1)
+        groups[kind][name] = tensor
+    expected = {name: weight.shape for name, weight in module.state_dict().items()}
+    count = sum(len(group["params"]) for group in optimizer.param_groups)
+    fits = all({name: weight.shape for name, weight in groups[kind].items()} == expected for kind in ("module", "best"))
+    stored = json.loads(metadata["state"])
+    if not fits or not {key.split(".")[0] for key in groups["optimizer"]} <= {str(index) for index in range(count)}:
+        raise files.Damaged("its tensors are not those of this version's model")
+    if stored.keys() != vars(State()).keys():
+        raise files.Damaged("its state is not that of this version's training")
+    return groups, State(**stored)

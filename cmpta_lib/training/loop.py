@@ -66,7 +66,7 @@ def train(
         method.module.eval()
         return method, state
     optimizer = torch.optim.AdamW(parameters, lr=0.0, weight_decay=config.training.weight_decay)
-    best = restore(folder / CHECKPOINT, method.module, optimizer, state)
+    best = restore(folder / CHECKPOINT, config.hash, method.module, optimizer, state)
     while state.epoch < config.training.epochs and not _out_of_patience(state, config.training):
         started = time.perf_counter()
         row = _epoch(method, optimizer, corpus.splits["train"], config, state.epoch)
@@ -81,7 +81,7 @@ def train(
         state.history.append(row)
         state.seconds += time.perf_counter() - started
         if _rank() == 0:
-            save(folder / CHECKPOINT, method.module, optimizer, state, best)
+            save(folder / CHECKPOINT, config.hash, method.module, optimizer, state, best)
             on_epoch(state)
     method.module.load_state_dict(best)
     method.module.eval()
