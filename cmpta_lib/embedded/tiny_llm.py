@@ -11,9 +11,9 @@ import shutil
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
@@ -21,6 +21,11 @@ from cmpta_lib import files
 from cmpta_lib.embedded import synthetic
 from cmpta_lib.llm import files as llm_files
 from cmpta_lib.methods import prompts
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from cmpta_lib.llm.frozen import FrozenLLM
 
 ARCHITECTURE = {
     "hidden_size": 192,
@@ -106,30 +111,13 @@ def train_tokenizer(texts: Iterable[str], phrases: list[str]) -> Any:
 def _pretrain(folder: Path, documents: int) -> None:
     """Next-token prediction over `synthetic.documents`, written as the runs will write them; saves model and tokenizer."""
     import torch
-    import torch.nn.functional as F
     from tqdm.auto import tqdm
     from transformers.models.qwen2 import Qwen2Config, Qwen2ForCausalLM
 
-    from cmpta_lib.llm.frozen import FrozenLLM, Packing
+    from cmpta_lib.llm.frozen import FrozenLLM
 
-    pages = list(synthetic.documents(documents))
-    layouts = [prompts.Layout.of(page.task) for page in pages]
-    texts = [
-        (lay.open, page.directions + page.text, lay.close, lay.prompt, prompts.answer_text(page.task, page.label))
-        for lay, page in zip(layouts, pages, strict=True)
-    ]
-    asked = [prompts.Layout.of(world.task) for world in synthetic.worlds().values()]
-    fixed = sorted({part for lay in asked for part in (lay.open, lay.close, lay.prompt)})
-    tokenizer = train_tokenizer(
-        (page.directions + page.text + parts[-2] + parts[-1] for page, parts in zip(pages, texts, strict=True)), fixed
-    )
-    known: dict[str, list[int]] = {}
-
-    def ids(text: str) -> list[int]:
-        if text not in known:
-            known[text] = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        return known[text]
-
+    texts, fixed = _texts(documents)
+    tokenizer = train_tokenizer((parts[1] + parts[3] + parts[4] for parts in texts), fixed)
     torch.set_num_threads(1)  # another number of threads gives other weights, and so another fingerprint
     torch.manual_seed(SEED)
     model = Qwen2ForCausalLM(
@@ -147,25 +135,9 @@ def _pretrain(folder: Path, documents: int) -> None:
     steps = documents // BATCH
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.1)
     for step in tqdm(range(steps), desc="pre-training the tiny LLM", unit="step"):
-        batch = [[ids(part) for part in parts] for parts in texts[step * BATCH : (step + 1) * BATCH]]
-        rows = [reader.first_ids + sum(parts, []) for parts in batch]
-        packing = Packing.of([len(row) for row in rows], reader.device)
-        tokens = torch.tensor(sum(rows, []))
-        ends = packing.lengths.cumsum(0)
-        inner = torch.ones_like(tokens, dtype=torch.bool)
-        inner[ends - 1] = False  # the last token of a page predicts nothing
-        positions = inner.nonzero()[:, 0]
-        answer_sizes = torch.tensor([len(parts[-1]) for parts in batch])
-        from_end = ends.repeat_interleave(packing.lengths) - 1 - torch.arange(len(tokens))
-        is_answer = (from_end <= answer_sizes.repeat_interleave(packing.lengths))[positions]
-        embeds = reader.embedding(tokens)
-        size = embeds.detach().norm(dim=1, keepdim=True) / reader.dim**0.5
-        embeds = embeds + NOISE * size * torch.randn(embeds.shape)
-        logits = reader.logits(embeds, packing, positions)
-        losses = F.cross_entropy(logits, tokens[positions + 1], reduction="none")
-        loss = (
-            losses[~is_answer].mean() + losses[is_answer].mean()
-        )  # the few answer tokens count as much as all the rest
+        batch = [[reader.token_ids(part) for part in parts] for parts in texts[step * BATCH : (step + 1) * BATCH]]
+        rest, answers = _losses(reader, batch)
+        loss = rest + answers  # the few answer tokens count as much as all the rest
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -176,7 +148,41 @@ def _pretrain(folder: Path, documents: int) -> None:
         warnings.simplefilter("ignore")
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-    llm_files.seal_tiny(folder, answer_loss=float(losses[is_answer].detach().mean()), steps=steps)
+    llm_files.seal_tiny(folder, answer_loss=float(answers.detach()), steps=steps)
+
+
+def _texts(documents: int) -> tuple[list[tuple[str, ...]], list[str]]:
+    """The parts of every page (open, words, close, prompt, answer), and the phrases that stand in every input."""
+    texts = []
+    for page in synthetic.documents(documents):
+        lay, answer = prompts.Layout.of(page.task), prompts.answer_text(page.task, page.label)
+        texts.append((lay.open, page.directions + page.text, lay.close, lay.prompt, answer))
+    asked = [prompts.Layout.of(world.task) for world in synthetic.worlds().values()]
+    return texts, sorted({part for lay in asked for part in (lay.open, lay.close, lay.prompt)})
+
+
+def _losses(reader: FrozenLLM, batch: Sequence[Sequence[list[int]]]) -> tuple[Tensor, Tensor]:
+    """Mean next-token cross-entropy of noisy pages: of all tokens but the answers', and of the answers'."""
+    import torch
+    import torch.nn.functional as F
+
+    from cmpta_lib.llm.frozen import Packing
+
+    rows = [reader.first_ids + sum(parts, []) for parts in batch]
+    packing = Packing.of([len(row) for row in rows], reader.device)
+    tokens = torch.tensor(sum(rows, []))
+    ends = packing.lengths.cumsum(0)
+    inner = torch.ones_like(tokens, dtype=torch.bool)
+    inner[ends - 1] = False  # the last token of a page predicts nothing
+    positions = inner.nonzero()[:, 0]
+    answer_sizes = torch.tensor([len(parts[-1]) for parts in batch])
+    from_end = ends.repeat_interleave(packing.lengths) - 1 - torch.arange(len(tokens))
+    is_answer = (from_end <= answer_sizes.repeat_interleave(packing.lengths))[positions]
+    embeds = reader.embedding(tokens)
+    size = embeds.detach().norm(dim=1, keepdim=True) / reader.dim**0.5
+    embeds = embeds + NOISE * size * torch.randn(embeds.shape)
+    losses = F.cross_entropy(reader.logits(embeds, packing, positions), tokens[positions + 1], reduction="none")
+    return losses[~is_answer].mean(), losses[is_answer].mean()
 
 
 if __name__ == "__main__":
