@@ -22,15 +22,15 @@ from cmpta_lib.data.corpus import SPLITS, Corpus, Sample, Task
 from cmpta_lib.data.errors import problem, shown
 from cmpta_lib.data.store import load_corpus, remove_leftovers, write_corpus
 from cmpta_lib.paper import MELD_LABELS, TABLE1
-from data_prep import command, hub
+from data_prep import catalogue, command, hub
 from data_prep.public_pickles import KEYS, read_items, read_samples
 from data_prep.row_matching import MAX_EDITS, Difference, differences
 
 NAME = "meld"
 TASK = Task("classification", "en", MELD_LABELS)
-TABLES = dict(zip(SPLITS, (file.name for file in hub.MELD_ANNOTATIONS.files), strict=True))
-FEATURES = dict(zip(SPLITS, (file.name for file in hub.MELD.files), strict=True))
-_OFFICIAL = f"use the official table from {hub.MELD_ANNOTATIONS.page}"
+TABLES = dict(zip(SPLITS, (file.name for file in catalogue.MELD_ANNOTATIONS.files), strict=True))
+FEATURES = dict(zip(SPLITS, (file.name for file in catalogue.MELD.files), strict=True))
+_OFFICIAL = f"use the official table from {catalogue.MELD_ANNOTATIONS.page}"
 _SHOWN = 10  # differences that an error lists
 _COMPARED = 400  # characters of a text that are compared and shown; MELD's longest has 327
 _WHOLE = ("Dialogue_ID", "Utterance_ID", "Season", "Episode")
@@ -59,13 +59,13 @@ def prepare(cache: Path, source: Path | None = None, annotations: Path | None = 
     target, raw = Path(cache) / "data" / NAME, Path(cache) / "raw" / NAME
     if target.exists() and source is None and annotations is None:
         return load_corpus(target)
-    features = hub.fetch(hub.MELD, raw) if source is None else hub.find(hub.MELD, source)
+    features = hub.fetch(catalogue.MELD, raw) if source is None else hub.find(catalogue.MELD, source)
     if annotations is not None:
-        tables = hub.find(hub.MELD_ANNOTATIONS, annotations)
-    elif features.generated or (source is not None and hub.holds(hub.MELD_ANNOTATIONS, source)):
-        tables = hub.find(hub.MELD_ANNOTATIONS, features.folder)
+        tables = hub.find(catalogue.MELD_ANNOTATIONS, annotations)
+    elif features.generated or (source is not None and hub.holds(catalogue.MELD_ANNOTATIONS, source)):
+        tables = hub.find(catalogue.MELD_ANNOTATIONS, features.folder)
     else:
-        tables = hub.fetch(hub.MELD_ANNOTATIONS, raw / "annotations")
+        tables = hub.fetch(catalogue.MELD_ANNOTATIONS, raw / "annotations")
     if target.exists() and load_corpus(target).sources == {**features.sources, **tables.sources}:
         return load_corpus(target)
     return _convert(features, tables, target)

@@ -18,7 +18,7 @@ import numpy as np
 
 from cmpta_lib.data.corpus import SPLITS
 from cmpta_lib.paper import MELD_LABELS, TABLE1
-from data_prep import hub, safe_pickle
+from data_prep import catalogue, hub, safe_pickle
 
 RECIPE = 1  # raise when the files change
 _SOURCE = "data_prep.rehearsal"
@@ -45,7 +45,7 @@ def write_simsv2(folder: Path, factor: float = 1.0, seed: int = 0) -> Path:
     Raises:
         FileExistsError: the folder holds other files of these names.
     """
-    name = hub.SIMSV2.files[0].name
+    name = catalogue.SIMSV2.files[0].name
     sizes = _sizes("SIMS-V2", factor)
 
     def write() -> None:
@@ -68,8 +68,8 @@ def write_meld(folder: Path, factor: float = 1.0, annotations: Path | None = Non
         FileExistsError: the folder holds other files of these names.
     """
     folder, sizes = Path(folder), _sizes("MELD", factor)
-    pickles = dict(zip(SPLITS, (file.name for file in hub.MELD.files), strict=True))
-    tables = dict(zip(SPLITS, (file.name for file in hub.MELD_ANNOTATIONS.files), strict=True))
+    pickles = dict(zip(SPLITS, (file.name for file in catalogue.MELD.files), strict=True))
+    tables = dict(zip(SPLITS, (file.name for file in catalogue.MELD_ANNOTATIONS.files), strict=True))
     contents = {split: _table(split, tables[split], sizes[split], annotations, seed) for split in SPLITS}
     sizes = {split: len(list(_rows(contents[split]))) for split in SPLITS}
 
@@ -180,7 +180,7 @@ def _table(split: str, name: str, size: int, annotations: Path | None, seed: int
         rows: Iterator[list[str]] = _made_up(split, size, seed)
         header = _HEADER
     else:
-        found = hub.find(hub.MELD_ANNOTATIONS, annotations).paths[name]
+        found = hub.find(catalogue.MELD_ANNOTATIONS, annotations).paths[name]
         content = found.read_bytes().decode()
         lines = csv.reader(io.StringIO(content, newline=""))
         header, *listed = lines

@@ -15,12 +15,12 @@ from cmpta_lib.data.corpus import MODALITIES, SPLITS, Corpus, Sample, Task
 from cmpta_lib.data.errors import problem, shown
 from cmpta_lib.data.store import load_corpus, remove_leftovers, write_corpus
 from cmpta_lib.paper import TABLE1
-from data_prep import command, hub, safe_pickle
+from data_prep import catalogue, command, hub, safe_pickle
 from data_prep.public_pickles import ignored
 
 NAME = "simsv2"
 TASK = Task("regression", "zh")
-FILE = hub.SIMSV2.files[0].name
+FILE = catalogue.SIMSV2.files[0].name
 _FIELDS = ("raw_text", "id", "audio", "vision", "audio_lengths", "vision_lengths", "regression_labels")
 # Known to be there and of no use here: BERT's output and input, single-modality labels, and what MMSA deprecated.
 _UNUSED = {"text", "text_bert", "annotations", "classification_labels"} | {f"regression_labels_{m}" for m in "TAV"}
@@ -40,9 +40,9 @@ def prepare(cache: Path, source: Path | None = None) -> Corpus:
     if target.exists() and source is None:
         return load_corpus(target)
     if source is None:
-        found = hub.fetch(hub.SIMSV2, Path(cache) / "raw" / NAME)
+        found = hub.fetch(catalogue.SIMSV2, Path(cache) / "raw" / NAME)
     else:
-        found = hub.find(hub.SIMSV2, source)
+        found = hub.find(catalogue.SIMSV2, source)
     if target.exists() and load_corpus(target).sources == found.sources:
         return load_corpus(target)
     return _convert(found, target)

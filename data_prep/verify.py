@@ -17,7 +17,7 @@ import pandas as pd
 
 from cmpta_lib.data.corpus import MODALITIES, SPLITS, Corpus, Split
 from cmpta_lib.paper import TABLE1
-from data_prep.hub import KNOWN_SHA256
+from data_prep.catalogue import KNOWN_SHA256
 
 PAPER_NAMES = {"simsv2": "SIMS-V2", "meld": "MELD"}
 ALL = "all"

@@ -13,7 +13,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 
-from data_prep import hub
+from data_prep import catalogue, hub
 from data_prep.hub import File, Published, fetch, find
 
 REPO, REVISION = "someone/features", "a" * 40
@@ -295,7 +295,7 @@ def test_an_answer_that_is_no_listing_is_named(server, tmp_path: Path, monkeypat
         fetch(FEATURES, tmp_path)
 
 
-@pytest.mark.parametrize("published", [hub.SIMSV2, hub.MELD, hub.MELD_ANNOTATIONS], ids=lambda p: p.title)
+@pytest.mark.parametrize("published", [catalogue.SIMSV2, catalogue.MELD, catalogue.MELD_ANNOTATIONS], ids=lambda p: p.title)
 def test_without_a_network_one_message_says_what_to_do(published: Published, tmp_path: Path, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", nowhere := "http://127.0.0.1:9")
     monkeypatch.setenv("no_proxy", "*")
@@ -313,7 +313,7 @@ def test_without_a_network_one_message_says_what_to_do(published: Published, tmp
 def test_an_endpoint_that_is_no_address_is_refused(tmp_path: Path, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "mirror.example")
     with pytest.raises(ValueError, match="HF_ENDPOINT must be an address such as https://.*'mirror.example'"):
-        fetch(hub.SIMSV2, tmp_path)
+        fetch(catalogue.SIMSV2, tmp_path)
 
 
 def test_a_full_disk_is_noticed_before_the_download(server, tmp_path: Path, monkeypatch):
@@ -403,7 +403,7 @@ def test_the_real_annotations_are_the_published_ones(shared_folder: Path, capsys
     folder = shared_folder / "data" / "meld"
     if not folder.is_dir():
         pytest.skip(f"no real annotations: {folder} is absent")
-    found = find(hub.MELD_ANNOTATIONS, folder)
+    found = find(catalogue.MELD_ANNOTATIONS, folder)
     assert capsys.readouterr().out == ""
-    sizes = {file.name: file.size_bytes for file in hub.MELD_ANNOTATIONS.files}
+    sizes = {file.name: file.size_bytes for file in catalogue.MELD_ANNOTATIONS.files}
     assert {name: path.stat().st_size for name, path in found.paths.items()} == sizes

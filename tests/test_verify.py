@@ -12,7 +12,7 @@ import pytest
 from cmpta_lib.data.corpus import Corpus, Sample, Task
 from cmpta_lib.data.store import write_corpus
 from cmpta_lib.paper import MELD_LABELS
-from data_prep import hub, meld, rehearsal, verify
+from data_prep import catalogue, meld, rehearsal, verify
 from data_prep.verify import findings, report
 
 CHINESE = Task("regression", "zh")
@@ -164,7 +164,7 @@ def test_oddities_and_foreign_files_are_listed(tmp_path: Path):
     corpus = corpus_of(tmp_path, *parts, repairs={"audio_inf": 3}, sources=sources)
     assert count(corpus, "oddity: audio_inf", "all") == 3
     assert examples(corpus, "files other than the published", "all") == "ch-simsv2s.pkl"
-    published = {"ch-simsv2s.pkl": hub.SIMSV2.files[0].sha256}
+    published = {"ch-simsv2s.pkl": catalogue.SIMSV2.files[0].sha256}
     assert count(corpus_of(tmp_path / "b", *parts, sources=published), "files other than the published", "all") == 0
 
 
