@@ -18,14 +18,14 @@ from cmpta_lib.data.corpus import SPLITS
 from cmpta_lib.methods.prompts import Layout
 from cmpta_lib.metrics import TaskKind
 from cmpta_lib.report import uncertainty
-from cmpta_lib.report.export import NOTHING, Provenance, export_table
+from cmpta_lib.report.export import NOTHING, PROVENANCE, Provenance, export_table, record, recorded
 from cmpta_lib.report.tables import ResultRow
-from cmpta_lib.runs import provenance as records
 from cmpta_lib.runs.store import Run
 from cmpta_lib.study.plan import REGISTER, VARIANTS
 from cmpta_lib.study.study import Study
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from pandas.io.formats.style import Styler
 
 PAPER_NAMES: Mapping[str, str] = {"sims": "SIMS-V2", "meld": "MELD"}
@@ -54,7 +54,7 @@ def footer(provenance: Provenance) -> str:
 def drawing_footer(study: Study) -> str:
     """The small print of a diagram, which no data enter."""
     smoke = ", SMOKE RUN" if study.smoke else ""
-    return f"Drawn by code, no data enter; profile: {study.profile}{smoke}; commit: {records.commit()}."
+    return f"Drawn by code, no data enter; profile: {study.provenance(()).profile}{smoke}."
 
 
 def save_table(
@@ -63,7 +63,16 @@ def save_table(
     """Export a table beside the study's figures, and return it for a notebook to show uncut."""
     provenance = study.provenance(keys, runs)
     export_table(frame, study.figures, name, caption=caption, provenance=provenance)
+    record(study.figures, name, provenance)
     return frame.style.hide(axis="index").set_caption(caption)
+
+
+def save_figure(study: Study, figure: Figure, name: str, keys: Sequence[str] = (), runs: Sequence[Run] = ()) -> None:
+    """Export a figure beside the study's tables, and write down what made it; a drawing has neither keys nor runs."""
+    from cmpta_lib.figures import style  # not above: tables need no matplotlib
+
+    style.save_figure(figure, study.figures, name)
+    record(study.figures, name, study.provenance(keys, runs))
 
 
 def described(study: Study, key: str) -> str:
@@ -168,7 +177,7 @@ def training_table(study: Study, keys: Sequence[str]) -> pd.DataFrame:
             row |= {split: show_score(metric, run.metrics[split][metric]) for split in ("valid", "test")}
             row |= {"best epoch": f"{run.metrics['best_epoch']} of {run.config.training.epochs}"}
             row |= {"seconds": f"{run.environment['train_seconds']:.0f}", "oddities": ", ".join(odd) or "none"}
-            rows.append(row | {"hardware": run.environment["hardware"]})
+            rows.append(row)
     return pd.DataFrame(rows)
 
 
@@ -215,6 +224,18 @@ def ablation_frame(rows: Sequence[ResultRow], metric: uncertainty.Metric) -> pd.
     return pd.DataFrame(lines, columns=["study", "variant", "mean", "low", "high", "paper"])
 
 
+def made_by(folder: Path) -> str:
+    """Every commit, machine and package version that the exports of a folder come from, in one paragraph."""
+    items = recorded(folder).values()
+    commits, machines, packages = (
+        sorted({one for item in items for one in item[name]}) for name in ("commits", "hardware", "packages")
+    )
+    return (
+        f"Made at commit {' and '.join(commits)} on {' and '.join(machines)} with {', '.join(packages)}; "
+        f"which runs made which item is in [{PROVENANCE}]({PROVENANCE})."
+    )
+
+
 def write_report(study: Study, keys: Sequence[str]) -> Path:
     """Gather what the notebooks have exported into report.md beside it; what is missing is named, not left out.
 
@@ -222,10 +243,11 @@ def write_report(study: Study, keys: Sequence[str]) -> Path:
         keys: the corpora that are here; the report says on its face if one of them is generated.
     """
     folder = study.figures
-    title = study.corpus("data").name if study.data else f"profile {study.profile}"
+    title = study.corpus("data").name if study.data else f"profile {study.provenance(()).profile}"
     parts = [f"# CMPTA, paper | this run: {title}{', SMOKE RUN' if study.smoke else ''}"]
     if warning := study.provenance(keys).warning():
         parts.append(f"**{warning}**")
+    parts += [made_by(folder)] if recorded(folder) else []
     if not study.data:
         parts += [paper.CONTEXT, "Slips of the paper, as far as they touch its tables and figures:"]
         parts.append("\n".join(f"- {slip}" for slip in paper.ERRATA))
@@ -238,6 +260,7 @@ def write_report(study: Study, keys: Sequence[str]) -> Path:
                 parts.append(path.read_text(encoding="utf-8").strip() if table else f"![{path.stem}]({path.name})")
             if not found:
                 parts.append(f"({pattern}: not made.)")
-    folder.mkdir(parents=True, exist_ok=True)
+    with files.writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     files.write_text(folder / "report.md", "\n\n".join(parts) + "\n")
     return folder / "report.md"

@@ -16,11 +16,12 @@ from cmpta_lib.config import PAPER_SEEDS, DataConfig, LLMConfig, RunConfig, over
 from cmpta_lib.data.corpus import Corpus
 from cmpta_lib.data.store import load_corpus
 from cmpta_lib.llm import files as llm_files
-from cmpta_lib.report.export import Provenance
+from cmpta_lib.report.export import PUBLISHED, Provenance, figures_folder
 from cmpta_lib.report.tables import ResultRow
 from cmpta_lib.runs import provenance as records
 from cmpta_lib.runs.engines import ensure
 from cmpta_lib.runs.store import ROOT, Run, runs_folder
+from cmpta_lib.study.parameters import changes_suffix, checked_changes
 from cmpta_lib.study.plan import FIRST_SEED_ONLY, NOTEBOOK_RUNS, REGISTER, VARIANTS
 from cmpta_lib.study.profiles import PROFILES, REHEARSAL, SMOKE_CHANGES, SMOKE_DOCUMENTS, SMOKE_SIZES
 from data_prep.public_pickles import read_public_pickles
@@ -36,6 +37,7 @@ class Study:
         smoke: a few clips, one epoch and a barely trained LLM, to see that everything runs; says so in its outputs. For
             profile "paper" that is its rehearsal, on the files that `cmpta rehearse` wrote.
         llm: another backbone than the profile's: a name of `llm_files.PUBLISHED`, a hub id, or a folder.
+        changes: config fields to change in every run, such as {"training.epochs": 3}; outputs say so.
     """
 
     def __init__(
@@ -45,11 +47,12 @@ class Study:
         data: str = "",
         smoke: bool = False,
         llm: str = "",
+        changes: Mapping[str, Any] | str | None = None,
     ) -> None:
         if profile not in PROFILES:
             raise ValueError(f"no profile '{profile}'; there are: {', '.join(PROFILES)}")
         self.profile, self.settings, self.smoke, self.data = profile, PROFILES[profile], smoke, str(data)
-        self.own_llm = str(llm)
+        self.own_llm, self.changes = str(llm), checked_changes(changes)
         self.seeds = _seeds(self.settings.num_seeds if seeds is None else seeds)
         if smoke:
             self.seeds = self.seeds[:1]
@@ -65,11 +68,12 @@ class Study:
     def figures(self) -> Path:
         """Where this study's figures and tables go: figures/<profile or corpus>/; smoke output stays out of it."""
         name = self.corpus("data").name if self.data else self.profile
-        name = f"{name}-data" if self.data and name in PROFILES else name
+        name = f"{name}-data" if self.data and name in (*PROFILES, PUBLISHED) else name
         if self.own_llm:  # two folders of one name are told apart by their contents
             folder = Path(self.own_llm)
             name += f"-{folder.name}" + (f"-{self.llm.fingerprint[:6]}" if folder.is_dir() else "")
-        return (self.root if self.smoke else ROOT) / "figures" / name
+        name += changes_suffix(self.changes)
+        return self.root / "figures" / name if self.smoke else figures_folder() / name
 
     def key(self, wanted: str) -> str:
         """The corpus that a notebook about `wanted` ("sims" or "meld") works on: the user's own where one is given."""
@@ -144,7 +148,7 @@ class Study:
         if self.llm.name != "tiny":
             changes["prompt.answer_sign"] = self._answer_sign
         smoke = self._rehearsal.get("changes", SMOKE_CHANGES) if self.smoke else {}
-        return override(base, changes | smoke | dict(variant or {}))
+        return override(base, changes | smoke | self.changes | dict(variant or {}))
 
     @cached_property
     def _answer_sign(self) -> str:
@@ -249,33 +253,35 @@ class Study:
         return scores
 
     def provenance(self, keys: Sequence[str], runs: Sequence[Run] = ()) -> Provenance:
-        """What made a table or figure: these corpora, and the commits and machines of these runs."""
+        """What made a table or figure: these corpora, and the commits, machines and packages of these runs."""
         corpora = [self.corpus(key) for key in keys]
-        commits = sorted({run.environment["commit"] for run in runs}) or [records.commit()]
-        machines = sorted({run.environment["hardware"] for run in runs}) or [records.hardware()]
+        made = [run.environment for run in runs] or [records.environment()]
+        changed = "".join(f", {name}={value}" for name, value in self.changes.items())
         return Provenance(
             data=", ".join(f"{c.name} ({c.fingerprint[:8]})" for c in corpora) + (", SMOKE RUN" if self.smoke else ""),
             backbone=f"{self.llm.name} ({self.llm.fingerprint[:8]})" if runs else "none",
             seeds=tuple(sorted({run.config.seed for run in runs})),
-            commit=", ".join(commits),
-            profile=self.profile,
+            commits=tuple(sorted({environment["commit"] for environment in made})),
+            profile=self.profile + changed,
             generated=any(c.generated for c in corpora),
-            hardware=", ".join(machines),
+            hardware=tuple(sorted({environment["hardware"] for environment in made})),
+            fingerprints={c.name: c.fingerprint for c in corpora} | ({self.llm.name: self.llm.fingerprint} if runs else {}),
+            runs=tuple(sorted({run.folder.name for run in runs})),
+            packages=tuple(sorted({f"{n} {v}" for made_by in made for n, v in made_by.get("packages", {}).items()})),
         )
 
 
 def _seeds(seeds: int | Sequence[int]) -> tuple[int, ...]:
-    if isinstance(seeds, int):
-        if not 1 <= seeds <= len(PAPER_SEEDS):
-            raise ValueError(
-                f"seeds={seeds}: expected how many of the {len(PAPER_SEEDS)} seeds {PAPER_SEEDS}, or a list of seeds"
-            )
+    wanted = f"expected how many of the {len(PAPER_SEEDS)} seeds {PAPER_SEEDS}, or a list of whole numbers in [0, 2**32)"
+    if isinstance(seeds, int) and 1 <= seeds <= len(PAPER_SEEDS) and not isinstance(seeds, bool):
         return PAPER_SEEDS[:seeds]
-    if not seeds or not all(isinstance(seed, int) for seed in seeds):
-        raise ValueError(f"seeds={seeds!r}: expected a number from 1 to {len(PAPER_SEEDS)}, or a list of whole numbers")
-    if len(set(seeds)) < len(seeds):
+    listed = seeds if isinstance(seeds, Sequence) and not isinstance(seeds, str) else ()
+    # Every generator takes 32 bits, some no more; a bool is an int to Python and to nobody else.
+    if not listed or not all(type(seed) is int and 0 <= seed < 2**32 for seed in listed):
+        raise ValueError(f"seeds={seeds!r}: {wanted}")
+    if len(set(listed)) < len(listed):
         raise ValueError(f"seeds={seeds!r}: a seed is repeated, which would pass for more runs than there are")
-    return tuple(seeds)
+    return tuple(listed)
 
 
 def _tiny_fingerprint(cache: Path, documents: int | None) -> str:
