@@ -15,18 +15,25 @@ if TYPE_CHECKING:
     import pandas as pd
 
 ROOT = Path(__file__).resolve().parents[1]
+PUBLISHED = "published"  # the folder of figures/ that is in git; the others are anybody's experiments
+_ELSEWHERE = "name another folder in the environment variable CMPTA_RUNS (for exported figures and tables: CMPTA_FIGURES)"
 _REMEDIES = {
-    errno.ENOSPC: "the disk is full: make room there, or name another folder in the environment variable CMPTA_RUNS",
-    errno.EDQUOT: "the quota is used up: make room there, or name another folder in the environment variable CMPTA_RUNS",
-    errno.EROFS: "the file system is read-only: name a folder that can be written in the environment variable CMPTA_RUNS",
-    errno.EACCES: "no permission: grant it, or name another folder in the environment variable CMPTA_RUNS",
-    errno.EPERM: "no permission: grant it, or name another folder in the environment variable CMPTA_RUNS",
+    errno.ENOSPC: f"the disk is full: make room there, or {_ELSEWHERE}",
+    errno.EDQUOT: f"the quota is used up: make room there, or {_ELSEWHERE}",
+    errno.EROFS: f"the file system is read-only: {_ELSEWHERE}",
+    errno.EACCES: f"no permission: grant it, or {_ELSEWHERE}",
+    errno.EPERM: f"no permission: grant it, or {_ELSEWHERE}",
     errno.ENAMETOOLONG: "the name is too long for this file system: use a shorter one",
 }
 
 
 class Damaged(ValueError):
     """A stored file is not what was written; the message names it and says what to do."""
+
+
+def figures_folder() -> Path:
+    """Where exports go: `figures/` of this checkout, or what the environment variable CMPTA_FIGURES names."""
+    return Path(os.environ.get("CMPTA_FIGURES") or ROOT / "figures").resolve()
 
 
 def runs_folder() -> Path:
@@ -44,9 +51,23 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _REMEDIES:
+        if error.errno not in _REMEDIES or _explained(error):
             raise
         raise type(error)(error.errno, f"cannot write {path}: {_REMEDIES[error.errno]}") from error
+
+
+def explained(error: OSError) -> str:
+    """What `error` says, in one line and with the remedy where it is one of room or permission and has none yet."""
+    if _explained(error):
+        return error.strerror
+    if error.errno not in _REMEDIES:
+        return " ".join(str(error).split())
+    where = error.filename2 or error.filename or "a file (which one, the system does not say)"
+    return f"cannot use {where}: {_REMEDIES[error.errno]}"
+
+
+def _explained(error: OSError) -> bool:
+    return (error.strerror or "").startswith("cannot write ")
 
 
 @contextmanager

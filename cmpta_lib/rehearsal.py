@@ -18,7 +18,7 @@ from torch import Tensor
 
 from cmpta_lib import files
 from cmpta_lib.data.corpus import Corpus
-from cmpta_lib.report.sizes import QWEN_1_8B
+from cmpta_lib.llm.files import QWEN_1_8B
 from cmpta_lib.study.profiles import REHEARSAL
 from cmpta_lib.study.study import Study
 from data_prep import meld, simsv2

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+os.environ.pop("CMPTA_FIGURES", None)  # tests export to folders of their own, whatever their caller's shell says
+
 
 @pytest.fixture(scope="session")
 def shared_folder() -> Path:

@@ -13,7 +13,7 @@ from conftest import random_llm
 
 from cmpta_lib import files, rehearsal
 from cmpta_lib.config import LLMConfig
-from cmpta_lib.embedded import synthetic, tiny_llm
+from cmpta_lib.embedded import recipe, synthetic, tiny_llm
 from cmpta_lib.llm import files as llm_files
 from cmpta_lib.llm import frozen as backbone
 from cmpta_lib.llm.frozen import FrozenLLM, Packing, weights_fingerprint
@@ -29,7 +29,7 @@ def smallest():
     with pytest.MonkeyPatch.context() as patch:
         sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
         patch.setattr(tiny_llm, "ARCHITECTURE", sizes | {"num_key_value_heads": 4})
-        patch.setattr(tiny_llm, "DOCUMENTS", 2000)
+        patch.setattr(recipe, "DOCUMENTS", 2000)
         patch.setattr(tiny_llm, "LEARNING_RATE", 1e-2)  # in so few steps
         patch.setattr(tiny_llm, "NOISE", 0.1)
         yield

@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 
 from cmpta_lib import cli
+from cmpta_lib.cli.notebooks import STAGES
 from cmpta_lib.study import preflight as check
 from cmpta_lib.study.plan import REGISTER, VARIANTS
 from cmpta_lib.study.preflight import COMMAND, Need, needs, screen
 from cmpta_lib.study.profiles import PROFILES
 from cmpta_lib.study.study import Study
 
-NOTEBOOKS = [name for stage in cli.STAGES for name in stage]
+NOTEBOOKS = [name for stage in STAGES for name in stage]
 GPU = "NVIDIA GeForce RTX 4090, 24564\n"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -12,16 +13,19 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from cmpta_lib import cli
-from cmpta_lib.cli import STAGES, NotebookFailed, execute_notebook, main
+from cmpta_lib.cli import notebooks
+from cmpta_lib.cli.__main__ import main
+from cmpta_lib.cli.notebooks import STAGES, NotebookFailed, execute_notebook
 from cmpta_lib.config import DataConfig, RunConfig, to_json
 from cmpta_lib.report import rows as reports
+from cmpta_lib.runs.store import Run
+from cmpta_lib.study import preflight
 from cmpta_lib.study import study as experiments
 from cmpta_lib.study.study import Study
 
 ROOT = Path(__file__).parents[1]
 NAMES = [name for stage in STAGES for name in stage]
-COMMANDS = ("reproduce", "check", "benchmark", "runs", "data", "weights", "rehearse")
+COMMANDS = ("reproduce", "check", "benchmark", "runs", "publish", "data", "weights", "rehearse")
 
 
 @pytest.fixture(autouse=True)
@@ -93,31 +97,49 @@ def test_only_nothing_lists_the_names(runs_folder, capsys):
     [
         (["--profile", "papper"], "no profile 'papper'; there are: demo, paper"),
         (["--seeds", "6"], "seeds=6: expected how many of the 5 seeds"),
-        (["--seeds", "[1.5]"], "expected a number from 1 to 5, or a list of whole numbers"),
+        (["--seeds", "1.0"], "seeds=1.0: expected how many of the 5 seeds"),
+        (["--seeds", "True"], "seeds=True: expected how many of the 5 seeds"),
+        (["--seeds", "[1.5]"], "seeds=[1.5]: expected how many of the 5 seeds"),
+        (["--seeds", "[-1]"], "or a list of whole numbers in [0, 2**32)"),
+        (["--seeds", "[12345678901234567890123]"], "or a list of whole numbers in [0, 2**32)"),
         (["--data", "/no/such/folder"], "/no/such/folder: expected <name>_train.pkl"),
     ],
 )
 def test_a_wrong_argument_is_explained(arguments, message, runs_folder, capsys):
     assert main(["reproduce", *arguments]) == 1
-    assert message in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert message in shown and shown.count("\n") == 1
     assert not runs_folder.exists()
 
 
 @pytest.mark.parametrize(
-    "seeds",
-    ["five", "[1111"],
+    ("arguments", "message"),
+    [
+        (["reproduce", "--jobs", "0"], "argument --jobs: expected a whole number of at least 1, not '0'"),
+        (["reproduce", "--jobs=-3"], "argument --jobs: expected a whole number of at least 1, not '-3'"),
+        (["reproduce", "--jobs", "2.5"], "argument --jobs: expected a whole number of at least 1, not '2.5'"),
+        (["benchmark", "--steps", "0"], "argument --steps: expected a whole number of at least 1, not '0'"),
+        (["benchmark", "--batch-size", "0"], "argument --batch-size: expected a whole number of at least 1, not '0'"),
+        (["reproduce", "--seeds", "five"], "argument --seeds: expected a number or a list such as [1111,3333]"),
+        (["reproduce", "--seeds", "[1111"], "argument --seeds: expected a number or a list such as [1111,3333]"),
+        (["check", "--set", "training.epochs"], "argument --set: expected FIELD=VALUE such as training.epochs=3"),
+        (["reproduse"], "invalid choice: 'reproduse'"),
+    ],
 )
-def test_seeds_that_are_no_python_literal_are_a_usage_error(seeds, capsys):
+def test_a_wrong_number_is_one_line(arguments, message, runs_folder, capsys):
     with pytest.raises(SystemExit) as caught:
-        main(["reproduce", "--seeds", seeds])
-    assert caught.value.code == 2 and "argument --seeds" in capsys.readouterr().err
+        main(arguments)
+    shown = capsys.readouterr().err
+    assert caught.value.code == 2
+    assert message in shown and shown.count("\n") == 1, shown
+    assert not runs_folder.exists()
 
 
 PAPER_ON_A_BARE_MACHINE = """
 import sys
 from huggingface_hub import constants
 constants.HF_HUB_CACHE = "nowhere"  # no LLM of this machine's owner
-from cmpta_lib.cli import main
+from cmpta_lib.cli.__main__ import main
 code = main(["reproduce", "--profile", "paper"])
 assert "torch" not in sys.modules, "a message needs no torch"
 sys.exit(code)
@@ -153,7 +175,7 @@ def executed(monkeypatch) -> list:
     monkeypatch.setattr(Study, "planned_runs", lambda self, notebooks: [])
     monkeypatch.setattr(Study, "ensure", lambda self, runs, jobs=None: done.append(("ensure", len(runs))))
     monkeypatch.setattr(Study, "figures", Path("figures/demo"))
-    monkeypatch.setattr(cli, "execute_notebook", lambda path, out, given: done.append((path.stem, out, dict(given))))
+    monkeypatch.setattr(notebooks, "execute_notebook", lambda path, out, given: done.append((path.stem, out, dict(given))))
     monkeypatch.setattr(reports, "write_report", lambda study, keys: done.append(("report", keys)) or "report.md")
     return done
 
@@ -184,27 +206,119 @@ def test_every_notebook_gets_the_same_parameters(executed, runs_folder, tmp_path
             "data": str(tmp_path / "clips"),
             "smoke": False,
             "llm": "",
+            "changes": {},
         }
 
 
 @pytest.mark.parametrize("llm", ["qwen1.5-1.8b", "own-model"])
 def test_another_backbone_goes_to_every_notebook(llm, executed, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli.check, "needs", lambda study, notebooks: [])
+    monkeypatch.setattr(preflight, "needs", lambda study, notebooks: [])
     (tmp_path / "own-model").mkdir()
     assert main(["reproduce", "--llm", llm, "--only", "02"]) == 0
     (given,) = (step[2]["llm"] for step in executed if step[0] == "02_model")
     assert given == (str(tmp_path / llm) if llm == "own-model" else llm)
 
 
-def test_a_failed_notebook_ends_with_its_message_and_no_report(executed, monkeypatch, capsys):
-    def fail(path: Path, out: Path, given: dict) -> None:
-        raise NotebookFailed(f"notebook {path.name}, code cell 2: KeyError: 'sedes'.")
+def test_a_failed_notebook_stops_no_other_and_is_listed_at_the_end(executed, monkeypatch, capsys):
+    def work(path: Path, out: Path, given: dict) -> None:
+        executed.append((path.stem,))
+        if path.stem == "02_model":
+            raise NotebookFailed(f"notebook {path.name}, code cell 2: KeyError: 'sedes'.")
+        if path.stem == "03_training":
+            raise TimeoutError("no kernel came")
 
-    monkeypatch.setattr(cli, "execute_notebook", fail)
+    monkeypatch.setattr(notebooks, "execute_notebook", work)
+    assert main(["reproduce"]) == 1
+    steps = [step[0] for step in executed]
+    assert set(NAMES) <= set(steps) and steps[-1] == "report"
+    shown = capsys.readouterr()
+    assert "02_model failed" in shown.out and "04_table3_simsv2 done" in shown.out and "report.md written" in shown.out
+    first, *listed = shown.err.splitlines()
+    assert first.startswith("cmpta reproduce: 2 failed")
+    assert listed == [
+        "- notebook 02_model.ipynb, code cell 2: KeyError: 'sedes'.",
+        "- notebook 03_training.ipynb: TimeoutError: no kernel came",
+    ]
+
+
+class SomeRunsFailed(RuntimeError):
+    """What an engine raises."""
+
+    def __init__(self, failures: object) -> None:
+        super().__init__("2 of 3 runs failed")
+        self.failures = failures
+
+
+@pytest.mark.parametrize(
+    ("failures", "listed"),
+    [
+        (None, ["- 2 of 3 runs failed"]),
+        (["sims-1: out of memory", "sims-2: gone"], ["- sims-1: out of memory", "- sims-2: gone"]),
+        ({"sims-1": "out of memory"}, ["- sims-1: out of memory"]),
+        ({Run(None, Path("runs/sims-1")): ValueError("nan")}, ["- sims-1: nan"]),
+    ],
+)
+def test_failed_runs_leave_the_notebooks_and_the_report(failures, listed, executed, monkeypatch, capsys):
+    def fail(self: Study, runs: list, jobs: int | None = None) -> None:
+        raise SomeRunsFailed(failures)
+
+    monkeypatch.setattr(Study, "ensure", fail)
+    assert main(["reproduce", "--only", "02", "03"]) == 1
+    assert [step[0] for step in executed][2:] == ["02_model", "03_training", "report"]
+    assert capsys.readouterr().err.splitlines()[1:] == listed
+
+
+@pytest.mark.parametrize(
+    ("given", "changes"),
+    [
+        (["training.epochs=3"], {"training.epochs": 3}),
+        (["training.patience=none", "adapter.fusion=none"], {"training.patience": None, "adapter.fusion": "none"}),
+        (["adapter.summary=max", "adapter.dropout=0.0"], {"adapter.summary": "max", "adapter.dropout": 0.0}),
+        (['adapter.summary="max"', "training.patience=null"], {"adapter.summary": "max", "training.patience": None}),
+    ],
+)
+def test_changed_fields_go_to_every_notebook(given, changes, executed):
+    assert main(["reproduce", "--only", "02", *(word for one in given for word in ("--set", one))]) == 0
+    assert [step[2]["changes"] for step in executed if step[0] == "02_model"] == [changes]
+
+
+def test_a_changed_field_that_there_is_not_costs_nothing(runs_folder, capsys):
+    assert main(["reproduce", "--set", "training.epoch=3"]) == 1
+    assert "unknown config field 'training.epoch'; known: " in capsys.readouterr().err
+    assert not runs_folder.exists()
+
+
+# --- what the file system refuses -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "the disk is full: make room there, or"),
+        (OSError(errno.EROFS, "Read-only file system", "there"), "cannot use there: the file system is read-only"),
+        (PermissionError(errno.EACCES, "Permission denied", "there"), "cannot use there: no permission: grant it, or"),
+    ],
+)
+def test_a_full_or_locked_disk_is_one_line_with_a_remedy(error, said, executed, monkeypatch, capsys):
+    def fail(self: Study, key: str) -> None:
+        raise error
+
+    monkeypatch.setattr(Study, "corpus", fail)
+    assert main(["reproduce"]) == 1
+    shown = capsys.readouterr().err
+    assert said in shown and "CMPTA_RUNS" in shown and "CMPTA_FIGURES" in shown and shown.count("\n") == 1
+
+
+def test_a_path_and_its_remedy_are_said_once(executed, monkeypatch, capsys, tmp_path):
+    def fail(self: Path, *_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(self))
+
+    monkeypatch.setattr(Path, "mkdir", fail)
     assert main(["reproduce", "--only", "02"]) == 1
-    assert "cmpta reproduce: notebook 02_model.ipynb, code cell 2: KeyError: 'sedes'." in capsys.readouterr().err
-    assert "report" not in [step[0] for step in executed]
+    shown = capsys.readouterr().err
+    assert shown.startswith(f"cmpta reproduce: cannot write {tmp_path / 'runs' / 'notebooks' / 'demo'}: the file system")
+    assert shown.count("read-only") == 1 and "Errno" not in shown
 
 
 # --- runs -------------------------------------------------------------------------------------------------------------
@@ -229,6 +343,32 @@ def test_runs_lists_the_finished_ones(runs_folder, capsys):
     assert capsys.readouterr().out == line
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("config.json", '{"data": 1}'),
+        ("config.json", ""),
+        ("metrics.json", '{"test"'),
+        ("metrics.json", "[]"),
+        ("metrics.json", '{"test": {"mae": "low"}}'),
+        ("environment.json", "{}"),
+        ("environment.json", None),
+        ("config.json", None),
+    ],
+)
+def test_one_damaged_run_hides_no_other(name, text, runs_folder, capsys):
+    scores = {"mae": 0.3}
+    bad, good = (f"embedded-sims-{write_run(runs_folder, seed, scores).hash}" for seed in (1, 2))
+    if text is None:
+        (runs_folder / bad / name).unlink()
+    else:
+        (runs_folder / bad / name).write_text(text)
+    assert main(["runs"]) == 0
+    lines = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())
+    assert set(lines) == {bad, good}
+    assert lines[good].startswith("seed 2") and lines[bad].startswith("unreadable: ")
+
+
 def test_without_runs_there_is_nothing_to_list(runs_folder, capsys):
     assert main(["runs"]) == 0
     assert "embedded" not in capsys.readouterr().out
@@ -239,3 +379,18 @@ def test_help_names_every_command(capsys):
         main(["--help"])
     shown = capsys.readouterr().out
     assert caught.value.code == 0 and all(name in shown for name in COMMANDS)
+
+
+# --- check ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_deep_check_is_passed_on(monkeypatch):
+    asked = []
+
+    def needs(study: Study, chosen: list, deep: bool = False) -> list:
+        asked.append(deep)
+        return [preflight.Need("a thing", "gone", "fetch it")]
+
+    monkeypatch.setattr(preflight, "needs", needs)
+    assert main(["check", "--deep"]) == main(["check"]) == 1
+    assert asked == [True, False]

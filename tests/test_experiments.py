@@ -21,7 +21,7 @@ import pytest
 
 from cmpta_lib import files, metrics, paper
 from cmpta_lib.config import PAPER_SEEDS, RunConfig, to_json
-from cmpta_lib.embedded import synthetic, tiny_llm
+from cmpta_lib.embedded import recipe, synthetic
 from cmpta_lib.llm import files as llm_files
 from cmpta_lib.methods.prompts import legal_answers
 from cmpta_lib.rehearsal import write_qwen_v1
@@ -41,7 +41,7 @@ def root(tmp_path_factory) -> Path:
     """A runs folder with an LLM's record, smoke and full: a study asks for its fingerprint only."""
     folder = tmp_path_factory.mktemp("runs")
     for cache, documents in ((folder / "cache", None), (folder / "smoke" / "cache", SMOKE_DOCUMENTS)):
-        llm = tiny_llm.folder_of(cache / "llm", documents)
+        llm = recipe.tiny_folder(cache / "llm", documents)
         llm.mkdir(parents=True)
         files.write_text(llm / "cmpta.json", files.sealed({"fingerprint": "0123456789abcdef", "files": {}}))
     return folder
@@ -392,7 +392,7 @@ def test_provenance_says_generated_and_smoke(finished):
     prints = [finished.corpus(key).fingerprint[:8] for key in ("sims", "meld")]
     assert stated.data == f"embedded-sims ({prints[0]}), embedded-meld ({prints[1]}), SMOKE RUN"
     assert stated.generated and "says nothing about the paper" in stated.warning()
-    assert (stated.commit, stated.hardware, stated.seeds) == ("c0ffee", "a machine", (1111,))
+    assert (stated.commits, stated.hardware, stated.seeds) == (("c0ffee",), ("a machine",), (1111,))
     assert (stated.profile, stated.backbone) == ("demo", "tiny (01234567)")
 
 
@@ -402,8 +402,55 @@ def test_provenance_names_every_commit_and_machine_of_its_runs(study):
     finish(plain, "meld", [first], commit="b")
     finish(plain, "meld", [second], commit="a+dirty", hardware="another machine")
     stated = plain.provenance(["meld"], [second, first, first])
-    assert (stated.commit, stated.hardware) == ("a+dirty, b", "a machine, another machine")
+    assert (stated.commits, stated.hardware) == (("a+dirty", "b"), ("a machine", "another machine"))
     assert stated.seeds == (1111, 2222) and "SMOKE" not in stated.data
+
+
+def test_changes_come_after_the_profiles_and_before_the_variants(study):
+    plain, changed = study(seeds=1), study(seeds=1, changes={"training.epochs": 7, "adapter.num_pseudo_tokens": 4})
+    assert changed.config("sims").training.epochs == 7 != plain.config("sims").training.epochs
+    assert changed.config("sims").adapter.num_pseudo_tokens == 4
+    assert changed.config("sims", VARIANTS["8 tokens"]).adapter.num_pseudo_tokens == 8
+    assert changed.config("sims").adapter.dim == plain.config("sims").adapter.dim, "the rest is the profile's"
+    stated = changed.provenance(["sims"]).line()
+    assert "profile: demo, training.epochs=7, adapter.num_pseudo_tokens=4." in stated
+
+
+def test_commit_and_machine_stay_out_of_what_is_exported_and_in_its_record(finished, tmp_path, monkeypatch):
+    from cmpta_lib.report import rows
+    from cmpta_lib.report.export import recorded
+
+    runs, exports = finished.runs("sims"), {}
+    for machine, commit in (("a", "c0ffee"), ("b", "facade+dirty")):
+        finish(finished, "sims", runs, commit=commit, hardware=machine, packages={"torch": "2.13.0"})
+        fresh = Study(smoke=True)
+        monkeypatch.setenv("CMPTA_RUNS", str(finished.root.parent))
+        monkeypatch.setattr(Study, "figures", tmp_path / machine)
+        row = fresh.row("sims", "CMPTA")
+        frame = pd.DataFrame({"method": [row.method], "n": [len(row.predictions)]})
+        rows.save_table(fresh, frame, "table3", "Table 3.", ["sims"], fresh.runs("sims"))
+        exports[machine] = {p.name: p.read_bytes() for p in (tmp_path / machine).glob("table3.*")}
+        item = recorded(tmp_path / machine)["table3"]
+        assert (item["commits"], item["hardware"], item["packages"]) == ([commit], [machine], ["torch 2.13.0"])
+        assert item["runs"] == [run.folder.name for run in runs] and item["seeds"] == [1111]
+        assert item["fingerprints"]["embedded-sims"] == fresh.corpus("sims").fingerprint
+        assert item["fingerprints"]["tiny"] == fresh.llm.fingerprint
+        report = rows.write_report(fresh, ["sims"]).read_text(encoding="utf-8")
+        assert f"Made at commit {commit} on {machine} with torch 2.13.0" in "".join(report.splitlines()[:6])
+    assert exports["a"] == exports["b"] and len(exports["a"]) == 3
+
+
+def test_exports_can_go_elsewhere(study, tmp_path, monkeypatch):
+    """A checkout that cannot be written, with CMPTA_RUNS set."""
+    monkeypatch.setenv("CMPTA_FIGURES", str(tmp_path / "elsewhere"))
+    assert study().figures == tmp_path / "elsewhere" / "demo"
+    assert study(smoke=True).figures.is_relative_to(study(smoke=True).root)
+
+
+def test_no_corpus_can_take_the_published_folder(study, voices, tmp_path):
+    for split in ("train", "valid", "test"):
+        (tmp_path / f"published_{split}.pkl").write_bytes((voices / f"voices_{split}.pkl").read_bytes())
+    assert study(data=str(tmp_path)).figures.name == "published-data"
 
 
 def test_real_clips_are_not_called_generated(study, voices):

@@ -15,7 +15,7 @@ import pandas as pd
 import papermill
 import pytest
 
-from cmpta_lib import cli
+from cmpta_lib.cli.notebooks import execute_notebook
 from cmpta_lib.data.corpus import Sample, Task
 from cmpta_lib.data.store import write_corpus
 from cmpta_lib.figures import clips
@@ -74,7 +74,7 @@ def test_one_cell_of_literal_parameters(path: Path):
     for line, node in zip(tagged[0].source.split("\n"), ast.parse(tagged[0].source).body, strict=True):
         assert isinstance(node, ast.Assign) and "  # " in line, f"one literal and its comment per line: {line}"
         values[node.targets[0].id] = ast.literal_eval(node.value)
-    assert {"profile": "demo", "seeds": None, "data": "", "smoke": False}.items() <= values.items()
+    assert {"profile": "demo", "seeds": None, "data": "", "smoke": False, "changes": {}}.items() <= values.items()
     # A second "=" in a line hides its parameter from papermill, which would then take it for a misspelt one.
     assert set(papermill.inspect_notebook(str(path))) == set(values)
 
@@ -116,7 +116,7 @@ def execute(path: Path, folder: Path, **parameters: object) -> nbformat.Notebook
     notebook.cells.append(nbformat.v4.new_code_cell("import sys\nprint('torch' in sys.modules)"))
     copy = folder / path.name
     nbformat.write(notebook, copy)
-    cli.execute_notebook(copy, folder / f"{path.stem}.out.ipynb", {"smoke": True, **parameters})
+    execute_notebook(copy, folder / f"{path.stem}.out.ipynb", {"smoke": True, **parameters})
     return nbformat.read(folder / f"{path.stem}.out.ipynb", as_version=4)
 
 

@@ -13,7 +13,8 @@ import pytest
 from safetensors import safe_open
 
 from cmpta_lib import cli, rehearsal
-from cmpta_lib.report.sizes import QWEN_1_8B, qwen_parameters
+from cmpta_lib.llm.files import QWEN_1_8B
+from cmpta_lib.report.sizes import qwen_parameters
 from cmpta_lib.runs.trained import load_llm
 from cmpta_lib.study.study import Study
 

@@ -76,12 +76,6 @@ def test_top_level_holds_nothing_else():
     assert {name.split("/")[0] for name in tracked()} == LAYOUT
 
 
-@pytest.mark.parametrize("name", ["table3", "table4", "table5", "table6", "attention_on_cues"])
-def test_the_readme_shows_the_committed_results(name):
-    table = (ROOT / "figures" / "demo" / f"{name}.md").read_text(encoding="utf-8").strip()
-    assert table in (ROOT / "README.md").read_text(encoding="utf-8")
-
-
 def test_nothing_in_git_is_ignored():
     command = ["git", "-C", ROOT, "ls-files", "--cached", "--ignored", "--exclude-standard"]
     assert tracked() and not subprocess.run(command, capture_output=True, text=True, check=True).stdout

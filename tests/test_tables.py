@@ -1,4 +1,5 @@
 import io
+import os
 import re
 
 import numpy as np
@@ -10,7 +11,7 @@ from cmpta_lib.report.tables import ResultRow, result_table
 
 TRUTH = np.array([0.0, 0.2, -0.4, 1.0])
 PREDICTIONS = np.array([[0.1, 0.2, -0.4, 0.9], [0.1, 0.1, -0.3, 0.9]])  # MAE 0.05 and 0.10
-PROVENANCE = Provenance("SIMS-V2", "tiny", (1111, 2222), "0a1b2c3+dirty", "demo", True, "2 CPU cores")
+PROVENANCE = Provenance("SIMS-V2", "tiny", (1111, 2222), ("0a1b2c3+dirty",), "demo", True, ("2 CPU cores",))
 
 
 def ran(**changes) -> ResultRow:
@@ -90,11 +91,11 @@ def test_every_format_carries_caption_provenance_and_warning(tmp_path):
         assert "Table 3. Results" in texts[suffix]
         assert PROVENANCE.warning() in texts[suffix]
         assert PROVENANCE.line() in texts[suffix]
-    assert "SIMS-V2 (generated)" in PROVENANCE.line() and "0a1b2c3+dirty" in PROVENANCE.line()
+    assert "SIMS-V2 (generated)" in PROVENANCE.line() and "seeds: 1111, 2222; profile: demo." in PROVENANCE.line()
 
 
 def test_real_data_gets_no_warning(tmp_path):
-    real = Provenance("SIMS-V2", "Qwen/Qwen-1_8B", (1111,), "0a1b2c3", "paper", False, "RTX 4090")
+    real = Provenance("SIMS-V2", "Qwen/Qwen-1_8B", (1111,), ("0a1b2c3",), "paper", False, ("RTX 4090",))
     texts = export(tmp_path, result_table([ran()], ["mae"]), provenance=real)
     assert real.warning() == ""
     assert "enerated data" not in "".join(texts.values())
@@ -145,10 +146,10 @@ def test_an_export_replaces_the_old_file(tmp_path):
 def test_a_failed_write_leaves_the_old_file_and_no_partial_one(tmp_path, monkeypatch):
     old = export(tmp_path, pd.DataFrame({"a": ["old"]}))
 
-    def fail(self, target):
+    def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr("pathlib.Path.replace", fail)
+    monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="disk full"):
         export_table(pd.DataFrame({"a": ["new"]}), tmp_path, "table3", caption="c", provenance=PROVENANCE)
     assert {path.suffix: path.read_text("utf-8") for path in tmp_path.iterdir()} == old

@@ -18,9 +18,9 @@ from filelock import FileLock
 
 from cmpta_lib.data.corpus import Corpus, Sample, Task
 from cmpta_lib.data.store import FORMAT, load_corpus, write_corpus
+from cmpta_lib.embedded import recipe
 from cmpta_lib.embedded.worlds import CueSet, World, meld_world, sims_world, worlds
 
-RECIPE = 1  # raise when generated data or text change: caches are named by it
 SPLIT_SIZES = {"train": 3200, "valid": 320, "test": 640}
 ABSENT_SHARE = 0.03  # of clips without vision, and of clips without audio: absence is a real case
 SPEAKERS = ("Anna", "Ben", "Clara", "David", "Emma", "Frank")
@@ -190,7 +190,7 @@ def embedded_corpus(name: str, cache: Path, sizes: Mapping[str, int] = SPLIT_SIZ
     """
     if name not in worlds():
         raise ValueError(f"no embedded corpus '{name}'; there are: {', '.join(worlds())}")
-    world, tag = worlds()[name], "-".join(str(n) for n in (*sizes.values(), seed, RECIPE, FORMAT))
+    world, tag = worlds()[name], "-".join(str(n) for n in (*sizes.values(), seed, recipe.CORPORA, FORMAT))
     folder = cache / f"{name}-{tag}"
     cache.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):

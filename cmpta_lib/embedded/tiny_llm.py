@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from cmpta_lib import files
-from cmpta_lib.embedded import synthetic
+from cmpta_lib.embedded import recipe, synthetic
 from cmpta_lib.llm import files as llm_files
 from cmpta_lib.methods import prompts
 
@@ -35,14 +35,12 @@ ARCHITECTURE = {
     "intermediate_size": 512,
 }
 VOCABULARY = 1600
-DOCUMENTS = 16_000  # each read once: 400 steps of 40
 BATCH = 40
 # Wide, shallow, slowly trained and read through noise: a small LLM that is trained hard on a few sentences bends only to
 # the words it knows, and no pseudo token can steer it. Chosen on RAVDESS's and the embedded validation splits.
 LEARNING_RATE = 6e-4
 NOISE = 0.5  # standard deviation of what is added to each input, in norms of its embedding
 SEED = 7
-RECIPE = 1  # raise when anything here changes the weights
 # As Qwen splits text, so that digits are single tokens and a sign never joins them; Chinese in pairs, so that the few
 # sentences of a generated corpus do not become one token each.
 SPLIT = (
@@ -51,18 +49,13 @@ SPLIT = (
 )
 
 
-def folder_of(cache: Path, documents: int | None = None) -> Path:
-    """Where the tiny LLM lies, or would lie; fewer `documents` than usual make a worse one (smoke runs)."""
-    return cache / f"tiny-{synthetic.RECIPE}.{RECIPE}-{documents or DOCUMENTS}"
-
-
 def build(cache: Path, documents: int | None = None) -> Path:
     """Its folder, pre-training it first if it is not there (under a minute on two cores).
 
     Raises:
         Damaged: it is there and not what was written; names the file and says what to do.
     """
-    folder = folder_of(cache, documents)
+    folder = recipe.tiny_folder(cache, documents)
     with files.writing(cache):
         cache.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
@@ -73,7 +66,7 @@ def build(cache: Path, documents: int | None = None) -> Path:
         else:
             scratch = Path(tempfile.mkdtemp(dir=cache, prefix=f".building-{folder.name}-"))
             try:
-                _pretrain(scratch, documents or DOCUMENTS)
+                _pretrain(scratch, documents or recipe.DOCUMENTS)
                 os.replace(scratch, folder)
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)

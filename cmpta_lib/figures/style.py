@@ -19,6 +19,8 @@ import matplotlib
 from matplotlib import font_manager, style
 from matplotlib.figure import Figure
 
+from cmpta_lib import files
+
 log = logging.getLogger(__name__)
 
 SINGLE_COLUMN_IN, DOUBLE_COLUMN_IN = 3.3, 6.9
@@ -136,9 +138,10 @@ def save_figure(figure: Figure, folder: Path | str, name: str) -> list[Path]:
         figure.draw_without_rendering()
     figure.set_layout_engine("none")
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     paths = []
-    with tempfile.TemporaryDirectory(dir=folder, prefix=f".{name}-") as drafts:
+    with files.writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with files.writing(folder), tempfile.TemporaryDirectory(dir=folder, prefix=f".{name}-") as drafts:
         for suffix, metadata in (("pdf", {"CreationDate": None}), ("png", {"Software": None})):
             path = folder / f"{name}.{suffix}"
             figure.savefig(Path(drafts) / path.name, dpi=300, metadata=metadata)

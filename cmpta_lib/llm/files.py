@@ -22,6 +22,7 @@ PUBLISHED: Mapping[str, str] = {  # name -> hub id
     "llama2-7b": "meta-llama/Llama-2-7b-hf",
     "chatglm3-6b-base": "THUDM/chatglm3-6b-base",
 }
+QWEN_1_8B = {"hidden": 2048, "layers": 24, "mlp": 5504, "vocabulary": 151_936}  # its published config
 # Families whose scores MSE-Adapter writes without a plus; with it all of Qwen's answers have four tokens (register 10).
 PLAIN_SIGN = ("llama", "chatglm")
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # beside each may stand <name>.index.json, which lists its shards

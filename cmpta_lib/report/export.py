@@ -1,18 +1,24 @@
-"""Tables as CSV, LaTeX and Markdown files that each say where they come from."""
+"""Tables as CSV, LaTeX and Markdown files that each say where they come from, and one record of what made them all."""
 
 from __future__ import annotations
 
-import os
+import json
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
+
+from cmpta_lib import files
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
 NOTHING = "\N{EM DASH}"
+PROVENANCE = "provenance.json"
 
 
 @dataclass(frozen=True)
@@ -22,19 +28,22 @@ class Provenance:
     data: str
     backbone: str
     seeds: tuple[int, ...]
-    commit: str  # with "+dirty" appended when the working tree had changes
+    commits: tuple[str, ...]  # with "+dirty" appended when the working tree had changes
     profile: str
     generated: bool  # made from generated data
-    hardware: str
+    hardware: tuple[str, ...]
+    fingerprints: Mapping[str, str] = field(default_factory=dict)  # of each corpus and of the backbone, in full
+    runs: tuple[str, ...] = ()
+    packages: tuple[str, ...] = ()
 
     def line(self) -> str:
-        """One line for a caption, e.g. "Data: ...; backbone: ...; seeds: 1111, 2222; ..."."""
+        """One line for a caption, e.g. "Data: ...; backbone: ...; seeds: 1111, 2222; ...".
+
+        Commit and machine are not in it: equal numbers make equal files, whoever made them. `record` keeps them.
+        """
         data = f"{self.data} (generated)" if self.generated else self.data
         seeds = ", ".join(map(str, self.seeds)) or "none"
-        return (
-            f"Data: {data}; backbone: {self.backbone}; seeds: {seeds}; profile: {self.profile}; "
-            f"commit: {self.commit}; hardware: {self.hardware}."
-        )
+        return f"Data: {data}; backbone: {self.backbone}; seeds: {seeds}; profile: {self.profile}."
 
     def warning(self) -> str:
         """What a reader must know of generated data or the embedded LLM; empty where both are real."""
@@ -55,7 +64,8 @@ def export_table(
     carry caption, warning and provenance as text. Each file is replaced whole, never seen half written.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    with files.writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     texts = {
         "csv": frame.assign(generated=provenance.generated, provenance=provenance.line()).to_csv(
             index=False, lineterminator="\n"
@@ -66,8 +76,37 @@ def export_table(
     paths = []
     for suffix, text in texts.items():
         paths.append(folder / f"{name}.{suffix}")
-        _write_atomically(paths[-1], text)
+        files.write_text(paths[-1], text)
     return paths
+
+
+def record(folder: Path, name: str, provenance: Provenance) -> None:
+    """Write down in the folder's `provenance.json` what made the export `name`; notebooks may do so side by side.
+
+    Raises:
+        ValueError: the file is there and no record; names it.
+    """
+    path = folder / PROVENANCE
+    with files.writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / f".{PROVENANCE}.lock"):
+            items = recorded(folder) | {name: asdict(provenance)}
+            text = json.dumps(dict(sorted(items.items())), ensure_ascii=False, indent=1)
+            files.write_text(path, text + "\n")
+
+
+def recorded(folder: Path) -> dict[str, dict[str, Any]]:
+    """Export -> what made it, as far as the folder's record tells; raises ValueError for a file that is no record."""
+    path = folder / PROVENANCE
+    try:
+        items = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except ValueError:
+        items = None
+    if not isinstance(items, dict) or not all(isinstance(item, dict) for item in items.values()):
+        raise ValueError(f"{path} is no record of exports; remove it and export again")
+    return items
+
+
 _LATEX_SPECIAL = {
     **{character: f"\\{character}" for character in "&%$#_{}"},
     "\\": r"\textbackslash{}",
@@ -109,12 +148,3 @@ def _to_markdown(frame: pd.DataFrame, caption: str, provenance: Provenance) -> s
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in ([*map(_markdown, line)] for line in body))
     warning = f"**{text}**" if (text := provenance.warning()) else ""
     return "\n\n".join(filter(None, [_markdown(caption), warning, table, _markdown(provenance.line())])) + "\n"
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        part.write_text(text, encoding="utf-8", newline="\n")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cmpta_lib import files, paper
+from cmpta_lib.report.export import PROVENANCE, recorded
 from cmpta_lib.report.rows import provenance
 from cmpta_lib.study.plan import NOTEBOOKS
 from cmpta_lib.study.study import Study
@@ -23,6 +24,18 @@ def sections(keys: Sequence[str], own: bool) -> Iterator[tuple[str, list[str]]]:
         yield heading, list(dict.fromkeys(patterns))
 
 
+def made_by(folder: Path) -> str:
+    """Every commit, machine and package version that the exports of a folder come from, in one paragraph."""
+    items = recorded(folder).values()
+    commits, machines, packages = (
+        sorted({one for item in items for one in item[name]}) for name in ("commits", "hardware", "packages")
+    )
+    return (
+        f"Made at commit {' and '.join(commits)} on {' and '.join(machines)} with {', '.join(packages)}; "
+        f"which runs made which item is in [{PROVENANCE}]({PROVENANCE})."
+    )
+
+
 def write_report(study: Study, keys: Sequence[str]) -> Path:
     """Gather what the notebooks have exported into report.md beside it.
 
@@ -30,11 +43,11 @@ def write_report(study: Study, keys: Sequence[str]) -> Path:
         keys: the corpora that are here; the report says on its face if one of them is generated.
     """
     folder = study.figures
-    title = study.corpus("data").name if study.data else f"profile {study.profile}"
-    changed = "".join(f", {field} = {value}" for field, value in study.changes.items())
-    parts = [f"# CMPTA, paper | this run: {title}{changed}{', SMOKE RUN' if study.smoke else ''}"]
+    title = study.corpus("data").name if study.data else f"profile {provenance(study, ()).profile}"
+    parts = [f"# CMPTA, paper | this run: {title}{', SMOKE RUN' if study.smoke else ''}"]
     if warning := provenance(study, keys).warning():
         parts.append(f"**{warning}**")
+    parts += [made_by(folder)] if recorded(folder) else []
     if not study.data:
         parts += [paper.CONTEXT, "Slips of the paper, as far as they touch its tables and figures:"]
         parts.append("\n".join(f"- {slip}" for slip in paper.ERRATA))
@@ -47,6 +60,7 @@ def write_report(study: Study, keys: Sequence[str]) -> Path:
                 parts.append(path.read_text(encoding="utf-8").strip() if table else f"![{path.stem}]({path.name})")
             if not found:
                 parts.append(f"({pattern}: not made.)")
-    folder.mkdir(parents=True, exist_ok=True)
+    with files.writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     files.write_text(folder / "report.md", "\n\n".join(parts) + "\n")
     return folder / "report.md"

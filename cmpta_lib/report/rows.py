@@ -12,7 +12,7 @@ from cmpta_lib import metrics, paper
 from cmpta_lib.files import Damaged
 from cmpta_lib.metrics import METRICS, MetricName
 from cmpta_lib.report import uncertainty
-from cmpta_lib.report.export import Provenance, export_table
+from cmpta_lib.report.export import Provenance, export_table, record
 from cmpta_lib.report.tables import ResultRow
 from cmpta_lib.runs import provenance as records
 from cmpta_lib.runs.store import Run
@@ -21,6 +21,7 @@ from cmpta_lib.study.plan import CMPTA, TEXT_ONLY, Row
 from cmpta_lib.study.study import Study
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from pandas.io.formats.style import Styler
 
 PAPER_NAMES: Mapping[str, str] = {"sims": "SIMS-V2", "meld": "MELD"}
@@ -138,20 +139,23 @@ def bayes_of(study: Study, key: str, names: Sequence[MetricName]) -> dict[str, f
 
 
 def provenance(study: Study, keys: Sequence[str], runs: Sequence[Run] = ()) -> Provenance:
-    """What made a table or figure: these corpora, and the commits and machines of these runs."""
+    """What made a table or figure: these corpora, and the commits, machines and packages of these runs."""
     corpora = [study.corpus(key) for key in keys]
     sound = [run for run in runs if run.done and not run.problem]
-    commits = sorted({run.environment["commit"] for run in sound}) or [records.commit()]
-    machines = sorted({run.environment["hardware"] for run in sound}) or [records.hardware()]
-    marks = "".join(f", {field} = {value}" for field, value in study.changes.items())
+    made = [run.environment for run in sound] or [records.environment()]
+    changed = "".join(f", {field}={value}" for field, value in study.changes.items())
+    fingerprints = {corpus.name: corpus.fingerprint for corpus in corpora}
     return Provenance(
         data=", ".join(f"{c.name} ({c.fingerprint[:8]})" for c in corpora) + (", SMOKE RUN" if study.smoke else ""),
         backbone=f"{study.llm.name} ({study.llm.fingerprint[:8]})" if runs else "none",
         seeds=tuple(sorted({run.config.seed for run in sound})),
-        commit=", ".join(commits),
-        profile=study.profile + (f", CHANGED{marks}" if marks else ""),
+        commits=tuple(sorted({environment["commit"] for environment in made})),
+        profile=study.profile + changed,
         generated=any(c.generated for c in corpora),
-        hardware=", ".join(machines),
+        hardware=tuple(sorted({environment["hardware"] for environment in made})),
+        fingerprints=fingerprints | ({study.llm.name: study.llm.fingerprint} if runs else {}),
+        runs=tuple(sorted({run.folder.name for run in sound})),
+        packages=tuple(sorted({f"{name} {version}" for one in made for name, version in one["packages"].items()})),
     )
 
 
@@ -163,15 +167,25 @@ def footer(stated: Provenance) -> str:
 def drawing_footer(study: Study) -> str:
     """The small print of a diagram, which no data enter."""
     smoke = ", SMOKE RUN" if study.smoke else ""
-    return f"Drawn by code, no data enter; profile: {study.profile}{smoke}; commit: {records.commit()}."
+    return f"Drawn by code, no data enter; profile: {provenance(study, ()).profile}{smoke}."
 
 
 def save_table(
     study: Study, frame: pd.DataFrame, name: str, caption: str, keys: Sequence[str], runs: Sequence[Run] = ()
 ) -> Styler:
     """Export a table beside the study's figures, and return it for a notebook to show uncut."""
-    export_table(frame, study.figures, name, caption=caption, provenance=provenance(study, keys, runs))
+    stated = provenance(study, keys, runs)
+    export_table(frame, study.figures, name, caption=caption, provenance=stated)
+    record(study.figures, name, stated)
     return frame.style.hide(axis="index").set_caption(caption)
+
+
+def save_figure(study: Study, figure: Figure, name: str, keys: Sequence[str] = (), runs: Sequence[Run] = ()) -> None:
+    """Export a figure beside the study's tables, and write down what made it; a drawing has neither keys nor runs."""
+    from cmpta_lib.figures import style  # not above: tables need no matplotlib
+
+    style.save_figure(figure, study.figures, name)
+    record(study.figures, name, provenance(study, keys, runs))
 
 
 def described(study: Study, key: str) -> str:

@@ -8,11 +8,11 @@ from collections.abc import Mapping
 import pandas as pd
 
 from cmpta_lib.config import CmptaConfig
+from cmpta_lib.llm.files import QWEN_1_8B
 from cmpta_lib.study.study import Study
 
 # Features per frame (audio, vision) of the public files, which is what sizes the adapter beside D and E.
 PUBLIC_FEATURES: Mapping[str, tuple[int, int]] = {"SIMS-V2": (25, 177), "MELD": (64, 64)}
-QWEN_1_8B = {"hidden": 2048, "layers": 24, "mlp": 5504, "vocabulary": 151_936}  # its published config
 
 
 def qwen_parameters() -> int:

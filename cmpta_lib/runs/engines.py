@@ -31,6 +31,7 @@ from cmpta_lib.runs.store import Run
 MOST_FALSE_STARTS = 3  # workers in a row that end before they take a run: then something is wrong with all of them
 RETRY_S = 0.5  # after which a run that another process holds is asked for again
 SHOWN_FAILURES = 10
+KEEP_FAILED = "CMPTA_KEEP_FAILED"  # environment variable: runs that failed are not tried again, only reported
 _calls = itertools.count()
 
 
@@ -88,6 +89,9 @@ def ensure(runs: Sequence[Run], root: Path, jobs: int | None = None, engine: Eng
     wanted = list({run.folder: run for run in runs}.values())
     failures = [Failure(run, problem) for run in wanted if (problem := run.problem)]
     pending = [run for run in wanted if not run.done]
+    if os.environ.get(KEEP_FAILED):
+        failures += [Failure(run, reason) for run in pending if (reason := store.failure(run.folder))]
+        pending = [run for run in pending if not store.failure(run.folder)]
     for run in wanted:
         if run.done:
             store.sweep(run.folder)

@@ -154,6 +154,17 @@ def record_failure(folder: Path, failure: Mapping[str, str]) -> None:
     files.write_text(folder / FAILURE, json.dumps(failure, indent=1, ensure_ascii=False))
 
 
+def failure(folder: Path) -> str:
+    """Why the run in this folder last failed, on one line; "" where it did not."""
+    try:
+        recorded = json.loads((folder / FAILURE).read_text(encoding="utf-8"))
+        return " ".join(f"{recorded['kind']}: {recorded['message']}".split())
+    except FileNotFoundError:
+        return ""
+    except (ValueError, LookupError, TypeError):
+        return f"{folder / FAILURE} is damaged"
+
+
 def sweep(folder: Path) -> None:
     """Remove what killed workers and earlier failures left in a finished run's folder, where that is allowed."""
     for leftover in {*folder.glob("*.partial"), *folder.glob("checkpoint.*"), folder / FAILURE}:
@@ -263,10 +274,5 @@ def _progress(run: Run) -> str:
     history = run.folder / HISTORY
     epochs = max(0, history.read_bytes().count(b"\n") - 1) if history.exists() else 0
     state = f"unfinished, {epochs} of {run.config.training.epochs} epochs"
-    if not (run.folder / FAILURE).exists():
-        return state
-    try:
-        failure = json.loads((run.folder / FAILURE).read_text(encoding="utf-8"))
-        return f"{state}, failed: {failure['kind']}: {failure['message']}".partition("\n")[0]
-    except (ValueError, LookupError, TypeError):
-        return f"{state}, failed"
+    reason = failure(run.folder)
+    return f"{state}, failed: {reason}" if reason else state

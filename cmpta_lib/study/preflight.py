@@ -10,13 +10,15 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
 from cmpta_lib.data.store import load_corpus
 from cmpta_lib.llm import files as llm_files
+from cmpta_lib.runs import store
 from cmpta_lib.study.study import Study
 
 COMMAND = "cmpta" if shutil.which("cmpta") else os.path.relpath(Path(sys.executable).with_name("cmpta"))
@@ -57,6 +59,33 @@ def needs(study: Study, notebooks: Collection[str]) -> list[Need]:
     to_come += sum(size for need in llm if need.missing)
     machine = [_gpu(max(GPU_GB, round(1.5 * size))), _memory(max(MEMORY_GB, round(1.3 * size)))]
     return [*machine, *corpora, *llm, _disk(study, to_come + len(study.planned(notebooks)) * RUN_GB + CHECKPOINT_GB)]
+
+
+def stored(study: Study) -> list[Need]:
+    """Everything stored for this study, every byte of it compared with the hashes that were taken when it was written."""
+    found = []
+    for meta in sorted((study.cache / "data").glob("[!.]*/meta.json")):
+        found.append(_sound(f"contents of {meta.parent.name}", partial(load_corpus, meta.parent, deep=True)))
+    try:
+        llm = study.llm
+    except (OSError, ValueError) as error:
+        found.append(Need(f"contents of LLM {study.llm_name}", str(error), "see above"))
+    else:
+        found.append(_sound(f"contents of LLM {llm.name}", partial(llm_files.check_contents, llm, study.cache / "llm")))
+    for entry in store.found(study.root):
+        if not isinstance(entry, store.Run):
+            found.append(Need(f"run {entry[0].name}", entry[1]))
+        elif entry.done:
+            found.append(_sound(f"run {entry.folder.name}", entry.check))
+    return found
+
+
+def _sound(what: str, check: Callable[[], object]) -> Need:
+    try:
+        check()
+    except (OSError, ValueError) as error:
+        return Need(what, str(error), "do what is said here, then call again")
+    return Need(what, "as written")
 
 
 def _corpus(study: Study, name: str) -> Need:

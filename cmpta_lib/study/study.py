@@ -24,12 +24,14 @@ from cmpta_lib.config import (
 from cmpta_lib.data.corpus import Corpus
 from cmpta_lib.data.readers import read_raw
 from cmpta_lib.data.store import load_corpus
-from cmpta_lib.files import ROOT, runs_folder
+from cmpta_lib.embedded.recipe import tiny_folder
+from cmpta_lib.files import PUBLISHED, ROOT, figures_folder, runs_folder
 from cmpta_lib.llm import files as llm_files
 from cmpta_lib.methods import registry
 from cmpta_lib.runs.engines import Failure, RunsFailed, ensure
 from cmpta_lib.runs.store import Run
 from cmpta_lib.study import plan
+from cmpta_lib.study.parameters import changes_suffix, checked_changes
 from cmpta_lib.study.plan import CMPTA, Row
 from cmpta_lib.study.profiles import PROFILES, REHEARSAL, SMOKE_CHANGES, SMOKE_DOCUMENTS, SMOKE_SIZES
 
@@ -57,7 +59,7 @@ class Study:
         data: str | Path = "",
         smoke: bool = False,
         llm: str | Path = "",
-        changes: Mapping[str, Any] | None = None,
+        changes: Mapping[str, Any] | str | None = None,
     ) -> None:
         if profile not in PROFILES:
             raise ValueError(f"no profile '{profile}'; there are: {', '.join(PROFILES)}")
@@ -65,13 +67,14 @@ class Study:
         self.profile, self.settings, self.smoke, self.data = profile, PROFILES[profile], smoke, str(data)
         self.own_llm = str(llm)
         self.seeds = _seeds(self.settings.num_seeds if seeds is None else seeds)
-        self.changes = _known_changes(changes or {})
+        self.changes = checked_changes(changes)
         if smoke:
             self.seeds = self.seeds[:1]
         self.root = runs_folder() / "smoke" if smoke else runs_folder()
         self.keys: tuple[str, ...] = ("data",) if self.data else tuple(self.settings.corpora)
         self._corpora: dict[str, Corpus] = {}
-        self.failures: list[Failure] = []  # of `make`
+        self.asked: set[Path] = set()  # the runs of `make`, and which of them failed
+        self.failures: list[Failure] = []
 
     @property
     def cache(self) -> Path:
@@ -81,11 +84,12 @@ class Study:
     def figures(self) -> Path:
         """Where this study's figures and tables go: figures/<profile or corpus>/; smoke output stays out of it."""
         name = self.corpus("data").name if self.data else self.profile
-        name = f"{name}-data" if self.data and name in PROFILES else name
+        name = f"{name}-data" if self.data and name in (*PROFILES, PUBLISHED) else name
         if self.own_llm:  # two folders of one name are told apart by their contents
             folder = Path(self.own_llm)
             name += f"-{folder.name}" + (f"-{self.llm.fingerprint[:6]}" if folder.is_dir() else "")
-        return (self.root if self.smoke else ROOT) / "figures" / name
+        name += changes_suffix(self.changes)
+        return self.root / "figures" / name if self.smoke else figures_folder() / name
 
     def key(self, wanted: str) -> str:
         """The corpus that a notebook about `wanted` ("sims" or "meld") works on: the user's own where one is given."""
@@ -189,12 +193,23 @@ class Study:
 
     def make(self, runs: Sequence[Run]) -> Sequence[Run]:
         """As `ensure`, but a run that fails is printed and remembered in `failures`: tables mark its row, others stand."""
+        self.asked |= {run.folder for run in runs}
         try:
             self.ensure(runs)
         except RunsFailed as error:
-            self.failures += error.failures
+            known = {failure.run.folder for failure in self.failures}
+            self.failures += [failure for failure in error.failures if failure.run.folder not in known]
             print(error, file=sys.stderr)
         return runs
+
+    def need_all_runs(self) -> None:
+        """For a notebook's end: its tables stand, and it fails if a run behind them did.
+
+        Raises:
+            RunsFailed: what failed in `make`, and why.
+        """
+        if self.failures:
+            raise RunsFailed(self.failures, len(self.asked))
 
     def planned(self, notebooks: Collection[str] = ()) -> list[plan.Planned]:
         """Corpus, row and seed of every run that these notebooks (or all) need, each once; needs no corpus."""
@@ -214,51 +229,22 @@ class Study:
         return key != "data"
 
 
-def _known_changes(changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Changes of fields that some method has, each with a value that fits it there.
-
-    Raises:
-        ValueError: no method has the field, or the value fits none that has it.
-    """
-    data = DataConfig(name="", fingerprint="")
-    configs = [RunConfig(data=data, method=entry.config()) for entry in registry.ENTRIES.values()]
-    fitting, problems = [], []
-    for path in changes:
-        if path in ("seed", "data.name", "data.fingerprint", "method.name", "method.recipe"):
-            raise ValueError(f"'{path}' cannot be changed like this, it tells runs apart: use seeds=, data= or a row")
-        if not any(path in set(paths(config)) for config in configs):
-            known = sorted({path for config in configs for path in paths(config)})
-            raise ValueError(f"no method has the config field '{path}'; known: {', '.join(known)}")
-    for config in configs:
-        if own := {path: value for path, value in changes.items() if path in set(paths(config))}:
-            try:
-                fitting.append(override(config, own))
-            except ValueError as error:
-                problems.append(str(error))
-    if problems and not fitting:
-        raise ValueError(problems[0])
-    return dict(changes)
-
-
 def _seeds(seeds: int | Sequence[int]) -> tuple[int, ...]:
-    if isinstance(seeds, int):
-        if not 1 <= seeds <= len(PAPER_SEEDS):
-            raise ValueError(
-                f"seeds={seeds}: expected how many of the {len(PAPER_SEEDS)} seeds {PAPER_SEEDS}, or a list of seeds"
-            )
+    wanted = f"expected how many of the {len(PAPER_SEEDS)} seeds {PAPER_SEEDS}, or a list of whole numbers in [0, 2**32)"
+    if isinstance(seeds, int) and 1 <= seeds <= len(PAPER_SEEDS) and not isinstance(seeds, bool):
         return PAPER_SEEDS[:seeds]
-    if not seeds or not all(isinstance(seed, int) for seed in seeds):
-        raise ValueError(f"seeds={seeds!r}: expected a number from 1 to {len(PAPER_SEEDS)}, or a list of whole numbers")
-    if len(set(seeds)) < len(seeds):
+    listed = seeds if isinstance(seeds, Sequence) and not isinstance(seeds, str) else ()
+    # Every generator takes 32 bits, some no more; a bool is an int to Python and to nobody else.
+    if not listed or not all(type(seed) is int and 0 <= seed < 2**32 for seed in listed):
+        raise ValueError(f"seeds={seeds!r}: {wanted}")
+    if len(set(listed)) < len(listed):
         raise ValueError(f"seeds={seeds!r}: a seed is repeated, which would pass for more runs than there are")
-    return tuple(seeds)
+    return tuple(listed)
 
 
 def _tiny_fingerprint(cache: Path, documents: int | None) -> str:
     """Fingerprint of the tiny LLM, built first if need be: by a process of its own, so that tables need no torch."""
-    from cmpta_lib.embedded.tiny_llm import folder_of
-
-    folder = folder_of(cache, documents)
+    folder = tiny_folder(cache, documents)
     if not folder.exists():
         arguments = [str(cache), *([str(documents)] if documents else [])]
         command = [sys.executable, "-m", "cmpta_lib.embedded.tiny_llm", *arguments]

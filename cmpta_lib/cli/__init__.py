@@ -1,0 +1,1 @@
+"""The command line: `cmpta reproduce` runs every notebook headless and writes one report."""

@@ -1,0 +1,98 @@
+"""What can be said on the command line, and how a value that cannot be is refused: in one line."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+from typing import Any, NoReturn
+
+from cmpta_lib.llm import files as llm_files
+from cmpta_lib.study.parameters import may_be_none, read_value
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Every command with its options."""
+    top = _Parser(prog="cmpta", description="The command line: `cmpta reproduce` runs every notebook and writes one report.")
+    commands = top.add_subparsers(dest="command", required=True)
+
+    def command(name: str, what: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=what, description=what)
+
+    def study_command(name: str, what: str) -> argparse.ArgumentParser:
+        sub = command(name, what)
+        _add_study(sub)
+        return sub
+
+    run = study_command("reproduce", "run the notebooks and export tables, figures and report.md")
+    jobs = "runs at a time (default: one on a GPU, else one per core)"
+    run.add_argument("--jobs", type=at_least_one, default=None, help=jobs)
+    run.add_argument("--dry-run", action="store_true", help="list the runs with their config hashes, and train nothing")
+    look = study_command("check", "what is here and what is missing, how many runs there are, how long they will take")
+    look.add_argument("--deep", action="store_true", help="also read every stored byte and compare it with its hash")
+    times = study_command("benchmark", "time a training step against the bare frozen LLM's")
+    times.add_argument("--steps", type=at_least_one, default=20, help="batches to time (default 20)")
+    times.add_argument("--batch-size", type=at_least_one, default=None, help="clips a batch (default: the runs')")
+    command("runs", "list the finished runs and their test scores")
+    publish = command("publish", "copy a profile's exports to figures/published and show them in the README")
+    publish.add_argument("--profile", default="demo", help="whose exports (default demo)")
+    data = command("data", "fetch, verify and convert a published corpus")
+    data.add_argument("corpus", choices=("simsv2", "meld"))
+    data.add_argument("rest", nargs=argparse.REMAINDER, help="its own options; see cmpta data CORPUS --help")
+    weights = command("weights", "fetch an LLM from the hub: weights, configuration, vocabulary, no code")
+    weights.add_argument("name", help=f"{', '.join(llm_files.PUBLISHED)}, or a hub id")
+    _add_rehearsal(command("rehearse", "run profile paper on generated files laid out like the published ones"))
+    return top
+
+
+def _add_study(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--profile", default="demo", help="demo (offline, minutes) or paper (real data, one GPU)")
+    sub.add_argument("--data", default="", help="folder of <name>_{train,valid,test}.pkl in MELD's public format")
+    smoke = "a few clips and one epoch, to see that everything runs"
+    sub.add_argument("--smoke", action="store_true", help=smoke)
+    sub.add_argument("--llm", default="", help="another backbone: a published name, a hub id, or a folder")
+    sub.add_argument("--seeds", type=seeds, default=None, help="how many seeds, or a list such as [1111,3333]")
+    what = "change a config field of every run, e.g. training.epochs=3; outputs then go to a folder of their own"
+    sub.add_argument(
+        "--set", type=change, action="append", default=[], metavar="FIELD=VALUE", dest="changes", help=what
+    )
+    only = "notebooks by a part of their name: table3"
+    sub.add_argument("--only", nargs="+", default=[], metavar="NAME", help=only)
+
+
+def _add_rehearsal(sub: argparse.ArgumentParser) -> None:
+    sizes = "small (minutes on a CPU) or full (Qwen-1.8B's and the published sizes); default: full where there is a GPU"
+    sub.add_argument("--size", choices=("small", "full"), default=None, help=sizes)
+    sub.add_argument("--factor", type=float, default=None, help="split sizes, as a fraction of the published ones")
+    sub.add_argument("--annotations", default="", help="folder of MELD's CSVs, for its real texts and labels")
+    sub.add_argument("--vocabulary", default="", help="a published qwen.tiktoken, for its real tokens")
+    sub.add_argument("--files-only", action="store_true", help="write and convert the files, run no notebook")
+
+
+def seeds(text: str) -> Any:
+    """A number or a list; the study says which are possible."""
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        raise argparse.ArgumentTypeError(f"expected a number or a list such as [1111,3333], not '{text}'") from None
+
+
+def at_least_one(text: str) -> int:
+    """A whole number from 1 on."""
+    if not (text.isascii() and text.isdigit() and 0 < int(text) < 10**9):
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, not '{text}'")
+    return int(text)
+
+
+def change(text: str) -> tuple[str, Any]:
+    """`field=value`: the value as JSON or a Python literal where it is one, else the text itself."""
+    field, equals, value = text.partition("=")
+    if not (field and equals):
+        raise argparse.ArgumentTypeError(f"expected FIELD=VALUE such as training.epochs=3, not '{text}'")
+    if value.lower() == "none":  # nothing in training.patience, a word in adapter.fusion
+        return field, None if may_be_none(field) else value
+    return field, read_value(value)

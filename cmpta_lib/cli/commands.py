@@ -1,0 +1,111 @@
+"""The commands: each takes the parsed options and returns the exit code."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from cmpta_lib import files
+from cmpta_lib.cli.arguments import parser
+from cmpta_lib.cli.reproduce import chosen_notebooks, reproduce, study_of
+from cmpta_lib.files import runs_folder
+from cmpta_lib.llm import files as llm_files
+from cmpta_lib.runs import provenance as records
+from cmpta_lib.runs import store
+from cmpta_lib.study import preflight as check
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Parse the arguments and do what they ask; what goes wrong is one line on stderr."""
+    options = parser().parse_args(arguments)
+    actions = {
+        "reproduce": reproduce,
+        "check": check_study,
+        "runs": list_runs,
+        "publish": publish_exports,
+        "benchmark": benchmark,
+        "data": prepare_data,
+        "weights": fetch_weights,
+        "rehearse": rehearse_paper,
+    }
+    try:
+        return actions[options.command](options)
+    except OSError as error:
+        print(f"cmpta {options.command}: {files.explained(error)}", file=sys.stderr)
+    except (ValueError, RuntimeError) as error:
+        print(f"cmpta {options.command}: {error}", file=sys.stderr)
+    return 1
+
+
+def list_runs(options: argparse.Namespace) -> int:
+    """Print a line for every run: its scores, how far it is, or what is wrong with it."""
+    for entry in store.found(runs_folder()):
+        print(store.describe(entry))
+    return 0
+
+
+def check_study(options: argparse.Namespace) -> int:
+    """Print what is here and what is missing; with everything here, measure a few steps and estimate the hours."""
+    study, chosen = study_of(options), chosen_notebooks(options)
+    found = check.needs(study, chosen)
+    if options.deep:
+        found += check.stored(study)
+    print(check.screen(study, found), flush=True)
+    if any(need.missing for need in found):
+        count = len(study.planned(chosen))
+        print(f"{count} runs in all; hours are estimated from real steps once nothing is missing.")
+        return 1
+    from cmpta_lib.study.step_times import hours, step_times
+
+    runs = [run for _, run in study.planned_runs(chosen)]
+    print(f"{len(runs)} runs, {sum(run.done for run in runs)} of them finished; measuring a few steps ...", flush=True)
+    measured = step_times(study, steps=10, keys=study.keys_of(chosen))
+    print(measured.to_string(index=False))
+    estimate = hours(runs, measured)
+    shown = f"{estimate:.1f} hours" if estimate >= 1 else f"{60 * estimate:.0f} minutes"
+    print(f"about {shown} for the rest, one run at a time on {records.hardware()}")
+    return 0
+
+
+def publish_exports(options: argparse.Namespace) -> int:
+    """Copy a profile's exports into the published ones and rewrite the README's results."""
+    from cmpta_lib.report import publish
+
+    print(publish.publish(options.profile))
+    return 0
+
+
+def benchmark(options: argparse.Namespace) -> int:
+    """Print the step times of `cmpta_lib.study.step_times`."""
+    from cmpta_lib.study.step_times import step_times
+
+    print(step_times(study_of(options), options.steps, options.batch_size).to_string(index=False))
+    return 0
+
+
+def prepare_data(options: argparse.Namespace) -> int:
+    """Hand over to the corpus' own command."""
+    from data_prep import meld, simsv2
+
+    return {"simsv2": simsv2, "meld": meld}[options.corpus].main(options.rest, f"cmpta data {options.corpus}")
+
+
+def fetch_weights(options: argparse.Namespace) -> int:
+    """Fetch an LLM and say where it lies."""
+    print(llm_files.fetch(options.name))
+    return 0
+
+
+def rehearse_paper(options: argparse.Namespace) -> int:
+    """Write the rehearsal's files, then drive profile `paper` through every notebook on them."""
+    from cmpta_lib import rehearsal
+
+    rehearsal.prepare(
+        full=None if options.size is None else options.size == "full",
+        factor=options.factor,
+        annotations=Path(options.annotations) if options.annotations else None,
+        vocabulary=Path(options.vocabulary) if options.vocabulary else None,
+    )
+    return 0 if options.files_only else run(["reproduce", "--profile", "paper", "--smoke"])

@@ -1,0 +1,118 @@
+"""`cmpta reproduce`: corpora and LLM, then all runs in one pool, then the notebooks, then the report."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cmpta_lib import files
+from cmpta_lib.cli import notebooks
+from cmpta_lib.files import ROOT
+from cmpta_lib.runs.engines import KEEP_FAILED, RunsFailed
+from cmpta_lib.study import preflight as check
+from cmpta_lib.study.plan import NOTEBOOKS
+from cmpta_lib.study.study import Study
+
+
+def reproduce(options: argparse.Namespace) -> int:
+    """Prepare corpora and LLM, finish all runs in one pool, execute the notebooks, write the report.
+
+    A run or notebook that fails stops no other: what failed is listed at the end, and the exit code is then 1.
+    """
+    from cmpta_lib.report import gather
+
+    started = time.monotonic()
+    study, chosen = study_of(options), chosen_notebooks(options)
+    keys = study.keys_of(chosen)
+    found = check.needs(study, chosen)
+    if any(need.missing for need in found):
+        print(check.screen(study, found))
+        print(f"Nothing was started: {sum(need.missing for need in found)} of {len(found)} needs are missing.")
+        return 1
+    print(f"[1/3] corpora and language model of profile '{study.profile}'", flush=True)
+    for key in keys:
+        study.corpus(key)
+    print(f"      backbone {study.llm.name} {study.llm.fingerprint}  ({time.monotonic() - started:.0f} s)", flush=True)
+    planned = study.planned_runs(chosen)
+    runs = [run for _, run in planned]
+    print(f"[2/3] runs: {sum(run.done for run in runs)} of {len(runs)} are finished already", flush=True)
+    if options.dry_run:
+        for name, run in planned:
+            state = "finished" if run.done else "to do"
+            print(f"      {run.folder.name}  seed {run.config.seed}  {state:8}  {name}")
+        return 0
+    failed: list[str] = []
+    try:
+        study.ensure(runs, options.jobs)
+    except RunsFailed as error:
+        failed += [f"{failure.run.folder.name}: {failure.reason}" for failure in error.failures]
+        os.environ[KEEP_FAILED] = "1"  # the notebooks show what is there, and do not try again for hours
+        print(f"      {len(failed)} failed; the notebooks show what can be shown without", flush=True)
+    print(f"[3/3] {len(chosen)} notebooks  ({time.monotonic() - started:.0f} s)", flush=True)
+    failed += _execute(study, chosen, _parameters(options, study), started)
+    report = gather.write_report(study, keys)
+    print(f"{report} written after {time.monotonic() - started:.0f} s", flush=True)
+    if failed:
+        print(f"cmpta reproduce: {len(failed)} failed; what is finished is kept, call again once it is mended:", file=sys.stderr)
+        print("\n".join(f"- {reason}" for reason in failed), file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _execute(study: Study, chosen: Sequence[str], parameters: Mapping[str, Any], started: float) -> list[str]:
+    """Execute the notebooks; returns what failed and why."""
+    folder = study.root / "notebooks" / study.figures.name
+    with files.writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def execute(name: str) -> None:
+        notebooks.execute_notebook(ROOT / "notebooks" / f"{name}.ipynb", folder / f"{name}.ipynb", parameters)
+
+    failed = []
+    for name, error in notebooks.in_stages(chosen, execute):
+        if isinstance(error, notebooks.NotebookFailed):
+            failed.append(str(error))
+        elif error is not None:
+            failed.append(f"notebook {name}.ipynb: {type(error).__name__}: {error}")
+        print(f"      {name} {'failed' if error else 'done'}  ({time.monotonic() - started:.0f} s)", flush=True)
+    return failed
+
+
+def _parameters(options: argparse.Namespace, study: Study) -> dict[str, Any]:
+    """What every notebook gets; folders as seen from anywhere, since a notebook runs in its own."""
+    return {
+        "profile": options.profile,
+        "seeds": list(study.seeds),
+        "data": _absolute(options.data),
+        "smoke": options.smoke,
+        "llm": _absolute(options.llm) if Path(options.llm).is_dir() else options.llm,
+        "changes": dict(options.changes),
+    }
+
+
+def study_of(options: argparse.Namespace) -> Study:
+    """The study that the options name."""
+    return Study(options.profile, options.seeds, options.data, options.smoke, options.llm, dict(options.changes))
+
+
+def chosen_notebooks(options: argparse.Namespace) -> list[str]:
+    """The notebooks that `--only` names, or all.
+
+    Raises:
+        ValueError: no notebook has that in its name; lists them.
+    """
+    names = [notebook.name for notebook in NOTEBOOKS]
+    chosen = [n for n in names if not options.only or any(part in n for part in options.only)]
+    if not chosen:
+        raise ValueError(
+            f"--only {' '.join(options.only)}: no notebook has that in its name; there are: {', '.join(names)}"
+        )
+    return chosen
+
+
+def _absolute(folder: str) -> str:
+    return str(Path(folder).resolve()) if folder else ""

@@ -1,0 +1,148 @@
+"""Ctrl-C, SIGTERM and a closed terminal: one line, the shell's exit code, at once, and nothing of ours left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import psutil
+import pytest
+from filelock import FileLock
+
+from cmpta_lib.cli import interruption
+
+ROOT = Path(__file__).parents[1]
+SOON_S = 3.0
+# A script may ignore SIGINT for its background jobs, and so may whoever runs these tests.
+COMMAND = """
+import signal, sys
+from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from cmpta_lib import cli
+from cmpta_lib.cli import commands, notebooks
+folder = Path(sys.argv[1])
+def run(arguments):
+{body}
+commands.run = run
+sys.exit(cli.main([]))
+"""
+TWO_NOTEBOOKS = """
+    def execute(name):
+        notebooks.execute_notebook(folder / "endless.ipynb", folder / f"{name}.out.ipynb", {"name": name})
+    for _ in notebooks.in_stages(["01_data", "02_model"], execute):
+        pass
+"""
+ENDLESS = """
+import os, subprocess, sys, time
+from pathlib import Path
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+Path(f"{name}.pid").write_text(f"{os.getpid()} {child.pid}")
+time.sleep(600)
+"""
+BUSY_IN_COMPILED_CODE = """
+    import hashlib
+    (folder / "01.pid").write_text("")
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
+"""
+WRITING = """
+    import subprocess, time
+    from cmpta_lib import files
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    with files.replacing(folder / "table.md") as partial:
+        partial.write_text("half")
+        (folder / "01.pid").write_text(str(child.pid))
+        time.sleep(600)
+"""
+
+
+def interrupted(folder: Path, body: str, number: int, parts: int = 1) -> tuple[subprocess.Popen, str, list[int]]:
+    """Start the command, wait until its parts have written their process ids, and send the signal."""
+    (folder / "temp").mkdir()
+    environment = os.environ | {"TMPDIR": str(folder / "temp"), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", COMMAND.replace("{body}", body), str(folder)]
+    process = subprocess.Popen(command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while len(list(folder.glob("*.pid"))) < parts and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.2)  # written whole
+    pids = [int(pid) for path in folder.glob("*.pid") for pid in path.read_text().split()]
+    sent = time.monotonic()
+    process.send_signal(number)
+    try:
+        _, said = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert time.monotonic() - sent < SOON_S, said
+    return process, said, pids
+
+
+def alive(pid: int) -> bool:
+    """Whether a process still runs; one that has ended and that nobody has asked about does not."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+@pytest.mark.slow
+def test_notebooks_end_at_once_with_their_kernels_and_workers(tmp_path: Path):
+    parameters = nbformat.v4.new_code_cell("name = ''  # of this copy", metadata={"tags": ["parameters"]})
+    notebook = nbformat.v4.new_notebook(cells=[parameters, nbformat.v4.new_code_cell(ENDLESS)])
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(notebook, tmp_path / "endless.ipynb")
+    process, said, pids = interrupted(tmp_path, TWO_NOTEBOOKS, signal.SIGINT, parts=2)
+    assert (process.returncode, said) == (130, interruption.MESSAGE + "\n")
+    assert len(pids) == 4 and not [pid for pid in pids if alive(pid)]
+    assert not list((tmp_path / "temp").glob("cmpta-*")), "sockets"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_what_was_half_written_goes_and_so_do_helpers(number: int, tmp_path: Path):
+    process, said, (child,) = interrupted(tmp_path, WRITING, number)
+    assert (process.returncode, said) == (128 + number, interruption.MESSAGE + "\n")
+    assert not alive(child)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["01.pid", "temp"]
+
+
+def test_compiled_code_that_does_not_listen_is_left(tmp_path: Path):
+    """Python's own handlers would wait for it to return."""
+    process, said, _ = interrupted(tmp_path, BUSY_IN_COMPILED_CODE, signal.SIGINT)
+    assert (process.returncode, said) == (130, interruption.MESSAGE + "\n")
+
+
+def test_the_callers_handlers_come_back():
+    before = [signal.getsignal(number) for number in interruption.SIGNALS]
+    with interruption.interruptible():
+        assert signal.getsignal(signal.SIGTERM) is interruption._interrupt
+    assert [signal.getsignal(number) for number in interruption.SIGNALS] == before
+
+
+def test_a_signal_that_the_caller_ignores_stays_ignored():
+    """As under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with interruption.interruptible():
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_folders_of_dead_processes_are_swept_and_no_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    for name in ("cmpta-dead1234", "cmpta-live1234", "cmpta-young123", "cmpta-of-somebody-else", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "k-1").touch()
+    with FileLock(tmp_path / "cmpta-live1234" / "lock"):
+        for path in tmp_path.iterdir():
+            if "young" not in path.name:
+                os.utime(path, (0, 0))
+        with interruption.scratch_folder() as folder:
+            assert folder.parent == tmp_path
+            left = {path.name for path in tmp_path.iterdir()} - {folder.name}
+    assert left == {"cmpta-live1234", "cmpta-young123", "cmpta-of-somebody-else", "other"}
+    assert not folder.exists()

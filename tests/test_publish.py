@@ -1,0 +1,152 @@
+"""Publishing: what goes under figures/published and into the README, and what does not."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from cmpta_lib.cli.__main__ import main
+from cmpta_lib.report import publish
+from cmpta_lib.report.export import Provenance, export_table, record
+from cmpta_lib.report.rows import REPORT
+
+ROOT = Path(__file__).parents[1]
+DEMO = Provenance("a corpus (0123)", "tiny (4567)", (1, 2), ("c0ffee",), "demo", True, ("a machine",))
+
+
+@pytest.fixture
+def exports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A whole folder of exports, each of its tables saying its own name."""
+    monkeypatch.setenv("CMPTA_FIGURES", str(tmp_path / "figures"))
+    folder = tmp_path / "figures" / "demo"
+    for _, patterns in REPORT:
+        for pattern in patterns:
+            write(folder, pattern.replace("[12]", "1").replace("[34]", "3").replace("*", "x"))
+    (folder / "report.md").write_text("# Report\n")
+    return folder
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    (tmp_path / "checkout").mkdir()
+    (tmp_path / "checkout" / "README.md").write_text(f"# Title\n\n{publish.BEGIN}old\n{publish.END}\nThe end.\n")
+    return tmp_path / "checkout"
+
+
+def write(folder: Path, name: str, provenance: Provenance = DEMO) -> None:
+    stem, suffix = name.split(".")
+    if suffix == "md":
+        export_table(pd.DataFrame({"a": [stem]}), folder, stem, caption=f"All of {stem}.", provenance=provenance)
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"drawn")
+    record(folder, stem, provenance)
+
+
+def test_a_whole_folder_is_published_and_shown(exports: Path, checkout: Path):
+    (exports / ".something.partial").write_text("half")
+    said = publish.publish("demo", checkout)
+    published = checkout / "figures" / "published" / "demo"
+    assert "README.md" in said and str(published) in said
+    there = {path.name: path.read_bytes() for path in published.iterdir()}
+    assert there == {path.name: path.read_bytes() for path in exports.iterdir() if not path.name.startswith(".")}
+    text = (checkout / "README.md").read_text(encoding="utf-8")
+    assert text.startswith("# Title\n") and text.endswith("\nThe end.\n") and "old\n" not in text
+    for name in ("table3", "table4", "table5", "table6", "attention_on_cues"):
+        assert (published / f"{name}.md").read_text(encoding="utf-8").strip() in text
+    shown = re.findall(r"!\[Figure \d\]\((.*?)\)", text)
+    assert len(shown) == 3 and all((checkout / path).is_file() for path in shown)
+    again = publish.publish("demo", checkout)
+    assert again == said and (checkout / "README.md").read_text(encoding="utf-8") == text
+
+
+def test_what_is_no_longer_exported_goes(exports: Path, checkout: Path):
+    write(exports, "table7.md")
+    publish.publish("demo", checkout)
+    for path in exports.glob("table7.*"):
+        path.unlink()
+    publish.publish("demo", checkout)
+    assert not list((checkout / "figures" / "published" / "demo").glob("table7.*"))
+
+
+def unfit(exports: Path, what: str) -> None:
+    if what == "missing":
+        (exports / "table4.md").unlink()
+    elif what == "smoke":
+        write(exports, "table4.md", Provenance(**vars(DEMO) | {"data": "a corpus, SMOKE RUN"}))
+    elif what == "seeds":
+        write(exports, "table4.md", Provenance(**vars(DEMO) | {"seeds": (1,)}))
+    elif what == "unrecorded":
+        (exports / "table9.csv").write_text("a\n1\n")
+    else:
+        (exports / "provenance.json").unlink()
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("missing", "not there: table4.md"),
+        ("record", "not there: attention_on_cues.md|not there: provenance.json"),
+        ("smoke", "of a smoke run: table4"),
+        ("seeds", r"made with different seeds: \[1, 2\] and \[1\]"),
+        ("unrecorded", "table9 is not in provenance.json"),
+    ],
+)
+def test_leftovers_are_not_published(what: str, said: str, exports: Path, checkout: Path):
+    unfit(exports, what)
+    before = (checkout / "README.md").read_bytes()
+    with pytest.raises(ValueError, match=f"is not published, run `make reproduce PROFILE=demo` to the end first: .*{said}"):
+        publish.publish("demo", checkout)
+    assert (checkout / "README.md").read_bytes() == before and not (checkout / "figures").exists()
+
+
+def test_the_command_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.setenv("CMPTA_FIGURES", str(tmp_path))
+    assert main(["publish"]) == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith("cmpta publish: ") and "table3.md" in shown and shown.count("\n") == 1
+    assert main(["publish", "--profile", "papper"]) == 1
+    assert "no profile 'papper'" in capsys.readouterr().err
+
+
+def test_a_readme_without_its_marks_is_left_alone(exports: Path, checkout: Path):
+    (checkout / "README.md").write_text(f"# Title\n{publish.END}{publish.BEGIN}")
+    with pytest.raises(ValueError, match="expected one line <!-- results: begin -->"):
+        publish.publish("demo", checkout)
+    assert not (checkout / "figures").exists()
+
+
+# --- this repository --------------------------------------------------------------------------------------------------
+
+
+def test_the_readme_shows_the_published_results(tmp_path: Path):
+    """Written by the command, never by hand."""
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "published").symlink_to(ROOT / "figures" / "published")
+    (tmp_path / "README.md").write_bytes((ROOT / "README.md").read_bytes())
+    publish.rewrite_readme(tmp_path)
+    assert (tmp_path / "README.md").read_text(encoding="utf-8") == (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_readmes_links_lead_somewhere():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\(([^)#]+)[^)]*\)", text) if "://" not in link]
+    assert links and not [link for link in links if not (ROOT / link).exists()]
+
+
+def test_only_published_figures_are_in_git():
+    """So that `make reproduce` leaves the checkout as it was, and exploring writes over nothing that is published."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+
+    def ignored(path: str) -> bool:
+        return subprocess.run(["git", "-C", ROOT, "check-ignore", "-q", "--no-index", path]).returncode == 0
+
+    assert ignored("figures/demo/table3.md") and ignored("figures/paper/report.md") and ignored("figures/voices/x.png")
+    assert not ignored("figures/published/demo/table3.md") and not ignored("figures/README.md")
+    listed = subprocess.run(["git", "-C", ROOT, "ls-files", "figures"], capture_output=True, text=True, check=True).stdout
+    assert all(name.startswith(("figures/published/", "figures/README.md")) for name in listed.splitlines())
