@@ -25,8 +25,9 @@ setup: .venv/installed ## install into .venv; again after pyproject.toml or cons
 test: setup lint ## lint, then every test that runs offline on a CPU (ARGS="-k adapter")
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest $(ARGS)
 
-lint: setup ## ruff
+lint: setup ## ruff, then mypy
 	.venv/bin/ruff check
+	.venv/bin/mypy
 
 reproduce: setup ## every table and figure; PROFILE=demo (offline, minutes) or PROFILE=paper (one GPU)
 	.venv/bin/cmpta reproduce --profile $(PROFILE) $(ARGS)
