@@ -72,7 +72,7 @@ def _explained(error: OSError) -> bool:
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Say which path may not be read, and what to do about it.
+    """Say which path, this one or one below it, may not be read, and what to do about it.
 
     Raises:
         PermissionError: with path and remedy in its message.
@@ -80,7 +80,8 @@ def reading(path: Path) -> Iterator[None]:
     try:
         yield
     except PermissionError as error:
-        raise PermissionError(error.errno, f"cannot read {path}: no permission; grant it, or read a copy of yours") from error
+        place = error.filename or path
+        raise PermissionError(error.errno, f"cannot read {place}: no permission; grant it, or read a copy of yours") from error
 
 
 @contextmanager

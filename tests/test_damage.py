@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -168,6 +169,32 @@ def test_a_cache_that_cannot_be_written_is_still_read(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(files, "write_text", read_only)
     assert len(load_corpus(good).splits["train"]) == 2
+
+
+def test_a_corpus_that_may_not_be_read_is_named_with_what_to_do(tmp_path: Path, monkeypatch):
+    good = corpus(tmp_path / "good")
+
+    def forbidden(path: Path) -> str:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(files, "sha256", forbidden)
+    with pytest.raises(PermissionError, match=f"cannot read {good}/audio.f32: no permission; grant it, or read a copy"):
+        load_corpus(good)
+
+
+def test_embedded_corpora_of_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch):
+    """Those that are there open; the others say what to do."""
+    sizes = {"train": 3, "valid": 2, "test": 2}
+    synthetic.embedded_corpus("embedded-sims", tmp_path, sizes)
+
+    def read_only(*_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(synthetic, "FileLock", read_only)
+    assert len(synthetic.embedded_corpus("embedded-sims", tmp_path, sizes).splits["train"]) == 3
+    message = f"cannot write {tmp_path}/embedded-meld-.*: the file system is read-only: .* CMPTA_RUNS"
+    with pytest.raises(OSError, match=message):
+        synthetic.embedded_corpus("embedded-meld", tmp_path, sizes)
 
 
 def test_the_remedy_for_an_embedded_corpus_works(tmp_path: Path):

@@ -184,13 +184,15 @@ def load_corpus(folder: Path, *, deep: bool = False) -> Corpus:
         FileNotFoundError: there is no such folder.
         Damaged: a file is missing, damaged, edited, of another corpus or of another version of this format; names it and
             says what to do.
+        PermissionError: a file may not be read; names it.
     """
     folder = Path(folder)
     if not folder.exists():
         raise FileNotFoundError(f"{folder} is not there: no corpus was written to it; write it with write_corpus")
     remedy = f"remove the folder {folder} and call again"
-    meta = _facts(folder / "meta.json", remedy)
-    _check_content(folder, meta["files"], remedy, deep)
+    with files.reading(folder):
+        meta = _facts(folder / "meta.json", remedy)
+        _check_content(folder, meta["files"], remedy, deep)
     task = Task(meta["task"]["kind"], meta["task"]["language"], tuple(meta["task"]["labels"]))
     kept = {key: meta[key] for key in ("name", "generated", "repairs", "sources", "fingerprint")}
     table = pd.read_parquet(folder / "table.parquet")

@@ -16,6 +16,7 @@ from typing import Literal
 import numpy as np
 from filelock import FileLock
 
+from cmpta_lib import files
 from cmpta_lib.data.corpus import Corpus, Sample, Task
 from cmpta_lib.data.store import FORMAT, load_corpus, write_corpus
 from cmpta_lib.embedded import recipe
@@ -187,14 +188,17 @@ def embedded_corpus(name: str, cache: Path, sizes: Mapping[str, int] = SPLIT_SIZ
     Raises:
         ValueError: no such corpus; the message lists them.
         Damaged: as `load_corpus`.
+        OSError: the cache cannot be written; names it and says what to do.
     """
     if name not in worlds():
         raise ValueError(f"no embedded corpus '{name}'; there are: {', '.join(worlds())}")
     world, tag = worlds()[name], "-".join(str(n) for n in (*sizes.values(), seed, recipe.CORPORA, FORMAT))
     folder = cache / f"{name}-{tag}"
-    cache.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
-        if not folder.exists():
-            splits = {split: samples(world, split, size, seed) for split, size in sizes.items()}
-            write_corpus(folder, name=name, task=world.task, splits=splits, generated=True)
+    if not folder.exists():
+        with files.writing(folder):
+            cache.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{folder}.lock"):
+                if not folder.exists():
+                    splits = {split: samples(world, split, size, seed) for split, size in sizes.items()}
+                    write_corpus(folder, name=name, task=world.task, splits=splits, generated=True)
     return load_corpus(folder)

@@ -267,8 +267,9 @@ def tiny_fingerprint(folder: Path) -> str:
         Damaged: a file is not what was written; names it and says what to do.
     """
     remedy = f"remove the folder {folder} and call again: it is made anew in a minute"
-    record = files.unsealed(folder / TINY, remedy)
-    files.check(folder, record["files"], remedy)
+    with files.reading(folder):
+        record = files.unsealed(folder / TINY, remedy)
+        files.check(folder, record["files"], remedy)
     known = {TINY, *record["files"]}
     if added := sorted(path for path in folder.iterdir() if path.name not in known and path.name[0] != "."):
         raise files.Damaged(f"{added[0]} was not written with the rest and may change answers; {remedy}")
