@@ -310,6 +310,18 @@ def test_a_full_or_locked_disk_is_one_line_with_a_remedy(error, said, executed, 
     assert said in shown and "CMPTA_RUNS" in shown and "CMPTA_FIGURES" in shown and shown.count("\n") == 1
 
 
+def test_a_converter_says_so_too(monkeypatch, capsys):
+    from data_prep import simsv2
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "there")
+
+    monkeypatch.setattr(simsv2, "prepare", fail)
+    assert main(["data", "simsv2"]) == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith("cmpta data simsv2: cannot use there: the disk is full: ") and shown.count("\n") == 1
+
+
 def test_a_path_and_its_remedy_are_said_once(executed, monkeypatch, capsys, tmp_path):
     def fail(self: Path, *_: object, **__: object) -> None:
         raise OSError(errno.EROFS, "Read-only file system", str(self))
