@@ -12,6 +12,8 @@ import os
 import pickle
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -421,7 +423,7 @@ def work_until(root: Path, folder: Path, moment: tuple[str, int]) -> None:
 
         setattr(owner, name, call)
 
-    for owner, name in ((runs, "find_corpus"), (training, "step"), (os, "replace"), (store, "sweep")):
+    for owner, name in ((trained, "find_corpus"), (training, "step"), (os, "replace"), (store, "sweep")):
         watch(owner, name)
     runs.work(root, [folder])
 
@@ -487,3 +489,52 @@ def test_a_killed_runs_history_is_that_of_an_undisturbed_one(killed, undisturbed
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_killed_run_leaves_nothing_over_once_it_is_finished(killed, moment):
     assert files_of(killed[0][moment]) == FILES
+
+
+# --- damaged checkpoints ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow  # a real worker, which imports torch
+def test_a_damaged_checkpoint_costs_its_epochs_and_not_the_run(study, elsewhere, undisturbed, capfd):
+    config, moment = study.config("sims", LONG), ("checkpoint.safetensors", 2)  # killed in the second epoch
+    cut, swapped = (begin(study.root / name, config) for name in ("cut-checkpoint", "swapped-checkpoint"))
+    stranger = begin(study.root / "stranger", study.config("sims", LONG | {"adapter.dropout": 0.0}))
+    workers = [server.Process(target=work_until, args=(study.root, run.folder, moment)) for run in (cut, stranger)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    name = "checkpoint.safetensors"
+    shutil.copy(stranger.folder / name, swapped.folder / name)
+    os.truncate(cut.folder / name, (cut.folder / name).stat().st_size // 2)
+    study.ensure([cut, swapped], jobs=1)
+    said = capfd.readouterr()
+    for run in (cut, swapped):
+        assert f"{run.folder / name} cannot be used (" in said.out + said.err
+        assert contents(run, (*RESULTS, "history.csv")) == contents(undisturbed, (*RESULTS, "history.csv"))
+        assert files_of(run) == FILES
+    assert f"it is of run {stranger.config.hash}, expected {config.hash}): starting this run anew" in said.out + said.err
+
+
+# --- one run over several processes -----------------------------------------------------------------------------------
+
+
+def torchrun(root: Path, *folders: Path) -> subprocess.CompletedProcess:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+    command = [*launcher, "-m", "cmpta_lib.runs.worker", str(root), *map(str, folders)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(store.ROOT)}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.slow  # two more processes import torch and transformers
+def test_under_torchrun_a_finished_run_is_skipped_and_a_failing_one_recorded(done, study):
+    before = {path: path.stat().st_mtime_ns for path in done["CMPTA"].folder.iterdir()}
+    quick = {"training.epochs": 1, "adapter.dim": 8, "training.num_threads": 1}
+    bad = begin(study.root / "together-bad", study.config("sims", quick | {"training.learning_rate": 1e30}))
+    untrained = begin(study.root / "together-text", study.config("sims", quick | {"adapter.fusion": "none"}))
+    new = begin(study.root / "together-new", study.config("sims", quick))
+    ended = torchrun(study.root, done["CMPTA"].folder, bad.folder, untrained.folder, new.folder)
+    assert ended.returncode, "one of them failed"
+    assert {path: path.stat().st_mtime_ns for path in done["CMPTA"].folder.iterdir()} == before
+    assert new.done and untrained.done and not new.problem and files_of(new) == FILES, ended.stderr
+    assert not bad.done and json.loads((bad.folder / store.FAILURE).read_text())["kind"] == "FloatingPointError"
