@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -293,7 +294,7 @@ BUSY = {"asleep": "time.sleep(600)", "computing": "sum(range(10**12))"}
 @pytest.fixture
 def asking(asked, root, python) -> Iterator[Callable[[str], tuple[subprocess.Popen, list[int]]]]:
     """A process that waits in `ensure` for two workers, and their ids."""
-    started = []
+    started, workers = [], []
 
     def ask(what: str) -> tuple[subprocess.Popen, list[int]]:
         runs = asked(what, what)
@@ -303,12 +304,16 @@ def asking(asked, root, python) -> Iterator[Callable[[str], tuple[subprocess.Pop
         process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
         started.append(process)
         until(lambda: all((run.folder / "tries").exists() and tries(run) for run in runs), 30)
-        return process, [tries(run)[0] for run in runs]
+        workers.extend(found := [tries(run)[0] for run in runs])
+        return process, found
 
     yield ask
     for process in started:
         process.kill()
         process.wait()
+    for process_id in workers:  # where the test failed
+        with suppress(ProcessLookupError):
+            os.kill(process_id, signal.SIGKILL)
 
 
 @pytest.mark.parametrize("what", BUSY)
