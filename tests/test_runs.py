@@ -440,7 +440,7 @@ def undisturbed(study, elsewhere, tmp_path_factory) -> Run:
     other = study_in(tmp_path_factory.mktemp("undisturbed"))
     other.root.mkdir(parents=True)
     (other.root / "cache").symlink_to(study.cache)
-    config = other.config("sims", LONG)
+    config = other.config("sims", changed(LONG))
     folder = elsewhere(finish_again, other.root, [config])[config.hash]
     return Run(config, folder)
 

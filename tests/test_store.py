@@ -265,7 +265,7 @@ def test_unfinished_runs_are_listed_with_their_progress(run, tmp_path):
     store.record_failure(run.folder, {"kind": "OSError", "message": "disk full\nand more"})
     assert lines(tmp_path)[run.folder.name].endswith("epochs, failed: OSError: disk full and more")
     (run.folder / store.FAILURE).write_text("{")
-    assert lines(tmp_path)[run.folder.name].endswith("epochs, failed")
+    assert lines(tmp_path)[run.folder.name].endswith("failure.json is damaged")
 
 
 @pytest.mark.parametrize("name", [*SEALED, DONE])
