@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import errno
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -55,6 +58,33 @@ def test_the_tiny_llm_is_built_once(cache, monkeypatch):
     assert record["steps"] == 50 and llm.name == "tiny" and llm.dim == 32
 
 
+def test_a_tiny_llm_of_a_cache_that_cannot_be_written(cache, tmp_path, monkeypatch):
+    """One that is there is taken; where it is to be built, the message says what to do."""
+
+    def read_only(*_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(tiny_llm, "FileLock", read_only)
+    monkeypatch.setattr(tiny_llm, "_pretrain", None)
+    assert llm_files.tiny_fingerprint(tiny_llm.build(cache))
+    message = f"cannot write {tmp_path}/tiny-.*: the file system is read-only: .* CMPTA_RUNS"
+    with pytest.raises(OSError, match=message):
+        tiny_llm.build(tmp_path)
+
+
+def test_whoever_waited_for_the_tiny_llm_takes_what_was_built_meanwhile(cache, tmp_path, monkeypatch):
+    (built,) = (path for path in cache.iterdir() if path.is_dir())
+
+    @contextmanager
+    def lock_of_another(_: str) -> Iterator[None]:
+        shutil.copytree(built, tmp_path / built.name)  # the other one is done
+        yield
+
+    monkeypatch.setattr(tiny_llm, "FileLock", lock_of_another)
+    monkeypatch.setattr(tiny_llm, "_pretrain", None)
+    assert tiny_llm.build(tmp_path) == tmp_path / built.name
+
+
 def test_the_tiny_llm_is_the_same_wherever_it_is_built(cache, tmp_path):
     again = tiny_llm.build(tmp_path)
     (folder,) = (path for path in cache.iterdir() if path.is_dir())
@@ -70,7 +100,8 @@ def test_a_damaged_tiny_llm_is_not_loaded_and_the_remedy_mends_it(smallest, cach
     weights[-1] ^= 1
     (folder / "model.safetensors").write_bytes(weights)
     message = f"{folder}/model.safetensors is not the file that was written .*; remove the folder {folder} and call"
-    for use in (lambda: load(LLMConfig(name="tiny", fingerprint=fingerprint), folder.parent, CPU), lambda: tiny_llm.build(folder.parent)):
+    config = LLMConfig(name="tiny", fingerprint=fingerprint)
+    for use in (lambda: load(config, folder.parent, CPU), lambda: tiny_llm.build(folder.parent)):
         with pytest.raises(files.Damaged, match=message):
             use()
     shutil.rmtree(folder)
