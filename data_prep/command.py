@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from cmpta_lib import files
 from cmpta_lib.data.corpus import Corpus
 from cmpta_lib.files import runs_folder
 from data_prep import verify
@@ -31,7 +32,7 @@ def convert(
     try:
         corpus = prepare(options.cache, *(getattr(options, name) for name in given))
     except (ValueError, OSError) as error:
-        print(f"{prog}: {error}", file=sys.stderr)
+        print(f"{prog}: {files.explained(error) if isinstance(error, OSError) else error}", file=sys.stderr)
         return 1
     print(verify.report(corpus))
     print(options.cache / "data" / corpus.name)

@@ -19,6 +19,19 @@ def shared_folder() -> Path:
     return folder
 
 
+def finish_by_hand(folder: Path, config, **contents: str) -> None:
+    """The folder of a finished run, sealed as a worker leaves it; `contents` by file name, the others nearly empty."""
+    from cmpta_lib.config import to_json
+    from cmpta_lib.runs import store
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / store.CONFIG).write_text(to_json(config))
+    for name in store.SEALED:
+        if name in contents or not (folder / name).exists():
+            (folder / name).write_text(contents.get(name, "{}"))
+    store.seal(folder)
+
+
 def random_llm(num_key_value_heads: int = 4):
     """A tiny Qwen2 with random weights, large enough for its logits to differ clearly, behind the tiny tokenizer."""
     import torch

@@ -100,8 +100,11 @@ def test_a_damaged_tiny_llm_is_not_loaded_and_the_remedy_mends_it(smallest, cach
     weights[-1] ^= 1
     (folder / "model.safetensors").write_bytes(weights)
     message = f"{folder}/model.safetensors is not the file that was written .*; remove the folder {folder} and call"
-    config = LLMConfig(name="tiny", fingerprint=fingerprint)
-    for use in (lambda: load(config, folder.parent, CPU), lambda: tiny_llm.build(folder.parent)):
+    uses = (
+        lambda: load(LLMConfig(name="tiny", fingerprint=fingerprint), folder.parent, CPU),
+        lambda: tiny_llm.build(folder.parent),
+    )
+    for use in uses:
         with pytest.raises(files.Damaged, match=message):
             use()
     shutil.rmtree(folder)

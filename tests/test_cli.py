@@ -15,16 +15,19 @@ import pytest
 
 from cmpta_lib.cli import notebooks
 from cmpta_lib.cli.__main__ import main
-from cmpta_lib.cli.notebooks import STAGES, NotebookFailed, execute_notebook
-from cmpta_lib.config import DataConfig, RunConfig, to_json
-from cmpta_lib.report import rows as reports
+from cmpta_lib.cli.notebooks import NotebookFailed, execute_notebook
+from cmpta_lib.config import DataConfig, LLMConfig, RunConfig, to_json
+from cmpta_lib.report import gather
+from cmpta_lib.runs import store
+from cmpta_lib.runs.engines import KEEP_FAILED, Failure, RunsFailed
 from cmpta_lib.runs.store import Run
 from cmpta_lib.study import preflight
-from cmpta_lib.study import study as experiments
+from cmpta_lib.study.plan import NOTEBOOKS
 from cmpta_lib.study.study import Study
 
 ROOT = Path(__file__).parents[1]
-NAMES = [name for stage in STAGES for name in stage]
+NAMES = [notebook.name for notebook in NOTEBOOKS]
+STAGES = [[n.name for n in NOTEBOOKS if n.stage == stage] for stage in sorted({n.stage for n in NOTEBOOKS})]
 COMMANDS = ("reproduce", "check", "benchmark", "runs", "publish", "data", "weights", "rehearse")
 
 
@@ -171,12 +174,12 @@ def executed(monkeypatch) -> list:
     """Nothing is trained or executed: what would be, in order."""
     done: list = []
     monkeypatch.setattr(Study, "corpus", lambda self, key: done.append(("corpus", key)))
-    monkeypatch.setattr(Study, "llm", experiments.LLMConfig(name="tiny", fingerprint="f"))
+    monkeypatch.setattr(Study, "llm", LLMConfig(name="tiny", fingerprint="f"))
     monkeypatch.setattr(Study, "planned_runs", lambda self, notebooks: [])
     monkeypatch.setattr(Study, "ensure", lambda self, runs, jobs=None: done.append(("ensure", len(runs))))
     monkeypatch.setattr(Study, "figures", Path("figures/demo"))
     monkeypatch.setattr(notebooks, "execute_notebook", lambda path, out, given: done.append((path.stem, out, dict(given))))
-    monkeypatch.setattr(reports, "write_report", lambda study, keys: done.append(("report", keys)) or "report.md")
+    monkeypatch.setattr(gather, "write_report", lambda study, keys: done.append(("report", keys)) or "report.md")
     return done
 
 
@@ -242,40 +245,28 @@ def test_a_failed_notebook_stops_no_other_and_is_listed_at_the_end(executed, mon
     ]
 
 
-class SomeRunsFailed(RuntimeError):
-    """What an engine raises."""
+def test_failed_runs_leave_the_notebooks_and_the_report(executed, monkeypatch, capsys):
+    config = RunConfig(data=DataConfig(name="sims", fingerprint="f"))
+    failures = [Failure(Run(config, Path(f"runs/sims-{n}")), why) for n, why in ((1, "out of memory"), (2, "gone"))]
 
-    def __init__(self, failures: object) -> None:
-        super().__init__("2 of 3 runs failed")
-        self.failures = failures
-
-
-@pytest.mark.parametrize(
-    ("failures", "listed"),
-    [
-        (None, ["- 2 of 3 runs failed"]),
-        (["sims-1: out of memory", "sims-2: gone"], ["- sims-1: out of memory", "- sims-2: gone"]),
-        ({"sims-1": "out of memory"}, ["- sims-1: out of memory"]),
-        ({Run(None, Path("runs/sims-1")): ValueError("nan")}, ["- sims-1: nan"]),
-    ],
-)
-def test_failed_runs_leave_the_notebooks_and_the_report(failures, listed, executed, monkeypatch, capsys):
     def fail(self: Study, runs: list, jobs: int | None = None) -> None:
-        raise SomeRunsFailed(failures)
+        raise RunsFailed(failures, 3)
 
+    monkeypatch.setenv(KEEP_FAILED, "")
     monkeypatch.setattr(Study, "ensure", fail)
     assert main(["reproduce", "--only", "02", "03"]) == 1
     assert [step[0] for step in executed][2:] == ["02_model", "03_training", "report"]
-    assert capsys.readouterr().err.splitlines()[1:] == listed
+    assert capsys.readouterr().err.splitlines()[1:] == ["- sims-1: out of memory", "- sims-2: gone"]
+    assert os.environ[KEEP_FAILED], "the notebooks must not try for hours again"
 
 
 @pytest.mark.parametrize(
     ("given", "changes"),
     [
         (["training.epochs=3"], {"training.epochs": 3}),
-        (["training.patience=none", "adapter.fusion=none"], {"training.patience": None, "adapter.fusion": "none"}),
-        (["adapter.summary=max", "adapter.dropout=0.0"], {"adapter.summary": "max", "adapter.dropout": 0.0}),
-        (['adapter.summary="max"', "training.patience=null"], {"adapter.summary": "max", "training.patience": None}),
+        (["training.patience=none", "data.feature_scaling=none"], {"training.patience": None, "data.feature_scaling": "none"}),
+        (["method.summary=max", "method.dropout=0.0"], {"method.summary": "max", "method.dropout": 0.0}),
+        (['method.summary="max"', "training.patience=null"], {"method.summary": "max", "training.patience": None}),
     ],
 )
 def test_changed_fields_go_to_every_notebook(given, changes, executed):
@@ -285,7 +276,7 @@ def test_changed_fields_go_to_every_notebook(given, changes, executed):
 
 def test_a_changed_field_that_there_is_not_costs_nothing(runs_folder, capsys):
     assert main(["reproduce", "--set", "training.epoch=3"]) == 1
-    assert "unknown config field 'training.epoch'; known: " in capsys.readouterr().err
+    assert "no method has the config field 'training.epoch' (did you mean 'training.epochs'?)" in capsys.readouterr().err
     assert not runs_folder.exists()
 
 
@@ -310,6 +301,18 @@ def test_a_full_or_locked_disk_is_one_line_with_a_remedy(error, said, executed, 
     assert said in shown and "CMPTA_RUNS" in shown and "CMPTA_FIGURES" in shown and shown.count("\n") == 1
 
 
+def test_a_converter_says_so_too(monkeypatch, capsys):
+    from data_prep import simsv2
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "there")
+
+    monkeypatch.setattr(simsv2, "prepare", fail)
+    assert main(["data", "simsv2"]) == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith("cmpta data simsv2: cannot use there: the disk is full: ") and shown.count("\n") == 1
+
+
 def test_a_path_and_its_remedy_are_said_once(executed, monkeypatch, capsys, tmp_path):
     def fail(self: Path, *_: object, **__: object) -> None:
         raise OSError(errno.EROFS, "Read-only file system", str(self))
@@ -324,23 +327,31 @@ def test_a_path_and_its_remedy_are_said_once(executed, monkeypatch, capsys, tmp_
 # --- runs -------------------------------------------------------------------------------------------------------------
 
 
-def write_run(folder: Path, seed: int, test: dict[str, float] | None) -> RunConfig:
+def write_run(folder: Path, seed: int, test: dict[str, float] | None) -> str:
+    """A run's folder, sealed if it has scores; returns its name."""
     config = RunConfig(data=DataConfig(name="embedded-sims", fingerprint="f"), seed=seed)
-    (folder / f"embedded-sims-{config.hash}").mkdir(parents=True)
-    files = {"config.json": to_json(config), "environment.json": json.dumps({"train_seconds": 12.4})}
+    place = folder / f"embedded-sims-{config.hash}"
+    place.mkdir(parents=True)
+    texts = dict.fromkeys(store.SEALED, "{}") | {store.CONFIG: to_json(config), store.HISTORY: "epoch\n1\n"}
+    texts |= {store.ENVIRONMENT: json.dumps({"train_seconds": 12.4}), store.METRICS: json.dumps({"test": test})}
+    for name, text in texts.items():
+        if test is not None or name in (store.CONFIG, store.HISTORY):
+            (place / name).write_text(text)
     if test is not None:
-        files["metrics.json"] = json.dumps({"test": test})
-    for name, text in files.items():
-        (folder / f"embedded-sims-{config.hash}" / name).write_text(text)
-    return config
+        store.seal(place)
+    return place.name
 
 
-def test_runs_lists_the_finished_ones(runs_folder, capsys):
+def test_runs_lists_every_run(runs_folder, capsys):
     finished = write_run(runs_folder, 2222, {"mae": 0.31234, "corr": 0.7, "acc2": 0.8, "f1_weighted": 0.8125})
-    write_run(runs_folder, 3333, None)
+    begun = write_run(runs_folder, 3333, None)
     assert main(["runs"]) == 0
-    line = f"embedded-sims-{finished.hash}  seed 2222  mae=0.3123 corr=0.7000 f1_weighted=0.8125  12 s\n"
-    assert capsys.readouterr().out == line
+    assert sorted(capsys.readouterr().out.splitlines()) == sorted(
+        [
+            f"{finished}  seed 2222  mae=0.3123 corr=0.7000 f1_weighted=0.8125  12 s",
+            f"{begun}  seed 3333  unfinished, 1 of 150 epochs",
+        ]
+    )
 
 
 @pytest.mark.parametrize(
@@ -349,24 +360,22 @@ def test_runs_lists_the_finished_ones(runs_folder, capsys):
         ("config.json", '{"data": 1}'),
         ("config.json", ""),
         ("metrics.json", '{"test"'),
-        ("metrics.json", "[]"),
-        ("metrics.json", '{"test": {"mae": "low"}}'),
-        ("environment.json", "{}"),
+        ("metrics.json", '{"test": {"mae": 0.2}}'),
         ("environment.json", None),
         ("config.json", None),
+        ("seal.json", "{}"),
     ],
 )
 def test_one_damaged_run_hides_no_other(name, text, runs_folder, capsys):
-    scores = {"mae": 0.3}
-    bad, good = (f"embedded-sims-{write_run(runs_folder, seed, scores).hash}" for seed in (1, 2))
+    bad, good = (write_run(runs_folder, seed, {"mae": 0.3}) for seed in (1, 2))
     if text is None:
         (runs_folder / bad / name).unlink()
     else:
         (runs_folder / bad / name).write_text(text)
     assert main(["runs"]) == 0
     lines = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())
-    assert set(lines) == {bad, good}
-    assert lines[good].startswith("seed 2") and lines[bad].startswith("unreadable: ")
+    assert set(lines) == {bad, good} and lines[good].startswith("seed 2  mae=0.3")
+    assert name in lines[bad] and f"remove the folder {runs_folder / bad} and call again" in lines[bad]
 
 
 def test_without_runs_there_is_nothing_to_list(runs_folder, capsys):
@@ -384,13 +393,14 @@ def test_help_names_every_command(capsys):
 # --- check ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_deep_check_is_passed_on(monkeypatch):
-    asked = []
+def test_a_deep_check_reads_every_run(runs_folder, capsys, monkeypatch):
+    monkeypatch.setattr(Study, "llm", LLMConfig(name="tiny", fingerprint="f"))
+    bad, good = (write_run(runs_folder, seed, {"mae": 0.3}) for seed in (1, 2))
+    (runs_folder / bad / store.WEIGHTS).write_text("{ }")
+    assert main(["check", "--deep", "--only", "01"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    (named,) = (line for line in lines if f"run {bad}" in line)
+    assert named.strip().startswith("DAMAGED") and store.WEIGHTS in named
+    assert any(line.split()[:2] == ["ok", "run"] and good in line for line in lines)
 
-    def needs(study: Study, chosen: list, deep: bool = False) -> list:
-        asked.append(deep)
-        return [preflight.Need("a thing", "gone", "fetch it")]
 
-    monkeypatch.setattr(preflight, "needs", needs)
-    assert main(["check", "--deep"]) == main(["check"]) == 1
-    assert asked == [True, False]

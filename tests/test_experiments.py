@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import finish_by_hand
 
 from cmpta_lib import files, metrics, paper
-from cmpta_lib.config import PAPER_SEEDS, RunConfig, to_json
+from cmpta_lib.config import PAPER_SEEDS, RunConfig
 from cmpta_lib.embedded import recipe, synthetic
 from cmpta_lib.llm import files as llm_files
 from cmpta_lib.methods.prompts import legal_answers
@@ -82,9 +83,7 @@ def finish(study: Study, key: str, runs: Sequence[Run], **environment: Any) -> N
             tables.append(table.assign(prediction=rng.choice(np.array(values, float), len(split))))
         run.folder.mkdir(parents=True, exist_ok=True)
         pd.concat(tables).to_parquet(run.folder / "predictions.parquet", index=False)
-        (run.folder / "config.json").write_text(to_json(run.config))
-        (run.folder / "environment.json").write_text(json.dumps(ENVIRONMENT | environment))
-        (run.folder / "metrics.json").write_text("{}")
+        finish_by_hand(run.folder, run.config, **{"environment.json": json.dumps(ENVIRONMENT | environment)})
 
 
 def finish_tables(study: Study) -> None:

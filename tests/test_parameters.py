@@ -66,13 +66,13 @@ def test_changes_may_come_as_papermill_hands_them_over():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"training.epoch": 3}, "unknown config field 'training.epoch'; known: "),
+        ({"training.epoch": 3}, r"no method has the config field 'training.epoch' \(did you mean 'training.epochs'\?\); known: "),
         ({"training.epochs": "three"}, "training.epochs='three'"),
         ("training.epochs: 3", r'expected fields with values, such as \{"training.epochs": 3\}'),
         ("{'training.epochs'", "expected fields with values"),
         ({3: 4}, "expected fields with values"),
         ({"seed": 3}, "'seed' is set by the argument `seeds`"),
-        ({"llm.name": "tiny"}, "'llm.name' is set by the argument `llm`"),
+        ({"method.llm.name": "tiny"}, "'method.llm.name' is set by the argument `llm`"),
     ],
 )
 def test_impossible_changes_are_explained(changes, message):
@@ -83,9 +83,9 @@ def test_impossible_changes_are_explained(changes, message):
 def test_changed_outputs_have_folders_of_their_own():
     names = [
         Study(changes=changes).figures.name
-        for changes in (None, {"training.epochs": 3}, {"training.epochs": 4}, {"adapter.summary": "max"})
+        for changes in (None, {"training.epochs": 3}, {"training.epochs": 4}, {"method.summary": "max"})
     ]
-    assert names == ["demo", "demo-training.epochs=3", "demo-training.epochs=4", "demo-adapter.summary=max"]
+    assert names == ["demo", "demo-training.epochs=3", "demo-training.epochs=4", "demo-method.summary=max"]
 
 
 def test_long_or_odd_changes_stay_apart_in_a_short_name():

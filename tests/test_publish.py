@@ -12,7 +12,7 @@ import pytest
 from cmpta_lib.cli.__main__ import main
 from cmpta_lib.report import publish
 from cmpta_lib.report.export import Provenance, export_table, record
-from cmpta_lib.report.rows import REPORT
+from cmpta_lib.report.gather import sections
 
 ROOT = Path(__file__).parents[1]
 DEMO = Provenance("a corpus (0123)", "tiny (4567)", (1, 2), ("c0ffee",), "demo", True, ("a machine",))
@@ -23,7 +23,7 @@ def exports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A whole folder of exports, each of its tables saying its own name."""
     monkeypatch.setenv("CMPTA_FIGURES", str(tmp_path / "figures"))
     folder = tmp_path / "figures" / "demo"
-    for _, patterns in REPORT:
+    for _, patterns in sections(("sims", "meld"), False):
         for pattern in patterns:
             write(folder, pattern.replace("[12]", "1").replace("[34]", "3").replace("*", "x"))
     (folder / "report.md").write_text("# Report\n")
@@ -59,7 +59,7 @@ def test_a_whole_folder_is_published_and_shown(exports: Path, checkout: Path):
     for name in ("table3", "table4", "table5", "table6", "attention_on_cues"):
         assert (published / f"{name}.md").read_text(encoding="utf-8").strip() in text
     shown = re.findall(r"!\[Figure \d\]\((.*?)\)", text)
-    assert len(shown) == 3 and all((checkout / path).is_file() for path in shown)
+    assert len(shown) == 5 and all((checkout / path).is_file() for path in shown)
     again = publish.publish("demo", checkout)
     assert again == said and (checkout / "README.md").read_text(encoding="utf-8") == text
 

@@ -12,6 +12,8 @@ import os
 import pickle
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -25,13 +27,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cmpta_lib import metrics
+from cmpta_lib import files, metrics
 from cmpta_lib.config import DataConfig, RunConfig, from_json, to_json
 from cmpta_lib.runs import engines, store, trained
 from cmpta_lib.runs import provenance as records
 from cmpta_lib.runs import worker as runs
 from cmpta_lib.runs.store import DONE, LOCK, METRICS, SEALED, WEIGHTS, Run
-from cmpta_lib.study.plan import REGISTER
+from cmpta_lib.study.plan import REGISTER, TEXT_ONLY, Row
 from cmpta_lib.study.profiles import SMOKE_DOCUMENTS
 from cmpta_lib.study.study import Study
 
@@ -43,6 +45,11 @@ def study_in(folder: Path, **settings: Any) -> Study:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CMPTA_RUNS", str(folder))
         return Study(smoke=True, **settings)
+
+
+def changed(changes: dict[str, Any]) -> Row:
+    """CMPTA with these fields."""
+    return Row("changed", changes=changes)
 
 
 def files_of(run: Run) -> set[str]:
@@ -110,8 +117,8 @@ def asked(study, voices) -> dict[str, Run]:
     """The runs of this file, not yet made."""
     return {
         "CMPTA": study.runs("sims")[0],
-        "text only": study.runs("sims", {"adapter.fusion": "none"})[0],
-        "free": study.runs("sims", REGISTER["11: free decoding"])[0],
+        "text only": study.runs("sims", TEXT_ONLY)[0],
+        "free": study.runs("sims", next(row for row in REGISTER if row.name == "11: free decoding"))[0],
         "own clips": voices.runs("data")[0],
     }
 
@@ -258,14 +265,14 @@ def test_another_process_makes_the_same_bytes(done, study, elsewhere):
 
 
 def answer_again(root: Path, run: Run) -> tuple[dict[str, pd.DataFrame], bytes, bool]:
-    """Predictions of the loaded model, its weights as a file's bytes, and whether it still trains."""
+    """Predictions of the loaded run, its weights as a file's bytes, and whether it still trains."""
     from cmpta_lib.training import checkpoint, evaluation
 
-    model = trained.load_model(run, root)
+    method = trained.load(run.folder).method
     corpus = trained.find_corpus(root / "cache" / "data", run.config.data)
-    tables = {split: evaluation.evaluate(model, corpus.splits[split]) for split in ("valid", "test")}
-    checkpoint.write_tensors(root / f"loaded-{run.config.hash}.safetensors", model.adapter.state_dict())
-    return tables, (root / f"loaded-{run.config.hash}.safetensors").read_bytes(), model.training
+    tables = {split: evaluation.evaluate(method, corpus.splits[split], 64)[0] for split in ("valid", "test")}
+    checkpoint.write_tensors(root / f"loaded-{run.config.hash}.safetensors", method.module.state_dict())
+    return tables, (root / f"loaded-{run.config.hash}.safetensors").read_bytes(), method.module.training
 
 
 @pytest.mark.parametrize("name", ["CMPTA", "text only", "free", "own clips"])
@@ -311,9 +318,9 @@ def test_one_run_that_fails_leaves_the_others_going_and_is_tried_again(study, el
     other = study_in(tmp_path)
     other.root.mkdir(parents=True)
     (other.root / "cache").symlink_to(study.cache)
-    quick = {"training.epochs": 1, "adapter.dim": 8}
+    quick = {"training.epochs": 1, "method.dim": 8}
     rates = (1e-3, 2e-3, 1e30, 3e-3, 4e-3, 5e-3)
-    asked = [other.runs("sims", quick | {"training.learning_rate": rate})[0] for rate in rates]
+    asked = [other.runs("sims", changed(quick | {"training.learning_rate": rate}))[0] for rate in rates]
     bad = asked[2]
     with pytest.raises(engines.RunsFailed) as caught:
         other.ensure(asked, jobs=1)
@@ -336,7 +343,7 @@ def test_a_run_that_failed_can_be_finished_later(study, elsewhere, tmp_path):
     broken = study_in(tmp_path)
     broken.cache.mkdir(parents=True)
     (broken.cache / "llm").symlink_to(study.cache / "llm")
-    (good,), (bad,) = broken.runs("meld", {"adapter.fusion": "none"}), broken.runs("sims")
+    (good,), (bad,) = broken.runs("meld", TEXT_ONLY), broken.runs("sims")
     (folder,) = (broken.cache / "data").glob("embedded-sims*/")
     shutil.rmtree(folder)
     with pytest.raises(engines.RunsFailed, match=rf"{bad.folder.name}: FileNotFoundError: no corpus 'embedded-sims' with"):
@@ -351,7 +358,8 @@ def test_a_run_that_failed_can_be_finished_later(study, elsewhere, tmp_path):
 
 
 def test_each_run_is_claimed_by_one_worker_and_waited_for_by_the_others(tmp_path, monkeypatch):
-    folders = [begin(tmp_path / f"run{n}", RunConfig(data=DataConfig(name="a", fingerprint="b"), seed=n)).folder for n in range(6)]
+    data = DataConfig(name="a", fingerprint="b")
+    folders = [begin(tmp_path / f"run{n}", RunConfig(data=data, seed=n)).folder for n in range(6)]
     trained: Counter[Path] = Counter()
     unfinished: list[Path] = []
 
@@ -375,15 +383,15 @@ def test_each_run_is_claimed_by_one_worker_and_waited_for_by_the_others(tmp_path
 
 def test_the_runs_folder_can_be_named(tmp_path, monkeypatch):
     monkeypatch.setenv("CMPTA_RUNS", str(tmp_path))
-    assert store.runs_folder() == tmp_path
+    assert files.runs_folder() == tmp_path
     monkeypatch.delenv("CMPTA_RUNS")
-    assert store.runs_folder() == store.ROOT / "runs"
+    assert files.runs_folder() == files.ROOT / "runs"
 
 
 def test_a_relative_runs_folder_is_the_callers(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CMPTA_RUNS", "my-runs")
-    assert store.runs_folder() == tmp_path / "my-runs"
+    assert files.runs_folder() == tmp_path / "my-runs"
 
 
 # --- kills ------------------------------------------------------------------------------------------------------------
@@ -421,7 +429,7 @@ def work_until(root: Path, folder: Path, moment: tuple[str, int]) -> None:
 
         setattr(owner, name, call)
 
-    for owner, name in ((runs, "find_corpus"), (training, "step"), (os, "replace"), (store, "sweep")):
+    for owner, name in ((trained, "find_corpus"), (training, "step"), (os, "replace"), (store, "sweep")):
         watch(owner, name)
     runs.work(root, [folder])
 
@@ -440,7 +448,7 @@ def undisturbed(study, elsewhere, tmp_path_factory) -> Run:
 @pytest.fixture(scope="module")
 def killed(study, elsewhere) -> tuple[dict[str, Run], dict[str, set[str]]]:
     """By moment: runs whose worker was killed then and which `ensure` has finished since; and what the kill left."""
-    config = study.config("sims", LONG)
+    config = study.config("sims", changed(LONG))
     folders = {moment: study.root / f"killed-{number}" for number, moment in enumerate(MOMENTS)}
     hit = {moment: begin(folder, config) for moment, folder in folders.items()}
     workers = [
@@ -487,3 +495,53 @@ def test_a_killed_runs_history_is_that_of_an_undisturbed_one(killed, undisturbed
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_killed_run_leaves_nothing_over_once_it_is_finished(killed, moment):
     assert files_of(killed[0][moment]) == FILES
+
+
+# --- damaged checkpoints ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow  # a real worker, which imports torch
+def test_a_damaged_checkpoint_costs_its_epochs_and_not_the_run(study, elsewhere, undisturbed, capfd):
+    config, moment = study.config("sims", changed(LONG)), ("checkpoint.safetensors", 2)  # killed in the second epoch
+    cut, swapped = (begin(study.root / name, config) for name in ("cut-checkpoint", "swapped-checkpoint"))
+    stranger = begin(study.root / "stranger", study.config("sims", changed(LONG | {"method.dropout": 0.0})))
+    workers = [server.Process(target=work_until, args=(study.root, run.folder, moment)) for run in (cut, stranger)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    name = "checkpoint.safetensors"
+    shutil.copy(stranger.folder / name, swapped.folder / name)
+    os.truncate(cut.folder / name, (cut.folder / name).stat().st_size // 2)
+    study.ensure([cut, swapped], jobs=1)
+    said = capfd.readouterr()
+    for run in (cut, swapped):
+        assert f"{run.folder / name} cannot be used (" in said.out + said.err
+        assert contents(run, (*RESULTS, "history.csv")) == contents(undisturbed, (*RESULTS, "history.csv"))
+        assert files_of(run) == FILES
+    assert f"it is of run {stranger.config.hash}, expected {config.hash}): starting this run anew" in said.out + said.err
+
+
+# --- one run over several processes -----------------------------------------------------------------------------------
+
+
+def torchrun(root: Path, *folders: Path) -> subprocess.CompletedProcess:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+    command = [*launcher, "-m", "cmpta_lib.runs.worker", str(root), *map(str, folders)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(files.ROOT)}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.slow  # two more processes import torch and transformers
+def test_under_torchrun_a_finished_run_is_skipped_and_a_failing_one_recorded(done, study):
+    before = {path: path.stat().st_mtime_ns for path in done["CMPTA"].folder.iterdir()}
+    quick = {"training.epochs": 1, "method.dim": 8, "training.num_threads": 1}
+    bad = begin(study.root / "together-bad", study.config("sims", changed(quick | {"training.learning_rate": 1e30})))
+    plain = Row("text only", "text_only", {"training.num_threads": 1})
+    untrained = begin(study.root / "together-text", study.config("sims", plain))
+    new = begin(study.root / "together-new", study.config("sims", changed(quick)))
+    ended = torchrun(study.root, done["CMPTA"].folder, bad.folder, untrained.folder, new.folder)
+    assert ended.returncode, "one of them failed"
+    assert {path: path.stat().st_mtime_ns for path in done["CMPTA"].folder.iterdir()} == before
+    assert new.done and untrained.done and not new.problem and files_of(new) == FILES, ended.stderr
+    assert not bad.done and json.loads((bad.folder / store.FAILURE).read_text())["kind"] == "FloatingPointError"

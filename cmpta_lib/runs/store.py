@@ -232,7 +232,7 @@ def _stamps(folder: Path, names: Iterable[str]) -> dict[str, tuple[int, ...]]:
 def _config_hash(folder: Path) -> str:
     try:
         return from_json((folder / CONFIG).read_text(encoding="utf-8")).hash
-    except (OSError, ValueError, TypeError, LookupError):
+    except (OSError, ValueError, TypeError, LookupError, RecursionError):
         return ""
 
 
@@ -252,7 +252,7 @@ def _unreadable(folder: Path, error: Exception) -> str:
         return f"{path} is not the file that was written ({reason}); {_remedy(folder)}"
     try:
         json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return f"{path} is damaged ({reason}); {_remedy(folder)}"
     return f"of another version of this code ({reason}): kept, and never used"
 

@@ -11,10 +11,12 @@ A run that raises leaves `failure.json`; one that ends well is sealed.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import logging
 import os
 import queue
+import signal
 import sys
 import threading
 import traceback
@@ -136,12 +138,19 @@ def serve(root: Path) -> None:
         def emit(self, record: logging.LogRecord) -> None:
             report({"event": "note", "text": record.getMessage()})
 
+    _end_with_parent()
     logging.getLogger("cmpta_lib").addHandler(Notes(logging.WARNING))
     threading.Thread(target=listen, daemon=True).start()
     while True:
         report({"event": "ready"})
         if attempt(root, tasks.get(), report) == "failed" and _used_gpu():
             os._exit(0)  # a failure may leave the GPU unusable for this process; the engine starts another one
+
+
+def _end_with_parent() -> None:
+    """On Linux the kernel ends this process with its parent, even while a library holds the interpreter's lock."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def _used_gpu() -> bool:

@@ -37,6 +37,7 @@ class Need:
     what: str
     found: str
     remedy: str = ""  # empty: nothing to do
+    state: str = "MISSING"  # what it is as long as there is something to do
 
     @property
     def missing(self) -> bool:
@@ -84,7 +85,7 @@ def _sound(what: str, check: Callable[[], object]) -> Need:
     try:
         check()
     except (OSError, ValueError) as error:
-        return Need(what, str(error), "do what is said here, then call again")
+        return Need(what, str(error), "do what is said here, then call again", "DAMAGED")
     return Need(what, "as written")
 
 
@@ -124,7 +125,7 @@ def screen(study: Study, found: Sequence[Need]) -> str:
     seeds = f"{len(study.seeds)} seed{'s' if len(study.seeds) > 1 else ''}"
     lines = [f"profile {study.profile}, {seeds}{', rehearsal' if study.smoke else ''}"]
     for need in found:
-        lines.append(f"  {'MISSING' if need.missing else 'ok':8}{need.what:{width}}  {need.found}")
+        lines.append(f"  {need.state if need.missing else 'ok':8}{need.what:{width}}  {need.found}")
         if need.missing:
             lines.append(f"  {'':8}{'':{width}}  -> {need.remedy}")
     return "\n".join(lines)

@@ -1,0 +1,136 @@
+"""A checkpoint that is not what was written costs its epochs, never the run: it is named and the run starts anew."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import nn
+
+from cmpta_lib.training import checkpoint
+from cmpta_lib.training.checkpoint import State, restore, save
+
+RUN = "0123456789ab"
+
+
+def trained(width: int = 4, steps: int = 2) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """A module whose last layer is never used and so has no moments, after a few steps."""
+    torch.manual_seed(steps)
+    module = nn.Sequential(nn.Linear(3, width), nn.Linear(width, 1), nn.Linear(1, 1))
+    optimizer = torch.optim.AdamW(module.parameters(), lr=0.1)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        module[1](module[0](torch.randn(5, 3))).sum().backward()
+        optimizer.step()
+    return module, optimizer
+
+
+def store(path: Path, run: str = RUN, steps: int = 2) -> nn.Module:
+    module, optimizer = trained(steps=steps)
+    best = {name: weight + 1 for name, weight in module.state_dict().items()}
+    save(path, run, module, optimizer, State(epoch=steps, best_epoch=1, history=[{"epoch": 1}]), best)
+    return module
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / checkpoint.CHECKPOINT
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_everything_comes_back(path):
+    stored = store(path)
+    module, optimizer = trained(steps=1)
+    state = State()
+    best = restore(path, RUN, module, optimizer, state)
+
+    assert same(best, {name: weight + 1 for name, weight in stored.state_dict().items()})
+    expected = trained()[1].state_dict()["state"]
+    found = optimizer.state_dict()["state"]
+    assert found.keys() == expected.keys() and all(same(found[index], expected[index]) for index in expected)
+
+
+def test_without_a_checkpoint_nothing_is_said(path, caplog):
+    module, optimizer = trained()
+    assert same(restore(path, RUN, module, optimizer, State()), module.state_dict()) and not caplog.records
+
+
+def refused(path: Path, caplog: pytest.LogCaptureFixture) -> str:
+    """The one line said of a checkpoint, nothing of which has reached module, optimiser or state."""
+    caplog.clear()
+    module, optimizer = trained(steps=1)
+    before = {name: weight.clone() for name, weight in module.state_dict().items()}
+    moments, state = optimizer.state_dict()["state"][0]["exp_avg"].clone(), State()
+    with caplog.at_level(logging.WARNING, "cmpta_lib"):
+        best = restore(path, RUN, module, optimizer, state)
+    assert same(module.state_dict(), before) and same(best, before) and state == State()
+    assert torch.equal(optimizer.state_dict()["state"][0]["exp_avg"], moments)
+    (record,) = caplog.records
+    line = record.getMessage()
+    assert line.startswith(f"{path} cannot be used (") and line.endswith("): starting this run anew") and "\n" not in line
+    return line
+
+
+def test_one_flipped_bit_anywhere_is_noticed(path, caplog):
+    """safetensors has no checksum: a changed weight would train on."""
+    store(path)
+    content, rng = path.read_bytes(), random.Random(0)
+    for position in (0, 7, 8, len(content) - 1, *rng.sample(range(len(content)), 60)):
+        changed = bytearray(content)
+        changed[position] ^= 1 << rng.randrange(8)
+        path.write_bytes(changed)
+        refused(path, caplog)
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "cut": lambda path: os.truncate(path, path.stat().st_size // 2),
+    "cut to its head": lambda path: os.truncate(path, 8),
+    "empty": lambda path: path.write_bytes(b""),
+    "garbage": lambda path: path.write_bytes(b"garbage" * 1000),
+    "a folder": lambda path: (path.unlink(), path.mkdir()),
+    "of no run": lambda path: save_file({"module.a": torch.ones(2)}, path),
+    "another version's": lambda path: save_file({"module.a": torch.ones(2)}, path, {"state": "{}"}),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_checkpoint_starts_the_run_anew(path, damage, caplog):
+    store(path)
+    damage(path)
+    refused(path, caplog)
+
+
+def test_another_runs_checkpoint_is_told_by_its_name(path, caplog):
+    store(path, run="ba9876543210")
+    assert "it is of run ba9876543210, expected 0123456789ab" in refused(path, caplog)
+
+
+def test_another_models_checkpoint_is_refused_before_it_is_loaded(path, caplog):
+    module, optimizer = trained(width=5)
+    save(path, RUN, module, optimizer, State(), module.state_dict())
+    assert "its tensors are not those of this version's model" in refused(path, caplog)
+
+
+def test_a_full_disk_is_named_with_the_remedy(path, monkeypatch):
+    """safetensors raises an error of its own, which hides the number."""
+
+    def refuse(*_: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    store(path)
+    before = path.read_bytes()
+    monkeypatch.setattr(checkpoint, "save_file", refuse)
+    with pytest.raises(OSError, match=f"cannot write {path}: the disk is full: make room there, or name .* CMPTA_RUNS") as e:
+        store(path)
+    assert e.value.errno == errno.ENOSPC and path.read_bytes() == before and os.listdir(path.parent) == [path.name]

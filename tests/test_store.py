@@ -1,0 +1,317 @@
+"""Finished runs that can be trusted: whatever happens to a file is named with its remedy, and never used."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from conftest import finish_by_hand
+
+from cmpta_lib import files
+from cmpta_lib.config import DataConfig, RunConfig, override, to_json
+from cmpta_lib.runs import engines, store
+from cmpta_lib.runs.store import CONFIG, DONE, ENVIRONMENT, HISTORY, METRICS, PREDICTIONS, SEALED, WEIGHTS, Run
+
+
+def make(root: Path, seed: int, mae: float = 0.25) -> Run:
+    """A finished run with contents of its own."""
+    config = RunConfig(data=DataConfig(name="corpus", fingerprint="f00d"), seed=seed)
+    folder = root / f"corpus-{config.hash}"
+    folder.mkdir(parents=True)
+    table = pd.DataFrame({"split": ["valid", "test"], "id": ["a", "b"], "label": [0.0, 1.0], "prediction": [seed, mae]})
+    table.to_parquet(folder / PREDICTIONS)
+    contents = {
+        METRICS: json.dumps({"test": {"mae": mae, "corr": 0.5, "acc2": 0.8}}),
+        ENVIRONMENT: json.dumps({"train_seconds": 12.4, "seed": seed}),
+        HISTORY: f"epoch,train_loss\n1,{seed}\n",
+        WEIGHTS: f"weights of {seed}",
+        store.CLIPS: json.dumps({"seed": seed}),
+    }
+    finish_by_hand(folder, config, **contents)
+    return Run(config, folder)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return make(tmp_path, 1)
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Run:
+    return make(tmp_path, 2, mae=0.5)
+
+
+READS: dict[str, Callable[[Run], Any]] = {
+    "metrics": lambda run: run.metrics,
+    "environment": lambda run: run.environment,
+    "predictions": lambda run: run.predictions(),
+    "history": lambda run: run.history,
+    "weights": lambda run: run.path(WEIGHTS),
+}
+
+
+def flip(path: Path, _: Path) -> None:
+    content, stat = bytearray(path.read_bytes()), path.stat()
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # as a disk does it: no time tells
+
+
+def cut(path: Path, _: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def empty(path: Path, _: Path) -> None:
+    path.write_bytes(b"")
+
+
+def delete(path: Path, _: Path) -> None:
+    path.unlink()
+
+
+def edit(path: Path, _: Path) -> None:
+    path.write_bytes(path.read_bytes().replace(b"1", b"2", 1) + b"\n")
+
+
+def swap(path: Path, others: Path) -> None:
+    shutil.copy(others, path)
+
+
+DAMAGES = [flip, cut, empty, delete, edit, swap]
+
+
+# --- one file of a finished run ---------------------------------------------------------------------------------------
+
+
+def test_a_finished_run_is_read(run):
+    assert run.done and not run.problem
+    assert run.metrics["test"]["mae"] == run.predictions()["prediction"][0] == 0.25
+    assert run.environment["seed"] == 1 and list(run.history["epoch"]) == [1]
+    assert run.path(WEIGHTS).read_text() == "weights of 1"
+    assert run.predictions("valid")["id"].tolist() == ["a"]
+
+
+@pytest.mark.parametrize("name", [*SEALED, DONE])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_file_is_named_with_its_remedy_and_never_used(run, other, name, damage):
+    assert not run.problem, "what was compared once is compared again"
+    damage(run.folder / name, other.folder / name)
+    if (name, damage) == (DONE, delete):
+        assert not run.done, "without its seal it is unfinished"
+        return
+    assert run.done and str(run.folder / name) in run.problem
+    assert run.problem.endswith(f"; remove the folder {run.folder} and call again; or restore the file")
+    for read in READS.values():
+        with pytest.raises(files.Damaged) as caught:
+            read(run)
+        assert str(caught.value) == run.problem
+    assert not other.problem and other.metrics["test"]["mae"] == 0.5
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_another_process_sees_it_too(run, other, damage):
+    """One that has not compared the file before, and so has no sizes and times to go by."""
+    damage(run.folder / WEIGHTS, other.folder / WEIGHTS)
+    code = (
+        "import sys; from pathlib import Path; from cmpta_lib.runs import store\n"
+        "print(*(store.describe(entry) for entry in store.found(Path(sys.argv[1]))), sep='\\n')"
+    )
+    command = [sys.executable, "-c", code, str(run.folder.parent)]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, cwd=files.ROOT).stdout.splitlines()
+    assert len(shown) == 2 and sum(str(run.folder / WEIGHTS) in line for line in shown) == 1
+
+
+def test_a_forged_prediction_is_not_believed(run):
+    """Answers that equal the labels would make a perfect score in every table."""
+    table = pd.read_parquet(run.folder / PREDICTIONS)
+    table.assign(prediction=table["label"]).to_parquet(run.folder / PREDICTIONS)
+    with pytest.raises(files.Damaged, match=f"{PREDICTIONS} is not the file that was written"):
+        run.predictions()
+
+
+def test_files_are_compared_once_while_nobody_touches_them(run, monkeypatch):
+    assert not run.problem
+    monkeypatch.setattr(files, "sha256", None)
+    assert run.metrics and run.predictions() is not None
+    os.utime(run.folder / WEIGHTS)
+    with pytest.raises(TypeError):
+        run.check()
+
+
+def test_a_users_own_files_beside_it_do_not_matter(run):
+    (run.folder / "notes.txt").write_text("looks good")
+    (run.folder / "lock").touch()
+    assert not run.problem
+    with pytest.raises(files.Damaged, match="notes.txt is missing: the seal does not have it"):
+        run.path("notes.txt")
+
+
+# --- a whole folder ---------------------------------------------------------------------------------------------------
+
+
+def test_a_swapped_folder_is_told_by_its_config(run, other):
+    shutil.rmtree(run.folder)
+    shutil.copytree(other.folder, run.folder)
+    assert run.problem.startswith(f"{run.folder} is of run {other.config.hash}, expected {run.config.hash}; remove")
+
+
+def test_a_seal_that_is_none_is_refused(run):
+    (run.folder / DONE).write_text(files.sealed({"clips": 3}))
+    assert run.problem.startswith(f"{run.folder / DONE} is not a run's seal; remove")
+
+
+def test_nothing_is_sealed_that_is_not_there(run):
+    (run.folder / WEIGHTS).unlink()
+    with pytest.raises(FileNotFoundError, match=WEIGHTS):
+        store.seal(run.folder)
+
+
+@pytest.mark.parametrize("read", READS.values(), ids=READS)
+def test_an_unfinished_run_is_not_read(run, read):
+    (run.folder / DONE).unlink()
+    with pytest.raises(FileNotFoundError, match=f"{DONE} is missing: this run is not finished; call Study.ensure for it"):
+        read(run)
+    assert run.problem == ""
+
+
+class Counted:
+    """An engine that finishes every run by hand and remembers which."""
+
+    def __init__(self) -> None:
+        self.made: list[Run] = []
+
+    def run(self, runs: Any, root: Path, report: Any) -> list:
+        for run in runs:
+            self.made.append(run)
+            finish_by_hand(run.folder, run.config)
+            report(run, {"event": "done"})
+        return []
+
+
+def test_a_damaged_run_is_neither_remade_nor_removed_and_the_others_go_on(run, other, tmp_path):
+    third = replace(run, config=override(run.config, {"seed": 3}), folder=tmp_path / "third")
+    edit(run.folder / METRICS, run.folder)
+    engine = Counted()
+    with pytest.raises(engines.RunsFailed) as caught:
+        engines.ensure([run, other, third], tmp_path, engine=engine)
+    assert engine.made == [third] and third.done and run.done
+    assert [failure.run for failure in caught.value.failures] == [run]
+    assert str(caught.value) == f"1 of 3 runs failed, 2 are finished: {run.folder.name}: {run.problem}."
+    shutil.rmtree(run.folder)
+    engines.ensure([run, other, third], tmp_path, engine=engine)
+    assert engine.made == [third, run]
+
+
+@pytest.mark.parametrize("missing", [DONE, (DONE, CONFIG)], ids=["seal", "seal and config"])
+def test_results_without_their_seal_are_made_again_and_it_is_said(run, tmp_path, capsys, missing):
+    for name in (missing,) if isinstance(missing, str) else missing:
+        (run.folder / name).unlink()
+    engine = Counted()
+    engines.ensure([run], tmp_path, engine=engine)
+    said = [line for line in capsys.readouterr().out.splitlines() if line]
+    assert engine.made == [run] and len(said) == 1
+    assert said[0].startswith(f"{run.folder} holds {PREDICTIONS}, {WEIGHTS}") and f"without {DONE}" in said[0]
+    assert said[0].endswith("it is made again")
+
+
+def test_an_edited_config_of_an_unfinished_run_is_put_right(tmp_path, capsys):
+    run = Run(RunConfig(data=DataConfig(name="a", fingerprint="b")), tmp_path / "run")
+    run.folder.mkdir()
+    (run.folder / CONFIG).write_text(to_json(override(run.config, {"seed": 2})))
+    engines.ensure([run], tmp_path, engine=Counted())
+    assert (run.folder / CONFIG).read_text() == to_json(run.config) and not capsys.readouterr().out
+
+
+def test_what_killed_workers_left_in_finished_runs_is_swept(run, tmp_path):
+    leftovers = [".metrics.json.12.partial", "checkpoint.safetensors", ".checkpoint.safetensors.12.partial", "failure.json"]
+    for name in (*leftovers, "notes.txt"):
+        (run.folder / name).write_text("x")
+    engines.ensure([run], tmp_path, engine=Counted())
+    assert {path.name for path in run.folder.iterdir()} == {*SEALED, DONE, "notes.txt"}
+
+
+# --- listing ----------------------------------------------------------------------------------------------------------
+
+
+def lines(root: Path) -> dict[str, str]:
+    return {line.split()[0]: line.split(maxsplit=1)[1] for line in map(store.describe, store.found(root))}
+
+
+def test_finished_runs_are_listed_with_their_scores(run, other, tmp_path):
+    first, second = (f"mae={mae} corr=0.5000  12 s" for mae in ("0.2500", "0.5000"))
+    assert lines(tmp_path) == {run.folder.name: f"seed 1  {first}", other.folder.name: f"seed 2  {second}"}
+    assert set(store.found(tmp_path)) == {run, other}
+
+
+def test_what_is_no_run_is_not_listed(tmp_path):
+    for name in ("cache", "logs", "smoke/corpus-1", ".hidden"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "note.txt").touch()
+    assert not list(store.found(tmp_path)) and not list(store.found(tmp_path / "nowhere"))
+
+
+def test_unfinished_runs_are_listed_with_their_progress(run, tmp_path):
+    (run.folder / DONE).unlink()
+    assert lines(tmp_path)[run.folder.name] == f"seed 1  unfinished, 1 of {run.config.training.epochs} epochs"
+    store.record_failure(run.folder, {"kind": "OSError", "message": "disk full\nand more"})
+    assert lines(tmp_path)[run.folder.name].endswith("epochs, failed: OSError: disk full and more")
+    (run.folder / store.FAILURE).write_text("{")
+    assert lines(tmp_path)[run.folder.name].endswith("epochs, failed")
+
+
+@pytest.mark.parametrize("name", [*SEALED, DONE])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_run_is_one_line_among_the_others(run, other, tmp_path, name, damage):
+    damage(run.folder / name, other.folder / name)
+    shown = lines(tmp_path)
+    assert shown.keys() == {run.folder.name, other.folder.name} and "mae=0.5000" in shown[other.folder.name]
+    assert "mae" not in shown[run.folder.name]
+    assert (str(run.folder / name) in shown[run.folder.name]) == ((name, damage) != (DONE, delete))
+
+
+def test_runs_of_another_version_are_listed_as_such(run, other, tmp_path):
+    config = json.loads(to_json(run.config))
+    (run.folder / CONFIG).write_text(json.dumps(config | {"invented": 1}))
+    sealed = {"run": run.config.hash, "files": files.hashes(run.folder, SEALED)}
+    (run.folder / DONE).write_text(files.sealed(sealed))
+    assert lines(tmp_path)[run.folder.name].startswith("of another version of this code (")
+    assert "mae=" in lines(tmp_path)[other.folder.name]
+
+
+def test_a_config_that_reads_but_has_another_hash_today_is_of_another_version(run, tmp_path):
+    moved = run.folder.rename(tmp_path / "corpus-0123456789ab")
+    sealed = {"run": "0123456789ab", "files": files.hashes(moved, SEALED)}
+    (moved / DONE).write_text(files.sealed(sealed))
+    assert lines(tmp_path)[moved.name].startswith("of another version of this code (its config has the hash")
+
+
+def test_a_renamed_folder_is_told_from_another_version(run, tmp_path):
+    moved = run.folder.rename(tmp_path / "corpus-0123456789ab")
+    assert lines(tmp_path)[moved.name].startswith(f"{moved} holds run {run.config.hash}, expected 0123456789ab; remove")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"seed": 1}', "[" * 100_000, "\x00", '{"data": {"name": 3}}'])
+@pytest.mark.parametrize("is_sealed", [True, False])
+def test_no_config_stops_the_list(run, other, tmp_path, text, is_sealed):
+    (run.folder / CONFIG).write_text(text)
+    if not is_sealed:
+        (run.folder / DONE).unlink()
+    shown = lines(tmp_path)
+    assert shown.keys() == {run.folder.name, other.folder.name} and "mae=0.5000" in shown[other.folder.name]
+    assert "mae" not in shown[run.folder.name]
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"test": 3}', '{"test": {"mae": "low"}}'])
+def test_no_scores_stop_the_list(run, other, tmp_path, text):
+    finish_by_hand(run.folder, run.config, **{METRICS: text})
+    shown = lines(tmp_path)
+    assert shown.keys() == {run.folder.name, other.folder.name} and "mae=0.5000" in shown[other.folder.name]
