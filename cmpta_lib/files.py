@@ -59,7 +59,7 @@ def writing(path: Path) -> Iterator[None]:
 def explained(error: OSError) -> str:
     """What `error` says, in one line and with the remedy where it is one of room or permission and has none yet."""
     if _explained(error):
-        return error.strerror
+        return str(error.strerror)
     if error.errno not in _REMEDIES:
         return " ".join(str(error).split())
     where = error.filename2 or error.filename or "a file (which one, the system does not say)"

@@ -204,6 +204,7 @@ def _write_vocabulary(path: Path, texts: Iterable[str]) -> None:
         vocab_size=4096, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
     tokenizer.train_from_iterator(texts, trainer)
-    tokens = sorted(tokenizer.get_vocab(), key=tokenizer.token_to_id)
+    id_of = tokenizer.get_vocab()
+    tokens = sorted(id_of, key=id_of.__getitem__)
     spelled = (base64.b64encode(bytes(byte_of[letter] for letter in token)).decode() for token in tokens)
     path.write_text("".join(f"{token} {rank}\n" for rank, token in enumerate(spelled)))

@@ -50,16 +50,18 @@ def find(published: Published, folder: Path) -> Found:
         ValueError: a file is there twice, or the folder's manifest is damaged.
     """
     folder = Path(folder)
-    manifest, paths = _manifest(folder), {}
+    manifest = _manifest(folder)
+    paths: dict[str, Path] = {}
     for file in published.files:
-        paths[file.name] = _locate(folder, file.name)
-        if paths[file.name] is None and (packed := _locate(folder, f"{file.name}.gz")):
+        path = _locate(folder, file.name)
+        if path is None and (packed := _locate(folder, f"{file.name}.gz")):
             raise FileNotFoundError(f"{folder}: expected {file.name} ({published.title}); {unpack_first([packed])}")
-        if paths[file.name] is None:
+        if path is None:
             raise FileNotFoundError(
                 f"{folder}: expected {file.name} ({published.title}) in it or below it, found {_listing(folder)}; "
                 f"it is published at {published.page}"
             )
+        paths[file.name] = path
     sources = {name: sha256(path) for name, path in paths.items()}
     generated = bool(manifest.get("generated"))
     for file in published.files:
@@ -164,10 +166,11 @@ def fetch(published: Published, folder: Path) -> Found:
 
 def _fetch(published: Published, folder: Path) -> Found:
     listed = _manifest(folder).get("files", {})
-    paths = {file.name: _locate(folder, file.name) for file in published.files}
-    if all(path is not None and name in listed for name, path in paths.items()):
+    located = {file.name: _locate(folder, file.name) for file in published.files}
+    here = {name: path for name, path in located.items() if path is not None and name in listed}
+    if len(here) == len(located):
         wanted = [replace(file, sha256=file.sha256 or listed[file.name]["sha256"]) for file in published.files]
-        return Found(folder, paths, {file.name: _check(paths[file.name], file) for file in wanted})
+        return Found(folder, here, {file.name: _check(here[file.name], file) for file in wanted})
     with _asking(published):
         files, source, revision = _listed_by_hub(published) if published.repo else _fixed(published)
     paths = {file.name: folder / (file.path or file.name) for file in files}
@@ -204,17 +207,17 @@ def _check(path: Path, file: File, target: Path | None = None) -> str:
         target: where a download that still has another name belongs; a wrong one is removed, or else the next call
             would go on at its end.
     """
-    found = {"bytes": path.stat().st_size, "SHA-256": sha256(path)}
-    for what, expected in (("bytes", file.size_bytes), ("SHA-256", file.sha256)):
-        if expected not in (None, found[what]):
+    size_bytes, digest = path.stat().st_size, sha256(path)
+    for what, expected, found in (("bytes", file.size_bytes, size_bytes), ("SHA-256", file.sha256, digest)):
+        if expected not in (None, found):
             if target is not None:
                 path.unlink()
             remedy = "delete it and fetch again" if target is None else "it was removed; fetch again"
             raise ValueError(
-                f"{target or path}: {file.name} must have {what} {expected}, but has {found[what]}; {remedy}, or pass "
+                f"{target or path}: {file.name} must have {what} {expected}, but has {found}; {remedy}, or pass "
                 "--from for your own copy"
             )
-    return found["SHA-256"]
+    return digest
 
 
 def _fixed(published: Published) -> tuple[list[File], str, str]:

@@ -197,7 +197,9 @@ def _require(path: Path, table: pd.DataFrame, column: str, good: pd.Series, expe
 
 def _seconds(text: str) -> float:
     """00:16:16,059 -> 976.059; a few times have two digits after the comma, which are hundredths."""
-    hours, minutes, seconds, fraction = _TIME.fullmatch(text).groups()
+    match = _TIME.fullmatch(text)
+    assert match, "`read_annotations` has refused all that is no time"
+    hours, minutes, seconds, fraction = match.groups()
     return int(hours) * 3600 + int(minutes) * 60 + int(seconds) + int(fraction) / 10 ** len(fraction)
 
 

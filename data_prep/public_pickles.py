@@ -15,7 +15,8 @@ from reprlib import repr as short
 
 import numpy as np
 
-from cmpta_lib.data.corpus import SPLITS, Corpus, Sample, Task
+from cmpta_lib.data.checking import is_whole
+from cmpta_lib.data.corpus import SPLITS, Corpus, Language, Sample, Task
 from cmpta_lib.data.errors import problem, shown
 from cmpta_lib.data.store import FORMAT, load_corpus, write_corpus
 from cmpta_lib.files import reading, runs_folder
@@ -146,7 +147,7 @@ def _need_keys(where: str, field: str | None, value: object, keys: set[str]) -> 
 
 def _public_task(paths: Mapping[str, Path], items: Mapping[str, list[dict]]) -> Task:
     train, texts = items["train"], [item["features"]["text"] for split in SPLITS for item in items[split]]
-    language = "zh" if sum(bool(_CJK.search(text)) for text in texts) * 2 > len(texts) else "en"
+    language: Language = "zh" if sum(bool(_CJK.search(text)) for text in texts) * 2 > len(texts) else "en"
     if not train:
         raise problem(str(paths["train"]), None, "a list of one sample or more", "empty", "fill it, or split anew")
     named = sum(isinstance(item["label"], str) for item in train)
@@ -201,15 +202,19 @@ def read_samples(path: Path, split: str, items: list[dict], task: Task, repairs:
                 raise problem(
                     where, source, "a (T, F) array", shown(frames), "keep one zero row if the modality is absent"
                 )
-            if isinstance(length, bool) or not isinstance(length, Integral) or not 0 <= length <= len(frames):
+            if not is_whole(length) or not 0 <= length <= len(frames):
                 expected = f"a whole number from 0 to the array's {len(frames)} rows"
                 raise problem(where, f"{source}_len", expected, shown(length), "count the real frames again")
             clip[modality] = frames[:length]
             if cut := int((frames[length:] != 0).any(axis=1).sum()):  # padding, by the file's own length, yet not zero
                 repairs[f"{modality}_nonzero_frames_after_length"] += cut
+        named = {key: str(value) if isinstance(value, Integral) else value for key, value in keys.items()}
         yield Sample(
-            **{key: str(value) if isinstance(value, Integral) else value for key, value in keys.items()},
-            **clip,
+            id=named["id"],
             text=item["features"]["text"],
+            audio=clip["audio"],
+            vision=clip["vision"],
             label=task.labels.index(item["label"]) if task.labels else item["label"],
+            speaker=named.get("speaker"),
+            dialogue=named.get("dialogue"),
         )

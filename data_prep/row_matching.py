@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
-from typing import Literal
+from typing import Literal, TypeVar
 
 MAX_EDITS = 400  # with more dropped and added entries than this, the lists are not of the same origin
 _MAX_CELLS = 10_000  # of the table that pairs the entries of one damaged place
 
 Kind = Literal["changed", "missing", "extra", "swapped", "moved"]
+_Item = TypeVar("_Item", bound=Hashable)
+_Row = TypeVar("_Row", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -34,9 +36,9 @@ class Difference:
 
 
 def differences(
-    items: Sequence[Hashable],
-    rows: Sequence[Hashable],
-    similarity: Callable[[Hashable, Hashable], float],
+    items: Sequence[_Item],
+    rows: Sequence[_Row],
+    similarity: Callable[[_Item, _Row], float],
 ) -> list[Difference] | None:
     """The fewest differences that explain the copy; empty if it is equal, None beyond `MAX_EDITS`.
 
@@ -71,10 +73,10 @@ def _cost(places: list[_Place]) -> int:
 
 
 def _explain(
-    items: Sequence[Hashable],
-    rows: Sequence[Hashable],
+    items: Sequence[_Item],
+    rows: Sequence[_Row],
     place: _Place,
-    similarity: Callable[[Hashable, Hashable], float],
+    similarity: Callable[[_Item, _Row], float],
 ) -> list[Difference]:
     a, b, c, d = place
     if a == b:
@@ -98,7 +100,7 @@ def _slide(entries: Sequence[Hashable], start: int, stop: int) -> tuple[int, int
 
 
 def _pair(
-    items: Sequence[Hashable], rows: Sequence[Hashable], similarity: Callable[[Hashable, Hashable], float]
+    items: Sequence[_Item], rows: Sequence[_Row], similarity: Callable[[_Item, _Row], float]
 ) -> list[tuple[Kind, int, int]]:
     """Which item of a damaged place stands for which row, in order, or for none: (kind, item, row)."""
     n, m = len(items), len(rows)
@@ -115,8 +117,9 @@ def _pair(
                 cost[i - 1][j - 1] + round(whole * (1 - alike)), cost[i - 1][j] + alone, cost[i][j - 1] + alone
             )
     steps: list[tuple[Kind, int, int]] = []
-    i, j, kind = n, m, None
+    i, j = n, m
     while i or j:
+        kind: Kind
         if i and cost[i][j] == cost[i - 1][j] + alone:
             i, kind = i - 1, "extra"
         elif j and cost[i][j] == cost[i][j - 1] + alone:

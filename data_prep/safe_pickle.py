@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from reprlib import repr as short
-from typing import NoReturn
+from typing import Literal, NoReturn
 
 import numpy as np
 
@@ -177,7 +177,7 @@ class _Reader:
             if opcode == pickle.STOP[0]:
                 break
             if opcode not in _OPCODES:
-                known = pickletools.code2op.get(chr(opcode))
+                known = pickletools.code2op.get(chr(opcode))  # type: ignore[attr-defined]  # missing in typeshed
                 self.refuse(f"it holds the opcode {known.name if known else hex(opcode)}, which plain data never needs")
             _OPCODES[opcode](self)
         else:
@@ -286,7 +286,7 @@ class _Reader:
             depth, total = self.check(items)
             self.push_container(tuple(items), depth, total)
 
-    def grow(self, items: list, kind: type) -> None:
+    def grow(self, items: list, kind: type[list] | type[dict]) -> None:
         """Add to the list on top of the stack, or (keys and values alternating) to the dict there."""
         container = self.stack[-1]
         values = items[1::2] if kind is dict else items
@@ -298,7 +298,7 @@ class _Reader:
             self.refuse(f"it repeats few values more than {MAX_UNFOLDED} times")
         if total:
             self.inside[id(container)] = max(depth, levels), values_inside + total
-        if kind is list:
+        if isinstance(container, list):
             container.extend(values)
             return
         keys = [bytes(key) if type(key) is memoryview else key for key in items[0::2]]
@@ -368,13 +368,13 @@ class _Reader:
             self.refuse(f"an array claims the shape {short(shape)}, more than the whole file holds")
         return math.prod(shape)
 
-    def push_array(self, shape: tuple, dtype: np.dtype, order: str, data: object) -> None:
-        count = self.count(shape)
-        if type(data) not in ((list,) if dtype.hasobject else (bytes, memoryview)) or dtype.itemsize == 0:
+    def push_array(self, shape: tuple, dtype: np.dtype, order: Literal["C", "F"], data: object) -> None:
+        count, plain = self.count(shape), dtype.itemsize > 0 and not dtype.hasobject
+        if not (dtype.hasobject and type(data) is list or plain and (type(data) is bytes or type(data) is memoryview)):
             self.refuse(f"an array of type {dtype} comes with a {type(data).__name__}")
-        if len(data) != count * (1 if dtype.hasobject else dtype.itemsize):
+        if len(data) != count * (dtype.itemsize if plain else 1):
             self.refuse(f"an array claims {count} elements of type {dtype}, but holds {len(data)} bytes or objects")
-        if not dtype.hasobject:
+        if not isinstance(data, list):
             self.require_unicode(dtype, data)
             return self.push_container(np.ndarray(shape, dtype, data, order=order), total=1)
         self.charge(count)

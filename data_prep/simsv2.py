@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from numbers import Real
 from pathlib import Path
 from reprlib import repr as short
+from typing import Any
 
 import numpy as np
 
+from cmpta_lib.data.checking import is_number
 from cmpta_lib.data.corpus import MODALITIES, SPLITS, Corpus, Sample, Task
 from cmpta_lib.data.errors import problem, shown
 from cmpta_lib.data.store import load_corpus, remove_leftovers, write_corpus
@@ -21,6 +22,7 @@ from data_prep.public_pickles import ignored
 NAME = "simsv2"
 TASK = Task("regression", "zh")
 FILE = catalogue.SIMSV2.files[0].name
+_Column = Sequence[Any] | np.ndarray
 _FIELDS = ("raw_text", "id", "audio", "vision", "audio_lengths", "vision_lengths", "regression_labels")
 # Known to be there and of no use here: BERT's output and input, single-modality labels, and what MMSA deprecated.
 _UNUSED = {"text", "text_bert", "annotations", "classification_labels"} | {f"regression_labels_{m}" for m in "TAV"}
@@ -61,8 +63,8 @@ def _convert(found: hub.Found, target: Path) -> Corpus:
     columns = {split: _columns(path, split, content[split], repairs) for split in SPLITS}
     for split in SPLITS:
         size, whose = found.size(split, getattr(TABLE1["SIMS-V2"], split))
-        if (came := len(columns[split]["id"])) != size:
-            raise problem(f"{path}, split {split}", None, f"of {size} samples, {whose}", f"of {came}", hub.CORRECT)
+        if (count := len(columns[split]["id"])) != size:
+            raise problem(f"{path}, split {split}", None, f"of {size} samples, {whose}", f"of {count}", hub.CORRECT)
     return write_corpus(
         target,
         name=NAME,
@@ -75,7 +77,7 @@ def _convert(found: hub.Found, target: Path) -> Corpus:
     )
 
 
-def _columns(path: Path, split: str, fields: object, repairs: Counter[str]) -> dict[str, Sequence]:
+def _columns(path: Path, split: str, fields: object, repairs: Counter[str]) -> dict[str, _Column]:
     """The fields of one split, each of N entries; features stay views, the others become lists."""
     where = f"{path}, split {split}"
     if not isinstance(fields, dict) or set(_FIELDS) - set(fields):
@@ -83,13 +85,13 @@ def _columns(path: Path, split: str, fields: object, repairs: Counter[str]) -> d
         came = f"without {missing}" if missing else f"a {type(fields).__name__}"
         raise problem(where, None, f"a dict with {', '.join(_FIELDS)}", came, hub.CORRECT)
     repairs.update(ignored("field", (field for field in fields if field not in _FIELDS and field not in _UNUSED)))
-    columns: dict[str, Sequence] = {}
+    columns: dict[str, _Column] = {}
     for field in _FIELDS:
         value = fields[field]
         if field in MODALITIES:
             if not isinstance(value, np.ndarray) or value.ndim != 3 or value.dtype.kind not in "fiu":
                 raise problem(where, field, "an (N, T, F) array of numbers", shown(value), hub.CORRECT)
-            columns[field] = value  # type: ignore[assignment]
+            columns[field] = value
         elif isinstance(value, np.ndarray) and value.ndim == 1:
             columns[field] = value.tolist()
         elif isinstance(value, list | tuple):
@@ -102,7 +104,7 @@ def _columns(path: Path, split: str, fields: object, repairs: Counter[str]) -> d
     return columns
 
 
-def _samples(path: Path, split: str, columns: Mapping[str, Sequence], repairs: Counter[str]) -> Iterator[Sample]:
+def _samples(path: Path, split: str, columns: Mapping[str, _Column], repairs: Counter[str]) -> Iterator[Sample]:
     """One sample after the other, cut to its true lengths."""
     seen: set[str] = set()
     for index, name in enumerate(columns["id"]):
@@ -115,7 +117,7 @@ def _samples(path: Path, split: str, columns: Mapping[str, Sequence], repairs: C
         text, label = columns["raw_text"][index], columns["regression_labels"][index]
         if not isinstance(text, str):
             raise problem(where, "raw_text", "a string", shown(text), hub.CORRECT)
-        if isinstance(label, bool) or not isinstance(label, Real) or not -1 <= label <= 1:  # NaN is not, either
+        if not is_number(label) or not -1 <= label <= 1:  # NaN is not, either
             raise problem(where, "regression_labels", "a finite number in [-1, 1]", shown(label), hub.CORRECT)
         clip: dict[str, np.ndarray] = {}
         for modality in MODALITIES:
@@ -126,14 +128,13 @@ def _samples(path: Path, split: str, columns: Mapping[str, Sequence], repairs: C
                 repairs[f"{modality}_absent"] += 1
             if nonzero := int(np.any(frames[length:] != 0, axis=1).sum()):
                 repairs[f"{modality}_nonzero_frames_after_length"] += nonzero
-        yield Sample(id=name, text=text, label=float(label), **clip)
+        yield Sample(id=name, text=text, label=float(label), audio=clip["audio"], vision=clip["vision"])
 
 
 def _whole_number(where: str, field: str, value: object, most: int) -> int:
     """A length; some copies keep lengths as floats."""
     # The range comes first: NaN is in none, and what is in it is neither infinite nor too large for a float.
-    number = isinstance(value, Real) and not isinstance(value, bool) and 0 <= value <= most
-    if not number or value != int(value):
+    if not is_number(value) or not 0 <= value <= most or value != int(value):
         raise problem(where, field, f"a whole number from 0 to the array's {most} frames", shown(value), hub.CORRECT)
     return int(value)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
 
 import numpy as np
@@ -130,7 +130,7 @@ def _ruled_by_one_frame(corpus: Corpus) -> Iterator[_Row]:
             frames = getattr(sample, modality)
             largest = np.maximum(largest, np.abs(frames - mean).max(axis=0, initial=0))
         count = int(split.table[f"{modality}_length"].sum())
-        ruled = np.flatnonzero((largest / std) ** 2 > _RULED * count) if count >= _FEW_FRAMES else []
+        ruled: list[int] = np.flatnonzero((largest / std) ** 2 > _RULED * count).tolist() if count >= _FEW_FRAMES else []
         examples = [f"feature {n} by a value about {mean[n] + largest[n]:.3g}" for n in ruled]
         yield f"{modality} features ruled by one frame", "train", len(ruled), _some(examples)
 
@@ -155,7 +155,7 @@ def _duplicates(corpus: Corpus) -> Iterator[_Row]:
     yield from _across("same features", corpus, features)
 
 
-def _keys(table: pd.DataFrame, columns: Sequence[str]) -> list[Hashable]:
+def _keys(table: pd.DataFrame, columns: Sequence[str]) -> list[tuple[Hashable, ...]]:
     return list(zip(*(table[column] for column in columns), strict=True))
 
 
@@ -182,7 +182,7 @@ def _clips(corpus: Corpus) -> dict[str, list[Hashable]]:
     told = {name: _keys(split.table, columns) for name, split in corpus.splits.items()}
     times = Counter(key for keys in told.values() for key in keys)
 
-    def content(name: str, index: int, key: tuple) -> Hashable:
+    def content(name: str, index: int, key: tuple[Hashable, ...]) -> Hashable:
         if times[key] == 1 or not any(key[2:]):
             return None
         sample = corpus.splits[name][index]
@@ -191,7 +191,7 @@ def _clips(corpus: Corpus) -> dict[str, list[Hashable]]:
     return {name: [content(name, index, key) for index, key in enumerate(keys)] for name, keys in told.items()}
 
 
-def _within(check: str, corpus: Corpus, keys: dict[str, Sequence[Hashable]]) -> Iterator[_Row]:
+def _within(check: str, corpus: Corpus, keys: Mapping[str, Sequence[Hashable]]) -> Iterator[_Row]:
     for name, split in corpus.splits.items():
         places = _places(keys[name])
         repeated = [where for where in places.values() if len(where) > 1]
@@ -199,7 +199,7 @@ def _within(check: str, corpus: Corpus, keys: dict[str, Sequence[Hashable]]) -> 
         yield check, name, sum(len(where) - 1 for where in repeated), _some(groups)
 
 
-def _across(check: str, corpus: Corpus, keys: dict[str, Sequence[Hashable]]) -> Iterator[_Row]:
+def _across(check: str, corpus: Corpus, keys: Mapping[str, Sequence[Hashable]]) -> Iterator[_Row]:
     for first, second in PAIRS:
         earlier, later = _places(keys[first]), _places(keys[second])
         shared = [key for key in later if key in earlier]

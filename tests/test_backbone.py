@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import errno
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -53,6 +56,33 @@ def test_the_tiny_llm_is_built_once(cache, monkeypatch):
     record = json.loads((folder / "cmpta.json").read_text())
     assert record["fingerprint"] == llm.fingerprint == llm_files.fingerprint(folder)
     assert record["steps"] == 50 and llm.name == "tiny" and llm.dim == 32
+
+
+def test_a_tiny_llm_of_a_cache_that_cannot_be_written(cache, tmp_path, monkeypatch):
+    """One that is there is taken; where it is to be built, the message says what to do."""
+
+    def read_only(*_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(tiny_llm, "FileLock", read_only)
+    monkeypatch.setattr(tiny_llm, "_pretrain", None)
+    assert llm_files.tiny_fingerprint(tiny_llm.build(cache))
+    message = f"cannot write {tmp_path}/tiny-.*: the file system is read-only: .* CMPTA_RUNS"
+    with pytest.raises(OSError, match=message):
+        tiny_llm.build(tmp_path)
+
+
+def test_whoever_waited_for_the_tiny_llm_takes_what_was_built_meanwhile(cache, tmp_path, monkeypatch):
+    (built,) = (path for path in cache.iterdir() if path.is_dir())
+
+    @contextmanager
+    def lock_of_another(_: str) -> Iterator[None]:
+        shutil.copytree(built, tmp_path / built.name)  # the other one is done
+        yield
+
+    monkeypatch.setattr(tiny_llm, "FileLock", lock_of_another)
+    monkeypatch.setattr(tiny_llm, "_pretrain", None)
+    assert tiny_llm.build(tmp_path) == tmp_path / built.name
 
 
 def test_the_tiny_llm_is_the_same_wherever_it_is_built(cache, tmp_path):

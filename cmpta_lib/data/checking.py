@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from numbers import Integral, Real
+from typing import TypeGuard
 
 import numpy as np
 
@@ -44,8 +45,12 @@ def checked(
         ValueError: a sample is not as `Sample` says or of another width; names it, the field, what was expected and came.
     """
     repairs: Counter[str] = Counter()
-    options = {"task": task, "widths": widths, "repairs": repairs, "labelled": labelled, "like": like}
-    return [check_sample(sample, f"{where}, sample {index}", **options) for index, sample in enumerate(samples)], repairs
+    return [
+        check_sample(
+            sample, f"{where}, sample {index}", task=task, widths=widths, repairs=repairs, labelled=labelled, like=like
+        )
+        for index, sample in enumerate(samples)
+    ], repairs
 
 
 def check_sample(
@@ -70,19 +75,35 @@ def check_sample(
             remedy = "write '' if nothing is said" if name == "text" and value is None else "correct it"
             raise problem(where, name, "a string of valid Unicode", shown(value), remedy)
     frames = {name: _frames(where, name, getattr(sample, name), widths.get(name), repairs, like) for name in MODALITIES}
-    return replace(sample, label=_label(where, sample.label, task, labelled), **frames)
+    label = _label(where, sample.label, task, labelled)
+    return replace(sample, label=label, audio=frames["audio"], vision=frames["vision"])
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Any real number, numpy's and fractions too (for type checkers a float, they know no order of `Real`); no bool."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def is_whole(value: object) -> TypeGuard[int]:
+    """Any number of an integral type, numpy's too; no bool."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _label(where: str, label: object, task: Task, labelled: bool) -> float | int | None:
     if label is None and not labelled:
         return None
-    is_score = task.kind == "regression"
-    if isinstance(label, bool) or not isinstance(label, Real if is_score else Integral):
-        raise problem(where, "label", "a number" if is_score else "a class index", shown(label), "correct it")
-    if not (-1 <= label <= 1 if is_score else 0 <= label < len(task.labels)):
-        expected = "in [-1, 1]" if is_score else f"a class index below {len(task.labels)}"
+    if task.kind == "regression":
+        if not is_number(label):
+            raise problem(where, "label", "a number", shown(label), "correct it")
+        if not -1 <= label <= 1:  # NaN is not, either
+            raise problem(where, "label", "in [-1, 1]", shown(label), "rescale scores; write classes as text")
+        return float(label)
+    if not is_whole(label):
+        raise problem(where, "label", "a class index", shown(label), "correct it")
+    if not 0 <= label < len(task.labels):
+        expected = f"a class index below {len(task.labels)}"
         raise problem(where, "label", expected, shown(label), "rescale scores; write classes as text")
-    return float(label) if is_score else int(label)
+    return int(label)
 
 
 def _frames(

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 Kind = Literal["regression", "classification"]
+Language = Literal["zh", "en"]
 Modality = Literal["audio", "vision"]
 SPLITS = ("train", "valid", "test")
 MODALITIES: tuple[Modality, ...] = get_args(Modality)
@@ -30,11 +31,11 @@ class Task:
     """What is predicted: a score in [-1, 1], or one of `labels` (position = the digit that the LLM answers)."""
 
     kind: Kind
-    language: Literal["zh", "en"]
+    language: Language
     labels: tuple[str, ...] = ()  # empty for regression
 
     def __post_init__(self) -> None:
-        if self.kind not in get_args(Kind) or self.language not in ("zh", "en"):
+        if self.kind not in get_args(Kind) or self.language not in get_args(Language):
             raise ValueError(f"expected {get_args(Kind)} in 'zh' or 'en', not {self.kind!r} in {self.language!r}")
         if self.kind == "regression" and self.labels:
             raise ValueError(f"a regression task has no class names, but {self.labels} came")
@@ -76,9 +77,16 @@ class Split(Sequence[Sample]):
     def __getitem__(self, index: int) -> Sample:  # type: ignore[override]  # whole numbers only, no slices
         index = range(len(self))[operator.index(index)]
         row = dict(self._rows[index])
-        clip = {modality: self._clip(modality, index, row.pop(f"{modality}_length")) for modality in MODALITIES}
-        known = {name: row.pop(name) for name in ("id", "text", "label", "speaker", "dialogue")}
-        return Sample(**known, **clip, extra=row)
+        return Sample(
+            id=row.pop("id"),
+            text=row.pop("text"),
+            audio=self._clip("audio", index, row.pop("audio_length")),
+            vision=self._clip("vision", index, row.pop("vision_length")),
+            label=row.pop("label"),
+            speaker=row.pop("speaker"),
+            dialogue=row.pop("dialogue"),
+            extra=row,  # what is left
+        )
 
     def _clip(self, modality: Modality, index: int, length: int) -> np.ndarray:
         stop = self._stops[modality][index]

@@ -131,14 +131,15 @@ def _write_content(
     rows: list[dict[str, Any]] = []
     widths: dict[Modality, int] = {}
     repairs: Counter[str] = Counter()
-    options = {"task": task, "widths": widths, "repairs": repairs, "labelled": True, "like": "in the samples before"}
     with ExitStack() as stack:
         outputs = {modality: stack.enter_context((folder / f"{modality}.f32").open("wb")) for modality in MODALITIES}
         for split in SPLITS:
             ids: set[str] = set()
             for index, given in enumerate(splits[split]):
                 where = f"{origins[split]}, sample {index}"
-                sample = check_sample(given, where, **options)
+                sample = check_sample(
+                    given, where, task=task, widths=widths, repairs=repairs, labelled=True, like="in the samples before"
+                )
                 where = f"{where} (id {shown(sample.id)})"
                 row = {"split": split} | _row(where, sample)
                 if sample.id in ids:

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from filelock import FileLock
@@ -45,7 +44,7 @@ _OTHER_SETS: tuple[dict[str, str], ...] = (
 )  # fmt: skip
 
 
-def samples(world: World, split: Literal["train", "valid", "test"], size: int, seed: int = 0) -> Iterator[Sample]:
+def samples(world: World, split: str, size: int, seed: int = 0) -> Iterator[Sample]:
     """Draw a split: every clip with its true cue windows (frames, -1 = none) and Bayes-optimal answers in `extra`."""
     rng = np.random.default_rng([seed, list(worlds()).index(world.name), list(SPLIT_SIZES).index(split)])
     for number, (label, speaker, dialogue) in enumerate(_labels(world, split, size, rng)):
@@ -56,7 +55,7 @@ def samples(world: World, split: Literal["train", "valid", "test"], size: int, s
         audio, voice_window, voice_likelihood = _clip(world.voice, int(voice), rng, seed=2)
         seen = np.einsum("cfvy,f,v->cy", world.joint, face_likelihood, voice_likelihood)
         posteriors = {"text": world.joint[words].sum((0, 1)), "face_voice": seen.sum(0), "all": seen[words]}
-        truth = {f"bayes_{name}": float(world.decide(p[None])[0]) for name, p in posteriors.items()}
+        truth: dict[str, float | int | str] = {f"bayes_{name}": float(world.decide(p[None])[0]) for name, p in posteriors.items()}
         truth |= {"face": world.face.values[face], "face_start": face_window[0], "face_stop": face_window[1]}
         truth |= {"voice": world.voice.values[voice], "voice_start": voice_window[0], "voice_stop": voice_window[1]}
         truth |= {"words": int(words)}
@@ -160,7 +159,7 @@ def documents(
     rng = np.random.default_rng([seed, 99])
     choices: Sequence[World] = (sims_world(), meld_world())
     for _ in range(number):
-        world = choices[rng.integers(len(choices))]
+        world = choices[int(rng.integers(len(choices)))]
         flat = rng.choice(world.joint.size, p=world.joint.ravel())
         words, face, voice, label = (int(i) for i in np.unravel_index(flat, world.joint.shape))
         written = world.directions(face, voice) if rng.random() < script_share else ""

@@ -54,23 +54,30 @@ def build(cache: Path, documents: int | None = None) -> Path:
 
     Raises:
         Damaged: it is there and not what was written; names the file and says what to do.
+        OSError: it is not there and the cache cannot be written; names it and says what to do.
     """
     folder = recipe.tiny_folder(cache, documents)
-    with files.writing(cache):
-        cache.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
-        for leftover in cache.glob(f".building-{folder.name}-*"):  # of builders that were killed: who lives has the lock
-            shutil.rmtree(leftover, ignore_errors=True)
-        if folder.exists():
-            llm_files.tiny_fingerprint(folder)
-        else:
-            scratch = Path(tempfile.mkdtemp(dir=cache, prefix=f".building-{folder.name}-"))
-            try:
-                _pretrain(scratch, documents or recipe.DOCUMENTS)
-                os.replace(scratch, folder)
-            finally:
-                shutil.rmtree(scratch, ignore_errors=True)
+    if not folder.exists():  # before the lock: a cache that may only be read is enough where nothing is to be built
+        with files.writing(folder):
+            cache.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{folder}.lock"):
+                _build_alone(folder, documents or recipe.DOCUMENTS)
+    llm_files.tiny_fingerprint(folder)
     return folder
+
+
+def _build_alone(folder: Path, documents: int) -> None:
+    """Pre-train it, unless another process did while this one waited for the lock."""
+    for leftover in folder.parent.glob(f".building-{folder.name}-*"):  # of builders that were killed: who lives has the lock
+        shutil.rmtree(leftover, ignore_errors=True)
+    if folder.exists():
+        return
+    scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".building-{folder.name}-"))
+    try:
+        _pretrain(scratch, documents)
+        os.replace(scratch, folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def train_tokenizer(texts: Iterable[str], phrases: list[str]) -> Any:
@@ -146,7 +153,7 @@ def _pretrain(folder: Path, documents: int) -> None:
 
 def _texts(documents: int) -> tuple[list[tuple[str, ...]], list[str]]:
     """The parts of every page (open, words, close, prompt, answer), and the phrases that stand in every input."""
-    texts = []
+    texts: list[tuple[str, ...]] = []
     for page in synthetic.documents(documents):
         lay, answer = prompts.Layout.of(page.task), prompts.answer_text(page.task, page.label)
         texts.append((lay.open, page.directions + page.text, lay.close, lay.prompt, answer))

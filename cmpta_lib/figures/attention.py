@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.gridspec import SubplotSpec
@@ -23,6 +24,7 @@ from cmpta_lib.figures.style import (
     TITLE_PT,
     VERMILLION,
     YELLOW,
+    Look,
     figure_style,
     new_figure,
     printable,
@@ -30,8 +32,8 @@ from cmpta_lib.figures.style import (
 )
 
 MODALITY_MAPS = {"vision": "Blues", "audio": "Oranges"}  # white = no attention, so both also work in grey
-PADDING = {"facecolor": "0.94", "edgecolor": "0.65", "hatch": "////", "linewidth": 0.0}
-CUE_OUTLINE = {"edgecolor": "black", "linestyle": (0, (3, 1.5)), "linewidth": 1.0}
+PADDING: Look = {"facecolor": "0.94", "edgecolor": "0.65", "hatch": "////", "linewidth": 0.0}
+CUE_OUTLINE: Look = {"edgecolor": "black", "linestyle": (0, (3, 1.5)), "linewidth": 1.0}
 MAX_CELLS = 400  # across a heatmap half a page wide: two printed dots per cell
 
 
@@ -106,8 +108,8 @@ def case_study_figure(
     quote = wrap(f"“{text}”", width - 0.3, TITLE_PT)
     quote_in, boxes_in = 0.165 * (quote.count("\n") + 1) + 0.06, 0.5
     figure = new_figure(width, height + quote_in + boxes_in, title=title, footer=footer)
-    head, body = figure.add_gridspec(2, 1, height_ratios=(quote_in + boxes_in, height))
-    axes = figure.add_subplot(head)
+    parts = figure.add_gridspec(2, 1, height_ratios=(quote_in + boxes_in, height))
+    axes = figure.add_subplot(parts[0])
     axes.set(xlim=(0, width), ylim=(0, quote_in + boxes_in))
     axes.axis("off")
     axes.text(width / 2, quote_in + boxes_in, quote, ha="center", va="top", size=TITLE_PT, parse_math=False)
@@ -115,7 +117,7 @@ def case_study_figure(
     for k, (name, answer) in enumerate(answers):
         mark, colour = _verdict(answer, true_label) if k else ("", "0.3")
         _draw_answer(axes, k * width / 3, width / 3, name, f"{printable(answer)}  {mark}".rstrip(), colour)
-    _draw_attention(figure, body, panels, heights)
+    _draw_attention(figure, parts[1], panels, heights)
     return figure
 
 
@@ -152,8 +154,8 @@ def _draw_attention(
     columns = min(len(panels), 2)
     rows = math.ceil(len(panels) / columns)
     # The key has a grid of its own: an axes spanning the panels' columns would make all gaps between them equal.
-    body, key_place = place.subgridspec(2, 1, height_ratios=(rows * (sum(heights) + 0.95), 0.2))
-    grid = body.subgridspec(2 * rows, 2 * columns, height_ratios=heights * rows, width_ratios=(1, 0.04) * columns)
+    parts = place.subgridspec(2, 1, height_ratios=(rows * (sum(heights) + 0.95), 0.2))
+    grid = parts[0].subgridspec(2 * rows, 2 * columns, height_ratios=heights * rows, width_ratios=(1, 0.04) * columns)
     for k, panel in enumerate(panels):
         row, column = 2 * (k // columns), 2 * (k % columns)
         heat = figure.add_subplot(grid[row + 1, column])
@@ -163,16 +165,17 @@ def _draw_attention(
         if column == 0:
             heat.set_ylabel("text token (query)")
             curve.set_ylabel("mean (%)")
-    key = figure.add_subplot(key_place)
+    key = figure.add_subplot(parts[1])
     key.axis("off")
-    handles = [
+    handles: list[Artist] = [
         Line2D([], [], color="0.3", label="mean over text tokens"),
         Line2D([], [], color="0.3", linestyle=":", linewidth=0.8, label="uniform"),
     ]
     if any(p.padded_length > np.shape(p.weights)[1] for p in panels):
         handles.append(Patch(**PADDING, label="padding"))
     if any(p.cue_window for p in panels):
-        handles.append(Patch(**CUE_OUTLINE, facecolor=YELLOW, label="true cue window"))
+        cue: Look = {**CUE_OUTLINE, "facecolor": YELLOW}
+        handles.append(Patch(**cue, label="true cue window"))
     key.legend(handles=handles, loc="center", ncol=2 * columns, borderaxespad=0, handlelength=1.8)
 
 
@@ -233,7 +236,7 @@ def _draw_marginal(axes: Axes, panel: AttentionPanel) -> None:
         axes.axvspan(start - 0.5, stop - 0.5, color=YELLOW, alpha=0.6, linewidth=0, zorder=0, gid="cue")
     if panel.hop_ms:
         frame_s = panel.hop_ms / 1000
-        seconds = axes.secondary_xaxis("top", functions=(lambda x: x * frame_s, lambda s: s / frame_s))
+        seconds = axes.secondary_xaxis("top", functions=(lambda x: np.multiply(x, frame_s), lambda s: np.divide(s, frame_s)))
         seconds.set_xlabel("time (s)", size=SMALLEST_PT)
     axes.set_title(f"text → {panel.modality}", color=colour)
 

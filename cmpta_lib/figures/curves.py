@@ -127,8 +127,8 @@ def corpus_figure(
         clips["label"] = pd.Categorical.from_codes(clips["label"].map(classes.index), names)
         sns.histplot(y="label", **shared, **bars)
         labels.set(xlabel="share of the split (%)", ylabel="")
-    names = {"text": "characters of text", "vision": "vision frames", "audio": "audio frames"}
-    for axes, (modality, name) in zip(lengths, names.items(), strict=True):
+    length_names = {"text": "characters of text", "vision": "vision frames", "audio": "audio frames"}
+    for axes, (modality, name) in zip(lengths, length_names.items(), strict=True):
         sns.ecdfplot(x=f"{modality}_length", stat="percent", **shared | {"ax": axes})
         axes.set(xlabel=name, ylabel="clips up to this length (%)" if modality == "text" else "", xlim=(0, None))
     handles = [Patch(color=colour, label=printable(name)) for name, colour in palette.items()]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Literal
 
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
@@ -11,16 +11,24 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Patch
 from matplotlib.path import Path
 
-from cmpta_lib.figures.style import DOUBLE_COLUMN_IN, MODALITY_COLOURS, ORANGE, SMALLEST_PT, figure_style, new_figure
+from cmpta_lib.figures.style import (
+    DOUBLE_COLUMN_IN,
+    MODALITY_COLOURS,
+    ORANGE,
+    SMALLEST_PT,
+    Look,
+    figure_style,
+    new_figure,
+)
 from cmpta_lib.paper import WRAP_TAGS
 
 Point = tuple[float, float]
 
-KINDS = {
-    "trainable": {"facecolor": "#FDE8C4", "edgecolor": ORANGE},
-    "frozen": {"facecolor": "#E4EDF4", "edgecolor": "#7FA0B8", "hatch": "/////"},
-    "plain": {"facecolor": "white", "edgecolor": "0.45"},
-    "group": {"facecolor": "none", "edgecolor": "0.6", "linestyle": (0, (3, 2))},
+KINDS: dict[str, Look] = {
+    "trainable": {"facecolor": "#FDE8C4", "edgecolor": ORANGE, "linewidth": 0.8},
+    "frozen": {"facecolor": "#E4EDF4", "edgecolor": "#7FA0B8", "linewidth": 0.8, "hatch": "/////"},
+    "plain": {"facecolor": "white", "edgecolor": "0.45", "linewidth": 0.8},
+    "group": {"facecolor": "none", "edgecolor": "0.6", "linewidth": 0.8, "linestyle": (0, (3, 2))},
 }
 PAIR_TOKENS = {"t": "text", "v": "vision", "a": "audio"}  # first letter of a pair's name -> Y
 LETTERS = {"text": "T", "vision": "V", "audio": "A"}
@@ -36,7 +44,7 @@ def architecture_figure(*, num_pseudo_tokens: int = 6, backbone: str = "Qwen-1.8
     """
     if not 1 <= num_pseudo_tokens <= MOST_TOKENS:
         raise ValueError(f"can draw 1 to {MOST_TOKENS} pseudo tokens, not {num_pseudo_tokens}")
-    axes = _canvas(4.72, footer)
+    figure, axes = _canvas(4.72, footer)
     left, right = (0.1, 3.5), (3.9, 6.8)  # the trained branch, and the words
     for x, name, features in ((0.1, "vision", r"$T_v \times F_v$"), (1.87, "audio", r"$T_a \times F_a$")):
         _box(axes, x, 0.05, 1.63, 0.38, f"{name} frames\n{features}", colour=MODALITY_COLOURS[name])
@@ -82,7 +90,7 @@ def architecture_figure(*, num_pseudo_tokens: int = 6, backbone: str = "Qwen-1.8
     _box(axes, 3.6, 4.25, 2.1, 0.38, "loss: next-token cross-entropy\non the answer tokens only (9)")
     _legend(axes, (0.05, 4.68), ("trainable", "frozen", "plain"), ("trained", "frozen", "data, no weights"), 3)
     _note(axes, 0.12, 4.3, "(n): equation of the paper")
-    return axes.figure
+    return figure
 
 
 def _adapter_label(tokens: int) -> str:
@@ -102,13 +110,13 @@ def _pseudo_tokens(axes: Axes, x: float, y: float, width: float, count: int) -> 
 @figure_style()
 def adapter_figure(*, footer: str = "") -> Figure:
     """Figure 2: nine projections, six ordered pairs Y ← X, and how each pair becomes one pseudo token."""
-    axes = _canvas(4.35, footer)
+    figure, axes = _canvas(4.35, footer)
     headers = (
         (0.58, "sequences (6)"), (1.4, "projections"), (2.02, "keys,\nvalues"), (3.62, "multi-head attention (7)"),
         (5.4, "shared by the six pairs"), (6.42, "pseudo\ntokens (8)"),
     )  # fmt: skip
-    for x, text in headers:
-        _note(axes, x, 4.2, text, ha="center")
+    for centre, text in headers:
+        _note(axes, centre, 4.2, text, ha="center")
     groups = ("text", "vision", "audio")
     centres = {name: 3.42 - 1.24 * i for i, name in enumerate(groups)}
     bus = {name: 1.87 + 0.15 * i for i, name in enumerate(groups)}
@@ -135,16 +143,16 @@ def adapter_figure(*, footer: str = "") -> Figure:
             _arrow(axes, (start, height), (stop, height))
         _box(axes, 6.22, height - 0.15, 0.4, 0.3, name, colour=colour, size=9)
     bottom, top = rows[-1][3] - 0.22, rows[0][3] + 0.22
-    for x, text, kind in (
+    for left, text, kind in (
         (4.8, "mean over the real positions of Y", "plain"),
         (5.25, "LayerNorm", "trainable"),
         (5.7, "Linear  D → E", "trainable"),
     ):
-        _box(axes, x, bottom, 0.3, top - bottom, text, kind=kind, rotation=90)
+        _box(axes, left, bottom, 0.3, top - bottom, text, kind=kind, rotation=90)
     _note(axes, 6.75, (top + bottom) / 2, "to the frozen LLM", ha="center", rotation=90)
     _legend(axes, (0.05, 0.2), ("trainable", "plain"), ("trained", "no weights"), 2)
     _note(axes, 2.7, 0.13, "padding of X is masked; D: adapter width, E: LLM width")
-    return axes.figure
+    return figure
 
 
 def _modality(axes: Axes, name: str, centre: float, bus: float) -> None:
@@ -165,22 +173,24 @@ def _modality(axes: Axes, name: str, centre: float, bus: float) -> None:
             axes.plot(bus, y, "o", color=colour, ms=3)
 
 
-def _canvas(height_in: float, footer: str) -> Axes:
-    """Axes without frame that measure inches, above the footer."""
+def _canvas(height_in: float, footer: str) -> tuple[Figure, Axes]:
+    """A figure, and axes in it without frame that measure inches, above the footer."""
     figure = new_figure(DOUBLE_COLUMN_IN, height_in, footer=footer)
-    rect = figure.get_layout_engine().get()["rect"]
+    layout = figure.get_layout_engine()
+    assert layout, "`new_figure` gives one"
+    rect = layout.get()["rect"]
     figure.set_layout_engine("none")
     axes = figure.add_axes(rect)
     axes.set(xlim=(0, DOUBLE_COLUMN_IN), ylim=(0, height_in))
     axes.axis("off")
-    return axes
+    return figure, axes
 
 
 def _box(
     axes: Axes, x: float, y: float, width: float, height: float, text: str, *, kind: str = "plain",
     colour: str = "black", size: float = 7.5, rotation: float = 0,
 ) -> None:  # fmt: skip
-    look = {"linewidth": 0.8, **KINDS[kind]}
+    look = KINDS[kind]
     shape = "round,pad=0,rounding_size=0.04"
     axes.add_patch(FancyBboxPatch((x, y), width, height, boxstyle=shape, zorder=2, **look))
     # Behind the letters the hatch is interrupted, or they would be hard to read.
@@ -192,13 +202,16 @@ def _box(
         )  # fmt: skip
 
 
-def _note(axes: Axes, x: float, y: float, text: str, **look: Any) -> None:
-    axes.text(x, y, text, **{"va": "center", "size": SMALLEST_PT, "color": "0.3"} | look)
+def _note(
+    axes: Axes, x: float, y: float, text: str, *, ha: Literal["left", "center"] = "left", color: str = "0.3", rotation: float = 0
+) -> None:
+    axes.text(x, y, text, ha=ha, va="center", size=SMALLEST_PT, color=color, rotation=rotation)
 
 
 def _dark(colour: str) -> tuple[float, float, float]:
     """A little darker, so that coloured letters keep their contrast on a tinted box."""
-    return tuple(0.8 * c for c in to_rgb(colour))
+    red, green, blue = to_rgb(colour)
+    return 0.8 * red, 0.8 * green, 0.8 * blue
 
 
 def _arrow(axes: Axes, *points: Point, colour: str = "0.3") -> None:
@@ -212,7 +225,7 @@ def _arrow(axes: Axes, *points: Point, colour: str = "0.3") -> None:
 
 
 def _legend(axes: Axes, place: Point, kinds: Sequence[str], labels: Sequence[str], columns: int) -> None:
-    handles = [Patch(label=label, linewidth=0.8, **KINDS[kind]) for kind, label in zip(kinds, labels, strict=True)]
+    handles = [Patch(label=label, **KINDS[kind]) for kind, label in zip(kinds, labels, strict=True)]
     axes.legend(
         handles=handles, loc="upper left", bbox_to_anchor=place, bbox_transform=axes.transData, ncol=columns,
         borderaxespad=0, borderpad=0.2, handlelength=2.2, columnspacing=1.2,

@@ -14,10 +14,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from typing import TypedDict
 
-import matplotlib
 from matplotlib import font_manager, style
 from matplotlib.figure import Figure
+from matplotlib.ft2font import FT2Font
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.rcsetup import cycler
 
 from cmpta_lib import files
 
@@ -31,9 +34,10 @@ BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, YELLOW = (
 )  # fmt: skip
 MODALITY_COLOURS = {"text": GREEN, "vision": BLUE, "audio": VERMILLION}
 CJK_FONT = Path(__file__).parent / "fonts" / "NotoSansSC-subset.ttf"
+FONTS = ["DejaVu Sans", "Noto Sans SC Subset"]
 MISSING_GLYPH = "〓"  # the printer's mark for a character that the fonts lack
 STYLE = {
-    "font.family": ["DejaVu Sans", "Noto Sans SC Subset"],
+    "font.family": FONTS,
     "font.size": 8,
     "axes.titlesize": 8,
     "axes.labelsize": 8,
@@ -47,22 +51,22 @@ STYLE = {
     "ytick.major.width": 0.6,
     "lines.linewidth": 1.1,
     "hatch.linewidth": 0.4,
-    "axes.prop_cycle": matplotlib.cycler(color=[BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, "black"]),
+    "axes.prop_cycle": cycler(color=[BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, "black"]),
     "pdf.fonttype": 42,  # text stays text, and some publishers refuse Type 3
 }
 
 
 @lru_cache(maxsize=1)
-def _font() -> font_manager.FT2Font:
+def _font() -> FT2Font:
     """DejaVu Sans with our Chinese subset behind it; registers the subset with matplotlib on first use."""
     font_manager.fontManager.addfont(CJK_FONT)
-    return font_manager.get_font([font_manager.findfont(family) for family in STYLE["font.family"]])
+    return font_manager.get_font([font_manager.findfont(family) for family in FONTS])
 
 
 @lru_cache(maxsize=1)
 def _known_characters() -> frozenset[int]:
     _font()
-    paths = [font_manager.findfont(family) for family in STYLE["font.family"]]
+    paths = [font_manager.findfont(family) for family in FONTS]
     return frozenset().union(*(font_manager.get_font(path).get_charmap() for path in paths))
 
 
@@ -101,6 +105,16 @@ def _width_in(text: str, size_pt: float) -> float:
     return font.get_width_height()[0] / 64 / 72  # 26.6 fixed-point numbers
 
 
+class Look(TypedDict, total=False):
+    """How a patch is drawn, in matplotlib's words."""
+
+    facecolor: str
+    edgecolor: str
+    hatch: str
+    linestyle: tuple[float, tuple[float, float]]  # offset, then points on and off
+    linewidth: float
+
+
 class PageFigure(Figure):
     """A figure that pyplot does not know: nothing leaks, and a notebook shows it once, as the last value of a cell."""
 
@@ -116,8 +130,8 @@ def new_figure(width_in: float, height_in: float, *, title: str = "", footer: st
     head_in = (head.count("\n") + 1) * 0.165 + 0.06 if title else 0.0
     foot_in = (foot.count("\n") + 1) * 0.135 + 0.06 if footer else 0.0
     total_in = height_in + head_in + foot_in
-    figure = PageFigure(figsize=(width_in, total_in), dpi=150, layout="constrained")
-    figure.get_layout_engine().set(rect=(0, foot_in / total_in, 1, height_in / total_in), w_pad=0.03, h_pad=0.03)
+    layout = ConstrainedLayoutEngine(rect=(0, foot_in / total_in, 1, height_in / total_in), w_pad=0.03, h_pad=0.03)
+    figure = PageFigure(figsize=(width_in, total_in), dpi=150, layout=layout)
     if title:
         top = 1 - 0.04 / total_in
         figure.text(0.5, top, head, ha="center", va="top", size=TITLE_PT, parse_math=False, gid="title")

@@ -169,7 +169,7 @@ def answer_sign(folder: Path) -> Literal["always", "negative"]:
     return "negative" if family(folder) in PLAIN_SIGN else "always"
 
 
-def resolve(name: str, dtype: str, cache: Path) -> LLMConfig:
+def resolve(name: str, dtype: Literal["float32", "bfloat16"], cache: Path) -> LLMConfig:
     """The config of the LLM of this name, with its fingerprint; files are read again only after they changed.
 
     Raises:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,6 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cmpta_lib.transfer import send
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 PACKED = "cmpta_packed"
 
@@ -91,7 +94,7 @@ class FrozenLLM:
     """
 
     def __init__(
-        self, model: torch.nn.Module, tokenizer: Any, fingerprint: str, name: str, gradient_checkpointing: bool = False
+        self, model: PreTrainedModel, tokenizer: Any, fingerprint: str, name: str, gradient_checkpointing: bool = False
     ) -> None:
         from transformers.modeling_layers import GradientCheckpointingLayer
         from transformers.modeling_utils import AttentionInterface

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from cmpta_lib.config import LLMConfig
 from cmpta_lib.llm import files as llm_files
 from cmpta_lib.llm.frozen import FrozenLLM
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 TIGHT = 0.4  # of the GPU's memory
 # What transformers, torch and our own readers raise on files that are complete and wrong.
@@ -49,19 +52,19 @@ def load(config: LLMConfig, cache: Path, device: torch.device) -> FrozenLLM:
     return FrozenLLM(model, tokenizer, fingerprint, config.name, gradient_checkpointing=_is_tight(model, device))
 
 
-def _load_qwen_v1(folder: Path, dtype: torch.dtype, device: torch.device) -> tuple[torch.nn.Module, Any]:
+def _load_qwen_v1(folder: Path, dtype: torch.dtype, device: torch.device) -> tuple[PreTrainedModel, Any]:
     from cmpta_lib.llm import qwen_v1
 
     return qwen_v1.load_model(folder, dtype, device), qwen_v1.load_tokenizer(folder / qwen_v1.VOCABULARY)
 
 
-def _load_chatglm3(folder: Path, dtype: torch.dtype, device: torch.device) -> tuple[torch.nn.Module, Any]:
+def _load_chatglm3(folder: Path, dtype: torch.dtype, device: torch.device) -> tuple[PreTrainedModel, Any]:
     from cmpta_lib.llm import chatglm3
 
     return chatglm3.load_model(folder, dtype, device), chatglm3.ChatGLMTokenizer(folder / chatglm3.VOCABULARY)
 
 
-def _load_known(folder: Path, dtype: torch.dtype, device: torch.device) -> tuple[torch.nn.Module, Any]:
+def _load_known(folder: Path, dtype: torch.dtype, device: torch.device) -> tuple[PreTrainedModel, Any]:
     """By transformers' own class for the family: its Auto classes would offer to run the folder's code."""
     from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, TOKENIZER_MAPPING, PreTrainedTokenizerFast
 
