@@ -13,7 +13,16 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from cmpta_lib.paper import HYPERPARAMETERS
 
@@ -30,6 +39,14 @@ class Settings(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, validate_default=True)
+
+    @field_validator("*")
+    @classmethod
+    def _one_way_to_write(cls, value: Any) -> Any:
+        """-0.0 equals 0.0 but is other JSON; half a surrogate pair is no text that a file can hold."""
+        if isinstance(value, str) and any("\ud800" <= sign <= "\udfff" for sign in value):
+            raise ValueError("text that cannot be written as UTF-8 (half of a surrogate pair)")
+        return value + 0.0 if isinstance(value, float) else value
 
 
 class DataConfig(Settings):
@@ -137,7 +154,7 @@ def _as_method(value: Any) -> Any:
     """A table of fields -> the settings class that its `name` stands for."""
     if not isinstance(value, Mapping):
         return value
-    if (name := value.get("name")) not in MethodConfig.known:
+    if not isinstance(name := value.get("name"), str) or name not in MethodConfig.known:
         raise ValueError(
             f"unknown method {name!r}; known: {', '.join(sorted(MethodConfig.known))}. One of your own is known once the "
             f"file that defines it is imported: name that file in the environment variable CMPTA_METHODS"
@@ -183,7 +200,7 @@ def override(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
     tree = config.model_dump()
     for path, value in changes.items():
         if path not in (known := set(paths(config))):
-            raise ValueError(f"unknown config field '{path}'; known: {', '.join(sorted(known))}")
+            raise ValueError(f"unknown config field {path!r}; known: {', '.join(sorted(known))}")
         *parents, last = path.split(".")
         node = tree
         for parent in parents:
@@ -215,6 +232,7 @@ def _checked(tree: Any, everything: bool = False) -> RunConfig:
 
 def _one_line(error: Mapping[str, Any]) -> str:
     where = ".".join(map(str, error["loc"])) or "config"
+    where = where if where.isprintable() else repr(where)  # an unknown field's name may hold line ends
     came = "" if isinstance(error["input"], Mapping | BaseModel) else f"={error['input']!r}"
     return f"{where}{came}: {error['msg'].removeprefix('Value error, ')}"
 

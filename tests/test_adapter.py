@@ -10,19 +10,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cmpta_lib.config import AdapterConfig
+from cmpta_lib.config import CmptaConfig
 from cmpta_lib.methods.cmpta import PAIRS, CMPTAdapter, CrossModalAttention, TemporalAlignment
 
 AUDIO, VISION, LLM = 5, 7, 16
 LENGTHS = {"text": [4, 1, 6], "audio": [9, 3, 5], "vision": [2, 8, 1]}
-FUSIONS = ("cross_modal", "pooled", "none")
+FUSIONS = ("cross_modal", "pooled")
 ALIGNMENTS = ("bilstm", "lstm", "linear")
 
 
 def build(llm_dim: int = LLM, embedding_norm: float = 1.0, **changes) -> CMPTAdapter:
     """A small adapter in eval mode whose norms and biases are moved off their neutral initial values."""
     torch.manual_seed(3)
-    config = AdapterConfig(**({"dim": 8, "num_heads": 2} | changes))
+    config = CmptaConfig(**({"dim": 8, "num_heads": 2} | changes))
     adapter = CMPTAdapter(config, AUDIO, VISION, llm_dim, embedding_norm)
     with torch.no_grad():
         for name, weight in adapter.named_parameters():
@@ -132,7 +132,7 @@ def tokens_of_one(adapter: CMPTAdapter, text: Tensor, audio: Tensor, vision: Ten
 @torch.no_grad()
 def test_attention_equals_eq_7_in_a_loop(projections, return_weights):
     torch.manual_seed(0)
-    attention = CrossModalAttention(AdapterConfig(dim=8, num_heads=4, projections=projections))
+    attention = CrossModalAttention(CmptaConfig(dim=8, num_heads=4, projections=projections))
     sequences = {m: padded(n, 8, extra=2, seed=10 * i) for i, (m, n) in enumerate(LENGTHS.items())}
     attended, weights = attention(sequences, {m: torch.tensor(n) for m, n in LENGTHS.items()}, return_weights)
     assert list(attended) == ["t1", "t2", "v1", "v2", "a1", "a2"]
@@ -234,9 +234,8 @@ def test_an_absent_modality_gives_finite_tokens_and_gradients(absent, alignment,
     given["text"].requires_grad_()
     for return_weights in (False, True):
         tokens, _ = adapter(**given, return_weights=return_weights)
-        assert tokens.shape == (3, 0 if fusion == "none" else 6, LLM) and tokens.isfinite().all()
-        if fusion != "none":
-            tokens.square().sum().backward()
+        assert tokens.shape == (3, 6, LLM) and tokens.isfinite().all()
+        tokens.square().sum().backward()
         assert all(p.grad is None or p.grad.isfinite().all() for p in (*adapter.parameters(), given["text"]))
 
 
@@ -254,7 +253,7 @@ def test_an_absent_modality_does_not_disturb_its_neighbours():
 @torch.no_grad()
 def test_alignment_equals_packed_lstm():
     torch.manual_seed(1)
-    layer = TemporalAlignment(VISION, AdapterConfig(dim=8, num_heads=2)).eval()
+    layer = TemporalAlignment(VISION, CmptaConfig(dim=8, num_heads=2)).eval()
     packed = nn.LSTM(VISION, 4, batch_first=True, bidirectional=True)
     for name, weight in layer.forward_lstm.named_parameters():
         getattr(packed, name).copy_(weight)
@@ -274,7 +273,7 @@ def test_alignment_equals_packed_lstm():
 @torch.no_grad()
 def test_only_the_bidirectional_alignment_sees_the_future(kind, sees_the_future):
     torch.manual_seed(1)
-    layer = TemporalAlignment(VISION, AdapterConfig(dim=8, num_heads=2, alignment=kind)).eval()
+    layer = TemporalAlignment(VISION, CmptaConfig(dim=8, num_heads=2, alignment=kind)).eval()
     frames, lengths = padded([9, 6], VISION), torch.tensor([9, 6])
     later = frames.clone()
     later[:, 4] += 1
@@ -296,7 +295,7 @@ def test_linear_alignment_alone_makes_a_clip_a_bag_of_frames(kind):
 @torch.no_grad()
 def test_alignment_uses_the_feature_statistics():
     torch.manual_seed(1)
-    layer = TemporalAlignment(VISION, AdapterConfig(dim=8, num_heads=2)).eval()
+    layer = TemporalAlignment(VISION, CmptaConfig(dim=8, num_heads=2)).eval()
     frames, lengths, mean, std = padded([5], VISION), torch.tensor([5]), torch.randn(VISION), torch.rand(VISION) + 1
     expected = layer(frames, lengths)
     layer.feature_mean.copy_(mean)
@@ -318,20 +317,15 @@ def test_dropout_acts_in_training_only():
 def test_which_modalities_each_fusion_reads(fusion):
     adapter, given = build(fusion=fusion), batch()
     tokens, weights = adapter(**given, return_weights=True)
-    assert tokens.shape[1] == adapter.num_tokens == (0 if fusion == "none" else 6)
+    assert tokens.shape[1] == adapter.num_tokens == 6
     assert bool(weights) == (fusion == "cross_modal")
     for modality in LENGTHS:
         other, _ = adapter(**(given | {modality: given[modality] * 2 + 1}))
-        used = fusion == "cross_modal" or (fusion == "pooled" and modality != "text")
+        used = fusion == "cross_modal" or modality != "text"
         assert torch.equal(other, tokens) != used
     if fusion == "pooled":  # three vision tokens, then three audio tokens
         other, _ = adapter(**(given | {"audio": given["audio"] * 2 + 1}))
         assert torch.equal(other[:, :3], tokens[:, :3]) and not torch.isclose(other[:, 3:], tokens[:, 3:]).all(-1).any()
-
-
-def test_text_only_has_nothing_to_train():
-    adapter = build(fusion="none")
-    assert not list(adapter.parameters()) and not adapter.state_dict()
 
 
 @pytest.mark.parametrize("rule", ["mix", "repeat"])
@@ -358,7 +352,7 @@ def test_six_tokens_need_no_mixing_parameter(rule):
 @torch.no_grad()
 def test_tokens_start_at_the_size_of_the_llms_embeddings(changes):
     torch.manual_seed(0)
-    adapter = CMPTAdapter(AdapterConfig(dim=128, **changes), AUDIO, VISION, LLM * 16, embedding_norm=0.73).eval()
+    adapter = CMPTAdapter(CmptaConfig(dim=128, **changes), AUDIO, VISION, LLM * 16, embedding_norm=0.73).eval()
     given = batch() | {"text": padded(LENGTHS["text"], LLM * 16)}
     norms = adapter(**given)[0].norm(dim=-1)
     # Each squared norm is a chi-square over E = 256 outputs, so one token strays by about 1 / sqrt(2 * 256) = 4 %.
@@ -369,7 +363,7 @@ def test_tokens_start_at_the_size_of_the_llms_embeddings(changes):
 @torch.no_grad()
 def test_mixed_tokens_start_at_that_size_too():
     torch.manual_seed(0)
-    adapter = CMPTAdapter(AdapterConfig(dim=128, num_pseudo_tokens=8), AUDIO, VISION, LLM * 16, embedding_norm=0.73)
+    adapter = CMPTAdapter(CmptaConfig(dim=128, num_pseudo_tokens=8), AUDIO, VISION, LLM * 16, embedding_norm=0.73)
     norms = adapter.eval()(**(batch() | {"text": padded(LENGTHS["text"], LLM * 16)}))[0].norm(dim=-1)
     assert norms[:, :6].mean().item() == pytest.approx(0.73, rel=0.06)
     assert (norms > 0.73 * 0.4).all() and (norms < 0.73 * 2.5).all()  # six random weights of variance 1/6
@@ -378,7 +372,7 @@ def test_mixed_tokens_start_at_that_size_too():
 @torch.no_grad()
 def test_without_embedding_norm_the_tokens_start_elsewhere():
     torch.manual_seed(0)
-    adapter = CMPTAdapter(AdapterConfig(dim=128, token_scale="default"), AUDIO, VISION, LLM, embedding_norm=100.0)
+    adapter = CMPTAdapter(CmptaConfig(dim=128, token_scale="default"), AUDIO, VISION, LLM, embedding_norm=100.0)
     assert adapter.eval()(**batch())[0].norm(dim=-1).mean() < 50
 
 
@@ -421,14 +415,13 @@ def expected_parameters(alignment: str = "bilstm", projections: int = 9, mixed: 
         ({"num_pseudo_tokens": 8}, expected_parameters(mixed=8)),
         ({"num_pseudo_tokens": 8, "token_count_rule": "repeat"}, expected_parameters()),
         ({"fusion": "pooled"}, expected_parameters(projections=0)),
-        ({"fusion": "none"}, 0),
     ],
     ids=str,
 )
 def test_parameter_count_at_the_papers_size(changes, expected):
     with torch.device("meta"):
         adapter = CMPTAdapter(
-            AdapterConfig(**changes), PAPER_SIZE["audio"], PAPER_SIZE["vision"], PAPER_SIZE["E"], embedding_norm=1.0
+            CmptaConfig(**changes), PAPER_SIZE["audio"], PAPER_SIZE["vision"], PAPER_SIZE["E"], embedding_norm=1.0
         )
     assert sum(p.numel() for p in adapter.parameters()) == expected
 

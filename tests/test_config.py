@@ -2,39 +2,51 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin
 
 import pytest
+from pydantic import BaseModel, ValidationError
 
 from cmpta_lib.config import (
     PAPER_SEEDS,
-    AdapterConfig,
+    CmptaConfig,
     DataConfig,
+    MethodConfig,
     RunConfig,
+    Settings,
+    TextOnlyConfig,
     TrainingConfig,
     from_json,
     override,
+    paths,
     to_json,
 )
 
 ROOT = Path(__file__).parents[1]
 CONFIG = RunConfig(data=DataConfig(name="embedded-sims", fingerprint="abc"))
+TEXT_ONLY = RunConfig(data=CONFIG.data, method=TextOnlyConfig())
 
 
-def leaves(cls: type = RunConfig, prefix: str = "") -> dict[str, Any]:
+def leaves(node: BaseModel = CONFIG, prefix: str = "") -> dict[str, Any]:
     """Dotted path -> type, for every field of the tree."""
     found: dict[str, Any] = {}
-    for name, hint in get_type_hints(cls).items():
-        found |= leaves(hint, f"{prefix}{name}.") if dataclasses.is_dataclass(hint) else {prefix + name: hint}
+    for name, field in type(node).model_fields.items():
+        value = getattr(node, name)
+        inner = isinstance(value, BaseModel)
+        found |= leaves(value, f"{prefix}{name}.") if inner else {prefix + name: field.annotation}
     return found
 
 
-def value_at(config: RunConfig, path: str) -> Any:
+def settable() -> dict[str, Any]:
+    """All but the two fields of which a method's class allows one value alone."""
+    return {path: hint for path, hint in leaves().items() if path not in ("method.name", "method.recipe")}
+
+
+def value_at(config: Any, path: str) -> Any:
     for name in path.split("."):
         config = getattr(config, name)
     return config
@@ -45,13 +57,13 @@ def other_value(path: str, hint: Any) -> Any:
     value = value_at(CONFIG, path)
     if get_origin(hint) is Literal:
         return next(option for option in get_args(hint) if option != value)
-    if path == "training.patience":
+    if value is None:  # patience: whole numbers are legal too
         return 3
     return {int: lambda: value * 2, float: lambda: value / 2, str: lambda: value + "x"}[hint]()
 
 
 def test_the_defaults_are_table_2():
-    assert (CONFIG.adapter.dim, CONFIG.adapter.num_pseudo_tokens) == (1024, 6)
+    assert (CONFIG.method.dim, CONFIG.method.num_pseudo_tokens) == (1024, 6)
     training = CONFIG.training
     assert (training.learning_rate, training.epochs, training.batch_size) == (5e-4, 150, 16)
     assert CONFIG.seed == PAPER_SEEDS[0] and PAPER_SEEDS == (1111, 2222, 3333, 4444, 5555)
@@ -70,7 +82,7 @@ def test_the_hash_is_stable_over_processes():
     assert len(CONFIG.hash) == 12 and int(CONFIG.hash, 16) >= 0
 
 
-@pytest.mark.parametrize(("path", "hint"), leaves().items(), ids=str)
+@pytest.mark.parametrize(("path", "hint"), settable().items(), ids=settable())
 def test_every_field_changes_the_hash(path, hint):
     changed = override(CONFIG, {path: other_value(path, hint)})
     assert value_at(changed, path) != value_at(CONFIG, path)
@@ -78,10 +90,58 @@ def test_every_field_changes_the_hash(path, hint):
     assert override(changed, {path: value_at(CONFIG, path)}).hash == CONFIG.hash
 
 
+def test_paths_name_every_field_that_holds_a_value():
+    assert list(paths(CONFIG)) == list(leaves())
+    assert set(paths(TEXT_ONLY)) == set(leaves(TEXT_ONLY)) < set(leaves())
+
+
+def test_another_method_has_another_hash_and_other_fields():
+    assert TEXT_ONLY.hash != CONFIG.hash
+    assert [(type(c.method), c.method.name) for c in (CONFIG, TEXT_ONLY)] == [
+        (CmptaConfig, "cmpta"),
+        (TextOnlyConfig, "text_only"),
+    ]
+    with pytest.raises(ValueError, match=r"unknown config field 'method\.dim'"):
+        override(TEXT_ONLY, {"method.dim": 8})
+
+
 def test_equal_configs_have_equal_hashes():
-    whole, point = (override(CONFIG, {"adapter.dropout": value}) for value in (0, 0.0))
-    assert whole == point
-    assert whole.hash == point.hash
+    whole, point, minus = (override(CONFIG, {"method.dropout": value}) for value in (0, 0.0, -0.0))
+    assert whole == point == minus
+    assert whole.hash == point.hash == minus.hash
+
+
+@pytest.fixture
+def own_method():
+    """Settings of a method that this test defines; forgotten afterwards."""
+
+    class OwnConfig(MethodConfig):
+        name: Literal["own"] = "own"
+        recipe: Literal[3] = 3
+        width: int = 4
+
+    yield OwnConfig
+    del MethodConfig.known["own"]
+
+
+def test_a_method_of_ones_own_is_known_once_its_settings_are_defined(own_method):
+    config = RunConfig(data=CONFIG.data, method=own_method())
+    assert from_json(to_json(config)) == config and type(from_json(to_json(config)).method) is own_method
+    assert override(config, {"method.width": 9}).method.width == 9
+    del MethodConfig.known["own"]
+    with pytest.raises(ValueError, match="unknown method 'own'; known: cmpta, text_only.*CMPTA_METHODS"):
+        from_json(to_json(config))
+    MethodConfig.known["own"] = own_method
+
+
+def test_a_raised_recipe_changes_the_hashes_of_its_own_method_only(own_method):
+    class Mended(own_method):
+        recipe: Literal[4] = 4
+
+    old, new = (RunConfig(data=CONFIG.data, method=method()) for method in (own_method, Mended))
+    assert old.hash != new.hash
+    with pytest.raises(ValueError, match=r"method\.recipe=3: Input should be 4"):
+        from_json(to_json(old))
 
 
 # --- JSON -------------------------------------------------------------------------------------------------------------
@@ -98,7 +158,7 @@ def test_json_is_readable():
     assert "情感" in to_json(override(CONFIG, {"data.name": "情感"}))
 
 
-@pytest.mark.parametrize("where", [(), ("adapter",)])
+@pytest.mark.parametrize("where", [(), ("method",), ("method", "llm")])
 def test_json_with_an_unknown_or_missing_field_is_refused(where):
     def changed(change) -> str:
         tree = json.loads(to_json(CONFIG))
@@ -108,29 +168,37 @@ def test_json_with_an_unknown_or_missing_field_is_refused(where):
         change(node)
         return json.dumps(tree)
 
-    with pytest.raises(ValueError, match="unknown fields.*colour"):
+    with pytest.raises(ValueError, match=r"colour='red': Extra inputs are not permitted"):
         from_json(changed(lambda node: node.update(colour="red")))
-    name = "num_heads" if where else "seed"
-    with pytest.raises(ValueError, match=f"missing fields.*{name}"):
+    name = {(): "seed", ("method",): "num_heads"}.get(where, "dtype")
+    with pytest.raises(ValueError, match=f"missing fields {'.'.join((*where, name))}$"):
         from_json(changed(lambda node: node.pop(name)))
 
 
 def test_json_of_another_shape_is_refused():
-    with pytest.raises(ValueError, match="expected a table of fields"):
+    with pytest.raises(ValueError, match=r"config=\[1, 2\]: Input should be a valid dictionary"):
         from_json("[1, 2]")
+    with pytest.raises(ValueError, match="expected a run's config as JSON"):
+        from_json("{")
+
+
+@pytest.mark.parametrize("method", [None, 5, "cmpta", [], {}, {"name": None}, {"name": ["cmpta"]}, {"name": "x"}])
+def test_json_with_something_else_for_a_method_is_refused(method):
+    with pytest.raises(ValueError, match="^method"):
+        from_json(json.dumps(json.loads(to_json(CONFIG)) | {"method": method}))
 
 
 # --- override ---------------------------------------------------------------------------------------------------------
 
 
 def test_override_changes_what_it_says_and_nothing_else():
-    changed = override(CONFIG, {"adapter.num_heads": 4, "seed": 2222})
+    changed = override(CONFIG, {"method.num_heads": 4, "seed": 2222})
     before, after = ({p: value_at(c, p) for p in leaves()} for c in (CONFIG, changed))
-    assert {p for p in before if before[p] != after[p]} == {"adapter.num_heads", "seed"}
+    assert {p for p in before if before[p] != after[p]} == {"method.num_heads", "seed"}
     assert CONFIG.seed == 1111
 
 
-@pytest.mark.parametrize("path", ["heads", "adapter.heads", "adapter.num_heads.x", "colour.num_heads", "", "adapter."])
+@pytest.mark.parametrize("path", ["heads", "method.heads", "method.num_heads.x", "colour.num_heads", "", "method."])
 def test_override_of_an_unknown_field_lists_the_known_ones(path):
     with pytest.raises(ValueError) as caught:
         override(CONFIG, {path: 4})
@@ -138,21 +206,26 @@ def test_override_of_an_unknown_field_lists_the_known_ones(path):
     assert all(known in str(caught.value) for known in leaves())
 
 
+def test_texts_that_no_file_can_hold_are_refused():
+    with pytest.raises(ValueError, match=r"data\.name='a.ud800': text that cannot be written as UTF-8"):
+        override(CONFIG, {"data.name": "a\ud800"})
+
+
 @pytest.mark.parametrize(
     ("path", "value"),
     [
-        ("adapter.num_heads", "4"),
-        ("adapter.num_heads", 4.0),
-        ("adapter.num_heads", True),
-        ("adapter.dropout", "0.1"),
-        ("adapter.dropout", True),
-        ("adapter.dropout", None),
-        ("adapter.alignment", "gru"),
-        ("adapter.alignment", ["bilstm"]),
+        ("method.num_heads", "4"),
+        ("method.num_heads", 4.0),
+        ("method.num_heads", True),
+        ("method.dropout", "0.1"),
+        ("method.dropout", True),
+        ("method.dropout", None),
+        ("method.alignment", "gru"),
+        ("method.alignment", ["bilstm"]),
         ("training.patience", 2.5),
         ("data.name", 3),
         ("data.name", None),
-        ("adapter", 5),
+        ("method", 5),
         ("seed", [1]),
     ],
 )
@@ -173,13 +246,13 @@ def test_optional_and_whole_numbers_are_taken_where_they_fit():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"adapter.num_heads": 3}, "adapter.dim=1024 is not a multiple of adapter.num_heads=3"),
-        ({"adapter.dim": 9, "adapter.num_heads": 3}, "adapter.dim=9 must be even"),
-        ({"adapter.dim": 0}, "adapter.dim=0"),
-        ({"adapter.num_pseudo_tokens": 0}, "adapter.num_pseudo_tokens=0"),
-        ({"adapter.fusion": "pooled", "adapter.num_pseudo_tokens": 5}, "use an even count"),
-        ({"adapter.dropout": 1.0}, "adapter.dropout=1.0"),
-        ({"adapter.dropout": -0.1}, "adapter.dropout=-0.1"),
+        ({"method.num_heads": 3}, "method: dim=1024 is not a multiple of num_heads=3"),
+        ({"method.dim": 9, "method.num_heads": 3}, "method.dim=9: Input should be a multiple of 2"),
+        ({"method.dim": 0}, "method.dim=0"),
+        ({"method.num_pseudo_tokens": 0}, "method.num_pseudo_tokens=0"),
+        ({"method.fusion": "pooled", "method.num_pseudo_tokens": 5}, "use an even count"),
+        ({"method.dropout": 1.0}, "method.dropout=1.0"),
+        ({"method.dropout": -0.1}, "method.dropout=-0.1"),
         ({"training.epochs": 0}, "training.epochs=0"),
         ({"training.batch_size": 0}, "training.batch_size=0"),
         ({"training.validate_every": 0}, "training.validate_every=0"),
@@ -202,7 +275,7 @@ UNCHECKED = {
     "training.weight_decay": -0.1,
     "training.patience": -1,
     "training.learning_rate": float("nan"),
-    "adapter.num_heads": -8,
+    "method.num_heads": -8,
 }
 
 
@@ -212,17 +285,35 @@ def test_a_senseless_number_is_refused_at_birth(path, value):
         override(CONFIG, {path: value})
 
 
-@pytest.mark.parametrize("build", [lambda: AdapterConfig(alignment="gru"), lambda: TrainingConfig(epochs=2.5)])
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: CmptaConfig(alignment="gru"),
+        lambda: CmptaConfig(num_heads=0),
+        lambda: CmptaConfig(heads=4),
+        lambda: TrainingConfig(epochs=2.5),
+        lambda: RunConfig(data=CONFIG.data, method=CmptaConfig(dim=12)),
+        lambda: RunConfig(data=CONFIG.data, method=TrainingConfig()),
+    ],
+)
 def test_a_wrong_choice_is_refused_by_the_constructor_too(build):
     with pytest.raises(ValueError):
         build()
 
 
-def test_zero_heads_are_refused_in_words():
-    with pytest.raises(ValueError, match="num_heads"):
-        AdapterConfig(num_heads=0)
+def subclasses(of: type) -> set[type]:
+    return {of}.union(*(subclasses(child) for child in of.__subclasses__()))
 
 
 def test_configs_cannot_be_edited():
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        CONFIG.adapter.dim = 8
+    with pytest.raises(ValidationError, match="frozen"):
+        CONFIG.method.dim = 8
+    assert all(cls.model_config["frozen"] for cls in subclasses(Settings))
+
+
+def test_a_refusal_is_one_line_that_names_every_wrong_field():
+    with pytest.raises(ValueError) as caught:
+        override(CONFIG, {"training.epochs": 0, "method.llm.dtype": "half", "seed": -1})
+    message = str(caught.value)
+    assert "\n" not in message
+    assert all(part in message for part in ("training.epochs=0: ", "method.llm.dtype='half': ", "seed=-1: "))

@@ -2,7 +2,17 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score
 
-from cmpta_lib.metrics import UNPARSABLE, classification_metrics, headline, regression_metrics
+from cmpta_lib.metrics import (
+    CORR,
+    MAE,
+    METRICS,
+    TABLED,
+    UNPARSABLE,
+    WF1,
+    classification_metrics,
+    headline,
+    regression_metrics,
+)
 from cmpta_lib.paper import MELD_LABELS
 
 SIMS_TRUTH = [-1, -0.8, -0.6, -0.4, -0.2, 0, 0.2, 0.4, 0.6, 0.8, 1, 0, -0.2, 0.4]
@@ -119,7 +129,25 @@ def test_classification_refuses_bad_input(truth, prediction, message):
 
 
 def test_headline_metrics():
-    assert headline("regression") == ("mae", True)
-    assert headline("classification") == ("f1_weighted", False)
+    assert (headline("regression").name, headline("regression").lower_is_better) == ("mae", True)
+    assert (headline("classification").name, headline("classification").lower_is_better) == ("f1_weighted", False)
     with pytest.raises(ValueError, match="unknown kind"):
         headline("ranking")
+
+
+def test_better_is_lower_for_an_error_and_higher_for_a_score_and_equal_is_never_better():
+    assert MAE.is_better(0.2, than=0.3) and not MAE.is_better(0.3, than=0.2)
+    assert WF1.is_better(0.3, than=0.2) and not WF1.is_better(0.2, than=0.3)
+    assert not any(metric.is_better(0.2, than=0.2) for metric in METRICS.values())
+    assert not any(metric.is_better(float("nan"), than=0.2) for metric in METRICS.values())
+
+
+def test_a_metric_is_shown_as_the_paper_prints_it():
+    assert [metric.with_unit(0.80734) for metric in (MAE, CORR, WF1)] == ["0.807", "0.807", "80.73 %"]
+    assert MAE.with_unit(float("nan")) == "—"
+    assert (CORR.shown(-0.0001), CORR.shown(0.0123, "+"), CORR.shown(-0.0123, "+")) == ("0.000", "+0.012", "-0.012")
+
+
+def test_every_metric_in_a_table_is_listed_under_its_own_name():
+    assert all(metric.name == name for name, metric in METRICS.items())
+    assert {metric for metrics in TABLED.values() for metric in metrics} == set(METRICS.values())

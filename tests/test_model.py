@@ -13,24 +13,35 @@ import torch.nn.functional as F
 from conftest import random_llm
 from torch import Tensor
 
-from cmpta_lib.config import AdapterConfig, DataConfig, RunConfig, override
-from cmpta_lib.data.corpus import Sample, Task
+from cmpta_lib.config import CmptaConfig, DataConfig, RunConfig, TextOnlyConfig, override
+from cmpta_lib.data.corpus import Inputs, Sample, Task
 from cmpta_lib.llm.frozen import FrozenLLM, weights_fingerprint
+from cmpta_lib.methods import registry
 from cmpta_lib.methods.answer_trie import AnswerTrie
-from cmpta_lib.methods.prompted_lm import CMPTA
+from cmpta_lib.methods.base import Tools
+from cmpta_lib.methods.prompted_lm import PromptBatch, PromptedLM
 from cmpta_lib.methods.prompts import Layout, answer_text, legal_answers
 
 WORLDS = ("embedded-sims", "embedded-meld")
-CONFIG = RunConfig(data=DataConfig(name="test", fingerprint=""), adapter=AdapterConfig(dim=16, num_heads=2))
+CONFIG = RunConfig(data=DataConfig(name="test", fingerprint=""), method=CmptaConfig(dim=16, num_heads=2))
+TEXT_ONLY = RunConfig(data=CONFIG.data, method=TextOnlyConfig())
 
 
-def build(llm: FrozenLLM, corpus, **changes) -> CMPTA:
+def tools_of(llm: FrozenLLM) -> Tools:
+    return Tools(llm.device, lambda config: llm)
+
+
+def build(llm: FrozenLLM, corpus, start: RunConfig = CONFIG, **changes) -> PromptedLM:
     torch.manual_seed(0)
-    train = corpus.splits["train"]
-    config = override(CONFIG, {name.replace("__", "."): value for name, value in changes.items()})
-    model = CMPTA(config, corpus.task, llm, train.audio_dim, train.vision_dim)
-    model.fit_features(train)
-    return model.eval()
+    config = override(start, {name.replace("__", "."): value for name, value in changes.items()})
+    method = registry.build(config, Inputs.of(corpus), tools_of(llm))
+    method.fit(corpus.splits["train"])
+    method.module.eval()
+    return method
+
+
+def replies(model: PromptedLM, batch: PromptBatch) -> list[str | None]:
+    return list(model.predict(batch).replies)
 
 
 def clips(corpus, count: int = 6) -> list[Sample]:
@@ -55,7 +66,7 @@ def input_ids(llm: FrozenLLM, task: Task, text: str, tail: str = "") -> list[int
     return llm.first_ids + [token for part in parts for token in llm.token_ids(part)]
 
 
-def one_input(model: CMPTA, sample: Sample, tail: list[int] | None = None) -> Tensor:
+def one_input(model: PromptedLM, sample: Sample, tail: list[int] | None = None) -> Tensor:
     """(1, n, E) the LLM's input for one clip, put together piece by piece."""
     llm, layout = model.llm, Layout.of(model.task)
     tokens, _ = model.pseudo_tokens(model.collate([sample]))
@@ -64,7 +75,7 @@ def one_input(model: CMPTA, sample: Sample, tail: list[int] | None = None) -> Te
         return llm.embedding(torch.tensor(ids, dtype=torch.int64))
 
     content = [tokens[0], rows(llm.token_ids(sample.text))]
-    if model.config.prompt.pseudo_token_position == "after_text":
+    if model.settings.prompt.pseudo_token_position == "after_text":
         content.reverse()
     fixed = rows(llm.token_ids(layout.close) + llm.token_ids(layout.prompt) + (tail or []))
     return torch.cat([rows(llm.first_ids + llm.token_ids(layout.open)), *content, fixed])[None]
@@ -82,24 +93,24 @@ def test_only_the_adapter_moves(corpora):
     corpus, llm = corpora["embedded-sims"], random_llm()
     before = weights_fingerprint(llm.model)
     model = build(llm, corpus).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
-    start = {name: weight.detach().clone() for name, weight in model.adapter.named_parameters()}
+    optimizer = torch.optim.AdamW(model.module.parameters(), lr=0.1)
+    start = {name: weight.detach().clone() for name, weight in model.maker.named_parameters()}
     for _ in range(3):
-        losses, _ = model(model.collate(clips(corpus)))
+        losses, _ = model.answer_losses(model.collate(clips(corpus)))
         optimizer.zero_grad()
         losses.mean().backward()
         optimizer.step()
     assert weights_fingerprint(llm.model) == before == llm.fingerprint
-    assert all(p.grad is None and not p.requires_grad for p in llm.model.parameters())
+    assert all(p.grad is None and not p.requires_grad for p in llm.model.module.parameters())
     assert not any(module.training for module in llm.model.modules())
-    assert all(not torch.equal(w, start[n]) for n, w in model.adapter.named_parameters())
+    assert all(not torch.equal(w, start[n]) for n, w in model.maker.named_parameters())
 
 
 def test_the_checkpoint_and_the_optimiser_hold_the_adapter_only(llm, corpora):
     model = build(llm, corpora["embedded-sims"])
-    assert set(model.state_dict()) == {f"adapter.{name}" for name in model.adapter.state_dict()}
-    llm_weights = {p.data_ptr() for p in llm.model.parameters()}
-    assert not llm_weights & {p.data_ptr() for p in model.parameters()}
+    assert set(model.module.state_dict()) == {f"adapter.{name}" for name in model.maker.state_dict()}
+    llm_weights = {p.data_ptr() for p in llm.model.module.parameters()}
+    assert not llm_weights & {p.data_ptr() for p in model.module.parameters()}
 
 
 def test_calling_the_llm_without_packing_is_refused(llm):
@@ -139,9 +150,9 @@ def test_without_pseudo_tokens_it_is_the_plain_llm(corpus, kv_heads):
 @pytest.mark.parametrize("position", ["before_text", "after_text"])
 def test_a_packed_batch_equals_its_clips_one_by_one(corpus, position, kv_heads):
     llm = random_llm(num_key_value_heads=kv_heads)
-    model, samples = build(llm, corpus, prompt__pseudo_token_position=position), clips(corpus)
-    losses, owners = model(model.collate(samples))
-    alone = [model(model.collate([sample]))[0] for sample in samples]
+    model, samples = build(llm, corpus, method__prompt__pseudo_token_position=position), clips(corpus)
+    losses, owners = model.answer_losses(model.collate(samples))
+    alone = [model.answer_losses(model.collate([sample]))[0] for sample in samples]
     assert owners.tolist() == [i for i, row in enumerate(alone) for _ in row]
     torch.testing.assert_close(losses, torch.cat(alone), rtol=0, atol=1e-5)
     # Gradients in float64: random weights make them up to 1e3 large, where float32's rounding alone exceeds 1e-5.
@@ -151,7 +162,7 @@ def test_a_packed_batch_equals_its_clips_one_by_one(corpus, position, kv_heads):
     for batches in ([samples], [[sample] for sample in samples]):
         for batch in map(model.collate, batches):
             model(replace(batch, audio=batch.audio.double(), vision=batch.vision.double()))[0].sum().backward()
-        gradients.append({name: p.grad.clone() for name, p in model.named_parameters()})
+        gradients.append({name: p.grad.clone() for name, p in model.module.named_parameters()})
         model.zero_grad()
     for name, packed in gradients[0].items():
         torch.testing.assert_close(packed, gradients[1][name], rtol=1e-5, atol=1e-5)
@@ -159,9 +170,9 @@ def test_a_packed_batch_equals_its_clips_one_by_one(corpus, position, kv_heads):
 
 @pytest.mark.parametrize("position", ["before_text", "after_text"])
 def test_the_loss_is_the_cross_entropy_of_the_answer_alone(llm, corpus, position):
-    model, reference = build(llm, corpus, prompt__pseudo_token_position=position), plain(llm)
+    model, reference = build(llm, corpus, method__prompt__pseudo_token_position=position), plain(llm)
     samples = clips(corpus)
-    losses, owners = model(model.collate(samples))
+    losses, owners = model.answer_losses(model.collate(samples))
     expected = []
     for row, sample in enumerate(samples):
         answer = llm.token_ids(answer_text(corpus.task, sample.label))
@@ -180,8 +191,8 @@ def test_the_loss_is_the_cross_entropy_of_the_answer_alone(llm, corpus, position
 def test_the_two_layouts_differ(llm, corpora):
     corpus = corpora["embedded-sims"]
     samples = clips(corpus)[:1]
-    scores = [build(llm, corpus, prompt__pseudo_token_position=p) for p in ("before_text", "after_text")]
-    before, after = (model(model.collate(samples))[0] for model in scores)
+    scores = [build(llm, corpus, method__prompt__pseudo_token_position=p) for p in ("before_text", "after_text")]
+    before, after = (model.answer_losses(model.collate(samples))[0] for model in scores)
     assert not torch.allclose(before, after)
 
 
@@ -195,8 +206,8 @@ def test_nothing_leaks_from_one_clip_to_another(llm, corpus, change):
         "frames": {"audio": samples[0].audio[:9] + 5, "vision": other.vision[:7]},
         "label": {"label": next(v for v in model.answers.values() if v != samples[0].label)},
     }[change]
-    losses, owners = model(model.collate(samples))
-    others, _ = model(model.collate([replace(samples[0], **changed), *samples[1:]]))
+    losses, owners = model.answer_losses(model.collate(samples))
+    others, _ = model.answer_losses(model.collate([replace(samples[0], **changed), *samples[1:]]))
     torch.testing.assert_close(others[owners > 0], losses[owners > 0], rtol=0, atol=1e-5)
     assert not torch.allclose(others[owners == 0], losses[owners == 0], atol=1e-3)
 
@@ -204,12 +215,12 @@ def test_nothing_leaks_from_one_clip_to_another(llm, corpus, change):
 @torch.no_grad()
 def test_the_order_of_a_batch_does_not_matter(llm, corpus):
     model, samples, order = build(llm, corpus), clips(corpus), [4, 2, 0, 5, 1, 3]
-    losses, owners = model(model.collate(samples))
-    shuffled, shuffled_owners = model(model.collate([samples[i] for i in order]))
+    losses, owners = model.answer_losses(model.collate(samples))
+    shuffled, shuffled_owners = model.answer_losses(model.collate([samples[i] for i in order]))
     for place, row in enumerate(order):
         torch.testing.assert_close(shuffled[shuffled_owners == place], losses[owners == row], rtol=0, atol=1e-5)
-    replies = model.answer(model.collate(samples))
-    assert model.answer(model.collate([samples[i] for i in order])) == [replies[i] for i in order]
+    said = replies(model, model.collate(samples))
+    assert replies(model, model.collate([samples[i] for i in order])) == [replies[i] for i in order]
 
 
 def test_only_asked_positions_pass_the_llms_head(llm, corpus):
@@ -217,9 +228,9 @@ def test_only_asked_positions_pass_the_llms_head(llm, corpus):
     head = llm.model.get_output_embeddings()
     handle = head.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     try:
-        losses, _ = model(model.collate(clips(corpus)))
+        losses, _ = model.answer_losses(model.collate(clips(corpus)))
         assert [tuple(x.shape) for x in seen] == [(1, len(losses), llm.dim)]
-        model.answer(model.collate(clips(corpus)))
+        replies(model, model.collate(clips(corpus)))
         assert tuple(seen[-1].shape) == (1, 6 * len(model.trie.asked), llm.dim) and len(seen) == 2
         assert all(x.is_contiguous() for x in seen)  # a strided view slows the head a hundredfold on CPU
     finally:
@@ -232,7 +243,7 @@ def test_no_padding_is_computed(llm, corpus):
     rows = []
     handle = llm.model.model.layers[0].mlp.register_forward_pre_hook(lambda _, args: rows.append(args[0].shape))
     try:
-        model(model.collate(samples))
+        model.answer_losses(model.collate(samples))
     finally:
         handle.remove()
     answers = [llm.token_ids(answer_text(corpus.task, s.label)) for s in samples]
@@ -242,7 +253,7 @@ def test_no_padding_is_computed(llm, corpus):
 
 def test_long_texts_are_cut_at_their_end_and_counted(llm, corpora):
     corpus = corpora["embedded-sims"]
-    model, sample = build(llm, corpus, prompt__max_text_tokens=5), corpora["embedded-sims"].splits["train"][0]
+    model, sample = build(llm, corpus, method__prompt__max_text_tokens=5), corpora["embedded-sims"].splits["train"][0]
     long = replace(sample, text="这部电影真是太好了，" * 4)
     batch = model.collate([sample, long, replace(sample, text="")])
     assert batch.text_ids[1] == llm.token_ids(long.text)[:5] and batch.text_ids[2] == []
@@ -254,10 +265,10 @@ def test_features_are_scaled_by_the_training_split(llm, corpora):
     model = build(llm, corpus)
     for modality in ("audio", "vision"):
         frames = np.concatenate([getattr(corpus.splits["train"][i], modality) for i in range(20)])
-        layer = model.adapter.alignment[modality]
+        layer = model.maker.alignment[modality]
         np.testing.assert_allclose(layer.feature_mean, frames.astype(np.float64).mean(0), rtol=1e-4, atol=1e-6)
         np.testing.assert_allclose(layer.feature_std, frames.astype(np.float64).std(0), rtol=1e-4, atol=1e-6)
-    raw = build(llm, corpus, data__feature_scaling="none").adapter.alignment["audio"]
+    raw = build(llm, corpus, data__feature_scaling="none").maker.alignment["audio"]
     assert (raw.feature_mean == 0).all() and (raw.feature_std == 1).all()
 
 
@@ -319,7 +330,7 @@ def test_a_greedy_walk_equals_brute_force(answers):
         assert answers[reply] == prefix
 
 
-def slow_scores(model: CMPTA, reference, sample: Sample) -> dict[tuple[int, ...], dict[int, float]]:
+def slow_scores(model: PromptedLM, reference, sample: Sample) -> dict[tuple[int, ...], dict[int, float]]:
     """Beginning of an answer -> next token -> log-probability, by one plain forward for every beginning."""
     spelt = [model.llm.token_ids(answer) for answer in model.answers]
     found = {}
@@ -337,7 +348,7 @@ def test_trie_scores_equal_a_forward_for_every_beginning(corpus, kv_heads):
     model, reference, samples = build(llm, corpus), plain(llm), clips(corpus)
     batch = model.collate(samples)
     scores = model.trie_scores(batch, model.pseudo_tokens(batch)[0])
-    replies = model.answer(batch)
+    said = replies(model, batch)
     for row, sample in enumerate(samples):
         slow = slow_scores(model, reference, sample)
         for node in model.trie.asked:
@@ -374,7 +385,7 @@ def test_many_classes_can_be_answered(llm, corpora):
     torch.manual_seed(0)
     model = CMPTA(CONFIG, task, llm, 64, 64).eval()
     sample = replace(corpora["embedded-meld"].splits["train"][0], label=11)
-    assert set(model.answer(model.collate([sample]))) <= set(model.answers) and "11" in model.answers
+    assert set(replies(model, model.collate([sample]))) <= set(model.answers) and "11" in model.answers
 
 
 # --- free decoding ----------------------------------------------------------------------------------------------------
@@ -382,7 +393,7 @@ def test_many_classes_can_be_answered(llm, corpora):
 
 @torch.no_grad()
 def test_free_decoding_equals_generate(llm, corpus):
-    model, reference, samples = build(llm, corpus, evaluation__decoding="free"), plain(llm), clips(corpus)
+    model, reference, samples = build(llm, corpus, method__decoding="free"), plain(llm), clips(corpus)
     batch = model.collate(samples)
     replies = model._free_replies(batch, model.pseudo_tokens(batch)[0])
     longest = max(len(llm.token_ids(answer)) for answer in model.answers)
@@ -400,30 +411,30 @@ def test_free_decoding_equals_generate(llm, corpus):
 
 
 def test_unparsable_replies_are_none_and_counted(llm, corpora, monkeypatch):
-    model = build(llm, corpora["embedded-sims"], evaluation__decoding="free")
+    model = build(llm, corpora["embedded-sims"], method__decoding="free")
     replies = ["+0.6", "+0.7x", "", "0.6", "-0.0", "+1.0"]
     monkeypatch.setattr(model, "_free_replies", lambda batch, tokens: replies)
     batch = model.collate(clips(corpora["embedded-sims"]))
-    assert model.answer(batch) == ["+0.6", None, None, None, None, "+1.0"]
+    assert replies(model, batch) == ["+0.6", None, None, None, None, "+1.0"]
     assert model.counts["unparsable_replies"] == 4
-    model.answer(batch)
+    replies(model, batch)
     assert model.counts["unparsable_replies"] == 8
 
 
 def test_a_random_llm_seldom_answers_freely_and_always_in_the_trie(llm, corpora):
     corpus = corpora["embedded-sims"]
-    free, trie = (build(llm, corpus, evaluation__decoding=d) for d in ("free", "trie"))
-    replies = free.answer(free.collate(clips(corpus)))
+    free, trie = (build(llm, corpus, method__decoding=d) for d in ("free", "trie"))
+    said = replies(free, free.collate(clips(corpus)))
     assert free.counts["unparsable_replies"] == replies.count(None) > 0
-    answers = trie.answer(trie.collate(clips(corpus)))
+    answers = replies(trie, trie.collate(clips(corpus)))
     assert set(answers) <= set(trie.answers) and trie.counts["unparsable_replies"] == 0
 
 
 @pytest.mark.parametrize("decoding", ["trie", "free"])
 def test_answers_ask_for_no_gradient(llm, corpora, decoding):
-    model = build(llm, corpora["embedded-meld"], evaluation__decoding=decoding)
-    model.answer(model.collate(clips(corpora["embedded-meld"])))
-    assert all(p.grad is None for p in itertools.chain(model.parameters(), llm.model.parameters()))
+    model = build(llm, corpora["embedded-meld"], method__decoding=decoding)
+    replies(model, model.collate(clips(corpora["embedded-meld"])))
+    assert all(p.grad is None for p in itertools.chain(model.module.parameters(), llm.model.module.parameters()))
 
 
 # --- attention for the heatmaps, and shapes ---------------------------------------------------------------------------
@@ -444,8 +455,8 @@ def test_a_batch_without_any_frames_is_answered(llm, corpora):
     corpus = corpora["embedded-sims"]
     model = build(llm, corpus)
     silent = [replace(s, audio=s.audio[:0], vision=s.vision[:0]) for s in clips(corpus)]
-    losses, _ = model(model.collate(silent))
-    assert losses.isfinite().all() and set(model.answer(model.collate(silent))) <= set(model.answers)
+    losses, _ = model.answer_losses(model.collate(silent))
+    assert losses.isfinite().all() and set(replies(model, model.collate(silent))) <= set(model.answers)
 
 
 def test_the_target_is_the_answer_rounded_to_its_decimals(llm, corpora):
@@ -453,7 +464,7 @@ def test_the_target_is_the_answer_rounded_to_its_decimals(llm, corpora):
     model = build(llm, corpus)
     sample = replace(corpus.splits["train"][0], label=-0.333)
     assert model.collate([sample]).answer_ids == [llm.token_ids("-0.3")]
-    two = build(llm, corpus, prompt__answer_decimals=2)
+    two = build(llm, corpus, method__prompt__answer_decimals=2)
     assert two.collate([sample]).answer_ids == [llm.token_ids("-0.33")] and len(two.answers) == 201
 
 
@@ -462,11 +473,11 @@ def test_a_bfloat16_llm_gives_nearly_the_same_losses(corpora):
     corpus, llm = corpora["embedded-sims"], random_llm()
     samples = clips(corpus)
     model = build(llm, corpus)
-    exact, _ = model(model.collate(samples))
+    exact, _ = model.answer_losses(model.collate(samples))
     half = FrozenLLM(copy.deepcopy(llm.model).to(torch.bfloat16), llm.tokenizer, "", "half")
     model._llm = (half,)
-    losses, _ = model(model.collate(samples))
-    assert losses.dtype == torch.float32 and next(model.parameters()).dtype == torch.float32
+    losses, _ = model.answer_losses(model.collate(samples))
+    assert losses.dtype == torch.float32 and next(model.module.parameters()).dtype == torch.float32
     torch.testing.assert_close(losses, exact, rtol=0.1, atol=0.3)
 
 
@@ -475,5 +486,5 @@ def test_cross_entropy_is_never_asked_of_the_whole_input(llm, corpora, monkeypat
     model, shapes = build(llm, corpus), []
     original = F.cross_entropy
     monkeypatch.setattr(F, "cross_entropy", lambda *a, **k: shapes.append(a[0].shape) or original(*a, **k))
-    model(model.collate(clips(corpus)))
+    model.answer_losses(model.collate(clips(corpus)))
     assert shapes == [(6, llm.model.config.vocab_size)]  # one digit for each clip
