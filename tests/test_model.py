@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -92,25 +93,60 @@ def corpus(request, corpora):
 def test_only_the_adapter_moves(corpora):
     corpus, llm = corpora["embedded-sims"], random_llm()
     before = weights_fingerprint(llm.model)
-    model = build(llm, corpus).train()
+    model = build(llm, corpus)
+    model.module.train()
     optimizer = torch.optim.AdamW(model.module.parameters(), lr=0.1)
     start = {name: weight.detach().clone() for name, weight in model.maker.named_parameters()}
     for _ in range(3):
-        losses, _ = model.answer_losses(model.collate(clips(corpus)))
+        loss = model.loss(model.collate(clips(corpus)))
         optimizer.zero_grad()
-        losses.mean().backward()
+        (loss.total / loss.count).backward()
         optimizer.step()
     assert weights_fingerprint(llm.model) == before == llm.fingerprint
-    assert all(p.grad is None and not p.requires_grad for p in llm.model.module.parameters())
+    assert all(p.grad is None and not p.requires_grad for p in llm.model.parameters())
     assert not any(module.training for module in llm.model.modules())
     assert all(not torch.equal(w, start[n]) for n, w in model.maker.named_parameters())
 
 
 def test_the_checkpoint_and_the_optimiser_hold_the_adapter_only(llm, corpora):
     model = build(llm, corpora["embedded-sims"])
-    assert set(model.module.state_dict()) == {f"adapter.{name}" for name in model.maker.state_dict()}
-    llm_weights = {p.data_ptr() for p in llm.model.module.parameters()}
-    assert not llm_weights & {p.data_ptr() for p in model.module.parameters()}
+    assert model.module is model.maker
+    llm_weights = {weight.data_ptr() for weight in llm.model.state_dict().values()}
+    assert not llm_weights & {weight.data_ptr() for weight in model.module.state_dict().values()}
+    assert not {"embed_tokens", "lm_head"} & {part for name in model.module.state_dict() for part in name.split(".")}
+
+
+def test_text_only_has_nothing_to_train_or_keep(llm, corpora):
+    model = build(llm, corpora["embedded-sims"], TEXT_ONLY)
+    assert not list(model.module.parameters()) and not model.module.state_dict()
+    batch = model.collate(clips(corpora["embedded-sims"]))
+    assert set(replies(model, batch)) <= set(model.answers)
+    with pytest.raises(NotImplementedError, match="PromptedLM has no attention maps to show"):
+        model.attention(batch)
+
+
+def test_settings_of_another_kind_are_refused(llm, corpora):
+    from cmpta_lib.config import MethodConfig
+
+    config = CONFIG.model_copy(update={"method": MethodConfig(name="other", recipe=1)})
+    with pytest.raises(TypeError, match="expected the settings of a prompted LLM, got MethodConfig"):
+        PromptedLM(config, Inputs.of(corpora["embedded-sims"]), tools_of(llm))
+
+
+def test_a_clip_without_label_can_be_answered_and_not_trained_on(llm, corpora):
+    model, samples = build(llm, corpora["embedded-sims"]), clips(corpora["embedded-sims"])
+    unlabelled = [replace(sample, label=None) for sample in samples]
+    assert replies(model, model.collate(unlabelled)) == replies(model, model.collate(samples))
+    with pytest.raises(ValueError, match=f"clips {samples[1].id} have no label: only labelled clips"):
+        model.loss(model.collate([samples[0], unlabelled[1]]))
+
+
+def test_the_loss_is_the_sum_over_answer_tokens_and_their_number(llm, corpus):
+    model = build(llm, corpus)
+    batch = model.collate(clips(corpus))
+    loss, (losses, _) = model.loss(batch), model.answer_losses(batch)
+    assert loss.total.shape == () and loss.count == len(losses) == sum(map(len, batch.answer_ids))
+    torch.testing.assert_close(loss.total, losses.sum())
 
 
 def test_calling_the_llm_without_packing_is_refused(llm):
@@ -128,14 +164,15 @@ def test_special_tokens_in_a_text_stay_text(llm):
 def test_without_pseudo_tokens_it_is_the_plain_llm(corpus, kv_heads):
     llm = random_llm(num_key_value_heads=kv_heads)
     assert llm.model.config.num_key_value_heads == kv_heads
-    model, reference, samples = build(llm, corpus, adapter__fusion="none"), plain(llm), clips(corpus)
+    model, reference, samples = build(llm, corpus, TEXT_ONLY), plain(llm), clips(corpus)
     batch = model.collate(samples)
     tokens, _ = model.pseudo_tokens(batch)
     assert tokens.shape == (6, 0, llm.dim)
-    embeds, packing, ends = model.pack(batch, tokens, [[]] * 6)
+    rows = model._rows(batch, tokens.shape[1], [[]] * 6)
+    embeds, packing, _ = model._placed(rows, tokens, [])
     everywhere = llm.logits(embeds, packing, torch.arange(len(embeds)))
     start = 0
-    for sample, end in zip(samples, ends.tolist(), strict=True):
+    for sample, end in zip(samples, rows.ends.tolist(), strict=True):
         expected = reference(input_ids=torch.tensor([input_ids(llm, corpus.task, sample.text)])).logits[0]
         torch.testing.assert_close(everywhere[start : start + len(expected)], expected, rtol=0, atol=1e-4)
         start += len(expected)
@@ -157,13 +194,14 @@ def test_a_packed_batch_equals_its_clips_one_by_one(corpus, position, kv_heads):
     torch.testing.assert_close(losses, torch.cat(alone), rtol=0, atol=1e-5)
     # Gradients in float64: random weights make them up to 1e3 large, where float32's rounding alone exceeds 1e-5.
     llm.model.double()
-    model.double()
+    model.module.double()
     gradients = []
     for batches in ([samples], [[sample] for sample in samples]):
         for batch in map(model.collate, batches):
-            model(replace(batch, audio=batch.audio.double(), vision=batch.vision.double()))[0].sum().backward()
+            frames = {modality: values.astype(np.float64) for modality, values in batch.frames.items()}
+            model.loss(replace(batch, frames=frames)).total.backward()
         gradients.append({name: p.grad.clone() for name, p in model.module.named_parameters()})
-        model.zero_grad()
+        model.module.zero_grad()
     for name, packed in gradients[0].items():
         torch.testing.assert_close(packed, gradients[1][name], rtol=1e-5, atol=1e-5)
 
@@ -220,7 +258,7 @@ def test_the_order_of_a_batch_does_not_matter(llm, corpus):
     for place, row in enumerate(order):
         torch.testing.assert_close(shuffled[shuffled_owners == place], losses[owners == row], rtol=0, atol=1e-5)
     said = replies(model, model.collate(samples))
-    assert replies(model, model.collate([samples[i] for i in order])) == [replies[i] for i in order]
+    assert replies(model, model.collate([samples[i] for i in order])) == [said[i] for i in order]
 
 
 def test_only_asked_positions_pass_the_llms_head(llm, corpus):
@@ -257,7 +295,7 @@ def test_long_texts_are_cut_at_their_end_and_counted(llm, corpora):
     long = replace(sample, text="这部电影真是太好了，" * 4)
     batch = model.collate([sample, long, replace(sample, text="")])
     assert batch.text_ids[1] == llm.token_ids(long.text)[:5] and batch.text_ids[2] == []
-    assert model.counts["texts_cut"] == 1 + (len(llm.token_ids(sample.text)) > 5)
+    assert batch.oddities["texts_cut"] == 1 + (len(llm.token_ids(sample.text)) > 5)
 
 
 def test_features_are_scaled_by_the_training_split(llm, corpora):
@@ -311,23 +349,82 @@ ODD_TRIES = {
 }
 
 
+def scored(trie: AnswerTrie, node: int, scores: np.ndarray) -> dict[int, float]:
+    """Next token -> its score at an asked node, from one clip's (options,) scores; nothing at other nodes."""
+    if node not in trie.asked:
+        return {}
+    columns = range(len(trie.choices))[trie.options[node]]
+    places = {trie.choices[column] for column in columns}
+    assert places == {(trie.asked.index(node), child) for child in trie.children[node].values()}
+    return {trie.tokens[trie.choices[column][1]]: float(scores[column]) for column in columns}
+
+
 @pytest.mark.parametrize("answers", ODD_TRIES.values(), ids=ODD_TRIES)
 def test_a_greedy_walk_equals_brute_force(answers):
     trie = AnswerTrie(answers)
     assert answers_of(trie) == answers
-    generator = torch.Generator().manual_seed(0)
-    scores = {node: torch.randn(50, len(trie.children[node]), generator=generator) for node in trie.asked}
+    scores = np.random.default_rng(0).standard_normal((50, len(trie.choices))).astype(np.float32)
     for clip, reply in enumerate(trie.greedy(scores)):
         prefix: list[int] = []
         while prefix not in answers.values():
             node = 0
             for token in prefix:
                 node = trie.children[node][token]
-            column = {token: i for i, token in enumerate(trie.children[node])}
+            likelihood = scored(trie, node, scores[clip])
             legal = {ids[len(prefix)] for ids in answers.values() if ids[: len(prefix)] == prefix}
-            assert legal == set(column)
-            prefix.append(max(legal, key=lambda token: scores[node][clip, column[token]] if node in scores else 0))
+            assert legal == set(trie.children[node]) and (likelihood.keys() == legal or len(legal) == 1)
+            prefix.append(max(legal, key=lambda token: likelihood.get(token, 0)))
         assert answers[reply] == prefix
+
+
+def slow_probabilities(trie: AnswerTrie, scores: np.ndarray) -> dict[str, float]:
+    """Answer -> the product, along its path, of each choice's share among the children it is drawn from."""
+    chances = {}
+    for leaf, answer in trie.leaves.items():
+        chance, node = 1.0, leaf
+        while node:
+            siblings = scored(trie, trie.parents[node], scores) or {trie.tokens[node]: 0.0}
+            weights = {token: math.exp(score) for token, score in siblings.items()}
+            chance *= weights[trie.tokens[node]] / sum(weights.values())
+            node = trie.parents[node]
+        chances[answer] = chance
+    return chances
+
+
+@pytest.mark.parametrize("answers", ODD_TRIES.values(), ids=ODD_TRIES)
+def test_the_probability_of_an_answer_is_the_product_of_its_choices(answers):
+    trie = AnswerTrie(answers)
+    scores = np.random.default_rng(1).standard_normal((20, len(trie.choices))).astype(np.float32) * 3
+    found = trie.probabilities(scores)
+    np.testing.assert_allclose(found.sum(1), 1, rtol=0, atol=1e-12)
+    for row, given in zip(found, scores, strict=True):
+        assert dict(zip(answers, row, strict=True)) == pytest.approx(slow_probabilities(trie, given), abs=1e-12)
+
+
+@pytest.mark.parametrize("answers", ODD_TRIES.values(), ids=ODD_TRIES)
+def test_where_one_path_dominates_it_is_both_likeliest_and_greedy(answers):
+    trie = AnswerTrie(answers)
+    for number, favourite in enumerate(answers):
+        scores = np.random.default_rng(number).uniform(-1, 1, (1, len(trie.choices))).astype(np.float32)
+        leaf = next(node for node, answer in trie.leaves.items() if answer == favourite)
+        scores[0, [i for i, (_, child) in enumerate(trie.choices) if child in trie._ancestors(leaf)]] += 40
+        probabilities = trie.probabilities(scores)[0]
+        assert trie.greedy(scores) == [favourite] == [list(answers)[int(probabilities.argmax())]]
+        assert probabilities.max() == pytest.approx(1, abs=1e-9)
+
+
+@torch.no_grad()
+def test_predictions_give_every_answer_its_probability(llm, corpus):
+    model = build(llm, corpus)
+    batch = model.collate(clips(corpus))
+    predictions, scores = model.predict(batch), model.trie_scores(batch, model.pseudo_tokens(batch)[0])
+    assert list(predictions.answers) == list(model.answers) and predictions.probabilities.shape == (6, len(model.answers))
+    np.testing.assert_allclose(predictions.probabilities.sum(1), 1, rtol=0, atol=1e-9)
+    for row in range(6):
+        named = dict(zip(predictions.answers, predictions.probabilities[row], strict=True))
+        assert named == pytest.approx(slow_probabilities(model.trie, scores[row]), abs=1e-9)
+    if corpus.task.kind == "classification":  # one token an answer: greedy is the likeliest
+        assert [predictions.answers[i] for i in predictions.probabilities.argmax(1)] == list(predictions.replies)
 
 
 def slow_scores(model: PromptedLM, reference, sample: Sample) -> dict[tuple[int, ...], dict[int, float]]:
@@ -353,13 +450,11 @@ def test_trie_scores_equal_a_forward_for_every_beginning(corpus, kv_heads):
         slow = slow_scores(model, reference, sample)
         for node in model.trie.asked:
             prefix = tuple(model.trie.tokens[n] for n in reversed(model.trie._ancestors(node)[:-1]))
-            assert list(model.trie.children[node]) and set(model.trie.children[node]) == set(slow[prefix])
-            for column, token in enumerate(model.trie.children[node]):
-                assert scores[node][row, column].item() == pytest.approx(slow[prefix][token], abs=1e-4)
+            assert scored(model.trie, node, scores[row]) == pytest.approx(slow[prefix], abs=1e-4)
         walk: tuple[int, ...] = ()
         while walk in slow:
             walk += (max(slow[walk], key=slow[walk].get),)
-        assert llm.token_ids(replies[row]) == list(walk)
+        assert llm.token_ids(said[row]) == list(walk)
 
 
 @torch.no_grad()
@@ -375,15 +470,15 @@ def test_trie_with_answers_of_unequal_length(llm, corpora):
         slow = slow_scores(model, reference, sample)
         for node in model.trie.asked:
             prefix = tuple(model.trie.tokens[n] for n in reversed(model.trie._ancestors(node)[:-1]))
-            fast = dict(zip(model.trie.children[node], scores[node][row].tolist(), strict=True))
-            assert fast == pytest.approx(slow[prefix], abs=1e-4)
+            assert scored(model.trie, node, scores[row]) == pytest.approx(slow[prefix], abs=1e-4)
 
 
 @torch.no_grad()
 def test_many_classes_can_be_answered(llm, corpora):
     task = Task("classification", "en", tuple(f"emotion {i}" for i in range(12)))
     torch.manual_seed(0)
-    model = CMPTA(CONFIG, task, llm, 64, 64).eval()
+    model = registry.build(CONFIG, Inputs(task, {"audio": 64, "vision": 64}), tools_of(llm))
+    model.module.eval()
     sample = replace(corpora["embedded-meld"].splits["train"][0], label=11)
     assert set(replies(model, model.collate([sample]))) <= set(model.answers) and "11" in model.answers
 
@@ -395,9 +490,9 @@ def test_many_classes_can_be_answered(llm, corpora):
 def test_free_decoding_equals_generate(llm, corpus):
     model, reference, samples = build(llm, corpus, method__decoding="free"), plain(llm), clips(corpus)
     batch = model.collate(samples)
-    replies = model._free_replies(batch, model.pseudo_tokens(batch)[0])
+    said = model._free_replies(batch, model.pseudo_tokens(batch)[0])
     longest = max(len(llm.token_ids(answer)) for answer in model.answers)
-    for sample, reply in zip(samples, replies, strict=True):
+    for sample, reply in zip(samples, said, strict=True):
         embeds = one_input(model, sample)
         ids = reference.generate(
             inputs_embeds=embeds,
@@ -412,29 +507,29 @@ def test_free_decoding_equals_generate(llm, corpus):
 
 def test_unparsable_replies_are_none_and_counted(llm, corpora, monkeypatch):
     model = build(llm, corpora["embedded-sims"], method__decoding="free")
-    replies = ["+0.6", "+0.7x", "", "0.6", "-0.0", "+1.0"]
-    monkeypatch.setattr(model, "_free_replies", lambda batch, tokens: replies)
-    batch = model.collate(clips(corpora["embedded-sims"]))
-    assert replies(model, batch) == ["+0.6", None, None, None, None, "+1.0"]
-    assert model.counts["unparsable_replies"] == 4
-    replies(model, batch)
-    assert model.counts["unparsable_replies"] == 8
+    said = ["+0.6", "+0.7x", "", "0.6", "-0.0", "+1.0"]
+    monkeypatch.setattr(model, "_free_replies", lambda batch, tokens: said)
+    predictions = model.predict(model.collate(clips(corpora["embedded-sims"])))
+    assert predictions.replies == ["+0.6", None, None, None, None, "+1.0"]
+    np.testing.assert_array_equal(predictions.values, [0.6, np.nan, np.nan, np.nan, np.nan, 1.0])
+    assert predictions.oddities == {"unparsable_replies": 4}
 
 
 def test_a_random_llm_seldom_answers_freely_and_always_in_the_trie(llm, corpora):
     corpus = corpora["embedded-sims"]
     free, trie = (build(llm, corpus, method__decoding=d) for d in ("free", "trie"))
-    said = replies(free, free.collate(clips(corpus)))
-    assert free.counts["unparsable_replies"] == replies.count(None) > 0
-    answers = replies(trie, trie.collate(clips(corpus)))
-    assert set(answers) <= set(trie.answers) and trie.counts["unparsable_replies"] == 0
+    freely, legal = (model.predict(model.collate(clips(corpus))) for model in (free, trie))
+    assert freely.oddities["unparsable_replies"] == freely.replies.count(None) > 0
+    assert set(legal.replies) <= set(trie.answers) and not legal.oddities.get("unparsable_replies")
+    assert legal.values.tolist() == [trie.answers[reply] for reply in legal.replies]
+    np.testing.assert_array_equal(freely.probabilities, legal.probabilities)  # how likely an answer is, said or not
 
 
 @pytest.mark.parametrize("decoding", ["trie", "free"])
 def test_answers_ask_for_no_gradient(llm, corpora, decoding):
     model = build(llm, corpora["embedded-meld"], method__decoding=decoding)
     replies(model, model.collate(clips(corpora["embedded-meld"])))
-    assert all(p.grad is None for p in itertools.chain(model.module.parameters(), llm.model.module.parameters()))
+    assert all(p.grad is None for p in itertools.chain(model.module.parameters(), llm.model.parameters()))
 
 
 # --- attention for the heatmaps, and shapes ---------------------------------------------------------------------------
@@ -446,7 +541,8 @@ def test_attention_maps_come_with_the_pseudo_tokens(llm, corpus):
     batch = model.collate(samples)
     tokens, weights = model.pseudo_tokens(batch, return_weights=True)
     assert tokens.shape == (6, 6, llm.dim)
-    assert weights["t1"].shape == (6, 2, max(map(len, batch.text_ids)), batch.vision.shape[1])
+    assert weights["t1"].shape == (6, 2, max(map(len, batch.text_ids)), batch.frames["vision"].shape[1])
+    assert model.attention(batch).keys() == weights.keys()
     torch.testing.assert_close(tokens, model.pseudo_tokens(batch)[0], rtol=0, atol=1e-5)
 
 
@@ -475,7 +571,7 @@ def test_a_bfloat16_llm_gives_nearly_the_same_losses(corpora):
     model = build(llm, corpus)
     exact, _ = model.answer_losses(model.collate(samples))
     half = FrozenLLM(copy.deepcopy(llm.model).to(torch.bfloat16), llm.tokenizer, "", "half")
-    model._llm = (half,)
+    model.llm = half
     losses, _ = model.answer_losses(model.collate(samples))
     assert losses.dtype == torch.float32 and next(model.module.parameters()).dtype == torch.float32
     torch.testing.assert_close(losses, exact, rtol=0.1, atol=0.3)
