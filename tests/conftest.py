@@ -78,3 +78,17 @@ def corpora(tmp_path_factory):
     sizes = {"train": 20, "valid": 7, "test": 5}
     folder = tmp_path_factory.mktemp("corpora")
     return {name: synthetic.embedded_corpus(name, folder, sizes) for name in synthetic.worlds()}
+
+
+@pytest.fixture
+def small():
+    """Settings of the test-only method of `small_method`, registered while the test runs."""
+    import small_method
+
+    from cmpta_lib.config import MethodConfig
+    from cmpta_lib.methods import registry
+
+    MethodConfig.known["small"] = small_method.SmallConfig
+    registry.register(small_method.SmallConfig, small_method.SmallMethod, row="small")
+    yield small_method.SmallConfig
+    del MethodConfig.known["small"], registry.ENTRIES["small"]

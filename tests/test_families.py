@@ -10,11 +10,13 @@ import torch
 from test_chatglm3 import published as chatglm3_weights  # noqa: F401  a fixture
 from test_chatglm3 import vocabulary as chatglm3_vocabulary  # noqa: F401  a fixture
 
-from cmpta_lib.config import AdapterConfig, DataConfig, LLMConfig, PromptConfig, RunConfig
+from cmpta_lib.config import CmptaConfig, DataConfig, LLMConfig, PromptConfig, RunConfig
+from cmpta_lib.data.corpus import Inputs
 from cmpta_lib.llm import files as llm_files
 from cmpta_lib.llm import loading
 from cmpta_lib.llm.frozen import FrozenLLM
-from cmpta_lib.methods.prompted_lm import CMPTA
+from cmpta_lib.methods import registry
+from cmpta_lib.methods.base import Tools
 from cmpta_lib.rehearsal import write_qwen_v1
 
 FAMILIES = ("qwen", "llama", "chatglm")
@@ -56,22 +58,24 @@ def test_batches_equal_single_clips(own_llm: Path, world: str, corpora, tmp_path
     loaded = loading.load(LLMConfig(name=str(own_llm)), tmp_path, torch.device("cpu"))
     sign = llm_files.answer_sign(own_llm)
     config = RunConfig(
-        data=DataConfig(name=corpus.name, fingerprint=corpus.fingerprint), method=AdapterConfig(dim=16), prompt=PromptConfig(answer_sign=sign)
+        data=DataConfig(name=corpus.name, fingerprint=corpus.fingerprint),
+        method=CmptaConfig(dim=16, prompt=PromptConfig(answer_sign=sign)),
     )
     torch.manual_seed(0)
     split = corpus.splits["train"]
-    model = CMPTA(config, corpus.task, loaded, split.audio_dim, split.vision_dim).eval()
+    model = registry.build(config, Inputs.of(corpus), Tools(loaded.device, lambda config: loaded))
+    model.module.eval()
     samples = [split[i] for i in range(4)]
-    losses, owners = model(model.collate(samples))
+    losses, owners = model.answer_losses(model.collate(samples))
     losses.sum().backward()
-    assert all(torch.isfinite(p.grad).all() and p.grad.abs().sum() > 0 for p in model.parameters())
+    assert all(torch.isfinite(p.grad).all() and p.grad.abs().sum() > 0 for p in model.module.parameters())
     assert not any(p.requires_grad for p in loaded.model.parameters())
     with torch.no_grad():
-        answers = model.answer(model.collate(samples))
+        answers = model.predict(model.collate(samples)).replies
         for number, sample in enumerate(samples):
-            alone, _ = model(model.collate([sample]))
+            alone, _ = model.answer_losses(model.collate([sample]))
             torch.testing.assert_close(losses[owners == number], alone, rtol=0, atol=1e-4)
-            assert model.answer(model.collate([sample])) == answers[number : number + 1]
+            assert model.predict(model.collate([sample])).replies == answers[number : number + 1]
     assert set(answers) <= set(model.answers)
     if corpus.task.kind == "regression":
         assert ("+0.4" in model.answers, "0.4" in model.answers) == (sign == "always", sign == "negative")

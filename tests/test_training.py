@@ -31,6 +31,7 @@ from cmpta_lib.config import (
     override,
     to_json,
 )
+from cmpta_lib.data.corpus import Split
 from cmpta_lib.llm.frozen import FrozenLLM, weights_fingerprint
 from cmpta_lib.methods.base import Method, Tools
 from cmpta_lib.training import checkpoint, evaluation
@@ -356,6 +357,108 @@ def test_two_processes_train_the_same_weights_as_one(tools, corpus, stored, tmp_
     gaps = {name: (together[name] - weight).abs().max() for name, weight in alone.module.state_dict().items()}
     assert not {name: gap for name, gap in gaps.items() if gap > 1e-5}
     assert (together["to_llm.weight"] - start["to_llm.weight"]).abs().max() > 1e-3
+
+
+# --- dialogues, parts of a loss, buffers -------------------------------------------------------------------------------
+
+
+def small_run(small, **changes: Any) -> RunConfig:
+    start = RunConfig(data=CONFIG.data, method=small(), training=CONFIG.training, evaluation=CONFIG.evaluation)
+    return override(start, {name.replace("__", "."): value for name, value in changes.items()})
+
+
+def dialogues_of(split: Split) -> list[list[str]]:
+    """The ids of every dialogue's clips in the split's order."""
+    found: dict[str, list[str]] = {}
+    for sample in split:
+        found.setdefault(sample.dialogue or sample.id, []).append(sample.id)
+    return list(found.values())
+
+
+def test_units_are_clips_or_whole_dialogues(corpora):
+    sims, meld = (corpora[name].splits["train"] for name in ("embedded-sims", "embedded-meld"))
+    assert evaluation.units(sims, "clip") == evaluation.units(sims, "dialogue") == [[clip] for clip in range(20)]
+    units = evaluation.units(meld, "dialogue")
+    assert [[meld[i].id for i in unit] for unit in units] == dialogues_of(meld)
+    assert 1 < len(units) < len(meld) and evaluation.units(meld, "clip") == [[clip] for clip in range(20)]
+
+
+def test_a_dialogue_whose_clips_do_not_follow_each_other_is_one_unit(corpora):
+    split = corpora["embedded-meld"].splits["train"]
+    table = split.table.assign(dialogue=["a", "b", None, "a", None, "b"] * 3 + ["a", "c"])
+    mixed = Split("train", split.task, table, np.zeros((10**6, 1)), np.zeros((10**6, 1)))
+    units = evaluation.units(mixed, "dialogue")
+    assert units[:3] == [[0, 3, 6, 9, 12, 15, 18], [1, 5, 7, 11, 13, 17], [2]] and [4] in units and [19] in units
+    assert sorted(sum(map(list, units), [])) == list(range(20))
+
+
+def test_a_batch_of_dialogues_holds_each_whole_and_in_order(small, corpora, tools, tmp_path, monkeypatch):
+    from small_method import SmallMethod
+
+    corpus, batches, collate = corpora["embedded-meld"], [], SmallMethod.collate
+    monkeypatch.setattr(SmallMethod, "collate", lambda self, s: batches.append([x.id for x in s]) or collate(self, s))
+    monkeypatch.setattr(training, "evaluate", lambda method, *_: (None, {}))
+    monkeypatch.setattr(training, "score_of", lambda predictions, task: {"f1_weighted": 0.5})
+    training.train(small_run(small, training__epochs=3, training__batch_size=2), corpus, tools, tmp_path)
+    dialogues = dialogues_of(corpus.splits["train"])
+    steps = math.ceil(len(dialogues) / 2)
+    orders = []
+    for epoch in range(3):
+        drawn = []
+        for ids in batches[1 + epoch * steps : 1 + (epoch + 1) * steps]:  # the first call is `fit`'s
+            whole = [dialogue for dialogue in dialogues if dialogue[0] in ids]
+            assert sorted(ids) == sorted(sum(whole, [])) and len(whole) <= 2
+            assert all([i for i in ids if i in dialogue] == dialogue for dialogue in whole)
+            drawn += sorted(whole, key=lambda dialogue: ids.index(dialogue[0]))
+        assert sorted(drawn) == sorted(dialogues)
+        orders.append(drawn)
+    assert len(batches) == 1 + 3 * steps and orders[0] != orders[1]
+
+
+def test_dialogues_are_answered_in_the_splits_order_whatever_the_batch(small, corpora, tools):
+    corpus = corpora["embedded-meld"]
+    method = training.build(small_run(small), corpus, tools)
+    tables = [evaluation.evaluate(method, corpus.splits["train"], size)[0] for size in (1, 3, 64)]
+    for table in tables:
+        assert list(table["id"]) == [sample.id for sample in corpus.splits["train"]]
+        pd.testing.assert_frame_equal(table, tables[0])
+    oddities = [evaluation.evaluate(method, corpus.splits["train"], size)[1] for size in (1, 64)]
+    assert oddities[0] == oddities[1] == {"silent": sum(len(s.audio) == 0 for s in corpus.splits["train"])}
+
+
+@pytest.mark.parametrize("world", ["embedded-sims", "embedded-meld"])
+def test_named_parts_of_the_loss_reach_the_history(small, world, corpora, tools, tmp_path):
+    corpus = corpora[world]
+    whole = small_run(small, training__epochs=2, training__batch_size=64, method__dropout=0.0)
+    method = training.build(whole, corpus, tools)
+    expected = method.loss(method.collate([*corpus.splits["train"]]))
+    _, state = training.train(whole, corpus, tools, tmp_path)
+    first = state.history[0]
+    assert first["train_loss"] == pytest.approx(expected.total.item() / 20, rel=1e-5)
+    assert first["train_error"] == pytest.approx(expected.parts["error"].item() / 20, rel=1e-5)
+    assert first["train_size"] == pytest.approx(expected.parts["size"].item() / 20, rel=1e-5)
+    for row in state.history:
+        assert row["train_error"] + row["train_size"] == pytest.approx(row["train_loss"], rel=1e-5)
+    assert list(first)[:5] == ["epoch", "learning_rate", "train_loss", "train_error", "train_size"]
+
+
+@pytest.mark.parametrize("stopped_after", [1, 2, 3])
+def test_what_a_method_keeps_in_buffers_survives_a_kill_and_belongs_to_the_best_epoch(
+    small, corpora, tools, tmp_path, stopped_after
+):
+    config, corpus = small_run(small, training__batch_size=2), corpora["embedded-meld"]
+    steps = math.ceil(len(dialogues_of(corpus.splits["train"])) / 2)
+    through, state = training.train(config, corpus, tools, tmp_path / "through")
+    assert through.module.steps == state.best_epoch * steps and state.epoch == 4
+
+    def stop(state: State) -> None:
+        if state.epoch == stopped_after:
+            raise Killed
+
+    with pytest.raises(Killed):
+        training.train(config, corpus, tools, tmp_path / "stopped", on_epoch=stop)
+    resumed, again = training.train(config, corpus, tools, tmp_path / "stopped")
+    assert weights(resumed) == weights(through) and again.history == state.history
 
 
 # --- failures ---------------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ def units(split: Split, unit: Literal["clip", "dialogue"]) -> Sequence[Sequence[
         return [[index] for index in range(len(split))]
     found: dict[object, list[int]] = {}
     for index, dialogue in enumerate(split.table["dialogue"]):
-        found.setdefault(("clip", index) if dialogue is None else dialogue, []).append(index)
+        found.setdefault(("clip", index) if pd.isna(dialogue) else dialogue, []).append(index)  # None, or pandas' NaN
     return list(found.values())
 
 
