@@ -1,0 +1,101 @@
+"""The test split is not looked at before the end: other labels and noise in it change no byte of what is trained."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from cmpta_lib.config import DataConfig, EvaluationConfig, RunConfig, TrainingConfig, override
+from cmpta_lib.data.corpus import MODALITIES, Corpus, Inputs, Split
+from cmpta_lib.methods import registry
+from cmpta_lib.methods.base import Tools
+from cmpta_lib.training import loop
+
+WORLDS = ("embedded-sims", "embedded-meld")
+BUILT_IN = tuple(registry.ENTRIES)
+
+
+@pytest.fixture
+def tools(llm) -> Tools:
+    return Tools(llm.device, lambda config: llm)
+
+
+def config_of(name: str) -> RunConfig:
+    entry = registry.ENTRIES[name]
+    start = RunConfig(
+        data=DataConfig(name="test", fingerprint=""),
+        method=entry.config(),
+        training=TrainingConfig(epochs=3, batch_size=8, learning_rate=0.01),
+        evaluation=EvaluationConfig(batch_size=4),
+    )
+    return override(start, entry.settings.get("smoke", {}))
+
+
+def with_another_test_split(corpus: Corpus) -> Corpus:
+    """The same corpus; in its test split every clip has another's label, and noise for frames."""
+    test, rng = corpus.splits["test"], np.random.default_rng(0)
+    labels = np.roll(np.sort(test.labels), 2)
+    frames = []
+    for modality in MODALITIES:
+        _, std = test.feature_statistics(modality)
+        count = int(test.table[f"{modality}_length"].sum())
+        frames.append((rng.standard_normal((count, len(std))) * std).astype(np.float32))
+    other = Split("test", corpus.task, test.table.assign(label=labels), *frames)
+    assert (other.labels != test.labels).any() and sorted(other.labels) == sorted(test.labels)
+    return replace(corpus, splits=corpus.splits | {"test": other})
+
+
+def outcome(config: RunConfig, corpus: Corpus, tools: Tools, folder: Path) -> dict[str, Any]:
+    method, state = loop.train(config, corpus, tools, folder)
+    weights = {name: weight.numpy().tobytes() for name, weight in method.module.state_dict().items()}
+    return {"weights": weights, "history": state.history, "best_epoch": state.best_epoch}
+
+
+def both_outcomes(name: str, corpus: Corpus, tools: Tools, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What training gives on the corpus, and on the one with another test split."""
+    given = outcome(config_of(name), corpus, tools, folder / "given")
+    return given, outcome(config_of(name), with_another_test_split(corpus), tools, folder / "other")
+
+
+@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("name", [*BUILT_IN, "small"])
+def test_training_does_not_depend_on_the_test_split(name, world, small, corpora, tools, tmp_path):
+    given, other = both_outcomes(name, corpora[world], tools, tmp_path)
+    assert given == other
+    assert bool(given["weights"]) == bool(given["history"]) == (name != "text_only")
+
+
+def chosen_on_the_test_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint chosen by its test score."""
+    train, evaluate = loop.train, loop.evaluate
+
+    def faulty(config, corpus, *rest):
+        monkeypatch.setattr(loop, "evaluate", lambda method, split, *size: evaluate(method, corpus.splits["test"], *size))
+        return train(config, corpus, *rest)
+
+    monkeypatch.setattr(loop, "train", faulty)
+
+
+def scaled_by_the_test_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Feature statistics of the test split."""
+
+    def faulty(config, corpus, tools):
+        torch.manual_seed(config.seed)
+        method = registry.build(config, Inputs.of(corpus), tools)
+        method.fit(corpus.splits["test"])
+        return method
+
+    monkeypatch.setattr(loop, "build", faulty)
+
+
+@pytest.mark.parametrize("fault", [chosen_on_the_test_split, scaled_by_the_test_split])
+@pytest.mark.parametrize("name", [name for name in BUILT_IN if name != "text_only"] + ["small"])
+def test_a_look_at_the_test_split_would_be_noticed(name, fault, small, corpora, tools, tmp_path, monkeypatch):
+    fault(monkeypatch)
+    given, other = both_outcomes(name, corpora["embedded-sims"], tools, tmp_path)
+    assert given != other
