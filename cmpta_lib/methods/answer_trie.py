@@ -32,8 +32,7 @@ class AnswerTrie:
             if node in self.leaves:
                 raise ValueError(f"answers {self.leaves[node]!r} and {answer!r} have the same token ids {ids}")
             self.leaves[node] = answer
-        clash = [answer for node, answer in self.leaves.items() if self.children[node]]
-        if clash:
+        if clash := [answer for node, answer in self.leaves.items() if self.children[node]]:
             raise ValueError(f"answers {clash} are the beginning of other answers: a reply could not be told apart")
         # Only where a choice is open must the LLM be asked: those nodes and the way to them.
         asked = {node for node, children in enumerate(self.children) if len(children) > 1}

@@ -113,9 +113,7 @@ class CrossModalAttention(nn.Module):
         masks = {}
         for m in MODALITIES:
             keep = real_positions(lengths[m], sequences[m].shape[1])[:, None, None] | ~present[m]
-            masks[m] = torch.zeros(keep.shape, dtype=sequences[m].dtype, device=keep.device).masked_fill(
-                ~keep, -torch.inf
-            )
+            masks[m] = sequences[m].new_zeros(keep.shape).masked_fill(~keep, -torch.inf)
         attended, weights = {}, {}
         for name, (y, x) in PAIRS.items():
             q, k, v = heads(self.query, name, y), heads(self.key, name, x), heads(self.value, name, x)

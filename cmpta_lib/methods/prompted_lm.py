@@ -86,8 +86,6 @@ class PromptedLM(Method):
         ValueError: the legal answers cannot be told apart in the LLM's tokens.
     """
 
-    module: nn.Module
-
     def __init__(self, config: RunConfig, inputs: Inputs, tools: Tools) -> None:
         if not isinstance(config.method, PromptedLMConfig):
             raise TypeError(f"expected the settings of a prompted LLM, got {type(config.method).__name__}")

@@ -1,0 +1,296 @@
+"""What would make a GPU wait for the host, counted on a CPU: a step sends three blocks and reads one back.
+
+Two modes watch. Below autograd a `TorchDispatchMode` sees every operation, those of the backward pass and of transformers
+too; some need a number, or the size of their result, on the host. Above, a `TorchFunctionMode` sees what leaves no trace
+below on a CPU, such as `tolist`. Each step is taken twice: with numbers on the CPU, and on torch's `meta` device, which
+has no numbers to read and, as a GPU, is not the host, so that every copy to it shows.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_model import CONFIG, TEXT_ONLY, clips, tools_of
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_leaves
+
+from cmpta_lib.config import RunConfig, override
+from cmpta_lib.data.corpus import Inputs, Sample
+from cmpta_lib.llm.frozen import FrozenLLM, weights_fingerprint
+from cmpta_lib.methods import prompted_lm, registry
+from cmpta_lib.methods.prompted_lm import PromptedLM
+from cmpta_lib.training import loop
+from cmpta_lib.transfer import send
+
+READOUT = 1  # the loss, once a step
+SENDS = 3  # frames, what the adapter needs of text and lengths, what the LLM needs of the layout
+
+# Operations whose result, or its size, the host must know.
+READS = {
+    *("_local_scalar_dense", "is_nonzero", "equal", "nonzero", "argwhere", "masked_select", "masked_scatter"),
+    *("_unique", "_unique2", "unique_dim", "unique_consecutive", "bincount", "histc", "_pack_padded_sequence"),
+}
+INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index", "_unsafe_index_put"}
+FETCHES = {"tolist", "cpu", "numpy", "__array__"}
+MAKES = {"tensor"}  # from host values, and on `meta` without a trace below
+CPU, META = torch.device("cpu"), torch.device("meta")
+
+
+class Below(TorchDispatchMode):
+    """Counts operations that read from the device or copy to it.
+
+    `on_host` are tensors that lie on the host beside a GPU too; numbers without dimension may lie anywhere.
+    """
+
+    def __init__(self, on_host: Sequence[Tensor] = ()) -> None:
+        super().__init__()
+        self.on_host, self.counts = {id(tensor) for tensor in on_host}, Counter[str]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name, kwargs = func.overloadpacket.__name__, kwargs or {}
+        reads = name in READS
+        if name in INDEXING:
+            reads = any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
+        elif name == "repeat_interleave":
+            reads = kwargs.get("output_size") is None
+        out = func(*args, **kwargs)
+        given = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
+        made = [value for value in tree_leaves(out) if isinstance(value, Tensor)]
+        if reads and not all(id(tensor) in self.on_host for tensor in given):
+            self.counts[name] += 1
+        elif len({tensor.device for tensor in (*given, *made) if tensor.ndim or name == "_to_copy"}) > 1:
+            self.counts[f"{name} between devices"] += 1
+        return out
+
+
+class Above(TorchFunctionMode):
+    """Counts calls that fetch numbers or bring them; those of a device without numbers are ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts = Counter[str]()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", str(func))
+        if name in FETCHES | MAKES:
+            self.counts[name] += 1
+            if name == "tolist" and args[0].device == META:
+                return [1.0] * args[0].numel()
+        return func(*args, **(kwargs or {}))
+
+
+class Seen:
+    """What was counted: operations and calls by name, and the number of blocks sent on purpose."""
+
+    def __init__(self) -> None:
+        self.counts: dict[str, int] = {}
+        self.sends = 0
+
+
+@contextmanager
+def watching(monkeypatch: pytest.MonkeyPatch, on_host: Sequence[Tensor] = ()) -> Iterator[Seen]:
+    seen, above, below, send = Seen(), Above(), Below(on_host), prompted_lm.send
+
+    def counted(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:
+        seen.sends += 1
+        with _disable_current_modes(), torch._C.DisableTorchFunction():
+            return send(arrays, device)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(prompted_lm, "send", counted)
+        with above, below:
+            yield seen
+    seen.counts = dict(above.counts + below.counts)
+
+
+def send_anywhere(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:
+    """`transfer.send` knows CPUs and GPUs; here to the `meta` device too."""
+    return [part.to(device) for part in send(arrays, CPU)]
+
+
+def test_the_counters_know_what_they_count(monkeypatch):
+    values, mask, host = torch.arange(6.0), torch.arange(6) > 2, torch.tensor(3.0)
+    with watching(monkeypatch, [host]) as seen:
+        values[mask]
+        values[mask] = 1.0
+        mask.nonzero()
+        torch.masked_select(values, mask)
+        values.sum().item()
+        bool(mask.any())
+        values.tolist()
+        values.cpu()
+        values.numpy()
+        mask.unique()
+        torch.equal(values, values)
+        torch.repeat_interleave(values, mask.long())
+        prompted_lm.send([np.zeros(2), np.zeros(3)], CPU)
+        host.item()  # lies on the host anyway
+    once = ("index_put_", "nonzero", "masked_select", "tolist", "cpu", "numpy", "_unique2", "equal", "repeat_interleave")
+    assert seen.counts == dict.fromkeys(once, 1) | {"index": 1, "_local_scalar_dense": 2}
+    assert seen.sends == 1
+
+
+def test_copies_between_devices_are_counted(monkeypatch):
+    values = torch.arange(6.0, device=META)
+    with watching(monkeypatch) as seen:
+        torch.arange(6).to(META)
+        torch.tensor([1, 2], device=META)
+        torch.as_tensor(np.zeros(2), device=META)
+        values.copy_(torch.zeros(6))
+        values[torch.tensor([1, 2])]
+        values.to(META).sum().to(META)
+    between = {"_to_copy between devices": 2, "copy_ between devices": 1, "index between devices": 1}
+    assert seen.counts == between | {"tensor": 2} and seen.sends == 0
+
+
+def test_what_costs_nothing_is_not_counted(monkeypatch):
+    for device in (CPU, META):
+        values, mask, places = (torch.ones(6, dtype=d, device=device) for d in (torch.float32, torch.bool, torch.int64))
+        with watching(monkeypatch) as seen:
+            values[places] + values.index_select(0, places).masked_fill(mask, 0).cumsum(0).to(torch.float64) * 2.5
+            values.repeat_interleave(2)
+            torch.repeat_interleave(values, mask.long(), output_size=6)
+            torch.arange(6, device=device).lt(places[:, None])
+        assert not seen.counts and not seen.sends
+
+
+# --- the frozen LLM's classes -----------------------------------------------------------------------------------------
+
+
+def language_model(family: str, llm: FrozenLLM, gradient_checkpointing: bool = False) -> FrozenLLM:
+    """A small random LLM of a family behind the tiny tokenizer, as `FrozenLLM` runs it."""
+    from transformers import GlmConfig, GlmForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+    kinds = {
+        "qwen2": (Qwen2Config, Qwen2ForCausalLM),
+        "llama": (LlamaConfig, LlamaForCausalLM),
+        "glm": (GlmConfig, GlmForCausalLM),
+    }
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    heads = {"num_key_value_heads": 2, "head_dim": 8, "pad_token_id": None, "initializer_range": 0.2}
+    settings, model = kinds[family]
+    torch.manual_seed(0)
+    built = model(settings(**sizes, **heads, vocab_size=len(llm.tokenizer)))
+    return FrozenLLM(built, llm.tokenizer, weights_fingerprint(built), family, gradient_checkpointing)
+
+
+@pytest.mark.parametrize("family", ["qwen2", "llama", "glm"])
+@torch.no_grad()
+def test_a_packed_batch_gives_each_family_its_own_logits(family, llm, corpora):
+    loaded = language_model(family, llm)
+    plain = copy.deepcopy(loaded.model)
+    plain.set_attn_implementation("eager")
+    method = built(TEXT_ONLY, loaded, corpora["embedded-sims"])
+    batch = method.collate(clips(corpora["embedded-sims"]))
+    rows = method._rows(batch, 0, [[]] * len(batch.ids))
+    embeds, packing, _ = method._placed(rows, method.pseudo_tokens(batch)[0], [])
+    together = loaded.logits(embeds, packing, torch.arange(len(embeds)))
+    alone = [plain(input_ids=torch.from_numpy(ids)[None]).logits[0] for ids in np.split(rows.ids, rows.ends[:-1] + 1)]
+    torch.testing.assert_close(together, torch.cat(alone), rtol=0, atol=1e-4)
+
+
+# --- a whole step -----------------------------------------------------------------------------------------------------
+
+SWITCHES: list[dict[str, Any]] = [
+    {},
+    {"method.alignment": "lstm", "method.summary": "max", "method.num_pseudo_tokens": 8},
+    {"method.alignment": "linear", "method.projections": "per_pair", "method.token_count_rule": "repeat"},
+    {"method.fusion": "pooled", "method.num_pseudo_tokens": 8, "method.token_scale": "default"},
+    {"method.prompt.pseudo_token_position": "after_text", "method.num_pseudo_tokens": 5},
+]
+
+
+def built(config: RunConfig, llm: FrozenLLM, corpus) -> PromptedLM:
+    torch.manual_seed(0)
+    method = registry.build(config, Inputs.of(corpus), tools_of(llm))
+    method.fit(corpus.splits["train"])
+    return method
+
+
+def on(device: torch.device, llm: FrozenLLM, monkeypatch: pytest.MonkeyPatch) -> FrozenLLM:
+    """The LLM, or a copy of it on the device without numbers."""
+    if device == CPU:
+        return llm
+    monkeypatch.setattr(prompted_lm, "send", send_anywhere)
+    away = copy.copy(llm)
+    away.model = copy.deepcopy(llm.model).to(device)
+    away.embedding = away.model.get_input_embeddings()
+    assert away.device == device
+    return away
+
+
+def step_watched(monkeypatch: pytest.MonkeyPatch, config: RunConfig, llm: FrozenLLM, corpus) -> Seen:
+    """The second optimiser step, when AdamW's state is there, on clips of which some lack face, voice or words."""
+    method = built(config, llm, corpus)
+    method.module.train()
+    samples: Sequence[Sample] = clips(corpus)
+    optimizer = torch.optim.AdamW(method.module.parameters(), lr=1e-3)
+    units = [[clip] for clip in range(len(samples))]
+    with watching(monkeypatch):
+        loop.step(method, optimizer, samples, units, config.training)
+    counters = [state["step"] for state in optimizer.state.values()]  # on the host beside a GPU too
+    assert len(counters) == len(list(method.module.parameters())) and {c.device for c in counters} == {CPU}
+    with watching(monkeypatch, counters) as seen:
+        values = loop.step(method, optimizer, samples, units, config.training)
+    assert values["train_loss"] > 0
+    return seen
+
+
+def only_the_readout(seen: Seen) -> None:
+    assert seen.counts == {"tolist": READOUT}
+    assert seen.sends <= SENDS
+
+
+@pytest.mark.parametrize("device", [CPU, META], ids=str)
+@pytest.mark.parametrize("changes", SWITCHES, ids=str)
+@pytest.mark.parametrize("world", ["embedded-sims", "embedded-meld"])
+def test_a_step_reads_the_loss_and_copies_nothing_but_its_blocks(changes, world, device, llm, corpora, monkeypatch):
+    corpus, llm = corpora[world], on(device, llm, monkeypatch)
+    only_the_readout(step_watched(monkeypatch, override(CONFIG, changes), llm, corpus))
+
+
+@pytest.mark.parametrize("device", [CPU, META], ids=str)
+@pytest.mark.parametrize("gradient_checkpointing", [False, True])
+@pytest.mark.parametrize("family", ["qwen2", "llama", "glm"])
+def test_no_family_reads_its_positions_back(family, gradient_checkpointing, device, llm, corpora, monkeypatch):
+    loaded = on(device, language_model(family, llm, gradient_checkpointing), monkeypatch)
+    only_the_readout(step_watched(monkeypatch, CONFIG, loaded, corpora["embedded-sims"]))
+
+
+@pytest.mark.parametrize("config", [CONFIG, TEXT_ONLY], ids=["cmpta", "text_only"])
+def test_answering_a_batch_reads_its_scores_and_nothing_else(config, llm, corpora, monkeypatch):
+    method = built(config, llm, corpora["embedded-sims"])
+    method.module.eval()
+    batch = method.collate(clips(corpora["embedded-sims"]))
+    with watching(monkeypatch) as seen:
+        method.predict(batch)
+    assert seen.counts == {"cpu": 1, "numpy": 1}
+    assert seen.sends <= SENDS + 1  # the trie's mask
+
+
+FAULTS = {
+    "a mask as an index": (CPU, lambda lengths, size: lengths[lengths > 0]),
+    "a number on the host": (CPU, lambda lengths, size: lengths.max().item()),
+    "a size on the host": (CPU, lambda lengths, size: torch.repeat_interleave(lengths, lengths)),
+    "a tensor from the host": (META, lambda lengths, size: torch.tensor([size], device=lengths.device)),
+    "an index from the host": (META, lambda lengths, size: lengths[torch.tensor([0])]),
+}
+
+
+@pytest.mark.parametrize(("device", "fault"), FAULTS.values(), ids=FAULTS)
+def test_a_wait_inside_the_adapter_would_be_noticed(device, fault, llm, corpora, monkeypatch):
+    from cmpta_lib.methods import cmpta
+
+    plain, calls = cmpta.real_positions, []
+    monkeypatch.setattr(cmpta, "real_positions", lambda *given: (calls.append(fault(*given)), plain(*given))[1])
+    seen = step_watched(monkeypatch, CONFIG, on(device, llm, monkeypatch), corpora["embedded-sims"])
+    assert calls and len(seen.counts) > 1
