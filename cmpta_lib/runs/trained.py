@@ -89,7 +89,11 @@ class TrainedRun:
             ValueError: as `predict`.
         """
         ((checked, _),) = _checked([sample], self.inputs)
-        maps = self.method.attention(self.method.collate([checked]))
+        try:
+            maps = self.method.attention(self.method.collate([checked]))
+        except NotImplementedError as error:
+            name = self.run.config.method.name
+            raise NotImplementedError(f"run {self.run.folder.name}: its method '{name}' has no attention maps") from error
         return {name: weights[0].float().cpu().numpy() for name, weights in maps.items()}
 
 
