@@ -34,7 +34,7 @@ KEYS = ("id", "speaker", "dialogue")  # optional
 _PUBLIC_FEATURES = {"text", "audio", "audio_len", "video", "video_len"}
 
 
-def read_public_pickles(folder: Path, cache: Path | None = None) -> Corpus:
+def read_folder(folder: str | Path, cache: Path | None = None) -> Corpus:
     """Open `<name>_{train,valid,test}.pkl`, MELD's public format; converted on first use, below `cache`.
 
     Clips that stand in train and in another split are named in a printed line in every call.

@@ -8,15 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from cmpta_lib import cli
-from cmpta_lib.cli.notebooks import STAGES
+from cmpta_lib.cli.__main__ import main
+from cmpta_lib.study import plan
 from cmpta_lib.study import preflight as check
-from cmpta_lib.study.plan import REGISTER, VARIANTS
 from cmpta_lib.study.preflight import COMMAND, Need, needs, screen
 from cmpta_lib.study.profiles import PROFILES
 from cmpta_lib.study.study import Study
 
-NOTEBOOKS = [name for stage in STAGES for name in stage]
+NOTEBOOKS = [notebook.name for notebook in plan.NOTEBOOKS]
 GPU = "NVIDIA GeForce RTX 4090, 24564\n"
 
 
@@ -58,7 +57,7 @@ def test_a_rehearsals_corpus_is_none_of_the_papers(tmp_path):
     simsv2.prepare(tmp_path / "runs" / "cache", tmp_path / "raw")
     need = found(Study("paper"))["corpus simsv2"]
     assert need.missing and "generated" in need.found and need.remedy.startswith("rm -r ")
-    assert cli.main(["reproduce", "--profile", "paper"]) == 1
+    assert main(["reproduce", "--profile", "paper"]) == 1
 
 
 @pytest.mark.parametrize(("llm", "gpu"), [("qwen-1.8b", 12), ("llama2-7b", 20), ("some/other", 12)])
@@ -103,13 +102,13 @@ def test_a_full_disk_is_named_before_anything_starts(machine):
 
 
 def test_the_number_of_runs_is_that_of_the_plan():
-    assert len(Study("paper").planned()) == 2 * len(VARIANTS) * 5 + len(REGISTER) == 91
-    demo = Study(seeds=2)
-    assert len(demo.planned()) == 2 * len(VARIANTS) * 2 + len(REGISTER)
+    rows = len(plan.ablation("sims"))
+    assert len(Study("paper").planned()) == 2 * rows * 5 + len(plan.REGISTER) == 91
+    assert len(Study(seeds=2).planned()) == 2 * rows * 2 + len(plan.REGISTER)
 
 
 def test_one_table_needs_its_own_corpus_only(capsys):
-    assert cli.main(["check", "--profile", "paper", "--only", "table3", "--seeds", "1"]) == 1
+    assert main(["check", "--profile", "paper", "--only", "table3", "--seeds", "1"]) == 1
     shown = capsys.readouterr().out
     assert "corpus simsv2" in shown and "meld" not in shown and "2 runs in all" in shown
 
@@ -121,7 +120,7 @@ def test_a_folder_that_is_not_complete_says_what_it_lacks(tmp_path):
 
 
 def test_one_screen(capsys):
-    assert cli.main(["check", "--profile", "paper", "--seeds", "1"]) == 1
+    assert main(["check", "--profile", "paper", "--seeds", "1"]) == 1
     shown = capsys.readouterr().out
     assert len(shown.splitlines()) <= 24 and max(map(len, shown.splitlines())) <= 130
     assert "27 runs in all" in shown
@@ -134,8 +133,8 @@ def test_one_screen(capsys):
 
 
 def test_nothing_is_made_by_asking(tmp_path):
-    cli.main(["check", "--profile", "paper"])
-    cli.main(["reproduce", "--profile", "paper"])
+    main(["check", "--profile", "paper"])
+    main(["reproduce", "--profile", "paper"])
     assert not list(tmp_path.rglob("*"))
 
 

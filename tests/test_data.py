@@ -19,7 +19,7 @@ from cmpta_lib.data import errors
 from cmpta_lib.data.corpus import Corpus, Sample, Split, Task
 from cmpta_lib.data.store import load_corpus, write_corpus
 from data_prep import public_pickles
-from data_prep.public_pickles import read_public_pickles
+from data_prep.public_pickles import read_folder
 from data_prep.safe_pickle import UnsafePickleError
 
 REGRESSION = Task("regression", "zh")
@@ -366,7 +366,7 @@ def save(folder: Path, train: Any = None, valid: Any = None, test: Any = None, n
 def test_public_files_are_cut_to_their_true_lengths(tmp_path: Path):
     ours = item("anger", audio_len=np.int64(5), video_len=0, id=17, speaker="Ross", dialogue=3)
     ours["features"]["audio"] = np.arange(18.0).reshape(6, 3) * (np.arange(6) < 5)[:, None]
-    corpus = read_public_pickles(save(tmp_path / "in", [item(), ours]), tmp_path / "cache")
+    corpus = read_folder(save(tmp_path / "in", [item(), ours]), tmp_path / "cache")
     assert (corpus.name, corpus.generated, corpus.repairs) == ("tiny", False, {})
     assert corpus.task == Task("classification", "en", ("anger", "joy"))
     first, second = corpus.splits["train"]
@@ -379,14 +379,14 @@ def test_public_files_are_cut_to_their_true_lengths(tmp_path: Path):
 
 def test_melds_seven_labels_come_in_the_papers_order(tmp_path: Path):
     items = [item(label) for label in sorted(MELD)]
-    corpus = read_public_pickles(save(tmp_path / "in", items), tmp_path / "cache")
+    corpus = read_folder(save(tmp_path / "in", items), tmp_path / "cache")
     assert corpus.task.labels == MELD
     assert [corpus.task.labels[one.label] for one in corpus.splits["train"]] == sorted(MELD)
 
 
 def test_scores_make_a_regression(tmp_path: Path):
     chinese = [item(-1, "真好"), item(np.float32(0.5), "你 OK"), item(1.0, "hm")]
-    corpus = read_public_pickles(save(tmp_path / "in", chinese, [item(0, "好")], [item(0.0, "")]), tmp_path / "cache")
+    corpus = read_folder(save(tmp_path / "in", chinese, [item(0, "好")], [item(0.0, "")]), tmp_path / "cache")
     assert corpus.task == Task("regression", "zh")
     assert corpus.splits["train"].labels.tolist() == [-1, 0.5, 1]
 
@@ -395,19 +395,19 @@ def test_oddities_in_public_files_are_counted(tmp_path: Path):
     noisy = np.zeros((6, 3))
     noisy[1], noisy[3:5, 0] = np.nan, 2  # one real frame, two behind the true length of 2
     train = [item(audio=noisy), item("anger", note="x"), item(note="y")]
-    corpus = read_public_pickles(save(tmp_path / "in", train), tmp_path / "cache")
+    corpus = read_folder(save(tmp_path / "in", train), tmp_path / "cache")
     assert corpus.repairs == {"audio_nan": 3, "audio_nonzero_frames_after_length": 2, "ignored_field_note": 2}
     assert corpus.splits["train"][0].audio.tolist() == [[0, 0, 0], [0, 0, 0]]
 
 
 def test_the_second_call_does_not_convert_again(tmp_path: Path, monkeypatch):
     folder = save(tmp_path / "in")
-    first = read_public_pickles(folder, tmp_path / "cache")
+    first = read_folder(folder, tmp_path / "cache")
     with monkeypatch.context() as patch:
         patch.setattr(public_pickles.safe_pickle, "load", lambda path: pytest.fail("read again"))
-        assert read_public_pickles(folder, tmp_path / "cache").fingerprint == first.fingerprint
+        assert read_folder(folder, tmp_path / "cache").fingerprint == first.fingerprint
     save(folder, test=[item("anger")])
-    assert read_public_pickles(folder, tmp_path / "cache").fingerprint != first.fingerprint
+    assert read_folder(folder, tmp_path / "cache").fingerprint != first.fingerprint
     assert len(list((tmp_path / "cache").iterdir())) == 2
 
 
@@ -453,7 +453,7 @@ def without(path: str) -> dict:
 def test_public_files_that_do_not_conform_are_named(tmp_path: Path, broken: Any, message: str):
     folder = save(tmp_path / "in", valid=[item(), broken])
     with pytest.raises(ValueError, match=message) as caught:
-        read_public_pickles(folder, tmp_path / "cache")
+        read_folder(folder, tmp_path / "cache")
     assert str(folder / "tiny_valid.pkl, sample 1") in str(caught.value) and len(str(caught.value)) < 500
     assert not (tmp_path / "cache").exists() or list((tmp_path / "cache").iterdir()) == []
 
@@ -463,51 +463,51 @@ def test_scores_out_of_range_name_their_file(tmp_path: Path):
     with pytest.raises(
         ValueError, match=r"tiny_train.pkl, sample 1 \(id 'c7'\): 'label' must be in \[-1, 1\], but is 3"
     ):
-        read_public_pickles(folder, tmp_path / "cache")
+        read_folder(folder, tmp_path / "cache")
 
 
 def test_files_that_are_not_lists_or_not_safe_are_named(tmp_path: Path):
     folder = save(tmp_path / "in", test={"train": []})
     with pytest.raises(ValueError, match="tiny_test.pkl must be a list of dicts, one per sample, but is a dict"):
-        read_public_pickles(folder, tmp_path / "cache")
+        read_folder(folder, tmp_path / "cache")
     save(folder, test=[print])
     with pytest.raises(UnsafePickleError, match="tiny_test.pkl: .*'builtins' 'print'"):
-        read_public_pickles(folder, tmp_path / "cache")
+        read_folder(folder, tmp_path / "cache")
 
 
 def test_missing_and_mixed_files_are_named(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match="expected <name>_train.pkl and .* found nothing"):
-        read_public_pickles(tmp_path / "nowhere", tmp_path / "cache")
+        read_folder(tmp_path / "nowhere", tmp_path / "cache")
     folder = save(tmp_path / "in")
     (folder / "tiny_valid.pkl").rename(folder / "tiny_dev.pkl")
     with pytest.raises(
         FileNotFoundError, match="expected tiny_valid.pkl, found tiny_dev.pkl, tiny_test.pkl, tiny_train"
     ):
-        read_public_pickles(folder, tmp_path / "cache")
+        read_folder(folder, tmp_path / "cache")
     save(folder, name="other")
     with pytest.raises(ValueError, match="expected one dataset, found other, tiny; give each a folder of its own"):
-        read_public_pickles(folder, tmp_path / "cache")
+        read_folder(folder, tmp_path / "cache")
 
 
 def test_packed_files_and_folders_are_not_taken_for_files(tmp_path: Path):
     folder = save(tmp_path / "in")
     (folder / "z_train.pkl").mkdir()
-    assert len(read_public_pickles(folder, tmp_path / "cache").splits["train"]) == 2
+    assert len(read_folder(folder, tmp_path / "cache").splits["train"]) == 2
     (folder / "tiny_test.pkl").rename(folder / "tiny_test.pkl.gz")
     with pytest.raises(FileNotFoundError, match=rf"expected tiny_test.pkl; .*gunzip {folder}/tiny_test.pkl.gz$"):
-        read_public_pickles(folder, tmp_path / "cache")
+        read_folder(folder, tmp_path / "cache")
 
 
 def test_many_labels_do_not_fill_a_message(tmp_path: Path):
     train = [item(f"label {i}") for i in range(3000)]
     with pytest.raises(ValueError, match="one of train's labels .'label 0', ") as caught:
-        read_public_pickles(save(tmp_path / "in", train), tmp_path / "cache")
+        read_folder(save(tmp_path / "in", train), tmp_path / "cache")
     assert len(str(caught.value)) < 500
 
 
 def test_real_speech_is_converted(shared_folder: Path, tmp_path: Path):
     folder = shared_folder / "data" / "ravdess"
-    corpus = read_public_pickles(folder, tmp_path / "cache")
+    corpus = read_folder(folder, tmp_path / "cache")
     labels = ("angry", "calm", "disgust", "fearful", "happy", "neutral", "sad", "surprised")
     assert corpus.task == Task("classification", "en", labels)
     assert corpus.repairs == {} and set(corpus.sources) == {f"ravdess_{split}.pkl" for split in data.SPLITS}

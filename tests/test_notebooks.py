@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ast
 import os
-import pickle
 import re
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import nbformat
@@ -14,30 +14,23 @@ import numpy as np
 import pandas as pd
 import papermill
 import pytest
+from finished import clips as clips_of_ones_own
 
-from cmpta_lib.cli.notebooks import execute_notebook
+from cmpta_lib.cli.notebooks import NotebookFailed, execute_notebook
 from cmpta_lib.data.corpus import Sample, Task
 from cmpta_lib.data.store import write_corpus
 from cmpta_lib.figures import clips
+from cmpta_lib.report import gather, sizes, summaries
 from cmpta_lib.report import rows as reports
-from cmpta_lib.report import sizes
+from cmpta_lib.runs.store import DONE
+from cmpta_lib.study import plan
 from cmpta_lib.study.study import Study
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 TABLES_ONLY = ("01", "03", "04", "05", "06", "07")  # these open no model and so need no torch
 ATTENTION = {"vision", "audio"}
 MOST_LINES = 20
-EXPORTS = {  # stems that a notebook leaves behind: figures as PDF and PNG, tables as CSV, LaTeX and Markdown
-    "01": ({"corpus_sims", "corpus_meld"}, {"table1"}),
-    "02": ({"fig1_architecture", "fig2_adapter"}, {"table2", "table2_parameters"}),
-    "03": ({"training_curves_sims", "training_curves_meld"}, {"training", "register"}),
-    "04": (set(), {"table3", "paired_sims"}),
-    "05": (set(), {"table4", "paired_meld"}),
-    "06": ({"ablation_sims"}, {"table5"}),
-    "07": ({"ablation_meld"}, {"table6"}),
-    "08": ({"fig3_attention_sims", "fig4_attention_meld"}, {"attention_on_cues"}),
-    "09": ({"fig5_case_study"}, set()),
-}
+NEED_RUNS = [notebook.name for notebook in plan.NOTEBOOKS if list(notebook.rows("sims"))]
 
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
 
@@ -47,7 +40,14 @@ def code_cells(path: Path) -> list[nbformat.NotebookNode]:
 
 
 def test_the_series_is_complete():
-    assert [path.stem[:2] for path in NOTEBOOKS] == list(EXPORTS)
+    assert [path.stem for path in NOTEBOOKS] == [notebook.name for notebook in plan.NOTEBOOKS]
+
+
+@pytest.mark.parametrize("name", NEED_RUNS)
+def test_a_notebook_asks_for_its_own_runs_and_fails_at_its_end_without_them(name: str):
+    cells = [cell.source for cell in code_cells(Path(__file__).parents[1] / "notebooks" / f"{name}.ipynb")]
+    assert sum(f'study.make(study.needed("{name}"))' in cell for cell in cells) == 1
+    assert cells[-1].startswith("study.need_all_runs()") and not any("need_all_runs" in cell for cell in cells[:-1])
 
 
 @every_notebook
@@ -128,38 +128,58 @@ def shown(cell: nbformat.NotebookNode) -> set[str]:
 @pytest.mark.slow
 @every_notebook
 def test_runs_headless_and_exports(path: Path, runs_folder: Path, tmp_path: Path):
-    number, figures = path.stem[:2], runs_folder / "smoke" / "figures" / "demo"
+    notebook, figures = plan.chosen([path.stem])[0], runs_folder / "smoke" / "figures" / "demo"
     planned = {run.folder for _, run in Study(smoke=True).planned_runs()}
-    *_, last, probe = [cell for cell in execute(path, tmp_path).cells if cell.cell_type == "code"]
-    assert {done.parent for done in (runs_folder / "smoke").glob("embedded-*/metrics.json")} == planned, (
-        "no run unplanned"
-    )
-    assert shown(last) & {"text/html", "image/png"}, "the last cell shows the table or figure"
-    assert probe.outputs[0].text.strip() == str(number not in TABLES_ONLY), "tables import no torch"
-    drawn, written = EXPORTS[number]
-    for stem in drawn:
+    cells = [cell for cell in execute(path, tmp_path).cells if cell.cell_type == "code"]
+    assert {done.parent for done in (runs_folder / "smoke").glob(f"embedded-*/{DONE}")} == planned, "no run unplanned"
+    last = [cell for cell in cells[:-1] if "need_all_runs" not in cell.source][-1]
+    assert shown(last) & {"text/html", "image/png"}, "the last cell but the check shows the table or figure"
+    assert cells[-1].outputs[0].text.strip() == str(path.stem[:2] not in TABLES_ONLY), "tables import no torch"
+    for stem in exports(figures, notebook.corpora, notebook.figures):
         assert (figures / f"{stem}.png").read_bytes().startswith(b"\x89PNG")
         assert (figures / f"{stem}.pdf").read_bytes().startswith(b"%PDF")
-    for stem in written:
+    for stem in exports(figures, notebook.corpora, notebook.tables):
         markdown = (figures / f"{stem}.md").read_text(encoding="utf-8")
         assert "SMOKE RUN" in markdown and "says nothing about the paper" in markdown
         assert len(pd.read_csv(figures / f"{stem}.csv")) and (figures / f"{stem}.tex").exists()
 
 
+def exports(folder: Path, keys: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Stems of what a notebook leaves behind: figures as PDF and PNG, tables as CSV, LaTeX and Markdown."""
+    patterns = dict.fromkeys(name.replace("{key}", key) for name in names for key in keys)
+    found = {pattern: {path.stem for path in folder.glob(f"{pattern}.*")} for pattern in patterns}
+    assert all(len(stems) == 1 for stems in found.values()), found
+    return [stem for stems in found.values() for stem in stems]
+
+
+@pytest.mark.slow
+def test_one_damaged_run_costs_its_row_and_the_exit_code(runs_folder: Path, tmp_path: Path, monkeypatch):
+    """Table 3 is exported with all its lines, and papermill then fails with the run, the file and what to do."""
+    monkeypatch.setenv("CMPTA_RUNS", str(tmp_path / "runs"))
+    shutil.copytree(runs_folder, tmp_path / "runs", ignore=shutil.ignore_patterns("figures", "notebooks"))
+    study = Study(smoke=True)
+    (run,) = study.runs("sims", plan.TEXT_ONLY)
+    predictions = run.folder / "predictions.parquet"
+    table = pd.read_parquet(predictions)
+    table.assign(prediction=table["label"]).to_parquet(predictions, index=False)
+    (path,) = (path for path in NOTEBOOKS if path.stem == "04_table3_simsv2")
+    message = rf"04_table3_simsv2.ipynb, code cell \d+: RunsFailed: 1 of 2 runs failed, .*{predictions}.*remove the folder"
+    with pytest.raises(NotebookFailed, match=message):
+        execute(path, tmp_path)
+    shown_table = pd.read_csv(study.figures / "table3.csv", keep_default_na=False).set_index("method")
+    assert list(shown_table.index[-2:]) == ["text only (no pseudo tokens)", "CMPTA"]
+    assert shown_table["MAE this run"].iloc[-2] == "not run" and "(n=1)" in shown_table["MAE this run"].iloc[-1]
+    note = shown_table["note"].iloc[-2]
+    assert f"runs/smoke/{run.folder.name}/predictions.parquet is not the file that was written" in note
+    assert "remove the folder" in note and str(tmp_path) not in note
+    assert (pd.read_csv(study.figures / "paired_sims.csv")["difference"] == "not run").all()
+
+
 @pytest.fixture(scope="module")
 def voices(tmp_path_factory) -> Path:
     """A user's own clips: three classes, a voice each and no face, in MELD's public format."""
-    folder, rng = tmp_path_factory.mktemp("voices"), np.random.default_rng(0)
-    for split, size in (("train", 24), ("valid", 9), ("test", 12)):
-        items = []
-        for number in range(size):
-            label, frames = ("angry", "calm", "happy")[number % 3], int(rng.integers(5, 12))
-            audio = rng.standard_normal((frames, 10)).astype(np.float32) + number % 3
-            features = {"text": "Kids are talking by the door.", "audio": audio, "audio_len": frames}
-            features |= {"video": np.zeros((1, 4), np.float32), "video_len": 0}
-            items.append({"label": label, "features": features})
-        (folder / f"voices_{split}.pkl").write_bytes(pickle.dumps(items))
-    return folder
+    folder = tmp_path_factory.mktemp("voices")
+    return clips_of_ones_own(lambda number: ("angry", "calm", "happy")[number % 3], (24, 9, 12), folder, has_face=False)
 
 
 @pytest.mark.slow
@@ -180,8 +200,8 @@ def test_runs_on_a_users_own_clips(number: str, runs_folder: Path, voices: Path,
 def test_the_report_gathers_what_there_is_and_names_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("CMPTA_RUNS", str(tmp_path))
     study = Study(smoke=True)
-    reports.save_table(study, reports.table1(study), "table1", "Table 1. Clips.", study.keys)
-    text = reports.write_report(study, study.keys).read_text(encoding="utf-8")
+    reports.save_table(study, summaries.table1(study), "table1", "Table 1. Clips.", study.keys)
+    text = gather.write_report(study, study.keys).read_text(encoding="utf-8")
     assert "| SIMS-V2 | paper | 2722 | 647 | 1034 | 4403 | Chinese |" in text
     assert "SMOKE RUN" in text.splitlines()[0] and "says nothing about the paper's claims" in text
     assert "(table3.md: not made.)" in text and "table1.md: not made" not in text
@@ -193,11 +213,11 @@ def test_qwen_is_as_large_as_it_says():
 
 def test_parameter_counts_are_those_of_the_adapter():
     """Counted without memory, and nothing is left out: the sum is the real module's."""
-    from cmpta_lib.config import AdapterConfig
+    from cmpta_lib.config import CmptaConfig
     from cmpta_lib.methods.cmpta import CMPTAdapter
 
     for changes in ({}, {"num_pseudo_tokens": 8}, {"fusion": "pooled"}, {"alignment": "linear"}):
-        config = AdapterConfig(dim=16, **changes)
+        config = CmptaConfig(dim=16, **changes)
         real = sum(p.numel() for p in CMPTAdapter(config, 5, 7, 32, 1.0).parameters())
         assert sizes.parameter_counts(config, 5, 7, 32).total() == real
 
@@ -262,22 +282,43 @@ def test_a_score_is_right_within_one_step():
 
 def test_attention_share_on_cues_by_hand(llm, corpora):
     """Against a loop over single clips: padding and batch mates must not enter a clip's share."""
+    import torch
+
     from cmpta_lib.config import DataConfig, RunConfig, override
-    from cmpta_lib.training import loop as training
+    from cmpta_lib.data.corpus import Inputs
+    from cmpta_lib.methods import registry
+    from cmpta_lib.methods.base import Tools
+    from cmpta_lib.runs.store import Run
+    from cmpta_lib.runs.trained import TrainedRun
 
     corpus = corpora["embedded-meld"]
-    config = RunConfig(data=DataConfig(name=corpus.name, fingerprint=corpus.fingerprint))
-    model = training.build(override(config, {"adapter.dim": 16}), corpus, llm).eval()
+    config = override(RunConfig(data=DataConfig(name=corpus.name, fingerprint=corpus.fingerprint)), {"method.dim": 16})
+    inputs = Inputs.of(corpus)
+    method = registry.build(config, inputs, Tools(torch.device("cpu"), lambda _: llm))
+    method.module.eval()
+    trained = TrainedRun(Run(config, Path("nowhere")), inputs, method)
     split = corpus.splits["test"]
     everything = answers(split.labels.tolist(), split.labels.tolist())
-    table = clips.attention_on_cues(model, corpus, everything).set_index("attention")
+    table = clips.attention_on_cues(trained, corpus, everything).set_index("attention")
     for modality in ATTENTION:
         inside = []
         for index in range(len(split)):
-            panels = {p.modality: p for p in clips.attention_panels(model, corpus, index)}
+            panels = {p.modality: p for p in clips.attention_panels(trained, corpus, index)}
             if modality in panels and panels[modality].cue_window:
                 start, stop = panels[modality].cue_window
                 inside.append(panels[modality].weights[:, start:stop].sum(1).mean())
         row = table.loc[f"text → {modality}"]
         assert row["clips"] == len(inside) > 0
         assert float(row["on the cue (%)"]) == pytest.approx(100 * np.mean(inside), abs=0.051)
+
+
+def test_a_method_that_reads_no_text_has_no_text_that_attends(corpora):
+    from cmpta_lib.config import DataConfig, RunConfig
+    from cmpta_lib.data.corpus import Inputs
+    from cmpta_lib.runs.store import Run
+    from cmpta_lib.runs.trained import TrainedRun
+
+    corpus = corpora["embedded-meld"]
+    run = Run(RunConfig(data=DataConfig(name="a", fingerprint="b")), Path("a-0123"))
+    with pytest.raises(ValueError, match="run a-0123: its method reads no tokens, so no text attends to anything"):
+        clips.attention_panels(TrainedRun(run, Inputs.of(corpus), object()), corpus, 0)

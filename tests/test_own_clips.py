@@ -15,12 +15,12 @@ from test_data import item, save
 from cmpta_lib.data import readers
 from cmpta_lib.data.readers import read_raw
 from data_prep import hub, published, safe_pickle, verify
-from data_prep.public_pickles import read_public_pickles
+from data_prep.public_pickles import read_folder
 from data_prep.verify import findings
 
 
 def convert(folder: Path) -> Any:
-    return read_public_pickles(folder, folder.parent / "cache")
+    return read_folder(folder, folder.parent / "cache")
 
 
 def counts(corpus: Any, check: str) -> dict[str, int]:
@@ -205,7 +205,7 @@ def test_clean_clips_are_converted_without_a_word(tmp_path: Path, capsys):
 
 def test_conversions_lie_where_every_study_looks(tmp_path: Path, monkeypatch):
     monkeypatch.setenv("CMPTA_RUNS", str(tmp_path / "runs"))
-    corpus = read_public_pickles(save(tmp_path / "in"))
+    corpus = read_folder(save(tmp_path / "in"))
     assert [path.name[:5] for path in (tmp_path / "runs" / "cache" / "data").iterdir()] == ["tiny-"]
     assert corpus.name == "tiny"
 
@@ -219,7 +219,7 @@ def installed(patch: pytest.MonkeyPatch, *readers_found: EntryPoint) -> None:
 
 def test_a_study_reads_through_the_installed_reader(tmp_path: Path, monkeypatch):
     declared = (Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")
-    value = "data_prep.public_pickles:read_public_pickles"
+    value = "data_prep.public_pickles:read_folder"
     assert f'[project.entry-points."{readers.GROUP}"]' in declared and f'public_pickles = "{value}"' in declared
     installed(monkeypatch, EntryPoint("public_pickles", value, readers.GROUP))
     folder = save(tmp_path / "in")

@@ -1,60 +1,37 @@
-"""A method that exists in this file alone stands in Table 3, through the public registry."""
+"""A method that one file defines, which nothing of ours names, stands in Table 3 through the public registry."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from types import ModuleType
+from typing import Literal
 
 import numpy as np
 import pytest
-import torch
-from torch import nn
 
-from cmpta_lib.config import DataConfig, MethodConfig, RunConfig, from_json, to_json
-from cmpta_lib.data.corpus import Inputs, Sample, Split
+from cmpta_lib.config import DataConfig, LLMConfig, MethodConfig, RunConfig, from_json, to_json
 from cmpta_lib.embedded import synthetic
 from cmpta_lib.methods import registry
-from cmpta_lib.methods.base import Batch, Loss, Method, Predictions, Tools
 from cmpta_lib.report.rows import comparison_rows, result_row
 from cmpta_lib.report.tables import result_table
 from cmpta_lib.runs.trained import load
 from cmpta_lib.study import plan
 from cmpta_lib.study.study import Study
 
+FILE = Path(__file__).resolve().with_name("training_mean.py")
 DATA = DataConfig(name="a", fingerprint="b")
 
 
-class TrainingMeanConfig(MethodConfig):
-    """The training split's mean label, plus a constant that seeds move, so that they have a spread."""
-
-    name: Literal["training_mean"] = "training_mean"
-    recipe: Literal[1] = 1
-    noise: float = 0.01
-
-
-class TrainingMean(Method):
-    def __init__(self, config: RunConfig, inputs: Inputs, tools: Tools) -> None:
-        self.noise = config.method.model_dump()["noise"]
-        self.module = nn.Module()
-        self.module.register_buffer("mean", torch.zeros(()))
-
-    def fit(self, train: Split) -> None:
-        self.module.mean.fill_(float(train.labels.mean()) + self.noise * float(torch.randn(())))
-
-    def collate(self, samples: Sequence[Sample]) -> Batch:
-        return Batch(tuple(sample.id for sample in samples), {})
-
-    def loss(self, batch: Batch) -> Loss:
-        raise AssertionError("nothing is trained")
-
-    def predict(self, batch: Batch) -> Predictions:
-        values = np.full(len(batch.ids), float(self.module.mean))
-        return Predictions(values, [f"{value:.3f}" for value in values])
-
-
-registry.register(TrainingMeanConfig, TrainingMean, row="training mean", comparisons=("sims",))
+@pytest.fixture(autouse=True)
+def plugin(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The method, known to this file's tests alone: tables of other tests must not have its row."""
+    monkeypatch.setattr(registry, "ENTRIES", dict(registry.ENTRIES))
+    monkeypatch.setattr(MethodConfig, "known", dict(MethodConfig.known))
+    monkeypatch.setenv(registry.PLUGINS, str(FILE))
+    monkeypatch.delitem(sys.modules, FILE.stem, raising=False)
+    registry.load_plugins()
+    return sys.modules[FILE.stem]
 
 
 @pytest.fixture
@@ -71,7 +48,7 @@ def test_its_row_stands_in_table_3_and_not_in_table_4():
 
 
 @pytest.mark.slow  # real workers, which import torch and this file
-def test_its_row_has_mean_deviation_interval_and_seeds(study: Study, monkeypatch: pytest.MonkeyPatch):
+def test_its_row_has_mean_deviation_interval_and_seeds(study: Study):
     row = next(row for row in plan.comparison("sims") if row.method == "training_mean")
     runs = study.ensure(study.runs("sims", row))
     shown = result_table([result_row(study, "sims", row)], ["mae", "corr"]).iloc[0]
@@ -90,43 +67,57 @@ def test_its_row_has_mean_deviation_interval_and_seeds(study: Study, monkeypatch
         loaded.attention(study.corpus("sims").splits["test"][0])
 
 
-def test_the_whole_table_holds_it_between_the_papers_rows_and_ours(study: Study, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(Study, "llm", plan_llm())
+@pytest.fixture
+def named_llm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Study, "llm", LLMConfig(name="tiny", fingerprint="f"))
+
+
+def test_the_whole_table_holds_it_between_the_papers_rows_and_ours(study: Study, named_llm: None):
     names = [row.method for row in comparison_rows(study, "sims")]
     assert names[-3:] == ["training mean", "text only (no pseudo tokens)", "CMPTA"] and names[0] == "LMF [24]"
+    assert "training mean" not in [row.method for row in comparison_rows(study, "meld")]
 
 
-def plan_llm() -> Any:
-    from cmpta_lib.config import LLMConfig
+def test_a_method_that_the_paper_prints_stands_in_the_papers_line(study: Study, named_llm: None, plugin: ModuleType):
+    class SelfMM(MethodConfig):
+        name: Literal["self_mm"] = "self_mm"
+        recipe: Literal[1] = 1
 
-    return LLMConfig(name="tiny", fingerprint="f")
+    registry.register(SelfMM, plugin.TrainingMean, row="Self-MM", comparisons=("sims",))
+    assert [row.name for row in plan.comparison("sims")] == ["Self-MM", "training mean", "text only", "CMPTA"]
+    rows = comparison_rows(study, "sims")
+    assert [row.method for row in rows[:3]] == ["LMF [24]", "Self-MM [25]", "MAG-BERT [26]"] and rows[1].paper["mae"] == 0.335
+    assert "not part of this repository" in rows[0].note and "is not finished" in rows[1].note
+    assert [row.method for row in rows].count("Self-MM [25]") == 1 and "Self-MM" not in [row.method for row in rows]
 
 
-def test_its_settings_are_part_of_a_runs_identity():
-    config = RunConfig(data=DATA, method=TrainingMeanConfig(noise=0.5))
+def test_its_settings_are_part_of_a_runs_identity(plugin: ModuleType):
+    config = RunConfig(data=DATA, method=plugin.TrainingMeanConfig(noise=0.5))
     assert from_json(to_json(config)) == config
-    assert config.hash != RunConfig(data=DATA, method=TrainingMeanConfig()).hash
+    assert config.hash != RunConfig(data=DATA, method=plugin.TrainingMeanConfig()).hash
 
 
-def test_a_raised_recipe_makes_its_runs_stale_and_no_others():
-    text = to_json(RunConfig(data=DATA, method=TrainingMeanConfig()))
+def test_a_raised_recipe_makes_its_runs_stale_and_no_others(plugin: ModuleType):
+    text = to_json(RunConfig(data=DATA, method=plugin.TrainingMeanConfig()))
     with pytest.raises(ValueError, match="method.recipe"):
         from_json(text.replace('"recipe": 1', '"recipe": 2'))
 
 
-def test_a_name_or_row_is_taken_once():
+def test_a_name_or_row_is_taken_once(plugin: ModuleType):
     class Other(MethodConfig):
         name: Literal["other"] = "other"
         recipe: Literal[1] = 1
 
     with pytest.raises(ValueError, match="row 'CMPTA': taken by 'cmpta'"):
-        registry.register(Other, TrainingMean, row="CMPTA")
+        registry.register(Other, plugin.TrainingMean, row="CMPTA")
     assert "other" not in registry.ENTRIES
 
 
-def test_other_processes_are_told_where_it_is_defined(monkeypatch: pytest.MonkeyPatch):
-    assert str(Path(__file__).resolve()) in registry.plugins()
-    monkeypatch.setattr(TrainingMeanConfig, "__module__", "__main__")
+def test_other_processes_are_told_where_it_is_defined(plugin: ModuleType, monkeypatch: pytest.MonkeyPatch):
+    assert registry.plugins() == str(FILE)
+    monkeypatch.delenv(registry.PLUGINS)  # as where somebody imports the file
+    assert registry.plugins() == str(FILE)
+    monkeypatch.setattr(plugin.TrainingMeanConfig, "__module__", "__main__")
     with pytest.raises(ValueError, match="'training_mean' is defined in a notebook or script"):
         registry.plugins()
 

@@ -12,8 +12,10 @@ import pandas as pd
 import pytest
 from safetensors import safe_open
 
-from cmpta_lib import cli, rehearsal
+from cmpta_lib import rehearsal
+from cmpta_lib.cli.__main__ import main
 from cmpta_lib.llm.files import QWEN_1_8B
+from cmpta_lib.report import rows as reports
 from cmpta_lib.report.sizes import qwen_parameters
 from cmpta_lib.runs.trained import load_llm
 from cmpta_lib.study.study import Study
@@ -27,7 +29,7 @@ def runs_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CMPTA_RUNS", str(folder))
-        assert cli.main(["rehearse", "--factor", "0.001", "--files-only"]) == 0
+        assert main(["rehearse", "--factor", "0.001", "--files-only"]) == 0
     return folder
 
 
@@ -38,9 +40,9 @@ def study(runs_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
 
 
 def test_everything_made_from_it_says_that_it_is_generated(study: Study):
-    stated = study.provenance(study.keys)
+    stated = reports.provenance(study, study.keys)
     assert stated.generated and "SMOKE RUN" in stated.line() and "says nothing about the paper" in stated.warning()
-    assert study.bayes("sims", "mae") == {}  # nobody knows the best possible score on it
+    assert reports.bayes(study, "sims", "mae") == {}  # nobody knows the best possible score on it
 
 
 def test_the_real_profile_never_takes_rehearsal_files(runs_folder: Path, monkeypatch: pytest.MonkeyPatch):
@@ -54,7 +56,7 @@ def test_a_second_call_writes_nothing_again(runs_folder: Path, monkeypatch: pyte
     before = {
         path: path.stat().st_mtime_ns for path in runs_folder.rglob("*") if path.suffix in {".pkl", ".safetensors"}
     }
-    assert cli.main(["rehearse", "--factor", "0.001", "--files-only"]) == 0
+    assert main(["rehearse", "--factor", "0.001", "--files-only"]) == 0
     assert before == {path: path.stat().st_mtime_ns for path in before} and len(before) >= 6
 
 
@@ -62,7 +64,7 @@ def test_a_second_call_writes_nothing_again(runs_folder: Path, monkeypatch: pyte
 def test_a_wrong_factor_costs_nothing(factor: str, runs_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     monkeypatch.setenv("CMPTA_RUNS", str(runs_folder))
     before = sorted(runs_folder.rglob("*"))
-    assert cli.main(["rehearse", "--factor", factor, "--files-only"]) == 1
+    assert main(["rehearse", "--factor", factor, "--files-only"]) == 1
     assert "expected a fraction of the published split sizes" in capsys.readouterr().err
     assert sorted(runs_folder.rglob("*")) == before
 
@@ -71,7 +73,7 @@ def test_a_rehearsal_that_died_is_taken_up(tmp_path: Path, monkeypatch: pytest.M
     """Killed while it wrote MELD and, later, the weights; then another recipe's files are in the way."""
     monkeypatch.setenv("CMPTA_RUNS", str(tmp_path))
     call = ["rehearse", "--factor", "0.001", "--files-only"]
-    assert cli.main(call) == 0
+    assert main(call) == 0
     root = tmp_path / "smoke"
     (sims,), before = root.glob("raw/simsv2/*.pkl"), (root / "rehearsal.json").read_text()
     written = sims.stat().st_mtime_ns
@@ -79,11 +81,11 @@ def test_a_rehearsal_that_died_is_taken_up(tmp_path: Path, monkeypatch: pytest.M
     (root / "rehearsal.json").unlink()
     (llm,) = root.glob("llm/*")
     (llm / "config.json").unlink()
-    assert cli.main(call) == 0
+    assert main(call) == 0
     assert (root / "rehearsal.json").read_text() == before and (llm / "config.json").exists()
     assert sims.stat().st_mtime_ns == written, "what was complete stays"
     monkeypatch.setattr(rehearsal, "RECIPE", 2)
-    assert cli.main(call) == 0
+    assert main(call) == 0
     assert sims.stat().st_mtime_ns != written
 
 
@@ -92,9 +94,9 @@ def test_the_published_vocabulary_fits_the_small_llm(tmp_path: Path, monkeypatch
     if not vocabulary.exists():
         pytest.skip("needs the published vocabulary beside the checkout")
     monkeypatch.setenv("CMPTA_RUNS", str(tmp_path))
-    assert cli.main(["rehearse", "--factor", "0.001", "--files-only", "--vocabulary", str(vocabulary)]) == 0
+    assert main(["rehearse", "--factor", "0.001", "--files-only", "--vocabulary", str(vocabulary)]) == 0
     study = Study("paper", smoke=True)
-    llm = load_llm(study.cache / "llm", study.llm)
+    llm = load_llm([study.cache / "llm"], study.llm)
     assert len(llm.tokenizer) == 151_851 and llm.token_ids("情感为") == llm.tokenizer.encode("情感为")
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cmpta_lib import files, paper
 from cmpta_lib.report.export import PROVENANCE, recorded
-from cmpta_lib.report.rows import provenance
+from cmpta_lib.report.rows import changed, provenance
 from cmpta_lib.study.plan import NOTEBOOKS
 from cmpta_lib.study.study import Study
 
@@ -43,8 +43,8 @@ def write_report(study: Study, keys: Sequence[str]) -> Path:
         keys: the corpora that are here; the report says on its face if one of them is generated.
     """
     folder = study.figures
-    title = study.corpus("data").name if study.data else f"profile {provenance(study, ()).profile}"
-    parts = [f"# CMPTA, paper | this run: {title}{', SMOKE RUN' if study.smoke else ''}"]
+    title = study.corpus("data").name if study.data else f"profile {study.profile}"
+    parts = [f"# CMPTA, paper | this run: {title}{changed(study)}{', SMOKE RUN' if study.smoke else ''}"]
     if warning := provenance(study, keys).warning():
         parts.append(f"**{warning}**")
     parts += [made_by(folder)] if recorded(folder) else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -9,13 +10,13 @@ import numpy as np
 import pandas as pd
 
 from cmpta_lib import metrics, paper
-from cmpta_lib.files import Damaged
+from cmpta_lib.files import runs_folder
 from cmpta_lib.metrics import METRICS, MetricName
 from cmpta_lib.report import uncertainty
 from cmpta_lib.report.export import Provenance, export_table, record
 from cmpta_lib.report.tables import ResultRow
 from cmpta_lib.runs import provenance as records
-from cmpta_lib.runs.store import Run
+from cmpta_lib.runs.store import FAILURE, Run, failure
 from cmpta_lib.study import plan
 from cmpta_lib.study.plan import CMPTA, TEXT_ONLY, Row
 from cmpta_lib.study.study import Study
@@ -32,6 +33,29 @@ def scores_of(study: Study, key: str) -> list[MetricName]:
     return [metric.name for metric in metrics.TABLED[study.corpus(key).task.kind]]
 
 
+def sound(runs: Sequence[Run]) -> list[Run]:
+    """Those that are finished and whose files are what was written."""
+    return [run for run in runs if run.done and not run.problem]
+
+
+def unusable(runs: Sequence[Run]) -> str:
+    """Why nothing can be shown of these runs together, with the remedy; "" where all are finished and sound.
+
+    Paths begin at the runs folder: an exported table does not tell of the machine that it was made on.
+    """
+    for run in runs:
+        if reason := run.problem or ("" if run.done else _unfinished(run)):
+            shown = reason.replace(str(runs_folder()), "runs")
+            return f"seed {run.config.seed}: {textwrap.shorten(shown, 400, placeholder=' ...')}"
+    return ""
+
+
+def _unfinished(run: Run) -> str:
+    if reason := failure(run.folder):
+        return f"failed, {reason}; see {run.folder / FAILURE}, and call again once it is mended"
+    return f"{run.folder} is not finished; call again, or make it with Study.ensure"
+
+
 def result_row(
     study: Study, key: str, row: Row, group: str = "", name: str = "", printed: Mapping[str, float] | None = None
 ) -> ResultRow:
@@ -40,11 +64,10 @@ def result_row(
     Free replies that were unparsable are counted in its note. A row of which a run is missing, failed or damaged says
     "not run" and why; the table's other rows stand.
     """
-    name = name or row.name
-    try:
-        tables = [run.predictions() for run in study.runs(key, row)]
-    except (Damaged, FileNotFoundError) as error:
-        return ResultRow(group, name, printed or {}, note=str(error))
+    name, runs = name or row.name, study.runs(key, row)
+    if reason := unusable(runs):
+        return ResultRow(group, name, printed or {}, note=reason)
+    tables = [run.predictions() for run in runs]
     predictions = np.stack([table["prediction"].to_numpy(float) for table in tables])
     odd = int((~np.isfinite(predictions)).sum())
     if study.corpus(key).task.kind == "classification":
@@ -138,23 +161,27 @@ def bayes_of(study: Study, key: str, names: Sequence[MetricName]) -> dict[str, f
     return {name: scores["all"] for name in names if (scores := bayes(study, key, name))}
 
 
+def changed(study: Study) -> str:
+    """The config fields that a caller has changed in all runs, to stand behind the name of a profile or corpus."""
+    return "".join(f", {field}={value}" for field, value in study.changes.items())
+
+
 def provenance(study: Study, keys: Sequence[str], runs: Sequence[Run] = ()) -> Provenance:
     """What made a table or figure: these corpora, and the commits, machines and packages of these runs."""
     corpora = [study.corpus(key) for key in keys]
-    sound = [run for run in runs if run.done and not run.problem]
-    made = [run.environment for run in sound] or [records.environment()]
-    changed = "".join(f", {field}={value}" for field, value in study.changes.items())
+    made_by = sound(runs)
+    made = [run.environment for run in made_by] or [records.environment()]
     fingerprints = {corpus.name: corpus.fingerprint for corpus in corpora}
     return Provenance(
         data=", ".join(f"{c.name} ({c.fingerprint[:8]})" for c in corpora) + (", SMOKE RUN" if study.smoke else ""),
         backbone=f"{study.llm.name} ({study.llm.fingerprint[:8]})" if runs else "none",
-        seeds=tuple(sorted({run.config.seed for run in sound})),
+        seeds=tuple(sorted({run.config.seed for run in made_by})),
         commits=tuple(sorted({environment["commit"] for environment in made})),
-        profile=study.profile + changed,
+        profile=study.profile + changed(study),
         generated=any(c.generated for c in corpora),
         hardware=tuple(sorted({environment["hardware"] for environment in made})),
         fingerprints=fingerprints | ({study.llm.name: study.llm.fingerprint} if runs else {}),
-        runs=tuple(sorted({run.folder.name for run in sound})),
+        runs=tuple(sorted({run.folder.name for run in made_by})),
         packages=tuple(sorted({f"{name} {version}" for one in made for name, version in one["packages"].items()})),
     )
 

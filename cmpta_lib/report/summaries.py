@@ -9,11 +9,11 @@ import pandas as pd
 
 from cmpta_lib import metrics, paper
 from cmpta_lib.data.corpus import SPLITS
-from cmpta_lib.files import Damaged
 from cmpta_lib.methods.prompts import Layout
 from cmpta_lib.metrics import METRICS
 from cmpta_lib.report.export import NOTHING
-from cmpta_lib.report.rows import PAPER_NAMES, bayes, scores_of
+from cmpta_lib.report.rows import PAPER_NAMES, bayes, scores_of, sound, unusable
+from cmpta_lib.report.tables import NOT_RUN
 from cmpta_lib.study.plan import CMPTA, REGISTER
 from cmpta_lib.study.study import Study
 
@@ -68,6 +68,11 @@ def table2(study: Study) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["corpus", "setting", "paper", "this run"])
 
 
+def histories(study: Study, key: str) -> dict[str, pd.DataFrame]:
+    """What `curves.training_curves` draws: seed -> history of each CMPTA run that is finished and sound."""
+    return {str(run.config.seed): run.history for run in sound(study.runs(key))}
+
+
 def training_table(study: Study, keys: Sequence[str]) -> pd.DataFrame:
     """One line per CMPTA run: scores, best epoch, seconds, oddities; a run that failed or is damaged says so."""
     rows = []
@@ -75,13 +80,11 @@ def training_table(study: Study, keys: Sequence[str]) -> pd.DataFrame:
         metric = metrics.headline(study.corpus(key).task.kind)
         for run in study.runs(key):
             row: dict[str, object] = {"corpus": study.corpus(key).name, "seed": run.config.seed, "metric": metric.name}
-            try:
-                stored, made_by = run.metrics, run.environment
-            except (Damaged, FileNotFoundError) as error:
-                rows.append(
-                    row | dict.fromkeys(("valid", "test", "best epoch", "seconds"), NOTHING) | {"oddities": str(error)}
-                )
+            if reason := unusable([run]):
+                empty = dict.fromkeys(("valid", "test", "best epoch", "seconds"), NOTHING)
+                rows.append(row | empty | {"oddities": f"{NOT_RUN}: {reason}"})
                 continue
+            stored, made_by = run.metrics, run.environment
             odd = [f"{name.replace('_', ' ')}: {count}" for name, count in stored["oddities"].items() if count]
             row |= {split: metric.with_unit(stored[split][metric.name]) for split in ("valid", "test")}
             row |= {"best epoch": f"{stored['best_epoch']} of {run.config.training.epochs}"}
@@ -93,22 +96,21 @@ def training_table(study: Study, keys: Sequence[str]) -> pd.DataFrame:
 def register_table(study: Study) -> pd.DataFrame:
     """The interpretation register's alternatives beside the default: one seed, test split of the first corpus."""
     key = study.keys[0]
-    default = study.runs(key)[0]
-    rows = []
+    default, rows = study.runs(key)[0], []
+    base = default.metrics["test"] if sound([default]) else {}
     for alternative in (None, *REGISTER):
         run = study.runs(key, alternative or CMPTA)[0]
         change = (
             ", ".join(f"{path} = {value}" for path, value in alternative.changes.items()) if alternative else NOTHING
         )
         row: dict[str, object] = {"register": alternative.name if alternative else "default", "change": change}
-        try:
-            stored, base = run.metrics, default.metrics["test"]
-        except (Damaged, FileNotFoundError) as error:
-            rows.append(row | {"unparsable": f"not run: {error}"})
+        if reason := unusable([run]):
+            rows.append(row | {"unparsable": f"{NOT_RUN}: {reason}"})
             continue
+        stored = run.metrics
         for name in scores_of(study, key):
             score = stored["test"].get(name, np.nan)  # nothing to correlate where no free reply was parsable
-            gap = METRICS[name].scale * (score - base[name])
+            gap = METRICS[name].scale * (score - base.get(name, np.nan))
             row[name] = METRICS[name].with_unit(score)
             row[f"{name} minus default"] = f"{gap:+.3f}" if alternative and np.isfinite(gap) else NOTHING
         unparsable = int(stored["test"].get("unparsable_count", 0))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 from cmpta_lib.config import DataConfig, LLMConfig
 from cmpta_lib.data.checking import check_sample
 from cmpta_lib.data.corpus import Corpus, Inputs, Sample, Task
+from cmpta_lib.data.errors import shown
 from cmpta_lib.data.store import load_corpus
-from cmpta_lib.files import runs_folder
+from cmpta_lib.files import Damaged, runs_folder
 from cmpta_lib.llm import loading
 from cmpta_lib.llm.frozen import FrozenLLM
 from cmpta_lib.methods import registry
@@ -58,6 +59,8 @@ class TrainedRun:
         Raises:
             ValueError: a clip is not as the training corpus' were; names it, the field, and what was expected.
         """
+        if not isinstance(samples, Iterable):  # a single Sample above all
+            raise ValueError(f"expected a list of samples, not {shown(samples)}; for one clip: predict([sample])")
         answers: list[Answer] = []
         checked = _checked(samples, self.inputs)
         while part := list(islice(checked, self.run.config.evaluation.batch_size)):
@@ -86,7 +89,11 @@ class TrainedRun:
             ValueError: as `predict`.
         """
         ((checked, _),) = _checked([sample], self.inputs)
-        maps = self.method.attention(self.method.collate([checked]))
+        try:
+            maps = self.method.attention(self.method.collate([checked]))
+        except NotImplementedError as error:
+            name = self.run.config.method.name
+            raise NotImplementedError(f"run {self.run.folder.name}: its method '{name}' has no attention maps") from error
         return {name: weights[0].float().cpu().numpy() for name, weights in maps.items()}
 
 
@@ -94,24 +101,60 @@ def load(run: str | Path, llm: str | Path = "") -> TrainedRun:
     """Open a finished run by its folder, wherever it was copied to, or by its name in the runs folder.
 
     Args:
-        llm: the folder that holds the tiny LLM, or the folder of caches where it lies; "" looks beside the run, in this
-            machine's runs folder and, for a published LLM, in the hub's local cache.
+        llm: folder of the LLM that the run was trained with, or a folder of runs or caches where it lies; "" looks
+            beside the run, in this machine's runs folder and, for a published LLM, in the hub's local cache.
     Raises:
-        FileNotFoundError: no such run, or its LLM is not on this machine; says what to do.
-        Damaged: a file of the run is not what was written; names it.
-        ValueError: the run is of another version, or its method is not registered.
+        FileNotFoundError: no such run, it is not finished, or its LLM is not on this machine; says what to do.
+        Damaged: a file of the run or of its LLM is not what was written, or another version wrote it; names it.
+        ValueError: its method is not registered, or `llm` is another LLM.
     """
     registry.load_plugins()
     found = open_run(_folder(run))
     inputs = Inputs.from_json(found.path(CLIPS).read_text(encoding="utf-8"))
-    caches = [Path(llm)] if llm else []
-    root = found.folder.resolve().parent
-    caches += [root / "cache" / "llm", runs_folder() / "cache" / "llm", runs_folder() / "smoke" / "cache" / "llm"]
-    method = registry.build(found.config, inputs, Tools(_device(), lambda config: load_llm(caches, config)))
-    weights = load_file(found.path(WEIGHTS), device=str(_device()))
-    method.module.load_state_dict(weights)
+    method = registry.build(found.config, inputs, Tools(_device(), _finder(found, str(llm))))
+    weights = found.path(WEIGHTS)
+    try:
+        method.module.load_state_dict(load_file(weights, device=str(_device())))
+    except RuntimeError as error:  # the config is today's, so only the method's code can have changed
+        raise Damaged(
+            f"{weights}: does not fit the method '{found.config.method.name}' of this version of the code "
+            f"({' '.join(str(error).split())[:200]}); train it again, or use the version that wrote it"
+        ) from error
     method.module.eval()
     return TrainedRun(found, inputs, method)
+
+
+def _finder(found: Run, given: str) -> Callable[[LLMConfig], FrozenLLM]:
+    """How a loaded run comes to its LLM: by the caller's folder, from caches near and here, or from the hub's cache."""
+    root, here = found.folder.resolve().parent, runs_folder()
+    places = [Path(given) / below for below in ("", "llm", "cache/llm")] if given else []
+    places += [folder / "cache" / "llm" for folder in (root, here, here / "smoke")]
+
+    def find(config: LLMConfig) -> FrozenLLM:
+        if given and (Path(given) / "config.json").is_file():
+            return _load_as(given, config)
+        try:
+            return load_llm(places, config)
+        except FileNotFoundError:
+            if config.name != "tiny":
+                return _load_as(config.name, config)
+            raise FileNotFoundError(
+                f"{found.folder} needs the tiny LLM {config.fingerprint} that it was trained with, and it is in none of "
+                f"{', '.join(map(str, places))}; copy it here with the run and pass llm=<its folder>"
+            ) from None
+
+    return find
+
+
+def _load_as(name: str, config: LLMConfig) -> FrozenLLM:
+    """The LLM of a folder or hub id, which must be the one that the config means."""
+    llm = loading.load(config.model_copy(update={"name": name, "fingerprint": ""}), Path(), _device())
+    if llm.fingerprint != config.fingerprint:
+        raise ValueError(
+            f"{name} is not the LLM that the run was trained with: expected '{config.name}' with fingerprint "
+            f"{config.fingerprint}, found {llm.fingerprint}; pass llm=<folder of that one>"
+        )
+    return llm
 
 
 def _folder(run: str | Path) -> Path:
@@ -149,19 +192,21 @@ def load_llm(caches: Sequence[Path], config: LLMConfig) -> FrozenLLM:
     """The frozen LLM a config names, from the first cache that has it; the last one asked for is kept.
 
     Raises:
-        OSError, ValueError: as `loading.load`, for the last cache.
+        OSError, ValueError: as `loading.load`, for the first cache that has it damaged, or else for the last one.
     """
-    if config not in _LLMS:
-        _LLMS.clear()
-        for cache in caches:
-            try:
-                with torch.random.fork_rng(devices=[]):  # whoever asks has seeded the generator for the method's weights
-                    _LLMS[config] = loading.load(config, cache, _device())
-                break
-            except FileNotFoundError:
-                if cache == caches[-1]:
-                    raise
-    return _LLMS[config]
+    if config in _LLMS:
+        return _LLMS[config]
+    _LLMS.clear()
+    problems: list[FileNotFoundError | Damaged] = []
+    for cache in caches:
+        try:
+            with torch.random.fork_rng(devices=[]):  # whoever asks has seeded the generator for the method's weights
+                _LLMS[config] = loading.load(config, cache, _device())
+        except (FileNotFoundError, Damaged) as error:
+            problems.append(error)
+        else:
+            return _LLMS[config]
+    raise next((problem for problem in problems if isinstance(problem, Damaged)), problems[-1])
 
 
 def _device() -> torch.device:

@@ -87,16 +87,18 @@ def _fits_some_method(changes: Mapping[str, Any]) -> None:
         near = difflib.get_close_matches(unknown[0], every, n=1)
         hint = f" (did you mean '{near[0]}'?)" if near else ""
         raise ValueError(f"changes: no method has the config field '{unknown[0]}'{hint}; known: {', '.join(every)}")
-    problems = []
+    problems: dict[str, str] = {}
+    fitting: set[str] = set()
     for config, known in zip(configs, fields, strict=True):
-        if own := {name: value for name, value in changes.items() if name in known}:
-            try:
-                override(config, own)
-            except ValueError as error:
-                problems.append(str(error))
-            else:
-                return
-    raise ValueError(f"changes: {problems[0]}")
+        own = {name: value for name, value in changes.items() if name in known}
+        try:
+            override(config, own)
+        except ValueError as error:
+            problems = dict.fromkeys(own, str(error)) | problems
+        else:
+            fitting |= own.keys()
+    if unfit := [name for name in changes if name not in fitting]:
+        raise ValueError(f"changes: {problems[unfit[0]]}")
 
 
 def changes_suffix(changes: Mapping[str, Any]) -> str:

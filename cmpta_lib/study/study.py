@@ -12,15 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from cmpta_lib.config import (
-    PAPER_SEEDS,
-    DataConfig,
-    LLMConfig,
-    PromptedLMConfig,
-    RunConfig,
-    override,
-    paths,
-)
+from cmpta_lib.config import PAPER_SEEDS, DataConfig, LLMConfig, PromptedLMConfig, RunConfig, override, paths
 from cmpta_lib.data.corpus import Corpus
 from cmpta_lib.data.readers import read_raw
 from cmpta_lib.data.store import load_corpus
@@ -149,7 +141,7 @@ class Study:
         """The full config of one run of this study.
 
         Raises:
-            ValueError: the row's method is not registered.
+            ValueError: the row's method is not registered, or the changes asked for do not fit it.
         """
         if row.method not in registry.ENTRIES:
             raise ValueError(f"row '{row.name}': no method '{row.method}'; there are: {', '.join(registry.ENTRIES)}")
@@ -166,7 +158,10 @@ class Study:
             changes |= self._rehearsal.get("changes") or {**SMOKE_CHANGES, **entry.settings.get("smoke", {})}
         known = set(paths(base))
         applicable = {path: value for path, value in (changes | self.changes).items() if path in known}
-        return override(base, applicable | dict(row.changes))
+        try:
+            return override(base, applicable | dict(row.changes))
+        except ValueError as error:
+            raise ValueError(f"row '{row.name}' cannot be run as asked: {error}") from error
 
     def runs(self, key: str, row: Row = CMPTA) -> list[Run]:
         """One run per seed, finished or not."""

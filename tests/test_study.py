@@ -1,14 +1,9 @@
-"""The study: its seeds, the runs behind each row, and tables made from finished runs without training or torch.
-
-A run is a folder of files, so here finished runs are written by hand, with answers that differ from run to run.
-"""
+"""The study: its seeds, the runs behind each row, and tables made from finished runs without training or torch."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
-import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -18,34 +13,31 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import finish_by_hand
+from finished import clips, finish, finish_tables, record_llms
 
-from cmpta_lib import files, metrics, paper
-from cmpta_lib.config import PAPER_SEEDS, RunConfig
-from cmpta_lib.embedded import recipe, synthetic
+from cmpta_lib import metrics, paper
+from cmpta_lib.config import PAPER_SEEDS, RunConfig, paths
+from cmpta_lib.embedded import synthetic
 from cmpta_lib.llm import files as llm_files
-from cmpta_lib.methods.prompts import legal_answers
 from cmpta_lib.rehearsal import write_qwen_v1
+from cmpta_lib.report import gather
+from cmpta_lib.report import rows as reports
 from cmpta_lib.report.tables import ResultRow
 from cmpta_lib.runs.store import Run
+from cmpta_lib.study import plan
 from cmpta_lib.study import study as experiments
-from cmpta_lib.study.plan import REGISTER, VARIANTS
-from cmpta_lib.study.profiles import PROFILES, SMOKE_DOCUMENTS
+from cmpta_lib.study.plan import CMPTA, REGISTER, TEXT_ONLY, Row
+from cmpta_lib.study.profiles import PROFILES
 from cmpta_lib.study.study import Study
 
 ROOT = Path(__file__).parents[1]
-ENVIRONMENT = {"commit": "c0ffee", "hardware": "a machine", "train_seconds": 1.0}
+ABLATIONS = list(plan.ABLATIONS.values())
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> Path:
-    """A runs folder with an LLM's record, smoke and full: a study asks for its fingerprint only."""
-    folder = tmp_path_factory.mktemp("runs")
-    for cache, documents in ((folder / "cache", None), (folder / "smoke" / "cache", SMOKE_DOCUMENTS)):
-        llm = recipe.tiny_folder(cache / "llm", documents)
-        llm.mkdir(parents=True)
-        files.write_text(llm / "cmpta.json", files.sealed({"fingerprint": "0123456789abcdef", "files": {}}))
-    return folder
+    """A runs folder with an LLM's record."""
+    return record_llms(tmp_path_factory.mktemp("runs"))
 
 
 @pytest.fixture
@@ -58,44 +50,23 @@ def study(root: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Study]:
 
 @pytest.fixture(scope="module")
 def voices(tmp_path_factory) -> Path:
-    """A user's own clips in MELD's public format."""
-    folder, rng = tmp_path_factory.mktemp("voices"), np.random.default_rng(0)
-    for split, size in (("train", 6), ("valid", 4), ("test", 5)):
-        items = []
-        for number in range(size):
-            audio, video = (rng.standard_normal((frames, 4)).astype(np.float32) for frames in (7, 3))
-            features = {"text": f"Take {number}.", "audio": audio, "audio_len": 7, "video": video, "video_len": 3}
-            items.append({"label": ("calm", "happy")[number % 2], "features": features})
-        (folder / f"voices_{split}.pkl").write_bytes(pickle.dumps(items))
-    return folder
+    """A user's own clips."""
+    return clips(lambda number: ("calm", "happy")[number % 2], (6, 4, 5), tmp_path_factory.mktemp("voices"))
 
 
-def finish(study: Study, key: str, runs: Sequence[Run], **environment: Any) -> None:
-    """Write the folder of a finished run, its answers drawn by its config's hash."""
-    corpus = study.corpus(key)
-    values = list(legal_answers(corpus.task).values())
-    for run in runs:
-        rng = np.random.default_rng(int(run.config.hash, 16))
-        tables = []
-        for name in ("valid", "test"):
-            split = corpus.splits[name]
-            table = pd.DataFrame({"id": split.table["id"], "label": split.labels, "reply": "?", "split": name})
-            tables.append(table.assign(prediction=rng.choice(np.array(values, float), len(split))))
-        run.folder.mkdir(parents=True, exist_ok=True)
-        pd.concat(tables).to_parquet(run.folder / "predictions.parquet", index=False)
-        finish_by_hand(run.folder, run.config, **{"environment.json": json.dumps(ENVIRONMENT | environment)})
+def row(name: str) -> Row:
+    return next(row for row in (CMPTA, TEXT_ONLY, *ABLATIONS) if row.name == name)
 
 
-def finish_tables(study: Study) -> None:
-    for key in study.keys:
-        for variant in VARIANTS.values():
-            finish(study, key, study.runs(key, variant))
+def field(config: RunConfig, path: str) -> Any:
+    value: Any = config
+    for name in path.split("."):
+        value = getattr(value, name)
+    return value
 
 
 def flat(config: RunConfig) -> dict[str, Any]:
-    sections = dataclasses.asdict(config).items()
-    nested = {f"{s}.{name}": v for s, fields in sections if isinstance(fields, dict) for name, v in fields.items()}
-    return nested | {"seed": config.seed}
+    return {path: field(config, path) for path in paths(config)}
 
 
 def difference(config: RunConfig, base: RunConfig) -> dict[str, Any]:
@@ -143,11 +114,24 @@ def test_every_seed_is_the_one_asked_for(study):
 # --- which runs -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("variant", [*VARIANTS.values(), *REGISTER.values()], ids=[*VARIANTS, *REGISTER])
-def test_a_variant_changes_just_what_it_says(study, variant):
+@pytest.mark.parametrize("wanted", [CMPTA, *ABLATIONS, *REGISTER], ids=lambda row: row.name)
+def test_a_row_changes_just_what_it_says(study, wanted):
     plain = study()
     for key in plain.keys:
-        assert difference(plain.config(key, variant), plain.config(key)) == variant
+        assert difference(plain.config(key, wanted), plain.config(key)) == wanted.changes
+        assert wanted.changes or wanted is CMPTA
+
+
+def test_text_only_has_the_same_llm_prompt_and_schedule(study):
+    plain = study()
+    for key in plain.keys:
+        base, config = flat(plain.config(key)), flat(plain.config(key, TEXT_ONLY))
+        assert {name for name, value in config.items() if value != base[name]} == {"method.name"}
+
+
+def test_a_row_of_a_method_that_there_is_none_of_lists_those_that_there_are(study):
+    with pytest.raises(ValueError, match="row 'LMF': no method 'lmf'; there are: text_only, cmpta"):
+        study().config("sims", Row("LMF", "lmf"))
 
 
 def test_the_seed_changes_the_seed_alone(study):
@@ -157,13 +141,14 @@ def test_the_seed_changes_the_seed_alone(study):
 
 def test_a_smoke_run_is_small_and_apart(study):
     smoke, full = study(smoke=True), study()
-    assert {"adapter.dim": 16, "training.epochs": 1}.items() <= flat(smoke.config("sims")).items()
+    assert {"method.dim": 16, "training.epochs": 1}.items() <= flat(smoke.config("sims")).items()
     assert smoke.root == full.root / "smoke" and smoke.figures.is_relative_to(smoke.root)
     assert not full.figures.is_relative_to(full.root)
 
 
 def test_the_papers_profile_trains_as_table_2_says(study, tmp_path, monkeypatch):
-    settings = {"adapter.dim": 1024, "training.epochs": 150, "llm.name": "Qwen/Qwen-1_8B", "llm.dtype": "bfloat16"}
+    settings = {"method.dim": 1024, "training.epochs": 150}
+    settings |= {"method.llm.name": "Qwen/Qwen-1_8B", "method.llm.dtype": "bfloat16"}
     write_qwen_v1(tmp_path, ["a word"], width=16, layers=1, vocabulary_size=500)
     monkeypatch.setattr(llm_files, "locate", {"qwen-1.8b": tmp_path}.__getitem__)
     plain = study("paper")
@@ -172,7 +157,7 @@ def test_the_papers_profile_trains_as_table_2_says(study, tmp_path, monkeypatch)
     assert settings.items() <= config.items()
     assert config["training.learning_rate"] == paper.HYPERPARAMETERS.learning_rate
     assert config["training.batch_size"] == paper.HYPERPARAMETERS.batch_size
-    assert config["prompt.answer_sign"] == "always" and config["training.patience"] is None
+    assert config["method.prompt.answer_sign"] == "always" and config["training.patience"] is None
 
 
 @pytest.mark.parametrize(("family", "sign"), [("qwen", "always"), ("qwen2", "always"), ("llama", "negative")])
@@ -181,9 +166,9 @@ def test_scores_are_written_as_the_backbones_family_writes_them(family, sign, st
     config = json.loads((tmp_path / "own" / "config.json").read_text())
     (tmp_path / "own" / "config.json").write_text(json.dumps(config | {"model_type": family}))
     plain = study(llm=str(tmp_path / "own"))
-    assert plain.config("sims").prompt.answer_sign == sign
+    assert plain.config("sims").method.prompt.answer_sign == sign
     assert plain.llm.name == "own" and plain.figures.name == f"demo-own-{plain.llm.fingerprint[:6]}"
-    assert study().config("sims").prompt.answer_sign == "always"
+    assert study().config("sims").method.prompt.answer_sign == "always"
 
 
 def test_a_runs_folder_is_named_by_its_corpus_and_hash(study, root):
@@ -198,12 +183,10 @@ def test_planned_runs_are_those_of_tables_and_register_each_once(study, voices, 
     plain = study(data=str(voices) if own else "", seeds=2)
     runs = [run for _, run in plain.planned_runs()]
     assert len({run.config for run in runs}) == len({run.folder for run in runs}) == len(runs)
-    assert len(runs) == len(plain.keys) * len(VARIANTS) * 2 + len(REGISTER)
-    assert [name for name, _ in plain.register_runs()] == list(REGISTER)
-    for _, alternatives in plain.register_runs():
-        assert [(run.config.seed, run.config.data.name) for run in alternatives] == [
-            (1111, plain.corpus(plain.keys[0]).name)
-        ]
+    assert len(runs) == len(plain.keys) * (2 + len(ABLATIONS)) * 2 + len(REGISTER)
+    tried = plain.register_runs()
+    assert [run.config for run in tried[1:]] == [plain.config(plain.keys[0], row) for row in REGISTER]
+    assert tried[0].config == plain.config(plain.keys[0]) and {run.folder for run in tried} <= {run.folder for run in runs}
 
 
 def test_each_notebook_plans_its_own_runs(study):
@@ -219,8 +202,24 @@ def test_each_notebook_plans_its_own_runs(study):
     assert planned("08_attention_figs3_4") == [("CMPTA", sims, 1111), ("CMPTA", meld, 1111)]
     assert planned("09_case_study_fig5") == [("CMPTA", meld, 1111), ("text only", meld, 1111)]
     assert planned("03_training")[:4] == [("CMPTA", corpus, seed) for corpus in (sims, meld) for seed in (1111, 2222)]
-    assert planned("03_training")[4:] == [(f"register {name}", sims, 1111) for name in REGISTER]
-    assert {row[0] for row in planned("06_table5_ablation_simsv2")} == set(VARIANTS)
+    assert planned("03_training")[4:] == [(row.name, sims, 1111) for row in REGISTER]
+    ablation = planned("06_table5_ablation_simsv2")
+    assert {name for name, _, _ in ablation} == {"CMPTA", "text only", *(row.name for row in ABLATIONS)}
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_what_a_notebook_asks_for_is_what_is_planned_for_it(study, voices, own):
+    """Else `cmpta reproduce` would train runs that nothing shows, or leave some to a notebook."""
+    plain = study(data=str(voices) if own else "", seeds=2)
+    for notebook in plan.NOTEBOOKS:
+        asked = {run.folder for run in plain.needed(notebook.name)}
+        asked |= {run.folder for run in plain.register_runs()} if notebook.has_register else set()
+        assert asked == {run.folder for _, run in plain.planned_runs([notebook.name])}
+
+
+def test_a_notebook_that_there_is_none_of_lists_those_that_there_are(study):
+    with pytest.raises(ValueError, match="no notebook 10_more; there are: 01_data, 02_model, "):
+        study().planned(["10_more"])
 
 
 # --- corpora ----------------------------------------------------------------------------------------------------------
@@ -234,7 +233,7 @@ def test_the_papers_corpora_are_asked_for_by_name(root, tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match=message):
         Study("paper").corpus("sims")
     with pytest.raises(FileNotFoundError, match="'meld'"):
-        Study("paper").comparison_rows("meld")
+        reports.comparison_rows(Study("paper"), "meld")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -243,7 +242,7 @@ def test_a_folder_of_pickles_takes_the_corpora_place(study, voices):
     assert own.keys == ("data",) and own.key("sims") == own.key("meld") == "data"
     corpus = own.corpus("data")
     assert corpus.name == "voices" and corpus.task.labels == ("calm", "happy") and not corpus.generated
-    assert not own.is_paper_corpus("data") and own.bayes("data", "f1_weighted") == {}
+    assert not own.is_paper_corpus("data") and reports.bayes(own, "data", "f1_weighted") == {}
     assert study(data=str(voices)).figures == ROOT / "figures" / "voices"
     assert own.runs("data")[0].folder.name.startswith("voices-")
 
@@ -260,9 +259,10 @@ def test_a_corpus_is_opened_once(study, monkeypatch):
     assert plain.corpus("sims") is first
 
 
-def test_a_process_that_fails_shows_its_error():
-    with pytest.raises(RuntimeError, match="failed with exit code 1:\nno memory left"):
-        experiments._python("-c", "raise SystemExit('no memory left')", threads=1)
+def test_an_llm_that_cannot_be_built_shows_its_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(experiments.sys, "executable", "/bin/false")
+    with pytest.raises(RuntimeError, match="building the tiny LLM failed, exit code 1:"):
+        experiments._tiny_fingerprint(tmp_path, None)
 
 
 # --- best possible scores ---------------------------------------------------------------------------------------------
@@ -271,7 +271,7 @@ def test_a_process_that_fails_shows_its_error():
 def test_text_alone_is_worse_than_everything(study, monkeypatch):
     monkeypatch.setattr(synthetic, "SPLIT_SIZES", {"train": 1, "valid": 1, "test": 400})
     plain = study()
-    mae, f1 = plain.bayes("sims", "mae"), plain.bayes("meld", "f1_weighted")
+    mae, f1 = (reports.bayes(plain, *about) for about in (("sims", "mae"), ("meld", "f1_weighted")))
     assert list(mae) == list(f1) == ["text", "face_voice", "all"]
     assert mae["all"] < mae["face_voice"] < 1 and mae["all"] + 0.05 < mae["text"] < 1
     assert 1 > f1["all"] > f1["text"] + 0.05 and f1["all"] > f1["face_voice"]
@@ -280,9 +280,9 @@ def test_text_alone_is_worse_than_everything(study, monkeypatch):
 def test_the_best_score_is_that_of_the_generators_answers(study):
     plain = study(smoke=True)
     table = plain.corpus("sims").splits["test"].table
-    assert plain.bayes("sims", "mae")["text"] == pytest.approx(np.abs(table["label"] - table["bayes_text"]).mean())
+    assert reports.bayes(plain, "sims", "mae")["text"] == pytest.approx(np.abs(table["label"] - table["bayes_text"]).mean())
     table = plain.corpus("meld").splits["test"].table
-    assert plain.bayes("meld", "accuracy")["all"] == (table["label"] == table["bayes_all"]).mean()
+    assert reports.bayes(plain, "meld", "accuracy")["all"] == (table["label"] == table["bayes_all"]).mean()
 
 
 # --- rows -------------------------------------------------------------------------------------------------------------
@@ -295,19 +295,19 @@ def finished(study) -> Study:
     return plain
 
 
-def answers(study: Study, key: str, variant: str) -> np.ndarray:
-    return np.stack([run.predictions()["prediction"] for run in study.runs(key, VARIANTS[variant])])
+def answers(study: Study, key: str, name: str) -> np.ndarray:
+    return np.stack([run.predictions()["prediction"] for run in study.runs(key, row(name))])
 
 
 @pytest.mark.parametrize(("key", "table"), [("sims", paper.TABLE3), ("meld", paper.TABLE4)])
 def test_the_comparison_has_the_papers_rows_in_order_and_text_only(finished, key, table):
-    rows = finished.comparison_rows(key)
+    rows = reports.comparison_rows(finished, key)
     *others, ours = table
-    assert [row.method for row in rows[: len(others)]] == [f"{line.method} [{line.reference}]" for line in others]
-    for row, line in zip(rows, others, strict=False):
-        assert row.paper == line.scores
-        if row.predictions is None:
-            assert row.truth is None and row.note
+    assert [shown.method for shown in rows[: len(others)]] == [f"{line.method} [{line.reference}]" for line in others]
+    for shown, line in zip(rows, others, strict=False):
+        assert shown.paper == line.scores
+        if shown.predictions is None:
+            assert shown.truth is None and shown.note
     text_only, cmpta = rows[len(others) :]
     assert text_only.method.startswith("text only") and text_only.paper == {}
     assert cmpta.method == "CMPTA" and cmpta.paper == ours.scores
@@ -327,11 +327,11 @@ def printed_and_ours(rows: Sequence[ResultRow]) -> tuple[list[ResultRow], list[R
 
 
 @pytest.mark.parametrize(("key", "table"), [("sims", paper.TABLE5), ("meld", paper.TABLE6)])
-def test_the_ablation_has_the_papers_rows_in_order_each_from_its_variant(finished, key, table):
-    rows, (extra,) = printed_and_ours(finished.ablation_rows(key))
+def test_the_ablation_has_the_papers_rows_in_order_each_from_its_runs(finished, key, table):
+    rows, (extra,) = printed_and_ours(reports.ablation_rows(finished, key))
     assert [(row.group, row.method, row.paper) for row in rows] == [(r.group, r.method, r.scores) for r in table]
-    for row, variant in zip(rows, ROWS, strict=True):
-        np.testing.assert_array_equal(row.predictions, answers(finished, key, variant))
+    for shown, name in zip(rows, ROWS, strict=True):
+        np.testing.assert_array_equal(shown.predictions, answers(finished, key, name))
     assert (extra.group, extra.paper) == (paper.ADAPTER, {})
     np.testing.assert_array_equal(extra.predictions, answers(finished, key, "text only"))
 
@@ -339,47 +339,51 @@ def test_the_ablation_has_the_papers_rows_in_order_each_from_its_variant(finishe
 def test_a_users_own_clips_stand_beside_no_number_of_the_paper(study, voices):
     own = study(data=str(voices), smoke=True)
     finish_tables(own)
-    comparison, ablation = own.comparison_rows("data"), own.ablation_rows("data")
+    comparison, ablation = reports.comparison_rows(own, "data"), reports.ablation_rows(own, "data")
     assert [row.method for row in comparison] == ["text only (no pseudo tokens)", "CMPTA"]
     assert [row.method for row in printed_and_ours(ablation)[0]] == [line.method for line in paper.TABLE6]
-    for row in comparison + ablation:
-        assert row.paper == {} and row.predictions.shape == (1, 5)
+    for shown in comparison + ablation:
+        assert shown.paper == {} and shown.predictions.shape == (1, 5)
 
 
 def test_a_row_holds_a_line_of_answers_for_every_seed(study):
     plain = study(seeds=3)
     runs = plain.runs("sims")
     finish(plain, "sims", runs)
-    row = plain.row("sims", "CMPTA")
-    assert row.predictions.shape == (3, 9) and row.method == "CMPTA"
-    for line, run in zip(row.predictions, runs, strict=True):
+    shown = reports.result_row(plain, "sims", CMPTA)
+    assert shown.predictions.shape == (3, 9) and shown.method == "CMPTA" and shown.note == ""
+    for line, run in zip(shown.predictions, runs, strict=True):
         np.testing.assert_array_equal(line, run.predictions()["prediction"])
 
 
 def test_an_unparsable_class_is_a_wrong_answer_and_not_a_label(study):
     plain = study(smoke=True, seeds=[77])
-    (run,) = runs = plain.runs("meld")
-    finish(plain, "meld", runs)
-    table = pd.read_parquet(run.folder / "predictions.parquet")
-    table.loc[table["id"] == "test_00002", "prediction"] = np.nan
-    table.to_parquet(run.folder / "predictions.parquet", index=False)
-    predictions = plain.row("meld", "CMPTA").predictions
-    assert predictions.dtype.kind == "i" and (predictions == metrics.UNPARSABLE).nonzero()[1].tolist() == [2]
+
+    def unparsable(table: pd.DataFrame) -> pd.DataFrame:
+        return table.assign(prediction=table["prediction"].mask(table["id"] == "test_00002"))
+
+    finish(plain, "meld", plain.runs("meld"), unparsable)
+    shown = reports.result_row(plain, "meld", CMPTA)
+    assert shown.predictions.dtype.kind == "i" and shown.note == "1 unparsable replies"
+    assert (shown.predictions == metrics.UNPARSABLE).nonzero()[1].tolist() == [2]
 
 
-def test_a_row_asks_for_its_missing_runs_and_no_others(study, monkeypatch):
+def test_making_runs_asks_for_all_and_a_row_for_none(study, monkeypatch):
+    """A table only reads: what trains is the cell before it."""
     plain, asked = study(seeds=[31, 32]), []
 
     def ensure(runs: Sequence[Run], root: Path, jobs: int | None) -> None:
-        asked.append([run.folder for run in runs if not run.done])
-        finish(plain, "sims", runs)
+        asked.append([run.folder for run in runs])
+        finish(plain, "sims", [run for run in runs if not run.done])
 
     monkeypatch.setattr(experiments, "ensure", ensure)
-    first, second = plain.runs("sims", VARIANTS["7 tokens"])
+    first, second = plain.runs("sims", row("7 tokens"))
     finish(plain, "sims", [first])
-    plain.row("sims", "7 tokens")
-    plain.row("sims", "7 tokens")
-    assert asked == [[second.folder], []]
+    assert "not finished" in reports.result_row(plain, "sims", row("7 tokens")).note and asked == []
+    plain.make(plain.runs("sims", row("7 tokens")))
+    assert reports.result_row(plain, "sims", row("7 tokens")).predictions.shape == (2, 9)
+    assert asked == [[first.folder, second.folder]]
+    plain.need_all_runs()
 
 
 # --- where it all comes from ------------------------------------------------------------------------------------------
@@ -387,7 +391,7 @@ def test_a_row_asks_for_its_missing_runs_and_no_others(study, monkeypatch):
 
 def test_provenance_says_generated_and_smoke(finished):
     runs = finished.runs("sims") + finished.runs("meld")
-    stated = finished.provenance(["sims", "meld"], runs)
+    stated = reports.provenance(finished, ["sims", "meld"], runs)
     prints = [finished.corpus(key).fingerprint[:8] for key in ("sims", "meld")]
     assert stated.data == f"embedded-sims ({prints[0]}), embedded-meld ({prints[1]}), SMOKE RUN"
     assert stated.generated and "says nothing about the paper" in stated.warning()
@@ -397,44 +401,32 @@ def test_provenance_says_generated_and_smoke(finished):
 
 def test_provenance_names_every_commit_and_machine_of_its_runs(study):
     plain = study(seeds=2)
-    first, second = plain.runs("meld", {"adapter.num_heads": 2})
+    first, second = plain.runs("meld", Row("two heads", changes={"method.num_heads": 2}))
     finish(plain, "meld", [first], commit="b")
     finish(plain, "meld", [second], commit="a+dirty", hardware="another machine")
-    stated = plain.provenance(["meld"], [second, first, first])
+    stated = reports.provenance(plain, ["meld"], [second, first, first])
     assert (stated.commits, stated.hardware) == (("a+dirty", "b"), ("a machine", "another machine"))
     assert stated.seeds == (1111, 2222) and "SMOKE" not in stated.data
 
 
-def test_changes_come_after_the_profiles_and_before_the_variants(study):
-    plain, changed = study(seeds=1), study(seeds=1, changes={"training.epochs": 7, "adapter.num_pseudo_tokens": 4})
-    assert changed.config("sims").training.epochs == 7 != plain.config("sims").training.epochs
-    assert changed.config("sims").adapter.num_pseudo_tokens == 4
-    assert changed.config("sims", VARIANTS["8 tokens"]).adapter.num_pseudo_tokens == 8
-    assert changed.config("sims").adapter.dim == plain.config("sims").adapter.dim, "the rest is the profile's"
-    stated = changed.provenance(["sims"]).line()
-    assert "profile: demo, training.epochs=7, adapter.num_pseudo_tokens=4." in stated
-
-
 def test_commit_and_machine_stay_out_of_what_is_exported_and_in_its_record(finished, tmp_path, monkeypatch):
-    from cmpta_lib.report import rows
     from cmpta_lib.report.export import recorded
 
     runs, exports = finished.runs("sims"), {}
     for machine, commit in (("a", "c0ffee"), ("b", "facade+dirty")):
-        finish(finished, "sims", runs, commit=commit, hardware=machine, packages={"torch": "2.13.0"})
+        finish(finished, "sims", runs, commit=commit, hardware=machine)
         fresh = Study(smoke=True)
-        monkeypatch.setenv("CMPTA_RUNS", str(finished.root.parent))
         monkeypatch.setattr(Study, "figures", tmp_path / machine)
-        row = fresh.row("sims", "CMPTA")
-        frame = pd.DataFrame({"method": [row.method], "n": [len(row.predictions)]})
-        rows.save_table(fresh, frame, "table3", "Table 3.", ["sims"], fresh.runs("sims"))
+        shown = reports.result_row(fresh, "sims", CMPTA)
+        frame = pd.DataFrame({"method": [shown.method], "n": [len(shown.predictions)]})
+        reports.save_table(fresh, frame, "table3", "Table 3.", ["sims"], fresh.runs("sims"))
         exports[machine] = {p.name: p.read_bytes() for p in (tmp_path / machine).glob("table3.*")}
         item = recorded(tmp_path / machine)["table3"]
         assert (item["commits"], item["hardware"], item["packages"]) == ([commit], [machine], ["torch 2.13.0"])
         assert item["runs"] == [run.folder.name for run in runs] and item["seeds"] == [1111]
         assert item["fingerprints"]["embedded-sims"] == fresh.corpus("sims").fingerprint
         assert item["fingerprints"]["tiny"] == fresh.llm.fingerprint
-        report = rows.write_report(fresh, ["sims"]).read_text(encoding="utf-8")
+        report = gather.write_report(fresh, ["sims"]).read_text(encoding="utf-8")
         assert f"Made at commit {commit} on {machine} with torch 2.13.0" in "".join(report.splitlines()[:6])
     assert exports["a"] == exports["b"] and len(exports["a"]) == 3
 
@@ -453,7 +445,7 @@ def test_no_corpus_can_take_the_published_folder(study, voices, tmp_path):
 
 
 def test_real_clips_are_not_called_generated(study, voices):
-    stated = study(data=str(voices)).provenance(["data"])
+    stated = reports.provenance(study(data=str(voices)), ["data"])
     assert not stated.generated and stated.data.startswith("voices (") and stated.backbone == "none"
 
 
@@ -461,14 +453,15 @@ WITHOUT_TORCH = """
 import sys
 from pathlib import Path
 from cmpta_lib.study.study import Study
+from cmpta_lib.report import rows
 from cmpta_lib.report.export import export_table
 from cmpta_lib.report.tables import result_table
 study = Study(smoke=True)
 for key, metric in (("sims", "mae"), ("meld", "f1_weighted")):
-    best = {metric: study.bayes(key, metric)["all"]}
-    table = result_table(study.comparison_rows(key) + study.ablation_rows(key), [metric], bayes=best)
+    best = {metric: rows.bayes(study, key, metric)["all"]}
+    table = result_table(rows.comparison_rows(study, key) + rows.ablation_rows(study, key), [metric], bayes=best)
     runs = study.runs(key)
-    export_table(table, Path(sys.argv[1]), key, caption="All.", provenance=study.provenance([key], runs))
+    export_table(table, Path(sys.argv[1]), key, caption="All.", provenance=rows.provenance(study, [key], runs))
 print(sorted({"torch", "transformers", "matplotlib"} & set(sys.modules)))
 """
 
