@@ -11,10 +11,11 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from conftest import finish_by_hand
 
 from cmpta_lib import cli
 from cmpta_lib.cli import STAGES, NotebookFailed, execute_notebook, main
-from cmpta_lib.config import DataConfig, RunConfig, to_json
+from cmpta_lib.config import DataConfig, RunConfig
 from cmpta_lib.report import rows as reports
 from cmpta_lib.study import study as experiments
 from cmpta_lib.study.study import Study
@@ -212,12 +213,11 @@ def test_a_failed_notebook_ends_with_its_message_and_no_report(executed, monkeyp
 
 def write_run(folder: Path, seed: int, test: dict[str, float] | None) -> RunConfig:
     config = RunConfig(data=DataConfig("embedded-sims", "f"), seed=seed)
-    (folder / f"embedded-sims-{config.hash}").mkdir(parents=True)
-    files = {"config.json": to_json(config), "environment.json": json.dumps({"train_seconds": 12.4})}
-    if test is not None:
-        files["metrics.json"] = json.dumps({"test": test})
-    for name, text in files.items():
-        (folder / f"embedded-sims-{config.hash}" / name).write_text(text)
+    run = folder / f"embedded-sims-{config.hash}"
+    files = {"environment.json": json.dumps({"train_seconds": 12.4}), "metrics.json": json.dumps({"test": test})}
+    finish_by_hand(run, config, **files)
+    if test is None:
+        (run / "seal.json").unlink()
     return config
 
 

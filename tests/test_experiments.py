@@ -363,6 +363,7 @@ def test_an_unparsable_class_is_a_wrong_answer_and_not_a_label(study):
     table = pd.read_parquet(run.folder / "predictions.parquet")
     table.loc[table["id"] == "test_00002", "prediction"] = np.nan
     table.to_parquet(run.folder / "predictions.parquet", index=False)
+    finish_by_hand(run.folder, run.config)
     predictions = plain.row("meld", "CMPTA").predictions
     assert predictions.dtype.kind == "i" and (predictions == metrics.UNPARSABLE).nonzero()[1].tolist() == [2]
 
