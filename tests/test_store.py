@@ -315,3 +315,18 @@ def test_no_scores_stop_the_list(run, other, tmp_path, text):
     finish_by_hand(run.folder, run.config, **{METRICS: text})
     shown = lines(tmp_path)
     assert shown.keys() == {run.folder.name, other.folder.name} and "mae=0.5000" in shown[other.folder.name]
+
+
+# --- the tiny LLM's leftovers -----------------------------------------------------------------------------------------
+
+
+def test_a_builder_sweeps_what_killed_ones_left_and_spares_a_living_one(tmp_path, monkeypatch):
+    """The living one holds the lock of another LLM, so its scratch folder has another name."""
+    from cmpta_lib.embedded import tiny_llm
+
+    dead, living = (f".building-{tiny_llm.folder_of(tmp_path, count).name}-x" for count in (80, 800))
+    for name in (dead, living):
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr(tiny_llm, "_pretrain", lambda folder, documents: (folder / "cmpta.json").write_text("{}"))
+    built = tiny_llm.build(tmp_path, 80)
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {built.name, living}
