@@ -127,7 +127,7 @@ def _cued(corpus: Corpus, modalities: Sequence[Modality]) -> np.ndarray:
 def one_sample(split: Split, index: int = 0) -> pd.DataFrame:
     """A clip as a table: shapes in place of frames, and all that is known of it."""
     sample = split[index]
-    fields = {"id": sample.id, "text": sample.text, "label": show_answer(split.task, sample.label)}
+    fields: dict[str, object] = {"id": sample.id, "text": sample.text, "label": show_answer(split.task, sample.label)}
     fields |= {name: " × ".join(map(str, getattr(sample, name).shape)) + " frames × features" for name in MODALITIES}
     fields |= {"speaker": sample.speaker, "dialogue": sample.dialogue} | dict(sample.extra)
     return pd.DataFrame(fields.items(), columns=["field", "value"])
@@ -149,8 +149,8 @@ def attention_panels(trained: TrainedRun, corpus: Corpus, index: int) -> list[At
     labels = [method.llm.tokenizer.decode([token]) for token in method.collate([sample]).text_ids[0]]
     panels = []
     for modality, attention in weights.items():
-        start = sample.extra.get(f"{CUES[modality]}_start", -1)
-        window = (int(start), int(sample.extra[f"{CUES[modality]}_stop"])) if start >= 0 else None
+        start = int(sample.extra.get(f"{CUES[modality]}_start", -1))
+        window = (start, int(sample.extra[f"{CUES[modality]}_stop"])) if start >= 0 else None
         longest = int(split.table[f"{modality}_length"].max())
         hop_ms = HOPS_MS.get(corpus.name, {}).get(modality)
         panels.append(AttentionPanel(attention, labels, modality, longest, hop_ms, window))
@@ -185,7 +185,7 @@ def attention_on_cues(trained: TrainedRun, corpus: Corpus, predictions: pd.DataF
     if not corpus.has_known_truth:
         return pd.DataFrame()
     split, rows = corpus.splits["test"], []
-    right = np.flatnonzero(is_right(corpus.task, predictions))
+    right = np.flatnonzero(is_right(corpus.task, predictions)).tolist()
     shares: dict[Modality, list[tuple[float, float]]] = {modality: [] for modality in CUES}
     for index, weights in _all_text_attention(_prompted(trained), split, right):
         truth = split.table.iloc[index]

@@ -18,7 +18,8 @@ class AnswerTrie:
     """
 
     def __init__(self, answers: dict[str, list[int]]) -> None:
-        self.tokens, self.parents, self.children = [-1], [-1], [{}]
+        self.tokens, self.parents = [-1], [-1]
+        self.children: list[dict[int, int]] = [{}]
         self.leaves: dict[int, str] = {}
         for answer, ids in answers.items():
             node = 0

@@ -6,6 +6,7 @@ Shapes: B clips, T frames, F raw features, L text tokens, D adapter width, E LLM
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +39,9 @@ class TemporalAlignment(nn.Module):
     The backward LSTM of eq 4 reads each clip reversed within its own length, so padding never reaches it. That equals
     a packed bidirectional LSTM (`test_alignment_equals_packed_lstm`) and is 2-5 times faster on CPU.
     """
+
+    feature_mean: Tensor  # (F,) buffers
+    feature_std: Tensor
 
     def __init__(self, features: int, config: CmptaConfig) -> None:
         super().__init__()
@@ -160,8 +164,9 @@ class CMPTAdapter(TokenMaker):
 
     def set_feature_statistics(self, modality: Modality, mean: Tensor, std: Tensor) -> None:
         """For the z-scoring of raw frames (register 16)."""
-        self.alignment[modality].feature_mean.copy_(mean)
-        self.alignment[modality].feature_std.copy_(std)
+        alignment = cast(TemporalAlignment, self.alignment[modality])
+        alignment.feature_mean.copy_(mean)
+        alignment.feature_std.copy_(std)
 
     def forward(
         self,

@@ -139,10 +139,7 @@ class PromptedLM(Method):
         whole = [padded, real.astype(np.int64), sizes, batch.lengths["audio"], batch.lengths["vision"]]
         ids, is_real, text_lengths, audio_lengths, vision_lengths = send(whole, device)
         text = self.llm.embedding(ids) * is_real[..., None]  # eqs 1-2
-        made: tuple[Tensor, dict[str, Tensor]] = self.maker(
-            text, text_lengths, audio, audio_lengths, vision, vision_lengths, return_weights
-        )
-        return made
+        return self.maker(text, text_lengths, audio, audio_lengths, vision, vision_lengths, return_weights)
 
     def loss(self, batch: PromptBatch) -> Loss:  # type: ignore[override]  # what our own `collate` made
         """Next-token cross-entropy on the answer tokens (eq 9), summed over them."""
@@ -150,18 +147,14 @@ class PromptedLM(Method):
         return Loss(losses.sum(), len(losses))
 
     def answer_losses(self, batch: PromptBatch) -> tuple[Tensor, np.ndarray]:
-        """(M,) cross-entropies, one per answer token, and the clip that each belongs to.
-
-        Raises:
-            ValueError: a clip has no label.
-        """
+        """(M,) cross-entropies, one per answer token, and the clip that each belongs to; raises as `training_inputs`."""
         embeds, packing, positions, targets = self.training_inputs(batch)
         clips = np.repeat(np.arange(len(batch.ids)), [len(answer) for answer in batch.answer_ids])
         return F.cross_entropy(self.llm.logits(embeds, packing, positions), targets, reduction="none"), clips
 
     def training_inputs(self, batch: PromptBatch) -> tuple[Tensor, Packing, Tensor, Tensor]:
         """What the LLM reads in a training step: embeddings (N, E), their packing, and per answer token the position
-        (M,) whose logits predict it and its id (M,)."""
+        (M,) whose logits predict it and its id (M,). Raises ValueError where a clip has no label."""
         if unlabelled := [name for name, ids in zip(batch.ids, batch.answer_ids, strict=True) if not ids]:
             raise ValueError(f"clips {', '.join(unlabelled[:3])} have no label: only labelled clips can be trained on")
         tokens, _ = self.pseudo_tokens(batch)
@@ -236,12 +229,13 @@ class PromptedLM(Method):
         """
         device, layout = self.llm.device, Packing.layout(rows.lengths)
         mask = self._plant(rows, layout) if tree else None
-        *placed, ids, holes = send([*layout, *indices, rows.ids, rows.holes], device)
-        packing = Packing(*placed[:4], mask=None if mask is None else send([mask], device)[0])
+        sent = send([*layout, rows.ids, rows.holes, *indices], device)
+        lengths, position_ids, gather, slots, ids, holes, *further = sent
+        packing = Packing(lengths, position_ids, gather, slots, None if mask is None else send([mask], device)[0])
         embeds = self.llm.embedding(ids)
         if tokens.numel():
             embeds = embeds.to(tokens.dtype).index_copy(0, holes, tokens.flatten(0, 1))
-        return embeds, packing, placed[4:]
+        return embeds, packing, further
 
     def _plant(self, rows: _Rows, layout: Sequence[np.ndarray]) -> np.ndarray:
         """Give the branches their positions, in place, and return the mask (B, 1, S, S), True = may attend."""

@@ -48,6 +48,10 @@ class Entry:
     def name(self) -> str:
         return str(self.config.model_fields["name"].default)
 
+    def defaults(self) -> MethodConfig:
+        """Its settings where nothing says otherwise."""
+        return self.config.model_validate({})
+
     @property
     def is_built_in(self) -> bool:
         return self.config.__module__ == CmptaConfig.__module__

@@ -50,7 +50,7 @@ def table2_parameters(study: Study) -> pd.DataFrame:
     from cmpta_lib.runs.trained import load_llm
 
     llm = load_llm([study.cache / "llm"], study.llm)
-    sizes = {
+    sizes: dict[str, tuple[CmptaConfig, int, int, int, int]] = {
         f"{name}, D 1024, Qwen-1.8B": (CmptaConfig(), *features, QWEN_1_8B["hidden"], qwen_parameters())
         for name, features in PUBLIC_FEATURES.items()
     }
@@ -60,8 +60,8 @@ def table2_parameters(study: Study) -> pd.DataFrame:
         name = f"{study.corpus(key).name}, this run: D {adapter.dim}, {llm.name}"
         sizes[name] = (adapter, train.audio_dim, train.vision_dim, llm.dim, llm.num_parameters)
     columns = {}
-    for name, (*size, frozen) in sizes.items():
-        counts = parameter_counts(*size)
+    for name, (settings, audio, vision, width, frozen) in sizes.items():
+        counts = parameter_counts(settings, audio, vision, width)
         total = counts.total()
         sums = {"trainable in all": f"{total:,}", "frozen LLM": f"{frozen:,}", "share": f"{100 * total / frozen:.2f} %"}
         columns[name] = {part: f"{count:,}" for part, count in counts.items()} | sums

@@ -231,6 +231,7 @@ class _Pool:
         threading.Thread(target=self.listen, args=(worker,), daemon=True).start()
 
     def listen(self, worker: _Worker) -> None:
+        assert worker.process.stdout
         with worker.process.stdout as lines:
             for line in lines:
                 with suppress(ValueError):  # what an interpreter prints before the worker itself starts is no event
@@ -298,6 +299,7 @@ class _Pool:
 
 def _close(worker: _Worker) -> int:
     """Wait for a worker that has ended; returns its exit code."""
+    assert worker.process.stdin
     with suppress(OSError):  # what was still to be handed to it
         worker.process.stdin.close()
     return worker.process.wait()

@@ -223,6 +223,13 @@ def _checked(samples: Iterable[Sample], inputs: Inputs) -> Iterator[tuple[Sample
     for index, sample in enumerate(samples):
         repairs: Counter[str] = Counter()
         bare = replace(sample, label=None) if isinstance(sample, Sample) else sample
-        like = "in the clips that this run was trained on"
-        options = {"task": inputs.task, "widths": inputs.widths, "repairs": repairs, "labelled": False, "like": like}
-        yield check_sample(bare, f"sample {index}", **options), repairs
+        good = check_sample(
+            bare,
+            f"sample {index}",
+            task=inputs.task,
+            widths=inputs.widths,
+            repairs=repairs,
+            labelled=False,
+            like="in the clips that this run was trained on",
+        )
+        yield good, repairs

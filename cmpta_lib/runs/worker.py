@@ -216,4 +216,6 @@ if __name__ == "__main__":
     _root, *_folders = map(Path, sys.argv[1:])
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         sys.exit(not work_together(_root, _folders))
-    sys.exit(not work(_root, _folders) if _folders else serve(_root))
+    if _folders:
+        sys.exit(not work(_root, _folders))
+    serve(_root)

@@ -132,4 +132,4 @@ def may_be_none(field: str) -> bool:
 def _any_runs() -> list[RunConfig]:
     """A config of each registered method."""
     data = DataConfig(name="any", fingerprint="any")
-    return [RunConfig(data=data, method=entry.config()) for entry in registry.ENTRIES.values()]
+    return [RunConfig(data=data, method=entry.defaults()) for entry in registry.ENTRIES.values()]

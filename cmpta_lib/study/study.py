@@ -147,7 +147,7 @@ class Study:
             raise ValueError(f"row '{row.name}': no method '{row.method}'; there are: {', '.join(registry.ENTRIES)}")
         entry, corpus = registry.ENTRIES[row.method], self.corpus(key)
         data = DataConfig(name=corpus.name, fingerprint=corpus.fingerprint)
-        base = RunConfig(data=data, method=entry.config(), seed=self.seeds[0] if seed is None else seed)
+        base = RunConfig(data=data, method=entry.defaults(), seed=self.seeds[0] if seed is None else seed)
         changes = dict(self.settings.changes) | dict(self.settings.corpus_changes.get(key, {}))
         changes |= dict(entry.settings.get(self.profile, {})) | dict(entry.settings.get(f"{self.profile}/{key}", {}))
         if isinstance(base.method, PromptedLMConfig):
