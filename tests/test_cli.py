@@ -17,6 +17,7 @@ from cmpta_lib.cli import notebooks
 from cmpta_lib.cli.__main__ import main
 from cmpta_lib.cli.notebooks import NotebookFailed, execute_notebook
 from cmpta_lib.config import DataConfig, LLMConfig, RunConfig, to_json
+from cmpta_lib.files import Damaged
 from cmpta_lib.report import gather
 from cmpta_lib.runs import store
 from cmpta_lib.runs.engines import KEEP_FAILED, Failure, RunsFailed
@@ -175,7 +176,7 @@ def executed(monkeypatch) -> list:
     done: list = []
     monkeypatch.setattr(Study, "corpus", lambda self, key: done.append(("corpus", key)))
     monkeypatch.setattr(Study, "llm", LLMConfig(name="tiny", fingerprint="f"))
-    monkeypatch.setattr(Study, "planned_runs", lambda self, notebooks: [])
+    monkeypatch.setattr(Study, "planned_runs", lambda self, notebooks, keys: [])
     monkeypatch.setattr(Study, "ensure", lambda self, runs, jobs=None: done.append(("ensure", len(runs))))
     monkeypatch.setattr(Study, "figures", Path("figures/demo"))
     monkeypatch.setattr(notebooks, "execute_notebook", lambda path, out, given: done.append((path.stem, out, dict(given))))
@@ -242,6 +243,20 @@ def test_a_failed_notebook_stops_no_other_and_is_listed_at_the_end(executed, mon
     assert listed == [
         "- notebook 02_model.ipynb, code cell 2: KeyError: 'sedes'.",
         "- notebook 03_training.ipynb: TimeoutError: no kernel came",
+    ]
+
+
+def test_a_damaged_corpus_stops_only_its_own_runs_and_notebooks(executed, monkeypatch, capsys):
+    def opened(self: Study, key: str) -> None:
+        if key == "sims":
+            raise Damaged("corpus/audio.f32 is not the file that was written; remove the folder corpus and call again")
+
+    monkeypatch.setattr(Study, "corpus", opened)
+    assert main(["reproduce", "--only", "02", "05"]) == 1
+    assert [step[0] for step in executed] == ["ensure", "02_model", "05_table4_meld", "report"]
+    assert executed[-1] == ("report", ["meld"])
+    assert capsys.readouterr().err.splitlines()[1:] == [
+        "- corpus/audio.f32 is not the file that was written; remove the folder corpus and call again"
     ]
 
 

@@ -22,23 +22,21 @@ from cmpta_lib.study.study import Study
 def reproduce(options: argparse.Namespace) -> int:
     """Prepare corpora and LLM, finish all runs in one pool, execute the notebooks, write the report.
 
-    A run or notebook that fails stops no other: what failed is listed at the end, and the exit code is then 1.
+    A corpus, run or notebook that fails stops no other: what failed is listed at the end, and the exit code is then 1.
     """
     from cmpta_lib.report import gather
 
     started = time.monotonic()
     study, chosen = study_of(options), chosen_notebooks(options)
-    keys = study.keys_of(chosen)
     found = check.needs(study, chosen)
     if any(need.missing for need in found):
         print(check.screen(study, found))
         print(f"Nothing was started: {sum(need.missing for need in found)} of {len(found)} needs are missing.")
         return 1
     print(f"[1/3] corpora and language model of profile '{study.profile}'", flush=True)
-    for key in keys:
-        study.corpus(key)
+    keys, failed = _corpora(study, chosen)
     print(f"      backbone {study.llm.name} {study.llm.fingerprint}  ({time.monotonic() - started:.0f} s)", flush=True)
-    planned = study.planned_runs(chosen)
+    planned = study.planned_runs(chosen, keys)
     runs = [run for _, run in planned]
     print(f"[2/3] runs: {sum(run.done for run in runs)} of {len(runs)} are finished already", flush=True)
     if options.dry_run:
@@ -46,13 +44,12 @@ def reproduce(options: argparse.Namespace) -> int:
             state = "finished" if run.done else "to do"
             print(f"      {run.folder.name}  seed {run.config.seed}  {state:8}  {name}")
         return 0
-    failed: list[str] = []
     try:
         study.ensure(runs, options.jobs)
     except RunsFailed as error:
         failed += [f"{failure.run.folder.name}: {failure.reason}" for failure in error.failures]
         os.environ[KEEP_FAILED] = "1"  # the notebooks show what is there, and do not try again for hours
-        print(f"      {len(failed)} failed; the notebooks show what can be shown without", flush=True)
+        print(f"      {len(error.failures)} failed; the notebooks show what can be shown without", flush=True)
     print(f"[3/3] {len(chosen)} notebooks  ({time.monotonic() - started:.0f} s)", flush=True)
     failed += _execute(study, chosen, _parameters(options, study), started)
     report = gather.write_report(study, keys)
@@ -61,6 +58,24 @@ def reproduce(options: argparse.Namespace) -> int:
         print(f"cmpta reproduce: {len(failed)} failed; what is finished is kept, call again once it is mended:", file=sys.stderr)
         print("\n".join(f"- {reason}" for reason in failed), file=sys.stderr)
     return 1 if failed else 0
+
+
+def _corpora(study: Study, chosen: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Open the corpora that the notebooks read: keys of the sound ones, and what is wrong with the others.
+
+    Raises:
+        ValueError, OSError: none is sound; as the first.
+    """
+    keys, problems = [], []
+    for key in study.keys_of(chosen):
+        try:
+            study.corpus(key)
+            keys.append(key)
+        except (ValueError, OSError) as error:
+            problems.append(error)
+    if problems and not keys:
+        raise problems[0]
+    return keys, [str(problem) for problem in problems]
 
 
 def _execute(study: Study, chosen: Sequence[str], parameters: Mapping[str, Any], started: float) -> list[str]:

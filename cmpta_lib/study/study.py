@@ -210,9 +210,12 @@ class Study:
         """Corpus, row and seed of every run that these notebooks (or all) need, each once; needs no corpus."""
         return plan.planned(plan.chosen(notebooks), self.keys, bool(self.data), self.seeds)
 
-    def planned_runs(self, notebooks: Collection[str] = ()) -> list[tuple[str, Run]]:
-        """Every run that these notebooks (or all) need, each once, with the name of its row."""
-        return [(one.row.name, self._run(one.key, one.row, one.seed)) for one in self.planned(notebooks)]
+    def planned_runs(
+        self, notebooks: Collection[str] = (), keys: Collection[str] | None = None
+    ) -> list[tuple[str, Run]]:
+        """Every run that these notebooks (or all) need on these corpora (or all), each once, with its row's name."""
+        wanted = [one for one in self.planned(notebooks) if keys is None or one.key in keys]
+        return [(one.row.name, self._run(one.key, one.row, one.seed)) for one in wanted]
 
     def keys_of(self, notebooks: Collection[str]) -> tuple[str, ...]:
         """The corpora that these notebooks read."""
