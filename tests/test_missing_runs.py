@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from finished import finish, finish_tables, record_llms
+from finished import finish, finish_tables, record_llms, small_studies
 
 from cmpta_lib import paper
 from cmpta_lib.config import to_json
-from cmpta_lib.embedded import synthetic
 from cmpta_lib.report import rows as reports
 from cmpta_lib.report import summaries
 from cmpta_lib.report.export import NOTHING
@@ -55,9 +54,7 @@ every_fate = pytest.mark.parametrize("fate", FATES)
 @pytest.fixture
 def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
     """Two seeds of every run, finished."""
-    monkeypatch.setenv("CMPTA_RUNS", str(record_llms(tmp_path)))
-    monkeypatch.setattr(synthetic, "SPLIT_SIZES", {"train": 6, "valid": 4, "test": 9})
-    made = Study(seeds=2)
+    made = small_studies(record_llms(tmp_path), monkeypatch)(seeds=2)
     finish_tables(made)
     finish(made, "sims", made.register_runs()[1:])
     return made
