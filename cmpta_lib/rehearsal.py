@@ -10,6 +10,7 @@ import base64
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +84,9 @@ def prepare(
 def _forget_others(root: Path, wanted: Mapping[str, Any]) -> None:
     """Remove what another rehearsal generated; what this one has begun stays."""
     begun = root / "rehearsal.begun"
-    if begun.exists() and json.loads(begun.read_text()) == wanted:
-        return
+    with suppress(FileNotFoundError, ValueError):  # a damaged record is nobody's
+        if json.loads(begun.read_text(encoding="utf-8")) == wanted:
+            return
     (root / REHEARSAL).unlink(missing_ok=True)
     for place in (root / "raw", root / "llm", *(root / "cache" / "data" / name for name in CORPORA)):
         shutil.rmtree(place, ignore_errors=True)

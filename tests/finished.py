@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pytest
 
 from cmpta_lib import files, metrics
 from cmpta_lib.config import to_json
 from cmpta_lib.data.corpus import Inputs
-from cmpta_lib.embedded import recipe
+from cmpta_lib.embedded import recipe, synthetic
 from cmpta_lib.methods.prompts import legal_answers
 from cmpta_lib.runs import store
 from cmpta_lib.runs.store import Run
@@ -23,7 +24,6 @@ from cmpta_lib.study.profiles import SMOKE_DOCUMENTS
 from cmpta_lib.study.study import Study
 
 ENVIRONMENT = {"commit": "c0ffee", "hardware": "a machine", "train_seconds": 1.0, "packages": {"torch": "2.13.0"}}
-SPLITS = {"train": 6, "valid": 4, "test": 9}
 
 
 def record_llms(root: Path) -> Path:
@@ -33,6 +33,13 @@ def record_llms(root: Path) -> Path:
         llm.mkdir(parents=True)
         files.write_text(llm / "cmpta.json", files.sealed({"fingerprint": "0123456789abcdef", "files": {}}))
     return root
+
+
+def small_studies(root: Path, patch: pytest.MonkeyPatch) -> type[Study]:
+    """Studies whose runs lie in `root` and whose corpora are small, smoke or not."""
+    patch.setenv("CMPTA_RUNS", str(root))
+    patch.setattr(synthetic, "SPLIT_SIZES", {"train": 6, "valid": 4, "test": 9})
+    return Study
 
 
 def clips(label: Callable[[int], str | float], sizes: Sequence[int], folder: Path, has_face: bool = True) -> Path:

@@ -9,12 +9,12 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from finished import clips, finish_tables, record_llms
+from finished import clips, finish_tables, record_llms, small_studies
 
-from cmpta_lib.embedded import synthetic
 from cmpta_lib.report import gather, tables
 from cmpta_lib.report import rows as reports
 from cmpta_lib.study import plan
+from cmpta_lib.study.parameters import changes_suffix
 from cmpta_lib.study.plan import CMPTA, TEXT_ONLY
 from cmpta_lib.study.study import Study
 
@@ -29,12 +29,15 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def study(root: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Study]:
-    monkeypatch.setenv("CMPTA_RUNS", str(root))
-    monkeypatch.setattr(synthetic, "SPLIT_SIZES", {"train": 6, "valid": 4, "test": 9})
-    return Study
+    return small_studies(root, monkeypatch)
 
 
 # --- which runs change ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("nothing", [None, {}, "", "{}"])
+def test_no_changes_change_nothing(nothing):
+    assert Study(changes=nothing).changes == {} and Study(changes=nothing).figures.name == "demo"
 
 
 @pytest.mark.parametrize("key", ["sims", "meld"])
@@ -120,6 +123,21 @@ def test_a_table_of_a_changed_study_has_its_own_numbers(study):
     pd.testing.assert_series_equal(before.loc[text_only], after.loc[text_only])
 
 
+def test_changed_outputs_have_folders_of_their_own():
+    names = [
+        Study(changes=changes).figures.name
+        for changes in (None, {"training.epochs": 3}, {"training.epochs": 4}, {"method.summary": "max"})
+    ]
+    assert names == ["demo", "demo-training.epochs=3", "demo-training.epochs=4", "demo-method.summary=max"]
+
+
+def test_long_or_odd_changes_stay_apart_in_a_short_name():
+    many = {f"training.{n}": n for n in ("epochs", "batch_size", "learning_rate", "weight_decay")}
+    first, second = changes_suffix(many), changes_suffix(many | {"training.weight_decay": "else"})
+    assert first != second and max(map(len, (first, second))) < 60
+    assert changes_suffix({"a": "x/y"}) != changes_suffix({"a": "x_y"}) and "/" not in changes_suffix({"a": "x/y"})
+
+
 # --- what cannot be ---------------------------------------------------------------------------------------------------
 
 
@@ -148,6 +166,8 @@ def test_a_table_of_a_changed_study_has_its_own_numbers(study):
         ("training.epochs=3", "expected fields with values"),
         (3, "expected fields with values"),
         ("[3]", "expected fields with values"),
+        ("{'training.epochs'", "expected fields with values"),
+        ({3: 4}, "expected fields with values"),
     ],
 )
 def test_an_impossible_change_is_one_line_before_anything_starts(changes: Any, said: str, tmp_path: Path, monkeypatch):

@@ -89,6 +89,21 @@ def test_a_rehearsal_that_died_is_taken_up(tmp_path: Path, monkeypatch: pytest.M
     assert sims.stat().st_mtime_ns != written
 
 
+def test_a_damaged_record_is_named_and_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CMPTA_RUNS", str(tmp_path))
+    call = ["rehearse", "--factor", "0.001", "--files-only"]
+    assert main(call) == 0
+    record, begun = tmp_path / "smoke" / "rehearsal.json", tmp_path / "smoke" / "rehearsal.begun"
+    before = record.read_text()
+    for text in (before[:-9], "3", ""):
+        record.write_text(text)
+        with pytest.raises(ValueError, match=f"{record} is damaged; remove it and call `cmpta rehearse` again"):
+            _ = Study("paper", smoke=True).llm_name
+    begun.write_text(begun.read_text()[:-3])
+    assert main(call) == 0
+    assert record.read_text() == before
+
+
 def test_the_published_vocabulary_fits_the_small_llm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     vocabulary = ROOT.parent / "shared" / "qwen" / "qwen.tiktoken"
     if not vocabulary.exists():

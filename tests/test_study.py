@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from finished import clips, finish, finish_tables, record_llms
+from finished import clips, finish, finish_tables, record_llms, small_studies
 
 from cmpta_lib import metrics, paper
 from cmpta_lib.config import PAPER_SEEDS, RunConfig, paths
@@ -42,10 +42,7 @@ def root(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def study(root: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Study]:
-    """Studies whose corpora are small, smoke or not."""
-    monkeypatch.setenv("CMPTA_RUNS", str(root))
-    monkeypatch.setattr(synthetic, "SPLIT_SIZES", {"train": 6, "valid": 4, "test": 9})
-    return Study
+    return small_studies(root, monkeypatch)
 
 
 @pytest.fixture(scope="module")

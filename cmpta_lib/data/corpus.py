@@ -11,10 +11,12 @@ import json
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Literal, Self, get_args
+from typing import TYPE_CHECKING, Literal, Self, get_args
 
 import numpy as np
-import pandas as pd
+
+if TYPE_CHECKING:
+    import pandas as pd  # not at run time: a loaded run answers without, a seventh of its start
 
 Kind = Literal["regression", "classification"]
 Language = Literal["zh", "en"]

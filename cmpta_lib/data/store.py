@@ -21,7 +21,6 @@ from reprlib import repr as short
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from cmpta_lib import files
 from cmpta_lib.data.checking import check_sample
@@ -127,6 +126,8 @@ def remove_leftovers(folder: Path) -> None:
 def _write_content(
     folder: Path, task: Task, splits: Mapping[str, Iterable[Sample]], origins: Mapping[str, str]
 ) -> dict[str, Any]:
+    import pandas as pd  # here and in load_corpus: who opens no corpus, as a loaded run, starts without
+
     digest = hashlib.sha256(json.dumps(asdict(task)).encode())
     rows: list[dict[str, Any]] = []
     widths: dict[Modality, int] = {}
@@ -187,6 +188,8 @@ def load_corpus(folder: Path, *, deep: bool = False) -> Corpus:
             says what to do.
         PermissionError: a file may not be read; names it.
     """
+    import pandas as pd
+
     folder = Path(folder)
     if not folder.exists():
         raise FileNotFoundError(f"{folder} is not there: no corpus was written to it; write it with write_corpus")

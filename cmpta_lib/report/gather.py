@@ -28,7 +28,7 @@ def made_by(folder: Path) -> str:
     """Every commit, machine and package version that the exports of a folder come from, in one paragraph."""
     items = recorded(folder).values()
     commits, machines, packages = (
-        sorted({one for item in items for one in item[name]}) for name in ("commits", "hardware", "packages")
+        sorted({one for item in items for one in item.get(name, ())}) for name in ("commits", "hardware", "packages")
     )
     return (
         f"Made at commit {' and '.join(commits)} on {' and '.join(machines)} with {', '.join(packages)}; "

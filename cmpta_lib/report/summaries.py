@@ -115,4 +115,5 @@ def register_table(study: Study) -> pd.DataFrame:
             row[f"{name} minus default"] = f"{gap:+.3f}" if alternative and np.isfinite(gap) else NOTHING
         unparsable = int(stored["test"].get("unparsable_count", 0))
         rows.append(row | {"unparsable": unparsable, "best epoch": stored["best_epoch"]})
-    return pd.DataFrame(rows).fillna(NOTHING)
+    # Else a run that is missing would turn counts into 1.0.
+    return pd.DataFrame(rows, dtype=object).fillna(NOTHING)

@@ -17,7 +17,7 @@ from cmpta_lib.data.corpus import Corpus
 from cmpta_lib.data.readers import read_raw
 from cmpta_lib.data.store import load_corpus
 from cmpta_lib.embedded.recipe import tiny_folder
-from cmpta_lib.files import PUBLISHED, ROOT, figures_folder, runs_folder
+from cmpta_lib.files import PUBLISHED, ROOT, Damaged, figures_folder, runs_folder
 from cmpta_lib.llm import files as llm_files
 from cmpta_lib.methods import registry
 from cmpta_lib.runs.engines import Failure, RunsFailed, ensure
@@ -131,7 +131,12 @@ class Study:
     @cached_property
     def _rehearsal(self) -> dict[str, Any]:
         record = self.root / REHEARSAL
-        return json.loads(record.read_text()) if self.smoke and self.profile == "paper" and record.exists() else {}
+        if not (self.smoke and self.profile == "paper" and record.exists()):
+            return {}
+        try:
+            return dict(json.loads(record.read_text(encoding="utf-8")))
+        except (ValueError, TypeError):
+            raise Damaged(f"{record} is damaged; remove it and call `cmpta rehearse` again") from None
 
     @cached_property
     def _answer_sign(self) -> str:

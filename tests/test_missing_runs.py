@@ -1,0 +1,164 @@
+"""One run of a table is damaged, failed or was never made: its line says so, and everything else stands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from finished import finish, finish_tables, record_llms, small_studies
+
+from cmpta_lib import paper
+from cmpta_lib.config import to_json
+from cmpta_lib.report import rows as reports
+from cmpta_lib.report import summaries
+from cmpta_lib.report.export import NOTHING
+from cmpta_lib.report.tables import NOT_RUN, result_table
+from cmpta_lib.runs import store
+from cmpta_lib.runs.engines import KEEP_FAILED, RunsFailed
+from cmpta_lib.runs.store import Run
+from cmpta_lib.study import plan
+from cmpta_lib.study.plan import CMPTA, TEXT_ONLY, Row
+from cmpta_lib.study.study import Study
+
+TOKENS = plan.ABLATIONS[paper.TOKEN_COUNT, "7"]
+
+
+def damage(run: Run) -> None:
+    path = run.folder / store.PREDICTIONS
+    table = pd.read_parquet(path)
+    table.assign(prediction=table["label"]).to_parquet(path, index=False)
+
+
+def unmake(run: Run) -> None:
+    for path in run.folder.iterdir():
+        path.unlink()
+
+
+def fail(run: Run) -> None:
+    unmake(run)
+    (run.folder / store.CONFIG).write_text(to_json(run.config))
+    store.record_failure(run.folder, {"kind": "RuntimeError", "message": "the GPU's memory\nis full", "traceback": "", "log": ""})
+
+
+# What happened to a run -> how, and what its line says of file and remedy.
+FATES: dict[str, tuple[Callable[[Run], None], str]] = {
+    "damaged": (damage, "{0}/predictions.parquet is not the file that was written .*; remove the folder {0} and call again"),
+    "failed": (fail, "failed, RuntimeError: the GPU's memory is full; see {0}/failure.json, and call again once it is mended"),
+    "missing": (unmake, "{0} is not finished; call again, or make it with Study.ensure"),
+}
+every_fate = pytest.mark.parametrize("fate", FATES)
+
+
+@pytest.fixture
+def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
+    """Two seeds of every run, finished."""
+    made = small_studies(record_llms(tmp_path), monkeypatch)(seeds=2)
+    finish_tables(made)
+    finish(made, "sims", made.register_runs()[1:])
+    return made
+
+
+def strike(study: Study, fate: str, row: Row) -> str:
+    """Let it happen to the second seed's run of a row; returns what the row's line must say, as a pattern."""
+    run = study.runs("sims", row)[1]
+    FATES[fate][0](run)
+    return "^seed 2222: " + FATES[fate][1].format(f"runs/{run.folder.name}") + "(; or restore the file)?$"
+
+
+def shown(table: pd.DataFrame) -> dict[str, str]:
+    return dict(zip(table["method"], table["MAE this run"], strict=True))
+
+
+@every_fate
+@pytest.mark.parametrize("row", [CMPTA, TEXT_ONLY], ids=lambda row: row.name)
+def test_the_comparison_has_all_its_lines(fate: str, row: Row, study: Study):
+    before = shown(result_table(reports.comparison_rows(study, "sims"), ["mae"]))
+    said = strike(study, fate, row)
+    rows = reports.comparison_rows(study, "sims")
+    table = result_table(rows, ["mae", "corr"])
+    (struck,) = (line for line in rows if line.method.startswith(row.name))
+    assert struck.predictions is None
+    assert shown(table) == before | {struck.method: NOT_RUN}
+    assert pd.Series([struck.note]).str.match(said).all(), struck.note
+    assert struck.note in list(table["note"])
+    paired = reports.paired_table(study, "sims", rows)
+    assert list(paired["metric"]) == ["mae", "corr"] and set(paired["difference"]) == {NOT_RUN}
+    assert reports.provenance(study, ["sims"], study.runs("sims", row)).runs == (study.runs("sims", row)[0].folder.name,)
+
+
+@every_fate
+def test_the_ablation_and_its_figure_stand(fate: str, study: Study):
+    from cmpta_lib.figures.curves import ablation_figure
+
+    whole = reports.ablation_frame(reports.ablation_rows(study, "sims"), "mae")
+    strike(study, fate, TOKENS)
+    rows = reports.ablation_rows(study, "sims")
+    assert [line.method for line in rows if line.predictions is None] == ["7"]
+    frame = reports.ablation_frame(rows, "mae")
+    pd.testing.assert_frame_equal(frame, whole[whole["variant"] != "7"].reset_index(drop=True))
+    assert ablation_figure(frame, "mae").axes
+
+
+@every_fate
+def test_the_full_methods_run_costs_its_four_lines(fate: str, study: Study):
+    strike(study, fate, CMPTA)
+    lost = [(line.group, line.method) for line in reports.ablation_rows(study, "sims") if line.predictions is None]
+    assert lost == [(paper.ALIGNMENT, "on"), (paper.LSTM_TYPE, "bidirectional"), (paper.ADAPTER, "on"), (paper.TOKEN_COUNT, "6")]
+
+
+@every_fate
+def test_the_training_table_and_curves_stand(fate: str, study: Study):
+    said = strike(study, fate, CMPTA).removeprefix("^")
+    table = summaries.training_table(study, study.keys)
+    assert list(table["seed"]) == [1111, 2222, 1111, 2222] and (table["test"] == NOTHING).sum() == 1
+    assert table["oddities"].str.match(f"^not run: {said}").tolist() == [False, True, False, False]
+    assert list(summaries.histories(study, "sims")) == ["1111"] and len(summaries.histories(study, "meld")) == 2
+
+
+@every_fate
+def test_the_register_stands(fate: str, study: Study):
+    before = summaries.register_table(study)
+    FATES[fate][0](study.runs("sims", plan.REGISTER[1])[0])
+    after = summaries.register_table(study)
+    assert after["unparsable"].astype(str).str.startswith("not run: seed 1111: ").tolist() == [False, False, True] + [False] * 9
+    pd.testing.assert_frame_equal(after.drop(2), before.drop(2), check_dtype=False)
+
+
+@every_fate
+def test_the_register_stands_without_its_default(fate: str, study: Study):
+    before = summaries.register_table(study)
+    FATES[fate][0](study.runs("sims")[0])
+    after = summaries.register_table(study)
+    assert after["unparsable"][0].startswith("not run: seed 1111: ") and list(after["mae"][1:]) == list(before["mae"][1:])
+    assert set(after["mae minus default"]) == {NOTHING}
+
+
+def test_a_long_reason_stays_one_cell(study: Study):
+    run = study.runs("sims")[0]
+    fail(run)
+    store.record_failure(run.folder, {"kind": "ValueError", "message": "word " * 1000, "traceback": "", "log": ""})
+    assert len(reports.result_row(study, "sims", CMPTA).note) < 450
+
+
+# --- a notebook's way through -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fate", ["damaged", "failed"])
+def test_making_goes_on_and_the_end_does_not(fate: str, study: Study, monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.setenv(KEEP_FAILED, "1")  # as `cmpta reproduce` says, whose runs have been tried
+    strike(study, fate, CMPTA)
+    runs = study.needed("04_table3_simsv2")
+    assert study.make(runs) is runs and study.make(study.runs("sims")) == study.runs("sims")
+    name = study.runs("sims")[1].folder.name
+    assert capsys.readouterr().err.count(f"runs failed, 3 are finished: {name}: ") == 1
+    with pytest.raises(RunsFailed, match=f"^1 of 4 runs failed, 3 are finished: {name}: ") as caught:
+        study.need_all_runs()
+    assert len(caught.value.failures) == 1, "asked for twice, failed once"
+
+
+def test_nothing_is_missing_where_nothing_is(study: Study, capsys):
+    study.make(study.needed("04_table3_simsv2"))
+    study.need_all_runs()
+    assert capsys.readouterr().err == ""
