@@ -3,10 +3,10 @@ PROFILE ?= demo
 ARGS ?=
 PYTHON ?= $(shell for p in python3.11 python3.12 python3; do $$p -c 'import sys; \
 	sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null && echo $$p && break; done)
-.PHONY: help setup test lint reproduce lab clean
+.PHONY: help setup test test-gpu lint reproduce lab clean
 
 help: ## this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 setup: .venv/installed ## install into .venv; again after pyproject.toml or constraints.txt change
 
@@ -25,6 +25,9 @@ setup: .venv/installed ## install into .venv; again after pyproject.toml or cons
 test: setup lint ## lint, then every test that runs offline on a CPU (ARGS="-k adapter")
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest $(ARGS)
 
+test-gpu: setup ## the tests that need a CUDA device; `test` skips them where there is none
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -m gpu $(ARGS)
+
 lint: setup ## ruff, then mypy
 	.venv/bin/ruff check
 	.venv/bin/mypy
@@ -36,5 +39,5 @@ lab: setup ## the notebooks
 	.venv/bin/jupyter lab $(ARGS)
 
 clean: ## remove environment and caches; runs/ and figures/ stay
-	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv build *.egg-info .hypothesis .pytest_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +

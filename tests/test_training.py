@@ -279,9 +279,13 @@ from cmpta_lib.training import loop as training
 torch.set_num_threads(1)
 folder, corpus, kill_in_epoch = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 config = from_json((folder / "config.json").read_text())
-llm = loading.load(LLMConfig(name=str(folder.parent / "llm")), folder, torch.device("cpu"))
+device = torch.device(os.environ.get("CMPTA_TEST_DEVICE", "cpu"), int(os.environ.get("LOCAL_RANK", 0)))
+if device.type == "cuda":
+    torch.cuda.set_device(device)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+llm = loading.load(LLMConfig(name=str(folder.parent / "llm")), folder, device)
 if "WORLD_SIZE" in os.environ:
-    distributed.init_process_group("gloo")
+    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
 step, done = training.step, []
 
 def counted(*arguments):

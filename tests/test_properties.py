@@ -1,0 +1,315 @@
+"""Counterexamples are looked for: layouts of any lengths, tries of any answers, configs with any change."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Literal, get_args, get_origin
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from test_config import CONFIG, TEXT_ONLY, leaves, settable, value_at
+from test_model import answers_of, scored, slow_probabilities
+from torch import Tensor
+
+from cmpta_lib.config import RunConfig, from_json, override, to_json
+from cmpta_lib.llm.frozen import Packing, _packed_attention
+from cmpta_lib.methods.answer_trie import AnswerTrie
+from cmpta_lib.methods.cmpta import _reorder, _reversed_order
+from cmpta_lib.methods.prompted_lm import _pad
+
+CPU = torch.device("cpu")
+few = settings(derandomize=True, max_examples=40, deadline=None, database=None)  # the same examples every time
+
+# --- packing ----------------------------------------------------------------------------------------------------------
+
+lengths_of_clips = st.lists(st.integers(1, 12), min_size=1, max_size=6)
+
+
+@few
+@given(lengths_of_clips)
+def test_a_layout_leads_from_the_row_to_the_clips_and_back(lengths):
+    sizes, position_ids, gather, slots = Packing.layout(lengths)
+    row = np.arange(1000, 1000 + sum(lengths))
+    clips, starts = row[gather], np.cumsum(lengths) - lengths
+    assert clips.shape == (len(lengths), max(lengths)) and sizes.tolist() == lengths
+    assert [clip[:n].tolist() for clip, n in zip(clips, lengths, strict=True)] == [
+        list(range(1000 + start, 1000 + start + n)) for start, n in zip(starts, lengths, strict=True)
+    ]
+    assert all((clip[n:] == row[0]).all() for clip, n in zip(clips, lengths, strict=True))
+    np.testing.assert_array_equal(clips.reshape(-1)[slots], row)
+    assert position_ids.tolist() == [[place for n in lengths for place in range(n)]]
+    assert {array.dtype for array in (sizes, position_ids, gather, slots)} == {np.dtype(np.int64)}
+
+
+def projections(lengths: list[int], heads: tuple[int, int], seed: int) -> list[Tensor]:
+    """Queries (1, H, N, 4), keys and values (1, H_kv, N, 4) of packed clips; a clip's own numbers whatever its place."""
+    rows = [
+        [torch.randn(h, n, 4, generator=torch.Generator().manual_seed(100 * seed + 10 * n + i)) for n in lengths]
+        for i, h in enumerate((heads[0], heads[1], heads[1]))
+    ]
+    return [torch.cat(part, dim=1)[None] for part in rows]
+
+
+def attended(lengths: list[int], given: list[Tensor], mask: Tensor | None = None) -> Tensor:
+    """(N, H, 4) out of our attention function."""
+    layout = Packing.of(lengths, CPU)
+    packing = Packing(layout.lengths, layout.position_ids, layout.gather, layout.slots, mask)
+    return _packed_attention(torch.nn.Identity(), *given, None, scaling=0.5, packing=packing)[0][0]
+
+
+def one_by_one(lengths: list[int], given: list[Tensor], mask: Tensor | None = None) -> Tensor:
+    """Causal attention of each clip alone, in plain words."""
+    out, start = [], 0
+    for clip, n in enumerate(lengths):
+        q, k, v = (part[0][:, start : start + n] for part in given)
+        k, v = (part.repeat_interleave(q.shape[0] // k.shape[0], 0) for part in (k, v))
+        allowed = torch.ones(n, n).tril() if mask is None else mask[clip, 0, :n, :n]
+        scores = (q @ k.transpose(1, 2) * 0.5).masked_fill(allowed == 0, -torch.inf)
+        out.append((scores.softmax(-1) @ v).transpose(0, 1))
+        start += n
+    return torch.cat(out)
+
+
+heads_and_groups = st.sampled_from([(4, 4), (4, 2), (4, 1), (1, 1)])
+
+
+@few
+@given(lengths_of_clips, heads_and_groups, st.integers(0, 9))
+def test_packed_attention_is_attention_clip_by_clip(lengths, heads, seed):
+    given = projections(lengths, heads, seed)
+    torch.testing.assert_close(attended(lengths, given), one_by_one(lengths, given), rtol=0, atol=1e-5)
+
+
+@few
+@given(lengths_of_clips, heads_and_groups, st.integers(0, 9))
+def test_packed_attention_follows_any_mask(lengths, heads, seed):
+    given, size = projections(lengths, heads, seed), max(lengths)
+    draw = torch.rand(len(lengths), 1, size, size, generator=torch.Generator().manual_seed(seed)) < 0.5
+    mask = draw.tril() | torch.eye(size, dtype=torch.bool)
+    torch.testing.assert_close(attended(lengths, given, mask), one_by_one(lengths, given, mask), rtol=0, atol=1e-5)
+
+
+@few
+@given(lengths_of_clips, st.integers(1, 30), heads_and_groups)
+def test_a_longer_neighbour_and_its_padding_change_nothing(lengths, longer, heads):
+    alone, beside = (attended(n, projections(n, heads, 0)) for n in (lengths, [*lengths, longer]))
+    torch.testing.assert_close(beside[: len(alone)], alone, rtol=0, atol=1e-6)
+
+
+@few
+@given(st.data(), lengths_of_clips)
+def test_the_order_of_clips_is_the_order_of_their_outputs(data, lengths):
+    order = data.draw(st.permutations(range(len(lengths))))
+    parts = attended(lengths, projections(lengths, (4, 2), 0)).split(lengths)
+    shuffled = [lengths[i] for i in order]
+    found = attended(shuffled, projections(shuffled, (4, 2), 0)).split(shuffled)
+    for place, clip in enumerate(order):
+        torch.testing.assert_close(found[place], parts[clip], rtol=0, atol=1e-6)
+
+
+@few
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=5), st.integers(0, 4))
+def test_reading_backwards_twice_is_reading(lengths, extra):
+    size = max(*lengths, 1) + extra
+    frames = torch.arange(len(lengths) * size * 2.0).view(len(lengths), size, 2)
+    order = _reversed_order(torch.tensor(lengths), size)
+    back = _reorder(frames, order)
+    for row, n in enumerate(lengths):
+        assert torch.equal(back[row, :n], frames[row, :n].flip(0))
+        assert torch.equal(_reorder(back, order)[row, :n], frames[row, :n])
+
+
+@few
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=5), st.integers(1, 4))
+def test_padded_clips_keep_their_frames_and_are_zero_beyond(lengths, width):
+    clips = [np.full((n, width), i + 1, np.float32) for i, n in enumerate(lengths)]
+    padded, found = _pad(clips)
+    assert found.tolist() == lengths and padded.shape == (len(lengths), max(lengths), width)
+    for row, clip in zip(padded, clips, strict=True):
+        np.testing.assert_array_equal(row, np.pad(clip, ((0, max(lengths) - len(clip)), (0, 0))))
+
+
+# --- answer tries -----------------------------------------------------------------------------------------------------
+
+spelt = st.lists(st.integers(0, 3), max_size=4)
+any_answers = st.lists(spelt, min_size=1, max_size=9).map(lambda ids: {f"answer {i}": row for i, row in enumerate(ids)})
+
+
+def clashes(answers: dict[str, list[int]]) -> list[str]:
+    """Answers whose ids are the beginning of another's, or another's own."""
+    rows = list(answers.items())
+    return [a for a, ids in rows if any(b != a and other[: len(ids)] == ids for b, other in rows)]
+
+
+def without_clashes(answers: dict[str, list[int]]) -> dict[str, list[int]]:
+    kept: dict[str, list[int]] = {}
+    for name, ids in answers.items():
+        kept = kept if clashes(kept | {name: ids}) else kept | {name: ids}
+    return kept
+
+
+@few
+@given(any_answers)
+def test_answers_that_cannot_be_told_apart_are_refused_and_no_others(answers):
+    if clashing := clashes(answers):
+        with pytest.raises(ValueError) as caught:
+            AnswerTrie(answers)
+        assert any(name in str(caught.value) for name in clashing)
+    else:
+        assert answers_of(AnswerTrie(answers)) == answers
+
+
+@few
+@given(any_answers.map(without_clashes), st.integers(0, 2**32 - 1))
+def test_the_greedy_walk_takes_the_best_legal_token_each_time(answers, seed):
+    trie = AnswerTrie(answers)
+    scores = np.random.default_rng(seed).standard_normal((3, len(trie.choices))).astype(np.float32)
+    for reply, row in zip(trie.greedy(scores), scores, strict=True):
+        prefix: list[int] = []
+        while prefix not in answers.values():
+            node = 0
+            for token in prefix:
+                node = trie.children[node][token]
+            legal = {ids[len(prefix)] for ids in answers.values() if ids[: len(prefix)] == prefix}
+            assert legal == set(trie.children[node])
+            likelihood = scored(trie, node, row)
+            assert likelihood.keys() == (legal if len(legal) > 1 else set())
+            prefix = [*prefix, max(legal, key=lambda token: likelihood.get(token, 0))]
+        assert answers[reply] == prefix
+
+
+@few
+@given(any_answers.map(without_clashes), st.integers(0, 2**32 - 1), st.sampled_from([0.1, 1.0, 30.0]))
+def test_probabilities_of_all_answers_sum_to_one(answers, seed, size):
+    trie = AnswerTrie(answers)
+    scores = (np.random.default_rng(seed).standard_normal((3, len(trie.choices))) * size).astype(np.float32)
+    found = trie.probabilities(scores)
+    np.testing.assert_allclose(found.sum(1), 1, rtol=0, atol=1e-9)
+    for row, clip in zip(found, scores, strict=True):
+        assert dict(zip(answers, row, strict=True)) == pytest.approx(slow_probabilities(trie, clip), abs=1e-9)
+
+
+@few
+@given(any_answers.map(without_clashes))
+def test_the_trees_mask_shows_each_node_its_own_way_only(answers):
+    trie = AnswerTrie(answers)
+    visible = trie.visible()
+    for i, node in enumerate(trie.inner):
+        way = {ids[: trie.depth[node]] for ids in map(tuple, answers.values()) if _passes(trie, ids, node)}
+        assert len(way) == 1 and visible[i].sum() == trie.depth[node] == len(next(iter(way)))
+        assert [trie.tokens[trie.inner[j]] for j in np.flatnonzero(visible[i])] == list(next(iter(way)))
+
+
+def _passes(trie: AnswerTrie, ids: tuple[int, ...], node: int) -> bool:
+    place = 0
+    for token in ids:
+        place = trie.children[place][token]
+        if place == node:
+            return True
+    return False
+
+
+# --- configs ----------------------------------------------------------------------------------------------------------
+
+scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
+anything = scalars | st.lists(scalars, max_size=3) | st.dictionaries(st.text(max_size=5), scalars, max_size=3)
+names = st.text(max_size=12)
+from_zero = st.floats(0, 1, exclude_max=True) | st.sampled_from([0, -0.0])
+OWN = {  # what the types alone do not say
+    "method.dim": st.integers(1, 500).map(lambda n: 8 * n),
+    "method.num_heads": st.sampled_from([1, 2, 4, 8, 16, 32, 1024]),
+    "method.prompt.answer_decimals": st.integers(1, 4),
+    "method.dropout": from_zero,
+    "training.warmup_fraction": from_zero,
+    "training.weight_decay": from_zero,
+    "training.patience": st.none() | st.integers(1, 10**9),
+    "seed": st.integers(0, 2**32 - 1),
+}
+
+
+def legal(path: str, hint: Any) -> st.SearchStrategy:
+    """Legal values of a field, while all others keep their defaults."""
+    if path in OWN:
+        return OWN[path]
+    if get_origin(hint) is Literal:
+        return st.sampled_from(get_args(hint))
+    return {str: st.text(), int: st.integers(1, 10**9), float: st.floats(1e-300, 1e300) | st.integers(1, 9)}[hint]
+
+
+LEGAL = {path: legal(path, hint) for path, hint in settable().items()}
+changes = st.lists(st.sampled_from(sorted(LEGAL)), max_size=3, unique=True).flatmap(
+    lambda chosen: st.fixed_dictionaries({path: LEGAL[path] for path in chosen})
+)
+
+
+@pytest.mark.parametrize("path", sorted(LEGAL))
+@settings(few, max_examples=12)
+@given(st.data())
+def test_any_legal_change_changes_the_hash_and_survives_json(path, data):
+    value = data.draw(LEGAL[path])
+    config = override(CONFIG, {path: value})
+    assert value_at(config, path) == value
+    assert (value == value_at(CONFIG, path)) == (config == CONFIG) == (config.hash == CONFIG.hash)
+    assert from_json(to_json(config)) == config and from_json(to_json(config)).hash == config.hash
+    assert override(config, {path: value_at(CONFIG, path)}) == CONFIG
+
+
+def changed(given: dict[str, Any]) -> RunConfig:
+    """The changed config; fields that do not fit together, such as dim and num_heads, are no example."""
+    try:
+        return override(CONFIG, given)
+    except ValueError as error:
+        assert str(error).startswith("method: ") and len(str(error).splitlines()) == 1
+        return CONFIG
+
+
+@settings(few, max_examples=80)
+@given(changes, changes, st.booleans())
+def test_two_configs_are_equal_just_when_their_hashes_are(first, second, again):
+    a, b = changed(first), changed(first if again else second)
+    assert (a == b) == (a.hash == b.hash) == (to_json(a) == to_json(b))
+    assert from_json(to_json(a)) == a and (a == b or not again)
+
+
+@settings(few, max_examples=100)
+@given(st.sampled_from([CONFIG, TEXT_ONLY]), st.data(), names, anything)
+def test_an_unknown_field_is_refused_in_one_line(config, data, name, value):
+    node = tree = json.loads(to_json(config))
+    for parent in data.draw(st.sampled_from([(), ("data",), ("method",), ("method", "llm"), ("training",)])):
+        node = node[parent]
+    assume(name not in node)
+    node[name] = value
+    with pytest.raises(ValueError) as caught:
+        from_json(json.dumps(tree))
+    assert len(str(caught.value).splitlines()) == 1
+    with pytest.raises(ValueError) as caught:
+        override(config, {name: value})
+    assert len(str(caught.value).splitlines()) == 1 and "unknown config field" in str(caught.value)
+
+
+@settings(few, max_examples=300)
+@given(st.sampled_from(sorted(leaves())), anything)
+def test_any_value_is_taken_as_it_is_or_refused_in_one_line(path, value):
+    tree = json.loads(to_json(CONFIG))
+    *parents, last = path.split(".")
+    node = tree
+    for parent in parents:
+        node = node[parent]
+    node[last] = value
+    try:
+        config = from_json(json.dumps(tree))
+    except ValueError as error:
+        assert len(str(error).splitlines()) == 1
+    else:
+        assert value_at(config, path) == value and type(value_at(config, path)) in (type(value), float)
+
+
+@few
+@given(st.text(max_size=30) | anything.map(json.dumps))
+def test_any_other_text_is_no_config(text):
+    with pytest.raises(ValueError) as caught:
+        from_json(text)
+    assert len(str(caught.value).splitlines()) == 1
