@@ -12,6 +12,7 @@ import copy
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -232,7 +233,8 @@ def step_watched(monkeypatch: pytest.MonkeyPatch, config: RunConfig, llm: Frozen
     """The second optimiser step, when AdamW's state is there, on clips of which some lack face, voice or words."""
     method = built(config, llm, corpus)
     method.module.train()
-    samples: Sequence[Sample] = clips(corpus)
+    # A few frames are enough: without numbers an LSTM is taken apart, frame by frame.
+    samples: Sequence[Sample] = [replace(s, audio=s.audio[:9], vision=s.vision[:7]) for s in clips(corpus)]
     optimizer = torch.optim.AdamW(method.module.parameters(), lr=1e-3)
     units = [[clip] for clip in range(len(samples))]
     with watching(monkeypatch):
