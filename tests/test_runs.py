@@ -29,6 +29,7 @@ import pytest
 
 from cmpta_lib import files, metrics
 from cmpta_lib.config import DataConfig, RunConfig, from_json, to_json
+from cmpta_lib.embedded import synthetic
 from cmpta_lib.runs import engines, store, trained
 from cmpta_lib.runs import provenance as records
 from cmpta_lib.runs import worker as runs
@@ -310,6 +311,19 @@ def test_a_missing_corpus_is_named(tmp_path):
     message = f"no corpus 'simsv2' with fingerprint f00d in {tmp_path}: open it through Study.corpus"
     with pytest.raises(FileNotFoundError, match=message):
         trained.find_corpus(tmp_path, DataConfig(name="simsv2", fingerprint="f00d"))
+
+
+def test_another_corpus_whose_record_was_edited_does_not_stand_in_the_way(tmp_path):
+    sizes = {"train": 3, "valid": 2, "test": 2}
+    made = [synthetic.embedded_corpus(name, tmp_path, sizes) for name in ("embedded-meld", "embedded-sims")]
+    wanted = DataConfig(name=made[1].name, fingerprint=made[1].fingerprint)
+    (first, _) = sorted(tmp_path.glob("*/meta.json"))
+    first.write_text(first.read_text().replace(made[0].fingerprint, wanted.fingerprint))
+    assert trained.find_corpus(tmp_path, wanted).fingerprint == wanted.fingerprint
+    (folder,) = tmp_path.glob("embedded-sims*/")
+    shutil.rmtree(folder)
+    with pytest.raises(files.Damaged, match=str(first)):
+        trained.find_corpus(tmp_path, wanted)
 
 
 @pytest.mark.slow  # a real worker, which imports torch

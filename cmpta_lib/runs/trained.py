@@ -176,10 +176,24 @@ def _value(task: Task, value: float) -> float | int | None:
 
 
 def find_corpus(cache: Path, wanted: DataConfig) -> Corpus:
-    """The stored corpus with this content, wherever in the cache it lies."""
+    """The stored corpus with this content, wherever in the cache it lies.
+
+    Raises:
+        FileNotFoundError: there is none.
+        Damaged: what says that it is this one is not what was written; names the file.
+    """
+    damaged: Damaged | None = None
     for meta in sorted(cache.glob("[!.]*/meta.json")):
-        if wanted.fingerprint in meta.read_text(encoding="utf-8", errors="replace"):  # others may be damaged
-            return load_corpus(meta.parent)
+        if wanted.fingerprint in meta.read_text(encoding="utf-8", errors="replace"):
+            try:
+                corpus = load_corpus(meta.parent)
+            except Damaged as error:  # perhaps another corpus, whose record was edited
+                damaged = damaged or error
+            else:
+                if corpus.fingerprint == wanted.fingerprint:
+                    return corpus
+    if damaged:
+        raise damaged
     raise FileNotFoundError(
         f"no corpus '{wanted.name}' with fingerprint {wanted.fingerprint} in {cache}: open it through Study.corpus"
     )
