@@ -23,7 +23,7 @@ setup: .venv/installed ## install into .venv; again after pyproject.toml or cons
 	@touch $@
 
 test: setup lint ## lint, then every test that runs offline on a CPU (ARGS="-k adapter")
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 test-gpu: setup ## the tests that need a CUDA device; `test` skips them where there is none
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -m gpu $(ARGS)

@@ -23,13 +23,12 @@ COMMAND = """
 import signal, sys
 from pathlib import Path
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from cmpta_lib import cli
-from cmpta_lib.cli import commands, notebooks
+from cmpta_lib.cli import __main__, commands, notebooks
 folder = Path(sys.argv[1])
 def run(arguments):
 {body}
 commands.run = run
-sys.exit(cli.main([]))
+sys.exit(__main__.main([]))
 """
 TWO_NOTEBOOKS = """
     def execute(name):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
@@ -236,17 +235,6 @@ def test_without_a_reader_it_says_what_to_do(tmp_path: Path, monkeypatch):
         read_raw(tmp_path, tmp_path)
     with pytest.raises(RuntimeError, match=r"'videos' \(no_such_module:read\) does not load .*; run make setup"):
         read_raw(tmp_path, tmp_path, "videos")
-
-
-def test_nothing_above_the_data_imports_the_converters():
-    library, allowed = Path(readers.__file__).parents[1], {"cli/commands.py", "rehearsal.py"}
-    for path in library.rglob("*.py"):
-        found = re.search(r"^ *(from|import) data_prep\b.*", path.read_text(encoding="utf-8"), re.MULTILINE)
-        assert not found or path.relative_to(library).as_posix() in allowed, f"{path}: {found[0]}"
-    below = {"cmpta_lib.data", "cmpta_lib.files", "cmpta_lib.paper"}
-    for path in Path(published.__file__).parent.glob("*.py"):
-        for found in re.finditer(r"^ *(?:from|import) (cmpta_lib(?:\.\w+)?)", path.read_text(encoding="utf-8"), re.MULTILINE):
-            assert found[1] in below, f"{path}: {found[0]}"
 
 
 def test_published_corpora_are_fetched_by_name_and_others_left_alone(tmp_path: Path, monkeypatch):

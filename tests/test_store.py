@@ -322,9 +322,9 @@ def test_no_scores_stop_the_list(run, other, tmp_path, text):
 
 def test_a_builder_sweeps_what_killed_ones_left_and_spares_a_living_one(tmp_path, monkeypatch):
     """The living one holds the lock of another LLM, so its scratch folder has another name."""
-    from cmpta_lib.embedded import tiny_llm
+    from cmpta_lib.embedded import recipe, tiny_llm
 
-    dead, living = (f".building-{tiny_llm.folder_of(tmp_path, count).name}-x" for count in (80, 800))
+    dead, living = (f".building-{recipe.tiny_folder(tmp_path, count).name}-x" for count in (80, 800))
     for name in (dead, living):
         (tmp_path / name).mkdir()
     monkeypatch.setattr(tiny_llm, "_pretrain", lambda folder, documents: (folder / "cmpta.json").write_text("{}"))
