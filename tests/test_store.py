@@ -327,6 +327,7 @@ def test_a_builder_sweeps_what_killed_ones_left_and_spares_a_living_one(tmp_path
     dead, living = (f".building-{recipe.tiny_folder(tmp_path, count).name}-x" for count in (80, 800))
     for name in (dead, living):
         (tmp_path / name).mkdir()
-    monkeypatch.setattr(tiny_llm, "_pretrain", lambda folder, documents: (folder / "cmpta.json").write_text("{}"))
+    monkeypatch.setattr(tiny_llm, "_pretrain", lambda folder, documents: None)
+    monkeypatch.setattr(tiny_llm.llm_files, "tiny_fingerprint", lambda folder: "f")
     built = tiny_llm.build(tmp_path, 80)
     assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {built.name, living}
