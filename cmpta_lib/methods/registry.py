@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import inspect
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -150,8 +149,9 @@ def plugins() -> str:
     for entry in ENTRIES.values():
         if entry.is_built_in:
             continue
-        file = inspect.getsourcefile(entry.config) if entry.config.__module__ in sys.modules else None
-        if entry.config.__module__ == "__main__" or file is None:
+        home = entry.config.__module__
+        file = None if home == "__main__" else getattr(sys.modules.get(home), "__file__", None)
+        if file is None:
             raise ValueError(
                 f"method '{entry.name}' is defined in a notebook or script, where the processes that make runs cannot "
                 f"import it: move it to a file of its own and import that"
