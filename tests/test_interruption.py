@@ -33,7 +33,7 @@ sys.exit(__main__.main([]))
 TWO_NOTEBOOKS = """
     def execute(name):
         notebooks.execute_notebook(folder / "endless.ipynb", folder / f"{name}.out.ipynb", {"name": name})
-    for _ in notebooks.in_stages(["01_data", "02_model"], execute):
+    for _ in notebooks.side_by_side(["01_data", "02_model"], execute):
         pass
 """
 ENDLESS = """

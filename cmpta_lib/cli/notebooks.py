@@ -1,15 +1,14 @@
-"""Notebooks, executed headless: stage by stage, and what a failure says."""
+"""Notebooks, executed headless, and what a failure says."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 from cmpta_lib.cli.interruption import scratch_folder
-from cmpta_lib.study.plan import NOTEBOOKS
 
 SIDE_BY_SIDE = 2
 
@@ -18,20 +17,21 @@ class NotebookFailed(RuntimeError):
     """A cell raised; the message names notebook, cell and error, and where the executed copy lies."""
 
 
-def in_stages(names: Collection[str], work: Callable[[str], None]) -> Iterator[tuple[str, Exception | None]]:
-    """Do `work` for each notebook; yields name and what ended it, as they end. One that fails stops no other."""
-    for stage in sorted({notebook.stage for notebook in NOTEBOOKS}):
-        pool = ThreadPoolExecutor(SIDE_BY_SIDE)
-        wanted = [notebook.name for notebook in NOTEBOOKS if notebook.stage == stage and notebook.name in names]
-        jobs = {pool.submit(work, name): name for name in wanted}
-        try:
-            for job in as_completed(jobs):
-                error = job.exception()
-                if error is not None and not isinstance(error, Exception):
-                    raise error
-                yield jobs[job], error
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)  # all have ended, or an interruption ends this process
+def side_by_side(names: Sequence[str], work: Callable[[str], None]) -> Iterator[tuple[str, Exception | None]]:
+    """Do `work` for each notebook; yields name and what ended it, as they end. One that fails stops no other.
+
+    Their runs are made before the first of them starts, so none waits for another.
+    """
+    pool = ThreadPoolExecutor(SIDE_BY_SIDE)
+    jobs = {pool.submit(work, name): name for name in names}
+    try:
+        for job in as_completed(jobs):
+            error = job.exception()
+            if error is not None and not isinstance(error, Exception):
+                raise error
+            yield jobs[job], error
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)  # all have ended, or an interruption ends this process
 
 
 def execute_notebook(path: Path, out: Path, parameters: Mapping[str, Any]) -> None:

@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,10 @@ def reproduce(options: argparse.Namespace) -> int:
         print(f"Nothing was started: {sum(need.missing for need in found)} of {len(found)} needs are missing.")
         return 1
     print(f"[1/3] corpora and language model of profile '{study.profile}'", flush=True)
-    keys, failed = _corpora(study, chosen)
+    with ThreadPoolExecutor(1) as meanwhile:
+        if not study.data:  # a user's folder may be wrong; else the tiny LLM is made in a process of its own meanwhile
+            meanwhile.submit(lambda: study.llm)
+        keys, failed = _corpora(study, chosen)
     print(f"      backbone {study.llm.name} {study.llm.fingerprint}  ({time.monotonic() - started:.0f} s)", flush=True)
     planned = study.planned_runs(chosen, keys)
     runs = [run for _, run in planned]
@@ -88,7 +92,7 @@ def _execute(study: Study, chosen: Sequence[str], parameters: Mapping[str, Any],
         notebooks.execute_notebook(ROOT / "notebooks" / f"{name}.ipynb", folder / f"{name}.ipynb", parameters)
 
     failed = []
-    for name, error in notebooks.in_stages(chosen, execute):
+    for name, error in notebooks.side_by_side(chosen, execute):
         if isinstance(error, notebooks.NotebookFailed):
             failed.append(str(error))
         elif error is not None:

@@ -28,9 +28,7 @@ ABLATIONS: Mapping[tuple[str, str], Row] = {  # the lines of Tables 5 and 6 that
     (paper.ALIGNMENT, "off"): Row("alignment off", changes={"method.alignment": "linear"}),
     (paper.LSTM_TYPE, "unidirectional"): Row("unidirectional", changes={"method.alignment": "lstm"}),
     (paper.ADAPTER, "off"): Row("adapter off", changes={"method.fusion": "pooled"}),
-    **{
-        (paper.TOKEN_COUNT, str(n)): Row(f"{n} tokens", changes={"method.num_pseudo_tokens": n}) for n in (5, 7, 8)
-    },
+    **{(paper.TOKEN_COUNT, str(n)): Row(f"{n} tokens", changes={"method.num_pseudo_tokens": n}) for n in (5, 7, 8)},
 }
 # The alternatives of the README's interpretation register, by its row numbers.
 REGISTER: tuple[Row, ...] = (
@@ -93,7 +91,6 @@ class Notebook:
     """
 
     name: str
-    stage: int  # stages run one after another, the notebooks of a stage side by side
     section: str  # of the report
     corpora: tuple[str, ...] = ("sims", "meld")
     rows: Callable[[str], Sequence[Row]] = lambda key: ()
@@ -105,37 +102,34 @@ class Notebook:
 
 _COMPARISON, _ABLATION = "Comparison (Tables 3 and 4)", "Ablations (Tables 5 and 6)"
 NOTEBOOKS: tuple[Notebook, ...] = (
-    Notebook("01_data", 0, "The corpora (Table 1)", tables=("table1",), figures=("corpus_{key}",)),
+    Notebook("01_data", "The corpora (Table 1)", tables=("table1",), figures=("corpus_{key}",)),
     Notebook(
         "02_model",
-        0,
         "The method (Figures 1 and 2, Table 2)",
         tables=("table2", "table2_parameters"),
         figures=("fig1_architecture", "fig2_adapter"),
     ),
     Notebook(
         "03_training",
-        1,
         "Training and open choices",
         rows=_cmpta,
         tables=("training", "register"),
         figures=("training_curves_{key}",),
         has_register=True,
     ),
-    Notebook("04_table3_simsv2", 2, _COMPARISON, ("sims",), comparison, ("table3", "paired_{key}")),
-    Notebook("05_table4_meld", 2, _COMPARISON, ("meld",), comparison, ("table4", "paired_{key}")),
-    Notebook("06_table5_ablation_simsv2", 2, _ABLATION, ("sims",), ablation, ("table5",), ("ablation_{key}",)),
-    Notebook("07_table6_ablation_meld", 2, _ABLATION, ("meld",), ablation, ("table6",), ("ablation_{key}",)),
+    Notebook("04_table3_simsv2", _COMPARISON, ("sims",), comparison, ("table3", "paired_{key}")),
+    Notebook("05_table4_meld", _COMPARISON, ("meld",), comparison, ("table4", "paired_{key}")),
+    Notebook("06_table5_ablation_simsv2", _ABLATION, ("sims",), ablation, ("table5",), ("ablation_{key}",)),
+    Notebook("07_table6_ablation_meld", _ABLATION, ("meld",), ablation, ("table6",), ("ablation_{key}",)),
     Notebook(
         "08_attention_figs3_4",
-        3,
         "Attention (Figures 3 and 4)",
         rows=_cmpta,
         tables=("attention_on_cues",),
         figures=("fig[34]_attention_{key}",),
         first_seed_only=True,
     ),
-    Notebook("09_case_study_fig5", 3, "A case (Figure 5)", ("meld",), _both, (), ("fig5_case_study",), True),
+    Notebook("09_case_study_fig5", "A case (Figure 5)", ("meld",), _both, (), ("fig5_case_study",), True),
 )
 
 
