@@ -235,7 +235,7 @@ def test_a_failed_notebook_stops_no_other_and_is_listed_at_the_end(executed, mon
     assert "02_model failed" in shown.out and "04_table3_simsv2 done" in shown.out and "report.md written" in shown.out
     first, *listed = shown.err.splitlines()
     assert first.startswith("cmpta reproduce: 2 failed")
-    assert listed == [
+    assert sorted(listed) == [
         "- notebook 02_model.ipynb, code cell 2: KeyError: 'sedes'.",
         "- notebook 03_training.ipynb: TimeoutError: no kernel came",
     ]
