@@ -66,7 +66,8 @@ def execute_notebook(path: Path, out: Path, parameters: Mapping[str, Any]) -> No
                 config=config,
             )
         except PapermillExecutionError as error:
+            reason = f"{error.ename}: {error.evalue}".rstrip(".")
             raise NotebookFailed(
-                f"notebook {path.name}, code cell {error.exec_count - bool(parameters)}: {error.ename}: {error.evalue}. "
+                f"notebook {path.name}, code cell {error.exec_count - bool(parameters)}: {reason}. "
                 f"The executed copy with its traceback is {out}; finished runs are kept, so call again once it is mended."
             ) from error
