@@ -83,6 +83,13 @@ class LLMConfig(Settings):
     dtype: Literal["float32", "bfloat16"] = "float32"
 
 
+class EncoderConfig(Settings):
+    """The text encoder of methods that have no LLM: a BERT."""
+
+    name: str = "tiny-bert"  # "tiny-bert", or a hub id or folder of a BERT
+    fingerprint: str = ""  # of its files, filled in when it is resolved
+
+
 class PromptConfig(Settings):
     """How the LLM's input is laid out around the pseudo tokens."""
 
@@ -138,9 +145,12 @@ class TrainingConfig(Settings):
     epochs: AtLeastOne = HYPERPARAMETERS.epochs
     batch_size: AtLeastOne = HYPERPARAMETERS.batch_size  # clips, or dialogues where a method reads whole dialogues
     learning_rate: Positive = HYPERPARAMETERS.learning_rate
+    optimizer: Literal["adamw", "adamw_amsgrad", "adam"] = "adamw"  # Adam adds the weight decay to the gradient
+    epsilon: Positive = 1e-8
+    schedule: Literal["cosine", "constant"] = "cosine"  # after the warm-up
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     warmup_fraction: Annotated[float, Field(ge=0, le=1)] = 0.1
-    gradient_clip: Positive = 1.0
+    gradient_clip: Positive | None = 1.0
     patience: AtLeastOne | None = None  # epochs without a better validation score, after the warm-up; None = off
     validate_every: AtLeastOne = 1  # epochs
     num_threads: AtLeastOne = 1  # part of the identity: another thread count gives other last bits

@@ -71,6 +71,31 @@ def llm():
 
 
 @pytest.fixture(scope="session")
+def encoder():
+    """A random BERT behind a tokenizer of the embedded corpora's words; methods get copies of it."""
+    import torch
+    from transformers import BertConfig, BertModel
+
+    from cmpta_lib.config import EncoderConfig
+    from cmpta_lib.embedded import synthetic, tiny_bert
+    from cmpta_lib.llm.encoder import TextEncoder
+
+    tokenizer = tiny_bert.train_tokenizer(page.directions + page.text for page in synthetic.documents(300))
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+    config = BertConfig(vocab_size=len(tokenizer), initializer_range=0.2, max_position_embeddings=64, **sizes)
+    return TextEncoder(BertModel(config), tokenizer, EncoderConfig(name="random"))
+
+
+@pytest.fixture
+def tools(llm, encoder):
+    """What methods are built with: the random LLM, and copies of the random BERT."""
+    from cmpta_lib.methods.base import Tools
+
+    return Tools(llm.device, lambda config: llm, lambda config: encoder.copy())
+
+
+@pytest.fixture(scope="session")
 def corpora(tmp_path_factory):
     """Both embedded corpora, a few clips each: world name -> Corpus."""
     from cmpta_lib.embedded import synthetic

@@ -20,11 +20,6 @@ WORLDS = ("embedded-sims", "embedded-meld")
 BUILT_IN = tuple(registry.ENTRIES)
 
 
-@pytest.fixture
-def tools(llm) -> Tools:
-    return Tools(llm.device, lambda config: llm)
-
-
 def config_of(name: str) -> RunConfig:
     entry = registry.ENTRIES[name]
     start = RunConfig(

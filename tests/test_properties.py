@@ -17,8 +17,8 @@ from torch import Tensor
 from cmpta_lib.config import RunConfig, from_json, override, to_json
 from cmpta_lib.llm.frozen import Packing, _packed_attention
 from cmpta_lib.methods.answer_trie import AnswerTrie
-from cmpta_lib.methods.cmpta import _reorder, _reversed_order
-from cmpta_lib.methods.prompted_lm import _pad
+from cmpta_lib.methods.padding import pad_frames
+from cmpta_lib.methods.subnets import reorder, reversed_order
 
 CPU = torch.device("cpu")
 few = settings(derandomize=True, max_examples=40, deadline=None, database=None)  # the same examples every time
@@ -115,18 +115,18 @@ def test_the_order_of_clips_is_the_order_of_their_outputs(data, lengths):
 def test_reading_backwards_twice_is_reading(lengths, extra):
     size = max(*lengths, 1) + extra
     frames = torch.arange(len(lengths) * size * 2.0).view(len(lengths), size, 2)
-    order = _reversed_order(torch.tensor(lengths), size)
-    back = _reorder(frames, order)
+    order = reversed_order(torch.tensor(lengths), size)
+    back = reorder(frames, order)
     for row, n in enumerate(lengths):
         assert torch.equal(back[row, :n], frames[row, :n].flip(0))
-        assert torch.equal(_reorder(back, order)[row, :n], frames[row, :n])
+        assert torch.equal(reorder(back, order)[row, :n], frames[row, :n])
 
 
 @few
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=5), st.integers(1, 4))
 def test_padded_clips_keep_their_frames_and_are_zero_beyond(lengths, width):
     clips = [np.full((n, width), i + 1, np.float32) for i, n in enumerate(lengths)]
-    padded, found = _pad(clips)
+    padded, found = pad_frames(clips)
     assert found.tolist() == lengths and padded.shape == (len(lengths), max(lengths), width)
     for row, clip in zip(padded, clips, strict=True):
         np.testing.assert_array_equal(row, np.pad(clip, ((0, max(lengths) - len(clip)), (0, 0))))
@@ -225,6 +225,7 @@ OWN = {  # what the types alone do not say
     "method.dropout": from_zero,
     "training.warmup_fraction": from_zero,
     "training.weight_decay": from_zero,
+    "training.gradient_clip": st.none() | st.floats(1e-300, 1e300),
     "training.patience": st.none() | st.integers(1, 10**9),
     "seed": st.integers(0, 2**32 - 1),
 }

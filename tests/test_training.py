@@ -57,11 +57,6 @@ def tools_of(llm: FrozenLLM) -> Tools:
     return Tools(llm.device, lambda config: llm)
 
 
-@pytest.fixture
-def tools(llm) -> Tools:
-    return tools_of(llm)
-
-
 def weights(method: Method) -> dict[str, bytes]:
     return {name: weight.numpy().tobytes() for name, weight in method.module.state_dict().items()}
 

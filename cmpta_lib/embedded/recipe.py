@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 CORPORA = 1  # generated clips and generated text
 TINY = 1  # anything else that changes the tiny LLM's weights
 DOCUMENTS = 16_000  # that it is pre-trained on, each read once: 400 steps of 40
+TINY_MODELS: Mapping[str, str] = {  # name -> the module that makes it
+    "tiny": "cmpta_lib.embedded.tiny_llm",
+    "tiny-bert": "cmpta_lib.embedded.tiny_bert",
+}
 
 
-def tiny_folder(cache: Path, documents: int | None = None) -> Path:
-    """Where the tiny LLM lies, or would lie; fewer `documents` than usual make a worse one (smoke runs)."""
-    return cache / f"tiny-{CORPORA}.{TINY}-{documents or DOCUMENTS}"
+def tiny_folder(cache: Path, documents: int | None = None, name: str = "tiny") -> Path:
+    """Where the tiny model of this name lies, or would lie; fewer `documents` than usual make a worse one (smoke runs)."""
+    return cache / f"{name}-{CORPORA}.{TINY}-{documents or DOCUMENTS}"

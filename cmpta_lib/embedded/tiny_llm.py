@@ -6,19 +6,14 @@ the speaker's sentiment and what a written stage direction adds, and has met nei
 
 from __future__ import annotations
 
-import os
-import shutil
 import sys
-import tempfile
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock
-
-from cmpta_lib import files
 from cmpta_lib.embedded import recipe, synthetic
+from cmpta_lib.embedded.building import build_once
 from cmpta_lib.llm import files as llm_files
 from cmpta_lib.methods import prompts
 
@@ -56,28 +51,8 @@ def build(cache: Path, documents: int | None = None) -> Path:
         Damaged: it is there and not what was written; names the file and says what to do.
         OSError: it is not there and the cache cannot be written; names it and says what to do.
     """
-    folder = recipe.tiny_folder(cache, documents)
-    if not folder.exists():  # before the lock: a cache that may only be read is enough where nothing is to be built
-        with files.writing(folder):
-            cache.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{folder}.lock"):
-                _build_alone(folder, documents or recipe.DOCUMENTS)
-    llm_files.tiny_fingerprint(folder)
-    return folder
-
-
-def _build_alone(folder: Path, documents: int) -> None:
-    """Pre-train it, unless another process did while this one waited for the lock."""
-    for leftover in folder.parent.glob(f".building-{folder.name}-*"):  # of builders that were killed: who lives has the lock
-        shutil.rmtree(leftover, ignore_errors=True)
-    if folder.exists():
-        return
-    scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".building-{folder.name}-"))
-    try:
-        _pretrain(scratch, documents)
-        os.replace(scratch, folder)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    read = documents or recipe.DOCUMENTS
+    return build_once(recipe.tiny_folder(cache, documents), lambda folder: _pretrain(folder, read))
 
 
 def train_tokenizer(texts: Iterable[str], phrases: list[str]) -> Any:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cmpta_lib import files
-from cmpta_lib.config import LLMConfig
+from cmpta_lib.config import EncoderConfig, LLMConfig
 
 PUBLISHED: Mapping[str, str] = {  # name -> hub id
     "qwen-1.8b": "Qwen/Qwen-1_8B",
@@ -22,13 +22,22 @@ PUBLISHED: Mapping[str, str] = {  # name -> hub id
     "llama2-7b": "meta-llama/Llama-2-7b-hf",
     "chatglm3-6b-base": "THUDM/chatglm3-6b-base",
 }
+ENCODERS: Mapping[str, str] = {  # text encoders of methods without an LLM: name -> hub id
+    "bert-base-chinese": "google-bert/bert-base-chinese",
+    "bert-base-uncased": "google-bert/bert-base-uncased",
+}
 QWEN_1_8B = {"hidden": 2048, "layers": 24, "mlp": 5504, "vocabulary": 151_936}  # its published config
 # Families whose scores MSE-Adapter writes without a plus; with it all of Qwen's answers have four tokens (register 10).
 PLAIN_SIGN = ("llama", "chatglm")
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # beside each may stand <name>.index.json, which lists its shards
-VOCABULARIES = ("qwen.tiktoken", "tokenizer.json", "tokenizer.model", "vocab.json")
+VOCABULARIES = ("qwen.tiktoken", "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 TINY = "cmpta.json"  # the tiny LLM's own record, beside its files
 _BESIDE = ("merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+
+
+def hub_id(name: str) -> str:
+    """The hub's name of a published model; any other name is one already."""
+    return {**PUBLISHED, **ENCODERS}.get(name, name)
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -121,7 +130,7 @@ def locate(name: str) -> Path:
             raise FileNotFoundError(f"cannot load the LLM: {error}; put what is missing there") from None
         return folder.resolve()
     try:
-        folder = Path(snapshot_download(PUBLISHED.get(name, name), local_files_only=True))
+        folder = Path(snapshot_download(hub_id(name), local_files_only=True))
         identifying_files(folder)
     except (LocalEntryNotFoundError, HFValidationError, FileNotFoundError):
         raise FileNotFoundError(
@@ -141,7 +150,7 @@ def fetch(name: str) -> Path:
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HFValidationError, HTTPError
 
-    repo = PUBLISHED.get(name, name)
+    repo = hub_id(name)
     if not repo or os.path.exists(name):
         raise ValueError(f"expected one of {', '.join(PUBLISHED)} or a hub id, not '{name}'")
     try:
@@ -184,7 +193,7 @@ def resolve(name: str, dtype: Literal["float32", "bfloat16"], cache: Path) -> LL
             continue
         if record["folder"] == str(folder) and record["files"] == stamps:
             return LLMConfig(name=record["name"], fingerprint=path.stem, dtype=dtype)
-    repo = PUBLISHED.get(name, name)
+    repo = hub_id(name)
     shown = folder.name if Path(name).is_dir() else repo  # a path of this machine is nobody's business
     digests = _digests(folder)
     config = LLMConfig(name=shown, fingerprint=_combined(digests), dtype=dtype)
@@ -195,31 +204,31 @@ def resolve(name: str, dtype: Literal["float32", "bfloat16"], cache: Path) -> LL
     return config
 
 
-def find(config: LLMConfig, cache: Path) -> Path:
+def find(config: LLMConfig | EncoderConfig, cache: Path) -> Path:
     """The folder of a resolved config, unchanged since; without a fingerprint, of whatever its name means.
 
     Raises:
         FileNotFoundError: it was never resolved here, or is gone.
         Damaged: its files changed, or the record of them did; names the file and says what to do.
     """
-    if config.name == "tiny":
-        return find_tiny(config.fingerprint, cache)
+    if is_tiny(config.name):
+        return find_tiny(config.fingerprint, cache, config.name)
     return _find(config, cache, deep=False)
 
 
-def check_contents(config: LLMConfig, cache: Path) -> None:
+def check_contents(config: LLMConfig | EncoderConfig, cache: Path) -> None:
     """Read every file of a resolved LLM and compare it with what it was when its fingerprint was taken; 2 GB/s or so.
 
     Raises:
         FileNotFoundError, Damaged: as `find`, whatever sizes and times say.
     """
-    if config.name == "tiny":
-        find_tiny(config.fingerprint, cache)  # reads all of it in every call
+    if is_tiny(config.name):
+        find_tiny(config.fingerprint, cache, config.name)  # reads all of it in every call
     else:
         _find(config, cache, deep=True)
 
 
-def _find(config: LLMConfig, cache: Path, deep: bool) -> Path:
+def _find(config: LLMConfig | EncoderConfig, cache: Path, deep: bool) -> Path:
     if not config.fingerprint:
         return locate(config.name)
     path = cache / f"{config.fingerprint}.json"
@@ -276,14 +285,19 @@ def tiny_fingerprint(folder: Path) -> str:
     return record["fingerprint"]
 
 
-def find_tiny(wanted: str, cache: Path) -> Path:
-    """The stored tiny LLM with this fingerprint, unchanged; "" = whichever is there.
+def is_tiny(name: str) -> bool:
+    """Whether a model of this name is made here, from generated text: "tiny", "tiny-bert", ..."""
+    return name == "tiny" or name.startswith("tiny-")
+
+
+def find_tiny(wanted: str, cache: Path, name: str = "tiny") -> Path:
+    """The stored tiny model of this name with this fingerprint, unchanged; "" = whichever is there.
 
     Raises:
         FileNotFoundError: none has it; says how to build it.
         Damaged: as `tiny_fingerprint`, of the wanted one, or of one that may be it.
     """
-    folders = sorted(path for path in cache.glob("tiny-*") if path.is_dir())
+    folders = sorted(path for path in cache.glob(f"{name}-[0-9]*") if path.is_dir())
     for folder in folders:
         record = folder / TINY
         told = record.read_text(encoding="utf-8", errors="replace") if record.is_file() else ""
@@ -292,5 +306,6 @@ def find_tiny(wanted: str, cache: Path) -> Path:
     for folder in folders:
         tiny_fingerprint(folder)
     raise FileNotFoundError(
-        f"no tiny LLM with fingerprint {wanted} in {cache}: build it with `python -m cmpta_lib.embedded.tiny_llm {cache}`"
+        f"no {name} with fingerprint {wanted} in {cache}: build it with `python -m "
+        f"cmpta_lib.embedded.{'tiny_bert' if name == 'tiny-bert' else 'tiny_llm'} {cache}`"
     )

@@ -15,17 +15,35 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cmpta_lib.config import LLMConfig, RunConfig
+from cmpta_lib.config import EncoderConfig, LLMConfig, RunConfig, TrainingConfig
 from cmpta_lib.data.corpus import Inputs, Sample, Split
+from cmpta_lib.llm.encoder import TextEncoder
 from cmpta_lib.llm.frozen import FrozenLLM
+
+
+def _no_encoder(config: EncoderConfig) -> TextEncoder:
+    raise LookupError(f"text encoder '{config.name}' was asked for where there is none")
 
 
 @dataclass(frozen=True)
 class Tools:
-    """What a method may ask for when it is built: where to compute, and frozen language models by their settings."""
+    """What a method may ask for when it is built: where to compute, and pre-trained models by their settings.
+
+    `encoder` gives each caller a copy of its own, which may be trained further.
+    """
 
     device: torch.device
     llm: Callable[[LLMConfig], FrozenLLM]
+    encoder: Callable[[EncoderConfig], TextEncoder] = _no_encoder
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parameters that are trained alike: `rate` times the learning rate, and a weight decay of their own or the run's."""
+
+    parameters: Sequence[nn.Parameter]
+    rate: float = 1.0
+    weight_decay: float | None = None
 
 
 @dataclass(frozen=True)
@@ -88,6 +106,10 @@ class Method(ABC):
     @abstractmethod
     def predict(self, batch: Batch) -> Predictions:
         """Answers to a batch, without gradient and in eval mode; no answer may depend on its batch mates."""
+
+    def groups(self, config: TrainingConfig) -> Sequence[Group]:
+        """What is trained, in groups where a method trains some parts otherwise than the rest."""
+        return [Group([p for p in self.module.parameters() if p.requires_grad])]
 
     def after_step(self, batch: Batch, epoch: int) -> None:  # noqa: B027
         """Called after each optimiser step with the finished epochs so far; state lives in the module's buffers."""

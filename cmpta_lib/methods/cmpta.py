@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from cmpta_lib.config import CmptaConfig
 from cmpta_lib.data.corpus import Inputs, Modality
 from cmpta_lib.methods.prompted_lm import PromptedLM, TokenMaker
+from cmpta_lib.methods.subnets import real_positions, reorder, reversed_order
 
 Pair = tuple[str, str]  # (Y, X): Y's positions query X's
 PAIRS: dict[str, Pair] = {  # eq 8, in the order in which the LLM reads them
@@ -26,11 +27,6 @@ PAIRS: dict[str, Pair] = {  # eq 8, in the order in which the LLM reads them
     "a2": ("audio", "vision"),
 }
 MODALITIES = ("text", "vision", "audio")
-
-
-def real_positions(lengths: Tensor, size: int) -> Tensor:
-    """(B,) int64 lengths -> (B, size) bool, True where a position is real."""
-    return torch.arange(size, device=lengths.device) < lengths[:, None]
 
 
 class TemporalAlignment(nn.Module):
@@ -64,23 +60,14 @@ class TemporalAlignment(nn.Module):
             return frames.new_zeros(*frames.shape[:2], self.linear.out_features)
         hidden = (frames - self.feature_mean) / self.feature_std  # register 16
         if self.kind == "bilstm":
-            backward_order = _reversed_order(lengths, frames.shape[1])
+            backward_order = reversed_order(lengths, frames.shape[1])
             ahead, _ = self.forward_lstm(hidden)
-            back, _ = self.backward_lstm(_reorder(hidden, backward_order))
-            hidden = torch.cat([ahead, _reorder(back, backward_order)], dim=-1)  # eq 4
+            back, _ = self.backward_lstm(reorder(hidden, backward_order))
+            hidden = torch.cat([ahead, reorder(back, backward_order)], dim=-1)  # eq 4
         elif self.kind == "lstm":
             hidden, _ = self.forward_lstm(hidden)
         hidden = self.dropout(self.norm(self.linear(hidden)))  # eq 5
         return hidden.masked_fill(~real, 0.0)
-
-
-def _reversed_order(lengths: Tensor, size: int) -> Tensor:
-    """(B, size) int64: each row's real positions backwards, then its padding; its own inverse on the real part."""
-    return (lengths[:, None] - 1 - torch.arange(size, device=lengths.device)).remainder(size)
-
-
-def _reorder(frames: Tensor, order: Tensor) -> Tensor:
-    return frames.gather(1, order[..., None].expand(-1, -1, frames.shape[2]))
 
 
 class CrossModalAttention(nn.Module):

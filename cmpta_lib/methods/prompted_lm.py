@@ -22,6 +22,7 @@ from cmpta_lib.data.corpus import MODALITIES, Inputs, Modality, Sample, Split
 from cmpta_lib.llm.frozen import FrozenLLM, Packing
 from cmpta_lib.methods.answer_trie import AnswerTrie
 from cmpta_lib.methods.base import Batch, Loss, Method, Predictions, Tools
+from cmpta_lib.methods.padding import pad_frames, pad_ids
 from cmpta_lib.methods.prompts import Layout, answer_text, legal_answers
 from cmpta_lib.transfer import send
 
@@ -116,7 +117,7 @@ class PromptedLM(Method):
         known = [self.llm.token_ids(sample.text) for sample in samples]
         labels = [sample.label for sample in samples]
         answers = ["" if label is None else answer_text(self.task, label, *self._form) for label in labels]
-        padded = {modality: _pad([getattr(s, modality) for s in samples]) for modality in MODALITIES}
+        padded = {modality: pad_frames([getattr(s, modality) for s in samples]) for modality in MODALITIES}
         return PromptBatch(
             ids=tuple(sample.id for sample in samples),
             oddities={"texts_cut": sum(len(ids) > limit for ids in known)},
@@ -131,10 +132,8 @@ class PromptedLM(Method):
         device, size = self.llm.device, len(batch.ids)
         if self.maker is None:
             return torch.zeros(size, 0, self.llm.dim, dtype=self.llm.embedding.weight.dtype, device=device), {}
-        sizes = np.array([len(ids) for ids in batch.text_ids], np.int64)
-        padded = np.zeros((size, sizes.max()), np.int64)
-        real = np.arange(sizes.max()) < sizes[:, None]
-        padded[real] = list(chain(*batch.text_ids))
+        padded, sizes = pad_ids(batch.text_ids)
+        real = np.arange(padded.shape[1]) < sizes[:, None]
         audio, vision = send([batch.frames["audio"], batch.frames["vision"]], device)
         whole = [padded, real.astype(np.int64), sizes, batch.lengths["audio"], batch.lengths["vision"]]
         ids, is_real, text_lengths, audio_lengths, vision_lengths = send(whole, device)
@@ -259,12 +258,3 @@ class PromptedLM(Method):
             for tail, token in zip(tails, best.tolist(), strict=True):
                 tail.append(token)
         return [self.llm.tokenizer.decode(tail).strip() for tail in tails]
-
-
-def _pad(arrays: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Clips (T, F) of one width -> (B, T, F) float32, zero-padded at the end, and their lengths (B,)."""
-    lengths = np.array([len(array) for array in arrays], np.int64)
-    padded = np.zeros((len(arrays), lengths.max(), arrays[0].shape[1]), np.float32)
-    for row, array in zip(padded, arrays, strict=True):
-        row[: len(array)] = array
-    return padded, lengths

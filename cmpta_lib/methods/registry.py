@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cmpta_lib.config import CmptaConfig, MethodConfig, RunConfig, TextOnlyConfig
+from cmpta_lib.methods import settings as methods
 
 if TYPE_CHECKING:
     from cmpta_lib.data.corpus import Inputs
@@ -53,7 +54,7 @@ class Entry:
 
     @property
     def is_built_in(self) -> bool:
-        return self.config.__module__ == CmptaConfig.__module__
+        return self.config.__module__ in (CmptaConfig.__module__, methods.__name__)
 
 
 ENTRIES: dict[str, Entry] = {}
@@ -95,6 +96,12 @@ register(
         "demo/data": {"method.dim": 128, "method.dropout": 0.3},
         "smoke": {"method.dim": 16},
     },
+)
+register(
+    methods.BilstmConfig,
+    "cmpta_lib.methods.bilstm:BiLSTM",
+    row="BiLSTM",
+    settings={"demo": {"method.hidden": 32}, "smoke": {"method.hidden": 8}},
 )
 
 

@@ -7,22 +7,27 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from cmpta_lib.config import DataConfig, LLMConfig
+from cmpta_lib.config import DataConfig, EncoderConfig, LLMConfig
 from cmpta_lib.data.checking import check_sample
 from cmpta_lib.data.corpus import Corpus, Inputs, Sample, Task
 from cmpta_lib.data.errors import shown
 from cmpta_lib.data.store import load_corpus
 from cmpta_lib.files import Damaged, runs_folder
-from cmpta_lib.llm import loading
+from cmpta_lib.llm import encoder, loading
+from cmpta_lib.llm.encoder import TextEncoder
+from cmpta_lib.llm.files import is_tiny
 from cmpta_lib.llm.frozen import FrozenLLM
 from cmpta_lib.methods import registry
 from cmpta_lib.methods.base import Method, Tools
 from cmpta_lib.runs.store import CLIPS, CONFIG, DONE, WEIGHTS, Run, open_run
+
+Model = TypeVar("Model")
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,8 @@ class TrainedRun:
             raise ValueError(f"expected a list of samples, not {shown(samples)}; for one clip: predict([sample])")
         answers: list[Answer] = []
         checked = _checked(samples, self.inputs)
-        while part := list(islice(checked, self.run.config.evaluation.batch_size)):
+        size = None if self.method.unit == "dialogue" else self.run.config.evaluation.batch_size  # dialogues stay whole
+        while part := list(islice(checked, size)):
             found = self.method.predict(self.method.collate([sample for sample, _ in part]))
             names = [_text(self.inputs.task, name) for name in found.answers]
             for place, (sample, repairs) in enumerate(part):
@@ -111,7 +117,7 @@ def load(run: str | Path, llm: str | Path = "") -> TrainedRun:
     registry.load_plugins()
     found = open_run(_folder(run))
     inputs = Inputs.from_json(found.path(CLIPS).read_text(encoding="utf-8"))
-    method = registry.build(found.config, inputs, Tools(_device(), _finder(found, str(llm))))
+    method = registry.build(found.config, inputs, Tools(_device(), _finder(found, str(llm)), _encoder_finder(found, str(llm))))
     weights = found.path(WEIGHTS)
     try:
         method.module.load_state_dict(load_file(weights, device=str(_device())))
@@ -126,9 +132,7 @@ def load(run: str | Path, llm: str | Path = "") -> TrainedRun:
 
 def _finder(found: Run, given: str) -> Callable[[LLMConfig], FrozenLLM]:
     """How a loaded run comes to its LLM: by the caller's folder, from caches near and here, or from the hub's cache."""
-    root, here = found.folder.resolve().parent, runs_folder()
-    places = [Path(given) / below for below in ("", "llm", "cache/llm")] if given else []
-    places += [folder / "cache" / "llm" for folder in (root, here, here / "smoke")]
+    places = _places(found, given)
 
     def find(config: LLMConfig) -> FrozenLLM:
         if given and (Path(given) / "config.json").is_file():
@@ -136,14 +140,36 @@ def _finder(found: Run, given: str) -> Callable[[LLMConfig], FrozenLLM]:
         try:
             return load_llm(places, config)
         except FileNotFoundError:
-            if config.name != "tiny":
+            if not is_tiny(config.name):
                 return _load_as(config.name, config)
             raise FileNotFoundError(
-                f"{found.folder} needs the tiny LLM {config.fingerprint} that it was trained with, and it is in none of "
+                f"{found.folder} needs the {config.name} LLM {config.fingerprint} that it was trained with, and it is in none of "
                 f"{', '.join(map(str, places))}; copy it here with the run and pass llm=<its folder>"
             ) from None
 
     return find
+
+
+def _encoder_finder(found: Run, given: str) -> Callable[[EncoderConfig], TextEncoder]:
+    """How a loaded run comes to its text encoder: as `_finder`."""
+    places = _places(found, given)
+
+    def find(config: EncoderConfig) -> TextEncoder:
+        try:
+            return load_encoder(places, config)
+        except FileNotFoundError:
+            raise FileNotFoundError(
+                f"{found.folder} needs the text encoder '{config.name}' {config.fingerprint} that it was trained with, and it "
+                f"is in none of {', '.join(map(str, places))}; copy it here with the run and pass llm=<folder of caches>"
+            ) from None
+
+    return find
+
+
+def _places(found: Run, given: str) -> list[Path]:
+    root, here = found.folder.resolve().parent, runs_folder()
+    places = [Path(given) / below for below in ("", "llm", "cache/llm")] if given else []
+    return places + [folder / "cache" / "llm" for folder in (root, here, here / "smoke")]
 
 
 def _load_as(name: str, config: LLMConfig) -> FrozenLLM:
@@ -200,6 +226,7 @@ def find_corpus(cache: Path, wanted: DataConfig) -> Corpus:
 
 
 _LLMS: dict[LLMConfig, FrozenLLM] = {}
+_ENCODERS: dict[EncoderConfig, TextEncoder] = {}
 
 
 def load_llm(caches: Sequence[Path], config: LLMConfig) -> FrozenLLM:
@@ -208,18 +235,32 @@ def load_llm(caches: Sequence[Path], config: LLMConfig) -> FrozenLLM:
     Raises:
         OSError, ValueError: as `loading.load`, for the first cache that has it damaged, or else for the last one.
     """
-    if config in _LLMS:
-        return _LLMS[config]
-    _LLMS.clear()
+    if config not in _LLMS:
+        _LLMS.clear()
+        _LLMS[config] = _from_first(caches, lambda cache: loading.load(config, cache, _device()))
+    return _LLMS[config]
+
+
+def load_encoder(caches: Sequence[Path], config: EncoderConfig) -> TextEncoder:
+    """A copy of the text encoder a config names, from the first cache that has it; the last one asked for is kept.
+
+    Raises:
+        OSError, ValueError: as `encoder.load`; which one, as in `load_llm`.
+    """
+    if config not in _ENCODERS:
+        _ENCODERS.clear()
+        _ENCODERS[config] = _from_first(caches, lambda cache: encoder.load(config, cache, _device()))
+    return _ENCODERS[config].copy()
+
+
+def _from_first(caches: Sequence[Path], load: Callable[[Path], Model]) -> Model:
     problems: list[FileNotFoundError | Damaged] = []
     for cache in caches:
         try:
             with torch.random.fork_rng(devices=[]):  # whoever asks has seeded the generator for the method's weights
-                _LLMS[config] = loading.load(config, cache, _device())
+                return load(cache)
         except (FileNotFoundError, Damaged) as error:
             problems.append(error)
-        else:
-            return _LLMS[config]
     raise next((problem for problem in problems if isinstance(problem, Damaged)), problems[-1])
 
 
@@ -229,7 +270,8 @@ def _device() -> torch.device:
 
 def tools(root: Path) -> Tools:
     """What methods are built with, for runs whose caches lie below `root`."""
-    return Tools(_device(), lambda config: load_llm([root / "cache" / "llm"], config))
+    caches = [root / "cache" / "llm"]
+    return Tools(_device(), lambda config: load_llm(caches, config), lambda config: load_encoder(caches, config))
 
 
 def _checked(samples: Iterable[Sample], inputs: Inputs) -> Iterator[tuple[Sample, Counter[str]]]:

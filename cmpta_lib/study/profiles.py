@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cmpta_lib.config import PAPER_SEEDS
+from cmpta_lib.data.corpus import Language
 
 
 @dataclass(frozen=True)
@@ -16,6 +17,7 @@ class Profile:
     corpora: Mapping[str, str]  # key in notebooks -> corpus name
     llm: str  # a name that `llm.files` knows, or "tiny"
     num_seeds: int
+    encoders: Mapping[Language, str]  # of methods without an LLM: "tiny-bert", or a name that `llm.files` knows
     changes: Mapping[str, Any] = field(default_factory=dict)
     corpus_changes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by key; "data" = a user's own
 
@@ -24,6 +26,7 @@ PROFILES: Mapping[str, Profile] = {
     "demo": Profile(
         corpora={"sims": "embedded-sims", "meld": "embedded-meld"},
         llm="tiny",
+        encoders={"zh": "tiny-bert", "en": "tiny-bert"},
         num_seeds=2,
         changes={"training.learning_rate": 3e-3, "training.batch_size": 16},
         corpus_changes={
@@ -35,6 +38,7 @@ PROFILES: Mapping[str, Profile] = {
     "paper": Profile(
         corpora={"sims": "simsv2", "meld": "meld"},
         llm="qwen-1.8b",
+        encoders={"zh": "bert-base-chinese", "en": "bert-base-uncased"},
         num_seeds=len(PAPER_SEEDS),
     ),
 }

@@ -12,11 +12,20 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from cmpta_lib.config import PAPER_SEEDS, DataConfig, LLMConfig, PromptedLMConfig, RunConfig, override, paths
-from cmpta_lib.data.corpus import Corpus
+from cmpta_lib.config import (
+    PAPER_SEEDS,
+    DataConfig,
+    EncoderConfig,
+    LLMConfig,
+    PromptedLMConfig,
+    RunConfig,
+    override,
+    paths,
+)
+from cmpta_lib.data.corpus import Corpus, Language
 from cmpta_lib.data.readers import read_raw
 from cmpta_lib.data.store import load_corpus
-from cmpta_lib.embedded.recipe import tiny_folder
+from cmpta_lib.embedded.recipe import TINY_MODELS, tiny_folder
 from cmpta_lib.files import PUBLISHED, ROOT, Damaged, figures_folder, runs_folder
 from cmpta_lib.llm import files as llm_files
 from cmpta_lib.methods import registry
@@ -65,6 +74,7 @@ class Study:
         self.root = runs_folder() / "smoke" if smoke else runs_folder()
         self.keys: tuple[str, ...] = ("data",) if self.data else tuple(self.settings.corpora)
         self._corpora: dict[str, Corpus] = {}
+        self._encoders: dict[Language, EncoderConfig] = {}
         self.asked: set[Path] = set()  # the runs of `make`, and which of them failed
         self.failures: list[Failure] = []
 
@@ -125,8 +135,26 @@ class Study:
         """
         if self.llm_name != "tiny":
             return llm_files.resolve(self.llm_name, "bfloat16", self.cache / "llm")
-        documents = SMOKE_DOCUMENTS if self.smoke else None
-        return LLMConfig(name="tiny", fingerprint=_tiny_fingerprint(self.cache / "llm", documents))
+        return LLMConfig(name="tiny", fingerprint=self._tiny("tiny"))
+
+    def encoder(self, language: Language) -> EncoderConfig:
+        """The text encoder of methods without an LLM; a tiny one is built first where it must be.
+
+        Raises:
+            FileNotFoundError: it is not on this machine; says how to fetch it.
+        """
+        if language not in self._encoders:
+            name = self._rehearsal.get("encoders", self.settings.encoders)[language]
+            if llm_files.is_tiny(name):
+                found = EncoderConfig(name=name, fingerprint=self._tiny(name))
+            else:
+                resolved = llm_files.resolve(name, "float32", self.cache / "llm")
+                found = EncoderConfig(name=resolved.name, fingerprint=resolved.fingerprint)
+            self._encoders[language] = found
+        return self._encoders[language]
+
+    def _tiny(self, name: str) -> str:
+        return _tiny_fingerprint(self.cache / "llm", SMOKE_DOCUMENTS if self.smoke else None, name)
 
     @cached_property
     def _rehearsal(self) -> dict[str, Any]:
@@ -159,6 +187,9 @@ class Study:
             changes |= {f"method.llm.{name}": value for name, value in self.llm.model_dump().items()}
             if self.llm.name != "tiny":
                 changes["method.prompt.answer_sign"] = self._answer_sign
+        if hasattr(base.method, "encoder"):
+            encoder = self.encoder(corpus.task.language)
+            changes |= {"method.encoder.name": encoder.name, "method.encoder.fingerprint": encoder.fingerprint}
         if self.smoke:
             changes |= self._rehearsal.get("changes") or {**SMOKE_CHANGES, **entry.settings.get("smoke", {})}
         known = set(paths(base))
@@ -245,14 +276,14 @@ def _seeds(seeds: int | Sequence[int]) -> tuple[int, ...]:
     return tuple(listed)
 
 
-def _tiny_fingerprint(cache: Path, documents: int | None) -> str:
-    """Fingerprint of the tiny LLM, built first if need be: by a process of its own, so that tables need no torch."""
-    folder = tiny_folder(cache, documents)
+def _tiny_fingerprint(cache: Path, documents: int | None, name: str) -> str:
+    """Fingerprint of a tiny model, built first if need be: by a process of its own, so that tables need no torch."""
+    folder = tiny_folder(cache, documents, name)
     if not folder.exists():
         arguments = [str(cache), *([str(documents)] if documents else [])]
-        command = [sys.executable, "-m", "cmpta_lib.embedded.tiny_llm", *arguments]
+        command = [sys.executable, "-m", TINY_MODELS[name], *arguments]
         environment = os.environ | {"OMP_NUM_THREADS": str(os.cpu_count() or 1)}
         done = subprocess.run(command, env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True)
         if done.returncode:
-            raise RuntimeError(f"building the tiny LLM failed, exit code {done.returncode}:\n{done.stderr[-3000:]}")
+            raise RuntimeError(f"building {name} failed, exit code {done.returncode}:\n{done.stderr[-3000:]}")
     return llm_files.tiny_fingerprint(folder)

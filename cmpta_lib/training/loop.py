@@ -21,7 +21,7 @@ from cmpta_lib import metrics
 from cmpta_lib.config import RunConfig, TrainingConfig
 from cmpta_lib.data.corpus import Corpus, Inputs, Split
 from cmpta_lib.methods import registry
-from cmpta_lib.methods.base import Loss, Method, Tools
+from cmpta_lib.methods.base import Group, Loss, Method, Tools
 from cmpta_lib.training.checkpoint import CHECKPOINT, State, restore, save
 from cmpta_lib.training.evaluation import evaluate, score_of, units
 
@@ -39,6 +39,8 @@ def learning_rate(step: int, steps: int, config: TrainingConfig) -> float:
     warmup = max(1, round(config.warmup_fraction * steps))
     if step < warmup:
         return config.learning_rate * (step + 1) / warmup
+    if config.schedule == "constant":
+        return config.learning_rate
     progress = min(1.0, (step - warmup) / max(1, steps - warmup))
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
@@ -60,12 +62,12 @@ def train(
     """
     torch.set_num_threads(config.training.num_threads)
     method = build(config, corpus, tools)
-    parameters = [p for p in method.module.parameters() if p.requires_grad]
+    groups = [group for group in method.groups(config.training) if group.parameters]
     state = State()
-    if not parameters:
+    if not groups:
         method.module.eval()
         return method, state
-    optimizer = torch.optim.AdamW(parameters, lr=0.0, weight_decay=config.training.weight_decay)
+    optimizer = optimizer_of(groups, config.training)
     best = restore(folder / CHECKPOINT, config.hash, method.module, optimizer, state)
     while state.epoch < config.training.epochs and not _out_of_patience(state, config.training):
         started = time.perf_counter()
@@ -88,6 +90,21 @@ def train(
     return method, state
 
 
+def optimizer_of(groups: Sequence[Group], config: TrainingConfig) -> torch.optim.Optimizer:
+    """The optimiser that the settings name, at learning rate 0: each step sets it, times the group's `rate`."""
+    given = [
+        {
+            "params": list(group.parameters),
+            "weight_decay": config.weight_decay if group.weight_decay is None else group.weight_decay,
+            "rate": group.rate,
+        }
+        for group in groups
+    ]
+    if config.optimizer == "adam":
+        return torch.optim.Adam(given, lr=0.0, eps=config.epsilon)
+    return torch.optim.AdamW(given, lr=0.0, eps=config.epsilon, amsgrad=config.optimizer == "adamw_amsgrad")
+
+
 def _epoch(
     method: Method, optimizer: torch.optim.Optimizer, split: Split, config: RunConfig, finished: int
 ) -> dict[str, float]:
@@ -99,14 +116,14 @@ def _epoch(
     method.module.train()
     sums: dict[str, float] = {"train_loss": 0.0}
     for number, batch in enumerate(order.split(training.batch_size)):
+        rate = learning_rate(finished * steps_per_epoch + number, steps_per_epoch * training.epochs, training)
         for group in optimizer.param_groups:
-            done = finished * steps_per_epoch + number
-            group["lr"] = learning_rate(done, steps_per_epoch * training.epochs, training)
+            group["lr"] = group["rate"] * rate
         values = step(method, optimizer, split, [drawn[i] for i in batch.tolist()], training, finished)
         for name, value in values.items():
             sums[name] = sums.get(name, 0.0) + value * len(batch)
     means = {name: total / len(drawn) for name, total in sums.items()}
-    return {"epoch": finished + 1, "learning_rate": optimizer.param_groups[0]["lr"], **means}
+    return {"epoch": finished + 1, "learning_rate": rate, **means}
 
 
 def step(
@@ -134,7 +151,8 @@ def step(
         for p in parameters:
             p.grad = torch.zeros_like(p) if p.grad is None else p.grad
             distributed.all_reduce(p.grad)
-    torch.nn.utils.clip_grad_norm_(parameters, config.gradient_clip)
+    if config.gradient_clip is not None:
+        torch.nn.utils.clip_grad_norm_(parameters, config.gradient_clip)
     optimizer.step()
     method.after_step(batch, epoch)
     values = dict(zip(["train_loss", *(f"train_{name}" for name in loss.parts)], totals.tolist(), strict=True))

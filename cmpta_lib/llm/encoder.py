@@ -1,0 +1,71 @@
+"""The text encoder of methods without an LLM: a BERT by its folder, with its tokenizer."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from cmpta_lib.config import EncoderConfig
+from cmpta_lib.llm import files as llm_files
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers.models.bert import BertModel
+
+
+class TextEncoder:
+    """A BERT as it was published, frozen until its user says otherwise.
+
+    Attributes:
+        model: in eval mode, without gradients.
+        dim: width of its hidden states.
+    """
+
+    def __init__(self, model: BertModel, tokenizer: Any, config: EncoderConfig) -> None:
+        self.model, self.tokenizer, self.config = model.eval().requires_grad_(False), tokenizer, config
+        self.dim = int(model.config.hidden_size)
+
+    def copy(self) -> TextEncoder:
+        """One that may be trained without touching this one."""
+        return TextEncoder(copy.deepcopy(self.model), self.tokenizer, self.config)
+
+    def token_ids(self, text: str) -> list[int]:
+        """[CLS], the text's tokens, [SEP]: at least two."""
+        ids: list[int] = self.tokenizer(text)["input_ids"]
+        return ids
+
+    def cut(self, ids: list[int], limit: int) -> list[int]:
+        """At most `limit` ids; a longer text loses its end, not its [SEP]."""
+        return ids if len(ids) <= limit else [*ids[: limit - 1], ids[-1]]
+
+    def states(self, ids: Tensor, real: Tensor) -> Tensor:
+        """ids (B, L) int64, real (B, L) bool -> last hidden states (B, L, dim); those of padding mean nothing."""
+        states: Tensor = self.model(input_ids=ids, attention_mask=real.long()).last_hidden_state
+        return states
+
+
+def load(config: EncoderConfig, cache: Path, device: torch.device) -> TextEncoder:
+    """The text encoder that a config names: the tiny one from `cache`, any other BERT by folder or hub id.
+
+    Raises:
+        OSError: it is not there, or no BERT; says what to do.
+        ValueError: the files are not the ones that the config names, or damaged.
+    """
+    from safetensors import SafetensorError
+    from transformers import BertModel, BertTokenizerFast
+
+    folder = llm_files.find(config, cache)
+    if (family := llm_files.family(folder)) != "bert":
+        raise OSError(f"{folder}: expected a BERT, such as bert-base-chinese, not '{family}'")
+    try:
+        tokenizer = BertTokenizerFast.from_pretrained(folder)
+        model = BertModel.from_pretrained(folder, dtype=torch.float32)
+    except (LookupError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+        raise ValueError(
+            f"{folder}: config.json, vocabulary and weights do not make a BERT ({type(error).__name__}: "
+            f"{str(error).partition(chr(10))[0]}); fetch them again"
+        ) from error
+    return TextEncoder(model.to(device), tokenizer, config)
