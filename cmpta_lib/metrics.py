@@ -143,7 +143,7 @@ def classification_metrics(truth: ArrayLike, prediction: ArrayLike, labels: Sequ
         prediction: (N,) class indices, or `UNPARSABLE` (-1): wrong, and never a class of its own.
         labels: names of the C classes; index = position.
     Returns:
-        accuracy; f1_weighted; `f1_<label>` for each class (0 where undefined); unparsable_count.
+        accuracy; f1_weighted; f1_macro; `f1_<label>` for each class (0 where undefined); unparsable_count.
     Raises:
         ValueError: unequal shapes, no samples, or an index outside the label set.
     """
@@ -157,6 +157,7 @@ def classification_metrics(truth: ArrayLike, prediction: ArrayLike, labels: Sequ
     return {f"f1_{label}": float(score) for label, score in zip(labels, per_class, strict=True)} | {
         "accuracy": float((y == p).mean()),
         "f1_weighted": float(f1_score(y, p, labels=classes, average="weighted", zero_division=0)),
+        "f1_macro": float(per_class.mean()),
         "unparsable_count": float((p == UNPARSABLE).sum()),
     }
 

@@ -1,4 +1,4 @@
-"""A rehearsal of profile `paper` without its downloads: random weights laid out as Qwen-1.8B is published.
+"""A rehearsal of profile `paper` without its downloads: random weights laid out as Qwen-1.8B and BERT are published.
 
 What is written here has the names, shapes and files of the real thing and the contents of a random generator, so that
 everything after the download can be run, timed and tested anywhere. `data_prep.rehearsal` does the same for the corpora.
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from cmpta_lib import files
 from cmpta_lib.data.corpus import Corpus
+from cmpta_lib.embedded.tiny_bert import train_tokenizer
 from cmpta_lib.llm.files import QWEN_1_8B
 from cmpta_lib.study.profiles import REHEARSAL
 from cmpta_lib.study.study import Study
@@ -29,11 +30,13 @@ from data_prep.rehearsal import write_meld, write_simsv2
 
 FULL_WIDTH, FULL_LAYERS, VOCABULARY_SIZE = (QWEN_1_8B[name] for name in ("hidden", "layers", "vocabulary"))
 HEAD_DIM = 128
-RECIPE = 1  # raise when what is written changes: rehearsals of older recipes are then written anew
+RECIPE = 2  # raise when what is written changes: rehearsals of older recipes are then written anew
 SMALL = {"width": 128, "layers": 3}
 SMALL_VOCABULARY_SIZE = 8192  # in place of the published one, where no published vocabulary is given
 SMALL_FACTOR = 0.01
 SMALL_CHANGES = {"method.dim": 64, "training.epochs": 1}
+BERT_FULL = {"vocab_size": 21_128}  # bert-base-chinese; its other sizes are transformers' defaults
+BERT_SMALL = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
 CORPORA = ("simsv2", "meld")
 FULL_CHANGES = {"training.epochs": 1}
 _SHARDS = 2
@@ -77,8 +80,14 @@ def prepare(
             size["vocabulary_size"] = SMALL_VOCABULARY_SIZE
         texts = (text for corpus in corpora for text in corpus.splits["train"].table["text"])
         write_qwen_v1(llm, texts, vocabulary=vocabulary, **size)
+    encoders = {}
+    for corpus in corpora:
+        folder = root / "llm" / f"bert-random-{corpus.task.language}-{'full' if full else 'small'}"
+        if not (folder / "config.json").exists():
+            write_bert(folder, corpus.splits["train"].table["text"], BERT_FULL if full else BERT_SMALL)
+        encoders[corpus.task.language] = str(folder)
     changes = FULL_CHANGES if full else SMALL_CHANGES
-    files.write_text(root / REHEARSAL, json.dumps({"llm": str(llm), "changes": changes}, indent=1))
+    files.write_text(root / REHEARSAL, json.dumps({"llm": str(llm), "encoders": encoders, "changes": changes}, indent=1))
 
 
 def _forget_others(root: Path, wanted: Mapping[str, Any]) -> None:
@@ -166,6 +175,20 @@ def write_qwen_v1(
     else:
         _write_vocabulary(folder / "qwen.tiktoken", texts)
     (folder / "config.json").write_text(json.dumps(config, indent=2))  # last: without it the folder is no model
+
+
+def write_bert(folder: Path, texts: Iterable[str], sizes: Mapping[str, int], seed: int = 0) -> None:
+    """Write a random BERT as bert-base-chinese is published: weights of its pre-training class, vocab.txt, config.json."""
+    from transformers import BertConfig, BertForPreTraining
+
+    tokenizer = train_tokenizer(texts)
+    vocabulary = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().__getitem__)
+    torch.manual_seed(seed)
+    model = BertForPreTraining(BertConfig(**{"vocab_size": len(vocabulary), **sizes}))
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.txt").write_text("".join(f"{piece}\n" for piece in vocabulary), encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": True, "model_max_length": 512}))
+    model.save_pretrained(folder)
 
 
 def _gate_width(width: int) -> int:

@@ -59,7 +59,7 @@ def other_value(path: str, hint: Any) -> Any:
         return next(option for option in get_args(hint) if option != value)
     if value is None:  # patience: whole numbers are legal too
         return 3
-    return {int: lambda: value * 2, float: lambda: value / 2, str: lambda: value + "x"}[hint]()
+    return {int: lambda: value * 2, float: lambda: value / 2, str: lambda: value + "x"}[type(value)]()
 
 
 def test_the_defaults_are_table_2():
@@ -129,7 +129,7 @@ def test_a_method_of_ones_own_is_known_once_its_settings_are_defined(own_method)
     assert from_json(to_json(config)) == config and type(from_json(to_json(config)).method) is own_method
     assert override(config, {"method.width": 9}).method.width == 9
     del MethodConfig.known["own"]
-    with pytest.raises(ValueError, match="unknown method 'own'; known: cmpta, text_only.*CMPTA_METHODS"):
+    with pytest.raises(ValueError, match="unknown method 'own'; known: .*cmpta, .*text_only.*CMPTA_METHODS"):
         from_json(to_json(config))
     MethodConfig.known["own"] = own_method
 

@@ -11,9 +11,34 @@ from cmpta_lib.cli.interruption import interruptible
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     with interruptible():  # before the imports, which take a second: Ctrl-C during them is no traceback either
-        from cmpta_lib.cli.commands import run
-
         return run(arguments)
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Parse the arguments and do what they ask; what goes wrong is one line on stderr."""
+    from cmpta_lib import files
+    from cmpta_lib.cli import commands
+    from cmpta_lib.cli.arguments import parser
+    from cmpta_lib.cli.reproduce import rehearse_paper, reproduce
+
+    options = parser().parse_args(arguments)
+    actions = {
+        "reproduce": reproduce,
+        "check": commands.check_study,
+        "runs": commands.list_runs,
+        "publish": commands.publish_exports,
+        "benchmark": commands.benchmark,
+        "data": commands.prepare_data,
+        "weights": commands.fetch_weights,
+        "rehearse": rehearse_paper,
+    }
+    try:
+        return actions[options.command](options)
+    except OSError as error:
+        print(f"cmpta {options.command}: {files.explained(error)}", file=sys.stderr)
+    except (ValueError, RuntimeError) as error:
+        print(f"cmpta {options.command}: {error}", file=sys.stderr)
+    return 1
 
 
 if __name__ == "__main__":

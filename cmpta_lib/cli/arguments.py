@@ -8,6 +8,8 @@ from typing import Any, NoReturn
 
 from cmpta_lib.llm import files as llm_files
 from cmpta_lib.study.parameters import may_be_none, read_value
+from cmpta_lib.study.plan import NOTEBOOKS
+from cmpta_lib.study.study import Study
 
 
 class _Parser(argparse.ArgumentParser):
@@ -43,8 +45,8 @@ def parser() -> argparse.ArgumentParser:
     data = command("data", "fetch, verify and convert a published corpus")
     data.add_argument("corpus", choices=("simsv2", "meld"))
     data.add_argument("rest", nargs=argparse.REMAINDER, help="its own options; see cmpta data CORPUS --help")
-    weights = command("weights", "fetch an LLM from the hub: weights, configuration, vocabulary, no code")
-    weights.add_argument("name", help=f"{', '.join(llm_files.PUBLISHED)}, or a hub id")
+    weights = command("weights", "fetch an LLM or a BERT from the hub: weights, configuration, vocabulary, no code")
+    weights.add_argument("name", help=f"{', '.join([*llm_files.PUBLISHED, *llm_files.ENCODERS])}, or a hub id")
     _add_rehearsal(command("rehearse", "run profile paper on generated files laid out like the published ones"))
     return top
 
@@ -62,6 +64,7 @@ def _add_study(sub: argparse.ArgumentParser) -> None:
     )
     only = "notebooks by a part of their name: table3"
     sub.add_argument("--only", nargs="+", default=[], metavar="NAME", help=only)
+    sub.add_argument("--all", action="store_true", help="also the notebooks that go beyond the paper")
 
 
 def _add_rehearsal(sub: argparse.ArgumentParser) -> None:
@@ -96,3 +99,25 @@ def change(text: str) -> tuple[str, Any]:
     if value.lower() == "none":  # nothing in training.patience, a word in adapter.fusion
         return field, None if may_be_none(field) else value
     return field, read_value(value)
+
+
+def study_of(options: argparse.Namespace) -> Study:
+    """The study that the options name."""
+    return Study(options.profile, options.seeds, options.data, options.smoke, options.llm, dict(options.changes))
+
+
+def chosen_notebooks(options: argparse.Namespace) -> list[str]:
+    """The notebooks that `--only` names, or those that reproduce the paper; with `--all` what goes beyond it too.
+
+    Raises:
+        ValueError: no notebook has that in its name; lists them.
+    """
+    names = [notebook.name for notebook in NOTEBOOKS]
+    if not options.only:
+        return [notebook.name for notebook in NOTEBOOKS if options.all or not notebook.is_beyond]
+    chosen = [name for name in names if any(part in name for part in options.only)]
+    if not chosen:
+        raise ValueError(
+            f"--only {' '.join(options.only)}: no notebook has that in its name; there are: {', '.join(names)}"
+        )
+    return chosen

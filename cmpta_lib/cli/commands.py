@@ -3,40 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Sequence
-from pathlib import Path
 
-from cmpta_lib import files
-from cmpta_lib.cli.arguments import parser
-from cmpta_lib.cli.reproduce import chosen_notebooks, reproduce, study_of
+from cmpta_lib.cli.arguments import chosen_notebooks, study_of
 from cmpta_lib.files import runs_folder
 from cmpta_lib.llm import files as llm_files
 from cmpta_lib.runs import provenance as records
 from cmpta_lib.runs import store
 from cmpta_lib.study import preflight as check
-
-
-def run(arguments: Sequence[str] | None = None) -> int:
-    """Parse the arguments and do what they ask; what goes wrong is one line on stderr."""
-    options = parser().parse_args(arguments)
-    actions = {
-        "reproduce": reproduce,
-        "check": check_study,
-        "runs": list_runs,
-        "publish": publish_exports,
-        "benchmark": benchmark,
-        "data": prepare_data,
-        "weights": fetch_weights,
-        "rehearse": rehearse_paper,
-    }
-    try:
-        return actions[options.command](options)
-    except OSError as error:
-        print(f"cmpta {options.command}: {files.explained(error)}", file=sys.stderr)
-    except (ValueError, RuntimeError) as error:
-        print(f"cmpta {options.command}: {error}", file=sys.stderr)
-    return 1
 
 
 def list_runs(options: argparse.Namespace) -> int:
@@ -63,7 +36,7 @@ def check_study(options: argparse.Namespace) -> int:
     print(f"{len(runs)} runs, {sum(run.done for run in runs)} of them finished; measuring a few steps ...", flush=True)
     measured = step_times(study, steps=10, keys=study.keys_of(chosen))
     print(measured.to_string(index=False))
-    estimate = hours(runs, measured)
+    estimate = hours(study, runs)
     shown = f"{estimate:.1f} hours" if estimate >= 1 else f"{60 * estimate:.0f} minutes"
     print(f"about {shown} for the rest, one run at a time on {records.hardware()}")
     return 0
@@ -96,16 +69,3 @@ def fetch_weights(options: argparse.Namespace) -> int:
     """Fetch an LLM and say where it lies."""
     print(llm_files.fetch(options.name))
     return 0
-
-
-def rehearse_paper(options: argparse.Namespace) -> int:
-    """Write the rehearsal's files, then drive profile `paper` through every notebook on them."""
-    from cmpta_lib import rehearsal
-
-    rehearsal.prepare(
-        full=None if options.size is None else options.size == "full",
-        factor=options.factor,
-        annotations=Path(options.annotations) if options.annotations else None,
-        vocabulary=Path(options.vocabulary) if options.vocabulary else None,
-    )
-    return 0 if options.files_only else run(["reproduce", "--profile", "paper", "--smoke"])

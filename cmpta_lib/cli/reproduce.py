@@ -13,10 +13,10 @@ from typing import Any
 
 from cmpta_lib import files
 from cmpta_lib.cli import notebooks
+from cmpta_lib.cli.arguments import chosen_notebooks, parser, study_of
 from cmpta_lib.files import ROOT
 from cmpta_lib.runs.engines import KEEP_FAILED, RunsFailed
 from cmpta_lib.study import preflight as check
-from cmpta_lib.study.plan import NOTEBOOKS
 from cmpta_lib.study.study import Study
 
 
@@ -113,25 +113,20 @@ def _parameters(options: argparse.Namespace, study: Study) -> dict[str, Any]:
     }
 
 
-def study_of(options: argparse.Namespace) -> Study:
-    """The study that the options name."""
-    return Study(options.profile, options.seeds, options.data, options.smoke, options.llm, dict(options.changes))
-
-
-def chosen_notebooks(options: argparse.Namespace) -> list[str]:
-    """The notebooks that `--only` names, or all.
-
-    Raises:
-        ValueError: no notebook has that in its name; lists them.
-    """
-    names = [notebook.name for notebook in NOTEBOOKS]
-    chosen = [n for n in names if not options.only or any(part in n for part in options.only)]
-    if not chosen:
-        raise ValueError(
-            f"--only {' '.join(options.only)}: no notebook has that in its name; there are: {', '.join(names)}"
-        )
-    return chosen
-
-
 def _absolute(folder: str) -> str:
     return str(Path(folder).resolve()) if folder else ""
+
+
+def rehearse_paper(options: argparse.Namespace) -> int:
+    """Write the rehearsal's files, then drive profile `paper` through every notebook on them."""
+    from cmpta_lib import rehearsal
+
+    rehearsal.prepare(
+        full=None if options.size is None else options.size == "full",
+        factor=options.factor,
+        annotations=Path(options.annotations) if options.annotations else None,
+        vocabulary=Path(options.vocabulary) if options.vocabulary else None,
+    )
+    if options.files_only:
+        return 0
+    return reproduce(parser().parse_args(["reproduce", "--profile", "paper", "--smoke"]))

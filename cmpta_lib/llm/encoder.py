@@ -56,10 +56,13 @@ def load(config: EncoderConfig, cache: Path, device: torch.device) -> TextEncode
     """
     from safetensors import SafetensorError
     from transformers import BertModel, BertTokenizerFast
+    from transformers.utils import logging
 
     folder = llm_files.find(config, cache)
     if (family := llm_files.family(folder)) != "bert":
         raise OSError(f"{folder}: expected a BERT, such as bert-base-chinese, not '{family}'")
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # published files hold the heads of the pre-training too, which is no news
     try:
         tokenizer = BertTokenizerFast.from_pretrained(folder)
         model = BertModel.from_pretrained(folder, dtype=torch.float32)
@@ -68,4 +71,6 @@ def load(config: EncoderConfig, cache: Path, device: torch.device) -> TextEncode
             f"{folder}: config.json, vocabulary and weights do not make a BERT ({type(error).__name__}: "
             f"{str(error).partition(chr(10))[0]}); fetch them again"
         ) from error
+    finally:
+        logging.set_verbosity(verbosity)
     return TextEncoder(model.to(device), tokenizer, config)

@@ -43,6 +43,9 @@ class Entry:
     row: str
     comparisons: tuple[str, ...] = COMPARISONS
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    reads: str = ""  # what it looks at, in words: tables say it, as methods that see more are no like for like
+    is_reference: bool = False  # no rival, but a line that keeps rivals honest
+    is_trained: bool = True  # by gradient
 
     @property
     def name(self) -> str:
@@ -67,6 +70,9 @@ def register(
     row: str,
     comparisons: tuple[str, ...] = COMPARISONS,
     settings: Mapping[str, Mapping[str, Any]] | None = None,
+    reads: str = "",
+    is_reference: bool = False,
+    is_trained: bool = True,
 ) -> None:
     """Make a method known to runs, tables and the command line.
 
@@ -75,10 +81,13 @@ def register(
         method: a subclass of `methods.base.Method`, or "module:class".
         settings: "demo", "paper", "smoke", or "demo/data" for a user's own clips -> config fields that differ from the
             defaults there.
+        reads: what it looks at, in words, for the table that compares methods.
+        is_reference: it stands below the methods, among the lines that any method should beat.
+        is_trained: by gradient; what is only fitted has no learning rate to search.
     Raises:
         ValueError: another method has this name or row.
     """
-    entry = Entry(config, method, row, comparisons, settings or {})
+    entry = Entry(config, method, row, comparisons, settings or {}, reads, is_reference, is_trained)
     for other in ENTRIES.values():
         same_class = (other.config.__module__, other.config.__qualname__) == (config.__module__, config.__qualname__)
         if not same_class and (other.name == entry.name or other.row == row):
@@ -86,7 +95,14 @@ def register(
     ENTRIES[entry.name] = entry
 
 
-register(TextOnlyConfig, "cmpta_lib.methods.prompted_lm:PromptedLM", row="text only (no pseudo tokens)")
+register(
+    TextOnlyConfig,
+    "cmpta_lib.methods.prompted_lm:PromptedLM",
+    row="text only (no pseudo tokens)",
+    reads="one utterance: words, by the frozen LLM as it is (zero-shot)",
+    is_reference=True,
+    is_trained=False,
+)
 register(
     CmptaConfig,
     "cmpta_lib.methods.cmpta:CMPTA",
@@ -96,11 +112,14 @@ register(
         "demo/data": {"method.dim": 128, "method.dropout": 0.3},
         "smoke": {"method.dim": 16},
     },
+    reads="one utterance: words by the frozen LLM, all frames of voice and face",
 )
 register(
     methods.BilstmConfig,
     "cmpta_lib.methods.bilstm:BiLSTM",
     row="BiLSTM",
+    reads="one utterance: words by a frozen BERT, all frames of voice and face",
+    is_reference=True,
     settings={"demo": {"method.hidden": 32}, "smoke": {"method.hidden": 8}},
 )
 
@@ -111,14 +130,23 @@ def build(config: RunConfig, inputs: Inputs, tools: Tools) -> Method:
     Raises:
         ValueError: it is not registered in this process.
     """
-    name = config.method.name
+    return method_class(config.method.name)(config, inputs, tools)
+
+
+def method_class(name: str) -> type[Method]:
+    """The class behind a method's name, imported now.
+
+    Raises:
+        ValueError: it is not registered in this process.
+    """
     if name not in ENTRIES:
         raise ValueError(f"method '{name}' is not registered; known: {', '.join(ENTRIES)}; see {PLUGINS}")
-    method = ENTRIES[name].method
+    method: Any = ENTRIES[name].method
     if isinstance(method, str):
         module, _, attribute = method.partition(":")
         method = getattr(importlib.import_module(module), attribute)
-    return method(config, inputs, tools)
+    found: type[Method] = method
+    return found
 
 
 def load_plugins() -> None:

@@ -12,11 +12,12 @@ from cmpta_lib.study.plan import NOTEBOOKS
 from cmpta_lib.study.study import Study
 
 
-def sections(keys: Sequence[str], own: bool) -> Iterator[tuple[str, list[str]]]:
-    """Heading -> patterns of the files under it, as the notebooks export them."""
-    for heading in dict.fromkeys(notebook.section for notebook in NOTEBOOKS):
+def sections(keys: Sequence[str], own: bool, beyond: bool = False) -> Iterator[tuple[str, list[str]]]:
+    """Heading -> patterns of the files under it, as the notebooks export them; those of the paper, or those beyond it."""
+    wanted = [notebook for notebook in NOTEBOOKS if notebook.is_beyond == beyond]
+    for heading in dict.fromkeys(notebook.section for notebook in wanted):
         patterns: list[str] = []
-        for notebook in NOTEBOOKS:
+        for notebook in wanted:
             if notebook.section == heading:
                 own_keys = keys if own else [key for key in notebook.corpora if key in keys]
                 names = [f"{name}.md" for name in notebook.tables] + [f"{name}.png" for name in notebook.figures]
@@ -36,6 +37,17 @@ def made_by(folder: Path) -> str:
     )
 
 
+def _shown(folder: Path, patterns: Sequence[str]) -> dict[str, list[str]]:
+    """Pattern -> what the report shows of the files that fit it."""
+    return {
+        pattern: [
+            path.read_text(encoding="utf-8").strip() if path.suffix == ".md" else f"![{path.stem}]({path.name})"
+            for path in sorted(folder.glob(pattern))
+        ]
+        for pattern in patterns
+    }
+
+
 def write_report(study: Study, keys: Sequence[str]) -> Path:
     """Gather what the notebooks have exported into report.md beside it.
 
@@ -51,15 +63,13 @@ def write_report(study: Study, keys: Sequence[str]) -> Path:
     if not study.data:
         parts += [paper.CONTEXT, "Slips of the paper, as far as they touch its tables and figures:"]
         parts.append("\n".join(f"- {slip}" for slip in paper.ERRATA))
-    for heading, patterns in sections(study.keys, bool(study.data)):
-        parts.append(f"## {heading}")
-        for pattern in patterns:
-            found = sorted(folder.glob(pattern))
-            for path in found:
-                table = path.suffix == ".md"
-                parts.append(path.read_text(encoding="utf-8").strip() if table else f"![{path.stem}]({path.name})")
-            if not found:
-                parts.append(f"({pattern}: not made.)")
+    for beyond in (False, True):
+        for heading, patterns in sections(study.keys, bool(study.data), beyond):
+            shown = _shown(folder, patterns)
+            if beyond and not any(shown.values()):
+                continue  # nobody asked for it
+            parts.append(f"## {heading}")
+            parts += [part for pattern, found in shown.items() for part in found or [f"({pattern}: not made.)"]]
     with files.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     files.write_text(folder / "report.md", "\n\n".join(parts) + "\n")

@@ -1,4 +1,4 @@
-"""From finished runs to the rows of Tables 3-6, and what stands under every table: where it comes from."""
+"""From finished runs to the rows of tables, and what stands under every table: where it comes from."""
 
 from __future__ import annotations
 
@@ -76,30 +76,6 @@ def result_row(
     return ResultRow(group, name, printed or {}, tables[0]["label"].to_numpy(), predictions, note)
 
 
-def comparison_rows(study: Study, key: str) -> list[ResultRow]:
-    """Table 3 or 4: the paper's lines, run where a method is registered for them, then what it does not print.
-
-    Text only and CMPTA come last.
-    """
-    lines = plan.printed(key)
-    scores = {line.method: line.scores for line in lines}
-    wanted = plan.comparison(key)
-    runnable = {row.name: row for row in wanted}
-    note = f"not part of this repository yet; `cmpta reproduce --profile {study.profile}` will run it once it is"
-    rows = []
-    for line in lines[:-1]:
-        if line.method in runnable:
-            row = runnable.pop(line.method)
-            rows.append(result_row(study, key, row, name=f"{line.method} [{line.reference}]", printed=line.scores))
-        else:
-            rows.append(ResultRow("", f"{line.method} [{line.reference}]", line.scores, note=note))
-    for row in runnable.values():
-        if row not in (TEXT_ONLY, CMPTA):
-            rows.append(result_row(study, key, row, printed=scores.get(row.name)))
-    rows.append(result_row(study, key, TEXT_ONLY, name="text only (no pseudo tokens)"))
-    return [*rows, result_row(study, key, CMPTA, printed=lines[-1].scores if lines else {})]
-
-
 def ablation_rows(study: Study, key: str) -> list[ResultRow]:
     """Table 5 or 6, in the paper's order; the full method's runs serve every group's first row."""
     rows = []
@@ -109,22 +85,6 @@ def ablation_rows(study: Study, key: str) -> list[ResultRow]:
         if (line.group, line.method) == (paper.ADAPTER, "off"):
             rows.append(result_row(study, key, TEXT_ONLY, line.group, "text only, no pseudo tokens"))
     return rows
-
-
-def paired_table(study: Study, key: str, rows: Sequence[ResultRow]) -> pd.DataFrame:
-    """The last row, CMPTA, minus text only on the same redrawn test clips; percentage points for F1."""
-    full, without = rows[-1], next(row for row in rows if row.method.startswith("text only"))
-    lines = []
-    for metric in scores_of(study, key):
-        line = {"comparison": f"{full.method} minus {without.method}", "metric": metric}
-        if full.truth is None or full.predictions is None or without.predictions is None:
-            lines.append(line | {"difference": "not run", "95 % CI": "—", "p": "—"})
-            continue
-        found = uncertainty.paired_bootstrap(metric, full.truth, full.predictions, without.predictions)
-        scale = METRICS[metric].scale
-        difference, low, high = (f"{scale * value:+.3f}" for value in (found.difference, found.low, found.high))
-        lines.append(line | {"difference": difference, "95 % CI": f"[{low}, {high}]", "p": f"{found.p_value:.4f}"})
-    return pd.DataFrame(lines)
 
 
 def ablation_frame(rows: Sequence[ResultRow], metric: MetricName) -> pd.DataFrame:

@@ -6,7 +6,7 @@ Notebooks, command line, report and tests all read it. Imports no torch and asks
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cmpta_lib import paper
@@ -20,6 +20,7 @@ class Row:
     name: str
     method: str = "cmpta"
     changes: Mapping[str, Any] = field(default_factory=dict)
+    rate: float = 1.0  # times the learning rate of its settings
 
 
 CMPTA = Row("CMPTA")
@@ -57,16 +58,58 @@ def printed(key: str) -> Sequence[paper.PaperRow]:
 def comparison(key: str) -> list[Row]:
     """The rows of Table 3 or 4 that can be run: registered methods, in the paper's order where it prints them.
 
-    Those that it does not print follow, then text only, and CMPTA last.
+    Methods that it does not print follow, then the reference lines, and CMPTA last.
     """
     order = [line.method for line in printed(key)]
-    others = [
-        entry
-        for entry in registry.ENTRIES.values()
-        if entry.name not in (CMPTA.method, TEXT_ONLY.method) and (key in entry.comparisons or key == "data")
-    ]
-    others.sort(key=lambda entry: order.index(entry.row) if entry.row in order else len(order))
-    return [*(Row(entry.row, entry.name) for entry in others), TEXT_ONLY, CMPTA]
+    entries = [entry for entry in registry.ENTRIES.values() if key in entry.comparisons or key == "data"]
+    rows = [(entry.is_reference, Row(entry.row, entry.name)) for entry in entries if entry.name not in _NAMED]
+    rows.sort(key=lambda one: (one[0], order.index(one[1].name) if one[1].name in order else len(order)))
+    return [*(row for _, row in rows), TEXT_ONLY, CMPTA]
+
+
+_NAMED = (CMPTA.method, TEXT_ONLY.method)  # rows that Tables 5 and 6 have too
+
+
+def method_row(key: str, method: str) -> Row:
+    """The comparison's row that is this method as it is."""
+    return next(row for row in comparison(key) if row.method == method)
+
+
+# Versions of the compared methods that show what a part of each is worth.
+_TEXT, _NO_CONTEXT = {"method.modalities": "text"}, {"method.context": False}
+MSE_ABLATIONS: tuple[Row, ...] = (
+    Row("without text-guided mixer", "mse_adapter", {"method.mixer": False}),
+    Row("without multi-scale fusion", "mse_adapter", {"method.multi_scale": False}),
+    Row("text only", "mse_adapter", _TEXT),
+    Row("without vision", "mse_adapter", {"method.modalities": "audio"}),
+    Row("without audio", "mse_adapter", {"method.modalities": "vision"}),
+)
+
+
+def versions(key: str) -> list[Row]:
+    """The compared methods from words alone, and those that read dialogues, from one utterance at a time."""
+    entries = {entry.name: entry for entry in registry.ENTRIES.values() if key in entry.comparisons or key == "data"}
+    fields = {name: entry.config.model_fields for name, entry in entries.items()}
+    found = [Row("text only", name, _TEXT) for name in entries if "modalities" in fields[name] and name != "mse_adapter"]
+    return found + [Row("without context", name, _NO_CONTEXT) for name in entries if "context" in fields[name]]
+
+
+RATES = (0.3, 1.0, 3.0)  # the search that every trained method gets: times the learning rate of its settings
+
+
+def trained(key: str) -> list[Row]:
+    """The comparison's rows that have something to train by gradient."""
+    return [row for row in comparison(key) if registry.ENTRIES[row.method].is_trained]
+
+
+def search(row: Row) -> dict[float, Row]:
+    """Factor of the learning rate -> the row at that rate; at 1 it is the row of the comparison itself."""
+    return {factor: row if factor == 1 else replace(row, rate=factor) for factor in RATES}
+
+
+def beyond(key: str) -> list[Row]:
+    """What the appendix on the compared methods needs."""
+    return [*trained(key), *versions(key), *MSE_ABLATIONS]
 
 
 def ablation(key: str) -> list[Row]:
@@ -98,8 +141,11 @@ class Notebook:
     figures: tuple[str, ...] = ()
     first_seed_only: bool = False
     has_register: bool = False  # also the register's alternatives: first corpus, first seed
+    has_search: bool = False  # also other learning rates of everything that is trained: first seed
+    is_beyond: bool = False  # beyond the paper: runs only where it is asked for by name, or with everything
 
 
+_BESIDE = ("paired_{key}", "methods_{key}", "field_{key}")
 _COMPARISON, _ABLATION = "Comparison (Tables 3 and 4)", "Ablations (Tables 5 and 6)"
 NOTEBOOKS: tuple[Notebook, ...] = (
     Notebook("01_data", "The corpora (Table 1)", tables=("table1",), figures=("corpus_{key}",)),
@@ -117,8 +163,8 @@ NOTEBOOKS: tuple[Notebook, ...] = (
         figures=("training_curves_{key}",),
         has_register=True,
     ),
-    Notebook("04_table3_simsv2", _COMPARISON, ("sims",), comparison, ("table3", "paired_{key}")),
-    Notebook("05_table4_meld", _COMPARISON, ("meld",), comparison, ("table4", "paired_{key}")),
+    Notebook("04_table3_simsv2", _COMPARISON, ("sims",), comparison, ("table3", *_BESIDE)),
+    Notebook("05_table4_meld", _COMPARISON, ("meld",), comparison, ("table4", *_BESIDE), ("confusion_{key}",)),
     Notebook("06_table5_ablation_simsv2", _ABLATION, ("sims",), ablation, ("table5",), ("ablation_{key}",)),
     Notebook("07_table6_ablation_meld", _ABLATION, ("meld",), ablation, ("table6",), ("ablation_{key}",)),
     Notebook(
@@ -130,6 +176,14 @@ NOTEBOOKS: tuple[Notebook, ...] = (
         first_seed_only=True,
     ),
     Notebook("09_case_study_fig5", "A case (Figure 5)", ("meld",), _both, (), ("fig5_case_study",), True),
+    Notebook(
+        "12_baselines",
+        "Beyond the paper: the compared methods, taken apart",
+        rows=beyond,
+        tables=("mse_ablation", "versions", "search"),
+        has_search=True,
+        is_beyond=True,
+    ),
 )
 
 
@@ -143,7 +197,7 @@ class Planned:
 
 
 def chosen(names: Collection[str]) -> list[Notebook]:
-    """The notebooks of these names; "" and none mean all.
+    """The notebooks of these names; none means all that reproduce the paper.
 
     Raises:
         ValueError: a name that no notebook has.
@@ -151,7 +205,7 @@ def chosen(names: Collection[str]) -> list[Notebook]:
     known = {notebook.name: notebook for notebook in NOTEBOOKS}
     if unknown := [name for name in names if name not in known]:
         raise ValueError(f"no notebook {', '.join(unknown)}; there are: {', '.join(known)}")
-    return [notebook for notebook in NOTEBOOKS if not names or notebook.name in names]
+    return [notebook for notebook in NOTEBOOKS if (notebook.name in names if names else not notebook.is_beyond)]
 
 
 def planned(notebooks: Sequence[Notebook], keys: Sequence[str], own: bool, seeds: Sequence[int]) -> list[Planned]:
@@ -166,6 +220,9 @@ def planned(notebooks: Sequence[Notebook], keys: Sequence[str], own: bool, seeds
         chosen_seeds = seeds[:1] if notebook.first_seed_only else seeds
         for key in dict.fromkeys(keys[0] if own else corpus for corpus in notebook.corpora):
             found += [Planned(key, row, seed) for row in notebook.rows(key) for seed in chosen_seeds]
+            if notebook.has_search:
+                tried = (one for row in trained(key) for one in search(row).values())
+                found += [Planned(key, row, seeds[0]) for row in tried]
         if notebook.has_register:
             found += [Planned(keys[0], row, seeds[0]) for row in REGISTER]
     unique: list[Planned] = []

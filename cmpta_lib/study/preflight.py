@@ -10,14 +10,16 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
+from cmpta_lib.data.corpus import Language
 from cmpta_lib.data.store import load_corpus
 from cmpta_lib.llm import files as llm_files
+from cmpta_lib.methods import registry
 from cmpta_lib.runs import store
 from cmpta_lib.study.study import Study
 
@@ -26,8 +28,10 @@ GPU_GB, MEMORY_GB = 12, 8  # what the paper profile needs with Qwen-1.8B; larger
 # Bytes on disk: the published file and what it becomes; a run of the paper profile with its checkpoint.
 CORPUS_GB = {"simsv2": 5.0, "meld": 1.5}
 LLM_GB = {"qwen-1.8b": 3.7, "qwen1.5-1.8b": 3.7, "llama2-7b": 13.5, "chatglm3-6b-base": 12.5}
-RUN_GB = 0.1
-CHECKPOINT_GB = 0.4
+LLM_GB |= dict.fromkeys(llm_files.ENCODERS, 0.45)
+RUN_GB = 0.15  # on average: an adapter takes 0.1, a fine-tuned BERT 0.4
+CHECKPOINT_GB = 2.0  # a fine-tuned BERT's, with both of its moments and its best weights
+_LANGUAGES: Mapping[str, Language] = {"sims": "zh", "meld": "en"}  # of the published corpora, known before they are here
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,7 @@ def needs(study: Study, notebooks: Collection[str]) -> list[Need]:
     published = [name for name in names if name in CORPUS_GB]
     corpora = [_corpus(study, name) for name in published]
     llm = [_llm(study)] if study.llm_name != "tiny" else []
+    llm += [_llm(study, name) for name in _encoders(study, notebooks)]
     if study.settings.llm == "tiny" or study.smoke:
         return corpora + llm
     size = LLM_GB.get(study.llm_name, LLM_GB["qwen-1.8b"])
@@ -81,6 +86,14 @@ def stored(study: Study) -> list[Need]:
     return found
 
 
+def _encoders(study: Study, notebooks: Collection[str]) -> list[str]:
+    """Names of the published text encoders that these notebooks' methods without an LLM need."""
+    fields = {name: entry.config.model_fields for name, entry in registry.ENTRIES.items()}
+    keys = {one.key for one in study.planned(notebooks) if "encoder" in fields[one.row.method]}
+    names = {study.encoder_names[language] for key, language in _LANGUAGES.items() if key in keys}
+    return sorted(name for name in names if not llm_files.is_tiny(name))
+
+
 def _sound(what: str, check: Callable[[], object]) -> Need:
     try:
         check()
@@ -104,9 +117,10 @@ def _corpus(study: Study, name: str) -> Need:
     return Need(what, shown + (", generated" if corpus.generated else ""))
 
 
-def _llm(study: Study) -> Need:
-    name = study.llm_name
-    what = f"LLM {Path(name).name if Path(name).is_dir() else name}"
+def _llm(study: Study, encoder: str = "") -> Need:
+    """The LLM, or the text encoder of this name."""
+    name = encoder or study.llm_name
+    what = f"{'text encoder' if encoder else 'LLM'} {Path(name).name if Path(name).is_dir() else name}"
     try:
         folder = llm_files.locate(name)
     except (FileNotFoundError, ValueError) as error:

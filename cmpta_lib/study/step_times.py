@@ -10,12 +10,14 @@ import resource
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cmpta_lib.data.corpus import SPLITS
+from cmpta_lib.config import RunConfig
+from cmpta_lib.data.corpus import Corpus
 from cmpta_lib.runs.store import Run
 from cmpta_lib.runs.trained import tools
-from cmpta_lib.study.plan import TEXT_ONLY
 from cmpta_lib.study.study import Study
 
 if TYPE_CHECKING:
@@ -101,21 +103,58 @@ def _measure(
     return {"step": step, "answer": answer, "floor": floor}, embeds.shape[0]
 
 
-def hours(runs: Sequence[Run], measured: pd.DataFrame) -> float:
-    """Hours that these runs take at the speed of `step_times`, one after another, unfinished ones only."""
-    by_corpus = measured.set_index("corpus")
+def hours(study: Study, runs: Sequence[Run]) -> float:
+    """Hours that these runs take here, one after another, unfinished ones only.
+
+    A few steps and one batch of answers of each method are timed on each corpus; versions of a method count alike.
+    """
+    corpora = {study.corpus(key).name: study.corpus(key) for key in study.keys}
+    known: dict[tuple[str, ...], tuple[float, float, float]] = {}
     total = 0.0
     for run in runs:
         if run.done:
             continue
-        config, line = run.config, by_corpus.loc[run.config.data.name]
-        clips = {split: int(line[split]) for split in SPLITS}
-        answer = float(line["answer ms"]) / float(line["batch"])
-        epochs = 0 if config.method.name == TEXT_ONLY.method else config.training.epochs
-        steps = math.ceil(clips["train"] / config.training.batch_size)
-        total += epochs * (steps * float(line["training step ms"]) + clips["valid"] * answer)
-        total += (clips["valid"] + clips["test"]) * answer
-    return total / 3.6e6
+        config, corpus = run.config, corpora[run.config.data.name]
+        alike = (corpus.name, config.method.name, str(config.method.model_dump().get("llm", {}).get("name")))
+        if alike not in known:
+            known[alike] = _speed(config, corpus, study.root)
+        start, step, answer = known[alike]
+        steps = math.ceil(_units(corpus, config.method.name) / config.training.batch_size)
+        valid, test = (len(corpus.splits[name]) * answer for name in ("valid", "test"))
+        total += start + (config.training.epochs * (steps * step + valid) if step else 0) + valid + test
+    return total / 3600
+
+
+_TIMED_STEPS = 3  # enough: the estimate is for planning
+
+
+def _units(corpus: Corpus, method: str) -> int:
+    """How many units an epoch draws from."""
+    from cmpta_lib.methods.registry import method_class
+    from cmpta_lib.training.evaluation import units
+
+    return len(units(corpus.splits["train"], method_class(method).unit))
+
+
+def _speed(config: RunConfig, corpus: Corpus, root: Path) -> tuple[float, float, float]:
+    """Seconds to build and fit the method, for one step, and for one answer."""
+    from cmpta_lib.training import evaluation, loop
+
+    started = time.perf_counter()
+    method = loop.build(config, corpus, tools(root))
+    start = time.perf_counter() - started
+    split, steps = corpus.splits["train"], []
+    if groups := [group for group in method.groups(config.training) if group.parameters]:
+        optimizer = loop.optimizer_of(groups, config.training)
+        drawn, size = evaluation.units(split, method.unit), config.training.batch_size
+        method.module.train()
+        for number in range(1 + _TIMED_STEPS):  # the first warms up
+            batch = [drawn[(number * size + place) % len(drawn)] for place in range(min(size, len(drawn)))]
+            steps.append(_milliseconds(partial(loop.step, method, optimizer, split, batch, config.training)) / 1000)
+    method.module.eval()
+    clips = [split[index] for index in range(min(len(split), config.evaluation.batch_size))]
+    answer = _milliseconds(lambda: method.predict(method.collate(clips))) / 1000 / len(clips)
+    return start, statistics.median(steps[1:]) if steps else 0.0, answer
 
 
 def peak_gb() -> float:

@@ -137,6 +137,12 @@ class Study:
             return llm_files.resolve(self.llm_name, "bfloat16", self.cache / "llm")
         return LLMConfig(name="tiny", fingerprint=self._tiny("tiny"))
 
+    @property
+    def encoder_names(self) -> Mapping[Language, str]:
+        """Language -> what names the text encoder: the rehearsal's, or the profile's."""
+        names: Mapping[Language, str] = self._rehearsal.get("encoders", self.settings.encoders)
+        return names
+
     def encoder(self, language: Language) -> EncoderConfig:
         """The text encoder of methods without an LLM; a tiny one is built first where it must be.
 
@@ -144,7 +150,7 @@ class Study:
             FileNotFoundError: it is not on this machine; says how to fetch it.
         """
         if language not in self._encoders:
-            name = self._rehearsal.get("encoders", self.settings.encoders)[language]
+            name = self.encoder_names[language]
             if llm_files.is_tiny(name):
                 found = EncoderConfig(name=name, fingerprint=self._tiny(name))
             else:
@@ -195,7 +201,10 @@ class Study:
         known = set(paths(base))
         applicable = {path: value for path, value in (changes | self.changes).items() if path in known}
         try:
-            return override(base, applicable | dict(row.changes))
+            config = override(base, applicable | dict(row.changes))
+            if row.rate == 1:
+                return config
+            return override(config, {"training.learning_rate": row.rate * config.training.learning_rate})
         except ValueError as error:
             raise ValueError(f"row '{row.name}' cannot be run as asked: {error}") from error
 

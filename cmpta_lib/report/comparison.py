@@ -1,0 +1,185 @@
+"""Tables 3 and 4 and what stands beside them: differences to CMPTA, what each method is and reads, further metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from cmpta_lib import literature, metrics
+from cmpta_lib.methods import registry
+from cmpta_lib.metrics import METRICS
+from cmpta_lib.report import uncertainty
+from cmpta_lib.report.export import NOTHING
+from cmpta_lib.report.rows import result_row, scores_of, sound
+from cmpta_lib.report.tables import NOT_RUN, ResultRow
+from cmpta_lib.runs.store import Run
+from cmpta_lib.study import plan
+from cmpta_lib.study.plan import CMPTA, Row
+from cmpta_lib.study.study import Study
+
+PRINTED, ADDED, REFERENCE = "in the paper", "added", "reference"
+# Metrics of the field beyond the paper's: stored name -> heading; all are shown in per cent but R2.
+_SCORE_METRICS: Mapping[str, str] = {
+    "acc2": "Acc-2", "acc2_weak": "weak Acc-2", "acc3": "Acc-3", "acc5": "Acc-5", "f1_weighted": "F1", "r2": "R²",
+}  # fmt: skip
+_CLASS_METRICS: Mapping[str, str] = {"accuracy": "Acc", "f1_macro": "macro F1"}
+
+
+def comparison_rows(study: Study, key: str) -> list[ResultRow]:
+    """Table 3 or 4: the paper's lines, then methods and reference lines that it does not print; CMPTA is the last."""
+    lines = plan.printed(key)
+    numbers = {line.method: line for line in lines}
+    rows, wanted = [], plan.comparison(key)
+    missing = [line for line in lines[:-1] if line.method not in {row.name for row in wanted}]
+    note = f"not part of this repository; `cmpta reproduce --profile {study.profile}` will run it once it is"
+    rows += [ResultRow(PRINTED, f"{line.method} [{line.reference}]", line.scores, note=note) for line in missing]
+    for row in wanted:
+        if row == CMPTA:
+            rows.append(result_row(study, key, row, PRINTED, "CMPTA", lines[-1].scores if lines else {}))
+        elif line := numbers.get(row.name):
+            rows.append(result_row(study, key, row, PRINTED, f"{row.name} [{line.reference}]", line.scores))
+        else:
+            group = REFERENCE if registry.ENTRIES[row.method].is_reference else ADDED
+            rows.append(result_row(study, key, row, group, shown(row)))
+    order = {f"{line.method} [{line.reference}]": place for place, line in enumerate(lines)}
+    return sorted(rows, key=lambda row: order.get(row.method, len(order)))  # stable: the rest stays as it is
+
+
+def shown(row: Row) -> str:
+    """A row's name as tables show it: its method's where it is nothing but that method."""
+    return registry.ENTRIES[row.method].row if row == plan.TEXT_ONLY else row.name
+
+
+def paired_table(study: Study, key: str, rows: Sequence[ResultRow]) -> pd.DataFrame:
+    """The last row, CMPTA, minus each other row on the same redrawn test clips; percentage points for F1."""
+    *others, full = rows
+    lines = []
+    for other in others:
+        for metric in scores_of(study, key):
+            line = {"comparison": f"{full.method} minus {other.method}", "metric": metric}
+            if full.truth is None or full.predictions is None or other.predictions is None:
+                lines.append(line | {"difference": NOT_RUN, "95 % CI": NOTHING, "p": NOTHING})
+                continue
+            found = uncertainty.paired_bootstrap(metric, full.truth, full.predictions, other.predictions)
+            scale = METRICS[metric].scale
+            difference, low, high = (f"{scale * value:+.3f}" for value in (found.difference, found.low, found.high))
+            lines.append(line | {"difference": difference, "95 % CI": f"[{low}, {high}]", "p": f"{found.p_value:.4f}"})
+    return pd.DataFrame(lines)
+
+
+def methods_table(study: Study, key: str) -> pd.DataFrame:
+    """What each row of the comparison is: what it reads, what is trained, how long, and what others published for it."""
+    metric, lines = scores_of(study, key)[0], []
+    for row in plan.comparison(key):
+        entry, runs = registry.ENTRIES[row.method], study.runs(key, row)
+        line = {"method": shown(row), "reads": entry.reads or NOTHING} | dict.fromkeys(_FACTS, NOTHING)
+        config = runs[0].config
+        line["LLM or encoder"] = _backbone(config.method.model_dump())
+        if done := sound(runs):
+            line |= _facts(done)
+        others = literature.published(row.name, metric)
+        line[f"{METRICS[metric].label} elsewhere"] = "; ".join(
+            f"{METRICS[metric].shown(score)} ({source})" for score, source in others
+        )
+        lines.append(line)
+    return pd.DataFrame(lines).replace("", NOTHING)
+
+
+_FACTS = ("LLM or encoder", "trained parameters", "epochs", "best epoch", "s per epoch")
+
+
+def _facts(runs: Sequence[Run]) -> dict[str, str]:
+    """Medians over runs; a method that is fitted rather than trained has no epochs."""
+    trained = [run.metrics["trainable_parameters"] for run in runs]
+    epochs = [len(run.history) for run in runs]
+    if not any(epochs):
+        return {"trained parameters": f"{int(np.median(trained)):,}"}
+    seconds = [run.environment["train_seconds"] / count for run, count in zip(runs, epochs, strict=True)]
+    return {
+        "trained parameters": f"{int(np.median(trained)):,}",
+        "epochs": str(int(np.median(epochs))),
+        "best epoch": ", ".join(str(run.metrics["best_epoch"]) for run in runs),
+        "s per epoch": f"{np.median(seconds):.2g}",
+    }
+
+
+def _backbone(method: Mapping[str, dict[str, str]]) -> str:
+    return next((str(method[kind]["name"]) for kind in ("llm", "encoder") if kind in method), NOTHING)
+
+
+def field_table(study: Study, key: str) -> pd.DataFrame:
+    """The field's metrics beyond the paper's on the test split: mean ± sample sd over seeds, per cent but for R²."""
+    task, lines = study.corpus(key).task, []
+    names = dict(_SCORE_METRICS) if task.kind == "regression" else dict(_CLASS_METRICS)
+    names |= {f"f1_{label}": f"F1 {label}" for label in task.labels}
+    for row in plan.comparison(key):
+        line = {"method": shown(row)}
+        stored = [run.metrics["test"] for run in sound(study.runs(key, row))]
+        for name, heading in names.items():
+            values = [scores[name] for scores in stored if name in scores]
+            line[heading] = _spread(values, 1 if name == "r2" else 100) if values else NOT_RUN
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def _spread(values: Sequence[float], scale: float) -> str:
+    decimals = 1 if scale == 100 else 3
+    summary = uncertainty.summarise([scale * value for value in values])
+    return f"{summary.mean:.{decimals}f}" + ("" if summary.sd is None else f" ± {summary.sd:.{decimals}f}")
+
+
+def confusions(study: Study, key: str) -> dict[str, np.ndarray]:
+    """Row's name -> (C, C) share of each true class (rows) that is answered so (columns), all seeds together."""
+    from sklearn.metrics import confusion_matrix
+
+    found, classes = {}, range(len(study.corpus(key).task.labels))
+    for row in plan.comparison(key):
+        counts = np.zeros((len(classes), len(classes)))
+        for run in sound(study.runs(key, row)):
+            table = run.predictions()
+            answered = table["prediction"].to_numpy(float)
+            parsed = np.isfinite(answered)
+            counts += confusion_matrix(table["label"].to_numpy()[parsed], answered[parsed].astype(int), labels=list(classes))
+        if counts.any():
+            found[shown(row)] = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    return found
+
+
+def versions_table(study: Study, key: str, rows: Sequence[Row]) -> pd.DataFrame:
+    """Rows beside the method each is a version of: the test score, and the version minus the method, in its paired interval."""
+    metric, lines = metrics.headline(study.corpus(key).task.kind), []
+    for row in rows:
+        whole = result_row(study, key, plan.method_row(key, row.method))
+        version = result_row(study, key, row)
+        line = {"method": whole.method, "version": row.name, "metric": metric.label}
+        line |= {"whole": _score(whole, metric), "this version": _score(version, metric), "version minus whole": NOTHING}
+        if whole.truth is not None and whole.predictions is not None and version.predictions is not None:
+            found = uncertainty.paired_bootstrap(metric.name, whole.truth, version.predictions, whole.predictions)
+            difference, low, high = (metric.shown(metric.scale * v, "+") for v in (found.difference, found.low, found.high))
+            line["version minus whole"] = f"{difference} [{low}, {high}]"
+        lines.append(line | {"note": version.note or whole.note})
+    return pd.DataFrame(lines)
+
+
+def _score(row: ResultRow, metric: metrics.Metric) -> str:
+    if row.truth is None or row.predictions is None:
+        return NOT_RUN
+    summary = uncertainty.summarise((metric.scale * uncertainty.seed_scores(metric.name, row.truth, row.predictions)).tolist())
+    spread = "" if summary.sd is None else f" ± {metric.shown(summary.sd)}"
+    return f"{metric.shown(summary.mean)}{spread} (n={summary.n})"
+
+
+def search_table(study: Study, key: str) -> pd.DataFrame:
+    """The small search that each trained method got: its best VALIDATION score at three learning rates, first seed."""
+    metric, lines = metrics.headline(study.corpus(key).task.kind), []
+    for row in plan.trained(key):
+        line = {"method": shown(row), "metric": f"validation {metric.label}"}
+        for factor, tried in plan.search(row).items():
+            run = study.runs(key, tried)[0]
+            line[f"learning rate × {factor:g}"] = (
+                metric.with_unit(run.metrics["valid"][metric.name]) if sound([run]) else NOT_RUN
+            )
+        lines.append(line | {"learning rate": f"{study.config(key, row).training.learning_rate:g}"})
+    return pd.DataFrame(lines)
