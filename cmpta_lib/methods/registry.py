@@ -122,6 +122,66 @@ register(
     is_reference=True,
     settings={"demo": {"method.hidden": 32}, "smoke": {"method.hidden": 8}},
 )
+register(
+    methods.LmfConfig,
+    "cmpta_lib.methods.lmf:LMF",
+    row="LMF",
+    comparisons=("sims",),
+    settings={
+        "paper": {
+            "training.batch_size": 32,
+            "training.learning_rate": 2e-3,
+            "training.optimizer": "adam",
+            "training.schedule": "constant",
+            "training.warmup_fraction": 0.0,
+            "training.weight_decay": 1e-4,
+            "training.gradient_clip": None,
+            "training.patience": 8,
+        },
+        "smoke": {"method.audio_hidden": 4, "method.vision_hidden": 4, "method.text_hidden": 8, "method.text_out": 4},
+    },
+)
+register(
+    methods.TfnConfig,
+    "cmpta_lib.methods.tfn:TFN",
+    row="TFN",
+    comparisons=("meld",),
+    settings={
+        "demo": {
+            "method.audio_hidden": 16,
+            "method.vision_hidden": 16,
+            "method.text_hidden": 64,
+            "method.text_out": 32,
+        },
+        "paper": {
+            "training.batch_size": 128,
+            "training.learning_rate": 2e-3,
+            "training.optimizer": "adam",
+            "training.schedule": "constant",
+            "training.warmup_fraction": 0.0,
+            "training.weight_decay": 0.0,
+            "training.gradient_clip": None,
+            "training.patience": 8,
+        },
+        "smoke": {
+            "method.audio_hidden": 4,
+            "method.vision_hidden": 4,
+            "method.text_hidden": 8,
+            "method.text_out": 4,
+            "method.post_hidden": 8,
+        },
+    },
+)
+register(
+    methods.ConstantConfig,
+    "cmpta_lib.methods.constant:Constant",
+    row="constant (median or majority)",
+)
+register(
+    methods.LinearConfig,
+    "cmpta_lib.methods.linear:Linear",
+    row="linear (ridge or SVM on pooled features)",
+)
 
 
 def build(config: RunConfig, inputs: Inputs, tools: Tools) -> Method:

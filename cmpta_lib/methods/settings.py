@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar, Literal, TypeVar
 
 from pydantic import Field
 
-from cmpta_lib.config import AtLeastOne, EncoderConfig, MethodConfig, PromptedLMConfig
+from cmpta_lib.config import AtLeastOne, EncoderConfig, MethodConfig, Positive, PromptedLMConfig
 
 Chance = Annotated[float, Field(ge=0, lt=1)]  # of a dropout
 Preset = TypeVar("Preset", bound=MethodConfig)
@@ -32,14 +32,49 @@ class SupervisedConfig(MethodConfig):
 
 
 # SIMS-V2: LMF, Self-MM, MAG-BERT; MELD: TFN ------------------------------------------------------------------------
-class LmfConfig(SupervisedConfig):
+class SubnetsConfig(SupervisedConfig):
+    """What LMF and TFN share: one vector per modality, with the sizes that the public code of MMSA has for SIMS-V2.
+
+    Dropout on the text vector is missing: MMSA switches it off for an LSTM of one layer.
+    """
+
+    quirks: ClassVar[dict[str, object]] = {"time_mean": "padded", "text_end": "padded"}
+    audio_hidden: AtLeastOne = 32
+    vision_hidden: AtLeastOne = 64
+    text_hidden: AtLeastOne = 64  # of the LSTM
+    text_out: AtLeastOne = 32
+    audio_dropout: Chance = 0.3
+    vision_dropout: Chance = 0.3
+    time_mean: Literal["real", "padded"] = "real"  # MMSA divides by its padded length: short clips shrink towards zero
+    text_end: Literal["real", "padded"] = "real"  # MMSA takes the LSTM's state after `max_text_tokens`, padding read
+    padded_audio: AtLeastOne = 925  # frames to which MMSA pads; longer clips are divided by their own length
+    padded_vision: AtLeastOne = 232
+
+
+class LmfConfig(SubnetsConfig):
+    """Low-rank Multimodal Fusion (Liu et al., ACL 2018)."""
+
     name: Literal["lmf"] = "lmf"
     recipe: Literal[1] = 1
+    quirks: ClassVar[dict[str, object]] = {**SubnetsConfig.quirks, "fusion_weights": "frozen"}
+    rank: AtLeastOne = 4
+    fusion_weights: Literal["trained", "frozen"] = "trained"  # MMSA leaves w and b out of its optimiser
+    factor_rate: Positive = 0.25  # times the learning rate: 5e-4 of 2e-3
 
 
-class TfnConfig(SupervisedConfig):
+class TfnConfig(SubnetsConfig):
+    """Tensor Fusion Network (Zadeh et al., EMNLP 2017)."""
+
     name: Literal["tfn"] = "tfn"
     recipe: Literal[1] = 1
+    quirks: ClassVar[dict[str, object]] = {**SubnetsConfig.quirks, "score_range": "six"}
+    vision_hidden: AtLeastOne = 128
+    text_hidden: AtLeastOne = 128
+    text_out: AtLeastOne = 128
+    post_hidden: AtLeastOne = 32
+    post_dropout: Chance = 0.5
+    # A score is 2 sigmoid - 1, as SIMS' labels; MOSI's 6 sigmoid - 3; or what the last layer says.
+    score_range: Literal["labels", "six", "none"] = "labels"
 
 
 class SelfMMConfig(SupervisedConfig):
@@ -77,13 +112,22 @@ class SoftPromptConfig(PromptedLMConfig):
 
 # Reference rows that keep everyone honest -------------------------------------------------------------------------
 class ConstantConfig(MethodConfig):
+    """The best answer that looks at nothing: the training labels' median, or the majority class."""
+
     name: Literal["constant"] = "constant"
     recipe: Literal[1] = 1
+    statistic: Literal["median", "mean"] = "median"  # of scores; the median has the least absolute error
 
 
 class LinearConfig(SupervisedConfig):
+    """Ridge regression or a linear SVM on what is left of a clip without its order."""
+
     name: Literal["linear"] = "linear"
     recipe: Literal[1] = 1
+    alphas: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1.0, 10.0, 100.0, 1000.0, 10000.0)  # ridge: best by
+    # leave-one-out on the training split
+    svm_c: Positive = 0.01
+    class_weight: Literal["none", "balanced"] = "none"
 
 
 class BilstmConfig(SupervisedConfig):

@@ -5,8 +5,15 @@ Shapes: B clips, T frames, F features, L text tokens, H hidden.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import Tensor, distributed, nn
+
+if TYPE_CHECKING:
+    from cmpta_lib.methods.settings import SubnetsConfig
+    from cmpta_lib.methods.supervised import Clips
 
 
 def real_positions(lengths: Tensor, size: int) -> Tensor:
@@ -14,10 +21,13 @@ def real_positions(lengths: Tensor, size: int) -> Tensor:
     return torch.arange(size, device=lengths.device) < lengths[:, None]
 
 
-def mean_over_time(frames: Tensor, lengths: Tensor) -> Tensor:
-    """(B, T, F), zero-padded at the end -> (B, F) means over the real frames; zeros where there are none."""
+def mean_over_time(frames: Tensor, lengths: Tensor, at_least: int = 1) -> Tensor:
+    """(B, T, F), zero-padded at the end -> (B, F) means over the real frames; zeros where there are none.
+
+    A clip shorter than `at_least` is taken for one of that many frames, the missing ones zero.
+    """
     real = real_positions(lengths, frames.shape[1])[..., None]
-    return (frames * real).sum(1) / lengths.clamp(min=1)[:, None]
+    return (frames * real).sum(1) / lengths.clamp(min=at_least)[:, None]
 
 
 def reversed_order(lengths: Tensor, size: int) -> Tensor:
@@ -59,3 +69,63 @@ class LastState(nn.Module):
         states, _ = self.lstm(frames)
         last = (lengths - 1).clamp(min=0)[:, None, None].expand(-1, 1, states.shape[2])
         return states.gather(1, last)[:, 0] * (lengths > 0)[:, None]
+
+
+class BatchNorm(nn.BatchNorm1d):
+    """Batch normalisation of (B, F) that also trains on a batch of one clip: by the statistics so far."""
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        if len(vectors) > 1:
+            return super().forward(vectors)
+        return F.batch_norm(vectors, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+
+
+def share_running_statistics(module: nn.Module) -> None:
+    """Average what `BatchNorm` has gathered over all processes: each sees its clips only, and all must answer alike."""
+    if not distributed.is_initialized():
+        return
+    for norm in module.modules():
+        if isinstance(norm, BatchNorm):
+            for buffer in (norm.running_mean, norm.running_var):
+                distributed.all_reduce(buffer)
+                buffer /= distributed.get_world_size()
+
+
+class MeanSubnet(nn.Sequential):
+    """One vector of a clip's mean frame (MMSA's SubNet): BatchNorm, dropout, three layers with ReLU; (B, F) -> (B, H)."""
+
+    def __init__(self, features: int, hidden: int, dropout: float) -> None:
+        layers: list[nn.Module] = [BatchNorm(features), nn.Dropout(dropout)]
+        for width in (features, hidden, hidden):
+            layers += [nn.Linear(width, hidden), nn.ReLU()]
+        super().__init__(*layers)
+
+
+class Subnets(nn.Module):
+    """One vector per modality, as LMF and TFN read a clip: mean frames of voice and face, an LSTM over the words."""
+
+    def __init__(self, settings: SubnetsConfig, text: int, audio: int, vision: int) -> None:
+        super().__init__()
+        self.settings = settings
+        self.audio = MeanSubnet(audio, settings.audio_hidden, settings.audio_dropout)
+        self.vision = MeanSubnet(vision, settings.vision_hidden, settings.vision_dropout)
+        self.text = LastState(text, settings.text_hidden)
+        self.text_out = nn.Linear(settings.text_hidden, settings.text_out)
+
+    def forward(self, states: Tensor, clips: Clips) -> tuple[Tensor, Tensor, Tensor]:
+        """Text states (B, L, dim), zero beyond their end, and the clips -> [1; h] of audio, vision, text, (B, H + 1)."""
+        settings, lengths = self.settings, clips.text_lengths
+        if settings.text_end == "padded":
+            missing = settings.max_text_tokens - states.shape[1]
+            states, lengths = F.pad(states, (0, 0, 0, missing)), torch.full_like(lengths, settings.max_text_tokens)
+        padded = settings.time_mean == "padded"
+        vectors = (
+            self.audio(mean_over_time(clips.audio, clips.audio_lengths, settings.padded_audio if padded else 1)),
+            self.vision(mean_over_time(clips.vision, clips.vision_lengths, settings.padded_vision if padded else 1)),
+            self.text_out(self.text(states, lengths)),
+        )
+        a, v, t = (F.pad(vector, (1, 0), value=1.0) for vector in vectors)
+        return a, v, t
