@@ -59,3 +59,9 @@ class LastState(nn.Module):
         states, _ = self.lstm(frames)
         last = (lengths - 1).clamp(min=0)[:, None, None].expand(-1, 1, states.shape[2])
         return states.gather(1, last)[:, 0] * (lengths > 0)[:, None]
+
+
+def split_by_decay(part: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Weights as a BERT's are fine-tuned: those with weight decay; biases and layer norms, which have none."""
+    bare = [("bias" in name or "norm" in name.lower(), weight) for name, weight in part.named_parameters()]
+    return [weight for is_bare, weight in bare if not is_bare], [weight for is_bare, weight in bare if is_bare]
