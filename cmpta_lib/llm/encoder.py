@@ -47,6 +47,23 @@ class TextEncoder:
         return states
 
 
+def contextual(model: BertModel, embedded: Tensor, real: Tensor) -> Tensor:
+    """What a BERT makes of embeddings that somebody may have changed; no padding is attended to.
+
+    The mask is made here: `BertModel` would look at it, and a GPU would wait for that.
+
+    Args:
+        embedded: (B, L, dim) out of `model.embeddings`.
+        real: (B, L) bool.
+    Returns:
+        (B, L, dim) last hidden states; those of padding mean nothing.
+    """
+    lowest = torch.finfo(embedded.dtype).min
+    mask = torch.zeros_like(real, dtype=embedded.dtype).masked_fill(~real, lowest)
+    states: Tensor = model.encoder(embedded, attention_mask=mask[:, None, None]).last_hidden_state
+    return states
+
+
 def load(config: EncoderConfig, cache: Path, device: torch.device) -> TextEncoder:
     """The text encoder that a config names: the tiny one from `cache`, any other BERT by folder or hub id.
 

@@ -88,6 +88,7 @@ class Method(ABC):
 
     module: nn.Module  # what is trained and saved, nothing else
     unit: Literal["clip", "dialogue"] = "clip"  # what batches are drawn from: dialogues stay together, in order
+    keeps_clip_state: bool = False  # it learns something of every training clip, which one process must see all of
 
     @abstractmethod
     def __init__(self, config: RunConfig, inputs: Inputs, tools: Tools) -> None: ...

@@ -182,6 +182,47 @@ register(
     "cmpta_lib.methods.linear:Linear",
     row="linear (ridge or SVM on pooled features)",
 )
+register(
+    methods.SelfMMConfig,
+    "cmpta_lib.methods.self_mm:SelfMM",
+    row="Self-MM",
+    comparisons=("sims",),
+    settings={
+        "demo": {"training.learning_rate": 1e-3, "training.weight_decay": 0.0, "method.bert_rate": 1.0},
+        "demo/data": {"training.learning_rate": 1e-3},
+        "paper": {
+            "training.batch_size": 64,  # 4 batches of 16, whose gradients the public code sums
+            "training.learning_rate": 1e-3,
+            "training.optimizer": "adam",
+            "training.schedule": "constant",
+            "training.warmup_fraction": 0.0,
+            "training.weight_decay": 1e-3,
+            "training.gradient_clip": None,
+            "training.patience": 8,
+        },
+        "smoke": {f"method.{space}_features": 8 for space in ("fusion", "text", "audio", "vision")},
+    },
+)
+register(
+    methods.MagBertConfig,
+    "cmpta_lib.methods.mag_bert:MagBert",
+    row="MAG-BERT",
+    comparisons=("sims",),
+    settings={
+        "demo": {"training.learning_rate": 1e-3},
+        "demo/data": {"training.learning_rate": 1e-3},
+        "paper": {
+            "training.batch_size": 32,
+            "training.learning_rate": 5e-5,
+            "training.optimizer": "adam",
+            "training.schedule": "constant",
+            "training.warmup_fraction": 0.0,
+            "training.weight_decay": 0.0,
+            "training.gradient_clip": None,
+            "training.patience": 8,
+        },
+    },
+)
 
 
 def build(config: RunConfig, inputs: Inputs, tools: Tools) -> Method:

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from cmpta_lib.config import AtLeastOne, EncoderConfig, MethodConfig, Positive, PromptedLMConfig
 
+Decay = Annotated[float, Field(ge=0)]
 Chance = Annotated[float, Field(ge=0, lt=1)]  # of a dropout
 Preset = TypeVar("Preset", bound=MethodConfig)
 
@@ -78,13 +79,49 @@ class TfnConfig(SubnetsConfig):
 
 
 class SelfMMConfig(SupervisedConfig):
+    """Yu et al. 2021; sizes, dropout, rates and decays as MMSA has them for SIMS-V2.
+
+    `training.learning_rate` and `training.weight_decay` are those of the four heads; the rates here multiply the former.
+    MMSA sums the gradients of four batches of 16 before a step: one batch of 64 here, its labels renewed once a step.
+    """
+
     name: Literal["self_mm"] = "self_mm"
     recipe: Literal[1] = 1
+    quirks: ClassVar[dict[str, object]] = {"label_bound": 3.0}
+    label_bound: Positive = 1.0  # H: generated labels stay in [-H, H]; 1 = the range of the scores themselves
+    audio_hidden: AtLeastOne = 16  # of the LSTM
+    vision_hidden: AtLeastOne = 64
+    audio_size: AtLeastOne = 16  # of a clip's vector
+    vision_size: AtLeastOne = 32
+    fusion_features: AtLeastOne = 128
+    text_features: AtLeastOne = 64
+    audio_features: AtLeastOne = 32
+    vision_features: AtLeastOne = 32
+    lstm_dropout: Chance = 0.0
+    fusion_dropout: Chance = 0.0
+    text_dropout: Chance = 0.0
+    audio_dropout: Chance = 0.1
+    vision_dropout: Chance = 0.0
+    bert_rate: Positive = 0.05
+    audio_rate: Positive = 1.0
+    vision_rate: Positive = 1.0
+    bert_weight_decay: Decay = 0.01  # none on biases and layer norms
+    audio_weight_decay: Decay = 0.0
+    vision_weight_decay: Decay = 0.0
 
 
 class MagBertConfig(SupervisedConfig):
+    """Rahman et al. 2020; no hyper-parameters for SIMS-V2 are public, so these are the ones that MMSA has for SIMS."""
+
     name: Literal["mag_bert"] = "mag_bert"
     recipe: Literal[1] = 1
+    quirks: ClassVar[dict[str, object]] = {"alignment": "padded"}
+    # Frames to text positions: "real" spreads a clip's frames over its own tokens; "padded" gives each of
+    # max_text_tokens positions an equal part of the longest training clip, which a short clip fills to a part only.
+    alignment: Literal["real", "padded"] = "real"
+    beta: Positive = 1.0  # a shift is at most this times as long as the word's vector
+    mag_dropout: Chance = 0.1
+    dropout: Chance = 0.1  # before the last layer
 
 
 # MELD: MMGCN, GA2MIF ----------------------------------------------------------------------------------------------

@@ -129,3 +129,7 @@ class Subnets(nn.Module):
         )
         a, v, t = (F.pad(vector, (1, 0), value=1.0) for vector in vectors)
         return a, v, t
+def split_by_decay(part: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Weights as a BERT's are fine-tuned: those with weight decay; biases and layer norms, which have none."""
+    bare = [("bias" in name or "norm" in name.lower(), weight) for name, weight in part.named_parameters()]
+    return [weight for is_bare, weight in bare if not is_bare], [weight for is_bare, weight in bare if is_bare]

@@ -59,9 +59,15 @@ def train(
 
     Raises:
         FloatingPointError: the loss is not finite; says at which step and which clips.
+        ValueError: several processes train a method that must be trained in one.
     """
     torch.set_num_threads(config.training.num_threads)
     method = build(config, corpus, tools)
+    if method.keeps_clip_state and (world := _world()) > 1:
+        raise ValueError(
+            f"method '{config.method.name}' keeps what it learned of each training clip in one process: expected one "
+            f"process, and torchrun started {world}; start it without torchrun"
+        )
     groups = [group for group in method.groups(config.training) if group.parameters]
     state = State()
     if not groups:
@@ -138,7 +144,7 @@ def step(
 
     The loss is read once, after everything is under way, so a GPU waits for the host no more often.
     """
-    world = distributed.get_world_size() if distributed.is_initialized() else 1
+    world = _world()
     mine = drawn[_rank() :: world] or drawn[:1]  # a process without a unit still takes part, with weight 0
     weight = 1.0 if len(drawn) > _rank() else 0.0
     batch = method.collate([split[i] for unit in mine for i in unit])
@@ -175,6 +181,10 @@ def _summed(loss: Loss, weight: float, world: int) -> tuple[torch.Tensor, float]
         distributed.all_reduce(counted)
         count = float(counted)
     return totals / count, count
+
+
+def _world() -> int:
+    return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
 def _rank() -> int:
