@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections import Counter, defaultdict
 
 import numpy as np
@@ -232,6 +233,53 @@ def test_more_to_see_is_never_worse(drawn):
     assert scores["all"] > scores["face_voice"] + 0.03 > scores["text"] + 0.06
 
 
+def test_context_answers_equal_brute_force_over_all_label_sequences():
+    """Every sequence of labels of a dialogue of five turns, weighed by its chance."""
+    rng = np.random.default_rng(3)
+    prior, keep = rng.dirichlet(np.ones(3)), synthetic.INERTIA
+    likelihoods, expected = rng.uniform(0.05, 1, (5, 3)), np.zeros((5, 3))
+    for labels in itertools.product(range(3), repeat=5):
+        chance = prior[labels[0]] * np.prod([likelihoods[turn, label] for turn, label in enumerate(labels)])
+        for before, after in itertools.pairwise(labels):
+            chance *= keep * (before == after) + (1 - keep) * prior[after]
+        expected[np.arange(5), labels] += chance
+    expected /= expected.sum(1, keepdims=True)
+    np.testing.assert_allclose(synthetic.chain_posteriors(likelihoods, prior), expected, atol=1e-12)
+
+
+def test_a_speakers_turns_are_one_chain_and_others_say_nothing():
+    """What a clip's context is: the words of the same speaker in the same dialogue, recomputed from the finished clips."""
+    world, checked = WORLDS["embedded-meld"], 0
+    prior = world.joint.sum((0, 1, 2))
+    given_label = world.joint.sum((1, 2)) / prior  # (words, labels)
+    turns = defaultdict(list)
+    for s in synthetic.samples(world, "valid", 60):
+        turns[s.dialogue, s.speaker].append(s)
+    for members in turns.values():
+        likelihoods = given_label[[s.extra["words"] for s in members]]
+        answers = world.decide(synthetic.chain_posteriors(likelihoods, prior))
+        assert [s.extra["bayes_text_context"] for s in members] == answers.tolist()
+        if len(members) == 1:
+            assert members[0].extra["bayes_context"] == members[0].extra["bayes_all"]
+            checked += 1
+    assert checked
+
+
+def test_an_impossible_label_stays_impossible_in_a_chain():
+    likelihoods = np.array([[0.0, 1.0, 1.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1e-30]])
+    posteriors = synthetic.chain_posteriors(likelihoods, np.array([0.5, 0.3, 0.2]))
+    assert (posteriors[likelihoods == 0] == 0).all() and posteriors.sum(1) == pytest.approx(1)
+
+
+def test_context_helps_in_dialogues_and_is_not_claimed_elsewhere(drawn):
+    turns = drawn["embedded-meld"]
+    labels = np.array([s.label for s in turns])
+    known = ("text", "all", "text_context", "context")
+    right = {v: np.mean([int(s.extra[f"bayes_{v}"]) for s in turns] == labels) for v in known}
+    assert right["context"] > right["all"] + 0.02 and right["text_context"] > right["text"] + 0.05
+    assert not any("bayes_context" in s.extra for s in drawn["embedded-sims"])
+
+
 def test_a_bag_of_frames_cannot_answer_as_well(drawn):
     """Treating each cue as its unordered pair costs a clear share of what face and voice give."""
     world = WORLDS["embedded-sims"]
@@ -256,7 +304,7 @@ def test_labels_follow_the_tables_prior(world):
     found = labels_of(world, 20_000)
     prior = world.joint.sum((0, 1, 2))
     counts = np.bincount([label for label, _, _ in found], minlength=len(prior))
-    # Inertia repeats labels, so counts vary more than independent ones: (1 + r) / (1 - r) bounds it by 1.9 at r = 0.3.
+    # Inertia repeats labels, so counts vary more than independent ones: by (1 + r) / (1 - r) at most.
     inflation = (1 + synthetic.INERTIA) / (1 - synthetic.INERTIA)
     assert chisquare(counts / inflation, prior * 20_000 / inflation).pvalue > 1e-3
 

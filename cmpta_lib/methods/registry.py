@@ -223,6 +223,35 @@ register(
         },
     },
 )
+register(
+    methods.MmgcnConfig,
+    "cmpta_lib.methods.mmgcn:MMGCN",
+    row="MMGCN",
+    comparisons=("meld",),
+    settings={
+        "demo": _SMALL_DIALOGUES | {"method.graph_dim": 16, "method.layers": 4, "training.epochs": 10},
+        "demo/data": {"training.epochs": 30, "training.learning_rate": 3e-3},
+        "paper": _NO_WARM_UP
+        | {"training.optimizer": "adam", "training.learning_rate": 1e-3, "training.weight_decay": 0.0}
+        | {"training.batch_size": 16, "training.epochs": 60},
+        "smoke": _TINY_DIALOGUES | {"method.graph_dim": 8, "method.layers": 2},
+    },
+)
+register(
+    methods.Ga2mifConfig,
+    "cmpta_lib.methods.ga2mif:GA2MIF",
+    row="GA2MIF",
+    comparisons=("meld",),
+    settings={
+        "demo": _SMALL_DIALOGUES | {"method.heads": 4, "method.cross_layers": 2, "training.epochs": 10},
+        "demo/data": {"training.epochs": 30, "training.learning_rate": 1e-3},
+        # The published rate is for finished utterance vectors; the LSTMs that make them here learn 100 times as fast.
+        "paper": _NO_WARM_UP
+        | {"training.optimizer": "adamw_amsgrad", "training.learning_rate": 1e-5, "training.weight_decay": 1e-5}
+        | {"training.batch_size": 8, "training.epochs": 100, "method.frames_rate": 100.0},
+        "smoke": _TINY_DIALOGUES | {"method.heads": 2, "method.graph_heads": 2, "method.cross_layers": 1},
+    },
+)
 
 
 def build(config: RunConfig, inputs: Inputs, tools: Tools) -> Method:

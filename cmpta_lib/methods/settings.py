@@ -6,9 +6,9 @@ preset "fixed" of the tables); `reference(config)` sets every quirk as the publi
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, TypeVar
+from typing import Annotated, ClassVar, Literal, Self, TypeVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cmpta_lib.config import AtLeastOne, EncoderConfig, MethodConfig, Positive, PromptedLMConfig
 
@@ -125,14 +125,63 @@ class MagBertConfig(SupervisedConfig):
 
 
 # MELD: MMGCN, GA2MIF ----------------------------------------------------------------------------------------------
-class MmgcnConfig(SupervisedConfig):
+class DialogueConfig(SupervisedConfig):
+    """What methods share that read whole dialogues; `training.batch_size` counts dialogues for them.
+
+    The public code of both chooses its epoch on the test split. No setting here does.
+    """
+
+    context: bool = True  # False: each utterance is a dialogue of its own
+    features: Literal["lstm", "mean"] = "lstm"  # a clip's vector: last state of an LSTM over its frames, or their mean
+    audio_width: AtLeastOne = 300  # of the LSTM's state, as wide as the papers' vectors
+    vision_width: AtLeastOne = 342
+    frames_rate: Positive = 1.0  # times the learning rate, for those LSTMs
+    speakers: AtLeastOne = 9  # rows of the speaker table: first, second, ... voice; later voices share the last
+    bilstm: Literal["packed", "padded"] = "packed"  # padded: the backward direction starts in padding
+
+
+class MmgcnConfig(DialogueConfig):
+    """MMGCN (Hu et al., ACL 2021)."""
+
     name: Literal["mmgcn"] = "mmgcn"
     recipe: Literal[1] = 1
+    quirks: ClassVar[dict[str, object]] = {"loss": "paper_code", "bilstm": "padded", "epsilon": 0.0}
+    dim: Annotated[int, Field(ge=2, multiple_of=2)] = 200  # of a node
+    graph_dim: AtLeastOne = 100  # of a graph layer's state
+    layers: AtLeastOne = 64  # of the graph convolution
+    alpha: Annotated[float, Field(ge=0, le=1)] = 0.1  # share of the first state in each layer
+    decay: Positive = 0.5  # lambda: layer l's weights count log(lambda / l + 1)
+    dropout: Chance = 0.4
+    epsilon: Annotated[float, Field(ge=0)] = 1e-8  # without it a vector of zeros has no angle, and the loss is NaN
+    loss: Literal["cross_entropy", "focal", "paper_code"] = "cross_entropy"  # paper_code: see `mmgcn.class_losses`
+    focal_gamma: Annotated[float, Field(ge=1)] = 2.5
 
 
-class Ga2mifConfig(SupervisedConfig):
+class Ga2mifConfig(DialogueConfig):
+    """GA2MIF (Li et al., TAFFC 2023)."""
+
     name: Literal["ga2mif"] = "ga2mif"
     recipe: Literal[1] = 1
+    quirks: ClassVar[dict[str, object]] = {"mpcat": "code", "padding_mask": "float", "windows": "swapped"}
+    dim: Annotated[int, Field(ge=2)] = 200
+    speaker_weight: Annotated[float, Field(ge=0)] = 1.6
+    graph_layers: AtLeastOne = 3
+    graph_heads: AtLeastOne = 4
+    share_graph_layers: bool = True  # one set of weights for all of a modality's graph layers, as the public code runs
+    past: Annotated[int, Field(ge=0)] = 16  # utterances that one hears before and after itself
+    future: Annotated[int, Field(ge=0)] = 16
+    windows: Literal["as_named", "swapped"] = "as_named"  # swapped: past and future, no matter where they are equal
+    cross_layers: AtLeastOne = 4
+    heads: AtLeastOne = 8
+    mpcat: Literal["sum", "code"] = "sum"  # both attentions to a modality, or only the second
+    padding_mask: Literal["boolean", "float"] = "boolean"  # float: padding is attended to
+    dropout: Chance = 0.1
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.dim % self.heads:
+            raise ValueError(f"dim={self.dim} is not a multiple of heads={self.heads}")
+        return self
 
 
 # A frozen LLM with other pseudo tokens ----------------------------------------------------------------------------

@@ -101,13 +101,18 @@ def ablation_frame(rows: Sequence[ResultRow], metric: MetricName) -> pd.DataFram
 
 
 def bayes(study: Study, key: str, metric: MetricName) -> dict[str, float]:
-    """Best score that any answer from {text, face_voice, all} can reach on the test split; empty for real data."""
+    """Best score that any answer from {text, face_voice, all} can reach on the test split; empty for real data.
+
+    Corpora of dialogues add "context": the best from all clips of the whole dialogue.
+    """
     corpus = study.corpus(key)
     if not corpus.has_known_truth:
         return {}
     table, labels = corpus.splits["test"].table, corpus.task.labels
     scores = {}
-    for known in ("text", "face_voice", "all"):
+    for known in ("text", "face_voice", "all", "context"):
+        if f"bayes_{known}" not in table:
+            continue
         answer = table[f"bayes_{known}"].to_numpy()
         if corpus.task.kind == "regression":
             scores[known] = metrics.regression_metrics(table["label"], answer)[metric]

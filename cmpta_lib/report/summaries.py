@@ -41,6 +41,7 @@ def best_possible(study: Study, keys: Sequence[str]) -> pd.DataFrame:
         for metric in scores_of(study, key):
             if scores := bayes(study, key, metric):
                 names = {"text": "text", "face_voice": "face and voice", "all": "all three"}
+                names |= {"context": "all three, with context"}
                 shown = {names[known]: METRICS[metric].with_unit(score) for known, score in scores.items()}
                 rows.append({"corpus": study.corpus(key).name, "metric": metric} | shown)
     return pd.DataFrame(rows)
