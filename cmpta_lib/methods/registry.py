@@ -103,6 +103,27 @@ register(
     row="BiLSTM",
     settings={"demo": {"method.hidden": 32}, "smoke": {"method.hidden": 8}},
 )
+_MSE_PAPER = {"training.epsilon": 1e-4, "training.gradient_clip": None}  # epochs: where its cosine schedule reaches zero
+register(
+    methods.MseAdapterConfig,
+    "cmpta_lib.methods.mse_adapter:MSEAdapter",
+    row="MSE-Adapter",
+    settings={
+        "demo": {"method.audio_hidden": 32, "method.vision_hidden": 32, "method.dim": 64},
+        "smoke": {"method.audio_hidden": 8, "method.vision_hidden": 8, "method.dim": 16},
+        "paper": _MSE_PAPER | {"training.epochs": 30, "training.patience": 10},
+        "paper/meld": {
+            **{"method.audio_hidden": 32, "method.vision_hidden": 16, "method.num_pseudo_tokens": 2},
+            **{"training.epochs": 50, "training.patience": 8},
+        },
+        "paper/sims/llama2-7b": {"training.learning_rate": 5e-5, "training.batch_size": 8, "training.epochs": 40},
+    },
+)
+register(
+    methods.SoftPromptConfig,
+    "cmpta_lib.methods.soft_prompt:SoftPrompt",
+    row="text only with a tuned soft prompt",
+)
 
 
 def build(config: RunConfig, inputs: Inputs, tools: Tools) -> Method:
