@@ -173,9 +173,10 @@ def family(folder: Path) -> str:
     return str(read_config(folder).get("model_type", ""))
 
 
-def answer_sign(folder: Path) -> Literal["always", "negative"]:
-    """How this LLM's family writes positive scores."""
-    return "negative" if family(folder) in PLAIN_SIGN else "always"
+def answer_sign(config: LLMConfig, cache: Path) -> Literal["always", "negative"]:
+    """How the family of a resolved LLM writes positive scores; raises as `find`, but for a tiny one, whose name tells."""
+    told = config.name.removeprefix("tiny-") if is_tiny(config.name) else family(find(config, cache))
+    return "negative" if told in PLAIN_SIGN else "always"
 
 
 def resolve(name: str, dtype: Literal["float32", "bfloat16"], cache: Path) -> LLMConfig:

@@ -56,7 +56,7 @@ class MultiScaleFusion(nn.Module):
         return fused
 
 
-class MseAdapter(TokenMaker):
+class MseTokens(TokenMaker):
     """Face, voice and the text's embeddings -> K pseudo tokens.
 
     With `modalities="text"` voice and face count as absent in every clip: the tokens are made of the text's mean alone.
@@ -131,15 +131,15 @@ class MseAdapter(TokenMaker):
         return (text.sum(1) + missing * self.pad) / self.text_limit
 
 
-class MSEAdapter(PromptedLM):
+class MseAdapter(PromptedLM):
     """MSE-Adapter's pseudo tokens before a frozen LLM."""
 
-    def token_maker(self, inputs: Inputs) -> MseAdapter:
+    def token_maker(self, inputs: Inputs) -> MseTokens:
         settings, llm = self.settings, self.llm
         assert isinstance(settings, MseAdapterConfig)
         pad = llm.embedding.weight[_padding_id(llm)].detach().float()
         widths = inputs.widths["audio"], inputs.widths["vision"]
-        return MseAdapter(settings, *widths, llm.dim, llm.embedding_norm, pad, settings.prompt.max_text_tokens)
+        return MseTokens(settings, *widths, llm.dim, llm.embedding_norm, pad, settings.prompt.max_text_tokens)
 
 
 def _padding_id(llm: FrozenLLM) -> int:

@@ -73,8 +73,8 @@ def register(
     Args:
         config: its settings class, with defaults for `name` and `recipe`.
         method: a subclass of `methods.base.Method`, or "module:class".
-        settings: "demo", "paper", "smoke", or "demo/data" for a user's own clips -> config fields that differ from the
-            defaults there.
+        settings: "demo", "paper" or "smoke", "demo/data" for a user's own clips, "paper/sims/llama2-7b" for rows with
+            that LLM of their own -> config fields that differ from the defaults there; the narrower says the last word.
     Raises:
         ValueError: another method has this name or row.
     """
@@ -106,15 +106,15 @@ register(
 _MSE_PAPER = {"training.epsilon": 1e-4, "training.gradient_clip": None}  # epochs: where its cosine schedule reaches zero
 register(
     methods.MseAdapterConfig,
-    "cmpta_lib.methods.mse_adapter:MSEAdapter",
+    "cmpta_lib.methods.mse_adapter:MseAdapter",
     row="MSE-Adapter",
     settings={
         "demo": {"method.audio_hidden": 32, "method.vision_hidden": 32, "method.dim": 64},
         "smoke": {"method.audio_hidden": 8, "method.vision_hidden": 8, "method.dim": 16},
         "paper": _MSE_PAPER | {"training.epochs": 30, "training.patience": 10},
         "paper/meld": {
-            **{"method.audio_hidden": 32, "method.vision_hidden": 16, "method.num_pseudo_tokens": 2},
-            **{"training.epochs": 50, "training.patience": 8},
+            "method.audio_hidden": 32, "method.vision_hidden": 16, "method.num_pseudo_tokens": 2,
+            "training.epochs": 50, "training.patience": 8,
         },
         "paper/sims/llama2-7b": {"training.learning_rate": 5e-5, "training.batch_size": 8, "training.epochs": 40},
     },

@@ -15,15 +15,20 @@ from cmpta_lib.methods import registry
 
 @dataclass(frozen=True)
 class Row:
-    """What one line of a table measures: a method, and the fields in which it differs from that method's settings."""
+    """What one line of a table measures: a method, and the fields in which it differs from that method's settings.
+
+    `llm`: the role of a frozen LLM of its own (`profiles.Profile.llms`); "" = the study's.
+    """
 
     name: str
     method: str = "cmpta"
     changes: Mapping[str, Any] = field(default_factory=dict)
+    llm: str = ""
 
 
 CMPTA = Row("CMPTA")
 TEXT_ONLY = Row("text only", "text_only")
+MSE_LLAMA = Row("MSE-LLaMA2-7B", "mse_adapter", llm="llama2-7b")  # a line of Table 3
 ABLATIONS: Mapping[tuple[str, str], Row] = {  # the lines of Tables 5 and 6 that are not the full method
     (paper.ALIGNMENT, "off"): Row("alignment off", changes={"method.alignment": "linear"}),
     (paper.LSTM_TYPE, "unidirectional"): Row("unidirectional", changes={"method.alignment": "lstm"}),
@@ -57,16 +62,20 @@ def printed(key: str) -> Sequence[paper.PaperRow]:
 def comparison(key: str) -> list[Row]:
     """The rows of Table 3 or 4 that can be run: registered methods, in the paper's order where it prints them.
 
+    Table 3 has one of them a second time, with another LLM.
+
     Those that it does not print follow, then text only, and CMPTA last.
     """
     order = [line.method for line in printed(key)]
     others = [
-        entry
+        Row(entry.row, entry.name)
         for entry in registry.ENTRIES.values()
         if entry.name not in (CMPTA.method, TEXT_ONLY.method) and (key in entry.comparisons or key == "data")
     ]
-    others.sort(key=lambda entry: order.index(entry.row) if entry.row in order else len(order))
-    return [*(Row(entry.row, entry.name) for entry in others), TEXT_ONLY, CMPTA]
+    if MSE_LLAMA.name in order:
+        others.append(MSE_LLAMA)
+    others.sort(key=lambda row: order.index(row.name) if row.name in order else len(order))
+    return [*others, TEXT_ONLY, CMPTA]
 
 
 def ablation(key: str) -> list[Row]:
