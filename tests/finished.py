@@ -27,11 +27,12 @@ ENVIRONMENT = {"commit": "c0ffee", "hardware": "a machine", "train_seconds": 1.0
 
 
 def record_llms(root: Path) -> Path:
-    """The record of a tiny LLM, smoke and full: a study asks for its fingerprint only."""
+    """The records of the tiny LLMs, smoke and full: a study asks for their fingerprints only."""
     for cache, documents in ((root / "cache", None), (root / "smoke" / "cache", SMOKE_DOCUMENTS)):
-        llm = recipe.tiny_folder(cache / "llm", documents)
-        llm.mkdir(parents=True)
-        files.write_text(llm / "cmpta.json", files.sealed({"fingerprint": "0123456789abcdef", "files": {}}))
+        for name, fingerprint in (("tiny", "0123456789abcdef"), ("tiny-llama", "11a3a00000000000")):
+            llm = recipe.tiny_folder(cache / "llm", documents, name)
+            llm.mkdir(parents=True)
+            files.write_text(llm / "cmpta.json", files.sealed({"fingerprint": fingerprint, "files": {}}))
     return root
 
 

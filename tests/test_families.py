@@ -56,7 +56,7 @@ def own_llm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 def test_batches_equal_single_clips(own_llm: Path, world: str, corpora, tmp_path: Path):
     corpus = corpora[world]
     loaded = loading.load(LLMConfig(name=str(own_llm)), tmp_path, torch.device("cpu"))
-    sign = llm_files.answer_sign(own_llm)
+    sign = llm_files.answer_sign(LLMConfig(name=str(own_llm)), tmp_path)
     config = RunConfig(
         data=DataConfig(name=corpus.name, fingerprint=corpus.fingerprint),
         method=CmptaConfig(dim=16, prompt=PromptConfig(answer_sign=sign)),

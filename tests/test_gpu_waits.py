@@ -29,6 +29,7 @@ from cmpta_lib.data.corpus import Inputs, Sample
 from cmpta_lib.llm.frozen import FrozenLLM, weights_fingerprint
 from cmpta_lib.methods import prompted_lm, registry
 from cmpta_lib.methods.prompted_lm import PromptedLM
+from cmpta_lib.methods.settings import MseAdapterConfig, SoftPromptConfig, reference
 from cmpta_lib.training import loop
 from cmpta_lib.transfer import send
 
@@ -266,6 +267,23 @@ def test_a_step_reads_the_loss_and_copies_nothing_but_its_blocks(changes, world,
 def test_no_family_reads_its_positions_back(family, gradient_checkpointing, device, llm, corpora, monkeypatch):
     loaded = on(device, language_model(family, llm, gradient_checkpointing), monkeypatch)
     only_the_readout(step_watched(monkeypatch, CONFIG, loaded, corpora["embedded-sims"]))
+
+
+MSE = MseAdapterConfig(audio_hidden=6, vision_hidden=5, dim=16)
+OTHERS = {  # token makers beside CMPTA's
+    "mse_adapter": MSE,
+    "mse_adapter, padded mean": reference(MSE),
+    "mse_adapter, one scale": MSE.model_copy(update={"multi_scale": False, "token_scale": "embedding_norm"}),
+    "soft_prompt": SoftPromptConfig(),
+}
+
+
+@pytest.mark.parametrize("device", [CPU, META], ids=str)
+@pytest.mark.parametrize("settings", OTHERS.values(), ids=OTHERS)
+@pytest.mark.parametrize("world", ["embedded-sims", "embedded-meld"])
+def test_no_other_token_maker_waits_either(settings, world, device, llm, corpora, monkeypatch):
+    corpus, llm = corpora[world], on(device, llm, monkeypatch)
+    only_the_readout(step_watched(monkeypatch, CONFIG.model_copy(update={"method": settings}), llm, corpus))
 
 
 @pytest.mark.parametrize("config", [CONFIG, TEXT_ONLY], ids=["cmpta", "text_only"])

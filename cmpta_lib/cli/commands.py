@@ -24,7 +24,7 @@ def check_study(options: argparse.Namespace) -> int:
     study, chosen = study_of(options), chosen_notebooks(options)
     found = check.needs(study, chosen)
     if options.deep:
-        found += check.stored(study)
+        found += check.stored(study, chosen)
     print(check.screen(study, found), flush=True)
     if any(need.missing for need in found):
         count = len(study.planned(chosen))

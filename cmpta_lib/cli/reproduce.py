@@ -37,9 +37,10 @@ def reproduce(options: argparse.Namespace) -> int:
     print(f"[1/3] corpora and language model of profile '{study.profile}'", flush=True)
     with ThreadPoolExecutor(1) as meanwhile:
         if not study.data:  # a user's folder may be wrong; else the tiny LLM is made in a process of its own meanwhile
-            meanwhile.submit(lambda: study.llm)
+            meanwhile.submit(study.llms, chosen)
         keys, failed = _corpora(study, chosen)
-    print(f"      backbone {study.llm.name} {study.llm.fingerprint}  ({time.monotonic() - started:.0f} s)", flush=True)
+    backbones = ", ".join(f"{llm.name} {llm.fingerprint}" for llm in study.llms(chosen))
+    print(f"      backbone {backbones}  ({time.monotonic() - started:.0f} s)", flush=True)
     planned = study.planned_runs(chosen, keys)
     runs = [run for _, run in planned]
     print(f"[2/3] runs: {sum(run.done for run in runs)} of {len(runs)} are finished already", flush=True)

@@ -10,6 +10,7 @@ TINY = 1  # anything else that changes the tiny LLM's weights
 DOCUMENTS = 16_000  # that it is pre-trained on, each read once: 400 steps of 40
 TINY_MODELS: Mapping[str, str] = {  # name -> the module that makes it
     "tiny": "cmpta_lib.embedded.tiny_llm",
+    "tiny-llama": "cmpta_lib.embedded.tiny_llama",
     "tiny-bert": "cmpta_lib.embedded.tiny_bert",
 }
 

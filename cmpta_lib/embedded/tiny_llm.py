@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,26 +84,40 @@ def train_tokenizer(texts: Iterable[str], phrases: list[str]) -> Any:
 
 
 def _pretrain(folder: Path, documents: int) -> None:
-    """Next-token prediction over `synthetic.documents`, written as the runs will write them; saves model and tokenizer."""
+    pretrain(folder, documents, _untrained)
+
+
+def _untrained(tokenizer: Any) -> Any:
+    from transformers.models.qwen2 import Qwen2Config, Qwen2ForCausalLM
+
+    return Qwen2ForCausalLM(Qwen2Config(**vocabulary_of(tokenizer), **ARCHITECTURE))
+
+
+def vocabulary_of(tokenizer: Any) -> dict[str, Any]:
+    """What a model's config must say of its tokenizer; input and output embeddings are one table."""
+    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    return {"vocab_size": len(tokenizer), "tie_word_embeddings": True, **ends}
+
+
+def pretrain(
+    folder: Path, documents: int, untrained: Callable[[Any], Any], sign: prompts.Sign = "always"
+) -> None:
+    """Next-token prediction over `synthetic.documents`, written as the runs will write them; saves model and tokenizer.
+
+    Args:
+        untrained: tokenizer -> a causal LM with its initial weights.
+        sign: how its family writes positive scores.
+    """
     import torch
     from tqdm.auto import tqdm
-    from transformers.models.qwen2 import Qwen2Config, Qwen2ForCausalLM
 
     from cmpta_lib.llm.frozen import FrozenLLM
 
-    texts, fixed = _texts(documents)
+    texts, fixed = _texts(documents, sign)
     tokenizer = train_tokenizer((parts[1] + parts[3] + parts[4] for parts in texts), fixed)
     torch.set_num_threads(1)  # another number of threads gives other weights, and so another fingerprint
     torch.manual_seed(SEED)
-    model = Qwen2ForCausalLM(
-        Qwen2Config(
-            vocab_size=len(tokenizer),
-            tie_word_embeddings=True,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            **ARCHITECTURE,
-        )
-    )
+    model = untrained(tokenizer)
     reader = FrozenLLM(model, tokenizer, "", "tiny")
     model.train().requires_grad_(True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.01, betas=(0.9, 0.98))
@@ -126,11 +140,11 @@ def _pretrain(folder: Path, documents: int) -> None:
     llm_files.seal_tiny(folder, answer_loss=float(answers.detach()), steps=steps)
 
 
-def _texts(documents: int) -> tuple[list[tuple[str, ...]], list[str]]:
+def _texts(documents: int, sign: prompts.Sign) -> tuple[list[tuple[str, ...]], list[str]]:
     """The parts of every page (open, words, close, prompt, answer), and the phrases that stand in every input."""
     texts: list[tuple[str, ...]] = []
     for page in synthetic.documents(documents):
-        lay, answer = prompts.Layout.of(page.task), prompts.answer_text(page.task, page.label)
+        lay, answer = prompts.Layout.of(page.task), prompts.answer_text(page.task, page.label, sign=sign)
         texts.append((lay.open, page.directions + page.text, lay.close, lay.prompt, answer))
     asked = [prompts.Layout.of(world.task) for world in synthetic.worlds().values()]
     return texts, sorted({part for lay in asked for part in (lay.open, lay.close, lay.prompt)})

@@ -173,9 +173,10 @@ def family(folder: Path) -> str:
     return str(read_config(folder).get("model_type", ""))
 
 
-def answer_sign(folder: Path) -> Literal["always", "negative"]:
-    """How this LLM's family writes positive scores."""
-    return "negative" if family(folder) in PLAIN_SIGN else "always"
+def answer_sign(config: LLMConfig, cache: Path) -> Literal["always", "negative"]:
+    """How the family of a resolved LLM writes positive scores; raises as `find`, but for a tiny one, whose name tells."""
+    told = config.name.removeprefix("tiny-") if is_tiny(config.name) else family(find(config, cache))
+    return "negative" if told in PLAIN_SIGN else "always"
 
 
 def resolve(name: str, dtype: Literal["float32", "bfloat16"], cache: Path) -> LLMConfig:
@@ -305,7 +306,7 @@ def find_tiny(wanted: str, cache: Path, name: str = "tiny") -> Path:
             return folder
     for folder in folders:
         tiny_fingerprint(folder)
+    module = "tiny_llm" if name == "tiny" else name.replace("-", "_")
     raise FileNotFoundError(
-        f"no {name} with fingerprint {wanted} in {cache}: build it with `python -m "
-        f"cmpta_lib.embedded.{'tiny_bert' if name == 'tiny-bert' else 'tiny_llm'} {cache}`"
+        f"no {name} with fingerprint {wanted} in {cache}: build it with `python -m cmpta_lib.embedded.{module} {cache}`"
     )

@@ -1,99 +1,28 @@
-"""Which methods there are, where their code lies, and the tables in which they stand. Imports no torch.
+"""The built-in methods: their code, their rows, what they read, and the settings that a profile gives them.
 
-A method of your own joins without touching a file here:
-
-    register(MyConfig, MyMethod, row="My method")    # in my_method.py
-    CMPTA_METHODS=my_method.py cmpta reproduce       # or import my_method before making a Study
-
-Runs are made by processes of their own, which import the same file: it must be one that can be imported.
+Settings under "paper" are the published ones; those under "demo" and "demo/data" were chosen on validation splits by the
+search that notebook `12_baselines` shows. Imports no torch.
 """
 
 from __future__ import annotations
 
 import importlib
-import importlib.util
-import os
-import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cmpta_lib.config import CmptaConfig, MethodConfig, RunConfig, TextOnlyConfig
+from cmpta_lib.config import CmptaConfig, RunConfig, TextOnlyConfig
 from cmpta_lib.methods import settings as methods
+from cmpta_lib.methods.entries import COMPARISONS, ENTRIES, PLUGINS, Entry, load_plugins, plugins, register
 
 if TYPE_CHECKING:
     from cmpta_lib.data.corpus import Inputs
     from cmpta_lib.methods.base import Method, Tools
 
-PLUGINS = "CMPTA_METHODS"  # environment variable: files or modules that register methods, separated as in PATH
-COMPARISONS = ("sims", "meld")  # Table 3's corpus and Table 4's
+__all__ = ["COMPARISONS", "ENTRIES", "PLUGINS", "Entry", "build", "load_plugins", "method_class", "plugins", "register"]
 
-
-@dataclass(frozen=True)
-class Entry:
-    """One method in the registry.
-
-    `row` heads its lines in tables; where the paper prints a line of that name, it stands in that line. `comparisons`:
-    the corpora in whose comparison, Table 3 ("sims") or Table 4 ("meld"), it stands; on a user's own clips all do.
-    """
-
-    config: type[MethodConfig]
-    method: Callable[[RunConfig, Inputs, Tools], Method] | str  # the class, or "module:class" to import when it is built
-    row: str
-    comparisons: tuple[str, ...] = COMPARISONS
-    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    reads: str = ""  # what it looks at, in words: tables say it, as methods that see more are no like for like
-    is_reference: bool = False  # no rival, but a line that keeps rivals honest
-    is_trained: bool = True  # by gradient
-
-    @property
-    def name(self) -> str:
-        return str(self.config.model_fields["name"].default)
-
-    def defaults(self) -> MethodConfig:
-        """Its settings where nothing says otherwise."""
-        return self.config.model_validate({})
-
-    @property
-    def is_built_in(self) -> bool:
-        return self.config.__module__ in (CmptaConfig.__module__, methods.__name__)
-
-
-ENTRIES: dict[str, Entry] = {}
-
-
-def register(
-    config: type[MethodConfig],
-    method: Callable[[RunConfig, Inputs, Tools], Method] | str,
-    *,
-    row: str,
-    comparisons: tuple[str, ...] = COMPARISONS,
-    settings: Mapping[str, Mapping[str, Any]] | None = None,
-    reads: str = "",
-    is_reference: bool = False,
-    is_trained: bool = True,
-) -> None:
-    """Make a method known to runs, tables and the command line.
-
-    Args:
-        config: its settings class, with defaults for `name` and `recipe`.
-        method: a subclass of `methods.base.Method`, or "module:class".
-        settings: "demo", "paper", "smoke", or "demo/data" for a user's own clips -> config fields that differ from the
-            defaults there.
-        reads: what it looks at, in words, for the table that compares methods.
-        is_reference: it stands below the methods, among the lines that any method should beat.
-        is_trained: by gradient; what is only fitted has no learning rate to search.
-    Raises:
-        ValueError: another method has this name or row.
-    """
-    entry = Entry(config, method, row, comparisons, settings or {}, reads, is_reference, is_trained)
-    for other in ENTRIES.values():
-        same_class = (other.config.__module__, other.config.__qualname__) == (config.__module__, config.__qualname__)
-        if not same_class and (other.name == entry.name or other.row == row):
-            raise ValueError(f"method '{entry.name}', row '{row}': taken by '{other.name}', row '{other.row}'")
-    ENTRIES[entry.name] = entry
-
+_SMALL_DIALOGUES = {"method.audio_width": 32, "method.vision_width": 32, "method.dim": 32, "training.batch_size": 8}
+_TINY_DIALOGUES = {"method.audio_width": 8, "method.vision_width": 8, "method.dim": 8}
+_NO_WARM_UP = {"training.schedule": "constant", "training.warmup_fraction": 0.0, "training.gradient_clip": None}
+_MSE_PAPER = {"training.epsilon": 1e-4, "training.gradient_clip": None}
 
 register(
     TextOnlyConfig,
@@ -104,15 +33,20 @@ register(
     is_trained=False,
 )
 register(
-    CmptaConfig,
-    "cmpta_lib.methods.cmpta:CMPTA",
-    row="CMPTA",
-    settings={
-        "demo": {"method.dim": 64},
-        "demo/data": {"method.dim": 128, "method.dropout": 0.3},
-        "smoke": {"method.dim": 16},
-    },
-    reads="one utterance: words by the frozen LLM, all frames of voice and face",
+    methods.ConstantConfig,
+    "cmpta_lib.methods.constant:Constant",
+    row="constant (median or majority)",
+    reads="nothing but the training labels",
+    is_reference=True,
+    is_trained=False,
+)
+register(
+    methods.LinearConfig,
+    "cmpta_lib.methods.linear:Linear",
+    row="linear (ridge or SVM on pooled features)",
+    reads="one utterance: mean state of a frozen BERT, mean and deviation of voice and face",
+    is_reference=True,
+    is_trained=False,
 )
 register(
     methods.BilstmConfig,
@@ -121,6 +55,13 @@ register(
     reads="one utterance: words by a frozen BERT, all frames of voice and face",
     is_reference=True,
     settings={"demo": {"method.hidden": 32}, "smoke": {"method.hidden": 8}},
+)
+register(
+    methods.SoftPromptConfig,
+    "cmpta_lib.methods.soft_prompt:SoftPrompt",
+    row="text only with a tuned soft prompt",
+    reads="one utterance: words by the frozen LLM",
+    is_reference=True,
 )
 register(
     methods.LmfConfig,
@@ -140,6 +81,50 @@ register(
         },
         "smoke": {"method.audio_hidden": 4, "method.vision_hidden": 4, "method.text_hidden": 8, "method.text_out": 4},
     },
+    reads="one utterance: words by a frozen BERT, the mean frame of voice and of face",
+)
+register(
+    methods.SelfMMConfig,
+    "cmpta_lib.methods.self_mm:SelfMM",
+    row="Self-MM",
+    comparisons=("sims",),
+    settings={
+        "demo": {"training.learning_rate": 1e-3, "training.weight_decay": 0.0, "method.bert_rate": 1.0},
+        "demo/data": {"training.learning_rate": 1e-3},
+        "paper": {
+            "training.batch_size": 64,  # 4 batches of 16, whose gradients the public code sums
+            "training.learning_rate": 1e-3,
+            "training.optimizer": "adam",
+            "training.schedule": "constant",
+            "training.warmup_fraction": 0.0,
+            "training.weight_decay": 1e-3,
+            "training.gradient_clip": None,
+            "training.patience": 8,
+        },
+        "smoke": {f"method.{space}_features": 8 for space in ("fusion", "text", "audio", "vision")},
+    },
+    reads="one utterance: words by a BERT that is trained too, all frames of voice and face",
+)
+register(
+    methods.MagBertConfig,
+    "cmpta_lib.methods.mag_bert:MagBert",
+    row="MAG-BERT",
+    comparisons=("sims",),
+    settings={
+        "demo": {"training.learning_rate": 1e-3},
+        "demo/data": {"training.learning_rate": 1e-3},
+        "paper": {
+            "training.batch_size": 32,
+            "training.learning_rate": 5e-5,
+            "training.optimizer": "adam",
+            "training.schedule": "constant",
+            "training.warmup_fraction": 0.0,
+            "training.weight_decay": 0.0,
+            "training.gradient_clip": None,
+            "training.patience": 8,
+        },
+    },
+    reads="one utterance: words by a BERT that is trained too, frames pooled to the words",
 )
 register(
     methods.TfnConfig,
@@ -171,57 +156,7 @@ register(
             "method.post_hidden": 8,
         },
     },
-)
-register(
-    methods.ConstantConfig,
-    "cmpta_lib.methods.constant:Constant",
-    row="constant (median or majority)",
-)
-register(
-    methods.LinearConfig,
-    "cmpta_lib.methods.linear:Linear",
-    row="linear (ridge or SVM on pooled features)",
-)
-register(
-    methods.SelfMMConfig,
-    "cmpta_lib.methods.self_mm:SelfMM",
-    row="Self-MM",
-    comparisons=("sims",),
-    settings={
-        "demo": {"training.learning_rate": 1e-3, "training.weight_decay": 0.0, "method.bert_rate": 1.0},
-        "demo/data": {"training.learning_rate": 1e-3},
-        "paper": {
-            "training.batch_size": 64,  # 4 batches of 16, whose gradients the public code sums
-            "training.learning_rate": 1e-3,
-            "training.optimizer": "adam",
-            "training.schedule": "constant",
-            "training.warmup_fraction": 0.0,
-            "training.weight_decay": 1e-3,
-            "training.gradient_clip": None,
-            "training.patience": 8,
-        },
-        "smoke": {f"method.{space}_features": 8 for space in ("fusion", "text", "audio", "vision")},
-    },
-)
-register(
-    methods.MagBertConfig,
-    "cmpta_lib.methods.mag_bert:MagBert",
-    row="MAG-BERT",
-    comparisons=("sims",),
-    settings={
-        "demo": {"training.learning_rate": 1e-3},
-        "demo/data": {"training.learning_rate": 1e-3},
-        "paper": {
-            "training.batch_size": 32,
-            "training.learning_rate": 5e-5,
-            "training.optimizer": "adam",
-            "training.schedule": "constant",
-            "training.warmup_fraction": 0.0,
-            "training.weight_decay": 0.0,
-            "training.gradient_clip": None,
-            "training.patience": 8,
-        },
-    },
+    reads="one utterance: words by a frozen BERT, the mean frame of voice and of face",
 )
 register(
     methods.MmgcnConfig,
@@ -236,6 +171,7 @@ register(
         | {"training.batch_size": 16, "training.epochs": 60},
         "smoke": _TINY_DIALOGUES | {"method.graph_dim": 8, "method.layers": 2},
     },
+    reads="the whole dialogue and who speaks: words by a frozen BERT, all frames of voice and face",
 )
 register(
     methods.Ga2mifConfig,
@@ -251,6 +187,34 @@ register(
         | {"training.batch_size": 8, "training.epochs": 100, "method.frames_rate": 100.0},
         "smoke": _TINY_DIALOGUES | {"method.heads": 2, "method.graph_heads": 2, "method.cross_layers": 1},
     },
+    reads="the whole dialogue and who speaks: words by a frozen BERT, all frames of voice and face",
+)
+register(
+    methods.MseAdapterConfig,
+    "cmpta_lib.methods.mse_adapter:MseAdapter",
+    row="MSE-Adapter",
+    settings={
+        "demo": {"method.audio_hidden": 32, "method.vision_hidden": 32, "method.dim": 64},
+        "smoke": {"method.audio_hidden": 8, "method.vision_hidden": 8, "method.dim": 16},
+        "paper": _MSE_PAPER | {"training.epochs": 30, "training.patience": 10},
+        "paper/meld": {
+            "method.audio_hidden": 32, "method.vision_hidden": 16, "method.num_pseudo_tokens": 2,
+            "training.epochs": 50, "training.patience": 8,
+        },
+        "paper/sims/llama2-7b": {"training.learning_rate": 5e-5, "training.batch_size": 8, "training.epochs": 40},
+    },
+    reads="one utterance: words by the frozen LLM, all frames of voice and face",
+)
+register(
+    CmptaConfig,
+    "cmpta_lib.methods.cmpta:CMPTA",
+    row="CMPTA",
+    settings={
+        "demo": {"method.dim": 64},
+        "demo/data": {"method.dim": 128, "method.dropout": 0.3},
+        "smoke": {"method.dim": 16},
+    },
+    reads="one utterance: words by the frozen LLM, all frames of voice and face",
 )
 
 
@@ -277,50 +241,3 @@ def method_class(name: str) -> type[Method]:
         method = getattr(importlib.import_module(module), attribute)
     found: type[Method] = method
     return found
-
-
-def load_plugins() -> None:
-    """Import the files and modules that the environment variable CMPTA_METHODS names, each once.
-
-    Raises:
-        ValueError: one of them is not there.
-    """
-    for place in filter(None, os.environ.get(PLUGINS, "").split(os.pathsep)):
-        name = Path(place).stem if place.endswith(".py") else place
-        if name in sys.modules:
-            continue
-        if not place.endswith(".py"):
-            try:
-                importlib.import_module(name)
-            except ModuleNotFoundError as error:
-                raise ValueError(f"{PLUGINS} names the module '{place}', and it cannot be imported: {error}") from error
-            continue
-        if not Path(place).is_file():
-            raise ValueError(f"{PLUGINS} names {place}, and there is no such file")
-        spec = importlib.util.spec_from_file_location(name, place)
-        assert spec and spec.loader
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module
-        spec.loader.exec_module(module)
-
-
-def plugins() -> str:
-    """What CMPTA_METHODS must be for another process to know the methods that this one knows.
-
-    Raises:
-        ValueError: one was defined where no other process can import it, such as in a notebook's cell.
-    """
-    places = [place for place in os.environ.get(PLUGINS, "").split(os.pathsep) if place]
-    for entry in ENTRIES.values():
-        if entry.is_built_in:
-            continue
-        home = entry.config.__module__
-        file = None if home == "__main__" else getattr(sys.modules.get(home), "__file__", None)
-        if file is None:
-            raise ValueError(
-                f"method '{entry.name}' is defined in a notebook or script, where the processes that make runs cannot "
-                f"import it: move it to a file of its own and import that"
-            )
-        if not any(Path(place).resolve() == Path(file).resolve() for place in places):
-            places.append(file)
-    return os.pathsep.join(str(Path(place).resolve()) if place.endswith(".py") else place for place in places)

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from cmpta_lib import metrics, paper
+from cmpta_lib.config import PromptedLMConfig
 from cmpta_lib.files import runs_folder
 from cmpta_lib.metrics import METRICS, MetricName
 from cmpta_lib.report import uncertainty
@@ -137,18 +138,26 @@ def provenance(study: Study, keys: Sequence[str], runs: Sequence[Run] = ()) -> P
     made_by = sound(runs)
     made = [run.environment for run in made_by] or [records.environment()]
     fingerprints = {corpus.name: corpus.fingerprint for corpus in corpora}
+    llms = _backbones(study, runs)
     return Provenance(
         data=", ".join(f"{c.name} ({c.fingerprint[:8]})" for c in corpora) + (", SMOKE RUN" if study.smoke else ""),
-        backbone=f"{study.llm.name} ({study.llm.fingerprint[:8]})" if runs else "none",
+        backbone=", ".join(f"{name} ({fingerprint[:8]})" for name, fingerprint in llms.items()) or "none",
         seeds=tuple(sorted({run.config.seed for run in made_by})),
         commits=tuple(sorted({environment["commit"] for environment in made})),
         profile=study.profile + changed(study),
         generated=any(c.generated for c in corpora),
         hardware=tuple(sorted({environment["hardware"] for environment in made})),
-        fingerprints=fingerprints | ({study.llm.name: study.llm.fingerprint} if runs else {}),
+        fingerprints=fingerprints | llms,
         runs=tuple(sorted({run.folder.name for run in made_by})),
         packages=tuple(sorted({f"{name} {version}" for one in made for name, version in one["packages"].items()})),
     )
+
+
+def _backbones(study: Study, runs: Sequence[Run]) -> dict[str, str]:
+    """Name and fingerprint of the study's LLM, and of those that rows of these runs have of their own; none without runs."""
+    methods = [run.config.method for run in runs]
+    own = {method.llm.name: method.llm.fingerprint for method in methods if isinstance(method, PromptedLMConfig)}
+    return {study.llm.name: study.llm.fingerprint} | own if runs else {}
 
 
 def footer(stated: Provenance) -> str:

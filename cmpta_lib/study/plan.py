@@ -15,16 +15,21 @@ from cmpta_lib.methods import registry
 
 @dataclass(frozen=True)
 class Row:
-    """What one line of a table measures: a method, and the fields in which it differs from that method's settings."""
+    """What one line of a table measures: a method, and the fields in which it differs from that method's settings.
+
+    `llm`: the role of a frozen LLM of its own (`profiles.Profile.llms`); "" = the study's.
+    """
 
     name: str
     method: str = "cmpta"
     changes: Mapping[str, Any] = field(default_factory=dict)
     rate: float = 1.0  # times the learning rate of its settings
+    llm: str = ""
 
 
 CMPTA = Row("CMPTA")
 TEXT_ONLY = Row("text only", "text_only")
+MSE_LLAMA = Row("MSE-LLaMA2-7B", "mse_adapter", llm="llama2-7b")  # a line of Table 3
 ABLATIONS: Mapping[tuple[str, str], Row] = {  # the lines of Tables 5 and 6 that are not the full method
     (paper.ALIGNMENT, "off"): Row("alignment off", changes={"method.alignment": "linear"}),
     (paper.LSTM_TYPE, "unidirectional"): Row("unidirectional", changes={"method.alignment": "lstm"}),
@@ -63,6 +68,8 @@ def comparison(key: str) -> list[Row]:
     order = [line.method for line in printed(key)]
     entries = [entry for entry in registry.ENTRIES.values() if key in entry.comparisons or key == "data"]
     rows = [(entry.is_reference, Row(entry.row, entry.name)) for entry in entries if entry.name not in _NAMED]
+    if MSE_LLAMA.name in order:
+        rows.append((False, MSE_LLAMA))
     rows.sort(key=lambda one: (one[0], order.index(one[1].name) if one[1].name in order else len(order)))
     return [*(row for _, row in rows), TEXT_ONLY, CMPTA]
 

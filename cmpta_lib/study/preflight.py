@@ -18,9 +18,11 @@ from pathlib import Path
 
 from cmpta_lib.data.corpus import Language
 from cmpta_lib.data.store import load_corpus
+from cmpta_lib.embedded.recipe import TINY_MODELS
 from cmpta_lib.llm import files as llm_files
 from cmpta_lib.methods import registry
 from cmpta_lib.runs import store
+from cmpta_lib.study.plan import CMPTA
 from cmpta_lib.study.study import Study
 
 COMMAND = "cmpta" if shutil.which("cmpta") else os.path.relpath(Path(sys.executable).with_name("cmpta"))
@@ -56,28 +58,34 @@ def needs(study: Study, notebooks: Collection[str]) -> list[Need]:
     names = [study.settings.corpora[key] for key in study.keys_of(notebooks) if not study.data]
     published = [name for name in names if name in CORPUS_GB]
     corpora = [_corpus(study, name) for name in published]
-    llm = [_llm(study)] if study.llm_name != "tiny" else []
-    llm += [_llm(study, name) for name in _encoders(study, notebooks)]
+    llms = {name: _model(study, name, "LLM") for name in study.llm_names(notebooks) if name not in TINY_MODELS}
+    llms |= {name: _model(study, name, "text encoder") for name in _encoders(study, notebooks)}
     if study.settings.llm == "tiny" or study.smoke:
-        return corpora + llm
-    size = LLM_GB.get(study.llm_name, LLM_GB["qwen-1.8b"])
+        return [*corpora, *llms.values()]
+    sizes = {name: LLM_GB.get(name, LLM_GB["qwen-1.8b"]) for name in llms}
     to_come = sum(CORPUS_GB[name] for name, need in zip(published, corpora, strict=True) if need.missing)
-    to_come += sum(size for need in llm if need.missing)
-    machine = [_gpu(max(GPU_GB, round(1.5 * size))), _memory(max(MEMORY_GB, round(1.3 * size)))]
-    return [*machine, *corpora, *llm, _disk(study, to_come + len(study.planned(notebooks)) * RUN_GB + CHECKPOINT_GB)]
+    to_come += sum(sizes[name] for name, need in llms.items() if need.missing)
+    largest = max(sizes.values(), default=0)  # one is loaded at a time
+    machine = [_gpu(max(GPU_GB, round(1.5 * largest))), _memory(max(MEMORY_GB, round(1.3 * largest)))]
+    return [*machine, *corpora, *llms.values(), _disk(study, to_come + len(study.planned(notebooks)) * RUN_GB + CHECKPOINT_GB)]
 
 
-def stored(study: Study) -> list[Need]:
-    """Everything stored for this study, every byte of it compared with the hashes that were taken when it was written."""
+def stored(study: Study, notebooks: Collection[str] = ()) -> list[Need]:
+    """Everything stored, every byte of it compared with the hashes that were taken when it was written.
+
+    Of the LLMs, those that these notebooks (or all) need.
+    """
     found = []
     for meta in sorted((study.cache / "data").glob("[!.]*/meta.json")):
         found.append(_sound(f"contents of {meta.parent.name}", partial(load_corpus, meta.parent, deep=True)))
-    try:
-        llm = study.llm
-    except (OSError, ValueError) as error:
-        found.append(Need(f"contents of LLM {study.llm_name}", str(error), "see above"))
-    else:
-        found.append(_sound(f"contents of LLM {llm.name}", partial(llm_files.check_contents, llm, study.cache / "llm")))
+    rows = {study.llm_name_of(one.row): one.row for one in reversed(study.planned(notebooks))}
+    for name, row in ({study.llm_name: CMPTA} | rows).items():
+        try:
+            llm = study.llm_of(row)
+        except (OSError, ValueError) as error:
+            found.append(Need(f"contents of LLM {name}", str(error), "see above"))
+        else:
+            found.append(_sound(f"contents of LLM {llm.name}", partial(llm_files.check_contents, llm, study.cache / "llm")))
     for entry in store.found(study.root):
         if not isinstance(entry, store.Run):
             found.append(Need(f"run {entry[0].name}", entry[1]))
@@ -117,10 +125,9 @@ def _corpus(study: Study, name: str) -> Need:
     return Need(what, shown + (", generated" if corpus.generated else ""))
 
 
-def _llm(study: Study, encoder: str = "") -> Need:
-    """The LLM, or the text encoder of this name."""
-    name = encoder or study.llm_name
-    what = f"{'text encoder' if encoder else 'LLM'} {Path(name).name if Path(name).is_dir() else name}"
+def _model(study: Study, name: str, kind: str) -> Need:
+    """An LLM or a text encoder."""
+    what = f"{kind} {Path(name).name if Path(name).is_dir() else name}"
     try:
         folder = llm_files.locate(name)
     except (FileNotFoundError, ValueError) as error:

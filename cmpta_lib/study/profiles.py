@@ -15,8 +15,9 @@ class Profile:
     """What `profile` means. A method's own settings for it stand in `methods.registry`."""
 
     corpora: Mapping[str, str]  # key in notebooks -> corpus name
-    llm: str  # a name that `llm.files` knows, or "tiny"
+    llm: str  # a name that `llm.files` knows, or one of `recipe.TINY_MODELS`
     num_seeds: int
+    llms: Mapping[str, str]  # of rows with an LLM of their own: role -> name
     encoders: Mapping[Language, str]  # of methods without an LLM: "tiny-bert", or a name that `llm.files` knows
     changes: Mapping[str, Any] = field(default_factory=dict)
     corpus_changes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by key; "data" = a user's own
@@ -26,6 +27,7 @@ PROFILES: Mapping[str, Profile] = {
     "demo": Profile(
         corpora={"sims": "embedded-sims", "meld": "embedded-meld"},
         llm="tiny",
+        llms={"llama2-7b": "tiny-llama"},
         encoders={"zh": "tiny-bert", "en": "tiny-bert"},
         num_seeds=2,
         changes={"training.learning_rate": 3e-3, "training.batch_size": 16},
@@ -38,6 +40,7 @@ PROFILES: Mapping[str, Profile] = {
     "paper": Profile(
         corpora={"sims": "simsv2", "meld": "meld"},
         llm="qwen-1.8b",
+        llms={"llama2-7b": "llama2-7b"},
         encoders={"zh": "bert-base-chinese", "en": "bert-base-uncased"},
         num_seeds=len(PAPER_SEEDS),
     ),

@@ -74,6 +74,8 @@ class Study:
         self.root = runs_folder() / "smoke" if smoke else runs_folder()
         self.keys: tuple[str, ...] = ("data",) if self.data else tuple(self.settings.corpora)
         self._corpora: dict[str, Corpus] = {}
+        self._llms: dict[str, LLMConfig] = {}
+        self._signs: dict[LLMConfig, str] = {}
         self._encoders: dict[Language, EncoderConfig] = {}
         self.asked: set[Path] = set()  # the runs of `make`, and which of them failed
         self.failures: list[Failure] = []
@@ -133,9 +135,41 @@ class Study:
         Raises:
             FileNotFoundError: it is not on this machine; says how to fetch it.
         """
-        if self.llm_name != "tiny":
-            return llm_files.resolve(self.llm_name, "bfloat16", self.cache / "llm")
-        return LLMConfig(name="tiny", fingerprint=self._tiny("tiny"))
+        return self._resolved(self.llm_name)
+
+    def llm_name_of(self, row: Row) -> str:
+        """What names a row's backbone: the caller's own and a rehearsal's serve every row.
+
+        Raises:
+            ValueError: the profile has none of the row's role.
+        """
+        if not row.llm or self.own_llm or (self.smoke and self.profile == "paper"):
+            return self.llm_name
+        if row.llm not in (known := self.settings.llms):
+            raise ValueError(f"row '{row.name}': profile '{self.profile}' has no LLM '{row.llm}'; it has: {', '.join(known)}")
+        return known[row.llm]
+
+    def llm_of(self, row: Row) -> LLMConfig:
+        """A row's backbone with its fingerprint; raises as `llm` and `llm_name_of`."""
+        name = self.llm_name_of(row)
+        if name == self.llm_name:
+            return self.llm
+        if name not in self._llms:
+            self._llms[name] = self._resolved(name)
+        return self._llms[name]
+
+    def llm_names(self, notebooks: Collection[str] = ()) -> list[str]:
+        """What names the backbones of what these notebooks (or all) need, the study's own first; needs no corpus."""
+        return list(dict.fromkeys([self.llm_name, *(self.llm_name_of(one.row) for one in self.planned(notebooks))]))
+
+    def llms(self, notebooks: Collection[str] = ()) -> list[LLMConfig]:
+        """These backbones; raises as `llm`."""
+        return list(dict.fromkeys([self.llm, *(self.llm_of(one.row) for one in self.planned(notebooks))]))
+
+    def _resolved(self, name: str) -> LLMConfig:
+        if name in TINY_MODELS:
+            return LLMConfig(name=name, fingerprint=self._tiny(name))
+        return llm_files.resolve(name, "bfloat16", self.cache / "llm")
 
     @property
     def encoder_names(self) -> Mapping[Language, str]:
@@ -172,9 +206,10 @@ class Study:
         except (ValueError, TypeError):
             raise Damaged(f"{record} is damaged; remove it and call `cmpta rehearse` again") from None
 
-    @cached_property
-    def _answer_sign(self) -> str:
-        return llm_files.answer_sign(llm_files.find(self.llm, self.cache / "llm"))
+    def _answer_sign(self, llm: LLMConfig) -> str:
+        if llm not in self._signs:
+            self._signs[llm] = llm_files.answer_sign(llm, self.cache / "llm")
+        return self._signs[llm]
 
     def config(self, key: str, row: Row = CMPTA, seed: int | None = None) -> RunConfig:
         """The full config of one run of this study.
@@ -188,11 +223,12 @@ class Study:
         data = DataConfig(name=corpus.name, fingerprint=corpus.fingerprint)
         base = RunConfig(data=data, method=entry.defaults(), seed=self.seeds[0] if seed is None else seed)
         changes = dict(self.settings.changes) | dict(self.settings.corpus_changes.get(key, {}))
-        changes |= dict(entry.settings.get(self.profile, {})) | dict(entry.settings.get(f"{self.profile}/{key}", {}))
+        for place in (self.profile, f"{self.profile}/{key}", f"{self.profile}/{key}/{row.llm}"):
+            changes |= entry.settings.get(place, {})
         if isinstance(base.method, PromptedLMConfig):
-            changes |= {f"method.llm.{name}": value for name, value in self.llm.model_dump().items()}
-            if self.llm.name != "tiny":
-                changes["method.prompt.answer_sign"] = self._answer_sign
+            llm = self.llm_of(row)
+            changes |= {f"method.llm.{name}": value for name, value in llm.model_dump().items()}
+            changes["method.prompt.answer_sign"] = self._answer_sign(llm)
         if hasattr(base.method, "encoder"):
             encoder = self.encoder(corpus.task.language)
             changes |= {"method.encoder.name": encoder.name, "method.encoder.fingerprint": encoder.fingerprint}

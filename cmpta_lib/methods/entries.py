@@ -1,0 +1,141 @@
+"""How a method becomes known, its code and the tables in which it stands; the built-in ones are in `registry`. No torch.
+
+A method of your own joins without touching a file here:
+
+    register(MyConfig, MyMethod, row="My method")    # in my_method.py
+    CMPTA_METHODS=my_method.py cmpta reproduce       # or import my_method before making a Study
+
+Runs are made by processes of their own, which import the same file: it must be one that can be imported.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cmpta_lib.config import MethodConfig, RunConfig
+
+if TYPE_CHECKING:
+    from cmpta_lib.data.corpus import Inputs
+    from cmpta_lib.methods.base import Method, Tools
+
+PLUGINS = "CMPTA_METHODS"  # environment variable: files or modules that register methods, separated as in PATH
+COMPARISONS = ("sims", "meld")  # Table 3's corpus and Table 4's
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One method in the registry.
+
+    `row` heads its lines in tables; where the paper prints a line of that name, it stands in that line. `comparisons`:
+    the corpora in whose comparison, Table 3 ("sims") or Table 4 ("meld"), it stands; on a user's own clips all do.
+    """
+
+    config: type[MethodConfig]
+    method: Callable[[RunConfig, Inputs, Tools], Method] | str  # the class, or "module:class" to import when it is built
+    row: str
+    comparisons: tuple[str, ...] = COMPARISONS
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    reads: str = ""  # what it looks at, in words: tables say it, as methods that see more are no like for like
+    is_reference: bool = False  # no rival, but a line that keeps rivals honest
+    is_trained: bool = True  # by gradient
+
+    @property
+    def name(self) -> str:
+        return str(self.config.model_fields["name"].default)
+
+    def defaults(self) -> MethodConfig:
+        """Its settings where nothing says otherwise."""
+        return self.config.model_validate({})
+
+    @property
+    def is_built_in(self) -> bool:
+        return self.config.__module__ in (MethodConfig.__module__, "cmpta_lib.methods.settings")
+
+
+ENTRIES: dict[str, Entry] = {}
+
+
+def register(
+    config: type[MethodConfig],
+    method: Callable[[RunConfig, Inputs, Tools], Method] | str,
+    *,
+    row: str,
+    comparisons: tuple[str, ...] = COMPARISONS,
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+    reads: str = "",
+    is_reference: bool = False,
+    is_trained: bool = True,
+) -> None:
+    """Make a method known to runs, tables and the command line.
+
+    Args:
+        config: its settings class, with defaults for `name` and `recipe`.
+        method: a subclass of `methods.base.Method`, or "module:class".
+        settings: "demo", "paper" or "smoke", "demo/data" for a user's own clips, "paper/sims/llama2-7b" for rows with
+            that LLM of their own -> config fields that differ from the defaults there; the narrower says the last word.
+        reads: what it looks at, in words, for the table that compares methods.
+        is_reference: it stands below the methods, among the lines that any method should beat.
+        is_trained: by gradient; what is only fitted has no learning rate to search.
+    Raises:
+        ValueError: another method has this name or row.
+    """
+    entry = Entry(config, method, row, comparisons, settings or {}, reads, is_reference, is_trained)
+    for other in ENTRIES.values():
+        same_class = (other.config.__module__, other.config.__qualname__) == (config.__module__, config.__qualname__)
+        if not same_class and (other.name == entry.name or other.row == row):
+            raise ValueError(f"method '{entry.name}', row '{row}': taken by '{other.name}', row '{other.row}'")
+    ENTRIES[entry.name] = entry
+
+
+def load_plugins() -> None:
+    """Import the files and modules that the environment variable CMPTA_METHODS names, each once.
+
+    Raises:
+        ValueError: one of them is not there.
+    """
+    for place in filter(None, os.environ.get(PLUGINS, "").split(os.pathsep)):
+        name = Path(place).stem if place.endswith(".py") else place
+        if name in sys.modules:
+            continue
+        if not place.endswith(".py"):
+            try:
+                importlib.import_module(name)
+            except ModuleNotFoundError as error:
+                raise ValueError(f"{PLUGINS} names the module '{place}', and it cannot be imported: {error}") from error
+            continue
+        if not Path(place).is_file():
+            raise ValueError(f"{PLUGINS} names {place}, and there is no such file")
+        spec = importlib.util.spec_from_file_location(name, place)
+        assert spec and spec.loader
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        spec.loader.exec_module(module)
+
+
+def plugins() -> str:
+    """What CMPTA_METHODS must be for another process to know the methods that this one knows.
+
+    Raises:
+        ValueError: one was defined where no other process can import it, such as in a notebook's cell.
+    """
+    places = [place for place in os.environ.get(PLUGINS, "").split(os.pathsep) if place]
+    for entry in ENTRIES.values():
+        if entry.is_built_in:
+            continue
+        home = entry.config.__module__
+        file = None if home == "__main__" else getattr(sys.modules.get(home), "__file__", None)
+        if file is None:
+            raise ValueError(
+                f"method '{entry.name}' is defined in a notebook or script, where the processes that make runs cannot "
+                f"import it: move it to a file of its own and import that"
+            )
+        if not any(Path(place).resolve() == Path(file).resolve() for place in places):
+            places.append(file)
+    return os.pathsep.join(str(Path(place).resolve()) if place.endswith(".py") else place for place in places)

@@ -1,0 +1,219 @@
+"""MSE-Adapter: the public code's numbers, its parameter counts, and clips that must not disturb each other."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from test_model import clips
+from torch import Tensor
+
+from cmpta_lib.config import DataConfig, PromptConfig, RunConfig, TrainingConfig, from_json, override, to_json
+from cmpta_lib.data.corpus import Inputs, Sample
+from cmpta_lib.methods import mse_adapter, registry
+from cmpta_lib.methods.mse_adapter import MseAdapter, MseTokens
+from cmpta_lib.methods.settings import MseAdapterConfig, reference
+from cmpta_lib.training import loop
+
+WORLDS = ("embedded-sims", "embedded-meld")
+SMALL = MseAdapterConfig(audio_hidden=6, vision_hidden=5, dim=16)
+CONFIG = RunConfig(data=DataConfig(name="test", fingerprint=""), method=SMALL, training=TrainingConfig(batch_size=8))
+SWITCHES = [
+    {},
+    {"method.text_mean": "padded", "method.token_scale": "embedding_norm"},
+    {"method.mixer": False, "method.modalities": "audio"},
+    {"method.multi_scale": False, "method.modalities": "vision", "method.num_pseudo_tokens": 1},
+    {"method.modalities": "text", "method.scales": [4, 8]},
+]
+
+
+def built(tools, corpus, changes=None, start: RunConfig = CONFIG) -> MseAdapter:
+    torch.manual_seed(0)
+    method = registry.build(override(start, changes or {}), Inputs.of(corpus), tools)
+    method.fit(corpus.splits["train"])
+    method.module.eval()
+    assert isinstance(method, MseAdapter)
+    return method
+
+
+def tokens_of(method: MseAdapter, samples: list[Sample]) -> Tensor:
+    with torch.no_grad():
+        return method.pseudo_tokens(method.collate(samples))[0]
+
+
+# --- the public code's numbers ------------------------------------------------------------------------------------------
+
+
+def wave(shape: tuple[int, ...], number: int) -> Tensor:
+    return torch.cos(0.3 * torch.arange(math.prod(shape), dtype=torch.float64) + number).float().view(shape)
+
+
+def by_rule(config: MseAdapterConfig) -> MseTokens:
+    """The adapter for an LLM of width 64, parameter i filled with 0.3 sin(0.7 k + i), in the order of the public code."""
+    adapter = MseTokens(config, 4, 5, 64, embedding_norm=1.0, pad=torch.zeros(64), text_limit=7)
+    parts = (adapter.audio, adapter.vision, adapter.mixer, adapter.fusion.mlps, adapter.fusion.weigh)
+    ordered = [p for part in (*parts, adapter.fusion.to_llm, adapter.spread) for p in part.parameters()]
+    assert len(ordered) == len(list(adapter.parameters())) == 32
+    with torch.no_grad():
+        for number, parameter in enumerate(ordered, start=1):
+            places = torch.arange(parameter.numel(), dtype=torch.float64)
+            parameter.copy_((0.3 * torch.sin(0.7 * places + number)).view(parameter.shape))
+    return adapter.eval()
+
+
+def inputs() -> tuple[Tensor, ...]:
+    audio, vision, text = wave((2, 6, 4), 1), wave((2, 5, 5), 2), wave((2, 7, 64), 3)
+    return text, torch.tensor([7, 7]), audio, torch.tensor([6, 3]), vision, torch.tensor([2, 5])
+
+
+def test_the_public_codes_outputs():
+    """Golden values: reference modules in eval mode, torch 2.13."""
+    adapter, given = by_rule(reference(MseAdapterConfig(audio_hidden=3, vision_hidden=2))), inputs()
+    voice, face = adapter.audio(*given[2:4]), adapter.vision(*given[4:6])
+    golden = [[-0.158807, 0.175571, 0.289955], [-0.133647, 0.193361, 0.246832]]
+    torch.testing.assert_close(voice[:, :3], torch.tensor(golden), rtol=0, atol=1e-5)
+    mixed = (voice + face) * adapter.mixer(given[0].mean(1))
+    golden = [[-0.068604, 0.021892, -0.022454], [-0.119943, 0.113308, 0.142492]]
+    torch.testing.assert_close(mixed[:, :3], torch.tensor(golden), rtol=0, atol=1e-5)
+    sums = adapter(*given)[0].sum(-1)
+    golden = [[10.610914, 18.399860, 17.535061, 8.423251], [10.611769, 18.399265, 17.533300, 8.421150]]
+    torch.testing.assert_close(sums, torch.tensor(golden), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("hidden", "features", "llm_dim", "tokens", "logged"),
+    [
+        ((64, 64), (25, 177), 2048, 4, 1_400_268),  # Qwen-1.8B, SIMS-V2
+        ((32, 16), (64, 64), 2048, 2, 1_312_072),  # Qwen-1.8B, MELD, as released
+        ((64, 32), (64, 64), 2048, 2, 1_352_392),  # Qwen-1.8B, MELD, an earlier setting
+        ((64, 64), (25, 177), 4096, 4, 2_680_716),  # 4096 wide LLMs, SIMS-V2
+        ((64, 32), (64, 64), 4096, 4, 2_632_844),  # 4096 wide LLMs, MELD
+    ],
+)
+def test_the_trainable_parameters_that_the_public_code_logs(hidden, features, llm_dim, tokens, logged):
+    config = MseAdapterConfig(audio_hidden=hidden[0], vision_hidden=hidden[1], num_pseudo_tokens=tokens)
+    with torch.device("meta"):
+        adapter = MseTokens(config, *features, llm_dim, 1.0, torch.zeros(llm_dim), 65)
+    assert sum(parameter.numel() for parameter in adapter.parameters()) == logged
+
+
+# --- switches -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_padded_mean_counts_padding_and_the_real_one_does_not(llm):
+    pad = torch.full((64,), 2.0)
+    text, lengths = wave((1, 3, 64), 1), torch.tensor([3])
+    padded = MseTokens(reference(SMALL), 4, 5, 64, 1.0, pad, 5)._text_mean(text, lengths)
+    torch.testing.assert_close(padded, torch.cat([text, pad.expand(1, 2, -1)], dim=1).mean(1))
+    torch.testing.assert_close(MseTokens(SMALL, 4, 5, 64, 1.0, pad, 5)._text_mean(text, lengths), text.mean(1))
+    assert mse_adapter._padding_id(llm) == llm.tokenizer.eos_token_id  # as Qwen's
+
+
+def test_the_llms_padding_is_no_part_of_what_is_saved(tools, corpora):
+    assert not [name for name in built(tools, corpora["embedded-sims"]).module.state_dict() if "pad" in name]
+
+
+def test_all_tokens_lie_in_a_plane(tools, corpora):
+    corpus = corpora["embedded-sims"]
+    tokens = tokens_of(built(tools, corpus, {"method.num_pseudo_tokens": 6}), clips(corpus))
+    assert (torch.linalg.svdvals(tokens.double())[:, 2:] < 1e-5).all()
+
+
+def test_tokens_start_as_large_as_embeddings_where_asked(tools, corpora, llm):
+    corpus, sizes = corpora["embedded-sims"], {}
+    for scale in ("default", "embedding_norm"):
+        method = built(tools, corpus, {"method.token_scale": scale, "method.num_pseudo_tokens": 200})
+        sizes[scale] = float(tokens_of(method, clips(corpus)).norm(dim=-1).mean())
+    assert 0.5 < sizes["embedding_norm"] / llm.embedding_norm < 2 < sizes["default"] / llm.embedding_norm
+
+
+@pytest.mark.parametrize("modalities", ["audio", "vision", "text"])
+def test_only_the_chosen_modality_is_read(modalities, tools, corpora):
+    corpus = corpora["embedded-sims"]
+    method, sample = built(tools, corpus, {"method.modalities": modalities}), corpora["embedded-sims"].splits["train"][0]
+    whole = tokens_of(method, [sample])
+    for name in ("audio", "vision"):
+        other = tokens_of(method, [replace(sample, **{name: getattr(sample, name) * 2 + 1})])
+        assert torch.equal(whole, other) == (name != modalities)
+    assert not torch.equal(whole, tokens_of(method, [replace(sample, text="something else")]))
+
+
+def test_without_the_mixer_the_text_is_not_read(tools, corpora):
+    corpus = corpora["embedded-sims"]
+    method, sample = built(tools, corpus, {"method.mixer": False}), corpus.splits["train"][0]
+    assert torch.equal(tokens_of(method, [sample]), tokens_of(method, [replace(sample, text="something else")]))
+
+
+def test_one_scale_is_the_first(tools, corpora):
+    method = built(tools, corpora["embedded-sims"], {"method.multi_scale": False})
+    (mlp,) = method.module.fusion.mlps
+    assert mlp[0].out_features == method.llm.dim // 8 and not hasattr(method.module.fusion, "weigh")
+
+
+def test_its_settings_survive_their_file_and_bad_ones_are_refused():
+    assert from_json(to_json(CONFIG)) == CONFIG
+    for scales in ([], [0], [8.5]):
+        with pytest.raises(ValueError, match="method.scales"):
+            override(CONFIG, {"method.scales": scales})
+
+
+# --- clips --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("changes", SWITCHES, ids=str)
+@pytest.mark.parametrize("world", WORLDS)
+def test_a_clip_gives_the_same_alone_and_in_any_batch(world, changes, tools, corpora):
+    corpus = corpora[world]
+    method, samples = built(tools, corpus, changes), clips(corpora[world])
+    together = tokens_of(method, samples)
+    torch.testing.assert_close(tokens_of(method, samples[::-1]).flip(0), together, rtol=0, atol=1e-5)
+    alone = torch.cat([tokens_of(method, [sample]) for sample in samples])
+    torch.testing.assert_close(alone, together, rtol=0, atol=1e-5)
+    whole = method.predict(method.collate(samples))
+    assert [method.predict(method.collate([sample])).replies[0] for sample in samples] == list(whole.replies)
+
+
+def test_padding_is_never_read(tools, corpora):
+    corpus = corpora["embedded-sims"]
+    method = built(tools, corpus)
+    batch = method.collate(clips(corpus))
+    noisy = {name: frames.copy() for name, frames in batch.frames.items()}
+    for name, frames in noisy.items():
+        for row, length in zip(frames, batch.lengths[name], strict=True):
+            row[length:] = 1e3
+    with torch.no_grad():
+        clean, other = (method.pseudo_tokens(one)[0] for one in (batch, replace(batch, frames=noisy)))
+    assert torch.equal(clean, other)
+
+
+@pytest.mark.parametrize("changes", SWITCHES, ids=str)
+@pytest.mark.parametrize("world", WORLDS)
+def test_odd_clips_train_without_a_nan(world, changes, tools, corpora):
+    corpus = corpora[world]
+    sample = corpus.splits["train"][0]
+    nothing = replace(sample, audio=sample.audio[:0], vision=sample.vision[:0], text="")
+    flat = replace(sample, audio=np.zeros_like(sample.audio), vision=np.ones_like(sample.vision))
+    for batch in ([nothing], [flat], [nothing, nothing], [sample, nothing, flat, *clips(corpus)]):
+        method = built(tools, corpus, changes)
+        optimizer = torch.optim.AdamW(method.module.parameters(), lr=0.01)
+        loop.step(method, optimizer, batch, [[place] for place in range(len(batch))], CONFIG.training)
+        assert all(torch.isfinite(p).all() for p in method.module.parameters())
+        found = method.predict(method.collate(batch))
+        assert np.isfinite(found.values).all() and np.isfinite(found.probabilities).all()
+
+
+def test_only_the_adapter_gets_gradients_and_every_part_of_it(tools, corpora, llm):
+    method = built(tools, corpora["embedded-sims"])
+    method.loss(method.collate(clips(corpora["embedded-sims"]))).total.backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in method.module.parameters())
+    assert not any(p.requires_grad for p in llm.model.parameters())
+
+
+def test_answers_without_a_plus_where_the_llms_family_writes_so(tools, corpora):
+    start = RunConfig(data=CONFIG.data, method=MseAdapterConfig(dim=16, prompt=PromptConfig(answer_sign="negative")))
+    method = built(tools, corpora["embedded-sims"], start=start)
+    assert {"0.4", "-0.4", "0.0"} < set(method.answers) and "+0.4" not in method.answers
+    assert set(method.predict(method.collate(clips(corpora["embedded-sims"]))).replies) <= set(method.answers)
