@@ -56,10 +56,10 @@ def confusion_figure(
         )
         axes.set_title(printable(name), fontsize=6)
         axes.tick_params(labelsize=5, length=0)
+        axes.set_ylabel("" if place % _COLUMNS else "true class", fontsize=6)
         if place + _COLUMNS >= len(shares):
             axes.tick_params(labelbottom=True)
+            axes.set_xlabel("answer, per cent of the true class", fontsize=6)
         axes.tick_params(axis="x", rotation=90)
         axes.tick_params(axis="y", rotation=0)
-    figure.supxlabel("answer, per cent of the true class", fontsize=7)
-    figure.supylabel("true class", fontsize=7)
     return figure

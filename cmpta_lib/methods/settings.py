@@ -226,8 +226,8 @@ class LinearConfig(SupervisedConfig):
 
     name: Literal["linear"] = "linear"
     recipe: Literal[1] = 1
-    alphas: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1.0, 10.0, 100.0, 1000.0, 10000.0)  # ridge: best by
-    # leave-one-out on the training split
+    alphas: Annotated[tuple[Positive, ...], Field(min_length=1, strict=False)] = (1.0, 10.0, 100.0, 1000.0, 10000.0)  # of
+    # the ridge: the best by leave-one-out on the training split; JSON writes it as a list
     svm_c: Positive = 0.01
     class_weight: Literal["none", "balanced"] = "none"
 

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 
 from cmpta_lib import metrics, paper
-from cmpta_lib.config import PromptedLMConfig
 from cmpta_lib.files import runs_folder
 from cmpta_lib.metrics import METRICS, MetricName
 from cmpta_lib.report import uncertainty
@@ -122,9 +121,9 @@ def bayes(study: Study, key: str, metric: MetricName) -> dict[str, float]:
     return scores
 
 
-def bayes_of(study: Study, key: str, names: Sequence[MetricName]) -> dict[str, float]:
-    """Metric -> best score from all that a clip holds; empty for real data."""
-    return {name: scores["all"] for name in names if (scores := bayes(study, key, name))}
+def bayes_of(study: Study, key: str, names: Sequence[MetricName], known: str = "all") -> dict[str, float]:
+    """Metric -> best score from all that a clip holds, or its whole dialogue ("context"); empty where nobody knows."""
+    return {name: scores[known] for name in names if known in (scores := bayes(study, key, name))}
 
 
 def changed(study: Study) -> str:
@@ -154,10 +153,13 @@ def provenance(study: Study, keys: Sequence[str], runs: Sequence[Run] = ()) -> P
 
 
 def _backbones(study: Study, runs: Sequence[Run]) -> dict[str, str]:
-    """Name and fingerprint of the study's LLM, and of those that rows of these runs have of their own; none without runs."""
-    methods = [run.config.method for run in runs]
-    own = {method.llm.name: method.llm.fingerprint for method in methods if isinstance(method, PromptedLMConfig)}
+    """Name and fingerprint of the study's LLM, and of what else these runs read text with; none without runs."""
+    methods = [run.config.method.model_dump() for run in runs]
+    own = {method[kind]["name"]: method[kind]["fingerprint"] for method in methods for kind in _READERS if kind in method}
     return {study.llm.name: study.llm.fingerprint} | own if runs else {}
+
+
+_READERS = ("llm", "encoder")
 
 
 def footer(stated: Provenance) -> str:

@@ -43,7 +43,11 @@ class ResultRow:
 
 
 def result_table(
-    rows: Sequence[ResultRow], metrics: Sequence[MetricName], *, bayes: Mapping[str, float] | None = None
+    rows: Sequence[ResultRow],
+    metrics: Sequence[MetricName],
+    *,
+    bayes: Mapping[str, float] | None = None,
+    bayes_in_context: Mapping[str, float] | None = None,
 ) -> pd.DataFrame:
     """The table as text: per metric "paper", "this run" (mean ± sample sd), "95 % CI", "gap", "seeds".
 
@@ -55,6 +59,7 @@ def result_table(
         rows: in the order to print.
         metrics: "mae", "corr" or "f1_weighted".
         bayes: best score that any predictor can reach on generated data, by metric, as a fraction; adds a column.
+        bayes_in_context: the same for a predictor that reads whole dialogues.
     Raises:
         ValueError: a metric without a display rule; predictions that `uncertainty` refuses, naming the row.
     """
@@ -62,12 +67,13 @@ def result_table(
 
     if unknown := [metric for metric in metrics if metric not in METRICS]:
         raise ValueError(f"no display rule for {unknown}; known: {', '.join(METRICS)}")
+    bounds = {"Bayes-optimal": bayes or {}, "Bayes-optimal in context": bayes_in_context or {}}
     lines = []
     for row in rows:
         line = {"group": row.group, "method": row.method}
         for metric in metrics:
             try:
-                cells = _cells(row, metric, bayes or {})
+                cells = _cells(row, metric, bounds)
             except ValueError as error:
                 raise ValueError(f"row '{row.group} {row.method}', {metric}: {error}") from error
             line |= {f"{METRICS[metric].label} {column}": text for column, text in cells.items()}
@@ -76,14 +82,13 @@ def result_table(
     return frame.drop(columns=[name for name in ("group", "note") if lines and not any(frame[name])])
 
 
-def _cells(row: ResultRow, metric: MetricName, bayes: Mapping[str, float]) -> dict[str, str]:
+def _cells(row: ResultRow, metric: MetricName, bounds: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
     scale, show = METRICS[metric].scale, METRICS[metric].shown
     printed = row.paper.get(metric)
     cells = {"paper": NOTHING, "this run": NOT_RUN, "95 % CI": NOTHING, "gap": NOTHING}
     if printed is not None:
         cells["paper"] = show(printed)
-    if metric in bayes:
-        cells["Bayes-optimal"] = show(scale * bayes[metric])
+    cells |= {heading: show(scale * best[metric]) for heading, best in bounds.items() if metric in best}
     cells["seeds"] = NOTHING
     if row.truth is not None and row.predictions is not None:
         scores = scale * uncertainty.seed_scores(metric, row.truth, row.predictions)
