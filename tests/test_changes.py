@@ -85,7 +85,7 @@ def test_outputs_say_what_was_changed_and_lie_apart(study):
     plain, changed = study(smoke=True), study(smoke=True, changes=MAXIMUM)
     for one in (plain, changed):
         finish_tables(one)
-        table = tables.result_table(reports.comparison_rows(one, "sims"), reports.scores_of(one, "sims"))
+        table = tables.result_table(comparison.comparison_rows(one, "sims"), reports.scores_of(one, "sims"))
         reports.save_table(one, table, "table3", "Table 3.", ["sims"], one.runs("sims"))
         gather.write_report(one, one.keys)
     said = "profile: demo, method.summary=max."
@@ -116,7 +116,7 @@ def test_a_table_of_a_changed_study_has_its_own_numbers(study):
     for one in (plain, changed):
         finish_tables(one)
     before, after = (
-        tables.result_table(reports.comparison_rows(one, "sims"), ["mae"]).set_index("method") for one in (plain, changed)
+        tables.result_table(comparison.comparison_rows(one, "sims"), ["mae"]).set_index("method") for one in (plain, changed)
     )
     assert before.loc["CMPTA", "MAE this run"] != after.loc["CMPTA", "MAE this run"]
     text_only = "text only (no pseudo tokens)"

@@ -11,8 +11,7 @@ from finished import finish, finish_tables, record_llms, small_studies
 
 from cmpta_lib import paper
 from cmpta_lib.config import to_json
-from cmpta_lib.report import rows as reports
-from cmpta_lib.report import summaries
+from cmpta_lib.report import comparison, summaries
 from cmpta_lib.report.export import NOTHING
 from cmpta_lib.report.tables import NOT_RUN, result_table
 from cmpta_lib.runs import store
@@ -74,16 +73,16 @@ def shown(table: pd.DataFrame) -> dict[str, str]:
 @every_fate
 @pytest.mark.parametrize("row", [CMPTA, TEXT_ONLY], ids=lambda row: row.name)
 def test_the_comparison_has_all_its_lines(fate: str, row: Row, study: Study):
-    before = shown(result_table(reports.comparison_rows(study, "sims"), ["mae"]))
+    before = shown(result_table(comparison.comparison_rows(study, "sims"), ["mae"]))
     said = strike(study, fate, row)
-    rows = reports.comparison_rows(study, "sims")
+    rows = comparison.comparison_rows(study, "sims")
     table = result_table(rows, ["mae", "corr"])
     (struck,) = (line for line in rows if line.method.startswith(row.name))
     assert struck.predictions is None
     assert shown(table) == before | {struck.method: NOT_RUN}
     assert pd.Series([struck.note]).str.match(said).all(), struck.note
     assert struck.note in list(table["note"])
-    paired = reports.paired_table(study, "sims", rows)
+    paired = comparison.paired_table(study, "sims", rows)
     assert list(paired["metric"]) == ["mae", "corr"] and set(paired["difference"]) == {NOT_RUN}
     assert reports.provenance(study, ["sims"], study.runs("sims", row)).runs == (study.runs("sims", row)[0].folder.name,)
 

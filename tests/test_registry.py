@@ -13,7 +13,8 @@ import pytest
 from cmpta_lib.config import DataConfig, LLMConfig, MethodConfig, RunConfig, from_json, to_json
 from cmpta_lib.embedded import synthetic
 from cmpta_lib.methods import registry
-from cmpta_lib.report.rows import comparison_rows, result_row
+from cmpta_lib.report.comparison import comparison_rows
+from cmpta_lib.report.rows import result_row
 from cmpta_lib.report.tables import result_table
 from cmpta_lib.runs.trained import load
 from cmpta_lib.study import plan

@@ -20,7 +20,7 @@ from cmpta_lib.config import PAPER_SEEDS, RunConfig, paths
 from cmpta_lib.embedded import synthetic
 from cmpta_lib.llm import files as llm_files
 from cmpta_lib.rehearsal import write_qwen_v1
-from cmpta_lib.report import gather
+from cmpta_lib.report import comparison, gather
 from cmpta_lib.report import rows as reports
 from cmpta_lib.report.tables import ResultRow
 from cmpta_lib.runs.store import Run
@@ -230,7 +230,7 @@ def test_the_papers_corpora_are_asked_for_by_name(root, tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match=message):
         Study("paper").corpus("sims")
     with pytest.raises(FileNotFoundError, match="'meld'"):
-        reports.comparison_rows(Study("paper"), "meld")
+        comparison.comparison_rows(Study("paper"), "meld")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -298,7 +298,7 @@ def answers(study: Study, key: str, name: str) -> np.ndarray:
 
 @pytest.mark.parametrize(("key", "table"), [("sims", paper.TABLE3), ("meld", paper.TABLE4)])
 def test_the_comparison_has_the_papers_rows_in_order_and_text_only(finished, key, table):
-    rows = reports.comparison_rows(finished, key)
+    rows = comparison.comparison_rows(finished, key)
     *others, ours = table
     assert [shown.method for shown in rows[: len(others)]] == [f"{line.method} [{line.reference}]" for line in others]
     for shown, line in zip(rows, others, strict=False):
@@ -336,7 +336,7 @@ def test_the_ablation_has_the_papers_rows_in_order_each_from_its_runs(finished, 
 def test_a_users_own_clips_stand_beside_no_number_of_the_paper(study, voices):
     own = study(data=str(voices), smoke=True)
     finish_tables(own)
-    comparison, ablation = reports.comparison_rows(own, "data"), reports.ablation_rows(own, "data")
+    compared, ablation = comparison.comparison_rows(own, "data"), reports.ablation_rows(own, "data")
     assert [row.method for row in comparison] == ["text only (no pseudo tokens)", "CMPTA"]
     assert [row.method for row in printed_and_ours(ablation)[0]] == [line.method for line in paper.TABLE6]
     for shown in comparison + ablation:
@@ -450,13 +450,13 @@ WITHOUT_TORCH = """
 import sys
 from pathlib import Path
 from cmpta_lib.study.study import Study
-from cmpta_lib.report import rows
+from cmpta_lib.report import comparison, rows
 from cmpta_lib.report.export import export_table
 from cmpta_lib.report.tables import result_table
 study = Study(smoke=True)
 for key, metric in (("sims", "mae"), ("meld", "f1_weighted")):
     best = {metric: rows.bayes(study, key, metric)["all"]}
-    table = result_table(rows.comparison_rows(study, key) + rows.ablation_rows(study, key), [metric], bayes=best)
+    table = result_table(comparison.comparison_rows(study, key) + rows.ablation_rows(study, key), [metric], bayes=best)
     runs = study.runs(key)
     export_table(table, Path(sys.argv[1]), key, caption="All.", provenance=rows.provenance(study, [key], runs))
 print(sorted({"torch", "transformers", "matplotlib"} & set(sys.modules)))

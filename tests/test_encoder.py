@@ -1,0 +1,101 @@
+"""The text encoder of methods without an LLM: laid out as published, read without code of its own, never trained by chance."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from cmpta_lib.config import EncoderConfig
+from cmpta_lib.embedded import synthetic, tiny_bert
+from cmpta_lib.llm import encoder as encoders
+from cmpta_lib.llm import files as llm_files
+from cmpta_lib.rehearsal import BERT_SMALL, write_bert
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory) -> Path:
+    """A random BERT with the files, names and weights of bert-base-chinese's page."""
+    folder = tmp_path_factory.mktemp("bert")
+    write_bert(folder, [page.text for page in synthetic.documents(200)], BERT_SMALL)
+    return folder
+
+
+def load(folder: Path, cache: Path) -> encoders.TextEncoder:
+    return encoders.load(EncoderConfig(name=str(folder)), cache, CPU)
+
+
+def test_a_bert_laid_out_as_published_is_read(published: Path, tmp_path: Path):
+    assert {"config.json", "vocab.txt", "model.safetensors"} <= {path.name for path in published.iterdir()}
+    found = load(published, tmp_path)
+    ids = found.token_ids("这部电影真是太好了")
+    assert ids[0] == found.tokenizer.cls_token_id and ids[-1] == found.tokenizer.sep_token_id and len(ids) > 4
+    assert not found.model.training and not any(weight.requires_grad for weight in found.model.parameters())
+    assert found.dim == BERT_SMALL["hidden_size"]
+
+
+def test_its_states_do_not_depend_on_padding(published: Path, tmp_path: Path):
+    found = load(published, tmp_path)
+    ids = torch.tensor([found.token_ids("还不错")])
+    padded = torch.nn.functional.pad(ids, (0, 7), value=5)
+    alone = found.states(ids, torch.ones_like(ids, dtype=torch.bool))
+    beside = found.states(padded, torch.arange(padded.shape[1])[None] < ids.shape[1])
+    assert torch.allclose(beside[:, : ids.shape[1]], alone, atol=1e-6)
+
+
+def test_a_copy_can_be_trained_without_touching_the_one_it_comes_from(encoder):
+    copy = encoder.copy()
+    with torch.no_grad():
+        for weight in copy.model.requires_grad_(True).parameters():
+            weight.add_(1)
+    assert not torch.equal(copy.model.embeddings.word_embeddings.weight, encoder.model.embeddings.word_embeddings.weight)
+    assert not any(weight.requires_grad for weight in encoder.model.parameters())
+
+
+def test_a_long_text_loses_its_end_and_keeps_its_last_mark(encoder):
+    ids = encoder.token_ids("I had no idea about that movie, that movie, that movie")
+    assert encoder.cut(ids, 5) == [*ids[:4], ids[-1]] and encoder.cut(ids, len(ids)) == ids
+    assert len(encoder.token_ids("")) == 2
+
+
+def test_no_network_is_asked_for_a_bert_that_is_not_here(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match="cmpta weights bert-base-chinese"):
+        encoders.load(EncoderConfig(name="bert-base-chinese"), tmp_path, CPU)
+
+
+def test_another_model_is_no_text_encoder(published: Path, tmp_path: Path):
+    folder = shutil.copytree(published, tmp_path / "other")
+    config = folder / "config.json"
+    config.write_text(config.read_text().replace('"bert"', '"gpt2"'))
+    with pytest.raises(OSError, match="expected a BERT, such as bert-base-chinese, not 'gpt2'"):
+        load(folder, tmp_path)
+
+
+def test_weights_that_are_cut_are_named(published: Path, tmp_path: Path):
+    folder = shutil.copytree(published, tmp_path / "cut")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    with pytest.raises(ValueError, match="do not make a BERT"):
+        load(folder, tmp_path)
+
+
+def test_a_changed_file_is_another_encoder(published: Path, tmp_path: Path):
+    folder = shutil.copytree(published, tmp_path / "changed")
+    resolved = llm_files.resolve(str(folder), "float32", tmp_path / "cache")
+    config = EncoderConfig(name=resolved.name, fingerprint=resolved.fingerprint)
+    encoders.load(config, tmp_path / "cache", CPU)
+    vocabulary = folder / "vocab.txt"
+    vocabulary.write_text(vocabulary.read_text() + "新\n")
+    with pytest.raises(ValueError, match=r"vocab\.txt changed"):
+        encoders.load(config, tmp_path / "cache", CPU)
+
+
+def test_the_tiny_one_is_made_alike_twice(tmp_path: Path):
+    folders = [tiny_bert.build(tmp_path / name, documents=64) for name in ("a", "b")]
+    assert len({llm_files.tiny_fingerprint(folder) for folder in folders}) == 1
+    found = encoders.load(EncoderConfig(name="tiny-bert", fingerprint=""), tmp_path / "a", CPU)
+    assert found.dim == tiny_bert.ARCHITECTURE["hidden_size"] and len(found.token_ids("真是太好了")) == 7
