@@ -21,6 +21,7 @@ from cmpta_lib import files
 from cmpta_lib.data.corpus import Corpus
 from cmpta_lib.embedded.tiny_bert import train_tokenizer
 from cmpta_lib.llm.files import QWEN_1_8B
+from cmpta_lib.paper import MELD_PROMPT, SIMS_PROMPT, WRAP_TAGS
 from cmpta_lib.study.profiles import REHEARSAL
 from cmpta_lib.study.study import Study
 from data_prep import meld, simsv2
@@ -37,6 +38,9 @@ SMALL_FACTOR = 0.01
 SMALL_CHANGES = {"method.dim": 64, "training.epochs": 1}
 BERT_FULL = {"vocab_size": 21_128}  # bert-base-chinese; its other sizes are transformers' defaults
 BERT_SMALL = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
+# LLaMA2-7B's width with two of its 32 layers: the other thirty are the same again, and 13 GB.
+LLAMA2_FULL = {"hidden_size": 4096, "num_hidden_layers": 2, "num_attention_heads": 32, "intermediate_size": 11_008}
+LLAMA2_SMALL = {"hidden_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 192}
 CORPORA = ("simsv2", "meld")
 FULL_CHANGES = {"training.epochs": 1}
 _SHARDS = 2
@@ -86,8 +90,13 @@ def prepare(
         if not (folder / "config.json").exists():
             write_bert(folder, corpus.splits["train"].table["text"], BERT_FULL if full else BERT_SMALL)
         encoders[corpus.task.language] = str(folder)
+    llama = root / "llm" / f"llama2-random-{'full' if full else 'small'}"
+    if not (llama / "config.json").exists():
+        texts = (text for corpus in corpora for text in corpus.splits["train"].table["text"])
+        write_llama2(llama, texts, LLAMA2_FULL if full else LLAMA2_SMALL)
     changes = FULL_CHANGES if full else SMALL_CHANGES
-    files.write_text(root / REHEARSAL, json.dumps({"llm": str(llm), "encoders": encoders, "changes": changes}, indent=1))
+    made = {"llm": str(llm), "llms": {"llama2-7b": str(llama)}, "encoders": encoders, "changes": changes}
+    files.write_text(root / REHEARSAL, json.dumps(made, indent=1))
 
 
 def _forget_others(root: Path, wanted: Mapping[str, Any]) -> None:
@@ -189,6 +198,27 @@ def write_bert(folder: Path, texts: Iterable[str], sizes: Mapping[str, int], see
     (folder / "vocab.txt").write_text("".join(f"{piece}\n" for piece in vocabulary), encoding="utf-8")
     (folder / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": True, "model_max_length": 512}))
     model.save_pretrained(folder)
+
+
+def write_llama2(folder: Path, texts: Iterable[str], sizes: Mapping[str, int], seed: int = 0) -> None:
+    """Write a random LLaMA2 as its hub page has it: bf16 shards with their index, tokenizer.json, config.json."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    bpe = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+    bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    marks = ["<unk>", "<s>", "</s>"]
+    digits = list("+-.0123456789")
+    trainer = trainers.BpeTrainer(vocab_size=4096, special_tokens=marks, initial_alphabet=digits, show_progress=False)
+    asked = [text for language in WRAP_TAGS for text in (*WRAP_TAGS[language], SIMS_PROMPT, MELD_PROMPT)]
+    bpe.train_from_iterator([*texts, *asked], trainer)
+    torch.manual_seed(seed)
+    config = LlamaConfig(vocab_size=bpe.get_vocab_size(), tie_word_embeddings=False, dtype="bfloat16", **sizes)
+    folder.mkdir(parents=True, exist_ok=True)
+    unk, bos, eos = marks
+    PreTrainedTokenizerFast(tokenizer_object=bpe, unk_token=unk, bos_token=bos, eos_token=eos).save_pretrained(folder)
+    shard = "200KB" if sizes == LLAMA2_SMALL else "1GB"
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder, max_shard_size=shard)
 
 
 def _gate_width(width: int) -> int:

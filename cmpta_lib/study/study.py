@@ -138,16 +138,17 @@ class Study:
         return self._resolved(self.llm_name)
 
     def llm_name_of(self, row: Row) -> str:
-        """What names a row's backbone: the caller's own and a rehearsal's serve every row.
+        """What names a row's backbone; the caller's own serves every row.
 
         Raises:
             ValueError: the profile has none of the row's role.
         """
-        if not row.llm or self.own_llm or (self.smoke and self.profile == "paper"):
+        if not row.llm or self.own_llm:
             return self.llm_name
-        if row.llm not in (known := self.settings.llms):
+        if row.llm not in (known := self._rehearsal.get("llms", self.settings.llms)):
             raise ValueError(f"row '{row.name}': profile '{self.profile}' has no LLM '{row.llm}'; it has: {', '.join(known)}")
-        return known[row.llm]
+        name: str = known[row.llm]
+        return name
 
     def llm_of(self, row: Row) -> LLMConfig:
         """A row's backbone with its fingerprint; raises as `llm` and `llm_name_of`."""
