@@ -96,11 +96,16 @@ class MagBert(Supervised):
         return real_blocks(places, times, clips.text_lengths, lengths).to(frames) @ frames
 
     def groups(self, config: TrainingConfig) -> Sequence[Group]:
-        """With weight decay, and biases and layer norms without."""
-        net = self.net
+        """BERT, then the gate and the last layer; each with weight decay, and biases and layer norms without."""
+        net, rate = self.net, self.settings.gate_rate
         decayed, bare = split_by_decay(net.bert)
         ours, ours_bare = split_by_decay(nn.ModuleDict({"gate": net.gate, "head": net.head}))
-        return [Group(decayed + ours), Group(bare + ours_bare, weight_decay=0.0)]
+        return [
+            Group(decayed),
+            Group(bare, weight_decay=0.0),
+            Group(ours, rate),
+            Group(ours_bare, rate, weight_decay=0.0),
+        ]
 
 
 def real_blocks(places: int, times: int, text_lengths: Tensor, lengths: Tensor) -> Tensor:

@@ -89,8 +89,9 @@ register(
     row="Self-MM",
     comparisons=("sims",),
     settings={
-        "demo": {"training.learning_rate": 1e-3, "training.weight_decay": 0.0, "method.bert_rate": 1.0},
-        "demo/data": {"training.learning_rate": 1e-3},
+        # Generated labels first act in the third epoch.
+        "demo": {"training.epochs": 3, "training.learning_rate": 3e-3, "method.bert_rate": 0.3},
+        "demo/data": {"training.epochs": 30, "training.learning_rate": 1e-3},
         "paper": {
             "training.batch_size": 64,  # 4 batches of 16, whose gradients the public code sums
             "training.learning_rate": 1e-3,
@@ -111,7 +112,7 @@ register(
     row="MAG-BERT",
     comparisons=("sims",),
     settings={
-        "demo": {"training.learning_rate": 1e-3},
+        "demo": {"training.learning_rate": 1e-3, "training.gradient_clip": None, "method.gate_rate": 3.0},
         "demo/data": {"training.learning_rate": 1e-3},
         "paper": {
             "training.batch_size": 32,

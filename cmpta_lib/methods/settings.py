@@ -119,6 +119,7 @@ class MagBertConfig(SupervisedConfig):
     # Frames to text positions: "real" spreads a clip's frames over its own tokens; "padded" gives each of
     # max_text_tokens positions an equal part of the longest training clip, which a short clip fills to a part only.
     alignment: Literal["real", "padded"] = "real"
+    gate_rate: Positive = 1.0  # learning rate of the gate and the last layer, times that of BERT
     beta: Positive = 1.0  # a shift is at most this times as long as the word's vector
     mag_dropout: Chance = 0.1
     dropout: Chance = 0.1  # before the last layer
