@@ -234,40 +234,53 @@ def test_more_to_see_is_never_worse(drawn):
 
 
 def test_context_answers_equal_brute_force_over_all_label_sequences():
-    """Every sequence of labels of a dialogue of five turns, weighed by its chance."""
+    """Every mood and every sequence of labels of a dialogue of five turns, weighed by its chance."""
     rng = np.random.default_rng(3)
-    prior, keep = rng.dirichlet(np.ones(3)), synthetic.INERTIA
+    prior, keep, mooded = rng.dirichlet(np.ones(3)), synthetic.INERTIA, synthetic.MOOD
     likelihoods, expected = rng.uniform(0.05, 1, (5, 3)), np.zeros((5, 3))
-    for labels in itertools.product(range(3), repeat=5):
-        chance = prior[labels[0]] * np.prod([likelihoods[turn, label] for turn, label in enumerate(labels)])
-        for before, after in itertools.pairwise(labels):
-            chance *= keep * (before == after) + (1 - keep) * prior[after]
+    speakers = (0, 1, 0, 0, 1)
+    for mood, *labels in itertools.product(range(3), repeat=6):
+        chance, last = prior[mood], {}
+        for turn, (speaker, label) in enumerate(zip(speakers, labels, strict=True)):
+            fresh = mooded * (label == mood) + (1 - mooded) * prior[label]
+            chance *= keep * (last[speaker] == label) + (1 - keep) * fresh if speaker in last else fresh
+            chance *= likelihoods[turn, label]
+            last[speaker] = label
         expected[np.arange(5), labels] += chance
     expected /= expected.sum(1, keepdims=True)
-    np.testing.assert_allclose(synthetic.chain_posteriors(likelihoods, prior), expected, atol=1e-12)
+    places = [[0, 2, 3], [1, 4]]
+    found = synthetic.context_posteriors([likelihoods[turns] for turns in places], prior)
+    for turns, posteriors in zip(places, found, strict=True):
+        np.testing.assert_allclose(posteriors, expected[turns], atol=1e-12)
 
 
-def test_a_speakers_turns_are_one_chain_and_others_say_nothing():
-    """What a clip's context is: the words of the same speaker in the same dialogue, recomputed from the finished clips."""
+def test_a_clips_context_is_its_own_dialogue():
+    """What the words of the same dialogue say, recomputed from the finished clips."""
     world, checked = WORLDS["embedded-meld"], 0
     prior = world.joint.sum((0, 1, 2))
     given_label = world.joint.sum((1, 2)) / prior  # (words, labels)
-    turns = defaultdict(list)
-    for s in synthetic.samples(world, "valid", 60):
-        turns[s.dialogue, s.speaker].append(s)
-    for members in turns.values():
-        likelihoods = given_label[[s.extra["words"] for s in members]]
-        answers = world.decide(synthetic.chain_posteriors(likelihoods, prior))
-        assert [s.extra["bayes_text_context"] for s in members] == answers.tolist()
-        if len(members) == 1:
-            assert members[0].extra["bayes_context"] == members[0].extra["bayes_all"]
-            checked += 1
-    assert checked
+    dialogues = defaultdict(lambda: defaultdict(list))
+    for s in synthetic.samples(world, "valid", 61):
+        dialogues[s.dialogue][s.speaker].append(s)
+    for speakers in dialogues.values():
+        spoken = [given_label[[s.extra["words"] for s in members]] for members in speakers.values()]
+        for members, posteriors in zip(speakers.values(), synthetic.context_posteriors(spoken, prior), strict=True):
+            assert [s.extra["bayes_text_context"] for s in members] == world.decide(posteriors).tolist()
+            checked += len(members)
+    assert checked == 61
 
 
-def test_an_impossible_label_stays_impossible_in_a_chain():
+def test_a_lone_turn_has_no_context():
+    world = WORLDS["embedded-meld"]
+    for seed in range(5):
+        (alone,) = synthetic.samples(world, "valid", 1, seed)
+        assert alone.extra["bayes_context"] == alone.extra["bayes_all"]
+        assert alone.extra["bayes_text_context"] == alone.extra["bayes_text"]
+
+
+def test_an_impossible_label_stays_impossible_in_a_dialogue():
     likelihoods = np.array([[0.0, 1.0, 1.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1e-30]])
-    posteriors = synthetic.chain_posteriors(likelihoods, np.array([0.5, 0.3, 0.2]))
+    (posteriors,) = synthetic.context_posteriors([likelihoods], np.array([0.5, 0.3, 0.2]))
     assert (posteriors[likelihoods == 0] == 0).all() and posteriors.sum(1) == pytest.approx(1)
 
 
@@ -301,24 +314,29 @@ def labels_of(world: World, size: int, seed: int = 0) -> list[tuple[int, str | N
 
 
 def test_labels_follow_the_tables_prior(world):
-    found = labels_of(world, 20_000)
+    size = 60_000
+    found = labels_of(world, size)
     prior = world.joint.sum((0, 1, 2))
     counts = np.bincount([label for label, _, _ in found], minlength=len(prior))
-    # Inertia repeats labels, so counts vary more than independent ones: by (1 + r) / (1 - r) at most.
-    inflation = (1 + synthetic.INERTIA) / (1 - synthetic.INERTIA)
-    assert chisquare(counts / inflation, prior * 20_000 / inflation).pvalue > 1e-3
+    # Turns of a dialogue are alike, so counts vary more than independent ones: by its mean length at the most.
+    inflation = size / len({dialogue for _, _, dialogue in found}) if found[0][2] else 1.0
+    assert chisquare(counts / inflation, prior * size / inflation).pvalue > 1e-3
 
 
-def test_speakers_tend_to_stay_in_an_emotion():
+def test_speakers_tend_to_stay_in_an_emotion_and_in_the_dialogues_mood():
     world = WORLDS["embedded-meld"]
     last: dict[tuple, int] = {}
-    kept, prior = [], world.joint.sum((0, 1, 2))
-    for label, speaker, dialogue in labels_of(world, 20_000):
+    kept, alike, before, prior = [], [], None, world.joint.sum((0, 1, 2))
+    for label, speaker, dialogue in labels_of(world, 40_000):
         if (dialogue, speaker) in last:
             kept.append(last[dialogue, speaker] == label)
-        last[dialogue, speaker] = label
-    expected = synthetic.INERTIA + (1 - synthetic.INERTIA) * (prior**2).sum()
-    assert np.mean(kept) == pytest.approx(expected, abs=0.02)
+        if before and before[0] == dialogue and before[1] != speaker:
+            alike.append(before[2] == label)
+        last[dialogue, speaker], before = label, (dialogue, speaker, label)
+    fresh = synthetic.MOOD * np.eye(len(prior)) + (1 - synthetic.MOOD) * prior
+    by_mood = prior @ (fresh**2).sum(1)
+    assert np.mean(kept) == pytest.approx(synthetic.INERTIA + (1 - synthetic.INERTIA) * by_mood, abs=0.02)
+    assert np.mean(alike) == pytest.approx(by_mood, abs=0.02)
 
 
 def test_dialogues_have_a_cast_and_a_length(drawn):

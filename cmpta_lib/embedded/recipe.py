@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-CORPORA = 2  # generated clips and generated text
+CORPORA = 3  # generated clips and generated text
 TINY = 1  # anything else that changes the tiny LLM's weights
 DOCUMENTS = 16_000  # that it is pre-trained on, each read once: 400 steps of 40
 TINY_MODELS: Mapping[str, str] = {  # name -> the module that makes it

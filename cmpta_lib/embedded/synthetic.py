@@ -2,9 +2,9 @@
 
 Each clip is drawn from a world of `worlds`: its words, and face and voice cues at random times in unit noise. The table
 and the noise being known, the posterior over labels is exact, and so is the Bayes-optimal answer for {text only,
-face + voice only, all}. In dialogues a speaker's earlier and later turns tell part of the answer too, and the answers for
-{text, all} of the whole dialogue are exact as well. A result on these corpora shows that the code works and says nothing
-about the paper's claims.
+face + voice only, all}. In dialogues, each with a mood of its own, the other turns tell part of the answer too, and the
+answers for {text, all} of the whole dialogue are exact as well. A result on these corpora shows that the code works and
+says nothing about the paper's claims.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from cmpta_lib.embedded.worlds import CueSet, World, meld_world, sims_world, wor
 SPLIT_SIZES = {"train": 3200, "valid": 320, "test": 640}
 ABSENT_SHARE = 0.03  # of clips without vision, and of clips without audio: absence is a real case
 SPEAKERS = ("Anna", "Ben", "Clara", "David", "Emma", "Frank")
-INERTIA = 0.7  # chance that a speaker keeps the emotion of their previous turn in a dialogue: context clearly helps
+INERTIA = 0.6  # chance that a speaker keeps the emotion of their previous turn in a dialogue
+MOOD = 0.5  # chance that an emotion which is not kept is the dialogue's own
 
 # Other sets of emotion words that the field asks about, in alphabetical order as the library writes a set that is not
 # MELD's; each word stands beside the one of MELD's seven that it is nearest to.
@@ -90,47 +91,52 @@ def _without_context(
 
 def _with_context(world: World, members: Sequence[tuple[Sample, np.ndarray, np.ndarray]]) -> Iterator[Sample]:
     """A dialogue's clips with the best answers from all of its clips: `bayes_context`, from words `bayes_text_context`."""
-    prior = world.joint.sum((0, 1, 2))
     turns: dict[str | None, list[int]] = {}
     for place, (clip, _, _) in enumerate(members):
         turns.setdefault(clip.speaker, []).append(place)
+    order, prior = [place for places in turns.values() for place in places], world.joint.sum((0, 1, 2))
     found: list[dict[str, float]] = [{} for _ in members]
-    for places in turns.values():
-        for which, name in ((1, "bayes_text_context"), (2, "bayes_context")):
-            likelihoods = np.array([members[place][which] for place in places]) / prior
-            answers = world.decide(chain_posteriors(likelihoods, prior))
-            for place, answer in zip(places, answers, strict=True):
-                found[place][name] = float(answer)
+    for which, name in ((1, "bayes_text_context"), (2, "bayes_context")):
+        spoken = [np.array([members[place][which] for place in places]) / prior for places in turns.values()]
+        for place, answer in zip(order, world.decide(np.concatenate(context_posteriors(spoken, prior))), strict=True):
+            found[place][name] = float(answer)
     for (clip, _, _), best in zip(members, found, strict=True):
         yield replace(clip, extra={**clip.extra, **best})
 
 
-def chain_posteriors(likelihoods: np.ndarray, prior: np.ndarray) -> np.ndarray:
-    """One speaker's turns in order, (turns, labels) -> (turns, labels) posteriors from all of them, rows sum to 1.
+def context_posteriors(spoken: Sequence[np.ndarray], prior: np.ndarray) -> list[np.ndarray]:
+    """Likelihoods of each speaker's turns in order, (turns, labels) -> posteriors from the whole dialogue, rows sum to 1.
 
-    Forward-backward: the first label is drawn from the prior, each next one is kept with chance INERTIA or drawn anew.
+    Given the mood, speakers are independent chains; forward-backward for each of the moods, then their weighted mean.
     """
-    ahead, back = np.empty_like(likelihoods), np.ones_like(likelihoods)
-    chance = prior
-    for turn, likelihood in enumerate(likelihoods):
-        ahead[turn] = chance * likelihood
-        ahead[turn] /= ahead[turn].sum()
-        chance = INERTIA * ahead[turn] + (1 - INERTIA) * prior
-    for turn in range(len(likelihoods) - 2, -1, -1):
-        later = back[turn + 1] * likelihoods[turn + 1]
-        back[turn] = INERTIA * later + (1 - INERTIA) * (prior @ later)
-        back[turn] /= back[turn].sum()
-    posteriors: np.ndarray = ahead * back
-    return posteriors / posteriors.sum(1, keepdims=True)
+    fresh = MOOD * np.eye(len(prior)) + (1 - MOOD) * prior  # (moods, labels): an emotion that is not kept
+    given_mood, log_weight = [], np.log(prior)
+    for likelihoods in spoken:
+        ahead, back = np.empty((len(likelihoods), *fresh.shape)), np.ones((len(likelihoods), *fresh.shape))
+        chance = fresh
+        for turn, likelihood in enumerate(likelihoods):
+            ahead[turn] = chance * likelihood
+            total = ahead[turn].sum(1, keepdims=True)
+            ahead[turn] /= total
+            log_weight = log_weight + np.log(total[:, 0])
+            chance = INERTIA * ahead[turn] + (1 - INERTIA) * fresh
+        for turn in range(len(likelihoods) - 2, -1, -1):
+            later = back[turn + 1] * likelihoods[turn + 1]
+            back[turn] = INERTIA * later + (1 - INERTIA) * (fresh * later).sum(1, keepdims=True)
+            back[turn] /= back[turn].sum(1, keepdims=True)
+        both = ahead * back
+        given_mood.append(both / both.sum(-1, keepdims=True))
+    weight = np.exp(log_weight - log_weight.max())
+    return [np.einsum("m,tmy->ty", weight / weight.sum(), posteriors) for posteriors in given_mood]
 
 
 def _labels(
     world: World, split: str, size: int, rng: np.random.Generator
 ) -> Iterator[tuple[int, str | None, str | None]]:
-    """Label indices: independent clips, or dialogues in which a speaker tends to stay in an emotion.
+    """Label indices: independent clips, or dialogues that have a mood, in which a speaker tends to stay in an emotion.
 
-    The inertia leaves every single utterance's distribution at the table's prior, so that the Bayes-optimal answer from
-    one utterance alone is still the table's.
+    Mood and inertia leave every single utterance's distribution at the table's prior, so that the Bayes-optimal answer
+    from one utterance alone is still the table's.
     """
     prior = world.joint.sum((0, 1, 2))
     if world.task.kind == "regression":
@@ -140,11 +146,12 @@ def _labels(
     done = dialogue = 0
     while done < size:
         last: dict[str, int] = {}
+        mood = int(rng.choice(len(prior), p=prior))
         cast = rng.choice(SPEAKERS, size=rng.integers(2, 5), replace=False)
         for _ in range(min(int(rng.integers(4, 15)), size - done)):
             speaker = str(rng.choice(cast))
-            keep = speaker in last and rng.random() < INERTIA
-            last[speaker] = last[speaker] if keep else int(rng.choice(len(prior), p=prior))
+            if speaker not in last or rng.random() >= INERTIA:
+                last[speaker] = mood if rng.random() < MOOD else int(rng.choice(len(prior), p=prior))
             done += 1
             yield last[speaker], speaker, f"{split}_{dialogue:04d}"
         dialogue += 1
