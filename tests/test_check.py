@@ -67,10 +67,20 @@ def test_a_larger_llm_needs_a_larger_gpu(llm, gpu):
 
 def test_each_missing_thing_has_its_command():
     missing = {what: need.remedy for what, need in found(Study("paper")).items() if need.missing}
-    assert list(missing) == ["corpus simsv2", "corpus meld", "LLM qwen-1.8b"]
+    assert list(missing) == ["corpus simsv2", "corpus meld", "LLM qwen-1.8b", "LLM llama2-7b"]
     assert missing["corpus simsv2"].startswith(f"{COMMAND} data simsv2 ")
     assert missing["corpus meld"].startswith(f"{COMMAND} data meld ")
     assert missing["LLM qwen-1.8b"] == f"{COMMAND} weights qwen-1.8b"
+    assert missing["LLM llama2-7b"] == f"{COMMAND} weights llama2-7b"
+
+
+def test_the_second_llm_is_needed_by_its_own_table_only_and_sizes_the_machine():
+    shown = {name: [need.what for need in needs(Study("paper"), [name])] for name in NOTEBOOKS}
+    with_it = [name for name, lines in shown.items() if "LLM llama2-7b" in lines]
+    assert with_it == ["04_table3_simsv2"]
+    assert shown["04_table3_simsv2"][0] == "GPU, 20 GB" and shown["05_table4_meld"][0] == "GPU, 12 GB"
+    assert "LLM llama2-7b" not in [need.what for need in needs(Study("paper", llm="qwen1.5-1.8b"), NOTEBOOKS)]
+    assert "LLM llama2-7b" not in [need.what for need in needs(Study("paper", smoke=True), NOTEBOOKS)]
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ def test_its_row_has_mean_deviation_interval_and_seeds(study: Study):
 
 @pytest.fixture
 def named_llm(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Study, "llm", LLMConfig(name="tiny", fingerprint="f"))
+    monkeypatch.setattr(Study, "_tiny", lambda self, name: "f")
 
 
 def test_the_whole_table_holds_it_between_the_papers_rows_and_ours(study: Study, named_llm: None):

@@ -26,7 +26,7 @@ from cmpta_lib.report.tables import ResultRow
 from cmpta_lib.runs.store import Run
 from cmpta_lib.study import plan
 from cmpta_lib.study import study as experiments
-from cmpta_lib.study.plan import CMPTA, REGISTER, TEXT_ONLY, Row
+from cmpta_lib.study.plan import CMPTA, MSE_LLAMA, REGISTER, TEXT_ONLY, Row
 from cmpta_lib.study.profiles import PROFILES
 from cmpta_lib.study.study import Study
 
@@ -166,6 +166,72 @@ def test_scores_are_written_as_the_backbones_family_writes_them(family, sign, st
     assert plain.config("sims").method.prompt.answer_sign == sign
     assert plain.llm.name == "own" and plain.figures.name == f"demo-own-{plain.llm.fingerprint[:6]}"
     assert study().config("sims").method.prompt.answer_sign == "always"
+
+
+# --- rows with an LLM of their own ------------------------------------------------------------------------------------
+
+
+def test_table_3_has_a_line_with_another_llm(study):
+    plain = study()
+    assert MSE_LLAMA in plan.comparison("sims") and MSE_LLAMA not in plan.comparison("meld") + plan.comparison("data")
+    lines = [row for row in reports.comparison_rows(plain, "sims") if row.method.startswith("MSE")]
+    assert [row.method for row in lines] == ["MSE-LLaMA2-7B [27]", "MSE-Adapter"] and lines[0].paper["mae"] == 0.382
+    assert all("is not finished" in row.note for row in lines)
+
+
+def test_a_row_with_an_llm_of_its_own_takes_the_profiles_of_that_role(study):
+    plain = study()
+    base, config = flat(plain.config("sims", Row("MSE-Adapter", "mse_adapter"))), flat(plain.config("sims", MSE_LLAMA))
+    assert {name: value for name, value in config.items() if value != base[name]} == {
+        "method.llm.name": "tiny-llama",
+        "method.llm.fingerprint": "11a3a00000000000",
+        "method.prompt.answer_sign": "negative",
+    }
+    assert [llm.name for llm in plain.llms()] == ["tiny", "tiny-llama"] and plain.llm.name == "tiny"
+    assert [llm.name for llm in plain.llms(["05_table4_meld"])] == ["tiny"]
+    stated = reports.provenance(plain, ["sims"], [*plain.runs("sims"), *plain.runs("sims", MSE_LLAMA)])
+    assert stated.backbone == "tiny (01234567), tiny-llama (11a3a000)" and stated.fingerprints["tiny-llama"][:5] == "11a3a"
+
+
+def test_the_callers_own_llm_and_a_rehearsals_serve_every_row(study, root, tmp_path):
+    write_qwen_v1(tmp_path / "own", ["a word"], width=16, layers=1, vocabulary_size=500)
+    plain = study(llm=str(tmp_path / "own"))
+    assert plain.config("sims", MSE_LLAMA) == plain.config("sims", Row("MSE-Adapter", "mse_adapter"))
+    assert plain.llms() == [plain.llm] and study("paper", smoke=True).llm_names() == ["qwen-1.8b"]
+    assert study("paper").llm_names() == ["qwen-1.8b", "llama2-7b"]
+
+
+def test_an_llm_that_the_profile_does_not_have_is_refused(study):
+    with pytest.raises(ValueError, match="row 'a row': profile 'demo' has no LLM 'gpt'; it has: llama2-7b"):
+        study().config("sims", Row("a row", "mse_adapter", llm="gpt"))
+
+
+def test_mse_adapter_trains_as_its_public_code_says(study, tmp_path, monkeypatch):
+    for name, family in (("qwen-1.8b", "qwen"), ("llama2-7b", "llama")):
+        write_qwen_v1(tmp_path / name, ["a word"], width=16, layers=1, vocabulary_size=500, seed=len(name))
+        config = json.loads((tmp_path / name / "config.json").read_text())
+        (tmp_path / name / "config.json").write_text(json.dumps(config | {"model_type": family}))
+    monkeypatch.setattr(llm_files, "locate", lambda name: tmp_path / name)
+    plain = study("paper")
+    for key in ("sims", "meld"):
+        plain._corpora[key] = study().corpus(key)  # the profile's own is not here
+    keys = ("learning_rate", "batch_size", "epochs", "patience")
+    names = [f"training.{name}" for name in keys] + [
+        f"method.{name}" for name in ("audio_hidden", "vision_hidden", "num_pseudo_tokens", "prompt.answer_sign")
+    ]
+    expected = {
+        ("sims", "MSE-Adapter"): [5e-4, 16, 30, 10, 64, 64, 4, "always"],
+        ("meld", "MSE-Adapter"): [5e-4, 16, 50, 8, 32, 16, 2, "always"],
+        ("sims", "MSE-LLaMA2-7B"): [5e-5, 8, 40, 10, 64, 64, 4, "negative"],
+    }
+    for (key, name), values in expected.items():
+        (wanted,) = (row for row in plan.comparison(key) if row.name == name)
+        config = flat(plain.config(key, wanted))
+        assert [config[name] for name in names] == values
+        assert config["training.epsilon"] == 1e-4 and config["training.gradient_clip"] is None
+
+
+# --- folders ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_runs_folder_is_named_by_its_corpus_and_hash(study, root):
