@@ -110,7 +110,9 @@ register(
     row="MSE-Adapter",
     settings={
         "demo": {
-            **{"method.audio_hidden": 32, "method.vision_hidden": 32, "method.dim": 64},
+            "method.audio_hidden": 32,
+            "method.vision_hidden": 32,
+            "method.dim": 64,
             "method.token_scale": "embedding_norm",  # at the published one it learns slowly; chosen on validation clips
         },
         "demo/meld": {"training.learning_rate": 1e-2},
