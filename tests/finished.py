@@ -25,11 +25,13 @@ from cmpta_lib.study.study import Study
 
 ENVIRONMENT = {"commit": "c0ffee", "hardware": "a machine", "train_seconds": 1.0, "packages": {"torch": "2.13.0"}}
 
+TINY_PRINTS = {"tiny": "0123456789abcdef", "tiny-llama": "11a3a00000000000", "tiny-bert": "be27000000000000"}
+
 
 def record_llms(root: Path) -> Path:
-    """The records of the tiny LLMs, smoke and full: a study asks for their fingerprints only."""
+    """The records of the tiny models, smoke and full: a study asks for their fingerprints only."""
     for cache, documents in ((root / "cache", None), (root / "smoke" / "cache", SMOKE_DOCUMENTS)):
-        for name, fingerprint in (("tiny", "0123456789abcdef"), ("tiny-llama", "11a3a00000000000")):
+        for name, fingerprint in TINY_PRINTS.items():
             llm = recipe.tiny_folder(cache / "llm", documents, name)
             llm.mkdir(parents=True)
             files.write_text(llm / "cmpta.json", files.sealed({"fingerprint": fingerprint, "files": {}}))

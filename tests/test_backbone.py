@@ -16,7 +16,7 @@ from conftest import random_llm
 
 from cmpta_lib import files, rehearsal
 from cmpta_lib.config import LLMConfig
-from cmpta_lib.embedded import recipe, synthetic, tiny_llm
+from cmpta_lib.embedded import building, recipe, synthetic, tiny_llama, tiny_llm
 from cmpta_lib.llm import files as llm_files
 from cmpta_lib.llm import frozen as backbone
 from cmpta_lib.llm.frozen import FrozenLLM, Packing, weights_fingerprint
@@ -64,7 +64,7 @@ def test_a_tiny_llm_of_a_cache_that_cannot_be_written(cache, tmp_path, monkeypat
     def read_only(*_: object) -> None:
         raise OSError(errno.EROFS, "Read-only file system")
 
-    monkeypatch.setattr(tiny_llm, "FileLock", read_only)
+    monkeypatch.setattr(building, "FileLock", read_only)
     monkeypatch.setattr(tiny_llm, "_pretrain", None)
     assert llm_files.tiny_fingerprint(tiny_llm.build(cache))
     message = f"cannot write {tmp_path}/tiny-.*: the file system is read-only: .* CMPTA_RUNS"
@@ -80,7 +80,7 @@ def test_whoever_waited_for_the_tiny_llm_takes_what_was_built_meanwhile(cache, t
         shutil.copytree(built, tmp_path / built.name)  # the other one is done
         yield
 
-    monkeypatch.setattr(tiny_llm, "FileLock", lock_of_another)
+    monkeypatch.setattr(building, "FileLock", lock_of_another)
     monkeypatch.setattr(tiny_llm, "_pretrain", None)
     assert tiny_llm.build(tmp_path) == tmp_path / built.name
 
@@ -90,6 +90,23 @@ def test_the_tiny_llm_is_the_same_wherever_it_is_built(cache, tmp_path):
     (folder,) = (path for path in cache.iterdir() if path.is_dir())
     for name in ("model.safetensors", "tokenizer.json", "cmpta.json"):
         assert (again / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_the_tiny_llama_reads_the_same_pages_and_is_of_another_family(cache, tmp_path, monkeypatch):
+    monkeypatch.setattr(tiny_llama, "ARCHITECTURE", tiny_llm.ARCHITECTURE | {"hidden_size": 48})
+    folder = tiny_llama.build(tmp_path)
+    assert folder == recipe.tiny_folder(tmp_path, name="tiny-llama") and llm_files.family(folder) == "llama"
+    llm, other = load(LLMConfig(name="tiny-llama"), tmp_path, CPU), load(LLMConfig(name="tiny"), cache, CPU)
+    assert llm.dim == 48 and llm.fingerprint == llm_files.fingerprint(folder) != other.fingerprint
+    assert json.loads((folder / "cmpta.json").read_text())["steps"] == 50
+    signs = [llm_files.answer_sign(LLMConfig(name=name), tmp_path) for name in ("tiny", "tiny-llama")]
+    assert signs == ["always", "negative"]
+
+
+def test_pages_are_written_as_the_family_writes_scores():
+    always, negative = ([page[-1] for page in tiny_llm._texts(300, sign)[0]] for sign in ("always", "negative"))
+    assert any(answer.startswith("+") for answer in always) and any(answer.startswith("-") for answer in negative)
+    assert [answer.removeprefix("+") for answer in always] == negative
 
 
 def test_a_damaged_tiny_llm_is_not_loaded_and_the_remedy_mends_it(smallest, cache, tmp_path):

@@ -161,8 +161,8 @@ def test_the_papers_profile_without_its_data_says_so_at_once(runs_folder):
     lines = done.stdout.splitlines()
     assert len(lines) <= 24, "one screen"
     missing = [line for line in lines if line.strip().startswith("MISSING")]
-    assert [line.split()[1] for line in missing if "GPU" not in line] == ["corpus", "corpus", "LLM"]
-    for command in ("cmpta data simsv2", "cmpta data meld", "cmpta weights qwen-1.8b"):
+    assert [line.split()[1] for line in missing if "GPU" not in line] == ["corpus", "corpus", "LLM", "LLM"]
+    for command in ("cmpta data simsv2", "cmpta data meld", "cmpta weights qwen-1.8b", "cmpta weights llama2-7b"):
         assert any(line.strip().startswith("-> ") and command in line for line in lines)
     assert lines[-1].startswith("Nothing was started")
     assert sorted((ROOT / "figures" / "paper").rglob("*")) == before
@@ -174,7 +174,7 @@ def executed(monkeypatch) -> list:
     """Nothing is trained or executed: what would be, in order."""
     done: list = []
     monkeypatch.setattr(Study, "corpus", lambda self, key: done.append(("corpus", key)))
-    monkeypatch.setattr(Study, "llm", LLMConfig(name="tiny", fingerprint="f"))
+    monkeypatch.setattr(Study, "llms", lambda self, notebooks: [LLMConfig(name="tiny", fingerprint="f")])
     monkeypatch.setattr(Study, "planned_runs", lambda self, notebooks, keys: [])
     monkeypatch.setattr(Study, "ensure", lambda self, runs, jobs=None: done.append(("ensure", len(runs))))
     monkeypatch.setattr(Study, "figures", Path("figures/demo"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import replace
 
@@ -217,3 +218,14 @@ def test_answers_without_a_plus_where_the_llms_family_writes_so(tools, corpora):
     method = built(tools, corpora["embedded-sims"], start=start)
     assert {"0.4", "-0.4", "0.0"} < set(method.answers) and "+0.4" not in method.answers
     assert set(method.predict(method.collate(clips(corpora["embedded-sims"]))).replies) <= set(method.answers)
+
+
+def test_an_llm_in_bfloat16_gets_tokens_made_in_float32(tools, corpora, llm):
+    half = copy.copy(llm)
+    half.model = copy.deepcopy(llm.model).to(torch.bfloat16)
+    half.embedding = half.model.get_input_embeddings()
+    method = built(replace(tools, llm=lambda config: half), corpora["embedded-sims"], {"method.text_mean": "padded"})
+    batch = method.collate(clips(corpora["embedded-sims"]))
+    assert method.pseudo_tokens(batch)[0].dtype == torch.float32
+    method.loss(batch).total.backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in method.module.parameters())

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from cmpta_lib.config import DataConfig, LLMConfig, MethodConfig, RunConfig, from_json, to_json
+from cmpta_lib.config import DataConfig, MethodConfig, RunConfig, from_json, to_json
 from cmpta_lib.embedded import synthetic
 from cmpta_lib.methods import registry
 from cmpta_lib.report.comparison import comparison_rows
@@ -70,7 +70,7 @@ def test_its_row_has_mean_deviation_interval_and_seeds(study: Study):
 
 @pytest.fixture
 def named_llm(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Study, "llm", LLMConfig(name="tiny", fingerprint="f"))
+    monkeypatch.setattr(Study, "_tiny", lambda self, name: "f")
 
 
 def test_the_whole_table_holds_it_between_the_papers_rows_and_ours(study: Study, named_llm: None):
@@ -85,7 +85,8 @@ def test_a_method_that_the_paper_prints_stands_in_the_papers_line(study: Study, 
         recipe: Literal[1] = 1
 
     registry.register(SelfMM, plugin.TrainingMean, row="Self-MM", comparisons=("sims",))
-    assert [row.name for row in plan.comparison("sims")] == ["Self-MM", "training mean", "text only", "CMPTA"]
+    names = [row.name for row in plan.comparison("sims")]
+    assert names[:2] == ["Self-MM", "MSE-LLaMA2-7B"] and names[-3:] == ["training mean", "text only", "CMPTA"]
     rows = comparison_rows(study, "sims")
     assert [row.method for row in rows[:3]] == ["LMF [24]", "Self-MM [25]", "MAG-BERT [26]"] and rows[1].paper["mae"] == 0.335
     assert "not part of this repository" in rows[0].note and "is not finished" in rows[1].note

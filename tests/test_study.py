@@ -26,7 +26,7 @@ from cmpta_lib.report.tables import ResultRow
 from cmpta_lib.runs.store import Run
 from cmpta_lib.study import plan
 from cmpta_lib.study import study as experiments
-from cmpta_lib.study.plan import CMPTA, REGISTER, TEXT_ONLY, Row
+from cmpta_lib.study.plan import CMPTA, MSE_LLAMA, REGISTER, TEXT_ONLY, Row
 from cmpta_lib.study.profiles import PROFILES
 from cmpta_lib.study.study import Study
 
@@ -168,6 +168,72 @@ def test_scores_are_written_as_the_backbones_family_writes_them(family, sign, st
     assert study().config("sims").method.prompt.answer_sign == "always"
 
 
+# --- rows with an LLM of their own ------------------------------------------------------------------------------------
+
+
+def test_table_3_has_a_line_with_another_llm(study):
+    plain = study()
+    assert MSE_LLAMA in plan.comparison("sims") and MSE_LLAMA not in plan.comparison("meld") + plan.comparison("data")
+    lines = [row for row in reports.comparison_rows(plain, "sims") if row.method.startswith("MSE")]
+    assert [row.method for row in lines] == ["MSE-LLaMA2-7B [27]", "MSE-Adapter"] and lines[0].paper["mae"] == 0.382
+    assert all("is not finished" in row.note for row in lines)
+
+
+def test_a_row_with_an_llm_of_its_own_takes_the_profiles_of_that_role(study):
+    plain = study()
+    base, config = flat(plain.config("sims", Row("MSE-Adapter", "mse_adapter"))), flat(plain.config("sims", MSE_LLAMA))
+    assert {name: value for name, value in config.items() if value != base[name]} == {
+        "method.llm.name": "tiny-llama",
+        "method.llm.fingerprint": "11a3a00000000000",
+        "method.prompt.answer_sign": "negative",
+    }
+    assert [llm.name for llm in plain.llms()] == ["tiny", "tiny-llama"] and plain.llm.name == "tiny"
+    assert [llm.name for llm in plain.llms(["05_table4_meld"])] == ["tiny"]
+    stated = reports.provenance(plain, ["sims"], [*plain.runs("sims"), *plain.runs("sims", MSE_LLAMA)])
+    assert stated.backbone == "tiny (01234567), tiny-llama (11a3a000)" and stated.fingerprints["tiny-llama"][:5] == "11a3a"
+
+
+def test_the_callers_own_llm_and_a_rehearsals_serve_every_row(study, root, tmp_path):
+    write_qwen_v1(tmp_path / "own", ["a word"], width=16, layers=1, vocabulary_size=500)
+    plain = study(llm=str(tmp_path / "own"))
+    assert plain.config("sims", MSE_LLAMA) == plain.config("sims", Row("MSE-Adapter", "mse_adapter"))
+    assert plain.llms() == [plain.llm] and study("paper", smoke=True).llm_names() == ["qwen-1.8b"]
+    assert study("paper").llm_names() == ["qwen-1.8b", "llama2-7b"]
+
+
+def test_an_llm_that_the_profile_does_not_have_is_refused(study):
+    with pytest.raises(ValueError, match="row 'a row': profile 'demo' has no LLM 'gpt'; it has: llama2-7b"):
+        study().config("sims", Row("a row", "mse_adapter", llm="gpt"))
+
+
+def test_mse_adapter_trains_as_its_public_code_says(study, tmp_path, monkeypatch):
+    for name, family in (("qwen-1.8b", "qwen"), ("llama2-7b", "llama")):
+        write_qwen_v1(tmp_path / name, ["a word"], width=16, layers=1, vocabulary_size=500, seed=len(name))
+        config = json.loads((tmp_path / name / "config.json").read_text())
+        (tmp_path / name / "config.json").write_text(json.dumps(config | {"model_type": family}))
+    monkeypatch.setattr(llm_files, "locate", lambda name: tmp_path / name)
+    plain = study("paper")
+    for key in ("sims", "meld"):
+        plain._corpora[key] = study().corpus(key)  # the profile's own is not here
+    keys = ("learning_rate", "batch_size", "epochs", "patience")
+    names = [f"training.{name}" for name in keys] + [
+        f"method.{name}" for name in ("audio_hidden", "vision_hidden", "num_pseudo_tokens", "prompt.answer_sign")
+    ]
+    expected = {
+        ("sims", "MSE-Adapter"): [5e-4, 16, 30, 10, 64, 64, 4, "always"],
+        ("meld", "MSE-Adapter"): [5e-4, 16, 50, 8, 32, 16, 2, "always"],
+        ("sims", "MSE-LLaMA2-7B"): [5e-5, 8, 40, 10, 64, 64, 4, "negative"],
+    }
+    for (key, name), values in expected.items():
+        (wanted,) = (row for row in plan.comparison(key) if row.name == name)
+        config = flat(plain.config(key, wanted))
+        assert [config[name] for name in names] == values
+        assert config["training.epsilon"] == 1e-4 and config["training.gradient_clip"] is None
+
+
+# --- folders ----------------------------------------------------------------------------------------------------------
+
+
 def test_a_runs_folder_is_named_by_its_corpus_and_hash(study, root):
     (run,) = study(seeds=1).runs("sims")
     assert run.folder == root / f"embedded-sims-{run.config.hash}"
@@ -180,7 +246,8 @@ def test_planned_runs_are_those_of_tables_and_register_each_once(study, voices, 
     plain = study(data=str(voices) if own else "", seeds=2)
     runs = [run for _, run in plain.planned_runs()]
     assert len({run.config for run in runs}) == len({run.folder for run in runs}) == len(runs)
-    assert len(runs) == len(plain.keys) * (2 + len(ABLATIONS)) * 2 + len(REGISTER)
+    rows = sum(len(plan.comparison(key)) for key in plain.keys) + len(plain.keys) * len(ABLATIONS)
+    assert len(runs) == rows * 2 + len(REGISTER)
     tried = plain.register_runs()
     assert [run.config for run in tried[1:]] == [plain.config(plain.keys[0], row) for row in REGISTER]
     assert tried[0].config == plain.config(plain.keys[0]) and {run.folder for run in tried} <= {run.folder for run in runs}
@@ -195,7 +262,8 @@ def test_each_notebook_plans_its_own_runs(study):
     sims, meld = "embedded-sims", "embedded-meld"
     assert planned("01_data", "02_model") == []
     both = [(name, sims, seed) for name in ("text only", "CMPTA") for seed in (1111, 2222)]
-    assert planned("04_table3_simsv2") == both
+    assert planned("04_table3_simsv2")[-4:] == both
+    assert planned("04_table3_simsv2") == [(row.name, sims, seed) for row in plan.comparison("sims") for seed in (1111, 2222)]
     assert planned("08_attention_figs3_4") == [("CMPTA", sims, 1111), ("CMPTA", meld, 1111)]
     assert planned("09_case_study_fig5") == [("CMPTA", meld, 1111), ("text only", meld, 1111)]
     assert planned("03_training")[:4] == [("CMPTA", corpus, seed) for corpus in (sims, meld) for seed in (1111, 2222)]
@@ -258,8 +326,8 @@ def test_a_corpus_is_opened_once(study, monkeypatch):
 
 def test_an_llm_that_cannot_be_built_shows_its_error(tmp_path, monkeypatch):
     monkeypatch.setattr(experiments.sys, "executable", "/bin/false")
-    with pytest.raises(RuntimeError, match="building the tiny LLM failed, exit code 1:"):
-        experiments._tiny_fingerprint(tmp_path, None)
+    with pytest.raises(RuntimeError, match="building tiny-llama failed, exit code 1:"):
+        experiments._tiny_fingerprint(tmp_path, None, "tiny-llama")
 
 
 # --- best possible scores ---------------------------------------------------------------------------------------------
@@ -305,7 +373,7 @@ def test_the_comparison_has_the_papers_rows_in_order_and_text_only(finished, key
         assert shown.paper == line.scores
         if shown.predictions is None:
             assert shown.truth is None and shown.note
-    text_only, cmpta = rows[len(others) :]
+    text_only, cmpta = rows[-2:]
     assert text_only.method.startswith("text only") and text_only.paper == {}
     assert cmpta.method == "CMPTA" and cmpta.paper == ours.scores
     np.testing.assert_array_equal(text_only.predictions, answers(finished, key, "text only"))
@@ -337,9 +405,10 @@ def test_a_users_own_clips_stand_beside_no_number_of_the_paper(study, voices):
     own = study(data=str(voices), smoke=True)
     finish_tables(own)
     compared, ablation = comparison.comparison_rows(own, "data"), reports.ablation_rows(own, "data")
-    assert [row.method for row in comparison] == ["text only (no pseudo tokens)", "CMPTA"]
+    assert [row.method for row in compared[-2:]] == ["text only (no pseudo tokens)", "CMPTA"]
+    assert all(shown.paper == {} for shown in compared)
     assert [row.method for row in printed_and_ours(ablation)[0]] == [line.method for line in paper.TABLE6]
-    for shown in comparison + ablation:
+    for shown in compared[-2:] + ablation:
         assert shown.paper == {} and shown.predictions.shape == (1, 5)
 
 
@@ -469,5 +538,6 @@ def test_tables_from_finished_runs_import_no_torch(finished, tmp_path):
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[]"
-    assert len(pd.read_csv(tmp_path / "sims.csv")) == len(paper.TABLE3) + 1 + len(paper.TABLE5) + 1
+    rows = reports.comparison_rows(finished, "sims") + reports.ablation_rows(finished, "sims")
+    assert len(pd.read_csv(tmp_path / "sims.csv")) == len(rows)
     assert "SMOKE RUN" in (tmp_path / "meld.md").read_text(encoding="utf-8")

@@ -195,7 +195,13 @@ register(
     "cmpta_lib.methods.mse_adapter:MseAdapter",
     row="MSE-Adapter",
     settings={
-        "demo": {"method.audio_hidden": 32, "method.vision_hidden": 32, "method.dim": 64},
+        "demo": {
+            "method.audio_hidden": 32,
+            "method.vision_hidden": 32,
+            "method.dim": 64,
+            "method.token_scale": "embedding_norm",  # at the published one it learns slowly; chosen on validation clips
+        },
+        "demo/meld": {"training.learning_rate": 1e-2},
         "smoke": {"method.audio_hidden": 8, "method.vision_hidden": 8, "method.dim": 16},
         "paper": _MSE_PAPER | {"training.epochs": 30, "training.patience": 10},
         "paper/meld": {
