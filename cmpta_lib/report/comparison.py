@@ -12,7 +12,7 @@ from cmpta_lib.methods import registry
 from cmpta_lib.metrics import METRICS
 from cmpta_lib.report import uncertainty
 from cmpta_lib.report.export import NOTHING
-from cmpta_lib.report.rows import result_row, scores_of, sound
+from cmpta_lib.report.rows import result_row, runs_of, scores_of, sound
 from cmpta_lib.report.tables import NOT_RUN, ResultRow
 from cmpta_lib.runs.store import Run
 from cmpta_lib.study import plan
@@ -73,10 +73,9 @@ def methods_table(study: Study, key: str) -> pd.DataFrame:
     """What each row of the comparison is: what it reads, what is trained, how long, and what others published for it."""
     metric, lines = scores_of(study, key)[0], []
     for row in plan.comparison(key):
-        entry, runs = registry.ENTRIES[row.method], study.runs(key, row)
+        entry, runs = registry.ENTRIES[row.method], runs_of(study, key, row)
         line = {"method": shown(row), "reads": entry.reads or NOTHING} | dict.fromkeys(_FACTS, NOTHING)
-        config = runs[0].config
-        line["LLM or encoder"] = _backbone(config.method.model_dump())
+        line["LLM or encoder"] = next((_backbone(run.config.method.model_dump()) for run in runs), study.llm_name_of(row))
         if done := sound(runs):
             line |= _facts(done)
         others = literature.published(row.name, metric)
@@ -116,7 +115,7 @@ def field_table(study: Study, key: str) -> pd.DataFrame:
     names |= {f"f1_{label}": f"F1 {label}" for label in task.labels}
     for row in plan.comparison(key):
         line = {"method": shown(row)}
-        stored = [run.metrics["test"] for run in sound(study.runs(key, row))]
+        stored = [run.metrics["test"] for run in sound(runs_of(study, key, row))]
         for name, heading in names.items():
             values = [scores[name] for scores in stored if name in scores]
             line[heading] = _spread(values, 1 if name == "r2" else 100) if values else NOT_RUN
@@ -137,7 +136,7 @@ def confusions(study: Study, key: str) -> dict[str, np.ndarray]:
     found, classes = {}, range(len(study.corpus(key).task.labels))
     for row in plan.comparison(key):
         counts = np.zeros((len(classes), len(classes)))
-        for run in sound(study.runs(key, row)):
+        for run in sound(runs_of(study, key, row)):
             table = run.predictions()
             answered = table["prediction"].to_numpy(float)
             parsed = np.isfinite(answered)
@@ -177,9 +176,10 @@ def search_table(study: Study, key: str) -> pd.DataFrame:
     for row in plan.trained(key):
         line = {"method": shown(row), "metric": f"validation {metric.label}"}
         for factor, tried in plan.search(row).items():
-            run = study.runs(key, tried)[0]
-            line[f"learning rate × {factor:g}"] = (
-                metric.with_unit(run.metrics["valid"][metric.name]) if sound([run]) else NOT_RUN
-            )
-        lines.append(line | {"learning rate": f"{study.config(key, row).training.learning_rate:g}"})
+            done = sound(runs_of(study, key, tried)[:1])
+            best = metric.with_unit(done[0].metrics["valid"][metric.name]) if done else NOT_RUN
+            line[f"learning rate × {factor:g}"] = best
+            if factor == 1:
+                line["learning rate"] = f"{done[0].config.training.learning_rate:g}" if done else NOTHING
+        lines.append(line)
     return pd.DataFrame(lines)

@@ -56,6 +56,11 @@ def _unfinished(run: Run) -> str:
     return f"{run.folder} is not finished; call again, or make it with Study.ensure"
 
 
+def runs_of(study: Study, key: str, row: Row) -> list[Run]:
+    """A row's runs, finished or not; none where its own LLM is not here."""
+    return [] if study.lacks(row) else study.runs(key, row)
+
+
 def result_row(
     study: Study, key: str, row: Row, group: str = "", name: str = "", printed: Mapping[str, float] | None = None
 ) -> ResultRow:
@@ -64,8 +69,8 @@ def result_row(
     Free replies that were unparsable are counted in its note. A row of which a run is missing, failed or damaged says
     "not run" and why; the table's other rows stand.
     """
-    name, runs = name or row.name, study.runs(key, row)
-    if reason := unusable(runs):
+    name, runs = name or row.name, runs_of(study, key, row)
+    if reason := study.lacks(row) or unusable(runs):
         return ResultRow(group, name, printed or {}, note=reason)
     tables = [run.predictions() for run in runs]
     predictions = np.stack([table["prediction"].to_numpy(float) for table in tables])

@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -36,6 +36,9 @@ CHECKPOINT_GB = 2.0  # a fine-tuned BERT's, with both of its moments and its bes
 _LANGUAGES: Mapping[str, Language] = {"sims": "zh", "meld": "en"}  # of the published corpora, known before they are here
 
 
+OPTIONAL = "absent"  # the state of what a single row needs: that row says "not run", the rest goes on
+
+
 @dataclass(frozen=True)
 class Need:
     """One thing that a study needs: what was found, and what to do where it is not enough."""
@@ -47,7 +50,8 @@ class Need:
 
     @property
     def missing(self) -> bool:
-        return bool(self.remedy)
+        """Whether nothing can start before it is there."""
+        return bool(self.remedy) and self.state != OPTIONAL
 
 
 def needs(study: Study, notebooks: Collection[str]) -> list[Need]:
@@ -59,13 +63,16 @@ def needs(study: Study, notebooks: Collection[str]) -> list[Need]:
     published = [name for name in names if name in CORPUS_GB]
     corpora = [_corpus(study, name) for name in published]
     llms = {name: _model(study, name, "LLM") for name in study.llm_names(notebooks) if name not in TINY_MODELS}
+    for name in llms.keys() - {study.llm_name}:
+        llms[name] = replace(llms[name], state=OPTIONAL)
     llms |= {name: _model(study, name, "text encoder") for name in _encoders(study, notebooks)}
     if study.settings.llm == "tiny" or study.smoke:
         return [*corpora, *llms.values()]
     sizes = {name: LLM_GB.get(name, LLM_GB["qwen-1.8b"]) for name in llms}
     to_come = sum(CORPUS_GB[name] for name, need in zip(published, corpora, strict=True) if need.missing)
     to_come += sum(sizes[name] for name, need in llms.items() if need.missing)
-    largest = max(sizes.values(), default=0)  # one is loaded at a time
+    here = [sizes[name] for name, need in llms.items() if need.state != OPTIONAL or not need.remedy]
+    largest = max(here, default=0)  # one is loaded at a time
     machine = [_gpu(max(GPU_GB, round(1.5 * largest))), _memory(max(MEMORY_GB, round(1.3 * largest)))]
     return [*machine, *corpora, *llms.values(), _disk(study, to_come + len(study.planned(notebooks)) * RUN_GB + CHECKPOINT_GB)]
 
@@ -146,8 +153,8 @@ def screen(study: Study, found: Sequence[Need]) -> str:
     seeds = f"{len(study.seeds)} seed{'s' if len(study.seeds) > 1 else ''}"
     lines = [f"profile {study.profile}, {seeds}{', rehearsal' if study.smoke else ''}"]
     for need in found:
-        lines.append(f"  {need.state if need.missing else 'ok':8}{need.what:{width}}  {need.found}")
-        if need.missing:
+        lines.append(f"  {need.state if need.remedy else 'ok':8}{need.what:{width}}  {need.found}")
+        if need.remedy:
             lines.append(f"  {'':8}{'':{width}}  -> {need.remedy}")
     return "\n".join(lines)
 

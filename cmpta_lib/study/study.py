@@ -159,13 +159,27 @@ class Study:
             self._llms[name] = self._resolved(name)
         return self._llms[name]
 
+    def lacks(self, row: Row) -> str:
+        """What a row with an LLM of its own waits for, with the command that fetches it; "" where nothing is missing.
+
+        Such an LLM may be gated, and no other row needs it: its row then says "not run", and the rest goes on.
+        """
+        if self.llm_name_of(row) == self.llm_name:
+            return ""
+        try:
+            self.llm_of(row)
+        except FileNotFoundError as error:
+            return str(error)
+        return ""
+
     def llm_names(self, notebooks: Collection[str] = ()) -> list[str]:
         """What names the backbones of what these notebooks (or all) need, the study's own first; needs no corpus."""
         return list(dict.fromkeys([self.llm_name, *(self.llm_name_of(one.row) for one in self.planned(notebooks))]))
 
     def llms(self, notebooks: Collection[str] = ()) -> list[LLMConfig]:
-        """These backbones; raises as `llm`."""
-        return list(dict.fromkeys([self.llm, *(self.llm_of(one.row) for one in self.planned(notebooks))]))
+        """These backbones, as far as they are here; raises as `llm`."""
+        rows = [one.row for one in self.planned(notebooks) if not self.lacks(one.row)]
+        return list(dict.fromkeys([self.llm, *map(self.llm_of, rows)]))
 
     def _resolved(self, name: str) -> LLMConfig:
         if name in TINY_MODELS:
@@ -259,10 +273,10 @@ class Study:
         return runs
 
     def needed(self, notebook: str) -> list[Run]:
-        """The runs that a notebook needs, but for the register's alternatives."""
+        """The runs that a notebook needs, but for the register's alternatives and rows whose own LLM is not here."""
         chosen = [replace(found, has_register=False) for found in plan.chosen([notebook])]
         planned = plan.planned(chosen, self.keys, bool(self.data), self.seeds)
-        return [self._run(one.key, one.row, one.seed) for one in planned]
+        return [self._run(one.key, one.row, one.seed) for one in planned if not self.lacks(one.row)]
 
     def register_runs(self) -> list[Run]:
         """The default and the interpretation register's alternatives: one seed each, on the first corpus."""
@@ -296,7 +310,7 @@ class Study:
         self, notebooks: Collection[str] = (), keys: Collection[str] | None = None
     ) -> list[tuple[str, Run]]:
         """Every run that these notebooks (or all) need on these corpora (or all), each once, with its row's name."""
-        wanted = [one for one in self.planned(notebooks) if keys is None or one.key in keys]
+        wanted = [one for one in self.planned(notebooks) if (keys is None or one.key in keys) and not self.lacks(one.row)]
         return [(one.row.name, self._run(one.key, one.row, one.seed)) for one in wanted]
 
     def keys_of(self, notebooks: Collection[str]) -> tuple[str, ...]:
