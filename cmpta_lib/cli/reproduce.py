@@ -19,6 +19,8 @@ from cmpta_lib.runs.engines import KEEP_FAILED, RunsFailed
 from cmpta_lib.study import preflight as check
 from cmpta_lib.study.study import Study
 
+_MODELS_AT_A_TIME = 2  # each is made by one core
+
 
 def reproduce(options: argparse.Namespace) -> int:
     """Prepare corpora and LLM, finish all runs in one pool, execute the notebooks, write the report.
@@ -34,10 +36,11 @@ def reproduce(options: argparse.Namespace) -> int:
         print(check.screen(study, found))
         print(f"Nothing was started: {sum(need.missing for need in found)} of {len(found)} needs are missing.")
         return 1
-    print(f"[1/3] corpora and language model of profile '{study.profile}'", flush=True)
-    with ThreadPoolExecutor(1) as meanwhile:
-        if not study.data:  # a user's folder may be wrong; else the tiny LLM is made in a process of its own meanwhile
-            meanwhile.submit(study.llms, chosen)
+    print(f"[1/3] corpora and language models of profile '{study.profile}'", flush=True)
+    with ThreadPoolExecutor(_MODELS_AT_A_TIME) as meanwhile:
+        if not study.data:  # a user's folder may be wrong; else tiny models are made in processes of their own meanwhile
+            for name in check.tiny_models(study, chosen):
+                meanwhile.submit(study.tiny, name)
         keys, failed = _corpora(study, chosen)
     backbones = ", ".join(f"{llm.name} {llm.fingerprint}" for llm in study.llms(chosen))
     print(f"      backbone {backbones}  ({time.monotonic() - started:.0f} s)", flush=True)

@@ -65,7 +65,7 @@ def needs(study: Study, notebooks: Collection[str]) -> list[Need]:
     llms = {name: _model(study, name, "LLM") for name in study.llm_names(notebooks) if name not in TINY_MODELS}
     for name in llms.keys() - {study.llm_name}:
         llms[name] = replace(llms[name], state=OPTIONAL)
-    llms |= {name: _model(study, name, "text encoder") for name in _encoders(study, notebooks)}
+    llms |= {name: _model(study, name, "text encoder") for name in _encoders(study, notebooks) if not llm_files.is_tiny(name)}
     if study.settings.llm == "tiny" or study.smoke:
         return [*corpora, *llms.values()]
     sizes = {name: LLM_GB.get(name, LLM_GB["qwen-1.8b"]) for name in llms}
@@ -102,11 +102,16 @@ def stored(study: Study, notebooks: Collection[str] = ()) -> list[Need]:
 
 
 def _encoders(study: Study, notebooks: Collection[str]) -> list[str]:
-    """Names of the published text encoders that these notebooks' methods without an LLM need."""
+    """Names of the text encoders that these notebooks' methods without an LLM need."""
     fields = {name: entry.config.model_fields for name, entry in registry.ENTRIES.items()}
     keys = {one.key for one in study.planned(notebooks) if "encoder" in fields[one.row.method]}
     names = {study.encoder_names[language] for key, language in _LANGUAGES.items() if key in keys}
-    return sorted(name for name in names if not llm_files.is_tiny(name))
+    return sorted(names)
+
+
+def tiny_models(study: Study, notebooks: Collection[str]) -> list[str]:
+    """Names of the models that are made here for these notebooks, whoever makes them."""
+    return [name for name in (*study.llm_names(notebooks), *_encoders(study, notebooks)) if llm_files.is_tiny(name)]
 
 
 def _sound(what: str, check: Callable[[], object]) -> Need:

@@ -183,7 +183,7 @@ class Study:
 
     def _resolved(self, name: str) -> LLMConfig:
         if name in TINY_MODELS:
-            return LLMConfig(name=name, fingerprint=self._tiny(name))
+            return LLMConfig(name=name, fingerprint=self.tiny(name))
         return llm_files.resolve(name, "bfloat16", self.cache / "llm")
 
     @property
@@ -201,15 +201,17 @@ class Study:
         if language not in self._encoders:
             name = self.encoder_names[language]
             if llm_files.is_tiny(name):
-                found = EncoderConfig(name=name, fingerprint=self._tiny(name))
+                found = EncoderConfig(name=name, fingerprint=self.tiny(name))
             else:
                 resolved = llm_files.resolve(name, "float32", self.cache / "llm")
                 found = EncoderConfig(name=resolved.name, fingerprint=resolved.fingerprint)
             self._encoders[language] = found
         return self._encoders[language]
 
-    def _tiny(self, name: str) -> str:
-        return _tiny_fingerprint(self.cache / "llm", SMOKE_DOCUMENTS if self.smoke else None, name)
+    def tiny(self, name: str) -> str:
+        """Fingerprint of a tiny model, built first if need be: by a process of its own, so that tables need no torch."""
+        cache, documents = self.cache / "llm", SMOKE_DOCUMENTS if self.smoke else None
+        return _tiny_fingerprint(cache, documents, name)
 
     @cached_property
     def _rehearsal(self) -> dict[str, Any]:
@@ -337,7 +339,6 @@ def _seeds(seeds: int | Sequence[int]) -> tuple[int, ...]:
 
 
 def _tiny_fingerprint(cache: Path, documents: int | None, name: str) -> str:
-    """Fingerprint of a tiny model, built first if need be: by a process of its own, so that tables need no torch."""
     folder = tiny_folder(cache, documents, name)
     if not folder.exists():
         arguments = [str(cache), *([str(documents)] if documents else [])]
