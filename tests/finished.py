@@ -23,16 +23,17 @@ from cmpta_lib.study import plan
 from cmpta_lib.study.profiles import SMOKE_DOCUMENTS
 from cmpta_lib.study.study import Study
 
+TINY = {"tiny": "0123456789abcdef", "tiny-llama": "11a3a00000000000", "tiny-bert": "be27000000000000"}
 ENVIRONMENT = {"commit": "c0ffee", "hardware": "a machine", "train_seconds": 1.0, "packages": {"torch": "2.13.0"}}
 
 
 def record_llms(root: Path) -> Path:
-    """The records of the tiny LLMs, smoke and full: a study asks for their fingerprints only."""
+    """The records of the tiny models, smoke and full: a study asks for their fingerprints only."""
     for cache, documents in ((root / "cache", None), (root / "smoke" / "cache", SMOKE_DOCUMENTS)):
-        for name, fingerprint in (("tiny", "0123456789abcdef"), ("tiny-llama", "11a3a00000000000")):
-            llm = recipe.tiny_folder(cache / "llm", documents, name)
-            llm.mkdir(parents=True)
-            files.write_text(llm / "cmpta.json", files.sealed({"fingerprint": fingerprint, "files": {}}))
+        for name, fingerprint in TINY.items():
+            folder = recipe.tiny_folder(cache / "llm", documents, name)
+            folder.mkdir(parents=True)
+            files.write_text(folder / "cmpta.json", files.sealed({"fingerprint": fingerprint, "files": {}}))
     return root
 
 
@@ -89,5 +90,5 @@ def finish(study: Study, key: str, runs: Sequence[Run], change: Any = None, **en
 def finish_tables(study: Study) -> None:
     """Every run behind Tables 3-6."""
     for key in study.keys:
-        for row in plan.ablation(key):
+        for row in (*plan.comparison(key), *plan.ABLATIONS.values()):
             finish(study, key, study.runs(key, row))

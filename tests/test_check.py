@@ -67,10 +67,12 @@ def test_a_larger_llm_needs_a_larger_gpu(llm, gpu):
 
 def test_each_missing_thing_has_its_command():
     missing = {what: need.remedy for what, need in found(Study("paper")).items() if need.missing}
-    assert list(missing) == ["corpus simsv2", "corpus meld", "LLM qwen-1.8b"]
+    weights = {"LLM": ["qwen-1.8b", "llama2-7b"], "text encoder": ["bert-base-chinese", "bert-base-uncased"]}
+    models = {f"{kind} {name}": name for kind, names in weights.items() for name in names}
+    assert list(missing) == ["corpus simsv2", "corpus meld", *models]
     assert missing["corpus simsv2"].startswith(f"{COMMAND} data simsv2 ")
     assert missing["corpus meld"].startswith(f"{COMMAND} data meld ")
-    assert missing["LLM qwen-1.8b"] == f"{COMMAND} weights qwen-1.8b"
+    assert all(missing[what] == f"{COMMAND} weights {name}" for what, name in models.items())
 
 
 @pytest.mark.parametrize(
@@ -102,15 +104,20 @@ def test_a_full_disk_is_named_before_anything_starts(machine):
 
 
 def test_the_number_of_runs_is_that_of_the_plan():
-    rows = len(plan.ablation("sims"))
-    assert len(Study("paper").planned()) == 2 * rows * 5 + len(plan.REGISTER) == 91
-    assert len(Study(seeds=2).planned()) == 2 * rows * 2 + len(plan.REGISTER)
+    rows = sum(len(plan.comparison(key)) + len(plan.ABLATIONS) for key in ("sims", "meld"))
+    assert len(Study("paper").planned()) == rows * 5 + len(plan.REGISTER) == 176
+    assert len(Study(seeds=2).planned()) == rows * 2 + len(plan.REGISTER)
 
 
 def test_one_table_needs_its_own_corpus_only(capsys):
     assert main(["check", "--profile", "paper", "--only", "table3", "--seeds", "1"]) == 1
     shown = capsys.readouterr().out
-    assert "corpus simsv2" in shown and "meld" not in shown and "2 runs in all" in shown
+    assert "corpus simsv2" in shown and "bert-base-chinese" in shown and "11 runs in all" in shown
+    assert "meld" not in shown and "bert-base-uncased" not in shown
+    assert main(["check", "--profile", "paper", "--only", "table4", "--seeds", "1"]) == 1
+    shown = capsys.readouterr().out
+    assert "corpus meld" in shown and "bert-base-uncased" in shown and "10 runs in all" in shown
+    assert not [name for name in ("simsv2", "bert-base-chinese", "llama2-7b") if name in shown]
 
 
 def test_a_folder_that_is_not_complete_says_what_it_lacks(tmp_path):
@@ -123,7 +130,7 @@ def test_one_screen(capsys):
     assert main(["check", "--profile", "paper", "--seeds", "1"]) == 1
     shown = capsys.readouterr().out
     assert len(shown.splitlines()) <= 24 and max(map(len, shown.splitlines())) <= 130
-    assert "27 runs in all" in shown
+    assert "44 runs in all" in shown
     text = screen(Study("paper"), [Need("a thing", "found"), Need("another", "gone", "fetch it")])
     assert text.splitlines()[1:] == [
         "  ok      a thing  found",
@@ -140,7 +147,7 @@ def test_nothing_is_made_by_asking(tmp_path):
 
 def test_every_published_thing_has_its_size():
     """Or the disk check would count it as nothing."""
-    from cmpta_lib.llm.files import PUBLISHED
+    from cmpta_lib.llm.files import ENCODERS, PUBLISHED
 
-    assert set(check.LLM_GB) == set(PUBLISHED)
+    assert set(check.LLM_GB) == {*PUBLISHED, *ENCODERS}
     assert set(check.CORPUS_GB) == set(PROFILES["paper"].corpora.values())

@@ -78,8 +78,8 @@ _NAMED = (CMPTA.method, TEXT_ONLY.method)  # rows that Tables 5 and 6 have too
 
 
 def method_row(key: str, method: str) -> Row:
-    """The comparison's row that is this method as it is."""
-    return next(row for row in comparison(key) if row.method == method)
+    """The comparison's row that is this method as it is, with the study's LLM."""
+    return next(row for row in comparison(key) if row.method == method and not row.llm)
 
 
 # Versions of the compared methods that show what a part of each is worth.
