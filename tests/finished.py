@@ -79,7 +79,7 @@ def finish(study: Study, key: str, runs: Sequence[Run], change: Any = None, **en
             store.CLIPS: Inputs.of(corpus).to_json(),
             store.HISTORY: pd.DataFrame([[1, 0.1, 2.0, 0.5]], columns=columns).to_csv(index=False),
             store.ENVIRONMENT: json.dumps(ENVIRONMENT | environment),
-            store.METRICS: json.dumps(scores | {"best_epoch": 1, "oddities": {}}),
+            store.METRICS: json.dumps(scores | {"best_epoch": 1, "oddities": {}, "trainable_parameters": 1234}),
             store.WEIGHTS: "",
         }
         for name, text in texts.items():

@@ -7,8 +7,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from finished import record_llms
 
 from cmpta_lib.cli.__main__ import main
+from cmpta_lib.embedded.recipe import tiny_folder
 from cmpta_lib.study import plan
 from cmpta_lib.study import preflight as check
 from cmpta_lib.study.preflight import COMMAND, Need, needs, screen
@@ -137,6 +139,21 @@ def test_one_screen(capsys):
         "  MISSING another  gone",
         "                   -> fetch it",
     ]
+
+
+def test_a_deep_check_reads_every_model_that_is_needed(tmp_path):
+    record_llms(tmp_path / "runs")
+    study = Study()
+    encoder = tiny_folder(study.cache / "llm", name="tiny-bert")
+    models = {"04_table3_simsv2": ["LLM tiny", "LLM tiny-llama", "text encoder tiny-bert"], "03_training": ["LLM tiny"]}
+    for notebook, names in models.items():
+        stored = check.stored(study, [notebook])
+        assert [need.what for need in stored] == [f"contents of {name}" for name in names]
+        assert not any(need.missing for need in stored)
+    (encoder / "more.json").write_text("{}")
+    for asked in (Study(), study):  # before and after its fingerprint was asked for
+        (damaged,) = (need for need in check.stored(asked, ["04_table3_simsv2"]) if need.missing)
+        assert damaged.what == "contents of text encoder tiny-bert" and str(encoder / "more.json") in damaged.found
 
 
 def test_nothing_is_made_by_asking(tmp_path):

@@ -13,7 +13,7 @@ from finished import record_llms
 
 from cmpta_lib.config import DataConfig, MethodConfig, RunConfig, from_json, to_json
 from cmpta_lib.embedded import synthetic
-from cmpta_lib.methods import registry
+from cmpta_lib.methods import entries, registry
 from cmpta_lib.report.comparison import comparison_rows
 from cmpta_lib.report.rows import result_row
 from cmpta_lib.report.tables import result_table
@@ -28,7 +28,9 @@ DATA = DataConfig(name="a", fingerprint="b")
 @pytest.fixture(autouse=True)
 def plugin(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The method, known to this file's tests alone: tables of other tests must not have its row."""
-    monkeypatch.setattr(registry, "ENTRIES", dict(registry.ENTRIES))
+    known = dict(registry.ENTRIES)
+    for module in (entries, registry):  # one list under two names
+        monkeypatch.setattr(module, "ENTRIES", known)
     monkeypatch.setattr(MethodConfig, "known", dict(MethodConfig.known))
     monkeypatch.setenv(registry.PLUGINS, str(FILE))
     monkeypatch.delitem(sys.modules, FILE.stem, raising=False)
