@@ -80,14 +80,36 @@ def test_a_rehearsal_that_died_is_taken_up(tmp_path: Path, monkeypatch: pytest.M
     written = sims.stat().st_mtime_ns
     (root / "raw" / "meld" / "manifest.json").unlink()
     (root / "rehearsal.json").unlink()
-    (llm,) = root.glob("llm/*")
-    (llm / "config.json").unlink()
+    models = sorted(root.glob("llm/*"))
+    for model in models:
+        (model / "config.json").unlink()
     assert main(call) == 0
-    assert (root / "rehearsal.json").read_text() == before and (llm / "config.json").exists()
+    assert (root / "rehearsal.json").read_text() == before and sorted(root.glob("llm/*")) == models
+    assert len(models) == 3 and all((model / "config.json").exists() for model in models)
     assert sims.stat().st_mtime_ns == written, "what was complete stays"
-    monkeypatch.setattr(rehearsal, "RECIPE", 2)
+    monkeypatch.setattr(rehearsal, "RECIPE", rehearsal.RECIPE + 1)
     assert main(call) == 0
     assert sims.stat().st_mtime_ns != written
+
+
+def test_a_bert_that_is_half_written_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Killed between its config and its weights, it would pass for one that is complete."""
+    from transformers import BertForPreTraining
+
+    save = BertForPreTraining.save_pretrained
+
+    def killed(self: BertForPreTraining, folder: Path) -> None:
+        save(self, folder)
+        (folder / "model.safetensors").unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BertForPreTraining, "save_pretrained", killed)
+        with pytest.raises(KeyboardInterrupt):
+            rehearsal.write_bert(tmp_path / "bert", ["a word"], rehearsal.BERT_SMALL)
+    assert not (tmp_path / "bert").exists()
+    rehearsal.write_bert(tmp_path / "bert", ["a word"], rehearsal.BERT_SMALL)
+    assert [path.name for path in tmp_path.iterdir()] == ["bert"] and (tmp_path / "bert" / "model.safetensors").exists()
 
 
 def test_a_damaged_record_is_named_and_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
