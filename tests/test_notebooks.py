@@ -214,6 +214,10 @@ def test_the_report_gathers_what_there_is_and_names_what_is_missing(tmp_path: Pa
     assert "| SIMS-V2 | paper | 2722 | 647 | 1034 | 4403 | Chinese |" in text
     assert "SMOKE RUN" in text.splitlines()[0] and "says nothing about the paper's claims" in text
     assert "(table3.md: not made.)" in text and "table1.md: not made" not in text
+    assert "Beyond the paper" not in text, "nobody asked for it"
+    reports.save_table(study, summaries.table1(study), "search", "Search.", study.keys)
+    text = gather.write_report(study, study.keys).read_text(encoding="utf-8")
+    assert text.index("(table3.md: not made.)") < text.index("## Beyond the paper") < text.index("(versions.md: not made.)")
 
 
 def test_qwen_is_as_large_as_it_says():
