@@ -194,10 +194,14 @@ def write_bert(folder: Path, texts: Iterable[str], sizes: Mapping[str, int], see
     vocabulary = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().__getitem__)
     torch.manual_seed(seed)
     model = BertForPreTraining(BertConfig(**{"vocab_size": len(vocabulary), **sizes}))
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.txt").write_text("".join(f"{piece}\n" for piece in vocabulary), encoding="utf-8")
-    (folder / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": True, "model_max_length": 512}))
-    model.save_pretrained(folder)
+    draft = folder.with_name(f".{folder.name}.partial")  # transformers writes config.json before the weights
+    for place in (draft, folder):
+        shutil.rmtree(place, ignore_errors=True)
+    draft.mkdir(parents=True)
+    (draft / "vocab.txt").write_text("".join(f"{piece}\n" for piece in vocabulary), encoding="utf-8")
+    (draft / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": True, "model_max_length": 512}))
+    model.save_pretrained(draft)
+    draft.rename(folder)
 
 
 def write_llama2(folder: Path, texts: Iterable[str], sizes: Mapping[str, int], seed: int = 0) -> None:

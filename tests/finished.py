@@ -23,18 +23,18 @@ from cmpta_lib.study import plan
 from cmpta_lib.study.profiles import SMOKE_DOCUMENTS
 from cmpta_lib.study.study import Study
 
+TINY = {"tiny": "0123456789abcdef", "tiny-llama": "11a3a00000000000", "tiny-bert": "be27000000000000"}
 ENVIRONMENT = {"commit": "c0ffee", "hardware": "a machine", "train_seconds": 1.0, "packages": {"torch": "2.13.0"}}
 
-TINY_PRINTS = {"tiny": "0123456789abcdef", "tiny-llama": "11a3a00000000000", "tiny-bert": "be27000000000000"}
 
 
 def record_llms(root: Path) -> Path:
     """The records of the tiny models, smoke and full: a study asks for their fingerprints only."""
     for cache, documents in ((root / "cache", None), (root / "smoke" / "cache", SMOKE_DOCUMENTS)):
-        for name, fingerprint in TINY_PRINTS.items():
-            llm = recipe.tiny_folder(cache / "llm", documents, name)
-            llm.mkdir(parents=True)
-            files.write_text(llm / "cmpta.json", files.sealed({"fingerprint": fingerprint, "files": {}}))
+        for name, fingerprint in TINY.items():
+            folder = recipe.tiny_folder(cache / "llm", documents, name)
+            folder.mkdir(parents=True)
+            files.write_text(folder / "cmpta.json", files.sealed({"fingerprint": fingerprint, "files": {}}))
     return root
 
 
@@ -80,7 +80,7 @@ def finish(study: Study, key: str, runs: Sequence[Run], change: Any = None, **en
             store.CLIPS: Inputs.of(corpus).to_json(),
             store.HISTORY: pd.DataFrame([[1, 0.1, 2.0, 0.5]], columns=columns).to_csv(index=False),
             store.ENVIRONMENT: json.dumps(ENVIRONMENT | environment),
-            store.METRICS: json.dumps(scores | {"best_epoch": 1, "oddities": {}}),
+            store.METRICS: json.dumps(scores | {"best_epoch": 1, "oddities": {}, "trainable_parameters": 1234}),
             store.WEIGHTS: "",
         }
         for name, text in texts.items():
@@ -91,5 +91,5 @@ def finish(study: Study, key: str, runs: Sequence[Run], change: Any = None, **en
 def finish_tables(study: Study) -> None:
     """Every run behind Tables 3-6."""
     for key in study.keys:
-        for row in plan.ablation(key):
+        for row in (*plan.comparison(key), *plan.ABLATIONS.values()):
             finish(study, key, study.runs(key, row))

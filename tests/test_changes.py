@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from finished import clips, finish_tables, record_llms, small_studies
 
-from cmpta_lib.report import gather, tables
+from cmpta_lib.report import comparison, gather, tables
 from cmpta_lib.report import rows as reports
 from cmpta_lib.study import plan
 from cmpta_lib.study.parameters import changes_suffix

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from finished import record_llms
 
 from cmpta_lib.cli.__main__ import main
+from cmpta_lib.embedded.recipe import tiny_folder
 from cmpta_lib.study import plan
 from cmpta_lib.study import preflight as check
 from cmpta_lib.study.preflight import COMMAND, Need, needs, screen
@@ -40,8 +43,8 @@ def set_gpu(monkeypatch: pytest.MonkeyPatch, answer: str | Exception) -> None:
     monkeypatch.setattr(check.subprocess, "run", run)
 
 
-def found(study: Study) -> dict[str, Need]:
-    return {need.what.split(",")[0]: need for need in needs(study, NOTEBOOKS)}
+def found(study: Study, notebooks: Sequence[str] = NOTEBOOKS) -> dict[str, Need]:
+    return {need.what.split(",")[0]: need for need in needs(study, notebooks)}
 
 
 def test_the_embedded_default_needs_nothing():
@@ -67,20 +70,21 @@ def test_a_larger_llm_needs_a_larger_gpu(llm, gpu):
 
 def test_each_missing_thing_has_its_command():
     missing = {what: need.remedy for what, need in found(Study("paper")).items() if need.missing}
-    assert list(missing) == ["corpus simsv2", "corpus meld", "LLM qwen-1.8b", "LLM llama2-7b"]
+    weights = {"LLM": ["qwen-1.8b"], "text encoder": ["bert-base-chinese", "bert-base-uncased"]}
+    models = {f"{kind} {name}": name for kind, names in weights.items() for name in names}
+    assert list(missing) == ["corpus simsv2", "corpus meld", *models]
     assert missing["corpus simsv2"].startswith(f"{COMMAND} data simsv2 ")
     assert missing["corpus meld"].startswith(f"{COMMAND} data meld ")
-    assert missing["LLM qwen-1.8b"] == f"{COMMAND} weights qwen-1.8b"
-    assert missing["LLM llama2-7b"] == f"{COMMAND} weights llama2-7b"
+    assert all(missing[what] == f"{COMMAND} weights {name}" for what, name in models.items())
 
 
-def test_the_second_llm_is_needed_by_its_own_table_only_and_sizes_the_machine():
-    shown = {name: [need.what for need in needs(Study("paper"), [name])] for name in NOTEBOOKS}
-    with_it = [name for name, lines in shown.items() if "LLM llama2-7b" in lines]
-    assert with_it == ["04_table3_simsv2"]
-    assert shown["04_table3_simsv2"][0] == "GPU, 20 GB" and shown["05_table4_meld"][0] == "GPU, 12 GB"
-    assert "LLM llama2-7b" not in [need.what for need in needs(Study("paper", llm="qwen1.5-1.8b"), NOTEBOOKS)]
-    assert "LLM llama2-7b" not in [need.what for need in needs(Study("paper", smoke=True), NOTEBOOKS)]
+def test_the_second_llm_is_asked_for_by_its_own_table_only_and_stops_no_other_row():
+    shown = {name: found(Study("paper"), [name]) for name in NOTEBOOKS}
+    assert [name for name, needs in shown.items() if "LLM llama2-7b" in needs] == ["04_table3_simsv2"]
+    absent = shown["04_table3_simsv2"]["LLM llama2-7b"]
+    assert not absent.missing and absent.remedy == f"{COMMAND} weights llama2-7b"
+    assert "absent  LLM llama2-7b" in screen(Study("paper"), [absent]) and absent.remedy in screen(Study("paper"), [absent])
+    assert "LLM llama2-7b" not in found(Study("paper", llm="qwen1.5-1.8b"), NOTEBOOKS)
 
 
 @pytest.mark.parametrize(
@@ -117,16 +121,20 @@ def rows_of_tables(key: str) -> int:
 
 
 def test_the_number_of_runs_is_that_of_the_plan():
-    rows = rows_of_tables("sims") + rows_of_tables("meld")
-    assert len(Study("paper").planned()) == rows * 5 + len(plan.REGISTER)
+    rows = sum(len(plan.comparison(key)) + len(plan.ABLATIONS) for key in ("sims", "meld"))
+    assert len(Study("paper").planned()) == rows * 5 + len(plan.REGISTER) == 176
     assert len(Study(seeds=2).planned()) == rows * 2 + len(plan.REGISTER)
 
 
 def test_one_table_needs_its_own_corpus_only(capsys):
     assert main(["check", "--profile", "paper", "--only", "table3", "--seeds", "1"]) == 1
     shown = capsys.readouterr().out
-    count = len(plan.comparison("sims"))
-    assert "corpus simsv2" in shown and "meld" not in shown and f"{count} runs in all" in shown
+    assert "corpus simsv2" in shown and "bert-base-chinese" in shown and "11 runs in all" in shown
+    assert "meld" not in shown and "bert-base-uncased" not in shown
+    assert main(["check", "--profile", "paper", "--only", "table4", "--seeds", "1"]) == 1
+    shown = capsys.readouterr().out
+    assert "corpus meld" in shown and "bert-base-uncased" in shown and "10 runs in all" in shown
+    assert not [name for name in ("simsv2", "bert-base-chinese", "llama2-7b") if name in shown]
 
 
 def test_a_folder_that_is_not_complete_says_what_it_lacks(tmp_path):
@@ -139,13 +147,28 @@ def test_one_screen(capsys):
     assert main(["check", "--profile", "paper", "--seeds", "1"]) == 1
     shown = capsys.readouterr().out
     assert len(shown.splitlines()) <= 24 and max(map(len, shown.splitlines())) <= 130
-    assert f"{rows_of_tables('sims') + rows_of_tables('meld') + len(plan.REGISTER)} runs in all" in shown
+    assert "44 runs in all" in shown
     text = screen(Study("paper"), [Need("a thing", "found"), Need("another", "gone", "fetch it")])
     assert text.splitlines()[1:] == [
         "  ok      a thing  found",
         "  MISSING another  gone",
         "                   -> fetch it",
     ]
+
+
+def test_a_deep_check_reads_every_model_that_is_needed(tmp_path):
+    record_llms(tmp_path / "runs")
+    study = Study()
+    encoder = tiny_folder(study.cache / "llm", name="tiny-bert")
+    models = {"04_table3_simsv2": ["LLM tiny", "LLM tiny-llama", "text encoder tiny-bert"], "03_training": ["LLM tiny"]}
+    for notebook, names in models.items():
+        stored = check.stored(study, [notebook])
+        assert [need.what for need in stored] == [f"contents of {name}" for name in names]
+        assert not any(need.missing for need in stored)
+    (encoder / "more.json").write_text("{}")
+    for asked in (Study(), study):  # before and after its fingerprint was asked for
+        (damaged,) = (need for need in check.stored(asked, ["04_table3_simsv2"]) if need.missing)
+        assert damaged.what == "contents of text encoder tiny-bert" and str(encoder / "more.json") in damaged.found
 
 
 def test_nothing_is_made_by_asking(tmp_path):
@@ -156,7 +179,7 @@ def test_nothing_is_made_by_asking(tmp_path):
 
 def test_every_published_thing_has_its_size():
     """Or the disk check would count it as nothing."""
-    from cmpta_lib.llm.files import PUBLISHED
+    from cmpta_lib.llm.files import ENCODERS, PUBLISHED
 
-    assert set(check.LLM_GB) == set(PUBLISHED)
+    assert set(check.LLM_GB) == {*PUBLISHED, *ENCODERS}
     assert set(check.CORPUS_GB) == set(PROFILES["paper"].corpora.values())

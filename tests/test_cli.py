@@ -28,6 +28,7 @@ from cmpta_lib.study.study import Study
 
 ROOT = Path(__file__).parents[1]
 NAMES = [notebook.name for notebook in NOTEBOOKS]
+OF_THE_PAPER = [notebook.name for notebook in NOTEBOOKS if not notebook.is_beyond]
 COMMANDS = ("reproduce", "check", "benchmark", "runs", "publish", "data", "weights", "rehearse")
 
 
@@ -161,8 +162,9 @@ def test_the_papers_profile_without_its_data_says_so_at_once(runs_folder):
     lines = done.stdout.splitlines()
     assert len(lines) <= 24, "one screen"
     missing = [line for line in lines if line.strip().startswith("MISSING")]
-    assert [line.split()[1] for line in missing if "GPU" not in line] == ["corpus", "corpus", "LLM", "LLM"]
-    for command in ("cmpta data simsv2", "cmpta data meld", "cmpta weights qwen-1.8b", "cmpta weights llama2-7b"):
+    assert [line.split()[1] for line in missing if "GPU" not in line] == ["corpus"] * 2 + ["LLM"] + ["text"] * 2
+    weights = [f"cmpta weights {name}" for name in ("qwen-1.8b", "llama2-7b", "bert-base-chinese", "bert-base-uncased")]
+    for command in ("cmpta data simsv2", "cmpta data meld", *weights):
         assert any(line.strip().startswith("-> ") and command in line for line in lines)
     assert lines[-1].startswith("Nothing was started")
     assert sorted((ROOT / "figures" / "paper").rglob("*")) == before
@@ -188,8 +190,17 @@ def test_reproduce_prepares_trains_executes_and_reports_in_this_order(executed, 
     steps = [step[0] for step in executed]
     assert steps[:3] == ["corpus", "corpus", "ensure"] and steps[-1] == "report"
     notebooks = steps[3:-1]
-    assert sorted(notebooks) == sorted(NAMES)
+    assert sorted(notebooks) == OF_THE_PAPER == NAMES[: len(OF_THE_PAPER)]
     assert "report.md written after" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "beyond"),
+    [(["--all"], set(NAMES)), (["--only", "12"], {"12_baselines"}), (["--only", "01", "baselines"], {"01_data", "12_baselines"})],
+)
+def test_what_goes_beyond_the_paper_runs_where_it_is_asked_for(arguments, beyond, executed):
+    assert main(["reproduce", *arguments]) == 0
+    assert {step[0] for step in executed if step[0] in NAMES} == beyond
 
 
 def test_every_notebook_gets_the_same_parameters(executed, runs_folder, tmp_path, monkeypatch):
@@ -230,7 +241,7 @@ def test_a_failed_notebook_stops_no_other_and_is_listed_at_the_end(executed, mon
     monkeypatch.setattr(notebooks, "execute_notebook", work)
     assert main(["reproduce"]) == 1
     steps = [step[0] for step in executed]
-    assert set(NAMES) <= set(steps) and steps[-1] == "report"
+    assert set(OF_THE_PAPER) <= set(steps) and steps[-1] == "report"
     shown = capsys.readouterr()
     assert "02_model failed" in shown.out and "04_table3_simsv2 done" in shown.out and "report.md written" in shown.out
     first, *listed = shown.err.splitlines()

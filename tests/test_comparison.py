@@ -55,6 +55,13 @@ def test_the_appendix_has_the_versions_that_say_what_a_part_is_worth():
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("key", [*PRINTED, "data"])
+def test_a_version_stands_beside_its_method_with_the_same_llm(key: str):
+    for version in (*plan.versions(key), *plan.MSE_ABLATIONS):
+        whole = plan.method_row(key, version.method)
+        assert (whole.method, whole.llm, whole.rate, whole.changes) == (version.method, version.llm, 1, {})
+
+
 def test_everything_trained_is_searched_at_the_same_factors():
     for key in PRINTED:
         for row in plan.trained(key):

@@ -12,7 +12,7 @@ import pytest
 from cmpta_lib.cli.__main__ import main
 from cmpta_lib.report import publish
 from cmpta_lib.report.export import Provenance, export_table, record
-from cmpta_lib.report.gather import sections
+from cmpta_lib.study.plan import sections
 
 ROOT = Path(__file__).parents[1]
 DEMO = Provenance("a corpus (0123)", "tiny (4567)", (1, 2), ("c0ffee",), "demo", True, ("a machine",))

@@ -9,10 +9,11 @@ from typing import Literal
 
 import numpy as np
 import pytest
+from finished import record_llms
 
 from cmpta_lib.config import DataConfig, MethodConfig, RunConfig, from_json, to_json
 from cmpta_lib.embedded import synthetic
-from cmpta_lib.methods import registry
+from cmpta_lib.methods import entries, registry
 from cmpta_lib.report.comparison import comparison_rows
 from cmpta_lib.report.rows import result_row
 from cmpta_lib.report.tables import result_table
@@ -27,7 +28,9 @@ DATA = DataConfig(name="a", fingerprint="b")
 @pytest.fixture(autouse=True)
 def plugin(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The method, known to this file's tests alone: tables of other tests must not have its row."""
-    monkeypatch.setattr(registry, "ENTRIES", dict(registry.ENTRIES))
+    known = dict(registry.ENTRIES)
+    for module in (entries, registry):  # one list under two names
+        monkeypatch.setattr(module, "ENTRIES", known)
     monkeypatch.setattr(MethodConfig, "known", dict(MethodConfig.known))
     monkeypatch.setenv(registry.PLUGINS, str(FILE))
     monkeypatch.delitem(sys.modules, FILE.stem, raising=False)
@@ -69,24 +72,28 @@ def test_its_row_has_mean_deviation_interval_and_seeds(study: Study):
 
 
 @pytest.fixture
-def named_llm(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Study, "_tiny", lambda self, name: "f")
+def named_models(tmp_path: Path) -> None:
+    record_llms(tmp_path)
 
 
-def test_the_whole_table_holds_it_between_the_papers_rows_and_ours(study: Study, named_llm: None):
+def test_the_whole_table_holds_it_between_the_papers_rows_and_the_reference_lines(study: Study, named_models: None):
     names = [row.method for row in comparison_rows(study, "sims")]
-    assert names[-3:] == ["training mean", "text only (no pseudo tokens)", "CMPTA"] and names[0] == "LMF [24]"
+    assert names[0] == "LMF [24]" and names[-2:] == ["text only (no pseudo tokens)", "CMPTA"]
+    assert names.index("MSE-LLaMA2-7B [27]") < names.index("training mean") < names.index("constant (median or majority)")
     assert "training mean" not in [row.method for row in comparison_rows(study, "meld")]
 
 
-def test_a_method_that_the_paper_prints_stands_in_the_papers_line(study: Study, named_llm: None, plugin: ModuleType):
-    class SelfMM(MethodConfig):
-        name: Literal["self_mm"] = "self_mm"
+def test_a_method_that_the_paper_prints_stands_in_the_papers_line(study: Study, named_models: None, plugin: ModuleType):
+    """Where this repository had no Self-MM and no LMF, and somebody else the one of them."""
+
+    class TheirSelfMM(MethodConfig):
+        name: Literal["their_self_mm"] = "their_self_mm"
         recipe: Literal[1] = 1
 
-    registry.register(SelfMM, plugin.TrainingMean, row="Self-MM", comparisons=("sims",))
-    names = [row.name for row in plan.comparison("sims")]
-    assert names[:2] == ["Self-MM", "MSE-LLaMA2-7B"] and names[-3:] == ["training mean", "text only", "CMPTA"]
+    del registry.ENTRIES["self_mm"], registry.ENTRIES["lmf"]
+    registry.register(TheirSelfMM, plugin.TrainingMean, row="Self-MM", comparisons=("sims",))
+    first = plan.comparison("sims")[0]
+    assert (first.name, first.method) == ("Self-MM", "their_self_mm")
     rows = comparison_rows(study, "sims")
     assert [row.method for row in rows[:3]] == ["LMF [24]", "Self-MM [25]", "MAG-BERT [26]"] and rows[1].paper["mae"] == 0.335
     assert "not part of this repository" in rows[0].note and "is not finished" in rows[1].note
@@ -110,8 +117,9 @@ def test_a_name_or_row_is_taken_once(plugin: ModuleType):
         name: Literal["other"] = "other"
         recipe: Literal[1] = 1
 
-    with pytest.raises(ValueError, match="row 'CMPTA': taken by 'cmpta'"):
-        registry.register(Other, plugin.TrainingMean, row="CMPTA")
+    for row, name in (("CMPTA", "cmpta"), ("Self-MM", "self_mm"), ("training mean", "training_mean")):
+        with pytest.raises(ValueError, match=f"row '{row}': taken by '{name}'"):
+            registry.register(Other, plugin.TrainingMean, row=row)
     assert "other" not in registry.ENTRIES
 
 

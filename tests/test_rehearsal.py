@@ -18,6 +18,7 @@ from cmpta_lib.llm.files import QWEN_1_8B
 from cmpta_lib.report import rows as reports
 from cmpta_lib.report.sizes import qwen_parameters
 from cmpta_lib.runs.trained import load_llm
+from cmpta_lib.study import plan
 from cmpta_lib.study.study import Study
 
 ROOT = Path(__file__).parents[1]
@@ -79,14 +80,36 @@ def test_a_rehearsal_that_died_is_taken_up(tmp_path: Path, monkeypatch: pytest.M
     written = sims.stat().st_mtime_ns
     (root / "raw" / "meld" / "manifest.json").unlink()
     (root / "rehearsal.json").unlink()
-    (llm,) = root.glob("llm/*")
-    (llm / "config.json").unlink()
+    models = sorted(root.glob("llm/*"))
+    for model in models:
+        (model / "config.json").unlink()
     assert main(call) == 0
-    assert (root / "rehearsal.json").read_text() == before and (llm / "config.json").exists()
+    assert (root / "rehearsal.json").read_text() == before and sorted(root.glob("llm/*")) == models
+    assert len(models) == 3 and all((model / "config.json").exists() for model in models)
     assert sims.stat().st_mtime_ns == written, "what was complete stays"
-    monkeypatch.setattr(rehearsal, "RECIPE", 2)
+    monkeypatch.setattr(rehearsal, "RECIPE", rehearsal.RECIPE + 1)
     assert main(call) == 0
     assert sims.stat().st_mtime_ns != written
+
+
+def test_a_bert_that_is_half_written_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Killed between its config and its weights, it would pass for one that is complete."""
+    from transformers import BertForPreTraining
+
+    save = BertForPreTraining.save_pretrained
+
+    def killed(self: BertForPreTraining, folder: Path) -> None:
+        save(self, folder)
+        (folder / "model.safetensors").unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BertForPreTraining, "save_pretrained", killed)
+        with pytest.raises(KeyboardInterrupt):
+            rehearsal.write_bert(tmp_path / "bert", ["a word"], rehearsal.BERT_SMALL)
+    assert not (tmp_path / "bert").exists()
+    rehearsal.write_bert(tmp_path / "bert", ["a word"], rehearsal.BERT_SMALL)
+    assert [path.name for path in tmp_path.iterdir()] == ["bert"] and (tmp_path / "bert" / "model.safetensors").exists()
 
 
 def test_a_damaged_record_is_named_and_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -152,5 +175,6 @@ def test_one_table_of_the_paper_profile_from_generated_files(study: Study, runs_
     assert "59.49" in (folder / "table4.md").read_text(encoding="utf-8")
     assert all(run.done for _, run in study.planned_runs(["05_table4_meld"]))
     again = subprocess.run([*command, "--dry-run"], env=environment, cwd=ROOT, capture_output=True, text=True)
-    assert "runs: 2 of 2 are finished already" in again.stdout and again.stdout.count(" finished  ") == 2
+    count = len(plan.comparison("meld"))
+    assert f"runs: {count} of {count} are finished already" in again.stdout and again.stdout.count(" finished  ") == count
     assert str(runs_folder) not in (folder / "report.md").read_text(encoding="utf-8"), "no path of this machine"

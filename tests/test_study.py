@@ -51,6 +51,11 @@ def voices(tmp_path_factory) -> Path:
     return clips(lambda number: ("calm", "happy")[number % 2], (6, 4, 5), tmp_path_factory.mktemp("voices"))
 
 
+REFERENCES = ["constant (median or majority)", "linear (ridge or SVM on pooled features)", "BiLSTM"]
+REFERENCES += ["text only with a tuned soft prompt"]
+ADDED = ["MSE-Adapter", *REFERENCES]  # rows of a comparison that the paper does not print
+
+
 def row(name: str) -> Row:
     return next(row for row in (CMPTA, TEXT_ONLY, *ABLATIONS) if row.name == name)
 
@@ -127,8 +132,8 @@ def test_text_only_has_the_same_llm_prompt_and_schedule(study):
 
 
 def test_a_row_of_a_method_that_there_is_none_of_lists_those_that_there_are(study):
-    with pytest.raises(ValueError, match="row 'LMF': no method 'lmf'; there are: text_only, cmpta"):
-        study().config("sims", Row("LMF", "lmf"))
+    with pytest.raises(ValueError, match="row 'BERT': no method 'bert'; there are: text_only, .*, lmf, .*, cmpta$"):
+        study().config("sims", Row("BERT", "bert"))
 
 
 def test_the_seed_changes_the_seed_alone(study):
@@ -246,7 +251,7 @@ def test_planned_runs_are_those_of_tables_and_register_each_once(study, voices, 
     plain = study(data=str(voices) if own else "", seeds=2)
     runs = [run for _, run in plain.planned_runs()]
     assert len({run.config for run in runs}) == len({run.folder for run in runs}) == len(runs)
-    rows = sum(len(plan.comparison(key)) for key in plain.keys) + len(plain.keys) * len(ABLATIONS)
+    rows = sum(len(plan.comparison(key)) + len(ABLATIONS) for key in plain.keys)
     assert len(runs) == rows * 2 + len(REGISTER)
     tried = plain.register_runs()
     assert [run.config for run in tried[1:]] == [plain.config(plain.keys[0], row) for row in REGISTER]
@@ -261,9 +266,10 @@ def test_each_notebook_plans_its_own_runs(study):
 
     sims, meld = "embedded-sims", "embedded-meld"
     assert planned("01_data", "02_model") == []
-    both = [(name, sims, seed) for name in ("text only", "CMPTA") for seed in (1111, 2222)]
-    assert planned("04_table3_simsv2")[-4:] == both
-    assert planned("04_table3_simsv2") == [(row.name, sims, seed) for row in plan.comparison("sims") for seed in (1111, 2222)]
+    compared = ["LMF", "Self-MM", "MAG-BERT", "MSE-LLaMA2-7B", *ADDED, "text only", "CMPTA"]
+    assert planned("04_table3_simsv2") == [(name, sims, seed) for name in compared for seed in (1111, 2222)]
+    compared[:4] = ["TFN", "MMGCN", "GA2MIF"]
+    assert planned("05_table4_meld") == [(name, meld, seed) for name in compared for seed in (1111, 2222)]
     assert planned("08_attention_figs3_4") == [("CMPTA", sims, 1111), ("CMPTA", meld, 1111)]
     assert planned("09_case_study_fig5") == [("CMPTA", meld, 1111), ("text only", meld, 1111)]
     assert planned("03_training")[:4] == [("CMPTA", corpus, seed) for corpus in (sims, meld) for seed in (1111, 2222)]
@@ -326,8 +332,8 @@ def test_a_corpus_is_opened_once(study, monkeypatch):
 
 def test_an_llm_that_cannot_be_built_shows_its_error(tmp_path, monkeypatch):
     monkeypatch.setattr(experiments.sys, "executable", "/bin/false")
-    with pytest.raises(RuntimeError, match="building tiny-llama failed, exit code 1:"):
-        experiments._tiny_fingerprint(tmp_path, None, "tiny-llama")
+    with pytest.raises(RuntimeError, match="building tiny failed, exit code 1:"):
+        experiments._tiny_fingerprint(tmp_path, None, "tiny")
 
 
 # --- best possible scores ---------------------------------------------------------------------------------------------
@@ -371,9 +377,14 @@ def test_the_comparison_has_the_papers_rows_in_order_and_text_only(finished, key
     assert [shown.method for shown in rows[: len(others)]] == [f"{line.method} [{line.reference}]" for line in others]
     for shown, line in zip(rows, others, strict=False):
         assert shown.paper == line.scores
-        if shown.predictions is None:
-            assert shown.truth is None and shown.note
-    text_only, cmpta = rows[-2:]
+    *added, text_only, cmpta = rows[len(others) :]
+    assert [(shown.method, shown.group, shown.paper) for shown in added] == [
+        (name, comparison.REFERENCE if name in REFERENCES else comparison.ADDED, {}) for name in ADDED
+    ]
+    for shown in rows:
+        wanted = next(row for row in plan.comparison(key) if comparison.shown(row) == shown.method.partition(" [")[0])
+        said = [run.predictions()["prediction"] for run in finished.runs(key, wanted)]
+        np.testing.assert_array_equal(shown.predictions, np.stack(said))
     assert text_only.method.startswith("text only") and text_only.paper == {}
     assert cmpta.method == "CMPTA" and cmpta.paper == ours.scores
     np.testing.assert_array_equal(text_only.predictions, answers(finished, key, "text only"))
@@ -405,10 +416,11 @@ def test_a_users_own_clips_stand_beside_no_number_of_the_paper(study, voices):
     own = study(data=str(voices), smoke=True)
     finish_tables(own)
     compared, ablation = comparison.comparison_rows(own, "data"), reports.ablation_rows(own, "data")
-    assert [row.method for row in compared[-2:]] == ["text only (no pseudo tokens)", "CMPTA"]
-    assert all(shown.paper == {} for shown in compared)
+    names = [row.method for row in compared]
+    assert names[-6:] == [*REFERENCES, "text only (no pseudo tokens)", "CMPTA"]
+    assert set(names[:-6]) == {"LMF", "Self-MM", "MAG-BERT", "TFN", "MMGCN", "GA2MIF", "MSE-Adapter"}
     assert [row.method for row in printed_and_ours(ablation)[0]] == [line.method for line in paper.TABLE6]
-    for shown in compared[-2:] + ablation:
+    for shown in compared + ablation:
         assert shown.paper == {} and shown.predictions.shape == (1, 5)
 
 
@@ -538,6 +550,5 @@ def test_tables_from_finished_runs_import_no_torch(finished, tmp_path):
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[]"
-    rows = reports.comparison_rows(finished, "sims") + reports.ablation_rows(finished, "sims")
-    assert len(pd.read_csv(tmp_path / "sims.csv")) == len(rows)
+    assert len(pd.read_csv(tmp_path / "sims.csv")) == len(plan.comparison("sims")) + len(paper.TABLE5) + 1
     assert "SMOKE RUN" in (tmp_path / "meld.md").read_text(encoding="utf-8")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -183,3 +183,11 @@ def search_table(study: Study, key: str) -> pd.DataFrame:
                 line["learning rate"] = f"{done[0].config.training.learning_rate:g}" if done else NOTHING
         lines.append(line)
     return pd.DataFrame(lines)
+
+
+def of_every_corpus(
+    study: Study, table: Callable[..., pd.DataFrame], rows: Callable[[str], Sequence[Row]] | None = None
+) -> pd.DataFrame:
+    """`table` of each of the study's corpora, one below the other; `rows`: what of a corpus it is about."""
+    parts = [table(study, key, *([rows(key)] if rows else [])).assign(corpus=study.corpus(key).name) for key in study.keys]
+    return pd.concat(parts, ignore_index=True)[["corpus", *parts[0].columns.drop("corpus")]]

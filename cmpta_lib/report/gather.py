@@ -2,27 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from cmpta_lib import files, paper
 from cmpta_lib.report.export import PROVENANCE, recorded
 from cmpta_lib.report.rows import changed, provenance
-from cmpta_lib.study.plan import NOTEBOOKS
+from cmpta_lib.study.plan import sections
 from cmpta_lib.study.study import Study
-
-
-def sections(keys: Sequence[str], own: bool, beyond: bool = False) -> Iterator[tuple[str, list[str]]]:
-    """Heading -> patterns of the files under it, as the notebooks export them; those of the paper, or those beyond it."""
-    wanted = [notebook for notebook in NOTEBOOKS if notebook.is_beyond == beyond]
-    for heading in dict.fromkeys(notebook.section for notebook in wanted):
-        patterns: list[str] = []
-        for notebook in wanted:
-            if notebook.section == heading:
-                own_keys = keys if own else [key for key in notebook.corpora if key in keys]
-                names = [f"{name}.md" for name in notebook.tables] + [f"{name}.png" for name in notebook.figures]
-                patterns += [name.replace("{key}", key) for name in names for key in own_keys or ("*",)]
-        yield heading, list(dict.fromkeys(patterns))
 
 
 def made_by(folder: Path) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from cmpta_lib import files
 from cmpta_lib.files import PUBLISHED, ROOT, figures_folder
 from cmpta_lib.report.export import PROVENANCE, recorded
-from cmpta_lib.report.gather import sections
+from cmpta_lib.study.plan import sections
 from cmpta_lib.study.profiles import PROFILES
 
 BEGIN, END = "<!-- results: begin -->\n", "<!-- results: end -->"

@@ -5,7 +5,7 @@ Notebooks, command line, report and tests all read it. Imports no torch and asks
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -78,8 +78,8 @@ _NAMED = (CMPTA.method, TEXT_ONLY.method)  # rows that Tables 5 and 6 have too
 
 
 def method_row(key: str, method: str) -> Row:
-    """The comparison's row that is this method as it is."""
-    return next(row for row in comparison(key) if row.method == method)
+    """The comparison's row that is this method as it is, with the study's LLM."""
+    return next(row for row in comparison(key) if row.method == method and not row.llm)
 
 
 # Versions of the compared methods that show what a part of each is worth.
@@ -192,6 +192,19 @@ NOTEBOOKS: tuple[Notebook, ...] = (
         is_beyond=True,
     ),
 )
+
+
+def sections(keys: Sequence[str], own: bool, beyond: bool = False) -> Iterator[tuple[str, list[str]]]:
+    """The report's headings, each with patterns of the files that notebooks export under it; the paper's, or those beyond."""
+    wanted = [notebook for notebook in NOTEBOOKS if notebook.is_beyond == beyond]
+    for heading in dict.fromkeys(notebook.section for notebook in wanted):
+        patterns: list[str] = []
+        for notebook in wanted:
+            if notebook.section == heading:
+                own_keys = keys if own else [key for key in notebook.corpora if key in keys]
+                names = [f"{name}.md" for name in notebook.tables] + [f"{name}.png" for name in notebook.figures]
+                patterns += [name.replace("{key}", key) for name in names for key in own_keys or ("*",)]
+        yield heading, list(dict.fromkeys(patterns))
 
 
 @dataclass(frozen=True)

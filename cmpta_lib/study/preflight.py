@@ -16,6 +16,7 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
+from cmpta_lib.config import EncoderConfig, LLMConfig
 from cmpta_lib.data.corpus import Language
 from cmpta_lib.data.store import load_corpus
 from cmpta_lib.embedded.recipe import TINY_MODELS
@@ -80,19 +81,24 @@ def needs(study: Study, notebooks: Collection[str]) -> list[Need]:
 def stored(study: Study, notebooks: Collection[str] = ()) -> list[Need]:
     """Everything stored, every byte of it compared with the hashes that were taken when it was written.
 
-    Of the LLMs, those that these notebooks (or all) need.
+    Of the LLMs and text encoders, those that these notebooks (or all) need.
     """
     found = []
     for meta in sorted((study.cache / "data").glob("[!.]*/meta.json")):
         found.append(_sound(f"contents of {meta.parent.name}", partial(load_corpus, meta.parent, deep=True)))
-    rows = {study.llm_name_of(one.row): one.row for one in reversed(study.planned(notebooks))}
-    for name, row in ({study.llm_name: CMPTA} | rows).items():
+    rows = {study.llm_name: CMPTA} | {study.llm_name_of(one.row): one.row for one in reversed(study.planned(notebooks))}
+    models: list[tuple[str, str, Callable[[], LLMConfig | EncoderConfig]]]
+    models = [("LLM", name, partial(study.llm_of, row)) for name, row in rows.items()]
+    encoders = {study.encoder_names[language]: language for language in _languages(study, notebooks)}
+    models += [("text encoder", name, partial(study.encoder, language)) for name, language in encoders.items()]
+    for kind, name, resolved in models:
         try:
-            llm = study.llm_of(row)
+            model = resolved()
         except (OSError, ValueError) as error:
-            found.append(Need(f"contents of LLM {name}", str(error), "see above"))
+            found.append(Need(f"contents of {kind} {name}", str(error), "see above"))
         else:
-            found.append(_sound(f"contents of LLM {llm.name}", partial(llm_files.check_contents, llm, study.cache / "llm")))
+            check = partial(llm_files.check_contents, model, study.cache / "llm")
+            found.append(_sound(f"contents of {kind} {model.name}", check))
     for entry in store.found(study.root):
         if not isinstance(entry, store.Run):
             found.append(Need(f"run {entry[0].name}", entry[1]))
@@ -101,12 +107,15 @@ def stored(study: Study, notebooks: Collection[str] = ()) -> list[Need]:
     return found
 
 
-def _encoders(study: Study, notebooks: Collection[str]) -> list[str]:
-    """Names of the text encoders that these notebooks' methods without an LLM need."""
+def _languages(study: Study, notebooks: Collection[str]) -> list[Language]:
+    """The languages in which these notebooks' methods without an LLM read text."""
     fields = {name: entry.config.model_fields for name, entry in registry.ENTRIES.items()}
     keys = {one.key for one in study.planned(notebooks) if "encoder" in fields[one.row.method]}
-    names = {study.encoder_names[language] for key, language in _LANGUAGES.items() if key in keys}
-    return sorted(names)
+    return [language for key, language in _LANGUAGES.items() if key in keys]
+
+
+def _encoders(study: Study, notebooks: Collection[str]) -> list[str]:
+    return sorted({study.encoder_names[language] for language in _languages(study, notebooks)})
 
 
 def tiny_models(study: Study, notebooks: Collection[str]) -> list[str]:
