@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Literal
@@ -25,14 +26,16 @@ DATA = DataConfig(name="a", fingerprint="b")
 
 
 @pytest.fixture(autouse=True)
-def plugin(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+def plugin(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     """The method, known to this file's tests alone: tables of other tests must not have its row."""
-    monkeypatch.setattr(registry, "ENTRIES", dict(registry.ENTRIES))
+    before = dict(registry.ENTRIES)
     monkeypatch.setattr(MethodConfig, "known", dict(MethodConfig.known))
     monkeypatch.setenv(registry.PLUGINS, str(FILE))
     monkeypatch.delitem(sys.modules, FILE.stem, raising=False)
     registry.load_plugins()
-    return sys.modules[FILE.stem]
+    yield sys.modules[FILE.stem]
+    registry.ENTRIES.clear()
+    registry.ENTRIES.update(before)
 
 
 @pytest.fixture
@@ -75,18 +78,23 @@ def named_llm(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_whole_table_holds_it_between_the_papers_rows_and_ours(study: Study, named_llm: None):
     names = [row.method for row in comparison_rows(study, "sims")]
-    assert names[-3:] == ["training mean", "text only (no pseudo tokens)", "CMPTA"] and names[0] == "LMF [24]"
+    references = [entry.row for entry in registry.ENTRIES.values() if entry.is_reference]
+    assert names[0] == "LMF [24]" and names[-1] == "CMPTA"
+    assert max(names.index(row) for row in ("LMF [24]", "MAG-BERT [26]")) < names.index("training mean")
+    assert names.index("training mean") < min(names.index(row) for row in references)
     assert "training mean" not in [row.method for row in comparison_rows(study, "meld")]
 
 
 def test_a_method_that_the_paper_prints_stands_in_the_papers_line(study: Study, named_llm: None, plugin: ModuleType):
     class SelfMM(MethodConfig):
-        name: Literal["self_mm"] = "self_mm"
+        name: Literal["my_self_mm"] = "my_self_mm"
         recipe: Literal[1] = 1
 
+    for ours in ("lmf", "self_mm"):
+        del registry.ENTRIES[ours]
     registry.register(SelfMM, plugin.TrainingMean, row="Self-MM", comparisons=("sims",))
     names = [row.name for row in plan.comparison("sims")]
-    assert names[:2] == ["Self-MM", "MSE-LLaMA2-7B"] and names[-3:] == ["training mean", "text only", "CMPTA"]
+    assert "LMF" not in names and names[0] == "Self-MM" and names[-2:] == ["text only", "CMPTA"]
     rows = comparison_rows(study, "sims")
     assert [row.method for row in rows[:3]] == ["LMF [24]", "Self-MM [25]", "MAG-BERT [26]"] and rows[1].paper["mae"] == 0.335
     assert "not part of this repository" in rows[0].note and "is not finished" in rows[1].note
