@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["COMPARISONS", "ENTRIES", "PLUGINS", "Entry", "build", "load_plugins", "method_class", "plugins", "register"]
 
-_SMALL_DIALOGUES = {"method.audio_width": 32, "method.vision_width": 32, "method.dim": 32, "training.batch_size": 8}
+_SMALL_DIALOGUES = {"method.audio_width": 32, "method.vision_width": 32, "training.batch_size": 8, "training.epochs": 8}
 _TINY_DIALOGUES = {"method.audio_width": 8, "method.vision_width": 8, "method.dim": 8}
 _NO_WARM_UP = {"training.schedule": "constant", "training.warmup_fraction": 0.0, "training.gradient_clip": None}
 _MSE_PAPER = {"training.epsilon": 1e-4, "training.gradient_clip": None}
@@ -44,6 +44,7 @@ register(
     methods.LinearConfig,
     "cmpta_lib.methods.linear:Linear",
     row="linear (ridge or SVM on pooled features)",
+    settings={"demo/data": {"method.svm_c": 1.0}},
     reads="one utterance: mean state of a frozen BERT, mean and deviation of voice and face",
     is_reference=True,
     is_trained=False,
@@ -69,6 +70,21 @@ register(
     row="LMF",
     comparisons=("sims",),
     settings={
+        "demo": {  # its LSTM needs longer than two epochs to find words, and mean frames are mostly noise there
+            "training.epochs": 8,
+            "method.factor_rate": 1.0,
+            "method.audio_hidden": 8,
+            "method.vision_hidden": 8,
+            "method.audio_dropout": 0.5,
+            "method.vision_dropout": 0.5,
+        },
+        "demo/data": {
+            "training.epochs": 30,
+            "method.audio_hidden": 32,
+            "method.vision_hidden": 64,
+            "method.audio_dropout": 0.3,
+            "method.vision_dropout": 0.3,
+        },
         "paper": {
             "training.batch_size": 32,
             "training.learning_rate": 2e-3,
@@ -165,7 +181,8 @@ register(
     row="MMGCN",
     comparisons=("meld",),
     settings={
-        "demo": _SMALL_DIALOGUES | {"method.graph_dim": 16, "method.layers": 4, "training.epochs": 10},
+        "demo": _SMALL_DIALOGUES
+        | {"method.dim": 64, "method.graph_dim": 64, "method.layers": 4, "method.dropout": 0.1},
         "demo/data": {"training.epochs": 30, "training.learning_rate": 3e-3},
         "paper": _NO_WARM_UP
         | {"training.optimizer": "adam", "training.learning_rate": 1e-3, "training.weight_decay": 0.0}
@@ -180,7 +197,10 @@ register(
     row="GA2MIF",
     comparisons=("meld",),
     settings={
-        "demo": _SMALL_DIALOGUES | {"method.heads": 4, "method.cross_layers": 2, "training.epochs": 10},
+        # A speaker table of unit variance times 1.6 drowns utterance vectors that have yet to be learned.
+        "demo": _SMALL_DIALOGUES
+        | {"method.speaker_weight": 0.1, "method.dim": 32, "method.heads": 4, "method.graph_layers": 1}
+        | {"method.cross_layers": 1, "method.dropout": 0.3},
         "demo/data": {"training.epochs": 30, "training.learning_rate": 1e-3},
         # The published rate is for finished utterance vectors; the LSTMs that make them here learn 100 times as fast.
         "paper": _NO_WARM_UP
