@@ -109,6 +109,21 @@ register(
     row="LMF",
     comparisons=("sims",),
     settings={
+        "demo": {  # its LSTM needs longer than two epochs to find words, and mean frames are mostly noise there
+            "training.epochs": 8,
+            "method.factor_rate": 1.0,
+            "method.audio_hidden": 8,
+            "method.vision_hidden": 8,
+            "method.audio_dropout": 0.5,
+            "method.vision_dropout": 0.5,
+        },
+        "demo/data": {
+            "training.epochs": 30,
+            "method.audio_hidden": 32,
+            "method.vision_hidden": 64,
+            "method.audio_dropout": 0.3,
+            "method.vision_dropout": 0.3,
+        },
         "paper": {
             "training.batch_size": 32,
             "training.learning_rate": 2e-3,
@@ -162,6 +177,7 @@ register(
     methods.LinearConfig,
     "cmpta_lib.methods.linear:Linear",
     row="linear (ridge or SVM on pooled features)",
+    settings={"demo/data": {"method.svm_c": 1.0}},
 )
 
 
