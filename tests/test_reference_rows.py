@@ -1,0 +1,255 @@
+"""The rows that keep everyone honest: a constant, linear models of scikit-learn, and a plain BiLSTM."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.linear_model import RidgeCV
+from sklearn.svm import LinearSVC
+
+from cmpta_lib.config import DataConfig, EvaluationConfig, RunConfig, TrainingConfig, override
+from cmpta_lib.data.corpus import COLUMNS, Corpus, Inputs, Sample, Split, Task
+from cmpta_lib.methods import registry
+from cmpta_lib.methods.bilstm import AttentivePool
+from cmpta_lib.methods.linear import NEVER
+from cmpta_lib.training import loop
+from cmpta_lib.training.checkpoint import State
+from cmpta_lib.training.evaluation import evaluate
+
+SCORES, CLASSES = Task("regression", "zh"), Task("classification", "en", ("calm", "glad", "sad"))
+TASKS = pytest.mark.parametrize("task", [SCORES, CLASSES], ids=["scores", "classes"])
+READERS = ("linear", "bilstm")
+WIDTHS = {"audio": 4, "vision": 5}
+
+
+def config_of(name: str, changes: dict[str, Any] | None = None) -> RunConfig:
+    start = RunConfig(
+        data=DataConfig(name="test", fingerprint=""),
+        method=registry.ENTRIES[name].config(),
+        training=TrainingConfig(epochs=2, batch_size=4, learning_rate=0.01),
+        evaluation=EvaluationConfig(batch_size=4),
+    )
+    return override(start, dict(registry.ENTRIES[name].settings.get("smoke", {})) | (changes or {}))
+
+
+def clip(number: int, frames: tuple[int, int] = (6, 7), text: str = "真是太好了", label: Any = 0, scale: float = 1.0) -> Sample:
+    rng = np.random.default_rng(number)
+    audio, vision = (
+        (scale * rng.standard_normal((length, width))).astype(np.float32)
+        for length, width in zip(frames, WIDTHS.values(), strict=True)
+    )
+    return Sample(f"clip {number}", text, audio, vision, label)
+
+
+def split_of(samples: list[Sample], task: Task) -> Split:
+    table = pd.DataFrame(
+        {
+            "id": [sample.id for sample in samples],
+            "text": [sample.text for sample in samples],
+            "label": np.array([sample.label for sample in samples], float if task.kind == "regression" else np.int64),
+            "speaker": None,
+            "dialogue": None,
+            "audio_length": [len(sample.audio) for sample in samples],
+            "vision_length": [len(sample.vision) for sample in samples],
+        },
+        columns=list(COLUMNS),
+    )
+    frames = (np.concatenate([getattr(sample, modality) for sample in samples]) for modality in WIDTHS)
+    return Split("train", task, table, *frames)
+
+
+def built(name: str, tools: Any, task: Task, samples: list[Sample], changes: dict[str, Any] | None = None) -> Any:
+    """Fitted to these clips."""
+    torch.manual_seed(0)
+    method = registry.build(config_of(name, changes), Inputs(task, WIDTHS), tools)
+    method.fit(split_of(samples, task))
+    method.module.eval()
+    return method
+
+
+def corpus_of(samples: list[Sample], task: Task) -> Corpus:
+    splits = {name: split_of(samples, task) for name in ("train", "valid", "test")}
+    return Corpus("own", task, splits, False, {}, {}, "fingerprint")
+
+
+# Constant ----------------------------------------------------------------------------------------------------------
+def test_the_constant_is_the_median_the_mean_or_the_majority(tools):
+    scores = [clip(n, label=label) for n, label in enumerate((-1.0, 0.2, 0.4, 0.6, 0.8, 1.0))]
+    assert built("constant", tools, SCORES, scores).predict(batch_of(tools, SCORES, scores)).values == pytest.approx(6 * [0.5])
+    mean = built("constant", tools, SCORES, scores, {"method.statistic": "mean"})
+    assert mean.predict(mean.collate(scores[:1])).values == pytest.approx([1 / 3])
+    classes = [clip(n, label=label) for n, label in enumerate((2, 0, 2, 2, 0))]
+    method = built("constant", tools, CLASSES, classes)
+    answers = method.predict(method.collate(classes[:2]))
+    assert answers.values.tolist() == [2, 2] and answers.replies == ["2", "2"]
+    np.testing.assert_allclose(answers.probabilities, 2 * [[3 / 8, 1 / 8, 4 / 8]])  # each counted once more
+
+
+def batch_of(tools: Any, task: Task, samples: list[Sample]) -> Any:
+    return built("constant", tools, task, samples).collate(samples)
+
+
+@TASKS
+def test_no_other_constant_costs_less_on_the_training_split(task, tools, corpora):
+    train = corpora["embedded-sims" if task is SCORES else "embedded-meld"].splits["train"]
+    method = registry.build(config_of("constant"), Inputs(train.task, WIDTHS), tools)
+    method.fit(train)
+    answer = method.predict(method.collate([train[0]])).values[0]
+    if task is SCORES:
+        assert all(np.abs(train.labels - answer).mean() <= np.abs(train.labels - v).mean() + 1e-12 for v in train.labels)
+    else:
+        assert (train.labels == answer).mean() == max((train.labels == c).mean() for c in range(len(train.task.labels)))
+
+
+# Linear ------------------------------------------------------------------------------------------------------------
+def pooled_by_hand(method: Any, samples: list[Sample]) -> np.ndarray:
+    """(N, F): what `Linear` reads, one clip at a time with numpy."""
+    rows = []
+    for sample in samples:
+        parts = []
+        for modality in WIDTHS:
+            scaling = method.scaling[modality]
+            frames = (getattr(sample, modality).astype(float) - scaling.mean.numpy()) / scaling.std.numpy()
+            parts += [frames.mean(0), frames.std(0)] if len(frames) else [np.zeros(frames.shape[1])] * 2
+        ids = torch.tensor([method.encoder.token_ids(sample.text)])
+        parts.append(method.encoder.states(ids, torch.ones_like(ids).bool())[0].mean(0).detach().double().numpy())
+        rows.append(np.concatenate(parts))
+    return np.stack(rows)
+
+
+def labelled(task: Task, count: int = 30) -> list[Sample]:
+    texts = ("真是太好了", "差得离谱", "就那么回事", "")
+    labels = [round(0.2 * (n % 11) - 1, 1) if task is SCORES else n % 3 for n in range(count)]
+    lengths = [(n % 5, 3 + n % 7) for n in range(count)]
+    return [clip(n, lengths[n], texts[n % 4], label) for n, label in enumerate(labels)]
+
+
+@TASKS
+def test_it_answers_as_scikit_learn_on_features_pooled_by_hand(task, tools):
+    samples = labelled(task)
+    method = built("linear", tools, task, samples)
+    features = pooled_by_hand(method, samples)
+    given = (features - features.mean(0)) / features.std(0)
+    settings = method.settings
+    if task is SCORES:
+        expected = RidgeCV(settings.alphas).fit(given, method_labels(samples)).predict(given)
+        found = method.predict(method.collate(samples)).values
+        np.testing.assert_allclose(found, expected.clip(-1, 1), atol=1e-4)
+    else:
+        machine = LinearSVC(C=settings.svm_c, dual=False, max_iter=10_000).fit(given, method_labels(samples))
+        with torch.no_grad():
+            margins = method.forward(method.clips(method.collate(samples))).numpy()
+        np.testing.assert_allclose(margins, machine.decision_function(given), atol=1e-4)
+        assert method.predict(method.collate(samples)).probabilities is None
+
+
+def method_labels(samples: list[Sample]) -> np.ndarray:
+    return np.array([sample.label for sample in samples])
+
+
+def test_a_class_without_a_training_clip_is_never_answered(tools):
+    two = [replace(sample, label=(0, 2)[n % 2]) for n, sample in enumerate(labelled(CLASSES, 12))]
+    method = built("linear", tools, CLASSES, two)
+    assert method.net.bias[1] == NEVER and set(method.predict(method.collate(two)).values) == {0, 2}
+    one = [replace(sample, label=1) for sample in two]
+    method = built("linear", tools, CLASSES, one)
+    assert set(method.predict(method.collate(two)).values) == {1}
+
+
+@TASKS
+def test_features_that_do_not_vary_and_a_training_split_of_one_clip_are_no_trouble(task, tools):
+    still = [replace(clip(n), audio=np.full((5 + n, 4), 0.1, np.float32), label=n % 2) for n in range(6)]
+    for samples in (still, still[:1], [clip(n, (0, 0), "", n % 2) for n in range(4)], [clip(n, scale=0.0) for n in range(3)]):
+        method = built("linear", tools, task, samples)
+        assert all(buffer.isfinite().all() for buffer in method.module.buffers())
+        assert np.isfinite(method.predict(method.collate([clip(7), clip(8, (0, 0), "")])).values).all()
+
+
+@pytest.mark.parametrize("name", ["constant", "linear"])
+@TASKS
+def test_nothing_is_trained_and_its_buffers_hold_all_that_was_learned(name, task, tools, tmp_path):
+    samples = labelled(task)
+    corpus = corpus_of(samples, task)
+    method, state = loop.train(config_of(name, {"seed": 1}), corpus, tools, tmp_path)
+    again, _ = loop.train(config_of(name, {"seed": 2}), corpus, tools, tmp_path)
+    assert state == State() and not list(tmp_path.iterdir()) and not method.module.training
+    stored, other = method.module.state_dict(), again.module.state_dict()
+    assert all(torch.equal(stored[key], other[key]) for key in stored)  # whatever the seed
+    loaded = registry.build(config_of(name), Inputs(task, WIDTHS), tools)
+    loaded.module.load_state_dict(stored)
+    loaded.module.eval()
+    found, _ = evaluate(loaded, corpus.splits["test"], 4)
+    expected, _ = evaluate(method, corpus.splits["test"], 4)
+    pd.testing.assert_frame_equal(found, expected)
+    loss = method.loss(method.collate(samples))
+    assert loss.total.isfinite() and not loss.total.requires_grad and loss.count == len(samples)
+
+
+# Both that read clips ----------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", READERS)
+@TASKS
+def test_no_answer_depends_on_batch_mates_their_order_or_padding(name, task, tools):
+    method = built(name, tools, task, labelled(task))
+    long = clip(2, (12, 0), "说实话，这部电影真是太糟糕了")
+    samples = [clip(0, (3, 9)), clip(1, (0, 2), "就那么回事"), long, clip(3, (0, 0), "")]
+    together = outputs(method, method.collate(samples))
+    for place, sample in enumerate(samples):
+        torch.testing.assert_close(outputs(method, method.collate([sample]))[0], together[place], atol=1e-5, rtol=0)
+    torch.testing.assert_close(outputs(method, method.collate(samples[::-1])).flip(0), together, atol=1e-5, rtol=0)
+    batch = method.collate(samples)
+    for modality in WIDTHS:
+        for row, length in zip(batch.frames[modality], batch.lengths[modality], strict=True):
+            row[length:] = 1e3
+    torch.testing.assert_close(outputs(method, batch), together, atol=1e-5, rtol=0)
+
+
+def outputs(method: Any, batch: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return method.forward(method.clips(batch))
+
+
+def test_the_bilstm_reads_the_order_of_frames_and_the_linear_model_does_not(tools):
+    samples = labelled(SCORES)
+    usual = clip(0)
+    backwards = replace(usual, audio=usual.audio[::-1].copy(), vision=usual.vision[::-1].copy())
+    for name, same in (("linear", True), ("bilstm", False)):
+        method = built(name, tools, SCORES, samples)
+        found, other = (outputs(method, method.collate([sample])) for sample in (usual, backwards))
+        assert torch.allclose(found, other, atol=1e-5) == same
+
+
+@TASKS
+def test_odd_batches_give_the_bilstm_finite_losses_and_gradients(task, tools):
+    odd = [[clip(0, (0, 0), "")], [clip(0, (0, 7)), clip(1, (6, 0))], [clip(0, scale=0.0)], [clip(0, (1, 1)), clip(1, text="")]]
+    method = built("bilstm", tools, task, labelled(task))
+    for samples in odd:
+        method.module.train()
+        method.module.zero_grad()
+        loss = method.loss(method.collate(samples))
+        loss.total.backward()
+        gradients = [p.grad for p in method.module.parameters() if p.grad is not None]
+        assert loss.total.isfinite() and gradients and all(grad.isfinite().all() for grad in gradients)
+        method.module.eval()
+        assert np.isfinite(method.predict(method.collate(samples)).values).all()
+
+
+def test_attentive_pooling_equals_a_bidirectional_lstm_on_each_clip_alone():
+    torch.manual_seed(0)
+    pool, sequence, lengths = AttentivePool(3, 4), torch.randn(3, 6, 3), torch.tensor([6, 2, 0])
+    both = torch.nn.LSTM(3, 4, batch_first=True, bidirectional=True)
+    for name, weight in pool.ahead.named_parameters():
+        getattr(both, name).data.copy_(weight.data)
+        getattr(both, f"{name}_reverse").data.copy_(getattr(pool.back, name).data)
+    found = pool(sequence, lengths)
+    for row, length in enumerate(lengths.tolist()):
+        if length == 0:
+            assert found[row].eq(0).all()
+            continue
+        states = both(sequence[row : row + 1, :length])[0][0]
+        expected = (pool.weigh(states).softmax(0) * states).sum(0)
+        torch.testing.assert_close(found[row], expected, atol=1e-5, rtol=0)
