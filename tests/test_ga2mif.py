@@ -108,5 +108,5 @@ def test_padding_is_attended_to_as_coded_only():
     for name, config in {"fixed": SMALL, "reference": reference(SMALL)}.items():
         net = Network(widths, 7, config).eval()
         together = net(*vectors, layout_of([4, 1]))[4:]
-        moved[name] = float((together - net(*[v[4:] for v in vectors], layout_of([1]))).abs().max())
+        moved[name] = (together - net(*[v[4:] for v in vectors], layout_of([1]))).abs().max().item()
     assert moved["fixed"] < 1e-6 < 1e-3 < moved["reference"]
