@@ -191,7 +191,7 @@ def dialogues_of(samples: Sequence[Sample]) -> tuple[list[int], np.ndarray]:
     """Sizes of the dialogues that neighbours form, and each clip's speaker, numbered as they first speak (B,)."""
     sizes, speakers = [], []
     keyed = (
-        (("clip", place) if sample.dialogue is None else sample.dialogue, sample)
+        (sample.dialogue if isinstance(sample.dialogue, str) else ("clip", place), sample)
         for place, sample in enumerate(samples)
     )
     for _, members in groupby(keyed, key=lambda pair: pair[0]):

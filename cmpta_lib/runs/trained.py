@@ -66,25 +66,35 @@ class TrainedRun:
         """
         if not isinstance(samples, Iterable):  # a single Sample above all
             raise ValueError(f"expected a list of samples, not {shown(samples)}; for one clip: predict([sample])")
+        checked, size = _checked(samples, self.inputs), self.run.config.evaluation.batch_size
         answers: list[Answer] = []
-        checked = _checked(samples, self.inputs)
-        size = None if self.method.unit == "dialogue" else self.run.config.evaluation.batch_size  # dialogues stay whole
-        while part := list(islice(checked, size)):
-            found = self.method.predict(self.method.collate([sample for sample, _ in part]))
-            names = [_text(self.inputs.task, name) for name in found.answers]
-            for place, (sample, repairs) in enumerate(part):
-                value, reply = found.values[place], found.replies[place]
-                chances = [] if found.probabilities is None else found.probabilities[place].tolist()
-                said = reply if reply is None else _text(self.inputs.task, reply)
-                answers.append(
-                    Answer(
-                        sample.id,
-                        _value(self.inputs.task, value),
-                        said or ("unparsable" if np.isnan(value) else f"{value:g}"),
-                        dict(zip(names, chances, strict=bool(chances))),
-                        repairs,
-                    )
+        if self.method.unit == "clip":
+            while part := list(islice(checked, size)):
+                answers += self._answers(part)
+            return answers
+        clips = list(checked)
+        found: dict[int, Answer] = {}
+        for places in _whole_dialogues([sample for sample, _ in clips], size):
+            found |= zip(places, self._answers([clips[place] for place in places]), strict=True)
+        return [found[place] for place in range(len(clips))]
+
+    def _answers(self, clips: Sequence[tuple[Sample, Counter[str]]]) -> list[Answer]:
+        """Answers to one batch of checked clips."""
+        found = self.method.predict(self.method.collate([sample for sample, _ in clips]))
+        names, answers = [_text(self.inputs.task, name) for name in found.answers], []
+        for place, (sample, repairs) in enumerate(clips):
+            value, reply = found.values[place], found.replies[place]
+            chances = [] if found.probabilities is None else found.probabilities[place].tolist()
+            said = reply if reply is None else _text(self.inputs.task, reply)
+            answers.append(
+                Answer(
+                    sample.id,
+                    _value(self.inputs.task, value),
+                    said or ("unparsable" if np.isnan(value) else f"{value:g}"),
+                    dict(zip(names, chances, strict=bool(chances))),
+                    repairs,
                 )
+            )
         return answers
 
     def attention(self, sample: Sample) -> dict[str, np.ndarray]:
@@ -101,6 +111,16 @@ class TrainedRun:
             name = self.run.config.method.name
             raise NotImplementedError(f"run {self.run.folder.name}: its method '{name}' has no attention maps") from error
         return {name: weights[0].float().cpu().numpy() for name, weights in maps.items()}
+
+
+def _whole_dialogues(samples: Sequence[Sample], size: int) -> Iterator[list[int]]:
+    """Places of the clips of up to `size` dialogues at a time, each dialogue's together, however they are mixed."""
+    found: dict[object, list[int]] = {}
+    for place, sample in enumerate(samples):
+        found.setdefault(sample.dialogue if isinstance(sample.dialogue, str) else ("clip", place), []).append(place)
+    dialogues = iter(found.values())
+    while part := list(islice(dialogues, size)):
+        yield [place for dialogue in part for place in dialogue]
 
 
 def load(run: str | Path, llm: str | Path = "") -> TrainedRun:
