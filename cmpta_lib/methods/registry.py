@@ -106,8 +106,14 @@ register(
     comparisons=("sims",),
     settings={
         # Generated labels first act in the third epoch.
-        "demo": {"training.epochs": 3, "training.learning_rate": 3e-3, "method.bert_rate": 0.3},
-        "demo/data": {"training.epochs": 30, "training.learning_rate": 1e-3},
+        "demo": {"training.epochs": 3, "training.learning_rate": 5e-3, "method.bert_rate": 0.3},
+        "demo/data": {
+            "training.epochs": 30,
+            "training.learning_rate": 3e-3,
+            "method.bert_rate": 0.03,
+            "method.audio_hidden": 128,
+            "method.audio_size": 64,
+        },
         "paper": {
             "training.batch_size": 64,  # 4 batches of 16, whose gradients the public code sums
             "training.learning_rate": 1e-3,
