@@ -176,6 +176,7 @@ def executed(monkeypatch) -> list:
     """Nothing is trained or executed: what would be, in order."""
     done: list = []
     monkeypatch.setattr(Study, "corpus", lambda self, key: done.append(("corpus", key)))
+    monkeypatch.setattr(Study, "tiny", lambda self, name: "f")
     monkeypatch.setattr(Study, "llms", lambda self, notebooks: [LLMConfig(name="tiny", fingerprint="f")])
     monkeypatch.setattr(Study, "planned_runs", lambda self, notebooks, keys: [])
     monkeypatch.setattr(Study, "ensure", lambda self, runs, jobs=None: done.append(("ensure", len(runs))))
