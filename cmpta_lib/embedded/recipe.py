@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 CORPORA = 3  # generated clips and generated text
-TINY = 1  # anything else that changes the tiny LLM's weights
+TINY = 2  # anything else that changes the tiny models' weights
 DOCUMENTS = 16_000  # that it is pre-trained on, each read once: 400 steps of 40
 TINY_MODELS: Mapping[str, str] = {  # name -> the module that makes it
     "tiny": "cmpta_lib.embedded.tiny_llm",

@@ -7,6 +7,7 @@ are laid out as bert-base-chinese is published.
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ ARCHITECTURE = {
     "max_position_embeddings": 128,
 }
 VOCABULARY = 1200
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 BATCH = 32
 LEARNING_RATE = 1e-3
 MASKED = 0.15  # of all tokens, as in BERT's paper; all of them become [MASK]
@@ -42,14 +44,22 @@ def build(cache: Path, documents: int | None = None) -> Path:
 
 
 def train_tokenizer(texts: Iterable[str]) -> Any:
-    """A WordPiece tokenizer over `texts`, split as BERT's: Chinese by character."""
-    from tokenizers import BertWordPieceTokenizer
+    """A WordPiece tokenizer, split as BERT's: every character of `texts`, alone and inside words, and their commonest words.
+
+    Counted, not trained: the library's trainer breaks ties by the order of a hash table, which is another in every call,
+    and with the vocabulary all weights would be others.
+    """
+    from tokenizers.normalizers import BertNormalizer
+    from tokenizers.pre_tokenizers import BertPreTokenizer
     from transformers import BertTokenizerFast
 
-    pieces = BertWordPieceTokenizer(lowercase=True)
-    pieces.train_from_iterator(texts, vocab_size=VOCABULARY, min_frequency=1, show_progress=False)
-    ordered = sorted(pieces.get_vocab(), key=pieces.get_vocab().__getitem__)
-    return BertTokenizerFast(vocab={piece: number for number, piece in enumerate(ordered)}, do_lower_case=True)
+    normalizer, splitter = BertNormalizer(lowercase=True), BertPreTokenizer()
+    counts = Counter(word for text in texts for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)))
+    inner = sorted({character for word in counts for character in word[1:]})
+    pieces = [*SPECIAL, *sorted({character for word in counts for character in word}), *(f"##{one}" for one in inner)]
+    words = sorted((word for word in counts if len(word) > 1), key=lambda word: (-counts[word], word))
+    pieces += words[: max(0, VOCABULARY - len(pieces))]
+    return BertTokenizerFast(vocab={piece: number for number, piece in enumerate(pieces)}, do_lower_case=True)
 
 
 def _pretrain(folder: Path, documents: int) -> None:
