@@ -10,7 +10,7 @@ import base64
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -194,13 +194,20 @@ def write_bert(folder: Path, texts: Iterable[str], sizes: Mapping[str, int], see
     vocabulary = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().__getitem__)
     torch.manual_seed(seed)
     model = BertForPreTraining(BertConfig(**{"vocab_size": len(vocabulary), **sizes}))
-    draft = folder.with_name(f".{folder.name}.partial")  # transformers writes config.json before the weights
+    with _whole(folder) as draft:
+        (draft / "vocab.txt").write_text("".join(f"{piece}\n" for piece in vocabulary), encoding="utf-8")
+        (draft / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": True, "model_max_length": 512}))
+        model.save_pretrained(draft)
+
+
+@contextmanager
+def _whole(folder: Path) -> Iterator[Path]:
+    """A folder to write a model into, which becomes `folder` at the end: transformers writes config.json before weights."""
+    draft = folder.with_name(f".{folder.name}.partial")
     for place in (draft, folder):
         shutil.rmtree(place, ignore_errors=True)
     draft.mkdir(parents=True)
-    (draft / "vocab.txt").write_text("".join(f"{piece}\n" for piece in vocabulary), encoding="utf-8")
-    (draft / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": True, "model_max_length": 512}))
-    model.save_pretrained(draft)
+    yield draft
     draft.rename(folder)
 
 
@@ -218,11 +225,11 @@ def write_llama2(folder: Path, texts: Iterable[str], sizes: Mapping[str, int], s
     bpe.train_from_iterator([*texts, *asked], trainer)
     torch.manual_seed(seed)
     config = LlamaConfig(vocab_size=bpe.get_vocab_size(), tie_word_embeddings=False, dtype="bfloat16", **sizes)
-    folder.mkdir(parents=True, exist_ok=True)
     unk, bos, eos = marks
-    PreTrainedTokenizerFast(tokenizer_object=bpe, unk_token=unk, bos_token=bos, eos_token=eos).save_pretrained(folder)
     shard = "200KB" if sizes == LLAMA2_SMALL else "1GB"
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder, max_shard_size=shard)
+    with _whole(folder) as draft:
+        PreTrainedTokenizerFast(tokenizer_object=bpe, unk_token=unk, bos_token=bos, eos_token=eos).save_pretrained(draft)
+        LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(draft, max_shard_size=shard)
 
 
 def _gate_width(width: int) -> int:

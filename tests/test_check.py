@@ -80,7 +80,7 @@ def test_each_missing_thing_has_its_command():
 
 def test_the_second_llm_is_asked_for_by_its_own_table_only_and_stops_no_other_row():
     shown = {name: found(Study("paper"), [name]) for name in NOTEBOOKS}
-    assert [name for name, needs in shown.items() if "LLM llama2-7b" in needs] == ["04_table3_simsv2"]
+    assert [name for name, needs in shown.items() if "LLM llama2-7b" in needs] == ["04_table3_simsv2", "12_baselines"]
     absent = shown["04_table3_simsv2"]["LLM llama2-7b"]
     assert not absent.missing and absent.remedy == f"{COMMAND} weights llama2-7b"
     assert "absent  LLM llama2-7b" in screen(Study("paper"), [absent]) and absent.remedy in screen(Study("paper"), [absent])

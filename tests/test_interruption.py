@@ -23,11 +23,11 @@ COMMAND = """
 import signal, sys
 from pathlib import Path
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from cmpta_lib.cli import __main__, commands, notebooks
+from cmpta_lib.cli import __main__, notebooks
 folder = Path(sys.argv[1])
 def run(arguments):
 {body}
-commands.run = run
+__main__.run = run
 sys.exit(__main__.main([]))
 """
 TWO_NOTEBOOKS = """

@@ -85,7 +85,7 @@ def test_a_rehearsal_that_died_is_taken_up(tmp_path: Path, monkeypatch: pytest.M
         (model / "config.json").unlink()
     assert main(call) == 0
     assert (root / "rehearsal.json").read_text() == before and sorted(root.glob("llm/*")) == models
-    assert len(models) == 3 and all((model / "config.json").exists() for model in models)
+    assert len(models) == 4 and all((model / "config.json").exists() for model in models)
     assert sims.stat().st_mtime_ns == written, "what was complete stays"
     monkeypatch.setattr(rehearsal, "RECIPE", rehearsal.RECIPE + 1)
     assert main(call) == 0
