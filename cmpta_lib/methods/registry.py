@@ -22,6 +22,7 @@ __all__ = ["COMPARISONS", "ENTRIES", "PLUGINS", "Entry", "build", "load_plugins"
 _SMALL_DIALOGUES = {"method.audio_width": 32, "method.vision_width": 32, "training.batch_size": 8, "training.epochs": 8}
 _TINY_DIALOGUES = {"method.audio_width": 8, "method.vision_width": 8, "method.dim": 8}
 _NO_WARM_UP = {"training.schedule": "constant", "training.warmup_fraction": 0.0, "training.gradient_clip": None}
+_AS_IN_MMSA = _NO_WARM_UP | {"training.optimizer": "adam", "training.patience": 8}
 _MSE_PAPER = {"training.epsilon": 1e-4, "training.gradient_clip": None}
 
 register(
@@ -85,15 +86,11 @@ register(
             "method.audio_dropout": 0.3,
             "method.vision_dropout": 0.3,
         },
-        "paper": {
+        "paper": _AS_IN_MMSA
+        | {
             "training.batch_size": 32,
             "training.learning_rate": 2e-3,
-            "training.optimizer": "adam",
-            "training.schedule": "constant",
-            "training.warmup_fraction": 0.0,
             "training.weight_decay": 1e-4,
-            "training.gradient_clip": None,
-            "training.patience": 8,
         },
         "smoke": {"method.audio_hidden": 4, "method.vision_hidden": 4, "method.text_hidden": 8, "method.text_out": 4},
     },
@@ -114,15 +111,11 @@ register(
             "method.audio_hidden": 128,
             "method.audio_size": 64,
         },
-        "paper": {
+        "paper": _AS_IN_MMSA
+        | {
             "training.batch_size": 64,  # 4 batches of 16, whose gradients the public code sums
             "training.learning_rate": 1e-3,
-            "training.optimizer": "adam",
-            "training.schedule": "constant",
-            "training.warmup_fraction": 0.0,
             "training.weight_decay": 1e-3,
-            "training.gradient_clip": None,
-            "training.patience": 8,
         },
         "smoke": {f"method.{space}_features": 8 for space in ("fusion", "text", "audio", "vision")},
     },
@@ -136,15 +129,11 @@ register(
     settings={
         "demo": {"training.learning_rate": 1e-3, "training.gradient_clip": None, "method.gate_rate": 3.0},
         "demo/data": {"training.learning_rate": 1e-3},
-        "paper": {
+        "paper": _AS_IN_MMSA
+        | {
             "training.batch_size": 32,
             "training.learning_rate": 5e-5,
-            "training.optimizer": "adam",
-            "training.schedule": "constant",
-            "training.warmup_fraction": 0.0,
             "training.weight_decay": 0.0,
-            "training.gradient_clip": None,
-            "training.patience": 8,
         },
     },
     reads="one utterance: words by a BERT that is trained too, frames pooled to the words",
@@ -161,15 +150,11 @@ register(
             "method.text_hidden": 64,
             "method.text_out": 32,
         },
-        "paper": {
+        "paper": _AS_IN_MMSA
+        | {
             "training.batch_size": 128,
             "training.learning_rate": 2e-3,
-            "training.optimizer": "adam",
-            "training.schedule": "constant",
-            "training.warmup_fraction": 0.0,
             "training.weight_decay": 0.0,
-            "training.gradient_clip": None,
-            "training.patience": 8,
         },
         "smoke": {
             "method.audio_hidden": 4,
