@@ -69,8 +69,11 @@ class Supervised(Method):
         self.device = tools.device
         self.encoder: TextEncoder = tools.encoder(config.method.encoder)
         self.outputs = max(1, len(inputs.task.labels))  # one score, or a logit per class
-        self.scaling = nn.ModuleDict({modality: FeatureScaling(inputs.widths[modality]) for modality in MODALITIES})
         self.net: Any = self.network()  # a module; its parts are the subclass's own
+        widths: dict[str, int] = {modality: inputs.widths[modality] for modality in MODALITIES}
+        if not any(weight.requires_grad for weight in self.encoder.model.parameters()):
+            widths["text"] = self.encoder.dim  # states of a frozen encoder are features like others
+        self.scaling = nn.ModuleDict({name: FeatureScaling(width) for name, width in widths.items()})
         self.module = nn.ModuleDict({"scaling": self.scaling, "network": self.net}).to(tools.device)
 
     @abstractmethod
@@ -82,13 +85,32 @@ class Supervised(Method):
         """(B, outputs): scores, or logits."""
 
     def fit(self, train: Split) -> None:
-        """Take the z-scoring statistics from the training split's real frames (register 16)."""
+        """Take the z-scoring statistics from the training split's real frames and words (register 16)."""
         if self.config.data.feature_scaling == "none":
             return
-        for modality in MODALITIES:
-            scaling = cast(FeatureScaling, self.scaling[modality])
-            for buffer, values in zip((scaling.mean, scaling.std), train.feature_statistics(modality), strict=True):
+        for name, module in self.scaling.items():
+            scaling = cast(FeatureScaling, module)
+            statistics = self._text_statistics(train) if name == "text" else train.feature_statistics(cast(Modality, name))
+            for buffer, values in zip((scaling.mean, scaling.std), statistics, strict=True):
                 buffer.copy_(torch.from_numpy(values))
+
+    @torch.no_grad()
+    def _text_statistics(self, train: Split) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and deviation (dim,) of the frozen encoder's states over all tokens; 1 where one does not vary."""
+        size, count = self.config.evaluation.batch_size, 0
+        total, squares = (torch.zeros(self.encoder.dim, dtype=torch.float64, device=self.device) for _ in range(2))
+        for start in range(0, len(train), size):
+            texts = [train[index].text if self.reads("text") else "" for index in range(start, min(start + size, len(train)))]
+            known = [self.encoder.token_ids(text) for text in texts]
+            ids, lengths = pad_ids([self.encoder.cut(row, self.settings.max_text_tokens) for row in known])
+            given, sizes = send([ids, lengths], self.device)
+            real = real_positions(sizes, given.shape[1])
+            states = (self.encoder.states(given, real) * real[..., None]).double().flatten(0, 1)
+            total, squares, count = total + states.sum(0), squares + (states**2).sum(0), count + int(lengths.sum())
+        mean = total / count  # the states of a normalised layer: small enough for E[x^2] - E[x]^2 in float64
+        std = (squares / count - mean**2).clamp(min=0).sqrt()
+        std[std <= 1e-6 * (1 + mean.abs())] = 1.0
+        return mean.float().cpu().numpy(), std.float().cpu().numpy()
 
     def collate(self, samples: Sequence[Sample]) -> ClipBatch:
         """Lay out clips; neighbours of one dialogue stay one."""
@@ -141,9 +163,10 @@ class Supervised(Method):
         )
 
     def frozen_text(self, clips: Clips) -> Tensor:
-        """(B, L, dim) last hidden states of the text encoder as it was published, zero beyond each text's end."""
+        """(B, L, dim) last hidden states of the text encoder as it was published, scaled, and zero beyond each text's end."""
         with torch.no_grad():
-            return self.encoder.states(clips.text_ids, clips.text_real) * clips.text_real[..., None]
+            states: Tensor = self.scaling["text"](self.encoder.states(clips.text_ids, clips.text_real), clips.text_lengths)
+        return states
 
     def labels(self, batch: ClipBatch) -> Tensor:
         """(B,) on the device.
