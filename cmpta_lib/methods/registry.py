@@ -72,7 +72,7 @@ register(
     comparisons=("sims",),
     settings={
         "demo": {  # its LSTM needs longer than two epochs to find words, and mean frames are mostly noise there
-            "training.epochs": 8,
+            "training.epochs": 6,
             "method.factor_rate": 1.0,
             "method.audio_hidden": 8,
             "method.vision_hidden": 8,
