@@ -1,0 +1,71 @@
+"""Methods without an LLM: one layout, one scaling, one loss for all of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from test_held_out import config_of
+
+from cmpta_lib.config import override
+from cmpta_lib.training import loop
+
+
+def states(method, corpus) -> torch.Tensor:
+    """(tokens, dim) states of all real tokens of the training split, as the method sees them."""
+    clips = method.clips(method.collate(list(corpus.splits["train"])))
+    return method.frozen_text(clips)[clips.text_real]
+
+
+def test_frozen_states_are_scaled_by_the_training_splits_words(corpora, tools):
+    corpus = corpora["embedded-meld"]
+    found = states(loop.build(config_of("bilstm"), corpus, tools), corpus)
+    torch.testing.assert_close(found.mean(0), torch.zeros(found.shape[1]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(found.std(0, unbiased=False), torch.ones(found.shape[1]), atol=1e-5, rtol=0)
+
+
+def test_unscaled_features_are_those_of_the_encoder(corpora, tools, encoder):
+    corpus = corpora["embedded-meld"]
+    method = loop.build(override(config_of("bilstm"), {"data.feature_scaling": "none"}), corpus, tools)
+    clip = corpus.splits["train"][0]
+    ids = torch.tensor([encoder.token_ids(clip.text)])
+    expected = encoder.states(ids, torch.ones_like(ids, dtype=torch.bool))[0]
+    clips = method.clips(method.collate([clip]))
+    torch.testing.assert_close(method.frozen_text(clips)[0], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_padding_of_texts_stays_zero(corpora, tools):
+    corpus = corpora["embedded-meld"]
+    method = loop.build(config_of("bilstm"), corpus, tools)
+    short = replace(corpus.splits["train"][0], text="")
+    clips = method.clips(method.collate([corpus.splits["train"][1], short]))
+    assert not method.frozen_text(clips)[1, 2:].any() and method.frozen_text(clips)[1, :2].any()
+
+
+@pytest.mark.parametrize("name", ["self_mm", "mag_bert"])
+def test_an_encoder_that_is_trained_too_is_not_scaled(name: str, corpora, tools):
+    method = loop.build(config_of(name), corpora["embedded-sims"], tools)
+    assert "text" not in method.scaling and {"audio", "vision"} == set(method.scaling)
+
+
+def test_a_clip_without_a_label_is_named(corpora, tools):
+    corpus = corpora["embedded-sims"]
+    method = loop.build(config_of("bilstm"), corpus, tools)
+    bare = replace(corpus.splits["train"][0], label=None)
+    with pytest.raises(ValueError, match=f"{bare.id}.*only labelled clips can be trained on"):
+        method.loss(method.collate([bare]))
+    assert len(method.predict(method.collate([bare])).values) == 1
+    with pytest.raises(ValueError, match="an empty batch"):
+        method.collate([])
+
+
+def test_clips_without_a_dialogue_are_dialogues_of_their_own(corpora):
+    from cmpta_lib.methods.supervised import dialogues_of
+
+    first = corpora["embedded-meld"].splits["train"][0]
+    nan = float("nan")  # as pandas writes an empty cell: one object that several clips may share
+    named = zip([None, nan, nan, "a", "a", "b"], "xyxxyz", strict=True)
+    clips = [replace(first, dialogue=dialogue, speaker=speaker) for dialogue, speaker in named]
+    sizes, speakers = dialogues_of(clips)
+    assert sizes == [1, 1, 1, 2, 1] and speakers.tolist() == [0, 0, 0, 0, 1, 0]
