@@ -27,7 +27,7 @@ from cmpta_lib.runs.store import Run
 from cmpta_lib.study import plan
 from cmpta_lib.study import study as experiments
 from cmpta_lib.study.plan import CMPTA, MSE_LLAMA, REGISTER, TEXT_ONLY, Row
-from cmpta_lib.study.profiles import PROFILES
+from cmpta_lib.study.profiles import PROFILES, REHEARSAL
 from cmpta_lib.study.study import Study
 
 ROOT = Path(__file__).parents[1]
@@ -179,7 +179,7 @@ def test_scores_are_written_as_the_backbones_family_writes_them(family, sign, st
 def test_table_3_has_a_line_with_another_llm(study):
     plain = study()
     assert MSE_LLAMA in plan.comparison("sims") and MSE_LLAMA not in plan.comparison("meld") + plan.comparison("data")
-    lines = [row for row in reports.comparison_rows(plain, "sims") if row.method.startswith("MSE")]
+    lines = [row for row in comparison.comparison_rows(plain, "sims") if row.method.startswith("MSE")]
     assert [row.method for row in lines] == ["MSE-LLaMA2-7B [27]", "MSE-Adapter"] and lines[0].paper["mae"] == 0.382
     assert all("is not finished" in row.note for row in lines)
 
@@ -198,12 +198,34 @@ def test_a_row_with_an_llm_of_its_own_takes_the_profiles_of_that_role(study):
     assert stated.backbone == "tiny (01234567), tiny-llama (11a3a000)" and stated.fingerprints["tiny-llama"][:5] == "11a3a"
 
 
-def test_the_callers_own_llm_and_a_rehearsals_serve_every_row(study, root, tmp_path):
+def test_the_callers_own_llm_serves_every_row_and_a_rehearsal_has_one_for_each_role(study, root, tmp_path):
     write_qwen_v1(tmp_path / "own", ["a word"], width=16, layers=1, vocabulary_size=500)
     plain = study(llm=str(tmp_path / "own"))
     assert plain.config("sims", MSE_LLAMA) == plain.config("sims", Row("MSE-Adapter", "mse_adapter"))
-    assert plain.llms() == [plain.llm] and study("paper", smoke=True).llm_names() == ["qwen-1.8b"]
+    assert plain.llms() == [plain.llm]
     assert study("paper").llm_names() == ["qwen-1.8b", "llama2-7b"]
+    record = study(smoke=True).root / REHEARSAL
+    record.parent.mkdir(parents=True, exist_ok=True)
+    record.write_text(json.dumps({"llm": "random-qwen", "llms": {"llama2-7b": "random-llama"}, "changes": {}}))
+    assert study("paper", smoke=True).llm_names() == ["random-qwen", "random-llama"]
+
+
+def test_a_row_whose_own_llm_is_not_here_says_so_and_the_others_stand(study, monkeypatch):
+    plain = study()
+
+    def absent(self, name: str) -> str:
+        if name == "tiny-llama":
+            raise FileNotFoundError("it is not on this machine; fetch it")
+        return "0123456789abcdef"
+
+    monkeypatch.setattr(Study, "tiny", absent)
+    assert plain.lacks(MSE_LLAMA) and not plain.lacks(CMPTA)
+    assert [llm.name for llm in plain.llms()] == ["tiny"]
+    assert not [name for name, _ in plain.planned_runs(["04_table3_simsv2"]) if name == MSE_LLAMA.name]
+    (row,) = (row for row in comparison.comparison_rows(plain, "sims") if row.method.startswith(MSE_LLAMA.name))
+    assert row.predictions is None and row.note == "it is not on this machine; fetch it"
+    for table in (comparison.methods_table, comparison.field_table):
+        assert MSE_LLAMA.name in list(table(plain, "sims")["method"])
 
 
 def test_an_llm_that_the_profile_does_not_have_is_refused(study):
