@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 STEPS = 20
 WARM_UP = 3
+_TIMED_STEPS = 3  # of a method, for an estimate of hours
 
 
 def step_times(
@@ -123,9 +124,6 @@ def hours(study: Study, runs: Sequence[Run]) -> float:
         valid, test = (len(corpus.splits[name]) * answer for name in ("valid", "test"))
         total += start + (config.training.epochs * (steps * step + valid) if step else 0) + valid + test
     return total / 3600
-
-
-_TIMED_STEPS = 3  # enough: the estimate is for planning
 
 
 def _units(corpus: Corpus, method: str) -> int:
