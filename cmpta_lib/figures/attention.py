@@ -15,6 +15,7 @@ from matplotlib.gridspec import SubplotSpec
 from matplotlib.lines import Line2D
 from matplotlib.patches import FancyBboxPatch, Patch, Rectangle
 
+from cmpta_lib.figures.page import new_figure
 from cmpta_lib.figures.style import (
     DOUBLE_COLUMN_IN,
     GREEN,
@@ -26,7 +27,6 @@ from cmpta_lib.figures.style import (
     YELLOW,
     Look,
     figure_style,
-    new_figure,
     printable,
     wrap,
 )
@@ -83,9 +83,9 @@ class AttentionPanel:
 @figure_style()
 def attention_figure(panels: Sequence[AttentionPanel], *, title: str = "", footer: str = "") -> Figure:
     """Figures 3 and 4: one heatmap per panel with its mean over the text tokens above, two panels to a row."""
-    width, height, heights = _attention_size(panels)
-    figure = new_figure(width, height, title=title, footer=footer)
-    _draw_attention(figure, figure.add_gridspec(1, 1)[0], panels, heights)
+    width, height, heights = attention_size(panels)
+    figure = new_figure(width, height, title=title, footer=footer, drawn=what_is_drawn(panels))
+    draw_attention(figure, figure.add_gridspec(1, 1)[0], panels, heights)
     return figure
 
 
@@ -104,10 +104,11 @@ def case_study_figure(
 
     An answer equal to the label gets a tick, another a cross; a number that differs says by how much instead.
     """
-    width, height, heights = _attention_size(panels)
+    width, height, heights = attention_size(panels)
     quote = wrap(f"“{text}”", width - 0.3, TITLE_PT)
     quote_in, boxes_in = 0.165 * (quote.count("\n") + 1) + 0.06, 0.5
-    figure = new_figure(width, height + quote_in + boxes_in, title=title, footer=footer)
+    drawn = f"One clip's text, its true label and the answers without and with pseudo tokens. {what_is_drawn(panels)}"
+    figure = new_figure(width, height + quote_in + boxes_in, title=title, footer=footer, drawn=drawn)
     parts = figure.add_gridspec(2, 1, height_ratios=(quote_in + boxes_in, height))
     axes = figure.add_subplot(parts[0])
     axes.set(xlim=(0, width), ylim=(0, quote_in + boxes_in))
@@ -117,8 +118,25 @@ def case_study_figure(
     for k, (name, answer) in enumerate(answers):
         mark, colour = _verdict(answer, true_label) if k else ("", "0.3")
         _draw_answer(axes, k * width / 3, width / 3, name, f"{printable(answer)}  {mark}".rstrip(), colour)
-    _draw_attention(figure, parts[1], panels, heights)
+    draw_attention(figure, parts[1], panels, heights)
     return figure
+
+
+def what_is_drawn(panels: Sequence[AttentionPanel]) -> str:
+    """What a reader of the maps must know, for a caption."""
+    parts = [
+        "How much each text token (row) attends to each frame (column), in per cent of the row; above, the mean over the text "
+        "tokens, dotted where attention would be uniform."
+    ]
+    if any(_is_padded(p) for p in panels):
+        parts.append("Hatched: padding.")
+    if any(p.cue_window for p in panels):
+        parts.append("Dashed frame: the true cue.")
+    return " ".join(parts)
+
+
+def _is_padded(panel: AttentionPanel) -> bool:
+    return panel.padded_length > np.shape(panel.weights)[1]
 
 
 def _verdict(answer: str, true_label: str) -> tuple[str, str]:
@@ -139,7 +157,7 @@ def _draw_answer(axes: Axes, left: float, width: float, name: str, answer: str, 
     axes.text(left + width / 2, 0.15, answer, ha="center", va="center", size=TITLE_PT, parse_math=False)
 
 
-def _attention_size(panels: Sequence[AttentionPanel]) -> tuple[float, float, tuple[float, float]]:
+def attention_size(panels: Sequence[AttentionPanel]) -> tuple[float, float, tuple[float, float]]:
     """Inches: width and height of all rows with the key, and the heights of a row's curve and heatmap."""
     if not panels:
         raise ValueError("no attention panels to draw")
@@ -148,9 +166,10 @@ def _attention_size(panels: Sequence[AttentionPanel]) -> tuple[float, float, tup
     return width, math.ceil(len(panels) / 2) * (heat_in + 1.6) + 0.25, (0.65, heat_in)
 
 
-def _draw_attention(
+def draw_attention(
     figure: Figure, place: SubplotSpec, panels: Sequence[AttentionPanel], heights: tuple[float, float]
 ) -> None:
+    """The maps with their key, in a place of the size that `attention_size` says."""
     columns = min(len(panels), 2)
     rows = math.ceil(len(panels) / columns)
     # The key has a grid of its own: an axes spanning the panels' columns would make all gaps between them equal.
@@ -171,7 +190,7 @@ def _draw_attention(
         Line2D([], [], color="0.3", label="mean over text tokens"),
         Line2D([], [], color="0.3", linestyle=":", linewidth=0.8, label="uniform"),
     ]
-    if any(p.padded_length > np.shape(p.weights)[1] for p in panels):
+    if any(_is_padded(p) for p in panels):
         handles.append(Patch(**PADDING, label="padding"))
     if any(p.cue_window for p in panels):
         cue: Look = {**CUE_OUTLINE, "facecolor": YELLOW}
@@ -242,6 +261,6 @@ def _draw_marginal(axes: Axes, panel: AttentionPanel) -> None:
 
 
 def _mark_padding(axes: Axes, panel: AttentionPanel) -> None:
-    frames = np.shape(panel.weights)[1]
-    if panel.padded_length > frames:
+    if _is_padded(panel):
+        frames = np.shape(panel.weights)[1]
         axes.axvspan(frames - 0.5, panel.padded_length - 0.5, **PADDING, gid="padding")

@@ -129,8 +129,33 @@ def one_sample(split: Split, index: int = 0) -> pd.DataFrame:
     sample = split[index]
     fields: dict[str, object] = {"id": sample.id, "text": sample.text, "label": show_answer(split.task, sample.label)}
     fields |= {name: " × ".join(map(str, getattr(sample, name).shape)) + " frames × features" for name in MODALITIES}
-    fields |= {"speaker": sample.speaker, "dialogue": sample.dialogue} | dict(sample.extra)
+    fields |= {"speaker": sample.speaker, "dialogue": sample.dialogue}
+    fields |= _known(split.task, sample.extra) if "bayes_all" in sample.extra else dict(sample.extra)
     return pd.DataFrame(fields.items(), columns=["field", "value"])
+
+
+_BEST: Mapping[str, str] = {  # column of the generator -> what it holds, for a reader
+    "bayes_text": "best answer from the words alone",
+    "bayes_text_context": "best answer from the words of the whole dialogue",
+    "bayes_face_voice": "best answer from face and voice alone",
+    "bayes_all": "best answer from words, face and voice",
+    "bayes_context": "best answer from the whole dialogue",
+}
+
+
+def _known(task: Task, extra: Mapping[str, float | int | str]) -> dict[str, object]:
+    """What the generator knows of a clip, in words: what was shown and when, and the most likely answers."""
+    fields: dict[str, object] = {}
+    for cue in CUES.values():
+        start, stop = int(extra[f"{cue}_start"]), int(extra[f"{cue}_stop"])
+        fields[f"{cue} shows"] = f"{extra[cue]}, frames {start} to {stop - 1}" if start >= 0 else "nothing"
+    return fields | {text: show_answer(task, float(extra[name])) for name, text in _BEST.items() if name in extra}
+
+
+def answers_table(answers: Mapping[str, str]) -> pd.DataFrame:
+    """Who says what of a clip: "true_label" -> "true label", one line each."""
+    lines = [(name.replace("_", " ").replace("cmpta", "CMPTA"), said) for name, said in answers.items()]
+    return pd.DataFrame(lines, columns=["who", "says"])
 
 
 def show_answer(task: Task, value: float | None) -> str:
@@ -182,9 +207,20 @@ def attention_on_cues(trained: TrainedRun, corpus: Corpus, predictions: pd.DataF
     Means over the test clips that are answered rightly and show a cue in the modality; "uniform" is what attention that
     knows nothing would put there, the window's share of the clip's frames.
     """
+    rows = []
+    for modality, pairs in shares_on_cues(trained, corpus, predictions).items():
+        row = {"corpus": corpus.name, "attention": f"text → {modality}", "clips": len(pairs)}
+        inside, uniform = pairs.mean(0) if len(pairs) else (np.nan, np.nan)
+        row |= {"on the cue (%)": f"{100 * inside:.1f}", "uniform (%)": f"{100 * uniform:.1f}"}
+        rows.append(row | {"ratio": f"{inside / uniform:.2f}"} if len(pairs) else row)
+    return pd.DataFrame(rows).fillna("—")
+
+
+def shares_on_cues(trained: TrainedRun, corpus: Corpus, predictions: pd.DataFrame) -> dict[Modality, np.ndarray]:
+    """Modality -> (clips, 2): each clip's share of attention on its cue, and the share of uniform attention; or {}."""
     if not corpus.has_known_truth:
-        return pd.DataFrame()
-    split, rows = corpus.splits["test"], []
+        return {}
+    split = corpus.splits["test"]
     right = np.flatnonzero(is_right(corpus.task, predictions)).tolist()
     shares: dict[Modality, list[tuple[float, float]]] = {modality: [] for modality in CUES}
     for index, weights in _all_text_attention(_prompted(trained), split, right):
@@ -194,12 +230,7 @@ def attention_on_cues(trained: TrainedRun, corpus: Corpus, predictions: pd.DataF
             if start >= 0:
                 inside = float(attention[:, start:stop].sum(1).mean())
                 shares[modality].append((inside, (stop - start) / attention.shape[1]))
-    for modality, pairs in shares.items():
-        row = {"corpus": corpus.name, "attention": f"text → {modality}", "clips": len(pairs)}
-        inside, uniform = np.mean(pairs, axis=0) if pairs else (np.nan, np.nan)
-        row |= {"on the cue (%)": f"{100 * inside:.1f}", "uniform (%)": f"{100 * uniform:.1f}"}
-        rows.append(row | {"ratio": f"{inside / uniform:.2f}"} if pairs else row)
-    return pd.DataFrame(rows).fillna("—")
+    return {modality: np.array(pairs).reshape(-1, 2) for modality, pairs in shares.items()}
 
 
 def _all_text_attention(

@@ -1,8 +1,8 @@
 """Every figure from arrays and tables: training curves, the corpora at a glance and the ablations are drawn here.
 
-Figures 1 and 2 come from `diagrams`, Figures 3-5 from `attention_plots`, what all share from `page`; this module
-gathers them under one name. Functions are pure and return a `Figure`; `save_figure` writes it. `footer` says on the
-figure's face where its numbers come from.
+Figure 1 comes from `architecture`, Figure 2 from `adapter`, Figures 3-5 from `attention`, what all share from `page` and
+`style`; this module gathers them under one name. Functions are pure and return a `Figure`; `save_figure` writes it.
+`footer` says on the figure's face where its numbers come from.
 """
 
 from __future__ import annotations
@@ -15,22 +15,24 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
+from cmpta_lib.figures.adapter import adapter_figure
+from cmpta_lib.figures.architecture import architecture_figure
 from cmpta_lib.figures.attention import AttentionPanel, attention_figure, case_study_figure
-from cmpta_lib.figures.diagrams import adapter_figure, architecture_figure
+from cmpta_lib.figures.page import new_figure, save_figure
+from cmpta_lib.figures.shown_model import ShownModel
 from cmpta_lib.figures.style import (
     BLUE,
     DOUBLE_COLUMN_IN,
     SINGLE_COLUMN_IN,
     VERMILLION,
     figure_style,
-    new_figure,
     printable,
-    save_figure,
 )
 from cmpta_lib.metrics import METRICS, MetricName, TaskKind
 
 __all__ = [
     "AttentionPanel",
+    "ShownModel",
     "ablation_figure",
     "adapter_figure",
     "architecture_figure",
@@ -58,7 +60,8 @@ def training_curves(histories: Mapping[str, pd.DataFrame], metric: MetricName, *
     for name, history in histories.items():
         _need(history, ("epoch", "train_loss", f"valid_{metric}", "learning_rate"), f"history of '{name}'")
     shown = METRICS[metric]
-    figure = new_figure(DOUBLE_COLUMN_IN, 2.1, title=title, footer=footer)
+    drawn = f"Training loss, validation {shown.axis} and learning rate by epoch, a line per seed; circles: best epochs."
+    figure = new_figure(DOUBLE_COLUMN_IN, 2.1, title=title, footer=footer, drawn=drawn)
     loss, score, rate = figure.subplots(1, 3, width_ratios=(1, 1, 0.75))
     for name, history in histories.items():
         (line,) = loss.plot(history["epoch"], history["train_loss"], label=printable(name))
@@ -112,7 +115,8 @@ def corpus_figure(
     clips = pd.concat([table.assign(split=name) for name, table in tables.items()], ignore_index=True)
     clips["text_length"] = clips["text"].str.len()
     palette = dict(zip(tables, sns.color_palette("colorblind", len(tables)), strict=True))
-    figure = new_figure(DOUBLE_COLUMN_IN, 2.2, title=title, footer=footer)
+    drawn = "Share of each label in each split, and the share of its clips that are at most so long in text, vision and audio."
+    figure = new_figure(DOUBLE_COLUMN_IN, 2.2, title=title, footer=footer, drawn=drawn)
     labels, *lengths = figure.subplots(1, 4, width_ratios=(1.7, 1, 1, 1))
     shared = {"data": clips, "hue": "split", "palette": palette, "legend": False, "ax": labels}
     bars = {"stat": "percent", "common_norm": False, "multiple": "dodge", "shrink": 0.8, "linewidth": 0, "alpha": 1}
@@ -153,7 +157,9 @@ def ablation_figure(frame: pd.DataFrame, metric: MetricName, *, title: str = "",
         raise ValueError("no ablations to draw")
     scale = METRICS[metric].scale
     studies = frame["study"].unique()
-    figure = new_figure(SINGLE_COLUMN_IN, 0.17 * (len(frame) + len(studies)) + 0.75, title=title, footer=footer)
+    drawn = f"{METRICS[metric].axis} of each variant: mean over the seeds with its 95 % interval; hollow diamonds: the paper's."
+    height = 0.17 * (len(frame) + len(studies)) + 0.75
+    figure = new_figure(SINGLE_COLUMN_IN, height, title=title, footer=footer, drawn=drawn)
     axes = figure.subplots()
     ticks: list[str] = []
     for study in studies:

@@ -1,15 +1,12 @@
-"""What every figure shares: fonts that hold Chinese, sizes, colours, title and footer, and writing to disk.
+"""What every figure shares: fonts that hold Chinese, sizes and colours.
 
 Figures are sized for a two-column page: 3.3 or 6.9 inches wide, no text below 7 pt at that size.
 """
 
 from __future__ import annotations
 
-import io
 import logging
-import os
 import re
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -17,12 +14,8 @@ from pathlib import Path
 from typing import TypedDict
 
 from matplotlib import font_manager, style
-from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.rcsetup import cycler
-
-from cmpta_lib import files
 
 log = logging.getLogger(__name__)
 
@@ -87,22 +80,35 @@ def printable(text: str) -> str:
     return "".join(c if ord(c) in known else MISSING_GLYPH for c in text)
 
 
+def pieces(text: str) -> list[str]:
+    """The parts of a text between which a line may end: words, and single Chinese characters, with what closes them."""
+    return re.findall(r"[\u2e80-\uffef][，。！？、；：”’）》]*\s*|[^\s\u2e80-\uffef]+\s*|\s+", text)
+
+
 def wrap(text: str, width_in: float, size_pt: float) -> str:
     """Break `printable(text)` at spaces, and Chinese anywhere, into lines of at most `width_in` inches at `size_pt`."""
     lines, line = [], ""
-    for piece in re.findall(r"[\u2e80-\uffef][，。！？、；：”’）》]*\s*|[^\s\u2e80-\uffef]+\s*|\s+", printable(text)):
-        if line and _width_in((line + piece).rstrip(), size_pt) > width_in:
+    for piece in pieces(printable(text)):
+        if line and text_width_in((line + piece).rstrip(), size_pt) > width_in:
             lines.append(line.rstrip())
             line = ""
         line += piece
     return "\n".join([*lines, line.rstrip()])
 
 
-def _width_in(text: str, size_pt: float) -> float:
+def text_width_in(text: str, size_pt: float) -> float:
+    """Inches that one line of `text` is wide at `size_pt`."""
     font = _font()
     font.set_size(size_pt, 72)
     font.set_text(text)
     return font.get_width_height()[0] / 64 / 72  # 26.6 fixed-point numbers
+
+
+def fit_line(text: str, width_in: float, size_pt: float = 8) -> str:
+    """As much of the start of `printable(text)` as is at most `width_in` wide at `size_pt`, an ellipsis for the rest."""
+    text = printable(text).strip()
+    shorter = (f"{text[:stop].rstrip()}…" for stop in range(len(text) - 1, 0, -1))
+    return next((shown for shown in (text, *shorter) if text_width_in(shown, size_pt) <= width_in), "…")
 
 
 class Look(TypedDict, total=False):
@@ -113,55 +119,3 @@ class Look(TypedDict, total=False):
     hatch: str
     linestyle: tuple[float, tuple[float, float]]  # offset, then points on and off
     linewidth: float
-
-
-class PageFigure(Figure):
-    """A figure that pyplot does not know: nothing leaks, and a notebook shows it once, as the last value of a cell."""
-
-    def _repr_png_(self) -> bytes:
-        buffer = io.BytesIO()
-        self.savefig(buffer, format="png")
-        return buffer.getvalue()
-
-
-def new_figure(width_in: float, height_in: float, *, title: str = "", footer: str = "") -> Figure:
-    """An empty figure with `height_in` inches to draw in, between the title on top and the footer below."""
-    head, foot = wrap(title, width_in - 0.1, TITLE_PT), wrap(footer, width_in - 0.1, SMALLEST_PT)
-    head_in = (head.count("\n") + 1) * 0.165 + 0.06 if title else 0.0
-    foot_in = (foot.count("\n") + 1) * 0.135 + 0.06 if footer else 0.0
-    total_in = height_in + head_in + foot_in
-    layout = ConstrainedLayoutEngine(rect=(0, foot_in / total_in, 1, height_in / total_in), w_pad=0.03, h_pad=0.03)
-    figure = PageFigure(figsize=(width_in, total_in), dpi=150, layout=layout)
-    if title:
-        top = 1 - 0.04 / total_in
-        figure.text(0.5, top, head, ha="center", va="top", size=TITLE_PT, parse_math=False, gid="title")
-    if footer:
-        left, bottom = 0.05 / width_in, 0.04 / total_in
-        figure.text(left, bottom, foot, va="bottom", size=SMALLEST_PT, color="0.25", parse_math=False, gid="footer")
-    return figure
-
-
-@figure_style()
-def save_figure(figure: Figure, folder: Path | str, name: str) -> list[Path]:
-    """Write `<name>.pdf` and `<name>.png` (300 dpi) into `folder`, each whole or not at all, and return their paths.
-
-    The same figure gives the same bytes every time. Its layout is settled once, here, so that both files agree and a
-    second call finds nothing to move. A figure that pyplot made is closed.
-    """
-    for _ in range(2):  # the first pass moves the labels that the second makes room for
-        figure.draw_without_rendering()
-    figure.set_layout_engine("none")
-    folder = Path(folder)
-    paths = []
-    with files.writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    with files.writing(folder), tempfile.TemporaryDirectory(dir=folder, prefix=f".{name}-") as drafts:
-        for suffix, metadata in (("pdf", {"CreationDate": None}), ("png", {"Software": None})):
-            path = folder / f"{name}.{suffix}"
-            figure.savefig(Path(drafts) / path.name, dpi=300, metadata=metadata)
-            os.replace(Path(drafts) / path.name, path)
-            paths.append(path)
-    from matplotlib import pyplot
-
-    pyplot.close(figure)
-    return paths
