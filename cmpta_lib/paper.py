@@ -1,4 +1,4 @@
-"""What the paper prints: Tables 1-6, the prompts, its errata, and the seed noise of the method it builds on.
+"""What the paper prints: Tables 1-6, the prompts, its claims in words, its errata, and the noise of the method it builds on.
 
 Scores stand as printed: MAE and Corr as fractions, WF1 in per cent. Nothing here is computed by us.
 """
@@ -139,6 +139,75 @@ ERRATA: tuple[str, ...] = (
     "Section 4.5.4 calls the differences between token counts small; in Table 6 they reach 5.29 points of WF1.",
     "Section 4.5 and Figure 3 write SMIS-V2 for SIMS-V2.",
 )
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Something that the paper says and that could turn out otherwise.
+
+    `corpora`: "sims", "meld" or both where it is about them; empty where it is about the method whatever the data.
+    """
+
+    id: str
+    section: str
+    says: str
+    original: str = ""  # the paper's own words
+    corpora: tuple[str, ...] = ()
+
+
+_SIMS, _MELD, _BOTH = ("sims",), ("meld",), ("sims", "meld")
+# In words, in the paper's order; the printed lines of Tables 3-6 are claims too (`report.claims` adds them).
+CLAIMS: tuple[Claim, ...] = (
+    Claim("best-of-all", "abstract", "CMPTA outperforms the state-of-the-art baselines.", "性能优于当前的先进基线方法", _BOTH),
+    Claim("lightweight", "abstract", "CMPTA is lightweight: it trains few parameters.", "轻量级的跨模态伪Token适配器"),
+    Claim("llm-untouched", "abstract", "The LLM's own parameters stay as they are.", "不破坏大模型的原有参数"),
+    Claim("tokens-help-sims", "abstract", "Pseudo tokens bring face and voice into the LLM's answers (SIMS-V2).",
+          "有效激发大模型的多模态情感理解能力", _SIMS),
+    Claim("tokens-help-meld", "abstract", "Pseudo tokens bring face and voice into the LLM's answers (MELD).",
+          "有效激发大模型的多模态情感理解能力", _MELD),
+    Claim("modalities", "1", "Words, face and voice together are recognised better than words alone.",
+          "不仅能够提高情感识别的准确率", _BOTH),
+    Claim("compact", "3.1.2", "A few tokens stand for long sequences of frames and keep the LLM's context free.",
+          "编码为更紧凑的上下文表示"),
+    Claim("layer-norm", "3.1.2", "The linear map and LayerNorm make training converge faster.", "有助于加快模型收敛"),
+    Claim("dropout", "3.1.2", "Dropout lowers the risk of overfitting.", "降低过拟合风险", _SIMS),
+    Claim("table1-sims", "4.1", "SIMS-V2 has 2722, 647 and 1034 clips in train, valid and test.", "", _SIMS),
+    Claim("table1-meld", "4.1", "MELD has 9989, 1109 and 2610 utterances in train, valid and test.", "", _MELD),
+    Claim("mae-sims", "4.4", "CMPTA's MAE on SIMS-V2 is 0.308.", "我们的方法 MAE 值为 0.308", _SIMS),
+    Claim("corr-sims", "4.4", "CMPTA's Corr on SIMS-V2 is 0.686.", "", _SIMS),
+    Claim("best-sims", "4.4", "CMPTA's MAE is significantly better than every compared method's.", "显著优于对比方法", _SIMS),
+    Claim("fine-intensity", "4.4", "CMPTA captures fine changes of intensity better (judged by Corr; the paper gives no measure, "
+          "and its best printed Corr is MAG-BERT's).", "更好地捕捉情感强度的细微变化", _SIMS),
+    Claim("wf1-meld", "4.4", "CMPTA's weighted F1 on MELD is 59.49.", "我们的方法 WF1 分数为 59.49", _MELD),
+    Claim("best-meld", "4.4", "CMPTA's weighted F1 exceeds that of every compared method.", "超过现有方法", _MELD),
+    Claim("speakers", "4.4", "CMPTA softens the effect of changing speakers and of noise.", "缓解说话人变化和情境噪声带来的影响"),
+    Claim("generalises", "4.4", "Steady gains on a regression and on a dialogue corpus: it generalises across data sets.",
+          "较好的跨数据集泛化能力和融合有效性", _BOTH),
+    Claim("transformer", "4.5.1", "On few clips a BiLSTM converges more easily and overfits less than a Transformer encoder.",
+          "在小样本下更易收敛且不易过拟合"),
+    Claim("alignment-most-sims", "4.5.1", "Temporal alignment carries the score on SIMS-V2: no other part costs as much.",
+          "起到了关键作用", _SIMS),
+    Claim("alignment-most-meld", "4.5.1", "Temporal alignment carries the score on MELD: no other part costs as much.",
+          "至关重要", _MELD),
+    Claim("attention-sims", "4.5.3", "The peaks of the text's attention are the frames that matter (SIMS-V2, Figure 3).",
+          "最高点往往意味着模型捕捉到了与文本模态信息最为密切相关的视觉和音频模态信息", _SIMS),
+    Claim("attention-meld", "4.5.3", "The peaks of the text's attention are the frames that matter (MELD, Figure 4).",
+          "高注意力值的区域对应文本模态与视觉模态之间的强相关信息", _MELD),
+    Claim("padding", "4.5.3", "Padding takes no part and gets no attention.", "不参与实际信息交互，因此没有有效注意力权重"),
+    Claim("contributions", "4.5.3", "Attention shows that the modalities contribute differently on different corpora.",
+          "反映了各模态在不同数据集上的信息贡献差异"),
+    Claim("tokens-small-sims", "4.5.4", "The number of pseudo tokens makes little difference (SIMS-V2).", "性能差异较小", _SIMS),
+    Claim("tokens-small-meld", "4.5.4", "The number of pseudo tokens makes little difference (MELD).", "性能差异较小", _MELD),
+    Claim("six-best-sims", "4.5.4", "6 pseudo tokens are best (SIMS-V2).", "6 个伪 token 时取得最优结果", _SIMS),
+    Claim("six-best-meld", "4.5.4", "6 pseudo tokens are best (MELD).", "6 个伪 token 时取得最优结果", _MELD),
+    Claim("too-many-sims", "4.5.4", "More than 6 tokens add redundancy and hurt (SIMS-V2).", "数量过多可能引入冗余信息", _SIMS),
+    Claim("too-many-meld", "4.5.4", "More than 6 tokens add redundancy and hurt (MELD).", "数量过多可能引入冗余信息", _MELD),
+    Claim("sarcasm", "4.5.5", "CMPTA sees through kind words that face and voice belie, where text only says joy.",
+          "成功修正了 LLM 的判断，将其正确识别为“厌恶”情绪", _MELD),
+    Claim("key-parts", "5", "Temporal alignment and adapter are both key to the gain.",
+          "时序特征对齐层和跨模态伪 Token 适配器在性能提升中的关键作用", _BOTH),
+    Claim("extensible", "5", "CMPTA extends well to further tasks and models.", "具有良好扩展性"),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,27 @@ def overview(corpora: Iterable[Corpus]) -> pd.DataFrame:
     return pd.concat(parts)[columns].reset_index(drop=True)
 
 
+def summary(found: pd.DataFrame) -> pd.DataFrame:
+    """`overview` for a page: a line per check with its counts by split and first examples; checks that met nothing share one.
+
+    Returns:
+        Columns corpus, check, count ("train 88, valid 5, test 17"), "first examples".
+    """
+    lines, columns = [], ["corpus", "check", "count", "first examples"]
+    for name, corpus in found.groupby("corpus", sort=False):
+        clean = []
+        for check, rows in corpus.groupby("check", sort=False):
+            if not rows["count"].any():
+                clean.append(str(check))
+                continue
+            where = ", ".join(f"{split} {count}" for split, count in zip(rows["split"], rows["count"], strict=True) if count)
+            examples = "; ".join(filter(None, rows["examples"]))
+            lines.append([name, check, str(rows["count"].iloc[0]) if set(rows["split"]) == {ALL} else where, examples])
+        if clean:
+            lines.append([name, f"looked for and found none: {', '.join(clean)}", "0", ""])
+    return pd.DataFrame(lines, columns=columns)
+
+
 def warnings(corpus: Corpus) -> list[str]:
     """A line for whatever lets test scores mean something else than they seem to; cheap, unless there is something."""
     said = [

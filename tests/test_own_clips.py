@@ -184,6 +184,9 @@ def test_one_file_under_two_names_is_said_aloud_in_every_call(tmp_path: Path, ca
     assert verify.report(corpus).startswith("WARNING: ")
     table = verify.overview([corpus])
     assert table["check"][:2].str.startswith("WARNING: ").all() and set(table["corpus"]) == {"tiny"}
+    page = verify.summary(table)
+    assert page["check"][:2].tolist() == table["check"][:2].tolist() and page["count"][:2].tolist() == ["1", "1"]
+    assert page.set_index("check").loc["same clip", "count"] == "train+test 8"
 
 
 @pytest.mark.parametrize("present", ["audio", "video"])

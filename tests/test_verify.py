@@ -195,3 +195,22 @@ def test_the_official_tables_hold_the_known_duplicates(shared_folder: Path, tmp_
     assert found.loc[("same official clip", "train+test"), "examples"] == "dia12_utt7 = dia85_utt0"
     assert found.loc["same words", "count"].to_dict() == {"train+valid": 2, "train+test": 8}
     assert isinstance(found, pd.DataFrame) and verify.report(corpus).count("\n") < 45
+
+
+def test_a_page_shows_every_finding_once_and_names_what_was_looked_for_in_vain(corpora):
+    """Two corpora of 82 findings and more fit on it uncut; the whole list is for the exported table."""
+    found = verify.overview(corpora.values())
+    page = verify.summary(found)
+    assert len(page) < pd.get_option("display.max_rows") < len(found)
+    for name, corpus in found.groupby("corpus"):
+        mine = page[page["corpus"] == name]
+        clean = mine["check"].iloc[-1]
+        assert clean.startswith("looked for and found none: ") and "same id" in clean
+        for check, rows in corpus.groupby("check"):
+            if rows["count"].sum() == 0:
+                assert check in clean and check not in set(mine["check"])
+                continue
+            ((shown, examples),) = mine.loc[mine["check"] == check, ["count", "first examples"]].to_numpy()
+            counted = zip(rows["split"], rows["count"], strict=True)
+            assert all(f"{split} {count}" in shown for split, count in counted if count)
+            assert all(text in examples for text in rows["examples"] if text)

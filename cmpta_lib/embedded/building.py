@@ -39,6 +39,7 @@ def _build_alone(folder: Path, write: Callable[[Path], None]) -> None:
     scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".building-{folder.name}-"))
     try:
         write(scratch)
+        files.by_umask(scratch)
         os.replace(scratch, folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

@@ -28,6 +28,7 @@ SPLIT_SIZES = {"train": 3200, "valid": 320, "test": 640}
 ABSENT_SHARE = 0.03  # of clips without vision, and of clips without audio: absence is a real case
 SPEAKERS = ("Anna", "Ben", "Clara", "David", "Emma", "Frank")
 INERTIA = 0.6  # chance that a speaker keeps the emotion of their previous turn in a dialogue
+FACE, VOICE = 1, 2  # seeds of the two modalities' patterns
 MOOD = 0.5  # chance that an emotion which is not kept is the dialogue's own
 
 # Other sets of emotion words that the field asks about, in alphabetical order as the library writes a set that is not
@@ -67,8 +68,8 @@ def _without_context(
         given_label = world.joint[..., label] / world.joint[..., label].sum()
         flat = rng.choice(given_label.size, p=given_label.ravel())
         words, face, voice = np.unravel_index(flat, given_label.shape)
-        vision, face_window, face_likelihood = _clip(world.face, int(face), rng, seed=1)
-        audio, voice_window, voice_likelihood = _clip(world.voice, int(voice), rng, seed=2)
+        vision, face_window, face_likelihood = _clip(world.face, int(face), rng, FACE)
+        audio, voice_window, voice_likelihood = _clip(world.voice, int(voice), rng, VOICE)
         seen = np.einsum("cfvy,f,v->cy", world.joint, face_likelihood, voice_likelihood)
         posteriors = {"text": world.joint[words].sum((0, 1)), "face_voice": seen.sum(0), "all": seen[words]}
         truth: dict[str, float | int | str] = {f"bayes_{name}": float(world.decide(p[None])[0]) for name, p in posteriors.items()}
@@ -170,9 +171,7 @@ def _clip(
 ) -> tuple[np.ndarray, tuple[int, int], np.ndarray]:
     """Frames (T, F) float32, the cue's window [start, stop), and the exact likelihood of every cue value (values,).
 
-    A cue adds `amplitude` times a unit direction to each of its frames, so against the clip without a cue the log
-    likelihood ratio of a cue at onset o is the sum over its frames of amplitude * <x, u> - amplitude^2 / 2; onsets are
-    equally likely. Likelihoods are relative to the clip without a cue. An absent clip (T = 0) says nothing: all ones.
+    An absent clip (T = 0) says nothing: all ones.
     """
     directions, scale, offset = _patterns(cues.dim, seed)
     if rng.random() < ABSENT_SHARE:
@@ -184,6 +183,17 @@ def _clip(
         start = int(rng.integers(onsets))
         window = (start, start + 2 * cues.half)
         frames[start : window[1]] += cues.amplitude * directions[np.repeat(cues.halves[value], cues.half)]
+    return (frames * scale + offset).astype(np.float32), window, _likelihoods(frames, cues, directions)
+
+
+def _likelihoods(frames: np.ndarray, cues: CueSet, directions: np.ndarray) -> np.ndarray:
+    """Frames (T, F) before scale and offset -> (values,) likelihood of every cue value, the largest 1.
+
+    A cue adds `amplitude` times a unit direction to each of its frames, so against the clip without a cue the log
+    likelihood ratio of a cue at onset o is the sum over its frames of amplitude * <x, u> - amplitude^2 / 2; onsets are
+    equally likely. Likelihoods are relative to the clip without a cue.
+    """
+    onsets = len(frames) - 2 * cues.half + 1
     evidence = cues.amplitude * frames @ directions.T - cues.amplitude**2 / 2  # (T, 4)
     sums = np.concatenate([np.zeros((1, 4)), evidence.cumsum(0)])
     half_sums = sums[cues.half :] - sums[: -cues.half]  # (T - half + 1, 4): each half starting at each frame
@@ -192,8 +202,15 @@ def _clip(
         if order:
             ratios = half_sums[:onsets, order[0]] + half_sums[cues.half : cues.half + onsets, order[1]]
             log_likelihood[k] = np.logaddexp.reduce(ratios) - np.log(onsets)
-    likelihood = np.exp(log_likelihood - log_likelihood.max())
-    return (frames * scale + offset).astype(np.float32), window, likelihood
+    return np.exp(log_likelihood - log_likelihood.max())
+
+
+def cue_likelihoods(stored: np.ndarray, cues: CueSet, seed: int) -> np.ndarray:
+    """Stored frames (T, F) float32 -> (values,) likelihood of every cue value, as `_clip` had it before rounding."""
+    if not len(stored):
+        return np.ones(len(cues.values))
+    directions, scale, offset = _patterns(cues.dim, seed)
+    return _likelihoods((stored.astype(np.float64) - offset) / scale, cues, directions)
 
 
 @dataclass(frozen=True)

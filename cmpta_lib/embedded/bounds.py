@@ -1,0 +1,139 @@
+"""The best answers to a generated corpus's clips, by the metric that judges them; imports no torch.
+
+The posterior of every clip's label is known, so the best answer is too, and it depends on the metric: the median has the
+least expected absolute error, the mean the highest correlation, the mode the highest accuracy. Weighted F1 is none of these:
+it judges a split as a whole, and rare classes are worth naming more often than the mode does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+
+import numpy as np
+
+from cmpta_lib.data.corpus import Corpus, Split
+from cmpta_lib.embedded.synthetic import FACE, VOICE, context_posteriors, cue_likelihoods
+from cmpta_lib.embedded.worlds import World, worlds
+
+RULES: Mapping[str, str] = {
+    "mae": "the median of each clip's exact distribution of scores, which has the least expected error",
+    "corr": "the mean of each clip's exact distribution of scores, which has the highest expected correlation",
+    "f1_weighted": "the classes that together maximise the split's expected weighted F1 given each clip's exact probabilities",
+    "accuracy": "each clip's most probable class",
+}
+_TILTS = (0.0, 0.25, 0.5, 0.75, 1.0)  # starts: the mode of p / prior^tilt, from the mode itself to rare classes first
+_RANDOM_STARTS = 8
+_MOST_SWEEPS = 50
+
+
+@lru_cache(maxsize=4)
+def best_answers(corpus: Corpus, metric: str, split: str = "test") -> Mapping[str, np.ndarray]:
+    """What is known ("text", "face_voice", "all"; "context" in dialogues) -> (N,) best answers for this metric.
+
+    Empty where nobody knows: the corpus is not one of ours.
+
+    Raises:
+        ValueError: a metric without a rule, or one that does not fit the corpus's task.
+    """
+    world = worlds().get(corpus.name)
+    if world is None or not corpus.has_known_truth:
+        return {}
+    if metric not in RULES or (metric in ("mae", "corr")) != (world.task.kind == "regression"):
+        raise ValueError(f"no rule for the best {world.task.kind} answer by {metric!r}; known: {', '.join(RULES)}")
+    return {known: _decide(world, metric, chances) for known, chances in posteriors(corpus, split).items()}
+
+
+def _decide(world: World, metric: str, chances: np.ndarray) -> np.ndarray:
+    if metric == "corr":
+        return chances @ world.label_values
+    return world.label_values[weighted_f1_decision(chances)] if metric == "f1_weighted" else world.decide(chances)
+
+
+@lru_cache(maxsize=4)
+def posteriors(corpus: Corpus, split: str = "test") -> Mapping[str, np.ndarray]:
+    """What is known -> (N, labels) exact probabilities of each clip's label, rows sum to 1, from the clips as stored.
+
+    Raises:
+        KeyError: the corpus has no generator here.
+    """
+    world, clips = worlds()[corpus.name], corpus.splits[split]
+    joint = np.array(list(_joint(world, clips)))  # (N, words, labels): with the face and the voice that are shown
+    words = clips.table["words"].to_numpy(int)
+    of_words, everything = world.joint.sum((1, 2))[words], joint[np.arange(len(clips)), words]
+    found = {"text": of_words, "face_voice": joint.sum(1), "all": everything}
+    if world.task.kind == "classification":
+        found["context"] = _in_dialogues(world, clips, everything)
+    return {known: chances / chances.sum(1, keepdims=True) for known, chances in found.items()}
+
+
+def _joint(world: World, clips: Split) -> Iterator[np.ndarray]:
+    for clip in clips:
+        face, voice = cue_likelihoods(clip.vision, world.face, FACE), cue_likelihoods(clip.audio, world.voice, VOICE)
+        yield np.einsum("cfvy,f,v->cy", world.joint, face, voice)
+
+
+def _in_dialogues(world: World, clips: Split, joint: np.ndarray) -> np.ndarray:
+    """(N, labels) joint probabilities from each clip alone -> posteriors from all clips of its dialogue."""
+    prior, found = world.joint.sum((0, 1, 2)), np.empty_like(joint)
+    for _, dialogue in clips.table.groupby("dialogue", sort=False):
+        places = [turns.index.to_numpy() for _, turns in dialogue.groupby("speaker", sort=False)]
+        for turns, chances in zip(places, context_posteriors([joint[turns] / prior for turns in places], prior), strict=True):
+            found[turns] = chances
+    return found
+
+
+def expected_weighted_f1(chances: np.ndarray, decision: np.ndarray) -> float:
+    """Weighted F1 at its expected counts, sum over classes of S/N * 2H / (S + P).
+
+    S, P and H are a class's expected clips, answers and hits. The counts of a split of hundreds of clips vary by a few per
+    cent, which moves the expectation of the score itself by O(1/N).
+
+    Args:
+        chances: (N, C), rows sum to 1.
+        decision: (N,) class indices.
+    """
+    answered = np.eye(chances.shape[1])[decision]
+    return float(_score(chances.sum(0), answered.sum(0), (answered * chances).sum(0)) / len(chances))
+
+
+def _score(support: np.ndarray, predicted: np.ndarray, hits: np.ndarray) -> np.ndarray:
+    """(..., C) expected counts -> (...) N times the weighted F1."""
+    both = support + predicted
+    return (support * 2 * hits / np.where(both > 0, both, 1)).sum(-1)
+
+
+def weighted_f1_decision(chances: np.ndarray, seed: int = 0) -> np.ndarray:
+    """(N, C) probabilities -> (N,) classes of the largest `expected_weighted_f1` found, never below that of the mode.
+
+    Coordinate ascent: each clip in turn takes the class that raises the score most, until none does. From several starts,
+    side by side; the mode is one of them.
+    """
+    count, classes = chances.shape
+    support, everyone = chances.sum(0), np.eye(classes)
+    rarity = np.where(support > 0, support, 1.0)
+    starts = [(chances / rarity**tilt).argmax(1) for tilt in _TILTS]
+    starts += list(np.random.default_rng(seed).integers(0, classes, (_RANDOM_STARTS, count)))
+    decisions = np.array(starts)  # (starts, N)
+    answered = everyone[decisions]
+    predicted, hits = answered.sum(1), (answered * chances).sum(1)  # (starts, C)
+    for _ in range(_MOST_SWEEPS):
+        before, rows = decisions.copy(), np.arange(len(starts))
+        for clip, chance in enumerate(chances):
+            now = everyone[decisions[:, clip]]
+            predicted, hits = predicted - now, hits - now * chance  # without this clip
+            gains = _gain(support, predicted, hits, chance)
+            best = gains.argmax(1)
+            kept = decisions[:, clip]
+            best = np.where(gains[rows, best] > gains[rows, kept] + 1e-12, best, kept)  # equally good: stay, and so end
+            decisions[:, clip] = best
+            predicted, hits = predicted + everyone[best], hits + everyone[best] * chance
+        if (decisions == before).all():
+            break
+    return decisions[_score(support, predicted, hits).argmax()]
+
+
+def _gain(support: np.ndarray, predicted: np.ndarray, hits: np.ndarray, chance: np.ndarray) -> np.ndarray:
+    """(starts, C) what one more answer of each class, right with `chance` (C,), adds to N times the weighted F1."""
+    both = support + predicted
+    return 2 * support * ((hits + chance) / (both + 1) - hits / np.where(both > 0, both, 1))

@@ -1,0 +1,329 @@
+"""The claims ledger: what the paper claims, the rule that each claim is judged by, and this run's verdict.
+
+A verdict on the paper needs the paper's corpus and its LLM. Elsewhere it is "not testable on this data", and a column of its
+own says what the same rule gives here: on generated data a finding about the method on that data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from cmpta_lib import metrics, paper
+from cmpta_lib.config import CmptaConfig
+from cmpta_lib.data.corpus import SPLITS
+from cmpta_lib.llm.files import QWEN_1_8B, is_tiny
+from cmpta_lib.metrics import METRICS, MetricName
+from cmpta_lib.paper import Claim, PaperRow
+from cmpta_lib.report import ledger
+from cmpta_lib.report.export import NOTHING
+from cmpta_lib.report.layout import Table
+from cmpta_lib.report.ledger import BETTER, NOT_TESTABLE, ONE_SEED, SUPPORTED, Evidence, Finding, together
+from cmpta_lib.report.rows import PAPER_NAMES
+from cmpta_lib.report.sizes import PUBLIC_FEATURES, parameter_counts, qwen_parameters
+from cmpta_lib.report.tables import NOT_RUN
+from cmpta_lib.study import plan
+from cmpta_lib.study.plan import CMPTA, TEXT_ONLY, Row
+from cmpta_lib.study.profiles import PROFILES
+from cmpta_lib.study.study import Study
+
+FEW = 0.05  # "lightweight": trained parameters beside the frozen LLM's; the paper gives no number
+VERDICT, HERE = "verdict on the paper", "same rule on this run's data"
+VERDICTS = (SUPPORTED, ledger.NOT_SUPPORTED, ledger.INSIDE_SEEDS, ledger.INSIDE_CLIPS, NOT_TESTABLE, NOT_RUN)
+_ORDER = ("abstract", "1", "3.1.2", "3.1.3", "4.1", "4.4", "4.5.1", "4.5.2", "4.5.3", "4.5.4", "4.5.5", "5")
+_ABLATED: Mapping[tuple[str, str], tuple[str, str, str]] = {  # line -> section, what is claimed of it, in its words
+    (paper.ALIGNMENT, "off"): ("4.5.1", "Without temporal alignment the score falls", "移除后性能显著下降"),
+    (paper.LSTM_TYPE, "unidirectional"): ("4.5.1", "A bidirectional LSTM is better than a unidirectional one", ""),
+    (paper.ADAPTER, "off"): ("4.5.2", "Without the cross-modal adapter the score falls", "具有重要贡献"),
+    (paper.TOKEN_COUNT, "5"): ("4.5.4", "5 tokens, too few, are worse than 6", "数量过少限制了跨模态信息表达能力"),
+    (paper.TOKEN_COUNT, "7"): ("4.5.4", "7 tokens are worse than 6", "6 个伪 token 时取得最优结果"),
+    (paper.TOKEN_COUNT, "8"): ("4.5.4", "8 tokens are worse than 6", "6 个伪 token 时取得最优结果"),
+}
+_ALIGNMENT, _ADAPTER = plan.ABLATIONS[paper.ALIGNMENT, "off"], plan.ABLATIONS[paper.ADAPTER, "off"]
+_ONE_WAY = plan.ABLATIONS[paper.LSTM_TYPE, "unidirectional"]
+_COUNTS = {number: plan.ABLATIONS[paper.TOKEN_COUNT, number] for number in ("5", "7", "8")}
+_NO_ROW: Mapping[str, str] = {
+    "layer-norm": "no row trains without them, and the paper gives no curve",
+    "speakers": "no row isolates speakers or noise, and the paper measures neither",
+    "transformer": "no row has a Transformer for the alignment, and the paper prints none",
+    "contributions": "weights sum to 1 within each modality, whatever it contributes",
+    "extensible": "the paper tries one LLM and one task per corpus",
+}
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A claim, the rule for it and what applies the rule; `lines`: the printed (corpus, group, method, metric) it covers."""
+
+    claim: Claim
+    rule: str
+    find: Callable[[Evidence, Mapping[str, str]], Finding]  # corpora by the paper's key -> the study's
+    lines: tuple[tuple[str, str, str, str], ...] = ()
+    of_the_paper_only: bool = False  # about the paper's very corpora: nothing to compare elsewhere
+
+
+def printed(wanted: str) -> tuple[tuple[PaperRow, ...], tuple[PaperRow, ...]]:
+    """The comparison and the ablation that the paper prints for "sims" or "meld"."""
+    return (paper.TABLE3, paper.TABLE5) if wanted == "sims" else (paper.TABLE4, paper.TABLE6)
+
+
+def claims() -> list[Judged]:
+    """Every claim in the paper's order: in words, then the lines of the tables that the section speaks of."""
+    verbal = [_in_words(claim) for claim in paper.CLAIMS]
+    lines = [one for wanted in PAPER_NAMES for one in (*_compared(wanted), *_ablated(wanted))]
+    return sorted([*verbal, *lines], key=lambda one: _ORDER.index(one.claim.section.split(",")[0]))  # stable
+
+
+def _better(wanted: Sequence[str], rows: Callable[[str, str], Sequence[Row]], metric: MetricName | None = None) -> Callable[
+    [Evidence, Mapping[str, str]], Finding
+]:
+    """CMPTA better than each of `rows(paper's key, study's key)` on each of these corpora, by the headline metric."""
+
+    def find(evidence: Evidence, at: Mapping[str, str]) -> Finding:
+        found = []
+        for key, others in ((at[one], rows(one, at[one])) for one in wanted):
+            name = metric or headline(evidence, key)
+            found += [evidence.better(key, name, CMPTA, row) for row in others]
+        return together(found)
+
+    return find
+
+
+def headline(evidence: Evidence, key: str) -> MetricName:
+    return metrics.headline(evidence.study.corpus(key).task.kind).name
+
+
+def rivals(wanted: str, key: str) -> list[Row]:
+    """The rows of the printed methods but CMPTA; on a user's own clips those that are registered."""
+    names = [line.method for line in printed(wanted)[0][:-1]]
+    return [row for row in plan.comparison(key) if row.name in names]
+
+
+def without_modalities(wanted: str, key: str) -> list[Row]:
+    """Words alone, as they are and with a tuned soft prompt: what pseudo tokens must beat to carry face and voice."""
+    return [TEXT_ONLY, *(row for row in plan.comparison(key) if row.method == "soft_prompt")]
+
+
+def _in_words(claim: Claim) -> Judged:
+    if claim.id in _NO_ROW:
+        return Judged(claim, f"none: {_NO_ROW[claim.id]}", lambda evidence, at: Finding(NOT_TESTABLE, _NO_ROW[claim.id]))
+    if claim.id in _OF_THE_METHOD:
+        rule, find = _OF_THE_METHOD[claim.id]
+        return Judged(claim, rule, find)
+    wanted, rules = claim.corpora, _rules(claim.corpora)
+    name = claim.id.removesuffix(f"-{wanted[0]}") if len(wanted) == 1 else claim.id
+    if name in ("mae", "corr", "wf1"):
+        metric: MetricName = {"mae": "mae", "corr": "corr", "wf1": "f1_weighted"}[name]  # type: ignore[assignment]
+        return _number(claim, wanted[0], metric)
+    if name == "table1":
+        return Judged(claim, ledger.COUNTS, lambda evidence, at: _counts(evidence, wanted[0], at), of_the_paper_only=True)
+    rule, find = rules[name]
+    return Judged(claim, rule, find)
+
+
+def _rules(wanted: Sequence[str]) -> Mapping[str, tuple[str, Callable[[Evidence, Mapping[str, str]], Finding]]]:
+    """Name of a claim about these corpora, without the corpus -> its rule in words, and what applies it."""
+    first = wanted[0] if wanted else ""
+
+    def most(evidence: Evidence, at: Mapping[str, str]) -> Finding:
+        key = at[first]
+        rest = (_ADAPTER, _ONE_WAY)
+        return together([evidence.better(key, headline(evidence, key), row, _ALIGNMENT) for row in rest])
+
+    def few(evidence: Evidence, at: Mapping[str, str]) -> Finding:
+        return evidence.little(at[first], headline(evidence, at[first]), _COUNTS)
+
+    def both(one: str, key: str) -> list[Row]:
+        return [TEXT_ONLY, *rivals(one, key)]
+
+    each, corr = f"CMPTA against each: {BETTER}", "corr"
+    return {
+        "best-of-all": (each, _better(wanted, rivals)),
+        "best": (each, _better(wanted, rivals)),
+        "fine-intensity": (each, _better(wanted, rivals, corr)),  # type: ignore[arg-type]
+        "generalises": (f"CMPTA against each, on each corpus: {BETTER}", _better(wanted, both)),
+        "tokens-help": (each, _better(wanted, without_modalities)),
+        "modalities": (f"CMPTA against text only, on each corpus: {BETTER}", _better(wanted, lambda one, key: [TEXT_ONLY])),
+        "dropout": (f"first seed, test clips: {BETTER}", lambda e, at: e.dropout(at[first], headline(e, at[first]))),
+        "alignment-most": (f"without adapter, and with one direction, against without alignment: {BETTER}", most),
+        "attention": (ledger.CUE, lambda evidence, at: evidence.cues(at[first])),
+        "tokens-small": (ledger.LITTLE, few),
+        "six-best": (f"6 tokens against 5, 7 and 8: {BETTER}", _better(wanted, lambda one, key: list(_COUNTS.values()))),
+        "too-many": (f"6 tokens against 7 and 8: {BETTER}", _better(wanted, lambda one, key: [_COUNTS["7"], _COUNTS["8"]])),
+        "sarcasm": (ledger.SARCASM, lambda evidence, at: evidence.sarcasm(at[first])),
+        "key-parts": (f"CMPTA against no alignment and no adapter, on each corpus: {BETTER}",
+                      _better(wanted, lambda one, key: [_ALIGNMENT, _ADAPTER])),
+    }  # fmt: skip
+
+
+def _number(claim: Claim, wanted: str, metric: MetricName) -> Judged:
+    compared, ablated = printed(wanted)
+    value = compared[-1].scores[metric]
+    same = [line for line in ablated if line.scores.get(metric) == value and (line.group, line.method) not in plan.ABLATIONS]
+    lines = tuple((wanted, line.group, line.method, metric) for line in (compared[-1], *same))
+    find = lambda evidence, at: evidence.number(at[wanted], metric, value)  # noqa: E731
+    return Judged(claim, ledger.NUMBER, find, lines, of_the_paper_only=True)
+
+
+def _compared(wanted: str) -> Iterator[Judged]:
+    """A claim for each printed method and metric: CMPTA is better, or where the paper prints so, the other."""
+    *others, full = printed(wanted)[0]
+    table = "Table 3" if wanted == "sims" else "Table 4"
+    for line in others:
+        for metric, value in line.scores.items():
+            shown, ours = METRICS[metric], full.scores[metric]  # type: ignore[index]
+            pair = (CMPTA.name, line.method) if shown.is_better(ours, value) else (line.method, CMPTA.name)
+            numbers = f"{shown.shown(ours)} against {shown.shown(value)}"
+            says = f"{pair[0]} is better than {pair[1]} in {shown.label.split()[0]} (CMPTA {numbers})."
+            slug = f"{wanted}-{line.method.lower()}-{shown.label.split()[0].lower()}"
+            claim = Claim(slug, f"4.4, {table}", says, "", (wanted,))
+            place = (wanted, line.group, line.method, metric)
+            yield Judged(claim, BETTER, _pair(wanted, shown.name, *pair), (place,))
+
+
+def _pair(wanted: str, metric: MetricName, first: str, second: str) -> Callable[[Evidence, Mapping[str, str]], Finding]:
+    def find(evidence: Evidence, at: Mapping[str, str]) -> Finding:
+        rows = {row.name: row for row in plan.comparison(at[wanted])}
+        if gone := [name for name in (first, second) if name not in rows]:
+            return Finding(NOT_TESTABLE, f"{gone[0]} has no row in this comparison")
+        return evidence.better(at[wanted], metric, rows[first], rows[second])
+
+    return find
+
+
+def _ablated(wanted: str) -> Iterator[Judged]:
+    """A claim for each printed line of Table 5 or 6 that is not the full method."""
+    table = "Table 5" if wanted == "sims" else "Table 6"
+    full = printed(wanted)[0][-1]
+    for line in printed(wanted)[1]:
+        if (line.group, line.method) not in _ABLATED:
+            continue
+        section, says, original = _ABLATED[line.group, line.method]
+        ((metric, value),) = line.scores.items()
+        shown = METRICS[metric]  # type: ignore[index]
+        text = f"{says} ({shown.label.split()[0]} {shown.shown(full.scores[metric])}, then {shown.shown(value)})."
+        row = plan.ABLATIONS[line.group, line.method]
+        claim = Claim(f"{wanted}-{row.name.replace(' ', '-')}", f"{section}, {table}", text, original, (wanted,))
+        find = _better((wanted,), lambda one, key, row=row: [row])  # type: ignore[misc]
+        yield Judged(claim, f"the full method against it: {BETTER}", find, ((wanted, line.group, line.method, metric),))
+
+
+def _counts(evidence: Evidence, wanted: str, at: Mapping[str, str]) -> Finding:
+    corpus, theirs = evidence.study.corpus(at[wanted]), paper.TABLE1[PAPER_NAMES[wanted]]
+    ours = {name: len(corpus.splits[name]) for name in SPLITS}
+    same = all(getattr(theirs, name) == size for name, size in ours.items())
+    return Finding(SUPPORTED if same else ledger.NOT_SUPPORTED, "here " + ", ".join(f"{n} {size}" for n, size in ours.items()))
+
+
+def _light(evidence: Evidence, at: Mapping[str, str]) -> Finding:
+    shares, frozen = [], qwen_parameters()
+    for name, features in PUBLIC_FEATURES.items():
+        trained = parameter_counts(CmptaConfig(), *features, QWEN_1_8B["hidden"]).total()
+        text = f"{name}, D 1024, Qwen-1.8B: {trained:,} of {frozen:,} = {100 * trained / frozen:.2f} %"
+        shares.append((text, trained / frozen))
+    verdict = SUPPORTED if all(share < FEW for _, share in shares) else ledger.NOT_SUPPORTED
+    return Finding(verdict, "; ".join(text for text, _ in shares))
+
+
+def _compact(evidence: Evidence, at: Mapping[str, str]) -> Finding:
+    study, texts = evidence.study, []
+    for key in study.keys:
+        table, tokens = study.corpus(key).splits["test"].table, study.config(key).method.model_dump()["num_pseudo_tokens"]
+        frames = float((table["audio_length"] + table["vision_length"]).mean())
+        texts.append(f"{study.corpus(key).name}: {tokens} tokens for {frames:.0f} frames on average")
+    return Finding(SUPPORTED, "by construction: the number of tokens does not depend on the clip; " + "; ".join(texts))
+
+
+def _by_construction(text: str) -> Callable[[Evidence, Mapping[str, str]], Finding]:
+    return lambda evidence, at: Finding(SUPPORTED, f"by construction: {text}")
+
+
+_OF_THE_METHOD: Mapping[str, tuple[str, Callable[[Evidence, Mapping[str, str]], Finding]]] = {
+    "lightweight": (f"at the paper's size, trained parameters below {FEW:.0%} of the LLM's (our reading of light)", _light),
+    "llm-untouched": ("holds by construction, and a test fails otherwise", _by_construction(
+        "the LLM's weights take no gradient and are no part of a checkpoint (tests/test_model.py: only the adapter moves)")),
+    "compact": ("holds by construction: the LLM reads a fixed number of tokens, whatever the number of frames", _compact),
+    "padding": ("holds by construction, and a test fails otherwise", _by_construction(
+        "padding is masked, its weight is exactly 0 (tests/test_adapter.py: weights sum to one on real frames)")),
+}  # fmt: skip
+
+
+def obstacle(study: Study, key: str) -> str:
+    """Why this study can give no verdict on what the paper says of a corpus; "" where it can."""
+    corpus = study.corpus(key)
+    if corpus.generated:
+        return f"{corpus.name} is generated and says nothing about the paper"
+    if not study.is_paper_corpus(key):
+        return f"{corpus.name} is no corpus of the paper"
+    if study.smoke or study.changes:
+        return "not the paper's settings"
+    if study.llm_name != PROFILES["paper"].llm:
+        return f"{'a tiny LLM stands' if is_tiny(study.llm_name) else study.llm_name + ' stands'} in for the paper's"
+    return ""
+
+
+def judge(study: Study) -> pd.DataFrame:
+    """The ledger: one line per claim that applies to the study's corpora; on a user's own clips those about one corpus.
+
+    Trains nothing; claims about attention open the first seed's model where cues are known.
+    """
+    evidence, lines = Evidence(study), []
+    at = _at(study)
+    for one in claims():
+        claim = one.claim
+        if not set(claim.corpora) <= set(at) or (study.data and one.of_the_paper_only):
+            continue
+        found, keys = one.find(evidence, at), [at[wanted] for wanted in claim.corpora]
+        why = next(filter(None, (obstacle(study, key) for key in keys)), "")
+        verdict = NOT_TESTABLE if why else found.verdict
+        here = NOTHING if one.of_the_paper_only and why else found.verdict  # another corpus is no trial of its numbers
+        tried = ", ".join(_tried(study, key) for key in keys) or "the method itself"
+        says = claim.says + (f" ({claim.original})" if claim.original else "")
+        lines.append([claim.id, claim.section, says, one.rule, verdict, tried, here, found.figures])
+    columns = ["claim", "section", "the paper says", "rule", VERDICT, "tried on", HERE, "figures of this run"]
+    return pd.DataFrame(lines, columns=columns)
+
+
+def _at(study: Study) -> dict[str, str]:
+    """The paper's key of a corpus -> the study's; a user's own clips stand in for the corpus of the same kind of task."""
+    if not study.data:
+        return {key: key for key in study.keys}
+    return {"sims" if study.corpus("data").task.kind == "regression" else "meld": "data"}
+
+
+def _tried(study: Study, key: str) -> str:
+    corpus = study.corpus(key)
+    return f"{corpus.name} (generated)" if corpus.generated else corpus.name
+
+
+def counted(table: pd.DataFrame) -> pd.DataFrame:
+    """How many claims have which verdict, on the paper and by the same rule here; one-seed verdicts among their kind."""
+    found = {name: table[name].str.removeprefix(ONE_SEED).value_counts() for name in (VERDICT, HERE)}
+    counts = pd.DataFrame(found).reindex([*VERDICTS, NOTHING]).fillna(0).astype(int)
+    counts = counts[counts.sum(axis=1) > 0].rename(index={NOTHING: "nothing to compare"})
+    return counts.rename_axis("claims").reset_index()
+
+
+def caption(study: Study) -> str:
+    """What the ledger is, what its verdicts mean, and what they are not."""
+    reasons = list(dict.fromkeys(filter(None, (obstacle(study, key) for key in study.keys))))
+    said = [
+        "The paper's claims, the rule for each, and what this run finds.",
+        f"No verdict on the paper here: {'; '.join(reasons)}. \"{HERE}\" is about the method on that data." if reasons else "",
+        f"As the rule says, but for the worse: \"{ledger.NOT_SUPPORTED}\". A difference no larger than the sd over seeds is "
+        f"\"{ledger.INSIDE_SEEDS}\", one whose interval holds 0 \"{ledger.INSIDE_CLIPS}\".",
+        f"With one seed their spread is unknown, and the verdict begins with \"{ONE_SEED.strip()}\".",
+    ]
+    return " ".join(filter(None, said))
+
+
+def as_table(ledger: pd.DataFrame) -> Table:
+    """The ledger as it is read: rules by a number, written out once below; the complete one stays behind it."""
+    numbers = {rule: str(place) for place, rule in enumerate(dict.fromkeys(ledger["rule"]), start=1)}
+    short = ledger[["section", "the paper says", "rule", VERDICT, HERE, "figures of this run"]]
+    short = short.assign(rule=short["rule"].map(numbers)).rename(columns={"section": "§", HERE: "same rule here"})
+    quoted = "“better”"
+    rules = [f"Rule {number}: {rule.replace(BETTER, quoted)}." for rule, number in numbers.items()]
+    return Table(short, ledger, notes=(f"{quoted}: {BETTER.removeprefix('better, ')}.", *rules))
