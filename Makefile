@@ -35,8 +35,8 @@ lint: setup ## ruff, then mypy
 reproduce: setup ## every table and figure; PROFILE=demo (offline, minutes) or PROFILE=paper (one GPU)
 	.venv/bin/cmpta reproduce --profile $(PROFILE) $(ARGS)
 
-lab: setup ## the notebooks
-	.venv/bin/jupyter lab $(ARGS)
+lab: setup ## the notebooks, the first one open
+	.venv/bin/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) $(ARGS) notebooks/01_data.ipynb
 
 clean: ## remove environment and caches; runs/ and figures/ stay
 	rm -rf .venv build *.egg-info .hypothesis .pytest_cache .ruff_cache

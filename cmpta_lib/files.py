@@ -31,14 +31,39 @@ class Damaged(ValueError):
     """A stored file is not what was written; the message names it and says what to do."""
 
 
+def is_checkout() -> bool:
+    """Whether the package lies in its repository, with the notebooks beside it, and not among installed packages."""
+    return (ROOT / "notebooks").is_dir() and (ROOT / "pyproject.toml").is_file()
+
+
+def need_checkout(what: str) -> None:
+    """Refuse what cannot be done without the repository.
+
+    Raises:
+        FileNotFoundError: the notebooks are not here; says what to do.
+    """
+    if not is_checkout():
+        raise FileNotFoundError(
+            f"{what} needs the repository's notebooks, and {ROOT} has none: clone the repository, and in it call "
+            f"`make setup` or `pip install -e .`"
+        )
+
+
 def figures_folder() -> Path:
-    """Where exports go: `figures/` of this checkout, or what the environment variable CMPTA_FIGURES names."""
-    return Path(os.environ.get("CMPTA_FIGURES") or ROOT / "figures").resolve()
+    """Where exports go: what the environment variable CMPTA_FIGURES names, or `figures/` of this checkout.
+
+    Without a checkout it is `figures/` of the current folder: no result belongs among installed packages.
+    """
+    return Path(os.environ.get("CMPTA_FIGURES") or _home() / "figures").resolve()
 
 
 def runs_folder() -> Path:
-    """Where runs and caches live: `runs/` of this checkout, or what the environment variable CMPTA_RUNS names."""
-    return Path(os.environ.get("CMPTA_RUNS") or ROOT / "runs").resolve()
+    """Where runs and caches live: what the environment variable CMPTA_RUNS names, or `runs/`, as in `figures_folder`."""
+    return Path(os.environ.get("CMPTA_RUNS") or _home() / "runs").resolve()
+
+
+def _home() -> Path:
+    return ROOT if is_checkout() else Path.cwd()
 
 
 @contextmanager
@@ -86,16 +111,34 @@ def reading(path: Path) -> Iterator[None]:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A file beside `path` to write to; it takes the place of `path` when the block ends well, and goes otherwise."""
+    """A file beside `path` to write to; it takes the place of `path` when the block ends well, and goes otherwise.
+
+    Its permissions are those that the caller's umask gives a new file, whoever writes it: safetensors, for one, would keep
+    it from everybody else.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     with writing(path):
         try:
+            partial.touch()
+            mode = partial.stat().st_mode
             yield partial
+            partial.chmod(mode)
             with partial.open("rb") as file:
                 os.fsync(file.fileno())
             os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)
+
+
+def by_umask(folder: Path) -> None:
+    """Give a folder and the files in it the permissions of new ones; `tempfile` keeps both from everybody else."""
+    probe = folder / ".new"
+    probe.mkdir()
+    mode = probe.stat().st_mode & 0o777
+    probe.rmdir()
+    for path in folder.iterdir():
+        path.chmod(mode & 0o666)
+    folder.chmod(mode)
 
 
 def write_text(path: Path, text: str) -> None:

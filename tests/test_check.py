@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from finished import record_llms
+from finished import finish, record_llms, small_studies
 
 from cmpta_lib.cli.__main__ import main
 from cmpta_lib.embedded.recipe import tiny_folder
@@ -78,9 +78,10 @@ def test_each_missing_thing_has_its_command():
     assert all(missing[what] == f"{COMMAND} weights {name}" for what, name in models.items())
 
 
-def test_the_second_llm_is_asked_for_by_its_own_table_only_and_stops_no_other_row():
+def test_the_second_llm_is_asked_for_where_its_row_is_shown_and_stops_no_other_row():
     shown = {name: found(Study("paper"), [name]) for name in NOTEBOOKS}
-    assert [name for name, needs in shown.items() if "LLM llama2-7b" in needs] == ["04_table3_simsv2", "12_baselines"]
+    with_llama = [name for name, needs in shown.items() if "LLM llama2-7b" in needs]
+    assert with_llama == ["04_table3_simsv2", "10_claims", "12_baselines"]
     absent = shown["04_table3_simsv2"]["LLM llama2-7b"]
     assert not absent.missing and absent.remedy == f"{COMMAND} weights llama2-7b"
     assert "absent  LLM llama2-7b" in screen(Study("paper"), [absent]) and absent.remedy in screen(Study("paper"), [absent])
@@ -154,6 +155,33 @@ def test_one_screen(capsys):
         "  MISSING another  gone",
         "                   -> fetch it",
     ]
+
+
+def test_planned_runs_are_listed_before_anything_is_here():
+    study = Study("paper", seeds=2)
+    head, *lines, count = check.planned_screen(study, ["04_table3_simsv2", "03_training"]).splitlines()
+    assert head.split() == ["corpus", "row", "runs", "seeds"]
+    assert lines[0].split() == ["simsv2", "CMPTA", "2", "1111,", "2222"]
+    assert any(line.split() == ["simsv2", "3:", "one", "head", "1", "1111"] for line in lines)
+    planned = study.planned(["04_table3_simsv2", "03_training"])
+    listed = sum(line.count(str(seed)) for line in lines for seed in study.seeds)
+    assert count == f"{len(planned)} runs in all" and listed == len(planned)
+    assert check.planned_screen(study, ["01_data"]) == "0 runs in all"
+
+
+def test_searched_rates_and_versions_are_listed_apart():
+    screen = check.planned_screen(Study("paper", seeds=1), ["12_baselines"])
+    assert "CMPTA, learning rate × 0.3" in screen and "Self-MM, text only" in screen
+
+
+def test_with_everything_finished_nothing_is_measured(tmp_path, monkeypatch, capsys):
+    study = small_studies(record_llms(tmp_path / "runs"), monkeypatch)(seeds=1)
+    finish(study, "sims", [run for _, run in study.planned_runs(["06_table5_ablation_simsv2"])])
+    monkeypatch.setattr("cmpta_lib.study.step_times.step_times", lambda *_, **__: pytest.fail("measured"))
+    assert main(["check", "--only", "table5", "--seeds", "1"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "all 8 runs are finished: nothing is left to train"
+    assert main(["check", "--only", "01"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "no run is needed for this"
 
 
 def test_a_deep_check_reads_every_model_that_is_needed(tmp_path):

@@ -38,6 +38,17 @@ def test_a_bert_laid_out_as_published_is_read(published: Path, tmp_path: Path):
     assert found.dim == BERT_SMALL["hidden_size"]
 
 
+def test_loading_leaves_no_bar_and_callers_keep_theirs(published: Path, tmp_path: Path, capsys):
+    """A saved notebook would show it for ever."""
+    from transformers.utils import logging
+
+    for switch, shown in ((logging.enable_progress_bar, True), (logging.disable_progress_bar, False)):
+        switch()
+        load(published, tmp_path)
+        assert capsys.readouterr().err == "" and logging.is_progress_bar_enabled() is shown
+    logging.enable_progress_bar()
+
+
 def test_its_states_do_not_depend_on_padding(published: Path, tmp_path: Path):
     found = load(published, tmp_path)
     ids = torch.tensor([found.token_ids("还不错")])

@@ -145,6 +145,7 @@ def test_events_reach_the_engines_caller(asked, root):
     events: list[dict] = []
     assert Processes(1).run([run], root, lambda run, event: events.append(event)) == []
     assert events == [
+        {"event": "start"},
         {"event": "note", "text": "starting anew"},
         {"event": "epoch", "epoch": 1},
         {"event": "epoch", "epoch": 2},

@@ -40,3 +40,10 @@ def test_importing_costs_nothing():
     code = "import json, sys, cmpta_lib; print(json.dumps([cmpta_lib.__version__, sorted(sys.modules)]))"
     version, loaded = json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
     assert version == cmpta_lib.__version__ and not HEAVY & set(loaded)
+
+
+def test_a_command_imports_nothing_heavy_before_it_is_known():
+    """`cmpta --version`, a wrong option or a missing need answers at once."""
+    code = "import sys; from cmpta_lib.cli.__main__ import main\ntry: main(['--version'])\nexcept SystemExit: print(*sys.modules)"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()
+    assert shown[0].startswith("cmpta ") and not {"torch", "pandas", "matplotlib", "transformers"} & set(shown[1].split())

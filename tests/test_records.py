@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
+import stat
 import subprocess
+import tempfile
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 
 from cmpta_lib import files
 from cmpta_lib.runs import provenance as records
+from cmpta_lib.training import checkpoint
 
 
 @pytest.fixture(autouse=True)
@@ -76,6 +81,28 @@ def test_the_file_is_complete_before_it_takes_its_name(name: str, tmp_path: Path
     assert seen == [((tmp_path / name).read_bytes(), False)]
 
 
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_files_have_the_permissions_that_the_umask_gives(umask: int, mode: int, tmp_path: Path):
+    """safetensors and tempfile would keep theirs from everybody but their owner."""
+    before = os.umask(umask)
+    try:
+        files.write_text(tmp_path / "metrics.json", "{}")
+        files.write_parquet(tmp_path / "table.parquet", pd.DataFrame({"a": [1]}))
+        checkpoint.write_tensors(tmp_path / "weights.safetensors", {"a": torch.zeros(2)})
+        with files.replacing(tmp_path / "moved.txt") as partial, tempfile.NamedTemporaryFile(dir=tmp_path, delete=False) as file:
+            os.replace(file.name, partial)
+        with tempfile.TemporaryDirectory(dir=tmp_path) as scratch:
+            Path(scratch, "model.safetensors").touch(0o600)
+            files.by_umask(Path(scratch))
+            assert stat.S_IMODE(os.stat(scratch).st_mode) == 0o777 & ~umask
+            assert stat.S_IMODE(Path(scratch, "model.safetensors").stat().st_mode) == mode
+    finally:
+        os.umask(before)
+    assert {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()} == dict.fromkeys(
+        ("metrics.json", "table.parquet", "weights.safetensors", "moved.txt"), mode
+    )
+
+
 # --- commit -----------------------------------------------------------------------------------------------------------
 
 
@@ -116,6 +143,54 @@ def test_code_that_differs_makes_a_checkout_dirty(checkout: Path, code: str):
     (checkout / code).parent.mkdir(parents=True, exist_ok=True)
     (checkout / code).write_text("a = 2\n")
     assert records.commit() == git(checkout, "rev-parse", "HEAD")[:10] + "+dirty"
+
+
+def notebook(path: Path, code: str, output: str = "") -> None:
+    outputs = [{"output_type": "stream", "name": "stdout", "text": output}] if output else []
+    cells = [{"cell_type": "markdown", "source": ["words"]}, {"cell_type": "code", "source": [code], "outputs": outputs}]
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps({"cells": cells, "nbformat": 4}))
+
+
+@pytest.fixture
+def with_notebook(checkout: Path) -> Path:
+    notebook(checkout / "notebooks" / "01.ipynb", "a = 1")
+    (checkout / "pyproject.toml").write_text("[project]\n")
+    git(checkout, "add", "-A")
+    git(checkout, "commit", "-q", "-m", "Second")
+    return checkout
+
+
+def test_a_notebook_that_was_run_and_stray_files_are_no_code(with_notebook: Path):
+    """Whoever runs the notebooks in Jupyter and saves them has changed no number."""
+    notebook(with_notebook / "notebooks" / "01.ipynb", "a = 1", output="0.25")
+    notebook(with_notebook / "out.ipynb", "b = 2")
+    for stray in ("out.csv", "notebooks/table.html", "notes.txt"):
+        (with_notebook / stray).write_text("x")
+    assert not records.commit().endswith("+dirty")
+    git(with_notebook, "add", "-A")
+    assert not records.commit.__wrapped__().endswith("+dirty"), "staged, too"
+
+
+@pytest.mark.parametrize("name", ["notebooks/01.ipynb", "pyproject.toml", "constraints.txt"])
+def test_changed_cells_and_requirements_are_code(with_notebook: Path, name: str):
+    if name.endswith(".ipynb"):
+        notebook(with_notebook / name, "a = 2")
+    else:
+        (with_notebook / name).write_text("[project] # other\n")
+    assert records.commit().endswith("+dirty")
+
+
+@pytest.mark.parametrize("change", [Path.unlink, lambda path: path.write_text("{")], ids=["gone", "damaged"])
+def test_a_notebook_that_is_gone_or_damaged_is_changed_code(with_notebook: Path, change):
+    change(with_notebook / "notebooks" / "01.ipynb")
+    assert records.commit().endswith("+dirty")
+
+
+def test_a_package_inside_somebodys_repository_is_none_of_its_commits(checkout: Path, monkeypatch: pytest.MonkeyPatch):
+    (checkout / "site-packages").mkdir()
+    monkeypatch.setattr(records, "_ROOT", checkout / "site-packages")
+    assert records.commit() == "unknown"
 
 
 def test_staged_and_deleted_code_counts_too(checkout: Path):

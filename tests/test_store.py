@@ -20,6 +20,7 @@ from cmpta_lib import files
 from cmpta_lib.config import DataConfig, RunConfig, override, to_json
 from cmpta_lib.runs import engines, store
 from cmpta_lib.runs.store import CONFIG, DONE, ENVIRONMENT, HISTORY, METRICS, PREDICTIONS, SEALED, WEIGHTS, Run
+from cmpta_lib.runs.summary import summarise
 
 
 def make(root: Path, seed: int, mae: float = 0.25) -> Run:
@@ -122,8 +123,8 @@ def test_another_process_sees_it_too(run, other, damage):
     """One that has not compared the file before, and so has no sizes and times to go by."""
     damage(run.folder / WEIGHTS, other.folder / WEIGHTS)
     code = (
-        "import sys; from pathlib import Path; from cmpta_lib.runs import store\n"
-        "print(*(store.describe(entry) for entry in store.found(Path(sys.argv[1]))), sep='\\n')"
+        "import sys; from pathlib import Path; from cmpta_lib.runs import store, summary\n"
+        "print(*(summary.summarise(entry).detail for entry in store.found(Path(sys.argv[1]))), sep='\\n')"
     )
     command = [sys.executable, "-c", code, str(run.folder.parent)]
     shown = subprocess.run(command, capture_output=True, text=True, check=True, cwd=files.ROOT).stdout.splitlines()
@@ -243,12 +244,15 @@ def test_what_killed_workers_left_in_finished_runs_is_swept(run, tmp_path):
 
 
 def lines(root: Path) -> dict[str, str]:
-    return {line.split()[0]: line.split(maxsplit=1)[1] for line in map(store.describe, store.found(root))}
+    """What is said of each folder: state, then why or the scores."""
+    found = {one.folder.name: one for one in map(summarise, store.found(root))}
+    return {name: f"{one.state}: {one.detail or one.shown('test')}" for name, one in found.items()}
 
 
 def test_finished_runs_are_listed_with_their_scores(run, other, tmp_path):
-    first, second = (f"mae={mae} corr=0.5000  12 s" for mae in ("0.2500", "0.5000"))
-    assert lines(tmp_path) == {run.folder.name: f"seed 1  {first}", other.folder.name: f"seed 2  {second}"}
+    first, second = (f"finished: MAE {mae}, Corr 0.500" for mae in ("0.250", "0.500"))
+    assert lines(tmp_path) == {run.folder.name: first, other.folder.name: second}
+    assert {one.seconds for one in map(summarise, store.found(tmp_path))} == {12.4}
     assert set(store.found(tmp_path)) == {run, other}
 
 
@@ -261,9 +265,9 @@ def test_what_is_no_run_is_not_listed(tmp_path):
 
 def test_unfinished_runs_are_listed_with_their_progress(run, tmp_path):
     (run.folder / DONE).unlink()
-    assert lines(tmp_path)[run.folder.name] == f"seed 1  unfinished, 1 of {run.config.training.epochs} epochs"
+    assert lines(tmp_path)[run.folder.name] == f"unfinished: 1 of {run.config.training.epochs} epochs"
     store.record_failure(run.folder, {"kind": "OSError", "message": "disk full\nand more"})
-    assert lines(tmp_path)[run.folder.name].endswith("epochs, failed: OSError: disk full and more")
+    assert lines(tmp_path)[run.folder.name] == f"failed: 1 of {run.config.training.epochs} epochs, OSError: disk full and more"
     (run.folder / store.FAILURE).write_text("{")
     assert lines(tmp_path)[run.folder.name].endswith("failure.json is damaged")
 
@@ -273,8 +277,8 @@ def test_unfinished_runs_are_listed_with_their_progress(run, tmp_path):
 def test_a_damaged_run_is_one_line_among_the_others(run, other, tmp_path, name, damage):
     damage(run.folder / name, other.folder / name)
     shown = lines(tmp_path)
-    assert shown.keys() == {run.folder.name, other.folder.name} and "mae=0.5000" in shown[other.folder.name]
-    assert "mae" not in shown[run.folder.name]
+    assert shown.keys() == {run.folder.name, other.folder.name} and "MAE 0.500" in shown[other.folder.name]
+    assert "MAE" not in shown[run.folder.name]
     assert (str(run.folder / name) in shown[run.folder.name]) == ((name, damage) != (DONE, delete))
 
 
@@ -283,20 +287,20 @@ def test_runs_of_another_version_are_listed_as_such(run, other, tmp_path):
     (run.folder / CONFIG).write_text(json.dumps(config | {"invented": 1}))
     sealed = {"run": run.config.hash, "files": files.hashes(run.folder, SEALED)}
     (run.folder / DONE).write_text(files.sealed(sealed))
-    assert lines(tmp_path)[run.folder.name].startswith("of another version of this code (")
-    assert "mae=" in lines(tmp_path)[other.folder.name]
+    assert lines(tmp_path)[run.folder.name].startswith("other version: of another version of this code (")
+    assert "MAE" in lines(tmp_path)[other.folder.name]
 
 
 def test_a_config_that_reads_but_has_another_hash_today_is_of_another_version(run, tmp_path):
     moved = run.folder.rename(tmp_path / "corpus-0123456789ab")
     sealed = {"run": "0123456789ab", "files": files.hashes(moved, SEALED)}
     (moved / DONE).write_text(files.sealed(sealed))
-    assert lines(tmp_path)[moved.name].startswith("of another version of this code (its config has the hash")
+    assert lines(tmp_path)[moved.name].startswith("other version: of another version of this code (its config has the hash")
 
 
 def test_a_renamed_folder_is_told_from_another_version(run, tmp_path):
     moved = run.folder.rename(tmp_path / "corpus-0123456789ab")
-    assert lines(tmp_path)[moved.name].startswith(f"{moved} holds run {run.config.hash}, expected 0123456789ab; remove")
+    assert lines(tmp_path)[moved.name].startswith(f"damaged: {moved} holds run {run.config.hash}, expected 0123456789ab; remove")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"seed": 1}', "[" * 100_000, "\x00", '{"data": {"name": 3}}'])
@@ -306,15 +310,15 @@ def test_no_config_stops_the_list(run, other, tmp_path, text, is_sealed):
     if not is_sealed:
         (run.folder / DONE).unlink()
     shown = lines(tmp_path)
-    assert shown.keys() == {run.folder.name, other.folder.name} and "mae=0.5000" in shown[other.folder.name]
-    assert "mae" not in shown[run.folder.name]
+    assert shown.keys() == {run.folder.name, other.folder.name} and "MAE 0.500" in shown[other.folder.name]
+    assert "MAE" not in shown[run.folder.name]
 
 
 @pytest.mark.parametrize("text", ["[]", "{}", '{"test": 3}', '{"test": {"mae": "low"}}'])
 def test_no_scores_stop_the_list(run, other, tmp_path, text):
     finish_by_hand(run.folder, run.config, **{METRICS: text})
     shown = lines(tmp_path)
-    assert shown.keys() == {run.folder.name, other.folder.name} and "mae=0.5000" in shown[other.folder.name]
+    assert shown.keys() == {run.folder.name, other.folder.name} and "MAE 0.500" in shown[other.folder.name]
 
 
 # --- the tiny LLM's leftovers -----------------------------------------------------------------------------------------

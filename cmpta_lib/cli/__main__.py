@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 
@@ -17,7 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(arguments: Sequence[str] | None = None) -> int:
     """Parse the arguments and do what they ask; what goes wrong is one line on stderr."""
     from cmpta_lib import files
-    from cmpta_lib.cli import commands
+    from cmpta_lib.cli import commands, listing
     from cmpta_lib.cli.arguments import parser
     from cmpta_lib.cli.reproduce import rehearse_paper, reproduce
 
@@ -25,7 +26,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     actions = {
         "reproduce": reproduce,
         "check": commands.check_study,
-        "runs": commands.list_runs,
+        "runs": listing.list_runs,
+        "compare": _compare,
         "publish": commands.publish_exports,
         "benchmark": commands.benchmark,
         "data": commands.prepare_data,
@@ -33,12 +35,20 @@ def run(arguments: Sequence[str] | None = None) -> int:
         "rehearse": rehearse_paper,
     }
     try:
+        if options.command in commands.WITH_NOTEBOOKS:
+            files.need_checkout(f"cmpta {options.command}")
         return actions[options.command](options)
     except OSError as error:
         print(f"cmpta {options.command}: {files.explained(error)}", file=sys.stderr)
     except (ValueError, RuntimeError) as error:
         print(f"cmpta {options.command}: {error}", file=sys.stderr)
     return 1
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from cmpta_lib.cli.compare import compare  # pandas and matplotlib, which no other command needs at once
+
+    return compare(options)
 
 
 if __name__ == "__main__":

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import argparse
 import ast
+import platform
+from importlib.metadata import version
 from typing import Any, NoReturn
 
+import cmpta_lib
 from cmpta_lib.llm import files as llm_files
+from cmpta_lib.runs import provenance
+from cmpta_lib.runs.summary import STATES
 from cmpta_lib.study.parameters import may_be_none, read_value
 from cmpta_lib.study.plan import NOTEBOOKS
 from cmpta_lib.study.study import Study
@@ -17,9 +22,19 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        commit = provenance.commit()
+        where = "" if commit == provenance.UNKNOWN else f" (commit {commit})"
+        packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers"))
+        print(f"cmpta {cmpta_lib.__version__}{where}, Python {platform.python_version()}, {packages}")
+        parser.exit()
+
+
 def parser() -> argparse.ArgumentParser:
     """Every command with its options."""
     top = _Parser(prog="cmpta", description="The command line: `cmpta reproduce` runs every notebook and writes one report.")
+    top.add_argument("--version", action=_Version, nargs=0, help="print this version, its commit and what it stands on")
     commands = top.add_subparsers(dest="command", required=True)
 
     def command(name: str, what: str) -> argparse.ArgumentParser:
@@ -39,7 +54,8 @@ def parser() -> argparse.ArgumentParser:
     times = study_command("benchmark", "time a training step against the bare frozen LLM's")
     times.add_argument("--steps", type=at_least_one, default=20, help="batches to time (default 20)")
     times.add_argument("--batch-size", type=at_least_one, default=None, help="clips a batch (default: the runs')")
-    command("runs", "list the finished runs and their test scores")
+    _add_listing(command("runs", "list runs: what each is, how far, and its scores"))
+    _add_comparison(command("compare", "two runs, or two rows with all their seeds: settings, scores, clips"))
     publish = command("publish", "copy a profile's exports to figures/published and show them in the README")
     publish.add_argument("--profile", default="demo", help="whose exports (default demo)")
     data = command("data", "fetch, verify and convert a published corpus")
@@ -65,6 +81,26 @@ def _add_study(sub: argparse.ArgumentParser) -> None:
     only = "notebooks by a part of their name: table3"
     sub.add_argument("--only", nargs="+", default=[], metavar="NAME", help=only)
     sub.add_argument("--all", action="store_true", help="also the notebooks that go beyond the paper")
+
+
+def _add_listing(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("words", nargs="*", metavar="WORD", help="only runs with these words in their name, such as tokens")
+    sub.add_argument("--method", default=None, help="only this method's, such as cmpta or self_mm")
+    sub.add_argument("--corpus", default=None, help="only those on this corpus, such as embedded-sims")
+    sub.add_argument("--seed", type=int, default=None, help="only those with this seed")
+    sub.add_argument("--state", choices=STATES, default=None, help="only those in this state")
+    sub.add_argument("--smoke", action="store_true", help="the smoke runs instead")
+    sub.add_argument("--json", action="store_true", help="everything about each, as JSON")
+
+
+def _add_comparison(sub: argparse.ArgumentParser) -> None:
+    what = "a run's folder, its name, the beginning of its hash, or a row's name such as CMPTA or 'alignment off'"
+    for side in ("a", "b"):
+        sub.add_argument(side, metavar=side.upper(), help=what if side == "a" else "the other")
+    sub.add_argument("--corpus", default=None, help="on which corpus, where a row's name is given")
+    sub.add_argument("--clips", type=at_least_one, default=10, help="how many of the clips that changed most (default 10)")
+    sub.add_argument("--smoke", action="store_true", help="among the smoke runs")
+    sub.add_argument("--json", action="store_true", help="everything, as JSON")
 
 
 def _add_rehearsal(sub: argparse.ArgumentParser) -> None:

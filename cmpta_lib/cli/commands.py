@@ -5,18 +5,11 @@ from __future__ import annotations
 import argparse
 
 from cmpta_lib.cli.arguments import chosen_notebooks, study_of
-from cmpta_lib.files import runs_folder
 from cmpta_lib.llm import files as llm_files
 from cmpta_lib.runs import provenance as records
-from cmpta_lib.runs import store
 from cmpta_lib.study import preflight as check
 
-
-def list_runs(options: argparse.Namespace) -> int:
-    """Print a line for every run: its scores, how far it is, or what is wrong with it."""
-    for entry in store.found(runs_folder()):
-        print(store.describe(entry))
-    return 0
+WITH_NOTEBOOKS = ("reproduce", "rehearse", "publish")  # commands that need the repository, not the package alone
 
 
 def check_study(options: argparse.Namespace) -> int:
@@ -28,11 +21,14 @@ def check_study(options: argparse.Namespace) -> int:
     print(check.screen(study, found), flush=True)
     if any(need.missing for need in found):
         count = len(study.planned(chosen))
-        print(f"{count} runs in all; hours are estimated from real steps once nothing is missing.")
+        print(f"{count} runs in all, which `cmpta reproduce --dry-run` lists; hours are estimated once nothing is missing.")
         return 1
+    runs = [run for _, run in study.planned_runs(chosen)]
+    if all(run.done for run in runs):
+        print(f"all {len(runs)} runs are finished: nothing is left to train" if runs else "no run is needed for this")
+        return 0
     from cmpta_lib.study.step_times import hours, step_times
 
-    runs = [run for _, run in study.planned_runs(chosen)]
     print(f"{len(runs)} runs, {sum(run.done for run in runs)} of them finished; measuring a few steps ...", flush=True)
     measured = step_times(study, steps=10, keys=study.keys_of(chosen))
     print(measured.to_string(index=False))

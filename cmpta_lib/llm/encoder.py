@@ -10,6 +10,7 @@ import torch
 
 from cmpta_lib.config import EncoderConfig
 from cmpta_lib.llm import files as llm_files
+from cmpta_lib.llm.quiet import without_bars
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -81,8 +82,9 @@ def load(config: EncoderConfig, cache: Path, device: torch.device) -> TextEncode
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # published files hold the heads of the pre-training too, which is no news
     try:
-        tokenizer = BertTokenizerFast.from_pretrained(folder)
-        model = BertModel.from_pretrained(folder, dtype=torch.float32)
+        with without_bars():
+            tokenizer = BertTokenizerFast.from_pretrained(folder)
+            model = BertModel.from_pretrained(folder, dtype=torch.float32)
     except (LookupError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         raise ValueError(
             f"{folder}: config.json, vocabulary and weights do not make a BERT ({type(error).__name__}: "

@@ -11,6 +11,7 @@ import torch
 from cmpta_lib.config import LLMConfig
 from cmpta_lib.llm import files as llm_files
 from cmpta_lib.llm.frozen import FrozenLLM
+from cmpta_lib.llm.quiet import without_bars
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -36,7 +37,8 @@ def load(config: LLMConfig, cache: Path, device: torch.device) -> FrozenLLM:
     fingerprint = config.fingerprint or llm_files.fingerprint(folder)
     load_family = {"qwen": _load_qwen_v1, "chatglm": _load_chatglm3}.get(llm_files.family(folder), _load_known)
     try:
-        model, tokenizer = load_family(folder, getattr(torch, config.dtype), device)
+        with without_bars():
+            model, tokenizer = load_family(folder, getattr(torch, config.dtype), device)
     except torch.OutOfMemoryError:
         raise
     except (*_BROKEN, SafetensorError) as error:

@@ -14,7 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -33,6 +33,8 @@ RETRY_S = 0.5  # after which a run that another process holds is asked for again
 SHOWN_FAILURES = 10
 KEEP_FAILED = "CMPTA_KEEP_FAILED"  # environment variable: runs that failed are not tried again, only reported
 _calls = itertools.count()
+Report = Callable[[Run, dict[str, Any]], None]
+Watch = Callable[[Sequence[Run]], AbstractContextManager[Report]]
 
 
 @dataclass(frozen=True)
@@ -62,24 +64,29 @@ class RunsFailed(RuntimeError):
 
 
 class Engine(Protocol):
-    def run(
-        self, runs: Sequence[Run], root: Path, report: Callable[[Run, dict[str, Any]], None]
-    ) -> Sequence[Failure]:
+    def run(self, runs: Sequence[Run], root: Path, report: Report) -> Sequence[Failure]:
         """Finish these runs, whose folders hold their configs, somewhere; what fails is returned, the others go on.
 
         Args:
-            report: called with a run and an event: {"event": "epoch", "epoch": 3}, {"event": "done"}, or {"event":
-                "note", "text": a line for the user}.
+            report: called with a run and an event: {"event": "start"}, {"event": "epoch", "epoch": finished ones and the
+                part of the next}, {"event": "done"}, {"event": "failed", "kind": ..., "message": ...}, {"event": "busy"}
+                (another process holds it: it waits again), or {"event": "note", "text": a line for the user}.
         """
 
 
-def ensure(runs: Sequence[Run], root: Path, jobs: int | None = None, engine: Engine | None = None) -> None:
-    """Finish every run; a bar counts epochs over all of them. Finished runs are checked, and kept even where damaged.
+def ensure(
+    runs: Sequence[Run],
+    root: Path,
+    jobs: int | None = None,
+    engine: Engine | None = None,
+    watch: Watch | None = None,
+) -> None:
+    """Finish every run, and show how far it is. Finished runs are checked, and kept even where damaged.
 
     Args:
         jobs: runs at a time (default: one a GPU, else one a core).
         engine: where they are made; default: `Processes(jobs)`.
-
+        watch: shows what is reported of the unfinished ones, such as `progress.Progress`; default: notes alone.
     Raises:
         ValueError: `jobs` is not a whole number from 1.
         OSError: the runs folder cannot be written; says where and what to do.
@@ -98,7 +105,7 @@ def ensure(runs: Sequence[Run], root: Path, jobs: int | None = None, engine: Eng
     if pending:
         for run in pending:
             _prepare(run)
-        failures += _run(engine, pending, root)
+        failures += _run(engine, pending, root, watch or _notes)
     if failures:
         raise RunsFailed(failures, len(wanted))
 
@@ -116,20 +123,17 @@ def _prepare(run: Run) -> None:
         files.write_text(path, text)
 
 
-def _run(engine: Engine, pending: Sequence[Run], root: Path) -> list[Failure]:
-    from tqdm.auto import tqdm
+@contextmanager
+def _notes(runs: Sequence[Run]) -> Iterator[Report]:
+    def report(run: Run, event: dict[str, Any]) -> None:
+        if event["event"] == "note":
+            print(event["text"], file=sys.stderr, flush=True)
 
-    epochs = dict.fromkeys((run.folder for run in pending), 0)
-    total = sum(run.config.training.epochs for run in pending)
-    with tqdm(total=total, desc=f"{len(pending)} runs", unit="epoch") as bar:
+    yield report
 
-        def report(run: Run, event: dict[str, Any]) -> None:
-            if event["event"] == "note":
-                bar.write(event["text"])
-                return
-            epochs[run.folder] = run.config.training.epochs if event["event"] == "done" else event["epoch"]
-            bar.update(sum(epochs.values()) - bar.n)
 
+def _run(engine: Engine, pending: Sequence[Run], root: Path, watch: Watch) -> list[Failure]:
+    with watch(pending) as report:
         failures = list(engine.run(pending, root, report))
     failed = {failure.run.folder for failure in failures}
     lost = [run for run in pending if run.folder not in failed and not run.done]
@@ -151,7 +155,7 @@ class Processes:
             raise ValueError(f"--jobs {jobs}: expected how many runs at a time, a whole number from 1")
         self.jobs = jobs
 
-    def run(self, runs: Sequence[Run], root: Path, report: Callable[[Run, dict[str, Any]], None]) -> list[Failure]:
+    def run(self, runs: Sequence[Run], root: Path, report: Report) -> list[Failure]:
         """As `Engine.run`.
 
         Raises:
@@ -183,14 +187,7 @@ class _Worker:
 class _Pool:
     """The workers of one call, the runs that wait for them, and what they say."""
 
-    def __init__(
-        self,
-        runs: Sequence[Run],
-        root: Path,
-        report: Callable[[Run, dict[str, Any]], None],
-        log: IO[bytes],
-        gpus: int,
-    ) -> None:
+    def __init__(self, runs: Sequence[Run], root: Path, report: Report, log: IO[bytes], gpus: int) -> None:
         self.root, self.report, self.log, self.gpus = root, report, log, gpus
         self.waiting: deque[tuple[float, Run]] = deque((0.0, run) for run in runs)  # with the time not to ask before
         self.workers: list[_Worker] = []
@@ -249,6 +246,7 @@ class _Pool:
                     self.waiting.append((not_before, run))
                 else:
                     worker.run, worker.ready = run, False
+                    self.report(run, {"event": "start"})
                     with suppress(OSError):  # it has just died, and its end is about to be read
                         print(json.dumps(str(run.folder)), file=worker.process.stdin, flush=True)
                     break
@@ -264,11 +262,10 @@ class _Pool:
             self.report(worker.run, event)
         elif worker.run is not None:
             run, worker.run = worker.run, None
-            if event["event"] == "done":
-                self.report(run, event)
-            elif event["event"] == "busy":
+            self.report(run, event)
+            if event["event"] == "busy":
                 self.waiting.append((time.monotonic() + RETRY_S, run))
-            else:
+            elif event["event"] != "done":
                 self.failures.append(Failure(run, _one_line(f"{event['kind']}: {event['message']}")))
 
     def bury(self, worker: _Worker) -> None:
@@ -281,6 +278,7 @@ class _Pool:
             how = f"its worker was killed by signal {-code} ({'perhaps for memory' if code == -9 else name})"
         if worker.run is not None:
             self.failures.append(Failure(worker.run, how))
+            self.report(worker.run, {"event": "failed", "kind": "WorkerDied", "message": how})
             _record_death(worker.run, how, _end_of(self.log))
         elif not worker.started:
             self.false_starts += 1

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from cmpta_lib import files
 from cmpta_lib.config import RunConfig, from_json
@@ -21,16 +24,18 @@ from cmpta_lib.methods.base import Method
 from cmpta_lib.runs import provenance, store
 from cmpta_lib.runs.trained import find_corpus, tools
 from cmpta_lib.training.checkpoint import State, write_tensors
-from cmpta_lib.training.evaluation import evaluate, score_of
+from cmpta_lib.training.evaluation import evaluate, score_of, units
 from cmpta_lib.training.loop import train
 
+STEP_S = 1.0  # between two words on how far an epoch is
 
-def execute(root: Path, folder: Path, on_epoch: Callable[[int], None] = lambda epoch: None) -> None:
+
+def execute(root: Path, folder: Path, on_progress: Callable[[float], None] = lambda epochs: None) -> None:
     """Train, evaluate and record the run whose config lies in `folder`; call with its lock held.
 
     Args:
         root: where corpora and LLMs lie, below `cache`.
-        on_epoch: told how many epochs are finished, after each.
+        on_progress: told how many epochs are finished, after each, and a part of the next, every second at most.
     Raises:
         RuntimeError: the GPU's memory is full.
     """
@@ -42,10 +47,15 @@ def execute(root: Path, folder: Path, on_epoch: Callable[[int], None] = lambda e
 
     def note(state: State) -> None:
         files.write_text(folder / store.HISTORY, pd.DataFrame(state.history).to_csv(index=False))
-        on_epoch(state.epoch)
+        steps.finished, steps.taken = state.epoch, 0
+        on_progress(state.epoch)
 
+    unit = registry.method_class(config.method.name).unit
+    per_epoch = math.ceil(len(units(corpus.splits["train"], unit)) / config.training.batch_size)
+    steps = _Steps(on_progress, per_epoch, store.finished_epochs(folder))
     try:
-        method, state = train(config, corpus, tools(root), folder, note)
+        with steps.counted():
+            method, state = train(config, corpus, tools(root), folder, note)
     except torch.OutOfMemoryError as error:
         raise RuntimeError(
             f"the GPU's memory is full ({str(error).splitlines()[0]}). Close what else runs on it or pass fewer --jobs; "
@@ -53,6 +63,29 @@ def execute(root: Path, folder: Path, on_epoch: Callable[[int], None] = lambda e
         ) from error
     if int(os.environ.get("RANK", 0)) == 0:  # the first process evaluates and writes
         _record(folder, config, corpus, method, state, started)
+
+
+class _Steps:
+    """Says how far an epoch is; the optimiser itself counts its steps, so that the loop need not know who listens."""
+
+    def __init__(self, on_progress: Callable[[float], None], per_epoch: int, finished: int) -> None:
+        self.on_progress, self.per_epoch, self.finished = on_progress, per_epoch, finished
+        self.taken, self.said = 0, -math.inf
+
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        """Within the block every step of any optimiser is one of the epoch's."""
+        handle = register_optimizer_step_post_hook(self._count)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def _count(self, *_: Any) -> None:
+        self.taken += 1
+        if (now := time.monotonic()) - self.said >= STEP_S and self.taken < self.per_epoch:
+            self.said = now
+            self.on_progress(self.finished + self.taken / self.per_epoch)
 
 
 def _record(folder: Path, config: RunConfig, corpus: Corpus, method: Method, state: State, started: float) -> None:

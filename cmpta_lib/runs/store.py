@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -34,7 +34,7 @@ CLIPS = "clips.json"  # what clips must be like: task and widths
 DONE = "seal.json"  # written last: the mark of a finished run
 RESULTS = (PREDICTIONS, WEIGHTS, ENVIRONMENT, METRICS, CLIPS)  # what a run without its seal must not have
 SEALED = (CONFIG, CLIPS, HISTORY, PREDICTIONS, WEIGHTS, ENVIRONMENT, METRICS)  # what every seal covers
-SHOWN = ("mae", "corr", "f1_weighted")
+OTHER_VERSION = "of another version"  # stands in why a folder cannot be read, where only this version is at fault
 _checked: dict[tuple[Path, str], dict[str, tuple[int, ...]]] = {}  # what this process has compared, and its stamps then
 
 
@@ -166,6 +166,12 @@ def failure(folder: Path) -> str:
         return f"{folder / FAILURE} is damaged"
 
 
+def finished_epochs(folder: Path) -> int:
+    """How many epochs the history of the run in this folder has."""
+    history = folder / HISTORY
+    return max(0, history.read_bytes().count(b"\n") - 1) if history.exists() else 0
+
+
 def sweep(folder: Path) -> None:
     """Remove what killed workers and earlier failures left in a finished run's folder, where that is allowed."""
     for leftover in {*folder.glob("*.partial"), *folder.glob("checkpoint.*"), folder / FAILURE}:
@@ -198,19 +204,9 @@ def found(root: Path) -> Iterator[Run | tuple[Path, str]]:
                 yield Run(config, folder)
 
 
-def describe(entry: Run | tuple[Path, str]) -> str:
-    """One line on what `found` found."""
-    if not isinstance(entry, Run):
-        return f"{entry[0].name}  {entry[1]}"
-    start = f"{entry.folder.name}  seed {entry.config.seed}  "
-    try:
-        if not entry.done:
-            return start + _progress(entry)
-        scores = entry.metrics["test"]
-        shown = " ".join(f"{name}={scores[name]:.4f}" for name in SHOWN if name in scores)
-        return f"{start}{shown}  {entry.environment['train_seconds']:.0f} s"
-    except (ValueError, OSError, LookupError, TypeError) as error:  # `Damaged` is a ValueError
-        return f"{start}{str(error) or type(error).__name__}"
+def sound(runs: Sequence[Run]) -> list[Run]:
+    """Those that are finished and whose files are what was written."""
+    return [run for run in runs if run.done and not run.problem]
 
 
 def _remedy(folder: Path) -> str:
@@ -255,7 +251,7 @@ def _unreadable(folder: Path, error: Exception) -> str:
         json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError):
         return f"{path} is damaged ({reason}); {_remedy(folder)}"
-    return f"of another version of this code ({reason}): kept, and never used"
+    return f"{OTHER_VERSION} of this code ({reason}): kept, and never used"
 
 
 def _stranger(folder: Path, named: str, today: str) -> str:
@@ -263,17 +259,8 @@ def _stranger(folder: Path, named: str, today: str) -> str:
     if _sealed_config(folder):
         sealed_as = files.unsealed(folder / DONE, "")["run"]
         if sealed_as == named:
-            return f"of another version of this code (its config has the hash {today} today): kept, and never used"
+            return f"{OTHER_VERSION} of this code (its config has the hash {today} today): kept, and never used"
         return f"{folder} holds run {sealed_as}, expected {named}; {_remedy(folder)}"
     if (folder / DONE).exists():
         return f"{folder / CONFIG} is not the file that was written (other contents); {_remedy(folder)}"
-    return f"{folder / CONFIG} has the hash {today}, the folder's name says {named}: of another version, or edited"
-
-
-def _progress(run: Run) -> str:
-    """How far an unfinished run is, and why it last failed."""
-    history = run.folder / HISTORY
-    epochs = max(0, history.read_bytes().count(b"\n") - 1) if history.exists() else 0
-    state = f"unfinished, {epochs} of {run.config.training.epochs} epochs"
-    reason = failure(run.folder)
-    return f"{state}, failed: {reason}" if reason else state
+    return f"{folder / CONFIG} has the hash {today}, the folder's name says {named}: {OTHER_VERSION}, or edited"

@@ -23,6 +23,8 @@ from cmpta_lib.embedded.recipe import TINY_MODELS
 from cmpta_lib.llm import files as llm_files
 from cmpta_lib.methods import registry
 from cmpta_lib.runs import store
+from cmpta_lib.runs.console import table
+from cmpta_lib.study import naming
 from cmpta_lib.study.plan import CMPTA
 from cmpta_lib.study.study import Study
 
@@ -171,6 +173,21 @@ def screen(study: Study, found: Sequence[Need]) -> str:
         if need.remedy:
             lines.append(f"  {'':8}{'':{width}}  -> {need.remedy}")
     return "\n".join(lines)
+
+
+def planned_screen(study: Study, notebooks: Collection[str]) -> str:
+    """The runs that these notebooks need, known before their corpora and LLMs are here: a line a row, and the number of all.
+
+    Each line is corpus, row, and the row's seeds on that corpus.
+    """
+    planned = study.planned(notebooks)
+    seeds: dict[tuple[str, str], list[int]] = {}
+    for one in planned:
+        corpus = study.data or study.settings.corpora[one.key]
+        seeds.setdefault((corpus, naming.label(one.row)), []).append(one.seed)
+    rows = [[corpus, row, str(len(found)), ", ".join(map(str, found))] for (corpus, row), found in seeds.items()]
+    lines = table(["corpus", "row", "runs", "seeds"], rows, [2]) if rows else []
+    return "\n".join([*("  " + line for line in lines), f"{len(planned)} runs in all"])
 
 
 def _gpu(wanted: int) -> Need:
