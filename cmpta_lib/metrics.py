@@ -58,6 +58,13 @@ METRICS: Mapping[MetricName, Metric] = {metric.name: metric for metric in (MAE, 
 TABLED: Mapping[TaskKind, tuple[Metric, ...]] = {"regression": (MAE, CORR), "classification": (WF1,)}
 
 
+def shown_scores(scores: Mapping[str, float]) -> list[str]:
+    """A split's recorded scores as tables show them, the headline first: "MAE 0.251"; those that are not recorded lack."""
+    kind: TaskKind = "regression" if "mae" in scores else "classification"
+    found = [metric for metric in TABLED[kind] if metric.name in scores]
+    return [f"{metric.label.partition(' (')[0]} {metric.with_unit(scores[metric.name])}" for metric in found]
+
+
 def headline(kind: TaskKind) -> Metric:
     """The metric that chooses checkpoints and heads tables (section 4.2).
 

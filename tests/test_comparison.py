@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import re
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
+from finished import finish_tables, record_llms, small_studies
 
 from cmpta_lib import literature, paper
 from cmpta_lib.figures.confusion import confusion_figure
 from cmpta_lib.methods import registry
 from cmpta_lib.metrics import METRICS
-from cmpta_lib.report import comparison
+from cmpta_lib.report import comparison, summaries
 from cmpta_lib.report.tables import ResultRow
 from cmpta_lib.study import plan
+from cmpta_lib.study.study import Study
 
 PRINTED = {"sims": [line.method for line in paper.TABLE3[:-1]], "meld": [line.method for line in paper.TABLE4[:-1]]}
 
@@ -93,6 +99,49 @@ def test_cmpta_is_compared_with_each_other_row(monkeypatch: pytest.MonkeyPatch):
     table = comparison.paired_table(_Scores(), "sims", rows)
     assert list(table["comparison"]) == ["CMPTA minus bad", "CMPTA minus missing"]
     assert float(table["difference"][0]) < 0 and table["difference"][1] == "not run"
+    assert set(table["metric"]) == {"MAE"}, "as tables name it, not as files do"
+
+
+LONGEST = 18  # characters of a row's name: a table of several columns fits a page
+
+
+@pytest.mark.parametrize("key", [*PRINTED, "data"])
+def test_a_row_has_a_short_name_and_what_it_is_said_beside_it(key: str):
+    assert all(len(row.name) <= LONGEST for row in plan.comparison(key))
+    reads = {entry.row: entry.reads for entry in registry.ENTRIES.values()}
+    assert "median or majority" in reads["constant"] and "ridge or SVM" in reads["linear"] and "tuned" in reads["soft prompt"]
+
+
+@pytest.fixture
+def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
+    made = small_studies(record_llms(tmp_path), monkeypatch)(seeds=2)
+    finish_tables(made)
+    return made
+
+
+def test_nothing_that_depends_on_the_machine_is_exported(study: Study):
+    """Seconds and hardware differ from machine to machine; `cmpta runs` shows them."""
+    frames = [comparison.methods_table(study, "sims"), summaries.training_table(study, study.keys)]
+    for frame in frames:
+        assert not [name for name in frame.columns if re.search("second|hardware|s per", name)]
+        assert "a machine" not in frame.to_string()
+
+
+def test_metrics_are_named_as_tables_name_them(study: Study):
+    tables = [summaries.training_table(study, study.keys), summaries.best_possible(study, study.keys)]
+    tables.append(comparison.of_every_corpus(study, comparison.versions_table, plan.versions))
+    assert all(set(table["metric"]) <= {"MAE", "Corr", "WF1 (%)"} for table in tables)
+    assert not tables[0]["valid"].str.contains("%").any(), "the unit stands in the metric's name"
+    search = comparison.of_every_corpus(study, comparison.search_table)
+    assert list(search.columns[:4]) == ["corpus", "method", "metric", "learning rate"]
+    assert list(search.columns[4:]) == ["× 0.3", "× 1", "× 3"] and set(search["× 3"]) == {"not run"}
+
+
+def test_a_method_that_was_not_run_says_so_in_one_cell(study: Study):
+    for run in study.runs("meld", plan.TEXT_ONLY):
+        shutil.rmtree(run.folder)
+    line = comparison.field_table(study, "meld").set_index("method").loc["text only"]
+    assert (line == "not run").sum() == 1 and set(line) == {"not run", "—"}
 
 
 def test_a_confusion_map_says_what_does_not_fit():

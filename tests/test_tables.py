@@ -7,7 +7,9 @@ import pandas as pd
 import pytest
 
 from cmpta_lib.report.export import Provenance, export_table
-from cmpta_lib.report.tables import ResultRow, result_table
+from cmpta_lib.report.layout import Table, kind_of
+from cmpta_lib.report.screen import Shown
+from cmpta_lib.report.tables import ResultRow, result_table, within_noise
 
 TRUTH = np.array([0.0, 0.2, -0.4, 1.0])
 PREDICTIONS = np.array([[0.1, 0.2, -0.4, 0.9], [0.1, 0.1, -0.3, 0.9]])  # MAE 0.05 and 0.10
@@ -20,7 +22,7 @@ def ran(**changes) -> ResultRow:
 
 
 def test_a_row_that_ran():
-    line = result_table([ran()], ["mae"], bayes={"mae": 0.04}).iloc[0]
+    line = result_table([ran()], ["mae"], bayes={"mae": 0.04}).full.iloc[0]
     assert line["method"] == "CMPTA"
     assert line["MAE paper"] == "0.308"
     assert line["MAE this run"] == "0.075 ± 0.035 (n=2)"
@@ -34,7 +36,7 @@ def test_a_row_that_ran():
 def test_weighted_f1_is_shown_in_per_cent_and_the_gap_in_points():
     truth = np.array([0, 1, 1, 4, 6, 5, 3, 2])
     row = ran(paper={"f1_weighted": 59.49}, truth=truth, predictions=np.array([[0, 0, 1, 4, 6, 0, 3, -1]]))
-    line = result_table([row], ["f1_weighted"], bayes={"f1_weighted": 0.9}).iloc[0]
+    line = result_table([row], ["f1_weighted"], bayes={"f1_weighted": 0.9}).full.iloc[0]
     assert line["WF1 (%) paper"] == "59.49"
     assert line["WF1 (%) this run"] == "60.42 (n=1)"  # one seed: no spread to show
     assert line["WF1 (%) gap"] == "+0.93"
@@ -42,7 +44,7 @@ def test_weighted_f1_is_shown_in_per_cent_and_the_gap_in_points():
 
 
 def test_a_row_that_was_not_run_says_so_and_how_to_run_it():
-    frame = result_table([ran(), ResultRow("", "LMF", {"mae": 0.343}, note="make reproduce PROFILE=paper")], ["mae"])
+    frame = result_table([ran(), ResultRow("", "LMF", {"mae": 0.343}, note="make reproduce PROFILE=paper")], ["mae"]).full
     line = frame.iloc[1]
     assert line["MAE paper"] == "0.343"
     assert line["MAE this run"] == "not run"
@@ -51,19 +53,19 @@ def test_a_row_that_was_not_run_says_so_and_how_to_run_it():
 
 
 def test_a_row_the_paper_does_not_have_shows_dashes():
-    line = result_table([ran(paper={})], ["mae"]).iloc[0]
+    line = result_table([ran(paper={})], ["mae"]).full.iloc[0]
     assert line["MAE paper"] == line["MAE gap"] == "—"
 
 
 def test_columns_nobody_uses_are_left_out_and_the_rest_keep_their_order():
     plain = ["method", "MAE paper", "MAE this run", "MAE 95 % CI", "MAE gap", "MAE seeds"]
-    assert list(result_table([ran()], ["mae"]).columns) == plain
-    full = result_table([ran(group="LSTM type", note="n")], ["mae"]).columns
+    assert list(result_table([ran()], ["mae"]).full.columns) == plain
+    full = result_table([ran(group="LSTM type", note="n")], ["mae"]).full.columns
     assert list(full) == ["group", *plain, "note"]
 
 
 def test_a_gap_that_rounds_to_zero_has_no_minus():
-    line = result_table([ran(paper={"mae": 0.0751})], ["mae"]).iloc[0]
+    line = result_table([ran(paper={"mae": 0.0751})], ["mae"]).full.iloc[0]
     assert line["MAE gap"] == "+0.000"
 
 
@@ -76,19 +78,139 @@ def test_bad_rows_are_named():
         result_table([ran()], ["acc7"])
 
 
+# --- the short form ---------------------------------------------------------------------------------------------------
+
+
+def test_the_short_form_has_the_paper_first_and_neither_seeds_nor_intervals():
+    table = result_table([ran(group="in the paper")], ["mae", "corr"], bayes={"mae": 0.04, "f1_weighted": 0.9})
+    heads = ["method", *[f"{metric} {what}" for metric in ("MAE", "Corr") for what in ("paper", "this run", "gap")]]
+    assert [" ".join(head).strip() for head in table.short.columns] == heads
+    assert table.short["MAE", "this run"][0] == "0.075 ± 0.035", "the number of seeds is for the caption"
+    assert list(table.details["MAE", "seeds"]) == ["0.050, 0.100"] and "95 % CI" in table.details["Corr"]
+    assert table.remarks[-1] == "Bayes-optimal: MAE 0.040.", "once, and of this table's metrics"
+
+
+def test_a_row_that_was_not_run_says_so_in_one_cell_and_why_below():
+    said = "failed; call `cmpta` again"
+    rows = [ran(), ResultRow("", "LMF", {"mae": 0.343}, note=said), ResultRow("", "TFN", note=said)]
+    table = result_table(rows, ["mae", "corr"])
+    assert list(table.short.iloc[1]) == ["LMF", "0.343", "not run", "—", "—", "—", "—"]
+    assert f"Not run, LMF, TFN: {said}." in table.notes
+    assert list(table.details["", "method"]) == ["CMPTA"]
+    nothing = result_table(rows[1:], ["mae"])
+    assert nothing.details is None and not nothing.best and not nothing.notes[:-1]
+
+
+def shifted(name: str, by: float, group: str = "", seeds: int = 1, spread: float = 0.0) -> ResultRow:
+    """Answers that are wrong by `by` on each of 40 clips, give or take a little that differs by clip."""
+    wrong = by + np.linspace(-0.01, 0.01, 40) + spread * np.arange(seeds)[:, None]
+    return ResultRow(group, name, truth=np.zeros(40), predictions=np.broadcast_to(wrong, (seeds, 40)))
+
+
+def test_the_best_is_marked_and_what_is_within_noise_of_it():
+    rows = [shifted("worse", 0.3), shifted("best", 0.1), shifted("as good", 0.1 + 1e-5), ResultRow("", "absent")]
+    table = result_table(rows, ["mae"])
+    column = list(table.short.columns).index(("MAE", "this run"))
+    assert table.best == {(1, column)}, "less error is better; unrounded"
+    assert (0, column) not in table.near and "paired bootstrap" in table.notes[0]
+    noisy = rows[:2] + [ResultRow("", "noisy", truth=np.zeros(40), predictions=np.tile([0.0, 0.21], 20)[None])]
+    assert result_table(noisy, ["mae"]).near == {(2, column)}, "0.105 against 0.100, and clips that differ by 0.2"
+
+
+def test_a_difference_no_larger_than_the_seeds_make_is_noise():
+    still, moving = shifted("still", 0.1, seeds=2), shifted("moving", 0.1, seeds=2, spread=0.02)  # means 0.10 and 0.11
+    assert not within_noise("mae", shifted("one", 0.1), shifted("other", 0.11)), "the clips tell them apart"
+    assert within_noise("mae", moving, still) and within_noise("mae", still, moving)
+    assert "sds over seeds" in result_table([still, moving], ["mae"]).notes[0]
+    assert "sds" not in result_table([shifted("a", 0.1), shifted("b", 0.2)], ["mae"]).notes[0]
+
+
+def test_groups_of_an_ablation_have_a_best_each():
+    rows = [shifted("on", 0.1, "A"), shifted("off", 0.3, "A"), shifted("five", 0.4, "B"), shifted("six", 0.5, "B")]
+    alone = shifted("alone", 0.2, "C")
+    table = result_table([*rows, alone], ["mae"], by_group=True)
+    assert sorted(row for row, _ in table.best) == [0, 2], "alone there is nothing to be best of"
+    assert [head for _, head in table.short.columns[:2]] == ["group", "method"] and "in its group" in table.notes[0]
+    whole = result_table(rows, ["mae"])
+    assert sorted(row for row, _ in whole.best) == [0] and "A: on, off." in whole.notes[1]
+
+
+def test_a_column_of_notes_stands_below():
+    table = Table.of(pd.DataFrame({"corpus": ["x", "x"], "seed": [1, 2], "metric": ["MAE", "MAE"], "note": ["—", "lost"]}))
+    assert list(table.short.columns) == ["corpus", "seed", "metric"] and table.notes == ("x, MAE: lost.",)
+
+
+@pytest.mark.parametrize(
+    ("cells", "kind"),
+    [
+        (["0.1", "—", "not run"], "number"),
+        (["1,234", "12.29 %"], "number"),
+        (["0.1 ± 0.2", "0.3"], "spread"),
+        (["[-0.1, +0.2]", "—"], "interval"),
+        (["+0.1 [-0.1, +0.2]"], "interval"),
+        (["0.1, 0.2", "0.3"], "list"),
+        (["1 of 2"], "text"),
+        (["3", "5 tokens"], "text"),
+        (["1e-05"], "number"),
+    ],
+)
+def test_what_a_column_holds(cells: list[str], kind: str):
+    assert kind_of(cells) == kind
+
+
+# --- on screen --------------------------------------------------------------------------------------------------------
+
+
+def screen(table: Table | pd.DataFrame, caption: str = "Table 3. Results.") -> str:
+    return Shown(table if isinstance(table, Table) else Table.of(table), caption)._repr_html_()
+
+
+def test_a_cell_shows_what_was_written_and_no_tag():
+    text = screen(pd.DataFrame({"prompt <b>": ["the set <neutral:0, joy:4>. & so", "</多模态>"]}), "Of <i>x</i>.")
+    assert "the set &lt;neutral:0, joy:4&gt;. &amp; so" in text and "&lt;/多模态&gt;" in text and "prompt &lt;b&gt;" in text
+    assert text.count("Of &lt;i&gt;x&lt;/i&gt;.") == 1
+
+
+def test_numbers_never_wrap_and_sentences_do():
+    text = screen(pd.DataFrame({"n": ["-0.1 ± 0.2"], "reads": ["words " * 20]}))
+    number, sentence = re.findall("<td.*?</td>", text)
+    assert "white-space:nowrap" in number and "\N{MINUS SIGN}0.1 ± 0.2" in number
+    assert "white-space:normal" in sentence and "words " * 20 in sentence, "whole"
+
+
+def test_the_short_form_comes_first_and_the_details_are_folded():
+    table = result_table([shifted("best", 0.1), shifted("worse", 0.3)], ["mae"], bayes={"mae": 0.04})
+    text = screen(table)
+    shown, _, folded = text.partition("<details>")
+    assert text.count("Table 3. Results.") == 1 and "<b>0.100</b>" in shown and "95 % CI" not in shown
+    assert "95 % CI" in folded and "Bayes-optimal: MAE 0.040." in folded
+    noisy = result_table([shifted("a", 0.1, seeds=2, spread=0.02), shifted("b", 0.1, seeds=2)], ["mae"])
+    assert "\N{ALMOST EQUAL TO} 0.110 ± 0.014" in screen(noisy)
+
+
+def test_the_screen_shows_the_same_bytes_again():
+    first, second = (screen(result_table([shifted("a", 0.2), shifted("b", 0.1)], ["mae"])) for _ in range(2))
+    assert first == second and 'id="' not in first
+
+
+# --- exports ----------------------------------------------------------------------------------------------------------
+
+
 def export(folder, frame, **changes) -> dict[str, str]:
     arguments = {"caption": "Table 3. Results", "provenance": PROVENANCE} | changes
     paths = export_table(frame, folder, "table3", **arguments)
-    assert sorted(path.name for path in folder.iterdir()) == ["table3.csv", "table3.md", "table3.tex"]  # no leftovers
-    return {path.suffix: path.read_bytes().decode("utf-8") for path in paths}
+    assert sorted(path.name for path in folder.iterdir()) == sorted(path.name for path in paths)  # no leftovers
+    assert {path.name for path in paths} - {"table3_full.tex"} == {"table3.csv", "table3.md", "table3.tex"}
+    return {path.name.removeprefix("table3"): path.read_bytes().decode("utf-8") for path in paths}
 
 
 def test_every_format_carries_caption_provenance_and_warning(tmp_path):
     texts = export(tmp_path, result_table([ran()], ["mae"]))
     csv = pd.read_csv(io.StringIO(texts[".csv"]))
     assert csv["generated"].all() and (csv["provenance"] == PROVENANCE.line()).all()
-    for suffix in (".tex", ".md"):
-        assert "Table 3. Results" in texts[suffix]
+    assert "Table 3. Results" in texts[".md"] and r"\caption{Results Generated data: " in texts[".tex"]
+    assert r"\label{cmpta:table3}" in texts[".tex"] and r"\label{cmpta:table3_full}" in texts["_full.tex"]
+    for suffix in (".tex", "_full.tex", ".md"):
         assert PROVENANCE.warning() in texts[suffix]
         assert PROVENANCE.line() in texts[suffix]
     assert "SIMS-V2 (generated)" in PROVENANCE.line() and "seeds: 1111, 2222; profile: demo." in PROVENANCE.line()
@@ -105,20 +227,7 @@ def test_real_data_gets_no_warning(tmp_path):
 def test_csv_reads_back_as_the_frame(tmp_path):
     frame = result_table([ran(method='a, "quoted" | 中文'), ResultRow("", "LMF", note="later")], ["mae"])
     back = pd.read_csv(io.StringIO(export(tmp_path, frame)[".csv"]), keep_default_na=False, dtype=str)
-    assert back.drop(columns=["generated", "provenance"]).values.tolist() == frame.values.tolist()
-
-
-def test_latex_is_escaped(tmp_path):
-    awkward = pd.DataFrame({"f1_w 95 %": ["50 % ± 1", "[-0.1, +0.2]"], "情感 & text": ["a_b\\{c} | #1", "MSE-7B <t>"]})
-    tex = export(tmp_path, awkward, caption="WF1 in % of_all")[".tex"]
-    assert r"f1\_w 95 \% & 情感 \& text \\" in tex
-    assert r"50 \% $\pm$ 1 & a\_b\textbackslash{}\{c\} \textbar{} \#1 \\" in tex
-    assert r"{[}$-$0.1, $+$0.2] & MSE-7B \textless{}t\textgreater{} \\" in tex
-    assert r"\caption{WF1 in \% of\_all " in tex
-    for rule in ("toprule", "midrule", "bottomrule"):
-        assert tex.count(f"\\{rule}") == 1
-    for environment in ("table", "adjustbox", "tabular"):
-        assert tex.count(f"\\begin{{{environment}}}") == tex.count(f"\\end{{{environment}}}") == 1
+    assert back.drop(columns=["generated", "provenance"]).values.tolist() == frame.full.values.tolist()
 
 
 def test_markdown_cells_cannot_break_the_table(tmp_path):
@@ -127,6 +236,17 @@ def test_markdown_cells_cannot_break_the_table(tmp_path):
     assert r"| a\|b | n |" in lines
     assert r"| \<neutral:0> | 1 |" in lines
     assert "| x<br>y | 2 |" in lines
+    assert "| --- | ---: |" in lines
+
+
+def test_markdown_shows_the_short_form_and_folds_the_details(tmp_path):
+    rows = [shifted("best", 0.1, seeds=2, spread=0.01), ran(truth=np.zeros(40), predictions=np.full((2, 40), -0.3))]
+    text = export(tmp_path, result_table(rows, ["mae"], bayes={"mae": 0.04}))[".md"]
+    short, _, folded = text.partition("<details>")
+    assert "| method | MAE paper | MAE this run | MAE gap |\n" in short and "| best | — | **0.105\N{NO-BREAK SPACE}±" in short
+    assert "| \N{MINUS SIGN}0.008 |" in short, "no hyphen, after which a line may break"
+    assert "| method | MAE 95 % CI | MAE seeds |\n" in folded and "Bayes-optimal: MAE 0.040." in folded
+    assert folded.endswith("</details>\n") and "n=2" not in text
 
 
 def test_exports_are_the_same_bytes_again(tmp_path):
@@ -136,6 +256,12 @@ def test_exports_are_the_same_bytes_again(tmp_path):
     assert export(first, result_table([ran()], ["mae", "corr"])) == export(
         second, result_table([ran()], ["mae", "corr"])
     )
+
+
+def test_an_empty_table_is_named(tmp_path):
+    with pytest.raises(ValueError, match="table 'table3' has no columns"):
+        export(tmp_path, pd.DataFrame())
+    assert list(export(tmp_path, pd.DataFrame({"a": []}))) == [".csv", ".md", ".tex"]
 
 
 def test_an_export_replaces_the_old_file(tmp_path):

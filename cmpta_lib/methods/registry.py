@@ -28,25 +28,25 @@ _MSE_PAPER = {"training.epsilon": 1e-4, "training.gradient_clip": None}
 register(
     TextOnlyConfig,
     "cmpta_lib.methods.prompted_lm:PromptedLM",
-    row="text only (no pseudo tokens)",
-    reads="one utterance: words, by the frozen LLM as it is (zero-shot)",
+    row="text only",
+    reads="one utterance: words by the frozen LLM as it is, without pseudo tokens (zero-shot)",
     is_reference=True,
     is_trained=False,
 )
 register(
     methods.ConstantConfig,
     "cmpta_lib.methods.constant:Constant",
-    row="constant (median or majority)",
-    reads="nothing but the training labels",
+    row="constant",
+    reads="nothing: the median or majority of the training labels",
     is_reference=True,
     is_trained=False,
 )
 register(
     methods.LinearConfig,
     "cmpta_lib.methods.linear:Linear",
-    row="linear (ridge or SVM on pooled features)",
+    row="linear",
     settings={"demo/data": {"method.svm_c": 1.0}},
-    reads="one utterance: mean state of a frozen BERT, mean and deviation of voice and face",
+    reads="one utterance: ridge or SVM on the mean state of a frozen BERT, mean and deviation of voice and face",
     is_reference=True,
     is_trained=False,
 )
@@ -61,8 +61,8 @@ register(
 register(
     methods.SoftPromptConfig,
     "cmpta_lib.methods.soft_prompt:SoftPrompt",
-    row="text only with a tuned soft prompt",
-    reads="one utterance: words by the frozen LLM",
+    row="soft prompt",
+    reads="one utterance: words by the frozen LLM, behind tuned vectors that are the same for every clip",
     is_reference=True,
 )
 register(

@@ -11,9 +11,9 @@ from cmpta_lib import literature, metrics
 from cmpta_lib.methods import registry
 from cmpta_lib.metrics import METRICS
 from cmpta_lib.report import uncertainty
-from cmpta_lib.report.export import NOTHING
+from cmpta_lib.report.layout import NOT_RUN, NOTHING
 from cmpta_lib.report.rows import result_row, runs_of, scores_of, sound
-from cmpta_lib.report.tables import NOT_RUN, ResultRow
+from cmpta_lib.report.tables import ResultRow, mean_and_sd, without_unit
 from cmpta_lib.runs.store import Run
 from cmpta_lib.study import plan
 from cmpta_lib.study.plan import CMPTA, Row
@@ -42,14 +42,9 @@ def comparison_rows(study: Study, key: str) -> list[ResultRow]:
             rows.append(result_row(study, key, row, PRINTED, f"{row.name} [{line.reference}]", line.scores))
         else:
             group = REFERENCE if registry.ENTRIES[row.method].is_reference else ADDED
-            rows.append(result_row(study, key, row, group, shown(row)))
+            rows.append(result_row(study, key, row, group, row.name))
     order = {f"{line.method} [{line.reference}]": place for place, line in enumerate(lines)}
     return sorted(rows, key=lambda row: order.get(row.method, len(order)))  # stable: the rest stays as it is
-
-
-def shown(row: Row) -> str:
-    """A row's name as tables show it: its method's where it is nothing but that method."""
-    return registry.ENTRIES[row.method].row if row == plan.TEXT_ONLY else row.name
 
 
 def paired_table(study: Study, key: str, rows: Sequence[ResultRow]) -> pd.DataFrame:
@@ -58,7 +53,7 @@ def paired_table(study: Study, key: str, rows: Sequence[ResultRow]) -> pd.DataFr
     lines = []
     for other in others:
         for metric in scores_of(study, key):
-            line = {"comparison": f"{full.method} minus {other.method}", "metric": metric}
+            line = {"comparison": f"{full.method} minus {other.method}", "metric": METRICS[metric].label}
             if full.truth is None or full.predictions is None or other.predictions is None:
                 lines.append(line | {"difference": NOT_RUN, "95 % CI": NOTHING, "p": NOTHING})
                 continue
@@ -74,7 +69,7 @@ def methods_table(study: Study, key: str) -> pd.DataFrame:
     metric, lines = scores_of(study, key)[0], []
     for row in plan.comparison(key):
         entry, runs = registry.ENTRIES[row.method], runs_of(study, key, row)
-        line = {"method": shown(row), "reads": entry.reads or NOTHING} | dict.fromkeys(_FACTS, NOTHING)
+        line = {"method": row.name, "reads": entry.reads or NOTHING} | dict.fromkeys(_FACTS, NOTHING)
         line["LLM or encoder"] = next((_backbone(run.config.method.model_dump()) for run in runs), study.llm_name_of(row))
         if done := sound(runs):
             line |= _facts(done)
@@ -86,7 +81,7 @@ def methods_table(study: Study, key: str) -> pd.DataFrame:
     return pd.DataFrame(lines).replace("", NOTHING)
 
 
-_FACTS = ("LLM or encoder", "trained parameters", "epochs", "best epoch", "s per epoch")
+_FACTS = ("LLM or encoder", "trained parameters", "epochs", "best epoch")
 
 
 def _facts(runs: Sequence[Run]) -> dict[str, str]:
@@ -95,12 +90,10 @@ def _facts(runs: Sequence[Run]) -> dict[str, str]:
     epochs = [len(run.history) for run in runs]
     if not any(epochs):
         return {"trained parameters": f"{int(np.median(trained)):,}"}
-    seconds = [run.environment["train_seconds"] / count for run, count in zip(runs, epochs, strict=True)]
     return {
         "trained parameters": f"{int(np.median(trained)):,}",
         "epochs": str(int(np.median(epochs))),
         "best epoch": ", ".join(str(run.metrics["best_epoch"]) for run in runs),
-        "s per epoch": f"{np.median(seconds):.2g}",
     }
 
 
@@ -114,12 +107,12 @@ def field_table(study: Study, key: str) -> pd.DataFrame:
     names = dict(_SCORE_METRICS) if task.kind == "regression" else dict(_CLASS_METRICS)
     names |= {f"f1_{label}": f"F1 {label}" for label in task.labels}
     for row in plan.comparison(key):
-        line = {"method": shown(row)}
+        line = {"method": row.name}
         stored = [run.metrics["test"] for run in sound(runs_of(study, key, row))]
         for name, heading in names.items():
             values = [scores[name] for scores in stored if name in scores]
-            line[heading] = _spread(values, 1 if name == "r2" else 100) if values else NOT_RUN
-        lines.append(line)
+            line[heading] = _spread(values, 1 if name == "r2" else 100) if values else NOTHING
+        lines.append(line if stored else line | {next(iter(names.values())): NOT_RUN})
     return pd.DataFrame(lines)
 
 
@@ -142,7 +135,7 @@ def confusions(study: Study, key: str) -> dict[str, np.ndarray]:
             parsed = np.isfinite(answered)
             counts += confusion_matrix(table["label"].to_numpy()[parsed], answered[parsed].astype(int), labels=list(classes))
         if counts.any():
-            found[shown(row)] = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+            found[row.name] = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     return found
 
 
@@ -165,22 +158,18 @@ def versions_table(study: Study, key: str, rows: Sequence[Row]) -> pd.DataFrame:
 def _score(row: ResultRow, metric: metrics.Metric) -> str:
     if row.truth is None or row.predictions is None:
         return NOT_RUN
-    summary = uncertainty.summarise((metric.scale * uncertainty.seed_scores(metric.name, row.truth, row.predictions)).tolist())
-    spread = "" if summary.sd is None else f" ± {metric.shown(summary.sd)}"
-    return f"{metric.shown(summary.mean)}{spread} (n={summary.n})"
+    return mean_and_sd(metric, metric.scale * uncertainty.seed_scores(metric.name, row.truth, row.predictions))
 
 
 def search_table(study: Study, key: str) -> pd.DataFrame:
     """The small search that each trained method got: its best VALIDATION score at three learning rates, first seed."""
     metric, lines = metrics.headline(study.corpus(key).task.kind), []
     for row in plan.trained(key):
-        line = {"method": shown(row), "metric": f"validation {metric.label}"}
+        rate = next((f"{run.config.training.learning_rate:g}" for run in runs_of(study, key, row)), NOTHING)
+        line = {"method": row.name, "metric": f"validation {metric.label}", "learning rate": rate}
         for factor, tried in plan.search(row).items():
             done = sound(runs_of(study, key, tried)[:1])
-            best = metric.with_unit(done[0].metrics["valid"][metric.name]) if done else NOT_RUN
-            line[f"learning rate × {factor:g}"] = best
-            if factor == 1:
-                line["learning rate"] = f"{done[0].config.training.learning_rate:g}" if done else NOTHING
+            line[f"× {factor:g}"] = without_unit(metric, done[0].metrics["valid"][metric.name]) if done else NOT_RUN
         lines.append(line)
     return pd.DataFrame(lines)
 

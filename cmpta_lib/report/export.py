@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,13 +11,16 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from cmpta_lib import files
+from cmpta_lib.report.latex import to_latex
+from cmpta_lib.report.layout import NOTHING as NOTHING
+from cmpta_lib.report.layout import Table
+from cmpta_lib.report.markdown import to_markdown
 
 if TYPE_CHECKING:
     import pandas as pd
 
-
-NOTHING = "\N{EM DASH}"
 PROVENANCE = "provenance.json"
+FULL = "_full"  # ends the name of the LaTeX file that holds what a short table leaves out
 
 
 @dataclass(frozen=True)
@@ -55,29 +57,35 @@ class Provenance:
 
 
 def export_table(
-    frame: pd.DataFrame, folder: str | Path, name: str, *, caption: str, provenance: Provenance
+    table: pd.DataFrame | Table, folder: str | Path, name: str, *, caption: str, provenance: Provenance
 ) -> list[Path]:
-    """Write `name`.csv, `name`.tex and `name`.md into `folder` (made if missing); return their paths.
+    """Write `name`.csv, `name`.md and `name`.tex into `folder` (made if missing); return their paths.
 
-    The CSV has no comment lines, so every reader takes it as it is; two last columns, `generated` and `provenance`,
-    repeat on each row so that a row copied out of it still says what it is. LaTeX (booktabs, adjustbox) and Markdown
-    carry caption, warning and provenance as text. Each file is replaced whole, never seen half written.
+    The CSV is the complete frame and has no comment lines, so every reader takes it as it is; two last columns,
+    `generated` and `provenance`, repeat on each row so that a row copied out of it still says what it is. Markdown and
+    LaTeX show the short form with caption, warning and provenance as text; what is folded away is in the Markdown's
+    fold and in `name`_full.tex. Each file is replaced whole, never seen half written.
+
+    Raises:
+        ValueError: a table without columns.
     """
-    folder = Path(folder)
+    folder, table = Path(folder), table if isinstance(table, Table) else Table.of(table)
+    if not table.short.shape[1]:
+        raise ValueError(f"table '{name}' has no columns, so there is nothing to write to {folder}; give it a row first")
     with files.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
+    warning, source = provenance.warning(), provenance.line()
+    stated = table.full.assign(generated=provenance.generated, provenance=source)
     texts = {
-        "csv": frame.assign(generated=provenance.generated, provenance=provenance.line()).to_csv(
-            index=False, lineterminator="\n"
-        ),
-        "tex": _to_latex(frame, name, " ".join(filter(None, [caption, provenance.warning(), provenance.line()]))),
-        "md": _to_markdown(frame, caption, provenance),
+        f"{name}.csv": stated.to_csv(index=False, lineterminator="\n"),
+        f"{name}.md": to_markdown(table, caption, warning, source),
+        f"{name}.tex": to_latex(table, name, caption, warning, source),
     }
-    paths = []
-    for suffix, text in texts.items():
-        paths.append(folder / f"{name}.{suffix}")
-        files.write_text(paths[-1], text)
-    return paths
+    if folded := table.folded():
+        texts[f"{name}{FULL}.tex"] = to_latex(folded, f"{name}{FULL}", f"{caption} Details.", warning, source)
+    for file, text in texts.items():
+        files.write_text(folder / file, text)
+    return [folder / file for file in texts]
 
 
 def record(folder: Path, name: str, provenance: Provenance) -> None:
@@ -105,46 +113,3 @@ def recorded(folder: Path) -> dict[str, dict[str, Any]]:
     if not isinstance(items, dict) or not all(isinstance(item, dict) for item in items.values()):
         raise ValueError(f"{path} is no record of exports; remove it and export again")
     return items
-
-
-_LATEX_SPECIAL = {
-    **{character: f"\\{character}" for character in "&%$#_{}"},
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    "[": "{[}",  # at the start of a row it would be the optional argument of the line break before it
-    "±": r"$\pm$",
-    "\N{MINUS SIGN}": "$-$",
-    NOTHING: "---",
-}
-
-
-def _latex(value: object) -> str:
-    escaped = "".join(_LATEX_SPECIAL.get(character, character) for character in str(value))
-    return re.sub(r"(?<![\w.)-])([+-])(?=\d)", r"$\1$", escaped)  # a sign, not a hyphen: -0.095 but SIMS-2
-
-
-def _to_latex(frame: pd.DataFrame, name: str, caption: str) -> str:
-    escaped = frame.map(_latex).set_axis(frame.columns.map(_latex), axis=1)
-    columns = "l" * escaped.shape[1]
-    table = escaped.style.hide(axis="index").to_latex(
-        hrules=True, caption=_latex(caption), label=f"tab:{name}", position_float="centering", column_format=columns
-    )
-    table = table.replace(r"\begin{tabular}", "\\begin{adjustbox}{max width=\\linewidth}\n\\begin{tabular}")
-    table = table.replace(r"\end{tabular}", "\\end{tabular}\n\\end{adjustbox}")
-    return "% needs \\usepackage{booktabs,adjustbox}, and a CJK font (e.g. xeCJK) where cells hold Chinese\n" + table
-
-
-def _markdown(value: object) -> str:
-    return re.sub(r"([\\|*_<`~])", r"\\\1", str(value)).replace("\n", "<br>")
-
-
-def _to_markdown(frame: pd.DataFrame, caption: str, provenance: Provenance) -> str:
-    # Not DataFrame.to_markdown: tabulate pads by display width, which depends on whether wcwidth is installed.
-    body = [frame.columns, ["---"] * frame.shape[1], *frame.itertuples(index=False, name=None)]
-    table = "\n".join(f"| {' | '.join(cells)} |" for cells in ([*map(_markdown, line)] for line in body))
-    warning = f"**{text}**" if (text := provenance.warning()) else ""
-    return "\n\n".join(filter(None, [_markdown(caption), warning, table, _markdown(provenance.line())])) + "\n"

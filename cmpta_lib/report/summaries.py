@@ -11,9 +11,9 @@ from cmpta_lib import metrics, paper
 from cmpta_lib.data.corpus import SPLITS
 from cmpta_lib.methods.prompts import Layout
 from cmpta_lib.metrics import METRICS
-from cmpta_lib.report.export import NOTHING
+from cmpta_lib.report.layout import NOT_RUN, NOTHING
 from cmpta_lib.report.rows import PAPER_NAMES, bayes, scores_of, sound, unusable
-from cmpta_lib.report.tables import NOT_RUN
+from cmpta_lib.report.tables import without_unit
 from cmpta_lib.study.plan import CMPTA, REGISTER
 from cmpta_lib.study.study import Study
 
@@ -34,17 +34,26 @@ def table1(study: Study) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+_ANSWERS: Mapping[str, str] = {  # `bounds.RULES` in a table's width
+    "mae": "median of each clip's exact distribution",
+    "corr": "mean of each clip's exact distribution",
+    "f1_weighted": "classes of the split's highest expected WF1",
+}
+
+
 def best_possible(study: Study, keys: Sequence[str]) -> pd.DataFrame:
-    """Bayes-optimal test scores of generated corpora by what is known, per cent for F1; empty for real data."""
+    """Test scores of the best answers to generated clips by what is known, and the rule behind them; empty for real data."""
     rows = []
     for key in keys:
         for metric in scores_of(study, key):
             if scores := bayes(study, key, metric):
                 names = {"text": "text", "face_voice": "face and voice", "all": "all three"}
                 names |= {"context": "all three, with context"}
-                shown = {names[known]: METRICS[metric].with_unit(score) for known, score in scores.items()}
-                rows.append({"corpus": study.corpus(key).name, "metric": metric} | shown)
-    return pd.DataFrame(rows)
+                shown = {names[known]: without_unit(METRICS[metric], score) for known, score in scores.items()}
+                line = {"corpus": study.corpus(key).name, "metric": METRICS[metric].label} | shown
+                rows.append(line | {"answered with": _ANSWERS[metric]})
+    frame, last = pd.DataFrame(rows).fillna(NOTHING), "answered with"  # only dialogues have a context
+    return frame[[*frame.columns.drop(last), last]] if rows else frame
 
 
 def table2(study: Study) -> pd.DataFrame:
@@ -75,23 +84,30 @@ def histories(study: Study, key: str) -> dict[str, pd.DataFrame]:
 
 
 def training_table(study: Study, keys: Sequence[str]) -> pd.DataFrame:
-    """One line per CMPTA run: scores, best epoch, seconds, oddities; a run that failed or is damaged says so."""
+    """One line per CMPTA run: scores, best epoch, oddities; a run that failed or is damaged says so.
+
+    No seconds and no hardware: `cmpta runs` shows them, and an export is the same on every machine.
+    """
     rows = []
     for key in keys:
         metric = metrics.headline(study.corpus(key).task.kind)
         for run in study.runs(key):
-            row: dict[str, object] = {"corpus": study.corpus(key).name, "seed": run.config.seed, "metric": metric.name}
+            row: dict[str, object] = {"corpus": study.corpus(key).name, "seed": run.config.seed, "metric": metric.label}
             if reason := unusable([run]):
-                empty = dict.fromkeys(("valid", "test", "best epoch", "seconds"), NOTHING)
-                rows.append(row | empty | {"oddities": f"{NOT_RUN}: {reason}"})
+                rows.append(row | {"valid": NOT_RUN, "note": reason})
                 continue
-            stored, made_by = run.metrics, run.environment
+            stored = run.metrics
             odd = [f"{name.replace('_', ' ')}: {count}" for name, count in stored["oddities"].items() if count]
-            row |= {split: metric.with_unit(stored[split][metric.name]) for split in ("valid", "test")}
+            row |= {split: without_unit(metric, stored[split][metric.name]) for split in ("valid", "test")}
             row |= {"best epoch": f"{stored['best_epoch']} of {run.config.training.epochs}"}
-            row |= {"seconds": f"{made_by['train_seconds']:.0f}", "oddities": ", ".join(odd) or "none"}
-            rows.append(row | {"hardware": made_by["hardware"]})
-    return pd.DataFrame(rows).fillna(NOTHING)
+            rows.append(row | {"oddities": ", ".join(odd) or "none"})
+    columns = ["corpus", "seed", "metric", "valid", "test", "best epoch", "oddities"]
+    return _with_notes(pd.DataFrame(rows, dtype=object), columns)
+
+
+def _with_notes(frame: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+    """These columns, dashes where nothing is known; and "note" if some row has one."""
+    return frame.reindex(columns=[*columns, *(["note"] if "note" in frame else [])]).fillna(NOTHING)
 
 
 def register_table(study: Study) -> pd.DataFrame:
@@ -106,15 +122,17 @@ def register_table(study: Study) -> pd.DataFrame:
         )
         row: dict[str, object] = {"register": alternative.name if alternative else "default", "change": change}
         if reason := unusable([run]):
-            rows.append(row | {"unparsable": f"{NOT_RUN}: {reason}"})
+            rows.append(row | {METRICS[scores_of(study, key)[0]].label: NOT_RUN, "note": reason})
             continue
         stored = run.metrics
         for name in scores_of(study, key):
             score = stored["test"].get(name, np.nan)  # nothing to correlate where no free reply was parsable
             gap = METRICS[name].scale * (score - base.get(name, np.nan))
-            row[name] = METRICS[name].with_unit(score)
-            row[f"{name} minus default"] = f"{gap:+.3f}" if alternative and np.isfinite(gap) else NOTHING
+            label = METRICS[name].label
+            row[label] = without_unit(METRICS[name], score)
+            row[f"{label} minus default"] = f"{gap:+.3f}" if alternative and np.isfinite(gap) else NOTHING
         unparsable = int(stored["test"].get("unparsable_count", 0))
         rows.append(row | {"unparsable": unparsable, "best epoch": stored["best_epoch"]})
-    # Else a run that is missing would turn counts into 1.0.
-    return pd.DataFrame(rows, dtype=object).fillna(NOTHING)
+    shown = [f"{METRICS[name].label}{what}" for name in scores_of(study, key) for what in ("", " minus default")]
+    # dtype: else a run that is missing would turn counts into 1.0.
+    return _with_notes(pd.DataFrame(rows, dtype=object), ["register", "change", *shown, "unparsable", "best epoch"])

@@ -1,4 +1,4 @@
-"""Result tables "paper | this run", exported as CSV, LaTeX and Markdown that each say where they come from.
+"""Result tables "paper | this run": the complete frame for programs, and from the same rows the short one that is read.
 
 Scores enter as fractions; per cent (WF1) and the paper's number of decimals appear only in the table's text. Same rows
 in, same bytes out: no clock, no random ids, and no column padding that depends on which packages are installed.
@@ -6,20 +6,16 @@ in, same bytes out: no clock, no random ids, and no column padding that depends 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
-from cmpta_lib.metrics import METRICS, MetricName
+from cmpta_lib.metrics import METRICS, Metric, MetricName
 from cmpta_lib.report import uncertainty
-from cmpta_lib.report.export import NOTHING
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-NOT_RUN = "not run"
+from cmpta_lib.report.layout import NOT_RUN as NOT_RUN
+from cmpta_lib.report.layout import NOTHING, Table
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,41 +44,62 @@ def result_table(
     *,
     bayes: Mapping[str, float] | None = None,
     bayes_in_context: Mapping[str, float] | None = None,
-) -> pd.DataFrame:
-    """The table as text: per metric "paper", "this run" (mean ± sample sd), "95 % CI", "gap", "seeds".
+    bound_rule: str = "",
+    by_group: bool = False,
+) -> Table:
+    """The short form, per metric "paper", "this run" (mean ± sample sd) and "gap" (this run minus the paper).
 
-    The interval is `uncertainty.bootstrap_interval`: over test samples, of the seed mean. The gap is this run minus the
-    paper. "seeds" lists each seed's score, so that a collapsed one stays visible. Columns "group" and "note" appear
-    only if some row has one.
+    The complete frame, `full`, has beside them "95 % CI" (`uncertainty.bootstrap_interval`: over test samples, of the
+    seed mean), "seeds" (each seed's score, so that a collapsed one stays visible) and the bounds; its columns "group" and
+    "note" appear only if some row has one. What is best and what is within noise of it is marked in the short form.
 
     Args:
         rows: in the order to print.
         metrics: "mae", "corr" or "f1_weighted".
-        bayes: best score that any predictor can reach on generated data, by metric, as a fraction; adds a column.
+        bayes: best score that any predictor can reach on generated data, by metric, as a fraction.
         bayes_in_context: the same for a predictor that reads whole dialogues.
+        bound_rule: what decision these best scores are of; stands below them.
+        by_group: groups are studies of their own: named in the short form, each with a best row of its own.
     Raises:
         ValueError: a metric without a display rule; predictions that `uncertainty` refuses, naming the row.
     """
-    import pandas as pd
-
     if unknown := [metric for metric in metrics if metric not in METRICS]:
         raise ValueError(f"no display rule for {unknown}; known: {', '.join(METRICS)}")
-    bounds = {"Bayes-optimal": bayes or {}, "Bayes-optimal in context": bayes_in_context or {}}
+    known = {"Bayes-optimal": bayes or {}, "Bayes-optimal in context": bayes_in_context or {}}
+    bounds = {heading: {name: scores[name] for name in metrics if name in scores} for heading, scores in known.items()}
+    shown = {metric: [_cells(row, metric, bounds) for row in rows] for metric in metrics}
     lines = []
-    for row in rows:
+    for place, row in enumerate(rows):
         line = {"group": row.group, "method": row.method}
         for metric in metrics:
-            try:
-                cells = _cells(row, metric, bounds)
-            except ValueError as error:
-                raise ValueError(f"row '{row.group} {row.method}', {metric}: {error}") from error
-            line |= {f"{METRICS[metric].label} {column}": text for column, text in cells.items()}
+            line |= {f"{METRICS[metric].label} {column}": text for column, text in shown[metric][place].items()}
         lines.append(line | {"note": row.note})
-    frame = pd.DataFrame(lines, dtype=object)
-    return frame.drop(columns=[name for name in ("group", "note") if lines and not any(frame[name])])
+    full = pd.DataFrame(lines, dtype=object)
+    short = _short(rows, shown, by_group)
+    first = short.shape[1] - 3 * len(metrics)
+    best, near = _marks(rows, metrics, first, by_group)
+    details, remarks = _details(rows, shown, by_group), _bounds(bounds)
+    return Table(
+        short,
+        full.drop(columns=[name for name in ("group", "note") if lines and not any(full[name])]),
+        best,
+        near,
+        notes=(*_legend(rows, best, by_group), *_groups(rows, by_group), *_notes(rows)),
+        blocks=tuple(row.group for row in rows),
+        details=details,
+        remarks=(_REMARK, *remarks, *filter(None, [bound_rule])) if details is not None else (),
+    )
 
 
-def _cells(row: ResultRow, metric: MetricName, bounds: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
+_REMARK = (
+    "95 % CI: bootstrap interval of the mean over seeds, test clips redrawn 2,000 times. "
+    "Seeds: the score of each. The CSV file has everything in one table."
+)
+_Bounds = Mapping[str, Mapping[MetricName, float]]
+_Shown = Mapping[MetricName, Sequence[Mapping[str, str]]]
+
+
+def _cells(row: ResultRow, metric: MetricName, bounds: _Bounds) -> dict[str, str]:
     scale, show = METRICS[metric].scale, METRICS[metric].shown
     printed = row.paper.get(metric)
     cells = {"paper": NOTHING, "this run": NOT_RUN, "95 % CI": NOTHING, "gap": NOTHING}
@@ -90,16 +107,128 @@ def _cells(row: ResultRow, metric: MetricName, bounds: Mapping[str, Mapping[str,
         cells["paper"] = show(printed)
     cells |= {heading: show(scale * best[metric]) for heading, best in bounds.items() if metric in best}
     cells["seeds"] = NOTHING
-    if row.truth is not None and row.predictions is not None:
+    if row.truth is None or row.predictions is None:
+        return cells
+    try:
         scores = scale * uncertainty.seed_scores(metric, row.truth, row.predictions)
         summary = uncertainty.summarise(scores.tolist())
         low, high = uncertainty.bootstrap_interval(metric, row.truth, row.predictions)
-        spread = "" if summary.sd is None else f" ± {show(summary.sd)}"
-        cells["this run"] = f"{show(summary.mean)}{spread} (n={summary.n})"
-        cells["95 % CI"] = f"[{show(scale * low)}, {show(scale * high)}]"
-        cells["seeds"] = ", ".join(show(score) for score in scores)
-        if printed is not None:
-            cells["gap"] = show(summary.mean - printed, "+")
+    except ValueError as error:
+        raise ValueError(f"row '{row.group} {row.method}', {metric}: {error}") from error
+    cells["this run"] = f"{mean_and_sd(METRICS[metric], scores)} (n={summary.n})"
+    cells["95 % CI"] = f"[{show(scale * low)}, {show(scale * high)}]"
+    cells["seeds"] = ", ".join(show(score) for score in scores)
+    if printed is not None:
+        cells["gap"] = show(summary.mean - printed, "+")
     return cells
 
 
+def mean_and_sd(metric: Metric, scores: Sequence[float] | np.ndarray) -> str:
+    """Scores of the seeds, in the shown scale, as "0.251 ± 0.001"; one seed has no deviation."""
+    summary = uncertainty.summarise(list(map(float, scores)))
+    return metric.shown(summary.mean) + ("" if summary.sd is None else f" ± {metric.shown(summary.sd)}")
+
+
+def without_unit(metric: Metric, score: float) -> str:
+    """A stored value for a column whose heading has the unit; a dash where it is not defined."""
+    return metric.shown(metric.scale * score) if np.isfinite(score) else NOTHING
+
+
+def _short(rows: Sequence[ResultRow], shown: _Shown, by_group: bool) -> pd.DataFrame:
+    columns = {("", "group"): [row.group for row in rows]} if by_group else {}
+    columns[("", "method")] = [row.method for row in rows]
+    for place, (metric, cells) in enumerate(shown.items()):
+        label = METRICS[metric].label
+        columns[(label, "paper")] = [cell["paper"] for cell in cells]
+        scores = [cell["this run"].partition(" (n=")[0] for cell in cells]
+        columns[(label, "this run")] = [NOTHING if place and score == NOT_RUN else score for score in scores]  # said once
+        columns[(label, "gap")] = [cell["gap"] for cell in cells]
+    return pd.DataFrame(columns, dtype=object)
+
+
+def _details(rows: Sequence[ResultRow], shown: _Shown, by_group: bool) -> pd.DataFrame | None:
+    """Intervals and single seeds of the rows that were run; None where there are none."""
+    ran = [place for place, row in enumerate(rows) if row.predictions is not None]
+    columns = {("", "group"): [rows[place].group for place in ran]} if by_group else {}
+    columns[("", "method")] = [rows[place].method for place in ran]
+    for metric, cells in shown.items():
+        for name in ("95 % CI", "seeds"):
+            columns[(METRICS[metric].label, name)] = [cells[place][name] for place in ran]
+    return pd.DataFrame(columns, dtype=object) if ran else None
+
+
+def _peers(rows: Sequence[ResultRow], by_group: bool) -> Iterator[list[int]]:
+    """Positions of rows that were run and are compared with each other, two at least."""
+    for group in dict.fromkeys(row.group if by_group else "" for row in rows):
+        ran = [place for place, row in enumerate(rows) if row.predictions is not None and group in (row.group, "")]
+        if len(ran) > 1:
+            yield ran
+
+
+def _marks(
+    rows: Sequence[ResultRow], metrics: Sequence[MetricName], first: int, by_group: bool
+) -> tuple[frozenset[tuple[int, int]], frozenset[tuple[int, int]]]:
+    """Positions in the short form of what is best and of what is within noise of it; `first`: the first metric's column."""
+    best, near = set(), set()
+    for number, metric in enumerate(metrics):
+        column = first + 3 * number + 1
+        for places in _peers(rows, by_group):
+            means = {place: _summary(rows[place], metric).mean for place in places}
+            top = (min if METRICS[metric].lower_is_better else max)(places, key=means.__getitem__)
+            for place in places:
+                if means[place] == means[top]:
+                    best.add((place, column))
+                elif within_noise(metric, rows[place], rows[top]):
+                    near.add((place, column))
+    return frozenset(best), frozenset(near)
+
+
+def _summary(row: ResultRow, metric: MetricName) -> uncertainty.SeedSummary:
+    assert row.truth is not None and row.predictions is not None
+    return uncertainty.summarise(uncertainty.seed_scores(metric, row.truth, row.predictions).tolist())
+
+
+def within_noise(metric: MetricName, one: ResultRow, other: ResultRow) -> bool:
+    """Whether two rows that were run on the same clips differ by no more than clips or seeds make them differ.
+
+    The 95 % paired bootstrap interval of the difference holds 0, or the difference is not larger than the larger of the
+    two standard deviations over seeds.
+    """
+    assert one.truth is not None and one.predictions is not None and other.predictions is not None
+    found = uncertainty.paired_bootstrap(metric, one.truth, one.predictions, other.predictions)
+    spread = max(_summary(row, metric).sd or 0.0 for row in (one, other))
+    return found.low <= 0 <= found.high or abs(found.difference) <= spread
+
+
+def _legend(rows: Sequence[ResultRow], best: frozenset[object], by_group: bool) -> Iterator[str]:
+    if best:
+        sds = ", or the difference is not larger than the larger of the two sds over seeds"
+        several = any(row.predictions is not None and len(row.predictions) > 1 for row in rows)
+        rule = f"the 95 % paired bootstrap interval of the difference holds 0{sds if several else ''}"
+        of_what = "in its group" if by_group else "of all rows"
+        yield f"Bold: best {of_what}. \N{ALMOST EQUAL TO}: within noise of the best: {rule}."
+
+
+def _groups(rows: Sequence[ResultRow], by_group: bool) -> Iterator[str]:
+    """In one sentence what a column would repeat: which rows are of another group than the last one."""
+    groups = [] if by_group else [group for group in dict.fromkeys(row.group for row in rows) if group]
+    if len(groups) > 1:
+        members = {group: [row.method for row in rows if row.group == group] for group in groups if group != rows[-1].group}
+        yield " ".join(f"{group.capitalize()}: {', '.join(methods)}." for group, methods in members.items())
+
+
+def _notes(rows: Sequence[ResultRow]) -> Iterator[str]:
+    """What rows have to say, each once: the methods of which it is true, and what."""
+    for note in dict.fromkeys(row.note for row in rows if row.note):
+        for state, ran in (("Not run, ", False), ("", True)):
+            methods = dict.fromkeys(row.method for row in rows if row.note == note and (row.predictions is not None) == ran)
+            if methods:
+                yield f"{state}{', '.join(methods)}: {note.rstrip('.')}."
+
+
+def _bounds(bounds: _Bounds) -> Iterator[str]:
+    for heading, scores in bounds.items():
+        known = {name: metric for name, metric in METRICS.items() if name in scores}
+        said = [f"{metric.label.partition(' ')[0]} {metric.with_unit(scores[name])}" for name, metric in known.items()]
+        if said:
+            yield f"{heading}: {', '.join(said)}."
