@@ -3,7 +3,7 @@
 A run's folder is named by the hash of this tree, so whatever changes a number must be a field here and nothing else may
 be. `RunConfig.method` is a tagged union: each method has its own settings, found by their `name`, and a class that is
 defined elsewhere joins by being defined (`MethodConfig`). Fields marked `register N` settle a question the paper leaves
-open; N is the row of the README's interpretation register.
+open; N is the row of README.md's interpretation register.
 """
 
 from __future__ import annotations

@@ -13,13 +13,13 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from cmpta_lib.cli import notebooks
+from cmpta_lib.cli import listing, notebooks
 from cmpta_lib.cli.__main__ import main
 from cmpta_lib.cli.notebooks import NotebookFailed, execute_notebook
 from cmpta_lib.config import DataConfig, LLMConfig, RunConfig, to_json
 from cmpta_lib.files import Damaged
 from cmpta_lib.report import gather
-from cmpta_lib.runs import store
+from cmpta_lib.runs import console, store
 from cmpta_lib.runs.engines import KEEP_FAILED, Failure, RunsFailed
 from cmpta_lib.runs.store import Run
 from cmpta_lib.study import preflight
@@ -172,17 +172,25 @@ def test_the_papers_profile_without_its_data_says_so_at_once(runs_folder):
 
 
 @pytest.fixture
-def executed(monkeypatch) -> list:
+def executed(monkeypatch, tmp_path) -> list:
     """Nothing is trained or executed: what would be, in order."""
     done: list = []
+    monkeypatch.setenv("CMPTA_FIGURES", str(tmp_path / "figures"))
     monkeypatch.setattr(Study, "corpus", lambda self, key: done.append(("corpus", key)))
     monkeypatch.setattr(Study, "tiny", lambda self, name: "f")
     monkeypatch.setattr(Study, "llms", lambda self, notebooks: [LLMConfig(name="tiny", fingerprint="f")])
     monkeypatch.setattr(Study, "planned_runs", lambda self, notebooks, keys: [])
     monkeypatch.setattr(Study, "ensure", lambda self, runs, jobs=None: done.append(("ensure", len(runs))))
-    monkeypatch.setattr(Study, "figures", Path("figures/demo"))
+    monkeypatch.setattr(Study, "name", "demo")
+
+    def write_report(study: Study, keys: list[str], beyond: bool = False) -> Path:
+        done.append(("report", keys))
+        study.figures.mkdir(parents=True, exist_ok=True)
+        (study.figures / "report.md").write_text(", ".join(step[0] for step in done))
+        return study.figures / "report.md"
+
     monkeypatch.setattr(notebooks, "execute_notebook", lambda path, out, given: done.append((path.stem, out, dict(given))))
-    monkeypatch.setattr(gather, "write_report", lambda study, keys: done.append(("report", keys)) or "report.md")
+    monkeypatch.setattr(gather, "write_report", write_report)
     return done
 
 
@@ -219,6 +227,50 @@ def test_every_notebook_gets_the_same_parameters(executed, runs_folder, tmp_path
             "llm": "",
             "changes": {},
         }
+
+
+# --- where exports go -------------------------------------------------------------------------------------------------
+
+
+def test_a_complete_reproduction_takes_its_place_as_a_whole(executed, tmp_path, capsys):
+    """What an earlier one left and this one does not make is gone, and nothing half made is ever seen there."""
+    demo = tmp_path / "figures" / "demo"
+    demo.mkdir(parents=True)
+    (demo / "table9.md").write_text("of another version")
+    (tmp_path / "figures" / ".demo.999999999.partial").mkdir()
+    assert main(["reproduce"]) == 0
+    assert [path.name for path in (tmp_path / "figures").iterdir()] == ["demo"]
+    assert [path.name for path in demo.iterdir()] == ["report.md"]
+    assert f"{demo / 'report.md'} written" in capsys.readouterr().out and "CMPTA_COLLECTED" not in os.environ
+
+
+@pytest.mark.parametrize(
+    ("arguments", "place"),
+    [
+        (["--only", "table3"], "explored/demo"),
+        (["--smoke"], ""),
+    ],
+)
+def test_anything_else_leaves_the_complete_one_as_it_is(arguments, place, executed, tmp_path, runs_folder):
+    (tmp_path / "figures" / "demo").mkdir(parents=True)
+    (tmp_path / "figures" / "demo" / "report.md").write_text("complete")
+    assert main(["reproduce", *arguments]) == 0
+    assert (tmp_path / "figures" / "demo" / "report.md").read_text() == "complete"
+    folder = tmp_path / "figures" / place if place else runs_folder / "smoke" / "figures" / "demo"
+    assert "report" in (folder / "report.md").read_text()
+
+
+def test_a_reproduction_in_which_something_failed_is_none(executed, monkeypatch, tmp_path, capsys):
+    def fail(path: Path, out: Path, given: dict) -> None:
+        raise NotebookFailed("notebook failed")
+
+    (tmp_path / "figures" / "demo").mkdir(parents=True)
+    (tmp_path / "figures" / "demo" / "report.md").write_text("complete")
+    monkeypatch.setattr(notebooks, "execute_notebook", fail)
+    assert main(["reproduce"]) == 1
+    assert (tmp_path / "figures" / "demo" / "report.md").read_text() == "complete"
+    explored = tmp_path / "figures" / "explored" / "demo" / "report.md"
+    assert explored.exists() and f"{explored} written" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("llm", ["qwen1.5-1.8b", "own-model"])
@@ -355,7 +407,8 @@ def write_run(folder: Path, seed: int, test: dict[str, float] | None) -> str:
     place = folder / f"embedded-sims-{config.hash}"
     place.mkdir(parents=True)
     texts = dict.fromkeys(store.SEALED, "{}") | {store.CONFIG: to_json(config), store.HISTORY: "epoch\n1\n"}
-    texts |= {store.ENVIRONMENT: json.dumps({"train_seconds": 12.4}), store.METRICS: json.dumps({"test": test})}
+    records = {"test": test, "valid": test, "best_epoch": 1}
+    texts |= {store.ENVIRONMENT: json.dumps({"train_seconds": 12.4}), store.METRICS: json.dumps(records)}
     for name, text in texts.items():
         if test is not None or name in (store.CONFIG, store.HISTORY):
             (place / name).write_text(text)
@@ -368,12 +421,54 @@ def test_runs_lists_every_run(runs_folder, capsys):
     finished = write_run(runs_folder, 2222, {"mae": 0.31234, "corr": 0.7, "acc2": 0.8, "f1_weighted": 0.8125})
     begun = write_run(runs_folder, 3333, None)
     assert main(["runs"]) == 0
-    assert sorted(capsys.readouterr().out.splitlines()) == sorted(
-        [
-            f"{finished}  seed 2222  mae=0.3123 corr=0.7000 f1_weighted=0.8125  12 s",
-            f"{begun}  seed 3333  unfinished, 1 of 150 epochs",
-        ]
-    )
+    head, *lines, counts = capsys.readouterr().out.splitlines()
+    # Table 2's own settings differ from the demo's, and this is a demo corpus.
+    assert [line.split("  ")[0] for line in lines] == [name.rpartition("-")[2][:8] for name in (finished, begun)]
+    assert lines[0].split()[-11:] == "2222 1/150 1 12 s MAE 0.312 MAE 0.312, Corr 0.700 finished".split()[-11:]
+    assert lines[1].endswith("3333   1/150" + lines[1].partition("1/150")[2]) and lines[1].endswith("unfinished: 1 of 150 epochs")
+    assert "CMPTA" in lines[0] and "embedded-sims" in lines[0]
+    assert counts == f"1 finished, 1 unfinished; in {runs_folder}"
+
+
+def test_runs_can_be_chosen(runs_folder, capsys):
+    for seed in (1, 2):
+        write_run(runs_folder, seed, {"mae": 0.3, "corr": 0.1})
+    write_run(runs_folder, 3, None)
+    chosen = {
+        "--seed 2": [2],
+        "--state unfinished": [3],
+        "--method cmpta --state finished": [1, 2],
+        "cmpta EPOCHS": [1, 2, 3],
+        "cmpta nothing": [],
+        "--method lmf": [],
+        "--corpus embedded-meld": [],
+        "--corpus embedded-sims --seed 1": [1],
+        "--smoke": [],
+    }
+    for asked, seeds in chosen.items():
+        assert main(["runs", *asked.split(), "--json"]) == 0
+        assert sorted(run["seed"] for run in json.loads(capsys.readouterr().out)) == seeds, asked
+    assert main(["runs", "--seed", "9"]) == 0
+    assert capsys.readouterr().out == f"none of the 3 runs in {runs_folder} is like that\n"
+
+
+def test_runs_as_json_hold_everything(runs_folder, capsys):
+    name = write_run(runs_folder, 7, {"mae": 0.3, "corr": float("nan"), "acc2": 0.5})
+    assert main(["runs", "--json"]) == 0
+    (told,) = json.loads(capsys.readouterr().out, parse_constant=lambda text: pytest.fail(f"{text} is no JSON"))
+    assert told["run"] == name.rpartition("-")[2] and told["folder"] == str(runs_folder / name) and told["row"] == "CMPTA"
+    assert told["test"] == {"mae": 0.3, "corr": None, "acc2": 0.5} and told["changed"]["training.epochs"] == 150
+    assert told["train_seconds"] == 12.4 and told["config"]["seed"] == 7 and told["state"] == "finished"
+
+
+def test_in_a_narrow_terminal_no_run_wraps(runs_folder, capsys, monkeypatch):
+    write_run(runs_folder, 1, {"mae": 0.3, "corr": 0.1})
+    for width in (200, 120, 80, 40):
+        rows = list(listing.listed(runs_folder))
+        lines = listing.screen(rows, width)
+        assert max(map(console.columns, lines)) <= width
+        if width >= 80:
+            assert "CMPTA" in lines[1] and "MAE 0.300, Corr 0.100" in lines[1] and "finished" in lines[1], width
 
 
 @pytest.mark.parametrize(
@@ -395,9 +490,11 @@ def test_one_damaged_run_hides_no_other(name, text, runs_folder, capsys):
     else:
         (runs_folder / bad / name).write_text(text)
     assert main(["runs"]) == 0
-    lines = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())
-    assert set(lines) == {bad, good} and lines[good].startswith("seed 2  mae=0.3")
-    assert name in lines[bad] and f"remove the folder {runs_folder / bad} and call again" in lines[bad]
+    _, *lines, counts = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 and counts.startswith("1 finished, 1 damaged")
+    named = {place: line for line in lines for place in (bad, good) if line.startswith(place.rpartition("-")[2][:8])}
+    assert named[good].endswith("MAE 0.300  finished")
+    assert name in named[bad] and f"remove the folder {runs_folder / bad} and call again" in named[bad]
 
 
 def test_without_runs_there_is_nothing_to_list(runs_folder, capsys):

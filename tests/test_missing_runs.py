@@ -82,17 +82,17 @@ def shown(table: pd.DataFrame) -> dict[str, str]:
 @every_fate
 @pytest.mark.parametrize("row", [CMPTA, TEXT_ONLY], ids=lambda row: row.name)
 def test_the_comparison_has_all_its_lines(fate: str, row: Row, study: Study):
-    before = shown(result_table(comparison.comparison_rows(study, "sims"), ["mae"]))
+    before = shown(result_table(comparison.comparison_rows(study, "sims"), ["mae"]).full)
     said = strike(study, fate, row)
     rows = comparison.comparison_rows(study, "sims")
-    table = result_table(rows, ["mae", "corr"])
-    (struck,) = (line for line in rows if line.method == comparison.shown(row))
+    table = result_table(rows, ["mae", "corr"]).full
+    (struck,) = (line for line in rows if line.method == row.name)
     assert struck.predictions is None
     assert shown(table) == before | {struck.method: NOT_RUN}
     assert pd.Series([struck.note]).str.match(said).all(), struck.note
     assert struck.note in list(table["note"])
     paired = comparison.paired_table(study, "sims", rows)
-    assert list(paired["metric"]) == ["mae", "corr"] * (len(rows) - 1)
+    assert list(paired["metric"]) == ["MAE", "Corr"] * (len(rows) - 1)
     its_own = paired["comparison"].str.contains(struck.method, regex=False)  # CMPTA's are all
     assert (paired["difference"] == NOT_RUN).tolist() == its_own.tolist() and its_own.any()
     assert reports.provenance(study, ["sims"], study.runs("sims", row)).runs == (study.runs("sims", row)[0].folder.name,)
@@ -123,7 +123,7 @@ def test_the_training_table_and_curves_stand(fate: str, study: Study):
     said = strike(study, fate, CMPTA).removeprefix("^")
     table = summaries.training_table(study, study.keys)
     assert list(table["seed"]) == [1111, 2222, 1111, 2222] and (table["test"] == NOTHING).sum() == 1
-    assert table["oddities"].str.match(f"^not run: {said}").tolist() == [False, True, False, False]
+    assert table["note"].str.match(f"^{said}").tolist() == [False, True, False, False]
     assert list(summaries.histories(study, "sims")) == ["1111"] and len(summaries.histories(study, "meld")) == 2
 
 
@@ -132,8 +132,8 @@ def test_the_register_stands(fate: str, study: Study):
     before = summaries.register_table(study)
     FATES[fate][0](study.runs("sims", plan.REGISTER[1])[0])
     after = summaries.register_table(study)
-    assert after["unparsable"].astype(str).str.startswith("not run: seed 1111: ").tolist() == [False, False, True] + [False] * 9
-    pd.testing.assert_frame_equal(after.drop(2), before.drop(2), check_dtype=False)
+    assert after["note"].str.startswith("seed 1111: ").tolist() == [False, False, True] + [False] * 9
+    pd.testing.assert_frame_equal(after.drop(2).drop(columns="note"), before.drop(2), check_dtype=False)
 
 
 @every_fate
@@ -141,8 +141,8 @@ def test_the_register_stands_without_its_default(fate: str, study: Study):
     before = summaries.register_table(study)
     FATES[fate][0](study.runs("sims")[0])
     after = summaries.register_table(study)
-    assert after["unparsable"][0].startswith("not run: seed 1111: ") and list(after["mae"][1:]) == list(before["mae"][1:])
-    assert set(after["mae minus default"]) == {NOTHING}
+    assert after["note"][0].startswith("seed 1111: ") and list(after["MAE"][1:]) == list(before["MAE"][1:])
+    assert set(after["MAE minus default"]) == {NOTHING}
 
 
 def test_a_long_reason_stays_one_cell(study: Study):
@@ -165,11 +165,11 @@ def test_making_goes_on_and_the_end_does_not(fate: str, study: Study, monkeypatc
     said = f"1 of {len(runs)} runs failed, {len(runs) - 1} are finished: {name}: "
     assert capsys.readouterr().err.count(said) == 1
     with pytest.raises(RunsFailed, match=f"^{said}") as caught:
-        study.need_all_runs()
+        study.conclude()
     assert len(caught.value.failures) == 1, "asked for twice, failed once"
 
 
 def test_nothing_is_missing_where_nothing_is(study: Study, capsys):
     study.make(study.needed("04_table3_simsv2"))
-    study.need_all_runs()
+    study.conclude()
     assert capsys.readouterr().err == ""

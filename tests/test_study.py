@@ -20,7 +20,7 @@ from cmpta_lib.config import PAPER_SEEDS, RunConfig, paths
 from cmpta_lib.embedded import synthetic
 from cmpta_lib.llm import files as llm_files
 from cmpta_lib.rehearsal import write_qwen_v1
-from cmpta_lib.report import comparison, gather
+from cmpta_lib.report import comparison, gather, summaries
 from cmpta_lib.report import rows as reports
 from cmpta_lib.report.tables import ResultRow
 from cmpta_lib.runs.store import Run
@@ -51,8 +51,7 @@ def voices(tmp_path_factory) -> Path:
     return clips(lambda number: ("calm", "happy")[number % 2], (6, 4, 5), tmp_path_factory.mktemp("voices"))
 
 
-REFERENCES = ["constant (median or majority)", "linear (ridge or SVM on pooled features)", "BiLSTM"]
-REFERENCES += ["text only with a tuned soft prompt"]
+REFERENCES = ["constant", "linear", "BiLSTM", "soft prompt"]
 ADDED = ["MSE-Adapter", *REFERENCES]  # rows of a comparison that the paper does not print
 
 
@@ -336,7 +335,7 @@ def test_a_folder_of_pickles_takes_the_corpora_place(study, voices):
     corpus = own.corpus("data")
     assert corpus.name == "voices" and corpus.task.labels == ("calm", "happy") and not corpus.generated
     assert not own.is_paper_corpus("data") and reports.bayes(own, "data", "f1_weighted") == {}
-    assert study(data=str(voices)).figures == ROOT / "figures" / "voices"
+    assert study(data=str(voices)).figures == ROOT / "figures" / "explored" / "voices"
     assert own.runs("data")[0].folder.name.startswith("voices-")
 
 
@@ -368,6 +367,20 @@ def test_text_alone_is_worse_than_everything(study, monkeypatch):
     assert list(mae) == ["text", "face_voice", "all"] and list(f1) == [*mae, "context"]
     assert mae["all"] < mae["face_voice"] < 1 and mae["all"] + 0.05 < mae["text"] < 1
     assert 1 > f1["context"] > f1["all"] > f1["text"] + 0.05 and f1["all"] > f1["face_voice"]
+
+
+def test_a_bound_says_by_which_rule_it_is_found(study, voices):
+    """On the page in words, without internal names; nothing is claimed of real clips."""
+    plain = study(smoke=True)
+    table = summaries.best_possible(plain, plain.keys)
+    assert list(table["metric"]) == ["MAE", "Corr", "WF1 (%)"] and table.columns[-1] == "answered with"
+    assert list(table["all three, with context"][:2]) == ["—", "—"] and table["answered with"].str.len().max() < 50
+    mae, wf1 = reports.bound_rule(plain, "sims", "mae"), reports.bound_rule(plain, "meld")
+    assert "luck on them can exceed" in mae and "(MAE: the median of " in mae and "Corr" not in mae
+    assert "WF1: the classes that together maximise the split's expected weighted F1" in wf1
+    assert "Corr: the mean of " in reports.bound_rule(plain, "sims")
+    own = study(data=str(voices))
+    assert reports.bound_rule(own, "data") == "" and summaries.best_possible(own, ["data"]).empty
 
 
 def test_the_best_score_is_that_of_the_generators_answers(study):
@@ -404,7 +417,7 @@ def test_the_comparison_has_the_papers_rows_in_order_and_text_only(finished, key
         (name, comparison.REFERENCE if name in REFERENCES else comparison.ADDED, {}) for name in ADDED
     ]
     for shown in rows:
-        wanted = next(row for row in plan.comparison(key) if comparison.shown(row) == shown.method.partition(" [")[0])
+        wanted = next(row for row in plan.comparison(key) if row.name == shown.method.partition(" [")[0])
         said = [run.predictions()["prediction"] for run in finished.runs(key, wanted)]
         np.testing.assert_array_equal(shown.predictions, np.stack(said))
     assert text_only.method.startswith("text only") and text_only.paper == {}
@@ -439,7 +452,7 @@ def test_a_users_own_clips_stand_beside_no_number_of_the_paper(study, voices):
     finish_tables(own)
     compared, ablation = comparison.comparison_rows(own, "data"), reports.ablation_rows(own, "data")
     names = [row.method for row in compared]
-    assert names[-6:] == [*REFERENCES, "text only (no pseudo tokens)", "CMPTA"]
+    assert names[-6:] == [*REFERENCES, "text only", "CMPTA"]
     assert set(names[:-6]) == {"LMF", "Self-MM", "MAG-BERT", "TFN", "MMGCN", "GA2MIF", "MSE-Adapter"}
     assert [row.method for row in printed_and_ours(ablation)[0]] == [line.method for line in paper.TABLE6]
     for shown in compared + ablation:
@@ -472,7 +485,7 @@ def test_making_runs_asks_for_all_and_a_row_for_none(study, monkeypatch):
     """A table only reads: what trains is the cell before it."""
     plain, asked = study(seeds=[31, 32]), []
 
-    def ensure(runs: Sequence[Run], root: Path, jobs: int | None) -> None:
+    def ensure(runs: Sequence[Run], root: Path, jobs: int | None, **_: object) -> None:
         asked.append([run.folder for run in runs])
         finish(plain, "sims", [run for run in runs if not run.done])
 
@@ -483,7 +496,7 @@ def test_making_runs_asks_for_all_and_a_row_for_none(study, monkeypatch):
     plain.make(plain.runs("sims", row("7 tokens")))
     assert reports.result_row(plain, "sims", row("7 tokens")).predictions.shape == (2, 9)
     assert asked == [[first.folder, second.folder]]
-    plain.need_all_runs()
+    plain.conclude()
 
 
 # --- where it all comes from ------------------------------------------------------------------------------------------
@@ -534,14 +547,23 @@ def test_commit_and_machine_stay_out_of_what_is_exported_and_in_its_record(finis
 def test_exports_can_go_elsewhere(study, tmp_path, monkeypatch):
     """A checkout that cannot be written, with CMPTA_RUNS set."""
     monkeypatch.setenv("CMPTA_FIGURES", str(tmp_path / "elsewhere"))
-    assert study().figures == tmp_path / "elsewhere" / "demo"
+    assert study().figures == tmp_path / "elsewhere" / "explored" / "demo"
     assert study(smoke=True).figures.is_relative_to(study(smoke=True).root)
 
 
-def test_no_corpus_can_take_the_published_folder(study, voices, tmp_path):
+@pytest.mark.parametrize("name", ["published", "explored", "demo"])
+def test_no_corpus_can_take_a_folder_that_means_something_else(name, study, voices, tmp_path):
     for split in ("train", "valid", "test"):
-        (tmp_path / f"published_{split}.pkl").write_bytes((voices / f"voices_{split}.pkl").read_bytes())
-    assert study(data=str(tmp_path)).figures.name == "published-data"
+        (tmp_path / f"{name}_{split}.pkl").write_bytes((voices / f"voices_{split}.pkl").read_bytes())
+    assert study(data=str(tmp_path)).figures.name == f"{name}-data"
+
+
+def test_other_seeds_have_a_place_of_their_own(study):
+    """Numbers over other seeds must not lie among those of the profile."""
+    assert study().name == study(seeds=2).name == study(seeds=[1111, 2222]).name == "demo"
+    assert study(seeds=1).name == "demo-seeds=1111" and study(seeds=[1111, 3333]).name == "demo-seeds=1111,3333"
+    assert len(study(seeds=list(range(50))).name) < 60
+    assert study(smoke=True).name == "demo"  # has one seed whatever is asked for
 
 
 def test_real_clips_are_not_called_generated(study, voices):

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from cmpta_lib import files
-from cmpta_lib.cli import notebooks
+from cmpta_lib.cli import notebooks, pages
 from cmpta_lib.cli.arguments import chosen_notebooks, parser, study_of
 from cmpta_lib.files import ROOT
 from cmpta_lib.runs.engines import KEEP_FAILED, RunsFailed
+from cmpta_lib.study import exports
 from cmpta_lib.study import preflight as check
+from cmpta_lib.study.exports import PAGES
 from cmpta_lib.study.study import Study
 
 _MODELS_AT_A_TIME = 2  # each is made by one core
@@ -34,6 +36,8 @@ def reproduce(options: argparse.Namespace) -> int:
     found = check.needs(study, chosen)
     if any(need.missing for need in found):
         print(check.screen(study, found))
+        if options.dry_run:
+            print(check.planned_screen(study, chosen))
         print(f"Nothing was started: {sum(need.missing for need in found)} of {len(found)} needs are missing.")
         return 1
     print(f"[1/3] corpora and language models of profile '{study.profile}'", flush=True)
@@ -59,8 +63,17 @@ def reproduce(options: argparse.Namespace) -> int:
         os.environ[KEEP_FAILED] = "1"  # the notebooks show what is there, and do not try again for hours
         print(f"      {len(error.failures)} failed; the notebooks show what can be shown without", flush=True)
     print(f"[3/3] {len(chosen)} notebooks  ({time.monotonic() - started:.0f} s)", flush=True)
-    failed += _execute(study, chosen, _parameters(options, study), started)
-    report = gather.write_report(study, keys)
+
+    def export() -> Path:
+        failed.extend(_execute(study, chosen, _parameters(options, study), started))
+        return gather.write_report(study, keys, options.all)
+
+    if options.only or study.smoke:
+        report = export()
+    else:
+        with exports.collected(study.name) as draft:
+            report = export()
+            report = exports.settle(draft, complete=not failed) / report.name
     print(f"{report} written after {time.monotonic() - started:.0f} s", flush=True)
     if failed:
         print(f"cmpta reproduce: {len(failed)} failed; what is finished is kept, call again once it is mended:", file=sys.stderr)
@@ -87,13 +100,19 @@ def _corpora(study: Study, chosen: Sequence[str]) -> tuple[list[str], list[str]]
 
 
 def _execute(study: Study, chosen: Sequence[str], parameters: Mapping[str, Any], started: float) -> list[str]:
-    """Execute the notebooks; returns what failed and why."""
-    folder = study.root / "notebooks" / study.figures.name
+    """Execute the notebooks, each also to a page beside its exports; returns what failed and why."""
+    folder = study.root / "notebooks" / study.name
     with files.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
 
     def execute(name: str) -> None:
-        notebooks.execute_notebook(ROOT / "notebooks" / f"{name}.ipynb", folder / f"{name}.ipynb", parameters)
+        executed = folder / f"{name}.ipynb"
+        executed.unlink(missing_ok=True)
+        try:
+            notebooks.execute_notebook(ROOT / "notebooks" / f"{name}.ipynb", executed, parameters)
+        finally:
+            if executed.exists():
+                pages.write_page(executed, study.figures / PAGES / f"{name}.html")
 
     failed = []
     for name, error in notebooks.side_by_side(chosen, execute):
@@ -102,6 +121,7 @@ def _execute(study: Study, chosen: Sequence[str], parameters: Mapping[str, Any],
         elif error is not None:
             failed.append(f"notebook {name}.ipynb: {type(error).__name__}: {error}")
         print(f"      {name} {'failed' if error else 'done'}  ({time.monotonic() - started:.0f} s)", flush=True)
+    print(f"      the executed notebooks are in {folder}", flush=True)
     return failed
 
 

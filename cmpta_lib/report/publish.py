@@ -10,12 +10,13 @@ from pathlib import Path
 
 from cmpta_lib import files
 from cmpta_lib.files import PUBLISHED, ROOT, figures_folder
-from cmpta_lib.report.export import PROVENANCE, recorded
-from cmpta_lib.study.plan import sections
+from cmpta_lib.report.export import NOTHING, PROVENANCE, recorded
+from cmpta_lib.report.rows import PAPER_NAMES
+from cmpta_lib.study.plan import CMPTA, sections
 from cmpta_lib.study.profiles import PROFILES
 
 BEGIN, END = "<!-- results: begin -->\n", "<!-- results: end -->"
-_SUFFIXES = (".csv", ".md", ".tex", ".pdf", ".png")
+_SUFFIXES = (".csv", ".md", ".tex", ".pdf", ".png", ".txt", ".html")
 _SAME_SEEDS = ("table3", "table4", "table5", "table6")
 
 
@@ -33,14 +34,16 @@ def publish(profile: str, root: Path = ROOT) -> str:
     if problems := unfit(source):
         again = f"run `make reproduce PROFILE={profile}` to the end first"
         raise ValueError(f"{source} is not published, {again}: {'; '.join(problems)}")
-    exports = [path for path in sorted(source.iterdir()) if path.suffix in _SUFFIXES or path.name == PROVENANCE]
+    exports = [path for path in sorted(source.rglob("*")) if path.suffix in _SUFFIXES or path.name == PROVENANCE]
     _split(root / "README.md")  # before anything is copied
     draft = target.with_name(f".{target.name}.partial")
     with files.writing(target):
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
         for path in exports:
-            shutil.copyfile(path, draft / path.name)
+            copy = draft / path.relative_to(source)
+            copy.parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, copy)
         shutil.rmtree(target, ignore_errors=True)  # what is no longer exported must not stay
         draft.rename(target)
     rewrite_readme(root)
@@ -86,31 +89,39 @@ def _split(readme: Path) -> tuple[str, str]:
 
 
 def _results(root: Path, profile: str) -> str:
-    """What the README shows of a profile: Tables 3 and 4, the ablations folded away, figures, attention on cues."""
+    """What the README shows of a profile: one table of the headline scores, and where all the rest is."""
     folder = root / "figures" / PUBLISHED / profile
     where = folder.relative_to(root).as_posix()
-
-    def table(name: str) -> str:
-        path = folder / f"{name}.md"
-        return path.read_text(encoding="utf-8").strip() if path.exists() else ""
-
-    def figures(pattern: str) -> list[str]:
-        return [f"![Figure {path.name[3]}]({where}/{path.name})" for path in sorted(folder.glob(pattern))]
-
     command = "make reproduce" if profile == "demo" else f"make reproduce PROFILE={profile}"
-    return "\n\n".join(
-        filter(
-            None,
-            [
-                f"All of it was made by `{command}`; the full report is [`{where}/report.md`]({where}/report.md).",
-                *map(table, ("table3", "table4")),
-                "<details><summary>Ablations, Tables 5 and 6</summary>",
-                *map(table, ("table5", "table6")),
-                "</details>",
-                "| Figure 1: the framework | Figure 2: the adapter |\n|---|---|\n"
-                f"| {' | '.join(figures('fig[12]_*.png'))} |",
-                *figures("fig[345]_*.png"),
-                table("attention_on_cues"),
-            ],
-        )
+    said = recorded(folder)["table3"]
+    seeds = ", ".join(map(str, said["seeds"]))
+    warning = "**Generated clips and a tiny LLM: nothing here speaks for or against the paper.** " if said["generated"] else ""
+    return (
+        f"{warning}Test split, mean ± sd over seeds {seeds}, by `{command}`; everything else is in "
+        f"[the report]({where}/report.md).\n\n{headline(folder)}"
     )
+
+
+def headline(folder: Path) -> str:
+    """Tables 3 and 4 side by side, paper and this run, as Markdown; a method that one of them lacks has dashes there."""
+    import pandas as pd
+
+    scores, methods, heads = {}, [], [""]
+    for name, key in (("table3", "sims"), ("table4", "meld")):
+        table = pd.read_csv(folder / f"{name}.csv", dtype=str, keep_default_na=False)
+        metric = table.columns[table.columns.str.endswith(" this run")][0].removesuffix(" this run")
+        corpus = recorded(folder)[name]["data"].partition(" (")[0]
+        heads += [f"{PAPER_NAMES[key]} {metric}, paper", f"{corpus}, this run"]
+        for line in table.to_dict("records"):
+            method = line["method"].partition(" [")[0]
+            methods.append((line["group"], method))
+            run = line[f"{metric} this run"].partition(" (n=")[0]
+            scores[name, method] = (line[f"{metric} paper"], run)
+    groups = dict.fromkeys(group for group, _ in methods)
+    ordered = dict.fromkeys(method for group in groups for its, method in methods if its == group and method != CMPTA.name)
+    lines = [heads, ["-"] * len(heads)]
+    lines += [
+        [method, *(cell for name in ("table3", "table4") for cell in scores.get((name, method), (NOTHING, NOTHING)))]
+        for method in (*ordered, CMPTA.name)
+    ]
+    return "\n".join(f"|{'|'.join(line)}|" for line in lines)

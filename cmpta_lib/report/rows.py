@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -10,20 +11,22 @@ import numpy as np
 import pandas as pd
 
 from cmpta_lib import metrics, paper
+from cmpta_lib.embedded import bounds
 from cmpta_lib.files import runs_folder
 from cmpta_lib.metrics import METRICS, MetricName
 from cmpta_lib.report import uncertainty
 from cmpta_lib.report.export import Provenance, export_table, record
+from cmpta_lib.report.layout import Table
+from cmpta_lib.report.screen import Shown
 from cmpta_lib.report.tables import ResultRow
 from cmpta_lib.runs import provenance as records
-from cmpta_lib.runs.store import FAILURE, Run, failure
+from cmpta_lib.runs.store import FAILURE, Run, failure, sound
 from cmpta_lib.study import plan
 from cmpta_lib.study.plan import CMPTA, TEXT_ONLY, Row
 from cmpta_lib.study.study import Study
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from pandas.io.formats.style import Styler
 
 PAPER_NAMES: Mapping[str, str] = {"sims": "SIMS-V2", "meld": "MELD"}
 
@@ -31,11 +34,6 @@ PAPER_NAMES: Mapping[str, str] = {"sims": "SIMS-V2", "meld": "MELD"}
 def scores_of(study: Study, key: str) -> list[MetricName]:
     """The metrics that tables of this corpus show."""
     return [metric.name for metric in metrics.TABLED[study.corpus(key).task.kind]]
-
-
-def sound(runs: Sequence[Run]) -> list[Run]:
-    """Those that are finished and whose files are what was written."""
-    return [run for run in runs if run.done and not run.problem]
 
 
 def unusable(runs: Sequence[Run]) -> str:
@@ -88,7 +86,7 @@ def ablation_rows(study: Study, key: str) -> list[ResultRow]:
         row = plan.ABLATIONS.get((line.group, line.method), CMPTA)
         rows.append(result_row(study, key, row, line.group, line.method, line.scores if key != "data" else {}))
         if (line.group, line.method) == (paper.ADAPTER, "off"):
-            rows.append(result_row(study, key, TEXT_ONLY, line.group, "text only, no pseudo tokens"))
+            rows.append(result_row(study, key, TEXT_ONLY, line.group, "text only"))
     return rows
 
 
@@ -106,24 +104,29 @@ def ablation_frame(rows: Sequence[ResultRow], metric: MetricName) -> pd.DataFram
 
 
 def bayes(study: Study, key: str, metric: MetricName) -> dict[str, float]:
-    """Best score that any answer from {text, face_voice, all} can reach on the test split; empty for real data.
+    """Score on the test clips of the answers that are best for this metric from {text, face_voice, all}; {} for real data.
 
-    Corpora of dialogues add "context": the best from all clips of the whole dialogue.
+    Corpora of dialogues add "context": the best from all clips of the whole dialogue. No rule does better on average;
+    luck on these clips may (`bound_rule` says so to readers).
     """
     corpus = study.corpus(key)
-    if not corpus.has_known_truth:
-        return {}
-    table, labels = corpus.splits["test"].table, corpus.task.labels
-    scores = {}
-    for known in ("text", "face_voice", "all", "context"):
-        if f"bayes_{known}" not in table:
-            continue
-        answer = table[f"bayes_{known}"].to_numpy()
+    truth, labels, scores = corpus.splits["test"].labels, corpus.task.labels, {}
+    for known, answers in bounds.best_answers(corpus, metric).items():
         if corpus.task.kind == "regression":
-            scores[known] = metrics.regression_metrics(table["label"], answer)[metric]
+            scores[known] = metrics.regression_metrics(truth, answers)[metric]
         else:
-            scores[known] = metrics.classification_metrics(table["label"], answer.astype(int), labels)[metric]
+            scores[known] = metrics.classification_metrics(truth, answers, labels)[metric]
     return scores
+
+
+def bound_rule(study: Study, key: str, *names: MetricName) -> str:
+    """What the best scores of these metrics (default: the corpus's tabled ones) are, for a caption; "" for real data."""
+    corpus = study.corpus(key)
+    wanted = names or tuple(scores_of(study, key))
+    if not bounds.best_answers(corpus, wanted[0]):
+        return ""
+    rules = "; ".join(f"{METRICS[name].label.split()[0]}: {bounds.RULES[name]}" for name in wanted)
+    return f"Bayes-optimal: what the best decision rule scores on these clips, which luck on them can exceed ({rules})."
 
 
 def bayes_of(study: Study, key: str, names: Sequence[MetricName], known: str = "all") -> dict[str, float]:
@@ -172,27 +175,45 @@ def footer(stated: Provenance) -> str:
     return " ".join(filter(None, [stated.warning(), stated.line()]))
 
 
-def drawing_footer(study: Study) -> str:
-    """The small print of a diagram, which no data enter."""
+def drawing_footer(study: Study, key: str = "") -> str:
+    """The small print of a diagram: settings are drawn, no results; and whose clip is its example, if one is."""
     smoke = ", SMOKE RUN" if study.smoke else ""
-    return f"Drawn by code, no data enter; profile: {provenance(study, ()).profile}{smoke}."
+    example = f" The example is the first training clip of {described(study, key)}." if key else ""
+    return f"Drawn by code from this run's settings; profile: {provenance(study, ()).profile}{smoke}.{example}"
 
 
 def save_table(
-    study: Study, frame: pd.DataFrame, name: str, caption: str, keys: Sequence[str], runs: Sequence[Run] = ()
-) -> Styler:
-    """Export a table beside the study's figures, and return it for a notebook to show uncut."""
+    study: Study, table: pd.DataFrame | Table, name: str, caption: str, keys: Sequence[str], runs: Sequence[Run] = ()
+) -> Shown:
+    """Export a table beside the study's figures, and return it for a notebook to end a cell with."""
     stated = provenance(study, keys, runs)
-    export_table(frame, study.figures, name, caption=caption, provenance=stated)
-    record(study.figures, name, stated)
-    return frame.style.hide(axis="index").set_caption(caption)
+    for path in export_table(table, study.figures, name, caption=caption, provenance=stated):
+        if path.suffix == ".tex":  # there may be a second one, with what the short form leaves out
+            record(study.figures, path.stem, stated)
+    return Shown(table if isinstance(table, Table) else Table.of(table), caption)
+
+
+def show(frame: pd.DataFrame) -> Shown:
+    """A frame as `save_table` would show it, for a page alone: nothing is exported."""
+    return Shown(Table.of(frame), "")
+
+
+def export_name(name: str, chosen: object = "", usual: object = "") -> str:
+    """What an export is called: `name` itself, and with the choice in it where it is not the usual one.
+
+    So looking at another clip never overwrites what the report shows.
+    """
+    return name if chosen == usual else f"{name}_{re.sub(r'[^0-9A-Za-z-]+', '_', str(chosen)).strip('_')}"
 
 
 def save_figure(study: Study, figure: Figure, name: str, keys: Sequence[str] = (), runs: Sequence[Run] = ()) -> None:
-    """Export a figure beside the study's tables, and write down what made it; a drawing has neither keys nor runs."""
-    from cmpta_lib.figures import style  # not above: tables need no matplotlib
+    """Export a figure beside the study's tables and, as an article takes it, into `paper/` there; write down what made it.
 
-    style.save_figure(figure, study.figures, name)
+    A drawing has no runs.
+    """
+    from cmpta_lib.figures import page  # not above: tables need no matplotlib
+
+    page.save_figure(figure, study.figures, name)
     record(study.figures, name, provenance(study, keys, runs))
 
 
@@ -210,4 +231,4 @@ def seeds_of(study: Study) -> str:
 def scores_caption(study: Study, key: str, what: str) -> str:
     """Caption of a table of scores: what it compares, on which clips, and what its numbers are."""
     over = f"mean ± sample sd over {seeds_of(study)}" if len(study.seeds) > 1 else f"seed {study.seeds[0]}"
-    return f"{what} on {described(study, key)}, test split: {over}, 95 % bootstrap interval over test clips."
+    return f"{what} on {described(study, key)}, test split: {over}."

@@ -5,12 +5,10 @@ from __future__ import annotations
 import ast
 import difflib
 import json
-import re
 from collections.abc import Mapping, Sequence
-from hashlib import sha256
 from typing import Any
 
-from cmpta_lib.config import DataConfig, RunConfig, override, paths
+from cmpta_lib.config import PAPER_SEEDS, DataConfig, RunConfig, override, paths
 from cmpta_lib.methods import registry
 
 # What names a run's data, backbone and seed has an argument of its own, which also finds or makes them.
@@ -57,6 +55,20 @@ def _assigned(cell: str) -> tuple[str, ...]:
     return names if len(names) == len(statements) else ()
 
 
+def checked_seeds(seeds: int | Sequence[int]) -> tuple[int, ...]:
+    """The seeds that a caller asks for: how many of the five, or the seeds themselves; raises ValueError for others."""
+    wanted = f"expected how many of the {len(PAPER_SEEDS)} seeds {PAPER_SEEDS}, or a list of whole numbers in [0, 2**32)"
+    if isinstance(seeds, int) and 1 <= seeds <= len(PAPER_SEEDS) and not isinstance(seeds, bool):
+        return PAPER_SEEDS[:seeds]
+    listed = seeds if isinstance(seeds, Sequence) and not isinstance(seeds, str) else ()
+    # Every generator takes 32 bits, some no more; a bool is an int to Python and to nobody else.
+    if not listed or not all(type(seed) is int and 0 <= seed < 2**32 for seed in listed):
+        raise ValueError(f"seeds={seeds!r}: {wanted}")
+    if len(set(listed)) < len(listed):
+        raise ValueError(f"seeds={seeds!r}: a seed is repeated, which would pass for more runs than there are")
+    return tuple(listed)
+
+
 def checked_changes(changes: Mapping[str, Any] | str | None) -> dict[str, Any]:
     """Config fields to change in every run, checked for names and types before a corpus is opened.
 
@@ -99,15 +111,6 @@ def _fits_some_method(changes: Mapping[str, Any]) -> None:
             fitting |= own.keys()
     if unfit := [name for name in changes if name not in fitting]:
         raise ValueError(f"changes: {problems[unfit[0]]}")
-
-
-def changes_suffix(changes: Mapping[str, Any]) -> str:
-    """What a folder's name says of changes: all of it where that fits, else its beginning and a hash."""
-    if not changes:
-        return ""
-    text = ",".join(f"{name}={value}" for name, value in sorted(changes.items()))
-    plain = re.sub(r"[^A-Za-z0-9_.,=-]", "_", text)
-    return f"-{plain}" if plain == text and len(text) <= 60 else f"-{plain[:40]}-{sha256(text.encode()).hexdigest()[:6]}"
 
 
 def read_value(text: str) -> Any:

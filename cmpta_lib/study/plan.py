@@ -36,7 +36,7 @@ ABLATIONS: Mapping[tuple[str, str], Row] = {  # the lines of Tables 5 and 6 that
     (paper.ADAPTER, "off"): Row("adapter off", changes={"method.fusion": "pooled"}),
     **{(paper.TOKEN_COUNT, str(n)): Row(f"{n} tokens", changes={"method.num_pseudo_tokens": n}) for n in (5, 7, 8)},
 }
-# The alternatives of the README's interpretation register, by its row numbers.
+# The alternatives of the interpretation register (README.md beside this package), by its row numbers.
 REGISTER: tuple[Row, ...] = (
     Row("3: one head", changes={"method.num_heads": 1}),
     Row("3: four heads", changes={"method.num_heads": 4}),
@@ -114,6 +114,15 @@ def search(row: Row) -> dict[float, Row]:
     return {factor: row if factor == 1 else replace(row, rate=factor) for factor in RATES}
 
 
+def every_row(key: str, method: str) -> list[Row]:
+    """Every row that a run of this method may be on this corpus: with an LLM of its own first, then plain, then changed."""
+    comparisons = sorted(comparison(key), key=lambda row: not row.llm)
+    changed = [*ABLATIONS.values(), *REGISTER, *MSE_ABLATIONS, *versions(key)]
+    own = [row for row in comparisons if row.method == method] or [Row(registry.ENTRIES[method].row, method)]
+    searched = [one for row in own for one in search(row).values() if one.rate != 1]
+    return [*own, *(row for row in changed if row.method == method), *searched]
+
+
 def beyond(key: str) -> list[Row]:
     """What the appendix on the compared methods needs."""
     return [*trained(key), *versions(key), *MSE_ABLATIONS]
@@ -155,7 +164,7 @@ class Notebook:
 _BESIDE = ("paired_{key}", "methods_{key}", "field_{key}")
 _COMPARISON, _ABLATION = "Comparison (Tables 3 and 4)", "Ablations (Tables 5 and 6)"
 NOTEBOOKS: tuple[Notebook, ...] = (
-    Notebook("01_data", "The corpora (Table 1)", tables=("table1",), figures=("corpus_{key}",)),
+    Notebook("01_data", "The corpora (Table 1)", tables=("table1", "findings"), figures=("corpus_{key}",)),
     Notebook(
         "02_model",
         "The method (Figures 1 and 2, Table 2)",
@@ -183,6 +192,19 @@ NOTEBOOKS: tuple[Notebook, ...] = (
         first_seed_only=True,
     ),
     Notebook("09_case_study_fig5", "A case (Figure 5)", ("meld",), _both, (), ("fig5_case_study",), True),
+    Notebook(
+        "10_claims",
+        "Which of the paper's claims hold here?",
+        rows=lambda key: [*comparison(key), *ABLATIONS.values()],  # as Tables 3-6 need them: no run of its own
+        tables=("claims",),
+    ),
+    Notebook(
+        "11_errors",
+        "Errors, and how sure the method is",
+        rows=_both,
+        tables=("per_label_{key}", "sides_{key}", "calibration_{key}", "errors_{key}"),
+        figures=("answers_{key}", "reliability_{key}", "error_clip_{key}"),
+    ),
     Notebook(
         "12_baselines",
         "Beyond the paper: the compared methods, taken apart",

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +26,14 @@ from cmpta_lib.data.corpus import Corpus, Language
 from cmpta_lib.data.readers import read_raw
 from cmpta_lib.data.store import load_corpus
 from cmpta_lib.embedded.recipe import TINY_MODELS, tiny_folder
-from cmpta_lib.files import PUBLISHED, ROOT, Damaged, figures_folder, runs_folder
+from cmpta_lib.files import ROOT, Damaged, runs_folder
 from cmpta_lib.llm import files as llm_files
 from cmpta_lib.methods import registry
 from cmpta_lib.runs.engines import Failure, RunsFailed, ensure
+from cmpta_lib.runs.progress import Progress
 from cmpta_lib.runs.store import Run
-from cmpta_lib.study import plan
-from cmpta_lib.study.parameters import changes_suffix, checked_changes
+from cmpta_lib.study import exports, naming, plan
+from cmpta_lib.study.parameters import checked_changes, checked_seeds
 from cmpta_lib.study.plan import CMPTA, Row
 from cmpta_lib.study.profiles import PROFILES, REHEARSAL, SMOKE_CHANGES, SMOKE_DOCUMENTS, SMOKE_SIZES
 
@@ -67,7 +68,7 @@ class Study:
         registry.load_plugins()
         self.profile, self.settings, self.smoke, self.data = profile, PROFILES[profile], smoke, str(data)
         self.own_llm = str(llm)
-        self.seeds = _seeds(self.settings.num_seeds if seeds is None else seeds)
+        self.seeds = checked_seeds(self.settings.num_seeds if seeds is None else seeds)
         self.changes = checked_changes(changes)
         if smoke:
             self.seeds = self.seeds[:1]
@@ -85,15 +86,20 @@ class Study:
         return self.root / "cache"
 
     @property
-    def figures(self) -> Path:
-        """Where this study's figures and tables go: figures/<profile or corpus>/; smoke output stays out of it."""
-        name = self.corpus("data").name if self.data else self.profile
-        name = f"{name}-data" if self.data and name in (*PROFILES, PUBLISHED) else name
+    def name(self) -> str:
+        """What its exports are called: the profile or corpus, and in what the study differs from that as it is."""
+        llm = ""
         if self.own_llm:  # two folders of one name are told apart by their contents
             folder = Path(self.own_llm)
-            name += f"-{folder.name}" + (f"-{self.llm.fingerprint[:6]}" if folder.is_dir() else "")
-        name += changes_suffix(self.changes)
-        return self.root / "figures" / name if self.smoke else figures_folder() / name
+            llm = folder.name + (f"-{self.llm.fingerprint[:6]}" if folder.is_dir() else "")
+        usual = PAPER_SEEDS[: self.settings.num_seeds]
+        origin = self.corpus("data").name if self.data else self.profile
+        return exports.name(origin, self.seeds, llm, self.changes, bool(self.data), self.seeds if self.smoke else usual)
+
+    @property
+    def figures(self) -> Path:
+        """Where its figures and tables go; smoke output stays out of figures/."""
+        return self.root / "figures" / self.name if self.smoke else exports.folder(self.name)
 
     def key(self, wanted: str) -> str:
         """The corpus that a notebook about `wanted` ("sims" or "meld") works on: the user's own where one is given."""
@@ -270,8 +276,9 @@ class Study:
         return Run(config, self.root / f"{config.data.name}-{config.hash}")
 
     def ensure(self, runs: Sequence[Run], jobs: int | None = None) -> Sequence[Run]:
-        """Make every run finished, several at a time, with a progress bar; returns them."""
-        ensure(runs, self.root, jobs)
+        """Make every run finished, several at a time, saying how far it is; returns them."""
+        names = naming.names(self.root, plan.every_row)
+        ensure(runs, self.root, jobs, watch=partial(Progress, name=lambda run: str(names(run.config))))
         return runs
 
     def needed(self, notebook: str) -> list[Run]:
@@ -295,12 +302,13 @@ class Study:
             print(error, file=sys.stderr)
         return runs
 
-    def need_all_runs(self) -> None:
-        """For a notebook's end: its tables stand, and it fails if a run behind them did.
+    def conclude(self) -> None:
+        """For a notebook's end: say where its exports lie; they stand, and it fails if a run behind them did.
 
         Raises:
             RunsFailed: what failed in `make`, and why.
         """
+        print(f"Tables and figures are in {exports.shown(self.figures)}")
         if self.failures:
             raise RunsFailed(self.failures, len(self.asked))
 
@@ -308,9 +316,7 @@ class Study:
         """Corpus, row and seed of every run that these notebooks (or all) need, each once; needs no corpus."""
         return plan.planned(plan.chosen(notebooks), self.keys, bool(self.data), self.seeds)
 
-    def planned_runs(
-        self, notebooks: Collection[str] = (), keys: Collection[str] | None = None
-    ) -> list[tuple[str, Run]]:
+    def planned_runs(self, notebooks: Collection[str] = (), keys: Collection[str] | None = None) -> list[tuple[str, Run]]:
         """Every run that these notebooks (or all) need on these corpora (or all), each once, with its row's name."""
         wanted = [one for one in self.planned(notebooks) if (keys is None or one.key in keys) and not self.lacks(one.row)]
         return [(one.row.name, self._run(one.key, one.row, one.seed)) for one in wanted]
@@ -323,19 +329,6 @@ class Study:
     def is_paper_corpus(self, key: str) -> bool:
         """Whether the paper's numbers stand for this corpus; generated ones stand in for it and say so."""
         return key != "data"
-
-
-def _seeds(seeds: int | Sequence[int]) -> tuple[int, ...]:
-    wanted = f"expected how many of the {len(PAPER_SEEDS)} seeds {PAPER_SEEDS}, or a list of whole numbers in [0, 2**32)"
-    if isinstance(seeds, int) and 1 <= seeds <= len(PAPER_SEEDS) and not isinstance(seeds, bool):
-        return PAPER_SEEDS[:seeds]
-    listed = seeds if isinstance(seeds, Sequence) and not isinstance(seeds, str) else ()
-    # Every generator takes 32 bits, some no more; a bool is an int to Python and to nobody else.
-    if not listed or not all(type(seed) is int and 0 <= seed < 2**32 for seed in listed):
-        raise ValueError(f"seeds={seeds!r}: {wanted}")
-    if len(set(listed)) < len(listed):
-        raise ValueError(f"seeds={seeds!r}: a seed is repeated, which would pass for more runs than there are")
-    return tuple(listed)
 
 
 def _tiny_fingerprint(cache: Path, documents: int | None, name: str) -> str:

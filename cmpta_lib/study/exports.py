@@ -1,0 +1,105 @@
+"""Where a study's tables and figures go: `figures/<name>` is what a complete `cmpta reproduce` left, the rest is exploring."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from cmpta_lib import files
+from cmpta_lib.files import PUBLISHED, figures_folder
+from cmpta_lib.study.profiles import PROFILES
+
+EXPLORED = "explored"  # below figures/: single notebooks, chosen clips, reproductions in which something failed
+PAGES = "notebooks"  # below a set of exports: its executed notebooks as pages
+_COLLECTED = "CMPTA_COLLECTED"  # environment variable: the folder that a running `cmpta reproduce` collects exports in
+
+
+def name(origin: str, seeds: Sequence[int], llm: str, changes: Mapping[str, Any], own: bool, usual_seeds: Sequence[int]) -> str:
+    """What a set of exports is called: its profile or corpus, and in what it differs from that as it is.
+
+    Args:
+        origin: the profile's name, or that of a user's own corpus.
+        llm: how the caller's own backbone is called; "" for the profile's.
+        own: whether `origin` is a user's corpus.
+    """
+    if own and origin in (*PROFILES, PUBLISHED, EXPLORED):
+        origin += "-data"
+    if llm:
+        origin += f"-{llm}"
+    if tuple(seeds) != tuple(usual_seeds):
+        origin += short_name(f"seeds={','.join(map(str, seeds))}")
+    return origin + short_name(",".join(f"{field}={value}" for field, value in sorted(changes.items())))
+
+
+def short_name(text: str) -> str:
+    """What a folder's name says of `text`, behind a hyphen: all of it where that fits, else its beginning and a hash."""
+    if not text:
+        return ""
+    plain = re.sub(r"[^A-Za-z0-9_.,=-]", "_", text)
+    return f"-{plain}" if plain == text and len(text) <= 60 else f"-{plain[:40]}-{sha256(text.encode()).hexdigest()[:6]}"
+
+
+def folder(name: str) -> Path:
+    """Where the exports of a set go: to the complete reproduction that is being made, or to what is explored."""
+    collected = os.environ.get(_COLLECTED)
+    return Path(collected) if collected else figures_folder() / EXPLORED / name
+
+
+def shown(folder: Path) -> str:
+    """A folder of exports as a reader may call it: below figures/, under the name that it will have in the end."""
+    final = folder.with_name(_final_name(folder)) if folder.suffix == ".partial" else folder
+    base = figures_folder().parent if not os.environ.get("CMPTA_FIGURES") else Path()
+    return str(final.relative_to(base)) if final.is_relative_to(base) else str(final)
+
+
+def _final_name(draft: Path) -> str:
+    return draft.name.removeprefix(".").rsplit(".", 2)[0]
+
+
+@contextmanager
+def collected(name: str) -> Iterator[Path]:
+    """While a complete reproduction runs, its exports gather in a folder of their own; `settle` puts it in its place.
+
+    What another such call left behind when it was killed is removed.
+
+    Raises:
+        OSError: the figures folder cannot be written; says what to do.
+    """
+    base = figures_folder()
+    draft = base / f".{name}.{os.getpid()}.partial"
+    with files.writing(draft):
+        for left in base.glob(f".{name}.*.partial"):
+            if left == draft or not psutil.pid_exists(int(left.suffixes[-2].removeprefix("."))):
+                shutil.rmtree(left)
+        draft.mkdir(parents=True)
+    os.environ[_COLLECTED] = str(draft)
+    try:
+        yield draft
+    finally:
+        del os.environ[_COLLECTED]
+
+
+def settle(draft: Path, complete: bool) -> Path:
+    """Put collected exports in their place: a complete set replaces the last one as a whole, others go to what is explored.
+
+    Returns:
+        Where they lie now.
+    """
+    final = draft.with_name(_final_name(draft))
+    with files.writing(final):
+        if complete:
+            shutil.rmtree(final, ignore_errors=True)
+            draft.rename(final)
+            return final
+        final = draft.parent / EXPLORED / final.name
+        shutil.copytree(draft, final, dirs_exist_ok=True)
+        shutil.rmtree(draft)
+    return final

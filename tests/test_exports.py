@@ -1,0 +1,106 @@
+"""What a set of exports says of itself: whether it is of one piece, where each item comes from, pages for any browser."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nbformat
+import pytest
+from finished import finish_tables, record_llms, small_studies
+
+from cmpta_lib.cli import pages
+from cmpta_lib.report import addresses, comparison, gather, tables
+from cmpta_lib.report import rows as reports
+from cmpta_lib.study.study import Study
+
+
+@pytest.fixture
+def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
+    """A smoke study with finished runs and Table 3 exported."""
+    made = small_studies(record_llms(tmp_path / "runs"), monkeypatch)(smoke=True)
+    finish_tables(made)
+    table = tables.result_table(comparison.comparison_rows(made, "sims"), reports.scores_of(made, "sims"))
+    reports.save_table(made, table, "table3", "Table 3.", ["sims"], made.needed("04_table3_simsv2"))
+    return made
+
+
+# --- of one piece -----------------------------------------------------------------------------------------------------
+
+
+def test_a_report_of_other_runs_says_so_on_its_face(study):
+    """Tables left by an earlier version of the code, whose runs have other hashes."""
+    report = gather.write_report(study, study.keys)
+    assert "Not all of one piece" not in report.read_text(encoding="utf-8")
+    record = study.figures / "provenance.json"
+    items = json.loads(record.read_text(encoding="utf-8"))
+    items["table5"] = items["table3"] | {"runs": ["embedded-sims-000000000000"]}
+    record.write_text(json.dumps(items))
+    said = gather.write_report(study, study.keys).read_text(encoding="utf-8").split("\n\n")
+    assert gather.strangers(study, study.figures) == ["table5"]
+    assert [part for part in said[:3] if part.startswith("**Not all of one piece:** table5 in this folder were made of other")]
+
+
+# --- addresses --------------------------------------------------------------------------------------------------------
+
+
+def test_every_table_and_figure_has_an_address(study):
+    found = addresses.addresses(study).set_index("file")
+    assert {"table1", "table2", "table3", "table6", "claims", "fig5_case_study", "corpus_sims", "corpus_meld"} <= set(found.index)
+    assert "versions" not in found.index and "versions" in set(addresses.addresses(study, beyond=True)["file"])
+    line = found.loc["table3"]
+    assert line["item"] == "Table 3" and line["command"] == "cmpta reproduce --only 04_table3_simsv2"
+    count = len(study.needed("04_table3_simsv2"))
+    assert line["runs"] == str(count) and line["minutes"] == f"{count / 60:.1f}"  # each of them took a second
+    assert line["status"] == "made" and found.loc["table1", "status"] == "not made" and found.loc["table1", "runs"] == "—"
+
+
+def test_an_address_tells_of_runs_that_are_missing(study):
+    (study.needed("04_table3_simsv2")[0].folder / "seal.json").unlink()
+    line = addresses.addresses(study).set_index("file").loc["table3"]
+    assert line["status"] == "made; 1 runs of its notebook are not finished"
+
+
+def test_the_report_links_the_executed_notebook(study):
+    pages_folder = study.figures / "notebooks"
+    pages_folder.mkdir()
+    (pages_folder / "04_table3_simsv2.html").write_text("page")
+    text = gather.write_report(study, study.keys).read_text(encoding="utf-8")
+    assert "| [04_table3_simsv2](notebooks/04_table3_simsv2.html) | `cmpta reproduce --only 04_table3_simsv2` |" in text
+    assert "| 01_data | `cmpta reproduce --only 01_data` |" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [("table2_parameters", "Table 2, continued"), ("fig3_attention_sims", "Figure 3"), ("corpus_meld", "corpus meld")],
+)
+def test_an_item_is_called_as_in_the_paper(name: str, shown: str):
+    assert addresses.title(name) == shown
+
+
+# --- pages ------------------------------------------------------------------------------------------------------------
+
+
+def executed(folder: Path, random_id: str) -> Path:
+    """An executed notebook as papermill leaves it: drawn ids, times, and a widget that no page can show."""
+    v4 = nbformat.v4
+    widget = {"application/vnd.jupyter.widget-view+json": {"model_id": random_id}, "text/plain": "a bar"}
+    outputs = [v4.new_output("display_data", widget), v4.new_output("stream", text="0.251 <b>")]
+    words = v4.new_markdown_cell("# What is <this>?\n\nWords.", id="a")
+    cells = [words, v4.new_code_cell("1 + 1", id=random_id, outputs=outputs)]
+    cells[1].metadata["papermill"] = {"start_time": random_id}
+    path = folder / f"{random_id}.ipynb"
+    nbformat.write(v4.new_notebook(cells=cells), path)
+    return path
+
+
+def test_the_same_outputs_make_the_same_page(tmp_path):
+    made = []
+    for number, name in enumerate(("abc", "xyz")):
+        page = tmp_path / str(number) / "page.html"
+        pages.write_page(executed(tmp_path, name), page)
+        made.append(page.read_bytes())
+    assert made[0] == made[1]
+    text = made[0].decode()
+    assert "<title>What is &lt;this&gt;?</title>" in text and "0.251 &lt;b&gt;" in text
+    assert "a bar" not in text and "widget" not in text and "abc" not in text
