@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[1]
 LAYOUT = {
     ".ci",
     ".gitignore",
+    "CITATION.cff",
     "LICENSE",
     "Makefile",
     "README.md",
@@ -79,6 +80,13 @@ def test_top_level_holds_nothing_else():
 def test_nothing_in_git_is_ignored():
     command = ["git", "-C", ROOT, "ls-files", "--cached", "--ignored", "--exclude-standard"]
     assert tracked() and not subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.parametrize(("name", "ignored"), [("out.ipynb", True), ("notebooks/01_data.ipynb", False), ("runs/x", True)])
+def test_what_notebooks_leave_is_ignored_and_they_are_not(name: str, ignored: bool):
+    assert tracked()
+    done = subprocess.run(["git", "-C", ROOT, "check-ignore", "--no-index", "-q", name])
+    assert (done.returncode == 0) == ignored
 
 
 def test_no_remote_code():

@@ -1,0 +1,182 @@
+"""The notebooks as a person meets them: in JupyterLab, in a real browser.
+
+Needs Chromium (Debian: apt install chromium); the environment variable CHROMIUM names another one. By default the pages are
+those of a smoke reproduction, made here; CMPTA_BROWSER_RUNS names the runs folder of a finished one instead.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from cmpta_lib.embedded.worlds import worlds
+from cmpta_lib.methods.prompts import Layout
+from cmpta_lib.study.plan import NOTEBOOKS
+
+ROOT = Path(__file__).parents[1]
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+NAMES = [notebook.name for notebook in NOTEBOOKS if not notebook.is_beyond]
+RUN_AGAIN = ("02_model", "05_table4_meld", "08_attention_figs3_4")
+WIDTHS = (1400, 1000)  # of the window, px
+QUIET = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--no-first-run")
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not CHROMIUM, reason="no Chromium on this machine (Debian: apt install chromium)"),
+]
+
+
+@pytest.fixture(scope="module")
+def reproduced(tmp_path_factory) -> Iterator[tuple[Path, Path, bool]]:
+    """Runs folder and figures folder of a reproduction, and whether it is a smoke one."""
+    given, folder = os.environ.get("CMPTA_BROWSER_RUNS"), tmp_path_factory.mktemp("reproduced")
+    environment = os.environ | {"CMPTA_RUNS": given or str(folder / "runs"), "CMPTA_FIGURES": str(folder / "figures")}
+    command = [sys.executable, "-m", "cmpta_lib.cli", "reproduce", *([] if given else ["--smoke"])]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    runs = Path(environment["CMPTA_RUNS"])
+    yield runs, folder / "figures" / "demo" if given else runs / "smoke" / "figures" / "demo", not given
+
+
+@pytest.fixture(scope="module")
+def pages(reproduced, tmp_path_factory) -> Path:
+    """What JupyterLab shows: the executed notebooks, and below `again/` those to run once more."""
+    runs, _, smoke = reproduced
+    folder = tmp_path_factory.mktemp("lab")
+    executed = (runs / "smoke" if smoke else runs) / "notebooks" / "demo"
+    for name in NAMES:
+        shutil.copyfile(executed / f"{name}.ipynb", folder / f"{name}.ipynb")
+    (folder / "again").mkdir()
+    for name in RUN_AGAIN:
+        notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+        for cell in notebook.cells:
+            if "parameters" in cell.metadata.get("tags", []):
+                cell.source = cell.source.replace("smoke = False", f"smoke = {smoke}")
+        nbformat.write(notebook, folder / "again" / f"{name}.ipynb")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def lab(reproduced, pages, tmp_path_factory) -> Iterator[str]:
+    """Address of a JupyterLab of its own, which draws every cell, also those outside the window."""
+    home = tmp_path_factory.mktemp("home")
+    settings = home / "settings" / "@jupyterlab" / "notebook-extension" / "tracker.jupyterlab-settings"
+    settings.parent.mkdir(parents=True)
+    settings.write_text(json.dumps({"windowingMode": "none"}))
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    own = {f"JUPYTER_{kind}_DIR": str(home / kind) for kind in ("CONFIG", "DATA", "RUNTIME")}
+    exports = tmp_path_factory.mktemp("again")
+    own |= {"JUPYTERLAB_SETTINGS_DIR": str(home / "settings"), "CMPTA_RUNS": str(reproduced[0]), "CMPTA_FIGURES": str(exports)}
+    own |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    options = ["--no-browser", f"--port={port}", "--ServerApp.port_retries=0", "--IdentityProvider.token=", "--allow-root"]
+    options += ["--LabApp.expose_app_in_browser=True", f"--ServerApp.root_dir={pages}"]
+    log = (home / "log").open("w")
+    server = subprocess.Popen([sys.executable, "-m", "jupyterlab", *options], env=os.environ | own, stderr=log, stdout=log)
+    address = f"http://localhost:{port}"
+    try:
+        for _ in range(120):
+            try:
+                urllib.request.urlopen(f"{address}/api").close()
+                break
+            except OSError:
+                assert server.poll() is None, (home / "log").read_text()
+                time.sleep(0.5)
+        yield address
+    finally:
+        server.terminate()
+        server.wait(30)
+        log.close()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator:
+    playwright = pytest.importorskip("playwright.sync_api", reason="the Python package playwright is not installed")
+    with playwright.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=list(QUIET))
+        yield chromium
+        chromium.close()
+
+
+def opened(browser, lab: str, name: str):
+    """A page that shows this notebook, with all of its cells drawn."""
+    page = browser.new_page(viewport=dict(zip(("width", "height"), WIDTHS, strict=True)))
+    page.goto(f"{lab}/lab/tree/{name}.ipynb?reset")
+    page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=90_000)
+    cells = len(nbformat.read(Path(ROOT / "notebooks" / f"{Path(name).name}.ipynb"), as_version=4).cells)
+    page.wait_for_function(f"document.querySelectorAll('.jp-Notebook .jp-Cell').length >= {cells}", timeout=60_000)
+    return page
+
+
+def complaints(page) -> list[str]:
+    """What a reader would take for broken: errors, widgets without a model, red stderr."""
+    broken = page.locator(".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.error']").all_inner_texts()
+    broken += page.locator(".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.stderr']").all_inner_texts()
+    text = page.locator(".jp-Notebook").inner_text()
+    return broken + [word for word in ("Error displaying widget", "Loading weights", "Traceback") if word in text]
+
+
+def pictures(page) -> list[bytes]:
+    sources = page.eval_on_selector_all(".jp-Notebook .jp-OutputArea img", "images => images.map(image => image.src)")
+    return [base64.b64decode(source.partition("base64,")[2]) for source in sources]
+
+
+def cut(page) -> list[str]:
+    """Outputs wider than their place, which a reader would have to scroll."""
+    return page.eval_on_selector_all(
+        ".jp-Notebook .jp-OutputArea-output, .jp-Notebook .jp-OutputArea-output div",
+        "all => all.filter(one => one.scrollWidth > one.clientWidth + 2).map(one => one.innerText.slice(0, 80))",
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_executed_notebook_opens_whole(name: str, browser, lab, reproduced):
+    """Nothing broken, nothing cut, and each picture is the exported one."""
+    page = opened(browser, lab, name)
+    assert complaints(page) == [] and cut(page) == []
+    exported, shown = {path.name: path.read_bytes() for path in reproduced[1].glob("*.png")}, pictures(page)
+    strange = [number for number, picture in enumerate(shown) if picture not in exported.values()]
+    assert strange == [], f"pictures {strange} of {name} are none of the exported ones"
+    promised = [figure for notebook in NOTEBOOKS if notebook.name == name for figure in notebook.figures]
+    assert len(shown) >= len(promised), "a figure is not shown"
+    page.close()
+
+
+@pytest.mark.parametrize("name", RUN_AGAIN)
+def test_restart_and_run_all(name: str, browser, lab):
+    page = opened(browser, lab, f"again/{name}")
+    page.wait_for_function("window.jupyterapp !== undefined")
+    page.evaluate("void window.jupyterapp.commands.execute('notebook:restart-run-all')")
+    page.locator(".jp-Dialog .jp-mod-accept").click(timeout=30_000)
+    last = ".jp-Notebook .jp-CodeCell >> nth=-1"
+    page.wait_for_function(
+        "(() => { const all = [...document.querySelectorAll('.jp-Notebook .jp-CodeCell .jp-InputPrompt')];"
+        " return all.length && all.every(one => /\\d/.test(one.innerText)); })()",
+        timeout=300_000,
+    )
+    assert "Tables and figures are in" in page.locator(last).inner_text()
+    assert complaints(page) == [] and cut(page) == []
+    page.close()
+
+
+def test_the_prompts_of_table_2_are_visible_whole(browser, lab):
+    page = opened(browser, lab, "02_model")
+    text = " ".join(page.locator(".jp-Notebook").inner_text().split())
+    for world in worlds().values():
+        layout = Layout.of(world.task)
+        for part in (layout.prompt, layout.open, layout.close):
+            assert " ".join(part.split()) in text
+    page.close()
