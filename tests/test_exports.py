@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import re
 from pathlib import Path
 
 import nbformat
@@ -104,3 +106,14 @@ def test_the_same_outputs_make_the_same_page(tmp_path):
     text = made[0].decode()
     assert "<title>What is &lt;this&gt;?</title>" in text and "0.251 &lt;b&gt;" in text
     assert "a bar" not in text and "widget" not in text and "abc" not in text
+
+
+def test_a_picture_that_is_exported_is_linked_and_any_other_held(tmp_path):
+    v4, pictures = nbformat.v4, [b"\x89PNG exported", b"\x89PNG only shown"]
+    (tmp_path / "fig1.png").write_bytes(pictures[0])
+    shown = [v4.new_output("display_data", {"image/png": base64.b64encode(one).decode() + "\n"}) for one in pictures]
+    cells = [v4.new_markdown_cell("# Q?"), v4.new_code_cell("f", outputs=shown)]
+    nbformat.write(v4.new_notebook(cells=cells), tmp_path / "a.ipynb")
+    pages.write_page(tmp_path / "a.ipynb", tmp_path / "notebooks" / "a.html")
+    sources = re.findall(r'src="([^"]{,30})', (tmp_path / "notebooks" / "a.html").read_text(encoding="utf-8"))
+    assert sources[0] == "../fig1.png" and sources[1].startswith("data:image/png;base64,") and len(sources) == 2

@@ -1,5 +1,6 @@
 """What all figures share: legible and inside the page, one picture in notebook and file, and a version for an article."""
 
+import io
 import os
 import shutil
 import subprocess
@@ -76,11 +77,13 @@ def test_notebook_file_and_article_show_the_same(name, tmp_path):
     figure = draw()
     shown, size = figure._repr_png_()
     paths = plots.save_figure(figure, tmp_path, name)
-    places = [f"{name}.pdf", f"{name}.png", *(f"{PAPER}/{name}.{suffix}" for suffix in ("pdf", "png", "txt"))]
+    places = [f"{name}.pdf", f"{name}.png", f"{PAPER}/{name}.pdf", f"{PAPER}/{name}.txt"]
     assert [path.relative_to(tmp_path).as_posix() for path in paths] == places
     assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted(paths)
-    _, png, _, bare, caption = paths
+    _, png, article, caption = paths
     assert png.read_bytes() == shown == figure._repr_png_()[0]
+    assert article.read_bytes() == rendered(figure, "pdf", bare=True) != rendered(figure, "pdf")
+    bare = io.BytesIO(rendered(figure, "png", bare=True))
     with Image.open(png) as page, Image.open(bare) as part:
         assert page.width == part.width == width and size["width"] * 2 == width
         assert page.info["dpi"] == pytest.approx((300, 300), abs=0.01)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import re
 from html import escape
 from pathlib import Path
 
@@ -34,9 +36,10 @@ th, td {{ padding: .2rem .6rem; text-align: left; border-bottom: 1px solid #e4e4
 
 
 def write_page(executed: Path, page: Path) -> None:
-    """Write an executed notebook as one HTML file that holds its pictures: the same outputs, the same bytes.
+    """Write an executed notebook as an HTML file below the exports that it shows: the same outputs, the same bytes.
 
-    What needs a live kernel (widgets) is left out, and so are the ids that Jupyter draws at random.
+    A picture that lies among these is linked, any other is held in the page. What needs a live kernel (widgets) is left
+    out, and so are the ids that Jupyter draws at random.
     """
     import nbformat
     from nbconvert import HTMLExporter
@@ -50,7 +53,18 @@ def write_page(executed: Path, page: Path) -> None:
             del cell["outputs"]
     body, resources = HTMLExporter(template_name="basic").from_notebook_node(notebook)
     title = notebook.cells[0].source.partition("\n")[0].lstrip("# ")
+    body = _linked(body, page.parent.parent)
     colours = "\n".join(resources["inlining"]["css"])  # of the highlighted code
     with files.writing(page):
         page.parent.mkdir(parents=True, exist_ok=True)
     files.write_text(page, _PAGE.format(title=escape(title), colours=colours, body=body))
+
+
+def _linked(body: str, exports: Path) -> str:
+    """The page's text, with each picture that is one of the exports as a link to it: a third of a page's bytes, once in git."""
+    known = {base64.b64encode(path.read_bytes()).decode(): f"../{path.name}" for path in sorted(exports.glob("*.png"))}
+
+    def link(found: re.Match[str]) -> str:
+        return f'src="{known.get(found[1].replace(chr(10), ""), found[0][5:-1])}"'
+
+    return re.sub(r'src="data:image/png;base64,([^"]*)"', link, body)

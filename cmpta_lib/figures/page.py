@@ -141,19 +141,16 @@ def _file_name(font: Any) -> tuple[Any, ...]:
 def save_figure(figure: Figure, folder: Path | str, name: str) -> list[Path]:
     """Write `<name>.pdf` and `<name>.png` (300 dpi) into `folder`, and into `folder`/paper what an article takes.
 
-    That is both once more without title and footer, and `<name>.txt`, the caption in their place. Everything is drawn
+    That is the PDF once more without title and footer, and `<name>.txt`, the caption in their place. Everything is drawn
     before the first file is written, and each file comes whole or not at all. The same figure gives the same bytes
     every time. A figure that pyplot made is closed.
 
     Returns:
-        The five paths: PDF and PNG, then the paper's PDF, PNG and caption.
+        The four paths: PDF and PNG, then the paper's PDF and caption.
     """
     folder = Path(folder)
-    contents = {
-        place / f"{name}.{suffix}": rendered(figure, suffix, bare=place != folder)
-        for place in (folder, folder / PAPER)
-        for suffix in ("pdf", "png")
-    }
+    contents = {folder / f"{name}.{suffix}": rendered(figure, suffix) for suffix in ("pdf", "png")}
+    contents[folder / PAPER / f"{name}.pdf"] = rendered(figure, "pdf", bare=True)
     caption = figure.caption if isinstance(figure, PageFigure) else ""
     contents[folder / PAPER / f"{name}.txt"] = f"{caption}\n".encode()
     with files.writing(folder):
