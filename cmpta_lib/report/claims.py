@@ -312,7 +312,7 @@ def caption(study: Study) -> str:
     said = [
         "The paper's claims, the rule for each, and what this run finds.",
         f"No verdict on the paper here: {'; '.join(reasons)}. \"{HERE}\" is about the method on that data." if reasons else "",
-        f"As the rule says, but for the worse: \"{ledger.NOT_SUPPORTED}\". A difference no larger than the sd over seeds is "
+        f"A clear difference the other way is \"{ledger.NOT_SUPPORTED}\", one no larger than the sd over seeds "
         f"\"{ledger.INSIDE_SEEDS}\", one whose interval holds 0 \"{ledger.INSIDE_CLIPS}\".",
         f"With one seed their spread is unknown, and the verdict begins with \"{ONE_SEED.strip()}\".",
     ]

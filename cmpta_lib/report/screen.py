@@ -9,12 +9,13 @@ import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cmpta_lib.report.layout import LONG, Table, cells, code_spans, heads, kind_of, spans, with_minus
+from cmpta_lib.report.layout import Table, cells, code_spans, heads, kind_of, spans, with_minus
 
 _LEFT, _RIGHT, _CENTRE = ("text-align:left", "text-align:right", "text-align:center")
 _NO_WRAP, _WRAPPED = "white-space:nowrap", "white-space:normal;overflow-wrap:anywhere"
-_PAGE_EM, _LETTER_EM, _GAP_EM = 66, 0.58, 1.3  # a notebook's width, a letter's and that between columns
-_NARROWEST_EM, _WIDEST_EM = 10, 30  # of a column of sentences
+_PAGE_EM, _LETTER_EM, _GAP_EM = 72, 0.54, 1.2  # a notebook's width, a letter's and that between columns
+_WORDS = 22  # characters of a cell that may break: a name is shorter
+_NARROWEST_EM, _WIDEST_EM = 9, 34  # of a column of sentences
 _CELL = "padding:0.15em 0.6em;vertical-align:top"
 _RULE = "border-top:1px solid currentColor"
 
@@ -63,28 +64,31 @@ def _html(table: Table, caption: str) -> str:
     lines.append("".join(_cell("th", html.escape(name), side) for name, side in zip(names, sides, strict=True)))
     head = "".join(f"<tr>{line}</tr>" for line in lines)
     columns, body = [cells(frame, column) for column in range(frame.shape[1])], ""
-    width = _sentence_width(columns, names, kinds)
+    widths = _sentence_widths(columns, names, kinds)
     for row in range(len(frame)):
         rule = _RULE if row and table.blocks and table.blocks[row] != table.blocks[row - 1] else ""
-        line = [_body_cell(table, row, place, texts[row], sides[place], rule, width) for place, texts in enumerate(columns)]
+        line = [
+            _body_cell(table, row, place, texts[row], sides[place], rule, widths[place]) for place, texts in enumerate(columns)
+        ]
         body += f"<tr>{''.join(line)}</tr>"
     return f'<table style="border-collapse:collapse">{top}<thead>{head}</thead><tbody>{body}</tbody></table>'
 
 
-def _sentence_width(columns: Sequence[Sequence[str]], names: Sequence[str], kinds: Sequence[str]) -> float:
-    """Em that each column of sentences gets, so that the table is no wider than the page."""
+def _sentence_widths(columns: Sequence[Sequence[str]], names: Sequence[str], kinds: Sequence[str]) -> list[float]:
+    """Em for each column of sentences, 0 for any other, so that the table is no wider than the page.
+
+    Longer sentences get more, by the root of their length.
+    """
     longest = [max(map(len, texts), default=0) for texts in columns]
-    is_long = [kind == "text" and length > LONG for kind, length in zip(kinds, longest, strict=True)]
+    roots = [length**0.5 if kind == "text" and length > _WORDS else 0 for kind, length in zip(kinds, longest, strict=True)]
     words = [max(map(len, name.split()), default=0) for name in names]  # headings wrap between words
-    taken = sum(
-        _LETTER_EM * max(length, word) for length, word, wraps in zip(longest, words, is_long, strict=True) if not wraps
-    )
+    taken = sum(_LETTER_EM * max(length, word) for length, word, root in zip(longest, words, roots, strict=True) if not root)
     room = _PAGE_EM - taken - _GAP_EM * len(columns)
-    return min(max(room / max(sum(is_long), 1), _NARROWEST_EM), _WIDEST_EM)
+    return [min(max(room * root / sum(roots), _NARROWEST_EM), _WIDEST_EM) if root else 0 for root in roots]
 
 
 def _body_cell(table: Table, row: int, column: int, text: str, side: str, rule: str, width: float) -> str:
-    if side == _LEFT and len(text) > LONG:
+    if width:
         return _cell("td", f'<div style="{_WRAPPED};max-width:{width:.0f}em">{html.escape(text)}</div>', side, rule)
     shown = html.escape(text if side == _LEFT else with_minus(text))
     if (row, column) in table.best:
