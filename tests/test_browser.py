@@ -159,6 +159,7 @@ def test_an_executed_notebook_opens_whole(name: str, browser, lab, reproduced):
 def test_restart_and_run_all(name: str, browser, lab):
     page = opened(browser, lab, f"again/{name}")
     page.wait_for_function("window.jupyterapp !== undefined")
+    page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status='idle']", timeout=90_000)  # its kernel is there
     page.evaluate("void window.jupyterapp.commands.execute('notebook:restart-run-all')")
     page.locator(".jp-Dialog .jp-mod-accept").click(timeout=30_000)
     last = ".jp-Notebook .jp-CodeCell >> nth=-1"
