@@ -60,7 +60,7 @@ def test_every_table_and_figure_has_an_address(study):
 def test_an_address_tells_of_runs_that_are_missing(study):
     (study.needed("04_table3_simsv2")[0].folder / "seal.json").unlink()
     line = addresses.addresses(study).set_index("file").loc["table3"]
-    assert line["status"] == "made; 1 runs of its notebook are not finished"
+    assert line["status"] == "made; unfinished runs of its notebook: 1"
 
 
 def test_the_report_links_the_executed_notebook(study):

@@ -62,8 +62,8 @@ def addresses(study: Study, beyond: bool = False) -> pd.DataFrame:
 def _status(made: bool, lacking: int, strangers: int) -> str:
     if not made:
         return "not made"
-    problems = [f"{lacking} runs of its notebook are not finished"] if lacking else []
-    problems += [f"{strangers} of its runs are not this study's"] if strangers else []
+    problems = [f"unfinished runs of its notebook: {lacking}"] if lacking else []
+    problems += [f"runs that are not this study's: {strangers}"] if strangers else []
     return "; ".join(["made", *problems])
 
 

@@ -319,11 +319,11 @@ def caption(study: Study) -> str:
     return " ".join(filter(None, said))
 
 
-def as_table(ledger: pd.DataFrame) -> Table:
-    """The ledger as it is read: rules by a number, written out once below; the complete one stays behind it."""
-    numbers = {rule: str(place) for place, rule in enumerate(dict.fromkeys(ledger["rule"]), start=1)}
-    short = ledger[["section", "the paper says", "rule", VERDICT, HERE, "figures of this run"]]
+def as_table(found: pd.DataFrame) -> Table:
+    """What `judge` found, as it is read: rules by a number, written out once below; the complete one stays behind it."""
+    numbers = {rule: str(place) for place, rule in enumerate(dict.fromkeys(found["rule"]), start=1)}
+    short = found[["section", "the paper says", "rule", VERDICT, HERE, "figures of this run"]]
     short = short.assign(rule=short["rule"].map(numbers)).rename(columns={"section": "§", HERE: "same rule here"})
     quoted = "“better”"
     rules = [f"Rule {number}: {rule.replace(BETTER, quoted)}." for rule, number in numbers.items()]
-    return Table(short, ledger, notes=(f"{quoted}: {BETTER.removeprefix('better, ')}.", *rules))
+    return Table(short, found, notes=(f"{quoted}: {BETTER.removeprefix('better, ')}.", *rules))
