@@ -29,7 +29,8 @@ from cmpta_lib.data.corpus import Inputs, Sample
 from cmpta_lib.llm.frozen import FrozenLLM, weights_fingerprint
 from cmpta_lib.methods import prompted_lm, registry
 from cmpta_lib.methods.prompted_lm import PromptedLM
-from cmpta_lib.methods.settings import MseAdapterConfig, SoftPromptConfig, reference
+from cmpta_lib.methods.prompted_settings import MseAdapterConfig, SoftPromptConfig
+from cmpta_lib.methods.settings import reference
 from cmpta_lib.training import loop
 from cmpta_lib.transfer import send
 

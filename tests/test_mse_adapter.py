@@ -16,7 +16,8 @@ from cmpta_lib.config import DataConfig, PromptConfig, RunConfig, TrainingConfig
 from cmpta_lib.data.corpus import Inputs, Sample
 from cmpta_lib.methods import mse_adapter, registry
 from cmpta_lib.methods.mse_adapter import MseAdapter, MseTokens
-from cmpta_lib.methods.settings import MseAdapterConfig, reference
+from cmpta_lib.methods.prompted_settings import MseAdapterConfig
+from cmpta_lib.methods.settings import reference
 from cmpta_lib.training import loop
 
 WORLDS = ("embedded-sims", "embedded-meld")

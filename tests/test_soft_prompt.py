@@ -12,7 +12,7 @@ from test_model import clips
 from cmpta_lib.config import DataConfig, RunConfig, TrainingConfig
 from cmpta_lib.data.corpus import Inputs
 from cmpta_lib.methods import registry
-from cmpta_lib.methods.settings import SoftPromptConfig
+from cmpta_lib.methods.prompted_settings import SoftPromptConfig
 from cmpta_lib.methods.soft_prompt import SoftPrompt
 from cmpta_lib.training import loop
 

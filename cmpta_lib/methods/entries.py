@@ -56,7 +56,7 @@ class Entry:
 
     @property
     def is_built_in(self) -> bool:
-        return self.config.__module__ in (MethodConfig.__module__, "cmpta_lib.methods.settings")
+        return self.config.__module__.partition(".")[0] == MethodConfig.__module__.partition(".")[0]
 
 
 ENTRIES: dict[str, Entry] = {}

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from cmpta_lib.data.corpus import MODALITIES, Inputs, Modality
 from cmpta_lib.llm.frozen import FrozenLLM
 from cmpta_lib.methods.prompted_lm import PromptedLM, TokenMaker
-from cmpta_lib.methods.settings import MseAdapterConfig
+from cmpta_lib.methods.prompted_settings import MseAdapterConfig
 from cmpta_lib.methods.subnets import FeatureScaling, LastState, mean_over_time
 
 

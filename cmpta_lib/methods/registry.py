@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from cmpta_lib.config import CmptaConfig, RunConfig, TextOnlyConfig
+from cmpta_lib.methods import prompted_settings as prompted
 from cmpta_lib.methods import settings as methods
 from cmpta_lib.methods.entries import COMPARISONS, ENTRIES, PLUGINS, Entry, load_plugins, plugins, register
 
@@ -59,7 +60,7 @@ register(
     settings={"demo": {"method.hidden": 32}, "smoke": {"method.hidden": 8}},
 )
 register(
-    methods.SoftPromptConfig,
+    prompted.SoftPromptConfig,
     "cmpta_lib.methods.soft_prompt:SoftPrompt",
     row="soft prompt",
     reads="one utterance: words by the frozen LLM, behind tuned vectors that are the same for every clip",
@@ -202,7 +203,7 @@ register(
     reads="the whole dialogue and who speaks: words by a frozen BERT, all frames of voice and face",
 )
 register(
-    methods.MseAdapterConfig,
+    prompted.MseAdapterConfig,
     "cmpta_lib.methods.mse_adapter:MseAdapter",
     row="MSE-Adapter",
     settings={

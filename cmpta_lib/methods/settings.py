@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar, Literal, Self, TypeVar
 
 from pydantic import Field, model_validator
 
-from cmpta_lib.config import AtLeastOne, EncoderConfig, MethodConfig, Positive, PromptedLMConfig
+from cmpta_lib.config import AtLeastOne, EncoderConfig, MethodConfig, Positive
 
 Decay = Annotated[float, Field(ge=0)]
 Chance = Annotated[float, Field(ge=0, lt=1)]  # of a dropout
@@ -183,34 +183,6 @@ class Ga2mifConfig(DialogueConfig):
         if self.dim % self.heads:
             raise ValueError(f"dim={self.dim} is not a multiple of heads={self.heads}")
         return self
-
-
-# A frozen LLM with other pseudo tokens ----------------------------------------------------------------------------
-class MseAdapterConfig(PromptedLMConfig):
-    """MSE-Adapter (Yang et al., AAAI 2025): a text-guided mixer and a multi-scale fusion make the pseudo tokens."""
-
-    name: Literal["mse_adapter"] = "mse_adapter"
-    recipe: Literal[1] = 1
-    quirks: ClassVar[dict[str, object]] = {"text_mean": "padded"}
-    audio_hidden: AtLeastOne = 64  # of the LSTM that reads the voice
-    vision_hidden: AtLeastOne = 64
-    dim: AtLeastOne = 256  # of the mixer
-    scales: Annotated[tuple[AtLeastOne, ...], Field(min_length=1, strict=False)] = (8, 32, 16)  # divisors of the LLM's width
-    num_pseudo_tokens: AtLeastOne = 4
-    text_mean: Literal["real", "padded"] = "real"  # over a text's tokens, or padded to prompt.max_text_tokens first
-    token_scale: Literal["default", "embedding_norm"] = "default"  # as published, or as large as the LLM's embeddings
-    # Ablations:
-    mixer: bool = True  # off: voice and face are added, whatever the text says
-    multi_scale: bool = True  # off: one MLP, of the first scale, instead of a weighted sum of several
-    modalities: Literal["all", "audio", "vision", "text"] = "all"  # the others count as absent; the mixer reads the text
-
-
-class SoftPromptConfig(PromptedLMConfig):
-    """Free vectors in place of pseudo tokens, the same for every clip: what tuning a prompt gives without face and voice."""
-
-    name: Literal["soft_prompt"] = "soft_prompt"
-    recipe: Literal[1] = 1
-    num_pseudo_tokens: AtLeastOne = 6
 
 
 # Reference rows that keep everyone honest -------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cmpta_lib.data.corpus import Inputs, Modality
 from cmpta_lib.methods.prompted_lm import PromptedLM, TokenMaker
-from cmpta_lib.methods.settings import SoftPromptConfig
+from cmpta_lib.methods.prompted_settings import SoftPromptConfig
 
 
 class SoftTokens(TokenMaker):
