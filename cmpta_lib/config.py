@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
@@ -57,6 +58,23 @@ class DataConfig(Settings):
     feature_scaling: Literal["zscore", "none"] = "zscore"  # register 16: training statistics over real frames
 
 
+@dataclass(frozen=True)
+class Stage:
+    """A part of a training with an aim of its own; most methods have one.
+
+    An unlabelled stage answers no validation split and hands on its last weights; others hand on their best. `share`:
+    part of the training units that it draws from, chosen by the run's seed, a smaller one within a larger; an epoch has
+    as many steps as over all of them. `outcome`: what decides its result, where runs that agree in it share it: the first
+    to finish the stage leaves its weights for the others; None = each run makes its own.
+    """
+
+    name: str  # "training", or what it is before that
+    training: TrainingConfig
+    share: float = 1.0
+    is_labelled: bool = True
+    outcome: Mapping[str, Any] | None = None
+
+
 class MethodConfig(Settings):
     """Settings of one method: the base of all, told apart by `name`.
 
@@ -73,6 +91,10 @@ class MethodConfig(Settings):
     def __pydantic_init_subclass__(cls, **_: Any) -> None:
         if not (field := cls.model_fields["name"]).is_required():
             MethodConfig.known[field.default] = cls
+
+    def stages(self, run: RunConfig) -> tuple[Stage, ...]:
+        """The parts of a run's training, in order."""
+        return (Stage("training", run.training),)
 
 
 class LLMConfig(Settings):
@@ -178,6 +200,16 @@ class RunConfig(Settings):
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     seed: Annotated[int, Field(ge=0, lt=2**32)] = PAPER_SEEDS[0]
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The parts of its training, in order."""
+        return self.method.stages(self)
+
+    @property
+    def epochs(self) -> int:
+        """Of all stages together."""
+        return sum(stage.training.epochs for stage in self.stages)
 
     @property
     def hash(self) -> str:

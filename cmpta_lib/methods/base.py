@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cmpta_lib.config import EncoderConfig, LLMConfig, RunConfig, TrainingConfig
+from cmpta_lib.config import EncoderConfig, LLMConfig, RunConfig, Stage, TrainingConfig
 from cmpta_lib.data.corpus import Inputs, Sample, Split
 from cmpta_lib.llm.encoder import TextEncoder
 from cmpta_lib.llm.frozen import FrozenLLM
@@ -95,6 +95,9 @@ class Method(ABC):
 
     def fit(self, train: Split) -> None:  # noqa: B027  # most methods need nothing else
         """Learn from the training split, before the first step, what no gradient teaches; keep it in buffers."""
+
+    def enter(self, stage: Stage) -> None:  # noqa: B027  # most methods have one stage
+        """A stage of the training begins, or goes on after a restart: `loss` and `groups` are the stage's from now on."""
 
     @abstractmethod
     def collate(self, samples: Sequence[Sample]) -> Batch:

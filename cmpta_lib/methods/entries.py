@@ -45,6 +45,7 @@ class Entry:
     reads: str = ""  # what it looks at, in words: tables say it, as methods that see more are no like for like
     is_reference: bool = False  # no rival, but a line that keeps rivals honest
     is_trained: bool = True  # by gradient
+    is_beyond: bool = False  # the paper's reproduction shows its line and runs it with everything (`--all`) only
 
     @property
     def name(self) -> str:
@@ -72,6 +73,7 @@ def register(
     reads: str = "",
     is_reference: bool = False,
     is_trained: bool = True,
+    is_beyond: bool = False,
 ) -> None:
     """Make a method known to runs, tables and the command line.
 
@@ -83,10 +85,11 @@ def register(
         reads: what it looks at, in words, for the table that compares methods.
         is_reference: it stands below the methods, among the lines that any method should beat.
         is_trained: by gradient; what is only fitted has no learning rate to search.
+        is_beyond: its line stands in Tables 3 and 4, and is run with everything (`cmpta reproduce --all`) only.
     Raises:
         ValueError: another method has this name or row.
     """
-    entry = Entry(config, method, row, comparisons, settings or {}, reads, is_reference, is_trained)
+    entry = Entry(config, method, row, comparisons, settings or {}, reads, is_reference, is_trained, is_beyond)
     for other in ENTRIES.values():
         same_class = (other.config.__module__, other.config.__qualname__) == (config.__module__, config.__qualname__)
         if not same_class and (other.name == entry.name or other.row == row):

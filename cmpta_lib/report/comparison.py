@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -41,8 +42,11 @@ def comparison_rows(study: Study, key: str) -> list[ResultRow]:
         elif line := numbers.get(row.name):
             rows.append(result_row(study, key, row, PRINTED, f"{row.name} [{line.reference}]", line.scores))
         else:
-            group = REFERENCE if registry.ENTRIES[row.method].is_reference else ADDED
-            rows.append(result_row(study, key, row, group, row.name))
+            entry = registry.ENTRIES[row.method]
+            found = result_row(study, key, row, REFERENCE if entry.is_reference else ADDED, row.name)
+            if entry.is_beyond and not any(run.folder.exists() for run in runs_of(study, key, row)):
+                found = replace(found, note=f"beyond the paper: `cmpta reproduce --profile {study.profile} --all` runs it")
+            rows.append(found)
     order = {f"{line.method} [{line.reference}]": place for place, line in enumerate(lines)}
     return sorted(rows, key=lambda row: order.get(row.method, len(order)))  # stable: the rest stays as it is
 

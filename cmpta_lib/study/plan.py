@@ -6,26 +6,12 @@ Notebooks, command line, report and tests all read it. Imports no torch and asks
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 from cmpta_lib import paper
 from cmpta_lib.methods import registry
-
-
-@dataclass(frozen=True)
-class Row:
-    """What one line of a table measures: a method, and the fields in which it differs from that method's settings.
-
-    `llm`: the role of a frozen LLM of its own (`profiles.Profile.llms`); "" = the study's.
-    """
-
-    name: str
-    method: str = "cmpta"
-    changes: Mapping[str, Any] = field(default_factory=dict)
-    rate: float = 1.0  # times the learning rate of its settings
-    llm: str = ""
-
+from cmpta_lib.study import systems
+from cmpta_lib.study.row import Row
 
 CMPTA = Row("CMPTA")
 TEXT_ONLY = Row("text only", "text_only")
@@ -74,6 +60,16 @@ def comparison(key: str) -> list[Row]:
     return [*(row for _, row in rows), TEXT_ONLY, CMPTA]
 
 
+def compared(key: str) -> list[Row]:
+    """The comparison's rows that the paper's reproduction runs."""
+    return [row for row in comparison(key) if not registry.ENTRIES[row.method].is_beyond]
+
+
+def added(key: str) -> list[Row]:
+    """The comparison's rows that are run with everything only."""
+    return [row for row in comparison(key) if registry.ENTRIES[row.method].is_beyond]
+
+
 _NAMED = (CMPTA.method, TEXT_ONLY.method)  # rows that Tables 5 and 6 have too
 
 
@@ -95,7 +91,7 @@ MSE_ABLATIONS: tuple[Row, ...] = (
 
 def versions(key: str) -> list[Row]:
     """The compared methods from words alone, and those that read dialogues, from one utterance at a time."""
-    entries = {entry.name: entry for entry in registry.ENTRIES.values() if key in entry.comparisons or key == "data"}
+    entries = {row.method: registry.ENTRIES[row.method] for row in compared(key) if row.method not in _NAMED}
     fields = {name: entry.config.model_fields for name, entry in entries.items()}
     found = [Row("text only", name, _TEXT) for name in entries if "modalities" in fields[name] and name != "mse_adapter"]
     return found + [Row("without context", name, _NO_CONTEXT) for name in entries if "context" in fields[name]]
@@ -105,8 +101,8 @@ RATES = (0.3, 1.0, 3.0)  # the search that every trained method gets: times the 
 
 
 def trained(key: str) -> list[Row]:
-    """The comparison's rows that have something to train by gradient."""
-    return [row for row in comparison(key) if registry.ENTRIES[row.method].is_trained]
+    """The comparison's rows that have something to train by gradient, but for those with notebooks of their own."""
+    return [row for row in compared(key) if registry.ENTRIES[row.method].is_trained]
 
 
 def search(row: Row) -> dict[float, Row]:
@@ -117,7 +113,7 @@ def search(row: Row) -> dict[float, Row]:
 def every_row(key: str, method: str) -> list[Row]:
     """Every row that a run of this method may be on this corpus: with an LLM of its own first, then plain, then changed."""
     comparisons = sorted(comparison(key), key=lambda row: not row.llm)
-    changed = [*ABLATIONS.values(), *REGISTER, *MSE_ABLATIONS, *versions(key)]
+    changed = [*ABLATIONS.values(), *REGISTER, *MSE_ABLATIONS, *versions(key), *systems.ROWS]
     own = [row for row in comparisons if row.method == method] or [Row(registry.ENTRIES[method].row, method)]
     searched = [one for row in own for one in search(row).values() if one.rate != 1]
     return [*own, *(row for row in changed if row.method == method), *searched]
@@ -125,7 +121,7 @@ def every_row(key: str, method: str) -> list[Row]:
 
 def beyond(key: str) -> list[Row]:
     """What the appendix on the compared methods needs."""
-    return [*trained(key), *versions(key), *MSE_ABLATIONS]
+    return [*trained(key), *added(key), *versions(key), *MSE_ABLATIONS]
 
 
 def ablation(key: str) -> list[Row]:
@@ -179,8 +175,8 @@ NOTEBOOKS: tuple[Notebook, ...] = (
         figures=("training_curves_{key}",),
         has_register=True,
     ),
-    Notebook("04_table3_simsv2", _COMPARISON, ("sims",), comparison, ("table3", *_BESIDE)),
-    Notebook("05_table4_meld", _COMPARISON, ("meld",), comparison, ("table4", *_BESIDE), ("confusion_{key}",)),
+    Notebook("04_table3_simsv2", _COMPARISON, ("sims",), compared, ("table3", *_BESIDE)),
+    Notebook("05_table4_meld", _COMPARISON, ("meld",), compared, ("table4", *_BESIDE), ("confusion_{key}",)),
     Notebook("06_table5_ablation_simsv2", _ABLATION, ("sims",), ablation, ("table5",), ("ablation_{key}",)),
     Notebook("07_table6_ablation_meld", _ABLATION, ("meld",), ablation, ("table6",), ("ablation_{key}",)),
     Notebook(
@@ -195,7 +191,7 @@ NOTEBOOKS: tuple[Notebook, ...] = (
     Notebook(
         "10_claims",
         "Which of the paper's claims hold here?",
-        rows=lambda key: [*comparison(key), *ABLATIONS.values()],  # as Tables 3-6 need them: no run of its own
+        rows=lambda key: [*compared(key), *ABLATIONS.values()],  # as Tables 3-6 need them: no run of its own
         tables=("claims",),
     ),
     Notebook(
