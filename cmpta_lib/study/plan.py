@@ -91,7 +91,8 @@ MSE_ABLATIONS: tuple[Row, ...] = (
 
 def versions(key: str) -> list[Row]:
     """The compared methods from words alone, and those that read dialogues, from one utterance at a time."""
-    entries = {row.method: registry.ENTRIES[row.method] for row in compared(key) if row.method not in _NAMED}
+    methods = {row.method for row in compared(key)}
+    entries = {name: entry for name, entry in registry.ENTRIES.items() if name in methods}
     fields = {name: entry.config.model_fields for name, entry in entries.items()}
     found = [Row("text only", name, _TEXT) for name in entries if "modalities" in fields[name] and name != "mse_adapter"]
     return found + [Row("without context", name, _NO_CONTEXT) for name in entries if "context" in fields[name]]
