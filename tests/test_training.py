@@ -26,6 +26,7 @@ from cmpta_lib.config import (
     DataConfig,
     EvaluationConfig,
     RunConfig,
+    Stage,
     TextOnlyConfig,
     TrainingConfig,
     override,
@@ -484,7 +485,7 @@ def test_a_loss_that_is_not_finite_names_its_clips(tools, corpus, tmp_path):
 )
 def test_patience_counts_from_the_end_of_the_warm_up(patience, epoch, best_epoch, stops):
     config = TrainingConfig(epochs=100, warmup_fraction=0.1, patience=patience)
-    assert training._out_of_patience(State(epoch=epoch, best_epoch=best_epoch), config) == stops
+    assert training._is_over(State(epoch=epoch, best_epoch=best_epoch), Stage("training", config)) == (stops or epoch >= 100)
 
 
 def test_a_run_out_of_patience_stops_and_stays_stopped(tools, corpus, tmp_path, monkeypatch):

@@ -135,7 +135,7 @@ def _cells(row: Listed) -> dict[str, str]:
         "corpus": row.corpus,
         "LLM or encoder": row.model,
         "seed": "" if row.seed is None else str(row.seed),
-        "epochs": f"{found.epochs}/{config.training.epochs}" if config and trains else "",
+        "epochs": f"{found.epochs}/{config.epochs}" if config and trains else "",
         "best": "" if best is None else str(best),
         "training": "" if seconds is None or not trains else duration(seconds),
         "valid": validated,

@@ -99,7 +99,7 @@ def training_table(study: Study, keys: Sequence[str]) -> pd.DataFrame:
             stored = run.metrics
             odd = [f"{name.replace('_', ' ')}: {count}" for name, count in stored["oddities"].items() if count]
             row |= {split: without_unit(metric, stored[split][metric.name]) for split in ("valid", "test")}
-            row |= {"best epoch": f"{stored['best_epoch']} of {run.config.training.epochs}"}
+            row |= {"best epoch": f"{stored['best_epoch']} of {run.config.epochs}"}
             rows.append(row | {"oddities": ", ".join(odd) or "none"})
     columns = ["corpus", "seed", "metric", "valid", "test", "best epoch", "oddities"]
     return _with_notes(pd.DataFrame(rows, dtype=object), columns)

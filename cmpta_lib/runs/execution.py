@@ -55,7 +55,7 @@ def execute(root: Path, folder: Path, on_progress: Callable[[float], None] = lam
     steps = _Steps(on_progress, per_epoch, store.finished_epochs(folder))
     try:
         with steps.counted():
-            method, state = train(config, corpus, tools(root), folder, note)
+            method, state = train(config, corpus, tools(root), folder, note, root / "cache" / "stages")
     except torch.OutOfMemoryError as error:
         raise RuntimeError(
             f"the GPU's memory is full ({str(error).splitlines()[0]}). Close what else runs on it or pass fewer --jobs; "

@@ -139,7 +139,7 @@ class Progress:
         parts = [self._rest() + (f", about {duration(seconds)}" if seconds is not None and self.left else "")]
         for folder, made in self.running.items():
             run = self.left[folder]
-            epoch = f", epoch {made.seen[1]:.1f} of {run.config.training.epochs}" if made.seen else ""
+            epoch = f", epoch {made.seen[1]:.1f} of {run.config.epochs}" if made.seen else ""
             parts.append(self._title(run) + epoch)
         return " | ".join(parts)
 
@@ -167,7 +167,7 @@ class Progress:
 def _epochs(run: Run) -> float:
     """How many it has to train."""
     entry = registry.ENTRIES.get(run.config.method.name)
-    return float(run.config.training.epochs) if entry is None or entry.is_trained else 0.0
+    return float(run.config.epochs) if entry is None or entry.is_trained else 0.0
 
 
 def _outcome(run: Run, event: dict[str, Any]) -> str:

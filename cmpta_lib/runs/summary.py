@@ -60,7 +60,7 @@ def summarise(entry: Run | tuple[Path, str]) -> Summary:
             if not text:
                 raise ValueError(f"{entry.folder / store.METRICS} holds no test score")
             return Summary(entry.folder, "finished", entry.config, "", epochs, entry.metrics, entry.environment)
-        done = f"{epochs} of {entry.config.training.epochs} epochs"
+        done = f"{epochs} of {entry.config.epochs} epochs"
         if reason := store.failure(entry.folder):
             return Summary(entry.folder, "failed", entry.config, f"{done}, {reason}", epochs)
         return Summary(entry.folder, "unfinished", entry.config, done, epochs)

@@ -30,7 +30,9 @@ class State:
     best_epoch: int = 0
     best_score: float | None = None
     seconds: float = 0.0
-    history: list[dict[str, float]] = field(default_factory=list)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    stage: int = 0  # that the next epoch belongs to
+    stage_start: int = 0  # finished epochs of the stages before it
 
 
 def save(
@@ -44,9 +46,16 @@ def save(
     tensors = {f"module.{k}": v for k, v in module.state_dict().items()} | {f"best.{k}": v for k, v in best.items()}
     for index, moments in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{k}": v for k, v in moments.items()}
-    held = _on_cpu(tensors)
-    text = json.dumps(vars(state))
-    _write(path, held, {"run": run, "state": text, "sha256": _digest(run, text, held)})
+    write_sealed(path, tensors, run, json.dumps(vars(state)))
+
+
+def stage_of(path: Path) -> int:
+    """The stage that a checkpoint goes on with; 0 where there is none, or none that can be read."""
+    try:
+        with safe_open(path, "pt") as file:
+            return int(json.loads((file.metadata() or {})["state"])["stage"])
+    except (SafetensorError, OSError, ValueError, LookupError, TypeError):
+        return 0
 
 
 def restore(
@@ -73,6 +82,29 @@ def restore(
     optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
     vars(state).update(vars(stored))
     return groups["best"]
+
+
+def write_sealed(path: Path, tensors: Mapping[str, Tensor], run: str, state: str) -> None:
+    """Write tensors with what they are, so that `read_sealed` notices any change; raises as `save`."""
+    held = _on_cpu(tensors)
+    _write(path, held, {"run": run, "state": state, "sha256": _digest(run, state, held)})
+
+
+def read_sealed(path: Path, run: str) -> tuple[dict[str, Tensor], str]:
+    """The tensors that `write_sealed` wrote for `run`, and the state beside them.
+
+    Raises:
+        Damaged: they were changed, or are another's; says which.
+        SafetensorError, OSError: the file cannot be read.
+    """
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata() or {}
+        tensors = {key: file.get_tensor(key) for key in file.keys()}
+    if metadata.get("sha256") != _digest(metadata.get("run", ""), metadata.get("state", ""), tensors):
+        raise files.Damaged("its contents are not those that were written")
+    if metadata["run"] != run:
+        raise files.Damaged(f"it is of run {metadata['run']}, expected {run}")
+    return tensors, metadata["state"]
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
@@ -118,13 +150,7 @@ def _read(
         Damaged: it was changed, is another run's, or does not fit the module; says which.
         SafetensorError, OSError: it cannot be read.
     """
-    with safe_open(path, "pt") as file:
-        metadata = file.metadata() or {}
-        tensors = {key: file.get_tensor(key) for key in file.keys()}
-    if metadata.get("sha256") != _digest(metadata.get("run", ""), metadata.get("state", ""), tensors):
-        raise files.Damaged("its contents are not those that were written")
-    if metadata["run"] != run:
-        raise files.Damaged(f"it is of run {metadata['run']}, expected {run}")
+    tensors, text = read_sealed(path, run)
     groups: dict[str, dict[str, Tensor]] = {"module": {}, "best": {}, "optimizer": {}}
     for key, tensor in tensors.items():
         kind, name = key.split(".", 1)
@@ -132,7 +158,7 @@ def _read(
     expected = {name: weight.shape for name, weight in module.state_dict().items()}
     count = sum(len(group["params"]) for group in optimizer.param_groups)
     fits = all({name: weight.shape for name, weight in groups[kind].items()} == expected for kind in ("module", "best"))
-    stored = json.loads(metadata["state"])
+    stored = json.loads(text)
     if not fits or not {key.split(".")[0] for key in groups["optimizer"]} <= {str(index) for index in range(count)}:
         raise files.Damaged("its tensors are not those of this version's model")
     if stored.keys() != vars(State()).keys():

@@ -12,17 +12,20 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import distributed
 
 from cmpta_lib import metrics
-from cmpta_lib.config import RunConfig, TrainingConfig
+from cmpta_lib.config import RunConfig, Stage, TrainingConfig
 from cmpta_lib.data.corpus import Corpus, Inputs, Split
 from cmpta_lib.methods import registry
 from cmpta_lib.methods.base import Group, Loss, Method, Tools
-from cmpta_lib.training.checkpoint import CHECKPOINT, State, restore, save
+from cmpta_lib.training import shared
+from cmpta_lib.training.checkpoint import CHECKPOINT, State, restore, save, stage_of
 from cmpta_lib.training.evaluation import evaluate, score_of, units
 
 
@@ -51,12 +54,15 @@ def train(
     tools: Tools,
     folder: Path,
     on_epoch: Callable[[State], None] = lambda state: None,
+    shared_stages: Path | None = None,
 ) -> tuple[Method, State]:
     """Train, or go on training, and return the method with the weights of its best validation epoch.
 
     The folder receives a checkpoint after every epoch, atomically; a later call continues from it. A method without
     weights that need a gradient, such as text only, returns at once. Of the test split nothing is read.
 
+    Args:
+        shared_stages: folder for the results of stages that several runs share (`Stage.outcome`); None = share none.
     Raises:
         FloatingPointError: the loss is not finite; says at which step and which clips.
         ValueError: several processes train a method that must be trained in one.
@@ -68,32 +74,53 @@ def train(
             f"method '{config.method.name}' keeps what it learned of each training clip in one process: expected one "
             f"process, and torchrun started {world}; start it without torchrun"
         )
-    groups = [group for group in method.groups(config.training) if group.parameters]
+    stages = [stage for stage in config.stages if _begin(method, stage)]
     state = State()
-    if not groups:
+    if not stages:
         method.module.eval()
         return method, state
-    optimizer = optimizer_of(groups, config.training)
-    best = restore(folder / CHECKPOINT, config.hash, method.module, optimizer, state)
-    while state.epoch < config.training.epochs and not _out_of_patience(state, config.training):
-        started = time.perf_counter()
-        row = _epoch(method, optimizer, corpus.splits["train"], config, state.epoch)
-        state.epoch += 1
-        if state.epoch % config.training.validate_every == 0 or state.epoch == config.training.epochs:
-            metric = metrics.headline(corpus.task.kind)
-            predictions, _ = evaluate(method, corpus.splits["valid"], config.evaluation.batch_size)
-            row[f"valid_{metric.name}"] = score = score_of(predictions, corpus.task)[metric.name]
-            if state.best_score is None or metric.is_better(score, state.best_score):
-                state.best_score, state.best_epoch = score, state.epoch
-                best = {name: weight.detach().clone() for name, weight in method.module.state_dict().items()}
-        state.history.append(row)
-        state.seconds += time.perf_counter() - started
+    checkpoint = folder / CHECKPOINT
+    number = min(stage_of(checkpoint), len(stages) - 1)
+    optimizer = _optimizer(method, stages[number])
+    best = restore(checkpoint, config.hash, method.module, optimizer, state)
+    if state.stage != number:  # the checkpoint was of no use
+        optimizer = _optimizer(method, stages[0])
+    while not _is_over(state, stage := stages[state.stage]):
+        common = shared_stages and stage.outcome is not None and _world() == 1 and shared.path_of(shared_stages, stage)
+        at_start = state.epoch == state.stage_start
+        if common and at_start and (made := shared.take(common, method.module, optimizer)):
+            state.history += made
+            state.epoch += len(made)
+            best = _copied(method)
+        else:
+            best = _epoch(method, optimizer, corpus, config, stage, state, best)
+        if _is_over(state, stage):
+            method.module.load_state_dict(best)
+            if common:
+                shared.leave(common, method.module, optimizer, state.history[state.stage_start :])
+            if state.stage + 1 < len(stages):
+                state.stage, state.stage_start, state.best_score = state.stage + 1, state.epoch, None
+                optimizer = _optimizer(method, stages[state.stage])
         if _rank() == 0:
-            save(folder / CHECKPOINT, config.hash, method.module, optimizer, state, best)
+            save(checkpoint, config.hash, method.module, optimizer, state, best)
             on_epoch(state)
     method.module.load_state_dict(best)
     method.module.eval()
     return method, state
+
+
+def _begin(method: Method, stage: Stage) -> list[Group]:
+    """Put the method into a stage; what is trained in it, in groups, none where nothing is."""
+    method.enter(stage)
+    return [group for group in method.groups(stage.training) if group.parameters]
+
+
+def _optimizer(method: Method, stage: Stage) -> torch.optim.Optimizer:
+    return optimizer_of(_begin(method, stage), stage.training)
+
+
+def _copied(method: Method) -> dict[str, torch.Tensor]:
+    return {name: weight.detach().clone() for name, weight in method.module.state_dict().items()}
 
 
 def optimizer_of(groups: Sequence[Group], config: TrainingConfig) -> torch.optim.Optimizer:
@@ -112,24 +139,62 @@ def optimizer_of(groups: Sequence[Group], config: TrainingConfig) -> torch.optim
 
 
 def _epoch(
-    method: Method, optimizer: torch.optim.Optimizer, split: Split, config: RunConfig, finished: int
+    method: Method,
+    optimizer: torch.optim.Optimizer,
+    corpus: Corpus,
+    config: RunConfig,
+    stage: Stage,
+    state: State,
+    best: dict[str, torch.Tensor],
+) -> dict[str, torch.Tensor]:
+    """One epoch of a stage and, where it is labelled, its validation; moves `state` on and returns the best weights."""
+    started = time.perf_counter()
+    row: dict[str, Any] = {"epoch": state.epoch + 1} | _steps(method, optimizer, corpus.splits["train"], config, stage, state)
+    if len(config.stages) > 1:
+        row["stage"] = stage.name
+    state.epoch += 1
+    if not stage.is_labelled:
+        state.best_epoch, best = state.epoch, _copied(method)
+    elif (state.epoch - state.stage_start) % stage.training.validate_every == 0 or state.epoch == _end(state, stage):
+        metric = metrics.headline(corpus.task.kind)
+        predictions, _ = evaluate(method, corpus.splits["valid"], config.evaluation.batch_size)
+        row[f"valid_{metric.name}"] = score = score_of(predictions, corpus.task)[metric.name]
+        if state.best_score is None or metric.is_better(score, state.best_score):
+            state.best_score, state.best_epoch, best = score, state.epoch, _copied(method)
+    state.history.append(row)
+    state.seconds += time.perf_counter() - started
+    return best
+
+
+def _steps(
+    method: Method, optimizer: torch.optim.Optimizer, split: Split, config: RunConfig, stage: Stage, state: State
 ) -> dict[str, float]:
-    """One epoch after `finished` ones; returns its line of the history."""
-    training, drawn = config.training, units(split, method.unit)
+    """The steps of the next epoch: its learning rate at the end, and means of the loss and its parts."""
+    training, finished = stage.training, state.epoch - state.stage_start
+    drawn = share_of(units(split, method.unit), stage.share, config.seed)
     steps_per_epoch = math.ceil(len(drawn) / training.batch_size)
-    order = torch.randperm(len(drawn), generator=torch.Generator().manual_seed(config.seed * 100_003 + finished))
-    torch.manual_seed(config.seed * 100_003 + finished + 7919 * _rank())  # dropout
+    order = torch.randperm(len(drawn), generator=torch.Generator().manual_seed(config.seed * 100_003 + state.epoch))
+    torch.manual_seed(config.seed * 100_003 + state.epoch + 7919 * _rank())  # dropout
     method.module.train()
     sums: dict[str, float] = {"train_loss": 0.0}
     for number, batch in enumerate(order.split(training.batch_size)):
         rate = learning_rate(finished * steps_per_epoch + number, steps_per_epoch * training.epochs, training)
         for group in optimizer.param_groups:
             group["lr"] = group["rate"] * rate
-        values = step(method, optimizer, split, [drawn[i] for i in batch.tolist()], training, finished)
+        chosen = [drawn[i] for i in batch.tolist()]
+        values = step(method, optimizer, split, chosen, training, finished, stage.is_labelled)
         for name, value in values.items():
             sums[name] = sums.get(name, 0.0) + value * len(batch)
-    means = {name: total / len(drawn) for name, total in sums.items()}
-    return {"epoch": finished + 1, "learning_rate": rate, **means}
+    return {"learning_rate": rate, **{name: total / len(drawn) for name, total in sums.items()}}
+
+
+def share_of(drawn: Sequence[Sequence[int]], share: float, seed: int) -> Sequence[Sequence[int]]:
+    """As many units as came, repeated, from a share of them, which the seed chooses; a smaller share lies in a larger."""
+    if share == 1:
+        return drawn
+    kept = torch.randperm(len(drawn), generator=torch.Generator().manual_seed(seed)).tolist()
+    kept = kept[: max(1, round(share * len(drawn)))]
+    return [drawn[kept[place % len(kept)]] for place in range(len(drawn))]
 
 
 def step(
@@ -139,15 +204,19 @@ def step(
     drawn: Sequence[Sequence[int]],
     config: TrainingConfig,
     epoch: int = 0,
+    labelled: bool = True,
 ) -> dict[str, float]:
     """One optimiser step on these units (of clips, by their places); returns the mean loss and its named parts.
+
+    Where the step is not `labelled` the method is given clips without labels.
 
     The loss is read once, after everything is under way, so a GPU waits for the host no more often.
     """
     world = _world()
     mine = drawn[_rank() :: world] or drawn[:1]  # a process without a unit still takes part, with weight 0
     weight = 1.0 if len(drawn) > _rank() else 0.0
-    batch = method.collate([split[i] for unit in mine for i in unit])
+    samples = [split[i] for unit in mine for i in unit]
+    batch = method.collate(samples if labelled else [replace(sample, label=None) for sample in samples])
     loss = method.loss(batch)
     totals, count = _summed(loss, weight, world)
     optimizer.zero_grad()
@@ -191,8 +260,20 @@ def _rank() -> int:
     return distributed.get_rank() if distributed.is_initialized() else 0
 
 
-def _out_of_patience(state: State, config: TrainingConfig) -> bool:
-    """Patience counts from the end of the warm-up: before it good runs still look dead (register 14)."""
-    if config.patience is None:
+def _end(state: State, stage: Stage) -> int:
+    """Finished epochs at a stage's end."""
+    return state.stage_start + stage.training.epochs
+
+
+def _is_over(state: State, stage: Stage) -> bool:
+    """All epochs are done, or patience is at its end.
+
+    Patience counts from the end of the warm-up: before it good runs still look dead (register 14).
+    """
+    config = stage.training
+    if state.epoch >= _end(state, stage):
+        return True
+    if config.patience is None or not stage.is_labelled:
         return False
-    return state.epoch - max(state.best_epoch, round(config.warmup_fraction * config.epochs)) >= config.patience
+    warm = state.stage_start + round(config.warmup_fraction * config.epochs)
+    return state.epoch - max(state.best_epoch, warm) >= config.patience
