@@ -156,16 +156,6 @@ def test_the_head_is_trained_where_a_class_is_called_neutral(labels, tools, corp
     assert renamed.neutral_class == len(labels) - 1
 
 
-def test_several_processes_sum_what_one_would(tools, corpora):
-    """A clip's losses are its own: those of two halves are those of the whole."""
-    corpus = corpora["embedded-sims"]
-    method, samples = built(tools, corpus), clips(corpora["embedded-sims"])
-    with torch.no_grad():
-        whole, *halves = (method.loss(method.collate(some)) for some in (samples, samples[:2], samples[2:]))
-    torch.testing.assert_close(sum(half.total for half in halves), whole.total)
-    assert sum(half.count for half in halves) == whole.count
-
-
 # --- clips --------------------------------------------------------------------------------------------------------------
 
 

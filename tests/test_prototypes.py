@@ -158,16 +158,6 @@ def test_a_steps_parts_stand_in_the_history(tools, corpora):
     assert {"train_loss", "train_answer", "train_semantic", "train_alignment", "train_diversity"} == set(values)
 
 
-def test_several_processes_sum_what_one_would(tools, corpora):
-    """A clip's losses are its own: those of two halves are those of the whole."""
-    corpus = corpora["embedded-sims"]
-    method, samples = built(tools, corpus), clips(corpora["embedded-sims"])
-    with torch.no_grad():
-        whole, *halves = (method.loss(method.collate(some)) for some in (samples, samples[:2], samples[2:]))
-    torch.testing.assert_close(sum(half.total for half in halves), whole.total)
-    assert sum(half.count for half in halves) == whole.count
-
-
 # --- prototypes ---------------------------------------------------------------------------------------------------------
 
 
@@ -313,12 +303,3 @@ def test_only_the_prototypes_get_gradients_and_every_part_of_them(tools, corpora
     method.loss(method.collate(clips(corpora["embedded-sims"]))).total.backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in method.module.parameters())
     assert not any(p.requires_grad for p in llm.model.parameters())
-
-
-def test_a_clip_without_a_label_is_answered_and_not_trained_on(tools, corpora):
-    corpus = corpora["embedded-sims"]
-    method, sample = built(tools, corpus), corpus.splits["train"][0]
-    batch = method.collate([replace(sample, label=None)])
-    assert np.isfinite(method.predict(batch).values).all()
-    with pytest.raises(ValueError, match=f"clips {sample.id} have no label"):
-        method.loss(batch)
