@@ -50,6 +50,9 @@ def test_what_is_missing_is_said_once_with_what_to_do(folder, monkeypatch):
     touch(folder, "a.mp4")
     with pytest.raises(FileNotFoundError, match=r"no recording of 2 of 3 clips; the first is 'b', expected b.mp4 or .mkv"):
         media.find("talks", ["a", "b", "c"])
+    monkeypatch.setenv(MEDIA, "media")
+    assert "CMPTA_MEDIA is media, expected the whole path" in media.lacks("talks")
+    monkeypatch.setenv(MEDIA, str(folder.parent))
     assert "there is no folder" in media.lacks("films") and media.lacks("talks") == ""
     monkeypatch.delenv(MEDIA)
     with pytest.raises(FileNotFoundError, match="set CMPTA_MEDIA to the folder that holds talks/<clip id>.mp4"):

@@ -13,6 +13,7 @@ import pytest
 import torch
 from omni_models import save, write_recording
 
+from cmpta_lib.cli.listing import listed
 from cmpta_lib.config import DataConfig, LLMConfig, RunConfig, override, to_json
 from cmpta_lib.data.corpus import Sample, Task
 from cmpta_lib.data.store import load_corpus, write_corpus
@@ -108,6 +109,7 @@ def test_each_modality_is_read_and_so_is_its_order_in_time(model):
         replace(whole, audio=whole.audio[::-1].copy()),
         replace(whole, frames=whole.frames[[1, 0, 2, 3, 4]]),  # within a pair
         replace(whole, frames=whole.frames[[2, 3, 0, 1, 4]]),  # pairs swapped
+        replace(whole, frames_per_second=0.5),
         replace(whole, text="I am so sad"),
     ):
         assert np.abs(model.score([changed], PROMPT, CHOICES) - scores["all"]).max() > 1e-4
@@ -142,7 +144,8 @@ def test_patches_of_a_video_lie_as_transformers_video_processor_lays_them(model)
             frame.transpose(2, 0, 1), _size(8 * 4 * side**2), model.parts.images.resample, factor=2 * side
         )
         scaled = resized * np.float32(1 / 255)
-        mean, std = (np.array(x, np.float32)[:, None, None] for x in (model.parts.images.image_mean, model.parts.images.image_std))
+        both = (model.parts.images.image_mean, model.parts.images.image_std)
+        mean, std = (np.array(x, np.float32)[:, None, None] for x in both)
         pictures.append((scaled - mean) / std)
     video = torch.from_numpy(np.stack(pictures))  # (T, C, H, W)
     laid = video.view(t, 2, 3, h // 2, 2, side, w // 2, 2, side).permute(0, 3, 6, 4, 7, 2, 1, 5, 8)
@@ -160,6 +163,15 @@ def test_sound_takes_as_many_positions_as_the_model_makes_of_it(model, samples):
     inputs = model.inputs(replace(clip_of("audio"), audio=np.zeros(samples, np.float32)), PROMPT)
     made = model.model.get_audio_features(inputs["input_features"], inputs["feature_attention_mask"]).last_hidden_state
     assert int((inputs["input_ids"] == model.model.config.audio_token_id).sum()) == len(made)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_sound_takes_as_many_positions_as_transformers_own_processor_gives_it(name):
+    from importlib import import_module
+
+    theirs = import_module(f"transformers.models.{name}.processing_{name}")._get_feat_extract_output_lengths
+    for frames in range(10, 3_001):
+        assert omni.FAMILIES[name].audio_tokens(frames) == int(theirs(torch.tensor(frames)))
 
 
 def test_control_tokens_in_a_clips_words_are_words(model):
@@ -270,14 +282,12 @@ def world(tmp_path, monkeypatch, qwen) -> Path:
     pytest.importorskip("av", reason="PyAV, the extra 'omni', is not installed")
     monkeypatch.setenv("CMPTA_RUNS", str(tmp_path / "runs"))
     monkeypatch.setenv(MEDIA, str(tmp_path / "media"))
-    splits = {"train": 3, "valid": 3, "test": 4}
-    samples = {
-        split: [
-            Sample(f"{split}/{i}", f"I am so {'sad' if i % 2 else 'glad'}", np.ones((2, 3), np.float32), np.ones((2, 4), np.float32), i % 3)
-            for i in range(count)
-        ]
-        for split, count in splits.items()
-    }  # fmt: skip
+    splits, ones = {"train": 3, "valid": 3, "test": 4}, np.ones((2, 3), np.float32)
+
+    def sample(split: str, i: int) -> Sample:
+        return Sample(f"{split}/{i}", f"I am so {'sad' if i % 2 else 'glad'}", ones, ones, i % 3)
+
+    samples = {split: [sample(split, i) for i in range(count)] for split, count in splits.items()}
     write_corpus(tmp_path / "runs/cache/data/talks", name="talks", task=MELD, splits=samples, generated=False)
     for split in ("valid", "test"):  # what is answered; the training clips need none
         for i in range(splits[split]):
@@ -308,6 +318,7 @@ def test_a_run_answers_every_clip_and_answers_the_same_when_it_is_loaded(world, 
     config = config_of(world, qwen)
     assert config.method.model.name == "small-omni" and len(config.method.media) == len(config.method.model.fingerprint) == 16
     run = made(world, config)
+    assert [one.model for one in listed(world.parent)] == ["small-omni"]
     table = run.predictions("test")
     assert table["prediction"].isin(range(3)).all() and len(table) == 4
     assert run.metrics["oddities"] == {"without_picture": 2} and run.metrics["trainable_parameters"] == 0

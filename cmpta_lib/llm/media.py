@@ -57,6 +57,8 @@ def lacks(corpus: str) -> str:
     named = os.environ.get(MEDIA, "")
     if not named:
         return f"the recordings of '{corpus}' are needed: set {MEDIA} to the folder that holds {corpus}/<clip id>.mp4"
+    if not Path(named).is_absolute():  # runs are made by processes that may start elsewhere
+        return f"the recordings of '{corpus}' are needed: {MEDIA} is {named}, expected the whole path, from the root"
     if not (folder := Path(named) / corpus).is_dir():
         return f"the recordings of '{corpus}' are needed: {MEDIA} is {named}, and there is no folder {folder}"
     if find_spec("av") is None:
