@@ -68,7 +68,7 @@ def test_a_convolution_is_a_sum_over_neighbours_that_are_there(kernel, dilation)
 def test_granularities_are_pooled_attended_and_averaged(branches):
     """A readable reference, clip by clip and without padding."""
     torch.manual_seed(0)
-    part = Granularities(MgsiConfig(dim=8, num_heads=2, branches=branches), 5).eval()
+    part = Granularities(MgsiConfig(dim=8, attention_heads=2, branches=branches), 5).eval()
     frames, lengths = torch.randn(3, 7, 5), torch.tensor([7, 0, 4])
     found, weights = part(frames, lengths)
     for clip, length in enumerate(lengths.tolist()):

@@ -42,7 +42,7 @@ class Transformer(nn.Module):
 
     def __init__(self, config: MgsiConfig) -> None:
         super().__init__()
-        dim, heads = config.dim, config.num_heads
+        dim, heads = config.dim, config.attention_heads
         self.layer = nn.TransformerEncoderLayer(
             dim, heads, 2 * dim, config.dropout, "gelu", batch_first=True, norm_first=True
         )
@@ -64,7 +64,7 @@ class Granularities(nn.Module):
         convolutions = [Convolution(dim, config.kernel, dilation) for dilation in (1, config.dilation)]
         self.branches = nn.ModuleList([*convolutions, Transformer(config)])
         self.score = nn.ModuleList(nn.Linear(dim, 1, bias=False) for _ in self.branches)
-        self.mix = nn.MultiheadAttention(dim, config.num_heads, batch_first=True)
+        self.mix = nn.MultiheadAttention(dim, config.attention_heads, batch_first=True)
 
     def forward(self, frames: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """(B, T, F), (B,) -> (B, D), zeros where absent, and the pooling's weights (B, 3, T), a row for each granularity."""

@@ -72,7 +72,7 @@ class MgsiConfig(PromptedLMConfig):
     name: Literal["mgsi"] = "mgsi"
     recipe: Literal[1] = 1
     dim: AtLeastOne = 256
-    num_heads: AtLeastOne = 4  # of the transformer, and of the attention over the three tokens
+    attention_heads: AtLeastOne = 4  # in the transformer and over the three tokens; `num_heads` is CMPTA's, register 3
     kernel: Annotated[int, Field(ge=1)] = 3
     dilation: AtLeastOne = 2
     branches: Literal["parallel", "stacked"] = "parallel"  # each reads the frames, or what the one before made of them
@@ -86,8 +86,8 @@ class MgsiConfig(PromptedLMConfig):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if self.dim % self.num_heads:
-            raise ValueError(f"dim={self.dim} is not a multiple of num_heads={self.num_heads}")
+        if self.dim % self.attention_heads:
+            raise ValueError(f"dim={self.dim} is not a multiple of attention_heads={self.attention_heads}")
         if self.kernel % 2 == 0:
             raise ValueError(f"kernel={self.kernel}: an even one has no middle frame, use an odd one")
         return self
