@@ -14,7 +14,6 @@ import numpy as np
 
 from cmpta_lib.data.corpus import Sample
 
-
 ClipT = TypeVar("ClipT", contravariant=True)
 
 

@@ -26,6 +26,7 @@ from cmpta_lib.runs.trained import find_corpus, tools
 from cmpta_lib.training.checkpoint import State, write_tensors
 from cmpta_lib.training.evaluation import evaluate, score_of, units
 from cmpta_lib.training.loop import train
+from cmpta_lib.training.shared import path_of
 
 STEP_S = 1.0  # between two words on how far an epoch is
 
@@ -104,6 +105,8 @@ def _record(folder: Path, config: RunConfig, corpus: Corpus, method: Method, sta
     llm = getattr(method, "llm", None)
     record = provenance.environment(data_sources=dict(corpus.sources), repairs=dict(corpus.repairs))
     record |= {"llm_fingerprint": getattr(llm, "fingerprint", None)}
+    if common := [path_of(Path(), stage).stem for stage in config.stages if stage.outcome is not None]:
+        record |= {"shared_stages": common}  # whether this run or another made them: the bytes are the same
     record |= {"train_seconds": round(state.seconds, 2), "seconds": round(time.perf_counter() - started, 2)}
     files.write_text(folder / store.ENVIRONMENT, json.dumps(record, indent=1))
     result: dict[str, Any] = {split: score_of(table, corpus.task) for split, table in tables.items()}
