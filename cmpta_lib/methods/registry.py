@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from cmpta_lib.config import CmptaConfig, RunConfig, TextOnlyConfig
+from cmpta_lib.methods import omni_settings
 from cmpta_lib.methods import prompted_settings as prompted
 from cmpta_lib.methods import settings as methods
 from cmpta_lib.methods.entries import COMPARISONS, ENTRIES, PLUGINS, Entry, load_plugins, plugins, register
@@ -33,6 +34,15 @@ register(
     reads="one utterance: words by the frozen LLM as it is, without pseudo tokens (zero-shot)",
     is_reference=True,
     is_trained=False,
+)
+register(
+    omni_settings.OmniConfig,
+    "cmpta_lib.methods.omni:Omni",
+    row="omni model",
+    comparisons=(),  # a model of another size that reads recordings, not features: no line of the paper's tables
+    reads="one utterance: words, sound and pictures of the recording by a published omni model as it is (zero-shot)",
+    is_trained=False,
+    is_beyond=True,
 )
 register(
     methods.ConstantConfig,
@@ -223,6 +233,32 @@ register(
         "paper/sims/llama2-7b": {"training.learning_rate": 5e-5, "training.batch_size": 8, "training.epochs": 40},
     },
     reads="one utterance: words by the frozen LLM, all frames of voice and face",
+)
+register(
+    prompted.PrototypesConfig,
+    "cmpta_lib.methods.prototypes:Prototypes",
+    row="prototype prompt",
+    settings={
+        # The embedded clips' frames are given one by one, without what published features know of their neighbours: as a
+        # set they tell little. Chosen on validation clips, as its width and learning rate.
+        "demo": {"method.dim": 64, "method.frames": "bilstm"},
+        "smoke": {"method.dim": 16},
+        "paper": {"training.patience": 10},  # of its optimiser and learning rate nothing is known
+    },
+    reads="one utterance: words by the frozen LLM, all frames of voice and face",
+    is_beyond=True,
+)
+register(
+    prompted.MgsiConfig,
+    "cmpta_lib.methods.mgsi:Mgsi",
+    row="MGSI",
+    settings={
+        "demo": {"method.dim": 64},
+        "smoke": {"method.dim": 16},
+        "paper": {"training.learning_rate": 5e-5, "training.batch_size": 8, "training.epochs": 30},
+    },
+    reads="one utterance: words by the frozen LLM, all frames of voice and face",
+    is_beyond=True,
 )
 register(
     CmptaConfig,
