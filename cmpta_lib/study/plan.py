@@ -211,6 +211,13 @@ NOTEBOOKS: tuple[Notebook, ...] = (
         has_search=True,
         is_beyond=True,
     ),
+    Notebook(
+        "13_multimodal_transformer",
+        "Beyond the paper: the multimodal transformer",
+        rows=lambda key: systems.MMT_ROWS,
+        tables=("mmt_pretraining", "mmt_fusion", "mmt_labels", "mmt_modalities"),
+        is_beyond=True,
+    ),
 )
 
 
