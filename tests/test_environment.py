@@ -82,6 +82,13 @@ def test_every_direct_dependency_is_pinned_inside_its_range(direct: dict[str, Re
         assert requirement.specifier.contains(pins[name]), f"constraints.txt has {pins[name]}, pyproject {requirement}"
 
 
+def test_every_extra_is_pinned_inside_its_range_and_has_a_lower_bound(project: dict, pins: dict[str, str]):
+    for extra, lines in project["optional-dependencies"].items():
+        for requirement in map(Requirement, lines):
+            assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), f"{extra}: {requirement}"
+            assert {part.operator for part in requirement.specifier} & {">=", "=="}, f"{extra}, no lower bound: {requirement}"
+
+
 def test_every_direct_dependency_has_a_lower_bound(direct: dict[str, Requirement]):
     for requirement in direct.values():
         assert {part.operator for part in requirement.specifier} & {">=", "=="}, f"no lower bound: {requirement}"

@@ -53,10 +53,10 @@ class Listed:
 
     @property
     def model(self) -> str:
-        """Name of the LLM or the text encoder that reads the words; "" where none does."""
+        """Name of the LLM, text encoder or omni model that reads the words; "" where none does."""
         settings = self.summary.config.method if self.summary.config else None
-        reader = getattr(settings, "llm", None) or getattr(settings, "encoder", None)
-        return str(reader.name) if reader else ""
+        found = (getattr(settings, reader, None) for reader in ("llm", "encoder", "model"))
+        return next((str(reader.name) for reader in found if reader), "")
 
     @property
     def hash(self) -> str:

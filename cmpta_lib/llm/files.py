@@ -32,7 +32,14 @@ PLAIN_SIGN = ("llama", "chatglm")
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # beside each may stand <name>.index.json, which lists its shards
 VOCABULARIES = ("qwen.tiktoken", "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 TINY = "cmpta.json"  # the tiny LLM's own record, beside its files
-_BESIDE = ("merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+_BESIDE = (
+    "merges.txt",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "preprocessor_config.json",  # of omni models: how frames and sound are prepared
+    "processor_config.json",
+)
 
 
 def hub_id(name: str) -> str:
@@ -50,7 +57,7 @@ def weight_files(folder: Path) -> list[Path]:
     for name in WEIGHTS:
         index = folder / f"{name}.index.json"
         if index.is_file():
-            places = _read_json(index).get("weight_map")
+            places = read_json(index).get("weight_map")
             if not isinstance(places, dict) or not places:
                 raise ValueError(f"{index}: expected a weight_map that names the shards; fetch it again")
             shards = sorted(set(places.values()))
@@ -64,7 +71,7 @@ def weight_files(folder: Path) -> list[Path]:
     raise FileNotFoundError(f"{folder}: expected model weights ({' or '.join(WEIGHTS)}, or their shards with an index)")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     """A JSON object; raises ValueError, naming the file, if it is none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -81,7 +88,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
         ValueError: it is no JSON object.
     """
-    return _read_json(folder / "config.json")
+    return read_json(folder / "config.json")
 
 
 def identifying_files(folder: Path) -> list[Path]:

@@ -34,7 +34,8 @@ class Entry:
     """One method in the registry.
 
     `row` heads its lines in tables; where the paper prints a line of that name, it stands in that line. `comparisons`:
-    the corpora in whose comparison, Table 3 ("sims") or Table 4 ("meld"), it stands; on a user's own clips all do.
+    the corpora in whose comparison, Table 3 ("sims") or Table 4 ("meld"), it stands; on a user's own clips all do that
+    stand in one at all.
     """
 
     config: type[MethodConfig]

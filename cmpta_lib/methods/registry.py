@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from cmpta_lib.config import CmptaConfig, RunConfig, TextOnlyConfig
+from cmpta_lib.methods import omni_settings
 from cmpta_lib.methods import prompted_settings as prompted
 from cmpta_lib.methods import settings as methods
 from cmpta_lib.methods.entries import COMPARISONS, ENTRIES, PLUGINS, Entry, load_plugins, plugins, register
@@ -33,6 +34,15 @@ register(
     reads="one utterance: words by the frozen LLM as it is, without pseudo tokens (zero-shot)",
     is_reference=True,
     is_trained=False,
+)
+register(
+    omni_settings.OmniConfig,
+    "cmpta_lib.methods.omni:Omni",
+    row="omni model",
+    comparisons=(),  # a model of another size that reads recordings, not features: no line of the paper's tables
+    reads="one utterance: words, sound and pictures of the recording by a published omni model as it is (zero-shot)",
+    is_trained=False,
+    is_beyond=True,
 )
 register(
     methods.ConstantConfig,

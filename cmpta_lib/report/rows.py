@@ -55,8 +55,8 @@ def _unfinished(run: Run) -> str:
 
 
 def runs_of(study: Study, key: str, row: Row) -> list[Run]:
-    """A row's runs, finished or not; none where its own LLM is not here."""
-    return [] if study.lacks(row) else study.runs(key, row)
+    """A row's runs, finished or not; none where what the row needs is not here."""
+    return [] if study.lacks(row, key) else study.runs(key, row)
 
 
 def result_row(
@@ -68,7 +68,7 @@ def result_row(
     "not run" and why; the table's other rows stand.
     """
     name, runs = name or row.name, runs_of(study, key, row)
-    if reason := study.lacks(row) or unusable(runs):
+    if reason := study.lacks(row, key) or unusable(runs):
         return ResultRow(group, name, printed or {}, note=reason)
     tables = [run.predictions() for run in runs]
     predictions = np.stack([table["prediction"].to_numpy(float) for table in tables])

@@ -52,7 +52,8 @@ def comparison(key: str) -> list[Row]:
     Methods that it does not print follow, then the reference lines, and CMPTA last.
     """
     order = [line.method for line in printed(key)]
-    entries = [entry for entry in registry.ENTRIES.values() if key in entry.comparisons or key == "data"]
+    known = [entry for entry in registry.ENTRIES.values() if entry.comparisons]
+    entries = [entry for entry in known if key in entry.comparisons or key == "data"]
     rows = [(entry.is_reference, Row(entry.row, entry.name)) for entry in entries if entry.name not in _NAMED]
     if MSE_LLAMA.name in order:
         rows.append((False, MSE_LLAMA))

@@ -32,7 +32,7 @@ from cmpta_lib.methods import registry
 from cmpta_lib.runs.engines import Failure, RunsFailed, ensure
 from cmpta_lib.runs.progress import Progress
 from cmpta_lib.runs.store import Run
-from cmpta_lib.study import exports, naming, plan
+from cmpta_lib.study import exports, naming, plan, recordings
 from cmpta_lib.study.parameters import checked_changes, checked_seeds
 from cmpta_lib.study.plan import CMPTA, Row
 from cmpta_lib.study.profiles import PROFILES, REHEARSAL, SMOKE_CHANGES, SMOKE_DOCUMENTS, SMOKE_SIZES
@@ -153,8 +153,7 @@ class Study:
             return self.llm_name
         if row.llm not in (known := self._rehearsal.get("llms", self.settings.llms)):
             raise ValueError(f"row '{row.name}': profile '{self.profile}' has no LLM '{row.llm}'; it has: {', '.join(known)}")
-        name: str = known[row.llm]
-        return name
+        return str(known[row.llm])
 
     def llm_of(self, row: Row) -> LLMConfig:
         """A row's backbone with its fingerprint; raises as `llm` and `llm_name_of`."""
@@ -165,11 +164,13 @@ class Study:
             self._llms[name] = self._resolved(name)
         return self._llms[name]
 
-    def lacks(self, row: Row) -> str:
-        """What a row with an LLM of its own waits for, with the command that fetches it; "" where nothing is missing.
+    def lacks(self, row: Row, key: str = "") -> str:
+        """What a row waits for, with what to do: an LLM of its own; on a corpus of this key also its recordings. "" = nothing.
 
-        Such an LLM may be gated, and no other row needs it: its row then says "not run", and the rest goes on.
+        No other row needs it: this one then says "not run", and the rest goes on.
         """
+        if key and row.method == "omni":
+            return recordings.lacks(self._planned_config(key, row), self.corpus(key), self.cache)
         if self.llm_name_of(row) == self.llm_name:
             return ""
         try:
@@ -239,7 +240,12 @@ class Study:
 
         Raises:
             ValueError: the row's method is not registered, or the changes asked for do not fit it.
+            OSError: what `lacks` says, where something is missing.
         """
+        planned = self._planned_config(key, row, seed)
+        return recordings.filled(planned, self.corpus(key), self.cache, self.changes | dict(row.changes))
+
+    def _planned_config(self, key: str, row: Row, seed: int | None = None) -> RunConfig:  # but for what `filled` fills in
         if row.method not in registry.ENTRIES:
             raise ValueError(f"row '{row.name}': no method '{row.method}'; there are: {', '.join(registry.ENTRIES)}")
         entry, corpus = registry.ENTRIES[row.method], self.corpus(key)
@@ -285,7 +291,7 @@ class Study:
         """The runs that a notebook needs, but for the register's alternatives and rows whose own LLM is not here."""
         chosen = [replace(found, has_register=False) for found in plan.chosen([notebook])]
         planned = plan.planned(chosen, self.keys, bool(self.data), self.seeds)
-        return [self._run(one.key, one.row, one.seed) for one in planned if not self.lacks(one.row)]
+        return [self._run(one.key, one.row, one.seed) for one in planned if not self.lacks(one.row, one.key)]
 
     def register_runs(self) -> list[Run]:
         """The default and the interpretation register's alternatives: one seed each, on the first corpus."""
@@ -318,8 +324,9 @@ class Study:
 
     def planned_runs(self, notebooks: Collection[str] = (), keys: Collection[str] | None = None) -> list[tuple[str, Run]]:
         """Every run that these notebooks (or all) need on these corpora (or all), each once, with its row's name."""
-        wanted = [one for one in self.planned(notebooks) if (keys is None or one.key in keys) and not self.lacks(one.row)]
-        return [(one.row.name, self._run(one.key, one.row, one.seed)) for one in wanted]
+        asked = [one for one in self.planned(notebooks) if keys is None or one.key in keys]
+        found = [one for one in asked if not self.lacks(one.row, one.key)]
+        return [(one.row.name, self._run(one.key, one.row, one.seed)) for one in found]
 
     def keys_of(self, notebooks: Collection[str]) -> tuple[str, ...]:
         """The corpora that these notebooks read."""
