@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -35,6 +36,7 @@ class Tools:
     device: torch.device
     llm: Callable[[LLMConfig], FrozenLLM]
     encoder: Callable[[EncoderConfig], TextEncoder] = _no_encoder
+    knowledge: Path | None = None  # folder for what models said of clips; None = kept in memory
 
 
 @dataclass(frozen=True)

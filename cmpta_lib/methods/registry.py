@@ -245,6 +245,24 @@ register(
     },
     reads="one utterance: words by the frozen LLM, all frames of voice and face",
 )
+register(
+    prompted.MllmMacConfig,
+    "cmpta_lib.methods.mllm_mac:MllmMac",
+    row="MLLM-MAC",
+    is_beyond=True,
+    settings={
+        "demo": {
+            "method.dim": 64, "method.perception_epochs": 1, "method.perception_rate": 3e-3, "method.speech_rank": 16,
+            "method.facts": ("course",), "method.courses": 1, "method.wording": "signs",
+            "method.statements": 1, "method.max_new_tokens": 14, "training.epochs": 1,
+        },
+        "demo/meld": {"method.courses": 2, "method.steady_share": 0.5},
+        "demo/data": {"method.dim": 128, "method.perception_epochs": 10},
+        "smoke": {"method.dim": 16, "method.perception_epochs": 1},
+        "paper": {"training.learning_rate": 1.1e-4, "training.epochs": 30},
+    },
+    reads="one utterance: words by an LLM that is fine-tuned too, all frames of voice and face, and a statement about them",
+)
 
 
 def build(config: RunConfig, inputs: Inputs, tools: Tools) -> Method:

@@ -290,8 +290,8 @@ def _device() -> torch.device:
 
 def tools(root: Path) -> Tools:
     """What methods are built with, for runs whose caches lie below `root`."""
-    caches = [root / "cache" / "llm"]
-    return Tools(_device(), lambda config: load_llm(caches, config), lambda config: load_encoder(caches, config))
+    caches, knowledge = [root / "cache" / "llm"], root / "cache" / "knowledge"
+    return Tools(_device(), lambda config: load_llm(caches, config), lambda config: load_encoder(caches, config), knowledge)
 
 
 def _checked(samples: Iterable[Sample], inputs: Inputs) -> Iterator[tuple[Sample, Counter[str]]]:

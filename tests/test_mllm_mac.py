@@ -1,0 +1,349 @@
+"""MLLM-MAC: equal to the plain LLM where it adds nothing, each stage moves its own weights, and knowledge sees no label."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from test_knowledge import relabelled
+from test_model import clips
+
+from cmpta_lib.config import CmptaConfig, DataConfig, RunConfig, TextOnlyConfig, TrainingConfig, from_json, override, to_json
+from cmpta_lib.data.corpus import Inputs
+from cmpta_lib.llm.frozen import weights_fingerprint
+from cmpta_lib.methods import registry
+from cmpta_lib.methods.mllm_mac import MllmMac
+from cmpta_lib.methods.multimodal_llm import MultimodalLLM, bare
+from cmpta_lib.methods.prompted_settings import MllmMacConfig
+from cmpta_lib.methods.prompts import Layout
+from cmpta_lib.training import loop
+
+WORLDS = ("embedded-sims", "embedded-meld")
+SMALL = MllmMacConfig(
+    dim=16, speech_rank=2, perception_epochs=1, perception_rate=0.01, perception_batch_size=10, facts=["course"], courses=1,
+    wording="signs", statements=2, max_new_tokens=6, lora_rank=2, lora_alpha=4, knowledge="none", top_p=0.9,
+)  # fmt: skip
+CONFIG = RunConfig(
+    data=DataConfig(name="test", fingerprint=""), method=SMALL, training=TrainingConfig(epochs=1, batch_size=10, learning_rate=0.01)
+)
+PLAIN = {"method.knowledge": "none", "method.sft": False}
+
+
+def config(changes) -> RunConfig:
+    return override(CONFIG, {f"method.{name}": value for name, value in changes.items()})
+
+
+def built(tools, corpus, **changes) -> MllmMac:
+    method = loop.build(config(changes), corpus, tools)
+    method.module.eval()
+    assert isinstance(method, MllmMac)
+    return method
+
+
+def answers(method, samples):
+    found = method.predict(method.collate(samples))
+    return list(found.replies), found.probabilities
+
+
+def equal(first, second) -> bool:
+    return first[0] == second[0] and np.array_equal(first[1], second[1])
+
+
+def stirred(method: MllmMac, part: str) -> MllmMac:
+    """As after some training of a part."""
+    torch.manual_seed(5)
+    with torch.no_grad():
+        for weight in getattr(method.module, part).parameters():
+            weight.add_(0.2 * torch.randn_like(weight))
+    return method
+
+
+# --- what it is where it adds nothing -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_with_text_alone_it_is_the_plain_llm(world, tools, corpora):
+    corpus = corpora[world]
+    plain = registry.build(replace_method(TextOnlyConfig()), Inputs.of(corpus), tools)
+    method = built(tools, corpus, sft=False, modalities="T")
+    assert equal(answers(method, clips(corpus)), answers(plain, clips(corpus)))
+    assert not list(method.module.parameters()) and config({"sft": False, "modalities": "T"}).stages == ()
+
+
+def replace_method(settings) -> RunConfig:
+    return RunConfig(data=CONFIG.data, method=settings, training=CONFIG.training)
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_without_knowledge_it_is_the_llm_with_its_pseudo_tokens(world, tools, corpora):
+    corpus = corpora[world]
+    plain = loop.build(replace_method(CmptaConfig(dim=16)), corpus, tools)
+    plain.module.eval()
+    method = built(tools, corpus, sft=False)
+    method.maker.load_state_dict(plain.maker.state_dict())
+    assert equal(answers(method, clips(corpus)), answers(plain, clips(corpus)))
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_before_it_is_tuned_it_answers_zero_shot(world, tools, corpora):
+    corpus = corpora[world]
+    first, second = (built(tools, corpus, sft=sft, knowledge="features") for sft in (True, False))
+    assert equal(answers(first, clips(corpus)), answers(second, clips(corpus)))
+    assert not equal(answers(stirred(first, "lora"), clips(corpus)), answers(second, clips(corpus)))
+
+
+@pytest.mark.parametrize(("modalities", "absent"), [("TA", "vision"), ("TV", "audio")])
+def test_what_is_not_given_is_not_read(modalities, absent, tools, corpora):
+    corpus = corpora["embedded-sims"]
+    method = built(tools, corpus, modalities=modalities, knowledge="features")
+    for samples in ([sample] for sample in clips(corpus)):
+        other = [replace(s, **{absent: getattr(s, absent)[:0]}) for s in samples]
+        assert equal(answers(method, samples), answers(method, other))
+        assert method.knowledge(samples) == method.knowledge(other)
+    assert {"TA": "样", "TV": "话"}[modalities] not in "".join(*method.knowledge(clips(corpus)[:1]))
+
+
+# --- stages -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_stages_of_each_setting():
+    names = {sft_and: [s.name for s in config(dict(zip(("sft", "modalities"), sft_and, strict=True))).stages]
+             for sft_and in [(False, "T"), (True, "T"), (False, "TA"), (True, "TAV")]}  # fmt: skip
+    assert names == {
+        (False, "T"): [], (True, "T"): ["training"], (False, "TA"): ["perception"], (True, "TAV"): ["perception", "training"],
+    }  # fmt: skip
+    perception, training = CONFIG.stages
+    assert not perception.is_labelled and perception.training.learning_rate == 0.01 and training.outcome is None
+    assert perception.training.patience is None and perception.training.batch_size == 10
+
+
+def test_settings_that_decide_what_is_perceived_are_shared_and_others_part():
+    alike = [{"sft": False}, {"modalities": "TV"}, {"knowledge": "cue", "shuffled": True}, {"lora_rank": 8}, {"decoding": "free"}]
+    outcome = CONFIG.stages[0].outcome
+    assert all(config(changes).stages[0].outcome == outcome for changes in alike)
+    other = [{"dim": 32}, {"wording": "words"}, {"perception_epochs": 3}, {"prompt.max_text_tokens": 9}, {"llm.name": "x"}]
+    assert all(config(changes).stages[0].outcome != outcome for changes in other)
+    assert override(CONFIG, {"seed": 1}).stages[0].outcome != outcome
+
+
+def test_what_is_perceived_does_not_hang_on_what_else_there_is(tools, corpora):
+    corpus = corpora["embedded-meld"]
+    states = []
+    for changes in ({}, {"sft": False}, {"modalities": "TA", "knowledge": "cue", "shuffled": True}):
+        state = built(tools, corpus, **changes).module.state_dict()
+        states.append({name: weight for name, weight in state.items() if not name.startswith("lora")})
+    assert all(state.keys() == states[0].keys() for state in states)
+    assert all(torch.equal(state[name], states[0][name]) for state in states for name in state)
+
+
+def test_each_stage_moves_its_own_weights_and_the_llm_stays(tools, corpora, llm):
+    corpus, before = corpora["embedded-sims"], weights_fingerprint(llm.model)
+    method = loop.build(CONFIG, corpus, tools)
+    for stage, moving in zip(CONFIG.stages, ({"maker", "speech"}, {"lora"}), strict=True):
+        method.enter(stage)
+        optimizer = loop.optimizer_of(method.groups(stage.training), stage.training)
+        for group in optimizer.param_groups:
+            group["lr"] = 0.01
+        method.module.train()
+        assert method.maker.training == (stage.name == "perception")
+        start = {name: weight.clone() for name, weight in method.module.state_dict().items()}
+        for _ in range(2):  # LoRA's A has no gradient while B is zero
+            loop.step(method, optimizer, corpus.splits["train"], [[i] for i in range(8)], stage.training, 0, stage.is_labelled)
+        changed = {name.partition(".")[0] for name, weight in method.module.state_dict().items() if not torch.equal(weight, start[name])}
+        assert changed == moving
+    assert weights_fingerprint(llm.model) == before and all(p.grad is None for p in llm.model.parameters())
+
+
+@pytest.mark.parametrize("changes", [{}, {"knowledge": "generated"}, {"knowledge": "features", "integration": "max_conf"}], ids=str)
+def test_it_trains_and_is_loaded_as_it_was_saved(changes, tools, corpora, tmp_path):
+    corpus = corpora["embedded-sims"]
+    method, state = loop.train(config(changes), corpus, tools, tmp_path / "run", shared_stages=tmp_path / "stages")
+    assert [row["stage"] for row in state.history] == ["perception", "training"]
+    saved = {name: weight.clone() for name, weight in method.module.state_dict().items()}
+    fresh = registry.build(config(changes), Inputs.of(corpus), tools)
+    fresh.module.load_state_dict(saved)
+    fresh.module.eval()
+    assert equal(answers(fresh, clips(corpus)), answers(method, clips(corpus)))
+    assert not any("base" in name or "embed" in name for name in saved)
+    other, _ = loop.train(config(changes), corpus, tools, tmp_path / "other", shared_stages=tmp_path / "stages")
+    assert all(torch.equal(weight, saved[name]) for name, weight in other.module.state_dict().items())
+
+
+def test_after_perception_alone_it_answers(tools, corpora, tmp_path):
+    corpus = corpora["embedded-sims"]
+    method, _ = loop.train(config({"sft": False}), corpus, tools, tmp_path)
+    fresh = registry.build(config({"sft": False}), Inputs.of(corpus), tools)
+    fresh.module.load_state_dict(method.module.state_dict())
+    fresh.module.eval()
+    assert equal(answers(method, clips(corpus)), answers(fresh, clips(corpus)))
+
+
+def test_perception_teaches_the_statement(tools, corpora):
+    """The loss is that of the statement behind its question, and it falls."""
+    corpus = corpora["embedded-meld"]
+    method = loop.build(CONFIG, corpus, tools)
+    stage = CONFIG.stages[0]
+    method.enter(stage)
+    method.module.train()
+    samples = [replace(sample, label=None) for sample in clips(corpus)]
+    batch = method.collate(samples)
+    said = [method.llm.tokenizer.decode(ids) for ids in batch.answer_ids]
+    assert said == [method.describer.of_frames(sample, method.given) + "\n" for sample in samples]
+    optimizer = torch.optim.Adam(method.groups(stage.training)[0].parameters, lr=0.02)
+    losses = []
+    for _ in range(12):
+        loss = method.loss(batch)
+        optimizer.zero_grad()
+        (loss.total / loss.count).backward()
+        optimizer.step()
+        losses.append(float(loss.total.detach()) / loss.count)
+    assert loss.count == sum(map(len, batch.answer_ids)) and losses[-1] < 0.8 * losses[0]
+
+
+# --- the interface ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_scores_of_the_tasks_own_question_are_its_answers(world, tools, corpora):
+    corpus = corpora[world]
+    method, samples = stirred(built(tools, corpus), "lora"), [bare(sample) for sample in clips(corpus)]
+    assert isinstance(method, MultimodalLLM)
+    found = method.score(samples, Layout.of(corpus.task).prompt, list(method.answers))
+    assert np.array_equal(found, np.log(answers(method, samples)[1]))
+    other = method.score(samples, "?", ["no", "yes", "who knows"])
+    assert other.shape == (len(samples), 3)
+    np.testing.assert_allclose(np.exp(other).sum(1), 1)
+    assert list(method.answers) != ["no", "yes", "who knows"], "the method itself still answers its own question"
+
+
+def test_a_model_is_asked_without_labels(tools, corpora):
+    method, sample = built(tools, corpora["embedded-sims"]), corpora["embedded-sims"].splits["train"][0]
+    for ask in (lambda clip: method.score([clip], "?", ["a", "b"]), lambda clip: method.generate([clip], "?", 3)):
+        with pytest.raises(ValueError, match="bear a label: a model is asked about clips without one"):
+            ask(sample)
+        ask(bare(sample))
+    assert bare(sample).label is None and not bare(sample).extra
+
+
+def test_what_it_says_is_the_same_alone_and_in_any_batch(tools, corpora):
+    method, samples = stirred(built(tools, corpora["embedded-sims"]), "maker"), [bare(s) for s in clips(corpora["embedded-sims"])]
+    together = method.generate(samples, "？", 5)
+    assert together == [method.generate([sample], "？", 5)[0] for sample in samples]
+    small = built(tools, corpora["embedded-sims"])
+    small.config = override(small.config, {"evaluation.batch_size": 2})
+    small.module.load_state_dict(method.module.state_dict())
+    assert small.generate(samples, "？", 5) == together
+
+
+# --- knowledge ----------------------------------------------------------------------------------------------------------
+
+
+KINDS = [
+    {"knowledge": "features"},
+    {"knowledge": "cue"},
+    {"knowledge": "generated"},
+    {"knowledge": "generated", "shuffled": True},
+    {"knowledge": "generated", "integration": "max_conf"},
+    {"knowledge": "cue", "shuffled": True, "integration": "max_conf"},
+]
+
+
+@pytest.mark.parametrize("changes", KINDS, ids=str)
+@pytest.mark.parametrize("world", WORLDS)
+def test_a_clip_is_answered_the_same_alone_and_in_any_batch(world, changes, tools, corpora):
+    corpus = corpora[world]
+    method = stirred(stirred(built(tools, corpus, **changes), "lora"), "speech")
+    whole = answers(method, clips(corpus))
+    for place, sample in enumerate(clips(corpus)):
+        fresh = built(tools, corpus, **changes)  # nothing in its cache
+        fresh.module.load_state_dict(method.module.state_dict())
+        replies, probabilities = answers(fresh, [sample])
+        assert replies == whole[0][place : place + 1]
+        np.testing.assert_allclose(probabilities[0], whole[1][place], atol=1e-5)
+
+
+def test_knowledge_stands_before_the_words_and_the_adapter_reads_the_words_alone(tools, corpora):
+    corpus, samples = corpora["embedded-meld"], clips(corpora["embedded-meld"])
+    plain, told = built(tools, corpus), built(tools, corpus, knowledge="cue")
+    batch = told.collate(samples)
+    for ids, sample in zip(batch.text_ids, samples, strict=True):
+        cue = told.describer.cue(sample, told.given)
+        assert told.llm.tokenizer.decode(ids) == cue + " " * bool(cue) + sample.text
+    assert torch.equal(told.pseudo_tokens(batch)[0], plain.pseudo_tokens(plain.collate(samples))[0])
+    assert not equal(answers(told, samples), answers(plain, samples))
+
+
+def test_a_statement_never_cuts_the_words(tools, corpora):
+    corpus = corpora["embedded-meld"]
+    method = built(tools, corpus, knowledge="features", **{"prompt.max_text_tokens": 3})
+    sample = clips(corpus)[0]
+    (ids,), (said,) = method.collate([sample]).text_ids, method.knowledge([sample])[0]
+    assert len(ids) == len(method.llm.token_ids(said)) + 3 and method.collate([sample]).oddities == {"texts_cut": 1}
+
+
+def test_the_surest_reading_counts(tools, corpora):
+    corpus, samples = corpora["embedded-meld"], clips(corpora["embedded-meld"])
+    method = stirred(built(tools, corpus, knowledge="features", integration="max_conf"), "lora")
+    alone, told = (stirred(built(tools, corpus, knowledge=kind), "lora") for kind in ("none", "features"))
+    both = np.stack([answers(alone, samples)[1], answers(told, samples)[1]])
+    surest = both.max(2).argmax(0)
+    np.testing.assert_allclose(answers(method, samples)[1], both[surest, np.arange(len(samples))], atol=1e-6)
+    assert set(surest) == {0, 1}
+    losses = [one.loss(one.collate(samples)) for one in (alone, told, method)]
+    torch.testing.assert_close(losses[2].total, losses[0].total + losses[1].total)
+    assert losses[2].count == losses[0].count + losses[1].count
+
+
+def test_what_the_model_says_is_said_once_and_kept(tools, corpora, tmp_path):
+    corpus, samples = corpora["embedded-sims"], clips(corpora["embedded-sims"])
+    kept = replace(tools, knowledge=tmp_path)
+    method = stirred(built(kept, corpus, knowledge="generated"), "speech")
+    first = method.knowledge(samples)
+    (path,) = tmp_path.iterdir()
+    assert all(0 < len(set(said)) == len(said) <= 2 for said in first) and any(len(said) == 2 for said in first)
+    greedy = method.generate([bare(sample) for sample in samples], method.describer.wording.prompt, 6)
+    assert [said[0] for said in first if said] == [line for line in greedy if line]
+    other = stirred(built(kept, corpus, knowledge="generated"), "speech")
+    other._said = None  # it would fail if it had to say anything
+    assert other.knowledge(samples) == first
+    content = path.read_bytes()
+    assert stirred(other, "maker") and built(kept, corpus, knowledge="generated").knowledge(samples) != first
+    assert path.read_bytes() == content and len(list(tmp_path.iterdir())) == 2, "another model, another file"
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_no_label_reaches_perception_or_knowledge(world, tools, corpora, tmp_path):
+    """Trained and asked with permuted labels: the same weights of perception, the same bytes in the cache."""
+    states, caches = [], []
+    corpus = corpora[world]
+    for number, train in enumerate([corpus.splits["train"], relabelled(corpus.splits["train"])]):
+        kept = replace(tools, knowledge=tmp_path / str(number))
+        given = replace(corpus, splits=corpus.splits | {"train": train})
+        method, _ = loop.train(config({"knowledge": "generated"}), given, kept, tmp_path / f"run{number}")
+        states.append(method.module.state_dict())
+        method.knowledge([*train])
+        caches.append({path.name: path.read_bytes() for path in (tmp_path / str(number)).iterdir()})
+    assert len(caches[0]) == 1 and caches[0] == caches[1]
+    apart = {name.partition(".")[0] for name in states[0] if not torch.equal(states[0][name], states[1][name])}
+    assert apart == {"lora"}
+
+
+def test_free_replies_that_are_no_answer_are_counted(tools, corpora):
+    corpus, samples = corpora["embedded-meld"], clips(corpora["embedded-meld"])
+    method = built(tools, corpus, decoding="free", knowledge="features")
+    found = method.predict(method.collate(samples))
+    assert found.oddities["unparsable_replies"] == [*found.replies].count(None) == np.isnan(found.values).sum() > 0
+
+
+def test_settings_survive_their_file_and_senseless_ones_are_refused():
+    assert from_json(to_json(CONFIG)) == CONFIG
+    for changes, reason in (
+        ({"modalities": "T", "knowledge": "features"}, "there is nothing to say"),
+        ({"shuffled": True}, "nothing to shuffle"),
+        ({"dim": 20}, "not a multiple of num_heads"),
+        ({"facts": []}, "method.facts"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            config(changes)
