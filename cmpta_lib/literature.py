@@ -29,6 +29,15 @@ ELSEWHERE: Mapping[str, tuple[Published, ...]] = {
     "MSE-Adapter": (
         Published({"mae": 0.311, "corr": 0.678}, "MSE-Adapter with Qwen-1.8B, its log of SIMS-V2, five seeds"),
         Published({"f1_weighted": 59.87}, "MSE-Adapter with Qwen-1.8B, its log of MELD, five seeds"),
+        Published({"mae": 0.304}, "with ChatGLM3, in MGSI's paper, from notes on it"),
+        Published({"mae": 0.293}, "with Qwen2.5-7B, in MGSI's paper, from notes on it"),
+    ),
+    "prototype prompt": (
+        Published({"mae": 0.264, "corr": 0.769, "f1_weighted": 65.97}, "with ChatGLM3, its paper, from notes on it, five seeds"),
+    ),
+    "MGSI": (
+        Published({"mae": 0.267}, "with ChatGLM3, its paper, from notes on it, three seeds"),
+        Published({"mae": 0.286}, "with Qwen2.5-7B, its paper, from notes on it, three seeds"),
     ),
     "TFN": (Published({"f1_weighted": 57.74}, "as commonly quoted; no run of it on MELD is public"),),
     "MMGCN": (Published({"f1_weighted": 58.65}, "its paper; its code chooses the epoch on the test split"),),

@@ -45,6 +45,23 @@ def test_on_clips_of_ones_own_every_method_is_compared():
     assert names == {entry.name for entry in registry.ENTRIES.values() if entry.comparisons}
 
 
+def test_todays_best_frozen_methods_are_rows_that_are_run_with_everything(study: Study):
+    for key in (*PRINTED, "data"):
+        assert {"prototype prompt", "MGSI"} <= {row.name for row in plan.added(key)}
+        assert not {row.method for row in plan.added(key)} & {row.method for row in plan.compared(key)}
+    tables = {key: comparison.methods_table(study, key).set_index("method") for key in PRINTED}
+    assert "0.264 (with ChatGLM3" in tables["sims"].loc["prototype prompt", "MAE elsewhere"]
+    assert "0.267 (with ChatGLM3" in (own := tables["sims"].loc["MGSI", "MAE elsewhere"]) and "0.286 (with Qwen2.5-7B" in own
+    assert "65.97 (with ChatGLM3" in tables["meld"].loc["prototype prompt", "WF1 (%) elsewhere"]
+    assert tables["meld"].loc["MGSI", "WF1 (%) elsewhere"] == "—"
+    for row in plan.added("sims"):
+        for run in study.runs("sims", row):
+            shutil.rmtree(run.folder)
+    rows = {row.method: row for row in comparison.comparison_rows(study, "sims")}
+    notes = [rows[row.name].note for row in plan.added("sims")]
+    assert set(notes) == {"beyond the paper: `cmpta reproduce --profile demo --all` runs it"}
+
+
 def test_other_published_numbers_are_of_rows_that_there_are():
     rows = {row.name for key in PRINTED for row in plan.comparison(key)}
     assert literature.ELSEWHERE.keys() <= rows

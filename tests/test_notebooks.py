@@ -170,7 +170,7 @@ def test_one_damaged_run_costs_its_row_and_the_exit_code(runs_folder: Path, tmp_
     table = pd.read_parquet(predictions)
     table.assign(prediction=table["label"]).to_parquet(predictions, index=False)
     (path,) = (path for path in NOTEBOOKS if path.stem == "04_table3_simsv2")
-    count = len(plan.comparison("sims"))
+    count = len(plan.compared("sims"))
     message = rf"04_table3_simsv2.ipynb, code cell \d+: RunsFailed: 1 of {count} runs failed, .*{predictions}.*remove the folder"
     with pytest.raises(NotebookFailed, match=message):
         execute(path, tmp_path)
@@ -204,7 +204,11 @@ def test_runs_on_a_users_own_clips(number: str, runs_folder: Path, voices: Path,
         return
     table = pd.read_csv(figures / "table3.csv")
     assert set(table["WF1 (%) paper"]) == {"—"} and list(table["method"])[-1] == "CMPTA"
-    assert len(table) == len(plan.comparison("data")) and table["WF1 (%) this run"].str.contains("(n=1)", regex=False).all()
+    assert len(table) == len(plan.comparison("data"))
+    beyond = table["method"].isin([row.name for row in plan.added("data")])
+    assert table.loc[~beyond, "WF1 (%) this run"].str.contains("(n=1)", regex=False).all()
+    assert set(table.loc[beyond, "WF1 (%) this run"]) == {"not run"}
+    assert table.loc[beyond, "note"].str.startswith("beyond the paper:").all()
     assert "voices" in (figures / "table3.md").read_text(encoding="utf-8") and not table["generated"].any()
 
 

@@ -175,6 +175,6 @@ def test_one_table_of_the_paper_profile_from_generated_files(study: Study, runs_
     assert "59.49" in (folder / "table4.md").read_text(encoding="utf-8")
     assert all(run.done for _, run in study.planned_runs(["05_table4_meld"]))
     again = subprocess.run([*command, "--dry-run"], env=environment, cwd=ROOT, capture_output=True, text=True)
-    count = len(plan.comparison("meld"))
+    count = len(plan.compared("meld"))
     assert f"runs: {count} of {count} are finished already" in again.stdout and again.stdout.count(" finished  ") == count
     assert str(runs_folder) not in (folder / "report.md").read_text(encoding="utf-8"), "no path of this machine"

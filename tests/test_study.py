@@ -52,7 +52,7 @@ def voices(tmp_path_factory) -> Path:
 
 
 REFERENCES = ["constant", "linear", "BiLSTM", "soft prompt"]
-ADDED = ["MSE-Adapter", *REFERENCES]  # rows of a comparison that the paper does not print
+ADDED = ["MSE-Adapter", *REFERENCES]  # rows of a comparison that the paper does not print and its reproduction runs
 
 
 def row(name: str) -> Row:
@@ -272,7 +272,7 @@ def test_planned_runs_are_those_of_tables_and_register_each_once(study, voices, 
     plain = study(data=str(voices) if own else "", seeds=2)
     runs = [run for _, run in plain.planned_runs()]
     assert len({run.config for run in runs}) == len({run.folder for run in runs}) == len(runs)
-    rows = sum(len(plan.comparison(key)) + len(ABLATIONS) for key in plain.keys)
+    rows = sum(len(plan.compared(key)) + len(ABLATIONS) for key in plain.keys)
     assert len(runs) == rows * 2 + len(REGISTER)
     tried = plain.register_runs()
     assert [run.config for run in tried[1:]] == [plain.config(plain.keys[0], row) for row in REGISTER]
@@ -413,8 +413,13 @@ def test_the_comparison_has_the_papers_rows_in_order_and_text_only(finished, key
     for shown, line in zip(rows, others, strict=False):
         assert shown.paper == line.scores
     *added, text_only, cmpta = rows[len(others) :]
-    assert [(shown.method, shown.group, shown.paper) for shown in added] == [
-        (name, comparison.REFERENCE if name in REFERENCES else comparison.ADDED, {}) for name in ADDED
+    methods, beyond = added[: -len(REFERENCES)], [row.name for row in plan.added(key)]
+    assert {"prototype prompt", "MGSI"} <= set(beyond)
+    assert [shown.method for shown in methods if shown.method not in beyond] + REFERENCES == ADDED
+    assert sorted(shown.method for shown in methods) == sorted(["MSE-Adapter", *beyond])
+    assert [shown.method for shown in added[-len(REFERENCES) :]] == REFERENCES
+    assert [(shown.group, shown.paper) for shown in added] == [
+        (comparison.REFERENCE if shown.method in REFERENCES else comparison.ADDED, {}) for shown in added
     ]
     for shown in rows:
         wanted = next(row for row in plan.comparison(key) if row.name == shown.method.partition(" [")[0])
@@ -453,7 +458,8 @@ def test_a_users_own_clips_stand_beside_no_number_of_the_paper(study, voices):
     compared, ablation = comparison.comparison_rows(own, "data"), reports.ablation_rows(own, "data")
     names = [row.method for row in compared]
     assert names[-6:] == [*REFERENCES, "text only", "CMPTA"]
-    assert set(names[:-6]) == {"LMF", "Self-MM", "MAG-BERT", "TFN", "MMGCN", "GA2MIF", "MSE-Adapter"}
+    beyond = [row.name for row in plan.added("data")]
+    assert set(names[:-6]) == {"LMF", "Self-MM", "MAG-BERT", "TFN", "MMGCN", "GA2MIF", "MSE-Adapter", *beyond}
     assert [row.method for row in printed_and_ours(ablation)[0]] == [line.method for line in paper.TABLE6]
     for shown in compared + ablation:
         assert shown.paper == {} and shown.predictions.shape == (1, 5)

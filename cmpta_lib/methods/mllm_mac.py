@@ -62,7 +62,7 @@ class MacModule(nn.Module):
         return self
 
 
-class MllmMac(PromptedLM, MultimodalLLM):
+class MllmMac(PromptedLM, MultimodalLLM[Sample]):
     """The offline multimodal LLM, told what is seen and heard, fine-tuned, or both.
 
     `score` and `generate` ask it without any knowledge but what the caller writes; `predict` is the whole method.

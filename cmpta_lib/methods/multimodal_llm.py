@@ -6,33 +6,36 @@ asked is given a clip without its label: no knowledge that is drawn from a model
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
 from cmpta_lib.data.corpus import Sample
 
+ClipT = TypeVar("ClipT", contravariant=True)
 
-class MultimodalLLM(ABC):
-    """A model that reads, hears and sees a clip and is prompted in words."""
 
-    @abstractmethod
-    def score(self, clips: Sequence[Sample], prompt: str, choices: Sequence[str]) -> np.ndarray:
+@runtime_checkable
+class MultimodalLLM(Protocol[ClipT]):
+    """A model that reads, hears and sees a clip, as frames or as a recording, and is prompted in words."""
+
+    def score(self, clips: Sequence[ClipT], prompt: str, choices: Sequence[str]) -> np.ndarray:
         """(B, C) float64 natural logarithms of the chance of each choice behind the prompt; each row's chances sum to 1.
 
         Raises:
             ValueError: a clip bears a label, or a choice is the beginning of another.
         """
+        ...
 
-    @abstractmethod
-    def generate(self, clips: Sequence[Sample], prompt: str, max_new_tokens: int) -> list[str]:
+    def generate(self, clips: Sequence[ClipT], prompt: str, max_new_tokens: int) -> list[str]:
         """What it says of each clip behind the prompt, greedily, up to the first line end.
 
         Raises:
             ValueError: a clip bears a label.
         """
+        ...
 
 
 def bare(sample: Sample) -> Sample:

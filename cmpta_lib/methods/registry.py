@@ -235,6 +235,32 @@ register(
     reads="one utterance: words by the frozen LLM, all frames of voice and face",
 )
 register(
+    prompted.PrototypesConfig,
+    "cmpta_lib.methods.prototypes:Prototypes",
+    row="prototype prompt",
+    settings={
+        # The embedded clips' frames are given one by one, without what published features know of their neighbours: as a
+        # set they tell little. Chosen on validation clips, as its width and learning rate.
+        "demo": {"method.dim": 64, "method.frames": "bilstm"},
+        "smoke": {"method.dim": 16},
+        "paper": {"training.patience": 10},  # of its optimiser and learning rate nothing is known
+    },
+    reads="one utterance: words by the frozen LLM, all frames of voice and face",
+    is_beyond=True,
+)
+register(
+    prompted.MgsiConfig,
+    "cmpta_lib.methods.mgsi:Mgsi",
+    row="MGSI",
+    settings={
+        "demo": {"method.dim": 64},
+        "smoke": {"method.dim": 16},
+        "paper": {"training.learning_rate": 5e-5, "training.batch_size": 8, "training.epochs": 30},
+    },
+    reads="one utterance: words by the frozen LLM, all frames of voice and face",
+    is_beyond=True,
+)
+register(
     CmptaConfig,
     "cmpta_lib.methods.cmpta:CMPTA",
     row="CMPTA",
