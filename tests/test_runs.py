@@ -220,6 +220,7 @@ def test_the_environment_says_what_made_the_run(done, study, voices):
     record = done["own clips"].environment
     assert record["llm_fingerprint"] == study.llm.fingerprint
     assert record["commit"] == records.commit() and record["seconds"] >= record["train_seconds"] >= 0
+    assert 0.05 < record["peak_memory_gb"] < 100
     assert {"torch", "transformers", "numpy"} <= record["packages"].keys() and record["hardware"]
     assert record["data_sources"].keys() == {f"voices_{split}.pkl" for split in ("train", "valid", "test")}
     assert record["data_sources"] == voices.corpus("data").sources

@@ -15,7 +15,7 @@ from typing import Any
 
 from cmpta_lib.files import runs_folder
 from cmpta_lib.methods import registry
-from cmpta_lib.runs import store
+from cmpta_lib.runs import memory, store
 from cmpta_lib.runs.console import columns, cut, duration, table
 from cmpta_lib.runs.summary import STATES, Summary, summarise
 from cmpta_lib.study.naming import Name, names
@@ -153,7 +153,8 @@ def as_json(row: Listed) -> dict[str, Any]:
     told |= {"state": found.state, "detail": found.detail, "epochs_finished": found.epochs, "best_epoch": found.best_epoch}
     told |= {"valid": found.scores("valid"), "test": found.scores("test")}
     told |= {key: found.records.get(key) for key in ("trainable_parameters", "llm_parameters", "oddities")}
-    told |= {key: found.environment.get(key) for key in ("commit", "hardware", "packages", "train_seconds", "seconds")}
+    of_its_making = ("commit", "hardware", "packages", "train_seconds", "seconds", memory.RESIDENT, memory.ALLOCATED)
+    told |= {key: found.environment.get(key) for key in of_its_making}
     finite: dict[str, Any] = _finite(told | {"config": config.model_dump(mode="json") if config else None})
     return finite
 

@@ -21,7 +21,7 @@ from cmpta_lib.config import RunConfig, from_json
 from cmpta_lib.data.corpus import Corpus, Inputs, Split
 from cmpta_lib.methods import registry
 from cmpta_lib.methods.base import Method
-from cmpta_lib.runs import provenance, store
+from cmpta_lib.runs import memory, provenance, store
 from cmpta_lib.runs.trained import find_corpus, tools
 from cmpta_lib.training.checkpoint import State, write_tensors
 from cmpta_lib.training.evaluation import evaluate, score_of, units
@@ -43,6 +43,7 @@ def execute(root: Path, folder: Path, on_progress: Callable[[float], None] = lam
     registry.load_plugins()
     config = from_json((folder / store.CONFIG).read_text(encoding="utf-8"))
     started = time.perf_counter()
+    memory.watch()
     torch.set_num_threads(config.training.num_threads)
     corpus = find_corpus(root / "cache" / "data", config.data)
 
@@ -108,6 +109,7 @@ def _record(folder: Path, config: RunConfig, corpus: Corpus, method: Method, sta
     if common := [path_of(Path(), stage).stem for stage in config.stages if stage.outcome is not None]:
         record |= {"shared_stages": common}  # whether this run or another made them: the bytes are the same
     record |= {"train_seconds": round(state.seconds, 2), "seconds": round(time.perf_counter() - started, 2)}
+    record |= memory.peaks_gb()
     files.write_text(folder / store.ENVIRONMENT, json.dumps(record, indent=1))
     result: dict[str, Any] = {split: score_of(table, corpus.task) for split, table in tables.items()}
     result |= {"best_epoch": state.best_epoch, "oddities": dict(oddities)}

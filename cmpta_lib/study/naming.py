@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 Rows = Callable[[str, str], "Sequence[Row]"]  # corpus' key, method -> its rows there
 SHOWN_CHANGES = 3
 # Data, backbone and seed stand beside a run's name; the sign of answers follows from the backbone.
-_BESIDE = ("seed", "data.name", "data.fingerprint", "method.name", "method.recipe", "method.prompt.answer_sign")
+_BESIDE = ("seed", "data.name", "data.fingerprint", "method.name", "method.recipe", "method.prompt.answer_sign") + (
+    "method.media", "method.model.fingerprint", "method.model.dtype",  # an omni model's, which a machine fills in
+)  # fmt: skip
 _READERS = ("method.llm.", "method.encoder.")
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from cmpta_lib import paper
 from cmpta_lib.methods import registry
-from cmpta_lib.study import systems
+from cmpta_lib.study import mllm_rows, systems
 from cmpta_lib.study.row import Row
 
 CMPTA = Row("CMPTA")
@@ -115,7 +115,7 @@ def search(row: Row) -> dict[float, Row]:
 def every_row(key: str, method: str) -> list[Row]:
     """Every row that a run of this method may be on this corpus: with an LLM of its own first, then plain, then changed."""
     comparisons = sorted(comparison(key), key=lambda row: not row.llm)
-    changed = [*ABLATIONS.values(), *REGISTER, *MSE_ABLATIONS, *versions(key), *systems.ROWS]
+    changed = [*ABLATIONS.values(), *REGISTER, *MSE_ABLATIONS, *versions(key), *systems.ROWS, *mllm_rows.ROWS]
     own = [row for row in comparisons if row.method == method] or [Row(registry.ENTRIES[method].row, method)]
     searched = [one for row in own for one in search(row).values() if one.rate != 1]
     return [*own, *(row for row in changed if row.method == method), *searched]
@@ -218,6 +218,15 @@ NOTEBOOKS: tuple[Notebook, ...] = (
         tables=("mmt_pretraining", "mmt_fusion", "mmt_labels", "mmt_modalities"),
         is_beyond=True,
     ),
+    Notebook(
+        "14_mllm_mac",
+        "Beyond the paper: multimodal LLMs (MLLM-MAC)",
+        rows=lambda key: [TEXT_ONLY, *mllm_rows.ROWS, mllm_rows.WHOLE],
+        tables=(
+            "mllm_zero_shot", "mllm_two_by_two", "mllm_margins", "mllm_modalities", "mllm_knowledge", "mllm_costs",
+        ),
+        is_beyond=True,
+    ),
 )
 
 
@@ -266,7 +275,8 @@ def planned(notebooks: Sequence[Notebook], keys: Sequence[str], own: bool, seeds
     for notebook in notebooks:
         chosen_seeds = seeds[:1] if notebook.first_seed_only else seeds
         for key in dict.fromkeys(keys[0] if own else corpus for corpus in notebook.corpora):
-            found += [Planned(key, row, seed) for row in notebook.rows(key) for seed in chosen_seeds]
+            for row in notebook.rows(key):
+                found += [Planned(key, row, seed) for seed in (chosen_seeds if row.is_seeded else seeds[:1])]
             if notebook.has_search:
                 tried = (one for row in trained(key) for one in search(row).values())
                 found += [Planned(key, row, seeds[0]) for row in tried]

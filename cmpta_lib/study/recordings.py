@@ -1,4 +1,7 @@
-"""What rows of the method "omni" wait for, and the config fields that this machine fills in: model, dtype, recordings."""
+"""What rows of some methods wait for: an omni model for its files and recordings, a statement of the cue for generated clips.
+
+Also the config fields of an omni model that this machine fills in: model, dtype, recordings.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +15,17 @@ from cmpta_lib.files import Damaged
 from cmpta_lib.llm import files as llm_files
 from cmpta_lib.llm import media, omni_files
 from cmpta_lib.methods.omni_settings import OmniConfig
+from cmpta_lib.methods.prompted_settings import MllmMacConfig
 from cmpta_lib.runs.machine import gpu_count
 
+WAITING = ("omni", "mllm_mac")  # methods whose rows may need what a corpus does not hold
 ANSWERED = ("valid", "test")  # the splits that a run answers, whose recordings decide its result
 
 
 def lacks(config: RunConfig, corpus: Corpus, cache: Path) -> str:
     """Why a run of this config cannot be made here, with what to do; "" where it can, or for other methods."""
+    if isinstance(config.method, MllmMacConfig) and config.method.knowledge == "cue" and not corpus.has_known_truth:
+        return f"only the generator of a clip knows its cue, and '{corpus.name}' was not generated; profile 'demo' has such clips"
     if not isinstance(config.method, OmniConfig):
         return ""
     if config.method.needs_media and corpus.generated:

@@ -11,7 +11,8 @@ from typing import Any
 class Row:
     """What one line of a table measures: a method, and the fields in which it differs from that method's settings.
 
-    `llm`: the role of a frozen LLM of its own (`profiles.Profile.llms`); "" = the study's.
+    `llm`: the role of a frozen LLM of its own (`profiles.Profile.llms`); "" = the study's. `is_seeded`: where no draw decides
+    its answers, the first seed's run stands for all.
     """
 
     name: str
@@ -19,3 +20,4 @@ class Row:
     changes: Mapping[str, Any] = field(default_factory=dict)
     rate: float = 1.0  # times the learning rate of its settings
     llm: str = ""
+    is_seeded: bool = True

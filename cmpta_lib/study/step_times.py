@@ -6,7 +6,6 @@ From the same measurement comes the estimate of how long a study's unfinished ru
 from __future__ import annotations
 
 import math
-import resource
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from cmpta_lib.config import RunConfig, Stage
 from cmpta_lib.data.corpus import Corpus
+from cmpta_lib.runs import memory
 from cmpta_lib.runs.store import Run
 from cmpta_lib.runs.trained import tools
 from cmpta_lib.study.study import Study
@@ -51,8 +51,7 @@ def step_times(
         config, corpus = study.config(key), study.corpus(key)
         split, size = corpus.splits["train"], batch_size or config.training.batch_size
         torch.set_num_threads(config.training.num_threads)
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
+        memory.watch()
         method = loop.build(config, corpus, tools(study.root))
         assert isinstance(method, PromptedLM)
         optimizer = torch.optim.AdamW(method.module.parameters(), lr=1e-6)
@@ -66,6 +65,7 @@ def step_times(
             positions.append(count)
             for name, value in one.items():
                 times[name].append(value)
+        peaks = memory.peaks_gb()
         bare, whole, reply = (statistics.median(times[name][warm:]) for name in ("floor", "step", "answer"))
         rows.append(
             {
@@ -77,7 +77,7 @@ def step_times(
                 "training step ms": round(whole, 1),
                 "step / floor": round(whole / bare, 2),
                 "answer ms": round(reply, 1),
-                "peak GB": round(peak_gb(), 2),
+                "peak GB": round(peaks.get(memory.ALLOCATED, peaks[memory.RESIDENT]), 2),
                 "threads": config.training.num_threads,
             }
         )
@@ -181,15 +181,6 @@ def _speed(config: RunConfig, corpus: Corpus, root: Path) -> _Speed:
     clips = [split[index] for index in range(min(len(split), config.evaluation.batch_size))]
     answer = _milliseconds(lambda: method.predict(method.collate(clips))) / 1000 / len(clips)
     return _Speed(start, answer, steps)
-
-
-def peak_gb() -> float:
-    """Highest memory use so far in GB (1e9 bytes): allocated on the GPU, or resident of this process."""
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
 def _milliseconds(work: Callable[[], object]) -> float:

@@ -165,11 +165,11 @@ class Study:
         return self._llms[name]
 
     def lacks(self, row: Row, key: str = "") -> str:
-        """What a row waits for, with what to do: an LLM of its own; on a corpus of this key also its recordings. "" = nothing.
+        """What a row waits for, with what to do: an LLM of its own; on a corpus of this key also its clips. "" = nothing.
 
         No other row needs it: this one then says "not run", and the rest goes on.
         """
-        if key and row.method == "omni":
+        if key and row.method in recordings.WAITING:
             return recordings.lacks(self._planned_config(key, row), self.corpus(key), self.cache)
         if self.llm_name_of(row) == self.llm_name:
             return ""
@@ -274,8 +274,8 @@ class Study:
             raise ValueError(f"row '{row.name}' cannot be run as asked: {error}") from error
 
     def runs(self, key: str, row: Row = CMPTA) -> list[Run]:
-        """One run per seed, finished or not."""
-        return [self._run(key, row, seed) for seed in self.seeds]
+        """One run per seed, finished or not; one in all where no seed matters."""
+        return [self._run(key, row, seed) for seed in (self.seeds if row.is_seeded else self.seeds[:1])]
 
     def _run(self, key: str, row: Row, seed: int) -> Run:
         config = self.config(key, row, seed)
