@@ -289,6 +289,25 @@ register(
     },
     reads="one utterance: words by an LLM that is fine-tuned too, all frames of voice and face, and a statement about them",
 )
+register(
+    methods.MultimodalTransformerConfig,
+    "cmpta_lib.methods.multimodal_transformer:MultimodalTransformer",
+    row="multimodal transformer",
+    settings={
+        "demo": {
+            "method.dim": 48, "method.layers": 1, "method.feedforward": 2, "method.dropout": 0.0,
+            "method.frame_window": 8, "method.frame_stride": 4,  # a cue in one window: a quarter of the tokens
+            "method.pretraining_epochs": 4, "method.pretraining_rate": 1e-3, "method.body_rate": 1.0,
+            "training.epochs": 2, "training.batch_size": 32,
+        },
+        "demo/meld": {"method.pretraining_rate": 3e-3},
+        "demo/data": {"training.epochs": 30},
+        "smoke": {"method.dim": 16, "method.layers": 1, "method.pretraining_epochs": 1},
+        "paper": {"training.learning_rate": 1e-4, "method.body_rate": 0.2},
+    },
+    reads="one utterance: words by BERT's word embeddings, all frames of voice and face; pre-trained without labels",
+    is_beyond=True,
+)
 
 
 def build(config: RunConfig, inputs: Inputs, tools: Tools) -> Method:

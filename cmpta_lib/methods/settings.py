@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar, Literal, Self, TypeVar
 
 from pydantic import Field, model_validator
 
-from cmpta_lib.config import AtLeastOne, EncoderConfig, MethodConfig, Positive
+from cmpta_lib.config import AtLeastOne, EncoderConfig, MethodConfig, Positive, RunConfig, Stage
 
 Decay = Annotated[float, Field(ge=0)]
 Chance = Annotated[float, Field(ge=0, lt=1)]  # of a dropout
@@ -212,3 +212,71 @@ class BilstmConfig(SupervisedConfig):
     recipe: Literal[1] = 1
     hidden: AtLeastOne = 64  # per direction
     dropout: Chance = 0.3
+
+
+# Beyond the paper: the multimodal transformer -----------------------------------------------------------------------
+class MultimodalTransformerConfig(SupervisedConfig):
+    """The transformer of the second document: pre-trained on clips without labels, then fine-tuned with them.
+
+    The document gives equations and not one number. `training` is the fine-tuning: its learning rate is that of fusion and
+    classifier, and a pre-trained body has `body_rate` times as much.
+    """
+
+    name: Literal["multimodal_transformer"] = "multimodal_transformer"
+    recipe: Literal[1] = 1
+    # Of all that follows, only these fields do not touch the pre-training, so runs that differ in them share one.
+    fine_tuning_only: ClassVar[frozenset[str]] = frozenset(
+        {"fusion", "projections", "pooling", "resampled_positions", "label_share", "body_rate"}
+    )
+    dim: Annotated[int, Field(ge=2, multiple_of=2)] = 256
+    layers: AtLeastOne = 4
+    heads: AtLeastOne = 4
+    feedforward: AtLeastOne = 4  # width of a layer's inner part, times dim
+    dropout: Chance = 0.1
+    frame_window: Annotated[int, Field(ge=1)] = 1  # frames of voice and face that W_m sees at once; 1 = as printed
+    frame_stride: AtLeastOne = 1  # frames from one window to the next
+    positions: Literal["sinusoidal", "learned"] = "sinusoidal"
+    max_positions: AtLeastOne = 1024  # of learned ones; what comes later shares the last
+    text_table: Literal["frozen", "trained"] = "frozen"  # X_t: rows of the text encoder's word embeddings, or a copy of them
+    pretraining: Literal["none", "mlm", "contrastive", "both"] = "both"
+    pretraining_epochs: AtLeastOne = 10
+    pretraining_rate: Positive = 1e-4
+    pretraining_batch: AtLeastOne = 64
+    mask_share: Annotated[float, Field(gt=0, lt=1)] = 0.15  # of a text's tokens, as in BERT
+    contrastive_view: Literal["alone", "joint"] = "alone"  # joint: text has seen the voice that it is to be matched with
+    contrastive_dim: AtLeastOne = 128
+    temperature: Positive = 0.07  # at the start; it is learned, within 1/100 and 1
+    fusion: Literal["six_pair", "concatenation", "self_attention"] = "six_pair"
+    projections: Literal["per_modality", "per_pair"] = "per_modality"  # Q, K, V as they are indexed in the document
+    pooling: Literal["mean", "first_token", "resample"] = "mean"  # how terms of unlike lengths become addable
+    resampled_positions: AtLeastOne = 8
+    label_share: Annotated[float, Field(gt=0, le=1)] = 1.0  # of the training clips whose labels are used
+    body_rate: Positive = 0.2  # of a pre-trained body; one that was not learns as fast as the classifier
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.dim % self.heads:
+            raise ValueError(f"dim={self.dim} is not a multiple of heads={self.heads}")
+        if self.pretraining == "contrastive" and self.modalities == "text":
+            raise ValueError("pretraining='contrastive' with modalities='text': there is no pair of modalities to align")
+        return self
+
+    def stages(self, run: RunConfig) -> tuple[Stage, ...]:
+        """Pre-training without labels, if any, then fine-tuning on a share of the labels."""
+        fine_tuning = Stage("training", run.training, share=self.label_share)
+        if self.pretraining == "none":
+            return (fine_tuning,)
+        changes = {
+            "epochs": self.pretraining_epochs,
+            "learning_rate": self.pretraining_rate,
+            "batch_size": self.pretraining_batch,
+            "patience": None,  # nothing is validated
+        }
+        training = run.training.model_copy(update=changes)
+        outcome = {
+            "data": run.data.model_dump(mode="json"),
+            "method": self.model_dump(mode="json", exclude=set(self.fine_tuning_only)),
+            "training": training.model_dump(mode="json"),
+            "seed": run.seed,
+        }
+        return (Stage("pretraining", training, is_labelled=False, outcome=outcome), fine_tuning)

@@ -212,6 +212,13 @@ NOTEBOOKS: tuple[Notebook, ...] = (
         is_beyond=True,
     ),
     Notebook(
+        "13_multimodal_transformer",
+        "Beyond the paper: the multimodal transformer",
+        rows=lambda key: systems.MMT_ROWS,
+        tables=("mmt_pretraining", "mmt_fusion", "mmt_labels", "mmt_modalities"),
+        is_beyond=True,
+    ),
+    Notebook(
         "14_mllm_mac",
         "Beyond the paper: multimodal LLMs (MLLM-MAC)",
         rows=lambda key: [TEXT_ONLY, *mllm_rows.ROWS, mllm_rows.WHOLE],
