@@ -261,6 +261,25 @@ register(
     is_beyond=True,
 )
 register(
+    prompted.MllmMacConfig,
+    "cmpta_lib.methods.mllm_mac:MllmMac",
+    row="MLLM-MAC",
+    is_beyond=True,
+    settings={
+        "demo": {
+            "method.dim": 64, "method.perception_epochs": 1, "method.perception_rate": 3e-3, "method.speech_rank": 16,
+            "method.facts": ("course",), "method.courses": 1, "method.wording": "signs",
+            "method.statements": 1, "method.max_new_tokens": 14,
+            "training.epochs": 1, "training.learning_rate": 1e-3,
+        },
+        "demo/meld": {"method.courses": 2, "method.steady_share": 0.5},
+        "demo/data": {"method.dim": 128, "method.perception_epochs": 10},
+        "smoke": {"method.dim": 16, "method.perception_epochs": 1},
+        "paper": {"training.learning_rate": 1.1e-4, "training.epochs": 30},
+    },
+    reads="one utterance: words by an LLM that is fine-tuned too, all frames of voice and face, and a statement about them",
+)
+register(
     CmptaConfig,
     "cmpta_lib.methods.cmpta:CMPTA",
     row="CMPTA",
@@ -270,24 +289,6 @@ register(
         "smoke": {"method.dim": 16},
     },
     reads="one utterance: words by the frozen LLM, all frames of voice and face",
-)
-register(
-    prompted.MllmMacConfig,
-    "cmpta_lib.methods.mllm_mac:MllmMac",
-    row="MLLM-MAC",
-    is_beyond=True,
-    settings={
-        "demo": {
-            "method.dim": 64, "method.perception_epochs": 1, "method.perception_rate": 3e-3, "method.speech_rank": 16,
-            "method.facts": ("course",), "method.courses": 1, "method.wording": "signs",
-            "method.statements": 1, "method.max_new_tokens": 14, "training.epochs": 1,
-        },
-        "demo/meld": {"method.courses": 2, "method.steady_share": 0.5},
-        "demo/data": {"method.dim": 128, "method.perception_epochs": 10},
-        "smoke": {"method.dim": 16, "method.perception_epochs": 1},
-        "paper": {"training.learning_rate": 1.1e-4, "training.epochs": 30},
-    },
-    reads="one utterance: words by an LLM that is fine-tuned too, all frames of voice and face, and a statement about them",
 )
 
 
