@@ -261,17 +261,6 @@ register(
     is_beyond=True,
 )
 register(
-    CmptaConfig,
-    "cmpta_lib.methods.cmpta:CMPTA",
-    row="CMPTA",
-    settings={
-        "demo": {"method.dim": 64},
-        "demo/data": {"method.dim": 128, "method.dropout": 0.3},
-        "smoke": {"method.dim": 16},
-    },
-    reads="one utterance: words by the frozen LLM, all frames of voice and face",
-)
-register(
     prompted.MllmMacConfig,
     "cmpta_lib.methods.mllm_mac:MllmMac",
     row="MLLM-MAC",
@@ -280,7 +269,8 @@ register(
         "demo": {
             "method.dim": 64, "method.perception_epochs": 1, "method.perception_rate": 3e-3, "method.speech_rank": 16,
             "method.facts": ("course",), "method.courses": 1, "method.wording": "signs",
-            "method.statements": 1, "method.max_new_tokens": 14, "training.epochs": 1,
+            "method.statements": 1, "method.max_new_tokens": 14,
+            "training.epochs": 1, "training.learning_rate": 1e-3,
         },
         "demo/meld": {"method.courses": 2, "method.steady_share": 0.5},
         "demo/data": {"method.dim": 128, "method.perception_epochs": 10},
@@ -292,7 +282,7 @@ register(
 register(
     methods.MultimodalTransformerConfig,
     "cmpta_lib.methods.multimodal_transformer:MultimodalTransformer",
-    row="multimodal transformer",
+    row="MM-Transformer",
     settings={
         "demo": {
             "method.dim": 48, "method.layers": 1, "method.feedforward": 2, "method.dropout": 0.0,
@@ -307,6 +297,17 @@ register(
     },
     reads="one utterance: words by BERT's word embeddings, all frames of voice and face; pre-trained without labels",
     is_beyond=True,
+)
+register(
+    CmptaConfig,
+    "cmpta_lib.methods.cmpta:CMPTA",
+    row="CMPTA",
+    settings={
+        "demo": {"method.dim": 64},
+        "demo/data": {"method.dim": 128, "method.dropout": 0.3},
+        "smoke": {"method.dim": 16},
+    },
+    reads="one utterance: words by the frozen LLM, all frames of voice and face",
 )
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from cmpta_lib.study.row import Row
 
 # The multimodal transformer: the row of the comparison, pre-trained with both losses and fused by six pairs, and versions.
-MMT = Row("multimodal transformer", "multimodal_transformer")
+MMT = Row("MM-Transformer", "multimodal_transformer")
 
 
 def _version(name: str, **fields: object) -> Row:
