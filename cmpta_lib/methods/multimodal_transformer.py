@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from itertools import permutations
 from typing import cast
 
@@ -279,7 +278,7 @@ class MultimodalTransformer(Supervised):
         """L = L_MLM + L_CL while it is pre-trained, each its own mean; then cross-entropy, or absolute error of a score."""
         if not self.is_pretraining:
             return super().loss(batch)
-        clips, count, parts = self._noisy(self.clips(batch)), len(batch.ids), {}
+        clips, count, parts = self.clips(batch), len(batch.ids), {}
         wanted = {"mlm", "contrastive"} if self.settings.pretraining == "both" else {self.settings.pretraining}
         tokenizer = self.encoder.tokenizer
         maskable = clips.text_real & (clips.text_ids != tokenizer.cls_token_id) & (clips.text_ids != tokenizer.sep_token_id)
@@ -297,17 +296,6 @@ class MultimodalTransformer(Supervised):
             streams = joint if is_joint else self.body.alone(self.inputs_of(clips, clips.text_ids))
             parts["contrastive"] = self._contrastive(streams)
         return Loss(torch.stack(list(parts.values())).sum() * count, count, {k: v * count for k, v in parts.items()})
-
-    def _noisy(self, clips: Clips) -> Clips:
-        """Clips with noise on their real frames, where the settings ask for it."""
-        if not self.settings.frame_noise:
-            return clips
-        noisy = {}
-        for name in MODALITIES:
-            frames, lengths = getattr(clips, name), getattr(clips, f"{name}_lengths")
-            real = real_positions(lengths, frames.shape[1])[..., None]
-            noisy[name] = frames + self.settings.frame_noise * torch.randn_like(frames) * real
-        return replace(clips, **noisy)
 
     def _contrastive(self, streams: Streams) -> Tensor:
         vectors = {name: mean_over_time(*stream) for name, stream in streams.items()}

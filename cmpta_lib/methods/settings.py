@@ -242,8 +242,6 @@ class MultimodalTransformerConfig(SupervisedConfig):
     pretraining_epochs: AtLeastOne = 10
     pretraining_rate: Positive = 1e-4
     pretraining_batch: AtLeastOne = 64
-    # Deviation of the noise on z-scored frames in pre-training: a few thousand pairs are soon matched by their noise alone.
-    frame_noise: Annotated[float, Field(ge=0)] = 0.0
     mask_share: Annotated[float, Field(gt=0, lt=1)] = 0.15  # of a text's tokens, as in BERT
     contrastive_view: Literal["alone", "joint"] = "alone"  # joint: text has seen the voice that it is to be matched with
     contrastive_dim: AtLeastOne = 128
