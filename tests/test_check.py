@@ -138,6 +138,17 @@ def test_one_table_needs_its_own_corpus_only(capsys):
     assert not [name for name in ("simsv2", "bert-base-chinese", "llama2-7b") if name in shown]
 
 
+def test_what_goes_beyond_the_paper_wants_more_and_stops_nothing(monkeypatch):
+    """The rows of omni models alone wait for their weights and recordings, and only where they are asked for."""
+    monkeypatch.delenv("CMPTA_MEDIA", raising=False)
+    everything = [notebook.name for notebook in plan.NOTEBOOKS]
+    needs = {need.what: need for need in check.needs(Study("paper", seeds=1), everything)}
+    model, media = needs["omni model Qwen/Qwen2.5-Omni-3B"], needs["recordings meld"]
+    assert "cmpta weights Qwen/Qwen2.5-Omni-3B" in model.remedy and "CMPTA_MEDIA" in media.remedy
+    assert not model.missing and not media.missing
+    assert not [need.what for need in check.needs(Study("paper", seeds=1), ["04_table3_simsv2"]) if "omni" in need.what]
+
+
 def test_a_folder_that_is_not_complete_says_what_it_lacks(tmp_path):
     (tmp_path / "own llm").mkdir()
     need = found(Study("paper", llm=str(tmp_path / "own llm")))["LLM own llm"]

@@ -62,7 +62,7 @@ def test_what_is_missing_is_said_once_with_what_to_do(folder, monkeypatch):
 def test_without_pyav_one_sentence_says_what_to_install(folder, monkeypatch):
     touch(folder, "a.mp4")
     monkeypatch.setattr(media, "find_spec", lambda name: None)
-    assert media.lacks("talks").endswith('is not installed: pip install "cmpta[omni]"')
+    assert media.lacks("talks").endswith("is not installed: pip install av")
     with pytest.raises(ModuleNotFoundError, match=r'pip install "cmpta\[omni\]"'):
         media.read(folder / "a.mp4", "a", "words", Reading())
 

@@ -1,7 +1,7 @@
 """A clip as a camera took it: its waveform and its frames, read from the file that bears the clip's id.
 
 Corpora hold features, not media. Whoever has the recordings names their folder in the environment variable CMPTA_MEDIA:
-`<folder>/<corpus>/<clip id>.mp4`, or .mkv, .avi, .wav. Decoding is PyAV's, an extra: `pip install "cmpta[omni]"`.
+`<folder>/<corpus>/<clip id>.mp4`, or .mkv, .avi, .wav. Decoding is PyAV's, an extra: `pip install av`.
 Imports no torch, and PyAV only when a file is opened.
 """
 
@@ -62,7 +62,7 @@ def lacks(corpus: str) -> str:
     if not (folder := Path(named) / corpus).is_dir():
         return f"the recordings of '{corpus}' are needed: {MEDIA} is {named}, and there is no folder {folder}"
     if find_spec("av") is None:
-        return 'PyAV, which reads recordings, is not installed: pip install "cmpta[omni]"'
+        return 'PyAV, which reads recordings, is not installed: pip install av'
     return ""
 
 
@@ -131,7 +131,7 @@ def read(path: Path, name: str, text: str, reading: Reading) -> Clip:
         ValueError: the file cannot be decoded, or has neither sound nor picture; names it and the clip.
     """
     if find_spec("av") is None:
-        raise ModuleNotFoundError('PyAV, which reads recordings, is not installed: pip install "cmpta[omni]"')
+        raise ModuleNotFoundError('PyAV, which reads recordings, is not installed: pip install av')
     import av
 
     try:

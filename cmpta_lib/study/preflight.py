@@ -21,11 +21,12 @@ from cmpta_lib.data.corpus import Language
 from cmpta_lib.data.store import load_corpus
 from cmpta_lib.embedded.recipe import TINY_MODELS
 from cmpta_lib.llm import files as llm_files
+from cmpta_lib.llm import media
 from cmpta_lib.methods import registry
 from cmpta_lib.runs import store
 from cmpta_lib.runs.console import table
 from cmpta_lib.study import naming
-from cmpta_lib.study.plan import CMPTA
+from cmpta_lib.study.plan import CMPTA, Planned
 from cmpta_lib.study.study import Study
 
 COMMAND = "cmpta" if shutil.which("cmpta") else os.path.relpath(Path(sys.executable).with_name("cmpta"))
@@ -34,6 +35,7 @@ GPU_GB, MEMORY_GB = 12, 8  # what the paper profile needs with Qwen-1.8B; larger
 CORPUS_GB = {"simsv2": 5.0, "meld": 1.5}
 LLM_GB = {"qwen-1.8b": 3.7, "qwen1.5-1.8b": 3.7, "llama2-7b": 13.5, "chatglm3-6b-base": 12.5}
 LLM_GB |= dict.fromkeys(llm_files.ENCODERS, 0.45)
+LLM_GB |= {"Qwen/Qwen2.5-Omni-3B": 12.0, "Qwen/Qwen2.5-Omni-7B": 22.4, "Qwen/Qwen3-Omni-30B-A3B-Instruct": 70.5}
 RUN_GB = 0.15  # on average: an adapter takes 0.1, a fine-tuned BERT 0.4
 CHECKPOINT_GB = 2.0  # a fine-tuned BERT's, with both of its moments and its best weights
 _LANGUAGES: Mapping[str, Language] = {"sims": "zh", "meld": "en"}  # of the published corpora, known before they are here
@@ -71,13 +73,26 @@ def needs(study: Study, notebooks: Collection[str]) -> list[Need]:
     llms |= {name: _model(study, name, "text encoder") for name in _encoders(study, notebooks) if not llm_files.is_tiny(name)}
     if study.settings.llm == "tiny" or study.smoke:
         return [*corpora, *llms.values()]
+    asked = [one for one in study.planned(notebooks) if one.row.method == "omni"]
+    llms |= {name: replace(_model(study, name, "omni model"), state=OPTIONAL) for name in map(_omni_name, asked)}
+    recordings = [_recordings(name) for name in names if asked]
     sizes = {name: LLM_GB.get(name, LLM_GB["qwen-1.8b"]) for name in llms}
     to_come = sum(CORPUS_GB[name] for name, need in zip(published, corpora, strict=True) if need.missing)
     to_come += sum(sizes[name] for name, need in llms.items() if need.missing)
     here = [sizes[name] for name, need in llms.items() if need.state != OPTIONAL or not need.remedy]
     largest = max(here, default=0)  # one is loaded at a time
     machine = [_gpu(max(GPU_GB, round(1.5 * largest))), _memory(max(MEMORY_GB, round(1.3 * largest)))]
-    return [*machine, *corpora, *llms.values(), _disk(study, to_come + len(study.planned(notebooks)) * RUN_GB + CHECKPOINT_GB)]
+    room = to_come + len(study.planned(notebooks)) * RUN_GB + CHECKPOINT_GB
+    return [*machine, *corpora, *llms.values(), *recordings, _disk(study, room)]
+
+
+def _omni_name(one: Planned) -> str:
+    return str(one.row.changes["method.model.name"])
+
+
+def _recordings(corpus: str) -> Need:
+    reason = media.lacks(corpus)
+    return Need(f"recordings {corpus}", "not at hand" if reason else "at hand", reason, OPTIONAL)
 
 
 def stored(study: Study, notebooks: Collection[str] = ()) -> list[Need]:
