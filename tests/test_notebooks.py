@@ -28,7 +28,7 @@ from cmpta_lib.study import plan
 from cmpta_lib.study.study import Study
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
-TABLES_ONLY = ("01", "03", "04", "05", "06", "07", "12", "14")  # these open no model and so need no torch
+TABLES_ONLY = ("01", "03", "04", "05", "06", "07", "12", "13", "14")  # these open no model and so need no torch
 ATTENTION = {"vision", "audio"}
 MOST_LINES = 20
 EVERY = [notebook.name for notebook in plan.NOTEBOOKS]

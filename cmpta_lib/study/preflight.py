@@ -23,6 +23,7 @@ from cmpta_lib.embedded.recipe import TINY_MODELS
 from cmpta_lib.llm import files as llm_files
 from cmpta_lib.llm import media
 from cmpta_lib.methods import registry
+from cmpta_lib.methods.omni_settings import OMNI_MODELS
 from cmpta_lib.runs import store
 from cmpta_lib.runs.console import table
 from cmpta_lib.study import naming
@@ -35,7 +36,7 @@ GPU_GB, MEMORY_GB = 12, 8  # what the paper profile needs with Qwen-1.8B; larger
 CORPUS_GB = {"simsv2": 5.0, "meld": 1.5}
 LLM_GB = {"qwen-1.8b": 3.7, "qwen1.5-1.8b": 3.7, "llama2-7b": 13.5, "chatglm3-6b-base": 12.5}
 LLM_GB |= dict.fromkeys(llm_files.ENCODERS, 0.45)
-LLM_GB |= {"Qwen/Qwen2.5-Omni-3B": 12.0, "Qwen/Qwen2.5-Omni-7B": 22.4, "Qwen/Qwen3-Omni-30B-A3B-Instruct": 70.5}
+LLM_GB |= dict(zip(OMNI_MODELS, (12.0, 22.4, 70.5), strict=True))
 RUN_GB = 0.15  # on average: an adapter takes 0.1, a fine-tuned BERT 0.4
 CHECKPOINT_GB = 2.0  # a fine-tuned BERT's, with both of its moments and its best weights
 _LANGUAGES: Mapping[str, Language] = {"sims": "zh", "meld": "en"}  # of the published corpora, known before they are here
