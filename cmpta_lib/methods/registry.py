@@ -267,7 +267,7 @@ register(
     is_beyond=True,
     settings={
         "demo": {
-            "method.dim": 64, "method.perception_epochs": 2, "method.perception_rate": 3e-3, "method.speech_rank": 16,
+            "method.dim": 64, "method.perception_epochs": 3, "method.perception_rate": 3e-3, "method.speech_rank": 16,
             "method.facts": ("course",), "method.courses": 1, "method.wording": "signs",
             "method.statements": 1, "method.max_new_tokens": 14,
             "training.epochs": 1, "training.learning_rate": 1e-3,
