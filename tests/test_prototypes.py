@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from test_model import clips
+from token_makers import check_gradients, check_odd_clips
 from torch import Tensor
 
 from cmpta_lib.config import DataConfig, RunConfig, TrainingConfig, from_json, override, to_json
@@ -285,21 +286,9 @@ def test_tokens_start_as_large_as_embeddings(tools, corpora, llm):
 @pytest.mark.parametrize("changes", SWITCHES, ids=str)
 @pytest.mark.parametrize("world", WORLDS)
 def test_odd_clips_train_without_a_nan(world, changes, tools, corpora):
-    corpus = corpora[world]
-    sample = corpus.splits["train"][0]
-    nothing = replace(sample, audio=sample.audio[:0], vision=sample.vision[:0], text="")
-    flat = replace(sample, audio=np.zeros_like(sample.audio), vision=np.ones_like(sample.vision))
-    for batch in ([nothing], [flat], [nothing, nothing], [sample, nothing, flat, *clips(corpus)]):
-        method = built(tools, corpus, changes)
-        optimizer = torch.optim.AdamW(method.module.parameters(), lr=0.01)
-        loop.step(method, optimizer, batch, [[place] for place in range(len(batch))], CONFIG.training)
-        assert all(torch.isfinite(p).all() for p in method.module.parameters())
-        found = method.predict(method.collate(batch))
-        assert np.isfinite(found.values).all() and np.isfinite(found.probabilities).all()
+    check_odd_clips(lambda: built(tools, corpora[world], changes), corpora[world])
 
 
 def test_only_the_prototypes_get_gradients_and_every_part_of_them(tools, corpora, llm):
-    method = built(tools, corpora["embedded-sims"])
-    method.loss(method.collate(clips(corpora["embedded-sims"]))).total.backward()
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in method.module.parameters())
-    assert not any(p.requires_grad for p in llm.model.parameters())
+    corpus = corpora["embedded-sims"]
+    check_gradients(built(tools, corpus), corpus, llm)

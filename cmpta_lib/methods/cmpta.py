@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from cmpta_lib.config import CmptaConfig
 from cmpta_lib.data.corpus import Inputs, Modality
 from cmpta_lib.methods.prompted_lm import PromptedLM, TokenMaker
-from cmpta_lib.methods.subnets import real_positions, reorder, reversed_order
+from cmpta_lib.methods.subnets import real_positions, reorder, reversed_order, start_at_embedding_norm
 
 Pair = tuple[str, str]  # (Y, X): Y's positions query X's
 PAIRS: dict[str, Pair] = {  # eq 8, in the order in which the LLM reads them
@@ -145,9 +145,8 @@ class CMPTAdapter(TokenMaker):
                 self.token_mix = nn.Parameter(_mix_init(config.num_pseudo_tokens, len(PAIRS)))
         self.summary_norm = nn.LayerNorm(config.dim)  # register 6
         self.to_llm = nn.Linear(config.dim, llm_dim)
-        if config.token_scale == "embedding_norm":  # register 8: a LayerNorm output has norm sqrt(D)
-            nn.init.normal_(self.to_llm.weight, std=embedding_norm / (llm_dim * config.dim) ** 0.5)
-            nn.init.zeros_(self.to_llm.bias)
+        if config.token_scale == "embedding_norm":
+            start_at_embedding_norm(self.to_llm, embedding_norm, llm_dim)
 
     def set_feature_statistics(self, modality: Modality, mean: Tensor, std: Tensor) -> None:
         """For the z-scoring of raw frames (register 16)."""

@@ -22,7 +22,7 @@ from cmpta_lib.data.corpus import MODALITIES, Inputs, Modality
 from cmpta_lib.methods.prompted_lm import TokenMaker
 from cmpta_lib.methods.prompted_settings import MgsiConfig
 from cmpta_lib.methods.regularisers import RegularisedLM
-from cmpta_lib.methods.subnets import FeatureScaling, mean_over_time, real_positions
+from cmpta_lib.methods.subnets import FeatureScaling, mean_over_time, real_positions, start_at_embedding_norm
 
 
 class Convolution(nn.Module):
@@ -108,14 +108,11 @@ class MgsiTokens(TokenMaker):
         self.correction = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, dim))
         self.norm = nn.LayerNorm(dim)
         self.to_llm = nn.Linear(dim, self.num_tokens * llm_dim)
-        if config.token_scale == "embedding_norm":  # register 8: a LayerNorm output has norm sqrt(D)
-            nn.init.normal_(self.to_llm.weight, std=embedding_norm / (llm_dim * dim) ** 0.5)
-            nn.init.zeros_(self.to_llm.bias)
+        if config.token_scale == "embedding_norm":
+            start_at_embedding_norm(self.to_llm, embedding_norm, llm_dim)
 
     def set_feature_statistics(self, modality: Modality, mean: Tensor, std: Tensor) -> None:
-        scaling = cast(Granularities, self.reading[modality]).scaling
-        scaling.mean.copy_(mean)
-        scaling.std.copy_(std)
+        cast(Granularities, self.reading[modality]).scaling.take(mean, std)
 
     def forward(
         self,

@@ -95,9 +95,7 @@ class MseTokens(TokenMaker):
         self.register_buffer("pad", pad, persistent=False)  # the LLM's, not ours
 
     def set_feature_statistics(self, modality: Modality, mean: Tensor, std: Tensor) -> None:
-        scaling = cast(Summary, getattr(self, modality)).scaling
-        scaling.mean.copy_(mean)
-        scaling.std.copy_(std)
+        cast(Summary, getattr(self, modality)).scaling.take(mean, std)
 
     def forward(
         self,

@@ -24,7 +24,7 @@ from cmpta_lib.methods.cmpta import TemporalAlignment
 from cmpta_lib.methods.prompted_lm import TokenMaker
 from cmpta_lib.methods.prompted_settings import PrototypesConfig
 from cmpta_lib.methods.regularisers import RegularisedLM, central_moment_discrepancy, diversity
-from cmpta_lib.methods.subnets import FeatureScaling, real_positions
+from cmpta_lib.methods.subnets import FeatureScaling, real_positions, start_at_embedding_norm
 
 ORDER: tuple[Modality, Modality] = ("vision", "audio")  # in which the LLM reads them
 
@@ -105,14 +105,11 @@ class PrototypeTokens(TokenMaker):
         self.resampling = nn.ModuleDict({name: Resampling(config, features[name], classes) for name in ORDER})
         self.to_llm = nn.Linear(dim, llm_dim)
         self.norm = nn.LayerNorm(dim) if config.token_scale == "embedding_norm" else nn.Identity()
-        if config.token_scale == "embedding_norm":  # register 8: a LayerNorm output has norm sqrt(D)
-            nn.init.normal_(self.to_llm.weight, std=embedding_norm / (llm_dim * dim) ** 0.5)
-            nn.init.zeros_(self.to_llm.bias)
+        if config.token_scale == "embedding_norm":
+            start_at_embedding_norm(self.to_llm, embedding_norm, llm_dim)
 
     def set_feature_statistics(self, modality: Modality, mean: Tensor, std: Tensor) -> None:
-        scaling = cast(Resampling, self.resampling[modality]).scaling
-        scaling.mean.copy_(mean)
-        scaling.std.copy_(std)
+        cast(Resampling, self.resampling[modality]).scaling.take(mean, std)
 
     def forward(
         self,

@@ -50,9 +50,20 @@ class FeatureScaling(nn.Module):
         self.register_buffer("mean", torch.zeros(features))
         self.register_buffer("std", torch.ones(features))
 
+    def take(self, mean: Tensor, std: Tensor) -> None:
+        """Keep the training split's statistics, (F,) each."""
+        self.mean.copy_(mean)
+        self.std.copy_(std)
+
     def forward(self, frames: Tensor, lengths: Tensor) -> Tensor:
         real = real_positions(lengths, frames.shape[1])[..., None]
         return ((frames - self.mean) / self.std) * real
+
+
+def start_at_embedding_norm(to_llm: nn.Linear, embedding_norm: float, llm_dim: int) -> None:
+    """Let a projection of LayerNorm's outputs, of norm sqrt(D), give vectors as large as the LLM's embeddings (register 8)."""
+    nn.init.normal_(to_llm.weight, std=embedding_norm / (llm_dim * to_llm.in_features) ** 0.5)
+    nn.init.zeros_(to_llm.bias)
 
 
 class LastState(nn.Module):

@@ -89,10 +89,8 @@ class Supervised(Method):
         if self.config.data.feature_scaling == "none":
             return
         for name, module in self.scaling.items():
-            scaling = cast(FeatureScaling, module)
             statistics = self._text_statistics(train) if name == "text" else train.feature_statistics(cast(Modality, name))
-            for buffer, values in zip((scaling.mean, scaling.std), statistics, strict=True):
-                buffer.copy_(torch.from_numpy(values))
+            cast(FeatureScaling, module).take(*map(torch.from_numpy, statistics))
 
     @torch.no_grad()
     def _text_statistics(self, train: Split) -> tuple[np.ndarray, np.ndarray]:
