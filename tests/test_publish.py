@@ -88,6 +88,16 @@ def test_a_whole_folder_is_published_and_shown(exports: Path, checkout: Path):
     assert again == said and (checkout / "README.md").read_text(encoding="utf-8") == text
 
 
+def test_rows_that_make_reproduce_does_not_run_say_what_ran_them(exports: Path, checkout: Path, monkeypatch):
+    assert "ARGS=--all" not in (publish.publish("demo", checkout), (checkout / "README.md").read_text())[1]
+    further = [["own", "MGSI", "—", "0.240 ± 0.004 (n=2)"], ["own", "MLLM-MAC", "—", "not run"]]
+    longer = pd.concat([SCORES["table3"], pd.DataFrame(further, columns=SCORES["table3"].columns)])
+    monkeypatch.setitem(SCORES, "table3", longer)
+    write(exports, "table3.md")
+    publish.publish("demo", checkout)
+    assert "by `make reproduce` (MGSI: by `make reproduce ARGS=--all`)" in (checkout / "README.md").read_text()
+
+
 def test_what_is_no_longer_exported_goes(exports: Path, checkout: Path):
     write(exports, "table7.md")
     publish.publish("demo", checkout)

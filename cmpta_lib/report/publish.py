@@ -11,8 +11,9 @@ from pathlib import Path
 from cmpta_lib import files
 from cmpta_lib.files import PUBLISHED, ROOT, figures_folder
 from cmpta_lib.report.export import NOTHING, PROVENANCE, recorded
+from cmpta_lib.report.layout import NOT_RUN
 from cmpta_lib.report.rows import PAPER_NAMES
-from cmpta_lib.study.plan import CMPTA, sections
+from cmpta_lib.study.plan import CMPTA, added, sections
 from cmpta_lib.study.profiles import PROFILES
 
 BEGIN, END = "<!-- results: begin -->\n", "<!-- results: end -->"
@@ -96,9 +97,14 @@ def _results(root: Path, profile: str) -> str:
     said = recorded(folder)["table3"]
     seeds = ", ".join(map(str, said["seeds"]))
     warning = "**Generated clips and a tiny LLM: nothing here speaks for or against the paper.** " if said["generated"] else ""
+    table = headline(folder)
+    measured = {line.split("|")[1] for line in table.splitlines() if NOT_RUN not in line}
+    beyond = dict.fromkeys(row.name for key in PAPER_NAMES for row in added(key))
+    further = [name for name in beyond if name in measured]
+    apart = f" ({', '.join(further)}: by `{command} ARGS=--all`)" if further else ""
     return (
-        f"{warning}Test split, mean ± sd over seeds {seeds}, by `{command}`; everything else is in "
-        f"[the report]({where}/report.md).\n\n{headline(folder)}"
+        f"{warning}Test split, mean ± sd over seeds {seeds}, by `{command}`{apart}; everything else is in "
+        f"[the report]({where}/report.md).\n\n{table}"
     )
 
 
