@@ -73,10 +73,10 @@ class OmniLLM:
 
     @torch.no_grad()
     def score(self, clips: Sequence[Clip], prompt: str, choices: Sequence[str]) -> np.ndarray:
-        """(B, C) float64 log-probabilities of each answer as the continuation of a clip and the prompt.
+        """(B, C) float64 natural logarithms of the chance of each answer behind a clip and the prompt, among these answers.
 
-        An answer's is the sum over its tokens, each given those before it; answers of different lengths compete as they
-        are, without an end-of-turn token.
+        An answer weighs what its tokens do, each given those before it; answers of different lengths compete as they are,
+        without an end-of-turn token.
 
         Raises:
             ValueError: an answer has no tokens, or a clip and the prompt are longer than the model can read.
@@ -84,7 +84,9 @@ class OmniLLM:
         ids = [self.parts.ids(choice) for choice in choices]
         if empty := [choice for choice, tokens in zip(choices, ids, strict=True) if not tokens]:
             raise ValueError(f"expected answers with at least one token, but {empty[0]!r} came")
-        return np.array([self._scores(clip, prompt, ids) for clip in clips], np.float64).reshape(len(clips), len(choices))
+        found = np.array([self._scores(clip, prompt, ids) for clip in clips], np.float64).reshape(len(clips), len(choices))
+        chances: np.ndarray = found - np.logaddexp.reduce(found, axis=1, keepdims=True)
+        return chances
 
     def _scores(self, clip: Clip, prompt: str, choices: Sequence[Sequence[int]]) -> list[float]:
         """Answers that differ in their last token only share a row."""

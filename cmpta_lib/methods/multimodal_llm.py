@@ -30,7 +30,7 @@ class MultimodalLLM(Protocol[ClipT]):
         ...
 
     def generate(self, clips: Sequence[ClipT], prompt: str, max_new_tokens: int) -> list[str]:
-        """What it says of each clip behind the prompt, greedily, up to the first line end.
+        """What it says of each clip behind the prompt, greedily, up to its end.
 
         Raises:
             ValueError: a clip bears a label.

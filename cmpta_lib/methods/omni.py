@@ -111,9 +111,7 @@ class Omni(Method):
         """(B, answers) log-probabilities of every legal answer, normalised among them."""
         asked = [self.ask(clip) for clip in clips]
         found = [self.llm.score([clip], one.prompt, one.written)[0] for clip, one in zip(clips, asked, strict=True)]
-        logits = np.array(found, np.float64).reshape(len(clips), len(self.answers))
-        normalised: np.ndarray = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
-        return normalised
+        return np.array(found, np.float64).reshape(len(clips), len(self.answers))
 
     def loss(self, batch: OmniBatch) -> Loss:  # type: ignore[override]  # what our own `collate` made
         """What the answers cost, without a gradient."""
