@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cmpta_lib.llm.pruned import PrunedDecoder
 from cmpta_lib.transfer import send
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ class FrozenLLM:
             # A layer checkpoints in training mode only; its parts stay in eval mode.
             for module in self.model.modules():
                 module.training = isinstance(module, GradientCheckpointingLayer)
-        self.tokenizer, self.fingerprint, self.name = tokenizer, fingerprint, name
+        self.tokenizer, self.fingerprint, self.name, self.checkpointing = tokenizer, fingerprint, name, gradient_checkpointing
         bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
         self.first_ids: list[int] = list(getattr(tokenizer, "first_ids", bos))
         self._known_ids: dict[str, tuple[int, ...]] = {}
@@ -121,6 +122,11 @@ class FrozenLLM:
     @property
     def device(self) -> torch.device:
         return self.embedding.weight.device
+
+    @property
+    def pruned(self) -> PrunedDecoder | None:
+        """The same LLM without work that no asked logit needs; None where its family or what is in its layers forbids it."""
+        return PrunedDecoder(self.model, self.checkpointing) if PrunedDecoder.fits(self.model) else None
 
     def token_ids(self, text: str) -> list[int]:
         """Plain text -> ids; a special token's name inside the text stays text. Texts come back every epoch: kept."""
@@ -143,7 +149,7 @@ class FrozenLLM:
             )
 
     def logits(self, embeds: Tensor, packing: Packing, positions: Tensor) -> Tensor:
-        """Next-token logits at some packed positions.
+        """Next-token logits at some packed positions, by the whole LLM over all of them (`pruned` leaves out what it can).
 
         Args:
             embeds: (N, E) input embeddings of all clips, one after another.

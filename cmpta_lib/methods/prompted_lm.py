@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from cmpta_lib.config import PromptedLMConfig, RunConfig
 from cmpta_lib.data.corpus import MODALITIES, Inputs, Modality, Sample, Split
 from cmpta_lib.llm.frozen import FrozenLLM, Packing
+from cmpta_lib.llm.pruned import Reading
 from cmpta_lib.methods.answer_trie import AnswerTrie
 from cmpta_lib.methods.base import Batch, Loss, Method, Predictions, Tools
 from cmpta_lib.methods.padding import pad_frames, pad_ids
@@ -72,12 +73,13 @@ class TokenMaker(nn.Module, ABC):
 
 @dataclass(frozen=True)
 class _Rows:
-    """The token ids of B inputs one after another, on the host."""
+    """The token ids of B inputs one after another, on the host, whole or without the tokens that all begin with."""
 
     ids: np.ndarray  # (N,) int64, 0 where a pseudo token comes
     holes: np.ndarray  # (B * K,) int64 positions of the pseudo tokens
     lengths: list[int]
     ends: np.ndarray  # (B,) position of each clip's last prompt token, whose logits choose the first answer token
+    left_out: int = 0  # tokens at the start of each that are not among the ids
 
 
 class PromptedLM(Method):
@@ -147,21 +149,26 @@ class PromptedLM(Method):
 
     def answer_losses(self, batch: PromptBatch) -> tuple[Tensor, np.ndarray]:
         """(M,) cross-entropies, one per answer token, and the clip that each belongs to; raises as `training_inputs`."""
-        embeds, packing, positions, targets = self.training_inputs(batch)
+        rows, tokens, asked, targets = self._answers_asked(batch, whole=False)
+        logits, (goals,) = self._logits(rows, tokens, asked, [targets])
         clips = np.repeat(np.arange(len(batch.ids)), [len(answer) for answer in batch.answer_ids])
-        return F.cross_entropy(self.llm.logits(embeds, packing, positions), targets, reduction="none"), clips
+        return F.cross_entropy(logits, goals, reduction="none"), clips
 
     def training_inputs(self, batch: PromptBatch) -> tuple[Tensor, Packing, Tensor, Tensor]:
-        """What the LLM reads in a training step: embeddings (N, E), their packing, and per answer token the position
-        (M,) whose logits predict it and its id (M,). Raises ValueError where a clip has no label."""
+        """What `FrozenLLM.logits` would read in a training step: embeddings (N, E), their packing, and per answer token the
+        position (M,) whose logits predict it and its id (M,). Raises ValueError where a clip has no label."""
+        rows, tokens, asked, targets = self._answers_asked(batch)
+        embeds, packing, (positions, goals) = self._placed(rows, tokens, [asked, targets])
+        return embeds, packing, positions, goals
+
+    def _answers_asked(self, batch: PromptBatch, whole: bool = True) -> tuple[_Rows, Tensor, np.ndarray, np.ndarray]:
+        """Inputs up to the last answer token but one, pseudo tokens, and of each answer token who predicts it and its id."""
         if unlabelled := [name for name, ids in zip(batch.ids, batch.answer_ids, strict=True) if not ids]:
             raise ValueError(f"clips {', '.join(unlabelled[:3])} have no label: only labelled clips can be trained on")
         tokens, _ = self.pseudo_tokens(batch)
-        rows = self._rows(batch, tokens.shape[1], [answer[:-1] for answer in batch.answer_ids])
+        rows = self._rows(batch, tokens.shape[1], [answer[:-1] for answer in batch.answer_ids], whole)
         asked = [end + step for end, ids in zip(rows.ends, batch.answer_ids, strict=True) for step in range(len(ids))]
-        targets = np.array(list(chain(*batch.answer_ids)), np.int64)
-        embeds, packing, (positions, goals) = self._placed(rows, tokens, [np.array(asked, np.int64), targets])
-        return embeds, packing, positions, goals
+        return rows, tokens, np.array(asked, np.int64), np.array(list(chain(*batch.answer_ids)), np.int64)
 
     @torch.no_grad()
     def predict(self, batch: PromptBatch) -> Predictions:  # type: ignore[override]
@@ -181,20 +188,20 @@ class PromptedLM(Method):
         return Predictions(values, replies, tuple(self.answers), self.trie.probabilities(scores), oddities)
 
     def trie_scores(self, batch: PromptBatch, tokens: Tensor) -> np.ndarray:
-        """(B, options) log-probabilities at every open choice of the trie (`AnswerTrie.choices`).
+        """(B, options) logits at every open choice of the trie (`AnswerTrie.choices`): comparable within a choice.
 
         One forward pass serves the whole trie: its inner nodes stand behind the prompt, each at its true position, and a
         tree-shaped mask lets each see the prompt and its own ancestors only.
         """
         inner, size = self.trie.inner, len(batch.ids)
-        rows = self._rows(batch, tokens.shape[1], [[self.trie.tokens[node] for node in inner]] * size)
+        rows = self._rows(batch, tokens.shape[1], [[self.trie.tokens[node] for node in inner]] * size, whole=False)
         place = {node: i + 1 for i, node in enumerate(inner)} | {0: 0}
         asked = np.array([place[node] for node in self.trie.asked], np.int64)
-        choices = np.array([(node, self.trie.tokens[child]) for node, child in self.trie.choices], np.int64)
-        wanted = [(rows.ends[:, None] + asked).ravel(), choices[:, 0], choices[:, 1]]
-        embeds, packing, (positions, nodes, children) = self._placed(rows, tokens, wanted, tree=bool(inner))
-        log_probs = self.llm.logits(embeds, packing, positions).log_softmax(-1).view(size, len(asked), -1)
-        scores: np.ndarray = log_probs[:, nodes, children].cpu().numpy()
+        nodes, children = np.array([(node, self.trie.tokens[child]) for node, child in self.trie.choices], np.int64).T
+        columns, column = np.unique(children, return_inverse=True)
+        where = (rows.ends[:, None] + asked).ravel()
+        logits, (node, child) = self._logits(rows, tokens, where, [nodes, column], columns, tree=bool(inner))
+        scores: np.ndarray = logits.view(size, len(asked), -1)[:, node, child].cpu().numpy()
         return scores
 
     def attention(self, batch: PromptBatch) -> Mapping[str, Tensor]:  # type: ignore[override]
@@ -203,21 +210,56 @@ class PromptedLM(Method):
             weights = self.pseudo_tokens(batch, return_weights=True)[1]
         return weights or super().attention(batch)
 
-    def _rows(self, batch: PromptBatch, num_tokens: int, tails: Sequence[list[int]]) -> _Rows:
-        """Lay out every input: first ids, <open>, pseudo tokens and text, <close>, prompt, then its tail (register 9)."""
-        hole = [_HOLE] * num_tokens
+    def _rows(self, batch: PromptBatch, num_tokens: int, tails: Sequence[list[int]], whole: bool = True) -> _Rows:
+        """Lay out every input: first ids, <open>, pseudo tokens and text, <close>, prompt, then its tail (register 9).
+
+        Not `whole`: without first ids and <open>, where the LLM need not read them again for every clip.
+        """
+        hole, start = [_HOLE] * num_tokens, self.llm.first_ids + self._ids["open"]
+        left_out = 0 if whole or not self.llm.pruned else len(start)
         before_text = self.settings.prompt.pseudo_token_position == "before_text"
         rows, ends, total = [], [], 0
         for text, tail in zip(batch.text_ids, tails, strict=True):
             content = hole + text if before_text else text + hole
-            row = self.llm.first_ids + self._ids["open"] + content + self._ids["close"] + self._ids["prompt"]
+            row = start[left_out:] + content + self._ids["close"] + self._ids["prompt"]
             rows.append(row + tail)
             ends.append(total + len(row) - 1)
             total += len(rows[-1])
-        self.llm.need_room(max(len(row) for row in rows))
+        self.llm.need_room(left_out + max(len(row) for row in rows))
         ids = np.array(list(chain(*rows)), np.int64)
         holes = np.flatnonzero(ids == _HOLE)
-        return _Rows(np.maximum(ids, 0), holes, [len(row) for row in rows], np.array(ends, np.int64))
+        return _Rows(np.maximum(ids, 0), holes, [len(row) for row in rows], np.array(ends, np.int64), left_out)
+
+    def _logits(
+        self,
+        rows: _Rows,
+        tokens: Tensor,
+        asked: np.ndarray,
+        indices: Sequence[np.ndarray],
+        columns: np.ndarray | None = None,
+        tree: bool = False,
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Logits (M, vocabulary or `columns`) at the asked positions, and further index arrays, all sent at once.
+
+        The LLM leaves out what it can (`llm.pruned`); `tree` as in `_placed`.
+        """
+        chosen = [] if columns is None else [columns]
+        if not rows.left_out:
+            embeds, packing, (positions, *further) = self._placed(rows, tokens, [asked, *chosen, *indices], tree)
+            logits = self.llm.logits(embeds, packing, positions)
+            return (logits[:, further.pop(0)] if chosen else logits), further
+        layout = Reading.layout(rows.ids, rows.lengths, rows.left_out) | {"holes": rows.holes, "asked": asked}
+        mask = self._plant(rows, layout["position_ids"]) if tree else None
+        device, pruned = self.llm.device, self.llm.pruned
+        assert pruned
+        sent = send([*layout.values(), *chosen, *indices], device)
+        shape = len(rows.lengths), rows.left_out + max(rows.lengths)
+        reading = Reading(
+            **dict(zip(layout, sent, strict=False)), shape=shape, mask=None if mask is None else send([mask], device)[0]
+        )
+        further = sent[len(layout) :]
+        prefix = pruned.prefix(self.llm.first_ids + self._ids["open"])
+        return pruned.logits(prefix, reading, tokens, further.pop(0) if chosen else None), further
 
     def _placed(
         self, rows: _Rows, tokens: Tensor, indices: Sequence[np.ndarray], tree: bool = False
@@ -227,7 +269,7 @@ class PromptedLM(Method):
         `tree`: each clip's tail is the trie, so that positions go by depth and attention along ancestors only.
         """
         device, layout = self.llm.device, Packing.layout(rows.lengths)
-        mask = self._plant(rows, layout) if tree else None
+        mask = self._plant(rows, layout[1]) if tree else None
         sent = send([*layout, rows.ids, rows.holes, *indices], device)
         lengths, position_ids, gather, slots, ids, holes, *further = sent
         packing = Packing(lengths, position_ids, gather, slots, None if mask is None else send([mask], device)[0])
@@ -236,14 +278,13 @@ class PromptedLM(Method):
             embeds = embeds.to(tokens.dtype).index_copy(0, holes, tokens.flatten(0, 1))
         return embeds, packing, further
 
-    def _plant(self, rows: _Rows, layout: Sequence[np.ndarray]) -> np.ndarray:
+    def _plant(self, rows: _Rows, position_ids: np.ndarray) -> np.ndarray:
         """Give the branches their positions, in place, and return the mask (B, 1, S, S), True = may attend."""
-        sizes, position_ids, gather, _ = layout
         branches, visible = len(self.trie.inner), self.trie.visible()
-        prefix = sizes - branches
+        prefix = rows.left_out + np.array(rows.lengths, np.int64) - branches
         depth = np.array([self.trie.depth[node] for node in self.trie.inner], np.int64)
         position_ids[0, rows.ends[:, None] + 1 + np.arange(branches)] = prefix[:, None] - 1 + depth
-        mask = np.tile(np.tri(gather.shape[1], dtype=bool), (len(sizes), 1, 1))
+        mask = np.tile(np.tri(rows.left_out + max(rows.lengths), dtype=bool), (len(rows.lengths), 1, 1))
         for clip, start in enumerate(prefix):
             mask[clip, start : start + branches, start : start + branches] = visible
         return mask[:, None]
@@ -252,9 +293,8 @@ class PromptedLM(Method):
         longest = max(len(self.llm.token_ids(answer)) for answer in self.answers)
         tails: list[list[int]] = [[] for _ in batch.ids]
         for step in range(longest):
-            rows = self._rows(batch, tokens.shape[1], tails)
-            embeds, packing, (ends,) = self._placed(rows, tokens, [rows.ends + step])
-            best = self.llm.logits(embeds, packing, ends).argmax(-1)
-            for tail, token in zip(tails, best.tolist(), strict=True):
+            rows = self._rows(batch, tokens.shape[1], tails, whole=False)
+            logits, _ = self._logits(rows, tokens, rows.ends + step, [])
+            for tail, token in zip(tails, logits.argmax(-1).tolist(), strict=True):
                 tail.append(token)
         return [self.llm.tokenizer.decode(tail).strip() for tail in tails]
