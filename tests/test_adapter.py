@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cmpta_lib.config import CmptaConfig
+from cmpta_lib.methods import cmpta
 from cmpta_lib.methods.cmpta import PAIRS, CMPTAdapter, CrossModalAttention, TemporalAlignment
+from cmpta_lib.methods.ragged import Ragged
 
 AUDIO, VISION, LLM = 5, 7, 16
 LENGTHS = {"text": [4, 1, 6], "audio": [9, 3, 5], "vision": [2, 8, 1]}
@@ -127,15 +129,18 @@ def tokens_of_one(adapter: CMPTAdapter, text: Tensor, audio: Tensor, vision: Ten
 # --- attention (eqs 6-8) ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("loop", [False, True], ids=["padded", "clip by clip"])
 @pytest.mark.parametrize("projections", ["per_modality", "per_pair"])
-@pytest.mark.parametrize("return_weights", [False, True])
 @torch.no_grad()
-def test_attention_equals_eq_7_in_a_loop(projections, return_weights):
+def test_attention_equals_eq_7_in_a_loop(projections, loop, monkeypatch):
+    monkeypatch.setattr(cmpta, "WORTH_A_LOOP", -1 if loop else math.inf)
     torch.manual_seed(0)
     attention = CrossModalAttention(CmptaConfig(dim=8, num_heads=4, projections=projections))
     sequences = {m: padded(n, 8, extra=2, seed=10 * i) for i, (m, n) in enumerate(LENGTHS.items())}
-    attended, weights = attention(sequences, {m: torch.tensor(n) for m, n in LENGTHS.items()}, return_weights)
-    assert list(attended) == ["t1", "t2", "v1", "v2", "a1", "a2"]
+    layouts = {m: Ragged.of(torch.tensor(n), max(n) + 2) for m, n in LENGTHS.items()}
+    real = {m: layouts[m].packed(sequences[m]) for m in LENGTHS}
+    (attended, weights), means = attention(real, layouts), attention.means(real, layouts)
+    assert list(attended) == list(weights) == list(means) == ["t1", "t2", "v1", "v2", "a1", "a2"]
     for (name, (y, x)), row in itertools.product(PAIRS.items(), range(3)):
         n_y, n_x = LENGTHS[y][row], LENGTHS[x][row]
         shared = projections == "per_modality"
@@ -144,8 +149,21 @@ def test_attention_equals_eq_7_in_a_loop(projections, return_weights):
         v = attention.value[x if shared else name](sequences[x][row, :n_x])
         expected, expected_weights = attention_loop(q, k, v, heads=4)
         close(attended[name][row, :n_y], expected)
-        if return_weights:
-            close(weights[name][row, :, :n_y, :n_x], expected_weights)
+        close(means[name][row], expected.mean(0))
+        close(weights[name][row, :, :n_y, :n_x], expected_weights)
+
+
+@pytest.mark.parametrize("absent", [{}, {"vision": [2, 0, 1]}, {"text": [0, 1, 6], "audio": [0, 0, 0]}], ids=str)
+def test_clip_by_clip_gives_what_a_padded_batch_gives_and_its_gradients(absent, monkeypatch):
+    found = []
+    for most in (math.inf, -1):
+        monkeypatch.setattr(cmpta, "WORTH_A_LOOP", most)
+        adapter = build()
+        tokens, _ = adapter(**batch(LENGTHS | absent))
+        tokens.square().sum().backward()
+        found.append([tokens, *(torch.zeros_like(p) if p.grad is None else p.grad for p in adapter.parameters())])
+    for padded_one, looped in zip(*found, strict=True):
+        close(looped, padded_one, atol=2e-5)
 
 
 @torch.no_grad()

@@ -28,6 +28,7 @@ from cmpta_lib.config import RunConfig, override
 from cmpta_lib.data.corpus import Inputs, Sample
 from cmpta_lib.llm.frozen import FrozenLLM, weights_fingerprint
 from cmpta_lib.methods import prompted_lm, registry
+from cmpta_lib.methods.cmpta import CMPTAdapter
 from cmpta_lib.methods.prompted_lm import PromptedLM
 from cmpta_lib.methods.prompted_settings import MseAdapterConfig, SoftPromptConfig
 from cmpta_lib.methods.settings import reference
@@ -309,9 +310,12 @@ FAULTS = {
 
 @pytest.mark.parametrize(("device", "fault"), FAULTS.values(), ids=FAULTS)
 def test_a_wait_inside_the_adapter_would_be_noticed(device, fault, llm, corpora, monkeypatch):
-    from cmpta_lib.methods import cmpta
+    plain, calls = CMPTAdapter.forward, []
 
-    plain, calls = cmpta.real_positions, []
-    monkeypatch.setattr(cmpta, "real_positions", lambda *given: (calls.append(fault(*given)), plain(*given))[1])
+    def faulty(self, text, text_lengths, *rest, **more):
+        calls.append(fault(text_lengths, text.shape[1]))
+        return plain(self, text, text_lengths, *rest, **more)
+
+    monkeypatch.setattr(CMPTAdapter, "forward", faulty)
     seen = step_watched(monkeypatch, CONFIG, on(device, llm, monkeypatch), corpora["embedded-sims"])
     assert calls and len(seen.counts) > 1

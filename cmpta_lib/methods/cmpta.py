@@ -5,17 +5,17 @@ Shapes: B clips, T frames, F raw features, L text tokens, D adapter width, E LLM
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cmpta_lib.config import CmptaConfig
 from cmpta_lib.data.corpus import Inputs, Modality
 from cmpta_lib.methods.prompted_lm import PromptedLM, TokenMaker
-from cmpta_lib.methods.subnets import real_positions, reorder, reversed_order, start_at_embedding_norm
+from cmpta_lib.methods.ragged import Ragged, read_in_order
+from cmpta_lib.methods.subnets import start_at_embedding_norm
 
 Pair = tuple[str, str]  # (Y, X): Y's positions query X's
 PAIRS: dict[str, Pair] = {  # eq 8, in the order in which the LLM reads them
@@ -27,14 +27,11 @@ PAIRS: dict[str, Pair] = {  # eq 8, in the order in which the LLM reads them
     "a2": ("audio", "vision"),
 }
 MODALITIES = ("text", "vision", "audio")
+WORTH_A_LOOP = 1 << 20  # scores of padding in a batch, above which a CPU is faster clip by clip
 
 
 class TemporalAlignment(nn.Module):
-    """Raw frames of one modality -> frames of width D (eqs 3-5); `kind` carries the first two ablations.
-
-    The backward LSTM of eq 4 reads each clip reversed within its own length, so padding never reaches it. That equals
-    a packed bidirectional LSTM (`test_alignment_equals_packed_lstm`) and is 2-5 times faster on CPU.
-    """
+    """Raw frames of one modality -> frames of width D (eqs 3-5); `kind` carries the first two ablations."""
 
     feature_mean: Tensor  # (F,) buffers
     feature_std: Tensor
@@ -55,19 +52,20 @@ class TemporalAlignment(nn.Module):
 
     def forward(self, frames: Tensor, lengths: Tensor) -> Tensor:
         """frames (B, T, F) float32, zero-padded at the end; lengths (B,), 0 = absent -> (B, T, D), zero beyond length."""
-        real = real_positions(lengths, frames.shape[1])[..., None]
-        if frames.shape[1] == 0:
-            return frames.new_zeros(*frames.shape[:2], self.linear.out_features)
-        hidden = (frames - self.feature_mean) / self.feature_std  # register 16
-        if self.kind == "bilstm":
-            backward_order = reversed_order(lengths, frames.shape[1])
-            ahead, _ = self.forward_lstm(hidden)
-            back, _ = self.backward_lstm(reorder(hidden, backward_order))
-            hidden = torch.cat([ahead, reorder(back, backward_order)], dim=-1)  # eq 4
+        layout = Ragged.of(lengths, frames.shape[1])
+        return layout.padded(self.real(frames, layout))
+
+    def real(self, frames: Tensor, layout: Ragged) -> Tensor:
+        """frames (B, T, F) -> (N, D): the real frames of all clips end to end; nothing is computed of the others."""
+        scaled = (frames - self.feature_mean) / self.feature_std  # register 16
+        if self.kind == "linear":
+            hidden = layout.packed(scaled)
         elif self.kind == "lstm":
-            hidden, _ = self.forward_lstm(hidden)
-        hidden = self.dropout(self.norm(self.linear(hidden)))  # eq 5
-        return hidden.masked_fill(~real, 0.0)
+            hidden = read_in_order([self.forward_lstm], scaled, layout)
+        else:
+            hidden = read_in_order([self.forward_lstm, self.backward_lstm], scaled, layout)  # eq 4
+        aligned: Tensor = self.dropout(self.norm(self.linear(hidden)))  # eq 5
+        return aligned
 
 
 class CrossModalAttention(nn.Module):
@@ -86,49 +84,95 @@ class CrossModalAttention(nn.Module):
         self.key = nn.ModuleDict({o: nn.Linear(dim, dim, bias=False) for o in owners})
 
     def forward(
-        self, sequences: Mapping[str, Tensor], lengths: Mapping[str, Tensor], return_weights: bool = False
+        self, sequences: Mapping[str, Tensor], layouts: Mapping[str, Ragged]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """sequences: modality -> (B, n, D) -> pair name -> (B, n_Y, D), and on request weights (B, H, n_Y, n_X)."""
-        projected: dict[tuple[nn.ModuleDict, str, str], Tensor] = {}
+        """Eq 7 as it is written: sequences, modality -> (N, D), and where their clips lie.
 
-        def heads(projection: nn.ModuleDict, name: str, modality: str) -> Tensor:
-            owner = modality if self.shared else name
-            if (projection, owner, modality) not in projected:
-                hidden = projection[owner](sequences[modality])
-                projected[projection, owner, modality] = hidden.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-            return projected[projection, owner, modality]
-
-        # Additive masks, made once: a bool mask would be turned into one in each of the six attentions. A clip without
-        # any key keeps all of them, as its softmax would be NaN, and its output is zeroed.
-        present = {m: (lengths[m] > 0)[:, None, None, None] for m in MODALITIES}
-        masks = {}
-        for m in MODALITIES:
-            keep = real_positions(lengths[m], sequences[m].shape[1])[:, None, None] | ~present[m]
-            masks[m] = sequences[m].new_zeros(keep.shape).masked_fill(~keep, -torch.inf)
+        Returns:
+            Pair name -> (B, n_Y, D), whatever stands in Y's padding, and pair name -> (B, H, n_Y, n_X) weights.
+        """
         attended, weights = {}, {}
-        for name, (y, x) in PAIRS.items():
-            q, k, v = heads(self.query, name, y), heads(self.key, name, x), heads(self.value, name, x)
-            if k.shape[2] == 0:
-                attended[name] = torch.zeros_like(q).transpose(1, 2).flatten(2)
-                weights[name] = q.new_zeros(*q.shape[:3], 0)
-                continue
-            if return_weights:
-                weights[name] = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5 + masks[x]).softmax(-1) * present[x]
-                out = weights[name] @ v
-            else:
-                out = F.scaled_dot_product_attention(q, k, v, attn_mask=masks[x]) * present[x]
-            attended[name] = out.transpose(1, 2).flatten(2)
+        for name, queries, keys in self._projected(sequences):
+            y, x = PAIRS[name]
+            weights[name] = self._weights(queries, keys, layouts[y], layouts[x])
+            values = self.value[x if self.shared else name](layouts[x].padded(sequences[x]))
+            attended[name] = (weights[name] @ self._heads(values)).transpose(1, 2).flatten(2)
         return attended, weights
+
+    def means(self, sequences: Mapping[str, Tensor], layouts: Mapping[str, Ragged]) -> dict[str, Tensor]:
+        """Pair name -> (B, D): what `forward` gives, averaged over Y's real positions; zeros where Y or X is absent.
+
+        Averaging and V are linear, so that both may trade places: the weights are averaged over Y first, the frames of X are
+        averaged by those, and only one vector a head passes V, not every frame.
+        """
+        means = {}
+        for name, queries, keys in self._projected(sequences):
+            y, x = PAIRS[name]
+            values = cast(nn.Linear, self.value[x if self.shared else name])
+            read = self._read(queries, keys, sequences[x], layouts[y], layouts[x])
+            weight, bias = (part.unflatten(0, (self.num_heads, -1)) for part in (values.weight, values.bias))
+            present = (layouts[y].real.any(1) & layouts[x].real.any(1))[:, None, None]
+            means[name] = (torch.einsum("bhe,hde->bhd", read, weight) + bias * present).flatten(1)
+        return means
+
+    def _projected(self, sequences: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """Each pair's name, queries (N_Y, D) and keys (N_X, D), every projection computed once."""
+        known: dict[tuple[nn.ModuleDict, str], Tensor] = {}
+        for name, (y, x) in PAIRS.items():
+            sides = [(self.query, y, y), (self.key, x, x)] if self.shared else [(self.query, name, y), (self.key, name, x)]
+            for projection, owner, modality in sides:
+                if (projection, owner) not in known:
+                    known[projection, owner] = projection[owner](sequences[modality])
+            queries, keys = (known[projection, owner] for projection, owner, _ in sides)
+            yield name, queries, keys
+
+    def _heads(self, projected: Tensor) -> Tensor:
+        """(B, n, D) -> (B, H, n, d)."""
+        return projected.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+    def _weights(self, queries: Tensor, keys: Tensor, y: Ragged, x: Ragged) -> Tensor:
+        """(B, H, n_Y, n_X): softmax(Q_Y K_X^T / sqrt(d)) over X's real positions, zeros where there are none."""
+        q, k = self._heads(y.padded(queries)), self._heads(x.padded(keys))
+        present = x.real.any(1)[:, None, None, None]
+        keep = x.real[:, None, None] | ~present  # a clip without any key keeps all of them: its softmax would be NaN
+        scores = q @ k.mT / q.shape[-1] ** 0.5
+        return scores.masked_fill(~keep, -torch.inf).softmax(-1) * present
+
+    def _read(self, queries: Tensor, keys: Tensor, frames: Tensor, y: Ragged, x: Ragged) -> Tensor:
+        """(B, H, D): each head's mean of X's frames, by its weights averaged over Y's real positions."""
+        if frames.device.type == "cpu" and _waste(y, x) * self.num_heads > WORTH_A_LOOP:
+            parts = zip(queries.split(y.lengths), keys.split(x.lengths), frames.split(x.lengths), strict=True)
+            return torch.stack([self._read_one(*part) for part in parts])
+        share = y.real.to(frames.dtype) / y.real.sum(1, keepdim=True).clamp(min=1)
+        averaged = share[:, None, None] @ self._weights(queries, keys, y, x)  # (B, H, 1, n_X)
+        return averaged[:, :, 0] @ x.padded(frames)
+
+    def _read_one(self, queries: Tensor, keys: Tensor, frames: Tensor) -> Tensor:
+        """The same of one clip, without any padding: (n_Y, D), (n_X, D), (n_X, D) -> (H, D)."""
+        if not len(queries) or not len(keys):
+            return frames.new_zeros(self.num_heads, frames.shape[1])
+        q, k = (part.unflatten(-1, (self.num_heads, -1)).transpose(0, 1) for part in (queries, keys))
+        scores = torch.baddbmm(q.new_zeros(()), q, k.mT, beta=0, alpha=q.shape[-1] ** -0.5)
+        return scores.softmax(-1).mean(1) @ frames
+
+
+def _waste(y: Ragged, x: Ragged) -> int:
+    """How many scores of padding a batch has."""
+    return len(y.lengths) * y.size * x.size - sum(a * b for a, b in zip(y.lengths, x.lengths, strict=True))
 
 
 class CMPTAdapter(TokenMaker):
     """Face, voice and the text's embeddings -> K pseudo tokens in the LLM's embedding space (Figures 1 and 2).
+
+    No padded frame is computed.
 
     Args:
         audio_features, vision_features: F of each modality.
         llm_dim: E, asked of the LLM.
         embedding_norm: mean norm of the LLM's text embeddings, the size at which pseudo tokens start.
     """
+
+    packs = True
 
     def __init__(
         self, config: CmptaConfig, audio_features: int, vision_features: int, llm_dim: int, embedding_norm: float
@@ -163,21 +207,29 @@ class CMPTAdapter(TokenMaker):
         vision: Tensor,
         vision_lengths: Tensor,
         return_weights: bool = False,
+        layouts: Mapping[str, Ragged] | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Align (eqs 3-5), attend (eqs 6-7), and pool each pair to a token (eq 8)."""
-        sequences = {
-            "audio": self.alignment["audio"](audio, audio_lengths),
-            "vision": self.alignment["vision"](vision, vision_lengths),
-        }
+        padded = {"text": text, "audio": audio, "vision": vision}
         lengths = {"text": text_lengths, "audio": audio_lengths, "vision": vision_lengths}
+        layouts = layouts or {name: Ragged.of(lengths[name], padded[name].shape[1]) for name in padded}
+        sequences = {}
+        for name in ("audio", "vision"):
+            sequences[name] = cast(TemporalAlignment, self.alignment[name]).real(padded[name], layouts[name])
         weights: dict[str, Tensor] = {}
         if self.config.fusion == "pooled":
             spans = self.config.num_pseudo_tokens // 2
-            summaries = torch.cat([_pool_spans(sequences[m], lengths[m], spans) for m in ("vision", "audio")], dim=1)
+            pooled = (_pool_spans(layouts[m].padded(sequences[m]), lengths[m], spans) for m in ("vision", "audio"))
+            summaries = torch.cat([*pooled], dim=1)
         else:
-            sequences["text"] = self.text_projection(text.to(self.text_projection.weight.dtype))
-            attended, weights = self.attention(sequences, lengths, return_weights)
-            summaries = torch.stack([self._summary(attended[n], lengths[y]) for n, (y, _) in PAIRS.items()], dim=1)
+            sequences["text"] = self.text_projection(layouts["text"].packed(text.to(self.text_projection.weight.dtype)))
+            if self.config.summary == "mean":  # register 6
+                means = self.attention.means(sequences, layouts)
+            else:
+                attended, weights = self.attention(sequences, layouts)
+                means = {name: _maximum(attended[name], layouts[y]) for name, (y, _) in PAIRS.items()}
+            summaries = torch.stack([*means.values()], dim=1)
+            weights = weights or (self.attention(sequences, layouts)[1] if return_weights else {})
         tokens = self.to_llm(self.summary_norm(summaries))
         if hasattr(self, "token_mix"):
             tokens = torch.einsum("kp,bpe->bke", self.token_mix, tokens)
@@ -185,13 +237,13 @@ class CMPTAdapter(TokenMaker):
             tokens = tokens[:, torch.arange(self.num_tokens, device=tokens.device) % len(PAIRS)]
         return tokens, weights
 
-    def _summary(self, attended: Tensor, lengths: Tensor) -> Tensor:
-        """(B, n, D) -> (B, D) over the real positions of Y; zeros where Y is absent (register 6)."""
-        real = real_positions(lengths, attended.shape[1])[..., None]
-        if self.config.summary == "max" and attended.shape[1]:
-            best = attended.masked_fill(~real, -torch.inf).amax(1)
-            return best.masked_fill(lengths[:, None] == 0, 0.0)
-        return (attended * real).sum(1) / lengths.clamp(min=1)[:, None]
+
+def _maximum(attended: Tensor, y: Ragged) -> Tensor:
+    """(B, n, D) -> (B, D) over the real positions of Y; zeros where Y is absent (register 6)."""
+    if not y.size:
+        return attended.new_zeros(len(attended), attended.shape[2])
+    best = attended.masked_fill(~y.real[..., None], -torch.inf).amax(1)
+    return best.masked_fill(~y.real.any(1, keepdim=True), 0.0)
 
 
 class CMPTA(PromptedLM):

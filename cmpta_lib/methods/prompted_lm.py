@@ -25,6 +25,7 @@ from cmpta_lib.methods.answer_trie import AnswerTrie
 from cmpta_lib.methods.base import Batch, Loss, Method, Predictions, Tools
 from cmpta_lib.methods.padding import pad_frames, pad_ids
 from cmpta_lib.methods.prompts import Layout, answer_text, legal_answers
+from cmpta_lib.methods.ragged import Ragged
 from cmpta_lib.transfer import send
 
 _HOLE = -1  # in a row of token ids: a pseudo token comes here
@@ -44,6 +45,7 @@ class TokenMaker(nn.Module, ABC):
     """Face, voice and the text's embeddings -> K pseudo tokens in the LLM's embedding space: what is trained."""
 
     num_tokens: int  # K
+    packs = False  # whether `forward` takes `layouts`, where the real positions of text, audio and vision lie
 
     @abstractmethod
     def set_feature_statistics(self, modality: Modality, mean: Tensor, std: Tensor) -> None:
@@ -137,10 +139,18 @@ class PromptedLM(Method):
         padded, sizes = pad_ids(batch.text_ids)
         real = np.arange(padded.shape[1]) < sizes[:, None]
         audio, vision = send([batch.frames["audio"], batch.frames["vision"]], device)
-        whole = [padded, real.astype(np.int64), sizes, batch.lengths["audio"], batch.lengths["vision"]]
-        ids, is_real, text_lengths, audio_lengths, vision_lengths = send(whole, device)
+        sized = {"text": (sizes, padded.shape[1])}
+        sized |= {name: (batch.lengths[name], batch.frames[name].shape[1]) for name in MODALITIES}
+        indices = [Ragged.arrays(*one) for one in sized.values()] if self.maker.packs else []
+        whole = [padded, real.astype(np.int64), *(lengths for lengths, _ in sized.values()), *chain(*indices)]
+        ids, is_real, text_lengths, audio_lengths, vision_lengths, *sent = send(whole, device)
+        there, more = iter(sent), {}
+        if indices:
+            lengths = text_lengths, audio_lengths, vision_lengths
+            each = zip(sized.items(), lengths, indices, strict=True)
+            more["layouts"] = {name: Ragged.sent(*one, far, [next(there) for _ in made]) for (name, one), far, made in each}
         text = self.llm.embedding(ids) * is_real[..., None]  # eqs 1-2
-        return self.maker(text, text_lengths, audio, audio_lengths, vision, vision_lengths, return_weights)
+        return self.maker(text, text_lengths, audio, audio_lengths, vision, vision_lengths, return_weights, **more)
 
     def loss(self, batch: PromptBatch) -> Loss:  # type: ignore[override]  # what our own `collate` made
         """Next-token cross-entropy on the answer tokens (eq 9), summed over them."""

@@ -1,0 +1,118 @@
+"""Sequences of unequal length without their padding: end to end, and in few long rows for what must read in order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cmpta_lib.places import take_once
+
+# Input, forget and output gate at this value are 0 exactly in float32, whatever else an LSTM's weights add to it.
+_SHUT = -1e4
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Where the N real positions of B sequences lie: end to end, in rows padded to S, and chained into fewer rows.
+
+    A chain holds several sequences with breaks between and behind them, so that R rows as long as the longest sequence
+    hold little else than real positions.
+    """
+
+    lengths: tuple[int, ...]  # (B,) on the host
+    size: int  # S
+    real: Tensor  # (B, S) bool
+    slots: Tensor  # (N,) int64: the place of each position in B * S
+    chains: Tensor  # (R, W) int64: what stands where, as a place in B * S, and B * S for a break
+    links: Tensor  # (N,) int64: the place of each position in R * W
+
+    @staticmethod
+    def arrays(lengths: np.ndarray, size: int) -> list[np.ndarray]:
+        """The index fields on the host, so that they can travel to the device with others."""
+        starts = np.arange(len(lengths)) * size
+        slots = np.concatenate([start + np.arange(n) for start, n in zip(starts, lengths, strict=True)])
+        rows = _chained(lengths)
+        width = int(lengths.max(initial=0))
+        chains = np.full((len(rows), width), len(lengths) * size, np.int64)
+        links: list[np.ndarray] = [np.zeros(0, np.int64)] * len(lengths)
+        for row, sequences in enumerate(rows):
+            column = 0
+            for which in sequences:
+                n = int(lengths[which])
+                chains[row, column : column + n] = starts[which] + np.arange(n)
+                links[which] = row * width + column + np.arange(n)
+                column += n + 1
+        return [slots.astype(np.int64), chains, np.concatenate(links)]
+
+    @classmethod
+    def of(cls, lengths: Tensor, size: int) -> Ragged:
+        """From lengths that lie where the sequences do: a GPU is waited for."""
+        host = np.array(lengths.tolist(), np.int64)
+        return cls.sent(host, size, lengths, [torch.from_numpy(a).to(lengths.device) for a in cls.arrays(host, size)])
+
+    @classmethod
+    def sent(cls, host: np.ndarray, size: int, lengths: Tensor, indices: Sequence[Tensor]) -> Ragged:
+        """From lengths on the host and on the device, and `arrays` on the device."""
+        real = torch.arange(size, device=lengths.device) < lengths[:, None]
+        return cls(tuple(host.tolist()), size, real, *indices)
+
+    def packed(self, padded: Tensor) -> Tensor:
+        """(B, S, F) -> (N, F): the real positions end to end."""
+        return take_once(padded.flatten(0, 1), self.slots)
+
+    def padded(self, packed: Tensor) -> Tensor:
+        """(N, D) -> (B, S, D), zero-padded at the end."""
+        rows = packed.new_zeros(len(self.lengths) * self.size, packed.shape[1])
+        return rows.index_copy_(0, self.slots, packed).unflatten(0, (len(self.lengths), self.size))
+
+
+def _chained(lengths: np.ndarray) -> list[list[int]]:
+    """Which sequences share a row, by first fit, the longest first; every two of a row need a break between them."""
+    rows: list[list[int]] = []
+    room: list[int] = []
+    for which in np.argsort(-lengths, kind="stable").tolist():
+        needed = int(lengths[which]) + 1  # and a break behind it, for which the last of a row needs no place
+        if needed == 1:
+            break
+        row = next((row for row, left in enumerate(room) if needed <= left), len(rows))
+        if row == len(rows):
+            rows.append([])
+            room.append(int(lengths.max()) + 1)
+        rows[row].append(which)
+        room[row] -= needed
+    return rows
+
+
+def read_in_order(lstms: Sequence[nn.LSTM], frames: Tensor, layout: Ragged) -> Tensor:
+    """(B, S, F) -> (N, H) states of a one-layer LSTM over every sequence, or (N, 2 H) with another for the way back.
+
+    Equal to a packed (bidirectional) `nn.LSTM`: each sequence is read from a zero state, in both directions. At a break of a
+    chain an extra input shuts input, forget and output gates, so that state and output become zero exactly, forwards as
+    backwards, and no gradient passes. One call of the fused kernel then reads all sequences in as many steps as the longest
+    has, with nearly no padding beside it.
+
+    Args:
+        lstms: of F inputs and H outputs each; the second one reads from the end.
+        frames: what the padding holds is not read.
+    """
+    features, hidden = frames.shape[2], lstms[0].hidden_size
+    if not layout.chains.numel():
+        return frames.new_zeros(0, hidden * len(lstms))
+    pause = F.pad(frames.new_zeros(1, features), (0, 1), value=1.0)
+    marked = torch.cat([F.pad(frames.flatten(0, 1), (0, 1)), pause])
+    rows = marked.index_select(0, layout.chains.flatten()).unflatten(0, layout.chains.shape)
+    shut = frames.new_full((4, hidden), _SHUT)
+    shut[2] = 0.0  # torch's order: input, forget, cell, output
+    weights: list[Tensor] = []
+    for lstm in lstms:
+        (of_input, *others), *_ = lstm.all_weights
+        weights += [torch.cat([of_input, shut.view(-1, 1)], dim=1), *others]
+    start = frames.new_zeros(len(lstms), len(rows), hidden)
+    # With biases, one layer, no dropout, in training or not, in both directions or one, batch first.
+    states, _, _ = torch.lstm(rows, (start, start), weights, True, 1, 0.0, lstms[0].training, len(lstms) == 2, True)
+    return take_once(states.flatten(0, 1), layout.links)
