@@ -5,7 +5,8 @@ Shapes: B clips, T frames, F raw features, L text tokens, D adapter width, E LLM
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from functools import cache
 from typing import cast
 
 import torch
@@ -28,6 +29,7 @@ PAIRS: dict[str, Pair] = {  # eq 8, in the order in which the LLM reads them
 }
 MODALITIES = ("text", "vision", "audio")
 WORTH_A_LOOP = 1 << 20  # scores of padding in a batch, above which a CPU is faster clip by clip
+VECTOR = 16  # a CPU's softmax is ten times slower over fewer numbers that lie side by side than over a column of them
 
 
 class TemporalAlignment(nn.Module):
@@ -91,69 +93,98 @@ class CrossModalAttention(nn.Module):
         Returns:
             Pair name -> (B, n_Y, D), whatever stands in Y's padding, and pair name -> (B, H, n_Y, n_X) weights.
         """
+        known = _Projected(self, sequences, layouts)
         attended, weights = {}, {}
-        for name, queries, keys in self._projected(sequences):
-            y, x = PAIRS[name]
-            weights[name] = self._weights(queries, keys, layouts[y], layouts[x])
-            values = self.value[x if self.shared else name](layouts[x].padded(sequences[x]))
-            attended[name] = (weights[name] @ self._heads(values)).transpose(1, 2).flatten(2)
+        for name, (_, x) in PAIRS.items():
+            present = layouts[x].real.any(1)[:, None, None, None]
+            weights[name] = known.weights(name).unflatten(0, (-1, self.num_heads)) * present
+            values = layouts[x].padded(self.value[x if self.shared else name](sequences[x]))
+            attended[name] = (weights[name] @ self.heads(values)).transpose(1, 2).flatten(2)
         return attended, weights
 
-    def means(self, sequences: Mapping[str, Tensor], layouts: Mapping[str, Ragged]) -> dict[str, Tensor]:
-        """Pair name -> (B, D): what `forward` gives, averaged over Y's real positions; zeros where Y or X is absent.
+    def means(self, sequences: Mapping[str, Tensor], layouts: Mapping[str, Ragged]) -> Tensor:
+        """(B, 6, D): what `forward` gives of each pair, averaged over Y's real positions; zeros where Y or X is absent.
 
         Averaging and V are linear, so that both may trade places: the weights are averaged over Y first, the frames of X are
         averaged by those, and only one vector a head passes V, not every frame.
         """
-        means = {}
-        for name, queries, keys in self._projected(sequences):
-            y, x = PAIRS[name]
-            values = cast(nn.Linear, self.value[x if self.shared else name])
-            read = self._read(queries, keys, sequences[x], layouts[y], layouts[x])
-            weight, bias = (part.unflatten(0, (self.num_heads, -1)) for part in (values.weight, values.bias))
-            present = (layouts[y].real.any(1) & layouts[x].real.any(1))[:, None, None]
-            means[name] = (torch.einsum("bhe,hde->bhd", read, weight) + bias * present).flatten(1)
-        return means
-
-    def _projected(self, sequences: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor, Tensor]]:
-        """Each pair's name, queries (N_Y, D) and keys (N_X, D), every projection computed once."""
-        known: dict[tuple[nn.ModuleDict, str], Tensor] = {}
+        known = _Projected(self, sequences, layouts)
+        read = []
         for name, (y, x) in PAIRS.items():
-            sides = [(self.query, y, y), (self.key, x, x)] if self.shared else [(self.query, name, y), (self.key, name, x)]
-            for projection, owner, modality in sides:
-                if (projection, owner) not in known:
-                    known[projection, owner] = projection[owner](sequences[modality])
-            queries, keys = (known[projection, owner] for projection, owner, _ in sides)
-            yield name, queries, keys
+            waste = _waste(layouts[y], layouts[x]) * self.num_heads
+            is_loop = waste > WORTH_A_LOOP and sequences[x].device.type == "cpu"
+            read.append(known.read_each(name) if is_loop else known.read(name))
+        owners = [self.value[x if self.shared else name] for name, (_, x) in PAIRS.items()]
+        weight, bias = (torch.stack([getattr(one, part) for one in owners]) for part in ("weight", "bias"))
+        summed = torch.einsum("pbhe,phde->bphd", torch.stack(read), weight.unflatten(1, (self.num_heads, -1)))
+        here = {name: layout.real.any(1) for name, layout in layouts.items()}
+        present = torch.stack([here[y] & here[x] for y, x in PAIRS.values()], dim=1)
+        return (summed.flatten(2) + bias) * present[..., None]
 
-    def _heads(self, projected: Tensor) -> Tensor:
-        """(B, n, D) -> (B, H, n, d)."""
-        return projected.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+    def heads(self, projected: Tensor) -> Tensor:
+        """(..., n, D) -> (..., H, n, d)."""
+        return projected.unflatten(-1, (self.num_heads, -1)).transpose(-2, -3)
 
-    def _weights(self, queries: Tensor, keys: Tensor, y: Ragged, x: Ragged) -> Tensor:
-        """(B, H, n_Y, n_X): softmax(Q_Y K_X^T / sqrt(d)) over X's real positions, zeros where there are none."""
-        q, k = self._heads(y.padded(queries)), self._heads(x.padded(keys))
-        present = x.real.any(1)[:, None, None, None]
-        keep = x.real[:, None, None] | ~present  # a clip without any key keeps all of them: its softmax would be NaN
-        scores = q @ k.mT / q.shape[-1] ** 0.5
-        return scores.masked_fill(~keep, -torch.inf).softmax(-1) * present
 
-    def _read(self, queries: Tensor, keys: Tensor, frames: Tensor, y: Ragged, x: Ragged) -> Tensor:
+class _Projected:
+    """Queries and keys of a batch for all pairs, each projected, and where wanted padded, once."""
+
+    def __init__(
+        self, attention: CrossModalAttention, sequences: Mapping[str, Tensor], layouts: Mapping[str, Ragged]
+    ) -> None:
+        self.heads, self.sequences, self.layouts = attention.heads, sequences, layouts
+        self.owners = {name: pair if attention.shared else (name, name) for name, pair in PAIRS.items()}
+        self.query = cache(lambda owner, modality: attention.query[owner](sequences[modality]))
+        self.key = cache(lambda owner, modality: attention.key[owner](sequences[modality]))
+        self.padded = cache(lambda side, *of: attention.heads(layouts[of[1]].padded(side(*of))).flatten(0, 1))
+        self.frames = cache(lambda modality: layouts[modality].padded(sequences[modality]))
+        self.mask = cache(lambda modality: _additive(layouts[modality].real, attention.num_heads, sequences[modality].dtype))
+
+    def weights(self, name: str) -> Tensor:
+        """(B * H, n_Y, n_X): softmax(Q_Y K_X^T / sqrt(d)) over X's real positions; over its padding where there are none."""
+        (y, x), (of_y, of_x) = PAIRS[name], self.owners[name]
+        return _attention_weights(self.padded(self.query, of_y, y), self.padded(self.key, of_x, x), self.mask(x))
+
+    def read(self, name: str) -> Tensor:
         """(B, H, D): each head's mean of X's frames, by its weights averaged over Y's real positions."""
-        if frames.device.type == "cpu" and _waste(y, x) * self.num_heads > WORTH_A_LOOP:
-            parts = zip(queries.split(y.lengths), keys.split(x.lengths), frames.split(x.lengths), strict=True)
-            return torch.stack([self._read_one(*part) for part in parts])
-        share = y.real.to(frames.dtype) / y.real.sum(1, keepdim=True).clamp(min=1)
-        averaged = share[:, None, None] @ self._weights(queries, keys, y, x)  # (B, H, 1, n_X)
-        return averaged[:, :, 0] @ x.padded(frames)
+        y, x = PAIRS[name]
+        weights, real = self.weights(name), self.layouts[y].real
+        share = real.to(weights.dtype) / real.sum(1, keepdim=True).clamp(min=1)
+        heads = len(weights) // max(1, len(real))
+        averaged = share.repeat_interleave(heads, 0)[:, None] @ weights  # (B * H, 1, n_X)
+        return averaged.view(len(real), heads, -1) @ self.frames(x)
+
+    def read_each(self, name: str) -> Tensor:
+        """The same clip by clip, without any padding."""
+        (y, x), (of_y, of_x) = PAIRS[name], self.owners[name]
+        queries = self.query(of_y, y).split(self.layouts[y].lengths)
+        keys, frames = (part.split(self.layouts[x].lengths) for part in (self.key(of_x, x), self.sequences[x]))
+        return torch.stack([self._read_one(*clip) for clip in zip(queries, keys, frames, strict=True)])
 
     def _read_one(self, queries: Tensor, keys: Tensor, frames: Tensor) -> Tensor:
-        """The same of one clip, without any padding: (n_Y, D), (n_X, D), (n_X, D) -> (H, D)."""
+        """One clip's (n_Y, D), (n_X, D), (n_X, D) -> (H, D)."""
+        q, k = self.heads(queries), self.heads(keys)
         if not len(queries) or not len(keys):
-            return frames.new_zeros(self.num_heads, frames.shape[1])
-        q, k = (part.unflatten(-1, (self.num_heads, -1)).transpose(0, 1) for part in (queries, keys))
-        scores = torch.baddbmm(q.new_zeros(()), q, k.mT, beta=0, alpha=q.shape[-1] ** -0.5)
-        return scores.softmax(-1).mean(1) @ frames
+            return frames.new_zeros(len(q), frames.shape[1])
+        return _attention_weights(q, k, q.new_zeros(1, 1, 1)).mean(1) @ frames
+
+
+def _attention_weights(q: Tensor, k: Tensor, mask: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(d) + mask) over the keys: (R, n_Y, d), (R, n_X, d), (R or 1, 1, n_X or 1) -> (R, n_Y, n_X)."""
+    scale = q.shape[-1] ** -0.5
+    if k.shape[1] < VECTOR:
+        return torch.baddbmm(mask.mT, k, q.mT, alpha=scale).softmax(-2).mT
+    return torch.baddbmm(mask, q, k.mT, alpha=scale).softmax(-1)
+
+
+def _additive(real: Tensor, heads: int, dtype: torch.dtype) -> Tensor:
+    """(B, n) -> (B * H, 1, n): 0 where a key is real, -inf elsewhere.
+
+    A clip without any key keeps all of them, as its softmax would be NaN.
+    """
+    keep = real | ~real.any(1, keepdim=True)
+    mask = torch.zeros(keep.shape, dtype=dtype, device=real.device).masked_fill(~keep, -torch.inf)
+    return mask.repeat_interleave(heads, 0)[:, None]
 
 
 def _waste(y: Ragged, x: Ragged) -> int:
@@ -223,13 +254,13 @@ class CMPTAdapter(TokenMaker):
             summaries = torch.cat([*pooled], dim=1)
         else:
             sequences["text"] = self.text_projection(layouts["text"].packed(text.to(self.text_projection.weight.dtype)))
-            if self.config.summary == "mean":  # register 6
-                means = self.attention.means(sequences, layouts)
-            else:
+            if return_weights or self.config.summary == "max":
                 attended, weights = self.attention(sequences, layouts)
-                means = {name: _maximum(attended[name], layouts[y]) for name, (y, _) in PAIRS.items()}
-            summaries = torch.stack([*means.values()], dim=1)
-            weights = weights or (self.attention(sequences, layouts)[1] if return_weights else {})
+            if self.config.summary == "max":  # register 6
+                best = (_maximum(attended[name], layouts[y]) for name, (y, _) in PAIRS.items())
+                summaries = torch.stack([*best], dim=1)
+            else:
+                summaries = self.attention.means(sequences, layouts)
         tokens = self.to_llm(self.summary_norm(summaries))
         if hasattr(self, "token_mix"):
             tokens = torch.einsum("kp,bpe->bke", self.token_mix, tokens)

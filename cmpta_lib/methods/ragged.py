@@ -34,20 +34,17 @@ class Ragged:
     @staticmethod
     def arrays(lengths: np.ndarray, size: int) -> list[np.ndarray]:
         """The index fields on the host, so that they can travel to the device with others."""
-        starts = np.arange(len(lengths)) * size
-        slots = np.concatenate([start + np.arange(n) for start, n in zip(starts, lengths, strict=True)])
-        rows = _chained(lengths)
-        width = int(lengths.max(initial=0))
+        columns = np.arange(size)
+        slots = np.flatnonzero(columns < lengths[:, None])
+        starts = (np.cumsum(lengths) - lengths).tolist()  # of each sequence, among the real positions
+        rows, width = _chained(lengths.tolist()), int(lengths.max(initial=0))
         chains = np.full((len(rows), width), len(lengths) * size, np.int64)
-        links: list[np.ndarray] = [np.zeros(0, np.int64)] * len(lengths)
+        links = np.empty(len(slots), np.int64)
         for row, sequences in enumerate(rows):
-            column = 0
-            for which in sequences:
-                n = int(lengths[which])
-                chains[row, column : column + n] = starts[which] + np.arange(n)
-                links[which] = row * width + column + np.arange(n)
-                column += n + 1
-        return [slots.astype(np.int64), chains, np.concatenate(links)]
+            for column, which, n in sequences:
+                chains[row, column : column + n] = which * size + columns[:n]
+                links[starts[which] : starts[which] + n] = row * width + column + columns[:n]
+        return [slots, chains, links]
 
     @classmethod
     def of(cls, lengths: Tensor, size: int) -> Ragged:
@@ -71,20 +68,24 @@ class Ragged:
         return rows.index_copy_(0, self.slots, packed).unflatten(0, (len(self.lengths), self.size))
 
 
-def _chained(lengths: np.ndarray) -> list[list[int]]:
-    """Which sequences share a row, by first fit, the longest first; every two of a row need a break between them."""
-    rows: list[list[int]] = []
-    room: list[int] = []
-    for which in np.argsort(-lengths, kind="stable").tolist():
-        needed = int(lengths[which]) + 1  # and a break behind it, for which the last of a row needs no place
-        if needed == 1:
+def _chained(lengths: list[int]) -> list[list[tuple[int, int, int]]]:
+    """Which sequences share a row: (column, sequence, length) each, by first fit, the longest first.
+
+    Every two of a row have a break between them.
+    """
+    rows: list[list[tuple[int, int, int]]] = []
+    used: list[int] = []
+    longest = max(lengths, default=0)
+    for which in sorted(range(len(lengths)), key=lambda which: -lengths[which]):
+        n = lengths[which]
+        if n == 0:
             break
-        row = next((row for row, left in enumerate(room) if needed <= left), len(rows))
+        row = next((row for row, taken in enumerate(used) if taken + n <= longest), len(rows))
         if row == len(rows):
             rows.append([])
-            room.append(int(lengths.max()) + 1)
-        rows[row].append(which)
-        room[row] -= needed
+            used.append(0)
+        rows[row].append((used[row], which, n))
+        used[row] += n + 1
     return rows
 
 
