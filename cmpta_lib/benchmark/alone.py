@@ -14,7 +14,7 @@ def main(arguments: list[str]) -> None:
     """Train so many steps, and say what they took."""
     contest = contest_of(Options.from_json(arguments[0]))
     works = [contest.work(arguments[1], batch) for batch in contest.batches[:STEPS]]
-    print(json.dumps(measured(lambda: [work() for work in works])))
+    print(json.dumps(measured(works)))
 
 
 if __name__ == "__main__":

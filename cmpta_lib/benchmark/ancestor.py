@@ -111,8 +111,7 @@ class Ancestor:
         """(B, S, E): bos, opening tag, pseudo tokens, padded text, closing tag, prompt; of one length for all clips."""
         size, embed = len(batch.text), self.llm.embedding
         text = embed(batch.text)
-        fixed = (embed(ids).expand(size, -1, -1) for ids in (self.before, self.after))
-        before, after = fixed
+        before, after = (embed(ids).expand(size, -1, -1) for ids in (self.before, self.after))
         tokens = self.maker(text, batch)
         return torch.cat([before.to(tokens.dtype), tokens, text.to(tokens.dtype), after.to(tokens.dtype)], dim=1)
 

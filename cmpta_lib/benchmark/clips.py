@@ -38,10 +38,12 @@ def split_sizes(key: str) -> dict[str, int]:
 def corpus(options: Options) -> Corpus:
     """Training clips for every timed step, a validation split of the published size, and no test split to speak of."""
     sizes = split_sizes(options.corpus)
-    train = options.clips or min(sizes["train"], max(options.batches * options.batch_size, options.answered))
-    valid = min(sizes["valid"], 4 * options.answers * options.answered)
-    wanted = {"train": train, "valid": valid, "test": rehearsal.MIN_CLIPS}
-    splits = {name: _split(name, size, options) for name, size in wanted.items()}
+    wanted = {
+        "train": options.clips or min(sizes["train"], options.batches * options.batch_size),
+        "valid": min(sizes["valid"], 4 * options.answers * options.answered),
+        "test": 1,
+    }
+    splits = {name: _split(name, max(size, rehearsal.MIN_CLIPS), options) for name, size in wanted.items()}
     return Corpus(f"{options.corpus}-lengths", TASKS[options.corpus], splits, True, {}, {}, "benchmark")
 
 

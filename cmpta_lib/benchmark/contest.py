@@ -60,18 +60,28 @@ class Contest:
         return times
 
     def work(self, contender: str, batch: Sequence[int]) -> Callable[[], object]:
-        """A contender's step on these clips of the training split. The floor is given at once what the LLM reads."""
+        """A contender's step on these clips of the training split. The floor is given at once what the LLM reads.
+
+        Raises:
+            ValueError: there is no such contender.
+        """
         if contender == FLOOR:
             inputs = self.given(batch)
             return lambda: floor.step(self.llm, inputs)
         if contender == OURS:
             return lambda: self.ours.step(batch)
+        if contender != ANCESTOR:
+            raise ValueError(f"no contender '{contender}'; there are: {', '.join(CONTENDERS)}")
         samples = self._samples(batch)
         return lambda: self.ancestor.step(samples)
 
     def given(self, batch: Sequence[int]) -> floor.Given:
         """What the LLM reads in a step on these clips."""
         return floor.given(self.ours.method, self.ours.batch(batch))
+
+    def frames(self, batch: Sequence[int]) -> int:
+        """Real frames of voice and face in these clips."""
+        return sum(len(sample.audio) + len(sample.vision) for sample in self._samples(batch))
 
     def _samples(self, batch: Sequence[int]) -> list[Sample]:
         return [self.corpus.splits["train"][clip] for clip in batch]
@@ -83,7 +93,7 @@ class Contest:
             times.steps[name].append(milliseconds(self.work(name, batch), self.llm.device))
         inputs = self.given(batch)
         times.tokens.append(inputs.tokens)
-        times.frames.append(sum(len(sample.audio) + len(sample.vision) for sample in self._samples(batch)))
+        times.frames.append(self.frames(batch))
         times.operations.append(floor.operations(self.llm, inputs))
 
     def _parts(self, batch: Sequence[int]) -> dict[str, float]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
@@ -15,6 +17,7 @@ from cmpta_lib.config import (
     PromptConfig,
     RunConfig,
     TrainingConfig,
+    override,
 )
 from cmpta_lib.data.corpus import Corpus, Split
 from cmpta_lib.llm.frozen import FrozenLLM
@@ -64,3 +67,11 @@ class Ours:
         collated = self.method.collate([self.train[clip] for clip in clips])
         assert isinstance(collated, PromptBatch)
         return collated
+
+
+def epoch_seconds(options: Options, corpus: Corpus, llm: FrozenLLM) -> float:
+    """Of one epoch over this corpus as a run makes it: order, data, steps, validation."""
+    config = override(config_of(options, corpus), {"training.epochs": 1, "training.learning_rate": _RATE})
+    with tempfile.TemporaryDirectory() as folder:
+        _, state = loop.train(config, corpus, Tools(llm.device, lambda _: llm), Path(folder))
+    return state.seconds

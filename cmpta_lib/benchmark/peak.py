@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 
@@ -16,12 +16,13 @@ from cmpta_lib.runs import memory
 STEPS = 2  # the first makes what the optimiser keeps
 
 
-def measured(work: Callable[[], object]) -> dict[str, float]:
-    """GB in all at the highest, and above what was held before, while `work` runs."""
+def measured(works: Iterable[Callable[[], object]]) -> dict[str, float]:
+    """GB in all at the highest, and above what was held before, while all of `works` are done."""
     memory.watch()
     name = memory.ALLOCATED if torch.cuda.is_available() else memory.RESIDENT
     before = memory.peaks_gb()[name]
-    work()
+    for work in works:
+        work()
     most = memory.peaks_gb()[name]
     return {"peak": most, "growth": round(most - before, 3)}
 

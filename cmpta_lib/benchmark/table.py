@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -38,7 +39,8 @@ def row(options: Options, times: Times, peaks: Peaks | None = None) -> dict[str,
     """One line: settings, medians with interquartile ranges, ratios, shares, memory.
 
     Times are milliseconds, of a step or a clip; medians over the timed steps. Answers are means over the timed evaluation
-    batches, which are few and of different lengths. Ratios of memory compare what the steps take above what was loaded.
+    batches, which are few and of different lengths. The LLM's part of a step is reckoned with the plain path's operations,
+    whatever of them a faster path leaves out. Ratios of memory compare what the steps take above what was loaded.
     """
     step, floor, ancestor = (Spread.of(times.steps[name]) for name in (OURS, FLOOR, ANCESTOR))
     answer, generated = (sum(times.answers[name]) / len(times.answers[name]) for name in (OURS, ANCESTOR))
@@ -68,17 +70,20 @@ def row(options: Options, times: Times, peaks: Peaks | None = None) -> dict[str,
     spent = {part: sum(one[part] for one in times.parts) for part in PARTS}
     found |= {f"share {part}": value / sum(spent.values()) for part, value in spent.items()}
     floor_rate = sum(times.operations) / (sum(times.steps[FLOOR]) / 1000)
-    in_llm = sum(spent[part] for part in ("LLM forward", "LLM backward", "head and loss")) / 1000
+    in_llm = sum(found[f"share {part}"] for part in ("LLM forward", "LLM backward", "head and loss"))
+    llm_rate = Spread.of(times.operations).median / (in_llm * step.median / 1000)
     found |= {
         "matmul_peak_tflops": times.peak_rate / 1e12,
         "floor_of_matmul_peak": floor_rate / times.peak_rate,
-        "llm_part_of_matmul_peak": sum(times.operations) / in_llm / times.peak_rate,
+        "llm_part_of_matmul_peak": llm_rate / times.peak_rate,
     }
     for name, one in (peaks or {}).items():
         found |= {f"{name}_peak_gb": one["peak"], f"{name}_growth_gb": one["growth"]}
     if peaks:
-        found["memory_over_ancestor"] = peaks[OURS]["growth"] / peaks[ANCESTOR]["growth"]
-        found["peak_over_ancestor"] = peaks[OURS]["peak"] / peaks[ANCESTOR]["peak"]
+        ours, theirs = peaks[OURS], peaks[ANCESTOR]
+        if theirs["growth"]:  # a small backbone's steps may fit into what is held anyway
+            found["memory_over_ancestor"] = ours["growth"] / theirs["growth"]
+        found["peak_over_ancestor"] = ours["peak"] / theirs["peak"]
     return found
 
 
@@ -106,3 +111,22 @@ def store(folder: Path, name: str, rows: Sequence[Mapping[str, Any]], made: Mapp
         files.write_text(paths[0], json.dumps({"about": made, "rows": list(rows)}, indent=1, ensure_ascii=False) + "\n")
         files.write_text(paths[1], pd.DataFrame(rows).to_csv(index=False))
     return paths
+
+
+def stored(folder: Path) -> dict[str, dict[str, Any]]:
+    """Name -> what `store` wrote, of every measurement in a folder."""
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
+
+
+def publish(root: Path = files.ROOT) -> str:
+    """Copy all measurements that are stored into the published figures; says what was done.
+
+    Raises:
+        FileNotFoundError: there are none.
+    """
+    source, target = files.figures_folder() / FOLDER, root / "figures" / files.PUBLISHED / FOLDER
+    if not any(source.glob("*.json")):
+        raise FileNotFoundError(f"{source}: no measurement is stored there; call `cmpta benchmark` first")
+    with files.writing(target):
+        shutil.copytree(source, target, dirs_exist_ok=True)
+    return f"{sum(1 for _ in source.iterdir())} files of {source} are now in {target}; commit them"

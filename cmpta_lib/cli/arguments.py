@@ -117,6 +117,8 @@ def _add_benchmark(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--annotations", default="", help="folder of MELD's CSVs, for its real texts")
     sub.add_argument("--threads", type=at_least_one, default=None, help="of torch (default: its own choice)")
     sub.add_argument("--seed", type=int, default=0, help="of clips and weights (default 0)")
+    sub.add_argument("--scaling", action="store_true", help="also how costs grow with batch, lengths, width and samples")
+    sub.add_argument("--publish", action="store_true", help="measure nothing: copy what is stored to figures/published")
     sub.add_argument("--no-memory", action="store_false", dest="memory", help="leave out peak memory, one process each")
 
 
