@@ -15,7 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cmpta_lib.benchmark import clips, floor, peak, plots, scaling, shares, table
+from cmpta_lib.benchmark import clips, floor, page, peak, plots, scaling, shares, table
 from cmpta_lib.benchmark.ancestor import IGNORED, NEW_TOKENS
 from cmpta_lib.benchmark.command import contest_of
 from cmpta_lib.benchmark.contest import Contest
@@ -272,6 +272,24 @@ def test_figures_are_drawn_with_and_without_workers(tmp_path: Path):
     paths += plots.save(plots.costs([table.row(SMALL, times())], "a title " * 30), tmp_path / "costs")
     assert all(path.stat().st_size > 1000 for path in paths)
     assert "submitit" in paths[1].read_text() and paths[0].read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_page_shows_what_is_stored_and_how_to_make_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CMPTA_FIGURES", str(tmp_path))
+    monkeypatch.setattr(page, "ROOT", tmp_path / "nothing published")
+    bare = page.overview(page.measurements())
+    assert list(bare["backbone"]) == ["tiny", "slice", "full"] and not list(page.figures(page.measurements()))
+    folder, about = tmp_path / table.FOLDER, table.about([SMALL])
+    rows = [table.row(replace(SMALL, backbone="full", batch_size=size), times()) for size in (16, 64)]
+    table.store(folder, "gpu", rows, about)
+    table.store(folder, "scaling-tiny", curve(), about)
+    shown = page.overview(page.measurements())
+    assert list(shown["backbone"]) == ["full", "full", "tiny", "slice"] and list(shown["batch"][:2]) == [16, 64]
+    assert about["date"] in shown["measured on"][0] and "cmpta benchmark --backbone slice" in shown["measured on"][3]
+    footers = [figure.footer for figure in page.figures(page.measurements())]
+    assert [("batch 16" in one, "batch 64" in one, "lengths of SIMS-V2" in one) for one in footers] == [
+        (True, False, False), (False, True, False), (False, False, True),
+    ]  # fmt: skip
 
 
 # --- from end to end --------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import torch
 from cmpta_lib.benchmark import clips, ours, peak, scaling, table
 from cmpta_lib.benchmark.ancestor import Ancestor
 from cmpta_lib.benchmark.contest import Contest
-from cmpta_lib.benchmark.options import DEFAULT_DIM, Options
+from cmpta_lib.benchmark.options import CORPORA, DEFAULT_DIM, Options
 from cmpta_lib.benchmark.ours import Ours
 from cmpta_lib.benchmark.shapes import random_llm
 from cmpta_lib.benchmark.times import CONTENDERS, PARTS
@@ -24,7 +24,7 @@ from cmpta_lib.llm.frozen import FrozenLLM
 
 def run(options: argparse.Namespace) -> int:
     """What the command does; returns the exit code."""
-    from cmpta_lib.benchmark import plots  # matplotlib, which a GPU's machine need not have
+    from cmpta_lib.benchmark import page, plots  # matplotlib, which a GPU's machine need not have
 
     if options.publish:
         print(table.publish())
@@ -35,13 +35,13 @@ def run(options: argparse.Namespace) -> int:
     rows, made = measure(asked, with_memory=options.memory)
     print(screen(rows, made), flush=True)
     folder, name = figures_folder() / table.FOLDER, f"{options.backbone}-batch{options.batch_size}-dim{asked[0].dim}"
-    paths = table.store(folder, name, rows, made) + plots.save(plots.costs(rows, title(rows, made)), folder / name)
+    paths = table.store(folder, name, rows, made) + plots.save(plots.costs(rows, table.title(rows, made)), folder / name)
     for one in asked if options.scaling else []:
         grown = scaled(one)
         print(pd.DataFrame(scaling.fits(grown)).to_string(index=False), flush=True)
-        stem = f"scaling-{name}-{one.corpus}"
+        stem = f"{page.SCALING}{name}-{one.corpus}"
         made = table.about([one]) | {"fits": scaling.fits(grown)}
-        figure = plots.growth(grown, title(rows, made), plots.read_workers(folder))
+        figure = plots.growth(grown, table.title(made["options"], made), plots.read_workers(folder))
         paths += table.store(folder, stem, grown, made) + plots.save(figure, folder / stem)
     print("in full: " + ", ".join(map(str, paths)))
     return 0
@@ -61,6 +61,14 @@ def of_corpus(options: argparse.Namespace, key: str) -> Options:
         annotations=options.annotations,
         seed=options.seed,
     )
+
+
+def quick(smoke: bool = False) -> list[Options]:
+    """Measurements of seconds, for a first look: the tiny backbone, few batches, no process of its own for memory."""
+    few = Options(steps=3, batch_size=4, answers=1, answered=8)
+    if smoke:
+        few = replace(few, steps=1, batch_size=2, dim=16, answered=4)
+    return [replace(few, corpus=key) for key in CORPORA]
 
 
 def contest_of(options: Options, llm: FrozenLLM | None = None) -> Contest:
@@ -105,17 +113,10 @@ def scaled(base: Options) -> list[dict[str, Any]]:
     return scaling.measure(base, lambda options: contest_of(options, llm), epoch_seconds)
 
 
-def title(rows: Sequence[dict[str, Any]], made: dict[str, Any]) -> str:
-    """What was measured, where and when, in one line."""
-    first = rows[0]
-    what = f"{first['backbone']} backbone of random weights, batch {first['batch']}, D {first['dim']}"
-    return f"{what}; {made['hardware']}, {made['threads']} threads, {made['date']}, commit {made['commit']}"
-
-
 def screen(rows: Sequence[dict[str, Any]], made: dict[str, Any]) -> str:
     """The table as it is printed, and what it stands on."""
     lines = [table.shown(rows).to_string(index=False), ""]
     for one in rows:
         parts = ", ".join(f"{name} {one[f'share {name}']:.0%}" for name in PARTS)
         lines.append(f"{one['corpus']}: {parts}")
-    return "\n".join([*lines, title(rows, made)])
+    return "\n".join([*lines, table.title(rows, made)])

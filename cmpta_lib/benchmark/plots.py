@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from cmpta_lib.benchmark.scaling import AXES, fits
 from cmpta_lib.benchmark.times import FLOOR, OURS, PARTS
-from cmpta_lib.figures.style import BLUE, DOUBLE_COLUMN_IN, GREEN, SKY, TITLE_PT, VERMILLION, figure_style, wrap
+from cmpta_lib.figures.page import PageFigure, new_figure
+from cmpta_lib.figures.style import BLUE, DOUBLE_COLUMN_IN, GREEN, SKY, VERMILLION, figure_style
 
 WORKERS = "workers.csv"  # columns engine, workers, speed_up: over one worker of that engine
 _ANCESTOR = "MSE-Adapter's way"
@@ -28,10 +27,10 @@ _UNITS = {
 }
 
 
-def costs(rows: Sequence[Mapping[str, Any]], title: str) -> Figure:
+def costs(rows: Sequence[Mapping[str, Any]], where: str) -> PageFigure:
     """Steps and answers of each contender, and the shares of a step."""
-    with figure_style(), rc_context({"figure.titlesize": TITLE_PT}):
-        figure = Figure(figsize=(DOUBLE_COLUMN_IN, 2.9), layout="constrained")
+    with figure_style():
+        figure = new_figure(DOUBLE_COLUMN_IN, 2.8, title="What a step and an answer cost", footer=where)
         steps, answers, parts = figure.subplots(1, 3)
         _bars(steps, rows, _STEPS, "ms per step")
         _bars(answers, rows, _ANSWERS, "ms per answer")
@@ -42,9 +41,7 @@ def costs(rows: Sequence[Mapping[str, Any]], title: str) -> Figure:
             left = [start + value for start, value in zip(left, values, strict=True)]
         parts.set_xlabel("% of a step")
         parts.invert_yaxis()
-        figure.suptitle(_titled(title))
-        figure.legend(*steps.get_legend_handles_labels(), loc="outside upper left", ncols=3)
-        figure.legend(*parts.get_legend_handles_labels(), loc="outside lower right", ncols=len(PARTS))
+        parts.legend(loc="upper center", bbox_to_anchor=(0.45, -0.25), ncols=2, handlelength=1, columnspacing=1)
     return figure
 
 
@@ -57,13 +54,14 @@ def _bars(axes: Axes, rows: Sequence[Mapping[str, Any]], bars: Sequence[tuple[st
         axes.bar(places, [row[column] for row in rows], width, yerr=errors, label=name, color=colour, error_kw={"lw": 0.6})
     axes.set_xticks(range(len(rows)), [row["corpus"] for row in rows])
     axes.set_ylabel(label)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.45, -0.12), handlelength=1)
 
 
-def growth(rows: Sequence[Mapping[str, Any]], title: str, workers: pd.DataFrame | None = None) -> Figure:
+def growth(rows: Sequence[Mapping[str, Any]], where: str, workers: pd.DataFrame | None = None) -> PageFigure:
     """A panel for everything that varied, with the fitted line where one belongs; one for workers where they were measured."""
     lines = {one["what"]: one for one in fits(rows)}
-    with figure_style(), rc_context({"figure.titlesize": TITLE_PT}):
-        figure = Figure(figsize=(DOUBLE_COLUMN_IN, 4.2), layout="constrained")
+    with figure_style():
+        figure = new_figure(DOUBLE_COLUMN_IN, 4.0, title="How costs grow", footer=where)
         panels = figure.subplots(2, 3).flat
         for axes, (what, (over, _)) in zip(panels, AXES.items(), strict=False):
             points = sorted((row for row in rows if row["what"] == what), key=lambda row: row[over])
@@ -87,12 +85,7 @@ def growth(rows: Sequence[Mapping[str, Any]], title: str, workers: pd.DataFrame 
             axes.set(xlabel="workers", ylabel="speed-up over one")
             axes.legend()
         figure.axes[0].legend()
-        figure.suptitle(_titled(title))
     return figure
-
-
-def _titled(text: str) -> str:
-    return wrap(text, DOUBLE_COLUMN_IN - 0.4, TITLE_PT)
 
 
 def read_workers(folder: Path) -> pd.DataFrame | None:
@@ -110,9 +103,10 @@ def read_workers(folder: Path) -> pd.DataFrame | None:
     return table
 
 
-def save(figure: Figure, stem: Path) -> list[Path]:
+def save(figure: PageFigure, stem: Path) -> list[Path]:
     """Write stem.png and stem.svg."""
     paths = [stem.with_name(f"{stem.name}.{kind}") for kind in ("png", "svg")]
-    figure.savefig(paths[0], dpi=200)
-    figure.savefig(paths[1], metadata={"Date": None})
+    with figure_style():
+        figure.savefig(paths[0], dpi=200)
+        figure.savefig(paths[1], metadata={"Date": None})
     return paths

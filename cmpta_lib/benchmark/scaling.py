@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 TEXT, AUDIO, VISION = 16, 100, 25  # tokens and frames of every clip while another length varies
 BATCH_SIZES = (4, 8, 16, 32, 64)
-TEXT_TOKENS = (8, 16, 32, 64)
+TEXT_TOKENS = (8, 32, 64, 128, 256)
 AUDIO_FRAMES = (50, 100, 200, 400, 800)
 WIDTHS = (0.25, 0.5, 1, 2)  # times the adapter's
 EPOCHS = (2, 4, 8, 16)  # batches

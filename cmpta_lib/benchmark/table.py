@@ -24,11 +24,11 @@ SHOWN = {  # column -> heading on screen
     "corpus": "lengths of",
     "step_ms": "step ms",
     "floor_ms": "floor ms",
-    "ancestor_step_ms": "ancestor ms",
+    "ancestor_step_ms": "ancestor step ms",
     "step_over_floor": "step/floor",
     "ancestor_over_step": "ancestor/step",
     "answer_ms": "answer ms",
-    "ancestor_answer_ms": "ancestor ms",
+    "ancestor_answer_ms": "ancestor answer ms",
     "ancestor_over_answer": "ancestor/answer",
     "memory_over_ancestor": "memory/ancestor",
 }
@@ -94,6 +94,16 @@ def about(asked: Sequence[Options]) -> dict[str, Any]:
         **provenance.environment(threads=torch.get_num_threads()),
         "options": [asdict(one) for one in asked],
     }
+
+
+def title(rows: Sequence[Mapping[str, Any]], made: Mapping[str, Any]) -> str:
+    """What was measured, where and when, in one line, from rows or options of one kind."""
+    first = rows[0]
+    batch = first.get("batch", first.get("batch_size"))
+    lengths = f"lengths of {CORPORA[first['corpus']]}, " if first["corpus"] in CORPORA else ""
+    what = f"{lengths}{first['backbone']} backbone of random weights"
+    where = f"{made['hardware']}, {made['threads']} threads, {made['date']}, commit {made['commit']}"
+    return f"{what}, batch {batch}, D {first['dim']}; {where}"
 
 
 def shown(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
