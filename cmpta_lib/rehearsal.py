@@ -6,7 +6,6 @@ everything after the download can be run, timed and tested anywhere. `data_prep.
 
 from __future__ import annotations
 
-import base64
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -165,6 +164,8 @@ def write_qwen_v1(
     }
     from safetensors.torch import save_file
 
+    from cmpta_lib.llm import qwen_v1
+
     generator = torch.Generator().manual_seed(seed)
     shapes = dict(_shapes(width, layers, vocabulary_size))
     names = list(shapes)
@@ -182,7 +183,7 @@ def write_qwen_v1(
     if vocabulary:
         shutil.copyfile(vocabulary, folder / "qwen.tiktoken")
     else:
-        _write_vocabulary(folder / "qwen.tiktoken", texts)
+        qwen_v1.write_vocabulary(folder / "qwen.tiktoken", texts)
     (folder / "config.json").write_text(json.dumps(config, indent=2))  # last: without it the folder is no model
 
 
@@ -256,21 +257,3 @@ def _shapes(width: int, layers: int, vocabulary_size: int) -> Iterator[tuple[str
 def _random(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     noise = torch.empty(shape, dtype=torch.bfloat16).normal_(0, 0.02, generator=generator)
     return noise + 1 if ".ln_" in name else noise
-
-
-def _write_vocabulary(path: Path, texts: Iterable[str]) -> None:
-    """A small byte-level vocabulary in the format of `qwen.tiktoken`: every byte, then merges by frequency."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-    from transformers.convert_slow_tokenizer import bytes_to_unicode
-
-    byte_of = {letter: byte for byte, letter in bytes_to_unicode().items()}
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    trainer = trainers.BpeTrainer(
-        vocab_size=4096, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    id_of = tokenizer.get_vocab()
-    tokens = sorted(id_of, key=id_of.__getitem__)
-    spelled = (base64.b64encode(bytes(byte_of[letter] for letter in token)).decode() for token in tokens)
-    path.write_text("".join(f"{token} {rank}\n" for rank, token in enumerate(spelled)))

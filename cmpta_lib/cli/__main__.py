@@ -29,7 +29,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         "runs": listing.list_runs,
         "compare": _compare,
         "publish": commands.publish_exports,
-        "benchmark": commands.benchmark,
+        "benchmark": _benchmark,
         "data": commands.prepare_data,
         "weights": commands.fetch_weights,
         "rehearse": rehearse_paper,
@@ -43,6 +43,12 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, RuntimeError) as error:
         print(f"cmpta {options.command}: {error}", file=sys.stderr)
     return 1
+
+
+def _benchmark(options: argparse.Namespace) -> int:
+    from cmpta_lib.benchmark.command import run  # torch, which most commands answer without
+
+    return run(options)
 
 
 def _compare(options: argparse.Namespace) -> int:

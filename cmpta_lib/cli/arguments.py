@@ -9,6 +9,8 @@ from importlib.metadata import version
 from typing import Any, NoReturn
 
 import cmpta_lib
+from cmpta_lib.benchmark.options import ANSWERED, BACKBONES
+from cmpta_lib.benchmark.options import CORPORA as LENGTHS
 from cmpta_lib.llm import files as llm_files
 from cmpta_lib.runs import provenance
 from cmpta_lib.runs.summary import STATES
@@ -51,9 +53,7 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--dry-run", action="store_true", help="list the runs with their config hashes, and train nothing")
     look = study_command("check", "what is here and what is missing, how many runs there are, how long they will take")
     look.add_argument("--deep", action="store_true", help="also read every stored byte and compare it with its hash")
-    times = study_command("benchmark", "time a training step against the bare frozen LLM's")
-    times.add_argument("--steps", type=at_least_one, default=20, help="batches to time (default 20)")
-    times.add_argument("--batch-size", type=at_least_one, default=None, help="clips a batch (default: the runs')")
+    _add_benchmark(command("benchmark", "time steps and answers beside the bare LLM's floor and MSE-Adapter's way"))
     _add_listing(command("runs", "list runs: what each is, how far, and its scores"))
     _add_comparison(command("compare", "two runs, or two rows with all their seeds: settings, scores, clips"))
     publish = command("publish", "copy a profile's exports to figures/published and show them in the README")
@@ -101,6 +101,25 @@ def _add_comparison(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--clips", type=at_least_one, default=10, help="how many of the clips that changed most (default 10)")
     sub.add_argument("--smoke", action="store_true", help="among the smoke runs")
     sub.add_argument("--json", action="store_true", help="everything, as JSON")
+
+
+def _add_benchmark(sub: argparse.ArgumentParser) -> None:
+    sizes = "the embedded LLM's size; four layers of Qwen-1.8B's width; all of Qwen-1.8B (default tiny); random weights"
+    sub.add_argument("--backbone", choices=BACKBONES, default="tiny", help=sizes)
+    keys = tuple(LENGTHS)
+    sub.add_argument("--corpora", nargs="+", choices=keys, default=keys, help="whose lengths clips have (default both)")
+    sub.add_argument("--batch-size", type=at_least_one, default=16, help="clips a training batch (default 16)")
+    sub.add_argument("--dim", type=at_least_one, default=None, help="the adapter's width D (default 64 for tiny, else 1024)")
+    sub.add_argument("--steps", type=at_least_one, default=10, help="training batches to time (default 10)")
+    sub.add_argument("--answers", type=at_least_one, default=2, help="evaluation batches to time (default 2)")
+    sub.add_argument("--answered", type=at_least_one, default=ANSWERED, help=f"clips in each (default {ANSWERED})")
+    sub.add_argument("--vocabulary", default="", help="a published qwen.tiktoken, for its real tokens")
+    sub.add_argument("--annotations", default="", help="folder of MELD's CSVs, for its real texts")
+    sub.add_argument("--threads", type=at_least_one, default=None, help="of torch (default: its own choice)")
+    sub.add_argument("--seed", type=int, default=0, help="of clips and weights (default 0)")
+    sub.add_argument("--scaling", action="store_true", help="also how costs grow with batch, lengths, width and samples")
+    sub.add_argument("--publish", action="store_true", help="measure nothing: copy what is stored to figures/published")
+    sub.add_argument("--no-memory", action="store_false", dest="memory", help="leave out peak memory, one process each")
 
 
 def _add_rehearsal(sub: argparse.ArgumentParser) -> None:

@@ -27,10 +27,11 @@ def check_study(options: argparse.Namespace) -> int:
     if all(run.done for run in runs):
         print(f"all {len(runs)} runs are finished: nothing is left to train" if runs else "no run is needed for this")
         return 0
-    from cmpta_lib.study.step_times import hours, step_times
+    from cmpta_lib.benchmark.of_study import step_times
+    from cmpta_lib.study.step_times import hours
 
     print(f"{len(runs)} runs, {sum(run.done for run in runs)} of them finished; measuring a few steps ...", flush=True)
-    measured = step_times(study, steps=10, keys=study.keys_of(chosen))
+    measured = step_times(study, study.keys_of(chosen))
     print(measured.to_string(index=False))
     estimate = hours(study, runs)
     shown = f"{estimate:.1f} hours" if estimate >= 1 else f"{60 * estimate:.0f} minutes"
@@ -43,14 +44,6 @@ def publish_exports(options: argparse.Namespace) -> int:
     from cmpta_lib.report import publish
 
     print(publish.publish(options.profile))
-    return 0
-
-
-def benchmark(options: argparse.Namespace) -> int:
-    """Print the step times of `cmpta_lib.study.step_times`."""
-    from cmpta_lib.study.step_times import step_times
-
-    print(step_times(study_of(options), options.steps, options.batch_size).to_string(index=False))
     return 0
 
 

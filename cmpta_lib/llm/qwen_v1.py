@@ -11,6 +11,7 @@ import base64
 import hashlib
 import re
 import unicodedata
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,23 @@ def load_tokenizer(path: Path) -> QwenTokenizer:
     tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
     tokenizer.bos_token = "<|im_start|>"  # what MSE-Adapter's public code starts every input with (register 9)
     return tokenizer
+
+
+def write_vocabulary(path: Path, texts: Iterable[str]) -> None:
+    """A small byte-level vocabulary in the format of `qwen.tiktoken`: every byte, then merges by frequency."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    byte_of = {letter: byte for byte, letter in bytes_to_unicode().items()}
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=4096, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    id_of = tokenizer.get_vocab()
+    tokens = sorted(id_of, key=id_of.__getitem__)
+    spelled = (base64.b64encode(bytes(byte_of[letter] for letter in token)).decode() for token in tokens)
+    path.write_text("".join(f"{token} {rank}\n" for rank, token in enumerate(spelled)))
 
 
 def _halves(token: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes]:

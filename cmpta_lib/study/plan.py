@@ -227,6 +227,7 @@ NOTEBOOKS: tuple[Notebook, ...] = (
         ),
         is_beyond=True,
     ),
+    Notebook("20_performance", "Beyond the paper: what it costs", (), is_beyond=True),  # seconds are no export: pages show them
 )
 
 

@@ -1,0 +1,63 @@
+"""What a benchmark is asked for; imports no torch, and travels to other processes as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from types import MappingProxyType
+from typing import Literal, Self, get_args
+
+Backbone = Literal["tiny", "slice", "full"]
+BACKBONES: tuple[Backbone, ...] = get_args(Backbone)
+CORPORA = {"sims": "SIMS-V2", "meld": "MELD"}  # key -> whose lengths
+ANSWERED = 64  # clips a batch in evaluation, as in every run
+WIDTH = 1024  # D, Table 2
+DEFAULT_DIM: Mapping[Backbone, int] = MappingProxyType({"tiny": 64, "slice": WIDTH, "full": WIDTH})
+
+
+@dataclass(frozen=True)
+class Options:
+    """One measurement on one corpus.
+
+    Attributes:
+        dim: D, the adapter's width.
+        steps, answers: timed batches of training, and of evaluation; `warm_up` comes before both.
+        vocabulary: a published `qwen.tiktoken`, for real token lengths; "" = a small one, made from the texts.
+        annotations: folder of MELD's official tables, for its real texts; "" = made-up ones.
+        text_tokens, audio_frames, vision_frames: every clip has as many; None = as the corpus has them.
+    """
+
+    corpus: str = "sims"
+    backbone: Backbone = "tiny"
+    batch_size: int = 16
+    dim: int = DEFAULT_DIM["tiny"]
+    steps: int = 10
+    answers: int = 2
+    answered: int = ANSWERED
+    warm_up: int = 1
+    vocabulary: str = ""
+    annotations: str = ""
+    seed: int = 0
+    clips: int | None = None  # of the training split; None = as many as there are batches for
+    text_tokens: int | None = None
+    audio_frames: int | None = None
+    vision_frames: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.corpus not in CORPORA:
+            raise ValueError(f"no corpus '{self.corpus}' to take lengths from; there are: {', '.join(CORPORA)}")
+        if self.backbone not in BACKBONES:
+            raise ValueError(f"no backbone '{self.backbone}'; there are: {', '.join(BACKBONES)}")
+
+    @property
+    def batches(self) -> int:
+        """Training batches in all."""
+        return self.warm_up + self.steps
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        return cls(**json.loads(text))

@@ -1,0 +1,142 @@
+"""A measurement as a row of a table, and the table as files: CSV, JSON with where and when, and Markdown to read."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from cmpta_lib import files
+from cmpta_lib.benchmark.options import CORPORA, Options
+from cmpta_lib.benchmark.times import ANCESTOR, FLOOR, OURS, PARTS, Times
+from cmpta_lib.benchmark.timing import Spread
+from cmpta_lib.runs import provenance
+
+FOLDER = "benchmark"  # below figures/
+SHOWN = {  # column -> heading on screen
+    "corpus": "lengths of",
+    "step_ms": "step ms",
+    "floor_ms": "floor ms",
+    "ancestor_step_ms": "ancestor step ms",
+    "step_over_floor": "step/floor",
+    "ancestor_over_step": "ancestor/step",
+    "answer_ms": "answer ms",
+    "ancestor_answer_ms": "ancestor answer ms",
+    "ancestor_over_answer": "ancestor/answer",
+    "memory_over_ancestor": "memory/ancestor",
+}
+Peaks = Mapping[str, Mapping[str, float]]  # contender -> what `peak.measured` says
+
+
+def row(options: Options, times: Times, peaks: Peaks | None = None) -> dict[str, Any]:
+    """One line: settings, medians with interquartile ranges, ratios, shares, memory.
+
+    Times are milliseconds, of a step or a clip; medians over the timed steps. Answers are means over the timed evaluation
+    batches, which are few and of different lengths. The LLM's part of a step is reckoned with the plain path's operations,
+    whatever of them a faster path leaves out. Ratios of memory compare what the steps take above what was loaded.
+    """
+    step, floor, ancestor = (Spread.of(times.steps[name]) for name in (OURS, FLOOR, ANCESTOR))
+    answer, generated = (sum(times.answers[name]) / len(times.answers[name]) for name in (OURS, ANCESTOR))
+    found: dict[str, Any] = {
+        "corpus": CORPORA[options.corpus],
+        "backbone": options.backbone,
+        "batch": options.batch_size,
+        "dim": options.dim,
+        "steps": len(times.steps[OURS]),
+        "tokens": round(Spread.of(times.tokens).median),
+        "frames": round(Spread.of(times.frames).median),
+        "step_ms": step.median,
+        "step_iqr_ms": step.iqr,
+        "floor_ms": floor.median,
+        "floor_iqr_ms": floor.iqr,
+        "ancestor_step_ms": ancestor.median,
+        "ancestor_step_iqr_ms": ancestor.iqr,
+        "step_over_floor": step.median / floor.median,
+        "ancestor_over_step": ancestor.median / step.median,
+        "answer_ms": answer,
+        "answer_iqr_ms": Spread.of(times.answers[OURS]).iqr,
+        "ancestor_answer_ms": generated,
+        "ancestor_answer_iqr_ms": Spread.of(times.answers[ANCESTOR]).iqr,
+        "ancestor_over_answer": generated / answer,
+        "tokens_per_second": 1000 * sum(times.tokens) / sum(times.steps[OURS]),
+    }
+    spent = {part: sum(one[part] for one in times.parts) for part in PARTS}
+    found |= {f"share {part}": value / sum(spent.values()) for part, value in spent.items()}
+    floor_rate = sum(times.operations) / (sum(times.steps[FLOOR]) / 1000)
+    in_llm = sum(found[f"share {part}"] for part in ("LLM forward", "LLM backward", "head and loss"))
+    llm_rate = Spread.of(times.operations).median / (in_llm * step.median / 1000)
+    found |= {
+        "matmul_peak_tflops": times.peak_rate / 1e12,
+        "floor_of_matmul_peak": floor_rate / times.peak_rate,
+        "llm_part_of_matmul_peak": llm_rate / times.peak_rate,
+    }
+    for name, one in (peaks or {}).items():
+        found |= {f"{name}_peak_gb": one["peak"], f"{name}_growth_gb": one["growth"]}
+    if peaks:
+        ours, theirs = peaks[OURS], peaks[ANCESTOR]
+        if theirs["growth"]:  # a small backbone's steps may fit into what is held anyway
+            found["memory_over_ancestor"] = ours["growth"] / theirs["growth"]
+        found["peak_over_ancestor"] = ours["peak"] / theirs["peak"]
+    return found
+
+
+def about(asked: Sequence[Options]) -> dict[str, Any]:
+    """Where, when and with what it was measured."""
+    return {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        **provenance.environment(threads=torch.get_num_threads()),
+        "options": [asdict(one) for one in asked],
+    }
+
+
+def title(rows: Sequence[Mapping[str, Any]], made: Mapping[str, Any]) -> str:
+    """What was measured, where and when, in one line, from rows or options of one kind."""
+    first = rows[0]
+    batch = first.get("batch", first.get("batch_size"))
+    lengths = f"lengths of {CORPORA[first['corpus']]}, " if first["corpus"] in CORPORA else ""
+    what = f"{lengths}{first['backbone']} backbone of random weights"
+    where = f"{made['hardware']}, {made['threads']} threads, {made['date']}, commit {made['commit']}"
+    return f"{what}, batch {batch}, D {first['dim']}; {where}"
+
+
+def shown(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """The columns that matter most, rounded, for a screen."""
+    table = pd.DataFrame(rows)
+    table = table[[column for column in SHOWN if column in table]].rename(columns=SHOWN)
+    return table.map(lambda value: f"{value:.3g}" if isinstance(value, float) else value)
+
+
+def store(folder: Path, name: str, rows: Sequence[Mapping[str, Any]], made: Mapping[str, Any]) -> list[Path]:
+    """Write `name`.json and `name`.csv; what was there before is replaced."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{name}.json", folder / f"{name}.csv"]
+    with files.writing(folder):
+        files.write_text(paths[0], json.dumps({"about": made, "rows": list(rows)}, indent=1, ensure_ascii=False) + "\n")
+        files.write_text(paths[1], pd.DataFrame(rows).to_csv(index=False))
+    return paths
+
+
+def stored(folder: Path) -> dict[str, dict[str, Any]]:
+    """Name -> what `store` wrote, of every measurement in a folder."""
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
+
+
+def publish(root: Path = files.ROOT) -> str:
+    """Copy all measurements that are stored into the published figures; says what was done.
+
+    Raises:
+        FileNotFoundError: there are none.
+    """
+    source, target = files.figures_folder() / FOLDER, root / "figures" / files.PUBLISHED / FOLDER
+    if not any(source.glob("*.json")):
+        raise FileNotFoundError(f"{source}: no measurement is stored there; call `cmpta benchmark` first")
+    with files.writing(target):
+        shutil.copytree(source, target, dirs_exist_ok=True)
+    return f"{sum(1 for _ in source.iterdir())} files of {source} are now in {target}; commit them"
