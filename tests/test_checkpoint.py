@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 import random
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from cmpta_lib.training import checkpoint
-from cmpta_lib.training.checkpoint import State, restore, save
+from cmpta_lib.training.checkpoint import Saver, State, restore
 
 RUN = "0123456789ab"
 
@@ -31,6 +32,19 @@ def trained(width: int = 4, steps: int = 2) -> tuple[nn.Module, torch.optim.Opti
         module[1](module[0](torch.randn(5, 3))).sum().backward()
         optimizer.step()
     return module, optimizer
+
+
+def save(
+    path: Path,
+    run: str,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: State,
+    best: dict[str, torch.Tensor],
+    aside: bool = False,
+) -> None:
+    with Saver(path, run, lambda state: None, aside) as saver:
+        saver.save(module, optimizer, state, best)
 
 
 def store(path: Path, run: str = RUN, steps: int = 2) -> nn.Module:
@@ -134,3 +148,63 @@ def test_a_full_disk_is_named_with_the_remedy(path, monkeypatch):
     with pytest.raises(OSError, match=f"cannot write {path}: the disk is full: make room there, or name .* CMPTA_RUNS") as e:
         store(path)
     assert e.value.errno == errno.ENOSPC and path.read_bytes() == before and os.listdir(path.parent) == [path.name]
+
+
+@pytest.fixture
+def held_up(monkeypatch) -> threading.Event:
+    """Writing waits until this is set."""
+    event = threading.Event()
+    monkeypatch.setattr(checkpoint, "_write_held", lambda *given, real=checkpoint._write_held: (event.wait(60), real(*given)))
+    return event
+
+
+def test_a_checkpoint_written_aside_is_that_of_its_moment_and_told_of_once_it_lies_there(path, held_up):
+    module, optimizer = trained()
+    expected, state, told = {name: weight.clone() for name, weight in module.state_dict().items()}, State(epoch=1), []
+    with Saver(path, RUN, lambda saved: told.append((saved.epoch, path.exists())), aside=True) as saver:
+        saver.save(module, optimizer, state, module.state_dict())
+        with torch.no_grad():
+            for weight in module.parameters():
+                weight.add_(1)
+        state.epoch = 2
+        state.history.append({"epoch": 2})
+        saver.poll()
+        assert told == [] and not path.exists()
+        held_up.set()
+        while not told:
+            saver.poll()
+    assert told == [(1, True)]
+    found, restored = trained(steps=1), State()
+    assert same(restore(path, RUN, *found, restored), expected) and same(found[0].state_dict(), expected)
+    assert restored == State(epoch=1)
+
+
+def test_checkpoints_written_aside_come_in_their_order_and_the_last_is_waited_for(path):
+    module, optimizer = trained()
+    told: list[int] = []
+    with Saver(path, RUN, lambda saved: told.append(saved.epoch), aside=True) as saver:
+        for epoch in range(1, 6):
+            saver.save(module, optimizer, State(epoch=epoch), module.state_dict())
+            assert told == [*range(1, epoch)]
+    assert told == [1, 2, 3, 4, 5]
+
+
+def test_what_went_wrong_aside_is_raised_where_the_training_is(path, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "no room")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    module, optimizer = trained()
+    with pytest.raises(OSError, match="the disk is full"):
+        save(path, RUN, module, optimizer, State(), module.state_dict(), aside=True)
+
+
+def test_a_failure_of_the_training_lets_a_checkpoint_be_finished(path, held_up):
+    module, optimizer = trained()
+    with pytest.raises(ZeroDivisionError), Saver(path, RUN, pytest.fail, aside=True) as saver:
+        saver.save(module, optimizer, State(epoch=1), module.state_dict())
+        held_up.set()
+        raise ZeroDivisionError
+    state = State()
+    restore(path, RUN, *trained(), state)
+    assert state.epoch == 1

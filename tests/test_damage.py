@@ -18,7 +18,7 @@ from cmpta_lib import files
 from cmpta_lib.config import LLMConfig
 from cmpta_lib.data import store
 from cmpta_lib.data.corpus import Sample, Task
-from cmpta_lib.data.store import load_corpus, write_corpus
+from cmpta_lib.data.store import kept_corpus, load_corpus, write_corpus
 from cmpta_lib.embedded import synthetic
 from cmpta_lib.llm import files as llm_files
 
@@ -145,6 +145,31 @@ def test_a_changed_byte_under_an_old_time_is_noticed(tmp_path: Path, monkeypatch
     flip(audio, audio)
     os.utime(audio, ns=(before.st_atime_ns, before.st_mtime_ns))
     refused(lambda: load_corpus(audio.parent), audio, "and call again")
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_kept_corpus_is_refused_once_it_is_damaged(tmp_path: Path, part: str, damage: str):
+    good, other = corpus(tmp_path / "good"), corpus(tmp_path / "other", 0.2)
+    if damage == "swapped" and part == "audio.f32":
+        (other / part).write_bytes((other / part).read_bytes()[::-1])
+    kept_corpus(good)
+    DAMAGES[damage](good / part, other)
+    with pytest.raises(files.Damaged, match="and call again"):
+        kept_corpus(good)
+
+
+def test_a_corpus_is_opened_once_while_it_stays_as_it_is(tmp_path: Path, monkeypatch):
+    folders = [corpus(tmp_path / name) for name in ("first", "second", "third")]
+    opened: list[Path] = []
+    monkeypatch.setattr(store, "_kept", {})
+    monkeypatch.setattr(store, "load_corpus", lambda folder, real=load_corpus: opened.append(folder) or real(folder))
+    first = kept_corpus(folders[0])
+    assert kept_corpus(folders[1]) is not first and kept_corpus(folders[0]) is first and opened == folders[:2]
+    os.utime(folders[0] / "audio.f32", (1, 1))
+    assert kept_corpus(folders[0]) is not first and len(opened) == 3
+    kept_corpus(folders[2])
+    assert store._kept.keys() == {folders[0], folders[2]}  # the one used longest ago is let go
 
 
 def test_what_the_disk_itself_lost_shows_in_a_deep_check(tmp_path: Path, monkeypatch):

@@ -264,6 +264,16 @@ def test_statistics_are_over_the_real_frames_of_the_split(tmp_path: Path, monkey
         np.testing.assert_allclose(std, frames.std(0), rtol=1e-6)
 
 
+def test_statistics_are_computed_once_and_given_as_the_callers_own(tmp_path: Path, monkeypatch):
+    split = write(tmp_path / "corpus").splits["train"]
+    first = split.feature_statistics("audio")
+    expected = [part.tolist() for part in first]
+    for part in first:
+        part += 1
+    monkeypatch.setattr(split, "_frames", None)  # nothing is read again
+    assert [part.tolist() for part in split.feature_statistics("audio")] == expected
+
+
 def test_statistics_survive_large_offsets_and_constant_features(tmp_path: Path):
     rng = np.random.default_rng(0)
     varied = 1e6 + rng.normal(size=5000)  # E[x^2] - E[x]^2 in float32 would give noise

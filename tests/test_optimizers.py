@@ -32,6 +32,27 @@ def test_the_named_optimiser_is_taken(name, kind, amsgrad):
     assert type(made) is kind and made.defaults["eps"] == 1e-4 and made.defaults["amsgrad"] is amsgrad
 
 
+@pytest.mark.parametrize("name", ["adamw", "adam", "adamw_amsgrad"])
+def test_the_fused_optimiser_steps_as_the_plain_one(name):
+    """Against torch's loop over single tensors, to float32 rounding."""
+    config = TrainingConfig(optimizer=name, weight_decay=0.1)
+    fused, plain = (loop.optimizer_of([Group(weights())], config) for _ in range(2))
+    for group in plain.param_groups:
+        group |= {"fused": False, "foreach": False}
+    assert all(group["fused"] for group in fused.param_groups)
+    for number in range(20):
+        for optimizer in (fused, plain):
+            generator = torch.Generator().manual_seed(number)
+            for group in optimizer.param_groups:
+                group["lr"] = 0.01
+                for parameter in group["params"]:
+                    parameter.grad = torch.randn(parameter.shape, generator=generator)
+            optimizer.step()
+    for ours, theirs in zip(fused.param_groups[0]["params"], plain.param_groups[0]["params"], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+        assert not torch.equal(ours, weights()[0])
+
+
 def test_a_constant_schedule_stays_after_its_warm_up():
     config = TrainingConfig(learning_rate=0.1, schedule="constant", warmup_fraction=0.1)
     assert loop.learning_rate(0, 100, config) == pytest.approx(0.01)

@@ -233,7 +233,7 @@ def copied(runs: dict[str, Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     """The run's folder alone, under another name, on a machine that has neither its corpus nor its LLM."""
     monkeypatch.setenv("CMPTA_RUNS", str(tmp_path / "other runs"))
     monkeypatch.setattr(trained, "_LLMS", {})
-    monkeypatch.setattr(trained, "load_corpus", None)
+    monkeypatch.setattr(trained, "kept_corpus", None)
     return Path(shutil.copytree(runs["CMPTA"].folder, tmp_path / "mail" / "my model"))
 
 

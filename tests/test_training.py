@@ -230,6 +230,16 @@ def test_a_run_stopped_in_every_epoch_and_within_them_goes_on_to_the_same_bytes(
     assert weights(model) == undisturbed["weights"]
 
 
+def test_checkpoints_written_aside_change_no_byte(tools, corpus, tmp_path, undisturbed, monkeypatch):
+    """As on a GPU: a thread writes while the next epoch goes on."""
+    monkeypatch.setattr(training, "_is_on_gpu", lambda method: True)
+    told: list[int] = []
+    done = training.train(CONFIG, corpus, tools, tmp_path, on_epoch=lambda state: told.append(state.epoch))
+    assert weights(done[0]) == undisturbed["weights"] and told == [1, 2, 3, 4]
+    tensors = [load_file(path) for path in (tmp_path / checkpoint.CHECKPOINT, undisturbed["checkpoint"])]
+    assert tensors[0].keys() == tensors[1].keys() and all(torch.equal(tensors[0][name], tensors[1][name]) for name in tensors[0])
+
+
 def test_a_finished_run_is_only_read(tools, corpus, tmp_path, undisturbed, monkeypatch):
     checkpoint.write_tensors(tmp_path / checkpoint.CHECKPOINT, {})
     (tmp_path / checkpoint.CHECKPOINT).write_bytes(undisturbed["checkpoint"].read_bytes())
@@ -282,6 +292,8 @@ if device.type == "cuda":
 llm = loading.load(LLMConfig(name=str(folder.parent / "llm")), folder, device)
 if "WORLD_SIZE" in os.environ:
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+if "CMPTA_TEST_ASIDE" in os.environ:
+    training._is_on_gpu = lambda method: True
 step, done = training.step, []
 
 def counted(*arguments):
@@ -332,10 +344,12 @@ def environment() -> dict[str, str]:
 
 
 @pytest.mark.slow  # another process imports torch and transformers again
-def test_a_killed_process_goes_on_to_the_same_bytes(tools, corpus, stored, undisturbed):
+@pytest.mark.parametrize("aside", [False, True], ids=["saved at once", "saved aside"])
+def test_a_killed_process_goes_on_to_the_same_bytes(tools, corpus, stored, undisturbed, aside):
     run, corpus_folder, config = stored(CONFIG)
     command = [sys.executable, str(run / "script.py"), str(run), str(corpus_folder), "3"]
-    killed = subprocess.run(command, env=environment(), capture_output=True, text=True)
+    settings = environment() | ({"CMPTA_TEST_ASIDE": "1"} if aside else {})
+    killed = subprocess.run(command, env=settings, capture_output=True, text=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     done = training.train(config, corpus, tools, run, on_epoch=lambda state: None)
     assert weights(done[0]) == undisturbed["weights"]

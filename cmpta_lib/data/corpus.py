@@ -69,8 +69,10 @@ class Split(Sequence[Sample]):
 
     def __init__(self, name: str, task: Task, table: pd.DataFrame, audio: np.ndarray, vision: np.ndarray) -> None:
         self.name, self.task, self.table = name, task, table.reset_index(drop=True)
-        self._frames = {"audio": audio, "vision": vision}
-        self._stops = {modality: table[f"{modality}_length"].to_numpy().cumsum() for modality in MODALITIES}
+        # Plain arrays over the same maps: a slice of a np.memmap costs 1.4 us, of these 0.2.
+        self._frames = {"audio": np.asarray(audio), "vision": np.asarray(vision)}
+        self._stops = {modality: table[f"{modality}_length"].cumsum().tolist() for modality in MODALITIES}
+        self._statistics: dict[Modality, tuple[np.ndarray, np.ndarray]] = {}
         self._rows = self.table.to_dict("records")  # a row of a data frame costs 50 times a dict's
 
     def __len__(self) -> int:
@@ -110,12 +112,18 @@ class Split(Sequence[Sample]):
     def feature_statistics(self, modality: Modality) -> tuple[np.ndarray, np.ndarray]:
         """Mean and population standard deviation of every feature over the real frames of this split.
 
-        Accumulated in float64, a chunk of frames at a time. A feature that does not vary gets the deviation 1, so that
-        one can always divide by it; without any frames all deviations are 1 and all means 0.
+        Accumulated in float64, a chunk of frames at a time, when first asked for, and kept. A feature that does not vary
+        gets the deviation 1, so that one can always divide by it; without any frames all deviations are 1 and all means 0.
 
         Returns:
-            (F,) float32 means and (F,) float32 deviations > 0.
+            (F,) float32 means and (F,) float32 deviations > 0, the caller's own.
         """
+        if modality not in self._statistics:
+            self._statistics[modality] = self._computed_statistics(modality)
+        mean, std = self._statistics[modality]
+        return mean.copy(), std.copy()
+
+    def _computed_statistics(self, modality: Modality) -> tuple[np.ndarray, np.ndarray]:
         frames = self._frames[modality]
         chunks = [slice(start, start + _CHUNK_FRAMES) for start in range(0, len(frames), _CHUNK_FRAMES)]
         total = np.zeros(frames.shape[1])

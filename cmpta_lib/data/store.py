@@ -31,6 +31,8 @@ FORMAT = 2  # raise when the stored form or the conversion changes: older caches
 CONTENT = ("audio.f32", "vision.f32", "table.parquet")  # beside meta.json, which holds their hashes
 SMALL_BYTES = 256_000_000  # hashed in 0.3 s or less; SIMS-V2 has ten times as much
 _LOCK = "lock"  # within a work folder
+_MOST_KEPT = 2  # the paper has two corpora, and its runs take turns on them
+_kept: dict[Path, tuple[dict[str, list[int]], Corpus]] = {}  # the one used last at the end
 
 
 def write_corpus(
@@ -214,6 +216,27 @@ def load_corpus(folder: Path, *, deep: bool = False) -> Corpus:
     return Corpus(task=task, splits=splits, **kept)
 
 
+def kept_corpus(folder: Path) -> Corpus:
+    """As `load_corpus`, and the same object while none of its files is touched: a worker makes many runs on a corpus."""
+    try:
+        stamps = _stamps(folder, ("meta.json", *CONTENT))
+    except OSError:  # `load_corpus` says what is wrong
+        return load_corpus(folder)
+    before, corpus = _kept.pop(folder, (None, None))
+    if corpus is None or before != stamps:
+        corpus = load_corpus(folder)
+    _kept[folder] = stamps, corpus
+    while len(_kept) > _MOST_KEPT:
+        del _kept[next(iter(_kept))]
+    return corpus
+
+
+def _stamps(folder: Path, names: Iterable[str]) -> dict[str, list[int]]:
+    """What changes when one of these files does: its size, and its times of change to the nanosecond."""
+    found = {name: (folder / name).stat() for name in names}
+    return {name: [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns] for name, stat in found.items()}
+
+
 def _facts(path: Path, remedy: str) -> dict[str, Any]:
     """What meta.json says, of this format and unchanged since it was written."""
     try:
@@ -229,12 +252,11 @@ def _check_content(folder: Path, recorded: Mapping[str, str], remedy: str, deep:
     """Compare the files with their hashes, unless they are large and look as they did when that was last done."""
     beside = folder.with_name(f"{folder.name}.checked")  # not inside: the folder holds what was written, and no more
     try:
-        found = {name: (folder / name).stat() for name in recorded}
+        stamps = _stamps(folder, recorded)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise files.Damaged(f"{error.filename} is missing; {remedy}") from None
-    stamps = {name: [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns] for name, stat in found.items()}
     looked = {"sha256": dict(recorded), "stamps": stamps}
-    is_large = sum(stat.st_size for stat in found.values()) > SMALL_BYTES
+    is_large = sum(size for size, *_ in stamps.values()) > SMALL_BYTES
     if is_large and not deep:
         try:
             if files.unsealed(beside, "") == looked:

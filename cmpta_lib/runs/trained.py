@@ -17,7 +17,7 @@ from cmpta_lib.config import DataConfig, EncoderConfig, LLMConfig
 from cmpta_lib.data.checking import check_sample
 from cmpta_lib.data.corpus import Corpus, Inputs, Sample, Task
 from cmpta_lib.data.errors import shown
-from cmpta_lib.data.store import load_corpus
+from cmpta_lib.data.store import kept_corpus
 from cmpta_lib.files import Damaged, runs_folder
 from cmpta_lib.llm import encoder, loading
 from cmpta_lib.llm.encoder import TextEncoder
@@ -222,7 +222,7 @@ def _value(task: Task, value: float) -> float | int | None:
 
 
 def find_corpus(cache: Path, wanted: DataConfig) -> Corpus:
-    """The stored corpus with this content, wherever in the cache it lies.
+    """The stored corpus with this content, wherever in the cache it lies; opened once a process while it stays as it is.
 
     Raises:
         FileNotFoundError: there is none.
@@ -232,7 +232,7 @@ def find_corpus(cache: Path, wanted: DataConfig) -> Corpus:
     for meta in sorted(cache.glob("[!.]*/meta.json")):
         if wanted.fingerprint in meta.read_text(encoding="utf-8", errors="replace"):
             try:
-                corpus = load_corpus(meta.parent)
+                corpus = kept_corpus(meta.parent)
             except Damaged as error:  # perhaps another corpus, whose record was edited
                 damaged = damaged or error
             else:

@@ -25,7 +25,7 @@ from cmpta_lib.data.corpus import Corpus, Inputs, Split
 from cmpta_lib.methods import registry
 from cmpta_lib.methods.base import Group, Loss, Method, Tools
 from cmpta_lib.training import shared
-from cmpta_lib.training.checkpoint import CHECKPOINT, State, restore, save, stage_of
+from cmpta_lib.training.checkpoint import CHECKPOINT, Saver, State, restore, stage_of
 from cmpta_lib.training.evaluation import evaluate, score_of, units
 
 
@@ -85,25 +85,25 @@ def train(
     best = restore(checkpoint, config.hash, method.module, optimizer, state)
     if state.stage != number:  # the checkpoint was of no use
         optimizer = _optimizer(method, stages[0])
-    while not _is_over(state, stage := stages[state.stage]):
-        common = shared_stages and stage.outcome is not None and _world() == 1 and shared.path_of(shared_stages, stage)
-        at_start = state.epoch == state.stage_start
-        if common and at_start and (made := shared.take(common, method.module, optimizer)):
-            state.history += made
-            state.epoch += len(made)
-            best = _copied(method)
-        else:
-            best = _epoch(method, optimizer, corpus, config, stage, state, best)
-        if _is_over(state, stage):
-            method.module.load_state_dict(best)
-            if common:
-                shared.leave(common, method.module, optimizer, state.history[state.stage_start :])
-            if state.stage + 1 < len(stages):
-                state.stage, state.stage_start, state.best_score = state.stage + 1, state.epoch, None
-                optimizer = _optimizer(method, stages[state.stage])
-        if _rank() == 0:
-            save(checkpoint, config.hash, method.module, optimizer, state, best)
-            on_epoch(state)
+    with Saver(checkpoint, config.hash, on_epoch, aside=_is_on_gpu(method)) as saver:
+        while not _is_over(state, stage := stages[state.stage]):
+            common = shared_stages and stage.outcome is not None and _world() == 1 and shared.path_of(shared_stages, stage)
+            at_start = state.epoch == state.stage_start
+            if common and at_start and (made := shared.take(common, method.module, optimizer)):
+                state.history += made
+                state.epoch += len(made)
+                best = _copied(method)
+            else:
+                best = _epoch(method, optimizer, corpus, config, stage, state, best, saver.poll)
+            if _is_over(state, stage):
+                method.module.load_state_dict(best)
+                if common:
+                    shared.leave(common, method.module, optimizer, state.history[state.stage_start :])
+                if state.stage + 1 < len(stages):
+                    state.stage, state.stage_start, state.best_score = state.stage + 1, state.epoch, None
+                    optimizer = _optimizer(method, stages[state.stage])
+            if _rank() == 0:
+                saver.save(method.module, optimizer, state, best)
     method.module.load_state_dict(best)
     method.module.eval()
     return method, state
@@ -119,12 +119,20 @@ def _optimizer(method: Method, stage: Stage) -> torch.optim.Optimizer:
     return optimizer_of(_begin(method, stage), stage.training)
 
 
+def _is_on_gpu(method: Method) -> bool:
+    return any(weight.is_cuda for weight in method.module.state_dict().values())
+
+
 def _copied(method: Method) -> dict[str, torch.Tensor]:
     return {name: weight.detach().clone() for name, weight in method.module.state_dict().items()}
 
 
 def optimizer_of(groups: Sequence[Group], config: TrainingConfig) -> torch.optim.Optimizer:
-    """The optimiser that the settings name, at learning rate 0: each step sets it, times the group's `rate`."""
+    """The optimiser that the settings name, at learning rate 0: each step sets it, times the group's `rate`.
+
+    All of a step is one fused kernel: on a CPU a quarter of the time of torch's default, which passes each weight's tensors
+    a dozen times.
+    """
     given = [
         {
             "params": list(group.parameters),
@@ -134,8 +142,8 @@ def optimizer_of(groups: Sequence[Group], config: TrainingConfig) -> torch.optim
         for group in groups
     ]
     if config.optimizer == "adam":
-        return torch.optim.Adam(given, lr=0.0, eps=config.epsilon)
-    return torch.optim.AdamW(given, lr=0.0, eps=config.epsilon, amsgrad=config.optimizer == "adamw_amsgrad")
+        return torch.optim.Adam(given, lr=0.0, eps=config.epsilon, fused=True)
+    return torch.optim.AdamW(given, lr=0.0, eps=config.epsilon, amsgrad=config.optimizer == "adamw_amsgrad", fused=True)
 
 
 def _epoch(
@@ -146,10 +154,16 @@ def _epoch(
     stage: Stage,
     state: State,
     best: dict[str, torch.Tensor],
+    between: Callable[[], None],
 ) -> dict[str, torch.Tensor]:
-    """One epoch of a stage and, where it is labelled, its validation; moves `state` on and returns the best weights."""
+    """One epoch of a stage and, where it is labelled, its validation; moves `state` on and returns the best weights.
+
+    Args:
+        between: called after every step.
+    """
     started = time.perf_counter()
-    row: dict[str, Any] = {"epoch": state.epoch + 1} | _steps(method, optimizer, corpus.splits["train"], config, stage, state)
+    row: dict[str, Any] = {"epoch": state.epoch + 1}
+    row |= _steps(method, optimizer, corpus.splits["train"], config, stage, state, between)
     if len(config.stages) > 1:
         row["stage"] = stage.name
     state.epoch += 1
@@ -167,7 +181,13 @@ def _epoch(
 
 
 def _steps(
-    method: Method, optimizer: torch.optim.Optimizer, split: Split, config: RunConfig, stage: Stage, state: State
+    method: Method,
+    optimizer: torch.optim.Optimizer,
+    split: Split,
+    config: RunConfig,
+    stage: Stage,
+    state: State,
+    between: Callable[[], None],
 ) -> dict[str, float]:
     """The steps of the next epoch: its learning rate at the end, and means of the loss and its parts."""
     training, finished = stage.training, state.epoch - state.stage_start
@@ -185,6 +205,7 @@ def _steps(
         values = step(method, optimizer, split, chosen, training, finished, stage.is_labelled)
         for name, value in values.items():
             sums[name] = sums.get(name, 0.0) + value * len(batch)
+        between()
     return {"learning_rate": rate, **{name: total / len(drawn) for name, total in sums.items()}}
 
 
