@@ -27,7 +27,8 @@ def check_study(options: argparse.Namespace) -> int:
     if all(run.done for run in runs):
         print(f"all {len(runs)} runs are finished: nothing is left to train" if runs else "no run is needed for this")
         return 0
-    from cmpta_lib.study.step_times import hours, step_times
+    from cmpta_lib.study.estimate import hours
+    from cmpta_lib.study.step_times import step_times
 
     print(f"{len(runs)} runs, {sum(run.done for run in runs)} of them finished; measuring a few steps ...", flush=True)
     measured = step_times(study, steps=10, keys=study.keys_of(chosen))
