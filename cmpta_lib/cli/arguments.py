@@ -47,9 +47,10 @@ def parser() -> argparse.ArgumentParser:
 
     run = study_command("reproduce", "run the notebooks and export tables, figures and report.md")
     jobs = "runs at a time (default: one on a GPU, else one per core)"
-    run.add_argument("--jobs", type=at_least_one, default=None, help=jobs)
+    run.add_argument("--jobs", type=at_least_one, default=None, help=jobs + "; more than there are GPUs share them")
     run.add_argument("--dry-run", action="store_true", help="list the runs with their config hashes, and train nothing")
-    look = study_command("check", "what is here and what is missing, how many runs there are, how long they will take")
+    look = study_command("check", "what is here and missing, how long each table takes, when which claim can be judged")
+    look.add_argument("--jobs", type=at_least_one, default=None, help=jobs)
     look.add_argument("--deep", action="store_true", help="also read every stored byte and compare it with its hash")
     times = study_command("benchmark", "time a training step against the bare frozen LLM's")
     times.add_argument("--steps", type=at_least_one, default=20, help="batches to time (default 20)")

@@ -21,6 +21,7 @@ from cmpta_lib.report import uncertainty
 from cmpta_lib.report.rows import result_row, runs_of, sound, unusable
 from cmpta_lib.report.tables import NOT_RUN, ResultRow
 from cmpta_lib.study import plan
+from cmpta_lib.study.claimed import NO_DROPOUT
 from cmpta_lib.study.plan import CMPTA, REGISTER, TEXT_ONLY, Row
 from cmpta_lib.study.study import Study
 
@@ -123,10 +124,9 @@ class Evidence:
 
     def dropout(self, key: str, metric: MetricName) -> Finding:
         """The default against the register's line without dropout: first corpus, first seed."""
-        row = next(row for row in REGISTER if "method.dropout" in row.changes)
-        runs = [self.study.runs(key, one)[0] for one in (CMPTA, row)]
+        runs = [self.study.runs(key, one)[0] for one in (CMPTA, NO_DROPOUT)]
         if reason := unusable(runs):
-            return Finding(NOT_RUN, f"{_short(reason)}; {self.command(key, row)}")
+            return Finding(NOT_RUN, f"{_short(reason)}; {self.command(key, NO_DROPOUT)}")
         tables = [run.predictions() for run in runs]
         answers = [table["prediction"].to_numpy(float)[None] for table in tables]
         truth = tables[0]["label"].to_numpy()
