@@ -266,7 +266,11 @@ def chosen(names: Collection[str]) -> list[Notebook]:
 
 
 def rank(row: Row) -> int:
-    """When a row's run is made among those of one seed: what the paper's claims are about first, the smaller the sooner."""
+    """When a row's run is made among those of one seed, the smaller the sooner.
+
+    CMPTA; what the paper prints beside it, and words without face and voice; its ablations; the comparison's other lines;
+    versions, learning rates and the register.
+    """
     is_plain = not row.changes and row.rate == 1
     printed_names = [line.method for line in (*paper.TABLE3, *paper.TABLE4)]
     if is_plain and row.method == CMPTA.method:
