@@ -7,7 +7,7 @@ import math
 import pytest
 from finished import record_llms, small_studies
 
-from cmpta_lib.config import DataConfig, RunConfig, override
+from cmpta_lib.config import DataConfig, MethodConfig, RunConfig, override
 from cmpta_lib.methods import registry
 from cmpta_lib.study import estimate, plan
 from cmpta_lib.study.estimate import PUBLISHED, Kind, Sizes, Speed, projected, seconds
@@ -129,3 +129,41 @@ def test_with_and_without_pretraining_are_two_kinds(tmp_path, monkeypatch):
     study = small_studies(record_llms(tmp_path), monkeypatch)()
     runs = [Planned("sims", row, 1111) for row in (MMT, WITHOUT_PRETRAINING)]
     assert len(estimate.measured(study, runs).speeds) == 2
+
+
+def test_each_backbone_is_loaded_before_what_reads_with_it_is_timed(tmp_path, monkeypatch):
+    """Else the first method's runs would each count the seconds of reading the LLM's files."""
+    timed = []
+    monkeypatch.setattr(estimate, "_speed", lambda config, *_, is_loaded: timed.append((config, is_loaded)) or SPEED)
+    study = small_studies(record_llms(tmp_path), monkeypatch)()
+    estimate.measured(study, study.planned(["04_table3_simsv2"]))
+    seen = [estimate._backbone(config) for config, _ in timed]
+    assert set(seen) == {"tiny", "tiny-llama", "tiny-bert", ""}
+    for place, (backbone, (_, is_loaded)) in enumerate(zip(seen, timed, strict=True)):
+        assert is_loaded == (backbone in seen[:place]) == (place > 0 and seen[place - 1] == backbone), "one after another"
+
+
+@pytest.fixture
+def staged():
+    import staged_method
+
+    MethodConfig.known["staged"] = staged_method.StagedConfig
+    registry.register(staged_method.StagedConfig, staged_method.StagedMethod, row="staged")
+    staged_method.StagedMethod.seen = []
+    yield staged_method
+    for name in ("small", "staged"):
+        MethodConfig.known.pop(name, None)
+    del registry.ENTRIES["staged"]
+
+
+def test_a_few_real_steps_of_each_stage_and_a_batch_of_answers_are_timed(staged, corpora, tmp_path):
+    corpus = corpora["embedded-sims"]
+    run = RunConfig(data=DataConfig(name="c", fingerprint=""), method=staged.StagedConfig())
+    run = override(run, {"training.batch_size": 4, "evaluation.batch_size": 8})
+    found = estimate._speed(run, corpus, tmp_path, is_loaded=True)
+    assert found.steps.keys() == {"reading", "training"} and min(found.answer, found.start, *found.steps.values()) > 0
+    seen = staged.StagedMethod.seen
+    stages = [stage for stage, _ in seen]
+    assert stages.count("reading") == 16 and stages.count("training") == 16 + 8, "four steps each, the first to warm up"
+    assert all(label is None for stage, label in seen if stage == "reading")
+    assert found.unit == "dialogue" and found.gpu_gb == 0
