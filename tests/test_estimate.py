@@ -69,6 +69,18 @@ def test_the_papers_profile_is_projected_without_its_corpora():
     assert costs([SIMS, MELD]) == pytest.approx([sims, meld])
 
 
+def test_at_the_ancestors_pace_the_papers_runs_take_280_hours():
+    """MSE-Adapter's log: 37.9 s for an epoch on SIMS-V2 and 7.65 s for its validation; 125.2 s and 6.03 s on MELD."""
+    sims, meld = Speed.of(37_900 / 171, 7650 / 647), Speed.of(125_200 / 625, 6030 / 1109)
+    forecast = estimate.projection(STUDY, {Kind("sims", "cmpta"): sims, Kind("meld", "cmpta"): meld})
+    own = [one for one in forecast.runs if one.row.method in ("cmpta", "text_only")]
+    assert len(own) == 91 and len(forecast.runs) == 176 and len(forecast.unknown) == 65
+    assert sum(forecast.costs(own)) / 3600 == pytest.approx(279.2, abs=0.1)
+    lines = {line.name: line for line in forecast.notebooks()}
+    assert lines["08_attention_figs3_4"].alone / 3600 == pytest.approx(7.4, abs=0.05)
+    assert {line.name for line in lines.values() if line.unknown} == {"04_table3_simsv2", "05_table4_meld", "10_claims"}
+
+
 def test_every_run_of_the_paper_is_measured_or_unknown():
     speed = Speed.of(100, 4)
     runs = STUDY.planned()

@@ -21,6 +21,8 @@ from cmpta_lib.data.corpus import Corpus
 from cmpta_lib.methods import registry
 from cmpta_lib.runs import memory
 from cmpta_lib.runs.trained import tools
+from cmpta_lib.study import plan
+from cmpta_lib.study.forecast import Asked, Forecast
 from cmpta_lib.study.plan import Planned
 from cmpta_lib.study.profiles import applied, settings_of
 from cmpta_lib.study.row import Row
@@ -143,7 +145,7 @@ def projected(
 ) -> Costs:
     """Costs of a study's runs where these speeds were measured, its corpora having these sizes; nothing of it need be here.
 
-    Nothing counts as finished. `forecast.screen` shows them by notebook and claim.
+    Nothing counts as finished.
 
     Args:
         study: such as `Study("paper")`.
@@ -156,6 +158,13 @@ def projected(
             trains = registry.ENTRIES[other].is_trained
             known.setdefault(kind._replace(method=other), speed if trains else replace(speed, steps={}))
     return Costs(known, _remembered(lambda one: outlined(study, one.key, one.row, one.seed)), sizes.__getitem__)
+
+
+def projection(study: Study, speeds: Mapping[Kind, Speed], jobs: int = 1) -> Forecast:
+    """What `projected` costs come to by notebook and claim, for what reproduces the paper; `forecast.screen` prints it."""
+    notebooks = [notebook for notebook in plan.NOTEBOOKS if not notebook.is_beyond]
+    asked = Asked(notebooks, study.keys, {key: key for key in study.keys}, study.seeds, jobs=jobs)
+    return Forecast(asked, projected(study, speeds))
 
 
 def outlined(study: Study, key: str, row: Row, seed: int) -> RunConfig:
