@@ -40,7 +40,7 @@ def set_gpu(monkeypatch: pytest.MonkeyPatch, answer: str | Exception) -> None:
             raise answer
         return subprocess.CompletedProcess(command, 0, stdout=answer)
 
-    monkeypatch.setattr(check.subprocess, "run", run)
+    monkeypatch.setattr(subprocess, "run", run)
 
 
 def found(study: Study, notebooks: Sequence[str] = NOTEBOOKS) -> dict[str, Need]:
@@ -157,8 +157,9 @@ def test_a_folder_that_is_not_complete_says_what_it_lacks(tmp_path):
 
 def test_one_screen(capsys):
     assert main(["check", "--profile", "paper", "--seeds", "1"]) == 1
-    shown = capsys.readouterr().out
-    assert len(shown.splitlines()) <= 24 and max(map(len, shown.splitlines())) <= 130
+    plan, _, shown = capsys.readouterr().out.partition("profile paper")
+    assert plan.startswith("notebook ") and len(shown.splitlines()) <= 24, "what is missing comes last, on one screen"
+    assert max(map(len, shown.splitlines())) <= 130 and max(map(len, plan.splitlines())) <= 80
     assert "44 runs in all" in shown
     text = screen(Study("paper"), [Need("a thing", "found"), Need("another", "gone", "fetch it")])
     assert text.splitlines()[1:] == [

@@ -19,12 +19,12 @@ from cmpta_lib.cli.notebooks import NotebookFailed, execute_notebook
 from cmpta_lib.config import DataConfig, LLMConfig, RunConfig, to_json
 from cmpta_lib.files import Damaged
 from cmpta_lib.report import gather
-from cmpta_lib.runs import console, store
+from cmpta_lib.runs import console, machine, sharing, store
 from cmpta_lib.runs.engines import KEEP_FAILED, Failure, RunsFailed
 from cmpta_lib.runs.store import Run
 from cmpta_lib.study import preflight
 from cmpta_lib.study.plan import NOTEBOOKS
-from cmpta_lib.study.study import Study
+from cmpta_lib.study.study import ONLY_FINISHED, Study
 
 ROOT = Path(__file__).parents[1]
 NAMES = [notebook.name for notebook in NOTEBOOKS]
@@ -271,6 +271,32 @@ def test_a_reproduction_in_which_something_failed_is_none(executed, monkeypatch,
     assert (tmp_path / "figures" / "demo" / "report.md").read_text() == "complete"
     explored = tmp_path / "figures" / "explored" / "demo" / "report.md"
     assert explored.exists() and f"{explored} written" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("done", [False, True])
+def test_what_is_finished_is_shown_without_making_more(done, executed, tmp_path, monkeypatch):
+    """And replaces a complete set only where nothing is left to make."""
+    monkeypatch.setenv(ONLY_FINISHED, "")
+    run = Run(RunConfig(data=DataConfig(name="sims", fingerprint="f")), tmp_path / "sims-1")
+    run.folder.mkdir()
+    (run.folder / ("seal.json" if done else "config.json")).touch()
+    monkeypatch.setattr(Study, "planned_runs", lambda self, notebooks, keys: [("CMPTA", run)])
+    assert main(["reproduce", "--finished"]) == 0
+    steps = [step[0] for step in executed]
+    assert "ensure" not in steps and set(OF_THE_PAPER) <= set(steps) and os.environ[ONLY_FINISHED] == "1"
+    assert (tmp_path / "figures" / "demo" / "report.md").exists() == done
+    assert (tmp_path / "figures" / "explored" / "demo" / "report.md").exists() != done
+
+
+def test_runs_that_share_a_gpu_are_said_to(executed, monkeypatch, capsys):
+    monkeypatch.setattr(machine, "gpu_count", lambda: 1)
+    monkeypatch.setattr(sharing, "first_gpu", lambda: ("NVIDIA GeForce RTX 4090", 25.8))
+    run = Run(RunConfig(data=DataConfig(name="sims", fingerprint="f")), Path("runs/sims-1"))
+    monkeypatch.setattr(Study, "planned_runs", lambda self, notebooks, keys: [("CMPTA", run), ("CMPTA", run)])
+    assert main(["reproduce", "--only", "02", "--jobs", "2"]) == 0
+    assert "2 runs at a time share 1 GPU, up to 2 on one; `cmpta check` says how many fit" in capsys.readouterr().out
+    assert main(["reproduce", "--only", "02", "--jobs", "1"]) == 0
+    assert "runs at a time share" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("llm", ["qwen1.5-1.8b", "own-model"])

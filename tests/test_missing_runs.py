@@ -1,18 +1,20 @@
-"""One run of a table is damaged, failed or was never made: its line says so, and everything else stands."""
+"""Runs of a table are damaged, failed or were never made: their lines say so, and everything else stands."""
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from finished import finish, finish_tables, record_llms, small_studies
 
 from cmpta_lib import paper
 from cmpta_lib.config import to_json
-from cmpta_lib.report import comparison, summaries
+from cmpta_lib.report import comparison, ledger, summaries
 from cmpta_lib.report import rows as reports
 from cmpta_lib.report.export import NOTHING
 from cmpta_lib.report.tables import NOT_RUN, result_table
@@ -68,11 +70,13 @@ def study(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study
     return small_studies(shutil.copytree(whole, tmp_path / "runs"), monkeypatch)(seeds=2)
 
 
-def strike(study: Study, fate: str, row: Row) -> str:
-    """Let it happen to the second seed's run of a row; returns what the row's line must say, as a pattern."""
-    run = study.runs("sims", row)[1]
-    FATES[fate][0](run)
-    return "^seed 2222: " + FATES[fate][1].format(f"runs/{run.folder.name}") + "(; or restore the file)?$"
+def strike(study: Study, fate: str, row: Row, *seeds: int) -> str:
+    """Let it happen to these seeds' runs of a row (default: the second's); returns what is said of the first, as a pattern."""
+    runs = [run for run in study.runs("sims", row) if run.config.seed in (seeds or (2222,))]
+    for run in runs:
+        FATES[fate][0](run)
+    said = FATES[fate][1].format(f"runs/{runs[0].folder.name}")
+    return f"seed {runs[0].config.seed}: {said}(; or restore the file)?$"
 
 
 def shown(table: pd.DataFrame) -> dict[str, str]:
@@ -83,7 +87,7 @@ def shown(table: pd.DataFrame) -> dict[str, str]:
 @pytest.mark.parametrize("row", [CMPTA, TEXT_ONLY], ids=lambda row: row.name)
 def test_the_comparison_has_all_its_lines(fate: str, row: Row, study: Study):
     before = shown(result_table(comparison.comparison_rows(study, "sims"), ["mae"]).full)
-    said = strike(study, fate, row)
+    said = "^" + strike(study, fate, row, *study.seeds)
     rows = comparison.comparison_rows(study, "sims")
     table = result_table(rows, ["mae", "corr"]).full
     (struck,) = (line for line in rows if line.method == row.name)
@@ -95,7 +99,43 @@ def test_the_comparison_has_all_its_lines(fate: str, row: Row, study: Study):
     assert list(paired["metric"]) == ["MAE", "Corr"] * (len(rows) - 1)
     its_own = paired["comparison"].str.contains(struck.method, regex=False)  # CMPTA's are all
     assert (paired["difference"] == NOT_RUN).tolist() == its_own.tolist() and its_own.any()
-    assert reports.provenance(study, ["sims"], study.runs("sims", row)).runs == (study.runs("sims", row)[0].folder.name,)
+    assert reports.provenance(study, ["sims"], study.runs("sims", row)).runs == ()
+
+
+@every_fate
+@pytest.mark.parametrize("row", [CMPTA, TEXT_ONLY], ids=lambda row: row.name)
+def test_a_row_shows_the_seeds_that_it_has_and_says_how_many(fate: str, row: Row, study: Study):
+    """An interrupted study, or one in which a seed failed: its tables grow, and no reader takes one seed for two."""
+    before = reports.result_row(study, "sims", row)
+    said = strike(study, fate, row)
+    (struck,) = (line for line in comparison.comparison_rows(study, "sims") if line.method == row.name)
+    np.testing.assert_array_equal(struck.predictions, before.predictions[:1])
+    reason = "" if fate == "missing" else f"; {said.removesuffix('$')}"
+    assert re.fullmatch(f"1 of 2 seeds so far{reason}", struck.note), struck.note
+    table = result_table([struck, before], ["mae"])
+    here, whole = table.full["MAE this run"]
+    assert here.endswith("(n=1 of 2)") and "\N{PLUS-MINUS SIGN}" not in here and whole.endswith("(n=2)")
+    assert any(note.startswith(f"{row.name}: 1 of 2 seeds so far") for note in table.notes)
+    found = ledger.Evidence(study).better("sims", "mae", CMPTA, TEXT_ONLY)
+    assert found.verdict.startswith(ledger.ONE_SEED) and f"; {row.name}: 1 of 2 seeds" in found.figures
+    number = ledger.Evidence(study).number("sims", "mae", 0.3)
+    assert number.figures.endswith("; 1 of 2 seeds") == (row == CMPTA)
+
+
+def test_rows_that_wait_for_the_same_seeds_say_so_once(study: Study):
+    for row in (CMPTA, TEXT_ONLY, TOKENS):
+        strike(study, "missing", row)
+    notes = result_table([reports.result_row(study, "sims", row) for row in (CMPTA, TEXT_ONLY, TOKENS)], ["mae"]).notes
+    assert notes[-1] == "CMPTA, text only, 7 tokens: 1 of 2 seeds so far."
+
+
+def test_the_first_seed_alone_decides_what_is_judged_by_it(study: Study):
+    assert ledger.Evidence(study).sarcasm("meld").verdict != NOT_RUN
+    unmake(study.runs("meld")[1])
+    assert ledger.Evidence(study).sarcasm("meld").verdict != NOT_RUN
+    unmake(study.runs("meld")[0])
+    found = ledger.Evidence(study).sarcasm("meld")
+    assert found.verdict == NOT_RUN and "seed 1111" in found.figures and "cmpta reproduce" in found.figures
 
 
 @every_fate
@@ -103,7 +143,7 @@ def test_the_ablation_and_its_figure_stand(fate: str, study: Study):
     from cmpta_lib.figures.curves import ablation_figure
 
     whole = reports.ablation_frame(reports.ablation_rows(study, "sims"), "mae")
-    strike(study, fate, TOKENS)
+    strike(study, fate, TOKENS, *study.seeds)
     rows = reports.ablation_rows(study, "sims")
     assert [line.method for line in rows if line.predictions is None] == ["7"]
     frame = reports.ablation_frame(rows, "mae")
@@ -113,14 +153,14 @@ def test_the_ablation_and_its_figure_stand(fate: str, study: Study):
 
 @every_fate
 def test_the_full_methods_run_costs_its_four_lines(fate: str, study: Study):
-    strike(study, fate, CMPTA)
+    strike(study, fate, CMPTA, *study.seeds)
     lost = [(line.group, line.method) for line in reports.ablation_rows(study, "sims") if line.predictions is None]
     assert lost == [(paper.ALIGNMENT, "on"), (paper.LSTM_TYPE, "bidirectional"), (paper.ADAPTER, "on"), (paper.TOKEN_COUNT, "6")]
 
 
 @every_fate
 def test_the_training_table_and_curves_stand(fate: str, study: Study):
-    said = strike(study, fate, CMPTA).removeprefix("^")
+    said = strike(study, fate, CMPTA)
     table = summaries.training_table(study, study.keys)
     assert list(table["seed"]) == [1111, 2222, 1111, 2222] and (table["test"] == NOTHING).sum() == 1
     assert table["note"].str.match(f"^{said}").tolist() == [False, True, False, False]
@@ -146,9 +186,9 @@ def test_the_register_stands_without_its_default(fate: str, study: Study):
 
 
 def test_a_long_reason_stays_one_cell(study: Study):
-    run = study.runs("sims")[0]
-    fail(run)
-    store.record_failure(run.folder, {"kind": "ValueError", "message": "word " * 1000, "traceback": "", "log": ""})
+    for run in study.runs("sims"):
+        fail(run)
+        store.record_failure(run.folder, {"kind": "ValueError", "message": "word " * 1000, "traceback": "", "log": ""})
     assert len(reports.result_row(study, "sims", CMPTA).note) < 450
 
 

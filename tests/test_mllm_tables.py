@@ -60,6 +60,11 @@ def run_of(study: Study, key: str, row: Row) -> Run:
     return study.runs(key, row)[0]
 
 
+def unmake(study: Study, key: str, row: Row) -> None:
+    for run in study.runs(key, row):
+        shutil.rmtree(run.folder)
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
     root = record_llms(tmp_path_factory.mktemp("runs"))
@@ -214,7 +219,7 @@ def test_a_caption_says_what_the_numbers_are(study: Study):
 
 
 def test_a_missing_run_costs_its_cells_and_says_what_to_do(study: Study):
-    shutil.rmtree(run_of(study, "sims", TOLD[ZERO_SHOT][OF_ANOTHER]).folder)
+    unmake(study, "sims", TOLD[ZERO_SHOT][OF_ANOTHER])
     table = mllm.knowledge_table(study)
     sims = table.full[(table.full["corpus"] == "embedded-sims") & (table.full["training"] == ZERO_SHOT)].set_index("statement")
     assert sims.loc[OF_ANOTHER, "score"] == sims.loc[OF_ANOTHER, "minus none"] == "not run"
@@ -223,7 +228,7 @@ def test_a_missing_run_costs_its_cells_and_says_what_to_do(study: Study):
     (note,) = table.notes
     assert "of another clip" in note and "call again" in note and "embedded-meld" not in note
     assert "not run" not in mllm.margins_table(study).full.to_string()
-    shutil.rmtree(run_of(study, "sims", TOLD[TUNED][NOTHING_TOLD]).folder)
+    unmake(study, "sims", TOLD[TUNED][NOTHING_TOLD])
     margins = mllm.margins_table(study)
     missing = margins.full[margins.full["difference"] == "not run"]
     assert set(missing["margin"]) == {"fine-tuning alone", "both, against fine-tuning alone"}

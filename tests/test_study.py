@@ -288,15 +288,45 @@ def test_each_notebook_plans_its_own_runs(study):
     sims, meld = "embedded-sims", "embedded-meld"
     assert planned("01_data", "02_model") == []
     compared = ["LMF", "Self-MM", "MAG-BERT", "MSE-LLaMA2-7B", *ADDED, "text only", "CMPTA"]
-    assert planned("04_table3_simsv2") == [(name, sims, seed) for name in compared for seed in (1111, 2222)]
+    assert sorted(planned("04_table3_simsv2")) == sorted((name, sims, seed) for name in compared for seed in (1111, 2222))
     compared[:4] = ["TFN", "MMGCN", "GA2MIF"]
-    assert planned("05_table4_meld") == [(name, meld, seed) for name in compared for seed in (1111, 2222)]
+    assert sorted(planned("05_table4_meld")) == sorted((name, meld, seed) for name in compared for seed in (1111, 2222))
     assert planned("08_attention_figs3_4") == [("CMPTA", sims, 1111), ("CMPTA", meld, 1111)]
     assert planned("09_case_study_fig5") == [("CMPTA", meld, 1111), ("text only", meld, 1111)]
-    assert planned("03_training")[:4] == [("CMPTA", corpus, seed) for corpus in (sims, meld) for seed in (1111, 2222)]
-    assert planned("03_training")[4:] == [(row.name, sims, 1111) for row in REGISTER]
+    first, further = ([("CMPTA", corpus, seed) for corpus in (sims, meld)] for seed in (1111, 2222))
+    assert planned("03_training") == [*first, *((row.name, sims, 1111) for row in REGISTER), *further]
     ablation = planned("06_table5_ablation_simsv2")
     assert {name for name, _, _ in ablation} == {"CMPTA", "text only", *(row.name for row in ABLATIONS)}
+
+
+def test_runs_are_made_seed_after_seed_and_headlines_first(study):
+    runs = [(one.row.name, one.key, one.seed) for one in study(seeds=2).planned()]
+    assert [seed for _, _, seed in runs] == sorted(seed for _, _, seed in runs)
+    first = [(name, key) for name, key, seed in runs if seed == 1111]
+    assert first[:2] == [("CMPTA", "sims"), ("CMPTA", "meld")]
+    headline = {"text only", "soft prompt", "LMF", "Self-MM", "MAG-BERT", "MSE-LLaMA2-7B", "TFN", "MMGCN", "GA2MIF"}
+    assert {name for name, _ in first[2:13]} == headline, "then what the paper compares CMPTA with, on both corpora"
+    assert {name for name, _ in first[13:25]} == {row.name for row in ABLATIONS}
+    assert {name for name, _ in first[25:33]} == {"MSE-Adapter", "constant", "linear", "BiLSTM"}
+    assert [name for name, _ in first[33:]] == [row.name for row in REGISTER]
+
+
+def test_more_seeds_add_to_the_runs_of_one(study):
+    """`--seeds 1` first, then five: no run is made twice, and none of the first seed's waits behind a further one's."""
+    names = [notebook.name for notebook in plan.NOTEBOOKS]
+    one, five = ([run.folder for _, run in study(seeds=seeds).planned_runs(names)] for seeds in (1, 5))
+    assert five[: len(one)] == one and len(five) > len(one)
+    finish(plain := study(seeds=1), "sims", plain.runs("sims"))
+    assert [run.done for run in study(seeds=5).runs("sims")] == [True, False, False, False, False]
+
+
+def test_a_notebook_makes_no_run_where_only_finished_ones_are_wanted(study, monkeypatch):
+    monkeypatch.setenv(experiments.ONLY_FINISHED, "1")
+    monkeypatch.setattr(Study, "ensure", lambda *_: pytest.fail("made"))
+    plain = study(seeds=1)
+    runs = plain.runs("meld")
+    assert plain.make(runs) is runs and not plain.failures
+    plain.conclude()
 
 
 @pytest.mark.parametrize("own", [False, True])
@@ -498,7 +528,7 @@ def test_making_runs_asks_for_all_and_a_row_for_none(study, monkeypatch):
     monkeypatch.setattr(experiments, "ensure", ensure)
     first, second = plain.runs("sims", row("7 tokens"))
     finish(plain, "sims", [first])
-    assert "not finished" in reports.result_row(plain, "sims", row("7 tokens")).note and asked == []
+    assert reports.result_row(plain, "sims", row("7 tokens")).note == "1 of 2 seeds so far" and asked == []
     plain.make(plain.runs("sims", row("7 tokens")))
     assert reports.result_row(plain, "sims", row("7 tokens")).predictions.shape == (2, 9)
     assert asked == [[first.folder, second.folder]]

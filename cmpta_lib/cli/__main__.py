@@ -18,14 +18,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(arguments: Sequence[str] | None = None) -> int:
     """Parse the arguments and do what they ask; what goes wrong is one line on stderr."""
     from cmpta_lib import files
-    from cmpta_lib.cli import commands, listing
+    from cmpta_lib.cli import commands, listing, planning
     from cmpta_lib.cli.arguments import parser
     from cmpta_lib.cli.reproduce import rehearse_paper, reproduce
 
     options = parser().parse_args(arguments)
     actions = {
         "reproduce": reproduce,
-        "check": commands.check_study,
+        "check": planning.check_study,
         "runs": listing.list_runs,
         "compare": _compare,
         "publish": commands.publish_exports,

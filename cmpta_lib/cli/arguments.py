@@ -49,9 +49,12 @@ def parser() -> argparse.ArgumentParser:
 
     run = study_command("reproduce", "run the notebooks and export tables, figures and report.md")
     jobs = "runs at a time (default: one on a GPU, else one per core)"
-    run.add_argument("--jobs", type=at_least_one, default=None, help=jobs)
+    run.add_argument("--jobs", type=at_least_one, default=None, help=jobs + "; more than there are GPUs share them")
+    finished = "make no run: tables and figures from the seeds that are finished, also while another call makes the others"
+    run.add_argument("--finished", action="store_true", help=finished)
     run.add_argument("--dry-run", action="store_true", help="list the runs with their config hashes, and train nothing")
-    look = study_command("check", "what is here and what is missing, how many runs there are, how long they will take")
+    look = study_command("check", "what is here and missing, how long each table takes, when which claim can be judged")
+    look.add_argument("--jobs", type=at_least_one, default=None, help=jobs)
     look.add_argument("--deep", action="store_true", help="also read every stored byte and compare it with its hash")
     _add_benchmark(command("benchmark", "time steps and answers beside the bare LLM's floor and MSE-Adapter's way"))
     _add_listing(command("runs", "list runs: what each is, how far, and its scores"))

@@ -15,11 +15,13 @@ from cmpta_lib import files
 from cmpta_lib.cli import notebooks, pages
 from cmpta_lib.cli.arguments import chosen_notebooks, parser, study_of
 from cmpta_lib.files import ROOT
+from cmpta_lib.runs import machine, memory, sharing
 from cmpta_lib.runs.engines import KEEP_FAILED, RunsFailed
+from cmpta_lib.runs.store import Run, sound
 from cmpta_lib.study import exports
 from cmpta_lib.study import preflight as check
 from cmpta_lib.study.exports import PAGES
-from cmpta_lib.study.study import Study
+from cmpta_lib.study.study import ONLY_FINISHED, Study
 
 _MODELS_AT_A_TIME = 2  # each is made by one core
 
@@ -56,12 +58,7 @@ def reproduce(options: argparse.Namespace) -> int:
             state = "finished" if run.done else "to do"
             print(f"      {run.folder.name}  seed {run.config.seed}  {state:8}  {name}")
         return 0
-    try:
-        study.ensure(runs, options.jobs)
-    except RunsFailed as error:
-        failed += [f"{failure.run.folder.name}: {failure.reason}" for failure in error.failures]
-        os.environ[KEEP_FAILED] = "1"  # the notebooks show what is there, and do not try again for hours
-        print(f"      {len(error.failures)} failed; the notebooks show what can be shown without", flush=True)
+    whole = _make(study, runs, options, failed)
     print(f"[3/3] {len(chosen)} notebooks  ({time.monotonic() - started:.0f} s)", flush=True)
 
     def export() -> Path:
@@ -73,12 +70,36 @@ def reproduce(options: argparse.Namespace) -> int:
     else:
         with exports.collected(study.name) as draft:
             report = export()
-            report = exports.settle(draft, complete=not failed) / report.name
+            report = exports.settle(draft, complete=whole and not failed) / report.name
     print(f"{report} written after {time.monotonic() - started:.0f} s", flush=True)
     if failed:
         print(f"cmpta reproduce: {len(failed)} failed; what is finished is kept, call again once it is mended:", file=sys.stderr)
         print("\n".join(f"- {reason}" for reason in failed), file=sys.stderr)
     return 1 if failed else 0
+
+
+def _make(study: Study, runs: Sequence[Run], options: argparse.Namespace, failed: list[str]) -> bool:
+    """Finish the runs, or with `--finished` leave them as they are; adds what failed. Whether all are there to be shown."""
+    if options.finished:
+        os.environ[ONLY_FINISHED] = "1"
+        return all(run.done for run in runs)
+    if said := _on_few_gpus(runs, options.jobs):
+        print(f"      {said}", flush=True)
+    try:
+        study.ensure(runs, options.jobs)
+    except RunsFailed as error:
+        failed += [f"{failure.run.folder.name}: {failure.reason}" for failure in error.failures]
+        os.environ[KEEP_FAILED] = "1"  # the notebooks show what is there, and do not try again for hours
+        print(f"      {len(error.failures)} failed; the notebooks show what can be shown without", flush=True)
+    return True
+
+
+def _on_few_gpus(runs: Sequence[Run], jobs: int | None) -> str:
+    """What to say where more runs at a time are asked for than there are GPUs; "" otherwise."""
+    if not jobs or not (gpus := machine.gpu_count()) or (gpu := sharing.first_gpu()) is None:
+        return ""
+    known = [run.environment.get(memory.ALLOCATED, 0.0) for run in sound(runs)]
+    return sharing.warning(min(jobs, len(runs)), gpus, gpu[1], max(known, default=0.0))
 
 
 def _corpora(study: Study, chosen: Sequence[str]) -> tuple[list[str], list[str]]:

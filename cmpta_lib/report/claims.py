@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import pandas as pd
 
@@ -24,8 +25,8 @@ from cmpta_lib.report.ledger import BETTER, NOT_TESTABLE, ONE_SEED, SUPPORTED, E
 from cmpta_lib.report.rows import PAPER_NAMES
 from cmpta_lib.report.sizes import PUBLIC_FEATURES, parameter_counts, qwen_parameters
 from cmpta_lib.report.tables import NOT_RUN
-from cmpta_lib.study import plan
-from cmpta_lib.study.plan import CMPTA, TEXT_ONLY, Row
+from cmpta_lib.study import claimed, plan
+from cmpta_lib.study.plan import CMPTA, Row
 from cmpta_lib.study.profiles import PROFILES
 from cmpta_lib.study.study import Study
 
@@ -40,16 +41,6 @@ _ABLATED: Mapping[tuple[str, str], tuple[str, str, str]] = {  # line -> section,
     (paper.TOKEN_COUNT, "5"): ("4.5.4", "5 tokens, too few, are worse than 6", "数量过少限制了跨模态信息表达能力"),
     (paper.TOKEN_COUNT, "7"): ("4.5.4", "7 tokens are worse than 6", "6 个伪 token 时取得最优结果"),
     (paper.TOKEN_COUNT, "8"): ("4.5.4", "8 tokens are worse than 6", "6 个伪 token 时取得最优结果"),
-}
-_ALIGNMENT, _ADAPTER = plan.ABLATIONS[paper.ALIGNMENT, "off"], plan.ABLATIONS[paper.ADAPTER, "off"]
-_ONE_WAY = plan.ABLATIONS[paper.LSTM_TYPE, "unidirectional"]
-_COUNTS = {number: plan.ABLATIONS[paper.TOKEN_COUNT, number] for number in ("5", "7", "8")}
-_NO_ROW: Mapping[str, str] = {
-    "layer-norm": "no row trains without them, and the paper gives no curve",
-    "speakers": "no row isolates speakers or noise, and the paper measures neither",
-    "transformer": "no row has a Transformer for the alignment, and the paper prints none",
-    "contributions": "weights sum to 1 within each modality, whatever it contributes",
-    "extensible": "the paper tries one LLM and one task per corpus",
 }
 
 
@@ -95,25 +86,13 @@ def headline(evidence: Evidence, key: str) -> MetricName:
     return metrics.headline(evidence.study.corpus(key).task.kind).name
 
 
-def rivals(wanted: str, key: str) -> list[Row]:
-    """The rows of the printed methods but CMPTA; on a user's own clips those that are registered."""
-    names = [line.method for line in printed(wanted)[0][:-1]]
-    return [row for row in plan.comparison(key) if row.name in names]
-
-
-def without_modalities(wanted: str, key: str) -> list[Row]:
-    """Words alone, as they are and with a tuned soft prompt: what pseudo tokens must beat to carry face and voice."""
-    return [TEXT_ONLY, *(row for row in plan.comparison(key) if row.method == "soft_prompt")]
-
-
 def _in_words(claim: Claim) -> Judged:
-    if claim.id in _NO_ROW:
-        return Judged(claim, f"none: {_NO_ROW[claim.id]}", lambda evidence, at: Finding(NOT_TESTABLE, _NO_ROW[claim.id]))
+    if why := claimed.NO_ROW.get(claim.id):
+        return Judged(claim, f"none: {why}", lambda evidence, at: Finding(NOT_TESTABLE, why))
     if claim.id in _OF_THE_METHOD:
         rule, find = _OF_THE_METHOD[claim.id]
         return Judged(claim, rule, find)
-    wanted, rules = claim.corpora, _rules(claim.corpora)
-    name = claim.id.removesuffix(f"-{wanted[0]}") if len(wanted) == 1 else claim.id
+    wanted, rules, name = claim.corpora, _rules(claim.corpora), claimed.name_of(claim)
     if name in ("mae", "corr", "wf1"):
         metric: MetricName = {"mae": "mae", "corr": "corr", "wf1": "f1_weighted"}[name]  # type: ignore[assignment]
         return _number(claim, wanted[0], metric)
@@ -129,33 +108,32 @@ def _rules(wanted: Sequence[str]) -> Mapping[str, tuple[str, Callable[[Evidence,
 
     def most(evidence: Evidence, at: Mapping[str, str]) -> Finding:
         key = at[first]
-        rest = (_ADAPTER, _ONE_WAY)
-        return together([evidence.better(key, headline(evidence, key), row, _ALIGNMENT) for row in rest])
+        *rest, alignment = claimed.others("alignment-most", first, key)
+        return together([evidence.better(key, headline(evidence, key), row, alignment) for row in rest])
 
     def few(evidence: Evidence, at: Mapping[str, str]) -> Finding:
-        return evidence.little(at[first], headline(evidence, at[first]), _COUNTS)
+        return evidence.little(at[first], headline(evidence, at[first]), claimed.COUNTS)
 
-    def both(one: str, key: str) -> list[Row]:
-        return [TEXT_ONLY, *rivals(one, key)]
+    def each(name: str, metric: MetricName | None = None) -> Callable[[Evidence, Mapping[str, str]], Finding]:
+        return _better(wanted, partial(claimed.others, name), metric)
 
-    each, corr = f"CMPTA against each: {BETTER}", "corr"
+    against = f"CMPTA against each: {BETTER}"
     return {
-        "best-of-all": (each, _better(wanted, rivals)),
-        "best": (each, _better(wanted, rivals)),
-        "fine-intensity": (each, _better(wanted, rivals, corr)),  # type: ignore[arg-type]
-        "generalises": (f"CMPTA against each, on each corpus: {BETTER}", _better(wanted, both)),
-        "tokens-help": (each, _better(wanted, without_modalities)),
-        "modalities": (f"CMPTA against text only, on each corpus: {BETTER}", _better(wanted, lambda one, key: [TEXT_ONLY])),
+        "best-of-all": (against, each("best-of-all")),
+        "best": (against, each("best")),
+        "fine-intensity": (against, each("fine-intensity", "corr")),
+        "generalises": (f"CMPTA against each, on each corpus: {BETTER}", each("generalises")),
+        "tokens-help": (against, each("tokens-help")),
+        "modalities": (f"CMPTA against text only, on each corpus: {BETTER}", each("modalities")),
         "dropout": (f"first seed, test clips: {BETTER}", lambda e, at: e.dropout(at[first], headline(e, at[first]))),
         "alignment-most": (f"without adapter, and with one direction, against without alignment: {BETTER}", most),
         "attention": (ledger.CUE, lambda evidence, at: evidence.cues(at[first])),
         "tokens-small": (ledger.LITTLE, few),
-        "six-best": (f"6 tokens against 5, 7 and 8: {BETTER}", _better(wanted, lambda one, key: list(_COUNTS.values()))),
-        "too-many": (f"6 tokens against 7 and 8: {BETTER}", _better(wanted, lambda one, key: [_COUNTS["7"], _COUNTS["8"]])),
+        "six-best": (f"6 tokens against 5, 7 and 8: {BETTER}", each("six-best")),
+        "too-many": (f"6 tokens against 7 and 8: {BETTER}", each("too-many")),
         "sarcasm": (ledger.SARCASM, lambda evidence, at: evidence.sarcasm(at[first])),
-        "key-parts": (f"CMPTA against no alignment and no adapter, on each corpus: {BETTER}",
-                      _better(wanted, lambda one, key: [_ALIGNMENT, _ADAPTER])),
-    }  # fmt: skip
+        "key-parts": (f"CMPTA against no alignment and no adapter, on each corpus: {BETTER}", each("key-parts")),
+    }
 
 
 def _number(claim: Claim, wanted: str, metric: MetricName) -> Judged:

@@ -21,6 +21,7 @@ from cmpta_lib.report import uncertainty
 from cmpta_lib.report.rows import result_row, runs_of, sound, unusable
 from cmpta_lib.report.tables import NOT_RUN, ResultRow
 from cmpta_lib.study import plan
+from cmpta_lib.study.claimed import NO_DROPOUT
 from cmpta_lib.study.plan import CMPTA, REGISTER, TEXT_ONLY, Row
 from cmpta_lib.study.study import Study
 
@@ -123,10 +124,9 @@ class Evidence:
 
     def dropout(self, key: str, metric: MetricName) -> Finding:
         """The default against the register's line without dropout: first corpus, first seed."""
-        row = next(row for row in REGISTER if "method.dropout" in row.changes)
-        runs = [self.study.runs(key, one)[0] for one in (CMPTA, row)]
+        runs = [self.study.runs(key, one)[0] for one in (CMPTA, NO_DROPOUT)]
         if reason := unusable(runs):
-            return Finding(NOT_RUN, f"{_short(reason)}; {self.command(key, row)}")
+            return Finding(NOT_RUN, f"{_short(reason)}; {self.command(key, NO_DROPOUT)}")
         tables = [run.predictions() for run in runs]
         answers = [table["prediction"].to_numpy(float)[None] for table in tables]
         truth = tables[0]["label"].to_numpy()
@@ -145,6 +145,7 @@ class Evidence:
         agrees = low <= printed <= high or abs(summary.mean - printed) <= 2 * (summary.sd or 0)
         spread = "" if summary.sd is None else f" ± {shown.shown(summary.sd)}"
         text = f"{shown.shown(summary.mean)}{spread} [{shown.shown(low)}, {shown.shown(high)}], printed {shown.shown(printed)}"
+        text += f"; {found.seeds} seeds" if " of " in found.seeds else ""
         return Finding((ONE_SEED if summary.sd is None else "") + (SUPPORTED if agrees else NOT_SUPPORTED), text)
 
     def little(self, key: str, metric: MetricName, others: Mapping[str, Row]) -> Finding:
@@ -195,9 +196,11 @@ class Evidence:
         wanted = [labels.index(name) for name in clips.SARCASTIC if name in labels]
         if not wanted or "joy" not in labels:
             return Finding(NOT_TESTABLE, "the corpus has no classes joy and disgust or anger")
-        if gone := self.missing(key, CMPTA) or self.missing(key, TEXT_ONLY):
-            return gone
-        full, text = (runs_of(self.study, key, row)[0].predictions() for row in (CMPTA, TEXT_ONLY))
+        runs = {row.name: runs_of(self.study, key, row)[:1] for row in (CMPTA, TEXT_ONLY)}
+        for row, first in zip((CMPTA, TEXT_ONLY), runs.values(), strict=True):
+            if reason := unusable(first):
+                return Finding(NOT_RUN, f"{row.name} on {self.name(key)}: {_short(reason)}; {self.command(key, row)}")
+        full, text = (first[0].predictions() for first in runs.values())
         truth, joy = full["label"].to_numpy(), labels.index("joy")
         about = np.isin(truth, wanted)
 
@@ -223,6 +226,7 @@ def compared(metric: MetricName, row: ResultRow, than: ResultRow) -> Finding:
     difference, low, high = (shown.shown(shown.scale * value, "+") for value in (pair.difference, pair.low, pair.high))
     about = "seeds' spread unknown" if spread is None else f"seeds' sd {shown.shown(shown.scale * spread)}"
     text = f"{row.method} minus {than.method}: {shown.label.split()[0]} {difference} [{low}, {high}], {about}"
+    text += "".join(f"; {one.method}: {one.seeds} seeds" for one in (row, than) if " of " in one.seeds)
     return Finding(judged(sign * pair.difference, edges[0], edges[1], spread), text)
 
 

@@ -62,21 +62,31 @@ def runs_of(study: Study, key: str, row: Row) -> list[Run]:
 def result_row(
     study: Study, key: str, row: Row, group: str = "", name: str = "", printed: Mapping[str, float] | None = None
 ) -> ResultRow:
-    """A table row from the finished runs of all seeds.
+    """A table row from the finished runs of its seeds.
 
-    Free replies that were unparsable are counted in its note. A row of which a run is missing, failed or damaged says
-    "not run" and why; the table's other rows stand.
+    Free replies that were unparsable are counted in its note. Where runs of some seeds are missing, failed or damaged the row
+    is made of the others and says of how many; without any it says "not run" and why. The table's other rows stand.
     """
     name, runs = name or row.name, runs_of(study, key, row)
-    if reason := study.lacks(row, key) or unusable(runs):
+    whole = [run for run in runs if not unusable([run])]
+    if reason := study.lacks(row, key) or ("" if whole else unusable(runs)):
         return ResultRow(group, name, printed or {}, note=reason)
-    tables = [run.predictions() for run in runs]
+    tables = [run.predictions() for run in whole]
     predictions = np.stack([table["prediction"].to_numpy(float) for table in tables])
     odd = int((~np.isfinite(predictions)).sum())
     if study.corpus(key).task.kind == "classification":
         predictions = np.where(np.isfinite(predictions), predictions, metrics.UNPARSABLE).astype(int)
-    note = f"{odd} unparsable replies" if odd else ""
-    return ResultRow(group, name, printed or {}, tables[0]["label"].to_numpy(), predictions, note)
+    notes = [_seeds_so_far(runs, whole), f"{odd} unparsable replies" if odd else ""]
+    note = "; ".join(filter(None, notes))
+    return ResultRow(group, name, printed or {}, tables[0]["label"].to_numpy(), predictions, note, len(runs))
+
+
+def _seeds_so_far(runs: Sequence[Run], whole: Sequence[Run]) -> str:
+    """Of how many seeds a row is, and why of no more; "" where of all. Runs that are merely still to come need no reason."""
+    if len(whole) == len(runs):
+        return ""
+    wrong = [run for run in runs if run.problem or failure(run.folder)]
+    return f"{len(whole)} of {len(runs)} seeds so far" + (f"; {unusable(wrong)}" if wrong else "")
 
 
 def ablation_rows(study: Study, key: str) -> list[ResultRow]:

@@ -23,7 +23,8 @@ class ResultRow:
     """One method of one table.
 
     `paper` maps metric names to the value as printed (WF1 in per cent), and may be empty. `truth` (N,) and
-    `predictions` (n_seeds, N) are both None for a method that was not run; `note` then says how to run it.
+    `predictions` (n_seeds, N) are both None for a method that was not run; `note` then says how to run it. `asked`: of how
+    many seeds it is to be, where that is known.
     """
 
     group: str
@@ -32,6 +33,13 @@ class ResultRow:
     truth: np.ndarray | None = None
     predictions: np.ndarray | None = None
     note: str = ""
+    asked: int | None = None
+
+    @property
+    def seeds(self) -> str:
+        """How many seeds it is of: "2", or "1 of 2" where runs are still to come or went wrong."""
+        made = 0 if self.predictions is None else len(self.predictions)
+        return str(made) if self.asked in (None, made) else f"{made} of {self.asked}"
 
     def __post_init__(self) -> None:
         if (self.truth is None) != (self.predictions is None):
@@ -115,7 +123,7 @@ def _cells(row: ResultRow, metric: MetricName, bounds: _Bounds) -> dict[str, str
         low, high = uncertainty.bootstrap_interval(metric, row.truth, row.predictions)
     except ValueError as error:
         raise ValueError(f"row '{row.group} {row.method}', {metric}: {error}") from error
-    cells["this run"] = f"{mean_and_sd(METRICS[metric], scores)} (n={summary.n})"
+    cells["this run"] = f"{mean_and_sd(METRICS[metric], scores)} (n={row.seeds})"
     cells["95 % CI"] = f"[{show(scale * low)}, {show(scale * high)}]"
     cells["seeds"] = ", ".join(show(score) for score in scores)
     if printed is not None:

@@ -17,7 +17,7 @@ from cmpta_lib.config import RunConfig, paths
 from cmpta_lib.llm.files import hub_id
 from cmpta_lib.methods import registry
 from cmpta_lib.methods.registry import Entry
-from cmpta_lib.study.profiles import PROFILES, REHEARSAL, SMOKE_CHANGES
+from cmpta_lib.study.profiles import PROFILES, REHEARSAL, SMOKE_CHANGES, settings_of
 
 if TYPE_CHECKING:
     from cmpta_lib.study.plan import Row
@@ -84,10 +84,7 @@ class Names:
 
     def _settings(self, profile: str, key: str, entry: Entry, row: Row) -> dict[str, Any]:
         """As `Study.config` sets them."""
-        chosen = PROFILES[profile]
-        changes = dict(chosen.changes) | dict(chosen.corpus_changes.get(key, {}))
-        for place in (profile, f"{profile}/{key}", f"{profile}/{key}/{row.llm}"):
-            changes |= entry.settings.get(place, {})
+        changes = settings_of(profile, key, row, entry.settings)
         if self.smoke:
             rehearsed = self.rehearsal.get("changes") if profile == "paper" else None
             changes |= rehearsed or {**SMOKE_CHANGES, **entry.settings.get("smoke", {})}

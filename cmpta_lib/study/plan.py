@@ -72,6 +72,7 @@ def added(key: str) -> list[Row]:
 
 
 _NAMED = (CMPTA.method, TEXT_ONLY.method)  # rows that Tables 5 and 6 have too
+WITHOUT_MODALITIES = (TEXT_ONLY.method, "soft_prompt")  # what pseudo tokens must beat to carry face and voice
 
 
 def method_row(key: str, method: str) -> Row:
@@ -265,8 +266,28 @@ def chosen(names: Collection[str]) -> list[Notebook]:
     return [notebook for notebook in NOTEBOOKS if (notebook.name in names if names else not notebook.is_beyond)]
 
 
+def rank(row: Row) -> int:
+    """When a row's run is made among those of one seed, the smaller the sooner.
+
+    CMPTA; what the paper prints beside it, and words without face and voice; its ablations; the comparison's other lines;
+    versions, learning rates and the register.
+    """
+    is_plain = not row.changes and row.rate == 1
+    printed_names = [line.method for line in (*paper.TABLE3, *paper.TABLE4)]
+    if is_plain and row.method == CMPTA.method:
+        return 0
+    if is_plain and (row.name in printed_names or row.method in WITHOUT_MODALITIES):
+        return 1
+    if row in ABLATIONS.values():
+        return 2
+    return 3 if is_plain else 4
+
+
 def planned(notebooks: Sequence[Notebook], keys: Sequence[str], own: bool, seeds: Sequence[int]) -> list[Planned]:
-    """Every run that these notebooks need, each once.
+    """Every run that these notebooks need, each once, in the order in which they are made.
+
+    Seed after seed, so that all tables can be shown from the first seed, and further seeds add to what is there; of one
+    seed by `rank`, and what is equal there as the notebooks name it.
 
     Args:
         keys: of the corpora at hand.
@@ -287,4 +308,4 @@ def planned(notebooks: Sequence[Notebook], keys: Sequence[str], own: bool, seeds
     for one in found:  # rows hold dicts, so no set
         if one not in unique:
             unique.append(one)
-    return unique
+    return sorted(unique, key=lambda one: (list(seeds).index(one.seed), rank(one.row)))

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +23,7 @@ from cmpta_lib.llm import files as llm_files
 from cmpta_lib.llm import media
 from cmpta_lib.methods import registry
 from cmpta_lib.methods.omni_settings import OMNI_MODELS
-from cmpta_lib.runs import store
+from cmpta_lib.runs import sharing, store
 from cmpta_lib.runs.console import table
 from cmpta_lib.study import naming
 from cmpta_lib.study.plan import CMPTA, Planned
@@ -209,13 +208,9 @@ def planned_screen(study: Study, notebooks: Collection[str]) -> str:
 def _gpu(wanted: int) -> Need:
     what = f"GPU, {wanted} GB"
     remedy = f"use a machine with an NVIDIA GPU; without one: make reproduce (embedded default), or {COMMAND} rehearse"
-    query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
-    try:
-        answer = subprocess.run(query, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
-        name, megabytes = answer.splitlines()[0].rsplit(",", 1)
-        size = float(megabytes) * 1.048576e6 / 1e9
-    except (OSError, subprocess.SubprocessError, IndexError, ValueError):
+    if (gpu := sharing.first_gpu()) is None:
         return Need(what, "no NVIDIA GPU or driver found (nvidia-smi)", remedy)
+    name, size = gpu
     shown = f"{name}, {size:.0f} GB"
     if "+cpu" in version("torch"):
         return Need(what, f"{shown}, but torch {version('torch')} is a CPU build", "make clean && make setup")

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from cmpta_lib.config import PAPER_SEEDS
+from cmpta_lib.config import PAPER_SEEDS, RunConfig, override, paths
 from cmpta_lib.data.corpus import Language
+from cmpta_lib.study.row import Row
 
 
 @dataclass(frozen=True)
@@ -49,3 +50,32 @@ SMOKE_SIZES = {"train": 48, "valid": 24, "test": 24}
 SMOKE_CHANGES = {"training.epochs": 1}
 SMOKE_DOCUMENTS = 800  # 20 steps: the schedule needs two of warm-up
 REHEARSAL = "rehearsal.json"  # what `cmpta rehearse` leaves in runs/smoke: the LLM and the changes of its smoke runs
+
+
+def settings_of(profile: str, key: str, row: Row, own: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Config fields that a profile sets for a row on the corpus of this key, the narrower word last; none of the row's own.
+
+    Args:
+        own: what its method has to say, `methods.entries.Entry.settings`.
+    """
+    chosen = PROFILES[profile]
+    found = dict(chosen.changes) | dict(chosen.corpus_changes.get(key, {}))
+    for place in (profile, f"{profile}/{key}", f"{profile}/{key}/{row.llm}"):
+        found |= own.get(place, {})
+    return found
+
+
+def applied(base: RunConfig, settings: Mapping[str, Any], row: Row) -> RunConfig:
+    """A config with those settings that its method has, and what the row is about.
+
+    Raises:
+        ValueError: they do not fit; names the row.
+    """
+    known = set(paths(base))
+    try:
+        config = override(base, {path: value for path, value in settings.items() if path in known} | dict(row.changes))
+        if row.rate == 1:
+            return config
+        return override(config, {"training.learning_rate": row.rate * config.training.learning_rate})
+    except ValueError as error:
+        raise ValueError(f"row '{row.name}' cannot be run as asked: {error}") from error

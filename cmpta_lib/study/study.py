@@ -12,16 +12,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from cmpta_lib.config import (
-    PAPER_SEEDS,
-    DataConfig,
-    EncoderConfig,
-    LLMConfig,
-    PromptedLMConfig,
-    RunConfig,
-    override,
-    paths,
-)
+from cmpta_lib.config import PAPER_SEEDS, DataConfig, EncoderConfig, LLMConfig, PromptedLMConfig, RunConfig
 from cmpta_lib.data.corpus import Corpus, Language
 from cmpta_lib.data.readers import read_raw
 from cmpta_lib.data.store import load_corpus
@@ -35,7 +26,17 @@ from cmpta_lib.runs.store import Run
 from cmpta_lib.study import exports, naming, plan, recordings
 from cmpta_lib.study.parameters import checked_changes, checked_seeds
 from cmpta_lib.study.plan import CMPTA, Row
-from cmpta_lib.study.profiles import PROFILES, REHEARSAL, SMOKE_CHANGES, SMOKE_DOCUMENTS, SMOKE_SIZES
+from cmpta_lib.study.profiles import (
+    PROFILES,
+    REHEARSAL,
+    SMOKE_CHANGES,
+    SMOKE_DOCUMENTS,
+    SMOKE_SIZES,
+    applied,
+    settings_of,
+)
+
+ONLY_FINISHED = "CMPTA_ONLY_FINISHED"  # environment variable: notebooks make no run and show what is finished
 
 
 class Study:
@@ -251,9 +252,7 @@ class Study:
         entry, corpus = registry.ENTRIES[row.method], self.corpus(key)
         data = DataConfig(name=corpus.name, fingerprint=corpus.fingerprint)
         base = RunConfig(data=data, method=entry.defaults(), seed=self.seeds[0] if seed is None else seed)
-        changes = dict(self.settings.changes) | dict(self.settings.corpus_changes.get(key, {}))
-        for place in (self.profile, f"{self.profile}/{key}", f"{self.profile}/{key}/{row.llm}"):
-            changes |= entry.settings.get(place, {})
+        changes = settings_of(self.profile, key, row, entry.settings)
         if isinstance(base.method, PromptedLMConfig):
             llm = self.llm_of(row)
             changes |= {f"method.llm.{name}": value for name, value in llm.model_dump().items()}
@@ -263,21 +262,14 @@ class Study:
             changes |= {"method.encoder.name": encoder.name, "method.encoder.fingerprint": encoder.fingerprint}
         if self.smoke:
             changes |= self._rehearsal.get("changes") or {**SMOKE_CHANGES, **entry.settings.get("smoke", {})}
-        known = set(paths(base))
-        applicable = {path: value for path, value in (changes | self.changes).items() if path in known}
-        try:
-            config = override(base, applicable | dict(row.changes))
-            if row.rate == 1:
-                return config
-            return override(config, {"training.learning_rate": row.rate * config.training.learning_rate})
-        except ValueError as error:
-            raise ValueError(f"row '{row.name}' cannot be run as asked: {error}") from error
+        return applied(base, changes | self.changes, row)
 
     def runs(self, key: str, row: Row = CMPTA) -> list[Run]:
         """One run per seed, finished or not; one in all where no seed matters."""
-        return [self._run(key, row, seed) for seed in (self.seeds if row.is_seeded else self.seeds[:1])]
+        return [self.run(key, row, seed) for seed in (self.seeds if row.is_seeded else self.seeds[:1])]
 
-    def _run(self, key: str, row: Row, seed: int) -> Run:
+    def run(self, key: str, row: Row, seed: int) -> Run:
+        """One run, finished or not."""
         config = self.config(key, row, seed)
         return Run(config, self.root / f"{config.data.name}-{config.hash}")
 
@@ -291,14 +283,19 @@ class Study:
         """The runs that a notebook needs, but for the register's alternatives and rows whose own LLM is not here."""
         chosen = [replace(found, has_register=False) for found in plan.chosen([notebook])]
         planned = plan.planned(chosen, self.keys, bool(self.data), self.seeds)
-        return [self._run(one.key, one.row, one.seed) for one in planned if not self.lacks(one.row, one.key)]
+        return [self.run(one.key, one.row, one.seed) for one in planned if not self.lacks(one.row, one.key)]
 
     def register_runs(self) -> list[Run]:
         """The default and the interpretation register's alternatives: one seed each, on the first corpus."""
-        return [self._run(self.keys[0], row, self.seeds[0]) for row in (CMPTA, *plan.REGISTER)]
+        return [self.run(self.keys[0], row, self.seeds[0]) for row in (CMPTA, *plan.REGISTER)]
 
     def make(self, runs: Sequence[Run]) -> Sequence[Run]:
-        """As `ensure`, but a run that fails is printed and remembered in `failures`: tables mark its row, others stand."""
+        """As `ensure`, but a run that fails is printed and remembered in `failures`: tables mark its row, others stand.
+
+        Makes none where `ONLY_FINISHED` is set: tables are then of the seeds that are there.
+        """
+        if os.environ.get(ONLY_FINISHED):
+            return runs
         self.asked |= {run.folder for run in runs}
         try:
             self.ensure(runs)
@@ -326,7 +323,7 @@ class Study:
         """Every run that these notebooks (or all) need on these corpora (or all), each once, with its row's name."""
         asked = [one for one in self.planned(notebooks) if keys is None or one.key in keys]
         found = [one for one in asked if not self.lacks(one.row, one.key)]
-        return [(one.row.name, self._run(one.key, one.row, one.seed)) for one in found]
+        return [(one.row.name, self.run(one.key, one.row, one.seed)) for one in found]
 
     def keys_of(self, notebooks: Collection[str]) -> tuple[str, ...]:
         """The corpora that these notebooks read."""
