@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 
-from cmpta_lib.cli.arguments import study_of
 from cmpta_lib.llm import files as llm_files
 
 WITH_NOTEBOOKS = ("reproduce", "rehearse", "publish")  # commands that need the repository, not the package alone
