@@ -4,7 +4,7 @@ A run's folder `runs/<corpus>-<config hash>/` is claimed by a file lock, so any 
 run at the same time; a killed worker's lock falls with it, and the next call goes on from the last epoch's checkpoint.
 A run that raises leaves `failure.json`; one that ends well is sealed.
 
-    python -m cmpta_lib.runs.worker ROOT                 a worker of `engines.Processes`: runs by stdin, events by stdout
+    python -m cmpta_lib.runs.worker ROOT                 a worker of `processes.Processes`: runs by stdin, events by stdout
     python -m cmpta_lib.runs.worker ROOT FOLDER...       these runs, one after another
     torchrun -m cmpta_lib.runs.worker ROOT FOLDER...     these runs, each over all processes
 """
@@ -115,7 +115,7 @@ def _log_end(size: int = 2000) -> str:
 
 
 def serve(root: Path) -> None:
-    """A worker of `engines.Processes`: one run folder a line on stdin, one JSON event a line on stdout.
+    """A worker of `processes.Processes`: one run folder a line on stdin, one JSON event a line on stdout.
 
     It says "ready" when it can take a run. When stdin closes, whoever started it is gone or has no more runs: it ends at
     once, in the middle of whatever it does.
