@@ -29,7 +29,7 @@ from cmpta_lib.study.study import Study
 ROOT = Path(__file__).parents[1]
 NAMES = [notebook.name for notebook in NOTEBOOKS]
 OF_THE_PAPER = [notebook.name for notebook in NOTEBOOKS if not notebook.is_beyond]
-COMMANDS = ("reproduce", "check", "benchmark", "runs", "publish", "data", "weights", "rehearse")
+COMMANDS = ("reproduce", "worker", "check", "benchmark", "runs", "publish", "data", "weights", "rehearse")
 
 
 @pytest.fixture(autouse=True)
@@ -180,7 +180,7 @@ def executed(monkeypatch, tmp_path) -> list:
     monkeypatch.setattr(Study, "tiny", lambda self, name: "f")
     monkeypatch.setattr(Study, "llms", lambda self, notebooks: [LLMConfig(name="tiny", fingerprint="f")])
     monkeypatch.setattr(Study, "planned_runs", lambda self, notebooks, keys: [])
-    monkeypatch.setattr(Study, "ensure", lambda self, runs, jobs=None: done.append(("ensure", len(runs))))
+    monkeypatch.setattr(Study, "ensure", lambda self, runs, jobs, engine: done.append(("ensure", len(runs))))
     monkeypatch.setattr(Study, "name", "demo")
 
     def write_report(study: Study, keys: list[str], beyond: bool = False) -> Path:
@@ -323,7 +323,7 @@ def test_failed_runs_leave_the_notebooks_and_the_report(executed, monkeypatch, c
     config = RunConfig(data=DataConfig(name="sims", fingerprint="f"))
     failures = [Failure(Run(config, Path(f"runs/sims-{n}")), why) for n, why in ((1, "out of memory"), (2, "gone"))]
 
-    def fail(self: Study, runs: list, jobs: int | None = None) -> None:
+    def fail(self: Study, runs: list, *_: object) -> None:
         raise RunsFailed(failures, 3)
 
     monkeypatch.setenv(KEEP_FAILED, "")

@@ -13,7 +13,7 @@ from typing import Any
 
 from cmpta_lib import files
 from cmpta_lib.cli import notebooks, pages
-from cmpta_lib.cli.arguments import chosen_notebooks, parser, study_of
+from cmpta_lib.cli.arguments import chosen_notebooks, engine_from, parser, study_of
 from cmpta_lib.files import ROOT
 from cmpta_lib.runs.engines import KEEP_FAILED, RunsFailed
 from cmpta_lib.study import exports
@@ -32,20 +32,11 @@ def reproduce(options: argparse.Namespace) -> int:
     from cmpta_lib.report import gather
 
     started = time.monotonic()
-    study, chosen = study_of(options), chosen_notebooks(options)
-    found = check.needs(study, chosen)
-    if any(need.missing for need in found):
-        print(check.screen(study, found))
-        if options.dry_run:
-            print(check.planned_screen(study, chosen))
-        print(f"Nothing was started: {sum(need.missing for need in found)} of {len(found)} needs are missing.")
+    study, chosen, engine = study_of(options), chosen_notebooks(options), engine_from(options)
+    if not _has_needs(study, chosen, options.dry_run):
         return 1
     print(f"[1/3] corpora and language models of profile '{study.profile}'", flush=True)
-    with ThreadPoolExecutor(_MODELS_AT_A_TIME) as meanwhile:
-        if not study.data:  # a user's folder may be wrong; else tiny models are made in processes of their own meanwhile
-            for name in check.tiny_models(study, chosen):
-                meanwhile.submit(study.tiny, name)
-        keys, failed = _corpora(study, chosen)
+    keys, failed = _prepared(study, chosen)
     backbones = ", ".join(f"{llm.name} {llm.fingerprint}" for llm in study.llms(chosen))
     print(f"      backbone {backbones}  ({time.monotonic() - started:.0f} s)", flush=True)
     planned = study.planned_runs(chosen, keys)
@@ -57,7 +48,7 @@ def reproduce(options: argparse.Namespace) -> int:
             print(f"      {run.folder.name}  seed {run.config.seed}  {state:8}  {name}")
         return 0
     try:
-        study.ensure(runs, options.jobs)
+        study.ensure(runs, options.jobs, engine)
     except RunsFailed as error:
         failed += [f"{failure.run.folder.name}: {failure.reason}" for failure in error.failures]
         os.environ[KEEP_FAILED] = "1"  # the notebooks show what is there, and do not try again for hours
@@ -79,6 +70,43 @@ def reproduce(options: argparse.Namespace) -> int:
         print(f"cmpta reproduce: {len(failed)} failed; what is finished is kept, call again once it is mended:", file=sys.stderr)
         print("\n".join(f"- {reason}" for reason in failed), file=sys.stderr)
     return 1 if failed else 0
+
+
+def work(options: argparse.Namespace) -> int:
+    """Make the runs that `reproduce` with the same options would, as far as no other process does, and nothing else.
+
+    It ends when all of them are finished, so that it takes over what another worker leaves; 1 where one failed.
+    """
+    study, chosen, engine = study_of(options), chosen_notebooks(options), engine_from(options)
+    if not _has_needs(study, chosen):
+        return 1
+    keys, failed = _prepared(study, chosen)
+    runs = [run for _, run in study.planned_runs(chosen, keys)]
+    print(f"runs: {sum(run.done for run in runs)} of {len(runs)} are finished already", flush=True)
+    study.ensure(runs, options.jobs, engine)
+    print("\n".join([*(f"- {reason}" for reason in failed), f"all {len(runs)} runs are finished"]), flush=True)
+    return 1 if failed else 0
+
+
+def _has_needs(study: Study, chosen: Sequence[str], plan: bool = False) -> bool:
+    """Whether everything is here that the notebooks need; else what is missing is printed, and the plan where asked for."""
+    found = check.needs(study, chosen)
+    missing = sum(bool(need.missing) for need in found)
+    if missing:
+        print(check.screen(study, found))
+        if plan:
+            print(check.planned_screen(study, chosen))
+        print(f"Nothing was started: {missing} of {len(found)} needs are missing.")
+    return not missing
+
+
+def _prepared(study: Study, chosen: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Make or open tiny models and corpora; returns and raises as `_corpora`."""
+    with ThreadPoolExecutor(_MODELS_AT_A_TIME) as meanwhile:
+        if not study.data:  # a user's folder may be wrong; else tiny models are made in processes of their own meanwhile
+            for name in check.tiny_models(study, chosen):
+                meanwhile.submit(study.tiny, name)
+        return _corpora(study, chosen)
 
 
 def _corpora(study: Study, chosen: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import pkgutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,14 @@ from cmpta_lib.config import to_json
 from cmpta_lib.runs import store
 from cmpta_lib.runs.store import Run
 
-DEFAULT = "cmpta_lib.runs.processes:Processes"  # named, not imported: it stands on this module
+# Named, not imported: they stand on this module, and an extra that is not installed is missed by nobody who does not ask.
+ENGINES = {
+    "processes": "cmpta_lib.runs.processes:Processes",
+    "ray": "cmpta_lib.runs.ray_engine:Ray",
+    "slurm": "cmpta_lib.runs.slurm_engine:Slurm",
+    "submitit-local": "cmpta_lib.runs.slurm_engine:SubmititLocal",
+}
+DEFAULT = "processes"
 RETRY_S = 0.5  # after which a run that another process holds is asked for again
 SHOWN_FAILURES = 10
 KEEP_FAILED = "CMPTA_KEEP_FAILED"  # environment variable: runs that failed are not tried again, only reported
@@ -63,25 +71,66 @@ class Engine(Protocol):
         """
 
 
+def engine_of(name: str, jobs: int | None = None, settings: Mapping[str, Any] | None = None) -> Engine:
+    """The engine of this name.
+
+    Args:
+        jobs: runs at a time; None = what the engine holds for best.
+        settings: its other arguments, as its class says.
+    Raises:
+        ValueError: there is no such engine, or it does not take these settings.
+        RuntimeError: what it stands on is not installed, or not to be found here; says what to do.
+    """
+    if name not in ENGINES:
+        raise ValueError(f"no engine '{name}'; there are: {', '.join(ENGINES)}")
+    known = inspect.signature(pkgutil.resolve_name(ENGINES[name])).parameters
+    if not any(one.kind is one.VAR_KEYWORD for one in known.values()):
+        own = [one for one in known if one != "jobs"]
+        if unknown := [setting for setting in settings or {} if setting not in own]:
+            has = f"it has: {', '.join(own)}" if own else "it has none"
+            raise ValueError(f"engine '{name}' has no setting '{unknown[0]}'; {has}")
+    engine: Engine = pkgutil.resolve_name(ENGINES[name])(jobs, **(settings or {}))
+    return engine
+
+
+def checked_jobs(jobs: int | None) -> int | None:
+    """How many runs at a time, where a caller says; raises ValueError where that is no whole number from 1."""
+    if jobs is not None and (isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1):
+        raise ValueError(f"--jobs {jobs}: expected how many runs at a time, a whole number from 1")
+    return jobs
+
+
+@contextmanager
+def needs_extra(extra: str) -> Iterator[None]:
+    """Within the block an extra's package is imported; where it is not installed, a RuntimeError says how to do that."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise RuntimeError(
+            f"this engine needs the package '{error.name}', which is not installed: in the repository call "
+            f"`pip install -c constraints.txt -e '.[{extra}]'`, on every machine that is to make runs"
+        ) from error
+
+
 def ensure(
     runs: Sequence[Run],
     root: Path,
     jobs: int | None = None,
-    engine: Engine | None = None,
+    engine: Engine | str | None = None,
     watch: Watch | None = None,
 ) -> None:
     """Finish every run, and show how far it is. Finished runs are checked, and kept even where damaged.
 
     Args:
         jobs: runs at a time (default: one a GPU, else one a core).
-        engine: where they are made; default: `Processes(jobs)`.
+        engine: where they are made, or the name of one of `ENGINES`; default: `Processes(jobs)`.
         watch: shows what is reported of the unfinished ones, such as `progress.Progress`; default: notes alone.
     Raises:
-        ValueError: `jobs` is not a whole number from 1.
+        ValueError: `jobs` is not a whole number from 1, or there is no such engine.
         OSError: the runs folder cannot be written; says where and what to do.
         RunsFailed: at the end, what failed and why; the other runs are finished.
     """
-    engine = engine or pkgutil.resolve_name(DEFAULT)(jobs)
+    engine = engine_of(engine or DEFAULT, jobs) if engine is None or isinstance(engine, str) else engine
     wanted = list({run.folder: run for run in runs}.values())
     failures = [Failure(run, problem) for run in wanted if (problem := run.problem)]
     pending = [run for run in wanted if not run.done]

@@ -23,7 +23,7 @@ from cmpta_lib import files
 from cmpta_lib.files import ROOT
 from cmpta_lib.methods import registry
 from cmpta_lib.runs import machine
-from cmpta_lib.runs.engines import RETRY_S, Failure, Report, one_line, record_death
+from cmpta_lib.runs.engines import RETRY_S, Failure, Report, checked_jobs, one_line, record_death
 from cmpta_lib.runs.store import Run
 
 MOST_FALSE_STARTS = 3  # workers in a row that end before they take a run: then something is wrong with all of them
@@ -41,9 +41,7 @@ class Processes:
     """
 
     def __init__(self, jobs: int | None = None) -> None:
-        if jobs is not None and (isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1):
-            raise ValueError(f"--jobs {jobs}: expected how many runs at a time, a whole number from 1")
-        self.jobs = jobs
+        self.jobs = checked_jobs(jobs)
 
     def run(self, runs: Sequence[Run], root: Path, report: Report) -> list[Failure]:
         """As `Engine.run`.
