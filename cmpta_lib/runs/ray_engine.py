@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -16,6 +17,8 @@ from cmpta_lib.runs.remote import Attempt, Dispatch
 from cmpta_lib.runs.store import Run
 
 _OBJECTS_BYTES = 100 * 2**20  # runs go through files; Ray would set aside a third of the memory for objects
+
+_KNOCK_S = 10.0
 
 
 class Ray:
@@ -78,9 +81,10 @@ class Ray:
             settings |= {"address": "local", "num_cpus": cores, "num_gpus": machine.gpu_count()}
             settings |= {"include_dashboard": False, "object_store_memory": _OBJECTS_BYTES}
         try:
+            _knock(self.address or "")
             with _own_handlers():
                 ray.init(**settings)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             where = f"the Ray cluster at {self.address}" if self.address else "a Ray of one's own"
             raise ConnectionError(
                 f"{where} cannot be reached or started ({one_line(str(error))[:300]}). See that `ray status` answers there, "
@@ -140,6 +144,13 @@ class _Tasks:
         for job in jobs:
             with suppress(Exception):  # whatever it is, the next one is still to be ended
                 ray.cancel(job, force=True)
+
+
+def _knock(address: str) -> None:
+    """Raise OSError where nobody listens at `host:port`; Ray itself would try for minutes."""
+    host, colon, port = address.rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host.rpartition("/")[2].strip("[]"), int(port)), _KNOCK_S).close()
 
 
 def _make(attempt: Attempt) -> str:
