@@ -32,7 +32,7 @@ class Slurm:
         jobs: jobs in the queue or at work at a time; None = one for every run.
         retries: attempts after the first for a run whose job died; also how often it may reach its time limit.
         parameters: submitit's, such as `timeout_min=720`, `gpus_per_node=1`, `mem_gb=32`, `slurm_partition="gpu"`,
-            `slurm_account`, `slurm_setup`.
+            `slurm_account`, `slurm_setup`; what is not given is as submitit has it.
     Raises:
         ValueError: submitit has no such parameter, or another kind of value for it.
         RuntimeError: submitit is not installed, or there is no Slurm here; says what to do.
