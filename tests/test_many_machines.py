@@ -1,154 +1,20 @@
-"""Engines for many machines: whoever is killed, calling again or an engine itself ends with the bytes of an undisturbed run.
-
-The runs are real and tiny. A method of this file's own makes a run wait within an epoch where a test says so, and leaves
-the id of its process: what is killed is killed at that moment, however slow the machine.
-"""
+"""Engines for many machines: a worker that dies costs no finished epoch and no other run, and what is missing is named."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
-import shutil
 import signal
-import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from test_engines import gone, until
+from halting_runs import EXTRAS, needed, same_bytes, strike, waiting
 
-from cmpta_lib.config import DataConfig, MethodConfig, RunConfig, TrainingConfig
-from cmpta_lib.embedded import synthetic
-from cmpta_lib.methods import registry
-from cmpta_lib.runs import engines, worker
+from cmpta_lib.runs import engines
 from cmpta_lib.runs.engines import ensure
-from cmpta_lib.runs.store import FAILURE, HISTORY, METRICS, PREDICTIONS, WEIGHTS, Run
-from cmpta_lib.study.profiles import SMOKE_SIZES
-
-ROOT = Path(__file__).parents[1]
-RESULTS = (HISTORY, WEIGHTS, PREDICTIONS, METRICS)  # what must be the same, byte for byte
-EXTRAS = {"ray": "ray", "submitit-local": "submitit", "slurm": "submitit"}
-METHOD = """
-import os, time
-from pathlib import Path
-from typing import Literal
-import small_method
-from cmpta_lib.methods.registry import register
-
-class HaltingConfig(small_method.SmallConfig):
-    name: Literal["halting"] = "halting"
-    gates: str
-
-class HaltingMethod(small_method.SmallMethod):
-    def __init__(self, config, inputs, tools):
-        super().__init__(config, inputs, tools)
-        self.gates, self.seed = Path(config.method.model_dump()["gates"]), config.seed
-
-    def fit(self, train):
-        super().fit(train)
-        import cmpta_lib
-        with open(self.gates / f"begun-{self.seed}", "a") as file:
-            print(Path(cmpta_lib.__file__).parents[1], file=file)
-        while (self.gates / "together").exists() and len(list(self.gates.glob("begun-*"))) < 2:
-            time.sleep(0.02)
-
-    def after_step(self, batch, epoch):
-        super().after_step(batch, epoch)
-        if epoch != 2:
-            return
-        if (self.gates / f"die-{self.seed}").exists():
-            os.kill(os.getpid(), 9)
-        if (self.gates / f"raise-{self.seed}").exists():
-            raise ValueError("as it was told")
-        while (self.gates / f"wait-{self.seed}").exists():
-            (self.gates / f"at-{self.seed}").write_text(str(os.getpid()))
-            time.sleep(0.02)
-
-register(HaltingConfig, HaltingMethod, row="halting")
-"""
-
-
-def needed(name: str) -> None:
-    if importlib.util.find_spec(EXTRAS[name]) is None:
-        pytest.skip(f"{EXTRAS[name]} is not installed: pip install -c constraints.txt -e .[{name.split('-')[0]}]")
-
-
-@pytest.fixture(scope="module")
-def gates(tmp_path_factory) -> Path:
-    """A folder whose files say what runs are to do, by seed."""
-    return tmp_path_factory.mktemp("gates")
-
-
-@pytest.fixture(scope="module")
-def asked(tmp_path_factory, gates) -> Iterator[Callable[..., list[Run]]]:
-    """Runs of the halting method with these seeds, in a runs folder of their own."""
-    plugin = tmp_path_factory.mktemp("method") / "halting_method.py"
-    plugin.write_text(METHOD)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(registry.PLUGINS, str(plugin))
-        patch.syspath_prepend(ROOT / "tests")
-        registry.load_plugins()
-        config = registry.ENTRIES["halting"].config
-
-        def make(*seeds: int) -> list[Run]:
-            root = tmp_path_factory.mktemp("runs")
-            corpus = synthetic.embedded_corpus("embedded-sims", root / "cache" / "data", SMOKE_SIZES)
-            data = DataConfig(name=corpus.name, fingerprint=corpus.fingerprint)
-            training = TrainingConfig(epochs=3, batch_size=16, num_threads=1)
-            configs = [RunConfig(data=data, method=config(gates=str(gates)), training=training, seed=s) for s in seeds]
-            return [Run(one, root / f"{corpus.name}-{one.hash}") for one in configs]
-
-        yield make
-    del registry.ENTRIES["halting"], sys.modules["halting_method"]
-    MethodConfig.known.pop("halting", None)
-
-
-@pytest.fixture(autouse=True)
-def afresh(gates) -> None:
-    for path in gates.iterdir():
-        path.unlink()
-
-
-def waiting(gates: Path, *seeds: int) -> None:
-    for seed in seeds:
-        (gates / f"wait-{seed}").touch()
-
-
-def process_at(gates: Path, seed: int, asker: subprocess.Popen | None = None) -> int:
-    """The process that waits within this run, once it does."""
-    place = gates / f"at-{seed}"
-    until(lambda: (place.exists() and place.read_text()) or (asker and asker.poll() is not None), 60)
-    assert place.exists(), f"the asker ended with {asker and asker.returncode}"
-    return int(place.read_text())
-
-
-def strike(gates: Path, seed: int, number: int) -> None:
-    """Send the process that waits within this run a signal; the next one will not wait."""
-    process = process_at(gates, seed)
-    (gates / f"wait-{seed}").unlink()
-    os.kill(process, number)
-
-
-def undisturbed(runs: list[Run], asked: Callable[..., list[Run]]) -> list[Run]:
-    """The same runs, made here, one after another."""
-    others = asked(*(run.config.seed for run in runs))
-    for run in others:
-        engines._prepare(run)
-        assert worker.attempt(run.folder.parent, run.folder) == "done"
-    return others
-
-
-def same_bytes(runs: list[Run], asked: Callable[..., list[Run]]) -> bool:
-    assert not any(run.problem for run in runs)
-    return all(
-        (run.folder / name).read_bytes() == (other.folder / name).read_bytes()
-        for run, other in zip(runs, undisturbed(runs, asked), strict=True)
-        for name in RESULTS
-    )
-
+from cmpta_lib.runs.store import FAILURE
 
 # --- workers that die -------------------------------------------------------------------------------------------------
 
@@ -157,10 +23,10 @@ KILLED, TOLD_TO_GO, DYING, RAISING, WELL = 1, 2, 3, 4, 5
 
 @pytest.mark.slow  # real jobs, each of which imports torch
 @pytest.mark.parametrize("name", ["ray", "submitit-local"])
-def test_a_worker_that_dies_costs_no_epoch_and_no_other_run(name, asked, gates):
+def test_a_worker_that_dies_costs_no_epoch_and_no_other_run(name, halting, gates):
     needed(name)
     signals = [KILLED, TOLD_TO_GO] if name == "submitit-local" else [KILLED]  # submitit's way to preempt
-    runs = asked(*signals, DYING, RAISING, WELL)
+    runs = halting(*signals, DYING, RAISING, WELL)
     waiting(gates, *signals)
     (gates / f"die-{DYING}").touch()
     (gates / f"raise-{RAISING}").touch()
@@ -181,7 +47,8 @@ def test_a_worker_that_dies_costs_no_epoch_and_no_other_run(name, asked, gates):
     hand.join(1)
     reasons = {failure.run.config.seed: failure.reason for failure in failures}
     assert reasons.keys() == {DYING, RAISING} and reasons[RAISING] == "ValueError: as it was told"
-    assert reasons[DYING].endswith(", 2 times") and json.loads((runs[-3].folder / FAILURE).read_text())["kind"] == "WorkerDied"
+    assert reasons[DYING].endswith(", 2 times without another finished epoch")
+    assert json.loads((runs[-3].folder / FAILURE).read_text())["kind"] == "WorkerDied"
     notes = {seed: event["text"] for seed, event in events if event["event"] == "note"}
     assert notes.keys() == {KILLED, DYING} and "goes on from its last finished epoch, attempt 2 of 2" in notes[KILLED]
     begun = [line for seed in signals for line in (gates / f"begun-{seed}").read_text().splitlines()]
@@ -191,72 +58,8 @@ def test_a_worker_that_dies_costs_no_epoch_and_no_other_run(name, asked, gates):
     assert [event["event"] for seed, event in events if seed == WELL][::100] == ["start"]
     assert {seed for seed, event in events if event["event"] == "done"} == {*signals, WELL}
     assert signal.getsignal(signal.SIGTERM) is before
-    assert same_bytes([run for run in runs if run.done], asked)
-    assert not list(folder.glob("logs/*"))
-
-
-# --- who asked dies ---------------------------------------------------------------------------------------------------
-
-ASK = """
-import sys
-from pathlib import Path
-from cmpta_lib.methods import registry
-from cmpta_lib.config import from_json
-from cmpta_lib.runs import engines
-from cmpta_lib.runs.store import Run
-registry.load_plugins()
-folders = [Path(folder) for folder in sys.argv[3:]]
-runs = [Run(from_json((folder / "config.json").read_text()), folder) for folder in folders]
-engines.ensure(runs, folders[0].parent, int(sys.argv[2]), engine=sys.argv[1])
-"""
-
-
-def asking(name: str, runs: list[Run], jobs: int, code: Path = ROOT) -> subprocess.Popen:
-    """A process of its own that asks for these runs, with the code in the folder `code`."""
-    for run in runs:
-        engines._prepare(run)
-    path = os.pathsep.join([str(code), str(ROOT / "tests")])
-    command = [sys.executable, "-c", ASK, name, str(jobs), *(str(run.folder) for run in runs)]
-    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    with (runs[0].folder.parent / "said").open("a") as said:  # no pipe: a job that outlives its asker would hold it
-        return subprocess.Popen(command, cwd=code, env=environment, stderr=said)
-
-
-@pytest.mark.slow  # a real job, which imports torch
-@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGINT], ids=lambda ending: ending.name)
-def test_calling_again_after_who_asked_was_ended_gives_the_same_bytes(ending, asked, gates):
-    needed("submitit-local")
-    runs = asked(11, 12)
-    waiting(gates, 11)
-    asker = asking("submitit-local", runs, 1)
-    try:
-        job = process_at(gates, 11, asker)
-        assert (runs[0].folder / "checkpoint.safetensors").exists() and not runs[1].done
-        asker.send_signal(ending)
-        asker.wait(10)
-        if ending == signal.SIGINT:
-            until(lambda: gone(job), 3)
-    finally:
-        asker.kill()
-        asker.wait()
-        (gates / "wait-11").unlink()  # a job that outlives a killed asker ends its run, and the next call waits for it
-    ensure(runs, runs[0].folder.parent, 1)
-    assert same_bytes(runs, asked)
-
-
-@pytest.mark.slow  # workers that import torch
-def test_two_checkouts_share_the_runs_of_one_folder(asked, gates, tmp_path):
-    runs = asked(21, 22, 23, 24)
-    (gates / "together").touch()  # the first that begins waits for the second, so that both take part
-    checkouts = [tmp_path / name for name in ("one", "other")]
-    for checkout in checkouts:
-        shutil.copytree(ROOT / "cmpta_lib", checkout / "cmpta_lib", ignore=shutil.ignore_patterns("__pycache__"))
-    askers = [asking("processes", runs, 1, checkout) for checkout in checkouts]
-    assert [asker.wait(100) for asker in askers] == [0, 0], (runs[0].folder.parent / "said").read_text()
-    begun = [(gates / f"begun-{run.config.seed}").read_text().split() for run in runs]
-    assert [len(places) for places in begun] == [1] * 4, "each run was made once"
-    assert {place for places in begun for place in places} == {str(checkout) for checkout in checkouts}
-    assert same_bytes(runs, asked)
+    assert same_bytes([run for run in runs if run.done], halting)
+    assert len(list(folder.glob("logs/*"))) == 1, "what the jobs said stays where something failed"
 
 
 # --- what is asked for cannot be had ----------------------------------------------------------------------------------
@@ -289,18 +92,24 @@ def test_rays_settings_are_checked_at_once(settings, said):
         engines.engine_of("ray", None, settings)
 
 
-def test_a_ray_cluster_that_does_not_answer_is_named(asked):
+def test_a_ray_cluster_that_does_not_answer_is_named(halting):
     needed("ray")
-    run = asked(31)[0]
+    run = halting(31)[0]
     with pytest.raises(ConnectionError, match="the Ray cluster at 127.0.0.1:1 cannot be reached"):
         ensure([run], run.folder.parent, engine=engines.engine_of("ray", 1, {"address": "127.0.0.1:1"}))
+
+
+def test_a_slurm_jobs_time_limit_must_be_said():
+    needed("slurm")
+    with pytest.raises(ValueError, match="--engine slurm: say how long a job may take, in minutes: --engine-set timeout_min=720"):
+        engines.engine_of("slurm")
 
 
 def test_slurm_is_refused_where_there_is_none(monkeypatch, tmp_path):
     needed("slurm")
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(RuntimeError, match="--engine slurm: .*srun.* `--engine submitit-local` makes the same jobs"):
-        engines.engine_of("slurm")
+        engines.engine_of("slurm", None, {"timeout_min": 60})
 
 
 @pytest.mark.parametrize("settings", [{"partition_of_slurm": "gpu"}, {"timeout_min": "long"}])
@@ -329,17 +138,18 @@ SRUN = 'while [ "$1" != {python} ]; do shift; done; exec "$@"'
 
 
 @pytest.mark.slow  # a job that imports torch
-def test_a_slurm_job_asks_for_what_its_run_needs_and_seals_it(asked, tmp_path, monkeypatch):
+def test_a_slurm_job_asks_for_what_its_run_needs_and_seals_it(halting, tmp_path, monkeypatch):
     """Stand-ins for Slurm's commands start the job script at once; script, job and result are the real ones."""
     needed("slurm")
     for name, body in (("sbatch", SBATCH), ("srun", SRUN), ("sacct", "echo 'JobID|State'; echo '101|RUNNING'")):
         (tmp_path / name).write_text("#!/bin/sh\n" + body.format(folder=tmp_path, python=sys.executable))
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    (run,) = asked(41)
+    (run,) = halting(41)
     settings = {"slurm_partition": "gpu", "timeout_min": 720, "gpus_per_node": 1, "mem_gb": 24}
     ensure([run], run.folder.parent, engine=engines.engine_of("slurm", None, settings))
     lines = (tmp_path / "101.sh").read_text().splitlines()
     wanted = ("partition=gpu", "time=720", "gpus-per-node=1", "mem=24GB", "cpus-per-task=1", f"job-name={run.folder.name}")
     assert [word for word in wanted if f"#SBATCH --{word}" not in lines] == []
-    assert same_bytes([run], asked)
+    assert same_bytes([run], halting)
+    assert not list(run.folder.parent.glob("logs/*")), "nothing failed"

@@ -29,7 +29,7 @@ class Ray:
         address: of a cluster that is there already, such as "auto" or "10.0.0.1:6379"; None = what the environment
             variable RAY_ADDRESS names, or a Ray of one's own on this machine, which ends with the call.
         gpus: that each run takes, such as 1 or 0.5; None = 1 where the cluster has GPUs, else 0.
-        retries: attempts after the first, for a run whose worker or machine died.
+        retries: attempts that finish no further epoch, after one whose worker or machine died.
     Raises:
         ValueError: an argument is out of its range.
         RuntimeError: Ray is not installed; says how to.

@@ -31,9 +31,11 @@ from cmpta_lib.runs.engines import Failure, Report, one_line, record_death
 from cmpta_lib.runs.store import Run
 
 WORKER = "cmpta_lib.runs.worker:attempt_elsewhere"  # named, not imported: it runs elsewhere
-RETRIES = 3  # attempts after the first, for a run whose worker or machine died
+RETRIES = 3  # attempts that finish no further epoch, after one whose worker or machine died
 HELD_S = 2.0  # after which a run that another process holds is asked for again
 POLL_S = 0.1
+KEPT = "kept"  # in a folder of jobs: some failed, and what they said is still to be read
+_TRAVELLING = ("HF_HOME", "HF_HUB_CACHE")  # where weights lie; no token, which a cluster's pages would show
 _OLD_S = 7 * 24 * 3600.0  # what jobs of a dead process left is kept so long: some may wait in a cluster's queue still
 _calls = itertools.count()
 
@@ -125,7 +127,8 @@ class Dispatch:
         self.waiting: deque[tuple[float, Run]] = deque()  # with the time not to ask before
         self.jobs: list[_Job] = []
         self.failures: list[Failure] = []
-        self.deaths: Counter[Path] = Counter()
+        self.reached: dict[Path, int] = {}  # finished epochs at a run's last death
+        self.deaths: Counter[Path] = Counter()  # since then
         self.count = itertools.count()
 
     def work(self, runs: Sequence[Run]) -> list[Failure]:
@@ -139,6 +142,8 @@ class Dispatch:
                 time.sleep(POLL_S)
         finally:
             self.backend.cancel([job.handle for job in self.jobs])
+        if self.failures:
+            (self.folder / KEPT).touch()
         return self.failures
 
     def hand_out(self) -> None:
@@ -185,7 +190,10 @@ class Dispatch:
             self.failures.append(Failure(run, one_line(f"{outcome['kind']}: {outcome['message']}")))
 
     def bury(self, run: Run, how: str) -> None:
-        """A worker or its machine died: the run is tried again, on any other, as often as is sensible."""
+        """A worker or its machine died: the run is tried again, wherever there is room, as long as that leads somewhere."""
+        finished = store.finished_epochs(run.folder)
+        if finished > self.reached.get(run.folder, -1):
+            self.reached[run.folder], self.deaths[run.folder] = finished, 0
         self.deaths[run.folder] += 1
         tried = self.deaths[run.folder]
         if tried <= self.retries:
@@ -194,7 +202,7 @@ class Dispatch:
             self.report(run, {"event": "busy"})
             self.waiting.append((0.0, run))
             return
-        how = f"{how}, {tried} times" if tried > 1 else how
+        how = f"{how}, {tried} times without another finished epoch" if tried > 1 else how
         self.failures.append(Failure(run, how))
         self.report(run, {"event": "failed", "kind": "WorkerDied", "message": how})
         record_death(run, how, "")
@@ -215,12 +223,13 @@ def environment(runs: Sequence[Run]) -> dict[str, str]:
     """What processes elsewhere are started with, so that they import what can be imported here."""
     path = os.pathsep.join(dict.fromkeys(os.path.abspath(entry) for entry in sys.path))
     threads = max(run.config.training.num_threads for run in runs)
-    return {"PYTHONPATH": path, "OMP_NUM_THREADS": str(threads), registry.PLUGINS: registry.plugins()}
+    told = {name: value for name, value in os.environ.items() if name.startswith("CMPTA_") or name in _TRAVELLING}
+    return told | {"PYTHONPATH": path, "OMP_NUM_THREADS": str(threads), registry.PLUGINS: registry.plugins()}
 
 
 @contextmanager
 def job_folder(root: Path) -> Iterator[Path]:
-    """A folder that all machines see, for what jobs say; it stays where something was left that explains a failure."""
+    """A folder that all machines see, for what jobs say; whoever finds in it what explains a failure makes it stay."""
     host = platform.node() or "localhost"
     for left in (root / "logs").glob(f"{host}.*.jobs"):
         with suppress(OSError):
@@ -229,5 +238,8 @@ def job_folder(root: Path) -> Iterator[Path]:
     folder = root / "logs" / f"{host}.{os.getpid()}-{next(_calls)}.jobs"
     with files.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    yield folder
-    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        yield folder
+    finally:
+        if not (folder / KEPT).exists():
+            shutil.rmtree(folder, ignore_errors=True)

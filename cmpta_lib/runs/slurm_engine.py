@@ -30,11 +30,11 @@ class Slurm:
 
     Args:
         jobs: jobs in the queue or at work at a time; None = one for every run.
-        retries: attempts after the first for a run whose job died; also how often it may reach its time limit.
+        retries: attempts that finish no further epoch, after one whose job died; also how often a job may reach its limit.
         parameters: submitit's, such as `timeout_min=720`, `gpus_per_node=1`, `mem_gb=32`, `slurm_partition="gpu"`,
-            `slurm_account`, `slurm_setup`; what is not given is as submitit has it.
+            `slurm_account`, `slurm_setup`; but for the time limit, what is not given is as submitit has it.
     Raises:
-        ValueError: submitit has no such parameter, or another kind of value for it.
+        ValueError: no time limit is given, submitit has no such parameter, or another kind of value for it.
         RuntimeError: submitit is not installed, or there is no Slurm here; says what to do.
     """
 
@@ -44,6 +44,11 @@ class Slurm:
         self.jobs, self.retries, self.parameters = checked_jobs(jobs), retries, parameters
         with needs_extra("slurm"):
             import submitit  # noqa: F401
+        if not {"timeout_min", f"{self.cluster}_time"} & parameters.keys():  # submitit's own five minutes suit no run
+            raise ValueError(
+                f"--engine {self.name}: say how long a job may take, in minutes: --engine-set timeout_min=720. One that "
+                f"reaches it goes back into the queue and on from its last finished epoch"
+            )
         self._executor(Path("unused"))  # what is wrong with the parameters is said before hours of preparation
 
     def run(self, runs: Sequence[Run], root: Path, report: Report) -> list[Failure]:
