@@ -26,7 +26,8 @@ EXTRAS = {"ray": "ray", "submitit-local": "submitit", "slurm": "submitit"}
 
 def needed(name: str) -> None:
     if importlib.util.find_spec(EXTRAS[name]) is None:
-        pytest.skip(f"{EXTRAS[name]} is not installed: pip install -c constraints.txt -e .[{'ray' if name == 'ray' else 'slurm'}]")
+        extra = "ray" if name == "ray" else "slurm"
+        pytest.skip(f"{EXTRAS[name]} is not installed: pip install -c constraints.txt -e .[{extra}]")
 
 
 @contextmanager

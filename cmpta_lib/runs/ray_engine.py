@@ -86,9 +86,10 @@ class Ray:
                 ray.init(**settings)
         except (OSError, RuntimeError, ValueError) as error:
             where = f"the Ray cluster at {self.address}" if self.address else "a Ray of one's own"
+            token = " It asks for a token: set RAY_AUTH_MODE=token." if "token" in str(error.__cause__) else ""
             raise ConnectionError(
                 f"{where} cannot be reached or started ({one_line(str(error))[:300]}). See that `ray status` answers there, "
-                f"with this version of Ray and Python ({ray.__version__}); without an address, one is started here"
+                f"with this version of Ray and Python ({ray.__version__}); without an address, one is started here.{token}"
             ) from error
         try:
             yield
