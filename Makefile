@@ -18,8 +18,8 @@ setup: .venv/installed ## install into .venv; again after pyproject.toml or cons
 	.venv/bin/python -m pip install -q -c constraints.txt uv
 	links="$${UV_FIND_LINKS-$${PIP_FIND_LINKS-$$(.venv/bin/python -m pip config get global.find-links 2>/dev/null)}}"; \
 	UV_FIND_LINKS="$$(echo $$links | tr ' ' ',')" \
-	.venv/bin/uv pip install --python .venv/bin/python -c constraints.txt -e '.[dev,omni]' || \
-	.venv/bin/python -m pip install -q -c constraints.txt -e '.[dev,omni]'
+	.venv/bin/uv pip install --python .venv/bin/python -c constraints.txt -e '.[dev,omni,ray,slurm]' || \
+	.venv/bin/python -m pip install -q -c constraints.txt -e '.[dev,omni,ray,slurm]'
 	@touch $@
 
 test: setup lint ## lint, then every test that runs offline on a CPU (ARGS="-k adapter")

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import platform
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -116,7 +117,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Its permissions are those that the caller's umask gives a new file, whoever writes it: safetensors, for one, would keep
     it from everybody else.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.partial")  # machines may share the folder
     with writing(path):
         try:
             partial.touch()

@@ -21,6 +21,7 @@ from cmpta_lib.files import Damaged
 from cmpta_lib.report import gather
 from cmpta_lib.runs import console, machine, sharing, store
 from cmpta_lib.runs.engines import KEEP_FAILED, Failure, RunsFailed
+from cmpta_lib.runs.slurm_engine import SubmititLocal
 from cmpta_lib.runs.store import Run
 from cmpta_lib.study import preflight
 from cmpta_lib.study.plan import NOTEBOOKS
@@ -29,7 +30,7 @@ from cmpta_lib.study.study import ONLY_FINISHED, Study
 ROOT = Path(__file__).parents[1]
 NAMES = [notebook.name for notebook in NOTEBOOKS]
 OF_THE_PAPER = [notebook.name for notebook in NOTEBOOKS if not notebook.is_beyond]
-COMMANDS = ("reproduce", "check", "benchmark", "runs", "publish", "data", "weights", "rehearse")
+COMMANDS = ("reproduce", "worker", "check", "benchmark", "runs", "publish", "data", "weights", "rehearse")
 
 
 @pytest.fixture(autouse=True)
@@ -124,6 +125,8 @@ def test_a_wrong_argument_is_explained(arguments, message, runs_folder, capsys):
         (["reproduce", "--jobs", "2.5"], "argument --jobs: expected a whole number of at least 1, not '2.5'"),
         (["benchmark", "--steps", "0"], "argument --steps: expected a whole number of at least 1, not '0'"),
         (["benchmark", "--batch-size", "0"], "argument --batch-size: expected a whole number of at least 1, not '0'"),
+        (["worker", "--engine", "dask"], "argument --engine: invalid choice: 'dask'"),
+        (["worker", "--engine-set", "gpus"], "argument --engine-set: expected NAME=VALUE such as address=auto, not 'gpus'"),
         (["reproduce", "--seeds", "five"], "argument --seeds: expected a number or a list such as [1111,3333]"),
         (["reproduce", "--seeds", "[1111"], "argument --seeds: expected a number or a list such as [1111,3333]"),
         (["check", "--set", "training.epochs"], "argument --set: expected FIELD=VALUE such as training.epochs=3"),
@@ -180,7 +183,7 @@ def executed(monkeypatch, tmp_path) -> list:
     monkeypatch.setattr(Study, "tiny", lambda self, name: "f")
     monkeypatch.setattr(Study, "llms", lambda self, notebooks: [LLMConfig(name="tiny", fingerprint="f")])
     monkeypatch.setattr(Study, "planned_runs", lambda self, notebooks, keys: [])
-    monkeypatch.setattr(Study, "ensure", lambda self, runs, jobs=None: done.append(("ensure", len(runs))))
+    monkeypatch.setattr(Study, "ensure", lambda self, runs, jobs, engine: done.append(("ensure", len(runs))))
     monkeypatch.setattr(Study, "name", "demo")
 
     def write_report(study: Study, keys: list[str], beyond: bool = False) -> Path:
@@ -192,6 +195,36 @@ def executed(monkeypatch, tmp_path) -> list:
     monkeypatch.setattr(notebooks, "execute_notebook", lambda path, out, given: done.append((path.stem, out, dict(given))))
     monkeypatch.setattr(gather, "write_report", write_report)
     return done
+
+
+def test_a_worker_prepares_and_trains_and_no_more(executed, capsys):
+    assert main(["worker", "--smoke", "--jobs", "1"]) == 0
+    assert [step[0] for step in executed] == ["corpus", "corpus", "ensure"]
+    assert capsys.readouterr().out.splitlines()[-2:] == ["runs: 0 of 0 are finished already", "all 0 runs are finished"]
+
+
+@pytest.mark.parametrize("command", ["reproduce", "worker"])
+def test_runs_are_made_by_the_engine_that_is_named(command, executed, monkeypatch):
+    pytest.importorskip("submitit", reason="submitit is not installed: pip install -c constraints.txt -e .[slurm]")
+    engines: list = []
+    monkeypatch.setattr(Study, "ensure", lambda self, runs, jobs, engine: engines.append(engine))
+    settings = ["--engine-set", "timeout_min=30", "--engine-set", "slurm_partition=gpu"]
+    assert main([command, "--smoke", "--only", "02", "--jobs", "3", "--engine", "submitit-local", *settings]) == 0
+    (engine,) = engines
+    assert type(engine) is SubmititLocal and engine.jobs == 3
+    assert engine.parameters == {"timeout_min": 30, "slurm_partition": "gpu"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--engine-set", "gpus=1"], "engine 'processes' has no setting 'gpus'; it has none"),
+        (["--engine", "ray", "--engine-set", "adress=auto"], "engine 'ray' has no setting 'adress'; it has: address, gpus"),
+    ],
+)
+def test_an_engines_wrong_setting_ends_it_before_anything_is_prepared(arguments, said, executed, capsys):
+    assert main(["reproduce", "--smoke", *arguments]) == 1
+    assert said in capsys.readouterr().err and not executed
 
 
 def test_reproduce_prepares_trains_executes_and_reports_in_this_order(executed, capsys):
@@ -349,7 +382,7 @@ def test_failed_runs_leave_the_notebooks_and_the_report(executed, monkeypatch, c
     config = RunConfig(data=DataConfig(name="sims", fingerprint="f"))
     failures = [Failure(Run(config, Path(f"runs/sims-{n}")), why) for n, why in ((1, "out of memory"), (2, "gone"))]
 
-    def fail(self: Study, runs: list, jobs: int | None = None) -> None:
+    def fail(self: Study, runs: list, *_: object) -> None:
         raise RunsFailed(failures, 3)
 
     monkeypatch.setenv(KEEP_FAILED, "")

@@ -26,8 +26,9 @@ from conftest import finish_by_hand
 from filelock import FileLock
 
 from cmpta_lib.config import DataConfig, RunConfig
-from cmpta_lib.runs import engines, machine, worker
-from cmpta_lib.runs.engines import Processes, RunsFailed, ensure
+from cmpta_lib.runs import engines, machine, processes, worker
+from cmpta_lib.runs.engines import RunsFailed, ensure
+from cmpta_lib.runs.processes import Processes
 from cmpta_lib.runs.store import DONE, FAILURE, Run
 
 ROOT = Path(__file__).parents[1]
@@ -66,7 +67,7 @@ def python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """What the engine takes for Python: it starts the worker above."""
     (tmp_path / "worker.py").write_text(WORKER)
     found = executable(tmp_path / "python", f'exec {PYTHON} {tmp_path / "worker.py"} "$@"')
-    monkeypatch.setattr(engines.sys, "executable", found)
+    monkeypatch.setattr(processes.sys, "executable", found)
     return found
 
 
@@ -228,7 +229,7 @@ def test_a_worker_that_dies_fails_only_its_run_and_is_replaced(asked, root, end,
 )
 def test_workers_that_never_start_end_the_call(ending, reason, asked, root, tmp_path, monkeypatch):
     runs = asked("", "")
-    monkeypatch.setattr(engines.sys, "executable", executable(tmp_path / "broken", ending))
+    monkeypatch.setattr(processes.sys, "executable", executable(tmp_path / "broken", ending))
     with pytest.raises(RunsFailed, match=f"2 of 2 runs failed, 0 are finished: .*: no worker starts: {reason}"):
         ensure(runs, root, jobs=1)
 
@@ -282,9 +283,9 @@ ASK = """
 import sys
 from pathlib import Path
 from cmpta_lib.config import from_json
-from cmpta_lib.runs import engines
+from cmpta_lib.runs import engines, processes
 from cmpta_lib.runs.store import Run
-engines.sys.executable = sys.argv[1]
+processes.sys.executable = sys.argv[1]
 folders = [Path(folder) for folder in sys.argv[3:]]
 runs = [Run(from_json((folder / "config.json").read_text()), folder) for folder in folders]
 engines.ensure(runs, Path(sys.argv[2]), jobs=2)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-MOST_LAYERS, MOST_LINES, MOST_FUNCTION_LINES, MOST_METHOD_LINES = 10, 350, 60, 870
+MOST_LAYERS, MOST_LINES, MOST_FUNCTION_LINES, MOST_METHOD_LINES = 10, 350, 60, 900
 LONGER = {"data_prep.safe_pickle"}
 # From the ground up: each may import those to its left, and itself.
 FLOORS = (

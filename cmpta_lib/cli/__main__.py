@@ -20,11 +20,12 @@ def run(arguments: Sequence[str] | None = None) -> int:
     from cmpta_lib import files
     from cmpta_lib.cli import commands, listing, planning
     from cmpta_lib.cli.arguments import parser
-    from cmpta_lib.cli.reproduce import rehearse_paper, reproduce
+    from cmpta_lib.cli.reproduce import rehearse_paper, reproduce, work
 
     options = parser().parse_args(arguments)
     actions = {
         "reproduce": reproduce,
+        "worker": work,
         "check": planning.check_study,
         "runs": listing.list_runs,
         "compare": _compare,

@@ -13,6 +13,7 @@ from cmpta_lib.benchmark.options import ANSWERED, BACKBONES
 from cmpta_lib.benchmark.options import CORPORA as LENGTHS
 from cmpta_lib.llm import files as llm_files
 from cmpta_lib.runs import provenance
+from cmpta_lib.runs.engines import DEFAULT, ENGINES, Engine, engine_of
 from cmpta_lib.runs.summary import STATES
 from cmpta_lib.study.parameters import may_be_none, read_value
 from cmpta_lib.study.plan import NOTEBOOKS
@@ -48,13 +49,14 @@ def parser() -> argparse.ArgumentParser:
         return sub
 
     run = study_command("reproduce", "run the notebooks and export tables, figures and report.md")
-    jobs = "runs at a time (default: one on a GPU, else one per core)"
-    run.add_argument("--jobs", type=at_least_one, default=None, help=jobs + "; more than there are GPUs share them")
+    _add_engine(run)
     finished = "make no run: tables and figures from the seeds that are finished, also while another call makes the others"
     run.add_argument("--finished", action="store_true", help=finished)
     run.add_argument("--dry-run", action="store_true", help="list the runs with their config hashes, and train nothing")
+    share = "make the runs of `reproduce` that are free, on any machine that sees the runs folder; until all are finished"
+    _add_engine(study_command("worker", share))
     look = study_command("check", "what is here and missing, how long each table takes, when which claim can be judged")
-    look.add_argument("--jobs", type=at_least_one, default=None, help=jobs)
+    look.add_argument("--jobs", type=at_least_one, default=None, help="runs at a time (default: one a GPU, else one a core)")
     look.add_argument("--deep", action="store_true", help="also read every stored byte and compare it with its hash")
     _add_benchmark(command("benchmark", "time steps and answers beside the bare LLM's floor and MSE-Adapter's way"))
     _add_listing(command("runs", "list runs: what each is, how far, and its scores"))
@@ -84,6 +86,17 @@ def _add_study(sub: argparse.ArgumentParser) -> None:
     only = "notebooks by a part of their name: table3"
     sub.add_argument("--only", nargs="+", default=[], metavar="NAME", help=only)
     sub.add_argument("--all", action="store_true", help="also the notebooks that go beyond the paper")
+
+
+def _add_engine(sub: argparse.ArgumentParser) -> None:
+    jobs = "runs at a time (default: one a GPU, else one a core; more share a GPU; on a cluster, as many as it takes)"
+    sub.add_argument("--jobs", type=at_least_one, default=None, help=jobs)
+    where = "where runs are made: processes (of this machine, the default), ray, slurm, or submitit-local (to try slurm)"
+    sub.add_argument("--engine", choices=ENGINES, default=DEFAULT, metavar="NAME", help=where)
+    what = "a setting of the engine: ray has address, gpus, retries; slurm has submitit's, e.g. slurm_partition=gpu"
+    sub.add_argument(
+        "--engine-set", type=setting, action="append", default=[], metavar="NAME=VALUE", dest="engine_settings", help=what
+    )
 
 
 def _add_listing(sub: argparse.ArgumentParser) -> None:
@@ -159,9 +172,22 @@ def change(text: str) -> tuple[str, Any]:
     return field, read_value(value)
 
 
+def setting(text: str) -> tuple[str, Any]:
+    """`name=value` of an engine, the value as in `change`."""
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise argparse.ArgumentTypeError(f"expected NAME=VALUE such as address=auto, not '{text}'")
+    return name, read_value(value)
+
+
 def study_of(options: argparse.Namespace) -> Study:
     """The study that the options name."""
     return Study(options.profile, options.seeds, options.data, options.smoke, options.llm, dict(options.changes))
+
+
+def engine_from(options: argparse.Namespace) -> Engine:
+    """The engine that the options name; raises as `engines.engine_of`."""
+    return engine_of(options.engine, options.jobs, dict(options.engine_settings))
 
 
 def chosen_notebooks(options: argparse.Namespace) -> list[str]:

@@ -13,10 +13,10 @@ from typing import Any
 
 from cmpta_lib import files
 from cmpta_lib.cli import notebooks, pages
-from cmpta_lib.cli.arguments import chosen_notebooks, parser, study_of
+from cmpta_lib.cli.arguments import chosen_notebooks, engine_from, parser, study_of
 from cmpta_lib.files import ROOT
 from cmpta_lib.runs import machine, memory, sharing
-from cmpta_lib.runs.engines import KEEP_FAILED, RunsFailed
+from cmpta_lib.runs.engines import KEEP_FAILED, Engine, RunsFailed
 from cmpta_lib.runs.store import Run, sound
 from cmpta_lib.study import exports
 from cmpta_lib.study import preflight as check
@@ -34,20 +34,11 @@ def reproduce(options: argparse.Namespace) -> int:
     from cmpta_lib.report import gather
 
     started = time.monotonic()
-    study, chosen = study_of(options), chosen_notebooks(options)
-    found = check.needs(study, chosen)
-    if any(need.missing for need in found):
-        print(check.screen(study, found))
-        if options.dry_run:
-            print(check.planned_screen(study, chosen))
-        print(f"Nothing was started: {sum(need.missing for need in found)} of {len(found)} needs are missing.")
+    study, chosen, engine = study_of(options), chosen_notebooks(options), engine_from(options)
+    if not _has_needs(study, chosen, options.dry_run):
         return 1
     print(f"[1/3] corpora and language models of profile '{study.profile}'", flush=True)
-    with ThreadPoolExecutor(_MODELS_AT_A_TIME) as meanwhile:
-        if not study.data:  # a user's folder may be wrong; else tiny models are made in processes of their own meanwhile
-            for name in check.tiny_models(study, chosen):
-                meanwhile.submit(study.tiny, name)
-        keys, failed = _corpora(study, chosen)
+    keys, failed = _prepared(study, chosen)
     backbones = ", ".join(f"{llm.name} {llm.fingerprint}" for llm in study.llms(chosen))
     print(f"      backbone {backbones}  ({time.monotonic() - started:.0f} s)", flush=True)
     planned = study.planned_runs(chosen, keys)
@@ -58,7 +49,7 @@ def reproduce(options: argparse.Namespace) -> int:
             state = "finished" if run.done else "to do"
             print(f"      {run.folder.name}  seed {run.config.seed}  {state:8}  {name}")
         return 0
-    whole = _make(study, runs, options, failed)
+    whole = _make(study, runs, options, failed, engine)
     print(f"[3/3] {len(chosen)} notebooks  ({time.monotonic() - started:.0f} s)", flush=True)
 
     def export() -> Path:
@@ -78,7 +69,9 @@ def reproduce(options: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def _make(study: Study, runs: Sequence[Run], options: argparse.Namespace, failed: list[str]) -> bool:
+def _make(
+    study: Study, runs: Sequence[Run], options: argparse.Namespace, failed: list[str], engine: Engine
+) -> bool:
     """Finish the runs, or with `--finished` leave them as they are; adds what failed. Whether all are there to be shown."""
     if options.finished:
         os.environ[ONLY_FINISHED] = "1"
@@ -86,7 +79,7 @@ def _make(study: Study, runs: Sequence[Run], options: argparse.Namespace, failed
     if said := _on_few_gpus(runs, options.jobs):
         print(f"      {said}", flush=True)
     try:
-        study.ensure(runs, options.jobs)
+        study.ensure(runs, options.jobs, engine)
     except RunsFailed as error:
         failed += [f"{failure.run.folder.name}: {failure.reason}" for failure in error.failures]
         os.environ[KEEP_FAILED] = "1"  # the notebooks show what is there, and do not try again for hours
@@ -100,6 +93,43 @@ def _on_few_gpus(runs: Sequence[Run], jobs: int | None) -> str:
         return ""
     known = [run.environment.get(memory.ALLOCATED, 0.0) for run in sound(runs)]
     return sharing.warning(min(jobs, len(runs)), gpus, gpu[1], max(known, default=0.0))
+
+
+def work(options: argparse.Namespace) -> int:
+    """Make the runs that `reproduce` with the same options would, as far as no other process does, and nothing else.
+
+    It ends when all of them are finished, so that it takes over what another worker leaves; 1 where one failed.
+    """
+    study, chosen, engine = study_of(options), chosen_notebooks(options), engine_from(options)
+    if not _has_needs(study, chosen):
+        return 1
+    keys, failed = _prepared(study, chosen)
+    runs = [run for _, run in study.planned_runs(chosen, keys)]
+    print(f"runs: {sum(run.done for run in runs)} of {len(runs)} are finished already", flush=True)
+    study.ensure(runs, options.jobs, engine)
+    print("\n".join([*(f"- {reason}" for reason in failed), f"all {len(runs)} runs are finished"]), flush=True)
+    return 1 if failed else 0
+
+
+def _has_needs(study: Study, chosen: Sequence[str], plan: bool = False) -> bool:
+    """Whether everything is here that the notebooks need; else what is missing is printed, and the plan where asked for."""
+    found = check.needs(study, chosen)
+    missing = sum(bool(need.missing) for need in found)
+    if missing:
+        print(check.screen(study, found))
+        if plan:
+            print(check.planned_screen(study, chosen))
+        print(f"Nothing was started: {missing} of {len(found)} needs are missing.")
+    return not missing
+
+
+def _prepared(study: Study, chosen: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Make or open tiny models and corpora; returns and raises as `_corpora`."""
+    with ThreadPoolExecutor(_MODELS_AT_A_TIME) as meanwhile:
+        if not study.data:  # a user's folder may be wrong; else tiny models are made in processes of their own meanwhile
+            for name in check.tiny_models(study, chosen):
+                meanwhile.submit(study.tiny, name)
+        return _corpora(study, chosen)
 
 
 def _corpora(study: Study, chosen: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -1,38 +1,35 @@
-"""Where runs are made: an engine takes unfinished runs somewhere; the first one is worker processes on this machine."""
+"""Where runs are made: an engine takes unfinished runs somewhere, and `ensure` gives it what is not finished yet."""
 
 from __future__ import annotations
 
-import itertools
-import json
+import inspect
 import os
-import platform
-import queue
-import signal
-import subprocess
+import pkgutil
 import sys
-import threading
-import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
 from filelock import FileLock, Timeout
 
 from cmpta_lib import files
 from cmpta_lib.config import to_json
-from cmpta_lib.files import ROOT
-from cmpta_lib.methods import registry
-from cmpta_lib.runs import machine, store
+from cmpta_lib.runs import store
 from cmpta_lib.runs.store import Run
 
-MOST_FALSE_STARTS = 3  # workers in a row that end before they take a run: then something is wrong with all of them
+# Named, not imported: they stand on this module, and an extra that is not installed is missed by nobody who does not ask.
+ENGINES = {
+    "processes": "cmpta_lib.runs.processes:Processes",
+    "ray": "cmpta_lib.runs.ray_engine:Ray",
+    "slurm": "cmpta_lib.runs.slurm_engine:Slurm",
+    "submitit-local": "cmpta_lib.runs.slurm_engine:SubmititLocal",
+}
+DEFAULT = "processes"
 RETRY_S = 0.5  # after which a run that another process holds is asked for again
 SHOWN_FAILURES = 10
 KEEP_FAILED = "CMPTA_KEEP_FAILED"  # environment variable: runs that failed are not tried again, only reported
-_calls = itertools.count()
 Report = Callable[[Run, dict[str, Any]], None]
 Watch = Callable[[Sequence[Run]], AbstractContextManager[Report]]
 
@@ -74,25 +71,66 @@ class Engine(Protocol):
         """
 
 
+def engine_of(name: str, jobs: int | None = None, settings: Mapping[str, Any] | None = None) -> Engine:
+    """The engine of this name.
+
+    Args:
+        jobs: runs at a time; None = what the engine holds for best.
+        settings: its other arguments, as its class says.
+    Raises:
+        ValueError: there is no such engine, or it does not take these settings.
+        RuntimeError: what it stands on is not installed, or not to be found here; says what to do.
+    """
+    if name not in ENGINES:
+        raise ValueError(f"no engine '{name}'; there are: {', '.join(ENGINES)}")
+    known = inspect.signature(pkgutil.resolve_name(ENGINES[name])).parameters
+    if not any(one.kind is one.VAR_KEYWORD for one in known.values()):
+        own = [one for one in known if one != "jobs"]
+        if unknown := [setting for setting in settings or {} if setting not in own]:
+            has = f"it has: {', '.join(own)}" if own else "it has none"
+            raise ValueError(f"engine '{name}' has no setting '{unknown[0]}'; {has}")
+    engine: Engine = pkgutil.resolve_name(ENGINES[name])(jobs, **(settings or {}))
+    return engine
+
+
+def checked_jobs(jobs: int | None) -> int | None:
+    """How many runs at a time, where a caller says; raises ValueError where that is no whole number from 1."""
+    if jobs is not None and (isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1):
+        raise ValueError(f"--jobs {jobs}: expected how many runs at a time, a whole number from 1")
+    return jobs
+
+
+@contextmanager
+def needs_extra(extra: str) -> Iterator[None]:
+    """Within the block an extra's package is imported; where it is not installed, a RuntimeError says how to do that."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise RuntimeError(
+            f"this engine needs the package '{error.name}', which is not installed: in the repository call "
+            f"`pip install -c constraints.txt -e '.[{extra}]'`, on every machine that is to make runs"
+        ) from error
+
+
 def ensure(
     runs: Sequence[Run],
     root: Path,
     jobs: int | None = None,
-    engine: Engine | None = None,
+    engine: Engine | str | None = None,
     watch: Watch | None = None,
 ) -> None:
     """Finish every run, and show how far it is. Finished runs are checked, and kept even where damaged.
 
     Args:
         jobs: runs at a time (default: one a GPU, else one a core).
-        engine: where they are made; default: `Processes(jobs)`.
+        engine: where they are made, or the name of one of `ENGINES`; default: `Processes(jobs)`.
         watch: shows what is reported of the unfinished ones, such as `progress.Progress`; default: notes alone.
     Raises:
-        ValueError: `jobs` is not a whole number from 1.
+        ValueError: `jobs` is not a whole number from 1, or there is no such engine.
         OSError: the runs folder cannot be written; says where and what to do.
         RunsFailed: at the end, what failed and why; the other runs are finished.
     """
-    engine = engine or Processes(jobs)
+    engine = engine_of(engine or DEFAULT, jobs) if engine is None or isinstance(engine, str) else engine
     wanted = list({run.folder: run for run in runs}.values())
     failures = [Failure(run, problem) for run in wanted if (problem := run.problem)]
     pending = [run for run in wanted if not run.done]
@@ -140,205 +178,12 @@ def _run(engine: Engine, pending: Sequence[Run], root: Path, watch: Watch) -> li
     return failures + [Failure(run, f"it ended without {store.DONE}") for run in lost]
 
 
-class Processes:
-    """Worker processes on this machine, each of which keeps torch and the LLM from run to run.
-
-    A worker holds a pipe from this process and ends when that closes, so none outlives it however it ends. Workers are in
-    a session of their own: a terminal's Ctrl-C reaches this process alone, which then ends them.
-
-    Args:
-        jobs: how many; None = one a GPU, each its own, or else one a core.
-    """
-
-    def __init__(self, jobs: int | None = None) -> None:
-        if jobs is not None and (isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1):
-            raise ValueError(f"--jobs {jobs}: expected how many runs at a time, a whole number from 1")
-        self.jobs = jobs
-
-    def run(self, runs: Sequence[Run], root: Path, report: Report) -> list[Failure]:
-        """As `Engine.run`.
-
-        Raises:
-            OSError: the log cannot be written.
-        """
-        gpus = machine.gpu_count()
-        count = min(len(runs), self.jobs or gpus or os.cpu_count() or 1)
-        with _log(root) as log:
-            pool = _Pool(runs, root, report, log, gpus)
-            try:
-                pool.work(count)
-            finally:
-                pool.end()
-            if not pool.failures:
-                with suppress(FileNotFoundError):
-                    os.unlink(log.name)
-        return pool.failures
-
-
-@dataclass(eq=False)
-class _Worker:
-    process: subprocess.Popen[str]
-    slot: int
-    started: bool = False  # it has said "ready" once
-    ready: bool = False
-    run: Run | None = None  # what it works on
-
-
-class _Pool:
-    """The workers of one call, the runs that wait for them, and what they say."""
-
-    def __init__(self, runs: Sequence[Run], root: Path, report: Report, log: IO[bytes], gpus: int) -> None:
-        self.root, self.report, self.log, self.gpus = root, report, log, gpus
-        self.waiting: deque[tuple[float, Run]] = deque((0.0, run) for run in runs)  # with the time not to ask before
-        self.workers: list[_Worker] = []
-        self.failures: list[Failure] = []
-        self.news: queue.SimpleQueue[tuple[_Worker, dict[str, Any] | None]] = queue.SimpleQueue()
-        self.false_starts = 0
-        self.threads = runs[0].config.training.num_threads
-
-    def work(self, count: int) -> None:
-        """Until every run is finished or failed."""
-        while unfinished := len(self.waiting) + sum(worker.run is not None for worker in self.workers):
-            while len(self.workers) < min(count, unfinished):
-                self.start()
-            self.hand_out()
-            with suppress(queue.Empty):
-                self.take(*self.news.get(timeout=RETRY_S))
-
-    def start(self) -> None:
-        slot = min(set(range(len(self.workers) + 1)) - {worker.slot for worker in self.workers})
-        path = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)  # what can be imported here can be there
-        environment = os.environ | {"OMP_NUM_THREADS": str(self.threads), "PYTHONPATH": path}
-        environment[registry.PLUGINS] = registry.plugins()
-        if self.gpus:
-            environment["LOCAL_RANK"] = str(slot % self.gpus)  # each worker its own GPU
-        process = subprocess.Popen(
-            [sys.executable, "-m", "cmpta_lib.runs.worker", str(self.root)],
-            cwd=ROOT,
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.log,
-            start_new_session=True,
-            text=True,
-            encoding="utf-8",
-        )
-        worker = _Worker(process, slot)
-        self.workers.append(worker)
-        threading.Thread(target=self.listen, args=(worker,), daemon=True).start()
-
-    def listen(self, worker: _Worker) -> None:
-        assert worker.process.stdout
-        with worker.process.stdout as lines:
-            for line in lines:
-                with suppress(ValueError):  # what an interpreter prints before the worker itself starts is no event
-                    self.news.put((worker, json.loads(line)))
-        self.news.put((worker, None))
-
-    def hand_out(self) -> None:
-        now = time.monotonic()
-        for worker in self.workers:
-            for _ in range(len(self.waiting) if worker.ready else 0):
-                not_before, run = self.waiting.popleft()
-                if run.done:  # another process has finished it meanwhile
-                    self.report(run, {"event": "done"})
-                elif not_before > now:
-                    self.waiting.append((not_before, run))
-                else:
-                    worker.run, worker.ready = run, False
-                    self.report(run, {"event": "start"})
-                    with suppress(OSError):  # it has just died, and its end is about to be read
-                        print(json.dumps(str(run.folder)), file=worker.process.stdin, flush=True)
-                    break
-
-    def take(self, worker: _Worker, event: dict[str, Any] | None) -> None:
-        """Act on what a worker said; None: it ended."""
-        if event is None:
-            self.bury(worker)
-        elif event["event"] == "ready":
-            worker.ready = worker.started = True
-            self.false_starts = 0
-        elif worker.run is not None and event["event"] in ("epoch", "note"):
-            self.report(worker.run, event)
-        elif worker.run is not None:
-            run, worker.run = worker.run, None
-            self.report(run, event)
-            if event["event"] == "busy":
-                self.waiting.append((time.monotonic() + RETRY_S, run))
-            elif event["event"] != "done":
-                self.failures.append(Failure(run, _one_line(f"{event['kind']}: {event['message']}")))
-
-    def bury(self, worker: _Worker) -> None:
-        """A worker ended by itself: the run that it held failed, and the others go on."""
-        self.workers.remove(worker)
-        code = _close(worker)
-        how = f"its worker ended with exit code {code}"
-        if code < 0:
-            name = signal.strsignal(-code) or "unknown"
-            how = f"its worker was killed by signal {-code} ({'perhaps for memory' if code == -9 else name})"
-        if worker.run is not None:
-            self.failures.append(Failure(worker.run, how))
-            self.report(worker.run, {"event": "failed", "kind": "WorkerDied", "message": how})
-            _record_death(worker.run, how, _end_of(self.log))
-        elif not worker.started:
-            self.false_starts += 1
-            if self.false_starts >= MOST_FALSE_STARTS:
-                end = _end_of(self.log).strip().splitlines()
-                reason = f"no worker starts: {how.removeprefix('its worker ')}; the log {self.log.name} ends with: "
-                self.failures += [Failure(run, reason + (end[-1] if end else "nothing")) for _, run in self.waiting]
-                self.waiting.clear()
-
-    def end(self) -> None:
-        for worker in self.workers:
-            worker.process.kill()  # it holds nothing that a checkpoint does not
-        for worker in self.workers:
-            _close(worker)
-
-
-def _close(worker: _Worker) -> int:
-    """Wait for a worker that has ended; returns its exit code."""
-    assert worker.process.stdin
-    with suppress(OSError):  # what was still to be handed to it
-        worker.process.stdin.close()
-    return worker.process.wait()
-
-
-def _record_death(run: Run, how: str, log: str) -> None:
+def record_death(run: Run, how: str, log: str) -> None:
     """Say in a run's folder that its worker died, unless another process is trying it already or the disk is full."""
     with suppress(Timeout, OSError), FileLock(run.folder / store.LOCK, timeout=0):
         if not run.done:
             store.record_failure(run.folder, {"kind": "WorkerDied", "message": how, "traceback": "", "log": log})
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
     return " ".join(text.split())
-
-
-def _end_of(log: IO[bytes], size: int = 2000) -> str:
-    return os.pread(log.fileno(), size, max(0, os.fstat(log.fileno()).st_size - size)).decode("utf-8", "replace")
-
-
-@contextmanager
-def _log(root: Path) -> Iterator[IO[bytes]]:
-    """This call's log for all its workers; those of processes that are gone are removed."""
-    folder, host = root / "logs", platform.node() or "localhost"
-    for path in folder.glob(f"{host}.*.log"):
-        with suppress(OSError, ValueError):
-            if not _alive(int(path.name.removeprefix(f"{host}.").split("-")[0])):
-                path.unlink()
-    path = folder / f"{host}.{os.getpid()}-{next(_calls)}.log"
-    with files.writing(path):
-        folder.mkdir(parents=True, exist_ok=True)
-        log = path.open("a+b", buffering=0)
-    with log:
-        yield log
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

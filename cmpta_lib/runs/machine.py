@@ -24,7 +24,7 @@ def gpu_count() -> int:
 def take_device() -> None:
     """Use the GPU that the environment variable LOCAL_RANK numbers, where one is given and there are GPUs.
 
-    Both torchrun and `engines.Processes` give it. Call before anything is loaded: "cuda" means this GPU from then on.
+    Both torchrun and `processes.Processes` give it. Call before anything is loaded: "cuda" means this GPU from then on.
     """
     rank = os.environ.get("LOCAL_RANK")
     if rank is None:

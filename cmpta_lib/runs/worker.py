@@ -4,7 +4,7 @@ A run's folder `runs/<corpus>-<config hash>/` is claimed by a file lock, so any 
 run at the same time; a killed worker's lock falls with it, and the next call goes on from the last epoch's checkpoint.
 A run that raises leaves `failure.json`; one that ends well is sealed.
 
-    python -m cmpta_lib.runs.worker ROOT                 a worker of `engines.Processes`: runs by stdin, events by stdout
+    python -m cmpta_lib.runs.worker ROOT                 a worker of `processes.Processes`: runs by stdin, events by stdout
     python -m cmpta_lib.runs.worker ROOT FOLDER...       these runs, one after another
     torchrun -m cmpta_lib.runs.worker ROOT FOLDER...     these runs, each over all processes
 """
@@ -15,13 +15,14 @@ import ctypes
 import json
 import logging
 import os
+import platform
 import queue
 import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,43 @@ def attempt(root: Path, folder: Path, report: Report = lambda event: None, patie
     return outcome["event"]
 
 
+def attempt_elsewhere(root: Path, folder: Path, events: Path) -> str:
+    """As `attempt`, for an engine on another machine: what is reported goes to the end of the file `events`, a line each.
+
+    Raises:
+        FileNotFoundError: this machine does not see the runs folder.
+    """
+    if not (folder / store.CONFIG).exists() or not events.parent.is_dir():
+        raise FileNotFoundError(
+            f"{platform.node()} does not see {folder} and {events.parent}: the runs folder (CMPTA_RUNS) must lie on a file "
+            f"system that every machine mounts under the same path"
+        )
+
+    def report(event: dict[str, Any]) -> None:
+        with events.open("a", encoding="utf-8") as file:  # closed each time: a network file system then shows it to others
+            file.write(f"{json.dumps(event)}\n")
+
+    report({"event": "start"})
+    with _noted(report):
+        return attempt(root, folder, report)
+
+
+@contextmanager
+def _noted(report: Report) -> Iterator[None]:
+    """Within the block warnings of this library are reported as notes for the user."""
+
+    class Notes(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            report({"event": "note", "text": record.getMessage()})
+
+    notes = Notes(logging.WARNING)
+    logging.getLogger("cmpta_lib").addHandler(notes)
+    try:
+        yield
+    finally:
+        logging.getLogger("cmpta_lib").removeHandler(notes)
+
+
 def _guarded(root: Path, folder: Path, report: Report, prepare: bool) -> dict[str, str] | None:
     """Make a claimed run; what it raised, which is also left in failure.json, or None."""
     try:
@@ -115,7 +153,7 @@ def _log_end(size: int = 2000) -> str:
 
 
 def serve(root: Path) -> None:
-    """A worker of `engines.Processes`: one run folder a line on stdin, one JSON event a line on stdout.
+    """A worker of `processes.Processes`: one run folder a line on stdin, one JSON event a line on stdout.
 
     It says "ready" when it can take a run. When stdin closes, whoever started it is gone or has no more runs: it ends at
     once, in the middle of whatever it does.
@@ -134,17 +172,13 @@ def serve(root: Path) -> None:
     def report(event: dict[str, Any]) -> None:
         print(json.dumps(event), file=events, flush=True)
 
-    class Notes(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            report({"event": "note", "text": record.getMessage()})
-
     _end_with_parent()
-    logging.getLogger("cmpta_lib").addHandler(Notes(logging.WARNING))
     threading.Thread(target=listen, daemon=True).start()
-    while True:
-        report({"event": "ready"})
-        if attempt(root, tasks.get(), report) == "failed" and _used_gpu():
-            os._exit(0)  # a failure may leave the GPU unusable for this process; the engine starts another one
+    with _noted(report):
+        while True:
+            report({"event": "ready"})
+            if attempt(root, tasks.get(), report) == "failed" and _used_gpu():
+                os._exit(0)  # a failure may leave the GPU unusable for this process; the engine starts another one
 
 
 def _end_with_parent() -> None:

@@ -20,7 +20,7 @@ from cmpta_lib.embedded.recipe import TINY_MODELS, tiny_folder
 from cmpta_lib.files import ROOT, Damaged, runs_folder
 from cmpta_lib.llm import files as llm_files
 from cmpta_lib.methods import registry
-from cmpta_lib.runs.engines import Failure, RunsFailed, ensure
+from cmpta_lib.runs.engines import Engine, Failure, RunsFailed, ensure
 from cmpta_lib.runs.progress import Progress
 from cmpta_lib.runs.store import Run
 from cmpta_lib.study import exports, naming, plan, recordings
@@ -273,10 +273,10 @@ class Study:
         config = self.config(key, row, seed)
         return Run(config, self.root / f"{config.data.name}-{config.hash}")
 
-    def ensure(self, runs: Sequence[Run], jobs: int | None = None) -> Sequence[Run]:
-        """Make every run finished, several at a time, saying how far it is; returns them."""
+    def ensure(self, runs: Sequence[Run], jobs: int | None = None, engine: Engine | str | None = None) -> Sequence[Run]:
+        """Make every run finished, several at a time, on any of `runs.engines`, saying how far it is; returns them."""
         names = naming.names(self.root, plan.every_row)
-        ensure(runs, self.root, jobs, watch=partial(Progress, name=lambda run: str(names(run.config))))
+        ensure(runs, self.root, jobs, engine=engine, watch=partial(Progress, name=lambda run: str(names(run.config))))
         return runs
 
     def needed(self, notebook: str) -> list[Run]:
