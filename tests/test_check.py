@@ -189,7 +189,7 @@ def test_searched_rates_and_versions_are_listed_apart():
 def test_with_everything_finished_nothing_is_measured(tmp_path, monkeypatch, capsys):
     study = small_studies(record_llms(tmp_path / "runs"), monkeypatch)(seeds=1)
     finish(study, "sims", [run for _, run in study.planned_runs(["06_table5_ablation_simsv2"])])
-    monkeypatch.setattr("cmpta_lib.benchmark.of_study.step_times", lambda *_, **__: pytest.fail("measured"))
+    monkeypatch.setattr("cmpta_lib.study.estimate.measured", lambda *_, **__: pytest.fail("measured"))
     assert main(["check", "--only", "table5", "--seeds", "1"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "all 8 runs are finished: nothing is left to train"
     assert main(["check", "--only", "01"]) == 0

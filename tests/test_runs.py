@@ -286,22 +286,6 @@ def test_a_loaded_model_gives_the_stored_predictions(done, study, elsewhere, nam
     assert weights == (run.folder / WEIGHTS).read_bytes() and not is_training
 
 
-# --- how long a step takes --------------------------------------------------------------------------------------------
-
-
-def time_steps(folder: Path, **settings: Any) -> pd.DataFrame:
-    from cmpta_lib.benchmark.of_study import step_times
-
-    return step_times(study_in(folder, **settings), steps=2)
-
-
-def test_a_steps_time_stands_beside_its_floor(study, elsewhere):
-    table = elsewhere(time_steps, study.root.parent)
-    assert list(table["corpus"]) == ["embedded-sims", "embedded-meld"] and set(table["batch"]) == {16}
-    parts = table[["floor ms", "training step ms", "answer ms", "step / floor"]]
-    assert (parts > 0).all(axis=None)
-
-
 # --- what goes wrong --------------------------------------------------------------------------------------------------
 
 

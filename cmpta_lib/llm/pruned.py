@@ -123,14 +123,15 @@ class PrunedDecoder:
         """(M, E): the last states at the asked positions; with `keep` each layer's keys and values are put there."""
         known = self.model.get_input_embeddings()(reading.distinct)
         tokens = tokens.to(known.dtype)
-        angles = self.decoder.rotary_emb(known, reading.position_ids)
+        everywhere = torch.arange(reading.shape[1], device=known.device)[None]
+        cos, sin = (a.index_select(1, reading.position_ids[0]) for a in self.decoder.rotary_emb(known, everywhere))
         hidden = known.index_select(0, reading.source)
         if len(tokens):
             hidden = hidden.index_copy(0, reading.holes, tokens)
         last = len(self.decoder.layers) - 1
         for number, layer in enumerate(self.decoder.layers):
             parts = (known, tokens) if number == 0 else None
-            given = (layer, hidden, reading, angles, parts, prefix[number] if prefix else None, number == last, keep)
+            given = (layer, hidden, reading, (cos, sin), parts, prefix[number] if prefix else None, number == last, keep)
             if self.checkpointing and torch.is_grad_enabled():
                 hidden = checkpoint(self._layer, *given, use_reentrant=False)
             else:
