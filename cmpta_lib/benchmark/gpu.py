@@ -17,14 +17,18 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cmpta_lib.benchmark import table
 from cmpta_lib.benchmark.command import contest_of, peaks_here, screen
 from cmpta_lib.benchmark.options import CORPORA, DEFAULT_DIM, Options
-from cmpta_lib.benchmark.projection import project
+from cmpta_lib.config import TrainingConfig
+from cmpta_lib.study import estimate, forecast
+from cmpta_lib.study.estimate import Kind, Speed
+from cmpta_lib.study.plan import CMPTA
+from cmpta_lib.study.study import Study
 
 BATCHES = (16, 64)
 _SMALL_BATCHES = (2, 4)
@@ -58,11 +62,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
             rows.append(table.row(one, contest.run(), peaks_here(contest)))
             print(screen(rows[-1:], table.about([one])), flush=True)
     made = table.about([one for group in groups for one in group])
-    hours = project({group[0].corpus: rows[number * len(group)] for number, group in enumerate(groups)})
-    made |= {"projection": str(hours), "seconds": round(time.perf_counter() - started, 1)}
+    made |= {"projection": projection(rows), "seconds": round(time.perf_counter() - started, 1)}
     paths = table.store(options.out, "gpu", rows, made)
-    print(f"{hours}\nall of it in {made['seconds']} s: " + ", ".join(map(str, paths)))
+    print(f"{made['projection']}\nall of it in {made['seconds']} s: " + ", ".join(map(str, paths)))
     return 0
+
+
+def projection(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What profile `paper` would take on this machine, by notebook and by claim, from each corpus' smallest batch."""
+    speeds = {}
+    for key, name in CORPORA.items():
+        one = min((row for row in rows if row["corpus"] == name), key=lambda row: row["batch"])
+        step_ms = one["step_ms"] * TrainingConfig().batch_size / one["batch"]
+        speeds[Kind(key, CMPTA.method)] = Speed.of(step_ms=step_ms, answer_ms=one["answer_ms"])
+    return forecast.screen(estimate.projection(Study("paper"), speeds), width=130)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from cmpta_lib.cli import notebooks, pages
 from cmpta_lib.cli.arguments import chosen_notebooks, engine_from, parser, study_of
 from cmpta_lib.files import ROOT
 from cmpta_lib.runs import machine, memory, sharing
-from cmpta_lib.runs.engines import KEEP_FAILED, Engine, RunsFailed
+from cmpta_lib.runs.engines import DEFAULT, KEEP_FAILED, Engine, RunsFailed
 from cmpta_lib.runs.store import Run, sound
 from cmpta_lib.study import exports
 from cmpta_lib.study import preflight as check
@@ -76,7 +76,7 @@ def _make(
     if options.finished:
         os.environ[ONLY_FINISHED] = "1"
         return all(run.done for run in runs)
-    if said := _on_few_gpus(runs, options.jobs):
+    if options.engine == DEFAULT and (said := _on_few_gpus(runs, options.jobs)):
         print(f"      {said}", flush=True)
     try:
         study.ensure(runs, options.jobs, engine)
