@@ -10,7 +10,8 @@ help: ## this list
 
 setup: .venv/installed ## install into .venv; again after pyproject.toml or constraints.txt change
 
-# uv does not read pip's settings: a local build of torch is passed on to it; for the rest (a mirror) pip itself steps in.
+# Compiled at once, as pip does: some places forbid Python to keep what it compiles, and each process would then spend ten
+# seconds on torch and transformers anew. uv does not read pip's settings: a local build of torch is passed on to it; for the rest (a mirror) pip itself steps in.
 .venv/installed: pyproject.toml constraints.txt
 	@.venv/bin/python -m pip --version >/dev/null 2>&1 || $(or $(PYTHON),false) -m venv .venv || { \
 	echo 'Expected Python 3.11 or 3.12 with venv and pip. Install one (Debian: apt install python3.11-venv)' \
@@ -18,7 +19,7 @@ setup: .venv/installed ## install into .venv; again after pyproject.toml or cons
 	.venv/bin/python -m pip install -q -c constraints.txt uv
 	links="$${UV_FIND_LINKS-$${PIP_FIND_LINKS-$$(.venv/bin/python -m pip config get global.find-links 2>/dev/null)}}"; \
 	UV_FIND_LINKS="$$(echo $$links | tr ' ' ',')" \
-	.venv/bin/uv pip install --python .venv/bin/python -c constraints.txt -e '.[dev,omni,ray,slurm]' || \
+	.venv/bin/uv pip install --compile-bytecode --python .venv/bin/python -c constraints.txt -e '.[dev,omni,ray,slurm]' || \
 	.venv/bin/python -m pip install -q -c constraints.txt -e '.[dev,omni,ray,slurm]'
 	@touch $@
 
