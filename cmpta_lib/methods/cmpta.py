@@ -52,9 +52,9 @@ class TemporalAlignment(nn.Module):
         self.register_buffer("feature_mean", torch.zeros(features))
         self.register_buffer("feature_std", torch.ones(features))
 
-    def forward(self, frames: Tensor, lengths: Tensor) -> Tensor:
+    def forward(self, frames: Tensor, lengths: Tensor, layout: Ragged | None = None) -> Tensor:
         """frames (B, T, F) float32, zero-padded at the end; lengths (B,), 0 = absent -> (B, T, D), zero beyond length."""
-        layout = Ragged.of(lengths, frames.shape[1])
+        layout = layout or Ragged.of(lengths, frames.shape[1])
         return layout.padded(self.real(frames, layout))
 
     def real(self, frames: Tensor, layout: Ragged) -> Tensor:

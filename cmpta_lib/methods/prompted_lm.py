@@ -45,7 +45,7 @@ class TokenMaker(nn.Module, ABC):
     """Face, voice and the text's embeddings -> K pseudo tokens in the LLM's embedding space: what is trained."""
 
     num_tokens: int  # K
-    packs = False  # whether `forward` takes `layouts`, where the real positions of text, audio and vision lie
+    packs: bool = False  # whether `forward` takes `layouts`, where the real positions of text, audio and vision lie
 
     @abstractmethod
     def set_feature_statistics(self, modality: Modality, mean: Tensor, std: Tensor) -> None:

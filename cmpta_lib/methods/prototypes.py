@@ -23,6 +23,7 @@ from cmpta_lib.data.corpus import Inputs, Modality
 from cmpta_lib.methods.cmpta import TemporalAlignment
 from cmpta_lib.methods.prompted_lm import TokenMaker
 from cmpta_lib.methods.prompted_settings import PrototypesConfig
+from cmpta_lib.methods.ragged import Ragged
 from cmpta_lib.methods.regularisers import RegularisedLM, central_moment_discrepancy, diversity
 from cmpta_lib.methods.subnets import FeatureScaling, real_positions, start_at_embedding_norm
 
@@ -47,7 +48,9 @@ class Attention(nn.Module):
 class _PerFrame(nn.Linear):
     """Frames projected one by one: (B, T, F) -> (B, T, D)."""
 
-    def forward(self, frames: Tensor, lengths: Tensor) -> Tensor:  # type: ignore[override]  # called as what reads in order
+    def forward(  # type: ignore[override]  # called as what reads in order
+        self, frames: Tensor, lengths: Tensor, layout: Ragged | None = None
+    ) -> Tensor:
         return super().forward(frames)
 
 
@@ -64,10 +67,12 @@ class Resampling(nn.Module):
         self.attention = Attention(config.dim)
         self.classify = nn.Linear(config.dim, classes)
 
-    def forward(self, prototypes: Tensor, frames: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, prototypes: Tensor, frames: Tensor, lengths: Tensor, layout: Ragged | None = None
+    ) -> tuple[Tensor, Tensor]:
         """(B, K, D), (B, T, F), (B,) -> (B, K, D), zeros where the modality is absent, and weights (B, K, T)."""
         real = real_positions(lengths, frames.shape[1])
-        return self.attention(prototypes, self.read(self.scaling(frames, lengths), lengths), real)
+        return self.attention(prototypes, self.read(self.scaling(frames, lengths), lengths, layout), real)
 
     def logits(self, found: Tensor) -> Tensor:
         """(B, K, D) -> (B, K): of class k from prototype k alone, or from the mean of all."""
@@ -96,6 +101,7 @@ class PrototypeTokens(TokenMaker):
     ) -> None:
         super().__init__()
         self.classes, self.num_tokens, dim = classes, len(ORDER) * classes, config.dim
+        self.packs = config.frames == "bilstm"
         self.prototypes = nn.Parameter(torch.randn(self.num_tokens, dim))
         self.text = nn.Linear(llm_dim, dim)
         # The embeddings' entries are far below 1: at their own size the prototypes would hear nothing of the text.
@@ -120,6 +126,7 @@ class PrototypeTokens(TokenMaker):
         vision: Tensor,
         vision_lengths: Tensor,
         return_weights: bool = False,
+        layouts: Mapping[str, Ragged] | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Condition on the text, resample, project; without weights also what the losses read.
 
@@ -136,7 +143,7 @@ class PrototypeTokens(TokenMaker):
         for modality, asking in zip(ORDER, conditioned.split(self.classes, dim=1), strict=True):
             reader = cast(Resampling, self.resampling[modality])
             frames, lengths = given[modality]
-            found, weights = reader(asking, frames, lengths)
+            found, weights = reader(asking, frames, lengths, layouts and layouts[modality])
             maps[modality], states[modality] = weights[:, None], found
             states[f"logits_{modality}"] = reader.logits(found)
             states[f"present_{modality}"] = (lengths > 0).to(found.dtype)
