@@ -207,3 +207,22 @@ def check(folder: Path, recorded: Mapping[str, str], remedy: str) -> None:
 def _seal(content: Mapping[str, Any]) -> str:
     text = json.dumps(content, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()  # an edited record may hold half characters
+
+
+def put(page: Path, name: str, text: str) -> None:
+    """Write what stands between a file's marks of this name anew.
+
+    Raises:
+        ValueError: the marks are not there once each.
+    """
+    before, after = split(page, name)
+    write_text(page, f"{before}{text}\n{after}")
+
+
+def split(page: Path, name: str) -> tuple[str, str]:
+    """A file up to the mark at which something begins, and from the mark at which it ends; raises as `put`."""
+    begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->"
+    text = page.read_text(encoding="utf-8")
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise ValueError(f"{page}: expected one line {begin.strip()} and after it one line {end}")
+    return text.partition(begin)[0] + begin, end + text.partition(end)[2]

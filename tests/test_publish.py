@@ -15,6 +15,7 @@ from cmpta_lib.report.export import Provenance, export_table, record
 from cmpta_lib.study.plan import sections
 
 ROOT = Path(__file__).parents[1]
+BEGIN, END = "<!-- results: begin -->\n", "<!-- results: end -->"
 SCORES = {
     "table3": pd.DataFrame(
         [["printed", "LMF [24]", "0.343", "0.517 ± 0.006 (n=2)"], ["own", "BiLSTM", "—", "0.256 ± 0.001 (n=2)"],
@@ -48,7 +49,7 @@ def exports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     (tmp_path / "checkout").mkdir()
-    (tmp_path / "checkout" / "README.md").write_text(f"# Title\n\n{publish.BEGIN}old\n{publish.END}\nThe end.\n")
+    (tmp_path / "checkout" / "README.md").write_text(f"# Title\n\n{BEGIN}old\n{END}\nThe end.\n")
     return tmp_path / "checkout"
 
 
@@ -73,7 +74,7 @@ def test_a_whole_folder_is_published_and_shown(exports: Path, checkout: Path):
     assert there == {path.relative_to(exports): path.read_bytes() for path in wanted}
     text = (checkout / "README.md").read_text(encoding="utf-8")
     assert text.startswith("# Title\n") and text.endswith("\nThe end.\n") and "old\n" not in text
-    shown = text.partition(publish.BEGIN)[2]
+    shown = text.partition(BEGIN)[2]
     assert "nothing here speaks for or against the paper" in shown and "seeds 1, 2" in shown
     assert [line for line in shown.splitlines() if line.startswith("|")] == [
         "||SIMS-V2 MAE, paper|a corpus, this run|MELD WF1 (%), paper|a corpus, this run|",
@@ -148,7 +149,7 @@ def test_the_command_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_a_readme_without_its_marks_is_left_alone(exports: Path, checkout: Path):
-    (checkout / "README.md").write_text(f"# Title\n{publish.END}{publish.BEGIN}")
+    (checkout / "README.md").write_text(f"# Title\n{END}{BEGIN}")
     with pytest.raises(ValueError, match="expected one line <!-- results: begin -->"):
         publish.publish("demo", checkout)
     assert not (checkout / "figures").exists()

@@ -14,12 +14,13 @@ import pandas as pd
 import torch
 
 from cmpta_lib import files
-from cmpta_lib.benchmark.options import CORPORA, Options
+from cmpta_lib.benchmark.options import BACKBONES, CORPORA, Options
 from cmpta_lib.benchmark.times import ANCESTOR, FLOOR, OURS, PARTS, Times
 from cmpta_lib.benchmark.timing import Spread
 from cmpta_lib.runs import provenance
 
 FOLDER = "benchmark"  # below figures/
+SPEED = "speed"  # what the README's marks around it are called
 SHOWN = {  # column -> heading on screen
     "corpus": "lengths of",
     "step_ms": "step ms",
@@ -32,6 +33,7 @@ SHOWN = {  # column -> heading on screen
     "ancestor_over_answer": "ancestor/answer",
     "memory_over_ancestor": "memory/ancestor",
 }
+_WHAT = {"tiny": "The embedded LLM's size", "slice": "Four layers of Qwen-1.8B's width", "full": "Qwen-1.8B's shape"}
 Peaks = Mapping[str, Mapping[str, float]]  # contender -> what `peak.measured` says
 
 
@@ -129,14 +131,37 @@ def stored(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def publish(root: Path = files.ROOT) -> str:
-    """Copy all measurements that are stored into the published figures; says what was done.
+    """Copy all measurements that are stored into the published figures, and let the README show them; says what was done.
 
     Raises:
         FileNotFoundError: there are none.
+        ValueError: the README has no place for them.
     """
     source, target = files.figures_folder() / FOLDER, root / "figures" / files.PUBLISHED / FOLDER
     if not any(source.glob("*.json")):
         raise FileNotFoundError(f"{source}: no measurement is stored there; call `cmpta benchmark` first")
+    files.split(root / "README.md", SPEED)  # before anything is copied
     with files.writing(target):
         shutil.copytree(source, target, dirs_exist_ok=True)
-    return f"{sum(1 for _ in source.iterdir())} files of {source} are now in {target}; commit them"
+    files.put(root / "README.md", SPEED, in_readme(stored(target)))
+    return f"{sum(1 for _ in source.iterdir())} files of {source} are now in {target}, and README.md shows them; commit both"
+
+
+def in_readme(measured: Mapping[str, Mapping[str, Any]]) -> str:
+    """The largest backbone's rows at the smallest batch, as Markdown, and what they were measured on."""
+    tables = [one for one in measured.values() if one["rows"] and "step_ms" in one["rows"][0]]
+    if not tables:
+        return "Not measured: `cmpta benchmark --backbone slice`."
+    chosen = max(tables, key=lambda one: (BACKBONES.index(one["rows"][0]["backbone"]), len(one["rows"])))
+    batch = min(row["batch"] for row in chosen["rows"])
+    lines = ["||step|bare LLM (floor)|MSE-Adapter's way|answer per clip|its `generate`|peak memory|", "|-|-|-|-|-|-|-|"]
+    for row in (row for row in chosen["rows"] if row["batch"] == batch):
+        memory = f"{row['ours_peak_gb']:.1f} GB, its {row['ancestor_peak_gb']:.1f}" if "ours_peak_gb" in row else "—"
+        lines.append(
+            f"|{row['corpus']}|{row['step_ms']:,.0f} ms|{row['floor_ms']:,.0f} ms|{row['ancestor_step_ms']:,.0f} ms"
+            f"|{row['answer_ms']:.0f} ms|{row['ancestor_answer_ms']:.0f} ms|{memory}|"
+        )
+    about, first = chosen["about"], chosen["rows"][0]
+    what = _WHAT[first["backbone"]]
+    where = f"{about['hardware']}, {about['threads']} threads, {about['date']}"
+    return "\n".join([f"{what}, random weights, batch {batch}, D {first['dim']}; {where}:", "", *lines])

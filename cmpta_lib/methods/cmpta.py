@@ -52,13 +52,17 @@ class TemporalAlignment(nn.Module):
         self.register_buffer("feature_mean", torch.zeros(features))
         self.register_buffer("feature_std", torch.ones(features))
 
-    def forward(self, frames: Tensor, lengths: Tensor, layout: Ragged | None = None) -> Tensor:
-        """frames (B, T, F) float32, zero-padded at the end; lengths (B,), 0 = absent -> (B, T, D), zero beyond length."""
-        layout = layout or Ragged.of(lengths, frames.shape[1])
-        return layout.padded(self.real(frames, layout))
+    def forward(self, frames: Tensor, lengths: Tensor, layout: Ragged | None = None, padded: bool = True) -> Tensor:
+        """Nothing is computed of a padded frame.
 
-    def real(self, frames: Tensor, layout: Ragged) -> Tensor:
-        """frames (B, T, F) -> (N, D): the real frames of all clips end to end; nothing is computed of the others."""
+        Args:
+            frames: (B, T, F) float32, zero-padded at the end.
+            lengths: (B,), 0 = absent.
+            layout: where the real frames lie; made of the lengths where it is not given.
+        Returns:
+            (B, T, D), zero beyond each length; not `padded`: (N, D), the real frames of all clips end to end.
+        """
+        layout = layout or Ragged.of(lengths, frames.shape[1])
         scaled = (frames - self.feature_mean) / self.feature_std  # register 16
         if self.kind == "linear":
             hidden = layout.packed(scaled)
@@ -67,7 +71,7 @@ class TemporalAlignment(nn.Module):
         else:
             hidden = read_in_order([self.forward_lstm, self.backward_lstm], scaled, layout)  # eq 4
         aligned: Tensor = self.dropout(self.norm(self.linear(hidden)))  # eq 5
-        return aligned
+        return layout.padded(aligned) if padded else aligned
 
 
 class CrossModalAttention(nn.Module):
@@ -246,7 +250,7 @@ class CMPTAdapter(TokenMaker):
         layouts = layouts or {name: Ragged.of(lengths[name], padded[name].shape[1]) for name in padded}
         sequences = {}
         for name in ("audio", "vision"):
-            sequences[name] = cast(TemporalAlignment, self.alignment[name]).real(padded[name], layouts[name])
+            sequences[name] = self.alignment[name](padded[name], lengths[name], layouts[name], padded=False)
         weights: dict[str, Tensor] = {}
         if self.config.fusion == "pooled":
             spans = self.config.num_pseudo_tokens // 2

@@ -16,7 +16,7 @@ from cmpta_lib.report.rows import PAPER_NAMES
 from cmpta_lib.study.plan import CMPTA, added, sections
 from cmpta_lib.study.profiles import PROFILES
 
-BEGIN, END = "<!-- results: begin -->\n", "<!-- results: end -->"
+RESULTS = "results"  # what the README's marks around them are called
 _SUFFIXES = (".csv", ".md", ".tex", ".pdf", ".png", ".txt", ".html")
 _SAME_SEEDS = ("table3", "table4", "table5", "table6")
 
@@ -36,7 +36,7 @@ def publish(profile: str, root: Path = ROOT) -> str:
         again = f"run `make reproduce PROFILE={profile}` to the end first"
         raise ValueError(f"{source} is not published, {again}: {'; '.join(problems)}")
     exports = [path for path in sorted(source.rglob("*")) if path.suffix in _SUFFIXES or path.name == PROVENANCE]
-    _split(root / "README.md")  # before anything is copied
+    files.split(root / "README.md", RESULTS)  # before anything is copied
     draft = target.with_name(f".{target.name}.partial")
     with files.writing(target):
         shutil.rmtree(draft, ignore_errors=True)
@@ -76,17 +76,8 @@ def rewrite_readme(root: Path = ROOT) -> None:
     Raises:
         ValueError: the marks are not there once each.
     """
-    before, after = _split(root / "README.md")
     shown = "\n\n".join(_results(root, name) for name in PROFILES if (root / "figures" / PUBLISHED / name).is_dir())
-    files.write_text(root / "README.md", f"{before}{BEGIN}{shown}\n{END}{after}")
-
-
-def _split(readme: Path) -> tuple[str, str]:
-    """What stands before and after the results."""
-    text = readme.read_text(encoding="utf-8")
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise ValueError(f"{readme}: expected one line {BEGIN.strip()} and after it one line {END.strip()}")
-    return text.partition(BEGIN)[0], text.partition(END)[2]
+    files.put(root / "README.md", RESULTS, shown)
 
 
 def _results(root: Path, profile: str) -> str:
