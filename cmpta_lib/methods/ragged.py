@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -114,6 +115,9 @@ def read_in_order(lstms: Sequence[nn.LSTM], frames: Tensor, layout: Ragged) -> T
         (of_input, *others), *_ = lstm.all_weights
         weights += [torch.cat([of_input, shut.view(-1, 1)], dim=1), *others]
     start = frames.new_zeros(len(lstms), len(rows), hidden)
-    # With biases, one layer, no dropout, in training or not, in both directions or one, batch first.
-    states, _, _ = torch.lstm(rows, (start, start), weights, True, 1, 0.0, lstms[0].training, len(lstms) == 2, True)
+    with warnings.catch_warnings():
+        # cuDNN gathers the weights into one block in each call, a few megabytes, as the extra input is not theirs.
+        warnings.filterwarnings("ignore", message="RNN module weights are not part of single contiguous chunk")
+        # With biases, one layer, no dropout, in training or not, in both directions or one, batch first.
+        states, _, _ = torch.lstm(rows, (start, start), weights, True, 1, 0.0, lstms[0].training, len(lstms) == 2, True)
     return take_once(states.flatten(0, 1), layout.links)
