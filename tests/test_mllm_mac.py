@@ -105,8 +105,10 @@ def test_without_knowledge_it_is_the_llm_with_its_pseudo_tokens(world, tools, co
 def test_before_it_is_tuned_it_answers_zero_shot(world, tools, corpora):
     corpus = corpora[world]
     first, second = (built(tools, corpus, sft=sft, knowledge="features") for sft in (True, False))
-    assert equal(answers(first, clips(corpus)), answers(second, clips(corpus)))
-    assert not equal(answers(stirred(first, "lora"), clips(corpus)), answers(second, clips(corpus)))
+    tuned, plain = (answers(method, clips(corpus)) for method in (first, second))
+    assert tuned[0] == plain[0]
+    np.testing.assert_allclose(tuned[1], plain[1], rtol=0, atol=1e-5)  # with LoRA in its layers the LLM is read whole
+    assert not np.allclose(answers(stirred(first, "lora"), clips(corpus))[1], plain[1], rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize(("modalities", "absent"), [("TA", "vision"), ("TV", "audio")])
