@@ -94,8 +94,13 @@ def about(asked: Sequence[Options]) -> dict[str, Any]:
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         **provenance.environment(threads=torch.get_num_threads()),
-        "options": [asdict(one) for one in asked],
+        "options": [_without_places(asdict(one)) for one in asked],
     }
+
+
+def _without_places(options: dict[str, Any]) -> dict[str, Any]:
+    """Files by their names: where they lie is nobody else's business."""
+    return options | {name: Path(options[name]).name for name in ("vocabulary", "annotations")}
 
 
 def title(rows: Sequence[Mapping[str, Any]], made: Mapping[str, Any]) -> str:
