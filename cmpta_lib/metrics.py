@@ -117,6 +117,8 @@ def regression_metrics(truth: ArrayLike, prediction: ArrayLike) -> dict[str, flo
     Raises:
         ValueError: unequal shapes, fewer than two samples, NaN or infinite values.
     """
+    from sklearn.metrics import f1_score, r2_score
+
     y, p = sentiment_scores(truth, "truth"), sentiment_scores(prediction, "prediction")
     _check_pair(y, p, at_least=2)
 
@@ -126,7 +128,6 @@ def regression_metrics(truth: ArrayLike, prediction: ArrayLike) -> dict[str, flo
     weak = np.abs(y) <= np.float32(_WEAK_LIMIT)
     corr_defined = bool(np.ptp(y) > 0 and np.ptp(p) > 0)
     y64, p64 = y.astype(np.float64), p.astype(np.float64)
-    halves = np.arange(len(_ACC2_EDGES) + 1)
     return {
         "mae": float(np.abs(y64 - p64).mean()),
         "corr": float(np.corrcoef(y64, p64)[0, 1]) if corr_defined else 0.0,
@@ -136,8 +137,8 @@ def regression_metrics(truth: ArrayLike, prediction: ArrayLike) -> dict[str, flo
         "acc2_weak_count": float(weak.sum()),
         "acc3": float(agreement(_ACC3_EDGES).mean()),
         "acc5": float(agreement(_ACC5_EDGES).mean()),
-        "f1_weighted": _weighted(*_f1(_bins(y, _ACC2_EDGES), _bins(p, _ACC2_EDGES), halves)),
-        "r2": _r2(y64, p64),
+        "f1_weighted": float(f1_score(_bins(y, _ACC2_EDGES), _bins(p, _ACC2_EDGES), average="weighted")),
+        "r2": float(r2_score(y64, p64)),
     }
 
 
@@ -153,37 +154,19 @@ def classification_metrics(truth: ArrayLike, prediction: ArrayLike, labels: Sequ
     Raises:
         ValueError: unequal shapes, no samples, or an index outside the label set.
     """
+    from sklearn.metrics import f1_score
+
+    classes = range(len(labels))
     y = class_indices(truth, "truth", 0, len(labels))
     p = class_indices(prediction, "prediction", UNPARSABLE, len(labels))
     _check_pair(y, p, at_least=1)
-    per_class, counts = _f1(y, p, np.arange(len(labels)))
+    per_class = f1_score(y, p, labels=classes, average=None, zero_division=0)
     return {f"f1_{label}": float(score) for label, score in zip(labels, per_class, strict=True)} | {
         "accuracy": float((y == p).mean()),
-        "f1_weighted": _weighted(per_class, counts),
+        "f1_weighted": float(f1_score(y, p, labels=classes, average="weighted", zero_division=0)),
         "f1_macro": float(per_class.mean()),
         "unparsable_count": float((p == UNPARSABLE).sum()),
     }
-
-
-# F1 and R2 as scikit-learn computes them, to the bit (`test_scores_are_scikit_learns`): it takes a second to import, in
-# every process that trains or shows a number.
-def _f1(truth: NDArray, prediction: NDArray, classes: NDArray) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """(C,) F1 of each class, 0 where it is undefined, and (C,) how often each is the truth."""
-    true, answered = (values[:, None] == classes for values in (truth, prediction))
-    counts = true.sum(0)
-    given = counts + answered.sum(0)
-    return 2 * (true & answered).sum(0) / np.where(given == 0, 1, given), counts
-
-
-def _weighted(per_class: NDArray[np.float64], counts: NDArray[np.int64]) -> float:
-    """Eq 11."""
-    return float(np.average(per_class, weights=counts))
-
-
-def _r2(truth: NDArray[np.float64], prediction: NDArray[np.float64]) -> float:
-    """Share of the truth's variance that is explained; where it has none: 1 if all is right, else 0."""
-    missed, spread = (((truth - other) ** 2).sum() for other in (prediction, truth.mean()))
-    return float(1 - missed / spread) if spread else float(not missed)
 
 
 def _bins(scores: NDArray[np.float32], edges: Sequence[float]) -> NDArray[np.intp]:
