@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +18,8 @@ from cmpta_lib.config import RunConfig
 from cmpta_lib.data.corpus import Inputs, Split
 from cmpta_lib.methods.base import Batch, Tools
 from cmpta_lib.methods.registry import register
+
+PATIENCE_S = 300.0
 
 
 class HaltingConfig(small_method.SmallConfig):
@@ -33,8 +36,7 @@ class HaltingMethod(small_method.SmallMethod):
         super().fit(train)
         with open(self.gates / f"begun-{self.seed}", "a") as file:  # by which copy of the code
             print(Path(cmpta_lib.__file__).parents[1], file=file)
-        while (self.gates / "together").exists() and len(list(self.gates.glob("begun-*"))) < 2:
-            time.sleep(0.02)
+        wait_while(lambda: (self.gates / "together").exists() and len(list(self.gates.glob("begun-*"))) < 2)
 
     def after_step(self, batch: Batch, epoch: int) -> None:
         super().after_step(batch, epoch)
@@ -44,9 +46,20 @@ class HaltingMethod(small_method.SmallMethod):
             os.kill(os.getpid(), 9)
         if (self.gates / f"raise-{self.seed}").exists():
             raise ValueError("as it was told")
-        while (self.gates / f"wait-{self.seed}").exists():
-            (self.gates / f"at-{self.seed}").write_text(str(os.getpid()))
-            time.sleep(0.02)
+        if (self.gates / f"wait-{self.seed}").exists():
+            written = self.gates / f"at-{self.seed}.new"
+            written.write_text(str(os.getpid()))
+            written.replace(self.gates / f"at-{self.seed}")  # whoever reads it reads a whole number
+            wait_while((self.gates / f"wait-{self.seed}").exists)
+
+
+def wait_while(condition: Callable[[], bool]) -> None:
+    """Wait for a test's next move; a test that has failed meanwhile makes none, and nothing may wait for it for ever."""
+    began = time.monotonic()
+    while condition():
+        if time.monotonic() - began > PATIENCE_S:
+            raise TimeoutError(f"no test moved this run on within {PATIENCE_S:g} s")
+        time.sleep(0.02)
 
 
 register(HaltingConfig, HaltingMethod, row="halting")

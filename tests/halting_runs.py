@@ -21,6 +21,7 @@ from cmpta_lib.study.profiles import SMOKE_SIZES
 
 ROOT = Path(__file__).parents[1]
 RESULTS = (HISTORY, WEIGHTS, PREDICTIONS, METRICS)  # what must be the same, byte for byte
+COMES_S = 240.0  # until a run is where it waits: on a cold, busy machine Ray and torch alone take a minute to start
 EXTRAS = {"ray": "ray", "submitit-local": "submitit", "slurm": "submitit"}
 
 
@@ -60,7 +61,7 @@ def waiting(gates: Path, *seeds: int) -> None:
 def process_at(gates: Path, seed: int) -> int:
     """The process that waits within this run, once it does."""
     place = gates / f"at-{seed}"
-    until(lambda: place.exists() and place.read_text(), 60)
+    until(place.exists, COMES_S)
     return int(place.read_text())
 
 

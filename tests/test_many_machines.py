@@ -45,6 +45,7 @@ def test_a_worker_that_dies_costs_no_epoch_and_no_other_run(name, halting, gates
     engine = engines.engine_of(name, 2, {"retries": 1})
     failures = engine.run(runs, folder, lambda run, event: events.append((run.config.seed, event)))
     hand.join(1)
+    assert not hand.is_alive() and not list(gates.glob("wait-*")), "every strike was made"
     reasons = {failure.run.config.seed: failure.reason for failure in failures}
     assert reasons.keys() == {DYING, RAISING} and reasons[RAISING] == "ValueError: as it was told"
     assert reasons[DYING].endswith(", 2 times without another finished epoch")

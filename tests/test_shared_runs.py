@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from halting_runs import ROOT, needed, process_at, same_bytes, waiting
+from halting_runs import COMES_S, ROOT, needed, process_at, same_bytes, waiting
 from test_engines import gone, until
 
 from cmpta_lib.runs import engines
@@ -73,7 +73,7 @@ def test_two_checkouts_share_the_runs_of_one_folder(halting, gates, tmp_path):
     for checkout in checkouts:
         shutil.copytree(ROOT / "cmpta_lib", checkout / "cmpta_lib", ignore=shutil.ignore_patterns("__pycache__"))
     askers = [asking("processes", runs, 1, checkout) for checkout in checkouts]
-    assert [asker.wait(100) for asker in askers] == [0, 0], (runs[0].folder.parent / "said").read_text()
+    assert [asker.wait(COMES_S) for asker in askers] == [0, 0], (runs[0].folder.parent / "said").read_text()
     begun = [(gates / f"begun-{run.config.seed}").read_text().split() for run in runs]
     assert [len(places) for places in begun] == [1] * 4, "each run was made once"
     assert {place for places in begun for place in places} == {str(checkout) for checkout in checkouts}
