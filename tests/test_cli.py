@@ -371,7 +371,8 @@ def test_a_damaged_corpus_stops_only_its_own_runs_and_notebooks(executed, monkey
 
     monkeypatch.setattr(Study, "corpus", opened)
     assert main(["reproduce", "--only", "02", "05"]) == 1
-    assert [step[0] for step in executed] == ["ensure", "02_model", "05_table4_meld", "report"]
+    first, *notebooks, last = (step[0] for step in executed)  # two notebooks at once begin in any order
+    assert (first, sorted(notebooks), last) == ("ensure", ["02_model", "05_table4_meld"], "report")
     assert executed[-1] == ("report", ["meld"])
     assert capsys.readouterr().err.splitlines()[1:] == [
         "- corpus/audio.f32 is not the file that was written; remove the folder corpus and call again"
@@ -388,7 +389,8 @@ def test_failed_runs_leave_the_notebooks_and_the_report(executed, monkeypatch, c
     monkeypatch.setenv(KEEP_FAILED, "")
     monkeypatch.setattr(Study, "ensure", fail)
     assert main(["reproduce", "--only", "02", "03"]) == 1
-    assert [step[0] for step in executed][2:] == ["02_model", "03_training", "report"]
+    *notebooks, last = (step[0] for step in executed[2:])
+    assert (sorted(notebooks), last) == (["02_model", "03_training"], "report")
     assert capsys.readouterr().err.splitlines()[1:] == ["- sims-1: out of memory", "- sims-2: gone"]
     assert os.environ[KEEP_FAILED], "the notebooks must not try for hours again"
 

@@ -18,11 +18,12 @@ from cmpta_lib.cli import interruption
 
 ROOT = Path(__file__).parents[1]
 SOON_S = 3.0
-# A script may ignore SIGINT for its background jobs, and so may whoever runs these tests.
+# A script may ignore SIGINT for its background jobs, `nohup` SIGHUP, and so may whoever runs these tests.
 COMMAND = """
 import signal, sys
 from pathlib import Path
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 from cmpta_lib.cli import __main__, notebooks
 folder = Path(sys.argv[1])
 def run(arguments):
