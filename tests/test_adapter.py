@@ -166,6 +166,29 @@ def test_clip_by_clip_gives_what_a_padded_batch_gives_and_its_gradients(absent, 
         close(looped, padded_one, atol=2e-5)
 
 
+@pytest.mark.parametrize("alignment", ALIGNMENTS)
+@pytest.mark.parametrize("summary", ["mean", "max"])
+def test_what_is_forgotten_is_made_again_bit_for_bit(alignment, summary, monkeypatch):
+    """Memory is all that it costs or saves: the same tokens, gradients and random numbers, dropout included."""
+    found, kept = [], []
+    for most in (cmpta.MOST_KEPT, -1):
+        monkeypatch.setattr(cmpta, "MOST_KEPT", most)
+        adapter = build(alignment=alignment, summary=summary, dropout=0.3).train()
+        torch.manual_seed(4)
+        kept.append(0)
+
+        def keep(tensor: Tensor) -> Tensor:
+            kept[-1] += tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            tokens, _ = adapter(**batch())
+        tokens.square().sum().backward()
+        found.append([tokens, *(weight.grad for weight in adapter.parameters()), torch.rand(3)])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+    assert kept[1] < kept[0]
+
+
 @torch.no_grad()
 def test_attention_weights_sum_to_one_on_real_frames_and_are_zero_on_padding():
     adapter, given = build(), batch(LENGTHS | {"vision": [2, 0, 1]}, extra=3)

@@ -38,6 +38,11 @@ class Marks:
         event.record()
         self.set.append((name, event))
 
+    @property
+    def is_way_back(self) -> bool:
+        """Whether the loss has been found."""
+        return any(name == "loss" for name, _ in self.set)
+
     def milliseconds(self) -> Iterator[tuple[str, str, float]]:
         """Neighbouring marks and what lies between them; forgets them all."""
         if self.on_gpu:
@@ -118,12 +123,14 @@ def _between(module: torch.nn.Module, name: str, marks: Marks, of_input: bool = 
     """Marks where a module begins and returns, and where the gradient of what it put out, or was given, has come."""
 
     def before(_: Any, given: tuple[Any, ...]) -> None:
+        if marks.is_way_back:  # what is made again there belongs to it
+            return
         marks(f"{name} in")
         if of_input:
             _on_gradient(given[0], f"{name} gradient", marks)
 
     def after(_: Any, __: Any, put_out: Any) -> None:
-        if of_input:
+        if of_input or marks.is_way_back:
             return
         marks(f"{name} out")
         _on_gradient(put_out, f"{name} gradient", marks)

@@ -5,12 +5,13 @@ Shapes: B clips, T frames, F raw features, L text tokens, D adapter width, E LLM
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import cache
+from collections.abc import Callable, Mapping
+from functools import cache, partial
 from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from cmpta_lib.config import CmptaConfig
 from cmpta_lib.data.corpus import Inputs, Modality
@@ -29,6 +30,8 @@ PAIRS: dict[str, Pair] = {  # eq 8, in the order in which the LLM reads them
 }
 MODALITIES = ("text", "vision", "audio")
 WORTH_A_LOOP = 1 << 20  # scores of padding in a batch, above which a CPU is faster clip by clip
+KEPT = 40  # numbers that a frame leaves behind for the way back, in widths D, about
+MOST_KEPT = 1 << 24  # numbers; above, a CPU, whose memory is everybody's, keeps none of them while the LLM is read
 VECTOR = 16  # a CPU's softmax is ten times slower over fewer numbers that lie side by side than over a column of them
 
 
@@ -248,9 +251,9 @@ class CMPTAdapter(TokenMaker):
         padded = {"text": text, "audio": audio, "vision": vision}
         lengths = {"text": text_lengths, "audio": audio_lengths, "vision": vision_lengths}
         layouts = layouts or {name: Ragged.of(lengths[name], padded[name].shape[1]) for name in padded}
-        sequences = {}
+        run, sequences = self._remembering(layouts, text.device), {}
         for name in ("audio", "vision"):
-            sequences[name] = self.alignment[name](padded[name], lengths[name], layouts[name], padded=False)
+            sequences[name] = run(self.alignment[name], padded[name], lengths[name], layouts[name], False)
         weights: dict[str, Tensor] = {}
         if self.config.fusion == "pooled":
             spans = self.config.num_pseudo_tokens // 2
@@ -264,13 +267,19 @@ class CMPTAdapter(TokenMaker):
                 best = (_maximum(attended[name], layouts[y]) for name, (y, _) in PAIRS.items())
                 summaries = torch.stack([*best], dim=1)
             else:
-                summaries = self.attention.means(sequences, layouts)
+                summaries = run(self.attention.means, sequences, layouts)
         tokens = self.to_llm(self.summary_norm(summaries))
         if hasattr(self, "token_mix"):
             tokens = torch.einsum("kp,bpe->bke", self.token_mix, tokens)
         elif self.config.fusion == "cross_modal":
             tokens = tokens[:, torch.arange(self.num_tokens, device=tokens.device) % len(PAIRS)]
         return tokens, weights
+
+    def _remembering(self, layouts: Mapping[str, Ragged], device: torch.device) -> Callable[..., Tensor]:
+        """How a part is run: as it is, or so that what it needs on the way back is made again there, bit for bit."""
+        numbers = KEPT * self.config.dim * sum(len(layouts[name].slots) for name in ("audio", "vision"))
+        is_kept = device.type != "cpu" or numbers <= MOST_KEPT
+        return (lambda part, *given: part(*given)) if is_kept else partial(checkpoint, use_reentrant=False)
 
 
 def _maximum(attended: Tensor, y: Ragged) -> Tensor:
