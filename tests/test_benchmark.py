@@ -124,6 +124,9 @@ def test_operations_count_every_layer_for_all_tokens_and_the_head_for_answers(co
     layer = 4 * shape.hidden**2 + 3 * shape.hidden * shape.mlp
     head = len(inputs.targets) * shape.hidden * shape.vocabulary
     assert floor.operations(contest.llm, inputs) == 4 * (inputs.tokens * shape.layers * layer + head)
+    with shares.products(contest.llm.model, shares.Marks(contest.llm.device)) as counted:
+        floor.step(contest.llm, inputs)
+    assert sum(counted) == floor.operations(contest.llm, inputs), "counted as they come, they are as many"
 
 
 # --- clips and tokens -------------------------------------------------------------------------------------------------
@@ -171,8 +174,10 @@ def test_a_smaller_table_keeps_tokens_apart():
 
 def test_every_part_of_a_step_is_seen_and_nothing_stays_behind(contest: Contest):
     ours = contest.ours
-    parts = shares.step_parts(ours.method, ours.optimizer, lambda: ours.step(contest.batches[0]))
+    parts, operations = shares.step_parts(ours.method, ours.optimizer, lambda: ours.step(contest.batches[0]))
     assert set(parts) == set(PARTS) and min(parts.values()) > 0
+    whole = floor.operations(contest.llm, contest.given(contest.batches[0]))
+    assert 0.3 * whole < operations < 0.9 * whole, "what no logit needs is left out"
     assert "collate" not in vars(ours.method) and "loss" not in vars(ours.method)
     assert not ours.method.maker._forward_hooks and not contest.llm.model.get_output_embeddings()._forward_pre_hooks
 
@@ -194,6 +199,7 @@ def times() -> Times:
         parts=[dict.fromkeys(PARTS, 1.0)],
         tokens=[100, 200, 300],
         frames=[10, 20, 30],
+        products=[3e9],
         operations=[2e9, 4e9, 6e9],
         peak_rate=4e11,
     )
@@ -208,7 +214,7 @@ def test_a_row_holds_medians_ratios_and_shares():
     assert row["tokens_per_second"] == pytest.approx(600 / 0.09)
     assert sum(row[f"share {part}"] for part in PARTS) == pytest.approx(1)
     assert row["floor_of_matmul_peak"] == pytest.approx(12e9 / 0.06 / 4e11)
-    assert row["llm_part_of_matmul_peak"] == pytest.approx(4e9 / (0.03 * 3 / 7) / 4e11)
+    assert row["llm_part_of_matmul_peak"] == pytest.approx(3e9 / 0.003 / 4e11)
     assert row["memory_over_ancestor"] == 0.5 and row["peak_over_ancestor"] == 1
     assert "memory_over_ancestor" not in table.row(SMALL, times(), {n: {"peak": 2.0, "growth": 0.0} for n in CONTENDERS})
 

@@ -55,7 +55,9 @@ class Contest:
                 self._answer(_subset(part, np.arange(min(len(part), self.options.batch_size))), Times())
             self._answer(part, times)
         for batch in self.batches[warm_up:]:
-            times.parts.append(self._parts(batch))
+            parts, operations = self._parts(batch)
+            times.parts.append(parts)
+            times.products.append(operations)
         times.peak_rate = matmul_peak(self.llm.device, self.llm.embedding.weight.dtype)
         return times
 
@@ -96,7 +98,7 @@ class Contest:
         times.frames.append(self.frames(batch))
         times.operations.append(floor.operations(self.llm, inputs))
 
-    def _parts(self, batch: Sequence[int]) -> dict[str, float]:
+    def _parts(self, batch: Sequence[int]) -> tuple[dict[str, float], float]:
         self.ours.method.module.train()
         return shares.step_parts(self.ours.method, self.ours.optimizer, lambda: self.ours.step(batch))
 

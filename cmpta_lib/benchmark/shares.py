@@ -77,14 +77,35 @@ def parts_of(marks: Marks) -> dict[str, float]:
     return spent
 
 
-def step_parts(method: PromptedLM, optimizer: torch.optim.Optimizer, step: Callable[[], object]) -> dict[str, float]:
-    """Milliseconds of each of `PARTS` in one call of `step`, which trains `method` with `optimizer` once."""
+def step_parts(
+    method: PromptedLM, optimizer: torch.optim.Optimizer, step: Callable[[], object]
+) -> tuple[dict[str, float], float]:
+    """Of one call of `step`, which trains `method` with `optimizer` once: milliseconds of each of `PARTS`, and the
+    floating-point operations that it spent in products with the LLM's weights."""
     marks = Marks(method.llm.device)
-    with _watched(method, optimizer, marks):
+    with _watched(method, optimizer, marks), products(method.llm.model, marks) as operations:
         marks("step")
         step()
         marks("end")
-    return parts_of(marks)
+    return parts_of(marks), sum(operations)
+
+
+@contextmanager
+def products(model: torch.nn.Module, marks: Marks) -> Iterator[list[float]]:
+    """Operations of each product with a frozen weight: forward, and where a gradient is wanted back to the input."""
+    done: list[float] = []
+
+    def count(layer: Any, given: tuple[Any, ...], _: Any) -> None:
+        (into,) = given
+        once = 2.0 * (into.numel() // into.shape[-1]) * layer.weight.numel()
+        done.append(once * (2 if into.requires_grad and not marks.is_way_back else 1))
+
+    hooks = [one.register_forward_hook(count) for one in model.modules() if isinstance(one, torch.nn.Linear)]
+    try:
+        yield done
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @contextmanager

@@ -41,8 +41,9 @@ def row(options: Options, times: Times, peaks: Peaks | None = None) -> dict[str,
     """One line: settings, medians with interquartile ranges, ratios, shares, memory.
 
     Times are milliseconds, of a step or a clip; medians over the timed steps. Answers are means over the timed evaluation
-    batches, which are few and of different lengths. The LLM's part of a step is reckoned with the plain path's operations,
-    whatever of them a faster path leaves out. Ratios of memory compare what the steps take above what was loaded.
+    batches, which are few and of different lengths. Of the matrix products' peak, the floor and the LLM's part of a step
+    reach what their own products with the LLM's weights make of their own time. `memory_over_ancestor` compares what the
+    steps take above what was loaded, `peak_over_ancestor` all of it.
     """
     step, floor, ancestor = (Spread.of(times.steps[name]) for name in (OURS, FLOOR, ANCESTOR))
     answer, generated = (sum(times.answers[name]) / len(times.answers[name]) for name in (OURS, ANCESTOR))
@@ -72,8 +73,8 @@ def row(options: Options, times: Times, peaks: Peaks | None = None) -> dict[str,
     spent = {part: sum(one[part] for one in times.parts) for part in PARTS}
     found |= {f"share {part}": value / sum(spent.values()) for part, value in spent.items()}
     floor_rate = sum(times.operations) / (sum(times.steps[FLOOR]) / 1000)
-    in_llm = sum(found[f"share {part}"] for part in ("LLM forward", "LLM backward", "head and loss"))
-    llm_rate = Spread.of(times.operations).median / (in_llm * step.median / 1000)
+    in_llm = sum(spent[part] for part in ("LLM forward", "LLM backward", "head and loss"))
+    llm_rate = sum(times.products) / (in_llm / 1000)
     found |= {
         "matmul_peak_tflops": times.peak_rate / 1e12,
         "floor_of_matmul_peak": floor_rate / times.peak_rate,

@@ -17,5 +17,6 @@ class Times:
     parts: list[dict[str, float]] = field(default_factory=list)  # of our steps, by part
     tokens: list[int] = field(default_factory=list)  # real positions that the LLM reads in each step
     frames: list[int] = field(default_factory=list)  # real frames of voice and face in it
+    products: list[float] = field(default_factory=list)  # operations with the LLM's weights in each of these
     operations: list[float] = field(default_factory=list)  # of each floor step
     peak_rate: float = 0.0  # floating-point operations a second of a large product
