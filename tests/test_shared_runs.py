@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 from halting_runs import COMES_S, ROOT, needed, process_at, same_bytes, waiting
 from test_engines import gone, until
@@ -62,6 +63,27 @@ def test_calling_again_after_who_asked_was_ended_gives_the_same_bytes(ending, ha
         asker.kill()
         asker.wait()
         (gates / "wait-11").unlink()  # a job that outlives a killed asker ends its run, and the next call waits for it
+    ensure(runs, runs[0].folder.parent, 1)
+    assert same_bytes(runs, halting)
+
+
+@pytest.mark.slow  # a real Ray
+def test_a_raylet_that_dies_is_named_once_and_calling_again_gives_the_same_bytes(halting, gates):
+    needed("ray")
+    runs = halting(31, 32, 33)
+    waiting(gates, 31)
+    asker = asking("ray", runs, 1)
+    try:
+        process_at(gates, 31)
+        (raylet,) = (child for child in psutil.Process(asker.pid).children(recursive=True) if child.name() == "raylet")
+        raylet.kill()
+        (gates / "wait-31").unlink()  # what is under way may end well, or die with its raylet
+        assert asker.wait(COMES_S)
+    finally:
+        asker.kill()
+        asker.wait()
+    said = (runs[0].folder.parent / "said").read_text()
+    assert said.count("the raylet, has died") == 1 and "of 3 runs are left. Finished epochs are kept: call again." in said
     ensure(runs, runs[0].folder.parent, 1)
     assert same_bytes(runs, halting)
 

@@ -22,7 +22,7 @@ from typing import IO, Any
 from cmpta_lib import files
 from cmpta_lib.files import ROOT
 from cmpta_lib.methods import registry
-from cmpta_lib.runs import machine
+from cmpta_lib.runs import machine, sharing
 from cmpta_lib.runs.engines import RETRY_S, Failure, Report, checked_jobs, one_line, record_death
 from cmpta_lib.runs.store import Run
 
@@ -49,10 +49,9 @@ class Processes:
         Raises:
             OSError: the log cannot be written.
         """
-        gpus = machine.gpu_count()
-        count = min(len(runs), self.jobs or gpus or os.cpu_count() or 1)
+        count = min(len(runs), self.jobs or sharing.usual())
         with _log(root) as log:
-            pool = _Pool(runs, root, report, log, gpus)
+            pool = _Pool(runs, root, report, log, machine.gpu_count())
             try:
                 pool.work(count)
             finally:

@@ -55,7 +55,7 @@ class Ray:
         """As `engines.Engine.run`.
 
         Raises:
-            ConnectionError: the cluster at `address` does not answer.
+            ConnectionError: the cluster at `address` does not answer, or Ray's daemon here dies.
             ValueError: runs ask for GPUs that the cluster does not have.
         """
         with self._connected(runs), remote.job_folder(root) as folder:
@@ -115,7 +115,7 @@ class _Tasks:
     def __init__(self, gpus: float) -> None:
         import ray
 
-        self.gpus = gpus
+        self.gpus, self.lost = gpus, ""
         self.most_cores = max((node["Resources"].get("CPU", 1) for node in ray.nodes() if node["Alive"]), default=1)
         # A dead worker's run is tried again by `Dispatch`, which says so; Ray itself would do it in silence.
         self.function = ray.remote(max_retries=0)(_make)
@@ -126,7 +126,7 @@ class _Tasks:
 
     def ended(self, job: Any) -> str:
         import ray
-        from ray.exceptions import RayError, RayTaskError
+        from ray.exceptions import LocalRayletDiedError, RayError, RayTaskError
 
         ready, _ = ray.wait([job], timeout=0)
         if not ready:
@@ -135,6 +135,9 @@ class _Tasks:
             ray.get(job)
         except RayTaskError as error:
             return f"its worker ended with {one_line(str(error.cause))}"
+        except LocalRayletDiedError:
+            self.lost = "Ray's daemon on this machine, the raylet, has died, and nothing more can be started through it"
+            return "its raylet died"
         except RayError as error:
             return f"its worker died ({type(error).__name__}: {one_line(str(error)).partition('. ')[0]})"
         return "its worker ended without a word"

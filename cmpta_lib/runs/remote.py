@@ -77,6 +77,7 @@ class Backend(Protocol):
     """Something that makes single attempts."""
 
     patience_s: float  # after a job's end, until what it wrote last can be read here
+    lost: str = ""  # why no further attempt can be made; what is under way may still end well
 
     def submit(self, attempt: Attempt, run: Run) -> Any:
         """Start it, or put it into a queue; returns a handle."""
@@ -132,11 +133,19 @@ class Dispatch:
         self.count = itertools.count()
 
     def work(self, runs: Sequence[Run]) -> list[Failure]:
-        """Until every run is finished or failed; what was started is ended, however this ends."""
+        """Until every run is finished or failed; what was started is ended, however this ends.
+
+        Raises:
+            ConnectionError: no further attempt can be made, and runs are left.
+        """
         self.waiting.extend((0.0, run) for run in runs)
         try:
             while self.waiting or self.jobs:
-                self.hand_out()
+                if not self.backend.lost:
+                    self.hand_out()
+                elif not self.jobs:
+                    left = f"{len(self.waiting)} of {len(runs)} runs are left"
+                    raise ConnectionError(f"{self.backend.lost}; {left}. Finished epochs are kept: call again.")
                 for job in list(self.jobs):
                     self.look(job)
                 time.sleep(POLL_S)
@@ -191,6 +200,10 @@ class Dispatch:
 
     def bury(self, run: Run, how: str) -> None:
         """A worker or its machine died: the run is tried again, wherever there is room, as long as that leads somewhere."""
+        if self.backend.lost:  # not the run's doing
+            self.report(run, {"event": "busy"})
+            self.waiting.append((0.0, run))
+            return
         finished = store.finished_epochs(run.folder)
         if finished > self.reached.get(run.folder, -1):
             self.reached[run.folder], self.deaths[run.folder] = finished, 0

@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 
-from cmpta_lib.runs import machine, remote
+from cmpta_lib.runs import machine, remote, sharing
 from cmpta_lib.runs.engines import Failure, Report, checked_jobs, needs_extra, one_line
 from cmpta_lib.runs.remote import Attempt, Dispatch
 from cmpta_lib.runs.store import Run
@@ -95,13 +95,14 @@ class SubmititLocal(Slurm):
         return _LocalJobs(self._executor(folder))
 
     def _at_a_time(self) -> int:
-        return self.jobs or machine.gpu_count() or os.cpu_count() or 1
+        return self.jobs or sharing.usual()
 
 
 class _Jobs:
     """`remote.Backend` on a submitit executor."""
 
     patience_s = 30.0  # a network file system's, before a job counts as lost
+    lost = ""
 
     def __init__(self, executor: Any) -> None:
         self.executor = executor
