@@ -50,7 +50,9 @@ def figures(stored: Stored) -> Iterator[PageFigure]:
         for batch in dict.fromkeys(row["batch"] for row in one["rows"]):
             rows = [row for row in one["rows"] if row["batch"] == batch]
             yield plots.costs(rows, table.title(rows, one["about"]))
+    published = ROOT / "figures" / PUBLISHED / table.FOLDER
     workers = plots.read_workers(figures_folder() / table.FOLDER)
+    workers = plots.read_workers(published) if workers is None else workers
     for name, one in stored.items():
         if name.startswith(SCALING):
             yield plots.growth(one["rows"], table.title(one["about"]["options"], one["about"]), workers)
