@@ -82,7 +82,7 @@ def growth(rows: Sequence[Mapping[str, Any]], where: str, workers: pd.DataFrame 
             for engine, colour in zip(sorted(set(workers["engine"])), (GREEN, BLUE, VERMILLION, SKY), strict=False):
                 table = workers[workers["engine"] == engine]
                 axes.plot(table["workers"], table["speed_up"], "o-", color=colour, markersize=3, label=engine)
-            axes.set(xlabel="workers", ylabel="speed-up over one")
+            axes.set(xlabel="workers", ylabel="speed-up over one", xticks=sorted(set(workers["workers"])))
             axes.legend()
         figure.axes[0].legend()
     return figure
