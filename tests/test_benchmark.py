@@ -285,7 +285,7 @@ def test_a_page_shows_what_is_stored_and_how_to_make_the_rest(tmp_path: Path, mo
     table.store(folder, "scaling-tiny", curve(), about)
     shown = page.overview(page.measurements())
     assert list(shown["backbone"]) == ["full", "full", "tiny", "slice"] and list(shown["batch"][:2]) == [16, 64]
-    assert about["date"] in shown["measured on"][0] and "cmpta benchmark --backbone slice" in shown["measured on"][3]
+    assert about["date"] in shown["measured"][0] and "cmpta benchmark --backbone slice" in shown["measured"][3]
     footers = [figure.footer for figure in page.figures(page.measurements())]
     assert [("batch 16" in one, "batch 64" in one, "lengths of SIMS-V2" in one) for one in footers] == [
         (True, False, False), (False, True, False), (False, False, True),

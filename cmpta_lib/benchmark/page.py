@@ -36,10 +36,10 @@ def overview(stored: Stored) -> pd.DataFrame:
         shown.insert(0, "backbone", [row["backbone"] for row in one["rows"]])
         shown.insert(1, "batch", [row["batch"] for row in one["rows"]])
         about = one["about"]
-        shown["measured on"] = f"{about['hardware']}, {about['threads']} threads, {about['date']}, {about['commit']}"
+        shown["measured"] = f"{about['date']}, {about['commit']}"  # where, the figures say
         parts.append(shown.astype(object))
     there = {row["backbone"] for one in _whole(stored).values() for row in one["rows"]}
-    missing = [{"backbone": name, "measured on": f"not yet: {said}"} for name, said in COMMANDS.items() if name not in there]
+    missing = [{"backbone": name, "measured": f"not yet: {said}"} for name, said in COMMANDS.items() if name not in there]
     whole = pd.concat([*parts, pd.DataFrame(missing, dtype=object)], ignore_index=True)
     return whole.where(whole.notna(), "—")
 

@@ -118,7 +118,12 @@ def shown(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """The columns that matter most, rounded, for a screen."""
     table = pd.DataFrame(rows)
     table = table[[column for column in SHOWN if column in table]].rename(columns=SHOWN)
-    return table.map(lambda value: f"{value:.3g}" if isinstance(value, float) else value)
+    return table.map(lambda value: _rounded(value) if isinstance(value, float) else value)
+
+
+def _rounded(value: float) -> str:
+    """Three digits, or all before the point."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def store(folder: Path, name: str, rows: Sequence[Mapping[str, Any]], made: Mapping[str, Any]) -> list[Path]:
