@@ -16,9 +16,9 @@ __version__ = "0.1.0"
 _HOMES = {
     "Sample": "cmpta_lib.data.corpus",
     "Study": "cmpta_lib.study.study",
-    "load": "cmpta_lib.runs.trained",
+    "load": "cmpta_lib.runs.load",
     "read_folder": "data_prep.public_pickles",
-    "register": "cmpta_lib.methods.registry",
+    "register": "cmpta_lib.registry",
     "train": "cmpta_lib.study.train",
 }
 __all__ = ["Sample", "Study", "load", "read_folder", "register", "train"]

@@ -15,9 +15,8 @@ from reprlib import repr as short
 
 import numpy as np
 
-from cmpta_lib.data.checking import is_whole
+from cmpta_lib.data.checking import is_whole, problem, shown
 from cmpta_lib.data.corpus import SPLITS, Corpus, Language, Sample, Task
-from cmpta_lib.data.errors import problem, shown
 from cmpta_lib.data.store import FORMAT, load_corpus, write_corpus
 from cmpta_lib.files import reading, runs_folder
 from cmpta_lib.paper import MELD_LABELS

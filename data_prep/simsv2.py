@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from cmpta_lib.data.checking import is_number
+from cmpta_lib.data.checking import is_number, problem, shown
 from cmpta_lib.data.corpus import MODALITIES, SPLITS, Corpus, Sample, Task
-from cmpta_lib.data.errors import problem, shown
 from cmpta_lib.data.store import load_corpus, remove_leftovers, write_corpus
 from cmpta_lib.paper import TABLE1
 from data_prep import catalogue, command, hub, safe_pickle

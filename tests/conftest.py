@@ -38,8 +38,8 @@ def random_llm(num_key_value_heads: int = 4):
     from transformers.models.qwen2 import Qwen2Config, Qwen2ForCausalLM
 
     from cmpta_lib.embedded import synthetic, tiny_llm
-    from cmpta_lib.llm import frozen as backbone
-    from cmpta_lib.methods import prompts
+    from cmpta_lib.method import llm as backbone
+    from cmpta_lib.method import prompted as prompts
 
     pages = list(synthetic.documents(300))
     layouts = [prompts.Layout.of(world.task) for world in synthetic.worlds().values()]
@@ -90,7 +90,7 @@ def encoder():
 @pytest.fixture
 def tools(llm, encoder):
     """What methods are built with: the random LLM, and copies of the random BERT."""
-    from cmpta_lib.methods.base import Tools
+    from cmpta_lib.base import Tools
 
     return Tools(llm.device, lambda config: llm, lambda config: encoder.copy())
 
@@ -110,8 +110,8 @@ def small():
     """Settings of the test-only method of `small_method`, registered while the test runs."""
     import small_method
 
+    from cmpta_lib import registry
     from cmpta_lib.config import MethodConfig
-    from cmpta_lib.methods import registry
 
     MethodConfig.known["small"] = small_method.SmallConfig
     registry.register(small_method.SmallConfig, small_method.SmallMethod, row="small")

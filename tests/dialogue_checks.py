@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cmpta_lib.methods.dialogue_graph import Layout
+from cmpta_lib.baselines.dialogue import Layout
 
 
 def fill(tensors: Sequence[Tensor], scale: float, first: int = 1) -> None:

@@ -12,10 +12,8 @@ from matplotlib.transforms import Bbox
 from cmpta_lib.config import CmptaConfig
 from cmpta_lib.data.corpus import Task
 from cmpta_lib.figures import curves as plots
-from cmpta_lib.figures.calibration import calibration_figure
-from cmpta_lib.figures.confusion import confusion_figure
-from cmpta_lib.figures.page import settle
-from cmpta_lib.figures.style import figure_style
+from cmpta_lib.figures.answers import calibration_figure, confusion_figure
+from cmpta_lib.figures.style import figure_style, settle
 
 FOOTER = "Data: embedded SIMS (generated); backbone: tiny; seeds: 1111; profile: demo."
 CLASSES = ("neutral", "surprise", "fear", "sadness", "joy", "disgust", "anger")

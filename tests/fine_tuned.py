@@ -13,13 +13,14 @@ from test_gpu_waits import CPU, META, Above, Below, send_anywhere
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
+from cmpta_lib import registry
+from cmpta_lib.base import Tools
+from cmpta_lib.baselines import self_mm, supervised
+from cmpta_lib.baselines.supervised import Supervised
 from cmpta_lib.config import DataConfig, EvaluationConfig, RunConfig, TrainingConfig, override
 from cmpta_lib.data.corpus import Corpus, Inputs, Sample
 from cmpta_lib.llm.encoder import TextEncoder
-from cmpta_lib.methods import registry, self_mm, supervised
-from cmpta_lib.methods.base import Tools
-from cmpta_lib.methods.supervised import Supervised
-from cmpta_lib.training import loop
+from cmpta_lib.runs import loop
 
 WORLDS = ("embedded-sims", "embedded-meld")
 

@@ -16,7 +16,7 @@ from cmpta_lib import files, metrics
 from cmpta_lib.config import to_json
 from cmpta_lib.data.corpus import Inputs
 from cmpta_lib.embedded import recipe, synthetic
-from cmpta_lib.methods.prompts import legal_answers
+from cmpta_lib.method.prompted import legal_answers
 from cmpta_lib.runs import store
 from cmpta_lib.runs.store import Run
 from cmpta_lib.study import plan

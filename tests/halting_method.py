@@ -14,10 +14,10 @@ from typing import Literal
 import small_method
 
 import cmpta_lib
+from cmpta_lib.base import Batch, Tools
 from cmpta_lib.config import RunConfig
 from cmpta_lib.data.corpus import Inputs, Split
-from cmpta_lib.methods.base import Batch, Tools
-from cmpta_lib.methods.registry import register
+from cmpta_lib.registry import register
 
 PATIENCE_S = 300.0
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from test_engines import until
 
+from cmpta_lib import registry
 from cmpta_lib.config import DataConfig, MethodConfig, RunConfig, TrainingConfig
 from cmpta_lib.embedded import synthetic
-from cmpta_lib.methods import registry
 from cmpta_lib.runs import engines, worker
 from cmpta_lib.runs.store import HISTORY, METRICS, PREDICTIONS, WEIGHTS, Run
 from cmpta_lib.study.profiles import SMOKE_SIZES

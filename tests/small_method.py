@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from cmpta_lib.base import Batch, Loss, Method, Predictions, Tools
 from cmpta_lib.config import MethodConfig, RunConfig
 from cmpta_lib.data.corpus import Inputs, Sample, Split
-from cmpta_lib.methods.base import Batch, Loss, Method, Predictions, Tools
-from cmpta_lib.transfer import send
+from cmpta_lib.fast.packing import send
 
 
 class SmallConfig(MethodConfig):

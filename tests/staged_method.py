@@ -13,9 +13,9 @@ import small_method
 import torch
 from torch import nn
 
+from cmpta_lib.base import Group, Loss, Tools
 from cmpta_lib.config import RunConfig, Stage, TrainingConfig
 from cmpta_lib.data.corpus import Inputs, Sample
-from cmpta_lib.methods.base import Group, Loss, Tools
 
 
 class StagedConfig(small_method.SmallConfig):

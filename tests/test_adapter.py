@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cmpta_lib.config import CmptaConfig
-from cmpta_lib.methods import cmpta
-from cmpta_lib.methods.cmpta import PAIRS, CMPTAdapter, CrossModalAttention, TemporalAlignment
-from cmpta_lib.methods.ragged import Ragged
+from cmpta_lib.fast.packing import Ragged
+from cmpta_lib.method import adapter as cmpta
+from cmpta_lib.method.adapter import PAIRS, CMPTAdapter, CrossModalAttention, TemporalAlignment
 
 AUDIO, VISION, LLM = 5, 7, 16
 LENGTHS = {"text": [4, 1, 6], "audio": [9, 3, 5], "vision": [2, 8, 1]}

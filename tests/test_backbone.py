@@ -14,14 +14,15 @@ import pytest
 import torch
 from conftest import random_llm
 
-from cmpta_lib import files, rehearsal
+from cmpta_lib import files
+from cmpta_lib.cli import dry_run as rehearsal
 from cmpta_lib.config import LLMConfig
 from cmpta_lib.embedded import building, recipe, synthetic, tiny_llama, tiny_llm
 from cmpta_lib.llm import files as llm_files
-from cmpta_lib.llm import frozen as backbone
-from cmpta_lib.llm.frozen import FrozenLLM, Packing, weights_fingerprint
 from cmpta_lib.llm.loading import load
-from cmpta_lib.methods import prompts
+from cmpta_lib.method import llm as backbone
+from cmpta_lib.method import prompted as prompts
+from cmpta_lib.method.llm import FrozenLLM, Packing, weights_fingerprint
 
 CPU = torch.device("cpu")
 

@@ -22,7 +22,7 @@ import nbformat
 import pytest
 
 from cmpta_lib.embedded.worlds import worlds
-from cmpta_lib.methods.prompts import Layout
+from cmpta_lib.method.prompted import Layout
 from cmpta_lib.study.plan import NOTEBOOKS
 
 ROOT = Path(__file__).parents[1]

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from cmpta_lib.figures.calibration import calibration_error, calibration_figure, reliability
+from cmpta_lib.figures.answers import calibration_error, calibration_figure, reliability
 
 
 def answers(n=500, sharpness=2.0, seed=0):

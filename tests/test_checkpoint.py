@@ -16,8 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
-from cmpta_lib.training import checkpoint
-from cmpta_lib.training.checkpoint import Saver, State, restore
+from cmpta_lib.runs import checkpoint
+from cmpta_lib.runs.checkpoint import Saver, State, restore
 
 RUN = "0123456789ab"
 

@@ -16,9 +16,10 @@ from cmpta_lib import paper
 from cmpta_lib.cli.arguments import chosen_notebooks, parser, study_of
 from cmpta_lib.embedded import synthetic
 from cmpta_lib.figures import clips
-from cmpta_lib.report import claims, ledger
+from cmpta_lib.report import claims
+from cmpta_lib.report import judge as ledger
 from cmpta_lib.report.claims import HERE, VERDICT
-from cmpta_lib.report.ledger import (
+from cmpta_lib.report.judge import (
     INSIDE_CLIPS,
     INSIDE_SEEDS,
     NOT_SUPPORTED,
@@ -28,7 +29,7 @@ from cmpta_lib.report.ledger import (
     Evidence,
 )
 from cmpta_lib.report.tables import NOT_RUN
-from cmpta_lib.runs import trained
+from cmpta_lib.runs import load as trained
 from cmpta_lib.study import plan
 from cmpta_lib.study.plan import CMPTA, TEXT_ONLY
 from cmpta_lib.study.study import Study

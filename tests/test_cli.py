@@ -13,13 +13,16 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from cmpta_lib.cli import listing, notebooks
+from cmpta_lib.cli import listing
+from cmpta_lib.cli import reproduce as notebooks
 from cmpta_lib.cli.__main__ import main
-from cmpta_lib.cli.notebooks import NotebookFailed, execute_notebook
+from cmpta_lib.cli.reproduce import NotebookFailed, execute_notebook
 from cmpta_lib.config import DataConfig, LLMConfig, RunConfig, to_json
 from cmpta_lib.files import Damaged
 from cmpta_lib.report import gather
-from cmpta_lib.runs import console, machine, sharing, store
+from cmpta_lib.runs import progress as console
+from cmpta_lib.runs import provenance as machine
+from cmpta_lib.runs import sharing, store
 from cmpta_lib.runs.engines import KEEP_FAILED, Failure, RunsFailed
 from cmpta_lib.runs.slurm_engine import SubmititLocal
 from cmpta_lib.runs.store import Run

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from finished import finish_tables, record_llms, small_studies
 
-from cmpta_lib import literature, paper
-from cmpta_lib.figures.confusion import confusion_figure
-from cmpta_lib.methods import registry
+from cmpta_lib import paper, registry
+from cmpta_lib import paper as literature
+from cmpta_lib.figures.answers import confusion_figure
 from cmpta_lib.metrics import METRICS
 from cmpta_lib.report import comparison, summaries
 from cmpta_lib.report.tables import ResultRow

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cmpta_lib.data import checking as errors
 from cmpta_lib.data import corpus as data
-from cmpta_lib.data import errors
 from cmpta_lib.data.corpus import Corpus, Sample, Split, Task
 from cmpta_lib.data.store import load_corpus, write_corpus
 from data_prep import public_pickles

@@ -17,7 +17,7 @@ def figure_2(shown) -> str:
 
 
 def test_the_pairs_are_those_of_the_method():
-    from cmpta_lib.methods.cmpta import PAIRS as METHODS_PAIRS
+    from cmpta_lib.method.adapter import PAIRS as METHODS_PAIRS
 
     assert list(PAIRS.items()) == list(METHODS_PAIRS.items())
 
@@ -117,7 +117,7 @@ def test_captions_say_what_is_drawn(name):
 
 def test_a_study_s_model_is_what_its_runs_train(tmp_path, monkeypatch, llm):
     """Sizes come from the model and the corpus that are there."""
-    from cmpta_lib.runs import trained
+    from cmpta_lib.runs import load as trained
 
     study = small_studies(record_llms(tmp_path), monkeypatch)(smoke=True, changes={"method.summary": "max"})
     monkeypatch.setattr(trained, "load_llm", lambda caches, config: llm)

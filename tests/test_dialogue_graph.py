@@ -12,15 +12,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from cmpta_lib import registry
+from cmpta_lib.base import Method
+from cmpta_lib.baselines.dialogue import Layout
+from cmpta_lib.baselines.settings import reference
 from cmpta_lib.config import DataConfig, RunConfig, override
 from cmpta_lib.data.corpus import Inputs, Sample
-from cmpta_lib.methods import registry
-from cmpta_lib.methods.base import Method
-from cmpta_lib.methods.dialogue_graph import Layout
-from cmpta_lib.methods.settings import reference
+from cmpta_lib.runs.evaluation import evaluate
+from cmpta_lib.runs.load import TrainedRun
 from cmpta_lib.runs.store import Run
-from cmpta_lib.runs.trained import TrainedRun
-from cmpta_lib.training.evaluation import evaluate
 
 NAMES = ("mmgcn", "ga2mif")
 WORLDS = ("embedded-sims", "embedded-meld")

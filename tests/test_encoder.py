@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from cmpta_lib.cli.dry_run import BERT_SMALL, write_bert
 from cmpta_lib.config import EncoderConfig
 from cmpta_lib.embedded import synthetic, tiny_bert
 from cmpta_lib.llm import encoder as encoders
 from cmpta_lib.llm import files as llm_files
-from cmpta_lib.rehearsal import BERT_SMALL, write_bert
 
 CPU = torch.device("cpu")
 

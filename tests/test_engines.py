@@ -26,7 +26,8 @@ from conftest import finish_by_hand
 from filelock import FileLock
 
 from cmpta_lib.config import DataConfig, RunConfig
-from cmpta_lib.runs import engines, machine, processes, worker
+from cmpta_lib.runs import engines, processes, worker
+from cmpta_lib.runs import provenance as machine
 from cmpta_lib.runs.engines import RunsFailed, ensure
 from cmpta_lib.runs.processes import Processes
 from cmpta_lib.runs.store import DONE, FAILURE, Run

@@ -12,10 +12,8 @@ from finished import finish, record_llms, small_studies
 
 from cmpta_lib.data.corpus import Corpus, Split, Task
 from cmpta_lib.figures import answers as pictures
-from cmpta_lib.figures.answers import ClipAnswer, clip_figure
+from cmpta_lib.figures.answers import ClipAnswer, calibration_error, clip_figure, confusion_figure, reliability
 from cmpta_lib.figures.attention import AttentionPanel
-from cmpta_lib.figures.calibration import calibration_error, reliability
-from cmpta_lib.figures.confusion import confusion_figure
 from cmpta_lib.report import confidence, errors, rows
 from cmpta_lib.report.confidence import Answers
 from cmpta_lib.study import plan

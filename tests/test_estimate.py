@@ -7,13 +7,12 @@ import math
 import pytest
 from finished import record_llms, small_studies
 
+from cmpta_lib import registry
 from cmpta_lib.config import DataConfig, MethodConfig, RunConfig, override
-from cmpta_lib.methods import registry
 from cmpta_lib.study import estimate, plan
 from cmpta_lib.study.estimate import PUBLISHED, Kind, Sizes, Speed, projected, seconds
-from cmpta_lib.study.plan import CMPTA, MSE_LLAMA, TEXT_ONLY, Planned
+from cmpta_lib.study.plan import CMPTA, MMT, MSE_LLAMA, TEXT_ONLY, WITHOUT_PRETRAINING, Planned
 from cmpta_lib.study.study import Study
-from cmpta_lib.study.systems import MMT, WITHOUT_PRETRAINING
 
 SIZES = Sizes(train=100, valid=10, test=20, dialogues=7)
 SPEED = Speed(answer=0.5, steps={"training": 2.0}, start=3.0)

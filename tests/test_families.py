@@ -10,14 +10,14 @@ import torch
 from test_chatglm3 import published as chatglm3_weights  # noqa: F401  a fixture
 from test_chatglm3 import vocabulary as chatglm3_vocabulary  # noqa: F401  a fixture
 
+from cmpta_lib import registry
+from cmpta_lib.base import Tools
+from cmpta_lib.cli.dry_run import write_qwen_v1
 from cmpta_lib.config import CmptaConfig, DataConfig, LLMConfig, PromptConfig, RunConfig
 from cmpta_lib.data.corpus import Inputs
 from cmpta_lib.llm import files as llm_files
 from cmpta_lib.llm import loading
-from cmpta_lib.llm.frozen import FrozenLLM
-from cmpta_lib.methods import registry
-from cmpta_lib.methods.base import Tools
-from cmpta_lib.rehearsal import write_qwen_v1
+from cmpta_lib.method.llm import FrozenLLM
 
 FAMILIES = ("qwen", "llama", "chatglm")
 

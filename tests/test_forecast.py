@@ -11,10 +11,11 @@ from finished import finish, record_llms, small_studies
 
 from cmpta_lib import paper
 from cmpta_lib.cli.__main__ import main
-from cmpta_lib.report import claims, ledger
+from cmpta_lib.report import claims
+from cmpta_lib.report import judge as ledger
 from cmpta_lib.report.tables import NOT_RUN
-from cmpta_lib.runs import trained
-from cmpta_lib.runs.console import columns
+from cmpta_lib.runs import load as trained
+from cmpta_lib.runs.progress import columns
 from cmpta_lib.study import claimed, estimate, plan
 from cmpta_lib.study.estimate import Speed
 from cmpta_lib.study.forecast import Asked, Forecast, Moment, moments, screen
@@ -160,7 +161,7 @@ def test_what_nobody_timed_is_said_and_makes_hours_a_lower_bound():
 
 def test_check_times_each_kind_and_prints_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     monkeypatch.setattr(estimate, "_speed", lambda *_, **__: Speed(0.01, {"training": 1.0}, 1.0, gpu_gb=8.0))
-    monkeypatch.setattr("cmpta_lib.runs.machine.gpu_count", lambda: 1)
+    monkeypatch.setattr("cmpta_lib.runs.provenance.gpu_count", lambda: 1)
     monkeypatch.setattr("cmpta_lib.runs.sharing.first_gpu", lambda: ("a GPU", 25.8))
     study = small_studies(record_llms(tmp_path / "runs"), monkeypatch)(seeds=1)
     finish(study, "sims", study.runs("sims", TEXT_ONLY))

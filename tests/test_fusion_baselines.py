@@ -10,16 +10,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from cmpta_lib import registry
+from cmpta_lib.baselines.lmf import LMF, LowRankFusion
+from cmpta_lib.baselines.settings import LmfConfig, SubnetsConfig, TfnConfig, reference
+from cmpta_lib.baselines.supervised import BatchNorm, Clips, MeanSubnet, Subnets, mean_over_time
+from cmpta_lib.baselines.tfn import TFN, TensorFusion
 from cmpta_lib.config import DataConfig, EvaluationConfig, RunConfig, TrainingConfig, override
 from cmpta_lib.data.corpus import Inputs, Sample, Task
-from cmpta_lib.methods import registry
-from cmpta_lib.methods.lmf import LMF, LowRankFusion
-from cmpta_lib.methods.settings import LmfConfig, SubnetsConfig, TfnConfig, reference
-from cmpta_lib.methods.subnets import BatchNorm, MeanSubnet, Subnets, mean_over_time
-from cmpta_lib.methods.supervised import Clips
-from cmpta_lib.methods.tfn import TFN, TensorFusion
-from cmpta_lib.training import loop
-from cmpta_lib.training.evaluation import evaluate
+from cmpta_lib.runs import loop
+from cmpta_lib.runs.evaluation import evaluate
 
 NAMES = ("lmf", "tfn")
 MELD = ("neutral", "surprise", "fear", "sadness", "joy", "disgust", "anger")

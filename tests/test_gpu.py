@@ -24,14 +24,14 @@ from test_training import CONFIG as TRAINING
 from test_training import Killed, environment, stored, tools_of  # noqa: F401  `stored` is a fixture
 from torch import Tensor
 
+from cmpta_lib.base import Method
 from cmpta_lib.config import CmptaConfig, override
-from cmpta_lib.llm.frozen import FrozenLLM
-from cmpta_lib.methods.base import Method
-from cmpta_lib.methods.cmpta import TemporalAlignment
-from cmpta_lib.methods.prompted_lm import PromptedLM
-from cmpta_lib.training import evaluation, loop
-from cmpta_lib.training.checkpoint import State
-from cmpta_lib.transfer import send
+from cmpta_lib.fast.packing import send
+from cmpta_lib.method.adapter import TemporalAlignment
+from cmpta_lib.method.llm import FrozenLLM
+from cmpta_lib.method.prompted import PromptedLM
+from cmpta_lib.runs import evaluation, loop
+from cmpta_lib.runs.checkpoint import State
 
 pytestmark = pytest.mark.gpu
 

@@ -24,16 +24,17 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
+from cmpta_lib import registry
+from cmpta_lib.baselines.settings import reference
+from cmpta_lib.beyond.settings import MseAdapterConfig, SoftPromptConfig
 from cmpta_lib.config import RunConfig, override
 from cmpta_lib.data.corpus import Inputs, Sample
-from cmpta_lib.llm.frozen import FrozenLLM, weights_fingerprint
-from cmpta_lib.methods import prompted_lm, registry
-from cmpta_lib.methods.cmpta import CMPTAdapter
-from cmpta_lib.methods.prompted_lm import PromptedLM
-from cmpta_lib.methods.prompted_settings import MseAdapterConfig, SoftPromptConfig
-from cmpta_lib.methods.settings import reference
-from cmpta_lib.training import loop
-from cmpta_lib.transfer import send
+from cmpta_lib.fast.packing import send
+from cmpta_lib.method import prompted as prompted_lm
+from cmpta_lib.method.adapter import CMPTAdapter
+from cmpta_lib.method.llm import FrozenLLM, weights_fingerprint
+from cmpta_lib.method.prompted import PromptedLM
+from cmpta_lib.runs import loop
 
 READOUT = 1  # the loss, once a step
 SENDS = 3  # frames, what the adapter needs of text and lengths, what the LLM needs of the layout

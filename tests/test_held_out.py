@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+from cmpta_lib import registry
+from cmpta_lib.base import Tools
 from cmpta_lib.config import DataConfig, EvaluationConfig, RunConfig, TrainingConfig, override
 from cmpta_lib.data.corpus import MODALITIES, Corpus, Inputs, Split
-from cmpta_lib.methods import registry
-from cmpta_lib.methods.base import Tools
-from cmpta_lib.training import loop
+from cmpta_lib.runs import loop
 
 WORLDS = ("embedded-sims", "embedded-meld")
 BUILT_IN = tuple(name for name in registry.ENTRIES if name != "omni")  # learns nothing and reads recordings: test_omni

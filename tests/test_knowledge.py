@@ -9,11 +9,10 @@ import pytest
 import torch
 from test_model import clips
 
+from cmpta_lib.beyond.knowledge import ABSENT, WORDINGS, Describer, StatementCache, content_key
+from cmpta_lib.beyond.settings import MllmMacConfig
 from cmpta_lib.data.corpus import MODALITIES, Corpus, Sample, Split
 from cmpta_lib.embedded.worlds import worlds
-from cmpta_lib.methods.knowledge import ABSENT, WORDINGS, Describer, content_key
-from cmpta_lib.methods.knowledge_cache import StatementCache
-from cmpta_lib.methods.prompted_settings import MllmMacConfig
 
 WORLDS = ("embedded-sims", "embedded-meld")
 

@@ -13,12 +13,21 @@ import pandas as pd
 import pytest
 from finished import finish, finish_tables, record_llms, small_studies
 
-from cmpta_lib.report import comparison, sizes, summaries, tables
+from cmpta_lib.report import comparison, summaries, tables
 from cmpta_lib.report import rows as reports
+from cmpta_lib.report import summaries as sizes
 from cmpta_lib.report.export import recorded
-from cmpta_lib.report.latex import to_latex
-from cmpta_lib.report.latex_columns import PAGE_PT, arranged, columns_of, width_of
-from cmpta_lib.report.latex_text import escaped, longest_piece, measured, paragraph
+from cmpta_lib.report.latex import (
+    PAGE_PT,
+    arranged,
+    columns_of,
+    escaped,
+    longest_piece,
+    measured,
+    paragraph,
+    to_latex,
+    width_of,
+)
 from cmpta_lib.report.layout import Table
 from cmpta_lib.report.tables import ResultRow
 from cmpta_lib.study import plan
@@ -110,7 +119,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         finish_tables(study)
         finish(study, "sims", study.register_runs()[1:])
         llm = SimpleNamespace(name="tiny", dim=192, num_parameters=1_138_560)
-        patch.setattr("cmpta_lib.runs.trained.load_llm", lambda *_: llm)
+        patch.setattr("cmpta_lib.runs.load.load_llm", lambda *_: llm)
         export(study)
         return study.figures
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cmpta_lib.llm.frozen import FrozenLLM, Packing, weights_fingerprint
-from cmpta_lib.llm.lora import LoraWeights, adapted, lora_layers, merged
-from cmpta_lib.llm.speaking import Speaker, _Nucleus
+from cmpta_lib.llm.generation import LoraWeights, Speaker, _Nucleus, adapted, lora_layers, merged
+from cmpta_lib.method.llm import FrozenLLM, Packing, weights_fingerprint
 
 TEXTS = ("这部电影真是太好了", "Well, I really love the party!", "差")
 

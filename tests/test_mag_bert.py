@@ -24,10 +24,10 @@ from fine_tuned import (
     weights,
 )
 
+from cmpta_lib.baselines.mag_bert import MagGate, padded_blocks, real_blocks
+from cmpta_lib.baselines.settings import MagBertConfig, reference
 from cmpta_lib.data.corpus import MODALITIES
-from cmpta_lib.methods.mag_bert import MagGate, padded_blocks, real_blocks
-from cmpta_lib.methods.settings import MagBertConfig, reference
-from cmpta_lib.training import loop
+from cmpta_lib.runs import loop
 
 # --- the public code's numbers: reference modules in eval mode, float32 CPU, torch 2.13 -------------------------------
 

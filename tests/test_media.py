@@ -9,8 +9,8 @@ import pytest
 from omni_models import write_recording
 
 from cmpta_lib import files
-from cmpta_lib.llm import media
-from cmpta_lib.llm.media import MEDIA, Reading
+from cmpta_lib.beyond import media
+from cmpta_lib.beyond.media import MEDIA, Reading
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from cmpta_lib.runs import memory
+from cmpta_lib.runs import provenance as memory
 
 HOLD = """
 import json, sys

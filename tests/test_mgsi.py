@@ -13,12 +13,12 @@ from test_model import clips
 from token_makers import check_gradients, check_odd_clips
 from torch import Tensor, nn
 
+from cmpta_lib import registry
+from cmpta_lib.beyond.mgsi import Convolution, Granularities, Mgsi
+from cmpta_lib.beyond.settings import MgsiConfig
 from cmpta_lib.config import DataConfig, RunConfig, TrainingConfig, from_json, override, to_json
 from cmpta_lib.data.corpus import Inputs, Sample, Task
-from cmpta_lib.methods import registry
-from cmpta_lib.methods.mgsi import Convolution, Granularities, Mgsi
-from cmpta_lib.methods.prompted_settings import MgsiConfig
-from cmpta_lib.training import loop
+from cmpta_lib.runs import loop
 
 WORLDS = ("embedded-sims", "embedded-meld")
 CONFIG = RunConfig(

@@ -14,7 +14,8 @@ from finished import finish, finish_tables, record_llms, small_studies
 
 from cmpta_lib import paper
 from cmpta_lib.config import to_json
-from cmpta_lib.report import comparison, ledger, summaries
+from cmpta_lib.report import comparison, summaries
+from cmpta_lib.report import judge as ledger
 from cmpta_lib.report import rows as reports
 from cmpta_lib.report.export import NOTHING
 from cmpta_lib.report.tables import NOT_RUN, result_table

@@ -10,6 +10,9 @@ import torch
 from test_knowledge import relabelled
 from test_model import clips
 
+from cmpta_lib import registry
+from cmpta_lib.beyond.mllm_mac import MllmMac, MultimodalLLM, bare
+from cmpta_lib.beyond.settings import MllmMacConfig
 from cmpta_lib.config import (
     CmptaConfig,
     DataConfig,
@@ -21,13 +24,9 @@ from cmpta_lib.config import (
     to_json,
 )
 from cmpta_lib.data.corpus import Inputs
-from cmpta_lib.llm.frozen import weights_fingerprint
-from cmpta_lib.methods import registry
-from cmpta_lib.methods.mllm_mac import MllmMac
-from cmpta_lib.methods.multimodal_llm import MultimodalLLM, bare
-from cmpta_lib.methods.prompted_settings import MllmMacConfig
-from cmpta_lib.methods.prompts import Layout
-from cmpta_lib.training import loop
+from cmpta_lib.method.llm import weights_fingerprint
+from cmpta_lib.method.prompted import Layout
+from cmpta_lib.runs import loop
 
 WORLDS = ("embedded-sims", "embedded-meld")
 SMALL = MllmMacConfig(

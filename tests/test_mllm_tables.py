@@ -18,7 +18,7 @@ from cmpta_lib.report.layout import Table, kind_of
 from cmpta_lib.report.rows import save_table
 from cmpta_lib.runs.store import Run
 from cmpta_lib.study import plan
-from cmpta_lib.study.mllm_rows import (
+from cmpta_lib.study.plan import (
     CUE,
     CUE_OF_ANOTHER,
     FREE,
@@ -29,12 +29,13 @@ from cmpta_lib.study.mllm_rows import (
     OMNI,
     SAID,
     SUREST,
+    TEXT_ONLY,
     TOLD,
     TUNED,
     WHOLE,
     ZERO_SHOT,
+    Row,
 )
-from cmpta_lib.study.plan import TEXT_ONLY, Row
 from cmpta_lib.study.study import Study
 
 OFFLINE = [row for row in mllm.every_row() if row not in OMNI]
@@ -126,9 +127,9 @@ def test_a_row_is_what_its_name_says(study: Study):
 
 def test_words_alone_zero_shot_are_the_frozen_llm_itself(tools, corpora):
     """So that row of the table needs no run of its own."""
+    from cmpta_lib import registry
     from cmpta_lib.config import DataConfig, RunConfig
     from cmpta_lib.data.corpus import Inputs
-    from cmpta_lib.methods import registry
 
     for corpus in corpora.values():
         answers = []

@@ -14,14 +14,13 @@ import torch.nn.functional as F
 from conftest import random_llm
 from torch import Tensor
 
+from cmpta_lib import registry
+from cmpta_lib.base import Tools
 from cmpta_lib.config import CmptaConfig, DataConfig, RunConfig, TextOnlyConfig, override
 from cmpta_lib.data.corpus import Inputs, Sample, Task
-from cmpta_lib.llm.frozen import FrozenLLM, weights_fingerprint
-from cmpta_lib.methods import registry
-from cmpta_lib.methods.answer_trie import AnswerTrie
-from cmpta_lib.methods.base import Tools
-from cmpta_lib.methods.prompted_lm import PromptBatch, PromptedLM
-from cmpta_lib.methods.prompts import Layout, answer_text, legal_answers
+from cmpta_lib.method.answers import AnswerTrie
+from cmpta_lib.method.llm import FrozenLLM, weights_fingerprint
+from cmpta_lib.method.prompted import Layout, PromptBatch, PromptedLM, answer_text, legal_answers
 
 WORLDS = ("embedded-sims", "embedded-meld")
 CONFIG = RunConfig(data=DataConfig(name="test", fingerprint=""), method=CmptaConfig(dim=16, num_heads=2))

@@ -12,12 +12,13 @@ from test_model import clips
 from token_makers import check_gradients, check_odd_clips
 from torch import Tensor
 
+from cmpta_lib import registry
+from cmpta_lib.baselines import mse_adapter
+from cmpta_lib.baselines.mse_adapter import MseAdapter, MseTokens
+from cmpta_lib.baselines.settings import reference
+from cmpta_lib.beyond.settings import MseAdapterConfig
 from cmpta_lib.config import DataConfig, PromptConfig, RunConfig, TrainingConfig, from_json, override, to_json
 from cmpta_lib.data.corpus import Inputs, Sample
-from cmpta_lib.methods import mse_adapter, registry
-from cmpta_lib.methods.mse_adapter import MseAdapter, MseTokens
-from cmpta_lib.methods.prompted_settings import MseAdapterConfig
-from cmpta_lib.methods.settings import reference
 
 WORLDS = ("embedded-sims", "embedded-meld")
 SMALL = MseAdapterConfig(audio_hidden=6, vision_hidden=5, dim=16)

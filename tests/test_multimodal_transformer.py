@@ -13,10 +13,9 @@ from finished import finish, record_llms, small_studies
 from test_model import clips
 from torch import Tensor
 
-from cmpta_lib.config import DataConfig, RunConfig, Stage, TrainingConfig, from_json, override, to_json
-from cmpta_lib.data.corpus import Inputs, Sample
-from cmpta_lib.methods import registry
-from cmpta_lib.methods.multimodal_transformer import (
+from cmpta_lib import registry
+from cmpta_lib.baselines.settings import MultimodalTransformerConfig
+from cmpta_lib.beyond.multimodal_transformer import (
     STREAMS,
     Embedding,
     MultimodalTransformer,
@@ -24,13 +23,15 @@ from cmpta_lib.methods.multimodal_transformer import (
     resampled,
     sinusoids,
 )
-from cmpta_lib.methods.settings import MultimodalTransformerConfig
+from cmpta_lib.config import DataConfig, RunConfig, Stage, TrainingConfig, from_json, override, to_json
+from cmpta_lib.data.corpus import Inputs, Sample
 from cmpta_lib.metrics import METRICS
-from cmpta_lib.report import systems as tables
+from cmpta_lib.report import comparison as tables
 from cmpta_lib.report.comparison import of_every_corpus
 from cmpta_lib.report.rows import result_row
-from cmpta_lib.study import plan, systems
-from cmpta_lib.training import loop
+from cmpta_lib.runs import loop
+from cmpta_lib.study import plan
+from cmpta_lib.study import plan as systems
 
 WORLDS = ("embedded-sims", "embedded-meld")
 SMALL = MultimodalTransformerConfig(dim=16, layers=1, heads=2, feedforward=2, dropout=0.0, contrastive_dim=8, max_positions=30)

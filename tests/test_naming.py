@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from finished import clips, record_llms, small_studies
 
+from cmpta_lib import registry
 from cmpta_lib.config import RunConfig, override
-from cmpta_lib.methods import registry
 from cmpta_lib.study import plan
 from cmpta_lib.study.naming import Name, Names, fields, names
 from cmpta_lib.study.plan import CMPTA, NOTEBOOKS, every_row

@@ -17,12 +17,13 @@ import pytest
 from finished import clips as clips_of_ones_own
 from finished import finish
 
-from cmpta_lib.cli.notebooks import NotebookFailed, execute_notebook
+from cmpta_lib.cli.reproduce import NotebookFailed, execute_notebook
 from cmpta_lib.data.corpus import Sample, Task
 from cmpta_lib.data.store import write_corpus
 from cmpta_lib.figures import clips
-from cmpta_lib.report import gather, sizes, summaries
+from cmpta_lib.report import gather, summaries
 from cmpta_lib.report import rows as reports
+from cmpta_lib.report import summaries as sizes
 from cmpta_lib.runs.store import DONE
 from cmpta_lib.study import plan
 from cmpta_lib.study.study import Study
@@ -233,7 +234,7 @@ def test_qwen_is_as_large_as_it_says():
 def test_parameter_counts_are_those_of_the_adapter():
     """Counted without memory, and nothing is left out: the sum is the real module's."""
     from cmpta_lib.config import CmptaConfig
-    from cmpta_lib.methods.cmpta import CMPTAdapter
+    from cmpta_lib.method.adapter import CMPTAdapter
 
     for changes in ({}, {"num_pseudo_tokens": 8}, {"fusion": "pooled"}, {"alignment": "linear"}):
         config = CmptaConfig(dim=16, **changes)
@@ -338,12 +339,12 @@ def test_attention_share_on_cues_by_hand(llm, corpora):
     """Against a loop over single clips: padding and batch mates must not enter a clip's share."""
     import torch
 
+    from cmpta_lib import registry
+    from cmpta_lib.base import Tools
     from cmpta_lib.config import DataConfig, RunConfig, override
     from cmpta_lib.data.corpus import Inputs
-    from cmpta_lib.methods import registry
-    from cmpta_lib.methods.base import Tools
+    from cmpta_lib.runs.load import TrainedRun
     from cmpta_lib.runs.store import Run
-    from cmpta_lib.runs.trained import TrainedRun
 
     corpus = corpora["embedded-meld"]
     config = override(RunConfig(data=DataConfig(name=corpus.name, fingerprint=corpus.fingerprint)), {"method.dim": 16})
@@ -369,8 +370,8 @@ def test_attention_share_on_cues_by_hand(llm, corpora):
 def test_a_method_that_reads_no_text_has_no_text_that_attends(corpora):
     from cmpta_lib.config import DataConfig, RunConfig
     from cmpta_lib.data.corpus import Inputs
+    from cmpta_lib.runs.load import TrainedRun
     from cmpta_lib.runs.store import Run
-    from cmpta_lib.runs.trained import TrainedRun
 
     corpus = corpora["embedded-meld"]
     run = Run(RunConfig(data=DataConfig(name="a", fingerprint="b")), Path("a-0123"))

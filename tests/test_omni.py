@@ -13,20 +13,21 @@ import pytest
 import torch
 from omni_models import save, write_recording
 
+from cmpta_lib import registry
+from cmpta_lib.beyond import omni_model as omni
+from cmpta_lib.beyond import omni_model as omni_files
+from cmpta_lib.beyond.media import MEDIA, Clip
+from cmpta_lib.beyond.mllm_mac import MultimodalLLM
+from cmpta_lib.beyond.omni import question
+from cmpta_lib.beyond.settings import OMNI_MODELS, OmniConfig
 from cmpta_lib.cli.listing import listed
 from cmpta_lib.config import DataConfig, LLMConfig, RunConfig, override, to_json
 from cmpta_lib.data.corpus import Sample, Task
 from cmpta_lib.data.store import load_corpus, write_corpus
 from cmpta_lib.files import Damaged
-from cmpta_lib.llm import omni, omni_files
-from cmpta_lib.llm.media import MEDIA, Clip
-from cmpta_lib.methods import registry
-from cmpta_lib.methods.multimodal_llm import MultimodalLLM
-from cmpta_lib.methods.omni import question
-from cmpta_lib.methods.omni_settings import OMNI_MODELS, OmniConfig
 from cmpta_lib.runs import store
 from cmpta_lib.runs.execution import execute
-from cmpta_lib.runs.trained import load
+from cmpta_lib.runs.load import load
 from cmpta_lib.study import plan, recordings
 from cmpta_lib.study.plan import Row
 from cmpta_lib.study.study import Study
@@ -174,7 +175,7 @@ def test_sound_takes_as_many_positions_as_transformers_own_processor_gives_it(na
 
     theirs = import_module(f"transformers.models.{name}.processing_{name}")._get_feat_extract_output_lengths
     for frames in range(10, 3_001):
-        assert omni.FAMILIES[name].audio_tokens(frames) == int(theirs(torch.tensor(frames)))
+        assert omni.FAMILIES_omni[name].audio_tokens(frames) == int(theirs(torch.tensor(frames)))
 
 
 def test_control_tokens_in_a_clips_words_are_words(model):
@@ -340,8 +341,8 @@ def test_a_run_answers_every_clip_and_answers_the_same_when_it_is_loaded(world, 
 
 
 def test_labels_do_not_reach_the_answers(world, qwen):
+    from cmpta_lib.base import Tools
     from cmpta_lib.data.corpus import Inputs
-    from cmpta_lib.methods.base import Tools
 
     corpus = load_corpus(world / "data" / "talks")
     method = registry.build(config_of(world, qwen), Inputs.of(corpus), Tools(CPU, lambda config: None))

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from cmpta_lib.base import Group
 from cmpta_lib.config import TrainingConfig
-from cmpta_lib.methods.base import Group
-from cmpta_lib.training import loop
+from cmpta_lib.runs import loop
 
 
 def weights(count: int = 2) -> list[nn.Parameter]:
@@ -74,7 +74,7 @@ def test_every_step_sets_the_rate_of_each_group(small, corpora, tools, monkeypat
         return step(method, optimizer, *rest)
 
     monkeypatch.setattr(loop, "step", watched)
-    from cmpta_lib.methods.bilstm import BiLSTM
+    from cmpta_lib.baselines.reference import BiLSTM
 
     def in_two_groups(self, training):
         parts = list(self.module.parameters())

@@ -14,8 +14,7 @@ from drawn import DIAGRAMS, FIGURES, FOOTER, attention, confusion, texts_of
 from PIL import Image
 
 from cmpta_lib.figures import curves as plots
-from cmpta_lib.figures.page import PAPER, rendered, settle
-from cmpta_lib.figures.style import SMALLEST_PT
+from cmpta_lib.figures.style import PAPER, SMALLEST_PT, rendered, settle
 from cmpta_lib.files import ROOT
 
 EVERY = [*FIGURES, *DIAGRAMS]

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cmpta_lib.methods.pretraining import (
+from cmpta_lib.beyond.pretraining import (
     IGNORED,
     ContrastiveHead,
     MaskedLanguageHead,

@@ -7,7 +7,7 @@ import pytest
 
 from cmpta_lib import paper
 from cmpta_lib.data.corpus import Task
-from cmpta_lib.methods.prompts import Layout, answer_text, legal_answers
+from cmpta_lib.method.prompted import Layout, answer_text, legal_answers
 
 SIMS = Task("regression", "zh")
 MELD = Task("classification", "en", paper.MELD_LABELS)

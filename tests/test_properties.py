@@ -14,11 +14,11 @@ from test_config import CONFIG, TEXT_ONLY, leaves, settable, value_at
 from test_model import answers_of, scored, slow_probabilities
 from torch import Tensor
 
+from cmpta_lib.baselines.supervised import reorder, reversed_order
 from cmpta_lib.config import RunConfig, from_json, override, to_json
-from cmpta_lib.llm.frozen import Packing, _packed_attention
-from cmpta_lib.methods.answer_trie import AnswerTrie
-from cmpta_lib.methods.padding import pad_frames
-from cmpta_lib.methods.subnets import reorder, reversed_order
+from cmpta_lib.fast.packing import pad_frames
+from cmpta_lib.method.answers import AnswerTrie
+from cmpta_lib.method.llm import Packing, _packed_attention
 
 CPU = torch.device("cpu")
 few = settings(derandomize=True, max_examples=40, deadline=None, database=None)  # the same examples every time

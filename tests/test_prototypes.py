@@ -13,14 +13,14 @@ from test_model import clips
 from token_makers import check_gradients, check_odd_clips
 from torch import Tensor
 
+from cmpta_lib import registry
+from cmpta_lib.baselines.settings import reference
+from cmpta_lib.beyond.prototypes import Attention, Prototypes, PrototypeTokens
+from cmpta_lib.beyond.regularisers import central_moment_discrepancy, diversity
+from cmpta_lib.beyond.settings import PrototypesConfig
 from cmpta_lib.config import DataConfig, RunConfig, TrainingConfig, from_json, override, to_json
 from cmpta_lib.data.corpus import Inputs, Sample, Task
-from cmpta_lib.methods import registry
-from cmpta_lib.methods.prompted_settings import PrototypesConfig
-from cmpta_lib.methods.prototypes import Attention, Prototypes, PrototypeTokens
-from cmpta_lib.methods.regularisers import central_moment_discrepancy, diversity
-from cmpta_lib.methods.settings import reference
-from cmpta_lib.training import loop
+from cmpta_lib.runs import loop
 
 WORLDS = ("embedded-sims", "embedded-meld")
 CONFIG = RunConfig(

@@ -8,10 +8,10 @@ import torch
 from test_gpu_waits import language_model
 from test_model import CONFIG, TEXT_ONLY, build, clips
 
-from cmpta_lib.llm.lora import adapted
-from cmpta_lib.llm.pruned import PrunedDecoder, Reading
-from cmpta_lib.methods.prompted_lm import PromptedLM
-from cmpta_lib.training import evaluation
+from cmpta_lib.fast.pruned import PrunedDecoder, Reading
+from cmpta_lib.llm.generation import adapted
+from cmpta_lib.method.prompted import PromptedLM
+from cmpta_lib.runs import evaluation
 
 WORLDS = ("embedded-sims", "embedded-meld")
 FAMILIES = ("qwen2", "llama", "glm")

@@ -15,8 +15,8 @@ import tiktoken
 import torch
 from safetensors.torch import load_file, save_file
 
+from cmpta_lib.cli.dry_run import write_qwen_v1
 from cmpta_lib.llm import qwen_v1
-from cmpta_lib.rehearsal import write_qwen_v1
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 PUBLISHED = SHARED / "qwen" / "qwen.tiktoken"

@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from cmpta_lib.methods.ragged import Ragged, read_in_order
-from cmpta_lib.places import take_once
+from cmpta_lib.fast.packing import Ragged, read_in_order, take_once
 
 few = settings(max_examples=60, deadline=None)
 lengths_of_clips = st.lists(st.integers(0, 12), min_size=1, max_size=7)

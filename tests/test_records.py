@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from cmpta_lib import files
+from cmpta_lib.runs import checkpoint
 from cmpta_lib.runs import provenance as records
-from cmpta_lib.training import checkpoint
 
 
 @pytest.fixture(autouse=True)

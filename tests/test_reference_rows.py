@@ -12,14 +12,13 @@ import torch
 from sklearn.linear_model import RidgeCV
 from sklearn.svm import LinearSVC
 
+from cmpta_lib import registry
+from cmpta_lib.baselines.reference import NEVER, AttentivePool
 from cmpta_lib.config import DataConfig, EvaluationConfig, RunConfig, TrainingConfig, override
 from cmpta_lib.data.corpus import COLUMNS, Corpus, Inputs, Sample, Split, Task
-from cmpta_lib.methods import registry
-from cmpta_lib.methods.bilstm import AttentivePool
-from cmpta_lib.methods.linear import NEVER
-from cmpta_lib.training import loop
-from cmpta_lib.training.checkpoint import State
-from cmpta_lib.training.evaluation import evaluate
+from cmpta_lib.runs import loop
+from cmpta_lib.runs.checkpoint import State
+from cmpta_lib.runs.evaluation import evaluate
 
 SCORES, CLASSES = Task("regression", "zh"), Task("classification", "en", ("calm", "glad", "sad"))
 TASKS = pytest.mark.parametrize("task", [SCORES, CLASSES], ids=["scores", "classes"])

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from finished import record_llms
 
+from cmpta_lib import registry
+from cmpta_lib import registry as entries
 from cmpta_lib.config import DataConfig, MethodConfig, RunConfig, from_json, to_json
 from cmpta_lib.embedded import synthetic
-from cmpta_lib.methods import entries, registry
 from cmpta_lib.report.comparison import comparison_rows
 from cmpta_lib.report.rows import result_row
 from cmpta_lib.report.tables import result_table
-from cmpta_lib.runs.trained import load
+from cmpta_lib.runs.load import load
 from cmpta_lib.study import plan
 from cmpta_lib.study.study import Study
 

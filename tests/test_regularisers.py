@@ -9,10 +9,12 @@ import torch
 from test_gpu_waits import CPU, META, READOUT, SENDS, on, step_watched
 from test_model import clips
 
+from cmpta_lib import registry
+from cmpta_lib.beyond import regularisers
+from cmpta_lib.beyond.settings import MgsiConfig, PrototypesConfig
 from cmpta_lib.config import DataConfig, RunConfig, TrainingConfig, override
 from cmpta_lib.data.corpus import Inputs
-from cmpta_lib.methods import prompted_lm, registry, regularisers
-from cmpta_lib.methods.prompted_settings import MgsiConfig, PrototypesConfig
+from cmpta_lib.method import prompted as prompted_lm
 
 WORLDS = ("embedded-sims", "embedded-meld")
 METHODS = {

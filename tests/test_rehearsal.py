@@ -12,12 +12,12 @@ import pandas as pd
 import pytest
 from safetensors import safe_open
 
-from cmpta_lib import rehearsal
+from cmpta_lib.cli import dry_run as rehearsal
 from cmpta_lib.cli.__main__ import main
 from cmpta_lib.llm.files import QWEN_1_8B
 from cmpta_lib.report import rows as reports
-from cmpta_lib.report.sizes import qwen_parameters
-from cmpta_lib.runs.trained import load_llm
+from cmpta_lib.report.summaries import qwen_parameters
+from cmpta_lib.runs.load import load_llm
 from cmpta_lib.study import plan
 from cmpta_lib.study.study import Study
 

@@ -30,7 +30,8 @@ import pytest
 from cmpta_lib import files, metrics
 from cmpta_lib.config import DataConfig, RunConfig, from_json, to_json
 from cmpta_lib.embedded import synthetic
-from cmpta_lib.runs import engines, processes, store, trained
+from cmpta_lib.runs import engines, processes, store
+from cmpta_lib.runs import load as trained
 from cmpta_lib.runs import provenance as records
 from cmpta_lib.runs import worker as runs
 from cmpta_lib.runs.store import DONE, LOCK, METRICS, SEALED, WEIGHTS, Run
@@ -77,7 +78,7 @@ server = multiprocessing.get_context("forkserver")
 @pytest.fixture(scope="module")
 def elsewhere() -> Iterator[Callable[..., Any]]:
     """Call a function in another process, which has imported torch already, and return what it returns."""
-    server.set_forkserver_preload(["cmpta_lib.training.loop", "transformers.models.qwen2.modeling_qwen2", "pyarrow.parquet"])
+    server.set_forkserver_preload(["cmpta_lib.runs.loop", "transformers.models.qwen2.modeling_qwen2", "pyarrow.parquet"])
     with ProcessPoolExecutor(1, mp_context=server) as pool:
         yield lambda function, *arguments: pool.submit(function, *arguments).result()
 
@@ -268,7 +269,7 @@ def test_another_process_makes_the_same_bytes(done, study, elsewhere):
 
 def answer_again(root: Path, run: Run) -> tuple[dict[str, pd.DataFrame], bytes, bool]:
     """Predictions of the loaded run, its weights as a file's bytes, and whether it still trains."""
-    from cmpta_lib.training import checkpoint, evaluation
+    from cmpta_lib.runs import checkpoint, evaluation
 
     method = trained.load(run.folder).method
     corpus = trained.find_corpus(root / "cache" / "data", run.config.data)
@@ -409,7 +410,7 @@ MOMENTS = {  # what a worker is about to do, for the how-maniest time, when it i
 
 def work_until(root: Path, folder: Path, moment: tuple[str, int]) -> None:
     """A worker that is killed at `moment`; a file about to take its name is then half written."""
-    from cmpta_lib.training import loop as training
+    from cmpta_lib.runs import loop as training
 
     calls: Counter[str] = Counter()
 

@@ -28,13 +28,12 @@ from fine_tuned import (
 )
 from torch import Tensor, nn
 
+from cmpta_lib import registry
+from cmpta_lib.baselines.self_mm import SPACES, UNIMODAL, LabelTables, SelfMMNet, moved_losses, multimodal_targets
+from cmpta_lib.baselines.settings import SelfMMConfig, reference
 from cmpta_lib.data.corpus import Inputs, Task
-from cmpta_lib.methods import registry
-from cmpta_lib.methods.label_generation import SPACES, UNIMODAL, LabelTables
-from cmpta_lib.methods.self_mm import SelfMMNet, moved_losses, multimodal_targets
-from cmpta_lib.methods.settings import SelfMMConfig, reference
-from cmpta_lib.training import loop
-from cmpta_lib.training.checkpoint import CHECKPOINT, State
+from cmpta_lib.runs import loop
+from cmpta_lib.runs.checkpoint import CHECKPOINT, State
 
 # --- the public code's numbers: reference modules in eval mode, float32 CPU, torch 2.13 -------------------------------
 

@@ -7,7 +7,8 @@ import subprocess
 
 import pytest
 
-from cmpta_lib.runs import machine, sharing
+from cmpta_lib.runs import provenance as machine
+from cmpta_lib.runs import sharing
 from cmpta_lib.runs.sharing import CONTEXT_GB, MARGIN, fit, warning
 
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 from test_model import clips
 
+from cmpta_lib import registry
+from cmpta_lib.baselines.reference import SoftPrompt
+from cmpta_lib.beyond.settings import SoftPromptConfig
 from cmpta_lib.config import DataConfig, RunConfig, TrainingConfig
 from cmpta_lib.data.corpus import Inputs
-from cmpta_lib.methods import registry
-from cmpta_lib.methods.prompted_settings import SoftPromptConfig
-from cmpta_lib.methods.soft_prompt import SoftPrompt
-from cmpta_lib.training import loop
+from cmpta_lib.runs import loop
 
 WORLDS = ("embedded-sims", "embedded-meld")
 CONFIG = RunConfig(

@@ -13,15 +13,18 @@ from safetensors.torch import load_file
 
 from cmpta_lib.config import to_json
 from cmpta_lib.embedded import tiny_bert, tiny_llm
-from cmpta_lib.llm.frozen import weights_fingerprint
-from cmpta_lib.runs import execution, store, trained, worker
+from cmpta_lib.method.llm import weights_fingerprint
+from cmpta_lib.runs import execution, store, worker
+from cmpta_lib.runs import load as trained
+from cmpta_lib.runs.checkpoint import State
+from cmpta_lib.runs.load import load
 from cmpta_lib.runs.store import Run
-from cmpta_lib.runs.trained import load
-from cmpta_lib.study import mllm_rows, plan, systems
+from cmpta_lib.study import plan
+from cmpta_lib.study import plan as mllm_rows
+from cmpta_lib.study import plan as systems
+from cmpta_lib.study.plan import Row
 from cmpta_lib.study.profiles import SMOKE_DOCUMENTS
-from cmpta_lib.study.row import Row
 from cmpta_lib.study.study import Study
-from cmpta_lib.training.checkpoint import State
 
 pytestmark = pytest.mark.slow
 FEW = {"training.epochs": 2}

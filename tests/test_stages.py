@@ -7,10 +7,11 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from cmpta_lib import registry
 from cmpta_lib.config import DataConfig, MethodConfig, RunConfig, TrainingConfig, override
-from cmpta_lib.methods import registry
-from cmpta_lib.training import loop, shared
-from cmpta_lib.training.checkpoint import CHECKPOINT, State
+from cmpta_lib.runs import checkpoint as shared
+from cmpta_lib.runs import loop
+from cmpta_lib.runs.checkpoint import CHECKPOINT, State
 
 
 @pytest.fixture

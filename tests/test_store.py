@@ -19,8 +19,8 @@ from conftest import finish_by_hand
 from cmpta_lib import files
 from cmpta_lib.config import DataConfig, RunConfig, override, to_json
 from cmpta_lib.runs import engines, store
+from cmpta_lib.runs.progress import summarise
 from cmpta_lib.runs.store import CONFIG, DONE, ENVIRONMENT, HISTORY, METRICS, PREDICTIONS, SEALED, WEIGHTS, Run
-from cmpta_lib.runs.summary import summarise
 
 
 def make(root: Path, seed: int, mae: float = 0.25) -> Run:

@@ -16,10 +16,10 @@ import pytest
 from finished import clips, finish, finish_tables, record_llms, small_studies
 
 from cmpta_lib import metrics, paper
+from cmpta_lib.cli.dry_run import write_qwen_v1
 from cmpta_lib.config import PAPER_SEEDS, RunConfig, paths
 from cmpta_lib.embedded import synthetic
 from cmpta_lib.llm import files as llm_files
-from cmpta_lib.rehearsal import write_qwen_v1
 from cmpta_lib.report import comparison, gather, summaries
 from cmpta_lib.report import rows as reports
 from cmpta_lib.report.tables import ResultRow

@@ -9,7 +9,7 @@ import torch
 from test_held_out import config_of
 
 from cmpta_lib.config import override
-from cmpta_lib.training import loop
+from cmpta_lib.runs import loop
 
 
 def states(method, corpus) -> torch.Tensor:
@@ -61,7 +61,7 @@ def test_a_clip_without_a_label_is_named(corpora, tools):
 
 
 def test_clips_without_a_dialogue_are_dialogues_of_their_own(corpora):
-    from cmpta_lib.methods.supervised import dialogues_of
+    from cmpta_lib.baselines.supervised import dialogues_of
 
     first = corpora["embedded-meld"].splits["train"][0]
     nan = float("nan")  # as pandas writes an empty cell: one object that several clips may share

@@ -16,13 +16,14 @@ from safetensors.torch import save_file
 
 import cmpta_lib
 from cmpta_lib import files
+from cmpta_lib.cli.dry_run import write_qwen_v1
 from cmpta_lib.config import to_json
 from cmpta_lib.data.corpus import Sample, Split
 from cmpta_lib.embedded import recipe, tiny_llm
-from cmpta_lib.rehearsal import write_qwen_v1
-from cmpta_lib.runs import store, trained, worker
+from cmpta_lib.runs import load as trained
+from cmpta_lib.runs import store, worker
+from cmpta_lib.runs.load import Answer, TrainedRun, load
 from cmpta_lib.runs.store import Run
-from cmpta_lib.runs.trained import Answer, TrainedRun, load
 from cmpta_lib.study.plan import CMPTA, REGISTER, TEXT_ONLY
 from cmpta_lib.study.profiles import SMOKE_DOCUMENTS
 from cmpta_lib.study.study import Study

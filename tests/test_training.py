@@ -21,6 +21,7 @@ from conftest import random_llm
 from safetensors.torch import load_file
 
 from cmpta_lib import metrics
+from cmpta_lib.base import Method, Tools
 from cmpta_lib.config import (
     CmptaConfig,
     DataConfig,
@@ -33,12 +34,11 @@ from cmpta_lib.config import (
     to_json,
 )
 from cmpta_lib.data.corpus import Split
-from cmpta_lib.llm.frozen import FrozenLLM, weights_fingerprint
-from cmpta_lib.methods.base import Method, Tools
-from cmpta_lib.training import checkpoint, evaluation
-from cmpta_lib.training import loop as training
-from cmpta_lib.training.checkpoint import State
-from cmpta_lib.training.loop import learning_rate
+from cmpta_lib.method.llm import FrozenLLM, weights_fingerprint
+from cmpta_lib.runs import checkpoint, evaluation
+from cmpta_lib.runs import loop as training
+from cmpta_lib.runs.checkpoint import State
+from cmpta_lib.runs.loop import learning_rate
 
 ROOT = Path(__file__).parents[1]
 CONFIG = RunConfig(
@@ -278,7 +278,7 @@ from torch import distributed
 from cmpta_lib.config import LLMConfig, from_json
 from cmpta_lib.data.store import load_corpus
 from cmpta_lib.llm import loading
-from cmpta_lib.methods.base import Tools
+from cmpta_lib.base import Tools
 from cmpta_lib.training import checkpoint
 from cmpta_lib.training import loop as training
 

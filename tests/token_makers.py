@@ -10,9 +10,9 @@ import torch
 from test_model import clips
 
 from cmpta_lib.data.corpus import Corpus
-from cmpta_lib.llm.frozen import FrozenLLM
-from cmpta_lib.methods.prompted_lm import PromptedLM
-from cmpta_lib.training import loop
+from cmpta_lib.method.llm import FrozenLLM
+from cmpta_lib.method.prompted import PromptedLM
+from cmpta_lib.runs import loop
 
 
 def check_odd_clips(fresh: Callable[[], PromptedLM], corpus: Corpus) -> None:

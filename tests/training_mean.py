@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from cmpta_lib import registry
+from cmpta_lib.base import Batch, Loss, Method, Predictions, Tools
 from cmpta_lib.config import MethodConfig, RunConfig
 from cmpta_lib.data.corpus import Inputs, Sample, Split
-from cmpta_lib.methods import registry
-from cmpta_lib.methods.base import Batch, Loss, Method, Predictions, Tools
 
 
 class TrainingMeanConfig(MethodConfig):

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
+from cmpta_lib.baselines.mse_adapter import MultiScaleFusion
 from cmpta_lib.data.corpus import MODALITIES, Modality, Sample, Task
-from cmpta_lib.llm.frozen import PACKED, FrozenLLM
-from cmpta_lib.methods.mse_adapter import MultiScaleFusion
-from cmpta_lib.methods.prompts import Layout, answer_text
+from cmpta_lib.method.llm import PACKED, FrozenLLM
+from cmpta_lib.method.prompted import Layout, answer_text
 
 IGNORED = -100  # a label that transformers' loss leaves out
 NEW_TOKENS = {"regression": 4, "classification": 1}  # "+0.6" is four tokens, a class's number one

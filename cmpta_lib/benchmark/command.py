@@ -19,7 +19,7 @@ from cmpta_lib.benchmark.shapes import random_llm
 from cmpta_lib.benchmark.times import CONTENDERS, PARTS
 from cmpta_lib.data.corpus import Inputs
 from cmpta_lib.files import figures_folder
-from cmpta_lib.llm.frozen import FrozenLLM
+from cmpta_lib.method.llm import FrozenLLM
 
 
 def run(options: argparse.Namespace) -> int:

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cmpta_lib.llm.frozen import FrozenLLM, Packing
-from cmpta_lib.methods.prompted_lm import PromptBatch, PromptedLM
+from cmpta_lib.method.llm import FrozenLLM, Packing
+from cmpta_lib.method.prompted import PromptBatch, PromptedLM
 
 
 @dataclass(frozen=True)

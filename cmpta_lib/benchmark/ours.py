@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from cmpta_lib.base import Tools
 from cmpta_lib.benchmark.options import Options
 from cmpta_lib.config import (
     CmptaConfig,
@@ -20,11 +21,10 @@ from cmpta_lib.config import (
     override,
 )
 from cmpta_lib.data.corpus import Corpus, Split
-from cmpta_lib.llm.frozen import FrozenLLM
-from cmpta_lib.methods.base import Tools
-from cmpta_lib.methods.prompted_lm import PromptBatch, PromptedLM
-from cmpta_lib.training import loop
-from cmpta_lib.training.evaluation import evaluate
+from cmpta_lib.method.llm import FrozenLLM
+from cmpta_lib.method.prompted import PromptBatch, PromptedLM
+from cmpta_lib.runs import loop
+from cmpta_lib.runs.evaluation import evaluate
 
 _RATE = 1e-6  # weights move, and stay where they began
 

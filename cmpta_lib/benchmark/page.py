@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from cmpta_lib.benchmark import plots, table
-from cmpta_lib.figures.page import PageFigure
+from cmpta_lib.figures.style import PageFigure
 from cmpta_lib.files import PUBLISHED, ROOT, figures_folder
 
 Stored = Mapping[str, Mapping[str, Any]]  # name -> about and rows, as `table.store` wrote them

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 import torch
 
 from cmpta_lib.benchmark.options import Options
-from cmpta_lib.runs import memory
+from cmpta_lib.runs import provenance as memory
 
 STEPS = 2  # the first makes what the optimiser keeps
 

@@ -11,8 +11,7 @@ from matplotlib.axes import Axes
 
 from cmpta_lib.benchmark.scaling import AXES, fits
 from cmpta_lib.benchmark.times import FLOOR, OURS, PARTS
-from cmpta_lib.figures.page import PageFigure, new_figure
-from cmpta_lib.figures.style import BLUE, DOUBLE_COLUMN_IN, GREEN, SKY, VERMILLION, figure_style
+from cmpta_lib.figures.style import BLUE, DOUBLE_COLUMN_IN, GREEN, SKY, VERMILLION, PageFigure, figure_style, new_figure
 
 WORKERS = "workers.csv"  # columns engine, workers, speed_up: over one worker of that engine
 _ANCESTOR = "MSE-Adapter's way"

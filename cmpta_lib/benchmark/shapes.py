@@ -19,7 +19,7 @@ import torch
 from cmpta_lib.benchmark.options import Backbone
 from cmpta_lib.embedded.tiny_llm import ARCHITECTURE, VOCABULARY
 from cmpta_lib.llm.files import QWEN_1_8B
-from cmpta_lib.llm.frozen import FrozenLLM
+from cmpta_lib.method.llm import FrozenLLM
 
 SLICE_LAYERS = 4
 POSITIONS = 8192

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cmpta_lib.base import Loss
 from cmpta_lib.benchmark.times import PARTS
-from cmpta_lib.methods.base import Loss
-from cmpta_lib.methods.prompted_lm import PromptedLM
+from cmpta_lib.method.prompted import PromptedLM
 
 Mark = tuple[str, Any]  # its name, and a time or an event
 

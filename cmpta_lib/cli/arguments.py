@@ -14,7 +14,7 @@ from cmpta_lib.benchmark.options import CORPORA as LENGTHS
 from cmpta_lib.llm import files as llm_files
 from cmpta_lib.runs import provenance
 from cmpta_lib.runs.engines import DEFAULT, ENGINES, Engine, engine_of
-from cmpta_lib.runs.summary import STATES
+from cmpta_lib.runs.progress import STATES
 from cmpta_lib.study.parameters import may_be_none, read_value
 from cmpta_lib.study.plan import NOTEBOOKS
 from cmpta_lib.study.study import Study

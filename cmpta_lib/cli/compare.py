@@ -17,9 +17,8 @@ from cmpta_lib.figures.clips import NEAR
 from cmpta_lib.files import runs_folder
 from cmpta_lib.report.versus import Scored, Versus, differing, versus
 from cmpta_lib.runs import store
-from cmpta_lib.runs.console import cut, table
+from cmpta_lib.runs.progress import cut, summarise, table
 from cmpta_lib.runs.store import Run
-from cmpta_lib.runs.summary import summarise
 from cmpta_lib.study.naming import names
 from cmpta_lib.study.plan import every_row
 
@@ -108,7 +107,7 @@ def _runs(rows: Sequence[Listed]) -> list[Run]:
 
 def _texts(row: Listed) -> dict[str, str]:
     """Test clip -> its words; none where the corpus is not here any more."""
-    from cmpta_lib.runs.trained import find_corpus  # torch
+    from cmpta_lib.runs.load import find_corpus  # torch
 
     assert row.summary.config
     try:

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cmpta_lib import registry
 from cmpta_lib.files import runs_folder
-from cmpta_lib.methods import registry
-from cmpta_lib.runs import memory, store
-from cmpta_lib.runs.console import columns, cut, duration, table
-from cmpta_lib.runs.summary import STATES, Summary, summarise
+from cmpta_lib.runs import provenance as memory
+from cmpta_lib.runs import store
+from cmpta_lib.runs.progress import STATES, Summary, columns, cut, duration, summarise, table
 from cmpta_lib.study.naming import Name, names
 from cmpta_lib.study.plan import every_row
 

@@ -8,8 +8,9 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from cmpta_lib.cli.arguments import chosen_notebooks, study_of
-from cmpta_lib.runs import machine, provenance, sharing
-from cmpta_lib.runs.console import duration, table
+from cmpta_lib.runs import provenance, sharing
+from cmpta_lib.runs import provenance as machine
+from cmpta_lib.runs.progress import duration, table
 from cmpta_lib.study import forecast, plan
 from cmpta_lib.study import preflight as check
 from cmpta_lib.study.forecast import Asked, Forecast

@@ -1,4 +1,7 @@
-"""`cmpta reproduce`: corpora and LLM, then all runs in one pool, then the notebooks, then the report."""
+"""Notebooks, executed headless, and what a failure says.
+
+`cmpta reproduce`: corpora and LLM, then all runs in one pool, then the notebooks, then the report.
+"""
 
 from __future__ import annotations
 
@@ -6,22 +9,88 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 from cmpta_lib import files
-from cmpta_lib.cli import notebooks, pages
+from cmpta_lib.cli import pages
 from cmpta_lib.cli.arguments import chosen_notebooks, engine_from, parser, study_of
+from cmpta_lib.cli.interruption import scratch_folder
 from cmpta_lib.files import ROOT
-from cmpta_lib.runs import machine, memory, sharing
+from cmpta_lib.runs import provenance as machine
+from cmpta_lib.runs import provenance as memory
+from cmpta_lib.runs import sharing
 from cmpta_lib.runs.engines import DEFAULT, KEEP_FAILED, Engine, RunsFailed
 from cmpta_lib.runs.store import Run, sound
 from cmpta_lib.study import exports
 from cmpta_lib.study import preflight as check
 from cmpta_lib.study.exports import PAGES
 from cmpta_lib.study.study import ONLY_FINISHED, Study
+
+SIDE_BY_SIDE = 2
+
+
+class NotebookFailed(RuntimeError):
+    """A cell raised; the message names notebook, cell and error, and where the executed copy lies."""
+
+
+def side_by_side(names: Sequence[str], work: Callable[[str], None]) -> Iterator[tuple[str, Exception | None]]:
+    """Do `work` for each notebook; yields name and what ended it, as they end. One that fails stops no other.
+
+    Their runs are made before the first of them starts, so none waits for another.
+    """
+    pool = ThreadPoolExecutor(SIDE_BY_SIDE)
+    jobs = {pool.submit(work, name): name for name in names}
+    try:
+        for job in as_completed(jobs):
+            error = job.exception()
+            if error is not None and not isinstance(error, Exception):
+                raise error
+            yield jobs[job], error
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)  # all have ended, or an interruption ends this process
+
+
+def execute_notebook(path: Path, out: Path, parameters: Mapping[str, Any]) -> None:
+    """Run a notebook headless with papermill; the executed copy goes to `out`.
+
+    Raises:
+        ValueError: a parameter that the notebook does not have (papermill itself would only warn).
+        NotebookFailed: a cell raised.
+    """
+    os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+    from traitlets.config import Config
+
+    known = papermill.inspect_notebook(str(path))
+    if unknown := sorted(set(parameters) - set(known)):
+        raise ValueError(f"{path.name} has no parameter {', '.join(unknown)}; it has: {', '.join(known)}")
+    # Sockets instead of ports picked beforehand: with several kernels at once two may pick the same port.
+    with scratch_folder() as sockets:
+        # A kernel that is told to end while torch's threads wind down would log that as an error.
+        quiet = {"extra_arguments": ["--IPKernelApp.log_level=50"]}
+        manager = {"transport": "ipc", "ip": f"{sockets}/k"}
+        config = Config({"KernelManager": manager, "NotebookClient": quiet})
+        try:
+            papermill.execute_notebook(
+                str(path),
+                str(out),
+                dict(parameters),
+                kernel_name="python3",
+                progress_bar=False,
+                cwd=str(path.parent),
+                config=config,
+            )
+        except PapermillExecutionError as error:
+            reason = f"{error.ename}: {error.evalue}".rstrip(".")
+            raise NotebookFailed(
+                f"notebook {path.name}, code cell {error.exec_count - bool(parameters)}: {reason}. "
+                f"The executed copy with its traceback is {out}; finished runs are kept, so call again once it is mended."
+            ) from error
+
 
 _MODELS_AT_A_TIME = 2  # each is made by one core
 
@@ -160,14 +229,14 @@ def _execute(study: Study, chosen: Sequence[str], parameters: Mapping[str, Any],
         executed = folder / f"{name}.ipynb"
         executed.unlink(missing_ok=True)
         try:
-            notebooks.execute_notebook(ROOT / "notebooks" / f"{name}.ipynb", executed, parameters)
+            execute_notebook(ROOT / "notebooks" / f"{name}.ipynb", executed, parameters)
         finally:
             if executed.exists():
                 pages.write_page(executed, study.figures / PAGES / f"{name}.html")
 
     failed = []
-    for name, error in notebooks.side_by_side(chosen, execute):
-        if isinstance(error, notebooks.NotebookFailed):
+    for name, error in side_by_side(chosen, execute):
+        if isinstance(error, NotebookFailed):
             failed.append(str(error))
         elif error is not None:
             failed.append(f"notebook {name}.ipynb: {type(error).__name__}: {error}")
@@ -194,7 +263,7 @@ def _absolute(folder: str) -> str:
 
 def rehearse_paper(options: argparse.Namespace) -> int:
     """Write the rehearsal's files, then drive profile `paper` through every notebook on them."""
-    from cmpta_lib import rehearsal
+    from cmpta_lib.cli import dry_run as rehearsal
 
     rehearsal.prepare(
         full=None if options.size is None else options.size == "full",

@@ -1,4 +1,7 @@
-"""What a sample must be, wherever it comes from: one check for conversions and for clips that a trained run is asked about."""
+"""How an error about a sample reads: where, what was expected, what came, what to do.
+
+What a sample must be, wherever it comes from: one check for conversions and for clips that a trained run is asked about.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,31 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from numbers import Integral, Real
+from reprlib import repr as short
 from typing import TypeGuard
 
 import numpy as np
 
 from cmpta_lib.data.corpus import MODALITIES, Modality, Sample, Task
-from cmpta_lib.data.errors import problem, shown
+
+
+def problem(where: str, field: str | None, expected: str, came: str, remedy: str) -> ValueError:
+    """An error that names file, sample and, unless it is about the whole of them, the field, and says what to do."""
+    subject = where if field is None else f"{where}: {field!r}"
+    return ValueError(f"{subject} must be {expected}, but is {came}; {remedy}")
+
+
+def shown(value: object) -> str:
+    """A value that a file gave, for a message.
+
+    Of containers and arrays the kind and size only: a small file can hold some that take hours and GB to print.
+    """
+    if isinstance(value, np.ndarray):
+        return f"an array of shape {value.shape} and type {value.dtype}"
+    if isinstance(value, list | tuple | dict | set | frozenset):
+        return f"a {type(value).__name__} of length {len(value)}"
+    return short(value[:100]) if isinstance(value, str | bytes | bytearray) else short(value)
+
 
 # The square of a larger value leaves float32, so no variance or norm of it exists; one such frame would make z-scoring
 # flatten that feature in all clips. It is as broken as an infinite one, and published files hold those.

@@ -23,9 +23,8 @@ from typing import Any
 import numpy as np
 
 from cmpta_lib import files
-from cmpta_lib.data.checking import check_sample
+from cmpta_lib.data.checking import check_sample, problem, shown
 from cmpta_lib.data.corpus import COLUMNS, MODALITIES, SPLITS, Corpus, Modality, Sample, Split, Task
-from cmpta_lib.data.errors import problem, shown
 
 FORMAT = 2  # raise when the stored form or the conversion changes: older caches are then refused or not found
 CONTENT = ("audio.f32", "vision.f32", "table.parquet")  # beside meta.json, which holds their hashes

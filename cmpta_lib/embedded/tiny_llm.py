@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 from cmpta_lib.embedded import recipe, synthetic
 from cmpta_lib.embedded.building import build_once
 from cmpta_lib.llm import files as llm_files
-from cmpta_lib.methods import prompts
+from cmpta_lib.method import prompted as prompts
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from cmpta_lib.llm.frozen import FrozenLLM
+    from cmpta_lib.method.llm import FrozenLLM
 
 ARCHITECTURE = {
     "hidden_size": 192,
@@ -111,7 +111,7 @@ def pretrain(
     import torch
     from tqdm.auto import tqdm
 
-    from cmpta_lib.llm.frozen import FrozenLLM
+    from cmpta_lib.method.llm import FrozenLLM
 
     texts, fixed = _texts(documents, sign)
     tokenizer = train_tokenizer((parts[1] + parts[3] + parts[4] for parts in texts), fixed)
@@ -155,7 +155,7 @@ def _losses(reader: FrozenLLM, batch: Sequence[Sequence[list[int]]]) -> tuple[Te
     import torch
     import torch.nn.functional as F
 
-    from cmpta_lib.llm.frozen import Packing
+    from cmpta_lib.method.llm import Packing
 
     rows = [reader.first_ids + sum(parts, []) for parts in batch]
     packing = Packing.of([len(row) for row in rows], reader.device)

@@ -1,11 +1,18 @@
-"""One clip looked at closely: its words, the probability of every answer to it, and its attention maps."""
+"""Does a method know when it is right? Its confidence against the share of answers that are, and how sure it is.
+
+Which class, or score, is taken for which: one map for each compared method.
+
+One clip looked at closely: its words, the probability of every answer to it, and its attention maps.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -13,16 +20,162 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from cmpta_lib.figures.attention import AttentionPanel, attention_size, draw_attention, what_is_drawn
-from cmpta_lib.figures.page import new_figure
 from cmpta_lib.figures.style import (
     BLUE,
     DOUBLE_COLUMN_IN,
+    SINGLE_COLUMN_IN,
+    SMALLEST_PT,
     TITLE_PT,
     VERMILLION,
     figure_style,
+    fit_line,
+    new_figure,
     printable,
+    text_width_in,
     wrap,
 )
+
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+LINES = ("-", "--", ":")  # the colours begin again at the eighth method: another dash then
+WIDEST_IN = 1.28  # a label in the key of which two fit side by side
+
+
+def reliability(confidence: np.ndarray, correct: np.ndarray, bins: int = 10) -> pd.DataFrame:
+    """Bins of equally many answers: their mean confidence, the share that is right (both in [0, 1]) and their count.
+
+    Equal confidences share a bin, so that the order of the clips plays no part; a method that is always equally sure
+    has one bin.
+
+    Args:
+        confidence: (N,) in [0, 1], the probability of the chosen answer.
+        correct: (N,) bool.
+    Raises:
+        ValueError: another shape, no answers, or a confidence outside [0, 1].
+    """
+    sure, right = np.asarray(confidence, float), np.asarray(correct)
+    if sure.ndim != 1 or sure.shape != right.shape or not len(sure):
+        raise ValueError(f"expected one confidence and one verdict per answer, got shapes {sure.shape} and {right.shape}")
+    if right.dtype != bool:
+        raise ValueError(f"expected bool verdicts (is the answer right?), got {right.dtype}")
+    if not ((sure >= 0) & (sure <= 1)).all():  # NaN as well
+        raise ValueError("a confidence is not in [0, 1]; leave out answers that have none, such as unparsable replies")
+    answers = pd.DataFrame({"confidence": sure, "correct": right})
+    place = (answers["confidence"].rank() - 0.5) / len(answers) * bins  # ties have one rank, the mean of theirs
+    found = answers.groupby(np.floor(place + 1e-9).astype(int).rename("bin"))
+    return found.agg(confidence=("confidence", "mean"), correct=("correct", "mean"), count=("correct", "size"))
+
+
+def calibration_error(curve: pd.DataFrame) -> float:
+    """Expected calibration error of a `reliability` curve: the mean gap between confidence and right answers, in [0, 1]."""
+    return float(np.average((curve["confidence"] - curve["correct"]).abs(), weights=curve["count"]))
+
+
+@figure_style()
+def calibration_figure(
+    answers: Mapping[str, tuple[np.ndarray, np.ndarray]], *, bins: int = 10, title: str = "", footer: str = ""
+) -> Figure:
+    """Reliability curves with the expected calibration error, and below them how often each confidence occurs.
+
+    Args:
+        answers: method -> (confidence of the chosen answer in [0, 1], is it right?), each (N,).
+        bins: of equally many answers, for the curves; those of the histogram are 5 % wide.
+    Raises:
+        ValueError: no methods, or arrays that do not fit, named with their method.
+    """
+    if not answers:
+        raise ValueError("no confidences to draw: no method was given")
+    widest = max(text_width_in(f"{printable(name)}, ECE 10.0 %", SMALLEST_PT) for name in answers)
+    columns = 1 if widest > WIDEST_IN else 2
+    legend_in = 0.15 * math.ceil((len(answers) + 1) / columns)
+    drawn = (
+        f"Above: share of right answers by confidence, in {bins} bins of equally many answers, with the expected calibration "
+        "error (ECE); on the grey line a method is right as often as it is sure. Below: how often each confidence occurs."
+    )
+    figure = new_figure(SINGLE_COLUMN_IN, 3.5 + legend_in, title=title, footer=footer, drawn=drawn)
+    curves, sure, key = figure.subplots(3, 1, height_ratios=(2, 0.8, legend_in))
+    key.axis("off")
+    curves.plot([0, 100], [0, 100], color="0.6", linewidth=0.8, zorder=1)
+    handles = [Line2D([], [], color="0.6", linewidth=0.8, label="as sure as right")]
+    for k, (name, (confidence, correct)) in enumerate(answers.items()):
+        try:
+            curve = reliability(confidence, correct, bins)
+        except ValueError as error:
+            raise ValueError(f"'{name}': {error}") from None
+        colour, dashes, marker = f"C{k}", LINES[k // 7 % len(LINES)], MARKERS[k % len(MARKERS)]
+        style = {"color": colour, "linestyle": dashes, "marker": marker, "ms": 3.5, "mew": 0}
+        label = f"{printable(name)}, ECE {100 * calibration_error(curve):.1f} %"
+        handles += curves.plot(100 * curve["confidence"], 100 * curve["correct"], label=label, **style)
+        shares, edges = np.histogram(100 * np.asarray(confidence, float), bins=20, range=(0, 100))
+        sure.stairs(100 * shares / len(confidence), edges, color=colour, linestyle=dashes, linewidth=1, baseline=None)
+    curves.set(ylim=(0, 100), ylabel="right answers (%)")
+    sure.set(xlabel="confidence in the answer (%)", ylabel="answers (%)", ylim=(0, None))
+    for axes in (curves, sure):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set(xlim=(0, 100), xticks=range(0, 101, 20))
+    curves.tick_params(labelbottom=False)
+    key.legend(handles=handles, loc="center", ncol=columns, columnspacing=1, handlelength=1.8, borderaxespad=0)
+    return figure
+
+
+CELL_IN, LARGEST_CELL_IN = 0.21, 0.3  # "100" in the smallest type takes 0.19
+MOST_COLUMNS, SMALLEST_MAP_IN = 4, 1.2
+GAP_IN, TITLE_IN, LINE_IN, AXIS_IN = 0.15, 0.27, 0.13, 0.3  # between maps, above each, more lines there, an axis's name
+
+
+@figure_style()
+def confusion_figure(
+    shares: Mapping[str, np.ndarray], labels: Sequence[str], *, noun: str = "class", title: str = "", footer: str = ""
+) -> Figure:
+    """A grid of confusion maps, one method each: rows are the true class, columns the answer, each row sums to 1.
+
+    The more classes, the fewer maps stand in a row; where not even one map has room for its numbers, they are left out.
+
+    Args:
+        shares: method -> (C, C); a class without clips is a row of zeros.
+        labels: the C class names.
+        noun: what the labels are, "class" or "score".
+    Raises:
+        ValueError: no methods, or a map that does not fit the labels.
+    """
+    import seaborn as sns
+
+    if not shares:
+        raise ValueError("no confusion maps to draw: no method of this comparison was run")
+    for name, share in shares.items():
+        if share.shape != (len(labels), len(labels)):
+            raise ValueError(f"'{name}': expected a map of {len(labels)} x {len(labels)} classes, got {share.shape}")
+    names = [printable(label) for label in labels]
+    label_in = max(text_width_in(name, SMALLEST_PT) for name in names)
+    room_in = DOUBLE_COLUMN_IN - label_in - AXIS_IN
+    columns = min(max(int(room_in / (CELL_IN * len(labels) + GAP_IN)), 1), MOST_COLUMNS, len(shares))
+    map_in = min(room_in / columns - GAP_IN, max(LARGEST_CELL_IN * len(labels), SMALLEST_MAP_IN))
+    rows = math.ceil(len(shares) / columns)
+    named = 1 if len(shares) % columns == 0 or rows == 1 else 2  # rows with answers named below them
+    titles = ["\n".join(fit_line(line, map_in) for line in wrap(name, map_in, 8).split("\n")) for name in shares]
+    more_lines = sum(max(title.count("\n") for title in titles[row * columns :][:columns]) for row in range(rows))
+    height = rows * (map_in + TITLE_IN) + LINE_IN * more_lines + named * (label_in + AXIS_IN)
+    drawn = f"Of the clips of each true {noun} (row), how many per cent get each answer (column), one map per method."
+    figure = new_figure(DOUBLE_COLUMN_IN, height, title=title, footer=footer, drawn=drawn)
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for place, axes in enumerate(grid.flat):
+        if place >= len(shares):
+            axes.set_visible(False)
+            continue
+        name = list(shares)[place]
+        percent = np.round(100 * shares[name]).astype(int)
+        is_legible = map_in / len(labels) >= CELL_IN
+        is_left, is_lowest = place % columns == 0, place + columns >= len(shares)
+        sns.heatmap(
+            shares[name], ax=axes, vmin=0, vmax=1, cmap="Blues", cbar=False, square=True, annot=percent if is_legible else None,
+            fmt="d", annot_kws={"size": SMALLEST_PT}, xticklabels=names, yticklabels=names,
+        )  # fmt: skip
+        axes.set_title(titles[place], parse_math=False)
+        axes.tick_params(length=0)
+        axes.tick_params(axis="x", rotation=90, labelbottom=is_lowest)
+        axes.tick_params(axis="y", rotation=0, labelleft=is_left)
+        axes.set(xlabel=f"answer (% of the {noun})" if is_lowest else "", ylabel=f"true {noun}" if is_left else "")
+    return figure
+
 
 MAX_BARS = 22  # half a page wide: the 21 scores of one decimal, or as many classes
 LONG_NAME = 4  # characters; longer names stand upright below their bars

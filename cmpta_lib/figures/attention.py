@@ -15,7 +15,6 @@ from matplotlib.gridspec import SubplotSpec
 from matplotlib.lines import Line2D
 from matplotlib.patches import FancyBboxPatch, Patch, Rectangle
 
-from cmpta_lib.figures.page import new_figure
 from cmpta_lib.figures.style import (
     DOUBLE_COLUMN_IN,
     GREEN,
@@ -27,6 +26,7 @@ from cmpta_lib.figures.style import (
     YELLOW,
     Look,
     figure_style,
+    new_figure,
     printable,
     wrap,
 )

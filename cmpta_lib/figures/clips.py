@@ -14,11 +14,11 @@ import pandas as pd
 
 from cmpta_lib.data.corpus import MODALITIES, Corpus, Modality, Split, Task
 from cmpta_lib.figures.attention import AttentionPanel
-from cmpta_lib.methods.prompts import answer_text
+from cmpta_lib.method.prompted import answer_text
 
 if TYPE_CHECKING:
-    from cmpta_lib.methods.prompted_lm import PromptedLM
-    from cmpta_lib.runs.trained import TrainedRun
+    from cmpta_lib.method.prompted import PromptedLM
+    from cmpta_lib.runs.load import TrainedRun
 
 # Milliseconds per frame where the public files keep one rate; MELD's are resampled clip by clip.
 HOPS_MS: Mapping[str, Mapping[str, float]] = {"simsv2": {"vision": 40.0, "audio": 10.0}}
@@ -183,7 +183,7 @@ def attention_panels(trained: TrainedRun, corpus: Corpus, index: int) -> list[At
 
 
 def _prompted(trained: TrainedRun) -> PromptedLM:
-    from cmpta_lib.methods.prompted_lm import PromptedLM
+    from cmpta_lib.method.prompted import PromptedLM
 
     if not isinstance(trained.method, PromptedLM):
         raise ValueError(f"run {trained.run.folder.name}: its method reads no tokens, so no text attends to anything")

@@ -18,7 +18,6 @@ from matplotlib.ticker import MaxNLocator
 from cmpta_lib.figures.adapter import adapter_figure
 from cmpta_lib.figures.architecture import architecture_figure
 from cmpta_lib.figures.attention import AttentionPanel, attention_figure, case_study_figure
-from cmpta_lib.figures.page import new_figure, save_figure
 from cmpta_lib.figures.shown_model import ShownModel
 from cmpta_lib.figures.style import (
     BLUE,
@@ -26,7 +25,9 @@ from cmpta_lib.figures.style import (
     SINGLE_COLUMN_IN,
     VERMILLION,
     figure_style,
+    new_figure,
     printable,
+    save_figure,
 )
 from cmpta_lib.metrics import METRICS, MetricName, TaskKind
 

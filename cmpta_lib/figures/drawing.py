@@ -11,7 +11,6 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Patch
 from matplotlib.path import Path
 
-from cmpta_lib.figures.page import new_figure
 from cmpta_lib.figures.style import (
     DOUBLE_COLUMN_IN,
     MODALITY_COLOURS,
@@ -19,6 +18,7 @@ from cmpta_lib.figures.style import (
     SMALLEST_PT,
     Look,
     fit_line,
+    new_figure,
     pieces,
     printable,
     text_width_in,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from cmpta_lib.config import CmptaConfig
 from cmpta_lib.data.corpus import Task
-from cmpta_lib.methods.prompts import Layout, answer_text
+from cmpta_lib.method.prompted import Layout, answer_text
 
 if TYPE_CHECKING:
     from cmpta_lib.study.study import Study
@@ -43,7 +43,7 @@ class ShownModel:
     @classmethod
     def of(cls, study: Study, key: str) -> ShownModel:
         """CMPTA as a study trains it on one of its corpora; the example is the first clip of the training split."""
-        from cmpta_lib.runs.trained import load_llm
+        from cmpta_lib.runs.load import load_llm
 
         settings, corpus = study.config(key).method, study.corpus(key)
         assert isinstance(settings, CmptaConfig)

@@ -1,21 +1,31 @@
 """What every figure shares: fonts that hold Chinese, sizes and colours.
 
 Figures are sized for a two-column page: 3.3 or 6.9 inches wide, no text below 7 pt at that size.
+
+A figure's page: title and footer around the drawing, and the same picture in a notebook, in a file and in a paper.
 """
 
 from __future__ import annotations
 
+import io
 import logging
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from matplotlib import font_manager, style
+from matplotlib.backends.backend_pdf import PdfPages
+from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
+from matplotlib.layout_engine import ConstrainedLayoutEngine, PlaceHolderLayoutEngine
 from matplotlib.rcsetup import cycler
+from matplotlib.transforms import Bbox
+
+from cmpta_lib import files
 
 log = logging.getLogger(__name__)
 
@@ -119,3 +129,149 @@ class Look(TypedDict, total=False):
     hatch: str
     linestyle: tuple[float, tuple[float, float]]  # offset, then points on and off
     linewidth: float
+
+
+PRINT_DPI, SCREEN_DPI = 300, 150
+PAPER = "paper"  # the folder, beside the exports, of what an article takes: no title, no footer, the caption as text
+
+
+class PageFigure(Figure):
+    """A figure that pyplot does not know: nothing leaks, and a notebook shows it once, as the last value of a cell.
+
+    Attributes:
+        title, footer: as they were given, on one line.
+        drawn: what the drawing shows, in a sentence or two, for a caption.
+        head_in, foot_in: inches that title and footer take above and below the drawing.
+    """
+
+    title = footer = drawn = ""
+    head_in = foot_in = 0.0
+
+    def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
+        """The exported PNG itself, and the pixels to show it in."""
+        width, height = (round(SCREEN_DPI * inches) for inches in self.get_size_inches())
+        return rendered(self, "png"), {"width": width, "height": height}
+
+    @property
+    def caption(self) -> str:
+        """Title, what is drawn, and where it comes from, a paragraph each; an article numbers its figures itself."""
+        title = re.sub(r"^Figure \d+\. ", "", self.title)
+        return "\n".join(part if part[-1] in ".?!" else f"{part}." for part in (title, self.drawn, self.footer) if part)
+
+
+def new_figure(width_in: float, height_in: float, *, title: str = "", footer: str = "", drawn: str = "") -> PageFigure:
+    """An empty figure with `height_in` inches to draw in, between the title on top and the footer below.
+
+    Args:
+        drawn: what will be drawn there, for the caption of an article.
+    """
+    head, foot = wrap(title, width_in - 0.1, TITLE_PT), wrap(footer, width_in - 0.1, SMALLEST_PT)
+    head_in = (head.count("\n") + 1) * 0.165 + 0.06 if title else 0.0
+    foot_in = (foot.count("\n") + 1) * 0.135 + 0.06 if footer else 0.0
+    total_in = height_in + head_in + foot_in
+    layout = ConstrainedLayoutEngine(rect=(0, foot_in / total_in, 1, height_in / total_in), w_pad=0.03, h_pad=0.03)
+    figure = PageFigure(figsize=(width_in, total_in), dpi=SCREEN_DPI, layout=layout)
+    figure.title, figure.footer, figure.drawn = printable(title), printable(footer), printable(drawn)
+    figure.head_in, figure.foot_in = head_in, foot_in
+    if title:
+        top = 1 - 0.04 / total_in
+        figure.text(0.5, top, head, ha="center", va="top", size=TITLE_PT, parse_math=False, gid="title")
+    if footer:
+        left, bottom = 0.05 / width_in, 0.04 / total_in
+        figure.text(left, bottom, foot, va="bottom", size=SMALLEST_PT, color="0.25", parse_math=False, gid="footer")
+    return figure
+
+
+@figure_style()
+def settle(figure: Figure) -> None:
+    """Lay the figure out once and for all, so that whatever is made of it next agrees; a second call moves nothing."""
+    if (engine := figure.get_layout_engine()) and not isinstance(engine, PlaceHolderLayoutEngine):
+        for _ in range(2):  # the first pass moves the labels that the second makes room for
+            figure.draw_without_rendering()
+        figure.set_layout_engine("none")
+
+
+@figure_style()
+def rendered(figure: Figure, suffix: str, *, bare: bool = False) -> bytes:
+    """The bytes of a figure's file, "pdf" or "png" (300 dpi): the same every time, wherever this checkout lies.
+
+    Args:
+        bare: without title and footer, and without the room that they take.
+    """
+    settle(figure)
+    buffer = io.BytesIO()
+    with _drawing_alone(figure) if bare else _whole_page() as area:
+        if suffix == "png":
+            figure.savefig(buffer, format="png", dpi=PRINT_DPI, metadata={"Software": None}, **area)
+        else:
+            with PdfPages(buffer, metadata={"CreationDate": None}) as pages:
+                pages._ensure_file()._fontNames = _ByFileName()
+                pages.savefig(figure, dpi=PRINT_DPI, **area)
+    return buffer.getvalue()
+
+
+@contextmanager
+def _whole_page() -> Iterator[dict[str, Any]]:
+    yield {}
+
+
+@contextmanager
+def _drawing_alone(figure: Figure) -> Iterator[dict[str, Any]]:
+    """Hide title and footer and give the area between them, for `savefig`."""
+    head, foot = (figure.head_in, figure.foot_in) if isinstance(figure, PageFigure) else (0.0, 0.0)
+    width, height = figure.get_size_inches()
+    around = [text for text in figure.texts if text.get_gid() in ("title", "footer")]
+    try:
+        for text in around:
+            text.set_visible(False)
+        yield {"bbox_inches": Bbox([[0, foot], [width, height - head]])}
+    finally:
+        for text in around:
+            text.set_visible(True)
+
+
+class _ByFileName(dict[Any, Any]):
+    """The fonts of one PDF. Matplotlib embeds them sorted by path, and one of ours lies in the checkout, the others
+    beside matplotlib: sorted by the names of their files alone, they come in one order wherever both lie.
+    """
+
+    def items(self) -> Iterable[tuple[Any, Any]]:  # type: ignore[override]  # matplotlib only sorts it
+        return [_Named(item) for item in super().items()]
+
+
+class _Named(tuple[Any, Any]):
+    """(font, its name in the PDF), compared by the font's file name and by the part of the font that it is."""
+
+    def __lt__(self, other: tuple[Any, ...]) -> bool:
+        return _file_name(self[0]) < _file_name(other[0])
+
+
+def _file_name(font: Any) -> tuple[Any, ...]:
+    path, *part = font if isinstance(font, tuple) else (font,)  # matplotlib 3.10 has no parts
+    return (os.path.basename(path), *part)
+
+
+def save_figure(figure: Figure, folder: Path | str, name: str) -> list[Path]:
+    """Write `<name>.pdf` and `<name>.png` (300 dpi) into `folder`, and into `folder`/paper what an article takes.
+
+    That is the PDF once more without title and footer, and `<name>.txt`, the caption in their place. Everything is drawn
+    before the first file is written, and each file comes whole or not at all. The same figure gives the same bytes
+    every time. A figure that pyplot made is closed.
+
+    Returns:
+        The four paths: PDF and PNG, then the paper's PDF and caption.
+    """
+    folder = Path(folder)
+    contents = {folder / f"{name}.{suffix}": rendered(figure, suffix) for suffix in ("pdf", "png")}
+    contents[folder / PAPER / f"{name}.pdf"] = rendered(figure, "pdf", bare=True)
+    caption = figure.caption if isinstance(figure, PageFigure) else ""
+    contents[folder / PAPER / f"{name}.txt"] = f"{caption}\n".encode()
+    with files.writing(folder):
+        (folder / PAPER).mkdir(parents=True, exist_ok=True)
+    for path, content in contents.items():
+        with files.replacing(path) as partial:
+            partial.write_bytes(content)
+    from matplotlib import pyplot
+
+    pyplot.close(figure)
+    return list(contents)

@@ -10,7 +10,7 @@ import torch
 
 from cmpta_lib.config import EncoderConfig
 from cmpta_lib.llm import files as llm_files
-from cmpta_lib.llm.quiet import without_bars
+from cmpta_lib.llm.loading import without_bars
 
 if TYPE_CHECKING:
     from torch import Tensor

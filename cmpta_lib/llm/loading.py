@@ -1,7 +1,12 @@
-"""From an LLM's files to a `FrozenLLM`, whatever its family, and never with code of the folder's own."""
+"""Loading without progress bars: a notebook would keep them for ever, as "Loading weights: 0 %" or a widget that is gone.
+
+From an LLM's files to a `FrozenLLM`, whatever its family, and never with code of the folder's own.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
@@ -10,11 +15,24 @@ import torch
 
 from cmpta_lib.config import LLMConfig
 from cmpta_lib.llm import files as llm_files
-from cmpta_lib.llm.frozen import FrozenLLM
-from cmpta_lib.llm.quiet import without_bars
+from cmpta_lib.method.llm import FrozenLLM
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Within the block transformers shows none; a caller's own choice comes back."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
 
 TIGHT = 0.4  # of the GPU's memory
 # What transformers, torch and our own readers raise on files that are complete and wrong.

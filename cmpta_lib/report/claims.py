@@ -18,12 +18,12 @@ from cmpta_lib.data.corpus import SPLITS
 from cmpta_lib.llm.files import QWEN_1_8B, is_tiny
 from cmpta_lib.metrics import METRICS, MetricName
 from cmpta_lib.paper import Claim, PaperRow
-from cmpta_lib.report import ledger
+from cmpta_lib.report import judge as ledger
 from cmpta_lib.report.export import NOTHING
+from cmpta_lib.report.judge import BETTER, NOT_TESTABLE, ONE_SEED, SUPPORTED, Evidence, Finding, together
 from cmpta_lib.report.layout import Table
-from cmpta_lib.report.ledger import BETTER, NOT_TESTABLE, ONE_SEED, SUPPORTED, Evidence, Finding, together
 from cmpta_lib.report.rows import PAPER_NAMES
-from cmpta_lib.report.sizes import PUBLIC_FEATURES, parameter_counts, qwen_parameters
+from cmpta_lib.report.summaries import PUBLIC_FEATURES, parameter_counts, qwen_parameters
 from cmpta_lib.report.tables import NOT_RUN
 from cmpta_lib.study import claimed, plan
 from cmpta_lib.study.plan import CMPTA, Row

@@ -15,8 +15,7 @@ import pandas as pd
 
 from cmpta_lib.data.corpus import Corpus, Task
 from cmpta_lib.figures import clips
-from cmpta_lib.figures.answers import ClipAnswer
-from cmpta_lib.figures.calibration import calibration_error, reliability
+from cmpta_lib.figures.answers import ClipAnswer, calibration_error, reliability
 from cmpta_lib.report.errors import COMPARED
 from cmpta_lib.report.export import NOTHING
 from cmpta_lib.report.rows import described
@@ -25,7 +24,7 @@ from cmpta_lib.study.plan import CMPTA, TEXT_ONLY
 from cmpta_lib.study.study import Study
 
 if TYPE_CHECKING:
-    from cmpta_lib.runs.trained import TrainedRun
+    from cmpta_lib.runs.load import TrainedRun
 
 WORST = 10  # clips in the exported table
 BINS = 10

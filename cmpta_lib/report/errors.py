@@ -14,7 +14,7 @@ import pandas as pd
 from cmpta_lib import metrics
 from cmpta_lib.data.corpus import Task
 from cmpta_lib.figures import clips
-from cmpta_lib.methods.prompts import answer_text
+from cmpta_lib.method.prompted import answer_text
 from cmpta_lib.report import uncertainty
 from cmpta_lib.report.export import NOTHING
 from cmpta_lib.report.rows import runs_of, sound, unusable

@@ -1,16 +1,92 @@
-"""The report: what the notebooks have exported, in one file; what is missing is named, not left out."""
+"""Where each table and figure comes from: its notebook, the command that makes it, its runs, and whether it is there.
+
+The report: what the notebooks have exported, in one file; what is missing is named, not left out.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import pandas as pd
+
 from cmpta_lib import files, paper
-from cmpta_lib.report import addresses
-from cmpta_lib.report.export import PROVENANCE, recorded
+from cmpta_lib.report.export import NOTHING, PROVENANCE, recorded
 from cmpta_lib.report.rows import changed, provenance
-from cmpta_lib.study.plan import NOTEBOOKS, sections
+from cmpta_lib.runs.store import Run, sound
+from cmpta_lib.study.exports import PAGES
+from cmpta_lib.study.plan import NOTEBOOKS, Notebook, sections
 from cmpta_lib.study.study import Study
+
+_NAMES = {"table": "Table", "fig": "Figure"}
+
+
+def title(name: str) -> str:
+    """What a reader calls an export: "Table 3" for table3, "Figure 5" for fig5_case_study, else its name in words."""
+    found = re.match(r"(table|fig)(\d)(?:_(parameters))?", name)
+    if found:
+        return f"{_NAMES[found[1]]} {found[2]}{', continued' if found[3] else ''}"
+    return name.replace("_", " ")
+
+
+def exported(folder: Path, notebook: Notebook, keys: tuple[str, ...]) -> Iterator[str]:
+    """Stems of what a notebook has left in a folder of exports; a pattern that nothing fits stands for itself."""
+    for pattern, suffix in [(name, "md") for name in notebook.tables] + [(name, "png") for name in notebook.figures]:
+        for one in dict.fromkeys(pattern.replace("{key}", key) for key in keys):
+            yield from sorted(path.stem for path in folder.glob(f"{one}.{suffix}")) or [one]
+
+
+def addresses(study: Study, beyond: bool = False) -> pd.DataFrame:
+    """One line for every table and figure of the paper's notebooks, and of those beyond it where `beyond`.
+
+    Columns: item, file, notebook, command, runs (how many stand behind it; `provenance.json` names them), minutes (of
+    training, added up over its runs), status.
+    """
+    folder, lines = study.figures, []
+    known, runs = recorded(folder), {run.folder.name: run for _, run in study.planned_runs([one.name for one in NOTEBOOKS])}
+    for notebook in (one for one in NOTEBOOKS if beyond or not one.is_beyond):
+        keys = study.keys if study.data else tuple(key for key in notebook.corpora if key in study.keys)
+        lacking = sum(not run.done for run in study.needed(notebook.name))
+        for name in exported(folder, notebook, keys):
+            behind = known[name]["runs"] if name in known else ()
+            lines.append(
+                {
+                    "item": title(name),
+                    "file": name,
+                    "notebook": notebook.name,
+                    "command": f"cmpta reproduce --only {notebook.name}",
+                    "runs": str(len(behind)) if behind else NOTHING,
+                    "minutes": _minutes([runs[one] for one in behind if one in runs]),
+                    "status": _status(name in known, lacking if behind else 0, len(set(behind) - runs.keys())),
+                }
+            )
+    return pd.DataFrame(lines)
+
+
+def _status(made: bool, lacking: int, strangers: int) -> str:
+    if not made:
+        return "not made"
+    problems = [f"unfinished runs of its notebook: {lacking}"] if lacking else []
+    problems += [f"runs that are not this study's: {strangers}"] if strangers else []
+    return "; ".join(["made", *problems])
+
+
+def _minutes(runs: Sequence[Run]) -> str:
+    return f"{sum(run.environment['train_seconds'] for run in sound(runs)) / 60:.1f}" if runs else NOTHING
+
+
+def as_markdown(study: Study, beyond: bool = False) -> str:
+    """`addresses` for report.md, each notebook a link to its page where that is there."""
+    table = addresses(study, beyond)
+    for name in dict.fromkeys(table["notebook"]):
+        page = Path(PAGES) / f"{name}.html"
+        if (study.figures / page).exists():
+            table["notebook"] = table["notebook"].replace(name, f"[{name}]({page})")
+    for code in ("file", "command"):
+        table[code] = "`" + table[code] + "`"
+    lines = [table.columns, ["---"] * table.shape[1], *table.itertuples(index=False, name=None)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def made_by(folder: Path) -> str:
@@ -70,7 +146,7 @@ def write_report(study: Study, keys: Sequence[str], beyond: bool = False) -> Pat
                 continue  # nobody asked for it
             parts.append(f"## {heading}")
             parts += [part for pattern, found in shown.items() for part in found or [f"({pattern}: not made.)"]]
-    parts += ["## Where each table and figure comes from", addresses.as_markdown(study, beyond)]
+    parts += ["## Where each table and figure comes from", as_markdown(study, beyond)]
     with files.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     files.write_text(folder / "report.md", "\n\n".join(parts) + "\n")

@@ -11,19 +11,29 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
+from cmpta_lib import registry
+from cmpta_lib.beyond.settings import OMNI_MODELS, MllmMacConfig
 from cmpta_lib.config import MethodConfig
-from cmpta_lib.methods import registry
-from cmpta_lib.methods.omni_settings import OMNI_MODELS
-from cmpta_lib.methods.prompted_settings import MllmMacConfig
 from cmpta_lib.metrics import Metric, headline
 from cmpta_lib.report import uncertainty
 from cmpta_lib.report.layout import NOT_RUN, NOTE, NOTHING, Table
 from cmpta_lib.report.rows import result_row, runs_of, seeds_of, sound
 from cmpta_lib.report.tables import ResultRow, mean_and_sd
-from cmpta_lib.runs import memory
-from cmpta_lib.study import mllm_rows
-from cmpta_lib.study.mllm_rows import GIVEN, NOTHING_TOLD, OMNI, SAID, SHUFFLED, TOLD, TUNED, WHOLE, ZERO_SHOT
-from cmpta_lib.study.plan import TEXT_ONLY, Row
+from cmpta_lib.runs import provenance as memory
+from cmpta_lib.study import plan as mllm_rows
+from cmpta_lib.study.plan import (
+    GIVEN,
+    NOTHING_TOLD,
+    OMNI,
+    SAID,
+    SHUFFLED,
+    TEXT_ONLY,
+    TOLD,
+    TUNED,
+    WHOLE,
+    ZERO_SHOT,
+    Row,
+)
 from cmpta_lib.study.study import Study
 
 INTERVAL = "95 % CI"
@@ -246,7 +256,7 @@ _SPENT: Mapping[str, str] = {
 
 def every_row() -> Iterator[Row]:
     """What the notebook compares: the LLM as it is, every version of MLLM-MAC, the whole, and the omni models."""
-    yield from (TEXT_ONLY, *(row for row in mllm_rows.ROWS if row not in OMNI), WHOLE, *OMNI)
+    yield from (TEXT_ONLY, *(row for row in mllm_rows.ROWS_mllm_rows if row not in OMNI), WHOLE, *OMNI)
 
 
 def _name(row: Row) -> str:

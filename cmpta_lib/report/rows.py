@@ -221,7 +221,7 @@ def save_figure(study: Study, figure: Figure, name: str, keys: Sequence[str] = (
 
     A drawing has no runs.
     """
-    from cmpta_lib.figures import page  # not above: tables need no matplotlib
+    from cmpta_lib.figures import style as page  # not above: tables need no matplotlib
 
     page.save_figure(figure, study.figures, name)
     record(study.figures, name, provenance(study, keys, runs))

@@ -16,17 +16,16 @@ import pandas as pd
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from cmpta_lib import files
+from cmpta_lib import files, registry
+from cmpta_lib.base import Method
 from cmpta_lib.config import RunConfig, from_json
 from cmpta_lib.data.corpus import Corpus, Inputs, Split
-from cmpta_lib.methods import registry
-from cmpta_lib.methods.base import Method
-from cmpta_lib.runs import memory, provenance, store
-from cmpta_lib.runs.trained import find_corpus, tools
-from cmpta_lib.training.checkpoint import State, write_tensors
-from cmpta_lib.training.evaluation import evaluate, score_of, units
-from cmpta_lib.training.loop import train
-from cmpta_lib.training.shared import path_of
+from cmpta_lib.runs import provenance, store
+from cmpta_lib.runs import provenance as memory
+from cmpta_lib.runs.checkpoint import State, path_of, write_tensors
+from cmpta_lib.runs.evaluation import evaluate, score_of, units
+from cmpta_lib.runs.load import find_corpus, tools
+from cmpta_lib.runs.loop import train
 
 STEP_S = 1.0  # between two words on how far an epoch is
 

@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from cmpta_lib import files
+from cmpta_lib import files, registry
 from cmpta_lib.files import ROOT
-from cmpta_lib.methods import registry
-from cmpta_lib.runs import machine, sharing
+from cmpta_lib.runs import provenance as machine
+from cmpta_lib.runs import sharing
 from cmpta_lib.runs.engines import RETRY_S, Failure, Report, checked_jobs, one_line, record_death
 from cmpta_lib.runs.store import Run
 

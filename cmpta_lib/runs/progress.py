@@ -1,4 +1,8 @@
-"""What one sees while runs are made: what is running, what has ended how, how many are left and for how long.
+"""Text by the columns that it takes on a screen: a Chinese character takes two.
+
+What one can say of a run folder: how far it is, what is wrong with it, and its scores. Reading it never raises.
+
+What one sees while runs are made: what is running, what has ended how, how many are left and for how long.
 
 In a terminal it is one line at the bottom, and a line above it for each run that ends. Anywhere else (a log, a notebook)
 it is plain lines at a sane rate, so that what is saved of it can be read.
@@ -10,19 +14,124 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TextIO
+from typing import TYPE_CHECKING, Any, Literal, Self, TextIO
 
-from cmpta_lib.methods import registry
+from cmpta_lib import registry
+from cmpta_lib.config import RunConfig
 from cmpta_lib.metrics import shown_scores
-from cmpta_lib.runs.console import cut, duration
+from cmpta_lib.runs import store
+from cmpta_lib.runs.store import Run
 
 if TYPE_CHECKING:
     from cmpta_lib.runs.store import Run
+
+def columns(text: str) -> int:
+    """How many columns a terminal gives to this text."""
+    return sum(_columns(sign) for sign in text)
+
+
+def cut(text: str, width: int) -> str:
+    """The text in at most so many columns, with an ellipsis where something is left out."""
+    if columns(text) <= width:
+        return text
+    kept, room = "", width - 1
+    for sign in text:
+        if (room := room - _columns(sign)) < 0:
+            break
+        kept += sign
+    return kept + "…"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[str]:
+    """Lines of a table whose columns are as wide as they must be, two spaces apart.
+
+    Args:
+        right: places of the columns that end flush, such as numbers.
+    """
+    widths = [max(columns(row[place]) for row in (head, *rows)) for place in range(len(head))]
+    return ["  ".join(_padded(cell, widths[n], n in right) for n, cell in enumerate(row)).rstrip() for row in (head, *rows)]
+
+
+def duration(seconds: float) -> str:
+    """So long in a reader's units: "54 s", "14 min", "3.2 h"."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"
+
+
+def _padded(text: str, width: int, is_right: bool) -> str:
+    room = " " * (width - columns(text))
+    return room + text if is_right else text + room
+
+
+def _columns(sign: str) -> int:
+    if unicodedata.combining(sign):
+        return 0
+    return 2 if unicodedata.east_asian_width(sign) in "WF" else 1
+
+
+State = Literal["finished", "unfinished", "failed", "damaged", "other version"]
+STATES: tuple[State, ...] = ("finished", "unfinished", "failed", "damaged", "other version")
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One folder; `detail` says on one line why it is not finished, `config` is None where it cannot be read."""
+
+    folder: Path
+    state: State
+    config: RunConfig | None = None
+    detail: str = ""
+    epochs: int = 0  # that it has finished
+    records: Mapping[str, Any] = field(default_factory=dict)  # metrics.json, of a finished run
+    environment: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def best_epoch(self) -> int | None:
+        return self.records.get("best_epoch")
+
+    @property
+    def seconds(self) -> float | None:
+        """Of training."""
+        return self.environment.get("train_seconds")
+
+    def scores(self, split: str) -> dict[str, float]:
+        """Every metric of a split as it was recorded; none where the run is not finished."""
+        found = self.records.get(split)
+        return dict(found) if isinstance(found, Mapping) else {}
+
+    def shown(self, split: str) -> str:
+        """The tabled scores of a split with their units: "MAE 0.251, Corr 0.863"."""
+        return ", ".join(shown_scores(self.scores(split)))
+
+
+def summarise(entry: Run | tuple[Path, str]) -> Summary:
+    """A `Summary` of what `store.found` found."""
+    if not isinstance(entry, Run):
+        folder, why = entry
+        return Summary(folder, "other version" if store.OTHER_VERSION in why else "damaged", None, why)
+    try:
+        epochs = store.finished_epochs(entry.folder)
+        if entry.done:
+            text = shown_scores(entry.metrics["test"])  # an edited record may hold anything
+            float(entry.environment["train_seconds"])
+            if not text:
+                raise ValueError(f"{entry.folder / store.METRICS} holds no test score")
+            return Summary(entry.folder, "finished", entry.config, "", epochs, entry.metrics, entry.environment)
+        done = f"{epochs} of {entry.config.epochs} epochs"
+        if reason := store.failure(entry.folder):
+            return Summary(entry.folder, "failed", entry.config, f"{done}, {reason}", epochs)
+        return Summary(entry.folder, "unfinished", entry.config, done, epochs)
+    except (ValueError, OSError, LookupError, TypeError, AttributeError) as error:  # `Damaged` is a ValueError
+        why = " ".join(str(error).split()) or type(error).__name__
+        return Summary(entry.folder, "damaged", entry.config, why)
+
 
 EVERY_S = 30.0  # between plain lines that say how far it is
 REDRAW_S = 0.2

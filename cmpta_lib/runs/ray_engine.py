@@ -11,7 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from cmpta_lib.runs import machine, remote
+from cmpta_lib.runs import provenance as machine
+from cmpta_lib.runs import remote
 from cmpta_lib.runs.engines import Failure, Report, checked_jobs, needs_extra, one_line
 from cmpta_lib.runs.remote import Attempt, Dispatch
 from cmpta_lib.runs.store import Run

@@ -24,8 +24,7 @@ from typing import Any, Protocol
 
 from filelock import FileLock, Timeout
 
-from cmpta_lib import files
-from cmpta_lib.methods import registry
+from cmpta_lib import files, registry
 from cmpta_lib.runs import store
 from cmpta_lib.runs.engines import Failure, Report, one_line, record_death
 from cmpta_lib.runs.store import Run

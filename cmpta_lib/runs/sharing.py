@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 
-from cmpta_lib.runs import machine
+from cmpta_lib.runs import provenance as machine
 
 # Of each process beside what torch allocates there: the driver's context, libraries, kernels. Assumed, on the safe side; no
 # GPU was at hand.

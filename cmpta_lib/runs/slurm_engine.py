@@ -13,7 +13,8 @@ from typing import Any
 
 import psutil
 
-from cmpta_lib.runs import machine, remote, sharing
+from cmpta_lib.runs import provenance as machine
+from cmpta_lib.runs import remote, sharing
 from cmpta_lib.runs.engines import Failure, Report, checked_jobs, needs_extra, one_line
 from cmpta_lib.runs.remote import Attempt, Dispatch
 from cmpta_lib.runs.store import Run

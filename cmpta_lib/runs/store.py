@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cmpta_lib import files
+from cmpta_lib.baselines import settings  # noqa: F401  # a run's config is read by its method's class
 from cmpta_lib.config import RunConfig, from_json
-from cmpta_lib.methods import omni_settings, prompted_settings, settings  # noqa: F401  # a run's config is read by its method's class
 
 if TYPE_CHECKING:
     import pandas as pd

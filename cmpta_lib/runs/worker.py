@@ -30,7 +30,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from cmpta_lib import files
-from cmpta_lib.runs import machine, store
+from cmpta_lib.runs import provenance as machine
+from cmpta_lib.runs import store
 
 Report = Callable[[dict[str, Any]], None]
 PATIENCE = timedelta(seconds=10)  # after a failure: in one that all processes meet, the others report it too

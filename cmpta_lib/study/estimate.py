@@ -15,17 +15,15 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
 
-from cmpta_lib import paper
+from cmpta_lib import paper, registry
 from cmpta_lib.config import DataConfig, RunConfig, Stage
 from cmpta_lib.data.corpus import Corpus
-from cmpta_lib.methods import registry
-from cmpta_lib.runs import memory
-from cmpta_lib.runs.trained import tools
+from cmpta_lib.runs import provenance as memory
+from cmpta_lib.runs.load import tools
 from cmpta_lib.study import plan
 from cmpta_lib.study.forecast import Asked, Forecast
-from cmpta_lib.study.plan import Planned
+from cmpta_lib.study.plan import Planned, Row
 from cmpta_lib.study.profiles import applied, settings_of
-from cmpta_lib.study.row import Row
 from cmpta_lib.study.study import Study
 
 _TIMED_STEPS = 3  # of a method
@@ -99,7 +97,7 @@ def seconds(config: RunConfig, sizes: Sizes, speed: Speed, made: set[str]) -> fl
 
 def _common(stage: Stage) -> str:
     """The file of a stage that several runs share."""
-    from cmpta_lib.training import shared
+    from cmpta_lib.runs import checkpoint as shared
 
     return "" if stage.outcome is None else shared.path_of(Path(), stage).name
 
@@ -215,7 +213,7 @@ def _remembered(find: Callable[[Planned], _Found]) -> Callable[[Planned], _Found
 
 
 def _sizes(corpus: Corpus) -> Sizes:
-    from cmpta_lib.training.evaluation import units
+    from cmpta_lib.runs.evaluation import units
 
     train, valid, test = (len(corpus.splits[name]) for name in ("train", "valid", "test"))
     return Sizes(train, valid, test, len(units(corpus.splits["train"], "dialogue")))
@@ -231,7 +229,7 @@ def _speed(config: RunConfig, corpus: Corpus, root: Path, is_loaded: bool) -> Sp
     """Time a few steps and answers; `is_loaded`: the LLM or encoder is in memory, so that building tells of the method alone."""
     import torch
 
-    from cmpta_lib.training import evaluation, loop
+    from cmpta_lib.runs import evaluation, loop
 
     if not is_loaded:
         loop.build(config, corpus, tools(root))

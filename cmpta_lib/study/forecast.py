@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from cmpta_lib import paper
-from cmpta_lib.runs.console import duration, table
+from cmpta_lib.runs.progress import duration, table
 from cmpta_lib.study import claimed, naming, plan
 from cmpta_lib.study.plan import Notebook, Planned
 

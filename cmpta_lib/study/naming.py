@@ -13,10 +13,10 @@ from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cmpta_lib import registry
 from cmpta_lib.config import RunConfig, paths
 from cmpta_lib.llm.files import hub_id
-from cmpta_lib.methods import registry
-from cmpta_lib.methods.registry import Entry
+from cmpta_lib.registry import Entry
 from cmpta_lib.study.profiles import PROFILES, REHEARSAL, SMOKE_CHANGES, settings_of
 
 if TYPE_CHECKING:

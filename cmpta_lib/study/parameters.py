@@ -8,8 +8,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from cmpta_lib import registry
 from cmpta_lib.config import PAPER_SEEDS, DataConfig, RunConfig, override, paths
-from cmpta_lib.methods import registry
 
 # What names a run's data, backbone and seed has an argument of its own, which also finds or makes them.
 _ELSEWHERE = {

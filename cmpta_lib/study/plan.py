@@ -1,4 +1,12 @@
-"""The one list of what makes what: rows of tables as methods with changed fields, and notebooks as the rows they need.
+"""A line of a table, as what must be run for it.
+
+The rows of the systems beyond the paper that have notebooks of their own.
+
+The rows of notebook 14: MLLM-MAC with and without each of its parts, and published omni models beside it.
+
+Chosen to be few: 10 zero-shot answerings and 7 fine-tunings a corpus and seed, which share one perception.
+
+The one list of what makes what: rows of tables as methods with changed fields, and notebooks as the rows they need.
 
 Notebooks, command line, report and tests all read it. Imports no torch and asks for no corpus.
 """
@@ -6,12 +14,114 @@ Notebooks, command line, report and tests all read it. Imports no torch and asks
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-from cmpta_lib import paper
-from cmpta_lib.methods import registry
-from cmpta_lib.study import mllm_rows, systems
-from cmpta_lib.study.row import Row
+from cmpta_lib import paper, registry
+from cmpta_lib.beyond.settings import OMNI_MODELS, MllmMacConfig
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one line of a table measures: a method, and the fields in which it differs from that method's settings.
+
+    `llm`: the role of a frozen LLM of its own (`profiles.Profile.llms`); "" = the study's. `is_seeded`: where no draw decides
+    its answers, the first seed's run stands for all.
+    """
+
+    name: str
+    method: str = "cmpta"
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    rate: float = 1.0  # times the learning rate of its settings
+    llm: str = ""
+    is_seeded: bool = True
+
+
+# The multimodal transformer: the row of the comparison, pre-trained with both losses and fused by six pairs, and versions.
+MMT = Row("MM-Transformer", "multimodal_transformer")
+
+
+def _version(name: str, **fields: object) -> Row:
+    return replace(MMT, name=name, changes={f"method.{field}": value for field, value in fields.items()})
+
+
+WITHOUT_PRETRAINING = _version("no pre-training", pretraining="none")
+PRETRAINING: tuple[Row, ...] = (
+    WITHOUT_PRETRAINING,
+    _version("masked words", pretraining="mlm"),
+    _version("contrastive", pretraining="contrastive"),
+    MMT,
+)
+FUSIONS: tuple[Row, ...] = (
+    MMT,
+    _version("concatenation", fusion="concatenation"),
+    _version("self-attention only", fusion="self_attention"),
+)
+MMT_TEXT_ONLY = _version("text only", modalities="text")
+# Share of the training labels -> the method with its pre-training and without.
+LABEL_SHARES: Mapping[float, tuple[Row, Row]] = {
+    share: (
+        _version(f"{share:.0%} of the labels", label_share=share),
+        _version(f"{share:.0%} of the labels, no pre-training", label_share=share, pretraining="none"),
+    )
+    for share in (0.1, 0.25, 0.5)
+} | {1.0: (MMT, WITHOUT_PRETRAINING)}
+MMT_VERSIONS: tuple[Row, ...] = (
+    *PRETRAINING[:-1],
+    *FUSIONS[1:],
+    MMT_TEXT_ONLY,
+    *(row for share, pair in LABEL_SHARES.items() if share < 1 for row in pair),
+)
+MMT_ROWS: tuple[Row, ...] = (MMT, *MMT_VERSIONS)
+
+ROWS: tuple[Row, ...] = MMT_VERSIONS  # every row here that no comparison has
+
+
+ZERO_SHOT, TUNED = "zero-shot", "fine-tuned"
+WHOLE = Row("MLLM-MAC", "mllm_mac")  # all modalities, knowledge and fine-tuning
+
+
+def _row(name: str, training: str, **fields: object) -> Row:
+    """A version of MLLM-MAC; fields that are as in the whole are left out, so that equal runs are one run."""
+    wanted = {"sft": training == TUNED} | fields
+    known = MllmMacConfig.model_fields
+    changes = {f"method.{field}": value for field, value in wanted.items() if value != known[field].default}
+    return Row(f"{name}, {training}", WHOLE.method, changes) if changes else WHOLE
+
+
+# By training and by what is given; without knowledge. Words alone, zero-shot, are the frozen LLM as it is: text only.
+GIVEN: Mapping[str, Mapping[str, Row]] = {
+    ZERO_SHOT: {given: _row(given, ZERO_SHOT, modalities=given, knowledge="none") for given in ("TA", "TV", "TAV")},
+    TUNED: {given: _row(given, TUNED, modalities=given, knowledge="none") for given in ("T", "TA", "TV", "TAV")},
+}
+NOTHING_TOLD, FROM_FRAMES, SAID, SUREST = "none", "from frames, by rule", "said by the model", "said, surest answer"
+OF_ANOTHER, CUE, CUE_OF_ANOTHER = "of another clip", "the cue itself", "another clip's cue"
+_KNOWLEDGE: Mapping[str, Mapping[str, object]] = {
+    FROM_FRAMES: {"knowledge": "features"},
+    SAID: {"knowledge": "generated"},
+    SUREST: {"knowledge": "generated", "integration": "max_conf"},
+    OF_ANOTHER: {"knowledge": "generated", "shuffled": True},  # by rule too: of frames it is the same statement
+    CUE: {"knowledge": "cue"},
+    CUE_OF_ANOTHER: {"knowledge": "cue", "shuffled": True},
+}
+# By training and by the statement that stands before the words; with all modalities.
+TOLD: Mapping[str, Mapping[str, Row]] = {
+    ZERO_SHOT: {NOTHING_TOLD: GIVEN[ZERO_SHOT]["TAV"]}
+    | {told: _row(f"statement: {told}", ZERO_SHOT, **fields) for told, fields in _KNOWLEDGE.items()},
+    TUNED: {NOTHING_TOLD: GIVEN[TUNED]["TAV"]}
+    | {told: _row(f"statement: {told}", TUNED, **_KNOWLEDGE[told]) for told in (SAID, OF_ANOTHER, CUE)},
+}
+SHUFFLED: Mapping[str, str] = {FROM_FRAMES: OF_ANOTHER, SAID: OF_ANOTHER, CUE: CUE_OF_ANOTHER}  # the control of each
+FREE = _row("free replies", ZERO_SHOT, knowledge="none", decoding="free")
+OMNI: tuple[Row, ...] = tuple(
+    Row(name.rpartition("/")[2], "omni", {"method.model.name": name}, is_seeded=False) for name in OMNI_MODELS
+)
+ROWS_mllm_rows: tuple[Row, ...] = (
+    *GIVEN[ZERO_SHOT].values(), FREE, *GIVEN[TUNED].values(),
+    *(row for rows in TOLD.values() for told, row in rows.items() if told != NOTHING_TOLD and row != WHOLE),
+    *OMNI,
+)  # fmt: skip
+
 
 CMPTA = Row("CMPTA")
 TEXT_ONLY = Row("text only", "text_only")
@@ -116,7 +226,7 @@ def search(row: Row) -> dict[float, Row]:
 def every_row(key: str, method: str) -> list[Row]:
     """Every row that a run of this method may be on this corpus: with an LLM of its own first, then plain, then changed."""
     comparisons = sorted(comparison(key), key=lambda row: not row.llm)
-    changed = [*ABLATIONS.values(), *REGISTER, *MSE_ABLATIONS, *versions(key), *systems.ROWS, *mllm_rows.ROWS]
+    changed = [*ABLATIONS.values(), *REGISTER, *MSE_ABLATIONS, *versions(key), *ROWS, *ROWS_mllm_rows]
     own = [row for row in comparisons if row.method == method] or [Row(registry.ENTRIES[method].row, method)]
     searched = [one for row in own for one in search(row).values() if one.rate != 1]
     return [*own, *(row for row in changed if row.method == method), *searched]
@@ -215,14 +325,14 @@ NOTEBOOKS: tuple[Notebook, ...] = (
     Notebook(
         "13_multimodal_transformer",
         "Beyond the paper: the multimodal transformer",
-        rows=lambda key: systems.MMT_ROWS,
+        rows=lambda key: MMT_ROWS,
         tables=("mmt_pretraining", "mmt_fusion", "mmt_labels", "mmt_modalities"),
         is_beyond=True,
     ),
     Notebook(
         "14_mllm_mac",
         "Beyond the paper: multimodal LLMs (MLLM-MAC)",
-        rows=lambda key: [TEXT_ONLY, *mllm_rows.ROWS, mllm_rows.WHOLE],
+        rows=lambda key: [TEXT_ONLY, *ROWS_mllm_rows, WHOLE],
         tables=(
             "mllm_zero_shot", "mllm_two_by_two", "mllm_margins", "mllm_modalities", "mllm_knowledge", "mllm_costs",
         ),

@@ -8,7 +8,7 @@ from typing import Any
 
 from cmpta_lib.config import PAPER_SEEDS, RunConfig, override, paths
 from cmpta_lib.data.corpus import Language
-from cmpta_lib.study.row import Row
+from cmpta_lib.study.plan import Row
 
 
 @dataclass(frozen=True)

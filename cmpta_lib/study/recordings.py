@@ -9,14 +9,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cmpta_lib.beyond import media
+from cmpta_lib.beyond import omni_model as omni_files
+from cmpta_lib.beyond.settings import MllmMacConfig, OmniConfig
 from cmpta_lib.config import RunConfig, override
 from cmpta_lib.data.corpus import Corpus
 from cmpta_lib.files import Damaged
 from cmpta_lib.llm import files as llm_files
-from cmpta_lib.llm import media, omni_files
-from cmpta_lib.methods.omni_settings import OmniConfig
-from cmpta_lib.methods.prompted_settings import MllmMacConfig
-from cmpta_lib.runs.machine import gpu_count
+from cmpta_lib.runs.provenance import gpu_count
 
 WAITING = ("omni", "mllm_mac")  # methods whose rows may need what a corpus does not hold
 ANSWERED = ("valid", "test")  # the splits that a run answers, whose recordings decide its result

@@ -12,6 +12,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+from cmpta_lib import registry
 from cmpta_lib.config import PAPER_SEEDS, DataConfig, EncoderConfig, LLMConfig, PromptedLMConfig, RunConfig
 from cmpta_lib.data.corpus import Corpus, Language
 from cmpta_lib.data.readers import read_raw
@@ -19,7 +20,6 @@ from cmpta_lib.data.store import load_corpus
 from cmpta_lib.embedded.recipe import TINY_MODELS, tiny_folder
 from cmpta_lib.files import ROOT, Damaged, runs_folder
 from cmpta_lib.llm import files as llm_files
-from cmpta_lib.methods import registry
 from cmpta_lib.runs.engines import Engine, Failure, RunsFailed, ensure
 from cmpta_lib.runs.progress import Progress
 from cmpta_lib.runs.store import Run

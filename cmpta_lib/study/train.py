@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cmpta_lib.config import PAPER_SEEDS
-from cmpta_lib.runs.trained import TrainedRun, load
+from cmpta_lib.runs.load import TrainedRun, load
 from cmpta_lib.study.plan import Row
 from cmpta_lib.study.study import Study
 

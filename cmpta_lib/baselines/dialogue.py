@@ -1,0 +1,134 @@
+"""What methods share that read whole dialogues as graphs of utterances: layout, utterance vectors, text in context.
+
+Shapes: N utterances of D dialogues, the longest of L; a dialogue's utterances follow each other. Graphs are dense blocks
+(D, L, L) with masks: dialogues have some 10 and at most 33 utterances in MELD, and a library for sparse graphs would be a
+compiled dependency per torch version that buys nothing at that size.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from cmpta_lib.base import Group
+from cmpta_lib.baselines.supervised import Clips, LastState, Supervised, mean_over_time
+from cmpta_lib.config import TrainingConfig
+from cmpta_lib.data.corpus import MODALITIES
+from cmpta_lib.fast.packing import send
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where each of N utterances stands, and who speaks it."""
+
+    shape: tuple[int, int]  # D, L
+    slots: Tensor  # (N,) int64: its place among D * L padded ones
+    real: Tensor  # (D, L) bool
+    packing: Tensor  # (N,) int64: the utterances in the order of a packed sequence
+    unpacking: Tensor  # (N,) int64: its inverse
+    batch_sizes: Tensor  # (L,) int64 on the host: how many dialogues have a first, second, ... utterance
+    speakers: Tensor  # (N,) int64, numbered as they first speak
+
+    @classmethod
+    def of(cls, sizes: Sequence[int], speakers: Tensor) -> Layout:
+        """From the sizes of the dialogues in order; the host's indices travel as one block."""
+        lengths = np.array(sizes, np.int64)
+        starts, longest = lengths.cumsum() - lengths, int(lengths.max())
+        order, turns = np.argsort(-lengths, kind="stable"), np.arange(longest)
+        spoken = turns[:, None] < lengths[order]  # (L, D), longest dialogue first
+        packing = (starts[order] + turns[:, None])[spoken]
+        place = np.arange(lengths.sum()) - np.repeat(starts, lengths)
+        slots = np.repeat(np.arange(len(lengths)), lengths) * longest + place
+        sent = send([slots, packing, np.argsort(packing), lengths], speakers.device)
+        return cls(
+            shape=(len(lengths), longest),
+            slots=sent[0],
+            real=torch.arange(longest, device=speakers.device) < sent[3][:, None],
+            packing=sent[1],
+            unpacking=sent[2],
+            batch_sizes=torch.from_numpy(spoken.sum(1)),
+            speakers=speakers,
+        )
+
+    def pad(self, vectors: Tensor) -> Tensor:
+        """(N, F) -> (D, L, F), zeros where there is no utterance."""
+        dialogues, longest = self.shape
+        padded = vectors.new_zeros(dialogues * longest, vectors.shape[1]).index_copy(0, self.slots, vectors)
+        return padded.view(dialogues, longest, -1)
+
+    def flat(self, padded: Tensor) -> Tensor:
+        """(D, L, F) -> (N, F)."""
+        return padded.flatten(0, 1).index_select(0, self.slots)
+
+    def voices(self, table: nn.Embedding) -> Tensor:
+        """(N, F) a row of the table for each utterance's speaker; those whom the table has no row for share the last."""
+        rows: Tensor = table(self.speakers.clamp(max=table.num_embeddings - 1))
+        return rows
+
+
+class Conversation(nn.Module):
+    """Utterance vectors in the light of their dialogue: a linear layer, then a two-layer BiLSTM over the utterances."""
+
+    def __init__(self, width: int, hidden: int, dropout: float, bilstm: str) -> None:
+        super().__init__()
+        self.inward = nn.Linear(width, 2 * hidden)
+        self.lstm = nn.LSTM(2 * hidden, hidden, num_layers=2, bidirectional=True, batch_first=True, dropout=dropout)
+        self.packed = bilstm == "packed"
+
+    def forward(self, vectors: Tensor, layout: Layout) -> Tensor:
+        """(N, width) -> (N, 2 * hidden)."""
+        if self.packed:
+            given = PackedSequence(self.inward(vectors).index_select(0, layout.packing), layout.batch_sizes)
+            return self.lstm(given)[0].data.index_select(0, layout.unpacking)
+        # As in MMGCN's public code: the backward direction starts in the padding, so batch mates matter.
+        return layout.flat(self.lstm(self.inward(layout.pad(vectors)))[0])
+
+
+class DialogueMethod(Supervised):
+    """A network over the three vectors of each utterance of whole dialogues.
+
+    The papers' vectors (600 / 300 / 342 wide) come from networks that were trained on labels beforehand, and the files are
+    not public for these features. In their place stand ours: the mean over the frozen text encoder's states, and the last
+    state of an LSTM over the clip's frames, trained with the rest. `context=False` makes each utterance a dialogue.
+    """
+
+    unit = "dialogue"
+
+    @abstractmethod
+    def graph(self, widths: Mapping[str, int]) -> nn.Module:
+        """The method's own part: (N, width) of text, audio and vision, and a `Layout` -> (N, outputs)."""
+
+    def network(self) -> nn.Module:
+        settings, given = self.settings, {str(name): width for name, width in self.inputs.widths.items()}
+        made = {"audio": settings.audio_width, "vision": settings.vision_width} if settings.features == "lstm" else {}
+        parts: dict[str, nn.Module] = {name: LastState(given[name], made[name]) for name in MODALITIES if name in made}
+        return nn.ModuleDict({**parts, "graph": self.graph({"text": self.encoder.dim, **given, **made})})
+
+    def vectors(self, clips: Clips) -> tuple[Tensor, Tensor, Tensor]:
+        """(N, width) of text, audio and vision; zeros where audio or vision is absent."""
+        text = mean_over_time(self.frozen_text(clips), clips.text_lengths)
+        if self.settings.features == "mean":
+            audio, vision = mean_over_time, mean_over_time
+        else:
+            audio, vision = self.net["audio"], self.net["vision"]
+        return text, audio(clips.audio, clips.audio_lengths), vision(clips.vision, clips.vision_lengths)
+
+    def forward(self, clips: Clips) -> Tensor:
+        if self.settings.context:
+            layout = Layout.of(clips.dialogues, clips.speakers)
+        else:
+            layout = Layout.of([1] * sum(clips.dialogues), torch.zeros_like(clips.speakers))
+        outputs: Tensor = self.net["graph"](*self.vectors(clips), layout)
+        return outputs
+
+    def groups(self, config: TrainingConfig) -> Sequence[Group]:
+        """The LSTMs over frames have a rate of their own: they stand in for vectors that were trained beforehand."""
+        graph = list(self.net["graph"].parameters())
+        frames = [p for name in MODALITIES if name in self.net for p in self.net[name].parameters()]
+        return [Group(graph), Group(frames, rate=self.settings.frames_rate)]

@@ -1,0 +1,142 @@
+"""GA2MIF: graph attention within each modality of a dialogue, then attention across modalities (Li et al., TAFFC 2023).
+
+Utterance vectors are not the paper's; see `dialogue_graph.DialogueMethod`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cmpta_lib.baselines.dialogue import Conversation, DialogueMethod, Layout
+from cmpta_lib.baselines.settings import Ga2mifConfig
+
+KINDS = ("audio", "vision", "text")
+# Who asks whom: each modality is key and value, the other two are queries. In the public code the sum of both is
+# overwritten by the second, so the first ones' weights never move.
+QUERIES = {"audio": ("vision", "text"), "vision": ("audio", "text"), "text": ("audio", "vision")}
+
+
+class GraphAttention(nn.Module):
+    """GATv2 (Brody et al. 2022) on dense blocks, the heads' mean: s_ij = a^T LeakyReLU(W_l x_j + W_r x_i)."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.source, self.target = nn.Linear(width, heads * width), nn.Linear(width, heads * width)
+        self.weigh = nn.Parameter(torch.empty(heads, width))
+        self.bias = nn.Parameter(torch.zeros(width))
+        for weight in (self.source.weight, self.target.weight, self.weigh):
+            nn.init.xavier_uniform_(weight)
+        nn.init.zeros_(self.source.bias)
+        nn.init.zeros_(self.target.bias)
+
+    def forward(self, nodes: Tensor, edges: Tensor) -> Tensor:
+        """nodes (D, L, F), edges (D, L, L) bool, True where the column's node is heard by the row's -> (D, L, F)."""
+        sources, targets = self.source(nodes).chunk(self.heads, -1), self.target(nodes).chunk(self.heads, -1)
+        out = torch.zeros_like(nodes)
+        for source, target, weigh in zip(sources, targets, self.weigh, strict=True):  # one head: (D, L, L, F) is large
+            scores = F.leaky_relu(source[:, None] + target[:, :, None], 0.2) @ weigh
+            # A finite number, as rows of padding have no edge at all.
+            out = out + scores.masked_fill(~edges, -1e9).softmax(-1) @ source
+        return out / self.heads + self.bias
+
+
+def window(layout: Layout, past: int, future: int) -> Tensor:
+    """(D, L, L) bool: each utterance (row) hears those from `past` before it to `future` after it, and itself."""
+    place = torch.arange(layout.shape[1], device=layout.real.device)
+    later = place - place[:, None]  # (rows, columns): how much later the column is spoken
+    near = (later >= -past) & (later <= future)
+    return near & layout.real[:, None, :] & layout.real[:, :, None]
+
+
+class OneModality(nn.Module):
+    """MDGAT (section 3.4): x <- LayerNorm(x + GATv2(x)), several times."""
+
+    def __init__(self, settings: Ga2mifConfig) -> None:
+        super().__init__()
+        made = 1 if settings.share_graph_layers else settings.graph_layers
+        self.norms = nn.ModuleList(nn.LayerNorm(settings.dim) for _ in range(made))
+        self.layers = nn.ModuleList(GraphAttention(settings.dim, settings.graph_heads) for _ in range(made))
+        self.steps = settings.graph_layers
+
+    def forward(self, nodes: Tensor, edges: Tensor) -> Tensor:
+        for step in range(self.steps):
+            place = step % len(self.layers)
+            nodes = self.norms[place](nodes + self.layers[place](nodes, edges))
+        return nodes
+
+
+class AcrossModalities(nn.Module):
+    """MPCAT (section 3.5): one modality hears the others ask, then a feed-forward net; both with residual and norm."""
+
+    def __init__(self, kind: str, settings: Ga2mifConfig) -> None:
+        super().__init__()
+        dim = settings.dim
+        self.kind, self.queries = kind, QUERIES[kind] if settings.mpcat == "sum" else QUERIES[kind][1:]
+        self.asked = nn.ModuleList(nn.MultiheadAttention(dim, settings.heads, batch_first=True) for _ in self.queries)
+        self.norm, self.norm_out = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.wide, self.narrow = nn.Linear(dim, 2 * dim), nn.Linear(2 * dim, dim)
+        self.dropout = nn.Dropout(settings.dropout)
+
+    def term(self, nodes: Mapping[str, Tensor], mask: Tensor) -> Tensor:
+        """(D, L, dim) attention to this modality, summed over who asks."""
+        own = nodes[self.kind]
+        return torch.stack(
+            [
+                attention(nodes[query], own, own, key_padding_mask=mask, need_weights=False)[0]
+                for query, attention in zip(self.queries, self.asked, strict=True)
+            ]
+        ).sum(0)
+
+    def forward(self, nodes: Mapping[str, Tensor], mask: Tensor) -> Tensor:
+        """nodes (D, L, dim) by modality; mask (D, L) bool, True at padding, or numbers to add to scores -> (D, L, dim)."""
+        heard = self.norm(nodes[self.kind] + self.dropout(self.term(nodes, mask)))
+        made = self.dropout(self.narrow(self.dropout(self.wide(heard).relu())))
+        out: Tensor = self.norm_out(heard + made)
+        return out
+
+
+class Network(nn.Module):
+    """From the three vectors of each utterance to scores or logits."""
+
+    def __init__(self, widths: Mapping[str, int], outputs: int, settings: Ga2mifConfig) -> None:
+        super().__init__()
+        dim, self.settings = settings.dim, settings
+        self.audio, self.vision = nn.Linear(widths["audio"], dim), nn.Linear(widths["vision"], dim)
+        self.conversation = Conversation(widths["text"], dim, settings.dropout, settings.bilstm)
+        self.text = nn.Linear(2 * dim, dim)
+        self.voices = nn.Embedding(settings.speakers, dim)
+        self.within = nn.ModuleDict({kind: OneModality(settings) for kind in KINDS})
+        self.across = nn.ModuleList(
+            nn.ModuleDict({kind: AcrossModalities(kind, settings) for kind in KINDS}) for _ in range(settings.cross_layers)
+        )
+        self.head = nn.Sequential(nn.Linear(3 * dim, dim), nn.Linear(dim, outputs))
+
+    def forward(self, text: Tensor, audio: Tensor, vision: Tensor, layout: Layout) -> Tensor:
+        """(N, width) each -> (N, outputs)."""
+        settings = self.settings
+        given = {"audio": self.audio(audio).tanh(), "vision": self.vision(vision).tanh()}
+        given["text"] = self.text(self.conversation(text, layout))
+        voices = settings.speaker_weight * layout.voices(self.voices)
+        spans = (settings.past, settings.future)
+        edges = window(layout, *(reversed(spans) if settings.windows == "swapped" else spans))
+        nodes = {kind: self.within[kind](layout.pad(given[kind] + voices), edges) for kind in KINDS}
+        nodes = {kind: layout.pad(layout.flat(node)) for kind, node in nodes.items()}  # zeros at padding again
+        # The public code adds 1 to the scores of real utterances and leaves padding in: batch mates matter.
+        mask = layout.real.to(text.dtype) if settings.padding_mask == "float" else ~layout.real
+        for layer in self.across:
+            nodes = {kind: part(nodes, mask) for kind, part in cast(nn.ModuleDict, layer).items()}
+        outputs: Tensor = self.head(layout.flat(torch.cat([nodes[kind] for kind in KINDS], dim=-1)))
+        return outputs
+
+
+class GA2MIF(DialogueMethod):
+    """The method: `Network` on utterance vectors."""
+
+    def graph(self, widths: Mapping[str, int]) -> nn.Module:
+        return Network(widths, self.outputs, self.settings)

@@ -1,0 +1,146 @@
+"""MSE-Adapter (Yang et al., AAAI 2025), the method that CMPTA builds on, before a frozen LLM.
+
+Voice and face become one vector each, the text weighs them (text-guided mixer), MLPs of several widths read the result
+(multi-scale fusion), and K pseudo tokens are made of that one vector m: token k is w_k m + b_k, so that all of them lie in
+a plane. The public code pads texts at the start and lets the LLM attend to the padding; here no padding reaches it.
+
+Shapes: B clips, T frames, F features, L text tokens, D mixer width, E LLM width, K pseudo tokens.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from cmpta_lib.baselines.supervised import FeatureScaling, LastState, mean_over_time
+from cmpta_lib.beyond.settings import MseAdapterConfig
+from cmpta_lib.data.corpus import MODALITIES, Inputs, Modality
+from cmpta_lib.method.llm import FrozenLLM
+from cmpta_lib.method.prompted import PromptedLM, TokenMaker
+
+
+class Summary(nn.Module):
+    """Frames of one modality -> one vector of width D: an LSTM's last state, projected without activation."""
+
+    def __init__(self, features: int, hidden: int, dim: int) -> None:
+        super().__init__()
+        self.scaling = FeatureScaling(features)  # register 16; the public code takes features as they are
+        self.state = LastState(features, hidden)
+        self.linear = nn.Linear(hidden, dim)
+
+    def forward(self, frames: Tensor, lengths: Tensor) -> Tensor:
+        """frames (B, T, F), lengths (B,) -> (B, D); an absent modality leaves the projection's bias."""
+        summary: Tensor = self.linear(self.state(self.scaling(frames, lengths), lengths))
+        return summary
+
+
+class MultiScaleFusion(nn.Module):
+    """MLPs D -> E / scale -> D side by side, their learned weighted sum, and one vector of the LLM's width."""
+
+    def __init__(self, dim: int, llm_dim: int, scales: tuple[int, ...]) -> None:
+        super().__init__()
+        widths = [max(1, llm_dim // scale) for scale in scales]
+        self.mlps = nn.ModuleList(
+            nn.Sequential(nn.Linear(dim, width), nn.GELU(), nn.Linear(width, dim)) for width in widths
+        )
+        if len(scales) > 1:
+            self.weigh = nn.Linear(len(scales), 1)
+        self.to_llm = nn.Linear(dim, llm_dim)
+
+    def forward(self, mixed: Tensor) -> Tensor:
+        """(B, D) -> (B, E)."""
+        views = torch.stack([mlp(mixed) for mlp in self.mlps], dim=-1)
+        fused: Tensor = self.to_llm((self.weigh(views) if len(self.mlps) > 1 else views)[..., 0])
+        return fused
+
+
+class MseTokens(TokenMaker):
+    """Face, voice and the text's embeddings -> K pseudo tokens.
+
+    With `modalities="text"` voice and face count as absent in every clip: the tokens are made of the text's mean alone.
+
+    Args:
+        audio_features, vision_features: F of each modality.
+        llm_dim: E.
+        embedding_norm: mean norm of the LLM's text embeddings.
+        pad: (E,) embedding of the LLM's padding token, and `text_limit` the padded length; for `text_mean="padded"`.
+    """
+
+    pad: Tensor
+
+    def __init__(
+        self,
+        config: MseAdapterConfig,
+        audio_features: int,
+        vision_features: int,
+        llm_dim: int,
+        embedding_norm: float,
+        pad: Tensor,
+        text_limit: int,
+    ) -> None:
+        super().__init__()
+        self.config, self.num_tokens, self.text_limit = config, config.num_pseudo_tokens, text_limit
+        self.audio = Summary(audio_features, config.audio_hidden, config.dim)
+        self.vision = Summary(vision_features, config.vision_hidden, config.dim)
+        if config.mixer:
+            self.mixer = nn.Linear(llm_dim, config.dim)
+        self.fusion = MultiScaleFusion(config.dim, llm_dim, config.scales if config.multi_scale else config.scales[:1])
+        self.spread = nn.Linear(1, config.num_pseudo_tokens)
+        if config.token_scale == "embedding_norm":  # by default b_k alone has entries in [-1, 1]: tens of times too large
+            with torch.no_grad():
+                for weight in self.spread.parameters():
+                    weight.mul_(3**0.5 * embedding_norm / llm_dim**0.5)
+        self.register_buffer("pad", pad, persistent=False)  # the LLM's, not ours
+
+    def set_feature_statistics(self, modality: Modality, mean: Tensor, std: Tensor) -> None:
+        cast(Summary, getattr(self, modality)).scaling.take(mean, std)
+
+    def forward(
+        self,
+        text: Tensor,
+        text_lengths: Tensor,
+        audio: Tensor,
+        audio_lengths: Tensor,
+        vision: Tensor,
+        vision_lengths: Tensor,
+        return_weights: bool = False,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Summarise, mix, fuse and spread; there are no attention maps."""
+        given = {"audio": (audio, audio_lengths), "vision": (vision, vision_lengths)}
+        mixed: Tensor | None = None
+        for modality in MODALITIES:
+            frames, lengths = given[modality]
+            if self.config.modalities not in ("all", modality):
+                frames, lengths = frames[:, :0], torch.zeros_like(lengths)
+            summary = getattr(self, modality)(frames, lengths)
+            mixed = summary if mixed is None else mixed + summary
+        assert mixed is not None
+        if self.config.mixer:  # a * k + v * k = (a + v) * k
+            mixed = mixed * self.mixer(self._text_mean(text.to(self.mixer.weight.dtype), text_lengths))
+        return self.spread(self.fusion(mixed)[..., None]).transpose(1, 2), {}
+
+    def _text_mean(self, text: Tensor, lengths: Tensor) -> Tensor:
+        """(B, L, E) -> (B, E)."""
+        if self.config.text_mean == "real":
+            return mean_over_time(text, lengths)
+        missing = (self.text_limit - lengths).clamp(min=0)[:, None]
+        return (text.sum(1) + missing * self.pad) / self.text_limit
+
+
+class MseAdapter(PromptedLM):
+    """MSE-Adapter's pseudo tokens before a frozen LLM."""
+
+    def token_maker(self, inputs: Inputs) -> MseTokens:
+        settings, llm = self.settings, self.llm
+        assert isinstance(settings, MseAdapterConfig)
+        pad = llm.embedding.weight[_padding_id(llm)].detach().float()
+        widths = inputs.widths["audio"], inputs.widths["vision"]
+        return MseTokens(settings, *widths, llm.dim, llm.embedding_norm, pad, settings.prompt.max_text_tokens)
+
+
+def _padding_id(llm: FrozenLLM) -> int:
+    """What the LLM's family pads with: its padding token, else the unknown one (Llama), else the end of text (Qwen)."""
+    names = ("pad_token_id", "unk_token_id", "eos_token_id")
+    return next((found for name in names if (found := getattr(llm.tokenizer, name, None)) is not None), 0)

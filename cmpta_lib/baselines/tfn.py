@@ -1,0 +1,59 @@
+"""TFN: all products of what face, voice and words say, alone, in pairs and together (Zadeh et al., EMNLP 2017).
+
+Sizes and subnets as in the public code of MMSA for SIMS-V2. No public code has a TFN for MELD: it gets the same network,
+with a logit per class and cross-entropy. Voice and face are read as mean frames: their order in time is lost.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from cmpta_lib.base import Batch
+from cmpta_lib.baselines.settings import TfnConfig
+from cmpta_lib.baselines.supervised import Clips, Subnets, Supervised, share_running_statistics
+from cmpta_lib.data.corpus import MODALITIES
+
+
+class TensorFusion(nn.Module):
+    """The outer product [1; a] x [1; v] x [1; t] (the paper's eq 2), then three linear layers."""
+
+    def __init__(self, settings: TfnConfig, outputs: int) -> None:
+        super().__init__()
+        product = (settings.audio_hidden + 1) * (settings.vision_hidden + 1) * (settings.text_out + 1)
+        self.layers = nn.Sequential(
+            nn.Dropout(settings.post_dropout),
+            nn.Linear(product, settings.post_hidden),
+            nn.ReLU(),
+            nn.Linear(settings.post_hidden, settings.post_hidden),
+            nn.ReLU(),
+            nn.Linear(settings.post_hidden, outputs),
+        )
+
+    def product(self, audio: Tensor, vision: Tensor, text: Tensor) -> Tensor:
+        """[1; h] of each modality, (B, H + 1) -> (B, their product), the text's index fastest."""
+        return torch.einsum("ba,bv,bt->bavt", audio, vision, text).flatten(1)
+
+    def forward(self, audio: Tensor, vision: Tensor, text: Tensor) -> Tensor:
+        """[1; h] of each modality, (B, H + 1) -> (B, outputs)."""
+        outputs: Tensor = self.layers(self.product(audio, vision, text))
+        return outputs
+
+
+class TFN(Supervised):
+    """Scores are squashed into the range that `score_range` names, logits are not."""
+
+    def network(self) -> nn.Module:
+        widths = {modality: self.inputs.widths[modality] for modality in MODALITIES}
+        subnets = Subnets(self.settings, text=self.encoder.dim, **widths)
+        return nn.ModuleDict({"subnets": subnets, "fusion": TensorFusion(self.settings, self.outputs)})
+
+    def forward(self, clips: Clips) -> Tensor:
+        outputs: Tensor = self.net["fusion"](*self.net["subnets"](self.frozen_text(clips), clips))
+        if self.task.kind == "classification" or self.settings.score_range == "none":
+            return outputs
+        limit = 3.0 if self.settings.score_range == "six" else 1.0
+        return 2 * limit * outputs.sigmoid() - limit
+
+    def after_step(self, batch: Batch, epoch: int) -> None:
+        share_running_statistics(self.module)

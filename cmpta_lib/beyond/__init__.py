@@ -1,0 +1,1 @@
+"""Systems beyond the paper: the other documents' and today's best."""

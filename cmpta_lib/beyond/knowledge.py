@@ -1,0 +1,305 @@
+"""What a model said of clips, kept by their content, so that each clip is described once by each model.
+
+A line of text per clip, with a checksum: processes append without waiting for each other, and a line that was cut by a
+kill, or changed, is not believed; its clip is described anew.
+
+Statements about a clip's face and voice, in words: by rule from its frames, or as its generator wrote them.
+
+Everything here is learned from frames, never from labels. `Describer` turns frames into a few facts and these into a short
+statement; it is what MLLM-MAC's perception learns to say, and the knowledge that it is prompted with.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cmpta_lib import files
+from cmpta_lib.beyond.settings import MllmMacConfig
+from cmpta_lib.data.corpus import MODALITIES, Language, Modality, Sample, Split
+
+
+class StatementCache:
+    """Statements by the hex digest of a clip's content, on disk where a folder is given.
+
+    Args:
+        identity: hex digest of all that decides what is said: the models, the prompt, how answers are drawn.
+        folder: where the file named by it lies, or None: kept in memory only.
+    """
+
+    def __init__(self, identity: str, folder: Path | None) -> None:
+        self.path = None if folder is None else folder / f"{identity}.jsonl"
+        self._known: dict[str, list[str]] = {}
+        if self.path is not None and self.path.is_file():
+            with files.reading(self.path.parent):
+                lines = self.path.read_bytes().decode(errors="replace").splitlines()
+            for line in lines:
+                digest, _, text = line.partition(" ")
+                if digest == _digest(text):
+                    content, statements = json.loads(text)
+                    self._known.setdefault(content, statements)  # the first to be written stays
+
+    def get(self, content: str) -> list[str] | None:
+        return self._known.get(content)
+
+    def add(self, found: Mapping[str, list[str]]) -> None:
+        """Raises OSError where the folder cannot be written; the message says what to do."""
+        new = {content: statements for content, statements in found.items() if content not in self._known}
+        self._known |= new
+        if self.path is None or not new:
+            return
+        texts = [json.dumps(item, ensure_ascii=True) for item in new.items()]
+        with files.writing(self.path.parent):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("ab") as file:  # a line end first: the last line may have been cut
+                file.write("".join(f"\n{_digest(text)} {text}" for text in texts).encode() + b"\n")
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+ABSENT = -1  # in place of a fact where the clip has no such modality
+END = "\n"  # closes what is said
+CUE_BYTES = 96  # for the words that a generator has for face and voice
+
+
+@dataclass(frozen=True)
+class Wording:
+    """The words of statements. `prompt` asks for one; `gap` stands between a statement and what follows it."""
+
+    prompt: str
+    start: str
+    names: Mapping[Modality, str]
+    absent: str
+    levels: Mapping[str, tuple[str, str, str]]  # fact -> low, medium, high; of "course": steady, peak first, trough first
+    comma: str
+    between: str
+    stop: str
+    gap: str
+
+
+# "signs" says the same in the few signs that the embedded tiny LLM has read in its pre-training, laid out as the stage
+# directions there: it spells each other Chinese sign in three tokens, and cannot be brought to say what it has never met.
+# "+-" is a peak and then a trough.
+WORDINGS: Mapping[tuple[Language, str], Wording] = {
+    ("zh", "words"): Wording(
+        "请描述说话人的声音和表情：",
+        "", {"audio": "声音", "vision": "表情"},
+        "缺失",
+        {
+            "energy": ("强度低", "强度中等", "强度高"),
+            "movement": ("变化慢", "变化适中", "变化快"),
+            "course": ("起伏平稳", "先升后降", "先降后升"),
+        },
+        "、", "；", "。", "",
+    ),
+    ("en", "words"): Wording(
+        "Please describe the speaker's voice and face:",
+        "", {"audio": "voice ", "vision": "face "},
+        "absent",
+        {
+            "energy": ("weak", "medium", "strong"),
+            "movement": ("slow", "moderate", "quick"),
+            "course": ("steady", "rises then falls", "falls then rises"),
+        },
+        ", ", "; ", ".", " ",
+    ),
+    ("zh", "signs"): Wording(
+        "话，样：",
+        "（", {"audio": "话", "vision": "样"},
+        ".",
+        {"energy": ("1", "2", "3"), "movement": ("4", "5", "6"), "course": ("0", "+-", "-+")},
+        "", "，", "）", "",
+    ),
+    ("en", "signs"): Wording(
+        "(in voice, Look:",
+        "(", {"audio": "in voice", "vision": " Look"},
+        ".",
+        {"energy": ("1", "2", "3"), "movement": ("4", "5", "6"), "course": ("0", "+-", "-+")},
+        "", ",", ")", " ",
+    ),
+}  # fmt: skip
+
+
+class Describer(nn.Module):
+    """Frames -> facts -> a statement; what it must know is learned from the training split's frames, in buffers.
+
+    A modality's facts: energy, the root mean square of its z-scored frames; movement, their mean absolute change from
+    frame to frame; each a third of the training clips; and the course of its main variations, the projections on the
+    training frames' first principal components: steady, peak first or trough first.
+
+    Args:
+        widths: F of each modality.
+        language: of the statements.
+    """
+
+    donor_keys: Tensor
+    donor_facts: Tensor
+    donor_cues: Tensor
+
+    def __init__(self, widths: Mapping[Modality, int], language: Language, settings: MllmMacConfig) -> None:
+        super().__init__()
+        self.settings, self.wording = settings, WORDINGS[language, settings.wording]
+        self.directed = "（{}）" if language == "zh" else "({}) "  # as a script writes directions
+        self.kinds = ["energy", "movement", *["course"] * settings.courses]
+        for modality in MODALITIES:
+            width = widths[modality]
+            self._keep(modality, "mean", torch.zeros(width))
+            self._keep(modality, "std", torch.ones(width))
+            self._keep(modality, "directions", torch.zeros(settings.courses, width, dtype=torch.float64))
+            self._keep(modality, "cuts", torch.zeros(2, 2, dtype=torch.float64))  # of energy and of movement
+            self._keep(modality, "steady", torch.zeros(settings.courses, dtype=torch.float64))
+        donors = settings.donors
+        self.register_buffer("donor_keys", torch.zeros(donors, dtype=torch.int64))
+        self.register_buffer("donor_facts", torch.zeros(donors, len(MODALITIES), len(self.kinds), dtype=torch.int64))
+        self.register_buffer("donor_cues", torch.zeros(donors, len(MODALITIES), CUE_BYTES, dtype=torch.uint8))
+        self._copies: dict[str, tuple[int, np.ndarray]] = {}
+
+    def _keep(self, modality: Modality, name: str, value: Tensor) -> None:
+        self.register_buffer(f"{modality}_{name}", value)
+
+    def _get(self, name: str) -> np.ndarray:
+        """A buffer on the host, copied again when it has changed."""
+        buffer: Tensor = getattr(self, name)
+        if name not in self._copies or self._copies[name][0] != buffer._version:
+            self._copies[name] = (buffer._version, buffer.cpu().numpy())
+        return self._copies[name][1]
+
+    def fit(self, train: Split) -> None:
+        """Learn scales, directions, levels and donors from the training split's frames; no label is read."""
+        for modality in MODALITIES:
+            for name, value in zip(("mean", "std"), train.feature_statistics(modality), strict=True):
+                getattr(self, f"{modality}_{name}").copy_(torch.from_numpy(value))
+            directions = _principal(self._scaled(modality, getattr(sample, modality)) for sample in train)
+            found = getattr(self, f"{modality}_directions")
+            for row, direction in zip(found, directions, strict=False):  # a modality may have fewer features than courses
+                row.copy_(torch.from_numpy(direction))
+            measured = [self._measured(modality, getattr(sample, modality)) for sample in train]
+            table = np.array([values for values, _ in measured if values is not None]).reshape(-1, len(self.kinds))
+            if len(table):
+                cuts = np.quantile(table[:, :2], [1 / 3, 2 / 3], axis=0).T
+                getattr(self, f"{modality}_cuts").copy_(torch.from_numpy(cuts))
+                steady = np.quantile(table[:, 2:], self.settings.steady_share, axis=0)
+                getattr(self, f"{modality}_steady").copy_(torch.from_numpy(steady))
+        places = np.arange(self.settings.donors) * len(train) // self.settings.donors
+        for donor, place in enumerate(places.tolist()):
+            sample = train[place]
+            self.donor_keys[donor] = content_key(sample)
+            self.donor_facts[donor] = torch.from_numpy(self.facts(sample))
+            for number, words in enumerate(_cue_words(sample) or ()):
+                raw = np.frombuffer(words.encode()[:CUE_BYTES].ljust(CUE_BYTES, b"\0"), np.uint8)
+                self.donor_cues[donor, number] = torch.from_numpy(raw.copy())
+
+    def _scaled(self, modality: Modality, frames: np.ndarray) -> np.ndarray:
+        """(T, F) -> (T, F) float64."""
+        scaled: np.ndarray = (frames.astype(np.float64) - self._get(f"{modality}_mean")) / self._get(f"{modality}_std")
+        return scaled
+
+    def _measured(self, modality: Modality, frames: np.ndarray) -> tuple[np.ndarray | None, np.ndarray]:
+        """Energy, movement and each course's range, None where the clip is absent; and whether each peak comes first."""
+        if not len(frames):
+            return None, np.zeros(0, bool)
+        scaled = self._scaled(modality, frames)
+        courses = scaled @ self._get(f"{modality}_directions").T
+        movement = np.abs(np.diff(scaled, axis=0)).mean() if len(frames) > 1 else 0.0
+        values = [np.sqrt((scaled**2).mean()), movement, *np.ptp(courses, axis=0)]
+        return np.array(values), courses.argmax(0) < courses.argmin(0)
+
+    def facts(self, sample: Sample) -> np.ndarray:
+        """(modalities, facts) int64, each 0, 1 or 2, or `ABSENT`."""
+        rows = []
+        for modality in MODALITIES:
+            values, is_peak_first = self._measured(modality, getattr(sample, modality))
+            if values is None:
+                rows.append([ABSENT] * len(self.kinds))
+                continue
+            levels = [np.searchsorted(cuts, value) for cuts, value in zip(self._get(f"{modality}_cuts"), values, strict=False)]
+            courses = np.where(values[2:] <= self._get(f"{modality}_steady"), 0, np.where(is_peak_first, 1, 2))
+            rows.append([*levels, *courses])
+        return np.array(rows, np.int64)
+
+    def statement(self, facts: np.ndarray, modalities: Sequence[Modality] = MODALITIES) -> str:
+        """Facts of one clip -> one short statement about these modalities, "" about none."""
+        words, parts = self.wording, []
+        for modality, row in zip(MODALITIES, facts, strict=True):
+            told = zip(self.kinds, row.tolist(), strict=True)
+            said = [words.levels[kind][level] for kind, level in told if kind in self.settings.facts and level != ABSENT]
+            if modality in modalities:
+                parts.append(words.names[modality] + (words.comma.join(said) or words.absent))
+        return words.start + words.between.join(parts) + words.stop if parts else ""
+
+    def of_frames(self, sample: Sample, modalities: Sequence[Modality]) -> str:
+        """The statement about a clip's frames."""
+        return self.statement(self.facts(sample), modalities)
+
+    def cue(self, sample: Sample, modalities: Sequence[Modality]) -> str:
+        """What the clip's generator knows of face and voice, as a script's directions: "(smiling) (brightly)".
+
+        Raises:
+            ValueError: nobody knows it.
+        """
+        if (words := _cue_words(sample)) is None:
+            raise ValueError(
+                f"clip '{sample.id}' has no known cues: knowledge='cue' needs a corpus whose generator left 'face' and "
+                f"'voice' in the tables, such as the embedded ones; use 'features' or 'generated'"
+            )
+        return self._directions(words, modalities)
+
+    def _directions(self, words: Sequence[str], modalities: Sequence[Modality]) -> str:
+        by_modality = dict(zip(MODALITIES, words, strict=True))
+        order: tuple[Modality, ...] = ("vision", "audio")  # the face first
+        told = (by_modality[modality] for modality in order if modality in modalities)
+        return "".join(self.directed.format(word) for word in told if word).strip()
+
+    def of_another(self, sample: Sample, kind: Literal["features", "cue"], modalities: Sequence[Modality]) -> str:
+        """The statement of another clip, a training clip that the content of this one chooses: true of no one here."""
+        own, keys = content_key(sample), self._get("donor_keys")
+        start = own % len(keys)
+        order = [*range(start, len(keys)), *range(start)]
+        donor = next((place for place in order if keys[place] != own), start)
+        if kind == "cue":
+            raw = self._get("donor_cues")[donor]
+            return self._directions([bytes(row).rstrip(b"\0").decode(errors="ignore") for row in raw], modalities)
+        return self.statement(self._get("donor_facts")[donor], modalities)
+
+
+def content_digest(sample: Sample) -> bytes:
+    """SHA-256 of what is said, heard and seen, without its name, speaker and label."""
+    digest = hashlib.sha256(sample.text.encode())
+    for modality in MODALITIES:
+        frames = np.ascontiguousarray(getattr(sample, modality), np.float32)
+        digest.update(repr(frames.shape).encode())
+        digest.update(frames.data)
+    return digest.digest()
+
+
+def content_key(sample: Sample) -> int:
+    """The content as a number >= 0 that an int64 holds."""
+    return int.from_bytes(content_digest(sample)[:8], "little") >> 1
+
+
+def _cue_words(sample: Sample) -> tuple[str, str] | None:
+    """What a generator calls voice and face, "" where nothing is shown; None where nobody knows."""
+    voice, face = sample.extra.get("voice"), sample.extra.get("face")
+    return (voice, face) if isinstance(voice, str) and isinstance(face, str) else None
+
+
+def _principal(clips: Iterable[np.ndarray]) -> np.ndarray:
+    """z-scored clips (T, F) -> (F, F) principal directions, the first one first; the largest entry of each is positive."""
+    total: np.ndarray | None = None
+    for scaled in clips:
+        product = scaled.T @ scaled
+        total = product if total is None else total + product
+    assert total is not None
+    directions: np.ndarray = np.linalg.eigh(total)[1].T[::-1]
+    largest = np.take_along_axis(directions, np.abs(directions).argmax(1)[:, None], axis=1)
+    return directions * np.where(largest < 0, -1.0, 1.0)

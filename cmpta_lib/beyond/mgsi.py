@@ -1,0 +1,174 @@
+"""MGSI (arXiv 2608.16201): frames at three granularities, gated by the text, make the pseudo tokens before a frozen LLM.
+
+A narrow convolution, a dilated one and a transformer read each of face and voice, attention pools each reading to a token,
+and the three tokens attend to one another and are averaged. The text opens a gate on the result, a head tells whether the
+clip is neutral, and what it says scales a small correction. No code is public, and what is known of it is short:
+`MgsiConfig` says what was chosen here.
+
+Shapes: B clips, T frames, F features, L text tokens, D width, E LLM width, K pseudo tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cmpta_lib.baselines.supervised import FeatureScaling, mean_over_time, real_positions, start_at_embedding_norm
+from cmpta_lib.beyond.regularisers import RegularisedLM
+from cmpta_lib.beyond.settings import MgsiConfig
+from cmpta_lib.data.corpus import MODALITIES, Inputs, Modality
+from cmpta_lib.method.prompted import TokenMaker
+
+
+class Convolution(nn.Module):
+    """A convolution over time that sees no padding, then GELU: (B, T, D) -> (B, T, D)."""
+
+    def __init__(self, dim: int, kernel: int, dilation: int) -> None:
+        super().__init__()
+        self.convolution = nn.Conv1d(dim, dim, kernel, padding=dilation * (kernel // 2), dilation=dilation)
+
+    def forward(self, frames: Tensor, real: Tensor) -> Tensor:
+        # Zeros before and behind a clip, where a longer batch mate leaves padding as where it does not.
+        return F.gelu(self.convolution((frames * real[..., None]).mT).mT)
+
+
+class Transformer(nn.Module):
+    """One pre-norm transformer layer in which no frame attends to padding: (B, T, D) -> (B, T, D)."""
+
+    def __init__(self, config: MgsiConfig) -> None:
+        super().__init__()
+        dim, heads = config.dim, config.attention_heads
+        self.layer = nn.TransformerEncoderLayer(
+            dim, heads, 2 * dim, config.dropout, "gelu", batch_first=True, norm_first=True
+        )
+
+    def forward(self, frames: Tensor, real: Tensor) -> Tensor:
+        # A clip without frames keeps all keys, as its softmax would be NaN; pooling drops what it makes of them.
+        hidden: Tensor = self.layer(frames, src_key_padding_mask=~real & real.any(1, keepdim=True))
+        return hidden
+
+
+class Granularities(nn.Module):
+    """Frames of one modality -> one vector of width D."""
+
+    def __init__(self, config: MgsiConfig, features: int) -> None:
+        super().__init__()
+        self.is_stacked, dim = config.branches == "stacked", config.dim
+        self.scaling = FeatureScaling(features)  # register 16
+        self.project = nn.Linear(features, dim)
+        convolutions = [Convolution(dim, config.kernel, dilation) for dilation in (1, config.dilation)]
+        self.branches = nn.ModuleList([*convolutions, Transformer(config)])
+        self.score = nn.ModuleList(nn.Linear(dim, 1, bias=False) for _ in self.branches)
+        self.mix = nn.MultiheadAttention(dim, config.attention_heads, batch_first=True)
+
+    def forward(self, frames: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, T, F), (B,) -> (B, D), zeros where absent, and the pooling's weights (B, 3, T), a row for each granularity."""
+        real, present = real_positions(lengths, frames.shape[1]), (lengths > 0)[:, None]
+        hidden = self.project(self.scaling(frames, lengths))
+        if frames.shape[1] == 0:
+            return hidden.new_zeros(len(hidden), hidden.shape[2]), hidden.new_zeros(len(hidden), len(self.branches), 0)
+        tokens, weights = [], []
+        for branch, score in zip(self.branches, self.score, strict=True):
+            read = branch(hidden, real)
+            scores = score(read)[..., 0].masked_fill(~real & present, -torch.inf)
+            weights.append(scores.softmax(-1) * present)
+            tokens.append((weights[-1][:, None] @ read)[:, 0])
+            hidden = read if self.is_stacked else hidden
+        stacked = torch.stack(tokens, dim=1)
+        mixed, _ = self.mix(stacked, stacked, stacked, need_weights=False)
+        return mixed.mean(1) * present, torch.stack(weights, dim=1)
+
+
+class MgsiTokens(TokenMaker):
+    """Face, voice and the text's embeddings -> K pseudo tokens.
+
+    Args:
+        audio_features, vision_features: F of each modality.
+        llm_dim: E.
+        embedding_norm: mean norm of the LLM's text embeddings.
+    """
+
+    def __init__(
+        self, config: MgsiConfig, audio_features: int, vision_features: int, llm_dim: int, embedding_norm: float
+    ) -> None:
+        super().__init__()
+        self.calibration, self.num_tokens, dim = config.calibration, config.num_pseudo_tokens, config.dim
+        self.reading = nn.ModuleDict(
+            {"audio": Granularities(config, audio_features), "vision": Granularities(config, vision_features)}
+        )
+        # The embeddings' entries are far below 1: at their own size they would leave every gate half open.
+        self.text_scale = llm_dim**0.5 / embedding_norm
+        self.gate = nn.ModuleDict({modality: nn.Linear(llm_dim, dim) for modality in MODALITIES})
+        self.non_neutral = nn.Linear(dim, 1)
+        self.correction = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, dim))
+        self.norm = nn.LayerNorm(dim)
+        self.to_llm = nn.Linear(dim, self.num_tokens * llm_dim)
+        if config.token_scale == "embedding_norm":
+            start_at_embedding_norm(self.to_llm, embedding_norm, llm_dim)
+
+    def set_feature_statistics(self, modality: Modality, mean: Tensor, std: Tensor) -> None:
+        cast(Granularities, self.reading[modality]).scaling.take(mean, std)
+
+    def forward(
+        self,
+        text: Tensor,
+        text_lengths: Tensor,
+        audio: Tensor,
+        audio_lengths: Tensor,
+        vision: Tensor,
+        vision_lengths: Tensor,
+        return_weights: bool = False,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Read, gate, calibrate and project; the granularities stand in the place of heads in the weights.
+
+        Without weights: "non_neutral", the logit (B,) of the clip's not being neutral.
+        """
+        given = {"audio": (audio, audio_lengths), "vision": (vision, vision_lengths)}
+        words = mean_over_time(text.to(self.norm.weight.dtype), text_lengths) * self.text_scale
+        maps: dict[str, Tensor] = {}
+        read = []
+        for modality in MODALITIES:
+            vector, weights = self.reading[modality](*given[modality])
+            read.append(vector * (1 + self.gate[modality](words).sigmoid()))
+            maps[modality] = weights[:, :, None]
+        hidden = read[0] + read[1]
+        logit = self.non_neutral(hidden)
+        hidden = self.norm(hidden + self.calibration * logit.sigmoid() * self.correction(hidden))
+        tokens = self.to_llm(hidden).unflatten(1, (self.num_tokens, -1))
+        return tokens, maps if return_weights else {"non_neutral": logit[:, 0]}
+
+
+class Mgsi(RegularisedLM):
+    """MGSI's pseudo tokens before a frozen LLM; its head is trained where the labels tell what is neutral."""
+
+    settings: MgsiConfig
+
+    def token_maker(self, inputs: Inputs) -> MgsiTokens:
+        assert isinstance(self.settings, MgsiConfig)
+        widths = inputs.widths["audio"], inputs.widths["vision"]
+        return MgsiTokens(self.settings, *widths, self.llm.dim, self.llm.embedding_norm)
+
+    @property
+    def neutral_class(self) -> int | None:
+        """The index of the class that is called neutral; None where there is none."""
+        names = [name.strip().lower() for name in self.task.labels]
+        wanted = self.settings.neutral_label.lower()
+        return names.index(wanted) if wanted in names else None
+
+    def targets(self, labels: np.ndarray) -> np.ndarray:
+        """1 where a clip is not neutral."""
+        if self.task.kind == "regression":
+            return np.abs(labels) > self.settings.neutral_range
+        return labels != self.neutral_class
+
+    def regularisers(self, states: Mapping[str, Tensor], targets: Tensor) -> dict[str, tuple[float, Tensor]]:
+        if self.task.kind == "classification" and self.neutral_class is None:
+            return {}
+        logits = states["non_neutral"]
+        losses = F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), reduction="none")
+        return {"non_neutral": (self.settings.neutral_weight, losses)}

@@ -1,0 +1,303 @@
+"""The multimodal transformer of the second document (its section 3.2), pre-trained without labels and fine-tuned with them.
+
+The document stops in its section 3.4 and gives equations without numbers, some of which cannot be computed as printed;
+each choice is a field of `MultimodalTransformerConfig`. Shapes: B clips, L text tokens, T tokens of voice or face, D width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import permutations
+from typing import cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cmpta_lib.base import Group, Loss
+from cmpta_lib.baselines.settings import MultimodalTransformerConfig
+from cmpta_lib.baselines.supervised import ClipBatch, Clips, Supervised, mean_over_time, real_positions
+from cmpta_lib.beyond.pretraining import ContrastiveHead, MaskedLanguageHead, mask_tokens, masked_language_loss
+from cmpta_lib.config import Stage, TrainingConfig
+from cmpta_lib.data.corpus import MODALITIES, Split
+
+STREAMS = ("text", "audio", "vision")  # t, a, v
+Streams = Mapping[str, tuple[Tensor, Tensor]]  # modality -> states (B, T, D) and lengths (B,) int64, 0 = absent
+
+
+def sinusoids(size: int, dim: int, device: torch.device) -> Tensor:
+    """(size, dim) positions as in "Attention is all you need": sine in even places, cosine in odd ones."""
+    places = torch.arange(size, device=device)[:, None]
+    rates = torch.exp(torch.arange(0, dim, 2, device=device) * (-math.log(10000.0) / dim))
+    return torch.stack([torch.sin(places * rates), torch.cos(places * rates)], dim=-1).flatten(1)
+
+
+class Embedding(nn.Module):
+    """E_m = W_m X_m + P_m of one modality, and a vector that tells it from the others.
+
+    W_m reads `window` frames at once, every `stride` frames: 1 and 1 is the equation as printed.
+    """
+
+    def __init__(self, features: int, settings: MultimodalTransformerConfig, window: int = 1, stride: int = 1) -> None:
+        super().__init__()
+        self.window, self.stride = window, stride
+        self.project = nn.Linear(window * features, settings.dim)  # W_m
+        self.kind = nn.Parameter(0.02 * torch.randn(settings.dim))
+        if settings.positions == "learned":
+            self.positions = nn.Parameter(0.02 * torch.randn(settings.max_positions, settings.dim))  # P_m
+
+    def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, T, F), zero-padded at the end, and lengths (B,) -> tokens (B, ceil(T / stride), D) and their lengths."""
+        size = -(-features.shape[1] // self.stride)
+        lengths = torch.div(lengths + self.stride - 1, self.stride, rounding_mode="floor")
+        if not size:
+            return features.new_zeros(len(features), 0, self.project.out_features), lengths
+        if self.window > 1 or self.stride > 1:  # zeros beyond a clip's end are what a clip alone has there too
+            before = (self.window - 1) // 2
+            after = max(0, (size - 1) * self.stride + self.window - before - features.shape[1])
+            windows = F.pad(features, (0, 0, before, after)).unfold(1, self.window, self.stride)
+            features = windows[:, :size].transpose(2, 3).flatten(2)
+        return self.project(features) + self._positions(size, features.device) + self.kind, lengths
+
+    def _positions(self, size: int, device: torch.device) -> Tensor:
+        if not hasattr(self, "positions"):
+            return sinusoids(size, self.kind.shape[0], device)
+        return self.positions[torch.arange(size, device=device).clamp(max=len(self.positions) - 1)]
+
+
+class Body(nn.Module):
+    """The embeddings, and one transformer encoder over all modalities (pre-training, steps 2 and 3)."""
+
+    def __init__(self, settings: MultimodalTransformerConfig, widths: Mapping[str, int]) -> None:
+        super().__init__()
+        spans = {"text": (1, 1)} | dict.fromkeys(MODALITIES, (settings.frame_window, settings.frame_stride))
+        self.embeddings = nn.ModuleDict({name: Embedding(widths[name], settings, *spans[name]) for name in STREAMS})
+        inner = settings.feedforward * settings.dim
+        layer = nn.TransformerEncoderLayer(
+            settings.dim, settings.heads, inner, settings.dropout, "gelu", batch_first=True, norm_first=True
+        )
+        # Its layers are copies of one another; each gets initial weights of its own below.
+        norm = nn.LayerNorm(settings.dim)
+        self.encoder = nn.TransformerEncoder(layer, settings.layers, norm, enable_nested_tensor=False)
+        for weight in self.encoder.parameters():
+            if weight.dim() > 1:
+                nn.init.xavier_uniform_(weight)
+
+    def embedded(self, inputs: Streams) -> Streams:
+        """Features -> tokens."""
+        return {name: self.embeddings[name](*stream) for name, stream in inputs.items()}
+
+    def joint(self, inputs: Streams) -> Streams:
+        """Features -> H_t, H_a, H_v: every token sees those of all modalities. Zeros beyond each end."""
+        tokens = self.embedded(inputs)
+        sizes = [states.shape[1] for states, _ in tokens.values()]
+        real = torch.cat([real_positions(lengths, states.shape[1]) for states, lengths in tokens.values()], dim=1)
+        states = self._encode(torch.cat([states for states, _ in tokens.values()], dim=1), real).split(sizes, dim=1)
+        return {name: (part, lengths) for part, (name, (_, lengths)) in zip(states, tokens.items(), strict=True)}
+
+    def alone(self, inputs: Streams) -> Streams:
+        """As `joint`, but a token sees those of its own modality only."""
+        return {
+            name: (self._encode(states, real_positions(lengths, states.shape[1])), lengths)
+            for name, (states, lengths) in self.embedded(inputs).items()
+        }
+
+    def _encode(self, tokens: Tensor, real: Tensor) -> Tensor:
+        """Padding is told by the true lengths: a real frame may well be all zeros, which MulT's code takes for padding."""
+        if not tokens.shape[1]:
+            return tokens
+        padding = ~real
+        # A row without any real token would be a softmax over nothing; it reads its first padding instead.
+        padding = torch.cat([padding[:, :1] & real.any(1, keepdim=True), padding[:, 1:]], dim=1)
+        states: Tensor = self.encoder(tokens, src_key_padding_mask=padding)
+        return states * real[..., None]
+
+
+class SixPairs(nn.Module):
+    """A_{x->y} = softmax(Q_x K_y^T / sqrt(d)) for each ordered pair, and H_f = the sum of all A V (fine-tuning, 2 and 3).
+
+    As printed, the six terms have the lengths of their x and cannot be added: each is pooled over x first. A pair of which
+    one is absent adds nothing; a clip with one modality has no pair at all, so that modality attends to itself.
+    """
+
+    def __init__(self, settings: MultimodalTransformerConfig) -> None:
+        super().__init__()
+        self.settings = settings
+        self.pairs = [*permutations(STREAMS, 2), *((name, name) for name in STREAMS)]
+        names = STREAMS if settings.projections == "per_modality" else ["_".join(pair) for pair in self.pairs]
+        parts = ("query", "key", "value")
+        self.projections = nn.ModuleDict(
+            {name: nn.ModuleDict({part: nn.Linear(settings.dim, settings.dim) for part in parts}) for name in names}
+        )
+
+    def forward(self, streams: Streams) -> Tensor:
+        """H_t, H_a, H_v -> H_f (B, D)."""
+        present = {name: lengths > 0 for name, (_, lengths) in streams.items()}
+        lonely = torch.stack(list(present.values())).sum(0) == 1
+        total: Tensor | float = 0.0
+        for x, y in self.pairs:
+            counts = present[x] & present[y] & (lonely if x == y else ~lonely)
+            total = total + self._pooled(self.term(streams, x, y), streams[x][1]) * counts[:, None]
+        return cast(Tensor, total)
+
+    def term(self, streams: Streams, x: str, y: str) -> Tensor:
+        """A_{x->y} V_y: (B, T_x, D)."""
+        (asking, _), (asked, lengths) = streams[x], streams[y]
+        if not asked.shape[1]:
+            return torch.zeros_like(asking)
+        shared = self.settings.projections == "per_modality"
+        query = self._projected(x if shared else f"{x}_{y}", "query", asking)
+        key, value = (self._projected(y if shared else f"{x}_{y}", part, asked) for part in ("key", "value"))
+        real = real_positions(lengths, asked.shape[1])
+        seen = torch.cat([real[:, :1] | ~real.any(1, keepdim=True), real[:, 1:]], dim=1)  # never a softmax over nothing
+        return F.scaled_dot_product_attention(query, key, value, seen[:, None])
+
+    def _projected(self, name: str, part: str, states: Tensor) -> Tensor:
+        found: Tensor = cast(nn.ModuleDict, self.projections[name])[part](states)
+        return found
+
+    def _pooled(self, term: Tensor, lengths: Tensor) -> Tensor:
+        """(B, T, D) -> (B, D)."""
+        if not term.shape[1]:
+            return term.new_zeros(len(term), term.shape[2])
+        if self.settings.pooling == "mean":
+            return mean_over_time(term, lengths)
+        if self.settings.pooling == "first_token":
+            return term[:, 0]
+        return resampled(term, lengths, self.settings.resampled_positions).mean(1)
+
+
+def resampled(states: Tensor, lengths: Tensor, size: int) -> Tensor:
+    """(B, T, D) and lengths (B,) -> (B, size, D): linear interpolation at `size` places from the first to the last real one."""
+    last = (lengths - 1).clamp(min=0)[:, None]
+    place = last * torch.linspace(0, 1, size, device=states.device) if size > 1 else last / 2
+    low = place.floor().long()
+    high = torch.minimum(low + 1, last)
+    share = (place - low)[..., None]
+    found = [states.gather(1, index[..., None].expand(-1, -1, states.shape[2])) for index in (low, high)]
+    return torch.lerp(found[0], found[1], share)
+
+
+class MultimodalTransformer(Supervised):
+    """`loss` and `groups` are those of the fine-tuning until `enter` names the pre-training."""
+
+    settings: MultimodalTransformerConfig
+
+    def network(self) -> nn.Module:
+        """What is pre-trained comes first: its initial weights are the same whatever is built on top of it."""
+        settings, table = self.settings, self.encoder.model.get_input_embeddings().weight
+        widths = {"text": self.encoder.dim} | {modality: self.inputs.widths[modality] for modality in MODALITIES}
+        self.body = Body(settings, widths)
+        self.masked_language = MaskedLanguageHead(settings.dim, self.encoder.dim, len(table))
+        self.contrastive = ContrastiveHead(STREAMS, settings.dim, settings.contrastive_dim, settings.temperature)
+        pretrained: dict[str, nn.Module] = {
+            "body": self.body, "masked_language": self.masked_language, "contrastive": self.contrastive
+        }  # fmt: skip
+        self.frozen_table = table.detach()
+        if settings.text_table == "trained":
+            self.table = nn.Embedding.from_pretrained(table.detach().clone(), freeze=False)
+            pretrained["table"] = self.table
+        self.fusion = SixPairs(settings) if settings.fusion == "six_pair" else nn.Identity()
+        width = settings.dim * (3 if settings.fusion == "concatenation" else 1)
+        self.classifier = nn.Sequential(nn.Dropout(settings.dropout), nn.Linear(width, self.outputs))  # W_c, b_c
+        network = nn.ModuleDict(pretrained | {"fusion": self.fusion, "classifier": self.classifier})
+        self._train_only("training", network)
+        return network
+
+    def enter(self, stage: Stage) -> None:
+        self._train_only(stage.name, self.net)
+
+    def _train_only(self, stage: str, network: nn.ModuleDict) -> None:
+        """Let gradients reach what this stage trains and nothing else."""
+        self.is_pretraining = stage == "pretraining"
+        wanted = {
+            "masked_language": self.is_pretraining and self.settings.pretraining in ("mlm", "both"),
+            "contrastive": self.is_pretraining and self.settings.pretraining in ("contrastive", "both"),
+            "fusion": not self.is_pretraining,
+            "classifier": not self.is_pretraining,
+        }
+        for name, part in network.items():
+            part.requires_grad_(wanted.get(name, True))
+
+    def groups(self, config: TrainingConfig) -> Sequence[Group]:
+        """All alike, but for a pre-trained body in the fine-tuning: `body_rate` times the pace of fusion and classifier."""
+        is_new = self.is_pretraining or self.settings.pretraining == "none"
+        rate = 1.0 if is_new else self.settings.body_rate
+        found = []
+        for name, part in self.net.items():
+            trained = [parameter for parameter in part.parameters() if parameter.requires_grad]
+            own = rate if name in ("body", "table") else 1.0
+            bare = [parameter for parameter in trained if parameter.dim() < 2]  # biases, norms, the temperature
+            found += [Group([p for p in trained if p.dim() > 1], own), Group(bare, own, weight_decay=0.0)]
+        return found
+
+    @torch.no_grad()
+    def _text_statistics(self, train: Split) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and deviation (dim,) of the embeddings of all tokens of the split; 1 where one does not vary."""
+        counts = torch.zeros(len(self.frozen_table), dtype=torch.float64)
+        for index in range(len(train)):
+            text = train[index].text if self.reads("text") else ""
+            ids = self.encoder.cut(self.encoder.token_ids(text), self.settings.max_text_tokens)
+            counts += torch.bincount(torch.tensor(ids), minlength=len(counts))
+        rows, share = self.frozen_table.double().cpu(), (counts / counts.sum())[:, None]
+        mean = (share * rows).sum(0)
+        std = (share * (rows - mean) ** 2).sum(0).sqrt()
+        std[std <= 1e-6 * (1 + mean.abs())] = 1.0
+        return mean.float().numpy(), std.float().numpy()
+
+    def inputs_of(self, clips: Clips, text_ids: Tensor) -> Streams:
+        """X_t, X_a, X_v: these tokens' embeddings, scaled, and frames."""
+        lengths = clips.text_lengths if self.reads("text") else torch.zeros_like(clips.text_lengths)
+        words = F.embedding(text_ids, self._table())
+        return {
+            "text": (self.scaling["text"](words, lengths), lengths),
+            "audio": (clips.audio, clips.audio_lengths),
+            "vision": (clips.vision, clips.vision_lengths),
+        }
+
+    def _table(self) -> Tensor:
+        return self.table.weight if self.settings.text_table == "trained" else self.frozen_table
+
+    def forward(self, clips: Clips) -> Tensor:
+        """W_c H_f + b_c (fine-tuning, steps 1 to 4)."""
+        streams = self.body.joint(self.inputs_of(clips, clips.text_ids))
+        if self.settings.fusion == "six_pair":
+            fused = self.fusion(streams)
+        elif self.settings.fusion == "concatenation":
+            fused = torch.cat([mean_over_time(*stream) for stream in streams.values()], dim=-1)
+        else:
+            counted = torch.stack([lengths for _, lengths in streams.values()]).sum(0).clamp(min=1)
+            fused = torch.stack([states.sum(1) for states, _ in streams.values()]).sum(0) / counted[:, None]
+        outputs: Tensor = self.classifier(fused)
+        return outputs
+
+    def loss(self, batch: ClipBatch) -> Loss:  # type: ignore[override]
+        """L = L_MLM + L_CL while it is pre-trained, each its own mean; then cross-entropy, or absolute error of a score."""
+        if not self.is_pretraining:
+            return super().loss(batch)
+        clips, count, parts = self.clips(batch), len(batch.ids), {}
+        wanted = {"mlm", "contrastive"} if self.settings.pretraining == "both" else {self.settings.pretraining}
+        tokenizer = self.encoder.tokenizer
+        maskable = clips.text_real & (clips.text_ids != tokenizer.cls_token_id) & (clips.text_ids != tokenizer.sep_token_id)
+        read, targets = clips.text_ids, clips.text_ids
+        if "mlm" in wanted:
+            share, size = self.settings.mask_share, len(self.frozen_table)
+            read, targets = mask_tokens(clips.text_ids, maskable, tokenizer.mask_token_id, size, share)
+        joint: Streams = {}
+        if "mlm" in wanted or self.settings.contrastive_view == "joint":
+            joint = self.body.joint(self.inputs_of(clips, read))
+        if "mlm" in wanted:
+            parts["mlm"] = masked_language_loss(self.masked_language(joint["text"][0], self._table()), targets)
+        if "contrastive" in wanted:
+            is_joint = self.settings.contrastive_view == "joint"
+            streams = joint if is_joint else self.body.alone(self.inputs_of(clips, clips.text_ids))
+            parts["contrastive"] = self._contrastive(streams)
+        return Loss(torch.stack(list(parts.values())).sum() * count, count, {k: v * count for k, v in parts.items()})
+
+    def _contrastive(self, streams: Streams) -> Tensor:
+        vectors = {name: mean_over_time(*stream) for name, stream in streams.items()}
+        found: Tensor = self.contrastive(vectors, {name: lengths > 0 for name, (_, lengths) in streams.items()})
+        return found
+

@@ -1,0 +1,184 @@
+"""Prototype-as-Prompt (Zhao, Luo, Lu, Tang, CVPR 2026): sentiment prototypes of face and voice before a frozen LLM.
+
+Every class has a learned prototype for each of face and voice. They attend to the text and to one another, then each
+modality's attend to its frames, and what they find there is what the LLM reads: 2K pseudo tokens. Losses tie each prototype
+to its class, face to voice, and keep the prototypes of a modality apart. No code is public. The attention knows no
+positions, as printed: a clip's frames are a set to it, unless something reads them in order first (`frames`).
+
+Shapes: B clips, T frames, F features, L text tokens, K classes, D width, E LLM width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cmpta_lib.baselines.supervised import FeatureScaling, real_positions, start_at_embedding_norm
+from cmpta_lib.beyond.regularisers import RegularisedLM, central_moment_discrepancy, diversity
+from cmpta_lib.beyond.settings import PrototypesConfig
+from cmpta_lib.config import CmptaConfig
+from cmpta_lib.data.corpus import Inputs, Modality
+from cmpta_lib.fast.packing import Ragged
+from cmpta_lib.method.adapter import TemporalAlignment
+from cmpta_lib.method.prompted import TokenMaker
+
+ORDER: tuple[Modality, Modality] = ("vision", "audio")  # in which the LLM reads them
+
+
+class Attention(nn.Module):
+    """softmax(Q W_Q (X W_K)^T / sqrt(D)) X W_V with one head and neither residual nor bias, as printed."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.query, self.key, self.value = (nn.Linear(dim, dim, bias=False) for _ in range(3))
+
+    def forward(self, queries: Tensor, read: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+        """queries (B, Q, D), read (B, N, D), real (B, N) bool -> (B, Q, D) and weights (B, Q, N), zeros without a real one."""
+        scores = self.query(queries) @ self.key(read).mT / queries.shape[-1] ** 0.5
+        present = real.any(-1)[:, None, None]
+        weights = scores.masked_fill(~real[:, None] & present, -torch.inf).softmax(-1) * present
+        return weights @ self.value(read), weights
+
+
+class _PerFrame(nn.Linear):
+    """Frames projected one by one: (B, T, F) -> (B, T, D)."""
+
+    def forward(  # type: ignore[override]  # called as what reads in order
+        self, frames: Tensor, lengths: Tensor, layout: Ragged | None = None
+    ) -> Tensor:
+        return super().forward(frames)
+
+
+class Resampling(nn.Module):
+    """Prototypes of one modality read its frames; its classifier says which class they found."""
+
+    def __init__(self, config: PrototypesConfig, features: int, classes: int) -> None:
+        super().__init__()
+        self.semantics = config.semantics
+        self.scaling = FeatureScaling(features)  # register 16
+        self.read: nn.Module = _PerFrame(features, config.dim)
+        if config.frames == "bilstm":
+            self.read = TemporalAlignment(features, CmptaConfig(dim=config.dim, num_heads=1, dropout=0.0))
+        self.attention = Attention(config.dim)
+        self.classify = nn.Linear(config.dim, classes)
+
+    def forward(
+        self, prototypes: Tensor, frames: Tensor, lengths: Tensor, layout: Ragged | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(B, K, D), (B, T, F), (B,) -> (B, K, D), zeros where the modality is absent, and weights (B, K, T)."""
+        real = real_positions(lengths, frames.shape[1])
+        return self.attention(prototypes, self.read(self.scaling(frames, lengths), lengths, layout), real)
+
+    def logits(self, found: Tensor) -> Tensor:
+        """(B, K, D) -> (B, K): of class k from prototype k alone, or from the mean of all."""
+        scores: Tensor = self.classify(found)
+        return scores.diagonal(dim1=1, dim2=2) if self.semantics == "own" else scores.mean(1)
+
+
+class PrototypeTokens(TokenMaker):
+    """Face, voice and the text's embeddings -> K pseudo tokens of each of face and voice.
+
+    Args:
+        classes: K.
+        audio_features, vision_features: F of each modality.
+        llm_dim: E.
+        embedding_norm: mean norm of the LLM's text embeddings.
+    """
+
+    def __init__(
+        self,
+        config: PrototypesConfig,
+        classes: int,
+        audio_features: int,
+        vision_features: int,
+        llm_dim: int,
+        embedding_norm: float,
+    ) -> None:
+        super().__init__()
+        self.classes, self.num_tokens, dim = classes, len(ORDER) * classes, config.dim
+        self.packs = config.frames == "bilstm"
+        self.prototypes = nn.Parameter(torch.randn(self.num_tokens, dim))
+        self.text = nn.Linear(llm_dim, dim)
+        # The embeddings' entries are far below 1: at their own size the prototypes would hear nothing of the text.
+        self.text_scale = llm_dim**0.5 / embedding_norm
+        self.conditioning = Attention(dim)
+        features = {"vision": vision_features, "audio": audio_features}
+        self.resampling = nn.ModuleDict({name: Resampling(config, features[name], classes) for name in ORDER})
+        self.to_llm = nn.Linear(dim, llm_dim)
+        self.norm = nn.LayerNorm(dim) if config.token_scale == "embedding_norm" else nn.Identity()
+        if config.token_scale == "embedding_norm":
+            start_at_embedding_norm(self.to_llm, embedding_norm, llm_dim)
+
+    def set_feature_statistics(self, modality: Modality, mean: Tensor, std: Tensor) -> None:
+        cast(Resampling, self.resampling[modality]).scaling.take(mean, std)
+
+    def forward(
+        self,
+        text: Tensor,
+        text_lengths: Tensor,
+        audio: Tensor,
+        audio_lengths: Tensor,
+        vision: Tensor,
+        vision_lengths: Tensor,
+        return_weights: bool = False,
+        layouts: Mapping[str, Ragged] | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Condition on the text, resample, project; without weights also what the losses read.
+
+        That is for each modality its prototypes (B, K, D), "logits_..." (B, K) and "present_..." (B,).
+        """
+        given = {"audio": (audio, audio_lengths), "vision": (vision, vision_lengths)}
+        free = self.prototypes.expand(len(text), -1, -1)
+        words = self.text(text.to(free.dtype) * self.text_scale)
+        real = F.pad(real_positions(text_lengths, text.shape[1]), (self.num_tokens, 0), value=True)
+        # The text's own outputs are read by nobody: only prototypes ask.
+        conditioned, weights = self.conditioning(free, torch.cat([free, words], dim=1), real)
+        maps: dict[str, Tensor] = {"conditioning": weights[:, None]}
+        states: dict[str, Tensor] = {}
+        for modality, asking in zip(ORDER, conditioned.split(self.classes, dim=1), strict=True):
+            reader = cast(Resampling, self.resampling[modality])
+            frames, lengths = given[modality]
+            found, weights = reader(asking, frames, lengths, layouts and layouts[modality])
+            maps[modality], states[modality] = weights[:, None], found
+            states[f"logits_{modality}"] = reader.logits(found)
+            states[f"present_{modality}"] = (lengths > 0).to(found.dtype)
+        tokens = self.to_llm(self.norm(torch.cat([states[modality] for modality in ORDER], dim=1)))
+        return tokens, maps if return_weights else states
+
+
+class Prototypes(RegularisedLM):
+    """Sentiment prototypes before a frozen LLM, with the losses that give them their meaning."""
+
+    settings: PrototypesConfig
+
+    def token_maker(self, inputs: Inputs) -> PrototypeTokens:
+        assert isinstance(self.settings, PrototypesConfig)
+        classes = len(inputs.task.labels) or self.settings.score_levels
+        widths = inputs.widths["audio"], inputs.widths["vision"]
+        return PrototypeTokens(self.settings, classes, *widths, self.llm.dim, self.llm.embedding_norm)
+
+    def targets(self, labels: np.ndarray) -> np.ndarray:
+        """A class's index; of a score the nearest of evenly spaced levels from -1 to 1."""
+        if self.task.kind == "classification":
+            return labels
+        return np.rint((labels.clip(-1, 1) + 1) / 2 * (self.settings.score_levels - 1))
+
+    def regularisers(self, states: Mapping[str, Tensor], targets: Tensor) -> dict[str, tuple[float, Tensor]]:
+        """L_sem, L_align between directions (D coordinates in [-1, 1]) and L_div; an absent modality has no part in them."""
+        settings, present = self.settings, [states[f"present_{modality}"] for modality in ORDER]
+        semantic, apart = torch.zeros_like(present[0]), torch.zeros_like(present[0])
+        for modality, here in zip(ORDER, present, strict=True):
+            semantic = semantic + here * F.cross_entropy(states[f"logits_{modality}"], targets, reduction="none")
+            apart = apart + here * diversity(states[modality], settings.diversity_diagonal)
+        directions = [F.normalize(states[modality], dim=-1) for modality in ORDER]
+        alignment = central_moment_discrepancy(directions[0], directions[1], settings.moments, interval=2.0)
+        return {
+            "semantic": (settings.semantic_weight, semantic),
+            "alignment": (settings.alignment_weight, alignment * present[0] * present[1]),
+            "diversity": (settings.diversity_weight, apart),
+        }

@@ -1,0 +1,182 @@
+"""Taking rows by indices that never repeat: then the way back is a copy too, where torch would add row by row.
+
+From host arrays to a device in one copy per kind of number, so that a GPU never waits for the host in between.
+
+From lists of unequal length to arrays that are zero-padded at the end.
+
+Sequences of unequal length without their padding: end to end, and in few long rows for what must read in order.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+
+class _TakeOnce(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, places: Tensor) -> Tensor:
+        ctx.save_for_backward(places)
+        ctx.rows = len(values)
+        return values.index_select(0, places)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (places,) = ctx.saved_tensors
+        return gradient.new_zeros(ctx.rows, *gradient.shape[1:]).index_copy_(0, places, gradient), None
+
+
+def take_once(values: Tensor, places: Tensor) -> Tensor:
+    """(R, ...) values and (N,) int64 places, no two alike -> (N, ...): `values[places]`, whose backward pass copies."""
+    return _TakeOnce.apply(values, places)
+
+
+def send(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:
+    """Arrays of one dtype, any shapes -> tensors of these shapes on the device.
+
+    They travel as one block from pinned memory, asynchronously; on a CPU they become views of that block.
+    """
+    if not len({array.dtype for array in arrays}) == 1:
+        raise ValueError(f"expected arrays of one dtype, got {sorted({str(array.dtype) for array in arrays})}")
+    flat = torch.from_numpy(np.concatenate([array.ravel() for array in arrays]))
+    if device.type == "cuda":
+        flat = flat.pin_memory().to(device, non_blocking=True)
+    parts = flat.split([array.size for array in arrays])
+    return [part.view(array.shape) for part, array in zip(parts, arrays, strict=True)]
+
+
+def pad_frames(arrays: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Clips (T, F) of one width -> (B, T, F) float32, zero-padded at the end, and their lengths (B,)."""
+    lengths = np.array([len(array) for array in arrays], np.int64)
+    padded = np.zeros((len(arrays), lengths.max(), arrays[0].shape[1]), np.float32)
+    for row, array in zip(padded, arrays, strict=True):
+        row[: len(array)] = array
+    return padded, lengths
+
+
+def pad_ids(rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids -> (B, L) int64, zero-padded at the end, and their lengths (B,)."""
+    lengths = np.array([len(ids) for ids in rows], np.int64)
+    padded = np.zeros((len(rows), lengths.max()), np.int64)
+    for row, ids in zip(padded, rows, strict=True):
+        row[: len(ids)] = ids
+    return padded, lengths
+
+
+# Input, forget and output gate at this value are 0 exactly in float32, whatever else an LSTM's weights add to it.
+_SHUT = -1e4
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Where the N real positions of B sequences lie: end to end, in rows padded to S, and chained into fewer rows.
+
+    A chain holds several sequences with breaks between and behind them, so that R rows as long as the longest sequence
+    hold little else than real positions.
+    """
+
+    lengths: tuple[int, ...]  # (B,) on the host
+    size: int  # S
+    real: Tensor  # (B, S) bool
+    slots: Tensor  # (N,) int64: the place of each position in B * S
+    chains: Tensor  # (R, W) int64: what stands where, as a place in B * S, and B * S for a break
+    links: Tensor  # (N,) int64: the place of each position in R * W
+
+    @staticmethod
+    def arrays(lengths: np.ndarray, size: int) -> list[np.ndarray]:
+        """The index fields on the host, so that they can travel to the device with others."""
+        columns = np.arange(size)
+        slots = np.flatnonzero(columns < lengths[:, None])
+        starts = (np.cumsum(lengths) - lengths).tolist()  # of each sequence, among the real positions
+        rows, width = _chained(lengths.tolist()), int(lengths.max(initial=0))
+        chains = np.full((len(rows), width), len(lengths) * size, np.int64)
+        links = np.empty(len(slots), np.int64)
+        for row, sequences in enumerate(rows):
+            for column, which, n in sequences:
+                chains[row, column : column + n] = which * size + columns[:n]
+                links[starts[which] : starts[which] + n] = row * width + column + columns[:n]
+        return [slots, chains, links]
+
+    @classmethod
+    def of(cls, lengths: Tensor, size: int) -> Ragged:
+        """From lengths that lie where the sequences do: a GPU is waited for."""
+        host = np.array(lengths.tolist(), np.int64)
+        return cls.sent(host, size, lengths, [torch.from_numpy(a).to(lengths.device) for a in cls.arrays(host, size)])
+
+    @classmethod
+    def sent(cls, host: np.ndarray, size: int, lengths: Tensor, indices: Sequence[Tensor]) -> Ragged:
+        """From lengths on the host and on the device, and `arrays` on the device."""
+        real = torch.arange(size, device=lengths.device) < lengths[:, None]
+        return cls(tuple(host.tolist()), size, real, *indices)
+
+    def packed(self, padded: Tensor) -> Tensor:
+        """(B, S, F) -> (N, F): the real positions end to end."""
+        return take_once(padded.flatten(0, 1), self.slots)
+
+    def padded(self, packed: Tensor) -> Tensor:
+        """(N, D) -> (B, S, D), zero-padded at the end."""
+        rows = packed.new_zeros(len(self.lengths) * self.size, packed.shape[1])
+        return rows.index_copy_(0, self.slots, packed).unflatten(0, (len(self.lengths), self.size))
+
+
+def _chained(lengths: list[int]) -> list[list[tuple[int, int, int]]]:
+    """Which sequences share a row: (column, sequence, length) each, by first fit, the longest first.
+
+    Every two of a row have a break between them.
+    """
+    rows: list[list[tuple[int, int, int]]] = []
+    used: list[int] = []
+    longest = max(lengths, default=0)
+    for which in sorted(range(len(lengths)), key=lambda which: -lengths[which]):
+        n = lengths[which]
+        if n == 0:
+            break
+        row = next((row for row, taken in enumerate(used) if taken + n <= longest), len(rows))
+        if row == len(rows):
+            rows.append([])
+            used.append(0)
+        rows[row].append((used[row], which, n))
+        used[row] += n + 1
+    return rows
+
+
+def read_in_order(lstms: Sequence[nn.LSTM], frames: Tensor, layout: Ragged) -> Tensor:
+    """(B, S, F) -> (N, H) states of a one-layer LSTM over every sequence, or (N, 2 H) with another for the way back.
+
+    Equal to a packed (bidirectional) `nn.LSTM`: each sequence is read from a zero state, in both directions. At a break of a
+    chain an extra input shuts input, forget and output gates, so that state and output become zero exactly, forwards as
+    backwards, and no gradient passes. One call of the fused kernel then reads all sequences in as many steps as the longest
+    has, with nearly no padding beside it.
+
+    Args:
+        lstms: of F inputs and H outputs each; the second one reads from the end.
+        frames: what the padding holds is not read.
+    """
+    features, hidden = frames.shape[2], lstms[0].hidden_size
+    if not layout.chains.numel():
+        return frames.new_zeros(0, hidden * len(lstms))
+    pause = F.pad(frames.new_zeros(1, features), (0, 1), value=1.0)
+    marked = torch.cat([F.pad(frames.flatten(0, 1), (0, 1)), pause])
+    rows = marked.index_select(0, layout.chains.flatten()).unflatten(0, layout.chains.shape)
+    shut = frames.new_full((4, hidden), _SHUT)
+    shut[2] = 0.0  # torch's order: input, forget, cell, output
+    weights: list[Tensor] = []
+    for lstm in lstms:
+        (of_input, *others), *_ = lstm.all_weights
+        weights += [torch.cat([of_input, shut.view(-1, 1)], dim=1), *others]
+    start = frames.new_zeros(len(lstms), len(rows), hidden)
+    with warnings.catch_warnings():
+        # cuDNN gathers the weights into one block in each call, a few megabytes, as the extra input is not theirs.
+        warnings.filterwarnings("ignore", message="RNN module weights are not part of single contiguous chunk")
+        # With biases, one layer, no dropout, in training or not, in both directions or one, batch first.
+        states, _, _ = torch.lstm(rows, (start, start), weights, True, 1, 0.0, lstms[0].training, len(lstms) == 2, True)
+    return take_once(states.flatten(0, 1), layout.links)

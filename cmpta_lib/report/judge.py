@@ -1,0 +1,238 @@
+"""The rules by which a claim is judged, and what a study's finished runs say about them.
+
+Two kinds of luck stand between a difference and a claim: which clips were drawn for testing, which a paired bootstrap over
+clips measures, and which seed was drawn for training, which the spread over seeds measures. A claim must clear both.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from cmpta_lib.config import PAPER_SEEDS
+from cmpta_lib.figures import clips
+from cmpta_lib.metrics import METRICS, MetricName
+from cmpta_lib.report import uncertainty
+from cmpta_lib.report.rows import result_row, runs_of, sound, unusable
+from cmpta_lib.report.tables import NOT_RUN, ResultRow
+from cmpta_lib.study import plan
+from cmpta_lib.study.claimed import NO_DROPOUT
+from cmpta_lib.study.plan import CMPTA, REGISTER, TEXT_ONLY, Row
+from cmpta_lib.study.study import Study
+
+SUPPORTED, NOT_SUPPORTED = "supported", "not supported"
+INSIDE_SEEDS, INSIDE_CLIPS = "inside seed noise", "inside clip noise"
+NOT_TESTABLE, ONE_SEED = "not testable on this data", "one seed: "
+SMALL = 0.05  # "little difference": within this share of the full method's score; the paper gives no number
+
+BETTER = "better, with 0 outside the 95 % paired bootstrap interval over test clips, by more than the larger sd over seeds"
+NUMBER = (
+    "the printed value lies in the 95 % bootstrap interval over test clips, or within 2 sample sd over seeds of this run's "
+    "mean; else not supported"
+)
+LITTLE = (
+    f"every 95 % paired interval against 6 tokens lies within ± {SMALL:.0%} of the score with 6 (our reading of small); one "
+    "wholly beyond it: not supported; else inside clip noise"
+)
+CUE = (
+    "on generated clips, whose cues are known: the 95 % interval over clips of attention on the cue minus uniform "
+    "attention's share lies above 0 for vision and audio; below 0 for one: not supported"
+)
+SARCASM = (
+    "among test clips labelled disgust or anger: CMPTA right where text only says joy, against the reverse, first seed; "
+    "exact sign test, p < 0.05"
+)
+COUNTS = "the clips of the three splits are the printed ones, exactly"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a rule gives on this run's data, and the figures behind it in words."""
+
+    verdict: str
+    figures: str
+
+
+def judged(gain: float, low: float, high: float, spread: float | None) -> str:
+    """Verdict of BETTER on a gain (positive = as claimed) with its interval; spread None: one seed, so nobody knows it."""
+    if spread is not None and abs(gain) <= spread:
+        return INSIDE_SEEDS
+    prefix = ONE_SEED if spread is None else ""
+    if low <= 0 <= high:
+        return prefix + INSIDE_CLIPS
+    return prefix + (SUPPORTED if gain > 0 else NOT_SUPPORTED)
+
+
+def together(findings: Sequence[Finding]) -> Finding:
+    """All must be supported: one that is not decides, then one that is not run, then noise."""
+    verdicts = [finding.verdict.removeprefix(ONE_SEED) for finding in findings]
+    order = (NOT_SUPPORTED, NOT_RUN, NOT_TESTABLE, INSIDE_SEEDS, INSIDE_CLIPS, SUPPORTED)
+    worst = min(verdicts, key=order.index)
+    alone = any(f.verdict.startswith(ONE_SEED) for f in findings) and worst not in (NOT_RUN, NOT_TESTABLE)
+    return Finding((ONE_SEED if alone else "") + worst, "; ".join(finding.figures for finding in findings))
+
+
+class Evidence:
+    """Rows and comparisons of a study's finished runs, each read and made once; trains nothing."""
+
+    def __init__(self, study: Study) -> None:
+        self.study = study
+        self._rows: dict[tuple[str, str, str], ResultRow] = {}
+        self._found: dict[tuple[str, ...], Finding] = {}
+
+    def row(self, key: str, row: Row) -> ResultRow:
+        """A row's answers on the test clips of all seeds; of the register's alternatives there is the first seed only."""
+        place = (key, row.method, row.name)
+        if place not in self._rows:
+            self._rows[place] = result_row(self.study, key, row)
+        return self._rows[place]
+
+    def missing(self, key: str, row: Row) -> Finding | None:
+        """"not run" with the command that runs it; None where it is finished."""
+        found = self.row(key, row)
+        if found.predictions is not None:
+            return None
+        return Finding(NOT_RUN, f"{row.name} on {self.name(key)}: {_short(found.note)}; {self.command(key, row)}")
+
+    def name(self, key: str) -> str:
+        return self.study.corpus(key).name
+
+    def command(self, key: str, row: Row) -> str:
+        """What makes a row's runs, with the options of this study."""
+        study, default = self.study, PAPER_SEEDS[: self.study.settings.num_seeds]
+        words = ["cmpta", "reproduce", "--profile", study.profile, *(["--smoke"] * study.smoke)]
+        for option, value in (("--data", study.data), ("--llm", study.own_llm)):
+            words += [option, value] if value else []
+        words += [part for name, value in study.changes.items() for part in ("--set", f"{name}={value}")]
+        if not study.smoke and study.seeds != default:
+            words += ["--seeds", json.dumps(study.seeds).replace(" ", "")]
+        made = (n.name for n in plan.NOTEBOOKS if row in n.rows(key) or (n.has_register and row in REGISTER))
+        return f"`{shlex.join([*words, '--only', next(made)])}`"
+
+    def better(self, key: str, metric: MetricName, row: Row, than: Row) -> Finding:
+        """BETTER for one row against another."""
+        place = (key, metric, row.name, than.method, than.name)
+        if place not in self._found:
+            gone = self.missing(key, row) or self.missing(key, than)
+            self._found[place] = gone or compared(metric, self.row(key, row), self.row(key, than))
+        return self._found[place]
+
+    def dropout(self, key: str, metric: MetricName) -> Finding:
+        """The default against the register's line without dropout: first corpus, first seed."""
+        runs = [self.study.runs(key, one)[0] for one in (CMPTA, NO_DROPOUT)]
+        if reason := unusable(runs):
+            return Finding(NOT_RUN, f"{_short(reason)}; {self.command(key, NO_DROPOUT)}")
+        tables = [run.predictions() for run in runs]
+        answers = [table["prediction"].to_numpy(float)[None] for table in tables]
+        truth = tables[0]["label"].to_numpy()
+        with_it, without = (ResultRow("", n, {}, truth, a) for n, a in zip(("CMPTA", "no dropout"), answers, strict=True))
+        return compared(metric, with_it, without)
+
+    def number(self, key: str, metric: MetricName, printed: float, row: Row = CMPTA) -> Finding:
+        """NUMBER for the full method."""
+        if gone := self.missing(key, row):
+            return gone
+        found, shown = self.row(key, row), METRICS[metric]
+        assert found.truth is not None and found.predictions is not None
+        scores = shown.scale * uncertainty.seed_scores(metric, found.truth, found.predictions)
+        low, high = (shown.scale * edge for edge in uncertainty.bootstrap_interval(metric, found.truth, found.predictions))
+        summary = uncertainty.summarise(scores.tolist())
+        agrees = low <= printed <= high or abs(summary.mean - printed) <= 2 * (summary.sd or 0)
+        spread = "" if summary.sd is None else f" ± {shown.shown(summary.sd)}"
+        text = f"{shown.shown(summary.mean)}{spread} [{shown.shown(low)}, {shown.shown(high)}], printed {shown.shown(printed)}"
+        text += f"; {found.seeds} seeds" if " of " in found.seeds else ""
+        return Finding((ONE_SEED if summary.sd is None else "") + (SUPPORTED if agrees else NOT_SUPPORTED), text)
+
+    def little(self, key: str, metric: MetricName, others: Mapping[str, Row]) -> Finding:
+        """LITTLE for the numbers of pseudo tokens."""
+        found = []
+        for number, row in others.items():
+            if gone := self.missing(key, row) or self.missing(key, CMPTA):
+                return gone
+            full, other = self.row(key, CMPTA), self.row(key, row)
+            assert full.truth is not None and full.predictions is not None and other.predictions is not None
+            pair = uncertainty.paired_bootstrap(metric, full.truth, other.predictions, full.predictions)
+            limit = SMALL * abs(float(uncertainty.seed_scores(metric, full.truth, full.predictions).mean()))
+            within, beyond = -limit <= pair.low <= pair.high <= limit, pair.low > limit or pair.high < -limit
+            verdict = SUPPORTED if within else NOT_SUPPORTED if beyond else INSIDE_CLIPS
+            edges = (METRICS[metric].shown(METRICS[metric].scale * value, "+") for value in (pair.low, pair.high))
+            text = f"{number} tokens minus 6: [{', '.join(edges)}], limit ±{METRICS[metric].shown(METRICS[metric].scale * limit)}"
+            found.append(Finding(_prefix(full, other) + verdict, text))
+        return together(found)
+
+    def cues(self, key: str) -> Finding:
+        """CUE, on the first seed's run, as notebook 08 measures it; opens the model, so this imports torch."""
+        from cmpta_lib.runs.load import load
+
+        corpus = self.study.corpus(key)
+        if not corpus.has_known_truth:
+            return Finding(NOT_TESTABLE, "nobody knows where the cues of real clips are, and a map alone shows no reason")
+        run = self.study.runs(key)[0]
+        if not sound([run]):
+            return Finding(NOT_RUN, f"{_short(unusable([run]))}; {self.command(key, CMPTA)}")
+        found = []
+        for modality, pairs in clips.shares_on_cues(load(run.folder), corpus, run.predictions()).items():
+            if len(pairs) < 2:
+                found.append(Finding(NOT_TESTABLE, f"{modality}: fewer than two rightly answered clips with a cue"))
+                continue
+            gains = pairs[:, 0] - pairs[:, 1]
+            error = 1.96 * float(gains.std(ddof=1)) / np.sqrt(len(gains))
+            verdict = judged(gains.mean(), gains.mean() - error, gains.mean() + error, None)
+            inside, uniform = 100 * pairs.mean(0)
+            text = f"{modality}: {inside:.1f} % of attention on the cue, uniform {uniform:.1f} %, {len(pairs)} clips"
+            found.append(Finding(verdict, text))
+        return together(found)
+
+    def sarcasm(self, key: str) -> Finding:
+        """SARCASM, on the runs of Figure 5."""
+        from scipy.stats import binomtest
+
+        labels = self.study.corpus(key).task.labels
+        wanted = [labels.index(name) for name in clips.SARCASTIC if name in labels]
+        if not wanted or "joy" not in labels:
+            return Finding(NOT_TESTABLE, "the corpus has no classes joy and disgust or anger")
+        runs = {row.name: runs_of(self.study, key, row)[:1] for row in (CMPTA, TEXT_ONLY)}
+        for row, first in zip((CMPTA, TEXT_ONLY), runs.values(), strict=True):
+            if reason := unusable(first):
+                return Finding(NOT_RUN, f"{row.name} on {self.name(key)}: {_short(reason)}; {self.command(key, row)}")
+        full, text = (first[0].predictions() for first in runs.values())
+        truth, joy = full["label"].to_numpy(), labels.index("joy")
+        about = np.isin(truth, wanted)
+
+        def instead(right: np.ndarray, misled: np.ndarray) -> int:
+            return int((about & (right == truth) & (misled == joy)).sum())
+
+        answers = full["prediction"].to_numpy(), text["prediction"].to_numpy()
+        mended, spoilt = instead(*answers), instead(*answers[::-1])
+        p_value = binomtest(mended, mended + spoilt).pvalue if mended + spoilt else 1.0
+        verdict = INSIDE_CLIPS if p_value >= 0.05 else SUPPORTED if mended > spoilt else NOT_SUPPORTED
+        return Finding(ONE_SEED + verdict, f"{mended} clips mended, {spoilt} the reverse, of {about.sum()}; p = {p_value:.2g}")
+
+
+def compared(metric: MetricName, row: ResultRow, than: ResultRow) -> Finding:
+    """BETTER on two rows that were run."""
+    assert row.truth is not None and row.predictions is not None and than.predictions is not None
+    shown, sign = METRICS[metric], -1 if METRICS[metric].lower_is_better else 1
+    pair = uncertainty.paired_bootstrap(metric, row.truth, row.predictions, than.predictions)
+    scores = [uncertainty.seed_scores(metric, row.truth, one) for one in (row.predictions, than.predictions)]
+    sds = [uncertainty.summarise(found.tolist()).sd for found in scores]
+    spread = None if None in sds else max(sd for sd in sds if sd is not None)
+    edges = sorted(sign * edge for edge in (pair.low, pair.high))
+    difference, low, high = (shown.shown(shown.scale * value, "+") for value in (pair.difference, pair.low, pair.high))
+    about = "seeds' spread unknown" if spread is None else f"seeds' sd {shown.shown(shown.scale * spread)}"
+    text = f"{row.method} minus {than.method}: {shown.label.split()[0]} {difference} [{low}, {high}], {about}"
+    text += "".join(f"; {one.method}: {one.seeds} seeds" for one in (row, than) if " of " in one.seeds)
+    return Finding(judged(sign * pair.difference, edges[0], edges[1], spread), text)
+
+
+def _prefix(*rows: ResultRow) -> str:
+    return ONE_SEED if any(row.predictions is not None and len(row.predictions) < 2 for row in rows) else ""
+
+
+def _short(reason: str) -> str:
+    return textwrap.shorten(reason, 160, placeholder=" ...")

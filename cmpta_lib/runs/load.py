@@ -1,0 +1,310 @@
+"""What a run's config names, opened: its corpus, its frozen LLM, and the trained run that answers clips of one's own."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from cmpta_lib import registry
+from cmpta_lib.base import Method, Tools
+from cmpta_lib.config import DataConfig, EncoderConfig, LLMConfig
+from cmpta_lib.data.checking import check_sample, shown
+from cmpta_lib.data.corpus import Corpus, Inputs, Sample, Task
+from cmpta_lib.data.store import kept_corpus
+from cmpta_lib.files import Damaged, runs_folder
+from cmpta_lib.llm import encoder, loading
+from cmpta_lib.llm.encoder import TextEncoder
+from cmpta_lib.llm.files import is_tiny
+from cmpta_lib.method.llm import FrozenLLM
+from cmpta_lib.runs.store import CLIPS, CONFIG, DONE, WEIGHTS, Run, open_run
+
+Model = TypeVar("Model")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a run says of one clip.
+
+    `value`: a score in [-1, 1] or a class index, None where a free reply is no legal answer. `text`: the class's name,
+    or the score as the method writes it. `probabilities`: of every legal answer by its text; empty where the method
+    gives a number only. `repairs`: values of the clip's frames that were not finite and are read as 0, by kind.
+    """
+
+    id: str
+    value: float | int | None
+    text: str
+    probabilities: Mapping[str, float]
+    repairs: Mapping[str, int]
+
+
+class TrainedRun:
+    """A finished run, ready for clips: `predict` answers them, `attention` shows where one was looked at.
+
+    Attributes:
+        run: its config, records and folder.
+        inputs: the task, and the widths that clips must have.
+        method: the trained method, in eval mode.
+    """
+
+    def __init__(self, run: Run, inputs: Inputs, method: Method) -> None:
+        self.run, self.inputs, self.method = run, inputs, method
+
+    def predict(self, samples: Iterable[Sample]) -> list[Answer]:
+        """Answer clips, in order; labels are not looked at and may be None, an absent modality is (0, F) or None.
+
+        Raises:
+            ValueError: a clip is not as the training corpus' were; names it, the field, and what was expected.
+        """
+        if not isinstance(samples, Iterable):  # a single Sample above all
+            raise ValueError(f"expected a list of samples, not {shown(samples)}; for one clip: predict([sample])")
+        checked, size = _checked(samples, self.inputs), self.run.config.evaluation.batch_size
+        answers: list[Answer] = []
+        if self.method.unit == "clip":
+            while part := list(islice(checked, size)):
+                answers += self._answers(part)
+            return answers
+        clips = list(checked)
+        found: dict[int, Answer] = {}
+        for places in _whole_dialogues([sample for sample, _ in clips], size):
+            found |= zip(places, self._answers([clips[place] for place in places]), strict=True)
+        return [found[place] for place in range(len(clips))]
+
+    def _answers(self, clips: Sequence[tuple[Sample, Counter[str]]]) -> list[Answer]:
+        """Answers to one batch of checked clips."""
+        found = self.method.predict(self.method.collate([sample for sample, _ in clips]))
+        names, answers = [_text(self.inputs.task, name) for name in found.answers], []
+        for place, (sample, repairs) in enumerate(clips):
+            value, reply = found.values[place], found.replies[place]
+            chances = [] if found.probabilities is None else found.probabilities[place].tolist()
+            said = reply if reply is None else _text(self.inputs.task, reply)
+            answers.append(
+                Answer(
+                    sample.id,
+                    _value(self.inputs.task, value),
+                    said or ("unparsable" if np.isnan(value) else f"{value:g}"),
+                    dict(zip(names, chances, strict=bool(chances))),
+                    repairs,
+                )
+            )
+        return answers
+
+    def attention(self, sample: Sample) -> dict[str, np.ndarray]:
+        """Attention maps of one clip by name, (heads, queries, keys); CMPTA's are the pairs of eq 8, such as "t1".
+
+        Raises:
+            NotImplementedError: the method has none.
+            ValueError: as `predict`.
+        """
+        ((checked, _),) = _checked([sample], self.inputs)
+        try:
+            maps = self.method.attention(self.method.collate([checked]))
+        except NotImplementedError as error:
+            name = self.run.config.method.name
+            raise NotImplementedError(f"run {self.run.folder.name}: its method '{name}' has no attention maps") from error
+        return {name: weights[0].float().cpu().numpy() for name, weights in maps.items()}
+
+
+def _whole_dialogues(samples: Sequence[Sample], size: int) -> Iterator[list[int]]:
+    """Places of the clips of up to `size` dialogues at a time, each dialogue's together, however they are mixed."""
+    found: dict[object, list[int]] = {}
+    for place, sample in enumerate(samples):
+        found.setdefault(sample.dialogue if isinstance(sample.dialogue, str) else ("clip", place), []).append(place)
+    dialogues = iter(found.values())
+    while part := list(islice(dialogues, size)):
+        yield [place for dialogue in part for place in dialogue]
+
+
+def load(run: str | Path, llm: str | Path = "") -> TrainedRun:
+    """Open a finished run by its folder, wherever it was copied to, or by its name in the runs folder.
+
+    Args:
+        llm: folder of the LLM that the run was trained with, or a folder of runs or caches where it lies; "" looks
+            beside the run, in this machine's runs folder and, for a published LLM, in the hub's local cache.
+    Raises:
+        FileNotFoundError: no such run, it is not finished, or its LLM is not on this machine; says what to do.
+        Damaged: a file of the run or of its LLM is not what was written, or another version wrote it; names it.
+        ValueError: its method is not registered, or `llm` is another LLM.
+    """
+    registry.load_plugins()
+    found = open_run(_folder(run))
+    inputs = Inputs.from_json(found.path(CLIPS).read_text(encoding="utf-8"))
+    method = registry.build(found.config, inputs, Tools(_device(), _finder(found, str(llm)), _encoder_finder(found, str(llm))))
+    weights = found.path(WEIGHTS)
+    try:
+        method.module.load_state_dict(load_file(weights, device=str(_device())))
+    except RuntimeError as error:  # the config is today's, so only the method's code can have changed
+        raise Damaged(
+            f"{weights}: does not fit the method '{found.config.method.name}' of this version of the code "
+            f"({' '.join(str(error).split())[:200]}); train it again, or use the version that wrote it"
+        ) from error
+    method.module.eval()
+    return TrainedRun(found, inputs, method)
+
+
+def _finder(found: Run, given: str) -> Callable[[LLMConfig], FrozenLLM]:
+    """How a loaded run comes to its LLM: by the caller's folder, from caches near and here, or from the hub's cache."""
+    places = _places(found, given)
+
+    def find(config: LLMConfig) -> FrozenLLM:
+        if given and (Path(given) / "config.json").is_file():
+            return _load_as(given, config)
+        try:
+            return load_llm(places, config)
+        except FileNotFoundError:
+            if not is_tiny(config.name):
+                return _load_as(config.name, config)
+            raise FileNotFoundError(
+                f"{found.folder} needs the {config.name} LLM {config.fingerprint} that it was trained with, and it is in none of "
+                f"{', '.join(map(str, places))}; copy it here with the run and pass llm=<its folder>"
+            ) from None
+
+    return find
+
+
+def _encoder_finder(found: Run, given: str) -> Callable[[EncoderConfig], TextEncoder]:
+    """How a loaded run comes to its text encoder: as `_finder`."""
+    places = _places(found, given)
+
+    def find(config: EncoderConfig) -> TextEncoder:
+        try:
+            return load_encoder(places, config)
+        except FileNotFoundError:
+            raise FileNotFoundError(
+                f"{found.folder} needs the text encoder '{config.name}' {config.fingerprint} that it was trained with, and it "
+                f"is in none of {', '.join(map(str, places))}; copy it here with the run and pass llm=<folder of caches>"
+            ) from None
+
+    return find
+
+
+def _places(found: Run, given: str) -> list[Path]:
+    root, here = found.folder.resolve().parent, runs_folder()
+    places = [Path(given) / below for below in ("", "llm", "cache/llm")] if given else []
+    return places + [folder / "cache" / "llm" for folder in (root, here, here / "smoke")]
+
+
+def _load_as(name: str, config: LLMConfig) -> FrozenLLM:
+    """The LLM of a folder or hub id, which must be the one that the config means."""
+    llm = loading.load(config.model_copy(update={"name": name, "fingerprint": ""}), Path(), _device())
+    if llm.fingerprint != config.fingerprint:
+        raise ValueError(
+            f"{name} is not the LLM that the run was trained with: expected '{config.name}' with fingerprint "
+            f"{config.fingerprint}, found {llm.fingerprint}; pass llm=<folder of that one>"
+        )
+    return llm
+
+
+def _folder(run: str | Path) -> Path:
+    places = [Path(run), runs_folder() / run, runs_folder() / "smoke" / run]
+    for place in places:
+        if any((place / name).is_file() for name in (CONFIG, DONE, WEIGHTS)):
+            return place
+    raise FileNotFoundError(f"no run '{run}': expected a run's folder, or the name of one in {runs_folder()}; see cmpta runs")
+
+
+def _text(task: Task, reply: str) -> str:
+    return task.labels[int(reply)] if task.labels and reply.isdecimal() else reply
+
+
+def _value(task: Task, value: float) -> float | int | None:
+    if np.isnan(value):
+        return None
+    return int(value) if task.kind == "classification" else float(value)
+
+
+def find_corpus(cache: Path, wanted: DataConfig) -> Corpus:
+    """The stored corpus with this content, wherever in the cache it lies; opened once a process while it stays as it is.
+
+    Raises:
+        FileNotFoundError: there is none.
+        Damaged: what says that it is this one is not what was written; names the file.
+    """
+    damaged: Damaged | None = None
+    for meta in sorted(cache.glob("[!.]*/meta.json")):
+        if wanted.fingerprint in meta.read_text(encoding="utf-8", errors="replace"):
+            try:
+                corpus = kept_corpus(meta.parent)
+            except Damaged as error:  # perhaps another corpus, whose record was edited
+                damaged = damaged or error
+            else:
+                if corpus.fingerprint == wanted.fingerprint:
+                    return corpus
+    if damaged:
+        raise damaged
+    raise FileNotFoundError(
+        f"no corpus '{wanted.name}' with fingerprint {wanted.fingerprint} in {cache}: open it through Study.corpus"
+    )
+
+
+_LLMS: dict[LLMConfig, FrozenLLM] = {}
+_ENCODERS: dict[EncoderConfig, TextEncoder] = {}
+
+
+def load_llm(caches: Sequence[Path], config: LLMConfig) -> FrozenLLM:
+    """The frozen LLM a config names, from the first cache that has it; the last one asked for is kept.
+
+    Raises:
+        OSError, ValueError: as `loading.load`, for the first cache that has it damaged, or else for the last one.
+    """
+    if config not in _LLMS:
+        _LLMS.clear()
+        _LLMS[config] = _from_first(caches, lambda cache: loading.load(config, cache, _device()))
+    return _LLMS[config]
+
+
+def load_encoder(caches: Sequence[Path], config: EncoderConfig) -> TextEncoder:
+    """A copy of the text encoder a config names, from the first cache that has it; the last one asked for is kept.
+
+    Raises:
+        OSError, ValueError: as `encoder.load`; which one, as in `load_llm`.
+    """
+    if config not in _ENCODERS:
+        _ENCODERS.clear()
+        _ENCODERS[config] = _from_first(caches, lambda cache: encoder.load(config, cache, _device()))
+    return _ENCODERS[config].copy()
+
+
+def _from_first(caches: Sequence[Path], load: Callable[[Path], Model]) -> Model:
+    problems: list[FileNotFoundError | Damaged] = []
+    for cache in caches:
+        try:
+            with torch.random.fork_rng(devices=[]):  # whoever asks has seeded the generator for the method's weights
+                return load(cache)
+        except (FileNotFoundError, Damaged) as error:
+            problems.append(error)
+    raise next((problem for problem in problems if isinstance(problem, Damaged)), problems[-1])
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def tools(root: Path) -> Tools:
+    """What methods are built with, for runs whose caches lie below `root`."""
+    caches, knowledge = [root / "cache" / "llm"], root / "cache" / "knowledge"
+    return Tools(_device(), lambda config: load_llm(caches, config), lambda config: load_encoder(caches, config), knowledge)
+
+
+def _checked(samples: Iterable[Sample], inputs: Inputs) -> Iterator[tuple[Sample, Counter[str]]]:
+    """Samples as a conversion would store them, each with what had to be repaired; what label they bear is no matter."""
+    for index, sample in enumerate(samples):
+        repairs: Counter[str] = Counter()
+        bare = replace(sample, label=None) if isinstance(sample, Sample) else sample
+        good = check_sample(
+            bare,
+            f"sample {index}",
+            task=inputs.task,
+            widths=inputs.widths,
+            repairs=repairs,
+            labelled=False,
+            like="in the clips that this run was trained on",
+        )
+        yield good, repairs

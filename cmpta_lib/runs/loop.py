@@ -1,0 +1,300 @@
+"""The training loop: plain PyTorch, bit-exact after a kill, the method's own module alone on disk.
+
+transformers' Trainer would save and restore the frozen LLM or need private methods overridden, and resumes from a torn
+checkpoint without a word; this loop is shorter than those overrides. Every random choice is a pure function of (seed, epoch):
+the order of the clips and dropout start anew each epoch, so a run resumed at an epoch's end cannot differ.
+
+Under `torchrun` each process takes every n-th clip of each batch and gradients are summed; process 0 writes.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed
+
+from cmpta_lib import metrics, registry
+from cmpta_lib.base import Group, Loss, Method, Tools
+from cmpta_lib.config import RunConfig, Stage, TrainingConfig
+from cmpta_lib.data.corpus import Corpus, Inputs, Split
+from cmpta_lib.runs import checkpoint as shared
+from cmpta_lib.runs.checkpoint import CHECKPOINT, Saver, State, restore, stage_of
+from cmpta_lib.runs.evaluation import evaluate, score_of, units
+
+
+def build(config: RunConfig, corpus: Corpus, tools: Tools) -> Method:
+    """A fresh method for this run: initial weights by its seed, then fitted to the training split."""
+    torch.manual_seed(config.seed)
+    method = registry.build(config, Inputs.of(corpus), tools)
+    method.fit(corpus.splits["train"])
+    return method
+
+
+def learning_rate(step: int, steps: int, config: TrainingConfig) -> float:
+    """Linear warm-up, then cosine to zero at `steps`, and zero beyond: it never rises again (register 14)."""
+    warmup = max(1, round(config.warmup_fraction * steps))
+    if step < warmup:
+        return config.learning_rate * (step + 1) / warmup
+    if config.schedule == "constant":
+        return config.learning_rate
+    progress = min(1.0, (step - warmup) / max(1, steps - warmup))
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def train(
+    config: RunConfig,
+    corpus: Corpus,
+    tools: Tools,
+    folder: Path,
+    on_epoch: Callable[[State], None] = lambda state: None,
+    shared_stages: Path | None = None,
+) -> tuple[Method, State]:
+    """Train, or go on training, and return the method with the weights of its best validation epoch.
+
+    The folder receives a checkpoint after every epoch, atomically; a later call continues from it. A method without
+    weights that need a gradient, such as text only, returns at once. Of the test split nothing is read.
+
+    Args:
+        shared_stages: folder for the results of stages that several runs share (`Stage.outcome`); None = share none.
+    Raises:
+        FloatingPointError: the loss is not finite; says at which step and which clips.
+        ValueError: several processes train a method that must be trained in one.
+    """
+    torch.set_num_threads(config.training.num_threads)
+    method = build(config, corpus, tools)
+    if method.keeps_clip_state and (world := _world()) > 1:
+        raise ValueError(
+            f"method '{config.method.name}' keeps what it learned of each training clip in one process: expected one "
+            f"process, and torchrun started {world}; start it without torchrun"
+        )
+    stages = [stage for stage in config.stages if _begin(method, stage)]
+    state = State()
+    if not stages:
+        method.module.eval()
+        return method, state
+    checkpoint = folder / CHECKPOINT
+    number = min(stage_of(checkpoint), len(stages) - 1)
+    optimizer = _optimizer(method, stages[number])
+    best = restore(checkpoint, config.hash, method.module, optimizer, state)
+    if state.stage != number:  # the checkpoint was of no use
+        optimizer = _optimizer(method, stages[0])
+    with Saver(checkpoint, config.hash, on_epoch, aside=_is_on_gpu(method)) as saver:
+        while not _is_over(state, stage := stages[state.stage]):
+            common = shared_stages and stage.outcome is not None and _world() == 1 and shared.path_of(shared_stages, stage)
+            at_start = state.epoch == state.stage_start
+            if common and at_start and (made := shared.take(common, method.module, optimizer)):
+                state.history += made
+                state.epoch += len(made)
+                best = _copied(method)
+            else:
+                best = _epoch(method, optimizer, corpus, config, stage, state, best, saver.poll)
+            if _is_over(state, stage):
+                method.module.load_state_dict(best)
+                if common:
+                    shared.leave(common, method.module, optimizer, state.history[state.stage_start :])
+                if state.stage + 1 < len(stages):
+                    state.stage, state.stage_start, state.best_score = state.stage + 1, state.epoch, None
+                    optimizer = _optimizer(method, stages[state.stage])
+            if _rank() == 0:
+                saver.save(method.module, optimizer, state, best)
+    method.module.load_state_dict(best)
+    method.module.eval()
+    return method, state
+
+
+def _begin(method: Method, stage: Stage) -> list[Group]:
+    """Put the method into a stage; what is trained in it, in groups, none where nothing is."""
+    method.enter(stage)
+    return [group for group in method.groups(stage.training) if group.parameters]
+
+
+def _optimizer(method: Method, stage: Stage) -> torch.optim.Optimizer:
+    return optimizer_of(_begin(method, stage), stage.training)
+
+
+def _is_on_gpu(method: Method) -> bool:
+    return any(weight.is_cuda for weight in method.module.state_dict().values())
+
+
+def _copied(method: Method) -> dict[str, torch.Tensor]:
+    return {name: weight.detach().clone() for name, weight in method.module.state_dict().items()}
+
+
+def optimizer_of(groups: Sequence[Group], config: TrainingConfig) -> torch.optim.Optimizer:
+    """The optimiser that the settings name, at learning rate 0: each step sets it, times the group's `rate`.
+
+    All of a step is one fused kernel, where the device has it: on a CPU a quarter of the time of torch's default, which
+    passes each weight's tensors a dozen times.
+    """
+    given = [
+        {
+            "params": list(group.parameters),
+            "weight_decay": config.weight_decay if group.weight_decay is None else group.weight_decay,
+            "rate": group.rate,
+        }
+        for group in groups
+    ]
+    fused = all(weight.device.type in ("cpu", "cuda") for group in groups for weight in group.parameters)
+    if config.optimizer == "adam":
+        return torch.optim.Adam(given, lr=0.0, eps=config.epsilon, fused=fused)
+    return torch.optim.AdamW(given, lr=0.0, eps=config.epsilon, amsgrad=config.optimizer == "adamw_amsgrad", fused=fused)
+
+
+def _epoch(
+    method: Method,
+    optimizer: torch.optim.Optimizer,
+    corpus: Corpus,
+    config: RunConfig,
+    stage: Stage,
+    state: State,
+    best: dict[str, torch.Tensor],
+    between: Callable[[], None],
+) -> dict[str, torch.Tensor]:
+    """One epoch of a stage and, where it is labelled, its validation; moves `state` on and returns the best weights.
+
+    Args:
+        between: called after every step.
+    """
+    started = time.perf_counter()
+    row: dict[str, Any] = {"epoch": state.epoch + 1}
+    row |= _steps(method, optimizer, corpus.splits["train"], config, stage, state, between)
+    if len(config.stages) > 1:
+        row["stage"] = stage.name
+    state.epoch += 1
+    if not stage.is_labelled:
+        state.best_epoch, best = state.epoch, _copied(method)
+    elif (state.epoch - state.stage_start) % stage.training.validate_every == 0 or state.epoch == _end(state, stage):
+        metric = metrics.headline(corpus.task.kind)
+        predictions, _ = evaluate(method, corpus.splits["valid"], config.evaluation.batch_size)
+        row[f"valid_{metric.name}"] = score = score_of(predictions, corpus.task)[metric.name]
+        if state.best_score is None or metric.is_better(score, state.best_score):
+            state.best_score, state.best_epoch, best = score, state.epoch, _copied(method)
+    state.history.append(row)
+    state.seconds += time.perf_counter() - started
+    return best
+
+
+def _steps(
+    method: Method,
+    optimizer: torch.optim.Optimizer,
+    split: Split,
+    config: RunConfig,
+    stage: Stage,
+    state: State,
+    between: Callable[[], None],
+) -> dict[str, float]:
+    """The steps of the next epoch: its learning rate at the end, and means of the loss and its parts."""
+    training, finished = stage.training, state.epoch - state.stage_start
+    drawn = share_of(units(split, method.unit), stage.share, config.seed)
+    steps_per_epoch = math.ceil(len(drawn) / training.batch_size)
+    order = torch.randperm(len(drawn), generator=torch.Generator().manual_seed(config.seed * 100_003 + state.epoch))
+    torch.manual_seed(config.seed * 100_003 + state.epoch + 7919 * _rank())  # dropout
+    method.module.train()
+    sums: dict[str, float] = {"train_loss": 0.0}
+    for number, batch in enumerate(order.split(training.batch_size)):
+        rate = learning_rate(finished * steps_per_epoch + number, steps_per_epoch * training.epochs, training)
+        for group in optimizer.param_groups:
+            group["lr"] = group["rate"] * rate
+        chosen = [drawn[i] for i in batch.tolist()]
+        values = step(method, optimizer, split, chosen, training, finished, stage.is_labelled)
+        for name, value in values.items():
+            sums[name] = sums.get(name, 0.0) + value * len(batch)
+        between()
+    return {"learning_rate": rate, **{name: total / len(drawn) for name, total in sums.items()}}
+
+
+def share_of(drawn: Sequence[Sequence[int]], share: float, seed: int) -> Sequence[Sequence[int]]:
+    """As many units as came, repeated, from a share of them, which the seed chooses; a smaller share lies in a larger."""
+    if share == 1:
+        return drawn
+    kept = torch.randperm(len(drawn), generator=torch.Generator().manual_seed(seed)).tolist()
+    kept = kept[: max(1, round(share * len(drawn)))]
+    return [drawn[kept[place % len(kept)]] for place in range(len(drawn))]
+
+
+def step(
+    method: Method,
+    optimizer: torch.optim.Optimizer,
+    split: Split,
+    drawn: Sequence[Sequence[int]],
+    config: TrainingConfig,
+    epoch: int = 0,
+    labelled: bool = True,
+) -> dict[str, float]:
+    """One optimiser step on these units (of clips, by their places); returns the mean loss and its named parts.
+
+    Where the step is not `labelled` the method is given clips without labels.
+
+    The loss is read once, after everything is under way, so a GPU waits for the host no more often.
+    """
+    world = _world()
+    mine = drawn[_rank() :: world] or drawn[:1]  # a process without a unit still takes part, with weight 0
+    weight = 1.0 if len(drawn) > _rank() else 0.0
+    samples = [split[i] for unit in mine for i in unit]
+    batch = method.collate(samples if labelled else [replace(sample, label=None) for sample in samples])
+    loss = method.loss(batch)
+    totals, count = _summed(loss, weight, world)
+    optimizer.zero_grad()
+    (loss.total * weight / count).backward()
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    if world > 1:
+        for p in parameters:
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+            distributed.all_reduce(p.grad)
+    if config.gradient_clip is not None:
+        torch.nn.utils.clip_grad_norm_(parameters, config.gradient_clip)
+    optimizer.step()
+    method.after_step(batch, epoch)
+    values = dict(zip(["train_loss", *(f"train_{name}" for name in loss.parts)], totals.tolist(), strict=True))
+    if not math.isfinite(values["train_loss"]):
+        ids = ", ".join(split[i].id for unit in drawn for i in unit)
+        raise FloatingPointError(
+            f"loss is {values['train_loss']} on clips {ids}: look for extreme features there, or lower "
+            f"training.learning_rate"
+        )
+    return values
+
+
+def _summed(loss: Loss, weight: float, world: int) -> tuple[torch.Tensor, float]:
+    """Means of the loss and its parts over all processes, still on the device, and the number of its terms."""
+    totals = torch.stack([loss.total.detach(), *(part.detach() for part in loss.parts.values())]) * weight
+    count = loss.count * weight
+    if world > 1:
+        counted = torch.tensor(count, device=totals.device)
+        distributed.all_reduce(totals)
+        distributed.all_reduce(counted)
+        count = float(counted)
+    return totals / count, count
+
+
+def _world() -> int:
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def _rank() -> int:
+    return distributed.get_rank() if distributed.is_initialized() else 0
+
+
+def _end(state: State, stage: Stage) -> int:
+    """Finished epochs at a stage's end."""
+    return state.stage_start + stage.training.epochs
+
+
+def _is_over(state: State, stage: Stage) -> bool:
+    """All epochs are done, or patience is at its end.
+
+    Patience counts from the end of the warm-up: before it good runs still look dead (register 14).
+    """
+    config = stage.training
+    if state.epoch >= _end(state, stage):
+        return True
+    if config.patience is None or not stage.is_labelled:
+        return False
+    warm = state.stage_start + round(config.warmup_fraction * config.epochs)
+    return state.epoch - max(state.best_epoch, warm) >= config.patience

@@ -1,1 +1,0 @@
-"""Training one run: the loop, its checkpoint, and answering a split."""
