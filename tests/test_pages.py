@@ -147,11 +147,11 @@ from matplotlib import font_manager
 known = font_manager.fontManager
 known.ttflist = [font for font in known.ttflist if not font.name.startswith("DejaVu")]
 known.addfont(sys.argv[2])
-from cmpta_lib.figures import page, style
+from cmpta_lib.figures import style
 with style.figure_style():
-    figure = page.new_figure(3.3, 1.0, title="这也太好了吧 attention", footer="数据 data")
+    figure = style.new_figure(3.3, 1.0, title="这也太好了吧 attention", footer="数据 data")
     figure.subplots().set(xlabel="情感 frame")
-page.save_figure(figure, sys.argv[1], "small")
+style.save_figure(figure, sys.argv[1], "small")
 print(style.CJK_FONT)
 """
 

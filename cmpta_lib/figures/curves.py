@@ -15,10 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from cmpta_lib.figures.adapter import adapter_figure
-from cmpta_lib.figures.architecture import architecture_figure
 from cmpta_lib.figures.attention import AttentionPanel, attention_figure, case_study_figure
-from cmpta_lib.figures.shown_model import ShownModel
+from cmpta_lib.figures.diagrams import ShownModel, adapter_figure, architecture_figure
 from cmpta_lib.figures.style import (
     BLUE,
     DOUBLE_COLUMN_IN,
