@@ -53,7 +53,7 @@ def test_texts_and_frames_are_padded_to_the_corpus_limits(contest: Contest, samp
 def slow_prompt(contest: Contest, sample: Sample) -> torch.Tensor:
     """One clip's input, part by part, the LSTMs over its real frames alone."""
     ancestor, embed = contest.ancestor, contest.llm.embedding
-    limit = shapes.PUBLIC_SHAPES[contest.options.corpus]["text"][0]
+    limit = shapes.TEXT_LIMIT[contest.options.corpus]
     ids = contest.llm.token_ids(sample.text)[:limit]
     text = embed(torch.tensor([contest.llm.tokenizer.pad_token_id] * (limit - len(ids)) + ids))
     maker = ancestor.maker

@@ -48,7 +48,7 @@ class Padded:
 class Tokens(nn.Module):
     """Voice, face and the padded text's embeddings -> (B, K, E): packed LSTMs, text-guided mixer, multi-scale fusion."""
 
-    def __init__(self, shapes: Mapping[str, tuple[int, int]], task: Task, llm_dim: int) -> None:
+    def __init__(self, shapes: Mapping[Modality, tuple[int, int]], task: Task, llm_dim: int) -> None:
         super().__init__()
         hidden = dict(zip(MODALITIES, HIDDEN[task.kind], strict=True))
         self.lstms = nn.ModuleDict({m: nn.LSTM(shapes[m][1], hidden[m], batch_first=True) for m in MODALITIES})
@@ -73,11 +73,12 @@ class Ancestor:
     """MSE-Adapter's way with this LLM.
 
     Args:
-        shapes: (length, width) to which "text", "audio" and "vision" are published, padded or cut; of text the length only.
+        shapes: (frames, features) to which voice and face are padded.
+        text_limit: tokens to which texts are padded or cut.
     """
 
-    def __init__(self, llm: FrozenLLM, task: Task, shapes: Mapping[str, tuple[int, int]]) -> None:
-        self.llm, self.task, self.shapes = llm, task, shapes
+    def __init__(self, llm: FrozenLLM, task: Task, shapes: Mapping[Modality, tuple[int, int]], text_limit: int) -> None:
+        self.llm, self.task, self.shapes, self.text_limit = llm, task, shapes, text_limit
         torch.manual_seed(0)
         self.maker = Tokens(shapes, task, llm.dim).to(llm.device)
         self.optimizer = torch.optim.AdamW(self.maker.parameters(), lr=_RATE, eps=_EPSILON)
@@ -88,7 +89,7 @@ class Ancestor:
 
     def collate(self, samples: Sequence[Sample]) -> Padded:
         """Samples -> a padded batch on the device."""
-        text = np.full((len(samples), self.shapes["text"][0]), self.padding, np.int64)
+        text = np.full((len(samples), self.text_limit), self.padding, np.int64)
         for row, sample in zip(text, samples, strict=True):
             ids = self.llm.token_ids(sample.text)[: len(row)]
             row[len(row) - len(ids) :] = ids

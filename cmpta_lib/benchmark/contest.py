@@ -23,12 +23,13 @@ from torch.utils.benchmark import timer
 from cmpta_lib.base import Tools
 from cmpta_lib.benchmark import shapes
 from cmpta_lib.benchmark.ancestor import Ancestor
-from cmpta_lib.benchmark.options import Options
+from cmpta_lib.benchmark.options import CORPORA, Options
 from cmpta_lib.config import CmptaConfig, DataConfig, EvaluationConfig, LLMConfig, RunConfig, TrainingConfig
 from cmpta_lib.data.corpus import Sample, Split
 from cmpta_lib.method.adapter import CMPTAdapter
 from cmpta_lib.method.llm import FrozenLLM, Packing
 from cmpta_lib.method.prompted import PromptBatch, PromptedLM
+from cmpta_lib.paper import PUBLIC_SHAPES
 from cmpta_lib.runs import loop, provenance
 from cmpta_lib.runs.evaluation import evaluate
 
@@ -81,7 +82,8 @@ class Contest:
         self.optimizer = loop.optimizer_of(built.groups(self.config.training), self.config.training)
         for group in self.optimizer.param_groups:
             group["lr"] = group["rate"] * _RATE
-        self.ancestor = Ancestor(self.llm, self.corpus.task, shapes.PUBLIC_SHAPES[options.corpus])
+        limits = (PUBLIC_SHAPES[CORPORA[options.corpus]], shapes.TEXT_LIMIT[options.corpus])
+        self.ancestor = Ancestor(self.llm, self.corpus.task, *limits)
         needed, generator = options.batches * options.batch_size, torch.Generator().manual_seed(options.seed)
         rounds = 1 + needed // len(self.train)
         order = torch.cat([torch.randperm(len(self.train), generator=generator) for _ in range(rounds)])

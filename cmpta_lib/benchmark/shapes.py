@@ -8,7 +8,7 @@ MELD its official texts where their folder is given.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,18 +18,14 @@ import torch
 
 from cmpta_lib.benchmark.options import CORPORA, Backbone, Options
 from cmpta_lib.data.corpus import COLUMNS, SPLITS, Corpus, Split, Task
-from cmpta_lib.embedded.tiny_llm import ARCHITECTURE, VOCABULARY
+from cmpta_lib.embedded.tiny import ARCHITECTURES, VOCABULARY
 from cmpta_lib.llm.files import QWEN_1_8B
 from cmpta_lib.method.llm import FrozenLLM
-from cmpta_lib.paper import MELD_LABELS, TABLE1
+from cmpta_lib.paper import MELD_LABELS, PUBLIC_SHAPES, TABLE1
 from data_prep import rehearsal
 
 TASKS = {"sims": Task("regression", "zh"), "meld": Task("classification", "en", MELD_LABELS)}
-# Frames and features as published, zero-padded; of text the tokens to which MSE-Adapter pads and cuts.
-PUBLIC_SHAPES: Mapping[str, Mapping[str, tuple[int, int]]] = {
-    "sims": {"text": (50, 768), "audio": (925, 25), "vision": (232, 177)},
-    "meld": {"text": (65, 768), "audio": (157, 64), "vision": (32, 64)},
-}
+TEXT_LIMIT = {"sims": 50, "meld": 65}  # tokens to which MSE-Adapter pads and cuts texts
 _MELD_FIELDS = (("audio", "audio"), ("vision", "video"))
 SLICE_LAYERS = 4
 POSITIONS = 8192
@@ -46,7 +42,7 @@ class Shape(NamedTuple):
     vocabulary: int
 
 
-_TINY = (ARCHITECTURE[f"{name}"] for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"))
+_TINY = (ARCHITECTURES["tiny"][name] for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"))
 FULL = Shape(QWEN_1_8B["hidden"], QWEN_1_8B["layers"], 16, QWEN_1_8B["mlp"], QWEN_1_8B["vocabulary"])
 SHAPES: dict[Backbone, Shape] = {
     "tiny": Shape(*_TINY, VOCABULARY),
@@ -143,6 +139,6 @@ def _split(name: str, size: int, options: Options) -> Split:
         table = pd.DataFrame({"id": [f"{name}{n}" for n in range(len(rows))], "text": texts, "label": labels, **lengths})
     table = table.reindex(columns=[*COLUMNS]).replace({np.nan: None})
     rng = np.random.default_rng([options.seed, SPLITS.index(name), 20])
-    shapes = {m: (int(table[f"{m}_length"].sum()), PUBLIC_SHAPES[options.corpus][m][1]) for m in ("audio", "vision")}
+    shapes = {m: (int(table[f"{m}_length"].sum()), PUBLIC_SHAPES[CORPORA[options.corpus]][m][1]) for m in ("audio", "vision")}
     frames = {m: rng.standard_normal(shape, np.float32) for m, shape in shapes.items()}
     return Split(name, TASKS[options.corpus], table, frames["audio"], frames["vision"])
