@@ -118,11 +118,11 @@ def test_the_reference_is_the_plain_path_on_the_same_tokens(contest: Contest):
 
 def test_operations_count_every_layer_for_all_tokens_and_the_head_for_answers(contest: Contest):
     shape, given = SHAPES["tiny"], contest.given(contest.batches[0])
-    layer = 4 * shape.hidden**2 + 3 * shape.hidden * shape.mlp
-    head = len(given[3]) * shape.hidden * shape.vocabulary
+    layer = 4 * shape["hidden"] ** 2 + 3 * shape["hidden"] * shape["mlp"]
+    head = len(given[3]) * shape["hidden"] * shape["vocabulary"]
     with products(contest.llm.model) as counted:
         reference_step(contest.llm, *given)
-    assert sum(counted) == 4 * (len(given[0]) * shape.layers * layer + head)
+    assert sum(counted) == 4 * (len(given[0]) * shape["layers"] * layer + head)
 
 
 # --- clips and tokens -------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -32,21 +32,12 @@ POSITIONS = 8192
 _SEED = 7
 
 
-class Shape(NamedTuple):
-    """Sizes of a Qwen2 whose output table is not its input table."""
-
-    hidden: int
-    layers: int
-    heads: int
-    mlp: int
-    vocabulary: int
-
-
-_TINY = (ARCHITECTURES["tiny"][name] for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"))
-FULL = Shape(QWEN_1_8B["hidden"], QWEN_1_8B["layers"], 16, QWEN_1_8B["mlp"], QWEN_1_8B["vocabulary"])
-SHAPES: dict[Backbone, Shape] = {
-    "tiny": Shape(*_TINY, VOCABULARY),
-    "slice": FULL._replace(layers=SLICE_LAYERS, vocabulary=round(FULL.vocabulary * SLICE_LAYERS / FULL.layers)),
+# Sizes of Qwen2s whose output table is not their input table.
+FULL = {**{name: QWEN_1_8B[name] for name in ("hidden", "layers", "mlp", "vocabulary")}, "heads": 16}
+_TINY = {"hidden": "hidden_size", "layers": "num_hidden_layers", "heads": "num_attention_heads", "mlp": "intermediate_size"}
+SHAPES: dict[Backbone, dict[str, int]] = {
+    "tiny": {name: ARCHITECTURES["tiny"][field] for name, field in _TINY.items()} | {"vocabulary": VOCABULARY},
+    "slice": FULL | {"layers": SLICE_LAYERS, "vocabulary": round(FULL["vocabulary"] * SLICE_LAYERS / FULL["layers"])},
     "full": FULL,
 }
 
@@ -73,12 +64,11 @@ class FoldedTokenizer:
         return str(self.whole.decode(rows))
 
 
-def random_llm(backbone: Backbone, texts: Iterable[str], vocabulary: str = "", shape: Shape | None = None) -> FrozenLLM:
+def random_llm(backbone: Backbone, texts: Iterable[str], vocabulary: str = "") -> FrozenLLM:
     """A frozen LLM of this shape, drawn where it will compute: bf16 on a GPU, float32 on a CPU.
 
     Args:
         texts: what a small vocabulary is made from where `vocabulary`, a published `qwen.tiktoken`, is not given.
-        shape: in place of the one that `backbone` names, to prove at a small size what is meant for a large one.
     Raises:
         FileNotFoundError, ValueError: `vocabulary` is not there, or not what was published.
     """
@@ -86,15 +76,15 @@ def random_llm(backbone: Backbone, texts: Iterable[str], vocabulary: str = "", s
 
     from cmpta_lib.llm import qwen_v1
 
-    size = shape or SHAPES[backbone]
+    size = SHAPES[backbone]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(vocabulary or Path(folder) / qwen_v1.VOCABULARY)
         if not vocabulary:
             qwen_v1.write_vocabulary(path, texts)
         tokenizer = qwen_v1.load_tokenizer(path)
-    folded = FoldedTokenizer(tokenizer, size.vocabulary, tokenizer.convert_tokens_to_ids(qwen_v1.SPECIAL_TOKENS[0]))
-    published = {"vocab_size": size.vocabulary, "hidden_size": size.hidden, "num_hidden_layers": size.layers}
-    published |= {"num_attention_heads": size.heads, "intermediate_size": 2 * size.mlp, "seq_length": POSITIONS}
+    folded = FoldedTokenizer(tokenizer, size["vocabulary"], tokenizer.convert_tokens_to_ids(qwen_v1.SPECIAL_TOKENS[0]))
+    published = {"vocab_size": size["vocabulary"], "hidden_size": size["hidden"], "num_hidden_layers": size["layers"]}
+    published |= {"num_attention_heads": size["heads"], "intermediate_size": 2 * size["mlp"], "seq_length": POSITIONS}
     config = qwen_v1.config_of(published | {"layer_norm_epsilon": 1e-6, "rotary_emb_base": 10_000})
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     usual = torch.get_default_dtype()

@@ -172,19 +172,18 @@ def costs(rows: Sequence[Mapping[str, Any]], where: str) -> PageFigure:
     """Steps and answers of each contender, and the shares of a step."""
     from cmpta_lib.figures import style  # matplotlib, which a GPU's machine need not have
 
-    names = {"floor": "bare LLM", "step": "CMPTA", "answer": "CMPTA", "ancestor_step": "MSE-Adapter's way"}
     colours = {"bare LLM": style.SKY, "CMPTA": style.BLUE, "MSE-Adapter's way": style.VERMILLION}
-    names["ancestor_answer"] = names["ancestor_step"]
+    names = dict(zip(("floor", "step", "ancestor_step"), colours, strict=True))
+    names |= {"answer": names["step"], "ancestor_answer": names["ancestor_step"]}
     table = pd.DataFrame(rows).set_index("corpus").rename_axis(None)
     with style.figure_style():
         figure = style.new_figure(style.DOUBLE_COLUMN_IN, 2.8, title="What a step and an answer cost", footer=where)
         *bars, parts = figure.subplots(1, 3)
-        for axes, what, shown in zip(
-            bars, ("step", "answer"), (("floor", "step", "ancestor_step"), ("answer", "ancestor_answer")), strict=True
-        ):
+        for axes, shown in zip(bars, (("floor", "step", "ancestor_step"), ("answer", "ancestor_answer")), strict=True):
             heights = table[[f"{one}_ms" for one in shown]].set_axis([names[one] for one in shown], axis=1)
             spread = table[[f"{one}_iqr_ms" for one in shown]].set_axis(heights.columns, axis=1) / 2
-            heights.plot.bar(ax=axes, yerr=spread, color=colours, width=0.8, rot=0, ylabel=f"ms per {what}", error_kw={"lw": 0.6})
+            heights.plot.bar(ax=axes, yerr=spread, color=colours, width=0.8, rot=0, error_kw={"lw": 0.6})
+            axes.set_ylabel("ms per answer" if "answer" in shown else "ms per step")
             axes.legend(loc="upper center", bbox_to_anchor=(0.45, -0.12), handlelength=1)
         shares = 100 * table[[f"share {part}" for part in PARTS]].set_axis(PARTS, axis=1)
         shares.plot.barh(stacked=True, ax=parts, width=0.6, xlabel="% of a step")

@@ -1,14 +1,13 @@
 """Figures 1 and 2, drawn by code from a run's settings so that they say what the run does.
 
-All is placed by hand, in axes of which one unit is one inch on paper. A variant changes the words of a box, and what has
-no part in it is left out.
+All is placed by hand, in inches. A variant changes the words of a box, and what has no part in it is left out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any
 
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
@@ -48,7 +47,7 @@ class ShownModel:
         backbone: name of the frozen LLM.
         llm_dim: E, its width.
         audio_features, vision_features: F of the corpus.
-        text, label: words and label of the clip that stands as the example.
+        text, label: of the clip that stands as the example.
     """
 
     settings: CmptaConfig
@@ -68,17 +67,16 @@ class ShownModel:
         settings, corpus = study.config(key).method, study.corpus(key)
         assert isinstance(settings, CmptaConfig)
         train, width = corpus.splits["train"], load_llm([study.cache / "llm"], settings.llm).dim
-        text, label = train.table.iloc[0][["text", "label"]]
-        return cls(settings, corpus.task, settings.llm.name, width, train.audio_dim, train.vision_dim, text, label)
+        sizes, (text, label) = (width, train.audio_dim, train.vision_dim), train.table.iloc[0][["text", "label"]]
+        return cls(settings, corpus.task, settings.llm.name, *sizes, text, label)
 
     @property
     def answer(self) -> str:
         """The example's answer as the LLM writes it, and the class that it stands for."""
         prompt = self.settings.prompt
-        written = answer_text(self.task, self.label, prompt.answer_decimals, prompt.answer_sign)
-        if not self.task.labels:
-            return f"answer\n“{written}”"
-        return f"answer “{written}”\n{_literal(fit_line(self.task.labels[int(self.label)], 0.6, BOX_PT))}"
+        written = f"“{answer_text(self.task, self.label, prompt.answer_decimals, prompt.answer_sign)}”"
+        name = fit_line(self.task.labels[int(self.label)], 0.6, BOX_PT) if self.task.labels else ""
+        return f"answer {written}\n{_literal(name)}" if name else f"answer\n{written}"
 
     @property
     def is_pooled(self) -> bool:
@@ -107,12 +105,10 @@ class ShownModel:
         return f"the first {count} of {pairs} pairs" if count < pairs else f"pairs repeated {pairs} → {count}"
 
     def tokens(self, most: int) -> list[tuple[str, str]]:
-        """(name, colour) of the K pseudo tokens in order, an ellipsis in place of those that are more than `most`.
-
-        A token has the colour of the modality that it comes from; a mixed one comes from no one modality.
-        """
-        count, pairs = self.settings.num_pseudo_tokens, list(PAIRS.items())
-        groups = [[(name, MODALITY_COLOURS[y]) for name, (y, _) in (pairs[n % len(pairs)] for n in range(count))]]
+        """(name, its modality's colour) of the K pseudo tokens in order; an ellipsis for those that are more than `most`."""
+        count = self.settings.num_pseudo_tokens
+        pairs = [(name, MODALITY_COLOURS[y]) for name, (y, _) in PAIRS.items()]
+        groups = [[pairs[n % len(pairs)] for n in range(count)]]
         if self.is_pooled:
             groups = [[(f"{m[0]}{n + 1}", MODALITY_COLOURS[m]) for n in range(count // 2)] for m in ("vision", "audio")]
         if self.is_mixed:
@@ -125,31 +121,30 @@ class ShownModel:
 @figure_style()
 def architecture_figure(model: ShownModel, *, footer: str = "") -> Figure:
     """Figure 1: from text, face and voice to the LLM's answer, with equation numbers and what is trained."""
+    settings, words = model.settings, Layout.of(model.task)
     fusion = "pooling without cross-modal attention" if model.is_pooled else "the cross-modal adapter"
-    count, place = model.settings.num_pseudo_tokens, model.settings.prompt.pseudo_token_position.replace("_", " the ")
+    place = settings.prompt.pseudo_token_position.replace("_", " the ")
     drawn = (
-        f"The framework: face and voice are aligned in time, {fusion} turns them into {count} pseudo tokens that stand "
-        f"{place}, and the frozen LLM reads them and writes the answer. Numbers in parentheses are the paper's equations."
+        f"The framework: face and voice are aligned in time, {fusion} turns them into {settings.num_pseudo_tokens} pseudo "
+        f"tokens that stand {place}, and the frozen LLM reads them and writes the answer. Numbers in parentheses are the "
+        "paper's equations."
     )
     figure, axes = _canvas(4.5, footer, drawn, KINDS, legend_y=4.46)
     for x, name, features in ((0.1, "vision", model.vision_features), (1.87, "audio", model.audio_features)):
-        _alignment(axes, x, name, features, model.settings)
+        _alignment(axes, x, name, features, settings)
     label = f"pooled tokens: means over {model.spans} of each modality;\nno cross-modal attention, see Figure 2"
     if not model.is_pooled:
-        heads = f"{model.settings.num_heads} head{'s' if model.settings.num_heads > 1 else ''}"
+        heads = f"{settings.num_heads} head{'s' if settings.num_heads > 1 else ''}"
         rule = f"pairs Y ← X, {model.count_rule}" if model.count_rule else "one token per ordered pair Y ← X"
         label = f"Cross-modal pseudo-token (CMPT) adapter (6–8)\n{heads}; {rule}, see Figure 2"
         arrow(axes, (4.2, 1.17), (4.2, 2.075), (3.5, 2.075), colour=MODALITY_COLOURS["text"])
-        note(axes, 4.27, 1.8, "text embeddings", colour=MODALITY_COLOURS["text"])
+        note(axes, 4.27, 1.8, "text embeddings", color=MODALITY_COLOURS["text"])
     box(axes, 0.1, 1.8, 3.4, 0.55, label, kind="trained")
-    words = Layout.of(model.task)
-    box(axes, 3.9, 0.05, 1.0, 0.5, f"text\n{_quoted(model.text, 0.92)}", colour=MODALITY_COLOURS["text"])
-    box(axes, 4.98, 0.05, 1.06, 0.5, f"prompt\n{_quoted(words.prompt, 0.98, end=True)}")
-    box(axes, 6.12, 0.05, 0.68, 0.5, model.answer)
-    for x in (4.4, 5.51, 6.46):
-        arrow(axes, (x, 0.55), (x, 0.74))
-    table = f"LLM's own embedding table (1, 2)\none row of {model.llm_dim} for each token"
-    box(axes, 3.9, 0.74, 2.9, 0.43, table, kind="frozen")
+    text, prompt = f"text\n{_quoted(model.text, 0.92)}", f"prompt\n{_quoted(words.prompt, 0.98, end=True)}"
+    for x, width, said in ((3.9, 1.0, text), (4.98, 1.06, prompt), (6.12, 0.68, model.answer)):
+        box(axes, x, 0.05, width, 0.5, said, colour=MODALITY_COLOURS["text"] if said is text else "black")
+        arrow(axes, (x + width / 2, 0.55), (x + width / 2, 0.74))
+    box(axes, 3.9, 0.74, 2.9, 0.43, f"LLM's own embedding table (1, 2)\none row of {model.llm_dim} for each token", kind="frozen")
     _sequence(axes, model, words)
     backbone = _literal(fit_line(model.backbone, 3.0, 9))
     box(axes, 0.1, 3.33, 6.7, 0.42, f"LLM: {backbone}, width {model.llm_dim}, weights never change", kind="frozen", size=9)
@@ -228,10 +223,7 @@ def adapter_figure(model: ShownModel, *, footer: str = "") -> Figure:
     for x, text in headers.items():
         note(axes, x, page_in - 0.15, text, ha="center")
     note(axes, 2.7, 0.13, remark)
-    centres = {name: page_in - 0.93 - 1.24 * i for i, name in enumerate(groups)}
-    for name, centre in centres.items():
-        _group(axes, name, centre, model)
-    _rows(axes, centres, model)
+    _rows(axes, {name: page_in - 0.93 - 1.24 * i for i, name in enumerate(groups)}, model)
     return figure
 
 
@@ -255,14 +247,14 @@ def _group(axes: Axes, name: str, centre: float, model: ShownModel) -> None:
 
 def _rows(axes: Axes, centres: Mapping[str, float], model: ShownModel) -> None:
     """What is computed of the sequences, a box each, and the steps that all of them share on their way to the LLM."""
-    settings, heights = model.settings, []
+    settings, heights = model.settings, list(centres.values())
     stages = [("LayerNorm", "trained"), (f"Linear  {settings.dim} → {model.llm_dim}", "trained")]
-    if model.is_pooled:
-        for name, centre in centres.items():
-            heights.append(centre)
+    for name, centre in centres.items():
+        _group(axes, name, centre, model)
+        if model.is_pooled:
             box(axes, 2.7, centre - 0.22, 1.85, 0.44, f"mean over {model.spans}\nof its real frames")
             arrow(axes, (1.06, centre), (2.7, centre), colour=MODALITY_COLOURS[name])
-    else:
+    if not model.is_pooled:
         stages.insert(0, (f"{_SUMMARIES[settings.summary]} over the real positions of Y", "no weights"))
         heights = _attention(axes, centres)
     if model.count_rule:
@@ -289,8 +281,7 @@ def _attention(axes: Axes, centres: Mapping[str, float]) -> list[float]:
     """Six pairs, queries from the projection of Y, keys and values from the bus of X; returns the heights of their boxes."""
     heights = []
     for y, x in PAIRS.values():
-        height = centres[y] + (-0.28 if len(heights) % 2 else 0.28)
-        heights.append(height)
+        heights.append(height := centres[y] + (-0.28 if len(heights) % 2 else 0.28))
         q, k = y[0].upper(), x[0].upper()
         formula = rf"$\mathrm{{softmax}}(Q_{q} K_{k}^{{\top}} / \sqrt{{d}})\, V_{k}$"
         box(axes, 2.7, height - 0.22, 1.85, 0.44, f"{q} ← {k}\n{formula}")
@@ -306,8 +297,7 @@ def _canvas(height_in: float, footer: str, drawn: str, kinds: Iterable[str], leg
     """A figure, and axes in it without frame that measure inches, above the footer; with a key to the kinds of boxes."""
     figure = style.new_figure(DOUBLE_COLUMN_IN, height_in, footer=footer, drawn=drawn)
     figure.set_layout_engine("none")
-    foot, total = figure.foot_in, height_in + figure.foot_in
-    axes = figure.add_axes((0, foot / total, 1, height_in / total))
+    axes = figure.add_axes((0, figure.foot_in / figure.get_figheight(), 1, height_in / figure.get_figheight()))
     axes.set(xlim=(0, DOUBLE_COLUMN_IN), ylim=(0, height_in))
     axes.axis("off")
     handles = [Patch(label=kind, **KINDS[kind]) for kind in kinds]
@@ -319,16 +309,12 @@ def _canvas(height_in: float, footer: str, drawn: str, kinds: Iterable[str], leg
 
 
 def _quoted(text: str, width_in: float, *, end: bool = False) -> str:
-    """`text` in quotation marks, as much as two lines of a box take in whole words: its start, or its end."""
-    words = style.pieces(style.printable(text).strip())
-    for count in range(len(words), 0, -1):
-        part = "".join(words[-count:] if end else words[:count]).strip()
-        if count < len(words):
-            part = f"…{part}" if end else f"{part}…"
-        lines = style.wrap(f"“{part}”", width_in, BOX_PT).split("\n")
-        if len(lines) <= 2 and all(style.text_width_in(line, BOX_PT) <= width_in for line in lines):
-            return _literal("\n".join(lines))
-    return _literal(f"“{fit_line(text, width_in - style.text_width_in('“”', BOX_PT), BOX_PT)}”")
+    """`text` in quotation marks, as much as two lines of a box take: its start, or its end."""
+    room_in = width_in - style.text_width_in("“…", BOX_PT)
+    lines = [fit_line(line, room_in, BOX_PT) for line in style.wrap(text.strip(), room_in, BOX_PT).split("\n")]
+    if len(lines) > 2:
+        lines = [f"…{lines[-2]}", lines[-1]] if end else [lines[0], f"{lines[1]}…"]
+    return _literal("“" + "\n".join(lines) + "”")
 
 
 def _literal(text: str) -> str:
@@ -340,8 +326,7 @@ def box(
     axes: Axes, x: float, y: float, width: float, height: float, text: str, *, kind: str = "no weights",
     colour: str = "black", size: float = BOX_PT, rotation: float = 0,
 ) -> None:  # fmt: skip
-    look = KINDS[kind]
-    shape = "round,pad=0,rounding_size=0.04"
+    look, shape = KINDS[kind], "round,pad=0,rounding_size=0.04"
     axes.add_patch(FancyBboxPatch((x, y), width, height, boxstyle=shape, zorder=2, **look))
     # Behind the letters the hatch is interrupted, or they would be hard to read.
     behind = {"facecolor": look["facecolor"], "edgecolor": "none", "pad": 1.5} if "hatch" in look else None
@@ -352,16 +337,13 @@ def box(
     )  # fmt: skip
 
 
-def note(
-    axes: Axes, x: float, y: float, text: str, *, ha: Literal["left", "center"] = "left", colour: str = "0.3", rotation: float = 0
-) -> None:
-    axes.text(x, y, text, ha=ha, va="center", size=style.SMALLEST_PT, color=colour, rotation=rotation)
+def note(axes: Axes, x: float, y: float, text: str, color: str = "0.3", **look: Any) -> None:
+    axes.text(x, y, text, va="center", size=style.SMALLEST_PT, color=color, **look)
 
 
 def arrow(axes: Axes, *points: tuple[float, float], colour: str = "0.3") -> None:
     """A line through `points` with a head at the last one; a white rim lets it pass over the lines it crosses."""
-    path = Path(points)
     if len(points) > 2:
-        axes.add_patch(FancyArrowPatch(path=path, arrowstyle="-", color="white", linewidth=3, zorder=1.2))
+        axes.add_patch(FancyArrowPatch(path=Path(points), arrowstyle="-", color="white", linewidth=3, zorder=1.2))
     head = {"arrowstyle": "-|>", "mutation_scale": 6, "linewidth": 0.9}
-    axes.add_patch(FancyArrowPatch(path=path, color=colour, zorder=1.5, **head))
+    axes.add_patch(FancyArrowPatch(path=Path(points), color=colour, zorder=1.5, **head))
