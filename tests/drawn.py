@@ -13,7 +13,7 @@ from cmpta_lib.config import CmptaConfig
 from cmpta_lib.data.corpus import Task
 from cmpta_lib.figures import curves as plots
 from cmpta_lib.figures.answers import calibration_figure, confusion_figure
-from cmpta_lib.figures.style import figure_style, settle
+from cmpta_lib.figures.style import figure_style, lay_out
 
 FOOTER = "Data: embedded SIMS (generated); backbone: tiny; seeds: 1111; profile: demo."
 CLASSES = ("neutral", "surprise", "fear", "sadness", "joy", "disgust", "anger")
@@ -127,7 +127,7 @@ DIAGRAMS = {
 def texts_of(name: str) -> tuple[Figure, list[tuple[Text, Bbox]]]:
     """A figure by its name, and every text that is drawn, with the pixels that it takes."""
     figure = (FIGURES[name][0] if name in FIGURES else DIAGRAMS[name])()
-    settle(figure)
+    lay_out(figure)
     found: list[tuple[Text, Bbox]] = []
     draw = Text.draw
 

@@ -16,7 +16,16 @@ import torch.nn.functional as F
 
 from cmpta_lib.benchmark import shapes, table
 from cmpta_lib.benchmark.ancestor import IGNORED, NEW_TOKENS
-from cmpta_lib.benchmark.contest import CONTENDERS, PARTS, Contest, Times, peak_apart, products, reference_step
+from cmpta_lib.benchmark.contest import (
+    CONTENDERS,
+    PARTS,
+    Contest,
+    Times,
+    peak_apart,
+    products,
+    reference_operations,
+    reference_step,
+)
 from cmpta_lib.benchmark.options import Options
 from cmpta_lib.benchmark.shapes import SHAPES, FoldedTokenizer
 from cmpta_lib.cli.__main__ import main
@@ -122,7 +131,8 @@ def test_operations_count_every_layer_for_all_tokens_and_the_head_for_answers(co
     head = len(given[3]) * shape["hidden"] * shape["vocabulary"]
     with products(contest.llm.model) as counted:
         reference_step(contest.llm, *given)
-    assert sum(counted) == 4 * (len(given[0]) * shape["layers"] * layer + head)
+    wanted = reference_operations(contest.llm, len(given[0]), len(given[3]))
+    assert sum(counted) == wanted == 4 * (len(given[0]) * shape["layers"] * layer + head)
 
 
 # --- clips and tokens -------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -155,10 +156,10 @@ class Contest:
         found: dict[str, float] = {}
         for name in CONTENDERS[first:] + CONTENDERS[:first]:
             found[name] = _milliseconds(self.work(name, batch))
-        with products(self.llm.model) as operations:
-            self.work(REFERENCE, batch)()
         frames = sum(len(sample.audio) + len(sample.vision) for sample in self.samples(batch))
-        return found | {"tokens": len(self.given(batch)[0]), "frames": frames, "operations": sum(operations)}
+        embeds, _, positions, _ = self.given(batch)
+        operations = reference_operations(self.llm, len(embeds), len(positions))
+        return found | {"tokens": len(embeds), "frames": frames, "operations": operations}
 
     def _answers(self, part: Split) -> dict[str, float]:
         """Ours answers a batch as evaluation does, the ancestor the same clips in training's batches, in any order."""
@@ -267,15 +268,29 @@ def reference_step(llm: FrozenLLM, embeds: Tensor, packing: Packing, positions: 
     return loss.detach()
 
 
+def reference_operations(llm: FrozenLLM, tokens: int, answers: int) -> float:
+    """Of `reference_step` in products with the LLM's weights: all layers for `tokens`, the head for `answers`, twice each."""
+    layers = [weight for name, weight in llm.model.named_parameters() if weight.dim() == 2 and "layers." in name]
+    head = llm.model.get_output_embeddings().weight.numel()
+    return 4.0 * (tokens * sum(weight.numel() for weight in layers) + answers * head)
+
+
 def peaks_here(contest: Contest) -> dict[str, dict[str, float]]:
     """What each contender's steps take, in this process: exact on a GPU; on a CPU what one has left the next may use."""
     return {name: peak(contest, name) for name in CONTENDERS}
 
 
 def peak_apart(options: Options, contender: str) -> dict[str, float]:
-    """What a contender's steps take, in a process of its own, as a peak holds what others left behind."""
+    """What a contender's steps take, in a process of its own, as a peak holds what others left behind.
+
+    Raises:
+        RuntimeError: that process was killed, as one that takes all memory may be.
+    """
     with ProcessPoolExecutor(1, get_context("spawn")) as alone:
-        return alone.submit(_peak_alone, options, contender, torch.get_num_threads()).result()
+        try:
+            return alone.submit(_peak_alone, options, contender, torch.get_num_threads()).result()
+        except BrokenProcessPool as error:
+            raise RuntimeError(f"measuring the memory of '{contender}' failed: its process was ended from outside") from error
 
 
 def _peak_alone(options: Options, contender: str, threads: int) -> dict[str, float]:

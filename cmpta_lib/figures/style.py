@@ -182,7 +182,7 @@ def new_figure(width_in: float, height_in: float, *, title: str = "", footer: st
 
 
 @figure_style()
-def settle(figure: Figure) -> None:
+def lay_out(figure: Figure) -> None:
     """Lay the figure out once and for all, so that whatever is made of it next agrees; a second call moves nothing."""
     if (engine := figure.get_layout_engine()) and not isinstance(engine, PlaceHolderLayoutEngine):
         for _ in range(2):  # the first pass moves the labels that the second makes room for
@@ -197,7 +197,7 @@ def rendered(figure: Figure, suffix: str, *, bare: bool = False) -> bytes:
     Args:
         bare: without title and footer, and without the room that they take.
     """
-    settle(figure)
+    lay_out(figure)
     buffer = io.BytesIO()
     area, around = None, []  # the whole page
     if bare and isinstance(figure, PageFigure):
