@@ -5,7 +5,6 @@ from drawn import MELD, MODELS, english, model, words
 from finished import record_llms, small_studies
 
 from cmpta_lib.figures import curves as plots
-from cmpta_lib.figures.diagrams import PAIRS
 
 
 def figure_1(shown) -> str:
@@ -14,12 +13,6 @@ def figure_1(shown) -> str:
 
 def figure_2(shown) -> str:
     return words(plots.adapter_figure(shown))
-
-
-def test_the_pairs_are_those_of_the_method():
-    from cmpta_lib.method.adapter import PAIRS as METHODS_PAIRS
-
-    assert list(PAIRS.items()) == list(METHODS_PAIRS.items())
 
 
 @pytest.mark.parametrize(

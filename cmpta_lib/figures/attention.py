@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.artist import Artist
@@ -128,7 +128,7 @@ def _verdict(answer: str, true_label: str) -> tuple[str, str]:
 
 def _draw_answer(axes: Axes, left: float, width: float, name: str, answer: str, colour: str) -> None:
     """A box 0.44 inches tall, in axes that measure inches."""
-    look = {"boxstyle": "round,pad=0,rounding_size=0.05", "fc": "white", "ec": colour, "lw": 1.2}
+    look: dict[str, Any] = {"boxstyle": "round,pad=0,rounding_size=0.05", "fc": "white", "ec": colour, "lw": 1.2}
     axes.add_patch(FancyBboxPatch((left + 0.05, 0.02), width - 0.1, 0.42, **look))
     axes.text(left + width / 2, 0.34, name, ha="center", va="center", size=style.SMALLEST_PT, color="0.3")
     axes.text(left + width / 2, 0.15, answer, ha="center", va="center", size=style.TITLE_PT, parse_math=False)
@@ -180,7 +180,7 @@ def _draw_heatmap(figure: Figure, axes: Axes, bar: Axes, panel: AttentionPanel, 
     percent = _at_most(panel.weights, MAX_CELLS) * 100
     # One sharp weight would leave all others white: the scale ends where the top half per cent of the cells begins.
     top = max(np.quantile(percent, 0.995), 1e-6)
-    where = {"aspect": "auto", "extent": (-0.5, frames - 0.5, queries - 0.5, -0.5), "interpolation": "none"}
+    where: dict[str, Any] = {"aspect": "auto", "extent": (-0.5, frames - 0.5, queries - 0.5, -0.5), "interpolation": "none"}
     image = axes.imshow(percent, cmap=MODALITY_MAPS[panel.modality], vmin=0, vmax=top, **where)
     axes.set_xlim(-0.5, panel.padded_length - 0.5)
     axes.set_xlabel(f"{panel.modality} frame (key)")

@@ -19,6 +19,7 @@ from cmpta_lib.config import CmptaConfig
 from cmpta_lib.data.corpus import Task
 from cmpta_lib.figures import style
 from cmpta_lib.figures.style import DOUBLE_COLUMN_IN, MODALITY_COLOURS, figure_style, fit_line
+from cmpta_lib.method.adapter import PAIRS
 from cmpta_lib.method.prompted import Layout, answer_text
 
 if TYPE_CHECKING:
@@ -31,9 +32,6 @@ KINDS: dict[str, style.Look] = {
 }
 BOX_PT = 7.5
 GROUPS = ("text", "vision", "audio")
-PAIRS = {  # token -> (Y, X) of Y ← X, in the order in which the LLM reads them; as `method.adapter`, which needs torch
-    f"{y[0]}{number}": (y, x) for y in GROUPS for number, x in enumerate((name for name in GROUPS if name != y), start=1)
-}
 _BUSES = {name: 1.87 + 0.15 * i for i, name in enumerate(GROUPS)}  # inches across: where its keys and values run down the page
 _SUMMARIES = {"mean": "mean", "max": "maximum"}
 _SMALL = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
@@ -201,7 +199,8 @@ def _sequence(axes: Axes, model: ShownModel, words: Layout) -> None:
 @figure_style()
 def adapter_figure(model: ShownModel, *, footer: str = "") -> Figure:
     """Figure 2: projections, ordered pairs Y ← X and how each pair becomes a token; or the pooling in their place."""
-    settings, groups, each = model.settings, GROUPS, model.settings.projections.replace("per_", "per ")
+    settings, each = model.settings, model.settings.projections.replace("per_", "per ")
+    groups = GROUPS[1:] if model.is_pooled else GROUPS
     drawn = (
         f"The adapter: one set of query, key and value projections {each}, multi-head attention in six ordered pairs "
         f"Y ← X (Y queries X), and the {_SUMMARIES[settings.summary]} of each as one token for the frozen LLM"
@@ -217,7 +216,7 @@ def adapter_figure(model: ShownModel, *, footer: str = "") -> Figure:
             "for the frozen LLM each; no cross-modal attention."
         )
         headers = {0.58: "sequences (5)", 3.62: "pooling", 5.4: "shared by both", 6.44: "pseudo\ntokens"}
-        groups, remark = GROUPS[1:], "adapter off: the text is not read here, no cross-modal attention"
+        remark = "adapter off: the text is not read here, no cross-modal attention"
     page_in = 0.63 + 1.24 * len(groups)
     figure, axes = _canvas(page_in, footer, drawn, ("trained", "no weights"), legend_y=0.2)
     for x, text in headers.items():
@@ -279,7 +278,7 @@ def _rows(axes: Axes, centres: Mapping[str, float], model: ShownModel) -> None:
 
 def _attention(axes: Axes, centres: Mapping[str, float]) -> list[float]:
     """Six pairs, queries from the projection of Y, keys and values from the bus of X; returns the heights of their boxes."""
-    heights = []
+    heights: list[float] = []
     for y, x in PAIRS.values():
         heights.append(height := centres[y] + (-0.28 if len(heights) % 2 else 0.28))
         q, k = y[0].upper(), x[0].upper()
@@ -345,5 +344,5 @@ def arrow(axes: Axes, *points: tuple[float, float], colour: str = "0.3") -> None
     """A line through `points` with a head at the last one; a white rim lets it pass over the lines it crosses."""
     if len(points) > 2:
         axes.add_patch(FancyArrowPatch(path=Path(points), arrowstyle="-", color="white", linewidth=3, zorder=1.2))
-    head = {"arrowstyle": "-|>", "mutation_scale": 6, "linewidth": 0.9}
-    axes.add_patch(FancyArrowPatch(path=Path(points), color=colour, zorder=1.5, **head))
+    head = FancyArrowPatch(path=Path(points), arrowstyle="-|>", mutation_scale=6, color=colour, linewidth=0.9, zorder=1.5)
+    axes.add_patch(head)
