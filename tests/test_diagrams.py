@@ -1,8 +1,9 @@
 """Figures 1 and 2 say what the settings say: each test reads the words of the drawing."""
 
 import pytest
-from drawn import MELD, MODELS, english, model, words
+from drawn import DIAGRAMS, MELD, MODELS, english, model, texts_of, words
 from finished import record_llms, small_studies
+from matplotlib.patches import FancyBboxPatch
 
 from cmpta_lib.figures import curves as plots
 
@@ -27,7 +28,7 @@ def figure_2(shown) -> str:
         ({"dim": 128}, "$T_v \\times 128$", "× 32"),
         ({"num_pseudo_tokens": 8}, "learned mix 6 → 8", "one token per"),
         ({"num_pseudo_tokens": 8, "token_count_rule": "repeat"}, "pairs repeated 6 → 8", "mix"),
-        ({"fusion": "pooled"}, "means over 3 consecutive spans", "heads"),
+        ({"fusion": "pooled"}, "means over 3 consecutive spans of each modality", "heads"),
         ({"fusion": "pooled"}, "no cross-modal attention", "text embeddings"),
         ({"prompt": {"answer_decimals": 2}}, "answer “-0.40”", "“-0.4”"),
         ({"prompt": {"answer_sign": "negative"}, "label": 0.6}, "answer “0.6”", "+0.6”"),
@@ -49,8 +50,8 @@ def test_figure_1_follows_the_settings(settings, said, unsaid):
         ({}, "4 heads, d = 16", "× 2"),
         ({"num_heads": 8}, "8 heads, d = 8", "4 heads"),
         ({"projections": "per_pair"}, "projections per pair", "$Q_T$ |"),
-        ({"projections": "per_pair"}, "$Q_T$ × 2 | $K_T$, $V_T$ × 2", "per modality"),
-        ({}, "$Q_T$ | $K_T$, $V_T$ |", "Q KV"),
+        ({"projections": "per_pair"}, "$Q_T$ × 2 | $K_T V_T$ × 2", "per modality"),
+        ({}, "$Q_T$ | $K_T, V_T$ |", "Q KV"),
         ({"llm_dim": 2048}, "Linear  64 → 2048", "192"),
         ({"llm_dim": 2048}, "Linear 2048 → 64", "192"),
         ({"num_pseudo_tokens": 8}, "learned mix 6 → 8", "t₁"),
@@ -98,6 +99,16 @@ def test_a_class_s_answer_is_padded_as_the_llm_writes_it():
 
     many = Task("classification", "en", tuple(f"class {k}" for k in range(12)))
     assert "answer “03” class 3" in figure_1(english(task=many, label=3))
+
+
+@pytest.mark.parametrize("name", DIAGRAMS)
+def test_every_box_holds_its_words(name):
+    figure, found = texts_of(name)
+    boxes = [patch.get_window_extent() for patch in figure.axes[0].patches if isinstance(patch, FancyBboxPatch)]
+    for text, drawn in found:
+        middle = (drawn.x0 + drawn.x1) / 2, (drawn.y0 + drawn.y1) / 2
+        around = [box for box in boxes if box.contains(*middle)]
+        assert not around or any(box.x0 <= drawn.x0 and drawn.x1 <= box.x1 for box in around), text.get_text()
 
 
 @pytest.mark.parametrize("name", MODELS)

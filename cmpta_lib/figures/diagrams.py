@@ -82,11 +82,6 @@ class ShownModel:
         return self.settings.fusion == "pooled"
 
     @property
-    def is_mixed(self) -> bool:
-        """Whether a learned matrix turns the six pairs' tokens into K others."""
-        return self.count_rule.startswith("learned mix")
-
-    @property
     def spans(self) -> str:
         """What frames are pooled over where the adapter is off."""
         each = self.settings.num_pseudo_tokens // 2
@@ -109,11 +104,11 @@ class ShownModel:
         groups = [[pairs[n % len(pairs)] for n in range(count)]]
         if self.is_pooled:
             groups = [[(f"{m[0]}{n + 1}", MODALITY_COLOURS[m]) for n in range(count // 2)] for m in ("vision", "audio")]
-        if self.is_mixed:
+        if "mix" in self.count_rule:
             groups = [[(str(n + 1), "0.2") for n in range(count)]]
         room = most // len(groups)
         shown = [g if len(g) <= room else [*g[: room - 2], ("…", "0.2"), g[-1]] for g in groups]
-        return [(name if self.is_mixed else name.translate(_SMALL), colour) for g in shown for name, colour in g]
+        return [(name if name.isdigit() else name.translate(_SMALL), colour) for g in shown for name, colour in g]
 
 
 @figure_style()
@@ -130,7 +125,7 @@ def architecture_figure(model: ShownModel, *, footer: str = "") -> Figure:
     figure, axes = _canvas(4.5, footer, drawn, KINDS, legend_y=4.46)
     for x, name, features in ((0.1, "vision", model.vision_features), (1.87, "audio", model.audio_features)):
         _alignment(axes, x, name, features, settings)
-    label = f"pooled tokens: means over {model.spans} of each modality;\nno cross-modal attention, see Figure 2"
+    label = f"pooled tokens: means over {model.spans}\nof each modality; no cross-modal attention, see Figure 2"
     if not model.is_pooled:
         heads = f"{settings.num_heads} head{'s' if settings.num_heads > 1 else ''}"
         rule = f"pairs Y ← X, {model.count_rule}" if model.count_rule else "one token per ordered pair Y ← X"
@@ -208,7 +203,7 @@ def adapter_figure(model: ShownModel, *, footer: str = "") -> Figure:
     )
     heads = f"{settings.num_heads} head{'s' if settings.num_heads > 1 else ''}"
     headers = {0.58: "sequences (6)", 3.62: f"attention (7), {heads},\nd = {settings.dim // settings.num_heads}"}
-    headers |= {1.42: f"projections\n{each}", 2.02: "keys,\nvalues", 5.4: "shared by the six pairs", 6.44: "pseudo\ntokens (8)"}
+    headers |= {1.45: f"projections\n{each}", 2.02: "keys,\nvalues", 5.4: "shared by the six pairs", 6.44: "pseudo\ntokens (8)"}
     remark = "padding of X is masked; (n): equation of the paper"
     if model.is_pooled:
         drawn = (
@@ -238,10 +233,10 @@ def _group(axes: Axes, name: str, centre: float, model: ShownModel) -> None:
     if model.is_pooled:
         return
     each = " × 2" if model.settings.projections == "per_pair" else ""  # a modality queries in two pairs, and is read in two
-    for height, names in ((0.38, f"$Q_{letter}${each}"), (-0.18, f"$K_{letter}$, $V_{letter}${each}")):
-        box(axes, 1.2, centre + height - 0.14, 0.48, 0.28, names, kind="trained", colour=colour)
-        arrow(axes, (1.06, centre + height), (1.2, centre + height))
-    axes.plot([1.68, _BUSES[name]], [centre - 0.18] * 2, "-o", color=colour, linewidth=1, ms=3, markevery=[1])
+    for height, names in ((0.38, f"$Q_{letter}${each}"), (-0.18, f"$K_{letter}{'' if each else ','} V_{letter}${each}")):
+        box(axes, 1.18, centre + height - 0.14, 0.54, 0.28, names, kind="trained", colour=colour)
+        arrow(axes, (1.06, centre + height), (1.18, centre + height))
+    axes.plot([1.72, _BUSES[name]], [centre - 0.18] * 2, "-o", color=colour, linewidth=1, ms=3, markevery=[1])
 
 
 def _rows(axes: Axes, centres: Mapping[str, float], model: ShownModel) -> None:
@@ -257,7 +252,7 @@ def _rows(axes: Axes, centres: Mapping[str, float], model: ShownModel) -> None:
         stages.insert(0, (f"{_SUMMARIES[settings.summary]} over the real positions of Y", "no weights"))
         heights = _attention(axes, centres)
     if model.count_rule:
-        stages.append((model.count_rule, "trained" if model.is_mixed else "no weights"))
+        stages.append((model.count_rule, "trained" if "mix" in model.count_rule else "no weights"))
     bottom, top = heights[-1] - 0.22, heights[0] + 0.22
     end, step = 4.55, 1.2 / len(stages)
     for i, (text, kind) in enumerate(stages):
@@ -285,7 +280,7 @@ def _attention(axes: Axes, centres: Mapping[str, float]) -> list[float]:
         formula = rf"$\mathrm{{softmax}}(Q_{q} K_{k}^{{\top}} / \sqrt{{d}})\, V_{k}$"
         box(axes, 2.7, height - 0.22, 1.85, 0.44, f"{q} ← {k}\n{formula}")
         query, key, bus, colour = centres[y] + 0.38, height - 0.1, _BUSES[x], MODALITY_COLOURS[x]
-        arrow(axes, (1.68, query), (2.4, query), (2.4, height + 0.1), (2.7, height + 0.1), colour=MODALITY_COLOURS[y])
+        arrow(axes, (1.72, query), (2.4, query), (2.4, height + 0.1), (2.7, height + 0.1), colour=MODALITY_COLOURS[y])
         arrow(axes, (bus, key), (2.7, key), colour=colour)
         axes.plot([bus, bus], [centres[x] - 0.18, key], color=colour, linewidth=1, zorder=1)
         axes.plot(bus, key, "o", color=colour, ms=3)
@@ -308,12 +303,16 @@ def _canvas(height_in: float, footer: str, drawn: str, kinds: Iterable[str], leg
 
 
 def _quoted(text: str, width_in: float, *, end: bool = False) -> str:
-    """`text` in quotation marks, as much as two lines of a box take: its start, or its end."""
-    room_in = width_in - style.text_width_in("“…", BOX_PT)
-    lines = [fit_line(line, room_in, BOX_PT) for line in style.wrap(text.strip(), room_in, BOX_PT).split("\n")]
-    if len(lines) > 2:
-        lines = [f"…{lines[-2]}", lines[-1]] if end else [lines[0], f"{lines[1]}…"]
-    return _literal("“" + "\n".join(lines) + "”")
+    """`text` in quotation marks, as much as two lines of a box take in whole words: its start, or its end."""
+    words = style.pieces(style.printable(text).strip())
+    for count in range(len(words), 0, -1):
+        part = "".join(words[-count:] if end else words[:count]).strip()
+        if count < len(words):
+            part = f"…{part}" if end else f"{part}…"
+        lines = style.wrap(f"“{part}”", width_in, BOX_PT).split("\n")
+        if len(lines) <= 2 and all(style.text_width_in(line, BOX_PT) <= width_in for line in lines):
+            return _literal("\n".join(lines))
+    return _literal(f"“{fit_line(text, width_in - style.text_width_in('“”', BOX_PT), BOX_PT)}”")
 
 
 def _literal(text: str) -> str:
