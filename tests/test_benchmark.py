@@ -270,5 +270,8 @@ def test_the_gpu_script_does_all_of_it_at_a_small_size(tmp_path: Path):
 def test_memory_is_measured_in_a_process_of_its_own():
     found = peak_apart(SMALL, "ours")
     assert found["peak"] > 0.1 and 0 <= found["growth"] < found["peak"]
+
+
+def test_whoever_is_no_contender_is_refused(contest: Contest):
     with pytest.raises(ValueError, match="no contender 'nobody'; there are: ours, floor, ancestor"):
-        peak_apart(SMALL, "nobody")
+        contest.work("nobody", contest.batches[0])

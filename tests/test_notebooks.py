@@ -18,18 +18,24 @@ import numpy as np
 import pandas as pd
 import papermill
 import pytest
+import torch
 from finished import clips as clips_of_ones_own
 from finished import finish, record_llms, small_studies
 
+from cmpta_lib import registry
+from cmpta_lib.base import Tools
 from cmpta_lib.cli.reproduce import NotebookFailed, execute_notebook
-from cmpta_lib.data.corpus import Sample, Task
+from cmpta_lib.config import CmptaConfig, DataConfig, RunConfig, override
+from cmpta_lib.data.corpus import Inputs, Sample, Task
 from cmpta_lib.data.store import write_corpus
 from cmpta_lib.figures import clips
+from cmpta_lib.method.adapter import CMPTAdapter
 from cmpta_lib.report import gather, summaries
 from cmpta_lib.report import rows as reports
 from cmpta_lib.report import summaries as sizes
 from cmpta_lib.runs import provenance
-from cmpta_lib.runs.store import DONE
+from cmpta_lib.runs.load import TrainedRun
+from cmpta_lib.runs.store import DONE, Run
 from cmpta_lib.study import plan
 from cmpta_lib.study.study import Study
 
@@ -269,9 +275,6 @@ def test_qwen_is_as_large_as_it_says():
 
 def test_parameter_counts_are_those_of_the_adapter():
     """Counted without memory, and nothing is left out: the sum is the real module's."""
-    from cmpta_lib.config import CmptaConfig
-    from cmpta_lib.method.adapter import CMPTAdapter
-
     for changes in ({}, {"num_pseudo_tokens": 8}, {"fusion": "pooled"}, {"alignment": "linear"}):
         config = CmptaConfig(dim=16, **changes)
         real = sum(p.numel() for p in CMPTAdapter(config, 5, 7, 32, 1.0).parameters())
@@ -373,15 +376,6 @@ def test_a_score_is_right_within_one_step():
 
 def test_attention_share_on_cues_by_hand(llm, corpora):
     """Against a loop over single clips: padding and batch mates must not enter a clip's share."""
-    import torch
-
-    from cmpta_lib import registry
-    from cmpta_lib.base import Tools
-    from cmpta_lib.config import DataConfig, RunConfig, override
-    from cmpta_lib.data.corpus import Inputs
-    from cmpta_lib.runs.load import TrainedRun
-    from cmpta_lib.runs.store import Run
-
     corpus = corpora["embedded-meld"]
     config = override(RunConfig(data=DataConfig(name=corpus.name, fingerprint=corpus.fingerprint)), {"method.dim": 16})
     inputs = Inputs.of(corpus)
@@ -404,11 +398,6 @@ def test_attention_share_on_cues_by_hand(llm, corpora):
 
 
 def test_a_method_that_reads_no_text_has_no_text_that_attends(corpora):
-    from cmpta_lib.config import DataConfig, RunConfig
-    from cmpta_lib.data.corpus import Inputs
-    from cmpta_lib.runs.load import TrainedRun
-    from cmpta_lib.runs.store import Run
-
     corpus = corpora["embedded-meld"]
     run = Run(RunConfig(data=DataConfig(name="a", fingerprint="b")), Path("a-0123"))
     with pytest.raises(ValueError, match="run a-0123: its method reads no tokens, so no text attends to anything"):

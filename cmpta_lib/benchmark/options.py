@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Literal, get_args
+
+from cmpta_lib.paper import HYPERPARAMETERS
 
 Backbone = Literal["tiny", "slice", "full"]
 BACKBONES: tuple[Backbone, ...] = get_args(Backbone)
 CORPORA = {"sims": "SIMS-V2", "meld": "MELD"}  # key -> whose lengths
 ANSWERED = 64  # clips a batch in evaluation, as in every run
-WIDTH = 1024  # D, Table 2
-DEFAULT_DIM: Mapping[Backbone, int] = MappingProxyType({"tiny": 64, "slice": WIDTH, "full": WIDTH})
+_WIDTH = HYPERPARAMETERS.feature_dim
+DEFAULT_DIM: Mapping[Backbone, int] = {"tiny": 64, "slice": _WIDTH, "full": _WIDTH}
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,4 @@
-"""Does a method know when it is right? Its confidence against the share of answers that are, and how sure it is.
-
-Which class, or score, is taken for which: one map for each compared method.
-
-One clip looked at closely: its words, the probability of every answer to it, and its attention maps.
-"""
+"""A method's answers: does it know when it is right, what does it take for what, and what does it say of one clip?"""
 
 from __future__ import annotations
 

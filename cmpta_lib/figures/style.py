@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 from matplotlib import font_manager, style
 from matplotlib.backends.backend_pdf import PdfPages
@@ -41,17 +41,10 @@ FONTS = ["DejaVu Sans", "Noto Sans SC Subset"]
 MISSING_GLYPH = "〓"  # the printer's mark for a character that the fonts lack
 STYLE = {
     "font.family": FONTS,
-    "font.size": 8,
-    "axes.titlesize": 8,
-    "axes.labelsize": 8,
-    "xtick.labelsize": SMALLEST_PT,
-    "ytick.labelsize": SMALLEST_PT,
-    "legend.fontsize": SMALLEST_PT,
-    "legend.title_fontsize": SMALLEST_PT,
+    **dict.fromkeys(("font.size", "axes.titlesize", "axes.labelsize"), 8),
+    **dict.fromkeys(("xtick.labelsize", "ytick.labelsize", "legend.fontsize", "legend.title_fontsize"), SMALLEST_PT),
+    **dict.fromkeys(("axes.linewidth", "xtick.major.width", "ytick.major.width"), 0.6),
     "legend.frameon": False,
-    "axes.linewidth": 0.6,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
     "lines.linewidth": 1.1,
     "hatch.linewidth": 0.4,
     "axes.prop_cycle": cycler(color=[BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, "black"]),
@@ -120,16 +113,7 @@ def fit_line(text: str, width_in: float, size_pt: float = 8) -> str:
     return next((shown for shown in (text, *shorter) if text_width_in(shown, size_pt) <= width_in), "…")
 
 
-class Look(TypedDict, total=False):
-    """How a patch is drawn, in matplotlib's words."""
-
-    facecolor: str
-    edgecolor: str
-    hatch: str
-    linestyle: tuple[float, tuple[float, float]]  # offset, then points on and off
-    linewidth: float
-
-
+Look = dict[str, Any]  # how a patch is drawn, in matplotlib's words
 PRINT_DPI, SCREEN_DPI = 300, 150
 PAPER = "paper"  # the folder, beside the exports, of what an article takes: no title, no footer, the caption as text
 
