@@ -14,18 +14,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from cmpta_lib.benchmark import contest as contests
 from cmpta_lib.benchmark import shapes, table
 from cmpta_lib.benchmark.ancestor import IGNORED, NEW_TOKENS
-from cmpta_lib.benchmark.contest import (
-    CONTENDERS,
-    PARTS,
-    Contest,
-    Times,
-    peak_apart,
-    products,
-    reference_operations,
-    reference_step,
-)
+from cmpta_lib.benchmark.contest import CONTENDERS, PARTS, PRODUCT, Contest, Times, peak_apart
 from cmpta_lib.benchmark.options import Options
 from cmpta_lib.benchmark.shapes import SHAPES, FoldedTokenizer
 from cmpta_lib.cli.__main__ import main
@@ -120,7 +112,7 @@ def test_the_reference_is_the_plain_path_on_the_same_tokens(contest: Contest):
     logits = contest.llm.logits(embeds, packing, positions)
     assert torch.equal(contest.llm.logits(*given[:3]), logits)
     loss = F.cross_entropy(logits, targets)
-    assert torch.equal(reference_step(contest.llm, *given), loss.detach())
+    assert torch.equal(contests.reference_step(contest.llm, *given), loss.detach())
     (wanted,) = torch.autograd.grad(loss, embeds)
     assert torch.equal(given[0].grad, wanted) and len(given[0]) == int(packing.lengths.sum())
 
@@ -129,9 +121,9 @@ def test_operations_count_every_layer_for_all_tokens_and_the_head_for_answers(co
     shape, given = SHAPES["tiny"], contest.given(contest.batches[0])
     layer = 4 * shape["hidden"] ** 2 + 3 * shape["hidden"] * shape["mlp"]
     head = len(given[3]) * shape["hidden"] * shape["vocabulary"]
-    with products(contest.llm.model) as counted:
-        reference_step(contest.llm, *given)
-    wanted = reference_operations(contest.llm, len(given[0]), len(given[3]))
+    with contests.products(contest.llm.model) as counted:
+        contests.reference_step(contest.llm, *given)
+    wanted = contests.reference_operations(contest.llm, len(given[0]), len(given[3]))
     assert sum(counted) == wanted == 4 * (len(given[0]) * shape["layers"] * layer + head)
 
 
@@ -162,7 +154,7 @@ def test_a_smaller_table_keeps_lengths_and_answers(contest: Contest):
 
 def test_every_part_of_a_step_is_seen_and_nothing_stays_behind(contest: Contest):
     parts = contest.step_parts(contest.batches[0])
-    with products(contest.llm.model) as counted:
+    with contests.products(contest.llm.model) as counted:
         contest.work("floor", contest.batches[0])()
     assert 0.3 * sum(counted) < parts.pop("operations") < 0.9 * sum(counted), "what no logit needs is left out"
     assert list(parts) == list(PARTS) and min(parts.values()) > 0
@@ -238,6 +230,7 @@ def test_a_page_shows_what_is_stored_and_how_to_make_the_rest(tmp_path: Path, mo
 
 def test_the_command_prints_and_stores_its_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     monkeypatch.setenv("CMPTA_FIGURES", str(tmp_path))
+    monkeypatch.setitem(PRODUCT, "cpu", (64, 1))  # a small product, measured soon
     small = ["--steps", "1", "--answers", "1", "--answered", "4", "--batch-size", "2", "--dim", "16", "--no-memory"]
     assert main(["benchmark", "--corpora", "meld", *small]) == 0
     said = capsys.readouterr().out
@@ -253,7 +246,8 @@ def test_the_command_prints_and_stores_its_table(tmp_path: Path, monkeypatch: py
 def test_the_gpu_script_does_all_of_it_at_a_small_size(tmp_path: Path):
     """In a process of its own, which shows what it imports: a GPU's machine has no Jupyter."""
     code = (
-        "import sys; from cmpta_lib.benchmark import gpu; code = gpu.main(sys.argv[1:]);"
+        "import sys; from cmpta_lib.benchmark import contest, gpu; contest.PRODUCT['cpu'] = (64, 1);"
+        "code = gpu.main(sys.argv[1:]);"
         "print(sorted({'IPython', 'jupyterlab', 'papermill', 'nbformat', 'matplotlib', 'seaborn'} & set(sys.modules)), code)"
     )
     done = subprocess.run(

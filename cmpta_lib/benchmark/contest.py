@@ -38,7 +38,7 @@ OURS, REFERENCE, ANCESTOR = CONTENDERS = ("ours", "floor", "ancestor")  # as col
 PARTS = ("data", "alignment", "adapter", "LLM forward", "LLM backward", "head and loss", "optimiser")
 PEAK_STEPS = 2  # the first makes what the optimiser keeps
 _RATE = 1e-6  # weights move, and stay where they began
-_PRODUCT = {"cuda": (8192, 20), "cpu": (2048, 5)}  # width and number of the products that the peak is measured with
+PRODUCT = {"cuda": (8192, 20), "cpu": (2048, 5)}  # width and number of the products that the peak is measured with
 
 
 @dataclass
@@ -174,7 +174,7 @@ class Contest:
 
     def _peak_rate(self) -> float:
         """Of matrix products now: a machine that others share has fast and slow minutes, and so its best is sought often."""
-        size, count = _PRODUCT[self.llm.device.type]
+        size, count = PRODUCT[self.llm.device.type]
         dtype, device = self.llm.embedding.weight.dtype, self.llm.device
         left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
         torch.mm(left, right)
