@@ -14,7 +14,7 @@ from cmpta_lib.beyond import regularisers
 from cmpta_lib.beyond.settings import MgsiConfig, PrototypesConfig
 from cmpta_lib.config import DataConfig, RunConfig, TrainingConfig, override
 from cmpta_lib.data.corpus import Inputs
-from cmpta_lib.method import prompted as prompted_lm
+from cmpta_lib.fast import prompted as prompted_lm
 
 WORLDS = ("embedded-sims", "embedded-meld")
 METHODS = {

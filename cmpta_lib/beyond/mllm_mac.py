@@ -23,16 +23,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cmpta_lib.base import Group, Loss, Predictions, Tools
+from cmpta_lib.base import Group, Loss, Predictions, Resources
 from cmpta_lib.beyond.knowledge import END, Describer, StatementCache, content_digest
 from cmpta_lib.beyond.settings import MllmMacConfig
 from cmpta_lib.config import CmptaConfig, RunConfig, Stage, TrainingConfig
 from cmpta_lib.data.corpus import MODALITIES, Inputs, Modality, Sample, Split
+from cmpta_lib.fast.prompted import PromptBatch, PromptedLM
 from cmpta_lib.llm.generation import LoraWeights, Speaker, adapted
 from cmpta_lib.method.adapter import CMPTAdapter
 from cmpta_lib.method.answers import AnswerTrie
 from cmpta_lib.method.llm import FrozenLLM
-from cmpta_lib.method.prompted import PromptBatch, PromptedLM
 
 ClipT = TypeVar("ClipT", contravariant=True)
 
@@ -110,8 +110,8 @@ class MllmMac(PromptedLM, MultimodalLLM[Sample]):
     settings: MllmMacConfig
     module: MacModule
 
-    def __init__(self, config: RunConfig, inputs: Inputs, tools: Tools) -> None:
-        super().__init__(config, inputs, tools)  # the adapter first: its weights must not hang on what else there is
+    def __init__(self, config: RunConfig, inputs: Inputs, resources: Resources) -> None:
+        super().__init__(config, inputs, resources)  # the adapter first: its weights must not hang on what else there is
         settings, self.frozen, self.speaking = self.settings, self.llm, self.llm
         given = {"T": (), "TA": ("audio",), "TV": ("vision",), "TAV": MODALITIES}[settings.modalities]
         self.given: tuple[Modality, ...] = given  # type: ignore[assignment]
@@ -122,7 +122,7 @@ class MllmMac(PromptedLM, MultimodalLLM[Sample]):
         if settings.sft:
             self.llm, lora = adapted(self.frozen, settings.lora_rank, settings.lora_alpha)
         self.module = MacModule(self.maker, self.describer, speech, lora).to(self.frozen.device)
-        self._folder = tools.knowledge
+        self._folder = resources.knowledge
         self._train: Split | None = None
         self._speaker: Speaker | None = None
         self._cache: tuple[tuple[int, ...], StatementCache] | None = None
