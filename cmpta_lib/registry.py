@@ -437,7 +437,7 @@ register(
 )
 register(
     CmptaConfig,
-    "cmpta_lib.method.adapter:CMPTA",
+    "cmpta_lib.fast.cmpta:CMPTA",
     row="CMPTA",
     settings={
         "demo": {"method.dim": 64},
