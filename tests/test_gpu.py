@@ -26,7 +26,8 @@ from torch import Tensor
 
 from cmpta_lib.base import Method
 from cmpta_lib.config import CmptaConfig, override
-from cmpta_lib.fast.packing import send
+from cmpta_lib.fast.cmpta import BatchedAlignment
+from cmpta_lib.fast.packing import Ragged, send
 from cmpta_lib.fast.prompted import PromptedLM
 from cmpta_lib.method.adapter import TemporalAlignment
 from cmpta_lib.method.llm import FrozenLLM
@@ -141,16 +142,17 @@ def test_a_bfloat16_llm_stays_near_float32(world, llm, device, corpora):
 @pytest.mark.parametrize("kind", ["bilstm", "lstm", "linear"])
 def test_alignment_reads_true_lengths_as_a_cpu_does_clip_by_clip(kind, device):
     torch.manual_seed(0)
-    layer = TemporalAlignment(7, CmptaConfig(dim=16, num_heads=2, alignment=kind)).eval()
+    layer = BatchedAlignment(7, CmptaConfig(dim=16, num_heads=2, alignment=kind)).eval()
     lengths = [9, 0, 40, 1]
     frames = torch.randn(4, 45, 7)
     far_layer = copy.deepcopy(layer).to(device)
-    found = far_layer(frames.to(device), torch.tensor(lengths, device=device))
+    layout = Ragged.of(torch.tensor(lengths, device=device), 45)
+    found = layout.padded(far_layer(frames.to(device), layout))
     found.square().sum().backward()
     assert not found[1].any()
     for row, length in ((row, length) for row, length in enumerate(lengths) if length):
-        alone = layer(frames[row : row + 1, :length], torch.tensor([length]))
-        close(found[row, :length], alone[0])
+        alone = TemporalAlignment.forward(layer, frames[row, :length])
+        close(found[row, :length], alone)
         assert not found[row, length:].any()
         alone.square().sum().backward()
     grads = [{name: p.grad.cpu() for name, p in part.named_parameters()} for part in (far_layer, layer)]
@@ -322,5 +324,5 @@ def test_a_step_takes_less_memory_than_the_logits_of_its_whole_input(llm, device
     loop.step(method, optimizer, split, units, CONFIG.training)
     taken = torch.cuda.max_memory_allocated(device) - before
     batch = method.collate([split[i] for i in range(16)])
-    positions = sum(method._rows(batch, 6, [ids[:-1] for ids in batch.answer_ids]).lengths)
+    positions = sum(map(len, method._rows(batch, 6, [ids[:-1] for ids in batch.answer_ids], whole=True).ids))
     assert taken < positions * vocabulary * 4  # float32

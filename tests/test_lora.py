@@ -92,7 +92,7 @@ def slowly(llm: FrozenLLM, text: str, count: int) -> str:
     ids, said = llm.first_ids + llm.token_ids(text), []
     for _ in range(count):
         whole = torch.tensor(ids + said)
-        best = llm.logits(llm.embedding(whole))[-1]
+        best = packed_logits(llm, llm.embedding(whole), Ragged.rows([len(whole)], llm.device), torch.tensor([len(whole) - 1]))
         said.append(int(best.argmax()))
         if said[-1] == llm.tokenizer.eos_token_id or "\n" in llm.tokenizer.decode([said[-1]]):
             break

@@ -1,4 +1,4 @@
-"""CMPTA around the frozen LLM: the packed batch, the answer trie and the loss, each against a slow plain way."""
+"""CMPTA around the frozen LLM: the packed batch against the plain method, and the plain method against transformers."""
 
 from __future__ import annotations
 
@@ -14,14 +14,18 @@ import torch.nn.functional as F
 from conftest import random_llm
 from torch import Tensor
 
+import cmpta_lib
 from cmpta_lib import registry
 from cmpta_lib.base import Resources
 from cmpta_lib.config import CmptaConfig, DataConfig, RunConfig, TextOnlyConfig, override
 from cmpta_lib.data.corpus import Inputs, Sample, Task
+from cmpta_lib.fast.llm import PackedInput, packed_logits
 from cmpta_lib.fast.prompted import PromptBatch, PromptedLM
+from cmpta_lib.fast.pruned import PrunedDecoder
 from cmpta_lib.method.answers import AnswerTrie
 from cmpta_lib.method.llm import FrozenLLM, weights_fingerprint
-from cmpta_lib.method.prompted import Layout, answer_text, legal_answers
+from cmpta_lib.method.prompted import Layout, PlainLM, answer_text, legal_answers
+from cmpta_lib.runs.load import TrainedRun
 
 WORLDS = ("embedded-sims", "embedded-meld")
 CONFIG = RunConfig(data=DataConfig(name="test", fingerprint=""), method=CmptaConfig(dim=16, num_heads=2))
@@ -54,11 +58,15 @@ def clips(corpus, count: int = 6) -> list[Sample]:
     return samples
 
 
-def plain(llm: FrozenLLM, attention: str = "sdpa"):
+def by_transformers(llm: FrozenLLM):
     """The same LLM as transformers runs it, without our attention function."""
     model = copy.deepcopy(llm.model)
-    model.set_attn_implementation(attention)
+    model.set_attn_implementation("sdpa")
     return model
+
+
+def plain_of(model: PromptedLM, corpus) -> PlainLM:
+    return cmpta_lib.plain(TrainedRun(None, Inputs.of(corpus), model))  # type: ignore[arg-type]  # asked for its name only
 
 
 def input_ids(llm: FrozenLLM, task: Task, text: str, tail: str = "") -> list[int]:
@@ -149,9 +157,11 @@ def test_the_loss_is_the_sum_over_answer_tokens_and_their_number(llm, corpus):
     torch.testing.assert_close(loss.total, losses.sum())
 
 
-def test_calling_the_llm_without_packing_is_refused(llm):
-    with pytest.raises(ValueError, match="packing"):
-        llm.model(input_ids=torch.tensor([[1, 2, 3]]))
+def test_calling_the_packed_llm_without_a_layout_is_refused(llm):
+    from cmpta_lib.fast.llm import _packed_attention
+
+    with pytest.raises(ValueError, match=r"needs layout=.*fast.llm.packed_logits"):
+        _packed_attention(torch.nn.Identity(), *[torch.zeros(1, 1, 3, 4)] * 3, None)
 
 
 def test_special_tokens_in_a_text_stay_text(llm):
@@ -164,13 +174,14 @@ def test_special_tokens_in_a_text_stay_text(llm):
 def test_without_pseudo_tokens_it_is_the_plain_llm(corpus, kv_heads):
     llm = random_llm(num_key_value_heads=kv_heads)
     assert llm.model.config.num_key_value_heads == kv_heads
-    model, reference, samples = build(llm, corpus, TEXT_ONLY), plain(llm), clips(corpus)
+    model, reference, samples = build(llm, corpus, TEXT_ONLY), by_transformers(llm), clips(corpus)
     batch = model.collate(samples)
     tokens, _ = model.pseudo_tokens(batch)
     assert tokens.shape == (6, 0, llm.dim)
-    rows = model._rows(batch, tokens.shape[1], [[]] * 6)
-    embeds, packing, _ = model._placed(rows, tokens, [])
-    everywhere = llm.logits(embeds, packing, torch.arange(len(embeds)))
+    rows = model._rows(batch, 0, [[]] * 6, whole=True)
+    given, _ = PackedInput.of(rows.ids, np.zeros(0, np.int64), [], llm.device)
+    embeds = given.embeds(llm, tokens)
+    everywhere = packed_logits(llm, embeds, given.layout, torch.arange(len(embeds)))
     start = 0
     for sample, end in zip(samples, rows.ends.tolist(), strict=True):
         expected = reference(input_ids=torch.tensor([input_ids(llm, corpus.task, sample.text)])).logits[0]
@@ -183,32 +194,65 @@ def test_without_pseudo_tokens_it_is_the_plain_llm(corpus, kv_heads):
 # --- one packed row per batch -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kv_heads", [4, 2])
-@pytest.mark.parametrize("position", ["before_text", "after_text"])
-def test_a_packed_batch_equals_its_clips_one_by_one(corpus, position, kv_heads):
-    llm = random_llm(num_key_value_heads=kv_heads)
-    model, samples = build(llm, corpus, method__prompt__pseudo_token_position=position), clips(corpus)
-    losses, owners = model.answer_losses(model.collate(samples))
-    alone = [model.answer_losses(model.collate([sample]))[0] for sample in samples]
-    assert owners.tolist() == [i for i, row in enumerate(alone) for _ in row]
-    torch.testing.assert_close(losses, torch.cat(alone), rtol=0, atol=1e-5)
-    # Gradients in float64: random weights make them up to 1e3 large, where float32's rounding alone exceeds 1e-5.
-    llm.model.double()
-    model.module.double()
-    gradients = []
-    for batches in ([samples], [[sample] for sample in samples]):
-        for batch in map(model.collate, batches):
-            frames = {modality: values.astype(np.float64) for modality, values in batch.frames.items()}
-            model.loss(replace(batch, frames=frames)).total.backward()
-        gradients.append({name: p.grad.clone() for name, p in model.module.named_parameters()})
-        model.module.zero_grad()
-    for name, packed in gradients[0].items():
-        torch.testing.assert_close(packed, gradients[1][name], rtol=1e-5, atol=1e-5)
+ABLATIONS = [
+    {"method__alignment": "lstm", "method__summary": "max", "method__num_pseudo_tokens": 8},
+    {"method__alignment": "linear", "method__projections": "per_pair", "method__num_pseudo_tokens": 5},
+    {"method__fusion": "pooled", "method__token_scale": "default", "method__prompt__max_text_tokens": 4},
+    {"method__num_pseudo_tokens": 8, "method__token_count_rule": "repeat", "method__decoding": "free"},
+]
+AFTER_TEXT = {"method__prompt__pseudo_token_position": "after_text", "method__prompt__answer_decimals": 2}
+PLAIN = {
+    "cmpta": ({}, CONFIG, 4),
+    "shared keys": ({}, CONFIG, 2),
+    "after the text": (AFTER_TEXT, CONFIG, 4),
+    "text only": ({}, TEXT_ONLY, 4),
+    "text only, freely": ({"method__decoding": "free"}, TEXT_ONLY, 4),
+    **{str(changes): (changes, CONFIG, 4) for changes in ABLATIONS},
+}
+
+
+@pytest.mark.parametrize("is_pruned", [True, False], ids=["pruned", "whole"])
+@pytest.mark.parametrize(("changes", "start", "kv_heads"), PLAIN.values(), ids=PLAIN)
+def test_a_batch_equals_the_plain_method(changes, start, kv_heads, is_pruned, corpus, monkeypatch):
+    """Loss, gradients, answers, probabilities, attention: by packed rows, and with what no answer needs left out or not."""
+    if not is_pruned:
+        monkeypatch.setattr(PrunedDecoder, "fits", staticmethod(lambda model: False))
+    model, samples = build(random_llm(num_key_value_heads=kv_heads), corpus, start, **changes), clips(corpus)
+    plain, batch = plain_of(model, corpus), model.collate(samples)
+    losses, owners = model.answer_losses(batch)
+    found, own = model.predict(batch), [plain.loss(sample) for sample in samples]
+    maps = model.pseudo_tokens(batch, return_weights=True)[1]
+    for row, sample in enumerate(samples):
+        torch.testing.assert_close(losses[owners == row].sum(), own[row], rtol=1e-5, atol=1e-4)
+        said = plain.answer(sample)
+        assert said.reply == found.replies[row]
+        np.testing.assert_equal(said.value, found.values[row])
+        assert list(said.probabilities) == list(found.answers)
+        np.testing.assert_allclose([*said.probabilities.values()], found.probabilities[row], rtol=0, atol=1e-5)
+        assert plain.attention(sample).keys() == maps.keys()
+    if start is CONFIG:
+        losses.sum().backward()
+        torch.stack(own).sum().backward()
+        theirs = dict(plain.make_tokens.named_parameters())
+        for name, weight in model.module.named_parameters():  # random weights make gradients up to 1e3 large
+            assert (weight.grad - theirs[name].grad).norm() < 1e-3 * weight.grad.norm() + 1e-4, name
+
+
+def test_what_has_no_plain_form_is_refused(corpora, tools):
+    from types import SimpleNamespace
+
+    from cmpta_lib.beyond.settings import MllmMacConfig
+
+    config = CONFIG.model_copy(update={"method": MllmMacConfig(dim=16, num_heads=2)})
+    method = registry.build(config, Inputs.of(corpora["embedded-sims"]), tools)
+    run = SimpleNamespace(folder=SimpleNamespace(name="a-run"), config=config)
+    with pytest.raises(ValueError, match="run a-run: its method 'mllm_mac' has no plain form"):
+        cmpta_lib.plain(TrainedRun(run, Inputs.of(corpora["embedded-sims"]), method))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("position", ["before_text", "after_text"])
 def test_the_loss_is_the_cross_entropy_of_the_answer_alone(llm, corpus, position):
-    model, reference = build(llm, corpus, method__prompt__pseudo_token_position=position), plain(llm)
+    model, reference = build(llm, corpus, method__prompt__pseudo_token_position=position), by_transformers(llm)
     samples = clips(corpus)
     losses, owners = model.answer_losses(model.collate(samples))
     expected = []
@@ -223,15 +267,6 @@ def test_the_loss_is_the_cross_entropy_of_the_answer_alone(llm, corpus, position
         labels[0, first:] = torch.tensor(answer)
         expected.append(reference(inputs_embeds=embeds, labels=labels).loss * len(answer))  # transformers' own
     torch.testing.assert_close(losses.sum(), torch.stack(expected).sum(), rtol=1e-5, atol=1e-4)
-
-
-@torch.no_grad()
-def test_the_two_layouts_differ(llm, corpora):
-    corpus = corpora["embedded-sims"]
-    samples = clips(corpus)[:1]
-    scores = [build(llm, corpus, method__prompt__pseudo_token_position=p) for p in ("before_text", "after_text")]
-    before, after = (model.answer_losses(model.collate(samples))[0] for model in scores)
-    assert not torch.allclose(before, after)
 
 
 @pytest.mark.parametrize("change", ["text", "frames", "label"])
@@ -285,7 +320,7 @@ def test_neither_padding_nor_the_common_beginning_is_computed(llm, corpus):
     finally:
         handle.remove()
     answers = [llm.token_ids(answer_text(corpus.task, s.label)) for s in samples]
-    common = len(llm.first_ids + model._ids["open"])
+    common = len(model.ids.start)
     texts = [len(input_ids(llm, corpus.task, s.text)) + 6 + len(a) - 1 for s, a in zip(samples, answers, strict=True)]
     assert rows == [(sum(texts) - common * len(texts), llm.dim)]
 
@@ -428,50 +463,20 @@ def test_predictions_give_every_answer_its_probability(llm, corpus):
         assert [predictions.answers[i] for i in predictions.probabilities.argmax(1)] == list(predictions.replies)
 
 
-def slow_scores(model: PromptedLM, reference, sample: Sample) -> dict[tuple[int, ...], dict[int, float]]:
-    """Beginning of an answer -> next token -> logit, by one plain forward for every beginning."""
-    spelt = [model.llm.token_ids(answer) for answer in model.answers]
-    found = {}
-    for prefix in {tuple(ids[:i]) for ids in spelt for i in range(len(ids))}:
-        after = {ids[len(prefix)] for ids in spelt if tuple(ids[: len(prefix)]) == prefix}
-        logits = reference(inputs_embeds=one_input(model, sample, list(prefix))).logits[0, -1]
-        found[prefix] = {token: float(logits[token]) for token in after}
-    return found
-
-
-@pytest.mark.parametrize("kv_heads", [4, 2])
-@torch.no_grad()
-def test_trie_scores_equal_a_forward_for_every_beginning(corpus, kv_heads):
-    llm = random_llm(num_key_value_heads=kv_heads)
-    model, reference, samples = build(llm, corpus), plain(llm), clips(corpus)
-    batch = model.collate(samples)
-    scores = model.trie_scores(batch, model.pseudo_tokens(batch)[0])
-    said = replies(model, batch)
-    for row, sample in enumerate(samples):
-        slow = slow_scores(model, reference, sample)
-        for node in model.trie.asked:
-            prefix = tuple(model.trie.tokens[n] for n in reversed(model.trie._ancestors(node)[:-1]))
-            assert scored(model.trie, node, scores[row]) == pytest.approx(slow[prefix], abs=1e-4)
-        walk: tuple[int, ...] = ()
-        while walk in slow:
-            walk += (max(slow[walk], key=slow[walk].get),)
-        assert llm.token_ids(said[row]) == list(walk)
-
-
 @torch.no_grad()
 def test_trie_with_answers_of_unequal_length(llm, corpora):
     corpus = corpora["embedded-meld"]
-    model, reference, samples = build(llm, corpus), plain(llm), clips(corpus)
+    model, samples = build(llm, corpus), clips(corpus)
     texts = ("good", "good morning to all", "bad", "so so", "so what")
     model.answers = {text + "!": i for i, text in enumerate(texts)}
     model.trie = AnswerTrie({answer: llm.token_ids(answer) for answer in model.answers})
-    batch = model.collate(samples)
-    scores = model.trie_scores(batch, model.pseudo_tokens(batch)[0])
+    plain = plain_of(model, corpus)
+    plain.answers, plain.trie = model.answers, model.trie
+    found = model.predict(model.collate(samples))
     for row, sample in enumerate(samples):
-        slow = slow_scores(model, reference, sample)
-        for node in model.trie.asked:
-            prefix = tuple(model.trie.tokens[n] for n in reversed(model.trie._ancestors(node)[:-1]))
-            assert scored(model.trie, node, scores[row]) == pytest.approx(slow[prefix], abs=1e-4)
+        said = plain.answer(sample)
+        assert said.reply == found.replies[row]
+        np.testing.assert_allclose([*said.probabilities.values()], found.probabilities[row], rtol=0, atol=1e-5)
 
 
 @torch.no_grad()
@@ -489,7 +494,7 @@ def test_many_classes_can_be_answered(llm, corpora):
 
 @torch.no_grad()
 def test_free_decoding_equals_generate(llm, corpus):
-    model, reference, samples = build(llm, corpus, method__decoding="free"), plain(llm), clips(corpus)
+    model, reference, samples = build(llm, corpus, method__decoding="free"), by_transformers(llm), clips(corpus)
     batch = model.collate(samples)
     said = model._free_replies(batch, model.pseudo_tokens(batch)[0])
     longest = max(len(llm.token_ids(answer)) for answer in model.answers)
