@@ -12,14 +12,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_model import CONFIG, TEXT_ONLY, build, clips
+from test_model import CONFIG, TEXT_ONLY, build, clips, plain_of
 from test_training import CONFIG as TRAINING
 from test_training import Killed, environment, stored, tools_of  # noqa: F401  `stored` is a fixture
 from torch import Tensor
@@ -190,20 +189,13 @@ def test_a_packed_batch_equals_its_clips_one_by_one(world, far, corpora):
 
 
 @torch.no_grad()
-def test_trie_scores_are_those_of_reading_each_answer(far, corpora):
+def test_a_batch_answers_as_the_plain_method_does(far, corpora):
     corpus = corpora["embedded-sims"]
     method, samples = build(far, corpus), clips(corpus)
-    batch = method.collate(samples)
-    trie, scores = method.trie, method.trie_scores(batch, method.pseudo_tokens(batch)[0])
-    column = {child: i for i, (_, child) in enumerate(trie.choices)}
-    for leaf, answer in trie.leaves.items():
-        labelled = [replace(sample, label=method.answers[answer]) for sample in samples]
-        losses, owners = method.answer_losses(method.collate(labelled))
-        path = trie._ancestors(leaf)[-2::-1]  # without the root
-        for row in range(len(samples)):
-            read = dict(zip(path, (-losses[torch.from_numpy(owners == row).to(losses.device)]).tolist(), strict=True))
-            for node in set(path) & column.keys():
-                assert scores[row, column[node]] == pytest.approx(read[node], abs=1e-3)
+    plain, found = plain_of(method, corpus), method.predict(method.collate(samples))
+    for sample, chances in zip(samples, found.probabilities, strict=True):
+        said = plain.answer(sample).probabilities
+        np.testing.assert_allclose(chances, [said[answer] for answer in found.answers], rtol=0, atol=1e-3)
 
 
 def test_a_run_goes_on_from_its_checkpoint(far, corpora, tmp_path, monkeypatch):

@@ -269,33 +269,6 @@ def test_the_loss_is_the_cross_entropy_of_the_answer_alone(llm, corpus, position
     torch.testing.assert_close(losses.sum(), torch.stack(expected).sum(), rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize("change", ["text", "frames", "label"])
-@torch.no_grad()
-def test_nothing_leaks_from_one_clip_to_another(llm, corpus, change):
-    model, samples = build(llm, corpus), clips(corpus)
-    other = corpus.splits["train"][10]
-    changed = {
-        "text": {"text": samples[0].text + other.text},
-        "frames": {"audio": samples[0].audio[:9] + 5, "vision": other.vision[:7]},
-        "label": {"label": next(v for v in model.answers.values() if v != samples[0].label)},
-    }[change]
-    losses, owners = model.answer_losses(model.collate(samples))
-    others, _ = model.answer_losses(model.collate([replace(samples[0], **changed), *samples[1:]]))
-    torch.testing.assert_close(others[owners > 0], losses[owners > 0], rtol=0, atol=1e-5)
-    assert not torch.allclose(others[owners == 0], losses[owners == 0], atol=1e-3)
-
-
-@torch.no_grad()
-def test_the_order_of_a_batch_does_not_matter(llm, corpus):
-    model, samples, order = build(llm, corpus), clips(corpus), [4, 2, 0, 5, 1, 3]
-    losses, owners = model.answer_losses(model.collate(samples))
-    shuffled, shuffled_owners = model.answer_losses(model.collate([samples[i] for i in order]))
-    for place, row in enumerate(order):
-        torch.testing.assert_close(shuffled[shuffled_owners == place], losses[owners == row], rtol=0, atol=1e-5)
-    said = replies(model, model.collate(samples))
-    assert replies(model, model.collate([samples[i] for i in order])) == [said[i] for i in order]
-
-
 def test_only_asked_positions_pass_the_llms_head(llm, corpus):
     model, seen = build(llm, corpus), []
     head = llm.model.get_output_embeddings()
@@ -377,14 +350,6 @@ def test_a_clash_of_answers_is_refused():
         AnswerTrie({"a": [5], "b": [5]})
 
 
-ODD_TRIES = {
-    "one token each": {"0": [3], "1": [4], "2": [9]},
-    "common beginning": {"a": [7, 3, 8], "b": [7, 3, 9], "c": [7, 4, 8]},
-    "unequal lengths": {"a": [3], "b": [4, 5, 6], "c": [4, 5, 7, 8], "d": [4, 9]},
-    "the same token at several depths": {"a": [3, 3, 3], "b": [3, 4, 3], "c": [4, 3, 3], "d": [4, 4]},
-}
-
-
 def scored(trie: AnswerTrie, node: int, scores: np.ndarray) -> dict[int, float]:
     """Next token -> its score at an asked node, from one clip's (options,) scores; nothing at other nodes."""
     if node not in trie.asked:
@@ -393,24 +358,6 @@ def scored(trie: AnswerTrie, node: int, scores: np.ndarray) -> dict[int, float]:
     places = {trie.choices[column] for column in columns}
     assert places == {(trie.asked.index(node), child) for child in trie.children[node].values()}
     return {trie.tokens[trie.choices[column][1]]: float(scores[column]) for column in columns}
-
-
-@pytest.mark.parametrize("answers", ODD_TRIES.values(), ids=ODD_TRIES)
-def test_a_greedy_walk_equals_brute_force(answers):
-    trie = AnswerTrie(answers)
-    assert answers_of(trie) == answers
-    scores = np.random.default_rng(0).standard_normal((50, len(trie.choices))).astype(np.float32)
-    for clip, reply in enumerate(trie.greedy(scores)):
-        prefix: list[int] = []
-        while prefix not in answers.values():
-            node = 0
-            for token in prefix:
-                node = trie.children[node][token]
-            likelihood = scored(trie, node, scores[clip])
-            legal = {ids[len(prefix)] for ids in answers.values() if ids[: len(prefix)] == prefix}
-            assert legal == set(trie.children[node]) and (likelihood.keys() == legal or len(legal) == 1)
-            prefix.append(max(legal, key=lambda token: likelihood.get(token, 0)))
-        assert answers[reply] == prefix
 
 
 def slow_probabilities(trie: AnswerTrie, scores: np.ndarray) -> dict[str, float]:
@@ -425,28 +372,6 @@ def slow_probabilities(trie: AnswerTrie, scores: np.ndarray) -> dict[str, float]
             node = trie.parents[node]
         chances[answer] = chance
     return chances
-
-
-@pytest.mark.parametrize("answers", ODD_TRIES.values(), ids=ODD_TRIES)
-def test_the_probability_of_an_answer_is_the_product_of_its_choices(answers):
-    trie = AnswerTrie(answers)
-    scores = np.random.default_rng(1).standard_normal((20, len(trie.choices))).astype(np.float32) * 3
-    found = trie.probabilities(scores)
-    np.testing.assert_allclose(found.sum(1), 1, rtol=0, atol=1e-12)
-    for row, given in zip(found, scores, strict=True):
-        assert dict(zip(answers, row, strict=True)) == pytest.approx(slow_probabilities(trie, given), abs=1e-12)
-
-
-@pytest.mark.parametrize("answers", ODD_TRIES.values(), ids=ODD_TRIES)
-def test_where_one_path_dominates_it_is_both_likeliest_and_greedy(answers):
-    trie = AnswerTrie(answers)
-    for number, favourite in enumerate(answers):
-        scores = np.random.default_rng(number).uniform(-1, 1, (1, len(trie.choices))).astype(np.float32)
-        leaf = next(node for node, answer in trie.leaves.items() if answer == favourite)
-        scores[0, [i for i, (_, child) in enumerate(trie.choices) if child in trie._ancestors(leaf)]] += 40
-        probabilities = trie.probabilities(scores)[0]
-        assert trie.greedy(scores) == [favourite] == [list(answers)[int(probabilities.argmax())]]
-        assert probabilities.max() == pytest.approx(1, abs=1e-9)
 
 
 @torch.no_grad()

@@ -131,10 +131,10 @@ class PackedInput:
             mask = _branch(tree, lengths, left_out, position_ids)
         distinct, source = np.unique(np.maximum(ids, 0), return_inverse=True)
         arrays = [slots, distinct, source.ravel(), np.flatnonzero(ids == PLACEHOLDER), position_ids[None], asked]
-        first, *sent = packing.send([*arrays, *further], device)
+        first, known, where, places, positions, wanted, *sent = packing.send([*arrays, *further], device)
         layout = Ragged(tuple(lengths.tolist()), size, first)
-        given = cls(layout, *sent[:5], None if mask is None else packing.send([mask], device)[0])
-        return given, sent[5:]
+        allowed = None if mask is None else packing.send([mask], device)[0]
+        return cls(layout, known, where, places, positions, wanted, allowed), sent
 
     def embeds(self, llm: FrozenLLM, tokens: Tensor) -> Tensor:
         """(N, E): embeddings, and the pseudo tokens (B, K, E) in their places."""

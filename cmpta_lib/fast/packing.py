@@ -112,7 +112,8 @@ class Ragged:
     def sent(cls, host: np.ndarray, size: int, lengths: Tensor, indices: Sequence[Tensor]) -> Ragged:
         """From lengths on the host and on the device, and `arrays` on the device."""
         real = torch.arange(size, device=lengths.device) < lengths[:, None]
-        return cls(tuple(host.tolist()), size, *indices, real)
+        slots, chains, links = indices
+        return cls(tuple(host.tolist()), size, slots, chains, links, real)
 
     @classmethod
     def of(cls, lengths: Tensor, size: int) -> Ragged:
@@ -124,7 +125,8 @@ class Ragged:
     def rows(cls, lengths: Sequence[int], device: torch.device) -> Ragged:
         """Without chains, in rows as long as the longest sequence."""
         host = np.array(lengths, np.int64)
-        return cls(tuple(lengths), size := max(lengths), *send([cls.slots_of(host, size)], device))
+        size = max(lengths)
+        return cls(tuple(lengths), size, send([cls.slots_of(host, size)], device)[0])
 
     def packed(self, padded: Tensor) -> Tensor:
         """(B, S, F) -> (N, F): the real positions end to end."""

@@ -59,8 +59,8 @@ def _token_maker(method: PromptedLM, trained: TrainedRun) -> MakeTokens | None:
 
 def _one_at_a_time(maker: TokenMaker) -> MakeTokens:
     def make(*clip: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        streams = (Stream(one[None], torch.tensor([len(one)], device=one.device)) for one in clip)
-        tokens, maps = maker(Streams(*streams, wants_maps=True))
+        text, audio, vision = (Stream(one[None], torch.tensor([len(one)], device=one.device)) for one in clip)
+        tokens, maps = maker(Streams(text, audio, vision, wants_maps=True))
         return tokens[0], {name: weights[0] for name, weights in maps.items()}
 
     return make
