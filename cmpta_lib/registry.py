@@ -30,10 +30,10 @@ from cmpta_lib.beyond import settings as prompted
 from cmpta_lib.config import CmptaConfig, MethodConfig, RunConfig, TextOnlyConfig
 
 if TYPE_CHECKING:
-    from cmpta_lib.base import Method, Tools
+    from cmpta_lib.base import Method, Resources
     from cmpta_lib.data.corpus import Inputs
 if TYPE_CHECKING:
-    from cmpta_lib.base import Method, Tools
+    from cmpta_lib.base import Method, Resources
     from cmpta_lib.data.corpus import Inputs
 
 PLUGINS = "CMPTA_METHODS"  # environment variable: files or modules that register methods, separated as in PATH
@@ -50,7 +50,7 @@ class Entry:
     """
 
     config: type[MethodConfig]
-    method: Callable[[RunConfig, Inputs, Tools], Method] | str  # the class, or "module:class" to import when it is built
+    method: Callable[[RunConfig, Inputs, Resources], Method] | str  # the class, or "module:class" to import when it is built
     row: str
     comparisons: tuple[str, ...] = COMPARISONS
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -77,7 +77,7 @@ ENTRIES: dict[str, Entry] = {}
 
 def register(
     config: type[MethodConfig],
-    method: Callable[[RunConfig, Inputs, Tools], Method] | str,
+    method: Callable[[RunConfig, Inputs, Resources], Method] | str,
     *,
     row: str,
     comparisons: tuple[str, ...] = COMPARISONS,
@@ -166,7 +166,7 @@ _MSE_PAPER = {"training.epsilon": 1e-4, "training.gradient_clip": None}
 
 register(
     TextOnlyConfig,
-    "cmpta_lib.method.prompted:PromptedLM",
+    "cmpta_lib.fast.prompted:PromptedLM",
     row="text only",
     reads="one utterance: words by the frozen LLM as it is, without pseudo tokens (zero-shot)",
     is_reference=True,
@@ -437,7 +437,7 @@ register(
 )
 register(
     CmptaConfig,
-    "cmpta_lib.method.adapter:CMPTA",
+    "cmpta_lib.fast.cmpta:CMPTA",
     row="CMPTA",
     settings={
         "demo": {"method.dim": 64},
@@ -448,13 +448,13 @@ register(
 )
 
 
-def build(config: RunConfig, inputs: Inputs, tools: Tools) -> Method:
+def build(config: RunConfig, inputs: Inputs, resources: Resources) -> Method:
     """The untrained method that a config names.
 
     Raises:
         ValueError: it is not registered in this process.
     """
-    return method_class(config.method.name)(config, inputs, tools)
+    return method_class(config.method.name)(config, inputs, resources)
 
 
 def method_class(name: str) -> type[Method]:

@@ -18,11 +18,12 @@ from cmpta_lib import files
 from cmpta_lib.cli import dry_run as rehearsal
 from cmpta_lib.config import LLMConfig
 from cmpta_lib.embedded import building, recipe, synthetic, tiny_llama, tiny_llm
+from cmpta_lib.fast.llm import packed_logits
+from cmpta_lib.fast.packing import Ragged
 from cmpta_lib.llm import files as llm_files
 from cmpta_lib.llm.loading import load
-from cmpta_lib.method import llm as backbone
 from cmpta_lib.method import prompted as prompts
-from cmpta_lib.method.llm import FrozenLLM, Packing, weights_fingerprint
+from cmpta_lib.method.llm import FrozenLLM, weights_fingerprint
 
 CPU = torch.device("cpu")
 
@@ -161,7 +162,6 @@ def test_pre_training_teaches_something(cache):
 def test_the_tiny_llm_learns_no_weight_after_loading(cache):
     llm = load(LLMConfig(name="tiny"), cache, CPU)
     assert not llm.model.training and not any(p.requires_grad for p in llm.model.parameters())
-    assert llm.model.config._attn_implementation == backbone.PACKED
 
 
 def test_other_weights_than_the_run_asks_for_are_refused(cache):
@@ -301,12 +301,9 @@ def test_qwen_v1_answers_through_the_same_wrapper(tmp_path):
     rows = [loaded.first_ids + loaded.token_ids(text) for text in ("a few words", "情感")]
     embeds = loaded.embedding(torch.tensor(sum(rows, [])))
     ends = torch.tensor([len(rows[0]) - 1, len(rows[0]) + len(rows[1]) - 1])
-    packed = loaded.logits(embeds, Packing.of([len(row) for row in rows], CPU), ends)
-    for row, answer in zip(rows, packed, strict=True):
-        alone = loaded.logits(
-            loaded.embedding(torch.tensor(row)), Packing.of([len(row)], CPU), torch.tensor([len(row) - 1])
-        )
-        torch.testing.assert_close(answer, alone[0], rtol=0, atol=1e-5)
+    alone = [loaded.logits(loaded.embed(row))[-1] for row in rows]
+    packed = packed_logits(loaded, embeds, Ragged.rows([len(row) for row in rows], CPU), ends)
+    torch.testing.assert_close(packed, torch.stack(alone), rtol=0, atol=1e-5)
     loaded.need_room(8192)
     with pytest.raises(ValueError, match="8193 tokens does not fit .* takes 8192; lower prompt.max_text_tokens"):
         loaded.need_room(8193)
@@ -320,7 +317,7 @@ def test_gradient_checkpointing_changes_no_gradient(llm):
         calls = []
         model.model.model.layers[0].self_attn.register_forward_hook(lambda *_, calls=calls: calls.append(1))
         embeds = torch.randn(9, llm.dim, generator=torch.Generator().manual_seed(1), requires_grad=True)
-        logits = model.logits(embeds, Packing.of([4, 5], CPU), torch.tensor([3, 8]))
+        logits = packed_logits(model, embeds, Ragged.rows([4, 5], CPU), torch.tensor([3, 8]))
         logits.logsumexp(-1).sum().backward()
         assert len(calls) == 1 + on
         results.append((logits.detach(), embeds.grad))
@@ -340,17 +337,6 @@ def test_the_embedding_norm_is_that_of_real_tokens():
     llm = random_llm()
     rows = llm.embedding.weight[: len(llm.tokenizer)]
     assert llm.embedding_norm == pytest.approx(float(rows.norm(dim=1).mean()))
-
-
-# --- packing ----------------------------------------------------------------------------------------------------------
-
-
-def test_packing_maps_rows_to_positions_and_back():
-    packing = Packing.of([2, 4, 1], CPU)
-    assert packing.position_ids.tolist() == [[0, 1, 0, 1, 2, 3, 0]]
-    real = [[0, 1], [2, 3, 4, 5], [6]]
-    assert [row[:n] for row, n in zip(packing.gather.tolist(), (2, 4, 1), strict=True)] == real
-    assert packing.gather.flatten()[packing.slots].tolist() == list(range(7))
 
 
 # --- the tokenizer ----------------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from cmpta_lib.benchmark.times import CONTENDERS, PARTS, Times
 from cmpta_lib.benchmark.timing import Spread, fit_line
 from cmpta_lib.cli.__main__ import main
 from cmpta_lib.data.corpus import Sample
-from cmpta_lib.method.llm import PACKED
+from cmpta_lib.fast.llm import packed_logits
 from data_prep import rehearsal
 
 SMALL = Options("sims", batch_size=3, dim=16, steps=1, answers=1, answered=4)
@@ -76,9 +76,8 @@ def test_its_loss_is_the_mean_cross_entropy_of_the_answers_by_hand(contest: Cont
         logits = model(inputs_embeds=torch.cat([prompt, contest.llm.embedding(answer)])[None], use_cache=False).logits[0]
         for place, token in enumerate(answer):
             losses.append(-logits[len(prompt) - 1 + place].log_softmax(-1)[token])
-    model.set_attn_implementation(PACKED)
+    model.set_attn_implementation("sdpa")
     torch.testing.assert_close(contest.ancestor.loss(batch), torch.stack(losses).mean(), rtol=1e-5, atol=1e-5)
-    assert model.config._attn_implementation == PACKED, "ours is back"
 
 
 def test_its_answers_are_what_greedy_decoding_says(contest: Contest, samples: list[Sample]):
@@ -90,7 +89,7 @@ def test_its_answers_are_what_greedy_decoding_says(contest: Contest, samples: li
             said.append(int(model(inputs_embeds=row[None], use_cache=False).logits[0, -1].argmax()))
             row = torch.cat([row, contest.llm.embedding(torch.tensor(said[-1:]))])
         expected.append(contest.llm.tokenizer.decode(said))
-    model.set_attn_implementation(PACKED)
+    model.set_attn_implementation("sdpa")
     assert contest.ancestor.answer(samples) == expected
 
 
@@ -110,13 +109,13 @@ def test_the_floor_is_the_plain_path_on_the_same_tokens(contest: Contest):
     ours, batch = contest.ours, contest.ours.batch(contest.batches[0])
     ours.method.module.eval()
     inputs = floor.given(ours.method, batch)
-    embeds, packing, positions, targets = ours.method.training_inputs(batch)
-    logits = contest.llm.logits(embeds, packing, positions)
-    assert torch.equal(contest.llm.logits(inputs.leaf, inputs.packing, inputs.positions), logits)
+    embeds, layout, positions, targets = ours.method.training_inputs(batch)
+    logits = packed_logits(contest.llm, embeds, layout, positions)
+    assert torch.equal(packed_logits(contest.llm, inputs.leaf, inputs.layout, inputs.positions), logits)
     loss = F.cross_entropy(logits, targets)
     assert torch.equal(floor.step(contest.llm, inputs), loss.detach())
     (wanted,) = torch.autograd.grad(loss, embeds)
-    assert torch.equal(inputs.leaf.grad, wanted) and inputs.tokens == int(packing.lengths.sum())
+    assert torch.equal(inputs.leaf.grad, wanted) and inputs.tokens == sum(layout.lengths)
 
 
 def test_operations_count_every_layer_for_all_tokens_and_the_head_for_answers(contest: Contest):

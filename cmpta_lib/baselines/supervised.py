@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, distributed, nn
 
-from cmpta_lib.base import Batch, Loss, Method, Predictions, Tools
+from cmpta_lib.base import Batch, Loss, Method, Predictions, Resources
 from cmpta_lib.baselines.settings import SupervisedConfig
 from cmpta_lib.config import RunConfig
 from cmpta_lib.data.corpus import MODALITIES, Inputs, Modality, Sample, Split, Task
@@ -74,12 +74,6 @@ class FeatureScaling(nn.Module):
     def forward(self, frames: Tensor, lengths: Tensor) -> Tensor:
         real = real_positions(lengths, frames.shape[1])[..., None]
         return ((frames - self.mean) / self.std) * real
-
-
-def start_at_embedding_norm(to_llm: nn.Linear, embedding_norm: float, llm_dim: int) -> None:
-    """Let a projection of LayerNorm's outputs, of norm sqrt(D), give vectors as large as the LLM's embeddings (register 8)."""
-    nn.init.normal_(to_llm.weight, std=embedding_norm / (llm_dim * to_llm.in_features) ** 0.5)
-    nn.init.zeros_(to_llm.bias)
 
 
 class LastState(nn.Module):
@@ -198,18 +192,18 @@ class Clips:
 class Supervised(Method):
     """A network of one's own; `module` holds it as `network`, beside the scaling of its features."""
 
-    def __init__(self, config: RunConfig, inputs: Inputs, tools: Tools) -> None:
+    def __init__(self, config: RunConfig, inputs: Inputs, resources: Resources) -> None:
         assert isinstance(config.method, SupervisedConfig)
         self.config, self.settings, self.inputs, self.task = config, cast(Any, config.method), inputs, inputs.task
-        self.device = tools.device
-        self.encoder: TextEncoder = tools.encoder(config.method.encoder)
+        self.device = resources.device
+        self.encoder: TextEncoder = resources.encoder(config.method.encoder)
         self.outputs = max(1, len(inputs.task.labels))  # one score, or a logit per class
         self.net: Any = self.network()  # a module; its parts are the subclass's own
         widths: dict[str, int] = {modality: inputs.widths[modality] for modality in MODALITIES}
         if not any(weight.requires_grad for weight in self.encoder.model.parameters()):
             widths["text"] = self.encoder.dim  # states of a frozen encoder are features like others
         self.scaling = nn.ModuleDict({name: FeatureScaling(width) for name, width in widths.items()})
-        self.module = nn.ModuleDict({"scaling": self.scaling, "network": self.net}).to(tools.device)
+        self.module = nn.ModuleDict({"scaling": self.scaling, "network": self.net}).to(resources.device)
 
     @abstractmethod
     def network(self) -> nn.Module:
@@ -263,7 +257,7 @@ class Supervised(Method):
         dialogues, speakers = dialogues_of(samples)
         return ClipBatch(
             ids=tuple(sample.id for sample in samples),
-            oddities={"texts_cut": sum(len(ids) > limit for ids in known)},
+            issues={"texts_cut": sum(len(ids) > limit for ids in known)},
             labels=np.array([] if None in labels else labels, dtype),
             text_ids=text_ids,
             text_lengths=text_lengths,

@@ -18,14 +18,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cmpta_lib.baselines.supervised import FeatureScaling, real_positions, start_at_embedding_norm
+from cmpta_lib.baselines.supervised import FeatureScaling, real_positions
 from cmpta_lib.beyond.regularisers import RegularisedLM, central_moment_discrepancy, diversity
 from cmpta_lib.beyond.settings import PrototypesConfig
 from cmpta_lib.config import CmptaConfig
 from cmpta_lib.data.corpus import Inputs, Modality
-from cmpta_lib.fast.packing import Ragged
-from cmpta_lib.method.adapter import TemporalAlignment
-from cmpta_lib.method.prompted import TokenMaker
+from cmpta_lib.fast.cmpta import BatchedAlignment
+from cmpta_lib.fast.packing import Stream, Streams
+from cmpta_lib.fast.prompted import TokenMaker
+from cmpta_lib.method.adapter import start_at_embedding_norm
 
 ORDER: tuple[Modality, Modality] = ("vision", "audio")  # in which the LLM reads them
 
@@ -45,15 +46,6 @@ class Attention(nn.Module):
         return weights @ self.value(read), weights
 
 
-class _PerFrame(nn.Linear):
-    """Frames projected one by one: (B, T, F) -> (B, T, D)."""
-
-    def forward(  # type: ignore[override]  # called as what reads in order
-        self, frames: Tensor, lengths: Tensor, layout: Ragged | None = None
-    ) -> Tensor:
-        return super().forward(frames)
-
-
 class Resampling(nn.Module):
     """Prototypes of one modality read its frames; its classifier says which class they found."""
 
@@ -61,18 +53,18 @@ class Resampling(nn.Module):
         super().__init__()
         self.semantics = config.semantics
         self.scaling = FeatureScaling(features)  # register 16
-        self.read: nn.Module = _PerFrame(features, config.dim)
+        self.read: nn.Module = nn.Linear(features, config.dim)
         if config.frames == "bilstm":
-            self.read = TemporalAlignment(features, CmptaConfig(dim=config.dim, num_heads=1, dropout=0.0))
+            self.read = BatchedAlignment(features, CmptaConfig(dim=config.dim, num_heads=1, dropout=0.0))
         self.attention = Attention(config.dim)
         self.classify = nn.Linear(config.dim, classes)
 
-    def forward(
-        self, prototypes: Tensor, frames: Tensor, lengths: Tensor, layout: Ragged | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """(B, K, D), (B, T, F), (B,) -> (B, K, D), zeros where the modality is absent, and weights (B, K, T)."""
-        real = real_positions(lengths, frames.shape[1])
-        return self.attention(prototypes, self.read(self.scaling(frames, lengths), lengths, layout), real)
+    def forward(self, prototypes: Tensor, stream: Stream) -> tuple[Tensor, Tensor]:
+        """(B, K, D) -> (B, K, D), zeros where the modality is absent, and weights (B, K, T)."""
+        real, scaled = real_positions(stream.lengths, stream.values.shape[1]), self.scaling(stream.values, stream.lengths)
+        in_order = isinstance(self.read, BatchedAlignment)
+        read = stream.layout.padded(self.read(scaled, stream.layout)) if in_order else self.read(scaled)
+        return self.attention(prototypes, read, real)
 
     def logits(self, found: Tensor) -> Tensor:
         """(B, K, D) -> (B, K): of class k from prototype k alone, or from the mean of all."""
@@ -117,38 +109,28 @@ class PrototypeTokens(TokenMaker):
     def set_feature_statistics(self, modality: Modality, mean: Tensor, std: Tensor) -> None:
         cast(Resampling, self.resampling[modality]).scaling.take(mean, std)
 
-    def forward(
-        self,
-        text: Tensor,
-        text_lengths: Tensor,
-        audio: Tensor,
-        audio_lengths: Tensor,
-        vision: Tensor,
-        vision_lengths: Tensor,
-        return_weights: bool = False,
-        layouts: Mapping[str, Ragged] | None = None,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, streams: Streams) -> tuple[Tensor, dict[str, Tensor]]:
         """Condition on the text, resample, project; without weights also what the losses read.
 
         That is for each modality its prototypes (B, K, D), "logits_..." (B, K) and "present_..." (B,).
         """
-        given = {"audio": (audio, audio_lengths), "vision": (vision, vision_lengths)}
-        free = self.prototypes.expand(len(text), -1, -1)
-        words = self.text(text.to(free.dtype) * self.text_scale)
-        real = F.pad(real_positions(text_lengths, text.shape[1]), (self.num_tokens, 0), value=True)
+        text = streams.text
+        free = self.prototypes.expand(len(text.values), -1, -1)
+        words = self.text(text.values.to(free.dtype) * self.text_scale)
+        real = F.pad(real_positions(text.lengths, text.values.shape[1]), (self.num_tokens, 0), value=True)
         # The text's own outputs are read by nobody: only prototypes ask.
         conditioned, weights = self.conditioning(free, torch.cat([free, words], dim=1), real)
         maps: dict[str, Tensor] = {"conditioning": weights[:, None]}
         states: dict[str, Tensor] = {}
         for modality, asking in zip(ORDER, conditioned.split(self.classes, dim=1), strict=True):
             reader = cast(Resampling, self.resampling[modality])
-            frames, lengths = given[modality]
-            found, weights = reader(asking, frames, lengths, layouts and layouts[modality])
+            stream = streams[modality]
+            found, weights = reader(asking, stream)
             maps[modality], states[modality] = weights[:, None], found
             states[f"logits_{modality}"] = reader.logits(found)
-            states[f"present_{modality}"] = (lengths > 0).to(found.dtype)
+            states[f"present_{modality}"] = (stream.lengths > 0).to(found.dtype)
         tokens = self.to_llm(self.norm(torch.cat([states[modality] for modality in ORDER], dim=1)))
-        return tokens, maps if return_weights else states
+        return tokens, maps if streams.wants_maps else states
 
 
 class Prototypes(RegularisedLM):
