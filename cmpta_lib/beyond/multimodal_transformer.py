@@ -17,16 +17,8 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from cmpta_lib.base import Group, Loss
-from cmpta_lib.baselines.supervised import (
-    Chance,
-    ClipBatch,
-    Clips,
-    Supervised,
-    SupervisedConfig,
-    mean_over_time,
-    real_positions,
-)
+from cmpta_lib.base import Group, Loss, mean_over_time, real_positions
+from cmpta_lib.baselines.supervised import Chance, ClipBatch, Clips, Supervised, SupervisedConfig
 from cmpta_lib.beyond.pretraining import ContrastiveHead, MaskedLanguageHead, mask_tokens, masked_language_loss
 from cmpta_lib.config import AtLeastOne, Positive, RunConfig, Stage, TrainingConfig
 from cmpta_lib.data.corpus import MODALITIES, Split
