@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import GlmConfig, GlmForCausalLM
 
-from cmpta_lib.llm.files import read_config
+from cmpta_lib.llm.files import read_json
 from cmpta_lib.llm.weights import Renamed, assemble
 
 VOCABULARY = "tokenizer.model"
@@ -125,5 +125,5 @@ def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> GlmFor
     Raises:
         FileNotFoundError, ValueError: something is missing or does not fit; names it.
     """
-    config = config_of(read_config(folder))
+    config = config_of(read_json(folder / "config.json"))
     return assemble(lambda: GlmForCausalLM(config), folder, partial(rename, config), dtype, device)

@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import AddedToken, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from cmpta_lib.llm.files import read_config
+from cmpta_lib.llm.files import read_json
 from cmpta_lib.llm.weights import Renamed, assemble
 
 VOCABULARY = "qwen.tiktoken"
@@ -176,5 +176,5 @@ def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> Qwen2F
     Raises:
         FileNotFoundError, ValueError: something is missing or does not fit; names it.
     """
-    config = config_of(read_config(folder))
+    config = config_of(read_json(folder / "config.json"))
     return assemble(lambda: Qwen2ForCausalLM(config), folder, rename, dtype, device)
