@@ -55,7 +55,7 @@ def test_the_four_heads_give_the_golden_values():
     fill([*net.parameters()], 0.8)
     lengths = {"audio_lengths": torch.tensor([4, 2]), "vision_lengths": torch.tensor([3, 5])}
     clips: Any = SimpleNamespace(audio=given(2, 2, 4, 4), vision=given(3, 2, 5, 5), **lengths)
-    found = net.told_apart(given(1, 2, 3, 6)[:, 0], clips)[1]
+    found = net.of_text(given(1, 2, 3, 6)[:, 0], clips)[1]
     golden = {
         "fusion": [-0.987348, -0.887293],
         "text": [-0.885604, -1.306938],
