@@ -14,7 +14,6 @@ under "demo" and "demo/data" were chosen on validation splits by the search that
 
 from __future__ import annotations
 
-import functools
 import importlib
 import importlib.util
 import os
@@ -25,10 +24,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import funcresources
+
 from cmpta_lib.config import CmptaConfig, MethodConfig, RunConfig, from_json
 
 if TYPE_CHECKING:
-    from cmpta_lib.base import Method, Tools
+    from cmpta_lib.base import Method, Resources
     from cmpta_lib.data.corpus import Inputs
 
     ENTRIES: dict[str, Entry]
@@ -48,7 +49,7 @@ class Entry:
     """One method in the registry; `register` says what the fields mean."""
 
     config: type[MethodConfig]
-    method: Callable[[RunConfig, Inputs, Tools], Method] | str
+    method: Callable[[RunConfig, Inputs, Resources], Method] | str
     row: str
     comparisons: tuple[str, ...] = COMPARISONS
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -83,7 +84,7 @@ def __getattr__(name: str) -> Any:
 
 def register(
     config: type[MethodConfig],
-    method: Callable[[RunConfig, Inputs, Tools], Method] | str,
+    method: Callable[[RunConfig, Inputs, Resources], Method] | str,
     *,
     row: str,
     comparisons: tuple[str, ...] = COMPARISONS,
@@ -120,7 +121,7 @@ def register(
     _ENTRIES[entry.name] = entry
 
 
-@functools.cache
+@funcresources.cache
 def load_built_in() -> None:
     """Import the files of the built-in methods, which register them, and put them into the order of tables' rows."""
     for folder in map(importlib.import_module, BUILT_IN):
@@ -205,9 +206,9 @@ def method_class(name: str) -> type[Method]:
     return found
 
 
-def build(config: RunConfig, inputs: Inputs, tools: Tools) -> Method:
+def build(config: RunConfig, inputs: Inputs, resources: Resources) -> Method:
     """The untrained method that a config names; raises as `method_class`."""
-    return method_class(config.method.name)(config, inputs, tools)
+    return method_class(config.method.name)(config, inputs, resources)
 
 
 # The paper's method, whose settings `config` holds.

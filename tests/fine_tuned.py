@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from cmpta_lib import registry
-from cmpta_lib.base import Tools
+from cmpta_lib.base import Resources
 from cmpta_lib.baselines import self_mm, supervised
 from cmpta_lib.baselines.supervised import Supervised
 from cmpta_lib.config import DataConfig, EvaluationConfig, RunConfig, TrainingConfig, override
@@ -35,7 +35,7 @@ def run_config(method: str, **changes: Any) -> RunConfig:
     return override(start, {name.replace("__", "."): value for name, value in changes.items()})
 
 
-def fitted(config: RunConfig, corpus: Corpus, tools: Tools) -> Any:
+def fitted(config: RunConfig, corpus: Corpus, tools: Resources) -> Any:
     """A fresh method in eval mode."""
     method = loop.build(config, corpus, tools)
     method.module.eval()
@@ -56,7 +56,7 @@ def published_size(method: str) -> Any:
     with META:
         encoder = TextEncoder(BertModel(BertConfig(vocab_size=21128)), None, EncoderConfig())
         inputs = Inputs(Task("regression", "zh"), {"audio": 25, "vision": 177})
-        return registry.build(run_config(method), inputs, Tools(META, lambda config: None, lambda config: encoder))
+        return registry.build(run_config(method), inputs, Resources(META, lambda config: None, lambda config: encoder))
 
 
 def count(part: nn.Module) -> int:
@@ -79,7 +79,7 @@ def check_a_gpu_would_not_wait(config: RunConfig, corpus: Corpus, encoder: TextE
     for device in (CPU, META):
         copied = encoder.copy()
         copied.model.to(device)
-        method: Any = loop.build(config, corpus, Tools(device, lambda config: None, lambda config, one=copied: one))  # type: ignore[misc]
+        method: Any = loop.build(config, corpus, Resources(device, lambda config: None, lambda config, one=copied: one))  # type: ignore[misc]
         method.module.train()
         samples: Any = [replace(s, audio=s.audio[:5], vision=s.vision[:4]) for s in [*corpus.splits["train"]][:6]]
         given = (method, loop.optimizer_of(method.groups(config.training), config.training), samples)

@@ -15,8 +15,8 @@ from cmpta_lib import registry
 from cmpta_lib.baselines.supervised import Supervised
 from cmpta_lib.config import DataConfig, EvaluationConfig, RunConfig, TrainingConfig, override
 from cmpta_lib.data.corpus import Corpus, Inputs, Sample
+from cmpta_lib.fast.prompted import PromptedLM
 from cmpta_lib.method.llm import weights_fingerprint
-from cmpta_lib.method.prompted import PromptedLM
 from cmpta_lib.runs import loop
 
 SIZES = (3, 1, 2, 1)  # of the dialogues

@@ -341,11 +341,11 @@ def test_a_run_answers_every_clip_and_answers_the_same_when_it_is_loaded(world, 
 
 
 def test_labels_do_not_reach_the_answers(world, qwen):
-    from cmpta_lib.base import Tools
+    from cmpta_lib.base import Resources
     from cmpta_lib.data.corpus import Inputs
 
     corpus = load_corpus(world / "data" / "talks")
-    method = registry.build(config_of(world, qwen), Inputs.of(corpus), Tools(CPU, lambda config: None))
+    method = registry.build(config_of(world, qwen), Inputs.of(corpus), Resources(CPU, lambda config: None))
     clips = [*corpus.splits["test"]]
     other = [replace(clip, label=(clip.label + 1) % 3) for clip in clips]
     first, second = (method.predict(method.collate(some)) for some in (clips, other))

@@ -15,7 +15,7 @@ from cmpta_lib.beyond.mgsi import MgsiConfig
 from cmpta_lib.beyond.prototypes import PrototypesConfig
 from cmpta_lib.config import DataConfig, RunConfig, TrainingConfig, override
 from cmpta_lib.data.corpus import Inputs
-from cmpta_lib.method import prompted as prompted_lm
+from cmpta_lib.fast import prompted as prompted_lm
 
 WORLDS = ("embedded-sims", "embedded-meld")
 METHODS = {

@@ -10,8 +10,8 @@ import torch
 from test_model import clips
 
 from cmpta_lib.data.corpus import Corpus
+from cmpta_lib.fast.prompted import PromptedLM
 from cmpta_lib.method.llm import FrozenLLM
-from cmpta_lib.method.prompted import PromptedLM
 from cmpta_lib.runs import loop
 
 

@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from cmpta_lib.base import Batch, Loss, Method, Predictions, Tools, mean_over_time, real_positions
+from cmpta_lib.base import Batch, Loss, Method, Predictions, Resources, mean_over_time, real_positions
 from cmpta_lib.baselines.supervised import (
     Chance,
     ClipBatch,
@@ -27,8 +27,8 @@ from cmpta_lib.baselines.supervised import (
 )
 from cmpta_lib.config import AtLeastOne, MethodConfig, Positive, PromptedLMConfig, RunConfig, TextOnlyConfig
 from cmpta_lib.data.corpus import MODALITIES, Inputs, Modality, Sample, Split
-from cmpta_lib.fast.packing import send
-from cmpta_lib.method.prompted import PromptedLM, TokenMaker
+from cmpta_lib.fast.packing import Streams, send
+from cmpta_lib.fast.prompted import PromptedLM, TokenMaker
 from cmpta_lib.registry import register
 
 register(
@@ -58,10 +58,10 @@ class ConstantBatch(Batch):
 class Constant(Method):
     """The training labels' median (or mean), or the majority class; nothing is trained by gradient."""
 
-    def __init__(self, config: RunConfig, inputs: Inputs, tools: Tools) -> None:
+    def __init__(self, config: RunConfig, inputs: Inputs, resources: Resources) -> None:
         assert isinstance(config.method, ConstantConfig)
-        self.statistic, self.task, self.device = config.method.statistic, inputs.task, tools.device
-        answer = torch.zeros(max(1, len(inputs.task.labels)), dtype=torch.float64, device=tools.device)
+        self.statistic, self.task, self.device = config.method.statistic, inputs.task, resources.device
+        answer = torch.zeros(max(1, len(inputs.task.labels)), dtype=torch.float64, device=resources.device)
         self.module = nn.Module()
         self.module.register_buffer("answer", answer)
 
@@ -296,17 +296,8 @@ class SoftTokens(TokenMaker):
     def set_feature_statistics(self, modality: Modality, mean: Tensor, std: Tensor) -> None:
         """Nothing to scale: neither face nor voice is read."""
 
-    def forward(
-        self,
-        text: Tensor,
-        text_lengths: Tensor,
-        audio: Tensor,
-        audio_lengths: Tensor,
-        vision: Tensor,
-        vision_lengths: Tensor,
-        return_weights: bool = False,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        return self.tokens.expand(len(text), -1, -1), {}
+    def forward(self, streams: Streams) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.tokens.expand(len(streams.text.lengths), -1, -1), {}
 
 
 class SoftPrompt(PromptedLM):

@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from cmpta_lib.base import Batch, Loss, Method, Predictions, Tools
+from cmpta_lib.base import Batch, Loss, Method, Predictions, Resources
 from cmpta_lib.beyond import media
 from cmpta_lib.beyond import omni_model as omni
 from cmpta_lib.beyond.media import Clip, Reading
@@ -107,11 +107,11 @@ def question(settings: OmniConfig, task: Task, has_audio: bool, has_vision: bool
 class Omni(Method):
     """Nothing is trained: the module is empty, and a finished run holds which model answered what."""
 
-    def __init__(self, config: RunConfig, inputs: Inputs, tools: Tools) -> None:
+    def __init__(self, config: RunConfig, inputs: Inputs, resources: Resources) -> None:
         assert isinstance(config.method, OmniConfig)
         self.settings, self.task, self.corpus = config.method, inputs.task, config.data.name
         caches = [folder / "cache" / "llm" for folder in (runs_folder(), runs_folder() / "smoke")]
-        self.llm = omni.load(self.settings.model, caches, tools.device, self.settings.system, self.settings.frame_tokens)
+        self.llm = omni.load(self.settings.model, caches, resources.device, self.settings.system, self.settings.frame_tokens)
         self.module = nn.Module()
         self.answers = legal_answers(self.task, self.settings.answer_decimals)
         self.reading = Reading(
@@ -153,10 +153,10 @@ class Omni(Method):
     def predict(self, batch: OmniBatch) -> Predictions:  # type: ignore[override]
         """The likeliest legal answer; or with free decoding what the model writes, None where that is no legal answer."""
         clips, order = self.clips(batch), [*self.answers]
-        oddities = Counter({"recordings_cut": sum(clip.was_cut for clip in clips)})
+        issues = Counter({"recordings_cut": sum(clip.was_cut for clip in clips)})
         if self.settings.needs_media:
-            oddities["without_sound"] = sum(clip.audio is None for clip in clips) if self.reading.audio else 0
-            oddities["without_picture"] = sum(clip.frames is None for clip in clips) if self.reading.vision else 0
+            issues["without_sound"] = sum(clip.audio is None for clip in clips) if self.reading.audio else 0
+            issues["without_picture"] = sum(clip.frames is None for clip in clips) if self.reading.vision else 0
         chances, places = None, []
         if self.settings.decoding == "score":
             scores = self.scores(clips)
@@ -165,10 +165,10 @@ class Omni(Method):
             for clip in clips:
                 asked = self.ask(clip)
                 places.append(asked.parse(self.llm.generate([clip], asked.prompt, self.settings.max_new_tokens)[0]))
-            oddities["unparsable_replies"] = places.count(None)
+            issues["unparsable_replies"] = places.count(None)
         replies = [None if place is None else order[place] for place in places]
         values = np.array([np.nan if reply is None else self.answers[reply] for reply in replies], np.float64)
-        found = {name: count for name, count in oddities.items() if count}
+        found = {name: count for name, count in issues.items() if count}
         return Predictions(values, replies, tuple(order), chances, found)
 
 
