@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import funcresources
+import functools
 
 from cmpta_lib.config import CmptaConfig, MethodConfig, RunConfig, from_json
 
@@ -121,7 +121,7 @@ def register(
     _ENTRIES[entry.name] = entry
 
 
-@funcresources.cache
+@functools.cache
 def load_built_in() -> None:
     """Import the files of the built-in methods, which register them, and put them into the order of tables' rows."""
     for folder in map(importlib.import_module, BUILT_IN):

@@ -20,7 +20,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar, cast
 import numpy as np
 import torch
 import torch.nn.functional as F
-from iterresources import chain
+from itertools import chain
 from pydantic import Field
 from torch import Tensor, nn
 
