@@ -14,6 +14,7 @@ under "demo" and "demo/data" were chosen on validation splits by the search that
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import os
@@ -23,8 +24,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import functools
 
 from cmpta_lib.config import CmptaConfig, MethodConfig, RunConfig, from_json
 
@@ -113,7 +112,7 @@ def register(
     """
     entry = Entry(config, method, row, comparisons, settings or {}, reads, is_reference, is_trained, is_beyond)
     if not entry.is_built_in:
-        load_built_in()
+        load_built_in()  # their names and rows are taken
     for other in _ENTRIES.values():
         same_class = (other.config.__module__, other.config.__qualname__) == (config.__module__, config.__qualname__)
         if not same_class and (other.name == entry.name or other.row == row):
@@ -134,11 +133,12 @@ def load_built_in() -> None:
 
 
 def load_plugins() -> None:
-    """Import the files and modules that the environment variable CMPTA_METHODS names, each once.
+    """Import the built-in methods, and the files and modules that the environment variable CMPTA_METHODS names, each once.
 
     Raises:
         ValueError: one of them is not there.
     """
+    load_built_in()
     for place in _places():
         name = Path(place).stem if place.endswith(".py") else place
         if name in sys.modules:

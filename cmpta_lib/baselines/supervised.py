@@ -15,12 +15,12 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from itertools import chain
 from pydantic import Field
 from torch import Tensor, nn
 
