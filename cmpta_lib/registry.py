@@ -214,7 +214,7 @@ def build(config: RunConfig, inputs: Inputs, resources: Resources) -> Method:
 # The paper's method, whose settings `config` holds.
 register(
     CmptaConfig,
-    "cmpta_lib.method.adapter:CMPTA",
+    "cmpta_lib.fast.cmpta:CMPTA",
     row="CMPTA",
     settings={
         "demo": {"method.dim": 64},

@@ -15,7 +15,7 @@ from cmpta_lib.beyond.mgsi import MgsiConfig
 from cmpta_lib.beyond.prototypes import PrototypesConfig
 from cmpta_lib.config import DataConfig, RunConfig, TrainingConfig, override
 from cmpta_lib.data.corpus import Inputs
-from cmpta_lib.fast import prompted as prompted_lm
+from cmpta_lib.fast import packing
 
 WORLDS = ("embedded-sims", "embedded-meld")
 METHODS = {
@@ -44,7 +44,7 @@ def built(settings, corpus, tools) -> regularisers.RegularisedLM:
 @pytest.mark.parametrize("world", WORLDS)
 def test_a_step_waits_for_nothing_and_sends_one_block_more(settings, world, device, llm, corpora, monkeypatch):
     corpus, llm = corpora[world], on(device, llm, monkeypatch)
-    monkeypatch.setattr(regularisers, "send", lambda *given: prompted_lm.send(*given))  # the one that is watched
+    monkeypatch.setattr(regularisers, "send", lambda *given: packing.send(*given))  # the one that is watched
     seen = step_watched(monkeypatch, config(settings), llm, corpus)
     assert seen.counts == {"tolist": READOUT} and seen.sends <= SENDS + 1  # what the losses are to find
 

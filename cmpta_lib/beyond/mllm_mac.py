@@ -28,9 +28,9 @@ from cmpta_lib.base import Group, Loss, Predictions, Resources
 from cmpta_lib.beyond.knowledge import END, Describer, StatementCache, content_digest
 from cmpta_lib.config import AtLeastOne, CmptaConfig, Positive, PromptedLMConfig, RunConfig, Stage, TrainingConfig
 from cmpta_lib.data.corpus import MODALITIES, Inputs, Modality, Sample, Split
+from cmpta_lib.fast.cmpta import BatchedAdapter
 from cmpta_lib.fast.prompted import PromptBatch, PromptedLM
 from cmpta_lib.llm.generation import LoraWeights, Speaker, adapted
-from cmpta_lib.method.adapter import CMPTAdapter
 from cmpta_lib.method.answers import AnswerTrie
 from cmpta_lib.method.llm import FrozenLLM
 from cmpta_lib.paper import HYPERPARAMETERS
@@ -201,7 +201,7 @@ class MllmMac(PromptedLM, MultimodalLLM[Sample]):
         self._cache: tuple[tuple[int, ...], StatementCache] | None = None
         self._learn(perceives=False)
 
-    def token_maker(self, inputs: Inputs) -> CMPTAdapter | None:
+    def token_maker(self, inputs: Inputs) -> BatchedAdapter | None:
         settings = self.settings
         if settings.modalities == "T":
             return None
@@ -212,7 +212,7 @@ class MllmMac(PromptedLM, MultimodalLLM[Sample]):
             dropout=settings.dropout,
         )
         widths = inputs.widths["audio"], inputs.widths["vision"]
-        return CMPTAdapter(shape, *widths, self.llm.dim, self.llm.embedding_norm)
+        return BatchedAdapter(shape, *widths, self.llm.dim, self.llm.embedding_norm)
 
     def fit(self, train: Split) -> None:
         super().fit(train)
@@ -313,7 +313,7 @@ class MllmMac(PromptedLM, MultimodalLLM[Sample]):
     def _asked(self, prompt: str, llm: FrozenLLM, choices: Sequence[str] = ()) -> MllmMac:
         """This method with another question, the same weights and batches."""
         other = copy.copy(self)
-        other.llm, other._ids = llm, {**self._ids, "prompt": llm.token_ids(prompt)}
+        other.llm, other.ids = llm, replace(self.ids, prompt=llm.token_ids(prompt))
         if choices:
             other.answers = {choice: place for place, choice in enumerate(choices)}
             other.trie = AnswerTrie({choice: llm.token_ids(choice) for choice in choices})
@@ -344,11 +344,8 @@ class MllmMac(PromptedLM, MultimodalLLM[Sample]):
     @torch.no_grad()
     def _said(self, batch: PromptBatch, prompt: str, max_new_tokens: int, draws: Tensor | None) -> list[str]:
         asked = self._asked(prompt, self.speaking)
-        tokens, _ = asked.pseudo_tokens(batch)
-        rows = asked._rows(batch, tokens.shape[1], [[]] * len(batch.ids))
-        embeds, _, _ = asked._placed(rows, tokens, [])
         self._speaker = self._speaker or Speaker(self.speaking)
-        return self._speaker.go_on(embeds.split(rows.lengths), max_new_tokens, self.settings.top_p, draws)
+        return self._speaker.go_on(asked.prompt_embeddings(batch), max_new_tokens, self.settings.top_p, draws)
 
     # --- knowledge ----------------------------------------------------------------------------------------------------
 

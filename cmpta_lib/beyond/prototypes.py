@@ -23,9 +23,10 @@ from cmpta_lib.base import FeatureScaling, real_positions
 from cmpta_lib.beyond.regularisers import RegularisedLM, central_moment_discrepancy, diversity
 from cmpta_lib.config import CmptaConfig, PromptedLMConfig
 from cmpta_lib.data.corpus import Inputs, Modality
-from cmpta_lib.fast.packing import Ragged, Streams
+from cmpta_lib.fast.cmpta import BatchedAlignment
+from cmpta_lib.fast.packing import Stream, Streams
 from cmpta_lib.fast.prompted import TokenMaker
-from cmpta_lib.method.adapter import TemporalAlignment, start_at_embedding_norm
+from cmpta_lib.method.adapter import start_at_embedding_norm
 from cmpta_lib.registry import register
 
 Weight = Annotated[float, Field(ge=0)]  # of a loss
@@ -71,15 +72,6 @@ class Attention(nn.Module):
         return weights @ self.value(read), weights
 
 
-class _PerFrame(nn.Linear):
-    """Frames projected one by one: (B, T, F) -> (B, T, D)."""
-
-    def forward(  # type: ignore[override]  # called as what reads in order
-        self, frames: Tensor, lengths: Tensor, layout: Ragged | None = None
-    ) -> Tensor:
-        return super().forward(frames)
-
-
 class Resampling(nn.Module):
     """Prototypes of one modality read its frames; its classifier says which class they found."""
 
@@ -87,18 +79,18 @@ class Resampling(nn.Module):
         super().__init__()
         self.semantics = config.semantics
         self.scaling = FeatureScaling(features)  # register 16
-        self.read: nn.Module = _PerFrame(features, config.dim)
+        self.read: nn.Module = nn.Linear(features, config.dim)
         if config.frames == "bilstm":
-            self.read = TemporalAlignment(features, CmptaConfig(dim=config.dim, num_heads=1, dropout=0.0))
+            self.read = BatchedAlignment(features, CmptaConfig(dim=config.dim, num_heads=1, dropout=0.0))
         self.attention = Attention(config.dim)
         self.classify = nn.Linear(config.dim, classes)
 
-    def forward(
-        self, prototypes: Tensor, frames: Tensor, lengths: Tensor, layout: Ragged | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """(B, K, D), (B, T, F), (B,) -> (B, K, D), zeros where the modality is absent, and weights (B, K, T)."""
-        real = real_positions(lengths, frames.shape[1])
-        return self.attention(prototypes, self.read(self.scaling(frames, lengths), lengths, layout), real)
+    def forward(self, prototypes: Tensor, stream: Stream) -> tuple[Tensor, Tensor]:
+        """(B, K, D) -> (B, K, D), zeros where the modality is absent, and weights (B, K, T)."""
+        real, scaled = real_positions(stream.lengths, stream.values.shape[1]), self.scaling(stream.values, stream.lengths)
+        in_order = isinstance(self.read, BatchedAlignment)
+        read = stream.layout.padded(self.read(scaled, stream.layout)) if in_order else self.read(scaled)
+        return self.attention(prototypes, read, real)
 
     def logits(self, found: Tensor) -> Tensor:
         """(B, K, D) -> (B, K): of class k from prototype k alone, or from the mean of all."""
@@ -159,7 +151,7 @@ class PrototypeTokens(TokenMaker):
         for modality, asking in zip(ORDER, conditioned.split(self.classes, dim=1), strict=True):
             reader = cast(Resampling, self.resampling[modality])
             stream = streams[modality]
-            found, weights = reader(asking, stream.values, stream.lengths, stream.known_layout)
+            found, weights = reader(asking, stream)
             maps[modality], states[modality] = weights[:, None], found
             states[f"logits_{modality}"] = reader.logits(found)
             states[f"present_{modality}"] = (stream.lengths > 0).to(found.dtype)
