@@ -131,13 +131,11 @@ def test_words_alone_read_neither_voice_nor_face(name, tools):
     assert torch.equal(outputs(method, [clip(0)]), outputs(method, [clip(0, text="差得离谱")]))
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("world", ["embedded-sims", "embedded-meld"])
-def test_training_repeats_and_lowers_its_loss(name, world, corpora, tools, tmp_path):
-    config = override(config_of(name, {}), {"training.epochs": 12, "training.batch_size": 4, "training.learning_rate": 0.01})
-    runs = [loop.train(config, corpora[world], tools, tmp_path / str(number)) for number in range(2)]
-    (method, state), (_, again) = runs
-    assert state.history == again.history and state.history[-1]["train_loss"] < state.history[0]["train_loss"]
+@pytest.mark.parametrize(("name", "world"), [("lmf", "embedded-sims"), ("tfn", "embedded-meld")])
+def test_training_lowers_its_loss(name, world, corpora, tools, tmp_path):
+    changes = {"training.epochs": 12, "training.batch_size": 4, "training.learning_rate": 0.01}
+    method, state = loop.train(override(config_of(name, {}), changes), corpora[world], tools, tmp_path)
+    assert state.history[-1]["train_loss"] < state.history[0]["train_loss"]
     answers, _ = evaluate(method, corpora[world].splits["valid"], 3)
     assert answers["prediction"].notna().all()
 
