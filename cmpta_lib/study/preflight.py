@@ -17,12 +17,12 @@ from pathlib import Path
 
 from cmpta_lib import registry
 from cmpta_lib.beyond import media
-from cmpta_lib.beyond.settings import OMNI_MODELS
 from cmpta_lib.config import EncoderConfig, LLMConfig
 from cmpta_lib.data.corpus import Language
 from cmpta_lib.data.store import load_corpus
 from cmpta_lib.embedded.recipe import TINY_MODELS
 from cmpta_lib.llm import files as llm_files
+from cmpta_lib.llm.files import OMNI_MODELS
 from cmpta_lib.runs import sharing, store
 from cmpta_lib.runs.progress import table
 from cmpta_lib.study import naming
@@ -114,7 +114,7 @@ def stored(study: Study, notebooks: Collection[str] = ()) -> list[Need]:
         except (OSError, ValueError) as error:
             found.append(Need(f"contents of {kind} {name}", str(error), "see above"))
         else:
-            check = partial(llm_files.check_contents, model, study.cache / "llm")
+            check = partial(llm_files.find, model, study.cache / "llm", deep=True)
             found.append(_sound(f"contents of {kind} {model.name}", check))
     for entry in store.found(study.root):
         if not isinstance(entry, store.Run):
