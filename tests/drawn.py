@@ -13,7 +13,7 @@ from cmpta_lib.config import CmptaConfig
 from cmpta_lib.data.corpus import Task
 from cmpta_lib.figures import curves as plots
 from cmpta_lib.figures.answers import calibration_figure, confusion_figure
-from cmpta_lib.figures.style import figure_style, settle
+from cmpta_lib.figures.style import figure_style, lay_out
 
 FOOTER = "Data: embedded SIMS (generated); backbone: tiny; seeds: 1111; profile: demo."
 CLASSES = ("neutral", "surprise", "fear", "sadness", "joy", "disgust", "anger")
@@ -22,7 +22,7 @@ SIMS, MELD = Task("regression", "zh"), Task("classification", "en", CLASSES)
 
 def model(task=SIMS, text="说实话，这也太好了吧", label=-0.4, backbone="tiny", llm_dim=192, **settings) -> plots.ShownModel:
     config = CmptaConfig.model_validate({"dim": 64, "num_heads": 4} | settings)
-    return plots.ShownModel(config, task, backbone, llm_dim, 25, 177, "train_00000", text, label)
+    return plots.ShownModel(config, task, backbone, llm_dim, 25, 177, text, label)
 
 
 def english(**settings) -> plots.ShownModel:
@@ -127,7 +127,7 @@ DIAGRAMS = {
 def texts_of(name: str) -> tuple[Figure, list[tuple[Text, Bbox]]]:
     """A figure by its name, and every text that is drawn, with the pixels that it takes."""
     figure = (FIGURES[name][0] if name in FIGURES else DIAGRAMS[name])()
-    settle(figure)
+    lay_out(figure)
     found: list[tuple[Text, Bbox]] = []
     draw = Text.draw
 

@@ -101,8 +101,8 @@ def test_a_panel_that_does_not_fit_is_refused(changes, message):
     [
         (lambda: plots.attention_figure([]), "no attention panels"),
         (lambda: plots.training_curves({}, "mae"), "no training histories"),
-        (lambda: plots.training_curves({"1111": history()}, "corr"), "history of '1111' lacks the columns valid_corr"),
-        (lambda: plots.corpus_figure({"train": pd.DataFrame({"text": []})}, "regression"), "'train' lacks .* label"),
+        (lambda: plots.training_curves({"1111": history()}, "corr"), "history of '1111' has no columns valid_corr"),
+        (lambda: plots.corpus_figure({"train": pd.DataFrame({"text": []})}, "regression"), "'train' has no columns .*label"),
         (lambda: corpus(label_names=("neutral",)), "do not all have one of the 1 names"),
     ],
 )

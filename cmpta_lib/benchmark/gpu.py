@@ -3,9 +3,9 @@
     python -m cmpta_lib.benchmark.gpu OUT [--vocabulary qwen.tiktoken] [--annotations FOLDER]
 
 The whole of Qwen-1.8B's shape with random bf16 weights, drawn on the GPU: no weights are read. On the lengths of SIMS-V2
-and MELD, at batches of 16 and 64: step, floor and ancestor-style step, answers, shares of the step, peak memory, the
-matrix products' measured peak and what of it the LLM's part reaches, and the hours of profile `paper` that follow. OUT
-gets gpu.json and gpu.csv; the same is printed.
+and MELD, at batches of 16 and 64: a step of CMPTA, of the bare LLM and of MSE-Adapter's way, answers, shares of the step,
+peak memory, the matrix products' measured peak and what of it the LLM's part reaches, and the hours of profile `paper` that
+follow. OUT gets gpu.json and gpu.csv; the same is printed.
 
 Needs torch, transformers, pandas, numpy, safetensors and scikit-learn, and of smaller packages pydantic (with pydantic-core,
 annotated-types, typing-inspection), filelock, psutil and tqdm; no Jupyter. Without a GPU it runs on the CPU, in float32,
@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from cmpta_lib.benchmark import table
-from cmpta_lib.benchmark.command import contest_of, peaks_here, screen
+from cmpta_lib.benchmark.command import screen
+from cmpta_lib.benchmark.contest import Contest, peaks_here
 from cmpta_lib.benchmark.options import CORPORA, DEFAULT_DIM, Options
 from cmpta_lib.config import TrainingConfig
 from cmpta_lib.study import estimate, forecast
@@ -31,18 +32,7 @@ from cmpta_lib.study.plan import CMPTA
 from cmpta_lib.study.study import Study
 
 BATCHES = (16, 64)
-_SMALL_BATCHES = (2, 4)
-
-
-def asked(options: argparse.Namespace) -> list[list[Options]]:
-    """Per corpus, the measurements that share a backbone: one for each batch size."""
-    common: dict[str, Any] = {"vocabulary": options.vocabulary, "annotations": options.annotations}
-    if options.small:
-        common |= {"backbone": "tiny", "dim": 16, "steps": 1, "answers": 1, "answered": 4}
-    else:
-        common |= {"backbone": "full", "dim": DEFAULT_DIM["full"], "steps": 10, "answers": 3, "warm_up": 3}
-    sizes = _SMALL_BATCHES if options.small else BATCHES
-    return [[Options(corpus=key, batch_size=size, **common) for size in sizes] for key in CORPORA]
+SMALL_BATCHES = (2, 4)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,15 +43,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--annotations", default="", help="folder of MELD's CSVs, for its real texts")
     parser.add_argument("--small", action="store_true", help="the tiny LLM's size, to see that everything runs")
     options = parser.parse_args(arguments)
-    started, groups, rows = time.perf_counter(), asked(options), []
-    for group in groups:
-        llm = None
-        for one in group:
-            contest = contest_of(one, llm=llm)
+    common: dict[str, Any] = {"vocabulary": options.vocabulary, "annotations": options.annotations}
+    if options.small:
+        common |= {"backbone": "tiny", "dim": 16, "steps": 1, "answers": 1, "answered": 4}
+    else:
+        common |= {"backbone": "full", "dim": DEFAULT_DIM["full"], "steps": 10, "answers": 3, "warm_up": 3}
+    started, asked, rows = time.perf_counter(), [], []
+    for key in CORPORA:
+        llm = None  # one for all batch sizes
+        for size in SMALL_BATCHES if options.small else BATCHES:
+            asked.append(Options(corpus=key, batch_size=size, **common))
+            contest = Contest(asked[-1], llm)
             llm = contest.llm
-            rows.append(table.row(one, contest.run(), peaks_here(contest)))
-            print(screen(rows[-1:], table.about([one])), flush=True)
-    made = table.about([one for group in groups for one in group])
+            rows.append(table.row(asked[-1], contest.run(), peaks_here(contest)))
+            print(screen(rows[-1:], table.about(asked[-1:])), flush=True)
+    made = table.about(asked)
     made |= {"projection": projection(rows), "seconds": round(time.perf_counter() - started, 1)}
     paths = table.store(options.out, "gpu", rows, made)
     print(f"{made['projection']}\nall of it in {made['seconds']} s: " + ", ".join(map(str, paths)))

@@ -20,9 +20,9 @@ import numpy as np
 from cmpta_lib import files
 from cmpta_lib.data.corpus import Corpus, Sample, Task
 from cmpta_lib.data.store import FORMAT, load_corpus, write_files
-from cmpta_lib.embedded import recipe
 from cmpta_lib.embedded.worlds import CueSet, World, meld_world, sims_world, worlds
 
+RECIPE = 3  # raise when generated clips or text change: caches are named by it, and made anew
 SPLIT_SIZES = {"train": 3200, "valid": 320, "test": 640}
 ABSENT_SHARE = 0.03  # of clips without vision, and of clips without audio: absence is a real case
 SPEAKERS = ("Anna", "Ben", "Clara", "David", "Emma", "Frank")
@@ -266,7 +266,7 @@ def embedded_corpus(name: str, cache: Path, sizes: Mapping[str, int] = SPLIT_SIZ
     """
     if name not in worlds():
         raise ValueError(f"no embedded corpus '{name}'; there are: {', '.join(worlds())}")
-    world, tag = worlds()[name], "-".join(str(n) for n in (*sizes.values(), seed, recipe.CORPORA, FORMAT))
+    world, tag = worlds()[name], "-".join(str(n) for n in (*sizes.values(), seed, RECIPE, FORMAT))
     splits = {split: samples(world, split, size, seed) for split, size in sizes.items()}
 
     def write(folder: Path) -> None:

@@ -1,9 +1,4 @@
-"""Does a method know when it is right? Its confidence against the share of answers that are, and how sure it is.
-
-Which class, or score, is taken for which: one map for each compared method.
-
-One clip looked at closely: its words, the probability of every answer to it, and its attention maps.
-"""
+"""A method's answers: does it know when it is right, what does it take for what, and what does it say of one clip?"""
 
 from __future__ import annotations
 
@@ -19,21 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from cmpta_lib.figures import style
 from cmpta_lib.figures.attention import AttentionPanel, attention_size, draw_attention, what_is_drawn
-from cmpta_lib.figures.style import (
-    BLUE,
-    DOUBLE_COLUMN_IN,
-    SINGLE_COLUMN_IN,
-    SMALLEST_PT,
-    TITLE_PT,
-    VERMILLION,
-    figure_style,
-    fit_line,
-    new_figure,
-    printable,
-    text_width_in,
-    wrap,
-)
+from cmpta_lib.figures.style import figure_style, fit_line, new_figure, printable, text_width_in, wrap
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINES = ("-", "--", ":")  # the colours begin again at the eighth method: another dash then
@@ -84,14 +67,14 @@ def calibration_figure(
     """
     if not answers:
         raise ValueError("no confidences to draw: no method was given")
-    widest = max(text_width_in(f"{printable(name)}, ECE 10.0 %", SMALLEST_PT) for name in answers)
+    widest = max(text_width_in(f"{printable(name)}, ECE 10.0 %", style.SMALLEST_PT) for name in answers)
     columns = 1 if widest > WIDEST_IN else 2
     legend_in = 0.15 * math.ceil((len(answers) + 1) / columns)
     drawn = (
         f"Above: share of right answers by confidence, in {bins} bins of equally many answers, with the expected calibration "
         "error (ECE); on the grey line a method is right as often as it is sure. Below: how often each confidence occurs."
     )
-    figure = new_figure(SINGLE_COLUMN_IN, 3.5 + legend_in, title=title, footer=footer, drawn=drawn)
+    figure = new_figure(style.SINGLE_COLUMN_IN, 3.5 + legend_in, title=title, footer=footer, drawn=drawn)
     curves, sure, key = figure.subplots(3, 1, height_ratios=(2, 0.8, legend_in))
     key.axis("off")
     curves.plot([0, 100], [0, 100], color="0.6", linewidth=0.8, zorder=1)
@@ -102,9 +85,9 @@ def calibration_figure(
         except ValueError as error:
             raise ValueError(f"'{name}': {error}") from None
         colour, dashes, marker = f"C{k}", LINES[k // 7 % len(LINES)], MARKERS[k % len(MARKERS)]
-        style = {"color": colour, "linestyle": dashes, "marker": marker, "ms": 3.5, "mew": 0}
+        look = {"color": colour, "linestyle": dashes, "marker": marker, "ms": 3.5, "mew": 0}
         label = f"{printable(name)}, ECE {100 * calibration_error(curve):.1f} %"
-        handles += curves.plot(100 * curve["confidence"], 100 * curve["correct"], label=label, **style)
+        handles += curves.plot(100 * curve["confidence"], 100 * curve["correct"], label=label, **look)
         shares, edges = np.histogram(100 * np.asarray(confidence, float), bins=20, range=(0, 100))
         sure.stairs(100 * shares / len(confidence), edges, color=colour, linestyle=dashes, linewidth=1, baseline=None)
     curves.set(ylim=(0, 100), ylabel="right answers (%)")
@@ -145,8 +128,8 @@ def confusion_figure(
         if share.shape != (len(labels), len(labels)):
             raise ValueError(f"'{name}': expected a map of {len(labels)} x {len(labels)} classes, got {share.shape}")
     names = [printable(label) for label in labels]
-    label_in = max(text_width_in(name, SMALLEST_PT) for name in names)
-    room_in = DOUBLE_COLUMN_IN - label_in - AXIS_IN
+    label_in = max(text_width_in(name, style.SMALLEST_PT) for name in names)
+    room_in = style.DOUBLE_COLUMN_IN - label_in - AXIS_IN
     columns = min(max(int(room_in / (CELL_IN * len(labels) + GAP_IN)), 1), MOST_COLUMNS, len(shares))
     map_in = min(room_in / columns - GAP_IN, max(LARGEST_CELL_IN * len(labels), SMALLEST_MAP_IN))
     rows = math.ceil(len(shares) / columns)
@@ -155,19 +138,16 @@ def confusion_figure(
     more_lines = sum(max(title.count("\n") for title in titles[row * columns :][:columns]) for row in range(rows))
     height = rows * (map_in + TITLE_IN) + LINE_IN * more_lines + named * (label_in + AXIS_IN)
     drawn = f"Of the clips of each true {noun} (row), how many per cent get each answer (column), one map per method."
-    figure = new_figure(DOUBLE_COLUMN_IN, height, title=title, footer=footer, drawn=drawn)
+    figure = new_figure(style.DOUBLE_COLUMN_IN, height, title=title, footer=footer, drawn=drawn)
     grid = figure.subplots(rows, columns, squeeze=False)
-    for place, axes in enumerate(grid.flat):
-        if place >= len(shares):
-            axes.set_visible(False)
-            continue
-        name = list(shares)[place]
-        percent = np.round(100 * shares[name]).astype(int)
-        is_legible = map_in / len(labels) >= CELL_IN
+    for axes in grid.flat[len(shares) :]:
+        axes.set_visible(False)
+    for place, (share, axes) in enumerate(zip(shares.values(), grid.flat, strict=False)):
+        percent = np.round(100 * share).astype(int) if map_in / len(labels) >= CELL_IN else None  # else not legible
         is_left, is_lowest = place % columns == 0, place + columns >= len(shares)
         sns.heatmap(
-            shares[name], ax=axes, vmin=0, vmax=1, cmap="Blues", cbar=False, square=True, annot=percent if is_legible else None,
-            fmt="d", annot_kws={"size": SMALLEST_PT}, xticklabels=names, yticklabels=names,
+            share, ax=axes, vmin=0, vmax=1, cmap="Blues", cbar=False, square=True, annot=percent, fmt="d",
+            annot_kws={"size": style.SMALLEST_PT}, xticklabels=names, yticklabels=names,
         )  # fmt: skip
         axes.set_title(titles[place], parse_math=False)
         axes.tick_params(length=0)
@@ -209,14 +189,9 @@ class ClipAnswer:
 
 @figure_style()
 def clip_figure(
-    panels: Sequence[AttentionPanel],
-    *,
-    text: str,
-    label: str,
-    answers: Mapping[str, ClipAnswer],
-    title: str = "",
+    panels: Sequence[AttentionPanel], *, text: str, label: str, answers: Mapping[str, ClipAnswer], title: str = "",
     footer: str = "",
-) -> Figure:
+) -> Figure:  # fmt: skip
     """A clip's words and label, each method's answers as bars of their probability, and its attention maps below.
 
     Args:
@@ -228,16 +203,16 @@ def clip_figure(
     if not answers:
         raise ValueError("no answers to draw: no method was given")
     maps_in, heights = attention_size(panels)[1:] if panels else (0.0, (0.0, 0.0))
-    quote = wrap(f"“{text}”  label: {label}", DOUBLE_COLUMN_IN - 0.3, TITLE_PT)
+    quote = wrap(f"“{text}”  label: {label}", style.DOUBLE_COLUMN_IN - 0.3, style.TITLE_PT)
     quote_in = _LINE_IN * (quote.count("\n") + 1) + 0.06
     drawn = "Above, the probability of each answer: the answer in blue, the label under the red mark. "
     drawn += what_is_drawn(panels) if panels else ""
-    figure = new_figure(DOUBLE_COLUMN_IN, quote_in + _BARS_IN + maps_in, title=title, footer=footer, drawn=drawn.strip())
+    figure = new_figure(style.DOUBLE_COLUMN_IN, quote_in + _BARS_IN + maps_in, title=title, footer=footer, drawn=drawn.strip())
     sizes = (quote_in, _BARS_IN, maps_in) if panels else (quote_in, _BARS_IN)
     parts = figure.add_gridspec(len(sizes), 1, height_ratios=sizes)
     words = figure.add_subplot(parts[0])
     words.axis("off")
-    words.text(0.5, 1, quote, ha="center", va="top", size=TITLE_PT, parse_math=False, transform=words.transAxes)
+    words.text(0.5, 1, quote, ha="center", va="top", size=style.TITLE_PT, parse_math=False, transform=words.transAxes)
     bars = parts[1].subgridspec(1, len(answers))
     for place, (name, answer) in enumerate(answers.items()):
         axes = figure.add_subplot(bars[place])
@@ -251,11 +226,11 @@ def clip_figure(
 def _draw_bars(axes: Axes, name: str, answer: ClipAnswer) -> None:
     shown = _likeliest(answer)
     percent = 100 * np.asarray(answer.probabilities, float)[shown]
-    colours = [BLUE if place == answer.chosen else "0.75" for place in shown]
+    colours = [style.BLUE if place == answer.chosen else "0.75" for place in shown]
     axes.bar(range(len(shown)), percent, color=colours, width=0.8)
     top = max(percent.max(), 1e-6)
     at_label = shown.index(answer.truth)
-    axes.plot(at_label, percent[at_label] + 0.07 * top, marker="v", color=VERMILLION, ms=4, mew=0, gid="label")
+    axes.plot(at_label, percent[at_label] + 0.07 * top, marker="v", color=style.VERMILLION, ms=4, mew=0, gid="label")
     names = [printable(answer.names[place]) for place in shown]
     upright = len(names) > 10 or max(map(len, names)) > LONG_NAME
     axes.set_xticks(range(len(shown)), names, rotation=90 if upright else 0, parse_math=False)
@@ -263,16 +238,13 @@ def _draw_bars(axes: Axes, name: str, answer: ClipAnswer) -> None:
     axes.set(ylim=(0, 1.2 * top), xlim=(-0.7, len(shown) - 0.3))
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_title(f"{printable(name)}: {printable(answer.text)}", parse_math=False)
-    handles: list[Artist] = [Patch(color=BLUE, label="answer")] if answer.chosen is not None else []
-    handles.append(Line2D([], [], linestyle="", marker="v", color=VERMILLION, ms=4, mew=0, label="label"))
+    handles: list[Artist] = [Patch(color=style.BLUE, label="answer")] if answer.chosen is not None else []
+    handles.append(Line2D([], [], linestyle="", marker="v", color=style.VERMILLION, ms=4, mew=0, label="label"))
     axes.legend(handles=handles, loc="best", borderaxespad=0.1, handlelength=1)
 
 
 def _likeliest(answer: ClipAnswer) -> list[int]:
     """Positions to draw, in order: all, or the likeliest with the label and the answer among them."""
-    if len(answer.names) <= MAX_BARS:
-        return list(range(len(answer.names)))
-    needed = {answer.truth} | ({answer.chosen} if answer.chosen is not None else set())
-    by_probability = [int(place) for place in np.argsort(-np.asarray(answer.probabilities), kind="stable")]
-    others = [place for place in by_probability if place not in needed]
-    return sorted([*needed, *others[: MAX_BARS - len(needed)]])
+    first = [answer.truth] if answer.chosen is None else [answer.truth, answer.chosen]
+    by_probability = np.argsort(-np.asarray(answer.probabilities), kind="stable").tolist()
+    return sorted(list(dict.fromkeys([*first, *by_probability]))[:MAX_BARS])

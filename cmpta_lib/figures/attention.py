@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.artist import Artist
@@ -15,21 +15,8 @@ from matplotlib.gridspec import SubplotSpec
 from matplotlib.lines import Line2D
 from matplotlib.patches import FancyBboxPatch, Patch, Rectangle
 
-from cmpta_lib.figures.style import (
-    DOUBLE_COLUMN_IN,
-    GREEN,
-    MODALITY_COLOURS,
-    SINGLE_COLUMN_IN,
-    SMALLEST_PT,
-    TITLE_PT,
-    VERMILLION,
-    YELLOW,
-    Look,
-    figure_style,
-    new_figure,
-    printable,
-    wrap,
-)
+from cmpta_lib.figures import style
+from cmpta_lib.figures.style import Look, figure_style, new_figure, printable, wrap
 
 MODALITY_MAPS = {"vision": "Blues", "audio": "Oranges"}  # white = no attention, so both also work in grey
 PADDING: Look = {"facecolor": "0.94", "edgecolor": "0.65", "hatch": "////", "linewidth": 0.0}
@@ -79,6 +66,10 @@ class AttentionPanel:
         if self.cue_window is not None and not 0 <= self.cue_window[0] < self.cue_window[1] <= shape[1]:
             raise ValueError(f"{self.modality}: cue_window={self.cue_window} is not inside the {shape[1]} real frames")
 
+    @property
+    def is_padded(self) -> bool:
+        return self.padded_length > np.shape(self.weights)[1]
+
 
 @figure_style()
 def attention_figure(panels: Sequence[AttentionPanel], *, title: str = "", footer: str = "") -> Figure:
@@ -91,21 +82,15 @@ def attention_figure(panels: Sequence[AttentionPanel], *, title: str = "", foote
 
 @figure_style()
 def case_study_figure(
-    panels: Sequence[AttentionPanel],
-    *,
-    text: str,
-    true_label: str,
-    text_only_answer: str,
-    cmpta_answer: str,
-    title: str = "",
-    footer: str = "",
-) -> Figure:
+    panels: Sequence[AttentionPanel], *, text: str, true_label: str, text_only_answer: str, cmpta_answer: str,
+    title: str = "", footer: str = "",
+) -> Figure:  # fmt: skip
     """Figure 5: one clip's words, its label, the answers without and with pseudo tokens, and its attention maps.
 
     An answer equal to the label gets a tick, another a cross; a number that differs says by how much instead.
     """
     width, height, heights = attention_size(panels)
-    quote = wrap(f"“{text}”", width - 0.3, TITLE_PT)
+    quote = wrap(f"“{text}”", width - 0.3, style.TITLE_PT)
     quote_in, boxes_in = 0.165 * (quote.count("\n") + 1) + 0.06, 0.5
     drawn = f"One clip's text, its true label and the answers without and with pseudo tokens. {what_is_drawn(panels)}"
     figure = new_figure(width, height + quote_in + boxes_in, title=title, footer=footer, drawn=drawn)
@@ -113,7 +98,7 @@ def case_study_figure(
     axes = figure.add_subplot(parts[0])
     axes.set(xlim=(0, width), ylim=(0, quote_in + boxes_in))
     axes.axis("off")
-    axes.text(width / 2, quote_in + boxes_in, quote, ha="center", va="top", size=TITLE_PT, parse_math=False)
+    axes.text(width / 2, quote_in + boxes_in, quote, ha="center", va="top", size=style.TITLE_PT, parse_math=False)
     answers = (("true label", true_label), ("text only", text_only_answer), ("CMPTA", cmpta_answer))
     for k, (name, answer) in enumerate(answers):
         mark, colour = _verdict(answer, true_label) if k else ("", "0.3")
@@ -124,37 +109,29 @@ def case_study_figure(
 
 def what_is_drawn(panels: Sequence[AttentionPanel]) -> str:
     """What a reader of the maps must know, for a caption."""
-    parts = [
+    said = (
         "How much each text token (row) attends to each frame (column), in per cent of the row; above, the mean over the text "
         "tokens, dotted where attention would be uniform."
-    ]
-    if any(_is_padded(p) for p in panels):
-        parts.append("Hatched: padding.")
-    if any(p.cue_window for p in panels):
-        parts.append("Dashed frame: the true cue.")
-    return " ".join(parts)
-
-
-def _is_padded(panel: AttentionPanel) -> bool:
-    return panel.padded_length > np.shape(panel.weights)[1]
+    )
+    said += " Hatched: padding." * any(p.is_padded for p in panels)
+    return said + " Dashed frame: the true cue." * any(p.cue_window for p in panels)
 
 
 def _verdict(answer: str, true_label: str) -> tuple[str, str]:
     if answer == true_label:
-        return "✓", GREEN
+        return "✓", style.GREEN
     try:
         return f"(off by {abs(float(answer) - float(true_label)):.2g})", "0.3"
     except ValueError:
-        return "✗", VERMILLION
+        return "✗", style.VERMILLION
 
 
 def _draw_answer(axes: Axes, left: float, width: float, name: str, answer: str, colour: str) -> None:
     """A box 0.44 inches tall, in axes that measure inches."""
-    shape = "round,pad=0,rounding_size=0.05"
-    box = FancyBboxPatch((left + 0.05, 0.02), width - 0.1, 0.42, boxstyle=shape, fc="white", ec=colour, lw=1.2)
-    axes.add_patch(box)
-    axes.text(left + width / 2, 0.34, name, ha="center", va="center", size=SMALLEST_PT, color="0.3")
-    axes.text(left + width / 2, 0.15, answer, ha="center", va="center", size=TITLE_PT, parse_math=False)
+    look: dict[str, Any] = {"boxstyle": "round,pad=0,rounding_size=0.05", "fc": "white", "ec": colour, "lw": 1.2}
+    axes.add_patch(FancyBboxPatch((left + 0.05, 0.02), width - 0.1, 0.42, **look))
+    axes.text(left + width / 2, 0.34, name, ha="center", va="center", size=style.SMALLEST_PT, color="0.3")
+    axes.text(left + width / 2, 0.15, answer, ha="center", va="center", size=style.TITLE_PT, parse_math=False)
 
 
 def attention_size(panels: Sequence[AttentionPanel]) -> tuple[float, float, tuple[float, float]]:
@@ -162,7 +139,7 @@ def attention_size(panels: Sequence[AttentionPanel]) -> tuple[float, float, tupl
     if not panels:
         raise ValueError("no attention panels to draw")
     heat_in = min(max(0.14 * max(len(p.query_labels) for p in panels), 1.1), 4.5)
-    width = SINGLE_COLUMN_IN if len(panels) == 1 else DOUBLE_COLUMN_IN
+    width = style.SINGLE_COLUMN_IN if len(panels) == 1 else style.DOUBLE_COLUMN_IN
     return width, math.ceil(len(panels) / 2) * (heat_in + 1.6) + 0.25, (0.65, heat_in)
 
 
@@ -190,10 +167,10 @@ def draw_attention(
         Line2D([], [], color="0.3", label="mean over text tokens"),
         Line2D([], [], color="0.3", linestyle=":", linewidth=0.8, label="uniform"),
     ]
-    if any(_is_padded(p) for p in panels):
+    if any(p.is_padded for p in panels):
         handles.append(Patch(**PADDING, label="padding"))
     if any(p.cue_window for p in panels):
-        cue: Look = {**CUE_OUTLINE, "facecolor": YELLOW}
+        cue: Look = {**CUE_OUTLINE, "facecolor": style.YELLOW}
         handles.append(Patch(**cue, label="true cue window"))
     key.legend(handles=handles, loc="center", ncol=2 * columns, borderaxespad=0, handlelength=1.8)
 
@@ -203,15 +180,8 @@ def _draw_heatmap(figure: Figure, axes: Axes, bar: Axes, panel: AttentionPanel, 
     percent = _at_most(panel.weights, MAX_CELLS) * 100
     # One sharp weight would leave all others white: the scale ends where the top half per cent of the cells begins.
     top = max(np.quantile(percent, 0.995), 1e-6)
-    image = axes.imshow(
-        percent,
-        cmap=MODALITY_MAPS[panel.modality],
-        vmin=0,
-        vmax=top,
-        aspect="auto",
-        extent=(-0.5, frames - 0.5, queries - 0.5, -0.5),
-        interpolation="none",
-    )
+    where: dict[str, Any] = {"aspect": "auto", "extent": (-0.5, frames - 0.5, queries - 0.5, -0.5), "interpolation": "none"}
+    image = axes.imshow(percent, cmap=MODALITY_MAPS[panel.modality], vmin=0, vmax=top, **where)
     axes.set_xlim(-0.5, panel.padded_length - 0.5)
     axes.set_xlabel(f"{panel.modality} frame (key)")
     step = math.ceil(queries * 0.125 / height_in)  # a line of 7 pt takes an eighth of an inch
@@ -223,7 +193,7 @@ def _draw_heatmap(figure: Figure, axes: Axes, bar: Axes, panel: AttentionPanel, 
         start, stop = panel.cue_window
         axes.add_patch(Rectangle((start - 0.5, -0.5), stop - start, queries, fill=False, **CUE_OUTLINE, gid="cue"))
     figure.colorbar(image, cax=bar, extend="max" if percent.max() > top else "neither", extendfrac=0.06)
-    bar.set_ylabel("weight (%)", size=SMALLEST_PT)
+    bar.set_ylabel("weight (%)", size=style.SMALLEST_PT)
     bar.tick_params(length=1.5)
 
 
@@ -241,7 +211,7 @@ def _at_most(weights: np.ndarray, cells: int) -> np.ndarray:
 def _draw_marginal(axes: Axes, panel: AttentionPanel) -> None:
     """The mean over the text tokens, with seconds on top where the hop is known."""
     frames = np.shape(panel.weights)[1]
-    colour = MODALITY_COLOURS[panel.modality]
+    colour = style.MODALITY_COLOURS[panel.modality]
     mean = np.asarray(panel.weights, np.float64).mean(0) * 100
     axes.stairs(mean, np.arange(frames + 1) - 0.5, color=colour, fill=True, alpha=0.2)
     axes.stairs(mean, np.arange(frames + 1) - 0.5, color=colour, linewidth=0.9, baseline=None)
@@ -252,15 +222,15 @@ def _draw_marginal(axes: Axes, panel: AttentionPanel) -> None:
     _mark_padding(axes, panel)
     if panel.cue_window:
         start, stop = panel.cue_window
-        axes.axvspan(start - 0.5, stop - 0.5, color=YELLOW, alpha=0.6, linewidth=0, zorder=0, gid="cue")
+        axes.axvspan(start - 0.5, stop - 0.5, color=style.YELLOW, alpha=0.6, linewidth=0, zorder=0, gid="cue")
     if panel.hop_ms:
         frame_s = panel.hop_ms / 1000
         seconds = axes.secondary_xaxis("top", functions=(lambda x: np.multiply(x, frame_s), lambda s: np.divide(s, frame_s)))
-        seconds.set_xlabel("time (s)", size=SMALLEST_PT)
+        seconds.set_xlabel("time (s)", size=style.SMALLEST_PT)
     axes.set_title(f"text → {panel.modality}", color=colour)
 
 
 def _mark_padding(axes: Axes, panel: AttentionPanel) -> None:
-    if _is_padded(panel):
+    if panel.is_padded:
         frames = np.shape(panel.weights)[1]
         axes.axvspan(frames - 0.5, panel.padded_length - 0.5, **PADDING, gid="padding")

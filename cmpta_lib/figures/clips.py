@@ -1,8 +1,4 @@
-"""Single clips for Figures 3-5: choosing them by a stated rule, their attention maps, and where the true cues lie.
-
-Choosing needs prediction tables only. What opens a model takes it as an argument, so nothing here imports torch before
-a model exists.
-"""
+"""Single clips for Figures 3-5: choosing them by a stated rule, their attention maps, and where the true cues lie."""
 
 from __future__ import annotations
 
@@ -14,10 +10,10 @@ import pandas as pd
 
 from cmpta_lib.data.corpus import MODALITIES, Corpus, Modality, Split, Task
 from cmpta_lib.figures.attention import AttentionPanel
+from cmpta_lib.fast.prompted import PromptedLM
 from cmpta_lib.method.prompted import answer_text
 
 if TYPE_CHECKING:
-    from cmpta_lib.fast.prompted import PromptedLM
     from cmpta_lib.runs.load import TrainedRun
 
 # Milliseconds per frame where the public files keep one rate; MELD's are resampled clip by clip.
@@ -168,37 +164,38 @@ def show_answer(task: Task, value: float | None) -> str:
 def attention_panels(trained: TrainedRun, corpus: Corpus, index: int) -> list[AttentionPanel]:
     """One panel per modality that the test clip has: text attending to it, averaged over the heads."""
     split = corpus.splits["test"]
-    sample = split[index]
-    method = _prompted(trained)
-    weights = _text_attention(method, split, [index])[0]
-    labels = [method.llm.tokenizer.decode([token]) for token in method.collate([sample]).text_ids[0]]
-    panels = []
+    ((_, tokens, weights),) = _text_attention(trained, split, [index])
+    panels, extra = [], split[index].extra
     for modality, attention in weights.items():
-        start = int(sample.extra.get(f"{CUES[modality]}_start", -1))
-        window = (start, int(sample.extra[f"{CUES[modality]}_stop"])) if start >= 0 else None
+        start = int(extra.get(f"{CUES[modality]}_start", -1))
+        window = (start, int(extra[f"{CUES[modality]}_stop"])) if start >= 0 else None
         longest = int(split.table[f"{modality}_length"].max())
         hop_ms = HOPS_MS.get(corpus.name, {}).get(modality)
-        panels.append(AttentionPanel(attention, labels, modality, longest, hop_ms, window))
+        panels.append(AttentionPanel(attention, tokens, modality, longest, hop_ms, window))
     return panels
 
 
-def _prompted(trained: TrainedRun) -> PromptedLM:
-    from cmpta_lib.fast.prompted import PromptedLM
+def _text_attention(
+    trained: TrainedRun, split: Split, indices: Sequence[int]
+) -> Iterator[tuple[int, list[str], dict[Modality, np.ndarray]]]:
+    """Each clip's position, its text tokens, and modality -> (L, T) their attention to its real frames, averaged over heads.
 
-    if not isinstance(trained.method, PromptedLM):
+    Raises:
+        ValueError: the run's method reads no tokens.
+    """
+    method = trained.method
+    if not isinstance(method, PromptedLM):
         raise ValueError(f"run {trained.run.folder.name}: its method reads no tokens, so no text attends to anything")
-    return trained.method
-
-
-def _text_attention(method: PromptedLM, split: Split, indices: Sequence[int]) -> list[dict[Modality, np.ndarray]]:
-    """Per clip: modality -> (L, T) attention of its real text tokens to its real frames, averaged over the heads."""
-    batch = method.collate([split[int(index)] for index in indices])
-    weights = method.attention(batch)
-    means = {m: weights[pair].float().mean(1).cpu().numpy() for m, pair in TEXT_PAIRS.items()}
-    return [
-        {m: means[m][row, : len(text), : batch.lengths[m][row]] for m in TEXT_PAIRS if batch.lengths[m][row] and text}
-        for row, text in enumerate(batch.text_ids)
-    ]
+    size = method.config.evaluation.batch_size
+    for start in range(0, len(indices), size):
+        part = indices[start : start + size]
+        batch = method.collate([split[index] for index in part])
+        weights = method.attention(batch)
+        means = {m: weights[pair].float().mean(1).cpu().numpy() for m, pair in TEXT_PAIRS.items()}
+        for row, (index, ids) in enumerate(zip(part, batch.text_ids, strict=True)):
+            lengths = {m: batch.lengths[m][row] for m in TEXT_PAIRS if batch.lengths[m][row] and ids}
+            tokens = [method.llm.tokenizer.decode([token]) for token in ids]
+            yield index, tokens, {m: means[m][row, : len(ids), :length] for m, length in lengths.items()}
 
 
 def attention_on_cues(trained: TrainedRun, corpus: Corpus, predictions: pd.DataFrame) -> pd.DataFrame:
@@ -223,7 +220,7 @@ def shares_on_cues(trained: TrainedRun, corpus: Corpus, predictions: pd.DataFram
     split = corpus.splits["test"]
     right = np.flatnonzero(is_right(corpus.task, predictions)).tolist()
     shares: dict[Modality, list[tuple[float, float]]] = {modality: [] for modality in CUES}
-    for index, weights in _all_text_attention(_prompted(trained), split, right):
+    for index, _, weights in _text_attention(trained, split, right):
         truth = split.table.iloc[index]
         for modality, attention in weights.items():
             start, stop = (int(truth[f"{CUES[modality]}_{edge}"]) for edge in ("start", "stop"))
@@ -231,12 +228,3 @@ def shares_on_cues(trained: TrainedRun, corpus: Corpus, predictions: pd.DataFram
                 inside = float(attention[:, start:stop].sum(1).mean())
                 shares[modality].append((inside, (stop - start) / attention.shape[1]))
     return {modality: np.array(pairs).reshape(-1, 2) for modality, pairs in shares.items()}
-
-
-def _all_text_attention(
-    method: PromptedLM, split: Split, indices: Sequence[int]
-) -> Iterator[tuple[int, dict[Modality, np.ndarray]]]:
-    size = method.config.evaluation.batch_size
-    for start in range(0, len(indices), size):
-        part = indices[start : start + size]
-        yield from zip(part, _text_attention(method, split, part), strict=True)

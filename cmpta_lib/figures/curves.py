@@ -1,8 +1,7 @@
 """Every figure from arrays and tables: training curves, the corpora at a glance and the ablations are drawn here.
 
-Figure 1 comes from `architecture`, Figure 2 from `adapter`, Figures 3-5 from `attention`, what all share from `page` and
-`style`; this module gathers them under one name. Functions are pure and return a `Figure`; `save_figure` writes it.
-`footer` says on the figure's face where its numbers come from.
+Figures 1-2 come from `diagrams`, Figures 3-5 from `attention`; this module gathers them under one name. Functions are pure
+and return a `Figure`; `save_figure` writes it. `footer` says on the figure's face where its numbers come from.
 """
 
 from __future__ import annotations
@@ -15,35 +14,17 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from cmpta_lib.figures.adapter import adapter_figure
-from cmpta_lib.figures.architecture import architecture_figure
+from cmpta_lib.figures import style
 from cmpta_lib.figures.attention import AttentionPanel, attention_figure, case_study_figure
-from cmpta_lib.figures.shown_model import ShownModel
-from cmpta_lib.figures.style import (
-    BLUE,
-    DOUBLE_COLUMN_IN,
-    SINGLE_COLUMN_IN,
-    VERMILLION,
-    figure_style,
-    new_figure,
-    printable,
-    save_figure,
-)
+from cmpta_lib.figures.diagrams import ShownModel, adapter_figure, architecture_figure
+from cmpta_lib.figures.style import figure_style, new_figure, printable, save_figure
 from cmpta_lib.metrics import METRICS, MetricName
 from cmpta_lib.paper import Kind
 
 __all__ = [
-    "AttentionPanel",
-    "ShownModel",
-    "ablation_figure",
-    "adapter_figure",
-    "architecture_figure",
-    "attention_figure",
-    "case_study_figure",
-    "corpus_figure",
-    "save_figure",
-    "training_curves",
-]
+    "AttentionPanel", "ShownModel", "ablation_figure", "adapter_figure", "architecture_figure", "attention_figure",
+    "case_study_figure", "corpus_figure", "save_figure", "training_curves",
+]  # fmt: skip
 
 
 @figure_style()
@@ -63,7 +44,7 @@ def training_curves(histories: Mapping[str, pd.DataFrame], metric: MetricName, *
         _need(history, ("epoch", "train_loss", f"valid_{metric}", "learning_rate"), f"history of '{name}'")
     shown = METRICS[metric]
     drawn = f"Training loss, validation {shown.axis} and learning rate by epoch, a line per seed; circles: best epochs."
-    figure = new_figure(DOUBLE_COLUMN_IN, 2.1, title=title, footer=footer, drawn=drawn)
+    figure = new_figure(style.DOUBLE_COLUMN_IN, 2.1, title=title, footer=footer, drawn=drawn)
     loss, score, rate = figure.subplots(1, 3, width_ratios=(1, 1, 0.75))
     for name, history in histories.items():
         (line,) = loss.plot(history["epoch"], history["train_loss"], label=printable(name))
@@ -87,18 +68,14 @@ def training_curves(histories: Mapping[str, pd.DataFrame], metric: MetricName, *
 
 def _need(frame: pd.DataFrame, columns: Sequence[str], what: str) -> None:
     if missing := [c for c in columns if c not in frame.columns]:
-        raise ValueError(f"{what} lacks the columns {', '.join(missing)}; it has {', '.join(map(str, frame.columns))}")
+        raise ValueError(f"{what} has no columns {', '.join(missing)}; it has {', '.join(map(str, frame.columns))}")
 
 
 @figure_style()
 def corpus_figure(
-    tables: Mapping[str, pd.DataFrame],
-    task_kind: Kind,
-    *,
-    label_names: Sequence[str] = (),
-    title: str = "",
+    tables: Mapping[str, pd.DataFrame], task_kind: Kind, *, label_names: Sequence[str] = (), title: str = "",
     footer: str = "",
-) -> Figure:
+) -> Figure:  # fmt: skip
     """How labels and lengths are distributed in each split.
 
     Args:
@@ -118,7 +95,7 @@ def corpus_figure(
     clips["text_length"] = clips["text"].str.len()
     palette = dict(zip(tables, sns.color_palette("colorblind", len(tables)), strict=True))
     drawn = "Share of each label in each split, and the share of its clips that are at most so long in text, vision and audio."
-    figure = new_figure(DOUBLE_COLUMN_IN, 2.2, title=title, footer=footer, drawn=drawn)
+    figure = new_figure(style.DOUBLE_COLUMN_IN, 2.2, title=title, footer=footer, drawn=drawn)
     labels, *lengths = figure.subplots(1, 4, width_ratios=(1.7, 1, 1, 1))
     shared = {"data": clips, "hue": "split", "palette": palette, "legend": False, "ax": labels}
     bars = {"stat": "percent", "common_norm": False, "multiple": "dodge", "shrink": 0.8, "linewidth": 0, "alpha": 1}
@@ -161,16 +138,16 @@ def ablation_figure(frame: pd.DataFrame, metric: MetricName, *, title: str = "",
     studies = frame["study"].unique()
     drawn = f"{METRICS[metric].axis} of each variant: mean over the seeds with its 95 % interval; hollow diamonds: the paper's."
     height = 0.17 * (len(frame) + len(studies)) + 0.75
-    figure = new_figure(SINGLE_COLUMN_IN, height, title=title, footer=footer, drawn=drawn)
+    figure = new_figure(style.SINGLE_COLUMN_IN, height, title=title, footer=footer, drawn=drawn)
     axes = figure.subplots()
     ticks: list[str] = []
     for study in studies:
         ticks.append(printable(str(study)))
         for row in frame[frame["study"] == study].itertuples():
             y = len(ticks)
-            axes.plot([row.low * scale, row.high * scale], [y, y], color=BLUE)
-            (ours,) = axes.plot(row.mean * scale, y, "o", color=BLUE, ms=4)
-            (papers,) = axes.plot(row.paper * scale, y, "D", mfc="none", color=VERMILLION, ms=4.5, mew=1)
+            axes.plot([row.low * scale, row.high * scale], [y, y], color=style.BLUE)
+            (ours,) = axes.plot(row.mean * scale, y, "o", color=style.BLUE, ms=4)
+            (papers,) = axes.plot(row.paper * scale, y, "D", mfc="none", color=style.VERMILLION, ms=4.5, mew=1)
             ticks.append(printable(str(row.variant)))
     axes.set_yticks(range(len(ticks)), ticks, parse_math=False)
     for tick, name in zip(axes.get_yticklabels(), ticks, strict=True):

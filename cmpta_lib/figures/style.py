@@ -11,11 +11,11 @@ import io
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 from matplotlib import font_manager, style
 from matplotlib.backends.backend_pdf import PdfPages
@@ -41,17 +41,10 @@ FONTS = ["DejaVu Sans", "Noto Sans SC Subset"]
 MISSING_GLYPH = "〓"  # the printer's mark for a character that the fonts lack
 STYLE = {
     "font.family": FONTS,
-    "font.size": 8,
-    "axes.titlesize": 8,
-    "axes.labelsize": 8,
-    "xtick.labelsize": SMALLEST_PT,
-    "ytick.labelsize": SMALLEST_PT,
-    "legend.fontsize": SMALLEST_PT,
-    "legend.title_fontsize": SMALLEST_PT,
+    **dict.fromkeys(("font.size", "axes.titlesize", "axes.labelsize"), 8),
+    **dict.fromkeys(("xtick.labelsize", "ytick.labelsize", "legend.fontsize", "legend.title_fontsize"), SMALLEST_PT),
+    **dict.fromkeys(("axes.linewidth", "xtick.major.width", "ytick.major.width"), 0.6),
     "legend.frameon": False,
-    "axes.linewidth": 0.6,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
     "lines.linewidth": 1.1,
     "hatch.linewidth": 0.4,
     "axes.prop_cycle": cycler(color=[BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, "black"]),
@@ -69,8 +62,7 @@ def _font() -> FT2Font:
 @lru_cache(maxsize=1)
 def _known_characters() -> frozenset[int]:
     _font()
-    paths = [font_manager.findfont(family) for family in FONTS]
-    return frozenset().union(*(font_manager.get_font(path).get_charmap() for path in paths))
+    return frozenset().union(*(font_manager.get_font(font_manager.findfont(family)).get_charmap() for family in FONTS))
 
 
 @contextmanager
@@ -121,16 +113,7 @@ def fit_line(text: str, width_in: float, size_pt: float = 8) -> str:
     return next((shown for shown in (text, *shorter) if text_width_in(shown, size_pt) <= width_in), "…")
 
 
-class Look(TypedDict, total=False):
-    """How a patch is drawn, in matplotlib's words."""
-
-    facecolor: str
-    edgecolor: str
-    hatch: str
-    linestyle: tuple[float, tuple[float, float]]  # offset, then points on and off
-    linewidth: float
-
-
+Look = dict[str, Any]  # how a patch is drawn, in matplotlib's words
 PRINT_DPI, SCREEN_DPI = 300, 150
 PAPER = "paper"  # the folder, beside the exports, of what an article takes: no title, no footer, the caption as text
 
@@ -183,7 +166,7 @@ def new_figure(width_in: float, height_in: float, *, title: str = "", footer: st
 
 
 @figure_style()
-def settle(figure: Figure) -> None:
+def lay_out(figure: Figure) -> None:
     """Lay the figure out once and for all, so that whatever is made of it next agrees; a second call moves nothing."""
     if (engine := figure.get_layout_engine()) and not isinstance(engine, PlaceHolderLayoutEngine):
         for _ in range(2):  # the first pass moves the labels that the second makes room for
@@ -198,36 +181,26 @@ def rendered(figure: Figure, suffix: str, *, bare: bool = False) -> bytes:
     Args:
         bare: without title and footer, and without the room that they take.
     """
-    settle(figure)
+    lay_out(figure)
     buffer = io.BytesIO()
-    with _drawing_alone(figure) if bare else _whole_page() as area:
-        if suffix == "png":
-            figure.savefig(buffer, format="png", dpi=PRINT_DPI, metadata={"Software": None}, **area)
-        else:
-            with PdfPages(buffer, metadata={"CreationDate": None}) as pages:
-                pages._ensure_file()._fontNames = _ByFileName()
-                pages.savefig(figure, dpi=PRINT_DPI, **area)
-    return buffer.getvalue()
-
-
-@contextmanager
-def _whole_page() -> Iterator[dict[str, Any]]:
-    yield {}
-
-
-@contextmanager
-def _drawing_alone(figure: Figure) -> Iterator[dict[str, Any]]:
-    """Hide title and footer and give the area between them, for `savefig`."""
-    head, foot = (figure.head_in, figure.foot_in) if isinstance(figure, PageFigure) else (0.0, 0.0)
-    width, height = figure.get_size_inches()
-    around = [text for text in figure.texts if text.get_gid() in ("title", "footer")]
+    area, around = None, []  # the whole page
+    if bare and isinstance(figure, PageFigure):
+        width, height = figure.get_size_inches()
+        area = Bbox([[0, figure.foot_in], [width, height - figure.head_in]])
+        around = [text for text in figure.texts if text.get_gid() in ("title", "footer")]
     try:
         for text in around:
             text.set_visible(False)
-        yield {"bbox_inches": Bbox([[0, foot], [width, height - head]])}
+        if suffix == "png":
+            figure.savefig(buffer, format="png", dpi=PRINT_DPI, metadata={"Software": None}, bbox_inches=area)
+        else:
+            with PdfPages(buffer, metadata={"CreationDate": None}) as pages:
+                pages._ensure_file()._fontNames = _ByFileName()
+                pages.savefig(figure, dpi=PRINT_DPI, bbox_inches=area)
     finally:
         for text in around:
             text.set_visible(True)
+    return buffer.getvalue()
 
 
 class _ByFileName(dict[Any, Any]):
@@ -235,20 +208,16 @@ class _ByFileName(dict[Any, Any]):
     beside matplotlib: sorted by the names of their files alone, they come in one order wherever both lie.
     """
 
-    def items(self) -> Iterable[tuple[Any, Any]]:  # type: ignore[override]  # matplotlib only sorts it
+    def items(self) -> Any:
         return [_Named(item) for item in super().items()]
 
 
 class _Named(tuple[Any, Any]):
-    """(font, its name in the PDF), compared by the font's file name and by the part of the font that it is."""
+    """(font, its name in the PDF); a font is its path, in newer matplotlib with the part of the font that it is."""
 
     def __lt__(self, other: tuple[Any, ...]) -> bool:
-        return _file_name(self[0]) < _file_name(other[0])
-
-
-def _file_name(font: Any) -> tuple[Any, ...]:
-    path, *part = font if isinstance(font, tuple) else (font,)  # matplotlib 3.10 has no parts
-    return (os.path.basename(path), *part)
+        (path, *part), (its_path, *its_part) = ((f,) if isinstance(f, str) else f for f in (self[0], other[0]))
+        return (os.path.basename(path), *part) < (os.path.basename(its_path), *its_part)
 
 
 def save_figure(figure: Figure, folder: Path | str, name: str) -> list[Path]:
@@ -261,6 +230,8 @@ def save_figure(figure: Figure, folder: Path | str, name: str) -> list[Path]:
     Returns:
         The four paths: PDF and PNG, then the paper's PDF and caption.
     """
+    from matplotlib import pyplot
+
     folder = Path(folder)
     contents = {folder / f"{name}.{suffix}": rendered(figure, suffix) for suffix in ("pdf", "png")}
     contents[folder / PAPER / f"{name}.pdf"] = rendered(figure, "pdf", bare=True)
@@ -271,7 +242,5 @@ def save_figure(figure: Figure, folder: Path | str, name: str) -> list[Path]:
     for path, content in contents.items():
         with files.replacing(path) as partial:
             partial.write_bytes(content)
-    from matplotlib import pyplot
-
     pyplot.close(figure)
     return list(contents)
