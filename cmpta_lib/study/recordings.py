@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cmpta_lib.beyond import media
-from cmpta_lib.beyond import omni_model as omni_files
+from cmpta_lib.beyond import omni_model
 from cmpta_lib.beyond.settings import MllmMacConfig, OmniConfig
 from cmpta_lib.config import RunConfig, override
 from cmpta_lib.data.corpus import Corpus
@@ -46,12 +46,12 @@ def filled(config: RunConfig, corpus: Corpus, cache: Path, changes: Mapping[str,
 
     Raises:
         FileNotFoundError: model or recordings are not on this machine; says how to get them.
-        OSError, ValueError: as `omni_files.check`.
+        OSError, ValueError: as `omni_model.check`.
     """
     if not isinstance(config.method, OmniConfig):
         return config
     model = config.method.model
-    omni_files.check(llm_files.locate(model.name))
+    omni_model.check(llm_files.locate(model.name))
     dtype = model.dtype if "method.model.dtype" in changes else "bfloat16" if gpu_count() else "float32"
     found: dict[str, Any] = {
         f"method.model.{name}": value for name, value in llm_files.resolve(model.name, dtype, cache / "llm").model_dump().items()
