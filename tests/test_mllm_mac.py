@@ -11,7 +11,7 @@ from test_knowledge import relabelled
 from test_model import clips
 
 from cmpta_lib import registry
-from cmpta_lib.beyond.mllm_mac import MllmMac, MultimodalLLM, bare
+from cmpta_lib.beyond.mllm_mac import MllmMac, bare
 from cmpta_lib.beyond.settings import MllmMacConfig
 from cmpta_lib.config import (
     CmptaConfig,
@@ -227,7 +227,6 @@ def test_perception_teaches_the_statement(tools, corpora):
 def test_scores_of_the_tasks_own_question_are_its_answers(world, tools, corpora):
     corpus = corpora[world]
     method, samples = stirred(built(tools, corpus), "lora"), [bare(sample) for sample in clips(corpus)]
-    assert isinstance(method, MultimodalLLM)
     found = method.score(samples, Layout.of(corpus.task).prompt, list(method.answers))
     assert np.array_equal(found, np.log(answers(method, samples)[1]))
     other = method.score(samples, "?", ["no", "yes", "who knows"])
