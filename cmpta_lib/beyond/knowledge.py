@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 
 from cmpta_lib import files
-from cmpta_lib.beyond.settings import MllmMacConfig
 from cmpta_lib.data.corpus import MODALITIES, Language, Modality, Sample, Split
 
 ABSENT = -1  # in place of a fact where the clip has no such modality
@@ -116,26 +115,32 @@ class Describer(nn.Module):
 
     Args:
         widths: F of each modality.
-        language: of the statements.
+        language, wording: of the statements; a key of `WORDINGS`.
+        facts: those that are told, of "energy", "movement" and "course".
+        courses: main variations whose course is told.
+        steady_share: of training clips whose course counts as steady.
+        donors: training clips whose statements `of_another` draws from.
     """
 
     donor_keys: Tensor
     donor_facts: Tensor
     donor_cues: Tensor
 
-    def __init__(self, widths: Mapping[Modality, int], language: Language, settings: MllmMacConfig) -> None:
+    def __init__(
+        self, widths: Mapping[Modality, int], language: Language, wording: str, facts: Collection[str], courses: int,
+        steady_share: float, donors: int,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.settings, self.wording = settings, WORDINGS[language, settings.wording]
+        self.wording, self.told, self.courses, self.steady_share = WORDINGS[language, wording], facts, courses, steady_share
         self.directed = "（{}）" if language == "zh" else "({}) "  # as a script writes directions
-        self.kinds = ["energy", "movement", *["course"] * settings.courses]
+        self.kinds = ["energy", "movement", *["course"] * courses]
         for modality in MODALITIES:
             width, double = widths[modality], torch.float64
             self.register_buffer(f"{modality}_mean", torch.zeros(width))
             self.register_buffer(f"{modality}_std", torch.ones(width))
-            self.register_buffer(f"{modality}_directions", torch.zeros(settings.courses, width, dtype=double))
+            self.register_buffer(f"{modality}_directions", torch.zeros(courses, width, dtype=double))
             self.register_buffer(f"{modality}_cuts", torch.zeros(2, 2, dtype=double))  # of energy and of movement
-            self.register_buffer(f"{modality}_steady", torch.zeros(settings.courses, dtype=double))
-        donors = settings.donors
+            self.register_buffer(f"{modality}_steady", torch.zeros(courses, dtype=double))
         self.register_buffer("donor_keys", torch.zeros(donors, dtype=torch.int64))
         self.register_buffer("donor_facts", torch.zeros(donors, len(MODALITIES), len(self.kinds), dtype=torch.int64))
         self.register_buffer("donor_cues", torch.zeros(donors, len(MODALITIES), CUE_BYTES, dtype=torch.uint8))
@@ -154,16 +159,16 @@ class Describer(nn.Module):
             for name, value in zip(("mean", "std"), train.feature_statistics(modality), strict=True):
                 getattr(self, f"{modality}_{name}").copy_(torch.from_numpy(value))
             clips = [getattr(sample, modality) for sample in train]
-            directions = _principal(self._scaled(modality, frames) for frames in clips)[: self.settings.courses]
+            directions = _principal(self._scaled(modality, frames) for frames in clips)[: self.courses]
             getattr(self, f"{modality}_directions")[: len(directions)] = torch.from_numpy(directions)  # F may be fewer
             measured = [values for values, _ in (self._measured(modality, frames) for frames in clips) if values is not None]
             if measured:
                 table = np.array(measured)
                 cuts = np.quantile(table[:, :2], [1 / 3, 2 / 3], axis=0).T
                 getattr(self, f"{modality}_cuts").copy_(torch.from_numpy(cuts))
-                steady = np.quantile(table[:, 2:], self.settings.steady_share, axis=0)
+                steady = np.quantile(table[:, 2:], self.steady_share, axis=0)
                 getattr(self, f"{modality}_steady").copy_(torch.from_numpy(steady))
-        places = np.arange(self.settings.donors) * len(train) // self.settings.donors
+        places = np.arange(len(self.donor_keys)) * len(train) // len(self.donor_keys)
         for donor, place in enumerate(places.tolist()):
             sample = train[place]
             self.donor_keys[donor] = content_key(sample)
@@ -205,7 +210,7 @@ class Describer(nn.Module):
         words, parts = self.wording, []
         for modality, row in zip(MODALITIES, facts, strict=True):
             told = zip(self.kinds, row.tolist(), strict=True)
-            said = [getattr(words, kind)[level] for kind, level in told if kind in self.settings.facts and level != ABSENT]
+            said = [getattr(words, kind)[level] for kind, level in told if kind in self.told and level != ABSENT]
             if modality in modalities:
                 parts.append(words.names[modality] + (words.comma.join(said) or words.absent))
         return words.start + words.between.join(parts) + words.stop if parts else ""
