@@ -21,16 +21,16 @@ from torch import Tensor, nn
 
 from cmpta_lib.base import Loss, Predictions, Tools
 from cmpta_lib.beyond.knowledge import END, Describer, StatementCache, content_digest
+from cmpta_lib.beyond.pretraining import unlabelled_stage
 from cmpta_lib.config import AtLeastOne, CmptaConfig, Positive, PromptedLMConfig, RunConfig, Stage
 from cmpta_lib.data.corpus import MODALITIES, Inputs, Modality, Sample, Split
 from cmpta_lib.llm.generation import LoraWeights, adapted, generate
 from cmpta_lib.method.adapter import CMPTAdapter
-from cmpta_lib.method.answers import AnswerTrie
-from cmpta_lib.method.llm import FrozenLLM
 from cmpta_lib.method.prompted import PromptBatch, PromptedLM
 from cmpta_lib.paper import HYPERPARAMETERS
 from cmpta_lib.registry import register
 
+PERCEPTION = "perception"
 
 class MllmMacConfig(PromptedLMConfig):
     """MLLM-MAC (arXiv 2508.02429): a multimodal LLM with generated knowledge and supervised fine-tuning.
@@ -87,22 +87,12 @@ class MllmMacConfig(PromptedLMConfig):
 
     def stages(self, run: RunConfig) -> tuple[Stage, ...]:
         """Perception where there is anything to perceive, then fine-tuning where there is any."""
-        own = {"epochs": self.perception_epochs, "batch_size": self.perception_batch_size}
-        first = run.training.model_copy(update={**own, "learning_rate": self.perception_rate, "patience": None})
-        seeing = Stage("perception", first, is_labelled=False, outcome=self._perception(run, first.model_dump(mode="json")))
-        tuning = Stage("training", run.training)
-        return (*([] if self.modalities == "T" else [seeing]), *([tuning] if self.sft else []))
-
-    def _perception(self, run: RunConfig, training: dict[str, Any]) -> dict[str, Any]:
-        """All that decides what is perceived: runs that differ only in what they are told or taught share it."""
-        settings = self.model_dump(mode="json")
-        apart = ("modalities", "knowledge", "shuffled", "integration", "statements", "max_new_tokens", "top_p", "decoding")
-        for name in (*apart, "sft", "lora_rank", "lora_alpha"):
-            del settings[name]
-        return {"data": run.data.model_dump(mode="json"), "seed": run.seed, "training": training, "method": settings}
+        told = {"modalities", "knowledge", "shuffled", "integration", "statements", "max_new_tokens", "top_p", "decoding"}
+        of_training = self.perception_epochs, self.perception_rate, self.perception_batch_size
+        seeing = unlabelled_stage(PERCEPTION, run, *of_training, told | {"sft", "lora_rank", "lora_alpha"})
+        return (*([] if self.modalities == "T" else [seeing]), *([Stage("training", run.training)] if self.sft else []))
 
 
-PERCEPTION = "perception"
 GIVEN: Mapping[str, tuple[Modality, ...]] = {"T": (), "TA": ("audio",), "TV": ("vision",), "TAV": MODALITIES}
 
 
@@ -139,23 +129,20 @@ class MacModule(nn.Module):
 
 
 class MllmMac(PromptedLM):
-    """The offline multimodal LLM, told what is seen and heard, fine-tuned, or both.
-
-    `score` and `generate` ask it without any knowledge but what the caller writes; `predict` is the whole method.
-    """
+    """The offline multimodal LLM, told what is seen and heard, fine-tuned, or both."""
 
     settings: MllmMacConfig
     module: MacModule
 
     def __init__(self, config: RunConfig, inputs: Inputs, tools: Tools) -> None:
         super().__init__(config, inputs, tools)  # the adapter first: its weights must not hang on what else there is
-        settings, self.frozen, self.describing = self.settings, self.llm, self.llm
+        settings, self.frozen, self.describing_llm = self.settings, self.llm, self.llm
         self.given = GIVEN[settings.modalities]
         about = settings.wording, settings.facts, settings.courses, settings.steady_share, settings.donors
         self.describer = Describer(inputs.widths, self.task.language, *about) if self.maker else None
         speech, lora = None, None
         if self.maker and settings.speech_rank:
-            self.describing, speech = adapted(self.frozen, settings.speech_rank, 2 * settings.speech_rank)
+            self.describing_llm, speech = adapted(self.frozen, settings.speech_rank, 2 * settings.speech_rank)
         if settings.sft:
             self.llm, lora = adapted(self.frozen, settings.lora_rank, settings.lora_alpha)
         self.module = MacModule(self.maker, self.describer, speech, lora).to(self.frozen.device)
@@ -167,8 +154,9 @@ class MllmMac(PromptedLM):
     def token_maker(self, inputs: Inputs) -> CMPTAdapter | None:
         if self.settings.modalities == "T":
             return None
-        shape = CmptaConfig(**{name: getattr(self.settings, name) for name in ("dim", "num_heads", "num_pseudo_tokens", "dropout")})
-        return CMPTAdapter(shape, inputs.widths["audio"], inputs.widths["vision"], self.llm.dim, self.llm.embedding_norm)
+        shared = {name: getattr(self.settings, name) for name in ("dim", "num_heads", "num_pseudo_tokens", "dropout")}
+        widths = inputs.widths["audio"], inputs.widths["vision"]
+        return CMPTAdapter(CmptaConfig(**shared), *widths, self.llm.dim, self.llm.embedding_norm)
 
     def fit(self, train: Split) -> None:
         super().fit(train)
@@ -230,8 +218,8 @@ class MllmMac(PromptedLM):
 
     def loss(self, batch: PromptBatch) -> Loss:  # type: ignore[override]
         """Next-token cross-entropy: in perception on the statement, else on the answer, over all readings."""
-        if self.describer and isinstance(batch, MacBatch) and batch.is_described:
-            return PromptedLM.loss(self._asked(self.describer.wording.prompt, self.describing), batch)
+        if isinstance(batch, MacBatch) and batch.is_described:
+            return PromptedLM.loss(self._as_it_describes(), batch)
         parts = [super(MllmMac, self).loss(read) for read in _each(batch)]
         return Loss(torch.stack([part.total for part in parts]).sum(), sum(part.count for part in parts))
 
@@ -240,59 +228,27 @@ class MllmMac(PromptedLM):
         """As `PromptedLM.predict`; of several readings each clip keeps the one whose likeliest answer is the likeliest."""
         readings = _each(batch)
         if len(readings) > 1:
-            surest = np.argmax([self._chances(read).max(1) for read in readings], axis=0)
+            tokens, _ = self.pseudo_tokens(batch)
+            sure = [self.trie.probabilities(self.trie_scores(read, tokens)).max(1) for read in readings]
+            surest = np.argmax(sure, axis=0)
             batch = replace(batch, text_ids=[readings[choice].text_ids[clip] for clip, choice in enumerate(surest)])
         return super().predict(batch)
 
-    def _chances(self, batch: PromptBatch) -> np.ndarray:
-        """(B, answers) probabilities of the answers."""
-        return self.trie.probabilities(self.trie_scores(batch, self.pseudo_tokens(batch)[0]))
-
-    def _asked(self, prompt: str, llm: FrozenLLM, choices: Sequence[str] = ()) -> MllmMac:
-        """This method with another question, the same weights and batches."""
-        other = copy.copy(self)
-        other.llm, other._ids = llm, {**self._ids, "prompt": llm.token_ids(prompt)}
-        if choices:
-            other.trie = AnswerTrie({choice: llm.token_ids(choice) for choice in choices})
+    def _as_it_describes(self) -> MllmMac:
+        """This method with the same weights and batches, as it describes: before fine-tuning, and asked for a statement."""
+        assert self.describer
+        other, llm = copy.copy(self), self.describing_llm
+        other.llm, other._ids = llm, {**self._ids, "prompt": llm.token_ids(self.describer.wording.prompt)}
         return other
 
     @torch.no_grad()
-    def score(self, clips: Sequence[Sample], prompt: str, choices: Sequence[str]) -> np.ndarray:
-        """(B, C) float64 natural logarithms of the chance of each choice behind the prompt; each row's chances sum to 1.
-
-        Raises:
-            ValueError: a clip bears a label, or a choice is the beginning of another.
-        """
-        asked = self._asked(prompt, self.llm, choices)
-        with np.errstate(divide="ignore"):
-            logarithms: np.ndarray = np.log(np.concatenate([asked._chances(batch) for batch in self._batches(clips)]))
-        return logarithms
-
-    def generate(self, clips: Sequence[Sample], prompt: str, max_new_tokens: int) -> list[str]:
-        """What it says of each clip, greedily, as the model that perceived: fine-tuning has taught it to answer only.
-
-        Raises:
-            ValueError: a clip bears a label.
-        """
-        return [line for batch in self._batches(clips) for line in self._said(batch, prompt, max_new_tokens)]
-
-    def _batches(self, clips: Sequence[Sample]) -> Iterator[PromptBatch]:
-        """No knowledge that is drawn from a model can have seen what is to be predicted."""
-        if labelled := [clip.id for clip in clips if clip.label is not None]:
-            raise ValueError(
-                f"clips {', '.join(labelled[:3])} bear a label: a model is asked about clips without one; see mllm_mac.bare"
-            )
-        size = self.config.evaluation.batch_size
-        for start in range(0, len(clips), size):
-            yield super().collate([self._limited(clip) for clip in clips[start : start + size]])
-
-    @torch.no_grad()
-    def _said(self, batch: PromptBatch, prompt: str, max_new_tokens: int, draws: Tensor | None = None) -> list[str]:
-        asked = self._asked(prompt, self.describing)
+    def _said(self, batch: PromptBatch, draws: Tensor | None = None) -> list[str]:
+        """What it says of each clip; `draws` as of `generate`."""
+        asked = self._as_it_describes()
         tokens, _ = asked.pseudo_tokens(batch)
         rows = asked._rows(batch, tokens.shape[1], [[]] * len(batch.ids))
         embeds, _, _ = asked._placed(rows, tokens, [])
-        return generate(self.describing, embeds.split(rows.lengths), max_new_tokens, self.settings.top_p, draws)
+        return generate(asked.llm, embeds.split(rows.lengths), self.settings.max_new_tokens, self.settings.top_p, draws)
 
     # --- knowledge ----------------------------------------------------------------------------------------------------
 
@@ -329,14 +285,13 @@ class MllmMac(PromptedLM):
 
     def _describe(self, contents: Sequence[bytes], clips: Sequence[Sample]) -> list[list[str]]:
         """Statements about clips, in the order in which they were said, without the empty and those said before."""
-        assert self.describer
-        prompt, count, most = self.describer.wording.prompt, self.settings.statements, self.settings.max_new_tokens
+        count, most = self.settings.statements, self.settings.max_new_tokens
         batch = super().collate(clips)
         said: list[dict[str, None]] = [{} for _ in contents]
         for number in range(count):
             # What a clip's content and the statement's number decide; the first statement is the greedy one.
             drawn = np.array([np.random.default_rng([*content, number]).random(most) for content in contents])
-            lines = self._said(batch, prompt, most, torch.from_numpy(drawn) if number else None)
+            lines = self._said(batch, torch.from_numpy(drawn) if number else None)
             for known, line in zip(said, lines, strict=True):
                 known |= {line: None} if line else {}
         return [list(known) for known in said]
