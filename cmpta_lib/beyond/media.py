@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -85,31 +84,12 @@ def _recording(folder: Path, name: str) -> Path | None:
 def fingerprint(recordings: Mapping[str, Path], record: Path) -> str:
     """First 16 hex digits of a SHA-256 over ids, sizes and contents, in the order of the ids.
 
-    What was hashed is kept in the file `record` with sizes and times, and hashed again only where those changed.
+    What was hashed is kept in the file `record`, and hashed again only where a recording changed.
     """
-    stamps = {name: [*_stamp(recordings[name])] for name in sorted(recordings)}
-    known: dict[str, Any] = {}
-    if record.is_file():
-        try:
-            known = files.unsealed(record, "")["clips"]
-        except (files.Damaged, LookupError):  # what it said is found out again
-            known = {}
-    digests = {
-        name: known[name][0] if known.get(name, ["", None])[1] == stamp else files.sha256(recordings[name])
-        for name, stamp in stamps.items()
-    }
-    clips = {name: [digest, stamps[name]] for name, digest in digests.items()}
-    if clips != {name: known.get(name) for name in clips}:
-        with files.writing(record):
-            record.parent.mkdir(parents=True, exist_ok=True)
-        files.write_text(record, files.sealed({"clips": known | clips}))
-    lines = "".join(json.dumps([name, stamps[name][0], digest]) + "\n" for name, digest in digests.items())
-    return hashlib.sha256(lines.encode()).hexdigest()[:16]
-
-
-def _stamp(path: Path) -> tuple[int, int]:
-    stat = path.stat()
-    return stat.st_size, stat.st_mtime_ns
+    hashes = files.HashCache(record)
+    clips = [[name, path.stat().st_size, hashes.sha256(path)] for name, path in sorted(recordings.items())]
+    hashes.save()
+    return hashlib.sha256("".join(json.dumps(clip) + "\n" for clip in clips).encode()).hexdigest()[:16]
 
 
 def read(
