@@ -16,7 +16,7 @@ from omni_models import save, write_recording
 from cmpta_lib import registry
 from cmpta_lib.beyond import omni_model as omni
 from cmpta_lib.beyond.media import MEDIA, Clip
-from cmpta_lib.beyond.omni import OmniConfig, question
+from cmpta_lib.beyond.omni import OmniConfig, complete, question
 from cmpta_lib.cli.listing import listed
 from cmpta_lib.config import DataConfig, LLMConfig, RunConfig, override, to_json
 from cmpta_lib.data.corpus import Sample, Task
@@ -26,7 +26,7 @@ from cmpta_lib.llm.files import OMNI_MODELS
 from cmpta_lib.runs import store
 from cmpta_lib.runs.execution import execute
 from cmpta_lib.runs.load import load
-from cmpta_lib.study import plan, recordings
+from cmpta_lib.study import plan
 from cmpta_lib.study.plan import Row
 from cmpta_lib.study.study import Study
 
@@ -294,7 +294,7 @@ def config_of(world: Path, qwen: Path, changes: dict | None = None) -> RunConfig
     corpus = load_corpus(world / "data" / "talks")
     start = RunConfig(data=DataConfig(name="talks", fingerprint=corpus.fingerprint), method=OmniConfig())
     asked = override(start, SMALL | {"method.model.name": str(qwen)} | (changes or {}))
-    return recordings.filled(asked, corpus, world, {"method.model.dtype": "float32"})
+    return complete(asked, corpus, world, {"method.model.dtype": "float32"})
 
 
 def made(world: Path, config: RunConfig) -> store.Run:
@@ -392,9 +392,9 @@ def test_a_study_says_why_a_row_is_not_run_and_fills_in_what_it_needs(world, qwe
     talks = load_corpus(world / "data" / "talks")
     monkeypatch.setattr(Study, "corpus", lambda self, key: talks)
     assert study.lacks(row, "meld") == ""
-    monkeypatch.setattr(recordings, "gpu_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert study.config("meld", row).method.model.dtype == "bfloat16"
-    monkeypatch.setattr(recordings, "gpu_count", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     filled = study.config("meld", row)
     assert filled.method.model.dtype == "float32" and filled.method.media == config_of(world, qwen).method.media
     absent = replace(row, changes={"method.model.name": "nobody/omni"})

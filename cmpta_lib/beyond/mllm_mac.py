@@ -12,6 +12,7 @@ import copy
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
@@ -23,7 +24,7 @@ from cmpta_lib.base import Loss, Predictions, Tools
 from cmpta_lib.beyond.knowledge import END, Describer, StatementCache, content_digest
 from cmpta_lib.beyond.pretraining import unlabelled_stage
 from cmpta_lib.config import AtLeastOne, CmptaConfig, Positive, PromptedLMConfig, RunConfig, Stage
-from cmpta_lib.data.corpus import MODALITIES, Inputs, Modality, Sample, Split
+from cmpta_lib.data.corpus import MODALITIES, Corpus, Inputs, Modality, Sample, Split
 from cmpta_lib.llm.generation import LoraWeights, adapted, generate
 from cmpta_lib.method.adapter import CMPTAdapter
 from cmpta_lib.method.prompted import PromptBatch, PromptedLM
@@ -321,11 +322,21 @@ def _each(batch: PromptBatch) -> list[PromptBatch]:
     return [batch, *(replace(batch, text_ids=read) for read in further)]
 
 
+def complete(config: RunConfig, corpus: Corpus, cache: Path, changes: Mapping[str, Any]) -> RunConfig:
+    """The config as it is; raises FileNotFoundError where it asks for cues that nobody knows."""
+    if isinstance(config.method, MllmMacConfig) and config.method.knowledge == "cue" and not corpus.has_known_truth:
+        raise FileNotFoundError(
+            f"only the generator of a clip knows its cue, and '{corpus.name}' was not generated; profile 'demo' has such clips"
+        )
+    return config
+
+
 register(
     MllmMacConfig,
     MllmMac,
     row="MLLM-MAC",
     is_beyond=True,
+    complete=complete,
     settings={
         "demo": {
             "method.dim": 64, "method.perception_epochs": 3, "method.perception_rate": 3e-3, "method.speech_rank": 16,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -15,20 +16,21 @@ from torch import nn
 from cmpta_lib.base import Batch, Loss, Method, Predictions, Tools
 from cmpta_lib.beyond import media, omni_model
 from cmpta_lib.beyond.omni_model import TEXT
-from cmpta_lib.config import AtLeastOne, LLMConfig, MethodConfig, Positive, RunConfig
-from cmpta_lib.data.corpus import Inputs, Sample, Task
+from cmpta_lib.config import AtLeastOne, LLMConfig, MethodConfig, Positive, RunConfig, override
+from cmpta_lib.data.corpus import Corpus, Inputs, Sample, Task
 from cmpta_lib.files import runs_folder
-from cmpta_lib.llm.files import OMNI_MODELS
+from cmpta_lib.llm import files as llm_files
 from cmpta_lib.method.prompted import Layout, answer_text, legal_answers
 from cmpta_lib.registry import register
 
+ANSWERED = ("valid", "test")  # the splits that a run answers, whose recordings decide its result
 
 class OmniConfig(MethodConfig):
     """An omni model that hears and sees the recording of a clip itself; nothing is trained (zero-shot)."""
 
     name: Literal["omni"] = "omni"
     recipe: Literal[1] = 1
-    model: LLMConfig = LLMConfig(name=OMNI_MODELS[0])  # its dtype is bfloat16 where there is a GPU
+    model: LLMConfig = LLMConfig(name=llm_files.OMNI_MODELS[0])  # its dtype is bfloat16 where there is a GPU
     media: str = ""  # fingerprint of the recordings of validation and test clips, filled in; "" = none is read
     modalities: Literal["all", "text", "text_audio", "text_vision"] = "all"  # what is shown of a clip
     prompt: Literal["benchmark", "paper"] = "benchmark"  # MMLA's sentence with labels as words; or Table 2's, with numbers
@@ -163,10 +165,39 @@ class Omni(Method):
         return Predictions(values, replies, tuple(order), chances, +oddities)  # +: those that there are
 
 
+def complete(config: RunConfig, corpus: Corpus, cache: Path, changes: Mapping[str, Any]) -> RunConfig:
+    """The config with the fingerprints of its model and of the recordings of the clips that are answered.
+
+    Computed in bfloat16 where there is a GPU and in float32 elsewhere, unless `changes` say otherwise.
+
+    Raises:
+        FileNotFoundError: model or recordings are not on this machine; says how to get them.
+        OSError, ValueError: as `omni_model.check`.
+    """
+    assert isinstance(config.method, OmniConfig)
+    name, dtype = config.method.model.name, config.method.model.dtype
+    if config.method.needs_media and corpus.generated:
+        raise FileNotFoundError(
+            f"corpus '{corpus.name}' is generated: it holds features, and an omni model reads recordings; use real clips"
+        )
+    if config.method.needs_media and (reason := media.lacks(corpus.name)):
+        raise FileNotFoundError(reason)
+    omni_model.check(llm_files.locate(name))
+    if "method.model.dtype" not in changes:
+        dtype = "bfloat16" if torch.cuda.is_available() else "float32"
+    model = llm_files.resolve(name, dtype, cache / "llm")
+    found: dict[str, Any] = {f"method.model.{name}": value for name, value in model.model_dump().items()}
+    if config.method.needs_media:
+        recordings = media.find(corpus.name, [name for split in ANSWERED for name in corpus.splits[split].table["id"]])
+        found["method.media"] = media.fingerprint(recordings, cache / "media" / f"{corpus.fingerprint[:16]}.json")
+    return override(config, found)
+
+
 register(
     OmniConfig,
     Omni,
     row="omni model",
+    complete=complete,
     comparisons=(),  # a model of another size that reads recordings, not features: no line of the paper's tables
     reads="one utterance: words, sound and pictures of the recording by a published omni model as it is (zero-shot)",
     is_trained=False,
