@@ -8,25 +8,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import permutations
+from itertools import chain, permutations
 from typing import Annotated, Any, ClassVar, Literal, Self, cast
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from cmpta_lib.base import Group, Loss
-from cmpta_lib.baselines import supervised
-from cmpta_lib.baselines.supervised import ClipBatch, Clips, mean_over_time, real_positions
+from cmpta_lib.base import Group, Loss, mean_over_time, real_positions
+from cmpta_lib.baselines.supervised import Chance, ClipBatch, Clips, Supervised, SupervisedConfig
 from cmpta_lib.beyond import pretraining
 from cmpta_lib.config import AtLeastOne, Positive, RunConfig, Stage, TrainingConfig
 from cmpta_lib.data.corpus import MODALITIES, Split
 from cmpta_lib.registry import register
 
 
-class MultimodalTransformerConfig(supervised.SupervisedConfig):
+class MultimodalTransformerConfig(SupervisedConfig):
     """The transformer of the second document: pre-trained on clips without labels, then fine-tuned with them.
 
     The document gives equations and not one number. `training` is the fine-tuning: its learning rate is that of fusion and
@@ -43,7 +41,7 @@ class MultimodalTransformerConfig(supervised.SupervisedConfig):
     layers: AtLeastOne = 4
     heads: AtLeastOne = 4
     feedforward: AtLeastOne = 4  # width of a layer's inner part, times dim
-    dropout: supervised.Chance = 0.1
+    dropout: Chance = 0.1
     frame_window: Annotated[int, Field(ge=1)] = 1  # frames of voice and face that W_m sees at once; 1 = as printed
     frame_stride: AtLeastOne = 1  # frames from one window to the next
     positions: Literal["sinusoidal", "learned"] = "sinusoidal"
@@ -223,7 +221,7 @@ def resampled(states: Tensor, lengths: Tensor, size: int) -> Tensor:
     return torch.lerp(found[0], found[1], share)
 
 
-class MultimodalTransformer(supervised.Supervised):
+class MultimodalTransformer(Supervised):
     """`loss` and `groups` are those of the fine-tuning until `enter` names the pre-training."""
 
     settings: MultimodalTransformerConfig
@@ -271,18 +269,15 @@ class MultimodalTransformer(supervised.Supervised):
         return found
 
     @torch.no_grad()
-    def _text_statistics(self, train: Split) -> tuple[np.ndarray, np.ndarray]:
+    def _text_statistics(self, train: Split) -> tuple[Tensor, Tensor]:
         """Mean and deviation (dim,) of the embeddings of all tokens of the split; 1 where one does not vary."""
-        counts = torch.zeros(len(self.frozen_table), dtype=torch.float64)
-        for index in range(len(train)):
-            text = train[index].text if self.reads("text") else ""
-            ids = self.encoder.cut(self.encoder.token_ids(text), self.settings.max_text_tokens)
-            counts += torch.bincount(torch.tensor(ids), minlength=len(counts))
+        ids, _ = self._token_ids([sample.text for sample in train])
+        counts = torch.bincount(torch.tensor(list(chain(*ids))), minlength=len(self.frozen_table)).double()
         rows, share = self.frozen_table.double().cpu(), (counts / counts.sum())[:, None]
         mean = (share * rows).sum(0)
         std = (share * (rows - mean) ** 2).sum(0).sqrt()
         std[std <= 1e-6 * (1 + mean.abs())] = 1.0
-        return mean.float().numpy(), std.float().numpy()
+        return mean.float(), std.float()
 
     def inputs_of(self, clips: Clips, text_ids: Tensor) -> States:
         """X_t, X_a, X_v: these tokens' embeddings, scaled, and frames."""

@@ -94,7 +94,7 @@ def _pretrain(folder: Path, documents: int) -> None:
     encoder.load_state_dict(model.bert.state_dict(), strict=False)
     encoder.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    llm_files.seal_tiny(folder, masked_loss=float(loss.detach()), steps=steps)
+    llm_files.finalise_tiny(folder, masked_loss=float(loss.detach()), steps=steps)
 
 
 def _batches(texts: list[str]) -> Iterator[list[str]]:

@@ -137,7 +137,7 @@ def pretrain(
         warnings.simplefilter("ignore")
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-    llm_files.seal_tiny(folder, answer_loss=float(answers.detach()), steps=steps)
+    llm_files.finalise_tiny(folder, answer_loss=float(answers.detach()), steps=steps)
 
 
 def _texts(documents: int, sign: prompts.Sign) -> tuple[list[tuple[str, ...]], list[str]]:

@@ -20,7 +20,7 @@ from cmpta_lib.data.checking import check_sample, shown
 from cmpta_lib.data.corpus import Corpus, Inputs, Sample, Task
 from cmpta_lib.data.store import kept_corpus
 from cmpta_lib.files import Damaged, runs_folder
-from cmpta_lib.llm import encoder, loading
+from cmpta_lib.llm import loading
 from cmpta_lib.llm.encoder import TextEncoder
 from cmpta_lib.llm.files import is_tiny
 from cmpta_lib.method.llm import FrozenLLM
@@ -264,11 +264,11 @@ def load_encoder(caches: Sequence[Path], config: EncoderConfig) -> TextEncoder:
     """A copy of the text encoder a config names, from the first cache that has it; the last one asked for is kept.
 
     Raises:
-        OSError, ValueError: as `encoder.load`; which one, as in `load_llm`.
+        OSError, ValueError: as `loading.load_encoder`; which one, as in `load_llm`.
     """
     if config not in _ENCODERS:
         _ENCODERS.clear()
-        _ENCODERS[config] = _from_first(caches, lambda cache: encoder.load(config, cache, _device()))
+        _ENCODERS[config] = _from_first(caches, lambda cache: loading.load_encoder(config, cache, _device()))
     return _ENCODERS[config].copy()
 
 

@@ -114,7 +114,7 @@ def stored(study: Study, notebooks: Collection[str] = ()) -> list[Need]:
         except (OSError, ValueError) as error:
             found.append(Need(f"contents of {kind} {name}", str(error), "see above"))
         else:
-            check = partial(llm_files.check_contents, model, study.cache / "llm")
+            check = partial(llm_files.find, model, study.cache / "llm", deep=True)
             found.append(_sound(f"contents of {kind} {model.name}", check))
     for entry in store.found(study.root):
         if not isinstance(entry, store.Run):
