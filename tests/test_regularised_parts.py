@@ -82,7 +82,7 @@ def test_the_share_of_trained_weights_is_about_the_printed_one():
     """Printed: 0.09 to 0.26 % over ChatGLM3-6B, LLaMA2-7B and "Qwen-1.5B"; the width itself is not."""
     for llm_dim, weights in ((2048, 1_836_828_672), (4096, 6_243_584_000), (4096, 6_738_415_616)):
         with torch.device("meta"):
-            maker = PrototypeTokens(PrototypesConfig(), 7, 25, 177, llm_dim, 1.0)
+            maker = PrototypeTokens(PrototypesConfig(), 7, {"audio": 25, "vision": 177}, llm_dim, 1.0)
         assert 0.0009 < sum(p.numel() for p in maker.parameters()) / weights < 0.0026
 
 
