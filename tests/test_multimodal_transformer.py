@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from finished import finish, record_llms, small_studies
 from test_model import clips
 from torch import Tensor
 
@@ -16,20 +15,12 @@ from cmpta_lib import registry
 from cmpta_lib.beyond.multimodal_transformer import MultimodalTransformer, MultimodalTransformerConfig
 from cmpta_lib.config import DataConfig, RunConfig, Stage, TrainingConfig, from_json, override, to_json
 from cmpta_lib.data.corpus import Inputs, Sample
-from cmpta_lib.metrics import METRICS
-from cmpta_lib.report import comparison as tables
-from cmpta_lib.report.comparison import of_every_corpus
-from cmpta_lib.report.rows import result_row
 from cmpta_lib.runs import loop
-from cmpta_lib.study import plan
 
 WORLDS = ("embedded-sims", "embedded-meld")
 SMALL = MultimodalTransformerConfig(dim=16, layers=1, heads=2, feedforward=2, dropout=0.0, contrastive_dim=8, max_positions=30)
-CONFIG = RunConfig(
-    data=DataConfig(name="test", fingerprint=""),
-    method=SMALL,
-    training=TrainingConfig(batch_size=8, epochs=1, learning_rate=0.01),
-)
+TRAINING = TrainingConfig(batch_size=8, epochs=1, learning_rate=0.01)
+CONFIG = RunConfig(data=DataConfig(name="test", fingerprint=""), method=SMALL, training=TRAINING)
 WINDOWS = {"method.frame_window": 5, "method.frame_stride": 3}
 SWITCHES = [
     {},
@@ -306,8 +297,6 @@ def test_a_run_of_both_stages_trains_answers_and_starts_again_where_it_was(tools
     assert all(torch.equal(weight, other[name]) for name, weight in whole.module.state_dict().items())
 
 
-# --- fields, rows, tables -----------------------------------------------------------------------------------------------
-
 OTHER = {
     "method.dim": 8, "method.layers": 2, "method.heads": 1, "method.feedforward": 1, "method.positions": "learned",
     "method.frame_window": 3, "method.frame_stride": 2, "method.fusion": "self_attention", "method.projections": "per_pair",
@@ -357,43 +346,3 @@ def test_its_settings_survive_their_file_and_bad_ones_are_refused():
     ):
         with pytest.raises(ValueError, match=said):
             override(CONFIG, changes)
-
-
-def test_its_rows_hold_what_the_tables_compare():
-    pretrained = {row.changes.get("method.pretraining", "both") for row in plan.PRETRAINING}
-    assert pretrained == {"none", "mlm", "contrastive", "both"}
-    assert {row.changes.get("method.fusion", "six_pair") for row in plan.FUSIONS} == {
-        "six_pair", "concatenation", "self_attention"
-    }  # fmt: skip
-    for share, (with_it, without) in plan.LABEL_SHARES.items():
-        assert with_it.changes.get("method.label_share", 1.0) == without.changes.get("method.label_share", 1.0) == share
-        assert dict(without.changes) == {**with_it.changes, "method.pretraining": "none"}
-    assert list(plan.LABEL_SHARES) == [0.1, 0.25, 0.5, 1.0]
-    for key in ("sims", "meld"):
-        assert plan.MMT in plan.added(key) and plan.MMT not in plan.compared(key)
-        assert all(row in plan.every_row(key, plan.MMT.method) for row in plan.MMT_ROWS)
-    assert len({row.name for row in plan.MMT_ROWS}) == len(plan.MMT_ROWS) == 13
-
-
-def test_tables_say_what_differs_by_how_much_and_how_surely(tmp_path, monkeypatch):
-    study = small_studies(record_llms(tmp_path), monkeypatch)(seeds=2)
-    missing = plan.FUSIONS[1]
-    for key in study.keys:
-        for row in plan.MMT_ROWS:
-            if row != missing:
-                finish(study, key, study.runs(key, row))
-    losses = of_every_corpus(study, lambda study, key: tables.versions(study, key, plan.PRETRAINING, plan.MMT))
-    assert list(losses["metric"][losses["version"] == plan.MMT.name]) == ["MAE", "Corr", METRICS["f1_weighted"].label]
-    heading = f"minus {plan.MMT.name}"
-    others = losses[losses["version"] != plan.MMT.name]
-    assert len(others) == 9 and others[heading].str.fullmatch(r"[+-]\S+ \[[+-]\S+, [+-]\S+\]").all()
-    assert others["p"].astype(float).between(0, 1).all() and (losses["score"].str.contains("±")).all()
-    truth, first, base = (result_row(study, "sims", row) for row in (plan.MMT, plan.PRETRAINING[0], plan.MMT))
-    by_hand = np.abs(first.predictions - first.truth).mean() - np.abs(base.predictions - truth.truth).mean()
-    assert float(losses[heading][0].split()[0]) == pytest.approx(by_hand, abs=6e-4)
-    fusions = tables.versions(study, "sims", plan.FUSIONS, plan.MMT)
-    lost = fusions[fusions["version"] == missing.name]
-    assert set(lost["score"]) == {"not run"} and lost["note"].str.contains("not finished").all()
-    shares = tables.labels(study, "meld")
-    assert list(shares["labels"]) == ["10%", "25%", "50%", "100%"]
-    assert {"pre-trained", "not pre-trained", "pre-trained minus not", "p"} <= set(shares.columns)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from omni_models import save, write_recording
 from cmpta_lib import registry
 from cmpta_lib.beyond import omni_model as omni
 from cmpta_lib.beyond.media import MEDIA, Clip
-from cmpta_lib.beyond.omni import OmniConfig, complete, question
+from cmpta_lib.beyond.omni import OmniConfig, complete
 from cmpta_lib.cli.listing import listed
 from cmpta_lib.config import DataConfig, LLMConfig, RunConfig, override, to_json
 from cmpta_lib.data.corpus import Sample, Task
@@ -35,7 +36,6 @@ FAMILIES = tuple(omni.FAMILIES)
 CHOICES = ("joy", "sadness", "+0.5", "+0.6", "-1.0", "e")
 PROMPT = "what is the emotion?"
 MELD = Task("classification", "en", ("neutral", "joy", "anger"))
-SIMS = Task("regression", "zh")
 KINDS = {"text": (False, False), "audio": (True, False), "video": (False, True), "all": (True, True)}
 
 
@@ -89,17 +89,13 @@ def test_scores_are_those_of_one_teacher_forced_answer_at_a_time(model, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_written_is_greedy_by_hand(model, kind):
+def test_what_is_written_is_greedy_by_hand_and_stops_where_the_turn_ends(model, kind, monkeypatch):
     clip, said = clip_of(kind), []
     while len(said) < 6 and (token := int(slow_logits(model, clip, said)[-1].argmax())) not in model.ends:
         said.append(token)
     assert model.generate(clip, PROMPT, 6) == model.tokenizer.decode(said, skip_special_tokens=True).strip()
-
-
-def test_it_stops_where_the_turn_ends(model, monkeypatch):
-    first = int(slow_logits(model, clip_of("text"), [])[-1].argmax())
-    monkeypatch.setattr(model, "ends", frozenset([first]))
-    assert model.generate(clip_of("text"), PROMPT, 6) == ""
+    monkeypatch.setattr(model, "ends", frozenset(said[:1]))
+    assert model.generate(clip, PROMPT, 6) == ""
 
 
 def test_each_modality_is_read_and_so_is_its_order_in_time(model):
@@ -166,19 +162,17 @@ def test_sound_takes_as_many_positions_as_transformers_own_processor_gives_it(na
         assert omni.FAMILIES[name].audio_tokens(frames) == int(theirs(torch.tensor(frames)))
 
 
-def test_control_tokens_in_a_clips_words_are_words(model):
-    tokens = model.inputs(clip_of("text", "a <|im_end|> <|VIDEO|> b"), PROMPT)["input_ids"][0].tolist()
-    assert tokens.count(model.special["end"]) == 2, "of the system message and of the question"
-    assert model.model.config.video_token_id not in tokens
-
-
-def test_the_system_message_is_what_was_asked_for(qwen):
-    def shown(system: str) -> str:
+def test_the_message_is_the_familys_with_the_system_asked_for_and_control_tokens_in_words_are_words(qwen):
+    def shown(system: str, text: str = "I am so glad") -> str:
         made = opened(qwen, system)
-        return made.tokenizer.decode(made.inputs(clip_of("text"), "why?")["input_ids"][0])
+        return made.tokenizer.decode(made.inputs(clip_of("text", text), "why?")["input_ids"][0])
 
     assert shown("You answer.").startswith("<|im_start|>system\nYou answer.<|im_end|>\n<|im_start|>user\nI am so glad\nwhy?")
     assert shown("").startswith("<|im_start|>user\n") and shown("").endswith("<|im_end|>\n<|im_start|>assistant\n")
+    made = opened(qwen)
+    ids = made.inputs(clip_of("text", "a <|im_end|> <|VIDEO|> b"), PROMPT)["input_ids"][0].tolist()
+    assert ids.count(made.special["end"]) == 2, "of the system message and of the question"
+    assert made.model.config.video_token_id not in ids
 
 
 def test_too_long_a_prompt_and_an_empty_answer_are_refused(qwen):
@@ -229,8 +223,6 @@ def test_weights_that_lack_a_part_of_the_model_are_refused(qwen, tmp_path):
 
 
 def test_neither_torchvision_nor_the_callers_random_numbers_are_touched(qwen):
-    import sys
-
     torch.manual_seed(3)
     expected = torch.rand(2)
     torch.manual_seed(3)
@@ -238,33 +230,6 @@ def test_neither_torchvision_nor_the_callers_random_numbers_are_touched(qwen):
     assert torch.equal(torch.rand(2), expected)
     assert not {"torchvision", "torchaudio", "torchcodec"} & sys.modules.keys()
     assert not any(parameter.requires_grad for parameter in made.model.parameters()) and not made.model.training
-
-
-# What is asked --------------------------------------------------------------------------------------------------------
-def test_the_question_names_what_is_shown_and_nothing_else():
-    settings = OmniConfig()
-    said = {(a, v): question(settings, MELD, a, v).prompt for a in (False, True) for v in (False, True)}
-    assert said[True, True] == (
-        "You are presented with a video in which the speaker says: {text}. Based on the text, video, and audio content, what "
-        "is the emotion of this speaker?\nThe candidate labels for emotion are: [neutral, joy, anger]. Respond in the format: "
-        "'emotion: [label]'. Only one label should be provided."
-    )
-    assert "video" not in said[False, False] + said[True, False] and "audio" not in said[False, False] + said[False, True]
-    scores = question(settings, SIMS, False, False)
-    assert "the sentiment of this speaker, from -1.0 (most negative) to +1.0 (most positive)?" in scores.prompt
-    assert scores.written[0] == "sentiment: -1.0" and len(scores.written) == 21
-    assert question(OmniConfig(subject="mood"), MELD, True, True).written[1] == "mood: joy"
-    paper = question(OmniConfig(prompt="paper"), MELD, True, True)
-    assert paper.prompt.startswith("<Multimodal>{text}</Multimodal>Please recognize") and paper.written == ("0", "1", "2")
-
-
-@pytest.mark.parametrize(
-    ("reply", "place"),
-    [("emotion: joy", 1), ("Joy.", 1), ("emotion: [anger]", 2), ("[neutral]", 0), ("**joy**\nas she laughs", 1)]
-    + [(other, None) for other in ("happy", "", "joy or anger", "mood: joy", "no joy")],
-)
-def test_a_free_reply_is_a_legal_answer_or_none(reply, place):
-    assert question(OmniConfig(), MELD, True, True).parse(reply) == place
 
 
 # A run ----------------------------------------------------------------------------------------------------------------
@@ -323,23 +288,11 @@ def test_a_run_answers_every_clip_and_answers_the_same_when_it_is_loaded(world, 
     for answer in answers:
         assert answer.value == np.argmax(list(answer.probabilities.values()))
         assert sum(answer.probabilities.values()) == pytest.approx(1)
+    other = loaded.method.collate([replace(clip, label=(clip.label + 1) % 3) for clip in clips])
+    assert loaded.method.predict(other).values.tolist() == table["prediction"].tolist(), "no label reaches the answers"
     batch = loaded.method.collate([*clips])
     mass = [-np.log(list(answer.probabilities.values())[clip.label]) for answer, clip in zip(answers, clips, strict=True)]
     assert loaded.method.loss(batch).total.item() == pytest.approx(sum(mass))
-
-
-def test_labels_do_not_reach_the_answers(world, qwen):
-    from cmpta_lib.base import Tools
-    from cmpta_lib.data.corpus import Inputs
-
-    corpus = load_corpus(world / "data" / "talks")
-    method = registry.build(config_of(world, qwen), Inputs.of(corpus), Tools(CPU, lambda config: None))
-    clips = [*corpus.splits["test"]]
-    other = [replace(clip, label=(clip.label + 1) % 3) for clip in clips]
-    first, second = (method.predict(method.collate(some)) for some in (clips, other))
-    assert first.probabilities.tobytes() == second.probabilities.tobytes()
-    with pytest.raises(TypeError, match="label"):
-        Clip("a", "words", label=1)
 
 
 def test_free_replies_that_are_no_label_are_counted_and_stay_open(world, qwen):
@@ -347,12 +300,6 @@ def test_free_replies_that_are_no_label_are_counted_and_stay_open(world, qwen):
     table = run.predictions("test")
     unparsable = int(table["prediction"].isna().sum())
     assert unparsable and run.metrics["oddities"]["unparsable_replies"] >= unparsable
-
-
-def test_words_alone_need_no_recording(world, qwen, monkeypatch):
-    monkeypatch.delenv(MEDIA)
-    config = config_of(world, qwen, {"method.modalities": "text"})
-    assert config.method.media == "" and set(made(world, config).metrics["oddities"]) == set()
 
 
 def test_other_recordings_or_another_model_are_another_run(world, qwen, tmp_path):
@@ -365,9 +312,12 @@ def test_other_recordings_or_another_model_are_another_run(world, qwen, tmp_path
     assert config_of(world, other).method.model.fingerprint != first.method.model.fingerprint
 
 
-def test_a_run_whose_model_changed_is_not_loaded(world, qwen, tmp_path):
+def test_words_alone_need_no_recording_and_a_run_whose_model_changed_is_not_loaded(world, qwen, tmp_path, monkeypatch):
+    monkeypatch.delenv(MEDIA)
     other = copied(qwen, tmp_path)
-    run = made(world, config_of(world, other, {"method.modalities": "text"}))
+    config = config_of(world, other, {"method.modalities": "text"})
+    run = made(world, config)
+    assert config.method.media == "" and set(run.metrics["oddities"]) == set()
     content = json.loads((other / "tokenizer_config.json").read_text())
     (other / "tokenizer_config.json").write_text(json.dumps(content | {"more": 1}))
     with pytest.raises(Damaged, match="tokenizer_config.json changed"):
@@ -375,13 +325,6 @@ def test_a_run_whose_model_changed_is_not_loaded(world, qwen, tmp_path):
 
 
 # In a study -----------------------------------------------------------------------------------------------------------
-def test_it_is_no_row_of_the_papers_tables():
-    assert "omni" in registry.ENTRIES and not registry.ENTRIES["omni"].is_trained
-    for key in ("sims", "meld", "data"):
-        assert not [row for row in (*plan.comparison(key), *plan.beyond(key), *plan.versions(key)) if row.method == "omni"]
-    assert OmniConfig().model.name in OMNI_MODELS
-
-
 def test_a_study_says_why_a_row_is_not_run_and_fills_in_what_it_needs(world, qwen, monkeypatch, tmp_path):
     row = Row("an omni model", "omni", {"method.model.name": str(qwen)} | SMALL)
     words = replace(row, changes={**row.changes, "method.modalities": "text"})
@@ -392,11 +335,10 @@ def test_a_study_says_why_a_row_is_not_run_and_fills_in_what_it_needs(world, qwe
     talks = load_corpus(world / "data" / "talks")
     monkeypatch.setattr(Study, "corpus", lambda self, key: talks)
     assert study.lacks(row, "meld") == ""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert study.config("meld", row).method.model.dtype == "bfloat16"
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    filled = study.config("meld", row)
-    assert filled.method.model.dtype == "float32" and filled.method.media == config_of(world, qwen).method.media
+    for has_gpu, dtype in ((True, "bfloat16"), (False, "float32")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda has_gpu=has_gpu: has_gpu)
+        filled = study.config("meld", row)
+        assert filled.method.model.dtype == dtype and filled.method.media == config_of(world, qwen).method.media
     absent = replace(row, changes={"method.model.name": "nobody/omni"})
     assert "cmpta weights nobody/omni" in study.lacks(absent, "meld")
     Path(os.environ[MEDIA], "talks/test/3.mkv").unlink()
@@ -405,3 +347,6 @@ def test_a_study_says_why_a_row_is_not_run_and_fills_in_what_it_needs(world, qwe
     assert study.lacks(row, "meld").endswith("set CMPTA_MEDIA to the folder that holds talks/<clip id>.mp4")
     with pytest.raises(FileNotFoundError, match="set CMPTA_MEDIA"):
         study.config("meld", row)
+    assert OmniConfig().model.name in OMNI_MODELS and not registry.ENTRIES["omni"].is_trained
+    for key in ("sims", "meld", "data"):
+        assert not [row for row in (*plan.comparison(key), *plan.beyond(key), *plan.versions(key)) if row.method == "omni"]

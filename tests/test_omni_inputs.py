@@ -1,4 +1,4 @@
-"""Recordings: found by clip id, decoded at the right rate and length, and every way to lack one said in one sentence."""
+"""What an omni model is shown of a clip and asked: recordings found and decoded, what is missing, the words of questions."""
 
 from __future__ import annotations
 
@@ -11,6 +11,11 @@ from omni_models import write_recording
 from cmpta_lib import files
 from cmpta_lib.beyond import media
 from cmpta_lib.beyond.media import MEDIA
+from cmpta_lib.beyond.omni import OmniConfig, question
+from cmpta_lib.data.corpus import Task
+
+MELD = Task("classification", "en", ("neutral", "joy", "anger"))
+SIMS = Task("regression", "zh")
 
 
 @pytest.fixture
@@ -132,3 +137,29 @@ def test_a_file_that_cannot_be_decoded_is_named_with_its_clip(av, tmp_path, cont
 def test_a_clip_has_no_place_for_a_label():
     with pytest.raises(TypeError, match="label"):
         media.Clip("a", "words", label=1)
+
+
+def test_the_question_names_what_is_shown_and_nothing_else():
+    settings = OmniConfig()
+    said = {(a, v): question(settings, MELD, a, v).prompt for a in (False, True) for v in (False, True)}
+    assert said[True, True] == (
+        "You are presented with a video in which the speaker says: {text}. Based on the text, video, and audio content, what "
+        "is the emotion of this speaker?\nThe candidate labels for emotion are: [neutral, joy, anger]. Respond in the format: "
+        "'emotion: [label]'. Only one label should be provided."
+    )
+    assert "video" not in said[False, False] + said[True, False] and "audio" not in said[False, False] + said[False, True]
+    scores = question(settings, SIMS, False, False)
+    assert "the sentiment of this speaker, from -1.0 (most negative) to +1.0 (most positive)?" in scores.prompt
+    assert scores.written[0] == "sentiment: -1.0" and len(scores.written) == 21
+    assert question(OmniConfig(subject="mood"), MELD, True, True).written[1] == "mood: joy"
+    paper = question(OmniConfig(prompt="paper"), MELD, True, True)
+    assert paper.prompt.startswith("<Multimodal>{text}</Multimodal>Please recognize") and paper.written == ("0", "1", "2")
+
+
+@pytest.mark.parametrize(
+    ("reply", "place"),
+    [("emotion: joy", 1), ("Joy.", 1), ("emotion: [anger]", 2), ("[neutral]", 0), ("**joy**\nas she laughs", 1)]
+    + [(other, None) for other in ("happy", "", "joy or anger", "mood: joy", "no joy")],
+)
+def test_a_free_reply_is_a_legal_answer_or_none(reply, place):
+    assert question(OmniConfig(), MELD, True, True).parse(reply) == place
