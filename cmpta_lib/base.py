@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,24 +18,22 @@ from torch import Tensor, nn
 
 from cmpta_lib.config import EncoderConfig, LLMConfig, RunConfig, Stage, TrainingConfig
 from cmpta_lib.data.corpus import Inputs, Sample, Split
-from cmpta_lib.llm.encoder import TextEncoder
-from cmpta_lib.method.llm import FrozenLLM
 
 
-def _no_encoder(config: EncoderConfig) -> TextEncoder:
+def _no_encoder(config: EncoderConfig) -> Any:
     raise LookupError(f"text encoder '{config.name}' was asked for where there is none")
 
 
 @dataclass(frozen=True)
-class Tools:
+class Resources:
     """What a method may ask for when it is built: where to compute, and pre-trained models by their settings.
 
     `encoder` gives each caller a copy of its own, which may be trained further.
     """
 
     device: torch.device
-    llm: Callable[[LLMConfig], FrozenLLM]
-    encoder: Callable[[EncoderConfig], TextEncoder] = _no_encoder
+    llm: Callable[[LLMConfig], Any]  # gives a `method.llm.FrozenLLM`
+    encoder: Callable[[EncoderConfig], Any] = _no_encoder  # gives an `llm.encoder.TextEncoder`
     knowledge: Path | None = None  # folder for what models said of clips; None = kept in memory
 
 
@@ -53,7 +51,7 @@ class Batch:
     """B clips as a method's `collate` lays them out; methods add their own fields."""
 
     ids: tuple[str, ...]
-    oddities: Mapping[str, int]  # what had to be cut or left out, by kind; counted, stored with the result
+    issues: Mapping[str, int]  # what had to be cut or left out, by kind; counted, stored with the result
 
 
 @dataclass(frozen=True)
@@ -78,13 +76,13 @@ class Predictions:
     replies: Sequence[str | None]
     answers: Sequence[str] = ()
     probabilities: np.ndarray | None = None
-    oddities: Mapping[str, int] = field(default_factory=dict)
+    issues: Mapping[str, int] = field(default_factory=dict)
 
 
 class Method(ABC):
     """One way to tell sentiment or emotion from words, face and voice.
 
-    Built as `Method(config, inputs, tools)`; every random initial weight comes from torch's global generator, which the
+    Built as `Method(config, inputs, resources)`; every random initial weight comes from torch's global generator, which the
     training loop seeds. What a run keeps is `module.state_dict()`: weights and, as buffers, whatever else was learned.
     """
 
@@ -93,7 +91,7 @@ class Method(ABC):
     keeps_clip_state: bool = False  # it learns something of every training clip, which one process must see all of
 
     @abstractmethod
-    def __init__(self, config: RunConfig, inputs: Inputs, tools: Tools) -> None: ...
+    def __init__(self, config: RunConfig, inputs: Inputs, resources: Resources) -> None: ...
 
     def fit(self, train: Split) -> None:  # noqa: B027  # most methods need nothing else
         """Learn from the training split, before the first step, what no gradient teaches; keep it in buffers."""
@@ -162,9 +160,3 @@ class FeatureScaling(nn.Module):
 
     def forward(self, frames: Tensor, lengths: Tensor) -> Tensor:
         return (frames - self.mean) / self.std * real_positions(lengths, frames.shape[1])[..., None]
-
-
-def start_at_embedding_norm(to_llm: nn.Linear, embedding_norm: float, llm_dim: int) -> None:
-    """Let a projection of LayerNorm's outputs, of norm sqrt(D), give vectors as large as the LLM's embeddings (choice 8)."""
-    nn.init.normal_(to_llm.weight, std=embedding_norm / (llm_dim * to_llm.in_features) ** 0.5)
-    nn.init.zeros_(to_llm.bias)

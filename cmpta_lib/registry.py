@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from cmpta_lib.config import CmptaConfig, MethodConfig, RunConfig, from_json
 
 if TYPE_CHECKING:
-    from cmpta_lib.base import Method, Tools
+    from cmpta_lib.base import Method, Resources
     from cmpta_lib.data.corpus import Corpus, Inputs
 
     ENTRIES: dict[str, Entry]
@@ -50,22 +50,17 @@ Completion: TypeAlias = "Callable[[RunConfig, Corpus, Path, Mapping[str, Any]], 
 
 @dataclass(frozen=True)
 class Entry:
-    """One method in the registry.
-
-    `row` heads its lines in tables; where the paper prints a line of that name, it stands in that line. `comparisons`:
-    the corpora in whose comparison, Table 3 ("sims") or Table 4 ("meld"), it stands; on a user's own clips all do that
-    stand in one at all.
-    """
+    """One method in the registry; `register` says what the fields mean."""
 
     config: type[MethodConfig]
-    method: Callable[[RunConfig, Inputs, Tools], Method] | str  # the class, or "module:class" to import when it is built
+    method: Callable[[RunConfig, Inputs, Resources], Method] | str
     row: str
     comparisons: tuple[str, ...] = COMPARISONS
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    reads: str = ""  # what it looks at, in words: tables say it, as methods that see more are no like for like
-    is_reference: bool = False  # no rival, but a line that keeps rivals honest
-    is_trained: bool = True  # by gradient
-    is_beyond: bool = False  # the paper's reproduction shows its line and runs it with everything (`--all`) only
+    reads: str = ""
+    is_reference: bool = False
+    is_trained: bool = True
+    is_beyond: bool = False
     complete: Completion | None = None
 
     @property
@@ -78,7 +73,7 @@ class Entry:
 
     @property
     def is_built_in(self) -> bool:
-        return self.config.__module__.partition(".")[0] == MethodConfig.__module__.partition(".")[0]
+        return self.config.__module__.startswith("cmpta_lib.")
 
 
 _ENTRIES: dict[str, Entry] = {}
@@ -92,27 +87,9 @@ def __getattr__(name: str) -> Any:
     return _ENTRIES
 
 
-@functools.cache
-def load_built_in() -> None:
-    """Import the files of the built-in methods, which register them, and put them into the order of tables' rows."""
-    for folder in map(importlib.import_module, BUILT_IN):
-        for found in pkgutil.iter_modules(folder.__path__, f"{folder.__name__}."):
-            importlib.import_module(found.name)
-    places = {name: place for place, name in enumerate(ORDER)}
-    ordered = sorted(_ENTRIES.items(), key=lambda one: places.get(one[0], len(places)))
-    _ENTRIES.clear()
-    _ENTRIES.update(ordered)
-
-
-def read_config(text: str) -> RunConfig:
-    """The config that JSON text holds, of a built-in method or one whose file is imported; errors as of `from_json`."""
-    load_built_in()
-    return from_json(text)
-
-
 def register(
     config: type[MethodConfig],
-    method: Callable[[RunConfig, Inputs, Tools], Method] | str,
+    method: Callable[[RunConfig, Inputs, Resources], Method] | str,
     *,
     row: str,
     comparisons: tuple[str, ...] = COMPARISONS,
@@ -127,11 +104,14 @@ def register(
 
     Args:
         config: its settings class, with defaults for `name` and `recipe`.
-        method: a subclass of `methods.base.Method`, or "module:class".
+        method: a subclass of `base.Method`, or "module:class", which is imported when one is built.
+        row: the name of its line in tables; where the paper prints a line of that name, it stands in that line.
+        comparisons: the corpora in whose comparison, Table 3 ("sims") or Table 4 ("meld"), it stands; a user's own clips
+            are compared by all that stand in one at all.
         settings: "demo", "paper" or "smoke", "demo/data" for a user's own clips, "paper/sims/llama2-7b" for rows with
             that LLM of their own -> config fields that differ from the defaults there; the narrower says the last word.
-        reads: what it looks at, in words, for the table that compares methods.
-        is_reference: it stands below the methods, among the lines that any method should beat.
+        reads: what it looks at, in words: tables say it, as methods that see more are no like for like.
+        is_reference: no rival; it stands below the methods, among the lines that any method should beat.
         is_trained: by gradient; what is only fitted has no learning rate to search.
         is_beyond: its line stands in Tables 3 and 4, and is run with everything (`cmpta reproduce --all`) only.
         complete: fills in what a machine decides of a config, and refuses what it lacks something for; see `Completion`.
@@ -148,13 +128,25 @@ def register(
     _ENTRIES[entry.name] = entry
 
 
+@functools.cache
+def load_built_in() -> None:
+    """Import the files of the built-in methods, which register them, and put them into the order of tables' rows."""
+    for folder in map(importlib.import_module, BUILT_IN):
+        for found in pkgutil.iter_modules(folder.__path__, f"{folder.__name__}."):
+            importlib.import_module(found.name)
+    places = {name: place for place, name in enumerate(ORDER)}
+    ordered = sorted(_ENTRIES.items(), key=lambda one: places.get(one[0], len(places)))
+    _ENTRIES.clear()
+    _ENTRIES.update(ordered)
+
+
 def load_plugins() -> None:
     """Import the files and modules that the environment variable CMPTA_METHODS names, each once.
 
     Raises:
         ValueError: one of them is not there.
     """
-    for place in filter(None, os.environ.get(PLUGINS, "").split(os.pathsep)):
+    for place in _places():
         name = Path(place).stem if place.endswith(".py") else place
         if name in sys.modules:
             continue
@@ -168,9 +160,8 @@ def load_plugins() -> None:
             raise ValueError(f"{PLUGINS} names {place}, and there is no such file")
         spec = importlib.util.spec_from_file_location(name, place)
         assert spec and spec.loader
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module
-        spec.loader.exec_module(module)
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
 
 
 def plugins() -> str:
@@ -179,7 +170,7 @@ def plugins() -> str:
     Raises:
         ValueError: one was defined where no other process can import it, such as in a notebook's cell.
     """
-    places = [place for place in os.environ.get(PLUGINS, "").split(os.pathsep) if place]
+    places = {str(Path(place).resolve()) if place.endswith(".py") else place: None for place in _places()}
     for entry in _ENTRIES.values():
         if entry.is_built_in:
             continue
@@ -190,22 +181,23 @@ def plugins() -> str:
                 f"method '{entry.name}' is defined in a notebook or script, where the processes that make runs cannot "
                 f"import it: move it to a file of its own and import that"
             )
-        if not any(Path(place).resolve() == Path(file).resolve() for place in places):
-            places.append(file)
-    return os.pathsep.join(str(Path(place).resolve()) if place.endswith(".py") else place for place in places)
+        if home not in places:
+            places[str(Path(file).resolve())] = None
+    return os.pathsep.join(places)
 
 
-def build(config: RunConfig, inputs: Inputs, tools: Tools) -> Method:
-    """The untrained method that a config names.
+def _places() -> list[str]:
+    return [place for place in os.environ.get(PLUGINS, "").split(os.pathsep) if place]
 
-    Raises:
-        ValueError: it is not registered in this process.
-    """
-    return method_class(config.method.name)(config, inputs, tools)
+
+def read_config(text: str) -> RunConfig:
+    """The config that JSON text holds, of a built-in method or one whose file is imported; errors as of `from_json`."""
+    load_built_in()
+    return from_json(text)
 
 
 def method_class(name: str) -> type[Method]:
-    """The class behind a method's name, imported now.
+    """The class behind a method's name.
 
     Raises:
         ValueError: it is not registered in this process.
@@ -219,6 +211,11 @@ def method_class(name: str) -> type[Method]:
         method = getattr(importlib.import_module(module), attribute)
     found: type[Method] = method
     return found
+
+
+def build(config: RunConfig, inputs: Inputs, resources: Resources) -> Method:
+    """The untrained method that a config names; raises as `method_class`."""
+    return method_class(config.method.name)(config, inputs, resources)
 
 
 # The paper's method, whose settings `config` holds.

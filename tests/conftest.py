@@ -90,9 +90,9 @@ def encoder():
 @pytest.fixture
 def tools(llm, encoder):
     """What methods are built with: the random LLM, and copies of the random BERT."""
-    from cmpta_lib.base import Tools
+    from cmpta_lib.base import Resources
 
-    return Tools(llm.device, lambda config: llm, lambda config: encoder.copy())
+    return Resources(llm.device, lambda config: llm, lambda config: encoder.copy())
 
 
 @pytest.fixture(scope="session")

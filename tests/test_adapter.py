@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cmpta_lib.config import CmptaConfig
-from cmpta_lib.fast.packing import Ragged
+from cmpta_lib.fast.packing import Ragged, Stream, Streams
 from cmpta_lib.method import adapter as cmpta
 from cmpta_lib.method.adapter import PAIRS, CMPTAdapter, CrossModalAttention, TemporalAlignment
 
@@ -51,6 +51,11 @@ def batch(lengths: dict[str, list[int]] = LENGTHS, extra: int = 0) -> dict[str, 
         given[modality] = padded(lengths[modality], width, extra, 100 * seed)
         given[f"{modality}_lengths"] = torch.tensor(lengths[modality])
     return given
+
+
+def streams(*, return_weights: bool = False, **given: Tensor) -> Streams:
+    one_each = {name: Stream(given[name], given[f"{name}_lengths"]) for name in LENGTHS}
+    return Streams(**one_each, wants_maps=return_weights)
 
 
 def row_of(given: dict[str, Tensor], row: int) -> dict[str, Tensor]:
@@ -159,7 +164,7 @@ def test_clip_by_clip_gives_what_a_padded_batch_gives_and_its_gradients(absent, 
     for most in (math.inf, -1):
         monkeypatch.setattr(cmpta, "WORTH_A_LOOP", most)
         adapter = build()
-        tokens, _ = adapter(**batch(LENGTHS | absent))
+        tokens, _ = adapter(streams(**batch(LENGTHS | absent)))
         tokens.square().sum().backward()
         found.append([tokens, *(torch.zeros_like(p) if p.grad is None else p.grad for p in adapter.parameters())])
     for padded_one, looped in zip(*found, strict=True):
@@ -182,7 +187,7 @@ def test_what_is_forgotten_is_made_again_bit_for_bit(alignment, summary, monkeyp
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            tokens, _ = adapter(**batch())
+            tokens, _ = adapter(streams(**batch()))
         tokens.square().sum().backward()
         found.append([tokens, *(weight.grad for weight in adapter.parameters()), torch.rand(3)])
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
@@ -192,7 +197,7 @@ def test_what_is_forgotten_is_made_again_bit_for_bit(alignment, summary, monkeyp
 @torch.no_grad()
 def test_attention_weights_sum_to_one_on_real_frames_and_are_zero_on_padding():
     adapter, given = build(), batch(LENGTHS | {"vision": [2, 0, 1]}, extra=3)
-    _, weights = adapter(**given, return_weights=True)
+    _, weights = adapter(streams(**given, return_weights=True))
     assert list(weights) == list(PAIRS)
     for (name, (y, x)), row in itertools.product(PAIRS.items(), range(3)):
         n_y, n_x = int(given[f"{y}_lengths"][row]), int(given[f"{x}_lengths"][row])
@@ -204,7 +209,7 @@ def test_attention_weights_sum_to_one_on_real_frames_and_are_zero_on_padding():
 @torch.no_grad()
 def test_asking_for_weights_does_not_change_the_tokens():
     adapter, given = build(), batch(LENGTHS | {"audio": [9, 0, 5]}, extra=1)
-    close(adapter(**given, return_weights=True)[0], adapter(**given)[0], atol=1e-6)
+    close(adapter(streams(**given, return_weights=True))[0], adapter(streams(**given))[0], atol=1e-6)
 
 
 # --- the whole adapter ------------------------------------------------------------------------------------------------
@@ -226,7 +231,7 @@ SWITCHES = [
 def test_adapter_equals_one_clip_at_a_time_in_plain_words(changes):
     adapter = build(**changes)
     given = batch({"text": [4, 1, 6, 3], "audio": [9, 3, 0, 1], "vision": [2, 8, 1, 0]}, extra=2)
-    tokens, _ = adapter(**given)
+    tokens, _ = adapter(streams(**given))
     for row in range(4):
         alone = row_of(given, row)
         expected = tokens_of_one(adapter, alone["text"][0], alone["audio"][0], alone["vision"][0])
@@ -237,10 +242,10 @@ def test_adapter_equals_one_clip_at_a_time_in_plain_words(changes):
 @torch.no_grad()
 def test_padding_changes_nothing_and_a_batch_of_one_equals_its_row(changes):
     adapter = build(**changes)
-    tokens, _ = adapter(**batch())
-    close(adapter(**batch(extra=7))[0], tokens)
+    tokens, _ = adapter(streams(**batch()))
+    close(adapter(streams(**batch(extra=7)))[0], tokens)
     for row in range(3):
-        close(adapter(**row_of(batch(), row))[0][0], tokens[row])
+        close(adapter(streams(**row_of(batch(), row)))[0][0], tokens[row])
 
 
 @pytest.mark.parametrize("junk", [1e6, math.nan])
@@ -251,7 +256,7 @@ def test_what_stands_in_the_padding_of_the_frames_is_never_read(junk):
     for modality in ("audio", "vision"):
         for row, length in enumerate(given[f"{modality}_lengths"]):
             soiled[modality][row, length:] = junk
-    close(build()(**soiled)[0], build()(**given)[0])
+    close(build()(streams(**soiled))[0], build()(streams(**given))[0])
 
 
 ABSENT = {
@@ -274,7 +279,7 @@ def test_an_absent_modality_gives_finite_tokens_and_gradients(absent, alignment,
     given = batch(LENGTHS | absent)
     given["text"].requires_grad_()
     for return_weights in (False, True):
-        tokens, _ = adapter(**given, return_weights=return_weights)
+        tokens, _ = adapter(streams(**given, return_weights=return_weights))
         assert tokens.shape == (3, 6, LLM) and tokens.isfinite().all()
         tokens.square().sum().backward()
         assert all(p.grad is None or p.grad.isfinite().all() for p in (*adapter.parameters(), given["text"]))
@@ -282,8 +287,8 @@ def test_an_absent_modality_gives_finite_tokens_and_gradients(absent, alignment,
 
 @torch.no_grad()
 def test_an_absent_modality_does_not_disturb_its_neighbours():
-    tokens, _ = build()(**batch())
-    missing, _ = build()(**batch(LENGTHS | {"vision": [2, 0, 1]}))
+    tokens, _ = build()(streams(**batch()))
+    missing, _ = build()(streams(**batch(LENGTHS | {"vision": [2, 0, 1]})))
     close(missing[[0, 2]], tokens[[0, 2]])
     assert not torch.allclose(missing[1], tokens[1])
 
@@ -329,7 +334,7 @@ def test_only_the_bidirectional_alignment_sees_the_future(kind, sees_the_future)
 def test_linear_alignment_alone_makes_a_clip_a_bag_of_frames(kind):
     adapter, given = build(alignment=kind), batch(LENGTHS | {"vision": [8, 8, 8]})
     shuffled = given | {"vision": given["vision"][:, torch.randperm(8, generator=torch.Generator().manual_seed(0))]}
-    t1, t1_shuffled = adapter(**given)[0][:, 0], adapter(**shuffled)[0][:, 0]
+    t1, t1_shuffled = adapter(streams(**given))[0][:, 0], adapter(streams(**shuffled))[0][:, 0]
     assert torch.allclose(t1, t1_shuffled, atol=1e-5) == (kind == "linear")
 
 
@@ -346,8 +351,8 @@ def test_alignment_uses_the_feature_statistics():
 
 def test_dropout_acts_in_training_only():
     adapter = build(dropout=0.5)
-    assert torch.equal(adapter(**batch())[0], adapter(**batch())[0])
-    assert not torch.equal(adapter.train()(**batch())[0], adapter(**batch())[0])
+    assert torch.equal(adapter(streams(**batch()))[0], adapter(streams(**batch()))[0])
+    assert not torch.equal(adapter.train()(streams(**batch()))[0], adapter(streams(**batch()))[0])
 
 
 # --- ablation switches and sizes --------------------------------------------------------------------------------------
@@ -357,15 +362,15 @@ def test_dropout_acts_in_training_only():
 @torch.no_grad()
 def test_which_modalities_each_fusion_reads(fusion):
     adapter, given = build(fusion=fusion), batch()
-    tokens, weights = adapter(**given, return_weights=True)
+    tokens, weights = adapter(streams(**given, return_weights=True))
     assert tokens.shape[1] == adapter.num_tokens == 6
     assert bool(weights) == (fusion == "cross_modal")
     for modality in LENGTHS:
-        other, _ = adapter(**(given | {modality: given[modality] * 2 + 1}))
+        other, _ = adapter(streams(**(given | {modality: given[modality] * 2 + 1})))
         used = fusion == "cross_modal" or modality != "text"
         assert torch.equal(other, tokens) != used
     if fusion == "pooled":  # three vision tokens, then three audio tokens
-        other, _ = adapter(**(given | {"audio": given["audio"] * 2 + 1}))
+        other, _ = adapter(streams(**(given | {"audio": given["audio"] * 2 + 1})))
         assert torch.equal(other[:, :3], tokens[:, :3]) and not torch.isclose(other[:, 3:], tokens[:, 3:]).all(-1).any()
 
 
@@ -375,7 +380,7 @@ def test_which_modalities_each_fusion_reads(fusion):
 def test_number_of_pseudo_tokens(rule, count):
     adapter, six = build(num_pseudo_tokens=count, token_count_rule=rule), build()
     adapter.load_state_dict(six.state_dict(), strict=False)
-    tokens, pairs = adapter(**batch())[0], six(**batch())[0]
+    tokens, pairs = adapter(streams(**batch()))[0], six(streams(**batch()))[0]
     assert tokens.shape == (3, count, LLM) and adapter.num_tokens == count
     close(tokens[:, :6], pairs[:, :count])  # both rules start from the pairs' own tokens
     if rule == "repeat" and count > 6:
@@ -395,7 +400,7 @@ def test_tokens_start_at_the_size_of_the_llms_embeddings(changes):
     torch.manual_seed(0)
     adapter = CMPTAdapter(CmptaConfig(dim=128, **changes), AUDIO, VISION, LLM * 16, embedding_norm=0.73).eval()
     given = batch() | {"text": padded(LENGTHS["text"], LLM * 16)}
-    norms = adapter(**given)[0].norm(dim=-1)
+    norms = adapter(streams(**given))[0].norm(dim=-1)
     # Each squared norm is a chi-square over E = 256 outputs, so one token strays by about 1 / sqrt(2 * 256) = 4 %.
     assert norms.mean().item() == pytest.approx(0.73, rel=0.06)
     assert norms.min() > 0.73 * 0.8 and norms.max() < 0.73 * 1.2
@@ -405,7 +410,7 @@ def test_tokens_start_at_the_size_of_the_llms_embeddings(changes):
 def test_mixed_tokens_start_at_that_size_too():
     torch.manual_seed(0)
     adapter = CMPTAdapter(CmptaConfig(dim=128, num_pseudo_tokens=8), AUDIO, VISION, LLM * 16, embedding_norm=0.73)
-    norms = adapter.eval()(**(batch() | {"text": padded(LENGTHS["text"], LLM * 16)}))[0].norm(dim=-1)
+    norms = adapter.eval()(streams(**(batch() | {"text": padded(LENGTHS["text"], LLM * 16)})))[0].norm(dim=-1)
     assert norms[:, :6].mean().item() == pytest.approx(0.73, rel=0.06)
     assert (norms > 0.73 * 0.4).all() and (norms < 0.73 * 2.5).all()  # six random weights of variance 1/6
 
@@ -414,7 +419,7 @@ def test_mixed_tokens_start_at_that_size_too():
 def test_without_embedding_norm_the_tokens_start_elsewhere():
     torch.manual_seed(0)
     adapter = CMPTAdapter(CmptaConfig(dim=128, token_scale="default"), AUDIO, VISION, LLM, embedding_norm=100.0)
-    assert adapter.eval()(**batch())[0].norm(dim=-1).mean() < 50
+    assert adapter.eval()(streams(**batch()))[0].norm(dim=-1).mean() < 50
 
 
 def lstm_parameters(inputs: int, hidden: int) -> int:
@@ -475,12 +480,12 @@ def test_headline_parameter_count():
 def test_per_pair_projections_are_used_by_their_pair_only():
     adapter, given = build(projections="per_pair"), batch()
     with torch.no_grad():
-        tokens, _ = adapter(**given)
+        tokens, _ = adapter(streams(**given))
         for number, name in enumerate(PAIRS):
             for projection in (adapter.attention.query, adapter.attention.key, adapter.attention.value):
                 saved = projection[name].weight.clone()
                 projection[name].weight.mul_(-2)
-                changed = (adapter(**given)[0] != tokens).any(-1).any(0)
+                changed = (adapter(streams(**given))[0] != tokens).any(-1).any(0)
                 assert changed.tolist() == [i == number for i in range(6)]
                 projection[name].weight.copy_(saved)
 
@@ -488,7 +493,7 @@ def test_per_pair_projections_are_used_by_their_pair_only():
 @pytest.mark.parametrize("changes", [*SWITCHES, {"projections": "per_pair", "num_pseudo_tokens": 7}], ids=str)
 def test_gradient_reaches_every_parameter(changes):
     adapter = build(**changes)
-    (adapter(**batch())[0] ** 3).sum().backward()
+    (adapter(streams(**batch()))[0] ** 3).sum().backward()
     for name, weight in adapter.named_parameters():
         assert weight.grad is not None, name
         assert weight.grad.abs().max() > 1e-7, name

@@ -27,9 +27,9 @@ from torch import Tensor
 from cmpta_lib.base import Method
 from cmpta_lib.config import CmptaConfig, override
 from cmpta_lib.fast.packing import send
+from cmpta_lib.fast.prompted import PromptedLM
 from cmpta_lib.method.adapter import TemporalAlignment
 from cmpta_lib.method.llm import FrozenLLM
-from cmpta_lib.method.prompted import PromptedLM
 from cmpta_lib.runs import evaluation, loop
 from cmpta_lib.runs.checkpoint import State
 

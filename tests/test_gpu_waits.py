@@ -30,11 +30,11 @@ from cmpta_lib.baselines.reference import SoftPromptConfig
 from cmpta_lib.baselines.supervised import reference
 from cmpta_lib.config import RunConfig, override
 from cmpta_lib.data.corpus import Inputs, Sample
+from cmpta_lib.fast import prompted as prompted_lm
 from cmpta_lib.fast.packing import send
-from cmpta_lib.method import prompted as prompted_lm
+from cmpta_lib.fast.prompted import PromptedLM
 from cmpta_lib.method.adapter import CMPTAdapter
 from cmpta_lib.method.llm import FrozenLLM, weights_fingerprint
-from cmpta_lib.method.prompted import PromptedLM
 from cmpta_lib.runs import loop
 
 READOUT = 1  # the loss, once a step
@@ -314,9 +314,9 @@ FAULTS = {
 def test_a_wait_inside_the_adapter_would_be_noticed(device, fault, llm, corpora, monkeypatch):
     plain, calls = CMPTAdapter.forward, []
 
-    def faulty(self, text, text_lengths, *rest, **more):
-        calls.append(fault(text_lengths, text.shape[1]))
-        return plain(self, text, text_lengths, *rest, **more)
+    def faulty(self, streams):
+        calls.append(fault(streams.text.lengths, streams.text.values.shape[1]))
+        return plain(self, streams)
 
     monkeypatch.setattr(CMPTAdapter, "forward", faulty)
     seen = step_watched(monkeypatch, CONFIG, on(device, llm, monkeypatch), corpora["embedded-sims"])

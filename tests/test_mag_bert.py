@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
 from fine_tuned import (
-    ODD,
     WORLDS,
     check_a_gpu_would_not_wait,
-    check_answers_depend_on_no_batch_mate,
-    check_odd_clips_give_numbers,
-    check_padding_is_never_read,
     count,
-    fill,
     fitted,
-    given,
     outputs,
     published_size,
     run_config,
     weights,
 )
+from golden import fill, given
 
 from cmpta_lib.baselines.mag_bert import MagBertConfig, MagGate, padded_blocks, real_blocks
 from cmpta_lib.baselines.supervised import reference
@@ -158,24 +151,6 @@ def test_all_of_it_is_trained_and_twice_the_same(world, alignment, corpora, tool
     unread = {name for name in still if name.split(".")[0] == "network"}
     assert unread == {"network.longest"}
     assert np.isfinite([row["train_loss"] for row in state.history]).all()
-
-
-# --- any clips --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("world", WORLDS)
-@pytest.mark.parametrize("alignment", ["real", "padded"])
-def test_no_answer_depends_on_batch_mates_or_padding(world, alignment, corpora, tools):
-    method: Any = fitted(run_config("mag_bert", method__alignment=alignment), corpora[world], tools)
-    samples = [*corpora[world].splits["train"]][:7]
-    check_answers_depend_on_no_batch_mate(method, samples)
-    check_padding_is_never_read(method, samples)
-
-
-@pytest.mark.parametrize("world", WORLDS)
-@pytest.mark.parametrize("kind", ODD)
-def test_odd_clips_give_numbers(kind, world, corpora, tools):
-    check_odd_clips_give_numbers(kind, run_config("mag_bert"), corpora[world], tools)
 
 
 @pytest.mark.parametrize("world", WORLDS)

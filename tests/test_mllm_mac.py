@@ -23,8 +23,8 @@ from cmpta_lib.config import (
     to_json,
 )
 from cmpta_lib.data.corpus import Inputs
+from cmpta_lib.fast.prompted import PromptedLM
 from cmpta_lib.method.llm import weights_fingerprint
-from cmpta_lib.method.prompted import PromptedLM
 from cmpta_lib.runs import loop
 
 WORLDS = ("embedded-sims", "embedded-meld")
@@ -270,7 +270,7 @@ def test_a_statement_never_cuts_the_words(tools, corpora):
     method = built(tools, corpus, knowledge="features", **{"prompt.max_text_tokens": 3})
     sample = clips(corpus)[0]
     (ids,), (said,) = method.collate([sample]).text_ids, method.knowledge([sample])[0]
-    assert len(ids) == len(method.llm.token_ids(said)) + 3 and method.collate([sample]).oddities == {"texts_cut": 1}
+    assert len(ids) == len(method.llm.token_ids(said)) + 3 and method.collate([sample]).issues == {"texts_cut": 1}
 
 
 def test_the_surest_reading_counts(tools, corpora):
@@ -323,7 +323,7 @@ def test_free_replies_that_are_no_answer_are_counted(tools, corpora):
     corpus, samples = corpora["embedded-meld"], clips(corpora["embedded-meld"])
     method = built(tools, corpus, decoding="free", knowledge="features")
     found = method.predict(method.collate(samples))
-    assert found.oddities["unparsable_replies"] == [*found.replies].count(None) == np.isnan(found.values).sum() > 0
+    assert found.issues["unparsable_replies"] == [*found.replies].count(None) == np.isnan(found.values).sum() > 0
 
 
 def test_settings_survive_their_file_and_senseless_ones_are_refused():

@@ -15,20 +15,21 @@ from conftest import random_llm
 from torch import Tensor
 
 from cmpta_lib import registry
-from cmpta_lib.base import Tools
+from cmpta_lib.base import Resources
 from cmpta_lib.config import CmptaConfig, DataConfig, RunConfig, TextOnlyConfig, override
 from cmpta_lib.data.corpus import Inputs, Sample, Task
+from cmpta_lib.fast.prompted import PromptBatch, PromptedLM
 from cmpta_lib.method.answers import AnswerTrie
 from cmpta_lib.method.llm import FrozenLLM, weights_fingerprint
-from cmpta_lib.method.prompted import Layout, PromptBatch, PromptedLM, answer_text, legal_answers
+from cmpta_lib.method.prompted import Layout, answer_text, legal_answers
 
 WORLDS = ("embedded-sims", "embedded-meld")
 CONFIG = RunConfig(data=DataConfig(name="test", fingerprint=""), method=CmptaConfig(dim=16, num_heads=2))
 TEXT_ONLY = RunConfig(data=CONFIG.data, method=TextOnlyConfig())
 
 
-def tools_of(llm: FrozenLLM) -> Tools:
-    return Tools(llm.device, lambda config: llm)
+def tools_of(llm: FrozenLLM) -> Resources:
+    return Resources(llm.device, lambda config: llm)
 
 
 def build(llm: FrozenLLM, corpus, start: RunConfig = CONFIG, **changes) -> PromptedLM:
@@ -295,7 +296,7 @@ def test_long_texts_are_cut_at_their_end_and_counted(llm, corpora):
     long = replace(sample, text="这部电影真是太好了，" * 4)
     batch = model.collate([sample, long, replace(sample, text="")])
     assert batch.text_ids[1] == llm.token_ids(long.text)[:5] and batch.text_ids[2] == []
-    assert batch.oddities["texts_cut"] == 1 + (len(llm.token_ids(sample.text)) > 5)
+    assert batch.issues["texts_cut"] == 1 + (len(llm.token_ids(sample.text)) > 5)
 
 
 def test_features_are_scaled_by_the_training_split(llm, corpora):
@@ -512,15 +513,15 @@ def test_unparsable_replies_are_none_and_counted(llm, corpora, monkeypatch):
     predictions = model.predict(model.collate(clips(corpora["embedded-sims"])))
     assert predictions.replies == ["+0.6", None, None, None, None, "+1.0"]
     np.testing.assert_array_equal(predictions.values, [0.6, np.nan, np.nan, np.nan, np.nan, 1.0])
-    assert predictions.oddities == {"unparsable_replies": 4}
+    assert predictions.issues == {"unparsable_replies": 4}
 
 
 def test_a_random_llm_seldom_answers_freely_and_always_in_the_trie(llm, corpora):
     corpus = corpora["embedded-sims"]
     free, trie = (build(llm, corpus, method__decoding=d) for d in ("free", "trie"))
     freely, legal = (model.predict(model.collate(clips(corpus))) for model in (free, trie))
-    assert freely.oddities["unparsable_replies"] == freely.replies.count(None) > 0
-    assert set(legal.replies) <= set(trie.answers) and not legal.oddities.get("unparsable_replies")
+    assert freely.issues["unparsable_replies"] == freely.replies.count(None) > 0
+    assert set(legal.replies) <= set(trie.answers) and not legal.issues.get("unparsable_replies")
     assert legal.values.tolist() == [trie.answers[reply] for reply in legal.replies]
     np.testing.assert_array_equal(freely.probabilities, legal.probabilities)  # how likely an answer is, said or not
 

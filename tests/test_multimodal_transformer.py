@@ -105,23 +105,6 @@ def test_only_a_copy_of_the_table_is_ever_trained(kind: str, tools, corpora):
 # --- clips --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", range(len(SWITCHES)), ids=lambda number: str(SWITCHES[number]))
-def test_a_clip_gives_the_same_alone_and_in_any_batch_whatever_its_padding_holds(number, tools, corpora):
-    corpus = corpora[WORLDS[number % 2]]
-    method, samples = built(tools, corpus, SWITCHES[number]), clips(corpus)
-    together, batch = outputs(method, samples), method.collate(samples)
-    assert len({tuple(row) for row in together.tolist()}) > 1
-    alone = torch.cat([outputs(method, [sample]) for sample in samples])
-    torch.testing.assert_close(alone, together, rtol=0, atol=1e-5)
-    noisy = {name: frames.copy() for name, frames in batch.frames.items()}
-    for name, frames in noisy.items():
-        for row, length in zip(frames, batch.lengths[name], strict=True):
-            row[length:] = 1e3
-    with torch.no_grad():
-        other = method.forward(method.clips(replace(batch, frames=noisy)))
-    torch.testing.assert_close(other, together, rtol=0, atol=1e-6)
-
-
 @pytest.mark.parametrize("changes", SWITCHES[:3], ids=str)
 def test_a_real_frame_of_zeros_is_no_padding(changes, tools, corpora):
     """The public code of MulT takes every frame that begins with an exact zero for padding."""
@@ -134,23 +117,6 @@ def test_a_real_frame_of_zeros_is_no_padding(changes, tools, corpora):
         assert not torch.allclose(outputs(method, [longer]), outputs(method, [sample]), atol=1e-6)
     silent = replace(sample, audio=np.zeros_like(sample.audio))
     assert not torch.allclose(outputs(method, [silent]), outputs(method, [lacking(sample, "audio")]), atol=1e-6)
-
-
-@pytest.mark.parametrize("changes", SWITCHES, ids=str)
-def test_odd_clips_train_without_a_nan(changes, tools, corpora):
-    corpus = corpora["embedded-sims"]
-    sample = corpus.splits["train"][0]
-    nothing = replace(lacking(sample, "audio", "vision"), text="")
-    flat = replace(sample, audio=np.zeros_like(sample.audio), vision=np.ones_like(sample.vision))
-    method = built(tools, corpus, changes)
-    for batch in ([nothing], [nothing, nothing], [sample, nothing, flat, *clips(corpus)]):
-        for stage in stages(method).values():
-            method.enter(stage)
-            optimizer = torch.optim.AdamW([p for p in method.module.parameters() if p.requires_grad], lr=0.01)
-            loop.step(method, optimizer, batch, [[place] for place in range(len(batch))], CONFIG.training)
-            assert all(torch.isfinite(p).all() for p in method.module.parameters())
-        found = method.predict(method.collate(batch))
-        assert np.isfinite(found.values).all()
 
 
 def test_only_the_chosen_modalities_are_read(tools, corpora):

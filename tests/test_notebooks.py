@@ -340,7 +340,7 @@ def test_attention_share_on_cues_by_hand(llm, corpora):
     import torch
 
     from cmpta_lib import registry
-    from cmpta_lib.base import Tools
+    from cmpta_lib.base import Resources
     from cmpta_lib.config import DataConfig, RunConfig, override
     from cmpta_lib.data.corpus import Inputs
     from cmpta_lib.runs.load import TrainedRun
@@ -349,7 +349,7 @@ def test_attention_share_on_cues_by_hand(llm, corpora):
     corpus = corpora["embedded-meld"]
     config = override(RunConfig(data=DataConfig(name=corpus.name, fingerprint=corpus.fingerprint)), {"method.dim": 16})
     inputs = Inputs.of(corpus)
-    method = registry.build(config, inputs, Tools(torch.device("cpu"), lambda _: llm))
+    method = registry.build(config, inputs, Resources(torch.device("cpu"), lambda _: llm))
     method.module.eval()
     trained = TrainedRun(Run(config, Path("nowhere")), inputs, method)
     split = corpus.splits["test"]

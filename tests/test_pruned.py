@@ -8,9 +8,9 @@ import torch
 from test_gpu_waits import language_model
 from test_model import CONFIG, TEXT_ONLY, build, clips
 
+from cmpta_lib.fast.prompted import PromptedLM
 from cmpta_lib.fast.pruned import PrunedDecoder, Reading
 from cmpta_lib.llm.generation import adapted
-from cmpta_lib.method.prompted import PromptedLM
 from cmpta_lib.runs import evaluation
 
 WORLDS = ("embedded-sims", "embedded-meld")

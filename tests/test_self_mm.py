@@ -11,21 +11,16 @@ import numpy as np
 import pytest
 import torch
 from fine_tuned import (
-    ODD,
     WORLDS,
     check_a_gpu_would_not_wait,
-    check_answers_depend_on_no_batch_mate,
-    check_odd_clips_give_numbers,
-    check_padding_is_never_read,
     count,
-    fill,
     fitted,
-    given,
     outputs,
     published_size,
     run_config,
     weights,
 )
+from golden import fill, given
 from torch import Tensor, nn
 
 from cmpta_lib import registry
@@ -55,7 +50,7 @@ def test_the_four_heads_give_the_golden_values():
     fill([*net.parameters()], 0.8)
     lengths = {"audio_lengths": torch.tensor([4, 2]), "vision_lengths": torch.tensor([3, 5])}
     clips: Any = SimpleNamespace(audio=given(2, 2, 4, 4), vision=given(3, 2, 5, 5), **lengths)
-    found = net.told_apart(given(1, 2, 3, 6)[:, 0], clips)[1]
+    found = net.of_text(given(1, 2, 3, 6)[:, 0], clips)[1]
     golden = {
         "fusion": [-0.987348, -0.887293],
         "text": [-0.885604, -1.306938],
@@ -297,23 +292,6 @@ def test_weights_are_opened_without_the_training_split(corpora, tools, tmp_path)
     wrong = trained.module.state_dict() | {"network.tables.features_text": torch.zeros(20, 3)}
     with pytest.raises(RuntimeError, match="size mismatch"):
         opened.module.load_state_dict(wrong)
-
-
-# --- any clips --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("world", WORLDS)
-def test_no_answer_depends_on_batch_mates_or_padding(world, corpora, tools):
-    method = fitted(run_config("self_mm"), corpora[world], tools)
-    samples = [*corpora[world].splits["train"]][:7]
-    check_answers_depend_on_no_batch_mate(method, samples)
-    check_padding_is_never_read(method, samples)
-
-
-@pytest.mark.parametrize("world", WORLDS)
-@pytest.mark.parametrize("kind", ODD)
-def test_odd_clips_give_numbers(kind, world, corpora, tools):
-    check_odd_clips_give_numbers(kind, run_config("self_mm"), corpora[world], tools)
 
 
 @pytest.mark.parametrize("world", WORLDS)

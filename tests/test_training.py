@@ -21,7 +21,7 @@ from conftest import random_llm
 from safetensors.torch import load_file
 
 from cmpta_lib import metrics
-from cmpta_lib.base import Method, Tools
+from cmpta_lib.base import Method, Resources
 from cmpta_lib.config import (
     CmptaConfig,
     DataConfig,
@@ -54,8 +54,8 @@ def corpus(corpora):
     return corpora["embedded-sims"]
 
 
-def tools_of(llm: FrozenLLM) -> Tools:
-    return Tools(llm.device, lambda config: llm)
+def tools_of(llm: FrozenLLM) -> Resources:
+    return Resources(llm.device, lambda config: llm)
 
 
 def weights(method: Method) -> dict[str, bytes]:
@@ -278,7 +278,7 @@ from torch import distributed
 from cmpta_lib.config import LLMConfig, from_json
 from cmpta_lib.data.store import load_corpus
 from cmpta_lib.llm import loading
-from cmpta_lib.base import Tools
+from cmpta_lib.base import Resources
 from cmpta_lib.training import checkpoint
 from cmpta_lib.training import loop as training
 
@@ -303,7 +303,7 @@ def counted(*arguments):
     return step(*arguments)
 
 training.step = counted
-tools = Tools(llm.device, lambda config: llm)
+tools = Resources(llm.device, lambda config: llm)
 method, state = training.train(config, load_corpus(corpus), tools, folder)
 if training._rank() == 0:
     checkpoint.write_tensors(folder / "weights.safetensors", method.module.state_dict())
@@ -436,8 +436,8 @@ def test_dialogues_are_answered_in_the_splits_order_whatever_the_batch(small, co
     for table in tables:
         assert list(table["id"]) == [sample.id for sample in corpus.splits["train"]]
         pd.testing.assert_frame_equal(table, tables[0])
-    oddities = [evaluation.evaluate(method, corpus.splits["train"], size)[1] for size in (1, 64)]
-    assert oddities[0] == oddities[1] == {"silent": sum(len(s.audio) == 0 for s in corpus.splits["train"])}
+    issues = [evaluation.evaluate(method, corpus.splits["train"], size)[1] for size in (1, 64)]
+    assert issues[0] == issues[1] == {"silent": sum(len(s.audio) == 0 for s in corpus.splits["train"])}
 
 
 @pytest.mark.parametrize("world", ["embedded-sims", "embedded-meld"])
@@ -536,8 +536,8 @@ def test_answers_come_in_the_splits_order_whatever_the_batch(tools, corpora):
 def test_an_unparsable_reply_has_no_prediction(tools, corpus, monkeypatch):
     method = training.build(changed(method__decoding="free"), corpus, tools)
     monkeypatch.setattr(method, "_free_replies", lambda batch, tokens: ["+0.4", "?", "-0.2", "", "+0.0"])
-    table, oddities = evaluation.evaluate(method, corpus.splits["test"], 5)
-    assert table["prediction"].isna().sum() == 2 == table["reply"].isna().sum() == oddities["unparsable_replies"]
+    table, issues = evaluation.evaluate(method, corpus.splits["test"], 5)
+    assert table["prediction"].isna().sum() == 2 == table["reply"].isna().sum() == issues["unparsable_replies"]
     scores = evaluation.score_of(table, corpus.task)
     kept = table[table["prediction"].notna()]
     assert scores == metrics.regression_metrics(kept["label"], kept["prediction"]) | {"unparsable_count": 2.0}
@@ -546,9 +546,9 @@ def test_an_unparsable_reply_has_no_prediction(tools, corpus, monkeypatch):
 @pytest.mark.parametrize("size", [1, 3, 64])
 def test_oddities_are_counted_once_for_each_clip_whatever_the_batch(tools, corpus, size):
     method = training.build(changed(method__prompt__max_text_tokens=3), corpus, tools)
-    _, oddities = evaluation.evaluate(method, corpus.splits["train"], size)
+    _, issues = evaluation.evaluate(method, corpus.splits["train"], size)
     long = [len(method.llm.token_ids(sample.text)) > 3 for sample in corpus.splits["train"]]
-    assert oddities == {"texts_cut": sum(long)} and any(long)
+    assert issues == {"texts_cut": sum(long)} and any(long)
 
 
 def predictions(labels: list, answers: list) -> pd.DataFrame:

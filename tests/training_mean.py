@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from cmpta_lib import registry
-from cmpta_lib.base import Batch, Loss, Method, Predictions, Tools
+from cmpta_lib.base import Batch, Loss, Method, Predictions, Resources
 from cmpta_lib.config import MethodConfig, RunConfig
 from cmpta_lib.data.corpus import Inputs, Sample, Split
 
@@ -24,7 +24,7 @@ class TrainingMeanConfig(MethodConfig):
 
 
 class TrainingMean(Method):
-    def __init__(self, config: RunConfig, inputs: Inputs, tools: Tools) -> None:
+    def __init__(self, config: RunConfig, inputs: Inputs, tools: Resources) -> None:
         self.noise = config.method.model_dump()["noise"]
         self.module = nn.Module()
         self.module.register_buffer("mean", torch.zeros(()))

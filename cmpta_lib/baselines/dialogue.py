@@ -7,10 +7,9 @@ compiled dependency per torch version that buys nothing at that size.
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -119,30 +118,28 @@ class DialogueMethod(Supervised):
 
     unit = "dialogue"
 
-    @abstractmethod
-    def graph(self, widths: Mapping[str, int]) -> nn.Module:
-        """The method's own part: (N, width) of text, audio and vision, and a `Layout` -> (N, outputs)."""
+    # The method's own part, made of widths, outputs and settings: (N, width) of text, audio, vision, and a `Layout` -> (N, C).
+    graph: ClassVar[Callable[[Mapping[str, int], int, Any], nn.Module]]
 
     def network(self) -> nn.Module:
-        settings, given = self.settings, {str(name): width for name, width in self.inputs.widths.items()}
+        settings, given = self.settings, dict[str, int](self.inputs.widths)
         made = {"audio": settings.audio_width, "vision": settings.vision_width} if settings.features == "lstm" else {}
         parts: dict[str, nn.Module] = {name: LastState(given[name], made[name]) for name in MODALITIES if name in made}
-        return nn.ModuleDict({**parts, "graph": self.graph({"text": self.encoder.dim, **given, **made})})
+        widths = {"text": self.encoder.dim, **given, **made}
+        return nn.ModuleDict({**parts, "graph": type(self).graph(widths, self.outputs, settings)})
 
     def vectors(self, clips: Clips) -> tuple[Tensor, Tensor, Tensor]:
         """(N, width) of text, audio and vision; zeros where audio or vision is absent."""
         text = mean_over_time(self.frozen_text(clips), clips.text_lengths)
-        if self.settings.features == "mean":
-            audio, vision = mean_over_time, mean_over_time
-        else:
-            audio, vision = self.net["audio"], self.net["vision"]
+        is_mean = self.settings.features == "mean"
+        audio, vision = (mean_over_time if is_mean else self.net[name] for name in MODALITIES)
         return text, audio(clips.audio, clips.audio_lengths), vision(clips.vision, clips.vision_lengths)
 
     def forward(self, clips: Clips) -> Tensor:
-        if self.settings.context:
-            layout = Layout.of(clips.dialogues, clips.speakers)
-        else:
-            layout = Layout.of([1] * sum(clips.dialogues), torch.zeros_like(clips.speakers))
+        sizes, speakers = clips.dialogues, clips.speakers
+        if not self.settings.context:
+            sizes, speakers = [1] * len(speakers), torch.zeros_like(speakers)
+        layout = Layout.of(sizes, speakers)
         outputs: Tensor = self.net["graph"](*self.vectors(clips), layout)
         return outputs
 

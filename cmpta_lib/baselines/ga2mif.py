@@ -1,6 +1,6 @@
 """GA2MIF: graph attention within each modality of a dialogue, then attention across modalities (Li et al., TAFFC 2023).
 
-Utterance vectors are not the paper's; see `dialogue_graph.DialogueMethod`.
+Utterance vectors are not the paper's; see `dialogue.DialogueMethod`.
 """
 
 from __future__ import annotations
@@ -123,13 +123,9 @@ class AcrossModalities(nn.Module):
 
     def term(self, nodes: Mapping[str, Tensor], mask: Tensor) -> Tensor:
         """(D, L, dim) attention to this modality, summed over who asks."""
-        own = nodes[self.kind]
-        return torch.stack(
-            [
-                attention(nodes[query], own, own, key_padding_mask=mask, need_weights=False)[0]
-                for query, attention in zip(self.queries, self.asked, strict=True)
-            ]
-        ).sum(0)
+        own, pairs = nodes[self.kind], zip(self.queries, self.asked, strict=True)
+        heard = [ask(nodes[query], own, own, key_padding_mask=mask, need_weights=False)[0] for query, ask in pairs]
+        return torch.stack(heard).sum(0)
 
     def forward(self, nodes: Mapping[str, Tensor], mask: Tensor) -> Tensor:
         """nodes (D, L, dim) by modality; mask (D, L) bool, True at padding, or numbers to add to scores -> (D, L, dim)."""
@@ -176,8 +172,7 @@ class Network(nn.Module):
 class GA2MIF(DialogueMethod):
     """The method: `Network` on utterance vectors."""
 
-    def graph(self, widths: Mapping[str, int]) -> nn.Module:
-        return Network(widths, self.outputs, self.settings)
+    graph = Network
 
 
 register(

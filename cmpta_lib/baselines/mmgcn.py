@@ -1,6 +1,6 @@
 """MMGCN: a deep graph convolution over the utterances of a dialogue in three modalities (Hu et al., ACL 2021).
 
-Utterance vectors are not the paper's; see `dialogue_graph.DialogueMethod`.
+Utterance vectors are not the paper's; see `dialogue.DialogueMethod`.
 """
 
 from __future__ import annotations
@@ -142,8 +142,7 @@ def class_losses(logits: Tensor, labels: Tensor, kind: str, gamma: float) -> Ten
 class MMGCN(DialogueMethod):
     """The method: `Network` on utterance vectors."""
 
-    def graph(self, widths: Mapping[str, int]) -> nn.Module:
-        return Network(widths, self.outputs, self.settings)
+    graph = Network
 
     def loss(self, batch: ClipBatch) -> Loss:  # type: ignore[override]
         """The chosen loss of a class; absolute error of a score, which the paper does not have."""
@@ -161,8 +160,7 @@ register(
     row="MMGCN",
     comparisons=("meld",),
     settings={
-        "demo": SMALL_DIALOGUES
-        | {"method.dim": 64, "method.graph_dim": 64, "method.layers": 4, "method.dropout": 0.1},
+        "demo": SMALL_DIALOGUES | {"method.dim": 64, "method.graph_dim": 64, "method.layers": 4, "method.dropout": 0.1},
         "demo/data": {"training.epochs": 30, "training.learning_rate": 3e-3},
         "paper": NO_WARM_UP
         | {"training.optimizer": "adam", "training.learning_rate": 1e-3, "training.weight_decay": 0.0}

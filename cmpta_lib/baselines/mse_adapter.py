@@ -19,8 +19,9 @@ from cmpta_lib.base import FeatureScaling, mean_over_time
 from cmpta_lib.baselines.supervised import LastState
 from cmpta_lib.config import AtLeastOne, PromptedLMConfig
 from cmpta_lib.data.corpus import MODALITIES, Inputs, Modality
+from cmpta_lib.fast.packing import Streams
+from cmpta_lib.fast.prompted import PromptedLM, TokenMaker
 from cmpta_lib.method.llm import FrozenLLM
-from cmpta_lib.method.prompted import PromptedLM, TokenMaker
 from cmpta_lib.registry import register
 
 
@@ -119,28 +120,18 @@ class MseTokens(TokenMaker):
     def set_feature_statistics(self, modality: Modality, mean: Tensor, std: Tensor) -> None:
         cast(Summary, getattr(self, modality)).scaling.take(mean, std)
 
-    def forward(
-        self,
-        text: Tensor,
-        text_lengths: Tensor,
-        audio: Tensor,
-        audio_lengths: Tensor,
-        vision: Tensor,
-        vision_lengths: Tensor,
-        return_weights: bool = False,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, streams: Streams) -> tuple[Tensor, dict[str, Tensor]]:
         """Summarise, mix, fuse and spread; there are no attention maps."""
-        given = {"audio": (audio, audio_lengths), "vision": (vision, vision_lengths)}
         mixed: Tensor | None = None
         for modality in MODALITIES:
-            frames, lengths = given[modality]
+            frames, lengths = streams[modality].values, streams[modality].lengths
             if self.config.modalities not in ("all", modality):
                 frames, lengths = frames[:, :0], torch.zeros_like(lengths)
             summary = getattr(self, modality)(frames, lengths)
             mixed = summary if mixed is None else mixed + summary
         assert mixed is not None
         if self.config.mixer:  # a * k + v * k = (a + v) * k
-            mixed = mixed * self.mixer(self._text_mean(text.to(self.mixer.weight.dtype), text_lengths))
+            mixed = mixed * self.mixer(self._text_mean(streams.text.values.to(self.mixer.weight.dtype), streams.text.lengths))
         return self.spread(self.fusion(mixed)[..., None]).transpose(1, 2), {}
 
     def _text_mean(self, text: Tensor, lengths: Tensor) -> Tensor:

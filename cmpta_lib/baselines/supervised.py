@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from cmpta_lib.base import Batch, FeatureScaling, Loss, Method, Predictions, Tools, real_positions
+from cmpta_lib.base import Batch, FeatureScaling, Loss, Method, Predictions, Resources, real_positions
 from cmpta_lib.config import EncoderConfig, MethodConfig, RunConfig
 from cmpta_lib.data.corpus import MODALITIES, Inputs, Modality, Sample, Split, Task, dialogues_of
 from cmpta_lib.fast.packing import pad_frames, pad_ids, send
@@ -87,18 +87,18 @@ class Clips:
 class Supervised(Method):
     """A network of one's own; `module` holds it as `network`, beside the scaling of its features."""
 
-    def __init__(self, config: RunConfig, inputs: Inputs, tools: Tools) -> None:
+    def __init__(self, config: RunConfig, inputs: Inputs, resources: Resources) -> None:
         assert isinstance(config.method, SupervisedConfig)
         self.config, self.settings, self.inputs, self.task = config, cast(Any, config.method), inputs, inputs.task
-        self.device = tools.device
-        self.encoder: TextEncoder = tools.encoder(config.method.encoder)
+        self.device = resources.device
+        self.encoder: TextEncoder = resources.encoder(config.method.encoder)
         self.outputs = max(1, len(inputs.task.labels))  # one score, or a logit per class
         self.net: Any = self.network()  # a module; its parts are the subclass's own
         widths: dict[str, int] = {modality: inputs.widths[modality] for modality in MODALITIES}
         if not any(weight.requires_grad for weight in self.encoder.model.parameters()):
             widths["text"] = self.encoder.dim  # states of a frozen encoder are features like others
         self.scaling = nn.ModuleDict({name: FeatureScaling(width) for name, width in widths.items()})
-        self.module = nn.ModuleDict({"scaling": self.scaling, "network": self.net}).to(tools.device)
+        self.module = nn.ModuleDict({"scaling": self.scaling, "network": self.net}).to(resources.device)
 
     @abstractmethod
     def network(self) -> nn.Module:
@@ -167,7 +167,7 @@ class Supervised(Method):
             speakers[places] = [numbers.setdefault(samples[place].speaker, len(numbers)) for place in places]
         return ClipBatch(
             ids=tuple(sample.id for sample in samples),
-            oddities={"texts_cut": cut},
+            issues={"texts_cut": cut},
             labels=label_array(samples, self.task),
             text_ids=text_ids,
             text_lengths=text_lengths,

@@ -13,8 +13,8 @@ from cmpta_lib.benchmark.options import Options
 from cmpta_lib.benchmark.times import ANCESTOR, CONTENDERS, FLOOR, OURS, Times
 from cmpta_lib.benchmark.timing import matmul_peak, milliseconds
 from cmpta_lib.data.corpus import Corpus, Sample, Split
+from cmpta_lib.fast.prompted import PromptBatch, PromptedLM
 from cmpta_lib.method.llm import FrozenLLM
-from cmpta_lib.method.prompted import PromptBatch, PromptedLM
 
 
 class Trained(Protocol):

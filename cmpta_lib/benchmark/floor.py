@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cmpta_lib.fast.prompted import PromptBatch, PromptedLM
 from cmpta_lib.method.llm import FrozenLLM, Packing
-from cmpta_lib.method.prompted import PromptBatch, PromptedLM
 
 
 @dataclass(frozen=True)

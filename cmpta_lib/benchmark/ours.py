@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from cmpta_lib.base import Tools
+from cmpta_lib.base import Resources
 from cmpta_lib.benchmark.options import Options
 from cmpta_lib.config import (
     CmptaConfig,
@@ -21,8 +21,8 @@ from cmpta_lib.config import (
     override,
 )
 from cmpta_lib.data.corpus import Corpus, Split
+from cmpta_lib.fast.prompted import PromptBatch, PromptedLM
 from cmpta_lib.method.llm import FrozenLLM
-from cmpta_lib.method.prompted import PromptBatch, PromptedLM
 from cmpta_lib.runs import loop
 from cmpta_lib.runs.evaluation import evaluate
 
@@ -46,7 +46,7 @@ class Ours:
 
     def __init__(self, options: Options, corpus: Corpus, llm: FrozenLLM) -> None:
         self.config, self.train = config_of(options, corpus), corpus.splits["train"]
-        built = loop.build(self.config, corpus, Tools(llm.device, lambda _: llm))
+        built = loop.build(self.config, corpus, Resources(llm.device, lambda _: llm))
         assert isinstance(built, PromptedLM)
         self.method = built
         self.optimizer = loop.optimizer_of(built.groups(self.config.training), self.config.training)
@@ -73,5 +73,5 @@ def epoch_seconds(options: Options, corpus: Corpus, llm: FrozenLLM) -> float:
     """Of one epoch over this corpus as a run makes it: order, data, steps, validation."""
     config = override(config_of(options, corpus), {"training.epochs": 1, "training.learning_rate": _RATE})
     with tempfile.TemporaryDirectory() as folder:
-        _, state = loop.train(config, corpus, Tools(llm.device, lambda _: llm), Path(folder))
+        _, state = loop.train(config, corpus, Resources(llm.device, lambda _: llm), Path(folder))
     return state.seconds

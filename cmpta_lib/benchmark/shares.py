@@ -18,7 +18,7 @@ from torch import Tensor
 
 from cmpta_lib.base import Loss
 from cmpta_lib.benchmark.times import PARTS
-from cmpta_lib.method.prompted import PromptedLM
+from cmpta_lib.fast.prompted import PromptedLM
 
 Mark = tuple[str, Any]  # its name, and a time or an event
 

@@ -19,11 +19,13 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from cmpta_lib.base import FeatureScaling, mean_over_time, real_positions, start_at_embedding_norm
+from cmpta_lib.base import FeatureScaling, mean_over_time, real_positions
 from cmpta_lib.beyond.regularisers import RegularisedLM, Weight
 from cmpta_lib.config import AtLeastOne, PromptedLMConfig
 from cmpta_lib.data.corpus import MODALITIES, Inputs, Modality
-from cmpta_lib.method.prompted import TokenMaker
+from cmpta_lib.fast.packing import Streams
+from cmpta_lib.fast.prompted import TokenMaker
+from cmpta_lib.method.adapter import start_at_embedding_norm
 from cmpta_lib.registry import register
 
 
@@ -138,33 +140,24 @@ class MgsiTokens(TokenMaker):
     def set_feature_statistics(self, modality: Modality, mean: Tensor, std: Tensor) -> None:
         cast(Granularities, self.reading[modality]).scaling.take(mean, std)
 
-    def forward(
-        self,
-        text: Tensor,
-        text_lengths: Tensor,
-        audio: Tensor,
-        audio_lengths: Tensor,
-        vision: Tensor,
-        vision_lengths: Tensor,
-        return_weights: bool = False,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, streams: Streams) -> tuple[Tensor, dict[str, Tensor]]:
         """Read, gate, calibrate and project; the granularities stand in the place of heads in the weights.
 
         Without weights: "non_neutral", the logit (B,) of the clip's not being neutral.
         """
-        given = {"audio": (audio, audio_lengths), "vision": (vision, vision_lengths)}
-        words = mean_over_time(text.to(self.norm.weight.dtype), text_lengths) * self.text_scale
+        text = streams.text
+        words = mean_over_time(text.values.to(self.norm.weight.dtype), text.lengths) * self.text_scale
         maps: dict[str, Tensor] = {}
         read = []
         for modality in MODALITIES:
-            vector, weights = self.reading[modality](*given[modality])
+            vector, weights = self.reading[modality](streams[modality].values, streams[modality].lengths)
             read.append(vector * (1 + self.gate[modality](words).sigmoid()))
             maps[modality] = weights[:, :, None]
         hidden = read[0] + read[1]
         logit = self.non_neutral(hidden)
         hidden = self.norm(hidden + self.calibration * logit.sigmoid() * self.correction(hidden))
         tokens = self.to_llm(hidden).unflatten(1, (self.num_tokens, -1))
-        return tokens, maps if return_weights else {"non_neutral": logit[:, 0]}
+        return tokens, maps if streams.wants_maps else {"non_neutral": logit[:, 0]}
 
 
 class Mgsi(RegularisedLM):

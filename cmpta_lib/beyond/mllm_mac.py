@@ -20,14 +20,14 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from cmpta_lib.base import Loss, Predictions, Tools
+from cmpta_lib.base import Loss, Predictions, Resources
 from cmpta_lib.beyond.knowledge import END, Describer, StatementCache, content_digest
 from cmpta_lib.beyond.pretraining import unlabelled_stage
 from cmpta_lib.config import AtLeastOne, CmptaConfig, Positive, PromptedLMConfig, RunConfig, Stage
 from cmpta_lib.data.corpus import MODALITIES, Corpus, Inputs, Modality, Sample, Split
+from cmpta_lib.fast.prompted import PromptBatch, PromptedLM
 from cmpta_lib.llm.generation import LoraWeights, adapted, generate
 from cmpta_lib.method.adapter import CMPTAdapter
-from cmpta_lib.method.prompted import PromptBatch, PromptedLM
 from cmpta_lib.paper import HYPERPARAMETERS
 from cmpta_lib.registry import register
 
@@ -135,8 +135,8 @@ class MllmMac(PromptedLM):
     settings: MllmMacConfig
     module: MacModule
 
-    def __init__(self, config: RunConfig, inputs: Inputs, tools: Tools) -> None:
-        super().__init__(config, inputs, tools)  # the adapter first: its weights must not hang on what else there is
+    def __init__(self, config: RunConfig, inputs: Inputs, resources: Resources) -> None:
+        super().__init__(config, inputs, resources)  # the adapter first: its weights must not hang on what else there is
         settings, self.frozen, self.describing_llm = self.settings, self.llm, self.llm
         self.given = GIVEN[settings.modalities]
         about = settings.wording, settings.facts, settings.courses, settings.steady_share, settings.donors
@@ -147,7 +147,7 @@ class MllmMac(PromptedLM):
         if settings.sft:
             self.llm, lora = adapted(self.frozen, settings.lora_rank, settings.lora_alpha)
         self.module = MacModule(self.maker, self.describer, speech, lora).to(self.frozen.device)
-        self._folder = tools.knowledge
+        self._folder = resources.knowledge
         self._train: Split | None = None
         self._cache: tuple[tuple[int, ...], StatementCache] | None = None
         self._learn(perceives=False)

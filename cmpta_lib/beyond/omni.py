@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from cmpta_lib.base import Batch, Loss, Method, Predictions, Tools
+from cmpta_lib.base import Batch, Loss, Method, Predictions, Resources
 from cmpta_lib.beyond import media, omni_model
 from cmpta_lib.beyond.omni_model import TEXT
 from cmpta_lib.config import AtLeastOne, LLMConfig, MethodConfig, Positive, RunConfig, override
@@ -106,12 +106,12 @@ def question(settings: OmniConfig, task: Task, has_audio: bool, has_vision: bool
 class Omni(Method):
     """Nothing is trained: the module is empty, and a finished run holds which model answered what."""
 
-    def __init__(self, config: RunConfig, inputs: Inputs, tools: Tools) -> None:
+    def __init__(self, config: RunConfig, inputs: Inputs, resources: Resources) -> None:
         assert isinstance(config.method, OmniConfig)
         self.settings, self.task, self.corpus = config.method, inputs.task, config.data.name
         caches = [folder / "cache" / "llm" for folder in (runs_folder(), runs_folder() / "smoke")]
         settings = self.settings
-        self.llm = omni_model.load(settings.model, caches, tools.device, settings.system, settings.frame_tokens)
+        self.llm = omni_model.load(settings.model, caches, resources.device, settings.system, settings.frame_tokens)
         self.module = nn.Module()
         self.answers = legal_answers(self.task, settings.answer_decimals)
         self.has_audio, self.has_vision = (settings.modalities in ("all", f"text_{one}") for one in ("audio", "vision"))
@@ -148,9 +148,9 @@ class Omni(Method):
     def predict(self, batch: OmniBatch) -> Predictions:  # type: ignore[override]
         """The likeliest legal answer; or with free decoding what the model writes, None where that is no legal answer."""
         clips, order = self.clips(batch), [*self.answers]
-        oddities = Counter({"recordings_cut": sum(clip.was_cut for clip in clips)})
-        oddities["without_sound"] = sum(clip.audio is None for clip in clips) if self.has_audio else 0
-        oddities["without_picture"] = sum(clip.frames is None for clip in clips) if self.has_vision else 0
+        issues = Counter({"recordings_cut": sum(clip.was_cut for clip in clips)})
+        issues["without_sound"] = sum(clip.audio is None for clip in clips) if self.has_audio else 0
+        issues["without_picture"] = sum(clip.frames is None for clip in clips) if self.has_vision else 0
         chances, places = None, []
         if self.settings.decoding == "score":
             scores = self.scores(clips)
@@ -159,10 +159,10 @@ class Omni(Method):
             asked = [(clip, self.ask(clip)) for clip in clips]
             most = self.settings.max_new_tokens
             places = [one.parse(self.llm.generate(clip, one.prompt, most)) for clip, one in asked]
-            oddities["unparsable_replies"] = places.count(None)
+            issues["unparsable_replies"] = places.count(None)
         replies = [None if place is None else order[place] for place in places]
         values = np.array([np.nan if reply is None else self.answers[reply] for reply in replies], np.float64)
-        return Predictions(values, replies, tuple(order), chances, +oddities)  # +: those that there are
+        return Predictions(values, replies, tuple(order), chances, +issues)  # +: those that there are
 
 
 def complete(config: RunConfig, corpus: Corpus, cache: Path, changes: Mapping[str, Any]) -> RunConfig:

@@ -19,13 +19,13 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from cmpta_lib.base import FeatureScaling, real_positions, start_at_embedding_norm
+from cmpta_lib.base import FeatureScaling, real_positions
 from cmpta_lib.beyond.regularisers import RegularisedLM, Weight, central_moment_discrepancy, diversity
 from cmpta_lib.config import CmptaConfig, PromptedLMConfig
 from cmpta_lib.data.corpus import Inputs, Modality
-from cmpta_lib.fast.packing import Ragged
-from cmpta_lib.method.adapter import TemporalAlignment
-from cmpta_lib.method.prompted import TokenMaker
+from cmpta_lib.fast.packing import Ragged, Streams
+from cmpta_lib.fast.prompted import TokenMaker
+from cmpta_lib.method.adapter import TemporalAlignment, start_at_embedding_norm
 from cmpta_lib.registry import register
 
 
@@ -124,38 +124,28 @@ class PrototypeTokens(TokenMaker):
     def set_feature_statistics(self, modality: Modality, mean: Tensor, std: Tensor) -> None:
         cast(Resampling, self.resampling[modality]).scaling.take(mean, std)
 
-    def forward(
-        self,
-        text: Tensor,
-        text_lengths: Tensor,
-        audio: Tensor,
-        audio_lengths: Tensor,
-        vision: Tensor,
-        vision_lengths: Tensor,
-        return_weights: bool = False,
-        layouts: Mapping[str, Ragged] | None = None,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, streams: Streams) -> tuple[Tensor, dict[str, Tensor]]:
         """Condition on the text, resample, project; without weights also what the losses read.
 
         That is for each modality its prototypes (B, K, D), "logits_..." (B, K) and "present_..." (B,).
         """
-        given = {"audio": (audio, audio_lengths), "vision": (vision, vision_lengths)}
-        free = self.prototypes.expand(len(text), -1, -1)
-        words = self.text(text.to(free.dtype) * self.text_scale)
-        real = F.pad(real_positions(text_lengths, text.shape[1]), (self.num_tokens, 0), value=True)
+        text = streams.text
+        free = self.prototypes.expand(len(text.values), -1, -1)
+        words = self.text(text.values.to(free.dtype) * self.text_scale)
+        real = F.pad(real_positions(text.lengths, text.values.shape[1]), (self.num_tokens, 0), value=True)
         # The text's own outputs are read by nobody: only prototypes ask.
         conditioned, weights = self.conditioning(free, torch.cat([free, words], dim=1), real)
         maps: dict[str, Tensor] = {"conditioning": weights[:, None]}
         states: dict[str, Tensor] = {}
         for modality, asking in zip(ORDER, conditioned.split(self.classes, dim=1), strict=True):
             reader = cast(Resampling, self.resampling[modality])
-            frames, lengths = given[modality]
-            found, weights = reader(asking, frames, lengths, layouts and layouts[modality])
+            stream = streams[modality]
+            found, weights = reader(asking, stream.values, stream.lengths, stream.known_layout)
             maps[modality], states[modality] = weights[:, None], found
             states[f"logits_{modality}"] = reader.logits(found)
-            states[f"present_{modality}"] = (lengths > 0).to(found.dtype)
+            states[f"present_{modality}"] = (stream.lengths > 0).to(found.dtype)
         tokens = self.to_llm(self.norm(torch.cat([states[modality] for modality in ORDER], dim=1)))
-        return tokens, maps if return_weights else states
+        return tokens, maps if streams.wants_maps else states
 
 
 class Prototypes(RegularisedLM):

@@ -21,7 +21,7 @@ from torch import Tensor
 from cmpta_lib.base import Loss
 from cmpta_lib.data.corpus import Sample
 from cmpta_lib.fast.packing import send
-from cmpta_lib.method.prompted import PromptBatch, PromptedLM
+from cmpta_lib.fast.prompted import PromptBatch, PromptedLM
 
 Weight = Annotated[float, Field(ge=0)]  # of a loss
 

@@ -128,6 +128,34 @@ class Ragged:
         return rows.index_copy_(0, self.slots, packed).unflatten(0, (len(self.lengths), self.size))
 
 
+@dataclass(frozen=True)
+class Stream:
+    """One modality of B clips, zero-padded at the end."""
+
+    values: Tensor  # (B, T, F) float32 frames, or of the text (B, L, E) rows of the LLM's embedding table (eqs 1-2)
+    lengths: Tensor  # (B,) int64, real positions of each; 0 = absent
+    known_layout: Ragged | None = None
+
+    @property
+    def layout(self) -> Ragged:
+        """Where the real positions lie; where nobody brought it, a GPU is waited for."""
+        return self.known_layout or Ragged.of(self.lengths, self.values.shape[1])
+
+
+@dataclass(frozen=True)
+class Streams:
+    """What B clips say, sound and look like: all that a token maker reads."""
+
+    text: Stream
+    audio: Stream
+    vision: Stream
+    wants_maps: bool = False  # whether attention maps are wanted beside the pseudo tokens
+
+    def __getitem__(self, modality: str) -> Stream:
+        found: Stream = getattr(self, modality)
+        return found
+
+
 def _chained(lengths: list[int]) -> list[list[tuple[int, int, int]]]:
     """Which sequences share a row: (column, sequence, length) each, by first fit, the longest first.
 

@@ -17,7 +17,7 @@ from cmpta_lib.figures.attention import AttentionPanel
 from cmpta_lib.method.prompted import answer_text
 
 if TYPE_CHECKING:
-    from cmpta_lib.method.prompted import PromptedLM
+    from cmpta_lib.fast.prompted import PromptedLM
     from cmpta_lib.runs.load import TrainedRun
 
 # Milliseconds per frame where the public files keep one rate; MELD's are resampled clip by clip.
@@ -183,7 +183,7 @@ def attention_panels(trained: TrainedRun, corpus: Corpus, index: int) -> list[At
 
 
 def _prompted(trained: TrainedRun) -> PromptedLM:
-    from cmpta_lib.method.prompted import PromptedLM
+    from cmpta_lib.fast.prompted import PromptedLM
 
     if not isinstance(trained.method, PromptedLM):
         raise ValueError(f"run {trained.run.folder.name}: its method reads no tokens, so no text attends to anything")

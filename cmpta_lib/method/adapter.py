@@ -13,11 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from cmpta_lib.base import start_at_embedding_norm
 from cmpta_lib.config import CmptaConfig
 from cmpta_lib.data.corpus import Inputs, Modality
-from cmpta_lib.fast.packing import Ragged, read_in_order
-from cmpta_lib.method.prompted import PromptedLM, TokenMaker
+from cmpta_lib.fast.packing import Ragged, Streams, read_in_order
+from cmpta_lib.fast.prompted import PromptedLM, TokenMaker
 
 Pair = tuple[str, str]  # (Y, X): Y's positions query X's
 PAIRS: dict[str, Pair] = {  # eq 8, in the order in which the LLM reads them
@@ -236,32 +235,22 @@ class CMPTAdapter(TokenMaker):
         alignment.feature_mean.copy_(mean)
         alignment.feature_std.copy_(std)
 
-    def forward(
-        self,
-        text: Tensor,
-        text_lengths: Tensor,
-        audio: Tensor,
-        audio_lengths: Tensor,
-        vision: Tensor,
-        vision_lengths: Tensor,
-        return_weights: bool = False,
-        layouts: Mapping[str, Ragged] | None = None,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, streams: Streams) -> tuple[Tensor, dict[str, Tensor]]:
         """Align (eqs 3-5), attend (eqs 6-7), and pool each pair to a token (eq 8)."""
-        padded = {"text": text, "audio": audio, "vision": vision}
-        lengths = {"text": text_lengths, "audio": audio_lengths, "vision": vision_lengths}
-        layouts = layouts or {name: Ragged.of(lengths[name], padded[name].shape[1]) for name in padded}
-        run, sequences = self._remembering(layouts, text.device), {}
+        layouts = {name: streams[name].layout for name in MODALITIES}
+        run, sequences = self._remembering(layouts, streams.text.values.device), {}
         for name in ("audio", "vision"):
-            sequences[name] = run(self.alignment[name], padded[name], lengths[name], layouts[name], False)
+            stream = streams[name]
+            sequences[name] = run(self.alignment[name], stream.values, stream.lengths, layouts[name], False)
         weights: dict[str, Tensor] = {}
         if self.config.fusion == "pooled":
             spans = self.config.num_pseudo_tokens // 2
-            pooled = (_pool_spans(layouts[m].padded(sequences[m]), lengths[m], spans) for m in ("vision", "audio"))
+            pooled = (_pool_spans(layouts[m].padded(sequences[m]), streams[m].lengths, spans) for m in ("vision", "audio"))
             summaries = torch.cat([*pooled], dim=1)
         else:
-            sequences["text"] = self.text_projection(layouts["text"].packed(text.to(self.text_projection.weight.dtype)))
-            if return_weights or self.config.summary == "max":
+            text = layouts["text"].packed(streams.text.values.to(self.text_projection.weight.dtype))
+            sequences["text"] = self.text_projection(text)
+            if streams.wants_maps or self.config.summary == "max":
                 attended, weights = self.attention(sequences, layouts)
             if self.config.summary == "max":  # register 6
                 best = (_maximum(attended[name], layouts[y]) for name, (y, _) in PAIRS.items())
@@ -280,6 +269,12 @@ class CMPTAdapter(TokenMaker):
         numbers = KEPT * self.config.dim * sum(len(layouts[name].slots) for name in ("audio", "vision"))
         is_kept = device.type != "cpu" or numbers <= MOST_KEPT
         return (lambda part, *given: part(*given)) if is_kept else partial(checkpoint, use_reentrant=False)
+
+
+def start_at_embedding_norm(to_llm: nn.Linear, embedding_norm: float, llm_dim: int) -> None:
+    """Let a projection of LayerNorm's outputs, of norm sqrt(D), give vectors as large as the LLM's embeddings (register 8)."""
+    nn.init.normal_(to_llm.weight, std=embedding_norm / (llm_dim * to_llm.in_features) ** 0.5)
+    nn.init.zeros_(to_llm.bias)
 
 
 def _maximum(attended: Tensor, y: Ragged) -> Tensor:

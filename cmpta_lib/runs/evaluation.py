@@ -43,7 +43,7 @@ def evaluate(
     order = np.argsort([frames[list(unit)].max() for unit in drawn], kind="stable")
     replies: list[str | None] = [None] * len(split)
     values = np.full(len(split), np.nan)
-    oddities: Counter[str] = Counter()
+    issues: Counter[str] = Counter()
     for start in progress(range(0, len(order), batch_size)):
         rows = [row for place in order[start : start + batch_size] for row in drawn[place]]
         batch = method.collate([split[row] for row in rows])
@@ -51,11 +51,11 @@ def evaluate(
         values[rows] = answered.values
         for row, reply in zip(rows, answered.replies, strict=True):
             replies[row] = reply
-        oddities.update(batch.oddities)
-        oddities.update(answered.oddities)
+        issues.update(batch.issues)
+        issues.update(answered.issues)
     method.module.train(was_training)
     table = {"id": split.table["id"], "label": split.labels, "reply": replies, "prediction": values}
-    return pd.DataFrame(table), oddities
+    return pd.DataFrame(table), issues
 
 
 def score_of(predictions: pd.DataFrame, task: Task) -> dict[str, float]:

@@ -24,7 +24,7 @@ from cmpta_lib.runs import provenance, store
 from cmpta_lib.runs import provenance as memory
 from cmpta_lib.runs.checkpoint import State, path_of, write_tensors
 from cmpta_lib.runs.evaluation import evaluate, score_of, units
-from cmpta_lib.runs.load import find_corpus, tools
+from cmpta_lib.runs.load import find_corpus, resources
 from cmpta_lib.runs.loop import train
 
 STEP_S = 1.0  # between two words on how far an epoch is
@@ -56,7 +56,7 @@ def execute(root: Path, folder: Path, on_progress: Callable[[float], None] = lam
     steps = _Steps(on_progress, per_epoch, store.finished_epochs(folder))
     try:
         with steps.counted():
-            method, state = train(config, corpus, tools(root), folder, note, root / "cache" / "stages")
+            method, state = train(config, corpus, resources(root), folder, note, root / "cache" / "stages")
     except torch.OutOfMemoryError as error:
         raise RuntimeError(
             f"the GPU's memory is full ({str(error).splitlines()[0]}). Close what else runs on it or pass fewer --jobs; "
@@ -92,11 +92,11 @@ class _Steps:
 def _record(folder: Path, config: RunConfig, corpus: Corpus, method: Method, state: State, started: float) -> None:
     """Write what a finished run holds, all but its seal."""
     size = config.evaluation.batch_size
-    oddities = _oddities(method, corpus.splits["train"], size)  # those of other splits are counted as they are answered
+    issues = _issues(method, corpus.splits["train"], size)  # those of other splits are counted as they are answered
     tables = {}
     for split in ("valid", "test"):
         tables[split], odd = evaluate(method, corpus.splits[split], size)
-        oddities.update(odd)
+        issues.update(odd)
     files.write_parquet(folder / store.PREDICTIONS, pd.concat([t.assign(split=s) for s, t in tables.items()]))
     write_tensors(folder / store.WEIGHTS, method.module.state_dict())
     files.write_text(folder / store.CLIPS, Inputs.of(corpus).to_json())
@@ -111,16 +111,16 @@ def _record(folder: Path, config: RunConfig, corpus: Corpus, method: Method, sta
     record |= memory.peaks_gb()
     files.write_text(folder / store.ENVIRONMENT, json.dumps(record, indent=1))
     result: dict[str, Any] = {split: score_of(table, corpus.task) for split, table in tables.items()}
-    result |= {"best_epoch": state.best_epoch, "oddities": dict(oddities)}
+    result |= {"best_epoch": state.best_epoch, "oddities": dict(issues)}
     trainable = sum(p.numel() for p in method.module.parameters() if p.requires_grad)
     result |= {"trainable_parameters": trainable, "llm_parameters": getattr(llm, "num_parameters", 0)}
     files.write_text(folder / store.METRICS, json.dumps(result, indent=1))
 
 
-def _oddities(method: Method, split: Split, size: int) -> Counter[str]:
+def _issues(method: Method, split: Split, size: int) -> Counter[str]:
     """What `collate` had to cut or leave out, each clip counted once; training meets it every epoch."""
     found: Counter[str] = Counter()
     for start in range(0, len(split), size):
         samples = [split[index] for index in range(start, min(start + size, len(split)))]
-        found.update(method.collate(samples).oddities)
+        found.update(method.collate(samples).issues)
     return found

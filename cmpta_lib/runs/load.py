@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from cmpta_lib import registry
-from cmpta_lib.base import Method, Tools
+from cmpta_lib.base import Method, Resources
 from cmpta_lib.config import DataConfig, EncoderConfig, LLMConfig
 from cmpta_lib.data.checking import check_sample, shown
 from cmpta_lib.data.corpus import Corpus, Inputs, Sample, Task
@@ -136,7 +136,8 @@ def load(run: str | Path, llm: str | Path = "") -> TrainedRun:
     registry.load_plugins()
     found = open_run(_folder(run))
     inputs = Inputs.from_json(found.path(CLIPS).read_text(encoding="utf-8"))
-    method = registry.build(found.config, inputs, Tools(_device(), _finder(found, str(llm)), _encoder_finder(found, str(llm))))
+    given = Resources(_device(), _finder(found, str(llm)), _encoder_finder(found, str(llm)))
+    method = registry.build(found.config, inputs, given)
     weights = found.path(WEIGHTS)
     try:
         method.module.load_state_dict(load_file(weights, device=str(_device())))
@@ -287,10 +288,10 @@ def _device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def tools(root: Path) -> Tools:
+def resources(root: Path) -> Resources:
     """What methods are built with, for runs whose caches lie below `root`."""
     caches, knowledge = [root / "cache" / "llm"], root / "cache" / "knowledge"
-    return Tools(_device(), lambda config: load_llm(caches, config), lambda config: load_encoder(caches, config), knowledge)
+    return Resources(_device(), lambda config: load_llm(caches, config), lambda config: load_encoder(caches, config), knowledge)
 
 
 def _checked(samples: Iterable[Sample], inputs: Inputs) -> Iterator[tuple[Sample, Counter[str]]]:

@@ -20,7 +20,7 @@ import torch
 from torch import distributed
 
 from cmpta_lib import metrics, registry
-from cmpta_lib.base import Group, Loss, Method, Tools
+from cmpta_lib.base import Group, Loss, Method, Resources
 from cmpta_lib.config import RunConfig, Stage, TrainingConfig
 from cmpta_lib.data.corpus import Corpus, Inputs, Split
 from cmpta_lib.runs import checkpoint as shared
@@ -28,10 +28,10 @@ from cmpta_lib.runs.checkpoint import CHECKPOINT, Saver, State, restore, stage_o
 from cmpta_lib.runs.evaluation import evaluate, score_of, units
 
 
-def build(config: RunConfig, corpus: Corpus, tools: Tools) -> Method:
+def build(config: RunConfig, corpus: Corpus, resources: Resources) -> Method:
     """A fresh method for this run: initial weights by its seed, then fitted to the training split."""
     torch.manual_seed(config.seed)
-    method = registry.build(config, Inputs.of(corpus), tools)
+    method = registry.build(config, Inputs.of(corpus), resources)
     method.fit(corpus.splits["train"])
     return method
 
@@ -50,7 +50,7 @@ def learning_rate(step: int, steps: int, config: TrainingConfig) -> float:
 def train(
     config: RunConfig,
     corpus: Corpus,
-    tools: Tools,
+    resources: Resources,
     folder: Path,
     on_epoch: Callable[[State], None] = lambda state: None,
     shared_stages: Path | None = None,
@@ -67,7 +67,7 @@ def train(
         ValueError: several processes train a method that must be trained in one.
     """
     torch.set_num_threads(config.training.num_threads)
-    method = build(config, corpus, tools)
+    method = build(config, corpus, resources)
     if method.keeps_clip_state and (world := _world()) > 1:
         raise ValueError(
             f"method '{config.method.name}' keeps what it learned of each training clip in one process: expected one "

@@ -19,7 +19,7 @@ from cmpta_lib import paper, registry
 from cmpta_lib.config import DataConfig, RunConfig, Stage
 from cmpta_lib.data.corpus import Corpus
 from cmpta_lib.runs import provenance as memory
-from cmpta_lib.runs.load import tools
+from cmpta_lib.runs.load import resources
 from cmpta_lib.study import plan
 from cmpta_lib.study.forecast import Asked, Forecast
 from cmpta_lib.study.plan import Planned, Row
@@ -232,10 +232,10 @@ def _speed(config: RunConfig, corpus: Corpus, root: Path, is_loaded: bool) -> Sp
     from cmpta_lib.runs import evaluation, loop
 
     if not is_loaded:
-        loop.build(config, corpus, tools(root))
+        loop.build(config, corpus, resources(root))
     memory.watch()
     started = time.perf_counter()
-    method = loop.build(config, corpus, tools(root))
+    method = loop.build(config, corpus, resources(root))
     start = time.perf_counter() - started
     split, steps = corpus.splits["train"], {}
     drawn = evaluation.units(split, method.unit)
