@@ -146,7 +146,8 @@ def _frames(path: Path, frames_per_second: float, max_seconds: float) -> tuple[n
     """
     import av
 
-    start, goes_on, taken = None, False, []
+    start, goes_on = None, False
+    taken: list[np.ndarray] = []
     with av.open(str(path)) as container:
         for frame in container.decode(video=0) if container.streams.video else ():
             time = frame.time or 0.0

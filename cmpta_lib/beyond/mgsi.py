@@ -36,7 +36,7 @@ class MgsiConfig(PromptedLMConfig):
     name: Literal["mgsi"] = "mgsi"
     recipe: Literal[1] = 1
     dim: AtLeastOne = 256
-    attention_heads: AtLeastOne = 4  # in the transformer and over the three tokens; `num_heads` is CMPTA's, register 3
+    attention_heads: AtLeastOne = 4  # in the transformer and over the three tokens; `num_heads` is CMPTA's, choice 3
     kernel: Annotated[int, Field(ge=1)] = 3
     dilation: AtLeastOne = 2
     branches: Literal["parallel", "stacked"] = "parallel"  # each reads the frames, or what the one before made of them
@@ -89,7 +89,7 @@ class Granularities(nn.Module):
     def __init__(self, config: MgsiConfig, features: int) -> None:
         super().__init__()
         self.is_stacked, dim = config.branches == "stacked", config.dim
-        self.scaling = FeatureScaling(features)  # register 16
+        self.scaling = FeatureScaling(features)  # choice 16
         self.project = nn.Linear(features, dim)
         convolutions = [Convolution(dim, config.kernel, dilation) for dilation in (1, config.dilation)]
         self.branches = nn.ModuleList([*convolutions, Transformer(config)])

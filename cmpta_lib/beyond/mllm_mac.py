@@ -32,13 +32,11 @@ from cmpta_lib.paper import HYPERPARAMETERS
 from cmpta_lib.registry import register
 
 PERCEPTION = "perception"
+Fact = Literal["energy", "movement", "course"]
 
 class MllmMacConfig(PromptedLMConfig):
-    """MLLM-MAC (arXiv 2508.02429): a multimodal LLM with generated knowledge and supervised fine-tuning.
-
-    Of that work only the abstract is at hand. Datasets, prompts, ranks and rates are choices of ours, after generated
-    knowledge prompting (arXiv 2110.08387) and MMLA's fine-tuning, and the offline multimodal LLM is one of our making.
-    """
+    """Of that work only the abstract is at hand. Datasets, prompts, ranks and rates are choices of ours, after generated
+    knowledge prompting (arXiv 2110.08387) and MMLA's fine-tuning, and the offline multimodal LLM is one of our making."""
 
     name: Literal["mllm_mac"] = "mllm_mac"
     recipe: Literal[1] = 1
@@ -54,9 +52,7 @@ class MllmMacConfig(PromptedLMConfig):
     perception_rate: Positive = HYPERPARAMETERS.learning_rate
     perception_batch_size: AtLeastOne = HYPERPARAMETERS.batch_size
     # What the statements say, and how; see `knowledge.Describer`.
-    facts: Annotated[tuple[Literal["energy", "movement", "course"], ...], Field(min_length=1, strict=False)] = (
-        "energy", "movement", "course",
-    )  # fmt: skip
+    facts: Annotated[tuple[Fact, ...], Field(min_length=1, strict=False)] = ("energy", "movement", "course")
     courses: AtLeastOne = 2  # main variations whose course is told
     steady_share: Annotated[float, Field(ge=0, le=1)] = 1 / 3  # of training clips whose course counts as steady
     wording: Literal["words", "signs"] = "words"
@@ -221,19 +217,24 @@ class MllmMac(PromptedLM):
         """Next-token cross-entropy: in perception on the statement, else on the answer, over all readings."""
         if isinstance(batch, MacBatch) and batch.is_described:
             return PromptedLM.loss(self._as_it_describes(), batch)
-        parts = [super(MllmMac, self).loss(read) for read in _each(batch)]
+        parts = [super(MllmMac, self).loss(read) for read in self._each(batch)]
         return Loss(torch.stack([part.total for part in parts]).sum(), sum(part.count for part in parts))
 
     @torch.no_grad()
     def predict(self, batch: PromptBatch) -> Predictions:  # type: ignore[override]
         """As `PromptedLM.predict`; of several readings each clip keeps the one whose likeliest answer is the likeliest."""
-        readings = _each(batch)
+        readings = self._each(batch)
         if len(readings) > 1:
             tokens, _ = self.pseudo_tokens(batch)
             sure = [self.trie.probabilities(self.trie_scores(read, tokens)).max(1) for read in readings]
             surest = np.argmax(sure, axis=0)
             batch = replace(batch, text_ids=[readings[choice].text_ids[clip] for clip, choice in enumerate(surest)])
         return super().predict(batch)
+
+    def _each(self, batch: PromptBatch) -> list[PromptBatch]:
+        """A batch once per reading, as if it had one."""
+        further = batch.readings if isinstance(batch, MacBatch) else ()
+        return [batch, *(replace(batch, text_ids=read) for read in further)]
 
     def _as_it_describes(self) -> MllmMac:
         """This method with the same weights and batches, as it describes: before fine-tuning, and asked for a statement."""
@@ -316,15 +317,10 @@ class MllmMac(PromptedLM):
         return self._cache[1]
 
 
-def _each(batch: PromptBatch) -> list[PromptBatch]:
-    """A batch once per reading, as if it had one."""
-    further = batch.readings if isinstance(batch, MacBatch) else ()
-    return [batch, *(replace(batch, text_ids=read) for read in further)]
-
-
 def complete(config: RunConfig, corpus: Corpus, cache: Path, changes: Mapping[str, Any]) -> RunConfig:
     """The config as it is; raises FileNotFoundError where it asks for cues that nobody knows."""
-    if isinstance(config.method, MllmMacConfig) and config.method.knowledge == "cue" and not corpus.has_known_truth:
+    assert isinstance(config.method, MllmMacConfig)
+    if config.method.knowledge == "cue" and not corpus.has_known_truth:
         raise FileNotFoundError(
             f"only the generator of a clip knows its cue, and '{corpus.name}' was not generated; profile 'demo' has such clips"
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from itertools import combinations
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,9 +25,8 @@ def unlabelled_stage(name: str, run: RunConfig, epochs: int, rate: float, batch:
     """A stage that reads no label, so that nothing is validated; runs share it that differ in method fields `apart` only."""
     own = {"epochs": epochs, "learning_rate": rate, "batch_size": batch, "patience": None}
     training = run.training.model_copy(update=own)
-    decides = {"data": run.data, "method": run.method, "training": training}
-    outcome = {part: settings.model_dump(mode="json") for part, settings in decides.items()} | {"seed": run.seed}
-    outcome["method"] = {field: value for field, value in outcome["method"].items() if field not in apart}
+    outcome: dict[str, Any] = {"data": run.data.model_dump(mode="json"), "training": training.model_dump(mode="json")}
+    outcome |= {"method": run.method.model_dump(mode="json", exclude=set(apart)), "seed": run.seed}
     return Stage(name, training, is_labelled=False, outcome=outcome)
 
 

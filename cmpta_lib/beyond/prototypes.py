@@ -72,7 +72,7 @@ class Resampling(nn.Module):
     def __init__(self, config: PrototypesConfig, features: int, classes: int) -> None:
         super().__init__()
         self.semantics = config.semantics
-        self.scaling = FeatureScaling(features)  # register 16
+        self.scaling = FeatureScaling(features)  # choice 16
         self.read: nn.Module = nn.Linear(features, config.dim)
         self.is_ordered = config.frames == "bilstm"
         if self.is_ordered:
