@@ -120,7 +120,7 @@ def register(
     """
     entry = Entry(config, method, row, comparisons, settings or {}, reads, is_reference, is_trained, is_beyond, complete)
     if not entry.is_built_in:
-        load_built_in()
+        load_built_in()  # their names and rows are taken
     for other in _ENTRIES.values():
         same_class = (other.config.__module__, other.config.__qualname__) == (config.__module__, config.__qualname__)
         if not same_class and (other.name == entry.name or other.row == row):
@@ -141,11 +141,12 @@ def load_built_in() -> None:
 
 
 def load_plugins() -> None:
-    """Import the files and modules that the environment variable CMPTA_METHODS names, each once.
+    """Import the built-in methods, and the files and modules that the environment variable CMPTA_METHODS names, each once.
 
     Raises:
         ValueError: one of them is not there.
     """
+    load_built_in()
     for place in _places():
         name = Path(place).stem if place.endswith(".py") else place
         if name in sys.modules:
@@ -221,7 +222,7 @@ def build(config: RunConfig, inputs: Inputs, resources: Resources) -> Method:
 # The paper's method, whose settings `config` holds.
 register(
     CmptaConfig,
-    "cmpta_lib.method.adapter:CMPTA",
+    "cmpta_lib.fast.cmpta:CMPTA",
     row="CMPTA",
     settings={
         "demo": {"method.dim": 64},

@@ -25,7 +25,7 @@ from cmpta_lib.benchmark.times import CONTENDERS, PARTS, Times
 from cmpta_lib.benchmark.timing import Spread, fit_line
 from cmpta_lib.cli.__main__ import main
 from cmpta_lib.data.corpus import Sample
-from cmpta_lib.method.llm import PACKED
+from cmpta_lib.fast.llm import PACKED
 from data_prep import rehearsal
 
 SMALL = Options("sims", batch_size=3, dim=16, steps=1, answers=1, answered=4)

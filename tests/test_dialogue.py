@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from golden import fill, given
+from test_every_method import config_of, dialogues, flat
 from torch import Tensor
 
 from cmpta_lib import registry
@@ -20,7 +21,6 @@ from cmpta_lib.baselines.dialogue import Layout
 from cmpta_lib.baselines.ga2mif import KINDS, AcrossModalities, Ga2mifConfig, GraphAttention, OneModality, window
 from cmpta_lib.baselines.mmgcn import DeepGraph, MmgcnConfig, adjacency, class_losses
 from cmpta_lib.baselines.supervised import reference
-from cmpta_lib.config import DataConfig, RunConfig, override
 from cmpta_lib.data.corpus import Inputs, Sample
 from cmpta_lib.runs.evaluation import evaluate
 from cmpta_lib.runs.load import TrainedRun
@@ -41,9 +41,7 @@ def build(name, corpora, tools):
     """A small method with random weights, in eval mode; `**changes` of its settings."""
 
     def made(world: str = "embedded-meld", **changes: Any) -> Method:
-        entry = registry.ENTRIES[name]
-        config = RunConfig(data=DataConfig(name="test", fingerprint=""), method=entry.config())
-        config = override(config, entry.settings["smoke"] | {f"method.{k}": v for k, v in changes.items()})
+        config = config_of(name, changes)
         torch.manual_seed(0)
         method = registry.build(config, Inputs.of(corpora[world]), tools)
         method.fit(corpora[world].splits["train"])
@@ -53,23 +51,9 @@ def build(name, corpora, tools):
     return made
 
 
-def dialogues(corpus, sizes: Sequence[int] = SIZES) -> list[list[Sample]]:
-    """Clips of the corpus as dialogues of these sizes, with three speakers."""
-    clips = iter(corpus.splits["train"])
-    drawn = [[next(clips) for _ in range(size)] for size in sizes]
-    return [
-        [replace(clip, dialogue=f"d{number}", speaker="ABC"[turn % 3]) for turn, clip in enumerate(members)]
-        for number, members in enumerate(drawn)
-    ]
-
-
 def outputs(method: Method, samples: Sequence[Sample]) -> Tensor:
     with torch.no_grad():
         return method.forward(method.clips(method.collate(samples)))
-
-
-def flat(lists: Sequence[Sequence[Sample]]) -> list[Sample]:
-    return [clip for members in lists for clip in members]
 
 
 # --- layout -----------------------------------------------------------------------------------------------------------
@@ -91,7 +75,7 @@ def test_the_layout_by_hand():
 
 
 def test_gradients_of_a_batch_are_the_sum_of_the_dialogues_own(build, corpora):
-    method, drawn = build(), dialogues(corpora["embedded-meld"])
+    method, drawn = build(), dialogues(corpora["embedded-meld"], SIZES)
 
     def gradients(samples: Sequence[Sample]) -> list[Tensor]:
         return torch.autograd.grad(method.loss(method.collate(samples)).total, [*method.net.parameters()])
@@ -123,15 +107,9 @@ def test_speakers_are_numbered_not_named(build, corpora):
     torch.testing.assert_close(outputs(method, other), outputs(method, members))
 
 
-def test_the_last_rows_of_the_speaker_table_are_shared_by_late_voices(build, corpora):
-    members = dialogues(corpora["embedded-meld"], [12])[0]
-    voices = [replace(clip, speaker=f"voice {turn}") for turn, clip in enumerate(members)]
-    assert torch.isfinite(outputs(build(), voices)).all()
-
-
 @pytest.mark.parametrize("world", WORLDS)
 def test_every_weight_learns_and_each_switch_runs(build, name, world, corpora):
-    samples = flat(dialogues(corpora[world]))
+    samples = flat(dialogues(corpora[world], SIZES))
     entry = registry.ENTRIES[name]
     plain = reference(entry.config()).model_dump()
     changes = [{}, {k: v for k, v in plain.items() if k in entry.config.quirks and k != "epsilon"}]

@@ -7,8 +7,10 @@ import copy
 import pytest
 import torch
 
+from cmpta_lib.fast.llm import packed_logits
+from cmpta_lib.fast.packing import Ragged
 from cmpta_lib.llm.generation import LoraWeights, adapted, generate, lora_layers, nucleus
-from cmpta_lib.method.llm import FrozenLLM, Packing, weights_fingerprint
+from cmpta_lib.method.llm import FrozenLLM, weights_fingerprint
 
 TEXTS = ("这部电影真是太好了", "Well, I really love the party!", "差")
 
@@ -16,7 +18,7 @@ TEXTS = ("这部电影真是太好了", "Well, I really love the party!", "差")
 def logits(llm: FrozenLLM, text: str) -> torch.Tensor:
     """Next-token logits at every position of a text."""
     ids = torch.tensor(llm.first_ids + llm.token_ids(text))
-    return llm.logits(llm.embedding(ids), Packing.of([len(ids)], llm.device), torch.arange(len(ids)))
+    return packed_logits(llm, llm.embedding(ids), Ragged.rows([len(ids)], llm.device), torch.arange(len(ids)))
 
 
 def moved(lora: LoraWeights) -> LoraWeights:
@@ -78,8 +80,8 @@ def slowly(llm: FrozenLLM, text: str, count: int) -> str:
     """Greedy decoding, one whole forward pass per token."""
     ids, said = llm.first_ids + llm.token_ids(text), []
     for _ in range(count):
-        whole = torch.tensor(ids + said)
-        best = llm.logits(llm.embedding(whole), Packing.of([len(whole)], llm.device), torch.tensor([len(whole) - 1]))
+        whole = llm.embedding(torch.tensor(ids + said))
+        best = packed_logits(llm, whole, Ragged.rows([len(whole)], llm.device), torch.tensor([len(whole) - 1]))
         said.append(int(best.argmax()))
         if said[-1] == llm.tokenizer.eos_token_id or "\n" in llm.tokenizer.decode([said[-1]]):
             break

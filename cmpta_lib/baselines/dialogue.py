@@ -7,9 +7,9 @@ compiled dependency per torch version that buys nothing at that size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -119,10 +119,10 @@ class DialogueMethod(Supervised):
     unit = "dialogue"
 
     # The method's own part, made of widths, outputs and settings: (N, width) of text, audio, vision, and a `Layout` -> (N, C).
-    graph: ClassVar[Callable[[Mapping[str, int], int, Any], nn.Module]]
+    graph: ClassVar[type[nn.Module]]
 
     def network(self) -> nn.Module:
-        settings, given = self.settings, dict[str, int](self.inputs.widths)
+        settings, given = self.settings, {str(name): width for name, width in self.inputs.widths.items()}
         made = {"audio": settings.audio_width, "vision": settings.vision_width} if settings.features == "lstm" else {}
         parts: dict[str, nn.Module] = {name: LastState(given[name], made[name]) for name in MODALITIES if name in made}
         widths = {"text": self.encoder.dim, **given, **made}

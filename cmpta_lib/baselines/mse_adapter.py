@@ -26,8 +26,6 @@ from cmpta_lib.registry import register
 
 
 class MseAdapterConfig(PromptedLMConfig):
-    """MSE-Adapter (Yang et al., AAAI 2025): a text-guided mixer and a multi-scale fusion make the pseudo tokens."""
-
     name: Literal["mse_adapter"] = "mse_adapter"
     recipe: Literal[1] = 1
     quirks: ClassVar[dict[str, object]] = {"text_mean": "padded"}
@@ -49,7 +47,7 @@ class Summary(nn.Module):
 
     def __init__(self, features: int, hidden: int, dim: int) -> None:
         super().__init__()
-        self.scaling = FeatureScaling(features)  # register 16; the public code takes features as they are
+        self.scaling = FeatureScaling(features)  # choice 16; the public code takes features as they are
         self.state = LastState(features, hidden)
         self.linear = nn.Linear(hidden, dim)
 
@@ -122,14 +120,13 @@ class MseTokens(TokenMaker):
 
     def forward(self, streams: Streams) -> tuple[Tensor, dict[str, Tensor]]:
         """Summarise, mix, fuse and spread; there are no attention maps."""
-        mixed: Tensor | None = None
+        summaries = []
         for modality in MODALITIES:
             frames, lengths = streams[modality].values, streams[modality].lengths
             if self.config.modalities not in ("all", modality):
                 frames, lengths = frames[:, :0], torch.zeros_like(lengths)
-            summary = getattr(self, modality)(frames, lengths)
-            mixed = summary if mixed is None else mixed + summary
-        assert mixed is not None
+            summaries.append(getattr(self, modality)(frames, lengths))
+        mixed = summaries[0] + summaries[1]
         if self.config.mixer:  # a * k + v * k = (a + v) * k
             mixed = mixed * self.mixer(self._text_mean(streams.text.values.to(self.mixer.weight.dtype), streams.text.lengths))
         return self.spread(self.fusion(mixed)[..., None]).transpose(1, 2), {}
@@ -164,11 +161,8 @@ register(
     MseAdapter,
     row="MSE-Adapter",
     settings={
-        "demo": {
-            "method.audio_hidden": 32,
-            "method.vision_hidden": 32,
-            "method.dim": 64,
-            "method.token_scale": "embedding_norm",  # at the published one it learns slowly; chosen on validation clips
+        "demo": {  # at the published token scale it learns slowly; chosen on validation clips
+            "method.audio_hidden": 32, "method.vision_hidden": 32, "method.dim": 64, "method.token_scale": "embedding_norm",
         },
         "demo/meld": {"training.learning_rate": 1e-2},
         "smoke": {"method.audio_hidden": 8, "method.vision_hidden": 8, "method.dim": 16},

@@ -36,6 +36,9 @@ class SubnetsConfig(SupervisedConfig):
 class BatchNorm(nn.BatchNorm1d):
     """Batch normalisation of (B, F) that also trains on a batch of one clip: by the statistics so far."""
 
+    running_mean: Tensor
+    running_var: Tensor
+
     def forward(self, vectors: Tensor) -> Tensor:
         if len(vectors) > 1:
             return super().forward(vectors)

@@ -114,10 +114,10 @@ class Supervised(Method):
             return
         for name, module in self.scaling.items():
             statistics = self._text_statistics(train) if name == "text" else train.feature_statistics(cast(Modality, name))
-            cast(FeatureScaling, module).take(*map(torch.as_tensor, statistics))
+            cast(FeatureScaling, module).take(*map(torch.from_numpy, statistics))
 
     @torch.no_grad()
-    def _text_statistics(self, train: Split) -> tuple[Tensor, Tensor]:
+    def _text_statistics(self, train: Split) -> tuple[np.ndarray, np.ndarray]:
         """Mean and deviation (dim,) of the frozen encoder's states over all tokens; 1 where one does not vary."""
         size, count = self.config.evaluation.batch_size, 0
         total, squares = (torch.zeros(self.encoder.dim, dtype=torch.float64, device=self.device) for _ in range(2))
@@ -131,7 +131,7 @@ class Supervised(Method):
         mean = total / count  # the states of a normalised layer: small enough for E[x^2] - E[x]^2 in float64
         std = (squares / count - mean**2).clamp(min=0).sqrt()
         std[std <= 1e-6 * (1 + mean.abs())] = 1.0
-        return mean.float(), std.float()
+        return mean.float().cpu().numpy(), std.float().cpu().numpy()
 
     def _token_ids(self, texts: Sequence[str]) -> tuple[list[list[int]], int]:
         """Each text's ids, and how many texts had to be cut."""

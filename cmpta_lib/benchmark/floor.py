@@ -12,8 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cmpta_lib.fast.llm import packed_logits
+from cmpta_lib.fast.packing import Ragged
 from cmpta_lib.fast.prompted import PromptBatch, PromptedLM
-from cmpta_lib.method.llm import FrozenLLM, Packing
+from cmpta_lib.method.llm import FrozenLLM
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class Given:
     """What the LLM is given in one step."""
 
     leaf: Tensor  # (N, E)
-    packing: Packing
+    layout: Ragged
     positions: Tensor  # (M,)
     targets: Tensor  # (M,)
 
@@ -32,20 +34,20 @@ class Given:
 
     @property
     def longest(self) -> int:
-        return int(self.packing.lengths.max())
+        return max(self.layout.lengths)
 
 
 def given(method: PromptedLM, batch: PromptBatch) -> Given:
     """What this method would give the LLM, without the way there."""
     with torch.no_grad():
-        embeds, packing, positions, targets = method.training_inputs(batch)
-    return Given(embeds.detach().clone().requires_grad_(True), packing, positions, targets)
+        embeds, layout, positions, targets = method.training_inputs(batch)
+    return Given(embeds.detach().clone().requires_grad_(True), layout, positions, targets)
 
 
 def step(llm: FrozenLLM, inputs: Given) -> Tensor:
     """Loss and the gradient of the inputs; returns the loss, ()."""
     inputs.leaf.grad = None
-    loss = F.cross_entropy(llm.logits(inputs.leaf, inputs.packing, inputs.positions), inputs.targets)
+    loss = F.cross_entropy(packed_logits(llm, inputs.leaf, inputs.layout, inputs.positions), inputs.targets)
     loss.backward()
     return loss.detach()
 

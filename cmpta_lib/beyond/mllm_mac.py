@@ -25,9 +25,9 @@ from cmpta_lib.beyond.knowledge import END, Describer, StatementCache, content_d
 from cmpta_lib.beyond.pretraining import unlabelled_stage
 from cmpta_lib.config import AtLeastOne, CmptaConfig, Positive, PromptedLMConfig, RunConfig, Stage
 from cmpta_lib.data.corpus import MODALITIES, Corpus, Inputs, Modality, Sample, Split
+from cmpta_lib.fast.cmpta import BatchedAdapter
 from cmpta_lib.fast.prompted import PromptBatch, PromptedLM
 from cmpta_lib.llm.generation import LoraWeights, adapted, generate
-from cmpta_lib.method.adapter import CMPTAdapter
 from cmpta_lib.paper import HYPERPARAMETERS
 from cmpta_lib.registry import register
 
@@ -148,12 +148,12 @@ class MllmMac(PromptedLM):
         self._cache: tuple[tuple[int, ...], StatementCache] | None = None
         self._learn(perceives=False)
 
-    def token_maker(self, inputs: Inputs) -> CMPTAdapter | None:
+    def token_maker(self, inputs: Inputs) -> BatchedAdapter | None:
         if self.settings.modalities == "T":
             return None
         shared = {name: getattr(self.settings, name) for name in ("dim", "num_heads", "num_pseudo_tokens", "dropout")}
         widths = inputs.widths["audio"], inputs.widths["vision"]
-        return CMPTAdapter(CmptaConfig(**shared), *widths, self.llm.dim, self.llm.embedding_norm)
+        return BatchedAdapter(CmptaConfig(**shared), *widths, self.llm.dim, self.llm.embedding_norm)
 
     def fit(self, train: Split) -> None:
         super().fit(train)
@@ -240,17 +240,15 @@ class MllmMac(PromptedLM):
         """This method with the same weights and batches, as it describes: before fine-tuning, and asked for a statement."""
         assert self.describer
         other, llm = copy.copy(self), self.describing_llm
-        other.llm, other._ids = llm, {**self._ids, "prompt": llm.token_ids(self.describer.wording.prompt)}
+        other.llm, other.ids = llm, replace(self.ids, prompt=llm.token_ids(self.describer.wording.prompt))
         return other
 
     @torch.no_grad()
     def _said(self, batch: PromptBatch, draws: Tensor | None = None) -> list[str]:
         """What it says of each clip; `draws` as of `generate`."""
         asked = self._as_it_describes()
-        tokens, _ = asked.pseudo_tokens(batch)
-        rows = asked._rows(batch, tokens.shape[1], [[]] * len(batch.ids))
-        embeds, _, _ = asked._placed(rows, tokens, [])
-        return generate(asked.llm, embeds.split(rows.lengths), self.settings.max_new_tokens, self.settings.top_p, draws)
+        most, top_p = self.settings.max_new_tokens, self.settings.top_p
+        return generate(asked.llm, asked.prompt_embeddings(batch), most, top_p, draws)
 
     # --- knowledge ----------------------------------------------------------------------------------------------------
 

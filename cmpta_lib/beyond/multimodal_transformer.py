@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from itertools import chain, permutations
 from typing import Annotated, Any, ClassVar, Literal, Self, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
@@ -269,7 +270,7 @@ class MultimodalTransformer(Supervised):
         return found
 
     @torch.no_grad()
-    def _text_statistics(self, train: Split) -> tuple[Tensor, Tensor]:
+    def _text_statistics(self, train: Split) -> tuple[np.ndarray, np.ndarray]:
         """Mean and deviation (dim,) of the embeddings of all tokens of the split; 1 where one does not vary."""
         ids, _ = self._token_ids([sample.text for sample in train])
         counts = torch.bincount(torch.tensor(list(chain(*ids))), minlength=len(self.frozen_table)).double()
@@ -277,7 +278,7 @@ class MultimodalTransformer(Supervised):
         mean = (share * rows).sum(0)
         std = (share * (rows - mean) ** 2).sum(0).sqrt()
         std[std <= 1e-6 * (1 + mean.abs())] = 1.0
-        return mean.float(), std.float()
+        return mean.float().numpy(), std.float().numpy()
 
     def inputs_of(self, clips: Clips, text_ids: Tensor) -> States:
         """X_t, X_a, X_v: these tokens' embeddings, scaled, and frames."""

@@ -23,9 +23,10 @@ from cmpta_lib.base import FeatureScaling, real_positions
 from cmpta_lib.beyond.regularisers import RegularisedLM, Weight, central_moment_discrepancy, diversity
 from cmpta_lib.config import CmptaConfig, PromptedLMConfig
 from cmpta_lib.data.corpus import Inputs, Modality
-from cmpta_lib.fast.packing import Ragged, Streams
+from cmpta_lib.fast.cmpta import BatchedAlignment
+from cmpta_lib.fast.packing import Stream, Streams
 from cmpta_lib.fast.prompted import TokenMaker
-from cmpta_lib.method.adapter import TemporalAlignment, start_at_embedding_norm
+from cmpta_lib.method.adapter import start_at_embedding_norm
 from cmpta_lib.registry import register
 
 
@@ -74,19 +75,17 @@ class Resampling(nn.Module):
         self.semantics = config.semantics
         self.scaling = FeatureScaling(features)  # choice 16
         self.read: nn.Module = nn.Linear(features, config.dim)
-        self.is_ordered = config.frames == "bilstm"
-        if self.is_ordered:
-            self.read = TemporalAlignment(features, CmptaConfig(dim=config.dim, num_heads=1, dropout=0.0))
+        if config.frames == "bilstm":
+            self.read = BatchedAlignment(features, CmptaConfig(dim=config.dim, num_heads=1, dropout=0.0))
         self.attention = Attention(config.dim)
         self.classify = nn.Linear(config.dim, classes)
 
-    def forward(
-        self, prototypes: Tensor, frames: Tensor, lengths: Tensor, layout: Ragged | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """(B, K, D), (B, T, F), (B,) -> (B, K, D), zeros where the modality is absent, and weights (B, K, T)."""
-        scaled = self.scaling(frames, lengths)
-        read = self.read(scaled, lengths, layout) if self.is_ordered else self.read(scaled)
-        return self.attention(prototypes, read, real_positions(lengths, frames.shape[1]))
+    def forward(self, prototypes: Tensor, stream: Stream) -> tuple[Tensor, Tensor]:
+        """(B, K, D) -> (B, K, D), zeros where the modality is absent, and weights (B, K, T)."""
+        real, scaled = real_positions(stream.lengths, stream.values.shape[1]), self.scaling(stream.values, stream.lengths)
+        in_order = isinstance(self.read, BatchedAlignment)
+        read = stream.layout.padded(self.read(scaled, stream.layout)) if in_order else self.read(scaled)
+        return self.attention(prototypes, read, real)
 
     def logits(self, found: Tensor) -> Tensor:
         """(B, K, D) -> (B, K): of class k from prototype k alone, or from the mean of all."""
@@ -140,7 +139,7 @@ class PrototypeTokens(TokenMaker):
         for modality, asking in zip(ORDER, conditioned.split(self.classes, dim=1), strict=True):
             reader = cast(Resampling, self.resampling[modality])
             stream = streams[modality]
-            found, weights = reader(asking, stream.values, stream.lengths, stream.known_layout)
+            found, weights = reader(asking, stream)
             maps[modality], states[modality] = weights[:, None], found
             states[f"logits_{modality}"] = reader.logits(found)
             states[f"present_{modality}"] = (stream.lengths > 0).to(found.dtype)

@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from cmpta_lib.base import Batch, Loss, Method, Predictions, Resources
 from cmpta_lib.config import PromptedLMConfig, RunConfig
 from cmpta_lib.data.corpus import MODALITIES, Inputs, Modality, Sample, Split
-from cmpta_lib.fast.packing import Ragged, Stream, Streams, pad_frames, pad_ids, send
-from cmpta_lib.fast.pruned import Reading
+from cmpta_lib.fast import packing
+from cmpta_lib.fast.llm import PackedInput, packed_logits
+from cmpta_lib.fast.packing import Ragged, Stream, Streams, pad_frames, pad_ids
+from cmpta_lib.fast.pruned import PrunedDecoder
 from cmpta_lib.method.answers import AnswerTrie
-from cmpta_lib.method.llm import FrozenLLM, Packing
-from cmpta_lib.method.prompted import Layout, answer_text, legal_answers
-
-_HOLE = -1  # in a row of token ids: a pseudo token comes here
+from cmpta_lib.method.llm import FrozenLLM
+from cmpta_lib.method.prompted import InputIds, answer_text, legal_answers
 
 
 @dataclass(frozen=True)
@@ -60,13 +60,11 @@ class TokenMaker(nn.Module, ABC):
 
 @dataclass(frozen=True)
 class _Rows:
-    """The token ids of B inputs one after another, on the host, whole or without the tokens that all begin with."""
+    """The token ids of B inputs on the host, whole or without the tokens that all begin with."""
 
-    ids: np.ndarray  # (N,) int64, 0 where a pseudo token comes
-    holes: np.ndarray  # (B * K,) int64 positions of the pseudo tokens
-    lengths: list[int]
-    ends: np.ndarray  # (B,) position of each clip's last prompt token, whose logits choose the first answer token
-    left_out: int = 0  # tokens at the start of each that are not among the ids
+    ids: list[list[int]]  # PLACEHOLDER where a pseudo token comes
+    ends: np.ndarray  # (B,) place, in all rows together, of each prompt's last token: its logits choose the first answer token
+    left_out: int  # tokens at the start of each that are not among the ids
 
 
 class PromptedLM(Method):
@@ -83,8 +81,7 @@ class PromptedLM(Method):
         self.llm: FrozenLLM = resources.llm(self.settings.llm)
         self.maker = self.token_maker(inputs)
         self.module = (self.maker or nn.Module()).to(self.llm.device)
-        layout = Layout.of(self.task)
-        self._ids = {name: self.llm.token_ids(getattr(layout, name)) for name in ("open", "close", "prompt")}
+        self.ids = InputIds.of(self.llm, self.task, self.settings.prompt)
         self._form = (self.settings.prompt.answer_decimals, self.settings.prompt.answer_sign)
         self.answers = legal_answers(self.task, *self._form)
         self.trie = AnswerTrie({answer: self.llm.token_ids(answer) for answer in self.answers})
@@ -94,7 +91,7 @@ class PromptedLM(Method):
         return None
 
     def fit(self, train: Split) -> None:
-        """Take the z-scoring statistics from the training split's real frames (register 16)."""
+        """Take the z-scoring statistics from the training split's real frames (choice 16)."""
         if self.maker and self.config.data.feature_scaling == "zscore":
             for modality in MODALITIES:
                 mean, std = (torch.from_numpy(np.asarray(x)) for x in train.feature_statistics(modality))
@@ -123,12 +120,12 @@ class PromptedLM(Method):
             return torch.zeros(size, 0, self.llm.dim, dtype=self.llm.embedding.weight.dtype, device=device), {}
         padded, sizes = pad_ids(batch.text_ids)
         real = np.arange(padded.shape[1]) < sizes[:, None]
-        audio, vision = send([batch.frames["audio"], batch.frames["vision"]], device)
+        audio, vision = packing.send([batch.frames["audio"], batch.frames["vision"]], device)
         sized = {"text": (sizes, padded.shape[1])}
         sized |= {name: (batch.lengths[name], batch.frames[name].shape[1]) for name in MODALITIES}
         indices = [Ragged.arrays(*one) for one in sized.values()] if self.maker.packs else []
         whole = [padded, real.astype(np.int64), *(lengths for lengths, _ in sized.values()), *chain(*indices)]
-        ids, is_real, *sent = send(whole, device)
+        ids, is_real, *sent = packing.send(whole, device)
         lengths, there = dict(zip(sized, sent, strict=False)), iter(sent[len(sized) :])
         layouts: dict[str, Ragged] = {}
         for (name, one), made in zip(sized.items(), indices, strict=False):
@@ -146,19 +143,28 @@ class PromptedLM(Method):
 
     def answer_losses(self, batch: PromptBatch) -> tuple[Tensor, np.ndarray]:
         """(M,) cross-entropies, one per answer token, and the clip that each belongs to; raises as `training_inputs`."""
-        rows, tokens, asked, targets = self._answers_asked(batch, whole=False)
+        rows, tokens, asked, targets = self._answers_asked(batch)
         logits, (goals,) = self._logits(rows, tokens, asked, [targets])
         clips = np.repeat(np.arange(len(batch.ids)), [len(answer) for answer in batch.answer_ids])
         return F.cross_entropy(logits, goals, reduction="none"), clips
 
-    def training_inputs(self, batch: PromptBatch) -> tuple[Tensor, Packing, Tensor, Tensor]:
-        """What `FrozenLLM.logits` would read in a training step: embeddings (N, E), their packing, and per answer token the
+    def training_inputs(self, batch: PromptBatch) -> tuple[Tensor, Ragged, Tensor, Tensor]:
+        """What `packed_logits` would read in a training step: embeddings (N, E), where they lie, and per answer token the
         position (M,) whose logits predict it and its id (M,). Raises ValueError where a clip has no label."""
-        rows, tokens, asked, targets = self._answers_asked(batch)
-        embeds, packing, (positions, goals) = self._placed(rows, tokens, [asked, targets])
-        return embeds, packing, positions, goals
+        rows, tokens, asked, targets = self._answers_asked(batch, whole=True)
+        given, (goals,) = PackedInput.of(rows.ids, asked, [targets], self.llm.device)
+        return given.embeds(self.llm, tokens), given.layout, given.asked, goals
 
-    def _answers_asked(self, batch: PromptBatch, whole: bool = True) -> tuple[_Rows, Tensor, np.ndarray, np.ndarray]:
+    def prompt_embeddings(self, batch: PromptBatch) -> list[Tensor]:
+        """What the LLM reads before each clip's answer, (n, E)."""
+        tokens, _ = self.pseudo_tokens(batch)
+        rows = self._rows(batch, tokens.shape[1], [[]] * len(batch.ids), whole=True)
+        given, _ = PackedInput.of(rows.ids, np.zeros(0, np.int64), [], self.llm.device)
+        return list(given.embeds(self.llm, tokens).split([len(row) for row in rows.ids]))
+
+    def _answers_asked(
+        self, batch: PromptBatch, whole: bool = False
+    ) -> tuple[_Rows, Tensor, np.ndarray, np.ndarray]:
         """Inputs up to the last answer token but one, pseudo tokens, and of each answer token who predicts it and its id."""
         if unlabelled := [name for name, ids in zip(batch.ids, batch.answer_ids, strict=True) if not ids]:
             raise ValueError(f"clips {', '.join(unlabelled[:3])} have no label: only labelled clips can be trained on")
@@ -169,7 +175,7 @@ class PromptedLM(Method):
 
     @torch.no_grad()
     def predict(self, batch: PromptBatch) -> Predictions:  # type: ignore[override]
-        """Greedy inside the trie of legal answers, or plain greedy (register 11).
+        """Greedy inside the trie of legal answers, or plain greedy (choice 11).
 
         `free` replies that are no legal answer come back as None; they are counted and never become a label.
         """
@@ -191,13 +197,13 @@ class PromptedLM(Method):
         tree-shaped mask lets each see the prompt and its own ancestors only.
         """
         inner, size = self.trie.inner, len(batch.ids)
-        rows = self._rows(batch, tokens.shape[1], [[self.trie.tokens[node] for node in inner]] * size, whole=False)
+        rows = self._rows(batch, tokens.shape[1], [[self.trie.tokens[node] for node in inner]] * size)
         place = {node: i + 1 for i, node in enumerate(inner)} | {0: 0}
         asked = np.array([place[node] for node in self.trie.asked], np.int64)
         nodes, children = np.array([(node, self.trie.tokens[child]) for node, child in self.trie.choices], np.int64).T
         columns, column = np.unique(children, return_inverse=True)
         where = (rows.ends[:, None] + asked).ravel()
-        logits, (node, child) = self._logits(rows, tokens, where, [nodes, column], columns, tree=bool(inner))
+        logits, (node, child) = self._logits(rows, tokens, where, [nodes, column], columns, self.trie)
         scores: np.ndarray = logits.view(size, len(asked), -1)[:, node, child].cpu().numpy()
         return scores
 
@@ -207,91 +213,43 @@ class PromptedLM(Method):
             weights = self.pseudo_tokens(batch, return_weights=True)[1]
         return weights or super().attention(batch)
 
-    def _rows(self, batch: PromptBatch, num_tokens: int, tails: Sequence[list[int]], whole: bool = True) -> _Rows:
-        """Lay out every input: first ids, <open>, pseudo tokens and text, <close>, prompt, then its tail (register 9).
-
-        Not `whole`: without first ids and <open>, where the LLM need not read them again for every clip.
-        """
-        hole, start = [_HOLE] * num_tokens, self.llm.first_ids + self._ids["open"]
-        left_out = 0 if whole or not self.llm.pruned else len(start)
-        before_text = self.settings.prompt.pseudo_token_position == "before_text"
-        rows, ends, total = [], [], 0
-        for text, tail in zip(batch.text_ids, tails, strict=True):
-            content = hole + text if before_text else text + hole
-            row = start[left_out:] + content + self._ids["close"] + self._ids["prompt"]
-            rows.append(row + tail)
-            ends.append(total + len(row) - 1)
-            total += len(rows[-1])
-        self.llm.need_room(left_out + max(len(row) for row in rows))
-        ids = np.array(list(chain(*rows)), np.int64)
-        holes = np.flatnonzero(ids == _HOLE)
-        return _Rows(np.maximum(ids, 0), holes, [len(row) for row in rows], np.array(ends, np.int64), left_out)
+    def _rows(self, batch: PromptBatch, num_tokens: int, tails: Sequence[list[int]], whole: bool = False) -> _Rows:
+        """Every clip's input and its tail; not `whole`: without what all begin with, where the LLM need not read it again."""
+        left_out = len(self.ids.start) if not whole and PrunedDecoder.fits(self.llm.model) else 0
+        rows = [self.ids.row(text, num_tokens, tail) for text, tail in zip(batch.text_ids, tails, strict=True)]
+        self.llm.need_room(max(len(row) - len(tail) for row, tail in zip(rows, tails, strict=True)))
+        ids = [row[left_out:] for row in rows]
+        ends = np.cumsum([len(row) for row in ids]) - [len(tail) for tail in tails] - 1
+        return _Rows(ids, ends, left_out)
 
     def _logits(
         self,
         rows: _Rows,
         tokens: Tensor,
         asked: np.ndarray,
-        indices: Sequence[np.ndarray],
+        further: Sequence[np.ndarray] = (),
         columns: np.ndarray | None = None,
-        tree: bool = False,
+        tree: AnswerTrie | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
         """Logits (M, vocabulary or `columns`) at the asked positions, and further index arrays, all sent at once.
 
-        The LLM leaves out what it can (`llm.pruned`); `tree` as in `_placed`.
+        The LLM leaves out what it can (`PrunedDecoder`); `tree` as in `PackedInput.of`.
         """
         chosen = [] if columns is None else [columns]
-        if not rows.left_out:
-            embeds, packing, (positions, *further) = self._placed(rows, tokens, [asked, *chosen, *indices], tree)
-            logits = self.llm.logits(embeds, packing, positions)
-            return (logits[:, further.pop(0)] if chosen else logits), further
-        layout = Reading.layout(rows.ids, rows.lengths, rows.left_out) | {"holes": rows.holes, "asked": asked}
-        mask = self._plant(rows, layout["position_ids"]) if tree else None
-        device, pruned = self.llm.device, self.llm.pruned
-        assert pruned
-        sent = send([*layout.values(), *chosen, *indices], device)
-        shape = len(rows.lengths), rows.left_out + max(rows.lengths)
-        reading = Reading(
-            **dict(zip(layout, sent, strict=False)), shape=shape, mask=None if mask is None else send([mask], device)[0]
-        )
-        further = sent[len(layout) :]
-        prefix = pruned.prefix(self.llm.first_ids + self._ids["open"])
-        return pruned.logits(prefix, reading, tokens, further.pop(0) if chosen else None), further
-
-    def _placed(
-        self, rows: _Rows, tokens: Tensor, indices: Sequence[np.ndarray], tree: bool = False
-    ) -> tuple[Tensor, Packing, list[Tensor]]:
-        """Embeddings (N, E), their packing, and further index arrays, all sent to the device at once.
-
-        `tree`: each clip's tail is the trie, so that positions go by depth and attention along ancestors only.
-        """
-        device, layout = self.llm.device, Packing.layout(rows.lengths)
-        mask = self._plant(rows, layout[1]) if tree else None
-        sent = send([*layout, rows.ids, rows.holes, *indices], device)
-        lengths, position_ids, gather, slots, ids, holes, *further = sent
-        packing = Packing(lengths, position_ids, gather, slots, None if mask is None else send([mask], device)[0])
-        embeds = self.llm.embedding(ids)
-        if tokens.numel():
-            embeds = embeds.to(tokens.dtype).index_copy(0, holes, tokens.flatten(0, 1))
-        return embeds, packing, further
-
-    def _plant(self, rows: _Rows, position_ids: np.ndarray) -> np.ndarray:
-        """Give the branches their positions, in place, and return the mask (B, 1, S, S), True = may attend."""
-        branches, visible = len(self.trie.inner), self.trie.visible()
-        prefix = rows.left_out + np.array(rows.lengths, np.int64) - branches
-        depth = np.array([self.trie.depth[node] for node in self.trie.inner], np.int64)
-        position_ids[0, rows.ends[:, None] + 1 + np.arange(branches)] = prefix[:, None] - 1 + depth
-        mask = np.tile(np.tri(rows.left_out + max(rows.lengths), dtype=bool), (len(rows.lengths), 1, 1))
-        for clip, start in enumerate(prefix):
-            mask[clip, start : start + branches, start : start + branches] = visible
-        return mask[:, None]
+        given, sent = PackedInput.of(rows.ids, asked, [*chosen, *further], self.llm.device, rows.left_out, tree)
+        wanted = sent.pop(0) if chosen else None
+        if rows.left_out and (pruned := PrunedDecoder.of(self.llm)):
+            return pruned.logits(self.ids.start, given, tokens, wanted), sent
+        embeds = given.embeds(self.llm, tokens)
+        logits = packed_logits(self.llm, embeds, given.layout, given.asked, given.position_ids, given.mask)
+        return (logits if wanted is None else logits[:, wanted]), sent
 
     def _free_replies(self, batch: PromptBatch, tokens: Tensor) -> list[str]:
         longest = max(len(self.llm.token_ids(answer)) for answer in self.answers)
         tails: list[list[int]] = [[] for _ in batch.ids]
         for step in range(longest):
-            rows = self._rows(batch, tokens.shape[1], tails, whole=False)
-            logits, _ = self._logits(rows, tokens, rows.ends + step, [])
+            rows = self._rows(batch, tokens.shape[1], tails)
+            logits, _ = self._logits(rows, tokens, rows.ends + step)
             for tail, token in zip(tails, logits.argmax(-1).tolist(), strict=True):
                 tail.append(token)
         return [self.llm.tokenizer.decode(tail).strip() for tail in tails]
