@@ -138,8 +138,8 @@ class Contest:
     def given(self, batch: Sequence[int]) -> tuple[Tensor, Ragged, Tensor, Tensor]:
         """What the LLM reads in a step on these clips, without the way there; the embeddings (N, E) are a leaf."""
         with torch.no_grad():
-            embeds, packing, positions, targets = self.method.training_inputs(self.laid_out(batch))
-        return embeds.detach().clone().requires_grad_(True), packing, positions, targets
+            embeds, layout, positions, targets = self.method.training_inputs(self.laid_out(batch))
+        return embeds.detach().clone().requires_grad_(True), layout, positions, targets
 
     def evaluation_batches(self) -> list[Split]:
         """As many whole batches of the validation split as are timed, as evaluation makes them: clips of like length.

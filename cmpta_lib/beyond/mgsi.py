@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from cmpta_lib.base import FeatureScaling, mean_over_time, real_positions
-from cmpta_lib.beyond.regularisers import RegularisedLM
+from cmpta_lib.beyond.regularisers import RegularisedLM, Weight
 from cmpta_lib.config import AtLeastOne, PromptedLMConfig
 from cmpta_lib.data.corpus import MODALITIES, Inputs, Modality
 from cmpta_lib.fast.packing import Streams
@@ -28,20 +28,15 @@ from cmpta_lib.fast.prompted import TokenMaker
 from cmpta_lib.method.adapter import start_at_embedding_norm
 from cmpta_lib.registry import register
 
-Weight = Annotated[float, Field(ge=0)]  # of a loss
-
 
 class MgsiConfig(PromptedLMConfig):
-    """MGSI (arXiv 2608.16201): three granularities, a gate of the text, a calibration by "not neutral"; no code is public.
-
-    Printed are the kernel, the dilation, three tokens and their mean, four pseudo tokens, the gate's and the calibration's
-    formulas, and the two weights of 0.05; widths, heads and the order of the parts are chosen here.
-    """
+    """Printed are the kernel, the dilation, three tokens and their mean, four pseudo tokens, the gate's and the calibration's
+    formulas, and the two weights of 0.05; widths, heads and the order of the parts are chosen here."""
 
     name: Literal["mgsi"] = "mgsi"
     recipe: Literal[1] = 1
     dim: AtLeastOne = 256
-    attention_heads: AtLeastOne = 4  # in the transformer and over the three tokens; `num_heads` is CMPTA's, register 3
+    attention_heads: AtLeastOne = 4  # in the transformer and over the three tokens; `num_heads` is CMPTA's, choice 3
     kernel: Annotated[int, Field(ge=1)] = 3
     dilation: AtLeastOne = 2
     branches: Literal["parallel", "stacked"] = "parallel"  # each reads the frames, or what the one before made of them
@@ -79,10 +74,8 @@ class Transformer(nn.Module):
 
     def __init__(self, config: MgsiConfig) -> None:
         super().__init__()
-        dim, heads = config.dim, config.attention_heads
-        self.layer = nn.TransformerEncoderLayer(
-            dim, heads, 2 * dim, config.dropout, "gelu", batch_first=True, norm_first=True
-        )
+        sizes = config.dim, config.attention_heads, 2 * config.dim, config.dropout
+        self.layer = nn.TransformerEncoderLayer(*sizes, "gelu", batch_first=True, norm_first=True)
 
     def forward(self, frames: Tensor, real: Tensor) -> Tensor:
         # A clip without frames keeps all keys, as its softmax would be NaN; pooling drops what it makes of them.
@@ -96,7 +89,7 @@ class Granularities(nn.Module):
     def __init__(self, config: MgsiConfig, features: int) -> None:
         super().__init__()
         self.is_stacked, dim = config.branches == "stacked", config.dim
-        self.scaling = FeatureScaling(features)  # register 16
+        self.scaling = FeatureScaling(features)  # choice 16
         self.project = nn.Linear(features, dim)
         convolutions = [Convolution(dim, config.kernel, dilation) for dilation in (1, config.dilation)]
         self.branches = nn.ModuleList([*convolutions, Transformer(config)])
@@ -125,19 +118,15 @@ class MgsiTokens(TokenMaker):
     """Face, voice and the text's embeddings -> K pseudo tokens.
 
     Args:
-        audio_features, vision_features: F of each modality.
+        widths: F of each modality.
         llm_dim: E.
         embedding_norm: mean norm of the LLM's text embeddings.
     """
 
-    def __init__(
-        self, config: MgsiConfig, audio_features: int, vision_features: int, llm_dim: int, embedding_norm: float
-    ) -> None:
+    def __init__(self, config: MgsiConfig, widths: Mapping[Modality, int], llm_dim: int, embedding_norm: float) -> None:
         super().__init__()
         self.calibration, self.num_tokens, dim = config.calibration, config.num_pseudo_tokens, config.dim
-        self.reading = nn.ModuleDict(
-            {"audio": Granularities(config, audio_features), "vision": Granularities(config, vision_features)}
-        )
+        self.reading = nn.ModuleDict({modality: Granularities(config, widths[modality]) for modality in MODALITIES})
         # The embeddings' entries are far below 1: at their own size they would leave every gate half open.
         self.text_scale = llm_dim**0.5 / embedding_norm
         self.gate = nn.ModuleDict({modality: nn.Linear(llm_dim, dim) for modality in MODALITIES})
@@ -177,9 +166,7 @@ class Mgsi(RegularisedLM):
     settings: MgsiConfig
 
     def token_maker(self, inputs: Inputs) -> MgsiTokens:
-        assert isinstance(self.settings, MgsiConfig)
-        widths = inputs.widths["audio"], inputs.widths["vision"]
-        return MgsiTokens(self.settings, *widths, self.llm.dim, self.llm.embedding_norm)
+        return MgsiTokens(self.settings, inputs.widths, self.llm.dim, self.llm.embedding_norm)
 
     @property
     def neutral_class(self) -> int | None:

@@ -20,7 +20,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from cmpta_lib.base import FeatureScaling, real_positions
-from cmpta_lib.beyond.regularisers import RegularisedLM, central_moment_discrepancy, diversity
+from cmpta_lib.beyond.regularisers import RegularisedLM, Weight, central_moment_discrepancy, diversity
 from cmpta_lib.config import CmptaConfig, PromptedLMConfig
 from cmpta_lib.data.corpus import Inputs, Modality
 from cmpta_lib.fast.cmpta import BatchedAlignment
@@ -29,15 +29,10 @@ from cmpta_lib.fast.prompted import TokenMaker
 from cmpta_lib.method.adapter import start_at_embedding_norm
 from cmpta_lib.registry import register
 
-Weight = Annotated[float, Field(ge=0)]  # of a loss
-
 
 class PrototypesConfig(PromptedLMConfig):
-    """Prototype-as-Prompt (Zhao et al., CVPR 2026): a prototype per class and modality reads the frames; no code is public.
-
-    The weights of the losses are the printed ones. The width is not printed: with 512 the share of trained weights is as
-    printed, 0.09 to 0.26 % of the LLM's.
-    """
+    """The weights of the losses are the printed ones. The width is not printed: with 512 the share of trained weights is as
+    printed, 0.09 to 0.26 % of the LLM's."""
 
     name: Literal["prototypes"] = "prototypes"
     recipe: Literal[1] = 1
@@ -78,7 +73,7 @@ class Resampling(nn.Module):
     def __init__(self, config: PrototypesConfig, features: int, classes: int) -> None:
         super().__init__()
         self.semantics = config.semantics
-        self.scaling = FeatureScaling(features)  # register 16
+        self.scaling = FeatureScaling(features)  # choice 16
         self.read: nn.Module = nn.Linear(features, config.dim)
         if config.frames == "bilstm":
             self.read = BatchedAlignment(features, CmptaConfig(dim=config.dim, num_heads=1, dropout=0.0))
@@ -103,19 +98,13 @@ class PrototypeTokens(TokenMaker):
 
     Args:
         classes: K.
-        audio_features, vision_features: F of each modality.
+        widths: F of each modality.
         llm_dim: E.
         embedding_norm: mean norm of the LLM's text embeddings.
     """
 
     def __init__(
-        self,
-        config: PrototypesConfig,
-        classes: int,
-        audio_features: int,
-        vision_features: int,
-        llm_dim: int,
-        embedding_norm: float,
+        self, config: PrototypesConfig, classes: int, widths: Mapping[Modality, int], llm_dim: int, embedding_norm: float
     ) -> None:
         super().__init__()
         self.classes, self.num_tokens, dim = classes, len(ORDER) * classes, config.dim
@@ -125,8 +114,7 @@ class PrototypeTokens(TokenMaker):
         # The embeddings' entries are far below 1: at their own size the prototypes would hear nothing of the text.
         self.text_scale = llm_dim**0.5 / embedding_norm
         self.conditioning = Attention(dim)
-        features = {"vision": vision_features, "audio": audio_features}
-        self.resampling = nn.ModuleDict({name: Resampling(config, features[name], classes) for name in ORDER})
+        self.resampling = nn.ModuleDict({name: Resampling(config, widths[name], classes) for name in ORDER})
         self.to_llm = nn.Linear(dim, llm_dim)
         self.norm = nn.LayerNorm(dim) if config.token_scale == "embedding_norm" else nn.Identity()
         if config.token_scale == "embedding_norm":
@@ -165,10 +153,8 @@ class Prototypes(RegularisedLM):
     settings: PrototypesConfig
 
     def token_maker(self, inputs: Inputs) -> PrototypeTokens:
-        assert isinstance(self.settings, PrototypesConfig)
         classes = len(inputs.task.labels) or self.settings.score_levels
-        widths = inputs.widths["audio"], inputs.widths["vision"]
-        return PrototypeTokens(self.settings, classes, *widths, self.llm.dim, self.llm.embedding_norm)
+        return PrototypeTokens(self.settings, classes, inputs.widths, self.llm.dim, self.llm.embedding_norm)
 
     def targets(self, labels: np.ndarray) -> np.ndarray:
         """A class's index; of a score the nearest of evenly spaced levels from -1 to 1."""

@@ -23,7 +23,7 @@ from cmpta_lib.llm import files as llm_files
 from cmpta_lib.runs.engines import Engine, Failure, RunsFailed, ensure
 from cmpta_lib.runs.progress import Progress
 from cmpta_lib.runs.store import Run
-from cmpta_lib.study import exports, naming, plan, recordings
+from cmpta_lib.study import exports, naming, plan
 from cmpta_lib.study.parameters import checked_changes, checked_seeds
 from cmpta_lib.study.plan import CMPTA, Row
 from cmpta_lib.study.profiles import (
@@ -170,8 +170,14 @@ class Study:
 
         No other row needs it: this one then says "not run", and the rest goes on.
         """
-        if key and row.method in recordings.WAITING:
-            return recordings.lacks(self._planned_config(key, row), self.corpus(key), self.cache)
+        entry = registry.ENTRIES.get(row.method)
+        if key and entry and entry.complete:
+            planned = self._planned_config(key, row)
+            try:
+                entry.complete(planned, self.corpus(key), self.cache, {})
+            except (OSError, ValueError) as error:
+                return str(error)
+            return ""
         if self.llm_name_of(row) == self.llm_name:
             return ""
         try:
@@ -244,9 +250,10 @@ class Study:
             OSError: what `lacks` says, where something is missing.
         """
         planned = self._planned_config(key, row, seed)
-        return recordings.filled(planned, self.corpus(key), self.cache, self.changes | dict(row.changes))
+        complete = registry.ENTRIES[row.method].complete
+        return complete(planned, self.corpus(key), self.cache, self.changes | dict(row.changes)) if complete else planned
 
-    def _planned_config(self, key: str, row: Row, seed: int | None = None) -> RunConfig:  # but for what `filled` fills in
+    def _planned_config(self, key: str, row: Row, seed: int | None = None) -> RunConfig:  # but for what `complete` fills in
         if row.method not in registry.ENTRIES:
             raise ValueError(f"row '{row.name}': no method '{row.method}'; there are: {', '.join(registry.ENTRIES)}")
         entry, corpus = registry.ENTRIES[row.method], self.corpus(key)
