@@ -219,8 +219,7 @@ def test_nothing_is_made_by_asking(tmp_path):
 
 def test_every_published_thing_has_its_size():
     """Or the disk check would count it as nothing."""
-    from cmpta_lib.beyond.settings import OMNI_MODELS
-    from cmpta_lib.llm.files import ENCODERS, PUBLISHED
+    from cmpta_lib.llm.files import ENCODERS, OMNI_MODELS, PUBLISHED
 
     assert set(check.LLM_GB) == {*PUBLISHED, *ENCODERS, *OMNI_MODELS}
     assert set(check.CORPUS_GB) == set(PROFILES["paper"].corpora.values())

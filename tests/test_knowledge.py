@@ -10,7 +10,7 @@ import torch
 from test_model import clips
 
 from cmpta_lib.beyond.knowledge import ABSENT, WORDINGS, Describer, StatementCache, content_key
-from cmpta_lib.beyond.settings import MllmMacConfig
+from cmpta_lib.beyond.mllm_mac import MllmMacConfig
 from cmpta_lib.data.corpus import MODALITIES, Corpus, Sample, Split
 from cmpta_lib.embedded.worlds import worlds
 

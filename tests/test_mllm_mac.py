@@ -11,8 +11,7 @@ from test_knowledge import relabelled
 from test_model import clips
 
 from cmpta_lib import registry
-from cmpta_lib.beyond.mllm_mac import MllmMac, MultimodalLLM, bare
-from cmpta_lib.beyond.settings import MllmMacConfig
+from cmpta_lib.beyond.mllm_mac import MllmMac, MllmMacConfig, MultimodalLLM, bare
 from cmpta_lib.config import (
     CmptaConfig,
     DataConfig,

@@ -18,13 +18,13 @@ from cmpta_lib.beyond import omni_model as omni
 from cmpta_lib.beyond import omni_model as omni_files
 from cmpta_lib.beyond.media import MEDIA, Clip
 from cmpta_lib.beyond.mllm_mac import MultimodalLLM
-from cmpta_lib.beyond.omni import question
-from cmpta_lib.beyond.settings import OMNI_MODELS, OmniConfig
+from cmpta_lib.beyond.omni import OmniConfig, question
 from cmpta_lib.cli.listing import listed
 from cmpta_lib.config import DataConfig, LLMConfig, RunConfig, override, to_json
 from cmpta_lib.data.corpus import Sample, Task
 from cmpta_lib.data.store import load_corpus, write_corpus
 from cmpta_lib.files import Damaged
+from cmpta_lib.llm.files import OMNI_MODELS
 from cmpta_lib.runs import store
 from cmpta_lib.runs.execution import execute
 from cmpta_lib.runs.load import load

@@ -6,15 +6,34 @@ Subnets and sizes as in the public code of MMSA. Voice and face are read as mean
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from cmpta_lib.base import Batch, Group
-from cmpta_lib.baselines.settings import LmfConfig
-from cmpta_lib.baselines.supervised import Clips, Subnets, Supervised, share_running_statistics
-from cmpta_lib.config import TrainingConfig
+from cmpta_lib.baselines.supervised import (
+    AS_IN_MMSA,
+    Clips,
+    Subnets,
+    SubnetsConfig,
+    Supervised,
+    share_running_statistics,
+)
+from cmpta_lib.config import AtLeastOne, Positive, TrainingConfig
 from cmpta_lib.data.corpus import MODALITIES
+from cmpta_lib.registry import register
+
+
+class LmfConfig(SubnetsConfig):
+    """Low-rank Multimodal Fusion (Liu et al., ACL 2018)."""
+
+    name: Literal["lmf"] = "lmf"
+    recipe: Literal[1] = 1
+    quirks: ClassVar[dict[str, object]] = {**SubnetsConfig.quirks, "fusion_weights": "frozen"}
+    rank: AtLeastOne = 4
+    fusion_weights: Literal["trained", "frozen"] = "trained"  # MMSA leaves w and b out of its optimiser
+    factor_rate: Positive = 0.25  # times the learning rate: 5e-4 of 2e-3
 
 
 class LowRankFusion(nn.Module):
@@ -56,3 +75,36 @@ class LMF(Supervised):
 
     def after_step(self, batch: Batch, epoch: int) -> None:
         share_running_statistics(self.module)
+
+
+register(
+    LmfConfig,
+    LMF,
+    row="LMF",
+    comparisons=("sims",),
+    settings={
+        "demo": {  # its LSTM needs longer than two epochs to find words, and mean frames are mostly noise there
+            "training.epochs": 6,
+            "method.factor_rate": 1.0,
+            "method.audio_hidden": 8,
+            "method.vision_hidden": 8,
+            "method.audio_dropout": 0.5,
+            "method.vision_dropout": 0.5,
+        },
+        "demo/data": {
+            "training.epochs": 30,
+            "method.audio_hidden": 32,
+            "method.vision_hidden": 64,
+            "method.audio_dropout": 0.3,
+            "method.vision_dropout": 0.3,
+        },
+        "paper": AS_IN_MMSA
+        | {
+            "training.batch_size": 32,
+            "training.learning_rate": 2e-3,
+            "training.weight_decay": 1e-4,
+        },
+        "smoke": {"method.audio_hidden": 4, "method.vision_hidden": 4, "method.text_hidden": 8, "method.text_out": 4},
+    },
+    reads="one utterance: words by a frozen BERT, the mean frame of voice and of face",
+)

@@ -14,23 +14,60 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, cast
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, distributed, nn
 
 from cmpta_lib.base import Batch, Loss, Method, Predictions, Tools
-from cmpta_lib.baselines.settings import SupervisedConfig
-from cmpta_lib.config import RunConfig
+from cmpta_lib.config import AtLeastOne, EncoderConfig, MethodConfig, RunConfig
 from cmpta_lib.data.corpus import MODALITIES, Inputs, Modality, Sample, Split, Task
 from cmpta_lib.fast.packing import pad_frames, pad_ids, send
 from cmpta_lib.llm.encoder import TextEncoder
 
-if TYPE_CHECKING:
-    from cmpta_lib.baselines.settings import SubnetsConfig
-    # MERGED
+Chance = Annotated[float, Field(ge=0, lt=1)]  # of a dropout
+Preset = TypeVar("Preset", bound=MethodConfig)
+# Of the paper's profile: training as the public codes have it.
+NO_WARM_UP = {"training.schedule": "constant", "training.warmup_fraction": 0.0, "training.gradient_clip": None}
+AS_IN_MMSA = NO_WARM_UP | {"training.optimizer": "adam", "training.patience": 8}
+
+
+class SupervisedConfig(MethodConfig):
+    """What all methods share that learn from labels directly, with a text encoder in place of an LLM."""
+
+    quirks: ClassVar[dict[str, object]] = {}  # field -> value in the method's public code
+    encoder: EncoderConfig = EncoderConfig()
+    max_text_tokens: Annotated[int, Field(ge=3)] = 50  # with [CLS] and [SEP]; longer utterances are cut and counted
+    modalities: Literal["all", "text", "audio_vision"] = "all"  # what is read; the rest counts as absent
+
+
+class SubnetsConfig(SupervisedConfig):
+    """What LMF and TFN share: one vector per modality, with the sizes that the public code of MMSA has for SIMS-V2.
+
+    Dropout on the text vector is missing: MMSA switches it off for an LSTM of one layer.
+    """
+
+    quirks: ClassVar[dict[str, object]] = {"time_mean": "padded", "text_end": "padded"}
+    audio_hidden: AtLeastOne = 32
+    vision_hidden: AtLeastOne = 64
+    text_hidden: AtLeastOne = 64  # of the LSTM
+    text_out: AtLeastOne = 32
+    audio_dropout: Chance = 0.3
+    vision_dropout: Chance = 0.3
+    time_mean: Literal["real", "padded"] = "real"  # MMSA divides by its padded length: short clips shrink towards zero
+    text_end: Literal["real", "padded"] = "real"  # MMSA takes the LSTM's state after `max_text_tokens`, padding read
+    padded_audio: AtLeastOne = 925  # frames to which MMSA pads; longer clips are divided by their own length
+    padded_vision: AtLeastOne = 232
+
+
+def reference(config: Preset) -> Preset:
+    """The same settings with every quirk as the method's public code has it."""
+    quirks: dict[str, object] = getattr(config, "quirks", {})
+    return type(config).model_validate(config.model_dump() | quirks)
+
 
 def real_positions(lengths: Tensor, size: int) -> Tensor:
     """(B,) int64 lengths -> (B, size) bool, True where a position is real."""

@@ -16,15 +16,17 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from cmpta_lib import files
-from cmpta_lib.beyond.settings import MllmMacConfig
 from cmpta_lib.data.corpus import MODALITIES, Language, Modality, Sample, Split
+
+if TYPE_CHECKING:
+    from cmpta_lib.beyond.mllm_mac import MllmMacConfig
 
 
 class StatementCache:

@@ -17,22 +17,95 @@ import copy
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Annotated, Any, Literal, Protocol, Self, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from cmpta_lib.base import Group, Loss, Predictions, Tools
 from cmpta_lib.beyond.knowledge import END, Describer, StatementCache, content_digest
-from cmpta_lib.beyond.settings import MllmMacConfig
-from cmpta_lib.config import CmptaConfig, RunConfig, Stage, TrainingConfig
+from cmpta_lib.config import AtLeastOne, CmptaConfig, Positive, PromptedLMConfig, RunConfig, Stage, TrainingConfig
 from cmpta_lib.data.corpus import MODALITIES, Inputs, Modality, Sample, Split
 from cmpta_lib.llm.generation import LoraWeights, Speaker, adapted
 from cmpta_lib.method.adapter import CMPTAdapter
 from cmpta_lib.method.answers import AnswerTrie
 from cmpta_lib.method.llm import FrozenLLM
 from cmpta_lib.method.prompted import PromptBatch, PromptedLM
+from cmpta_lib.paper import HYPERPARAMETERS
+from cmpta_lib.registry import register
+
+
+class MllmMacConfig(PromptedLMConfig):
+    """MLLM-MAC (arXiv 2508.02429): a multimodal LLM with generated knowledge and supervised fine-tuning.
+
+    Of that work only the abstract is at hand. Datasets, prompts, ranks and rates are choices of ours, after generated
+    knowledge prompting (arXiv 2110.08387) and MMLA's fine-tuning, and the offline multimodal LLM is one of our making.
+    """
+
+    name: Literal["mllm_mac"] = "mllm_mac"
+    recipe: Literal[1] = 1
+    # Its eyes and ears: CMPTA's adapter, which learns without labels to make the frozen LLM say what is seen and heard.
+    dim: Annotated[int, Field(ge=2, multiple_of=2)] = HYPERPARAMETERS.feature_dim
+    num_heads: AtLeastOne = 8
+    num_pseudo_tokens: AtLeastOne = 6
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    # 0: the frozen LLM itself learns to say it, moved by pseudo tokens alone. Else LoRA of this rank learns with them, acts
+    # while it describes and never while it answers: the embedded tiny LLM cannot be brought to describe without.
+    speech_rank: Annotated[int, Field(ge=0)] = 0
+    perception_epochs: AtLeastOne = 10
+    perception_rate: Positive = HYPERPARAMETERS.learning_rate
+    perception_batch_size: AtLeastOne = HYPERPARAMETERS.batch_size
+    # What the statements say, and how; see `knowledge.Describer`.
+    facts: Annotated[tuple[Literal["energy", "movement", "course"], ...], Field(min_length=1, strict=False)] = (
+        "energy", "movement", "course",
+    )  # fmt: skip
+    courses: AtLeastOne = 2  # main variations whose course is told
+    steady_share: Annotated[float, Field(ge=0, le=1)] = 1 / 3  # of training clips whose course counts as steady
+    wording: Literal["words", "signs"] = "words"
+    # What it is given when it answers, and when it is fine-tuned; perception always has all.
+    modalities: Literal["T", "TA", "TV", "TAV"] = "TAV"
+    # The statement before the clip's words: none; by rule from frames; said by the model itself; or what the corpus'
+    # generator knows. `shuffled`: another clip's instead, the control that a statement's content matters.
+    knowledge: Literal["none", "features", "generated", "cue"] = "generated"
+    shuffled: bool = False
+    integration: Literal["concat", "max_conf"] = "concat"  # all statements at once; or each alone, and the surest answer
+    statements: AtLeastOne = 5  # M, that the model says: the first greedily, others from its nucleus
+    max_new_tokens: AtLeastOne = 64
+    top_p: Annotated[float, Field(gt=0, le=1)] = 0.5
+    donors: Annotated[int, Field(ge=2)] = 256  # training clips whose statements `shuffled` draws from
+    # Supervised fine-tuning by LoRA; without it the model answers zero-shot.
+    sft: bool = True
+    lora_rank: AtLeastOne = 16
+    lora_alpha: AtLeastOne = 32
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.dim % self.num_heads:
+            raise ValueError(f"dim={self.dim} is not a multiple of num_heads={self.num_heads}")
+        if self.modalities == "T" and self.knowledge != "none":
+            raise ValueError("modalities='T' neither sees nor hears: there is nothing to say, use knowledge='none'")
+        if self.knowledge == "none" and (self.shuffled or self.integration != "concat"):
+            raise ValueError("knowledge='none' leaves nothing to shuffle or to weigh: shuffled=False, integration='concat'")
+        return self
+
+    def stages(self, run: RunConfig) -> tuple[Stage, ...]:
+        """Perception where there is anything to perceive, then fine-tuning where there is any."""
+        own = {"epochs": self.perception_epochs, "batch_size": self.perception_batch_size}
+        first = run.training.model_copy(update={**own, "learning_rate": self.perception_rate, "patience": None})
+        seeing = Stage("perception", first, is_labelled=False, outcome=self._perception(run, first.model_dump(mode="json")))
+        tuning = Stage("training", run.training)
+        return (*([] if self.modalities == "T" else [seeing]), *([tuning] if self.sft else []))
+
+    def _perception(self, run: RunConfig, training: dict[str, Any]) -> dict[str, Any]:
+        """All that decides what is perceived: runs that differ only in what they are told or taught share it."""
+        settings = self.model_dump(mode="json")
+        apart = ("modalities", "knowledge", "shuffled", "integration", "statements", "max_new_tokens", "top_p", "decoding")
+        for name in (*apart, "sft", "lora_rank", "lora_alpha"):
+            del settings[name]
+        return {"data": run.data.model_dump(mode="json"), "seed": run.seed, "training": training, "method": settings}
+
 
 ClipT = TypeVar("ClipT", contravariant=True)
 
@@ -353,3 +426,24 @@ def _each(batch: PromptBatch) -> list[PromptBatch]:
 def _draws(content: bytes, number: int, count: int) -> np.ndarray:
     """(count,) numbers in [0, 1) that a clip's content and a statement's number decide."""
     return np.random.default_rng([*content, number]).random(count)
+
+
+register(
+    MllmMacConfig,
+    MllmMac,
+    row="MLLM-MAC",
+    is_beyond=True,
+    settings={
+        "demo": {
+            "method.dim": 64, "method.perception_epochs": 3, "method.perception_rate": 3e-3, "method.speech_rank": 16,
+            "method.facts": ("course",), "method.courses": 1, "method.wording": "signs",
+            "method.statements": 1, "method.max_new_tokens": 14,
+            "training.epochs": 1, "training.learning_rate": 1e-3,
+        },
+        "demo/meld": {"method.courses": 2, "method.steady_share": 0.5},
+        "demo/data": {"method.dim": 128, "method.perception_epochs": 10},
+        "smoke": {"method.dim": 16, "method.perception_epochs": 1},
+        "paper": {"training.learning_rate": 1.1e-4, "training.epochs": 30},
+    },
+    reads="one utterance: words by an LLM that is fine-tuned too, all frames of voice and face, and a statement about them",
+)

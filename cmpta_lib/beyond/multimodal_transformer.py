@@ -9,19 +9,96 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from itertools import permutations
-from typing import cast
+from typing import Annotated, ClassVar, Literal, Self, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from cmpta_lib.base import Group, Loss
-from cmpta_lib.baselines.settings import MultimodalTransformerConfig
-from cmpta_lib.baselines.supervised import ClipBatch, Clips, Supervised, mean_over_time, real_positions
+from cmpta_lib.baselines.supervised import (
+    Chance,
+    ClipBatch,
+    Clips,
+    Supervised,
+    SupervisedConfig,
+    mean_over_time,
+    real_positions,
+)
 from cmpta_lib.beyond.pretraining import ContrastiveHead, MaskedLanguageHead, mask_tokens, masked_language_loss
-from cmpta_lib.config import Stage, TrainingConfig
+from cmpta_lib.config import AtLeastOne, Positive, RunConfig, Stage, TrainingConfig
 from cmpta_lib.data.corpus import MODALITIES, Split
+from cmpta_lib.registry import register
+
+
+class MultimodalTransformerConfig(SupervisedConfig):
+    """The transformer of the second document: pre-trained on clips without labels, then fine-tuned with them.
+
+    The document gives equations and not one number. `training` is the fine-tuning: its learning rate is that of fusion and
+    classifier, and a pre-trained body has `body_rate` times as much.
+    """
+
+    name: Literal["multimodal_transformer"] = "multimodal_transformer"
+    recipe: Literal[1] = 1
+    # Of all that follows, only these fields do not touch the pre-training, so runs that differ in them share one.
+    fine_tuning_only: ClassVar[frozenset[str]] = frozenset(
+        {"fusion", "projections", "pooling", "resampled_positions", "label_share", "body_rate"}
+    )
+    dim: Annotated[int, Field(ge=2, multiple_of=2)] = 256
+    layers: AtLeastOne = 4
+    heads: AtLeastOne = 4
+    feedforward: AtLeastOne = 4  # width of a layer's inner part, times dim
+    dropout: Chance = 0.1
+    frame_window: Annotated[int, Field(ge=1)] = 1  # frames of voice and face that W_m sees at once; 1 = as printed
+    frame_stride: AtLeastOne = 1  # frames from one window to the next
+    positions: Literal["sinusoidal", "learned"] = "sinusoidal"
+    max_positions: AtLeastOne = 1024  # of learned ones; what comes later shares the last
+    text_table: Literal["frozen", "trained"] = "frozen"  # X_t: rows of the text encoder's word embeddings, or a copy of them
+    pretraining: Literal["none", "mlm", "contrastive", "both"] = "both"
+    pretraining_epochs: AtLeastOne = 10
+    pretraining_rate: Positive = 1e-4
+    pretraining_batch: AtLeastOne = 64
+    mask_share: Annotated[float, Field(gt=0, lt=1)] = 0.15  # of a text's tokens, as in BERT
+    contrastive_view: Literal["alone", "joint"] = "alone"  # joint: text has seen the voice that it is to be matched with
+    contrastive_dim: AtLeastOne = 128
+    temperature: Positive = 0.07  # at the start; it is learned, within 1/100 and 1
+    fusion: Literal["six_pair", "concatenation", "self_attention"] = "six_pair"
+    projections: Literal["per_modality", "per_pair"] = "per_modality"  # Q, K, V as they are indexed in the document
+    pooling: Literal["mean", "first_token", "resample"] = "mean"  # how terms of unlike lengths become addable
+    resampled_positions: AtLeastOne = 8
+    label_share: Annotated[float, Field(gt=0, le=1)] = 1.0  # of the training clips whose labels are used
+    body_rate: Positive = 0.2  # of a pre-trained body; one that was not learns as fast as the classifier
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.dim % self.heads:
+            raise ValueError(f"dim={self.dim} is not a multiple of heads={self.heads}")
+        if self.pretraining == "contrastive" and self.modalities == "text":
+            raise ValueError("pretraining='contrastive' with modalities='text': there is no pair of modalities to align")
+        return self
+
+    def stages(self, run: RunConfig) -> tuple[Stage, ...]:
+        """Pre-training without labels, if any, then fine-tuning on a share of the labels."""
+        fine_tuning = Stage("training", run.training, share=self.label_share)
+        if self.pretraining == "none":
+            return (fine_tuning,)
+        changes = {
+            "epochs": self.pretraining_epochs,
+            "learning_rate": self.pretraining_rate,
+            "batch_size": self.pretraining_batch,
+            "patience": None,  # nothing is validated
+        }
+        training = run.training.model_copy(update=changes)
+        outcome = {
+            "data": run.data.model_dump(mode="json"),
+            "method": self.model_dump(mode="json", exclude=set(self.fine_tuning_only)),
+            "training": training.model_dump(mode="json"),
+            "seed": run.seed,
+        }
+        return (Stage("pretraining", training, is_labelled=False, outcome=outcome), fine_tuning)
+
 
 STREAMS = ("text", "audio", "vision")  # t, a, v
 Streams = Mapping[str, tuple[Tensor, Tensor]]  # modality -> states (B, T, D) and lengths (B,) int64, 0 = absent
@@ -301,3 +378,23 @@ class MultimodalTransformer(Supervised):
         found: Tensor = self.contrastive(vectors, {name: lengths > 0 for name, (_, lengths) in streams.items()})
         return found
 
+
+register(
+    MultimodalTransformerConfig,
+    MultimodalTransformer,
+    row="MM-Transformer",
+    settings={
+        "demo": {
+            "method.dim": 48, "method.layers": 1, "method.feedforward": 2, "method.dropout": 0.0,
+            "method.frame_window": 8, "method.frame_stride": 4,  # a cue in one window: a quarter of the tokens
+            "method.pretraining_epochs": 4, "method.pretraining_rate": 1e-3, "method.body_rate": 1.0,
+            "training.epochs": 2, "training.batch_size": 32,
+        },
+        "demo/meld": {"method.pretraining_rate": 3e-3},
+        "demo/data": {"training.epochs": 30},
+        "smoke": {"method.dim": 16, "method.layers": 1, "method.pretraining_epochs": 1},
+        "paper": {"training.learning_rate": 1e-4, "method.body_rate": 0.2},
+    },
+    reads="one utterance: words by BERT's word embeddings, all frames of voice and face; pre-trained without labels",
+    is_beyond=True,
+)

@@ -5,20 +5,47 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import nn
 
 from cmpta_lib.base import Batch, Loss, Method, Predictions, Tools
 from cmpta_lib.beyond import media
 from cmpta_lib.beyond import omni_model as omni
 from cmpta_lib.beyond.media import Clip, Reading
-from cmpta_lib.beyond.settings import OmniConfig
-from cmpta_lib.config import RunConfig
+from cmpta_lib.config import AtLeastOne, LLMConfig, MethodConfig, Positive, RunConfig
 from cmpta_lib.data.corpus import Inputs, Sample, Task
 from cmpta_lib.files import runs_folder
+from cmpta_lib.llm.files import OMNI_MODELS
 from cmpta_lib.method.prompted import Layout, answer_text, legal_answers
+from cmpta_lib.registry import register
+
+
+class OmniConfig(MethodConfig):
+    """An omni model that hears and sees the recording of a clip itself; nothing is trained (zero-shot)."""
+
+    name: Literal["omni"] = "omni"
+    recipe: Literal[1] = 1
+    model: LLMConfig = LLMConfig(name=OMNI_MODELS[0])  # its dtype is bfloat16 where there is a GPU
+    media: str = ""  # fingerprint of the recordings of validation and test clips, filled in; "" = none is read
+    modalities: Literal["all", "text", "text_audio", "text_vision"] = "all"  # what is shown of a clip
+    prompt: Literal["benchmark", "paper"] = "benchmark"  # MMLA's sentence with labels as words; or Table 2's, with numbers
+    subject: str = ""  # what the benchmark's sentence asks for; "" = emotion for classes, sentiment for scores
+    decoding: Literal["score", "free"] = "score"  # the likeliest legal answer; or what it writes, greedily, if legal
+    max_new_tokens: AtLeastOne = 24  # of a free reply
+    answer_decimals: Annotated[int, Field(ge=1, le=4)] = 1
+    system: str = "You are a helpful assistant."  # of the chat; Qwen2.5-Omni's template writes it too. "" = none
+    max_seconds: Positive = 30.0  # of a recording; longer ones are cut and counted
+    frames_per_second: Positive = 2.0  # the families' own
+    frame_tokens: AtLeastOne = 128  # positions in the LLM for a pair of frames; the families allow 128 to 768
+
+    @property
+    def needs_media(self) -> bool:
+        return self.modalities != "text"
+
 
 TEXT = omni.TEXT
 
@@ -143,3 +170,14 @@ class Omni(Method):
         values = np.array([np.nan if reply is None else self.answers[reply] for reply in replies], np.float64)
         found = {name: count for name, count in oddities.items() if count}
         return Predictions(values, replies, tuple(order), chances, found)
+
+
+register(
+    OmniConfig,
+    Omni,
+    row="omni model",
+    comparisons=(),  # a model of another size that reads recordings, not features: no line of the paper's tables
+    reads="one utterance: words, sound and pictures of the recording by a published omni model as it is (zero-shot)",
+    is_trained=False,
+    is_beyond=True,
+)

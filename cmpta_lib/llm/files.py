@@ -26,6 +26,8 @@ ENCODERS: Mapping[str, str] = {  # text encoders of methods without an LLM: name
     "bert-base-chinese": "google-bert/bert-base-chinese",
     "bert-base-uncased": "google-bert/bert-base-uncased",
 }
+# Omni models, by hub id: what transformers has classes for that read words, sound and moving pictures without torchvision.
+OMNI_MODELS = ("Qwen/Qwen2.5-Omni-3B", "Qwen/Qwen2.5-Omni-7B", "Qwen/Qwen3-Omni-30B-A3B-Instruct")
 QWEN_1_8B = {"hidden": 2048, "layers": 24, "mlp": 5504, "vocabulary": 151_936}  # its published config
 # Families whose scores MSE-Adapter writes without a plus; with it all of Qwen's answers have four tokens (register 10).
 PLAIN_SIGN = ("llama", "chatglm")

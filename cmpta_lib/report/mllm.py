@@ -12,8 +12,9 @@ import numpy as np
 import pandas as pd
 
 from cmpta_lib import registry
-from cmpta_lib.beyond.settings import OMNI_MODELS, MllmMacConfig
+from cmpta_lib.beyond.mllm_mac import MllmMacConfig
 from cmpta_lib.config import MethodConfig
+from cmpta_lib.llm.files import OMNI_MODELS
 from cmpta_lib.metrics import Metric, headline
 from cmpta_lib.report import uncertainty
 from cmpta_lib.report.layout import NOT_RUN, NOTE, NOTHING, Table

@@ -18,7 +18,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from cmpta_lib import files, registry
 from cmpta_lib.base import Method
-from cmpta_lib.config import RunConfig, from_json
+from cmpta_lib.config import RunConfig
 from cmpta_lib.data.corpus import Corpus, Inputs, Split
 from cmpta_lib.runs import provenance, store
 from cmpta_lib.runs import provenance as memory
@@ -40,7 +40,7 @@ def execute(root: Path, folder: Path, on_progress: Callable[[float], None] = lam
         RuntimeError: the GPU's memory is full.
     """
     registry.load_plugins()
-    config = from_json((folder / store.CONFIG).read_text(encoding="utf-8"))
+    config = registry.read_config((folder / store.CONFIG).read_text(encoding="utf-8"))
     started = time.perf_counter()
     memory.watch()
     torch.set_num_threads(config.training.num_threads)

@@ -15,9 +15,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cmpta_lib import files
-from cmpta_lib.baselines import settings  # noqa: F401  # a run's config is read by its method's class
-from cmpta_lib.config import RunConfig, from_json
+from cmpta_lib import files, registry
+from cmpta_lib.config import RunConfig
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -126,7 +125,7 @@ def open_run(folder: Path) -> Run:
         Damaged: a file is missing or not the one that was written, or the config is of another version; says which.
     """
     try:
-        run = Run(from_json((folder / CONFIG).read_text(encoding="utf-8")), folder)
+        run = Run(registry.read_config((folder / CONFIG).read_text(encoding="utf-8")), folder)
     except FileNotFoundError:
         raise files.Damaged(f"{folder / CONFIG} is missing; {_remedy(folder)}") from None
     except (ValueError, TypeError, LookupError, RecursionError) as error:
@@ -141,7 +140,7 @@ def seal(folder: Path) -> None:
     Raises:
         FileNotFoundError: one of them is not there.
     """
-    run = from_json((folder / CONFIG).read_text(encoding="utf-8")).hash
+    run = registry.read_config((folder / CONFIG).read_text(encoding="utf-8")).hash
     files.write_text(folder / DONE, files.sealed({"run": run, "files": files.hashes(folder, SEALED)}))
 
 
@@ -189,7 +188,7 @@ def found(root: Path) -> Iterator[Run | tuple[Path, str]]:
             if not any((folder / name).exists() for name in (CONFIG, HISTORY, DONE, *RESULTS)):
                 continue
         try:
-            config = from_json((folder / CONFIG).read_text(encoding="utf-8"))
+            config = registry.read_config((folder / CONFIG).read_text(encoding="utf-8"))
         except FileNotFoundError:
             yield folder, f"{folder / CONFIG} is missing; {_remedy(folder)}"
         except OSError as error:
@@ -228,7 +227,7 @@ def _stamps(folder: Path, names: Iterable[str]) -> dict[str, tuple[int, ...]]:
 
 def _config_hash(folder: Path) -> str:
     try:
-        return from_json((folder / CONFIG).read_text(encoding="utf-8")).hash
+        return registry.read_config((folder / CONFIG).read_text(encoding="utf-8")).hash
     except (OSError, ValueError, TypeError, LookupError, RecursionError):
         return ""
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cmpta_lib import paper, registry
-from cmpta_lib.beyond.settings import OMNI_MODELS, MllmMacConfig
+from cmpta_lib.llm.files import OMNI_MODELS
 
 
 @dataclass(frozen=True)
@@ -79,13 +79,15 @@ ROWS: tuple[Row, ...] = MMT_VERSIONS  # every row here that no comparison has
 
 ZERO_SHOT, TUNED = "zero-shot", "fine-tuned"
 WHOLE = Row("MLLM-MAC", "mllm_mac")  # all modalities, knowledge and fine-tuning
+_AS_WHOLE: Mapping[str, object] = {  # what `WHOLE` says by its defaults
+    "sft": True, "modalities": "TAV", "knowledge": "generated", "shuffled": False, "integration": "concat", "decoding": "trie",
+}  # fmt: skip
 
 
 def _row(name: str, training: str, **fields: object) -> Row:
     """A version of MLLM-MAC; fields that are as in the whole are left out, so that equal runs are one run."""
     wanted = {"sft": training == TUNED} | fields
-    known = MllmMacConfig.model_fields
-    changes = {f"method.{field}": value for field, value in wanted.items() if value != known[field].default}
+    changes = {f"method.{field}": value for field, value in wanted.items() if value != _AS_WHOLE[field]}
     return Row(f"{name}, {training}", WHOLE.method, changes) if changes else WHOLE
 
 

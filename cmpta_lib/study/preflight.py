@@ -17,12 +17,12 @@ from pathlib import Path
 
 from cmpta_lib import registry
 from cmpta_lib.beyond import media
-from cmpta_lib.beyond.settings import OMNI_MODELS
 from cmpta_lib.config import EncoderConfig, LLMConfig
 from cmpta_lib.data.corpus import Language
 from cmpta_lib.data.store import load_corpus
 from cmpta_lib.embedded.recipe import TINY_MODELS
 from cmpta_lib.llm import files as llm_files
+from cmpta_lib.llm.files import OMNI_MODELS
 from cmpta_lib.runs import sharing, store
 from cmpta_lib.runs.progress import table
 from cmpta_lib.study import naming

@@ -13,7 +13,7 @@ from cmpta_lib.study.plan import Row
 
 @dataclass(frozen=True)
 class Profile:
-    """What `profile` means. A method's own settings for it stand in `methods.registry`."""
+    """What `profile` means. A method's own settings for it stand in its registration."""
 
     corpora: Mapping[str, str]  # key in notebooks -> corpus name
     llm: str  # a name that `llm.files` knows, or one of `recipe.TINY_MODELS`

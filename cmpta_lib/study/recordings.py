@@ -11,7 +11,8 @@ from typing import Any
 
 from cmpta_lib.beyond import media
 from cmpta_lib.beyond import omni_model as omni_files
-from cmpta_lib.beyond.settings import MllmMacConfig, OmniConfig
+from cmpta_lib.beyond.mllm_mac import MllmMacConfig
+from cmpta_lib.beyond.omni import OmniConfig
 from cmpta_lib.config import RunConfig, override
 from cmpta_lib.data.corpus import Corpus
 from cmpta_lib.files import Damaged
