@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import stat
 import subprocess
+import sys
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -32,63 +35,52 @@ def forgotten():
 
 # --- files ------------------------------------------------------------------------------------------------------------
 
-
-def test_text_replaces_the_old_file_and_leaves_nothing_else(tmp_path: Path):
-    path = tmp_path / "metrics.json"
-    files.write_text(path, "a much longer first text")
-    files.write_text(path, "mæ 表")
-    assert path.read_text(encoding="utf-8") == "mæ 表"
-    assert os.listdir(tmp_path) == ["metrics.json"]
-
-
-def test_tables_come_back_and_leave_nothing_else(tmp_path: Path):
-    path, table = tmp_path / "table.parquet", pd.DataFrame({"id": ["a", "b"], "prediction": [0.2, float("nan")]})
-    files.write_parquet(path, table)
-    pd.testing.assert_frame_equal(pd.read_parquet(path), table)
-    assert os.listdir(tmp_path) == ["table.parquet"]
+TABLE = pd.DataFrame({"id": ["a", "b"], "prediction": [0.2, float("nan")]})
+WRITE = {
+    "metrics.json": lambda path: files.write_text(path, "mæ 表"),
+    "predictions.parquet": lambda path: files.write_parquet(path, TABLE),
+    "weights.safetensors": lambda path: checkpoint.write_tensors(path, {"a": torch.zeros(2)}),
+}
 
 
-def write(path: Path) -> None:
-    write_as = {".json": files.write_text, ".parquet": files.write_parquet}
-    write_as[path.suffix](path, "new" if path.suffix == ".json" else pd.DataFrame({"new": [1]}))
+@pytest.mark.parametrize("name", WRITE)
+def test_a_file_is_whole_before_it_takes_its_name_and_a_crash_leaves_the_old_one(name, tmp_path: Path, monkeypatch):
+    path, seen, replace = tmp_path / name, [], os.replace
 
-
-@pytest.mark.parametrize("name", ["metrics.json", "predictions.parquet"])
-def test_a_crash_before_the_last_step_leaves_the_old_file(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    (tmp_path / name).write_bytes(b"old")
+    def watch(source: Path, target: Path) -> None:
+        seen.append(Path(source).read_bytes())
+        assert Path(source).parent == Path(target).parent, "a rename is atomic only within a file system"
+        replace(source, target)
 
     def fail(*_: Any) -> None:
         raise OSError("disk full")
 
+    path.write_bytes(b"a much longer old content" * 1000)
+    monkeypatch.setattr(os, "replace", watch)
+    WRITE[name](path)
+    whole = path.read_bytes()
+    assert seen == [whole] and os.listdir(tmp_path) == [name]
+    path.write_bytes(b"old")
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="disk full"):
-        write(tmp_path / name)
-    assert (tmp_path / name).read_bytes() == b"old"
+        WRITE[name](path)
+    assert path.read_bytes() == b"old" and os.listdir(tmp_path) == [name]
 
 
-@pytest.mark.parametrize("name", ["metrics.json", "predictions.parquet"])
-def test_the_file_is_complete_before_it_takes_its_name(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    seen: list[tuple[bytes, bool]] = []
-    replace = os.replace
-
-    def watch(source: Path, target: Path) -> None:
-        seen.append((Path(source).read_bytes(), Path(target).exists()))
-        assert Path(source).parent == Path(target).parent, "a rename is atomic only within a file system"
-        replace(source, target)
-
-    monkeypatch.setattr(os, "replace", watch)
-    write(tmp_path / name)
-    assert seen == [((tmp_path / name).read_bytes(), False)]
+def test_text_and_tables_come_back(tmp_path: Path):
+    for name in ("metrics.json", "predictions.parquet"):
+        WRITE[name](tmp_path / name)
+    assert (tmp_path / "metrics.json").read_text(encoding="utf-8") == "mæ 表"
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "predictions.parquet"), TABLE)
 
 
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
 def test_files_have_the_permissions_that_the_umask_gives(umask: int, mode: int, tmp_path: Path):
-    """safetensors and tempfile would keep theirs from everybody but their owner."""
+    """tempfile would keep its own from everybody but their owner."""
     before = os.umask(umask)
     try:
-        files.write_text(tmp_path / "metrics.json", "{}")
-        files.write_parquet(tmp_path / "table.parquet", pd.DataFrame({"a": [1]}))
-        checkpoint.write_tensors(tmp_path / "weights.safetensors", {"a": torch.zeros(2)})
+        for name, write in WRITE.items():
+            write(tmp_path / name)
         with files.replacing(tmp_path / "moved.txt") as partial, tempfile.NamedTemporaryFile(dir=tmp_path, delete=False) as file:
             os.replace(file.name, partial)
         with tempfile.TemporaryDirectory(dir=tmp_path) as scratch:
@@ -98,9 +90,8 @@ def test_files_have_the_permissions_that_the_umask_gives(umask: int, mode: int, 
             assert stat.S_IMODE(Path(scratch, "model.safetensors").stat().st_mode) == mode
     finally:
         os.umask(before)
-    assert {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()} == dict.fromkeys(
-        ("metrics.json", "table.parquet", "weights.safetensors", "moved.txt"), mode
-    )
+    found = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
+    assert found == dict.fromkeys((*WRITE, "moved.txt"), mode)
 
 
 # --- commit -----------------------------------------------------------------------------------------------------------
@@ -199,20 +190,14 @@ def test_staged_and_deleted_code_counts_too(checkout: Path):
     assert records.commit().endswith("+dirty")
 
 
-def test_outside_git_the_commit_is_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("where", ["outside git", "before the first commit", "without git"])
+def test_the_commit_is_unknown(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    if where != "outside git":
+        git(tmp_path, "init", "-q")
+    if where == "without git":
+        monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(records, "_ROOT", tmp_path)
-    assert records.commit() == "unknown"
-
-
-def test_before_the_first_commit_it_is_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    git(tmp_path, "init", "-q")
-    monkeypatch.setattr(records, "_ROOT", tmp_path)
-    assert records.commit() == "unknown"
-
-
-def test_without_git_it_is_unknown(checkout: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("PATH", str(checkout))
     assert records.commit() == "unknown"
 
 
@@ -229,5 +214,79 @@ def test_the_environment_names_versions_and_machine(monkeypatch: pytest.MonkeyPa
 
 def test_the_hardware_is_the_processor_where_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delitem(records.sys.modules, "torch", raising=False)
-    assert records.hardware() == f"{records._processor()}, {os.cpu_count()} cores"
-    assert records._processor()
+    processor, _, cores = records.hardware().rpartition(", ")
+    assert processor and cores == f"{os.cpu_count()} cores"
+
+
+# --- this machine -----------------------------------------------------------------------------------------------------
+
+
+class Driver:
+    """Stands for the NVIDIA driver's library."""
+
+    def __init__(self, gpus: int, ready: int = 0) -> None:
+        self.gpus, self.ready, self.initialized = gpus, ready, False
+
+    def cuInit(self, flags: int) -> int:
+        self.initialized = flags == 0
+        return self.ready
+
+    def cuDeviceGetCount(self, count: Any) -> int:
+        assert self.initialized, "the driver answers only once it is initialised"
+        count._obj.value = self.gpus
+        return 0
+
+
+@pytest.mark.parametrize(("driver", "count"), [(Driver(2), 2), (Driver(0), 0), (Driver(1, ready=100), 0)])
+def test_the_driver_counts_the_gpus(driver, count, monkeypatch):
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: driver)
+    assert records.gpu_count() == count
+
+
+def test_without_a_driver_there_is_no_gpu(monkeypatch):
+    monkeypatch.setattr(records, "_DRIVER", "libno-such-driver.so.1")
+    assert records.gpu_count() == 0
+
+
+@pytest.mark.parametrize(("rank", "taken"), [(None, []), ("1", [1]), ("5", [1])])
+def test_a_process_takes_the_gpu_of_its_rank(rank, taken, monkeypatch):
+    asked_for: list[int] = []
+    cuda = SimpleNamespace(is_available=lambda: True, device_count=lambda: 2, set_device=asked_for.append)
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if rank is not None:
+        monkeypatch.setenv("LOCAL_RANK", rank)
+    records.take_device()
+    assert asked_for == taken
+
+
+HOLD = """
+import json, sys
+from cmpta_lib.runs import provenance
+before = bytearray(b"x") * 300_000_000
+del before
+provenance.watch()
+small = provenance.peaks_gb()
+held = bytearray(b"x") * 200_000_000
+del held
+print(json.dumps([small, provenance.peaks_gb(), "torch" in sys.modules]))
+"""
+
+
+def test_a_peak_is_what_was_held_since_one_began_to_watch():
+    """What is freed again counts, what was freed before does not."""
+    done = subprocess.run([sys.executable, "-c", HOLD], capture_output=True, text=True, check=True)
+    small, large, has_torch = json.loads(done.stdout)
+    assert list(small) == list(large) == [records.RESIDENT] and not has_torch, "no GPU is asked for where none is used"
+    assert large[records.RESIDENT] - small[records.RESIDENT] > 0.19
+    if sys.platform == "linux":
+        assert small[records.RESIDENT] < 0.2
+
+
+def test_on_a_gpu_its_own_peak_stands_beside():
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU here, so no memory of it to count")
+    torch.cuda.init()
+    records.watch()
+    torch.zeros(100_000_000, device="cuda")
+    assert records.peaks_gb()[records.ALLOCATED] >= 0.4

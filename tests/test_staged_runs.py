@@ -82,14 +82,14 @@ def test_killed_in_each_stage_it_ends_with_the_same_bytes(made, tmp_path, monkey
     assert epochs == 4
 
     def dies(*arguments):
-        *others, note, common = arguments
+        *others, note, common, on_step = arguments
 
         def noted(state: State) -> None:
             note(state)
             seen.append((state.epoch, state.stage))
             raise Killed
 
-        return train(*others, noted, common)
+        return train(*others, noted, common, on_step)
 
     monkeypatch.setattr(execution, "train", dies)
     for _ in range(epochs):
@@ -122,7 +122,7 @@ def test_a_fine_tuned_run_answers_from_a_copy_as_it_did_and_leaves_the_llm_alone
     cmpta = finished(made, Row("CMPTA", changes={"training.epochs": 1, "method.dim": 16}))
     alone = {name: torch.clone(tensor) for name, tensor in load_file(cmpta.folder / store.WEIGHTS).items()}
     shutil.rmtree(cmpta.folder)
-    trained._LLMS.clear()  # an LLM that was never lent to LoRA
+    trained._kept.clear()  # an LLM that was never lent to LoRA
     again = finished(made, Row("CMPTA", changes={"training.epochs": 1, "method.dim": 16}))
     assert all(torch.equal(alone[name], tensor) for name, tensor in load_file(again.folder / store.WEIGHTS).items())
 
@@ -131,7 +131,7 @@ def test_label_shares_take_one_pre_training(made):
     rows = [Row(f"{share}", systems.MMT.method, {"method.label_share": share}) for share in (0.25, 0.5)]
     runs = [finished(made, row) for row in rows]
     (name,) = {name for run in runs for name in run.environment["shared_stages"]}
-    assert (made.cache / "stages" / f"{name}.safetensors").is_file()
+    assert (made.cache / "stages" / f"{name}.pt").is_file()
     first, second = (run.history.query("stage == 'pretraining'").drop(columns="epoch") for run in runs)
     assert np.array_equal(first.to_numpy(str), second.to_numpy(str))
 

@@ -233,7 +233,7 @@ def test_attention_is_of_one_clip(cmpta: TrainedRun, sample: Sample):
 def copied(runs: dict[str, Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The run's folder alone, under another name, on a machine that has neither its corpus nor its LLM."""
     monkeypatch.setenv("CMPTA_RUNS", str(tmp_path / "other runs"))
-    monkeypatch.setattr(trained, "_LLMS", {})
+    monkeypatch.setattr(trained, "_kept", {})
     monkeypatch.setattr(trained, "kept_corpus", None)
     return Path(shutil.copytree(runs["CMPTA"].folder, tmp_path / "mail" / "my model"))
 
@@ -298,23 +298,23 @@ def test_a_damaged_run_is_named(name: str, damage: str, copied: Path, study: Stu
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
-def seal_again(folder: Path) -> None:
-    """As a version of this code would have sealed it to which these files are right."""
-    run = files.unsealed(folder / store.DONE, "")["run"]
-    files.write_text(folder / store.DONE, files.sealed({"run": run, "files": files.hashes(folder, store.FILES)}))
+def finalise_again(folder: Path) -> None:
+    """As a version of this code would have finalised it to which these files are right."""
+    run = files.read_checksummed(folder / store.DONE, "")["run"]
+    files.write_text(folder / store.DONE, files.checksummed({"run": run, "files": files.hashes(folder, store.FILES)}))
 
 
 def test_a_run_of_another_version_is_named(copied: Path, study: Study):
     config = copied / store.CONFIG
     config.write_text(config.read_text().replace('"num_heads"', '"num_eyes"'))
-    seal_again(copied)
+    finalise_again(copied)
     with pytest.raises(files.Damaged, match=f"{copied}: of another version of this code .*num_eyes"):
         load(copied, llm=study.cache / "llm")
 
 
 def test_weights_of_another_method_are_named(copied: Path, study: Study):
     save_file({"bias": torch.zeros(3)}, copied / store.WEIGHTS)
-    seal_again(copied)
+    finalise_again(copied)
     with pytest.raises(files.Damaged, match=f"{copied / store.WEIGHTS}: does not fit the method 'cmpta' of this version"):
         load(copied, llm=study.cache / "llm")
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import inspect
 import os
 import pkgutil
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from cmpta_lib import files
 from cmpta_lib.config import to_json
 from cmpta_lib.runs import store
 from cmpta_lib.runs.dispatch import Engine, Failure, Report
+from cmpta_lib.runs.progress import Progress
 from cmpta_lib.runs.store import Run
 
 # Named, not imported: an extra that is not installed is missed by nobody who does not ask.
@@ -53,14 +53,14 @@ def ensure(
     root: Path,
     jobs: int | None = None,
     engine: Engine | str | None = None,
-    watch: Watch | None = None,
+    watch: Watch = Progress,
 ) -> None:
     """Finish every run, and show how far it is. Finished runs are checked, and kept even where damaged.
 
     Args:
         jobs: runs at a time (default: one a GPU, else one a core).
         engine: where they are made, or the name of one of `ENGINES`; default: `Processes(jobs)`.
-        watch: shows what is reported of the unfinished ones, such as `progress.Progress`; default: notes alone.
+        watch: shows what is reported of the unfinished ones.
     Raises:
         ValueError: `jobs` is not a whole number from 1, or there is no such engine.
         OSError: the runs folder cannot be written; says where and what to do.
@@ -80,7 +80,7 @@ def ensure(
     for run in pending:
         prepare(run)
     if pending:
-        with (watch or _notes)(pending) as report:
+        with watch(pending) as report:
             made = list(engine.run(pending, root, report))
         failed = {failure.run.folder for failure in made}
         lost = [run for run in pending if run.folder not in failed and not run.done]
@@ -101,15 +101,6 @@ def prepare(run: Run) -> None:
     path, text = run.folder / store.CONFIG, to_json(run.config)
     if not path.exists() or path.read_bytes() != text.encode():
         files.write_text(path, text)
-
-
-@contextmanager
-def _notes(runs: Sequence[Run]) -> Iterator[Report]:
-    def report(run: Run, event: dict[str, Any]) -> None:
-        if event["event"] == "note":
-            print(event["text"], file=sys.stderr, flush=True)
-
-    yield report
 
 
 def engine_of(name: str, jobs: int | None = None, settings: Mapping[str, Any] | None = None) -> Engine:

@@ -20,7 +20,7 @@ import torch
 from torch import distributed
 
 from cmpta_lib import metrics, registry
-from cmpta_lib.base import Group, Loss, Method, Tools
+from cmpta_lib.base import Group, Method, Tools
 from cmpta_lib.config import RunConfig, Stage, TrainingConfig
 from cmpta_lib.data.corpus import Corpus, Inputs, Split
 from cmpta_lib.runs.checkpoint import CHECKPOINT, Saver, State, leave_stage, load_checkpoint, path_of, take_stage
@@ -100,7 +100,7 @@ def train(
                 state.epoch += len(made)
                 best = _copied(method)
             else:
-                best = _epoch(method, optimizer, corpus, config, stage, state, best, after_step)
+                best = _epoch(method, optimizer, corpus, config, state, stage, best, after_step)
             if _is_over(state, stage):
                 module.load_state_dict(best)
                 if shared:
@@ -154,21 +154,36 @@ def _epoch(
     optimizer: torch.optim.Optimizer,
     corpus: Corpus,
     config: RunConfig,
-    stage: Stage,
     state: State,
+    stage: Stage,
     best: dict[str, torch.Tensor],
     after_step: Callable[[float], None],
 ) -> dict[str, torch.Tensor]:
     """One epoch of a stage and, where it is labelled, its validation; moves `state` on and returns the best weights."""
-    started = time.perf_counter()
-    row: dict[str, Any] = {"epoch": state.epoch + 1}
-    row |= _steps(method, optimizer, corpus.splits["train"], config, stage, state, after_step)
+    started, training, finished = time.perf_counter(), stage.training, state.epoch - state.stage_start
+    split = corpus.splits["train"]
+    drawn = share_of(units(split, method.unit), stage.share, config.seed)
+    steps = math.ceil(len(drawn) / training.batch_size)
+    order = torch.randperm(len(drawn), generator=torch.Generator().manual_seed(config.seed * 100_003 + state.epoch))
+    torch.manual_seed(config.seed * 100_003 + state.epoch + 7919 * _rank())  # dropout
+    method.module.train()
+    sums: dict[str, float] = {"train_loss": 0.0}
+    for number, batch in enumerate(order.split(training.batch_size)):
+        rate = learning_rate(finished * steps + number, steps * training.epochs, training)
+        for group in optimizer.param_groups:
+            group["lr"] = group["rate"] * rate
+        chosen = [drawn[i] for i in batch.tolist()]
+        for name, value in step(method, optimizer, split, chosen, training, finished, stage.is_labelled).items():
+            sums[name] = sums.get(name, 0.0) + value * len(batch)
+        after_step(state.epoch + (number + 1) / (steps + 0.001))  # no whole epoch before its validation
+    state.epoch += 1
+    row: dict[str, Any] = {"epoch": state.epoch, "learning_rate": rate}
+    row |= {name: total / len(drawn) for name, total in sums.items()}
     if len(config.stages) > 1:
         row["stage"] = stage.name
-    state.epoch += 1
     if not stage.is_labelled:
         state.best_epoch, best = state.epoch, _copied(method)
-    elif (state.epoch - state.stage_start) % stage.training.validate_every == 0 or state.epoch == _end(state, stage):
+    elif (finished + 1) % training.validate_every == 0 or state.epoch == _end(state, stage):
         metric = metrics.headline(corpus.task.kind)
         predictions, _ = evaluate(method, corpus.splits["valid"], config.evaluation.batch_size)
         row[f"valid_{metric.name}"] = score = score_of(predictions, corpus.task)[metric.name]
@@ -177,35 +192,6 @@ def _epoch(
     state.history.append(row)
     state.seconds += time.perf_counter() - started
     return best
-
-
-def _steps(
-    method: Method,
-    optimizer: torch.optim.Optimizer,
-    split: Split,
-    config: RunConfig,
-    stage: Stage,
-    state: State,
-    after_step: Callable[[float], None],
-) -> dict[str, float]:
-    """The steps of the next epoch: its learning rate at the end, and means of the loss and its parts."""
-    training, finished = stage.training, state.epoch - state.stage_start
-    drawn = share_of(units(split, method.unit), stage.share, config.seed)
-    steps_per_epoch = math.ceil(len(drawn) / training.batch_size)
-    order = torch.randperm(len(drawn), generator=torch.Generator().manual_seed(config.seed * 100_003 + state.epoch))
-    torch.manual_seed(config.seed * 100_003 + state.epoch + 7919 * _rank())  # dropout
-    method.module.train()
-    sums: dict[str, float] = {"train_loss": 0.0}
-    for number, batch in enumerate(order.split(training.batch_size), start=1):
-        rate = learning_rate(finished * steps_per_epoch + number - 1, steps_per_epoch * training.epochs, training)
-        for group in optimizer.param_groups:
-            group["lr"] = group["rate"] * rate
-        chosen = [drawn[i] for i in batch.tolist()]
-        values = step(method, optimizer, split, chosen, training, finished, stage.is_labelled)
-        for name, value in values.items():
-            sums[name] = sums.get(name, 0.0) + value * len(batch)
-        after_step(state.epoch + min(number / steps_per_epoch, 0.999))
-    return {"learning_rate": rate, **{name: total / len(drawn) for name, total in sums.items()}}
 
 
 def share_of(drawn: Sequence[Sequence[int]], share: float, seed: int) -> Sequence[Sequence[int]]:
@@ -238,7 +224,14 @@ def step(
     samples = [split[i] for unit in mine for i in unit]
     batch = method.collate(samples if labelled else [replace(sample, label=None) for sample in samples])
     loss = method.loss(batch)
-    totals, count = _summed(loss, weight, world)
+    # Means of the loss and its parts over all processes, still on the device, and the number of their terms.
+    totals = torch.stack([loss.total.detach(), *(part.detach() for part in loss.parts.values())]) * weight
+    count = loss.count * weight
+    if world > 1:
+        counted = torch.tensor(count, device=totals.device)
+        distributed.all_reduce(totals)
+        distributed.all_reduce(counted)
+        count = float(counted)
     optimizer.zero_grad()
     (loss.total * weight / count).backward()
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -250,7 +243,8 @@ def step(
         torch.nn.utils.clip_grad_norm_(parameters, config.gradient_clip)
     optimizer.step()
     method.after_step(batch, epoch)
-    values = dict(zip(["train_loss", *(f"train_{name}" for name in loss.parts)], totals.tolist(), strict=True))
+    names = ["train_loss", *(f"train_{name}" for name in loss.parts)]
+    values = dict(zip(names, (totals / count).tolist(), strict=True))
     if not math.isfinite(values["train_loss"]):
         ids = ", ".join(split[i].id for unit in drawn for i in unit)
         raise FloatingPointError(
@@ -258,18 +252,6 @@ def step(
             f"training.learning_rate"
         )
     return values
-
-
-def _summed(loss: Loss, weight: float, world: int) -> tuple[torch.Tensor, float]:
-    """Means of the loss and its parts over all processes, still on the device, and the number of its terms."""
-    totals = torch.stack([loss.total.detach(), *(part.detach() for part in loss.parts.values())]) * weight
-    count = loss.count * weight
-    if world > 1:
-        counted = torch.tensor(count, device=totals.device)
-        distributed.all_reduce(totals)
-        distributed.all_reduce(counted)
-        count = float(counted)
-    return totals / count, count
 
 
 def _world() -> int:

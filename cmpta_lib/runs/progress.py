@@ -122,6 +122,24 @@ def summarise(entry: Run | tuple[Path, str]) -> Summary:
 EVERY_S = 30.0  # between two words on how far it is, where it is no terminal
 
 
+class _Stream:
+    """A stream whose reader may have gone: no reason to end what is being made."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> None:
+        with suppress(OSError, ValueError):
+            self.stream.write(text)
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError):
+            self.stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
 class Progress:
     """Shows what an engine reports of these runs: a line for each that ends, and a bar in epochs.
 
@@ -129,20 +147,20 @@ class Progress:
     line twice a minute, so that what is saved of it can be read.
 
     Args:
-        name: what to call a run.
+        name: what to call a run; by its row, where it has one.
         stream: where to; default: standard error, and standard output in a notebook, which marks errors.
     """
 
     def __init__(
         self,
         runs: Sequence[Run],
-        name: Callable[[Run], str] = lambda run: run.folder.name,
+        name: Callable[[Run], str] = lambda run: run.row or run.folder.name,
         stream: TextIO | None = None,
     ) -> None:
         from tqdm import tqdm
 
         in_notebook = type(sys.stderr).__module__.startswith("ipykernel")
-        self.stream = stream or (sys.stdout if in_notebook else sys.stderr)
+        self.stream = _Stream(stream or (sys.stdout if in_notebook else sys.stderr))
         self.is_terminal = self.stream.isatty() and os.environ.get("TERM") != "dumb"
         self.name, self.total = name, len(runs)
         self.left = {run.folder: _epochs(run) for run in runs}  # epochs to train
@@ -161,8 +179,7 @@ class Progress:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with suppress(OSError, ValueError):
-            self.bar.close()
+        self.bar.close()
 
     def __call__(self, run: Run, event: dict[str, Any]) -> None:
         """As `Engine.run`'s `report`."""
@@ -185,9 +202,8 @@ class Progress:
             self.line(str(self.bar).strip())
 
     def _move(self, folder: Path, left: float) -> None:
-        with suppress(OSError, ValueError):
-            self.bar.set_description_str(f"{self._rest()}, {len(self.began)} at work", refresh=False)
-            self.bar.update(self.left[folder] - left)
+        self.bar.set_description_str(f"{self._rest()}, {len(self.began)} at work", refresh=False)
+        self.bar.update(self.left[folder] - left)
         self.left[folder] = left
 
     def _rest(self) -> str:
@@ -196,9 +212,8 @@ class Progress:
     def line(self, text: str) -> None:
         """Say something that stays."""
         self.said = time.monotonic()
-        with suppress(OSError, ValueError):  # whoever reads it has gone: no reason to end what is being made
-            self.bar.write(text, file=self.stream)
-            self.stream.flush()
+        self.bar.write(text, file=self.stream)
+        self.stream.flush()
 
 
 def _epochs(run: Run) -> float:

@@ -86,8 +86,10 @@ class Ray(Engine):
             settings |= {"include_dashboard": False, "object_store_memory": _OBJECTS_BYTES}
         try:
             _need_listener(self.address or "")
-            with _own_handler():
-                ray.init(**settings)
+            before = signal.getsignal(signal.SIGTERM)
+            ray.init(**settings)
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, before)  # Ray puts its own; whoever calls this has a better one, or none
         except (OSError, RuntimeError, ValueError) as error:
             where = f"the Ray cluster at {self.address}" if self.address else "a Ray of one's own"
             token = " It asks for a token: set RAY_AUTH_MODE=token." if "token" in str(error.__cause__) else ""
@@ -135,16 +137,3 @@ def _need_listener(address: str) -> None:
     host, colon, port = address.rpartition(":")
     if colon and port.isdigit():
         socket.create_connection((host.rpartition("/")[2].strip("[]"), int(port)), _ANSWERS_S).close()
-
-
-@contextmanager
-def _own_handler() -> Iterator[None]:
-    """Ray puts a handler of its own for SIGTERM; whoever calls this has a better one, or none."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
