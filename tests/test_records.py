@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -103,13 +104,21 @@ def git(folder: Path, *arguments: str) -> str:
     return done.stdout.strip()
 
 
+def notebook(path: Path, code: str, output: str = "") -> None:
+    outputs = [{"output_type": "stream", "name": "stdout", "text": output}] if output else []
+    cells = [{"cell_type": "markdown", "source": ["words"]}, {"cell_type": "code", "source": [code], "outputs": outputs}]
+    path.write_text(json.dumps({"cells": cells, "nbformat": 4}))
+
+
 @pytest.fixture
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A small repository that `records` takes for its own."""
-    for name, text in {"code.py": "a = 1\n", "figures/table3.md": "old\n", "README.md": "old\n"}.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+    for folder in ("figures", "notebooks/figures", "runs", "site-packages"):
+        (tmp_path / folder).mkdir(parents=True)
+    texts = {".gitignore": "runs/\n", "code.py": "a = 1\n", "figures/table3.md": "old\n", "pyproject.toml": "[project]\n"}
+    for name, text in texts.items():
         (tmp_path / name).write_text(text)
-    (tmp_path / ".gitignore").write_text("runs/\n")
+    notebook(tmp_path / "notebooks" / "01.ipynb", "a = 1")
     git(tmp_path, "init", "-q")
     git(tmp_path, "add", "-A")
     git(tmp_path, "commit", "-q", "-m", "First")
@@ -117,77 +126,40 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_the_commit_of_a_clean_checkout(checkout: Path):
-    assert records.commit() == git(checkout, "rev-parse", "HEAD")[:10]
+def writes(name: str) -> Callable[[Path], object]:
+    return lambda root: (root / name).write_text("new\n")
 
 
-@pytest.mark.parametrize("result", ["figures/table3.md", "figures/demo/new.md", "README.md", "runs/x/metrics.json"])
-def test_results_do_not_make_a_checkout_dirty(checkout: Path, result: str):
-    """Else the second figure of a reproduction would differ from the first in its small print."""
-    (checkout / result).parent.mkdir(parents=True, exist_ok=True)
-    (checkout / result).write_text("new\n")
-    assert not records.commit().endswith("+dirty")
+CHANGES: dict[str, tuple[bool, Callable[[Path], object]]] = {
+    "nothing": (False, lambda root: None),
+    # Else the second figure of a reproduction would differ from the first in its small print.
+    **{name: (False, writes(name)) for name in ("figures/table3.md", "figures/new.md", "README.md", "runs/metrics.json")},
+    **{f"stray {name}": (False, writes(name)) for name in ("out.csv", "notebooks/table.html")},
+    **{name: (True, writes(name)) for name in ("code.py", "untracked.py", "notebooks/figures/code.py", "constraints.txt")},
+    "requirements": (True, writes("pyproject.toml")),
+    # Whoever runs the notebooks in Jupyter and saves them has changed no number.
+    "a notebook that was run": (False, lambda root: notebook(root / "notebooks" / "01.ipynb", "a = 1", output="0.25")),
+    "a new notebook": (False, lambda root: notebook(root / "out.ipynb", "b = 2")),
+    "changed cells": (True, lambda root: notebook(root / "notebooks" / "01.ipynb", "a = 2")),
+    "a notebook is gone": (True, lambda root: (root / "notebooks" / "01.ipynb").unlink()),
+    "a notebook is damaged": (True, lambda root: (root / "notebooks" / "01.ipynb").write_text("{")),
+    "code is gone": (True, lambda root: (root / "code.py").unlink()),
+}
 
 
-@pytest.mark.parametrize("code", ["code.py", "untracked.py", "notebooks/figures/code.py"])
-def test_code_that_differs_makes_a_checkout_dirty(checkout: Path, code: str):
-    (checkout / code).parent.mkdir(parents=True, exist_ok=True)
-    (checkout / code).write_text("a = 2\n")
-    assert records.commit() == git(checkout, "rev-parse", "HEAD")[:10] + "+dirty"
-
-
-def notebook(path: Path, code: str, output: str = "") -> None:
-    outputs = [{"output_type": "stream", "name": "stdout", "text": output}] if output else []
-    cells = [{"cell_type": "markdown", "source": ["words"]}, {"cell_type": "code", "source": [code], "outputs": outputs}]
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps({"cells": cells, "nbformat": 4}))
-
-
-@pytest.fixture
-def with_notebook(checkout: Path) -> Path:
-    notebook(checkout / "notebooks" / "01.ipynb", "a = 1")
-    (checkout / "pyproject.toml").write_text("[project]\n")
+@pytest.mark.parametrize("what", CHANGES)
+def test_the_commit_says_whether_code_differs(checkout: Path, what: str):
+    is_dirty, change = CHANGES[what]
+    change(checkout)
+    expected = git(checkout, "rev-parse", "HEAD")[:10] + ("+dirty" if is_dirty else "")
+    assert records.commit() == expected
     git(checkout, "add", "-A")
-    git(checkout, "commit", "-q", "-m", "Second")
-    return checkout
-
-
-def test_a_notebook_that_was_run_and_stray_files_are_no_code(with_notebook: Path):
-    """Whoever runs the notebooks in Jupyter and saves them has changed no number."""
-    notebook(with_notebook / "notebooks" / "01.ipynb", "a = 1", output="0.25")
-    notebook(with_notebook / "out.ipynb", "b = 2")
-    for stray in ("out.csv", "notebooks/table.html", "notes.txt"):
-        (with_notebook / stray).write_text("x")
-    assert not records.commit().endswith("+dirty")
-    git(with_notebook, "add", "-A")
-    assert not records.commit.__wrapped__().endswith("+dirty"), "staged, too"
-
-
-@pytest.mark.parametrize("name", ["notebooks/01.ipynb", "pyproject.toml", "constraints.txt"])
-def test_changed_cells_and_requirements_are_code(with_notebook: Path, name: str):
-    if name.endswith(".ipynb"):
-        notebook(with_notebook / name, "a = 2")
-    else:
-        (with_notebook / name).write_text("[project] # other\n")
-    assert records.commit().endswith("+dirty")
-
-
-@pytest.mark.parametrize("change", [Path.unlink, lambda path: path.write_text("{")], ids=["gone", "damaged"])
-def test_a_notebook_that_is_gone_or_damaged_is_changed_code(with_notebook: Path, change):
-    change(with_notebook / "notebooks" / "01.ipynb")
-    assert records.commit().endswith("+dirty")
+    assert records.commit.__wrapped__() == expected, "staged, too"
 
 
 def test_a_package_inside_somebodys_repository_is_none_of_its_commits(checkout: Path, monkeypatch: pytest.MonkeyPatch):
-    (checkout / "site-packages").mkdir()
     monkeypatch.setattr(records, "_ROOT", checkout / "site-packages")
     assert records.commit() == "unknown"
-
-
-def test_staged_and_deleted_code_counts_too(checkout: Path):
-    (checkout / "code.py").unlink()
-    git(checkout, "add", "-A")
-    assert records.commit().endswith("+dirty")
 
 
 @pytest.mark.parametrize("where", ["outside git", "before the first commit", "without git"])

@@ -21,11 +21,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from safetensors.torch import load_file
 
 from cmpta_lib import files, metrics
 from cmpta_lib.config import DataConfig, RunConfig, from_json, to_json
 from cmpta_lib.embedded import synthetic, tiny_llm
-from cmpta_lib.runs import checkpoint, evaluation, processes, store
+from cmpta_lib.runs import checkpoint, evaluation, loop, processes, store
 from cmpta_lib.runs import load as trained
 from cmpta_lib.runs import provenance as records
 from cmpta_lib.runs import worker as runs
@@ -365,15 +366,23 @@ def torchrun(root: Path, *folders: Path) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.slow  # two more processes import torch and transformers
-def test_under_torchrun_a_finished_run_is_skipped_and_a_failing_one_recorded(done, study):
+def test_torchrun_trains_as_one_process_skips_a_finished_run_and_records_a_failing_one(done, study):
     before = {path: path.stat().st_mtime_ns for path in done["CMPTA"].folder.iterdir()}
     quick = {"training.epochs": 1, "method.dim": 8, "training.num_threads": 1}
     bad = begin(study.root / "together-bad", study.config("sims", changed(quick | {"training.learning_rate": 1e30})))
     plain = Row("text only", "text_only", {"training.num_threads": 1})
     untrained = begin(study.root / "together-text", study.config("sims", plain))
-    new = begin(study.root / "together-new", study.config("sims", changed(quick)))
+    # Batches of 7: unequal shares of a batch.
+    exact = changed(quick | {"method.dropout": 0.0, "training.batch_size": 7, "training.learning_rate": 1e-3})
+    new, alone = (begin(study.root / f"together-{name}", study.config("sims", exact)) for name in ("new", "alone"))
     ended = torchrun(study.root, done["CMPTA"].folder, bad.folder, untrained.folder, new.folder)
     assert ended.returncode, "one of them failed"
     assert {path: path.stat().st_mtime_ns for path in done["CMPTA"].folder.iterdir()} == before
     assert new.done and untrained.done and not new.problem and files_of(new) == FILES, ended.stderr
     assert not bad.done and store.failure(bad.folder).startswith("FloatingPointError")
+    assert runs.work(study.root, [alone.folder])
+    start = loop.build(alone.config, study.corpus("sims"), trained.tools(study.root)).module.state_dict()
+    one, two = (load_file(run.folder / WEIGHTS) for run in (alone, new))
+    assert one.keys() == two.keys() == start.keys()
+    assert all((one[name] - two[name]).abs().max() <= 1e-5 for name in one), "two processes train the same weights as one"
+    assert (two["to_llm.weight"] - start["to_llm.weight"]).abs().max() > 1e-3

@@ -5,9 +5,6 @@ from __future__ import annotations
 import copy
 import math
 import os
-import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +14,6 @@ import pandas as pd
 import pytest
 import torch
 from conftest import random_llm
-from safetensors.torch import load_file
 
 from cmpta_lib import metrics
 from cmpta_lib.base import Method, Tools
@@ -177,27 +173,24 @@ def same_checkpoint(a: Path, b: Path) -> bool:
     )
 
 
-def test_two_fresh_runs_are_identical_and_another_seed_is_not(tools, corpus, tmp_path, undisturbed):
+def test_two_fresh_runs_are_identical_whatever_the_callers_random_state_and_another_seed_is_not(
+    tools, corpus, tmp_path, undisturbed
+):
+    torch.manual_seed(99)
+    torch.rand(7)
     model, state = training.train(CONFIG, corpus, tools, tmp_path)
     assert weights(model) == undisturbed["weights"] and state.history == undisturbed["history"]
     other, _ = training.train(changed(seed=2222), corpus, tools, tmp_path / "other")
     assert weights(other) != undisturbed["weights"]
 
 
-def test_the_caller_s_random_state_does_not_matter(tools, corpus, tmp_path, undisturbed):
-    torch.manual_seed(99)
-    torch.rand(7)
-    assert weights(training.train(CONFIG, corpus, tools, tmp_path)[0]) == undisturbed["weights"]
-
-
 class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("epoch", [1, 3])
-def test_a_run_stopped_after_an_epoch_goes_on_to_the_same_bytes(tools, corpus, tmp_path, undisturbed, epoch):
+def test_a_run_stopped_after_an_epoch_goes_on_to_the_same_bytes(tools, corpus, tmp_path, undisturbed):
     def stop(state: State) -> None:
-        if state.epoch == epoch:
+        if state.epoch == 2:
             raise Killed
 
     with pytest.raises(Killed):
@@ -205,7 +198,7 @@ def test_a_run_stopped_after_an_epoch_goes_on_to_the_same_bytes(tools, corpus, t
     torch.rand(3)
     epochs: list[int] = []
     model, state = training.train(CONFIG, corpus, tools, tmp_path, on_epoch=lambda s: epochs.append(s.epoch))
-    assert epochs == list(range(epoch + 1, 5))
+    assert epochs == [3, 4]
     assert weights(model) == undisturbed["weights"] and state.history == undisturbed["history"]
     assert same_checkpoint(tmp_path / checkpoint.CHECKPOINT, undisturbed["checkpoint"])
 
@@ -323,34 +316,6 @@ def environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
-@pytest.mark.slow  # another process imports torch and transformers again
-def test_a_killed_process_goes_on_to_the_same_bytes(tools, corpus, stored, undisturbed):
-    run, corpus_folder, config = stored(CONFIG)
-    command = [sys.executable, str(run / "script.py"), str(run), str(corpus_folder), "3"]
-    killed = subprocess.run(command, env=environment(), capture_output=True, text=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    done = training.train(config, corpus, tools, run, on_epoch=lambda state: None)
-    assert weights(done[0]) == undisturbed["weights"]
-    assert [row["epoch"] for row in done[1].history] == [1, 2, 3, 4]
-
-
-@pytest.mark.slow  # two more processes import torch and transformers again
-def test_two_processes_train_the_same_weights_as_one(tools, corpus, stored, tmp_path):
-    changes = {"method__dropout": 0.0, "training__batch_size": 7, "training__learning_rate": 1e-3}
-    run, corpus_folder, config = stored(changed(**changes))  # batches of 7, 7 and 6: unequal shares
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
-    command = [*launcher, str(run / "script.py"), str(run), str(corpus_folder), "100"]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    alone, _ = training.train(config, corpus, tools, tmp_path)
-    start = training.build(config, corpus, tools).module.state_dict()
-    together = load_file(run / "weights.safetensors")
-    assert together.keys() == start.keys()
-    gaps = {name: (together[name] - weight).abs().max() for name, weight in alone.module.state_dict().items()}
-    assert not {name: gap for name, gap in gaps.items() if gap > 1e-5}
-    assert (together["to_llm.weight"] - start["to_llm.weight"]).abs().max() > 1e-3
-
-
 # --- dialogues, parts of a loss, buffers -------------------------------------------------------------------------------
 
 
@@ -434,17 +399,14 @@ def test_named_parts_of_the_loss_reach_the_history(small, world, corpora, tools,
     assert list(first)[:5] == ["epoch", "learning_rate", "train_loss", "train_error", "train_size"]
 
 
-@pytest.mark.parametrize("stopped_after", [2])
-def test_what_a_method_keeps_in_buffers_survives_a_kill_and_belongs_to_the_best_epoch(
-    small, corpora, tools, tmp_path, stopped_after
-):
+def test_what_a_method_keeps_in_buffers_survives_a_kill_and_belongs_to_the_best_epoch(small, corpora, tools, tmp_path):
     config, corpus = small_run(small, training__batch_size=2), corpora["embedded-meld"]
     steps = math.ceil(len(dialogues_of(corpus.splits["train"])) / 2)
     through, state = training.train(config, corpus, tools, tmp_path / "through")
     assert through.module.steps == state.best_epoch * steps and state.epoch == 4
 
     def stop(state: State) -> None:
-        if state.epoch == stopped_after:
+        if state.epoch == 2:
             raise Killed
 
     with pytest.raises(Killed):

@@ -187,8 +187,8 @@ def serve() -> None:
 
     def listen() -> None:
         for line in commands:
-            *paths, row = json.loads(line)
-            attempts.put(Attempt(*map(Path, paths), row))
+            root, folder, events, row = json.loads(line)
+            attempts.put(Attempt(Path(root), Path(folder), Path(events), row))
         os._exit(0)
 
     with suppress(OSError, AttributeError):  # Linux ends this process with its parent, even while a library holds the
