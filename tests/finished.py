@@ -85,7 +85,7 @@ def finish(study: Study, key: str, runs: Sequence[Run], change: Any = None, **en
         }
         for name, text in texts.items():
             (run.folder / name).write_text(text, encoding="utf-8")
-        store.seal(run.folder)
+        store.finalise(run.folder)
 
 
 def finish_tables(study: Study) -> None:

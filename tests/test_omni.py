@@ -302,7 +302,7 @@ def made(world: Path, config: RunConfig) -> store.Run:
     folder.mkdir(parents=True)
     (folder / store.CONFIG).write_text(to_json(config))
     execute(world.parent, folder)
-    store.seal(folder)
+    store.finalise(folder)
     return store.open_run(folder)
 
 
