@@ -326,9 +326,9 @@ def test_no_scores_stop_the_list(run, other, tmp_path, text):
 
 def test_a_builder_sweeps_what_killed_ones_left_and_spares_a_living_one(tmp_path, monkeypatch):
     """The living one holds the lock of another LLM, so its scratch folder has another name."""
-    from cmpta_lib.embedded import tiny
+    from cmpta_lib.embedded import synthetic, tiny
 
-    dead, living = (f".{tiny.tiny_folder(tmp_path, count).name}.building-x" for count in (80, 800))
+    dead, living = (f".{synthetic.tiny_folder(tmp_path, count).name}.building-x" for count in (80, 800))
     for name in (dead, living):
         (tmp_path / name).mkdir()
     monkeypatch.setattr(tiny, "pretrain_llm", lambda folder, documents, name: None)

@@ -15,9 +15,8 @@ from typing import Any
 from cmpta_lib import registry
 from cmpta_lib.config import PAPER_SEEDS, DataConfig, EncoderConfig, LLMConfig, PromptedLMConfig, RunConfig
 from cmpta_lib.data.corpus import Corpus, Language
-from cmpta_lib.data.readers import read_raw
 from cmpta_lib.data.store import load_corpus
-from cmpta_lib.embedded.tiny import tiny_folder
+from cmpta_lib.embedded.synthetic import tiny_folder
 from cmpta_lib.files import ROOT, Damaged, runs_folder
 from cmpta_lib.llm import files as llm_files
 from cmpta_lib.runs.engines import Engine, Failure, RunsFailed, ensure
@@ -117,7 +116,9 @@ class Study:
 
         cache = self.cache / "data"
         if key == "data":
-            return read_raw(Path(self.data), cache)
+            from data_prep.public_pickles import read_folder  # here alone: whatever else runs opens no pickle
+
+            return read_folder(Path(self.data), cache)
         name = self.settings.corpora[key]
         if name in synthetic.worlds():
             return synthetic.embedded_corpus(name, cache, SMOKE_SIZES if self.smoke else synthetic.SPLIT_SIZES)
