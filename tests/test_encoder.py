@@ -10,7 +10,7 @@ import torch
 
 from cmpta_lib.cli.dry_run import BERT_SMALL, write_bert
 from cmpta_lib.config import EncoderConfig
-from cmpta_lib.embedded import synthetic, tiny_bert
+from cmpta_lib.embedded import synthetic, tiny
 from cmpta_lib.llm import files as llm_files
 from cmpta_lib.llm import loading
 from cmpta_lib.llm.encoder import TextEncoder
@@ -107,7 +107,7 @@ def test_a_changed_file_is_another_encoder(published: Path, tmp_path: Path):
 
 
 def test_the_tiny_one_is_made_alike_twice(tmp_path: Path):
-    folders = [tiny_bert.build(tmp_path / name, documents=64) for name in ("a", "b")]
+    folders = [tiny.build(tmp_path / name, 64, "tiny-bert") for name in ("a", "b")]
     assert len({llm_files.tiny_fingerprint(folder) for folder in folders}) == 1
     found = loading.load_encoder(EncoderConfig(name="tiny-bert", fingerprint=""), tmp_path / "a", CPU)
-    assert found.dim == tiny_bert.ARCHITECTURE["hidden_size"] and len(found.token_ids("真是太好了")) == 7
+    assert found.dim == tiny.ARCHITECTURES["tiny-bert"]["hidden_size"] and len(found.token_ids("真是太好了")) == 7

@@ -84,9 +84,9 @@ def elsewhere() -> Iterator[Callable[..., Any]]:
 
 
 def build_tiny_llm(cache: Path) -> None:
-    from cmpta_lib.embedded import tiny_llm
+    from cmpta_lib.embedded import tiny
 
-    tiny_llm.build(cache, SMOKE_DOCUMENTS)
+    tiny.build(cache, SMOKE_DOCUMENTS)
 
 
 @pytest.fixture(scope="module")

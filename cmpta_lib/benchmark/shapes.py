@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from cmpta_lib.benchmark.options import Backbone
-from cmpta_lib.embedded.tiny_llm import ARCHITECTURE, VOCABULARY
+from cmpta_lib.embedded.tiny import ARCHITECTURES, VOCABULARY
 from cmpta_lib.llm.files import QWEN_1_8B
 from cmpta_lib.method.llm import FrozenLLM
 
@@ -41,10 +41,10 @@ _LAYERS = QWEN_1_8B["layers"]
 FULL = Shape(QWEN_1_8B["hidden"], _LAYERS, 16, QWEN_1_8B["mlp"], QWEN_1_8B["vocabulary"])
 SHAPES: dict[Backbone, Shape] = {
     "tiny": Shape(
-        ARCHITECTURE["hidden_size"],
-        ARCHITECTURE["num_hidden_layers"],
-        ARCHITECTURE["num_attention_heads"],
-        ARCHITECTURE["intermediate_size"],
+        ARCHITECTURES["tiny"]["hidden_size"],
+        ARCHITECTURES["tiny"]["num_hidden_layers"],
+        ARCHITECTURES["tiny"]["num_attention_heads"],
+        ARCHITECTURES["tiny"]["intermediate_size"],
         VOCABULARY,
     ),
     "slice": Shape(FULL.hidden, SLICE_LAYERS, FULL.heads, FULL.mlp, round(FULL.vocabulary * SLICE_LAYERS / _LAYERS)),

@@ -279,7 +279,6 @@ def find_tiny(wanted: str, cache: Path, name: str = "tiny") -> Path:
             return folder
     for folder in folders:
         tiny_fingerprint(folder)
-    module = "tiny_llm" if name == "tiny" else name.replace("-", "_")
     raise FileNotFoundError(
-        f"no {name} with fingerprint {wanted} in {cache}: build it with `python -m cmpta_lib.embedded.{module} {cache}`"
+        f"no {name} with fingerprint {wanted} in {cache}: build it with `python -m cmpta_lib.embedded.tiny {cache} {name}`"
     )

@@ -15,9 +15,8 @@ from typing import Any
 from cmpta_lib import registry
 from cmpta_lib.config import PAPER_SEEDS, DataConfig, EncoderConfig, LLMConfig, PromptedLMConfig, RunConfig
 from cmpta_lib.data.corpus import Corpus, Language
-from cmpta_lib.data.readers import read_raw
 from cmpta_lib.data.store import load_corpus
-from cmpta_lib.embedded.recipe import TINY_MODELS, tiny_folder
+from cmpta_lib.embedded.synthetic import tiny_folder
 from cmpta_lib.files import ROOT, Damaged, runs_folder
 from cmpta_lib.llm import files as llm_files
 from cmpta_lib.runs.engines import Engine, Failure, RunsFailed, ensure
@@ -117,7 +116,9 @@ class Study:
 
         cache = self.cache / "data"
         if key == "data":
-            return read_raw(Path(self.data), cache)
+            from data_prep.public_pickles import read_folder  # here alone: whatever else runs opens no pickle
+
+            return read_folder(Path(self.data), cache)
         name = self.settings.corpora[key]
         if name in synthetic.worlds():
             return synthetic.embedded_corpus(name, cache, SMOKE_SIZES if self.smoke else synthetic.SPLIT_SIZES)
@@ -196,7 +197,7 @@ class Study:
         return list(dict.fromkeys([self.llm, *map(self.llm_of, rows)]))
 
     def _resolved(self, name: str) -> LLMConfig:
-        if name in TINY_MODELS:
+        if llm_files.is_tiny(name):
             return LLMConfig(name=name, fingerprint=self.tiny(name))
         return llm_files.resolve(name, "bfloat16", self.cache / "llm")
 
@@ -345,8 +346,8 @@ class Study:
 def _tiny_fingerprint(cache: Path, documents: int | None, name: str) -> str:
     folder = tiny_folder(cache, documents, name)
     if not folder.exists():
-        arguments = [str(cache), *([str(documents)] if documents else [])]
-        command = [sys.executable, "-m", TINY_MODELS[name], *arguments]
+        arguments = [str(cache), name, *([str(documents)] if documents else [])]
+        command = [sys.executable, "-m", "cmpta_lib.embedded.tiny", *arguments]
         environment = os.environ | {"OMP_NUM_THREADS": str(os.cpu_count() or 1)}
         done = subprocess.run(command, env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True)
         if done.returncode:
