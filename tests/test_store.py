@@ -20,7 +20,7 @@ from cmpta_lib import files
 from cmpta_lib.config import DataConfig, RunConfig, override, to_json
 from cmpta_lib.runs import engines, store
 from cmpta_lib.runs.progress import summarise
-from cmpta_lib.runs.store import CONFIG, DONE, ENVIRONMENT, HISTORY, METRICS, PREDICTIONS, FILES, WEIGHTS, Run
+from cmpta_lib.runs.store import CONFIG, DONE, ENVIRONMENT, FILES, HISTORY, METRICS, PREDICTIONS, WEIGHTS, Run
 
 
 def make(root: Path, seed: int, mae: float = 0.25) -> Run:
