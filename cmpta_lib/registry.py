@@ -23,13 +23,13 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from cmpta_lib.config import CmptaConfig, MethodConfig, RunConfig, from_json
 
 if TYPE_CHECKING:
     from cmpta_lib.base import Method, Tools
-    from cmpta_lib.data.corpus import Inputs
+    from cmpta_lib.data.corpus import Corpus, Inputs
 
     ENTRIES: dict[str, Entry]
 
@@ -41,6 +41,11 @@ ORDER = (
     "text_only omni constant linear bilstm soft_prompt lmf self_mm mag_bert tfn mmgcn ga2mif mse_adapter prototypes mgsi "
     "mllm_mac multimodal_transformer cmpta"
 ).split()
+
+
+# A planned config, its corpus, the cache, and the fields that were asked for -> the config with what this machine decides
+# of it; raises FileNotFoundError, or ValueError of files that are no such thing, where what the run needs is not here.
+Completion: TypeAlias = "Callable[[RunConfig, Corpus, Path, Mapping[str, Any]], RunConfig]"
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,7 @@ class Entry:
     is_reference: bool = False  # no rival, but a line that keeps rivals honest
     is_trained: bool = True  # by gradient
     is_beyond: bool = False  # the paper's reproduction shows its line and runs it with everything (`--all`) only
+    complete: Completion | None = None
 
     @property
     def name(self) -> str:
@@ -115,6 +121,7 @@ def register(
     is_reference: bool = False,
     is_trained: bool = True,
     is_beyond: bool = False,
+    complete: Completion | None = None,
 ) -> None:
     """Make a method known to runs, tables and the command line.
 
@@ -127,10 +134,11 @@ def register(
         is_reference: it stands below the methods, among the lines that any method should beat.
         is_trained: by gradient; what is only fitted has no learning rate to search.
         is_beyond: its line stands in Tables 3 and 4, and is run with everything (`cmpta reproduce --all`) only.
+        complete: fills in what a machine decides of a config, and refuses what it lacks something for; see `Completion`.
     Raises:
         ValueError: another method has this name or row.
     """
-    entry = Entry(config, method, row, comparisons, settings or {}, reads, is_reference, is_trained, is_beyond)
+    entry = Entry(config, method, row, comparisons, settings or {}, reads, is_reference, is_trained, is_beyond, complete)
     if not entry.is_built_in:
         load_built_in()
     for other in _ENTRIES.values():

@@ -11,7 +11,7 @@ import pytest
 from finished import finish, record_llms, small_studies
 
 from cmpta_lib.cli.__main__ import main
-from cmpta_lib.embedded.recipe import tiny_folder
+from cmpta_lib.embedded.synthetic import tiny_folder
 from cmpta_lib.study import plan
 from cmpta_lib.study import preflight as check
 from cmpta_lib.study.preflight import COMMAND, Need, needs, screen

@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 
 from cmpta_lib import files, metrics
 from cmpta_lib.config import DataConfig, RunConfig, from_json, to_json
-from cmpta_lib.embedded import synthetic, tiny_llm
+from cmpta_lib.embedded import synthetic, tiny
 from cmpta_lib.runs import checkpoint, evaluation, loop, processes, store
 from cmpta_lib.runs import load as trained
 from cmpta_lib.runs import provenance as records
@@ -70,7 +70,7 @@ def begin(folder: Path, config: RunConfig) -> Run:
 def study(tmp_path_factory) -> Study:
     """A smoke study with its corpora and LLM."""
     made = study_in(tmp_path_factory.mktemp("runs"))
-    tiny_llm.build(made.cache / "llm", SMOKE_DOCUMENTS)
+    tiny.build(made.cache / "llm", SMOKE_DOCUMENTS)
     for key in made.keys:
         made.corpus(key)
     return made

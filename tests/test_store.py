@@ -326,12 +326,12 @@ def test_no_scores_stop_the_list(run, other, tmp_path, text):
 
 def test_a_builder_sweeps_what_killed_ones_left_and_spares_a_living_one(tmp_path, monkeypatch):
     """The living one holds the lock of another LLM, so its scratch folder has another name."""
-    from cmpta_lib.embedded import recipe, tiny_llm
+    from cmpta_lib.embedded import synthetic, tiny
 
-    dead, living = (f".{recipe.tiny_folder(tmp_path, count).name}.building-x" for count in (80, 800))
+    dead, living = (f".{synthetic.tiny_folder(tmp_path, count).name}.building-x" for count in (80, 800))
     for name in (dead, living):
         (tmp_path / name).mkdir()
-    monkeypatch.setattr(tiny_llm, "_pretrain", lambda folder, documents: None)
-    monkeypatch.setattr(tiny_llm.llm_files, "tiny_fingerprint", lambda folder: "f")
-    built = tiny_llm.build(tmp_path, 80)
+    monkeypatch.setattr(tiny, "pretrain_llm", lambda folder, documents, name: None)
+    monkeypatch.setattr(tiny.llm_files, "tiny_fingerprint", lambda folder: "f")
+    built = tiny.build(tmp_path, 80)
     assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {built.name, living}

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from cmpta_lib.base import Group
-from cmpta_lib.baselines.supervised import Clips, LastState, Supervised, SupervisedConfig, mean_over_time
+from cmpta_lib.base import Group, mean_over_time
+from cmpta_lib.baselines.supervised import Clips, LastState, Supervised, SupervisedConfig
 from cmpta_lib.config import AtLeastOne, Positive, TrainingConfig
 from cmpta_lib.data.corpus import MODALITIES
 from cmpta_lib.fast.packing import send

@@ -15,7 +15,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from cmpta_lib.baselines.supervised import FeatureScaling, LastState, mean_over_time
+from cmpta_lib.base import FeatureScaling, mean_over_time
+from cmpta_lib.baselines.supervised import LastState
 from cmpta_lib.config import AtLeastOne, PromptedLMConfig
 from cmpta_lib.data.corpus import MODALITIES, Inputs, Modality
 from cmpta_lib.method.llm import FrozenLLM

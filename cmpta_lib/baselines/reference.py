@@ -20,18 +20,14 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from cmpta_lib.base import Batch, Loss, Method, Predictions, Tools
+from cmpta_lib.base import Batch, Loss, Method, Predictions, Tools, mean_over_time, real_positions
 from cmpta_lib.baselines.supervised import (
     Chance,
     ClipBatch,
     Clips,
     Supervised,
     SupervisedConfig,
-    mean_over_time,
     predictions,
-    real_positions,
-    reorder,
-    reversed_order,
     task_losses,
 )
 from cmpta_lib.config import AtLeastOne, MethodConfig, Positive, PromptedLMConfig, RunConfig, TextOnlyConfig
@@ -209,6 +205,15 @@ class Linear(Supervised):
     def predict(self, batch: ClipBatch) -> Predictions:  # type: ignore[override]
         """As `Supervised`; margins are no probabilities, so there are none."""
         return replace(super().predict(batch), answers=(), probabilities=None)
+
+
+def reversed_order(lengths: Tensor, size: int) -> Tensor:
+    """(B, size) int64: each row's real positions backwards, then its padding; its own inverse on the real part."""
+    return (lengths[:, None] - 1 - torch.arange(size, device=lengths.device)).remainder(size)
+
+
+def reorder(frames: Tensor, order: Tensor) -> Tensor:
+    return frames.gather(1, order[..., None].expand(-1, -1, frames.shape[2]))
 
 
 class AttentivePool(nn.Module):

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from cmpta_lib.baselines.supervised import FeatureScaling, mean_over_time, real_positions, start_at_embedding_norm
+from cmpta_lib.base import FeatureScaling, mean_over_time, real_positions, start_at_embedding_norm
 from cmpta_lib.beyond.regularisers import RegularisedLM
 from cmpta_lib.config import AtLeastOne, PromptedLMConfig
 from cmpta_lib.data.corpus import MODALITIES, Inputs, Modality

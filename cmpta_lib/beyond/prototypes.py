@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from cmpta_lib.baselines.supervised import FeatureScaling, real_positions, start_at_embedding_norm
+from cmpta_lib.base import FeatureScaling, real_positions, start_at_embedding_norm
 from cmpta_lib.beyond.regularisers import RegularisedLM, central_moment_discrepancy, diversity
 from cmpta_lib.config import CmptaConfig, PromptedLMConfig
 from cmpta_lib.data.corpus import Inputs, Modality

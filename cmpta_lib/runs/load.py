@@ -19,7 +19,7 @@ from cmpta_lib.data.checking import check_sample, shown
 from cmpta_lib.data.corpus import Corpus, Inputs, Sample, Task
 from cmpta_lib.data.store import kept_corpus
 from cmpta_lib.files import Damaged, runs_folder
-from cmpta_lib.llm import encoder, loading
+from cmpta_lib.llm import loading
 from cmpta_lib.llm.encoder import TextEncoder
 from cmpta_lib.llm.files import is_tiny
 from cmpta_lib.method.llm import FrozenLLM
@@ -233,7 +233,7 @@ def load_llm(caches: Sequence[Path], config: LLMConfig) -> FrozenLLM:
 
 def load_encoder(caches: Sequence[Path], config: EncoderConfig) -> TextEncoder:
     """A copy of the text encoder a config names; as `load_llm`."""
-    found: TextEncoder = _from_first(caches, config, encoder.load)
+    found: TextEncoder = _from_first(caches, config, loading.load_encoder)
     return found.copy()
 
 

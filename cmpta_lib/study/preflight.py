@@ -20,7 +20,6 @@ from cmpta_lib.beyond import media
 from cmpta_lib.config import EncoderConfig, LLMConfig
 from cmpta_lib.data.corpus import Language
 from cmpta_lib.data.store import load_corpus
-from cmpta_lib.embedded.recipe import TINY_MODELS
 from cmpta_lib.llm import files as llm_files
 from cmpta_lib.llm.files import OMNI_MODELS
 from cmpta_lib.runs import sharing, store
@@ -67,7 +66,7 @@ def needs(study: Study, notebooks: Collection[str]) -> list[Need]:
     names = [study.settings.corpora[key] for key in study.keys_of(notebooks) if not study.data]
     published = [name for name in names if name in CORPUS_GB]
     corpora = [_corpus(study, name) for name in published]
-    llms = {name: _model(study, name, "LLM") for name in study.llm_names(notebooks) if name not in TINY_MODELS}
+    llms = {name: _model(study, name, "LLM") for name in study.llm_names(notebooks) if not llm_files.is_tiny(name)}
     for name in llms.keys() - {study.llm_name}:
         llms[name] = replace(llms[name], state=OPTIONAL)
     llms |= {name: _model(study, name, "text encoder") for name in _encoders(study, notebooks) if not llm_files.is_tiny(name)}
@@ -114,7 +113,7 @@ def stored(study: Study, notebooks: Collection[str] = ()) -> list[Need]:
         except (OSError, ValueError) as error:
             found.append(Need(f"contents of {kind} {name}", str(error), "see above"))
         else:
-            check = partial(llm_files.check_contents, model, study.cache / "llm")
+            check = partial(llm_files.find, model, study.cache / "llm", deep=True)
             found.append(_sound(f"contents of {kind} {model.name}", check))
     for entry in store.found(study.root):
         if not isinstance(entry, store.Run):

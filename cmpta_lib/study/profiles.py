@@ -16,7 +16,7 @@ class Profile:
     """What `profile` means. A method's own settings for it stand in its registration."""
 
     corpora: Mapping[str, str]  # key in notebooks -> corpus name
-    llm: str  # a name that `llm.files` knows, or one of `recipe.TINY_MODELS`
+    llm: str  # a name that `llm.files` knows, or one of `embedded.tiny.ARCHITECTURES`
     num_seeds: int
     llms: Mapping[str, str]  # of rows with an LLM of their own: role -> name
     encoders: Mapping[Language, str]  # of methods without an LLM: "tiny-bert", or a name that `llm.files` knows

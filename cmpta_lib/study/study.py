@@ -15,15 +15,14 @@ from typing import Any
 from cmpta_lib import registry
 from cmpta_lib.config import PAPER_SEEDS, DataConfig, EncoderConfig, LLMConfig, PromptedLMConfig, RunConfig
 from cmpta_lib.data.corpus import Corpus, Language
-from cmpta_lib.data.readers import read_raw
 from cmpta_lib.data.store import load_corpus
-from cmpta_lib.embedded.recipe import TINY_MODELS, tiny_folder
+from cmpta_lib.embedded.synthetic import tiny_folder
 from cmpta_lib.files import ROOT, Damaged, runs_folder
 from cmpta_lib.llm import files as llm_files
 from cmpta_lib.runs.engines import Engine, Failure, RunsFailed, ensure
 from cmpta_lib.runs.progress import Progress
 from cmpta_lib.runs.store import Run
-from cmpta_lib.study import exports, naming, plan, recordings
+from cmpta_lib.study import exports, naming, plan
 from cmpta_lib.study.parameters import checked_changes, checked_seeds
 from cmpta_lib.study.plan import CMPTA, Row
 from cmpta_lib.study.profiles import (
@@ -117,7 +116,9 @@ class Study:
 
         cache = self.cache / "data"
         if key == "data":
-            return read_raw(Path(self.data), cache)
+            from data_prep.public_pickles import read_folder  # here alone: whatever else runs opens no pickle
+
+            return read_folder(Path(self.data), cache)
         name = self.settings.corpora[key]
         if name in synthetic.worlds():
             return synthetic.embedded_corpus(name, cache, SMOKE_SIZES if self.smoke else synthetic.SPLIT_SIZES)
@@ -170,8 +171,14 @@ class Study:
 
         No other row needs it: this one then says "not run", and the rest goes on.
         """
-        if key and row.method in recordings.WAITING:
-            return recordings.lacks(self._planned_config(key, row), self.corpus(key), self.cache)
+        entry = registry.ENTRIES.get(row.method)
+        if key and entry and entry.complete:
+            planned = self._planned_config(key, row)
+            try:
+                entry.complete(planned, self.corpus(key), self.cache, {})
+            except (OSError, ValueError) as error:
+                return str(error)
+            return ""
         if self.llm_name_of(row) == self.llm_name:
             return ""
         try:
@@ -190,7 +197,7 @@ class Study:
         return list(dict.fromkeys([self.llm, *map(self.llm_of, rows)]))
 
     def _resolved(self, name: str) -> LLMConfig:
-        if name in TINY_MODELS:
+        if llm_files.is_tiny(name):
             return LLMConfig(name=name, fingerprint=self.tiny(name))
         return llm_files.resolve(name, "bfloat16", self.cache / "llm")
 
@@ -244,9 +251,10 @@ class Study:
             OSError: what `lacks` says, where something is missing.
         """
         planned = self._planned_config(key, row, seed)
-        return recordings.filled(planned, self.corpus(key), self.cache, self.changes | dict(row.changes))
+        complete = registry.ENTRIES[row.method].complete
+        return complete(planned, self.corpus(key), self.cache, self.changes | dict(row.changes)) if complete else planned
 
-    def _planned_config(self, key: str, row: Row, seed: int | None = None) -> RunConfig:  # but for what `filled` fills in
+    def _planned_config(self, key: str, row: Row, seed: int | None = None) -> RunConfig:  # but for what `complete` fills in
         if row.method not in registry.ENTRIES:
             raise ValueError(f"row '{row.name}': no method '{row.method}'; there are: {', '.join(registry.ENTRIES)}")
         entry, corpus = registry.ENTRIES[row.method], self.corpus(key)
@@ -338,8 +346,8 @@ class Study:
 def _tiny_fingerprint(cache: Path, documents: int | None, name: str) -> str:
     folder = tiny_folder(cache, documents, name)
     if not folder.exists():
-        arguments = [str(cache), *([str(documents)] if documents else [])]
-        command = [sys.executable, "-m", TINY_MODELS[name], *arguments]
+        arguments = [str(cache), name, *([str(documents)] if documents else [])]
+        command = [sys.executable, "-m", "cmpta_lib.embedded.tiny", *arguments]
         environment = os.environ | {"OMP_NUM_THREADS": str(os.cpu_count() or 1)}
         done = subprocess.run(command, env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True)
         if done.returncode:
