@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import os
+import pkgutil
 import platform
 import shutil
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,8 +28,9 @@ from filelock import FileLock, Timeout
 from cmpta_lib import files, registry
 from cmpta_lib.runs import store
 from cmpta_lib.runs.store import Run
-from cmpta_lib.runs.worker import ENDS, Attempt
 
+WORKER = "cmpta_lib.runs.worker:attempt"  # named, not imported: it runs elsewhere
+ENDS = ("done", "failed", "busy")  # events, one of which ends an attempt
 RETRIES = 3  # attempts that finish no further epoch, after one whose worker or machine died
 MOST_FALSE_STARTS = 3  # workers in a row that end before they begin: then something is wrong with all of them
 HELD_S = 1.0  # after which a run that another process holds is asked for again
@@ -45,6 +48,72 @@ class Failure:
 
     run: Run
     reason: str
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One attempt at a run, as it travels to the process that makes it.
+
+    Args:
+        events: file that says how far it is, one JSON event a line.
+        row: the name of the row that it is made for.
+        environment: variables to set there first; None = to remove.
+    """
+
+    root: Path
+    folder: Path
+    events: Path
+    row: str = ""
+    environment: Mapping[str, str | None] = field(default_factory=dict)
+
+    def __call__(self) -> str:
+        """Make it, there; returns as `worker.attempt`.
+
+        Raises:
+            FileNotFoundError: this machine does not see the runs folder.
+        """
+        for name, value in self.environment.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+        if not (self.folder / store.CONFIG).exists() or not self.events.parent.is_dir():
+            raise FileNotFoundError(
+                f"{platform.node()} does not see {self.folder} and {self.events.parent}: the runs folder (CMPTA_RUNS) must lie "
+                f"on a file system that every machine mounts under the same path"
+            )
+        self._say({"event": "start"})
+        with _noted(self._say):
+            outcome: str = pkgutil.resolve_name(WORKER)(self.root, self.folder, self._say, row=self.row)
+            return outcome
+
+    def _say(self, event: dict[str, Any]) -> None:
+        with self.events.open("a", encoding="utf-8") as file:  # closed each time: a network file system then shows it
+            file.write(f"{json.dumps(event)}\n")
+
+    def checkpoint(self) -> Any:
+        """What submitit puts back into the queue when it is told that this job is about to end: the same again.
+
+        The run's own checkpoint is on disk after every epoch.
+        """
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+@contextmanager
+def _noted(report: Callable[[dict[str, Any]], None]) -> Iterator[None]:
+    """Within the block warnings of this library are reported as notes for the user."""
+
+    class Notes(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            report({"event": "note", "text": record.getMessage()})
+
+    notes = Notes(logging.WARNING)
+    logging.getLogger("cmpta_lib").addHandler(notes)
+    try:
+        yield
+    finally:
+        logging.getLogger("cmpta_lib").removeHandler(notes)
 
 
 @dataclass(eq=False)

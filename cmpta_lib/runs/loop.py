@@ -79,14 +79,7 @@ def train(
     if not stages:
         module.eval()
         return method, State()
-    checkpoint = load_checkpoint(folder / CHECKPOINT, config.hash, module)
-    state: State = checkpoint.get("state", State())
-    optimizer, best = _optimizer(method, stages[state.stage]), _copied(method)
-    if checkpoint:
-        module.load_state_dict(checkpoint["module"])
-        # A step counter stays on the CPU: on a GPU it would wait for it.
-        optimizer.load_state_dict(optimizer.state_dict() | {"state": checkpoint["moments"]})
-        best = checkpoint["best"]
+    state, optimizer, best = _resumed(folder / CHECKPOINT, config.hash, method, stages)
     with Saver(folder / CHECKPOINT, config.hash, on_epoch, aside=_is_on_gpu(method)) as saver:
 
         def after_step(epochs: float) -> None:
@@ -113,6 +106,21 @@ def train(
     module.load_state_dict(best)
     module.eval()
     return method, state
+
+
+def _resumed(
+    path: Path, run: str, method: Method, stages: Sequence[Stage]
+) -> tuple[State, torch.optim.Optimizer, dict[str, torch.Tensor]]:
+    """Where the checkpoint was, or at the start: how far, the optimiser, and the best weights so far."""
+    found = load_checkpoint(path, run, method.module)
+    state: State = found.get("state", State())
+    optimizer = _optimizer(method, stages[state.stage])
+    if not found:
+        return state, optimizer, _copied(method)
+    method.module.load_state_dict(found["module"])
+    # A step counter stays on the CPU: a GPU would have to wait for it.
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": found["moments"]})
+    return state, optimizer, found["best"]
 
 
 def _begin(method: Method, stage: Stage) -> list[Group]:

@@ -14,9 +14,8 @@ from pathlib import Path
 
 from cmpta_lib.files import ROOT
 from cmpta_lib.runs import provenance, sharing
-from cmpta_lib.runs.dispatch import LOG, Engine, Job, environment
+from cmpta_lib.runs.dispatch import LOG, Attempt, Engine, Job, environment
 from cmpta_lib.runs.store import Run
-from cmpta_lib.runs.worker import Attempt
 
 
 @dataclass(eq=False)

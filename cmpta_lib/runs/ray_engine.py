@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from cmpta_lib.runs import provenance
-from cmpta_lib.runs.dispatch import RETRIES, Engine, Job, environment, needs_extra, one_line
+from cmpta_lib.runs.dispatch import RETRIES, Attempt, Engine, Job, environment, needs_extra, one_line
 from cmpta_lib.runs.store import Run
-from cmpta_lib.runs.worker import Attempt
 
 _OBJECTS_BYTES = 100 * 2**20  # runs go through files; Ray would set aside a third of the memory for objects
 _ANSWERS_S = 10.0

@@ -14,9 +14,8 @@ from typing import Any
 import psutil
 
 from cmpta_lib.runs import provenance, sharing
-from cmpta_lib.runs.dispatch import RETRIES, Engine, Job, environment, needs_extra, one_line
+from cmpta_lib.runs.dispatch import RETRIES, Attempt, Engine, Job, environment, needs_extra, one_line
 from cmpta_lib.runs.store import Run
-from cmpta_lib.runs.worker import Attempt
 
 _NO_LIMIT_MIN = 60 * 24 * 365  # for jobs on this machine; submitit's own default is two minutes
 _GRACE_S = 5.0

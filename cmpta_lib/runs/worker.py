@@ -13,17 +13,14 @@ from __future__ import annotations
 
 import ctypes
 import json
-import logging
 import os
-import platform
 import queue
 import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -32,82 +29,17 @@ from filelock import FileLock, Timeout
 
 from cmpta_lib import files
 from cmpta_lib.runs import provenance, store
+from cmpta_lib.runs.dispatch import Attempt
 
 Report = Callable[[dict[str, Any]], None]
-ENDS = ("done", "failed", "busy")  # events, one of which ends an attempt
 PATIENCE = timedelta(seconds=10)  # after a failure: in one that all processes meet, the others report it too
 FOREVER = timedelta(days=30)  # a run may take days, and so may the one that holds its lock
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """One attempt at a run, as it travels to the process that makes it.
-
-    Args:
-        events: file that says how far it is, one JSON event a line.
-        row: the name of the row that it is made for.
-        environment: variables to set there first; None = to remove.
-    """
-
-    root: Path
-    folder: Path
-    events: Path
-    row: str = ""
-    environment: Mapping[str, str | None] = field(default_factory=dict)
-
-    def __call__(self) -> str:
-        """Make it, there; returns as `attempt`.
-
-        Raises:
-            FileNotFoundError: this machine does not see the runs folder.
-        """
-        for name, value in self.environment.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
-        if not (self.folder / store.CONFIG).exists() or not self.events.parent.is_dir():
-            raise FileNotFoundError(
-                f"{platform.node()} does not see {self.folder} and {self.events.parent}: the runs folder (CMPTA_RUNS) must lie "
-                f"on a file system that every machine mounts under the same path"
-            )
-        self._say({"event": "start"})
-        with _noted(self._say):
-            return attempt(self.root, self.folder, self._say, row=self.row)
-
-    def _say(self, event: dict[str, Any]) -> None:
-        with self.events.open("a", encoding="utf-8") as file:  # closed each time: a network file system then shows it
-            file.write(f"{json.dumps(event)}\n")
-
-    def checkpoint(self) -> Any:
-        """What submitit puts back into the queue when it is told that this job is about to end: the same again.
-
-        The run's own checkpoint is on disk after every epoch.
-        """
-        from submitit.helpers import DelayedSubmission
-
-        return DelayedSubmission(self)
-
-
-@contextmanager
-def _noted(report: Report) -> Iterator[None]:
-    """Within the block warnings of this library are reported as notes for the user."""
-
-    class Notes(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            report({"event": "note", "text": record.getMessage()})
-
-    notes = Notes(logging.WARNING)
-    logging.getLogger("cmpta_lib").addHandler(notes)
-    try:
-        yield
-    finally:
-        logging.getLogger("cmpta_lib").removeHandler(notes)
 
 
 def attempt(
     root: Path, folder: Path, report: Report = lambda event: None, patience: float = 0, row: str = ""
 ) -> str:
-    """Claim one run and finish it; reports and returns how that ended: one of `ENDS`.
+    """Claim one run and finish it; reports and returns how that ended: one of `dispatch.ENDS`.
 
     Args:
         patience: seconds to wait for the lock where another process holds it; -1 = as long as it takes.
