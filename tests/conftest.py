@@ -117,3 +117,15 @@ def small():
     registry.register(small_method.SmallConfig, small_method.SmallMethod, row="small")
     yield small_method.SmallConfig
     del MethodConfig.known["small"], registry.ENTRIES["small"]
+
+
+@pytest.fixture(scope="session")
+def smoke_models(tmp_path_factory) -> Path:
+    """A cache with the barely trained LLM and BERT of smoke runs, made once; tests copy it."""
+    from cmpta_lib.embedded import tiny
+    from cmpta_lib.study.profiles import SMOKE_DOCUMENTS
+
+    cache = tmp_path_factory.mktemp("smoke-models")
+    for name in ("tiny", "tiny-bert"):
+        tiny.build(cache, SMOKE_DOCUMENTS, name)
+    return cache

@@ -23,8 +23,8 @@ from cmpta_lib.report import gather
 from cmpta_lib.runs import progress as console
 from cmpta_lib.runs import provenance as machine
 from cmpta_lib.runs import sharing, store
+from cmpta_lib.runs.clusters import SubmititLocal
 from cmpta_lib.runs.engines import KEEP_FAILED, Failure, RunsFailed
-from cmpta_lib.runs.slurm_engine import SubmititLocal
 from cmpta_lib.runs.store import Run
 from cmpta_lib.study import preflight
 from cmpta_lib.study.plan import NOTEBOOKS

@@ -25,14 +25,13 @@ from safetensors.torch import load_file
 
 from cmpta_lib import files, metrics
 from cmpta_lib.config import DataConfig, RunConfig, from_json, to_json
-from cmpta_lib.embedded import synthetic, tiny
+from cmpta_lib.embedded import synthetic
 from cmpta_lib.runs import checkpoint, evaluation, loop, processes, store
 from cmpta_lib.runs import load as trained
 from cmpta_lib.runs import provenance as records
 from cmpta_lib.runs import worker as runs
 from cmpta_lib.runs.store import DONE, LOCK, METRICS, WEIGHTS, Run
 from cmpta_lib.study.plan import REGISTER, TEXT_ONLY, Row
-from cmpta_lib.study.profiles import SMOKE_DOCUMENTS
 from cmpta_lib.study.study import Study
 
 FILES = {*store.FILES, DONE}
@@ -67,10 +66,10 @@ def begin(folder: Path, config: RunConfig) -> Run:
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory) -> Study:
+def study(tmp_path_factory, smoke_models) -> Study:
     """A smoke study with its corpora and LLM."""
     made = study_in(tmp_path_factory.mktemp("runs"))
-    tiny.build(made.cache / "llm", SMOKE_DOCUMENTS)
+    shutil.copytree(smoke_models, made.cache / "llm", dirs_exist_ok=True)
     for key in made.keys:
         made.corpus(key)
     return made

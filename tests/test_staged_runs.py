@@ -12,7 +12,6 @@ import torch
 from safetensors.torch import load_file
 
 from cmpta_lib.config import to_json
-from cmpta_lib.embedded import tiny
 from cmpta_lib.method.llm import weights_fingerprint
 from cmpta_lib.runs import execution, store, worker
 from cmpta_lib.runs import load as trained
@@ -23,7 +22,6 @@ from cmpta_lib.study import plan
 from cmpta_lib.study import plan as mllm_rows
 from cmpta_lib.study import plan as systems
 from cmpta_lib.study.plan import Row
-from cmpta_lib.study.profiles import SMOKE_DOCUMENTS
 from cmpta_lib.study.study import Study
 
 pytestmark = pytest.mark.slow
@@ -36,13 +34,12 @@ RESULTS = (store.PREDICTIONS, store.WEIGHTS, store.HISTORY, store.METRICS)
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Study]:
+def made(tmp_path_factory: pytest.TempPathFactory, smoke_models: Path) -> Iterator[Study]:
     """A smoke study with its LLM and BERT, without a run."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CMPTA_RUNS", str(tmp_path_factory.mktemp("runs")))
         study = Study(smoke=True)
-        tiny.build(study.cache / "llm", SMOKE_DOCUMENTS)
-        tiny.build(study.cache / "llm", SMOKE_DOCUMENTS, "tiny-bert")
+        shutil.copytree(smoke_models, study.cache / "llm", dirs_exist_ok=True)
         study.corpus("sims")
         yield study
 

@@ -19,7 +19,7 @@ from cmpta_lib import files
 from cmpta_lib.cli.dry_run import write_qwen_v1
 from cmpta_lib.config import to_json
 from cmpta_lib.data.corpus import Sample, Split
-from cmpta_lib.embedded import synthetic, tiny
+from cmpta_lib.embedded import synthetic
 from cmpta_lib.runs import load as trained
 from cmpta_lib.runs import store, worker
 from cmpta_lib.runs.load import Answer, TrainedRun, load
@@ -34,12 +34,12 @@ SMALL = {"training.epochs": 1, "method.dim": 16}
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Study]:
+def study(tmp_path_factory: pytest.TempPathFactory, smoke_models: Path) -> Iterator[Study]:
     """A smoke study with its LLM."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CMPTA_RUNS", str(tmp_path_factory.mktemp("runs")))
         made = Study(smoke=True)
-        tiny.build(made.cache / "llm", SMOKE_DOCUMENTS)
+        shutil.copytree(smoke_models, made.cache / "llm", dirs_exist_ok=True)
         yield made
 
 

@@ -339,15 +339,3 @@ def _folder_of_this_call(root: Path) -> Iterator[Path]:
     finally:
         if not (folder / KEPT).exists():
             shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
-def needs_extra(extra: str) -> Iterator[None]:
-    """Within the block an extra's package is imported; where it is not installed, a RuntimeError says how to do that."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise RuntimeError(
-            f"this engine needs the package '{error.name}', which is not installed: in the repository call "
-            f"`pip install -c constraints.txt -e '.[{extra}]'`, on every machine that is to make runs"
-        ) from error

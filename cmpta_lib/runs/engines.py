@@ -20,9 +20,9 @@ from cmpta_lib.runs.store import Run
 # Named, not imported: an extra that is not installed is missed by nobody who does not ask.
 ENGINES = {
     "processes": "cmpta_lib.runs.processes:Processes",
-    "ray": "cmpta_lib.runs.ray_engine:Ray",
-    "slurm": "cmpta_lib.runs.slurm_engine:Slurm",
-    "submitit-local": "cmpta_lib.runs.slurm_engine:SubmititLocal",
+    "ray": "cmpta_lib.runs.clusters:Ray",
+    "slurm": "cmpta_lib.runs.clusters:Slurm",
+    "submitit-local": "cmpta_lib.runs.clusters:SubmititLocal",
 }
 DEFAULT = "processes"
 SHOWN_FAILURES = 10
