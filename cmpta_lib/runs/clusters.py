@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 import socket
@@ -23,16 +24,13 @@ _OBJECTS_BYTES = 100 * 2**20  # runs go through files; Ray would set aside a thi
 _ANSWERS_S = 10.0
 
 
-@contextmanager
-def needs_extra(extra: str) -> Iterator[None]:
-    """Within the block an extra's package is imported; where it is not installed, a RuntimeError says how to do that."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
+def _need(package: str, extra: str) -> None:
+    """Raise RuntimeError where an extra's package is not installed; it says how to do that."""
+    if importlib.util.find_spec(package) is None:
         raise RuntimeError(
-            f"this engine needs the package '{error.name}', which is not installed: in the repository call "
+            f"this engine needs the package '{package}', which is not installed: in the repository call "
             f"`pip install -c constraints.txt -e '.[{extra}]'`, on every machine that is to make runs"
-        ) from error
+        )
 
 
 class Ray(Engine):
@@ -58,8 +56,7 @@ class Ray(Engine):
         self.address, self.gpus, self.retries = address or os.environ.get("RAY_ADDRESS") or None, gpus, retries
         if gpus is not None and not (0 <= gpus < 1 or gpus == int(gpus)):
             raise ValueError(f"gpus={gpus}: expected a fraction below 1, or a whole number of GPUs")
-        with needs_extra("ray"):
-            import ray  # noqa: F401
+        _need("ray", "ray")
 
     @contextmanager
     def opened(self, runs: Sequence[Run], folder: Path) -> Iterator[None]:
@@ -180,8 +177,7 @@ class Slurm(Engine):
     def __init__(self, jobs: int | None = None, *, retries: int = RETRIES, **parameters: Any) -> None:
         super().__init__(jobs)
         self.retries, self.parameters = retries, parameters
-        with needs_extra("slurm"):
-            import submitit  # noqa: F401
+        _need("submitit", "slurm")
         if not {"timeout_min", f"{self.cluster}_time"} & parameters.keys():  # submitit's own five minutes suit no run
             raise ValueError(
                 f"--engine {self.name}: say how long a job may take, in minutes: --engine-set timeout_min=720. One that "

@@ -48,10 +48,7 @@ class Processes(Engine):
         try:
             yield
         finally:
-            for worker in self.workers:
-                worker.process.kill()  # it holds nothing that a checkpoint does not
-            for worker in self.workers:
-                _close(worker)
+            self._end(list(self.workers))
 
     def submit(self, attempt: Attempt, run: Run) -> _Worker:
         worker = next((worker for worker in self.workers if not worker.is_busy), None) or self._start()
@@ -83,19 +80,22 @@ class Processes(Engine):
         worker: _Worker = job.handle
         if job.outcome:
             worker.is_busy = False
+            if self.gpus and job.outcome["event"] == "failed":  # which may leave the GPU unusable for this process
+                self._end([worker])
             return "its worker is free again"
         if worker.process.poll() is None:
             return ""
-        self.workers.remove(worker)
-        code = _close(worker)
+        (code,) = self._end([worker])
         if code < 0:
             return f"its worker was killed by signal {-code} ({'perhaps for memory' if code == -9 else signal.strsignal(-code)})"
         return f"its worker ended with exit code {code}"
 
-
-def _close(worker: _Worker) -> int:
-    """Wait for a worker that has ended; returns its exit code."""
-    assert worker.process.stdin
-    with suppress(OSError):  # what was still to be handed to it
-        worker.process.stdin.close()
-    return worker.process.wait()
+    def _end(self, workers: Sequence[_Worker]) -> list[int]:
+        """End these workers, which hold nothing that a checkpoint does not; returns their exit codes."""
+        for worker in workers:
+            worker.process.kill()
+            self.workers.remove(worker)
+            assert worker.process.stdin
+            with suppress(OSError):  # what was still to be handed to it
+                worker.process.stdin.close()
+        return [worker.process.wait() for worker in workers]

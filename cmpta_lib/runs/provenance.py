@@ -53,8 +53,7 @@ def take_device() -> None:
             torch.cuda.set_device(int(rank) % torch.cuda.device_count())
 
 
-def is_gpu_used() -> bool:
-    """Whether this process holds memory of a GPU."""
+def _gpu_is_used() -> bool:
     torch = sys.modules.get("torch")
     return torch is not None and bool(torch.cuda.is_initialized())
 
@@ -63,7 +62,7 @@ def watch() -> None:
     """Forget what was held before; the resident memory's peak only where Linux lets it, else it is the process's ever."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text(_FORGET_PEAK)
-    if is_gpu_used():
+    if _gpu_is_used():
         sys.modules["torch"].cuda.reset_peak_memory_stats()
 
 
@@ -74,7 +73,7 @@ def peaks_gb() -> dict[str, float]:
     after a restart tells of its last part alone.
     """
     found = {RESIDENT: _resident_bytes() / 1e9}
-    if is_gpu_used():
+    if _gpu_is_used():
         found[ALLOCATED] = sys.modules["torch"].cuda.max_memory_allocated() / 1e9
     return {name: round(amount, 3) for name, amount in found.items()}
 

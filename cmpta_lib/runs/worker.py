@@ -82,7 +82,8 @@ def _make(root: Path, folder: Path, report: Report, row: str = "", is_first: boo
         failure = _failure(error)
         traceback.print_exc()
         if is_first:
-            _record(folder, failure)
+            with suppress(OSError):  # on a full disk the report has to do
+                store.record_failure(folder, failure)
         return failure
     return None
 
@@ -100,11 +101,6 @@ def _failure(error: Exception) -> dict[str, str]:
     with suppress(OSError):  # standard error is a terminal or a pipe, which cannot be read
         log = os.pread(2, 2000, max(0, os.fstat(2).st_size - 2000)).decode("utf-8", "replace")
     return {"kind": type(error).__name__, "message": str(error), "traceback": lines, "log": log}
-
-
-def _record(folder: Path, failure: dict[str, str]) -> None:
-    with suppress(OSError):  # on a full disk the report has to do
-        store.record_failure(folder, failure)
 
 
 def serve() -> None:
@@ -127,8 +123,7 @@ def serve() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # interpreter's lock (PR_SET_PDEATHSIG)
     threading.Thread(target=listen, daemon=True).start()
     while True:
-        if attempts.get()() == "failed" and provenance.is_gpu_used():
-            os._exit(0)  # a failure may leave the GPU unusable for this process; the engine starts another one
+        attempts.get()()
 
 
 def work(root: Path, folders: Sequence[Path]) -> bool:
@@ -178,7 +173,7 @@ def _one_of_many(root: Path, folder: Path, shared: Any, rank: int, count: int) -
         shared.wait(ranks, PATIENCE if failure else FOREVER)
     except DistStoreError:
         if failure and rank:  # the first process waits, and cannot say it
-            _record(folder, failure)
+            store.record_failure(folder, failure)
         raise
     if rank == 0 and not failure:
         store.sweep(folder)
