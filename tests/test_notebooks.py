@@ -112,7 +112,7 @@ def runs_folder(tmp_path_factory) -> Iterator[Path]:
     first = {(run.config.method.name, run.config.data.name): run for _, run in reversed(list(study.planned_runs()))}
     study.ensure(list(first.values()), jobs=1)
     for one in study.planned(EVERY):
-        if study.lacks(one.row, one.key):
+        if study.missing(one.row, one.key):
             continue
         finish(study, one.key, [run for run in study.runs(one.key, one.row) if not run.done])
     yield folder
