@@ -62,6 +62,7 @@ class Entry:
     is_trained: bool = True
     is_beyond: bool = False
     complete: Completion | None = None
+    waits: Callable[[str], str] | None = None  # a corpus' name -> what of it is not on this machine, "" = nothing
 
     @property
     def name(self) -> str:
@@ -99,6 +100,7 @@ def register(
     is_trained: bool = True,
     is_beyond: bool = False,
     complete: Completion | None = None,
+    waits: Callable[[str], str] | None = None,
 ) -> None:
     """Make a method known to runs, tables and the command line.
 
@@ -115,10 +117,11 @@ def register(
         is_trained: by gradient; what is only fitted has no learning rate to search.
         is_beyond: its line stands in Tables 3 and 4, and is run with everything (`cmpta reproduce --all`) only.
         complete: fills in what a machine decides of a config, and refuses what it lacks something for; see `Completion`.
+        waits: says what this machine lacks of a corpus, by the corpus' name, and what to do; "" where all is there.
     Raises:
         ValueError: another method has this name or row.
     """
-    entry = Entry(config, method, row, comparisons, settings or {}, reads, is_reference, is_trained, is_beyond, complete)
+    entry = Entry(config, method, row, comparisons, settings or {}, reads, is_reference, is_trained, is_beyond, complete, waits)
     if not entry.is_built_in:
         load_built_in()  # their names and rows are taken
     for other in _ENTRIES.values():

@@ -26,10 +26,10 @@ def finish_by_hand(folder: Path, config, **contents: str) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / store.CONFIG).write_text(to_json(config))
-    for name in store.SEALED:
+    for name in store.FILES:
         if name in contents or not (folder / name).exists():
             (folder / name).write_text(contents.get(name, "{}"))
-    store.seal(folder)
+    store.finalise(folder)
 
 
 def random_llm(num_key_value_heads: int = 4):
@@ -119,23 +119,13 @@ def small():
     del MethodConfig.known["small"], registry.ENTRIES["small"]
 
 
-@pytest.fixture(scope="module")
-def gates_folder(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("gates")
+@pytest.fixture(scope="session")
+def smoke_models(tmp_path_factory) -> Path:
+    """A cache with the barely trained LLM and BERT of smoke runs, made once; tests copy it."""
+    from cmpta_lib.embedded import tiny
+    from cmpta_lib.study.profiles import SMOKE_DOCUMENTS
 
-
-@pytest.fixture
-def gates(gates_folder) -> Path:
-    """A folder, empty at first, whose files say what the runs of `halting` do, by seed."""
-    for path in gates_folder.iterdir():
-        path.unlink()
-    return gates_folder
-
-
-@pytest.fixture(scope="module")
-def halting(tmp_path_factory, gates_folder):
-    """Runs of `halting_method` with these seeds, not yet made, in a runs folder of their own at each call."""
-    import halting_runs
-
-    with halting_runs.makers(tmp_path_factory, gates_folder) as make:
-        yield make
+    cache = tmp_path_factory.mktemp("smoke-models")
+    for name in ("tiny", "tiny-bert"):
+        tiny.build(cache, SMOKE_DOCUMENTS, name)
+    return cache

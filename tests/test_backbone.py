@@ -17,9 +17,9 @@ from conftest import random_llm
 from cmpta_lib import files
 from cmpta_lib.cli import dry_run as rehearsal
 from cmpta_lib.config import LLMConfig
+from cmpta_lib.embedded import synthetic, tiny
 from cmpta_lib.fast.llm import packed_logits
 from cmpta_lib.fast.packing import Ragged
-from cmpta_lib.embedded import synthetic, tiny
 from cmpta_lib.llm import files as llm_files
 from cmpta_lib.llm.loading import load
 from cmpta_lib.method import prompted as prompts
@@ -34,7 +34,7 @@ def smallest():
     with pytest.MonkeyPatch.context() as patch:
         sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
         patch.setitem(tiny.ARCHITECTURES, "tiny", sizes | {"num_key_value_heads": 4})
-        patch.setattr(tiny, "DOCUMENTS", 2000)
+        patch.setattr(synthetic, "DOCUMENTS", 2000)
         patch.setattr(tiny, "LEARNING_RATE", 1e-2)  # in so few steps
         patch.setattr(tiny, "NOISE", 0.1)
         yield
@@ -97,7 +97,7 @@ def test_the_tiny_llm_is_the_same_wherever_it_is_built(cache, tmp_path):
 def test_the_tiny_llama_reads_the_same_pages_and_is_of_another_family(cache, tmp_path, monkeypatch):
     monkeypatch.setitem(tiny.ARCHITECTURES, "tiny-llama", tiny.ARCHITECTURES["tiny"] | {"hidden_size": 48})
     folder = tiny.build(tmp_path, name="tiny-llama")
-    assert folder == tiny.tiny_folder(tmp_path, name="tiny-llama") and llm_files.family(folder) == "llama"
+    assert folder == synthetic.tiny_folder(tmp_path, name="tiny-llama") and llm_files.family(folder) == "llama"
     llm, other = load(LLMConfig(name="tiny-llama"), tmp_path, CPU), load(LLMConfig(name="tiny"), cache, CPU)
     assert llm.dim == 48 and llm.fingerprint == llm_files.fingerprint(folder) != other.fingerprint
     assert json.loads((folder / "cmpta.json").read_text())["steps"] == 50

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from cmpta_lib.study.preflight import COMMAND, Need, needs, screen
 from finished import finish, record_llms, small_studies
 
 from cmpta_lib.cli.__main__ import main
-from cmpta_lib.embedded.tiny import tiny_folder
+from cmpta_lib.embedded.synthetic import tiny_folder
 from cmpta_lib.study import plan
 from cmpta_lib.study import preflight as check
-from cmpta_lib.study.preflight import COMMAND, Need, needs, screen
 from cmpta_lib.study.profiles import PROFILES
 from cmpta_lib.study.study import Study
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cmpta_lib.study.forecast import Asked, Forecast, Moment, moments, screen
 from finished import finish, record_llms, small_studies
 
 from cmpta_lib import paper
@@ -18,7 +19,6 @@ from cmpta_lib.runs import load as trained
 from cmpta_lib.runs.progress import columns
 from cmpta_lib.study import claimed, estimate, plan
 from cmpta_lib.study.estimate import Speed
-from cmpta_lib.study.forecast import Asked, Forecast, Moment, moments, screen
 from cmpta_lib.study.plan import CMPTA, MSE_LLAMA, TEXT_ONLY, Planned, Row
 from cmpta_lib.study.study import Study
 

@@ -23,7 +23,7 @@ from finished import clips as clips_of_ones_own
 from finished import finish, record_llms, small_studies
 
 from cmpta_lib import registry
-from cmpta_lib.base import Tools
+from cmpta_lib.base import Resources
 from cmpta_lib.cli.reproduce import NotebookFailed, execute_notebook
 from cmpta_lib.config import CmptaConfig, DataConfig, RunConfig, override
 from cmpta_lib.data.corpus import Inputs, Sample, Task
@@ -118,7 +118,7 @@ def runs_folder(tmp_path_factory) -> Iterator[Path]:
     first = {(run.config.method.name, run.config.data.name): run for _, run in reversed(list(study.planned_runs()))}
     study.ensure(list(first.values()), jobs=1)
     for one in study.planned(EVERY):
-        if study.lacks(one.row, one.key):
+        if study.missing(one.row, one.key):
             continue
         finish(study, one.key, [run for run in study.runs(one.key, one.row) if not run.done])
     yield folder

@@ -265,7 +265,7 @@ def made(world: Path, config: RunConfig) -> store.Run:
     folder.mkdir(parents=True)
     (folder / store.CONFIG).write_text(to_json(config))
     execute(world.parent, folder)
-    store.seal(folder)
+    store.finalise(folder)
     return store.open_run(folder)
 
 
@@ -327,22 +327,23 @@ def test_a_study_says_why_a_row_is_not_run_and_fills_in_what_it_needs(world, qwe
     row = Row("an omni model", "omni", {"method.model.name": str(qwen)} | SMALL)
     words = replace(row, changes={**row.changes, "method.modalities": "text"})
     study = Study("demo", smoke=True)
-    assert "is generated: it holds features, and an omni model reads recordings" in study.lacks(row, "meld")
-    assert study.lacks(row) == "" and study.lacks(words, "meld") == "", "words are there"
+    assert "is generated: it holds features, and an omni model reads recordings" in study.missing(row, "meld")
+    assert study.missing(row) == "" and study.missing(words, "meld") == "", "words are there"
     assert study.config("meld", words).method.model.name == "small-omni"
     talks = load_corpus(world / "data" / "talks")
     monkeypatch.setattr(Study, "corpus", lambda self, key: talks)
-    assert study.lacks(row, "meld") == ""
-    for has_gpu, dtype in ((True, "bfloat16"), (False, "float32")):
-        monkeypatch.setattr(torch.cuda, "is_available", lambda has_gpu=has_gpu: has_gpu)
-        filled = study.config("meld", row)
-        assert filled.method.model.dtype == dtype and filled.method.media == config_of(world, qwen).method.media
+    assert study.missing(row, "meld") == ""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert study.config("meld", row).method.model.dtype == "bfloat16"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    filled = study.config("meld", row)
+    assert filled.method.model.dtype == "float32" and filled.method.media == config_of(world, qwen).method.media
     absent = replace(row, changes={"method.model.name": "nobody/omni"})
-    assert "cmpta weights nobody/omni" in study.lacks(absent, "meld")
+    assert "cmpta weights nobody/omni" in study.missing(absent, "meld")
     Path(os.environ[MEDIA], "talks/test/3.mkv").unlink()
-    assert "no recording of 1 of 7 clips; the first is 'test/3'" in study.lacks(row, "meld")
+    assert "no recording of 1 of 7 clips; the first is 'test/3'" in study.missing(row, "meld")
     monkeypatch.delenv(MEDIA)
-    assert study.lacks(row, "meld").endswith("set CMPTA_MEDIA to the folder that holds talks/<clip id>.mp4")
+    assert study.missing(row, "meld").endswith("set CMPTA_MEDIA to the folder that holds talks/<clip id>.mp4")
     with pytest.raises(FileNotFoundError, match="set CMPTA_MEDIA"):
         study.config("meld", row)
     assert OmniConfig().model.name in OMNI_MODELS and not registry.ENTRIES["omni"].is_trained

@@ -27,11 +27,11 @@ from cmpta_lib.benchmark.ancestor import Ancestor
 from cmpta_lib.benchmark.options import CORPORA, Options
 from cmpta_lib.config import CmptaConfig, DataConfig, EvaluationConfig, LLMConfig, RunConfig, TrainingConfig
 from cmpta_lib.data.corpus import Sample, Split
-from cmpta_lib.method.adapter import CMPTAdapter
 from cmpta_lib.fast.llm import packed_logits
 from cmpta_lib.fast.packing import Ragged
-from cmpta_lib.method.llm import FrozenLLM
 from cmpta_lib.fast.prompted import PromptBatch, PromptedLM
+from cmpta_lib.method.adapter import CMPTAdapter
+from cmpta_lib.method.llm import FrozenLLM
 from cmpta_lib.paper import PUBLIC_SHAPES
 from cmpta_lib.runs import loop, provenance
 from cmpta_lib.runs.evaluation import evaluate

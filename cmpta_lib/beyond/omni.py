@@ -198,6 +198,7 @@ register(
     Omni,
     row="omni model",
     complete=complete,
+    waits=media.lacks,
     comparisons=(),  # a model of another size that reads recordings, not features: no line of the paper's tables
     reads="one utterance: words, sound and pictures of the recording by a published omni model as it is (zero-shot)",
     is_trained=False,

@@ -1,8 +1,6 @@
 """The one form that every dataset takes: samples of text, audio frames and vision frames, three splits, true lengths.
 
-A corpus is a folder of four files: `audio.f32` and `vision.f32` hold the real frames of all clips end to end
-(little-endian float32, no padding, train then valid then test), `table.parquet` one row per clip, `meta.json` the rest.
-Features are memory-mapped: opening a corpus reads its table only, and a sample costs its own frames.
+Features are memory-mapped (`data.store`): opening a corpus reads its table only, and a sample costs its own frames.
 """
 
 from __future__ import annotations

@@ -257,7 +257,7 @@ _SPENT: Mapping[str, str] = {
 
 def every_row() -> Iterator[Row]:
     """What the notebook compares: the LLM as it is, every version of MLLM-MAC, the whole, and the omni models."""
-    yield from (TEXT_ONLY, *(row for row in mllm_rows.ROWS_mllm_rows if row not in OMNI), WHOLE, *OMNI)
+    yield from (TEXT_ONLY, *(row for row in mllm_rows.MLLM_ROWS if row not in OMNI), WHOLE, *OMNI)
 
 
 def _name(row: Row) -> str:
