@@ -11,8 +11,8 @@ import pytest
 from finished import finish, record_llms, small_studies
 
 from cmpta_lib.cli.__main__ import main
-from cmpta_lib.embedded.synthetic import tiny_folder
 from cmpta_lib.cli.reproduce import planned_screen
+from cmpta_lib.embedded.synthetic import tiny_folder
 from cmpta_lib.study import check, plan
 from cmpta_lib.study.check import COMMAND, Need, needs, screen
 from cmpta_lib.study.profiles import PROFILES
