@@ -121,7 +121,8 @@ def _split(name: str, size: int, options: Options) -> Split:
         columns |= {f"{m}_length": f"{m}_lengths" for m in ("audio", "vision")}
         table = pd.DataFrame({column: drawn[field] for column, field in columns.items()})
     else:
-        rows = list(synthetic_files.meld_rows(name, size, Path(options.annotations) if options.annotations else None, options.seed))
+        annotations = Path(options.annotations) if options.annotations else None
+        rows = list(synthetic_files.meld_rows(name, size, annotations, options.seed))
         items = list(synthetic_files.meld_items(name, iter(rows), options.seed))
         lengths = {f"{m}_length": [item["features"][f"{field}_len"] for item in items] for m, field in _MELD_FIELDS}
         labels = [MELD_LABELS.index(item["label"]) for item in items]
