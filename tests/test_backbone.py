@@ -15,7 +15,7 @@ import torch
 from conftest import random_llm
 
 from cmpta_lib import files
-from cmpta_lib.cli import dry_run as rehearsal
+from cmpta_lib.cli import dry_run
 from cmpta_lib.config import LLMConfig
 from cmpta_lib.embedded import synthetic, tiny
 from cmpta_lib.fast.llm import packed_logits
@@ -245,7 +245,7 @@ def broken(folder: Path, change: str) -> None:
             vocabulary.write_text("")
         case "more tokens than rows":
             config.write_text(json.dumps(known | {"vocab_size": 300}))
-            rehearsal.write_qwen_v1(folder, ["words"], width=32, layers=1, vocabulary_size=300)
+            dry_run.write_qwen_v1(folder, ["words"], width=32, layers=1, vocabulary_size=300)
         case "a pickled object":
             index.unlink()
             torch.save({"weight": Path()}, folder / "pytorch_model.bin")
@@ -271,7 +271,7 @@ def broken(folder: Path, change: str) -> None:
     ],
 )
 def test_a_broken_folder_is_named_in_one_message(change, tmp_path):
-    rehearsal.write_qwen_v1(tmp_path / "own", ["a few words"], width=32, layers=1, vocabulary_size=700)
+    dry_run.write_qwen_v1(tmp_path / "own", ["a few words"], width=32, layers=1, vocabulary_size=700)
     load(LLMConfig(name=str(tmp_path / "own")), tmp_path / "cache", CPU)
     broken(tmp_path / "own", change)
     with pytest.raises((ValueError, OSError), match=str(tmp_path / "own")) as caught:
@@ -295,7 +295,7 @@ def test_a_known_familys_damaged_weights_are_named(stored, tmp_path):
 
 def test_qwen_v1_answers_through_the_same_wrapper(tmp_path):
     """A packed row of two clips gives each clip's own logits, with weights as Qwen-1.8B publishes them."""
-    rehearsal.write_qwen_v1(tmp_path, ["a few words 情感"], width=32, layers=2, vocabulary_size=700)
+    dry_run.write_qwen_v1(tmp_path, ["a few words 情感"], width=32, layers=2, vocabulary_size=700)
     loaded = load(LLMConfig(name=str(tmp_path)), tmp_path / "cache", CPU)
     assert loaded.first_ids == loaded.tokenizer.convert_tokens_to_ids(["<|im_start|>"]) and loaded.dim == 32
     rows = [loaded.first_ids + loaded.token_ids(text) for text in ("a few words", "情感")]

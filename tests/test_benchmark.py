@@ -24,7 +24,7 @@ from cmpta_lib.cli.__main__ import main
 from cmpta_lib.data.corpus import Sample
 from cmpta_lib.fast.llm import packed_logits
 from cmpta_lib.method.prompted import legal_answers
-from data_prep import rehearsal
+from data_prep import synthetic_files
 
 SMALL = Options("sims", batch_size=3, dim=16, steps=1, answers=1, answered=4)
 
@@ -129,12 +129,12 @@ def test_operations_count_every_layer_for_all_tokens_and_the_head_for_answers(co
 # --- clips and tokens -------------------------------------------------------------------------------------------------
 
 
-def test_lengths_are_the_rehearsals():
-    drawn = rehearsal.simsv2_split("train", 8)
+def test_lengths_are_the_dry_runs():
+    drawn = synthetic_files.simsv2_split("train", 8)
     train = shapes.corpus(SMALL).splits["train"]
     assert train.table["audio_length"].tolist() == drawn["audio_lengths"] and train[2].text == drawn["raw_text"][2]
     assert train[3].vision.shape == (drawn["vision_lengths"][3], 177)
-    items = list(rehearsal.meld_items("train", rehearsal.meld_rows("train", 8)))
+    items = list(synthetic_files.meld_items("train", synthetic_files.meld_rows("train", 8)))
     meld = shapes.corpus(replace(SMALL, corpus="meld")).splits["train"]
     assert meld.table["audio_length"].tolist() == [item["features"]["audio_len"] for item in items]
 

@@ -381,7 +381,7 @@ def test_an_own_copy_in_two_places_is_not_guessed(tmp_path: Path):
         find(FEATURES, folder)
 
 
-def test_a_rehearsal_is_taken_as_it_is(tmp_path: Path, capsys):
+def test_a_dry_run_is_taken_as_it_is(tmp_path: Path, capsys):
     folder = save(tmp_path / "mine", {**CONTENT, "one.pkl": b"drawn"})
     sizes = {"train": 8, "valid": 8, "test": 8}
     paths = {"one.pkl": folder / "one.pkl", "two words.pkl": folder / "below/two words.pkl"}

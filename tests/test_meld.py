@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from cmpta_lib.paper import MELD_LABELS
-from data_prep import hub, meld, rehearsal, row_matching
+from data_prep import hub, meld, row_matching, synthetic_files
 from data_prep.meld import mend, prepare, read_annotations
 from data_prep.row_matching import Difference, differences
 
@@ -54,7 +54,7 @@ def items_of(split: str) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def save(tmp_path: Path) -> Callable[..., Path]:
-    """Write a rehearsal's files; `changes` replace a split's items, `rows` a split's table."""
+    """Write synthetic files; `changes` replace a split's items, `rows` a split's table."""
 
     def save(
         changes: dict[str, list] | None = None,
@@ -556,9 +556,9 @@ def test_official_times_are_read(official: Path):
 @pytest.mark.slow
 def test_a_complete_set_is_converted_and_its_corruptions_are_found(official: Path, tmp_path: Path, monkeypatch):
     """All 13,708 official rows with frames of one value each: text, label, order and count decide, not features."""
-    monkeypatch.setattr(rehearsal, "MELD_SHAPES", {"audio": (2, 3), "video": (2, 3)})
+    monkeypatch.setattr(synthetic_files, "MELD_SHAPES", {"audio": (2, 3), "video": (2, 3)})
     folder = tmp_path / "in"
-    rehearsal.write_meld(folder, annotations=official)
+    synthetic_files.write_meld(folder, annotations=official)
     corpus = prepare(tmp_path / "cache", folder)
     assert {split: tuple(np.bincount(corpus.splits[split].labels)) for split in OFFICIAL} == OFFICIAL
     assert corpus.repairs["text_mended"] > 500

@@ -27,7 +27,7 @@ from cmpta_lib.runs.store import Run
 from cmpta_lib.study import plan
 from cmpta_lib.study import study as experiments
 from cmpta_lib.study.plan import CMPTA, MSE_LLAMA, REGISTER, TEXT_ONLY, Row
-from cmpta_lib.study.profiles import PROFILES, REHEARSAL
+from cmpta_lib.study.profiles import DRY_RUN, PROFILES
 from cmpta_lib.study.study import Study
 
 ROOT = Path(__file__).parents[1]
@@ -197,13 +197,13 @@ def test_a_row_with_an_llm_of_its_own_takes_the_profiles_of_that_role(study):
     assert stated.backbone == "tiny (01234567), tiny-llama (11a3a000)" and stated.fingerprints["tiny-llama"][:5] == "11a3a"
 
 
-def test_the_callers_own_llm_serves_every_row_and_a_rehearsal_has_one_for_each_role(study, root, tmp_path):
+def test_the_callers_own_llm_serves_every_row_and_a_dry_run_has_one_for_each_role(study, root, tmp_path):
     write_qwen_v1(tmp_path / "own", ["a word"], width=16, layers=1, vocabulary_size=500)
     plain = study(llm=str(tmp_path / "own"))
     assert plain.config("sims", MSE_LLAMA) == plain.config("sims", Row("MSE-Adapter", "mse_adapter"))
     assert plain.llms() == [plain.llm]
     assert study("paper").llm_names() == ["qwen-1.8b", "llama2-7b"]
-    record = study(smoke=True).root / REHEARSAL
+    record = study(smoke=True).root / DRY_RUN
     record.parent.mkdir(parents=True, exist_ok=True)
     record.write_text(json.dumps({"llm": "random-qwen", "llms": {"llama2-7b": "random-llama"}, "changes": {}}))
     assert study("paper", smoke=True).llm_names() == ["random-qwen", "random-llama"]

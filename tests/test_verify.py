@@ -12,7 +12,7 @@ import pytest
 from cmpta_lib.data.corpus import Corpus, Sample, Task
 from cmpta_lib.data.store import write_corpus
 from cmpta_lib.paper import MELD_LABELS
-from data_prep import catalogue, meld, rehearsal, verify
+from data_prep import catalogue, meld, synthetic_files, verify
 from data_prep.verify import findings, report
 
 CHINESE = Task("regression", "zh")
@@ -186,8 +186,8 @@ def test_the_official_tables_hold_the_known_duplicates(shared_folder: Path, tmp_
     official = shared_folder / "data" / "meld"
     if not (official / "train_sent_emo.csv").is_file():
         pytest.skip(f"no official tables: {official} is absent")
-    monkeypatch.setattr(rehearsal, "MELD_SHAPES", {"audio": (2, 3), "video": (2, 3)})
-    rehearsal.write_meld(tmp_path / "in", annotations=official)
+    monkeypatch.setattr(synthetic_files, "MELD_SHAPES", {"audio": (2, 3), "video": (2, 3)})
+    synthetic_files.write_meld(tmp_path / "in", annotations=official)
     corpus = meld.prepare(tmp_path / "cache", tmp_path / "in")
     found = findings(corpus).set_index(["check", "split"])
     clips = found.loc["same official clip", "count"].to_dict()

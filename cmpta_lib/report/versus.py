@@ -86,17 +86,19 @@ def _scores(task: Task, a: Sequence[pd.DataFrame], b: Sequence[pd.DataFrame]) ->
     one, other = (side[:, kept] for side in answers)
     lines = []
     for metric in metrics.TABLED[task.kind]:
-        line = {side: uncertainty.seed_scores(metric.name, truth[kept], found).tolist() for side, found in (("a", one), ("b", other))}
+        a_scores, b_scores = (uncertainty.seed_scores(metric.name, truth[kept], side).tolist() for side in (one, other))
         found = uncertainty.paired_bootstrap(metric.name, truth[kept], one, other)
         is_clear, is_a = not found.low <= 0 <= found.high, metric.is_better(found.difference, 0)
-        lines.append({"metric": metric.name, **line, **vars(found), "better": ("A" if is_a else "B") if is_clear else ""})
+        lines.append({"metric": metric.name, "a": a_scores, "b": b_scores, **vars(found)})
+        lines[-1]["better"] = ("A" if is_a else "B") if is_clear else ""
     return pd.DataFrame(lines), int((~kept).sum())
 
 
 def _clips(task: Task, a: Sequence[pd.DataFrame], b: Sequence[pd.DataFrame]) -> pd.DataFrame:
     lines = {"id": a[0]["id"], "label": [show_answer(task, value) for value in a[0]["label"]]}
     for side, tables in (("a", a), ("b", b)):
-        shown = [[show_answer(task, value) for value in values] for values in zip(*(one["prediction"] for one in tables), strict=True)]
+        answers = zip(*(table["prediction"] for table in tables), strict=True)
+        shown = [[show_answer(task, value) for value in values] for values in answers]
         lines[side] = [one[0] if len(set(one)) == 1 else "/".join(one) for one in shown]  # once where all seeds agree
         lines[f"{side}_right"] = np.mean([is_right(task, table) for table in tables], axis=0) > 0.5
         lines[f"{side}_error"] = np.mean([errors(task, table) for table in tables], axis=0)
