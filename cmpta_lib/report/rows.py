@@ -17,7 +17,7 @@ from cmpta_lib.metrics import METRICS, MetricName
 from cmpta_lib.report import uncertainty
 from cmpta_lib.report.export import Provenance, export_table, record
 from cmpta_lib.report.layout import Table
-from cmpta_lib.report.screen import Shown
+from cmpta_lib.report.markup import Shown
 from cmpta_lib.report.tables import ResultRow
 from cmpta_lib.runs import provenance as records
 from cmpta_lib.runs.store import FAILURE, Run, failure, sound
