@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import json
 import os
 import platform
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -137,9 +140,59 @@ def by_umask(folder: Path) -> None:
     probe.mkdir()
     mode = probe.stat().st_mode & 0o777
     probe.rmdir()
-    for path in folder.iterdir():
-        path.chmod(mode & 0o666)
+    for path in folder.rglob("*"):
+        path.chmod(mode if path.is_dir() else mode & 0o666)
     folder.chmod(mode)
+
+
+@contextmanager
+def building(folder: Path, *, replace: bool = False) -> Iterator[Path]:
+    """An empty folder beside `folder` that takes its place when the block ends well, and goes otherwise.
+
+    One process at a time is in such a block for one folder; what killed ones left behind is removed. A folder that is
+    there by then stays what it is, unless it is to be replaced.
+
+    Raises:
+        OSError: it cannot be written; the message says where and what to do.
+    """
+    from filelock import FileLock
+
+    with writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            _remove_drafts(folder)
+            draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.building-"))
+            try:
+                yield draft
+                by_umask(draft)
+                if replace:
+                    shutil.rmtree(folder, ignore_errors=True)
+                if not folder.exists():
+                    draft.rename(folder)
+            finally:
+                shutil.rmtree(draft, ignore_errors=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes left of `building(folder)`; whoever still writes holds the lock and is spared."""
+    from filelock import FileLock, Timeout
+
+    with suppress(Timeout, OSError), FileLock(f"{folder}.lock", timeout=0):
+        _remove_drafts(folder)
+
+
+def _remove_drafts(folder: Path) -> None:
+    for draft in folder.parent.glob(f".{glob.escape(folder.name)}.building-*"):
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def built_once(folder: Path, build: Callable[[Path], object]) -> Path:
+    """`folder`, which `build` writes into an empty one first if it is not there; raises as `building`."""
+    if not folder.exists():  # before the lock: a cache that may only be read is enough where nothing is to be built
+        with building(folder) as draft:
+            if not folder.exists():  # by now another process may have built it
+                build(draft)
+    return folder
 
 
 def write_text(path: Path, text: str) -> None:
@@ -160,27 +213,77 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def sealed(content: Mapping[str, Any]) -> str:
-    """JSON of `content` that carries its own hash, so that `unsealed` notices any change."""
-    return json.dumps({**content, "seal": _seal(content)}, ensure_ascii=False, indent=1)
+def stamp(path: Path) -> list[int]:
+    """What changes when a file does: its size, its times to the nanosecond, and its place on the disk."""
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
 
 
-def unsealed(path: Path, remedy: str) -> dict[str, Any]:
-    """Read what `sealed` wrote.
+class HashCache:
+    """SHA-256 of files, each hashed again only when its `stamp` is another.
+
+    Args:
+        path: where the hashes are kept for other processes, by `save`; None: in this object only.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = path
+        self._known: dict[str, tuple[str, list[int]]] = {}
+        self._is_saved = True
+        if path is not None:
+            try:
+                self._known = {name: (digest, seen) for name, (digest, seen) in read_checksummed(path, "")["hashes"].items()}
+            except (Damaged, LookupError, AttributeError, TypeError, ValueError):  # what it said is found out again
+                pass
+
+    def sha256(self, path: Path) -> str:
+        """As the function of this name."""
+        now = stamp(path)  # before it is read: what changes meanwhile is noticed the next time
+        digest, before = self._known.get(str(path), ("", []))
+        if before != now:
+            digest = sha256(path)
+            self._known[str(path)] = digest, now
+            self._is_saved = False
+        return digest
+
+    def save(self) -> None:
+        """Write what is new to the cache's file; raises OSError where that cannot be written."""
+        if self.path is not None and not self._is_saved:
+            with writing(self.path):
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+            write_text(self.path, checksummed({"hashes": self._known}))
+            self._is_saved = True
+
+
+def checksummed(content: Mapping[str, Any]) -> str:
+    """JSON of `content` that carries its own hash, so that `read_checksummed` notices any change."""
+    return json.dumps({**content, "seal": _checksum(content)}, ensure_ascii=False, indent=1)
+
+
+def read_checksummed(path: Path, remedy: str) -> dict[str, Any]:
+    """Read what `checksummed` wrote.
 
     Raises:
         Damaged: the file is missing, no JSON, or changed since; names it and says `remedy`.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        seal = content.pop("seal")
+        checksum = content.pop("seal")
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise Damaged(f"{path} is missing; {remedy}") from None
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        raise Damaged(f"{path} is damaged (expected a sealed JSON record, {type(error).__name__}); {remedy}") from None
-    if seal != _seal(content):
+        raise Damaged(f"{path} is damaged (expected JSON with a checksum, {type(error).__name__}); {remedy}") from None
+    if checksum != _checksum(content):
         raise Damaged(f"{path} was changed after it was written; {remedy}")
     return content
+
+
+sealed, unsealed = checksummed, read_checksummed  # the names of before, until nobody says them
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+    text = json.dumps(content, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()  # an edited record may hold half characters
 
 
 def hashes(folder: Path, names: Iterable[str]) -> dict[str, str]:
@@ -188,8 +291,8 @@ def hashes(folder: Path, names: Iterable[str]) -> dict[str, str]:
     return {name: sha256(folder / name) for name in names}
 
 
-def check(folder: Path, recorded: Mapping[str, str], remedy: str) -> None:
-    """Compare a folder's files with their recorded hashes.
+def check(folder: Path, recorded: Mapping[str, str], remedy: str, cache: HashCache | None = None) -> None:
+    """Compare a folder's files with their recorded hashes, or with what `cache` knows of files that nobody touched since.
 
     Raises:
         Damaged: a file is missing or not the recorded one; names the first such file and says `remedy`.
@@ -197,16 +300,11 @@ def check(folder: Path, recorded: Mapping[str, str], remedy: str) -> None:
     for name, expected in recorded.items():
         path = folder / name
         try:
-            found = sha256(path)
+            found = cache.sha256(path) if cache else sha256(path)
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             raise Damaged(f"{path} is missing; {remedy}") from None
         if found != expected:
             raise Damaged(f"{path} is not the file that was written (other contents); {remedy}")
-
-
-def _seal(content: Mapping[str, Any]) -> str:
-    text = json.dumps(content, sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()  # an edited record may hold half characters
 
 
 def put(page: Path, name: str, text: str) -> None:

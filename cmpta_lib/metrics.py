@@ -13,7 +13,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-TaskKind = Literal["regression", "classification"]
+from cmpta_lib.paper import Kind
+
 MetricName = Literal["mae", "corr", "f1_weighted"]
 
 UNPARSABLE = -1  # the class index of an answer that names no class
@@ -55,17 +56,17 @@ MAE = Metric("mae", "MAE", "MAE (label units)", lower_is_better=True)
 CORR = Metric("corr", "Corr", "Pearson correlation")
 WF1 = Metric("f1_weighted", "WF1 (%)", "weighted F1 (%)", scale=100, decimals=2, unit=" %")
 METRICS: Mapping[MetricName, Metric] = {metric.name: metric for metric in (MAE, CORR, WF1)}
-TABLED: Mapping[TaskKind, tuple[Metric, ...]] = {"regression": (MAE, CORR), "classification": (WF1,)}
+TABLED: Mapping[Kind, tuple[Metric, ...]] = {"regression": (MAE, CORR), "classification": (WF1,)}
 
 
 def shown_scores(scores: Mapping[str, float]) -> list[str]:
     """A split's recorded scores as tables show them, the headline first: "MAE 0.251"; those that are not recorded lack."""
-    kind: TaskKind = "regression" if "mae" in scores else "classification"
+    kind: Kind = "regression" if "mae" in scores else "classification"
     found = [metric for metric in TABLED[kind] if metric.name in scores]
     return [f"{metric.label.partition(' (')[0]} {metric.with_unit(scores[metric.name])}" for metric in found]
 
 
-def headline(kind: TaskKind) -> Metric:
+def headline(kind: Kind) -> Metric:
     """The metric that chooses checkpoints and heads tables (section 4.2).
 
     Raises:

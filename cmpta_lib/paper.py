@@ -16,6 +16,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 Language = Literal["zh", "en"]
+Kind = Literal["regression", "classification"]
+Modality = Literal["audio", "vision"]
+PAPER_NAMES: Mapping[str, str] = {"sims": "SIMS-V2", "meld": "MELD"}  # as the library calls the two corpora -> as the paper does
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,12 @@ class Corpus:
 TABLE1: Mapping[str, Corpus] = {
     "SIMS-V2": Corpus(2722, 647, 1034, 4403, "Chinese"),
     "MELD": Corpus(9989, 1109, 2610, 13708, "English"),
+}
+
+# Frames to which the public files are padded with zeros, and features of a frame: they size adapters, not the paper.
+PUBLIC_SHAPES: Mapping[str, Mapping[Modality, tuple[int, int]]] = {
+    "SIMS-V2": {"audio": (925, 25), "vision": (232, 177)},
+    "MELD": {"audio": (157, 64), "vision": (32, 64)},
 }
 
 

@@ -20,7 +20,8 @@ import pandas as pd
 
 from cmpta_lib.data.checking import problem, shown
 from cmpta_lib.data.corpus import SPLITS, Corpus, Sample, Task
-from cmpta_lib.data.store import load_corpus, remove_leftovers, write_corpus
+from cmpta_lib.data.store import load_corpus, write_corpus
+from cmpta_lib.files import remove_leftovers
 from cmpta_lib.paper import MELD_LABELS, TABLE1
 from data_prep import catalogue, command, hub
 from data_prep.public_pickles import KEYS, read_items, read_samples

@@ -13,7 +13,8 @@ import numpy as np
 
 from cmpta_lib.data.checking import is_number, problem, shown
 from cmpta_lib.data.corpus import MODALITIES, SPLITS, Corpus, Sample, Task
-from cmpta_lib.data.store import load_corpus, remove_leftovers, write_corpus
+from cmpta_lib.data.store import load_corpus, write_corpus
+from cmpta_lib.files import remove_leftovers
 from cmpta_lib.paper import TABLE1
 from data_prep import catalogue, command, hub, safe_pickle
 from data_prep.public_pickles import ignored

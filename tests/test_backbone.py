@@ -17,7 +17,7 @@ from conftest import random_llm
 from cmpta_lib import files
 from cmpta_lib.cli import dry_run as rehearsal
 from cmpta_lib.config import LLMConfig
-from cmpta_lib.embedded import building, recipe, synthetic, tiny_llama, tiny_llm
+from cmpta_lib.embedded import recipe, synthetic, tiny_llama, tiny_llm
 from cmpta_lib.llm import files as llm_files
 from cmpta_lib.llm.loading import load
 from cmpta_lib.method import llm as backbone
@@ -65,7 +65,7 @@ def test_a_tiny_llm_of_a_cache_that_cannot_be_written(cache, tmp_path, monkeypat
     def read_only(*_: object) -> None:
         raise OSError(errno.EROFS, "Read-only file system")
 
-    monkeypatch.setattr(building, "FileLock", read_only)
+    monkeypatch.setattr("filelock.FileLock", read_only)
     monkeypatch.setattr(tiny_llm, "_pretrain", None)
     assert llm_files.tiny_fingerprint(tiny_llm.build(cache))
     message = f"cannot write {tmp_path}/tiny-.*: the file system is read-only: .* CMPTA_RUNS"
@@ -81,7 +81,7 @@ def test_whoever_waited_for_the_tiny_llm_takes_what_was_built_meanwhile(cache, t
         shutil.copytree(built, tmp_path / built.name)  # the other one is done
         yield
 
-    monkeypatch.setattr(building, "FileLock", lock_of_another)
+    monkeypatch.setattr("filelock.FileLock", lock_of_another)
     monkeypatch.setattr(tiny_llm, "_pretrain", None)
     assert tiny_llm.build(tmp_path) == tmp_path / built.name
 

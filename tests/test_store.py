@@ -123,8 +123,8 @@ def test_another_process_sees_it_too(run, other, damage):
     """One that has not compared the file before, and so has no sizes and times to go by."""
     damage(run.folder / WEIGHTS, other.folder / WEIGHTS)
     code = (
-        "import sys; from pathlib import Path; from cmpta_lib.runs import store, summary\n"
-        "print(*(summary.summarise(entry).detail for entry in store.found(Path(sys.argv[1]))), sep='\\n')"
+        "import sys; from pathlib import Path; from cmpta_lib.runs import progress, store\n"
+        "print(*(progress.summarise(entry).detail for entry in store.found(Path(sys.argv[1]))), sep='\\n')"
     )
     command = [sys.executable, "-c", code, str(run.folder.parent)]
     shown = subprocess.run(command, capture_output=True, text=True, check=True, cwd=files.ROOT).stdout.splitlines()
@@ -328,7 +328,7 @@ def test_a_builder_sweeps_what_killed_ones_left_and_spares_a_living_one(tmp_path
     """The living one holds the lock of another LLM, so its scratch folder has another name."""
     from cmpta_lib.embedded import recipe, tiny_llm
 
-    dead, living = (f".building-{recipe.tiny_folder(tmp_path, count).name}-x" for count in (80, 800))
+    dead, living = (f".{recipe.tiny_folder(tmp_path, count).name}.building-x" for count in (80, 800))
     for name in (dead, living):
         (tmp_path / name).mkdir()
     monkeypatch.setattr(tiny_llm, "_pretrain", lambda folder, documents: None)

@@ -11,16 +11,15 @@ import json
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Literal, Self, get_args
+from typing import TYPE_CHECKING, Self, get_args
 
 import numpy as np
+
+from cmpta_lib.paper import Kind, Language, Modality
 
 if TYPE_CHECKING:
     import pandas as pd  # not at run time: a loaded run answers without, a seventh of its start
 
-Kind = Literal["regression", "classification"]
-Language = Literal["zh", "en"]
-Modality = Literal["audio", "vision"]
 SPLITS = ("train", "valid", "test")
 MODALITIES: tuple[Modality, ...] = get_args(Modality)
 COLUMNS = ("id", "text", "label", "speaker", "dialogue", "audio_length", "vision_length")

@@ -9,12 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
-import shutil
-import uuid
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from pathlib import Path
 from reprlib import repr as short
@@ -27,11 +24,11 @@ from cmpta_lib.data.checking import check_sample, problem, shown
 from cmpta_lib.data.corpus import COLUMNS, MODALITIES, SPLITS, Corpus, Modality, Sample, Split, Task
 
 FORMAT = 2  # raise when the stored form or the conversion changes: older caches are then refused or not found
+META = "meta.json"
 CONTENT = ("audio.f32", "vision.f32", "table.parquet")  # beside meta.json, which holds their hashes
 SMALL_BYTES = 256_000_000  # hashed in 0.3 s or less; SIMS-V2 has ten times as much
-_LOCK = "lock"  # within a work folder
 _MOST_KEPT = 2  # the paper has two corpora, and its runs take turns on them
-_kept: dict[Path, tuple[dict[str, list[int]], Corpus]] = {}  # the one used last at the end
+_kept: dict[Path, tuple[list[list[int]], Corpus]] = {}  # the one used last at the end
 
 
 def write_corpus(
@@ -60,79 +57,38 @@ def write_corpus(
         FileExistsError: the folder holds something else.
         OSError: it cannot be written; the message names it and says what to do.
     """
-    if set(splits) != set(SPLITS):
-        raise ValueError(f"corpus {name}: expected the splits {SPLITS}, but {tuple(splits)} came")
     folder = Path(folder)
-    with files.writing(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(folder)
-    with files.writing(folder), _work_folder(folder) as work:
-        origins = {split: f"corpus {name}, split {split}" for split in SPLITS} | dict(origins or {})
-        meta = _write_content(work, task, splits, origins)
-        meta["repairs"] = dict(sorted((Counter(meta["repairs"]) + Counter(repairs or {})).items()))
-        meta |= {"format": FORMAT, "name": name, "generated": generated, "sources": dict(sources or {})}
-        (work / "meta.json").write_text(files.sealed(meta), encoding="utf-8")
-        try:
-            work.rename(folder)
-        except OSError:
-            if not folder.exists():
-                raise
-            if load_corpus(folder).fingerprint != meta["fingerprint"]:
-                raise FileExistsError(f"{folder} holds another corpus; delete it or choose another folder") from None
-    return load_corpus(folder)
+    with files.building(folder) as draft:
+        fingerprint = write_files(
+            draft, name=name, task=task, splits=splits, generated=generated, sources=sources, repairs=repairs, origins=origins
+        )
+    corpus = load_corpus(folder)
+    if corpus.fingerprint != fingerprint:
+        raise FileExistsError(f"{folder} holds another corpus; delete it or choose another folder")
+    return corpus
 
 
-@contextmanager
-def _work_folder(folder: Path) -> Iterator[Path]:
-    """An empty folder beside `folder`, within one that is locked for as long as this process writes, and then removed.
-
-    The lock lies around the content, so that the content can be renamed while it is held.
-    """
-    from filelock import FileLock, Timeout
-
-    while True:
-        outer = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
-        outer.mkdir()
-        lock = FileLock(outer / _LOCK)
-        try:
-            lock.acquire(timeout=0)
-        except (Timeout, FileNotFoundError):  # before it was locked, another writer took the folder for a leftover
-            continue
-        if (outer / _LOCK).exists():
-            break
-        lock.release()
-    try:
-        (outer / "corpus").mkdir()
-        yield outer / "corpus"
-    finally:
-        lock.release()
-        shutil.rmtree(outer, ignore_errors=True)
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Remove what killed processes left of a corpus at `folder`; those that still write hold a lock and are spared."""
-    from filelock import FileLock, Timeout
-
-    pattern = re.compile(rf"\.{re.escape(folder.name)}\.[0-9a-f]{{32}}")
-    for sibling in list(folder.parent.iterdir()) if folder.parent.is_dir() else ():
-        if not pattern.fullmatch(sibling.name):
-            continue
-        try:
-            with FileLock(sibling / _LOCK).acquire(timeout=0):
-                shutil.rmtree(sibling, ignore_errors=True)
-        except (Timeout, OSError):  # it is in use, just gone, or somebody else's
-            pass
-
-
-def _write_content(
-    folder: Path, task: Task, splits: Mapping[str, Iterable[Sample]], origins: Mapping[str, str]
-) -> dict[str, Any]:
+def write_files(
+    folder: Path,
+    *,
+    name: str,
+    task: Task,
+    splits: Mapping[str, Iterable[Sample]],
+    generated: bool,
+    sources: Mapping[str, str] | None = None,
+    repairs: Mapping[str, int] | None = None,
+    origins: Mapping[str, str] | None = None,
+) -> str:
+    """What `write_corpus` writes, into an empty folder; returns the fingerprint."""
     import pandas as pd  # here and in load_corpus: who opens no corpus, as a loaded run, starts without
 
+    if set(splits) != set(SPLITS):
+        raise ValueError(f"corpus {name}: expected the splits {SPLITS}, but {tuple(splits)} came")
+    origins = {split: f"corpus {name}, split {split}" for split in SPLITS} | dict(origins or {})
     digest = hashlib.sha256(json.dumps(asdict(task)).encode())
     rows: list[dict[str, Any]] = []
     widths: dict[Modality, int] = {}
-    repairs: Counter[str] = Counter()
+    mended: Counter[str] = Counter()
     with ExitStack() as stack:
         outputs = {modality: stack.enter_context((folder / f"{modality}.f32").open("wb")) for modality in MODALITIES}
         for split in SPLITS:
@@ -140,7 +96,7 @@ def _write_content(
             for index, given in enumerate(splits[split]):
                 where = f"{origins[split]}, sample {index}"
                 sample = check_sample(
-                    given, where, task=task, widths=widths, repairs=repairs, labelled=True, like="in the samples before"
+                    given, where, task=task, widths=widths, repairs=mended, labelled=True, like="in the samples before"
                 )
                 where = f"{where} (id {shown(sample.id)})"
                 row = {"split": split} | _row(where, sample)
@@ -159,8 +115,11 @@ def _write_content(
             if not ids:
                 raise ValueError(f"{origins[split]}: holds no samples; every split needs one or more")
     pd.DataFrame(rows).to_parquet(folder / "table.parquet", index=False)
-    found = {"dims": widths, "repairs": repairs, "fingerprint": digest.hexdigest()}
-    return {"task": asdict(task), "files": files.hashes(folder, CONTENT), **found}
+    mended += Counter(repairs or {})
+    about = {"dims": widths, "repairs": dict(sorted(mended.items())), "fingerprint": digest.hexdigest()}
+    about |= {"format": FORMAT, "name": name, "generated": generated, "sources": dict(sources or {})}
+    files.write_text(folder / META, files.checksummed({"task": asdict(task), "files": files.hashes(folder, CONTENT), **about}))
+    return digest.hexdigest()
 
 
 def _row(where: str, sample: Sample) -> dict[str, Any]:
@@ -196,7 +155,7 @@ def load_corpus(folder: Path, *, deep: bool = False) -> Corpus:
         raise FileNotFoundError(f"{folder} is not there: no corpus was written to it; write it with write_corpus")
     remedy = f"remove the folder {folder} and call again"
     with files.reading(folder):
-        meta = _facts(folder / "meta.json", remedy)
+        meta = _facts(folder / META, remedy)
         _check_content(folder, meta["files"], remedy, deep)
     task = Task(meta["task"]["kind"], meta["task"]["language"], tuple(meta["task"]["labels"]))
     kept = {key: meta[key] for key in ("name", "generated", "repairs", "sources", "fingerprint")}
@@ -218,7 +177,7 @@ def load_corpus(folder: Path, *, deep: bool = False) -> Corpus:
 def kept_corpus(folder: Path) -> Corpus:
     """As `load_corpus`, and the same object while none of its files is touched: a worker makes many runs on a corpus."""
     try:
-        stamps = _stamps(folder, ("meta.json", *CONTENT))
+        stamps = [files.stamp(folder / name) for name in (META, *CONTENT)]
     except OSError:  # `load_corpus` says what is wrong
         return load_corpus(folder)
     before, corpus = _kept.pop(folder, (None, None))
@@ -230,44 +189,26 @@ def kept_corpus(folder: Path) -> Corpus:
     return corpus
 
 
-def _stamps(folder: Path, names: Iterable[str]) -> dict[str, list[int]]:
-    """What changes when one of these files does: its size, and its times of change to the nanosecond."""
-    found = {name: (folder / name).stat() for name in names}
-    return {name: [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns] for name, stat in found.items()}
-
-
 def _facts(path: Path, remedy: str) -> dict[str, Any]:
     """What meta.json says, of this format and unchanged since it was written."""
     try:
         found = json.loads(path.read_bytes()).get("format")
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError, ValueError, AttributeError, RecursionError):
-        found = FORMAT  # `unsealed` says what is wrong
+        found = FORMAT  # `read_checksummed` says what is wrong
     if found != FORMAT:
         raise files.Damaged(f"{path}: expected format {FORMAT}, found {shown(found)}; {remedy}")
-    return files.unsealed(path, remedy)
+    return files.read_checksummed(path, remedy)
 
 
 def _check_content(folder: Path, recorded: Mapping[str, str], remedy: str, deep: bool) -> None:
-    """Compare the files with their hashes, unless they are large and look as they did when that was last done."""
-    beside = folder.with_name(f"{folder.name}.checked")  # not inside: the folder holds what was written, and no more
-    try:
-        stamps = _stamps(folder, recorded)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise files.Damaged(f"{error.filename} is missing; {remedy}") from None
-    looked = {"sha256": dict(recorded), "stamps": stamps}
-    is_large = sum(size for size, *_ in stamps.values()) > SMALL_BYTES
-    if is_large and not deep:
-        try:
-            if files.unsealed(beside, "") == looked:
-                return
-        except files.Damaged:  # none yet, or nothing to rely on: look again
-            pass
-    files.check(folder, recorded, remedy)
-    if is_large:
-        try:
-            files.write_text(beside, files.sealed(looked))
-        except OSError:  # a cache that cannot be written is checked in every call
-            pass
+    """Compare the files with their hashes; large ones that nobody touched since they were hashed are taken to be the same."""
+    paths = [folder / name for name in recorded]
+    if deep or sum(path.stat().st_size for path in paths if path.exists()) <= SMALL_BYTES:
+        return files.check(folder, recorded, remedy)
+    cache = files.HashCache(folder.with_name(f"{folder.name}.checked"))  # beside it: the folder holds what was written
+    files.check(folder, recorded, remedy, cache)
+    with suppress(OSError):  # without the cache, files are hashed in every call
+        cache.save()
 
 
 def _map_frames(path: Path, count: int, dim: int) -> np.ndarray:

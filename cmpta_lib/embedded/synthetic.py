@@ -16,11 +16,10 @@ from itertools import groupby
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock
 
 from cmpta_lib import files
 from cmpta_lib.data.corpus import Corpus, Sample, Task
-from cmpta_lib.data.store import FORMAT, load_corpus, write_corpus
+from cmpta_lib.data.store import FORMAT, load_corpus, write_files
 from cmpta_lib.embedded import recipe
 from cmpta_lib.embedded.worlds import CueSet, World, meld_world, sims_world, worlds
 
@@ -268,12 +267,9 @@ def embedded_corpus(name: str, cache: Path, sizes: Mapping[str, int] = SPLIT_SIZ
     if name not in worlds():
         raise ValueError(f"no embedded corpus '{name}'; there are: {', '.join(worlds())}")
     world, tag = worlds()[name], "-".join(str(n) for n in (*sizes.values(), seed, recipe.CORPORA, FORMAT))
-    folder = cache / f"{name}-{tag}"
-    if not folder.exists():
-        with files.writing(folder):
-            cache.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{folder}.lock"):
-                if not folder.exists():
-                    splits = {split: samples(world, split, size, seed) for split, size in sizes.items()}
-                    write_corpus(folder, name=name, task=world.task, splits=splits, generated=True)
-    return load_corpus(folder)
+    splits = {split: samples(world, split, size, seed) for split, size in sizes.items()}
+
+    def write(folder: Path) -> None:
+        write_files(folder, name=name, task=world.task, splits=splits, generated=True)
+
+    return load_corpus(files.built_once(cache / f"{name}-{tag}", write))

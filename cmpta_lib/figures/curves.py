@@ -29,7 +29,8 @@ from cmpta_lib.figures.style import (
     printable,
     save_figure,
 )
-from cmpta_lib.metrics import METRICS, MetricName, TaskKind
+from cmpta_lib.metrics import METRICS, MetricName
+from cmpta_lib.paper import Kind
 
 __all__ = [
     "AttentionPanel",
@@ -92,7 +93,7 @@ def _need(frame: pd.DataFrame, columns: Sequence[str], what: str) -> None:
 @figure_style()
 def corpus_figure(
     tables: Mapping[str, pd.DataFrame],
-    task_kind: TaskKind,
+    task_kind: Kind,
     *,
     label_names: Sequence[str] = (),
     title: str = "",
