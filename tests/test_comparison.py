@@ -105,7 +105,7 @@ class _Scores:
 
 
 def test_cmpta_is_compared_with_each_other_row(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(comparison, "scores_of", lambda study, key: ["mae"])
+    monkeypatch.setattr(comparison, "tabled", lambda study, key: (metrics.MAE,))
     truth = np.linspace(-1, 1, 40)
     good, bad = truth[None] + 0.1, np.zeros((1, 40))
     rows = [

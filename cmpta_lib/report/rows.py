@@ -13,7 +13,7 @@ import pandas as pd
 from cmpta_lib import metrics, paper
 from cmpta_lib.embedded import bounds
 from cmpta_lib.files import runs_folder
-from cmpta_lib.metrics import METRICS, MetricName
+from cmpta_lib.metrics import METRICS, Metric, MetricName
 from cmpta_lib.report import uncertainty
 from cmpta_lib.report.export import Provenance, export_table, record
 from cmpta_lib.report.layout import Table
@@ -31,9 +31,14 @@ if TYPE_CHECKING:
 PAPER_NAMES: Mapping[str, str] = {"sims": "SIMS-V2", "meld": "MELD"}
 
 
-def scores_of(study: Study, key: str) -> list[MetricName]:
+def tabled(study: Study, key: str) -> tuple[Metric, ...]:
     """The metrics that tables of this corpus show."""
-    return [metric.name for metric in metrics.TABLED[study.corpus(key).task.kind]]
+    return metrics.TABLED[study.corpus(key).task.kind]
+
+
+def scores_of(study: Study, key: str) -> list[MetricName]:
+    """Their names."""
+    return [metric.name for metric in tabled(study, key)]
 
 
 def unusable(runs: Sequence[Run]) -> str:
