@@ -12,10 +12,9 @@ import numpy as np
 import pandas as pd
 
 from cmpta_lib import metrics, paper, registry
-from cmpta_lib.report import uncertainty
 from cmpta_lib.report.layout import NOT_RUN, NOTHING
 from cmpta_lib.report.rows import result_row, runs_of, sound, tabled
-from cmpta_lib.report.tables import ResultRow, compared, compared_in_one, scored, without_unit
+from cmpta_lib.report.tables import ResultRow, compared, compared_in_one, scored, spread, without_unit
 from cmpta_lib.runs.store import Run
 from cmpta_lib.study import plan
 from cmpta_lib.study.plan import CMPTA, Row
@@ -130,16 +129,10 @@ def field_table(study: Study, key: str) -> pd.DataFrame:
         line = {"method": row.name}
         stored = [run.metrics["test"] for run in sound(runs_of(study, key, row))]
         for name, heading in names.items():
-            values = [scores[name] for scores in stored if name in scores]
-            line[heading] = _spread(values, 1 if name == "r2" else 100) if values else NOTHING
+            scale, decimals = (1, 3) if name == "r2" else (100, 1)
+            line[heading] = spread([scale * scores[name] for scores in stored if name in scores], decimals)
         lines.append(line if stored else line | {next(iter(names.values())): NOT_RUN})
     return pd.DataFrame(lines)
-
-
-def _spread(values: Sequence[float], scale: float) -> str:
-    decimals = 1 if scale == 100 else 3
-    summary = uncertainty.summarise([scale * value for value in values])
-    return f"{summary.mean:.{decimals}f}" + ("" if summary.sd is None else f" ± {summary.sd:.{decimals}f}")
 
 
 def confusions(study: Study, key: str) -> dict[str, np.ndarray]:

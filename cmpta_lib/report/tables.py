@@ -144,7 +144,7 @@ def scored(metric: Metric, row: ResultRow) -> tuple[str, str]:
     """A row's mean ± sample sd over seeds, and the bootstrap interval of the mean over test clips."""
     if not row.ran:
         return NOT_RUN, NOTHING
-    score = mean_and_sd(metric, metric.scale * row.scores(metric.name))
+    score = spread(metric.scale * row.scores(metric.name), metric.decimals)
     low, high = (metric.shown(metric.scale * edge) for edge in row.interval(metric.name))
     return score, f"[{low}, {high}]"
 
@@ -167,10 +167,14 @@ def compared_in_one(metric: Metric, row: ResultRow, other: ResultRow | None) -> 
     return (NOTHING if interval == NOTHING else f"{difference} {interval}"), p_value
 
 
-def mean_and_sd(metric: Metric, scores: Sequence[float] | np.ndarray) -> str:
-    """Scores of the seeds, in the shown scale, as "0.251 ± 0.001"; one seed has no deviation."""
-    summary = uncertainty.summarise(list(map(float, scores)))
-    return metric.shown(summary.mean) + ("" if summary.sd is None else f" ± {metric.shown(summary.sd)}")
+def spread(values: Sequence[float] | np.ndarray, decimals: int) -> str:
+    """Mean ± sample sd of the values that are defined, as "0.251 ± 0.001"; one has no deviation, none is a dash."""
+    known = [value for value in map(float, values) if np.isfinite(value)]
+    if not known:
+        return NOTHING
+    found = uncertainty.summarise(known)
+    mean = round(found.mean, decimals) + 0.0  # + 0.0 turns -0.0 into 0.0
+    return f"{mean:.{decimals}f}" + ("" if found.sd is None else f" ± {found.sd:.{decimals}f}")
 
 
 def without_unit(metric: Metric, score: float) -> str:
