@@ -149,7 +149,7 @@ def test_the_page_says_which_runs_it_rests_on(tmp_path: Path, monkeypatch: pytes
     assert list(errors.first_runs(study, "sims")) == ["CMPTA"], "no later seed stands in for the first"
     tables = errors.tables_of(study, "sims")
     assert {name: list(by_seed) for name, by_seed in tables.items()} == {"CMPTA": [1111, 2222], "text only": []}
-    assert [run.config.seed for run in errors.whole_runs(study, "sims")["CMPTA"]] == [1111, 2222], "as in Table 3: all seeds or none"
+    assert [run.config.seed for run in errors.whole_runs(study, "sims")["CMPTA"]] == [1111, 2222], "all seeds or none"
     assert errors.seeds_shown(tables) == "seeds 1111, 2222" and errors.seeds_shown({"CMPTA": {}}) == "seed —"
     for key in study.keys:
         finish(study, key, [run for _, run in study.planned_runs(["11_errors"], [key])])

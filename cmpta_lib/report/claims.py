@@ -12,9 +12,8 @@ from dataclasses import dataclass
 import pandas as pd
 
 from cmpta_lib import paper
-from cmpta_lib.config import CmptaConfig
 from cmpta_lib.data.corpus import SPLITS
-from cmpta_lib.llm.files import QWEN_1_8B, is_tiny
+from cmpta_lib.llm.files import is_tiny
 from cmpta_lib.metrics import METRICS, MetricName
 from cmpta_lib.paper import Claim, PaperRow
 from cmpta_lib.report import judge
@@ -22,7 +21,7 @@ from cmpta_lib.report.export import NOTHING
 from cmpta_lib.report.judge import BETTER, NOT_TESTABLE, ONE_SEED, SUPPORTED, Evidence, Finding, together
 from cmpta_lib.report.layout import Table
 from cmpta_lib.report.rows import PAPER_NAMES
-from cmpta_lib.report.summaries import PUBLIC_FEATURES, parameter_counts, qwen_parameters
+from cmpta_lib.report.summaries import at_papers_size
 from cmpta_lib.report.tables import NOT_RUN
 from cmpta_lib.study import plan
 from cmpta_lib.study.plan import CMPTA, TEXT_ONLY, Row
@@ -178,12 +177,10 @@ def _counts(evidence: Evidence, places: Places) -> Finding:
 
 
 def _light(evidence: Evidence, places: Places) -> Finding:
-    frozen, shares = qwen_parameters(), {}
-    for name, features in PUBLIC_FEATURES.items():
-        trained = parameter_counts(CmptaConfig(), *features, QWEN_1_8B["hidden"]).total()
-        text = f"{name}, D 1024, Qwen-1.8B: {trained:,} of {frozen:,} = {100 * trained / frozen:.2f} %"
-        shares[text] = trained / frozen
-    return Finding(SUPPORTED if max(shares.values()) < FEW else judge.NOT_SUPPORTED, "; ".join(shares))
+    sizes = {name: (counts.total(), frozen) for name, (counts, frozen) in at_papers_size().items()}
+    said = [f"{name}: {ours:,} of {llm:,} = {100 * ours / llm:.2f} %" for name, (ours, llm) in sizes.items()]
+    is_light = all(ours / llm < FEW for ours, llm in sizes.values())
+    return Finding(SUPPORTED if is_light else judge.NOT_SUPPORTED, "; ".join(said))
 
 
 def _compact(evidence: Evidence, places: Places) -> Finding:

@@ -101,15 +101,8 @@ def made_by(folder: Path) -> str:
     )
 
 
-def _shown(folder: Path, patterns: Sequence[str]) -> dict[str, list[str]]:
-    """Pattern -> what the report shows of the files that fit it."""
-    return {
-        pattern: [
-            path.read_text(encoding="utf-8").strip() if path.suffix == ".md" else f"![{path.stem}]({path.name})"
-            for path in sorted(folder.glob(pattern))
-        ]
-        for pattern in patterns
-    }
+def _shown(path: Path) -> str:
+    return path.read_text(encoding="utf-8").strip() if path.suffix == ".md" else f"![{path.stem}]({path.name})"
 
 
 def strangers(study: Study, folder: Path) -> list[str]:
@@ -141,11 +134,11 @@ def write_report(study: Study, keys: Sequence[str], beyond: bool = False) -> Pat
         parts.append("\n".join(f"- {slip}" for slip in paper.ERRATA))
     for beyond in (False, True):
         for heading, patterns in sections(study.keys, bool(study.data), beyond):
-            shown = _shown(folder, patterns)
-            if beyond and not any(shown.values()):
+            found = {pattern: sorted(folder.glob(pattern)) for pattern in patterns}
+            if beyond and not any(found.values()):
                 continue  # nobody asked for it
             parts.append(f"## {heading}")
-            parts += [part for pattern, found in shown.items() for part in found or [f"({pattern}: not made.)"]]
+            parts += [part for name, paths in found.items() for part in [*map(_shown, paths)] or [f"({name}: not made.)"]]
     parts += ["## Where each table and figure comes from", as_markdown(study, beyond)]
     with files.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)

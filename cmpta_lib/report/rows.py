@@ -14,7 +14,6 @@ from cmpta_lib import metrics, paper
 from cmpta_lib.embedded import bounds
 from cmpta_lib.files import runs_folder
 from cmpta_lib.metrics import METRICS, Metric, MetricName
-from cmpta_lib.report import uncertainty
 from cmpta_lib.report.export import Provenance, export_table, record
 from cmpta_lib.report.layout import Table
 from cmpta_lib.report.markup import Shown
@@ -109,12 +108,9 @@ def ablation_frame(rows: Sequence[ResultRow], metric: MetricName) -> pd.DataFram
     """What `curves.ablation_figure` draws, from a table's rows that were run; fractions throughout."""
     lines = []
     for row in rows:
-        if row.truth is None or row.predictions is None:
-            continue
-        mean = float(uncertainty.seed_scores(metric, row.truth, row.predictions).mean())
-        low, high = uncertainty.bootstrap_interval(metric, row.truth, row.predictions)
-        printed = row.paper.get(metric, np.nan) / METRICS[metric].scale
-        lines.append([row.group, row.method, mean, low, high, printed])
+        if row.ran:
+            printed = row.paper.get(metric, np.nan) / METRICS[metric].scale
+            lines.append([row.group, row.method, float(row.scores(metric).mean()), *row.interval(metric), printed])
     return pd.DataFrame(lines, columns=["study", "variant", "mean", "low", "high", "paper"])
 
 
