@@ -26,10 +26,10 @@ def finish_by_hand(folder: Path, config, **contents: str) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / store.CONFIG).write_text(to_json(config))
-    for name in store.SEALED:
+    for name in store.FILES:
         if name in contents or not (folder / name).exists():
             (folder / name).write_text(contents.get(name, "{}"))
-    store.seal(folder)
+    store.finalise(folder)
 
 
 def random_llm(num_key_value_heads: int = 4):
@@ -37,7 +37,7 @@ def random_llm(num_key_value_heads: int = 4):
     import torch
     from transformers.models.qwen2 import Qwen2Config, Qwen2ForCausalLM
 
-    from cmpta_lib.embedded import synthetic, tiny_llm
+    from cmpta_lib.embedded import synthetic, tiny
     from cmpta_lib.method import llm as backbone
     from cmpta_lib.method import prompted as prompts
 
@@ -46,7 +46,7 @@ def random_llm(num_key_value_heads: int = 4):
     fixed = sorted({part for layout in layouts for part in (layout.open, layout.close, layout.prompt)})
     answers = [prompts.answer_text(page.task, page.label) for page in pages]
     texts = [page.directions + page.text + answer for page, answer in zip(pages, answers, strict=True)]
-    tokenizer = tiny_llm.train_tokenizer(texts, fixed)
+    tokenizer = tiny.bpe_tokenizer(texts, fixed)
     torch.manual_seed(0)
     config = Qwen2Config(
         vocab_size=len(tokenizer),
@@ -77,10 +77,10 @@ def encoder():
     from transformers import BertConfig, BertModel
 
     from cmpta_lib.config import EncoderConfig
-    from cmpta_lib.embedded import synthetic, tiny_bert
+    from cmpta_lib.embedded import synthetic, tiny
     from cmpta_lib.llm.encoder import TextEncoder
 
-    tokenizer = tiny_bert.train_tokenizer(page.directions + page.text for page in synthetic.documents(300))
+    tokenizer = tiny.wordpiece_tokenizer(page.directions + page.text for page in synthetic.documents(300))
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
     config = BertConfig(vocab_size=len(tokenizer), initializer_range=0.2, max_position_embeddings=64, **sizes)
@@ -117,25 +117,3 @@ def small():
     registry.register(small_method.SmallConfig, small_method.SmallMethod, row="small")
     yield small_method.SmallConfig
     del MethodConfig.known["small"], registry.ENTRIES["small"]
-
-
-@pytest.fixture(scope="module")
-def gates_folder(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("gates")
-
-
-@pytest.fixture
-def gates(gates_folder) -> Path:
-    """A folder, empty at first, whose files say what the runs of `halting` do, by seed."""
-    for path in gates_folder.iterdir():
-        path.unlink()
-    return gates_folder
-
-
-@pytest.fixture(scope="module")
-def halting(tmp_path_factory, gates_folder):
-    """Runs of `halting_method` with these seeds, not yet made, in a runs folder of their own at each call."""
-    import halting_runs
-
-    with halting_runs.makers(tmp_path_factory, gates_folder) as make:
-        yield make

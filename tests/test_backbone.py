@@ -17,7 +17,7 @@ from conftest import random_llm
 from cmpta_lib import files
 from cmpta_lib.cli import dry_run as rehearsal
 from cmpta_lib.config import LLMConfig
-from cmpta_lib.embedded import recipe, synthetic, tiny_llama, tiny_llm
+from cmpta_lib.embedded import synthetic, tiny
 from cmpta_lib.llm import files as llm_files
 from cmpta_lib.llm.loading import load
 from cmpta_lib.method import llm as backbone
@@ -32,17 +32,17 @@ def smallest():
     """The real recipe with sizes of a few seconds: 50 steps over 2000 pages."""
     with pytest.MonkeyPatch.context() as patch:
         sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
-        patch.setattr(tiny_llm, "ARCHITECTURE", sizes | {"num_key_value_heads": 4})
-        patch.setattr(recipe, "DOCUMENTS", 2000)
-        patch.setattr(tiny_llm, "LEARNING_RATE", 1e-2)  # in so few steps
-        patch.setattr(tiny_llm, "NOISE", 0.1)
+        patch.setitem(tiny.ARCHITECTURES, "tiny", sizes | {"num_key_value_heads": 4})
+        patch.setattr(synthetic, "DOCUMENTS", 2000)
+        patch.setattr(tiny, "LEARNING_RATE", 1e-2)  # in so few steps
+        patch.setattr(tiny, "NOISE", 0.1)
         yield
 
 
 @pytest.fixture(scope="module")
 def cache(smallest, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("cache")
-    tiny_llm.build(folder)
+    tiny.build(folder)
     return folder
 
 
@@ -50,8 +50,8 @@ def cache(smallest, tmp_path_factory) -> Path:
 
 
 def test_the_tiny_llm_is_built_once(cache, monkeypatch):
-    monkeypatch.setattr(tiny_llm, "_pretrain", None)
-    folder = tiny_llm.build(cache)
+    monkeypatch.setattr(tiny, "pretrain_llm", None)
+    folder = tiny.build(cache)
     assert {path.name for path in cache.iterdir()} == {folder.name, f"{folder.name}.lock"}
     llm = load(LLMConfig(name="tiny"), cache, CPU)
     record = json.loads((folder / "cmpta.json").read_text())
@@ -66,11 +66,11 @@ def test_a_tiny_llm_of_a_cache_that_cannot_be_written(cache, tmp_path, monkeypat
         raise OSError(errno.EROFS, "Read-only file system")
 
     monkeypatch.setattr("filelock.FileLock", read_only)
-    monkeypatch.setattr(tiny_llm, "_pretrain", None)
-    assert llm_files.tiny_fingerprint(tiny_llm.build(cache))
+    monkeypatch.setattr(tiny, "pretrain_llm", None)
+    assert llm_files.tiny_fingerprint(tiny.build(cache))
     message = f"cannot write {tmp_path}/tiny-.*: the file system is read-only: .* CMPTA_RUNS"
     with pytest.raises(OSError, match=message):
-        tiny_llm.build(tmp_path)
+        tiny.build(tmp_path)
 
 
 def test_whoever_waited_for_the_tiny_llm_takes_what_was_built_meanwhile(cache, tmp_path, monkeypatch):
@@ -82,21 +82,21 @@ def test_whoever_waited_for_the_tiny_llm_takes_what_was_built_meanwhile(cache, t
         yield
 
     monkeypatch.setattr("filelock.FileLock", lock_of_another)
-    monkeypatch.setattr(tiny_llm, "_pretrain", None)
-    assert tiny_llm.build(tmp_path) == tmp_path / built.name
+    monkeypatch.setattr(tiny, "pretrain_llm", None)
+    assert tiny.build(tmp_path) == tmp_path / built.name
 
 
 def test_the_tiny_llm_is_the_same_wherever_it_is_built(cache, tmp_path):
-    again = tiny_llm.build(tmp_path)
+    again = tiny.build(tmp_path)
     (folder,) = (path for path in cache.iterdir() if path.is_dir())
     for name in ("model.safetensors", "tokenizer.json", "cmpta.json"):
         assert (again / name).read_bytes() == (folder / name).read_bytes()
 
 
 def test_the_tiny_llama_reads_the_same_pages_and_is_of_another_family(cache, tmp_path, monkeypatch):
-    monkeypatch.setattr(tiny_llama, "ARCHITECTURE", tiny_llm.ARCHITECTURE | {"hidden_size": 48})
-    folder = tiny_llama.build(tmp_path)
-    assert folder == recipe.tiny_folder(tmp_path, name="tiny-llama") and llm_files.family(folder) == "llama"
+    monkeypatch.setitem(tiny.ARCHITECTURES, "tiny-llama", tiny.ARCHITECTURES["tiny"] | {"hidden_size": 48})
+    folder = tiny.build(tmp_path, name="tiny-llama")
+    assert folder == synthetic.tiny_folder(tmp_path, name="tiny-llama") and llm_files.family(folder) == "llama"
     llm, other = load(LLMConfig(name="tiny-llama"), tmp_path, CPU), load(LLMConfig(name="tiny"), cache, CPU)
     assert llm.dim == 48 and llm.fingerprint == llm_files.fingerprint(folder) != other.fingerprint
     assert json.loads((folder / "cmpta.json").read_text())["steps"] == 50
@@ -105,7 +105,7 @@ def test_the_tiny_llama_reads_the_same_pages_and_is_of_another_family(cache, tmp
 
 
 def test_pages_are_written_as_the_family_writes_scores():
-    always, negative = ([page[-1] for page in tiny_llm._texts(300, sign)[0]] for sign in ("always", "negative"))
+    always, negative = ([page[-1] for page in tiny.pages(300, sign)[0]] for sign in ("always", "negative"))
     assert any(answer.startswith("+") for answer in always) and any(answer.startswith("-") for answer in negative)
     assert [answer.removeprefix("+") for answer in always] == negative
 
@@ -120,23 +120,23 @@ def test_a_damaged_tiny_llm_is_not_loaded_and_the_remedy_mends_it(smallest, cach
     message = f"{folder}/model.safetensors is not the file that was written .*; remove the folder {folder} and call"
     uses = (
         lambda: load(LLMConfig(name="tiny", fingerprint=fingerprint), folder.parent, CPU),
-        lambda: tiny_llm.build(folder.parent),
+        lambda: tiny.build(folder.parent),
     )
     for use in uses:
         with pytest.raises(files.Damaged, match=message):
             use()
     shutil.rmtree(folder)
-    assert llm_files.tiny_fingerprint(tiny_llm.build(folder.parent)) == fingerprint
+    assert llm_files.tiny_fingerprint(tiny.build(folder.parent)) == fingerprint
 
 
 def test_a_build_that_dies_leaves_nothing(tmp_path, monkeypatch):
-    def half(folder: Path, documents: int) -> None:
+    def half(folder: Path, documents: int, name: str) -> None:
         (folder / "model.safetensors").write_text("half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(tiny_llm, "_pretrain", half)
+    monkeypatch.setattr(tiny, "pretrain_llm", half)
     with pytest.raises(KeyboardInterrupt):
-        tiny_llm.build(tmp_path)
+        tiny.build(tmp_path)
     assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]
 
 

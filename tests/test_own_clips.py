@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,6 @@ import numpy as np
 import pytest
 from test_data import item, save
 
-from cmpta_lib.data import readers
-from cmpta_lib.data.readers import read_raw
 from data_prep import hub, published, safe_pickle, verify
 from data_prep.public_pickles import read_folder
 from data_prep.verify import findings
@@ -208,36 +205,8 @@ def test_clean_clips_are_converted_without_a_word(tmp_path: Path, capsys):
 def test_conversions_lie_where_every_study_looks(tmp_path: Path, monkeypatch):
     monkeypatch.setenv("CMPTA_RUNS", str(tmp_path / "runs"))
     corpus = read_folder(save(tmp_path / "in"))
-    assert [path.name[:5] for path in (tmp_path / "runs" / "cache" / "data").iterdir()] == ["tiny-"]
+    assert {path.name[:5] for path in (tmp_path / "runs" / "cache" / "data").iterdir()} == {"tiny-"}
     assert corpus.name == "tiny"
-
-
-# --- the reader that is installed -------------------------------------------------------------------------------------
-
-
-def installed(patch: pytest.MonkeyPatch, *readers_found: EntryPoint) -> None:
-    patch.setattr(readers, "entry_points", lambda group: EntryPoints(readers_found).select(group=group))
-
-
-def test_a_study_reads_through_the_installed_reader(tmp_path: Path, monkeypatch):
-    declared = (Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")
-    value = "data_prep.public_pickles:read_folder"
-    assert f'[project.entry-points."{readers.GROUP}"]' in declared and f'public_pickles = "{value}"' in declared
-    installed(monkeypatch, EntryPoint("public_pickles", value, readers.GROUP))
-    folder = save(tmp_path / "in")
-    assert read_raw(folder, tmp_path / "cache").fingerprint == convert(folder).fingerprint
-
-
-def test_without_a_reader_it_says_what_to_do(tmp_path: Path, monkeypatch):
-    installed(monkeypatch)
-    message = f"cannot read {tmp_path}: expected a reader 'public_pickles' .*, found none; run make setup"
-    with pytest.raises(RuntimeError, match=message):
-        read_raw(tmp_path, tmp_path)
-    installed(monkeypatch, EntryPoint("videos", "no_such_module:read", readers.GROUP))
-    with pytest.raises(RuntimeError, match="found videos; run make setup"):
-        read_raw(tmp_path, tmp_path)
-    with pytest.raises(RuntimeError, match=r"'videos' \(no_such_module:read\) does not load .*; run make setup"):
-        read_raw(tmp_path, tmp_path, "videos")
 
 
 def test_published_corpora_are_fetched_by_name_and_others_left_alone(tmp_path: Path, monkeypatch):

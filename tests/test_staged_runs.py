@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from cmpta_lib.config import to_json
-from cmpta_lib.embedded import tiny_bert, tiny_llm
+from cmpta_lib.embedded import tiny
 from cmpta_lib.method.llm import weights_fingerprint
 from cmpta_lib.runs import execution, store, worker
 from cmpta_lib.runs import load as trained
@@ -41,8 +41,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Study]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CMPTA_RUNS", str(tmp_path_factory.mktemp("runs")))
         study = Study(smoke=True)
-        tiny_llm.build(study.cache / "llm", SMOKE_DOCUMENTS)
-        tiny_bert.build(study.cache / "llm", SMOKE_DOCUMENTS)
+        tiny.build(study.cache / "llm", SMOKE_DOCUMENTS)
+        tiny.build(study.cache / "llm", SMOKE_DOCUMENTS, "tiny-bert")
         study.corpus("sims")
         yield study
 

@@ -20,7 +20,7 @@ from cmpta_lib import files
 from cmpta_lib.config import DataConfig, RunConfig, override, to_json
 from cmpta_lib.runs import engines, store
 from cmpta_lib.runs.progress import summarise
-from cmpta_lib.runs.store import CONFIG, DONE, ENVIRONMENT, HISTORY, METRICS, PREDICTIONS, SEALED, WEIGHTS, Run
+from cmpta_lib.runs.store import CONFIG, DONE, ENVIRONMENT, FILES, HISTORY, METRICS, PREDICTIONS, WEIGHTS, Run
 
 
 def make(root: Path, seed: int, mae: float = 0.25) -> Run:
@@ -101,7 +101,7 @@ def test_a_finished_run_is_read(run):
     assert run.predictions("valid")["id"].tolist() == ["a"]
 
 
-@pytest.mark.parametrize("name", [*SEALED, DONE])
+@pytest.mark.parametrize("name", [*FILES, DONE])
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_file_is_named_with_its_remedy_and_never_used(run, other, name, damage):
     assert not run.problem, "what was compared once is compared again"
@@ -152,7 +152,7 @@ def test_a_users_own_files_beside_it_do_not_matter(run):
     (run.folder / "notes.txt").write_text("looks good")
     (run.folder / "lock").touch()
     assert not run.problem
-    with pytest.raises(files.Damaged, match="notes.txt is missing: the seal does not have it"):
+    with pytest.raises(files.Damaged, match="notes.txt is missing: seal.json does not list it"):
         run.path("notes.txt")
 
 
@@ -167,13 +167,13 @@ def test_a_swapped_folder_is_told_by_its_config(run, other):
 
 def test_a_seal_that_is_none_is_refused(run):
     (run.folder / DONE).write_text(files.sealed({"clips": 3}))
-    assert run.problem.startswith(f"{run.folder / DONE} is not a run's seal; remove")
+    assert run.problem.startswith(f"{run.folder / DONE} is not a run's checksum manifest; remove")
 
 
 def test_nothing_is_sealed_that_is_not_there(run):
     (run.folder / WEIGHTS).unlink()
     with pytest.raises(FileNotFoundError, match=WEIGHTS):
-        store.seal(run.folder)
+        store.finalise(run.folder)
 
 
 @pytest.mark.parametrize("read", READS.values(), ids=READS)
@@ -237,7 +237,7 @@ def test_what_killed_workers_left_in_finished_runs_is_swept(run, tmp_path):
     for name in (*leftovers, "notes.txt"):
         (run.folder / name).write_text("x")
     engines.ensure([run], tmp_path, engine=Counted())
-    assert {path.name for path in run.folder.iterdir()} == {*SEALED, DONE, "notes.txt"}
+    assert {path.name for path in run.folder.iterdir()} == {*FILES, DONE, "notes.txt"}
 
 
 # --- listing ----------------------------------------------------------------------------------------------------------
@@ -272,7 +272,7 @@ def test_unfinished_runs_are_listed_with_their_progress(run, tmp_path):
     assert lines(tmp_path)[run.folder.name].endswith("failure.json is damaged")
 
 
-@pytest.mark.parametrize("name", [*SEALED, DONE])
+@pytest.mark.parametrize("name", [*FILES, DONE])
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_run_is_one_line_among_the_others(run, other, tmp_path, name, damage):
     damage(run.folder / name, other.folder / name)
@@ -285,7 +285,7 @@ def test_a_damaged_run_is_one_line_among_the_others(run, other, tmp_path, name, 
 def test_runs_of_another_version_are_listed_as_such(run, other, tmp_path):
     config = json.loads(to_json(run.config))
     (run.folder / CONFIG).write_text(json.dumps(config | {"invented": 1}))
-    sealed = {"run": run.config.hash, "files": files.hashes(run.folder, SEALED)}
+    sealed = {"run": run.config.hash, "files": files.hashes(run.folder, FILES)}
     (run.folder / DONE).write_text(files.sealed(sealed))
     assert lines(tmp_path)[run.folder.name].startswith("other version: of another version of this code (")
     assert "MAE" in lines(tmp_path)[other.folder.name]
@@ -293,7 +293,7 @@ def test_runs_of_another_version_are_listed_as_such(run, other, tmp_path):
 
 def test_a_config_that_reads_but_has_another_hash_today_is_of_another_version(run, tmp_path):
     moved = run.folder.rename(tmp_path / "corpus-0123456789ab")
-    sealed = {"run": "0123456789ab", "files": files.hashes(moved, SEALED)}
+    sealed = {"run": "0123456789ab", "files": files.hashes(moved, FILES)}
     (moved / DONE).write_text(files.sealed(sealed))
     assert lines(tmp_path)[moved.name].startswith("other version: of another version of this code (its config has the hash")
 
@@ -326,12 +326,12 @@ def test_no_scores_stop_the_list(run, other, tmp_path, text):
 
 def test_a_builder_sweeps_what_killed_ones_left_and_spares_a_living_one(tmp_path, monkeypatch):
     """The living one holds the lock of another LLM, so its scratch folder has another name."""
-    from cmpta_lib.embedded import recipe, tiny_llm
+    from cmpta_lib.embedded import synthetic, tiny
 
-    dead, living = (f".{recipe.tiny_folder(tmp_path, count).name}.building-x" for count in (80, 800))
+    dead, living = (f".{synthetic.tiny_folder(tmp_path, count).name}.building-x" for count in (80, 800))
     for name in (dead, living):
         (tmp_path / name).mkdir()
-    monkeypatch.setattr(tiny_llm, "_pretrain", lambda folder, documents: None)
-    monkeypatch.setattr(tiny_llm.llm_files, "tiny_fingerprint", lambda folder: "f")
-    built = tiny_llm.build(tmp_path, 80)
+    monkeypatch.setattr(tiny, "pretrain_llm", lambda folder, documents, name: None)
+    monkeypatch.setattr(tiny.llm_files, "tiny_fingerprint", lambda folder: "f")
+    built = tiny.build(tmp_path, 80)
     assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {built.name, living}

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from cmpta_lib import files
 from cmpta_lib.data.corpus import Corpus
-from cmpta_lib.embedded.tiny_bert import train_tokenizer
+from cmpta_lib.embedded.tiny import wordpiece_tokenizer
 from cmpta_lib.llm.files import QWEN_1_8B
 from cmpta_lib.paper import MELD_PROMPT, SIMS_PROMPT, WRAP_TAGS
 from cmpta_lib.study.profiles import REHEARSAL
@@ -191,7 +191,7 @@ def write_bert(folder: Path, texts: Iterable[str], sizes: Mapping[str, int], see
     """Write a random BERT as bert-base-chinese is published: weights of its pre-training class, vocab.txt, config.json."""
     from transformers import BertConfig, BertForPreTraining
 
-    tokenizer = train_tokenizer(texts)
+    tokenizer = wordpiece_tokenizer(texts)
     vocabulary = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().__getitem__)
     torch.manual_seed(seed)
     model = BertForPreTraining(BertConfig(**{"vocab_size": len(vocabulary), **sizes}))

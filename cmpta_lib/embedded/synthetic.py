@@ -17,12 +17,13 @@ from pathlib import Path
 
 import numpy as np
 
-from cmpta_lib import files
 from cmpta_lib.data.corpus import Corpus, Sample, Task
-from cmpta_lib.data.store import FORMAT, load_corpus, write_files
-from cmpta_lib.embedded import recipe
+from cmpta_lib.data.store import FORMAT, load_corpus, write_corpus
 from cmpta_lib.embedded.worlds import CueSet, World, meld_world, sims_world, worlds
 
+# What names the embedded default's caches: whoever changes what a number stands for raises it, and they are made anew.
+RECIPE, TINY_RECIPE = 3, 2  # generated clips and text; anything else that changes the tiny models' weights
+DOCUMENTS = 16_000  # that a tiny model is pre-trained on, each read once: 400 steps of 40
 SPLIT_SIZES = {"train": 3200, "valid": 320, "test": 640}
 ABSENT_SHARE = 0.03  # of clips without vision, and of clips without audio: absence is a real case
 SPEAKERS = ("Anna", "Ben", "Clara", "David", "Emma", "Frank")
@@ -256,6 +257,11 @@ def _other_labels(emotion: str, rng: np.random.Generator) -> tuple[Task, int] | 
     return (Task("classification", "en", tuple(words)), int(rng.choice(near))) if near else None
 
 
+def tiny_folder(cache: Path, documents: int | None = None, name: str = "tiny") -> Path:
+    """Where the tiny model of this name lies, or would lie; fewer `documents` than usual make a worse one (smoke runs)."""
+    return cache / f"{name}-{RECIPE}.{TINY_RECIPE}-{documents or DOCUMENTS}"
+
+
 def embedded_corpus(name: str, cache: Path, sizes: Mapping[str, int] = SPLIT_SIZES, seed: int = 0) -> Corpus:
     """The generated corpus `name`, written into `cache` when it is not there yet.
 
@@ -266,10 +272,9 @@ def embedded_corpus(name: str, cache: Path, sizes: Mapping[str, int] = SPLIT_SIZ
     """
     if name not in worlds():
         raise ValueError(f"no embedded corpus '{name}'; there are: {', '.join(worlds())}")
-    world, tag = worlds()[name], "-".join(str(n) for n in (*sizes.values(), seed, recipe.CORPORA, FORMAT))
-    splits = {split: samples(world, split, size, seed) for split, size in sizes.items()}
-
-    def write(folder: Path) -> None:
-        write_files(folder, name=name, task=world.task, splits=splits, generated=True)
-
-    return load_corpus(files.built_once(cache / f"{name}-{tag}", write))
+    world, tag = worlds()[name], "-".join(str(n) for n in (*sizes.values(), seed, RECIPE, FORMAT))
+    folder = cache / f"{name}-{tag}"
+    if not folder.exists():
+        splits = {split: samples(world, split, size, seed) for split, size in sizes.items()}
+        write_corpus(folder, name=name, task=world.task, splits=splits, generated=True)
+    return load_corpus(folder)

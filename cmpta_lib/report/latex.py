@@ -44,6 +44,20 @@ _SPECIAL = {
 }
 # Where long names may be broken, beside spaces and hyphens: after a joint, before a letter.
 _JOINTS = re.compile(r"(?<=[_./=:])(?=[A-Za-z])")
+# Widths at 8 pt in points of Computer Modern, the widest of the usual text fonts, as TeX reports them, rounded up.
+_WIDTHS = {
+    **dict.fromkeys("!',.:;[]`il", 2.4),
+    **dict.fromkeys("fj- ", 2.9),
+    **dict.fromkeys("I()rst", 3.4),
+    **dict.fromkeys("cez", 3.8),
+    **dict.fromkeys("\"$*/0123456789\\^ago{}~?J", 4.4),
+    **dict.fromkeys("LFZ", 5.6),
+    **dict.fromkeys("EPBCTw", 6.2),
+    **dict.fromkeys("RAHNUVXYDK&+=<>@OQG±×\N{MINUS SIGN}", 6.7),
+    **dict.fromkeys("#%mM", 7.8),
+    **dict.fromkeys("W|≈→…\N{EM DASH}", 8.8),
+}
+_BOLD, _NEAR_PT = 1.16, 8.1
 PAGE_PT, COLUMN_PT = 343.0, 220.0  # article's only column, and one of two; both less a margin
 GAP_PT = 8.0  # between two columns
 _PAGE_LINES, _HEAD_LINES = 46, 4  # of a float less caption and notes; of headings and rules
@@ -63,16 +77,9 @@ def paragraph(text: str) -> str:
 
 
 def measured(text: str) -> float:
-    """Width at 8 pt in points of Computer Modern, the widest of the usual text fonts, rather too large than too small."""
-
-    def width(one: str) -> float:
-        if CHINESE.match(one):
-            return 8.1
-        if one in "mwMW%#|&+=<>@±×→≈…\N{MINUS SIGN}\N{EM DASH}":
-            return 8.8 if one in "W|≈→…\N{EM DASH}" else 7.8
-        return 6.7 if one.isupper() else 3.4 if one in "!',.:;[]`ilfj- I()rst" else 4.8
-
-    return sum(map(width, text))
+    """Width at 8 pt in points, rather too large than too small; a hyphen before a digit is a minus."""
+    text = re.sub(r"(?<!\w)-(?=\d)", "+", text)
+    return sum(8.1 if CHINESE.match(one) else _WIDTHS.get(one, 4.8) for one in text)
 
 
 def longest_piece(text: str) -> float:
@@ -100,10 +107,11 @@ def columns_of(table: Table) -> tuple[Column | None, list[Column]]:
     columns = []
     for place, (over, head) in enumerate(heads(table.short)):
         plain, is_text = [str(value) for value in table.short.iloc[:, place]], kinds[place] in ("text", "list")
-        wider = 1.16 if any(column == place for _, column in table.best) else 1.0  # bold
-        mark = 9.0 if any(column == place for _, column in table.near) else 0.0
-        whole = max([longest_piece(head), *(wider * measured(text) + mark for text in plain)]) + 2
-        least = max(longest_piece(text) for text in (head, *plain)) + 2
+        wide = [
+            measured(text) * (_BOLD if (row, place) in table.best else 1) + _NEAR_PT * ((row, place) in table.near)
+            for row, text in enumerate(plain)
+        ]
+        whole, least = max([longest_piece(head), *wide]), max(longest_piece(text) for text in (head, *plain)) + 2
         least = min(whole, max(least, _SENTENCE_PT if whole > 2 * _SENTENCE_PT else 0)) if is_text else whole
         columns.append(Column(over, head, cells[place], plain, is_text, whole, least))
     return (columns[0], columns[1:]) if len(columns) > 1 and columns[0].head in BLOCKS else (None, columns)

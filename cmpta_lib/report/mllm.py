@@ -12,8 +12,9 @@ import numpy as np
 import pandas as pd
 
 from cmpta_lib import registry
-from cmpta_lib.beyond.settings import OMNI_MODELS, MllmMacConfig
+from cmpta_lib.beyond.mllm_mac import MllmMacConfig
 from cmpta_lib.config import MethodConfig
+from cmpta_lib.llm.files import OMNI_MODELS
 from cmpta_lib.metrics import headline
 from cmpta_lib.report.layout import NOT_RUN, NOTE, NOTHING, Table
 from cmpta_lib.report.rows import result_row, runs_of, seeds_of, sound
@@ -21,6 +22,7 @@ from cmpta_lib.report.tables import compared, scored
 from cmpta_lib.runs import provenance as memory
 from cmpta_lib.study.plan import (
     GIVEN,
+    MLLM_ROWS,
     NOTHING_TOLD,
     OMNI,
     SAID,
@@ -31,7 +33,6 @@ from cmpta_lib.study.plan import (
     WHOLE,
     ZERO_SHOT,
     Row,
-    ROWS_mllm_rows,
 )
 from cmpta_lib.study.study import Study
 
@@ -235,7 +236,7 @@ _SPENT: Mapping[str, str] = {
 
 def every_row() -> Iterator[Row]:
     """What the notebook compares: the LLM as it is, every version of MLLM-MAC, the whole, and the omni models."""
-    yield from (TEXT_ONLY, *(row for row in ROWS_mllm_rows if row not in OMNI), WHOLE, *OMNI)
+    yield from (TEXT_ONLY, *(row for row in MLLM_ROWS if row not in OMNI), WHOLE, *OMNI)
 
 
 def _name(row: Row) -> str:
