@@ -15,7 +15,6 @@ from finished import finish, finish_tables, record_llms, small_studies
 
 from cmpta_lib.report import comparison, summaries, tables
 from cmpta_lib.report import rows as reports
-from cmpta_lib.report import summaries as sizes
 from cmpta_lib.report.export import recorded
 from cmpta_lib.report.latex import (
     GAP_PT,
@@ -122,7 +121,7 @@ def export(study: Study) -> None:
     frames = {
         "table1": summaries.table1(study),
         "table2": summaries.table2(study),
-        "table2_parameters": sizes.table2_parameters(study),
+        "table2_parameters": summaries.table2_parameters(study),
         "training": summaries.training_table(study, study.keys),
         "register": summaries.register_table(study),
         "search": comparison.of_every_corpus(study, comparison.search_table),
