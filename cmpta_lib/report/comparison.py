@@ -1,6 +1,6 @@
-"""Tables of the systems beyond the paper: versions of a method beside it, and labels against pre-training.
+"""Tables 3 and 4 and what stands beside them: differences to CMPTA, what each method is and reads, further metrics.
 
-Tables 3 and 4 and what stands beside them: differences to CMPTA, what each method is and reads, further metrics.
+Also versions of a method beside it, and labels against pre-training.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from cmpta_lib import metrics, paper, registry
+from cmpta_lib.report.errors import answer_shares
 from cmpta_lib.report.layout import NOT_RUN, NOTHING
 from cmpta_lib.report.rows import result_row, runs_of, sound, tabled
 from cmpta_lib.report.tables import ResultRow, compared, compared_in_one, scored, spread, without_unit
@@ -137,19 +138,9 @@ def field_table(study: Study, key: str) -> pd.DataFrame:
 
 def confusions(study: Study, key: str) -> dict[str, np.ndarray]:
     """Row's name -> (C, C) share of each true class (rows) that is answered so (columns), all seeds together."""
-    from sklearn.metrics import confusion_matrix
-
-    found, classes = {}, range(len(study.corpus(key).task.labels))
-    for row in plan.comparison(key):
-        counts = np.zeros((len(classes), len(classes)))
-        for run in sound(runs_of(study, key, row)):
-            table = run.predictions()
-            answered = table["prediction"].to_numpy(float)
-            parsed = np.isfinite(answered)
-            counts += confusion_matrix(table["label"].to_numpy()[parsed], answered[parsed].astype(int), labels=list(classes))
-        if counts.any():
-            found[row.name] = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    return found
+    runs = {row.name: sound(runs_of(study, key, row)) for row in plan.comparison(key)}
+    tables = {name: {run.config.seed: run.predictions() for run in found} for name, found in runs.items()}
+    return answer_shares(study.corpus(key).task, tables)
 
 
 def versions_table(study: Study, key: str, rows: Sequence[Row]) -> pd.DataFrame:

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from cmpta_lib import registry
-from cmpta_lib.beyond.mllm_mac import MllmMacConfig
-from cmpta_lib.config import MethodConfig
 from cmpta_lib.llm.files import OMNI_MODELS
 from cmpta_lib.metrics import headline
 from cmpta_lib.report.layout import NOT_RUN, NOTE, NOTHING, Table
@@ -198,9 +197,9 @@ def costs_table(study: Study) -> pd.DataFrame:
 _COSTS = ("trained", "parameters", "statements", "tokens said", "readings")
 
 
-def _cost(method: MethodConfig, records: Mapping[str, object]) -> dict[str, str]:
+def _cost(method: Any, records: Mapping[str, object]) -> dict[str, str]:
     """What is trained last and how large it is; per clip, at most: statements, tokens that the LLM says for them, readings."""
-    if not isinstance(method, MllmMacConfig):
+    if method.name != WHOLE.method:
         return {"trained": "nothing", "readings": "1"}
     trained = "LoRA" if method.sft else "perception"
     count = {"none": 0, "generated": 1 if method.shuffled else method.statements}.get(method.knowledge, 1)

@@ -1,6 +1,6 @@
-"""How large the adapter is, part by part, beside the LLM that stays frozen: the paper gives no number.
+"""The smaller tables of the notebooks: corpora, settings, training runs, and the alternatives to open choices.
 
-The other tables of the notebooks: corpora, settings, training runs and the register's alternatives.
+Also how large the adapter is, part by part, beside the LLM that stays frozen: the paper gives no number.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ def histories(study: Study, key: str) -> dict[str, pd.DataFrame]:
 
 
 def training_table(study: Study, keys: Sequence[str]) -> pd.DataFrame:
-    """One line per CMPTA run: scores, best epoch, oddities; a run that failed or is damaged says so.
+    """One line per CMPTA run: scores, best epoch, data issues; a run that failed or is damaged says so.
 
     No seconds and no hardware: `cmpta runs` shows them, and an export is the same on every machine.
     """
@@ -176,7 +176,7 @@ def _with_notes(frame: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
 
 
 def register_table(study: Study) -> pd.DataFrame:
-    """The interpretation register's alternatives beside the default: one seed, test split of the first corpus."""
+    """The alternatives to choices that the paper leaves open, beside the default: one seed, test split of the first corpus."""
     key = study.keys[0]
     default, rows = study.runs(key)[0], []
     base = default.metrics["test"] if sound([default]) else {}
