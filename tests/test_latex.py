@@ -173,6 +173,13 @@ def test_every_table_of_the_paper_is_there(folder: Path):
     assert names >= {f"table{n}" for n in range(1, 7)} | {f"table{n}_full" for n in range(3, 7)} | {"table2_parameters"}
 
 
+def test_no_tabular_is_wider_than_a_page(folder: Path):
+    for path in folder.glob("*.tex"):
+        forms = re.findall(r"\\begin\{tabular\}\{(.*)\}", path.read_text(encoding="utf-8"))
+        for widths in ([float(width) for width in re.findall(r"p\{([\d.]+)pt\}", form)] for form in forms):
+            assert widths and sum(widths) + GAP_PT * (len(widths) - 1) <= PAGE_PT + 0.5, path.name
+
+
 def test_everything_written_is_recorded(folder: Path):
     """What is not is no part of a published result."""
     assert {path.stem for path in folder.iterdir() if path.suffix in (".csv", ".md", ".tex")} == set(recorded(folder))

@@ -61,7 +61,7 @@ _BOLD, _NEAR_PT = 1.16, 8.1
 PAGE_PT, COLUMN_PT = 343.0, 220.0  # article's only column, and one of two; both less a margin
 GAP_PT = 8.0  # between two columns
 _PAGE_LINES, _HEAD_LINES = 46, 4  # of a float less caption and notes; of headings and rules
-_SENTENCE_PT = 72.0  # a column of sentences is no narrower
+_SENTENCE_PT, _MOST_LINES = 72.0, 25  # a column of sentences is no narrower, and its cells no taller
 _SIZE = "\\fontsize{8}{9.6}\\selectfont"
 
 
@@ -112,7 +112,8 @@ def columns_of(table: Table) -> tuple[Column | None, list[Column]]:
             for row, text in enumerate(plain)
         ]
         whole, least = max([longest_piece(head), *wide]), max(longest_piece(text) for text in (head, *plain)) + 2
-        least = min(whole, max(least, _SENTENCE_PT if whole > 2 * _SENTENCE_PT else 0)) if is_text else whole
+        enough = max(min(whole / _MOST_LINES, PAGE_PT / 2), _SENTENCE_PT if whole > 2 * _SENTENCE_PT else 0)
+        least = min(whole, max(least, enough)) if is_text else whole
         columns.append(Column(over, head, cells[place], plain, is_text, whole, least))
     return (columns[0], columns[1:]) if len(columns) > 1 and columns[0].head in BLOCKS else (None, columns)
 
