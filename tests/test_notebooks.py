@@ -32,7 +32,6 @@ from cmpta_lib.figures import clips
 from cmpta_lib.method.adapter import CMPTAdapter
 from cmpta_lib.report import gather, summaries
 from cmpta_lib.report import rows as reports
-from cmpta_lib.report import summaries as sizes
 from cmpta_lib.runs import provenance
 from cmpta_lib.runs.load import TrainedRun
 from cmpta_lib.runs.store import DONE, Run
@@ -270,7 +269,7 @@ def test_the_report_gathers_what_there_is_and_names_what_is_missing(tmp_path: Pa
 
 
 def test_qwen_is_as_large_as_it_says():
-    assert sizes.qwen_parameters() == 1_836_828_672  # the published checkpoint's total
+    assert summaries.qwen_parameters() == 1_836_828_672  # the published checkpoint's total
 
 
 def test_parameter_counts_are_those_of_the_adapter():
@@ -278,7 +277,7 @@ def test_parameter_counts_are_those_of_the_adapter():
     for changes in ({}, {"num_pseudo_tokens": 8}, {"fusion": "pooled"}, {"alignment": "linear"}):
         config = CmptaConfig(dim=16, **changes)
         real = sum(p.numel() for p in CMPTAdapter(config, 5, 7, 32, 1.0).parameters())
-        assert sizes.parameter_counts(config, 5, 7, 32).total() == real
+        assert summaries.parameter_counts(config, 5, 7, 32).total() == real
 
 
 def small_corpus(folder: Path, task: Task, labels: list, **modalities: list[int]):
