@@ -227,14 +227,11 @@ class HashCache:
     """
 
     def __init__(self, path: Path | None = None) -> None:
-        self.path = path
+        self.path, self._is_saved = path, True
         self._known: dict[str, tuple[str, list[int]]] = {}
-        self._is_saved = True
-        if path is not None:
-            try:
+        with suppress(ValueError, LookupError, AttributeError, TypeError):  # damaged: what it said is found out again
+            if path is not None:
                 self._known = {name: (digest, seen) for name, (digest, seen) in read_checksummed(path, "")["hashes"].items()}
-            except (Damaged, LookupError, AttributeError, TypeError, ValueError):  # what it said is found out again
-                pass
 
     def sha256(self, path: Path) -> str:
         """As the function of this name."""

@@ -240,7 +240,7 @@ def without(index: int, rows: list = ITEMS) -> list:
         (ITEMS[3:], TABLE, ["3 rows differ.", f"row missing from the features: 3 in a line, from {line(0)} to {line(2)}"]),
         (ITEMS[:1] + ITEMS[4:], TABLE, ["3 rows differ.", f"features: 3 in a line, from {line(1)} to {line(3)}"]),
         ([ITEMS[0], changed(0, text="Who is this?")[0], *ITEMS[1:]], TABLE,
-         ["extra item in the features: meld_train.pkl item 1 'Who is this?' [neutral]", "stands between dia0_utt0 and dia0_utt2"]),
+         ["extra item in the features: meld_train.pkl item 1 'Who is this?' [neutral]", "between dia0_utt0 and dia0_utt2"]),
         *((ITEMS, without(i, TABLE), ["(6 rows): 1 row differs.",
            f"row missing from the table: meld_train.pkl item {i} {TABLE[i][0]!r}", f"it stands {where}"])
           for i, where in ((0, "before"), (6, "after"), (2, "between dia0_utt2 and dia1_utt1"))),

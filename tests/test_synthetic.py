@@ -13,14 +13,14 @@ from sklearn.metrics import f1_score
 
 from cmpta_lib.data.corpus import Sample
 from cmpta_lib.embedded import synthetic
-from cmpta_lib.embedded.synthetic import CueSet, World
+from cmpta_lib.embedded.synthetic import CueSet, GenerativeModel
 
-WORLDS = synthetic.worlds()
+WORLDS = synthetic.generative_models()
 VIEWS = ("text", "face_voice", "all")
 
 
 @pytest.fixture(params=WORLDS)
-def world(request) -> World:
+def world(request) -> GenerativeModel:
     return WORLDS[request.param]
 
 
@@ -309,7 +309,7 @@ def test_a_bag_of_frames_cannot_answer_as_well(drawn):
 # --- labels and dialogues ---------------------------------------------------------------------------------------------
 
 
-def labels_of(world: World, size: int, seed: int = 0) -> list[tuple[int, str | None, str | None]]:
+def labels_of(world: GenerativeModel, size: int, seed: int = 0) -> list[tuple[int, str | None, str | None]]:
     return list(synthetic._labels(world, "train", size, np.random.default_rng(seed)))
 
 
