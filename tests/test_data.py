@@ -248,13 +248,6 @@ def test_a_writer_that_still_writes_is_spared_and_waited_for(tmp_path: Path):
     assert left_in(tmp_path) == ["corpus"] and others[1].fingerprint == corpus.fingerprint
 
 
-def test_nothing_heavy_is_imported():
-    code = "import sys, cmpta_lib.data.corpus; print(sorted({'torch', 'transformers', 'matplotlib'} & set(sys.modules)))"
-    root = Path(__file__).parents[1]
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
-
-
 # Statistics ------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("chunk", [1, 3, 1000])
 def test_statistics_are_over_the_real_frames_of_the_split(tmp_path: Path, monkeypatch, chunk: int):
