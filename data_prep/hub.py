@@ -30,7 +30,7 @@ class Found:
     paths: Mapping[str, Path]  # name -> where it lies
     sources: Mapping[str, str]  # name -> SHA-256, computed here and now
     generated: bool = False  # written by `data_prep.rehearsal`
-    sizes: Mapping[str, int] = field(default_factory=dict)  # split -> samples, where a rehearsal says so
+    sizes: Mapping[str, int] = field(default_factory=dict)  # split -> samples, where a dry run's manifest says so
 
     def size(self, split: str, in_table_1: int) -> tuple[int, str]:
         """The samples that the split must have, and in words who says so."""
@@ -143,7 +143,7 @@ def write_manifest(folder: Path, paths: Mapping[str, Path], sources: Mapping[str
 def fetch(published: Published, folder: Path) -> Found:
     """The published files in `folder`, downloaded where they are missing; a stopped download goes on where it was.
 
-    Files of a manifest that says "generated" (a rehearsal) are taken as they are.
+    Files of a manifest that says "generated" (a dry run's) are taken as they are.
 
     Raises:
         OSError: no network, no such file, or no room on the disk; the message says how to get the files by hand.

@@ -134,7 +134,7 @@ def read_items(path: Path, repairs: Counter[str]) -> list[dict]:
 
 
 def ignored(what: str, names: Iterable[object]) -> Iterator[str]:
-    """Kinds of oddities for what is not read. The names are the file's own, so they are cut and escaped like values."""
+    """Kinds of data issues for what is not read. The names are the file's own, so they are cut and escaped like values."""
     return (f"ignored_{what}_{shown(name).strip(chr(39))}" for name in names)
 
 

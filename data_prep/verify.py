@@ -103,7 +103,7 @@ def report(corpus: Corpus) -> str:
     shown = table.where(table.notna(), "").rename_axis(index=None, columns=None)
     lines = [f"Corpus {corpus.name}, fingerprint {corpus.fingerprint[:12]}", "", shown.to_string()]
     if corpus.generated:
-        lines[0] += ", GENERATED for a rehearsal: says nothing about the paper"
+        lines[0] += ", GENERATED for a dry run: says nothing about the paper"
     odd = found[(found["examples"] != "") & (found["count"] > 0)]
     lines += ["", *(f"{row.check}, {row.split}: {row.examples}" for row in odd.itertuples())] if len(odd) else []
     return "\n".join([*warnings(corpus), *lines])

@@ -349,7 +349,7 @@ def test_a_folder_that_cannot_be_made_is_named_with_advice(server, tmp_path: Pat
     assert server.requests == []
 
 
-def test_a_rehearsal_is_taken_as_it_is(tmp_path: Path, capsys):
+def test_generated_files_are_taken_as_they_are(tmp_path: Path, capsys):
     folder = save(tmp_path / "mine", {**CONTENT, "one.pkl": b"drawn"})
     sizes = {"train": 8, "valid": 8, "test": 8}
     paths = {"one.pkl": folder / "one.pkl", "two words.pkl": folder / "below/two words.pkl"}

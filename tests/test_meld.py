@@ -54,7 +54,7 @@ def items_of(split: str) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def save(tmp_path: Path) -> Callable[..., Path]:
-    """Write a rehearsal's files; `changes` replace a split's items, `rows` a split's table."""
+    """Write generated files and their manifest; `changes` replace a split's items, `rows` a split's table."""
 
     def save(
         changes: dict[str, list] | None = None,

@@ -49,7 +49,7 @@ def content() -> dict[str, dict[str, Any]]:
 
 @pytest.fixture
 def save(tmp_path: Path) -> Callable[..., Path]:
-    """Write a rehearsal, so that these few clips pass as a complete file."""
+    """Write a manifest, so that these few clips pass as a complete file."""
 
     def save(content: object, sizes: dict[str, int] | None = SIZES) -> Path:
         folder = tmp_path / "in"
