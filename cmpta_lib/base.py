@@ -1,7 +1,7 @@
 """What a method is to the rest of the code: training, runs and tables know `Method` and nothing of what is inside.
 
-A further method is one file with a subclass of `Method`, one settings class (`config.MethodConfig`) and one line in
-`methods.registry`. CMPTA and text only are subclasses of `prompted_lm.PromptedLM`.
+A further method is one file with a settings class (`config.MethodConfig`), a subclass of `Method` and, at its end, a call of
+`registry.register`. CMPTA and text only are subclasses of `prompted.PromptedLM`.
 """
 
 from __future__ import annotations
@@ -127,3 +127,44 @@ class Method(ABC):
             NotImplementedError: the method has none.
         """
         raise NotImplementedError(f"{type(self).__name__} has no attention maps to show")
+
+
+# Parts that several methods share. Shapes: B clips, T frames, F features.
+def real_positions(lengths: Tensor, size: int) -> Tensor:
+    """(B,) int64 lengths -> (B, size) bool, True where a position is real."""
+    return torch.arange(size, device=lengths.device) < lengths[:, None]
+
+
+def mean_over_time(frames: Tensor, lengths: Tensor, at_least: int = 1) -> Tensor:
+    """(B, T, F), zero-padded at the end -> (B, F) means over the real frames; zeros where there are none.
+
+    A clip shorter than `at_least` is taken for one of that many frames, the missing ones zero.
+    """
+    real = real_positions(lengths, frames.shape[1])[..., None]
+    return (frames * real).sum(1) / lengths.clamp(min=at_least)[:, None]
+
+
+class FeatureScaling(nn.Module):
+    """Frames of one modality, z-scored with the training split's statistics (choice 16); padding stays zero."""
+
+    mean: Tensor  # (F,) buffers
+    std: Tensor
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(features))
+        self.register_buffer("std", torch.ones(features))
+
+    def take(self, mean: Tensor, std: Tensor) -> None:
+        """Keep the training split's statistics, (F,) each."""
+        self.mean.copy_(mean)
+        self.std.copy_(std)
+
+    def forward(self, frames: Tensor, lengths: Tensor) -> Tensor:
+        return (frames - self.mean) / self.std * real_positions(lengths, frames.shape[1])[..., None]
+
+
+def start_at_embedding_norm(to_llm: nn.Linear, embedding_norm: float, llm_dim: int) -> None:
+    """Let a projection of LayerNorm's outputs, of norm sqrt(D), give vectors as large as the LLM's embeddings (choice 8)."""
+    nn.init.normal_(to_llm.weight, std=embedding_norm / (llm_dim * to_llm.in_features) ** 0.5)
+    nn.init.zeros_(to_llm.bias)

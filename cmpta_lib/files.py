@@ -275,9 +275,6 @@ def read_checksummed(path: Path, remedy: str) -> dict[str, Any]:
     return content
 
 
-sealed, unsealed = checksummed, read_checksummed  # the names of before, until nobody says them
-
-
 def _checksum(content: Mapping[str, Any]) -> str:
     text = json.dumps(content, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()  # an edited record may hold half characters

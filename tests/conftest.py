@@ -20,16 +20,16 @@ def shared_folder() -> Path:
 
 
 def finish_by_hand(folder: Path, config, **contents: str) -> None:
-    """The folder of a finished run, sealed as a worker leaves it; `contents` by file name, the others nearly empty."""
+    """The folder of a finished run, as a worker leaves it; `contents` by file name, the others nearly empty."""
     from cmpta_lib.config import to_json
     from cmpta_lib.runs import store
 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / store.CONFIG).write_text(to_json(config))
-    for name in store.SEALED:
+    for name in store.FILES:
         if name in contents or not (folder / name).exists():
             (folder / name).write_text(contents.get(name, "{}"))
-    store.seal(folder)
+    store.finalise(folder)
 
 
 def random_llm(num_key_value_heads: int = 4):
@@ -117,25 +117,3 @@ def small():
     registry.register(small_method.SmallConfig, small_method.SmallMethod, row="small")
     yield small_method.SmallConfig
     del MethodConfig.known["small"], registry.ENTRIES["small"]
-
-
-@pytest.fixture(scope="module")
-def gates_folder(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("gates")
-
-
-@pytest.fixture
-def gates(gates_folder) -> Path:
-    """A folder, empty at first, whose files say what the runs of `halting` do, by seed."""
-    for path in gates_folder.iterdir():
-        path.unlink()
-    return gates_folder
-
-
-@pytest.fixture(scope="module")
-def halting(tmp_path_factory, gates_folder):
-    """Runs of `halting_method` with these seeds, not yet made, in a runs folder of their own at each call."""
-    import halting_runs
-
-    with halting_runs.makers(tmp_path_factory, gates_folder) as make:
-        yield make

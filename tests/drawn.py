@@ -22,7 +22,7 @@ SIMS, MELD = Task("regression", "zh"), Task("classification", "en", CLASSES)
 
 def model(task=SIMS, text="说实话，这也太好了吧", label=-0.4, backbone="tiny", llm_dim=192, **settings) -> plots.ShownModel:
     config = CmptaConfig.model_validate({"dim": 64, "num_heads": 4} | settings)
-    return plots.ShownModel(config, task, backbone, llm_dim, 25, 177, "train_00000", text, label)
+    return plots.ShownModel(config, task, backbone, llm_dim, 25, 177, text, label)
 
 
 def english(**settings) -> plots.ShownModel:

@@ -34,7 +34,7 @@ def record_llms(root: Path) -> Path:
         for name, fingerprint in TINY.items():
             folder = synthetic.tiny_folder(cache / "llm", documents, name)
             folder.mkdir(parents=True)
-            files.write_text(folder / "cmpta.json", files.sealed({"fingerprint": fingerprint, "files": {}}))
+            files.write_text(folder / "cmpta.json", files.checksummed({"fingerprint": fingerprint, "files": {}}))
     return root
 
 
@@ -85,7 +85,7 @@ def finish(study: Study, key: str, runs: Sequence[Run], change: Any = None, **en
         }
         for name, text in texts.items():
             (run.folder / name).write_text(text, encoding="utf-8")
-        store.seal(run.folder)
+        store.finalise(run.folder)
 
 
 def finish_tables(study: Study) -> None:

@@ -1,7 +1,8 @@
 """The notebooks as a person meets them: in JupyterLab, in a real browser.
 
-Needs Chromium (Debian: apt install chromium); the environment variable CHROMIUM names another one. By default the pages are
-those of a smoke reproduction, made here; CMPTA_BROWSER_RUNS names the runs folder of a finished one instead.
+`make test-browser` asks for them. Needs Chromium (Debian: apt install chromium); the environment variable CHROMIUM names
+another one. By default the pages are those of a smoke reproduction, made here; CMPTA_BROWSER_RUNS names the runs folder of
+a finished one instead.
 """
 
 from __future__ import annotations
@@ -33,9 +34,15 @@ WIDTHS = (1400, 1000)  # of the window, px
 QUIET = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--no-first-run")
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.browser,
     pytest.mark.skipif(not CHROMIUM, reason="no Chromium on this machine (Debian: apt install chromium)"),
 ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def asked_for(request: pytest.FixtureRequest) -> None:
+    if "browser" not in request.config.getoption("-m"):
+        pytest.skip("takes minutes and shows what a person sees: `make test-browser`")
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +173,7 @@ def test_restart_and_run_all(name: str, browser, lab):
     page.wait_for_function(
         "(() => { const all = [...document.querySelectorAll('.jp-Notebook .jp-CodeCell .jp-InputPrompt')];"
         " return all.length && all.every(one => /\\d/.test(one.innerText)); })()",
-        timeout=300_000,
+        timeout=900_000,  # a notebook takes a minute or two alone, and far longer on a machine with other work
     )
     assert "Tables and figures are in" in page.locator(last).inner_text()
     assert complaints(page) == [] and cut(page) == []

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from cmpta_lib.study.preflight import COMMAND, Need, needs, screen
 from finished import finish, record_llms, small_studies
 
 from cmpta_lib.cli.__main__ import main
 from cmpta_lib.embedded.synthetic import tiny_folder
 from cmpta_lib.study import plan
 from cmpta_lib.study import preflight as check
-from cmpta_lib.study.preflight import COMMAND, Need, needs, screen
 from cmpta_lib.study.profiles import PROFILES
 from cmpta_lib.study.study import Study
 
@@ -219,8 +219,7 @@ def test_nothing_is_made_by_asking(tmp_path):
 
 def test_every_published_thing_has_its_size():
     """Or the disk check would count it as nothing."""
-    from cmpta_lib.beyond.settings import OMNI_MODELS
-    from cmpta_lib.llm.files import ENCODERS, PUBLISHED
+    from cmpta_lib.llm.files import ENCODERS, OMNI_MODELS, PUBLISHED
 
     assert set(check.LLM_GB) == {*PUBLISHED, *ENCODERS, *OMNI_MODELS}
     assert set(check.CORPUS_GB) == set(PROFILES["paper"].corpora.values())

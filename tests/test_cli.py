@@ -470,14 +470,14 @@ def write_run(folder: Path, seed: int, test: dict[str, float] | None) -> str:
     config = RunConfig(data=DataConfig(name="embedded-sims", fingerprint="f"), seed=seed)
     place = folder / f"embedded-sims-{config.hash}"
     place.mkdir(parents=True)
-    texts = dict.fromkeys(store.SEALED, "{}") | {store.CONFIG: to_json(config), store.HISTORY: "epoch\n1\n"}
+    texts = dict.fromkeys(store.FILES, "{}") | {store.CONFIG: to_json(config), store.HISTORY: "epoch\n1\n"}
     records = {"test": test, "valid": test, "best_epoch": 1}
     texts |= {store.ENVIRONMENT: json.dumps({"train_seconds": 12.4}), store.METRICS: json.dumps(records)}
     for name, text in texts.items():
         if test is not None or name in (store.CONFIG, store.HISTORY):
             (place / name).write_text(text)
     if test is not None:
-        store.seal(place)
+        store.finalise(place)
     return place.name
 
 

@@ -5,7 +5,7 @@ from drawn import MELD, MODELS, english, model, words
 from finished import record_llms, small_studies
 
 from cmpta_lib.figures import curves as plots
-from cmpta_lib.figures.shown_model import PAIRS
+from cmpta_lib.figures.diagrams import PAIRS
 
 
 def figure_1(shown) -> str:
@@ -25,9 +25,9 @@ def test_the_pairs_are_those_of_the_method():
 @pytest.mark.parametrize(
     ("settings", "said", "unsaid"),
     [
-        ({}, "BiLSTM, 2 × 32 (3, 4)", "| LSTM"),
-        ({"alignment": "lstm"}, "| LSTM, 64 (3)", "BiLSTM"),
-        ({"alignment": "linear"}, "Linear 177 → 64, LayerNorm (5) | ", "LSTM"),
+        ({}, "temporal alignment BiLSTM, 2 × 32 (3, 4)", " LSTM"),
+        ({"alignment": "lstm"}, " LSTM, 64 (3)", "BiLSTM"),
+        ({"alignment": "linear"}, "Linear 177 → 64, LayerNorm (5)", "LSTM"),
         ({"alignment": "linear"}, "Linear 25 → 64, LayerNorm (5)", "LSTM"),
         ({}, "one token per ordered pair Y ← X", "mix"),
         ({"num_heads": 1}, "1 head;", "heads"),
@@ -52,10 +52,12 @@ def test_figure_1_follows_the_settings(settings, said, unsaid):
     [
         ({}, "mean over the real positions of Y", "maximum"),
         ({"summary": "max"}, "maximum over the real positions of Y", "mean"),
-        ({}, "4 heads, d = 16", "per pair"),
+        ({}, "projections per modality", "per pair"),
+        ({}, "4 heads, d = 16", "× 2"),
         ({"num_heads": 8}, "8 heads, d = 8", "4 heads"),
-        ({"projections": "per_pair"}, "projections per pair", "$Q_T$"),
-        ({}, "$Q_T$ | $K_T$ | $V_T$", "Q KV"),
+        ({"projections": "per_pair"}, "projections per pair", "$Q_T$ |"),
+        ({"projections": "per_pair"}, "$Q_T$ × 2 | $K_T$, $V_T$ × 2", "per modality"),
+        ({}, "$Q_T$ | $K_T$, $V_T$ |", "Q KV"),
         ({"llm_dim": 2048}, "Linear  64 → 2048", "192"),
         ({"llm_dim": 2048}, "Linear 2048 → 64", "192"),
         ({"num_pseudo_tokens": 8}, "learned mix 6 → 8", "t₁"),
@@ -63,7 +65,7 @@ def test_figure_1_follows_the_settings(settings, said, unsaid):
         ({"num_pseudo_tokens": 8, "token_count_rule": "repeat"}, "pairs repeated 6 → 8", "mix"),
         ({"fusion": "pooled"}, "3 consecutive spans of its real frames", "softmax"),
         ({"fusion": "pooled"}, "v₁ | v₂ | v₃", "t₁"),
-        ({"fusion": "pooled", "num_pseudo_tokens": 2}, "one span: all its real frames", "v₂"),
+        ({"fusion": "pooled", "num_pseudo_tokens": 2}, "mean over one span of its real frames", "v₂"),
         ({"alignment": "lstm"}, "$T_a \\times 64$", "BiLSTM"),
     ],
 )
@@ -75,7 +77,7 @@ def test_figure_2_follows_the_settings(settings, said, unsaid):
 def order(shown) -> list[str]:
     """What the LLM reads, from left to right."""
     axes = plots.architecture_figure(shown).axes[0]
-    row = [text for text in axes.texts if abs(text.get_position()[1] - 3.14) < 0.01]
+    row = [text for text in axes.texts if abs(text.get_position()[1] - 2.94) < 0.01]
     return [text.get_text() for text in sorted(row, key=lambda text: text.get_position()[0])]
 
 
@@ -126,5 +128,5 @@ def test_a_study_s_model_is_what_its_runs_train(tmp_path, monkeypatch, llm):
     assert shown.settings == study.config("meld").method and shown.settings.summary == "max"
     assert (shown.audio_features, shown.vision_features) == (train.audio_dim, train.vision_dim)
     assert (shown.llm_dim, shown.backbone) == (llm.dim, study.llm.name)
-    assert (shown.clip, shown.text, shown.label) == (train[0].id, train[0].text, train[0].label)
-    assert shown.task.labels == MELD.labels and shown.class_name == MELD.labels[int(train[0].label)]
+    assert (shown.text, shown.label) == (train[0].text, train[0].label)
+    assert shown.task.labels == MELD.labels and shown.answer.endswith(MELD.labels[int(train[0].label)])

@@ -15,7 +15,7 @@ from torch import Tensor
 from cmpta_lib import registry
 from cmpta_lib.base import Method
 from cmpta_lib.baselines.dialogue import Layout
-from cmpta_lib.baselines.settings import reference
+from cmpta_lib.baselines.supervised import reference
 from cmpta_lib.config import DataConfig, RunConfig, override
 from cmpta_lib.data.corpus import Inputs, Sample
 from cmpta_lib.runs.evaluation import evaluate

@@ -65,33 +65,18 @@ def conda_specs(conda: dict) -> dict[str, str]:
     return specs
 
 
-def test_constraints_are_plain_pins(constraint_lines: list[str]):
-    for line in constraint_lines:
-        assert re.fullmatch(r"[a-z0-9-]+==[0-9][0-9a-z.]*", line), f"not `name==version`: {line}"
-    names = [line.split("==")[0] for line in constraint_lines]
-    assert names == sorted(set(names))
-
-
-def test_constraints_hold_no_cuda_package(pins: dict[str, str]):
+def test_constraints_are_plain_sorted_pins_without_cuda(constraint_lines: list[str], pins: dict[str, str]):
+    assert not [line for line in constraint_lines if not re.fullmatch(r"[a-z0-9-]+==[0-9][0-9a-z.]*", line)]
+    assert [line.split("==")[0] for line in constraint_lines] == sorted(pins)
     assert not [name for name in pins if CUDA_ONLY.match(name)]
 
 
-def test_every_direct_dependency_is_pinned_inside_its_range(direct: dict[str, Requirement], pins: dict[str, str]):
-    assert set(direct) <= set(pins)
-    for name, requirement in direct.items():
-        assert requirement.specifier.contains(pins[name]), f"constraints.txt has {pins[name]}, pyproject {requirement}"
-
-
-def test_every_extra_is_pinned_inside_its_range_and_has_a_lower_bound(project: dict, pins: dict[str, str]):
-    for extra, lines in project["optional-dependencies"].items():
+def test_every_dependency_and_extra_has_a_lower_bound_and_is_pinned_inside_its_range(project: dict, pins: dict[str, str]):
+    for extra, lines in {"": project["dependencies"], **project["optional-dependencies"]}.items():
         for requirement in map(Requirement, lines):
-            assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), f"{extra}: {requirement}"
+            pin = pins[canonicalize_name(requirement.name)]
+            assert requirement.specifier.contains(pin), f"{extra}: constraints.txt has {pin}, pyproject {requirement}"
             assert {part.operator for part in requirement.specifier} & {">=", "=="}, f"{extra}, no lower bound: {requirement}"
-
-
-def test_every_direct_dependency_has_a_lower_bound(direct: dict[str, Requirement]):
-    for requirement in direct.values():
-        assert {part.operator for part in requirement.specifier} & {">=", "=="}, f"no lower bound: {requirement}"
 
 
 def test_the_packages_the_project_is_built_on_are_dependencies(project: dict):
@@ -102,12 +87,9 @@ def test_torch_is_the_same_everywhere(direct: dict[str, Requirement], pins: dict
     assert str(direct["torch"].specifier) == f"=={pins['torch']}" == conda_specs["torch"]
 
 
-def test_environment_lists_the_direct_dependencies_and_nothing_else(direct: dict[str, Requirement], conda_specs):
-    assert set(conda_specs) - CONDA_BRINGS == set(direct) - PIP_ONLY
-
-
-def test_environment_repeats_the_pins(conda_specs: dict[str, str], pins: dict[str, str]):
+def test_environment_lists_the_direct_dependencies_with_their_pins_and_nothing_else(direct, conda_specs, pins):
     shared = set(conda_specs) - CONDA_BRINGS
+    assert shared == set(direct) - PIP_ONLY
     assert {name: conda_specs[name] for name in shared} == {name: f"=={pins[name]}" for name in shared}
 
 
@@ -136,13 +118,13 @@ def test_licence_is_the_one_that_pyproject_names(project: dict):
     assert all((ROOT / name).is_file() for name in project["license-files"])
 
 
-TARGETS = {"help", "setup", "test", "test-gpu", "lint", "reproduce", "lab", "clean"}
+TARGETS = {"help", "setup", "test", "test-gpu", "test-browser", "lint", "reproduce", "lab", "clean"}
 
 
 def test_makefile_has_its_targets_and_stays_small():
     text = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert set(re.findall(r"^([a-z-]+):.* ## ", text, re.MULTILINE)) == TARGETS
-    assert len(text.splitlines()) <= 44
+    assert len(text.splitlines()) <= 47
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from cmpta_lib import registry
-from cmpta_lib.baselines.lmf import LMF, LowRankFusion
-from cmpta_lib.baselines.settings import LmfConfig, SubnetsConfig, TfnConfig, reference
-from cmpta_lib.baselines.supervised import BatchNorm, Clips, MeanSubnet, Subnets, mean_over_time
-from cmpta_lib.baselines.tfn import TFN, TensorFusion
+from cmpta_lib.base import mean_over_time
+from cmpta_lib.baselines.lmf import LMF, LmfConfig, LowRankFusion
+from cmpta_lib.baselines.subnets import BatchNorm, MeanSubnet, Subnets, SubnetsConfig
+from cmpta_lib.baselines.supervised import Clips, reference
+from cmpta_lib.baselines.tfn import TFN, TensorFusion, TfnConfig
 from cmpta_lib.config import DataConfig, EvaluationConfig, RunConfig, TrainingConfig, override
 from cmpta_lib.data.corpus import Inputs, Sample, Task
 from cmpta_lib.runs import loop

@@ -10,8 +10,16 @@ import pytest
 import torch
 from dialogue_checks import fill, given, layout_of
 
-from cmpta_lib.baselines.ga2mif import KINDS, AcrossModalities, GraphAttention, Network, OneModality, window
-from cmpta_lib.baselines.settings import Ga2mifConfig, reference
+from cmpta_lib.baselines.ga2mif import (
+    KINDS,
+    AcrossModalities,
+    Ga2mifConfig,
+    GraphAttention,
+    Network,
+    OneModality,
+    window,
+)
+from cmpta_lib.baselines.supervised import reference
 
 SMALL = Ga2mifConfig(dim=4, heads=2, graph_heads=2, graph_layers=2, cross_layers=1, audio_width=4, vision_width=4)
 PUBLISHED = {"text": 600, "audio": 300, "vision": 342}

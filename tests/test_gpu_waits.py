@@ -25,8 +25,9 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves
 
 from cmpta_lib import registry
-from cmpta_lib.baselines.settings import reference
-from cmpta_lib.beyond.settings import MseAdapterConfig, SoftPromptConfig
+from cmpta_lib.baselines.mse_adapter import MseAdapterConfig
+from cmpta_lib.baselines.reference import SoftPromptConfig
+from cmpta_lib.baselines.supervised import reference
 from cmpta_lib.config import RunConfig, override
 from cmpta_lib.data.corpus import Inputs, Sample
 from cmpta_lib.fast.packing import send

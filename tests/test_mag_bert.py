@@ -24,8 +24,8 @@ from fine_tuned import (
     weights,
 )
 
-from cmpta_lib.baselines.mag_bert import MagGate, padded_blocks, real_blocks
-from cmpta_lib.baselines.settings import MagBertConfig, reference
+from cmpta_lib.baselines.mag_bert import MagBertConfig, MagGate, padded_blocks, real_blocks
+from cmpta_lib.baselines.supervised import reference
 from cmpta_lib.data.corpus import MODALITIES
 from cmpta_lib.runs import loop
 

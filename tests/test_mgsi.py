@@ -14,8 +14,7 @@ from token_makers import check_gradients, check_odd_clips
 from torch import Tensor, nn
 
 from cmpta_lib import registry
-from cmpta_lib.beyond.mgsi import Convolution, Granularities, Mgsi
-from cmpta_lib.beyond.settings import MgsiConfig
+from cmpta_lib.beyond.mgsi import Convolution, Granularities, Mgsi, MgsiConfig
 from cmpta_lib.config import DataConfig, RunConfig, TrainingConfig, from_json, override, to_json
 from cmpta_lib.data.corpus import Inputs, Sample, Task
 from cmpta_lib.runs import loop

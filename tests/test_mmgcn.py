@@ -10,8 +10,8 @@ import pytest
 import torch
 from dialogue_checks import fill, given, layout_of
 
-from cmpta_lib.baselines.mmgcn import DeepGraph, Network, adjacency, class_losses
-from cmpta_lib.baselines.settings import MmgcnConfig, reference
+from cmpta_lib.baselines.mmgcn import DeepGraph, MmgcnConfig, Network, adjacency, class_losses
+from cmpta_lib.baselines.supervised import reference
 
 SMALL = MmgcnConfig(dim=4, graph_dim=3, layers=2, audio_width=4, vision_width=4)
 PUBLISHED = {"text": 600, "audio": 300, "vision": 342}

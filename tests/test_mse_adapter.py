@@ -14,9 +14,8 @@ from torch import Tensor
 
 from cmpta_lib import registry
 from cmpta_lib.baselines import mse_adapter
-from cmpta_lib.baselines.mse_adapter import MseAdapter, MseTokens
-from cmpta_lib.baselines.settings import reference
-from cmpta_lib.beyond.settings import MseAdapterConfig
+from cmpta_lib.baselines.mse_adapter import MseAdapter, MseAdapterConfig, MseTokens
+from cmpta_lib.baselines.supervised import reference
 from cmpta_lib.config import DataConfig, PromptConfig, RunConfig, TrainingConfig, from_json, override, to_json
 from cmpta_lib.data.corpus import Inputs, Sample
 

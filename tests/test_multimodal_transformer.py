@@ -14,11 +14,11 @@ from test_model import clips
 from torch import Tensor
 
 from cmpta_lib import registry
-from cmpta_lib.baselines.settings import MultimodalTransformerConfig
 from cmpta_lib.beyond.multimodal_transformer import (
     STREAMS,
     Embedding,
     MultimodalTransformer,
+    MultimodalTransformerConfig,
     SixPairs,
     resampled,
     sinusoids,

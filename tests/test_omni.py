@@ -15,25 +15,23 @@ from omni_models import save, write_recording
 
 from cmpta_lib import registry
 from cmpta_lib.beyond import omni_model as omni
-from cmpta_lib.beyond import omni_model as omni_files
 from cmpta_lib.beyond.media import MEDIA, Clip
-from cmpta_lib.beyond.mllm_mac import MultimodalLLM
-from cmpta_lib.beyond.omni import question
-from cmpta_lib.beyond.settings import OMNI_MODELS, OmniConfig
+from cmpta_lib.beyond.omni import OmniConfig, complete, question
 from cmpta_lib.cli.listing import listed
 from cmpta_lib.config import DataConfig, LLMConfig, RunConfig, override, to_json
 from cmpta_lib.data.corpus import Sample, Task
 from cmpta_lib.data.store import load_corpus, write_corpus
 from cmpta_lib.files import Damaged
+from cmpta_lib.llm.files import OMNI_MODELS
 from cmpta_lib.runs import store
 from cmpta_lib.runs.execution import execute
 from cmpta_lib.runs.load import load
-from cmpta_lib.study import plan, recordings
+from cmpta_lib.study import plan
 from cmpta_lib.study.plan import Row
 from cmpta_lib.study.study import Study
 
 CPU = torch.device("cpu")
-FAMILIES = tuple(omni_files.FAMILIES)
+FAMILIES = tuple(omni.FAMILIES)
 CHOICES = ("joy", "sadness", "+0.5", "+0.6", "-1.0", "e")
 PROMPT = "what is the emotion?"
 MELD = Task("classification", "en", ("neutral", "joy", "anger"))
@@ -82,31 +80,30 @@ def test_scores_are_those_of_one_teacher_forced_answer_at_a_time(model, kind):
     clip = clip_of(kind)
     expected = []
     for choice in CHOICES:
-        ids = model.parts.ids(choice)
+        ids = model.ids(choice)
         log_probs = slow_logits(model, clip, ids).log_softmax(-1)
         expected.append(sum(log_probs[step, token].item() for step, token in enumerate(ids)))
-    assert len({len(model.parts.ids(choice)) for choice in CHOICES}) > 1, "answers of several lengths"
-    found = model.score([clip], PROMPT, CHOICES)[0]
+    assert len({len(model.ids(choice)) for choice in CHOICES}) > 1, "answers of several lengths"
+    found = model.score(clip, PROMPT, CHOICES)
     np.testing.assert_allclose(found, expected - np.logaddexp.reduce(expected), rtol=0, atol=5e-5)
-    assert isinstance(model, MultimodalLLM), "asked as the offline model is"
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_written_is_greedy_by_hand(model, kind):
     clip, said = clip_of(kind), []
-    while len(said) < 6 and (token := int(slow_logits(model, clip, said)[-1].argmax())) not in model.parts.ends:
+    while len(said) < 6 and (token := int(slow_logits(model, clip, said)[-1].argmax())) not in model.ends:
         said.append(token)
-    assert model.generate([clip], PROMPT, 6) == [model.parts.tokenizer.decode(said, skip_special_tokens=True).strip()]
+    assert model.generate(clip, PROMPT, 6) == model.tokenizer.decode(said, skip_special_tokens=True).strip()
 
 
 def test_it_stops_where_the_turn_ends(model, monkeypatch):
     first = int(slow_logits(model, clip_of("text"), [])[-1].argmax())
-    monkeypatch.setattr(model.parts, "ends", frozenset([first]))
-    assert model.generate([clip_of("text")], PROMPT, 6) == [""]
+    monkeypatch.setattr(model, "ends", frozenset([first]))
+    assert model.generate(clip_of("text"), PROMPT, 6) == ""
 
 
 def test_each_modality_is_read_and_so_is_its_order_in_time(model):
-    scores = {kind: model.score([clip_of(kind)], PROMPT, CHOICES) for kind in KINDS}
+    scores = {kind: model.score(clip_of(kind), PROMPT, CHOICES) for kind in KINDS}
     assert len({array.tobytes() for array in scores.values()}) == len(KINDS)
     whole = clip_of("all")
     for changed in (
@@ -116,39 +113,30 @@ def test_each_modality_is_read_and_so_is_its_order_in_time(model):
         replace(whole, frames_per_second=0.5),
         replace(whole, text="I am so sad"),
     ):
-        assert np.abs(model.score([changed], PROMPT, CHOICES) - scores["all"]).max() > 1e-4
-
-
-def test_no_answer_depends_on_its_batch_mates(model):
-    clips = [clip_of(kind, seed=seed) for seed, kind in enumerate(KINDS)]
-    together = model.score(clips, PROMPT, CHOICES)
-    alone = np.concatenate([model.score([clip], PROMPT, CHOICES) for clip in reversed(clips)])[::-1]
-    assert together.tobytes() == np.ascontiguousarray(alone).tobytes()
-    assert model.generate(clips, PROMPT, 4) == [model.generate([clip], PROMPT, 4)[0] for clip in clips]
-    assert model.score([], PROMPT, CHOICES).shape == (0, len(CHOICES))
+        assert np.abs(model.score(changed, PROMPT, CHOICES) - scores["all"]).max() > 1e-4
 
 
 def test_patches_of_a_still_picture_are_the_image_processors(model):
     still = clip_of("video").frames[:1]
     size = {"shortest_edge": 8 * 64, "longest_edge": 8 * 64}
-    image = model.parts.images(list(still), size=size, input_data_format="channels_last", return_tensors="pt")
+    image = model.images(list(still), size=size, input_data_format="channels_last", return_tensors="pt")
     for count in (1, 2):  # an odd last frame is shown twice
-        patches, grid = model.parts.patches(np.repeat(still, count, 0), 8)
+        patches, grid = model.patches(np.repeat(still, count, 0))
         assert torch.equal(patches, image["pixel_values"]) and grid.tolist() == image["image_grid_thw"].tolist()
 
 
 def test_patches_of_a_video_lie_as_transformers_video_processor_lays_them(model):
     """Its own code needs torchvision; this is its reshape, written out (video_processing_qwen2_vl.py, `patchify`)."""
-    frames, side = clip_of("video").frames[:4], model.parts.images.patch_size
-    patches, grid = model.parts.patches(frames, 8)
+    frames, side = clip_of("video").frames[:4], model.images.patch_size
+    patches, grid = model.patches(frames)
     t, h, w = grid[0].tolist()
     pictures = []
     for frame in frames:
-        resized = model.parts.images.resize(
-            frame.transpose(2, 0, 1), _size(8 * 4 * side**2), model.parts.images.resample, factor=2 * side
+        resized = model.images.resize(
+            frame.transpose(2, 0, 1), _size(8 * 4 * side**2), model.images.resample, factor=2 * side
         )
         scaled = resized * np.float32(1 / 255)
-        both = (model.parts.images.image_mean, model.parts.images.image_std)
+        both = (model.images.image_mean, model.images.image_std)
         mean, std = (np.array(x, np.float32)[:, None, None] for x in both)
         pictures.append((scaled - mean) / std)
     video = torch.from_numpy(np.stack(pictures))  # (T, C, H, W)
@@ -175,19 +163,19 @@ def test_sound_takes_as_many_positions_as_transformers_own_processor_gives_it(na
 
     theirs = import_module(f"transformers.models.{name}.processing_{name}")._get_feat_extract_output_lengths
     for frames in range(10, 3_001):
-        assert omni.FAMILIES_omni[name].audio_tokens(frames) == int(theirs(torch.tensor(frames)))
+        assert omni.FAMILIES[name].audio_tokens(frames) == int(theirs(torch.tensor(frames)))
 
 
 def test_control_tokens_in_a_clips_words_are_words(model):
     tokens = model.inputs(clip_of("text", "a <|im_end|> <|VIDEO|> b"), PROMPT)["input_ids"][0].tolist()
-    assert tokens.count(model.parts.special["end"]) == 2, "of the system message and of the question"
+    assert tokens.count(model.special["end"]) == 2, "of the system message and of the question"
     assert model.model.config.video_token_id not in tokens
 
 
 def test_the_system_message_is_what_was_asked_for(qwen):
     def shown(system: str) -> str:
         made = opened(qwen, system)
-        return made.parts.tokenizer.decode(made.inputs(clip_of("text"), "why?")["input_ids"][0])
+        return made.tokenizer.decode(made.inputs(clip_of("text"), "why?")["input_ids"][0])
 
     assert shown("You answer.").startswith("<|im_start|>system\nYou answer.<|im_end|>\n<|im_start|>user\nI am so glad\nwhy?")
     assert shown("").startswith("<|im_start|>user\n") and shown("").endswith("<|im_end|>\n<|im_start|>assistant\n")
@@ -196,9 +184,9 @@ def test_the_system_message_is_what_was_asked_for(qwen):
 def test_too_long_a_prompt_and_an_empty_answer_are_refused(qwen):
     made = opened(qwen)
     with pytest.raises(ValueError, match=r"clip 'clip': \d+ positions with the prompt, and the model reads 4096"):
-        made.score([clip_of("text", "no " * 5000)], PROMPT, CHOICES)
+        made.score(clip_of("text", "no " * 5000), PROMPT, CHOICES)
     with pytest.raises(ValueError, match="at least one token, but '' came"):
-        made.score([clip_of("text")], PROMPT, ["joy", ""])
+        made.score(clip_of("text"), PROMPT, ["joy", ""])
 
 
 # Loading --------------------------------------------------------------------------------------------------------------
@@ -306,7 +294,7 @@ def config_of(world: Path, qwen: Path, changes: dict | None = None) -> RunConfig
     corpus = load_corpus(world / "data" / "talks")
     start = RunConfig(data=DataConfig(name="talks", fingerprint=corpus.fingerprint), method=OmniConfig())
     asked = override(start, SMALL | {"method.model.name": str(qwen)} | (changes or {}))
-    return recordings.filled(asked, corpus, world, {"method.model.dtype": "float32"})
+    return complete(asked, corpus, world, {"method.model.dtype": "float32"})
 
 
 def made(world: Path, config: RunConfig) -> store.Run:
@@ -314,7 +302,7 @@ def made(world: Path, config: RunConfig) -> store.Run:
     folder.mkdir(parents=True)
     (folder / store.CONFIG).write_text(to_json(config))
     execute(world.parent, folder)
-    store.seal(folder)
+    store.finalise(folder)
     return store.open_run(folder)
 
 
@@ -390,7 +378,7 @@ def test_a_run_whose_model_changed_is_not_loaded(world, qwen, tmp_path):
 def test_it_is_no_row_of_the_papers_tables():
     assert "omni" in registry.ENTRIES and not registry.ENTRIES["omni"].is_trained
     for key in ("sims", "meld", "data"):
-        assert not [row for row in (*plan.comparison(key), *plan.beyond(key), *plan.versions(key)) if row.method == "omni"]
+        assert not [row for row in (*plan.comparison(key), *plan.chosen(["12_baselines"])[0].rows(key), *plan.versions(key)) if row.method == "omni"]
     assert OmniConfig().model.name in OMNI_MODELS
 
 
@@ -398,22 +386,22 @@ def test_a_study_says_why_a_row_is_not_run_and_fills_in_what_it_needs(world, qwe
     row = Row("an omni model", "omni", {"method.model.name": str(qwen)} | SMALL)
     words = replace(row, changes={**row.changes, "method.modalities": "text"})
     study = Study("demo", smoke=True)
-    assert "is generated: it holds features, and an omni model reads recordings" in study.lacks(row, "meld")
-    assert study.lacks(row) == "" and study.lacks(words, "meld") == "", "words are there"
+    assert "is generated: it holds features, and an omni model reads recordings" in study.missing(row, "meld")
+    assert study.missing(row) == "" and study.missing(words, "meld") == "", "words are there"
     assert study.config("meld", words).method.model.name == "small-omni"
     talks = load_corpus(world / "data" / "talks")
     monkeypatch.setattr(Study, "corpus", lambda self, key: talks)
-    assert study.lacks(row, "meld") == ""
-    monkeypatch.setattr(recordings, "gpu_count", lambda: 1)
+    assert study.missing(row, "meld") == ""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert study.config("meld", row).method.model.dtype == "bfloat16"
-    monkeypatch.setattr(recordings, "gpu_count", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     filled = study.config("meld", row)
     assert filled.method.model.dtype == "float32" and filled.method.media == config_of(world, qwen).method.media
     absent = replace(row, changes={"method.model.name": "nobody/omni"})
-    assert "cmpta weights nobody/omni" in study.lacks(absent, "meld")
+    assert "cmpta weights nobody/omni" in study.missing(absent, "meld")
     Path(os.environ[MEDIA], "talks/test/3.mkv").unlink()
-    assert "no recording of 1 of 7 clips; the first is 'test/3'" in study.lacks(row, "meld")
+    assert "no recording of 1 of 7 clips; the first is 'test/3'" in study.missing(row, "meld")
     monkeypatch.delenv(MEDIA)
-    assert study.lacks(row, "meld").endswith("set CMPTA_MEDIA to the folder that holds talks/<clip id>.mp4")
+    assert study.missing(row, "meld").endswith("set CMPTA_MEDIA to the folder that holds talks/<clip id>.mp4")
     with pytest.raises(FileNotFoundError, match="set CMPTA_MEDIA"):
         study.config("meld", row)

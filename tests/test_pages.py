@@ -21,38 +21,22 @@ EVERY = [*FIGURES, *DIAGRAMS]
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_text_is_legible_and_inside_the_page_and_names_its_source(name):
+def test_text_is_legible_and_has_its_place_to_itself(name):
+    """Inside the page, over no other text; and what an article cuts off, title and footer, holds nothing of the drawing."""
     figure, found = texts_of(name)
-    page = figure.bbox
-    for text, box in found:
-        assert text.get_fontsize() >= SMALLEST_PT, text.get_text()
-        assert page.x0 <= box.x0 and box.x1 <= page.x1 and page.y0 <= box.y0 and box.y1 <= page.y1, text.get_text()
+    page, point = figure.bbox, figure.dpi / 72
+    bottom, top = figure.foot_in * figure.dpi, page.y1 - figure.head_in * figure.dpi
     (footer,) = (text for text, _ in found if text.get_gid() == "footer")
     assert footer.get_text().replace("\n", " ") == FOOTER
-
-
-@pytest.mark.parametrize("name", EVERY)
-def test_no_words_overlap(name):
-    figure, found = texts_of(name)
-    point = figure.dpi / 72  # boxes hold room for tails and accents that the letters do not have
+    # Boxes hold room for tails and accents that the letters do not have.
     boxes = [(text.get_text(), box.padded(-point * 0.8)) for text, box in found]
-    for i, (one, box) in enumerate(boxes):
-        for other, other_box in boxes[:i]:
-            assert not box.overlaps(other_box), (one, other)
-
-
-@pytest.mark.parametrize("name", EVERY)
-def test_title_and_footer_have_the_page_s_ends_to_themselves(name):
-    """What an article cuts off holds nothing of the drawing, and what it keeps nothing of them."""
-    figure, found = texts_of(name)
-    bottom, top = figure.foot_in * figure.dpi, figure.bbox.y1 - figure.head_in * figure.dpi
-    for text, box in found:
-        if text.get_gid() == "title":
-            assert box.y0 >= top
-        elif text.get_gid() == "footer":
-            assert box.y1 <= bottom
-        else:
-            assert box.y0 >= bottom - 1 and box.y1 <= top + 1, text.get_text()
+    for number, (text, box) in enumerate(found):
+        said = text.get_text()
+        assert text.get_fontsize() >= SMALLEST_PT, said
+        assert page.x0 <= box.x0 and box.x1 <= page.x1 and page.y0 <= box.y0 and box.y1 <= page.y1, said
+        place = {"title": (top, page.y1), "footer": (0, bottom)}.get(text.get_gid(), (bottom - 1, top + 1))
+        assert place[0] <= box.y0 and box.y1 <= place[1], said
+        assert not [other for other, its in boxes[:number] if boxes[number][1].overlaps(its)], said
 
 
 @pytest.mark.parametrize("classes", [2, 12, 30])
@@ -147,11 +131,11 @@ from matplotlib import font_manager
 known = font_manager.fontManager
 known.ttflist = [font for font in known.ttflist if not font.name.startswith("DejaVu")]
 known.addfont(sys.argv[2])
-from cmpta_lib.figures import page, style
+from cmpta_lib.figures import style
 with style.figure_style():
-    figure = page.new_figure(3.3, 1.0, title="这也太好了吧 attention", footer="数据 data")
+    figure = style.new_figure(3.3, 1.0, title="这也太好了吧 attention", footer="数据 data")
     figure.subplots().set(xlabel="情感 frame")
-page.save_figure(figure, sys.argv[1], "small")
+style.save_figure(figure, sys.argv[1], "small")
 print(style.CJK_FONT)
 """
 

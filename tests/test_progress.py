@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import finish_by_hand
 
-from cmpta_lib.baselines.settings import ConstantConfig
+from cmpta_lib.baselines.reference import ConstantConfig
 from cmpta_lib.config import DataConfig, RunConfig, TrainingConfig
 from cmpta_lib.runs import progress as console
 from cmpta_lib.runs.progress import Progress

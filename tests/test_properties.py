@@ -14,7 +14,7 @@ from test_config import CONFIG, TEXT_ONLY, leaves, settable, value_at
 from test_model import answers_of, scored, slow_probabilities
 from torch import Tensor
 
-from cmpta_lib.baselines.supervised import reorder, reversed_order
+from cmpta_lib.baselines.reference import reorder, reversed_order
 from cmpta_lib.config import RunConfig, from_json, override, to_json
 from cmpta_lib.fast.packing import pad_frames
 from cmpta_lib.method.answers import AnswerTrie

@@ -14,10 +14,9 @@ from token_makers import check_gradients, check_odd_clips
 from torch import Tensor
 
 from cmpta_lib import registry
-from cmpta_lib.baselines.settings import reference
-from cmpta_lib.beyond.prototypes import Attention, Prototypes, PrototypeTokens
+from cmpta_lib.baselines.supervised import reference
+from cmpta_lib.beyond.prototypes import Attention, Prototypes, PrototypesConfig, PrototypeTokens
 from cmpta_lib.beyond.regularisers import central_moment_discrepancy, diversity
-from cmpta_lib.beyond.settings import PrototypesConfig
 from cmpta_lib.config import DataConfig, RunConfig, TrainingConfig, from_json, override, to_json
 from cmpta_lib.data.corpus import Inputs, Sample, Task
 from cmpta_lib.runs import loop

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Literal
@@ -12,7 +13,6 @@ import pytest
 from finished import record_llms
 
 from cmpta_lib import registry
-from cmpta_lib import registry as entries
 from cmpta_lib.config import DataConfig, MethodConfig, RunConfig, from_json, to_json
 from cmpta_lib.embedded import synthetic
 from cmpta_lib.report.comparison import comparison_rows
@@ -27,16 +27,16 @@ DATA = DataConfig(name="a", fingerprint="b")
 
 
 @pytest.fixture(autouse=True)
-def plugin(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+def plugin(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     """The method, known to this file's tests alone: tables of other tests must not have its row."""
     known = dict(registry.ENTRIES)
-    for module in (entries, registry):  # one list under two names
-        monkeypatch.setattr(module, "ENTRIES", known)
     monkeypatch.setattr(MethodConfig, "known", dict(MethodConfig.known))
     monkeypatch.setenv(registry.PLUGINS, str(FILE))
     monkeypatch.delitem(sys.modules, FILE.stem, raising=False)
     registry.load_plugins()
-    return sys.modules[FILE.stem]
+    yield sys.modules[FILE.stem]
+    registry.ENTRIES.clear()
+    registry.ENTRIES.update(known)
 
 
 @pytest.fixture

@@ -11,7 +11,8 @@ from test_model import clips
 
 from cmpta_lib import registry
 from cmpta_lib.beyond import regularisers
-from cmpta_lib.beyond.settings import MgsiConfig, PrototypesConfig
+from cmpta_lib.beyond.mgsi import MgsiConfig
+from cmpta_lib.beyond.prototypes import PrototypesConfig
 from cmpta_lib.config import DataConfig, RunConfig, TrainingConfig, override
 from cmpta_lib.data.corpus import Inputs
 from cmpta_lib.method import prompted as prompted_lm

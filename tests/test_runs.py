@@ -34,12 +34,12 @@ from cmpta_lib.runs import engines, processes, store
 from cmpta_lib.runs import load as trained
 from cmpta_lib.runs import provenance as records
 from cmpta_lib.runs import worker as runs
-from cmpta_lib.runs.store import DONE, LOCK, METRICS, SEALED, WEIGHTS, Run
+from cmpta_lib.runs.store import DONE, LOCK, METRICS, WEIGHTS, Run
 from cmpta_lib.study.plan import REGISTER, TEXT_ONLY, Row
 from cmpta_lib.study.profiles import SMOKE_DOCUMENTS
 from cmpta_lib.study.study import Study
 
-FILES = {*SEALED, DONE}
+FILES = {*store.FILES, DONE}
 RESULTS = (WEIGHTS, "predictions.parquet", METRICS)  # what a killed run must end with, byte for byte
 
 

@@ -29,8 +29,16 @@ from fine_tuned import (
 from torch import Tensor, nn
 
 from cmpta_lib import registry
-from cmpta_lib.baselines.self_mm import SPACES, UNIMODAL, LabelTables, SelfMMNet, moved_losses, multimodal_targets
-from cmpta_lib.baselines.settings import SelfMMConfig, reference
+from cmpta_lib.baselines.self_mm import (
+    SPACES,
+    UNIMODAL,
+    LabelTables,
+    SelfMMConfig,
+    SelfMMNet,
+    moved_losses,
+    multimodal_targets,
+)
+from cmpta_lib.baselines.supervised import reference
 from cmpta_lib.data.corpus import Inputs, Task
 from cmpta_lib.runs import loop
 from cmpta_lib.runs.checkpoint import CHECKPOINT, State

@@ -10,8 +10,7 @@ import torch
 from test_model import clips
 
 from cmpta_lib import registry
-from cmpta_lib.baselines.reference import SoftPrompt
-from cmpta_lib.beyond.settings import SoftPromptConfig
+from cmpta_lib.baselines.reference import SoftPrompt, SoftPromptConfig
 from cmpta_lib.config import DataConfig, RunConfig, TrainingConfig
 from cmpta_lib.data.corpus import Inputs
 from cmpta_lib.runs import loop

@@ -20,7 +20,7 @@ from cmpta_lib import files
 from cmpta_lib.config import DataConfig, RunConfig, override, to_json
 from cmpta_lib.runs import engines, store
 from cmpta_lib.runs.progress import summarise
-from cmpta_lib.runs.store import CONFIG, DONE, ENVIRONMENT, HISTORY, METRICS, PREDICTIONS, SEALED, WEIGHTS, Run
+from cmpta_lib.runs.store import CONFIG, DONE, ENVIRONMENT, FILES, HISTORY, METRICS, PREDICTIONS, WEIGHTS, Run
 
 
 def make(root: Path, seed: int, mae: float = 0.25) -> Run:
@@ -101,7 +101,7 @@ def test_a_finished_run_is_read(run):
     assert run.predictions("valid")["id"].tolist() == ["a"]
 
 
-@pytest.mark.parametrize("name", [*SEALED, DONE])
+@pytest.mark.parametrize("name", [*FILES, DONE])
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_file_is_named_with_its_remedy_and_never_used(run, other, name, damage):
     assert not run.problem, "what was compared once is compared again"
@@ -157,7 +157,7 @@ def test_a_users_own_files_beside_it_do_not_matter(run):
     (run.folder / "notes.txt").write_text("looks good")
     (run.folder / "lock").touch()
     assert not run.problem
-    with pytest.raises(files.Damaged, match="notes.txt is missing: the seal does not have it"):
+    with pytest.raises(files.Damaged, match="notes.txt is missing: seal.json does not list it"):
         run.path("notes.txt")
 
 
@@ -172,13 +172,13 @@ def test_a_swapped_folder_is_told_by_its_config(run, other):
 
 def test_a_seal_that_is_none_is_refused(run):
     (run.folder / DONE).write_text(files.checksummed({"clips": 3}))
-    assert run.problem.startswith(f"{run.folder / DONE} is not a run's seal; remove")
+    assert run.problem.startswith(f"{run.folder / DONE} is not a run's checksum manifest; remove")
 
 
 def test_nothing_is_sealed_that_is_not_there(run):
     (run.folder / WEIGHTS).unlink()
     with pytest.raises(FileNotFoundError, match=WEIGHTS):
-        store.seal(run.folder)
+        store.finalise(run.folder)
 
 
 @pytest.mark.parametrize("read", READS.values(), ids=READS)
@@ -242,7 +242,7 @@ def test_what_killed_workers_left_in_finished_runs_is_swept(run, tmp_path):
     for name in (*leftovers, "notes.txt"):
         (run.folder / name).write_text("x")
     engines.ensure([run], tmp_path, engine=Counted())
-    assert {path.name for path in run.folder.iterdir()} == {*SEALED, DONE, "notes.txt"}
+    assert {path.name for path in run.folder.iterdir()} == {*FILES, DONE, "notes.txt"}
 
 
 # --- listing ----------------------------------------------------------------------------------------------------------
@@ -280,7 +280,7 @@ def test_unfinished_runs_are_listed_with_their_progress(run, tmp_path):
 def test_runs_of_another_version_are_listed_as_such(run, other, tmp_path):
     config = json.loads(to_json(run.config))
     (run.folder / CONFIG).write_text(json.dumps(config | {"invented": 1}))
-    sealed = {"run": run.config.hash, "files": files.hashes(run.folder, SEALED)}
+    sealed = {"run": run.config.hash, "files": files.hashes(run.folder, FILES)}
     (run.folder / DONE).write_text(files.checksummed(sealed))
     assert lines(tmp_path)[run.folder.name].startswith("other version: of another version of this code (")
     assert "MAE" in lines(tmp_path)[other.folder.name]
@@ -288,7 +288,7 @@ def test_runs_of_another_version_are_listed_as_such(run, other, tmp_path):
 
 def test_a_config_that_reads_but_has_another_hash_today_is_of_another_version(run, tmp_path):
     moved = run.folder.rename(tmp_path / "corpus-0123456789ab")
-    sealed = {"run": "0123456789ab", "files": files.hashes(moved, SEALED)}
+    sealed = {"run": "0123456789ab", "files": files.hashes(moved, FILES)}
     (moved / DONE).write_text(files.checksummed(sealed))
     assert lines(tmp_path)[moved.name].startswith("other version: of another version of this code (its config has the hash")
 

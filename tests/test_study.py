@@ -218,7 +218,7 @@ def test_a_row_whose_own_llm_is_not_here_says_so_and_the_others_stand(study, mon
         return "0123456789abcdef"
 
     monkeypatch.setattr(Study, "tiny", absent)
-    assert plain.lacks(MSE_LLAMA) and not plain.lacks(CMPTA)
+    assert plain.missing(MSE_LLAMA) and not plain.missing(CMPTA)
     assert [llm.name for llm in plain.llms()] == ["tiny"]
     assert not [name for name, _ in plain.planned_runs(["04_table3_simsv2"]) if name == MSE_LLAMA.name]
     (row,) = (row for row in comparison.comparison_rows(plain, "sims") if row.method.startswith(MSE_LLAMA.name))

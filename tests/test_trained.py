@@ -285,7 +285,7 @@ def test_a_run_is_found_by_its_name(runs: dict[str, Run], study: Study, sample: 
         load("sims-0")
 
 
-@pytest.mark.parametrize("name", [*store.SEALED, store.DONE])
+@pytest.mark.parametrize("name", [*store.FILES, store.DONE])
 @pytest.mark.parametrize("damage", ["changed", "gone"])
 def test_a_damaged_run_is_named(name: str, damage: str, copied: Path, study: Study):
     path = copied / name
@@ -300,8 +300,8 @@ def test_a_damaged_run_is_named(name: str, damage: str, copied: Path, study: Stu
 
 def seal_again(folder: Path) -> None:
     """As a version of this code would have sealed it to which these files are right."""
-    run = files.unsealed(folder / store.DONE, "")["run"]
-    files.write_text(folder / store.DONE, files.sealed({"run": run, "files": files.hashes(folder, store.SEALED)}))
+    run = files.read_checksummed(folder / store.DONE, "")["run"]
+    files.write_text(folder / store.DONE, files.checksummed({"run": run, "files": files.hashes(folder, store.FILES)}))
 
 
 def test_a_run_of_another_version_is_named(copied: Path, study: Study):

@@ -10,17 +10,36 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from cmpta_lib.base import Group
-from cmpta_lib.baselines.supervised import Clips, LastState, Supervised, mean_over_time
-from cmpta_lib.config import TrainingConfig
+from cmpta_lib.base import Group, mean_over_time
+from cmpta_lib.baselines.supervised import Clips, LastState, Supervised, SupervisedConfig
+from cmpta_lib.config import AtLeastOne, Positive, TrainingConfig
 from cmpta_lib.data.corpus import MODALITIES
 from cmpta_lib.fast.packing import send
+
+SMALL_DIALOGUES = {"method.audio_width": 32, "method.vision_width": 32, "training.batch_size": 8, "training.epochs": 8}
+TINY_DIALOGUES = {"method.audio_width": 8, "method.vision_width": 8, "method.dim": 8}
+
+
+class DialogueConfig(SupervisedConfig):
+    """What methods share that read whole dialogues; `training.batch_size` counts dialogues for them.
+
+    The public code of both chooses its epoch on the test split. No setting here does.
+    """
+
+    context: bool = True  # False: each utterance is a dialogue of its own
+    features: Literal["lstm", "mean"] = "lstm"  # a clip's vector: last state of an LSTM over its frames, or their mean
+    audio_width: AtLeastOne = 300  # of the LSTM's state, as wide as the papers' vectors
+    vision_width: AtLeastOne = 342
+    frames_rate: Positive = 1.0  # times the learning rate, for those LSTMs
+    speakers: AtLeastOne = 9  # rows of the speaker table: first, second, ... voice; later voices share the last
+    bilstm: Literal["packed", "padded"] = "packed"  # padded: the backward direction starts in padding
 
 
 @dataclass(frozen=True)

@@ -13,30 +13,64 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Annotated, Literal, cast
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
-from cmpta_lib.base import Batch, Loss, Method, Predictions, Tools
-from cmpta_lib.baselines.settings import ConstantConfig
+from cmpta_lib.base import Batch, Loss, Method, Predictions, Tools, mean_over_time, real_positions
 from cmpta_lib.baselines.supervised import (
+    Chance,
     ClipBatch,
     Clips,
     Supervised,
-    mean_over_time,
+    SupervisedConfig,
     predictions,
-    real_positions,
-    reorder,
-    reversed_order,
     task_losses,
 )
-from cmpta_lib.beyond.settings import SoftPromptConfig
-from cmpta_lib.config import RunConfig
+from cmpta_lib.config import AtLeastOne, MethodConfig, Positive, PromptedLMConfig, RunConfig, TextOnlyConfig
 from cmpta_lib.data.corpus import MODALITIES, Inputs, Modality, Sample, Split
 from cmpta_lib.fast.packing import send
 from cmpta_lib.method.prompted import PromptedLM, TokenMaker
+from cmpta_lib.registry import register
+
+
+class ConstantConfig(MethodConfig):
+    """The best answer that looks at nothing: the training labels' median, or the majority class."""
+
+    name: Literal["constant"] = "constant"
+    recipe: Literal[1] = 1
+    statistic: Literal["median", "mean"] = "median"  # of scores; the median has the least absolute error
+
+
+class LinearConfig(SupervisedConfig):
+    """Ridge regression or a linear SVM on what is left of a clip without its order."""
+
+    name: Literal["linear"] = "linear"
+    recipe: Literal[1] = 1
+    alphas: Annotated[tuple[Positive, ...], Field(min_length=1, strict=False)] = (1.0, 10.0, 100.0, 1000.0, 10000.0)  # of
+    # the ridge: the best by leave-one-out on the training split; JSON writes it as a list
+    svm_c: Positive = 0.01
+    class_weight: Literal["none", "balanced"] = "none"
+
+
+class BilstmConfig(SupervisedConfig):
+    """A plain BiLSTM with attention pooling per modality, and a linear layer on all three."""
+
+    name: Literal["bilstm"] = "bilstm"
+    recipe: Literal[1] = 1
+    hidden: AtLeastOne = 64  # per direction
+    dropout: Chance = 0.3
+
+
+class SoftPromptConfig(PromptedLMConfig):
+    """Free vectors in place of pseudo tokens, the same for every clip: what tuning a prompt gives without face and voice."""
+
+    name: Literal["soft_prompt"] = "soft_prompt"
+    recipe: Literal[1] = 1
+    num_pseudo_tokens: AtLeastOne = 6
 
 
 @dataclass(frozen=True)
@@ -173,6 +207,15 @@ class Linear(Supervised):
         return replace(super().predict(batch), answers=(), probabilities=None)
 
 
+def reversed_order(lengths: Tensor, size: int) -> Tensor:
+    """(B, size) int64: each row's real positions backwards, then its padding; its own inverse on the real part."""
+    return (lengths[:, None] - 1 - torch.arange(size, device=lengths.device)).remainder(size)
+
+
+def reorder(frames: Tensor, order: Tensor) -> Tensor:
+    return frames.gather(1, order[..., None].expand(-1, -1, frames.shape[2]))
+
+
 class AttentivePool(nn.Module):
     """BiLSTM over the real positions, then their mean, weighted by a learned attention."""
 
@@ -248,3 +291,45 @@ class SoftPrompt(PromptedLM):
         settings = self.settings
         assert isinstance(settings, SoftPromptConfig)
         return SoftTokens(settings.num_pseudo_tokens, self.llm.dim, self.llm.embedding_norm)
+
+
+register(
+    TextOnlyConfig,
+    PromptedLM,
+    row="text only",
+    reads="one utterance: words by the frozen LLM as it is, without pseudo tokens (zero-shot)",
+    is_reference=True,
+    is_trained=False,
+)
+register(
+    ConstantConfig,
+    Constant,
+    row="constant",
+    reads="nothing: the median or majority of the training labels",
+    is_reference=True,
+    is_trained=False,
+)
+register(
+    LinearConfig,
+    Linear,
+    row="linear",
+    settings={"demo/data": {"method.svm_c": 1.0}},
+    reads="one utterance: ridge or SVM on the mean state of a frozen BERT, mean and deviation of voice and face",
+    is_reference=True,
+    is_trained=False,
+)
+register(
+    BilstmConfig,
+    BiLSTM,
+    row="BiLSTM",
+    reads="one utterance: words by a frozen BERT, all frames of voice and face",
+    is_reference=True,
+    settings={"demo": {"method.hidden": 32}, "smoke": {"method.hidden": 8}},
+)
+register(
+    SoftPromptConfig,
+    SoftPrompt,
+    row="soft prompt",
+    reads="one utterance: words by the frozen LLM, behind tuned vectors that are the same for every clip",
+    is_reference=True,
+)

@@ -12,23 +12,70 @@ Shapes: B clips, C outputs: one score, or a logit per class.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from cmpta_lib.base import Batch, Group, Loss
-from cmpta_lib.baselines.settings import SelfMMConfig
-from cmpta_lib.baselines.supervised import ClipBatch, Clips, LastState, Supervised, split_by_decay, task_losses
-from cmpta_lib.config import TrainingConfig
+from cmpta_lib.baselines.supervised import (
+    AS_IN_MMSA,
+    Chance,
+    ClipBatch,
+    Clips,
+    LastState,
+    Supervised,
+    SupervisedConfig,
+    split_by_decay,
+    task_losses,
+)
+from cmpta_lib.config import AtLeastOne, Positive, TrainingConfig
 from cmpta_lib.data.corpus import MODALITIES, Modality, Split, Task
 from cmpta_lib.fast.packing import send
 from cmpta_lib.llm.encoder import contextual
+from cmpta_lib.registry import register
 
 if TYPE_CHECKING:
     from transformers.models.bert import BertModel
+
+
+Decay = Annotated[float, Field(ge=0)]
+
+
+class SelfMMConfig(SupervisedConfig):
+    """Yu et al. 2021; sizes, dropout, rates and decays as MMSA has them for SIMS-V2.
+
+    `training.learning_rate` and `training.weight_decay` are those of the four heads; the rates here multiply the former.
+    MMSA sums the gradients of four batches of 16 before a step: one batch of 64 here, its labels renewed once a step.
+    """
+
+    name: Literal["self_mm"] = "self_mm"
+    recipe: Literal[1] = 1
+    quirks: ClassVar[dict[str, object]] = {"label_bound": 3.0}
+    label_bound: Positive = 1.0  # H: generated labels stay in [-H, H]; 1 = the range of the scores themselves
+    audio_hidden: AtLeastOne = 16  # of the LSTM
+    vision_hidden: AtLeastOne = 64
+    audio_size: AtLeastOne = 16  # of a clip's vector
+    vision_size: AtLeastOne = 32
+    fusion_features: AtLeastOne = 128
+    text_features: AtLeastOne = 64
+    audio_features: AtLeastOne = 32
+    vision_features: AtLeastOne = 32
+    lstm_dropout: Chance = 0.0
+    fusion_dropout: Chance = 0.0
+    text_dropout: Chance = 0.0
+    audio_dropout: Chance = 0.1
+    vision_dropout: Chance = 0.0
+    bert_rate: Positive = 0.05
+    audio_rate: Positive = 1.0
+    vision_rate: Positive = 1.0
+    bert_weight_decay: Decay = 0.01  # none on biases and layer norms
+    audio_weight_decay: Decay = 0.0
+    vision_weight_decay: Decay = 0.0
+
 
 UNIMODAL = ("text", "audio", "vision")
 SPACES = ("fusion", *UNIMODAL)
@@ -240,3 +287,30 @@ def multimodal_targets(labels: Tensor, task: Task) -> Tensor:
 def moved_losses(outputs: Tensor, targets: Tensor, multimodal: Tensor) -> Tensor:
     """Three times (B, C) -> (B,): absolute errors, weighted by tanh of the target's distance to the multimodal label."""
     return ((targets - multimodal).abs().tanh() * (outputs - targets).abs()).mean(1)
+
+
+register(
+    SelfMMConfig,
+    SelfMM,
+    row="Self-MM",
+    comparisons=("sims",),
+    settings={
+        # Generated labels first act in the third epoch.
+        "demo": {"training.epochs": 3, "training.learning_rate": 5e-3, "method.bert_rate": 0.3},
+        "demo/data": {
+            "training.epochs": 30,
+            "training.learning_rate": 3e-3,
+            "method.bert_rate": 0.03,
+            "method.audio_hidden": 128,
+            "method.audio_size": 64,
+        },
+        "paper": AS_IN_MMSA
+        | {
+            "training.batch_size": 64,  # 4 batches of 16, whose gradients the public code sums
+            "training.learning_rate": 1e-3,
+            "training.weight_decay": 1e-3,
+        },
+        "smoke": {f"method.{space}_features": 8 for space in ("fusion", "text", "audio", "vision")},
+    },
+    reads="one utterance: words by a BERT that is trained too, all frames of voice and face",
+)

@@ -48,10 +48,10 @@ class Padded:
 class Tokens(nn.Module):
     """Voice, face and the padded text's embeddings -> (B, K, E): packed LSTMs, text-guided mixer, multi-scale fusion."""
 
-    def __init__(self, widths: Mapping[Modality, int], task: Task, llm_dim: int) -> None:
+    def __init__(self, shapes: Mapping[Modality, tuple[int, int]], task: Task, llm_dim: int) -> None:
         super().__init__()
         hidden = dict(zip(MODALITIES, HIDDEN[task.kind], strict=True))
-        self.lstms = nn.ModuleDict({m: nn.LSTM(widths[m], hidden[m], batch_first=True) for m in MODALITIES})
+        self.lstms = nn.ModuleDict({m: nn.LSTM(shapes[m][1], hidden[m], batch_first=True) for m in MODALITIES})
         self.linears = nn.ModuleDict({m: nn.Linear(hidden[m], MIXER) for m in MODALITIES})
         self.mixer = nn.Linear(llm_dim, MIXER)
         self.fusion = MultiScaleFusion(MIXER, llm_dim, SCALES)
@@ -73,33 +73,30 @@ class Ancestor:
     """MSE-Adapter's way with this LLM.
 
     Args:
-        text_limit: tokens to which texts are padded.
-        longest: frames to which voice and face are padded.
+        shapes: (frames, features) to which voice and face are padded.
+        text_limit: tokens to which texts are padded or cut.
     """
 
-    def __init__(
-        self, llm: FrozenLLM, task: Task, widths: Mapping[Modality, int], text_limit: int, longest: Mapping[Modality, int]
-    ) -> None:
-        self.llm, self.task, self.text_limit, self.longest = llm, task, text_limit, longest
+    def __init__(self, llm: FrozenLLM, task: Task, shapes: Mapping[Modality, tuple[int, int]], text_limit: int) -> None:
+        self.llm, self.task, self.shapes, self.text_limit = llm, task, shapes, text_limit
         torch.manual_seed(0)
-        self.maker = Tokens(widths, task, llm.dim).to(llm.device)
+        self.maker = Tokens(shapes, task, llm.dim).to(llm.device)
         self.optimizer = torch.optim.AdamW(self.maker.parameters(), lr=_RATE, eps=_EPSILON)
         layout = Layout.of(task)
-        ids = {name: llm.token_ids(getattr(layout, name)) for name in ("open", "close", "prompt")}
-        self.before = torch.tensor(llm.first_ids + ids["open"], device=llm.device)
-        self.after = torch.tensor(ids["close"] + ids["prompt"], device=llm.device)
+        self.before = torch.tensor(llm.first_ids + llm.token_ids(layout.open), device=llm.device)
+        self.after = torch.tensor(llm.token_ids(layout.close) + llm.token_ids(layout.prompt), device=llm.device)
         self.padding = int(llm.tokenizer.pad_token_id)
 
     def collate(self, samples: Sequence[Sample]) -> Padded:
         """Samples -> a padded batch on the device."""
         text = np.full((len(samples), self.text_limit), self.padding, np.int64)
         for row, sample in zip(text, samples, strict=True):
-            ids = self.llm.token_ids(sample.text)[: self.text_limit]
+            ids = self.llm.token_ids(sample.text)[: len(row)]
             row[len(row) - len(ids) :] = ids
         frames, lengths = {}, {}
         for m in MODALITIES:
             clips = [getattr(sample, m) for sample in samples]
-            whole = np.zeros((len(clips), self.longest[m], clips[0].shape[1]), np.float32)
+            whole = np.zeros((len(clips), *self.shapes[m]), np.float32)
             for place, clip in zip(whole, clips, strict=True):
                 place[: len(clip)] = clip
             frames[m] = torch.from_numpy(whole).to(self.llm.device)
@@ -109,11 +106,10 @@ class Ancestor:
 
     def prompts(self, batch: Padded) -> Tensor:
         """(B, S, E): bos, opening tag, pseudo tokens, padded text, closing tag, prompt; of one length for all clips."""
-        size, embed = len(batch.text), self.llm.embedding
-        text = embed(batch.text)
-        before, after = (embed(ids).expand(size, -1, -1) for ids in (self.before, self.after))
+        text = self.llm.embedding(batch.text)
+        before, after = (self.llm.embedding(ids).expand(len(text), -1, -1) for ids in (self.before, self.after))
         tokens = self.maker(text, batch)
-        return torch.cat([before.to(tokens.dtype), tokens, text.to(tokens.dtype), after.to(tokens.dtype)], dim=1)
+        return torch.cat([part.to(tokens.dtype) for part in (before, tokens, text, after)], dim=1)
 
     def loss(self, batch: Padded) -> Tensor:
         """() mean cross-entropy of the answer's tokens, by transformers' own loss over the logits of all positions."""
@@ -121,10 +117,8 @@ class Ancestor:
         embeds = torch.cat([prompts, self.llm.embedding(batch.answers).to(prompts.dtype)], dim=1)
         ignored = torch.full(prompts.shape[:2], IGNORED, device=embeds.device)
         with self._own_attention():
-            out = self.llm.model(
-                inputs_embeds=embeds, labels=torch.cat([ignored, batch.answers], dim=1), use_cache=False, return_dict=True
-            )
-        loss: Tensor = out.loss
+            labels = torch.cat([ignored, batch.answers], dim=1)
+            loss: Tensor = self.llm.model(inputs_embeds=embeds, labels=labels, use_cache=False, return_dict=True).loss
         return loss
 
     def step(self, samples: Sequence[Sample]) -> float:
@@ -140,12 +134,9 @@ class Ancestor:
     def answer(self, samples: Sequence[Sample]) -> list[str]:
         """What the LLM says of a batch, as many tokens as an answer has."""
         with self._own_attention(), self._autocast():
-            said = self.llm.model.generate(
-                inputs_embeds=self.prompts(self.collate(samples)).to(self.llm.embedding.weight.dtype),
-                do_sample=False,
-                max_new_tokens=NEW_TOKENS[self.task.kind],
-                pad_token_id=self.padding,
-            )
+            prompts = self.prompts(self.collate(samples)).to(self.llm.embedding.weight.dtype)
+            length = {"max_new_tokens": NEW_TOKENS[self.task.kind], "pad_token_id": self.padding}
+            said = self.llm.model.generate(inputs_embeds=prompts, do_sample=False, **length)
         return [self.llm.tokenizer.decode(row) for row in said.tolist()]
 
     def _autocast(self) -> torch.autocast:

@@ -1,111 +1,142 @@
-"""Ours, floor and ancestor-style on one corpus: one backbone object, the same clips, one process, turn by turn."""
+"""CMPTA, the bare LLM and MSE-Adapter's way on one corpus: one backbone object, the same clips, one process, turn by turn.
+
+The bare LLM's forward and input-gradient backward over the same real tokens is the reference cost: every real position
+through every layer, the head at answer positions only, nothing pruned, shared or cached.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from multiprocessing import get_context
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.benchmark import timer
 
-from cmpta_lib.benchmark import floor, shares
-from cmpta_lib.benchmark.options import Options
-from cmpta_lib.benchmark.times import ANCESTOR, CONTENDERS, FLOOR, OURS, Times
-from cmpta_lib.benchmark.timing import matmul_peak, milliseconds
-from cmpta_lib.data.corpus import Corpus, Sample, Split
-from cmpta_lib.method.llm import FrozenLLM
+from cmpta_lib.base import Tools
+from cmpta_lib.benchmark import shapes
+from cmpta_lib.benchmark.ancestor import Ancestor
+from cmpta_lib.benchmark.options import CORPORA, Options
+from cmpta_lib.config import CmptaConfig, DataConfig, EvaluationConfig, LLMConfig, RunConfig, TrainingConfig
+from cmpta_lib.data.corpus import Sample, Split
+from cmpta_lib.method.adapter import CMPTAdapter
+from cmpta_lib.method.llm import FrozenLLM, Packing
 from cmpta_lib.method.prompted import PromptBatch, PromptedLM
+from cmpta_lib.paper import PUBLIC_SHAPES
+from cmpta_lib.runs import loop, provenance
+from cmpta_lib.runs.evaluation import evaluate
+
+OURS, REFERENCE, ANCESTOR = CONTENDERS = ("ours", "floor", "ancestor")  # as columns of the stored tables begin
+PARTS = ("data", "alignment", "adapter", "LLM forward", "LLM backward", "head and loss", "optimiser")
+PEAK_STEPS = 2  # the first makes what the optimiser keeps
+_RATE = 1e-6  # weights move, and stay where they began
+_PRODUCT = {"cuda": (8192, 20), "cpu": (2048, 5)}  # width and number of the products that the peak is measured with
 
 
-class Trained(Protocol):
-    """The method as it is trained and evaluated: `ours.Ours`."""
+@dataclass
+class Times:
+    """What was measured, milliseconds a row.
 
-    method: PromptedLM
-    optimizer: torch.optim.Optimizer
+    Attributes:
+        steps: a training batch each: the three contenders, real `tokens` that the LLM reads, real `frames`, and
+            `operations` of the reference in products with the LLM's weights.
+        answers: an evaluation batch each, per clip: "ours" and "ancestor".
+        parts: a step of ours each: `PARTS`, and its `operations` in products with the LLM's weights.
+        peak_rate: floating-point operations a second of a large matrix product.
+    """
 
-    def step(self, clips: Sequence[int]) -> None: ...
-    def batch(self, clips: Sequence[int]) -> PromptBatch: ...
-    def answer(self, split: Split) -> None: ...
-
-
-class Padded(Protocol):
-    """The ancestor's way: `ancestor.Ancestor`."""
-
-    def step(self, samples: Sequence[Sample]) -> float: ...
-    def answer(self, samples: Sequence[Sample]) -> list[str]: ...
+    steps: pd.DataFrame
+    answers: pd.DataFrame
+    parts: pd.DataFrame
+    peak_rate: float
 
 
 class Contest:
-    """Contenders before the same LLM, and the batches that they take turns with."""
+    """Contenders before the same LLM, and the batches that they take turns with.
 
-    def __init__(self, options: Options, corpus: Corpus, llm: FrozenLLM, ours: Trained, ancestor: Padded) -> None:
-        self.options, self.corpus, self.llm, self.ours, self.ancestor = options, corpus, llm, ours, ancestor
-        train, needed = corpus.splits["train"], options.batches * options.batch_size
-        generator = torch.Generator().manual_seed(options.seed)
-        order = torch.cat([torch.randperm(len(train), generator=generator) for _ in range(1 + needed // len(train))])
+    Args:
+        llm: the backbone; built where none is given.
+    """
+
+    def __init__(self, options: Options, llm: FrozenLLM | None = None) -> None:
+        self.options, self.corpus = options, shapes.corpus(options)
+        self.train = self.corpus.splits["train"]
+        self.llm = llm or shapes.random_llm(options.backbone, self.train.table["text"], options.vocabulary)
+        self.config = RunConfig(
+            data=DataConfig(name=self.corpus.name, fingerprint=self.corpus.fingerprint),
+            method=CmptaConfig(dim=options.dim, llm=LLMConfig(name=options.backbone)),
+            training=TrainingConfig(batch_size=options.batch_size, num_threads=torch.get_num_threads()),
+            evaluation=EvaluationConfig(batch_size=options.answered),
+            seed=options.seed,
+        )
+        built = loop.build(self.config, self.corpus, Tools(self.llm.device, lambda _: self.llm))
+        assert isinstance(built, PromptedLM)
+        self.method = built
+        self.optimizer = loop.optimizer_of(built.groups(self.config.training), self.config.training)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["rate"] * _RATE
+        limits = (PUBLIC_SHAPES[CORPORA[options.corpus]], shapes.TEXT_LIMIT[options.corpus])
+        self.ancestor = Ancestor(self.llm, self.corpus.task, *limits)
+        needed, generator = options.batches * options.batch_size, torch.Generator().manual_seed(options.seed)
+        rounds = 1 + needed // len(self.train)
+        order = torch.cat([torch.randperm(len(self.train), generator=generator) for _ in range(rounds)])
         self.batches: list[list[int]] = [batch.tolist() for batch in order[:needed].split(options.batch_size)]
 
     def run(self) -> Times:
         """Time everything; the first `warm_up` batches do not count."""
-        times, warm_up = Times(), self.options.warm_up
-        for number, batch in enumerate(self.batches):
-            self._step(batch, times if number >= warm_up else Times(), turn=number)
-            times.peak_rate = max(times.peak_rate, self._peak_rate())
-        for number, part in enumerate(self.evaluation_batches()):
-            if number == 0 and warm_up:
-                self._answer(_subset(part, np.arange(min(len(part), self.options.batch_size))), Times())
-            self._answer(part, times)
+        warm_up, peaks, steps = self.options.warm_up, [], []
+        for turn, batch in enumerate(self.batches):
+            steps.append(self._steps(batch, turn))
+            peaks.append(self._peak_rate())
+        parts = self.evaluation_batches()
+        if warm_up:
+            self._answers(_subset(parts[0], np.arange(min(len(parts[0]), self.options.batch_size))))
+        answers = [self._answers(part) for part in parts]
+        spent = []
         for batch in self.batches[warm_up:]:
-            parts, operations = self._parts(batch)
-            times.parts.append(parts)
-            times.products.append(operations)
-            times.peak_rate = max(times.peak_rate, self._peak_rate())
-        return times
-
-    def _peak_rate(self) -> float:
-        """Of matrix products now: a machine that others share has fast and slow minutes, and so its best is sought often."""
-        return matmul_peak(self.llm.device, self.llm.embedding.weight.dtype)
+            spent.append(self.step_parts(batch))
+            peaks.append(self._peak_rate())
+        return Times(pd.DataFrame(steps[warm_up:]), pd.DataFrame(answers), pd.DataFrame(spent), max(peaks))
 
     def work(self, contender: str, batch: Sequence[int]) -> Callable[[], object]:
-        """A contender's step on these clips of the training split. The floor is given at once what the LLM reads.
+        """A contender's step on these clips of the training split. The bare LLM is given at once what it reads.
 
         Raises:
             ValueError: there is no such contender.
         """
-        if contender == FLOOR:
-            inputs = self.given(batch)
-            return lambda: floor.step(self.llm, inputs)
+        if contender == REFERENCE:
+            given = self.given(batch)
+            return lambda: reference_step(self.llm, *given)
         if contender == OURS:
-            return lambda: self.ours.step(batch)
+            self.method.module.train()
+            units = [[clip] for clip in batch]
+            return lambda: loop.step(self.method, self.optimizer, self.train, units, self.config.training)
         if contender != ANCESTOR:
             raise ValueError(f"no contender '{contender}'; there are: {', '.join(CONTENDERS)}")
-        samples = self._samples(batch)
+        samples = self.samples(batch)
         return lambda: self.ancestor.step(samples)
 
-    def given(self, batch: Sequence[int]) -> floor.Given:
-        """What the LLM reads in a step on these clips."""
-        return floor.given(self.ours.method, self.ours.batch(batch))
+    def samples(self, batch: Sequence[int]) -> list[Sample]:
+        return [self.train[clip] for clip in batch]
 
-    def frames(self, batch: Sequence[int]) -> int:
-        """Real frames of voice and face in these clips."""
-        return sum(len(sample.audio) + len(sample.vision) for sample in self._samples(batch))
+    def laid_out(self, batch: Sequence[int]) -> PromptBatch:
+        """These clips as a training step lays them out."""
+        collated = self.method.collate(self.samples(batch))
+        assert isinstance(collated, PromptBatch)
+        return collated
 
-    def _samples(self, batch: Sequence[int]) -> list[Sample]:
-        return [self.corpus.splits["train"][clip] for clip in batch]
-
-    def _step(self, batch: Sequence[int], times: Times, turn: int) -> None:
-        """One step of each; who begins changes from batch to batch."""
-        first = turn % len(CONTENDERS)
-        for name in CONTENDERS[first:] + CONTENDERS[:first]:
-            times.steps[name].append(milliseconds(self.work(name, batch), self.llm.device))
-        inputs = self.given(batch)
-        times.tokens.append(inputs.tokens)
-        times.frames.append(self.frames(batch))
-        times.operations.append(floor.operations(self.llm, inputs))
-
-    def _parts(self, batch: Sequence[int]) -> tuple[dict[str, float], float]:
-        self.ours.method.module.train()
-        return shares.step_parts(self.ours.method, self.ours.optimizer, lambda: self.ours.step(batch))
+    def given(self, batch: Sequence[int]) -> tuple[Tensor, Packing, Tensor, Tensor]:
+        """What the LLM reads in a step on these clips, without the way there; the embeddings (N, E) are a leaf."""
+        with torch.no_grad():
+            embeds, *others = self.method.training_inputs(self.laid_out(batch))
+        return (embeds.detach().clone().requires_grad_(True), *others)
 
     def evaluation_batches(self) -> list[Split]:
         """As many whole batches of the validation split as are timed, as evaluation makes them: clips of like length.
@@ -115,21 +146,160 @@ class Contest:
         valid, size = self.corpus.splits["valid"], self.options.answered
         lengths = valid.table["audio_length"].to_numpy() + valid.table["vision_length"].to_numpy()
         order, count = np.argsort(lengths, kind="stable"), self.options.answers
-        whole = len(order) // size
-        places = [int((number + 0.5) * whole / count) for number in range(count)]
+        places = [int((number + 0.5) * (len(order) // size) / count) for number in range(count)]
         return [_subset(valid, order[place * size : (place + 1) * size]) for place in places]
 
-    def _answer(self, part: Split, times: Times) -> None:
+    def _steps(self, batch: Sequence[int], turn: int) -> dict[str, float]:
+        """One step of each; who begins changes from batch to batch."""
+        first = turn % len(CONTENDERS)
+        found: dict[str, float] = {}
+        for name in CONTENDERS[first:] + CONTENDERS[:first]:
+            found[name] = _milliseconds(self.work(name, batch))
+        with products(self.llm.model) as operations:
+            self.work(REFERENCE, batch)()
+        frames = sum(len(sample.audio) + len(sample.vision) for sample in self.samples(batch))
+        return found | {"tokens": len(self.given(batch)[0]), "frames": frames, "operations": sum(operations)}
+
+    def _answers(self, part: Split) -> dict[str, float]:
         """Ours answers a batch as evaluation does, the ancestor the same clips in training's batches, in any order."""
         size, step = len(part), self.options.batch_size
         samples = [part[clip] for clip in np.random.default_rng(self.options.seed).permutation(size)]
         batches = [samples[start : start + step] for start in range(0, size, step)]
-        works: dict[str, Callable[[], object]] = {
-            OURS: lambda: self.ours.answer(part),
+        works = {
+            OURS: lambda: evaluate(self.method, part, self.config.evaluation.batch_size),
             ANCESTOR: lambda: [self.ancestor.answer(batch) for batch in batches],
         }
-        for name, work in works.items():
-            times.answers[name].append(milliseconds(work, self.llm.device) / size)
+        return {name: _milliseconds(work) / size for name, work in works.items()}
+
+    def _peak_rate(self) -> float:
+        """Of matrix products now: a machine that others share has fast and slow minutes, and so its best is sought often."""
+        size, count = _PRODUCT[self.llm.device.type]
+        dtype, device = self.llm.embedding.weight.dtype, self.llm.device
+        left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+        torch.mm(left, right)
+        fastest = min(_milliseconds(lambda: torch.mm(left, right)) for _ in range(count))
+        return 2 * size**3 / (fastest / 1000)
+
+    def step_parts(self, batch: Sequence[int]) -> dict[str, float]:
+        """Milliseconds of each of `PARTS` in one step of ours, by marks that hooks set on the way, and its operations.
+
+        Forward, a part ends where its module returns; backward, it begins when the gradient reaches what it put out. What
+        lies between two marks that never came, as where a fast path goes around a module, counts with the part around it.
+        """
+        marks: list[tuple[str, float]] = []
+        work = self.work(OURS, batch)
+        with self._marked(marks), products(self.llm.model) as operations:
+            marks.append(("data", timer()))
+            work()
+            marks.append(("end", timer()))
+        spent = dict.fromkeys(PARTS, 0.0)
+        for (part, start), (_, end) in zip(marks, marks[1:], strict=False):
+            spent[part] += 1000 * (end - start)
+        return spent | {"operations": sum(operations)}
+
+    @contextmanager
+    def _marked(self, marks: list[tuple[str, float]]) -> Iterator[None]:
+        """While a step runs, add to `marks` which of `PARTS` begins and when; the device is waited for at each."""
+
+        def begin(part: str, gradient_of: Any = None, then: str = "") -> None:
+            if _in_backward():  # what is made again on the way back belongs to it
+                return
+            marks.append((part, timer()))
+            tensor = gradient_of[0] if isinstance(gradient_of, tuple) else gradient_of
+            if tensor is not None and tensor.requires_grad:
+                tensor.register_hook(lambda _: marks.append((then, timer())))
+
+        def followed(work: Callable[..., Any], part: str) -> Callable[..., Any]:
+            def marked(*given: Any) -> Any:
+                found = work(*given)
+                begin(part)
+                return found
+
+            return marked
+
+        trained = [weight for group in self.optimizer.param_groups for weight in group["params"]]
+        head, maker = self.llm.model.get_output_embeddings(), self.method.maker
+        assert isinstance(maker, CMPTAdapter)
+        inside = [(maker, "adapter", "LLM forward"), *((one, "alignment", "adapter") for one in maker.alignment.values())]
+        with ExitStack() as stack:
+            hooks = [head.register_forward_pre_hook(lambda _, given: begin("head and loss", given, "LLM backward"))]
+            for module, part, after in inside:
+                hooks.append(module.register_forward_pre_hook(lambda *_, part=part: begin(part)))
+                hooks.append(module.register_forward_hook(lambda _, __, out, p=part, after=after: begin(after, out, p)))
+            hooks.append(torch.autograd.graph.register_multi_grad_hook(trained, lambda _: marks.append(("optimiser", timer()))))
+            for hook in hooks:
+                stack.callback(hook.remove)
+            for name, after in (("collate", "LLM forward"), ("loss", "head and loss")):
+                setattr(self.method, name, followed(getattr(self.method, name), after))  # of this object, before its class'
+                stack.callback(delattr, self.method, name)
+            yield
+
+
+def _in_backward() -> bool:
+    return torch._C._current_graph_task_id() != -1  # as torch's own checkpointing asks
+
+
+@contextmanager
+def products(model: torch.nn.Module) -> Iterator[list[float]]:
+    """Operations of each product with a frozen weight: forward, and where a gradient is wanted back to the input.
+
+    Attention within clips is left out; at these lengths it is some per cent.
+    """
+    done: list[float] = []
+
+    def count(layer: Any, given: tuple[Any, ...], _: Any) -> None:
+        once = 2.0 * (given[0].numel() // given[0].shape[-1]) * layer.weight.numel()
+        done.append(once * (2 if given[0].requires_grad and not _in_backward() else 1))
+
+    hooks = [one.register_forward_hook(count) for one in model.modules() if isinstance(one, torch.nn.Linear)]
+    try:
+        yield done
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def reference_step(llm: FrozenLLM, embeds: Tensor, packing: Packing, positions: Tensor, targets: Tensor) -> Tensor:
+    """The bare LLM's loss and the gradient of its inputs `embeds`, a leaf; returns the loss, ()."""
+    embeds.grad = None
+    loss = F.cross_entropy(llm.logits(embeds, packing, positions), targets)
+    loss.backward()
+    return loss.detach()
+
+
+def peaks_here(contest: Contest) -> dict[str, dict[str, float]]:
+    """What each contender's steps take, in this process: exact on a GPU; on a CPU what one has left the next may use."""
+    return {name: peak(contest, name) for name in CONTENDERS}
+
+
+def peak_apart(options: Options, contender: str) -> dict[str, float]:
+    """What a contender's steps take, in a process of its own, as a peak holds what others left behind."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as alone:
+        return alone.submit(_peak_alone, options, contender, torch.get_num_threads()).result()
+
+
+def _peak_alone(options: Options, contender: str, threads: int) -> dict[str, float]:
+    torch.set_num_threads(threads)
+    return peak(Contest(options), contender)
+
+
+def peak(contest: Contest, contender: str) -> dict[str, float]:
+    """GB in all at the highest, and above what was held before, during two training steps."""
+    works = [contest.work(contender, batch) for batch in contest.batches[:PEAK_STEPS]]
+    provenance.watch()
+    name = provenance.ALLOCATED if torch.cuda.is_available() else provenance.RESIDENT
+    before = provenance.peaks_gb()[name]
+    for work in works:
+        work()
+    most = provenance.peaks_gb()[name]
+    return {"peak": most, "growth": round(most - before, 3)}
+
+
+def _milliseconds(work: Callable[[], object]) -> float:
+    """Of one call, with all that it set off on the device."""
+    start = timer()
+    work()
+    return 1000 * (timer() - start)
 
 
 def _subset(split: Split, rows: np.ndarray) -> Split:

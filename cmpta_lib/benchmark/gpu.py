@@ -3,9 +3,9 @@
     python -m cmpta_lib.benchmark.gpu OUT [--vocabulary qwen.tiktoken] [--annotations FOLDER]
 
 The whole of Qwen-1.8B's shape with random bf16 weights, drawn on the GPU: no weights are read. On the lengths of SIMS-V2
-and MELD, at batches of 16 and 64: step, floor and ancestor-style step, answers, shares of the step, peak memory, the
-matrix products' measured peak and what of it the LLM's part reaches, and the hours of profile `paper` that follow. OUT
-gets gpu.json and gpu.csv; the same is printed.
+and MELD, at batches of 16 and 64: a step of CMPTA, of the bare LLM and of MSE-Adapter's way, answers, shares of the step,
+peak memory, the matrix products' measured peak and what of it the LLM's part reaches, and the hours of profile `paper` that
+follow. OUT gets gpu.json and gpu.csv; the same is printed.
 
 Needs torch, transformers, pandas, numpy, safetensors and scikit-learn, and of smaller packages pydantic (with pydantic-core,
 annotated-types, typing-inspection), filelock, psutil and tqdm; no Jupyter. Without a GPU it runs on the CPU, in float32,
@@ -22,12 +22,11 @@ from pathlib import Path
 from typing import Any
 
 from cmpta_lib.benchmark import table
-from cmpta_lib.benchmark.command import contest_of, peaks_here, screen
+from cmpta_lib.benchmark.command import screen
+from cmpta_lib.benchmark.contest import Contest, peaks_here
 from cmpta_lib.benchmark.options import CORPORA, DEFAULT_DIM, Options
 from cmpta_lib.config import TrainingConfig
-from cmpta_lib.study import estimate, forecast
-from cmpta_lib.study.estimate import Kind, Speed
-from cmpta_lib.study.plan import CMPTA
+from cmpta_lib.study import estimate
 from cmpta_lib.study.study import Study
 
 BATCHES = (16, 64)
@@ -57,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for group in groups:
         llm = None
         for one in group:
-            contest = contest_of(one, llm=llm)
+            contest = Contest(one, llm)
             llm = contest.llm
             rows.append(table.row(one, contest.run(), peaks_here(contest)))
             print(screen(rows[-1:], table.about([one])), flush=True)
@@ -69,13 +68,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def projection(rows: Sequence[Mapping[str, Any]]) -> str:
-    """What profile `paper` would take on this machine, by notebook and by claim, from each corpus' smallest batch."""
-    speeds = {}
+    """What profile `paper` would take on this machine, by notebook, from each corpus' smallest batch."""
+    milliseconds = {}
     for key, name in CORPORA.items():
         one = min((row for row in rows if row["corpus"] == name), key=lambda row: row["batch"])
         step_ms = one["step_ms"] * TrainingConfig().batch_size / one["batch"]
-        speeds[Kind(key, CMPTA.method)] = Speed.of(step_ms=step_ms, answer_ms=one["answer_ms"])
-    return forecast.screen(estimate.projection(Study("paper"), speeds), width=130)
+        milliseconds[key] = step_ms, one["answer_ms"]
+    return estimate.projection(Study("paper"), milliseconds)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,11 @@
-"""What a benchmark is asked for; imports no torch, and travels to other processes as JSON."""
+"""What a benchmark is asked for; imports no torch."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal, Self, get_args
+from typing import Literal, get_args
 
 Backbone = Literal["tiny", "slice", "full"]
 BACKBONES: tuple[Backbone, ...] = get_args(Backbone)
@@ -25,7 +24,6 @@ class Options:
         steps, answers: timed batches of training, and of evaluation; `warm_up` comes before both.
         vocabulary: a published `qwen.tiktoken`, for real token lengths; "" = a small one, made from the texts.
         annotations: folder of MELD's official tables, for its real texts; "" = made-up ones.
-        text_tokens, audio_frames, vision_frames: every clip has as many; None = as the corpus has them.
     """
 
     corpus: str = "sims"
@@ -39,10 +37,6 @@ class Options:
     vocabulary: str = ""
     annotations: str = ""
     seed: int = 0
-    clips: int | None = None  # of the training split; None = as many as there are batches for
-    text_tokens: int | None = None
-    audio_frames: int | None = None
-    vision_frames: int | None = None
 
     def __post_init__(self) -> None:
         if self.corpus not in CORPORA:
@@ -54,10 +48,3 @@ class Options:
     def batches(self) -> int:
         """Training batches in all."""
         return self.warm_up + self.steps
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        return cls(**json.loads(text))

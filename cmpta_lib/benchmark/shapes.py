@@ -1,137 +1,134 @@
-"""Frozen LLMs of a chosen size with random weights: what they compute is noise, what it costs is real.
+"""Frozen LLMs and corpora of published sizes with random contents: what they compute is noise, what it costs is real.
 
 A slice has Qwen-1.8B's width, four of its 24 layers, and its vocabulary in the same proportion, so that the LM head weighs
-as much beside the layers as in the whole. Texts keep their real tokens there: they are read by a tokenizer of the whole
-vocabulary, and every token that is met gets a row of the smaller table, in the order in which they are met. Different
-tokens stay different and lengths are real; which row is which does not matter where weights are random.
+as much beside the layers as in the whole. Corpora have the lengths and the made-up texts of `data_prep.rehearsal`, or for
+MELD its official texts where their folder is given.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import torch
 
-from cmpta_lib.benchmark.options import Backbone
+from cmpta_lib.benchmark.options import CORPORA, Backbone, Options
+from cmpta_lib.data.corpus import COLUMNS, SPLITS, Corpus, Split, Task
 from cmpta_lib.embedded.tiny import ARCHITECTURES, VOCABULARY
 from cmpta_lib.llm.files import QWEN_1_8B
 from cmpta_lib.method.llm import FrozenLLM
+from cmpta_lib.paper import MELD_LABELS, PUBLIC_SHAPES, TABLE1
+from data_prep import rehearsal
 
+TASKS = {"sims": Task("regression", "zh"), "meld": Task("classification", "en", MELD_LABELS)}
+TEXT_LIMIT = {"sims": 50, "meld": 65}  # tokens to which MSE-Adapter pads and cuts texts
+_MELD_FIELDS = (("audio", "audio"), ("vision", "video"))
 SLICE_LAYERS = 4
 POSITIONS = 8192
 _SEED = 7
 
 
-@dataclass(frozen=True)
-class Shape:
-    """Sizes of a Qwen2 whose output table is not its input table."""
-
-    hidden: int
-    layers: int
-    heads: int
-    mlp: int
-    vocabulary: int
-
-
-_LAYERS = QWEN_1_8B["layers"]
-FULL = Shape(QWEN_1_8B["hidden"], _LAYERS, 16, QWEN_1_8B["mlp"], QWEN_1_8B["vocabulary"])
-SHAPES: dict[Backbone, Shape] = {
-    "tiny": Shape(
-        ARCHITECTURES["tiny"]["hidden_size"],
-        ARCHITECTURES["tiny"]["num_hidden_layers"],
-        ARCHITECTURES["tiny"]["num_attention_heads"],
-        ARCHITECTURES["tiny"]["intermediate_size"],
-        VOCABULARY,
-    ),
-    "slice": Shape(FULL.hidden, SLICE_LAYERS, FULL.heads, FULL.mlp, round(FULL.vocabulary * SLICE_LAYERS / _LAYERS)),
+# Sizes of Qwen2s whose output table is not their input table.
+FULL = {**{name: QWEN_1_8B[name] for name in ("hidden", "layers", "mlp", "vocabulary")}, "heads": 16}
+_TINY = {"hidden": "hidden_size", "layers": "num_hidden_layers", "heads": "num_attention_heads", "mlp": "intermediate_size"}
+SHAPES: dict[Backbone, dict[str, int]] = {
+    "tiny": {name: ARCHITECTURES["tiny"][field] for name, field in _TINY.items()} | {"vocabulary": VOCABULARY},
+    "slice": FULL | {"layers": SLICE_LAYERS, "vocabulary": round(FULL["vocabulary"] * SLICE_LAYERS / FULL["layers"])},
     "full": FULL,
 }
 
 
 class FoldedTokenizer:
-    """A tokenizer whose ids are rows of a smaller table, handed out in the order in which tokens are first met."""
+    """A tokenizer of a whole vocabulary for a smaller table: an id is taken modulo the table's rows.
 
-    def __init__(self, whole: Any, rows: int) -> None:
-        self.whole, self.rows = whole, rows
-        self._row_of: dict[int, int] = {}
-        self.bos_token_id, self.eos_token_id = (self._row(i) for i in (whole.bos_token_id, whole.eos_id))
-        self.pad_token_id = self.eos_token_id
+    Lengths are real; which row a token has does not matter where weights are random. Single bytes come first in the
+    vocabulary, so what answers are made of stays apart.
+    """
+
+    def __init__(self, whole: Any, rows: int, eos_id: int) -> None:
+        self.whole, self.rows, self.bos_token_id = whole, rows, whole.bos_token_id % rows
+        self.eos_token_id = self.pad_token_id = eos_id % rows
 
     def __len__(self) -> int:
         return self.rows
 
     def __call__(self, text: str, **options: Any) -> dict[str, list[int]]:
-        return {"input_ids": [self._row(one) for one in self.whole(text, **options)["input_ids"]]}
+        return {"input_ids": [one % self.rows for one in self.whole(text, **options)["input_ids"]]}
 
-    def decode(self, rows: Iterable[int]) -> str:
-        """The text of rows; one that no token has got yet is skipped."""
-        whole_of = {row: one for one, row in self._row_of.items()}
-        return str(self.whole.decode([whole_of[row] for row in rows if row in whole_of]))
-
-    def _row(self, one: int) -> int:
-        row = self._row_of.setdefault(one, len(self._row_of))
-        if row >= self.rows:
-            raise ValueError(
-                f"expected at most {self.rows} different tokens in all texts, as many as this backbone has rows for, and "
-                f"more came; take fewer clips or a larger backbone"
-            )
-        return row
+    def decode(self, rows: Sequence[int]) -> str:
+        """Some text of these rows."""
+        return str(self.whole.decode(rows))
 
 
-def tokenizer(rows: int, texts: Iterable[str], vocabulary: str = "") -> FoldedTokenizer:
-    """The published vocabulary's tokens, or those of a small one made from `texts`, in a table of so many rows.
-
-    Raises:
-        FileNotFoundError, ValueError: `vocabulary` is not there, or not what was published.
-    """
-    from cmpta_lib.llm import qwen_v1
-
-    if vocabulary:
-        whole = qwen_v1.load_tokenizer(Path(vocabulary))
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            small = Path(folder) / qwen_v1.VOCABULARY
-            qwen_v1.write_vocabulary(small, texts)
-            whole = qwen_v1.load_tokenizer(small)
-    whole.eos_id = whole.convert_tokens_to_ids(qwen_v1.SPECIAL_TOKENS[0])
-    return FoldedTokenizer(whole, rows)
-
-
-def random_llm(
-    backbone: Backbone, texts: Iterable[str], vocabulary: str = "", shape: Shape | None = None
-) -> FrozenLLM:
+def random_llm(backbone: Backbone, texts: Iterable[str], vocabulary: str = "") -> FrozenLLM:
     """A frozen LLM of this shape, drawn where it will compute: bf16 on a GPU, float32 on a CPU.
 
     Args:
-        shape: in place of the one that `backbone` names, to prove at a small size what is meant for a large one.
+        texts: what a small vocabulary is made from where `vocabulary`, a published `qwen.tiktoken`, is not given.
+    Raises:
+        FileNotFoundError, ValueError: `vocabulary` is not there, or not what was published.
     """
     from transformers import Qwen2ForCausalLM
 
     from cmpta_lib.llm import qwen_v1
 
-    size = shape or SHAPES[backbone]
-    published = {
-        "vocab_size": size.vocabulary,
-        "hidden_size": size.hidden,
-        "num_hidden_layers": size.layers,
-        "num_attention_heads": size.heads,
-        "intermediate_size": 2 * size.mlp,
-        "layer_norm_epsilon": 1e-6,
-        "rotary_emb_base": 10_000,
-        "seq_length": POSITIONS,
-    }
+    size = SHAPES[backbone]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(vocabulary or Path(folder) / qwen_v1.VOCABULARY)
+        if not vocabulary:
+            qwen_v1.write_vocabulary(path, texts)
+        tokenizer = qwen_v1.load_tokenizer(path)
+    folded = FoldedTokenizer(tokenizer, size["vocabulary"], tokenizer.convert_tokens_to_ids(qwen_v1.SPECIAL_TOKENS[0]))
+    published = {"vocab_size": size["vocabulary"], "hidden_size": size["hidden"], "num_hidden_layers": size["layers"]}
+    published |= {"num_attention_heads": size["heads"], "intermediate_size": 2 * size["mlp"], "seq_length": POSITIONS}
+    config = qwen_v1.config_of(published | {"layer_norm_epsilon": 1e-6, "rotary_emb_base": 10_000})
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     usual = torch.get_default_dtype()
     torch.manual_seed(_SEED)
     try:
         torch.set_default_dtype(torch.bfloat16 if device.type == "cuda" else torch.float32)
         with device:
-            model = Qwen2ForCausalLM(qwen_v1.config_of(published))
+            model = Qwen2ForCausalLM(config)
     finally:
         torch.set_default_dtype(usual)
     model.generation_config.eos_token_id = None  # noise never says that it has ended
-    return FrozenLLM(model, tokenizer(size.vocabulary, texts, vocabulary), "random", f"{backbone}, random weights")
+    return FrozenLLM(model, folded, "random", f"{backbone}, random weights")
+
+
+def corpus(options: Options) -> Corpus:
+    """Training clips for every timed step, a validation split of the published size, and no test split to speak of.
+
+    Frames are noise and nothing is written.
+    """
+    published = TABLE1[CORPORA[options.corpus]]
+    wanted = {
+        "train": min(published.train, options.batches * options.batch_size),
+        "valid": min(published.valid, 4 * options.answers * options.answered),
+        "test": 1,
+    }
+    splits = {name: _split(name, max(size, rehearsal.MIN_CLIPS), options) for name, size in wanted.items()}
+    return Corpus(f"{options.corpus}-lengths", TASKS[options.corpus], splits, True, {}, {}, "benchmark")
+
+
+def _split(name: str, size: int, options: Options) -> Split:
+    if options.corpus == "sims":
+        drawn = rehearsal.simsv2_split(name, size, options.seed)
+        columns = {"id": "id", "text": "raw_text", "label": "regression_labels"}
+        columns |= {f"{m}_length": f"{m}_lengths" for m in ("audio", "vision")}
+        table = pd.DataFrame({column: drawn[field] for column, field in columns.items()})
+    else:
+        rows = list(rehearsal.meld_rows(name, size, Path(options.annotations) if options.annotations else None, options.seed))
+        items = list(rehearsal.meld_items(name, iter(rows), options.seed))
+        lengths = {f"{m}_length": [item["features"][f"{field}_len"] for item in items] for m, field in _MELD_FIELDS}
+        labels = [MELD_LABELS.index(item["label"]) for item in items]
+        texts = [row["Utterance"] for row in rows]
+        table = pd.DataFrame({"id": [f"{name}{n}" for n in range(len(rows))], "text": texts, "label": labels, **lengths})
+    table = table.reindex(columns=[*COLUMNS]).replace({np.nan: None})
+    rng = np.random.default_rng([options.seed, SPLITS.index(name), 20])
+    shapes = {m: (int(table[f"{m}_length"].sum()), PUBLIC_SHAPES[CORPORA[options.corpus]][m][1]) for m in ("audio", "vision")}
+    frames = {m: rng.standard_normal(shape, np.float32) for m, shape in shapes.items()}
+    return Split(name, TASKS[options.corpus], table, frames["audio"], frames["vision"])

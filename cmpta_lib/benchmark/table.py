@@ -1,83 +1,83 @@
-"""A measurement as a row of a table, and the table as files: CSV, JSON with where and when, and Markdown to read."""
+"""A measurement as a row of a table, and the table as files, as a figure, in a notebook and in the README."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
 
 from cmpta_lib import files
+from cmpta_lib.benchmark.contest import ANCESTOR, OURS, PARTS, REFERENCE, Times
 from cmpta_lib.benchmark.options import BACKBONES, CORPORA, Options
-from cmpta_lib.benchmark.times import ANCESTOR, FLOOR, OURS, PARTS, Times
-from cmpta_lib.benchmark.timing import Spread
 from cmpta_lib.runs import provenance
 
+if TYPE_CHECKING:
+    from cmpta_lib.figures.style import PageFigure
+
 FOLDER = "benchmark"  # below figures/
+WORKERS = "workers.csv"  # there, where somebody has measured it: columns engine, workers, speed_up over one worker
 SPEED = "speed"  # what the README's marks around it are called
 SHOWN = {  # column -> heading on screen
     "corpus": "lengths of",
     "step_ms": "step ms",
-    "floor_ms": "floor ms",
+    "floor_ms": "bare LLM ms",
     "ancestor_step_ms": "ancestor step ms",
-    "step_over_floor": "step/floor",
+    "step_over_floor": "step/bare LLM",
     "ancestor_over_step": "ancestor/step",
     "answer_ms": "answer ms",
     "ancestor_answer_ms": "ancestor answer ms",
     "ancestor_over_answer": "ancestor/answer",
     "memory_over_ancestor": "memory/ancestor",
 }
+COMMANDS = {
+    "tiny": "cmpta benchmark",
+    "slice": "cmpta benchmark --backbone slice --steps 5 --vocabulary qwen.tiktoken",
+    "full": "python -m cmpta_lib.benchmark.gpu OUT --vocabulary qwen.tiktoken",
+}
 _WHAT = {"tiny": "The embedded LLM's size", "slice": "Four layers of Qwen-1.8B's width", "full": "Qwen-1.8B's shape"}
-Peaks = Mapping[str, Mapping[str, float]]  # contender -> what `peak.measured` says
+Stored = Mapping[str, Mapping[str, Any]]  # name -> about and rows, as `store` wrote them
 
 
-def row(options: Options, times: Times, peaks: Peaks | None = None) -> dict[str, Any]:
+def row(options: Options, times: Times, peaks: Mapping[str, Mapping[str, float]] | None = None) -> dict[str, Any]:
     """One line: settings, medians with interquartile ranges, ratios, shares, memory.
 
     Times are milliseconds, of a step or a clip; medians over the timed steps. Answers are means over the timed evaluation
-    batches, which are few and of different lengths. Of the matrix products' peak, the floor and the LLM's part of a step
+    batches, which are few and of different lengths. Of the matrix products' peak, the bare LLM and the LLM's part of a step
     reach what their own products with the LLM's weights make of their own time. `memory_over_ancestor` compares what the
-    steps take above what was loaded, `peak_over_ancestor` all of it.
+    steps take above what was loaded, `peak_over_ancestor` all of it. Columns of the bare LLM are named "floor".
     """
-    step, floor, ancestor = (Spread.of(times.steps[name]) for name in (OURS, FLOOR, ANCESTOR))
-    answer, generated = (sum(times.answers[name]) / len(times.answers[name]) for name in (OURS, ANCESTOR))
+    steps, parts = times.steps, times.parts[list(PARTS)].sum()
+    median, iqr = steps.median(), steps.quantile(0.75) - steps.quantile(0.25)
+    answer, answer_iqr = times.answers.mean(), times.answers.quantile(0.75) - times.answers.quantile(0.25)
     found: dict[str, Any] = {
-        "corpus": CORPORA[options.corpus],
-        "backbone": options.backbone,
-        "batch": options.batch_size,
-        "dim": options.dim,
-        "steps": len(times.steps[OURS]),
-        "tokens": round(Spread.of(times.tokens).median),
-        "frames": round(Spread.of(times.frames).median),
-        "step_ms": step.median,
-        "step_iqr_ms": step.iqr,
-        "floor_ms": floor.median,
-        "floor_iqr_ms": floor.iqr,
-        "ancestor_step_ms": ancestor.median,
-        "ancestor_step_iqr_ms": ancestor.iqr,
-        "step_over_floor": step.median / floor.median,
-        "ancestor_over_step": ancestor.median / step.median,
-        "answer_ms": answer,
-        "answer_iqr_ms": Spread.of(times.answers[OURS]).iqr,
-        "ancestor_answer_ms": generated,
-        "ancestor_answer_iqr_ms": Spread.of(times.answers[ANCESTOR]).iqr,
-        "ancestor_over_answer": generated / answer,
-        "tokens_per_second": 1000 * sum(times.tokens) / sum(times.steps[OURS]),
+        "corpus": CORPORA[options.corpus], "backbone": options.backbone, "batch": options.batch_size, "dim": options.dim,
+        "steps": len(steps), "tokens": round(median["tokens"]), "frames": round(median["frames"]),
+    }  # fmt: skip
+    for name, prefix in ((OURS, "step"), (REFERENCE, "floor"), (ANCESTOR, "ancestor_step")):
+        found |= {f"{prefix}_ms": median[name], f"{prefix}_iqr_ms": iqr[name]}
+    found |= {
+        "step_over_floor": median[OURS] / median[REFERENCE],
+        "ancestor_over_step": median[ANCESTOR] / median[OURS],
     }
-    spent = {part: sum(one[part] for one in times.parts) for part in PARTS}
-    found |= {f"share {part}": value / sum(spent.values()) for part, value in spent.items()}
-    floor_rate = sum(times.operations) / (sum(times.steps[FLOOR]) / 1000)
-    in_llm = sum(spent[part] for part in ("LLM forward", "LLM backward", "head and loss"))
-    llm_rate = sum(times.products) / (in_llm / 1000)
+    for name, prefix in ((OURS, "answer"), (ANCESTOR, "ancestor_answer")):
+        found |= {f"{prefix}_ms": answer[name], f"{prefix}_iqr_ms": answer_iqr[name]}
+    found |= {
+        "ancestor_over_answer": answer[ANCESTOR] / answer[OURS],
+        "tokens_per_second": 1000 * steps["tokens"].sum() / steps[OURS].sum(),
+    }
+    found |= {f"share {part}": parts[part] / parts.sum() for part in PARTS}
+    rate = 1000 * steps["operations"].sum() / steps[REFERENCE].sum()
+    llm_rate = 1000 * times.parts["operations"].sum() / parts[["LLM forward", "LLM backward", "head and loss"]].sum()
     found |= {
         "matmul_peak_tflops": times.peak_rate / 1e12,
-        "floor_of_matmul_peak": floor_rate / times.peak_rate,
+        "floor_of_matmul_peak": rate / times.peak_rate,
         "llm_part_of_matmul_peak": llm_rate / times.peak_rate,
     }
     for name, one in (peaks or {}).items():
@@ -87,43 +87,30 @@ def row(options: Options, times: Times, peaks: Peaks | None = None) -> dict[str,
         if theirs["growth"]:  # a small backbone's steps may fit into what is held anyway
             found["memory_over_ancestor"] = ours["growth"] / theirs["growth"]
         found["peak_over_ancestor"] = ours["peak"] / theirs["peak"]
-    return found
+    return {name: value.item() if hasattr(value, "item") else value for name, value in found.items()}
 
 
 def about(asked: Sequence[Options]) -> dict[str, Any]:
-    """Where, when and with what it was measured."""
-    return {
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        **provenance.environment(threads=torch.get_num_threads()),
-        "options": [_without_places(asdict(one)) for one in asked],
-    }
-
-
-def _without_places(options: dict[str, Any]) -> dict[str, Any]:
-    """Files by their names: where they lie is nobody else's business."""
-    return options | {name: Path(options[name]).name for name in ("vocabulary", "annotations")}
+    """Where, when and with what it was measured; files by their names, as where they lie is nobody else's business."""
+    options = [asdict(one) for one in asked]
+    for one in options:
+        one |= {name: Path(one[name]).name for name in ("vocabulary", "annotations")}
+    date = datetime.now(UTC).strftime("%Y-%m-%d")
+    return {"date": date, **provenance.environment(threads=torch.get_num_threads()), "options": options}
 
 
 def title(rows: Sequence[Mapping[str, Any]], made: Mapping[str, Any]) -> str:
-    """What was measured, where and when, in one line, from rows or options of one kind."""
-    first = rows[0]
-    batch = first.get("batch", first.get("batch_size"))
-    lengths = f"lengths of {CORPORA[first['corpus']]}, " if first["corpus"] in CORPORA else ""
-    what = f"{lengths}{first['backbone']} backbone of random weights"
-    where = f"{made['hardware']}, {made['threads']} threads, {made['date']}, commit {made['commit']}"
-    return f"{what}, batch {batch}, D {first['dim']}; {where}"
+    """What was measured, where and when, in one line."""
+    what = f"{rows[0]['backbone']} backbone of random weights, batch {rows[0]['batch']}, D {rows[0]['dim']}"
+    return f"{what}; {made['hardware']}, {made['threads']} threads, {made['date']}, commit {made['commit']}"
 
 
 def shown(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """The columns that matter most, rounded, for a screen."""
+    """The columns that matter most, for a screen: three digits of each number, or all before the point."""
     table = pd.DataFrame(rows)
     table = table[[column for column in SHOWN if column in table]].rename(columns=SHOWN)
-    return table.map(lambda value: _rounded(value) if isinstance(value, float) else value)
-
-
-def _rounded(value: float) -> str:
-    """Three digits, or all before the point."""
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    digits = "{:,.0f}".format, "{:.3g}".format
+    return table.map(lambda value: digits[abs(value) < 100](value) if isinstance(value, float) else value)
 
 
 def store(folder: Path, name: str, rows: Sequence[Mapping[str, Any]], made: Mapping[str, Any]) -> list[Path]:
@@ -136,9 +123,84 @@ def store(folder: Path, name: str, rows: Sequence[Mapping[str, Any]], made: Mapp
     return paths
 
 
-def stored(folder: Path) -> dict[str, dict[str, Any]]:
-    """Name -> what `store` wrote, of every measurement in a folder."""
-    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
+def stored(*folders: Path) -> Stored:
+    """What `store` wrote into these folders, the last one's before those of the same name."""
+    paths = [path for folder in folders for path in sorted(folder.glob("*.json"))]
+    found = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in paths}
+    return {name: one for name, one in found.items() if one["rows"] and "step_ms" in one["rows"][0]}
+
+
+def measurements() -> Stored:
+    """What is published, and what was measured here, which goes before it."""
+    return stored(*_folders())
+
+
+def _folders() -> tuple[Path, Path]:
+    return files.ROOT / "figures" / files.PUBLISHED / FOLDER, files.figures_folder() / FOLDER
+
+
+def workers() -> pd.DataFrame:
+    """The measured speed-up of several workers, of this machine or as published; empty where nobody has measured it."""
+    paths = [path for folder in reversed(_folders()) if (path := folder / WORKERS).exists()]
+    return pd.read_csv(paths[0]) if paths else pd.DataFrame()
+
+
+def overview(measured: Stored) -> pd.DataFrame:
+    """Every measurement, and for each backbone without one the command that makes it."""
+    parts = []
+    for one in measured.values():
+        part = shown(one["rows"])
+        part.insert(0, "backbone", [row["backbone"] for row in one["rows"]])
+        part.insert(1, "batch", [row["batch"] for row in one["rows"]])
+        part["measured"] = f"{one['about']['date']}, {one['about']['commit']}"  # where, the figures say
+        parts.append(part.astype(object))
+    there = {row["backbone"] for one in measured.values() for row in one["rows"]}
+    missing = [{"backbone": name, "measured": f"not yet: {said}"} for name, said in COMMANDS.items() if name not in there]
+    whole = pd.concat([*parts, pd.DataFrame(missing, dtype=object)], ignore_index=True)
+    return whole.where(whole.notna(), "—")
+
+
+def figures(measured: Stored) -> Iterator[PageFigure]:
+    """A figure of each measurement and batch size."""
+    for one in measured.values():
+        for batch in dict.fromkeys(row["batch"] for row in one["rows"]):
+            rows = [row for row in one["rows"] if row["batch"] == batch]
+            yield costs(rows, title(rows, one["about"]))
+
+
+def costs(rows: Sequence[Mapping[str, Any]], where: str) -> PageFigure:
+    """Steps and answers of each contender, and the shares of a step."""
+    from cmpta_lib.figures import style  # matplotlib, which a GPU's machine need not have
+
+    colours = {"bare LLM": style.SKY, "CMPTA": style.BLUE, "MSE-Adapter's way": style.VERMILLION}
+    names = dict(zip(("floor", "step", "ancestor_step"), colours, strict=True))
+    names |= {"answer": names["step"], "ancestor_answer": names["ancestor_step"]}
+    table = pd.DataFrame(rows).set_index("corpus").rename_axis(None)
+    with style.figure_style():
+        figure = style.new_figure(style.DOUBLE_COLUMN_IN, 2.8, title="What a step and an answer cost", footer=where)
+        *bars, parts = figure.subplots(1, 3)
+        for axes, shown in zip(bars, (("floor", "step", "ancestor_step"), ("answer", "ancestor_answer")), strict=True):
+            heights = table[[f"{one}_ms" for one in shown]].set_axis([names[one] for one in shown], axis=1)
+            spread = table[[f"{one}_iqr_ms" for one in shown]].set_axis(heights.columns, axis=1) / 2
+            heights.plot.bar(ax=axes, yerr=spread, color=colours, width=0.8, rot=0, error_kw={"lw": 0.6})
+            axes.set_ylabel("ms per answer" if "answer" in shown else "ms per step")
+            axes.legend(loc="upper center", bbox_to_anchor=(0.45, -0.12), handlelength=1)
+        shares = 100 * table[[f"share {part}" for part in PARTS]].set_axis(PARTS, axis=1)
+        shares.plot.barh(stacked=True, ax=parts, width=0.6, xlabel="% of a step")
+        parts.invert_yaxis()
+        parts.legend(loc="upper center", bbox_to_anchor=(0.45, -0.25), ncols=2, handlelength=1, columnspacing=1)
+    return figure
+
+
+def save(figure: PageFigure, stem: Path) -> list[Path]:
+    """Write stem.png and stem.svg."""
+    from cmpta_lib.figures.style import figure_style
+
+    paths = [stem.with_name(f"{stem.name}.{kind}") for kind in ("png", "svg")]
+    with figure_style():
+        figure.savefig(paths[0], dpi=200)
+        figure.savefig(paths[1], metadata={"Date": None})
+    return paths
 
 
 def publish(root: Path = files.ROOT) -> str:
@@ -158,21 +220,17 @@ def publish(root: Path = files.ROOT) -> str:
     return f"{sum(1 for _ in source.iterdir())} files of {source} are now in {target}, and README.md shows them; commit both"
 
 
-def in_readme(measured: Mapping[str, Mapping[str, Any]]) -> str:
+def in_readme(measured: Stored) -> str:
     """The largest backbone's rows at the smallest batch, as Markdown, and what they were measured on."""
-    tables = [one for one in measured.values() if one["rows"] and "step_ms" in one["rows"][0]]
-    if not tables:
+    if not measured:
         return "Not measured: `cmpta benchmark --backbone slice`."
-    chosen = max(tables, key=lambda one: (BACKBONES.index(one["rows"][0]["backbone"]), len(one["rows"])))
-    batch = min(row["batch"] for row in chosen["rows"])
-    lines = ["||step|bare LLM (floor)|MSE-Adapter's way|answer per clip|its `generate`|peak memory|", "|-|-|-|-|-|-|-|"]
+    chosen = max(measured.values(), key=lambda one: (BACKBONES.index(one["rows"][0]["backbone"]), len(one["rows"])))
+    batch, about = min(row["batch"] for row in chosen["rows"]), chosen["about"]
+    lines = ["||step|bare LLM|MSE-Adapter's way|answer per clip|its `generate`|peak memory|", "|-|-|-|-|-|-|-|"]
     for row in (row for row in chosen["rows"] if row["batch"] == batch):
         memory = f"{row['ours_peak_gb']:.1f} GB, its {row['ancestor_peak_gb']:.1f}" if "ours_peak_gb" in row else "—"
-        lines.append(
-            f"|{row['corpus']}|{row['step_ms']:,.0f} ms|{row['floor_ms']:,.0f} ms|{row['ancestor_step_ms']:,.0f} ms"
-            f"|{row['answer_ms']:.0f} ms|{row['ancestor_answer_ms']:.0f} ms|{memory}|"
-        )
-    about, first = chosen["about"], chosen["rows"][0]
-    what = _WHAT[first["backbone"]]
-    where = f"{about['hardware']}, {about['threads']} threads, {about['date']}"
-    return "\n".join([f"{what}, random weights, batch {batch}, D {first['dim']}; {where}:", "", *lines])
+        steps = [f"{row[name]:,.0f} ms" for name in ("step_ms", "floor_ms", "ancestor_step_ms")]
+        answers = [f"{row[name]:.0f} ms" for name in ("answer_ms", "ancestor_answer_ms")]
+        lines.append(f"|{'|'.join([row['corpus'], *steps, *answers, memory])}|")
+    what = f"{_WHAT[chosen['rows'][0]['backbone']]}, random weights, batch {batch}, D {chosen['rows'][0]['dim']}"
+    return "\n".join([f"{what}; {about['hardware']}, {about['threads']} threads, {about['date']}:", "", *lines])

@@ -11,18 +11,53 @@ Shapes: B clips, T frames, F features, L text tokens, D width, E LLM width, K ps
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import cast
+from typing import Annotated, Literal, Self, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from cmpta_lib.baselines.supervised import FeatureScaling, mean_over_time, real_positions, start_at_embedding_norm
+from cmpta_lib.base import FeatureScaling, mean_over_time, real_positions, start_at_embedding_norm
 from cmpta_lib.beyond.regularisers import RegularisedLM
-from cmpta_lib.beyond.settings import MgsiConfig
+from cmpta_lib.config import AtLeastOne, PromptedLMConfig
 from cmpta_lib.data.corpus import MODALITIES, Inputs, Modality
 from cmpta_lib.method.prompted import TokenMaker
+from cmpta_lib.registry import register
+
+Weight = Annotated[float, Field(ge=0)]  # of a loss
+
+
+class MgsiConfig(PromptedLMConfig):
+    """MGSI (arXiv 2608.16201): three granularities, a gate of the text, a calibration by "not neutral"; no code is public.
+
+    Printed are the kernel, the dilation, three tokens and their mean, four pseudo tokens, the gate's and the calibration's
+    formulas, and the two weights of 0.05; widths, heads and the order of the parts are chosen here.
+    """
+
+    name: Literal["mgsi"] = "mgsi"
+    recipe: Literal[1] = 1
+    dim: AtLeastOne = 256
+    attention_heads: AtLeastOne = 4  # in the transformer and over the three tokens; `num_heads` is CMPTA's, register 3
+    kernel: Annotated[int, Field(ge=1)] = 3
+    dilation: AtLeastOne = 2
+    branches: Literal["parallel", "stacked"] = "parallel"  # each reads the frames, or what the one before made of them
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1  # in the transformer
+    num_pseudo_tokens: AtLeastOne = 4
+    calibration: Annotated[float, Field(ge=0)] = 0.05  # times "not neutral", times the correction
+    neutral_weight: Weight = 0.05
+    neutral_range: Annotated[float, Field(ge=0)] = 0.1  # scores as far from 0 are neutral
+    neutral_label: str = "neutral"  # the class that is; where no class is called so, its loss is off
+    token_scale: Literal["embedding_norm", "default"] = "embedding_norm"  # as CMPTA's: as large as the LLM's embeddings
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.dim % self.attention_heads:
+            raise ValueError(f"dim={self.dim} is not a multiple of attention_heads={self.attention_heads}")
+        if self.kernel % 2 == 0:
+            raise ValueError(f"kernel={self.kernel}: an even one has no middle frame, use an odd one")
+        return self
 
 
 class Convolution(nn.Module):
@@ -172,3 +207,17 @@ class Mgsi(RegularisedLM):
         logits = states["non_neutral"]
         losses = F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), reduction="none")
         return {"non_neutral": (self.settings.neutral_weight, losses)}
+
+
+register(
+    MgsiConfig,
+    Mgsi,
+    row="MGSI",
+    settings={
+        "demo": {"method.dim": 64},
+        "smoke": {"method.dim": 16},
+        "paper": {"training.learning_rate": 5e-5, "training.batch_size": 8, "training.epochs": 30},
+    },
+    reads="one utterance: words by the frozen LLM, all frames of voice and face",
+    is_beyond=True,
+)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Self, get_args
 
@@ -175,3 +175,11 @@ class Inputs:
         stored = json.loads(text)
         task = stored["task"]
         return cls(Task(task["kind"], task["language"], tuple(task["labels"])), stored["widths"])
+
+
+def dialogues_of(names: Iterable[object]) -> list[list[int]]:
+    """The places of each dialogue's clips, from the clips' dialogue names; a clip without (None, NaN) is one of its own."""
+    found: dict[object, list[int]] = {}
+    for place, name in enumerate(names):
+        found.setdefault(name if isinstance(name, str) else ("clip", place), []).append(place)
+    return list(found.values())

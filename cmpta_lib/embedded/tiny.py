@@ -123,7 +123,7 @@ def pretrain_llm(folder: Path, documents: int, name: str) -> None:
         warnings.simplefilter("ignore")
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-    llm_files.seal_tiny(folder, answer_loss=answer_loss, steps=steps)
+    llm_files.finalise_tiny(folder, answer_loss=answer_loss, steps=steps)
 
 
 def bpe_tokenizer(texts: Iterable[str], phrases: list[str]) -> Any:
@@ -228,7 +228,7 @@ def pretrain_bert(folder: Path, documents: int, name: str) -> None:
     encoder.load_state_dict(model.bert.state_dict(), strict=False)
     encoder.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    llm_files.seal_tiny(folder, masked_loss=masked_loss, steps=steps)
+    llm_files.finalise_tiny(folder, masked_loss=masked_loss, steps=steps)
 
 
 def wordpiece_tokenizer(texts: Iterable[str]) -> Any:

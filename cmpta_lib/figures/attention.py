@@ -203,15 +203,8 @@ def _draw_heatmap(figure: Figure, axes: Axes, bar: Axes, panel: AttentionPanel, 
     percent = _at_most(panel.weights, MAX_CELLS) * 100
     # One sharp weight would leave all others white: the scale ends where the top half per cent of the cells begins.
     top = max(np.quantile(percent, 0.995), 1e-6)
-    image = axes.imshow(
-        percent,
-        cmap=MODALITY_MAPS[panel.modality],
-        vmin=0,
-        vmax=top,
-        aspect="auto",
-        extent=(-0.5, frames - 0.5, queries - 0.5, -0.5),
-        interpolation="none",
-    )
+    where = {"aspect": "auto", "extent": (-0.5, frames - 0.5, queries - 0.5, -0.5), "interpolation": "none"}
+    image = axes.imshow(percent, cmap=MODALITY_MAPS[panel.modality], vmin=0, vmax=top, **where)
     axes.set_xlim(-0.5, panel.padded_length - 0.5)
     axes.set_xlabel(f"{panel.modality} frame (key)")
     step = math.ceil(queries * 0.125 / height_in)  # a line of 7 pt takes an eighth of an inch

@@ -1,8 +1,7 @@
 """Every figure from arrays and tables: training curves, the corpora at a glance and the ablations are drawn here.
 
-Figure 1 comes from `architecture`, Figure 2 from `adapter`, Figures 3-5 from `attention`, what all share from `page` and
-`style`; this module gathers them under one name. Functions are pure and return a `Figure`; `save_figure` writes it.
-`footer` says on the figure's face where its numbers come from.
+Figures 1-2 come from `diagrams`, Figures 3-5 from `attention`; this module gathers them under one name. Functions are pure
+and return a `Figure`; `save_figure` writes it. `footer` says on the figure's face where its numbers come from.
 """
 
 from __future__ import annotations
@@ -15,10 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from cmpta_lib.figures.adapter import adapter_figure
-from cmpta_lib.figures.architecture import architecture_figure
 from cmpta_lib.figures.attention import AttentionPanel, attention_figure, case_study_figure
-from cmpta_lib.figures.shown_model import ShownModel
+from cmpta_lib.figures.diagrams import ShownModel, adapter_figure, architecture_figure
 from cmpta_lib.figures.style import (
     BLUE,
     DOUBLE_COLUMN_IN,

@@ -11,7 +11,7 @@ import io
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -69,8 +69,7 @@ def _font() -> FT2Font:
 @lru_cache(maxsize=1)
 def _known_characters() -> frozenset[int]:
     _font()
-    paths = [font_manager.findfont(family) for family in FONTS]
-    return frozenset().union(*(font_manager.get_font(path).get_charmap() for path in paths))
+    return frozenset().union(*(font_manager.get_font(font_manager.findfont(family)).get_charmap() for family in FONTS))
 
 
 @contextmanager
@@ -200,34 +199,24 @@ def rendered(figure: Figure, suffix: str, *, bare: bool = False) -> bytes:
     """
     settle(figure)
     buffer = io.BytesIO()
-    with _drawing_alone(figure) if bare else _whole_page() as area:
-        if suffix == "png":
-            figure.savefig(buffer, format="png", dpi=PRINT_DPI, metadata={"Software": None}, **area)
-        else:
-            with PdfPages(buffer, metadata={"CreationDate": None}) as pages:
-                pages._ensure_file()._fontNames = _ByFileName()
-                pages.savefig(figure, dpi=PRINT_DPI, **area)
-    return buffer.getvalue()
-
-
-@contextmanager
-def _whole_page() -> Iterator[dict[str, Any]]:
-    yield {}
-
-
-@contextmanager
-def _drawing_alone(figure: Figure) -> Iterator[dict[str, Any]]:
-    """Hide title and footer and give the area between them, for `savefig`."""
-    head, foot = (figure.head_in, figure.foot_in) if isinstance(figure, PageFigure) else (0.0, 0.0)
-    width, height = figure.get_size_inches()
-    around = [text for text in figure.texts if text.get_gid() in ("title", "footer")]
+    area, around = None, []  # the whole page
+    if bare and isinstance(figure, PageFigure):
+        width, height = figure.get_size_inches()
+        area = Bbox([[0, figure.foot_in], [width, height - figure.head_in]])
+        around = [text for text in figure.texts if text.get_gid() in ("title", "footer")]
     try:
         for text in around:
             text.set_visible(False)
-        yield {"bbox_inches": Bbox([[0, foot], [width, height - head]])}
+        if suffix == "png":
+            figure.savefig(buffer, format="png", dpi=PRINT_DPI, metadata={"Software": None}, bbox_inches=area)
+        else:
+            with PdfPages(buffer, metadata={"CreationDate": None}) as pages:
+                pages._ensure_file()._fontNames = _ByFileName()
+                pages.savefig(figure, dpi=PRINT_DPI, bbox_inches=area)
     finally:
         for text in around:
             text.set_visible(True)
+    return buffer.getvalue()
 
 
 class _ByFileName(dict[Any, Any]):
@@ -235,20 +224,16 @@ class _ByFileName(dict[Any, Any]):
     beside matplotlib: sorted by the names of their files alone, they come in one order wherever both lie.
     """
 
-    def items(self) -> Iterable[tuple[Any, Any]]:  # type: ignore[override]  # matplotlib only sorts it
+    def items(self) -> Any:
         return [_Named(item) for item in super().items()]
 
 
 class _Named(tuple[Any, Any]):
-    """(font, its name in the PDF), compared by the font's file name and by the part of the font that it is."""
+    """(font, its name in the PDF); a font is its path, in newer matplotlib with the part of the font that it is."""
 
     def __lt__(self, other: tuple[Any, ...]) -> bool:
-        return _file_name(self[0]) < _file_name(other[0])
-
-
-def _file_name(font: Any) -> tuple[Any, ...]:
-    path, *part = font if isinstance(font, tuple) else (font,)  # matplotlib 3.10 has no parts
-    return (os.path.basename(path), *part)
+        (path, *part), (its_path, *its_part) = ((f,) if isinstance(f, str) else f for f in (self[0], other[0]))
+        return (os.path.basename(path), *part) < (os.path.basename(its_path), *its_part)
 
 
 def save_figure(figure: Figure, folder: Path | str, name: str) -> list[Path]:
@@ -261,6 +246,8 @@ def save_figure(figure: Figure, folder: Path | str, name: str) -> list[Path]:
     Returns:
         The four paths: PDF and PNG, then the paper's PDF and caption.
     """
+    from matplotlib import pyplot
+
     folder = Path(folder)
     contents = {folder / f"{name}.{suffix}": rendered(figure, suffix) for suffix in ("pdf", "png")}
     contents[folder / PAPER / f"{name}.pdf"] = rendered(figure, "pdf", bare=True)
@@ -271,7 +258,5 @@ def save_figure(figure: Figure, folder: Path | str, name: str) -> list[Path]:
     for path, content in contents.items():
         with files.replacing(path) as partial:
             partial.write_bytes(content)
-    from matplotlib import pyplot
-
     pyplot.close(figure)
     return list(contents)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from cmpta_lib.baselines.supervised import start_at_embedding_norm
+from cmpta_lib.base import start_at_embedding_norm
 from cmpta_lib.config import CmptaConfig
 from cmpta_lib.data.corpus import Inputs, Modality
 from cmpta_lib.fast.packing import Ragged, read_in_order

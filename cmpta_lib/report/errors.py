@@ -59,7 +59,7 @@ def state(study: Study) -> pd.DataFrame:
             runs = runs_of(study, key, row)
             seeds = ", ".join(str(run.config.seed) for run in sound(runs)) or NOTHING
             line = {"corpus": study.corpus(key).name, "method": name, "finished seeds": seeds}
-            rows.append(line | {"not run, because": study.lacks(row, key) or unusable(runs)})
+            rows.append(line | {"not run, because": study.missing(row, key) or unusable(runs)})
     table = pd.DataFrame(rows)
     return table if table["not run, because"].any() else table.drop(columns="not run, because")
 

@@ -12,8 +12,9 @@ import numpy as np
 import pandas as pd
 
 from cmpta_lib import registry
-from cmpta_lib.beyond.settings import OMNI_MODELS, MllmMacConfig
+from cmpta_lib.beyond.mllm_mac import MllmMacConfig
 from cmpta_lib.config import MethodConfig
+from cmpta_lib.llm.files import OMNI_MODELS
 from cmpta_lib.metrics import Metric, headline
 from cmpta_lib.report import uncertainty
 from cmpta_lib.report.layout import NOT_RUN, NOTE, NOTHING, Table
@@ -256,7 +257,7 @@ _SPENT: Mapping[str, str] = {
 
 def every_row() -> Iterator[Row]:
     """What the notebook compares: the LLM as it is, every version of MLLM-MAC, the whole, and the omni models."""
-    yield from (TEXT_ONLY, *(row for row in mllm_rows.ROWS_mllm_rows if row not in OMNI), WHOLE, *OMNI)
+    yield from (TEXT_ONLY, *(row for row in mllm_rows.MLLM_ROWS if row not in OMNI), WHOLE, *OMNI)
 
 
 def _name(row: Row) -> str:

@@ -56,7 +56,7 @@ def _unfinished(run: Run) -> str:
 
 def runs_of(study: Study, key: str, row: Row) -> list[Run]:
     """A row's runs, finished or not; none where what the row needs is not here."""
-    return [] if study.lacks(row, key) else study.runs(key, row)
+    return [] if study.missing(row, key) else study.runs(key, row)
 
 
 def result_row(
@@ -69,7 +69,7 @@ def result_row(
     """
     name, runs = name or row.name, runs_of(study, key, row)
     whole = [run for run in runs if not unusable([run])]
-    if reason := study.lacks(row, key) or ("" if whole else unusable(runs)):
+    if reason := study.missing(row, key) or ("" if whole else unusable(runs)):
         return ResultRow(group, name, printed or {}, note=reason)
     tables = [run.predictions() for run in whole]
     predictions = np.stack([table["prediction"].to_numpy(float) for table in tables])

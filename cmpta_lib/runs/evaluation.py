@@ -16,15 +16,15 @@ from cmpta_lib.data.corpus import Split, Task
 
 
 def units(split: Split, unit: Literal["clip", "dialogue"]) -> Sequence[Sequence[int]]:
-    """What batches are drawn from: every clip alone, or the clips of a dialogue together, in the split's order.
+    """What batches are drawn from: every clip alone, or the clips of a dialogue together, in the split's order."""
+    return [[index] for index in range(len(split))] if unit == "clip" else dialogues(split.table["dialogue"])
 
-    A clip without a dialogue is one of its own.
-    """
-    if unit == "clip":
-        return [[index] for index in range(len(split))]
+
+def dialogues(names: Iterable[object]) -> list[list[int]]:
+    """Places of the clips of each dialogue, however they are mixed; a clip without one (None, NaN) is one of its own."""
     found: dict[object, list[int]] = {}
-    for index, dialogue in enumerate(split.table["dialogue"]):
-        found.setdefault(("clip", index) if pd.isna(dialogue) else dialogue, []).append(index)  # None, or pandas' NaN
+    for place, name in enumerate(names):
+        found.setdefault(name if isinstance(name, str) else ("clip", place), []).append(place)
     return list(found.values())
 
 

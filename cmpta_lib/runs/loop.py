@@ -23,8 +23,7 @@ from cmpta_lib import metrics, registry
 from cmpta_lib.base import Group, Loss, Method, Tools
 from cmpta_lib.config import RunConfig, Stage, TrainingConfig
 from cmpta_lib.data.corpus import Corpus, Inputs, Split
-from cmpta_lib.runs import checkpoint as shared
-from cmpta_lib.runs.checkpoint import CHECKPOINT, Saver, State, restore, stage_of
+from cmpta_lib.runs.checkpoint import CHECKPOINT, Saver, State, leave_stage, load_checkpoint, path_of, take_stage
 from cmpta_lib.runs.evaluation import evaluate, score_of, units
 
 
@@ -37,7 +36,7 @@ def build(config: RunConfig, corpus: Corpus, tools: Tools) -> Method:
 
 
 def learning_rate(step: int, steps: int, config: TrainingConfig) -> float:
-    """Linear warm-up, then cosine to zero at `steps`, and zero beyond: it never rises again (register 14)."""
+    """Linear warm-up, then cosine to zero at `steps`, and zero beyond: it never rises again (choice 14)."""
     warmup = max(1, round(config.warmup_fraction * steps))
     if step < warmup:
         return config.learning_rate * (step + 1) / warmup
@@ -54,6 +53,7 @@ def train(
     folder: Path,
     on_epoch: Callable[[State], None] = lambda state: None,
     shared_stages: Path | None = None,
+    on_step: Callable[[float], None] = lambda epochs: None,
 ) -> tuple[Method, State]:
     """Train, or go on training, and return the method with the weights of its best validation epoch.
 
@@ -62,49 +62,56 @@ def train(
 
     Args:
         shared_stages: folder for the results of stages that several runs share (`Stage.outcome`); None = share none.
+        on_step: told after every step how many epochs are finished, with the part of the next.
     Raises:
         FloatingPointError: the loss is not finite; says at which step and which clips.
         ValueError: several processes train a method that must be trained in one.
     """
     torch.set_num_threads(config.training.num_threads)
     method = build(config, corpus, tools)
+    module = method.module
     if method.keeps_clip_state and (world := _world()) > 1:
         raise ValueError(
             f"method '{config.method.name}' keeps what it learned of each training clip in one process: expected one "
             f"process, and torchrun started {world}; start it without torchrun"
         )
     stages = [stage for stage in config.stages if _begin(method, stage)]
-    state = State()
     if not stages:
-        method.module.eval()
-        return method, state
-    checkpoint = folder / CHECKPOINT
-    number = min(stage_of(checkpoint), len(stages) - 1)
-    optimizer = _optimizer(method, stages[number])
-    best = restore(checkpoint, config.hash, method.module, optimizer, state)
-    if state.stage != number:  # the checkpoint was of no use
-        optimizer = _optimizer(method, stages[0])
-    with Saver(checkpoint, config.hash, on_epoch, aside=_is_on_gpu(method)) as saver:
+        module.eval()
+        return method, State()
+    checkpoint = load_checkpoint(folder / CHECKPOINT, config.hash, module)
+    state: State = checkpoint.get("state", State())
+    optimizer, best = _optimizer(method, stages[state.stage]), _copied(method)
+    if checkpoint:
+        module.load_state_dict(checkpoint["module"])
+        # A step counter stays on the CPU: on a GPU it would wait for it.
+        optimizer.load_state_dict(optimizer.state_dict() | {"state": checkpoint["moments"]})
+        best = checkpoint["best"]
+    with Saver(folder / CHECKPOINT, config.hash, on_epoch, aside=_is_on_gpu(method)) as saver:
+
+        def after_step(epochs: float) -> None:
+            saver.poll()
+            on_step(epochs)
+
         while not _is_over(state, stage := stages[state.stage]):
-            common = shared_stages and stage.outcome is not None and _world() == 1 and shared.path_of(shared_stages, stage)
-            at_start = state.epoch == state.stage_start
-            if common and at_start and (made := shared.take(common, method.module, optimizer)):
+            shared = path_of(shared_stages, stage) if shared_stages and stage.outcome is not None and _world() == 1 else None
+            if shared and state.epoch == state.stage_start and (made := take_stage(shared, module, optimizer)):
                 state.history += made
                 state.epoch += len(made)
                 best = _copied(method)
             else:
-                best = _epoch(method, optimizer, corpus, config, stage, state, best, saver.poll)
+                best = _epoch(method, optimizer, corpus, config, stage, state, best, after_step)
             if _is_over(state, stage):
-                method.module.load_state_dict(best)
-                if common:
-                    shared.leave(common, method.module, optimizer, state.history[state.stage_start :])
+                module.load_state_dict(best)
+                if shared:
+                    leave_stage(shared, module, optimizer, state.history[state.stage_start :])
                 if state.stage + 1 < len(stages):
                     state.stage, state.stage_start, state.best_score = state.stage + 1, state.epoch, None
                     optimizer = _optimizer(method, stages[state.stage])
             if _rank() == 0:
-                saver.save(method.module, optimizer, state, best)
-    method.module.load_state_dict(best)
-    method.module.eval()
+                saver.save(module, optimizer, state, best)
+    module.load_state_dict(best)
+    module.eval()
     return method, state
 
 
@@ -132,14 +139,10 @@ def optimizer_of(groups: Sequence[Group], config: TrainingConfig) -> torch.optim
     All of a step is one fused kernel, where the device has it: on a CPU a quarter of the time of torch's default, which
     passes each weight's tensors a dozen times.
     """
-    given = [
-        {
-            "params": list(group.parameters),
-            "weight_decay": config.weight_decay if group.weight_decay is None else group.weight_decay,
-            "rate": group.rate,
-        }
-        for group in groups
-    ]
+    given: list[dict[str, Any]] = []
+    for group in groups:
+        decay = config.weight_decay if group.weight_decay is None else group.weight_decay
+        given.append({"params": list(group.parameters), "weight_decay": decay, "rate": group.rate})
     fused = all(weight.device.type in ("cpu", "cuda") for group in groups for weight in group.parameters)
     if config.optimizer == "adam":
         return torch.optim.Adam(given, lr=0.0, eps=config.epsilon, fused=fused)
@@ -154,16 +157,12 @@ def _epoch(
     stage: Stage,
     state: State,
     best: dict[str, torch.Tensor],
-    between: Callable[[], None],
+    after_step: Callable[[float], None],
 ) -> dict[str, torch.Tensor]:
-    """One epoch of a stage and, where it is labelled, its validation; moves `state` on and returns the best weights.
-
-    Args:
-        between: called after every step.
-    """
+    """One epoch of a stage and, where it is labelled, its validation; moves `state` on and returns the best weights."""
     started = time.perf_counter()
     row: dict[str, Any] = {"epoch": state.epoch + 1}
-    row |= _steps(method, optimizer, corpus.splits["train"], config, stage, state, between)
+    row |= _steps(method, optimizer, corpus.splits["train"], config, stage, state, after_step)
     if len(config.stages) > 1:
         row["stage"] = stage.name
     state.epoch += 1
@@ -187,7 +186,7 @@ def _steps(
     config: RunConfig,
     stage: Stage,
     state: State,
-    between: Callable[[], None],
+    after_step: Callable[[float], None],
 ) -> dict[str, float]:
     """The steps of the next epoch: its learning rate at the end, and means of the loss and its parts."""
     training, finished = stage.training, state.epoch - state.stage_start
@@ -197,15 +196,15 @@ def _steps(
     torch.manual_seed(config.seed * 100_003 + state.epoch + 7919 * _rank())  # dropout
     method.module.train()
     sums: dict[str, float] = {"train_loss": 0.0}
-    for number, batch in enumerate(order.split(training.batch_size)):
-        rate = learning_rate(finished * steps_per_epoch + number, steps_per_epoch * training.epochs, training)
+    for number, batch in enumerate(order.split(training.batch_size), start=1):
+        rate = learning_rate(finished * steps_per_epoch + number - 1, steps_per_epoch * training.epochs, training)
         for group in optimizer.param_groups:
             group["lr"] = group["rate"] * rate
         chosen = [drawn[i] for i in batch.tolist()]
         values = step(method, optimizer, split, chosen, training, finished, stage.is_labelled)
         for name, value in values.items():
             sums[name] = sums.get(name, 0.0) + value * len(batch)
-        between()
+        after_step(state.epoch + min(number / steps_per_epoch, 0.999))
     return {"learning_rate": rate, **{name: total / len(drawn) for name, total in sums.items()}}
 
 
@@ -289,7 +288,7 @@ def _end(state: State, stage: Stage) -> int:
 def _is_over(state: State, stage: Stage) -> bool:
     """All epochs are done, or patience is at its end.
 
-    Patience counts from the end of the warm-up: before it good runs still look dead (register 14).
+    Patience counts from the end of the warm-up: before it good runs still look dead (choice 14).
     """
     config = stage.training
     if state.epoch >= _end(state, stage):

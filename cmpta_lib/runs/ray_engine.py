@@ -11,18 +11,16 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from cmpta_lib.runs import provenance as machine
-from cmpta_lib.runs import remote
-from cmpta_lib.runs.engines import Failure, Report, checked_jobs, needs_extra, one_line
-from cmpta_lib.runs.remote import Attempt, Dispatch
+from cmpta_lib.runs import provenance
+from cmpta_lib.runs.dispatch import RETRIES, Engine, Job, environment, needs_extra, one_line
 from cmpta_lib.runs.store import Run
+from cmpta_lib.runs.worker import Attempt
 
 _OBJECTS_BYTES = 100 * 2**20  # runs go through files; Ray would set aside a third of the memory for objects
+_ANSWERS_S = 10.0
 
-_KNOCK_S = 10.0
 
-
-class Ray:
+class Ray(Engine):
     """Each run is a Ray task, which Ray places where cores and GPUs are free; its processes keep torch and the LLM.
 
     Args:
@@ -36,54 +34,59 @@ class Ray:
         RuntimeError: Ray is not installed; says how to.
     """
 
+    patience_s = 5.0  # a network file system's
+
     def __init__(
-        self,
-        jobs: int | None = None,
-        *,
-        address: str | None = None,
-        gpus: float | None = None,
-        retries: int = remote.RETRIES,
+        self, jobs: int | None = None, *, address: str | None = None, gpus: float | None = None, retries: int = RETRIES
     ) -> None:
-        self.jobs, self.retries = checked_jobs(jobs), retries
-        self.address = address or os.environ.get("RAY_ADDRESS") or None
+        super().__init__(jobs)
+        self.address, self.gpus, self.retries = address or os.environ.get("RAY_ADDRESS") or None, gpus, retries
         if gpus is not None and not (0 <= gpus < 1 or gpus == int(gpus)):
             raise ValueError(f"gpus={gpus}: expected a fraction below 1, or a whole number of GPUs")
-        self.gpus = gpus
         with needs_extra("ray"):
             import ray  # noqa: F401
 
-    def run(self, runs: Sequence[Run], root: Path, report: Report) -> list[Failure]:
-        """As `engines.Engine.run`.
+    @contextmanager
+    def opened(self, runs: Sequence[Run], folder: Path) -> Iterator[None]:
+        """Connected to the cluster.
 
         Raises:
-            ConnectionError: the cluster at `address` does not answer, or Ray's daemon here dies.
+            ConnectionError: the cluster at `address` does not answer.
             ValueError: runs ask for GPUs that the cluster does not have.
         """
-        with self._connected(runs), remote.job_folder(root) as folder:
-            tasks = _Tasks(self._gpus())
-            return Dispatch(tasks, root, folder, report, self.jobs, self.retries).work(runs)
-
-    @contextmanager
-    def _connected(self, runs: Sequence[Run]) -> Iterator[None]:
         import ray
 
-        if ray.is_initialized():  # by a caller who wants it so
+        is_connected = ray.is_initialized()  # by a caller who wants it so
+        if not is_connected:
+            self._connect(runs)
+        try:
+            there = float(ray.cluster_resources().get("GPU", 0))
+            if (self.gpus or 0) > there:
+                raise ValueError(f"gpus={self.gpus}: the Ray cluster has {there:g} GPUs in all, so no run would ever start")
+            self.lost, self.gpus_each = "", min(1.0, there) if self.gpus is None else self.gpus
+            self.cores = max((node["Resources"].get("CPU", 1) for node in ray.nodes() if node["Alive"]), default=1)
+            # A dead worker's run is tried again by the dispatcher, which says so; Ray itself would do it in silence.
+            self.function = ray.remote(max_retries=0)(_make)
             yield
-            return
+        finally:
+            if not is_connected:
+                ray.shutdown()
+
+    def _connect(self, runs: Sequence[Run]) -> None:
+        import ray
+
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would tell its makers
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # today's way, else warned about
-        settings: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
-        settings["runtime_env"] = {"env_vars": remote.environment(runs)}
-        if self.address:
-            settings["address"] = self.address
-        else:
+        settings: dict[str, Any] = {"address": self.address or "local", "logging_level": "ERROR", "log_to_driver": False}
+        settings["runtime_env"] = {"env_vars": environment(runs)}
+        if not self.address:
             threads = max(run.config.training.num_threads for run in runs)
             cores = threads * self.jobs if self.jobs else os.cpu_count() or 1
-            settings |= {"address": "local", "num_cpus": cores, "num_gpus": machine.gpu_count()}
+            settings |= {"num_cpus": cores, "num_gpus": provenance.gpu_count()}
             settings |= {"include_dashboard": False, "object_store_memory": _OBJECTS_BYTES}
         try:
-            _knock(self.address or "")
-            with _own_handlers():
+            _need_listener(self.address or "")
+            with _own_handler():
                 ray.init(**settings)
         except (OSError, RuntimeError, ValueError) as error:
             where = f"the Ray cluster at {self.address}" if self.address else "a Ray of one's own"
@@ -92,48 +95,20 @@ class Ray:
                 f"{where} cannot be reached or started ({one_line(str(error))[:300]}). See that `ray status` answers there, "
                 f"with this version of Ray and Python ({ray.__version__}); without an address, one is started here.{token}"
             ) from error
-        try:
-            yield
-        finally:
-            ray.shutdown()
-
-    def _gpus(self) -> float:
-        import ray
-
-        there = float(ray.cluster_resources().get("GPU", 0))
-        if self.gpus is None:
-            return 1.0 if there else 0.0
-        if self.gpus > there:
-            raise ValueError(f"gpus={self.gpus}: the Ray cluster has {there:g} GPUs in all, so no run would ever start")
-        return self.gpus
-
-
-class _Tasks:
-    """`remote.Backend` on a connected Ray."""
-
-    patience_s = 5.0  # a network file system's
-
-    def __init__(self, gpus: float) -> None:
-        import ray
-
-        self.gpus, self.lost = gpus, ""
-        self.most_cores = max((node["Resources"].get("CPU", 1) for node in ray.nodes() if node["Alive"]), default=1)
-        # A dead worker's run is tried again by `Dispatch`, which says so; Ray itself would do it in silence.
-        self.function = ray.remote(max_retries=0)(_make)
 
     def submit(self, attempt: Attempt, run: Run) -> Any:
-        cores = min(run.config.training.num_threads, self.most_cores)  # more would never start anywhere
-        return self.function.options(num_cpus=cores, num_gpus=self.gpus, name=attempt.folder.name).remote(attempt)
+        cores = min(run.config.training.num_threads, self.cores)  # more would never start anywhere
+        return self.function.options(num_cpus=cores, num_gpus=self.gpus_each, name=run.folder.name).remote(attempt)
 
-    def ended(self, job: Any) -> str:
+    def ended(self, job: Job) -> str:
         import ray
         from ray.exceptions import LocalRayletDiedError, RayError, RayTaskError
 
-        ready, _ = ray.wait([job], timeout=0)
+        ready, _ = ray.wait([job.handle], timeout=0)
         if not ready:
             return ""
         try:
-            ray.get(job)
+            ray.get(job.handle)
         except RayTaskError as error:
             return f"its worker ended with {one_line(str(error.cause))}"
         except LocalRayletDiedError:
@@ -143,28 +118,28 @@ class _Tasks:
             return f"its worker died ({type(error).__name__}: {one_line(str(error)).partition('. ')[0]})"
         return "its worker ended without a word"
 
-    def cancel(self, jobs: Sequence[Any]) -> None:
+    def cancel(self, jobs: Sequence[Job]) -> None:
         import ray
 
         for job in jobs:
             with suppress(Exception):  # whatever it is, the next one is still to be ended
-                ray.cancel(job, force=True)
-
-
-def _knock(address: str) -> None:
-    """Raise OSError where nobody listens at `host:port`; Ray itself would try for minutes."""
-    host, colon, port = address.rpartition(":")
-    if colon and port.isdigit():
-        socket.create_connection((host.rpartition("/")[2].strip("[]"), int(port)), _KNOCK_S).close()
+                ray.cancel(job.handle, force=True)
 
 
 def _make(attempt: Attempt) -> str:
     return attempt()
 
 
+def _need_listener(address: str) -> None:
+    """Raise OSError where nobody listens at `host:port`; Ray itself would try for minutes."""
+    host, colon, port = address.rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host.rpartition("/")[2].strip("[]"), int(port)), _ANSWERS_S).close()
+
+
 @contextmanager
-def _own_handlers() -> Iterator[None]:
-    """Ray puts a handler of its own for SIGTERM; whoever calls this has better ones, or none."""
+def _own_handler() -> Iterator[None]:
+    """Ray puts a handler of its own for SIGTERM; whoever calls this has a better one, or none."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -13,17 +13,16 @@ from typing import Any
 
 import psutil
 
-from cmpta_lib.runs import provenance as machine
-from cmpta_lib.runs import remote, sharing
-from cmpta_lib.runs.engines import Failure, Report, checked_jobs, needs_extra, one_line
-from cmpta_lib.runs.remote import Attempt, Dispatch
+from cmpta_lib.runs import provenance, sharing
+from cmpta_lib.runs.dispatch import RETRIES, Engine, Job, environment, needs_extra, one_line
 from cmpta_lib.runs.store import Run
+from cmpta_lib.runs.worker import Attempt
 
 _NO_LIMIT_MIN = 60 * 24 * 365  # for jobs on this machine; submitit's own default is two minutes
 _GRACE_S = 5.0
 
 
-class Slurm:
+class Slurm(Engine):
     """Each run is a Slurm job, with as many cores as it has threads.
 
     A job that is preempted or reaches its time limit goes back into the queue by itself and on from its last finished
@@ -40,9 +39,11 @@ class Slurm:
     """
 
     name, cluster = "slurm", "slurm"  # ours and submitit's
+    patience_s = 30.0  # a network file system's, before a job counts as lost
 
-    def __init__(self, jobs: int | None = None, *, retries: int = remote.RETRIES, **parameters: Any) -> None:
-        self.jobs, self.retries, self.parameters = checked_jobs(jobs), retries, parameters
+    def __init__(self, jobs: int | None = None, *, retries: int = RETRIES, **parameters: Any) -> None:
+        super().__init__(jobs)
+        self.retries, self.parameters = retries, parameters
         with needs_extra("slurm"):
             import submitit  # noqa: F401
         if not {"timeout_min", f"{self.cluster}_time"} & parameters.keys():  # submitit's own five minutes suit no run
@@ -52,10 +53,16 @@ class Slurm:
             )
         self._executor(Path("unused"))  # what is wrong with the parameters is said before hours of preparation
 
-    def run(self, runs: Sequence[Run], root: Path, report: Report) -> list[Failure]:
-        """As `engines.Engine.run`."""
-        with remote.job_folder(root) as folder, _environment(remote.environment(runs)):
-            return Dispatch(self._jobs(folder), root, folder, report, self._at_a_time(), self.retries).work(runs)
+    @contextmanager
+    def opened(self, runs: Sequence[Run], folder: Path) -> Iterator[None]:
+        before = dict(os.environ)
+        os.environ.update(environment(runs))  # which jobs inherit
+        try:
+            self.lost, self.executor = "", self._executor(folder)
+            yield
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
 
     def _executor(self, folder: Path) -> Any:
         import submitit
@@ -73,11 +80,19 @@ class Slurm:
             raise ValueError(f"--engine {self.name}: {one_line(str(error))}") from error
         return executor
 
-    def _jobs(self, folder: Path) -> _Jobs:
-        return _Jobs(self._executor(folder))
+    def submit(self, attempt: Attempt, run: Run) -> Any:
+        self.executor.update_parameters(cpus_per_task=run.config.training.num_threads, name=run.folder.name)
+        return self.executor.submit(attempt)
 
-    def _at_a_time(self) -> int | None:
-        return self.jobs
+    def ended(self, job: Job) -> str:
+        if not job.handle.done():
+            return ""
+        return f"its job {job.handle.job_id} ended ({job.handle.state}; the log is {job.handle.paths.stderr})"
+
+    def cancel(self, jobs: Sequence[Job]) -> None:
+        for job in jobs:
+            with suppress(Exception):  # whatever it is, the next one is still to be ended
+                job.handle.cancel(check=False)
 
 
 class SubmititLocal(Slurm):
@@ -88,58 +103,19 @@ class SubmititLocal(Slurm):
     """
 
     name, cluster = "submitit-local", "local"
-
-    def __init__(self, jobs: int | None = None, *, retries: int = remote.RETRIES, **parameters: Any) -> None:
-        super().__init__(jobs, retries=retries, **({"timeout_min": _NO_LIMIT_MIN} | parameters))
-
-    def _jobs(self, folder: Path) -> _Jobs:
-        return _LocalJobs(self._executor(folder))
-
-    def _at_a_time(self) -> int:
-        return self.jobs or sharing.usual()
-
-
-class _Jobs:
-    """`remote.Backend` on a submitit executor."""
-
-    patience_s = 30.0  # a network file system's, before a job counts as lost
-    lost = ""
-
-    def __init__(self, executor: Any) -> None:
-        self.executor = executor
-
-    def submit(self, attempt: Attempt, run: Run) -> Any:
-        self.executor.update_parameters(cpus_per_task=run.config.training.num_threads, name=attempt.folder.name)
-        return self.executor.submit(attempt)
-
-    def ended(self, job: Any) -> str:
-        if not job.done():
-            return ""
-        return f"its job {job.job_id} ended ({job.state}; the log is {job.paths.stderr})"
-
-    def cancel(self, jobs: Sequence[Any]) -> None:
-        for job in jobs:
-            with suppress(Exception):  # whatever it is, the next one is still to be ended
-                job.cancel(check=False)
-
-
-class _LocalJobs(_Jobs):
-    """Their processes, a controller and the job itself, are ours: a terminal's Ctrl-C must not reach them."""
-
     patience_s = 0.0
 
-    def __init__(self, executor: Any) -> None:
-        super().__init__(executor)
-        self.gpus = machine.gpu_count()
+    def __init__(self, jobs: int | None = None, *, retries: int = RETRIES, **parameters: Any) -> None:
+        super().__init__(jobs, retries=retries, **({"timeout_min": _NO_LIMIT_MIN} | parameters))
+        self.jobs = jobs or sharing.usual()
         self.slots: dict[str, int] = {}  # job id -> place among those at work
 
     def submit(self, attempt: Attempt, run: Run) -> Any:
         slot = min(set(range(len(self.slots) + 1)) - set(self.slots.values()))
-        if self.gpus:  # submitit would number all GPUs of the machine, whichever of them its caller may use
+        if gpus := provenance.gpu_count():  # submitit would number all GPUs, whichever of them its caller may use
             visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-            device = {"CUDA_VISIBLE_DEVICES": visible, "LOCAL_RANK": str(slot % self.gpus)}
-            attempt = replace(attempt, environment=device)
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which a child process inherits
+            attempt = replace(attempt, environment={"CUDA_VISIBLE_DEVICES": visible, "LOCAL_RANK": str(slot % gpus)})
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # of a terminal; a child process inherits that
         try:
             job = super().submit(attempt, run)
         finally:
@@ -147,36 +123,22 @@ class _LocalJobs(_Jobs):
         self.slots[job.job_id] = slot
         return job
 
-    def ended(self, job: Any) -> str:
-        how = super().ended(job)
-        if how:
-            self.slots.pop(job.job_id, None)
+    def ended(self, job: Job) -> str:
+        if how := super().ended(job):
+            self.slots.pop(job.handle.job_id, None)
         return how
 
-    def cancel(self, jobs: Sequence[Any]) -> None:
+    def cancel(self, jobs: Sequence[Job]) -> None:
+        """Each job is a controller and the job itself."""
         family = []
         for job in jobs:
             with suppress(psutil.Error):
-                controller = psutil.Process(int(job.job_id))
+                controller = psutil.Process(int(job.handle.job_id))
                 family += [controller, *controller.children(recursive=True)]
         for process in family:
             with suppress(psutil.Error):
                 process.kill()  # it holds nothing that a checkpoint does not
+        self.slots.clear()
         deadline = time.monotonic() + _GRACE_S
-        while not all(job.done() for job in jobs) and time.monotonic() < deadline:
+        while not all(job.handle.done() for job in jobs) and time.monotonic() < deadline:
             time.sleep(0.01)
-
-
-@contextmanager
-def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Jobs inherit this process's environment."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
