@@ -20,7 +20,7 @@ def shared_folder() -> Path:
 
 
 def finish_by_hand(folder: Path, config, **contents: str) -> None:
-    """The folder of a finished run, sealed as a worker leaves it; `contents` by file name, the others nearly empty."""
+    """The folder of a finished run, as a worker leaves it; `contents` by file name, the others nearly empty."""
     from cmpta_lib.config import to_json
     from cmpta_lib.runs import store
 
@@ -42,7 +42,7 @@ def random_llm(num_key_value_heads: int = 4):
     from cmpta_lib.method import prompted as prompts
 
     pages = list(synthetic.documents(300))
-    layouts = [prompts.Layout.of(world.task) for world in synthetic.worlds().values()]
+    layouts = [prompts.Layout.of(world.task) for world in synthetic.generative_models().values()]
     fixed = sorted({part for layout in layouts for part in (layout.open, layout.close, layout.prompt)})
     answers = [prompts.answer_text(page.task, page.label) for page in pages]
     texts = [page.directions + page.text + answer for page, answer in zip(pages, answers, strict=True)]
@@ -102,7 +102,7 @@ def corpora(tmp_path_factory):
 
     sizes = {"train": 20, "valid": 7, "test": 5}
     folder = tmp_path_factory.mktemp("corpora")
-    return {name: synthetic.embedded_corpus(name, folder, sizes) for name in synthetic.worlds()}
+    return {name: synthetic.embedded_corpus(name, folder, sizes) for name in synthetic.generative_models()}
 
 
 @pytest.fixture

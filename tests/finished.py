@@ -34,7 +34,7 @@ def record_llms(root: Path) -> Path:
         for name, fingerprint in TINY.items():
             folder = synthetic.tiny_folder(cache / "llm", documents, name)
             folder.mkdir(parents=True)
-            files.write_text(folder / "cmpta.json", files.sealed({"fingerprint": fingerprint, "files": {}}))
+            files.write_text(folder / "cmpta.json", files.checksummed({"fingerprint": fingerprint, "files": {}}))
     return root
 
 

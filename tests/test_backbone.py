@@ -343,7 +343,7 @@ def test_the_embedding_norm_is_that_of_real_tokens():
 
 
 def test_the_fixed_phrases_are_one_token_each(llm):
-    for world in synthetic.worlds().values():
+    for world in synthetic.generative_models().values():
         layout = prompts.Layout.of(world.task)
         assert [len(llm.token_ids(part)) for part in (layout.open, layout.close, layout.prompt)] == [1, 1, 1]
 

@@ -11,7 +11,7 @@ from test_model import clips
 
 from cmpta_lib.beyond.knowledge import ABSENT, WORDINGS, Describer, StatementCache, content_key
 from cmpta_lib.data.corpus import MODALITIES, Corpus, Sample, Split
-from cmpta_lib.embedded.worlds import worlds
+from cmpta_lib.embedded.generative import generative_models
 
 WORLDS = ("embedded-sims", "embedded-meld")
 FORM = {"wording": "words", "facts": ("energy", "movement", "course"), "courses": 2, "steady_share": 1 / 3, "donors": 256}
@@ -114,7 +114,7 @@ def test_labels_change_nothing_that_is_learned(world, corpora):
 
 @pytest.mark.parametrize("world", WORLDS)
 def test_the_generators_words_are_what_the_tiny_llm_has_read(world, corpora):
-    corpus, known = corpora[world], worlds()[world]
+    corpus, known = corpora[world], generative_models()[world]
     found = describer(corpus)
     for sample in corpus.splits["train"]:
         face, voice = (cues.values.index(sample.extra[n]) for cues, n in ((known.face, "face"), (known.voice, "voice")))

@@ -116,19 +116,24 @@ def test_a_damaged_file_is_named_with_its_remedy_and_never_used(run, other, name
             read(run)
         assert str(caught.value) == run.problem
     assert not other.problem and other.metrics["test"]["mae"] == 0.5
+    shown = lines(run.folder.parent)
+    assert shown.keys() == {run.folder.name, other.folder.name} and "MAE 0.500" in shown[other.folder.name]
+    assert "MAE" not in shown[run.folder.name] and str(run.folder / name) in shown[run.folder.name]
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_another_process_sees_it_too(run, other, damage):
-    """One that has not compared the file before, and so has no sizes and times to go by."""
-    damage(run.folder / WEIGHTS, other.folder / WEIGHTS)
+def test_another_process_sees_it_too(other, tmp_path):
+    """One that has not compared the files before, and so has no sizes and times to go by."""
+    runs = [make(tmp_path, 10 + number) for number in range(len(DAMAGES))]
+    for run, damage in zip(runs, DAMAGES, strict=True):
+        damage(run.folder / WEIGHTS, other.folder / WEIGHTS)
     code = (
         "import sys; from pathlib import Path; from cmpta_lib.runs import progress, store\n"
         "print(*(progress.summarise(entry).detail for entry in store.found(Path(sys.argv[1]))), sep='\\n')"
     )
-    command = [sys.executable, "-c", code, str(run.folder.parent)]
+    command = [sys.executable, "-c", code, str(tmp_path)]
     shown = subprocess.run(command, capture_output=True, text=True, check=True, cwd=files.ROOT).stdout.splitlines()
-    assert len(shown) == 2 and sum(str(run.folder / WEIGHTS) in line for line in shown) == 1
+    assert len(shown) == len(runs) + 1
+    assert [sum(str(run.folder / WEIGHTS) in line for line in shown) for run in (*runs, other)] == [1] * len(runs) + [0]
 
 
 def test_a_forged_prediction_is_not_believed(run):
@@ -166,7 +171,7 @@ def test_a_swapped_folder_is_told_by_its_config(run, other):
 
 
 def test_a_seal_that_is_none_is_refused(run):
-    (run.folder / DONE).write_text(files.sealed({"clips": 3}))
+    (run.folder / DONE).write_text(files.checksummed({"clips": 3}))
     assert run.problem.startswith(f"{run.folder / DONE} is not a run's checksum manifest; remove")
 
 
@@ -272,21 +277,11 @@ def test_unfinished_runs_are_listed_with_their_progress(run, tmp_path):
     assert lines(tmp_path)[run.folder.name].endswith("failure.json is damaged")
 
 
-@pytest.mark.parametrize("name", [*FILES, DONE])
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_run_is_one_line_among_the_others(run, other, tmp_path, name, damage):
-    damage(run.folder / name, other.folder / name)
-    shown = lines(tmp_path)
-    assert shown.keys() == {run.folder.name, other.folder.name} and "MAE 0.500" in shown[other.folder.name]
-    assert "MAE" not in shown[run.folder.name]
-    assert (str(run.folder / name) in shown[run.folder.name]) == ((name, damage) != (DONE, delete))
-
-
 def test_runs_of_another_version_are_listed_as_such(run, other, tmp_path):
     config = json.loads(to_json(run.config))
     (run.folder / CONFIG).write_text(json.dumps(config | {"invented": 1}))
     sealed = {"run": run.config.hash, "files": files.hashes(run.folder, FILES)}
-    (run.folder / DONE).write_text(files.sealed(sealed))
+    (run.folder / DONE).write_text(files.checksummed(sealed))
     assert lines(tmp_path)[run.folder.name].startswith("other version: of another version of this code (")
     assert "MAE" in lines(tmp_path)[other.folder.name]
 
@@ -294,7 +289,7 @@ def test_runs_of_another_version_are_listed_as_such(run, other, tmp_path):
 def test_a_config_that_reads_but_has_another_hash_today_is_of_another_version(run, tmp_path):
     moved = run.folder.rename(tmp_path / "corpus-0123456789ab")
     sealed = {"run": "0123456789ab", "files": files.hashes(moved, FILES)}
-    (moved / DONE).write_text(files.sealed(sealed))
+    (moved / DONE).write_text(files.checksummed(sealed))
     assert lines(tmp_path)[moved.name].startswith("other version: of another version of this code (its config has the hash")
 
 

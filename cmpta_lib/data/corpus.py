@@ -144,7 +144,7 @@ class Corpus:
     task: Task
     splits: dict[str, Split]  # "train", "valid", "test"
     generated: bool  # drawn by `cmpta_lib.embedded.synthetic`: says nothing about the paper
-    repairs: dict[str, int]  # kind of oddity -> how often it was mended (values or frames)
+    repairs: dict[str, int]  # kind of data issue -> how often it was mended (values or frames)
     sources: dict[str, str]  # file name -> SHA-256
     fingerprint: str  # SHA-256 of task, rows and features: equal content, equal fingerprint, whatever path or name
 

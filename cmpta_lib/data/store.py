@@ -1,7 +1,7 @@
 """A corpus on disk: a folder of four files, written whole or not at all.
 
 `audio.f32` and `vision.f32` hold the real frames of all clips end to end (little-endian float32, no padding, train then
-valid then test), `table.parquet` one row per clip, `meta.json` the rest: a sealed record that also holds the hashes of the
+valid then test), `table.parquet` one row per clip, `meta.json` the rest, with a checksum of its own and the hashes of the
 other three, so that no changed file passes for the corpus of that fingerprint.
 """
 

@@ -171,7 +171,7 @@ def pages(documents: int, sign: prompts.Sign) -> tuple[list[tuple[str, ...]], li
     for page in synthetic.documents(documents):
         lay, answer = prompts.Layout.of(page.task), prompts.answer_text(page.task, page.label, sign=sign)
         texts.append((lay.open, page.directions + page.text, lay.close, lay.prompt, answer))
-    asked = [prompts.Layout.of(world.task) for world in synthetic.worlds().values()]
+    asked = [prompts.Layout.of(source.task) for source in synthetic.generative_models().values()]
     return texts, sorted({part for lay in asked for part in (lay.open, lay.close, lay.prompt)})
 
 

@@ -112,7 +112,7 @@ class Study:
 
             return read_folder(Path(self.data), cache)
         name = self.settings.corpora[key]
-        if name in synthetic.worlds():
+        if name in synthetic.generative_models():
             return synthetic.embedded_corpus(name, cache, SMOKE_SIZES if self.smoke else synthetic.SPLIT_SIZES)
         folder = cache / name
         if not (folder / "meta.json").exists():
