@@ -77,7 +77,7 @@ def prepare(
     texts = {corpus.task.language: list(corpus.splits["train"].table["text"]) for corpus in corpora}
     every = [text for own in texts.values() for text in own]
     models, size = root / "llm", "full" if full else "small"
-    shape = {"width": FULL_WIDTH, "layers": FULL_LAYERS} if full else dict(SMALL)
+    shape: dict[str, Any] = {"width": FULL_WIDTH, "layers": FULL_LAYERS} if full else dict(SMALL)
     llm = models / f"qwen-1_8b-random-{shape['width']}x{shape['layers']}"
     if not full and vocabulary is None:
         shape["vocabulary_size"] = SMALL_VOCABULARY_SIZE

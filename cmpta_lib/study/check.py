@@ -16,6 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from cmpta_lib import registry
+from cmpta_lib.config import EncoderConfig, LLMConfig
 from cmpta_lib.data.corpus import Language
 from cmpta_lib.data.store import load_corpus
 from cmpta_lib.llm import files as llm_files
@@ -84,9 +85,10 @@ def stored(study: Study, notebooks: Collection[str] = ()) -> list[Need]:
     metas = sorted((study.cache / "data").glob("[!.]*/meta.json"))
     found = [_sound(f"contents of {meta.parent.name}", partial(load_corpus, meta.parent, deep=True)) for meta in metas]
     rows = {study.llm_name: CMPTA} | {study.llm_name_of(one.row): one.row for one in reversed(study.planned(notebooks))}
+    models: list[tuple[str, str, Callable[[], LLMConfig | EncoderConfig]]]
     models = [("LLM", name, partial(study.llm_of, row)) for name, row in rows.items()]
     languages = {study.encoder_names[language]: language for language in _languages(study, notebooks)}
-    models += [("text encoder", name, partial(study.encoder, language)) for name, language in languages.items()]  # type: ignore[misc]
+    models += [("text encoder", name, partial(study.encoder, language)) for name, language in languages.items()]
     for kind, name, resolved in models:
         try:
             check = partial(llm_files.find, resolved(), study.cache / "llm", deep=True)
