@@ -1,7 +1,7 @@
 """What a method is to the rest of the code: training, runs and tables know `Method` and nothing of what is inside.
 
-A further method is one file with a subclass of `Method`, one settings class (`config.MethodConfig`) and one line in
-`methods.registry`. CMPTA and text only are subclasses of `prompted_lm.PromptedLM`.
+A further method is one file with a subclass of `Method`, one settings class (`config.MethodConfig`) and one call of
+`registry.register`. CMPTA and text only are subclasses of `fast.prompted.PromptedLM`.
 """
 
 from __future__ import annotations
