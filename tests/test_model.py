@@ -17,7 +17,7 @@ from torch import Tensor
 import cmpta_lib
 from cmpta_lib import registry
 from cmpta_lib.base import Resources
-from cmpta_lib.config import CmptaConfig, DataConfig, RunConfig, TextOnlyConfig, override
+from cmpta_lib.config import CmptaConfig, DataConfig, PromptedLMConfig, RunConfig, TextOnlyConfig, override
 from cmpta_lib.data.corpus import Inputs, Sample, Task
 from cmpta_lib.fast.llm import PackedInput, packed_logits
 from cmpta_lib.fast.prompted import PromptBatch, PromptedLM
@@ -239,6 +239,24 @@ def test_a_batch_equals_the_plain_method(changes, start, kv_heads, is_pruned, co
         theirs = dict(plain.make_tokens.named_parameters())
         for name, weight in model.module.named_parameters():  # random weights make gradients up to 1e3 large
             assert (weight.grad - theirs[name].grad).norm() < 1e-3 * weight.grad.norm() + 1e-4, name
+
+
+PROMPTED = [name for name, entry in registry.ENTRIES.items() if issubclass(entry.config, PromptedLMConfig)]
+
+
+@pytest.mark.parametrize("name", [name for name in PROMPTED if name not in ("cmpta", "text_only", "mllm_mac")])
+@torch.no_grad()
+def test_another_token_maker_is_read_as_the_plain_method_reads_it(name, llm, corpus):
+    entry = registry.ENTRIES[name]
+    start = override(CONFIG.model_copy(update={"method": entry.defaults()}), entry.settings.get("smoke", {}))
+    model, samples = build(llm, corpus, start), clips(corpus)
+    plain, batch = plain_of(model, corpus), model.collate(samples)
+    (losses, owners), found = model.answer_losses(batch), model.predict(batch)
+    for row, sample in enumerate(samples):
+        torch.testing.assert_close(losses[owners == row].sum(), plain.loss(sample), rtol=1e-5, atol=1e-4)
+        said = plain.answer(sample)
+        assert said.reply == found.replies[row]
+        np.testing.assert_allclose([*said.probabilities.values()], found.probabilities[row], rtol=0, atol=1e-5)
 
 
 def test_what_has_no_plain_form_is_refused(corpora, tools):
