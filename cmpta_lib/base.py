@@ -1,7 +1,7 @@
 """What a method is to the rest of the code: training, runs and tables know `Method` and nothing of what is inside.
 
 A further method is one file with a settings class (`config.MethodConfig`), a subclass of `Method` and, at its end, a call of
-`registry.register`. CMPTA and text only are subclasses of `prompted.PromptedLM`.
+`registry.register`. CMPTA and text only are subclasses of `fast.prompted.PromptedLM`.
 """
 
 from __future__ import annotations

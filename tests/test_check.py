@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from cmpta_lib.study.preflight import COMMAND, Need, needs, screen
 from finished import finish, record_llms, small_studies
 
 from cmpta_lib.cli.__main__ import main

@@ -173,21 +173,6 @@ def test_blocks_arrive_as_they_were_sent(device):
         send([np.zeros(2), np.zeros(2, np.int64)], device)
 
 
-@pytest.mark.parametrize("world", WORLDS)
-def test_a_packed_batch_equals_its_clips_one_by_one(world, far, corpora):
-    corpus, samples = corpora[world], clips(corpora[world])
-    method = build(far, corpus)
-    together, whole = backward(method, samples), gradients(method)
-    alone = [backward(method, [sample]) for sample in samples]
-    close(together, torch.cat(alone))
-    method.module.zero_grad()
-    for sample in samples:
-        method.answer_losses(method.collate([sample]))[0].sum().backward()
-    assert relative_gap(gradients(method), whole) < 1e-3
-    replies = [method.predict(method.collate([sample])).replies[0] for sample in samples]
-    assert list(method.predict(method.collate(samples)).replies) == replies
-
-
 @torch.no_grad()
 def test_a_batch_answers_as_the_plain_method_does(far, corpora):
     corpus = corpora["embedded-sims"]

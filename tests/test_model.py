@@ -17,7 +17,7 @@ from torch import Tensor
 import cmpta_lib
 from cmpta_lib import registry
 from cmpta_lib.base import Resources
-from cmpta_lib.config import CmptaConfig, DataConfig, RunConfig, TextOnlyConfig, override
+from cmpta_lib.config import CmptaConfig, DataConfig, PromptedLMConfig, RunConfig, TextOnlyConfig, override
 from cmpta_lib.data.corpus import Inputs, Sample, Task
 from cmpta_lib.fast.llm import PackedInput, packed_logits
 from cmpta_lib.fast.prompted import PromptBatch, PromptedLM
@@ -229,13 +229,34 @@ def test_a_batch_equals_the_plain_method(changes, start, kv_heads, is_pruned, co
         np.testing.assert_equal(said.value, found.values[row])
         assert list(said.probabilities) == list(found.answers)
         np.testing.assert_allclose([*said.probabilities.values()], found.probabilities[row], rtol=0, atol=1e-5)
-        assert plain.attention(sample).keys() == maps.keys()
+        looked = plain.attention(sample)
+        assert looked.keys() == maps.keys()
+        for name, one in looked.items():
+            torch.testing.assert_close(maps[name][row, :, : one.shape[1], : one.shape[2]], one, rtol=0, atol=1e-5)
     if start is CONFIG:
         losses.sum().backward()
         torch.stack(own).sum().backward()
         theirs = dict(plain.make_tokens.named_parameters())
         for name, weight in model.module.named_parameters():  # random weights make gradients up to 1e3 large
             assert (weight.grad - theirs[name].grad).norm() < 1e-3 * weight.grad.norm() + 1e-4, name
+
+
+PROMPTED = [name for name, entry in registry.ENTRIES.items() if issubclass(entry.config, PromptedLMConfig)]
+
+
+@pytest.mark.parametrize("name", [name for name in PROMPTED if name not in ("cmpta", "text_only", "mllm_mac")])
+@torch.no_grad()
+def test_another_token_maker_is_read_as_the_plain_method_reads_it(name, llm, corpus):
+    entry = registry.ENTRIES[name]
+    start = override(CONFIG.model_copy(update={"method": entry.defaults()}), entry.settings.get("smoke", {}))
+    model, samples = build(llm, corpus, start), clips(corpus)
+    plain, batch = plain_of(model, corpus), model.collate(samples)
+    (losses, owners), found = model.answer_losses(batch), model.predict(batch)
+    for row, sample in enumerate(samples):
+        torch.testing.assert_close(losses[owners == row].sum(), plain.loss(sample), rtol=1e-5, atol=1e-4)
+        said = plain.answer(sample)
+        assert said.reply == found.replies[row]
+        np.testing.assert_allclose([*said.probabilities.values()], found.probabilities[row], rtol=0, atol=1e-5)
 
 
 def test_what_has_no_plain_form_is_refused(corpora, tools):
@@ -463,18 +484,7 @@ def test_answers_ask_for_no_gradient(llm, corpora, decoding):
     assert all(p.grad is None for p in itertools.chain(model.module.parameters(), llm.model.parameters()))
 
 
-# --- attention for the heatmaps, and shapes ---------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def test_attention_maps_come_with_the_pseudo_tokens(llm, corpus):
-    model, samples = build(llm, corpus), clips(corpus)
-    batch = model.collate(samples)
-    tokens, weights = model.pseudo_tokens(batch, return_weights=True)
-    assert tokens.shape == (6, 6, llm.dim)
-    assert weights["t1"].shape == (6, 2, max(map(len, batch.text_ids)), batch.frames["vision"].shape[1])
-    assert model.attention(batch).keys() == weights.keys()
-    torch.testing.assert_close(tokens, model.pseudo_tokens(batch)[0], rtol=0, atol=1e-5)
+# --- odd batches, and shapes ---------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
