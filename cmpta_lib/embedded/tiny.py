@@ -180,22 +180,24 @@ def _next_token_losses(reader: FrozenLLM, batch: Sequence[Sequence[list[int]]]) 
     import torch
     import torch.nn.functional as F
 
-    from cmpta_lib.method.llm import Packing
+    from cmpta_lib.fast.llm import packed_logits
+    from cmpta_lib.fast.packing import Ragged
 
     rows = [reader.first_ids + sum(parts, []) for parts in batch]
-    packing = Packing.of([len(row) for row in rows], reader.device)
+    layout = Ragged.rows([len(row) for row in rows], reader.device)
+    lengths = torch.tensor(layout.lengths)
     tokens = torch.tensor(sum(rows, []))
-    ends = packing.lengths.cumsum(0)
+    ends = lengths.cumsum(0)
     inner = torch.ones_like(tokens, dtype=torch.bool)
     inner[ends - 1] = False  # the last token of a page predicts nothing
     positions = inner.nonzero()[:, 0]
     answer_sizes = torch.tensor([len(parts[-1]) for parts in batch])
-    from_end = ends.repeat_interleave(packing.lengths) - 1 - torch.arange(len(tokens))
-    is_answer = (from_end <= answer_sizes.repeat_interleave(packing.lengths))[positions]
+    from_end = ends.repeat_interleave(lengths) - 1 - torch.arange(len(tokens))
+    is_answer = (from_end <= answer_sizes.repeat_interleave(lengths))[positions]
     embeds = reader.embedding(tokens)
     size = embeds.detach().norm(dim=1, keepdim=True) / reader.dim**0.5
     embeds = embeds + NOISE * size * torch.randn(embeds.shape)
-    losses = F.cross_entropy(reader.logits(embeds, packing, positions), tokens[positions + 1], reduction="none")
+    losses = F.cross_entropy(packed_logits(reader, embeds, layout, positions), tokens[positions + 1], reduction="none")
     return losses[~is_answer].mean(), losses[is_answer].mean()
 
 
