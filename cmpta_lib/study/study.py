@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ from cmpta_lib.embedded.synthetic import tiny_folder
 from cmpta_lib.files import ROOT, Damaged, runs_folder
 from cmpta_lib.llm import files as llm_files
 from cmpta_lib.runs.engines import Engine, Failure, RunsFailed, ensure
-from cmpta_lib.runs.progress import Progress
 from cmpta_lib.runs.store import Run
 from cmpta_lib.study import exports, plan
 from cmpta_lib.study.parameters import checked_changes, checked_seeds
@@ -269,7 +268,7 @@ class Study:
 
     def ensure(self, runs: Sequence[Run], jobs: int | None = None, engine: Engine | str | None = None) -> Sequence[Run]:
         """Make every run finished, several at a time, on any of `runs.engines`, saying how far it is; returns them."""
-        ensure(runs, self.root, jobs, engine=engine, watch=partial(Progress, name=lambda run: run.row))
+        ensure(runs, self.root, jobs, engine=engine)
         return runs
 
     def needed(self, notebook: str) -> list[Run]:
