@@ -5,6 +5,7 @@
     run = cmpta_lib.load("runs/<a run's folder>")      # or its name; train(folder) makes one
     run.predict(samples)                               # answers with the probability of every legal answer
     run.attention(sample)                              # where the words looked in face and voice
+    cmpta_lib.plain(run).answer(sample)                # the same by the paper's equations, one clip at a time
 
 Importing this package imports nothing heavy: a name is loaded when it is first used. `__init__.pyi` has their types.
 """
@@ -17,11 +18,12 @@ _HOMES = {
     "Sample": "cmpta_lib.data.corpus",
     "Study": "cmpta_lib.study.study",
     "load": "cmpta_lib.runs.load",
+    "plain": "cmpta_lib.runs.plain",
     "read_folder": "data_prep.public_pickles",
     "register": "cmpta_lib.registry",
     "train": "cmpta_lib.study.train",
 }
-__all__ = ["Sample", "Study", "load", "read_folder", "register", "train"]
+__all__ = ["Sample", "Study", "load", "plain", "read_folder", "register", "train"]
 
 
 def __getattr__(name: str) -> Any:

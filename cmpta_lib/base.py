@@ -1,7 +1,7 @@
 """What a method is to the rest of the code: training, runs and tables know `Method` and nothing of what is inside.
 
-A further method is one file with a subclass of `Method`, one settings class (`config.MethodConfig`) and one line in
-`methods.registry`. CMPTA and text only are subclasses of `prompted_lm.PromptedLM`.
+A further method is one file with a settings class (`config.MethodConfig`), a subclass of `Method` and, at its end, a call of
+`registry.register`. CMPTA and text only are subclasses of `fast.prompted.PromptedLM`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,24 +18,22 @@ from torch import Tensor, nn
 
 from cmpta_lib.config import EncoderConfig, LLMConfig, RunConfig, Stage, TrainingConfig
 from cmpta_lib.data.corpus import Inputs, Sample, Split
-from cmpta_lib.llm.encoder import TextEncoder
-from cmpta_lib.method.llm import FrozenLLM
 
 
-def _no_encoder(config: EncoderConfig) -> TextEncoder:
+def _no_encoder(config: EncoderConfig) -> Any:
     raise LookupError(f"text encoder '{config.name}' was asked for where there is none")
 
 
 @dataclass(frozen=True)
-class Tools:
+class Resources:
     """What a method may ask for when it is built: where to compute, and pre-trained models by their settings.
 
     `encoder` gives each caller a copy of its own, which may be trained further.
     """
 
     device: torch.device
-    llm: Callable[[LLMConfig], FrozenLLM]
-    encoder: Callable[[EncoderConfig], TextEncoder] = _no_encoder
+    llm: Callable[[LLMConfig], Any]  # gives a `method.llm.FrozenLLM`
+    encoder: Callable[[EncoderConfig], Any] = _no_encoder  # gives an `llm.encoder.TextEncoder`
     knowledge: Path | None = None  # folder for what models said of clips; None = kept in memory
 
 
@@ -53,7 +51,7 @@ class Batch:
     """B clips as a method's `collate` lays them out; methods add their own fields."""
 
     ids: tuple[str, ...]
-    oddities: Mapping[str, int]  # what had to be cut or left out, by kind; counted, stored with the result
+    issues: Mapping[str, int]  # what had to be cut or left out, by kind; counted, stored with the result
 
 
 @dataclass(frozen=True)
@@ -78,13 +76,13 @@ class Predictions:
     replies: Sequence[str | None]
     answers: Sequence[str] = ()
     probabilities: np.ndarray | None = None
-    oddities: Mapping[str, int] = field(default_factory=dict)
+    issues: Mapping[str, int] = field(default_factory=dict)
 
 
 class Method(ABC):
     """One way to tell sentiment or emotion from words, face and voice.
 
-    Built as `Method(config, inputs, tools)`; every random initial weight comes from torch's global generator, which the
+    Built as `Method(config, inputs, resources)`; every random initial weight comes from torch's global generator, which the
     training loop seeds. What a run keeps is `module.state_dict()`: weights and, as buffers, whatever else was learned.
     """
 
@@ -93,7 +91,7 @@ class Method(ABC):
     keeps_clip_state: bool = False  # it learns something of every training clip, which one process must see all of
 
     @abstractmethod
-    def __init__(self, config: RunConfig, inputs: Inputs, tools: Tools) -> None: ...
+    def __init__(self, config: RunConfig, inputs: Inputs, resources: Resources) -> None: ...
 
     def fit(self, train: Split) -> None:  # noqa: B027  # most methods need nothing else
         """Learn from the training split, before the first step, what no gradient teaches; keep it in buffers."""
@@ -127,3 +125,38 @@ class Method(ABC):
             NotImplementedError: the method has none.
         """
         raise NotImplementedError(f"{type(self).__name__} has no attention maps to show")
+
+
+# Parts that several methods share. Shapes: B clips, T frames, F features.
+def real_positions(lengths: Tensor, size: int) -> Tensor:
+    """(B,) int64 lengths -> (B, size) bool, True where a position is real."""
+    return torch.arange(size, device=lengths.device) < lengths[:, None]
+
+
+def mean_over_time(frames: Tensor, lengths: Tensor, at_least: int = 1) -> Tensor:
+    """(B, T, F), zero-padded at the end -> (B, F) means over the real frames; zeros where there are none.
+
+    A clip shorter than `at_least` is taken for one of that many frames, the missing ones zero.
+    """
+    real = real_positions(lengths, frames.shape[1])[..., None]
+    return (frames * real).sum(1) / lengths.clamp(min=at_least)[:, None]
+
+
+class FeatureScaling(nn.Module):
+    """Frames of one modality, z-scored with the training split's statistics (choice 16); padding stays zero."""
+
+    mean: Tensor  # (F,) buffers
+    std: Tensor
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(features))
+        self.register_buffer("std", torch.ones(features))
+
+    def take(self, mean: Tensor, std: Tensor) -> None:
+        """Keep the training split's statistics, (F,) each."""
+        self.mean.copy_(mean)
+        self.std.copy_(std)
+
+    def forward(self, frames: Tensor, lengths: Tensor) -> Tensor:
+        return (frames - self.mean) / self.std * real_positions(lengths, frames.shape[1])[..., None]

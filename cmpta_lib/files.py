@@ -227,14 +227,11 @@ class HashCache:
     """
 
     def __init__(self, path: Path | None = None) -> None:
-        self.path = path
+        self.path, self._is_saved = path, True
         self._known: dict[str, tuple[str, list[int]]] = {}
-        self._is_saved = True
-        if path is not None:
-            try:
+        with suppress(ValueError, LookupError, AttributeError, TypeError):  # damaged: what it said is found out again
+            if path is not None:
                 self._known = {name: (digest, seen) for name, (digest, seen) in read_checksummed(path, "")["hashes"].items()}
-            except (Damaged, LookupError, AttributeError, TypeError, ValueError):  # what it said is found out again
-                pass
 
     def sha256(self, path: Path) -> str:
         """As the function of this name."""
@@ -276,9 +273,6 @@ def read_checksummed(path: Path, remedy: str) -> dict[str, Any]:
     if checksum != _checksum(content):
         raise Damaged(f"{path} was changed after it was written; {remedy}")
     return content
-
-
-sealed, unsealed = checksummed, read_checksummed  # the names of before, until nobody says them
 
 
 def _checksum(content: Mapping[str, Any]) -> str:

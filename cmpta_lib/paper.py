@@ -1,10 +1,7 @@
 """What the paper prints: Tables 1-6, the prompts, its claims in words, its errata, and the noise of the method it builds on.
 
 Scores stand as printed: MAE and Corr as fractions, WF1 in per cent. Nothing here is computed by us.
-
-What others have published for the methods of Tables 3 and 4, where it is not what the paper prints.
-
-Scores as fractions for MAE and Corr and in per cent for F1, by the row's name. The same method on the same data differs by
+`ELSEWHERE` has what others have published for the methods of Tables 3 and 4. The same method on the same data differs by
 2 MAE points and 4 to 8 Corr points between two tables of one group: read printed baselines as so uncertain.
 """
 
@@ -279,7 +276,6 @@ ELSEWHERE: Mapping[str, tuple[Published, ...]] = {
     "MMGCN": (Published({"f1_weighted": 58.65}, "its paper; its code chooses the epoch on the test split"),),
     "GA2MIF": (Published({"f1_weighted": 58.94}, "its paper; its code chooses the epoch on the test split"),),
 }
-ALWAYS_NEUTRAL = 31.27  # weighted F1 of answering "neutral" to all 2,610 test utterances of MELD
 
 
 def published(row: str, metric: str) -> list[tuple[float, str]]:

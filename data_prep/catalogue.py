@@ -29,9 +29,8 @@ class Published:
 
 
 def _csv(name: str, commit: str, sha256: str, size_bytes: int) -> File:
-    return File(
-        name, sha256, size_bytes, f"https://raw.githubusercontent.com/declare-lab/MELD/{commit}/data/MELD/{name}"
-    )
+    address = f"https://raw.githubusercontent.com/declare-lab/MELD/{commit}/data/MELD/{name}"
+    return File(name, sha256, size_bytes, address)
 
 
 SIMSV2 = Published(
@@ -51,26 +50,12 @@ MELD_ANNOTATIONS = Published(
     "MELD annotations",
     "https://github.com/declare-lab/MELD/tree/master/data/MELD",
     (
-        _csv(
-            "train_sent_emo.csv",
-            "ca3e1266db4cc4a4e802156e2f721c4cd114a696",
-            "d2fa2d6529cf03cac2989efec05c9b27d8fd2f4c8fc5974c7ae88aa537fa02db",
-            1_119_290,
-        ),
-        _csv(
-            "dev_sent_emo.csv",
-            "ca3e1266db4cc4a4e802156e2f721c4cd114a696",
-            "2e89c6f8aa182d6f62f8c6331aece905ac7273ca4999660bfb5213e1d0370c1c",
-            121_640,
-        ),
-        _csv(
-            "test_sent_emo.csv",
-            "a36f4371df1fe05784ce2cb2cc9e9a28d4637943",
-            "8d37103938f7067600839fe29d5a114a6cd1bcdafb75bec101e06464c5006888",
-            294_526,
-        ),
+        _csv("train_sent_emo.csv", "ca3e1266db4cc4a4e802156e2f721c4cd114a696",
+             "d2fa2d6529cf03cac2989efec05c9b27d8fd2f4c8fc5974c7ae88aa537fa02db", 1_119_290),
+        _csv("dev_sent_emo.csv", "ca3e1266db4cc4a4e802156e2f721c4cd114a696",
+             "2e89c6f8aa182d6f62f8c6331aece905ac7273ca4999660bfb5213e1d0370c1c", 121_640),
+        _csv("test_sent_emo.csv", "a36f4371df1fe05784ce2cb2cc9e9a28d4637943",
+             "8d37103938f7067600839fe29d5a114a6cd1bcdafb75bec101e06464c5006888", 294_526),
     ),
-)
-KNOWN_SHA256 = {
-    file.name: file.sha256 for published in (SIMSV2, MELD, MELD_ANNOTATIONS) for file in published.files if file.sha256
-}
+)  # fmt: skip
+KNOWN_SHA256 = {file.name: file.sha256 for one in (SIMSV2, MELD, MELD_ANNOTATIONS) for file in one.files if file.sha256}

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from cmpta_lib.files import reading
+from cmpta_lib.files import reading, write_text
 from cmpta_lib.files import sha256 as hash_of
 from data_prep.catalogue import HUB, File, Published
 
@@ -29,8 +29,8 @@ class Found:
     folder: Path
     paths: Mapping[str, Path]  # name -> where it lies
     sources: Mapping[str, str]  # name -> SHA-256, computed here and now
-    generated: bool = False  # written by `data_prep.rehearsal`
-    sizes: Mapping[str, int] = field(default_factory=dict)  # split -> samples, where a rehearsal says so
+    generated: bool = False  # written by `data_prep.synthetic_files`
+    sizes: Mapping[str, int] = field(default_factory=dict)  # split -> samples, where a dry run says so
 
     def size(self, split: str, in_table_1: int) -> tuple[int, str]:
         """The samples that the split must have, and in words who says so."""
@@ -106,9 +106,7 @@ def _locate(folder: Path, name: str) -> Path | None:
         return folder / name
     found = sorted(path for path in folder.rglob(name) if path.is_file()) if folder.is_dir() else []
     if len(found) > 1:
-        raise ValueError(
-            f"{folder}: expected one {name}, found {', '.join(map(str, found))}; name the right one's folder"
-        )
+        raise ValueError(f"{folder}: expected one {name}, found {', '.join(map(str, found))}; name the right one's folder")
     return found[0] if found else None
 
 
@@ -138,16 +136,14 @@ def _manifest(folder: Path) -> dict[str, Any]:
 def write_manifest(folder: Path, paths: Mapping[str, Path], sources: Mapping[str, str], **about: object) -> None:
     """Write manifest.json in one step: source, revision, generated, and each file's hash and size."""
     entries = {name: {"sha256": sources[name], "bytes": path.stat().st_size} for name, path in paths.items()}
-    partial = folder / f"{MANIFEST}.partial"
-    partial.write_text(json.dumps({**about, "files": entries}, ensure_ascii=False, indent=1), encoding="utf-8")
-    partial.replace(folder / MANIFEST)
+    write_text(folder / MANIFEST, json.dumps({**about, "files": entries}, ensure_ascii=False, indent=1))
 
 
 # Files that are not here yet -----------------------------------------------------------------------------------------
 def fetch(published: Published, folder: Path) -> Found:
     """The published files in `folder`, downloaded where they are missing; a stopped download goes on where it was.
 
-    Files of a manifest that says "generated" (a rehearsal) are taken as they are.
+    Files of a manifest that says "generated" (a dry run) are taken as they are.
 
     Raises:
         OSError: no network, no such file, or no room on the disk; the message says how to get the files by hand.
@@ -171,33 +167,38 @@ def _fetch(published: Published, folder: Path) -> Found:
     if len(here) == len(located):
         wanted = [replace(file, sha256=file.sha256 or listed[file.name]["sha256"]) for file in published.files]
         return Found(folder, here, {file.name: _check(here[file.name], file) for file in wanted})
-    with _asking(published):
-        files, source, revision = _listed_by_hub(published) if published.repo else _fixed(published)
+    files, source, revision = list(published.files), published.page, ""
+    if published.repo:
+        with _asking(published):
+            files, source, revision = _listed_by_hub(published)
+    else:
+        revision = ", ".join(dict.fromkeys(file.url.split("/")[-4] for file in files))
     paths = {file.name: folder / (file.path or file.name) for file in files}
-    partials = {file.name: _partial(paths[file.name], file, revision) for file in files}
-    missing = [file for file in files if not paths[file.name].exists()]
-    for file in missing:
-        _drop_useless(partials[file.name], file)
-    done = sum(path.stat().st_size for path in partials.values() if path.exists())
-    need_space(folder, sum(file.size_bytes or 0 for file in missing) - done, published.title)
+    partials: dict[str, Path] = {}  # of the files that are missing; named by content, so that versions never mix
+    for file in files:
+        path = paths[file.name]
+        if not path.exists():
+            partials[file.name] = path.with_name(f".{path.name}.{(file.sha256 or revision)[:12]}.partial")
+    needed = 0
+    for file in files:
+        if partial := partials.get(file.name):
+            there = partial.stat().st_size if partial.exists() else 0
+            if there > (file.size_bytes or 0):  # it is longer than the file, or may be: a server has nothing to send then
+                partial.unlink()
+                there = 0
+            needed += (file.size_bytes or 0) - there
+    need_space(folder, needed, published.title)
     sources = {}
     for file in files:
-        path, partial = paths[file.name], partials[file.name]
-        if file in missing:
+        partial = partials.get(file.name)
+        if partial:
             with _asking(published):
                 _download(file, partial, from_hub=bool(published.repo))
-            sources[file.name] = _check(partial, file, path)
-            partial.replace(path)
-        else:
-            sources[file.name] = _check(path, file)
+        sources[file.name] = _check(partial or paths[file.name], file, paths[file.name] if partial else None)
+        if partial:
+            partial.replace(paths[file.name])
     write_manifest(folder, paths, sources, source=source, revision=revision, generated=False)
     return Found(folder, paths, sources)
-
-
-def _drop_useless(partial: Path, file: File) -> None:
-    """Remove what is longer than the file, or may be: from there on a server has nothing to send, in no call."""
-    if partial.exists() and (file.size_bytes is None or partial.stat().st_size > file.size_bytes):
-        partial.unlink()
 
 
 def _check(path: Path, file: File, target: Path | None = None) -> str:
@@ -220,11 +221,6 @@ def _check(path: Path, file: File, target: Path | None = None) -> str:
     return digest
 
 
-def _fixed(published: Published) -> tuple[list[File], str, str]:
-    commits = dict.fromkeys(file.url.split("/")[-4] for file in published.files)
-    return list(published.files), published.page, ", ".join(commits)
-
-
 def _listed_by_hub(published: Published) -> tuple[list[File], str, str]:
     """The hub's own listing: newest commit, and for every file its address there, size and hash."""
     from huggingface_hub import HfApi, hf_hub_url
@@ -236,9 +232,7 @@ def _listed_by_hub(published: Published) -> tuple[list[File], str, str]:
     for file in published.files:
         names = [name for name in siblings if PurePosixPath(name).name == file.name]
         if len(names) != 1:
-            raise ConnectionError(
-                f"expected one {file.name} in {published.repo}, found {names or sorted(siblings)[:8]}"
-            )
+            raise ConnectionError(f"expected one {file.name} in {published.repo}, found {names or sorted(siblings)[:8]}")
         name, entry = names[0], siblings[names[0]]
         if ".." in PurePosixPath(name).parts or PurePosixPath(name).is_absolute():
             raise ConnectionError(f"{endpoint} lists {name!r}, which would lie outside of the folder")
@@ -265,8 +259,9 @@ def _asking(published: Published) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise
         names, reason = ", ".join(file.name for file in published.files), str(error).partition("\n")[0]
+        address = f"{_endpoint()}/datasets/{published.repo}" if published.repo else published.page
         raise OSError(
-            f"{published.title} could not be fetched from {_address(published)} ({type(error).__name__}: {reason}). Call "
+            f"{published.title} could not be fetched from {address} ({type(error).__name__}: {reason}). Call "
             f"again to go on where it stopped, set HF_ENDPOINT to a mirror of {HUB}, or get {names} from "
             f"{published.page} by hand and pass their folder with --from"
         ) from error
@@ -277,15 +272,6 @@ def _endpoint() -> str:
     if not endpoint.startswith(("https://", "http://")):
         raise ValueError(f"HF_ENDPOINT must be an address such as {HUB}, but is {endpoint!r}")
     return endpoint
-
-
-def _address(published: Published) -> str:
-    return f"{_endpoint()}/datasets/{published.repo}" if published.repo else published.page
-
-
-def _partial(target: Path, file: File, revision: str) -> Path:
-    """Named by content, so that the rest of another version is never appended."""
-    return target.with_name(f".{target.name}.{(file.sha256 or revision)[:12]}.partial")
 
 
 def _download(file: File, partial: Path, from_hub: bool) -> None:
@@ -301,14 +287,8 @@ def _download(file: File, partial: Path, from_hub: bool) -> None:
     headers = (build_hf_headers() if from_hub else {}) | {"Accept-Encoding": "identity"}
     try:
         with partial.open("ab") as out:
-            http_get(
-                file.url,
-                out,
-                resume_size=out.tell(),
-                headers=headers,
-                expected_size=file.size_bytes,
-                displayed_filename=file.name,
-            )
+            size, done = file.size_bytes, out.tell()
+            http_get(file.url, out, resume_size=done, headers=headers, expected_size=size, displayed_filename=file.name)
     finally:
         if not partial.stat().st_size:
             partial.unlink()

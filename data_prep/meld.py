@@ -11,7 +11,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 from pathlib import Path
 
@@ -218,26 +218,26 @@ def _require_agreement(
             repairs["text_mended"] += text != item["features"]["text"]
             repairs["text_spaces_differ"] += text != row
         return
-    join = _Join(path, ours, table_path, table, size)
-    raise ValueError(join.explain(found))
+    raise ValueError(_Join(path, ours, table_path, table, size).explain(found))
 
 
 def _similarity(item: tuple[str, object], row: tuple[str, str]) -> float:
     """How likely the item is a damaged copy of the row."""
     if item[0] == row[0]:
         return 0.9
-    return 0.8 * SequenceMatcher(None, item[0][:_COMPARED], row[0][:_COMPARED], autojunk=False).ratio() + 0.1 * (
-        item[1] == row[1]
-    )
+    texts = SequenceMatcher(None, item[0][:_COMPARED], row[0][:_COMPARED], autojunk=False)
+    return 0.8 * texts.ratio() + 0.1 * (item[1] == row[1])
 
 
+@dataclass(frozen=True)
 class _Join:
     """Says in words how a feature file and its table differ."""
 
-    def __init__(
-        self, path: Path, items: list[tuple[str, object]], table_path: Path, table: pd.DataFrame, size: int
-    ) -> None:
-        self.path, self.items, self.table_path, self.table, self.size = path, items, table_path, table, size
+    path: Path
+    items: list[tuple[str, object]]
+    table_path: Path
+    table: pd.DataFrame
+    size: int
 
     def explain(self, found: list[Difference] | None) -> str:
         head = f"{self.path} ({len(self.items)} items) does not fit {self.table_path} ({len(self.table)} rows): "

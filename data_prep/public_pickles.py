@@ -134,7 +134,7 @@ def read_items(path: Path, repairs: Counter[str]) -> list[dict]:
 
 
 def ignored(what: str, names: Iterable[object]) -> Iterator[str]:
-    """Kinds of oddities for what is not read. The names are the file's own, so they are cut and escaped like values."""
+    """Kinds of data issues for what is not read. The names are the file's own, so they are cut and escaped like values."""
     return (f"ignored_{what}_{shown(name).strip(chr(39))}" for name in names)
 
 
@@ -198,9 +198,7 @@ def read_samples(path: Path, split: str, items: list[dict], task: Task, repairs:
         for source, modality in (("audio", "audio"), ("video", "vision")):
             frames, length = item["features"][source], item["features"][f"{source}_len"]
             if not isinstance(frames, np.ndarray) or frames.ndim != 2:
-                raise problem(
-                    where, source, "a (T, F) array", shown(frames), "keep one zero row if the modality is absent"
-                )
+                raise problem(where, source, "a (T, F) array", shown(frames), "keep one zero row if the modality is absent")
             if not is_whole(length) or not 0 <= length <= len(frames):
                 expected = f"a whole number from 0 to the array's {len(frames)} rows"
                 raise problem(where, f"{source}_len", expected, shown(length), "count the real frames again")

@@ -15,11 +15,11 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 
-from cmpta_lib.data.corpus import MODALITIES, SPLITS, Corpus, Split
+from cmpta_lib.data.corpus import MODALITIES, SPLITS, Corpus, Sample
 from cmpta_lib.paper import TABLE1
 from data_prep.catalogue import KNOWN_SHA256
 
-PAPER_NAMES = {"simsv2": "SIMS-V2", "meld": "MELD"}
+PAPER_NAMES = {"simsv2": "SIMS-V2", "meld": "MELD"}  # of the corpora that this package converts
 ALL = "all"
 PAIRS = tuple(combinations(SPLITS, 2))
 _CLIP = ["season", "episode", "start_s", "end_s", "text"]  # one official cut of an episode
@@ -82,11 +82,10 @@ def summary(found: pd.DataFrame) -> pd.DataFrame:
 
 def warnings(corpus: Corpus) -> list[str]:
     """A line for whatever lets test scores mean something else than they seem to; cheap, unless there is something."""
-    said = [
-        f"WARNING: {examples}: one file under two names, so scores say nothing about new clips"
-        for _, _, count, examples in _equal_files(corpus)
-        if count
-    ]
+    said = []
+    for _, _, count, examples in _equal_files(corpus):
+        if count:
+            said.append(f"WARNING: {examples}: one file under two names, so scores say nothing about new clips")
     for _, pair, count, examples in _across("same clip", corpus, _clips(corpus)):
         first, later = pair.split("+")
         if count and first == "train":
@@ -104,7 +103,7 @@ def report(corpus: Corpus) -> str:
     shown = table.where(table.notna(), "").rename_axis(index=None, columns=None)
     lines = [f"Corpus {corpus.name}, fingerprint {corpus.fingerprint[:12]}", "", shown.to_string()]
     if corpus.generated:
-        lines[0] += ", GENERATED for a rehearsal: says nothing about the paper"
+        lines[0] += ", GENERATED for a dry run: says nothing about the paper"
     odd = found[(found["examples"] != "") & (found["count"] > 0)]
     lines += ["", *(f"{row.check}, {row.split}: {row.examples}" for row in odd.itertuples())] if len(odd) else []
     return "\n".join([*warnings(corpus), *lines])
@@ -121,10 +120,8 @@ def _sizes(corpus: Corpus) -> Iterator[_Row]:
 def _labels(corpus: Corpus) -> Iterator[_Row]:
     for name, split in corpus.splits.items():
         if corpus.task.labels:
-            counts = np.bincount(split.labels, minlength=len(corpus.task.labels))
-            yield from (
-                (f"label {label}", name, int(n), "") for label, n in zip(corpus.task.labels, counts, strict=True)
-            )
+            counts = np.bincount(split.labels, minlength=len(corpus.task.labels)).tolist()
+            yield from ((f"label {label}", name, n, "") for label, n in zip(corpus.task.labels, counts, strict=True))
         else:
             for group, chosen in (("< 0", split.labels < 0), ("= 0", split.labels == 0), ("> 0", split.labels > 0)):
                 yield f"label {group}", name, int(chosen.sum()), ""
@@ -171,7 +168,10 @@ def _duplicates(corpus: Corpus) -> Iterator[_Row]:
         yield from _within("same official clip", corpus, clips)
         yield from _across("same official clip", corpus, clips)
     yield from _across("same clip", corpus, _clips(corpus))
-    features = {name: list(_feature_hashes(split)) for name, split in corpus.splits.items()}
+    features = {
+        name: [_feature_hash(clip) if len(clip.audio) and len(clip.vision) else None for clip in split]
+        for name, split in corpus.splits.items()
+    }
     yield from _within("same features", corpus, features)
     yield from _across("same features", corpus, features)
 
@@ -189,12 +189,8 @@ def _words(text: str, language: str) -> str | None:
     return words if (len(words.split()) >= 5 if language == "en" else len(words) >= 8) else None
 
 
-def _feature_hashes(split: Split) -> Iterator[bytes | None]:
-    for sample in split:
-        both = len(sample.audio) and len(sample.vision)
-        yield (
-            hashlib.blake2b(sample.audio.tobytes() + sample.vision.tobytes(), digest_size=16).digest() if both else None
-        )
+def _feature_hash(sample: Sample) -> bytes:
+    return hashlib.blake2b(sample.audio.tobytes() + sample.vision.tobytes(), digest_size=16).digest()
 
 
 def _clips(corpus: Corpus) -> dict[str, list[Hashable]]:
@@ -206,8 +202,7 @@ def _clips(corpus: Corpus) -> dict[str, list[Hashable]]:
     def content(name: str, index: int, key: tuple[Hashable, ...]) -> Hashable:
         if times[key] == 1 or not any(key[2:]):
             return None
-        sample = corpus.splits[name][index]
-        return key, hashlib.blake2b(sample.audio.tobytes() + sample.vision.tobytes(), digest_size=16).digest()
+        return key, _feature_hash(corpus.splits[name][index])
 
     return {name: [content(name, index, key) for index, key in enumerate(keys)] for name, keys in told.items()}
 
@@ -238,10 +233,8 @@ def _places(keys: Sequence[Hashable]) -> dict[Hashable, list[int]]:
 
 
 def _equal_files(corpus: Corpus) -> Iterator[_Row]:
-    names = defaultdict(list)
-    for name, digest in corpus.sources.items():
-        names[digest].append(name)
-    equal = [" = ".join(same) for same in names.values() if len(same) > 1]
+    names, places = list(corpus.sources), _places(list(corpus.sources.values()))
+    equal = [" = ".join(names[place] for place in same) for same in places.values() if len(same) > 1]
     yield "files with equal contents", ALL, len(equal), _some(equal)
 
 

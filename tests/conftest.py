@@ -20,16 +20,16 @@ def shared_folder() -> Path:
 
 
 def finish_by_hand(folder: Path, config, **contents: str) -> None:
-    """The folder of a finished run, sealed as a worker leaves it; `contents` by file name, the others nearly empty."""
+    """The folder of a finished run, as a worker leaves it; `contents` by file name, the others nearly empty."""
     from cmpta_lib.config import to_json
     from cmpta_lib.runs import store
 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / store.CONFIG).write_text(to_json(config))
-    for name in store.SEALED:
+    for name in store.FILES:
         if name in contents or not (folder / name).exists():
             (folder / name).write_text(contents.get(name, "{}"))
-    store.seal(folder)
+    store.finalise(folder)
 
 
 def random_llm(num_key_value_heads: int = 4):
@@ -42,7 +42,7 @@ def random_llm(num_key_value_heads: int = 4):
     from cmpta_lib.method import prompted as prompts
 
     pages = list(synthetic.documents(300))
-    layouts = [prompts.Layout.of(world.task) for world in synthetic.worlds().values()]
+    layouts = [prompts.Layout.of(world.task) for world in synthetic.generative_models().values()]
     fixed = sorted({part for layout in layouts for part in (layout.open, layout.close, layout.prompt)})
     answers = [prompts.answer_text(page.task, page.label) for page in pages]
     texts = [page.directions + page.text + answer for page, answer in zip(pages, answers, strict=True)]
@@ -90,9 +90,9 @@ def encoder():
 @pytest.fixture
 def tools(llm, encoder):
     """What methods are built with: the random LLM, and copies of the random BERT."""
-    from cmpta_lib.base import Tools
+    from cmpta_lib.base import Resources
 
-    return Tools(llm.device, lambda config: llm, lambda config: encoder.copy())
+    return Resources(llm.device, lambda config: llm, lambda config: encoder.copy())
 
 
 @pytest.fixture(scope="session")
@@ -102,7 +102,7 @@ def corpora(tmp_path_factory):
 
     sizes = {"train": 20, "valid": 7, "test": 5}
     folder = tmp_path_factory.mktemp("corpora")
-    return {name: synthetic.embedded_corpus(name, folder, sizes) for name in synthetic.worlds()}
+    return {name: synthetic.embedded_corpus(name, folder, sizes) for name in synthetic.generative_models()}
 
 
 @pytest.fixture
@@ -119,23 +119,13 @@ def small():
     del MethodConfig.known["small"], registry.ENTRIES["small"]
 
 
-@pytest.fixture(scope="module")
-def gates_folder(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("gates")
+@pytest.fixture(scope="session")
+def smoke_models(tmp_path_factory) -> Path:
+    """A cache with the barely trained LLM and BERT of smoke runs, made once; tests copy it."""
+    from cmpta_lib.embedded import tiny
+    from cmpta_lib.study.profiles import SMOKE_DOCUMENTS
 
-
-@pytest.fixture
-def gates(gates_folder) -> Path:
-    """A folder, empty at first, whose files say what the runs of `halting` do, by seed."""
-    for path in gates_folder.iterdir():
-        path.unlink()
-    return gates_folder
-
-
-@pytest.fixture(scope="module")
-def halting(tmp_path_factory, gates_folder):
-    """Runs of `halting_method` with these seeds, not yet made, in a runs folder of their own at each call."""
-    import halting_runs
-
-    with halting_runs.makers(tmp_path_factory, gates_folder) as make:
-        yield make
+    cache = tmp_path_factory.mktemp("smoke-models")
+    for name in ("tiny", "tiny-bert"):
+        tiny.build(cache, SMOKE_DOCUMENTS, name)
+    return cache

@@ -15,7 +15,7 @@ import pytest
 from cmpta_lib import files, metrics
 from cmpta_lib.config import to_json
 from cmpta_lib.data.corpus import Inputs
-from cmpta_lib.embedded import synthetic, tiny
+from cmpta_lib.embedded import synthetic
 from cmpta_lib.method.prompted import legal_answers
 from cmpta_lib.runs import store
 from cmpta_lib.runs.store import Run
@@ -32,9 +32,9 @@ def record_llms(root: Path) -> Path:
     """The records of the tiny models, smoke and full: a study asks for their fingerprints only."""
     for cache, documents in ((root / "cache", None), (root / "smoke" / "cache", SMOKE_DOCUMENTS)):
         for name, fingerprint in TINY.items():
-            folder = tiny.tiny_folder(cache / "llm", documents, name)
+            folder = synthetic.tiny_folder(cache / "llm", documents, name)
             folder.mkdir(parents=True)
-            files.write_text(folder / "cmpta.json", files.sealed({"fingerprint": fingerprint, "files": {}}))
+            files.write_text(folder / "cmpta.json", files.checksummed({"fingerprint": fingerprint, "files": {}}))
     return root
 
 
@@ -85,7 +85,7 @@ def finish(study: Study, key: str, runs: Sequence[Run], change: Any = None, **en
         }
         for name, text in texts.items():
             (run.folder / name).write_text(text, encoding="utf-8")
-        store.seal(run.folder)
+        store.finalise(run.folder)
 
 
 def finish_tables(study: Study) -> None:

@@ -14,7 +14,7 @@ from typing import Literal
 import small_method
 
 import cmpta_lib
-from cmpta_lib.base import Batch, Tools
+from cmpta_lib.base import Batch, Resources
 from cmpta_lib.config import RunConfig
 from cmpta_lib.data.corpus import Inputs, Split
 from cmpta_lib.registry import register
@@ -28,7 +28,7 @@ class HaltingConfig(small_method.SmallConfig):
 
 
 class HaltingMethod(small_method.SmallMethod):
-    def __init__(self, config: RunConfig, inputs: Inputs, tools: Tools) -> None:
+    def __init__(self, config: RunConfig, inputs: Inputs, tools: Resources) -> None:
         super().__init__(config, inputs, tools)
         self.gates, self.seed = Path(config.method.model_dump()["gates"]), config.seed
 

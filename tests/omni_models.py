@@ -43,16 +43,11 @@ def save(folder: Path, family: str = "qwen2_5_omni") -> Path:
 
     words = tokenizer()
     place = dict(zip(SPECIAL, words.convert_tokens_to_ids(list(SPECIAL)), strict=True))
-    tokens = {
-        "audio_token_id": place["<|AUDIO|>"],
-        "image_token_id": place["<|IMAGE|>"],
-        "video_token_id": place["<|VIDEO|>"],
-        "audio_start_token_id": place["<|audio_bos|>"],
-        "audio_end_token_id": place["<|audio_eos|>"],
-        "vision_start_token_id": place["<|vision_bos|>"],
-        "vision_end_token_id": place["<|vision_eos|>"],
-    }
-    config, model = {"qwen2_5_omni": _qwen2_5, "qwen3_omni_moe": _qwen3}[family](len(words), tokens)
+    roles = {"audio": "AUDIO", "image": "IMAGE", "video": "VIDEO"}
+    for kind in ("audio", "vision"):
+        roles |= {f"{kind}_start": f"{kind}_bos", f"{kind}_end": f"{kind}_eos"}
+    tokens = {f"{role}_token_id": place[f"<|{name}|>"] for role, name in roles.items()}
+    config, model = _model(family, len(words), tokens)
     model.save_pretrained(folder)
     # As published: the whole model's config around the thinker's, "thinker." before its weights' names, and a talker.
     weights = {f"thinker.{name}": tensor for name, tensor in load_file(folder / "model.safetensors").items()}
@@ -77,56 +72,39 @@ def _preprocessors(folder: Path, patch: int) -> None:
     (folder / "preprocessor_config.json").write_text(json.dumps(flat))
 
 
-def _qwen2_5(vocabulary: int, tokens: dict[str, int]) -> tuple[Any, Any]:
+def _model(family: str, vocabulary: int, tokens: dict[str, int]) -> tuple[Any, Any]:
+    """A thinker's config, and the thinker with random weights from seed 0."""
+    from importlib import import_module
+
     import torch
-    from transformers.models.qwen2_5_omni import configuration_qwen2_5_omni as configs
-    from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import Qwen2_5OmniThinkerForConditionalGeneration
 
     text = {
         "vocab_size": vocabulary, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
         "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 4096, "initializer_range": 0.3,
-        "tie_word_embeddings": False,
         "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]},
     }  # fmt: skip
     vision = {
         "depth": 2, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2, "patch_size": 4, "out_hidden_size": 32,
-        "window_size": 16, "fullatt_block_indexes": [1], "initializer_range": 0.3,
+        "initializer_range": 0.3,
     }  # fmt: skip
     audio = {
         "num_mel_bins": 16, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 24, "d_model": 16,
-        "n_window": 20, "output_dim": 32, "initializer_range": 0.3,
+        "output_dim": 32, "initializer_range": 0.3,
     }  # fmt: skip
-    config = configs.Qwen2_5OmniThinkerConfig(
-        text_config=text, vision_config=vision, audio_config=audio, initializer_range=0.3, **tokens
-    )
+    prefix = {"qwen2_5_omni": "Qwen2_5Omni", "qwen3_omni_moe": "Qwen3OmniMoe"}[family]
+    if family == "qwen2_5_omni":
+        text |= {"tie_word_embeddings": False}
+        vision |= {"window_size": 16, "fullatt_block_indexes": [1]}
+        audio |= {"n_window": 20}
+    else:
+        text |= {"head_dim": 8, "moe_intermediate_size": 16, "num_experts": 4, "num_experts_per_tok": 2}
+        vision |= {"num_position_embeddings": 16, "deepstack_visual_indexes": [0]}
+        audio |= {"n_window": 50, "n_window_infer": 100, "downsample_hidden_size": 8}
+    configs, models = (import_module(f"transformers.models.{family}.{kind}_{family}") for kind in ("configuration", "modeling"))
+    sizes = {"text_config": text, "vision_config": vision, "audio_config": audio, "initializer_range": 0.3}
+    config = getattr(configs, f"{prefix}ThinkerConfig")(**sizes, **tokens)
     torch.manual_seed(0)
-    return config, Qwen2_5OmniThinkerForConditionalGeneration(config)
-
-
-def _qwen3(vocabulary: int, tokens: dict[str, int]) -> tuple[Any, Any]:
-    import torch
-    from transformers.models.qwen3_omni_moe import configuration_qwen3_omni_moe as configs
-    from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeThinkerForConditionalGeneration
-
-    text = {
-        "vocab_size": vocabulary, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 4096,
-        "moe_intermediate_size": 16, "num_experts": 4, "num_experts_per_tok": 2, "initializer_range": 0.3,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]},
-    }  # fmt: skip
-    vision = {
-        "depth": 2, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2, "patch_size": 4, "out_hidden_size": 32,
-        "num_position_embeddings": 16, "deepstack_visual_indexes": [0], "initializer_range": 0.3,
-    }  # fmt: skip
-    audio = {
-        "num_mel_bins": 16, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 24, "d_model": 16,
-        "n_window": 50, "n_window_infer": 100, "output_dim": 32, "downsample_hidden_size": 8, "initializer_range": 0.3,
-    }  # fmt: skip
-    config = configs.Qwen3OmniMoeThinkerConfig(
-        text_config=text, vision_config=vision, audio_config=audio, initializer_range=0.3, **tokens
-    )
-    torch.manual_seed(0)
-    return config, Qwen3OmniMoeThinkerForConditionalGeneration(config)
+    return config, getattr(models, f"{prefix}ThinkerForConditionalGeneration")(config)
 
 
 def write_recording(path: Path, seconds: float = 2.0, hz: float = 440.0, sound: bool = True, picture: bool = True) -> Path:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from cmpta_lib.base import Batch, Loss, Method, Predictions, Tools
+from cmpta_lib.base import Batch, Loss, Method, Predictions, Resources
 from cmpta_lib.config import MethodConfig, RunConfig
 from cmpta_lib.data.corpus import Inputs, Sample, Split
 from cmpta_lib.fast.packing import send
@@ -47,7 +47,7 @@ class SmallModule(nn.Module):
 class SmallMethod(Method):
     unit = "dialogue"
 
-    def __init__(self, config: RunConfig, inputs: Inputs, tools: Tools) -> None:
+    def __init__(self, config: RunConfig, inputs: Inputs, tools: Resources) -> None:
         self.task, self.device = inputs.task, tools.device
         width = 2 * sum(inputs.widths.values())
         self.module = SmallModule(width, max(1, len(self.task.labels)), config.method.dropout).to(self.device)
@@ -63,9 +63,9 @@ class SmallMethod(Method):
             before = spoken.setdefault(sample.dialogue or sample.id, [np.zeros_like(mean)])
             rows.append(np.concatenate([mean, np.mean(before, 0)]))
             before.append(mean)
-        oddities = {"silent": sum(len(sample.audio) == 0 for sample in samples)}
+        issues = {"silent": sum(len(sample.audio) == 0 for sample in samples)}
         labels = np.array([np.nan if sample.label is None else sample.label for sample in samples])
-        return SmallBatch(tuple(s.id for s in samples), oddities, np.stack(rows).astype(np.float32), labels)
+        return SmallBatch(tuple(s.id for s in samples), issues, np.stack(rows).astype(np.float32), labels)
 
     def _outputs(self, batch: SmallBatch) -> torch.Tensor:
         return self.module(send([batch.features], self.device)[0])

@@ -13,7 +13,7 @@ import small_method
 import torch
 from torch import nn
 
-from cmpta_lib.base import Group, Loss, Tools
+from cmpta_lib.base import Group, Loss, Resources
 from cmpta_lib.config import RunConfig, Stage, TrainingConfig
 from cmpta_lib.data.corpus import Inputs, Sample
 
@@ -38,7 +38,7 @@ class StagedConfig(small_method.SmallConfig):
 class StagedMethod(small_method.SmallMethod):
     seen: list[tuple[str, object]] = []  # (stage, label) of every clip that came to `collate`
 
-    def __init__(self, config: RunConfig, inputs: Inputs, tools: Tools) -> None:
+    def __init__(self, config: RunConfig, inputs: Inputs, tools: Resources) -> None:
         super().__init__(config, inputs, tools)
         features = self.module.linear.in_features
         self.module.reader = nn.Linear(features, features)

@@ -35,7 +35,7 @@ def called(installed: Path, here: Path, *command: str) -> subprocess.CompletedPr
     return subprocess.run([sys.executable, *command], cwd=here, env=environment, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("command", ["reproduce", "rehearse", "publish"])
+@pytest.mark.parametrize("command", ["reproduce", "dry-run", "publish"])
 def test_what_needs_the_notebooks_says_so_before_anything_starts(command, installed, tmp_path):
     done = called(installed, tmp_path, "-m", "cmpta_lib.cli", command)
     assert (done.returncode, done.stdout) == (1, "") and done.stderr.count("\n") == 1

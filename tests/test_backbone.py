@@ -15,14 +15,15 @@ import torch
 from conftest import random_llm
 
 from cmpta_lib import files
-from cmpta_lib.cli import dry_run as rehearsal
+from cmpta_lib.cli import dry_run
 from cmpta_lib.config import LLMConfig
 from cmpta_lib.embedded import synthetic, tiny
+from cmpta_lib.fast.llm import packed_logits
+from cmpta_lib.fast.packing import Ragged
 from cmpta_lib.llm import files as llm_files
 from cmpta_lib.llm.loading import load
-from cmpta_lib.method import llm as backbone
 from cmpta_lib.method import prompted as prompts
-from cmpta_lib.method.llm import FrozenLLM, Packing, weights_fingerprint
+from cmpta_lib.method.llm import FrozenLLM, weights_fingerprint
 
 CPU = torch.device("cpu")
 
@@ -33,7 +34,7 @@ def smallest():
     with pytest.MonkeyPatch.context() as patch:
         sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
         patch.setitem(tiny.ARCHITECTURES, "tiny", sizes | {"num_key_value_heads": 4})
-        patch.setattr(tiny, "DOCUMENTS", 2000)
+        patch.setattr(synthetic, "DOCUMENTS", 2000)
         patch.setattr(tiny, "LEARNING_RATE", 1e-2)  # in so few steps
         patch.setattr(tiny, "NOISE", 0.1)
         yield
@@ -96,7 +97,7 @@ def test_the_tiny_llm_is_the_same_wherever_it_is_built(cache, tmp_path):
 def test_the_tiny_llama_reads_the_same_pages_and_is_of_another_family(cache, tmp_path, monkeypatch):
     monkeypatch.setitem(tiny.ARCHITECTURES, "tiny-llama", tiny.ARCHITECTURES["tiny"] | {"hidden_size": 48})
     folder = tiny.build(tmp_path, name="tiny-llama")
-    assert folder == tiny.tiny_folder(tmp_path, name="tiny-llama") and llm_files.family(folder) == "llama"
+    assert folder == synthetic.tiny_folder(tmp_path, name="tiny-llama") and llm_files.family(folder) == "llama"
     llm, other = load(LLMConfig(name="tiny-llama"), tmp_path, CPU), load(LLMConfig(name="tiny"), cache, CPU)
     assert llm.dim == 48 and llm.fingerprint == llm_files.fingerprint(folder) != other.fingerprint
     assert json.loads((folder / "cmpta.json").read_text())["steps"] == 50
@@ -161,7 +162,6 @@ def test_pre_training_teaches_something(cache):
 def test_the_tiny_llm_learns_no_weight_after_loading(cache):
     llm = load(LLMConfig(name="tiny"), cache, CPU)
     assert not llm.model.training and not any(p.requires_grad for p in llm.model.parameters())
-    assert llm.model.config._attn_implementation == backbone.PACKED
 
 
 def test_other_weights_than_the_run_asks_for_are_refused(cache):
@@ -245,7 +245,7 @@ def broken(folder: Path, change: str) -> None:
             vocabulary.write_text("")
         case "more tokens than rows":
             config.write_text(json.dumps(known | {"vocab_size": 300}))
-            rehearsal.write_qwen_v1(folder, ["words"], width=32, layers=1, vocabulary_size=300)
+            dry_run.write_qwen_v1(folder, ["words"], width=32, layers=1, vocabulary_size=300)
         case "a pickled object":
             index.unlink()
             torch.save({"weight": Path()}, folder / "pytorch_model.bin")
@@ -271,7 +271,7 @@ def broken(folder: Path, change: str) -> None:
     ],
 )
 def test_a_broken_folder_is_named_in_one_message(change, tmp_path):
-    rehearsal.write_qwen_v1(tmp_path / "own", ["a few words"], width=32, layers=1, vocabulary_size=700)
+    dry_run.write_qwen_v1(tmp_path / "own", ["a few words"], width=32, layers=1, vocabulary_size=700)
     load(LLMConfig(name=str(tmp_path / "own")), tmp_path / "cache", CPU)
     broken(tmp_path / "own", change)
     with pytest.raises((ValueError, OSError), match=str(tmp_path / "own")) as caught:
@@ -295,18 +295,15 @@ def test_a_known_familys_damaged_weights_are_named(stored, tmp_path):
 
 def test_qwen_v1_answers_through_the_same_wrapper(tmp_path):
     """A packed row of two clips gives each clip's own logits, with weights as Qwen-1.8B publishes them."""
-    rehearsal.write_qwen_v1(tmp_path, ["a few words 情感"], width=32, layers=2, vocabulary_size=700)
+    dry_run.write_qwen_v1(tmp_path, ["a few words 情感"], width=32, layers=2, vocabulary_size=700)
     loaded = load(LLMConfig(name=str(tmp_path)), tmp_path / "cache", CPU)
     assert loaded.first_ids == loaded.tokenizer.convert_tokens_to_ids(["<|im_start|>"]) and loaded.dim == 32
     rows = [loaded.first_ids + loaded.token_ids(text) for text in ("a few words", "情感")]
     embeds = loaded.embedding(torch.tensor(sum(rows, [])))
     ends = torch.tensor([len(rows[0]) - 1, len(rows[0]) + len(rows[1]) - 1])
-    packed = loaded.logits(embeds, Packing.of([len(row) for row in rows], CPU), ends)
-    for row, answer in zip(rows, packed, strict=True):
-        alone = loaded.logits(
-            loaded.embedding(torch.tensor(row)), Packing.of([len(row)], CPU), torch.tensor([len(row) - 1])
-        )
-        torch.testing.assert_close(answer, alone[0], rtol=0, atol=1e-5)
+    alone = [loaded.logits(loaded.embed(row))[-1] for row in rows]
+    packed = packed_logits(loaded, embeds, Ragged.rows([len(row) for row in rows], CPU), ends)
+    torch.testing.assert_close(packed, torch.stack(alone), rtol=0, atol=1e-5)
     loaded.need_room(8192)
     with pytest.raises(ValueError, match="8193 tokens does not fit .* takes 8192; lower prompt.max_text_tokens"):
         loaded.need_room(8193)
@@ -320,7 +317,7 @@ def test_gradient_checkpointing_changes_no_gradient(llm):
         calls = []
         model.model.model.layers[0].self_attn.register_forward_hook(lambda *_, calls=calls: calls.append(1))
         embeds = torch.randn(9, llm.dim, generator=torch.Generator().manual_seed(1), requires_grad=True)
-        logits = model.logits(embeds, Packing.of([4, 5], CPU), torch.tensor([3, 8]))
+        logits = packed_logits(model, embeds, Ragged.rows([4, 5], CPU), torch.tensor([3, 8]))
         logits.logsumexp(-1).sum().backward()
         assert len(calls) == 1 + on
         results.append((logits.detach(), embeds.grad))
@@ -342,22 +339,11 @@ def test_the_embedding_norm_is_that_of_real_tokens():
     assert llm.embedding_norm == pytest.approx(float(rows.norm(dim=1).mean()))
 
 
-# --- packing ----------------------------------------------------------------------------------------------------------
-
-
-def test_packing_maps_rows_to_positions_and_back():
-    packing = Packing.of([2, 4, 1], CPU)
-    assert packing.position_ids.tolist() == [[0, 1, 0, 1, 2, 3, 0]]
-    real = [[0, 1], [2, 3, 4, 5], [6]]
-    assert [row[:n] for row, n in zip(packing.gather.tolist(), (2, 4, 1), strict=True)] == real
-    assert packing.gather.flatten()[packing.slots].tolist() == list(range(7))
-
-
 # --- the tokenizer ----------------------------------------------------------------------------------------------------
 
 
 def test_the_fixed_phrases_are_one_token_each(llm):
-    for world in synthetic.worlds().values():
+    for world in synthetic.generative_models().values():
         layout = prompts.Layout.of(world.task)
         assert [len(llm.token_ids(part)) for part in (layout.open, layout.close, layout.prompt)] == [1, 1, 1]
 

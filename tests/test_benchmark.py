@@ -22,9 +22,9 @@ from cmpta_lib.benchmark.options import Options
 from cmpta_lib.benchmark.shapes import SHAPES, FoldedTokenizer
 from cmpta_lib.cli.__main__ import main
 from cmpta_lib.data.corpus import Sample
-from cmpta_lib.method.llm import PACKED
+from cmpta_lib.fast.llm import packed_logits
 from cmpta_lib.method.prompted import legal_answers
-from data_prep import rehearsal
+from data_prep import synthetic_files
 
 SMALL = Options("sims", batch_size=3, dim=16, steps=1, answers=1, answered=4)
 
@@ -74,9 +74,8 @@ def test_its_loss_is_the_mean_cross_entropy_of_the_answers_by_hand(contest: Cont
         logits = model(inputs_embeds=torch.cat([prompt, contest.llm.embedding(answer)])[None], use_cache=False).logits[0]
         for place, token in enumerate(answer):
             losses.append(-logits[len(prompt) - 1 + place].log_softmax(-1)[token])
-    model.set_attn_implementation(PACKED)
+    model.set_attn_implementation("sdpa")
     torch.testing.assert_close(contest.ancestor.loss(batch), torch.stack(losses).mean(), rtol=1e-5, atol=1e-5)
-    assert model.config._attn_implementation == PACKED, "ours is back"
 
 
 def test_its_answers_are_what_greedy_decoding_says(contest: Contest, samples: list[Sample]):
@@ -88,7 +87,7 @@ def test_its_answers_are_what_greedy_decoding_says(contest: Contest, samples: li
             said.append(int(model(inputs_embeds=row[None], use_cache=False).logits[0, -1].argmax()))
             row = torch.cat([row, contest.llm.embedding(torch.tensor(said[-1:]))])
         expected.append(contest.llm.tokenizer.decode(said))
-    model.set_attn_implementation(PACKED)
+    model.set_attn_implementation("sdpa")
     assert contest.ancestor.answer(samples) == expected
 
 
@@ -108,13 +107,13 @@ def test_the_reference_is_the_plain_path_on_the_same_tokens(contest: Contest):
     contest.method.module.eval()
     batch = contest.laid_out(contest.batches[0])
     given = contest.given(contest.batches[0])
-    embeds, packing, positions, targets = contest.method.training_inputs(batch)
-    logits = contest.llm.logits(embeds, packing, positions)
-    assert torch.equal(contest.llm.logits(*given[:3]), logits)
+    embeds, layout, positions, targets = contest.method.training_inputs(batch)
+    logits = packed_logits(contest.llm, embeds, layout, positions)
+    assert torch.equal(packed_logits(contest.llm, *given[:3]), logits)
     loss = F.cross_entropy(logits, targets)
     assert torch.equal(contests.reference_step(contest.llm, *given), loss.detach())
     (wanted,) = torch.autograd.grad(loss, embeds)
-    assert torch.equal(given[0].grad, wanted) and len(given[0]) == int(packing.lengths.sum())
+    assert torch.equal(given[0].grad, wanted) and len(given[0]) == sum(layout.lengths)
 
 
 def test_operations_count_every_layer_for_all_tokens_and_the_head_for_answers(contest: Contest):
@@ -130,12 +129,12 @@ def test_operations_count_every_layer_for_all_tokens_and_the_head_for_answers(co
 # --- clips and tokens -------------------------------------------------------------------------------------------------
 
 
-def test_lengths_are_the_rehearsals():
-    drawn = rehearsal.simsv2_split("train", 8)
+def test_lengths_are_the_dry_runs():
+    drawn = synthetic_files.simsv2_split("train", 8)
     train = shapes.corpus(SMALL).splits["train"]
     assert train.table["audio_length"].tolist() == drawn["audio_lengths"] and train[2].text == drawn["raw_text"][2]
     assert train[3].vision.shape == (drawn["vision_lengths"][3], 177)
-    items = list(rehearsal.meld_items("train", rehearsal.meld_rows("train", 8)))
+    items = list(synthetic_files.meld_items("train", synthetic_files.meld_rows("train", 8)))
     meld = shapes.corpus(replace(SMALL, corpus="meld")).splits["train"]
     assert meld.table["audio_length"].tolist() == [item["features"]["audio_len"] for item in items]
 

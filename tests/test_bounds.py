@@ -10,7 +10,7 @@ import pytest
 
 from cmpta_lib import metrics
 from cmpta_lib.embedded import bounds, synthetic
-from cmpta_lib.embedded.worlds import worlds
+from cmpta_lib.embedded.generative import generative_models
 
 SIZES = {"train": 1, "valid": 1, "test": 640}
 
@@ -19,7 +19,7 @@ SIZES = {"train": 1, "valid": 1, "test": 640}
 def whole(tmp_path_factory):
     """Both corpora with a test split of the demo's size: name -> Corpus."""
     folder = tmp_path_factory.mktemp("whole")
-    return {name: synthetic.embedded_corpus(name, folder, SIZES) for name in worlds()}
+    return {name: synthetic.embedded_corpus(name, folder, SIZES) for name in generative_models()}
 
 
 def simulated(chances: np.ndarray, times: int, rng: np.random.Generator) -> np.ndarray:
@@ -32,10 +32,10 @@ def weighted_f1(truth: np.ndarray, answers: np.ndarray, classes: int) -> float:
     return metrics.classification_metrics(truth, answers, names)["f1_weighted"]
 
 
-@pytest.mark.parametrize("name", list(worlds()))
+@pytest.mark.parametrize("name", list(generative_models()))
 def test_posteriors_from_stored_clips_give_the_generators_own_answers(whole, name):
     """On a whole split: neither float32 nor the hiding scale and offset move a single answer."""
-    table, world = whole[name].splits["test"].table, worlds()[name]
+    table, world = whole[name].splits["test"].table, generative_models()[name]
     found = bounds.posteriors(whole[name])
     assert {f"bayes_{known}" for known in found} == {c for c in table if c.startswith("bayes_")} - {"bayes_text_context"}
     for known, chances in found.items():
@@ -85,7 +85,7 @@ def test_on_drawn_labels_the_decision_scores_at_least_as_the_mode(whole, known):
 
 def test_the_mean_correlates_better_than_the_median_and_the_median_errs_less(whole):
     corpus = whole["embedded-sims"]
-    grid, rng = worlds()[corpus.name].label_values, np.random.default_rng(3)
+    grid, rng = generative_models()[corpus.name].label_values, np.random.default_rng(3)
     for known, chances in bounds.posteriors(corpus).items():
         mean, median = (bounds.best_answers(corpus, metric)[known] for metric in ("corr", "mae"))
         drawn = grid[simulated(chances, 200, rng)]

@@ -22,7 +22,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from cmpta_lib.embedded.worlds import worlds
+from cmpta_lib.embedded.generative import generative_models
 from cmpta_lib.method.prompted import Layout
 from cmpta_lib.study.plan import NOTEBOOKS
 
@@ -183,7 +183,7 @@ def test_restart_and_run_all(name: str, browser, lab):
 def test_the_prompts_of_table_2_are_visible_whole(browser, lab):
     page = opened(browser, lab, "02_model")
     text = " ".join(page.locator(".jp-Notebook").inner_text().split())
-    for world in worlds().values():
+    for world in generative_models().values():
         layout = Layout.of(world.task)
         for part in (layout.prompt, layout.open, layout.close):
             assert " ".join(part.split()) in text

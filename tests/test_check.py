@@ -11,10 +11,10 @@ import pytest
 from finished import finish, record_llms, small_studies
 
 from cmpta_lib.cli.__main__ import main
-from cmpta_lib.embedded.tiny import tiny_folder
-from cmpta_lib.study import plan
-from cmpta_lib.study import preflight as check
-from cmpta_lib.study.preflight import COMMAND, Need, needs, screen
+from cmpta_lib.cli.reproduce import planned_screen
+from cmpta_lib.embedded.synthetic import tiny_folder
+from cmpta_lib.study import check, plan
+from cmpta_lib.study.check import COMMAND, Need, needs, screen
 from cmpta_lib.study.profiles import PROFILES
 from cmpta_lib.study.study import Study
 
@@ -51,10 +51,10 @@ def test_the_embedded_default_needs_nothing():
     assert needs(Study(), NOTEBOOKS) == [] and needs(Study(smoke=True), NOTEBOOKS) == []
 
 
-def test_a_rehearsals_corpus_is_none_of_the_papers(tmp_path):
+def test_a_dry_runs_corpus_is_none_of_the_papers(tmp_path):
     """Somebody may convert generated files into the real cache by hand; no result may come from them."""
     from data_prep import simsv2
-    from data_prep.rehearsal import write_simsv2
+    from data_prep.synthetic_files import write_simsv2
 
     write_simsv2(tmp_path / "raw", 0.001)
     simsv2.prepare(tmp_path / "runs" / "cache", tmp_path / "raw")
@@ -171,18 +171,18 @@ def test_one_screen(capsys):
 
 def test_planned_runs_are_listed_before_anything_is_here():
     study = Study("paper", seeds=2)
-    head, *lines, count = check.planned_screen(study, ["04_table3_simsv2", "03_training"]).splitlines()
+    head, *lines, count = planned_screen(study, ["04_table3_simsv2", "03_training"]).splitlines()
     assert head.split() == ["corpus", "row", "runs", "seeds"]
     assert lines[0].split() == ["simsv2", "CMPTA", "2", "1111,", "2222"]
     assert any(line.split() == ["simsv2", "3:", "one", "head", "1", "1111"] for line in lines)
     planned = study.planned(["04_table3_simsv2", "03_training"])
     listed = sum(line.count(str(seed)) for line in lines for seed in study.seeds)
     assert count == f"{len(planned)} runs in all" and listed == len(planned)
-    assert check.planned_screen(study, ["01_data"]) == "0 runs in all"
+    assert planned_screen(study, ["01_data"]) == "0 runs in all"
 
 
 def test_searched_rates_and_versions_are_listed_apart():
-    screen = check.planned_screen(Study("paper", seeds=1), ["12_baselines"])
+    screen = planned_screen(Study("paper", seeds=1), ["12_baselines"])
     assert "CMPTA, learning rate × 0.3" in screen and "Self-MM, text only" in screen
 
 
@@ -219,8 +219,7 @@ def test_nothing_is_made_by_asking(tmp_path):
 
 def test_every_published_thing_has_its_size():
     """Or the disk check would count it as nothing."""
-    from cmpta_lib.beyond.settings import OMNI_MODELS
-    from cmpta_lib.llm.files import ENCODERS, PUBLISHED
+    from cmpta_lib.llm.files import ENCODERS, OMNI_MODELS, PUBLISHED
 
     assert set(check.LLM_GB) == {*PUBLISHED, *ENCODERS, *OMNI_MODELS}
     assert set(check.CORPUS_GB) == set(PROFILES["paper"].corpora.values())

@@ -12,12 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import nn
 
 from cmpta_lib.runs import checkpoint
-from cmpta_lib.runs.checkpoint import Saver, State, restore
+from cmpta_lib.runs.checkpoint import Saver, State, load_checkpoint
 
 RUN = "0123456789ab"
 
@@ -34,23 +32,11 @@ def trained(width: int = 4, steps: int = 2) -> tuple[nn.Module, torch.optim.Opti
     return module, optimizer
 
 
-def save(
-    path: Path,
-    run: str,
-    module: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    state: State,
-    best: dict[str, torch.Tensor],
-    aside: bool = False,
-) -> None:
-    with Saver(path, run, lambda state: None, aside) as saver:
-        saver.save(module, optimizer, state, best)
-
-
-def store(path: Path, run: str = RUN, steps: int = 2) -> nn.Module:
-    module, optimizer = trained(steps=steps)
+def store(path: Path, run: str = RUN, width: int = 4, aside: bool = False) -> nn.Module:
+    module, optimizer = trained(width)
     best = {name: weight + 1 for name, weight in module.state_dict().items()}
-    save(path, run, module, optimizer, State(epoch=steps, best_epoch=1, history=[{"epoch": 1}]), best)
+    with Saver(path, run, lambda state: None, aside) as saver:
+        saver.save(module, optimizer, State(epoch=2, best_epoch=1, best_score=float("inf"), history=[{"epoch": 1}]), best)
     return module
 
 
@@ -65,42 +51,34 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 def test_everything_comes_back(path):
     stored = store(path)
-    module, optimizer = trained(steps=1)
-    state = State()
-    best = restore(path, RUN, module, optimizer, state)
-
-    assert same(best, {name: weight + 1 for name, weight in stored.state_dict().items()})
+    found = load_checkpoint(path, RUN, trained(steps=1)[0])
+    assert found["state"] == State(epoch=2, best_epoch=1, best_score=float("inf"), history=[{"epoch": 1}])
+    assert same(found["module"], stored.state_dict())
+    assert same(found["best"], {name: weight + 1 for name, weight in stored.state_dict().items()})
     expected = trained()[1].state_dict()["state"]
-    found = optimizer.state_dict()["state"]
-    assert found.keys() == expected.keys() and all(same(found[index], expected[index]) for index in expected)
-
-
-def test_without_a_checkpoint_nothing_is_said(path, caplog):
-    module, optimizer = trained()
-    assert same(restore(path, RUN, module, optimizer, State()), module.state_dict()) and not caplog.records
+    assert found["moments"].keys() == expected.keys()
+    assert all(same(found["moments"][index], expected[index]) for index in expected)
 
 
 def refused(path: Path, caplog: pytest.LogCaptureFixture) -> str:
-    """The one line said of a checkpoint, nothing of which has reached module, optimiser or state."""
+    """The one line said of a checkpoint of which nothing is used."""
     caplog.clear()
-    module, optimizer = trained(steps=1)
-    before = {name: weight.clone() for name, weight in module.state_dict().items()}
-    moments, state = optimizer.state_dict()["state"][0]["exp_avg"].clone(), State()
     with caplog.at_level(logging.WARNING, "cmpta_lib"):
-        best = restore(path, RUN, module, optimizer, state)
-    assert same(module.state_dict(), before) and same(best, before) and state == State()
-    assert torch.equal(optimizer.state_dict()["state"][0]["exp_avg"], moments)
+        assert load_checkpoint(path, RUN, trained(steps=1)[0]) == {}
     (record,) = caplog.records
     line = record.getMessage()
     assert line.startswith(f"{path} cannot be used (") and line.endswith("): starting this run anew") and "\n" not in line
     return line
 
 
+def test_without_a_checkpoint_nothing_is_said(path, caplog):
+    assert load_checkpoint(path, RUN, trained()[0]) == {} and not caplog.records
+
+
 def test_one_flipped_bit_anywhere_is_noticed(path, caplog):
-    """safetensors has no checksum: a changed weight would train on."""
     store(path)
     content, rng = path.read_bytes(), random.Random(0)
-    for position in (0, 7, 8, len(content) - 1, *rng.sample(range(len(content)), 60)):
+    for position in (0, 7, 31, 32, len(content) - 1, *rng.sample(range(len(content)), 60)):
         changed = bytearray(content)
         changed[position] ^= 1 << rng.randrange(8)
         path.write_bytes(changed)
@@ -113,8 +91,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "empty": lambda path: path.write_bytes(b""),
     "garbage": lambda path: path.write_bytes(b"garbage" * 1000),
     "a folder": lambda path: (path.unlink(), path.mkdir()),
-    "of no run": lambda path: save_file({"module.a": torch.ones(2)}, path),
-    "another version's": lambda path: save_file({"module.a": torch.ones(2)}, path, {"state": "{}"}),
+    "another version's": lambda path: checkpoint.write(path, RUN, {"state": "{}", "module": {}, "best": {}, "moments": {}}),
 }
 
 
@@ -125,36 +102,31 @@ def test_a_damaged_checkpoint_starts_the_run_anew(path, damage, caplog):
     refused(path, caplog)
 
 
-def test_another_runs_checkpoint_is_told_by_its_name(path, caplog):
+def test_another_runs_or_models_checkpoint_is_refused_before_it_is_loaded(path, caplog):
     store(path, run="ba9876543210")
     assert "it is of run ba9876543210, expected 0123456789ab" in refused(path, caplog)
-
-
-def test_another_models_checkpoint_is_refused_before_it_is_loaded(path, caplog):
-    module, optimizer = trained(width=5)
-    save(path, RUN, module, optimizer, State(), module.state_dict())
+    store(path, width=5)
     assert "its tensors are not those of this version's model" in refused(path, caplog)
 
 
-def test_a_full_disk_is_named_with_the_remedy(path, monkeypatch):
-    """safetensors raises an error of its own, which hides the number."""
-
+@pytest.mark.parametrize("aside", [False, True])
+def test_a_full_disk_is_named_with_the_remedy_where_the_training_is(path, aside, monkeypatch):
     def refuse(*_: object) -> None:
-        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     store(path)
     before = path.read_bytes()
-    monkeypatch.setattr(checkpoint, "save_file", refuse)
-    with pytest.raises(OSError, match=f"cannot write {path}: the disk is full: make room there, or name .* CMPTA_RUNS") as e:
-        store(path)
-    assert e.value.errno == errno.ENOSPC and path.read_bytes() == before and os.listdir(path.parent) == [path.name]
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    with pytest.raises(OSError, match=f"cannot write {path}: the disk is full: make room there, or name .* CMPTA_RUNS"):
+        store(path, aside=aside)
+    assert path.read_bytes() == before and os.listdir(path.parent) == [path.name]
 
 
 @pytest.fixture
 def held_up(monkeypatch) -> threading.Event:
     """Writing waits until this is set."""
     event = threading.Event()
-    monkeypatch.setattr(checkpoint, "_write_held", lambda *given, real=checkpoint._write_held: (event.wait(60), real(*given)))
+    monkeypatch.setattr(checkpoint, "_write", lambda *given, real=checkpoint._write: (event.wait(60), real(*given)))
     return event
 
 
@@ -174,9 +146,8 @@ def test_a_checkpoint_written_aside_is_that_of_its_moment_and_told_of_once_it_li
         while not told:
             saver.poll()
     assert told == [(1, True)]
-    found, restored = trained(steps=1), State()
-    assert same(restore(path, RUN, *found, restored), expected) and same(found[0].state_dict(), expected)
-    assert restored == State(epoch=1)
+    found = load_checkpoint(path, RUN, module)
+    assert same(found["best"], expected) and same(found["module"], expected) and found["state"] == State(epoch=1)
 
 
 def test_checkpoints_written_aside_come_in_their_order_and_the_last_is_waited_for(path):
@@ -189,22 +160,10 @@ def test_checkpoints_written_aside_come_in_their_order_and_the_last_is_waited_fo
     assert told == [1, 2, 3, 4, 5]
 
 
-def test_what_went_wrong_aside_is_raised_where_the_training_is(path, monkeypatch):
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "no room")
-
-    monkeypatch.setattr(checkpoint, "save_file", full)
-    module, optimizer = trained()
-    with pytest.raises(OSError, match="the disk is full"):
-        save(path, RUN, module, optimizer, State(), module.state_dict(), aside=True)
-
-
 def test_a_failure_of_the_training_lets_a_checkpoint_be_finished(path, held_up):
     module, optimizer = trained()
     with pytest.raises(ZeroDivisionError), Saver(path, RUN, pytest.fail, aside=True) as saver:
         saver.save(module, optimizer, State(epoch=1), module.state_dict())
         held_up.set()
         raise ZeroDivisionError
-    state = State()
-    restore(path, RUN, *trained(), state)
-    assert state.epoch == 1
+    assert load_checkpoint(path, RUN, module)["state"].epoch == 1

@@ -1,4 +1,4 @@
-"""The claims ledger: every printed line is claimed, every rule gives each of its verdicts, and nothing is overclaimed."""
+"""The claims table: every printed line is claimed, every rule gives each of its verdicts, and nothing is overclaimed."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from cmpta_lib import paper
 from cmpta_lib.cli.arguments import chosen_notebooks, parser, study_of
 from cmpta_lib.embedded import synthetic
 from cmpta_lib.figures import clips
-from cmpta_lib.report import claims
-from cmpta_lib.report import judge as ledger
+from cmpta_lib.report import claims, judge
 from cmpta_lib.report.claims import HERE, VERDICT
 from cmpta_lib.report.judge import (
     INSIDE_CLIPS,
@@ -70,11 +69,11 @@ def finished(study: Study, key: str, row: plan.Row, *changes: Callable) -> None:
         finish(study, key, [run], change)
 
 
-def better(study: Study, key: str = "sims", metric: str = "mae") -> ledger.Finding:
+def better(study: Study, key: str = "sims", metric: str = "mae") -> judge.Finding:
     return Evidence(study).better(key, metric, CMPTA, TEXT_ONLY)
 
 
-# --- the ledger covers the paper --------------------------------------------------------------------------------------
+# --- the table covers the paper --------------------------------------------------------------------------------------
 
 
 def test_every_printed_line_of_tables_3_to_6_is_claimed():
@@ -171,7 +170,7 @@ def test_a_missing_row_is_not_run_and_names_the_command_that_runs_it(studies):
 
 def test_a_claim_about_several_rows_needs_all_of_them():
     def of(*verdicts: str) -> str:
-        return ledger.together([ledger.Finding(verdict, verdict) for verdict in verdicts]).verdict
+        return judge.together([judge.Finding(verdict, verdict) for verdict in verdicts]).verdict
 
     assert of(SUPPORTED, SUPPORTED) == SUPPORTED
     assert of(SUPPORTED, INSIDE_CLIPS) == INSIDE_CLIPS and of(INSIDE_CLIPS, INSIDE_SEEDS) == INSIDE_SEEDS
@@ -197,7 +196,7 @@ def test_token_counts_differ_little_only_where_the_interval_says_so(studies, err
     finished(study, "sims", CMPTA, off_by(0.2), off_by(0.2))
     for row in SIX:
         finished(study, "sims", row, off_by(error), off_by(error))
-    found = Evidence(study).little("sims", "mae", dict(zip("578", SIX, strict=True)))
+    found = Evidence(study).little("sims", dict(zip("578", SIX, strict=True)))
     assert found.verdict == expected and found.figures.count("limit ±") == 3
 
 
@@ -249,14 +248,14 @@ def test_attention_must_lie_on_the_cues_of_both(studies, monkeypatch, gain, expe
 
 @pytest.fixture
 def without_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Evidence, "cues", lambda self, key: ledger.Finding(SUPPORTED, "cues"))
+    monkeypatch.setattr(Evidence, "cues", lambda self, key: judge.Finding(SUPPORTED, "cues"))
 
 
 def test_generated_data_say_nothing_about_the_paper(studies, without_models):
     study = studies(seeds=2)
     finished(study, "sims", CMPTA, off_by(0.1, 1), off_by(0.11, 2))
     finished(study, "sims", TEXT_ONLY, off_by(0.5, 3), off_by(0.52, 4))
-    table = claims.judge(study).set_index("claim")
+    table = claims.judge_all(study).set_index("claim")
     about = table[table["tried on"] != "the method itself"]
     assert set(about[VERDICT]) == {NOT_TESTABLE} and len(about) > 40
     assert about["tried on"].str.contains("embedded-[a-z]+ .generated.").all()
@@ -264,7 +263,7 @@ def test_generated_data_say_nothing_about_the_paper(studies, without_models):
     assert table.loc["mae-sims", HERE] == "—", "0.308 is no number of a generated corpus"
     assert table.loc["tokens-help-sims", HERE] == NOT_RUN
     assert "soft prompt" in table.loc["tokens-help-sims", "figures of this run"]
-    assert table.loc["modalities", HERE] == NOT_RUN and ledger.BETTER in table.loc["modalities", "rule"]
+    assert table.loc["modalities", HERE] == NOT_RUN and judge.BETTER in table.loc["modalities", "rule"]
     assert "embedded-sims is generated and says nothing about the paper; embedded-meld is generated" in claims.caption(study)
     assert table.loc[["llm-untouched", "padding", "compact", "lightweight"], VERDICT].tolist() == [SUPPORTED] * 4
     assert "1.13 %" in table.loc["lightweight", "figures of this run"]
@@ -279,7 +278,7 @@ def test_on_the_papers_own_data_the_verdict_is_the_rules(studies, without_models
     finished(study, "sims", lmf, off_by(0.5, 3), off_by(0.52, 4))
     finished(study, "sims", mag, off_by(0.05, 5), off_by(0.3, 6))
     finished(study, "sims", SIX[0], off_by(0.02, 5), off_by(0.02, 6))
-    table = claims.judge(study).set_index("claim")
+    table = claims.judge_all(study).set_index("claim")
     assert table.loc["sims-lmf-mae", VERDICT] == table.loc["sims-lmf-mae", HERE] == SUPPORTED
     assert table.loc["sims-mag-bert-mae", VERDICT] == INSIDE_SEEDS
     assert table.loc["sims-5-tokens", VERDICT] == table.loc["mae-sims", VERDICT] == NOT_SUPPORTED
@@ -296,7 +295,7 @@ def test_ones_own_clips_try_the_claims_about_one_corpus(studies, tmp_path, label
     clips_of_ones_own(lambda number: labels[number % 2], (6, 4, 5), folder)
     study = studies(data=str(folder), seeds=1)
     finish(study, "data", study.runs("data") + study.runs("data", TEXT_ONLY))
-    table = claims.judge(study).set_index("claim")
+    table = claims.judge_all(study).set_index("claim")
     wanted, other = ("meld", "sims") if isinstance(labels[0], str) else ("sims", "meld")
     assert f"tokens-help-{wanted}" in table.index and f"{wanted}-alignment-off" in table.index
     gone = {"best-of-all", "generalises", "key-parts", "mae-sims", "wf1-meld", "table1-sims", f"tokens-help-{other}"}

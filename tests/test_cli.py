@@ -23,17 +23,17 @@ from cmpta_lib.report import gather
 from cmpta_lib.runs import progress as console
 from cmpta_lib.runs import provenance as machine
 from cmpta_lib.runs import sharing, store
+from cmpta_lib.runs.clusters import SubmititLocal
 from cmpta_lib.runs.engines import KEEP_FAILED, Failure, RunsFailed
-from cmpta_lib.runs.slurm_engine import SubmititLocal
 from cmpta_lib.runs.store import Run
-from cmpta_lib.study import preflight
+from cmpta_lib.study import check
 from cmpta_lib.study.plan import NOTEBOOKS
 from cmpta_lib.study.study import ONLY_FINISHED, Study
 
 ROOT = Path(__file__).parents[1]
 NAMES = [notebook.name for notebook in NOTEBOOKS]
 OF_THE_PAPER = [notebook.name for notebook in NOTEBOOKS if not notebook.is_beyond]
-COMMANDS = ("reproduce", "worker", "check", "benchmark", "runs", "publish", "data", "weights", "rehearse")
+COMMANDS = ("reproduce", "check", "benchmark", "runs", "compare", "publish", "data", "weights", "dry-run")
 
 
 @pytest.fixture(autouse=True)
@@ -128,8 +128,8 @@ def test_a_wrong_argument_is_explained(arguments, message, runs_folder, capsys):
         (["reproduce", "--jobs", "2.5"], "argument --jobs: expected a whole number of at least 1, not '2.5'"),
         (["benchmark", "--steps", "0"], "argument --steps: expected a whole number of at least 1, not '0'"),
         (["benchmark", "--batch-size", "0"], "argument --batch-size: expected a whole number of at least 1, not '0'"),
-        (["worker", "--engine", "dask"], "argument --engine: invalid choice: 'dask'"),
-        (["worker", "--engine-set", "gpus"], "argument --engine-set: expected NAME=VALUE such as address=auto, not 'gpus'"),
+        (["reproduce", "--engine", "dask"], "argument --engine: invalid choice: 'dask'"),
+        (["reproduce", "--engine-set", "gpus"], "argument --engine-set: expected NAME=VALUE such as address=auto, not 'gpus'"),
         (["reproduce", "--seeds", "five"], "argument --seeds: expected a number or a list such as [1111,3333]"),
         (["reproduce", "--seeds", "[1111"], "argument --seeds: expected a number or a list such as [1111,3333]"),
         (["check", "--set", "training.epochs"], "argument --set: expected FIELD=VALUE such as training.epochs=3"),
@@ -151,7 +151,6 @@ from huggingface_hub import constants
 constants.HF_HUB_CACHE = "nowhere"  # no LLM of this machine's owner
 from cmpta_lib.cli.__main__ import main
 code = main(["reproduce", "--profile", "paper"])
-assert "torch" not in sys.modules, "a message needs no torch"
 sys.exit(code)
 """
 
@@ -200,19 +199,12 @@ def executed(monkeypatch, tmp_path) -> list:
     return done
 
 
-def test_a_worker_prepares_and_trains_and_no_more(executed, capsys):
-    assert main(["worker", "--smoke", "--jobs", "1"]) == 0
-    assert [step[0] for step in executed] == ["corpus", "corpus", "ensure"]
-    assert capsys.readouterr().out.splitlines()[-2:] == ["runs: 0 of 0 are finished already", "all 0 runs are finished"]
-
-
-@pytest.mark.parametrize("command", ["reproduce", "worker"])
-def test_runs_are_made_by_the_engine_that_is_named(command, executed, monkeypatch):
+def test_runs_are_made_by_the_engine_that_is_named(executed, monkeypatch):
     pytest.importorskip("submitit", reason="submitit is not installed: pip install -c constraints.txt -e .[slurm]")
     engines: list = []
     monkeypatch.setattr(Study, "ensure", lambda self, runs, jobs, engine: engines.append(engine))
     settings = ["--engine-set", "timeout_min=30", "--engine-set", "slurm_partition=gpu"]
-    assert main([command, "--smoke", "--only", "02", "--jobs", "3", "--engine", "submitit-local", *settings]) == 0
+    assert main(["reproduce", "--smoke", "--only", "02", "--jobs", "3", "--engine", "submitit-local", *settings]) == 0
     (engine,) = engines
     assert type(engine) is SubmititLocal and engine.jobs == 3
     assert engine.parameters == {"timeout_min": 30, "slurm_partition": "gpu"}
@@ -338,7 +330,7 @@ def test_runs_that_share_a_gpu_are_said_to(executed, monkeypatch, capsys):
 @pytest.mark.parametrize("llm", ["qwen1.5-1.8b", "own-model"])
 def test_another_backbone_goes_to_every_notebook(llm, executed, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(preflight, "needs", lambda study, notebooks: [])
+    monkeypatch.setattr(check, "needs", lambda study, notebooks: [])
     (tmp_path / "own-model").mkdir()
     assert main(["reproduce", "--llm", llm, "--only", "02"]) == 0
     (given,) = (step[2]["llm"] for step in executed if step[0] == "02_model")
@@ -470,14 +462,14 @@ def write_run(folder: Path, seed: int, test: dict[str, float] | None) -> str:
     config = RunConfig(data=DataConfig(name="embedded-sims", fingerprint="f"), seed=seed)
     place = folder / f"embedded-sims-{config.hash}"
     place.mkdir(parents=True)
-    texts = dict.fromkeys(store.SEALED, "{}") | {store.CONFIG: to_json(config), store.HISTORY: "epoch\n1\n"}
+    texts = dict.fromkeys(store.FILES, "{}") | {store.CONFIG: to_json(config), store.HISTORY: "epoch\n1\n"}
     records = {"test": test, "valid": test, "best_epoch": 1}
     texts |= {store.ENVIRONMENT: json.dumps({"train_seconds": 12.4}), store.METRICS: json.dumps(records)}
     for name, text in texts.items():
         if test is not None or name in (store.CONFIG, store.HISTORY):
             (place / name).write_text(text)
     if test is not None:
-        store.seal(place)
+        store.finalise(place)
     return place.name
 
 

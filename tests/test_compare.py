@@ -71,12 +71,12 @@ def test_a_run_against_itself_does_not_differ(study, capsys):
     assert "the settings are the same" in shown and "clips that changed most" not in shown
 
 
-def test_what_changed_sides_is_counted_clip_by_clip(study):
+def test_right_and_wrong_changes_are_counted_clip_by_clip(study):
     (a, _), (b, _) = study.runs("meld"), study.runs("meld", SEVEN)
     right = [(run.predictions()["prediction"] == run.predictions()["label"]).to_numpy() for run in (a, b)]
     found = versus([a], [b])
     assert found.only_right("a") == (right[0] & ~right[1]).sum() and found.only_right("b") == (right[1] & ~right[0]).sum()
-    assert found.scores[0].metric.name == "f1_weighted" and len(found.clips) == 9
+    assert found.scores["metric"][0] == "f1_weighted" and len(found.clips) == 9
 
 
 def test_a_screen_of_two_methods(study, capsys):

@@ -13,7 +13,7 @@ from finished import finish_tables, record_llms, small_studies
 from cmpta_lib import paper, registry
 from cmpta_lib import paper as literature
 from cmpta_lib.figures.answers import confusion_figure
-from cmpta_lib.metrics import METRICS
+from cmpta_lib.metrics import MAE, METRICS
 from cmpta_lib.report import comparison, summaries
 from cmpta_lib.report.tables import ResultRow
 from cmpta_lib.study import plan
@@ -105,7 +105,7 @@ class _Scores:
 
 
 def test_cmpta_is_compared_with_each_other_row(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(comparison, "scores_of", lambda study, key: ["mae"])
+    monkeypatch.setattr(comparison, "tabled", lambda study, key: (MAE,))
     truth = np.linspace(-1, 1, 40)
     good, bad = truth[None] + 0.1, np.zeros((1, 40))
     rows = [

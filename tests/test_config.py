@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import pytest
@@ -26,7 +23,6 @@ from cmpta_lib.config import (
     to_json,
 )
 
-ROOT = Path(__file__).parents[1]
 CONFIG = RunConfig(data=DataConfig(name="embedded-sims", fingerprint="abc"))
 TEXT_ONLY = RunConfig(data=CONFIG.data, method=TextOnlyConfig())
 
@@ -72,14 +68,9 @@ def test_the_defaults_are_table_2():
 # --- hash -------------------------------------------------------------------------------------------------------------
 
 
-def test_the_hash_is_stable_over_processes():
-    code = (
-        "from cmpta_lib.config import *; "
-        "print(RunConfig(seed=1111, data=DataConfig(fingerprint='abc', name='embedded-sims')).hash)"
-    )
-    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert run.stdout.strip() == CONFIG.hash
-    assert len(CONFIG.hash) == 12 and int(CONFIG.hash, 16) >= 0
+def test_the_hash_is_what_it_was():
+    """Runs are found by it, so it is the same in every process and version."""
+    assert CONFIG.hash == "8b5e77a3a223" and len(CONFIG.hash) == 12
 
 
 @pytest.mark.parametrize(("path", "hint"), settable().items(), ids=settable())
@@ -211,25 +202,21 @@ def test_texts_that_no_file_can_hold_are_refused():
         override(CONFIG, {"data.name": "a\ud800"})
 
 
-@pytest.mark.parametrize(
-    ("path", "value"),
-    [
-        ("method.num_heads", "4"),
-        ("method.num_heads", 4.0),
-        ("method.num_heads", True),
-        ("method.dropout", "0.1"),
-        ("method.dropout", True),
-        ("method.dropout", None),
-        ("method.alignment", "gru"),
-        ("method.alignment", ["bilstm"]),
-        ("training.patience", 2.5),
-        ("data.name", 3),
-        ("data.name", None),
-        ("method", 5),
-        ("seed", [1]),
-    ],
-)
-def test_a_value_of_the_wrong_type_is_refused_by_name(path, value):
+WRONG = [
+    *(("method.num_heads", value) for value in ("4", 4.0, True, -8)),
+    *(("method.dropout", value) for value in ("0.1", True, None)),
+    *(("method.alignment", value) for value in ("gru", ["bilstm"])),
+    *(("data.name", value) for value in (3, None)),
+    *(("training.patience", value) for value in (2.5, -1)),
+    *(("method", 5), ("seed", [1])),
+    *(("evaluation.batch_size", 0), ("prompt.answer_decimals", -1), ("prompt.max_text_tokens", -1)),
+    *(("training.warmup_fraction", 1.5), ("training.gradient_clip", -1.0), ("training.weight_decay", -0.1)),
+    ("training.learning_rate", float("nan")),
+]
+
+
+@pytest.mark.parametrize(("path", "value"), WRONG)
+def test_a_value_of_the_wrong_type_or_a_senseless_number_is_refused_by_name(path, value):
     with pytest.raises(ValueError, match=path):
         override(CONFIG, {path: value})
 
@@ -264,25 +251,6 @@ def test_an_impossible_setting_is_refused_at_birth(changes, message):
     with pytest.raises(ValueError) as caught:
         override(CONFIG, changes)
     assert message in str(caught.value)
-
-
-UNCHECKED = {
-    "evaluation.batch_size": 0,
-    "prompt.answer_decimals": -1,
-    "prompt.max_text_tokens": -1,
-    "training.warmup_fraction": 1.5,
-    "training.gradient_clip": -1.0,
-    "training.weight_decay": -0.1,
-    "training.patience": -1,
-    "training.learning_rate": float("nan"),
-    "method.num_heads": -8,
-}
-
-
-@pytest.mark.parametrize(("path", "value"), UNCHECKED.items(), ids=str)
-def test_a_senseless_number_is_refused_at_birth(path, value):
-    with pytest.raises(ValueError, match=path):
-        override(CONFIG, {path: value})
 
 
 @pytest.mark.parametrize(

@@ -248,7 +248,7 @@ def tiny(cache: Path, seed: int = 0) -> Path:
     for name in WRITTEN:
         content = json.dumps({"model_type": "qwen2", "bos_token": "b", "version": "1", "seed": seed})
         (folder / name).write_text(content)
-    llm_files.seal_tiny(folder, steps=3)
+    llm_files.finalise_tiny(folder, steps=3)
     return folder
 
 
@@ -263,7 +263,7 @@ def test_a_damaged_tiny_llm_is_refused(tmp_path: Path, part: str, damage: str):
     refused(lambda: llm_files.tiny_fingerprint(good), named, remedy)
     refused(lambda: llm_files.find_tiny(fingerprint, good.parent), named, remedy)
     refused(lambda: llm_files.find_tiny("", good.parent), named, remedy)
-    refused(lambda: llm_files.check_contents(LLMConfig(name="tiny", fingerprint=fingerprint), good.parent), named, remedy)
+    refused(lambda: llm_files.find(LLMConfig(name="tiny", fingerprint=fingerprint), good.parent, deep=True), named, remedy)
 
 
 def test_a_damaged_tiny_llm_stops_only_itself(tmp_path: Path):

@@ -11,8 +11,9 @@ import torch
 from cmpta_lib.cli.dry_run import BERT_SMALL, write_bert
 from cmpta_lib.config import EncoderConfig
 from cmpta_lib.embedded import synthetic, tiny
-from cmpta_lib.llm import encoder as encoders
 from cmpta_lib.llm import files as llm_files
+from cmpta_lib.llm import loading
+from cmpta_lib.llm.encoder import TextEncoder
 
 CPU = torch.device("cpu")
 
@@ -25,8 +26,8 @@ def published(tmp_path_factory) -> Path:
     return folder
 
 
-def load(folder: Path, cache: Path) -> encoders.TextEncoder:
-    return encoders.load(EncoderConfig(name=str(folder)), cache, CPU)
+def load(folder: Path, cache: Path) -> TextEncoder:
+    return loading.load_encoder(EncoderConfig(name=str(folder)), cache, CPU)
 
 
 def test_a_bert_laid_out_as_published_is_read(published: Path, tmp_path: Path):
@@ -75,7 +76,7 @@ def test_a_long_text_loses_its_end_and_keeps_its_last_mark(encoder):
 
 def test_no_network_is_asked_for_a_bert_that_is_not_here(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match="cmpta weights bert-base-chinese"):
-        encoders.load(EncoderConfig(name="bert-base-chinese"), tmp_path, CPU)
+        loading.load_encoder(EncoderConfig(name="bert-base-chinese"), tmp_path, CPU)
 
 
 def test_another_model_is_no_text_encoder(published: Path, tmp_path: Path):
@@ -98,15 +99,15 @@ def test_a_changed_file_is_another_encoder(published: Path, tmp_path: Path):
     folder = shutil.copytree(published, tmp_path / "changed")
     resolved = llm_files.resolve(str(folder), "float32", tmp_path / "cache")
     config = EncoderConfig(name=resolved.name, fingerprint=resolved.fingerprint)
-    encoders.load(config, tmp_path / "cache", CPU)
+    loading.load_encoder(config, tmp_path / "cache", CPU)
     vocabulary = folder / "vocab.txt"
     vocabulary.write_text(vocabulary.read_text() + "新\n")
     with pytest.raises(ValueError, match=r"vocab\.txt changed"):
-        encoders.load(config, tmp_path / "cache", CPU)
+        loading.load_encoder(config, tmp_path / "cache", CPU)
 
 
 def test_the_tiny_one_is_made_alike_twice(tmp_path: Path):
     folders = [tiny.build(tmp_path / name, 64, "tiny-bert") for name in ("a", "b")]
     assert len({llm_files.tiny_fingerprint(folder) for folder in folders}) == 1
-    found = encoders.load(EncoderConfig(name="tiny-bert", fingerprint=""), tmp_path / "a", CPU)
+    found = loading.load_encoder(EncoderConfig(name="tiny-bert", fingerprint=""), tmp_path / "a", CPU)
     assert found.dim == tiny.ARCHITECTURES["tiny-bert"]["hidden_size"] and len(found.token_ids("真是太好了")) == 7

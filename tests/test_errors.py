@@ -111,21 +111,21 @@ def test_a_method_that_was_not_run_has_columns_that_say_so():
     tables = {"CMPTA": {}, "text only": {1: table([0, 1], [0, 0])}}
     found = errors.per_label_table(CLASSES, tables)
     assert set(found["CMPTA: F1 (%)"]) == {"not run"} and found["text only: recall (%)"].tolist()[0] == "100.0"
-    sides = errors.sides_table(CLASSES, tables)
+    sides = errors.agreement_table(CLASSES, tables)
     assert set(sides["both right"]) == {"not run"} and sides["clips"].tolist() == ["1", "1", "0", "2"]
     assert errors.per_label_table(CLASSES, {"CMPTA": {}, "text only": {}}).empty
-    assert errors.sides_table(CLASSES, {"CMPTA": {}, "text only": {}}).empty
+    assert errors.agreement_table(CLASSES, {"CMPTA": {}, "text only": {}}).empty
 
 
-def test_sides_by_hand_over_the_seeds_that_both_have():
+def test_agreement_by_hand_over_the_seeds_that_both_have():
     labels = [0, 0, 1, 2]
     tables = both((labels, [0, 0, 1, 0], [0, 1, 0, 0]), (labels, [0, 0, 0, 0], [0, 0, 1, 0]))
     tables["CMPTA"][7] = table(labels, [2, 2, 2, 2])  # a seed that text only lacks
-    found = errors.sides_table(CLASSES, tables).set_index("label")
+    found = errors.agreement_table(CLASSES, tables).set_index("label")
     assert found.loc["anger"].tolist() == ["2", "1.5 ± 0.7", "0.5 ± 0.7", "0.0 ± 0.0", "0.0 ± 0.0"]
     assert found.loc["disgust"].tolist() == ["1", "0.0 ± 0.0", "0.5 ± 0.7", "0.5 ± 0.7", "0.0 ± 0.0"]
     assert found.loc["all"].tolist() == ["4", "1.5 ± 0.7", "1.0 ± 1.4", "0.5 ± 0.7", "1.0 ± 0.0"]
-    one = errors.sides_table(SCORES, both(([-0.4, 0.0, 0.6], [-0.2, 0.4, 0.6], [0.0, 0.2, np.nan]))).set_index("label")
+    one = errors.agreement_table(SCORES, both(([-0.4, 0.0, 0.6], [-0.2, 0.4, 0.6], [0.0, 0.2, np.nan]))).set_index("label")
     assert one.loc["below 0"].tolist() == ["1", "0", "1", "0", "0"]
     assert one.loc["0"].tolist() == ["1", "0", "0", "1", "0"]
     assert one.loc["above 0"].tolist() == ["1", "0", "1", "0", "0"]
@@ -149,7 +149,7 @@ def test_the_page_says_which_runs_it_rests_on(tmp_path: Path, monkeypatch: pytes
     assert list(errors.first_runs(study, "sims")) == ["CMPTA"], "no later seed stands in for the first"
     tables = errors.tables_of(study, "sims")
     assert {name: list(by_seed) for name, by_seed in tables.items()} == {"CMPTA": [1111, 2222], "text only": []}
-    assert [run.config.seed for run in errors.runs_used(study, "sims")] == [1111, 2222], "as in Table 3: all seeds or none"
+    assert [run.config.seed for run in errors.whole_runs(study, "sims")["CMPTA"]] == [1111, 2222], "all seeds or none"
     assert errors.seeds_shown(tables) == "seeds 1111, 2222" and errors.seeds_shown({"CMPTA": {}}) == "seed —"
     for key in study.keys:
         finish(study, key, [run for _, run in study.planned_runs(["11_errors"], [key])])

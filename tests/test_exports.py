@@ -40,7 +40,7 @@ def test_a_report_of_other_runs_says_so_on_its_face(study):
     items["table5"] = items["table3"] | {"runs": ["embedded-sims-000000000000"]}
     record.write_text(json.dumps(items))
     said = gather.write_report(study, study.keys).read_text(encoding="utf-8").split("\n\n")
-    assert gather.strangers(study, study.figures) == ["table5"]
+    assert gather.made_otherwise(study, study.figures) == ["table5"]
     assert [part for part in said[:3] if part.startswith("**Not all of one piece:** table5 in this folder were made of other")]
 
 

@@ -11,7 +11,7 @@ from test_chatglm3 import published as chatglm3_weights  # noqa: F401  a fixture
 from test_chatglm3 import vocabulary as chatglm3_vocabulary  # noqa: F401  a fixture
 
 from cmpta_lib import registry
-from cmpta_lib.base import Tools
+from cmpta_lib.base import Resources
 from cmpta_lib.cli.dry_run import write_qwen_v1
 from cmpta_lib.config import CmptaConfig, DataConfig, LLMConfig, PromptConfig, RunConfig
 from cmpta_lib.data.corpus import Inputs
@@ -63,7 +63,7 @@ def test_batches_equal_single_clips(own_llm: Path, world: str, corpora, tmp_path
     )
     torch.manual_seed(0)
     split = corpus.splits["train"]
-    model = registry.build(config, Inputs.of(corpus), Tools(loaded.device, lambda config: loaded))
+    model = registry.build(config, Inputs.of(corpus), Resources(loaded.device, lambda config: loaded))
     model.module.eval()
     samples = [split[i] for i in range(4)]
     losses, owners = model.answer_losses(model.collate(samples))

@@ -12,24 +12,24 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_model import CONFIG, TEXT_ONLY, build, clips
+from test_model import CONFIG, TEXT_ONLY, build, clips, plain_of
 from test_training import CONFIG as TRAINING
 from test_training import Killed, environment, stored, tools_of  # noqa: F401  `stored` is a fixture
 from torch import Tensor
 
 from cmpta_lib.base import Method
 from cmpta_lib.config import CmptaConfig, override
-from cmpta_lib.fast.packing import send
+from cmpta_lib.fast.cmpta import BatchedAlignment
+from cmpta_lib.fast.packing import Ragged, send
+from cmpta_lib.fast.prompted import PromptedLM
 from cmpta_lib.method.adapter import TemporalAlignment
 from cmpta_lib.method.llm import FrozenLLM
-from cmpta_lib.method.prompted import PromptedLM
 from cmpta_lib.runs import evaluation, loop
 from cmpta_lib.runs.checkpoint import State
 
@@ -141,16 +141,17 @@ def test_a_bfloat16_llm_stays_near_float32(world, llm, device, corpora):
 @pytest.mark.parametrize("kind", ["bilstm", "lstm", "linear"])
 def test_alignment_reads_true_lengths_as_a_cpu_does_clip_by_clip(kind, device):
     torch.manual_seed(0)
-    layer = TemporalAlignment(7, CmptaConfig(dim=16, num_heads=2, alignment=kind)).eval()
+    layer = BatchedAlignment(7, CmptaConfig(dim=16, num_heads=2, alignment=kind)).eval()
     lengths = [9, 0, 40, 1]
     frames = torch.randn(4, 45, 7)
     far_layer = copy.deepcopy(layer).to(device)
-    found = far_layer(frames.to(device), torch.tensor(lengths, device=device))
+    layout = Ragged.of(torch.tensor(lengths, device=device), 45)
+    found = layout.padded(far_layer(frames.to(device), layout))
     found.square().sum().backward()
     assert not found[1].any()
     for row, length in ((row, length) for row, length in enumerate(lengths) if length):
-        alone = layer(frames[row : row + 1, :length], torch.tensor([length]))
-        close(found[row, :length], alone[0])
+        alone = TemporalAlignment.forward(layer, frames[row, :length])
+        close(found[row, :length], alone)
         assert not found[row, length:].any()
         alone.square().sum().backward()
     grads = [{name: p.grad.cpu() for name, p in part.named_parameters()} for part in (far_layer, layer)]
@@ -172,36 +173,14 @@ def test_blocks_arrive_as_they_were_sent(device):
         send([np.zeros(2), np.zeros(2, np.int64)], device)
 
 
-@pytest.mark.parametrize("world", WORLDS)
-def test_a_packed_batch_equals_its_clips_one_by_one(world, far, corpora):
-    corpus, samples = corpora[world], clips(corpora[world])
-    method = build(far, corpus)
-    together, whole = backward(method, samples), gradients(method)
-    alone = [backward(method, [sample]) for sample in samples]
-    close(together, torch.cat(alone))
-    method.module.zero_grad()
-    for sample in samples:
-        method.answer_losses(method.collate([sample]))[0].sum().backward()
-    assert relative_gap(gradients(method), whole) < 1e-3
-    replies = [method.predict(method.collate([sample])).replies[0] for sample in samples]
-    assert list(method.predict(method.collate(samples)).replies) == replies
-
-
 @torch.no_grad()
-def test_trie_scores_are_those_of_reading_each_answer(far, corpora):
+def test_a_batch_answers_as_the_plain_method_does(far, corpora):
     corpus = corpora["embedded-sims"]
     method, samples = build(far, corpus), clips(corpus)
-    batch = method.collate(samples)
-    trie, scores = method.trie, method.trie_scores(batch, method.pseudo_tokens(batch)[0])
-    column = {child: i for i, (_, child) in enumerate(trie.choices)}
-    for leaf, answer in trie.leaves.items():
-        labelled = [replace(sample, label=method.answers[answer]) for sample in samples]
-        losses, owners = method.answer_losses(method.collate(labelled))
-        path = trie._ancestors(leaf)[-2::-1]  # without the root
-        for row in range(len(samples)):
-            read = dict(zip(path, (-losses[torch.from_numpy(owners == row).to(losses.device)]).tolist(), strict=True))
-            for node in set(path) & column.keys():
-                assert scores[row, column[node]] == pytest.approx(read[node], abs=1e-3)
+    plain, found = plain_of(method, corpus), method.predict(method.collate(samples))
+    for sample, chances in zip(samples, found.probabilities, strict=True):
+        said = plain.answer(sample).probabilities
+        np.testing.assert_allclose(chances, [said[answer] for answer in found.answers], rtol=0, atol=1e-3)
 
 
 def test_a_run_goes_on_from_its_checkpoint(far, corpora, tmp_path, monkeypatch):
@@ -322,5 +301,5 @@ def test_a_step_takes_less_memory_than_the_logits_of_its_whole_input(llm, device
     loop.step(method, optimizer, split, units, CONFIG.training)
     taken = torch.cuda.max_memory_allocated(device) - before
     batch = method.collate([split[i] for i in range(16)])
-    positions = sum(method._rows(batch, 6, [ids[:-1] for ids in batch.answer_ids]).lengths)
+    positions = sum(map(len, method._rows(batch, 6, [ids[:-1] for ids in batch.answer_ids], whole=True).ids))
     assert taken < positions * vocabulary * 4  # float32

@@ -25,15 +25,17 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves
 
 from cmpta_lib import registry
-from cmpta_lib.baselines.settings import reference
-from cmpta_lib.beyond.settings import MseAdapterConfig, SoftPromptConfig
+from cmpta_lib.baselines.mse_adapter import MseAdapterConfig
+from cmpta_lib.baselines.reference import SoftPromptConfig
+from cmpta_lib.baselines.supervised import reference
 from cmpta_lib.config import RunConfig, override
 from cmpta_lib.data.corpus import Inputs, Sample
+from cmpta_lib.fast import packing
+from cmpta_lib.fast.cmpta import BatchedAdapter
+from cmpta_lib.fast.llm import PackedInput, packed_logits
 from cmpta_lib.fast.packing import send
-from cmpta_lib.method import prompted as prompted_lm
-from cmpta_lib.method.adapter import CMPTAdapter
+from cmpta_lib.fast.prompted import PromptedLM
 from cmpta_lib.method.llm import FrozenLLM, weights_fingerprint
-from cmpta_lib.method.prompted import PromptedLM
 from cmpta_lib.runs import loop
 
 READOUT = 1  # the loss, once a step
@@ -103,7 +105,7 @@ class Seen:
 
 @contextmanager
 def watching(monkeypatch: pytest.MonkeyPatch, on_host: Sequence[Tensor] = ()) -> Iterator[Seen]:
-    seen, above, below, send = Seen(), Above(), Below(on_host), prompted_lm.send
+    seen, above, below, send = Seen(), Above(), Below(on_host), packing.send
 
     def counted(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:
         seen.sends += 1
@@ -111,7 +113,7 @@ def watching(monkeypatch: pytest.MonkeyPatch, on_host: Sequence[Tensor] = ()) ->
             return send(arrays, device)
 
     with monkeypatch.context() as patched:
-        patched.setattr(prompted_lm, "send", counted)
+        patched.setattr(packing, "send", counted)
         with above, below:
             yield seen
     seen.counts = dict(above.counts + below.counts)
@@ -137,7 +139,7 @@ def test_the_counters_know_what_they_count(monkeypatch):
         mask.unique()
         torch.equal(values, values)
         torch.repeat_interleave(values, mask.long())
-        prompted_lm.send([np.zeros(2), np.zeros(3)], CPU)
+        packing.send([np.zeros(2), np.zeros(3)], CPU)
         host.item()  # lies on the host anyway
     once = ("index_put_", "nonzero", "masked_select", "tolist", "cpu", "numpy", "_unique2", "equal", "repeat_interleave")
     assert seen.counts == dict.fromkeys(once, 1) | {"index": 1, "_local_scalar_dense": 2}
@@ -196,10 +198,11 @@ def test_a_packed_batch_gives_each_family_its_own_logits(family, llm, corpora):
     plain.set_attn_implementation("eager")
     method = built(TEXT_ONLY, loaded, corpora["embedded-sims"])
     batch = method.collate(clips(corpora["embedded-sims"]))
-    rows = method._rows(batch, 0, [[]] * len(batch.ids))
-    embeds, packing, _ = method._placed(rows, method.pseudo_tokens(batch)[0], [])
-    together = loaded.logits(embeds, packing, torch.arange(len(embeds)))
-    alone = [plain(input_ids=torch.from_numpy(ids)[None]).logits[0] for ids in np.split(rows.ids, rows.ends[:-1] + 1)]
+    rows = method._rows(batch, 0, [[]] * len(batch.ids), whole=True)
+    given, _ = PackedInput.of(rows.ids, np.zeros(0, np.int64), [], CPU)
+    embeds = given.embeds(loaded, method.pseudo_tokens(batch)[0])
+    together = packed_logits(loaded, embeds, given.layout, torch.arange(len(embeds)))
+    alone = [plain(input_ids=torch.tensor([ids])).logits[0] for ids in rows.ids]
     torch.testing.assert_close(together, torch.cat(alone), rtol=0, atol=1e-4)
 
 
@@ -225,7 +228,7 @@ def on(device: torch.device, llm: FrozenLLM, monkeypatch: pytest.MonkeyPatch) ->
     """The LLM, or a copy of it on the device without numbers."""
     if device == CPU:
         return llm
-    monkeypatch.setattr(prompted_lm, "send", send_anywhere)
+    monkeypatch.setattr(packing, "send", send_anywhere)
     away = copy.copy(llm)
     away.model = copy.deepcopy(llm.model).to(device)
     away.embedding = away.model.get_input_embeddings()
@@ -311,12 +314,12 @@ FAULTS = {
 
 @pytest.mark.parametrize(("device", "fault"), FAULTS.values(), ids=FAULTS)
 def test_a_wait_inside_the_adapter_would_be_noticed(device, fault, llm, corpora, monkeypatch):
-    plain, calls = CMPTAdapter.forward, []
+    plain, calls = BatchedAdapter.forward, []
 
-    def faulty(self, text, text_lengths, *rest, **more):
-        calls.append(fault(text_lengths, text.shape[1]))
-        return plain(self, text, text_lengths, *rest, **more)
+    def faulty(self, streams):
+        calls.append(fault(streams.text.lengths, streams.text.values.shape[1]))
+        return plain(self, streams)
 
-    monkeypatch.setattr(CMPTAdapter, "forward", faulty)
+    monkeypatch.setattr(BatchedAdapter, "forward", faulty)
     seen = step_watched(monkeypatch, CONFIG, on(device, llm, monkeypatch), corpora["embedded-sims"])
     assert calls and len(seen.counts) > 1

@@ -112,9 +112,7 @@ def server(monkeypatch) -> Iterator[FakeHub]:
         monkeypatch.setenv("HF_ENDPOINT", server.address)
         monkeypatch.setenv("no_proxy", "*")
         monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda seconds: None)
-        monkeypatch.setattr(
-            "huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 10_000
-        )  # what a broken connection may cost
+        monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 10_000)  # what a broken connection may cost
         yield server
         server.shutdown()
         thread.join()
@@ -139,18 +137,10 @@ def test_files_are_fetched_wherever_they_lie_in_the_repository(server, tmp_path:
     assert found.sources == {name: digest(path.read_bytes()) for name, path in found.paths.items()}
     assert not found.generated and not found.sizes
     manifest = json.loads((tmp_path / "raw" / "manifest.json").read_text())
-    assert manifest == {
-        "source": f"{server.address}/datasets/{REPO}",
-        "revision": REVISION,
-        "generated": False,
-        "files": {
-            "one.pkl": {"sha256": digest(CONTENT["one.pkl"]), "bytes": len(CONTENT["one.pkl"])},
-            "two words.pkl": {
-                "sha256": digest(CONTENT["below/two words.pkl"]),
-                "bytes": len(CONTENT["below/two words.pkl"]),
-            },
-        },
-    }
+    sizes = {name: len(path.read_bytes()) for name, path in found.paths.items()}
+    listed = {name: {"sha256": found.sources[name], "bytes": size} for name, size in sizes.items()}
+    source = f"{server.address}/datasets/{REPO}"
+    assert manifest == {"source": source, "revision": REVISION, "generated": False, "files": listed}
     assert set(contents(tmp_path / "raw")) == {*CONTENT, "manifest.json"}
 
 
@@ -224,9 +214,7 @@ def known(**changes: object) -> Published:
 
 
 def test_a_file_that_changed_on_the_hub_is_not_even_downloaded(server, tmp_path: Path):
-    with pytest.raises(
-        ValueError, match=f"one.pkl has changed: expected SHA-256 {'0' * 64}, the hub now lists .*--from"
-    ):
+    with pytest.raises(ValueError, match=f"one.pkl has changed: expected SHA-256 {'0' * 64}, the hub now lists .*--from"):
         fetch(known(sha256="0" * 64), tmp_path)
     with pytest.raises(ValueError, match="one.pkl has changed: expected bytes 7, the hub now lists 5120000"):
         fetch(known(size_bytes=7), tmp_path)
@@ -245,18 +233,12 @@ def test_a_file_damaged_on_its_way_is_named_and_removed(server, tmp_path: Path):
     assert contents(tmp_path) == {}
 
 
-def test_a_partial_file_longer_than_the_file_is_begun_anew(server, tmp_path: Path):
+@pytest.mark.parametrize(("more", "asked"), [(b"more", ["", ""]), (b"", [""])], ids=["too long", "complete"])
+def test_a_partial_file_that_is_too_long_is_begun_anew_and_a_complete_one_checked(server, tmp_path: Path, more, asked):
     content = CONTENT["one.pkl"]
-    (tmp_path / f".one.pkl.{digest(content)[:12]}.partial").write_bytes(content + b"more")
+    (tmp_path / f".one.pkl.{digest(content)[:12]}.partial").write_bytes(content + more)
     assert fetch(FEATURES, tmp_path).paths["one.pkl"].read_bytes() == content
-    assert server.downloads()[0] == "" and set(contents(tmp_path)) == {*CONTENT, "manifest.json"}
-
-
-def test_a_complete_partial_file_is_only_checked(server, tmp_path: Path):
-    content = CONTENT["one.pkl"]
-    (tmp_path / f".one.pkl.{digest(content)[:12]}.partial").write_bytes(content)
-    assert fetch(FEATURES, tmp_path).paths["one.pkl"].read_bytes() == content
-    assert len(server.downloads()) == 1  # of the other one
+    assert server.downloads() == asked and set(contents(tmp_path)) == {*CONTENT, "manifest.json"}
 
 
 def test_a_file_changed_after_its_download_is_named(server, tmp_path: Path):
@@ -284,12 +266,9 @@ def test_a_listing_cannot_write_outside_of_the_folder(server, tmp_path: Path):
     assert not (tmp_path / "one.pkl").exists() and server.downloads() == []
 
 
-def test_a_repository_that_is_gone_is_named(server, tmp_path: Path):
+def test_a_repository_that_is_gone_and_an_answer_that_is_no_listing_are_named(server, tmp_path: Path, monkeypatch):
     with pytest.raises(OSError, match=f"{server.address}/datasets/no/body .*404.*by hand and pass their folder with"):
         fetch(replace(FEATURES, repo="no/body"), tmp_path)
-
-
-def test_an_answer_that_is_no_listing_is_named(server, tmp_path: Path, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", f"{server.address}/store/README.md?")  # a log-in page answers anything like this
     with pytest.raises(OSError, match="JSONDecodeError.*by hand and pass their folder with --from"):
         fetch(FEATURES, tmp_path)
@@ -332,36 +311,31 @@ def save(folder: Path, files: dict[str, bytes] = CONTENT) -> Path:
     return folder
 
 
-def test_own_copies_are_used_where_they_lie(tmp_path: Path, capsys):
+def test_own_copies_are_used_where_they_lie_and_another_release_named(tmp_path: Path, capsys):
     folder = save(tmp_path / "mine")
     found = find(known(), folder)
     assert found.paths == {"one.pkl": folder / "one.pkl", "two words.pkl": folder / "below" / "two words.pkl"}
     assert found.sources["one.pkl"] == digest(CONTENT["one.pkl"])
     assert contents(folder) == CONTENT and capsys.readouterr().out == ""
-
-
-def test_another_release_is_used_and_named(tmp_path: Path, capsys):
-    folder = save(tmp_path / "mine", {**CONTENT, "one.pkl": b"another release"})
+    (folder / "one.pkl").write_bytes(b"another release")
     assert find(known(), folder).sources["one.pkl"] == digest(b"another release")
     shown = capsys.readouterr().out
     assert shown.count("\n") == 1 and f"{folder / 'one.pkl'} is not the published file" in shown
     assert digest(b"another release") in shown and digest(CONTENT["one.pkl"]) in shown
 
 
-def test_a_missing_own_copy_is_named(tmp_path: Path):
-    folder = save(tmp_path / "mine", {"other.pkl": b"", "one.pkl": b""})
-    with pytest.raises(
-        FileNotFoundError, match="expected two words.pkl .*found one.pkl, other.pkl; it is published at"
-    ):
-        find(FEATURES, folder)
-    with pytest.raises(FileNotFoundError, match="nowhere: expected one.pkl .*found nothing"):
-        find(FEATURES, tmp_path / "nowhere")
-
-
-def test_a_packed_own_copy_is_to_be_unpacked(tmp_path: Path):
-    folder = save(tmp_path / "my files", {"one.pkl": b"", "below/two words.pkl.gz": b""})
-    with pytest.raises(FileNotFoundError, match=r"expected two words.pkl .*packed, unpack it first: gunzip '/.*\.gz'$"):
-        find(FEATURES, folder)
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"other.pkl": b"", "one.pkl": b""}, "expected two words.pkl .*found one.pkl, other.pkl; it is published at"),
+        ({}, "mine: expected one.pkl .*found nothing"),
+        ({"one.pkl": b"", "below/two words.pkl.gz": b""}, r"two words.pkl .*packed, unpack it first: gunzip '/.*\.gz'$"),
+        ({"a/one.pkl": b"1", "b/one.pkl": b"2", "two words.pkl": b""}, "one one.pkl, found .*a/one.pkl, .*b/one.pkl"),
+    ],
+)
+def test_an_own_copy_that_is_missing_packed_or_there_twice_is_named(tmp_path: Path, files: dict, message: str):
+    with pytest.raises((FileNotFoundError, ValueError), match=message):
+        find(FEATURES, save(tmp_path / "mine", files))
 
 
 @pytest.mark.parametrize("below", ["", "raw/simsv2"])
@@ -375,13 +349,7 @@ def test_a_folder_that_cannot_be_made_is_named_with_advice(server, tmp_path: Pat
     assert server.requests == []
 
 
-def test_an_own_copy_in_two_places_is_not_guessed(tmp_path: Path):
-    folder = save(tmp_path / "mine", {"a/one.pkl": b"1", "b/one.pkl": b"2", "two words.pkl": b""})
-    with pytest.raises(ValueError, match="expected one one.pkl, found .*a/one.pkl, .*b/one.pkl"):
-        find(FEATURES, folder)
-
-
-def test_a_rehearsal_is_taken_as_it_is(tmp_path: Path, capsys):
+def test_generated_files_are_taken_as_they_are(tmp_path: Path, capsys):
     folder = save(tmp_path / "mine", {**CONTENT, "one.pkl": b"drawn"})
     sizes = {"train": 8, "valid": 8, "test": 8}
     paths = {"one.pkl": folder / "one.pkl", "two words.pkl": folder / "below/two words.pkl"}

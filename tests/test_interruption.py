@@ -12,7 +12,6 @@ from pathlib import Path
 import nbformat
 import psutil
 import pytest
-from filelock import FileLock
 
 from cmpta_lib.cli import interruption
 
@@ -24,7 +23,8 @@ import signal, sys
 from pathlib import Path
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
-from cmpta_lib.cli import __main__, notebooks
+from cmpta_lib.cli import __main__
+from cmpta_lib.cli import reproduce as notebooks
 folder = Path(sys.argv[1])
 def run(arguments):
 {body}
@@ -101,7 +101,7 @@ def test_notebooks_end_at_once_with_their_kernels_and_workers(tmp_path: Path):
     assert not list((tmp_path / "temp").glob("cmpta-*")), "sockets"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_what_was_half_written_goes_and_so_do_helpers(number: int, tmp_path: Path):
     process, said, (child,) = interrupted(tmp_path, WRITING, number)
     assert (process.returncode, said) == (128 + number, interruption.MESSAGE + "\n")
@@ -115,34 +115,14 @@ def test_compiled_code_that_does_not_listen_is_left(tmp_path: Path):
     assert (process.returncode, said) == (130, interruption.MESSAGE + "\n")
 
 
-def test_the_callers_handlers_come_back():
-    before = [signal.getsignal(number) for number in interruption.SIGNALS]
-    with interruption.interruptible():
-        assert signal.getsignal(signal.SIGTERM) is interruption._interrupt
-    assert [signal.getsignal(number) for number in interruption.SIGNALS] == before
-
-
-def test_a_signal_that_the_caller_ignores_stays_ignored():
+def test_the_callers_handlers_come_back_and_what_the_caller_ignores_stays_ignored():
     """As under nohup."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    ignored = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
+        before = [signal.getsignal(number) for number in interruption.SIGNALS]
         with interruption.interruptible():
+            assert signal.getsignal(signal.SIGTERM) is interruption._interrupt
             assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        assert [signal.getsignal(number) for number in interruption.SIGNALS] == before
     finally:
-        signal.signal(signal.SIGHUP, before)
-
-
-def test_folders_of_dead_processes_are_swept_and_no_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    for name in ("cmpta-dead1234", "cmpta-live1234", "cmpta-young123", "cmpta-of-somebody-else", "other"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "k-1").touch()
-    with FileLock(tmp_path / "cmpta-live1234" / "lock"):
-        for path in tmp_path.iterdir():
-            if "young" not in path.name:
-                os.utime(path, (0, 0))
-        with interruption.scratch_folder() as folder:
-            assert folder.parent == tmp_path
-            left = {path.name for path in tmp_path.iterdir()} - {folder.name}
-    assert left == {"cmpta-live1234", "cmpta-young123", "cmpta-of-somebody-else", "other"}
-    assert not folder.exists()
+        signal.signal(signal.SIGHUP, ignored)

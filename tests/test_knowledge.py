@@ -10,16 +10,16 @@ import torch
 from test_model import clips
 
 from cmpta_lib.beyond.knowledge import ABSENT, WORDINGS, Describer, StatementCache, content_key
-from cmpta_lib.beyond.settings import MllmMacConfig
 from cmpta_lib.data.corpus import MODALITIES, Corpus, Sample, Split
-from cmpta_lib.embedded.worlds import worlds
+from cmpta_lib.embedded.generative import generative_models
 
 WORLDS = ("embedded-sims", "embedded-meld")
+FORM = {"wording": "words", "facts": ("energy", "movement", "course"), "courses": 2, "steady_share": 1 / 3, "donors": 256}
 
 
 def describer(corpus: Corpus, **settings) -> Describer:
     train = corpus.splits["train"]
-    found = Describer({"audio": train.audio_dim, "vision": train.vision_dim}, corpus.task.language, MllmMacConfig(**settings))
+    found = Describer({"audio": train.audio_dim, "vision": train.vision_dim}, corpus.task.language, **FORM | settings)
     found.fit(train)
     return found
 
@@ -114,7 +114,7 @@ def test_labels_change_nothing_that_is_learned(world, corpora):
 
 @pytest.mark.parametrize("world", WORLDS)
 def test_the_generators_words_are_what_the_tiny_llm_has_read(world, corpora):
-    corpus, known = corpora[world], worlds()[world]
+    corpus, known = corpora[world], generative_models()[world]
     found = describer(corpus)
     for sample in corpus.splits["train"]:
         face, voice = (cues.values.index(sample.extra[n]) for cues, n in ((known.face, "face"), (known.voice, "voice")))
@@ -157,7 +157,7 @@ def test_the_content_is_what_is_said_heard_and_seen(corpora):
 
 def test_it_is_loaded_as_it_was_saved(corpora):
     corpus = corpora["embedded-sims"]
-    first, fresh = describer(corpus), Describer({"audio": 25, "vision": 177}, "zh", MllmMacConfig())
+    first, fresh = describer(corpus), Describer({"audio": 25, "vision": 177}, "zh", **FORM)
     fresh.facts(clips(corpus)[0])  # what it knew before must be forgotten
     fresh.load_state_dict(first.state_dict())
     for sample in clips(corpus):
@@ -165,7 +165,7 @@ def test_it_is_loaded_as_it_was_saved(corpora):
 
 
 def test_more_courses_than_features_are_steady(corpora):
-    found = Describer({"audio": 1, "vision": 2}, "en", MllmMacConfig(courses=3))
+    found = Describer({"audio": 1, "vision": 2}, "en", **FORM | {"courses": 3})
     frames = np.random.default_rng(0).standard_normal((6, 1)).astype(np.float32)
     train = [Sample(str(n), "", frames * n, np.zeros((0, 2), np.float32)) for n in range(1, 4)]
 

@@ -103,20 +103,27 @@ def test_touched_but_equal_files_are_still_the_same_llm(tmp_path: Path):
     assert llm_files.find(config, cache) == folder
 
 
-def test_a_changed_byte_under_an_old_time_shows_in_a_deep_check(tmp_path: Path):
+def test_a_changed_byte_that_no_size_and_time_tells_shows_in_a_deep_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     folder, cache = model_folder(tmp_path / "model"), tmp_path / "cache"
+    monkeypatch.setattr(files, "stamp", lambda path: [path.stat().st_size])
     config = llm_files.resolve(str(folder), "float32", cache)
-    llm_files.check_contents(config, cache)
-    before = (folder / "model-2.safetensors").stat()
+    assert llm_files.find(config, cache, deep=True) == folder
     (folder / "model-2.safetensors").write_bytes(b"Weights")
-    os.utime(folder / "model-2.safetensors", ns=(before.st_atime_ns, before.st_mtime_ns))
     assert llm_files.find(config, cache) == folder
     with pytest.raises(files.Damaged, match=f"^{folder}: model-2.safetensors changed, .*; restore or fetch it again$"):
-        llm_files.check_contents(config, cache)
+        llm_files.find(config, cache, deep=True)
     (folder / "model-2.safetensors").write_bytes(b"weights")
     (folder / "tokenizer.json").write_text("{}")
     with pytest.raises(files.Damaged, match="tokenizer.json changed"):
-        llm_files.check_contents(config, cache)
+        llm_files.find(config, cache)
+
+
+def test_a_folder_keeps_the_name_under_which_it_was_first_resolved(hub_cache: Path, tmp_path: Path):
+    """A run's config holds it: opening the hub's own copy by its path must not make other runs."""
+    folder, cache = in_hub_cache(hub_cache, "Qwen/Qwen-1_8B"), tmp_path / "cache"
+    assert llm_files.resolve("qwen-1.8b", "float32", cache) == llm_files.resolve(str(folder), "float32", cache)
+    llm_files.resolve(str(model_folder(tmp_path / "copy")), "float32", cache)
+    assert llm_files.resolve(str(folder), "float32", cache).name == folder.name
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"folder": "elsewhere"}', '{"name": "x", "seal": ""}'])

@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
 import pytest
 import torch
 from fine_tuned import (
-    ODD,
     WORLDS,
     check_a_gpu_would_not_wait,
-    check_answers_depend_on_no_batch_mate,
-    check_odd_clips_give_numbers,
-    check_padding_is_never_read,
     count,
-    fill,
     fitted,
-    given,
     outputs,
     published_size,
     run_config,
-    weights,
 )
+from golden import fill, given
 
-from cmpta_lib.baselines.mag_bert import MagGate, padded_blocks, real_blocks
-from cmpta_lib.baselines.settings import MagBertConfig, reference
+from cmpta_lib.baselines.mag_bert import MagBertConfig, MagGate, padded_blocks, real_blocks
+from cmpta_lib.baselines.supervised import reference
 from cmpta_lib.data.corpus import MODALITIES
-from cmpta_lib.runs import loop
 
 # --- the public code's numbers: reference modules in eval mode, float32 CPU, torch 2.13 -------------------------------
 
@@ -144,38 +134,6 @@ def test_parts_are_trained_as_the_public_code_groups_them(corpora, tools):
     assert sorted(sum(listed, [])) == sorted(names.values())
     assert all("norm" not in name.lower() and "bias" not in name for name in listed[0] + listed[2])
     assert all(name.startswith("bert.") for name in listed[0] + listed[1])
-
-
-@pytest.mark.parametrize("world", WORLDS)
-@pytest.mark.parametrize("alignment", ["real", "padded"])
-def test_all_of_it_is_trained_and_twice_the_same(world, alignment, corpora, tools, tmp_path):
-    config = run_config("mag_bert", method__alignment=alignment, training__epochs=2, training__learning_rate=1e-3)
-    start = fitted(config, corpora[world], tools).module.state_dict()
-    method, state = loop.train(config, corpora[world], tools, tmp_path / "one")
-    again, _ = loop.train(config, corpora[world], tools, tmp_path / "two")
-    assert weights(method) == weights(again)
-    still = {name for name, weight in method.module.state_dict().items() if torch.equal(weight, start[name])}
-    unread = {name for name in still if name.split(".")[0] == "network"}
-    assert unread == {"network.longest"}
-    assert np.isfinite([row["train_loss"] for row in state.history]).all()
-
-
-# --- any clips --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("world", WORLDS)
-@pytest.mark.parametrize("alignment", ["real", "padded"])
-def test_no_answer_depends_on_batch_mates_or_padding(world, alignment, corpora, tools):
-    method: Any = fitted(run_config("mag_bert", method__alignment=alignment), corpora[world], tools)
-    samples = [*corpora[world].splits["train"]][:7]
-    check_answers_depend_on_no_batch_mate(method, samples)
-    check_padding_is_never_read(method, samples)
-
-
-@pytest.mark.parametrize("world", WORLDS)
-@pytest.mark.parametrize("kind", ODD)
-def test_odd_clips_give_numbers(kind, world, corpora, tools):
-    check_odd_clips_give_numbers(kind, run_config("mag_bert"), corpora[world], tools)
 
 
 @pytest.mark.parametrize("world", WORLDS)

@@ -11,8 +11,7 @@ from test_knowledge import relabelled
 from test_model import clips
 
 from cmpta_lib import registry
-from cmpta_lib.beyond.mllm_mac import MllmMac, MultimodalLLM, bare
-from cmpta_lib.beyond.settings import MllmMacConfig
+from cmpta_lib.beyond.mllm_mac import MllmMac, MllmMacConfig
 from cmpta_lib.config import (
     CmptaConfig,
     DataConfig,
@@ -24,8 +23,8 @@ from cmpta_lib.config import (
     to_json,
 )
 from cmpta_lib.data.corpus import Inputs
+from cmpta_lib.fast.prompted import PromptedLM
 from cmpta_lib.method.llm import weights_fingerprint
-from cmpta_lib.method.prompted import Layout
 from cmpta_lib.runs import loop
 
 WORLDS = ("embedded-sims", "embedded-meld")
@@ -33,11 +32,8 @@ SMALL = MllmMacConfig(
     dim=16, speech_rank=2, perception_epochs=1, perception_rate=0.01, perception_batch_size=10, facts=["course"], courses=1,
     wording="signs", statements=2, max_new_tokens=6, lora_rank=2, lora_alpha=4, knowledge="none", top_p=0.9,
 )  # fmt: skip
-CONFIG = RunConfig(
-    data=DataConfig(name="test", fingerprint=""),
-    method=SMALL,
-    training=TrainingConfig(epochs=1, batch_size=10, learning_rate=0.01),
-)
+TRAINING = TrainingConfig(epochs=1, batch_size=10, learning_rate=0.01)
+CONFIG = RunConfig(data=DataConfig(name="test", fingerprint=""), method=SMALL, training=TRAINING)
 
 
 def config(changes) -> RunConfig:
@@ -189,15 +185,6 @@ def test_it_trains_and_is_loaded_as_it_was_saved(changes, tools, corpora, tmp_pa
     assert all(torch.equal(weight, saved[name]) for name, weight in other.module.state_dict().items())
 
 
-def test_after_perception_alone_it_answers(tools, corpora, tmp_path):
-    corpus = corpora["embedded-sims"]
-    method, _ = loop.train(config({"sft": False}), corpus, tools, tmp_path)
-    fresh = registry.build(config({"sft": False}), Inputs.of(corpus), tools)
-    fresh.module.load_state_dict(method.module.state_dict())
-    fresh.module.eval()
-    assert equal(answers(method, clips(corpus)), answers(fresh, clips(corpus)))
-
-
 def test_perception_teaches_the_statement(tools, corpora):
     """The loss is that of the statement behind its question, and it falls."""
     corpus = corpora["embedded-meld"]
@@ -220,39 +207,13 @@ def test_perception_teaches_the_statement(tools, corpora):
     assert loss.count == sum(map(len, batch.answer_ids)) and losses[-1] < 0.8 * losses[0]
 
 
-# --- the interface ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("world", WORLDS)
-def test_scores_of_the_tasks_own_question_are_its_answers(world, tools, corpora):
-    corpus = corpora[world]
-    method, samples = stirred(built(tools, corpus), "lora"), [bare(sample) for sample in clips(corpus)]
-    assert isinstance(method, MultimodalLLM)
-    found = method.score(samples, Layout.of(corpus.task).prompt, list(method.answers))
-    assert np.array_equal(found, np.log(answers(method, samples)[1]))
-    other = method.score(samples, "?", ["no", "yes", "who knows"])
-    assert other.shape == (len(samples), 3)
-    np.testing.assert_allclose(np.exp(other).sum(1), 1)
-    assert list(method.answers) != ["no", "yes", "who knows"], "the method itself still answers its own question"
-
-
-def test_a_model_is_asked_without_labels(tools, corpora):
-    method, sample = built(tools, corpora["embedded-sims"]), corpora["embedded-sims"].splits["train"][0]
-    for ask in (lambda clip: method.score([clip], "?", ["a", "b"]), lambda clip: method.generate([clip], "?", 3)):
-        with pytest.raises(ValueError, match="bear a label: a model is asked about clips without one"):
-            ask(sample)
-        ask(bare(sample))
-    assert bare(sample).label is None and not bare(sample).extra
-
-
 def test_what_it_says_is_the_same_alone_and_in_any_batch(tools, corpora):
-    method, samples = stirred(built(tools, corpora["embedded-sims"]), "maker"), [bare(s) for s in clips(corpora["embedded-sims"])]
-    together = method.generate(samples, "？", 5)
-    assert together == [method.generate([sample], "？", 5)[0] for sample in samples]
-    small = built(tools, corpora["embedded-sims"])
-    small.config = override(small.config, {"evaluation.batch_size": 2})
-    small.module.load_state_dict(method.module.state_dict())
-    assert small.generate(samples, "？", 5) == together
+    """Greedily; what is drawn hangs on each clip's content."""
+    method = stirred(built(tools, corpora["embedded-sims"], knowledge="generated"), "maker")
+    together = method.knowledge(clips(corpora["embedded-sims"]))
+    for size in (1, 2):
+        method._cache, method.config = None, override(method.config, {"evaluation.batch_size": size})
+        assert method.knowledge(clips(corpora["embedded-sims"])) == together
 
 
 # --- knowledge ----------------------------------------------------------------------------------------------------------
@@ -297,7 +258,7 @@ def test_a_statement_never_cuts_the_words(tools, corpora):
     method = built(tools, corpus, knowledge="features", **{"prompt.max_text_tokens": 3})
     sample = clips(corpus)[0]
     (ids,), (said,) = method.collate([sample]).text_ids, method.knowledge([sample])[0]
-    assert len(ids) == len(method.llm.token_ids(said)) + 3 and method.collate([sample]).oddities == {"texts_cut": 1}
+    assert len(ids) == len(method.llm.token_ids(said)) + 3 and method.collate([sample]).issues == {"texts_cut": 1}
 
 
 def test_the_surest_reading_counts(tools, corpora):
@@ -320,7 +281,7 @@ def test_what_the_model_says_is_said_once_and_kept(tools, corpora, tmp_path):
     first = method.knowledge(samples)
     (path,) = tmp_path.iterdir()
     assert all(0 < len(set(said)) == len(said) <= 2 for said in first) and any(len(said) == 2 for said in first)
-    greedy = method.generate([bare(sample) for sample in samples], method.describer.wording.prompt, 6)
+    greedy = method._said(PromptedLM.collate(method, samples))
     assert [said[0] for said in first if said] == [line for line in greedy if line]
     other = stirred(built(kept, corpus, knowledge="generated"), "speech")
     other._said = None  # it would fail if it had to say anything
@@ -350,7 +311,7 @@ def test_free_replies_that_are_no_answer_are_counted(tools, corpora):
     corpus, samples = corpora["embedded-meld"], clips(corpora["embedded-meld"])
     method = built(tools, corpus, decoding="free", knowledge="features")
     found = method.predict(method.collate(samples))
-    assert found.oddities["unparsable_replies"] == [*found.replies].count(None) == np.isnan(found.values).sum() > 0
+    assert found.issues["unparsable_replies"] == [*found.replies].count(None) == np.isnan(found.values).sum() > 0
 
 
 def test_settings_survive_their_file_and_senseless_ones_are_refused():

@@ -291,9 +291,9 @@ def test_exports_are_complete_and_the_same_each_time(study: Study):
 
 def test_rows_that_tell_the_cue_wait_for_generated_clips(study: Study, tmp_path: Path):
     told = [row for row in OFFLINE if row.changes.get("method.knowledge") == "cue"]
-    assert len(told) == 3 and not any(study.lacks(row, key) for row in told for key in study.keys)
+    assert len(told) == 3 and not any(study.missing(row, key) for row in told for key in study.keys)
     (tmp_path / "own").mkdir()
     own = Study(data=str(clips(lambda number: ("angry", "calm")[number % 2], (6, 4, 5), tmp_path / "own")), seeds=1)
-    assert all("generator" in own.lacks(row, "data") for row in told) and not own.lacks(WHOLE, "data")
+    assert all("generator" in own.missing(row, "data") for row in told) and not own.missing(WHOLE, "data")
     assert not {row.name for row in told} & {name for name, _ in own.planned_runs(["14_mllm_mac"])}
     assert "generator" in " ".join(mllm.knowledge_table(own).notes)

@@ -3,33 +3,25 @@
 from __future__ import annotations
 
 import copy
-import math
 from dataclasses import replace
 
 import pytest
 import torch
+from golden import fill, given
 from test_model import clips
-from token_makers import check_gradients, check_odd_clips
 from torch import Tensor
 
 from cmpta_lib import registry
 from cmpta_lib.baselines import mse_adapter
-from cmpta_lib.baselines.mse_adapter import MseAdapter, MseTokens
-from cmpta_lib.baselines.settings import reference
-from cmpta_lib.beyond.settings import MseAdapterConfig
+from cmpta_lib.baselines.mse_adapter import MseAdapter, MseAdapterConfig, MseTokens
+from cmpta_lib.baselines.supervised import reference
 from cmpta_lib.config import DataConfig, PromptConfig, RunConfig, TrainingConfig, from_json, override, to_json
 from cmpta_lib.data.corpus import Inputs, Sample
+from cmpta_lib.fast.packing import Stream, Streams
 
 WORLDS = ("embedded-sims", "embedded-meld")
 SMALL = MseAdapterConfig(audio_hidden=6, vision_hidden=5, dim=16)
 CONFIG = RunConfig(data=DataConfig(name="test", fingerprint=""), method=SMALL, training=TrainingConfig(batch_size=8))
-SWITCHES = [
-    {},
-    {"method.text_mean": "padded", "method.token_scale": "embedding_norm"},
-    {"method.mixer": False, "method.modalities": "audio"},
-    {"method.multi_scale": False, "method.modalities": "vision", "method.num_pseudo_tokens": 1},
-    {"method.modalities": "text", "method.scales": [4, 8]},
-]
 
 
 def built(tools, corpus, changes=None, start: RunConfig = CONFIG) -> MseAdapter:
@@ -49,38 +41,32 @@ def tokens_of(method: MseAdapter, samples: list[Sample]) -> Tensor:
 # --- the public code's numbers ------------------------------------------------------------------------------------------
 
 
-def wave(shape: tuple[int, ...], number: int) -> Tensor:
-    return torch.cos(0.3 * torch.arange(math.prod(shape), dtype=torch.float64) + number).float().view(shape)
-
-
 def by_rule(config: MseAdapterConfig) -> MseTokens:
     """The adapter for an LLM of width 64, parameter i filled with 0.3 sin(0.7 k + i), in the order of the public code."""
     adapter = MseTokens(config, 4, 5, 64, embedding_norm=1.0, pad=torch.zeros(64), text_limit=7)
     parts = (adapter.audio, adapter.vision, adapter.mixer, adapter.fusion.mlps, adapter.fusion.weigh)
     ordered = [p for part in (*parts, adapter.fusion.to_llm, adapter.spread) for p in part.parameters()]
     assert len(ordered) == len(list(adapter.parameters())) == 32
-    with torch.no_grad():
-        for number, parameter in enumerate(ordered, start=1):
-            places = torch.arange(parameter.numel(), dtype=torch.float64)
-            parameter.copy_((0.3 * torch.sin(0.7 * places + number)).view(parameter.shape))
+    fill(ordered, 0.3)
     return adapter.eval()
 
 
 def inputs() -> tuple[Tensor, ...]:
-    audio, vision, text = wave((2, 6, 4), 1), wave((2, 5, 5), 2), wave((2, 7, 64), 3)
+    audio, vision, text = given(1, 2, 6, 4), given(2, 2, 5, 5), given(3, 2, 7, 64)
     return text, torch.tensor([7, 7]), audio, torch.tensor([6, 3]), vision, torch.tensor([2, 5])
 
 
 def test_the_public_codes_outputs():
     """Golden values: reference modules in eval mode, torch 2.13."""
-    adapter, given = by_rule(reference(MseAdapterConfig(audio_hidden=3, vision_hidden=2))), inputs()
-    voice, face = adapter.audio(*given[2:4]), adapter.vision(*given[4:6])
+    adapter, put = by_rule(reference(MseAdapterConfig(audio_hidden=3, vision_hidden=2))), inputs()
+    voice, face = adapter.audio(*put[2:4]), adapter.vision(*put[4:6])
     golden = [[-0.158807, 0.175571, 0.289955], [-0.133647, 0.193361, 0.246832]]
     torch.testing.assert_close(voice[:, :3], torch.tensor(golden), rtol=0, atol=1e-5)
-    mixed = (voice + face) * adapter.mixer(given[0].mean(1))
+    mixed = (voice + face) * adapter.mixer(put[0].mean(1))
     golden = [[-0.068604, 0.021892, -0.022454], [-0.119943, 0.113308, 0.142492]]
     torch.testing.assert_close(mixed[:, :3], torch.tensor(golden), rtol=0, atol=1e-5)
-    sums = adapter(*given)[0].sum(-1)
+    streams = Streams(*(Stream(*put[place : place + 2]) for place in (0, 2, 4)))
+    sums = adapter(streams)[0].sum(-1)
     golden = [[10.610914, 18.399860, 17.535061, 8.423251], [10.611769, 18.399265, 17.533300, 8.421150]]
     torch.testing.assert_close(sums, torch.tensor(golden), rtol=0, atol=1e-5)
 
@@ -107,7 +93,7 @@ def test_the_trainable_parameters_that_the_public_code_logs(hidden, features, ll
 
 def test_the_padded_mean_counts_padding_and_the_real_one_does_not(llm):
     pad = torch.full((64,), 2.0)
-    text, lengths = wave((1, 3, 64), 1), torch.tensor([3])
+    text, lengths = given(1, 1, 3, 64), torch.tensor([3])
     padded = MseTokens(reference(SMALL), 4, 5, 64, 1.0, pad, 5)._text_mean(text, lengths)
     torch.testing.assert_close(padded, torch.cat([text, pad.expand(1, 2, -1)], dim=1).mean(1))
     torch.testing.assert_close(MseTokens(SMALL, 4, 5, 64, 1.0, pad, 5)._text_mean(text, lengths), text.mean(1))
@@ -163,43 +149,6 @@ def test_its_settings_survive_their_file_and_bad_ones_are_refused():
 
 
 # --- clips --------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("changes", SWITCHES, ids=str)
-@pytest.mark.parametrize("world", WORLDS)
-def test_a_clip_gives_the_same_alone_and_in_any_batch(world, changes, tools, corpora):
-    corpus = corpora[world]
-    method, samples = built(tools, corpus, changes), clips(corpora[world])
-    together = tokens_of(method, samples)
-    torch.testing.assert_close(tokens_of(method, samples[::-1]).flip(0), together, rtol=0, atol=1e-5)
-    alone = torch.cat([tokens_of(method, [sample]) for sample in samples])
-    torch.testing.assert_close(alone, together, rtol=0, atol=1e-5)
-    whole = method.predict(method.collate(samples))
-    assert [method.predict(method.collate([sample])).replies[0] for sample in samples] == list(whole.replies)
-
-
-def test_padding_is_never_read(tools, corpora):
-    corpus = corpora["embedded-sims"]
-    method = built(tools, corpus)
-    batch = method.collate(clips(corpus))
-    noisy = {name: frames.copy() for name, frames in batch.frames.items()}
-    for name, frames in noisy.items():
-        for row, length in zip(frames, batch.lengths[name], strict=True):
-            row[length:] = 1e3
-    with torch.no_grad():
-        clean, other = (method.pseudo_tokens(one)[0] for one in (batch, replace(batch, frames=noisy)))
-    assert torch.equal(clean, other)
-
-
-@pytest.mark.parametrize("changes", SWITCHES, ids=str)
-@pytest.mark.parametrize("world", WORLDS)
-def test_odd_clips_train_without_a_nan(world, changes, tools, corpora):
-    check_odd_clips(lambda: built(tools, corpora[world], changes), corpora[world])
-
-
-def test_only_the_adapter_gets_gradients_and_every_part_of_it(tools, corpora, llm):
-    corpus = corpora["embedded-sims"]
-    check_gradients(built(tools, corpus), corpus, llm)
 
 
 def test_answers_without_a_plus_where_the_llms_family_writes_so(tools, corpora):

@@ -8,8 +8,8 @@ from finished import clips, record_llms, small_studies
 from cmpta_lib import registry
 from cmpta_lib.config import RunConfig, override
 from cmpta_lib.study import plan
-from cmpta_lib.study.naming import Name, Names, fields, names
-from cmpta_lib.study.plan import CMPTA, NOTEBOOKS, every_row
+from cmpta_lib.study.naming import Name, fields, names
+from cmpta_lib.study.plan import CMPTA, NOTEBOOKS
 from cmpta_lib.study.study import Study
 
 
@@ -34,7 +34,7 @@ def expected(one: plan.Planned) -> str:
 def test_every_run_of_the_plan_is_called_by_its_row(demo):
     """Also what keeps the settings here and in `Study.config` the same."""
     planned = demo.planned([notebook.name for notebook in NOTEBOOKS])
-    called, everything = Names(every_row), [one for one in planned if not demo.lacks(one.row, one.key)]
+    called, everything = names(demo.root), [one for one in planned if not demo.missing(one.row, one.key)]
     found = {(one.key, expected(one)): str(called(demo.config(one.key, one.row, one.seed))) for one in everything}
     assert all(name == row for (_, row), name in found.items()), {k: v for k, v in found.items() if k[1] != v}
     assert len(found) == len(everything) > 90, "no two have one name"
@@ -45,13 +45,13 @@ def test_smoke_runs_and_runs_on_own_clips_are_called_alike(demo, tmp_path, monke
     (tmp_path / "clips").mkdir()
     data = clips(lambda number: ("angry", "calm")[number % 2], (6, 4, 5), tmp_path / "clips")
     for study in (Study(smoke=True), Study(data=str(data), seeds=1)):
-        called = names(study.root, every_row)
+        called = names(study.root)
         for one in study.planned(["04_table3_simsv2", "06_table5_ablation_simsv2"]):
             assert str(called(study.config(one.key, one.row, one.seed))) == expected(one), study.root
 
 
 def test_what_a_caller_changed_stands_behind_the_nearest_row(demo):
-    called, config = Names(every_row), demo.config("sims")
+    called, config = names(demo.root), demo.config("sims")
     assert called(override(config, {"training.epochs": 9})) == Name("CMPTA", {"training.epochs": 9})
     seven = override(config, {"training.epochs": 9, "method.num_pseudo_tokens": 7})
     assert str(called(seven)) == "7 tokens, epochs=9"
@@ -62,22 +62,28 @@ def test_what_a_caller_changed_stands_behind_the_nearest_row(demo):
 
 def test_another_backbone_or_seed_is_no_change(demo):
     other = override(demo.config("meld"), {"method.llm.name": "own", "method.llm.fingerprint": "f", "seed": 5})
-    assert str(Names(every_row)(other)) == "CMPTA"
+    assert str(names(demo.root)(other)) == "CMPTA"
 
 
 def test_a_method_of_ones_own_is_called_by_its_row(small, demo):
     config = RunConfig(data=demo.config("sims").data, method=small())
-    assert Names(every_row)(config).row == "small"
+    assert names(demo.root)(config).row == "small"
     del registry.ENTRIES["small"]
     try:
-        assert str(Names(every_row)(config)) == "small", "a config that is known, of a method that is not"
+        assert str(names(demo.root)(config)) == "small", "a config that is known, of a method that is not"
     finally:
         registry.register(small, "small_method:SmallMethod", row="small")
 
 
-def test_a_damaged_rehearsal_names_runs_as_if_there_were_none(tmp_path):
-    (tmp_path / "rehearsal.json").write_text("{")
-    assert names(tmp_path, every_row).rehearsal == {}
+def test_a_damaged_record_of_a_dry_run_names_runs_as_if_there_were_none(demo, tmp_path):
+    (tmp_path / "dry_run.json").write_text("{")
+    assert str(names(tmp_path)(demo.config("sims"))) == "CMPTA"
+
+
+def test_a_recorded_row_goes_before_a_nearer_one(demo):
+    config = demo.config("sims")
+    assert names(demo.root)(config, "7 tokens") == Name("7 tokens", {"method.num_pseudo_tokens": 6})
+    assert str(names(demo.root)(config, "a row of another version")) == "CMPTA"
 
 
 def test_fields_are_all_of_a_config(demo):

@@ -23,7 +23,7 @@ from finished import clips as clips_of_ones_own
 from finished import finish, record_llms, small_studies
 
 from cmpta_lib import registry
-from cmpta_lib.base import Tools
+from cmpta_lib.base import Resources
 from cmpta_lib.cli.reproduce import NotebookFailed, execute_notebook
 from cmpta_lib.config import CmptaConfig, DataConfig, RunConfig, override
 from cmpta_lib.data.corpus import Inputs, Sample, Task
@@ -32,7 +32,6 @@ from cmpta_lib.figures import clips
 from cmpta_lib.method.adapter import CMPTAdapter
 from cmpta_lib.report import gather, summaries
 from cmpta_lib.report import rows as reports
-from cmpta_lib.report import summaries as sizes
 from cmpta_lib.runs import provenance
 from cmpta_lib.runs.load import TrainedRun
 from cmpta_lib.runs.store import DONE, Run
@@ -118,7 +117,7 @@ def runs_folder(tmp_path_factory) -> Iterator[Path]:
     first = {(run.config.method.name, run.config.data.name): run for _, run in reversed(list(study.planned_runs()))}
     study.ensure(list(first.values()), jobs=1)
     for one in study.planned(EVERY):
-        if study.lacks(one.row, one.key):
+        if study.missing(one.row, one.key):
             continue
         finish(study, one.key, [run for run in study.runs(one.key, one.row) if not run.done])
     yield folder
@@ -270,7 +269,7 @@ def test_the_report_gathers_what_there_is_and_names_what_is_missing(tmp_path: Pa
 
 
 def test_qwen_is_as_large_as_it_says():
-    assert sizes.qwen_parameters() == 1_836_828_672  # the published checkpoint's total
+    assert summaries.qwen_parameters() == 1_836_828_672  # the published checkpoint's total
 
 
 def test_parameter_counts_are_those_of_the_adapter():
@@ -278,7 +277,7 @@ def test_parameter_counts_are_those_of_the_adapter():
     for changes in ({}, {"num_pseudo_tokens": 8}, {"fusion": "pooled"}, {"alignment": "linear"}):
         config = CmptaConfig(dim=16, **changes)
         real = sum(p.numel() for p in CMPTAdapter(config, 5, 7, 32, 1.0).parameters())
-        assert sizes.parameter_counts(config, 5, 7, 32).total() == real
+        assert summaries.parameter_counts(config, 5, 7, 32).total() == real
 
 
 def small_corpus(folder: Path, task: Task, labels: list, **modalities: list[int]):
@@ -379,7 +378,7 @@ def test_attention_share_on_cues_by_hand(llm, corpora):
     corpus = corpora["embedded-meld"]
     config = override(RunConfig(data=DataConfig(name=corpus.name, fingerprint=corpus.fingerprint)), {"method.dim": 16})
     inputs = Inputs.of(corpus)
-    method = registry.build(config, inputs, Tools(torch.device("cpu"), lambda _: llm))
+    method = registry.build(config, inputs, Resources(torch.device("cpu"), lambda _: llm))
     method.module.eval()
     trained = TrainedRun(Run(config, Path("nowhere")), inputs, method)
     split = corpus.splits["test"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,29 +16,25 @@ from omni_models import save, write_recording
 
 from cmpta_lib import registry
 from cmpta_lib.beyond import omni_model as omni
-from cmpta_lib.beyond import omni_model as omni_files
 from cmpta_lib.beyond.media import MEDIA, Clip
-from cmpta_lib.beyond.mllm_mac import MultimodalLLM
-from cmpta_lib.beyond.omni import question
-from cmpta_lib.beyond.settings import OMNI_MODELS, OmniConfig
+from cmpta_lib.beyond.omni import OmniConfig, complete
 from cmpta_lib.cli.listing import listed
 from cmpta_lib.config import DataConfig, LLMConfig, RunConfig, override, to_json
 from cmpta_lib.data.corpus import Sample, Task
 from cmpta_lib.data.store import load_corpus, write_corpus
 from cmpta_lib.files import Damaged
+from cmpta_lib.llm.files import OMNI_MODELS
 from cmpta_lib.runs import store
 from cmpta_lib.runs.execution import execute
 from cmpta_lib.runs.load import load
-from cmpta_lib.study import plan, recordings
+from cmpta_lib.study import plan
 from cmpta_lib.study.plan import Row
 from cmpta_lib.study.study import Study
 
-CPU = torch.device("cpu")
-FAMILIES = tuple(omni_files.FAMILIES)
+FAMILIES = tuple(omni.FAMILIES)
 CHOICES = ("joy", "sadness", "+0.5", "+0.6", "-1.0", "e")
 PROMPT = "what is the emotion?"
 MELD = Task("classification", "en", ("neutral", "joy", "anger"))
-SIMS = Task("regression", "zh")
 KINDS = {"text": (False, False), "audio": (True, False), "video": (False, True), "all": (True, True)}
 
 
@@ -51,8 +48,8 @@ def qwen(tmp_path_factory) -> Path:
     return save(tmp_path_factory.mktemp("omni") / "small-omni")
 
 
-def opened(folder: Path, system: str = "You are a helpful assistant.", **more: int) -> omni.OmniLLM:
-    return omni.load(LLMConfig(name=str(folder)), [], CPU, system, **{"frame_tokens": 8} | more)
+def opened(folder: Path, system: str = "You are a helpful assistant.") -> omni.OmniLLM:
+    return omni.load(LLMConfig(name=str(folder)), [], torch.device("cpu"), system, frame_tokens=8)
 
 
 @pytest.fixture(scope="session")
@@ -60,11 +57,10 @@ def model(folder) -> omni.OmniLLM:
     return opened(folder)
 
 
-def clip_of(kind: str, text: str = "I am so glad", seed: int = 0) -> Clip:
+def clip_of(kind: str, text: str = "I am so glad") -> Clip:
     has_audio, has_vision = KINDS[kind]
-    rng = np.random.default_rng(seed)
-    wave = (0.3 * np.sin(0.1 * (seed + 1) * np.arange(24_000))).astype(np.float32)
-    frames = rng.integers(0, 255, (5, 30, 40, 3)).astype(np.uint8)
+    wave = (0.3 * np.sin(0.1 * np.arange(24_000))).astype(np.float32)
+    frames = np.random.default_rng(0).integers(0, 255, (5, 30, 40, 3)).astype(np.uint8)
     return Clip("clip", text, wave if has_audio else None, frames if has_vision else None)
 
 
@@ -82,31 +78,26 @@ def test_scores_are_those_of_one_teacher_forced_answer_at_a_time(model, kind):
     clip = clip_of(kind)
     expected = []
     for choice in CHOICES:
-        ids = model.parts.ids(choice)
+        ids = model.ids(choice)
         log_probs = slow_logits(model, clip, ids).log_softmax(-1)
         expected.append(sum(log_probs[step, token].item() for step, token in enumerate(ids)))
-    assert len({len(model.parts.ids(choice)) for choice in CHOICES}) > 1, "answers of several lengths"
-    found = model.score([clip], PROMPT, CHOICES)[0]
+    assert len({len(model.ids(choice)) for choice in CHOICES}) > 1, "answers of several lengths"
+    found = model.score(clip, PROMPT, CHOICES)
     np.testing.assert_allclose(found, expected - np.logaddexp.reduce(expected), rtol=0, atol=5e-5)
-    assert isinstance(model, MultimodalLLM), "asked as the offline model is"
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_written_is_greedy_by_hand(model, kind):
+def test_what_is_written_is_greedy_by_hand_and_stops_where_the_turn_ends(model, kind, monkeypatch):
     clip, said = clip_of(kind), []
-    while len(said) < 6 and (token := int(slow_logits(model, clip, said)[-1].argmax())) not in model.parts.ends:
+    while len(said) < 6 and (token := int(slow_logits(model, clip, said)[-1].argmax())) not in model.ends:
         said.append(token)
-    assert model.generate([clip], PROMPT, 6) == [model.parts.tokenizer.decode(said, skip_special_tokens=True).strip()]
-
-
-def test_it_stops_where_the_turn_ends(model, monkeypatch):
-    first = int(slow_logits(model, clip_of("text"), [])[-1].argmax())
-    monkeypatch.setattr(model.parts, "ends", frozenset([first]))
-    assert model.generate([clip_of("text")], PROMPT, 6) == [""]
+    assert model.generate(clip, PROMPT, 6) == model.tokenizer.decode(said, skip_special_tokens=True).strip()
+    monkeypatch.setattr(model, "ends", frozenset(said[:1]))
+    assert model.generate(clip, PROMPT, 6) == ""
 
 
 def test_each_modality_is_read_and_so_is_its_order_in_time(model):
-    scores = {kind: model.score([clip_of(kind)], PROMPT, CHOICES) for kind in KINDS}
+    scores = {kind: model.score(clip_of(kind), PROMPT, CHOICES) for kind in KINDS}
     assert len({array.tobytes() for array in scores.values()}) == len(KINDS)
     whole = clip_of("all")
     for changed in (
@@ -116,39 +107,30 @@ def test_each_modality_is_read_and_so_is_its_order_in_time(model):
         replace(whole, frames_per_second=0.5),
         replace(whole, text="I am so sad"),
     ):
-        assert np.abs(model.score([changed], PROMPT, CHOICES) - scores["all"]).max() > 1e-4
-
-
-def test_no_answer_depends_on_its_batch_mates(model):
-    clips = [clip_of(kind, seed=seed) for seed, kind in enumerate(KINDS)]
-    together = model.score(clips, PROMPT, CHOICES)
-    alone = np.concatenate([model.score([clip], PROMPT, CHOICES) for clip in reversed(clips)])[::-1]
-    assert together.tobytes() == np.ascontiguousarray(alone).tobytes()
-    assert model.generate(clips, PROMPT, 4) == [model.generate([clip], PROMPT, 4)[0] for clip in clips]
-    assert model.score([], PROMPT, CHOICES).shape == (0, len(CHOICES))
+        assert np.abs(model.score(changed, PROMPT, CHOICES) - scores["all"]).max() > 1e-4
 
 
 def test_patches_of_a_still_picture_are_the_image_processors(model):
     still = clip_of("video").frames[:1]
     size = {"shortest_edge": 8 * 64, "longest_edge": 8 * 64}
-    image = model.parts.images(list(still), size=size, input_data_format="channels_last", return_tensors="pt")
+    image = model.images(list(still), size=size, input_data_format="channels_last", return_tensors="pt")
     for count in (1, 2):  # an odd last frame is shown twice
-        patches, grid = model.parts.patches(np.repeat(still, count, 0), 8)
+        patches, grid = model.patches(np.repeat(still, count, 0))
         assert torch.equal(patches, image["pixel_values"]) and grid.tolist() == image["image_grid_thw"].tolist()
 
 
 def test_patches_of_a_video_lie_as_transformers_video_processor_lays_them(model):
     """Its own code needs torchvision; this is its reshape, written out (video_processing_qwen2_vl.py, `patchify`)."""
-    frames, side = clip_of("video").frames[:4], model.parts.images.patch_size
-    patches, grid = model.parts.patches(frames, 8)
+    frames, side = clip_of("video").frames[:4], model.images.patch_size
+    patches, grid = model.patches(frames)
     t, h, w = grid[0].tolist()
     pictures = []
     for frame in frames:
-        resized = model.parts.images.resize(
-            frame.transpose(2, 0, 1), _size(8 * 4 * side**2), model.parts.images.resample, factor=2 * side
+        resized = model.images.resize(
+            frame.transpose(2, 0, 1), _size(8 * 4 * side**2), model.images.resample, factor=2 * side
         )
         scaled = resized * np.float32(1 / 255)
-        both = (model.parts.images.image_mean, model.parts.images.image_std)
+        both = (model.images.image_mean, model.images.image_std)
         mean, std = (np.array(x, np.float32)[:, None, None] for x in both)
         pictures.append((scaled - mean) / std)
     video = torch.from_numpy(np.stack(pictures))  # (T, C, H, W)
@@ -175,30 +157,28 @@ def test_sound_takes_as_many_positions_as_transformers_own_processor_gives_it(na
 
     theirs = import_module(f"transformers.models.{name}.processing_{name}")._get_feat_extract_output_lengths
     for frames in range(10, 3_001):
-        assert omni.FAMILIES_omni[name].audio_tokens(frames) == int(theirs(torch.tensor(frames)))
+        assert omni.FAMILIES[name].audio_tokens(frames) == int(theirs(torch.tensor(frames)))
 
 
-def test_control_tokens_in_a_clips_words_are_words(model):
-    tokens = model.inputs(clip_of("text", "a <|im_end|> <|VIDEO|> b"), PROMPT)["input_ids"][0].tolist()
-    assert tokens.count(model.parts.special["end"]) == 2, "of the system message and of the question"
-    assert model.model.config.video_token_id not in tokens
-
-
-def test_the_system_message_is_what_was_asked_for(qwen):
-    def shown(system: str) -> str:
+def test_the_message_is_the_familys_with_the_system_asked_for_and_control_tokens_in_words_are_words(qwen):
+    def shown(system: str, text: str = "I am so glad") -> str:
         made = opened(qwen, system)
-        return made.parts.tokenizer.decode(made.inputs(clip_of("text"), "why?")["input_ids"][0])
+        return made.tokenizer.decode(made.inputs(clip_of("text", text), "why?")["input_ids"][0])
 
     assert shown("You answer.").startswith("<|im_start|>system\nYou answer.<|im_end|>\n<|im_start|>user\nI am so glad\nwhy?")
     assert shown("").startswith("<|im_start|>user\n") and shown("").endswith("<|im_end|>\n<|im_start|>assistant\n")
+    made = opened(qwen)
+    ids = made.inputs(clip_of("text", "a <|im_end|> <|VIDEO|> b"), PROMPT)["input_ids"][0].tolist()
+    assert ids.count(made.special["end"]) == 2, "of the system message and of the question"
+    assert made.model.config.video_token_id not in ids
 
 
 def test_too_long_a_prompt_and_an_empty_answer_are_refused(qwen):
     made = opened(qwen)
     with pytest.raises(ValueError, match=r"clip 'clip': \d+ positions with the prompt, and the model reads 4096"):
-        made.score([clip_of("text", "no " * 5000)], PROMPT, CHOICES)
+        made.score(clip_of("text", "no " * 5000), PROMPT, CHOICES)
     with pytest.raises(ValueError, match="at least one token, but '' came"):
-        made.score([clip_of("text")], PROMPT, ["joy", ""])
+        made.score(clip_of("text"), PROMPT, ["joy", ""])
 
 
 # Loading --------------------------------------------------------------------------------------------------------------
@@ -241,8 +221,6 @@ def test_weights_that_lack_a_part_of_the_model_are_refused(qwen, tmp_path):
 
 
 def test_neither_torchvision_nor_the_callers_random_numbers_are_touched(qwen):
-    import sys
-
     torch.manual_seed(3)
     expected = torch.rand(2)
     torch.manual_seed(3)
@@ -250,33 +228,6 @@ def test_neither_torchvision_nor_the_callers_random_numbers_are_touched(qwen):
     assert torch.equal(torch.rand(2), expected)
     assert not {"torchvision", "torchaudio", "torchcodec"} & sys.modules.keys()
     assert not any(parameter.requires_grad for parameter in made.model.parameters()) and not made.model.training
-
-
-# What is asked --------------------------------------------------------------------------------------------------------
-def test_the_question_names_what_is_shown_and_nothing_else():
-    settings = OmniConfig()
-    said = {(a, v): question(settings, MELD, a, v).prompt for a in (False, True) for v in (False, True)}
-    assert said[True, True] == (
-        "You are presented with a video in which the speaker says: {text}. Based on the text, video, and audio content, what "
-        "is the emotion of this speaker?\nThe candidate labels for emotion are: [neutral, joy, anger]. Respond in the format: "
-        "'emotion: [label]'. Only one label should be provided."
-    )
-    assert "video" not in said[False, False] + said[True, False] and "audio" not in said[False, False] + said[False, True]
-    scores = question(settings, SIMS, False, False)
-    assert "the sentiment of this speaker, from -1.0 (most negative) to +1.0 (most positive)?" in scores.prompt
-    assert scores.written[0] == "sentiment: -1.0" and len(scores.written) == 21
-    assert question(OmniConfig(subject="mood"), MELD, True, True).written[1] == "mood: joy"
-    paper = question(OmniConfig(prompt="paper"), MELD, True, True)
-    assert paper.prompt.startswith("<Multimodal>{text}</Multimodal>Please recognize") and paper.written == ("0", "1", "2")
-
-
-@pytest.mark.parametrize(
-    ("reply", "place"),
-    [("emotion: joy", 1), ("Joy.", 1), ("emotion: [anger]", 2), ("[neutral]", 0), ("**joy**\nas she laughs", 1)]
-    + [(other, None) for other in ("happy", "", "joy or anger", "mood: joy", "no joy")],
-)
-def test_a_free_reply_is_a_legal_answer_or_none(reply, place):
-    assert question(OmniConfig(), MELD, True, True).parse(reply) == place
 
 
 # A run ----------------------------------------------------------------------------------------------------------------
@@ -306,7 +257,7 @@ def config_of(world: Path, qwen: Path, changes: dict | None = None) -> RunConfig
     corpus = load_corpus(world / "data" / "talks")
     start = RunConfig(data=DataConfig(name="talks", fingerprint=corpus.fingerprint), method=OmniConfig())
     asked = override(start, SMALL | {"method.model.name": str(qwen)} | (changes or {}))
-    return recordings.filled(asked, corpus, world, {"method.model.dtype": "float32"})
+    return complete(asked, corpus, world, {"method.model.dtype": "float32"})
 
 
 def made(world: Path, config: RunConfig) -> store.Run:
@@ -314,7 +265,7 @@ def made(world: Path, config: RunConfig) -> store.Run:
     folder.mkdir(parents=True)
     (folder / store.CONFIG).write_text(to_json(config))
     execute(world.parent, folder)
-    store.seal(folder)
+    store.finalise(folder)
     return store.open_run(folder)
 
 
@@ -335,23 +286,11 @@ def test_a_run_answers_every_clip_and_answers_the_same_when_it_is_loaded(world, 
     for answer in answers:
         assert answer.value == np.argmax(list(answer.probabilities.values()))
         assert sum(answer.probabilities.values()) == pytest.approx(1)
+    other = loaded.method.collate([replace(clip, label=(clip.label + 1) % 3) for clip in clips])
+    assert loaded.method.predict(other).values.tolist() == table["prediction"].tolist(), "no label reaches the answers"
     batch = loaded.method.collate([*clips])
     mass = [-np.log(list(answer.probabilities.values())[clip.label]) for answer, clip in zip(answers, clips, strict=True)]
     assert loaded.method.loss(batch).total.item() == pytest.approx(sum(mass))
-
-
-def test_labels_do_not_reach_the_answers(world, qwen):
-    from cmpta_lib.base import Tools
-    from cmpta_lib.data.corpus import Inputs
-
-    corpus = load_corpus(world / "data" / "talks")
-    method = registry.build(config_of(world, qwen), Inputs.of(corpus), Tools(CPU, lambda config: None))
-    clips = [*corpus.splits["test"]]
-    other = [replace(clip, label=(clip.label + 1) % 3) for clip in clips]
-    first, second = (method.predict(method.collate(some)) for some in (clips, other))
-    assert first.probabilities.tobytes() == second.probabilities.tobytes()
-    with pytest.raises(TypeError, match="label"):
-        Clip("a", "words", label=1)
 
 
 def test_free_replies_that_are_no_label_are_counted_and_stay_open(world, qwen):
@@ -359,12 +298,6 @@ def test_free_replies_that_are_no_label_are_counted_and_stay_open(world, qwen):
     table = run.predictions("test")
     unparsable = int(table["prediction"].isna().sum())
     assert unparsable and run.metrics["oddities"]["unparsable_replies"] >= unparsable
-
-
-def test_words_alone_need_no_recording(world, qwen, monkeypatch):
-    monkeypatch.delenv(MEDIA)
-    config = config_of(world, qwen, {"method.modalities": "text"})
-    assert config.method.media == "" and set(made(world, config).metrics["oddities"]) == set()
 
 
 def test_other_recordings_or_another_model_are_another_run(world, qwen, tmp_path):
@@ -377,9 +310,12 @@ def test_other_recordings_or_another_model_are_another_run(world, qwen, tmp_path
     assert config_of(world, other).method.model.fingerprint != first.method.model.fingerprint
 
 
-def test_a_run_whose_model_changed_is_not_loaded(world, qwen, tmp_path):
+def test_words_alone_need_no_recording_and_a_run_whose_model_changed_is_not_loaded(world, qwen, tmp_path, monkeypatch):
+    monkeypatch.delenv(MEDIA)
     other = copied(qwen, tmp_path)
-    run = made(world, config_of(world, other, {"method.modalities": "text"}))
+    config = config_of(world, other, {"method.modalities": "text"})
+    run = made(world, config)
+    assert config.method.media == "" and set(run.metrics["oddities"]) == set()
     content = json.loads((other / "tokenizer_config.json").read_text())
     (other / "tokenizer_config.json").write_text(json.dumps(content | {"more": 1}))
     with pytest.raises(Damaged, match="tokenizer_config.json changed"):
@@ -387,33 +323,29 @@ def test_a_run_whose_model_changed_is_not_loaded(world, qwen, tmp_path):
 
 
 # In a study -----------------------------------------------------------------------------------------------------------
-def test_it_is_no_row_of_the_papers_tables():
-    assert "omni" in registry.ENTRIES and not registry.ENTRIES["omni"].is_trained
-    for key in ("sims", "meld", "data"):
-        assert not [row for row in (*plan.comparison(key), *plan.beyond(key), *plan.versions(key)) if row.method == "omni"]
-    assert OmniConfig().model.name in OMNI_MODELS
-
-
 def test_a_study_says_why_a_row_is_not_run_and_fills_in_what_it_needs(world, qwen, monkeypatch, tmp_path):
     row = Row("an omni model", "omni", {"method.model.name": str(qwen)} | SMALL)
     words = replace(row, changes={**row.changes, "method.modalities": "text"})
     study = Study("demo", smoke=True)
-    assert "is generated: it holds features, and an omni model reads recordings" in study.lacks(row, "meld")
-    assert study.lacks(row) == "" and study.lacks(words, "meld") == "", "words are there"
+    assert "is generated: it holds features, and an omni model reads recordings" in study.missing(row, "meld")
+    assert study.missing(row) == "" and study.missing(words, "meld") == "", "words are there"
     assert study.config("meld", words).method.model.name == "small-omni"
     talks = load_corpus(world / "data" / "talks")
     monkeypatch.setattr(Study, "corpus", lambda self, key: talks)
-    assert study.lacks(row, "meld") == ""
-    monkeypatch.setattr(recordings, "gpu_count", lambda: 1)
+    assert study.missing(row, "meld") == ""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert study.config("meld", row).method.model.dtype == "bfloat16"
-    monkeypatch.setattr(recordings, "gpu_count", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     filled = study.config("meld", row)
     assert filled.method.model.dtype == "float32" and filled.method.media == config_of(world, qwen).method.media
     absent = replace(row, changes={"method.model.name": "nobody/omni"})
-    assert "cmpta weights nobody/omni" in study.lacks(absent, "meld")
+    assert "cmpta weights nobody/omni" in study.missing(absent, "meld")
     Path(os.environ[MEDIA], "talks/test/3.mkv").unlink()
-    assert "no recording of 1 of 7 clips; the first is 'test/3'" in study.lacks(row, "meld")
+    assert "no recording of 1 of 7 clips; the first is 'test/3'" in study.missing(row, "meld")
     monkeypatch.delenv(MEDIA)
-    assert study.lacks(row, "meld").endswith("set CMPTA_MEDIA to the folder that holds talks/<clip id>.mp4")
+    assert study.missing(row, "meld").endswith("set CMPTA_MEDIA to the folder that holds talks/<clip id>.mp4")
     with pytest.raises(FileNotFoundError, match="set CMPTA_MEDIA"):
         study.config("meld", row)
+    assert OmniConfig().model.name in OMNI_MODELS and not registry.ENTRIES["omni"].is_trained
+    for key in ("sims", "meld", "data"):
+        assert not [row for row in (*plan.comparison(key), *plan.beyond(key), *plan.versions(key)) if row.method == "omni"]

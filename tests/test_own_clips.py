@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,6 @@ import numpy as np
 import pytest
 from test_data import item, save
 
-from cmpta_lib.data import readers
-from cmpta_lib.data.readers import read_raw
 from data_prep import hub, published, safe_pickle, verify
 from data_prep.public_pickles import read_folder
 from data_prep.verify import findings
@@ -38,25 +35,21 @@ def test_an_empty_split_blames_its_own_file(tmp_path: Path, split: str):
         convert(folder)
 
 
-def test_one_class_alone_names_trains_file(tmp_path: Path):
-    folder = save(tmp_path / "in", train=[item("joy"), item("joy")])
-    with pytest.raises(ValueError, match=f"^{folder}/tiny_train.pkl must be of two classes or more, but is of 'joy' alone; add"):
-        convert(folder)
+MIXED = "sample {}: 'label' must be a number, as for 2 of the 3 samples in train, but is 'joy'; correct it"
 
 
-@pytest.mark.parametrize("place", [0, 2])
-def test_one_text_among_scores_is_the_one_to_blame(tmp_path: Path, place: int):
-    train = [item(0.1), item(0.2), item(0.3)]
-    train[place] = item("joy")
-    folder = save(tmp_path / "in", train, [item(0.1)], [item(0.1)])
-    message = f"sample {place}: 'label' must be a number, as for 2 of the 3 samples in train, but is 'joy'; correct it"
-    with pytest.raises(ValueError, match=f"^{folder}/tiny_train.pkl, {message}"):
-        convert(folder)
-
-
-def test_one_score_among_texts_is_the_one_to_blame(tmp_path: Path):
-    folder = save(tmp_path / "in", [item(0.1), item("joy"), item("anger")])
-    with pytest.raises(ValueError, match=f"^{folder}/tiny_train.pkl, sample 0: 'label' must be one of train's labels"):
+@pytest.mark.parametrize(
+    ("train", "others", "message"),
+    [
+        (("joy", "joy"), "joy", " must be of two classes or more, but is of 'joy' alone; add"),
+        (("joy", 0.2, 0.3), 0.1, ", " + MIXED.format(0)),
+        ((0.1, 0.2, "joy"), 0.1, ", " + MIXED.format(2)),
+        ((0.1, "joy", "anger"), "joy", ", sample 0: 'label' must be one of train's labels"),
+    ],
+)
+def test_labels_that_do_not_go_together_blame_the_odd_one(tmp_path: Path, train: tuple, others: object, message: str):
+    folder = save(tmp_path / "in", [item(label) for label in train], [item(others)], [item(others)])
+    with pytest.raises(ValueError, match=f"^{folder}/tiny_train.pkl{message}"):
         convert(folder)
 
 
@@ -65,12 +58,7 @@ def test_one_score_among_texts_is_the_one_to_blame(tmp_path: Path):
     [
         ("", "write the class's name"),
         (" \n", "write the class's name"),
-        ("joy ", "write 'joy'"),
-        ("\tjoy", "write 'joy'"),
-        ("jo\u200by", "write 'joy'"),
-        ("joy\n", "write 'joy'"),
-        ("joy\x00", "write 'joy'"),
-        ("joy\ud800", "write 'joy'"),
+        *((label, "write 'joy'") for label in ("joy ", "\tjoy", "jo\u200by", "joy\n", "joy\x00", "joy\ud800")),
         ("mixed\xa0 feelings", "write 'mixed feelings'"),
     ],
 )
@@ -100,10 +88,7 @@ def test_a_name_that_cannot_name_results_is_refused(tmp_path: Path, name: str):
         convert(folder)
     assert len(str(caught.value)) < 400 and str(caught.value).isprintable()
     assert not (tmp_path / "cache").exists()
-
-
-def test_a_name_as_long_as_allowed_works(tmp_path: Path):
-    assert convert(save(tmp_path / "in", name="n" * 120)).name == "n" * 120
+    assert convert(save(tmp_path / "longest", name="n" * 120)).name == "n" * 120
 
 
 def forbid(patch: pytest.MonkeyPatch, owner: Any, name: str, wanted: Path) -> None:
@@ -208,36 +193,8 @@ def test_clean_clips_are_converted_without_a_word(tmp_path: Path, capsys):
 def test_conversions_lie_where_every_study_looks(tmp_path: Path, monkeypatch):
     monkeypatch.setenv("CMPTA_RUNS", str(tmp_path / "runs"))
     corpus = read_folder(save(tmp_path / "in"))
-    assert [path.name[:5] for path in (tmp_path / "runs" / "cache" / "data").iterdir()] == ["tiny-"]
+    assert {path.name[:5] for path in (tmp_path / "runs" / "cache" / "data").iterdir()} == {"tiny-"}
     assert corpus.name == "tiny"
-
-
-# --- the reader that is installed -------------------------------------------------------------------------------------
-
-
-def installed(patch: pytest.MonkeyPatch, *readers_found: EntryPoint) -> None:
-    patch.setattr(readers, "entry_points", lambda group: EntryPoints(readers_found).select(group=group))
-
-
-def test_a_study_reads_through_the_installed_reader(tmp_path: Path, monkeypatch):
-    declared = (Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")
-    value = "data_prep.public_pickles:read_folder"
-    assert f'[project.entry-points."{readers.GROUP}"]' in declared and f'public_pickles = "{value}"' in declared
-    installed(monkeypatch, EntryPoint("public_pickles", value, readers.GROUP))
-    folder = save(tmp_path / "in")
-    assert read_raw(folder, tmp_path / "cache").fingerprint == convert(folder).fingerprint
-
-
-def test_without_a_reader_it_says_what_to_do(tmp_path: Path, monkeypatch):
-    installed(monkeypatch)
-    message = f"cannot read {tmp_path}: expected a reader 'public_pickles' .*, found none; run make setup"
-    with pytest.raises(RuntimeError, match=message):
-        read_raw(tmp_path, tmp_path)
-    installed(monkeypatch, EntryPoint("videos", "no_such_module:read", readers.GROUP))
-    with pytest.raises(RuntimeError, match="found videos; run make setup"):
-        read_raw(tmp_path, tmp_path)
-    with pytest.raises(RuntimeError, match=r"'videos' \(no_such_module:read\) does not load .*; run make setup"):
-        read_raw(tmp_path, tmp_path, "videos")
 
 
 def test_published_corpora_are_fetched_by_name_and_others_left_alone(tmp_path: Path, monkeypatch):

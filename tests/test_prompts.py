@@ -70,13 +70,8 @@ def test_the_prompt_lists_a_users_own_labels():
     assert "<平静:0, 高兴:1>" in layout.prompt and layout.open == "<多模态>"
 
 
-def test_the_numbers_in_the_prompt_are_the_numbers_answered():
-    task = Task("classification", "en", tuple(f"emotion {i}" for i in range(3)))
-    for label, name in enumerate(task.labels):
-        assert f"{name}:{answer_text(task, label)}" in Layout.of(task).prompt
-
-
-def test_the_numbers_in_a_long_prompt_are_the_numbers_answered():
-    task = Task("classification", "en", tuple(f"emotion {i}" for i in range(11)))
+@pytest.mark.parametrize("count", [3, 11])
+def test_the_numbers_in_the_prompt_are_the_numbers_answered(count):
+    task = Task("classification", "en", tuple(f"emotion {i}" for i in range(count)))
     for label, name in enumerate(task.labels):
         assert f"{name}:{answer_text(task, label)}" in Layout.of(task).prompt

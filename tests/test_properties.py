@@ -14,11 +14,11 @@ from test_config import CONFIG, TEXT_ONLY, leaves, settable, value_at
 from test_model import answers_of, scored, slow_probabilities
 from torch import Tensor
 
-from cmpta_lib.baselines.supervised import reorder, reversed_order
+from cmpta_lib.baselines.reference import reorder, reversed_order
 from cmpta_lib.config import RunConfig, from_json, override, to_json
-from cmpta_lib.fast.packing import pad_frames
+from cmpta_lib.fast.llm import _packed_attention
+from cmpta_lib.fast.packing import Ragged, pad_frames
 from cmpta_lib.method.answers import AnswerTrie
-from cmpta_lib.method.llm import Packing, _packed_attention
 
 CPU = torch.device("cpu")
 few = settings(derandomize=True, max_examples=40, deadline=None, database=None)  # the same examples every time
@@ -26,22 +26,6 @@ few = settings(derandomize=True, max_examples=40, deadline=None, database=None) 
 # --- packing ----------------------------------------------------------------------------------------------------------
 
 lengths_of_clips = st.lists(st.integers(1, 12), min_size=1, max_size=6)
-
-
-@few
-@given(lengths_of_clips)
-def test_a_layout_leads_from_the_row_to_the_clips_and_back(lengths):
-    sizes, position_ids, gather, slots = Packing.layout(lengths)
-    row = np.arange(1000, 1000 + sum(lengths))
-    clips, starts = row[gather], np.cumsum(lengths) - lengths
-    assert clips.shape == (len(lengths), max(lengths)) and sizes.tolist() == lengths
-    assert [clip[:n].tolist() for clip, n in zip(clips, lengths, strict=True)] == [
-        list(range(1000 + start, 1000 + start + n)) for start, n in zip(starts, lengths, strict=True)
-    ]
-    assert all((clip[n:] == row[0]).all() for clip, n in zip(clips, lengths, strict=True))
-    np.testing.assert_array_equal(clips.reshape(-1)[slots], row)
-    assert position_ids.tolist() == [[place for n in lengths for place in range(n)]]
-    assert {array.dtype for array in (sizes, position_ids, gather, slots)} == {np.dtype(np.int64)}
 
 
 def projections(lengths: list[int], heads: tuple[int, int], seed: int) -> list[Tensor]:
@@ -55,9 +39,8 @@ def projections(lengths: list[int], heads: tuple[int, int], seed: int) -> list[T
 
 def attended(lengths: list[int], given: list[Tensor], mask: Tensor | None = None) -> Tensor:
     """(N, H, 4) out of our attention function."""
-    layout = Packing.of(lengths, CPU)
-    packing = Packing(layout.lengths, layout.position_ids, layout.gather, layout.slots, mask)
-    return _packed_attention(torch.nn.Identity(), *given, None, scaling=0.5, packing=packing)[0][0]
+    layout = Ragged.rows(lengths, CPU)
+    return _packed_attention(torch.nn.Identity(), *given, None, scaling=0.5, layout=layout, mask=mask)[0][0]
 
 
 def one_by_one(lengths: list[int], given: list[Tensor], mask: Tensor | None = None) -> Tensor:
@@ -90,24 +73,6 @@ def test_packed_attention_follows_any_mask(lengths, heads, seed):
     draw = torch.rand(len(lengths), 1, size, size, generator=torch.Generator().manual_seed(seed)) < 0.5
     mask = draw.tril() | torch.eye(size, dtype=torch.bool)
     torch.testing.assert_close(attended(lengths, given, mask), one_by_one(lengths, given, mask), rtol=0, atol=1e-5)
-
-
-@few
-@given(lengths_of_clips, st.integers(1, 30), heads_and_groups)
-def test_a_longer_neighbour_and_its_padding_change_nothing(lengths, longer, heads):
-    alone, beside = (attended(n, projections(n, heads, 0)) for n in (lengths, [*lengths, longer]))
-    torch.testing.assert_close(beside[: len(alone)], alone, rtol=0, atol=1e-6)
-
-
-@few
-@given(st.data(), lengths_of_clips)
-def test_the_order_of_clips_is_the_order_of_their_outputs(data, lengths):
-    order = data.draw(st.permutations(range(len(lengths))))
-    parts = attended(lengths, projections(lengths, (4, 2), 0)).split(lengths)
-    shuffled = [lengths[i] for i in order]
-    found = attended(shuffled, projections(shuffled, (4, 2), 0)).split(shuffled)
-    for place, clip in enumerate(order):
-        torch.testing.assert_close(found[place], parts[clip], rtol=0, atol=1e-6)
 
 
 @few

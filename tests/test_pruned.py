@@ -8,10 +8,10 @@ import torch
 from test_gpu_waits import language_model
 from test_model import CONFIG, TEXT_ONLY, build, clips
 
-from cmpta_lib.fast.pruned import PrunedDecoder, Reading
+from cmpta_lib.fast.llm import PackedInput
+from cmpta_lib.fast.prompted import PromptedLM
+from cmpta_lib.fast.pruned import PrunedDecoder
 from cmpta_lib.llm.generation import adapted
-from cmpta_lib.method.prompted import PromptedLM
-from cmpta_lib.runs import evaluation
 
 WORLDS = ("embedded-sims", "embedded-meld")
 FAMILIES = ("qwen2", "llama", "glm")
@@ -68,20 +68,13 @@ def test_a_single_layer_is_the_first_and_the_last(llm, corpora, monkeypatch):
     torch.testing.assert_close(pruned, whole, rtol=0, atol=1e-4)
 
 
-def test_an_evaluation_gives_the_same_replies(llm, corpora, monkeypatch):
-    corpus = corpora["embedded-meld"]
-    method = build(llm, corpus)
-    pruned, whole = with_and_without(monkeypatch, lambda: evaluation.evaluate(method, corpus.splits["test"], 8)[0])
-    assert pruned.equals(whole)
-
-
 def test_the_common_beginning_is_read_once(llm, corpora):
     method = build(llm, corpora["embedded-sims"])
-    ids = llm.first_ids + method._ids["open"]
-    first = llm.pruned.prefix(ids)
-    assert llm.pruned.prefix(ids) is first and len(first) == len(llm.model.model.layers)
+    ids, pruned = method.ids.start, PrunedDecoder.of(llm)
+    first = pruned.prefix(ids)
+    assert PrunedDecoder.of(llm).prefix(ids) is first and len(first) == len(llm.model.model.layers)
     assert {tuple(part.shape) for pair in first for part in pair} == {(len(ids), first[0][0].shape[1])}
-    assert llm.pruned.prefix(ids[:1]) is not first
+    assert pruned.prefix(ids[:1]) is not first
 
 
 def test_each_layer_computes_what_is_asked_of_it(llm, corpora):
@@ -101,10 +94,10 @@ def test_each_layer_computes_what_is_asked_of_it(llm, corpora):
     finally:
         for module in watched.values():
             module._forward_hooks.clear()
-    whole = method._rows(batch, 6, [ids[:-1] for ids in batch.answer_ids], whole=False)
-    distinct = len(np.unique(whole.ids))
-    assert distinct < len(whole.ids)
-    everywhere = [len(whole.ids)]
+    read = sum(method._rows(batch, 6, [ids[:-1] for ids in batch.answer_ids]).ids, [])
+    distinct = len(np.unique(np.maximum(read, 0)))
+    assert distinct < len(read)
+    everywhere = [len(read)]
     assert seen == {
         "first q": [distinct, 36],
         "first mlp": everywhere,
@@ -115,18 +108,18 @@ def test_each_layer_computes_what_is_asked_of_it(llm, corpora):
 
 
 def test_what_is_put_into_the_layers_is_not_left_out(llm):
-    assert llm.pruned and adapted(llm, rank=2, alpha=4)[0].pruned is None
+    assert PrunedDecoder.of(llm) and PrunedDecoder.of(adapted(llm, rank=2, alpha=4)[0]) is None
 
 
 def test_another_family_is_read_whole(llm, corpora, monkeypatch):
     method = build(llm, corpora["embedded-sims"])
     monkeypatch.setattr(llm.model.config, "model_type", "other")
-    assert llm.pruned is None
-    assert method._rows(method.collate(clips(corpora["embedded-sims"])), 6, [[]] * 6, whole=False).left_out == 0
+    assert PrunedDecoder.of(llm) is None
+    assert method._rows(method.collate(clips(corpora["embedded-sims"])), 6, [[]] * 6).left_out == 0
 
 
 def test_positions_and_places_of_a_layout():
-    layout = Reading.layout(np.array([7, 5, 7, 9, 5]), [2, 3], prefix=2)
-    assert layout["distinct"].tolist() == [5, 7, 9] and layout["source"].tolist() == [1, 0, 1, 2, 0]
-    assert layout["position_ids"].tolist() == [[2, 3, 2, 3, 4]]
-    assert layout["slots"].tolist() == [2, 3, 7, 8, 9], "rows of five places, the first two the prefix's"
+    given, _ = PackedInput.of([[7, 5], [7, 9, 5]], np.array([1]), [], torch.device("cpu"), left_out=2)
+    assert given.distinct.tolist() == [5, 7, 9] and given.source.tolist() == [1, 0, 1, 2, 0]
+    assert given.position_ids.tolist() == [[2, 3, 2, 3, 4]] and given.mask is None and given.layout.size == 5
+    assert given.layout.slots.tolist() == [2, 3, 7, 8, 9], "rows of five places, the first two the prefix's"

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import stat
 import subprocess
+import sys
 import tempfile
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -32,63 +36,52 @@ def forgotten():
 
 # --- files ------------------------------------------------------------------------------------------------------------
 
-
-def test_text_replaces_the_old_file_and_leaves_nothing_else(tmp_path: Path):
-    path = tmp_path / "metrics.json"
-    files.write_text(path, "a much longer first text")
-    files.write_text(path, "mæ 表")
-    assert path.read_text(encoding="utf-8") == "mæ 表"
-    assert os.listdir(tmp_path) == ["metrics.json"]
-
-
-def test_tables_come_back_and_leave_nothing_else(tmp_path: Path):
-    path, table = tmp_path / "table.parquet", pd.DataFrame({"id": ["a", "b"], "prediction": [0.2, float("nan")]})
-    files.write_parquet(path, table)
-    pd.testing.assert_frame_equal(pd.read_parquet(path), table)
-    assert os.listdir(tmp_path) == ["table.parquet"]
+TABLE = pd.DataFrame({"id": ["a", "b"], "prediction": [0.2, float("nan")]})
+WRITE = {
+    "metrics.json": lambda path: files.write_text(path, "mæ 表"),
+    "predictions.parquet": lambda path: files.write_parquet(path, TABLE),
+    "weights.safetensors": lambda path: checkpoint.write_tensors(path, {"a": torch.zeros(2)}),
+}
 
 
-def write(path: Path) -> None:
-    write_as = {".json": files.write_text, ".parquet": files.write_parquet}
-    write_as[path.suffix](path, "new" if path.suffix == ".json" else pd.DataFrame({"new": [1]}))
+@pytest.mark.parametrize("name", WRITE)
+def test_a_file_is_whole_before_it_takes_its_name_and_a_crash_leaves_the_old_one(name, tmp_path: Path, monkeypatch):
+    path, seen, replace = tmp_path / name, [], os.replace
 
-
-@pytest.mark.parametrize("name", ["metrics.json", "predictions.parquet"])
-def test_a_crash_before_the_last_step_leaves_the_old_file(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    (tmp_path / name).write_bytes(b"old")
+    def watch(source: Path, target: Path) -> None:
+        seen.append(Path(source).read_bytes())
+        assert Path(source).parent == Path(target).parent, "a rename is atomic only within a file system"
+        replace(source, target)
 
     def fail(*_: Any) -> None:
         raise OSError("disk full")
 
+    path.write_bytes(b"a much longer old content" * 1000)
+    monkeypatch.setattr(os, "replace", watch)
+    WRITE[name](path)
+    whole = path.read_bytes()
+    assert seen == [whole] and os.listdir(tmp_path) == [name]
+    path.write_bytes(b"old")
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="disk full"):
-        write(tmp_path / name)
-    assert (tmp_path / name).read_bytes() == b"old"
+        WRITE[name](path)
+    assert path.read_bytes() == b"old" and os.listdir(tmp_path) == [name]
 
 
-@pytest.mark.parametrize("name", ["metrics.json", "predictions.parquet"])
-def test_the_file_is_complete_before_it_takes_its_name(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    seen: list[tuple[bytes, bool]] = []
-    replace = os.replace
-
-    def watch(source: Path, target: Path) -> None:
-        seen.append((Path(source).read_bytes(), Path(target).exists()))
-        assert Path(source).parent == Path(target).parent, "a rename is atomic only within a file system"
-        replace(source, target)
-
-    monkeypatch.setattr(os, "replace", watch)
-    write(tmp_path / name)
-    assert seen == [((tmp_path / name).read_bytes(), False)]
+def test_text_and_tables_come_back(tmp_path: Path):
+    for name in ("metrics.json", "predictions.parquet"):
+        WRITE[name](tmp_path / name)
+    assert (tmp_path / "metrics.json").read_text(encoding="utf-8") == "mæ 表"
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "predictions.parquet"), TABLE)
 
 
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
 def test_files_have_the_permissions_that_the_umask_gives(umask: int, mode: int, tmp_path: Path):
-    """safetensors and tempfile would keep theirs from everybody but their owner."""
+    """tempfile would keep its own from everybody but their owner."""
     before = os.umask(umask)
     try:
-        files.write_text(tmp_path / "metrics.json", "{}")
-        files.write_parquet(tmp_path / "table.parquet", pd.DataFrame({"a": [1]}))
-        checkpoint.write_tensors(tmp_path / "weights.safetensors", {"a": torch.zeros(2)})
+        for name, write in WRITE.items():
+            write(tmp_path / name)
         with files.replacing(tmp_path / "moved.txt") as partial, tempfile.NamedTemporaryFile(dir=tmp_path, delete=False) as file:
             os.replace(file.name, partial)
         with tempfile.TemporaryDirectory(dir=tmp_path) as scratch:
@@ -98,9 +91,8 @@ def test_files_have_the_permissions_that_the_umask_gives(umask: int, mode: int, 
             assert stat.S_IMODE(Path(scratch, "model.safetensors").stat().st_mode) == mode
     finally:
         os.umask(before)
-    assert {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()} == dict.fromkeys(
-        ("metrics.json", "table.parquet", "weights.safetensors", "moved.txt"), mode
-    )
+    found = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
+    assert found == dict.fromkeys((*WRITE, "moved.txt"), mode)
 
 
 # --- commit -----------------------------------------------------------------------------------------------------------
@@ -112,13 +104,21 @@ def git(folder: Path, *arguments: str) -> str:
     return done.stdout.strip()
 
 
+def notebook(path: Path, code: str, output: str = "") -> None:
+    outputs = [{"output_type": "stream", "name": "stdout", "text": output}] if output else []
+    cells = [{"cell_type": "markdown", "source": ["words"]}, {"cell_type": "code", "source": [code], "outputs": outputs}]
+    path.write_text(json.dumps({"cells": cells, "nbformat": 4}))
+
+
 @pytest.fixture
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A small repository that `records` takes for its own."""
-    for name, text in {"code.py": "a = 1\n", "figures/table3.md": "old\n", "README.md": "old\n"}.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+    for folder in ("figures", "notebooks/figures", "runs", "site-packages"):
+        (tmp_path / folder).mkdir(parents=True)
+    texts = {".gitignore": "runs/\n", "code.py": "a = 1\n", "figures/table3.md": "old\n", "pyproject.toml": "[project]\n"}
+    for name, text in texts.items():
         (tmp_path / name).write_text(text)
-    (tmp_path / ".gitignore").write_text("runs/\n")
+    notebook(tmp_path / "notebooks" / "01.ipynb", "a = 1")
     git(tmp_path, "init", "-q")
     git(tmp_path, "add", "-A")
     git(tmp_path, "commit", "-q", "-m", "First")
@@ -126,93 +126,50 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_the_commit_of_a_clean_checkout(checkout: Path):
-    assert records.commit() == git(checkout, "rev-parse", "HEAD")[:10]
+def writes(name: str) -> Callable[[Path], object]:
+    return lambda root: (root / name).write_text("new\n")
 
 
-@pytest.mark.parametrize("result", ["figures/table3.md", "figures/demo/new.md", "README.md", "runs/x/metrics.json"])
-def test_results_do_not_make_a_checkout_dirty(checkout: Path, result: str):
-    """Else the second figure of a reproduction would differ from the first in its small print."""
-    (checkout / result).parent.mkdir(parents=True, exist_ok=True)
-    (checkout / result).write_text("new\n")
-    assert not records.commit().endswith("+dirty")
+CHANGES: dict[str, tuple[bool, Callable[[Path], object]]] = {
+    "nothing": (False, lambda root: None),
+    # Else the second figure of a reproduction would differ from the first in its small print.
+    **{name: (False, writes(name)) for name in ("figures/table3.md", "figures/new.md", "README.md", "runs/metrics.json")},
+    **{f"stray {name}": (False, writes(name)) for name in ("out.csv", "notebooks/table.html")},
+    **{name: (True, writes(name)) for name in ("code.py", "untracked.py", "notebooks/figures/code.py", "constraints.txt")},
+    "requirements": (True, writes("pyproject.toml")),
+    # Whoever runs the notebooks in Jupyter and saves them has changed no number.
+    "a notebook that was run": (False, lambda root: notebook(root / "notebooks" / "01.ipynb", "a = 1", output="0.25")),
+    "a new notebook": (False, lambda root: notebook(root / "out.ipynb", "b = 2")),
+    "changed cells": (True, lambda root: notebook(root / "notebooks" / "01.ipynb", "a = 2")),
+    "a notebook is gone": (True, lambda root: (root / "notebooks" / "01.ipynb").unlink()),
+    "a notebook is damaged": (True, lambda root: (root / "notebooks" / "01.ipynb").write_text("{")),
+    "code is gone": (True, lambda root: (root / "code.py").unlink()),
+}
 
 
-@pytest.mark.parametrize("code", ["code.py", "untracked.py", "notebooks/figures/code.py"])
-def test_code_that_differs_makes_a_checkout_dirty(checkout: Path, code: str):
-    (checkout / code).parent.mkdir(parents=True, exist_ok=True)
-    (checkout / code).write_text("a = 2\n")
-    assert records.commit() == git(checkout, "rev-parse", "HEAD")[:10] + "+dirty"
-
-
-def notebook(path: Path, code: str, output: str = "") -> None:
-    outputs = [{"output_type": "stream", "name": "stdout", "text": output}] if output else []
-    cells = [{"cell_type": "markdown", "source": ["words"]}, {"cell_type": "code", "source": [code], "outputs": outputs}]
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps({"cells": cells, "nbformat": 4}))
-
-
-@pytest.fixture
-def with_notebook(checkout: Path) -> Path:
-    notebook(checkout / "notebooks" / "01.ipynb", "a = 1")
-    (checkout / "pyproject.toml").write_text("[project]\n")
+@pytest.mark.parametrize("what", CHANGES)
+def test_the_commit_says_whether_code_differs(checkout: Path, what: str):
+    is_dirty, change = CHANGES[what]
+    change(checkout)
+    expected = git(checkout, "rev-parse", "HEAD")[:10] + ("+dirty" if is_dirty else "")
+    assert records.commit() == expected
     git(checkout, "add", "-A")
-    git(checkout, "commit", "-q", "-m", "Second")
-    return checkout
-
-
-def test_a_notebook_that_was_run_and_stray_files_are_no_code(with_notebook: Path):
-    """Whoever runs the notebooks in Jupyter and saves them has changed no number."""
-    notebook(with_notebook / "notebooks" / "01.ipynb", "a = 1", output="0.25")
-    notebook(with_notebook / "out.ipynb", "b = 2")
-    for stray in ("out.csv", "notebooks/table.html", "notes.txt"):
-        (with_notebook / stray).write_text("x")
-    assert not records.commit().endswith("+dirty")
-    git(with_notebook, "add", "-A")
-    assert not records.commit.__wrapped__().endswith("+dirty"), "staged, too"
-
-
-@pytest.mark.parametrize("name", ["notebooks/01.ipynb", "pyproject.toml", "constraints.txt"])
-def test_changed_cells_and_requirements_are_code(with_notebook: Path, name: str):
-    if name.endswith(".ipynb"):
-        notebook(with_notebook / name, "a = 2")
-    else:
-        (with_notebook / name).write_text("[project] # other\n")
-    assert records.commit().endswith("+dirty")
-
-
-@pytest.mark.parametrize("change", [Path.unlink, lambda path: path.write_text("{")], ids=["gone", "damaged"])
-def test_a_notebook_that_is_gone_or_damaged_is_changed_code(with_notebook: Path, change):
-    change(with_notebook / "notebooks" / "01.ipynb")
-    assert records.commit().endswith("+dirty")
+    assert records.commit.__wrapped__() == expected, "staged, too"
 
 
 def test_a_package_inside_somebodys_repository_is_none_of_its_commits(checkout: Path, monkeypatch: pytest.MonkeyPatch):
-    (checkout / "site-packages").mkdir()
     monkeypatch.setattr(records, "_ROOT", checkout / "site-packages")
     assert records.commit() == "unknown"
 
 
-def test_staged_and_deleted_code_counts_too(checkout: Path):
-    (checkout / "code.py").unlink()
-    git(checkout, "add", "-A")
-    assert records.commit().endswith("+dirty")
-
-
-def test_outside_git_the_commit_is_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("where", ["outside git", "before the first commit", "without git"])
+def test_the_commit_is_unknown(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    if where != "outside git":
+        git(tmp_path, "init", "-q")
+    if where == "without git":
+        monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(records, "_ROOT", tmp_path)
-    assert records.commit() == "unknown"
-
-
-def test_before_the_first_commit_it_is_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    git(tmp_path, "init", "-q")
-    monkeypatch.setattr(records, "_ROOT", tmp_path)
-    assert records.commit() == "unknown"
-
-
-def test_without_git_it_is_unknown(checkout: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("PATH", str(checkout))
     assert records.commit() == "unknown"
 
 
@@ -229,5 +186,79 @@ def test_the_environment_names_versions_and_machine(monkeypatch: pytest.MonkeyPa
 
 def test_the_hardware_is_the_processor_where_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delitem(records.sys.modules, "torch", raising=False)
-    assert records.hardware() == f"{records._processor()}, {os.cpu_count()} cores"
-    assert records._processor()
+    processor, _, cores = records.hardware().rpartition(", ")
+    assert processor and cores == f"{os.cpu_count()} cores"
+
+
+# --- this machine -----------------------------------------------------------------------------------------------------
+
+
+class Driver:
+    """Stands for the NVIDIA driver's library."""
+
+    def __init__(self, gpus: int, ready: int = 0) -> None:
+        self.gpus, self.ready, self.initialized = gpus, ready, False
+
+    def cuInit(self, flags: int) -> int:
+        self.initialized = flags == 0
+        return self.ready
+
+    def cuDeviceGetCount(self, count: Any) -> int:
+        assert self.initialized, "the driver answers only once it is initialised"
+        count._obj.value = self.gpus
+        return 0
+
+
+@pytest.mark.parametrize(("driver", "count"), [(Driver(2), 2), (Driver(0), 0), (Driver(1, ready=100), 0)])
+def test_the_driver_counts_the_gpus(driver, count, monkeypatch):
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: driver)
+    assert records.gpu_count() == count
+
+
+def test_without_a_driver_there_is_no_gpu(monkeypatch):
+    monkeypatch.setattr(records, "_DRIVER", "libno-such-driver.so.1")
+    assert records.gpu_count() == 0
+
+
+@pytest.mark.parametrize(("rank", "taken"), [(None, []), ("1", [1]), ("5", [1])])
+def test_a_process_takes_the_gpu_of_its_rank(rank, taken, monkeypatch):
+    asked_for: list[int] = []
+    cuda = SimpleNamespace(is_available=lambda: True, device_count=lambda: 2, set_device=asked_for.append)
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if rank is not None:
+        monkeypatch.setenv("LOCAL_RANK", rank)
+    records.take_device()
+    assert asked_for == taken
+
+
+HOLD = """
+import json, sys
+from cmpta_lib.runs import provenance
+before = bytearray(b"x") * 300_000_000
+del before
+provenance.watch()
+small = provenance.peaks_gb()
+held = bytearray(b"x") * 200_000_000
+del held
+print(json.dumps([small, provenance.peaks_gb(), "torch" in sys.modules]))
+"""
+
+
+def test_a_peak_is_what_was_held_since_one_began_to_watch():
+    """What is freed again counts, what was freed before does not."""
+    done = subprocess.run([sys.executable, "-c", HOLD], capture_output=True, text=True, check=True)
+    small, large, has_torch = json.loads(done.stdout)
+    assert list(small) == list(large) == [records.RESIDENT] and not has_torch, "no GPU is asked for where none is used"
+    assert large[records.RESIDENT] - small[records.RESIDENT] > 0.19
+    if sys.platform == "linux":
+        assert small[records.RESIDENT] < 0.2
+
+
+def test_on_a_gpu_its_own_peak_stands_beside():
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU here, so no memory of it to count")
+    torch.cuda.init()
+    records.watch()
+    torch.zeros(100_000_000, device="cuda")
+    assert records.peaks_gb()[records.ALLOCATED] >= 0.4

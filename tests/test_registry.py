@@ -1,8 +1,11 @@
-"""A method that one file defines, which nothing of ours names, stands in Table 3 through the public registry."""
+"""A method that one file defines, which nothing of ours names: the one that cmpta_lib/README.md shows gets its rows."""
 
 from __future__ import annotations
 
+import os
+import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Literal
@@ -12,7 +15,6 @@ import pytest
 from finished import record_llms
 
 from cmpta_lib import registry
-from cmpta_lib import registry as entries
 from cmpta_lib.config import DataConfig, MethodConfig, RunConfig, from_json, to_json
 from cmpta_lib.embedded import synthetic
 from cmpta_lib.report.comparison import comparison_rows
@@ -22,21 +24,31 @@ from cmpta_lib.runs.load import load
 from cmpta_lib.study import plan
 from cmpta_lib.study.study import Study
 
-FILE = Path(__file__).resolve().with_name("training_mean.py")
+README = Path(__file__).resolve().parents[1] / "cmpta_lib" / "README.md"
 DATA = DataConfig(name="a", fingerprint="b")
 
 
+@pytest.fixture(scope="module")
+def file(tmp_path_factory) -> Path:
+    """The README's example."""
+    (code,) = re.findall(r"## A method of your own\n.*?```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    assert code.count("\n") <= 60
+    path = tmp_path_factory.mktemp("own") / "mean_frames.py"
+    path.write_text(code)
+    return path
+
+
 @pytest.fixture(autouse=True)
-def plugin(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+def plugin(file: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     """The method, known to this file's tests alone: tables of other tests must not have its row."""
     known = dict(registry.ENTRIES)
-    for module in (entries, registry):  # one list under two names
-        monkeypatch.setattr(module, "ENTRIES", known)
     monkeypatch.setattr(MethodConfig, "known", dict(MethodConfig.known))
-    monkeypatch.setenv(registry.PLUGINS, str(FILE))
-    monkeypatch.delitem(sys.modules, FILE.stem, raising=False)
+    monkeypatch.setenv(registry.PLUGINS, str(file))
+    monkeypatch.delitem(sys.modules, file.stem, raising=False)
     registry.load_plugins()
-    return sys.modules[FILE.stem]
+    yield sys.modules[file.stem]
+    registry.ENTRIES.clear()
+    registry.ENTRIES.update(known)
 
 
 @pytest.fixture
@@ -46,53 +58,49 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
     return Study(seeds=3)
 
 
-def test_its_row_stands_in_table_3_and_not_in_table_4():
-    assert "training mean" in [row.name for row in plan.comparison("sims")]
-    assert "training mean" not in [row.name for row in plan.comparison("meld")]
-    assert [row.name for row in plan.comparison("sims")][-2:] == ["text only", "CMPTA"]
-
-
 @pytest.mark.slow  # real workers, which import torch and this file
-def test_its_row_has_mean_deviation_interval_and_seeds(study: Study):
-    row = next(row for row in plan.comparison("sims") if row.method == "training_mean")
-    runs = study.ensure(study.runs("sims", row))
-    shown = result_table([result_row(study, "sims", row)], ["mae", "corr"]).full.iloc[0]
-    truth, mean = study.corpus("sims").splits["test"].labels, study.corpus("sims").splits["train"].labels.mean()
-    scores = [run.metrics["test"]["mae"] for run in runs]
-    assert shown["method"] == "training mean" and "(n=3)" in shown["MAE this run"] and "±" in shown["MAE this run"]
-    assert float(shown["MAE this run"].split()[0]) == pytest.approx(np.mean(scores), abs=6e-4)
-    assert np.mean(scores) == pytest.approx(np.abs(truth - mean).mean(), abs=0.03)
-    assert shown["MAE seeds"] == ", ".join(f"{score:.3f}" for score in scores) and len(set(scores)) == 3
-    assert shown["MAE 95 % CI"].startswith("[0.")
-    assert {run.config.method.name for run in runs} == {"training_mean"}
-    loaded = load(runs[0].folder)
-    answers = loaded.predict([study.corpus("sims").splits["test"][0]])
-    assert answers[0].value == pytest.approx(runs[0].predictions()["prediction"][0]) and not answers[0].probabilities
+@pytest.mark.parametrize("key", ["sims", "meld"])
+def test_its_row_has_mean_deviation_interval_and_seeds(key: str, study: Study):
+    row = next(row for row in plan.comparison(key) if row.method == "mean_frames")
+    runs, score = study.ensure(study.runs(key, row)), {"sims": "mae", "meld": "f1_weighted"}[key]
+    table = result_table([result_row(study, key, row)], [score])
+    shown = table.full.iloc[0]
+    heading = next(name for name in table.full if name.endswith("this run")).removesuffix(" this run")
+    scores = [run.metrics["test"][score] for run in runs]
+    assert shown["method"] == "mean frames" and "(n=3)" in shown[f"{heading} this run"] and "±" in shown[f"{heading} this run"]
+    assert len(set(scores)) == 3 and len(shown[f"{heading} seeds"].split(", ")) == 3
+    if key == "sims":
+        assert float(shown["MAE this run"].split()[0]) == pytest.approx(np.mean(scores), abs=6e-4)
+        assert shown["MAE seeds"] == ", ".join(f"{value:.3f}" for value in scores)
+        assert shown["MAE 95 % CI"].startswith("[0.")
+    assert {run.config.method.name for run in runs} == {"mean_frames"}
+    losses = runs[0].history["train_loss"]
+    assert losses.iloc[-1] < losses.iloc[0]
+    loaded, clip = load(runs[0].folder), study.corpus(key).splits["test"][0]
+    answers, kept = loaded.predict([clip]), runs[0].predictions()["prediction"][0]
+    assert answers[0].value == pytest.approx(kept, abs=1e-5)
     with pytest.raises(NotImplementedError, match="no attention maps"):
-        loaded.attention(study.corpus("sims").splits["test"][0])
+        loaded.attention(clip)
 
 
-@pytest.fixture
-def named_models(tmp_path: Path) -> None:
+def test_the_whole_table_holds_it_between_the_papers_rows_and_the_reference_lines(study: Study, tmp_path: Path):
     record_llms(tmp_path)
-
-
-def test_the_whole_table_holds_it_between_the_papers_rows_and_the_reference_lines(study: Study, named_models: None):
     names = [row.method for row in comparison_rows(study, "sims")]
     assert names[0] == "LMF [24]" and names[-2:] == ["text only", "CMPTA"]
-    assert names.index("MSE-LLaMA2-7B [27]") < names.index("training mean") < names.index("constant")
-    assert "training mean" not in [row.method for row in comparison_rows(study, "meld")]
+    assert names.index("MSE-LLaMA2-7B [27]") < names.index("mean frames") < names.index("constant")
 
 
-def test_a_method_that_the_paper_prints_stands_in_the_papers_line(study: Study, named_models: None, plugin: ModuleType):
+def test_a_method_that_the_paper_prints_stands_in_the_papers_line(study: Study, tmp_path: Path, plugin: ModuleType):
     """Where this repository had no Self-MM and no LMF, and somebody else the one of them."""
+    record_llms(tmp_path)
 
     class TheirSelfMM(MethodConfig):
         name: Literal["their_self_mm"] = "their_self_mm"
         recipe: Literal[1] = 1
 
     del registry.ENTRIES["self_mm"], registry.ENTRIES["lmf"]
-    registry.register(TheirSelfMM, plugin.TrainingMean, row="Self-MM", comparisons=("sims",))
+    registry.register(TheirSelfMM, plugin.MeanFrames, row="Self-MM", comparisons=("sims",))
+    assert "Self-MM" not in [row.name for row in plan.comparison("meld")]
     first = plan.comparison("sims")[0]
     assert (first.name, first.method) == ("Self-MM", "their_self_mm")
     rows = comparison_rows(study, "sims")
@@ -101,16 +109,12 @@ def test_a_method_that_the_paper_prints_stands_in_the_papers_line(study: Study, 
     assert [row.method for row in rows].count("Self-MM [25]") == 1 and "Self-MM" not in [row.method for row in rows]
 
 
-def test_its_settings_are_part_of_a_runs_identity(plugin: ModuleType):
-    config = RunConfig(data=DATA, method=plugin.TrainingMeanConfig(noise=0.5))
+def test_its_settings_are_part_of_a_runs_identity_and_a_raised_recipe_makes_its_runs_stale(plugin: ModuleType):
+    config = RunConfig(data=DATA, method=plugin.MeanFramesConfig(hidden=8))
     assert from_json(to_json(config)) == config
-    assert config.hash != RunConfig(data=DATA, method=plugin.TrainingMeanConfig()).hash
-
-
-def test_a_raised_recipe_makes_its_runs_stale_and_no_others(plugin: ModuleType):
-    text = to_json(RunConfig(data=DATA, method=plugin.TrainingMeanConfig()))
+    assert config.hash != RunConfig(data=DATA, method=plugin.MeanFramesConfig()).hash
     with pytest.raises(ValueError, match="method.recipe"):
-        from_json(text.replace('"recipe": 1', '"recipe": 2'))
+        from_json(to_json(config).replace('"recipe": 1', '"recipe": 2'))
 
 
 def test_a_name_or_row_is_taken_once(plugin: ModuleType):
@@ -118,18 +122,29 @@ def test_a_name_or_row_is_taken_once(plugin: ModuleType):
         name: Literal["other"] = "other"
         recipe: Literal[1] = 1
 
-    for row, name in (("CMPTA", "cmpta"), ("Self-MM", "self_mm"), ("training mean", "training_mean")):
+    for row, name in (("CMPTA", "cmpta"), ("Self-MM", "self_mm"), ("mean frames", "mean_frames")):
         with pytest.raises(ValueError, match=f"row '{row}': taken by '{name}'"):
-            registry.register(Other, plugin.TrainingMean, row=row)
+            registry.register(Other, plugin.MeanFrames, row=row)
     assert "other" not in registry.ENTRIES
 
 
-def test_other_processes_are_told_where_it_is_defined(plugin: ModuleType, monkeypatch: pytest.MonkeyPatch):
-    assert registry.plugins() == str(FILE)
+def test_every_built_in_method_has_its_place_among_the_rows():
+    assert [entry.name for entry in registry.ENTRIES.values() if entry.is_built_in] == registry.ORDER
+    assert list(registry.ENTRIES)[-1] == "mean_frames"
+    with pytest.raises(AttributeError, match="no attribute 'entries'"):
+        registry.entries  # noqa: B018
+    with pytest.raises(ValueError, match="method 'nobody' is not registered; known: text_only, "):
+        registry.method_class("nobody")
+
+
+def test_other_processes_are_told_where_it_is_defined(file: Path, plugin: ModuleType, monkeypatch: pytest.MonkeyPatch):
+    assert registry.plugins() == str(file)
     monkeypatch.delenv(registry.PLUGINS)  # as where somebody imports the file
-    assert registry.plugins() == str(FILE)
-    monkeypatch.setattr(plugin.TrainingMeanConfig, "__module__", "__main__")
-    with pytest.raises(ValueError, match="'training_mean' is defined in a notebook or script"):
+    assert registry.plugins() == str(file)
+    monkeypatch.setenv(registry.PLUGINS, os.pathsep.join(["json", file.stem]))  # modules by their names, each once
+    assert registry.plugins() == os.pathsep.join(["json", file.stem])
+    monkeypatch.setattr(plugin.MeanFramesConfig, "__module__", "__main__")
+    with pytest.raises(ValueError, match="'mean_frames' is defined in a notebook or script"):
         registry.plugins()
 
 

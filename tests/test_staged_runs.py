@@ -12,7 +12,6 @@ import torch
 from safetensors.torch import load_file
 
 from cmpta_lib.config import to_json
-from cmpta_lib.embedded import tiny
 from cmpta_lib.method.llm import weights_fingerprint
 from cmpta_lib.runs import execution, store, worker
 from cmpta_lib.runs import load as trained
@@ -23,7 +22,6 @@ from cmpta_lib.study import plan
 from cmpta_lib.study import plan as mllm_rows
 from cmpta_lib.study import plan as systems
 from cmpta_lib.study.plan import Row
-from cmpta_lib.study.profiles import SMOKE_DOCUMENTS
 from cmpta_lib.study.study import Study
 
 pytestmark = pytest.mark.slow
@@ -36,13 +34,12 @@ RESULTS = (store.PREDICTIONS, store.WEIGHTS, store.HISTORY, store.METRICS)
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Study]:
+def made(tmp_path_factory: pytest.TempPathFactory, smoke_models: Path) -> Iterator[Study]:
     """A smoke study with its LLM and BERT, without a run."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CMPTA_RUNS", str(tmp_path_factory.mktemp("runs")))
         study = Study(smoke=True)
-        tiny.build(study.cache / "llm", SMOKE_DOCUMENTS)
-        tiny.build(study.cache / "llm", SMOKE_DOCUMENTS, "tiny-bert")
+        shutil.copytree(smoke_models, study.cache / "llm", dirs_exist_ok=True)
         study.corpus("sims")
         yield study
 
@@ -82,14 +79,14 @@ def test_killed_in_each_stage_it_ends_with_the_same_bytes(made, tmp_path, monkey
     assert epochs == 4
 
     def dies(*arguments):
-        *others, note, common = arguments
+        *others, note, common, on_step = arguments
 
         def noted(state: State) -> None:
             note(state)
             seen.append((state.epoch, state.stage))
             raise Killed
 
-        return train(*others, noted, common)
+        return train(*others, noted, common, on_step)
 
     monkeypatch.setattr(execution, "train", dies)
     for _ in range(epochs):
@@ -122,7 +119,7 @@ def test_a_fine_tuned_run_answers_from_a_copy_as_it_did_and_leaves_the_llm_alone
     cmpta = finished(made, Row("CMPTA", changes={"training.epochs": 1, "method.dim": 16}))
     alone = {name: torch.clone(tensor) for name, tensor in load_file(cmpta.folder / store.WEIGHTS).items()}
     shutil.rmtree(cmpta.folder)
-    trained._LLMS.clear()  # an LLM that was never lent to LoRA
+    trained._kept.clear()  # an LLM that was never lent to LoRA
     again = finished(made, Row("CMPTA", changes={"training.epochs": 1, "method.dim": 16}))
     assert all(torch.equal(alone[name], tensor) for name, tensor in load_file(again.folder / store.WEIGHTS).items())
 
@@ -131,7 +128,7 @@ def test_label_shares_take_one_pre_training(made):
     rows = [Row(f"{share}", systems.MMT.method, {"method.label_share": share}) for share in (0.25, 0.5)]
     runs = [finished(made, row) for row in rows]
     (name,) = {name for run in runs for name in run.environment["shared_stages"]}
-    assert (made.cache / "stages" / f"{name}.safetensors").is_file()
+    assert (made.cache / "stages" / f"{name}.pt").is_file()
     first, second = (run.history.query("stage == 'pretraining'").drop(columns="epoch") for run in runs)
     assert np.array_equal(first.to_numpy(str), second.to_numpy(str))
 

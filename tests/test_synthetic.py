@@ -13,14 +13,14 @@ from sklearn.metrics import f1_score
 
 from cmpta_lib.data.corpus import Sample
 from cmpta_lib.embedded import synthetic
-from cmpta_lib.embedded.synthetic import CueSet, World
+from cmpta_lib.embedded.synthetic import CueSet, GenerativeModel
 
-WORLDS = synthetic.worlds()
+WORLDS = synthetic.generative_models()
 VIEWS = ("text", "face_voice", "all")
 
 
 @pytest.fixture(params=WORLDS)
-def world(request) -> World:
+def world(request) -> GenerativeModel:
     return WORLDS[request.param]
 
 
@@ -99,24 +99,18 @@ def test_an_unknown_corpus_is_refused_with_the_known_ones(tmp_path):
         synthetic.embedded_corpus("sims", tmp_path)
 
 
-def test_clips_are_as_their_world_says(world, drawn):
+def test_clips_and_their_cue_windows_are_as_their_world_says(world, drawn):
     for s in drawn[world.name]:
-        for frames, cues in ((s.vision, world.face), (s.audio, world.voice)):
+        assert s.label in world.label_values
+        for name, frames, cues in (("face", s.vision, world.face), ("voice", s.audio, world.voice)):
             assert frames.dtype == np.float32 and frames.shape[1] == cues.dim and np.isfinite(frames).all()
             assert len(frames) == 0 or cues.frames[0] <= len(frames) <= cues.frames[1]
-        assert s.label in world.label_values
-    assert len({s.id for s in drawn[world.name]}) == 1500
-
-
-def test_cue_windows_lie_inside_their_clip(world, drawn):
-    for s in drawn[world.name]:
-        for name, frames, cues in (("face", s.vision, world.face), ("voice", s.audio, world.voice)):
             start, stop = s.extra[f"{name}_start"], s.extra[f"{name}_stop"]
-            shown = bool(cues.halves[cues.values.index(s.extra[name])]) and len(frames) > 0
-            if shown:
+            if cues.halves[cues.values.index(s.extra[name])] and len(frames):
                 assert 0 <= start < stop <= len(frames) and stop - start == 2 * cues.half
             else:
                 assert (start, stop) == (-1, -1)
+    assert len({s.id for s in drawn[world.name]}) == 1500
 
 
 def test_the_cue_is_where_its_window_says(world, drawn):
@@ -270,15 +264,11 @@ def test_a_clips_context_is_its_own_dialogue():
     assert checked == 61
 
 
-def test_a_lone_turn_has_no_context():
-    world = WORLDS["embedded-meld"]
+def test_a_lone_turn_has_no_context_and_an_impossible_label_stays_so():
     for seed in range(5):
-        (alone,) = synthetic.samples(world, "valid", 1, seed)
+        (alone,) = synthetic.samples(WORLDS["embedded-meld"], "valid", 1, seed)
         assert alone.extra["bayes_context"] == alone.extra["bayes_all"]
         assert alone.extra["bayes_text_context"] == alone.extra["bayes_text"]
-
-
-def test_an_impossible_label_stays_impossible_in_a_dialogue():
     likelihoods = np.array([[0.0, 1.0, 1.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1e-30]])
     (posteriors,) = synthetic.context_posteriors([likelihoods], np.array([0.5, 0.3, 0.2]))
     assert (posteriors[likelihoods == 0] == 0).all() and posteriors.sum(1) == pytest.approx(1)
@@ -309,7 +299,7 @@ def test_a_bag_of_frames_cannot_answer_as_well(drawn):
 # --- labels and dialogues ---------------------------------------------------------------------------------------------
 
 
-def labels_of(world: World, size: int, seed: int = 0) -> list[tuple[int, str | None, str | None]]:
+def labels_of(world: GenerativeModel, size: int, seed: int = 0) -> list[tuple[int, str | None, str | None]]:
     return list(synthetic._labels(world, "train", size, np.random.default_rng(seed)))
 
 
@@ -364,20 +354,12 @@ def test_cues_and_words_are_drawn_from_the_table(world, drawn):
 # --- written documents ------------------------------------------------------------------------------------------------
 
 
-def test_documents_repeat_and_differ_by_seed():
-    first = list(synthetic.documents(50))
-    assert list(synthetic.documents(50)) == first
-    assert list(synthetic.documents(50, seed=1)) != first
-
-
-def test_documents_are_written_language_only():
-    for page in synthetic.documents(300):
+def test_documents_are_written_language_only_and_half_of_them_may_carry_stage_directions():
+    pages = list(synthetic.documents(2000))
+    assert list(synthetic.documents(50)) == pages[:50] != list(synthetic.documents(50, seed=1))
+    for page in pages[:300]:
         assert set(vars(page)) == {"task", "directions", "text", "label"}
         assert isinstance(page.text, str) and isinstance(page.directions, str) and np.isscalar(page.label)
-
-
-def test_half_of_the_documents_may_carry_stage_directions():
-    pages = list(synthetic.documents(2000))
     silent = [w.joint[:, w.face.values.index(""), w.voice.values.index("")].sum() for w in WORLDS.values()]
     share = np.mean([bool(page.directions) for page in pages])
     assert share == pytest.approx(0.5 * (1 - np.mean(silent)), abs=0.05)
@@ -388,8 +370,7 @@ def test_directions_name_what_is_shown(world):
     face, voice = len(world.face.values) - 1, len(world.voice.values) - 1
     both = world.directions(face, voice)
     assert world.face.values[face] in both and world.voice.values[voice] in both
-    nothing = world.directions(world.face.values.index(""), world.voice.values.index(""))
-    assert nothing == ""
+    assert world.directions(world.face.values.index(""), world.voice.values.index("")) == ""
 
 
 def test_nothing_but_the_phrase_tells_the_class_of_words(world):

@@ -19,7 +19,7 @@ from cmpta_lib import files
 from cmpta_lib.cli.dry_run import write_qwen_v1
 from cmpta_lib.config import to_json
 from cmpta_lib.data.corpus import Sample, Split
-from cmpta_lib.embedded import tiny
+from cmpta_lib.embedded import synthetic
 from cmpta_lib.runs import load as trained
 from cmpta_lib.runs import store, worker
 from cmpta_lib.runs.load import Answer, TrainedRun, load
@@ -34,12 +34,12 @@ SMALL = {"training.epochs": 1, "method.dim": 16}
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Study]:
+def study(tmp_path_factory: pytest.TempPathFactory, smoke_models: Path) -> Iterator[Study]:
     """A smoke study with its LLM."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CMPTA_RUNS", str(tmp_path_factory.mktemp("runs")))
         made = Study(smoke=True)
-        tiny.build(made.cache / "llm", SMOKE_DOCUMENTS)
+        shutil.copytree(smoke_models, made.cache / "llm", dirs_exist_ok=True)
         yield made
 
 
@@ -233,13 +233,13 @@ def test_attention_is_of_one_clip(cmpta: TrainedRun, sample: Sample):
 def copied(runs: dict[str, Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The run's folder alone, under another name, on a machine that has neither its corpus nor its LLM."""
     monkeypatch.setenv("CMPTA_RUNS", str(tmp_path / "other runs"))
-    monkeypatch.setattr(trained, "_LLMS", {})
+    monkeypatch.setattr(trained, "_kept", {})
     monkeypatch.setattr(trained, "kept_corpus", None)
     return Path(shutil.copytree(runs["CMPTA"].folder, tmp_path / "mail" / "my model"))
 
 
 def llm_folder(study: Study) -> Path:
-    return tiny.tiny_folder(study.cache / "llm", SMOKE_DOCUMENTS)
+    return synthetic.tiny_folder(study.cache / "llm", SMOKE_DOCUMENTS)
 
 
 @pytest.mark.parametrize("place", ["of caches", "of runs", "cache", "its own", "a copy"])
@@ -271,7 +271,7 @@ def test_another_llm_is_refused(copied: Path, tmp_path: Path):
 
 def test_a_sound_llm_is_found_behind_a_damaged_one(copied: Path, study: Study, cmpta: TrainedRun, sample: Sample):
     near = Path(shutil.copytree(study.cache / "llm", copied.parent / "cache" / "llm"))
-    weights = tiny.tiny_folder(near, SMOKE_DOCUMENTS) / "model.safetensors"
+    weights = synthetic.tiny_folder(near, SMOKE_DOCUMENTS) / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-9])
     with pytest.raises(files.Damaged, match=f"{weights} is not the file that was written"):
         load(copied)
@@ -285,7 +285,7 @@ def test_a_run_is_found_by_its_name(runs: dict[str, Run], study: Study, sample: 
         load("sims-0")
 
 
-@pytest.mark.parametrize("name", [*store.SEALED, store.DONE])
+@pytest.mark.parametrize("name", [*store.FILES, store.DONE])
 @pytest.mark.parametrize("damage", ["changed", "gone"])
 def test_a_damaged_run_is_named(name: str, damage: str, copied: Path, study: Study):
     path = copied / name
@@ -298,23 +298,23 @@ def test_a_damaged_run_is_named(name: str, damage: str, copied: Path, study: Stu
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
-def seal_again(folder: Path) -> None:
-    """As a version of this code would have sealed it to which these files are right."""
-    run = files.unsealed(folder / store.DONE, "")["run"]
-    files.write_text(folder / store.DONE, files.sealed({"run": run, "files": files.hashes(folder, store.SEALED)}))
+def finalise_again(folder: Path) -> None:
+    """As a version of this code would have finalised it to which these files are right."""
+    run = files.read_checksummed(folder / store.DONE, "")["run"]
+    files.write_text(folder / store.DONE, files.checksummed({"run": run, "files": files.hashes(folder, store.FILES)}))
 
 
 def test_a_run_of_another_version_is_named(copied: Path, study: Study):
     config = copied / store.CONFIG
     config.write_text(config.read_text().replace('"num_heads"', '"num_eyes"'))
-    seal_again(copied)
+    finalise_again(copied)
     with pytest.raises(files.Damaged, match=f"{copied}: of another version of this code .*num_eyes"):
         load(copied, llm=study.cache / "llm")
 
 
 def test_weights_of_another_method_are_named(copied: Path, study: Study):
     save_file({"bias": torch.zeros(3)}, copied / store.WEIGHTS)
-    seal_again(copied)
+    finalise_again(copied)
     with pytest.raises(files.Damaged, match=f"{copied / store.WEIGHTS}: does not fit the method 'cmpta' of this version"):
         load(copied, llm=study.cache / "llm")
 
@@ -326,7 +326,7 @@ def test_weights_of_another_method_are_named(copied: Path, study: Study):
 def own(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of clips, and a runs folder whose tiny LLM is the smoke runs', under the name of the full one."""
     monkeypatch.setenv("CMPTA_RUNS", str(tmp_path / "runs"))
-    shutil.copytree(llm_folder(study), tiny.tiny_folder(tmp_path / "runs" / "cache" / "llm"))
+    shutil.copytree(llm_folder(study), synthetic.tiny_folder(tmp_path / "runs" / "cache" / "llm"))
     (tmp_path / "voices").mkdir()
     return clips(lambda number: ("angry", "calm", "happy")[number % 3], (24, 9, 12), tmp_path / "voices", has_face=False)
 

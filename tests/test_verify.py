@@ -12,7 +12,7 @@ import pytest
 from cmpta_lib.data.corpus import Corpus, Sample, Task
 from cmpta_lib.data.store import write_corpus
 from cmpta_lib.paper import MELD_LABELS
-from data_prep import catalogue, meld, rehearsal, verify
+from data_prep import catalogue, meld, synthetic_files, verify
 from data_prep.verify import findings, report
 
 CHINESE = Task("regression", "zh")
@@ -32,14 +32,7 @@ def sample(number: int, **changes: Any) -> Sample:
 
 
 def clip(number: int, **changes: Any) -> Sample:
-    known = {
-        "utterance": 0,
-        "season": 1,
-        "episode": 2,
-        "start_s": float(number),
-        "end_s": number + 1.0,
-        "sentiment": "x",
-    }
+    known = {"utterance": 0, "season": 1, "episode": 2, "start_s": float(number), "end_s": number + 1.0, "sentiment": "x"}
     fields = {"id": f"dia{number}_utt0", "dialogue": f"d{number}", "text": f"This is what number {number} says"}
     return sample(number, **({"label": 0} | fields | {"extra": known} | changes))
 
@@ -66,15 +59,9 @@ def test_a_clean_corpus_has_counts_only(tmp_path: Path):
     assert list(found.columns) == ["check", "split", "count", "examples"]
     assert (found["examples"] == "").all()
     counted = found[found["count"] > 0].set_index(["check", "split"])["count"].to_dict()
-    assert counted == {
-        ("clips", "train"): 2,
-        ("clips", "valid"): 1,
-        ("clips", "test"): 1,
-        ("label < 0", "train"): 1,
-        ("label = 0", "train"): 1,
-        ("label > 0", "valid"): 1,
-        ("label = 0", "test"): 1,
-    }
+    clips = {("clips", "train"): 2, ("clips", "valid"): 1, ("clips", "test"): 1}
+    labels = {("label < 0", "train"): 1, ("label = 0", "train"): 1, ("label > 0", "valid"): 1, ("label = 0", "test"): 1}
+    assert counted == clips | labels
     assert not found[["check", "split"]].duplicated().any()
 
 
@@ -101,26 +88,18 @@ def test_absent_and_single_frame_modalities_are_named(tmp_path: Path):
     assert count(corpus, "vision of 1 frame", "train") == count(corpus, "vision of 1 frame", "test") == 1
 
 
-def test_the_same_id_in_two_splits_is_named(tmp_path: Path):
+def test_an_id_or_a_video_in_two_splits_is_named(tmp_path: Path):
     corpus = corpus_of(tmp_path, [sample(0), sample(1)], [sample(2)], [sample(3, id="video1$_$0001")])
     assert count(corpus, "same id", "train+test") == 1 and count(corpus, "same id", "train+valid") == 0
     assert examples(corpus, "same id", "train+test") == "video1$_$0001 = video1$_$0001"
-
-
-def test_dialogue_ids_that_start_anew_are_no_leak(tmp_path: Path):
-    parts = [[clip(n, id="dia0_utt0", dialogue=f"{split}_dia0")] for n, split in enumerate(("train", "valid", "test"))]
-    assert count(corpus_of(tmp_path, *parts, ENGLISH), "same id", "train+test") == 0
-
-
-def test_a_video_in_two_splits_is_named(tmp_path: Path):
-    corpus = corpus_of(
-        tmp_path, [sample(0)], [sample(1)], [sample(2, id="video0$_$0002"), sample(3, id="video0$_$0003")]
-    )
+    later = [sample(2, id="video0$_$0002"), sample(3, id="video0$_$0003")]
+    corpus = corpus_of(tmp_path / "video", [sample(0)], [sample(1)], later)
     assert count(corpus, "same video", "train+test") == 2 and count(corpus, "same id", "train+test") == 0
     assert examples(corpus, "same video", "train+test") == "video0$_$0001 = video0$_$0002"
-    assert "same video" not in set(
-        findings(corpus_of(tmp_path / "en", [clip(0)], [clip(1)], [clip(2)], ENGLISH))["check"]
-    )
+    # Ids of dialogues start anew in every split, and name no videos.
+    parts = [[clip(n, id="dia0_utt0", dialogue=f"{split}_dia0")] for n, split in enumerate(("train", "valid", "test"))]
+    corpus = corpus_of(tmp_path / "dialogues", *parts, ENGLISH)
+    assert count(corpus, "same id", "train+test") == 0 and "same video" not in set(findings(corpus)["check"])
 
 
 @pytest.mark.parametrize(
@@ -186,8 +165,8 @@ def test_the_official_tables_hold_the_known_duplicates(shared_folder: Path, tmp_
     official = shared_folder / "data" / "meld"
     if not (official / "train_sent_emo.csv").is_file():
         pytest.skip(f"no official tables: {official} is absent")
-    monkeypatch.setattr(rehearsal, "MELD_SHAPES", {"audio": (2, 3), "video": (2, 3)})
-    rehearsal.write_meld(tmp_path / "in", annotations=official)
+    monkeypatch.setattr(synthetic_files, "MELD_SHAPES", {"audio": (2, 3), "video": (2, 3)})
+    synthetic_files.write_meld(tmp_path / "in", annotations=official)
     corpus = meld.prepare(tmp_path / "cache", tmp_path / "in")
     found = findings(corpus).set_index(["check", "split"])
     clips = found.loc["same official clip", "count"].to_dict()

@@ -7,20 +7,38 @@ compiled dependency per torch version that buys nothing at that size.
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from cmpta_lib.base import Group
-from cmpta_lib.baselines.supervised import Clips, LastState, Supervised, mean_over_time
-from cmpta_lib.config import TrainingConfig
+from cmpta_lib.base import Group, mean_over_time
+from cmpta_lib.baselines.supervised import Clips, LastState, Supervised, SupervisedConfig
+from cmpta_lib.config import AtLeastOne, Positive, TrainingConfig
 from cmpta_lib.data.corpus import MODALITIES
 from cmpta_lib.fast.packing import send
+
+SMALL_DIALOGUES = {"method.audio_width": 32, "method.vision_width": 32, "training.batch_size": 8, "training.epochs": 8}
+TINY_DIALOGUES = {"method.audio_width": 8, "method.vision_width": 8, "method.dim": 8}
+
+
+class DialogueConfig(SupervisedConfig):
+    """What methods share that read whole dialogues; `training.batch_size` counts dialogues for them.
+
+    The public code of both chooses its epoch on the test split. No setting here does.
+    """
+
+    context: bool = True  # False: each utterance is a dialogue of its own
+    features: Literal["lstm", "mean"] = "lstm"  # a clip's vector: last state of an LSTM over its frames, or their mean
+    audio_width: AtLeastOne = 300  # of the LSTM's state, as wide as the papers' vectors
+    vision_width: AtLeastOne = 342
+    frames_rate: Positive = 1.0  # times the learning rate, for those LSTMs
+    speakers: AtLeastOne = 9  # rows of the speaker table: first, second, ... voice; later voices share the last
+    bilstm: Literal["packed", "padded"] = "packed"  # padded: the backward direction starts in padding
 
 
 @dataclass(frozen=True)
@@ -100,30 +118,28 @@ class DialogueMethod(Supervised):
 
     unit = "dialogue"
 
-    @abstractmethod
-    def graph(self, widths: Mapping[str, int]) -> nn.Module:
-        """The method's own part: (N, width) of text, audio and vision, and a `Layout` -> (N, outputs)."""
+    # The method's own part, made of widths, outputs and settings: (N, width) of text, audio, vision, and a `Layout` -> (N, C).
+    graph: ClassVar[type[nn.Module]]
 
     def network(self) -> nn.Module:
         settings, given = self.settings, {str(name): width for name, width in self.inputs.widths.items()}
         made = {"audio": settings.audio_width, "vision": settings.vision_width} if settings.features == "lstm" else {}
         parts: dict[str, nn.Module] = {name: LastState(given[name], made[name]) for name in MODALITIES if name in made}
-        return nn.ModuleDict({**parts, "graph": self.graph({"text": self.encoder.dim, **given, **made})})
+        widths = {"text": self.encoder.dim, **given, **made}
+        return nn.ModuleDict({**parts, "graph": type(self).graph(widths, self.outputs, settings)})
 
     def vectors(self, clips: Clips) -> tuple[Tensor, Tensor, Tensor]:
         """(N, width) of text, audio and vision; zeros where audio or vision is absent."""
         text = mean_over_time(self.frozen_text(clips), clips.text_lengths)
-        if self.settings.features == "mean":
-            audio, vision = mean_over_time, mean_over_time
-        else:
-            audio, vision = self.net["audio"], self.net["vision"]
+        is_mean = self.settings.features == "mean"
+        audio, vision = (mean_over_time if is_mean else self.net[name] for name in MODALITIES)
         return text, audio(clips.audio, clips.audio_lengths), vision(clips.vision, clips.vision_lengths)
 
     def forward(self, clips: Clips) -> Tensor:
-        if self.settings.context:
-            layout = Layout.of(clips.dialogues, clips.speakers)
-        else:
-            layout = Layout.of([1] * sum(clips.dialogues), torch.zeros_like(clips.speakers))
+        sizes, speakers = clips.dialogues, clips.speakers
+        if not self.settings.context:
+            sizes, speakers = [1] * len(speakers), torch.zeros_like(speakers)
+        layout = Layout.of(sizes, speakers)
         outputs: Tensor = self.net["graph"](*self.vectors(clips), layout)
         return outputs
 

@@ -1,20 +1,29 @@
-"""LMF: the weights of a tensor fusion as a sum of a few products, one factor per modality (Liu et al., ACL 2018).
-
-Subnets and sizes as in the public code of MMSA. Voice and face are read as mean frames: their order in time is lost.
-"""
+"""LMF: the weights of a tensor fusion as a sum of a few products, one factor per modality (Liu et al., ACL 2018)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from cmpta_lib.base import Batch, Group
-from cmpta_lib.baselines.settings import LmfConfig
-from cmpta_lib.baselines.supervised import Clips, Subnets, Supervised, share_running_statistics
-from cmpta_lib.config import TrainingConfig
-from cmpta_lib.data.corpus import MODALITIES
+from cmpta_lib.base import Group
+from cmpta_lib.baselines.subnets import SubnetsConfig, SubnetsMethod
+from cmpta_lib.baselines.supervised import AS_IN_MMSA
+from cmpta_lib.config import AtLeastOne, Positive, TrainingConfig
+from cmpta_lib.registry import register
+
+
+class LmfConfig(SubnetsConfig):
+    """Low-rank Multimodal Fusion."""
+
+    name: Literal["lmf"] = "lmf"
+    recipe: Literal[1] = 1
+    quirks: ClassVar[dict[str, object]] = {**SubnetsConfig.quirks, "fusion_weights": "frozen"}
+    rank: AtLeastOne = 4
+    fusion_weights: Literal["trained", "frozen"] = "trained"  # MMSA leaves w and b out of its optimiser
+    factor_rate: Positive = 0.25  # times the learning rate: 5e-4 of 2e-3
 
 
 class LowRankFusion(nn.Module):
@@ -36,17 +45,12 @@ class LowRankFusion(nn.Module):
         return torch.einsum("r,rbo->bo", self.weights[0], a * v * t) + self.bias
 
 
-class LMF(Supervised):
+class LMF(SubnetsMethod):
     """The score, or for classes (which the paper has too) a logit each, is what the fusion says, not squashed."""
 
     def network(self) -> nn.Module:
-        widths = {modality: self.inputs.widths[modality] for modality in MODALITIES}
-        subnets = Subnets(self.settings, text=self.encoder.dim, **widths)
+        subnets = self.subnets()
         return nn.ModuleDict({"fusion": LowRankFusion(self.settings, self.outputs), "subnets": subnets})
-
-    def forward(self, clips: Clips) -> Tensor:
-        scores: Tensor = self.net["fusion"](*self.net["subnets"](self.frozen_text(clips), clips))
-        return scores
 
     def groups(self, config: TrainingConfig) -> Sequence[Group]:
         """The factors apart: they learn at `factor_rate` times the others' pace."""
@@ -54,5 +58,24 @@ class LMF(Supervised):
         others = [p for p in self.module.parameters() if p.requires_grad and all(p is not factor for factor in factors)]
         return [Group(factors, rate=self.settings.factor_rate), Group(others)]
 
-    def after_step(self, batch: Batch, epoch: int) -> None:
-        share_running_statistics(self.module)
+
+register(
+    LmfConfig,
+    LMF,
+    row="LMF",
+    comparisons=("sims",),
+    settings={
+        "demo": {  # its LSTM needs longer than two epochs to find words, and mean frames are mostly noise there
+            "training.epochs": 6, "method.factor_rate": 1.0, "method.audio_hidden": 8, "method.vision_hidden": 8,
+            "method.audio_dropout": 0.5, "method.vision_dropout": 0.5,
+        },
+        "demo/data": {
+            "training.epochs": 30, "method.audio_hidden": 32, "method.vision_hidden": 64,
+            "method.audio_dropout": 0.3, "method.vision_dropout": 0.3,
+        },
+        "paper": AS_IN_MMSA
+        | {"training.batch_size": 32, "training.learning_rate": 2e-3, "training.weight_decay": 1e-4},
+        "smoke": {"method.audio_hidden": 4, "method.vision_hidden": 4, "method.text_hidden": 8, "method.text_out": 4},
+    },
+    reads="one utterance: words by a frozen BERT, the mean frame of voice and of face",
+)

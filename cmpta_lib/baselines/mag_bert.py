@@ -6,19 +6,35 @@ Shapes: B clips, L text positions, T frames, F features, dim the width of BERT.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from cmpta_lib.base import Group
-from cmpta_lib.baselines.supervised import Clips, Supervised, split_by_decay
-from cmpta_lib.config import TrainingConfig
+from cmpta_lib.baselines.supervised import AS_IN_MMSA, Chance, Clips, Supervised, SupervisedConfig, split_by_decay
+from cmpta_lib.config import Positive, TrainingConfig
 from cmpta_lib.data.corpus import MODALITIES, Split
 from cmpta_lib.llm.encoder import contextual
+from cmpta_lib.registry import register
 
 if TYPE_CHECKING:
     from transformers.models.bert import BertModel
+
+
+class MagBertConfig(SupervisedConfig):
+    """Rahman et al. 2020; no hyper-parameters for SIMS-V2 are public, so these are the ones that MMSA has for SIMS."""
+
+    name: Literal["mag_bert"] = "mag_bert"
+    recipe: Literal[1] = 1
+    quirks: ClassVar[dict[str, object]] = {"alignment": "padded"}
+    # Frames to text positions: "real" spreads a clip's frames over its own tokens; "padded" gives each of
+    # max_text_tokens positions an equal part of the longest training clip, which a short clip fills to a part only.
+    alignment: Literal["real", "padded"] = "real"
+    gate_rate: Positive = 1.0  # learning rate of the gate and the last layer, times that of BERT
+    beta: Positive = 1.0  # a shift is at most this times as long as the word's vector
+    mag_dropout: Chance = 0.1
+    dropout: Chance = 0.1  # before the last layer
 
 
 class MagGate(nn.Module):
@@ -132,3 +148,17 @@ def padded_blocks(places: int, times: int, longest: Tensor, slots: int) -> Tenso
     inside = (time >= start) & (time < stop) & (time < longest)
     repeats = (stop - torch.maximum(start, longest)).clamp(min=0) * (time == longest - 1)
     return (inside + repeats) / size
+
+
+register(
+    MagBertConfig,
+    MagBert,
+    row="MAG-BERT",
+    comparisons=("sims",),
+    settings={
+        "demo": {"training.learning_rate": 1e-3, "training.gradient_clip": None, "method.gate_rate": 3.0},
+        "demo/data": {"training.learning_rate": 1e-3},
+        "paper": AS_IN_MMSA | {"training.batch_size": 32, "training.learning_rate": 5e-5, "training.weight_decay": 0.0},
+    },
+    reads="one utterance: words by a BERT that is trained too, frames pooled to the words",
+)

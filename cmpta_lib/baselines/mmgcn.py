@@ -1,21 +1,49 @@
 """MMGCN: a deep graph convolution over the utterances of a dialogue in three modalities (Hu et al., ACL 2021).
 
-Utterance vectors are not the paper's; see `dialogue_graph.DialogueMethod`.
+Utterance vectors are not the paper's; see `dialogue.DialogueMethod`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from cmpta_lib.base import Loss
-from cmpta_lib.baselines.dialogue import Conversation, DialogueMethod, Layout
-from cmpta_lib.baselines.settings import MmgcnConfig
-from cmpta_lib.baselines.supervised import ClipBatch, task_losses
+from cmpta_lib.baselines.dialogue import (
+    SMALL_DIALOGUES,
+    TINY_DIALOGUES,
+    Conversation,
+    DialogueConfig,
+    DialogueMethod,
+    Layout,
+)
+from cmpta_lib.baselines.supervised import NO_WARM_UP, Chance, ClipBatch, task_losses
+from cmpta_lib.config import AtLeastOne, Positive
+from cmpta_lib.registry import register
+
+
+class MmgcnConfig(DialogueConfig):
+    """MMGCN (Hu et al., ACL 2021)."""
+
+    name: Literal["mmgcn"] = "mmgcn"
+    recipe: Literal[1] = 1
+    quirks: ClassVar[dict[str, object]] = {"loss": "paper_code", "bilstm": "padded", "epsilon": 0.0}
+    dim: Annotated[int, Field(ge=2, multiple_of=2)] = 200  # of a node
+    graph_dim: AtLeastOne = 100  # of a graph layer's state
+    layers: AtLeastOne = 64  # of the graph convolution
+    alpha: Annotated[float, Field(ge=0, le=1)] = 0.1  # share of the first state in each layer
+    decay: Positive = 0.5  # lambda: layer l's weights count log(lambda / l + 1)
+    dropout: Chance = 0.4
+    epsilon: Annotated[float, Field(ge=0)] = 1e-8  # without it a vector of zeros has no angle, and the loss is NaN
+    loss: Literal["cross_entropy", "focal", "paper_code"] = "cross_entropy"  # paper_code: see `mmgcn.class_losses`
+    focal_gamma: Annotated[float, Field(ge=1)] = 2.5
+
 
 NEARLY_ONE = 0.99999  # times each cosine, as the slope of arccos has no bound at 1
 
@@ -114,8 +142,7 @@ def class_losses(logits: Tensor, labels: Tensor, kind: str, gamma: float) -> Ten
 class MMGCN(DialogueMethod):
     """The method: `Network` on utterance vectors."""
 
-    def graph(self, widths: Mapping[str, int]) -> nn.Module:
-        return Network(widths, self.outputs, self.settings)
+    graph = Network
 
     def loss(self, batch: ClipBatch) -> Loss:  # type: ignore[override]
         """The chosen loss of a class; absolute error of a score, which the paper does not have."""
@@ -125,3 +152,20 @@ class MMGCN(DialogueMethod):
         else:
             losses = class_losses(outputs, labels, self.settings.loss, self.settings.focal_gamma)
         return Loss(losses.sum(), losses.numel())
+
+
+register(
+    MmgcnConfig,
+    MMGCN,
+    row="MMGCN",
+    comparisons=("meld",),
+    settings={
+        "demo": SMALL_DIALOGUES | {"method.dim": 64, "method.graph_dim": 64, "method.layers": 4, "method.dropout": 0.1},
+        "demo/data": {"training.epochs": 30, "training.learning_rate": 3e-3},
+        "paper": NO_WARM_UP
+        | {"training.optimizer": "adam", "training.learning_rate": 1e-3, "training.weight_decay": 0.0}
+        | {"training.batch_size": 16, "training.epochs": 60},
+        "smoke": TINY_DIALOGUES | {"method.graph_dim": 8, "method.layers": 2},
+    },
+    reads="the whole dialogue and who speaks: words by a frozen BERT, all frames of voice and face",
+)

@@ -9,16 +9,37 @@ Shapes: B clips, T frames, F features, L text tokens, D mixer width, E LLM width
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Annotated, ClassVar, Literal, cast
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
-from cmpta_lib.baselines.supervised import FeatureScaling, LastState, mean_over_time
-from cmpta_lib.beyond.settings import MseAdapterConfig
+from cmpta_lib.base import FeatureScaling, mean_over_time
+from cmpta_lib.baselines.supervised import LastState
+from cmpta_lib.config import AtLeastOne, PromptedLMConfig
 from cmpta_lib.data.corpus import MODALITIES, Inputs, Modality
+from cmpta_lib.fast.packing import Streams
+from cmpta_lib.fast.prompted import PromptedLM, TokenMaker
 from cmpta_lib.method.llm import FrozenLLM
-from cmpta_lib.method.prompted import PromptedLM, TokenMaker
+from cmpta_lib.registry import register
+
+
+class MseAdapterConfig(PromptedLMConfig):
+    name: Literal["mse_adapter"] = "mse_adapter"
+    recipe: Literal[1] = 1
+    quirks: ClassVar[dict[str, object]] = {"text_mean": "padded"}
+    audio_hidden: AtLeastOne = 64  # of the LSTM that reads the voice
+    vision_hidden: AtLeastOne = 64
+    dim: AtLeastOne = 256  # of the mixer
+    scales: Annotated[tuple[AtLeastOne, ...], Field(min_length=1, strict=False)] = (8, 32, 16)  # divisors of the LLM's width
+    num_pseudo_tokens: AtLeastOne = 4
+    text_mean: Literal["real", "padded"] = "real"  # over a text's tokens, or padded to prompt.max_text_tokens first
+    token_scale: Literal["default", "embedding_norm"] = "default"  # as published, or as large as the LLM's embeddings
+    # Ablations:
+    mixer: bool = True  # off: voice and face are added, whatever the text says
+    multi_scale: bool = True  # off: one MLP, of the first scale, instead of a weighted sum of several
+    modalities: Literal["all", "audio", "vision", "text"] = "all"  # the others count as absent; the mixer reads the text
 
 
 class Summary(nn.Module):
@@ -26,7 +47,7 @@ class Summary(nn.Module):
 
     def __init__(self, features: int, hidden: int, dim: int) -> None:
         super().__init__()
-        self.scaling = FeatureScaling(features)  # register 16; the public code takes features as they are
+        self.scaling = FeatureScaling(features)  # choice 16; the public code takes features as they are
         self.state = LastState(features, hidden)
         self.linear = nn.Linear(hidden, dim)
 
@@ -97,28 +118,17 @@ class MseTokens(TokenMaker):
     def set_feature_statistics(self, modality: Modality, mean: Tensor, std: Tensor) -> None:
         cast(Summary, getattr(self, modality)).scaling.take(mean, std)
 
-    def forward(
-        self,
-        text: Tensor,
-        text_lengths: Tensor,
-        audio: Tensor,
-        audio_lengths: Tensor,
-        vision: Tensor,
-        vision_lengths: Tensor,
-        return_weights: bool = False,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, streams: Streams) -> tuple[Tensor, dict[str, Tensor]]:
         """Summarise, mix, fuse and spread; there are no attention maps."""
-        given = {"audio": (audio, audio_lengths), "vision": (vision, vision_lengths)}
-        mixed: Tensor | None = None
+        summaries = []
         for modality in MODALITIES:
-            frames, lengths = given[modality]
+            frames, lengths = streams[modality].values, streams[modality].lengths
             if self.config.modalities not in ("all", modality):
                 frames, lengths = frames[:, :0], torch.zeros_like(lengths)
-            summary = getattr(self, modality)(frames, lengths)
-            mixed = summary if mixed is None else mixed + summary
-        assert mixed is not None
+            summaries.append(getattr(self, modality)(frames, lengths))
+        mixed = summaries[0] + summaries[1]
         if self.config.mixer:  # a * k + v * k = (a + v) * k
-            mixed = mixed * self.mixer(self._text_mean(text.to(self.mixer.weight.dtype), text_lengths))
+            mixed = mixed * self.mixer(self._text_mean(streams.text.values.to(self.mixer.weight.dtype), streams.text.lengths))
         return self.spread(self.fusion(mixed)[..., None]).transpose(1, 2), {}
 
     def _text_mean(self, text: Tensor, lengths: Tensor) -> Tensor:
@@ -144,3 +154,24 @@ def _padding_id(llm: FrozenLLM) -> int:
     """What the LLM's family pads with: its padding token, else the unknown one (Llama), else the end of text (Qwen)."""
     names = ("pad_token_id", "unk_token_id", "eos_token_id")
     return next((found for name in names if (found := getattr(llm.tokenizer, name, None)) is not None), 0)
+
+
+register(
+    MseAdapterConfig,
+    MseAdapter,
+    row="MSE-Adapter",
+    settings={
+        "demo": {  # at the published token scale it learns slowly; chosen on validation clips
+            "method.audio_hidden": 32, "method.vision_hidden": 32, "method.dim": 64, "method.token_scale": "embedding_norm",
+        },
+        "demo/meld": {"training.learning_rate": 1e-2},
+        "smoke": {"method.audio_hidden": 8, "method.vision_hidden": 8, "method.dim": 16},
+        "paper": {"training.epsilon": 1e-4, "training.gradient_clip": None} | {"training.epochs": 30, "training.patience": 10},
+        "paper/meld": {
+            "method.audio_hidden": 32, "method.vision_hidden": 16, "method.num_pseudo_tokens": 2,
+            "training.epochs": 50, "training.patience": 8,
+        },
+        "paper/sims/llama2-7b": {"training.learning_rate": 5e-5, "training.batch_size": 8, "training.epochs": 40},
+    },
+    reads="one utterance: words by the frozen LLM, all frames of voice and face",
+)

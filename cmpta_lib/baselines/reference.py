@@ -1,42 +1,53 @@
-"""The answer that looks at no clip: every other row of a table must be better.
+"""The lines that any method should beat, simplest first: no clip looked at, no order, no fusion, no face and voice.
 
-What linear models of scikit-learn make of a clip without its order: mean and spread of its frames, mean of its words.
-
-A plain recurrent classifier: what sequences of face, voice and words give without any fusion to speak of.
-
-Text only with a tuned soft prompt: K free vectors before the text, the same for every clip.
-
-It tells apart what pseudo tokens bring by what they hold from what they bring by being trained.
+Text only, the frozen LLM as it is, is among them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
-from cmpta_lib.base import Batch, Loss, Method, Predictions, Tools
-from cmpta_lib.baselines.settings import ConstantConfig
+from cmpta_lib.base import Batch, Loss, Method, Predictions, Resources, mean_over_time, real_positions
 from cmpta_lib.baselines.supervised import (
+    Chance,
     ClipBatch,
     Clips,
     Supervised,
-    mean_over_time,
+    SupervisedConfig,
+    label_array,
     predictions,
-    real_positions,
-    reorder,
-    reversed_order,
     task_losses,
 )
-from cmpta_lib.beyond.settings import SoftPromptConfig
-from cmpta_lib.config import RunConfig
+from cmpta_lib.config import AtLeastOne, MethodConfig, Positive, PromptedLMConfig, RunConfig, TextOnlyConfig
 from cmpta_lib.data.corpus import MODALITIES, Inputs, Modality, Sample, Split
-from cmpta_lib.fast.packing import send
-from cmpta_lib.method.prompted import PromptedLM, TokenMaker
+from cmpta_lib.fast.packing import Streams, send
+from cmpta_lib.fast.prompted import PromptedLM, TokenMaker
+from cmpta_lib.registry import register
+
+register(
+    TextOnlyConfig,
+    PromptedLM,
+    row="text only",
+    reads="one utterance: words by the frozen LLM as it is, without pseudo tokens (zero-shot)",
+    is_reference=True,
+    is_trained=False,
+)
+
+
+# Constant -----------------------------------------------------------------------------------------------------------
+class ConstantConfig(MethodConfig):
+    """The best answer that looks at nothing: the training labels' median, or the majority class."""
+
+    name: Literal["constant"] = "constant"
+    recipe: Literal[1] = 1
+    statistic: Literal["median", "mean"] = "median"  # of scores; the median has the least absolute error
 
 
 @dataclass(frozen=True)
@@ -47,10 +58,10 @@ class ConstantBatch(Batch):
 class Constant(Method):
     """The training labels' median (or mean), or the majority class; nothing is trained by gradient."""
 
-    def __init__(self, config: RunConfig, inputs: Inputs, tools: Tools) -> None:
+    def __init__(self, config: RunConfig, inputs: Inputs, resources: Resources) -> None:
         assert isinstance(config.method, ConstantConfig)
-        self.statistic, self.task, self.device = config.method.statistic, inputs.task, tools.device
-        answer = torch.zeros(max(1, len(inputs.task.labels)), dtype=torch.float64, device=tools.device)
+        self.statistic, self.task, self.device = config.method.statistic, inputs.task, resources.device
+        answer = torch.zeros(max(1, len(inputs.task.labels)), dtype=torch.float64, device=resources.device)
         self.module = nn.Module()
         self.module.register_buffer("answer", answer)
 
@@ -68,10 +79,7 @@ class Constant(Method):
         self.answer.copy_(torch.from_numpy(learned))
 
     def collate(self, samples: Sequence[Sample]) -> ConstantBatch:
-        labels = [sample.label for sample in samples]
-        dtype = np.int64 if self.task.kind == "classification" else np.float32
-        ids = tuple(sample.id for sample in samples)
-        return ConstantBatch(ids, {}, np.array([] if None in labels else labels, dtype))
+        return ConstantBatch(tuple(sample.id for sample in samples), {}, label_array(samples, self.task))
 
     def loss(self, batch: ConstantBatch) -> Loss:  # type: ignore[override]  # what our own `collate` made
         """What the answer costs, without a gradient."""
@@ -82,27 +90,45 @@ class Constant(Method):
         return predictions(self.answer.expand(len(batch.ids), -1), self.task)
 
 
+register(
+    ConstantConfig,
+    Constant,
+    row="constant",
+    reads="nothing: the median or majority of the training labels",
+    is_reference=True,
+    is_trained=False,
+)
+
+
+# Linear -------------------------------------------------------------------------------------------------------------
+class LinearConfig(SupervisedConfig):
+    """Ridge regression or a linear SVM on what is left of a clip without its order."""
+
+    name: Literal["linear"] = "linear"
+    recipe: Literal[1] = 1
+    # Of the ridge: the best by leave-one-out on the training split; JSON writes it as a list.
+    alphas: Annotated[tuple[Positive, ...], Field(min_length=1, strict=False)] = (1.0, 10.0, 100.0, 1000.0, 10000.0)
+    svm_c: Positive = 0.01
+    class_weight: Literal["none", "balanced"] = "none"
+
+
 NEVER = -1e9  # the margin of a class that no training clip has
 
 
 class LinearModel(nn.Module):
-    """Coefficients as buffers: learned by `fit`, kept and loaded like weights."""
-
-    mean: Tensor  # (F,) of the pooled features over training clips
-    std: Tensor  # (F,)
-    weight: Tensor  # (outputs, F)
-    bias: Tensor  # (outputs,)
+    """Coefficients as buffers: learned by `fit`, kept and loaded like weights. F features, C outputs."""
 
     def __init__(self, features: int, outputs: int) -> None:
         super().__init__()
-        for name, start in (("mean", torch.zeros), ("std", torch.ones)):
-            self.register_buffer(name, start(features, dtype=torch.float64))
+        self.register_buffer("mean", torch.zeros(features, dtype=torch.float64))  # of the pooled features over clips
+        self.register_buffer("std", torch.ones(features, dtype=torch.float64))
         self.register_buffer("weight", torch.zeros(outputs, features, dtype=torch.float64))
         self.register_buffer("bias", torch.zeros(outputs, dtype=torch.float64))
 
     def forward(self, pooled: Tensor) -> Tensor:
-        """(B, F) -> (B, outputs)."""
-        return ((pooled - self.mean) / self.std) @ self.weight.T + self.bias
+        """(B, F) -> (B, C)."""
+        mean, std, weight, bias = self.buffers()
+        return ((pooled - mean) / std) @ weight.T + bias
 
 
 class Linear(Supervised):
@@ -129,26 +155,22 @@ class Linear(Supervised):
     @torch.no_grad()
     def fit(self, train: Split) -> None:
         super().fit(train)
-        pooled = np.concatenate([self.pooled(self.clips(batch)).cpu().numpy() for batch in self._batches(train)])
+        size, parts = self.config.evaluation.batch_size, []
+        for start in range(0, len(train), size):
+            batch = self.collate([train[index] for index in range(start, min(start + size, len(train)))])
+            parts.append(self.pooled(self.clips(batch)).cpu().numpy())
+        pooled = np.concatenate(parts)
         mean, std = pooled.mean(0), pooled.std(0)
         std[std <= 1e-8 * np.maximum(1.0, np.abs(pooled).max(0))] = 1.0  # a feature that does not vary: rounding alone
-        given = (pooled - mean) / std
-        learned = self._ridge(given, train.labels) if self.task.kind == "regression" else self._svm(given, train.labels)
-        model = cast(LinearModel, self.net)
-        for buffer, values in zip((model.mean, model.std, model.weight, model.bias), (mean, std, *learned), strict=True):
+        learned = (self._ridge if self.task.kind == "regression" else self._svm)((pooled - mean) / std, train.labels)
+        for buffer, values in zip(self.net.buffers(), (mean, std, *learned), strict=True):
             buffer.copy_(torch.from_numpy(values))
-
-    def _batches(self, train: Split) -> Iterator[ClipBatch]:
-        size = self.config.evaluation.batch_size
-        for start in range(0, len(train), size):
-            yield self.collate([train[index] for index in range(start, min(start + size, len(train)))])
 
     def _ridge(self, given: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Weights (1, F) and bias (1,)."""
         from sklearn.linear_model import Ridge, RidgeCV
 
-        found = RidgeCV(self.settings.alphas) if len(labels) > 1 else Ridge()
-        found.fit(given, labels)
+        found = (RidgeCV(self.settings.alphas) if len(labels) > 1 else Ridge()).fit(given, labels)
         return found.coef_[None], np.array([found.intercept_])
 
     def _svm(self, given: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -171,6 +193,36 @@ class Linear(Supervised):
     def predict(self, batch: ClipBatch) -> Predictions:  # type: ignore[override]
         """As `Supervised`; margins are no probabilities, so there are none."""
         return replace(super().predict(batch), answers=(), probabilities=None)
+
+
+register(
+    LinearConfig,
+    Linear,
+    row="linear",
+    settings={"demo/data": {"method.svm_c": 1.0}},
+    reads="one utterance: ridge or SVM on the mean state of a frozen BERT, mean and deviation of voice and face",
+    is_reference=True,
+    is_trained=False,
+)
+
+
+# BiLSTM -------------------------------------------------------------------------------------------------------------
+class BilstmConfig(SupervisedConfig):
+    """A plain BiLSTM with attention pooling per modality, and a linear layer on all three: no fusion to speak of."""
+
+    name: Literal["bilstm"] = "bilstm"
+    recipe: Literal[1] = 1
+    hidden: AtLeastOne = 64  # per direction
+    dropout: Chance = 0.3
+
+
+def reversed_order(lengths: Tensor, size: int) -> Tensor:
+    """(B, size) int64: each row's real positions backwards, then its padding; its own inverse on the real part."""
+    return (lengths[:, None] - 1 - torch.arange(size, device=lengths.device)).remainder(size)
+
+
+def reorder(frames: Tensor, order: Tensor) -> Tensor:
+    return frames.gather(1, order[..., None].expand(-1, -1, frames.shape[2]))
 
 
 class AttentivePool(nn.Module):
@@ -198,23 +250,39 @@ class BiLSTM(Supervised):
     """Attentive summaries of words, voice and face, side by side into one linear layer."""
 
     def network(self) -> nn.Module:
-        settings = self.settings
-        widths: dict[str, int] = {"text": self.encoder.dim}
-        widths |= {modality: self.inputs.widths[modality] for modality in MODALITIES}
-        pools = {name: AttentivePool(width, settings.hidden) for name, width in widths.items()}
-        head = nn.Linear(2 * settings.hidden * len(pools), self.outputs)
-        parts: dict[str, nn.Module] = {**pools, "dropout": nn.Dropout(settings.dropout), "head": head}
+        hidden = self.settings.hidden
+        widths = {"text": self.encoder.dim} | {modality: self.inputs.widths[modality] for modality in MODALITIES}
+        parts: dict[str, nn.Module] = {name: AttentivePool(width, hidden) for name, width in widths.items()}
+        parts |= {"dropout": nn.Dropout(self.settings.dropout), "head": nn.Linear(6 * hidden, self.outputs)}
         return nn.ModuleDict(parts)
 
     def forward(self, clips: Clips) -> Tensor:
-        read = {
-            "text": (self.frozen_text(clips), clips.text_lengths),
-            "audio": (clips.audio, clips.audio_lengths),
-            "vision": (clips.vision, clips.vision_lengths),
-        }
-        pooled = torch.cat([self.net[name](*given) for name, given in read.items()], dim=-1)
-        scores: Tensor = self.net["head"](self.net["dropout"](pooled))
+        pooled = (
+            self.net["text"](self.frozen_text(clips), clips.text_lengths),
+            self.net["audio"](clips.audio, clips.audio_lengths),
+            self.net["vision"](clips.vision, clips.vision_lengths),
+        )
+        scores: Tensor = self.net["head"](self.net["dropout"](torch.cat(pooled, dim=-1)))
         return scores
+
+
+register(
+    BilstmConfig,
+    BiLSTM,
+    row="BiLSTM",
+    settings={"demo": {"method.hidden": 32}, "smoke": {"method.hidden": 8}},
+    reads="one utterance: words by a frozen BERT, all frames of voice and face",
+    is_reference=True,
+)
+
+
+# Soft prompt --------------------------------------------------------------------------------------------------------
+class SoftPromptConfig(PromptedLMConfig):
+    """Free vectors in place of pseudo tokens, the same for every clip: what tuning a prompt gives without face and voice."""
+
+    name: Literal["soft_prompt"] = "soft_prompt"
+    recipe: Literal[1] = 1
+    num_pseudo_tokens: AtLeastOne = 6
 
 
 class SoftTokens(TokenMaker):
@@ -228,17 +296,8 @@ class SoftTokens(TokenMaker):
     def set_feature_statistics(self, modality: Modality, mean: Tensor, std: Tensor) -> None:
         """Nothing to scale: neither face nor voice is read."""
 
-    def forward(
-        self,
-        text: Tensor,
-        text_lengths: Tensor,
-        audio: Tensor,
-        audio_lengths: Tensor,
-        vision: Tensor,
-        vision_lengths: Tensor,
-        return_weights: bool = False,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        return self.tokens.expand(len(text), -1, -1), {}
+    def forward(self, streams: Streams) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.tokens.expand(len(streams.text.lengths), -1, -1), {}
 
 
 class SoftPrompt(PromptedLM):
@@ -248,3 +307,12 @@ class SoftPrompt(PromptedLM):
         settings = self.settings
         assert isinstance(settings, SoftPromptConfig)
         return SoftTokens(settings.num_pseudo_tokens, self.llm.dim, self.llm.embedding_norm)
+
+
+register(
+    SoftPromptConfig,
+    SoftPrompt,
+    row="soft prompt",
+    reads="one utterance: words by the frozen LLM, behind tuned vectors that are the same for every clip",
+    is_reference=True,
+)

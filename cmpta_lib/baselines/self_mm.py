@@ -1,34 +1,77 @@
-"""Labels for one modality alone, made from the multimodal ones: Yu et al. 2021, section 3.3 (unimodal label generation).
+"""Self-MM: one multimodal task and three unimodal ones with generated labels (Yu et al., AAAI 2021).
 
 Shapes: N clips of the training split, B of them in a batch, C targets per clip, d features. A score is the case C = 1. For
-classes, of which the paper has none, target c is +1 for class c and -1 for the rest, and everything below holds target by
-target: the centre of a class's clips takes the place of the positive centre, that of the rest the negative one's.
-
-Self-MM: one multimodal task and three unimodal ones with generated labels (Yu et al., AAAI 2021).
-
-Shapes: B clips, C outputs: one score, or a logit per class.
+classes, of which the paper has none, target c is +1 for class c and -1 for the rest, and label generation (section 3.3)
+holds target by target: the centre of a class's clips takes the place of the positive centre, that of the rest the negative one's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from cmpta_lib.base import Batch, Group, Loss
-from cmpta_lib.baselines.settings import SelfMMConfig
-from cmpta_lib.baselines.supervised import ClipBatch, Clips, LastState, Supervised, split_by_decay, task_losses
-from cmpta_lib.config import TrainingConfig
+from cmpta_lib.baselines.supervised import (
+    AS_IN_MMSA,
+    Chance,
+    ClipBatch,
+    Clips,
+    LastState,
+    Supervised,
+    SupervisedConfig,
+    split_by_decay,
+    task_losses,
+)
+from cmpta_lib.config import AtLeastOne, Positive, TrainingConfig
 from cmpta_lib.data.corpus import MODALITIES, Modality, Split, Task
 from cmpta_lib.fast.packing import send
 from cmpta_lib.llm.encoder import contextual
+from cmpta_lib.registry import register
 
 if TYPE_CHECKING:
     from transformers.models.bert import BertModel
+
+
+Decay = Annotated[float, Field(ge=0)]
+
+
+class SelfMMConfig(SupervisedConfig):
+    """Yu et al. 2021; sizes, dropout, rates and decays as MMSA has them for SIMS-V2.
+
+    `training.learning_rate` and `training.weight_decay` are those of the four heads; the rates here multiply the former.
+    MMSA sums the gradients of four batches of 16 before a step: one batch of 64 here, its labels renewed once a step.
+    """
+
+    name: Literal["self_mm"] = "self_mm"
+    recipe: Literal[1] = 1
+    quirks: ClassVar[dict[str, object]] = {"label_bound": 3.0}
+    label_bound: Positive = 1.0  # H: generated labels stay in [-H, H]; 1 = the range of the scores themselves
+    audio_hidden: AtLeastOne = 16  # of the LSTM
+    vision_hidden: AtLeastOne = 64
+    audio_size: AtLeastOne = 16  # of a clip's vector
+    vision_size: AtLeastOne = 32
+    fusion_features: AtLeastOne = 128
+    text_features: AtLeastOne = 64
+    audio_features: AtLeastOne = 32
+    vision_features: AtLeastOne = 32
+    lstm_dropout: Chance = 0.0
+    fusion_dropout: Chance = 0.0
+    text_dropout: Chance = 0.0
+    audio_dropout: Chance = 0.1
+    vision_dropout: Chance = 0.0
+    bert_rate: Positive = 0.05
+    audio_rate: Positive = 1.0
+    vision_rate: Positive = 1.0
+    bert_weight_decay: Decay = 0.01  # none on biases and layer norms
+    audio_weight_decay: Decay = 0.0
+    vision_weight_decay: Decay = 0.0
+
 
 UNIMODAL = ("text", "audio", "vision")
 SPACES = ("fusion", *UNIMODAL)
@@ -91,12 +134,10 @@ class LabelTables(nn.Module):
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
         """Tables of any number of clips: a finished run is opened without its training split."""
-        for name, held in self.named_buffers(recurse=False):
-            stored = state_dict.get(prefix + name)
-            if stored is not None and stored.shape != held.shape and stored.ndim == held.ndim:
-                if name == "targets" or name.startswith("features_"):
-                    clips = stored.shape[-2]
-                    setattr(self, name, held.new_zeros(*held.shape[:-2], clips, held.shape[-1]))
+        for name in ("targets", *(f"features_{space}" for space in SPACES)):
+            held, stored = self.get_buffer(name), state_dict.get(prefix + name)
+            if stored is not None and stored.ndim == held.ndim:
+                setattr(self, name, held.new_zeros(*held.shape[:-2], stored.shape[-2], held.shape[-1]))
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
@@ -148,15 +189,12 @@ class SelfMMNet(nn.Module):
     def forward(self, clips: Clips) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """F (B, d) and outputs (B, C) of every space."""
         embedded = self.bert.embeddings(input_ids=clips.text_ids)
-        return self.told_apart(contextual(self.bert, embedded, clips.text_real)[:, 0], clips)
+        return self.of_text(contextual(self.bert, embedded, clips.text_real)[:, 0], clips)
 
-    def told_apart(self, text: Tensor, clips: Clips) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def of_text(self, text: Tensor, clips: Clips) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """As `forward`, with the text's vector (B, dim) at hand."""
-        vectors = {
-            "text": text,
-            "audio": self.frames["audio"](clips.audio, clips.audio_lengths),
-            "vision": self.frames["vision"](clips.vision, clips.vision_lengths),
-        }
+        vectors = {"text": text, "audio": self.frames["audio"](clips.audio, clips.audio_lengths)}
+        vectors["vision"] = self.frames["vision"](clips.vision, clips.vision_lengths)
         vectors["fusion"] = torch.cat([vectors[name] for name in UNIMODAL], dim=-1)
         pairs = {space: self.heads[space](vectors[space]) for space in SPACES}
         return {space: pair[0] for space, pair in pairs.items()}, {space: pair[1] for space, pair in pairs.items()}
@@ -240,3 +278,23 @@ def multimodal_targets(labels: Tensor, task: Task) -> Tensor:
 def moved_losses(outputs: Tensor, targets: Tensor, multimodal: Tensor) -> Tensor:
     """Three times (B, C) -> (B,): absolute errors, weighted by tanh of the target's distance to the multimodal label."""
     return ((targets - multimodal).abs().tanh() * (outputs - targets).abs()).mean(1)
+
+
+register(
+    SelfMMConfig,
+    SelfMM,
+    row="Self-MM",
+    comparisons=("sims",),
+    settings={
+        # Generated labels first act in the third epoch.
+        "demo": {"training.epochs": 3, "training.learning_rate": 5e-3, "method.bert_rate": 0.3},
+        "demo/data": {
+            "training.epochs": 30, "training.learning_rate": 3e-3, "method.bert_rate": 0.03,
+            "method.audio_hidden": 128, "method.audio_size": 64,
+        },
+        # 4 batches of 16, whose gradients the public code sums.
+        "paper": AS_IN_MMSA | {"training.batch_size": 64, "training.learning_rate": 1e-3, "training.weight_decay": 1e-3},
+        "smoke": {f"method.{space}_features": 8 for space in ("fusion", "text", "audio", "vision")},
+    },
+    reads="one utterance: words by a BERT that is trained too, all frames of voice and face",
+)

@@ -1,18 +1,34 @@
 """TFN: all products of what face, voice and words say, alone, in pairs and together (Zadeh et al., EMNLP 2017).
 
-Sizes and subnets as in the public code of MMSA for SIMS-V2. No public code has a TFN for MELD: it gets the same network,
-with a logit per class and cross-entropy. Voice and face are read as mean frames: their order in time is lost.
+No public code has a TFN for MELD: it gets the network for SIMS-V2, with a logit per class and cross-entropy.
 """
 
 from __future__ import annotations
 
+from typing import ClassVar, Literal
+
 import torch
 from torch import Tensor, nn
 
-from cmpta_lib.base import Batch
-from cmpta_lib.baselines.settings import TfnConfig
-from cmpta_lib.baselines.supervised import Clips, Subnets, Supervised, share_running_statistics
-from cmpta_lib.data.corpus import MODALITIES
+from cmpta_lib.baselines.subnets import SubnetsConfig, SubnetsMethod
+from cmpta_lib.baselines.supervised import AS_IN_MMSA, Chance, Clips
+from cmpta_lib.config import AtLeastOne
+from cmpta_lib.registry import register
+
+
+class TfnConfig(SubnetsConfig):
+    """Tensor Fusion Network."""
+
+    name: Literal["tfn"] = "tfn"
+    recipe: Literal[1] = 1
+    quirks: ClassVar[dict[str, object]] = {**SubnetsConfig.quirks, "score_range": "six"}
+    vision_hidden: AtLeastOne = 128
+    text_hidden: AtLeastOne = 128
+    text_out: AtLeastOne = 128
+    post_hidden: AtLeastOne = 32
+    post_dropout: Chance = 0.5
+    # A score is 2 sigmoid - 1, as SIMS' labels; MOSI's 6 sigmoid - 3; or what the last layer says.
+    score_range: Literal["labels", "six", "none"] = "labels"
 
 
 class TensorFusion(nn.Module):
@@ -40,20 +56,35 @@ class TensorFusion(nn.Module):
         return outputs
 
 
-class TFN(Supervised):
+class TFN(SubnetsMethod):
     """Scores are squashed into the range that `score_range` names, logits are not."""
 
     def network(self) -> nn.Module:
-        widths = {modality: self.inputs.widths[modality] for modality in MODALITIES}
-        subnets = Subnets(self.settings, text=self.encoder.dim, **widths)
-        return nn.ModuleDict({"subnets": subnets, "fusion": TensorFusion(self.settings, self.outputs)})
+        return nn.ModuleDict({"subnets": self.subnets(), "fusion": TensorFusion(self.settings, self.outputs)})
 
     def forward(self, clips: Clips) -> Tensor:
-        outputs: Tensor = self.net["fusion"](*self.net["subnets"](self.frozen_text(clips), clips))
+        outputs = super().forward(clips)
         if self.task.kind == "classification" or self.settings.score_range == "none":
             return outputs
         limit = 3.0 if self.settings.score_range == "six" else 1.0
         return 2 * limit * outputs.sigmoid() - limit
 
-    def after_step(self, batch: Batch, epoch: int) -> None:
-        share_running_statistics(self.module)
+
+register(
+    TfnConfig,
+    TFN,
+    row="TFN",
+    comparisons=("meld",),
+    settings={
+        "demo": {
+            "method.audio_hidden": 16, "method.vision_hidden": 16, "method.text_hidden": 64, "method.text_out": 32,
+        },
+        "paper": AS_IN_MMSA
+        | {"training.batch_size": 128, "training.learning_rate": 2e-3, "training.weight_decay": 0.0},
+        "smoke": {
+            "method.audio_hidden": 4, "method.vision_hidden": 4, "method.text_hidden": 8, "method.text_out": 4,
+            "method.post_hidden": 8,
+        },
+    },
+    reads="one utterance: words by a frozen BERT, the mean frame of voice and of face",
+)

@@ -22,7 +22,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 from cmpta_lib.baselines.mse_adapter import MultiScaleFusion
 from cmpta_lib.data.corpus import MODALITIES, Modality, Sample, Task
-from cmpta_lib.method.llm import PACKED, FrozenLLM
+from cmpta_lib.method.llm import FrozenLLM
 from cmpta_lib.method.prompted import Layout, answer_text
 
 IGNORED = -100  # a label that transformers' loss leaves out
@@ -146,8 +146,9 @@ class Ancestor:
     @contextmanager
     def _own_attention(self) -> Iterator[None]:
         """transformers' attention instead of ours, which knows no padded rows."""
+        ours = self.llm.model.config._attn_implementation
         self.llm.model.set_attn_implementation("sdpa")
         try:
             yield
         finally:
-            self.llm.model.set_attn_implementation(PACKED)
+            self.llm.model.set_attn_implementation(ours)

@@ -21,15 +21,17 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.benchmark import timer
 
-from cmpta_lib.base import Tools
+from cmpta_lib.base import Resources
 from cmpta_lib.benchmark import shapes
 from cmpta_lib.benchmark.ancestor import Ancestor
 from cmpta_lib.benchmark.options import CORPORA, Options
 from cmpta_lib.config import CmptaConfig, DataConfig, EvaluationConfig, LLMConfig, RunConfig, TrainingConfig
 from cmpta_lib.data.corpus import Sample, Split
+from cmpta_lib.fast.llm import packed_logits
+from cmpta_lib.fast.packing import Ragged
+from cmpta_lib.fast.prompted import PromptBatch, PromptedLM
 from cmpta_lib.method.adapter import CMPTAdapter
-from cmpta_lib.method.llm import FrozenLLM, Packing
-from cmpta_lib.method.prompted import PromptBatch, PromptedLM
+from cmpta_lib.method.llm import FrozenLLM
 from cmpta_lib.paper import PUBLIC_SHAPES
 from cmpta_lib.runs import loop, provenance
 from cmpta_lib.runs.evaluation import evaluate
@@ -77,7 +79,7 @@ class Contest:
             evaluation=EvaluationConfig(batch_size=options.answered),
             seed=options.seed,
         )
-        built = loop.build(self.config, self.corpus, Tools(self.llm.device, lambda _: self.llm))
+        built = loop.build(self.config, self.corpus, Resources(self.llm.device, lambda _: self.llm))
         assert isinstance(built, PromptedLM)
         self.method = built
         self.optimizer = loop.optimizer_of(built.groups(self.config.training), self.config.training)
@@ -133,11 +135,11 @@ class Contest:
         assert isinstance(collated, PromptBatch)
         return collated
 
-    def given(self, batch: Sequence[int]) -> tuple[Tensor, Packing, Tensor, Tensor]:
+    def given(self, batch: Sequence[int]) -> tuple[Tensor, Ragged, Tensor, Tensor]:
         """What the LLM reads in a step on these clips, without the way there; the embeddings (N, E) are a leaf."""
         with torch.no_grad():
-            embeds, packing, positions, targets = self.method.training_inputs(self.laid_out(batch))
-        return embeds.detach().clone().requires_grad_(True), packing, positions, targets
+            embeds, layout, positions, targets = self.method.training_inputs(self.laid_out(batch))
+        return embeds.detach().clone().requires_grad_(True), layout, positions, targets
 
     def evaluation_batches(self) -> list[Split]:
         """As many whole batches of the validation split as are timed, as evaluation makes them: clips of like length.
@@ -260,10 +262,10 @@ def products(model: torch.nn.Module) -> Iterator[list[float]]:
             hook.remove()
 
 
-def reference_step(llm: FrozenLLM, embeds: Tensor, packing: Packing, positions: Tensor, targets: Tensor) -> Tensor:
+def reference_step(llm: FrozenLLM, embeds: Tensor, layout: Ragged, positions: Tensor, targets: Tensor) -> Tensor:
     """The bare LLM's loss and the gradient of its inputs `embeds`, a leaf; returns the loss, ()."""
     embeds.grad = None
-    loss = F.cross_entropy(llm.logits(embeds, packing, positions), targets)
+    loss = F.cross_entropy(packed_logits(llm, embeds, layout, positions), targets)
     loss.backward()
     return loss.detach()
 

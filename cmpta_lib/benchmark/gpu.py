@@ -26,9 +26,7 @@ from cmpta_lib.benchmark.command import screen
 from cmpta_lib.benchmark.contest import Contest, peaks_here
 from cmpta_lib.benchmark.options import CORPORA, DEFAULT_DIM, Options
 from cmpta_lib.config import TrainingConfig
-from cmpta_lib.study import estimate, forecast
-from cmpta_lib.study.estimate import Kind, Speed
-from cmpta_lib.study.plan import CMPTA
+from cmpta_lib.study import estimate
 from cmpta_lib.study.study import Study
 
 BATCHES = (16, 64)
@@ -65,13 +63,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def projection(rows: Sequence[Mapping[str, Any]]) -> str:
-    """What profile `paper` would take on this machine, by notebook and by claim, from each corpus' smallest batch."""
-    speeds = {}
+    """What profile `paper` would take on this machine, by notebook, from each corpus' smallest batch."""
+    milliseconds = {}
     for key, name in CORPORA.items():
         one = min((row for row in rows if row["corpus"] == name), key=lambda row: row["batch"])
         step_ms = one["step_ms"] * TrainingConfig().batch_size / one["batch"]
-        speeds[Kind(key, CMPTA.method)] = Speed.of(step_ms=step_ms, answer_ms=one["answer_ms"])
-    return forecast.screen(estimate.projection(Study("paper"), speeds), width=130)
+        milliseconds[key] = step_ms, one["answer_ms"]
+    return estimate.projection(Study("paper"), milliseconds)
 
 
 if __name__ == "__main__":

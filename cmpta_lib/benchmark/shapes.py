@@ -1,7 +1,7 @@
 """Frozen LLMs and corpora of published sizes with random contents: what they compute is noise, what it costs is real.
 
 A slice has Qwen-1.8B's width, four of its 24 layers, and its vocabulary in the same proportion, so that the LM head weighs
-as much beside the layers as in the whole. Corpora have the lengths and the made-up texts of `data_prep.rehearsal`, or for
+as much beside the layers as in the whole. Corpora have the lengths and the made-up texts of `data_prep.synthetic_files`, or for
 MELD its official texts where their folder is given.
 """
 
@@ -22,7 +22,7 @@ from cmpta_lib.embedded.tiny import ARCHITECTURES, VOCABULARY
 from cmpta_lib.llm.files import QWEN_1_8B
 from cmpta_lib.method.llm import FrozenLLM
 from cmpta_lib.paper import MELD_LABELS, PUBLIC_SHAPES, TABLE1
-from data_prep import rehearsal
+from data_prep import synthetic_files
 
 TASKS = {"sims": Task("regression", "zh"), "meld": Task("classification", "en", MELD_LABELS)}
 TEXT_LIMIT = {"sims": 50, "meld": 65}  # tokens to which MSE-Adapter pads and cuts texts
@@ -110,19 +110,20 @@ def corpus(options: Options) -> Corpus:
         "valid": min(published.valid, 4 * options.answers * options.answered),
         "test": 1,
     }
-    splits = {name: _split(name, max(size, rehearsal.MIN_CLIPS), options) for name, size in wanted.items()}
+    splits = {name: _split(name, max(size, synthetic_files.MIN_CLIPS), options) for name, size in wanted.items()}
     return Corpus(f"{options.corpus}-lengths", TASKS[options.corpus], splits, True, {}, {}, "benchmark")
 
 
 def _split(name: str, size: int, options: Options) -> Split:
     if options.corpus == "sims":
-        drawn = rehearsal.simsv2_split(name, size, options.seed)
+        drawn = synthetic_files.simsv2_split(name, size, options.seed)
         columns = {"id": "id", "text": "raw_text", "label": "regression_labels"}
         columns |= {f"{m}_length": f"{m}_lengths" for m in ("audio", "vision")}
         table = pd.DataFrame({column: drawn[field] for column, field in columns.items()})
     else:
-        rows = list(rehearsal.meld_rows(name, size, Path(options.annotations) if options.annotations else None, options.seed))
-        items = list(rehearsal.meld_items(name, iter(rows), options.seed))
+        annotations = Path(options.annotations) if options.annotations else None
+        rows = list(synthetic_files.meld_rows(name, size, annotations, options.seed))
+        items = list(synthetic_files.meld_items(name, iter(rows), options.seed))
         lengths = {f"{m}_length": [item["features"][f"{field}_len"] for item in items] for m, field in _MELD_FIELDS}
         labels = [MELD_LABELS.index(item["label"]) for item in items]
         texts = [row["Utterance"] for row in rows]

@@ -1,19 +1,15 @@
-"""What a model said of clips, kept by their content, so that each clip is described once by each model.
-
-A line of text per clip, with a checksum: processes append without waiting for each other, and a line that was cut by a
-kill, or changed, is not believed; its clip is described anew.
-
-Statements about a clip's face and voice, in words: by rule from its frames, or as its generator wrote them.
+"""Statements about a clip's face and voice, in words: by rule from its frames, or as its generator wrote them.
 
 Everything here is learned from frames, never from labels. `Describer` turns frames into a few facts and these into a short
-statement; it is what MLLM-MAC's perception learns to say, and the knowledge that it is prompted with.
+statement; it is what MLLM-MAC's perception learns to say, and the knowledge that it is prompted with. `StatementCache`
+keeps what a model said of clips, by their content, so that each clip is described once by each model.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -23,12 +19,18 @@ import torch
 from torch import Tensor, nn
 
 from cmpta_lib import files
-from cmpta_lib.beyond.settings import MllmMacConfig
 from cmpta_lib.data.corpus import MODALITIES, Language, Modality, Sample, Split
+
+ABSENT = -1  # in place of a fact where the clip has no such modality
+END = "\n"  # closes what is said
+CUE_BYTES = 96  # for the words that a generator has for face and voice
 
 
 class StatementCache:
     """Statements by the hex digest of a clip's content, on disk where a folder is given.
+
+    A line of text per clip, with a checksum: processes append without waiting for each other, and a line that was cut by a
+    kill, or changed, is not believed; its clip is described anew.
 
     Args:
         identity: hex digest of all that decides what is said: the models, the prompt, how answers are drawn.
@@ -41,11 +43,9 @@ class StatementCache:
         if self.path is not None and self.path.is_file():
             with files.reading(self.path.parent):
                 lines = self.path.read_bytes().decode(errors="replace").splitlines()
-            for line in lines:
-                digest, _, text = line.partition(" ")
+            for digest, _, text in (line.partition(" ") for line in lines):
                 if digest == _digest(text):
-                    content, statements = json.loads(text)
-                    self._known.setdefault(content, statements)  # the first to be written stays
+                    self._known.setdefault(*json.loads(text))  # the first to be written stays
 
     def get(self, content: str) -> list[str] | None:
         return self._known.get(content)
@@ -67,11 +67,6 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-ABSENT = -1  # in place of a fact where the clip has no such modality
-END = "\n"  # closes what is said
-CUE_BYTES = 96  # for the words that a generator has for face and voice
-
-
 @dataclass(frozen=True)
 class Wording:
     """The words of statements. `prompt` asks for one; `gap` stands between a statement and what follows it."""
@@ -80,53 +75,34 @@ class Wording:
     start: str
     names: Mapping[Modality, str]
     absent: str
-    levels: Mapping[str, tuple[str, str, str]]  # fact -> low, medium, high; of "course": steady, peak first, trough first
     comma: str
     between: str
     stop: str
     gap: str
+    # Fact -> low, medium, high; of "course": steady, peak first, trough first. These are the signs; "+-" is peak, trough.
+    energy: tuple[str, str, str] = ("1", "2", "3")
+    movement: tuple[str, str, str] = ("4", "5", "6")
+    course: tuple[str, str, str] = ("0", "+-", "-+")
 
 
 # "signs" says the same in the few signs that the embedded tiny LLM has read in its pre-training, laid out as the stage
 # directions there: it spells each other Chinese sign in three tokens, and cannot be brought to say what it has never met.
-# "+-" is a peak and then a trough.
 WORDINGS: Mapping[tuple[Language, str], Wording] = {
     ("zh", "words"): Wording(
-        "请描述说话人的声音和表情：",
-        "", {"audio": "声音", "vision": "表情"},
-        "缺失",
-        {
-            "energy": ("强度低", "强度中等", "强度高"),
-            "movement": ("变化慢", "变化适中", "变化快"),
-            "course": ("起伏平稳", "先升后降", "先降后升"),
-        },
-        "、", "；", "。", "",
+        "请描述说话人的声音和表情：", "", {"audio": "声音", "vision": "表情"}, "缺失", "、", "；", "。", "",
+        energy=("强度低", "强度中等", "强度高"),
+        movement=("变化慢", "变化适中", "变化快"),
+        course=("起伏平稳", "先升后降", "先降后升"),
     ),
     ("en", "words"): Wording(
-        "Please describe the speaker's voice and face:",
-        "", {"audio": "voice ", "vision": "face "},
-        "absent",
-        {
-            "energy": ("weak", "medium", "strong"),
-            "movement": ("slow", "moderate", "quick"),
-            "course": ("steady", "rises then falls", "falls then rises"),
-        },
-        ", ", "; ", ".", " ",
+        "Please describe the speaker's voice and face:", "", {"audio": "voice ", "vision": "face "},
+        "absent", ", ", "; ", ".", " ",
+        energy=("weak", "medium", "strong"),
+        movement=("slow", "moderate", "quick"),
+        course=("steady", "rises then falls", "falls then rises"),
     ),
-    ("zh", "signs"): Wording(
-        "话，样：",
-        "（", {"audio": "话", "vision": "样"},
-        ".",
-        {"energy": ("1", "2", "3"), "movement": ("4", "5", "6"), "course": ("0", "+-", "-+")},
-        "", "，", "）", "",
-    ),
-    ("en", "signs"): Wording(
-        "(in voice, Look:",
-        "(", {"audio": "in voice", "vision": " Look"},
-        ".",
-        {"energy": ("1", "2", "3"), "movement": ("4", "5", "6"), "course": ("0", "+-", "-+")},
-        "", ",", ")", " ",
-    ),
+    ("zh", "signs"): Wording("话，样：", "（", {"audio": "话", "vision": "样"}, ".", "", "，", "）", ""),
+    ("en", "signs"): Wording("(in voice, Look:", "(", {"audio": "in voice", "vision": " Look"}, ".", "", ",", ")", " "),
 }  # fmt: skip
 
 
@@ -139,33 +115,36 @@ class Describer(nn.Module):
 
     Args:
         widths: F of each modality.
-        language: of the statements.
+        language, wording: of the statements; a key of `WORDINGS`.
+        facts: those that are told, of "energy", "movement" and "course".
+        courses: main variations whose course is told.
+        steady_share: of training clips whose course counts as steady.
+        donors: training clips whose statements `of_another` draws from.
     """
 
     donor_keys: Tensor
     donor_facts: Tensor
     donor_cues: Tensor
 
-    def __init__(self, widths: Mapping[Modality, int], language: Language, settings: MllmMacConfig) -> None:
+    def __init__(
+        self, widths: Mapping[Modality, int], language: Language, wording: str, facts: Collection[str], courses: int,
+        steady_share: float, donors: int,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.settings, self.wording = settings, WORDINGS[language, settings.wording]
+        self.wording, self.told, self.courses, self.steady_share = WORDINGS[language, wording], facts, courses, steady_share
         self.directed = "（{}）" if language == "zh" else "({}) "  # as a script writes directions
-        self.kinds = ["energy", "movement", *["course"] * settings.courses]
+        self.kinds = ["energy", "movement", *["course"] * courses]
         for modality in MODALITIES:
-            width = widths[modality]
-            self._keep(modality, "mean", torch.zeros(width))
-            self._keep(modality, "std", torch.ones(width))
-            self._keep(modality, "directions", torch.zeros(settings.courses, width, dtype=torch.float64))
-            self._keep(modality, "cuts", torch.zeros(2, 2, dtype=torch.float64))  # of energy and of movement
-            self._keep(modality, "steady", torch.zeros(settings.courses, dtype=torch.float64))
-        donors = settings.donors
+            width, double = widths[modality], torch.float64
+            self.register_buffer(f"{modality}_mean", torch.zeros(width))
+            self.register_buffer(f"{modality}_std", torch.ones(width))
+            self.register_buffer(f"{modality}_directions", torch.zeros(courses, width, dtype=double))
+            self.register_buffer(f"{modality}_cuts", torch.zeros(2, 2, dtype=double))  # of energy and of movement
+            self.register_buffer(f"{modality}_steady", torch.zeros(courses, dtype=double))
         self.register_buffer("donor_keys", torch.zeros(donors, dtype=torch.int64))
         self.register_buffer("donor_facts", torch.zeros(donors, len(MODALITIES), len(self.kinds), dtype=torch.int64))
         self.register_buffer("donor_cues", torch.zeros(donors, len(MODALITIES), CUE_BYTES, dtype=torch.uint8))
         self._copies: dict[str, tuple[int, np.ndarray]] = {}
-
-    def _keep(self, modality: Modality, name: str, value: Tensor) -> None:
-        self.register_buffer(f"{modality}_{name}", value)
 
     def _get(self, name: str) -> np.ndarray:
         """A buffer on the host, copied again when it has changed."""
@@ -179,18 +158,17 @@ class Describer(nn.Module):
         for modality in MODALITIES:
             for name, value in zip(("mean", "std"), train.feature_statistics(modality), strict=True):
                 getattr(self, f"{modality}_{name}").copy_(torch.from_numpy(value))
-            directions = _principal(self._scaled(modality, getattr(sample, modality)) for sample in train)
-            found = getattr(self, f"{modality}_directions")
-            for row, direction in zip(found, directions, strict=False):  # a modality may have fewer features than courses
-                row.copy_(torch.from_numpy(direction))
-            measured = [self._measured(modality, getattr(sample, modality)) for sample in train]
-            table = np.array([values for values, _ in measured if values is not None]).reshape(-1, len(self.kinds))
-            if len(table):
+            clips = [getattr(sample, modality) for sample in train]
+            directions = _principal(self._scaled(modality, frames) for frames in clips)[: self.courses]
+            getattr(self, f"{modality}_directions")[: len(directions)] = torch.from_numpy(directions)  # F may be fewer
+            measured = [values for values, _ in (self._measured(modality, frames) for frames in clips) if values is not None]
+            if measured:
+                table = np.array(measured)
                 cuts = np.quantile(table[:, :2], [1 / 3, 2 / 3], axis=0).T
                 getattr(self, f"{modality}_cuts").copy_(torch.from_numpy(cuts))
-                steady = np.quantile(table[:, 2:], self.settings.steady_share, axis=0)
+                steady = np.quantile(table[:, 2:], self.steady_share, axis=0)
                 getattr(self, f"{modality}_steady").copy_(torch.from_numpy(steady))
-        places = np.arange(self.settings.donors) * len(train) // self.settings.donors
+        places = np.arange(len(self.donor_keys)) * len(train) // len(self.donor_keys)
         for donor, place in enumerate(places.tolist()):
             sample = train[place]
             self.donor_keys[donor] = content_key(sample)
@@ -232,12 +210,12 @@ class Describer(nn.Module):
         words, parts = self.wording, []
         for modality, row in zip(MODALITIES, facts, strict=True):
             told = zip(self.kinds, row.tolist(), strict=True)
-            said = [words.levels[kind][level] for kind, level in told if kind in self.settings.facts and level != ABSENT]
+            said = [getattr(words, kind)[level] for kind, level in told if kind in self.told and level != ABSENT]
             if modality in modalities:
                 parts.append(words.names[modality] + (words.comma.join(said) or words.absent))
         return words.start + words.between.join(parts) + words.stop if parts else ""
 
-    def of_frames(self, sample: Sample, modalities: Sequence[Modality]) -> str:
+    def of_frames(self, sample: Sample, modalities: Sequence[Modality] = MODALITIES) -> str:
         """The statement about a clip's frames."""
         return self.statement(self.facts(sample), modalities)
 
@@ -255,10 +233,8 @@ class Describer(nn.Module):
         return self._directions(words, modalities)
 
     def _directions(self, words: Sequence[str], modalities: Sequence[Modality]) -> str:
-        by_modality = dict(zip(MODALITIES, words, strict=True))
-        order: tuple[Modality, ...] = ("vision", "audio")  # the face first
-        told = (by_modality[modality] for modality in order if modality in modalities)
-        return "".join(self.directed.format(word) for word in told if word).strip()
+        told = [word for modality, word in zip(MODALITIES, words, strict=True) if word and modality in modalities]
+        return "".join(self.directed.format(word) for word in reversed(told)).strip()  # the face first
 
     def of_another(self, sample: Sample, kind: Literal["features", "cue"], modalities: Sequence[Modality]) -> str:
         """The statement of another clip, a training clip that the content of this one chooses: true of no one here."""
@@ -295,11 +271,6 @@ def _cue_words(sample: Sample) -> tuple[str, str] | None:
 
 def _principal(clips: Iterable[np.ndarray]) -> np.ndarray:
     """z-scored clips (T, F) -> (F, F) principal directions, the first one first; the largest entry of each is positive."""
-    total: np.ndarray | None = None
-    for scaled in clips:
-        product = scaled.T @ scaled
-        total = product if total is None else total + product
-    assert total is not None
-    directions: np.ndarray = np.linalg.eigh(total)[1].T[::-1]
+    directions: np.ndarray = np.linalg.eigh(sum(scaled.T @ scaled for scaled in clips))[1].T[::-1]
     largest = np.take_along_axis(directions, np.abs(directions).argmax(1)[:, None], axis=1)
     return directions * np.where(largest < 0, -1.0, 1.0)

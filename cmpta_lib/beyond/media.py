@@ -13,8 +13,8 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -42,35 +42,23 @@ class Clip:
     was_cut: bool = False  # the recording went on
 
 
-@dataclass(frozen=True)
-class Reading:
-    """How much of a recording is read."""
-
-    audio: bool = True
-    vision: bool = True
-    frames_per_second: float = 2.0
-    max_seconds: float = 30.0
-
-
 def lacks(corpus: str) -> str:
     """Why no clip of this corpus can be read here, with what to do; "" where its folder and PyAV are there."""
-    named = os.environ.get(MEDIA, "")
+    named, needed = os.environ.get(MEDIA, ""), f"the recordings of '{corpus}' are needed:"
     if not named:
-        return f"the recordings of '{corpus}' are needed: set {MEDIA} to the folder that holds {corpus}/<clip id>.mp4"
+        return f"{needed} set {MEDIA} to the folder that holds {corpus}/<clip id>.mp4"
     if not Path(named).is_absolute():  # runs are made by processes that may start elsewhere
-        return f"the recordings of '{corpus}' are needed: {MEDIA} is {named}, expected the whole path, from the root"
+        return f"{needed} {MEDIA} is {named}, expected the whole path, from the root"
     if not (folder := Path(named) / corpus).is_dir():
-        return f"the recordings of '{corpus}' are needed: {MEDIA} is {named}, and there is no folder {folder}"
-    if find_spec("av") is None:
-        return 'PyAV, which reads recordings, is not installed: pip install av'
-    return ""
+        return f"{needed} {MEDIA} is {named}, and there is no folder {folder}"
+    return "" if find_spec("av") else "PyAV, which reads recordings, is not installed: pip install av"
 
 
 def find(corpus: str, ids: Iterable[str]) -> dict[str, Path]:
     """The recording of each clip, by its id.
 
     Raises:
-        FileNotFoundError: there is no folder of recordings, or a clip has none in it; says what was looked for.
+        FileNotFoundError: what `lacks` says, or a clip has no recording; says what was looked for.
     """
     if reason := lacks(corpus):
         raise FileNotFoundError(reason)
@@ -96,102 +84,77 @@ def _recording(folder: Path, name: str) -> Path | None:
 def fingerprint(recordings: Mapping[str, Path], record: Path) -> str:
     """First 16 hex digits of a SHA-256 over ids, sizes and contents, in the order of the ids.
 
-    What was hashed is kept in the file `record` with sizes and times, and hashed again only where those changed.
+    What was hashed is kept in the file `record`, and hashed again only where a recording changed.
     """
-    stamps = {name: [*_stamp(recordings[name])] for name in sorted(recordings)}
-    known: dict[str, Any] = {}
-    if record.is_file():
-        try:
-            known = files.unsealed(record, "")["clips"]
-        except (files.Damaged, LookupError):  # what it said is found out again
-            known = {}
-    digests = {
-        name: known[name][0] if known.get(name, ["", None])[1] == stamp else files.sha256(recordings[name])
-        for name, stamp in stamps.items()
-    }
-    clips = {name: [digest, stamps[name]] for name, digest in digests.items()}
-    if clips != {name: known.get(name) for name in clips}:
-        with files.writing(record):
-            record.parent.mkdir(parents=True, exist_ok=True)
-        files.write_text(record, files.sealed({"clips": known | clips}))
-    lines = "".join(json.dumps([name, stamps[name][0], digest]) + "\n" for name, digest in digests.items())
-    return hashlib.sha256(lines.encode()).hexdigest()[:16]
+    hashes = files.HashCache(record)
+    clips = [[name, path.stat().st_size, hashes.sha256(path)] for name, path in sorted(recordings.items())]
+    hashes.save()
+    return hashlib.sha256("".join(json.dumps(clip) + "\n" for clip in clips).encode()).hexdigest()[:16]
 
 
-def _stamp(path: Path) -> tuple[int, int]:
-    stat = path.stat()
-    return stat.st_size, stat.st_mtime_ns
-
-
-def read(path: Path, name: str, text: str, reading: Reading) -> Clip:
+def read(
+    path: Path, name: str, text: str, audio: bool = True, vision: bool = True,
+    frames_per_second: float = 2.0, max_seconds: float = 30.0,
+) -> Clip:  # fmt: skip
     """A clip from its recording; what it has no track of is None, as is sound shorter than `SHORTEST_S`.
 
     Raises:
-        ModuleNotFoundError: PyAV is not installed.
         ValueError: the file cannot be decoded, or has neither sound nor picture; names it and the clip.
     """
-    if find_spec("av") is None:
-        raise ModuleNotFoundError('PyAV, which reads recordings, is not installed: pip install av')
     import av
 
     try:
-        audio, long_audio = _audio(path, reading) if reading.audio else (None, False)
-        frames, rate, long_video = _frames(path, reading) if reading.vision else (None, 0.0, False)
         with av.open(str(path)) as container:
             tracks = len(container.streams.audio) + len(container.streams.video)
+        wave, long_wave = _audio(path, max_seconds) if audio else (None, False)
+        frames, long_video = _frames(path, frames_per_second, max_seconds) if vision else (None, False)
     except (av.FFmpegError, OSError) as error:
         raise ValueError(f"{path}: the recording of clip {name!r} cannot be decoded ({error}); replace the file") from error
     if not tracks:
         raise ValueError(f"{path}: the recording of clip {name!r} has neither sound nor picture; replace the file")
-    return Clip(name, text, audio, frames, rate or reading.frames_per_second, long_audio or long_video)
+    return Clip(name, text, wave, frames, frames_per_second, long_wave or long_video)
 
 
-def _audio(path: Path, reading: Reading) -> tuple[np.ndarray | None, bool]:
+def _audio(path: Path, max_seconds: float) -> tuple[np.ndarray | None, bool]:
     """(N,) float32 at 16 kHz, and whether the recording went on.
 
     Channels are averaged, as the families' own loading does; FFmpeg's mono is louder and clips.
     """
     import av
 
+    most, parts, count = round(max_seconds * RATE_HZ), [np.zeros(0, np.float32)], 0
     with av.open(str(path)) as container:
         if not container.streams.audio:
             return None, False
         resampler = av.AudioResampler(format="fltp", rate=RATE_HZ)
-        parts: list[np.ndarray] = []
-        most, count = round(reading.max_seconds * RATE_HZ), 0
-        for frame in container.decode(audio=0):
-            for out in resampler.resample(frame):
-                parts.append(out.to_ndarray().mean(0))
-                count += parts[-1].size
+        for frame in chain(container.decode(audio=0), [None]):  # None: what the resampler holds back
+            made = [out.to_ndarray().mean(0) for out in resampler.resample(frame)]
+            parts += made
+            count += sum(part.size for part in made)
             if count > most:
                 break
-        else:
-            parts += [out.to_ndarray().mean(0) for out in resampler.resample(None)]
-    wave = np.concatenate([*parts, np.zeros(0, np.float32)])
+    wave = np.concatenate(parts)
     if wave.size < SHORTEST_S * RATE_HZ:
         return None, False
     return np.clip(wave[:most], -1, 1).astype(np.float32), wave.size > most
 
 
-def _frames(path: Path, reading: Reading) -> tuple[np.ndarray | None, float, bool]:
-    """(T, H, W, 3) uint8 frames, evenly in time, how many are one second's, and whether the recording went on.
+def _frames(path: Path, frames_per_second: float, max_seconds: float) -> tuple[np.ndarray | None, bool]:
+    """(T, H, W, 3) uint8 frames, evenly in time, and whether the recording went on.
 
     The frame at each multiple of the step is taken, so that a clip gives the same frames wherever it is cut.
     """
     import av
 
-    step, start = 1 / reading.frames_per_second, None
+    start, goes_on = None, False
     taken: list[np.ndarray] = []
     with av.open(str(path)) as container:
-        if not container.streams.video:
-            return None, 0.0, False
-        for frame in container.decode(video=0):
+        for frame in container.decode(video=0) if container.streams.video else ():
             time = frame.time or 0.0
             start = time if start is None else start
-            if time - start >= reading.max_seconds:
-                return np.stack(taken), reading.frames_per_second, True
-            picture = None
-            while time - start >= len(taken) * step - 1e-6:  # more than once where the recording has fewer frames
-                picture = frame.to_ndarray(format="rgb24") if picture is None else picture
-                taken.append(picture)
-    return (np.stack(taken) if taken else None), reading.frames_per_second, False
+            if goes_on := time - start >= max_seconds:
+                break
+            # As often as its time calls for it: a recording with fewer frames shows each more than once.
+            missing = int((time - start + 1e-6) * frames_per_second) + 1 - len(taken)
+            taken += [frame.to_ndarray(format="rgb24")] * missing if missing > 0 else []
+    return (np.stack(taken) if taken else None), goes_on

@@ -11,18 +11,50 @@ Shapes: B clips, T frames, F features, L text tokens, D width, E LLM width, K ps
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import cast
+from typing import Annotated, Literal, Self, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from cmpta_lib.baselines.supervised import FeatureScaling, mean_over_time, real_positions, start_at_embedding_norm
-from cmpta_lib.beyond.regularisers import RegularisedLM
-from cmpta_lib.beyond.settings import MgsiConfig
+from cmpta_lib.base import FeatureScaling, mean_over_time, real_positions
+from cmpta_lib.beyond.regularisers import RegularisedLM, Weight
+from cmpta_lib.config import AtLeastOne, PromptedLMConfig
 from cmpta_lib.data.corpus import MODALITIES, Inputs, Modality
-from cmpta_lib.method.prompted import TokenMaker
+from cmpta_lib.fast.packing import Streams
+from cmpta_lib.fast.prompted import TokenMaker
+from cmpta_lib.method.adapter import start_at_embedding_norm
+from cmpta_lib.registry import register
+
+
+class MgsiConfig(PromptedLMConfig):
+    """Printed are the kernel, the dilation, three tokens and their mean, four pseudo tokens, the gate's and the calibration's
+    formulas, and the two weights of 0.05; widths, heads and the order of the parts are chosen here."""
+
+    name: Literal["mgsi"] = "mgsi"
+    recipe: Literal[1] = 1
+    dim: AtLeastOne = 256
+    attention_heads: AtLeastOne = 4  # in the transformer and over the three tokens; `num_heads` is CMPTA's, choice 3
+    kernel: Annotated[int, Field(ge=1)] = 3
+    dilation: AtLeastOne = 2
+    branches: Literal["parallel", "stacked"] = "parallel"  # each reads the frames, or what the one before made of them
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1  # in the transformer
+    num_pseudo_tokens: AtLeastOne = 4
+    calibration: Annotated[float, Field(ge=0)] = 0.05  # times "not neutral", times the correction
+    neutral_weight: Weight = 0.05
+    neutral_range: Annotated[float, Field(ge=0)] = 0.1  # scores as far from 0 are neutral
+    neutral_label: str = "neutral"  # the class that is; where no class is called so, its loss is off
+    token_scale: Literal["embedding_norm", "default"] = "embedding_norm"  # as CMPTA's: as large as the LLM's embeddings
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.dim % self.attention_heads:
+            raise ValueError(f"dim={self.dim} is not a multiple of attention_heads={self.attention_heads}")
+        if self.kernel % 2 == 0:
+            raise ValueError(f"kernel={self.kernel}: an even one has no middle frame, use an odd one")
+        return self
 
 
 class Convolution(nn.Module):
@@ -42,10 +74,8 @@ class Transformer(nn.Module):
 
     def __init__(self, config: MgsiConfig) -> None:
         super().__init__()
-        dim, heads = config.dim, config.attention_heads
-        self.layer = nn.TransformerEncoderLayer(
-            dim, heads, 2 * dim, config.dropout, "gelu", batch_first=True, norm_first=True
-        )
+        sizes = config.dim, config.attention_heads, 2 * config.dim, config.dropout
+        self.layer = nn.TransformerEncoderLayer(*sizes, "gelu", batch_first=True, norm_first=True)
 
     def forward(self, frames: Tensor, real: Tensor) -> Tensor:
         # A clip without frames keeps all keys, as its softmax would be NaN; pooling drops what it makes of them.
@@ -59,7 +89,7 @@ class Granularities(nn.Module):
     def __init__(self, config: MgsiConfig, features: int) -> None:
         super().__init__()
         self.is_stacked, dim = config.branches == "stacked", config.dim
-        self.scaling = FeatureScaling(features)  # register 16
+        self.scaling = FeatureScaling(features)  # choice 16
         self.project = nn.Linear(features, dim)
         convolutions = [Convolution(dim, config.kernel, dilation) for dilation in (1, config.dilation)]
         self.branches = nn.ModuleList([*convolutions, Transformer(config)])
@@ -88,19 +118,15 @@ class MgsiTokens(TokenMaker):
     """Face, voice and the text's embeddings -> K pseudo tokens.
 
     Args:
-        audio_features, vision_features: F of each modality.
+        widths: F of each modality.
         llm_dim: E.
         embedding_norm: mean norm of the LLM's text embeddings.
     """
 
-    def __init__(
-        self, config: MgsiConfig, audio_features: int, vision_features: int, llm_dim: int, embedding_norm: float
-    ) -> None:
+    def __init__(self, config: MgsiConfig, widths: Mapping[Modality, int], llm_dim: int, embedding_norm: float) -> None:
         super().__init__()
         self.calibration, self.num_tokens, dim = config.calibration, config.num_pseudo_tokens, config.dim
-        self.reading = nn.ModuleDict(
-            {"audio": Granularities(config, audio_features), "vision": Granularities(config, vision_features)}
-        )
+        self.reading = nn.ModuleDict({modality: Granularities(config, widths[modality]) for modality in MODALITIES})
         # The embeddings' entries are far below 1: at their own size they would leave every gate half open.
         self.text_scale = llm_dim**0.5 / embedding_norm
         self.gate = nn.ModuleDict({modality: nn.Linear(llm_dim, dim) for modality in MODALITIES})
@@ -114,33 +140,24 @@ class MgsiTokens(TokenMaker):
     def set_feature_statistics(self, modality: Modality, mean: Tensor, std: Tensor) -> None:
         cast(Granularities, self.reading[modality]).scaling.take(mean, std)
 
-    def forward(
-        self,
-        text: Tensor,
-        text_lengths: Tensor,
-        audio: Tensor,
-        audio_lengths: Tensor,
-        vision: Tensor,
-        vision_lengths: Tensor,
-        return_weights: bool = False,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, streams: Streams) -> tuple[Tensor, dict[str, Tensor]]:
         """Read, gate, calibrate and project; the granularities stand in the place of heads in the weights.
 
         Without weights: "non_neutral", the logit (B,) of the clip's not being neutral.
         """
-        given = {"audio": (audio, audio_lengths), "vision": (vision, vision_lengths)}
-        words = mean_over_time(text.to(self.norm.weight.dtype), text_lengths) * self.text_scale
+        text = streams.text
+        words = mean_over_time(text.values.to(self.norm.weight.dtype), text.lengths) * self.text_scale
         maps: dict[str, Tensor] = {}
         read = []
         for modality in MODALITIES:
-            vector, weights = self.reading[modality](*given[modality])
+            vector, weights = self.reading[modality](streams[modality].values, streams[modality].lengths)
             read.append(vector * (1 + self.gate[modality](words).sigmoid()))
             maps[modality] = weights[:, :, None]
         hidden = read[0] + read[1]
         logit = self.non_neutral(hidden)
         hidden = self.norm(hidden + self.calibration * logit.sigmoid() * self.correction(hidden))
         tokens = self.to_llm(hidden).unflatten(1, (self.num_tokens, -1))
-        return tokens, maps if return_weights else {"non_neutral": logit[:, 0]}
+        return tokens, maps if streams.wants_maps else {"non_neutral": logit[:, 0]}
 
 
 class Mgsi(RegularisedLM):
@@ -149,9 +166,7 @@ class Mgsi(RegularisedLM):
     settings: MgsiConfig
 
     def token_maker(self, inputs: Inputs) -> MgsiTokens:
-        assert isinstance(self.settings, MgsiConfig)
-        widths = inputs.widths["audio"], inputs.widths["vision"]
-        return MgsiTokens(self.settings, *widths, self.llm.dim, self.llm.embedding_norm)
+        return MgsiTokens(self.settings, inputs.widths, self.llm.dim, self.llm.embedding_norm)
 
     @property
     def neutral_class(self) -> int | None:
@@ -172,3 +187,17 @@ class Mgsi(RegularisedLM):
         logits = states["non_neutral"]
         losses = F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), reduction="none")
         return {"non_neutral": (self.settings.neutral_weight, losses)}
+
+
+register(
+    MgsiConfig,
+    Mgsi,
+    row="MGSI",
+    settings={
+        "demo": {"method.dim": 64},
+        "smoke": {"method.dim": 16},
+        "paper": {"training.learning_rate": 5e-5, "training.batch_size": 8, "training.epochs": 30},
+    },
+    reads="one utterance: words by the frozen LLM, all frames of voice and face",
+    is_beyond=True,
+)

@@ -8,23 +8,80 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import permutations
-from typing import cast
+from itertools import chain, permutations
+from typing import Annotated, Any, ClassVar, Literal, Self, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from cmpta_lib.base import Group, Loss
-from cmpta_lib.baselines.settings import MultimodalTransformerConfig
-from cmpta_lib.baselines.supervised import ClipBatch, Clips, Supervised, mean_over_time, real_positions
-from cmpta_lib.beyond.pretraining import ContrastiveHead, MaskedLanguageHead, mask_tokens, masked_language_loss
-from cmpta_lib.config import Stage, TrainingConfig
+from cmpta_lib.base import Group, Loss, mean_over_time, real_positions
+from cmpta_lib.baselines.supervised import Chance, ClipBatch, Clips, Supervised, SupervisedConfig
+from cmpta_lib.beyond import pretraining
+from cmpta_lib.config import AtLeastOne, Positive, RunConfig, Stage, TrainingConfig
 from cmpta_lib.data.corpus import MODALITIES, Split
+from cmpta_lib.registry import register
+
+
+class MultimodalTransformerConfig(SupervisedConfig):
+    """The transformer of the second document: pre-trained on clips without labels, then fine-tuned with them.
+
+    The document gives equations and not one number. `training` is the fine-tuning: its learning rate is that of fusion and
+    classifier, and a pre-trained body has `body_rate` times as much.
+    """
+
+    name: Literal["multimodal_transformer"] = "multimodal_transformer"
+    recipe: Literal[1] = 1
+    # Of all that follows, only these fields do not touch the pre-training, so runs that differ in them share one.
+    fine_tuning_only: ClassVar[frozenset[str]] = frozenset(
+        {"fusion", "projections", "pooling", "resampled_positions", "label_share", "body_rate"}
+    )
+    dim: Annotated[int, Field(ge=2, multiple_of=2)] = 256
+    layers: AtLeastOne = 4
+    heads: AtLeastOne = 4
+    feedforward: AtLeastOne = 4  # width of a layer's inner part, times dim
+    dropout: Chance = 0.1
+    frame_window: Annotated[int, Field(ge=1)] = 1  # frames of voice and face that W_m sees at once; 1 = as printed
+    frame_stride: AtLeastOne = 1  # frames from one window to the next
+    positions: Literal["sinusoidal", "learned"] = "sinusoidal"
+    max_positions: AtLeastOne = 1024  # of learned ones; what comes later shares the last
+    text_table: Literal["frozen", "trained"] = "frozen"  # X_t: rows of the text encoder's word embeddings, or a copy of them
+    pretraining: Literal["none", "mlm", "contrastive", "both"] = "both"
+    pretraining_epochs: AtLeastOne = 10
+    pretraining_rate: Positive = 1e-4
+    pretraining_batch: AtLeastOne = 64
+    mask_share: Annotated[float, Field(gt=0, lt=1)] = 0.15  # of a text's tokens, as in BERT
+    contrastive_view: Literal["alone", "joint"] = "alone"  # joint: text has seen the voice that it is to be matched with
+    contrastive_dim: AtLeastOne = 128
+    temperature: Positive = 0.07  # at the start; it is learned, within 1/100 and 1
+    fusion: Literal["six_pair", "concatenation", "self_attention"] = "six_pair"
+    projections: Literal["per_modality", "per_pair"] = "per_modality"  # Q, K, V as they are indexed in the document
+    pooling: Literal["mean", "first_token", "resample"] = "mean"  # how terms of unlike lengths become addable
+    resampled_positions: AtLeastOne = 8
+    label_share: Annotated[float, Field(gt=0, le=1)] = 1.0  # of the training clips whose labels are used
+    body_rate: Positive = 0.2  # of a pre-trained body; one that was not learns as fast as the classifier
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.dim % self.heads:
+            raise ValueError(f"dim={self.dim} is not a multiple of heads={self.heads}")
+        if self.pretraining == "contrastive" and self.modalities == "text":
+            raise ValueError("pretraining='contrastive' with modalities='text': there is no pair of modalities to align")
+        return self
+
+    def stages(self, run: RunConfig) -> tuple[Stage, ...]:
+        """Pre-training without labels, if any, then fine-tuning on a share of the labels."""
+        fine_tuning = Stage("training", run.training, share=self.label_share)
+        if self.pretraining == "none":
+            return (fine_tuning,)
+        of_training = self.pretraining_epochs, self.pretraining_rate, self.pretraining_batch
+        return (pretraining.unlabelled_stage("pretraining", run, *of_training, self.fine_tuning_only), fine_tuning)
+
 
 STREAMS = ("text", "audio", "vision")  # t, a, v
-Streams = Mapping[str, tuple[Tensor, Tensor]]  # modality -> states (B, T, D) and lengths (B,) int64, 0 = absent
+States = Mapping[str, tuple[Tensor, Tensor]]  # modality -> states (B, T, D) and lengths (B,) int64, 0 = absent
 
 
 def sinusoids(size: int, dim: int, device: torch.device) -> Tensor:
@@ -59,12 +116,11 @@ class Embedding(nn.Module):
             after = max(0, (size - 1) * self.stride + self.window - before - features.shape[1])
             windows = F.pad(features, (0, 0, before, after)).unfold(1, self.window, self.stride)
             features = windows[:, :size].transpose(2, 3).flatten(2)
-        return self.project(features) + self._positions(size, features.device) + self.kind, lengths
-
-    def _positions(self, size: int, device: torch.device) -> Tensor:
-        if not hasattr(self, "positions"):
-            return sinusoids(size, self.kind.shape[0], device)
-        return self.positions[torch.arange(size, device=device).clamp(max=len(self.positions) - 1)]
+        if hasattr(self, "positions"):
+            places = self.positions[torch.arange(size, device=features.device).clamp(max=len(self.positions) - 1)]
+        else:
+            places = sinusoids(size, self.kind.shape[0], features.device)
+        return self.project(features) + places + self.kind, lengths
 
 
 class Body(nn.Module):
@@ -74,45 +130,37 @@ class Body(nn.Module):
         super().__init__()
         spans = {"text": (1, 1)} | dict.fromkeys(MODALITIES, (settings.frame_window, settings.frame_stride))
         self.embeddings = nn.ModuleDict({name: Embedding(widths[name], settings, *spans[name]) for name in STREAMS})
-        inner = settings.feedforward * settings.dim
-        layer = nn.TransformerEncoderLayer(
-            settings.dim, settings.heads, inner, settings.dropout, "gelu", batch_first=True, norm_first=True
-        )
-        # Its layers are copies of one another; each gets initial weights of its own below.
-        norm = nn.LayerNorm(settings.dim)
-        self.encoder = nn.TransformerEncoder(layer, settings.layers, norm, enable_nested_tensor=False)
-        for weight in self.encoder.parameters():
+        sizes = settings.dim, settings.heads, settings.feedforward * settings.dim, settings.dropout
+        layer = nn.TransformerEncoderLayer(*sizes, "gelu", batch_first=True, norm_first=True)
+        self.encoder = nn.TransformerEncoder(layer, settings.layers, nn.LayerNorm(settings.dim), enable_nested_tensor=False)
+        for weight in self.encoder.parameters():  # whose layers are copies of one another so far
             if weight.dim() > 1:
                 nn.init.xavier_uniform_(weight)
 
-    def embedded(self, inputs: Streams) -> Streams:
-        """Features -> tokens."""
-        return {name: self.embeddings[name](*stream) for name, stream in inputs.items()}
-
-    def joint(self, inputs: Streams) -> Streams:
+    def joint(self, inputs: States) -> States:
         """Features -> H_t, H_a, H_v: every token sees those of all modalities. Zeros beyond each end."""
-        tokens = self.embedded(inputs)
+        tokens = {name: self.embeddings[name](*given) for name, given in inputs.items()}
         sizes = [states.shape[1] for states, _ in tokens.values()]
         real = torch.cat([real_positions(lengths, states.shape[1]) for states, lengths in tokens.values()], dim=1)
         states = self._encode(torch.cat([states for states, _ in tokens.values()], dim=1), real).split(sizes, dim=1)
         return {name: (part, lengths) for part, (name, (_, lengths)) in zip(states, tokens.items(), strict=True)}
 
-    def alone(self, inputs: Streams) -> Streams:
+    def alone(self, inputs: States) -> States:
         """As `joint`, but a token sees those of its own modality only."""
-        return {
-            name: (self._encode(states, real_positions(lengths, states.shape[1])), lengths)
-            for name, (states, lengths) in self.embedded(inputs).items()
-        }
+        return {name: self.joint({name: given})[name] for name, given in inputs.items()}
 
     def _encode(self, tokens: Tensor, real: Tensor) -> Tensor:
         """Padding is told by the true lengths: a real frame may well be all zeros, which MulT's code takes for padding."""
         if not tokens.shape[1]:
             return tokens
-        padding = ~real
-        # A row without any real token would be a softmax over nothing; it reads its first padding instead.
-        padding = torch.cat([padding[:, :1] & real.any(1, keepdim=True), padding[:, 1:]], dim=1)
-        states: Tensor = self.encoder(tokens, src_key_padding_mask=padding)
+        states: Tensor = self.encoder(tokens, src_key_padding_mask=~_seen(real))
         return states * real[..., None]
+
+
+def _seen(real: Tensor) -> Tensor:
+    """(B, T) bool, the tokens that may be attended to: a row without any real one reads its first padding, as a softmax
+    over nothing would be NaN."""
+    return torch.cat([real[:, :1] | ~real.any(1, keepdim=True), real[:, 1:]], dim=1)
 
 
 class SixPairs(nn.Module):
@@ -132,7 +180,7 @@ class SixPairs(nn.Module):
             {name: nn.ModuleDict({part: nn.Linear(settings.dim, settings.dim) for part in parts}) for name in names}
         )
 
-    def forward(self, streams: Streams) -> Tensor:
+    def forward(self, streams: States) -> Tensor:
         """H_t, H_a, H_v -> H_f (B, D)."""
         present = {name: lengths > 0 for name, (_, lengths) in streams.items()}
         lonely = torch.stack(list(present.values())).sum(0) == 1
@@ -142,26 +190,20 @@ class SixPairs(nn.Module):
             total = total + self._pooled(self.term(streams, x, y), streams[x][1]) * counts[:, None]
         return cast(Tensor, total)
 
-    def term(self, streams: Streams, x: str, y: str) -> Tensor:
+    def term(self, streams: States, x: str, y: str) -> Tensor:
         """A_{x->y} V_y: (B, T_x, D)."""
         (asking, _), (asked, lengths) = streams[x], streams[y]
         if not asked.shape[1]:
             return torch.zeros_like(asking)
-        shared = self.settings.projections == "per_modality"
-        query = self._projected(x if shared else f"{x}_{y}", "query", asking)
-        key, value = (self._projected(y if shared else f"{x}_{y}", part, asked) for part in ("key", "value"))
-        real = real_positions(lengths, asked.shape[1])
-        seen = torch.cat([real[:, :1] | ~real.any(1, keepdim=True), real[:, 1:]], dim=1)  # never a softmax over nothing
-        return F.scaled_dot_product_attention(query, key, value, seen[:, None])
-
-    def _projected(self, name: str, part: str, states: Tensor) -> Tensor:
-        found: Tensor = cast(nn.ModuleDict, self.projections[name])[part](states)
-        return found
+        own = x if self.settings.projections == "per_modality" else f"{x}_{y}"
+        of_x, of_y = (cast(Any, self.projections[name]) for name in (own, y if own == x else own))
+        seen = _seen(real_positions(lengths, asked.shape[1]))[:, None]
+        return F.scaled_dot_product_attention(of_x["query"](asking), of_y["key"](asked), of_y["value"](asked), seen)
 
     def _pooled(self, term: Tensor, lengths: Tensor) -> Tensor:
         """(B, T, D) -> (B, D)."""
         if not term.shape[1]:
-            return term.new_zeros(len(term), term.shape[2])
+            return term.sum(1)  # zeros
         if self.settings.pooling == "mean":
             return mean_over_time(term, lengths)
         if self.settings.pooling == "first_token":
@@ -190,19 +232,17 @@ class MultimodalTransformer(Supervised):
         settings, table = self.settings, self.encoder.model.get_input_embeddings().weight
         widths = {"text": self.encoder.dim} | {modality: self.inputs.widths[modality] for modality in MODALITIES}
         self.body = Body(settings, widths)
-        self.masked_language = MaskedLanguageHead(settings.dim, self.encoder.dim, len(table))
-        self.contrastive = ContrastiveHead(STREAMS, settings.dim, settings.contrastive_dim, settings.temperature)
-        pretrained: dict[str, nn.Module] = {
-            "body": self.body, "masked_language": self.masked_language, "contrastive": self.contrastive
-        }  # fmt: skip
+        self.masked_language = pretraining.MaskedLanguageHead(settings.dim, self.encoder.dim, len(table))
+        self.contrastive = pretraining.ContrastiveHead(STREAMS, settings.dim, settings.contrastive_dim, settings.temperature)
+        parts: dict[str, nn.Module] = {}
+        parts |= {"body": self.body, "masked_language": self.masked_language, "contrastive": self.contrastive}
         self.frozen_table = table.detach()
         if settings.text_table == "trained":
-            self.table = nn.Embedding.from_pretrained(table.detach().clone(), freeze=False)
-            pretrained["table"] = self.table
+            self.table = parts["table"] = nn.Embedding.from_pretrained(table.detach().clone(), freeze=False)
         self.fusion = SixPairs(settings) if settings.fusion == "six_pair" else nn.Identity()
         width = settings.dim * (3 if settings.fusion == "concatenation" else 1)
         self.classifier = nn.Sequential(nn.Dropout(settings.dropout), nn.Linear(width, self.outputs))  # W_c, b_c
-        network = nn.ModuleDict(pretrained | {"fusion": self.fusion, "classifier": self.classifier})
+        network = nn.ModuleDict(parts | {"fusion": self.fusion, "classifier": self.classifier})
         self._train_only("training", network)
         return network
 
@@ -211,20 +251,16 @@ class MultimodalTransformer(Supervised):
 
     def _train_only(self, stage: str, network: nn.ModuleDict) -> None:
         """Let gradients reach what this stage trains and nothing else."""
-        self.is_pretraining = stage == "pretraining"
-        wanted = {
-            "masked_language": self.is_pretraining and self.settings.pretraining in ("mlm", "both"),
-            "contrastive": self.is_pretraining and self.settings.pretraining in ("contrastive", "both"),
-            "fusion": not self.is_pretraining,
-            "classifier": not self.is_pretraining,
-        }
+        self.is_pretraining, chosen = stage == "pretraining", self.settings.pretraining
+        wanted = dict.fromkeys(("fusion", "classifier"), not self.is_pretraining)
+        wanted |= {"masked_language": self.is_pretraining and chosen in ("mlm", "both")}
+        wanted |= {"contrastive": self.is_pretraining and chosen in ("contrastive", "both")}
         for name, part in network.items():
             part.requires_grad_(wanted.get(name, True))
 
     def groups(self, config: TrainingConfig) -> Sequence[Group]:
         """All alike, but for a pre-trained body in the fine-tuning: `body_rate` times the pace of fusion and classifier."""
-        is_new = self.is_pretraining or self.settings.pretraining == "none"
-        rate = 1.0 if is_new else self.settings.body_rate
+        rate = 1.0 if self.is_pretraining or self.settings.pretraining == "none" else self.settings.body_rate
         found = []
         for name, part in self.net.items():
             trained = [parameter for parameter in part.parameters() if parameter.requires_grad]
@@ -236,18 +272,15 @@ class MultimodalTransformer(Supervised):
     @torch.no_grad()
     def _text_statistics(self, train: Split) -> tuple[np.ndarray, np.ndarray]:
         """Mean and deviation (dim,) of the embeddings of all tokens of the split; 1 where one does not vary."""
-        counts = torch.zeros(len(self.frozen_table), dtype=torch.float64)
-        for index in range(len(train)):
-            text = train[index].text if self.reads("text") else ""
-            ids = self.encoder.cut(self.encoder.token_ids(text), self.settings.max_text_tokens)
-            counts += torch.bincount(torch.tensor(ids), minlength=len(counts))
+        ids, _ = self._token_ids([sample.text for sample in train])
+        counts = torch.bincount(torch.tensor(list(chain(*ids))), minlength=len(self.frozen_table)).double()
         rows, share = self.frozen_table.double().cpu(), (counts / counts.sum())[:, None]
         mean = (share * rows).sum(0)
         std = (share * (rows - mean) ** 2).sum(0).sqrt()
         std[std <= 1e-6 * (1 + mean.abs())] = 1.0
         return mean.float().numpy(), std.float().numpy()
 
-    def inputs_of(self, clips: Clips, text_ids: Tensor) -> Streams:
+    def inputs_of(self, clips: Clips, text_ids: Tensor) -> States:
         """X_t, X_a, X_v: these tokens' embeddings, scaled, and frames."""
         lengths = clips.text_lengths if self.reads("text") else torch.zeros_like(clips.text_lengths)
         words = F.embedding(text_ids, self._table())
@@ -277,27 +310,40 @@ class MultimodalTransformer(Supervised):
         """L = L_MLM + L_CL while it is pre-trained, each its own mean; then cross-entropy, or absolute error of a score."""
         if not self.is_pretraining:
             return super().loss(batch)
-        clips, count, parts = self.clips(batch), len(batch.ids), {}
-        wanted = {"mlm", "contrastive"} if self.settings.pretraining == "both" else {self.settings.pretraining}
-        tokenizer = self.encoder.tokenizer
-        maskable = clips.text_real & (clips.text_ids != tokenizer.cls_token_id) & (clips.text_ids != tokenizer.sep_token_id)
+        clips, count, parts, joint = self.clips(batch), len(batch.ids), {}, cast(States, {})
+        chosen, is_joint = self.settings.pretraining, self.settings.contrastive_view == "joint"
         read, targets = clips.text_ids, clips.text_ids
-        if "mlm" in wanted:
-            share, size = self.settings.mask_share, len(self.frozen_table)
-            read, targets = mask_tokens(clips.text_ids, maskable, tokenizer.mask_token_id, size, share)
-        joint: Streams = {}
-        if "mlm" in wanted or self.settings.contrastive_view == "joint":
+        if chosen != "contrastive":
+            tokenizer, share, size = self.encoder.tokenizer, self.settings.mask_share, len(self.frozen_table)
+            maskable = clips.text_real & (read != tokenizer.cls_token_id) & (read != tokenizer.sep_token_id)
+            read, targets = pretraining.mask_tokens(read, maskable, tokenizer.mask_token_id, size, share)
+        if chosen != "contrastive" or is_joint:
             joint = self.body.joint(self.inputs_of(clips, read))
-        if "mlm" in wanted:
-            parts["mlm"] = masked_language_loss(self.masked_language(joint["text"][0], self._table()), targets)
-        if "contrastive" in wanted:
-            is_joint = self.settings.contrastive_view == "joint"
-            streams = joint if is_joint else self.body.alone(self.inputs_of(clips, clips.text_ids))
-            parts["contrastive"] = self._contrastive(streams)
+        if chosen != "contrastive":
+            parts["mlm"] = pretraining.masked_language_loss(self.masked_language(joint["text"][0], self._table()), targets)
+        if chosen != "mlm":
+            states = joint if is_joint else self.body.alone(self.inputs_of(clips, clips.text_ids))
+            vectors = {name: mean_over_time(*given) for name, given in states.items()}
+            parts["contrastive"] = self.contrastive(vectors, {name: lengths > 0 for name, (_, lengths) in states.items()})
         return Loss(torch.stack(list(parts.values())).sum() * count, count, {k: v * count for k, v in parts.items()})
 
-    def _contrastive(self, streams: Streams) -> Tensor:
-        vectors = {name: mean_over_time(*stream) for name, stream in streams.items()}
-        found: Tensor = self.contrastive(vectors, {name: lengths > 0 for name, (_, lengths) in streams.items()})
-        return found
 
+register(
+    MultimodalTransformerConfig,
+    MultimodalTransformer,
+    row="MM-Transformer",
+    settings={
+        "demo": {
+            "method.dim": 48, "method.layers": 1, "method.feedforward": 2, "method.dropout": 0.0,
+            "method.frame_window": 8, "method.frame_stride": 4,  # a cue in one window: a quarter of the tokens
+            "method.pretraining_epochs": 4, "method.pretraining_rate": 1e-3, "method.body_rate": 1.0,
+            "training.epochs": 2, "training.batch_size": 32,
+        },
+        "demo/meld": {"method.pretraining_rate": 3e-3},
+        "demo/data": {"training.epochs": 30},
+        "smoke": {"method.dim": 16, "method.layers": 1, "method.pretraining_epochs": 1},
+        "paper": {"training.learning_rate": 1e-4, "method.body_rate": 0.2},
+    },
+    reads="one utterance: words by BERT's word embeddings, all frames of voice and face; pre-trained without labels",
+    is_beyond=True,
+)

@@ -3,24 +3,50 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import nn
 
-from cmpta_lib.base import Batch, Loss, Method, Predictions, Tools
-from cmpta_lib.beyond import media
-from cmpta_lib.beyond import omni_model as omni
-from cmpta_lib.beyond.media import Clip, Reading
-from cmpta_lib.beyond.settings import OmniConfig
-from cmpta_lib.config import RunConfig
-from cmpta_lib.data.corpus import Inputs, Sample, Task
+from cmpta_lib.base import Batch, Loss, Method, Predictions, Resources
+from cmpta_lib.beyond import media, omni_model
+from cmpta_lib.beyond.omni_model import TEXT
+from cmpta_lib.config import AtLeastOne, LLMConfig, MethodConfig, Positive, RunConfig, override
+from cmpta_lib.data.corpus import Corpus, Inputs, Sample, Task
 from cmpta_lib.files import runs_folder
+from cmpta_lib.llm import files as llm_files
 from cmpta_lib.method.prompted import Layout, answer_text, legal_answers
+from cmpta_lib.registry import register
 
-TEXT = omni.TEXT
+ANSWERED = ("valid", "test")  # the splits that a run answers, whose recordings decide its result
+
+class OmniConfig(MethodConfig):
+    """An omni model that hears and sees the recording of a clip itself; nothing is trained (zero-shot)."""
+
+    name: Literal["omni"] = "omni"
+    recipe: Literal[1] = 1
+    model: LLMConfig = LLMConfig(name=llm_files.OMNI_MODELS[0])  # its dtype is bfloat16 where there is a GPU
+    media: str = ""  # fingerprint of the recordings of validation and test clips, filled in; "" = none is read
+    modalities: Literal["all", "text", "text_audio", "text_vision"] = "all"  # what is shown of a clip
+    prompt: Literal["benchmark", "paper"] = "benchmark"  # MMLA's sentence with labels as words; or Table 2's, with numbers
+    subject: str = ""  # what the benchmark's sentence asks for; "" = emotion for classes, sentiment for scores
+    decoding: Literal["score", "free"] = "score"  # the likeliest legal answer; or what it writes, greedily, if legal
+    max_new_tokens: AtLeastOne = 24  # of a free reply
+    answer_decimals: Annotated[int, Field(ge=1, le=4)] = 1
+    system: str = "You are a helpful assistant."  # of the chat; Qwen2.5-Omni's template writes it too. "" = none
+    max_seconds: Positive = 30.0  # of a recording; longer ones are cut and counted
+    frames_per_second: Positive = 2.0  # the families' own
+    frame_tokens: AtLeastOne = 128  # positions in the LLM for a pair of frames; the families allow 128 to 768
+
+    @property
+    def needs_media(self) -> bool:
+        return self.modalities != "text"
+
 
 
 @dataclass(frozen=True)
@@ -61,13 +87,13 @@ def question(settings: OmniConfig, task: Task, has_audio: bool, has_vision: bool
     if settings.prompt == "paper":
         layout = Layout.of(task)
         return Question(f"{layout.open}{TEXT}{layout.close}{layout.prompt}", tuple(answers))
-    subject = settings.subject or ("emotion" if task.kind == "classification" else "sentiment")
-    labels = list(task.labels if task.kind == "classification" else answers)
-    scale = "" if task.kind == "classification" else f", from {labels[0]} (most negative) to {labels[-1]} (most positive)"
-    shown = "a video" if has_vision else "a recording" if has_audio else "an utterance"
-    given = {
-        (True, True): "text, video, and audio content", (False, True): "text and video content",
-        (True, False): "text and audio content", (False, False): "text",
+    is_class = task.kind == "classification"
+    subject = settings.subject or ("emotion" if is_class else "sentiment")
+    labels = list(task.labels if is_class else answers)
+    scale = "" if is_class else f", from {labels[0]} (most negative) to {labels[-1]} (most positive)"
+    shown, given = {
+        (True, True): ("a video", "text, video, and audio content"), (False, True): ("a video", "text and video content"),
+        (True, False): ("a recording", "text and audio content"), (False, False): ("an utterance", "text"),
     }[has_audio, has_vision]  # fmt: skip
     return Question(
         f"You are presented with {shown} in which the speaker says: {TEXT}. Based on the {given}, what is the {subject} of "
@@ -80,66 +106,101 @@ def question(settings: OmniConfig, task: Task, has_audio: bool, has_vision: bool
 class Omni(Method):
     """Nothing is trained: the module is empty, and a finished run holds which model answered what."""
 
-    def __init__(self, config: RunConfig, inputs: Inputs, tools: Tools) -> None:
+    def __init__(self, config: RunConfig, inputs: Inputs, resources: Resources) -> None:
         assert isinstance(config.method, OmniConfig)
         self.settings, self.task, self.corpus = config.method, inputs.task, config.data.name
         caches = [folder / "cache" / "llm" for folder in (runs_folder(), runs_folder() / "smoke")]
-        self.llm = omni.load(self.settings.model, caches, tools.device, self.settings.system, self.settings.frame_tokens)
+        settings = self.settings
+        self.llm = omni_model.load(settings.model, caches, resources.device, settings.system, settings.frame_tokens)
         self.module = nn.Module()
-        self.answers = legal_answers(self.task, self.settings.answer_decimals)
-        self.reading = Reading(
-            "audio" in self.settings.modalities or self.settings.modalities == "all",
-            "vision" in self.settings.modalities or self.settings.modalities == "all",
-            self.settings.frames_per_second,
-            self.settings.max_seconds,
-        )
+        self.answers = legal_answers(self.task, settings.answer_decimals)
+        self.has_audio, self.has_vision = (settings.modalities in ("all", f"text_{one}") for one in ("audio", "vision"))
 
     def collate(self, samples: Sequence[Sample]) -> OmniBatch:
         labels = [s.label if s.label is None else answer_text(self.task, s.label, self.settings.answer_decimals) for s in samples]
         return OmniBatch(tuple(s.id for s in samples), {}, tuple(s.text for s in samples), tuple(labels))
 
-    def clips(self, batch: OmniBatch) -> list[Clip]:
+    def clips(self, batch: OmniBatch) -> list[media.Clip]:
         """What the model is shown; raises as `media.find` and `media.read`."""
-        if not self.settings.needs_media:
-            return [Clip(name, text) for name, text in zip(batch.ids, batch.texts, strict=True)]
-        found = media.find(self.corpus, batch.ids)
-        return [media.read(found[name], name, text, self.reading) for name, text in zip(batch.ids, batch.texts, strict=True)]
+        named, settings = list(zip(batch.ids, batch.texts, strict=True)), self.settings
+        if not settings.needs_media:
+            return [media.Clip(name, text) for name, text in named]
+        found, limits = media.find(self.corpus, batch.ids), (settings.frames_per_second, settings.max_seconds)
+        return [media.read(found[name], name, text, self.has_audio, self.has_vision, *limits) for name, text in named]
 
-    def ask(self, clip: Clip) -> Question:
+    def ask(self, clip: media.Clip) -> Question:
         return question(self.settings, self.task, clip.audio is not None, clip.frames is not None)
 
-    def scores(self, clips: Sequence[Clip]) -> np.ndarray:
+    def scores(self, clips: Sequence[media.Clip]) -> np.ndarray:
         """(B, answers) log-probabilities of every legal answer, normalised among them."""
-        asked = [self.ask(clip) for clip in clips]
-        found = [self.llm.score([clip], one.prompt, one.written)[0] for clip, one in zip(clips, asked, strict=True)]
+        asked = [(clip, self.ask(clip)) for clip in clips]
+        found = [self.llm.score(clip, one.prompt, one.written) for clip, one in asked]
         return np.array(found, np.float64).reshape(len(clips), len(self.answers))
 
     def loss(self, batch: OmniBatch) -> Loss:  # type: ignore[override]  # what our own `collate` made
         """What the answers cost, without a gradient."""
-        order = [*self.answers]
-        places = [order.index(label) for label in batch.labels if label is not None]
-        if len(places) < len(batch.ids):
+        if None in batch.labels:
             raise ValueError("a clip has no label: only labelled clips have a loss")
+        places = [[*self.answers].index(str(label)) for label in batch.labels]
         scores = self.scores(self.clips(batch))
         return Loss(torch.tensor(-scores[np.arange(len(places)), places].sum()), len(places))
 
     def predict(self, batch: OmniBatch) -> Predictions:  # type: ignore[override]
         """The likeliest legal answer; or with free decoding what the model writes, None where that is no legal answer."""
         clips, order = self.clips(batch), [*self.answers]
-        oddities = Counter({"recordings_cut": sum(clip.was_cut for clip in clips)})
-        if self.settings.needs_media:
-            oddities["without_sound"] = sum(clip.audio is None for clip in clips) if self.reading.audio else 0
-            oddities["without_picture"] = sum(clip.frames is None for clip in clips) if self.reading.vision else 0
+        issues = Counter({"recordings_cut": sum(clip.was_cut for clip in clips)})
+        issues["without_sound"] = sum(clip.audio is None for clip in clips) if self.has_audio else 0
+        issues["without_picture"] = sum(clip.frames is None for clip in clips) if self.has_vision else 0
         chances, places = None, []
         if self.settings.decoding == "score":
             scores = self.scores(clips)
             places, chances = scores.argmax(1).tolist(), np.exp(scores)
         else:
-            for clip in clips:
-                asked = self.ask(clip)
-                places.append(asked.parse(self.llm.generate([clip], asked.prompt, self.settings.max_new_tokens)[0]))
-            oddities["unparsable_replies"] = places.count(None)
+            asked = [(clip, self.ask(clip)) for clip in clips]
+            most = self.settings.max_new_tokens
+            places = [one.parse(self.llm.generate(clip, one.prompt, most)) for clip, one in asked]
+            issues["unparsable_replies"] = places.count(None)
         replies = [None if place is None else order[place] for place in places]
         values = np.array([np.nan if reply is None else self.answers[reply] for reply in replies], np.float64)
-        found = {name: count for name, count in oddities.items() if count}
-        return Predictions(values, replies, tuple(order), chances, found)
+        return Predictions(values, replies, tuple(order), chances, +issues)  # +: those that there are
+
+
+def complete(config: RunConfig, corpus: Corpus, cache: Path, changes: Mapping[str, Any]) -> RunConfig:
+    """The config with the fingerprints of its model and of the recordings of the clips that are answered.
+
+    Computed in bfloat16 where there is a GPU and in float32 elsewhere, unless `changes` say otherwise.
+
+    Raises:
+        FileNotFoundError: model or recordings are not on this machine; says how to get them.
+        OSError, ValueError: as `omni_model.check`.
+    """
+    assert isinstance(config.method, OmniConfig)
+    name, dtype = config.method.model.name, config.method.model.dtype
+    if config.method.needs_media and corpus.generated:
+        raise FileNotFoundError(
+            f"corpus '{corpus.name}' is generated: it holds features, and an omni model reads recordings; use real clips"
+        )
+    if config.method.needs_media and (reason := media.lacks(corpus.name)):
+        raise FileNotFoundError(reason)
+    omni_model.check(llm_files.locate(name))
+    if "method.model.dtype" not in changes:
+        dtype = "bfloat16" if torch.cuda.is_available() else "float32"
+    model = llm_files.resolve(name, dtype, cache / "llm")
+    found: dict[str, Any] = {f"method.model.{name}": value for name, value in model.model_dump().items()}
+    if config.method.needs_media:
+        recordings = media.find(corpus.name, [name for split in ANSWERED for name in corpus.splits[split].table["id"]])
+        found["method.media"] = media.fingerprint(recordings, cache / "media" / f"{corpus.fingerprint[:16]}.json")
+    return override(config, found)
+
+
+register(
+    OmniConfig,
+    Omni,
+    row="omni model",
+    complete=complete,
+    waits=media.lacks,
+    comparisons=(),  # a model of another size that reads recordings, not features: no line of the paper's tables
+    reads="one utterance: words, sound and pictures of the recording by a published omni model as it is (zero-shot)",
+    is_trained=False,
+    is_beyond=True,
+)

@@ -1,4 +1,4 @@
-"""Losses that need no labels: masked language modelling and contrastive alignment (section 3.2, pre-training, step 4).
+"""Training without labels: masked language modelling and contrastive alignment (section 3.2, pre-training, step 4).
 
 The document names both and prints L = L_MLM + L_CL; what is masked, who is paired with whom and how it is scored are
 those of BERT and CLIP. Nothing here waits for the device. Shapes: B clips, L text tokens, V vocabulary, D features.
@@ -7,15 +7,27 @@ those of BERT and CLIP. Nothing here waits for the device. Shapes: B clips, L te
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from itertools import combinations
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cmpta_lib.config import RunConfig, Stage
+
 IGNORED = -100  # target of a token that is not predicted, as in transformers
 LARGEST_SCALE = math.log(100)  # of similarities, as in CLIP; the least is ln 1: a temperature between 1/100 and 1
+
+
+def unlabelled_stage(name: str, run: RunConfig, epochs: int, rate: float, batch: int, apart: Collection[str]) -> Stage:
+    """A stage that reads no label, so that nothing is validated; runs share it that differ in method fields `apart` only."""
+    own = {"epochs": epochs, "learning_rate": rate, "batch_size": batch, "patience": None}
+    training = run.training.model_copy(update=own)
+    outcome: dict[str, Any] = {"data": run.data.model_dump(mode="json"), "training": training.model_dump(mode="json")}
+    outcome |= {"method": run.method.model_dump(mode="json", exclude=set(apart)), "seed": run.seed}
+    return Stage(name, training, is_labelled=False, outcome=outcome)
 
 
 def mask_tokens(ids: Tensor, maskable: Tensor, mask_id: int, vocabulary: int, share: float) -> tuple[Tensor, Tensor]:
@@ -61,18 +73,10 @@ def info_nce(one: Tensor, other: Tensor, scale: Tensor | float, both: Tensor | N
 
 
 def contrastive_loss(vectors: Mapping[str, Tensor], present: Mapping[str, Tensor], scale: Tensor | float) -> Tensor:
-    """() mean of `info_nce` over all pairs of modalities that some clip has; 0 without such a pair.
-
-    Args:
-        vectors: modality -> (B, D).
-        present: modality -> (B,) bool.
-    """
-    losses, exist = [], []
-    for one, other in combinations(vectors, 2):
-        both = present[one] & present[other]
-        losses.append(info_nce(vectors[one], vectors[other], scale, both))
-        exist.append(both.any())
-    return torch.stack(losses).sum() / torch.stack(exist).sum().clamp(min=1)
+    """Modality -> vectors (B, D), and presence (B,) bool -> () mean of `info_nce` over the pairs that some clip has."""
+    pairs = [(one, other, present[one] & present[other]) for one, other in combinations(vectors, 2)]
+    losses = torch.stack([info_nce(vectors[one], vectors[other], scale, both) for one, other, both in pairs])
+    return losses.sum() / torch.stack([both.any() for *_, both in pairs]).sum().clamp(min=1)
 
 
 class MaskedLanguageHead(nn.Module):

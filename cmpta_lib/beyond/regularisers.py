@@ -9,19 +9,21 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
 from cmpta_lib.base import Loss
 from cmpta_lib.data.corpus import Sample
 from cmpta_lib.fast.packing import send
-from cmpta_lib.method.prompted import PromptBatch, PromptedLM
+from cmpta_lib.fast.prompted import PromptBatch, PromptedLM
 
+Weight = Annotated[float, Field(ge=0)]  # of a loss
 
 def central_moment_discrepancy(first: Tensor, second: Tensor, orders: int, interval: float) -> Tensor:
     """How unlike two samples are in mean and central moments (Zellinger et al., ICLR 2017).
@@ -91,10 +93,8 @@ class RegularisedLM(PromptedLM):
         """What the token maker gave and the targets (B,) -> by name a weight and the losses (B,)."""
 
     def collate(self, samples: Sequence[Sample]) -> TargetBatch:
-        plain = super().collate(samples)
         labels = np.array([0 if sample.label is None else sample.label for sample in samples])
-        given = {field.name: getattr(plain, field.name) for field in fields(plain)}
-        return TargetBatch(**given, targets=self.targets(labels).astype(np.int64))
+        return TargetBatch(**vars(super().collate(samples)), targets=self.targets(labels).astype(np.int64))
 
     def pseudo_tokens(self, batch: PromptBatch, return_weights: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
         if isinstance(batch, TargetBatch) and batch.tokens is not None and not return_weights:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from cmpta_lib.cli.interruption import interruptible
 
@@ -18,27 +18,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(arguments: Sequence[str] | None = None) -> int:
     """Parse the arguments and do what they ask; what goes wrong is one line on stderr."""
     from cmpta_lib import files
-    from cmpta_lib.cli import commands, listing, planning
     from cmpta_lib.cli.arguments import parser
-    from cmpta_lib.cli.reproduce import rehearse_paper, reproduce, work
 
     options = parser().parse_args(arguments)
-    actions = {
-        "reproduce": reproduce,
-        "worker": work,
-        "check": planning.check_study,
-        "runs": listing.list_runs,
-        "compare": _compare,
-        "publish": commands.publish_exports,
-        "benchmark": _benchmark,
-        "data": commands.prepare_data,
-        "weights": commands.fetch_weights,
-        "rehearse": rehearse_paper,
-    }
     try:
-        if options.command in commands.WITH_NOTEBOOKS:
+        if options.command in ("reproduce", "dry-run", "publish"):  # they need the repository, not the package alone
             files.need_checkout(f"cmpta {options.command}")
-        return actions[options.command](options)
+        return _action(options.command)(options)
     except OSError as error:
         print(f"cmpta {options.command}: {files.explained(error)}", file=sys.stderr)
     except (ValueError, RuntimeError) as error:
@@ -46,16 +32,27 @@ def run(arguments: Sequence[str] | None = None) -> int:
     return 1
 
 
-def _benchmark(options: argparse.Namespace) -> int:
-    from cmpta_lib.benchmark.command import run  # torch, which most commands answer without
+def _action(command: str) -> Callable[[argparse.Namespace], int]:
+    """What a command does; each imports what it needs alone."""
+    if command == "benchmark":
+        from cmpta_lib.benchmark import command as benchmark
 
-    return run(options)
+        return benchmark.run
+    if command == "compare":
+        from cmpta_lib.cli.compare import compare
 
+        return compare
+    from cmpta_lib.cli import commands, listing, reproduce
 
-def _compare(options: argparse.Namespace) -> int:
-    from cmpta_lib.cli.compare import compare  # pandas and matplotlib, which no other command needs at once
-
-    return compare(options)
+    return {
+        "reproduce": reproduce.reproduce,
+        "check": commands.check_study,
+        "runs": listing.list_runs,
+        "publish": commands.publish_exports,
+        "data": commands.prepare_data,
+        "weights": commands.fetch_weights,
+        "dry-run": reproduce.dry_run,
+    }[command]
 
 
 if __name__ == "__main__":

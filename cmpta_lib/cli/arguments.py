@@ -6,18 +6,22 @@ import argparse
 import ast
 import platform
 from importlib.metadata import version
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 import cmpta_lib
 from cmpta_lib.benchmark.options import ANSWERED, BACKBONES
 from cmpta_lib.benchmark.options import CORPORA as LENGTHS
 from cmpta_lib.llm import files as llm_files
 from cmpta_lib.runs import provenance
-from cmpta_lib.runs.engines import DEFAULT, ENGINES, Engine, engine_of
+from cmpta_lib.runs.engines import DEFAULT, ENGINES
 from cmpta_lib.runs.progress import STATES
 from cmpta_lib.study.parameters import may_be_none, read_value
 from cmpta_lib.study.plan import NOTEBOOKS
 from cmpta_lib.study.study import Study
+
+_AT_LEAST_ONE = TypeAdapter(Annotated[int, Field(ge=1, lt=10**9)])
 
 
 class _Parser(argparse.ArgumentParser):
@@ -43,22 +47,17 @@ def parser() -> argparse.ArgumentParser:
     def command(name: str, what: str) -> argparse.ArgumentParser:
         return commands.add_parser(name, help=what, description=what)
 
-    def study_command(name: str, what: str) -> argparse.ArgumentParser:
-        sub = command(name, what)
-        _add_study(sub)
-        return sub
-
-    run = study_command("reproduce", "run the notebooks and export tables, figures and report.md")
+    run = command("reproduce", "run the notebooks and export tables, figures and report.md")
+    _add_study(run)
     _add_engine(run)
     finished = "make no run: tables and figures from the seeds that are finished, also while another call makes the others"
     run.add_argument("--finished", action="store_true", help=finished)
     run.add_argument("--dry-run", action="store_true", help="list the runs with their config hashes, and train nothing")
-    share = "make the runs of `reproduce` that are free, on any machine that sees the runs folder; until all are finished"
-    _add_engine(study_command("worker", share))
-    look = study_command("check", "what is here and missing, how long each table takes, when which claim can be judged")
+    look = command("check", "what is here and missing, and how long each notebook takes")
+    _add_study(look)
     look.add_argument("--jobs", type=at_least_one, default=None, help="runs at a time (default: one a GPU, else one a core)")
     look.add_argument("--deep", action="store_true", help="also read every stored byte and compare it with its hash")
-    _add_benchmark(command("benchmark", "time steps and answers beside the bare LLM's floor and MSE-Adapter's way"))
+    _add_benchmark(command("benchmark", "time steps and answers beside the bare LLM and MSE-Adapter's way"))
     _add_listing(command("runs", "list runs: what each is, how far, and its scores"))
     _add_comparison(command("compare", "two runs, or two rows with all their seeds: settings, scores, clips"))
     publish = command("publish", "copy a profile's exports to figures/published and show them in the README")
@@ -68,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
     data.add_argument("rest", nargs=argparse.REMAINDER, help="its own options; see cmpta data CORPUS --help")
     weights = command("weights", "fetch an LLM or a BERT from the hub: weights, configuration, vocabulary, no code")
     weights.add_argument("name", help=f"{', '.join([*llm_files.PUBLISHED, *llm_files.ENCODERS])}, or a hub id")
-    _add_rehearsal(command("rehearse", "run profile paper on generated files laid out like the published ones"))
+    _add_dry_run(command("dry-run", "run profile paper on synthetic files laid out like the published ones"))
     return top
 
 
@@ -111,8 +110,8 @@ def _add_listing(sub: argparse.ArgumentParser) -> None:
 
 def _add_comparison(sub: argparse.ArgumentParser) -> None:
     what = "a run's folder, its name, the beginning of its hash, or a row's name such as CMPTA or 'alignment off'"
-    for side in ("a", "b"):
-        sub.add_argument(side, metavar=side.upper(), help=what if side == "a" else "the other")
+    sub.add_argument("a", metavar="A", help=what)
+    sub.add_argument("b", metavar="B", help="the other")
     sub.add_argument("--corpus", default=None, help="on which corpus, where a row's name is given")
     sub.add_argument("--clips", type=at_least_one, default=10, help="how many of the clips that changed most (default 10)")
     sub.add_argument("--smoke", action="store_true", help="among the smoke runs")
@@ -133,12 +132,11 @@ def _add_benchmark(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--annotations", default="", help="folder of MELD's CSVs, for its real texts")
     sub.add_argument("--threads", type=at_least_one, default=None, help="of torch (default: its own choice)")
     sub.add_argument("--seed", type=int, default=0, help="of clips and weights (default 0)")
-    sub.add_argument("--scaling", action="store_true", help="also how costs grow with batch, lengths, width and samples")
     sub.add_argument("--publish", action="store_true", help="measure nothing: copy what is stored to figures/published")
     sub.add_argument("--no-memory", action="store_false", dest="memory", help="leave out peak memory, one process each")
 
 
-def _add_rehearsal(sub: argparse.ArgumentParser) -> None:
+def _add_dry_run(sub: argparse.ArgumentParser) -> None:
     sizes = "small (minutes on a CPU) or full (Qwen-1.8B's and the published sizes); default: full where there is a GPU"
     sub.add_argument("--size", choices=("small", "full"), default=None, help=sizes)
     sub.add_argument("--factor", type=float, default=None, help="split sizes, as a fraction of the published ones")
@@ -157,16 +155,15 @@ def seeds(text: str) -> Any:
 
 def at_least_one(text: str) -> int:
     """A whole number from 1 on."""
-    if not (text.isascii() and text.isdigit() and 0 < int(text) < 10**9):
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, not '{text}'")
-    return int(text)
+    try:
+        return _AT_LEAST_ONE.validate_strings(text)
+    except ValidationError:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, not '{text}'") from None
 
 
 def change(text: str) -> tuple[str, Any]:
     """`field=value`: the value as JSON or a Python literal where it is one, else the text itself."""
-    field, equals, value = text.partition("=")
-    if not (field and equals):
-        raise argparse.ArgumentTypeError(f"expected FIELD=VALUE such as training.epochs=3, not '{text}'")
+    field, value = _assigned(text, "FIELD=VALUE such as training.epochs=3")
     if value.lower() == "none":  # nothing in training.patience, a word in adapter.fusion
         return field, None if may_be_none(field) else value
     return field, read_value(value)
@@ -174,20 +171,20 @@ def change(text: str) -> tuple[str, Any]:
 
 def setting(text: str) -> tuple[str, Any]:
     """`name=value` of an engine, the value as in `change`."""
+    name, value = _assigned(text, "NAME=VALUE such as address=auto")
+    return name, read_value(value)
+
+
+def _assigned(text: str, expected: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not (name and equals):
-        raise argparse.ArgumentTypeError(f"expected NAME=VALUE such as address=auto, not '{text}'")
-    return name, read_value(value)
+        raise argparse.ArgumentTypeError(f"expected {expected}, not '{text}'")
+    return name, value
 
 
 def study_of(options: argparse.Namespace) -> Study:
     """The study that the options name."""
     return Study(options.profile, options.seeds, options.data, options.smoke, options.llm, dict(options.changes))
-
-
-def engine_from(options: argparse.Namespace) -> Engine:
-    """The engine that the options name; raises as `engines.engine_of`."""
-    return engine_of(options.engine, options.jobs, dict(options.engine_settings))
 
 
 def chosen_notebooks(options: argparse.Namespace) -> list[str]:
@@ -199,9 +196,6 @@ def chosen_notebooks(options: argparse.Namespace) -> list[str]:
     names = [notebook.name for notebook in NOTEBOOKS]
     if not options.only:
         return [notebook.name for notebook in NOTEBOOKS if options.all or not notebook.is_beyond]
-    chosen = [name for name in names if any(part in name for part in options.only)]
-    if not chosen:
-        raise ValueError(
-            f"--only {' '.join(options.only)}: no notebook has that in its name; there are: {', '.join(names)}"
-        )
-    return chosen
+    if chosen := [name for name in names if any(part in name for part in options.only)]:
+        return chosen
+    raise ValueError(f"--only {' '.join(options.only)}: no notebook has that in its name; there are: {', '.join(names)}")

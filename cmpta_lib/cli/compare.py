@@ -7,7 +7,7 @@ import difflib
 import json
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,11 @@ from cmpta_lib import metrics
 from cmpta_lib.cli.listing import SHORT, Listed, as_json, listed
 from cmpta_lib.figures.clips import NEAR
 from cmpta_lib.files import runs_folder
-from cmpta_lib.report.versus import Scored, Versus, differing, versus
+from cmpta_lib.metrics import Metric
+from cmpta_lib.report.versus import Versus, differing, versus
 from cmpta_lib.runs import store
-from cmpta_lib.runs.progress import cut, summarise, table
+from cmpta_lib.runs.progress import cut, table
 from cmpta_lib.runs.store import Run
-from cmpta_lib.study.naming import names
-from cmpta_lib.study.plan import every_row
 
 _TEXT_COLUMNS, _ANSWER_COLUMNS, _VALUE_COLUMNS = 40, 24, 30
 _MOST_CANDIDATES, _MOST_NEAR, _LINE = 12, 3, 110
@@ -33,7 +32,7 @@ def compare(options: argparse.Namespace) -> int:
         ValueError, OSError: one of them is unknown, ambiguous, unfinished or damaged, or they are on different corpora.
     """
     root = runs_folder() / "smoke" if options.smoke else runs_folder()
-    every = list(listed(root))
+    every = listed(root)
     corpus = options.corpus or next((one.corpus for text in (options.a, options.b) if (one := _addressed(text, every))), None)
     a, b = meant(options.a, every, corpus), meant(options.b, every, corpus)
     found = versus(_runs(a), _runs(b))
@@ -78,18 +77,14 @@ def _addressed(text: str, every: Sequence[Listed]) -> Listed | None:
         if row.summary.folder.name == text or (place.is_dir() and row.summary.folder.resolve() == place.resolve()):
             return row
     if (place / store.CONFIG).is_file():  # a run that was copied elsewhere
-        summary = summarise(next(one for one in store.found(place.resolve().parent) if _folder(one) == place.resolve()))
-        return Listed(summary, names(place.resolve().parent, every_row)(summary.config) if summary.config else None)
+        place = place.resolve()
+        return next(row for row in listed(place.parent) if row.summary.folder == place)
     if not re.fullmatch(r"[0-9a-f]{4,12}", text):
         return None
     found = [row for row in every if row.hash.startswith(text)]
     if len(found) > 1:
         raise ValueError(f"'{text}' begins the hashes of {len(found)} runs: {_candidates(found)}")
     return found[0] if found else None
-
-
-def _folder(entry: Run | tuple[Path, str]) -> Path:
-    return entry.folder if isinstance(entry, Run) else entry[0]
 
 
 def _why(row: Listed) -> str:
@@ -120,34 +115,36 @@ def _texts(row: Listed) -> dict[str, str]:
 
 def screen(a: Sequence[Listed], b: Sequence[Listed], found: Versus, texts: dict[str, str], clips: int) -> list[str]:
     """The comparison's lines."""
-    lines = [_title("A", a), _title("B", b), ""]
-    lines += _settings(found)
-    lines += ["", *table(["test", "A", "B", "A − B", "95 % interval", "p", "better"], [_score(one) for one in found.scores])]
+    lines = [_title("A", a), _title("B", b), "", *_settings(found), ""]
+    by_name = {metric.name: metric for kind in metrics.TABLED.values() for metric in kind}
+    shown = [_score(by_name[one["metric"]], one) for one in found.scores.to_dict(orient="records")]
+    lines += table(["test", "A", "B", "A − B", "95 % interval", "p", "better"], shown)
     if found.left_out:
         lines.append(f"without {found.left_out} clips to which some run gave no score")
-    right = int((found.clips["a_right"] & found.clips["b_right"]).sum())
-    wrong = len(found.clips) - right - found.only_right("a") - found.only_right("b")
-    rule = f" (within {NEAR:g} of the label)" if any(one.metric is metrics.MAE for one in found.scores) else ""
+    both = int((found.clips["a_right"] & found.clips["b_right"]).sum())
+    only = {side: found.only_right(side) for side in "ab"}
+    rule = f" (within {NEAR:g} of the label)" if "mae" in set(found.scores["metric"]) else ""
     rule += ", in most seeds" if len(a) > 1 or len(b) > 1 else ""
-    lines += ["", f"right{rule}, of {len(found.clips)} clips: both {right}, A alone {found.only_right('a')}, "]
-    lines[-1] += f"B alone {found.only_right('b')}, neither {wrong}"
+    lines += ["", f"right{rule}, of {len(found.clips)} clips: both {both}, A alone {only['a']}, B alone {only['b']}, "]
+    lines[-1] += f"neither {len(found.clips) - both - sum(only.values())}"
     changed = found.clips[found.clips["a_error"] != found.clips["b_error"]].head(clips)
     if len(changed):
-        shown = changed.assign(text=[_short(texts.get(name, ""), _TEXT_COLUMNS) for name in changed["id"]])
-        shown[["a", "b"]] = shown[["a", "b"]].map(_short)
-        cells = shown[["id", "text", "label", "a", "b"]].to_numpy().tolist()
+        cells = [
+            [one.id, _short(texts.get(one.id, ""), _TEXT_COLUMNS), one.label, _short(one.a), _short(one.b)]
+            for one in changed.itertuples()
+        ]
         lines += ["", *table(["clips that changed most", "text", "label", "A", "B"], cells)]
     return lines
 
 
 def _settings(found: Versus) -> list[str]:
     """The fields that both have and that differ, one a line; then those that only one of two methods has."""
-    shared = {name: pair for name, pair in found.fields.items() if name in found.shared}
-    lines = table(["setting", "A", "B"], [[name, *map(_value, pair)] for name, pair in shared.items()]) if shared else []
+    shared = [[name, *map(_value, pair)] for name, pair in found.fields.items() if name in found.shared]
+    lines = table(["setting", "A", "B"], shared) if shared else []
     for place, side in enumerate("AB"):
-        own = [f"{name}={pair[place]}" for name, pair in found.fields.items() if name not in shared and pair[1 - place] is None]
-        if own:
-            lines += textwrap.wrap(f"only {side} has {', '.join(own)}", _LINE, subsequent_indent="  ")
+        own = {name: pair[place] for name, pair in found.fields.items() if name not in found.shared and pair[1 - place] is None}
+        said = ", ".join(f"{name}={value}" for name, value in own.items())
+        lines += textwrap.wrap(f"only {side} has {said}", _LINE, subsequent_indent="  ") if own else []
     return lines or ["the settings are the same"]
 
 
@@ -165,28 +162,20 @@ def _short(text: str, width: int = _ANSWER_COLUMNS) -> str:
     return cut(" ".join(text.split()), width)
 
 
-def _score(one: Scored) -> list[str]:
-    metric, found = one.metric, one.difference
-    a, b = (" ".join(metric.shown(metric.scale * value) for value in side) for side in (one.a, one.b))
-    difference, low, high = (metric.shown(metric.scale * v, "+") for v in (found.difference, found.low, found.high))
-    return [metric.label, a, b, difference, f"[{low}, {high}]", f"{found.p_value:.3f}", one.better or "not clear"]
+def _score(metric: Metric, one: Mapping[str, Any]) -> list[str]:
+    a, b = (" ".join(metric.shown(metric.scale * value) for value in one[side]) for side in "ab")
+    difference, low, high = (metric.shown(metric.scale * one[name], "+") for name in ("difference", "low", "high"))
+    return [metric.label, a, b, difference, f"[{low}, {high}]", f"{one['p_value']:.3f}", one["better"] or "not clear"]
 
 
-def _as_json(
-    a: Sequence[Listed], b: Sequence[Listed], found: Versus, texts: dict[str, str], clips: int
-) -> dict[str, Any]:
-    scores = [
-        {"metric": one.metric.name, "a": one.a, "b": one.b, **vars(one.difference), "better": one.better or None}
-        for one in found.scores
-    ]
-    changed = found.clips.head(clips).to_dict(orient="records")
+def _as_json(a: Sequence[Listed], b: Sequence[Listed], found: Versus, texts: dict[str, str], clips: int) -> dict[str, Any]:
     return {
         "a": [as_json(row) for row in a],
         "b": [as_json(row) for row in b],
         "fields": {name: {"a": pair[0], "b": pair[1]} for name, pair in found.fields.items()},
-        "scores": scores,
+        "scores": [one | {"better": one["better"] or None} for one in found.scores.to_dict(orient="records")],
         "left_out": found.left_out,
         "only_a_right": found.only_right("a"),
         "only_b_right": found.only_right("b"),
-        "clips": [{**clip, "text": texts.get(str(clip["id"]))} for clip in changed],
+        "clips": [one | {"text": texts.get(str(one["id"]))} for one in found.clips.head(clips).to_dict(orient="records")],
     }

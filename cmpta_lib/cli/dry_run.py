@@ -1,7 +1,7 @@
-"""A rehearsal of profile `paper` without its downloads: random weights laid out as Qwen-1.8B and BERT are published.
+"""A dry run of profile `paper` without its downloads: random weights laid out as Qwen-1.8B and BERT are published.
 
 What is written here has the names, shapes and files of the real thing and the contents of a random generator, so that
-everything after the download can be run, timed and tested anywhere. `data_prep.rehearsal` does the same for the corpora.
+everything after the download can be run, timed and tested anywhere. `data_prep.synthetic_files` does the same for corpora.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,29 +20,27 @@ from torch import Tensor
 from cmpta_lib import files
 from cmpta_lib.data.corpus import Corpus
 from cmpta_lib.embedded.tiny import wordpiece_tokenizer
+from cmpta_lib.llm import qwen_v1
 from cmpta_lib.llm.files import QWEN_1_8B
 from cmpta_lib.paper import MELD_PROMPT, SIMS_PROMPT, WRAP_TAGS
-from cmpta_lib.study.profiles import REHEARSAL
+from cmpta_lib.study.profiles import DRY_RUN
 from cmpta_lib.study.study import Study
-from data_prep import meld, simsv2
+from data_prep import meld, simsv2, synthetic_files
 from data_prep.hub import MANIFEST
-from data_prep.rehearsal import RECIPE as data_recipe
-from data_prep.rehearsal import write_meld, write_simsv2
 
 FULL_WIDTH, FULL_LAYERS, VOCABULARY_SIZE = (QWEN_1_8B[name] for name in ("hidden", "layers", "vocabulary"))
 HEAD_DIM = 128
-RECIPE = 2  # raise when what is written changes: rehearsals of older recipes are then written anew
+RECIPE = 3  # raise when what is written changes: what older recipes wrote is then written anew
 SMALL = {"width": 128, "layers": 3}
 SMALL_VOCABULARY_SIZE = 8192  # in place of the published one, where no published vocabulary is given
 SMALL_FACTOR = 0.01
-SMALL_CHANGES = {"method.dim": 64, "training.epochs": 1}
 BERT_FULL = {"vocab_size": 21_128}  # bert-base-chinese; its other sizes are transformers' defaults
 BERT_SMALL = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
 # LLaMA2-7B's width with two of its 32 layers: the other thirty are the same again, and 13 GB.
 LLAMA2_FULL = {"hidden_size": 4096, "num_hidden_layers": 2, "num_attention_heads": 32, "intermediate_size": 11_008}
 LLAMA2_SMALL = {"hidden_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 192}
+FULL_CHANGES, SMALL_CHANGES = {"training.epochs": 1}, {"method.dim": 64, "training.epochs": 1}
 CORPORA = ("simsv2", "meld")
-FULL_CHANGES = {"training.epochs": 1}
 _SHARDS = 2
 
 
@@ -51,7 +50,7 @@ def prepare(
     annotations: Path | None = None,
     vocabulary: Path | None = None,
 ) -> None:
-    """Write corpora and LLM into the smoke runs' folder, convert the corpora as downloaded ones are, and record it all.
+    """Write corpora and models into the smoke runs' folder, convert the corpora as downloaded ones are, and record it all.
 
     Args:
         full: Qwen-1.8B's sizes, Table 2's adapter and the published split sizes, one epoch; None: where there is a GPU.
@@ -64,47 +63,44 @@ def prepare(
     """
     for given in filter(None, (annotations, vocabulary)):
         if not given.exists():
-            raise FileNotFoundError(f"{given}: not found; leave it out to rehearse with a generated one")
+            raise FileNotFoundError(f"{given}: not found; leave it out for a generated one")
     full = torch.cuda.is_available() if full is None else full
     factor = (1.0 if full else SMALL_FACTOR) if factor is None else factor
     if not 0 < factor <= 1:
         raise ValueError(f"--factor {factor}: expected a fraction of the published split sizes, above 0 and at most 1")
     root = Study("paper", smoke=True).root
-    wanted: dict[str, Any] = {"recipe": [RECIPE, data_recipe], "full": full, "factor": factor}
+    wanted: dict[str, Any] = {"recipe": [RECIPE, synthetic_files.RECIPE], "full": full, "factor": factor}
     wanted |= {"annotations": str(annotations or ""), "vocabulary": str(vocabulary or "")}
     _forget_others(root, wanted)
     print(f"writing files laid out like the published ones, {factor:g} of their size, below {root}", flush=True)
     corpora = _corpora(root, factor, annotations)
-    size = {"width": FULL_WIDTH, "layers": FULL_LAYERS} if full else dict(SMALL)
-    llm = root / "llm" / f"qwen-1_8b-random-{size['width']}x{size['layers']}"
-    if not (llm / "config.json").exists():
-        print("writing random weights in Qwen-1.8B's layout", flush=True)
-        if not full and vocabulary is None:
-            size["vocabulary_size"] = SMALL_VOCABULARY_SIZE
-        texts = (text for corpus in corpora for text in corpus.splits["train"].table["text"])
-        write_qwen_v1(llm, texts, vocabulary=vocabulary, **size)
-    encoders = {}
-    for corpus in corpora:
-        folder = root / "llm" / f"bert-random-{corpus.task.language}-{'full' if full else 'small'}"
-        if not (folder / "config.json").exists():
-            write_bert(folder, corpus.splits["train"].table["text"], BERT_FULL if full else BERT_SMALL)
-        encoders[corpus.task.language] = str(folder)
-    llama = root / "llm" / f"llama2-random-{'full' if full else 'small'}"
-    if not (llama / "config.json").exists():
-        texts = (text for corpus in corpora for text in corpus.splits["train"].table["text"])
-        write_llama2(llama, texts, LLAMA2_FULL if full else LLAMA2_SMALL)
+    texts = {corpus.task.language: list(corpus.splits["train"].table["text"]) for corpus in corpora}
+    every = [text for own in texts.values() for text in own]
+    models, size = root / "llm", "full" if full else "small"
+    shape: dict[str, Any] = {"width": FULL_WIDTH, "layers": FULL_LAYERS} if full else dict(SMALL)
+    llm = models / f"qwen-1_8b-random-{shape['width']}x{shape['layers']}"
+    if not full and vocabulary is None:
+        shape["vocabulary_size"] = SMALL_VOCABULARY_SIZE
+    print("writing random weights in the layouts of Qwen-1.8B, BERT and LLaMA2", flush=True)
+    files.built_once(llm, partial(write_qwen_v1, texts=every, vocabulary=vocabulary, **shape))
+    encoders, shape_of_bert = {}, BERT_FULL if full else BERT_SMALL
+    for language, own in texts.items():
+        write = partial(write_bert, texts=own, sizes=shape_of_bert)
+        encoders[language] = str(files.built_once(models / f"bert-random-{language}-{size}", write))
+    sizes = LLAMA2_FULL if full else LLAMA2_SMALL
+    llama = files.built_once(models / f"llama2-random-{size}", partial(write_llama2, texts=every, sizes=sizes))
     changes = FULL_CHANGES if full else SMALL_CHANGES
     made = {"llm": str(llm), "llms": {"llama2-7b": str(llama)}, "encoders": encoders, "changes": changes}
-    files.write_text(root / REHEARSAL, json.dumps(made, indent=1))
+    files.write_text(root / DRY_RUN, json.dumps(made, indent=1))
 
 
 def _forget_others(root: Path, wanted: Mapping[str, Any]) -> None:
-    """Remove what another rehearsal generated; what this one has begun stays."""
-    begun = root / "rehearsal.begun"
+    """Remove what another dry run generated; what this one has begun stays."""
+    begun = root / "dry_run.begun"
     with suppress(FileNotFoundError, ValueError):  # a damaged record is nobody's
         if json.loads(begun.read_text(encoding="utf-8")) == wanted:
             return
-    (root / REHEARSAL).unlink(missing_ok=True)
+    (root / DRY_RUN).unlink(missing_ok=True)
     for place in (root / "raw", root / "llm", *(root / "cache" / "data" / name for name in CORPORA)):
         shutil.rmtree(place, ignore_errors=True)
     root.mkdir(parents=True, exist_ok=True)
@@ -117,12 +113,9 @@ def _corpora(root: Path, factor: float, annotations: Path | None) -> list[Corpus
     for folder in raw.values():
         if not (folder / MANIFEST).exists():  # not written to the end
             shutil.rmtree(folder, ignore_errors=True)
-    write_simsv2(raw["simsv2"], factor)
-    write_meld(raw["meld"], factor, annotations)
-    return [
-        simsv2.prepare(root / "cache", raw["simsv2"]),
-        meld.prepare(root / "cache", raw["meld"], raw["meld"]),
-    ]
+    synthetic_files.write_simsv2(raw["simsv2"], factor)
+    synthetic_files.write_meld(raw["meld"], factor, annotations)
+    return [simsv2.prepare(root / "cache", raw["simsv2"]), meld.prepare(root / "cache", raw["meld"], raw["meld"])]
 
 
 def write_qwen_v1(
@@ -140,37 +133,11 @@ def write_qwen_v1(
         texts: what a small vocabulary is made from where `vocabulary`, a real `qwen.tiktoken`, is not given.
         width: a multiple of 16; heads are 128 wide as published, or half the width where that is less.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    head_dim = min(HEAD_DIM, width // 2)
-    config = {
-        "architectures": ["QWenLMHeadModel"],
-        "model_type": "qwen",
-        "hidden_size": width,
-        "intermediate_size": 2 * _gate_width(width),
-        "kv_channels": head_dim,
-        "layer_norm_epsilon": 1e-6,
-        "max_position_embeddings": 8192,
-        "no_bias": True,
-        "num_attention_heads": width // head_dim,
-        "num_hidden_layers": layers,
-        "rotary_emb_base": 10000,
-        "rotary_pct": 1.0,
-        "scale_attn_weights": True,
-        "seq_length": 8192,
-        "tie_word_embeddings": False,
-        "use_dynamic_ntk": True,
-        "use_logn_attn": True,
-        "vocab_size": vocabulary_size,
-    }
     from safetensors.torch import save_file
 
-    from cmpta_lib.llm import qwen_v1
-
-    generator = torch.Generator().manual_seed(seed)
-    shapes = dict(_shapes(width, layers, vocabulary_size))
-    names = list(shapes)
-    weight_map: dict[str, str] = {}
-    total = 0
+    folder.mkdir(parents=True, exist_ok=True)
+    generator, shapes = torch.Generator().manual_seed(seed), dict(_shapes(width, layers, vocabulary_size))
+    names, weight_map, total = list(shapes), dict[str, str](), 0
     for number in range(_SHARDS):
         file = f"model-{number + 1:05d}-of-{_SHARDS:05d}.safetensors"
         part = names[number * len(names) // _SHARDS : (number + 1) * len(names) // _SHARDS]
@@ -181,10 +148,16 @@ def write_qwen_v1(
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
     if vocabulary:
-        shutil.copyfile(vocabulary, folder / "qwen.tiktoken")
+        shutil.copyfile(vocabulary, folder / qwen_v1.VOCABULARY)
     else:
-        qwen_v1.write_vocabulary(folder / "qwen.tiktoken", texts)
-    (folder / "config.json").write_text(json.dumps(config, indent=2))  # last: without it the folder is no model
+        qwen_v1.write_vocabulary(folder / qwen_v1.VOCABULARY, texts)
+    head_dim = min(HEAD_DIM, width // 2)
+    config = {"architectures": ["QWenLMHeadModel"], "model_type": "qwen", "no_bias": True, "tie_word_embeddings": False}
+    config |= {"hidden_size": width, "num_hidden_layers": layers, "intermediate_size": 2 * _gate_width(width)}
+    config |= {"kv_channels": head_dim, "num_attention_heads": width // head_dim, "scale_attn_weights": True}
+    config |= {"max_position_embeddings": 8192, "seq_length": 8192, "use_dynamic_ntk": True, "use_logn_attn": True}
+    config |= {"rotary_emb_base": 10000, "rotary_pct": 1.0, "layer_norm_epsilon": 1e-6, "vocab_size": vocabulary_size}
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
 
 
 def write_bert(folder: Path, texts: Iterable[str], sizes: Mapping[str, int], seed: int = 0) -> None:
@@ -195,21 +168,10 @@ def write_bert(folder: Path, texts: Iterable[str], sizes: Mapping[str, int], see
     vocabulary = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().__getitem__)
     torch.manual_seed(seed)
     model = BertForPreTraining(BertConfig(**{"vocab_size": len(vocabulary), **sizes}))
-    with _whole(folder) as draft:
-        (draft / "vocab.txt").write_text("".join(f"{piece}\n" for piece in vocabulary), encoding="utf-8")
-        (draft / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": True, "model_max_length": 512}))
-        model.save_pretrained(draft)
-
-
-@contextmanager
-def _whole(folder: Path) -> Iterator[Path]:
-    """A folder to write a model into, which becomes `folder` at the end: transformers writes config.json before weights."""
-    draft = folder.with_name(f".{folder.name}.partial")
-    for place in (draft, folder):
-        shutil.rmtree(place, ignore_errors=True)
-    draft.mkdir(parents=True)
-    yield draft
-    draft.rename(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.txt").write_text("".join(f"{piece}\n" for piece in vocabulary), encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": True, "model_max_length": 512}))
+    model.save_pretrained(folder)
 
 
 def write_llama2(folder: Path, texts: Iterable[str], sizes: Mapping[str, int], seed: int = 0) -> None:
@@ -219,18 +181,16 @@ def write_llama2(folder: Path, texts: Iterable[str], sizes: Mapping[str, int], s
 
     bpe = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
     bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
-    marks = ["<unk>", "<s>", "</s>"]
+    unk, bos, eos = marks = ["<unk>", "<s>", "</s>"]
     digits = list("+-.0123456789")
     trainer = trainers.BpeTrainer(vocab_size=4096, special_tokens=marks, initial_alphabet=digits, show_progress=False)
     asked = [text for language in WRAP_TAGS for text in (*WRAP_TAGS[language], SIMS_PROMPT, MELD_PROMPT)]
     bpe.train_from_iterator([*texts, *asked], trainer)
     torch.manual_seed(seed)
     config = LlamaConfig(vocab_size=bpe.get_vocab_size(), tie_word_embeddings=False, dtype="bfloat16", **sizes)
-    unk, bos, eos = marks
     shard = "200KB" if sizes == LLAMA2_SMALL else "1GB"
-    with _whole(folder) as draft:
-        PreTrainedTokenizerFast(tokenizer_object=bpe, unk_token=unk, bos_token=bos, eos_token=eos).save_pretrained(draft)
-        LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(draft, max_shard_size=shard)
+    PreTrainedTokenizerFast(tokenizer_object=bpe, unk_token=unk, bos_token=bos, eos_token=eos).save_pretrained(folder)
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder, max_shard_size=shard)
 
 
 def _gate_width(width: int) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import signal
 import socket
@@ -18,32 +17,22 @@ from types import FrameType
 from typing import NoReturn
 
 import psutil
-from filelock import FileLock, Timeout
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 MESSAGE = "interrupted; finished epochs are kept, call again to go on"
 GRACE_S = 1.0  # what an orderly end may take; then the process leaves from wherever it is
-_PREFIX, _FRESH_S = "cmpta-", 60.0
 _leaving = threading.Lock()
 _family: set[psutil.Process] = set()  # descendants when the signal came: children of a dead process are no longer found
-_folders: set[Path] = set()
-
-
-class Interrupted(KeyboardInterrupt):
-    """A signal asked this process to end; raised in the main thread so that open files are closed and cleaned up."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(MESSAGE)
-        self.number = number
+_folders: set[str] = set()
 
 
 @contextmanager
 def interruptible() -> Iterator[None]:
     """Within the block a signal ends this process and all its descendants, with exit code 128 + its number.
 
-    The main thread gets `GRACE_S` seconds to come out of the block. A second thread, which the interpreter wakes even
-    while the main one is busy in compiled code, keeps that time. Signals that the caller of this process ignores
-    (`nohup`, background jobs of a script) stay ignored.
+    The main thread gets `GRACE_S` seconds to come out of the block with a KeyboardInterrupt, so that open files are
+    cleaned up. A second thread, which the interpreter wakes even while the main one is busy in compiled code, keeps that
+    time. Signals that the caller of this process ignores (`nohup`, background jobs of a script) stay ignored.
     """
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may handle signals
@@ -57,8 +46,8 @@ def interruptible() -> Iterator[None]:
         signal.signal(number, _interrupt)
     try:
         yield
-    except Interrupted as interrupted:
-        leave(interrupted.number)
+    except KeyboardInterrupt as interrupt:
+        _leave(interrupt.args[0] if interrupt.args else signal.SIGINT)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -70,7 +59,7 @@ def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
     for other in SIGNALS:  # a second Ctrl-C must not disturb the clean-up
         signal.signal(other, signal.SIG_IGN)
     _remember_family()
-    raise Interrupted(number)
+    raise KeyboardInterrupt(number)
 
 
 def _keep_time(ear: socket.socket, numbers: frozenset[int]) -> None:
@@ -79,21 +68,23 @@ def _keep_time(ear: socket.socket, numbers: frozenset[int]) -> None:
             if byte[0] in numbers:
                 _remember_family()
                 time.sleep(GRACE_S)
-                leave(byte[0])
+                _leave(byte[0])
 
 
-def leave(number: int) -> NoReturn:
-    """Say it, end every descendant, remove what lies in the temp folder, and end without waiting for any thread."""
+def _remember_family() -> None:
+    with suppress(psutil.Error):
+        _family.update(psutil.Process().children(recursive=True))
+
+
+def _leave(number: int) -> NoReturn:
+    """Say it, end every descendant, remove the folders for sockets, and end without waiting for any thread."""
     _leaving.acquire()  # never released: whoever comes second waits for the end
     with suppress(OSError, ValueError):
         sys.stdout.flush()
-    with suppress(OSError, ValueError):
         print(MESSAGE, file=sys.stderr, flush=True)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # threads that miss their kernels would each say so
     for _ in range(3):  # what a descendant started while it was being ended is met the next time
         _remember_family()
-        if not _family:
-            break
         for process in _family:
             with suppress(psutil.Error):
                 process.kill()  # runs outlive it by design, kernels hold nothing
@@ -104,32 +95,10 @@ def leave(number: int) -> NoReturn:
     os._exit(128 + number)
 
 
-def _remember_family() -> None:
-    with suppress(psutil.Error):
-        _family.update(psutil.Process().children(recursive=True))
-
-
 @contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """A folder in the temp folder for sockets: it goes on every exit, and those of killed processes go here.
-
-    Its owner holds a lock in it, so whether somebody still needs it can be asked from any container or user.
-    """
-    _sweep()
-    folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
-    _folders.add(folder)
-    try:
-        with FileLock(folder / "lock"):
-            yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        _folders.discard(folder)
-
-
-def _sweep() -> None:
-    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
-        with suppress(OSError, Timeout):  # somebody else's, in use, or gone meanwhile
-            ours = re.fullmatch(rf"{_PREFIX}[a-z0-9_]{{8}}", folder.name) and folder.is_dir()
-            if ours and time.time() - folder.stat().st_mtime > _FRESH_S:  # younger: its lock may be about to come
-                with FileLock(folder / "lock", timeout=0):
-                    shutil.rmtree(folder, ignore_errors=True)
+    """A folder in the temp folder, for sockets; it goes when the block or this process ends, unless that is killed."""
+    with tempfile.TemporaryDirectory(prefix="cmpta-", ignore_cleanup_errors=True) as folder:
+        _folders.add(folder)
+        yield Path(folder)
+    _folders.discard(folder)

@@ -8,18 +8,16 @@ import math
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cmpta_lib import registry
 from cmpta_lib.files import runs_folder
-from cmpta_lib.runs import provenance as memory
-from cmpta_lib.runs import store
+from cmpta_lib.runs import provenance, store
 from cmpta_lib.runs.progress import STATES, Summary, columns, cut, duration, summarise, table
 from cmpta_lib.study.naming import Name, names
-from cmpta_lib.study.plan import every_row
 
 SHORT = 8  # hex digits of a run's hash that are shown; any unique beginning names it
 # What a narrow terminal goes without, in this order.
@@ -63,25 +61,24 @@ class Listed:
         return self.summary.config.hash if self.summary.config else self.summary.folder.name.rpartition("-")[2]
 
 
-def listed(root: Path) -> Iterator[Listed]:
+def listed(root: Path) -> list[Listed]:
     """Every run folder below `root`: by corpus, method, name and seed; what cannot be read comes last."""
     registry.load_plugins()
-    called = names(root, every_row)
+    name, order = names(root), list(registry.ENTRIES)
     found = [summarise(entry) for entry in store.found(root)]
-    rows = [Listed(summary, called(summary.config) if summary.config else None) for summary in found]
-    order = list(registry.ENTRIES)
+    rows = [Listed(one, name(one.config, str(one.environment.get("row", ""))) if one.config else None) for one in found]
 
     def place(row: Listed) -> tuple[bool, str, int, str, int]:
         known = order.index(row.method) if row.method in order else len(order)
         return row.name is None, row.corpus, known, row.title, row.seed or 0
 
-    yield from sorted(rows, key=place)
+    return sorted(rows, key=place)
 
 
 def list_runs(options: argparse.Namespace) -> int:
     """Print the runs that the options ask for."""
     root = runs_folder() / "smoke" if options.smoke else runs_folder()
-    every = list(listed(root))
+    every = listed(root)
     chosen = [row for row in every if _fits(row, options)]
     if options.json:
         print(json.dumps([as_json(row) for row in chosen], indent=1, ensure_ascii=False))
@@ -153,7 +150,7 @@ def as_json(row: Listed) -> dict[str, Any]:
     told |= {"state": found.state, "detail": found.detail, "epochs_finished": found.epochs, "best_epoch": found.best_epoch}
     told |= {"valid": found.scores("valid"), "test": found.scores("test")}
     told |= {key: found.records.get(key) for key in ("trainable_parameters", "llm_parameters", "oddities")}
-    of_its_making = ("commit", "hardware", "packages", "train_seconds", "seconds", memory.RESIDENT, memory.ALLOCATED)
+    of_its_making = ("commit", "hardware", "packages", "train_seconds", "seconds", provenance.RESIDENT, provenance.ALLOCATED)
     told |= {key: found.environment.get(key) for key in of_its_making}
     finite: dict[str, Any] = _finite(told | {"config": config.model_dump(mode="json") if config else None})
     return finite

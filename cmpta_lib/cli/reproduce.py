@@ -9,24 +9,23 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 from cmpta_lib import files
 from cmpta_lib.cli import pages
-from cmpta_lib.cli.arguments import chosen_notebooks, engine_from, parser, study_of
+from cmpta_lib.cli.arguments import chosen_notebooks, parser, study_of
 from cmpta_lib.cli.interruption import scratch_folder
 from cmpta_lib.files import ROOT
-from cmpta_lib.runs import provenance as machine
-from cmpta_lib.runs import provenance as memory
-from cmpta_lib.runs import sharing
-from cmpta_lib.runs.engines import DEFAULT, KEEP_FAILED, Engine, RunsFailed
+from cmpta_lib.runs import provenance, sharing
+from cmpta_lib.runs.engines import DEFAULT, KEEP_FAILED, Engine, RunsFailed, engine_of
+from cmpta_lib.runs.progress import table
 from cmpta_lib.runs.store import Run, sound
-from cmpta_lib.study import exports
-from cmpta_lib.study import preflight as check
+from cmpta_lib.study import check, exports
 from cmpta_lib.study.exports import PAGES
+from cmpta_lib.study.plan import label
 from cmpta_lib.study.study import ONLY_FINISHED, Study
 
 SIDE_BY_SIDE = 2
@@ -103,7 +102,8 @@ def reproduce(options: argparse.Namespace) -> int:
     from cmpta_lib.report import gather
 
     started = time.monotonic()
-    study, chosen, engine = study_of(options), chosen_notebooks(options), engine_from(options)
+    study, chosen = study_of(options), chosen_notebooks(options)
+    engine = engine_of(options.engine, options.jobs, dict(options.engine_settings))
     if not _has_needs(study, chosen, options.dry_run):
         return 1
     print(f"[1/3] corpora and language models of profile '{study.profile}'", flush=True)
@@ -158,64 +158,57 @@ def _make(
 
 def _on_few_gpus(runs: Sequence[Run], jobs: int | None) -> str:
     """What to say where more runs at a time are asked for than there are GPUs; "" otherwise."""
-    if not jobs or not (gpus := machine.gpu_count()) or (gpu := sharing.first_gpu()) is None:
+    if not jobs or not (gpus := provenance.gpu_count()) or (gpu := sharing.first_gpu()) is None:
         return ""
-    known = [run.environment.get(memory.ALLOCATED, 0.0) for run in sound(runs)]
+    known = [run.environment.get(provenance.ALLOCATED, 0.0) for run in sound(runs)]
     return sharing.warning(min(jobs, len(runs)), gpus, gpu[1], max(known, default=0.0))
 
 
-def work(options: argparse.Namespace) -> int:
-    """Make the runs that `reproduce` with the same options would, as far as no other process does, and nothing else.
-
-    It ends when all of them are finished, so that it takes over what another worker leaves; 1 where one failed.
-    """
-    study, chosen, engine = study_of(options), chosen_notebooks(options), engine_from(options)
-    if not _has_needs(study, chosen):
-        return 1
-    keys, failed = _prepared(study, chosen)
-    runs = [run for _, run in study.planned_runs(chosen, keys)]
-    print(f"runs: {sum(run.done for run in runs)} of {len(runs)} are finished already", flush=True)
-    study.ensure(runs, options.jobs, engine)
-    print("\n".join([*(f"- {reason}" for reason in failed), f"all {len(runs)} runs are finished"]), flush=True)
-    return 1 if failed else 0
-
-
-def _has_needs(study: Study, chosen: Sequence[str], plan: bool = False) -> bool:
+def _has_needs(study: Study, chosen: Sequence[str], plan: bool) -> bool:
     """Whether everything is here that the notebooks need; else what is missing is printed, and the plan where asked for."""
     found = check.needs(study, chosen)
-    missing = sum(bool(need.missing) for need in found)
+    missing = sum(need.missing for need in found)
     if missing:
         print(check.screen(study, found))
         if plan:
-            print(check.planned_screen(study, chosen))
+            print(planned_screen(study, chosen))
         print(f"Nothing was started: {missing} of {len(found)} needs are missing.")
     return not missing
 
 
+def planned_screen(study: Study, notebooks: Collection[str]) -> str:
+    """The runs that these notebooks need, known before their corpora and LLMs are here: a line a row, and the number of all.
+
+    Each line is corpus, row, and the row's seeds on that corpus.
+    """
+    planned = study.planned(notebooks)
+    seeds: dict[tuple[str, str], list[int]] = {}
+    for one in planned:
+        seeds.setdefault((study.data or study.settings.corpora[one.key], label(one.row)), []).append(one.seed)
+    rows = [[corpus, row, str(len(found)), ", ".join(map(str, found))] for (corpus, row), found in seeds.items()]
+    lines = table(["corpus", "row", "runs", "seeds"], rows, [2]) if rows else []
+    return "\n".join([*("  " + line for line in lines), f"{len(planned)} runs in all"])
+
+
 def _prepared(study: Study, chosen: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Make or open tiny models and corpora; returns and raises as `_corpora`."""
+    """Make or open tiny models and the corpora that the notebooks read: keys of the sound ones, and what the others have.
+
+    Raises:
+        ValueError, OSError: no corpus is sound; as the first.
+    """
+    keys, problems = [], []
     with ThreadPoolExecutor(_MODELS_AT_A_TIME) as meanwhile:
         if not study.data:  # a user's folder may be wrong; else tiny models are made in processes of their own meanwhile
             for name in check.tiny_models(study, chosen):
                 meanwhile.submit(study.tiny, name)
-        return _corpora(study, chosen)
-
-
-def _corpora(study: Study, chosen: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Open the corpora that the notebooks read: keys of the sound ones, and what is wrong with the others.
-
-    Raises:
-        ValueError, OSError: none is sound; as the first.
-    """
-    keys, problems = [], []
-    for key in study.keys_of(chosen):
-        try:
-            study.corpus(key)
-            keys.append(key)
-        except (ValueError, OSError) as error:
-            problems.append(error)
-    if problems and not keys:
-        raise problems[0]
+        for key in study.keys_of(chosen):
+            try:
+                study.corpus(key)
+                keys.append(key)
+            except (ValueError, OSError) as error:
+                problems.append(error)
+        if problems and not keys:
+            raise problems[0]
     return keys, [str(problem) for problem in problems]
 
 
@@ -247,30 +240,25 @@ def _execute(study: Study, chosen: Sequence[str], parameters: Mapping[str, Any],
 
 def _parameters(options: argparse.Namespace, study: Study) -> dict[str, Any]:
     """What every notebook gets; folders as seen from anywhere, since a notebook runs in its own."""
+    llm = Path(options.llm)
     return {
         "profile": options.profile,
         "seeds": list(study.seeds),
-        "data": _absolute(options.data),
+        "data": str(Path(options.data).resolve()) if options.data else "",
         "smoke": options.smoke,
-        "llm": _absolute(options.llm) if Path(options.llm).is_dir() else options.llm,
+        "llm": str(llm.resolve()) if options.llm and llm.is_dir() else options.llm,
         "changes": dict(options.changes),
     }
 
 
-def _absolute(folder: str) -> str:
-    return str(Path(folder).resolve()) if folder else ""
+def dry_run(options: argparse.Namespace) -> int:
+    """Write synthetic files laid out like the published ones, then drive profile `paper` through every notebook on them."""
+    from cmpta_lib.cli.dry_run import prepare
 
-
-def rehearse_paper(options: argparse.Namespace) -> int:
-    """Write the rehearsal's files, then drive profile `paper` through every notebook on them."""
-    from cmpta_lib.cli import dry_run as rehearsal
-
-    rehearsal.prepare(
+    prepare(
         full=None if options.size is None else options.size == "full",
         factor=options.factor,
         annotations=Path(options.annotations) if options.annotations else None,
         vocabulary=Path(options.vocabulary) if options.vocabulary else None,
     )
-    if options.files_only:
-        return 0
-    return reproduce(parser().parse_args(["reproduce", "--profile", "paper", "--smoke"]))
+    return 0 if options.files_only else reproduce(parser().parse_args(["reproduce", "--profile", "paper", "--smoke"]))

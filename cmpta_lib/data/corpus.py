@@ -1,15 +1,13 @@
 """The one form that every dataset takes: samples of text, audio frames and vision frames, three splits, true lengths.
 
-A corpus is a folder of four files: `audio.f32` and `vision.f32` hold the real frames of all clips end to end
-(little-endian float32, no padding, train then valid then test), `table.parquet` one row per clip, `meta.json` the rest.
-Features are memory-mapped: opening a corpus reads its table only, and a sample costs its own frames.
+Features are memory-mapped (`data.store`): opening a corpus reads its table only, and a sample costs its own frames.
 """
 
 from __future__ import annotations
 
 import json
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Self, get_args
 
@@ -146,7 +144,7 @@ class Corpus:
     task: Task
     splits: dict[str, Split]  # "train", "valid", "test"
     generated: bool  # drawn by `cmpta_lib.embedded.synthetic`: says nothing about the paper
-    repairs: dict[str, int]  # kind of oddity -> how often it was mended (values or frames)
+    repairs: dict[str, int]  # kind of data issue -> how often it was mended (values or frames)
     sources: dict[str, str]  # file name -> SHA-256
     fingerprint: str  # SHA-256 of task, rows and features: equal content, equal fingerprint, whatever path or name
 
@@ -177,3 +175,11 @@ class Inputs:
         stored = json.loads(text)
         task = stored["task"]
         return cls(Task(task["kind"], task["language"], tuple(task["labels"])), stored["widths"])
+
+
+def dialogues_of(names: Iterable[object]) -> list[list[int]]:
+    """The places of each dialogue's clips, from the clips' dialogue names; a clip without (None, NaN) is one of its own."""
+    found: dict[object, list[int]] = {}
+    for place, name in enumerate(names):
+        found.setdefault(name if isinstance(name, str) else ("clip", place), []).append(place)
+    return list(found.values())

@@ -1,7 +1,7 @@
 """A corpus on disk: a folder of four files, written whole or not at all.
 
 `audio.f32` and `vision.f32` hold the real frames of all clips end to end (little-endian float32, no padding, train then
-valid then test), `table.parquet` one row per clip, `meta.json` the rest: a sealed record that also holds the hashes of the
+valid then test), `table.parquet` one row per clip, `meta.json` the rest, with a checksum of its own and the hashes of the
 other three, so that no changed file passes for the corpus of that fingerprint.
 """
 
@@ -57,38 +57,30 @@ def write_corpus(
         FileExistsError: the folder holds something else.
         OSError: it cannot be written; the message names it and says what to do.
     """
-    folder = Path(folder)
+    if set(splits) != set(SPLITS):
+        raise ValueError(f"corpus {name}: expected the splits {SPLITS}, but {tuple(splits)} came")
+    folder, origins = Path(folder), {split: f"corpus {name}, split {split}" for split in SPLITS} | dict(origins or {})
     with files.building(folder) as draft:
-        fingerprint = write_files(
-            draft, name=name, task=task, splits=splits, generated=generated, sources=sources, repairs=repairs, origins=origins
-        )
+        meta = _write_content(draft, task, splits, origins)
+        meta["repairs"] = dict(sorted((meta["repairs"] + Counter(repairs or {})).items()))
+        meta |= {"format": FORMAT, "name": name, "generated": generated, "sources": dict(sources or {})}
+        files.write_text(draft / META, files.checksummed(meta))
     corpus = load_corpus(folder)
-    if corpus.fingerprint != fingerprint:
+    if corpus.fingerprint != meta["fingerprint"]:
         raise FileExistsError(f"{folder} holds another corpus; delete it or choose another folder")
     return corpus
 
 
-def write_files(
-    folder: Path,
-    *,
-    name: str,
-    task: Task,
-    splits: Mapping[str, Iterable[Sample]],
-    generated: bool,
-    sources: Mapping[str, str] | None = None,
-    repairs: Mapping[str, int] | None = None,
-    origins: Mapping[str, str] | None = None,
-) -> str:
-    """What `write_corpus` writes, into an empty folder; returns the fingerprint."""
+def _write_content(
+    folder: Path, task: Task, splits: Mapping[str, Iterable[Sample]], origins: Mapping[str, str]
+) -> dict[str, Any]:
+    """Write all but meta.json; returns what that says of it."""
     import pandas as pd  # here and in load_corpus: who opens no corpus, as a loaded run, starts without
 
-    if set(splits) != set(SPLITS):
-        raise ValueError(f"corpus {name}: expected the splits {SPLITS}, but {tuple(splits)} came")
-    origins = {split: f"corpus {name}, split {split}" for split in SPLITS} | dict(origins or {})
     digest = hashlib.sha256(json.dumps(asdict(task)).encode())
     rows: list[dict[str, Any]] = []
     widths: dict[Modality, int] = {}
-    mended: Counter[str] = Counter()
+    repairs: Counter[str] = Counter()
     with ExitStack() as stack:
         outputs = {modality: stack.enter_context((folder / f"{modality}.f32").open("wb")) for modality in MODALITIES}
         for split in SPLITS:
@@ -96,7 +88,7 @@ def write_files(
             for index, given in enumerate(splits[split]):
                 where = f"{origins[split]}, sample {index}"
                 sample = check_sample(
-                    given, where, task=task, widths=widths, repairs=mended, labelled=True, like="in the samples before"
+                    given, where, task=task, widths=widths, repairs=repairs, labelled=True, like="in the samples before"
                 )
                 where = f"{where} (id {shown(sample.id)})"
                 row = {"split": split} | _row(where, sample)
@@ -115,11 +107,8 @@ def write_files(
             if not ids:
                 raise ValueError(f"{origins[split]}: holds no samples; every split needs one or more")
     pd.DataFrame(rows).to_parquet(folder / "table.parquet", index=False)
-    mended += Counter(repairs or {})
-    about = {"dims": widths, "repairs": dict(sorted(mended.items())), "fingerprint": digest.hexdigest()}
-    about |= {"format": FORMAT, "name": name, "generated": generated, "sources": dict(sources or {})}
-    files.write_text(folder / META, files.checksummed({"task": asdict(task), "files": files.hashes(folder, CONTENT), **about}))
-    return digest.hexdigest()
+    found = {"dims": widths, "repairs": repairs, "fingerprint": digest.hexdigest()}
+    return {"task": asdict(task), "files": files.hashes(folder, CONTENT), **found}
 
 
 def _row(where: str, sample: Sample) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from functools import lru_cache
 import numpy as np
 
 from cmpta_lib.data.corpus import Corpus, Split
+from cmpta_lib.embedded.generative import GenerativeModel, generative_models
 from cmpta_lib.embedded.synthetic import FACE, VOICE, context_posteriors, cue_likelihoods
-from cmpta_lib.embedded.worlds import World, worlds
 
 RULES: Mapping[str, str] = {
     "mae": "the median of each clip's exact distribution of scores, which has the least expected error",
@@ -36,18 +36,18 @@ def best_answers(corpus: Corpus, metric: str, split: str = "test") -> Mapping[st
     Raises:
         ValueError: a metric without a rule, or one that does not fit the corpus's task.
     """
-    world = worlds().get(corpus.name)
-    if world is None or not corpus.has_known_truth:
+    source = generative_models().get(corpus.name)
+    if source is None or not corpus.has_known_truth:
         return {}
-    if metric not in RULES or (metric in ("mae", "corr")) != (world.task.kind == "regression"):
-        raise ValueError(f"no rule for the best {world.task.kind} answer by {metric!r}; known: {', '.join(RULES)}")
-    return {known: _decide(world, metric, chances) for known, chances in posteriors(corpus, split).items()}
+    if metric not in RULES or (metric in ("mae", "corr")) != (source.task.kind == "regression"):
+        raise ValueError(f"no rule for the best {source.task.kind} answer by {metric!r}; known: {', '.join(RULES)}")
+    return {known: _decide(source, metric, chances) for known, chances in posteriors(corpus, split).items()}
 
 
-def _decide(world: World, metric: str, chances: np.ndarray) -> np.ndarray:
+def _decide(source: GenerativeModel, metric: str, chances: np.ndarray) -> np.ndarray:
     if metric == "corr":
-        return chances @ world.label_values
-    return world.label_values[weighted_f1_decision(chances)] if metric == "f1_weighted" else world.decide(chances)
+        return chances @ source.label_values
+    return source.label_values[weighted_f1_decision(chances)] if metric == "f1_weighted" else source.decide(chances)
 
 
 @lru_cache(maxsize=4)
@@ -57,25 +57,25 @@ def posteriors(corpus: Corpus, split: str = "test") -> Mapping[str, np.ndarray]:
     Raises:
         KeyError: the corpus has no generator here.
     """
-    world, clips = worlds()[corpus.name], corpus.splits[split]
-    joint = np.array(list(_joint(world, clips)))  # (N, words, labels): with the face and the voice that are shown
+    source, clips = generative_models()[corpus.name], corpus.splits[split]
+    joint = np.array(list(_joint(source, clips)))  # (N, words, labels): with the face and the voice that are shown
     words = clips.table["words"].to_numpy(int)
-    of_words, everything = world.joint.sum((1, 2))[words], joint[np.arange(len(clips)), words]
+    of_words, everything = source.joint.sum((1, 2))[words], joint[np.arange(len(clips)), words]
     found = {"text": of_words, "face_voice": joint.sum(1), "all": everything}
-    if world.task.kind == "classification":
-        found["context"] = _in_dialogues(world, clips, everything)
+    if source.task.kind == "classification":
+        found["context"] = _in_dialogues(source, clips, everything)
     return {known: chances / chances.sum(1, keepdims=True) for known, chances in found.items()}
 
 
-def _joint(world: World, clips: Split) -> Iterator[np.ndarray]:
+def _joint(source: GenerativeModel, clips: Split) -> Iterator[np.ndarray]:
     for clip in clips:
-        face, voice = cue_likelihoods(clip.vision, world.face, FACE), cue_likelihoods(clip.audio, world.voice, VOICE)
-        yield np.einsum("cfvy,f,v->cy", world.joint, face, voice)
+        face, voice = cue_likelihoods(clip.vision, source.face, FACE), cue_likelihoods(clip.audio, source.voice, VOICE)
+        yield np.einsum("cfvy,f,v->cy", source.joint, face, voice)
 
 
-def _in_dialogues(world: World, clips: Split, joint: np.ndarray) -> np.ndarray:
+def _in_dialogues(source: GenerativeModel, clips: Split, joint: np.ndarray) -> np.ndarray:
     """(N, labels) joint probabilities from each clip alone -> posteriors from all clips of its dialogue."""
-    prior, found = world.joint.sum((0, 1, 2)), np.empty_like(joint)
+    prior, found = source.joint.sum((0, 1, 2)), np.empty_like(joint)
     for _, dialogue in clips.table.groupby("dialogue", sort=False):
         places = [turns.index.to_numpy() for _, turns in dialogue.groupby("speaker", sort=False)]
         for turns, chances in zip(places, context_posteriors([joint[turns] / prior for turns in places], prior), strict=True):

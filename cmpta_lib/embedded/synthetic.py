@@ -1,6 +1,6 @@
 """Generated corpora with a known answer, and the written language that the tiny LLM is pre-trained on.
 
-Each clip is drawn from a world of `worlds`: its words, and face and voice cues at random times in unit noise. The table
+Each clip is drawn from one of `generative_models`: its words, and face and voice cues at random times in unit noise. The table
 and the noise being known, the posterior over labels is exact, and so is the Bayes-optimal answer for {text only,
 face + voice only, all}. In dialogues, each with a mood of its own, the other turns tell part of the answer too, and the
 answers for {text, all} of the whole dialogue are exact as well. A result on these corpora shows that the code works and
@@ -17,12 +17,13 @@ from pathlib import Path
 
 import numpy as np
 
-from cmpta_lib import files
 from cmpta_lib.data.corpus import Corpus, Sample, Task
-from cmpta_lib.data.store import FORMAT, load_corpus, write_files
-from cmpta_lib.embedded.worlds import CueSet, World, meld_world, sims_world, worlds
+from cmpta_lib.data.store import FORMAT, load_corpus, write_corpus
+from cmpta_lib.embedded.generative import CueSet, GenerativeModel, generative_models, meld_model, sims_model
 
-RECIPE = 3  # raise when generated clips or text change: caches are named by it, and made anew
+# What names the embedded default's caches: whoever changes what a number stands for raises it, and they are made anew.
+RECIPE, TINY_RECIPE = 3, 2  # generated clips and text; anything else that changes the tiny models' weights
+DOCUMENTS = 16_000  # that a tiny model is pre-trained on, each read once: 400 steps of 40
 SPLIT_SIZES = {"train": 3200, "valid": 320, "test": 640}
 ABSENT_SHARE = 0.03  # of clips without vision, and of clips without audio: absence is a real case
 SPEAKERS = ("Anna", "Ben", "Clara", "David", "Emma", "Frank")
@@ -48,40 +49,40 @@ _OTHER_SETS: tuple[dict[str, str], ...] = (
 )  # fmt: skip
 
 
-def samples(world: World, split: str, size: int, seed: int = 0) -> Iterator[Sample]:
+def samples(source: GenerativeModel, split: str, size: int, seed: int = 0) -> Iterator[Sample]:
     """Draw a split: every clip with its true cue windows (frames, -1 = none) and Bayes-optimal answers in `extra`."""
-    rng = np.random.default_rng([seed, list(worlds()).index(world.name), list(SPLIT_SIZES).index(split)])
-    drawn = _without_context(world, split, size, rng)
-    if world.task.kind == "regression":  # no dialogues
+    rng = np.random.default_rng([seed, list(generative_models()).index(source.name), list(SPLIT_SIZES).index(split)])
+    drawn = _without_context(source, split, size, rng)
+    if source.task.kind == "regression":  # no dialogues
         yield from (clip for clip, _, _ in drawn)
         return
     for _, members in groupby(drawn, key=lambda found: found[0].dialogue):
-        yield from _with_context(world, list(members))
+        yield from _with_context(source, list(members))
 
 
 def _without_context(
-    world: World, split: str, size: int, rng: np.random.Generator
+    source: GenerativeModel, split: str, size: int, rng: np.random.Generator
 ) -> Iterator[tuple[Sample, np.ndarray, np.ndarray]]:
     """Each clip with two joint probabilities of the label and what is known, (labels,): its words; all of it."""
-    for number, (label, speaker, dialogue) in enumerate(_labels(world, split, size, rng)):
-        given_label = world.joint[..., label] / world.joint[..., label].sum()
+    for number, (label, speaker, dialogue) in enumerate(_labels(source, split, size, rng)):
+        given_label = source.joint[..., label] / source.joint[..., label].sum()
         flat = rng.choice(given_label.size, p=given_label.ravel())
         words, face, voice = np.unravel_index(flat, given_label.shape)
-        vision, face_window, face_likelihood = _clip(world.face, int(face), rng, FACE)
-        audio, voice_window, voice_likelihood = _clip(world.voice, int(voice), rng, VOICE)
-        seen = np.einsum("cfvy,f,v->cy", world.joint, face_likelihood, voice_likelihood)
-        posteriors = {"text": world.joint[words].sum((0, 1)), "face_voice": seen.sum(0), "all": seen[words]}
-        truth: dict[str, float | int | str] = {f"bayes_{name}": float(world.decide(p[None])[0]) for name, p in posteriors.items()}
-        truth |= {"face": world.face.values[face], "face_start": face_window[0], "face_stop": face_window[1]}
-        truth |= {"voice": world.voice.values[voice], "voice_start": voice_window[0], "voice_stop": voice_window[1]}
+        vision, face_window, face_likelihood = _clip(source.face, int(face), rng, FACE)
+        audio, voice_window, voice_likelihood = _clip(source.voice, int(voice), rng, VOICE)
+        seen = np.einsum("cfvy,f,v->cy", source.joint, face_likelihood, voice_likelihood)
+        posteriors = {"text": source.joint[words].sum((0, 1)), "face_voice": seen.sum(0), "all": seen[words]}
+        truth: dict[str, float | int | str] = {f"bayes_{key}": float(source.decide(p[None])[0]) for key, p in posteriors.items()}
+        truth |= {"face": source.face.values[face], "face_start": face_window[0], "face_stop": face_window[1]}
+        truth |= {"voice": source.voice.values[voice], "voice_start": voice_window[0], "voice_stop": voice_window[1]}
         truth |= {"words": int(words)}
-        value = world.label_values[label]
+        value = source.label_values[label]
         clip = Sample(
             id=f"{split}_{number:05d}",
-            text=world.sentence(int(words), rng),
+            text=source.sentence(int(words), rng),
             audio=audio,
             vision=vision,
-            label=int(value) if world.task.kind == "classification" else float(value),
+            label=int(value) if source.task.kind == "classification" else float(value),
             speaker=speaker,
             dialogue=dialogue,
             extra=truth,
@@ -89,16 +90,16 @@ def _without_context(
         yield clip, posteriors["text"], posteriors["all"]
 
 
-def _with_context(world: World, members: Sequence[tuple[Sample, np.ndarray, np.ndarray]]) -> Iterator[Sample]:
+def _with_context(source: GenerativeModel, members: Sequence[tuple[Sample, np.ndarray, np.ndarray]]) -> Iterator[Sample]:
     """A dialogue's clips with the best answers from all of its clips: `bayes_context`, from words `bayes_text_context`."""
     turns: dict[str | None, list[int]] = {}
     for place, (clip, _, _) in enumerate(members):
         turns.setdefault(clip.speaker, []).append(place)
-    order, prior = [place for places in turns.values() for place in places], world.joint.sum((0, 1, 2))
+    order, prior = [place for places in turns.values() for place in places], source.joint.sum((0, 1, 2))
     found: list[dict[str, float]] = [{} for _ in members]
     for which, name in ((1, "bayes_text_context"), (2, "bayes_context")):
         spoken = [np.array([members[place][which] for place in places]) / prior for places in turns.values()]
-        for place, answer in zip(order, world.decide(np.concatenate(context_posteriors(spoken, prior))), strict=True):
+        for place, answer in zip(order, source.decide(np.concatenate(context_posteriors(spoken, prior))), strict=True):
             found[place][name] = float(answer)
     for (clip, _, _), best in zip(members, found, strict=True):
         yield replace(clip, extra={**clip.extra, **best})
@@ -131,15 +132,15 @@ def context_posteriors(spoken: Sequence[np.ndarray], prior: np.ndarray) -> list[
 
 
 def _labels(
-    world: World, split: str, size: int, rng: np.random.Generator
+    source: GenerativeModel, split: str, size: int, rng: np.random.Generator
 ) -> Iterator[tuple[int, str | None, str | None]]:
     """Label indices: independent clips, or dialogues that have a mood, in which a speaker tends to stay in an emotion.
 
     Mood and inertia leave every single utterance's distribution at the table's prior, so that the Bayes-optimal answer
     from one utterance alone is still the table's.
     """
-    prior = world.joint.sum((0, 1, 2))
-    if world.task.kind == "regression":
+    prior = source.joint.sum((0, 1, 2))
+    if source.task.kind == "regression":
         for _ in range(size):
             yield int(rng.choice(len(prior), p=prior)), None, None
         return
@@ -227,24 +228,24 @@ def documents(
 ) -> Iterator[Document]:
     """Written language only: utterances labelled by what their words, and any written stage directions, say.
 
-    The labels are drawn from the world's table given just what is written, so a reader of these pages can answer from
+    The labels are drawn from the source's table given just what is written, so a reader of these pages can answer from
     text as well as text allows, and knows what "(frowning)" means, but has met neither a face nor a voice. Part of the
     English pages ask about other sets of emotion words in other orders, as a reader of the world at large would know them.
     """
     rng = np.random.default_rng([seed, 99])
-    choices: Sequence[World] = (sims_world(), meld_world())
+    choices: Sequence[GenerativeModel] = (sims_model(), meld_model())
     for _ in range(number):
-        world = choices[int(rng.integers(len(choices)))]
-        flat = rng.choice(world.joint.size, p=world.joint.ravel())
-        words, face, voice, label = (int(i) for i in np.unravel_index(flat, world.joint.shape))
-        written = world.directions(face, voice) if rng.random() < script_share else ""
-        value, task = world.label_values[label], world.task
+        source = choices[int(rng.integers(len(choices)))]
+        flat = rng.choice(source.joint.size, p=source.joint.ravel())
+        words, face, voice, label = (int(i) for i in np.unravel_index(flat, source.joint.shape))
+        written = source.directions(face, voice) if rng.random() < script_share else ""
+        value, task = source.label_values[label], source.task
         if task.kind == "classification" and rng.random() < other_labels_share:
             task, value = _other_labels(task.labels[label], rng) or (task, value)
         yield Document(
             task=task,
             directions=written,
-            text=world.sentence(words, rng),
+            text=source.sentence(words, rng),
             label=int(value) if task.kind == "classification" else float(value),
         )
 
@@ -256,6 +257,11 @@ def _other_labels(emotion: str, rng: np.random.Generator) -> tuple[Task, int] | 
     return (Task("classification", "en", tuple(words)), int(rng.choice(near))) if near else None
 
 
+def tiny_folder(cache: Path, documents: int | None = None, name: str = "tiny") -> Path:
+    """Where the tiny model of this name lies, or would lie; fewer `documents` than usual make a worse one (smoke runs)."""
+    return cache / f"{name}-{RECIPE}.{TINY_RECIPE}-{documents or DOCUMENTS}"
+
+
 def embedded_corpus(name: str, cache: Path, sizes: Mapping[str, int] = SPLIT_SIZES, seed: int = 0) -> Corpus:
     """The generated corpus `name`, written into `cache` when it is not there yet.
 
@@ -264,12 +270,11 @@ def embedded_corpus(name: str, cache: Path, sizes: Mapping[str, int] = SPLIT_SIZ
         Damaged: as `load_corpus`.
         OSError: the cache cannot be written; names it and says what to do.
     """
-    if name not in worlds():
-        raise ValueError(f"no embedded corpus '{name}'; there are: {', '.join(worlds())}")
-    world, tag = worlds()[name], "-".join(str(n) for n in (*sizes.values(), seed, RECIPE, FORMAT))
-    splits = {split: samples(world, split, size, seed) for split, size in sizes.items()}
-
-    def write(folder: Path) -> None:
-        write_files(folder, name=name, task=world.task, splits=splits, generated=True)
-
-    return load_corpus(files.built_once(cache / f"{name}-{tag}", write))
+    if name not in generative_models():
+        raise ValueError(f"no embedded corpus '{name}'; there are: {', '.join(generative_models())}")
+    source, tag = generative_models()[name], "-".join(str(n) for n in (*sizes.values(), seed, RECIPE, FORMAT))
+    folder = cache / f"{name}-{tag}"
+    if not folder.exists():
+        splits = {split: samples(source, split, size, seed) for split, size in sizes.items()}
+        write_corpus(folder, name=name, task=source.task, splits=splits, generated=True)
+    return load_corpus(folder)

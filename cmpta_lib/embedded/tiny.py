@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
     from cmpta_lib.method.llm import FrozenLLM
 
-RECIPE = 2  # raise when anything but the generated text changes the models' weights
-DOCUMENTS = 16_000  # that a model is pre-trained on, each read once: 400 steps of 40
 ARCHITECTURES: dict[str, dict[str, int]] = {  # of each tiny model, by its name
     "tiny": {
         "hidden_size": 192,
@@ -66,11 +64,6 @@ _BERT_VOCABULARY, _BERT_LEARNING_RATE, _BERT_BATCH, _BERT_SEED = 1200, 1e-3, 32,
 _MASKED = 0.15  # of all tokens, as in BERT's paper; all of them become [MASK]
 
 
-def tiny_folder(cache: Path, documents: int | None = None, name: str = "tiny") -> Path:
-    """Where the tiny model of this name lies, or would lie; fewer `documents` than usual make a worse one (smoke runs)."""
-    return cache / f"{name}-{synthetic.RECIPE}.{RECIPE}-{documents or DOCUMENTS}"
-
-
 def build(cache: Path, documents: int | None = None, name: str = "tiny") -> Path:
     """The folder of the tiny model of this name, which is pre-trained first if it is not there (about a minute).
 
@@ -79,8 +72,8 @@ def build(cache: Path, documents: int | None = None, name: str = "tiny") -> Path
         OSError: it is not there and the cache cannot be written; names it and says what to do.
     """
     pretrain = pretrain_bert if name == "tiny-bert" else pretrain_llm
-    folder = tiny_folder(cache, documents, name)
-    files.built_once(folder, lambda draft: pretrain(draft, documents or DOCUMENTS, name))
+    folder = synthetic.tiny_folder(cache, documents, name)
+    files.built_once(folder, lambda draft: pretrain(draft, documents or synthetic.DOCUMENTS, name))
     llm_files.tiny_fingerprint(folder)
     return folder
 
@@ -130,7 +123,7 @@ def pretrain_llm(folder: Path, documents: int, name: str) -> None:
         warnings.simplefilter("ignore")
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-    llm_files.seal_tiny(folder, answer_loss=answer_loss, steps=steps)
+    llm_files.finalise_tiny(folder, answer_loss=answer_loss, steps=steps)
 
 
 def bpe_tokenizer(texts: Iterable[str], phrases: list[str]) -> Any:
@@ -178,7 +171,7 @@ def pages(documents: int, sign: prompts.Sign) -> tuple[list[tuple[str, ...]], li
     for page in synthetic.documents(documents):
         lay, answer = prompts.Layout.of(page.task), prompts.answer_text(page.task, page.label, sign=sign)
         texts.append((lay.open, page.directions + page.text, lay.close, lay.prompt, answer))
-    asked = [prompts.Layout.of(world.task) for world in synthetic.worlds().values()]
+    asked = [prompts.Layout.of(source.task) for source in synthetic.generative_models().values()]
     return texts, sorted({part for lay in asked for part in (lay.open, lay.close, lay.prompt)})
 
 
@@ -187,22 +180,24 @@ def _next_token_losses(reader: FrozenLLM, batch: Sequence[Sequence[list[int]]]) 
     import torch
     import torch.nn.functional as F
 
-    from cmpta_lib.method.llm import Packing
+    from cmpta_lib.fast.llm import packed_logits
+    from cmpta_lib.fast.packing import Ragged
 
     rows = [reader.first_ids + sum(parts, []) for parts in batch]
-    packing = Packing.of([len(row) for row in rows], reader.device)
+    layout = Ragged.rows([len(row) for row in rows], reader.device)
+    lengths = torch.tensor(layout.lengths)
     tokens = torch.tensor(sum(rows, []))
-    ends = packing.lengths.cumsum(0)
+    ends = lengths.cumsum(0)
     inner = torch.ones_like(tokens, dtype=torch.bool)
     inner[ends - 1] = False  # the last token of a page predicts nothing
     positions = inner.nonzero()[:, 0]
     answer_sizes = torch.tensor([len(parts[-1]) for parts in batch])
-    from_end = ends.repeat_interleave(packing.lengths) - 1 - torch.arange(len(tokens))
-    is_answer = (from_end <= answer_sizes.repeat_interleave(packing.lengths))[positions]
+    from_end = ends.repeat_interleave(lengths) - 1 - torch.arange(len(tokens))
+    is_answer = (from_end <= answer_sizes.repeat_interleave(lengths))[positions]
     embeds = reader.embedding(tokens)
     size = embeds.detach().norm(dim=1, keepdim=True) / reader.dim**0.5
     embeds = embeds + NOISE * size * torch.randn(embeds.shape)
-    losses = F.cross_entropy(reader.logits(embeds, packing, positions), tokens[positions + 1], reduction="none")
+    losses = F.cross_entropy(packed_logits(reader, embeds, layout, positions), tokens[positions + 1], reduction="none")
     return losses[~is_answer].mean(), losses[is_answer].mean()
 
 
@@ -235,7 +230,7 @@ def pretrain_bert(folder: Path, documents: int, name: str) -> None:
     encoder.load_state_dict(model.bert.state_dict(), strict=False)
     encoder.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    llm_files.seal_tiny(folder, masked_loss=masked_loss, steps=steps)
+    llm_files.finalise_tiny(folder, masked_loss=masked_loss, steps=steps)
 
 
 def wordpiece_tokenizer(texts: Iterable[str]) -> Any:

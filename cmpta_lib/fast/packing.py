@@ -1,10 +1,7 @@
-"""Taking rows by indices that never repeat: then the way back is a copy too, where torch would add row by row.
+"""Sequences of unequal length without their padding: end to end, and in few long rows for what must read in order.
 
-From host arrays to a device in one copy per kind of number, so that a GPU never waits for the host in between.
-
-From lists of unequal length to arrays that are zero-padded at the end.
-
-Sequences of unequal length without their padding: end to end, and in few long rows for what must read in order.
+Beside that: a gather whose backward pass is a copy, and the way from host arrays to a device in one copy per dtype, so that
+a GPU never waits for the host in between.
 """
 
 from __future__ import annotations
@@ -78,33 +75,45 @@ _SHUT = -1e4
 
 @dataclass(frozen=True)
 class Ragged:
-    """Where the N real positions of B sequences lie: end to end, in rows padded to S, and chained into fewer rows.
+    """Where the N real positions of B sequences lie: end to end, in rows of S places, and chained into fewer rows.
 
-    A chain holds several sequences with breaks between and behind them, so that R rows as long as the longest sequence
-    hold little else than real positions.
+    The first places of every row may be others' (a beginning that all share). A chain holds several sequences with breaks
+    between and behind them, so that R rows as long as the longest sequence hold little else than real positions.
     """
 
     lengths: tuple[int, ...]  # (B,) on the host
     size: int  # S
-    real: Tensor  # (B, S) bool
     slots: Tensor  # (N,) int64: the place of each position in B * S
-    chains: Tensor  # (R, W) int64: what stands where, as a place in B * S, and B * S for a break
-    links: Tensor  # (N,) int64: the place of each position in R * W
+    chains: Tensor | None = None  # (R, W) int64: what stands where, as a place in B * S, and B * S for a break
+    links: Tensor | None = None  # (N,) int64: the place of each position in R * W
+    real: Tensor | None = None  # (B, S) bool
+
+    @staticmethod
+    def slots_of(lengths: np.ndarray, size: int, before: int = 0) -> np.ndarray:
+        """`slots` on the host, where each row begins with `before` places of others."""
+        columns = np.arange(size)
+        return np.flatnonzero((columns >= before) & (columns < before + lengths[:, None]))
 
     @staticmethod
     def arrays(lengths: np.ndarray, size: int) -> list[np.ndarray]:
-        """The index fields on the host, so that they can travel to the device with others."""
-        columns = np.arange(size)
-        slots = np.flatnonzero(columns < lengths[:, None])
+        """Slots, chains and links on the host, so that they can travel to the device with others."""
+        slots = Ragged.slots_of(lengths, size)
         starts = (np.cumsum(lengths) - lengths).tolist()  # of each sequence, among the real positions
         rows, width = _chained(lengths.tolist()), int(lengths.max(initial=0))
         chains = np.full((len(rows), width), len(lengths) * size, np.int64)
         links = np.empty(len(slots), np.int64)
         for row, sequences in enumerate(rows):
             for column, which, n in sequences:
-                chains[row, column : column + n] = which * size + columns[:n]
-                links[starts[which] : starts[which] + n] = row * width + column + columns[:n]
+                chains[row, column : column + n] = which * size + np.arange(n)
+                links[starts[which] : starts[which] + n] = row * width + column + np.arange(n)
         return [slots, chains, links]
+
+    @classmethod
+    def sent(cls, host: np.ndarray, size: int, lengths: Tensor, indices: Sequence[Tensor]) -> Ragged:
+        """From lengths on the host and on the device, and `arrays` on the device."""
+        real = torch.arange(size, device=lengths.device) < lengths[:, None]
+        slots, chains, links = indices
+        return cls(tuple(host.tolist()), size, slots, chains, links, real)
 
     @classmethod
     def of(cls, lengths: Tensor, size: int) -> Ragged:
@@ -113,19 +122,51 @@ class Ragged:
         return cls.sent(host, size, lengths, [torch.from_numpy(a).to(lengths.device) for a in cls.arrays(host, size)])
 
     @classmethod
-    def sent(cls, host: np.ndarray, size: int, lengths: Tensor, indices: Sequence[Tensor]) -> Ragged:
-        """From lengths on the host and on the device, and `arrays` on the device."""
-        real = torch.arange(size, device=lengths.device) < lengths[:, None]
-        return cls(tuple(host.tolist()), size, real, *indices)
+    def rows(cls, lengths: Sequence[int], device: torch.device) -> Ragged:
+        """Without chains, in rows as long as the longest sequence."""
+        host = np.array(lengths, np.int64)
+        size = max(lengths)
+        return cls(tuple(lengths), size, send([cls.slots_of(host, size)], device)[0])
 
     def packed(self, padded: Tensor) -> Tensor:
         """(B, S, F) -> (N, F): the real positions end to end."""
         return take_once(padded.flatten(0, 1), self.slots)
 
-    def padded(self, packed: Tensor) -> Tensor:
-        """(N, D) -> (B, S, D), zero-padded at the end."""
-        rows = packed.new_zeros(len(self.lengths) * self.size, packed.shape[1])
-        return rows.index_copy_(0, self.slots, packed).unflatten(0, (len(self.lengths), self.size))
+    def padded(self, packed: Tensor, slots: Tensor | None = None, before: Tensor | None = None) -> Tensor:
+        """(N, D) -> (B, S, D), zeros elsewhere; or only some positions, at their slots, behind what every row begins with."""
+        shape = len(self.lengths), self.size
+        rows = packed.new_zeros(shape[0] * shape[1], packed.shape[1])
+        if before is not None:
+            rows.unflatten(0, shape)[:, : len(before)] = before
+        return rows.index_copy_(0, self.slots if slots is None else slots, packed).unflatten(0, shape)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One modality of B clips, zero-padded at the end."""
+
+    values: Tensor  # (B, T, F) float32 frames, or of the text (B, L, E) rows of the LLM's embedding table (eqs 1-2)
+    lengths: Tensor  # (B,) int64, real positions of each; 0 = absent
+    known_layout: Ragged | None = None
+
+    @property
+    def layout(self) -> Ragged:
+        """Where the real positions lie; where nobody brought it, a GPU is waited for."""
+        return self.known_layout or Ragged.of(self.lengths, self.values.shape[1])
+
+
+@dataclass(frozen=True)
+class Streams:
+    """What B clips say, sound and look like: all that a token maker reads."""
+
+    text: Stream
+    audio: Stream
+    vision: Stream
+    wants_maps: bool = False  # whether attention maps are wanted beside the pseudo tokens
+
+    def __getitem__(self, modality: str) -> Stream:
+        found: Stream = getattr(self, modality)
+        return found
 
 
 def _chained(lengths: list[int]) -> list[list[tuple[int, int, int]]]:
@@ -162,6 +203,7 @@ def read_in_order(lstms: Sequence[nn.LSTM], frames: Tensor, layout: Ragged) -> T
         frames: what the padding holds is not read.
     """
     features, hidden = frames.shape[2], lstms[0].hidden_size
+    assert layout.chains is not None and layout.links is not None
     if not layout.chains.numel():
         return frames.new_zeros(0, hidden * len(lstms))
     pause = F.pad(frames.new_zeros(1, features), (0, 1), value=1.0)

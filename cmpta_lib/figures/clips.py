@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 
 from cmpta_lib.data.corpus import MODALITIES, Corpus, Modality, Split, Task
+from cmpta_lib.fast.prompted import PromptedLM
 from cmpta_lib.figures.attention import AttentionPanel
-from cmpta_lib.method.prompted import PromptedLM, answer_text
+from cmpta_lib.method.prompted import answer_text
 
 if TYPE_CHECKING:
     from cmpta_lib.runs.load import TrainedRun

@@ -6,33 +6,42 @@ a fused gate. ChatGLM keeps query, key and value in one matrix.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import GlmConfig, GlmForCausalLM
 
-from cmpta_lib.llm.files import read_config
-from cmpta_lib.llm.weights import Renamed, assemble
+from cmpta_lib.llm.files import read_json
+from cmpta_lib.llm.weights import Names, assemble, expect
 
 VOCABULARY = "tokenizer.model"
 SPECIAL_TOKENS = ("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop")  # their ids follow the vocabulary's
 PREFIX = ("[gMASK]", "sop")  # what every input starts with
 
-_LAYER = re.compile(r"transformer\.encoder\.layers\.(\d+)\.(.+)")
-_IN_LAYER = {
-    "self_attention.dense.weight": "self_attn.o_proj.weight",
-    "mlp.dense_h_to_4h.weight": "mlp.gate_up_proj.weight",
-    "mlp.dense_4h_to_h.weight": "mlp.down_proj.weight",
-}
-_OUTSIDE = {
-    "transformer.embedding.word_embeddings.weight": "model.embed_tokens.weight",
-    "transformer.encoder.final_layernorm.weight": "model.norm.weight",
-    "transformer.output_layer.weight": "lm_head.weight",
+_NAMES = Names(
+    layer=r"transformer\.encoder\.layers\.(\d+)\.(.+)",
+    in_layer={
+        "self_attention.dense.weight": "self_attn.o_proj.weight",
+        "mlp.dense_h_to_4h.weight": "mlp.gate_up_proj.weight",
+        "mlp.dense_4h_to_h.weight": "mlp.down_proj.weight",
+    },
+    outside={
+        "transformer.embedding.word_embeddings.weight": "model.embed_tokens.weight",
+        "transformer.encoder.final_layernorm.weight": "model.norm.weight",
+        "transformer.output_layer.weight": "lm_head.weight",
+    },
+    fused="self_attention.query_key_value",
+)
+_EXPECTED = {
+    "rmsnorm": True,
+    "add_bias_linear": False,
+    "add_qkv_bias": True,
+    "post_layer_norm": True,
+    "apply_residual_connection_post_layernorm": False,
+    "multi_query_attention": True,
+    "pre_seq_len": None,
 }
 
 
@@ -74,18 +83,7 @@ def config_of(published: dict[str, Any]) -> GlmConfig:
     Raises:
         ValueError: it asks for something that the GLM classes cannot do.
     """
-    expected = {
-        "rmsnorm": True,
-        "add_bias_linear": False,
-        "add_qkv_bias": True,
-        "post_layer_norm": True,
-        "apply_residual_connection_post_layernorm": False,
-        "multi_query_attention": True,
-        "pre_seq_len": None,
-    }
-    if odd := [name for name, value in expected.items() if published.get(name, value) != value]:
-        found = ", ".join(f"{name}={published[name]}" for name in odd)
-        raise ValueError(f"config.json: ChatGLM3 with {found} cannot be loaded, expected {expected}")
+    expect(published, _EXPECTED, "ChatGLM3")
     theta = 10_000.0 * published.get("rope_ratio", 1)
     return GlmConfig(
         vocab_size=published["padded_vocab_size"],
@@ -104,19 +102,7 @@ def config_of(published: dict[str, Any]) -> GlmConfig:
     )
 
 
-def rename(config: GlmConfig, name: str, tensor: Tensor) -> Renamed:
-    """A published tensor as GLM's; the fused query_key_value holds rows of query, key and value, in this order."""
-    if not (layer := _LAYER.fullmatch(name)):
-        if not name.endswith("inv_freq"):
-            yield _OUTSIDE.get(name, name), tensor
-        return
-    prefix, inner = f"model.layers.{layer[1]}", layer[2]
-    if inner.startswith("self_attention.query_key_value."):
-        rows = [config.num_attention_heads * config.head_dim] + 2 * [config.num_key_value_heads * config.head_dim]
-        for part, own in zip("qkv", tensor.split(rows), strict=True):
-            yield f"{prefix}.self_attn.{part}_proj.{inner.rsplit('.')[-1]}", own
-    else:
-        yield f"{prefix}.{_IN_LAYER.get(inner, inner)}", tensor
+load_tokenizer = ChatGLMTokenizer
 
 
 def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> GlmForCausalLM:
@@ -125,5 +111,6 @@ def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> GlmFor
     Raises:
         FileNotFoundError, ValueError: something is missing or does not fit; names it.
     """
-    config = config_of(read_config(folder))
-    return assemble(lambda: GlmForCausalLM(config), folder, partial(rename, config), dtype, device)
+    config = config_of(read_json(folder / "config.json"))
+    rows = [config.num_attention_heads * config.head_dim] + 2 * [config.num_key_value_heads * config.head_dim]
+    return assemble(lambda: GlmForCausalLM(config), folder, _NAMES, rows, dtype, device)

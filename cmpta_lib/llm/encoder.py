@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from cmpta_lib.config import EncoderConfig
-from cmpta_lib.llm import files as llm_files
-from cmpta_lib.llm.loading import without_bars
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,33 +60,3 @@ def contextual(model: BertModel, embedded: Tensor, real: Tensor) -> Tensor:
     mask = torch.zeros_like(real, dtype=embedded.dtype).masked_fill(~real, lowest)
     states: Tensor = model.encoder(embedded, attention_mask=mask[:, None, None]).last_hidden_state
     return states
-
-
-def load(config: EncoderConfig, cache: Path, device: torch.device) -> TextEncoder:
-    """The text encoder that a config names: the tiny one from `cache`, any other BERT by folder or hub id.
-
-    Raises:
-        OSError: it is not there, or no BERT; says what to do.
-        ValueError: the files are not the ones that the config names, or damaged.
-    """
-    from safetensors import SafetensorError
-    from transformers import BertModel, BertTokenizerFast
-    from transformers.utils import logging
-
-    folder = llm_files.find(config, cache)
-    if (family := llm_files.family(folder)) != "bert":
-        raise OSError(f"{folder}: expected a BERT, such as bert-base-chinese, not '{family}'")
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # published files hold the heads of the pre-training too, which is no news
-    try:
-        with without_bars():
-            tokenizer = BertTokenizerFast.from_pretrained(folder)
-            model = BertModel.from_pretrained(folder, dtype=torch.float32)
-    except (LookupError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
-        raise ValueError(
-            f"{folder}: config.json, vocabulary and weights do not make a BERT ({type(error).__name__}: "
-            f"{str(error).partition(chr(10))[0]}); fetch them again"
-        ) from error
-    finally:
-        logging.set_verbosity(verbosity)
-    return TextEncoder(model.to(device), tokenizer, config)

@@ -1,4 +1,4 @@
-"""Which files an LLM's name means, where they lie, and what identifies them. Imports no torch: tables need none.
+"""Which files an LLM's name means, where they lie, and what identifies them. Imports no torch.
 
 A name is one of `PUBLISHED`, any hub id, or a folder. Hub files are looked for in the hub's local cache only; fetching
 is `cmpta weights NAME`, which takes weights, configuration and vocabulary, never code.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,25 +26,45 @@ ENCODERS: Mapping[str, str] = {  # text encoders of methods without an LLM: name
     "bert-base-chinese": "google-bert/bert-base-chinese",
     "bert-base-uncased": "google-bert/bert-base-uncased",
 }
+# Omni models, by hub id: what transformers has classes for that read words, sound and moving pictures without torchvision.
+OMNI_MODELS = ("Qwen/Qwen2.5-Omni-3B", "Qwen/Qwen2.5-Omni-7B", "Qwen/Qwen3-Omni-30B-A3B-Instruct")
 QWEN_1_8B = {"hidden": 2048, "layers": 24, "mlp": 5504, "vocabulary": 151_936}  # its published config
-# Families whose scores MSE-Adapter writes without a plus; with it all of Qwen's answers have four tokens (register 10).
+# Families whose scores MSE-Adapter writes without a plus; with it all of Qwen's answers have four tokens (choice 10).
 PLAIN_SIGN = ("llama", "chatglm")
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # beside each may stand <name>.index.json, which lists its shards
 VOCABULARIES = ("qwen.tiktoken", "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+HASHES = "hashes.json"  # beside the records of resolved LLMs
 TINY = "cmpta.json"  # the tiny LLM's own record, beside its files
 _BESIDE = (
-    "merges.txt",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "preprocessor_config.json",  # of omni models: how frames and sound are prepared
-    "processor_config.json",
-)
+    "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "preprocessor_config.json", "processor_config.json",  # of omni models: how frames and sound are prepared
+)  # fmt: skip
 
 
 def hub_id(name: str) -> str:
     """The hub's name of a published model; any other name is one already."""
     return {**PUBLISHED, **ENCODERS}.get(name, name)
+
+
+def is_tiny(name: str) -> bool:
+    """Whether a model of this name is made here, from generated text: "tiny", "tiny-bert", ..."""
+    return name == "tiny" or name.startswith("tiny-")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; raises ValueError, naming the file, if it is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # not UTF-8, or not JSON
+        raise ValueError(f"{path}: expected JSON ({error}); fetch it again") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected a JSON object, found a {type(content).__name__}; fetch it again")
+    return content
+
+
+def family(folder: Path) -> str:
+    """The model type that config.json gives: "qwen" for v1, "qwen2", "llama", "chatglm", ..."""
+    return str(read_json(folder / "config.json").get("model_type", ""))
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -71,26 +91,6 @@ def weight_files(folder: Path) -> list[Path]:
     raise FileNotFoundError(f"{folder}: expected model weights ({' or '.join(WEIGHTS)}, or their shards with an index)")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; raises ValueError, naming the file, if it is none."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # not UTF-8, or not JSON
-        raise ValueError(f"{path}: expected JSON ({error}); fetch it again") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected a JSON object, found a {type(content).__name__}; fetch it again")
-    return content
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """A model's config.json.
-
-    Raises:
-        ValueError: it is no JSON object.
-    """
-    return read_json(folder / "config.json")
-
-
 def identifying_files(folder: Path) -> list[Path]:
     """Every file that decides what the LLM answers: configuration, vocabulary, weights.
 
@@ -107,16 +107,15 @@ def identifying_files(folder: Path) -> list[Path]:
 
 def fingerprint(folder: Path) -> str:
     """First 16 hex digits of a SHA-256 over the names and contents of `identifying_files`; 2 GB/s or so."""
-    return _combined(_digests(folder))
+    return _combined(_hashes(folder, files.sha256))
 
 
-def _digests(folder: Path) -> dict[str, str]:
-    return {path.name: files.sha256(path) for path in identifying_files(folder)}
+def _hashes(folder: Path, sha256: Callable[[Path], str]) -> dict[str, str]:
+    return {path.name: sha256(path) for path in identifying_files(folder)}
 
 
-def _combined(digests: Mapping[str, str]) -> str:
-    lines = "".join(f"{name} {digest}\n" for name, digest in digests.items())
-    return hashlib.sha256(lines.encode()).hexdigest()[:16]
+def _combined(hashes: Mapping[str, str]) -> str:
+    return hashlib.sha256("".join(f"{name} {digest}\n" for name, digest in hashes.items()).encode()).hexdigest()[:16]
 
 
 def locate(name: str) -> Path:
@@ -161,8 +160,8 @@ def fetch(name: str) -> Path:
     if not repo or os.path.exists(name):
         raise ValueError(f"expected one of {', '.join(PUBLISHED)} or a hub id, not '{name}'")
     try:
-        files = [entry.rfilename for entry in HfApi().model_info(repo).siblings or ()]
-        suffix = "safetensors" if any(file.endswith(".safetensors") for file in files) else "bin"
+        published = [entry.rfilename for entry in HfApi().model_info(repo).siblings or ()]
+        suffix = "safetensors" if any(file.endswith(".safetensors") for file in published) else "bin"
         snapshot_download(
             repo, allow_patterns=["config.json", *VOCABULARIES, *_BESIDE, f"*.{suffix}", f"*.{suffix}.index.json"]
         )
@@ -175,11 +174,6 @@ def fetch(name: str) -> Path:
     return locate(name)
 
 
-def family(folder: Path) -> str:
-    """The model type that config.json gives: "qwen" for v1, "qwen2", "llama", "chatglm", ..."""
-    return str(read_config(folder).get("model_type", ""))
-
-
 def answer_sign(config: LLMConfig, cache: Path) -> Literal["always", "negative"]:
     """How the family of a resolved LLM writes positive scores; raises as `find`, but for a tiny one, whose name tells."""
     told = config.name.removeprefix("tiny-") if is_tiny(config.name) else family(find(config, cache))
@@ -189,54 +183,37 @@ def answer_sign(config: LLMConfig, cache: Path) -> Literal["always", "negative"]
 def resolve(name: str, dtype: Literal["float32", "bfloat16"], cache: Path) -> LLMConfig:
     """The config of the LLM of this name, with its fingerprint; files are read again only after they changed.
 
+    `cache` keeps the hashes of files, and under each fingerprint a record of the folder and of what was in it.
+
     Raises:
         FileNotFoundError: as `locate`.
     """
-    folder = locate(name)
-    stamps = _stamps(folder)
-    for path in sorted(cache.glob("*.json")):
-        try:
-            record = _record(path)
-        except files.Damaged:  # what it said is found out again, below
-            continue
-        if record["folder"] == str(folder) and record["files"] == stamps:
-            return LLMConfig(name=record["name"], fingerprint=path.stem, dtype=dtype)
-    repo = hub_id(name)
-    shown = folder.name if Path(name).is_dir() else repo  # a path of this machine is nobody's business
-    digests = _digests(folder)
-    config = LLMConfig(name=shown, fingerprint=_combined(digests), dtype=dtype)
-    record = {"name": shown, "folder": str(folder), "files": stamps, "sha256": digests}
-    with files.writing(cache):
-        cache.mkdir(parents=True, exist_ok=True)
-    files.write_text(cache / f"{config.fingerprint}.json", files.sealed(record))
-    return config
+    folder, known = locate(name), files.HashCache(cache / HASHES)
+    hashes = _hashes(folder, known.sha256)
+    known.save()
+    path = cache / f"{_combined(hashes)}.json"
+    try:
+        record = _record(path)
+    except files.Damaged:  # or never written
+        record = {}
+    if record.get("folder") != str(folder):
+        shown = folder.name if Path(name).is_dir() else hub_id(name)  # a path of this machine is nobody's business
+        record = {"name": shown, "folder": str(folder), "sha256": hashes}
+        files.write_text(path, files.checksummed(record))
+    return LLMConfig(name=record["name"], fingerprint=path.stem, dtype=dtype)
 
 
-def find(config: LLMConfig | EncoderConfig, cache: Path) -> Path:
+def find(config: LLMConfig | EncoderConfig, cache: Path, deep: bool = False) -> Path:
     """The folder of a resolved config, unchanged since; without a fingerprint, of whatever its name means.
 
+    Args:
+        deep: read every file, whatever sizes and times say; 2 GB/s or so.
     Raises:
         FileNotFoundError: it was never resolved here, or is gone.
         Damaged: its files changed, or the record of them did; names the file and says what to do.
     """
     if is_tiny(config.name):
         return find_tiny(config.fingerprint, cache, config.name)
-    return _find(config, cache, deep=False)
-
-
-def check_contents(config: LLMConfig | EncoderConfig, cache: Path) -> None:
-    """Read every file of a resolved LLM and compare it with what it was when its fingerprint was taken; 2 GB/s or so.
-
-    Raises:
-        FileNotFoundError, Damaged: as `find`, whatever sizes and times say.
-    """
-    if is_tiny(config.name):
-        find_tiny(config.fingerprint, cache, config.name)  # reads all of it in every call
-    else:
-        _find(config, cache, deep=True)
-
-
-def _find(config: LLMConfig | EncoderConfig, cache: Path, deep: bool) -> Path:
     if not config.fingerprint:
         return locate(config.name)
     path = cache / f"{config.fingerprint}.json"
@@ -246,35 +223,29 @@ def _find(config: LLMConfig | EncoderConfig, cache: Path, deep: bool) -> Path:
         )
     record = _record(path)
     folder, recorded = Path(record["folder"]), record["sha256"]
-    if deep or _stamps(folder) != record["files"]:
-        found = _digests(folder)
-        if changed := [name for name in {**recorded, **found} if found.get(name) != recorded.get(name)]:
-            raise files.Damaged(
-                f"{folder}: {', '.join(changed)} changed, so it is no longer the one with fingerprint "
-                f"{config.fingerprint}; restore or fetch it again"
-            )
+    found = _hashes(folder, files.sha256 if deep else files.HashCache(cache / HASHES).sha256)
+    if changed := [name for name in {**recorded, **found} if found.get(name) != recorded.get(name)]:
+        raise files.Damaged(
+            f"{folder}: {', '.join(changed)} changed, so it is no longer the one with fingerprint "
+            f"{config.fingerprint}; restore or fetch it again"
+        )
     return folder
 
 
 def _record(path: Path) -> dict[str, Any]:
     remedy = "remove it and call again: it is made anew"
-    record = files.unsealed(path, remedy)
+    record = files.read_checksummed(path, remedy)
     if _combined(record["sha256"]) != path.stem:
         raise files.Damaged(f"{path} is the record of another LLM; {remedy}")
     return record
 
 
-def _stamps(folder: Path) -> dict[str, list[int]]:
-    found = {path.name: path.stat() for path in identifying_files(folder)}
-    return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in found.items()}
-
-
-# The tiny LLM -------------------------------------------------------------------------------------------------------
-def seal_tiny(folder: Path, **about: object) -> None:
+# The tiny models ----------------------------------------------------------------------------------------------------
+def finalise_tiny(folder: Path, **about: object) -> None:
     """Write the record of a tiny LLM that is complete in `folder`: its fingerprint, a hash of each file, and `about`."""
     names = sorted(path.name for path in folder.iterdir() if path.name != TINY)
     record = {"fingerprint": fingerprint(folder), **about, "files": files.hashes(folder, names)}
-    files.write_text(folder / TINY, files.sealed(record))
+    files.write_text(folder / TINY, files.checksummed(record))
 
 
 def tiny_fingerprint(folder: Path) -> str:
@@ -285,17 +256,12 @@ def tiny_fingerprint(folder: Path) -> str:
     """
     remedy = f"remove the folder {folder} and call again: it is made anew in a minute"
     with files.reading(folder):
-        record = files.unsealed(folder / TINY, remedy)
+        record = files.read_checksummed(folder / TINY, remedy)
         files.check(folder, record["files"], remedy)
     known = {TINY, *record["files"]}
     if added := sorted(path for path in folder.iterdir() if path.name not in known and path.name[0] != "."):
         raise files.Damaged(f"{added[0]} was not written with the rest and may change answers; {remedy}")
     return record["fingerprint"]
-
-
-def is_tiny(name: str) -> bool:
-    """Whether a model of this name is made here, from generated text: "tiny", "tiny-bert", ..."""
-    return name == "tiny" or name.startswith("tiny-")
 
 
 def find_tiny(wanted: str, cache: Path, name: str = "tiny") -> Path:

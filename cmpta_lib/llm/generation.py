@@ -1,20 +1,21 @@
-"""LoRA (Hu et al., ICLR 2022) beside a frozen LLM: small trained matrices in a copy that shares the LLM's own weights.
+"""LoRA (Hu et al., ICLR 2022) beside a frozen LLM, and what an LLM generates, greedily or drawn from the likeliest tokens.
 
-PEFT does the work. What is ours is that the copy costs no memory but the matrices, and that nobody else who holds the
-frozen LLM ever meets them.
-
-Letting a frozen LLM go on from what it read: greedily, or drawn from the likeliest tokens, one line at most.
+PEFT does LoRA's work. What is ours is that the adapted copy costs no memory but the small trained matrices, and that
+nobody else who holds the frozen LLM ever meets them.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from functools import cache
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from cmpta_lib.method.llm import FrozenLLM
 
@@ -56,10 +57,8 @@ def adapted(llm: FrozenLLM, rank: int, alpha: int) -> tuple[FrozenLLM, LoraWeigh
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules="all-linear", bias="none")
     tuned.model = inject_adapter_in_model(config, sharing(llm.model), ADAPTER)
     tuned.embedding = tuned.model.get_input_embeddings()
-    for layer in (layers := lora_layers(tuned.model)).values():
-        for matrix in (layer.lora_A[ADAPTER], layer.lora_B[ADAPTER]):
-            matrix.float()
-    return tuned, LoraWeights(layers)
+    weights = LoraWeights(lora_layers(tuned.model))
+    return tuned, weights.float()
 
 
 def lora_layers(model: nn.Module) -> dict[str, LoraLayer]:
@@ -69,90 +68,48 @@ def lora_layers(model: nn.Module) -> dict[str, LoraLayer]:
     return {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
 
 
-def merged(llm: FrozenLLM) -> PreTrainedModel:
-    """An adapted LLM as a stand-alone transformers model: W + alpha / rank * B A in place of W; shares nothing."""
-    model = copy.deepcopy(llm.model)
-    for name, layer in lora_layers(model).items():
-        layer.merge(safe_merge=True)
-        parent, _, attribute = name.rpartition(".")
-        setattr(model.get_submodule(parent), attribute, layer.get_base_layer())
-    if hasattr(model, "peft_config"):
-        del model.peft_config
+@torch.no_grad()
+def generate(
+    llm: FrozenLLM, read: Sequence[Tensor], max_new_tokens: int, top_p: float = 1.0, draws: Tensor | None = None
+) -> list[str]:
+    """What follows each text, up to the first line end, stripped of spaces.
+
+    Args:
+        read: per text (n, E) input embeddings.
+        draws: (B, max_new_tokens) numbers in [0, 1); None = greedily. Number t chooses text b's token t among the likeliest
+            ones that together have the chance `top_p`: what is drawn for a text hangs on its numbers only.
+    Raises:
+        ValueError: a text with so many new tokens does not fit the LLM.
+    """
+    llm.need_room(max(map(len, read)) + max_new_tokens)
+    model = sharing(llm.model).eval()  # which packs nothing; a checkpointing LLM would not keep what it computed
     model.set_attn_implementation("sdpa")
-    return model
+    embeds = pad_sequence(list(read), batch_first=True, padding_side="left").to(llm.embedding.weight.dtype)
+    mask = pad_sequence([text.new_ones(len(text), dtype=torch.int64) for text in read], True, 0, "left")
+    given: dict[str, Any] = {"inputs_embeds": embeds, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
+    end = llm.tokenizer.eos_token_id
+    ends = cache(lambda token: token == end or "\n" in llm.tokenizer.decode([token]))
+    said: list[list[int]] = [[] for _ in read]
+    for step in range(max_new_tokens):
+        made = model(**given, attention_mask=mask, use_cache=True, logits_to_keep=1)
+        scores = made.logits[:, -1].float()
+        tokens = scores.argmax(-1) if draws is None else nucleus(scores, top_p, draws[:, step].to(scores.device))
+        for text, token in zip(said, tokens.tolist(), strict=True):
+            if not text or not ends(text[-1]):
+                text.append(token)
+        if all(ends(text[-1]) for text in said):
+            break
+        given = {"input_ids": tokens[:, None], "position_ids": given["position_ids"][:, -1:] + 1}
+        given["past_key_values"], mask = made.past_key_values, F.pad(mask, (0, 1), value=1)
+    lines = [llm.tokenizer.decode([token for token in text if token != end]) for text in said]
+    return [str(line).partition("\n")[0].strip() for line in lines]
 
 
-class Speaker:
-    """A frozen LLM as transformers' `generate` runs it: a copy that shares its weights and packs nothing."""
-
-    def __init__(self, llm: FrozenLLM) -> None:
-        from transformers import GenerationConfig
-
-        self.llm, self.model = llm, sharing(llm.model).eval()  # a checkpointing LLM would not keep what it computed
-        self.model.set_attn_implementation("sdpa")
-        self.model.generation_config = GenerationConfig()  # a published one asks for sampling and penalties
-        self._is_end: dict[int, bool] = {}
-
-    @torch.no_grad()
-    def go_on(
-        self, read: Sequence[Tensor], max_new_tokens: int, top_p: float = 1.0, draws: Tensor | None = None
-    ) -> list[str]:
-        """What follows each text, up to the first line end, stripped of spaces.
-
-        Args:
-            read: per text (n, E) input embeddings.
-            max_new_tokens: no more are said.
-            draws: (B, max_new_tokens) numbers in [0, 1); None = greedily. Number t chooses text b's token t among the
-                likeliest ones that together have the chance `top_p`: what is drawn for a text hangs on its numbers only.
-        """
-        from transformers import LogitsProcessorList, StoppingCriteriaList
-
-        longest, device = max(len(text) for text in read), self.llm.device
-        embeds = torch.zeros(len(read), longest, self.llm.dim, dtype=self.llm.embedding.weight.dtype, device=device)
-        mask = torch.zeros(len(read), longest, dtype=torch.int64, device=device)
-        for row, real, text in zip(embeds, mask, read, strict=True):
-            row[longest - len(text) :], real[longest - len(text) :] = text, 1
-        self.llm.need_room(longest + max_new_tokens)
-        drawn = LogitsProcessorList() if draws is None else LogitsProcessorList([_Nucleus(top_p, draws.to(device))])
-        said = self.model.generate(
-            inputs_embeds=embeds,
-            attention_mask=mask,
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            pad_token_id=0,
-            logits_processor=drawn,
-            stopping_criteria=StoppingCriteriaList([self._have_ended]),
-        )
-        return [self._line(tokens) for tokens in said.tolist()]
-
-    def _have_ended(self, said: Tensor, scores: Any, **_: Any) -> Tensor:
-        return torch.tensor([self._ends(token) for token in said[:, -1].tolist()], device=said.device)
-
-    def _ends(self, token: int) -> bool:
-        if token not in self._is_end:
-            is_last = token == self.llm.tokenizer.eos_token_id
-            self._is_end[token] = is_last or "\n" in self.llm.tokenizer.decode([token])
-        return self._is_end[token]
-
-    def _line(self, tokens: list[int]) -> str:
-        end = next((place for place, token in enumerate(tokens) if self._ends(token)), len(tokens))
-        kept = tokens[: end + (end < len(tokens) and tokens[end] != self.llm.tokenizer.eos_token_id)]
-        return str(self.llm.tokenizer.decode(kept)).partition("\n")[0].strip()
-
-
-class _Nucleus:
-    """Leaves one token of each row: the one on which the row's next number falls (nucleus sampling, Holtzman et al.)."""
-
-    def __init__(self, top_p: float, draws: Tensor) -> None:
-        self.top_p, self.draws, self.step = top_p, draws, 0
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        chances, order = scores.float().softmax(-1).sort(descending=True, stable=True)
-        before = chances.cumsum(-1) - chances
-        chances = chances.masked_fill(before >= self.top_p, 0.0)
-        chances[:, 0] += 1e-12  # the likeliest one stays whatever top_p is
-        shares = chances.cumsum(-1) / chances.sum(-1, keepdim=True)
-        place = (shares <= self.draws[:, self.step, None].to(shares.dtype)).sum(-1, keepdim=True)
-        self.step += 1
-        chosen = order.gather(1, place.clamp(max=order.shape[1] - 1))
-        return torch.full_like(scores, -torch.inf).scatter(1, chosen, 0.0)
+def nucleus(scores: Tensor, top_p: float, numbers: Tensor) -> Tensor:
+    """(B, V) logits and (B,) numbers in [0, 1) -> (B,) the token that each number falls on (Holtzman et al., ICLR 2020)."""
+    chances, order = scores.softmax(-1).sort(descending=True, stable=True)
+    chances = chances.masked_fill(chances.cumsum(-1) - chances >= top_p, 0.0)
+    chances[:, 0] += 1e-12  # the likeliest one stays whatever top_p is
+    shares = chances.cumsum(-1) / chances.sum(-1, keepdim=True)
+    place = (shares <= numbers[:, None].to(shares.dtype)).sum(-1, keepdim=True)
+    return order.gather(1, place.clamp(max=order.shape[1] - 1))[:, 0]

@@ -1,7 +1,4 @@
-"""Loading without progress bars: a notebook would keep them for ever, as "Loading weights: 0 %" or a widget that is gone.
-
-From an LLM's files to a `FrozenLLM`, whatever its family, and never with code of the folder's own.
-"""
+"""From the files of an LLM or a text encoder to the model, whatever its family, and never with code of the folder's own."""
 
 from __future__ import annotations
 
@@ -13,16 +10,22 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from cmpta_lib.config import LLMConfig
+from cmpta_lib.config import EncoderConfig, LLMConfig
 from cmpta_lib.llm import files as llm_files
+from cmpta_lib.llm.encoder import TextEncoder
 from cmpta_lib.method.llm import FrozenLLM
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+TIGHT = 0.4  # of the GPU's memory
+# What transformers, torch and our own readers raise on files that are complete and wrong.
+_BROKEN = (LookupError, TypeError, AttributeError, ArithmeticError, UnpicklingError, RuntimeError)
+
+
 @contextmanager
 def without_bars() -> Iterator[None]:
-    """Within the block transformers shows none; a caller's own choice comes back."""
+    """Within the block transformers shows no progress bar, which a notebook would keep; a caller's own choice comes back."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
@@ -34,9 +37,45 @@ def without_bars() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-TIGHT = 0.4  # of the GPU's memory
-# What transformers, torch and our own readers raise on files that are complete and wrong.
-_BROKEN = (LookupError, TypeError, AttributeError, ArithmeticError, UnpicklingError, RuntimeError)
+@contextmanager
+def _told(folder: Path, wanted: str) -> Iterator[None]:
+    """Files that do not make the model raise a ValueError that names their folder."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (*_BROKEN, SafetensorError) as error:
+        reason = "a weight file holds more than tensors" if isinstance(error, UnpicklingError) else str(error)
+        raise ValueError(
+            f"{folder}: config.json, vocabulary and weights do not make {wanted} ({type(error).__name__}: "
+            f"{reason.partition(chr(10))[0]}); fetch them again"
+        ) from error
+
+
+def load_encoder(config: EncoderConfig, cache: Path, device: torch.device) -> TextEncoder:
+    """Load the text encoder that a config names: the tiny one from `cache`, any other BERT by folder or hub id.
+
+    Raises:
+        OSError: it is not there, or no BERT; says what to do.
+        ValueError: the files are not the ones that the config names, or damaged.
+    """
+    from transformers import BertModel, BertTokenizerFast
+    from transformers.utils import logging
+
+    folder = llm_files.find(config, cache)
+    if (family := llm_files.family(folder)) != "bert":
+        raise OSError(f"{folder}: expected a BERT, such as bert-base-chinese, not '{family}'")
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # published files hold the heads of the pre-training too, which is no news
+    try:
+        with without_bars(), _told(folder, "a BERT"):
+            tokenizer = BertTokenizerFast.from_pretrained(folder)
+            model = BertModel.from_pretrained(folder, dtype=torch.float32)
+    finally:
+        logging.set_verbosity(verbosity)
+    return TextEncoder(model.to(device), tokenizer, config)
 
 
 def load(config: LLMConfig, cache: Path, device: torch.device) -> FrozenLLM:
@@ -49,22 +88,10 @@ def load(config: LLMConfig, cache: Path, device: torch.device) -> FrozenLLM:
         OSError: the model is not there, or of a family that transformers itself does not have; says what to do.
         ValueError: the files are not the ones that the config names, are damaged, or do not fit each other.
     """
-    from safetensors import SafetensorError
-
     folder = llm_files.find(config, cache)
     fingerprint = config.fingerprint or llm_files.fingerprint(folder)
-    load_family = {"qwen": _load_qwen_v1, "chatglm": _load_chatglm3}.get(llm_files.family(folder), _load_known)
-    try:
-        with without_bars():
-            model, tokenizer = load_family(folder, getattr(torch, config.dtype), device)
-    except torch.OutOfMemoryError:
-        raise
-    except (*_BROKEN, SafetensorError) as error:
-        reason = "a weight file holds more than tensors" if isinstance(error, UnpicklingError) else str(error)
-        raise ValueError(
-            f"{folder}: config.json, vocabulary and weights do not make an LLM ({type(error).__name__}: "
-            f"{reason.partition(chr(10))[0]}); fetch them again"
-        ) from error
+    with without_bars(), _told(folder, "an LLM"):
+        model, tokenizer = _model(folder, getattr(torch, config.dtype), device)
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         raise ValueError(f"{folder}: the vocabulary has {len(tokenizer)} tokens, the weights {rows}: not of one model")
@@ -72,23 +99,16 @@ def load(config: LLMConfig, cache: Path, device: torch.device) -> FrozenLLM:
     return FrozenLLM(model, tokenizer, fingerprint, config.name, gradient_checkpointing=_is_tight(model, device))
 
 
-def _load_qwen_v1(folder: Path, dtype: torch.dtype, device: torch.device) -> tuple[PreTrainedModel, Any]:
-    from cmpta_lib.llm import qwen_v1
-
-    return qwen_v1.load_model(folder, dtype, device), qwen_v1.load_tokenizer(folder / qwen_v1.VOCABULARY)
-
-
-def _load_chatglm3(folder: Path, dtype: torch.dtype, device: torch.device) -> tuple[PreTrainedModel, Any]:
-    from cmpta_lib.llm import chatglm3
-
-    return chatglm3.load_model(folder, dtype, device), chatglm3.ChatGLMTokenizer(folder / chatglm3.VOCABULARY)
-
-
-def _load_known(folder: Path, dtype: torch.dtype, device: torch.device) -> tuple[PreTrainedModel, Any]:
-    """By transformers' own class for the family: its Auto classes would offer to run the folder's code."""
+def _model(folder: Path, dtype: torch.dtype, device: torch.device) -> tuple[PreTrainedModel, Any]:
+    """The model and its tokenizer, by transformers' own class for the family: its Auto classes would offer to run code."""
     from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, TOKENIZER_MAPPING, PreTrainedTokenizerFast
 
     family = llm_files.family(folder)
+    if family in ("qwen", "chatglm"):
+        from cmpta_lib.llm import chatglm3, qwen_v1
+
+        published = qwen_v1 if family == "qwen" else chatglm3
+        return published.load_model(folder, dtype, device), published.load_tokenizer(folder / published.VOCABULARY)
     own = CONFIG_MAPPING[family] if family in CONFIG_MAPPING else None
     if own not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise OSError(f"{folder}: expected a causal LM that transformers knows without remote code, not '{family}'")

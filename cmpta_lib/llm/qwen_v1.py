@@ -9,19 +9,17 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import re
 import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import AddedToken, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from cmpta_lib.llm.files import read_config
-from cmpta_lib.llm.weights import Renamed, assemble
+from cmpta_lib.llm.files import read_json
+from cmpta_lib.llm.weights import Names, assemble, expect
 
 VOCABULARY = "qwen.tiktoken"
 PUBLISHED_TOKENS = 151_643  # of the file that the whole family shares
@@ -29,20 +27,22 @@ _START = 1 << 12  # bytes by which that file is known
 _START_SHA256 = "5c10efe80b2b578684e0a996ca773de81d80843f5a6c4623a8c774953574e5a3"
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<|extra_{n}|>" for n in range(205)))
 
-_LAYER = re.compile(r"transformer\.h\.(\d+)\.(.+)")
-_IN_LAYER = {
-    "ln_1.weight": "input_layernorm.weight",
-    "ln_2.weight": "post_attention_layernorm.weight",
-    "attn.c_proj.weight": "self_attn.o_proj.weight",
-    "mlp.w2.weight": "mlp.gate_proj.weight",
-    "mlp.w1.weight": "mlp.up_proj.weight",
-    "mlp.c_proj.weight": "mlp.down_proj.weight",
-}
-_OUTSIDE = {
-    "transformer.wte.weight": "model.embed_tokens.weight",
-    "transformer.ln_f.weight": "model.norm.weight",
-    "lm_head.weight": "lm_head.weight",
-}
+_NAMES = Names(
+    layer=r"transformer\.h\.(\d+)\.(.+)",
+    in_layer={
+        "ln_1.weight": "input_layernorm.weight",
+        "ln_2.weight": "post_attention_layernorm.weight",
+        "attn.c_proj.weight": "self_attn.o_proj.weight",
+        "mlp.w2.weight": "mlp.gate_proj.weight",
+        "mlp.w1.weight": "mlp.up_proj.weight",
+        "mlp.c_proj.weight": "mlp.down_proj.weight",
+    },
+    outside={
+        "transformer.wte.weight": "model.embed_tokens.weight",
+        "transformer.ln_f.weight": "model.norm.weight",
+    },
+    fused="attn.c_attn",
+)
 
 
 class QwenTokenizer(Qwen2Tokenizer):
@@ -97,7 +97,7 @@ def load_tokenizer(path: Path) -> QwenTokenizer:
     )
     tokenizer.backend_tokenizer.normalizer = None  # `_encode_plus` has done it
     tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
-    tokenizer.bos_token = "<|im_start|>"  # what MSE-Adapter's public code starts every input with (register 9)
+    tokenizer.bos_token = "<|im_start|>"  # what MSE-Adapter's public code starts every input with (choice 9)
     return tokenizer
 
 
@@ -134,11 +134,8 @@ def config_of(published: dict[str, Any]) -> Qwen2Config:
     Raises:
         ValueError: it asks for something that the Qwen2 classes cannot do.
     """
+    expect(published, {"no_bias": True, "rotary_pct": 1.0, "scale_attn_weights": True}, "Qwen v1")
     heads = published["num_attention_heads"]
-    expected = {"no_bias": True, "rotary_pct": 1.0, "scale_attn_weights": True}
-    if odd := [name for name, value in expected.items() if published.get(name, value) != value]:
-        found = ", ".join(f"{name}={published[name]}" for name in odd)
-        raise ValueError(f"config.json: Qwen v1 with {found} cannot be loaded, expected {expected}")
     return Qwen2Config(
         vocab_size=published["vocab_size"],
         hidden_size=published["hidden_size"],
@@ -154,27 +151,12 @@ def config_of(published: dict[str, Any]) -> Qwen2Config:
     )
 
 
-def rename(name: str, tensor: Tensor) -> Renamed:
-    """A published tensor as Qwen2's; the fused c_attn holds rows of query, key and value, in this order."""
-    if not (layer := _LAYER.fullmatch(name)):
-        if name in _OUTSIDE:
-            yield _OUTSIDE[name], tensor
-        elif not name.endswith("inv_freq"):
-            yield name, tensor  # unknown: `assemble` says so
-        return
-    prefix, inner = f"model.layers.{layer[1]}", layer[2]
-    if inner.startswith("attn.c_attn."):
-        for part, rows in zip("qkv", tensor.chunk(3), strict=True):
-            yield f"{prefix}.self_attn.{part}_proj.{inner.rsplit('.')[-1]}", rows
-    elif not inner.endswith(("inv_freq", "masked_bias")):
-        yield f"{prefix}.{_IN_LAYER.get(inner, inner)}", tensor
-
-
 def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> Qwen2ForCausalLM:
     """Load a folder with config.json and weights as published.
 
     Raises:
         FileNotFoundError, ValueError: something is missing or does not fit; names it.
     """
-    config = config_of(read_config(folder))
-    return assemble(lambda: Qwen2ForCausalLM(config), folder, rename, dtype, device)
+    config = config_of(read_json(folder / "config.json"))
+    rows = 3 * [config.num_attention_heads * config.head_dim]
+    return assemble(lambda: Qwen2ForCausalLM(config), folder, _NAMES, rows, dtype, device)

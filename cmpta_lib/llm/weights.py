@@ -6,16 +6,53 @@ costs no copy at all, and on a GPU one tensor of host memory at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cmpta_lib.llm.files import weight_files
 
-Renamed = Iterable[tuple[str, Tensor]]
+
+@dataclass(frozen=True)
+class Names:
+    """A family's published names of weights -> those of transformers' class, which is the same network.
+
+    `layer` matches a layer's weights, with its number and the name within; `fused` holds `rows` of query, key and value,
+    in this order. Unknown names stay, so that `assemble` tells of them.
+    """
+
+    layer: str
+    in_layer: Mapping[str, str]
+    outside: Mapping[str, str]
+    fused: str
+
+    def renamed(self, name: str, tensor: Tensor, rows: Sequence[int]) -> Iterator[tuple[str, Tensor]]:
+        """The parameters that a published tensor holds, as views where it holds several."""
+        if name.endswith(("inv_freq", "masked_bias")):  # computed, not learned
+            return
+        if not (found := re.fullmatch(self.layer, name)):
+            yield self.outside.get(name, name), tensor
+            return
+        prefix, inner = f"model.layers.{found[1]}", found[2]
+        if inner.startswith(f"{self.fused}."):
+            for part, own in zip("qkv", tensor.split(rows), strict=True):
+                yield f"{prefix}.self_attn.{part}_proj.{inner.rsplit('.')[-1]}", own
+        else:
+            yield f"{prefix}.{self.in_layer.get(inner, inner)}", tensor
+
+
+def expect(published: Mapping[str, Any], expected: Mapping[str, Any], family: str) -> None:
+    """Raise ValueError where a config.json asks for something that transformers' class of the family cannot do."""
+    if odd := [name for name, value in expected.items() if published.get(name, value) != value]:
+        found = ", ".join(f"{name}={published[name]}" for name in odd)
+        raise ValueError(f"config.json: {family} with {found} cannot be loaded, expected {expected}")
+
 
 
 def read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
@@ -46,7 +83,8 @@ def read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
 def assemble(
     make: Callable[[], nn.Module],
     folder: Path,
-    rename: Callable[[str, Tensor], Renamed],
+    names: Names,
+    rows: Sequence[int],
     dtype: torch.dtype,
     device: torch.device,
 ) -> nn.Module:
@@ -54,7 +92,7 @@ def assemble(
 
     Args:
         make: builds the model; called where new parameters take no memory (device "meta").
-        rename: published name and tensor -> the parameters that it holds, as views where it holds several.
+        rows: of query, key and value in a fused tensor.
     Raises:
         ValueError: a tensor is missing, not known, or of another shape than the config says; names them.
     """
@@ -64,7 +102,7 @@ def assemble(
     state: dict[str, Tensor] = {}
     strange = []
     for published, tensor in read_tensors(folder):
-        for name, part in rename(published, tensor):
+        for name, part in names.renamed(published, tensor, rows):
             if wanted.get(name) != part.shape:
                 strange.append(f"{published} -> {name} {tuple(part.shape)}, expected {tuple(wanted.get(name, ()))}")
             state[name] = part.to(device, dtype)

@@ -53,6 +53,10 @@ class AnswerTrie:
             path.append(self.parents[path[-1]])
         return path
 
+    def path(self, node: int) -> list[int]:
+        """The tokens from the root to a node: the beginning of an answer."""
+        return [self.tokens[ancestor] for ancestor in reversed(self._ancestors(node)[:-1])]
+
     def visible(self) -> NDArray[np.bool_]:
         """(M, M) over `inner`: which inner nodes each may attend to, its own ancestors and itself."""
         place = {node: i for i, node in enumerate(self.inner)}

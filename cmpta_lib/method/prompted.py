@@ -1,43 +1,32 @@
-"""What is written around the pseudo tokens, and the answers that the LLM may give.
+"""The paper's method around its adapter, plain: what the LLM reads (eqs 1-2), the loss (eq 9) and the answer.
 
-One home for the words of the task: the wrap tags and prompts of Table 2, the text of an answer, and the set of legal
-answers, from which the decoding trie is built for whichever tokenizer is at hand.
-
-A frozen LLM prompted by a token maker: samples -> packed LLM inputs -> loss on the answer (eq 9), or an answer.
-
-The token maker is the trained part: CMPTA's adapter, or none for text only. `PromptedLM` lays out the LLM's inputs: ids,
-embeddings, positions, mask and the positions whose logits are wanted grow together here, and every clip is one segment
-of a packed row, so no padding reaches the LLM. All indices are made on the host and sent at once.
+One home for the words of the task: the wrap tags and prompts of Table 2, the text of an answer, the set of legal answers,
+and how a clip's tokens are laid out between the fixed ones.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import chain
+from collections.abc import Callable, Sequence
+from dataclasses import astuple, dataclass
 from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from cmpta_lib import paper
-from cmpta_lib.base import Batch, Loss, Method, Predictions, Tools
-from cmpta_lib.config import PromptedLMConfig, RunConfig
-from cmpta_lib.data.corpus import MODALITIES, Inputs, Modality, Sample, Split, Task
-from cmpta_lib.fast.packing import Ragged, pad_frames, pad_ids, send
-from cmpta_lib.fast.pruned import Reading
+from cmpta_lib.config import PromptConfig, PromptedLMConfig
+from cmpta_lib.data.corpus import Sample, Task
 from cmpta_lib.method.answers import AnswerTrie
-from cmpta_lib.method.llm import FrozenLLM, Packing
+from cmpta_lib.method.llm import FrozenLLM
 
 Sign = Literal["always", "negative"]
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The fixed text of a task's input: <open> [pseudo tokens] [text] <close> [prompt] [answer] (register 9)."""
+    """The fixed text of a task's input: <open> [pseudo tokens] [text] <close> [prompt] [answer] (choice 9)."""
 
     open: str
     close: str
@@ -54,7 +43,7 @@ class Layout:
 
 
 def answer_text(task: Task, label: float | int, decimals: int = 1, sign: Sign = "always") -> str:
-    """The answer as the LLM writes it (register 10): "+0.6", "-0.4", "+0.0"; or the class's number.
+    """The answer as the LLM writes it (choice 10): "+0.6", "-0.4", "+0.0"; or the class's number.
 
     With sign="negative" there is no plus: "0.6", "-0.4", "0.0".
 
@@ -74,283 +63,114 @@ def legal_answers(task: Task, decimals: int = 1, sign: Sign = "always") -> dict[
     return {answer_text(task, i / steps, decimals, sign): i / steps for i in range(-steps, steps + 1)}
 
 
-_HOLE = -1  # in a row of token ids: a pseudo token comes here
+PLACEHOLDER = -1  # in a row of token ids: a pseudo token comes here
 
 
 @dataclass(frozen=True)
-class PromptBatch(Batch):
-    """Host arrays; frames are zero-padded at the end to the longest of the batch. A length of 0 = absent."""
+class InputIds:
+    """The token ids of an input that stay the same from clip to clip, and how a clip's own stand between them."""
 
-    text_ids: list[list[int]]
-    answer_ids: list[list[int]]  # empty where a sample has no label
-    frames: Mapping[Modality, np.ndarray]  # (B, T, F) float32
-    lengths: Mapping[Modality, np.ndarray]  # (B,) int64
+    start: list[int]  # the LLM's first tokens and <open>
+    close: list[int]
+    prompt: list[int]
+    position: Literal["before_text", "after_text"]
 
+    @classmethod
+    def of(cls, llm: FrozenLLM, task: Task, settings: PromptConfig) -> InputIds:
+        opened, close, prompt = (llm.token_ids(part) for part in astuple(Layout.of(task)))
+        return cls(llm.first_ids + opened, close, prompt, settings.pseudo_token_position)
 
-class TokenMaker(nn.Module, ABC):
-    """Face, voice and the text's embeddings -> K pseudo tokens in the LLM's embedding space: what is trained."""
-
-    num_tokens: int  # K
-    packs: bool = False  # whether `forward` takes `layouts`, where the real positions of text, audio and vision lie
-
-    @abstractmethod
-    def set_feature_statistics(self, modality: Modality, mean: Tensor, std: Tensor) -> None:
-        """Give `modality`'s training mean and standard deviation, (F,) each, for z-scoring; kept in buffers."""
-
-    @abstractmethod
-    def forward(
-        self,
-        text: Tensor,
-        text_lengths: Tensor,
-        audio: Tensor,
-        audio_lengths: Tensor,
-        vision: Tensor,
-        vision_lengths: Tensor,
-        return_weights: bool = False,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Make the pseudo tokens.
-
-        Args:
-            text: (B, L, E) rows of the LLM's embedding table (eqs 1-2), zero-padded at the end.
-            audio, vision: (B, T, F) float32, zero-padded at the end.
-            *_lengths: (B,) int64, real positions of each; 0 = the modality is absent.
-        Returns:
-            (B, K, E) pseudo tokens, and with `return_weights` name -> (B, H, queries, keys) attention.
-        """
+    def row(self, text: list[int], num_tokens: int, tail: Sequence[int] = ()) -> list[int]:
+        """<open> [pseudo tokens] [text] <close> [prompt] [tail] (choice 9), PLACEHOLDER where a pseudo token comes."""
+        pseudo = [PLACEHOLDER] * num_tokens
+        content = pseudo + text if self.position == "before_text" else text + pseudo
+        return [*self.start, *content, *self.close, *self.prompt, *tail]
 
 
 @dataclass(frozen=True)
-class _Rows:
-    """The token ids of B inputs one after another, on the host, whole or without the tokens that all begin with."""
+class PlainAnswer:
+    """What is said of one clip. `reply` is None and `value` NaN where a free reply is no legal answer."""
 
-    ids: np.ndarray  # (N,) int64, 0 where a pseudo token comes
-    holes: np.ndarray  # (B * K,) int64 positions of the pseudo tokens
-    lengths: list[int]
-    ends: np.ndarray  # (B,) position of each clip's last prompt token, whose logits choose the first answer token
-    left_out: int = 0  # tokens at the start of each that are not among the ids
+    reply: str | None
+    value: float
+    probabilities: dict[str, float]  # of every legal answer; their sum is 1
 
 
-class PromptedLM(Method):
-    """Text only, or with a subclass's `token_maker` whatever pseudo tokens that makes.
+# Text (L, E), audio and vision (T, F) of one clip -> (K, E) pseudo tokens, and attention maps by name.
+MakeTokens = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, dict[str, Tensor]]]
 
-    Raises:
-        ValueError: the legal answers cannot be told apart in the LLM's tokens.
+
+class PlainLM:
+    """A frozen LLM that reads a clip's pseudo tokens and words, and answers; one clip at a time, nothing padded or packed.
+
+    Slow, and what everything quick in `fast` must equal.
+
+    Args:
+        make_tokens: such as a `CMPTAdapter`; None = text only.
     """
 
-    def __init__(self, config: RunConfig, inputs: Inputs, tools: Tools) -> None:
-        if not isinstance(config.method, PromptedLMConfig):
-            raise TypeError(f"expected the settings of a prompted LLM, got {type(config.method).__name__}")
-        self.config, self.settings, self.task = config, config.method, inputs.task
-        self.llm: FrozenLLM = tools.llm(self.settings.llm)
-        self.maker = self.token_maker(inputs)
-        self.module = (self.maker or nn.Module()).to(self.llm.device)
-        layout = Layout.of(self.task)
-        self._ids = {name: self.llm.token_ids(getattr(layout, name)) for name in ("open", "close", "prompt")}
-        self._form = (self.settings.prompt.answer_decimals, self.settings.prompt.answer_sign)
-        self.answers = legal_answers(self.task, *self._form)
-        self.trie = AnswerTrie({answer: self.llm.token_ids(answer) for answer in self.answers})
+    def __init__(self, llm: FrozenLLM, settings: PromptedLMConfig, task: Task, make_tokens: MakeTokens | None = None) -> None:
+        self.llm, self.settings, self.task, self.make_tokens = llm, settings, task, make_tokens
+        self.ids = InputIds.of(llm, task, settings.prompt)
+        self.form = settings.prompt.answer_decimals, settings.prompt.answer_sign
+        self.answers = legal_answers(task, *self.form)
+        self.trie = AnswerTrie({answer: llm.token_ids(answer) for answer in self.answers})
 
-    def token_maker(self, inputs: Inputs) -> TokenMaker | None:
-        """The trained part, freshly initialised; None = text only."""
-        return None
+    def text_ids(self, sample: Sample) -> list[int]:
+        """Too long texts are cut at the end."""
+        return self.llm.token_ids(sample.text)[: self.settings.prompt.max_text_tokens]
 
-    def fit(self, train: Split) -> None:
-        """Take the z-scoring statistics from the training split's real frames (register 16)."""
-        if self.maker and self.config.data.feature_scaling == "zscore":
-            for modality in MODALITIES:
-                mean, std = (torch.from_numpy(np.asarray(x)) for x in train.feature_statistics(modality))
-                self.maker.set_feature_statistics(modality, mean, std)
+    def _made(self, sample: Sample) -> tuple[Tensor, dict[str, Tensor]]:
+        text = self.llm.embed(self.text_ids(sample))  # eqs 1-2
+        if self.make_tokens is None:
+            return text.new_zeros(0, self.llm.dim), {}
+        frames = (torch.tensor(np.asarray(one, np.float32)) for one in (sample.audio, sample.vision))
+        audio, vision = (one.to(self.llm.device) for one in frames)
+        return self.make_tokens(text, audio, vision)  # eqs 3-8
 
-    def collate(self, samples: Sequence[Sample]) -> PromptBatch:
-        """Too long texts are cut at the end and counted."""
-        limit = self.settings.prompt.max_text_tokens
-        known = [self.llm.token_ids(sample.text) for sample in samples]
-        labels = [sample.label for sample in samples]
-        answers = ["" if label is None else answer_text(self.task, label, *self._form) for label in labels]
-        padded = {modality: pad_frames([getattr(s, modality) for s in samples]) for modality in MODALITIES}
-        return PromptBatch(
-            ids=tuple(sample.id for sample in samples),
-            oddities={"texts_cut": sum(len(ids) > limit for ids in known)},
-            text_ids=[ids[:limit] for ids in known],
-            answer_ids=[self.llm.token_ids(answer) if answer else [] for answer in answers],
-            frames={modality: frames for modality, (frames, _) in padded.items()},
-            lengths={modality: lengths for modality, (_, lengths) in padded.items()},
-        )
+    def pseudo_tokens(self, sample: Sample) -> Tensor:
+        """(K, E)."""
+        return self._made(sample)[0]
 
-    def pseudo_tokens(self, batch: PromptBatch, return_weights: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
-        """(B, K, E) pseudo tokens; with `return_weights` also name -> (B, heads, queries, keys) attention."""
-        device, size = self.llm.device, len(batch.ids)
-        if self.maker is None:
-            return torch.zeros(size, 0, self.llm.dim, dtype=self.llm.embedding.weight.dtype, device=device), {}
-        padded, sizes = pad_ids(batch.text_ids)
-        real = np.arange(padded.shape[1]) < sizes[:, None]
-        audio, vision = send([batch.frames["audio"], batch.frames["vision"]], device)
-        sized = {"text": (sizes, padded.shape[1])}
-        sized |= {name: (batch.lengths[name], batch.frames[name].shape[1]) for name in MODALITIES}
-        indices = [Ragged.arrays(*one) for one in sized.values()] if self.maker.packs else []
-        whole = [padded, real.astype(np.int64), *(lengths for lengths, _ in sized.values()), *chain(*indices)]
-        ids, is_real, text_lengths, audio_lengths, vision_lengths, *sent = send(whole, device)
-        there, more = iter(sent), {}
-        if indices:
-            lengths = text_lengths, audio_lengths, vision_lengths
-            each = zip(sized.items(), lengths, indices, strict=True)
-            more["layouts"] = {name: Ragged.sent(*one, far, [next(there) for _ in made]) for (name, one), far, made in each}
-        text = self.llm.embedding(ids) * is_real[..., None]  # eqs 1-2
-        return self.maker(text, text_lengths, audio, audio_lengths, vision, vision_lengths, return_weights, **more)
+    def attention(self, sample: Sample) -> dict[str, Tensor]:
+        """Attention maps by name, CMPTA's by pair: (H, n_Y, n_X)."""
+        return self._made(sample)[1]
 
-    def loss(self, batch: PromptBatch) -> Loss:  # type: ignore[override]  # what our own `collate` made
-        """Next-token cross-entropy on the answer tokens (eq 9), summed over them."""
-        losses, _ = self.answer_losses(batch)
-        return Loss(losses.sum(), len(losses))
+    def inputs(self, sample: Sample, tokens: Tensor, tail: Sequence[int] = ()) -> Tensor:
+        """(N, E): what the LLM reads, up to the answer's beginning `tail`."""
+        row = self.ids.row(self.text_ids(sample), len(tokens), tail)
+        embeds = self.llm.embed([max(token, 0) for token in row])
+        if len(tokens):
+            start = row.index(PLACEHOLDER)
+            embeds = torch.cat([embeds[:start].to(tokens.dtype), tokens, embeds[start + len(tokens) :].to(tokens.dtype)])
+        return embeds
 
-    def answer_losses(self, batch: PromptBatch) -> tuple[Tensor, np.ndarray]:
-        """(M,) cross-entropies, one per answer token, and the clip that each belongs to; raises as `training_inputs`."""
-        rows, tokens, asked, targets = self._answers_asked(batch, whole=False)
-        logits, (goals,) = self._logits(rows, tokens, asked, [targets])
-        clips = np.repeat(np.arange(len(batch.ids)), [len(answer) for answer in batch.answer_ids])
-        return F.cross_entropy(logits, goals, reduction="none"), clips
-
-    def training_inputs(self, batch: PromptBatch) -> tuple[Tensor, Packing, Tensor, Tensor]:
-        """What `FrozenLLM.logits` would read in a training step: embeddings (N, E), their packing, and per answer token the
-        position (M,) whose logits predict it and its id (M,). Raises ValueError where a clip has no label."""
-        rows, tokens, asked, targets = self._answers_asked(batch)
-        embeds, packing, (positions, goals) = self._placed(rows, tokens, [asked, targets])
-        return embeds, packing, positions, goals
-
-    def _answers_asked(self, batch: PromptBatch, whole: bool = True) -> tuple[_Rows, Tensor, np.ndarray, np.ndarray]:
-        """Inputs up to the last answer token but one, pseudo tokens, and of each answer token who predicts it and its id."""
-        if unlabelled := [name for name, ids in zip(batch.ids, batch.answer_ids, strict=True) if not ids]:
-            raise ValueError(f"clips {', '.join(unlabelled[:3])} have no label: only labelled clips can be trained on")
-        tokens, _ = self.pseudo_tokens(batch)
-        rows = self._rows(batch, tokens.shape[1], [answer[:-1] for answer in batch.answer_ids], whole)
-        asked = [end + step for end, ids in zip(rows.ends, batch.answer_ids, strict=True) for step in range(len(ids))]
-        return rows, tokens, np.array(asked, np.int64), np.array(list(chain(*batch.answer_ids)), np.int64)
+    def loss(self, sample: Sample) -> Tensor:
+        """Next-token cross-entropy on the answer's tokens only, summed over them (eq 9); () with gradient."""
+        if sample.label is None:
+            raise ValueError(f"clip {sample.id} has no label: only labelled clips can be trained on")
+        answer = self.llm.token_ids(answer_text(self.task, sample.label, *self.form))
+        logits = self.llm.logits(self.inputs(sample, self.pseudo_tokens(sample), answer[:-1]))
+        return F.cross_entropy(logits[-len(answer) :], torch.tensor(answer, device=logits.device), reduction="sum")
 
     @torch.no_grad()
-    def predict(self, batch: PromptBatch) -> Predictions:  # type: ignore[override]
-        """Greedy inside the trie of legal answers, or plain greedy (register 11).
-
-        `free` replies that are no legal answer come back as None; they are counted and never become a label.
-        """
-        tokens, _ = self.pseudo_tokens(batch)
-        scores = self.trie_scores(batch, tokens)
-        oddities: dict[str, int] = {}
-        replies: list[str | None] = [*self.trie.greedy(scores)]
+    def answer(self, sample: Sample) -> PlainAnswer:
+        """Greedily, token by token, among the legal answers or freely (choice 11), and every legal answer's chance."""
+        tokens, scores = self.pseudo_tokens(sample), []
+        for node in self.trie.asked:
+            logits = self.llm.logits(self.inputs(sample, tokens, self.trie.path(node)))[-1]
+            scores += [float(logits[token]) for token in self.trie.children[node]]
+        options = np.array([scores], np.float32)
+        reply: str | None = self.trie.greedy(options)[0]
         if self.settings.decoding == "free":
-            said = self._free_replies(batch, tokens)
-            replies = [reply if reply in self.answers else None for reply in said]
-            oddities["unparsable_replies"] = replies.count(None)
-        values = np.array([np.nan if reply is None else self.answers[reply] for reply in replies], np.float64)
-        return Predictions(values, replies, tuple(self.answers), self.trie.probabilities(scores), oddities)
+            said = self._free_reply(sample, tokens)
+            reply = said if said in self.answers else None
+        value = np.nan if reply is None else self.answers[reply]
+        chances = self.trie.probabilities(options)[0].tolist()
+        return PlainAnswer(reply, float(value), dict(zip(self.answers, chances, strict=True)))
 
-    def trie_scores(self, batch: PromptBatch, tokens: Tensor) -> np.ndarray:
-        """(B, options) logits at every open choice of the trie (`AnswerTrie.choices`): comparable within a choice.
-
-        One forward pass serves the whole trie: its inner nodes stand behind the prompt, each at its true position, and a
-        tree-shaped mask lets each see the prompt and its own ancestors only.
-        """
-        inner, size = self.trie.inner, len(batch.ids)
-        rows = self._rows(batch, tokens.shape[1], [[self.trie.tokens[node] for node in inner]] * size, whole=False)
-        place = {node: i + 1 for i, node in enumerate(inner)} | {0: 0}
-        asked = np.array([place[node] for node in self.trie.asked], np.int64)
-        nodes, children = np.array([(node, self.trie.tokens[child]) for node, child in self.trie.choices], np.int64).T
-        columns, column = np.unique(children, return_inverse=True)
-        where = (rows.ends[:, None] + asked).ravel()
-        logits, (node, child) = self._logits(rows, tokens, where, [nodes, column], columns, tree=bool(inner))
-        scores: np.ndarray = logits.view(size, len(asked), -1)[:, node, child].cpu().numpy()
-        return scores
-
-    def attention(self, batch: PromptBatch) -> Mapping[str, Tensor]:  # type: ignore[override]
-        """The token maker's maps, by the name of the pair."""
-        with torch.no_grad():
-            weights = self.pseudo_tokens(batch, return_weights=True)[1]
-        return weights or super().attention(batch)
-
-    def _rows(self, batch: PromptBatch, num_tokens: int, tails: Sequence[list[int]], whole: bool = True) -> _Rows:
-        """Lay out every input: first ids, <open>, pseudo tokens and text, <close>, prompt, then its tail (register 9).
-
-        Not `whole`: without first ids and <open>, where the LLM need not read them again for every clip.
-        """
-        hole, start = [_HOLE] * num_tokens, self.llm.first_ids + self._ids["open"]
-        left_out = 0 if whole or not self.llm.pruned else len(start)
-        before_text = self.settings.prompt.pseudo_token_position == "before_text"
-        rows, ends, total = [], [], 0
-        for text, tail in zip(batch.text_ids, tails, strict=True):
-            content = hole + text if before_text else text + hole
-            row = start[left_out:] + content + self._ids["close"] + self._ids["prompt"]
-            rows.append(row + tail)
-            ends.append(total + len(row) - 1)
-            total += len(rows[-1])
-        self.llm.need_room(left_out + max(len(row) for row in rows))
-        ids = np.array(list(chain(*rows)), np.int64)
-        holes = np.flatnonzero(ids == _HOLE)
-        return _Rows(np.maximum(ids, 0), holes, [len(row) for row in rows], np.array(ends, np.int64), left_out)
-
-    def _logits(
-        self,
-        rows: _Rows,
-        tokens: Tensor,
-        asked: np.ndarray,
-        indices: Sequence[np.ndarray],
-        columns: np.ndarray | None = None,
-        tree: bool = False,
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Logits (M, vocabulary or `columns`) at the asked positions, and further index arrays, all sent at once.
-
-        The LLM leaves out what it can (`llm.pruned`); `tree` as in `_placed`.
-        """
-        chosen = [] if columns is None else [columns]
-        if not rows.left_out:
-            embeds, packing, (positions, *further) = self._placed(rows, tokens, [asked, *chosen, *indices], tree)
-            logits = self.llm.logits(embeds, packing, positions)
-            return (logits[:, further.pop(0)] if chosen else logits), further
-        layout = Reading.layout(rows.ids, rows.lengths, rows.left_out) | {"holes": rows.holes, "asked": asked}
-        mask = self._plant(rows, layout["position_ids"]) if tree else None
-        device, pruned = self.llm.device, self.llm.pruned
-        assert pruned
-        sent = send([*layout.values(), *chosen, *indices], device)
-        shape = len(rows.lengths), rows.left_out + max(rows.lengths)
-        reading = Reading(
-            **dict(zip(layout, sent, strict=False)), shape=shape, mask=None if mask is None else send([mask], device)[0]
-        )
-        further = sent[len(layout) :]
-        prefix = pruned.prefix(self.llm.first_ids + self._ids["open"])
-        return pruned.logits(prefix, reading, tokens, further.pop(0) if chosen else None), further
-
-    def _placed(
-        self, rows: _Rows, tokens: Tensor, indices: Sequence[np.ndarray], tree: bool = False
-    ) -> tuple[Tensor, Packing, list[Tensor]]:
-        """Embeddings (N, E), their packing, and further index arrays, all sent to the device at once.
-
-        `tree`: each clip's tail is the trie, so that positions go by depth and attention along ancestors only.
-        """
-        device, layout = self.llm.device, Packing.layout(rows.lengths)
-        mask = self._plant(rows, layout[1]) if tree else None
-        sent = send([*layout, rows.ids, rows.holes, *indices], device)
-        lengths, position_ids, gather, slots, ids, holes, *further = sent
-        packing = Packing(lengths, position_ids, gather, slots, None if mask is None else send([mask], device)[0])
-        embeds = self.llm.embedding(ids)
-        if tokens.numel():
-            embeds = embeds.to(tokens.dtype).index_copy(0, holes, tokens.flatten(0, 1))
-        return embeds, packing, further
-
-    def _plant(self, rows: _Rows, position_ids: np.ndarray) -> np.ndarray:
-        """Give the branches their positions, in place, and return the mask (B, 1, S, S), True = may attend."""
-        branches, visible = len(self.trie.inner), self.trie.visible()
-        prefix = rows.left_out + np.array(rows.lengths, np.int64) - branches
-        depth = np.array([self.trie.depth[node] for node in self.trie.inner], np.int64)
-        position_ids[0, rows.ends[:, None] + 1 + np.arange(branches)] = prefix[:, None] - 1 + depth
-        mask = np.tile(np.tri(rows.left_out + max(rows.lengths), dtype=bool), (len(rows.lengths), 1, 1))
-        for clip, start in enumerate(prefix):
-            mask[clip, start : start + branches, start : start + branches] = visible
-        return mask[:, None]
-
-    def _free_replies(self, batch: PromptBatch, tokens: Tensor) -> list[str]:
-        longest = max(len(self.llm.token_ids(answer)) for answer in self.answers)
-        tails: list[list[int]] = [[] for _ in batch.ids]
-        for step in range(longest):
-            rows = self._rows(batch, tokens.shape[1], tails, whole=False)
-            logits, _ = self._logits(rows, tokens, rows.ends + step, [])
-            for tail, token in zip(tails, logits.argmax(-1).tolist(), strict=True):
-                tail.append(token)
-        return [self.llm.tokenizer.decode(tail).strip() for tail in tails]
+    def _free_reply(self, sample: Sample, tokens: Tensor) -> str:
+        said: list[int] = []
+        for _ in range(max(len(self.llm.token_ids(answer)) for answer in self.answers)):
+            said.append(int(self.llm.logits(self.inputs(sample, tokens, said))[-1].argmax()))
+        return str(self.llm.tokenizer.decode(said)).strip()

@@ -1,4 +1,4 @@
-"""The claims ledger: what the paper claims, the rule that each claim is judged by, and this run's verdict.
+"""The claims table: what the paper claims, the rule that each claim is judged by, and this run's verdict.
 
 A verdict on the paper needs the paper's corpus and its LLM. Elsewhere it is "not testable on this data", and a column of its
 own says what the same rule gives here: on generated data a finding about the method on that data.
@@ -8,31 +8,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import pandas as pd
 
-from cmpta_lib import metrics, paper
-from cmpta_lib.config import CmptaConfig
+from cmpta_lib import paper
 from cmpta_lib.data.corpus import SPLITS
-from cmpta_lib.llm.files import QWEN_1_8B, is_tiny
+from cmpta_lib.llm.files import is_tiny
 from cmpta_lib.metrics import METRICS, MetricName
 from cmpta_lib.paper import Claim, PaperRow
-from cmpta_lib.report import judge as ledger
+from cmpta_lib.report import judge
 from cmpta_lib.report.export import NOTHING
 from cmpta_lib.report.judge import BETTER, NOT_TESTABLE, ONE_SEED, SUPPORTED, Evidence, Finding, together
 from cmpta_lib.report.layout import Table
 from cmpta_lib.report.rows import PAPER_NAMES
-from cmpta_lib.report.summaries import PUBLIC_FEATURES, parameter_counts, qwen_parameters
+from cmpta_lib.report.summaries import at_papers_size
 from cmpta_lib.report.tables import NOT_RUN
-from cmpta_lib.study import claimed, plan
-from cmpta_lib.study.plan import CMPTA, Row
+from cmpta_lib.study import plan
+from cmpta_lib.study.plan import CMPTA, TEXT_ONLY, Row
 from cmpta_lib.study.profiles import PROFILES
 from cmpta_lib.study.study import Study
 
 FEW = 0.05  # "lightweight": trained parameters beside the frozen LLM's; the paper gives no number
 VERDICT, HERE = "verdict on the paper", "same rule on this run's data"
-VERDICTS = (SUPPORTED, ledger.NOT_SUPPORTED, ledger.INSIDE_SEEDS, ledger.INSIDE_CLIPS, NOT_TESTABLE, NOT_RUN)
+VERDICTS = (SUPPORTED, judge.NOT_SUPPORTED, judge.INSIDE_SEEDS, judge.INSIDE_CLIPS, NOT_TESTABLE, NOT_RUN)
 _ORDER = ("abstract", "1", "3.1.2", "3.1.3", "4.1", "4.4", "4.5.1", "4.5.2", "4.5.3", "4.5.4", "4.5.5", "5")
 _ABLATED: Mapping[tuple[str, str], tuple[str, str, str]] = {  # line -> section, what is claimed of it, in its words
     (paper.ALIGNMENT, "off"): ("4.5.1", "Without temporal alignment the score falls", "移除后性能显著下降"),
@@ -44,13 +42,20 @@ _ABLATED: Mapping[tuple[str, str], tuple[str, str, str]] = {  # line -> section,
 }
 
 
+_ALIGNMENT, _ADAPTER = plan.ABLATIONS[paper.ALIGNMENT, "off"], plan.ABLATIONS[paper.ADAPTER, "off"]
+_ONE_WAY = plan.ABLATIONS[paper.LSTM_TYPE, "unidirectional"]
+_TOKENS: Mapping[str, Row] = {number: plan.ABLATIONS[paper.TOKEN_COUNT, number] for number in ("5", "7", "8")}
+Places = Sequence[tuple[str, str]]  # the corpora that a claim is about: the paper's key, the study's
+Find = Callable[[Evidence, Places], Finding]
+
+
 @dataclass(frozen=True)
 class Judged:
     """A claim, the rule for it and what applies the rule; `lines`: the printed (corpus, group, method, metric) it covers."""
 
     claim: Claim
     rule: str
-    find: Callable[[Evidence, Mapping[str, str]], Finding]  # corpora by the paper's key -> the study's
+    find: Find
     lines: tuple[tuple[str, str, str, str], ...] = ()
     of_the_paper_only: bool = False  # about the paper's very corpora: nothing to compare elsewhere
 
@@ -67,73 +72,43 @@ def claims() -> list[Judged]:
     return sorted([*verbal, *lines], key=lambda one: _ORDER.index(one.claim.section.split(",")[0]))  # stable
 
 
-def _better(wanted: Sequence[str], rows: Callable[[str, str], Sequence[Row]], metric: MetricName | None = None) -> Callable[
-    [Evidence, Mapping[str, str]], Finding
-]:
-    """CMPTA better than each of `rows(paper's key, study's key)` on each of these corpora, by the headline metric."""
+def _better(rows: Callable[[str, str], Sequence[Row]], metric: MetricName | None = None) -> Find:
+    """CMPTA better than each of `rows(paper's key, study's key)` on each corpus, by the headline metric."""
 
-    def find(evidence: Evidence, at: Mapping[str, str]) -> Finding:
-        found = []
-        for key, others in ((at[one], rows(one, at[one])) for one in wanted):
-            name = metric or headline(evidence, key)
-            found += [evidence.better(key, name, CMPTA, row) for row in others]
-        return together(found)
+    def find(evidence: Evidence, places: Places) -> Finding:
+        return together([
+            evidence.better(key, metric or evidence.metric(key).name, CMPTA, row)
+            for wanted, key in places for row in rows(wanted, key)
+        ])  # fmt: skip
 
     return find
 
 
-def headline(evidence: Evidence, key: str) -> MetricName:
-    return metrics.headline(evidence.study.corpus(key).task.kind).name
+def _rivals(wanted: str, key: str) -> list[Row]:
+    """The rows of the printed methods but CMPTA; on a user's own clips those that are registered."""
+    names = [line.method for line in plan.printed(wanted)[:-1]]
+    return [row for row in plan.comparison(key) if row.name in names]
+
+
+def _words_alone(wanted: str, key: str) -> list[Row]:
+    """Words as they are, and with a tuned soft prompt."""
+    return [TEXT_ONLY, *(r for r in plan.comparison(key) if r.method in plan.WITHOUT_MODALITIES and r != TEXT_ONLY)]
+
+
+def _alignment_most(evidence: Evidence, places: Places) -> Finding:
+    ((_, key),) = places
+    return together([evidence.better(key, evidence.metric(key).name, row, _ALIGNMENT) for row in (_ADAPTER, _ONE_WAY)])
 
 
 def _in_words(claim: Claim) -> Judged:
-    if why := claimed.NO_ROW.get(claim.id):
-        return Judged(claim, f"none: {why}", lambda evidence, at: Finding(NOT_TESTABLE, why))
-    if claim.id in _OF_THE_METHOD:
-        rule, find = _OF_THE_METHOD[claim.id]
-        return Judged(claim, rule, find)
-    wanted, rules, name = claim.corpora, _rules(claim.corpora), claimed.name_of(claim)
-    if name in ("mae", "corr", "wf1"):
-        metric: MetricName = {"mae": "mae", "corr": "corr", "wf1": "f1_weighted"}[name]  # type: ignore[assignment]
-        return _number(claim, wanted[0], metric)
-    if name == "table1":
-        return Judged(claim, ledger.COUNTS, lambda evidence, at: _counts(evidence, wanted[0], at), of_the_paper_only=True)
-    rule, find = rules[name]
-    return Judged(claim, rule, find)
-
-
-def _rules(wanted: Sequence[str]) -> Mapping[str, tuple[str, Callable[[Evidence, Mapping[str, str]], Finding]]]:
-    """Name of a claim about these corpora, without the corpus -> its rule in words, and what applies it."""
-    first = wanted[0] if wanted else ""
-
-    def most(evidence: Evidence, at: Mapping[str, str]) -> Finding:
-        key = at[first]
-        *rest, alignment = claimed.others("alignment-most", first, key)
-        return together([evidence.better(key, headline(evidence, key), row, alignment) for row in rest])
-
-    def few(evidence: Evidence, at: Mapping[str, str]) -> Finding:
-        return evidence.little(at[first], headline(evidence, at[first]), claimed.COUNTS)
-
-    def each(name: str, metric: MetricName | None = None) -> Callable[[Evidence, Mapping[str, str]], Finding]:
-        return _better(wanted, partial(claimed.others, name), metric)
-
-    against = f"CMPTA against each: {BETTER}"
-    return {
-        "best-of-all": (against, each("best-of-all")),
-        "best": (against, each("best")),
-        "fine-intensity": (against, each("fine-intensity", "corr")),
-        "generalises": (f"CMPTA against each, on each corpus: {BETTER}", each("generalises")),
-        "tokens-help": (against, each("tokens-help")),
-        "modalities": (f"CMPTA against text only, on each corpus: {BETTER}", each("modalities")),
-        "dropout": (f"first seed, test clips: {BETTER}", lambda e, at: e.dropout(at[first], headline(e, at[first]))),
-        "alignment-most": (f"without adapter, and with one direction, against without alignment: {BETTER}", most),
-        "attention": (ledger.CUE, lambda evidence, at: evidence.cues(at[first])),
-        "tokens-small": (ledger.LITTLE, few),
-        "six-best": (f"6 tokens against 5, 7 and 8: {BETTER}", each("six-best")),
-        "too-many": (f"6 tokens against 7 and 8: {BETTER}", each("too-many")),
-        "sarcasm": (ledger.SARCASM, lambda evidence, at: evidence.sarcasm(at[first])),
-        "key-parts": (f"CMPTA against no alignment and no adapter, on each corpus: {BETTER}", each("key-parts")),
-    }
+    if why := _NO_ROW.get(claim.id):
+        return Judged(claim, f"none: {why}", lambda evidence, places: Finding(NOT_TESTABLE, why))
+    # A claim about SIMS-V2 and one about MELD share a name: "best" of `best-sims` and `best-meld`.
+    name = claim.id.removesuffix(f"-{claim.corpora[0]}") if len(claim.corpora) == 1 else claim.id
+    metrics: Mapping[str, MetricName] = {"mae": "mae", "corr": "corr", "wf1": "f1_weighted"}
+    if name in metrics:
+        return _number(claim, claim.corpora[0], metrics[name])
+    return Judged(claim, *_RULES[name], of_the_paper_only=name == "table1")
 
 
 def _number(claim: Claim, wanted: str, metric: MetricName) -> Judged:
@@ -141,8 +116,8 @@ def _number(claim: Claim, wanted: str, metric: MetricName) -> Judged:
     value = compared[-1].scores[metric]
     same = [line for line in ablated if line.scores.get(metric) == value and (line.group, line.method) not in plan.ABLATIONS]
     lines = tuple((wanted, line.group, line.method, metric) for line in (compared[-1], *same))
-    find = lambda evidence, at: evidence.number(at[wanted], metric, value)  # noqa: E731
-    return Judged(claim, ledger.NUMBER, find, lines, of_the_paper_only=True)
+    find: Find = lambda evidence, places: evidence.number(places[0][1], metric, value)  # noqa: E731
+    return Judged(claim, judge.NUMBER, find, lines, of_the_paper_only=True)
 
 
 def _compared(wanted: str) -> Iterator[Judged]:
@@ -158,15 +133,16 @@ def _compared(wanted: str) -> Iterator[Judged]:
             slug = f"{wanted}-{line.method.lower()}-{shown.label.split()[0].lower()}"
             claim = Claim(slug, f"4.4, {table}", says, "", (wanted,))
             place = (wanted, line.group, line.method, metric)
-            yield Judged(claim, BETTER, _pair(wanted, shown.name, *pair), (place,))
+            yield Judged(claim, BETTER, _pair(shown.name, *pair), (place,))
 
 
-def _pair(wanted: str, metric: MetricName, first: str, second: str) -> Callable[[Evidence, Mapping[str, str]], Finding]:
-    def find(evidence: Evidence, at: Mapping[str, str]) -> Finding:
-        rows = {row.name: row for row in plan.comparison(at[wanted])}
+def _pair(metric: MetricName, first: str, second: str) -> Find:
+    def find(evidence: Evidence, places: Places) -> Finding:
+        ((_, key),) = places
+        rows = {row.name: row for row in plan.comparison(key)}
         if gone := [name for name in (first, second) if name not in rows]:
             return Finding(NOT_TESTABLE, f"{gone[0]} has no row in this comparison")
-        return evidence.better(at[wanted], metric, rows[first], rows[second])
+        return evidence.better(key, metric, rows[first], rows[second])
 
     return find
 
@@ -184,28 +160,30 @@ def _ablated(wanted: str) -> Iterator[Judged]:
         text = f"{says} ({shown.label.split()[0]} {shown.shown(full.scores[metric])}, then {shown.shown(value)})."
         row = plan.ABLATIONS[line.group, line.method]
         claim = Claim(f"{wanted}-{row.name.replace(' ', '-')}", f"{section}, {table}", text, original, (wanted,))
-        find = _better((wanted,), lambda one, key, row=row: [row])  # type: ignore[misc]
-        yield Judged(claim, f"the full method against it: {BETTER}", find, ((wanted, line.group, line.method, metric),))
+        place = (wanted, line.group, line.method, metric)
+        yield Judged(claim, f"the full method against it: {BETTER}", _better(_fixed(row)), (place,))
 
 
-def _counts(evidence: Evidence, wanted: str, at: Mapping[str, str]) -> Finding:
-    corpus, theirs = evidence.study.corpus(at[wanted]), paper.TABLE1[PAPER_NAMES[wanted]]
+def _fixed(*rows: Row) -> Callable[[str, str], Sequence[Row]]:
+    return lambda wanted, key: rows
+
+
+def _counts(evidence: Evidence, places: Places) -> Finding:
+    ((wanted, key),) = places
+    corpus, theirs = evidence.study.corpus(key), paper.TABLE1[PAPER_NAMES[wanted]]
     ours = {name: len(corpus.splits[name]) for name in SPLITS}
     same = all(getattr(theirs, name) == size for name, size in ours.items())
-    return Finding(SUPPORTED if same else ledger.NOT_SUPPORTED, "here " + ", ".join(f"{n} {size}" for n, size in ours.items()))
+    return Finding(SUPPORTED if same else judge.NOT_SUPPORTED, "here " + ", ".join(f"{n} {size}" for n, size in ours.items()))
 
 
-def _light(evidence: Evidence, at: Mapping[str, str]) -> Finding:
-    shares, frozen = [], qwen_parameters()
-    for name, features in PUBLIC_FEATURES.items():
-        trained = parameter_counts(CmptaConfig(), *features, QWEN_1_8B["hidden"]).total()
-        text = f"{name}, D 1024, Qwen-1.8B: {trained:,} of {frozen:,} = {100 * trained / frozen:.2f} %"
-        shares.append((text, trained / frozen))
-    verdict = SUPPORTED if all(share < FEW for _, share in shares) else ledger.NOT_SUPPORTED
-    return Finding(verdict, "; ".join(text for text, _ in shares))
+def _light(evidence: Evidence, places: Places) -> Finding:
+    sizes = {name: (counts.total(), frozen) for name, (counts, frozen) in at_papers_size().items()}
+    said = [f"{name}: {ours:,} of {llm:,} = {100 * ours / llm:.2f} %" for name, (ours, llm) in sizes.items()]
+    is_light = all(ours / llm < FEW for ours, llm in sizes.values())
+    return Finding(SUPPORTED if is_light else judge.NOT_SUPPORTED, "; ".join(said))
 
 
-def _compact(evidence: Evidence, at: Mapping[str, str]) -> Finding:
+def _compact(evidence: Evidence, places: Places) -> Finding:
     study, texts = evidence.study, []
     for key in study.keys:
         table, tokens = study.corpus(key).splits["test"].table, study.config(key).method.model_dump()["num_pseudo_tokens"]
@@ -214,18 +192,46 @@ def _compact(evidence: Evidence, at: Mapping[str, str]) -> Finding:
     return Finding(SUPPORTED, "by construction: the number of tokens does not depend on the clip; " + "; ".join(texts))
 
 
-def _by_construction(text: str) -> Callable[[Evidence, Mapping[str, str]], Finding]:
-    return lambda evidence, at: Finding(SUPPORTED, f"by construction: {text}")
+def _by_construction(text: str) -> tuple[str, Find]:
+    return (
+        "holds by construction, and a test fails otherwise",
+        lambda evidence, places: Finding(SUPPORTED, f"by construction: {text}"),
+    )
 
 
-_OF_THE_METHOD: Mapping[str, tuple[str, Callable[[Evidence, Mapping[str, str]], Finding]]] = {
+# Name of a claim, without the corpus that it is about -> its rule in words, and what applies it.
+_RULES: Mapping[str, tuple[str, Find]] = {
     "lightweight": (f"at the paper's size, trained parameters below {FEW:.0%} of the LLM's (our reading of light)", _light),
-    "llm-untouched": ("holds by construction, and a test fails otherwise", _by_construction(
-        "the LLM's weights take no gradient and are no part of a checkpoint (tests/test_model.py: only the adapter moves)")),
+    "llm-untouched": _by_construction(
+        "the LLM's weights take no gradient and are no part of a checkpoint (tests/test_model.py: only the adapter moves)"),
     "compact": ("holds by construction: the LLM reads a fixed number of tokens, whatever the number of frames", _compact),
-    "padding": ("holds by construction, and a test fails otherwise", _by_construction(
-        "padding is masked, its weight is exactly 0 (tests/test_adapter.py: weights sum to one on real frames)")),
+    "padding": _by_construction(
+        "padding is masked, its weight is exactly 0 (tests/test_adapter.py: weights sum to one on real frames)"),
+    "table1": (judge.COUNTS, _counts),
+    "best-of-all": (f"CMPTA against each: {BETTER}", _better(_rivals)),
+    "best": (f"CMPTA against each: {BETTER}", _better(_rivals)),
+    "fine-intensity": (f"CMPTA against each: {BETTER}", _better(_rivals, "corr")),
+    "generalises": (f"CMPTA against each, on each corpus: {BETTER}", _better(lambda *at: [TEXT_ONLY, *_rivals(*at)])),
+    "tokens-help": (f"CMPTA against each: {BETTER}", _better(_words_alone)),
+    "modalities": (f"CMPTA against text only, on each corpus: {BETTER}", _better(_fixed(TEXT_ONLY))),
+    "dropout": (f"first seed, test clips: {BETTER}", lambda e, places: e.dropout(places[0][1])),
+    "alignment-most": (
+        f"without adapter, and with one direction, against without alignment: {BETTER}", _alignment_most),
+    "attention": (judge.CUE, lambda e, places: e.cues(places[0][1])),
+    "tokens-small": (judge.LITTLE, lambda e, places: e.little(places[0][1], _TOKENS)),
+    "six-best": (f"6 tokens against 5, 7 and 8: {BETTER}", _better(_fixed(*_TOKENS.values()))),
+    "too-many": (f"6 tokens against 7 and 8: {BETTER}", _better(_fixed(_TOKENS["7"], _TOKENS["8"]))),
+    "sarcasm": (judge.SARCASM, lambda e, places: e.sarcasm(places[0][1])),
+    "key-parts": (
+        f"CMPTA against no alignment and no adapter, on each corpus: {BETTER}", _better(_fixed(_ALIGNMENT, _ADAPTER))),
 }  # fmt: skip
+_NO_ROW: Mapping[str, str] = {
+    "layer-norm": "no row trains without them, and the paper gives no curve",
+    "speakers": "no row isolates speakers or noise, and the paper measures neither",
+    "transformer": "no row has a Transformer for the alignment, and the paper prints none",
+    "contributions": "weights sum to 1 within each modality, whatever it contributes",
+    "extensible": "the paper tries one LLM and one task per corpus",
+}
 
 
 def obstacle(study: Study, key: str) -> str:
@@ -242,8 +248,8 @@ def obstacle(study: Study, key: str) -> str:
     return ""
 
 
-def judge(study: Study) -> pd.DataFrame:
-    """The ledger: one line per claim that applies to the study's corpora; on a user's own clips those about one corpus.
+def judge_all(study: Study) -> pd.DataFrame:
+    """The claims table: one line per claim that applies to the study's corpora; on a user's own clips those about one corpus.
 
     Trains nothing; claims about attention open the first seed's model where cues are known.
     """
@@ -253,7 +259,8 @@ def judge(study: Study) -> pd.DataFrame:
         claim = one.claim
         if not set(claim.corpora) <= set(at) or (study.data and one.of_the_paper_only):
             continue
-        found, keys = one.find(evidence, at), [at[wanted] for wanted in claim.corpora]
+        places = [(wanted, at[wanted]) for wanted in claim.corpora]
+        found, keys = one.find(evidence, places), [key for _, key in places]
         why = next(filter(None, (obstacle(study, key) for key in keys)), "")
         verdict = NOT_TESTABLE if why else found.verdict
         here = NOTHING if one.of_the_paper_only and why else found.verdict  # another corpus is no trial of its numbers
@@ -285,13 +292,13 @@ def counted(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def caption(study: Study) -> str:
-    """What the ledger is, what its verdicts mean, and what they are not."""
+    """What the table is, what its verdicts mean, and what they are not."""
     reasons = list(dict.fromkeys(filter(None, (obstacle(study, key) for key in study.keys))))
     said = [
         "The paper's claims, the rule for each, and what this run finds.",
         f"No verdict on the paper here: {'; '.join(reasons)}. \"{HERE}\" is about the method on that data." if reasons else "",
-        f"A clear difference the other way is \"{ledger.NOT_SUPPORTED}\", one no larger than the sd over seeds "
-        f"\"{ledger.INSIDE_SEEDS}\", one whose interval holds 0 \"{ledger.INSIDE_CLIPS}\".",
+        f"A clear difference the other way is \"{judge.NOT_SUPPORTED}\", one no larger than the sd over seeds "
+        f"\"{judge.INSIDE_SEEDS}\", one whose interval holds 0 \"{judge.INSIDE_CLIPS}\".",
         f"With one seed their spread is unknown, and the verdict begins with \"{ONE_SEED.strip()}\".",
     ]
     return " ".join(filter(None, said))

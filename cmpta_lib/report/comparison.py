@@ -1,6 +1,6 @@
-"""Tables of the systems beyond the paper: versions of a method beside it, and labels against pre-training.
+"""Tables 3 and 4 and what stands beside them: differences to CMPTA, what each method is and reads, further metrics.
 
-Tables 3 and 4 and what stands beside them: differences to CMPTA, what each method is and reads, further metrics.
+Also versions of a method beside it, and labels against pre-training.
 """
 
 from __future__ import annotations
@@ -11,16 +11,13 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from cmpta_lib import metrics, registry
-from cmpta_lib import paper as literature
-from cmpta_lib.metrics import METRICS, MetricName
-from cmpta_lib.report import uncertainty
+from cmpta_lib import metrics, paper, registry
+from cmpta_lib.report.errors import answer_shares
 from cmpta_lib.report.layout import NOT_RUN, NOTHING
-from cmpta_lib.report.rows import result_row, runs_of, scores_of, sound
-from cmpta_lib.report.tables import ResultRow, mean_and_sd, without_unit
+from cmpta_lib.report.rows import result_row, runs_of, sound, tabled
+from cmpta_lib.report.tables import ResultRow, compared, compared_in_one, scored, spread, without_unit
 from cmpta_lib.runs.store import Run
 from cmpta_lib.study import plan
-from cmpta_lib.study import plan as systems
 from cmpta_lib.study.plan import CMPTA, Row
 from cmpta_lib.study.study import Study
 
@@ -30,9 +27,10 @@ def versions(study: Study, key: str, rows: Sequence[Row], base: Row) -> pd.DataF
     lines, reference = [], result_row(study, key, base)
     for row in rows:
         found = reference if row == base else result_row(study, key, row)
-        for metric in scores_of(study, key):
-            line = {"version": row.name, "metric": METRICS[metric].label, **score(metric, found)}
-            line |= paired(metric, found, reference, f"minus {base.name}", is_same=row == base)
+        for metric in tabled(study, key):
+            score, interval = scored(metric, found)
+            line = {"version": row.name, "metric": metric.label, "score": score, "95 % CI": interval}
+            line[f"minus {base.name}"], line["p"] = compared_in_one(metric, found, None if row == base else reference)
             lines.append(line | {"note": found.note or reference.note})
     return pd.DataFrame(lines)
 
@@ -40,34 +38,14 @@ def versions(study: Study, key: str, rows: Sequence[Row], base: Row) -> pd.DataF
 def labels(study: Study, key: str) -> pd.DataFrame:
     """By share of the training labels: with the pre-training, without, and the first minus the second."""
     lines = []
-    for share, rows in systems.LABEL_SHARES.items():
+    for share, rows in plan.LABEL_SHARES.items():
         with_it, without = (result_row(study, key, row) for row in rows)
-        for metric in scores_of(study, key):
-            line = {"labels": f"{share:.0%}", "metric": METRICS[metric].label}
-            line |= {"pre-trained": score(metric, with_it)["score"], "not pre-trained": score(metric, without)["score"]}
-            line |= paired(metric, with_it, without, "pre-trained minus not")
+        for metric in tabled(study, key):
+            line = {"labels": f"{share:.0%}", "metric": metric.label}
+            line |= {"pre-trained": scored(metric, with_it)[0], "not pre-trained": scored(metric, without)[0]}
+            line["pre-trained minus not"], line["p"] = compared_in_one(metric, with_it, without)
             lines.append(line | {"note": with_it.note or without.note})
     return pd.DataFrame(lines)
-
-
-def score(metric: MetricName, row: ResultRow) -> dict[str, str]:
-    """Mean ± sample sd over seeds, and the bootstrap interval of the mean over test clips."""
-    if row.truth is None or row.predictions is None:
-        return {"score": NOT_RUN, "95 % CI": NOTHING}
-    shown, scale = METRICS[metric].shown, METRICS[metric].scale
-    seeds = scale * uncertainty.seed_scores(metric, row.truth, row.predictions)
-    low, high = uncertainty.bootstrap_interval(metric, row.truth, row.predictions)
-    return {"score": mean_and_sd(METRICS[metric], seeds), "95 % CI": f"[{shown(scale * low)}, {shown(scale * high)}]"}
-
-
-def paired(metric: MetricName, one: ResultRow, other: ResultRow, heading: str, is_same: bool = False) -> dict[str, str]:
-    """One row minus another on the same redrawn test clips, and how often chance alone would differ as much."""
-    if is_same or one.truth is None or one.predictions is None or other.predictions is None:
-        return {heading: NOTHING, "p": NOTHING}
-    found = uncertainty.paired_bootstrap(metric, one.truth, one.predictions, other.predictions)
-    scale, shown = METRICS[metric].scale, METRICS[metric].shown
-    difference, low, high = (shown(scale * value, "+") for value in (found.difference, found.low, found.high))
-    return {heading: f"{difference} [{low}, {high}]", "p": f"{found.p_value:.4f}"}
 
 
 PRINTED, ADDED, REFERENCE = "in the paper", "added", "reference"
@@ -106,31 +84,25 @@ def paired_table(study: Study, key: str, rows: Sequence[ResultRow]) -> pd.DataFr
     *others, full = rows
     lines = []
     for other in others:
-        for metric in scores_of(study, key):
-            line = {"comparison": f"{full.method} minus {other.method}", "metric": METRICS[metric].label}
-            if full.truth is None or full.predictions is None or other.predictions is None:
-                lines.append(line | {"difference": NOT_RUN, "95 % CI": NOTHING, "p": NOTHING})
-                continue
-            found = uncertainty.paired_bootstrap(metric, full.truth, full.predictions, other.predictions)
-            scale = METRICS[metric].scale
-            difference, low, high = (f"{scale * value:+.3f}" for value in (found.difference, found.low, found.high))
-            lines.append(line | {"difference": difference, "95 % CI": f"[{low}, {high}]", "p": f"{found.p_value:.4f}"})
+        for metric in tabled(study, key):
+            line = {"comparison": f"{full.method} minus {other.method}", "metric": metric.label}
+            found = compared(replace(metric, decimals=3), full, other)
+            lines.append(line | dict(zip(("difference", "95 % CI", "p"), found, strict=True)))
     return pd.DataFrame(lines)
 
 
 def methods_table(study: Study, key: str) -> pd.DataFrame:
     """What each row of the comparison is: what it reads, what is trained, how long, and what others published for it."""
-    metric, lines = scores_of(study, key)[0], []
+    metric, lines = tabled(study, key)[0], []
     for row in plan.comparison(key):
         entry, runs = registry.ENTRIES[row.method], runs_of(study, key, row)
-        line = {"method": row.name, "reads": entry.reads or NOTHING} | dict.fromkeys(_FACTS, NOTHING)
-        line["LLM or encoder"] = next((_backbone(run.config.method.model_dump()) for run in runs), study.llm_name_of(row))
-        if done := sound(runs):
-            line |= _facts(done)
-        others = literature.published(row.name, metric)
-        line[f"{METRICS[metric].label} elsewhere"] = "; ".join(
-            f"{METRICS[metric].shown(score)} ({source})" for score, source in others
-        )
+        models = [run.config.method.model_dump() for run in runs]
+        readers = (str(model[kind]["name"]) for model in models for kind in ("llm", "encoder") if kind in model)
+        line = {"method": row.name, "reads": entry.reads} | dict.fromkeys(_FACTS, "")
+        line["LLM or encoder"] = next(readers, NOTHING) if runs else study.llm_name_of(row)
+        line |= _facts(sound(runs))
+        others = paper.published(row.name, metric.name)
+        line[f"{metric.label} elsewhere"] = "; ".join(f"{metric.shown(score)} ({source})" for score, source in others)
         lines.append(line)
     return pd.DataFrame(lines).replace("", NOTHING)
 
@@ -140,19 +112,13 @@ _FACTS = ("LLM or encoder", "trained parameters", "epochs", "best epoch")
 
 def _facts(runs: Sequence[Run]) -> dict[str, str]:
     """Medians over runs; a method that is fitted rather than trained has no epochs."""
-    trained = [run.metrics["trainable_parameters"] for run in runs]
-    epochs = [len(run.history) for run in runs]
-    if not any(epochs):
-        return {"trained parameters": f"{int(np.median(trained)):,}"}
-    return {
-        "trained parameters": f"{int(np.median(trained)):,}",
-        "epochs": str(int(np.median(epochs))),
-        "best epoch": ", ".join(str(run.metrics["best_epoch"]) for run in runs),
-    }
-
-
-def _backbone(method: Mapping[str, dict[str, str]]) -> str:
-    return next((str(method[kind]["name"]) for kind in ("llm", "encoder") if kind in method), NOTHING)
+    if not runs:
+        return {}
+    found = {"trained parameters": f"{int(np.median([run.metrics['trainable_parameters'] for run in runs])):,}"}
+    if any(epochs := [len(run.history) for run in runs]):
+        best = ", ".join(str(run.metrics["best_epoch"]) for run in runs)
+        found |= {"epochs": str(int(np.median(epochs))), "best epoch": best}
+    return found
 
 
 def field_table(study: Study, key: str) -> pd.DataFrame:
@@ -164,55 +130,29 @@ def field_table(study: Study, key: str) -> pd.DataFrame:
         line = {"method": row.name}
         stored = [run.metrics["test"] for run in sound(runs_of(study, key, row))]
         for name, heading in names.items():
-            values = [scores[name] for scores in stored if name in scores]
-            line[heading] = _spread(values, 1 if name == "r2" else 100) if values else NOTHING
+            scale, decimals = (1, 3) if name == "r2" else (100, 1)
+            line[heading] = spread([scale * scores[name] for scores in stored if name in scores], decimals)
         lines.append(line if stored else line | {next(iter(names.values())): NOT_RUN})
     return pd.DataFrame(lines)
 
 
-def _spread(values: Sequence[float], scale: float) -> str:
-    decimals = 1 if scale == 100 else 3
-    summary = uncertainty.summarise([scale * value for value in values])
-    return f"{summary.mean:.{decimals}f}" + ("" if summary.sd is None else f" ± {summary.sd:.{decimals}f}")
-
-
 def confusions(study: Study, key: str) -> dict[str, np.ndarray]:
     """Row's name -> (C, C) share of each true class (rows) that is answered so (columns), all seeds together."""
-    from sklearn.metrics import confusion_matrix
-
-    found, classes = {}, range(len(study.corpus(key).task.labels))
-    for row in plan.comparison(key):
-        counts = np.zeros((len(classes), len(classes)))
-        for run in sound(runs_of(study, key, row)):
-            table = run.predictions()
-            answered = table["prediction"].to_numpy(float)
-            parsed = np.isfinite(answered)
-            counts += confusion_matrix(table["label"].to_numpy()[parsed], answered[parsed].astype(int), labels=list(classes))
-        if counts.any():
-            found[row.name] = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    return found
+    runs = {row.name: sound(runs_of(study, key, row)) for row in plan.comparison(key)}
+    tables = {name: {run.config.seed: run.predictions() for run in found} for name, found in runs.items()}
+    return answer_shares(study.corpus(key).task, tables)
 
 
 def versions_table(study: Study, key: str, rows: Sequence[Row]) -> pd.DataFrame:
     """Rows beside the method each is a version of: the test score, and the version minus the method, in its paired interval."""
     metric, lines = metrics.headline(study.corpus(key).task.kind), []
     for row in rows:
-        whole = result_row(study, key, plan.method_row(key, row.method))
-        version = result_row(study, key, row)
+        whole, version = result_row(study, key, plan.method_row(key, row.method)), result_row(study, key, row)
         line = {"method": whole.method, "version": row.name, "metric": metric.label}
-        line |= {"whole": _score(whole, metric), "this version": _score(version, metric), "version minus whole": NOTHING}
-        if whole.truth is not None and whole.predictions is not None and version.predictions is not None:
-            found = uncertainty.paired_bootstrap(metric.name, whole.truth, version.predictions, whole.predictions)
-            difference, low, high = (metric.shown(metric.scale * v, "+") for v in (found.difference, found.low, found.high))
-            line["version minus whole"] = f"{difference} [{low}, {high}]"
+        line |= {"whole": scored(metric, whole)[0], "this version": scored(metric, version)[0]}
+        line["version minus whole"] = compared_in_one(metric, version, whole)[0]
         lines.append(line | {"note": version.note or whole.note})
     return pd.DataFrame(lines)
-
-
-def _score(row: ResultRow, metric: metrics.Metric) -> str:
-    if row.truth is None or row.predictions is None:
-        return NOT_RUN
-    return mean_and_sd(metric, metric.scale * uncertainty.seed_scores(metric.name, row.truth, row.predictions))
 
 
 def search_table(study: Study, key: str) -> pd.DataFrame:

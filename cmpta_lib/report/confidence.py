@@ -96,8 +96,7 @@ def judged(task: Task, answers: Answers) -> tuple[np.ndarray, np.ndarray]:
 
 def all_judged(task: Task, found: Mapping[str, Answers]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """What `calibration_figure` draws: `judged` of every method that has given any answer."""
-    pairs = {name: judged(task, answers) for name, answers in found.items()}
-    return {name: pair for name, pair in pairs.items() if len(pair[0])}
+    return {name: pair for name, answers in found.items() if len((pair := judged(task, answers))[0])}
 
 
 def calibration_table(task: Task, found: Mapping[str, Answers]) -> pd.DataFrame:
@@ -272,11 +271,11 @@ def clips_to_show(
     if not clip_id:
         rule = "the one that CMPTA gets most wrong, among equals the one that it was surest of"
         return {key: (int(worst_first(corpora[key].task, found[key][CMPTA.name])[0]), rule) for key in usable}
-    holding = [key for key, corpus in corpora.items() if (corpus.splits["test"].table["id"] == clip_id).any()]
-    if not holding:
-        first = "; ".join(f"{c.name}: {', '.join(c.splits['test'].table['id'][:3])}, ..." for c in corpora.values())
+    ids = {key: list(corpus.splits["test"].table["id"]) for key, corpus in corpora.items()}
+    if not any(clip_id in known for known in ids.values()):
+        first = "; ".join(f"{corpora[key].name}: {', '.join(known[:3])}, ..." for key, known in ids.items())
         raise ValueError(f"clip={clip_id!r} is no test clip of this study; their ids: {first}")
-    return {key: (clips.find_clip(corpora[key].splits["test"], clip_id), clips.BY_HAND) for key in holding if key in usable}
+    return {key: (ids[key].index(clip_id), clips.BY_HAND) for key in usable if clip_id in ids[key]}
 
 
 def clip_title(study: Study, key: str, place: int, rule: str) -> str:

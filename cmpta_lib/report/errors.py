@@ -6,7 +6,7 @@ model is opened here, so nothing imports torch; how sure a method was is `report
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -15,10 +15,9 @@ from cmpta_lib import metrics
 from cmpta_lib.data.corpus import Task
 from cmpta_lib.figures import clips
 from cmpta_lib.method.prompted import answer_text
-from cmpta_lib.report import uncertainty
 from cmpta_lib.report.export import NOTHING
 from cmpta_lib.report.rows import runs_of, sound, unusable
-from cmpta_lib.report.tables import NOT_RUN
+from cmpta_lib.report.tables import NOT_RUN, spread
 from cmpta_lib.runs.store import Run
 from cmpta_lib.study.plan import CMPTA, TEXT_ONLY, Row
 from cmpta_lib.study.study import Study
@@ -28,7 +27,7 @@ Tables = Mapping[str, Mapping[int, pd.DataFrame]]  # method -> seed -> its answe
 COMPARED: Mapping[str, Row] = {row.name: row for row in (CMPTA, TEXT_ONLY)}
 STEP = 0.2  # scores are gathered to the nearest multiple: the steps of SIMS' labels
 ALL = "all"
-SIDES = ("both right", "only CMPTA right", "only text only right", "neither right")
+AGREEMENT = ("both right", "only CMPTA right", "only text only right", "neither right")
 
 
 def first_runs(study: Study, key: str) -> dict[str, Run]:
@@ -37,18 +36,15 @@ def first_runs(study: Study, key: str) -> dict[str, Run]:
     return {name: runs[0] for name, runs in firsts.items() if runs}
 
 
+def whole_runs(study: Study, key: str) -> dict[str, list[Run]]:
+    """The runs of CMPTA and text only; none of a method of which any seed is missing, as in Tables 3 and 4."""
+    found = {name: runs_of(study, key, row) for name, row in COMPARED.items()}
+    return {name: [] if unusable(runs) else runs for name, runs in found.items()}
+
+
 def tables_of(study: Study, key: str) -> dict[str, dict[int, pd.DataFrame]]:
-    """The stored answers of CMPTA and text only; none of a method of which any seed is missing, as in Tables 3 and 4."""
-    return {
-        name: {} if unusable(runs) else {run.config.seed: run.predictions() for run in runs}
-        for name, runs in ((name, runs_of(study, key, row)) for name, row in COMPARED.items())
-    }
-
-
-def runs_used(study: Study, key: str) -> list[Run]:
-    """The runs behind `tables_of`."""
-    found = (runs_of(study, key, row) for row in COMPARED.values())
-    return [run for runs in found if not unusable(runs) for run in runs]
+    """The stored answers of `whole_runs`."""
+    return {name: {run.config.seed: run.predictions() for run in runs} for name, runs in whole_runs(study, key).items()}
 
 
 def state(study: Study) -> pd.DataFrame:
@@ -59,7 +55,7 @@ def state(study: Study) -> pd.DataFrame:
             runs = runs_of(study, key, row)
             seeds = ", ".join(str(run.config.seed) for run in sound(runs)) or NOTHING
             line = {"corpus": study.corpus(key).name, "method": name, "finished seeds": seeds}
-            rows.append(line | {"not run, because": study.lacks(row, key) or unusable(runs)})
+            rows.append(line | {"not run, because": study.missing(row, key) or unusable(runs)})
     table = pd.DataFrame(rows)
     return table if table["not run, because"].any() else table.drop(columns="not run, because")
 
@@ -83,15 +79,16 @@ def answer_shares(task: Task, tables: Tables) -> dict[str, np.ndarray]:
 
     C are `group_names`. A row sums to less than 1 where replies were unparsable, and to 0 where no clip has the label.
     """
-    size, found = len(group_names(task)), {}
+    from sklearn.metrics import confusion_matrix
+
+    places, found = range(len(group_names(task))), {}
     for name, by_seed in tables.items():
-        counts, clips_of = np.zeros((size, size)), np.zeros(size)
-        for table in by_seed.values():
-            truth, answer = (groups(task, table[column].to_numpy()) for column in ("label", "prediction"))
-            np.add.at(counts, (truth[answer >= 0], answer[answer >= 0]), 1)
-            clips_of += np.bincount(truth, minlength=size)
         if by_seed:
-            found[name] = counts / np.maximum(clips_of, 1)[:, None]
+            every = pd.concat(by_seed.values())
+            truth, answer = (groups(task, every[column].to_numpy()) for column in ("label", "prediction"))
+            # A column of their own for what was unparsable, so that a row counts all clips of its label.
+            counts = confusion_matrix(truth, answer, labels=[*places, -1])[:-1]
+            found[name] = counts[:, :-1] / np.maximum(counts.sum(1, keepdims=True), 1)
     return found
 
 
@@ -117,11 +114,11 @@ def per_label_table(task: Task, tables: Tables) -> pd.DataFrame:
         found = [measure(task, table) for table in by_seed.values()]
         for what in measure(task, any_table):
             decimals, places = 3 if "error" in what else 1, (*shown, len(names))
-            cells = [_spread(np.array([one[what][place] for one in found]), decimals) for place in places]
+            cells = [spread(np.array([one[what][place] for one in found]), decimals) for place in places]
             columns[f"{name}: {what}"] = cells if found else [NOT_RUN] * len(places)
         odd = [int((~np.isfinite(table["prediction"])).sum()) for table in by_seed.values()]
         if any(odd):
-            columns[f"{name}: unparsable"] = [NOTHING] * len(shown) + [_spread(np.array(odd, float), 1)]
+            columns[f"{name}: unparsable"] = [NOTHING] * len(shown) + [spread(np.array(odd, float), 1)]
     return pd.DataFrame(columns)
 
 
@@ -153,52 +150,29 @@ def _score_measures(task: Task, table: pd.DataFrame) -> dict[str, np.ndarray]:
     }
 
 
-def _spread(values: np.ndarray, decimals: int) -> str:
-    """Mean ± sample sd of those that are defined."""
-    values = values[np.isfinite(values)]
-    if not len(values):
-        return NOTHING
-    summary = uncertainty.summarise(values.tolist())
-    mean = round(summary.mean, decimals) + 0.0  # + 0.0 turns -0.0 into 0.0
-    return f"{mean:.{decimals}f}" + ("" if summary.sd is None else f" ± {summary.sd:.{decimals}f}")
-
-
-def sides_table(task: Task, tables: Tables) -> pd.DataFrame:
+def agreement_table(task: Task, tables: Tables) -> pd.DataFrame:
     """How many clips both methods answer rightly, one alone, or none: mean ± sample sd over the seeds that both have.
 
     One line for each class, or for scores below, at and above 0, and one for all clips.
     """
     cmpta, text_only = (tables[name] for name in COMPARED)
-    seeds = [seed for seed in cmpta if seed in text_only]
     any_table = next((table for by_seed in (cmpta, text_only) for table in by_seed.values()), None)
     if any_table is None:
-        return pd.DataFrame(columns=["label", "clips", *SIDES])
-    counted: list[dict[str, np.ndarray]] = []
-    for seed in seeds:
+        return pd.DataFrame(columns=["label", "clips", *AGREEMENT])
+    counted: list[tuple[np.ndarray, ...]] = []
+    for seed in (seed for seed in cmpta if seed in text_only):
         ours, theirs = (clips.is_right(task, by_seed[seed]) for by_seed in (cmpta, text_only))
-        counted.append(dict(zip(SIDES, (ours & theirs, ours & ~theirs, ~ours & theirs, ~ours & ~theirs), strict=True)))
-    rows = []
-    for name, members in _parts(task, any_table["label"].to_numpy()).items():
+        counted.append((ours & theirs, ours & ~theirs, ~ours & theirs, ~ours & ~theirs))
+    labels, rows = any_table["label"].to_numpy(), []
+    parts = {name: labels == place for place, name in enumerate(task.labels)}
+    parts = parts or {"below 0": labels < 0, "0": labels == 0, "above 0": labels > 0}
+    for name, members in (parts | {ALL: np.ones(len(labels), bool)}).items():
         line = {"label": name, "clips": str(members.sum())}
-        for side in SIDES:
-            numbers = np.array([one[side][members].sum() for one in counted], float)
-            line[side] = _spread(numbers, 0 if len(seeds) == 1 else 1) if seeds else NOT_RUN
+        for place, what in enumerate(AGREEMENT):
+            numbers = [one[place][members].sum() for one in counted]
+            line[what] = spread(numbers, 0 if len(counted) == 1 else 1) if counted else NOT_RUN
         rows.append(line)
     return pd.DataFrame(rows)
-
-
-def _parts(task: Task, labels: np.ndarray) -> dict[str, np.ndarray]:
-    """Name -> (N,) bool, which clips have such a label."""
-    signs: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-        "below 0": lambda values: values < 0,
-        "0": lambda values: values == 0,
-        "above 0": lambda values: values > 0,
-    }
-    if task.labels:
-        parts = {name: labels == place for place, name in enumerate(task.labels)}
-    else:
-        parts = {name: holds(labels) for name, holds in signs.items()}
-    return parts | {ALL: np.ones(len(labels), bool)}
 
 
 def seeds_shown(tables: Tables) -> str:

@@ -14,7 +14,7 @@ from cmpta_lib import files
 from cmpta_lib.report.latex import to_latex
 from cmpta_lib.report.layout import NOTHING as NOTHING
 from cmpta_lib.report.layout import Table
-from cmpta_lib.report.markdown import to_markdown
+from cmpta_lib.report.markup import to_markdown
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -1,6 +1,6 @@
-"""Where each table and figure comes from: its notebook, the command that makes it, its runs, and whether it is there.
+"""The report: what the notebooks have exported, in one file; what is missing is named, not left out.
 
-The report: what the notebooks have exported, in one file; what is missing is named, not left out.
+It ends with where each table and figure comes from: notebook, command, runs, and whether it is there.
 """
 
 from __future__ import annotations
@@ -50,26 +50,14 @@ def addresses(study: Study, beyond: bool = False) -> pd.DataFrame:
         lacking = sum(not run.done for run in study.needed(notebook.name))
         for name in exported(folder, notebook, keys):
             behind = known[name]["runs"] if name in known else ()
-            lines.append(
-                {
-                    "item": title(name),
-                    "file": name,
-                    "notebook": notebook.name,
-                    "command": f"cmpta reproduce --only {notebook.name}",
-                    "runs": str(len(behind)) if behind else NOTHING,
-                    "minutes": _minutes([runs[one] for one in behind if one in runs]),
-                    "status": _status(name in known, lacking if behind else 0, len(set(behind) - runs.keys())),
-                }
-            )
+            line = {"item": title(name), "file": name, "notebook": notebook.name}
+            line |= {"command": f"cmpta reproduce --only {notebook.name}", "runs": str(len(behind) or NOTHING)}
+            line["minutes"] = _minutes([runs[one] for one in behind if one in runs])
+            problems = {"unfinished runs of its notebook": lacking if behind else 0}
+            problems["runs that are not this study's"] = len(set(behind) - runs.keys())
+            said = ["made", *(f"{problem}: {count}" for problem, count in problems.items() if count)]
+            lines.append(line | {"status": "; ".join(said) if name in known else "not made"})
     return pd.DataFrame(lines)
-
-
-def _status(made: bool, lacking: int, strangers: int) -> str:
-    if not made:
-        return "not made"
-    problems = [f"unfinished runs of its notebook: {lacking}"] if lacking else []
-    problems += [f"runs that are not this study's: {strangers}"] if strangers else []
-    return "; ".join(["made", *problems])
 
 
 def _minutes(runs: Sequence[Run]) -> str:
@@ -101,18 +89,11 @@ def made_by(folder: Path) -> str:
     )
 
 
-def _shown(folder: Path, patterns: Sequence[str]) -> dict[str, list[str]]:
-    """Pattern -> what the report shows of the files that fit it."""
-    return {
-        pattern: [
-            path.read_text(encoding="utf-8").strip() if path.suffix == ".md" else f"![{path.stem}]({path.name})"
-            for path in sorted(folder.glob(pattern))
-        ]
-        for pattern in patterns
-    }
+def _shown(path: Path) -> str:
+    return path.read_text(encoding="utf-8").strip() if path.suffix == ".md" else f"![{path.stem}]({path.name})"
 
 
-def strangers(study: Study, folder: Path) -> list[str]:
+def made_otherwise(study: Study, folder: Path) -> list[str]:
     """Exports of a folder that were made of other runs than this study's: by an earlier version of the code, say."""
     own = {run.folder.name for _, run in study.planned_runs([notebook.name for notebook in NOTEBOOKS])}
     return [name for name, item in recorded(folder).items() if not set(item.get("runs", ())) <= own]
@@ -130,7 +111,7 @@ def write_report(study: Study, keys: Sequence[str], beyond: bool = False) -> Pat
     parts = [f"# CMPTA, paper | this run: {title}{changed(study)}{', SMOKE RUN' if study.smoke else ''}"]
     if warning := provenance(study, keys).warning():
         parts.append(f"**{warning}**")
-    if mixed := strangers(study, folder):
+    if mixed := made_otherwise(study, folder):
         parts.append(
             f"**Not all of one piece:** {', '.join(mixed)} in this folder were made of other runs than the rest (other code or "
             f"settings), and their numbers are not to be compared with the others'. A complete `cmpta reproduce` mends that."
@@ -141,11 +122,11 @@ def write_report(study: Study, keys: Sequence[str], beyond: bool = False) -> Pat
         parts.append("\n".join(f"- {slip}" for slip in paper.ERRATA))
     for beyond in (False, True):
         for heading, patterns in sections(study.keys, bool(study.data), beyond):
-            shown = _shown(folder, patterns)
-            if beyond and not any(shown.values()):
+            found = {pattern: sorted(folder.glob(pattern)) for pattern in patterns}
+            if beyond and not any(found.values()):
                 continue  # nobody asked for it
             parts.append(f"## {heading}")
-            parts += [part for pattern, found in shown.items() for part in found or [f"({pattern}: not made.)"]]
+            parts += [part for name, paths in found.items() for part in [*map(_shown, paths)] or [f"({name}: not made.)"]]
     parts += ["## Where each table and figure comes from", as_markdown(study, beyond)]
     with files.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)

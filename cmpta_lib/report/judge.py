@@ -16,12 +16,11 @@ import numpy as np
 
 from cmpta_lib.config import PAPER_SEEDS
 from cmpta_lib.figures import clips
-from cmpta_lib.metrics import METRICS, MetricName
+from cmpta_lib.metrics import METRICS, Metric, MetricName, headline
 from cmpta_lib.report import uncertainty
 from cmpta_lib.report.rows import result_row, runs_of, sound, unusable
-from cmpta_lib.report.tables import NOT_RUN, ResultRow
+from cmpta_lib.report.tables import NOT_RUN, ResultRow, scored
 from cmpta_lib.study import plan
-from cmpta_lib.study.claimed import NO_DROPOUT
 from cmpta_lib.study.plan import CMPTA, REGISTER, TEXT_ONLY, Row
 from cmpta_lib.study.study import Study
 
@@ -29,6 +28,8 @@ SUPPORTED, NOT_SUPPORTED = "supported", "not supported"
 INSIDE_SEEDS, INSIDE_CLIPS = "inside seed noise", "inside clip noise"
 NOT_TESTABLE, ONE_SEED = "not testable on this data", "one seed: "
 SMALL = 0.05  # "little difference": within this share of the full method's score; the paper gives no number
+
+NO_DROPOUT = next(row for row in REGISTER if "method.dropout" in row.changes)
 
 BETTER = "better, with 0 outside the 95 % paired bootstrap interval over test clips, by more than the larger sd over seeds"
 NUMBER = (
@@ -86,21 +87,26 @@ class Evidence:
         self._found: dict[tuple[str, ...], Finding] = {}
 
     def row(self, key: str, row: Row) -> ResultRow:
-        """A row's answers on the test clips of all seeds; of the register's alternatives there is the first seed only."""
+        """A row's answers on the test clips of all seeds; of the open choices' alternatives there is the first seed only."""
         place = (key, row.method, row.name)
         if place not in self._rows:
             self._rows[place] = result_row(self.study, key, row)
         return self._rows[place]
 
-    def missing(self, key: str, row: Row) -> Finding | None:
-        """"not run" with the command that runs it; None where it is finished."""
-        found = self.row(key, row)
-        if found.predictions is not None:
-            return None
-        return Finding(NOT_RUN, f"{row.name} on {self.name(key)}: {_short(found.note)}; {self.command(key, row)}")
+    def metric(self, key: str) -> Metric:
+        """The headline metric of a corpus."""
+        return headline(self.study.corpus(key).task.kind)
 
-    def name(self, key: str) -> str:
-        return self.study.corpus(key).name
+    def missing(self, key: str, *rows: Row) -> Finding | None:
+        """"not run" with the command that runs the first of these that is missing; None where all are finished."""
+        for row in rows:
+            if not (found := self.row(key, row)).ran:
+                return self._not_run(key, row, found.note)
+        return None
+
+    def _not_run(self, key: str, row: Row, reason: str) -> Finding:
+        where = f"{row.name} on {self.study.corpus(key).name}: "
+        return Finding(NOT_RUN, f"{where}{_short(reason)}; {self.command(key, row)}")
 
     def command(self, key: str, row: Row) -> str:
         """What makes a row's runs, with the options of this study."""
@@ -118,51 +124,46 @@ class Evidence:
         """BETTER for one row against another."""
         place = (key, metric, row.name, than.method, than.name)
         if place not in self._found:
-            gone = self.missing(key, row) or self.missing(key, than)
+            gone = self.missing(key, row, than)
             self._found[place] = gone or compared(metric, self.row(key, row), self.row(key, than))
         return self._found[place]
 
-    def dropout(self, key: str, metric: MetricName) -> Finding:
-        """The default against the register's line without dropout: first corpus, first seed."""
+    def dropout(self, key: str) -> Finding:
+        """The default against the line without dropout: first seed."""
         runs = [self.study.runs(key, one)[0] for one in (CMPTA, NO_DROPOUT)]
         if reason := unusable(runs):
             return Finding(NOT_RUN, f"{_short(reason)}; {self.command(key, NO_DROPOUT)}")
         tables = [run.predictions() for run in runs]
-        answers = [table["prediction"].to_numpy(float)[None] for table in tables]
-        truth = tables[0]["label"].to_numpy()
+        truth, answers = tables[0]["label"].to_numpy(), [table["prediction"].to_numpy(float)[None] for table in tables]
         with_it, without = (ResultRow("", n, {}, truth, a) for n, a in zip(("CMPTA", "no dropout"), answers, strict=True))
-        return compared(metric, with_it, without)
+        return compared(self.metric(key).name, with_it, without)
 
     def number(self, key: str, metric: MetricName, printed: float, row: Row = CMPTA) -> Finding:
         """NUMBER for the full method."""
         if gone := self.missing(key, row):
             return gone
         found, shown = self.row(key, row), METRICS[metric]
-        assert found.truth is not None and found.predictions is not None
-        scores = shown.scale * uncertainty.seed_scores(metric, found.truth, found.predictions)
-        low, high = (shown.scale * edge for edge in uncertainty.bootstrap_interval(metric, found.truth, found.predictions))
-        summary = uncertainty.summarise(scores.tolist())
+        low, high = (shown.scale * edge for edge in found.interval(metric))
+        summary = uncertainty.summarise((shown.scale * found.scores(metric)).tolist())
         agrees = low <= printed <= high or abs(summary.mean - printed) <= 2 * (summary.sd or 0)
-        spread = "" if summary.sd is None else f" ± {shown.shown(summary.sd)}"
-        text = f"{shown.shown(summary.mean)}{spread} [{shown.shown(low)}, {shown.shown(high)}], printed {shown.shown(printed)}"
+        text = f"{' '.join(scored(shown, found))}, printed {shown.shown(printed)}"
         text += f"; {found.seeds} seeds" if " of " in found.seeds else ""
         return Finding((ONE_SEED if summary.sd is None else "") + (SUPPORTED if agrees else NOT_SUPPORTED), text)
 
-    def little(self, key: str, metric: MetricName, others: Mapping[str, Row]) -> Finding:
+    def little(self, key: str, others: Mapping[str, Row]) -> Finding:
         """LITTLE for the numbers of pseudo tokens."""
-        found = []
+        metric, found = self.metric(key), []
         for number, row in others.items():
-            if gone := self.missing(key, row) or self.missing(key, CMPTA):
+            if gone := self.missing(key, row, CMPTA):
                 return gone
             full, other = self.row(key, CMPTA), self.row(key, row)
-            assert full.truth is not None and full.predictions is not None and other.predictions is not None
-            pair = uncertainty.paired_bootstrap(metric, full.truth, other.predictions, full.predictions)
-            limit = SMALL * abs(float(uncertainty.seed_scores(metric, full.truth, full.predictions).mean()))
+            pair, limit = other.minus(full, metric.name), SMALL * abs(float(full.scores(metric.name).mean()))
             within, beyond = -limit <= pair.low <= pair.high <= limit, pair.low > limit or pair.high < -limit
             verdict = SUPPORTED if within else NOT_SUPPORTED if beyond else INSIDE_CLIPS
-            edges = (METRICS[metric].shown(METRICS[metric].scale * value, "+") for value in (pair.low, pair.high))
-            text = f"{number} tokens minus 6: [{', '.join(edges)}], limit ±{METRICS[metric].shown(METRICS[metric].scale * limit)}"
-            found.append(Finding(_prefix(full, other) + verdict, text))
+            edges = (metric.shown(metric.scale * value, "+") for value in (pair.low, pair.high))
+            text = f"{number} tokens minus 6: [{', '.join(edges)}], limit ±{metric.shown(metric.scale * limit)}"
+            alone = min(len(one.scores(metric.name)) for one in (full, other)) < 2
+            found.append(Finding((ONE_SEED if alone else "") + verdict, text))
         return together(found)
 
     def cues(self, key: str) -> Finding:
@@ -196,19 +197,14 @@ class Evidence:
         wanted = [labels.index(name) for name in clips.SARCASTIC if name in labels]
         if not wanted or "joy" not in labels:
             return Finding(NOT_TESTABLE, "the corpus has no classes joy and disgust or anger")
-        runs = {row.name: runs_of(self.study, key, row)[:1] for row in (CMPTA, TEXT_ONLY)}
-        for row, first in zip((CMPTA, TEXT_ONLY), runs.values(), strict=True):
-            if reason := unusable(first):
-                return Finding(NOT_RUN, f"{row.name} on {self.name(key)}: {_short(reason)}; {self.command(key, row)}")
-        full, text = (first[0].predictions() for first in runs.values())
-        truth, joy = full["label"].to_numpy(), labels.index("joy")
-        about = np.isin(truth, wanted)
-
-        def instead(right: np.ndarray, misled: np.ndarray) -> int:
-            return int((about & (right == truth) & (misled == joy)).sum())
-
-        answers = full["prediction"].to_numpy(), text["prediction"].to_numpy()
-        mended, spoilt = instead(*answers), instead(*answers[::-1])
+        tables = []
+        for row in (CMPTA, TEXT_ONLY):
+            if reason := unusable(first := runs_of(self.study, key, row)[:1]):
+                return self._not_run(key, row, reason)
+            tables.append(first[0].predictions())
+        truth, joy = tables[0]["label"].to_numpy(), labels.index("joy")
+        about, (ours, theirs) = np.isin(truth, wanted), (table["prediction"].to_numpy() for table in tables)
+        mended, spoilt = (int((about & (a == truth) & (b == joy)).sum()) for a, b in ((ours, theirs), (theirs, ours)))
         p_value = binomtest(mended, mended + spoilt).pvalue if mended + spoilt else 1.0
         verdict = INSIDE_CLIPS if p_value >= 0.05 else SUPPORTED if mended > spoilt else NOT_SUPPORTED
         return Finding(ONE_SEED + verdict, f"{mended} clips mended, {spoilt} the reverse, of {about.sum()}; p = {p_value:.2g}")
@@ -216,11 +212,8 @@ class Evidence:
 
 def compared(metric: MetricName, row: ResultRow, than: ResultRow) -> Finding:
     """BETTER on two rows that were run."""
-    assert row.truth is not None and row.predictions is not None and than.predictions is not None
-    shown, sign = METRICS[metric], -1 if METRICS[metric].lower_is_better else 1
-    pair = uncertainty.paired_bootstrap(metric, row.truth, row.predictions, than.predictions)
-    scores = [uncertainty.seed_scores(metric, row.truth, one) for one in (row.predictions, than.predictions)]
-    sds = [uncertainty.summarise(found.tolist()).sd for found in scores]
+    shown, sign, pair = METRICS[metric], -1 if METRICS[metric].lower_is_better else 1, row.minus(than, metric)
+    sds = [uncertainty.summarise(one.scores(metric).tolist()).sd for one in (row, than)]
     spread = None if None in sds else max(sd for sd in sds if sd is not None)
     edges = sorted(sign * edge for edge in (pair.low, pair.high))
     difference, low, high = (shown.shown(shown.scale * value, "+") for value in (pair.difference, pair.low, pair.high))
@@ -228,10 +221,6 @@ def compared(metric: MetricName, row: ResultRow, than: ResultRow) -> Finding:
     text = f"{row.method} minus {than.method}: {shown.label.split()[0]} {difference} [{low}, {high}], {about}"
     text += "".join(f"; {one.method}: {one.seeds} seeds" for one in (row, than) if " of " in one.seeds)
     return Finding(judged(sign * pair.difference, edges[0], edges[1], spread), text)
-
-
-def _prefix(*rows: ResultRow) -> str:
-    return ONE_SEED if any(row.predictions is not None and len(row.predictions) < 2 for row in rows) else ""
 
 
 def _short(reason: str) -> str:

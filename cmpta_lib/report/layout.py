@@ -1,12 +1,12 @@
 """A table as its readers see it: a short form with its marks, the complete frame behind it, and what each column holds.
 
-`screen`, `markdown` and `latex` write it; none of them computes anything.
+`markup` (Markdown and HTML) and `latex` write it; neither computes anything.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -19,7 +19,6 @@ NOTHING = "\N{EM DASH}"
 NOT_RUN = "not run"
 BLOCKS = ("corpus", "group")  # a first column of this name is a heading over its rows
 NOTE = "note"
-LONG = 40  # characters of a cell that is a sentence, not a word
 _NUMBER = r"[+\-\N{MINUS SIGN}]?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?(?: ?%)?"
 _INTERVAL = rf"\[{_NUMBER}, {_NUMBER}\]"
 _KINDS: Sequence[tuple[Kind, str]] = (
@@ -75,23 +74,28 @@ def heads(frame: pd.DataFrame) -> list[tuple[str, str]]:
     return [tuple(map(str, head)) if isinstance(head, tuple) else ("", str(head)) for head in frame.columns]  # type: ignore[misc]
 
 
-def spans(overs: Sequence[str]) -> list[tuple[str, int]]:
-    """Neighbours of the same heading together: (heading, number of columns)."""
-    found: list[tuple[str, int]] = []
-    for over in overs:
-        if found and over and found[-1][0] == over:
-            found[-1] = (over, found[-1][1] + 1)
-        else:
-            found.append((over, 1))
-    return found
-
-
 def cells(frame: pd.DataFrame, column: int) -> list[str]:
     """A column's cells as text; under a heading of blocks its repetitions are blank."""
     texts = [str(value) for value in frame.iloc[:, column]]
     if column == 0 and heads(frame)[0][1] in BLOCKS:
         return [text if not row or text != texts[row - 1] else "" for row, text in enumerate(texts)]
     return texts
+
+
+def written(table: Table, escaped: Callable[[str, Kind], str], best: str, near: str) -> tuple[list[list[str]], list[Kind]]:
+    """The short form's cells, column by column, in a markup; and what each column holds.
+
+    Args:
+        escaped: a cell's text in that markup.
+        best, near: its marks, with "%s" for the cell.
+    """
+    columns = [cells(table.short, column) for column in range(table.short.shape[1])]
+    kinds = [kind_of(texts) for texts in columns]
+    found = [[escaped(text, kind) for text in texts] for texts, kind in zip(columns, kinds, strict=True)]
+    for marks, form in ((table.best, best), (table.near, near)):
+        for row, column in marks:
+            found[column][row] = form % found[column][row]
+    return found, kinds
 
 
 def kind_of(texts: Sequence[str]) -> Kind:

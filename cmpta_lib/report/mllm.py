@@ -7,22 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from cmpta_lib import registry
-from cmpta_lib.beyond.settings import OMNI_MODELS, MllmMacConfig
-from cmpta_lib.config import MethodConfig
-from cmpta_lib.metrics import Metric, headline
-from cmpta_lib.report import uncertainty
+from cmpta_lib.llm.files import OMNI_MODELS
+from cmpta_lib.metrics import headline
 from cmpta_lib.report.layout import NOT_RUN, NOTE, NOTHING, Table
 from cmpta_lib.report.rows import result_row, runs_of, seeds_of, sound
-from cmpta_lib.report.tables import ResultRow, mean_and_sd
+from cmpta_lib.report.tables import compared, scored
 from cmpta_lib.runs import provenance as memory
-from cmpta_lib.study import plan as mllm_rows
 from cmpta_lib.study.plan import (
     GIVEN,
+    MLLM_ROWS,
     NOTHING_TOLD,
     OMNI,
     SAID,
@@ -131,36 +130,16 @@ def _frame(study: Study, lines: Sequence[Line]) -> pd.DataFrame:
         for line in lines:
             own = known[line.row.name]
             cells: dict[str, str] = {"corpus": study.corpus(key).name, "metric": metric.label} | dict(line.words)
-            cells |= _score(metric, own)
+            cells["score"], cells[INTERVAL] = scored(metric, own)
             notes = [own.note]
             for heading in headings:
                 other = known[line.minus[heading].name] if heading in line.minus else None
-                cells |= _difference(metric, own, other, heading)
+                headed = (heading, f"{heading}, {INTERVAL}", f"{heading}, p")
+                cells |= dict(zip(headed, compared(metric, own, other), strict=True))
                 notes += [other.note] if other and other.method not in shown else []
             found.append(cells | {NOTE: "; ".join(dict.fromkeys(filter(None, notes)))})
     frame = pd.DataFrame(found, dtype=object)
     return frame if frame[NOTE].any() else frame.drop(columns=NOTE)
-
-
-def _score(metric: Metric, row: ResultRow) -> dict[str, str]:
-    if row.truth is None or row.predictions is None:
-        return {"score": NOT_RUN, INTERVAL: NOTHING}
-    scores = metric.scale * uncertainty.seed_scores(metric.name, row.truth, row.predictions)
-    ends = uncertainty.bootstrap_interval(metric.name, row.truth, row.predictions)
-    low, high = (metric.shown(metric.scale * end) for end in ends)
-    return {"score": mean_and_sd(metric, scores), INTERVAL: f"[{low}, {high}]"}
-
-
-def _difference(metric: Metric, own: ResultRow, other: ResultRow | None, heading: str) -> dict[str, str]:
-    """`own` minus `other`; dashes where there is nothing to compare, "not run" where a run of either is missing."""
-    cells = {heading: NOTHING, f"{heading}, {INTERVAL}": NOTHING, f"{heading}, p": NOTHING}
-    if other is None:
-        return cells
-    if own.truth is None or own.predictions is None or other.predictions is None:
-        return cells | {heading: NOT_RUN}
-    found = uncertainty.paired_bootstrap(metric.name, own.truth, own.predictions, other.predictions)
-    middle, low, high = (metric.shown(metric.scale * value, "+") for value in (found.difference, found.low, found.high))
-    return {heading: middle, f"{heading}, {INTERVAL}": f"[{low}, {high}]", f"{heading}, p": f"{found.p_value:.4f}"}
 
 
 def _table(full: pd.DataFrame, single: str = "") -> Table:
@@ -218,9 +197,9 @@ def costs_table(study: Study) -> pd.DataFrame:
 _COSTS = ("trained", "parameters", "statements", "tokens said", "readings")
 
 
-def _cost(method: MethodConfig, records: Mapping[str, object]) -> dict[str, str]:
+def _cost(method: Any, records: Mapping[str, object]) -> dict[str, str]:
     """What is trained last and how large it is; per clip, at most: statements, tokens that the LLM says for them, readings."""
-    if not isinstance(method, MllmMacConfig):
+    if method.name != WHOLE.method:
         return {"trained": "nothing", "readings": "1"}
     trained = "LoRA" if method.sft else "perception"
     count = {"none": 0, "generated": 1 if method.shuffled else method.statements}.get(method.knowledge, 1)
@@ -256,7 +235,7 @@ _SPENT: Mapping[str, str] = {
 
 def every_row() -> Iterator[Row]:
     """What the notebook compares: the LLM as it is, every version of MLLM-MAC, the whole, and the omni models."""
-    yield from (TEXT_ONLY, *(row for row in mllm_rows.ROWS_mllm_rows if row not in OMNI), WHOLE, *OMNI)
+    yield from (TEXT_ONLY, *(row for row in MLLM_ROWS if row not in OMNI), WHOLE, *OMNI)
 
 
 def _name(row: Row) -> str:

@@ -35,16 +35,16 @@ def publish(profile: str, root: Path = ROOT) -> str:
     if problems := unfit(source):
         again = f"run `make reproduce PROFILE={profile}` to the end first"
         raise ValueError(f"{source} is not published, {again}: {'; '.join(problems)}")
-    exports = [path for path in sorted(source.rglob("*")) if path.suffix in _SUFFIXES or path.name == PROVENANCE]
     files.split(root / "README.md", RESULTS)  # before anything is copied
+    exports = {path for path in source.rglob("*") if path.suffix in _SUFFIXES or path.name == PROVENANCE}
+
+    def others(folder: str, names: list[str]) -> list[str]:
+        return [name for name in names if not (path := Path(folder, name)).is_dir() and path not in exports]
+
     draft = target.with_name(f".{target.name}.partial")
     with files.writing(target):
         shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir(parents=True)
-        for path in exports:
-            copy = draft / path.relative_to(source)
-            copy.parent.mkdir(exist_ok=True)
-            shutil.copyfile(path, copy)
+        shutil.copytree(source, draft, ignore=others, copy_function=shutil.copyfile)
         shutil.rmtree(target, ignore_errors=True)  # what is no longer exported must not stay
         draft.rename(target)
     rewrite_readme(root)
@@ -103,22 +103,19 @@ def headline(folder: Path) -> str:
     """Tables 3 and 4 side by side, paper and this run, as Markdown; a method that one of them lacks has dashes there."""
     import pandas as pd
 
-    scores, methods, heads = {}, [], [""]
+    parts, heads, groups = [], [""], []
     for name, key in (("table3", "sims"), ("table4", "meld")):
         table = pd.read_csv(folder / f"{name}.csv", dtype=str, keep_default_na=False)
         metric = table.columns[table.columns.str.endswith(" this run")][0].removesuffix(" this run")
         corpus = recorded(folder)[name]["data"].partition(" (")[0]
         heads += [f"{PAPER_NAMES[key]} {metric}, paper", f"{corpus}, this run"]
-        for line in table.to_dict("records"):
-            method = line["method"].partition(" [")[0]
-            methods.append((line["group"], method))
-            run = line[f"{metric} this run"].partition(" (n=")[0]
-            scores[name, method] = (line[f"{metric} paper"], run)
-    groups = dict.fromkeys(group for group, _ in methods)
-    ordered = dict.fromkeys(method for group in groups for its, method in methods if its == group and method != CMPTA.name)
-    lines = [heads, ["-"] * len(heads)]
-    lines += [
-        [method, *(cell for name in ("table3", "table4") for cell in scores.get((name, method), (NOTHING, NOTHING)))]
-        for method in (*ordered, CMPTA.name)
-    ]
+        scores = table[[f"{metric} paper", f"{metric} this run"]].set_axis(heads[-2:], axis=1)
+        parts.append(scores.set_axis(table["method"].str.partition(" [")[0], axis=0))
+        parts[-1][heads[-1]] = parts[-1][heads[-1]].str.partition(" (n=")[0]
+        groups.append(pd.Series(list(table["group"]), index=parts[-1].index))
+    order = pd.concat(groups)
+    methods = [method for group in dict.fromkeys(order) for method in dict.fromkeys(order.index[order == group])]
+    methods = [*dict.fromkeys(method for method in methods if method != CMPTA.name), CMPTA.name]
+    cells = pd.concat([part.reindex(methods, fill_value=NOTHING) for part in parts], axis=1)
+    lines = [heads, ["-"] * len(heads), *cells.reset_index().itertuples(index=False, name=None)]
     return "\n".join(f"|{'|'.join(line)}|" for line in lines)

@@ -13,11 +13,10 @@ import pandas as pd
 from cmpta_lib import metrics, paper
 from cmpta_lib.embedded import bounds
 from cmpta_lib.files import runs_folder
-from cmpta_lib.metrics import METRICS, MetricName
-from cmpta_lib.report import uncertainty
+from cmpta_lib.metrics import METRICS, Metric, MetricName
 from cmpta_lib.report.export import Provenance, export_table, record
 from cmpta_lib.report.layout import Table
-from cmpta_lib.report.screen import Shown
+from cmpta_lib.report.markup import Shown
 from cmpta_lib.report.tables import ResultRow
 from cmpta_lib.runs import provenance as records
 from cmpta_lib.runs.store import FAILURE, Run, failure, sound
@@ -31,9 +30,14 @@ if TYPE_CHECKING:
 PAPER_NAMES: Mapping[str, str] = {"sims": "SIMS-V2", "meld": "MELD"}
 
 
-def scores_of(study: Study, key: str) -> list[MetricName]:
+def tabled(study: Study, key: str) -> tuple[Metric, ...]:
     """The metrics that tables of this corpus show."""
-    return [metric.name for metric in metrics.TABLED[study.corpus(key).task.kind]]
+    return metrics.TABLED[study.corpus(key).task.kind]
+
+
+def scores_of(study: Study, key: str) -> list[MetricName]:
+    """Their names."""
+    return [metric.name for metric in tabled(study, key)]
 
 
 def unusable(runs: Sequence[Run]) -> str:
@@ -56,7 +60,7 @@ def _unfinished(run: Run) -> str:
 
 def runs_of(study: Study, key: str, row: Row) -> list[Run]:
     """A row's runs, finished or not; none where what the row needs is not here."""
-    return [] if study.lacks(row, key) else study.runs(key, row)
+    return [] if study.missing(row, key) else study.runs(key, row)
 
 
 def result_row(
@@ -69,7 +73,7 @@ def result_row(
     """
     name, runs = name or row.name, runs_of(study, key, row)
     whole = [run for run in runs if not unusable([run])]
-    if reason := study.lacks(row, key) or ("" if whole else unusable(runs)):
+    if reason := study.missing(row, key) or ("" if whole else unusable(runs)):
         return ResultRow(group, name, printed or {}, note=reason)
     tables = [run.predictions() for run in whole]
     predictions = np.stack([table["prediction"].to_numpy(float) for table in tables])
@@ -104,12 +108,9 @@ def ablation_frame(rows: Sequence[ResultRow], metric: MetricName) -> pd.DataFram
     """What `curves.ablation_figure` draws, from a table's rows that were run; fractions throughout."""
     lines = []
     for row in rows:
-        if row.truth is None or row.predictions is None:
-            continue
-        mean = float(uncertainty.seed_scores(metric, row.truth, row.predictions).mean())
-        low, high = uncertainty.bootstrap_interval(metric, row.truth, row.predictions)
-        printed = row.paper.get(metric, np.nan) / METRICS[metric].scale
-        lines.append([row.group, row.method, mean, low, high, printed])
+        if row.ran:
+            printed = row.paper.get(metric, np.nan) / METRICS[metric].scale
+            lines.append([row.group, row.method, float(row.scores(metric).mean()), *row.interval(metric), printed])
     return pd.DataFrame(lines, columns=["study", "variant", "mean", "low", "high", "paper"])
 
 

@@ -1,6 +1,6 @@
-"""How large the adapter is, part by part, beside the LLM that stays frozen: the paper gives no number.
+"""The smaller tables of the notebooks: corpora, settings, training runs, and the alternatives to open choices.
 
-The other tables of the notebooks: corpora, settings, training runs and the register's alternatives.
+Also how large the adapter is, part by part, beside the LLM that stays frozen: the paper gives no number.
 """
 
 from __future__ import annotations
@@ -22,9 +22,6 @@ from cmpta_lib.report.rows import PAPER_NAMES, bayes, scores_of, sound, unusable
 from cmpta_lib.report.tables import without_unit
 from cmpta_lib.study.plan import CMPTA, REGISTER
 from cmpta_lib.study.study import Study
-
-# Features per frame (audio, vision) of the public files, which is what sizes the adapter beside D and E.
-PUBLIC_FEATURES: Mapping[str, tuple[int, int]] = {"SIMS-V2": (25, 177), "MELD": (64, 64)}
 
 
 def qwen_parameters() -> int:
@@ -57,23 +54,28 @@ def parameter_counts(config: CmptaConfig, audio_features: int, vision_features: 
     return counts
 
 
+def at_papers_size() -> dict[str, tuple[Counter[str], int]]:
+    """Name of a corpus and of the sizes -> trainable parameters by part, and those of the frozen LLM, in the paper."""
+    return {
+        f"{name}, D 1024, Qwen-1.8B": (
+            parameter_counts(CmptaConfig(), shape["audio"][1], shape["vision"][1], QWEN_1_8B["hidden"]), qwen_parameters()
+        )
+        for name, shape in paper.PUBLIC_SHAPES.items()
+    }  # fmt: skip
+
+
 def table2_parameters(study: Study) -> pd.DataFrame:
     """Trainable parameters at the paper's size and at this profile's, with their share of the frozen LLM's."""
     from cmpta_lib.runs.load import load_llm
 
-    llm = load_llm([study.cache / "llm"], study.llm)
-    sizes: dict[str, tuple[CmptaConfig, int, int, int, int]] = {
-        f"{name}, D 1024, Qwen-1.8B": (CmptaConfig(), *features, QWEN_1_8B["hidden"], qwen_parameters())
-        for name, features in PUBLIC_FEATURES.items()
-    }
+    llm, sizes = load_llm([study.cache / "llm"], study.llm), at_papers_size()
     for key in study.keys:
         train, adapter = study.corpus(key).splits["train"], study.config(key).method
         assert isinstance(adapter, CmptaConfig)
-        name = f"{study.corpus(key).name}, this run: D {adapter.dim}, {llm.name}"
-        sizes[name] = (adapter, train.audio_dim, train.vision_dim, llm.dim, llm.num_parameters)
+        counts = parameter_counts(adapter, train.audio_dim, train.vision_dim, llm.dim)
+        sizes[f"{study.corpus(key).name}, this run: D {adapter.dim}, {llm.name}"] = counts, llm.num_parameters
     columns = {}
-    for name, (settings, audio, vision, width, frozen) in sizes.items():
-        counts = parameter_counts(settings, audio, vision, width)
+    for name, (counts, frozen) in sizes.items():
         total = counts.total()
         sums = {"trainable in all": f"{total:,}", "frozen LLM": f"{frozen:,}", "share": f"{100 * total / frozen:.2f} %"}
         columns[name] = {part: f"{count:,}" for part, count in counts.items()} | sums
@@ -147,7 +149,7 @@ def histories(study: Study, key: str) -> dict[str, pd.DataFrame]:
 
 
 def training_table(study: Study, keys: Sequence[str]) -> pd.DataFrame:
-    """One line per CMPTA run: scores, best epoch, oddities; a run that failed or is damaged says so.
+    """One line per CMPTA run: scores, best epoch, data issues; a run that failed or is damaged says so.
 
     No seconds and no hardware: `cmpta runs` shows them, and an export is the same on every machine.
     """
@@ -174,7 +176,7 @@ def _with_notes(frame: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
 
 
 def register_table(study: Study) -> pd.DataFrame:
-    """The interpretation register's alternatives beside the default: one seed, test split of the first corpus."""
+    """The alternatives to choices that the paper leaves open, beside the default: one seed, test split of the first corpus."""
     key = study.keys[0]
     default, rows = study.runs(key)[0], []
     base = default.metrics["test"] if sound([default]) else {}

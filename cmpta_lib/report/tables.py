@@ -41,6 +41,25 @@ class ResultRow:
         made = 0 if self.predictions is None else len(self.predictions)
         return str(made) if self.asked in (None, made) else f"{made} of {self.asked}"
 
+    @property
+    def ran(self) -> bool:
+        return self.predictions is not None
+
+    def scores(self, metric: MetricName) -> np.ndarray:
+        """(n_seeds,) what each seed scores, in the stored unit; only of a row that was run."""
+        assert self.truth is not None and self.predictions is not None
+        return uncertainty.seed_scores(metric, self.truth, self.predictions)
+
+    def interval(self, metric: MetricName) -> tuple[float, float]:
+        """The bootstrap interval of the mean over seeds, in the stored unit; only of a row that was run."""
+        assert self.truth is not None and self.predictions is not None
+        return uncertainty.bootstrap_interval(metric, self.truth, self.predictions)
+
+    def minus(self, other: ResultRow, metric: MetricName) -> uncertainty.PairedDifference:
+        """This row minus another on the same redrawn test clips, in the stored unit; only of rows that were run."""
+        assert self.truth is not None and self.predictions is not None and other.predictions is not None
+        return uncertainty.paired_bootstrap(metric, self.truth, self.predictions, other.predictions)
+
     def __post_init__(self) -> None:
         if (self.truth is None) != (self.predictions is None):
             raise ValueError(f"row '{self.method}': give both truth and predictions, or neither for 'not run'")
@@ -108,33 +127,54 @@ _Shown = Mapping[MetricName, Sequence[Mapping[str, str]]]
 
 
 def _cells(row: ResultRow, metric: MetricName, bounds: _Bounds) -> dict[str, str]:
-    scale, show = METRICS[metric].scale, METRICS[metric].shown
-    printed = row.paper.get(metric)
-    cells = {"paper": NOTHING, "this run": NOT_RUN, "95 % CI": NOTHING, "gap": NOTHING}
-    if printed is not None:
-        cells["paper"] = show(printed)
-    cells |= {heading: show(scale * best[metric]) for heading, best in bounds.items() if metric in best}
-    cells["seeds"] = NOTHING
-    if row.truth is None or row.predictions is None:
-        return cells
+    scale, show, printed = METRICS[metric].scale, METRICS[metric].shown, row.paper.get(metric)
     try:
-        scores = scale * uncertainty.seed_scores(metric, row.truth, row.predictions)
-        summary = uncertainty.summarise(scores.tolist())
-        low, high = uncertainty.bootstrap_interval(metric, row.truth, row.predictions)
+        score, interval = scored(METRICS[metric], row)
     except ValueError as error:
         raise ValueError(f"row '{row.group} {row.method}', {metric}: {error}") from error
-    cells["this run"] = f"{mean_and_sd(METRICS[metric], scores)} (n={row.seeds})"
-    cells["95 % CI"] = f"[{show(scale * low)}, {show(scale * high)}]"
-    cells["seeds"] = ", ".join(show(score) for score in scores)
-    if printed is not None:
-        cells["gap"] = show(summary.mean - printed, "+")
-    return cells
+    scores = scale * row.scores(metric) if row.ran else np.array([])
+    cells = {"paper": NOTHING if printed is None else show(printed)}
+    cells |= {"this run": f"{score} (n={row.seeds})" if row.ran else NOT_RUN, "95 % CI": interval}
+    cells["gap"] = show(float(scores.mean()) - printed, "+") if row.ran and printed is not None else NOTHING
+    cells |= {heading: show(scale * best[metric]) for heading, best in bounds.items() if metric in best}
+    return cells | {"seeds": ", ".join(show(score) for score in scores) or NOTHING}
 
 
-def mean_and_sd(metric: Metric, scores: Sequence[float] | np.ndarray) -> str:
-    """Scores of the seeds, in the shown scale, as "0.251 ± 0.001"; one seed has no deviation."""
-    summary = uncertainty.summarise(list(map(float, scores)))
-    return metric.shown(summary.mean) + ("" if summary.sd is None else f" ± {metric.shown(summary.sd)}")
+def scored(metric: Metric, row: ResultRow) -> tuple[str, str]:
+    """A row's mean ± sample sd over seeds, and the bootstrap interval of the mean over test clips."""
+    if not row.ran:
+        return NOT_RUN, NOTHING
+    score = spread(metric.scale * row.scores(metric.name), metric.decimals)
+    low, high = (metric.shown(metric.scale * edge) for edge in row.interval(metric.name))
+    return score, f"[{low}, {high}]"
+
+
+def compared(metric: Metric, row: ResultRow, other: ResultRow | None) -> tuple[str, str, str]:
+    """`row` minus `other`, its interval, and how often chance alone would differ as much, on the same redrawn test clips.
+
+    Dashes where there is no other, "not run" where a run of either is missing.
+    """
+    if other is None or not (row.ran and other.ran):
+        return NOTHING if other is None else NOT_RUN, NOTHING, NOTHING
+    found = row.minus(other, metric.name)
+    difference, low, high = (metric.shown(metric.scale * value, "+") for value in (found.difference, found.low, found.high))
+    return difference, f"[{low}, {high}]", f"{found.p_value:.4f}"
+
+
+def compared_in_one(metric: Metric, row: ResultRow, other: ResultRow | None) -> tuple[str, str]:
+    """`compared` with the interval beside the difference; dashes where there is nothing to compare, whatever the reason."""
+    difference, interval, p_value = compared(metric, row, other)
+    return (NOTHING if interval == NOTHING else f"{difference} {interval}"), p_value
+
+
+def spread(values: Sequence[float] | np.ndarray, decimals: int) -> str:
+    """Mean ± sample sd of the values that are defined, as "0.251 ± 0.001"; one has no deviation, none is a dash."""
+    known = [value for value in map(float, values) if np.isfinite(value)]
+    if not known:
+        return NOTHING
+    found = uncertainty.summarise(known)
+    mean = round(found.mean, decimals) + 0.0  # + 0.0 turns -0.0 into 0.0
+    return f"{mean:.{decimals}f}" + ("" if found.sd is None else f" ± {found.sd:.{decimals}f}")
 
 
 def without_unit(metric: Metric, score: float) -> str:
@@ -181,7 +221,7 @@ def _marks(
     for number, metric in enumerate(metrics):
         column = first + 3 * number + 1
         for places in _peers(rows, by_group):
-            means = {place: _summary(rows[place], metric).mean for place in places}
+            means = {place: float(np.mean(rows[place].scores(metric))) for place in places}
             top = (min if METRICS[metric].lower_is_better else max)(places, key=means.__getitem__)
             for place in places:
                 if means[place] == means[top]:
@@ -191,20 +231,14 @@ def _marks(
     return frozenset(best), frozenset(near)
 
 
-def _summary(row: ResultRow, metric: MetricName) -> uncertainty.SeedSummary:
-    assert row.truth is not None and row.predictions is not None
-    return uncertainty.summarise(uncertainty.seed_scores(metric, row.truth, row.predictions).tolist())
-
-
 def within_noise(metric: MetricName, one: ResultRow, other: ResultRow) -> bool:
     """Whether two rows that were run on the same clips differ by no more than clips or seeds make them differ.
 
     The 95 % paired bootstrap interval of the difference holds 0, or the difference is not larger than the larger of the
     two standard deviations over seeds.
     """
-    assert one.truth is not None and one.predictions is not None and other.predictions is not None
-    found = uncertainty.paired_bootstrap(metric, one.truth, one.predictions, other.predictions)
-    spread = max(_summary(row, metric).sd or 0.0 for row in (one, other))
+    found = one.minus(other, metric)
+    spread = max(uncertainty.summarise(row.scores(metric).tolist()).sd or 0.0 for row in (one, other))
     return found.low <= 0 <= found.high or abs(found.difference) <= spread
 
 

@@ -15,28 +15,9 @@ import pandas as pd
 from cmpta_lib import metrics
 from cmpta_lib.data.corpus import Inputs, Task
 from cmpta_lib.figures.clips import errors, is_right, show_answer
-from cmpta_lib.metrics import Metric
 from cmpta_lib.report import uncertainty
-from cmpta_lib.report.uncertainty import PairedDifference
 from cmpta_lib.runs.store import CLIPS, Run
 from cmpta_lib.study.naming import fields
-
-
-@dataclass(frozen=True)
-class Scored:
-    """One metric of both sides on the test split, by seed, and the paired difference A - B; all in stored units."""
-
-    metric: Metric
-    a: tuple[float, ...]
-    b: tuple[float, ...]
-    difference: PairedDifference
-
-    @property
-    def better(self) -> str:
-        """"A" or "B" where the interval leaves out 0, else ""."""
-        if self.difference.low <= 0 <= self.difference.high:
-            return ""
-        return "A" if self.metric.is_better(self.difference.difference, 0) else "B"
 
 
 @dataclass(frozen=True)
@@ -44,14 +25,16 @@ class Versus:
     """What `versus` finds.
 
     `fields`: config field -> its value in A and in B, None where a method has no such field; `shared`: those of them that
-    both have. `clips`: one line a test
-    clip, most changed first: id, label, A's and B's answers, whether each side is right and their mean errors. With
-    several seeds a side is right where more than half of its runs are. `left_out`: clips without a score of some run.
+    both have. `scores`: a line for each tabled metric, in stored units: metric, a and b (the scores by seed), difference A - B
+    with low and high of its 95 % interval and p_value, better ("A" or "B" where the interval leaves out 0, else "").
+    `clips`: a line for each test clip, most changed first: id, label, A's and B's answers, whether each is right and their
+    mean errors. With several seeds a side is right where more than half of its runs are. `left_out`: clips without a score
+    of some run.
     """
 
     fields: dict[str, tuple[Any, Any]]
     shared: frozenset[str]
-    scores: list[Scored]
+    scores: pd.DataFrame
     clips: pd.DataFrame
     left_out: int
 
@@ -91,36 +74,34 @@ def differing(a: Run, b: Run, with_seed: bool = True) -> dict[str, tuple[Any, An
     return {name: (one.get(name), other.get(name)) for name in names if one.get(name) != other.get(name)}
 
 
-def _scores(task: Task, a: Sequence[pd.DataFrame], b: Sequence[pd.DataFrame]) -> tuple[list[Scored], int]:
+def _scores(task: Task, a: Sequence[pd.DataFrame], b: Sequence[pd.DataFrame]) -> tuple[pd.DataFrame, int]:
     truth = a[0]["label"].to_numpy()
     answers = [np.stack([table["prediction"].to_numpy(float) for table in side]) for side in (a, b)]
+    kept = np.isfinite(np.vstack(answers)).all(axis=0)
     if task.kind == "classification":
         answers = [np.where(np.isfinite(side), side, metrics.UNPARSABLE).astype(int) for side in answers]
-        kept = np.ones(len(truth), bool)
-    else:
-        kept = np.isfinite(np.vstack(answers)).all(axis=0)
+        kept[:] = True
     if not kept.any():
         raise ValueError("no test clip has a score of every run: there is nothing to compare")
-    found = []
+    one, other = (side[:, kept] for side in answers)
+    lines = []
     for metric in metrics.TABLED[task.kind]:
-        sides = [tuple(uncertainty.seed_scores(metric.name, truth[kept], side[:, kept]).tolist()) for side in answers]
-        difference = uncertainty.paired_bootstrap(metric.name, truth[kept], answers[0][:, kept], answers[1][:, kept])
-        found.append(Scored(metric, sides[0], sides[1], difference))
-    return found, int((~kept).sum())
+        a_scores, b_scores = (uncertainty.seed_scores(metric.name, truth[kept], side).tolist() for side in (one, other))
+        found = uncertainty.paired_bootstrap(metric.name, truth[kept], one, other)
+        is_clear, is_a = not found.low <= 0 <= found.high, metric.is_better(found.difference, 0)
+        lines.append({"metric": metric.name, "a": a_scores, "b": b_scores, **vars(found)})
+        lines[-1]["better"] = ("A" if is_a else "B") if is_clear else ""
+    return pd.DataFrame(lines), int((~kept).sum())
 
 
 def _clips(task: Task, a: Sequence[pd.DataFrame], b: Sequence[pd.DataFrame]) -> pd.DataFrame:
     lines = {"id": a[0]["id"], "label": [show_answer(task, value) for value in a[0]["label"]]}
     for side, tables in (("a", a), ("b", b)):
-        lines[side] = [_answers(task, values) for values in zip(*(table["prediction"] for table in tables), strict=True)]
+        answers = zip(*(table["prediction"] for table in tables), strict=True)
+        shown = [[show_answer(task, value) for value in values] for values in answers]
+        lines[side] = [one[0] if len(set(one)) == 1 else "/".join(one) for one in shown]  # once where all seeds agree
         lines[f"{side}_right"] = np.mean([is_right(task, table) for table in tables], axis=0) > 0.5
         lines[f"{side}_error"] = np.mean([errors(task, table) for table in tables], axis=0)
     found = pd.DataFrame(lines)
     changed = (found["a_error"] - found["b_error"]).abs().round(6)
     return found.iloc[np.argsort(-changed.to_numpy(), kind="stable")].reset_index(drop=True)
-
-
-def _answers(task: Task, values: Sequence[float]) -> str:
-    """The answers of all seeds, once where they agree."""
-    shown = [show_answer(task, value) for value in values]
-    return shown[0] if len(set(shown)) == 1 else "/".join(shown)

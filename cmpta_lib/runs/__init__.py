@@ -1,1 +1,1 @@
-"""Runs as folders: trained once, whoever asks, sealed when finished."""
+"""Runs as folders: trained once, whoever asks, finalised with checksums."""

@@ -1,45 +1,33 @@
-"""Where runs are made: an engine takes unfinished runs somewhere, and `ensure` gives it what is not finished yet."""
+"""Where runs are made: `ensure` gives an engine what is not finished yet."""
 
 from __future__ import annotations
 
 import inspect
 import os
 import pkgutil
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Protocol
-
-from filelock import FileLock, Timeout
+from typing import Any
 
 from cmpta_lib import files
 from cmpta_lib.config import to_json
 from cmpta_lib.runs import store
+from cmpta_lib.runs.dispatch import Engine, Failure, Report
+from cmpta_lib.runs.progress import Progress
 from cmpta_lib.runs.store import Run
 
-# Named, not imported: they stand on this module, and an extra that is not installed is missed by nobody who does not ask.
+# Named, not imported: an extra that is not installed is missed by nobody who does not ask.
 ENGINES = {
     "processes": "cmpta_lib.runs.processes:Processes",
-    "ray": "cmpta_lib.runs.ray_engine:Ray",
-    "slurm": "cmpta_lib.runs.slurm_engine:Slurm",
-    "submitit-local": "cmpta_lib.runs.slurm_engine:SubmititLocal",
+    "ray": "cmpta_lib.runs.clusters:Ray",
+    "slurm": "cmpta_lib.runs.clusters:Slurm",
+    "submitit-local": "cmpta_lib.runs.clusters:SubmititLocal",
 }
 DEFAULT = "processes"
-RETRY_S = 0.5  # after which a run that another process holds is asked for again
 SHOWN_FAILURES = 10
 KEEP_FAILED = "CMPTA_KEEP_FAILED"  # environment variable: runs that failed are not tried again, only reported
-Report = Callable[[Run, dict[str, Any]], None]
 Watch = Callable[[Sequence[Run]], AbstractContextManager[Report]]
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A run that could not be finished, and why, on one line."""
-
-    run: Run
-    reason: str
 
 
 class RunsFailed(RuntimeError):
@@ -60,15 +48,59 @@ class RunsFailed(RuntimeError):
         )
 
 
-class Engine(Protocol):
-    def run(self, runs: Sequence[Run], root: Path, report: Report) -> Sequence[Failure]:
-        """Finish these runs, whose folders hold their configs, somewhere; what fails is returned, the others go on.
+def ensure(
+    runs: Sequence[Run],
+    root: Path,
+    jobs: int | None = None,
+    engine: Engine | str | None = None,
+    watch: Watch = Progress,
+) -> None:
+    """Finish every run, and show how far it is. Finished runs are checked, and kept even where damaged.
 
-        Args:
-            report: called with a run and an event: {"event": "start"}, {"event": "epoch", "epoch": finished ones and the
-                part of the next}, {"event": "done"}, {"event": "failed", "kind": ..., "message": ...}, {"event": "busy"}
-                (another process holds it: it waits again), or {"event": "note", "text": a line for the user}.
-        """
+    Args:
+        jobs: runs at a time (default: one a GPU, else one a core).
+        engine: where they are made, or the name of one of `ENGINES`; default: `Processes(jobs)`.
+        watch: shows what is reported of the unfinished ones.
+    Raises:
+        ValueError: `jobs` is not a whole number from 1, or there is no such engine.
+        OSError: the runs folder cannot be written; says where and what to do.
+        RunsFailed: at the end, what failed and why; the other runs are finished.
+        RuntimeError: no further run can be started; says why.
+    """
+    engine = engine_of(engine or DEFAULT, jobs) if engine is None or isinstance(engine, str) else engine
+    wanted = list({run.folder: run for run in runs}.values())
+    failures = [Failure(run, problem) for run in wanted if (problem := run.problem)]
+    pending = [run for run in wanted if not run.done]
+    if os.environ.get(KEEP_FAILED):
+        failures += [Failure(run, reason) for run in pending if (reason := store.failure(run.folder))]
+        pending = [run for run in pending if not store.failure(run.folder)]
+    for run in wanted:
+        if run.done:
+            store.sweep(run.folder)
+    for run in pending:
+        prepare(run)
+    if pending:
+        with watch(pending) as report:
+            made = list(engine.run(pending, root, report))
+        failed = {failure.run.folder for failure in made}
+        lost = [run for run in pending if run.folder not in failed and not run.done]
+        failures += made + [Failure(run, f"it ended without {store.DONE}") for run in lost]
+    if failures:
+        raise RunsFailed(failures, len(wanted))
+
+
+def prepare(run: Run) -> None:
+    """The run's folder as workers expect it: with its config."""
+    with files.writing(run.folder):
+        run.folder.mkdir(parents=True, exist_ok=True)
+    if left := store.unfinished_results(run.folder):
+        print(
+            f"{run.folder} holds {', '.join(left)} without {store.DONE}, the mark of a finished run: it is made again",
+            flush=True,
+        )
+    path, text = run.folder / store.CONFIG, to_json(run.config)
+    if not path.exists() or path.read_bytes() != text.encode():
+        files.write_text(path, text)
 
 
 def engine_of(name: str, jobs: int | None = None, settings: Mapping[str, Any] | None = None) -> Engine:
@@ -91,99 +123,3 @@ def engine_of(name: str, jobs: int | None = None, settings: Mapping[str, Any] | 
             raise ValueError(f"engine '{name}' has no setting '{unknown[0]}'; {has}")
     engine: Engine = pkgutil.resolve_name(ENGINES[name])(jobs, **(settings or {}))
     return engine
-
-
-def checked_jobs(jobs: int | None) -> int | None:
-    """How many runs at a time, where a caller says; raises ValueError where that is no whole number from 1."""
-    if jobs is not None and (isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1):
-        raise ValueError(f"--jobs {jobs}: expected how many runs at a time, a whole number from 1")
-    return jobs
-
-
-@contextmanager
-def needs_extra(extra: str) -> Iterator[None]:
-    """Within the block an extra's package is imported; where it is not installed, a RuntimeError says how to do that."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise RuntimeError(
-            f"this engine needs the package '{error.name}', which is not installed: in the repository call "
-            f"`pip install -c constraints.txt -e '.[{extra}]'`, on every machine that is to make runs"
-        ) from error
-
-
-def ensure(
-    runs: Sequence[Run],
-    root: Path,
-    jobs: int | None = None,
-    engine: Engine | str | None = None,
-    watch: Watch | None = None,
-) -> None:
-    """Finish every run, and show how far it is. Finished runs are checked, and kept even where damaged.
-
-    Args:
-        jobs: runs at a time (default: one a GPU, else one a core).
-        engine: where they are made, or the name of one of `ENGINES`; default: `Processes(jobs)`.
-        watch: shows what is reported of the unfinished ones, such as `progress.Progress`; default: notes alone.
-    Raises:
-        ValueError: `jobs` is not a whole number from 1, or there is no such engine.
-        OSError: the runs folder cannot be written; says where and what to do.
-        RunsFailed: at the end, what failed and why; the other runs are finished.
-    """
-    engine = engine_of(engine or DEFAULT, jobs) if engine is None or isinstance(engine, str) else engine
-    wanted = list({run.folder: run for run in runs}.values())
-    failures = [Failure(run, problem) for run in wanted if (problem := run.problem)]
-    pending = [run for run in wanted if not run.done]
-    if os.environ.get(KEEP_FAILED):
-        failures += [Failure(run, reason) for run in pending if (reason := store.failure(run.folder))]
-        pending = [run for run in pending if not store.failure(run.folder)]
-    for run in wanted:
-        if run.done:
-            store.sweep(run.folder)
-    if pending:
-        for run in pending:
-            _prepare(run)
-        failures += _run(engine, pending, root, watch or _notes)
-    if failures:
-        raise RunsFailed(failures, len(wanted))
-
-
-def _prepare(run: Run) -> None:
-    with files.writing(run.folder):
-        run.folder.mkdir(parents=True, exist_ok=True)
-    if left := store.unsealed_results(run.folder):
-        print(
-            f"{run.folder} holds {', '.join(left)} without {store.DONE}, the mark of a finished run: it is made again",
-            flush=True,
-        )
-    path, text = run.folder / store.CONFIG, to_json(run.config)
-    if not path.exists() or path.read_bytes() != text.encode():
-        files.write_text(path, text)
-
-
-@contextmanager
-def _notes(runs: Sequence[Run]) -> Iterator[Report]:
-    def report(run: Run, event: dict[str, Any]) -> None:
-        if event["event"] == "note":
-            print(event["text"], file=sys.stderr, flush=True)
-
-    yield report
-
-
-def _run(engine: Engine, pending: Sequence[Run], root: Path, watch: Watch) -> list[Failure]:
-    with watch(pending) as report:
-        failures = list(engine.run(pending, root, report))
-    failed = {failure.run.folder for failure in failures}
-    lost = [run for run in pending if run.folder not in failed and not run.done]
-    return failures + [Failure(run, f"it ended without {store.DONE}") for run in lost]
-
-
-def record_death(run: Run, how: str, log: str) -> None:
-    """Say in a run's folder that its worker died, unless another process is trying it already or the disk is full."""
-    with suppress(Timeout, OSError), FileLock(run.folder / store.LOCK, timeout=0):
-        if not run.done:
-            store.record_failure(run.folder, {"kind": "WorkerDied", "message": how, "traceback": "", "log": log})
-
-
-def one_line(text: str) -> str:
-    return " ".join(text.split())

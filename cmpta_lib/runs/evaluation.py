@@ -16,15 +16,15 @@ from cmpta_lib.data.corpus import Split, Task
 
 
 def units(split: Split, unit: Literal["clip", "dialogue"]) -> Sequence[Sequence[int]]:
-    """What batches are drawn from: every clip alone, or the clips of a dialogue together, in the split's order.
+    """What batches are drawn from: every clip alone, or the clips of a dialogue together, in the split's order."""
+    return [[index] for index in range(len(split))] if unit == "clip" else dialogues(split.table["dialogue"])
 
-    A clip without a dialogue is one of its own.
-    """
-    if unit == "clip":
-        return [[index] for index in range(len(split))]
+
+def dialogues(names: Iterable[object]) -> list[list[int]]:
+    """Places of the clips of each dialogue, however they are mixed; a clip without one (None, NaN) is one of its own."""
     found: dict[object, list[int]] = {}
-    for index, dialogue in enumerate(split.table["dialogue"]):
-        found.setdefault(("clip", index) if pd.isna(dialogue) else dialogue, []).append(index)  # None, or pandas' NaN
+    for place, name in enumerate(names):
+        found.setdefault(name if isinstance(name, str) else ("clip", place), []).append(place)
     return list(found.values())
 
 
@@ -43,7 +43,7 @@ def evaluate(
     order = np.argsort([frames[list(unit)].max() for unit in drawn], kind="stable")
     replies: list[str | None] = [None] * len(split)
     values = np.full(len(split), np.nan)
-    oddities: Counter[str] = Counter()
+    issues: Counter[str] = Counter()
     for start in progress(range(0, len(order), batch_size)):
         rows = [row for place in order[start : start + batch_size] for row in drawn[place]]
         batch = method.collate([split[row] for row in rows])
@@ -51,11 +51,11 @@ def evaluate(
         values[rows] = answered.values
         for row, reply in zip(rows, answered.replies, strict=True):
             replies[row] = reply
-        oddities.update(batch.oddities)
-        oddities.update(answered.oddities)
+        issues.update(batch.issues)
+        issues.update(answered.issues)
     method.module.train(was_training)
     table = {"id": split.table["id"], "label": split.labels, "reply": replies, "prediction": values}
-    return pd.DataFrame(table), oddities
+    return pd.DataFrame(table), issues
 
 
 def score_of(predictions: pd.DataFrame, task: Task) -> dict[str, float]:

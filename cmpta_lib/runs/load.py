@@ -5,28 +5,26 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file
 
 from cmpta_lib import registry
-from cmpta_lib.base import Method, Tools
+from cmpta_lib.base import Method, Resources
 from cmpta_lib.config import DataConfig, EncoderConfig, LLMConfig
 from cmpta_lib.data.checking import check_sample, shown
 from cmpta_lib.data.corpus import Corpus, Inputs, Sample, Task
 from cmpta_lib.data.store import kept_corpus
 from cmpta_lib.files import Damaged, runs_folder
-from cmpta_lib.llm import encoder, loading
+from cmpta_lib.llm import loading
 from cmpta_lib.llm.encoder import TextEncoder
 from cmpta_lib.llm.files import is_tiny
 from cmpta_lib.method.llm import FrozenLLM
+from cmpta_lib.runs.evaluation import dialogues
 from cmpta_lib.runs.store import CLIPS, CONFIG, DONE, WEIGHTS, Run, open_run
-
-Model = TypeVar("Model")
 
 
 @dataclass(frozen=True)
@@ -65,15 +63,12 @@ class TrainedRun:
         """
         if not isinstance(samples, Iterable):  # a single Sample above all
             raise ValueError(f"expected a list of samples, not {shown(samples)}; for one clip: predict([sample])")
-        checked, size = _checked(samples, self.inputs), self.run.config.evaluation.batch_size
-        answers: list[Answer] = []
-        if self.method.unit == "clip":
-            while part := list(islice(checked, size)):
-                answers += self._answers(part)
-            return answers
-        clips = list(checked)
+        clips, size = list(_checked(samples, self.inputs)), self.run.config.evaluation.batch_size
+        whole = dialogues(sample.dialogue for sample, _ in clips) if self.method.unit == "dialogue" else None
+        units = [[place] for place in range(len(clips))] if whole is None else whole
         found: dict[int, Answer] = {}
-        for places in _whole_dialogues([sample for sample, _ in clips], size):
+        for start in range(0, len(units), size):
+            places = [place for unit in units[start : start + size] for place in unit]
             found |= zip(places, self._answers([clips[place] for place in places]), strict=True)
         return [found[place] for place in range(len(clips))]
 
@@ -112,16 +107,6 @@ class TrainedRun:
         return {name: weights[0].float().cpu().numpy() for name, weights in maps.items()}
 
 
-def _whole_dialogues(samples: Sequence[Sample], size: int) -> Iterator[list[int]]:
-    """Places of the clips of up to `size` dialogues at a time, each dialogue's together, however they are mixed."""
-    found: dict[object, list[int]] = {}
-    for place, sample in enumerate(samples):
-        found.setdefault(sample.dialogue if isinstance(sample.dialogue, str) else ("clip", place), []).append(place)
-    dialogues = iter(found.values())
-    while part := list(islice(dialogues, size)):
-        yield [place for dialogue in part for place in dialogue]
-
-
 def load(run: str | Path, llm: str | Path = "") -> TrainedRun:
     """Open a finished run by its folder, wherever it was copied to, or by its name in the runs folder.
 
@@ -136,7 +121,7 @@ def load(run: str | Path, llm: str | Path = "") -> TrainedRun:
     registry.load_plugins()
     found = open_run(_folder(run))
     inputs = Inputs.from_json(found.path(CLIPS).read_text(encoding="utf-8"))
-    method = registry.build(found.config, inputs, Tools(_device(), _finder(found, str(llm)), _encoder_finder(found, str(llm))))
+    method = registry.build(found.config, inputs, _resources_of(found, str(llm)))
     weights = found.path(WEIGHTS)
     try:
         method.module.load_state_dict(load_file(weights, device=str(_device())))
@@ -149,11 +134,19 @@ def load(run: str | Path, llm: str | Path = "") -> TrainedRun:
     return TrainedRun(found, inputs, method)
 
 
-def _finder(found: Run, given: str) -> Callable[[LLMConfig], FrozenLLM]:
-    """How a loaded run comes to its LLM: by the caller's folder, from caches near and here, or from the hub's cache."""
-    places = _places(found, given)
+def _resources_of(found: Run, given: str) -> Resources:
+    """What a loaded run is built with: models of the caller's folder, of caches near and here, or of the hub's cache."""
+    here = runs_folder()
+    places = [Path(given) / below for below in ("", "llm", "cache/llm")] if given else []
+    places += [folder / "cache" / "llm" for folder in (found.folder.resolve().parent, here, here / "smoke")]
 
-    def find(config: LLMConfig) -> FrozenLLM:
+    def missing(what: str, remedy: str) -> FileNotFoundError:
+        return FileNotFoundError(
+            f"{found.folder} needs the {what} that it was trained with, and it is in none of {', '.join(map(str, places))}; "
+            f"copy it here with the run and pass llm=<{remedy}>"
+        )
+
+    def find_llm(config: LLMConfig) -> FrozenLLM:
         if given and (Path(given) / "config.json").is_file():
             return _load_as(given, config)
         try:
@@ -161,34 +154,15 @@ def _finder(found: Run, given: str) -> Callable[[LLMConfig], FrozenLLM]:
         except FileNotFoundError:
             if not is_tiny(config.name):
                 return _load_as(config.name, config)
-            raise FileNotFoundError(
-                f"{found.folder} needs the {config.name} LLM {config.fingerprint} that it was trained with, and it is in none of "
-                f"{', '.join(map(str, places))}; copy it here with the run and pass llm=<its folder>"
-            ) from None
+            raise missing(f"{config.name} LLM {config.fingerprint}", "its folder") from None
 
-    return find
-
-
-def _encoder_finder(found: Run, given: str) -> Callable[[EncoderConfig], TextEncoder]:
-    """How a loaded run comes to its text encoder: as `_finder`."""
-    places = _places(found, given)
-
-    def find(config: EncoderConfig) -> TextEncoder:
+    def find_encoder(config: EncoderConfig) -> TextEncoder:
         try:
             return load_encoder(places, config)
         except FileNotFoundError:
-            raise FileNotFoundError(
-                f"{found.folder} needs the text encoder '{config.name}' {config.fingerprint} that it was trained with, and it "
-                f"is in none of {', '.join(map(str, places))}; copy it here with the run and pass llm=<folder of caches>"
-            ) from None
+            raise missing(f"text encoder '{config.name}' {config.fingerprint}", "folder of caches") from None
 
-    return find
-
-
-def _places(found: Run, given: str) -> list[Path]:
-    root, here = found.folder.resolve().parent, runs_folder()
-    places = [Path(given) / below for below in ("", "llm", "cache/llm")] if given else []
-    return places + [folder / "cache" / "llm" for folder in (root, here, here / "smoke")]
+    return Resources(_device(), find_llm, find_encoder)
 
 
 def _load_as(name: str, config: LLMConfig) -> FrozenLLM:
@@ -227,25 +201,24 @@ def find_corpus(cache: Path, wanted: DataConfig) -> Corpus:
         FileNotFoundError: there is none.
         Damaged: what says that it is this one is not what was written; names the file.
     """
-    damaged: Damaged | None = None
+    damaged: list[Damaged] = []  # perhaps other corpora, whose records were edited
     for meta in sorted(cache.glob("[!.]*/meta.json")):
         if wanted.fingerprint in meta.read_text(encoding="utf-8", errors="replace"):
             try:
                 corpus = kept_corpus(meta.parent)
-            except Damaged as error:  # perhaps another corpus, whose record was edited
-                damaged = damaged or error
-            else:
-                if corpus.fingerprint == wanted.fingerprint:
-                    return corpus
+            except Damaged as error:
+                damaged.append(error)
+                continue
+            if corpus.fingerprint == wanted.fingerprint:
+                return corpus
     if damaged:
-        raise damaged
+        raise damaged[0]
     raise FileNotFoundError(
         f"no corpus '{wanted.name}' with fingerprint {wanted.fingerprint} in {cache}: open it through Study.corpus"
     )
 
 
-_LLMS: dict[LLMConfig, FrozenLLM] = {}
-_ENCODERS: dict[EncoderConfig, TextEncoder] = {}
+_kept: dict[type, tuple[Any, Any]] = {}  # the last LLM and the last encoder that were asked for, by their settings
 
 
 def load_llm(caches: Sequence[Path], config: LLMConfig) -> FrozenLLM:
@@ -254,30 +227,26 @@ def load_llm(caches: Sequence[Path], config: LLMConfig) -> FrozenLLM:
     Raises:
         OSError, ValueError: as `loading.load`, for the first cache that has it damaged, or else for the last one.
     """
-    if config not in _LLMS:
-        _LLMS.clear()
-        _LLMS[config] = _from_first(caches, lambda cache: loading.load(config, cache, _device()))
-    return _LLMS[config]
+    found: FrozenLLM = _from_first(caches, config, loading.load)
+    return found
 
 
 def load_encoder(caches: Sequence[Path], config: EncoderConfig) -> TextEncoder:
-    """A copy of the text encoder a config names, from the first cache that has it; the last one asked for is kept.
-
-    Raises:
-        OSError, ValueError: as `encoder.load`; which one, as in `load_llm`.
-    """
-    if config not in _ENCODERS:
-        _ENCODERS.clear()
-        _ENCODERS[config] = _from_first(caches, lambda cache: encoder.load(config, cache, _device()))
-    return _ENCODERS[config].copy()
+    """A copy of the text encoder a config names; as `load_llm`."""
+    found: TextEncoder = _from_first(caches, config, loading.load_encoder)
+    return found.copy()
 
 
-def _from_first(caches: Sequence[Path], load: Callable[[Path], Model]) -> Model:
-    problems: list[FileNotFoundError | Damaged] = []
+def _from_first(caches: Sequence[Path], config: Any, load: Callable[..., Any]) -> Any:
+    kind, problems = type(config), []
+    if kind in _kept and _kept[kind][0] == config:
+        return _kept[kind][1]
+    _kept.pop(kind, None)
     for cache in caches:
         try:
             with torch.random.fork_rng(devices=[]):  # whoever asks has seeded the generator for the method's weights
-                return load(cache)
+                _kept[kind] = config, load(config, cache, _device())
+            return _kept[kind][1]
         except (FileNotFoundError, Damaged) as error:
             problems.append(error)
     raise next((problem for problem in problems if isinstance(problem, Damaged)), problems[-1])
@@ -287,10 +256,10 @@ def _device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def tools(root: Path) -> Tools:
+def resources(root: Path) -> Resources:
     """What methods are built with, for runs whose caches lie below `root`."""
     caches, knowledge = [root / "cache" / "llm"], root / "cache" / "knowledge"
-    return Tools(_device(), lambda config: load_llm(caches, config), lambda config: load_encoder(caches, config), knowledge)
+    return Resources(_device(), lambda config: load_llm(caches, config), lambda config: load_encoder(caches, config), knowledge)
 
 
 def _checked(samples: Iterable[Sample], inputs: Inputs) -> Iterator[tuple[Sample, Counter[str]]]:

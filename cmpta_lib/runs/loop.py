@@ -20,24 +20,23 @@ import torch
 from torch import distributed
 
 from cmpta_lib import metrics, registry
-from cmpta_lib.base import Group, Loss, Method, Tools
+from cmpta_lib.base import Group, Method, Resources
 from cmpta_lib.config import RunConfig, Stage, TrainingConfig
 from cmpta_lib.data.corpus import Corpus, Inputs, Split
-from cmpta_lib.runs import checkpoint as shared
-from cmpta_lib.runs.checkpoint import CHECKPOINT, Saver, State, restore, stage_of
+from cmpta_lib.runs.checkpoint import CHECKPOINT, Saver, State, leave_stage, load_checkpoint, path_of, take_stage
 from cmpta_lib.runs.evaluation import evaluate, score_of, units
 
 
-def build(config: RunConfig, corpus: Corpus, tools: Tools) -> Method:
+def build(config: RunConfig, corpus: Corpus, resources: Resources) -> Method:
     """A fresh method for this run: initial weights by its seed, then fitted to the training split."""
     torch.manual_seed(config.seed)
-    method = registry.build(config, Inputs.of(corpus), tools)
+    method = registry.build(config, Inputs.of(corpus), resources)
     method.fit(corpus.splits["train"])
     return method
 
 
 def learning_rate(step: int, steps: int, config: TrainingConfig) -> float:
-    """Linear warm-up, then cosine to zero at `steps`, and zero beyond: it never rises again (register 14)."""
+    """Linear warm-up, then cosine to zero at `steps`, and zero beyond: it never rises again (choice 14)."""
     warmup = max(1, round(config.warmup_fraction * steps))
     if step < warmup:
         return config.learning_rate * (step + 1) / warmup
@@ -50,10 +49,11 @@ def learning_rate(step: int, steps: int, config: TrainingConfig) -> float:
 def train(
     config: RunConfig,
     corpus: Corpus,
-    tools: Tools,
+    resources: Resources,
     folder: Path,
     on_epoch: Callable[[State], None] = lambda state: None,
     shared_stages: Path | None = None,
+    on_step: Callable[[float], None] = lambda epochs: None,
 ) -> tuple[Method, State]:
     """Train, or go on training, and return the method with the weights of its best validation epoch.
 
@@ -62,50 +62,65 @@ def train(
 
     Args:
         shared_stages: folder for the results of stages that several runs share (`Stage.outcome`); None = share none.
+        on_step: told after every step how many epochs are finished, with the part of the next.
     Raises:
         FloatingPointError: the loss is not finite; says at which step and which clips.
         ValueError: several processes train a method that must be trained in one.
     """
     torch.set_num_threads(config.training.num_threads)
-    method = build(config, corpus, tools)
+    method = build(config, corpus, resources)
+    module = method.module
     if method.keeps_clip_state and (world := _world()) > 1:
         raise ValueError(
             f"method '{config.method.name}' keeps what it learned of each training clip in one process: expected one "
             f"process, and torchrun started {world}; start it without torchrun"
         )
     stages = [stage for stage in config.stages if _begin(method, stage)]
-    state = State()
     if not stages:
-        method.module.eval()
-        return method, state
-    checkpoint = folder / CHECKPOINT
-    number = min(stage_of(checkpoint), len(stages) - 1)
-    optimizer = _optimizer(method, stages[number])
-    best = restore(checkpoint, config.hash, method.module, optimizer, state)
-    if state.stage != number:  # the checkpoint was of no use
-        optimizer = _optimizer(method, stages[0])
-    with Saver(checkpoint, config.hash, on_epoch, aside=_is_on_gpu(method)) as saver:
+        module.eval()
+        return method, State()
+    state, optimizer, best = _resumed(folder / CHECKPOINT, config.hash, method, stages)
+    with Saver(folder / CHECKPOINT, config.hash, on_epoch, aside=_is_on_gpu(method)) as saver:
+
+        def after_step(epochs: float) -> None:
+            saver.poll()
+            on_step(epochs)
+
         while not _is_over(state, stage := stages[state.stage]):
-            common = shared_stages and stage.outcome is not None and _world() == 1 and shared.path_of(shared_stages, stage)
-            at_start = state.epoch == state.stage_start
-            if common and at_start and (made := shared.take(common, method.module, optimizer)):
+            shared = path_of(shared_stages, stage) if shared_stages and stage.outcome is not None and _world() == 1 else None
+            if shared and state.epoch == state.stage_start and (made := take_stage(shared, module, optimizer)):
                 state.history += made
                 state.epoch += len(made)
                 best = _copied(method)
             else:
-                best = _epoch(method, optimizer, corpus, config, stage, state, best, saver.poll)
+                best = _epoch(method, optimizer, corpus, config, state, stage, best, after_step)
             if _is_over(state, stage):
-                method.module.load_state_dict(best)
-                if common:
-                    shared.leave(common, method.module, optimizer, state.history[state.stage_start :])
+                module.load_state_dict(best)
+                if shared:
+                    leave_stage(shared, module, optimizer, state.history[state.stage_start :])
                 if state.stage + 1 < len(stages):
                     state.stage, state.stage_start, state.best_score = state.stage + 1, state.epoch, None
                     optimizer = _optimizer(method, stages[state.stage])
             if _rank() == 0:
-                saver.save(method.module, optimizer, state, best)
-    method.module.load_state_dict(best)
-    method.module.eval()
+                saver.save(module, optimizer, state, best)
+    module.load_state_dict(best)
+    module.eval()
     return method, state
+
+
+def _resumed(
+    path: Path, run: str, method: Method, stages: Sequence[Stage]
+) -> tuple[State, torch.optim.Optimizer, dict[str, torch.Tensor]]:
+    """Where the checkpoint was, or at the start: how far, the optimiser, and the best weights so far."""
+    found = load_checkpoint(path, run, method.module)
+    state: State = found.get("state", State())
+    optimizer = _optimizer(method, stages[state.stage])
+    if not found:
+        return state, optimizer, _copied(method)
+    method.module.load_state_dict(found["module"])
+    # A step counter stays on the CPU: a GPU would have to wait for it.
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": found["moments"]})
+    return state, optimizer, found["best"]
 
 
 def _begin(method: Method, stage: Stage) -> list[Group]:
@@ -132,14 +147,10 @@ def optimizer_of(groups: Sequence[Group], config: TrainingConfig) -> torch.optim
     All of a step is one fused kernel, where the device has it: on a CPU a quarter of the time of torch's default, which
     passes each weight's tensors a dozen times.
     """
-    given = [
-        {
-            "params": list(group.parameters),
-            "weight_decay": config.weight_decay if group.weight_decay is None else group.weight_decay,
-            "rate": group.rate,
-        }
-        for group in groups
-    ]
+    given: list[dict[str, Any]] = []
+    for group in groups:
+        decay = config.weight_decay if group.weight_decay is None else group.weight_decay
+        given.append({"params": list(group.parameters), "weight_decay": decay, "rate": group.rate})
     fused = all(weight.device.type in ("cpu", "cuda") for group in groups for weight in group.parameters)
     if config.optimizer == "adam":
         return torch.optim.Adam(given, lr=0.0, eps=config.epsilon, fused=fused)
@@ -151,25 +162,36 @@ def _epoch(
     optimizer: torch.optim.Optimizer,
     corpus: Corpus,
     config: RunConfig,
-    stage: Stage,
     state: State,
+    stage: Stage,
     best: dict[str, torch.Tensor],
-    between: Callable[[], None],
+    after_step: Callable[[float], None],
 ) -> dict[str, torch.Tensor]:
-    """One epoch of a stage and, where it is labelled, its validation; moves `state` on and returns the best weights.
-
-    Args:
-        between: called after every step.
-    """
-    started = time.perf_counter()
-    row: dict[str, Any] = {"epoch": state.epoch + 1}
-    row |= _steps(method, optimizer, corpus.splits["train"], config, stage, state, between)
+    """One epoch of a stage and, where it is labelled, its validation; moves `state` on and returns the best weights."""
+    started, training, finished = time.perf_counter(), stage.training, state.epoch - state.stage_start
+    split = corpus.splits["train"]
+    drawn = share_of(units(split, method.unit), stage.share, config.seed)
+    steps = math.ceil(len(drawn) / training.batch_size)
+    order = torch.randperm(len(drawn), generator=torch.Generator().manual_seed(config.seed * 100_003 + state.epoch))
+    torch.manual_seed(config.seed * 100_003 + state.epoch + 7919 * _rank())  # dropout
+    method.module.train()
+    sums: dict[str, float] = {"train_loss": 0.0}
+    for number, batch in enumerate(order.split(training.batch_size)):
+        rate = learning_rate(finished * steps + number, steps * training.epochs, training)
+        for group in optimizer.param_groups:
+            group["lr"] = group["rate"] * rate
+        chosen = [drawn[i] for i in batch.tolist()]
+        for name, value in step(method, optimizer, split, chosen, training, finished, stage.is_labelled).items():
+            sums[name] = sums.get(name, 0.0) + value * len(batch)
+        after_step(state.epoch + (number + 1) / (steps + 0.001))  # no whole epoch before its validation
+    state.epoch += 1
+    row: dict[str, Any] = {"epoch": state.epoch, "learning_rate": rate}
+    row |= {name: total / len(drawn) for name, total in sums.items()}
     if len(config.stages) > 1:
         row["stage"] = stage.name
-    state.epoch += 1
     if not stage.is_labelled:
         state.best_epoch, best = state.epoch, _copied(method)
-    elif (state.epoch - state.stage_start) % stage.training.validate_every == 0 or state.epoch == _end(state, stage):
+    elif (finished + 1) % training.validate_every == 0 or state.epoch == _end(state, stage):
         metric = metrics.headline(corpus.task.kind)
         predictions, _ = evaluate(method, corpus.splits["valid"], config.evaluation.batch_size)
         row[f"valid_{metric.name}"] = score = score_of(predictions, corpus.task)[metric.name]
@@ -178,35 +200,6 @@ def _epoch(
     state.history.append(row)
     state.seconds += time.perf_counter() - started
     return best
-
-
-def _steps(
-    method: Method,
-    optimizer: torch.optim.Optimizer,
-    split: Split,
-    config: RunConfig,
-    stage: Stage,
-    state: State,
-    between: Callable[[], None],
-) -> dict[str, float]:
-    """The steps of the next epoch: its learning rate at the end, and means of the loss and its parts."""
-    training, finished = stage.training, state.epoch - state.stage_start
-    drawn = share_of(units(split, method.unit), stage.share, config.seed)
-    steps_per_epoch = math.ceil(len(drawn) / training.batch_size)
-    order = torch.randperm(len(drawn), generator=torch.Generator().manual_seed(config.seed * 100_003 + state.epoch))
-    torch.manual_seed(config.seed * 100_003 + state.epoch + 7919 * _rank())  # dropout
-    method.module.train()
-    sums: dict[str, float] = {"train_loss": 0.0}
-    for number, batch in enumerate(order.split(training.batch_size)):
-        rate = learning_rate(finished * steps_per_epoch + number, steps_per_epoch * training.epochs, training)
-        for group in optimizer.param_groups:
-            group["lr"] = group["rate"] * rate
-        chosen = [drawn[i] for i in batch.tolist()]
-        values = step(method, optimizer, split, chosen, training, finished, stage.is_labelled)
-        for name, value in values.items():
-            sums[name] = sums.get(name, 0.0) + value * len(batch)
-        between()
-    return {"learning_rate": rate, **{name: total / len(drawn) for name, total in sums.items()}}
 
 
 def share_of(drawn: Sequence[Sequence[int]], share: float, seed: int) -> Sequence[Sequence[int]]:
@@ -239,7 +232,14 @@ def step(
     samples = [split[i] for unit in mine for i in unit]
     batch = method.collate(samples if labelled else [replace(sample, label=None) for sample in samples])
     loss = method.loss(batch)
-    totals, count = _summed(loss, weight, world)
+    # Means of the loss and its parts over all processes, still on the device, and the number of their terms.
+    totals = torch.stack([loss.total.detach(), *(part.detach() for part in loss.parts.values())]) * weight
+    count = loss.count * weight
+    if world > 1:
+        counted = torch.tensor(count, device=totals.device)
+        distributed.all_reduce(totals)
+        distributed.all_reduce(counted)
+        count = float(counted)
     optimizer.zero_grad()
     (loss.total * weight / count).backward()
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -251,7 +251,8 @@ def step(
         torch.nn.utils.clip_grad_norm_(parameters, config.gradient_clip)
     optimizer.step()
     method.after_step(batch, epoch)
-    values = dict(zip(["train_loss", *(f"train_{name}" for name in loss.parts)], totals.tolist(), strict=True))
+    names = ["train_loss", *(f"train_{name}" for name in loss.parts)]
+    values = dict(zip(names, (totals / count).tolist(), strict=True))
     if not math.isfinite(values["train_loss"]):
         ids = ", ".join(split[i].id for unit in drawn for i in unit)
         raise FloatingPointError(
@@ -259,18 +260,6 @@ def step(
             f"training.learning_rate"
         )
     return values
-
-
-def _summed(loss: Loss, weight: float, world: int) -> tuple[torch.Tensor, float]:
-    """Means of the loss and its parts over all processes, still on the device, and the number of its terms."""
-    totals = torch.stack([loss.total.detach(), *(part.detach() for part in loss.parts.values())]) * weight
-    count = loss.count * weight
-    if world > 1:
-        counted = torch.tensor(count, device=totals.device)
-        distributed.all_reduce(totals)
-        distributed.all_reduce(counted)
-        count = float(counted)
-    return totals / count, count
 
 
 def _world() -> int:
@@ -289,7 +278,7 @@ def _end(state: State, stage: Stage) -> int:
 def _is_over(state: State, stage: Stage) -> bool:
     """All epochs are done, or patience is at its end.
 
-    Patience counts from the end of the warm-up: before it good runs still look dead (register 14).
+    Patience counts from the end of the warm-up: before it good runs still look dead (choice 14).
     """
     config = stage.training
     if state.epoch >= _end(state, stage):

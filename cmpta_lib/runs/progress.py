@@ -1,17 +1,9 @@
-"""Text by the columns that it takes on a screen: a Chinese character takes two.
-
-What one can say of a run folder: how far it is, what is wrong with it, and its scores. Reading it never raises.
-
-What one sees while runs are made: what is running, what has ended how, how many are left and for how long.
-
-In a terminal it is one line at the bottom, and a line above it for each run that ends. Anywhere else (a log, a notebook)
-it is plain lines at a sane rate, so that what is saved of it can be read.
-"""
+"""What one sees of runs: of a folder, how far it is and what is wrong with it; and a bar while runs are made."""
 
 from __future__ import annotations
 
+import io
 import os
-import shutil
 import sys
 import time
 import unicodedata
@@ -19,8 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self, TextIO
+from typing import Any, Literal, Self, TextIO
 
 from cmpta_lib import registry
 from cmpta_lib.config import RunConfig
@@ -28,24 +19,22 @@ from cmpta_lib.metrics import shown_scores
 from cmpta_lib.runs import store
 from cmpta_lib.runs.store import Run
 
-if TYPE_CHECKING:
-    from cmpta_lib.runs.store import Run
+# --- text by the columns that it takes on a screen: a Chinese character takes two --------------------------------------
+
 
 def columns(text: str) -> int:
     """How many columns a terminal gives to this text."""
-    return sum(_columns(sign) for sign in text)
+    wide = sum(unicodedata.east_asian_width(sign) in "WF" for sign in text)
+    return len(text) + wide - sum(unicodedata.combining(sign) > 0 for sign in text)
 
 
 def cut(text: str, width: int) -> str:
     """The text in at most so many columns, with an ellipsis where something is left out."""
     if columns(text) <= width:
         return text
-    kept, room = "", width - 1
-    for sign in text:
-        if (room := room - _columns(sign)) < 0:
-            break
-        kept += sign
-    return kept + "…"
+    while columns(text) >= width:
+        text = text[:-1]
+    return text + "…"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[str]:
@@ -55,7 +44,12 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[in
         right: places of the columns that end flush, such as numbers.
     """
     widths = [max(columns(row[place]) for row in (head, *rows)) for place in range(len(head))]
-    return ["  ".join(_padded(cell, widths[n], n in right) for n, cell in enumerate(row)).rstrip() for row in (head, *rows)]
+
+    def padded(cell: str, place: int) -> str:
+        room = " " * (widths[place] - columns(cell))
+        return room + cell if place in right else cell + room
+
+    return ["  ".join(padded(cell, place) for place, cell in enumerate(row)).rstrip() for row in (head, *rows)]
 
 
 def duration(seconds: float) -> str:
@@ -65,19 +59,10 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"
 
 
-def _padded(text: str, width: int, is_right: bool) -> str:
-    room = " " * (width - columns(text))
-    return room + text if is_right else text + room
+# --- what a folder is; reading it never raises -------------------------------------------------------------------------
 
-
-def _columns(sign: str) -> int:
-    if unicodedata.combining(sign):
-        return 0
-    return 2 if unicodedata.east_asian_width(sign) in "WF" else 1
-
-
-State = Literal["finished", "unfinished", "failed", "damaged", "other version"]
-STATES: tuple[State, ...] = ("finished", "unfinished", "failed", "damaged", "other version")
+RunState = Literal["finished", "unfinished", "failed", "damaged", "other version"]
+STATES: tuple[RunState, ...] = ("finished", "unfinished", "failed", "damaged", "other version")
 
 
 @dataclass(frozen=True)
@@ -85,7 +70,7 @@ class Summary:
     """One folder; `detail` says on one line why it is not finished, `config` is None where it cannot be read."""
 
     folder: Path
-    state: State
+    state: RunState
     config: RunConfig | None = None
     detail: str = ""
     epochs: int = 0  # that it has finished
@@ -119,9 +104,8 @@ def summarise(entry: Run | tuple[Path, str]) -> Summary:
     try:
         epochs = store.finished_epochs(entry.folder)
         if entry.done:
-            text = shown_scores(entry.metrics["test"])  # an edited record may hold anything
-            float(entry.environment["train_seconds"])
-            if not text:
+            float(entry.environment["train_seconds"])  # an edited record may hold anything
+            if not shown_scores(entry.metrics["test"]):
                 raise ValueError(f"{entry.folder / store.METRICS} holds no test score")
             return Summary(entry.folder, "finished", entry.config, "", epochs, entry.metrics, entry.environment)
         done = f"{epochs} of {entry.config.epochs} epochs"
@@ -133,150 +117,109 @@ def summarise(entry: Run | tuple[Path, str]) -> Summary:
         return Summary(entry.folder, "damaged", entry.config, why)
 
 
-EVERY_S = 30.0  # between plain lines that say how far it is
-REDRAW_S = 0.2
-Kind = tuple[str, str]  # corpus and method: their runs' epochs take alike
+# --- while runs are made -----------------------------------------------------------------------------------------------
+
+EVERY_S = 30.0  # between two words on how far it is, where it is no terminal
 
 
-@dataclass
-class _Made:
-    """A run that is being made."""
+class _Stream:
+    """A stream whose reader may have gone: no reason to end what is being made."""
 
-    began: float
-    seen: tuple[float, float] | None = None  # when it last said how far it is, and how far
-    trained: float = 0.0  # seconds between what it said first and last
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
 
+    def write(self, text: str) -> None:
+        with suppress(OSError, ValueError):
+            self.stream.write(text)
 
-@dataclass
-class Estimate:
-    """How long the rest will take, from the epochs and runs seen so far."""
+    def flush(self) -> None:
+        with suppress(OSError, ValueError):
+            self.stream.flush()
 
-    epochs: dict[Path, float]  # still to train, by run
-    kinds: dict[Path, Kind]
-    spent: dict[Kind, tuple[float, float]] = field(default_factory=dict)  # seconds, and the epochs that they were for
-    beside: list[float] = field(default_factory=list)  # seconds of finished runs outside their epochs
-
-    def learn(self, run: Path, seconds: float, epochs: float) -> None:
-        known = self.spent.get(self.kinds[run], (0.0, 0.0))
-        self.spent[self.kinds[run]] = (known[0] + seconds, known[1] + epochs)
-
-    def seconds(self, jobs: int) -> float | None:
-        """With so many runs at a time; None as long as nothing was seen. Kinds not met yet count as the mean of the others."""
-        rates = {kind: seconds / epochs for kind, (seconds, epochs) in self.spent.items() if epochs > 0}
-        if not rates and (not self.beside or any(self.epochs.values())):
-            return None
-        mean = sum(rates.values()) / len(rates) if rates else 0.0
-        training = sum(left * rates.get(self.kinds[run], mean) for run, left in self.epochs.items())
-        beside = sum(self.beside) / len(self.beside) if self.beside else 0.0
-        return (training + beside * len(self.epochs)) / max(1, jobs)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
 
 
 class Progress:
-    """Shows what an engine reports of these runs; a context manager, and itself the engine's `report`.
+    """Shows what an engine reports of these runs: a line for each that ends, and a bar in epochs.
+
+    A context manager, and itself the engine's `report`. Where there is no terminal (a log, a notebook) the bar is a plain
+    line twice a minute, so that what is saved of it can be read.
 
     Args:
-        name: what to call a run.
+        name: what to call a run; by its row, where it has one.
         stream: where to; default: standard error, and standard output in a notebook, which marks errors.
     """
 
     def __init__(
         self,
         runs: Sequence[Run],
-        name: Callable[[Run], str] = lambda run: run.folder.name,
+        name: Callable[[Run], str] = lambda run: run.row or run.folder.name,
         stream: TextIO | None = None,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        from tqdm import tqdm
+
         in_notebook = type(sys.stderr).__module__.startswith("ipykernel")
-        self.stream = stream or (sys.stdout if in_notebook else sys.stderr)
-        self.name, self.clock, self.total = name, clock, len(runs)
+        self.stream = _Stream(stream or (sys.stdout if in_notebook else sys.stderr))
         self.is_terminal = self.stream.isatty() and os.environ.get("TERM") != "dumb"
-        self.left = {run.folder: run for run in runs}
-        self.running: dict[Path, _Made] = {}
-        kinds = {run.folder: (run.config.data.name, run.config.method.name) for run in runs}
-        self.estimate = Estimate({run.folder: _epochs(run) for run in runs}, kinds)
-        self.shown = clock()
+        self.name, self.total = name, len(runs)
+        self.left = {run.folder: _epochs(run) for run in runs}  # epochs to train
+        self.began: dict[Path, float] = {}
+        self.bar = tqdm(
+            total=sum(self.left.values()),
+            file=self.stream if self.is_terminal else io.StringIO(),
+            dynamic_ncols=True,
+            leave=False,
+            bar_format="{desc} {percentage:3.0f}% |{bar:20}| {elapsed}, {remaining} to go{postfix}",
+        )
+        self.said = time.monotonic()
 
     def __enter__(self) -> Self:
-        runs = "1 run" if self.total == 1 else f"{self.total} runs"
-        self.line(f"{runs} to make")
+        self.line("1 run to make" if self.total == 1 else f"{self.total} runs to make")
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self.is_terminal:
-            self._write("\r\x1b[K")
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
 
     def __call__(self, run: Run, event: dict[str, Any]) -> None:
         """As `Engine.run`'s `report`."""
-        what, now = event["event"], self.clock()
+        what, folder = event["event"], run.folder
         if what == "note":
             self.line(event["text"])
         elif what == "start":
-            self.running[run.folder] = _Made(now)
+            self.began[folder] = time.monotonic()
         elif what == "busy":
-            self.running.pop(run.folder, None)
-        elif what == "epoch":
-            self._epoch(run, float(event["epoch"]), now)
-        elif what in ("done", "failed") and run.folder in self.left:
-            self._ended(run, event, now)
-        self._draw(now)
+            self.began.pop(folder, None)
+        elif what == "epoch" and folder in self.left:
+            self._move(folder, max(0.0, _epochs(run) - float(event["epoch"])))
+        elif what in ("done", "failed") and folder in self.left:
+            self._move(folder, 0.0)
+            del self.left[folder]
+            took = f", {duration(time.monotonic() - self.began.pop(folder))}" if folder in self.began else ""
+            text = f"{self.name(run)}, {run.config.data.name}, seed {run.config.seed}: {_outcome(run, event)}{took}"
+            self.line(f"{text}; {self._rest()}")
+        if not self.is_terminal and self.left and time.monotonic() - self.said >= EVERY_S:
+            self.line(str(self.bar).strip())
 
-    def _epoch(self, run: Run, epoch: float, now: float) -> None:
-        made = self.running.setdefault(run.folder, _Made(now))
-        if made.seen and epoch > made.seen[1]:
-            self.estimate.learn(run.folder, now - made.seen[0], epoch - made.seen[1])
-            made.trained += now - made.seen[0]
-        made.seen = (now, epoch)
-        self.estimate.epochs[run.folder] = max(0.0, _epochs(run) - epoch)
-
-    def _ended(self, run: Run, event: dict[str, Any], now: float) -> None:
-        made = self.running.pop(run.folder, None)
-        del self.left[run.folder], self.estimate.epochs[run.folder]
-        if made and event["event"] == "done":
-            self.estimate.beside.append(now - made.began - made.trained)
-        took = f", {duration(now - made.began)}" if made else ""
-        self.line(f"{self._title(run)}: {_outcome(run, event)}{took}; {self._rest()}")
-
-    def _title(self, run: Run) -> str:
-        return f"{self.name(run)}, {run.config.data.name}, seed {run.config.seed}"
+    def _move(self, folder: Path, left: float) -> None:
+        self.bar.set_description_str(f"{self._rest()}, {len(self.began)} at work", refresh=False)
+        self.bar.update(self.left[folder] - left)
+        self.left[folder] = left
 
     def _rest(self) -> str:
         return f"{len(self.left)} of {self.total} left" if self.left else "none left"
 
-    def status(self) -> str:
-        """One line: how many are left and for how long, then what is being made."""
-        seconds = self.estimate.seconds(len(self.running))
-        parts = [self._rest() + (f", about {duration(seconds)}" if seconds is not None and self.left else "")]
-        for folder, made in self.running.items():
-            run = self.left[folder]
-            epoch = f", epoch {made.seen[1]:.1f} of {run.config.epochs}" if made.seen else ""
-            parts.append(self._title(run) + epoch)
-        return " | ".join(parts)
-
     def line(self, text: str) -> None:
         """Say something that stays."""
-        self._write(f"\r\x1b[K{text}\n" if self.is_terminal else f"{text}\n")
-        if self.is_terminal:
-            self.shown = 0.0  # the line at the bottom is gone
-
-    def _draw(self, now: float) -> None:
-        if not self.left or now - self.shown < (REDRAW_S if self.is_terminal else EVERY_S):
-            return
-        self.shown = now
-        if self.is_terminal:
-            self._write("\r\x1b[K" + cut(self.status(), shutil.get_terminal_size().columns - 1))
-        else:
-            self._write(self.status() + "\n")
-
-    def _write(self, text: str) -> None:
-        with suppress(OSError, ValueError):  # whoever reads it has gone: no reason to end what is being made
-            self.stream.write(text)
-            self.stream.flush()
+        self.said = time.monotonic()
+        self.bar.write(text, file=self.stream)
+        self.stream.flush()
 
 
 def _epochs(run: Run) -> float:
-    """How many it has to train."""
+    """How many it has to train; one without training counts as one."""
     entry = registry.ENTRIES.get(run.config.method.name)
-    return float(run.config.epochs) if entry is None or entry.is_trained else 0.0
+    return float(run.config.epochs) if entry is None or entry.is_trained else 1.0
 
 
 def _outcome(run: Run, event: dict[str, Any]) -> str:

@@ -1,8 +1,6 @@
-"""What this machine can run on, asked without importing torch.
+"""What a run writes down of where it was made: the commit, versions, the machine, the most memory that it held.
 
-The most memory that this process and its GPU have held since somebody began to watch.
-
-What a run writes down about itself, and writing it so that a crash leaves the old file or the new one.
+What this machine can run on, asked without importing torch.
 """
 
 from __future__ import annotations
@@ -21,7 +19,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+_ROOT = Path(__file__).resolve().parents[2]
+_PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "pandas", "scikit-learn")
 _DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+_RESIDENT_UNIT = 1 if sys.platform == "darwin" else 1024  # of `ru_maxrss`, in bytes
+RESIDENT, ALLOCATED = "peak_memory_gb", "peak_gpu_memory_gb"  # names in a run's environment.json
+_FORGET_PEAK = "5"  # proc(5), clear_refs: the peak of resident memory becomes what is held now
+UNKNOWN = "unknown"  # the commit where there is no checkout
+_CODE = ("*.py", "pyproject.toml", "constraints.txt")
 
 
 def gpu_count() -> int:
@@ -41,18 +46,16 @@ def take_device() -> None:
 
     Both torchrun and `processes.Processes` give it. Call before anything is loaded: "cuda" means this GPU from then on.
     """
-    rank = os.environ.get("LOCAL_RANK")
-    if rank is None:
-        return
-    import torch
+    if rank := os.environ.get("LOCAL_RANK"):
+        import torch
 
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(rank) % torch.cuda.device_count())
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(rank) % torch.cuda.device_count())
 
 
-_RESIDENT_UNIT = 1 if sys.platform == "darwin" else 1024  # of `ru_maxrss`, in bytes
-RESIDENT, ALLOCATED = "peak_memory_gb", "peak_gpu_memory_gb"  # names in a run's environment.json
-_FORGET_PEAK = "5"  # proc(5), clear_refs: the peak of resident memory becomes what is held now
+def _gpu_is_used() -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and bool(torch.cuda.is_initialized())
 
 
 def watch() -> None:
@@ -60,9 +63,7 @@ def watch() -> None:
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text(_FORGET_PEAK)
     if _gpu_is_used():
-        import torch
-
-        torch.cuda.reset_peak_memory_stats()
+        sys.modules["torch"].cuda.reset_peak_memory_stats()
 
 
 def peaks_gb() -> dict[str, float]:
@@ -73,9 +74,7 @@ def peaks_gb() -> dict[str, float]:
     """
     found = {RESIDENT: _resident_bytes() / 1e9}
     if _gpu_is_used():
-        import torch
-
-        found[ALLOCATED] = torch.cuda.max_memory_allocated() / 1e9
+        found[ALLOCATED] = sys.modules["torch"].cuda.max_memory_allocated() / 1e9
     return {name: round(amount, 3) for name, amount in found.items()}
 
 
@@ -85,19 +84,6 @@ def _resident_bytes() -> int:
         if found := re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text()):
             return int(found[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _RESIDENT_UNIT
-
-
-def _gpu_is_used() -> bool:
-    torch = sys.modules.get("torch")
-    return torch is not None and bool(torch.cuda.is_initialized())
-
-
-_ROOT = Path(__file__).resolve().parents[2]
-_PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "pandas", "scikit-learn")
-
-
-UNKNOWN = "unknown"  # the commit where there is no checkout
-_CODE = ("*.py", "pyproject.toml", "constraints.txt")
 
 
 @lru_cache
@@ -122,12 +108,12 @@ def _code_differs() -> bool:
     if _git(*changed, *_CODE, ":!figures") or _git("ls-files", "--others", "--exclude-standard", "--", *_CODE, ":!figures"):
         return True
     known = set(_git("ls-tree", "-r", "--name-only", "-z", "HEAD").split("\0"))
-    notebooks = [name for name in _git(*changed, "*.ipynb", ":!figures").split("\0") if name and name in known]
-    return any(_code_cells(_git("show", f"HEAD:./{name}")) != _code_cells_at(_ROOT / name) for name in notebooks)
-
-
-def _code_cells_at(path: Path) -> list[str] | None:
-    return _code_cells(path.read_text(encoding="utf-8")) if path.exists() else None
+    notebooks = [_ROOT / name for name in _git(*changed, "*.ipynb", ":!figures").split("\0") if name and name in known]
+    return any(
+        not path.exists()
+        or _code_cells(path.read_text(encoding="utf-8")) != _code_cells(_git("show", f"HEAD:./{path.relative_to(_ROOT)}"))
+        for path in notebooks
+    )
 
 
 def _code_cells(notebook: str) -> list[str] | None:
@@ -144,14 +130,9 @@ def hardware() -> str:
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         return str(torch.cuda.get_device_name())
-    return f"{_processor()}, {os.cpu_count()} cores"
-
-
-def _processor() -> str:
     cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    named = re.search(r"^model name\s*:(.*)", cpuinfo.read_text(), re.M) if cpuinfo.exists() else None
+    return f"{named[1].strip() if named else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
 
 
 def environment(**more: Any) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 
-from cmpta_lib.runs import provenance as machine
+from cmpta_lib.runs import provenance
 
 # Of each process beside what torch allocates there: the driver's context, libraries, kernels. Assumed, on the safe side; no
 # GPU was at hand.
@@ -15,7 +15,7 @@ MARGIN = 0.1  # of the GPU's memory, left free: an allocator holds pieces that f
 
 def usual() -> int:
     """Runs at a time where nobody says how many: one a GPU, else one a core."""
-    return machine.gpu_count() or os.cpu_count() or 1
+    return provenance.gpu_count() or os.cpu_count() or 1
 
 
 def first_gpu() -> tuple[str, float] | None:
@@ -30,11 +30,7 @@ def first_gpu() -> tuple[str, float] | None:
 
 
 def fit(memory_gb: float, run_gb: float) -> int:
-    """How many runs fit into a GPU's memory at once, each with a process of its own; 0 where not even one does.
-
-    Args:
-        run_gb: the most that one run allocates there.
-    """
+    """How many runs that allocate `run_gb` at most fit into a GPU's memory, each with a process of its own."""
     return int((1 - MARGIN) * memory_gb / (run_gb + CONTEXT_GB) + 1e-9)
 
 
@@ -46,14 +42,14 @@ def warning(jobs: int, gpus: int, memory_gb: float, run_gb: float) -> str:
     """
     if not gpus or jobs <= gpus:
         return ""
-    each = -(-jobs // gpus)
+    each, most = -(-jobs // gpus), fit(memory_gb, run_gb)
     said = f"{jobs} runs at a time share {gpus} GPU{'s' if gpus > 1 else ''}, up to {each} on one"
     if not run_gb:
         return f"{said}; `cmpta check` says how many fit"
-    most = fit(memory_gb, run_gb)
+    takes = f"each allocates up to {run_gb:.1f} GB of {memory_gb:.0f} GB"
     if each <= most:
-        return f"{said}: each allocates up to {run_gb:.1f} GB of {memory_gb:.0f} GB, and {most} fit"
+        return f"{said}: {takes}, and {most} fit"
     return (
-        f"{said}, and each allocates up to {run_gb:.1f} GB of {memory_gb:.0f} GB: {most} fit with a margin, so expect runs "
-        f"that fail for memory; pass --jobs {max(1, most) * gpus}"
+        f"{said}, and {takes}: {most} fit with a margin, so expect runs that fail for memory; "
+        f"pass --jobs {max(1, most) * gpus}"
     )

@@ -1,49 +1,45 @@
 """A run as a folder: what lies in it, whether it can be trusted, and where all of them lie.
 
-A finished run's last file is its seal: the run's config hash and the SHA-256 of each of its files. Nothing of a finished
-run is read before its files are compared with the seal, so a number that is shown is the number that was measured.
+A finished run's last file is its checksum manifest: the run's config hash and the SHA-256 of each of its files. Nothing of
+a finished run is read before its files are compared with it, so a number that is shown is the number that was measured.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cmpta_lib import files
-from cmpta_lib.baselines import settings  # noqa: F401  # a run's config is read by its method's class
-from cmpta_lib.config import RunConfig, from_json
+from cmpta_lib import files, registry
+from cmpta_lib.config import RunConfig
 
 if TYPE_CHECKING:
     import pandas as pd
 
-
 CONFIG, HISTORY, LOCK, FAILURE = "config.json", "history.csv", "lock", "failure.json"
-WEIGHTS, PREDICTIONS, ENVIRONMENT, METRICS = (
-    "weights.safetensors",
-    "predictions.parquet",
-    "environment.json",
-    "metrics.json",
-)
+WEIGHTS, PREDICTIONS = "weights.safetensors", "predictions.parquet"
+ENVIRONMENT, METRICS = "environment.json", "metrics.json"
 CLIPS = "clips.json"  # what clips must be like: task and widths
-DONE = "seal.json"  # written last: the mark of a finished run
-RESULTS = (PREDICTIONS, WEIGHTS, ENVIRONMENT, METRICS, CLIPS)  # what a run without its seal must not have
-SEALED = (CONFIG, CLIPS, HISTORY, PREDICTIONS, WEIGHTS, ENVIRONMENT, METRICS)  # what every seal covers
+DONE = "seal.json"  # the checksum manifest, written last: the mark of a finished run
+RESULTS = (PREDICTIONS, WEIGHTS, ENVIRONMENT, METRICS, CLIPS)  # what an unfinished run must not have
+FILES = (CONFIG, CLIPS, HISTORY, PREDICTIONS, WEIGHTS, ENVIRONMENT, METRICS)  # what every manifest covers
 OTHER_VERSION = "of another version"  # stands in why a folder cannot be read, where only this version is at fault
-_checked: dict[tuple[Path, str], dict[str, tuple[int, ...]]] = {}  # what this process has compared, and its stamps then
+_ERRORS = (ValueError, TypeError, LookupError, RecursionError)  # of a config.json that makes no config
+_hashes = files.HashCache()  # what this process has read already
 
 
 @dataclass(frozen=True)
 class Run:
-    """One finished or unfinished run: its config and its folder."""
+    """One finished or unfinished run: its config, its folder, and the name of the row that it is asked for as, if any."""
 
     config: RunConfig
     folder: Path
+    row: str = field(default="", compare=False)
 
     @property
     def done(self) -> bool:
@@ -61,9 +57,11 @@ class Run:
             return str(error)
         return ""
 
-    def check(self) -> None:
-        """Compare every file with the seal, and the seal with the config: once a process while none is touched.
+    def check(self) -> dict[str, str]:
+        """Compare every file with the manifest, and that with the config; a file that nobody touched is hashed once a process.
 
+        Returns:
+            The manifest: the SHA-256 of each file by its name.
         Raises:
             FileNotFoundError: the run is not finished.
             Damaged: a file is missing or not the one that was written, or the folder holds another run; names it and
@@ -71,19 +69,16 @@ class Run:
         """
         if not self.done:
             raise FileNotFoundError(f"{self.folder / DONE} is missing: this run is not finished; call Study.ensure for it")
-        key = (self.folder, self.config.hash)
-        if key in _checked and _checked[key] == _stamps(self.folder, _checked[key]):
-            return
         remedy = _remedy(self.folder)
-        seal = files.unsealed(self.folder / DONE, remedy)
-        if not {"run", "files"} <= seal.keys() or not set(SEALED) <= seal["files"].keys():
-            raise files.Damaged(f"{self.folder / DONE} is not a run's seal; {remedy}")
-        before = _stamps(self.folder, (*seal["files"], DONE))
-        if seal["run"] != self.config.hash:
+        manifest = files.read_checksummed(self.folder / DONE, remedy)
+        if not {"run", "files"} <= manifest.keys() or not set(FILES) <= manifest["files"].keys():
+            raise files.Damaged(f"{self.folder / DONE} is not a run's checksum manifest; {remedy}")
+        if manifest["run"] != self.config.hash:
             what = self.folder / DONE if _config_hash(self.folder) == self.config.hash else self.folder
-            raise files.Damaged(f"{what} is of run {seal['run']}, expected {self.config.hash}; {remedy}")
-        files.check(self.folder, seal["files"], remedy)
-        _checked[key] = before
+            raise files.Damaged(f"{what} is of run {manifest['run']}, expected {self.config.hash}; {remedy}")
+        files.check(self.folder, manifest["files"], remedy, _hashes)
+        found: dict[str, str] = manifest["files"]
+        return found
 
     def path(self, name: str) -> Path:
         """Where one of its files lies, once all of them are checked.
@@ -91,9 +86,8 @@ class Run:
         Raises:
             FileNotFoundError, Damaged: as `check`; also where this run never had such a file.
         """
-        self.check()
-        if name not in _checked[self.folder, self.config.hash]:
-            raise files.Damaged(f"{self.folder / name} is missing: the seal does not have it; {_remedy(self.folder)}")
+        if name not in self.check():
+            raise files.Damaged(f"{self.folder / name} is missing: {DONE} does not list it; {_remedy(self.folder)}")
         return self.folder / name
 
     @cached_property
@@ -126,26 +120,26 @@ def open_run(folder: Path) -> Run:
         Damaged: a file is missing or not the one that was written, or the config is of another version; says which.
     """
     try:
-        run = Run(from_json((folder / CONFIG).read_text(encoding="utf-8")), folder)
+        run = Run(_config(folder), folder)
     except FileNotFoundError:
         raise files.Damaged(f"{folder / CONFIG} is missing; {_remedy(folder)}") from None
-    except (ValueError, TypeError, LookupError, RecursionError) as error:
+    except _ERRORS as error:
         raise files.Damaged(f"{folder}: {_unreadable(folder, error)}") from error
     run.check()
     return run
 
 
-def seal(folder: Path) -> None:
+def finalise(folder: Path) -> None:
     """Mark the run in `folder` as finished, its files being what they are now.
 
     Raises:
         FileNotFoundError: one of them is not there.
     """
-    run = from_json((folder / CONFIG).read_text(encoding="utf-8")).hash
-    files.write_text(folder / DONE, files.sealed({"run": run, "files": files.hashes(folder, SEALED)}))
+    hashes = files.hashes(folder, FILES)  # a config's hash is the beginning of its file's
+    files.write_text(folder / DONE, files.checksummed({"run": hashes[CONFIG][:12], "files": hashes}))
 
 
-def unsealed_results(folder: Path) -> list[str]:
+def unfinished_results(folder: Path) -> list[str]:
     """Names of the results that lie in an unfinished run's folder: nobody vouches for them."""
     return [] if (folder / DONE).exists() else [name for name in RESULTS if (folder / name).exists()]
 
@@ -189,17 +183,17 @@ def found(root: Path) -> Iterator[Run | tuple[Path, str]]:
             if not any((folder / name).exists() for name in (CONFIG, HISTORY, DONE, *RESULTS)):
                 continue
         try:
-            config = from_json((folder / CONFIG).read_text(encoding="utf-8"))
+            config = _config(folder)
         except FileNotFoundError:
             yield folder, f"{folder / CONFIG} is missing; {_remedy(folder)}"
         except OSError as error:
             yield folder, str(error)
-        except (ValueError, TypeError, LookupError, RecursionError) as error:
+        except _ERRORS as error:
             yield folder, _unreadable(folder, error)
         else:
             named = re.search(r"-([0-9a-f]{12})$", folder.name)
             if named and named[1] != config.hash:
-                yield folder, _stranger(folder, named[1], config.hash)
+                yield folder, _misnamed(folder, named[1], config.hash)
             else:
                 yield Run(config, folder)
 
@@ -209,43 +203,36 @@ def sound(runs: Sequence[Run]) -> list[Run]:
     return [run for run in runs if run.done and not run.problem]
 
 
+def _config(folder: Path) -> RunConfig:
+    return registry.read_config((folder / CONFIG).read_text(encoding="utf-8"))
+
+
+def _config_hash(folder: Path) -> str:
+    with suppress(OSError, *_ERRORS):
+        return _config(folder).hash
+    return ""
+
+
 def _remedy(folder: Path) -> str:
     return f"remove the folder {folder} and call again; or restore the file"
 
 
-def _stamps(folder: Path, names: Iterable[str]) -> dict[str, tuple[int, ...]]:
-    """Size and times of files; a missing one has none."""
-    stamps: dict[str, tuple[int, ...]] = {}
-    for name in names:
-        try:
-            stat = (folder / name).stat()
-        except OSError:
-            stamps[name] = ()
-            continue
-        stamps[name] = (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
-    return stamps
+def _finalised_as(folder: Path) -> str:
+    """The run that config.json was finalised as; "" where the manifest does not cover it as it is now.
 
-
-def _config_hash(folder: Path) -> str:
-    try:
-        return from_json((folder / CONFIG).read_text(encoding="utf-8")).hash
-    except (OSError, ValueError, TypeError, LookupError, RecursionError):
-        return ""
-
-
-def _sealed_config(folder: Path) -> bool:
-    """Whether config.json is the one that the seal covers, so that only this version of the code can be at fault."""
-    try:
-        recorded = files.unsealed(folder / DONE, "")["files"]
-        return files.sha256(folder / CONFIG) == recorded[CONFIG]
-    except (ValueError, OSError, LookupError):
-        return False
+    Where it does, only this version of the code can be at fault for what is wrong with the config.
+    """
+    with suppress(ValueError, OSError, LookupError):
+        manifest = files.read_checksummed(folder / DONE, "")
+        if files.sha256(folder / CONFIG) == manifest["files"][CONFIG]:
+            return str(manifest["run"])
+    return ""
 
 
 def _unreadable(folder: Path, error: Exception) -> str:
     """Why a config.json that is there does not make a config: it was damaged, or another version wrote it."""
     path, reason = folder / CONFIG, str(error).partition("\n")[0]
-    if (folder / DONE).exists() and not _sealed_config(folder):
+    if (folder / DONE).exists() and not _finalised_as(folder):
         return f"{path} is not the file that was written ({reason}); {_remedy(folder)}"
     try:
         json.loads(path.read_text(encoding="utf-8"))
@@ -254,13 +241,13 @@ def _unreadable(folder: Path, error: Exception) -> str:
     return f"{OTHER_VERSION} of this code ({reason}): kept, and never used"
 
 
-def _stranger(folder: Path, named: str, today: str) -> str:
+def _misnamed(folder: Path, named: str, today: str) -> str:
     """Why a config has another hash than its folder's name says."""
-    if _sealed_config(folder):
-        sealed_as = files.unsealed(folder / DONE, "")["run"]
-        if sealed_as == named:
-            return f"{OTHER_VERSION} of this code (its config has the hash {today} today): kept, and never used"
-        return f"{folder} holds run {sealed_as}, expected {named}; {_remedy(folder)}"
+    finalised_as = _finalised_as(folder)
+    if finalised_as == named:
+        return f"{OTHER_VERSION} of this code (its config has the hash {today} today): kept, and never used"
+    if finalised_as:
+        return f"{folder} holds run {finalised_as}, expected {named}; {_remedy(folder)}"
     if (folder / DONE).exists():
         return f"{folder / CONFIG} is not the file that was written (other contents); {_remedy(folder)}"
     return f"{folder / CONFIG} has the hash {today}, the folder's name says {named}: {OTHER_VERSION}, or edited"

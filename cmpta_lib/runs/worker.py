@@ -1,10 +1,10 @@
-"""Making runs: each is one folder, trained once, whoever asks for it and however often it is killed.
+"""One attempt at a run: claimed, made, and what went wrong written down. Whoever is killed, the next call goes on.
 
 A run's folder `runs/<corpus>-<config hash>/` is claimed by a file lock, so any number of notebooks may ask for the same
 run at the same time; a killed worker's lock falls with it, and the next call goes on from the last epoch's checkpoint.
-A run that raises leaves `failure.json`; one that ends well is sealed.
+A run that raises leaves `failure.json`; one that ends well is finalised.
 
-    python -m cmpta_lib.runs.worker ROOT                 a worker of `processes.Processes`: runs by stdin, events by stdout
+    python -m cmpta_lib.runs.worker                      a worker of `processes.Processes`: attempts by stdin
     python -m cmpta_lib.runs.worker ROOT FOLDER...       these runs, one after another
     torchrun -m cmpta_lib.runs.worker ROOT FOLDER...     these runs, each over all processes
 """
@@ -13,16 +13,14 @@ from __future__ import annotations
 
 import ctypes
 import json
-import logging
 import os
-import platform
 import queue
 import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -30,167 +28,102 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from cmpta_lib import files
-from cmpta_lib.runs import provenance as machine
-from cmpta_lib.runs import store
+from cmpta_lib.runs import provenance, store
+from cmpta_lib.runs.dispatch import Attempt
 
 Report = Callable[[dict[str, Any]], None]
 PATIENCE = timedelta(seconds=10)  # after a failure: in one that all processes meet, the others report it too
 FOREVER = timedelta(days=30)  # a run may take days, and so may the one that holds its lock
 
 
-def execute(root: Path, folder: Path, report: Report = lambda event: None) -> None:
-    """Train, evaluate, record and seal the run whose config lies in `folder`; call with its lock held."""
-    from cmpta_lib.runs import execution  # torch, which a worker needs only once it has something to do
-
-    execution.execute(root, folder, lambda epoch: report({"event": "epoch", "epoch": epoch}))
-    if not int(os.environ.get("RANK", 0)):  # the first of torchrun's processes has written everything
-        store.seal(folder)
-
-
-def attempt(root: Path, folder: Path, report: Report = lambda event: None, patience: float = 0) -> str:
-    """Claim one run and finish it; reports and returns how that ended: "done", "failed", or "busy".
+def attempt(
+    root: Path, folder: Path, report: Report = lambda event: None, patience: float = 0, row: str = ""
+) -> str:
+    """Claim one run and finish it; reports and returns how that ended: one of `dispatch.ENDS`.
 
     Args:
         patience: seconds to wait for the lock where another process holds it; -1 = as long as it takes.
+        row: the name of the row that it is made for.
     """
-    lock = FileLock(folder / store.LOCK)
+    lock, outcome = FileLock(folder / store.LOCK), {"event": "done"}
     try:
         with files.writing(folder / store.LOCK):
             lock.acquire(timeout=patience)
     except Timeout:
-        report({"event": "busy"})
-        return "busy"
+        outcome = {"event": "busy"}
     except OSError as error:
-        report({"event": "failed", **_failure(error)})
-        return "failed"
-    try:
-        failure = None if (folder / store.DONE).exists() else _guarded(root, folder, report, prepare=True)
-        if not failure:
-            store.sweep(folder)
-    finally:
-        lock.release()
-    outcome = {"event": "failed", **failure} if failure else {"event": "done"}
+        outcome = {"event": "failed", **_failure(error)}
+    else:
+        try:
+            if not (folder / store.DONE).exists() and (failure := _make(root, folder, report, row)):
+                outcome = {"event": "failed", **failure}
+            else:
+                store.sweep(folder)
+        finally:
+            lock.release()
     report(outcome)
     return outcome["event"]
 
 
-def attempt_elsewhere(root: Path, folder: Path, events: Path) -> str:
-    """As `attempt`, for an engine on another machine: what is reported goes to the end of the file `events`, a line each.
+def _make(root: Path, folder: Path, report: Report, row: str = "", is_first: bool = True) -> dict[str, str] | None:
+    """Make a claimed run; what it raised, which is also left in failure.json, or None.
 
-    Raises:
-        FileNotFoundError: this machine does not see the runs folder.
+    Args:
+        is_first: of several processes that make it together, the one that writes.
     """
-    if not (folder / store.CONFIG).exists() or not events.parent.is_dir():
-        raise FileNotFoundError(
-            f"{platform.node()} does not see {folder} and {events.parent}: the runs folder (CMPTA_RUNS) must lie on a file "
-            f"system that every machine mounts under the same path"
-        )
-
-    def report(event: dict[str, Any]) -> None:
-        with events.open("a", encoding="utf-8") as file:  # closed each time: a network file system then shows it to others
-            file.write(f"{json.dumps(event)}\n")
-
-    report({"event": "start"})
-    with _noted(report):
-        return attempt(root, folder, report)
-
-
-@contextmanager
-def _noted(report: Report) -> Iterator[None]:
-    """Within the block warnings of this library are reported as notes for the user."""
-
-    class Notes(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            report({"event": "note", "text": record.getMessage()})
-
-    notes = Notes(logging.WARNING)
-    logging.getLogger("cmpta_lib").addHandler(notes)
     try:
-        yield
-    finally:
-        logging.getLogger("cmpta_lib").removeHandler(notes)
-
-
-def _guarded(root: Path, folder: Path, report: Report, prepare: bool) -> dict[str, str] | None:
-    """Make a claimed run; what it raised, which is also left in failure.json, or None."""
-    try:
-        if prepare:
-            _clear(folder)
-        machine.take_device()
-        execute(root, folder, report)
+        if is_first:  # what an earlier attempt left beside its checkpoint must not be finalised
+            for name in (store.FAILURE, *store.RESULTS):
+                with files.writing(folder / name):
+                    (folder / name).unlink(missing_ok=True)
+        provenance.take_device()
+        execute(root, folder, report, row)
     except Exception as error:  # whatever it is, the other runs go on; it is recorded and reported, not swallowed
         failure = _failure(error)
         traceback.print_exc()
-        if prepare:
-            _record(folder, failure)
+        if is_first:
+            with suppress(OSError):  # on a full disk the report has to do
+                store.record_failure(folder, failure)
         return failure
     return None
 
 
-def _clear(folder: Path) -> None:
-    """Remove what an earlier attempt left beside its checkpoint, so that nothing of it can be sealed."""
-    for name in (store.FAILURE, *store.RESULTS):
-        with files.writing(folder / name):
-            (folder / name).unlink(missing_ok=True)
+def execute(root: Path, folder: Path, report: Report, row: str) -> None:
+    """Train, evaluate, record and finalise the run whose config lies in `folder`; call with its lock held."""
+    from cmpta_lib.runs import execution  # torch, which a worker needs only once it has something to do
+
+    execution.execute(root, folder, lambda epoch: report({"event": "epoch", "epoch": epoch}), row)
 
 
 def _failure(error: Exception) -> dict[str, str]:
     """What failure.json holds: no times, so that the same failure gives the same file."""
-    lines = "".join(traceback.format_exception(error))
-    return {"kind": type(error).__name__, "message": str(error), "traceback": lines, "log": _log_end()}
+    lines, log = "".join(traceback.format_exception(error)), ""
+    with suppress(OSError):  # standard error is a terminal or a pipe, which cannot be read
+        log = os.pread(2, 2000, max(0, os.fstat(2).st_size - 2000)).decode("utf-8", "replace")
+    return {"kind": type(error).__name__, "message": str(error), "traceback": lines, "log": log}
 
 
-def _record(folder: Path, failure: dict[str, str]) -> None:
-    with suppress(OSError):  # on a full disk the report has to do
-        store.record_failure(folder, failure)
+def serve() -> None:
+    """A worker of `processes.Processes`: one attempt a line on stdin.
 
-
-def _log_end(size: int = 2000) -> str:
-    """The last lines of this process's log, where standard error goes into a file."""
-    try:
-        return os.pread(2, size, max(0, os.fstat(2).st_size - size)).decode("utf-8", "replace")
-    except OSError:  # a terminal, or a pipe
-        return ""
-
-
-def serve(root: Path) -> None:
-    """A worker of `processes.Processes`: one run folder a line on stdin, one JSON event a line on stdout.
-
-    It says "ready" when it can take a run. When stdin closes, whoever started it is gone or has no more runs: it ends at
-    once, in the middle of whatever it does.
+    When stdin closes, whoever started it is gone or has no more runs: it ends at once, in the middle of whatever it does.
     """
-    commands, events = os.fdopen(os.dup(0), encoding="utf-8"), os.fdopen(os.dup(1), "w", encoding="utf-8")
-    with open(os.devnull) as nothing:
+    attempts: queue.SimpleQueue[Attempt] = queue.SimpleQueue()
+    commands = os.fdopen(os.dup(0), encoding="utf-8")
+    with open(os.devnull) as nothing:  # no library may take a line
         os.dup2(nothing.fileno(), 0)
-    os.dup2(2, 1)  # what anything prints here belongs into the log, not among the events
-    tasks: queue.SimpleQueue[Path] = queue.SimpleQueue()
 
     def listen() -> None:
         for line in commands:
-            tasks.put(Path(json.loads(line)))
+            root, folder, events, row = json.loads(line)
+            attempts.put(Attempt(Path(root), Path(folder), Path(events), row))
         os._exit(0)
 
-    def report(event: dict[str, Any]) -> None:
-        print(json.dumps(event), file=events, flush=True)
-
-    _end_with_parent()
+    with suppress(OSError, AttributeError):  # Linux ends this process with its parent, even while a library holds the
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # interpreter's lock (PR_SET_PDEATHSIG)
     threading.Thread(target=listen, daemon=True).start()
-    with _noted(report):
-        while True:
-            report({"event": "ready"})
-            if attempt(root, tasks.get(), report) == "failed" and _used_gpu():
-                os._exit(0)  # a failure may leave the GPU unusable for this process; the engine starts another one
-
-
-def _end_with_parent() -> None:
-    """On Linux the kernel ends this process with its parent, even while a library holds the interpreter's lock."""
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-
-
-def _used_gpu() -> bool:
-    torch = sys.modules.get("torch")
-    return torch is not None and torch.cuda.is_initialized()
+    while True:
+        attempts.get()()
 
 
 def work(root: Path, folders: Sequence[Path]) -> bool:
@@ -209,7 +142,7 @@ def work_together(root: Path, folders: Sequence[Path]) -> bool:
     """
     from torch import distributed
 
-    machine.take_device()
+    provenance.take_device()
     shared, rank, count = next(distributed.rendezvous("env://"))
     distributed.init_process_group(store=shared, rank=rank, world_size=count)
     good = True
@@ -233,14 +166,14 @@ def _one_of_many(root: Path, folder: Path, shared: Any, rank: int, count: int) -
     shared.wait(["to do"], FOREVER)
     if shared.get("to do") != b"True":
         return True
-    failure = _guarded(root, folder, lambda event: None, prepare=rank == 0)
+    failure = _make(root, folder, lambda event: None, is_first=rank == 0)
     shared.set(f"rank {rank}", "failed" if failure else "done")
     ranks = [f"rank {other}" for other in range(count)]
     try:
         shared.wait(ranks, PATIENCE if failure else FOREVER)
     except DistStoreError:
         if failure and rank:  # the first process waits, and cannot say it
-            _record(folder, failure)
+            store.record_failure(folder, failure)
         raise
     if rank == 0 and not failure:
         store.sweep(folder)
@@ -248,9 +181,9 @@ def _one_of_many(root: Path, folder: Path, shared: Any, rank: int, count: int) -
 
 
 if __name__ == "__main__":
-    _root, *_folders = map(Path, sys.argv[1:])
+    _root, *_folders = map(Path, sys.argv[1:] or [""])
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         sys.exit(not work_together(_root, _folders))
     if _folders:
         sys.exit(not work(_root, _folders))
-    serve(_root)
+    serve()

@@ -6,32 +6,40 @@ Finished runs take none; a stage that several runs share is counted with the fir
 
 from __future__ import annotations
 
+import heapq
 import math
 import statistics
+import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeVar
+from typing import NamedTuple
 
 from cmpta_lib import paper, registry
-from cmpta_lib.config import DataConfig, RunConfig, Stage
+from cmpta_lib.config import DataConfig, RunConfig
 from cmpta_lib.data.corpus import Corpus
-from cmpta_lib.runs import provenance as memory
-from cmpta_lib.runs.load import tools
+from cmpta_lib.runs import provenance
+from cmpta_lib.runs.progress import duration, table
 from cmpta_lib.study import plan
-from cmpta_lib.study.forecast import Asked, Forecast
-from cmpta_lib.study.plan import Planned, Row
-from cmpta_lib.study.profiles import applied, settings_of
+from cmpta_lib.study.plan import Planned
+from cmpta_lib.study.profiles import planned_config
 from cmpta_lib.study.study import Study
 
-_TIMED_STEPS = 3  # of a method
-_Found = TypeVar("_Found")
+_TIMED_STEPS = 3  # of each stage of a method
+Sizes = Mapping[str, int]  # clips of "train", "valid" and "test", and the training "dialogues"
+_DIALOGUES = {"SIMS-V2": 2722, "MELD": 1038}  # of training; SIMS-V2's clips stand alone
+PUBLISHED: Mapping[str, Sizes] = {  # corpus -> what the paper's Table 1 says of it
+    key: {"train": said.train, "valid": said.valid, "test": said.test, "dialogues": _DIALOGUES[name]}
+    for key, (name, said) in zip(("sims", "meld"), paper.TABLE1.items(), strict=True)
+}
+# What counts as CMPTA where nothing else was measured: the same LLM, prompt and answers around another token maker.
+LIKE_CMPTA = ("soft_prompt", "mse_adapter", "text_only")
 
 
 class Kind(NamedTuple):
-    """Runs that count alike, versions of a method among them."""
+    """Runs that take alike, versions of a method among them."""
 
     key: str  # the corpus': "sims", "meld" or "data"
     method: str
@@ -50,129 +58,70 @@ class Speed:
     answer: float
     steps: Mapping[str, float] = field(default_factory=dict)
     start: float = 0.0
-    unit: Literal["clip", "dialogue"] = "clip"
+    unit: str = "clip"
     gpu_gb: float = 0.0
-
-    @classmethod
-    def of(cls, step_ms: float, answer_ms: float) -> Speed:
-        """From a benchmark's milliseconds per step and per answered clip, for a method of one stage."""
-        return cls(answer_ms / 1000, {"training": step_ms / 1000})
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Clips by split, and the training dialogues."""
-
-    train: int
-    valid: int
-    test: int
-    dialogues: int
-
-
-_PUBLISHED_DIALOGUES = {"SIMS-V2": 2722, "MELD": 1038}  # of training; SIMS-V2's clips stand alone
-PUBLISHED: Mapping[str, Sizes] = {  # corpus -> what the paper's Table 1 says of it
-    key: Sizes(said.train, said.valid, said.test, _PUBLISHED_DIALOGUES[name])
-    for key, (name, said) in zip(("sims", "meld"), paper.TABLE1.items(), strict=True)
-}
-# What counts as CMPTA where nothing else was measured: the same LLM, prompt and answers around another token maker.
-LIKE_CMPTA: Mapping[str, str] = dict.fromkeys(("soft_prompt", "mse_adapter", "text_only"), "cmpta")
 
 
 def seconds(config: RunConfig, sizes: Sizes, speed: Speed, made: set[str]) -> float:
-    """Of one unfinished run.
+    """Of one unfinished run; `made`: files of shared stages that are there, to which those that this run makes are added."""
+    from cmpta_lib.runs.checkpoint import path_of
 
-    Args:
-        made: shared stages that are there, by the names of their files; those that this run makes are added.
-    """
-    units = sizes.train if speed.unit == "clip" else sizes.dialogues
-    total = speed.start + (sizes.valid + sizes.test) * speed.answer
+    units = sizes["train"] if speed.unit == "clip" else sizes["dialogues"]
+    total = speed.start + (sizes["valid"] + sizes["test"]) * speed.answer
     for stage in config.stages:
-        if stage.name not in speed.steps or (common := _common(stage)) in made:
+        shared = "" if stage.outcome is None else path_of(Path(), stage).name
+        if stage.name not in speed.steps or shared in made:
             continue
-        made |= {common} if common else set()
+        made |= {shared} - {""}
         steps = math.ceil(units / stage.training.batch_size) * speed.steps[stage.name]
-        total += stage.training.epochs * (steps + (sizes.valid * speed.answer if stage.is_labelled else 0))
+        total += stage.training.epochs * (steps + (sizes["valid"] * speed.answer if stage.is_labelled else 0))
     return total
-
-
-def _common(stage: Stage) -> str:
-    """The file of a stage that several runs share."""
-    from cmpta_lib.runs import checkpoint as shared
-
-    return "" if stage.outcome is None else shared.path_of(Path(), stage).name
 
 
 @dataclass(frozen=True)
 class Costs:
-    """What planned runs take; `speeds` may lack kinds, whose runs then count as unknown.
-
-    `configs` and `sizes` need no corpus in a projection. `made`: shared stages that are there already.
-    """
+    """What runs take; `speeds` may lack kinds, whose runs then count as unknown, and `configs` are those of unfinished runs."""
 
     speeds: Mapping[Kind, Speed]
-    config: Callable[[Planned], RunConfig]
-    sizes: Callable[[str], Sizes]
-    done: Callable[[Planned], bool] = lambda one: False
-    made: frozenset[str] = frozenset()
+    sizes: Mapping[str, Sizes]
+    configs: Mapping[Planned, RunConfig]
+    made: frozenset[str] = frozenset()  # shared stages that are there already
 
     def __call__(self, runs: Sequence[Planned]) -> list[float | None]:
         """Seconds of each of these runs, made in this order and with nothing else; 0 where finished, None where unknown."""
-        made = set(self.made)
-        return [self._seconds(one, made) for one in runs]
-
-    def _seconds(self, one: Planned, made: set[str]) -> float | None:
-        if self.done(one):
-            return 0.0
-        config = self.config(one)
-        speed = self.speeds.get(kind_of(one, config))
-        return None if speed is None else seconds(config, self.sizes(one.key), speed, made)
+        made, found = set(self.made), []
+        for one in runs:
+            config = self.configs.get(one)
+            speed = self.speeds.get(_kind(one, config)) if config else Speed(0)
+            found.append(seconds(config, self.sizes[one.key], speed, made) if config and speed else 0.0 if speed else None)
+        return found
 
 
-def kind_of(one: Planned, config: RunConfig) -> Kind:
+def _kind(one: Planned, config: RunConfig) -> Kind:
     return Kind(one.key, one.row.method, one.row.llm, tuple(stage.name for stage in config.stages))
 
 
-# --- elsewhere --------------------------------------------------------------------------------------------------------
+def projected(study: Study, speeds: Mapping[Kind, Speed]) -> Costs:
+    """Costs of `study.planned()` where speeds were measured elsewhere, its corpora having the published sizes.
 
-
-def projected(
-    study: Study,
-    speeds: Mapping[Kind, Speed],
-    sizes: Mapping[str, Sizes] = PUBLISHED,
-    alike: Mapping[str, str] = LIKE_CMPTA,
-) -> Costs:
-    """Costs of a study's runs where these speeds were measured, its corpora having these sizes; nothing of it need be here.
-
-    Nothing counts as finished.
-
-    Args:
-        study: such as `Study("paper")`.
-        speeds: for example `{Kind("sims", "cmpta"): Speed.of(step_ms=..., answer_ms=...)}`.
-        alike: method -> the method as which it counts where it was not measured itself; with the study's LLM only.
+    Nothing of it need be here, and nothing counts as finished. Methods around CMPTA's LLM and prompt that were not measured
+    count as CMPTA.
     """
     known = dict(speeds)
     for kind, speed in speeds.items():
-        for other in (name for name, like in alike.items() if like == kind.method and not kind.llm):
-            trains = registry.ENTRIES[other].is_trained
-            known.setdefault(kind._replace(method=other), speed if trains else replace(speed, steps={}))
-    return Costs(known, _remembered(lambda one: outlined(study, one.key, one.row, one.seed)), sizes.__getitem__)
+        for method in LIKE_CMPTA if kind.method == "cmpta" else ():
+            trains = registry.ENTRIES[method].is_trained
+            known.setdefault(kind._replace(method=method), speed if trains else replace(speed, steps={}))
+    data = {key: DataConfig(name=name, fingerprint="") for key, name in study.settings.corpora.items()}
+    runs = study.planned()
+    configs = {one: planned_config(study.profile, one.key, one.row, data[one.key], one.seed, study.changes) for one in runs}
+    return Costs(known, PUBLISHED, configs)
 
 
-def projection(study: Study, speeds: Mapping[Kind, Speed], jobs: int = 1) -> Forecast:
-    """What `projected` costs come to by notebook and claim, for what reproduces the paper; `forecast.screen` prints it."""
-    notebooks = [notebook for notebook in plan.NOTEBOOKS if not notebook.is_beyond]
-    asked = Asked(notebooks, study.keys, {key: key for key in study.keys}, study.seeds, jobs=jobs)
-    return Forecast(asked, projected(study, speeds))
-
-
-def outlined(study: Study, key: str, row: Row, seed: int) -> RunConfig:
-    """A run's config without what its corpus and models say of themselves: stages, epochs, batches are as in `Study.config`."""
-    entry = registry.ENTRIES[row.method]
-    base = RunConfig(data=DataConfig(name=study.settings.corpora[key], fingerprint=""), method=entry.defaults(), seed=seed)
-    return applied(base, settings_of(study.profile, key, row, entry.settings) | study.changes, row)
-
-
-# --- here -------------------------------------------------------------------------------------------------------------
+def projection(study: Study, milliseconds: Mapping[str, tuple[float, float]]) -> str:
+    """Hours by notebook of what reproduces the paper, from CMPTA's milliseconds a step and an answer by a corpus' key."""
+    speeds = {Kind(key, "cmpta"): Speed(answer / 1000, {"training": step / 1000}) for key, (step, answer) in milliseconds.items()}
+    return by_notebook(study, {one.name: study.planned([one.name]) for one in plan.chosen([])}, projected(study, speeds))
 
 
 def measured(study: Study, runs: Sequence[Planned]) -> Costs:
@@ -181,48 +130,27 @@ def measured(study: Study, runs: Sequence[Planned]) -> Costs:
     Raises:
         ValueError, OSError: as `Study.config`.
     """
-    found = _remembered(lambda one: study.run(one.key, one.row, one.seed))
-    kinds: dict[Kind, RunConfig] = {}
-    for one in runs:
-        if not found(one).done:
-            kinds.setdefault(kind_of(one, found(one).config), found(one).config)
-    speeds: dict[Kind, Speed] = {}
-    for backbone in dict.fromkeys(map(_backbone, kinds.values())):  # each is loaded once, as a worker does
-        alike = {kind: config for kind, config in kinds.items() if _backbone(config) == backbone}
-        for number, (kind, config) in enumerate(alike.items()):
-            speeds[kind] = _speed(config, study.corpus(kind.key), study.root, is_loaded=number > 0)
-    return Costs(
-        speeds,
-        config=lambda one: found(one).config,
-        sizes=lambda key: _sizes(study.corpus(key)),
-        done=lambda one: found(one).done,
-        made=frozenset(path.name for path in (study.cache / "stages").glob("*")),
-    )
-
-
-def _remembered(find: Callable[[Planned], _Found]) -> Callable[[Planned], _Found]:
-    """The same, asked once for each run."""
-    known: dict[str, _Found] = {}
-
-    def get(one: Planned) -> _Found:
-        if (name := repr(one)) not in known:  # rows hold dicts, so they cannot be keys
-            known[name] = find(one)
-        return known[name]
-
-    return get
-
-
-def _sizes(corpus: Corpus) -> Sizes:
     from cmpta_lib.runs.evaluation import units
 
-    train, valid, test = (len(corpus.splits[name]) for name in ("train", "valid", "test"))
-    return Sizes(train, valid, test, len(units(corpus.splits["train"], "dialogue")))
+    found = {one: study.run(one.key, one.row, one.seed) for one in runs}
+    configs = {one: run.config for one, run in found.items() if not run.done}
+    kinds: dict[Kind, RunConfig] = {}
+    for one, config in configs.items():
+        kinds.setdefault(_kind(one, config), config)
+    speeds: dict[Kind, Speed] = {}
+    backbones, loaded = [_backbone(config) for config in kinds.values()], None
+    for kind, config in sorted(kinds.items(), key=lambda one: backbones.index(_backbone(one[1]))):  # each is loaded once
+        speeds[kind] = _speed(config, study.corpus(kind.key), study.root, is_loaded=_backbone(config) == loaded)
+        loaded = _backbone(config)
+    splits = {key: study.corpus(key).splits for key in dict.fromkeys(one.key for one in runs)}
+    sizes = {key: {name: len(split) for name, split in own.items()} for key, own in splits.items()}
+    sizes = {key: own | {"dialogues": len(units(splits[key]["train"], "dialogue"))} for key, own in sizes.items()}
+    return Costs(speeds, sizes, configs, frozenset(path.name for path in (study.cache / "stages").glob("*")))
 
 
 def _backbone(config: RunConfig) -> str:
     """What its text is read with."""
-    own = config.method.model_dump()
-    return str(next((own[kind]["name"] for kind in ("llm", "encoder") if kind in own), ""))
+    return str(next((own["name"] for kind, own in config.method.model_dump().items() if kind in ("llm", "encoder")), ""))
 
 
 def _speed(config: RunConfig, corpus: Corpus, root: Path, is_loaded: bool) -> Speed:
@@ -230,14 +158,14 @@ def _speed(config: RunConfig, corpus: Corpus, root: Path, is_loaded: bool) -> Sp
     import torch
 
     from cmpta_lib.runs import evaluation, loop
+    from cmpta_lib.runs.load import resources
 
     if not is_loaded:
-        loop.build(config, corpus, tools(root))
-    memory.watch()
+        loop.build(config, corpus, resources(root))
+    provenance.watch()
     started = time.perf_counter()
-    method = loop.build(config, corpus, tools(root))
-    start = time.perf_counter() - started
-    split, steps = corpus.splits["train"], {}
+    method = loop.build(config, corpus, resources(root))
+    start, steps, split = time.perf_counter() - started, {}, corpus.splits["train"]
     drawn = evaluation.units(split, method.unit)
     order = torch.randperm(len(drawn), generator=torch.Generator().manual_seed(config.seed)).tolist()
     for stage in config.stages:
@@ -245,8 +173,7 @@ def _speed(config: RunConfig, corpus: Corpus, root: Path, is_loaded: bool) -> Sp
         groups = [group for group in method.groups(stage.training) if group.parameters]
         if not groups:
             continue
-        optimizer = loop.optimizer_of(groups, stage.training)
-        size, taken = stage.training.batch_size, []
+        optimizer, size, taken = loop.optimizer_of(groups, stage.training), stage.training.batch_size, []
         method.module.train()
         for number in range(1 + _TIMED_STEPS):  # the first warms up
             batch = [drawn[order[(number * size + place) % len(drawn)]] for place in range(min(size, len(drawn)))]
@@ -257,7 +184,7 @@ def _speed(config: RunConfig, corpus: Corpus, root: Path, is_loaded: bool) -> Sp
     places = [index for place in order for index in drawn[place]][: config.evaluation.batch_size]
     clips = [split[index] for index in places]
     answer = _seconds(lambda: method.predict(method.collate(clips))) / len(clips)
-    return Speed(answer, steps, start, method.unit, memory.peaks_gb().get(memory.ALLOCATED, 0.0))
+    return Speed(answer, steps, start, method.unit, provenance.peaks_gb().get(provenance.ALLOCATED, 0.0))
 
 
 def _seconds(work: Callable[[], object]) -> float:
@@ -270,3 +197,48 @@ def _seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
+# --- as text ----------------------------------------------------------------------------------------------------------
+
+
+def ends(taken: Sequence[float | None], jobs: int) -> list[float]:
+    """When each run ends, begun in order by whoever is free first; unknown ones count as nothing, finished ones at once."""
+    free, found = [0.0] * jobs, []
+    for time_s in taken:
+        found.append(heapq.heappop(free) + time_s if time_s else 0.0)
+        if time_s:
+            heapq.heappush(free, found[-1])
+    return found
+
+
+def by_notebook(study: Study, notebooks: Mapping[str, Sequence[Planned]], costs: Costs | None, jobs: int = 1) -> str:
+    """The table of notebooks with the runs that they need and, where costs are known, how long these take."""
+    known: list[Planned] = []
+    rows, before = [], 0.0
+    runs = [one for one in study.planned(notebooks) if any(one in needs for needs in notebooks.values())]
+    taken = costs(runs) if costs else []
+    when = dict(zip(runs, ends(taken, jobs), strict=True)) if costs else {}
+    least = "\N{GREATER-THAN OR EQUAL TO} " if None in taken else ""
+    for name, needs in notebooks.items():
+        new = [one for one in needs if one not in known]
+        known += new
+        row = [name, str(len(needs)), str(len(new))]
+        if costs:
+            after, alone = sum(filter(None, costs(known))), costs(needs)
+            first = [one for one in needs if one.seed == study.seeds[0]]
+            whole = [least + duration(max(when[one] for one in found)) if found else "-" for found in (first, needs)]
+            row += [str(alone.count(None) or "-")] * bool(least)
+            row += [duration(after - before), duration(sum(filter(None, alone))), *whole]
+            before = after
+        rows.append(row)
+    head = ["notebook", "runs", "new", *(["not timed"] if least else [])]
+    head += ["time", "alone", "first seed", "all seeds"] if costs else []
+    said = "new: runs that no notebook above needs."
+    if costs:
+        at_a_time = "one run at a time" if jobs == 1 else f"{jobs} runs at a time"
+        said += (
+            " time: these runs one after another; alone: all that the notebook needs, were nothing else made. first seed, all"
+            f" seeds: when `cmpta reproduce` has them all, by the clock, with {at_a_time}."
+        )
+    if least:
+        said += f" {taken.count(None)} of {len(runs)} runs were not timed and count as nothing: {least.strip()}."
+    return "\n".join([*table(head, rows, range(1, len(head))), "", *textwrap.wrap(said, 80)])

@@ -1,14 +1,6 @@
-"""A line of a table, as what must be run for it.
+"""The one list of what makes what: rows of tables as methods with changed fields, and notebooks as the rows they need.
 
-The rows of the systems beyond the paper that have notebooks of their own.
-
-The rows of notebook 14: MLLM-MAC with and without each of its parts, and published omni models beside it.
-
-Chosen to be few: 10 zero-shot answerings and 7 fine-tunings a corpus and seed, which share one perception.
-
-The one list of what makes what: rows of tables as methods with changed fields, and notebooks as the rows they need.
-
-Notebooks, command line, report and tests all read it. Imports no torch and asks for no corpus.
+Notebooks, command line, report and tests all read it. It asks for no corpus.
 """
 
 from __future__ import annotations
@@ -18,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cmpta_lib import paper, registry
-from cmpta_lib.beyond.settings import OMNI_MODELS, MllmMacConfig
+from cmpta_lib.llm.files import OMNI_MODELS
 
 
 @dataclass(frozen=True)
@@ -31,13 +23,14 @@ class Row:
 
     name: str
     method: str = "cmpta"
-    changes: Mapping[str, Any] = field(default_factory=dict)
+    changes: Mapping[str, Any] = field(default_factory=dict, hash=False)
     rate: float = 1.0  # times the learning rate of its settings
     llm: str = ""
     is_seeded: bool = True
 
 
-# The multimodal transformer: the row of the comparison, pre-trained with both losses and fused by six pairs, and versions.
+# The multimodal transformer (notebook 13): the row of the comparison, pre-trained with both losses and fused by six pairs,
+# and its versions.
 MMT = Row("MM-Transformer", "multimodal_transformer")
 
 
@@ -47,16 +40,11 @@ def _version(name: str, **fields: object) -> Row:
 
 WITHOUT_PRETRAINING = _version("no pre-training", pretraining="none")
 PRETRAINING: tuple[Row, ...] = (
-    WITHOUT_PRETRAINING,
-    _version("masked words", pretraining="mlm"),
-    _version("contrastive", pretraining="contrastive"),
-    MMT,
-)
+    WITHOUT_PRETRAINING, _version("masked words", pretraining="mlm"), _version("contrastive", pretraining="contrastive"), MMT,
+)  # fmt: skip
 FUSIONS: tuple[Row, ...] = (
-    MMT,
-    _version("concatenation", fusion="concatenation"),
-    _version("self-attention only", fusion="self_attention"),
-)
+    MMT, _version("concatenation", fusion="concatenation"), _version("self-attention only", fusion="self_attention"),
+)  # fmt: skip
 MMT_TEXT_ONLY = _version("text only", modalities="text")
 # Share of the training labels -> the method with its pre-training and without.
 LABEL_SHARES: Mapping[float, tuple[Row, Row]] = {
@@ -66,26 +54,24 @@ LABEL_SHARES: Mapping[float, tuple[Row, Row]] = {
     )
     for share in (0.1, 0.25, 0.5)
 } | {1.0: (MMT, WITHOUT_PRETRAINING)}
-MMT_VERSIONS: tuple[Row, ...] = (
-    *PRETRAINING[:-1],
-    *FUSIONS[1:],
-    MMT_TEXT_ONLY,
+MMT_ROWS: tuple[Row, ...] = (
+    MMT, *PRETRAINING[:-1], *FUSIONS[1:], MMT_TEXT_ONLY,
     *(row for share, pair in LABEL_SHARES.items() if share < 1 for row in pair),
-)
-MMT_ROWS: tuple[Row, ...] = (MMT, *MMT_VERSIONS)
+)  # fmt: skip
 
-ROWS: tuple[Row, ...] = MMT_VERSIONS  # every row here that no comparison has
-
-
+# MLLM-MAC (notebook 14) with and without each of its parts, and published omni models beside it. Chosen to be few: 10
+# zero-shot answerings and 7 fine-tunings a corpus and seed, which share one perception.
 ZERO_SHOT, TUNED = "zero-shot", "fine-tuned"
 WHOLE = Row("MLLM-MAC", "mllm_mac")  # all modalities, knowledge and fine-tuning
+_AS_WHOLE: Mapping[str, object] = {  # what `WHOLE` says by its defaults
+    "sft": True, "modalities": "TAV", "knowledge": "generated", "shuffled": False, "integration": "concat", "decoding": "trie",
+}  # fmt: skip
 
 
 def _row(name: str, training: str, **fields: object) -> Row:
     """A version of MLLM-MAC; fields that are as in the whole are left out, so that equal runs are one run."""
     wanted = {"sft": training == TUNED} | fields
-    known = MllmMacConfig.model_fields
-    changes = {f"method.{field}": value for field, value in wanted.items() if value != known[field].default}
+    changes = {f"method.{field}": value for field, value in wanted.items() if value != _AS_WHOLE[field]}
     return Row(f"{name}, {training}", WHOLE.method, changes) if changes else WHOLE
 
 
@@ -116,7 +102,7 @@ FREE = _row("free replies", ZERO_SHOT, knowledge="none", decoding="free")
 OMNI: tuple[Row, ...] = tuple(
     Row(name.rpartition("/")[2], "omni", {"method.model.name": name}, is_seeded=False) for name in OMNI_MODELS
 )
-ROWS_mllm_rows: tuple[Row, ...] = (
+MLLM_ROWS: tuple[Row, ...] = (
     *GIVEN[ZERO_SHOT].values(), FREE, *GIVEN[TUNED].values(),
     *(row for rows in TOLD.values() for told, row in rows.items() if told != NOTHING_TOLD and row != WHOLE),
     *OMNI,
@@ -132,17 +118,14 @@ ABLATIONS: Mapping[tuple[str, str], Row] = {  # the lines of Tables 5 and 6 that
     (paper.ADAPTER, "off"): Row("adapter off", changes={"method.fusion": "pooled"}),
     **{(paper.TOKEN_COUNT, str(n)): Row(f"{n} tokens", changes={"method.num_pseudo_tokens": n}) for n in (5, 7, 8)},
 }
-# The alternatives of the interpretation register (README.md beside this package), by its row numbers.
+# Alternatives to the choices that the paper leaves open (README.md beside this package), by the numbers of these choices.
 REGISTER: tuple[Row, ...] = (
     Row("3: one head", changes={"method.num_heads": 1}),
     Row("3: four heads", changes={"method.num_heads": 4}),
     Row("3: sixteen heads", changes={"method.num_heads": 16}),
     Row("4: projections per pair", changes={"method.projections": "per_pair"}),
     Row("6: maximum instead of mean", changes={"method.summary": "max"}),
-    Row(
-        "7: pairs repeated, 8 tokens",
-        changes={"method.num_pseudo_tokens": 8, "method.token_count_rule": "repeat"},
-    ),
+    Row("7: pairs repeated, 8 tokens", changes={"method.num_pseudo_tokens": 8, "method.token_count_rule": "repeat"}),
     Row("8: tokens at default scale", changes={"method.token_scale": "default"}),
     Row("9: tokens after the text", changes={"method.prompt.pseudo_token_position": "after_text"}),
     Row("11: free decoding", changes={"method.decoding": "free"}),
@@ -223,31 +206,25 @@ def search(row: Row) -> dict[float, Row]:
     return {factor: row if factor == 1 else replace(row, rate=factor) for factor in RATES}
 
 
+def label(row: Row) -> str:
+    """A row's name where it stands among all runs: a version says of which method it is one, a searched rate which."""
+    is_plain = not row.changes or row.llm or row.method == "cmpta" or row.method not in registry.ENTRIES
+    name = row.name if is_plain else f"{registry.ENTRIES[row.method].row}, {row.name}"
+    return name if row.rate == 1 else f"{name}, learning rate × {row.rate:g}"
+
+
 def every_row(key: str, method: str) -> list[Row]:
     """Every row that a run of this method may be on this corpus: with an LLM of its own first, then plain, then changed."""
     comparisons = sorted(comparison(key), key=lambda row: not row.llm)
-    changed = [*ABLATIONS.values(), *REGISTER, *MSE_ABLATIONS, *versions(key), *ROWS, *ROWS_mllm_rows]
+    changed = [*ABLATIONS.values(), *REGISTER, *MSE_ABLATIONS, *versions(key), *MMT_ROWS[1:], *MLLM_ROWS]
     own = [row for row in comparisons if row.method == method] or [Row(registry.ENTRIES[method].row, method)]
     searched = [one for row in own for one in search(row).values() if one.rate != 1]
     return [*own, *(row for row in changed if row.method == method), *searched]
 
 
-def beyond(key: str) -> list[Row]:
-    """What the appendix on the compared methods needs."""
-    return [*trained(key), *added(key), *versions(key), *MSE_ABLATIONS]
-
-
 def ablation(key: str) -> list[Row]:
     """The rows of Table 5 or 6."""
     return [CMPTA, TEXT_ONLY, *ABLATIONS.values()]
-
-
-def _cmpta(key: str) -> list[Row]:
-    return [CMPTA]
-
-
-def _both(key: str) -> list[Row]:
-    return [CMPTA, TEXT_ONLY]
 
 
 @dataclass(frozen=True)
@@ -271,75 +248,63 @@ class Notebook:
 
 
 _BESIDE = ("paired_{key}", "methods_{key}", "field_{key}")
-_COMPARISON, _ABLATION = "Comparison (Tables 3 and 4)", "Ablations (Tables 5 and 6)"
+_COMPARISON, _ABLATION, _BEYOND = "Comparison (Tables 3 and 4)", "Ablations (Tables 5 and 6)", "Beyond the paper: "
+_MMT_TABLES = ("mmt_pretraining", "mmt_fusion", "mmt_labels", "mmt_modalities")
+_MLLM_TABLES = ("mllm_zero_shot", "mllm_two_by_two", "mllm_margins", "mllm_modalities", "mllm_knowledge", "mllm_costs")
+
+
+def _alone(key: str) -> Sequence[Row]:
+    return [CMPTA]
+
+
+def _both(key: str) -> Sequence[Row]:
+    return [CMPTA, TEXT_ONLY]
+
+
 NOTEBOOKS: tuple[Notebook, ...] = (
     Notebook("01_data", "The corpora (Table 1)", tables=("table1", "findings"), figures=("corpus_{key}",)),
     Notebook(
-        "02_model",
-        "The method (Figures 1 and 2, Table 2)",
-        tables=("table2", "table2_parameters"),
-        figures=("fig1_architecture", "fig2_adapter"),
+        "02_model", "The method (Figures 1 and 2, Table 2)",
+        tables=("table2", "table2_parameters"), figures=("fig1_architecture", "fig2_adapter"),
     ),
     Notebook(
-        "03_training",
-        "Training and open choices",
-        rows=_cmpta,
-        tables=("training", "register"),
-        figures=("training_curves_{key}",),
-        has_register=True,
+        "03_training", "Training and open choices", rows=_alone,
+        tables=("training", "register"), figures=("training_curves_{key}",), has_register=True,
     ),
     Notebook("04_table3_simsv2", _COMPARISON, ("sims",), compared, ("table3", *_BESIDE)),
     Notebook("05_table4_meld", _COMPARISON, ("meld",), compared, ("table4", *_BESIDE), ("confusion_{key}",)),
     Notebook("06_table5_ablation_simsv2", _ABLATION, ("sims",), ablation, ("table5",), ("ablation_{key}",)),
     Notebook("07_table6_ablation_meld", _ABLATION, ("meld",), ablation, ("table6",), ("ablation_{key}",)),
     Notebook(
-        "08_attention_figs3_4",
-        "Attention (Figures 3 and 4)",
-        rows=_cmpta,
-        tables=("attention_on_cues",),
-        figures=("fig[34]_attention_{key}",),
-        first_seed_only=True,
+        "08_attention_figs3_4", "Attention (Figures 3 and 4)", rows=_alone,
+        tables=("attention_on_cues",), figures=("fig[34]_attention_{key}",), first_seed_only=True,
     ),
     Notebook("09_case_study_fig5", "A case (Figure 5)", ("meld",), _both, (), ("fig5_case_study",), True),
     Notebook(
-        "10_claims",
-        "Which of the paper's claims hold here?",
+        "10_claims", "Which of the paper's claims hold here?",
         rows=lambda key: [*compared(key), *ABLATIONS.values()],  # as Tables 3-6 need them: no run of its own
         tables=("claims",),
     ),
     Notebook(
-        "11_errors",
-        "Errors, and how sure the method is",
-        rows=_both,
+        "11_errors", "Errors, and how sure the method is", rows=_both,
         tables=("per_label_{key}", "sides_{key}", "calibration_{key}", "errors_{key}"),
         figures=("answers_{key}", "reliability_{key}", "error_clip_{key}"),
     ),
     Notebook(
-        "12_baselines",
-        "Beyond the paper: the compared methods, taken apart",
-        rows=beyond,
-        tables=("mse_ablation", "versions", "search"),
-        has_search=True,
-        is_beyond=True,
+        "12_baselines", _BEYOND + "the compared methods, taken apart",
+        rows=lambda key: [*trained(key), *added(key), *versions(key), *MSE_ABLATIONS],
+        tables=("mse_ablation", "versions", "search"), has_search=True, is_beyond=True,
     ),
     Notebook(
-        "13_multimodal_transformer",
-        "Beyond the paper: the multimodal transformer",
-        rows=lambda key: MMT_ROWS,
-        tables=("mmt_pretraining", "mmt_fusion", "mmt_labels", "mmt_modalities"),
-        is_beyond=True,
+        "13_multimodal_transformer", _BEYOND + "the multimodal transformer",
+        rows=lambda key: MMT_ROWS, tables=_MMT_TABLES, is_beyond=True,
     ),
     Notebook(
-        "14_mllm_mac",
-        "Beyond the paper: multimodal LLMs (MLLM-MAC)",
-        rows=lambda key: [TEXT_ONLY, *ROWS_mllm_rows, WHOLE],
-        tables=(
-            "mllm_zero_shot", "mllm_two_by_two", "mllm_margins", "mllm_modalities", "mllm_knowledge", "mllm_costs",
-        ),
-        is_beyond=True,
+        "14_mllm_mac", _BEYOND + "multimodal LLMs (MLLM-MAC)",
+        rows=lambda key: [TEXT_ONLY, *MLLM_ROWS, WHOLE], tables=_MLLM_TABLES, is_beyond=True,
     ),
-    Notebook("20_performance", "Beyond the paper: what it costs", (), is_beyond=True),  # seconds are no export: pages show them
-)
+    Notebook("20_performance", _BEYOND + "what it costs", (), is_beyond=True),  # seconds are no export: pages show them
+)  # fmt: skip
 
 
 def sections(keys: Sequence[str], own: bool, beyond: bool = False) -> Iterator[tuple[str, list[str]]]:
@@ -414,8 +379,4 @@ def planned(notebooks: Sequence[Notebook], keys: Sequence[str], own: bool, seeds
                 found += [Planned(key, row, seeds[0]) for row in tried]
         if notebook.has_register:
             found += [Planned(keys[0], row, seeds[0]) for row in REGISTER]
-    unique: list[Planned] = []
-    for one in found:  # rows hold dicts, so no set
-        if one not in unique:
-            unique.append(one)
-    return sorted(unique, key=lambda one: (list(seeds).index(one.seed), rank(one.row)))
+    return sorted(dict.fromkeys(found), key=lambda one: (list(seeds).index(one.seed), rank(one.row)))

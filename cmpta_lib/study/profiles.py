@@ -6,14 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from cmpta_lib.config import PAPER_SEEDS, RunConfig, override, paths
+from cmpta_lib import registry
+from cmpta_lib.config import PAPER_SEEDS, DataConfig, RunConfig, override, paths
 from cmpta_lib.data.corpus import Language
 from cmpta_lib.study.plan import Row
 
 
 @dataclass(frozen=True)
 class Profile:
-    """What `profile` means. A method's own settings for it stand in `methods.registry`."""
+    """What `profile` means. A method's own settings for it stand in its registration."""
 
     corpora: Mapping[str, str]  # key in notebooks -> corpus name
     llm: str  # a name that `llm.files` knows, or one of `embedded.tiny.ARCHITECTURES`
@@ -49,28 +50,31 @@ PROFILES: Mapping[str, Profile] = {
 SMOKE_SIZES = {"train": 48, "valid": 24, "test": 24}
 SMOKE_CHANGES = {"training.epochs": 1}
 SMOKE_DOCUMENTS = 800  # 20 steps: the schedule needs two of warm-up
-REHEARSAL = "rehearsal.json"  # what `cmpta rehearse` leaves in runs/smoke: the LLM and the changes of its smoke runs
+DRY_RUN = "dry_run.json"  # what `cmpta dry-run` leaves in runs/smoke: the LLM and the changes of its smoke runs
 
 
-def settings_of(profile: str, key: str, row: Row, own: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Config fields that a profile sets for a row on the corpus of this key, the narrower word last; none of the row's own.
-
-    Args:
-        own: what its method has to say, `methods.entries.Entry.settings`.
-    """
-    chosen = PROFILES[profile]
-    found = dict(chosen.changes) | dict(chosen.corpus_changes.get(key, {}))
-    for place in (profile, f"{profile}/{key}", f"{profile}/{key}/{row.llm}"):
-        found |= own.get(place, {})
-    return found
+def smoke_changes(method: str, dry_run: Mapping[str, Any]) -> dict[str, Any]:
+    """Config fields of a smoke run: what the record of a dry run says, or a method's own small sizes."""
+    return dict(dry_run.get("changes") or {**SMOKE_CHANGES, **registry.ENTRIES[method].settings.get("smoke", {})})
 
 
-def applied(base: RunConfig, settings: Mapping[str, Any], row: Row) -> RunConfig:
-    """A config with those settings that its method has, and what the row is about.
+def planned_config(profile: str, key: str, row: Row, data: DataConfig, seed: int, more: Mapping[str, Any]) -> RunConfig:
+    """The one way from a row of a table to the config of its run on the corpus of this key.
+
+    Its method's defaults, what the profile sets, the method's own settings for it, `more` (what a machine, a smoke run or a
+    caller sets), and last what the row is about. Fields that the method does not have are left out, but for the row's.
 
     Raises:
-        ValueError: they do not fit; names the row.
+        ValueError: the row's method is not registered, or a value does not fit; names the row.
     """
+    if row.method not in registry.ENTRIES:
+        raise ValueError(f"row '{row.name}': no method '{row.method}'; there are: {', '.join(registry.ENTRIES)}")
+    entry, chosen = registry.ENTRIES[row.method], PROFILES[profile]
+    settings = {**chosen.changes, **chosen.corpus_changes.get(key, {})}
+    for place in (profile, f"{profile}/{key}", f"{profile}/{key}/{row.llm}"):
+        settings |= entry.settings.get(place, {})
+    settings |= more
+    base = RunConfig(data=data, method=entry.defaults(), seed=seed)
     known = set(paths(base))
     try:
         config = override(base, {path: value for path, value in settings.items() if path in known} | dict(row.changes))

@@ -8,33 +8,23 @@ import subprocess
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from cmpta_lib import registry
 from cmpta_lib.config import PAPER_SEEDS, DataConfig, EncoderConfig, LLMConfig, PromptedLMConfig, RunConfig
 from cmpta_lib.data.corpus import Corpus, Language
-from cmpta_lib.data.readers import read_raw
 from cmpta_lib.data.store import load_corpus
-from cmpta_lib.embedded.tiny import tiny_folder
+from cmpta_lib.embedded.synthetic import tiny_folder
 from cmpta_lib.files import ROOT, Damaged, runs_folder
 from cmpta_lib.llm import files as llm_files
 from cmpta_lib.runs.engines import Engine, Failure, RunsFailed, ensure
-from cmpta_lib.runs.progress import Progress
 from cmpta_lib.runs.store import Run
-from cmpta_lib.study import exports, naming, plan, recordings
+from cmpta_lib.study import exports, plan
 from cmpta_lib.study.parameters import checked_changes, checked_seeds
-from cmpta_lib.study.plan import CMPTA, Row
-from cmpta_lib.study.profiles import (
-    PROFILES,
-    REHEARSAL,
-    SMOKE_CHANGES,
-    SMOKE_DOCUMENTS,
-    SMOKE_SIZES,
-    applied,
-    settings_of,
-)
+from cmpta_lib.study.plan import CMPTA, Row, label
+from cmpta_lib.study.profiles import DRY_RUN, PROFILES, SMOKE_DOCUMENTS, SMOKE_SIZES, planned_config, smoke_changes
 
 ONLY_FINISHED = "CMPTA_ONLY_FINISHED"  # environment variable: notebooks make no run and show what is finished
 
@@ -44,10 +34,10 @@ class Study:
 
     Args:
         profile: "demo" or "paper".
-        seeds: how many of the five seeds (register 17), or the seeds themselves; None = the profile's number.
+        seeds: how many of the five seeds (choice 17), or the seeds themselves; None = the profile's number.
         data: folder of `<name>_{train,valid,test}.pkl` in MELD's public format; replaces the profile's corpora.
         smoke: a few clips, one epoch and a barely trained LLM, to see that everything runs; says so in its outputs. For
-            profile "paper" that is its rehearsal, on the files that `cmpta rehearse` wrote.
+            profile "paper" that is its dry run, on the synthetic files that `cmpta dry-run` wrote.
         llm: another backbone than the profile's: a name of `llm.files.PUBLISHED`, a hub id, or a folder.
         changes: config fields to set in every run that has them, `{"method.summary": "max"}`; what a row of a table is
             about stays as the row says. Outputs say so and go to a folder of their own.
@@ -117,23 +107,25 @@ class Study:
 
         cache = self.cache / "data"
         if key == "data":
-            return read_raw(Path(self.data), cache)
+            from data_prep.public_pickles import read_folder  # here alone: whatever else runs opens no pickle
+
+            return read_folder(Path(self.data), cache)
         name = self.settings.corpora[key]
-        if name in synthetic.worlds():
+        if name in synthetic.generative_models():
             return synthetic.embedded_corpus(name, cache, SMOKE_SIZES if self.smoke else synthetic.SPLIT_SIZES)
         folder = cache / name
         if not (folder / "meta.json").exists():
             raise FileNotFoundError(
                 f"profile '{self.profile}' needs the corpus '{name}' in {folder}, and it is not there. "
-                f"Make it with: {'cmpta rehearse' if self.smoke else f'cmpta data {name}'}; or pass data=<folder> with "
+                f"Make it with: {'cmpta dry-run' if self.smoke else f'cmpta data {name}'}; or pass data=<folder> with "
                 f"files in MELD's public format, or use profile 'demo', which needs no download."
             )
         return load_corpus(folder)
 
     @property
     def llm_name(self) -> str:
-        """What names the backbone: the caller's choice, the rehearsal's, or the profile's."""
-        return self.own_llm or self._rehearsal.get("llm", self.settings.llm)
+        """What names the backbone: the caller's choice, the dry run's, or the profile's."""
+        return self.own_llm or self._dry_run.get("llm", self.settings.llm)
 
     @cached_property
     def llm(self) -> LLMConfig:
@@ -152,7 +144,7 @@ class Study:
         """
         if not row.llm or self.own_llm:
             return self.llm_name
-        if row.llm not in (known := self._rehearsal.get("llms", self.settings.llms)):
+        if row.llm not in (known := self._dry_run.get("llms", self.settings.llms)):
             raise ValueError(f"row '{row.name}': profile '{self.profile}' has no LLM '{row.llm}'; it has: {', '.join(known)}")
         return str(known[row.llm])
 
@@ -165,19 +157,23 @@ class Study:
             self._llms[name] = self._resolved(name)
         return self._llms[name]
 
-    def lacks(self, row: Row, key: str = "") -> str:
+    def missing(self, row: Row, key: str = "") -> str:
         """What a row waits for, with what to do: an LLM of its own; on a corpus of this key also its clips. "" = nothing.
 
         No other row needs it: this one then says "not run", and the rest goes on.
         """
-        if key and row.method in recordings.WAITING:
-            return recordings.lacks(self._planned_config(key, row), self.corpus(key), self.cache)
-        if self.llm_name_of(row) == self.llm_name:
-            return ""
-        try:
-            self.llm_of(row)
-        except FileNotFoundError as error:
-            return str(error)
+        entry = registry.ENTRIES.get(row.method)
+        if key and entry and entry.complete:
+            planned = self._planned_config(key, row)
+            try:
+                entry.complete(planned, self.corpus(key), self.cache, {})
+            except (OSError, ValueError) as error:
+                return str(error)
+        elif self.llm_name_of(row) != self.llm_name:
+            try:
+                self.llm_of(row)
+            except FileNotFoundError as error:
+                return str(error)
         return ""
 
     def llm_names(self, notebooks: Collection[str] = ()) -> list[str]:
@@ -186,7 +182,7 @@ class Study:
 
     def llms(self, notebooks: Collection[str] = ()) -> list[LLMConfig]:
         """These backbones, as far as they are here; raises as `llm`."""
-        rows = [one.row for one in self.planned(notebooks) if not self.lacks(one.row)]
+        rows = [one.row for one in self.planned(notebooks) if not self.missing(one.row)]
         return list(dict.fromkeys([self.llm, *map(self.llm_of, rows)]))
 
     def _resolved(self, name: str) -> LLMConfig:
@@ -196,8 +192,8 @@ class Study:
 
     @property
     def encoder_names(self) -> Mapping[Language, str]:
-        """Language -> what names the text encoder: the rehearsal's, or the profile's."""
-        names: Mapping[Language, str] = self._rehearsal.get("encoders", self.settings.encoders)
+        """Language -> what names the text encoder: the dry run's, or the profile's."""
+        names: Mapping[Language, str] = self._dry_run.get("encoders", self.settings.encoders)
         return names
 
     def encoder(self, language: Language) -> EncoderConfig:
@@ -222,14 +218,14 @@ class Study:
         return _tiny_fingerprint(cache, documents, name)
 
     @cached_property
-    def _rehearsal(self) -> dict[str, Any]:
-        record = self.root / REHEARSAL
+    def _dry_run(self) -> dict[str, Any]:
+        record = self.root / DRY_RUN
         if not (self.smoke and self.profile == "paper" and record.exists()):
             return {}
         try:
             return dict(json.loads(record.read_text(encoding="utf-8")))
         except (ValueError, TypeError):
-            raise Damaged(f"{record} is damaged; remove it and call `cmpta rehearse` again") from None
+            raise Damaged(f"{record} is damaged; remove it and call `cmpta dry-run` again") from None
 
     def _answer_sign(self, llm: LLMConfig) -> str:
         if llm not in self._signs:
@@ -241,28 +237,25 @@ class Study:
 
         Raises:
             ValueError: the row's method is not registered, or the changes asked for do not fit it.
-            OSError: what `lacks` says, where something is missing.
+            OSError: what `missing` says, where something is missing.
         """
         planned = self._planned_config(key, row, seed)
-        return recordings.filled(planned, self.corpus(key), self.cache, self.changes | dict(row.changes))
+        complete = registry.ENTRIES[row.method].complete
+        return complete(planned, self.corpus(key), self.cache, self.changes | dict(row.changes)) if complete else planned
 
-    def _planned_config(self, key: str, row: Row, seed: int | None = None) -> RunConfig:  # but for what `filled` fills in
-        if row.method not in registry.ENTRIES:
-            raise ValueError(f"row '{row.name}': no method '{row.method}'; there are: {', '.join(registry.ENTRIES)}")
-        entry, corpus = registry.ENTRIES[row.method], self.corpus(key)
-        data = DataConfig(name=corpus.name, fingerprint=corpus.fingerprint)
-        base = RunConfig(data=data, method=entry.defaults(), seed=self.seeds[0] if seed is None else seed)
-        changes = settings_of(self.profile, key, row, entry.settings)
-        if isinstance(base.method, PromptedLMConfig):
+    def _planned_config(self, key: str, row: Row, seed: int | None = None) -> RunConfig:  # but for what `complete` fills in
+        corpus, method, more = self.corpus(key), registry.ENTRIES.get(row.method), dict[str, Any]()
+        if method and issubclass(method.config, PromptedLMConfig):
             llm = self.llm_of(row)
-            changes |= {f"method.llm.{name}": value for name, value in llm.model_dump().items()}
-            changes["method.prompt.answer_sign"] = self._answer_sign(llm)
-        if hasattr(base.method, "encoder"):
+            more |= {f"method.llm.{name}": value for name, value in llm.model_dump().items()}
+            more["method.prompt.answer_sign"] = self._answer_sign(llm)
+        if method and "encoder" in method.config.model_fields:
             encoder = self.encoder(corpus.task.language)
-            changes |= {"method.encoder.name": encoder.name, "method.encoder.fingerprint": encoder.fingerprint}
-        if self.smoke:
-            changes |= self._rehearsal.get("changes") or {**SMOKE_CHANGES, **entry.settings.get("smoke", {})}
-        return applied(base, changes | self.changes, row)
+            more |= {"method.encoder.name": encoder.name, "method.encoder.fingerprint": encoder.fingerprint}
+        if method and self.smoke:
+            more |= smoke_changes(row.method, self._dry_run)
+        data = DataConfig(name=corpus.name, fingerprint=corpus.fingerprint)
+        return planned_config(self.profile, key, row, data, self.seeds[0] if seed is None else seed, more | self.changes)
 
     def runs(self, key: str, row: Row = CMPTA) -> list[Run]:
         """One run per seed, finished or not; one in all where no seed matters."""
@@ -271,22 +264,21 @@ class Study:
     def run(self, key: str, row: Row, seed: int) -> Run:
         """One run, finished or not."""
         config = self.config(key, row, seed)
-        return Run(config, self.root / f"{config.data.name}-{config.hash}")
+        return Run(config, self.root / f"{config.data.name}-{config.hash}", label(row))
 
     def ensure(self, runs: Sequence[Run], jobs: int | None = None, engine: Engine | str | None = None) -> Sequence[Run]:
         """Make every run finished, several at a time, on any of `runs.engines`, saying how far it is; returns them."""
-        names = naming.names(self.root, plan.every_row)
-        ensure(runs, self.root, jobs, engine=engine, watch=partial(Progress, name=lambda run: str(names(run.config))))
+        ensure(runs, self.root, jobs, engine=engine)
         return runs
 
     def needed(self, notebook: str) -> list[Run]:
-        """The runs that a notebook needs, but for the register's alternatives and rows whose own LLM is not here."""
+        """The runs that a notebook needs, but for the alternatives to open choices and rows whose own LLM is not here."""
         chosen = [replace(found, has_register=False) for found in plan.chosen([notebook])]
         planned = plan.planned(chosen, self.keys, bool(self.data), self.seeds)
-        return [self.run(one.key, one.row, one.seed) for one in planned if not self.lacks(one.row, one.key)]
+        return [self.run(one.key, one.row, one.seed) for one in planned if not self.missing(one.row, one.key)]
 
     def register_runs(self) -> list[Run]:
-        """The default and the interpretation register's alternatives: one seed each, on the first corpus."""
+        """The default and the alternatives to the choices that the paper leaves open: one seed each, on the first corpus."""
         return [self.run(self.keys[0], row, self.seeds[0]) for row in (CMPTA, *plan.REGISTER)]
 
     def make(self, runs: Sequence[Run]) -> Sequence[Run]:
@@ -322,7 +314,7 @@ class Study:
     def planned_runs(self, notebooks: Collection[str] = (), keys: Collection[str] | None = None) -> list[tuple[str, Run]]:
         """Every run that these notebooks (or all) need on these corpora (or all), each once, with its row's name."""
         asked = [one for one in self.planned(notebooks) if keys is None or one.key in keys]
-        found = [one for one in asked if not self.lacks(one.row, one.key)]
+        found = [one for one in asked if not self.missing(one.row, one.key)]
         return [(one.row.name, self.run(one.key, one.row, one.seed)) for one in found]
 
     def keys_of(self, notebooks: Collection[str]) -> tuple[str, ...]:

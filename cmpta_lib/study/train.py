@@ -26,7 +26,7 @@ def train(
     Args:
         data: folder of `<name>_{train,valid,test}.pkl` in MELD's public format, or the key of one of the profile's
             corpora, "sims" or "meld".
-        method: a name in `methods.registry`.
+        method: a name in `registry.ENTRIES`.
         changes: config fields to set, such as `{"training.epochs": 10, "method.summary": "max"}`.
         profile: whose settings hold where `changes` says nothing.
         llm: another backbone than the profile's.

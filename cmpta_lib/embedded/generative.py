@@ -1,6 +1,6 @@
-"""The small worlds that generated clips are drawn from: who says, shows and means what, and how likely.
+"""The generative models of the embedded corpora: who says, shows and means what, and how likely.
 
-A world is a joint table P(words, face, voice, label). The words name their class, the face and the voice show theirs as a
+Each is a joint table P(words, face, voice, label). The words name their class, the face and the voice show theirs as a
 short cue. Face and voice cues come in pairs that hold the same frames in opposite order (smile = p then q, frown = q then
 p), so a bag of frames cannot tell them apart.
 """
@@ -53,7 +53,7 @@ class CueSet:
 
 
 @dataclass(frozen=True)
-class World:
+class GenerativeModel:
     """A joint table over words, face, voice and label, and how each of them is shown."""
 
     name: str
@@ -87,7 +87,7 @@ class World:
 
 
 @lru_cache
-def sims_world() -> World:
+def sims_model() -> GenerativeModel:
     """Chinese clips scored in [-1, 1]; praise with a frown and a flat voice is sarcasm and turns the score round."""
     mood_given_words = np.array(
         [[0.60, 0.2, 0.20], [0.50, 0.2, 0.3], [0.35, 0.3, 0.35], [0.40, 0.2, 0.4], [0.40, 0.1, 0.5]]
@@ -103,7 +103,7 @@ def sims_world() -> World:
             score = -0.7 - 0.2 * polarity
         joint[words, face, voice] = 0.2 * chance * _rounded_normal(score, 0.28, grid)
     order = ((0, 1), (), (1, 0))
-    return World(
+    return GenerativeModel(
         name="embedded-sims",
         task=Task("regression", "zh"),
         joint=joint,
@@ -117,37 +117,23 @@ def sims_world() -> World:
 
 
 @lru_cache
-def meld_world() -> World:
+def meld_model() -> GenerativeModel:
     """English dialogues, MELD's seven emotions; kind words with a wrinkled nose and a low voice are disgust."""
     prior = np.array([0.28, 0.14, 0.09, 0.13, 0.16, 0.08, 0.12])  # neutral surprise fear sadness joy disgust anger
     words = np.array([[9, 1, 0, 0], [1, 8, 0, 1], [2, 5, 3, 0], [2, 0, 8, 0], [1, 1, 0, 8], [1, 0, 4, 5], [1, 2, 6, 1]])
     # faces: none, smile, frown, raised brows, wrinkled nose; voices: none, bright, low, trembling, loud
     faces = np.array(
-        [
-            [14, 2, 1, 2, 1],
-            [2, 2, 0, 15, 1],
-            [2, 0, 4, 13, 1],
-            [4, 0, 15, 0, 1],
-            [3, 16, 0, 1, 0],
-            [2, 1, 1, 0, 16],
-            [2, 0, 13, 0, 5],
-        ]
+        [[14, 2, 1, 2, 1], [2, 2, 0, 15, 1], [2, 0, 4, 13, 1], [4, 0, 15, 0, 1],
+         [3, 16, 0, 1, 0], [2, 1, 1, 0, 16], [2, 0, 13, 0, 5]]
     )
     voices = np.array(
-        [
-            [14, 2, 2, 1, 1],
-            [3, 12, 0, 2, 3],
-            [2, 0, 1, 16, 1],
-            [3, 0, 13, 4, 0],
-            [3, 14, 0, 0, 3],
-            [3, 0, 14, 1, 2],
-            [2, 0, 1, 0, 17],
-        ]
+        [[14, 2, 2, 1, 1], [3, 12, 0, 2, 3], [2, 0, 1, 16, 1], [3, 0, 13, 4, 0],
+         [3, 14, 0, 0, 3], [3, 0, 14, 1, 2], [2, 0, 1, 0, 17]]
     )
     words, faces, voices = (table / table.sum(1, keepdims=True) for table in (words, faces, voices))
     joint = np.einsum("y,yc,yf,yv->cfvy", prior / prior.sum(), words, faces, voices)
     order = ((), (0, 1), (1, 0), (2, 3), (3, 2))
-    return World(
+    return GenerativeModel(
         name="embedded-meld",
         task=Task("classification", "en", paper.MELD_LABELS),
         joint=joint,
@@ -155,22 +141,8 @@ def meld_world() -> World:
         openers=_MELD_OPENERS,
         phrases=_MELD_PHRASES,
         topics=_MELD_TOPICS,
-        face=CueSet(
-            ("", "smiling", "frowning", "brows up", "nose wrinkled"),
-            order,
-            dim=64,
-            frames=(24, 36),
-            half=3,
-            amplitude=10.0,
-        ),
-        voice=CueSet(
-            ("", "brightly", "in a low voice", "trembling", "loudly"),
-            order,
-            dim=64,
-            frames=(24, 40),
-            half=3,
-            amplitude=10.0,
-        ),
+        face=CueSet(("", "smiling", "frowning", "brows up", "nose wrinkled"), order, 64, (24, 36), half=3, amplitude=10.0),
+        voice=CueSet(("", "brightly", "in a low voice", "trembling", "loudly"), order, 64, (24, 40), half=3, amplitude=10.0),
     )
 
 
@@ -182,5 +154,5 @@ def _rounded_normal(mean: float, sd: float, grid: np.ndarray) -> np.ndarray:
     return np.diff(norm.cdf(edges, mean, sd))
 
 
-def worlds() -> dict[str, World]:
-    return {world.name: world for world in (sims_world(), meld_world())}
+def generative_models() -> dict[str, GenerativeModel]:
+    return {source.name: source for source in (sims_model(), meld_model())}

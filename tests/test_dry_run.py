@@ -1,18 +1,22 @@
-"""The rehearsal of profile `paper`: generated files laid out like the published ones, through the real code."""
+"""The dry run of profile `paper`: generated files laid out like the published ones, through the real code."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from safetensors import safe_open
 
-from cmpta_lib.cli import dry_run as rehearsal
+from cmpta_lib import files
+from cmpta_lib.cli import dry_run
 from cmpta_lib.cli.__main__ import main
 from cmpta_lib.llm.files import QWEN_1_8B
 from cmpta_lib.report import rows as reports
@@ -26,11 +30,11 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def runs_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The smallest rehearsal: files made, converted and recorded."""
+    """The smallest dry run: files made, converted and recorded."""
     folder = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CMPTA_RUNS", str(folder))
-        assert main(["rehearse", "--factor", "0.001", "--files-only"]) == 0
+        assert main(["dry-run", "--factor", "0.001", "--files-only"]) == 0
     return folder
 
 
@@ -46,7 +50,7 @@ def test_everything_made_from_it_says_that_it_is_generated(study: Study):
     assert reports.bayes(study, "sims", "mae") == {}  # nobody knows the best possible score on it
 
 
-def test_the_real_profile_never_takes_rehearsal_files(runs_folder: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_real_profile_never_takes_synthetic_files(runs_folder: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("CMPTA_RUNS", str(runs_folder))
     with pytest.raises(FileNotFoundError, match="cmpta data simsv2"):
         Study("paper").corpus("sims")
@@ -57,7 +61,7 @@ def test_a_second_call_writes_nothing_again(runs_folder: Path, monkeypatch: pyte
     before = {
         path: path.stat().st_mtime_ns for path in runs_folder.rglob("*") if path.suffix in {".pkl", ".safetensors"}
     }
-    assert main(["rehearse", "--factor", "0.001", "--files-only"]) == 0
+    assert main(["dry-run", "--factor", "0.001", "--files-only"]) == 0
     assert before == {path: path.stat().st_mtime_ns for path in before} and len(before) >= 6
 
 
@@ -65,29 +69,27 @@ def test_a_second_call_writes_nothing_again(runs_folder: Path, monkeypatch: pyte
 def test_a_wrong_factor_costs_nothing(factor: str, runs_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     monkeypatch.setenv("CMPTA_RUNS", str(runs_folder))
     before = sorted(runs_folder.rglob("*"))
-    assert main(["rehearse", "--factor", factor, "--files-only"]) == 1
+    assert main(["dry-run", "--factor", factor, "--files-only"]) == 1
     assert "expected a fraction of the published split sizes" in capsys.readouterr().err
     assert sorted(runs_folder.rglob("*")) == before
 
 
-def test_a_rehearsal_that_died_is_taken_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_dry_run_that_died_is_taken_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Killed while it wrote MELD and, later, the weights; then another recipe's files are in the way."""
     monkeypatch.setenv("CMPTA_RUNS", str(tmp_path))
-    call = ["rehearse", "--factor", "0.001", "--files-only"]
+    call = ["dry-run", "--factor", "0.001", "--files-only"]
     assert main(call) == 0
     root = tmp_path / "smoke"
-    (sims,), before = root.glob("raw/simsv2/*.pkl"), (root / "rehearsal.json").read_text()
+    (sims,), before = root.glob("raw/simsv2/*.pkl"), (root / "dry_run.json").read_text()
     written = sims.stat().st_mtime_ns
     (root / "raw" / "meld" / "manifest.json").unlink()
-    (root / "rehearsal.json").unlink()
-    models = sorted(root.glob("llm/*"))
-    for model in models:
-        (model / "config.json").unlink()
+    (root / "dry_run.json").unlink()
+    models = sorted(place for place in root.glob("llm/*") if place.is_dir())
+    shutil.rmtree(models[0])
     assert main(call) == 0
-    assert (root / "rehearsal.json").read_text() == before and sorted(root.glob("llm/*")) == models
-    assert len(models) == 4 and all((model / "config.json").exists() for model in models)
-    assert sims.stat().st_mtime_ns == written, "what was complete stays"
-    monkeypatch.setattr(rehearsal, "RECIPE", rehearsal.RECIPE + 1)
+    assert (root / "dry_run.json").read_text() == before and all((model / "config.json").exists() for model in models)
+    assert len(models) == 4 and sims.stat().st_mtime_ns == written, "what was complete stays"
+    monkeypatch.setattr(dry_run, "RECIPE", dry_run.RECIPE + 1)
     assert main(call) == 0
     assert sims.stat().st_mtime_ns != written
 
@@ -96,7 +98,7 @@ def test_a_bert_that_is_half_written_is_none(tmp_path: Path, monkeypatch: pytest
     """Killed between its config and its weights, it would pass for one that is complete."""
     from transformers import BertForPreTraining
 
-    save = BertForPreTraining.save_pretrained
+    save, write = BertForPreTraining.save_pretrained, partial(dry_run.write_bert, texts=["a word"], sizes=dry_run.BERT_SMALL)
 
     def killed(self: BertForPreTraining, folder: Path) -> None:
         save(self, folder)
@@ -106,21 +108,21 @@ def test_a_bert_that_is_half_written_is_none(tmp_path: Path, monkeypatch: pytest
     with monkeypatch.context() as patch:
         patch.setattr(BertForPreTraining, "save_pretrained", killed)
         with pytest.raises(KeyboardInterrupt):
-            rehearsal.write_bert(tmp_path / "bert", ["a word"], rehearsal.BERT_SMALL)
+            files.built_once(tmp_path / "bert", write)
     assert not (tmp_path / "bert").exists()
-    rehearsal.write_bert(tmp_path / "bert", ["a word"], rehearsal.BERT_SMALL)
-    assert [path.name for path in tmp_path.iterdir()] == ["bert"] and (tmp_path / "bert" / "model.safetensors").exists()
+    files.built_once(tmp_path / "bert", write)
+    assert (tmp_path / "bert" / "model.safetensors").exists()
 
 
 def test_a_damaged_record_is_named_and_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("CMPTA_RUNS", str(tmp_path))
-    call = ["rehearse", "--factor", "0.001", "--files-only"]
+    call = ["dry-run", "--factor", "0.001", "--files-only"]
     assert main(call) == 0
-    record, begun = tmp_path / "smoke" / "rehearsal.json", tmp_path / "smoke" / "rehearsal.begun"
+    record, begun = tmp_path / "smoke" / "dry_run.json", tmp_path / "smoke" / "dry_run.begun"
     before = record.read_text()
     for text in (before[:-9], "3", ""):
         record.write_text(text)
-        with pytest.raises(ValueError, match=f"{record} is damaged; remove it and call `cmpta rehearse` again"):
+        with pytest.raises(ValueError, match=f"{record} is damaged; remove it and call `cmpta dry-run` again"):
             _ = Study("paper", smoke=True).llm_name
     begun.write_text(begun.read_text()[:-3])
     assert main(call) == 0
@@ -132,14 +134,14 @@ def test_the_published_vocabulary_fits_the_small_llm(tmp_path: Path, monkeypatch
     if not vocabulary.exists():
         pytest.skip("needs the published vocabulary beside the checkout")
     monkeypatch.setenv("CMPTA_RUNS", str(tmp_path))
-    assert main(["rehearse", "--factor", "0.001", "--files-only", "--vocabulary", str(vocabulary)]) == 0
+    assert main(["dry-run", "--factor", "0.001", "--files-only", "--vocabulary", str(vocabulary)]) == 0
     study = Study("paper", smoke=True)
     llm = load_llm([study.cache / "llm"], study.llm)
     assert len(llm.tokenizer) == 151_851 and llm.token_ids("情感为") == llm.tokenizer.encode("情感为")
 
 
 def test_weights_are_laid_out_as_published(tmp_path: Path):
-    rehearsal.write_qwen_v1(tmp_path, ["words"], width=32, layers=2, vocabulary_size=400)
+    dry_run.write_qwen_v1(tmp_path, ["words"], width=32, layers=2, vocabulary_size=400)
     config = json.loads((tmp_path / "config.json").read_text())
     assert (config["model_type"], config["no_bias"], config["seq_length"]) == ("qwen", True, 8192)
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"]
@@ -148,7 +150,7 @@ def test_weights_are_laid_out_as_published(tmp_path: Path):
     for shard in shards:
         with safe_open(tmp_path / shard, "pt") as file:
             assert set(file.keys()) == {name for name, place in index.items() if place == shard}
-            assert {file.get_tensor(name).dtype for name in file.keys()} == {rehearsal.torch.bfloat16}
+            assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.bfloat16}
     layer = {name.split("h.1.", 1)[1] for name in index if "h.1." in name}
     assert layer == {
         *("ln_1.weight", "attn.c_attn.weight", "attn.c_attn.bias", "attn.c_proj.weight"),
@@ -157,14 +159,14 @@ def test_weights_are_laid_out_as_published(tmp_path: Path):
 
 
 def test_full_size_is_qwens():
-    shapes = dict(rehearsal._shapes(rehearsal.FULL_WIDTH, rehearsal.FULL_LAYERS, rehearsal.VOCABULARY_SIZE))
-    count = sum(rehearsal.torch.Size(shape).numel() for shape in shapes.values())
+    shapes = dict(dry_run._shapes(dry_run.FULL_WIDTH, dry_run.FULL_LAYERS, dry_run.VOCABULARY_SIZE))
+    count = sum(torch.Size(shape).numel() for shape in shapes.values())
     assert count == qwen_parameters() and shapes["transformer.h.0.mlp.w1.weight"] == (QWEN_1_8B["mlp"], 2048)
 
 
 @pytest.mark.slow
 def test_one_table_of_the_paper_profile_from_generated_files(study: Study, runs_folder: Path):
-    """Through `cmpta reproduce`, as `cmpta rehearse` goes on: LLM in the v1 layout, runs, notebook, table, report."""
+    """Through `cmpta reproduce`, as `cmpta dry-run` goes on: LLM in the v1 layout, runs, notebook, table, report."""
     command = [sys.executable, "-m", "cmpta_lib.cli", "reproduce", "--profile", "paper", "--smoke", "--only", "table4"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""Recordings: found by clip id, decoded at the right rate and length, and every way to lack one said in one sentence."""
+"""What an omni model is shown of a clip and asked: recordings found and decoded, what is missing, the words of questions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,12 @@ from omni_models import write_recording
 
 from cmpta_lib import files
 from cmpta_lib.beyond import media
-from cmpta_lib.beyond.media import MEDIA, Reading
+from cmpta_lib.beyond.media import MEDIA
+from cmpta_lib.beyond.omni import OmniConfig, question
+from cmpta_lib.data.corpus import Task
+
+MELD = Task("classification", "en", ("neutral", "joy", "anger"))
+SIMS = Task("regression", "zh")
 
 
 @pytest.fixture
@@ -63,8 +68,8 @@ def test_without_pyav_one_sentence_says_what_to_install(folder, monkeypatch):
     touch(folder, "a.mp4")
     monkeypatch.setattr(media, "find_spec", lambda name: None)
     assert media.lacks("talks").endswith("is not installed: pip install av")
-    with pytest.raises(ModuleNotFoundError, match="pip install av"):
-        media.read(folder / "a.mp4", "a", "words", Reading())
+    with pytest.raises(FileNotFoundError, match="pip install av"):
+        media.find("talks", ["a"])
 
 
 def test_a_fingerprint_tells_contents_and_ids_apart_and_reads_unchanged_files_once(folder, tmp_path, monkeypatch):
@@ -85,7 +90,7 @@ def test_a_fingerprint_tells_contents_and_ids_apart_and_reads_unchanged_files_on
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi"])
 def test_sound_and_picture_come_back_at_the_right_rate_length_and_colour(av, tmp_path, suffix):
     path = write_recording(tmp_path / f"clip{suffix}", seconds=2.0, hz=440.0)
-    clip = media.read(path, "clip", "words", Reading(frames_per_second=2.0))
+    clip = media.read(path, "clip", "words", frames_per_second=2.0)
     assert (clip.id, clip.text, clip.was_cut) == ("clip", "words", False)
     assert clip.audio.dtype == np.float32 and abs(clip.audio.size - 32_000) < 1_100  # AAC pads to whole blocks
     middle = clip.audio[8_000:24_000]
@@ -99,15 +104,15 @@ def test_sound_and_picture_come_back_at_the_right_rate_length_and_colour(av, tmp
 
 def test_a_recording_with_fewer_frames_than_asked_for_shows_each_as_long_as_it_stood(av, tmp_path):
     path = write_recording(tmp_path / "clip.mkv", seconds=1.0)
-    clip = media.read(path, "clip", "words", Reading(audio=False, frames_per_second=20.0))
+    clip = media.read(path, "clip", "words", audio=False, frames_per_second=20.0)
     assert clip.audio is None and len(clip.frames) == 19  # ten frames, the last at 0.9 s
 
 
 def test_a_long_recording_is_cut_and_says_so(av, tmp_path):
     path = write_recording(tmp_path / "clip.avi", seconds=3.0)
-    clip = media.read(path, "clip", "words", Reading(max_seconds=1.5))
+    clip = media.read(path, "clip", "words", max_seconds=1.5)
     assert clip.was_cut and clip.audio.size == 24_000 and len(clip.frames) == 3
-    assert not media.read(path, "clip", "words", Reading(max_seconds=4.0)).was_cut
+    assert not media.read(path, "clip", "words", max_seconds=4.0).was_cut
 
 
 def test_only_what_is_asked_for_and_there_is_read(av, tmp_path):
@@ -115,20 +120,46 @@ def test_only_what_is_asked_for_and_there_is_read(av, tmp_path):
     wav = write_recording(tmp_path / "sound.wav")
     silent = write_recording(tmp_path / "silent.mkv", sound=False)
     short = write_recording(tmp_path / "short.wav", seconds=0.05)
-    assert media.read(both, "a", "", Reading(vision=False)).frames is None
-    assert media.read(both, "a", "", Reading(audio=False)).audio is None
-    assert media.read(wav, "a", "", Reading()).frames is None and media.read(wav, "a", "", Reading()).audio.size == 32_000
-    assert media.read(silent, "a", "", Reading()).audio is None and media.read(silent, "a", "", Reading()).frames is not None
-    assert media.read(short, "a", "", Reading()).audio is None, "too short for an audio encoder"
+    assert media.read(both, "a", "", vision=False).frames is None
+    assert media.read(both, "a", "", audio=False).audio is None
+    assert media.read(wav, "a", "").frames is None and media.read(wav, "a", "").audio.size == 32_000
+    assert media.read(silent, "a", "").audio is None and media.read(silent, "a", "").frames is not None
+    assert media.read(short, "a", "").audio is None, "too short for an audio encoder"
 
 
 @pytest.mark.parametrize("content", [b"", b"this is no film" * 100])
 def test_a_file_that_cannot_be_decoded_is_named_with_its_clip(av, tmp_path, content):
     (tmp_path / "bad.mp4").write_bytes(content)
     with pytest.raises(ValueError, match=r"bad.mp4: the recording of clip 'a' cannot be decoded \(.*\); replace the file"):
-        media.read(tmp_path / "bad.mp4", "a", "words", Reading())
+        media.read(tmp_path / "bad.mp4", "a", "words")
 
 
 def test_a_clip_has_no_place_for_a_label():
     with pytest.raises(TypeError, match="label"):
         media.Clip("a", "words", label=1)
+
+
+def test_the_question_names_what_is_shown_and_nothing_else():
+    settings = OmniConfig()
+    said = {(a, v): question(settings, MELD, a, v).prompt for a in (False, True) for v in (False, True)}
+    assert said[True, True] == (
+        "You are presented with a video in which the speaker says: {text}. Based on the text, video, and audio content, what "
+        "is the emotion of this speaker?\nThe candidate labels for emotion are: [neutral, joy, anger]. Respond in the format: "
+        "'emotion: [label]'. Only one label should be provided."
+    )
+    assert "video" not in said[False, False] + said[True, False] and "audio" not in said[False, False] + said[False, True]
+    scores = question(settings, SIMS, False, False)
+    assert "the sentiment of this speaker, from -1.0 (most negative) to +1.0 (most positive)?" in scores.prompt
+    assert scores.written[0] == "sentiment: -1.0" and len(scores.written) == 21
+    assert question(OmniConfig(subject="mood"), MELD, True, True).written[1] == "mood: joy"
+    paper = question(OmniConfig(prompt="paper"), MELD, True, True)
+    assert paper.prompt.startswith("<Multimodal>{text}</Multimodal>Please recognize") and paper.written == ("0", "1", "2")
+
+
+@pytest.mark.parametrize(
+    ("reply", "place"),
+    [("emotion: joy", 1), ("Joy.", 1), ("emotion: [anger]", 2), ("[neutral]", 0), ("**joy**\nas she laughs", 1)]
+    + [(other, None) for other in ("happy", "", "joy or anger", "mood: joy", "no joy")],
+)
+def test_a_free_reply_is_a_legal_answer_or_none(reply, place):
+    assert question(OmniConfig(), MELD, True, True).parse(reply) == place

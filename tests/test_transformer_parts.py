@@ -1,14 +1,23 @@
-"""Losses without labels: equal to torch's and transformers', and to numbers worked out apart from this code."""
+"""The multimodal transformer's parts and losses: equal to torch's and transformers', slow loops, and numbers worked out apart."""
 
 from __future__ import annotations
 
 import math
+from itertools import permutations
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cmpta_lib.beyond.multimodal_transformer import (
+    STREAMS,
+    Embedding,
+    MultimodalTransformerConfig,
+    SixPairs,
+    resampled,
+    sinusoids,
+)
 from cmpta_lib.beyond.pretraining import (
     IGNORED,
     ContrastiveHead,
@@ -20,6 +29,7 @@ from cmpta_lib.beyond.pretraining import (
 )
 
 MASK, VOCABULARY = 4, 1000
+SMALL = MultimodalTransformerConfig(dim=16, layers=1, heads=2, feedforward=2, dropout=0.0, max_positions=30)
 
 
 def wave(seed: int, shape: tuple[int, ...] = (3, 4)) -> Tensor:
@@ -139,3 +149,105 @@ def test_the_same_seed_masks_the_same_tokens():
         torch.manual_seed(seed)
         found.append(mask_tokens(ids, everything, MASK, VOCABULARY, 0.5)[0])
     assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
+
+
+# --- tokens and six-way attention ---------------------------------------------------------------------------------------
+
+
+def test_an_embedding_is_a_projection_a_position_and_a_kind():
+    torch.manual_seed(0)
+    for positions in ("sinusoidal", "learned"):
+        embedding = Embedding(3, SMALL.model_copy(update={"positions": positions}))
+        features = torch.randn(2, 5, 3)
+        tokens, lengths = embedding(features, torch.tensor([5, 2]))
+        places = embedding.positions[:5] if positions == "learned" else sinusoids(5, 16, torch.device("cpu"))
+        projected = features @ embedding.project.weight.T + embedding.project.bias
+        torch.testing.assert_close(tokens, projected + places + embedding.kind)
+        assert lengths.tolist() == [5, 2]
+    far = embedding(torch.zeros(1, 40, 3), torch.tensor([40]))[0][0]
+    torch.testing.assert_close(far[29:], far[29:30].expand(11, -1), msg="positions beyond the table share its last")
+
+
+def test_positions_are_those_of_attention_is_all_you_need():
+    table = sinusoids(50, 16, torch.device("cpu"))
+    for place, number in ((0, 0), (7, 3), (49, 7)):
+        angle = place / 10000 ** (2 * number / 16)
+        assert table[place, 2 * number : 2 * number + 2].tolist() == pytest.approx([math.sin(angle), math.cos(angle)], abs=1e-5)
+
+
+@pytest.mark.parametrize(("window", "stride"), [(1, 1), (3, 1), (4, 2), (8, 3), (1, 2), (2, 5)])
+def test_windows_are_what_a_slow_loop_cuts(window: int, stride: int):
+    torch.manual_seed(0)
+    embedding, frames = Embedding(3, SMALL, window, stride), torch.randn(1, 11, 3)
+    tokens, lengths = embedding(frames, torch.tensor([11]))
+    assert tokens.shape[1] == lengths.item() == math.ceil(11 / stride)
+    places = sinusoids(tokens.shape[1], 16, torch.device("cpu")) + embedding.kind
+    for number in range(tokens.shape[1]):
+        first = number * stride - (window - 1) // 2
+        seen = [frames[0, place] if 0 <= place < 11 else torch.zeros(3) for place in range(first, first + window)]
+        expected = embedding.project(torch.cat(seen)) + places[number]
+        torch.testing.assert_close(tokens[0, number], expected, rtol=1e-5, atol=1e-5)
+
+
+def streams_of(lengths: dict[str, list[int]], dim: int = 16) -> dict[str, tuple[Tensor, Tensor]]:
+    torch.manual_seed(1)
+    found = {}
+    for name in STREAMS:
+        given = torch.tensor(lengths[name])
+        states = torch.randn(len(given), int(given.max()), dim)
+        found[name] = (states * (torch.arange(states.shape[1]) < given[:, None])[..., None], given)
+    return found
+
+
+def test_golden_values_of_the_cross_attention():
+    """cos(0.3 k + seed), shape (3, 4): queries of seed 1, keys and values of seed 2, no projections; numpy, float64."""
+    fusion = SixPairs(SMALL.model_copy(update={"dim": 4}))
+    with torch.no_grad():
+        for projection in (part for parts in fusion.projections.values() for part in parts.values()):
+            projection.weight.copy_(torch.eye(4))
+            projection.bias.zero_()
+    wave = {seed: torch.cos(0.3 * torch.arange(12, dtype=torch.float64) + seed).float().view(1, 3, 4) for seed in (1, 2)}
+    three = torch.tensor([3])
+    streams = {"text": (wave[1], three), "audio": (wave[2], three), "vision": (wave[2], three)}
+    found = fusion.term(streams, "text", "audio")[0, 0].tolist()
+    assert found == pytest.approx([-0.551036, -0.531153, -0.463824, -0.355063], abs=1e-5)
+    weights = (wave[1][0] @ wave[2][0].T / 2).softmax(-1)[0].tolist()
+    assert weights == pytest.approx([0.379344, 0.292962, 0.327695], abs=1e-5)
+
+
+@pytest.mark.parametrize("projections", ["per_modality", "per_pair"])
+@pytest.mark.parametrize("pooling", ["mean", "first_token", "resample"])
+def test_the_fusion_is_what_a_slow_loop_adds_up(pooling: str, projections: str):
+    settings = SMALL.model_copy(update={"pooling": pooling, "projections": projections, "resampled_positions": 3})
+    torch.manual_seed(0)
+    fusion = SixPairs(settings)
+    streams = streams_of({"text": [4, 2, 3, 5], "audio": [3, 0, 6, 0], "vision": [2, 5, 0, 0]})
+    fused = fusion(streams)
+    for clip in range(4):
+        real = {name: states[clip, : int(lengths[clip])] for name, (states, lengths) in streams.items() if lengths[clip]}
+        expected = torch.zeros(16)
+        for x, y in permutations(real, 2) if len(real) > 1 else [(name, name) for name in real]:
+            asking, asked = (x, y) if projections == "per_modality" else (f"{x}_{y}", f"{x}_{y}")
+            query, key = fusion.projections[asking]["query"](real[x]), fusion.projections[asked]["key"](real[y])
+            term = (query @ key.T / math.sqrt(16)).softmax(-1) @ fusion.projections[asked]["value"](real[y])
+            if pooling == "resample":
+                last = len(term) - 1
+                places = [0, last / 2, last]
+                term = torch.stack([torch.lerp(term[math.floor(p)], term[math.ceil(p)], p % 1) for p in places])
+            expected = expected + (term[0] if pooling == "first_token" else term.mean(0))
+        torch.testing.assert_close(fused[clip], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_resampling_ends_where_the_clip_ends():
+    states = torch.arange(5.0)[None, :, None].expand(2, -1, 1)
+    found = resampled(states, torch.tensor([5, 2]), 3)[..., 0]
+    torch.testing.assert_close(found, torch.tensor([[0.0, 2.0, 4.0], [0.0, 0.5, 1.0]]))
+    assert resampled(states, torch.tensor([5, 2]), 1)[..., 0].tolist() == [[2.0], [0.5]]
+
+
+def test_pairs_have_projections_of_their_own_where_asked():
+    counts = {}
+    for projections in ("per_modality", "per_pair"):
+        fusion = SixPairs(SMALL.model_copy(update={"projections": projections}))
+        counts[projections] = sum(p.numel() for p in fusion.parameters()) // (3 * 16 * 17)
+    assert counts == {"per_modality": 3, "per_pair": 9}

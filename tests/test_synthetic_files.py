@@ -1,4 +1,4 @@
-"""Rehearsal files have the public files' form, repeat by seed, overwrite nothing, and pass through the same conversion."""
+"""Synthetic files have the public files' form, repeat by seed, overwrite nothing, and pass through the same conversion."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ import numpy as np
 import pytest
 
 from cmpta_lib.paper import MELD_LABELS, TABLE1
-from data_prep import hub, meld, rehearsal, safe_pickle, simsv2
-from data_prep.rehearsal import write_meld, write_simsv2
+from data_prep import hub, meld, safe_pickle, simsv2, synthetic_files
+from data_prep.synthetic_files import write_meld, write_simsv2
 
 TINY = 0.001  # eight clips a split, train ten in MELD
 
 
 @pytest.fixture(scope="module")
 def sims(tmp_path_factory) -> Path:
-    return write_simsv2(tmp_path_factory.mktemp("rehearsal") / "sims", TINY)
+    return write_simsv2(tmp_path_factory.mktemp("synthetic") / "sims", TINY)
 
 
 @pytest.fixture(scope="module")
 def meld_folder(tmp_path_factory) -> Path:
-    return write_meld(tmp_path_factory.mktemp("rehearsal") / "meld", 0.01)["train"].parent
+    return write_meld(tmp_path_factory.mktemp("synthetic") / "meld", 0.01)["train"].parent
 
 
 def test_simsv2_has_the_public_fields_types_and_shapes(sims: Path):
@@ -32,7 +32,7 @@ def test_simsv2_has_the_public_fields_types_and_shapes(sims: Path):
     assert list(content) == ["train", "valid", "test"]
     for split in content.values():
         size = len(split["id"])
-        assert size == rehearsal.MIN_CLIPS
+        assert size == synthetic_files.MIN_CLIPS
         shapes = {
             "audio": (size, 925, 25),
             "vision": (size, 232, 177),
@@ -64,12 +64,12 @@ def test_simsv2_has_the_public_fields_types_and_shapes(sims: Path):
 
 
 def test_splits_are_table_1s_times_factor():
-    assert rehearsal._sizes("SIMS-V2", 1) == {"train": 2722, "valid": 647, "test": 1034}
-    assert rehearsal._sizes("MELD", 0.1) == {"train": 999, "valid": 111, "test": 261}
-    assert set(rehearsal._sizes("MELD", 1e-9).values()) == {rehearsal.MIN_CLIPS}
+    assert synthetic_files._sizes("SIMS-V2", 1) == {"train": 2722, "valid": 647, "test": 1034}
+    assert synthetic_files._sizes("MELD", 0.1) == {"train": 999, "valid": 111, "test": 261}
+    assert set(synthetic_files._sizes("MELD", 1e-9).values()) == {synthetic_files.MIN_CLIPS}
     for factor in (0, 1.01, -1, float("nan")):
         with pytest.raises(ValueError, match="factor must be above 0 and at most 1"):
-            rehearsal._sizes("MELD", factor)
+            synthetic_files._sizes("MELD", factor)
 
 
 def test_meld_has_the_public_form(meld_folder: Path):
@@ -153,16 +153,16 @@ def test_official_rows_are_used_where_they_are(shared_folder: Path, tmp_path: Pa
     write_meld(tmp_path / "part", 0.01, official)
     for name in meld.TABLES.values():
         assert (official / name).read_bytes().startswith((tmp_path / "part" / name).read_bytes())
-    monkeypatch.setattr(rehearsal, "MELD_SHAPES", {"audio": (2, 3), "video": (2, 3)})
+    monkeypatch.setattr(synthetic_files, "MELD_SHAPES", {"audio": (2, 3), "video": (2, 3)})
     write_meld(tmp_path / "all", 1.0, official)
     for name in meld.TABLES.values():
         assert (tmp_path / "all" / name).read_bytes() == (official / name).read_bytes()
 
 
 def test_the_command_writes_both(tmp_path: Path, capsys):
-    assert rehearsal.main([str(tmp_path), "--factor", str(TINY)]) == 0
+    assert synthetic_files.main([str(tmp_path), "--factor", str(TINY)]) == 0
     assert capsys.readouterr().out.split() == [str(tmp_path / "simsv2" / simsv2.FILE), str(tmp_path / "meld")]
-    assert rehearsal.main([str(tmp_path), "--factor", "0.02"]) == 1
+    assert synthetic_files.main([str(tmp_path), "--factor", "0.02"]) == 1
     assert "delete them or choose another folder" in capsys.readouterr().err
 
 

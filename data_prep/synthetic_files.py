@@ -1,6 +1,6 @@
-"""Files laid out like the public ones, to rehearse a conversion, a run or a table without a download.
+"""Synthetic files laid out like the public ones, to try a conversion, a run or a table without a download.
 
-The frames are noise and the labels know nothing of them: `python -m data_prep.rehearsal FOLDER [--factor 0.01]`.
+The frames are noise and the labels know nothing of them: `python -m data_prep.synthetic_files FOLDER [--factor 0.01]`.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 
 from cmpta_lib.data.corpus import SPLITS
-from cmpta_lib.paper import MELD_LABELS, TABLE1
+from cmpta_lib.paper import MELD_LABELS, PUBLIC_SHAPES, TABLE1
 from data_prep import catalogue, hub, safe_pickle
 
 RECIPE = 1  # raise when the files change
-_SOURCE = "data_prep.rehearsal"
+_SOURCE = "data_prep.synthetic_files"
 MIN_CLIPS = 8  # per split
-MELD_SHAPES = {"audio": (157, 64), "video": (32, 64)}  # padded frames x features
+MELD_SHAPES = {"audio": PUBLIC_SHAPES["MELD"]["audio"], "video": PUBLIC_SHAPES["MELD"]["vision"]}
 _CLASS_SHARES = (0.47, 0.12, 0.03, 0.07, 0.17, 0.03, 0.11)  # MELD's, in the order of MELD_LABELS
 _SENTIMENTS = dict(
     zip(MELD_LABELS, "neutral positive negative negative positive negative negative".split(), strict=True)
@@ -100,7 +100,7 @@ def _once(folder: Path, names: Sequence[str], about: str, sizes: dict[str, int],
             return
     if existing := [name for name in (*names, hub.MANIFEST) if (folder / name).exists()]:
         raise FileExistsError(
-            f"{folder}: expected a folder without {', '.join(existing)}, or with those of this rehearsal ({about}); "
+            f"{folder}: expected a folder without {', '.join(existing)}, or with those of this dry run ({about}); "
             "delete them or choose another folder"
         )
     folder.mkdir(parents=True, exist_ok=True)
@@ -138,8 +138,8 @@ def simsv2_split(split: str, size: int, seed: int = 0) -> dict[str, Any]:
         "raw_text": [
             _chinese(3 * index + key[1], *clip) for index, clip in enumerate(zip(labels["M"], words, strict=True))
         ],
-        "audio": _Drawn(lambda: _padded((size, 925, 25), lengths["audio"], [*key, 1], holes=3)),
-        "vision": _Drawn(lambda: _padded((size, 232, 177), lengths["vision"], [*key, 2])),
+        "audio": _Drawn(lambda: _padded((size, *PUBLIC_SHAPES["SIMS-V2"]["audio"]), lengths["audio"], [*key, 1], infinite=3)),
+        "vision": _Drawn(lambda: _padded((size, *PUBLIC_SHAPES["SIMS-V2"]["vision"]), lengths["vision"], [*key, 2])),
         "id": [f"{split}{index // 12:04d}$_${index % 12:04d}" for index in range(size)],
         "text": _Drawn(lambda: _padded((size, 50, 768), text_lengths, [*key, 3])),
         "text_bert": _Drawn(lambda: _bert_input(text_lengths, [*key, 4])),
@@ -152,13 +152,13 @@ def simsv2_split(split: str, size: int, seed: int = 0) -> dict[str, Any]:
     }
 
 
-def _padded(shape: tuple[int, int, int], lengths: np.ndarray, seed: list[int], holes: int = 0) -> np.ndarray:
-    """(N, T, F) float64: noise, zero from each length on; `holes` values are -inf."""
+def _padded(shape: tuple[int, int, int], lengths: np.ndarray, seed: list[int], infinite: int = 0) -> np.ndarray:
+    """(N, T, F) float64: noise, zero from each length on; `infinite` values are -inf."""
     rng, frames = np.random.default_rng(seed), np.zeros(shape)
     for clip, length in zip(frames, lengths, strict=True):
         clip[:length] = rng.standard_normal((length, shape[2]))
-    for index in range(holes):
-        frames[index * shape[0] // (holes + 1), 0, index] = -np.inf
+    for index in range(infinite):
+        frames[index * shape[0] // (infinite + 1), 0, index] = -np.inf
     return frames
 
 
@@ -251,7 +251,7 @@ def meld_items(split: str, rows: Iterator[dict[str, str]], seed: int = 0) -> Ite
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m data_prep.rehearsal", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m data_prep.synthetic_files", description=__doc__)
     parser.add_argument("folder", type=Path, help="gets the folders simsv2 and meld; for --from of the two converters")
     parser.add_argument("--factor", type=float, default=0.01, help="share of Table 1's clips, default: %(default)s")
     parser.add_argument("--annotations", type=Path, metavar="FOLDER", help="where MELD's official tables lie, if used")
@@ -260,7 +260,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(write_simsv2(options.folder / "simsv2", options.factor))
         print(write_meld(options.folder / "meld", options.factor, options.annotations)["train"].parent)
     except (ValueError, OSError) as error:
-        print(f"data_prep.rehearsal: {error}", file=sys.stderr)
+        print(f"data_prep.synthetic_files: {error}", file=sys.stderr)
         return 1
     return 0
 

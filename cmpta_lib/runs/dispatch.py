@@ -1,0 +1,341 @@
+"""What every engine shares: how attempts at runs are assigned, followed, and tried again.
+
+The runs folder is all that the processes have in common, on this machine or on others. An attempt takes its run from
+there, claims it by the run's lock, goes on from its checkpoint, and says how far it is in a file, which the dispatcher
+reads. So whoever dies, the others know what they need, and any number of calls on one runs folder share the work.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import os
+import pkgutil
+import platform
+import shutil
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from cmpta_lib import files, registry
+from cmpta_lib.runs import store
+from cmpta_lib.runs.store import Run
+
+WORKER = "cmpta_lib.runs.worker:attempt"  # named, not imported: it runs elsewhere
+ENDS = ("done", "failed", "busy")  # events, one of which ends an attempt
+RETRIES = 3  # attempts that finish no further epoch, after one whose worker or machine died
+MOST_FALSE_STARTS = 3  # workers in a row that end before they begin: then something is wrong with all of them
+HELD_S = 1.0  # after which a run that another process holds is asked for again
+POLL_S = 0.1
+LOG, KEPT = "workers.log", "kept"  # in a call's folder: what its workers print; there is something that explains a failure
+_TRAVELLING = ("HF_HOME", "HF_HUB_CACHE")  # where weights lie; no token, which a cluster's pages would show
+_OLD_S = 7 * 24 * 3600.0  # what a dead process left is kept so long: some jobs may wait in a cluster's queue still
+Report = Callable[[Run, dict[str, Any]], None]
+_calls = itertools.count()
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A run that could not be finished, and why, on one line."""
+
+    run: Run
+    reason: str
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One attempt at a run, as it travels to the process that makes it.
+
+    Args:
+        events: file that says how far it is, one JSON event a line.
+        row: the name of the row that it is made for.
+        environment: variables to set there first; None = to remove.
+    """
+
+    root: Path
+    folder: Path
+    events: Path
+    row: str = ""
+    environment: Mapping[str, str | None] = field(default_factory=dict)
+
+    def __call__(self) -> str:
+        """Make it, there; returns as `worker.attempt`.
+
+        Raises:
+            FileNotFoundError: this machine does not see the runs folder.
+        """
+        for name, value in self.environment.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+        if not (self.folder / store.CONFIG).exists() or not self.events.parent.is_dir():
+            raise FileNotFoundError(
+                f"{platform.node()} does not see {self.folder} and {self.events.parent}: the runs folder (CMPTA_RUNS) must lie "
+                f"on a file system that every machine mounts under the same path"
+            )
+        self._say({"event": "start"})
+        with _noted(self._say):
+            outcome: str = pkgutil.resolve_name(WORKER)(self.root, self.folder, self._say, row=self.row)
+            return outcome
+
+    def _say(self, event: dict[str, Any]) -> None:
+        with self.events.open("a", encoding="utf-8") as file:  # closed each time: a network file system then shows it
+            file.write(f"{json.dumps(event)}\n")
+
+    def checkpoint(self) -> Any:
+        """What submitit puts back into the queue when it is told that this job is about to end: the same again.
+
+        The run's own checkpoint is on disk after every epoch.
+        """
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+@contextmanager
+def _noted(report: Callable[[dict[str, Any]], None]) -> Iterator[None]:
+    """Within the block warnings of this library are reported as notes for the user."""
+
+    class Notes(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            report({"event": "note", "text": record.getMessage()})
+
+    notes = Notes(logging.WARNING)
+    logging.getLogger("cmpta_lib").addHandler(notes)
+    try:
+        yield
+    finally:
+        logging.getLogger("cmpta_lib").removeHandler(notes)
+
+
+@dataclass(eq=False)
+class Job:
+    """An attempt under way: what the engine holds of it, and what it has said so far."""
+
+    run: Run
+    handle: Any
+    events: Path
+    read: int = 0  # bytes of the events
+    outcome: dict[str, Any] = field(default_factory=dict)  # its last event
+    gone: float | None = None  # since when its process is known to be gone
+
+    def news(self) -> Iterator[dict[str, Any]]:
+        """Events written since the last call, whole ones only."""
+        with suppress(FileNotFoundError), self.events.open("rb") as file:
+            file.seek(self.read)
+            text = file.read()
+            whole = text[: text.rfind(b"\n") + 1]
+            self.read += len(whole)
+            for line in whole.splitlines():
+                with suppress(ValueError):  # what a killed process did not finish
+                    yield json.loads(line)
+
+
+class Engine:
+    """Somewhere that makes runs: a subclass says how an attempt is started, how its process ended, how it is cancelled.
+
+    Attributes:
+        jobs: attempts at a time; None = all at once, where a cluster has a queue of its own.
+        retries: attempts that finish no further epoch, after one whose worker or machine died.
+        patience_s: after a job's end, until what it wrote last can be read here.
+        lost: why no further attempt can be made; what is under way may still end well.
+    """
+
+    retries, patience_s, lost = 0, 0.0, ""
+
+    def __init__(self, jobs: int | None = None) -> None:
+        if jobs is not None and (isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1):
+            raise ValueError(f"--jobs {jobs}: expected how many runs at a time, a whole number from 1")
+        self.jobs = jobs
+
+    @contextmanager
+    def opened(self, runs: Sequence[Run], folder: Path) -> Iterator[None]:
+        """Within the block attempts can be made; `folder` is the call's own, which all machines see."""
+        yield
+
+    def submit(self, attempt: Attempt, run: Run) -> Any:
+        """Start it, or put it into a queue; returns a handle."""
+        raise NotImplementedError
+
+    def ended(self, job: Job) -> str:
+        """How its process ended, in words; "" while it waits or runs."""
+        raise NotImplementedError
+
+    def cancel(self, jobs: Sequence[Job]) -> None:
+        """End these, whatever they do; returns when they are gone or when that is out of our hands."""
+
+    def run(self, runs: Sequence[Run], root: Path, report: Report) -> Sequence[Failure]:
+        """Finish these runs, whose folders hold their configs; what fails is returned, the others go on.
+
+        Args:
+            report: called with a run and an event: {"event": "start"}, {"event": "epoch", "epoch": finished ones and the
+                part of the next}, {"event": "done"}, {"event": "failed", "kind": ..., "message": ...}, {"event": "busy"}
+                (another process holds it: it waits again), or {"event": "note", "text": a line for the user}.
+        Raises:
+            RuntimeError: no further attempt can be made, and runs are left.
+        """
+        with _folder_of_this_call(root) as folder, self.opened(runs, folder):
+            return _Dispatcher(self, root, folder, report).work(runs)
+
+
+class _Dispatcher:
+    """The runs of one call: which wait, which are under way, whose worker died how often."""
+
+    def __init__(self, engine: Engine, root: Path, folder: Path, report: Report) -> None:
+        self.engine, self.root, self.folder, self.report = engine, root, folder, report
+        self.waiting: deque[tuple[float, Run]] = deque()  # with the time not to ask before
+        self.jobs: list[Job] = []
+        self.failures: list[Failure] = []
+        self.deaths: dict[Path, tuple[int, int]] = {}  # finished epochs at a run's last death, and deaths there
+        self.count, self.false_starts = itertools.count(), 0
+
+    def work(self, runs: Sequence[Run]) -> list[Failure]:
+        """Until every run is finished or failed; what was started is ended, however this ends."""
+        self.waiting.extend((0.0, run) for run in runs)
+        try:
+            while self.waiting or self.jobs:
+                if not self.engine.lost:
+                    self.assign()
+                elif not self.jobs:
+                    left = f"{len(self.waiting)} of {len(runs)} runs are left"
+                    raise RuntimeError(f"{self.engine.lost}; {left}. Finished epochs are kept: call again.")
+                for job in list(self.jobs):
+                    self.look(job)
+                time.sleep(POLL_S)
+        finally:
+            self.engine.cancel(self.jobs)
+            if self.failures or self.engine.lost:
+                (self.folder / KEPT).touch()
+        return self.failures
+
+    def assign(self) -> None:
+        for _ in range(len(self.waiting)):
+            if self.engine.jobs is not None and len(self.jobs) >= self.engine.jobs:
+                return
+            not_before, run = self.waiting.popleft()
+            if run.done:  # another process has finished it meanwhile
+                self.report(run, {"event": "done"})
+            elif not_before > time.monotonic():
+                self.waiting.append((not_before, run))
+            elif _is_held(run):  # a job that would only find that out may have cost minutes in a queue
+                self.wait(run, HELD_S)
+            else:
+                events = self.folder / f"{run.folder.name}.{next(self.count)}.jsonl"
+                handle = self.engine.submit(Attempt(self.root, run.folder, events, run.row), run)
+                self.jobs.append(Job(run, handle, events))
+
+    def wait(self, run: Run, seconds: float = 0.0) -> None:
+        self.report(run, {"event": "busy"})
+        self.waiting.append((time.monotonic() + seconds, run))
+
+    def look(self, job: Job) -> None:
+        """Pass on what an attempt said, and finish with it once its process has."""
+        self.hear(job)
+        if not (how := self.engine.ended(job)):
+            return
+        self.hear(job)  # what it wrote just before its end
+        job.gone = job.gone or time.monotonic()
+        if job.outcome or job.run.done or time.monotonic() - job.gone >= self.engine.patience_s:
+            self.jobs.remove(job)
+            self.finish(job, how)
+
+    def hear(self, job: Job) -> None:
+        for event in job.news():
+            self.false_starts = 0
+            if event["event"] in ENDS:
+                job.outcome = event
+            else:
+                self.report(job.run, event)
+
+    def finish(self, job: Job, how: str) -> None:
+        run, outcome = job.run, job.outcome or ({"event": "done"} if job.run.done else {})
+        if not outcome:
+            self.try_again(job, how)
+        elif outcome["event"] == "busy":
+            self.wait(run, HELD_S)
+        else:
+            self.report(run, outcome)
+            if outcome["event"] == "failed":
+                self.failures.append(Failure(run, one_line(f"{outcome['kind']}: {outcome['message']}")))
+
+    def try_again(self, job: Job, how: str) -> None:
+        """A worker or its machine died: the run is tried again, wherever there is room, as long as that leads somewhere."""
+        run, has_begun = job.run, job.read > 0
+        if not has_begun:
+            self.false_starts += 1
+            if self.false_starts >= MOST_FALSE_STARTS and not self.engine.lost:
+                last = end_of(self.folder / LOG).strip().splitlines() or ["nothing"]
+                self.engine.lost = f"no worker starts: {how}; the log {self.folder / LOG} ends with: {last[-1]}"
+        if self.engine.lost or not (has_begun or self.engine.retries):  # not the run's doing
+            self.wait(run)
+            return
+        finished = store.finished_epochs(run.folder)
+        before, deaths = self.deaths.get(run.folder, (finished, 0))
+        deaths = deaths + 1 if finished == before else 1
+        self.deaths[run.folder] = finished, deaths
+        if deaths <= self.engine.retries:
+            text = f"{run.folder.name}: {how}; it goes on from its last finished epoch"
+            self.report(run, {"event": "note", "text": f"{text}, attempt {deaths + 1} of {self.engine.retries + 1}"})
+            self.wait(run)
+            return
+        how = f"{how}, {deaths} times without another finished epoch" if deaths > 1 else how
+        self.failures.append(Failure(run, how))
+        self.report(run, {"event": "failed", "kind": "WorkerDied", "message": how})
+        with suppress(Timeout, OSError), FileLock(run.folder / store.LOCK, timeout=0):  # else another process tries it already
+            if not run.done:
+                record = {"kind": "WorkerDied", "message": how, "traceback": "", "log": end_of(self.folder / LOG)}
+                store.record_failure(run.folder, record)
+
+
+def environment(runs: Sequence[Run]) -> dict[str, str]:
+    """What processes elsewhere are started with, so that they import what can be imported here."""
+    path = os.pathsep.join(dict.fromkeys(os.path.abspath(entry) for entry in sys.path))
+    threads = max(run.config.training.num_threads for run in runs)
+    told = {name: value for name, value in os.environ.items() if name.startswith("CMPTA_") or name in _TRAVELLING}
+    return told | {"PYTHONPATH": path, "OMP_NUM_THREADS": str(threads), registry.PLUGINS: registry.plugins()}
+
+
+def one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def end_of(log: Path, size: int = 2000) -> str:
+    """The last lines of a log; "" where there is none."""
+    return log.read_bytes()[-size:].decode("utf-8", "replace") if log.exists() else ""
+
+
+def _is_held(run: Run) -> bool:
+    """Whether another process works on this run now."""
+    try:
+        with FileLock(run.folder / store.LOCK, timeout=0):
+            return False
+    except Timeout:
+        return True
+    except OSError:  # the attempt will say what is wrong with it
+        return False
+
+
+@contextmanager
+def _folder_of_this_call(root: Path) -> Iterator[Path]:
+    """A folder that all machines see, for what jobs say; it stays where that explains a failure."""
+    host = platform.node() or "localhost"
+    for left in (root / "logs").glob(f"{host}.*.jobs"):
+        with suppress(OSError):
+            if time.time() - left.stat().st_mtime > _OLD_S:
+                shutil.rmtree(left, ignore_errors=True)
+    folder = root / "logs" / f"{host}.{os.getpid()}-{next(_calls)}.jobs"
+    with files.writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield folder
+    finally:
+        if not (folder / KEPT).exists():
+            shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,347 @@
+"""MMGCN and GA2MIF: values of the reference modules, and what a dialogue's turns may and may not depend on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import groupby, zip_longest
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from golden import fill, given
+from test_every_method import config_of, dialogues, flat
+from torch import Tensor
+
+from cmpta_lib import registry
+from cmpta_lib.base import Method
+from cmpta_lib.baselines import ga2mif, mmgcn
+from cmpta_lib.baselines.dialogue import Layout
+from cmpta_lib.baselines.ga2mif import KINDS, AcrossModalities, Ga2mifConfig, GraphAttention, OneModality, window
+from cmpta_lib.baselines.mmgcn import DeepGraph, MmgcnConfig, adjacency, class_losses
+from cmpta_lib.baselines.supervised import reference
+from cmpta_lib.data.corpus import Inputs, Sample
+from cmpta_lib.runs.evaluation import evaluate
+from cmpta_lib.runs.load import TrainedRun
+from cmpta_lib.runs.store import Run
+
+NAMES = ("mmgcn", "ga2mif")
+WORLDS = ("embedded-sims", "embedded-meld")
+SIZES = (4, 1, 7, 2)
+
+
+@pytest.fixture(params=NAMES)
+def name(request) -> str:
+    return request.param
+
+
+@pytest.fixture
+def build(name, corpora, tools):
+    """A small method with random weights, in eval mode; `**changes` of its settings."""
+
+    def made(world: str = "embedded-meld", **changes: Any) -> Method:
+        config = config_of(name, changes)
+        torch.manual_seed(0)
+        method = registry.build(config, Inputs.of(corpora[world]), tools)
+        method.fit(corpora[world].splits["train"])
+        method.module.eval()
+        return method
+
+    return made
+
+
+def outputs(method: Method, samples: Sequence[Sample]) -> Tensor:
+    with torch.no_grad():
+        return method.forward(method.clips(method.collate(samples)))
+
+
+# --- layout -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_layout_by_hand():
+    layout = Layout.of([2, 3, 1], torch.tensor([0, 1, 0, 1, 12, 0]))
+    rows = torch.arange(1.0, 7)[:, None]
+    padded = layout.pad(rows)
+    assert padded[..., 0].tolist() == [[1, 2, 0], [3, 4, 5], [6, 0, 0]]
+    assert layout.real.tolist() == (padded[..., 0] > 0).tolist()
+    assert torch.equal(layout.flat(padded), rows)
+    assert rows[layout.packing, 0].tolist() == [3, 1, 6, 4, 2, 5] and layout.batch_sizes.tolist() == [3, 2, 1]
+    assert torch.equal(rows[layout.packing][layout.unpacking], rows)
+    assert torch.equal(layout.voices(table := torch.nn.Embedding(3, 2)), table.weight[[0, 1, 0, 1, 2, 0]])
+
+
+# --- what may and may not depend on what ------------------------------------------------------------------------------
+
+
+def test_gradients_of_a_batch_are_the_sum_of_the_dialogues_own(build, corpora):
+    method, drawn = build(), dialogues(corpora["embedded-meld"], SIZES)
+
+    def gradients(samples: Sequence[Sample]) -> list[Tensor]:
+        return torch.autograd.grad(method.loss(method.collate(samples)).total, [*method.net.parameters()])
+
+    alone = [torch.stack(parts).sum(0) for parts in zip(*map(gradients, drawn), strict=True)]
+    for one, other in zip(gradients(flat(drawn)), alone, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+
+
+def test_other_turns_and_who_speaks_them_matter_only_with_context(build, corpora):
+    members = dialogues(corpora["embedded-meld"], [5])[0]
+    elsewhere = [*members[:1], *(replace(clip, text="I hate the party.", vision=-clip.vision) for clip in members[1:])]
+    renamed = [*members[:4], replace(members[4], speaker="D")]
+    for context in (True, False):
+        method = build(context=context)
+        plain = outputs(method, members)
+        assert (outputs(method, elsewhere)[0] - plain[0]).abs().max().item() > 1e-4 if context else (
+            torch.allclose(outputs(method, elsewhere)[0], plain[0], atol=1e-5)
+        )
+        assert torch.allclose(outputs(method, renamed), plain, atol=1e-5) is not context
+    alone = torch.cat([outputs(method, [clip]) for clip in members])
+    torch.testing.assert_close(alone, plain, rtol=0, atol=1e-5)
+
+
+def test_speakers_are_numbered_not_named(build, corpora):
+    members = dialogues(corpora["embedded-meld"], [5])[0]
+    other = [replace(clip, speaker={"A": "Zoe", "B": "Yan", "C": None}[clip.speaker]) for clip in members]
+    method = build()
+    torch.testing.assert_close(outputs(method, other), outputs(method, members))
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_every_weight_learns_and_each_switch_runs(build, name, world, corpora):
+    samples = flat(dialogues(corpora[world], SIZES))
+    entry = registry.ENTRIES[name]
+    plain = reference(entry.config()).model_dump()
+    changes = [{}, {k: v for k, v in plain.items() if k in entry.config.quirks and k != "epsilon"}]
+    changes += [{"loss": "focal"}] if name == "mmgcn" else [{"share_graph_layers": False, "past": 1, "future": 0}]
+    for change in changes:
+        method = build(world, **change)
+        method.loss(method.collate(samples)).total.backward()
+        for key, weight in method.net.named_parameters():
+            assert torch.isfinite(weight.grad).all() and weight.grad.abs().sum() > 0, key
+
+
+def test_all_weights_are_in_one_group_and_frame_networks_have_their_own_rate(build):
+    method = build(frames_rate=7.0)
+    groups = method.groups(None)
+    assert [group.rate for group in groups] == [1.0, 7.0]
+    grouped = [p for group in groups for p in group.parameters]
+    assert {id(p) for p in grouped} == {id(p) for p in method.net.parameters()} and len(set(map(id, grouped))) == len(grouped)
+
+
+# --- evaluation and loaded runs ---------------------------------------------------------------------------------------
+
+
+def test_a_loaded_run_answers_dialogues_in_any_order_as_it_was_evaluated(build, corpora, tmp_path):
+    method, corpus = build(), corpora["embedded-meld"]
+    table, _ = evaluate(method, corpus.splits["train"], 2)
+    kept = [list(members) for _, members in groupby(corpus.splits["train"], key=lambda clip: clip.dialogue)]
+    assert len(kept) > 1
+    first, second, *others = kept
+    mixed = [clip for pair in zip_longest(second, first) for clip in pair if clip is not None]  # turn by turn
+    asked = [replace(clip, label=None) for clip in flat([*others[::-1], mixed])]
+    answers = TrainedRun(Run(method.config, tmp_path), Inputs.of(corpus), method).predict(asked)
+    assert [answer.id for answer in answers] == [clip.id for clip in asked]
+    expected = dict(zip(table["id"], table["prediction"], strict=True))
+    assert all(answer.value == expected[answer.id] for answer in answers)
+
+
+def layout_of(sizes: Sequence[int], speakers: Sequence[int] | None = None) -> Layout:
+    return Layout.of(sizes, torch.tensor([0] * sum(sizes) if speakers is None else speakers))
+
+
+# --- MMGCN ------------------------------------------------------------------------------------------------------------
+MMGCN = MmgcnConfig(dim=4, graph_dim=3, layers=2, audio_width=4, vision_width=4)
+PUBLISHED = {"text": 600, "audio": 300, "vision": 342}
+
+
+def small_network(config: MmgcnConfig = MMGCN) -> mmgcn.Network:
+    """With the fills of the golden values."""
+    net = mmgcn.Network({"text": 4, "audio": 4, "vision": 4}, 7, config).eval()
+    fill([*net.graph.layers, net.graph.inward.weight, net.graph.inward.bias], scale=0.8)
+    fill([net.voices.weight], scale=0.8, first=16)
+    return net
+
+
+def laid_nodes() -> list[torch.Tensor]:
+    return [given(seed, 3, 4) for seed in (1, 2, 3)]  # audio, vision, text
+
+
+@pytest.mark.parametrize("config", [MMGCN, reference(MMGCN)], ids=["fixed", "reference"])
+def test_the_adjacency_is_the_references(config):
+    layout = layout_of([2, 1])
+    laid = torch.stack([layout.pad(node) for node in laid_nodes()], dim=1)
+    near = adjacency(laid, layout.real, config.epsilon)
+    # rows and columns of the reference: a0 a1 a2 v0 v1 v2 l0 l1 l2, where utterances 0 and 1 are a dialogue and 2 is one
+    first = [0.436805, 0.176916, 0.177377, 0, 0.140588, 0]
+    np.testing.assert_allclose(near[0, 0], first, atol=1e-5)
+    np.testing.assert_allclose(near[1, 0], [0.620481, 0, 0.252913, 0, 0.082814, 0], atol=1e-5)  # arccos is steep at 1
+    np.testing.assert_allclose(near, near.mT, atol=1e-6)
+
+
+def test_nodes_are_joined_within_a_modality_or_an_utterance():
+    layout = layout_of([3, 2])
+    laid = torch.stack([layout.pad(given(seed, 5, 4)) for seed in (1, 2, 3)], dim=1)
+    near = adjacency(laid, layout.real, 1e-8).view(2, 3, 3, 3, 3)  # dialogue, modality, utterance, modality, utterance
+    for one, other in np.ndindex(3, 3):
+        block = near[0, one, :, other]
+        assert ((block != 0) == (torch.ones(3, 3) if one == other else torch.eye(3)).bool()).all()
+    assert (near[1, :, 2] == 0).all() and (near[1, ..., 2] == 0).all()
+
+
+@pytest.mark.parametrize("config", [MMGCN, reference(MMGCN)], ids=["fixed", "reference"])
+def test_the_graphs_features_are_the_references(config):
+    net = small_network(config)
+    audio, vision, text = laid_nodes()
+    layout = layout_of([2, 1], speakers=[0, 1, 0])
+    fused = net.fused([audio, vision, text + layout.voices(net.voices)], layout)
+    expected = [
+        *(0.540302, 0.267499, -0.029200, -0.323290, 0.667032, 0.364541, 0.248617),
+        *(-0.416147, -0.666276, -0.856889, -0.970958, 1.159336, 0.620838, 0.346898),
+        *(-1.220315, -1.657193, -1.690886, -1.270983, 1.383546, 0.678764, 0.270034),
+    ]
+    np.testing.assert_allclose(fused[0].detach(), expected, atol=1e-5)
+
+
+def test_the_public_codes_loss_is_not_focal_loss():
+    logits, labels = 2 * given(1, 3, 7), torch.tensor([0, 3, 6])
+    assert class_losses(logits, labels, "paper_code", 2.5).mean() == pytest.approx(6.771852, abs=1e-5)
+    sure = torch.tensor([[10.0, 0, 0, 0, 0, 0, 0]])
+    zero = torch.tensor([0])
+    costs = {k: [float(class_losses(x, zero, k, 2.5).mean()) for x in (sure, 0 * sure)] for k in ("focal", "paper_code")}
+    assert costs["focal"][0] < 1e-6 < costs["focal"][1] and costs["paper_code"][0] > costs["paper_code"][1]
+
+
+def test_the_losses_by_their_formulas():
+    logits, labels = given(1, 3, 7), torch.tensor([0, 3, 6])
+    p = logits.softmax(-1)[range(3), labels]
+    torch.testing.assert_close(class_losses(logits, labels, "cross_entropy", 2.5), -p.log())
+    torch.testing.assert_close(class_losses(logits, labels, "focal", 2.5), -((1 - p) ** 2.5) * p.log())
+
+
+def test_mmgcn_has_the_published_size():
+    with torch.device("meta"):
+        net = mmgcn.Network(PUBLISHED, 7, MmgcnConfig())
+    assert sum(p.numel() for p in net.parameters()) == 2_040_407
+
+
+def test_vectors_of_zeros_have_an_angle_and_a_gradient():
+    layout, laid = layout_of([2]), torch.zeros(1, 3, 2, 4, requires_grad=True)
+    for start in (laid, laid + torch.tensor([[[[0.0]], [[1.0]], [[-1.0]]]])):
+        near = adjacency(start, layout.real, 1e-8)
+        (gradient,) = torch.autograd.grad((near * torch.arange(36.0).view(1, 6, 6)).sum(), laid)
+        assert torch.isfinite(near).all() and torch.isfinite(gradient).all()
+    assert torch.isnan(adjacency(laid, layout.real, 0.0)).any()  # the reference
+
+
+def test_each_layer_is_nearer_to_the_identity():
+    """Layer l mixes theta = log(lambda / l + 1) of its weights in; without a graph the state is a plain recursion."""
+    config = MMGCN.model_copy(update={"layers": 3})
+    graph = DeepGraph(4, 3, config).eval()
+    fill([*graph.layers, graph.inward.weight, graph.inward.bias], scale=0.8)
+    rows = given(1, 1, 2, 4)
+    first = state = graph.inward(rows).relu()
+    for number, weight in enumerate(graph.layers, 1):
+        theta = np.log(0.5 / number + 1)
+        own = torch.cat([state, first], -1) @ weight
+        state = (theta * own + (1 - theta) * (0.9 * state + 0.1 * first)).relu()
+    torch.testing.assert_close(graph(rows, torch.eye(2)[None]), torch.cat([rows, state], -1))
+
+
+# --- GA2MIF -----------------------------------------------------------------------------------------------------------
+GA2MIF = Ga2mifConfig(dim=4, heads=2, graph_heads=2, graph_layers=2, cross_layers=1, audio_width=4, vision_width=4)
+
+
+def test_graph_attention_within_a_modality_is_the_references():
+    part = OneModality(GA2MIF)
+    norm, layer = part.norms[0], part.layers[0]
+    own = [layer.weigh, layer.bias, layer.source.weight, layer.source.bias, layer.target.weight, layer.target.bias]
+    fill([norm.weight, norm.bias, *own], scale=0.8)
+    out = part(given(1, 1, 3, 4), window(layout_of([3]), 1, 1))
+    expected = [
+        [1.665142, 0.464558, -0.272754, -0.701895],
+        [1.701123, -0.159154, -0.010062, -0.693691],
+        [1.573895, -0.434727, 0.175928, -0.687299],
+    ]
+    np.testing.assert_allclose(out[0].detach(), expected, atol=1e-5)
+
+
+def cross_attention(mpcat: str) -> dict[str, AcrossModalities]:
+    """All three modalities with the fills of the golden values: 16 tensors each, six of which "code" has no use for."""
+    parts, full = {}, {kind: AcrossModalities(kind, GA2MIF).eval() for kind in KINDS}
+    tensors = []
+    for part in full.values():
+        for asked in part.asked:
+            tensors += [asked.in_proj_weight, asked.in_proj_bias, asked.out_proj.weight, asked.out_proj.bias]
+        tensors += [part.norm.weight, part.norm.bias, part.norm_out.weight, part.norm_out.bias]
+        tensors += [part.wide.weight, part.wide.bias, part.narrow.weight, part.narrow.bias]
+    fill(tensors, scale=0.8)
+    if mpcat == "sum":
+        return full
+    for kind, part in full.items():
+        parts[kind] = AcrossModalities(kind, GA2MIF.model_copy(update={"mpcat": "code"})).eval()
+        kept = {name.replace("asked.1", "asked.0"): v for name, v in part.state_dict().items() if "asked.0" not in name}
+        parts[kind].load_state_dict(kept)
+    return parts
+
+
+def test_attention_across_modalities_is_the_references():
+    nodes = {kind: given(seed, 1, 3, 4) for seed, kind in enumerate(KINDS, 1)}
+    mask = torch.zeros(1, 3, dtype=torch.bool)
+    coded = cross_attention("code")
+    expected = {
+        "audio": [-0.615967, 0.495539, 0.739660, 1.416743],
+        "vision": [0.365094, -0.167496, -0.829184, 0.188480],
+        "text": [0.499872, 0.654945, 0.656563, 1.921290],
+    }
+    for kind, row in expected.items():
+        np.testing.assert_allclose(coded[kind](nodes, mask)[0, 0].detach(), row, atol=1e-5)
+    term = {"code": [0.896359, -0.073092, 1.052149, -1.841956], "sum": [0.639202, -1.606712, 1.468235, -3.203080]}
+    for mpcat, row in term.items():
+        found = cross_attention(mpcat)["audio"].term(nodes, mask)
+        np.testing.assert_allclose(found[0, 0].detach(), row, atol=1e-5)
+
+
+@pytest.mark.parametrize(("mpcat", "size"), [("code", 7_334_607), ("sum", 9_264_207)])
+def test_ga2mif_has_the_published_size(mpcat, size):
+    """As coded, three of six attentions per layer never move, 1,929,600 weights: "sum" uses them."""
+    with torch.device("meta"):
+        net = ga2mif.Network(PUBLISHED, 7, Ga2mifConfig(mpcat=mpcat))
+    assert sum(p.numel() for p in net.parameters()) == size
+
+
+def test_graph_layers_share_their_weights_or_do_not():
+    shared, own = (OneModality(GA2MIF.model_copy(update={"share_graph_layers": share})) for share in (True, False))
+    assert 2 * len(list(shared.parameters())) == len(list(own.parameters()))
+
+
+def test_graph_attention_by_its_formula():
+    torch.manual_seed(0)
+    layer, nodes, edges = GraphAttention(4, 2), torch.randn(1, 3, 4), window(layout_of([3]), 1, 0)
+    expected = torch.zeros(3, 4)
+    for i in range(3):
+        heard = [j for j in range(3) if j in (i - 1, i)]
+        for head in range(2):
+            own = slice(4 * head, 4 * head + 4)
+            source, target = layer.source(nodes[0])[:, own], layer.target(nodes[0])[:, own]
+            scores = torch.stack([layer.weigh[head] @ torch.nn.functional.leaky_relu(source[j] + target[i], 0.2) for j in heard])
+            expected[i] += (scores.softmax(0)[:, None] * source[heard]).sum(0) / 2
+    torch.testing.assert_close(layer(nodes, edges)[0], expected + layer.bias)
+
+
+def test_the_window_is_the_past_and_the_future_of_who_hears():
+    edges = window(layout_of([5, 2]), past=1, future=2)
+    assert edges[0, 2].tolist() == [False, True, True, True, True] and edges[0, 3].tolist() == [False, False, True, True, True]
+    assert edges[1].tolist()[:3] == [[True, True, False, False, False]] * 2 + [[False] * 5]
+
+
+def test_padding_is_attended_to_as_coded_only():
+    torch.manual_seed(0)
+    widths = {"text": 4, "audio": 4, "vision": 4}
+    vectors = [torch.randn(5, 4) for _ in KINDS]
+    moved = {}
+    for name, config in {"fixed": GA2MIF, "reference": reference(GA2MIF)}.items():
+        net = ga2mif.Network(widths, 7, config).eval()
+        together = net(*vectors, layout_of([4, 1]))[4:]
+        moved[name] = (together - net(*[v[4:] for v in vectors], layout_of([1]))).abs().max().item()
+    assert moved["fixed"] < 1e-6 < 1e-3 < moved["reference"]
