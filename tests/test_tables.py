@@ -7,8 +7,7 @@ import pandas as pd
 import pytest
 
 from cmpta_lib.report.export import Provenance, export_table
-from cmpta_lib.report.layout import Table, kind_of
-from cmpta_lib.report.markup import Shown
+from cmpta_lib.report.layout import Shown, Table, kind_of
 from cmpta_lib.report.tables import ResultRow, result_table, within_noise
 
 TRUTH = np.array([0.0, 0.2, -0.4, 1.0])
