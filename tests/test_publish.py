@@ -108,17 +108,13 @@ def test_what_is_no_longer_exported_goes(exports: Path, checkout: Path):
     assert not list((checkout / "figures" / "published" / "demo").glob("table7.*"))
 
 
-def unfit(exports: Path, what: str) -> None:
-    if what == "missing":
-        (exports / "table4.md").unlink()
-    elif what == "smoke":
-        write(exports, "table4.md", Provenance(**vars(DEMO) | {"data": "a corpus, SMOKE RUN"}))
-    elif what == "seeds":
-        write(exports, "table4.md", Provenance(**vars(DEMO) | {"seeds": (1,)}))
-    elif what == "unrecorded":
-        (exports / "table9.csv").write_text("a\n1\n")
-    else:
-        (exports / "provenance.json").unlink()
+LEFTOVERS = {
+    "missing": lambda exports: (exports / "table4.md").unlink(),
+    "record": lambda exports: (exports / "provenance.json").unlink(),
+    "smoke": lambda exports: write(exports, "table4.md", Provenance(**vars(DEMO) | {"data": "a corpus, SMOKE RUN"})),
+    "seeds": lambda exports: write(exports, "table4.md", Provenance(**vars(DEMO) | {"seeds": (1,)})),
+    "unrecorded": lambda exports: (exports / "table9.csv").write_text("a\n1\n"),
+}
 
 
 @pytest.mark.parametrize(
@@ -132,7 +128,7 @@ def unfit(exports: Path, what: str) -> None:
     ],
 )
 def test_leftovers_are_not_published(what: str, said: str, exports: Path, checkout: Path):
-    unfit(exports, what)
+    LEFTOVERS[what](exports)
     before = (checkout / "README.md").read_bytes()
     with pytest.raises(ValueError, match=f"is not published, run `make reproduce PROFILE=demo` to the end first: .*{said}"):
         gather.publish("demo", checkout)
