@@ -241,9 +241,6 @@ def test_the_table_of_the_worst_clips():
     for number in (0, -1, 2.5, True, "3"):
         with pytest.raises(ValueError, match=r"worst=.*: expected how many clips to show, a whole number from 1"):
             confidence.worst_table(mine, {"CMPTA": ours}, number)
-
-
-def test_no_error_is_said_in_words():
     perfect = classes([0], [0], [[1, 0, 0]])
     shown = confidence.worst_table(corpus(CLASSES, [0]), {"CMPTA": perfect})
     assert shown["what happened"].tolist() == ["CMPTA answers every test clip rightly"]

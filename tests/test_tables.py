@@ -76,8 +76,8 @@ def test_the_short_form_has_the_paper_first_and_neither_seeds_nor_intervals():
     heads = ["method", *[f"{metric} {what}" for metric in ("MAE", "Corr") for what in ("paper", "this run", "gap")]]
     assert [" ".join(head).strip() for head in table.short.columns] == heads
     assert table.short["MAE", "this run"][0] == "0.075 ± 0.035", "the number of seeds is for the caption"
-    assert list(table.details["MAE", "seeds"]) == ["0.050, 0.100"] and "95 % CI" in table.details["Corr"]
-    assert table.remarks[-1] == "Bayes-optimal: MAE 0.040.", "once, and of this table's metrics"
+    assert list(table.details.full["MAE", "seeds"]) == ["0.050, 0.100"] and "95 % CI" in table.details.full["Corr"]
+    assert table.details.notes[-1] == "Bayes-optimal: MAE 0.040.", "once, and of this table's metrics"
 
 
 def test_a_row_that_was_not_run_says_so_in_one_cell_and_why_below():
@@ -86,7 +86,7 @@ def test_a_row_that_was_not_run_says_so_in_one_cell_and_why_below():
     table = result_table(rows, ["mae", "corr"])
     assert list(table.short.iloc[1]) == ["LMF", "0.343", "not run", "—", "—", "—", "—"]
     assert f"Not run, LMF, TFN: {said}." in table.notes
-    assert list(table.details["", "method"]) == ["CMPTA"]
+    assert list(table.details.full["", "method"]) == ["CMPTA"]
     nothing = result_table(rows[1:], ["mae"])
     assert nothing.details is None and not nothing.best and not nothing.notes[:-1]
 

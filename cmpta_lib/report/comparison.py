@@ -98,33 +98,26 @@ def paired_table(study: Study, key: str, rows: Sequence[ResultRow]) -> pd.DataFr
 
 
 def methods_table(study: Study, key: str) -> pd.DataFrame:
-    """What each row of the comparison is: what it reads, what is trained, how long, and what others published for it."""
+    """What each row of the comparison is: what it reads, what is trained, how long, and what others published for it.
+
+    Medians over runs; a method that is fitted rather than trained has no epochs.
+    """
     metric, lines = tabled(study, key)[0], []
     for row in plan.comparison(key):
-        entry, runs = registry.ENTRIES[row.method], runs_of(study, key, row)
-        models = [run.config.method.model_dump() for run in runs]
+        runs = runs_of(study, key, row)
+        done, models = sound(runs), [run.config.method.model_dump() for run in runs]
         readers = (str(model[kind]["name"]) for model in models for kind in ("llm", "encoder") if kind in model)
-        line = {"method": row.name, "reads": entry.reads} | dict.fromkeys(_FACTS, "")
-        line["LLM or encoder"] = next(readers, NOTHING) if runs else study.llm_name_of(row)
-        line |= _facts(sound(runs))
-        others = paper.published(row.name, metric.name)
-        line[f"{metric.label} elsewhere"] = "; ".join(f"{metric.shown(score)} ({source})" for score, source in others)
-        lines.append(line)
+        epochs, others = [len(run.history) for run in done], paper.published(row.name, metric.name)
+        lines.append({
+            "method": row.name,
+            "reads": registry.ENTRIES[row.method].reads,
+            "LLM or encoder": next(readers, NOTHING) if runs else study.llm_name_of(row),
+            "trained parameters": f"{int(np.median([run.metrics['trainable_parameters'] for run in done])):,}" if done else "",
+            "epochs": str(int(np.median(epochs))) if any(epochs) else "",
+            "best epoch": ", ".join(str(run.metrics["best_epoch"]) for run in done) if any(epochs) else "",
+            f"{metric.label} elsewhere": "; ".join(f"{metric.shown(score)} ({source})" for score, source in others),
+        })  # fmt: skip
     return pd.DataFrame(lines).replace("", NOTHING)
-
-
-_FACTS = ("LLM or encoder", "trained parameters", "epochs", "best epoch")
-
-
-def _facts(runs: Sequence[Run]) -> dict[str, str]:
-    """Medians over runs; a method that is fitted rather than trained has no epochs."""
-    if not runs:
-        return {}
-    found = {"trained parameters": f"{int(np.median([run.metrics['trainable_parameters'] for run in runs])):,}"}
-    if any(epochs := [len(run.history) for run in runs]):
-        best = ", ".join(str(run.metrics["best_epoch"]) for run in runs)
-        found |= {"epochs": str(int(np.median(epochs))), "best epoch": best}
-    return found
 
 
 def field_table(study: Study, key: str) -> pd.DataFrame:

@@ -20,7 +20,7 @@ import pandas as pd
 from filelock import FileLock
 
 from cmpta_lib import files
-from cmpta_lib.report.layout import BLOCKS, Table, code_spans, heads, to_markdown, written
+from cmpta_lib.report.layout import BLOCKS, Table, heads, marked_up, to_markdown, written
 from cmpta_lib.report.layout import NOTHING as NOTHING
 
 CHINESE = re.compile("[\u3000-\u9fff\uff00-\uffef]")
@@ -126,23 +126,16 @@ def columns_of(table: Table) -> tuple[Column | None, list[Column]]:
 
 
 def arranged(columns: Sequence[Column]) -> list[list[Column]]:
-    """The columns in panels that fit a page; the first columns, which name a row, stand in each."""
-    keys, rest = _naming(columns)
+    """The columns in panels that fit a page; the leading ones, three at most, that tell one row from another stand in each."""
+    rows = [list(zip(*(column.plain for column in columns[:count]), strict=True)) for count in (1, 2, 3)]
+    named = next((count for count, names in enumerate(rows, start=1) if len(set(names)) == len(names)), 1)
+    keys, rest = columns[:named], columns[named:]
     for count in range(1, len(rest) + 1):
         parts = np.array_split(np.arange(len(rest)), count)  # even: a last panel of one column looks like a mistake
         panels = [[*keys, *(rest[place] for place in part)] for part in parts]
         if all(sum(c.least_pt for c in panel) + GAP_PT * (len(panel) - 1) <= PAGE_PT for panel in panels):
             return panels
     return [[*keys, column] for column in rest] or [list(keys)]
-
-
-def _naming(columns: Sequence[Column]) -> tuple[Sequence[Column], Sequence[Column]]:
-    """The leading columns, three at most, that tell one row from another; and the others."""
-    for count in (1, 2, 3):
-        rows = list(zip(*(column.plain for column in columns[:count]), strict=True))
-        if len(set(rows)) == len(rows):
-            return columns[:count], columns[count:]
-    return columns[:1], columns[1:]
 
 
 def widths_of(columns: Sequence[Column]) -> list[float]:
@@ -221,9 +214,7 @@ def _sentence(text: str) -> str:
     def words(part: str) -> str:
         return " ".join(paragraph(word) if len(word) > 30 else escaped(word) for word in part.split(" "))
 
-    return "".join(
-        f"\\texttt{{{paragraph(part).replace('--', '-{}-')}}}" if code else words(part) for part, code in code_spans(text)
-    )
+    return marked_up(text, words, lambda code: f"\\texttt{{{paragraph(code).replace('--', '-{}-')}}}")
 
 
 PROVENANCE = "provenance.json"
@@ -288,7 +279,7 @@ def export_table(
         f"{name}.md": to_markdown(table, caption, warning, source),
         f"{name}.tex": to_latex(table, name, caption, warning, source),
     }
-    if folded := table.folded():
+    if folded := table.details:
         texts[f"{name}{FULL}.tex"] = to_latex(folded, f"{name}{FULL}", f"{caption} Details.", warning, source)
     for file, text in texts.items():
         files.write_text(folder / file, text)

@@ -160,15 +160,13 @@ def publish(profile: str, root: Path = ROOT) -> str:
         again = f"run `make reproduce PROFILE={profile}` to the end first"
         raise ValueError(f"{source} is not published, {again}: {'; '.join(problems)}")
     files.split(root / "README.md", RESULTS)  # before anything is copied
-    exports = {path for path in source.rglob("*") if path.suffix in _SUFFIXES or path.name == PROVENANCE}
-
-    def others(folder: str, names: list[str]) -> list[str]:
-        return [name for name in names if not (path := Path(folder, name)).is_dir() and path not in exports]
-
+    exports = [path for path in source.rglob("*") if path.suffix in _SUFFIXES or path.name == PROVENANCE]
     draft = target.with_name(f".{target.name}.partial")
     with files.writing(target):
         shutil.rmtree(draft, ignore_errors=True)
-        shutil.copytree(source, draft, ignore=others, copy_function=shutil.copyfile)
+        for path in exports:
+            (place := draft / path.relative_to(source)).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, place)
         shutil.rmtree(target, ignore_errors=True)  # what is no longer exported must not stay
         draft.rename(target)
     rewrite_readme(root)

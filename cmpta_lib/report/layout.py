@@ -37,7 +37,7 @@ class Table:
 
     `short` is what is read: cells of text, columns of one level or of two (metric, what). `full` is what programs read,
     one level. `best` and `near` are positions (row, column) in `short`: marked bold, and with "≈" as within noise of the
-    best. `blocks`: one name per row; a rule stands where it changes. `details`: what is folded away, with `remarks` below.
+    best. `blocks`: one name per row; a rule stands where it changes. `notes` stand below, and `details` is folded away.
     """
 
     short: pd.DataFrame
@@ -46,23 +46,16 @@ class Table:
     near: frozenset[tuple[int, int]] = frozenset()
     notes: tuple[str, ...] = ()
     blocks: tuple[str, ...] = ()
-    details: pd.DataFrame | None = None
-    remarks: tuple[str, ...] = ()
+    details: Table | None = None
 
     @classmethod
-    def of(cls, frame: pd.DataFrame) -> Table:
-        """A frame that is its own short form, but for a column "note": what it says stands below."""
+    def of(cls, frame: pd.DataFrame, *notes: str) -> Table:
+        """A frame that is its own short form, but for a column "note": what it says stands below, before these notes."""
         name = heads(frame)[0][1] if frame.shape[1] else ""
         short = frame.drop(columns=NOTE) if NOTE in frame else frame
         said = [(row, str(note)) for row, note in enumerate(frame[NOTE] if NOTE in frame else ()) if note not in ("", NOTHING)]
-        notes = tuple(f"{_name(short, row)}: {note}." for row, note in said)
+        notes = (*(f"{_name(short, row)}: {note}." for row, note in said), *notes)
         return cls(short, frame, notes=notes, blocks=tuple(map(str, frame.iloc[:, 0])) if name in BLOCKS else ())
-
-    def folded(self) -> Table | None:
-        """The details as a table of their own; None where nothing is folded away."""
-        if self.details is None:
-            return None
-        return Table(self.details, self.details, notes=self.remarks, blocks=Table.of(self.details).blocks)
 
 
 def _name(frame: pd.DataFrame, row: int) -> str:
@@ -105,9 +98,9 @@ def with_minus(text: str) -> str:
     return re.sub(r"(?<!\w)-(?=\d)", "\N{MINUS SIGN}", text)
 
 
-def code_spans(text: str) -> list[tuple[str, bool]]:
-    """A sentence's parts, each with whether it stood between backticks."""
-    return [(part, place % 2 == 1) for place, part in enumerate(text.split("`")) if part]
+def marked_up(text: str, plain: Callable[[str], str], code: Callable[[str], str]) -> str:
+    """A sentence in a markup; `code`: what stands between backticks in it."""
+    return "".join((code if place % 2 else plain)(part) for place, part in enumerate(text.split("`")) if part)
 
 
 _NO_BREAK = "\N{NO-BREAK SPACE}"
@@ -123,14 +116,13 @@ def escaped(value: object) -> str:
 
 def sentence(text: str) -> str:
     """A caption or note, escaped but for what stands between backticks."""
-    return "".join(f"`{part}`" if code else escaped(part) for part, code in code_spans(text))
+    return marked_up(text, escaped, lambda code: f"`{code}`")
 
 
 def to_markdown(table: Table, caption: str, warning: str, source: str) -> str:
     """Caption, warning, table, notes, where it comes from, and the fold."""
-    folded = table.folded()
     parts = [sentence(caption), f"**{warning}**" if warning else "", _grid(table), *map(sentence, table.notes), escaped(source)]
-    if folded:
+    if folded := table.details:
         parts += ["<details><summary>Details</summary>", _grid(folded), *map(sentence, folded.notes), "</details>"]
     return "\n\n".join(filter(None, parts)) + "\n"
 
@@ -157,9 +149,8 @@ class Shown:
     caption: str
 
     def _repr_html_(self) -> str:
-        folded = self.table.folded()
         parts = [_html(self.table, self.caption), *map(_note, self.table.notes)]
-        if folded:
+        if folded := self.table.details:
             inner = "".join([_html(folded, ""), *map(_note, folded.notes)])
             parts.append(f"<details><summary>Details</summary>{inner}</details>")
         return f'<div style="overflow-x:auto">{"".join(parts)}</div>'
@@ -169,7 +160,7 @@ class Shown:
 
 
 def _rich(text: str) -> str:
-    return "".join(f"<code>{html.escape(part)}</code>" if code else html.escape(part) for part, code in code_spans(text))
+    return marked_up(text, html.escape, lambda code: f"<code>{html.escape(code)}</code>")
 
 
 def _note(text: str) -> str:

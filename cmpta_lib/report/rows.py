@@ -238,7 +238,11 @@ def seeds_of(study: Study) -> str:
     return f"{len(study.seeds)} seed{'s' if len(study.seeds) > 1 else ''}"
 
 
+def over_seeds(study: Study) -> str:
+    """What a score is of: the mean over the seeds, or the only one."""
+    return f"mean ± sample sd over {seeds_of(study)}" if len(study.seeds) > 1 else f"seed {study.seeds[0]}"
+
+
 def scores_caption(study: Study, key: str, what: str) -> str:
     """Caption of a table of scores: what it compares, on which clips, and what its numbers are."""
-    over = f"mean ± sample sd over {seeds_of(study)}" if len(study.seeds) > 1 else f"seed {study.seeds[0]}"
-    return f"{what} on {described(study, key)}, test split: {over}."
+    return f"{what} on {described(study, key)}, test split: {over_seeds(study)}."

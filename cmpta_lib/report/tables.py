@@ -107,6 +107,7 @@ def result_table(
         scores = short[head].str.partition(" (n=")[0]
         short[head] = scores.replace(NOT_RUN, NOTHING) if place else scores  # said once
     details = every.loc[[row.ran for row in rows], names + [(label, name) for label in labels for name in ("95 % CI", "seeds")]]
+    remarks = [_REMARK, *_bounds(bounds, metrics), bound_rule]
     best, near = _marks(rows, metrics, len(names), by_group)
     return Table(
         short,
@@ -115,8 +116,7 @@ def result_table(
         near,
         notes=tuple(_notes(rows, bool(best), by_group)),
         blocks=tuple(row.group for row in rows),
-        details=None if details.empty else details.reset_index(drop=True),
-        remarks=() if details.empty else (_REMARK, *_bounds(bounds, metrics), *filter(None, [bound_rule])),
+        details=None if details.empty else Table.of(details.reset_index(drop=True), *filter(None, remarks)),
     )
 
 
