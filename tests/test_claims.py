@@ -144,8 +144,8 @@ def test_a_difference_must_clear_the_clips_and_the_seeds(studies, full, other, e
 
 def test_more_f1_is_better_and_more_error_is_not(studies):
     study = studies(seeds=2)
-    finished(study, "meld", CMPTA, right(0.9, 1), right(0.89, 2))
-    finished(study, "meld", TEXT_ONLY, right(0.5, 3), right(0.51, 4))
+    for row, (one, other) in ((CMPTA, (0.9, 0.89)), (TEXT_ONLY, (0.5, 0.51))):
+        finished(study, "meld", row, right(one, 1), right(other, 2))
     assert better(study, "meld", "f1_weighted").verdict == SUPPORTED
 
 

@@ -11,7 +11,7 @@ from finished import finish, record_llms, small_studies
 
 from cmpta_lib.cli.__main__ import main
 from cmpta_lib.cli.listing import listed
-from cmpta_lib.report.versus import versus
+from cmpta_lib.report.comparison import versus
 from cmpta_lib.runs import store
 from cmpta_lib.study import plan
 from cmpta_lib.study.plan import ABLATIONS, CMPTA

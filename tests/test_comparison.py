@@ -1,21 +1,20 @@
-"""Tables 3 and 4 and what stands beside them, from finished runs of every built-in method."""
+"""What the paper prints; Tables 3 and 4 and what stands beside them, from finished runs of every built-in method."""
 
 from __future__ import annotations
 
 import re
 import shutil
-from pathlib import Path
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 from finished import finish_tables, record_llms, small_studies
 
 from cmpta_lib import paper, registry
-from cmpta_lib import paper as literature
-from cmpta_lib.figures.answers import confusion_figure
 from cmpta_lib.metrics import MAE, METRICS
 from cmpta_lib.report import comparison, summaries
 from cmpta_lib.report.tables import ResultRow
+from cmpta_lib.report.uncertainty import summarise
 from cmpta_lib.study import plan
 from cmpta_lib.study.study import Study
 
@@ -23,21 +22,14 @@ PRINTED = {"sims": [line.method for line in paper.TABLE3[:-1]], "meld": [line.me
 
 
 @pytest.mark.parametrize("key", PRINTED)
-def test_every_line_that_the_paper_prints_can_be_run_and_stands_first(key: str):
-    names = [row.name for row in plan.comparison(key)]
-    assert names[: len(PRINTED[key])] == PRINTED[key]
+def test_the_papers_lines_stand_first_and_reference_lines_below_the_methods(key: str):
+    rows = plan.comparison(key)
+    names = [row.name for row in rows]
+    assert names[: len(PRINTED[key])] == PRINTED[key], "every line that the paper prints can be run"
     assert names[-1] == "CMPTA" and names[-2] == "text only"
     assert "MSE-Adapter" in names, "the direct ancestor, which the paper leaves out"
-
-
-@pytest.mark.parametrize("key", PRINTED)
-def test_reference_lines_stand_below_the_methods(key: str):
-    is_reference = [registry.ENTRIES[row.method].is_reference for row in plan.comparison(key)[:-1]]
+    is_reference = [registry.ENTRIES[row.method].is_reference for row in rows[:-1]]
     assert is_reference == sorted(is_reference) and sum(is_reference) == 5
-
-
-def test_a_row_says_what_it_reads():
-    assert all(entry.reads for entry in registry.ENTRIES.values() if entry.is_built_in)
 
 
 def test_on_clips_of_ones_own_every_method_is_compared():
@@ -64,9 +56,9 @@ def test_todays_best_frozen_methods_are_rows_that_are_run_with_everything(study:
 
 def test_other_published_numbers_are_of_rows_that_there_are():
     rows = {row.name for key in PRINTED for row in plan.comparison(key)}
-    assert literature.ELSEWHERE.keys() <= rows
-    assert all(name in METRICS for found in literature.ELSEWHERE.values() for one in found for name in one.scores)
-    assert literature.published("LMF", "f1_weighted") == [] and literature.published("nobody", "mae") == []
+    assert paper.ELSEWHERE.keys() <= rows
+    assert all(name in METRICS for found in paper.ELSEWHERE.values() for one in found for name in one.scores)
+    assert paper.published("LMF", "f1_weighted") == [] and paper.published("nobody", "mae") == []
 
 
 def test_the_appendix_has_the_versions_that_say_what_a_part_is_worth():
@@ -100,20 +92,12 @@ def test_what_goes_beyond_the_paper_is_run_only_when_asked_for():
     assert tried and {one.seed for one in tried} == {1}, "the search takes the first seed"
 
 
-class _Scores:
-    """Stands where only a corpus' kind of task is asked for."""
-
-
 def test_cmpta_is_compared_with_each_other_row(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(comparison, "tabled", lambda study, key: (MAE,))
     truth = np.linspace(-1, 1, 40)
     good, bad = truth[None] + 0.1, np.zeros((1, 40))
-    rows = [
-        ResultRow("", "bad", truth=truth, predictions=bad),
-        ResultRow("", "missing"),
-        ResultRow("", "CMPTA", truth=truth, predictions=good),
-    ]
-    table = comparison.paired_table(_Scores(), "sims", rows)
+    ran = {name: ResultRow("", name, truth=truth, predictions=given) for name, given in (("bad", bad), ("CMPTA", good))}
+    table = comparison.paired_table(object(), "sims", [ran["bad"], ResultRow("", "missing"), ran["CMPTA"]])
     assert list(table["comparison"]) == ["CMPTA minus bad", "CMPTA minus missing"]
     assert float(table["difference"][0]) < 0 and table["difference"][1] == "not run"
     assert set(table["metric"]) == {"MAE"}, "as tables name it, not as files do"
@@ -125,30 +109,29 @@ LONGEST = 18  # characters of a row's name: a table of several columns fits a pa
 @pytest.mark.parametrize("key", [*PRINTED, "data"])
 def test_a_row_has_a_short_name_and_what_it_is_said_beside_it(key: str):
     assert all(len(row.name) <= LONGEST for row in plan.comparison(key))
+    assert all(entry.reads for entry in registry.ENTRIES.values() if entry.is_built_in)
     reads = {entry.row: entry.reads for entry in registry.ENTRIES.values()}
     assert "median or majority" in reads["constant"] and "ridge or SVM" in reads["linear"] and "tuned" in reads["soft prompt"]
 
 
-@pytest.fixture
-def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
-    made = small_studies(record_llms(tmp_path), monkeypatch)(seeds=2)
-    finish_tables(made)
-    return made
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Study]:
+    """Finished runs behind every table; a test that removes some leaves those that others read."""
+    with pytest.MonkeyPatch.context() as patch:
+        made = small_studies(record_llms(tmp_path_factory.mktemp("runs")), patch)(seeds=2)
+        finish_tables(made)
+        yield made
 
 
-def test_nothing_that_depends_on_the_machine_is_exported(study: Study):
+def test_metrics_are_named_as_tables_name_them_and_nothing_depends_on_the_machine(study: Study):
     """Seconds and hardware differ from machine to machine; `cmpta runs` shows them."""
-    frames = [comparison.methods_table(study, "sims"), summaries.training_table(study, study.keys)]
-    for frame in frames:
-        assert not [name for name in frame.columns if re.search("second|hardware|s per", name)]
-        assert "a machine" not in frame.to_string()
-
-
-def test_metrics_are_named_as_tables_name_them(study: Study):
     tables = [summaries.training_table(study, study.keys), summaries.best_possible(study, study.keys)]
     tables.append(comparison.of_every_corpus(study, comparison.versions_table, plan.versions))
     assert all(set(table["metric"]) <= {"MAE", "Corr", "WF1 (%)"} for table in tables)
     assert not tables[0]["valid"].str.contains("%").any(), "the unit stands in the metric's name"
+    for frame in (comparison.methods_table(study, "sims"), tables[0]):
+        assert not [name for name in frame.columns if re.search("second|hardware|s per", name)]
+        assert "a machine" not in frame.to_string()
     search = comparison.of_every_corpus(study, comparison.search_table)
     assert list(search.columns[:4]) == ["corpus", "method", "metric", "learning rate"]
     assert list(search.columns[4:]) == ["× 0.3", "× 1", "× 3"] and set(search["× 3"]) == {"not run"}
@@ -161,15 +144,66 @@ def test_a_method_that_was_not_run_says_so_in_one_cell(study: Study):
     assert (line == "not run").sum() == 1 and set(line) == {"not run", "—"}
 
 
-def test_a_confusion_map_says_what_does_not_fit():
-    with pytest.raises(ValueError, match="no method of this comparison was run"):
-        confusion_figure({}, ["a", "b"])
-    with pytest.raises(ValueError, match="'m': expected a map of 3 x 3"):
-        confusion_figure({"m": np.eye(2)}, ["a", "b", "c"])
+# --- what the paper prints --------------------------------------------------------------------------------------------
 
 
-def test_every_method_has_a_confusion_map_of_its_own():
-    shares = {f"method {number}": np.eye(3) for number in range(5)}
-    figure = confusion_figure(shares, ["anger", "joy", "neutral"], title="t", footer="f")
-    shown = [axes.get_title() for axes in figure.axes if axes.get_visible()]
-    assert shown == list(shares)
+def test_class_prompt_gives_table_2s_sentence_and_renders_any_label_set_in_both_languages():
+    assert paper.class_prompt(paper.MELD_LABELS, "en") == paper.MELD_PROMPT
+    english = paper.class_prompt(["calm", "angry"], "en")
+    chinese = paper.class_prompt(["平静", "愤怒"], "zh")
+    assert "target set <calm:0, angry:1>. Assistant: The emotion is" in english
+    assert "<平静:0, 愤怒:1>" in chinese
+    assert chinese.endswith(paper.SIMS_PROMPT[-len("响应：情感为") :])
+
+
+@pytest.mark.parametrize(
+    ("labels", "language", "message"),
+    [(["calm"], "en", "two or more"), (["calm", "calm"], "en", "different"), (["calm", "angry"], "fr", "known: ")],
+)
+def test_class_prompt_refuses_what_it_cannot_render(labels, language, message):
+    with pytest.raises(ValueError, match=message):
+        paper.class_prompt(labels, language)
+
+
+def test_sims_prompt_is_the_printed_one_with_an_ascii_minus():
+    assert "[-1.0, +1.0]之间。响应：情感为" in paper.SIMS_PROMPT  # full-width colon, no space after it
+    changed = [pair for pair in zip(paper.SIMS_PROMPT, paper.SIMS_PROMPT_AS_PRINTED, strict=True) if len(set(pair)) > 1]
+    assert changed == [("-", "\u2212")]
+
+
+@pytest.mark.parametrize("corpus", paper.TABLE1.values(), ids=paper.TABLE1)
+def test_table_1_adds_up(corpus):
+    assert corpus.train + corpus.valid + corpus.test == corpus.total
+
+
+@pytest.mark.parametrize(
+    ("table", "headline", "metric"),
+    [(paper.TABLE5, paper.TABLE3[-1], "mae"), (paper.TABLE6, paper.TABLE4[-1], "f1_weighted")],
+    ids=["table5", "table6"],
+)
+def test_every_ablation_group_holds_the_headline_score_once(table, headline, metric):
+    groups = {row.group for row in table}
+    full_model = {(row.group, row.method) for row in table if row.scores[metric] == headline.scores[metric]}
+    assert full_model == {
+        (paper.ALIGNMENT, "on"),
+        (paper.LSTM_TYPE, "bidirectional"),
+        (paper.ADAPTER, "on"),
+        (paper.TOKEN_COUNT, "6"),
+    }
+    assert len(groups) == 4
+
+
+def test_errata_agree_with_the_tables():
+    assert max(paper.TABLE3, key=lambda row: row.scores["corr"]).method == "MAG-BERT"
+    assert min(paper.TABLE3, key=lambda row: row.scores["mae"]).method == "CMPTA (Ours)"
+    by_count = [row.scores["f1_weighted"] for row in paper.TABLE6 if row.group == paper.TOKEN_COUNT]
+    assert f"{max(by_count) - min(by_count):.2f}" in " ".join(paper.ERRATA)
+
+
+def test_the_papers_headlines_lie_within_its_ancestors_seed_noise():
+    logs = {(log.corpus, log.metric): summarise(log.values) for log in paper.ANCESTOR_LOGS}
+    sims, meld = logs["SIMS-V2", "mae"], logs["MELD", "f1_weighted"]
+    assert f"{sims.mean:.3f} ± {sims.sd:.3f}" in paper.CONTEXT
+    assert f"{100 * meld.mean:.2f} ± {100 * meld.sd:.2f}" in paper.CONTEXT
+    assert abs(paper.TABLE3[-1].scores["mae"] - sims.mean) < sims.sd
+    assert abs(paper.TABLE4[-1].scores["f1_weighted"] - 100 * meld.mean) < 100 * meld.sd

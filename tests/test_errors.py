@@ -241,9 +241,6 @@ def test_the_table_of_the_worst_clips():
     for number in (0, -1, 2.5, True, "3"):
         with pytest.raises(ValueError, match=r"worst=.*: expected how many clips to show, a whole number from 1"):
             confidence.worst_table(mine, {"CMPTA": ours}, number)
-
-
-def test_no_error_is_said_in_words():
     perfect = classes([0], [0], [[1, 0, 0]])
     shown = confidence.worst_table(corpus(CLASSES, [0]), {"CMPTA": perfect})
     assert shown["what happened"].tolist() == ["CMPTA answers every test clip rightly"]
@@ -352,7 +349,13 @@ def test_of_many_answers_the_likeliest_are_drawn_with_the_answer_and_the_label()
         clip_figure([], text="", label="", answers={})
 
 
-def test_a_map_says_what_it_is_of():
+def test_every_method_has_a_map_that_says_what_it_is_of():
     drawn = [confusion_figure({"a": np.eye(3)}, CLASSES.labels, **given).axes[0] for given in ({}, {"noun": "score"})]
     assert [axes.get_ylabel() for axes in drawn] == ["true class", "true score"]
     assert ["class" in axes.get_xlabel() for axes in drawn] == [True, False] and "score" in drawn[1].get_xlabel()
+    shares = {f"method {number}": np.eye(3) for number in range(5)}
+    figure = confusion_figure(shares, CLASSES.labels, title="t", footer="f")
+    assert [axes.get_title() for axes in figure.axes if axes.get_visible()] == list(shares)
+    for bad, message in (({}, "no method of this comparison was run"), ({"m": np.eye(2)}, "'m': expected a map of 3 x 3")):
+        with pytest.raises(ValueError, match=message):
+            confusion_figure(bad, CLASSES.labels)

@@ -15,8 +15,7 @@ from finished import finish, finish_tables, record_llms, small_studies
 
 from cmpta_lib.report import comparison, summaries, tables
 from cmpta_lib.report import rows as reports
-from cmpta_lib.report.export import recorded
-from cmpta_lib.report.latex import (
+from cmpta_lib.report.export import (
     GAP_PT,
     PAGE_PT,
     arranged,
@@ -25,6 +24,7 @@ from cmpta_lib.report.latex import (
     longest_piece,
     measured,
     paragraph,
+    recorded,
     to_latex,
     widths_of,
 )

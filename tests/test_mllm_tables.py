@@ -210,7 +210,7 @@ def test_each_statement_is_compared_with_none_and_with_that_of_another_clip(stud
     assert {told for training, told in sims.index if training == TUNED} == {NOTHING_TOLD, SAID, OF_ANOTHER, CUE}
     assert (sims["minus another clip's"] != "—").sum() == 4
     table = mllm.knowledge_table(study)
-    assert table.details is not None and "95 % CI" in table.details and "95 % CI" not in table.short, "else too wide a table"
+    assert table.details is not None and "95 % CI" in table.details.full and "95 % CI" not in table.short, "else too wide a table"
 
 
 def test_a_caption_says_what_the_numbers_are(study: Study):

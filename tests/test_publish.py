@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from cmpta_lib.cli.__main__ import main
-from cmpta_lib.report import publish
+from cmpta_lib.report import gather
 from cmpta_lib.report.export import Provenance, export_table, record
 from cmpta_lib.study.plan import sections
 
@@ -66,7 +66,7 @@ def write(folder: Path, name: str, provenance: Provenance = DEMO) -> None:
 
 def test_a_whole_folder_is_published_and_shown(exports: Path, checkout: Path):
     (exports / ".something.partial").write_text("half")
-    said = publish.publish("demo", checkout)
+    said = gather.publish("demo", checkout)
     published = checkout / "figures" / "published" / "demo"
     assert "README.md" in said and str(published) in said
     there = {path.relative_to(published): path.read_bytes() for path in published.rglob("*") if path.is_file()}
@@ -85,40 +85,36 @@ def test_a_whole_folder_is_published_and_shown(exports: Path, checkout: Path):
         "|CMPTA|0.308|0.251 ± 0.001|59.49|80.36 ± 1.40|",
     ]
     assert "(figures/published/demo/report.md)" in shown
-    again = publish.publish("demo", checkout)
+    again = gather.publish("demo", checkout)
     assert again == said and (checkout / "README.md").read_text(encoding="utf-8") == text
 
 
 def test_rows_that_make_reproduce_does_not_run_say_what_ran_them(exports: Path, checkout: Path, monkeypatch):
-    assert "ARGS=--all" not in (publish.publish("demo", checkout), (checkout / "README.md").read_text())[1]
+    assert "ARGS=--all" not in (gather.publish("demo", checkout), (checkout / "README.md").read_text())[1]
     further = [["own", "MGSI", "—", "0.240 ± 0.004 (n=2)"], ["own", "MLLM-MAC", "—", "not run"]]
     longer = pd.concat([SCORES["table3"], pd.DataFrame(further, columns=SCORES["table3"].columns)])
     monkeypatch.setitem(SCORES, "table3", longer)
     write(exports, "table3.md")
-    publish.publish("demo", checkout)
+    gather.publish("demo", checkout)
     assert "by `make reproduce` (MGSI: by `make reproduce ARGS=--all`)" in (checkout / "README.md").read_text()
 
 
 def test_what_is_no_longer_exported_goes(exports: Path, checkout: Path):
     write(exports, "table7.md")
-    publish.publish("demo", checkout)
+    gather.publish("demo", checkout)
     for path in exports.glob("table7.*"):
         path.unlink()
-    publish.publish("demo", checkout)
+    gather.publish("demo", checkout)
     assert not list((checkout / "figures" / "published" / "demo").glob("table7.*"))
 
 
-def unfit(exports: Path, what: str) -> None:
-    if what == "missing":
-        (exports / "table4.md").unlink()
-    elif what == "smoke":
-        write(exports, "table4.md", Provenance(**vars(DEMO) | {"data": "a corpus, SMOKE RUN"}))
-    elif what == "seeds":
-        write(exports, "table4.md", Provenance(**vars(DEMO) | {"seeds": (1,)}))
-    elif what == "unrecorded":
-        (exports / "table9.csv").write_text("a\n1\n")
-    else:
-        (exports / "provenance.json").unlink()
+LEFTOVERS = {
+    "missing": lambda exports: (exports / "table4.md").unlink(),
+    "record": lambda exports: (exports / "provenance.json").unlink(),
+    "smoke": lambda exports: write(exports, "table4.md", Provenance(**vars(DEMO) | {"data": "a corpus, SMOKE RUN"})),
+    "seeds": lambda exports: write(exports, "table4.md", Provenance(**vars(DEMO) | {"seeds": (1,)})),
+    "unrecorded": lambda exports: (exports / "table9.csv").write_text("a\n1\n"),
+}
 
 
 @pytest.mark.parametrize(
@@ -132,10 +128,10 @@ def unfit(exports: Path, what: str) -> None:
     ],
 )
 def test_leftovers_are_not_published(what: str, said: str, exports: Path, checkout: Path):
-    unfit(exports, what)
+    LEFTOVERS[what](exports)
     before = (checkout / "README.md").read_bytes()
     with pytest.raises(ValueError, match=f"is not published, run `make reproduce PROFILE=demo` to the end first: .*{said}"):
-        publish.publish("demo", checkout)
+        gather.publish("demo", checkout)
     assert (checkout / "README.md").read_bytes() == before and not (checkout / "figures").exists()
 
 
@@ -151,7 +147,7 @@ def test_the_command_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_readme_without_its_marks_is_left_alone(exports: Path, checkout: Path):
     (checkout / "README.md").write_text(f"# Title\n{END}{BEGIN}")
     with pytest.raises(ValueError, match="expected one line <!-- results: begin -->"):
-        publish.publish("demo", checkout)
+        gather.publish("demo", checkout)
     assert not (checkout / "figures").exists()
 
 
@@ -163,7 +159,7 @@ def test_the_readme_shows_the_published_results(tmp_path: Path):
     (tmp_path / "figures").mkdir()
     (tmp_path / "figures" / "published").symlink_to(ROOT / "figures" / "published")
     (tmp_path / "README.md").write_bytes((ROOT / "README.md").read_bytes())
-    publish.rewrite_readme(tmp_path)
+    gather.rewrite_readme(tmp_path)
     assert (tmp_path / "README.md").read_text(encoding="utf-8") == (ROOT / "README.md").read_text(encoding="utf-8")
 
 

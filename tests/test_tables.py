@@ -7,8 +7,7 @@ import pandas as pd
 import pytest
 
 from cmpta_lib.report.export import Provenance, export_table
-from cmpta_lib.report.layout import Table, kind_of
-from cmpta_lib.report.markup import Shown
+from cmpta_lib.report.layout import Shown, Table, kind_of
 from cmpta_lib.report.tables import ResultRow, result_table, within_noise
 
 TRUTH = np.array([0.0, 0.2, -0.4, 1.0])
@@ -22,37 +21,28 @@ def ran(**changes) -> ResultRow:
 
 
 def test_a_row_that_ran():
-    line = result_table([ran()], ["mae"], bayes={"mae": 0.04}).full.iloc[0]
-    assert line["method"] == "CMPTA"
-    assert line["MAE paper"] == "0.308"
-    assert line["MAE this run"] == "0.075 ± 0.035 (n=2)"
-    assert line["MAE gap"] == "-0.233"
-    assert line["MAE Bayes-optimal"] == "0.040"
-    assert line["MAE seeds"] == "0.050, 0.100"
-    low, high = map(float, re.fullmatch(r"\[(\S+), (\S+)\]", line["MAE 95 % CI"]).groups())
+    line = result_table([ran()], ["mae"], bayes={"mae": 0.04}).full.iloc[0].to_dict()
+    low, high = map(float, re.fullmatch(r"\[(\S+), (\S+)\]", line.pop("MAE 95 % CI")).groups())
     assert 0.025 <= low < 0.075 < high <= 0.1
+    assert line == {
+        "method": "CMPTA", "MAE paper": "0.308", "MAE this run": "0.075 ± 0.035 (n=2)", "MAE gap": "-0.233",
+        "MAE Bayes-optimal": "0.040", "MAE seeds": "0.050, 0.100",
+    }  # fmt: skip
 
 
 def test_weighted_f1_is_shown_in_per_cent_and_the_gap_in_points():
+    """One seed has no spread to show."""
     truth = np.array([0, 1, 1, 4, 6, 5, 3, 2])
     row = ran(paper={"f1_weighted": 59.49}, truth=truth, predictions=np.array([[0, 0, 1, 4, 6, 0, 3, -1]]))
     line = result_table([row], ["f1_weighted"], bayes={"f1_weighted": 0.9}).full.iloc[0]
-    assert line["WF1 (%) paper"] == "59.49"
-    assert line["WF1 (%) this run"] == "60.42 (n=1)"  # one seed: no spread to show
-    assert line["WF1 (%) gap"] == "+0.93"
-    assert line["WF1 (%) Bayes-optimal"] == "90.00"
+    shown = [line[f"WF1 (%) {what}"] for what in ("paper", "this run", "gap", "Bayes-optimal")]
+    assert shown == ["59.49", "60.42 (n=1)", "+0.93", "90.00"]
 
 
-def test_a_row_that_was_not_run_says_so_and_how_to_run_it():
-    frame = result_table([ran(), ResultRow("", "LMF", {"mae": 0.343}, note="make reproduce PROFILE=paper")], ["mae"]).full
-    line = frame.iloc[1]
-    assert line["MAE paper"] == "0.343"
-    assert line["MAE this run"] == "not run"
-    assert line["MAE gap"] == line["MAE 95 % CI"] == line["MAE seeds"] == "—"
-    assert line["note"] == "make reproduce PROFILE=paper"
-
-
-def test_a_row_the_paper_does_not_have_shows_dashes():
+def test_what_is_not_there_is_a_dash_and_a_row_that_was_not_run_says_how_to_run_it():
+    how = "make reproduce PROFILE=paper"
+    full = result_table([ran(), ResultRow("", "LMF", {"mae": 0.343}, note=how)], ["mae"]).full
+    assert list(full.iloc[1]) == ["LMF", "0.343", "not run", "—", "—", "—", how]
     line = result_table([ran(paper={})], ["mae"]).full.iloc[0]
     assert line["MAE paper"] == line["MAE gap"] == "—"
 
@@ -86,8 +76,8 @@ def test_the_short_form_has_the_paper_first_and_neither_seeds_nor_intervals():
     heads = ["method", *[f"{metric} {what}" for metric in ("MAE", "Corr") for what in ("paper", "this run", "gap")]]
     assert [" ".join(head).strip() for head in table.short.columns] == heads
     assert table.short["MAE", "this run"][0] == "0.075 ± 0.035", "the number of seeds is for the caption"
-    assert list(table.details["MAE", "seeds"]) == ["0.050, 0.100"] and "95 % CI" in table.details["Corr"]
-    assert table.remarks[-1] == "Bayes-optimal: MAE 0.040.", "once, and of this table's metrics"
+    assert list(table.details.full["MAE", "seeds"]) == ["0.050, 0.100"] and "95 % CI" in table.details.full["Corr"]
+    assert table.details.notes[-1] == "Bayes-optimal: MAE 0.040.", "once, and of this table's metrics"
 
 
 def test_a_row_that_was_not_run_says_so_in_one_cell_and_why_below():
@@ -96,7 +86,7 @@ def test_a_row_that_was_not_run_says_so_in_one_cell_and_why_below():
     table = result_table(rows, ["mae", "corr"])
     assert list(table.short.iloc[1]) == ["LMF", "0.343", "not run", "—", "—", "—", "—"]
     assert f"Not run, LMF, TFN: {said}." in table.notes
-    assert list(table.details["", "method"]) == ["CMPTA"]
+    assert list(table.details.full["", "method"]) == ["CMPTA"]
     nothing = result_table(rows[1:], ["mae"])
     assert nothing.details is None and not nothing.best and not nothing.notes[:-1]
 
@@ -249,12 +239,10 @@ def test_markdown_shows_the_short_form_and_folds_the_details(tmp_path):
 
 
 def test_exports_are_the_same_bytes_again(tmp_path):
-    first, second = tmp_path / "first", tmp_path / "second"
-    for folder in (first, second):
+    for folder in (folders := [tmp_path / "first", tmp_path / "second"]):
         folder.mkdir()
-    assert export(first, result_table([ran()], ["mae", "corr"])) == export(
-        second, result_table([ran()], ["mae", "corr"])
-    )
+    first, second = (export(folder, result_table([ran()], ["mae", "corr"])) for folder in folders)
+    assert first == second
 
 
 def test_an_empty_table_is_named(tmp_path):
@@ -263,13 +251,10 @@ def test_an_empty_table_is_named(tmp_path):
     assert list(export(tmp_path, pd.DataFrame({"a": []}))) == [".csv", ".md", ".tex"]
 
 
-def test_an_export_replaces_the_old_file(tmp_path):
+def test_an_export_replaces_the_old_files_and_a_failed_write_leaves_them(tmp_path, monkeypatch):
     export(tmp_path, pd.DataFrame({"a": ["first export"]}))
-    assert "first export" not in "".join(export(tmp_path, pd.DataFrame({"a": ["second"]})).values())
-
-
-def test_a_failed_write_leaves_the_old_file_and_no_partial_one(tmp_path, monkeypatch):
-    old = export(tmp_path, pd.DataFrame({"a": ["old"]}))
+    old = export(tmp_path, pd.DataFrame({"a": ["second"]}))
+    assert "first export" not in "".join(old.values())
 
     def fail(*_):
         raise OSError("disk full")
@@ -277,4 +262,4 @@ def test_a_failed_write_leaves_the_old_file_and_no_partial_one(tmp_path, monkeyp
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="disk full"):
         export_table(pd.DataFrame({"a": ["new"]}), tmp_path, "table3", caption="c", provenance=PROVENANCE)
-    assert {path.suffix: path.read_text("utf-8") for path in tmp_path.iterdir()} == old
+    assert {path.suffix: path.read_text("utf-8") for path in tmp_path.iterdir()} == old, "and no partial one"

@@ -14,9 +14,9 @@ from cmpta_lib.study.estimate import Costs
 
 def publish_exports(options: argparse.Namespace) -> int:
     """Copy a profile's exports into the published ones and rewrite the README's results."""
-    from cmpta_lib.report import publish
+    from cmpta_lib.report.gather import publish
 
-    print(publish.publish(options.profile))
+    print(publish(options.profile))
     return 0
 
 

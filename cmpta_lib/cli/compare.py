@@ -16,7 +16,7 @@ from cmpta_lib.cli.listing import SHORT, Listed, as_json, listed
 from cmpta_lib.figures.clips import NEAR
 from cmpta_lib.files import runs_folder
 from cmpta_lib.metrics import Metric
-from cmpta_lib.report.versus import Versus, differing, versus
+from cmpta_lib.report.comparison import Versus, differing, versus
 from cmpta_lib.runs import store
 from cmpta_lib.runs.progress import cut, table
 from cmpta_lib.runs.store import Run

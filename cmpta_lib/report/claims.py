@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import pandas as pd
 
@@ -45,6 +46,20 @@ _ABLATED: Mapping[tuple[str, str], tuple[str, str, str]] = {  # line -> section,
 _ALIGNMENT, _ADAPTER = plan.ABLATIONS[paper.ALIGNMENT, "off"], plan.ABLATIONS[paper.ADAPTER, "off"]
 _ONE_WAY = plan.ABLATIONS[paper.LSTM_TYPE, "unidirectional"]
 _TOKENS: Mapping[str, Row] = {number: plan.ABLATIONS[paper.TOKEN_COUNT, number] for number in ("5", "7", "8")}
+
+
+class _Printed(NamedTuple):
+    """What the paper prints of a corpus: a comparison, ablations, and which tables these are."""
+
+    comparison: tuple[PaperRow, ...]
+    ablations: tuple[PaperRow, ...]
+    names: tuple[str, str]
+
+
+_PRINTED: Mapping[str, _Printed] = {
+    "sims": _Printed(paper.TABLE3, paper.TABLE5, ("Table 3", "Table 5")),
+    "meld": _Printed(paper.TABLE4, paper.TABLE6, ("Table 4", "Table 6")),
+}
 Places = Sequence[tuple[str, str]]  # the corpora that a claim is about: the paper's key, the study's
 Find = Callable[[Evidence, Places], Finding]
 
@@ -60,25 +75,19 @@ class Judged:
     of_the_paper_only: bool = False  # about the paper's very corpora: nothing to compare elsewhere
 
 
-def printed(wanted: str) -> tuple[tuple[PaperRow, ...], tuple[PaperRow, ...]]:
-    """The comparison and the ablation that the paper prints for "sims" or "meld"."""
-    return (paper.TABLE3, paper.TABLE5) if wanted == "sims" else (paper.TABLE4, paper.TABLE6)
-
-
 def claims() -> list[Judged]:
     """Every claim in the paper's order: in words, then the lines of the tables that the section speaks of."""
-    verbal = [_in_words(claim) for claim in paper.CLAIMS]
-    lines = [one for wanted in PAPER_NAMES for one in (*_compared(wanted), *_ablated(wanted))]
-    return sorted([*verbal, *lines], key=lambda one: _ORDER.index(one.claim.section.split(",")[0]))  # stable
+    every = [_in_words(claim) for claim in paper.CLAIMS] + [one for wanted in PAPER_NAMES for one in _printed(wanted)]
+    return sorted(every, key=lambda one: _ORDER.index(one.claim.section.split(",")[0]))  # stable
 
 
-def _better(rows: Callable[[str, str], Sequence[Row]], metric: MetricName | None = None) -> Find:
-    """CMPTA better than each of `rows(paper's key, study's key)` on each corpus, by the headline metric."""
+def _better(rows: Sequence[Row] | Callable[[str, str], Sequence[Row]], metric: MetricName | None = None) -> Find:
+    """CMPTA better than each of these rows, or of those of (paper's key, study's key), on each corpus; by the headline metric."""
 
     def find(evidence: Evidence, places: Places) -> Finding:
         return together([
             evidence.better(key, metric or evidence.metric(key).name, CMPTA, row)
-            for wanted, key in places for row in rows(wanted, key)
+            for wanted, key in places for row in (rows(wanted, key) if callable(rows) else rows)
         ])  # fmt: skip
 
     return find
@@ -112,28 +121,34 @@ def _in_words(claim: Claim) -> Judged:
 
 
 def _number(claim: Claim, wanted: str, metric: MetricName) -> Judged:
-    compared, ablated = printed(wanted)
-    value = compared[-1].scores[metric]
+    full, ablated = _PRINTED[wanted].comparison[-1], _PRINTED[wanted].ablations
+    value = full.scores[metric]
     same = [line for line in ablated if line.scores.get(metric) == value and (line.group, line.method) not in plan.ABLATIONS]
-    lines = tuple((wanted, line.group, line.method, metric) for line in (compared[-1], *same))
-    find: Find = lambda evidence, places: evidence.number(places[0][1], metric, value)  # noqa: E731
-    return Judged(claim, judge.NUMBER, find, lines, of_the_paper_only=True)
+    lines = tuple((wanted, line.group, line.method, metric) for line in (full, *same))
+    return Judged(
+        claim, judge.NUMBER, lambda evidence, places: evidence.number(places[0][1], metric, value), lines, of_the_paper_only=True
+    )
 
 
-def _compared(wanted: str) -> Iterator[Judged]:
-    """A claim for each printed method and metric: CMPTA is better, or where the paper prints so, the other."""
-    *others, full = printed(wanted)[0]
-    table = "Table 3" if wanted == "sims" else "Table 4"
-    for line in others:
+def _printed(wanted: str) -> Iterator[Judged]:
+    """A claim for each printed score but the full method's: CMPTA is better, or where the comparison prints so, the other."""
+    (*others, full), ablated, names = _PRINTED[wanted]
+    for line in (*others, *(one for one in ablated if (one.group, one.method) in _ABLATED)):
         for metric, value in line.scores.items():
             shown, ours = METRICS[metric], full.scores[metric]  # type: ignore[index]
-            pair = (CMPTA.name, line.method) if shown.is_better(ours, value) else (line.method, CMPTA.name)
-            numbers = f"{shown.shown(ours)} against {shown.shown(value)}"
-            says = f"{pair[0]} is better than {pair[1]} in {shown.label.split()[0]} (CMPTA {numbers})."
-            slug = f"{wanted}-{line.method.lower()}-{shown.label.split()[0].lower()}"
-            claim = Claim(slug, f"4.4, {table}", says, "", (wanted,))
-            place = (wanted, line.group, line.method, metric)
-            yield Judged(claim, BETTER, _pair(shown.name, *pair), (place,))
+            label, place = shown.label.split()[0], (wanted, line.group, line.method, metric)
+            if line in others:
+                pair = (CMPTA.name, line.method) if shown.is_better(ours, value) else (line.method, CMPTA.name)
+                says = f"{pair[0]} is better than {pair[1]} in {label} (CMPTA {shown.shown(ours)} against {shown.shown(value)})."
+                claim = Claim(f"{wanted}-{line.method.lower()}-{label.lower()}", f"4.4, {names[0]}", says, "", (wanted,))
+                yield Judged(claim, BETTER, _pair(shown.name, *pair), (place,))
+            else:
+                section, what, original = _ABLATED[line.group, line.method]
+                row = plan.ABLATIONS[line.group, line.method]
+                says = f"{what} ({label} {shown.shown(ours)}, then {shown.shown(value)})."
+                slug = f"{wanted}-{row.name.replace(' ', '-')}"
+                claim = Claim(slug, f"{section}, {names[1]}", says, original, (wanted,))
+                yield Judged(claim, f"the full method against it: {BETTER}", _better([row]), (place,))
 
 
 def _pair(metric: MetricName, first: str, second: str) -> Find:
@@ -145,27 +160,6 @@ def _pair(metric: MetricName, first: str, second: str) -> Find:
         return evidence.better(key, metric, rows[first], rows[second])
 
     return find
-
-
-def _ablated(wanted: str) -> Iterator[Judged]:
-    """A claim for each printed line of Table 5 or 6 that is not the full method."""
-    table = "Table 5" if wanted == "sims" else "Table 6"
-    full = printed(wanted)[0][-1]
-    for line in printed(wanted)[1]:
-        if (line.group, line.method) not in _ABLATED:
-            continue
-        section, says, original = _ABLATED[line.group, line.method]
-        ((metric, value),) = line.scores.items()
-        shown = METRICS[metric]  # type: ignore[index]
-        text = f"{says} ({shown.label.split()[0]} {shown.shown(full.scores[metric])}, then {shown.shown(value)})."
-        row = plan.ABLATIONS[line.group, line.method]
-        claim = Claim(f"{wanted}-{row.name.replace(' ', '-')}", f"{section}, {table}", text, original, (wanted,))
-        place = (wanted, line.group, line.method, metric)
-        yield Judged(claim, f"the full method against it: {BETTER}", _better(_fixed(row)), (place,))
-
-
-def _fixed(*rows: Row) -> Callable[[str, str], Sequence[Row]]:
-    return lambda wanted, key: rows
 
 
 def _counts(evidence: Evidence, places: Places) -> Finding:
@@ -213,17 +207,17 @@ _RULES: Mapping[str, tuple[str, Find]] = {
     "fine-intensity": (f"CMPTA against each: {BETTER}", _better(_rivals, "corr")),
     "generalises": (f"CMPTA against each, on each corpus: {BETTER}", _better(lambda *at: [TEXT_ONLY, *_rivals(*at)])),
     "tokens-help": (f"CMPTA against each: {BETTER}", _better(_words_alone)),
-    "modalities": (f"CMPTA against text only, on each corpus: {BETTER}", _better(_fixed(TEXT_ONLY))),
+    "modalities": (f"CMPTA against text only, on each corpus: {BETTER}", _better([TEXT_ONLY])),
     "dropout": (f"first seed, test clips: {BETTER}", lambda e, places: e.dropout(places[0][1])),
     "alignment-most": (
         f"without adapter, and with one direction, against without alignment: {BETTER}", _alignment_most),
     "attention": (judge.CUE, lambda e, places: e.cues(places[0][1])),
     "tokens-small": (judge.LITTLE, lambda e, places: e.little(places[0][1], _TOKENS)),
-    "six-best": (f"6 tokens against 5, 7 and 8: {BETTER}", _better(_fixed(*_TOKENS.values()))),
-    "too-many": (f"6 tokens against 7 and 8: {BETTER}", _better(_fixed(_TOKENS["7"], _TOKENS["8"]))),
+    "six-best": (f"6 tokens against 5, 7 and 8: {BETTER}", _better([*_TOKENS.values()])),
+    "too-many": (f"6 tokens against 7 and 8: {BETTER}", _better([_TOKENS["7"], _TOKENS["8"]])),
     "sarcasm": (judge.SARCASM, lambda e, places: e.sarcasm(places[0][1])),
     "key-parts": (
-        f"CMPTA against no alignment and no adapter, on each corpus: {BETTER}", _better(_fixed(_ALIGNMENT, _ADAPTER))),
+        f"CMPTA against no alignment and no adapter, on each corpus: {BETTER}", _better([_ALIGNMENT, _ADAPTER])),
 }  # fmt: skip
 _NO_ROW: Mapping[str, str] = {
     "layer-norm": "no row trains without them, and the paper gives no curve",
@@ -264,7 +258,8 @@ def judge_all(study: Study) -> pd.DataFrame:
         why = next(filter(None, (obstacle(study, key) for key in keys)), "")
         verdict = NOT_TESTABLE if why else found.verdict
         here = NOTHING if one.of_the_paper_only and why else found.verdict  # another corpus is no trial of its numbers
-        tried = ", ".join(_tried(study, key) for key in keys) or "the method itself"
+        corpora = [study.corpus(key) for key in keys]
+        tried = ", ".join(corpus.name + " (generated)" * corpus.generated for corpus in corpora) or "the method itself"
         says = claim.says + (f" ({claim.original})" if claim.original else "")
         lines.append([claim.id, claim.section, says, one.rule, verdict, tried, here, found.figures])
     columns = ["claim", "section", "the paper says", "rule", VERDICT, "tried on", HERE, "figures of this run"]
@@ -276,11 +271,6 @@ def _at(study: Study) -> dict[str, str]:
     if not study.data:
         return {key: key for key in study.keys}
     return {"sims" if study.corpus("data").task.kind == "regression" else "meld": "data"}
-
-
-def _tried(study: Study, key: str) -> str:
-    corpus = study.corpus(key)
-    return f"{corpus.name} (generated)" if corpus.generated else corpus.name
 
 
 def counted(table: pd.DataFrame) -> pd.DataFrame:

@@ -16,7 +16,7 @@ from cmpta_lib import registry
 from cmpta_lib.llm.files import OMNI_MODELS
 from cmpta_lib.metrics import headline
 from cmpta_lib.report.layout import NOT_RUN, NOTE, NOTHING, Table
-from cmpta_lib.report.rows import result_row, runs_of, seeds_of, sound
+from cmpta_lib.report.rows import over_seeds, result_row, runs_of, sound
 from cmpta_lib.report.tables import compared, scored
 from cmpta_lib.runs import provenance as memory
 from cmpta_lib.study.plan import (
@@ -54,9 +54,8 @@ class Line:
 
 def caption(study: Study, what: str, has_differences: bool = False) -> str:
     """What a table shows, on which clips, and what its numbers are."""
-    over = f"mean ± sample sd over {seeds_of(study)}" if len(study.seeds) > 1 else f"seed {study.seeds[0]}"
-    intervals = f"{INTERVAL}: bootstrap over test clips."
-    return " ".join([what, f"Test split, {over}; {intervals}", *([_PAIRED] if has_differences else [])])
+    said = f"{what} Test split, {over_seeds(study)}; {INTERVAL}: bootstrap over test clips."
+    return f"{said} {_PAIRED}" if has_differences else said
 
 
 def zero_shot_table(study: Study) -> Table:
@@ -159,7 +158,7 @@ def _table(full: pd.DataFrame, single: str = "") -> Table:
     tests = [column for column in full if column.endswith(", p")]
     folded = None
     if len(tests) > 1:
-        folded = pd.concat([short[["corpus", *words, INTERVAL]], full[tests]], axis=1)
+        folded = Table.of(pd.concat([short[["corpus", *words, INTERVAL]], full[tests]], axis=1))
         short = short.drop(columns=INTERVAL)
     return Table(short, full, notes=_notes(full, "corpus", *words), blocks=tuple(full["corpus"]), details=folded)
 

@@ -15,8 +15,7 @@ from cmpta_lib.embedded import bounds
 from cmpta_lib.files import runs_folder
 from cmpta_lib.metrics import METRICS, Metric, MetricName
 from cmpta_lib.report.export import Provenance, export_table, record
-from cmpta_lib.report.layout import Table
-from cmpta_lib.report.markup import Shown
+from cmpta_lib.report.layout import Shown, Table
 from cmpta_lib.report.tables import ResultRow
 from cmpta_lib.runs import provenance as records
 from cmpta_lib.runs.store import FAILURE, Run, failure, sound
@@ -239,7 +238,11 @@ def seeds_of(study: Study) -> str:
     return f"{len(study.seeds)} seed{'s' if len(study.seeds) > 1 else ''}"
 
 
+def over_seeds(study: Study) -> str:
+    """What a score is of: the mean over the seeds, or the only one."""
+    return f"mean ± sample sd over {seeds_of(study)}" if len(study.seeds) > 1 else f"seed {study.seeds[0]}"
+
+
 def scores_caption(study: Study, key: str, what: str) -> str:
     """Caption of a table of scores: what it compares, on which clips, and what its numbers are."""
-    over = f"mean ± sample sd over {seeds_of(study)}" if len(study.seeds) > 1 else f"seed {study.seeds[0]}"
-    return f"{what} on {described(study, key)}, test split: {over}."
+    return f"{what} on {described(study, key)}, test split: {over_seeds(study)}."

@@ -92,38 +92,40 @@ def result_table(
     """
     if unknown := [metric for metric in metrics if metric not in METRICS]:
         raise ValueError(f"no display rule for {unknown}; known: {', '.join(METRICS)}")
-    known = {"Bayes-optimal": bayes or {}, "Bayes-optimal in context": bayes_in_context or {}}
-    bounds = {heading: {name: scores[name] for name in metrics if name in scores} for heading, scores in known.items()}
-    shown = {metric: [_cells(row, metric, bounds) for row in rows] for metric in metrics}
+    bounds = {"Bayes-optimal": bayes or {}, "Bayes-optimal in context": bayes_in_context or {}}
     lines = []
-    for place, row in enumerate(rows):
-        line = {"group": row.group, "method": row.method}
+    for row in rows:
+        line = {_GROUP: row.group, _METHOD: row.method}
         for metric in metrics:
-            line |= {f"{METRICS[metric].label} {column}": text for column, text in shown[metric][place].items()}
-        lines.append(line | {"note": row.note})
-    full = pd.DataFrame(lines, dtype=object)
-    short = _short(rows, shown, by_group)
-    first = short.shape[1] - 3 * len(metrics)
-    best, near = _marks(rows, metrics, first, by_group)
-    details, remarks = _details(rows, shown, by_group), _bounds(bounds)
+            line |= {(METRICS[metric].label, heading): text for heading, text in _cells(row, metric, bounds).items()}
+        lines.append(line | {("", "note"): row.note})
+    every = pd.DataFrame({head: [line[head] for line in lines] for head in lines[0]}, dtype=object)
+    full = every.set_axis([f"{over} {heading}".strip() for over, heading in every.columns], axis=1)
+    names, labels = [_GROUP] * by_group + [_METHOD], [METRICS[metric].label for metric in metrics]
+    short = every[names + [(label, heading) for label in labels for heading in ("paper", "this run", "gap")]].copy()
+    for place, head in enumerate((label, "this run") for label in labels):
+        scores = short[head].str.partition(" (n=")[0]
+        short[head] = scores.replace(NOT_RUN, NOTHING) if place else scores  # said once
+    details = every.loc[[row.ran for row in rows], names + [(label, name) for label in labels for name in ("95 % CI", "seeds")]]
+    remarks = [_REMARK, *_bounds(bounds, metrics), bound_rule]
+    best, near = _marks(rows, metrics, len(names), by_group)
     return Table(
         short,
-        full.drop(columns=[name for name in ("group", "note") if lines and not any(full[name])]),
+        full.drop(columns=[name for name in ("group", "note") if not any(full[name])]),
         best,
         near,
-        notes=(*_legend(rows, best, by_group), *_groups(rows, by_group), *_notes(rows)),
+        notes=tuple(_notes(rows, bool(best), by_group)),
         blocks=tuple(row.group for row in rows),
-        details=details,
-        remarks=(_REMARK, *remarks, *filter(None, [bound_rule])) if details is not None else (),
+        details=None if details.empty else Table.of(details.reset_index(drop=True), *filter(None, remarks)),
     )
 
 
+_GROUP, _METHOD = ("", "group"), ("", "method")
 _REMARK = (
     "95 % CI: bootstrap interval of the mean over seeds, test clips redrawn 2,000 times. "
     "Seeds: the score of each. The CSV file has everything in one table."
 )
-_Bounds = Mapping[str, Mapping[MetricName, float]]
-_Shown = Mapping[MetricName, Sequence[Mapping[str, str]]]
+_Bounds = Mapping[str, Mapping[str, float]]
 
 
 def _cells(row: ResultRow, metric: MetricName, bounds: _Bounds) -> dict[str, str]:
@@ -182,52 +184,24 @@ def without_unit(metric: Metric, score: float) -> str:
     return metric.shown(metric.scale * score) if np.isfinite(score) else NOTHING
 
 
-def _short(rows: Sequence[ResultRow], shown: _Shown, by_group: bool) -> pd.DataFrame:
-    columns = {("", "group"): [row.group for row in rows]} if by_group else {}
-    columns[("", "method")] = [row.method for row in rows]
-    for place, (metric, cells) in enumerate(shown.items()):
-        label = METRICS[metric].label
-        columns[(label, "paper")] = [cell["paper"] for cell in cells]
-        scores = [cell["this run"].partition(" (n=")[0] for cell in cells]
-        columns[(label, "this run")] = [NOTHING if place and score == NOT_RUN else score for score in scores]  # said once
-        columns[(label, "gap")] = [cell["gap"] for cell in cells]
-    return pd.DataFrame(columns, dtype=object)
-
-
-def _details(rows: Sequence[ResultRow], shown: _Shown, by_group: bool) -> pd.DataFrame | None:
-    """Intervals and single seeds of the rows that were run; None where there are none."""
-    ran = [place for place, row in enumerate(rows) if row.predictions is not None]
-    columns = {("", "group"): [rows[place].group for place in ran]} if by_group else {}
-    columns[("", "method")] = [rows[place].method for place in ran]
-    for metric, cells in shown.items():
-        for name in ("95 % CI", "seeds"):
-            columns[(METRICS[metric].label, name)] = [cells[place][name] for place in ran]
-    return pd.DataFrame(columns, dtype=object) if ran else None
-
-
-def _peers(rows: Sequence[ResultRow], by_group: bool) -> Iterator[list[int]]:
-    """Positions of rows that were run and are compared with each other, two at least."""
-    for group in dict.fromkeys(row.group if by_group else "" for row in rows):
-        ran = [place for place, row in enumerate(rows) if row.predictions is not None and group in (row.group, "")]
-        if len(ran) > 1:
-            yield ran
-
-
 def _marks(
     rows: Sequence[ResultRow], metrics: Sequence[MetricName], first: int, by_group: bool
 ) -> tuple[frozenset[tuple[int, int]], frozenset[tuple[int, int]]]:
-    """Positions in the short form of what is best and of what is within noise of it; `first`: the first metric's column."""
+    """Positions in the short form of what is best and of what is within noise of it; `first`: the first metric's column.
+
+    Rows that were run are compared with each other, two at least; with `by_group` those of one group.
+    """
     best, near = set(), set()
-    for number, metric in enumerate(metrics):
-        column = first + 3 * number + 1
-        for places in _peers(rows, by_group):
+    for group in dict.fromkeys(row.group if by_group else "" for row in rows):
+        places = [place for place, row in enumerate(rows) if row.ran and group in (row.group, "")]
+        for number, metric in enumerate(metrics if len(places) > 1 else ()):
             means = {place: float(np.mean(rows[place].scores(metric))) for place in places}
             top = (min if METRICS[metric].lower_is_better else max)(places, key=means.__getitem__)
             for place in places:
                 if means[place] == means[top]:
-                    best.add((place, column))
+                    best.add((place, first + 3 * number + 1))
                 elif within_noise(metric, rows[place], rows[top]):
-                    near.add((place, column))
+                    near.add((place, first + 3 * number + 1))
     return frozenset(best), frozenset(near)
 
 
@@ -242,35 +216,26 @@ def within_noise(metric: MetricName, one: ResultRow, other: ResultRow) -> bool:
     return found.low <= 0 <= found.high or abs(found.difference) <= spread
 
 
-def _legend(rows: Sequence[ResultRow], best: frozenset[object], by_group: bool) -> Iterator[str]:
-    if best:
+def _notes(rows: Sequence[ResultRow], marked: bool, by_group: bool) -> Iterator[str]:
+    """What the marks mean, which rows are of another group than the last one, and what rows have to say, each once."""
+    if marked:
         sds = ", or the difference is not larger than the larger of the two sds over seeds"
         several = any(row.predictions is not None and len(row.predictions) > 1 for row in rows)
         rule = f"the 95 % paired bootstrap interval of the difference holds 0{sds if several else ''}"
         of_what = "in its group" if by_group else "of all rows"
         yield f"Bold: best {of_what}. \N{ALMOST EQUAL TO}: within noise of the best: {rule}."
-
-
-def _groups(rows: Sequence[ResultRow], by_group: bool) -> Iterator[str]:
-    """In one sentence what a column would repeat: which rows are of another group than the last one."""
     groups = [] if by_group else [group for group in dict.fromkeys(row.group for row in rows) if group]
     if len(groups) > 1:
         members = {group: [row.method for row in rows if row.group == group] for group in groups if group != rows[-1].group}
         yield " ".join(f"{group.capitalize()}: {', '.join(methods)}." for group, methods in members.items())
-
-
-def _notes(rows: Sequence[ResultRow]) -> Iterator[str]:
-    """What rows have to say, each once: the methods of which it is true, and what."""
     for note in dict.fromkeys(row.note for row in rows if row.note):
         for state, ran in (("Not run, ", False), ("", True)):
-            methods = dict.fromkeys(row.method for row in rows if row.note == note and (row.predictions is not None) == ran)
-            if methods:
+            if methods := dict.fromkeys(row.method for row in rows if row.note == note and row.ran == ran):
                 yield f"{state}{', '.join(methods)}: {note.rstrip('.')}."
 
 
-def _bounds(bounds: _Bounds) -> Iterator[str]:
+def _bounds(bounds: _Bounds, metrics: Sequence[MetricName]) -> Iterator[str]:
     for heading, scores in bounds.items():
-        known = {name: metric for name, metric in METRICS.items() if name in scores}
-        said = [f"{metric.label.partition(' ')[0]} {metric.with_unit(scores[name])}" for name, metric in known.items()]
-        if said:
+        known = [metric for name, metric in METRICS.items() if name in scores and name in metrics]
+        if said := [f"{metric.label.partition(' ')[0]} {metric.with_unit(scores[metric.name])}" for metric in known]:
             yield f"{heading}: {', '.join(said)}."
