@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from test_data import item, save
 
-from data_prep import hub, published, safe_pickle, verify
+from data_prep import hub, meld, published, safe_pickle, simsv2, verify
 from data_prep.public_pickles import read_folder
 from data_prep.verify import findings
 
@@ -199,7 +199,7 @@ def test_conversions_lie_where_every_study_looks(tmp_path: Path, monkeypatch):
 
 def test_published_corpora_are_fetched_by_name_and_others_left_alone(tmp_path: Path, monkeypatch):
     asked: list[tuple[str, Path]] = []
-    for name in published.PREPARE:
-        monkeypatch.setitem(published.PREPARE, name, lambda cache, name=name: asked.append((name, cache)))
+    for module in (simsv2, meld):
+        monkeypatch.setattr(module, "prepare", lambda cache, name=module.NAME: asked.append((name, cache)))
     published.fetch(["embedded-sims", "meld", "simsv2"], tmp_path)
     assert asked == [("meld", tmp_path), ("simsv2", tmp_path)]
