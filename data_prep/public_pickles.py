@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from numbers import Integral, Real
 from pathlib import Path
 from reprlib import repr as short
+from typing import Any
 
 import numpy as np
 
@@ -192,7 +193,7 @@ def read_samples(path: Path, split: str, items: list[dict], task: Task, repairs:
         for key, value in keys.items():
             if isinstance(value, bool) or (key == "id" and isinstance(value, str) and not value):
                 raise problem(where, key, "a string that is not empty, or a whole number", shown(value), "correct it")
-        clip: dict[str, np.ndarray] = {}
+        clip: dict[str, Any] = {}  # arrays
         for source, modality in (("audio", "audio"), ("video", "vision")):
             frames, length = item["features"][source], item["features"][f"{source}_len"]
             if not isinstance(frames, np.ndarray) or frames.ndim != 2:
@@ -203,6 +204,6 @@ def read_samples(path: Path, split: str, items: list[dict], task: Task, repairs:
             clip[modality] = frames[:length]
             if cut := int((frames[length:] != 0).any(axis=1).sum()):  # padding, by the file's own length, yet not zero
                 repairs[f"{modality}_nonzero_frames_after_length"] += cut
-        named = {key: str(value) if isinstance(value, Integral) else value for key, value in keys.items()}
+        named: dict[str, Any] = {k: str(v) if isinstance(v, Integral) else v for k, v in keys.items()}
         label = task.labels.index(item["label"]) if task.labels else item["label"]
         yield Sample(**named, text=item["features"]["text"], **clip, label=label)

@@ -117,7 +117,7 @@ def _samples(path: Path, split: str, columns: Mapping[str, _Column], repairs: Co
             raise problem(where, "raw_text", "a string", shown(text), hub.CORRECT)
         if not is_number(label) or not -1 <= label <= 1:  # NaN is not, either
             raise problem(where, "regression_labels", "a finite number in [-1, 1]", shown(label), hub.CORRECT)
-        clip: dict[str, np.ndarray] = {}
+        clip: dict[str, Any] = {}  # arrays
         for modality in MODALITIES:
             frames, field = columns[modality][index], f"{modality}_lengths"
             length, most = columns[field][index], len(frames)
