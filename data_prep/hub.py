@@ -54,13 +54,10 @@ def find(published: Published, folder: Path) -> Found:
     paths: dict[str, Path] = {}
     for file in published.files:
         path = _locate(folder, file.name)
-        if path is None and (packed := _locate(folder, f"{file.name}.gz")):
-            raise FileNotFoundError(f"{folder}: expected {file.name} ({published.title}); {unpack_first([packed])}")
         if path is None:
-            raise FileNotFoundError(
-                f"{folder}: expected {file.name} ({published.title}) in it or below it, found {_listing(folder)}; "
-                f"it is published at {published.page}"
-            )
+            expected, packed = f"{folder}: expected {file.name} ({published.title})", _locate(folder, f"{file.name}.gz")
+            found = f" in it or below it, found {_listing(folder)}; it is published at {published.page}"
+            raise FileNotFoundError(expected + (f"; {unpack_first([packed])}" if packed else found))
         paths[file.name] = path
     sources = {name: sha256(path) for name, path in paths.items()}
     generated = bool(manifest.get("generated"))
@@ -175,28 +172,24 @@ def _fetch(published: Published, folder: Path) -> Found:
         revision = ", ".join(dict.fromkeys(file.url.split("/")[-4] for file in files))
     paths = {file.name: folder / (file.path or file.name) for file in files}
     partials: dict[str, Path] = {}  # of the files that are missing; named by content, so that versions never mix
-    for file in files:
-        path = paths[file.name]
-        if not path.exists():
-            partials[file.name] = path.with_name(f".{path.name}.{(file.sha256 or revision)[:12]}.partial")
     needed = 0
     for file in files:
-        if partial := partials.get(file.name):
-            there = partial.stat().st_size if partial.exists() else 0
-            if there > (file.size_bytes or 0):  # it is longer than the file, or may be: a server has nothing to send then
+        path, size_bytes = paths[file.name], file.size_bytes or 0
+        if not path.exists():
+            partials[file.name] = partial = path.with_name(f".{path.name}.{(file.sha256 or revision)[:12]}.partial")
+            if partial.exists() and partial.stat().st_size > size_bytes:  # or the size is unknown: nothing to go on from
                 partial.unlink()
-                there = 0
-            needed += (file.size_bytes or 0) - there
+            needed += size_bytes - (partial.stat().st_size if partial.exists() else 0)
     need_space(folder, needed, published.title)
     sources = {}
     for file in files:
-        partial = partials.get(file.name)
-        if partial:
+        path, arrived = paths[file.name], partials.get(file.name)
+        if arrived:
             with _asking(published):
-                _download(file, partial, from_hub=bool(published.repo))
-        sources[file.name] = _check(partial or paths[file.name], file, paths[file.name] if partial else None)
-        if partial:
-            partial.replace(paths[file.name])
+                _download(file, arrived, from_hub=bool(published.repo))
+        sources[file.name] = _check(arrived or path, file, path if arrived else None)
+        if arrived:
+            arrived.replace(path)
     write_manifest(folder, paths, sources, source=source, revision=revision, generated=False)
     return Found(folder, paths, sources)
 

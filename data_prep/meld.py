@@ -23,7 +23,7 @@ from cmpta_lib.data.corpus import SPLITS, Corpus, Sample, Task
 from cmpta_lib.data.store import load_corpus, write_corpus
 from cmpta_lib.files import remove_leftovers
 from cmpta_lib.paper import MELD_LABELS, TABLE1
-from data_prep import catalogue, command, hub
+from data_prep import catalogue, hub, published
 from data_prep.public_pickles import KEYS, read_items, read_samples
 from data_prep.row_matching import MAX_EDITS, Difference, differences
 
@@ -36,6 +36,9 @@ _SHOWN = 10  # differences that an error lists
 _COMPARED = 400  # characters of a text that are compared and shown; MELD's longest has 327
 _WHOLE = ("Dialogue_ID", "Utterance_ID", "Season", "Episode")
 _COLUMNS = ("Utterance", "Speaker", "Emotion", "Sentiment", *_WHOLE, "StartTime", "EndTime")
+_EXTRA = {"utterance": "Utterance_ID", "season": "Season", "episode": "Episode"} | {
+    "start_s": "StartTime", "end_s": "EndTime", "sentiment": "Sentiment"
+}  # fmt: skip
 _TIME = re.compile("([0-9]{1,3}):([0-9]{2}):([0-9]{2})[,.]([0-9]{1,9})")
 _SENTIMENTS = ("neutral", "positive", "negative")
 # Older copies hold bytes of Windows-1252 read as Latin-1, beside characters that are right: hence one by one.
@@ -106,20 +109,10 @@ def _samples(path: Path, split: str, items: list[dict], table: pd.DataFrame, rep
         for modality in ("audio", "vision"):
             if not len(getattr(sample, modality)):
                 repairs[f"{modality}_absent"] += 1
+        extra = {name: row[column] for name, column in _EXTRA.items()}
+        dialogue = f"{split}_dia{row['Dialogue_ID']}"
         yield replace(
-            sample,
-            id=row["name"],
-            text=row["Utterance"],
-            speaker=row["Speaker"],
-            dialogue=f"{split}_dia{row['Dialogue_ID']}",
-            extra={
-                "utterance": row["Utterance_ID"],
-                "season": row["Season"],
-                "episode": row["Episode"],
-                "start_s": row["StartTime"],
-                "end_s": row["EndTime"],
-                "sentiment": row["Sentiment"],
-            },
+            sample, id=row["name"], text=row["Utterance"], speaker=row["Speaker"], dialogue=dialogue, extra=extra
         )
 
 
@@ -150,10 +143,8 @@ def read_annotations(path: Path, repairs: Counter[str]) -> pd.DataFrame:
         _require(path, table, column, table[column].isin(known), f"one of {', '.join(known)}")
     _require(path, table, "Speaker", table["Speaker"].str.strip() != "", "a name")
     table["name"] = [f"dia{d}_utt{u}" for d, u in zip(table["Dialogue_ID"], table["Utterance_ID"], strict=True)]
-    if (repeated := table["name"].duplicated()).any():
-        row = table[repeated].iloc[0]
-        where = f"{path}, line {row['line']}"
-        raise problem(where, None, "of another Dialogue_ID and Utterance_ID than all before", row["name"], _OFFICIAL)
+    is_new = ~table["name"].duplicated()
+    _require(path, table, None, is_new, "of another Dialogue_ID and Utterance_ID than all before")
     return table
 
 
@@ -165,42 +156,38 @@ def _read_columns(path: Path) -> pd.DataFrame:
         text = io.StringIO(path.read_bytes().decode("utf-8-sig"), newline="")
         content = pd.read_csv(text, header=None, dtype=str, keep_default_na=False).fillna("")
     except pd.errors.EmptyDataError:
-        raise ValueError(f"{path}: expected a table, but the file is empty; {_OFFICIAL}") from None
+        raise _unlike(path, "a table, but the file is empty") from None
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: expected a table in UTF-8, which it is not ({error}); {_OFFICIAL}") from error
+        raise _unlike(path, f"a table in UTF-8, which it is not ({error})") from error
     except pd.errors.ParserError as error:
-        reason = str(error).strip()
-        raise ValueError(
-            f"{path}: expected a complete table of comma-separated values ({reason}); {_OFFICIAL}"
-        ) from error
+        raise _unlike(path, f"a complete table of comma-separated values ({str(error).strip()})") from error
     header, table = content.iloc[0].tolist(), content.iloc[1:]
     for what, found in (("missing", 0), ("there twice", 2)):
         if odd := [column for column in _COLUMNS if min(header.count(column), 2) == found]:
-            raise ValueError(
-                f"{path}: expected the columns {', '.join(_COLUMNS)}; {', '.join(odd)} {what}; {_OFFICIAL}"
-            )
+            raise _unlike(path, f"the columns {', '.join(_COLUMNS)}; {', '.join(odd)} {what}")
     if table.empty:
-        raise ValueError(f"{path}: expected a table with rows, but only the header is there; {_OFFICIAL}")
+        raise _unlike(path, "a table with rows, but only the header is there")
     breaks = sum(table[column].str.count("\n") for column in table)  # a quoted field may span lines
     lines = np.arange(2, len(table) + 2) + breaks.cumsum().shift(fill_value=0)
-    places = {column: header.index(column) for column in _COLUMNS}
-    return pd.DataFrame({column: table[place] for column, place in places.items()} | {"line": lines}).reset_index(
-        drop=True
-    )
+    columns = {column: table[header.index(column)] for column in _COLUMNS}
+    return pd.DataFrame(columns | {"line": lines}).reset_index(drop=True)
 
 
-def _require(path: Path, table: pd.DataFrame, column: str, good: pd.Series, expected: str) -> None:
+def _unlike(path: Path, expected: str) -> ValueError:
+    return ValueError(f"{path}: expected {expected}; {_OFFICIAL}")
+
+
+def _require(path: Path, table: pd.DataFrame, column: str | None, good: pd.Series, expected: str) -> None:
+    """Name the first row that is not good, by its `column`, or where none is to blame by its name."""
     if not good.all():
         row = table[~good].iloc[0]
-        where = f"{path}, line {row['line']}"
-        raise problem(where, column, expected, shown(row[column]), _OFFICIAL)
+        came = shown(row[column]) if column else row["name"]
+        raise problem(f"{path}, line {row['line']}", column, expected, came, _OFFICIAL)
 
 
 def _seconds(text: str) -> float:
     """00:16:16,059 -> 976.059; a few times have two digits after the comma, which are hundredths."""
-    match = _TIME.fullmatch(text)
-    assert match, "`read_annotations` has refused all that is no time"
-    hours, minutes, seconds, fraction = match.groups()
+    hours, minutes, seconds, fraction = re.split("[:,.]", text)
     return int(hours) * 3600 + int(minutes) * 60 + int(seconds) + int(fraction) / 10 ** len(fraction)
 
 
@@ -210,8 +197,8 @@ def _require_agreement(
 ) -> None:
     """Raise ValueError, naming the rows, unless text and label of each item are those of the row in the same place."""
     texts = [mend(item["features"]["text"]) for item in items]
-    ours = [(" ".join(text.split()), item["label"]) for text, item in zip(texts, items, strict=True)]
-    rows = list(zip(table["Utterance"].map(lambda text: " ".join(text.split())), table["Emotion"], strict=True))
+    ours = [(_tidy(text), item["label"]) for text, item in zip(texts, items, strict=True)]
+    rows = list(zip(table["Utterance"].map(_tidy), table["Emotion"], strict=True))
     found = differences(ours, rows, _similarity)
     if found == []:
         for text, item, row in zip(texts, items, table["Utterance"], strict=True):
@@ -219,6 +206,10 @@ def _require_agreement(
             repairs["text_spaces_differ"] += text != row
         return
     raise ValueError(_Join(path, ours, table_path, table, size).explain(found))
+
+
+def _tidy(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _similarity(item: tuple[str, object], row: tuple[str, str]) -> float:
@@ -241,10 +232,8 @@ class _Join:
 
     def explain(self, found: list[Difference] | None) -> str:
         head = f"{self.path} ({len(self.items)} items) does not fit {self.table_path} ({len(self.table)} rows): "
-        tail = (
-            "Features and annotations must be of one release and in one order; fetch both again, or mend the named rows "
-            "in your copy."
-        )
+        tail = "Features and annotations must be of one release and in one order; "
+        tail += "fetch both again, or mend the named rows in your copy."
         if found is None:
             pairs = zip(self.items, self.table["Utterance"], self.table["Emotion"], strict=False)
             first = next((i for i, (item, *row) in enumerate(pairs) if item != tuple(row)), None)
@@ -252,30 +241,25 @@ class _Join:
             return f"{head}more than {MAX_EDITS} rows differ.{shown} {tail}"
         touched = sum(2 if part.kind == "swapped" else part.count for part in found)
         lines = [f"  {self._line(part)}" for part in found[:_SHOWN]]
-        if len(found) > _SHOWN:
-            lines.append(f"  and {len(found) - _SHOWN} more")
-        return "\n".join([f"{head}{touched} row{'s differ' if touched > 1 else ' differs'}.", *lines, tail])
+        more = [f"  and {len(found) - _SHOWN} more"] if len(found) > _SHOWN else []
+        return "\n".join([f"{head}{touched} row{'s differ' if touched > 1 else ' differs'}.", *lines, *more, tail])
 
     def _line(self, part: Difference) -> str:
         match part.kind:
             case "changed":
-                same_text = self.items[part.item][0] == " ".join(self.table["Utterance"].iloc[part.row].split())
-                same_label = self.items[part.item][1] == self.table["Emotion"].iloc[part.row]
-                what = "label" if same_text else "text" if same_label else "text and label"
+                (text, label), row = self.items[part.item], self.table.iloc[part.row]
+                is_same = text == _tidy(row["Utterance"]), label == row["Emotion"]
+                what = {(True, False): "label", (False, True): "text"}.get(is_same, "text and label")
                 return f"corrupted {what}: {self._row(part.row)}; {self._item(part.item)}"
             case "missing":
-                surplus = len(self.table) > self.size  # the table has more rows than the split has utterances
-                what = "row too many in the table" if surplus else "row missing from the features"
+                what = "row too many in the table" if len(self.table) > self.size else "row missing from the features"
                 return f"{what}: {self._run(part, self._row, part.row)}; it would stand before item {part.item}"
             case "extra":
-                short_table = len(self.table) < self.size
-                what = "row missing from the table" if short_table else "extra item in the features"
+                what = "row missing from the table" if len(self.table) < self.size else "extra item in the features"
                 return f"{what}: {self._run(part, self._item, part.item)}; it stands {self._gap(part.row)}"
             case "swapped":
-                return (
-                    f"swapped rows: {self._row(part.row)} and {self._row(part.other)}; each stands in the features "
-                    f"where the other belongs"
-                )
+                both = f"{self._row(part.row)} and {self._row(part.other)}"
+                return f"swapped rows: {both}; each stands in the features where the other belongs"
             case _:
                 return f"moved row: {self._row(part.row)}; {self._item(part.item)} is out of order"
 
@@ -311,7 +295,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m data_prep.mel
     """Entry point, also of another command, `prog`; returns the exit code."""
     listed, tables = ", ".join(FEATURES.values()), ", ".join(TABLES.values())
     folders = {"--from": f"where your copies of {listed} lie", "--annotations": f"where {tables} lie, if elsewhere"}
-    return command.convert(argv, prog, __doc__, prepare, folders)
+    return published.convert(argv, prog, __doc__, prepare, folders)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from numbers import Integral, Real
 from pathlib import Path
 from reprlib import repr as short
+from typing import Any
 
 import numpy as np
 
@@ -96,16 +97,14 @@ def _public_files(folder: Path) -> tuple[str, dict[str, Path]]:
 
 def _need_usable_name(folder: Path, name: str) -> None:
     """Caches, runs and figures are named by it."""
-    size = len(os.fsencode(name))
-    if name.startswith("."):
-        expected, came = "one that begins with no dot, which would hide its results or put them elsewhere", shown(name)
-    elif not name.isprintable():
-        expected, came = "one of visible characters", shown(name)
-    elif size > MOST_NAME_BYTES:
-        expected, came = f"one of at most {MOST_NAME_BYTES} bytes", f"one of {size}, {shown(name)}"
-    else:
-        return
-    raise problem(f"{folder}: the dataset's name, as before _train.pkl,", None, expected, came, "rename or remove its files")
+    size, where = len(os.fsencode(name)), f"{folder}: the dataset's name, as before _train.pkl,"
+    for is_wrong, expected, came in (
+        (name.startswith("."), "one that begins with no dot, which would hide its results or put them elsewhere", ""),
+        (not name.isprintable(), "one of visible characters", ""),
+        (size > MOST_NAME_BYTES, f"one of at most {MOST_NAME_BYTES} bytes", f"one of {size}, "),
+    ):
+        if is_wrong:
+            raise problem(where, None, expected, came + shown(name), "rename or remove its files")
 
 
 def read_items(path: Path, repairs: Counter[str]) -> list[dict]:
@@ -155,11 +154,11 @@ def _public_task(paths: Mapping[str, Path], items: Mapping[str, list[dict]]) -> 
     for split in SPLITS:
         for index, label in enumerate(item["label"] for item in items[split]):
             where = f"{paths[split]}, sample {index}"
-            if isinstance(label, str) and has_classes:
-                _need_usable_label(where, label)
-            if not has_classes and isinstance(label, str):
+            if isinstance(label, str) and not has_classes:
                 expected = f"a number, as for {len(train) - named} of the {len(train)} samples in train"
                 raise problem(where, "label", expected, shown(label), "correct it")
+            if isinstance(label, str):
+                _need_usable_label(where, label)
             if has_classes and label not in classes:
                 expected = f"one of train's labels {short(sorted(classes))}"
                 raise problem(where, "label", expected, shown(label), "correct it or add such samples to train")
@@ -194,7 +193,7 @@ def read_samples(path: Path, split: str, items: list[dict], task: Task, repairs:
         for key, value in keys.items():
             if isinstance(value, bool) or (key == "id" and isinstance(value, str) and not value):
                 raise problem(where, key, "a string that is not empty, or a whole number", shown(value), "correct it")
-        clip: dict[str, np.ndarray] = {}
+        clip: dict[str, Any] = {}  # arrays
         for source, modality in (("audio", "audio"), ("video", "vision")):
             frames, length = item["features"][source], item["features"][f"{source}_len"]
             if not isinstance(frames, np.ndarray) or frames.ndim != 2:
@@ -205,13 +204,6 @@ def read_samples(path: Path, split: str, items: list[dict], task: Task, repairs:
             clip[modality] = frames[:length]
             if cut := int((frames[length:] != 0).any(axis=1).sum()):  # padding, by the file's own length, yet not zero
                 repairs[f"{modality}_nonzero_frames_after_length"] += cut
-        named = {key: str(value) if isinstance(value, Integral) else value for key, value in keys.items()}
-        yield Sample(
-            id=named["id"],
-            text=item["features"]["text"],
-            audio=clip["audio"],
-            vision=clip["vision"],
-            label=task.labels.index(item["label"]) if task.labels else item["label"],
-            speaker=named.get("speaker"),
-            dialogue=named.get("dialogue"),
-        )
+        named: dict[str, Any] = {k: str(v) if isinstance(v, Integral) else v for k, v in keys.items()}
+        label = task.labels.index(item["label"]) if task.labels else item["label"]
+        yield Sample(**named, text=item["features"]["text"], **clip, label=label)

@@ -1,14 +1,18 @@
-"""The published corpora by name: fetch, verify and convert those that are not here yet."""
+"""The published corpora by name: fetched, verified and converted where they are missing, also from a command line."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import argparse
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 
+from cmpta_lib import files
 from cmpta_lib.data.corpus import Corpus
-from data_prep import meld, simsv2
+from data_prep import verify
 
-PREPARE: Mapping[str, Callable[[Path], Corpus]] = {module.NAME: module.prepare for module in (simsv2, meld)}
+NAMES = ("simsv2", "meld")  # of the modules that bring them in
 
 
 def fetch(names: Iterable[str], cache: Path) -> list[Corpus]:
@@ -17,4 +21,28 @@ def fetch(names: Iterable[str], cache: Path) -> list[Corpus]:
     Raises:
         ValueError, OSError: as `data_prep.simsv2.prepare` and `data_prep.meld.prepare`.
     """
-    return [PREPARE[name](cache) for name in names if name in PREPARE]
+    return [import_module(f"data_prep.{name}").prepare(cache) for name in names if name in NAMES]
+
+
+def convert(
+    argv: Sequence[str] | None, prog: str, what: str | None, prepare: Callable[..., Corpus], folders: Mapping[str, str]
+) -> int:
+    """Prepare a corpus as a command line says and print what was found in it; returns the exit code.
+
+    Args:
+        prepare: takes the cache, then one folder or None for each of `folders`.
+        folders: option -> what its help says.
+    """
+    parser = argparse.ArgumentParser(prog=prog, description=what)
+    given = [parser.add_argument(name, type=Path, metavar="FOLDER", help=text).dest for name, text in folders.items()]
+    cache, default = files.runs_folder() / "cache", "the default: %(default)s"
+    parser.add_argument("--cache", type=Path, metavar="FOLDER", default=cache, help=default)
+    options = parser.parse_args(argv)
+    try:
+        corpus = prepare(options.cache, *(getattr(options, name) for name in given))
+    except (ValueError, OSError) as error:
+        print(f"{prog}: {files.explained(error) if isinstance(error, OSError) else error}", file=sys.stderr)
+        return 1
+    print(verify.report(corpus))
+    print(options.cache / "data" / corpus.name)
+    return 0

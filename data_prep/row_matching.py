@@ -11,6 +11,7 @@ MAX_EDITS = 400  # with more dropped and added entries than this, the lists are 
 _MAX_CELLS = 10_000  # of the table that pairs the entries of one damaged place
 
 Kind = Literal["changed", "missing", "extra", "swapped", "moved"]
+_Step = tuple[Kind, int, int]  # item and row
 
 
 @dataclass(frozen=True)
@@ -75,17 +76,17 @@ def _slide(entries: Sequence[Hashable], start: int, stop: int) -> tuple[int, int
 
 def _pair(
     items: Sequence[Hashable], rows: Sequence[Hashable], similarity: Callable[[Any, Any], float]
-) -> list[tuple[Kind, int, int]]:
-    """Which item of a damaged place, in order, stands for which unequal row, or for none: (kind, item, row)."""
+) -> list[_Step]:
+    """Which item of a damaged place, in order, stands for which unequal row, or for none."""
     n, m = len(items), len(rows)
     if n * m > _MAX_CELLS:
-        both: list[tuple[Kind, int, int]] = [("changed", k, k) for k in range(min(n, m))]
+        both: list[_Step] = [("changed", k, k) for k in range(min(n, m))]
         return both + [("extra", k, m) for k in range(m, n)] + [("missing", n, k) for k in range(n, m)]
     whole, alone = 1_000_000, 600_000  # in whole numbers; a changed entry is likelier than a dropped and an added one
-    best: dict[tuple[int, int], tuple[int, list[tuple[Kind, int, int]]]] = {}
+    best: dict[tuple[int, int], tuple[int, list[_Step]]] = {}
     for i in range(n + 1):
         for j in range(m + 1):
-            ways: list[tuple[int, list[tuple[Kind, int, int]]]] = []
+            ways: list[tuple[int, list[_Step]]] = []
             if i:
                 ways.append((best[i - 1, j][0] + alone, [*best[i - 1, j][1], ("extra", i - 1, j)]))
             if j:

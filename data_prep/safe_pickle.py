@@ -18,8 +18,7 @@ import re
 import struct
 import sys
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from reprlib import repr as short
@@ -100,12 +99,15 @@ def load(path: str | Path) -> object:
     """
     path = Path(path)
     try:
-        reader = _Reader(_content(path))
+        reader, enabled = _Reader(_content(path)), gc.isenabled()
+        gc.disable()  # there are no cycles, and with millions of containers looking for them takes half the time
         try:
-            with _collector_paused():
-                return reader.run()
+            return reader.run()
         except (IndexError, KeyError, TypeError, ValueError, OverflowError) as error:
             reader.refuse(f"it is damaged ({type(error).__name__}: {str(error)[:200]})")
+        finally:
+            if enabled:
+                gc.enable()
     except _Refusal as reason:
         raise UnsafePickleError(
             f"{path}: not read, because {reason}. Only containers, text, numbers and numpy arrays are admitted, and "
@@ -121,18 +123,6 @@ def save(value: object, path: str | Path, protocol: int = 4) -> None:
     with partial.open("wb") as file:
         pickle.dump(value, file, protocol)
     partial.replace(path)
-
-
-@contextmanager
-def _collector_paused() -> Iterator[None]:
-    """Let Python not look for cycles, of which there are none: with millions of containers it spends half the time so."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _content(path: Path) -> memoryview:
@@ -412,8 +402,7 @@ _OPCODES: dict[int, Callable[[_Reader], object]] = {
         pickle.BINUNICODE8: lambda r: r.stack.append(r.text(8)),
         pickle.SHORT_BINBYTES: lambda r: r.stack.append(r.payload(1)),
         pickle.BINBYTES: lambda r: r.stack.append(r.payload(4)),
-        pickle.BINBYTES8: lambda r: r.stack.append(r.payload(8)),
-        pickle.BYTEARRAY8: lambda r: r.stack.append(r.payload(8)),
+        **dict.fromkeys((pickle.BINBYTES8, pickle.BYTEARRAY8), lambda r: r.stack.append(r.payload(8))),
         pickle.EMPTY_LIST: lambda r: r.push_container([]),
         pickle.EMPTY_DICT: lambda r: r.push_container({}),
         pickle.EMPTY_TUPLE: lambda r: r.push_tuple([]),

@@ -16,7 +16,7 @@ from cmpta_lib.data.corpus import MODALITIES, SPLITS, Corpus, Sample, Task
 from cmpta_lib.data.store import load_corpus, write_corpus
 from cmpta_lib.files import remove_leftovers
 from cmpta_lib.paper import TABLE1
-from data_prep import catalogue, command, hub, safe_pickle
+from data_prep import catalogue, hub, published, safe_pickle
 from data_prep.public_pickles import ignored
 
 NAME = "simsv2"
@@ -41,10 +41,8 @@ def prepare(cache: Path, source: Path | None = None) -> Corpus:
     target = Path(cache) / "data" / NAME
     if target.exists() and source is None:
         return load_corpus(target)
-    if source is None:
-        found = hub.fetch(catalogue.SIMSV2, Path(cache) / "raw" / NAME)
-    else:
-        found = hub.find(catalogue.SIMSV2, source)
+    raw = Path(cache) / "raw" / NAME
+    found = hub.fetch(catalogue.SIMSV2, raw) if source is None else hub.find(catalogue.SIMSV2, source)
     if target.exists() and load_corpus(target).sources == found.sources:
         return load_corpus(target)
     return _convert(found, target)
@@ -119,29 +117,26 @@ def _samples(path: Path, split: str, columns: Mapping[str, _Column], repairs: Co
             raise problem(where, "raw_text", "a string", shown(text), hub.CORRECT)
         if not is_number(label) or not -1 <= label <= 1:  # NaN is not, either
             raise problem(where, "regression_labels", "a finite number in [-1, 1]", shown(label), hub.CORRECT)
-        clip: dict[str, np.ndarray] = {}
+        clip: dict[str, Any] = {}  # arrays
         for modality in MODALITIES:
             frames, field = columns[modality][index], f"{modality}_lengths"
-            length = _whole_number(where, field, columns[field][index], len(frames))
+            length, most = columns[field][index], len(frames)
+            # The range comes before `int`: NaN is in none, and what is in it is neither infinite nor too large.
+            if not is_number(length) or not 0 <= length <= most or length != int(length):  # some copies keep floats
+                expected = f"a whole number from 0 to the array's {most} frames"
+                raise problem(where, field, expected, shown(length), hub.CORRECT)
+            length = int(length)
             clip[modality] = frames[:length]
             if not length:
                 repairs[f"{modality}_absent"] += 1
             if nonzero := int(np.any(frames[length:] != 0, axis=1).sum()):
                 repairs[f"{modality}_nonzero_frames_after_length"] += nonzero
-        yield Sample(id=name, text=text, label=float(label), audio=clip["audio"], vision=clip["vision"])
-
-
-def _whole_number(where: str, field: str, value: object, most: int) -> int:
-    """A length; some copies keep lengths as floats."""
-    # The range comes first: NaN is in none, and what is in it is neither infinite nor too large for a float.
-    if not is_number(value) or not 0 <= value <= most or value != int(value):
-        raise problem(where, field, f"a whole number from 0 to the array's {most} frames", shown(value), hub.CORRECT)
-    return int(value)
+        yield Sample(id=name, text=text, label=float(label), **clip)
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m data_prep.simsv2") -> int:
     """Entry point, also of another command, `prog`; returns the exit code."""
-    return command.convert(argv, prog, __doc__, prepare, {"--from": f"where your copy of {FILE} lies"})
+    return published.convert(argv, prog, __doc__, prepare, {"--from": f"where your copy of {FILE} lies"})
 
 
 if __name__ == "__main__":

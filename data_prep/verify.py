@@ -26,7 +26,8 @@ _CLIP = ["season", "episode", "start_s", "end_s", "text"]  # one official cut of
 _SHOWN = 3
 _RULED = 0.5  # of a feature's variance in one frame: z-scoring then leaves next to nothing of all other frames
 _FEW_FRAMES = 100  # with fewer, one frame may well hold so much
-_Row = tuple[str, str, int, str]  # check, split, count, examples
+_COLUMNS = ["check", "split", "count", "examples"]
+_Row = tuple[str, str, int, str]
 
 
 def findings(corpus: Corpus) -> pd.DataFrame:
@@ -35,28 +36,21 @@ def findings(corpus: Corpus) -> pd.DataFrame:
     Within a split the count of a duplicate is that of surplus clips; across splits it is that of the later split's clips
     that the earlier one has too.
     """
-    rows = [
-        *_sizes(corpus),
-        *_labels(corpus),
-        *_lengths(corpus),
-        *_ruled_by_one_frame(corpus),
-        *_duplicates(corpus),
-        *_equal_files(corpus),
-        *((f"oddity: {kind}", ALL, count, "") for kind, count in corpus.repairs.items()),
-        *_foreign_files(corpus),
-    ]
-    return pd.DataFrame(rows, columns=["check", "split", "count", "examples"])
+    return pd.DataFrame(_rows(corpus), columns=_COLUMNS)
+
+
+def _rows(corpus: Corpus) -> Iterator[_Row]:
+    for check in (_sizes, _labels, _lengths, _ruled_by_one_frame, _duplicates, _equal_files, _repairs, _foreign_files):
+        yield from check(corpus)
 
 
 def overview(corpora: Iterable[Corpus]) -> pd.DataFrame:
     """The findings of several corpora below each other, with their names; a row for each of `warnings` comes first."""
-    columns = ["corpus", "check", "split", "count", "examples"]
-    parts = []
+    rows: list[tuple[str, str, str, int, str]] = []
     for corpus in corpora:
-        rows = [(text, ALL, 1, "") for text in warnings(corpus)]
-        said = pd.DataFrame(rows, columns=columns[1:])
-        parts.append(pd.concat([said, findings(corpus)] if rows else [findings(corpus)]).assign(corpus=corpus.name))
-    return pd.concat(parts)[columns].reset_index(drop=True)
+        rows += [(corpus.name, text, ALL, 1, "") for text in warnings(corpus)]
+        rows += [(corpus.name, *row) for row in _rows(corpus)]
+    return pd.DataFrame(rows, columns=["corpus", *_COLUMNS])
 
 
 def summary(found: pd.DataFrame) -> pd.DataFrame:
@@ -121,7 +115,7 @@ def _labels(corpus: Corpus) -> Iterator[_Row]:
     for name, split in corpus.splits.items():
         if corpus.task.labels:
             counts = np.bincount(split.labels, minlength=len(corpus.task.labels)).tolist()
-            yield from ((f"label {label}", name, n, "") for label, n in zip(corpus.task.labels, counts, strict=True))
+            yield from ((f"label {label}", name, count, "") for label, count in zip(corpus.task.labels, counts, strict=True))
         else:
             for group, chosen in (("< 0", split.labels < 0), ("= 0", split.labels == 0), ("> 0", split.labels > 0)):
                 yield f"label {group}", name, int(chosen.sum()), ""
@@ -198,13 +192,13 @@ def _clips(corpus: Corpus) -> dict[str, list[Hashable]]:
     columns = ["text", "label", *(f"{modality}_length" for modality in MODALITIES)]
     told = {name: _keys(split.table, columns) for name, split in corpus.splits.items()}
     times = Counter(key for keys in told.values() for key in keys)
-
-    def content(name: str, index: int, key: tuple[Hashable, ...]) -> Hashable:
-        if times[key] == 1 or not any(key[2:]):
-            return None
-        return key, _feature_hash(corpus.splits[name][index])
-
-    return {name: [content(name, index, key) for index, key in enumerate(keys)] for name, keys in told.items()}
+    return {
+        name: [
+            (key, _feature_hash(corpus.splits[name][index])) if times[key] > 1 and any(key[2:]) else None
+            for index, key in enumerate(keys)
+        ]
+        for name, keys in told.items()
+    }
 
 
 def _within(check: str, corpus: Corpus, keys: Mapping[str, Sequence[Hashable]]) -> Iterator[_Row]:
@@ -236,6 +230,10 @@ def _equal_files(corpus: Corpus) -> Iterator[_Row]:
     names, places = list(corpus.sources), _places(list(corpus.sources.values()))
     equal = [" = ".join(names[place] for place in same) for same in places.values() if len(same) > 1]
     yield "files with equal contents", ALL, len(equal), _some(equal)
+
+
+def _repairs(corpus: Corpus) -> Iterator[_Row]:
+    return ((f"oddity: {kind}", ALL, count, "") for kind, count in corpus.repairs.items())
 
 
 def _foreign_files(corpus: Corpus) -> Iterator[_Row]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import signal
 import subprocess
 import sys
@@ -20,14 +19,10 @@ from cmpta_lib import files
 from cmpta_lib.data import checking as errors
 from cmpta_lib.data import corpus as data
 from cmpta_lib.data.checking import checked
-from cmpta_lib.data.corpus import Corpus, Sample, Split, Task
+from cmpta_lib.data.corpus import Corpus, Sample, Task
 from cmpta_lib.data.store import load_corpus, write_corpus
-from data_prep import public_pickles
-from data_prep.public_pickles import read_folder
-from data_prep.safe_pickle import UnsafePickleError
 
 REGRESSION = Task("regression", "zh")
-MELD = ("neutral", "surprise", "fear", "sadness", "joy", "disgust", "anger")
 
 
 def sample(number: int = 0, **changes: Any) -> Sample:
@@ -396,182 +391,3 @@ def test_classes_and_missing_labels_are_checked_where_they_count():
 def test_other_things_than_samples_are_named():
     with pytest.raises(ValueError, match="^your clips, sample 0 must be a Sample, but is a dict of length 1; make one"):
         check({"text": "words"})
-
-
-# MELD's public pickle format -------------------------------------------------------------------------------------
-def item(
-    label: str | float = "joy", text: str = "Hey!", audio_len: Any = 2, video_len: Any = 1, **changes: Any
-) -> dict:
-    audio, video = np.zeros((6, 3), np.float32), np.zeros((4, 2))
-    audio[: max(audio_len, 0) if isinstance(audio_len, int) else 0] = 0.5
-    video[: max(video_len, 0) if isinstance(video_len, int) else 0] = -0.5
-    features = {"text": text, "audio": audio, "audio_len": audio_len, "video": video, "video_len": video_len}
-    features |= {key: changes.pop(key) for key in ("audio", "video") if key in changes}
-    return {"label": label, "features": features} | changes
-
-
-def save(folder: Path, train: Any = None, valid: Any = None, test: Any = None, name: str = "tiny") -> Path:
-    folder.mkdir(exist_ok=True)
-    parts = {"train": train or [item("joy"), item("anger")], "valid": valid or [item()], "test": test or [item()]}
-    for split, items in parts.items():
-        (folder / f"{name}_{split}.pkl").write_bytes(pickle.dumps(items, 4))
-    return folder
-
-
-def test_public_files_are_cut_to_their_true_lengths(tmp_path: Path):
-    ours = item("anger", audio_len=np.int64(5), video_len=0, id=17, speaker="Ross", dialogue=3)
-    ours["features"]["audio"] = np.arange(18.0).reshape(6, 3) * (np.arange(6) < 5)[:, None]
-    corpus = read_folder(save(tmp_path / "in", [item(), ours]), tmp_path / "cache")
-    assert (corpus.name, corpus.generated, corpus.repairs) == ("tiny", False, {})
-    assert corpus.task == Task("classification", "en", ("anger", "joy"))
-    first, second = corpus.splits["train"]
-    assert (first.id, first.speaker, first.dialogue, first.label) == ("train_00000", None, None, 1)
-    assert (second.id, second.speaker, second.dialogue, second.label) == ("17", "Ross", "3", 0)
-    np.testing.assert_array_equal(second.audio, np.arange(15).reshape(5, 3))
-    assert second.vision.shape == (0, 2) and first.vision.tolist() == [[-0.5, -0.5]]
-    assert corpus.splits["train"].labels.dtype == np.int64
-
-
-def test_melds_seven_labels_come_in_the_papers_order(tmp_path: Path):
-    items = [item(label) for label in sorted(MELD)]
-    corpus = read_folder(save(tmp_path / "in", items), tmp_path / "cache")
-    assert corpus.task.labels == MELD
-    assert [corpus.task.labels[one.label] for one in corpus.splits["train"]] == sorted(MELD)
-
-
-def test_scores_make_a_regression(tmp_path: Path):
-    chinese = [item(-1, "真好"), item(np.float32(0.5), "你 OK"), item(1.0, "hm")]
-    corpus = read_folder(save(tmp_path / "in", chinese, [item(0, "好")], [item(0.0, "")]), tmp_path / "cache")
-    assert corpus.task == Task("regression", "zh")
-    assert corpus.splits["train"].labels.tolist() == [-1, 0.5, 1]
-
-
-def test_oddities_in_public_files_are_counted(tmp_path: Path):
-    noisy = np.zeros((6, 3))
-    noisy[1], noisy[3:5, 0] = np.nan, 2  # one real frame, two behind the true length of 2
-    train = [item(audio=noisy), item("anger", note="x"), item(note="y")]
-    corpus = read_folder(save(tmp_path / "in", train), tmp_path / "cache")
-    assert corpus.repairs == {"audio_nan": 3, "audio_nonzero_frames_after_length": 2, "ignored_field_note": 2}
-    assert corpus.splits["train"][0].audio.tolist() == [[0, 0, 0], [0, 0, 0]]
-
-
-def test_the_second_call_does_not_convert_again(tmp_path: Path, monkeypatch):
-    folder = save(tmp_path / "in")
-    first = read_folder(folder, tmp_path / "cache")
-    with monkeypatch.context() as patch:
-        patch.setattr(public_pickles.safe_pickle, "load", lambda path: pytest.fail("read again"))
-        assert read_folder(folder, tmp_path / "cache").fingerprint == first.fingerprint
-    save(folder, test=[item("anger")])
-    assert read_folder(folder, tmp_path / "cache").fingerprint != first.fingerprint
-    assert len(left_in(tmp_path / "cache")) == 2
-
-
-def without(path: str) -> dict:
-    broken = item()
-    *parents, last = path.split(".")
-    del (broken[parents[0]] if parents else broken)[last]
-    return broken
-
-
-@pytest.mark.parametrize(
-    ("broken", "message"),
-    [
-        (item(audio_len=7), r"'audio_len' must be a whole number from 0 to the array's 6 rows, but is 7"),
-        (item(video_len=-1), r"'video_len' must be a whole number from 0 to the array's 4 rows, but is -1"),
-        (item(audio_len=1.5), "'audio_len' must be a whole number .* but is 1.5"),
-        (item(audio_len=True), "'audio_len' must be a whole number .* but is True"),
-        (item(audio=np.zeros(3)), r"'audio' must be a \(T, F\) array, but is an array of shape \(3,\)"),
-        (item(video=None), r"'video' must be a \(T, F\) array, but is None"),
-        (item(audio=np.zeros((6, 4))), "'audio' must be 3 features wide, as in the samples before, but is 4 wide"),
-        (item(audio=np.full((6, 3), "a")), "'audio' must be a .* array of numbers"),
-        (item(text=3), "'text' must be a string, but is 3"),
-        (item(label=None), "'label' must be text or a number, but is None"),
-        (item(label=0.5), r"'label' must be one of train's labels \['anger', 'joy'\], but is 0.5"),
-        (item(label="fear"), r"'label' must be one of train's labels .* but is 'fear'; correct it or add"),
-        (item(id=["a"]), "'id' must be a string"),
-        (without("label"), r" must be a dict with \['features', 'label'\], but is one with \['features'\]; add what"),
-        (without("features.audio_len"), "'features' must be a dict with .*'audio_len'.*, but is one with"),
-        (item() | {"features": [1]}, "'features' must be a dict with .* but is a list"),
-        ("text", "tiny_valid.pkl, sample 1 must be a dict with .'features', 'label'., but is 'text'"),
-        ({}, r"sample 1 must be a dict with .*, but is one with \[\]"),
-        (item(id=""), r"sample 1 \(id ''\): 'id' must be a string that is not empty, or a whole number, but is ''"),
-        (item(id=True), "'id' must be a string that is not empty, or a whole number, but is True"),
-        (item(speaker=False), "'speaker' must be a string that is not empty, or a whole number, but is False"),
-        (item(audio_len=10**400), "'audio_len' must be a whole number"),
-        (item(label=[["long"] * 1000] * 1000), "'label' must be text or a number, but is a list of length 1000"),
-        (item(id={"a": 1}), r"\(id a dict of length 1\): 'id' must be a string"),
-    ],
-)
-def test_public_files_that_do_not_conform_are_named(tmp_path: Path, broken: Any, message: str):
-    folder = save(tmp_path / "in", valid=[item(), broken])
-    with pytest.raises(ValueError, match=message) as caught:
-        read_folder(folder, tmp_path / "cache")
-    assert str(folder / "tiny_valid.pkl, sample 1") in str(caught.value) and len(str(caught.value)) < 500
-    assert left_in(tmp_path / "cache") == []
-
-
-def test_scores_out_of_range_name_their_file(tmp_path: Path):
-    folder = save(tmp_path / "in", [item(0.5), item(3, id="c7")], [item(0.1)], [item(0.2)])
-    with pytest.raises(
-        ValueError, match=r"tiny_train.pkl, sample 1 \(id 'c7'\): 'label' must be in \[-1, 1\], but is 3"
-    ):
-        read_folder(folder, tmp_path / "cache")
-
-
-def test_files_that_are_not_lists_or_not_safe_are_named(tmp_path: Path):
-    folder = save(tmp_path / "in", test={"train": []})
-    with pytest.raises(ValueError, match="tiny_test.pkl must be a list of dicts, one per sample, but is a dict"):
-        read_folder(folder, tmp_path / "cache")
-    save(folder, test=[print])
-    with pytest.raises(UnsafePickleError, match="tiny_test.pkl: .*'builtins' 'print'"):
-        read_folder(folder, tmp_path / "cache")
-
-
-def test_missing_and_mixed_files_are_named(tmp_path: Path):
-    with pytest.raises(FileNotFoundError, match="expected <name>_train.pkl and .* found nothing"):
-        read_folder(tmp_path / "nowhere", tmp_path / "cache")
-    folder = save(tmp_path / "in")
-    (folder / "tiny_valid.pkl").rename(folder / "tiny_dev.pkl")
-    with pytest.raises(
-        FileNotFoundError, match="expected tiny_valid.pkl, found tiny_dev.pkl, tiny_test.pkl, tiny_train"
-    ):
-        read_folder(folder, tmp_path / "cache")
-    save(folder, name="other")
-    with pytest.raises(ValueError, match="expected one dataset, found other, tiny; give each a folder of its own"):
-        read_folder(folder, tmp_path / "cache")
-
-
-def test_packed_files_and_folders_are_not_taken_for_files(tmp_path: Path):
-    folder = save(tmp_path / "in")
-    (folder / "z_train.pkl").mkdir()
-    assert len(read_folder(folder, tmp_path / "cache").splits["train"]) == 2
-    (folder / "tiny_test.pkl").rename(folder / "tiny_test.pkl.gz")
-    with pytest.raises(FileNotFoundError, match=rf"expected tiny_test.pkl; .*gunzip {folder}/tiny_test.pkl.gz$"):
-        read_folder(folder, tmp_path / "cache")
-
-
-def test_many_labels_do_not_fill_a_message(tmp_path: Path):
-    train = [item(f"label {i}") for i in range(3000)]
-    with pytest.raises(ValueError, match="one of train's labels .'label 0', ") as caught:
-        read_folder(save(tmp_path / "in", train), tmp_path / "cache")
-    assert len(str(caught.value)) < 500
-
-
-def test_real_speech_is_converted(shared_folder: Path, tmp_path: Path):
-    folder = shared_folder / "data" / "ravdess"
-    corpus = read_folder(folder, tmp_path / "cache")
-    labels = ("angry", "calm", "disgust", "fearful", "happy", "neutral", "sad", "surprised")
-    assert corpus.task == Task("classification", "en", labels)
-    assert corpus.repairs == {} and set(corpus.sources) == {f"ravdess_{split}.pkl" for split in data.SPLITS}
-    assert {name: len(split) for name, split in corpus.splits.items()} == {"train": 1080, "valid": 120, "test": 240}
-    actors = {name: {one_id[-2:] for one_id in split.table["id"]} for name, split in corpus.splits.items()}
-    assert [len(actors[name]) for name in data.SPLITS] == [18, 2, 4]
-    original = public_pickles.safe_pickle.load(folder / "ravdess_test.pkl")
-    test = corpus.splits["test"]
-    assert isinstance(test, Split) and (test.audio_dim, test.vision_dim) == (25, 177)
-    for index in (0, 17, 239):
-        features = original[index]["features"]
-        assert test[index].vision.shape == (0, 177) and test[index].text == features["text"]
-        assert labels[test[index].label] == original[index]["label"]
-        np.testing.assert_array_equal(test[index].audio, features["audio"][: features["audio_len"]])
-        assert not features["audio"][features["audio_len"] :].any()

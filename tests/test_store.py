@@ -67,27 +67,14 @@ def flip(path: Path, _: Path) -> None:
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # as a disk does it: no time tells
 
 
-def cut(path: Path, _: Path) -> None:
-    os.truncate(path, path.stat().st_size // 2)
-
-
-def empty(path: Path, _: Path) -> None:
-    path.write_bytes(b"")
-
-
-def delete(path: Path, _: Path) -> None:
-    path.unlink()
-
-
-def edit(path: Path, _: Path) -> None:
-    path.write_bytes(path.read_bytes().replace(b"1", b"2", 1) + b"\n")
-
-
-def swap(path: Path, others: Path) -> None:
-    shutil.copy(others, path)
-
-
-DAMAGES = [flip, cut, empty, delete, edit, swap]
+DAMAGES: dict[str, Callable[[Path, Path], Any]] = {  # of a file, given the other run's
+    "flip": flip,
+    "cut": lambda path, _: os.truncate(path, path.stat().st_size // 2),
+    "empty": lambda path, _: path.write_bytes(b""),
+    "delete": lambda path, _: path.unlink(),
+    "edit": lambda path, _: path.write_bytes(path.read_bytes().replace(b"1", b"2", 1) + b"\n"),
+    "swap": lambda path, others: shutil.copy(others, path),
+}
 
 
 # --- one file of a finished run ---------------------------------------------------------------------------------------
@@ -105,26 +92,26 @@ def test_a_finished_run_is_read(run):
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_file_is_named_with_its_remedy_and_never_used(run, other, name, damage):
     assert not run.problem, "what was compared once is compared again"
-    damage(run.folder / name, other.folder / name)
-    if (name, damage) == (DONE, delete):
-        assert not run.done, "without its seal it is unfinished"
+    DAMAGES[damage](run.folder / name, other.folder / name)
+    if (name, damage) == (DONE, "delete"):
+        assert not run.done, "without its manifest it is unfinished"
         return
     assert run.done and str(run.folder / name) in run.problem
+    assert name == DONE or damage == "delete" or "is not the file that was written" in run.problem
     assert run.problem.endswith(f"; remove the folder {run.folder} and call again; or restore the file")
     for read in READS.values():
         with pytest.raises(files.Damaged) as caught:
             read(run)
         assert str(caught.value) == run.problem
     assert not other.problem and other.metrics["test"]["mae"] == 0.5
-    shown = lines(run.folder.parent)
-    assert shown.keys() == {run.folder.name, other.folder.name} and "MAE 0.500" in shown[other.folder.name]
-    assert "MAE" not in shown[run.folder.name] and str(run.folder / name) in shown[run.folder.name]
+    shown = beside(run, other)
+    assert "MAE" not in shown and str(run.folder / name) in shown
 
 
 def test_another_process_sees_it_too(other, tmp_path):
     """One that has not compared the files before, and so has no sizes and times to go by."""
     runs = [make(tmp_path, 10 + number) for number in range(len(DAMAGES))]
-    for run, damage in zip(runs, DAMAGES, strict=True):
+    for run, damage in zip(runs, DAMAGES.values(), strict=True):
         damage(run.folder / WEIGHTS, other.folder / WEIGHTS)
     code = (
         "import sys; from pathlib import Path; from cmpta_lib.runs import progress, store\n"
@@ -134,14 +121,6 @@ def test_another_process_sees_it_too(other, tmp_path):
     shown = subprocess.run(command, capture_output=True, text=True, check=True, cwd=files.ROOT).stdout.splitlines()
     assert len(shown) == len(runs) + 1
     assert [sum(str(run.folder / WEIGHTS) in line for line in shown) for run in (*runs, other)] == [1] * len(runs) + [0]
-
-
-def test_a_forged_prediction_is_not_believed(run):
-    """Answers that equal the labels would make a perfect score in every table."""
-    table = pd.read_parquet(run.folder / PREDICTIONS)
-    table.assign(prediction=table["label"]).to_parquet(run.folder / PREDICTIONS)
-    with pytest.raises(files.Damaged, match=f"{PREDICTIONS} is not the file that was written"):
-        run.predictions()
 
 
 def test_files_are_compared_once_while_nobody_touches_them(run, monkeypatch):
@@ -164,18 +143,15 @@ def test_a_users_own_files_beside_it_do_not_matter(run):
 # --- a whole folder ---------------------------------------------------------------------------------------------------
 
 
-def test_a_swapped_folder_is_told_by_its_config(run, other):
+def test_a_swapped_folder_is_told_by_its_config_and_a_manifest_that_is_none_is_refused(run, other):
     shutil.rmtree(run.folder)
     shutil.copytree(other.folder, run.folder)
     assert run.problem.startswith(f"{run.folder} is of run {other.config.hash}, expected {run.config.hash}; remove")
-
-
-def test_a_seal_that_is_none_is_refused(run):
     (run.folder / DONE).write_text(files.checksummed({"clips": 3}))
     assert run.problem.startswith(f"{run.folder / DONE} is not a run's checksum manifest; remove")
 
 
-def test_nothing_is_sealed_that_is_not_there(run):
+def test_nothing_is_finalised_that_is_not_there(run):
     (run.folder / WEIGHTS).unlink()
     with pytest.raises(FileNotFoundError, match=WEIGHTS):
         store.finalise(run.folder)
@@ -205,7 +181,7 @@ class Counted:
 
 def test_a_damaged_run_is_neither_remade_nor_removed_and_the_others_go_on(run, other, tmp_path):
     third = replace(run, config=override(run.config, {"seed": 3}), folder=tmp_path / "third")
-    edit(run.folder / METRICS, run.folder)
+    DAMAGES["edit"](run.folder / METRICS, run.folder)
     engine = Counted()
     with pytest.raises(engines.RunsFailed) as caught:
         engines.ensure([run, other, third], tmp_path, engine=engine)
@@ -217,9 +193,9 @@ def test_a_damaged_run_is_neither_remade_nor_removed_and_the_others_go_on(run, o
     assert engine.made == [third, run]
 
 
-@pytest.mark.parametrize("missing", [DONE, (DONE, CONFIG)], ids=["seal", "seal and config"])
-def test_results_without_their_seal_are_made_again_and_it_is_said(run, tmp_path, capsys, missing):
-    for name in (missing,) if isinstance(missing, str) else missing:
+@pytest.mark.parametrize("missing", [(DONE,), (DONE, CONFIG)], ids=["manifest", "manifest and config"])
+def test_results_without_their_manifest_are_made_again_and_it_is_said(run, tmp_path, capsys, missing):
+    for name in missing:
         (run.folder / name).unlink()
     engine = Counted()
     engines.ensure([run], tmp_path, engine=engine)
@@ -254,66 +230,64 @@ def lines(root: Path) -> dict[str, str]:
     return {name: f"{one.state}: {one.detail or one.shown('test')}" for name, one in found.items()}
 
 
+def beside(run: Run, other: Run) -> str:
+    """What is said of `run`; the sound run beside it is listed with its scores all the same."""
+    shown = lines(run.folder.parent)
+    assert shown.keys() == {run.folder.name, other.folder.name} and "MAE 0.500" in shown[other.folder.name]
+    return shown[run.folder.name]
+
+
 def test_finished_runs_are_listed_with_their_scores(run, other, tmp_path):
     first, second = (f"finished: MAE {mae}, Corr 0.500" for mae in ("0.250", "0.500"))
     assert lines(tmp_path) == {run.folder.name: first, other.folder.name: second}
     assert {one.seconds for one in map(summarise, store.found(tmp_path))} == {12.4}
-    assert set(store.found(tmp_path)) == {run, other}
 
-
-def test_what_is_no_run_is_not_listed(tmp_path):
-    for name in ("cache", "logs", "smoke/corpus-1", ".hidden"):
+    for name in ("cache", "logs", "smoke/corpus-1", ".hidden"):  # and what is no run is not listed
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "note.txt").touch()
-    assert not list(store.found(tmp_path)) and not list(store.found(tmp_path / "nowhere"))
+    assert set(store.found(tmp_path)) == {run, other} and not list(store.found(tmp_path / "nowhere"))
 
 
 def test_unfinished_runs_are_listed_with_their_progress(run, tmp_path):
     (run.folder / DONE).unlink()
-    assert lines(tmp_path)[run.folder.name] == f"unfinished: 1 of {run.config.training.epochs} epochs"
+    reached, name = f"1 of {run.config.training.epochs} epochs", run.folder.name
+    assert lines(tmp_path)[name] == f"unfinished: {reached}"
     store.record_failure(run.folder, {"kind": "OSError", "message": "disk full\nand more"})
-    assert lines(tmp_path)[run.folder.name] == f"failed: 1 of {run.config.training.epochs} epochs, OSError: disk full and more"
+    assert lines(tmp_path)[name] == f"failed: {reached}, OSError: disk full and more"
     (run.folder / store.FAILURE).write_text("{")
-    assert lines(tmp_path)[run.folder.name].endswith("failure.json is damaged")
+    assert lines(tmp_path)[name].endswith("failure.json is damaged")
 
 
-def test_runs_of_another_version_are_listed_as_such(run, other, tmp_path):
-    config = json.loads(to_json(run.config))
-    (run.folder / CONFIG).write_text(json.dumps(config | {"invented": 1}))
-    sealed = {"run": run.config.hash, "files": files.hashes(run.folder, FILES)}
-    (run.folder / DONE).write_text(files.checksummed(sealed))
-    assert lines(tmp_path)[run.folder.name].startswith("other version: of another version of this code (")
-    assert "MAE" in lines(tmp_path)[other.folder.name]
+def finalise_as(name: str, folder: Path) -> None:
+    listed = {"run": name, "files": files.hashes(folder, FILES)}
+    (folder / DONE).write_text(files.checksummed(listed))
 
 
-def test_a_config_that_reads_but_has_another_hash_today_is_of_another_version(run, tmp_path):
-    moved = run.folder.rename(tmp_path / "corpus-0123456789ab")
-    sealed = {"run": "0123456789ab", "files": files.hashes(moved, FILES)}
-    (moved / DONE).write_text(files.checksummed(sealed))
-    assert lines(tmp_path)[moved.name].startswith("other version: of another version of this code (its config has the hash")
+def test_runs_of_another_version_are_listed_as_such(run, other):
+    (run.folder / CONFIG).write_text(json.dumps(json.loads(to_json(run.config)) | {"invented": 1}))
+    finalise_as(run.config.hash, run.folder)
+    assert beside(run, other).startswith("other version: of another version of this code (")
 
 
 def test_a_renamed_folder_is_told_from_another_version(run, tmp_path):
     moved = run.folder.rename(tmp_path / "corpus-0123456789ab")
     assert lines(tmp_path)[moved.name].startswith(f"damaged: {moved} holds run {run.config.hash}, expected 0123456789ab; remove")
+    finalise_as("0123456789ab", moved)  # it reads, but has another hash today
+    assert lines(tmp_path)[moved.name].startswith("other version: of another version of this code (its config has the hash")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"seed": 1}', "[" * 100_000, "\x00", '{"data": {"name": 3}}'])
-@pytest.mark.parametrize("is_sealed", [True, False])
-def test_no_config_stops_the_list(run, other, tmp_path, text, is_sealed):
+def test_no_config_stops_the_list(run, other, text):
     (run.folder / CONFIG).write_text(text)
-    if not is_sealed:
-        (run.folder / DONE).unlink()
-    shown = lines(tmp_path)
-    assert shown.keys() == {run.folder.name, other.folder.name} and "MAE 0.500" in shown[other.folder.name]
-    assert "MAE" not in shown[run.folder.name]
+    assert "MAE" not in beside(run, other)
+    (run.folder / DONE).unlink()
+    assert "MAE" not in beside(run, other)
 
 
 @pytest.mark.parametrize("text", ["[]", "{}", '{"test": 3}', '{"test": {"mae": "low"}}'])
-def test_no_scores_stop_the_list(run, other, tmp_path, text):
+def test_no_scores_stop_the_list(run, other, text):
     finish_by_hand(run.folder, run.config, **{METRICS: text})
-    shown = lines(tmp_path)
-    assert shown.keys() == {run.folder.name, other.folder.name} and "MAE 0.500" in shown[other.folder.name]
+    beside(run, other)
 
 
 # --- the tiny LLM's leftovers -----------------------------------------------------------------------------------------

@@ -1,0 +1,346 @@
+"""Folders in MELD's public format, a user's own among them: read as they are meant, blamed by file and sample, odd ones named."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cmpta_lib.data.corpus import SPLITS, Corpus, Split, Task
+from cmpta_lib.paper import MELD_LABELS
+from data_prep import hub, meld, published, safe_pickle, simsv2, verify
+from data_prep.public_pickles import read_folder
+from data_prep.verify import findings
+
+
+def item(label: Any = "joy", text: Any = "Hey!", audio_len: Any = 2, video_len: Any = 1, **changes: Any) -> dict:
+    audio, video = np.zeros((6, 3), np.float32), np.zeros((4, 2))
+    audio[: max(audio_len, 0) if isinstance(audio_len, int) else 0] = 0.5
+    video[: max(video_len, 0) if isinstance(video_len, int) else 0] = -0.5
+    features = {"text": text, "audio": audio, "audio_len": audio_len, "video": video, "video_len": video_len}
+    features |= {key: changes.pop(key) for key in ("audio", "video") if key in changes}
+    return {"label": label, "features": features} | changes
+
+
+def clips(count: int, seed: int) -> list[dict]:
+    """Clips that differ."""
+    rng = np.random.default_rng(seed)
+    frames = [rng.normal(size=(6, 3)).astype(np.float32) for _ in range(count)]
+    return [item(("joy", "anger")[n % 2], f"clip {seed} {n}", audio=audio, audio_len=6) for n, audio in enumerate(frames)]
+
+
+def save(folder: Path, train: Any = None, valid: Any = None, test: Any = None, name: str = "tiny") -> Path:
+    """The three files; a split that is not given holds clips of the joyful and the angry."""
+    folder.mkdir(exist_ok=True)
+    usual = {"train": [item("joy"), item("anger")], "valid": [item()], "test": [item()]}
+    for split, items in (("train", train), ("valid", valid), ("test", test)):
+        content = pickle.dumps(usual[split] if items is None else items, 4)
+        (folder / f"{name}_{split}.pkl").write_bytes(content)
+    return folder
+
+
+def convert(folder: Path) -> Corpus:
+    return read_folder(folder, folder.parent / "cache")
+
+
+def converted(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder.parent / "cache").glob("*") if path.suffix != ".lock")
+
+
+def counts(corpus: Corpus, check: str) -> dict[str, int]:
+    found = findings(corpus)
+    return found[found["check"] == check].set_index("split")["count"].to_dict()
+
+
+# --- what conforms ----------------------------------------------------------------------------------------------------
+
+
+def test_public_files_are_cut_to_their_true_lengths(tmp_path: Path):
+    ours = item("anger", audio_len=np.int64(5), video_len=0, id=17, speaker="Ross", dialogue=3)
+    ours["features"]["audio"] = np.arange(18.0).reshape(6, 3) * (np.arange(6) < 5)[:, None]
+    corpus = convert(save(tmp_path / "in", [item(), ours]))
+    assert (corpus.name, corpus.generated, corpus.repairs) == ("tiny", False, {})
+    assert corpus.task == Task("classification", "en", ("anger", "joy"))
+    first, second = corpus.splits["train"]
+    assert (first.id, first.speaker, first.dialogue, first.label) == ("train_00000", None, None, 1)
+    assert (second.id, second.speaker, second.dialogue, second.label) == ("17", "Ross", "3", 0)
+    np.testing.assert_array_equal(second.audio, np.arange(15).reshape(5, 3))
+    assert second.vision.shape == (0, 2) and first.vision.tolist() == [[-0.5, -0.5]]
+    assert corpus.splits["train"].labels.dtype == np.int64
+
+
+def test_labels_and_texts_make_the_task(tmp_path: Path):
+    corpus = convert(save(tmp_path / "seven", [item(label) for label in sorted(MELD_LABELS)]))
+    assert corpus.task.labels == MELD_LABELS, "in the paper's order"
+    assert [corpus.task.labels[one.label] for one in corpus.splits["train"]] == sorted(MELD_LABELS)
+    chinese = [item(-1, "真好"), item(np.float32(0.5), "你 OK"), item(1.0, "hm")]
+    corpus = convert(save(tmp_path / "scores", chinese, [item(0, "好")], [item(0.0, "")]))
+    assert corpus.task == Task("regression", "zh") and corpus.splits["train"].labels.tolist() == [-1, 0.5, 1]
+    words = ["joy", "mixed feelings", "愤怒", "je-ne-sais-quoi", "9", "a" * 100]
+    assert convert(save(tmp_path / "words", [item(word) for word in words])).task.labels == tuple(sorted(words))
+
+
+def test_the_second_call_does_not_convert_again(tmp_path: Path, monkeypatch):
+    folder = save(tmp_path / "in")
+    first = convert(folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(safe_pickle, "load", lambda path: pytest.fail("read again"))
+        assert convert(folder).fingerprint == first.fingerprint
+    assert convert(save(folder, test=[item("anger")])).fingerprint != first.fingerprint
+    assert len(converted(folder)) == 2
+
+
+def test_conversions_lie_where_every_study_looks(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("CMPTA_RUNS", str(tmp_path / "runs"))
+    assert read_folder(save(tmp_path / "in")).name == "tiny"
+    assert {path.name[:5] for path in (tmp_path / "runs" / "cache" / "data").iterdir()} == {"tiny-"}
+
+
+def test_published_corpora_are_fetched_by_name_and_others_left_alone(tmp_path: Path, monkeypatch):
+    asked: list[tuple[str, Path]] = []
+    for module in (simsv2, meld):
+        monkeypatch.setattr(module, "prepare", lambda cache, name=module.NAME: asked.append((name, cache)))
+    published.fetch(["embedded-sims", "meld", "simsv2"], tmp_path)
+    assert asked == [("meld", tmp_path), ("simsv2", tmp_path)]
+
+
+def test_real_speech_is_converted(shared_folder: Path, tmp_path: Path):
+    folder = shared_folder / "data" / "ravdess"
+    corpus = read_folder(folder, tmp_path / "cache")
+    labels = ("angry", "calm", "disgust", "fearful", "happy", "neutral", "sad", "surprised")
+    assert corpus.task == Task("classification", "en", labels)
+    assert corpus.repairs == {} and set(corpus.sources) == {f"ravdess_{split}.pkl" for split in SPLITS}
+    assert {name: len(split) for name, split in corpus.splits.items()} == {"train": 1080, "valid": 120, "test": 240}
+    actors = {name: {one_id[-2:] for one_id in split.table["id"]} for name, split in corpus.splits.items()}
+    assert [len(actors[name]) for name in SPLITS] == [18, 2, 4]
+    original = safe_pickle.load(folder / "ravdess_test.pkl")
+    test = corpus.splits["test"]
+    assert isinstance(test, Split) and (test.audio_dim, test.vision_dim) == (25, 177)
+    for index in (0, 17, 239):
+        features = original[index]["features"]
+        assert test[index].vision.shape == (0, 177) and test[index].text == features["text"]
+        assert labels[test[index].label] == original[index]["label"]
+        np.testing.assert_array_equal(test[index].audio, features["audio"][: features["audio_len"]])
+        assert not features["audio"][features["audio_len"] :].any()
+
+
+# --- what does not: file and sample are blamed ------------------------------------------------------------------------
+
+
+def without(path: str) -> dict:
+    broken = item()
+    *parents, last = path.split(".")
+    del (broken[parents[0]] if parents else broken)[last]
+    return broken
+
+
+WHOLE = "must be a string that is not empty, or a whole number, but is"
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (item(audio_len=7), r"'audio_len' must be a whole number from 0 to the array's 6 rows, but is 7"),
+        (item(video_len=-1), r"'video_len' must be a whole number from 0 to the array's 4 rows, but is -1"),
+        (item(audio_len=1.5), "'audio_len' must be a whole number .* but is 1.5"),
+        (item(audio_len=True), "'audio_len' must be a whole number .* but is True"),
+        (item(audio_len=10**400), "'audio_len' must be a whole number"),
+        (item(audio=np.zeros(3)), r"'audio' must be a \(T, F\) array, but is an array of shape \(3,\)"),
+        (item(video=None), r"'video' must be a \(T, F\) array, but is None"),
+        (item(audio=np.zeros((6, 4))), "'audio' must be 3 features wide, as in the samples before, but is 4 wide"),
+        (item(audio=np.full((6, 3), "a")), "'audio' must be a .* array of numbers"),
+        (item(text=3), "'text' must be a string, but is 3"),
+        (item(label=None), "'label' must be text or a number, but is None"),
+        (item(label=[["long"] * 1000] * 1000), "'label' must be text or a number, but is a list of length 1000"),
+        (item(label=0.5), r"'label' must be one of train's labels \['anger', 'joy'\], but is 0.5"),
+        (item(label="fear"), r"'label' must be one of train's labels .* but is 'fear'; correct it or add"),
+        (without("label"), r" must be a dict with \['features', 'label'\], but is one with \['features'\]; add what"),
+        (without("features.audio_len"), "'features' must be a dict with .*'audio_len'.*, but is one with"),
+        (item() | {"features": [1]}, "'features' must be a dict with .* but is a list"),
+        ("text", "tiny_valid.pkl, sample 1 must be a dict with .'features', 'label'., but is 'text'"),
+        ({}, r"sample 1 must be a dict with .*, but is one with \[\]"),
+        (item(id=["a"]), "'id' must be a string"),
+        (item(id={"a": 1}), r"\(id a dict of length 1\): 'id' must be a string"),
+        (item(id=""), rf"sample 1 \(id ''\): 'id' {WHOLE} ''"),
+        (item(id=True), f"'id' {WHOLE} True"),
+        (item(speaker=False), f"'speaker' {WHOLE} False"),
+    ],
+)
+def test_a_sample_that_does_not_conform_is_named(tmp_path: Path, broken: Any, message: str):
+    folder = save(tmp_path / "in", valid=[item(), broken])
+    with pytest.raises(ValueError, match=message) as caught:
+        convert(folder)
+    assert str(folder / "tiny_valid.pkl, sample 1") in str(caught.value) and len(str(caught.value)) < 500
+    assert converted(folder) == []
+
+
+MIXED = "sample {}: 'label' must be a number, as for 2 of the 3 samples in train, but is 'joy'; correct it"
+LONG = "sample 1: 'label' must be a class name of at most 100 characters, but is one of 100000, 'aaa"
+
+
+def scores(*labels: Any) -> list[dict]:
+    return [item(label) for label in labels]
+
+
+@pytest.mark.parametrize(
+    ("splits", "message"),
+    [
+        *(({split: []}, rf"_{split}.pkl.*(is empty; fill it|holds no samples; every split)") for split in SPLITS),
+        ({"train": scores("joy", "joy")}, "_train.pkl must be of two classes or more, but is of 'joy' alone; add"),
+        (dict.fromkeys(SPLITS, scores("joy", 0.2, 0.3)), f"_train.pkl, {MIXED.format(0)}"),
+        (dict.fromkeys(SPLITS, scores(0.1, 0.2, "joy")), f"_train.pkl, {MIXED.format(2)}"),
+        ({"train": scores(0.1, "joy", "anger")}, "_train.pkl, sample 0: 'label' must be one of train's labels"),
+        ({"train": scores("joy", "a" * 100_000)}, f"_train.pkl, {LONG}"),
+        ({"train": [item(f"label {n}") for n in range(3000)]}, "_valid.pkl, .* one of train's labels .'label 0', "),
+        ({"train": [item(0.5), item(3, id="c7")], "valid": scores(0.1), "test": scores(0.2)},
+         r"_train.pkl, sample 1 \(id 'c7'\): 'label' must be in \[-1, 1\], but is 3"),
+        ({"test": {"train": []}}, "_test.pkl must be a list of dicts, one per sample, but is a dict"),
+        ({"test": [print]}, "_test.pkl: .*'builtins' 'print'"),
+    ],
+)  # fmt: skip
+def test_files_that_do_not_go_together_blame_the_odd_one(tmp_path: Path, splits: dict, message: str):
+    folder = save(tmp_path / "in", **splits)
+    with pytest.raises(ValueError, match=f"^{folder}/tiny{message}") as caught:
+        convert(folder)
+    assert len(str(caught.value)) < 500
+    assert isinstance(caught.value, safe_pickle.UnsafePickleError) == ("print" in message)
+
+
+@pytest.mark.parametrize(
+    ("label", "remedy"),
+    [
+        ("", "write the class's name"),
+        (" \n", "write the class's name"),
+        *((label, "write 'joy'") for label in ("joy ", "\tjoy", "jo\u200by", "joy\n", "joy\x00", "joy\ud800")),
+        ("mixed\xa0 feelings", "write 'mixed feelings'"),
+    ],
+)
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_labels_that_look_like_others_are_refused(tmp_path: Path, label: str, remedy: str, split: str):
+    folder = save(tmp_path / "in", **{split: scores("joy", "anger", label)})
+    with pytest.raises(ValueError, match="'label' must be a class name of visible characters") as caught:
+        convert(folder)
+    message = str(caught.value)
+    assert message.startswith(f"{folder}/tiny_{split}.pkl, sample 2: ") and message.endswith(f"; {remedy}")
+    assert message.isprintable()
+
+
+@pytest.mark.parametrize("name", [".", "..", ".hidden", "a\nb", "a\x7f", "\udcff", "n" * 240, "名" * 80])
+def test_a_name_that_cannot_name_results_is_refused(tmp_path: Path, name: str):
+    folder = save(tmp_path / "in", name=name)
+    with pytest.raises(ValueError, match=f"^{folder}: the dataset's name, .* must be one .*; rename or remove") as caught:
+        convert(folder)
+    assert len(str(caught.value)) < 400 and str(caught.value).isprintable()
+    assert not (tmp_path / "cache").exists()
+    assert convert(save(tmp_path / "longest", name="n" * 120)).name == "n" * 120
+
+
+def test_missing_packed_and_mixed_files_are_named(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match="expected <name>_train.pkl and .* found nothing"):
+        convert(tmp_path / "nowhere")
+    folder = save(tmp_path / "in")
+    (folder / "z_train.pkl").mkdir()  # not taken for a file
+    assert len(convert(folder).splits["train"]) == 2
+    (folder / "z_train.pkl").rmdir()
+    (folder / "tiny_test.pkl").rename(folder / "tiny_test.pkl.gz")
+    with pytest.raises(FileNotFoundError, match=rf"expected tiny_test.pkl; .*gunzip {folder}/tiny_test.pkl.gz$"):
+        convert(folder)
+    (folder / "tiny_test.pkl.gz").rename(folder / "tiny_dev.pkl")
+    with pytest.raises(FileNotFoundError, match="expected tiny_test.pkl, found tiny_dev.pkl, tiny_train.pkl, tiny_valid"):
+        convert(folder)
+    with pytest.raises(ValueError, match="expected one dataset, found other, tiny; give each a folder of its own"):
+        convert(save(folder, name="other"))
+
+
+def forbid(patch: pytest.MonkeyPatch, owner: Any, name: str, wanted: Path) -> None:
+    """As the system would answer somebody who may not; root may all."""
+    real: Callable = getattr(owner, name)
+
+    def call(path: Path, *rest: Any, **named: Any) -> Any:
+        if Path(path) == wanted:
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, *rest, **named)
+
+    patch.setattr(owner, name, call)
+
+
+@pytest.mark.parametrize(
+    ("owner", "call", "wanted", "message"),
+    [
+        (hub, "hash_of", "in/tiny_valid.pkl", "cannot read {}: no permission; grant it, or read a copy"),
+        (safe_pickle, "load", "in/tiny_test.pkl", "cannot read {}: no permission; grant it, or read a copy"),
+        (Path, "iterdir", "in", "cannot read {}: no permission; grant it, or read a copy"),
+        (Path, "mkdir", "cache", "cannot write {}/tiny-.*: no permission: .* CMPTA_RUNS"),
+    ],
+)
+def test_what_may_not_be_read_or_written_is_named_with_what_to_do(tmp_path: Path, monkeypatch, owner, call, wanted, message):
+    folder = save(tmp_path / "in")
+    forbid(monkeypatch, owner, call, tmp_path / wanted)
+    with pytest.raises(PermissionError, match=message.format(tmp_path / wanted)):
+        convert(folder)
+
+
+# --- data issues ------------------------------------------------------------------------------------------------------
+
+
+def test_data_issues_are_counted(tmp_path: Path):
+    noisy = np.zeros((6, 3))
+    noisy[1], noisy[3:5, 0] = np.nan, 2  # one real frame, two behind the true length of 2
+    corpus = convert(save(tmp_path / "in", [item(audio=noisy), item("anger", note="x"), item(note="y")]))
+    assert corpus.repairs == {"audio_nan": 3, "audio_nonzero_frames_after_length": 2, "ignored_field_note": 2}
+    assert corpus.splits["train"][0].audio.tolist() == [[0, 0, 0], [0, 0, 0]]
+    corpus = convert(save(tmp_path / "absent", [item(), item("anger", audio_len=0, video_len=0), item(audio_len=0)]))
+    assert counts(corpus, "neither face nor voice") == {"train": 1, "valid": 0, "test": 0}
+
+
+def test_values_that_would_flatten_a_feature_become_zero_or_are_listed(tmp_path: Path):
+    check, train = "audio features ruled by one frame", clips(30, 0)
+    clean = convert(save(tmp_path / "clean", train, clips(2, 1), clips(2, 2)))
+    for modality in ("audio", "vision"):
+        assert counts(clean, f"{modality} features ruled by one frame") == {"train": 0}
+    train[4]["features"]["audio"][2, 1] = 1e30
+    corpus = convert(save(tmp_path / "huge", train, clips(2, 1), clips(2, 2)))
+    assert corpus.repairs == {"audio_huge": 1} and counts(corpus, "oddity: audio_huge") == {"all": 1}
+    assert corpus.splits["train"].feature_statistics("audio")[1].max() < 2
+    train[4]["features"]["audio"][2, 1] = 1e12
+    corpus = convert(save(tmp_path / "large", train, clips(2, 1), clips(2, 2)))
+    assert counts(corpus, check) == {"train": 1}
+    (shown,) = findings(corpus).query("check == @check")["examples"]
+    assert shown == "feature 1 by a value about 1e+12"
+
+
+def test_one_file_under_two_names_is_said_aloud_in_every_call(tmp_path: Path, capsys):
+    folder = save(tmp_path / "in", train := clips(8, 0), clips(2, 1), train)
+    for _ in range(2):
+        corpus = convert(folder)
+        said = capsys.readouterr().err.splitlines()
+        assert said[0].startswith(f"{folder}: WARNING: tiny_train.pkl = tiny_test.pkl: one file under two names")
+        assert said[1].startswith(f"{folder}: WARNING: 8 of 8 test clips are in train too (train_00000 = test_00000, ")
+    assert counts(corpus, "files with equal contents") == {"all": 1}
+    assert counts(corpus, "same clip") == {"train+valid": 0, "train+test": 8, "valid+test": 0}
+    assert verify.report(corpus).startswith("WARNING: ")
+    table = verify.overview([corpus])
+    assert table["check"][:2].str.startswith("WARNING: ").all() and set(table["corpus"]) == {"tiny"}
+    page = verify.summary(table)
+    assert page["check"][:2].tolist() == table["check"][:2].tolist() and page["count"][:2].tolist() == ["1", "1"]
+    assert page.set_index("check").loc["same clip", "count"] == "train+test 8"
+
+
+@pytest.mark.parametrize("present", ["audio", "video"])
+def test_the_same_clip_in_two_files_is_said_aloud(tmp_path: Path, capsys, present: str):
+    absent = {"audio": "video", "video": "audio"}[present]
+    twice, other = (item("joy", "Hey!", **{f"{absent}_len": 0}) for _ in range(2))
+    other["features"][present] = other["features"][present] + 1  # the same words in another voice
+    other["features"][f"{present}_len"] = twice["features"][f"{present}_len"]
+    corpus = convert(save(tmp_path / "in", [item("anger", "No!"), twice], [twice], [other]))
+    assert counts(corpus, "same clip") == {"train+valid": 1, "train+test": 0, "valid+test": 0}
+    assert "1 of 1 valid clips are in train too (train_00001 = valid_00000): valid scores" in capsys.readouterr().err
+
+
+def test_clean_clips_are_converted_without_a_word(tmp_path: Path, capsys):
+    corpus = convert(save(tmp_path / "in", clips(8, 0), clips(2, 1), clips(2, 2)))
+    assert capsys.readouterr() == ("", "") and verify.warnings(corpus) == []
