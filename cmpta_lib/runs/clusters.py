@@ -16,7 +16,7 @@ from typing import Any
 
 import psutil
 
-from cmpta_lib.runs import provenance, sharing
+from cmpta_lib.runs import provenance
 from cmpta_lib.runs.dispatch import RETRIES, Attempt, Engine, Job, environment, one_line
 from cmpta_lib.runs.store import Run
 
@@ -239,7 +239,7 @@ class SubmititLocal(Slurm):
 
     def __init__(self, jobs: int | None = None, *, retries: int = RETRIES, **parameters: Any) -> None:
         super().__init__(jobs, retries=retries, **({"timeout_min": _NO_LIMIT_MIN} | parameters))
-        self.jobs = jobs or sharing.usual()
+        self.jobs = jobs or provenance.usual()
         self.slots: dict[str, int] = {}  # job id -> place among those at work
 
     def submit(self, attempt: Attempt, run: Run) -> Any:

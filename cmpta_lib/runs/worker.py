@@ -4,7 +4,7 @@ A run's folder `runs/<corpus>-<config hash>/` is claimed by a file lock, so any 
 run at the same time; a killed worker's lock falls with it, and the next call goes on from the last epoch's checkpoint.
 A run that raises leaves `failure.json`; one that ends well is finalised.
 
-    python -m cmpta_lib.runs.worker                      a worker of `processes.Processes`: attempts by stdin
+    python -m cmpta_lib.runs.worker                      a worker of `engines.Processes`: attempts by stdin
     python -m cmpta_lib.runs.worker ROOT FOLDER...       these runs, one after another
     torchrun -m cmpta_lib.runs.worker ROOT FOLDER...     these runs, each over all processes
 """
@@ -13,25 +13,35 @@ from __future__ import annotations
 
 import ctypes
 import json
+import math
 import os
 import queue
 import signal
 import sys
 import threading
+import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from cmpta_lib import files
+from cmpta_lib import files, registry
 from cmpta_lib.runs import provenance, store
 from cmpta_lib.runs.dispatch import Attempt
 
+if TYPE_CHECKING:  # torch comes in with the first attempt: a worker waits without it
+    from cmpta_lib.base import Method
+    from cmpta_lib.config import RunConfig
+    from cmpta_lib.data.corpus import Corpus
+    from cmpta_lib.runs.checkpoint import State
+
 Report = Callable[[dict[str, Any]], None]
+STEP_S = 1.0  # between two words on how far an epoch is
 PATIENCE = timedelta(seconds=10)  # after a failure: in one that all processes meet, the others report it too
 FOREVER = timedelta(days=30)  # a run may take days, and so may the one that holds its lock
 
@@ -45,22 +55,19 @@ def attempt(
         patience: seconds to wait for the lock where another process holds it; -1 = as long as it takes.
         row: the name of the row that it is made for.
     """
-    lock, outcome = FileLock(folder / store.LOCK), {"event": "done"}
+    outcome = {"event": "done"}
     try:
         with files.writing(folder / store.LOCK):
-            lock.acquire(timeout=patience)
-    except Timeout:
-        outcome = {"event": "busy"}
-    except OSError as error:
-        outcome = {"event": "failed", **_failure(error)}
-    else:
-        try:
+            claim = FileLock(folder / store.LOCK).acquire(timeout=patience)
+        with claim:
             if not (folder / store.DONE).exists() and (failure := _make(root, folder, report, row)):
                 outcome = {"event": "failed", **failure}
             else:
                 store.sweep(folder)
-        finally:
-            lock.release()
+    except Timeout:
+        outcome = {"event": "busy"}
+    except OSError as error:
+        outcome = {"event": "failed", **_failure(error)}
     report(outcome)
     return outcome["event"]
 
@@ -88,13 +95,6 @@ def _make(root: Path, folder: Path, report: Report, row: str = "", is_first: boo
     return None
 
 
-def execute(root: Path, folder: Path, report: Report, row: str) -> None:
-    """Train, evaluate, record and finalise the run whose config lies in `folder`; call with its lock held."""
-    from cmpta_lib.runs import execution  # torch, which a worker needs only once it has something to do
-
-    execution.execute(root, folder, lambda epoch: report({"event": "epoch", "epoch": epoch}), row)
-
-
 def _failure(error: Exception) -> dict[str, str]:
     """What failure.json holds: no times, so that the same failure gives the same file."""
     lines, log = "".join(traceback.format_exception(error)), ""
@@ -103,8 +103,93 @@ def _failure(error: Exception) -> dict[str, str]:
     return {"kind": type(error).__name__, "message": str(error), "traceback": lines, "log": log}
 
 
+def execute(root: Path, folder: Path, report: Report = lambda event: None, row: str = "") -> None:
+    """Train, evaluate, record and finalise the run whose config lies in `folder`; call with its lock held.
+
+    Args:
+        root: where corpora and LLMs lie, below `cache`.
+        report: told how many epochs are finished, after each, and a part of the next, every second at most.
+        row: the name of the row that it is made for, written down where there is one.
+    Raises:
+        RuntimeError: the GPU's memory is full.
+    """
+    import pandas as pd
+    import torch
+
+    from cmpta_lib.runs import load, loop
+
+    registry.load_plugins()
+    config = registry.read_config((folder / store.CONFIG).read_text(encoding="utf-8"))
+    started, said = time.perf_counter(), -math.inf
+    provenance.watch()
+    torch.set_num_threads(config.training.num_threads)
+    corpus = load.find_corpus(root / "cache" / "data", config.data)
+
+    def note(state: State) -> None:
+        files.write_text(folder / store.HISTORY, pd.DataFrame(state.history).to_csv(index=False))
+        report({"event": "epoch", "epoch": state.epoch})
+
+    def note_step(epochs: float) -> None:
+        nonlocal said
+        if (now := time.monotonic()) - said >= STEP_S:
+            said = now
+            report({"event": "epoch", "epoch": epochs})
+
+    try:
+        method, state = loop.train(
+            config, corpus, load.resources(root), folder, note, root / "cache" / "stages", note_step
+        )
+    except torch.OutOfMemoryError as error:
+        raise RuntimeError(
+            f"the GPU's memory is full ({str(error).splitlines()[0]}). Close what else runs on it or pass fewer --jobs; "
+            f"finished epochs are kept"
+        ) from error
+    if int(os.environ.get("RANK", 0)) == 0:  # the first process evaluates and writes
+        _record(folder, config, corpus, method, state, {"row": row} if row else {}, started)
+
+
+def _record(
+    folder: Path, config: RunConfig, corpus: Corpus, method: Method, state: State, more: dict[str, Any], started: float
+) -> None:
+    """Write what a finished run holds; `more` goes into environment.json."""
+    import pandas as pd
+
+    from cmpta_lib.data.corpus import Inputs
+    from cmpta_lib.runs.checkpoint import path_of, write_tensors
+    from cmpta_lib.runs.evaluation import evaluate, score_of
+
+    size, train, issues = config.evaluation.batch_size, corpus.splits["train"], Counter[str]()
+    for start in range(0, len(train), size):  # once here: training meets what `collate` cuts or leaves out every epoch
+        issues.update(method.collate([train[i] for i in range(start, min(start + size, len(train)))]).issues)
+    tables = {}
+    for split in ("valid", "test"):
+        tables[split], odd = evaluate(method, corpus.splits[split], size)
+        issues.update(odd)
+    files.write_parquet(folder / store.PREDICTIONS, pd.concat([t.assign(split=s) for s, t in tables.items()]))
+    write_tensors(folder / store.WEIGHTS, method.module.state_dict())
+    files.write_text(folder / store.CLIPS, Inputs.of(corpus).to_json())
+    history = pd.DataFrame(state.history, columns=None if state.history else ["epoch", "learning_rate", "train_loss"])
+    files.write_text(folder / store.HISTORY, history.to_csv(index=False))
+    llm = getattr(method, "llm", None)
+    record = provenance.environment(data_sources=dict(corpus.sources), repairs=dict(corpus.repairs))
+    record |= {"llm_fingerprint": getattr(llm, "fingerprint", None), **more}
+    if common := [path_of(Path(), stage).stem for stage in config.stages if stage.outcome is not None]:
+        record |= {"shared_stages": common}  # whether this run or another made them: the bytes are the same
+    record |= {"train_seconds": round(state.seconds, 2), "seconds": round(time.perf_counter() - started, 2)}
+    files.write_text(folder / store.ENVIRONMENT, json.dumps(record | provenance.peaks_gb(), indent=1))
+    result: dict[str, Any] = {split: score_of(table, corpus.task) for split, table in tables.items()}
+    result |= {"best_epoch": state.best_epoch, "oddities": dict(issues)}
+    trainable = sum(p.numel() for p in method.module.parameters() if p.requires_grad)
+    result |= {"trainable_parameters": trainable, "llm_parameters": getattr(llm, "num_parameters", 0)}
+    files.write_text(folder / store.METRICS, json.dumps(result, indent=1))
+    store.finalise(folder)
+
+
+# --- as a process of its own -------------------------------------------------------------------------------------------
+
+
 def serve() -> None:
-    """A worker of `processes.Processes`: one attempt a line on stdin.
+    """A worker of `engines.Processes`: one attempt a line on stdin.
 
     When stdin closes, whoever started it is gone or has no more runs: it ends at once, in the middle of whatever it does.
     """
