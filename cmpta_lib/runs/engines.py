@@ -18,9 +18,10 @@ from typing import Any
 from cmpta_lib import files
 from cmpta_lib.config import to_json
 from cmpta_lib.runs import provenance, store
-from cmpta_lib.runs.dispatch import LOG, Attempt, Engine, Failure, Job, Report, environment
+from cmpta_lib.runs.dispatch import LOG, Engine, Failure, Job, Report, environment
 from cmpta_lib.runs.progress import Progress
 from cmpta_lib.runs.store import Run
+from cmpta_lib.runs.worker import Attempt
 
 # Named, not imported: an extra that is not installed is missed by nobody who does not ask.
 ENGINES = {
@@ -98,11 +99,8 @@ def prepare(run: Run) -> None:
     """The run's folder as workers expect it: with its config."""
     with files.writing(run.folder):
         run.folder.mkdir(parents=True, exist_ok=True)
-    if left := store.unfinished_results(run.folder):
-        print(
-            f"{run.folder} holds {', '.join(left)} without {store.DONE}, the mark of a finished run: it is made again",
-            flush=True,
-        )
+    if left := ", ".join(name for name in store.RESULTS if (run.folder / name).exists()):  # nobody vouches for them
+        print(f"{run.folder} holds {left} without {store.DONE}, the mark of a finished run: it is made again", flush=True)
     path, text = run.folder / store.CONFIG, to_json(run.config)
     if not path.exists() or path.read_bytes() != text.encode():
         files.write_text(path, text)

@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import ctypes
 import json
+import logging
 import math
 import os
+import platform
 import queue
 import signal
 import sys
@@ -22,8 +24,9 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +35,6 @@ from filelock import FileLock, Timeout
 
 from cmpta_lib import files, registry
 from cmpta_lib.runs import provenance, store
-from cmpta_lib.runs.dispatch import Attempt
 
 if TYPE_CHECKING:  # torch comes in with the first attempt: a worker waits without it
     from cmpta_lib.base import Method
@@ -41,6 +43,7 @@ if TYPE_CHECKING:  # torch comes in with the first attempt: a worker waits witho
     from cmpta_lib.runs.checkpoint import State
 
 Report = Callable[[dict[str, Any]], None]
+ENDS = ("done", "failed", "busy")  # events, one of which ends an attempt
 STEP_S = 1.0  # between two words on how far an epoch is
 PATIENCE = timedelta(seconds=10)  # after a failure: in one that all processes meet, the others report it too
 FOREVER = timedelta(days=30)  # a run may take days, and so may the one that holds its lock
@@ -49,7 +52,7 @@ FOREVER = timedelta(days=30)  # a run may take days, and so may the one that hol
 def attempt(
     root: Path, folder: Path, report: Report = lambda event: None, patience: float = 0, row: str = ""
 ) -> str:
-    """Claim one run and finish it; reports and returns how that ended: one of `dispatch.ENDS`.
+    """Claim one run and finish it; reports and returns how that ended: one of `ENDS`.
 
     Args:
         patience: seconds to wait for the lock where another process holds it; -1 = as long as it takes.
@@ -185,7 +188,70 @@ def _record(
     store.finalise(folder)
 
 
-# --- as a process of its own -------------------------------------------------------------------------------------------
+# --- elsewhere: in a process or on a machine of its own --------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One attempt at a run, as it travels to the process that makes it.
+
+    Args:
+        events: file that says how far it is, one JSON event a line.
+        row: the name of the row that it is made for.
+        environment: variables to set there first; None = to remove.
+    """
+
+    root: Path
+    folder: Path
+    events: Path
+    row: str = ""
+    environment: Mapping[str, str | None] = field(default_factory=dict)
+
+    def __call__(self) -> str:
+        """Make it, there; returns as `attempt`.
+
+        Raises:
+            FileNotFoundError: this machine does not see the runs folder.
+        """
+        for name, value in self.environment.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+        if not (self.folder / store.CONFIG).exists() or not self.events.parent.is_dir():
+            raise FileNotFoundError(
+                f"{platform.node()} does not see {self.folder} and {self.events.parent}: the runs folder (CMPTA_RUNS) must lie "
+                f"on a file system that every machine mounts under the same path"
+            )
+        self._say({"event": "start"})
+        logging.getLogger("cmpta_lib").addHandler(notes := _Notes(self._say))
+        try:
+            return attempt(self.root, self.folder, self._say, row=self.row)
+        finally:
+            logging.getLogger("cmpta_lib").removeHandler(notes)
+
+    def _say(self, event: dict[str, Any]) -> None:
+        with self.events.open("a", encoding="utf-8") as file:  # closed each time: a network file system then shows it
+            file.write(f"{json.dumps(event)}\n")
+
+    def checkpoint(self) -> Any:
+        """What submitit puts back into the queue when it is told that this job is about to end: the same again.
+
+        The run's own checkpoint is on disk after every epoch.
+        """
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+class _Notes(logging.Handler):
+    """Says this library's warnings as notes for the user."""
+
+    def __init__(self, say: Callable[[dict[str, Any]], None]) -> None:
+        super().__init__(logging.WARNING)
+        self.say = say
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.say({"event": "note", "text": record.getMessage()})
 
 
 def serve() -> None:
@@ -214,55 +280,45 @@ def serve() -> None:
 def work(root: Path, folders: Sequence[Path]) -> bool:
     """Finish these runs one after another, first what is free, then what another process holds; False if one failed."""
     outcomes = {folder: attempt(root, folder) for folder in folders}
-    for folder, outcome in outcomes.items():
-        if outcome == "busy":
-            outcomes[folder] = attempt(root, folder, patience=-1)
+    busy = [folder for folder, outcome in outcomes.items() if outcome == "busy"]
+    outcomes |= {folder: attempt(root, folder, patience=-1) for folder in busy}
     return set(outcomes.values()) <= {"done"}
 
 
 def work_together(root: Path, folders: Sequence[Path]) -> bool:
     """One of torchrun's processes: finish these runs one after another, each over all of them; False if one failed.
 
-    The first process holds the lock and decides whether there is anything to do.
+    The first process holds the lock and decides whether there is anything to do. A failure that all processes meet ends
+    the run. Where only some meet it, the others wait in vain for their gradients: then a process that failed ends, and
+    torchrun with it all of them.
     """
     from torch import distributed
 
     provenance.take_device()
     shared, rank, count = next(distributed.rendezvous("env://"))
     distributed.init_process_group(store=shared, rank=rank, world_size=count)
-    good = True
+    good, ranks = True, [f"rank {other}" for other in range(count)]
     for number, folder in enumerate(folders):
+        told = distributed.PrefixStore(f"run{number}", shared)
         with FileLock(folder / store.LOCK) if rank == 0 else nullcontext():
-            good &= _one_of_many(root, folder, distributed.PrefixStore(f"run{number}", shared), rank, count)
+            if rank == 0:
+                told.set("to do", str(not (folder / store.DONE).exists()))
+            told.wait(["to do"], FOREVER)
+            if told.get("to do") != b"True":
+                continue
+            failure = _make(root, folder, lambda event: None, is_first=rank == 0)
+            told.set(ranks[rank], "failed" if failure else "done")
+            try:
+                told.wait(ranks, PATIENCE if failure else FOREVER)
+            except distributed.DistStoreError:
+                if failure and rank:  # the first process waits, and cannot say it
+                    store.record_failure(folder, failure)
+                raise
+            if rank == 0 and not failure:
+                store.sweep(folder)
+            good &= all(told.get(other) == b"done" for other in ranks)
     distributed.destroy_process_group()
     return good
-
-
-def _one_of_many(root: Path, folder: Path, shared: Any, rank: int, count: int) -> bool:
-    """This process's part in one run, and whether it went well for all.
-
-    A failure that all processes meet ends the run. Where only some meet it, the others wait in vain for their gradients:
-    then a process that failed ends, and torchrun with it all of them.
-    """
-    from torch.distributed import DistStoreError
-
-    if rank == 0:
-        shared.set("to do", str(not (folder / store.DONE).exists()))
-    shared.wait(["to do"], FOREVER)
-    if shared.get("to do") != b"True":
-        return True
-    failure = _make(root, folder, lambda event: None, is_first=rank == 0)
-    shared.set(f"rank {rank}", "failed" if failure else "done")
-    ranks = [f"rank {other}" for other in range(count)]
-    try:
-        shared.wait(ranks, PATIENCE if failure else FOREVER)
-    except DistStoreError:
-        if failure and rank:  # the first process waits, and cannot say it
-            store.record_failure(folder, failure)
-        raise
-    if rank == 0 and not failure:
-        store.sweep(folder)
-    return all(shared.get(other) == b"done" for other in ranks)
 
 
 if __name__ == "__main__":
