@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 from cmpta_lib import files, metrics
 from cmpta_lib.config import DataConfig, RunConfig, from_json, to_json
 from cmpta_lib.embedded import synthetic
-from cmpta_lib.runs import checkpoint, engines, evaluation, loop, store
+from cmpta_lib.runs import checkpoint, engines, loop, store
 from cmpta_lib.runs import load as trained
 from cmpta_lib.runs import provenance as records
 from cmpta_lib.runs import worker as runs
@@ -188,7 +188,7 @@ def test_a_loaded_model_gives_the_stored_predictions(done, study, tmp_path, name
     method = trained.load(run.folder).method
     corpus = trained.find_corpus(study.root / "cache" / "data", run.config.data)
     for split in ("valid", "test"):
-        table, _ = evaluation.evaluate(method, corpus.splits[split], 64)
+        table, _ = loop.evaluate(method, corpus.splits[split], 64)
         pd.testing.assert_frame_equal(table, run.predictions(split), check_dtype=False)
     checkpoint.write_tensors(tmp_path / WEIGHTS, method.module.state_dict())
     assert (tmp_path / WEIGHTS).read_bytes() == (run.folder / WEIGHTS).read_bytes() and not method.module.training

@@ -30,7 +30,7 @@ from cmpta_lib.llm.generation import sharing
 from cmpta_lib.method.adapter import CMPTAdapter
 from cmpta_lib.method.llm import FrozenLLM
 from cmpta_lib.method.prompted import MakeTokens, PlainLM
-from cmpta_lib.runs.evaluation import dialogues
+from cmpta_lib.runs.loop import dialogues
 from cmpta_lib.runs.store import CLIPS, CONFIG, DONE, WEIGHTS, Run, open_run
 
 
@@ -292,10 +292,10 @@ def plain(run: TrainedRun | str | Path, llm: str | Path = "") -> PlainLM:
     method = trained.method
     if not isinstance(method, PromptedLM) or type(method).predict is not PromptedLM.predict:
         raise ValueError(f"run {trained.run.folder.name}: its method '{trained.run.config.method.name}' has no plain form")
-    llm = copy.copy(method.llm)  # the same weights, with transformers' own attention whatever the quick one uses
-    llm.model = sharing(llm.model)
-    llm.model.set_attn_implementation("sdpa")
-    return PlainLM(llm, method.settings, method.task, _token_maker(method, trained))
+    own = copy.copy(method.llm)  # the same weights, with transformers' own attention whatever the quick one uses
+    own.model = sharing(own.model)
+    own.model.set_attn_implementation("sdpa")
+    return PlainLM(own, method.settings, method.task, _token_maker(method, trained))
 
 
 def _token_maker(method: PromptedLM, trained: TrainedRun) -> MakeTokens | None:

@@ -159,7 +159,7 @@ def _record(
 
     from cmpta_lib.data.corpus import Inputs
     from cmpta_lib.runs.checkpoint import path_of, write_tensors
-    from cmpta_lib.runs.evaluation import evaluate, score_of
+    from cmpta_lib.runs.loop import evaluate, score_of
 
     size, train, issues = config.evaluation.batch_size, corpus.splits["train"], Counter[str]()
     for start in range(0, len(train), size):  # once here: training meets what `collate` cuts or leaves out every epoch
