@@ -262,7 +262,7 @@ def test_another_token_maker_is_read_as_the_plain_method_reads_it(name, llm, cor
 def test_what_has_no_plain_form_is_refused(corpora, tools):
     from types import SimpleNamespace
 
-    from cmpta_lib.beyond.settings import MllmMacConfig
+    from cmpta_lib.beyond.mllm_mac import MllmMacConfig
 
     config = CONFIG.model_copy(update={"method": MllmMacConfig(dim=16, num_heads=2)})
     method = registry.build(config, Inputs.of(corpora["embedded-sims"]), tools)

@@ -348,4 +348,4 @@ def test_a_study_says_why_a_row_is_not_run_and_fills_in_what_it_needs(world, qwe
         study.config("meld", row)
     assert OmniConfig().model.name in OMNI_MODELS and not registry.ENTRIES["omni"].is_trained
     for key in ("sims", "meld", "data"):
-        assert not [row for row in (*plan.comparison(key), *plan.beyond(key), *plan.versions(key)) if row.method == "omni"]
+        assert not [row for row in (*plan.comparison(key), *plan.versions(key)) if row.method == "omni"]

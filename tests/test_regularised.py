@@ -20,7 +20,7 @@ from cmpta_lib.beyond.prototypes import PrototypesConfig
 from cmpta_lib.beyond.regularisers import RegularisedLM
 from cmpta_lib.config import DataConfig, RunConfig, TrainingConfig, from_json, override, to_json
 from cmpta_lib.data.corpus import Inputs, Sample, Task
-from cmpta_lib.fast import prompted
+from cmpta_lib.fast import packing
 from cmpta_lib.runs import loop
 
 SIMS, MELD = "embedded-sims", "embedded-meld"
@@ -236,7 +236,7 @@ def test_tokens_start_as_large_as_embeddings(settings, tools, corpora, llm):
 @pytest.mark.parametrize("device", [CPU, META], ids=str)
 @pytest.mark.parametrize("name", METHODS)
 def test_a_step_waits_for_nothing_and_sends_one_block_more(name, device, llm, corpora, monkeypatch):
-    monkeypatch.setattr(regularisers, "send", lambda *given: prompted.send(*given))  # the one that is watched
+    monkeypatch.setattr(regularisers, "send", lambda *given: packing.send(*given))  # the one that is watched
     seen = step_watched(monkeypatch, config(METHODS[name]), on(device, llm, monkeypatch), corpora[SIMS])
     assert seen.counts == {"tolist": READOUT} and seen.sends <= SENDS + 1  # what the losses are to find
 

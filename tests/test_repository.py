@@ -23,6 +23,8 @@ HEAVY = {"torch", "transformers", "pandas", "matplotlib", "seaborn", "sklearn", 
 BINARY = {".pdf", ".png", ".ttf", ".parquet", ".safetensors"}
 # Import name -> distribution, where they differ. IPython comes with ipykernel.
 DISTRIBUTIONS = {"sklearn": "scikit-learn", "PIL": "pillow", "yaml": "pyyaml", "IPython": "ipykernel"}
+# Brought by a declared package that cannot do without them and whose objects they are.
+DISTRIBUTIONS |= {"tokenizers": "transformers", "nbformat": "papermill", "traitlets": "ipykernel"}
 NOT_IN_REPOSITORY = {
     "a home or scratch folder": r"""(?<![\w.])/(?:home|root|Users|tmp|work|mnt|scratch)/[\w.-]|\b[A-Z]:\\Users""",
     "a package registry": r"""pythonhosted|pypi\.(?:org|python)|download\.pytorch|anaconda\.(?:org|com)|index-url""",

@@ -380,7 +380,7 @@ def test_torchrun_trains_as_one_process_skips_a_finished_run_and_records_a_faili
     assert new.done and untrained.done and not new.problem and files_of(new) == FILES, ended.stderr
     assert not bad.done and store.failure(bad.folder).startswith("FloatingPointError")
     assert runs.work(study.root, [alone.folder])
-    start = loop.build(alone.config, study.corpus("sims"), trained.tools(study.root)).module.state_dict()
+    start = loop.build(alone.config, study.corpus("sims"), trained.resources(study.root)).module.state_dict()
     one, two = (load_file(run.folder / WEIGHTS) for run in (alone, new))
     assert one.keys() == two.keys() == start.keys()
     assert all((one[name] - two[name]).abs().max() <= 1e-5 for name in one), "two processes train the same weights as one"

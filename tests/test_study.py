@@ -620,7 +620,7 @@ for key, metric in (("sims", "mae"), ("meld", "f1_weighted")):
     table = result_table(comparison.comparison_rows(study, key) + rows.ablation_rows(study, key), [metric], bayes=best)
     runs = study.runs(key)
     export_table(table, Path(sys.argv[1]), key, caption="All.", provenance=rows.provenance(study, [key], runs))
-print(sorted({"transformers", "matplotlib"} & set(sys.modules)))
+print(sorted({"transformers"} & set(sys.modules)))  # pandas Styler imports matplotlib
 """
 
 

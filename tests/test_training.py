@@ -79,8 +79,8 @@ def test_short_runs_have_a_learning_rate_too(steps, fraction):
     assert all(0 < rate <= 1 for rate in rates) and max(rates) == 1
 
 
-def test_the_history_shows_the_schedule(resources, corpus, tmp_path):
-    _, state = training.train(CONFIG, corpus, resources, tmp_path)
+def test_the_history_shows_the_schedule(tools, corpus, tmp_path):
+    _, state = training.train(CONFIG, corpus, tools, tmp_path)
     last_steps = [3 * epoch - 1 for epoch in (1, 2, 3, 4)]  # 20 clips in batches of 8: three steps an epoch
     expected = [learning_rate(step, 12, CONFIG.training) for step in last_steps]
     assert [row["learning_rate"] for row in state.history] == pytest.approx(expected)
@@ -97,41 +97,41 @@ def test_training_lowers_the_loss_and_leaves_the_llm_alone(corpus, tmp_path):
     assert weights_fingerprint(llm.model) == llm.fingerprint and not llm.model.training
 
 
-def test_the_best_validation_epoch_comes_back(resources, corpus, tmp_path, monkeypatch):
+def test_the_best_validation_epoch_comes_back(tools, corpus, tmp_path, monkeypatch):
     scores, kept = iter([0.5, 0.3, 0.4, 0.3]), []
     monkeypatch.setattr(training, "score_of", lambda predictions, task: {"mae": next(scores)})
     monkeypatch.setattr(training, "evaluate", lambda model, *_: (kept.append(weights(model)), {}))
-    model, state = training.train(CONFIG, corpus, resources, tmp_path)
+    model, state = training.train(CONFIG, corpus, tools, tmp_path)
     assert (state.best_epoch, state.best_score) == (2, 0.3)  # the first of equals
     assert weights(model) == kept[1] != kept[3]
     assert not model.module.training
 
 
-def test_a_higher_f1_is_better(resources, corpora, tmp_path, monkeypatch):
+def test_a_higher_f1_is_better(tools, corpora, tmp_path, monkeypatch):
     scores = iter([0.5, 0.3, 0.6, 0.3])
     monkeypatch.setattr(training, "score_of", lambda predictions, task: {"f1_weighted": next(scores)})
-    _, state = training.train(CONFIG, corpora["embedded-meld"], resources, tmp_path)
+    _, state = training.train(CONFIG, corpora["embedded-meld"], tools, tmp_path)
     assert (state.best_epoch, state.best_score) == (3, 0.6)
 
 
-def test_validation_runs_as_often_as_asked_and_at_the_end(resources, corpus, tmp_path):
-    _, state = training.train(changed(training__validate_every=3), corpus, resources, tmp_path)
+def test_validation_runs_as_often_as_asked_and_at_the_end(tools, corpus, tmp_path):
+    _, state = training.train(changed(training__validate_every=3), corpus, tools, tmp_path)
     assert ["valid_mae" in row for row in state.history] == [False, False, True, True]
 
 
-def test_every_clip_is_seen_once_an_epoch_in_a_new_order(resources, corpus, tmp_path, monkeypatch):
+def test_every_clip_is_seen_once_an_epoch_in_a_new_order(tools, corpus, tmp_path, monkeypatch):
     seen, step = [], training.step
     monkeypatch.setattr(training, "step", lambda *given: seen.append(given[3]) or step(*given))
-    training.train(changed(training__epochs=2), corpus, resources, tmp_path)
+    training.train(changed(training__epochs=2), corpus, tools, tmp_path)
     first, second = (sum(seen[i : i + 3], []) for i in (0, 3))
     assert sorted(first) == sorted(second) == [[clip] for clip in range(20)] and first != second
     assert [len(units) for units in seen] == [8, 8, 4] * 2
 
 
-def test_a_method_without_gradient_weights_returns_at_once(resources, corpus, tmp_path, monkeypatch):
+def test_a_method_without_gradient_weights_returns_at_once(tools, corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "step", None)
     config = RunConfig(data=CONFIG.data, method=TextOnlyConfig(), evaluation=CONFIG.evaluation)
-    method, state = training.train(config, corpus, resources, tmp_path / "run")
+    method, state = training.train(config, corpus, tools, tmp_path / "run")
     assert state == State() and not (tmp_path / "run").exists() and not method.module.training
     table, _ = training.evaluate(method, corpus.splits["test"], 4)
     assert len(table) == 5
@@ -141,9 +141,9 @@ def optimizer_of(method: Method) -> torch.optim.Optimizer:
     return torch.optim.AdamW(method.module.parameters(), lr=0.0)
 
 
-def test_the_train_loss_is_the_mean_over_answer_tokens(resources, corpus):
+def test_the_train_loss_is_the_mean_over_answer_tokens(tools, corpus):
     config = changed(method__dropout=0.0)
-    method = training.build(config, corpus, resources)
+    method = training.build(config, corpus, tools)
     losses, _ = method.answer_losses(method.collate([corpus.splits["train"][i] for i in range(3)]))
     values = training.step(method, optimizer_of(method), corpus.splits["train"], [[0], [1], [2]], config.training)
     assert values == {"train_loss": pytest.approx(losses.mean().item(), abs=1e-6)}
@@ -174,13 +174,13 @@ def same_checkpoint(a: Path, b: Path) -> bool:
 
 
 def test_two_fresh_runs_are_identical_whatever_the_callers_random_state_and_another_seed_is_not(
-    resources, corpus, tmp_path, undisturbed
+    tools, corpus, tmp_path, undisturbed
 ):
     torch.manual_seed(99)
     torch.rand(7)
-    model, state = training.train(CONFIG, corpus, resources, tmp_path)
+    model, state = training.train(CONFIG, corpus, tools, tmp_path)
     assert weights(model) == undisturbed["weights"] and state.history == undisturbed["history"]
-    other, _ = training.train(changed(seed=2222), corpus, resources, tmp_path / "other")
+    other, _ = training.train(changed(seed=2222), corpus, tools, tmp_path / "other")
     assert weights(other) != undisturbed["weights"]
 
 
@@ -188,23 +188,23 @@ class Killed(Exception):
     pass
 
 
-def test_a_run_stopped_after_an_epoch_goes_on_to_the_same_bytes(resources, corpus, tmp_path, undisturbed):
+def test_a_run_stopped_after_an_epoch_goes_on_to_the_same_bytes(tools, corpus, tmp_path, undisturbed):
     def stop(state: State) -> None:
         if state.epoch == 2:
             raise Killed
 
     with pytest.raises(Killed):
-        training.train(CONFIG, corpus, resources, tmp_path, on_epoch=stop)
+        training.train(CONFIG, corpus, tools, tmp_path, on_epoch=stop)
     torch.rand(3)
     epochs: list[int] = []
-    model, state = training.train(CONFIG, corpus, resources, tmp_path, on_epoch=lambda s: epochs.append(s.epoch))
+    model, state = training.train(CONFIG, corpus, tools, tmp_path, on_epoch=lambda s: epochs.append(s.epoch))
     assert epochs == [3, 4]
     assert weights(model) == undisturbed["weights"] and state.history == undisturbed["history"]
     assert same_checkpoint(tmp_path / checkpoint.CHECKPOINT, undisturbed["checkpoint"])
 
 
 def test_a_run_stopped_in_every_epoch_and_within_them_goes_on_to_the_same_bytes(
-    resources, corpus, tmp_path, undisturbed, monkeypatch
+    tools, corpus, tmp_path, undisturbed, monkeypatch
 ):
     step, calls = training.step, []
 
@@ -217,24 +217,24 @@ def test_a_run_stopped_in_every_epoch_and_within_them_goes_on_to_the_same_bytes(
     monkeypatch.setattr(training, "step", now_and_then)
     for _ in range(3):
         with pytest.raises(Killed):
-            training.train(CONFIG, corpus, resources, tmp_path)
-    model, _ = training.train(CONFIG, corpus, resources, tmp_path)
+            training.train(CONFIG, corpus, tools, tmp_path)
+    model, _ = training.train(CONFIG, corpus, tools, tmp_path)
     assert weights(model) == undisturbed["weights"]
 
 
-def test_checkpoints_written_aside_change_no_byte(resources, corpus, tmp_path, undisturbed, monkeypatch):
+def test_checkpoints_written_aside_change_no_byte(tools, corpus, tmp_path, undisturbed, monkeypatch):
     """As on a GPU: a thread writes while the next epoch goes on."""
     monkeypatch.setattr(training, "_is_on_gpu", lambda method: True)
     told: list[int] = []
-    done = training.train(CONFIG, corpus, resources, tmp_path, on_epoch=lambda state: told.append(state.epoch))
+    done = training.train(CONFIG, corpus, tools, tmp_path, on_epoch=lambda state: told.append(state.epoch))
     assert weights(done[0]) == undisturbed["weights"] and told == [1, 2, 3, 4]
     assert same_checkpoint(tmp_path / checkpoint.CHECKPOINT, undisturbed["checkpoint"])
 
 
-def test_a_finished_run_is_only_read(resources, corpus, tmp_path, undisturbed, monkeypatch):
+def test_a_finished_run_is_only_read(tools, corpus, tmp_path, undisturbed, monkeypatch):
     (tmp_path / checkpoint.CHECKPOINT).write_bytes(undisturbed["checkpoint"].read_bytes())
     monkeypatch.setattr(training, "step", None)
-    model, state = training.train(CONFIG, corpus, resources, tmp_path)
+    model, state = training.train(CONFIG, corpus, tools, tmp_path)
     assert weights(model) == undisturbed["weights"] and state.epoch == 4
 
 
@@ -276,8 +276,8 @@ def counted(*arguments):
     return step(*arguments)
 
 training.step = counted
-resources = Resources(llm.device, lambda config: llm)
-method, state = training.train(config, load_corpus(corpus), resources, folder)
+tools = Resources(llm.device, lambda config: llm)
+method, state = training.train(config, load_corpus(corpus), tools, folder)
 if training._rank() == 0:
     checkpoint.write_tensors(folder / "weights.safetensors", method.module.state_dict())
 if distributed.is_initialized():
@@ -349,14 +349,14 @@ def test_a_dialogue_whose_clips_do_not_follow_each_other_is_one_unit(corpora):
     assert sorted(sum(map(list, units), [])) == list(range(20))
 
 
-def test_a_batch_of_dialogues_holds_each_whole_and_in_order(small, corpora, resources, tmp_path, monkeypatch):
+def test_a_batch_of_dialogues_holds_each_whole_and_in_order(small, corpora, tools, tmp_path, monkeypatch):
     from small_method import SmallMethod
 
     corpus, batches, collate = corpora["embedded-meld"], [], SmallMethod.collate
     monkeypatch.setattr(SmallMethod, "collate", lambda self, s: batches.append([x.id for x in s]) or collate(self, s))
     monkeypatch.setattr(training, "evaluate", lambda method, *_: (None, {}))
     monkeypatch.setattr(training, "score_of", lambda predictions, task: {"f1_weighted": 0.5})
-    training.train(small_run(small, training__epochs=3, training__batch_size=2), corpus, resources, tmp_path)
+    training.train(small_run(small, training__epochs=3, training__batch_size=2), corpus, tools, tmp_path)
     dialogues = dialogues_of(corpus.splits["train"])
     steps = math.ceil(len(dialogues) / 2)
     orders = []
@@ -372,9 +372,9 @@ def test_a_batch_of_dialogues_holds_each_whole_and_in_order(small, corpora, reso
     assert len(batches) == 1 + 3 * steps and orders[0] != orders[1]
 
 
-def test_dialogues_are_answered_in_the_splits_order_whatever_the_batch(small, corpora, resources):
+def test_dialogues_are_answered_in_the_splits_order_whatever_the_batch(small, corpora, tools):
     corpus = corpora["embedded-meld"]
-    method = training.build(small_run(small), corpus, resources)
+    method = training.build(small_run(small), corpus, tools)
     tables = [training.evaluate(method, corpus.splits["train"], size)[0] for size in (1, 3, 64)]
     for table in tables:
         assert list(table["id"]) == [sample.id for sample in corpus.splits["train"]]
@@ -384,12 +384,12 @@ def test_dialogues_are_answered_in_the_splits_order_whatever_the_batch(small, co
 
 
 @pytest.mark.parametrize("world", ["embedded-sims", "embedded-meld"])
-def test_named_parts_of_the_loss_reach_the_history(small, world, corpora, resources, tmp_path):
+def test_named_parts_of_the_loss_reach_the_history(small, world, corpora, tools, tmp_path):
     corpus = corpora[world]
     whole = small_run(small, training__epochs=2, training__batch_size=64, method__dropout=0.0)
-    method = training.build(whole, corpus, resources)
+    method = training.build(whole, corpus, tools)
     expected = method.loss(method.collate([*corpus.splits["train"]]))
-    _, state = training.train(whole, corpus, resources, tmp_path)
+    _, state = training.train(whole, corpus, tools, tmp_path)
     first = state.history[0]
     assert first["train_loss"] == pytest.approx(expected.total.item() / 20, rel=1e-5)
     assert first["train_error"] == pytest.approx(expected.parts["error"].item() / 20, rel=1e-5)
@@ -399,10 +399,10 @@ def test_named_parts_of_the_loss_reach_the_history(small, world, corpora, resour
     assert list(first)[:5] == ["epoch", "learning_rate", "train_loss", "train_error", "train_size"]
 
 
-def test_what_a_method_keeps_in_buffers_survives_a_kill_and_belongs_to_the_best_epoch(small, corpora, resources, tmp_path):
+def test_what_a_method_keeps_in_buffers_survives_a_kill_and_belongs_to_the_best_epoch(small, corpora, tools, tmp_path):
     config, corpus = small_run(small, training__batch_size=2), corpora["embedded-meld"]
     steps = math.ceil(len(dialogues_of(corpus.splits["train"])) / 2)
-    through, state = training.train(config, corpus, resources, tmp_path / "through")
+    through, state = training.train(config, corpus, tools, tmp_path / "through")
     assert through.module.steps == state.best_epoch * steps and state.epoch == 4
 
     def stop(state: State) -> None:
@@ -410,17 +410,17 @@ def test_what_a_method_keeps_in_buffers_survives_a_kill_and_belongs_to_the_best_
             raise Killed
 
     with pytest.raises(Killed):
-        training.train(config, corpus, resources, tmp_path / "stopped", on_epoch=stop)
-    resumed, again = training.train(config, corpus, resources, tmp_path / "stopped")
+        training.train(config, corpus, tools, tmp_path / "stopped", on_epoch=stop)
+    resumed, again = training.train(config, corpus, tools, tmp_path / "stopped")
     assert weights(resumed) == weights(through) and again.history == state.history
 
 
 # --- failures ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_loss_that_is_not_finite_names_its_clips(resources, corpus, tmp_path):
+def test_a_loss_that_is_not_finite_names_its_clips(tools, corpus, tmp_path):
     with pytest.raises(FloatingPointError, match=r"loss is nan on clips (train_\d{5}, ){7}train_\d{5}: look"):
-        training.train(changed(training__learning_rate=1e30), corpus, resources, tmp_path)
+        training.train(changed(training__learning_rate=1e30), corpus, tools, tmp_path)
     assert not (tmp_path / checkpoint.CHECKPOINT).exists()  # the first epoch was not finished
 
 
@@ -442,21 +442,21 @@ def test_patience_counts_from_the_end_of_the_warm_up(patience, epoch, best_epoch
     assert training._is_over(State(epoch=epoch, best_epoch=best_epoch), Stage("training", config)) == (stops or epoch >= 100)
 
 
-def test_a_run_out_of_patience_stops_and_stays_stopped(resources, corpus, tmp_path, monkeypatch):
+def test_a_run_out_of_patience_stops_and_stays_stopped(tools, corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "score_of", lambda predictions, task: {"mae": 0.5})
     config = changed(training__epochs=20, training__patience=2, training__batch_size=20)
-    _, state = training.train(config, corpus, resources, tmp_path)
+    _, state = training.train(config, corpus, tools, tmp_path)
     assert (state.epoch, state.best_epoch) == (4, 1)  # two epochs of warm-up, two of patience
-    _, again = training.train(config, corpus, resources, tmp_path)
+    _, again = training.train(config, corpus, tools, tmp_path)
     assert again.epoch == 4
 
 
 # --- evaluation -------------------------------------------------------------------------------------------------------
 
 
-def test_answers_come_in_the_splits_order_whatever_the_batch(resources, corpora):
+def test_answers_come_in_the_splits_order_whatever_the_batch(tools, corpora):
     corpus = corpora["embedded-meld"]
-    method = training.build(CONFIG, corpus, resources)
+    method = training.build(CONFIG, corpus, tools)
     tables = []
     for size in (1, 3, 64):
         method.module.train()
@@ -473,8 +473,8 @@ def test_answers_come_in_the_splits_order_whatever_the_batch(resources, corpora)
         assert row.prediction == method.answers[row.reply]
 
 
-def test_an_unparsable_reply_has_no_prediction(resources, corpus, monkeypatch):
-    method = training.build(changed(method__decoding="free"), corpus, resources)
+def test_an_unparsable_reply_has_no_prediction(tools, corpus, monkeypatch):
+    method = training.build(changed(method__decoding="free"), corpus, tools)
     monkeypatch.setattr(method, "_free_replies", lambda batch, tokens: ["+0.4", "?", "-0.2", "", "+0.0"])
     table, issues = training.evaluate(method, corpus.splits["test"], 5)
     assert table["prediction"].isna().sum() == 2 == table["reply"].isna().sum() == issues["unparsable_replies"]
@@ -484,8 +484,8 @@ def test_an_unparsable_reply_has_no_prediction(resources, corpus, monkeypatch):
 
 
 @pytest.mark.parametrize("size", [1, 3, 64])
-def test_oddities_are_counted_once_for_each_clip_whatever_the_batch(resources, corpus, size):
-    method = training.build(changed(method__prompt__max_text_tokens=3), corpus, resources)
+def test_oddities_are_counted_once_for_each_clip_whatever_the_batch(tools, corpus, size):
+    method = training.build(changed(method__prompt__max_text_tokens=3), corpus, tools)
     _, issues = training.evaluate(method, corpus.splits["train"], size)
     long = [len(method.llm.token_ids(sample.text)) > 3 for sample in corpus.splits["train"]]
     assert issues == {"texts_cut": sum(long)} and any(long)
