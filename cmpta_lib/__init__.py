@@ -18,7 +18,7 @@ _HOMES = {
     "Sample": "cmpta_lib.data.corpus",
     "Study": "cmpta_lib.study.study",
     "load": "cmpta_lib.runs.load",
-    "plain": "cmpta_lib.runs.plain",
+    "plain": "cmpta_lib.runs.load",
     "read_folder": "data_prep.public_pickles",
     "register": "cmpta_lib.registry",
     "train": "cmpta_lib.study.train",

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 PUBLISHED = "published"  # the folder of figures/ that is in git; the others are anybody's experiments
 _ELSEWHERE = "name another folder in the environment variable CMPTA_RUNS (for exported figures and tables: CMPTA_FIGURES)"
+_CANNOT = "cannot write "  # how an error begins that has its remedy already
 _REMEDIES = {
     errno.ENOSPC: f"the disk is full: make room there, or {_ELSEWHERE}",
     errno.EDQUOT: f"the quota is used up: make room there, or {_ELSEWHERE}",
@@ -80,23 +81,19 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _REMEDIES or _explained(error):
+        if error.errno not in _REMEDIES or (error.strerror or "").startswith(_CANNOT):
             raise
-        raise type(error)(error.errno, f"cannot write {path}: {_REMEDIES[error.errno]}") from error
+        raise type(error)(error.errno, f"{_CANNOT}{path}: {_REMEDIES[error.errno]}") from error
 
 
 def explained(error: OSError) -> str:
     """What `error` says, in one line and with the remedy where it is one of room or permission and has none yet."""
-    if _explained(error):
-        return str(error.strerror)
+    if (said := error.strerror or "").startswith(_CANNOT):
+        return said
     if error.errno not in _REMEDIES:
         return " ".join(str(error).split())
     where = error.filename2 or error.filename or "a file (which one, the system does not say)"
     return f"cannot use {where}: {_REMEDIES[error.errno]}"
-
-
-def _explained(error: OSError) -> bool:
-    return (error.strerror or "").startswith("cannot write ")
 
 
 @contextmanager
@@ -146,11 +143,11 @@ def by_umask(folder: Path) -> None:
 
 
 @contextmanager
-def building(folder: Path, *, replace: bool = False) -> Iterator[Path]:
+def building(folder: Path) -> Iterator[Path]:
     """An empty folder beside `folder` that takes its place when the block ends well, and goes otherwise.
 
     One process at a time is in such a block for one folder; what killed ones left behind is removed. A folder that is
-    there by then stays what it is, unless it is to be replaced.
+    there by then stays what it is.
 
     Raises:
         OSError: it cannot be written; the message says where and what to do.
@@ -165,8 +162,6 @@ def building(folder: Path, *, replace: bool = False) -> Iterator[Path]:
             try:
                 yield draft
                 by_umask(draft)
-                if replace:
-                    shutil.rmtree(folder, ignore_errors=True)
                 if not folder.exists():
                     draft.rename(folder)
             finally:

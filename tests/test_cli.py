@@ -22,7 +22,7 @@ from cmpta_lib.files import Damaged
 from cmpta_lib.report import gather
 from cmpta_lib.runs import progress as console
 from cmpta_lib.runs import provenance as machine
-from cmpta_lib.runs import sharing, store
+from cmpta_lib.runs import store
 from cmpta_lib.runs.clusters import SubmititLocal
 from cmpta_lib.runs.engines import KEEP_FAILED, Failure, RunsFailed
 from cmpta_lib.runs.store import Run
@@ -318,7 +318,7 @@ def test_what_is_finished_is_shown_without_making_more(done, executed, tmp_path,
 
 def test_runs_that_share_a_gpu_are_said_to(executed, monkeypatch, capsys):
     monkeypatch.setattr(machine, "gpu_count", lambda: 1)
-    monkeypatch.setattr(sharing, "first_gpu", lambda: ("NVIDIA GeForce RTX 4090", 25.8))
+    monkeypatch.setattr(machine, "first_gpu", lambda: ("NVIDIA GeForce RTX 4090", 25.8))
     run = Run(RunConfig(data=DataConfig(name="sims", fingerprint="f")), Path("runs/sims-1"))
     monkeypatch.setattr(Study, "planned_runs", lambda self, notebooks, keys: [("CMPTA", run), ("CMPTA", run)])
     assert main(["reproduce", "--only", "02", "--jobs", "2"]) == 0

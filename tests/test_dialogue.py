@@ -22,8 +22,8 @@ from cmpta_lib.baselines.ga2mif import KINDS, AcrossModalities, Ga2mifConfig, Gr
 from cmpta_lib.baselines.mmgcn import DeepGraph, MmgcnConfig, adjacency, class_losses
 from cmpta_lib.baselines.supervised import reference
 from cmpta_lib.data.corpus import Inputs, Sample
-from cmpta_lib.runs.evaluation import evaluate
 from cmpta_lib.runs.load import TrainedRun
+from cmpta_lib.runs.loop import evaluate
 from cmpta_lib.runs.store import Run
 
 NAMES = ("mmgcn", "ga2mif")

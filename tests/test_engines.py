@@ -30,11 +30,10 @@ from filelock import FileLock
 from cmpta_lib import registry
 from cmpta_lib.config import DataConfig, MethodConfig, RunConfig, TrainingConfig
 from cmpta_lib.embedded import synthetic
-from cmpta_lib.runs import dispatch, engines, processes, provenance, sharing, worker
+from cmpta_lib.runs import dispatch, engines, provenance, worker
 from cmpta_lib.runs.dispatch import Engine, Failure
-from cmpta_lib.runs.engines import RunsFailed, engine_of, ensure
-from cmpta_lib.runs.processes import Processes
-from cmpta_lib.runs.sharing import CONTEXT_GB, MARGIN, fit, warning
+from cmpta_lib.runs.engines import Processes, RunsFailed, engine_of, ensure
+from cmpta_lib.runs.provenance import CONTEXT_GB, MARGIN, fit, warning
 from cmpta_lib.runs.store import DONE, FAILURE, HISTORY, METRICS, PREDICTIONS, WEIGHTS, Run
 from cmpta_lib.study.profiles import SMOKE_SIZES
 
@@ -81,7 +80,7 @@ def python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """What the engine takes for Python: it starts the worker above."""
     (tmp_path / "worker.py").write_text(WORKER)
     found = executable(tmp_path / "python", f'exec {PYTHON} {tmp_path / "worker.py"} "$@"')
-    monkeypatch.setattr(processes.sys, "executable", found)
+    monkeypatch.setattr(engines.sys, "executable", found)
     return found
 
 
@@ -219,7 +218,7 @@ def test_a_worker_that_dies_fails_only_its_run_and_is_replaced(asked, root, end,
     ],
 )
 def test_workers_that_never_start_end_the_call(ending, reason, asked, root, tmp_path, monkeypatch):
-    monkeypatch.setattr(processes.sys, "executable", executable(tmp_path / "broken", ending))
+    monkeypatch.setattr(engines.sys, "executable", executable(tmp_path / "broken", ending))
     with pytest.raises(RuntimeError, match=f"no worker starts: its worker {reason}; 2 of 2 runs are left. Finished epochs are"):
         ensure(asked("", ""), root, jobs=1)
     assert len(list(root.glob("logs/*"))) == 1, "the log that is named stays"
@@ -311,9 +310,9 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs these t
 from pathlib import Path
 from cmpta_lib import registry
 from cmpta_lib.config import from_json
-from cmpta_lib.runs import engines, processes
+from cmpta_lib.runs import engines
 from cmpta_lib.runs.store import Run
-processes.sys.executable, name, jobs, *folders = sys.argv[1:]
+engines.sys.executable, name, jobs, *folders = sys.argv[1:]
 registry.load_plugins()
 folders = [Path(folder) for folder in folders]
 runs = [Run(from_json((folder / "config.json").read_text()), folder) for folder in folders]
@@ -425,7 +424,7 @@ def test_sharing_a_gpu_is_said_and_whether_it_fits():
 )
 def test_the_first_gpus_memory(answer: str, found: object, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 0, stdout=answer))
-    gpu = sharing.first_gpu()
+    gpu = provenance.first_gpu()
     assert gpu == found if gpu is None else gpu == (found[0], pytest.approx(found[1], abs=0.01))
 
 

@@ -234,7 +234,7 @@ def test_what_nobody_timed_is_said_and_makes_hours_a_lower_bound():
 def test_check_times_each_kind_and_prints_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     monkeypatch.setattr(estimate, "_speed", lambda *_, **__: Speed(0.01, {"training": 1.0}, 1.0, gpu_gb=8.0))
     monkeypatch.setattr("cmpta_lib.runs.provenance.gpu_count", lambda: 1)
-    monkeypatch.setattr("cmpta_lib.runs.sharing.first_gpu", lambda: ("a GPU", 25.8))
+    monkeypatch.setattr("cmpta_lib.runs.provenance.first_gpu", lambda: ("a GPU", 25.8))
     study = small_studies(record_llms(tmp_path / "runs"), monkeypatch)(seeds=1)
     finish(study, "sims", study.runs("sims", TEXT_ONLY))
     assert main(["check", "--only", "table5", "--seeds", "1"]) == 0

@@ -21,7 +21,7 @@ from cmpta_lib.baselines.tfn import TFN, TensorFusion, TfnConfig
 from cmpta_lib.config import override
 from cmpta_lib.data.corpus import Inputs, Sample, Task
 from cmpta_lib.runs import loop
-from cmpta_lib.runs.evaluation import evaluate
+from cmpta_lib.runs.loop import evaluate
 
 NAMES = ("lmf", "tfn")
 SMALL = {"audio_hidden": 3, "vision_hidden": 5, "text_hidden": 4, "text_out": 2}

@@ -30,7 +30,7 @@ from cmpta_lib.fast.packing import Ragged, send
 from cmpta_lib.fast.prompted import PromptedLM
 from cmpta_lib.method.adapter import TemporalAlignment
 from cmpta_lib.method.llm import FrozenLLM
-from cmpta_lib.runs import evaluation, loop
+from cmpta_lib.runs import loop
 from cmpta_lib.runs.checkpoint import State
 
 pytestmark = pytest.mark.gpu
@@ -207,7 +207,7 @@ def test_a_run_goes_on_from_its_checkpoint(far, corpora, tmp_path, monkeypatch):
         close(resumed.module.state_dict()[name], weight.cpu(), 1e-3)
     losses = [[row["train_loss"] for row in s.history] for s in (state, expected)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
-    tables = [evaluation.evaluate(method, corpus.splits["test"], 4)[0] for method in (through, resumed)]
+    tables = [loop.evaluate(method, corpus.splits["test"], 4)[0] for method in (through, resumed)]
     assert len(tables[0]) == len(tables[1]) == 5
 
 

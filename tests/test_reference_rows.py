@@ -19,7 +19,7 @@ from cmpta_lib.config import DataConfig, EvaluationConfig, RunConfig, TrainingCo
 from cmpta_lib.data.corpus import COLUMNS, Corpus, Inputs, Sample, Split, Task
 from cmpta_lib.runs import loop
 from cmpta_lib.runs.checkpoint import State
-from cmpta_lib.runs.evaluation import evaluate
+from cmpta_lib.runs.loop import evaluate
 
 SCORES, CLASSES = Task("regression", "zh"), Task("classification", "en", ("calm", "glad", "sad"))
 TASKS = pytest.mark.parametrize("task", [SCORES, CLASSES], ids=["scores", "classes"])

@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 from cmpta_lib import files, metrics
 from cmpta_lib.config import DataConfig, RunConfig, from_json, to_json
 from cmpta_lib.embedded import synthetic
-from cmpta_lib.runs import checkpoint, evaluation, loop, processes, store
+from cmpta_lib.runs import checkpoint, engines, loop, store
 from cmpta_lib.runs import load as trained
 from cmpta_lib.runs import provenance as records
 from cmpta_lib.runs import worker as runs
@@ -177,7 +177,7 @@ def test_an_oddity_is_counted_once_a_clip(done):
 
 def test_a_finished_run_is_neither_trained_nor_touched_again(done, study, monkeypatch):
     before = {path: path.stat().st_mtime_ns for run in done.values() for path in run.folder.iterdir()}
-    monkeypatch.setattr(processes.subprocess, "Popen", None)
+    monkeypatch.setattr(engines.subprocess, "Popen", None)
     assert study.ensure(list(done.values())) == list(done.values())
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
@@ -188,7 +188,7 @@ def test_a_loaded_model_gives_the_stored_predictions(done, study, tmp_path, name
     method = trained.load(run.folder).method
     corpus = trained.find_corpus(study.root / "cache" / "data", run.config.data)
     for split in ("valid", "test"):
-        table, _ = evaluation.evaluate(method, corpus.splits[split], 64)
+        table, _ = loop.evaluate(method, corpus.splits[split], 64)
         pd.testing.assert_frame_equal(table, run.predictions(split), check_dtype=False)
     checkpoint.write_tensors(tmp_path / WEIGHTS, method.module.state_dict())
     assert (tmp_path / WEIGHTS).read_bytes() == (run.folder / WEIGHTS).read_bytes() and not method.module.training

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 from cmpta_lib.config import to_json
 from cmpta_lib.method.llm import weights_fingerprint
-from cmpta_lib.runs import execution, store, worker
 from cmpta_lib.runs import load as trained
+from cmpta_lib.runs import loop, store, worker
 from cmpta_lib.runs.checkpoint import State
 from cmpta_lib.runs.load import load
 from cmpta_lib.runs.store import Run
@@ -75,7 +75,7 @@ def test_killed_in_each_stage_it_ends_with_the_same_bytes(made, tmp_path, monkey
     whole = finished(fresh(made, tmp_path / "whole", monkeypatch), ROWS[name])
     study = fresh(made, tmp_path / "killed", monkeypatch)
     run, seen = prepared(study, ROWS[name]), []
-    epochs, train = whole.config.epochs, execution.train
+    epochs, train = whole.config.epochs, loop.train
     assert epochs == 4
 
     def dies(*arguments):
@@ -88,11 +88,11 @@ def test_killed_in_each_stage_it_ends_with_the_same_bytes(made, tmp_path, monkey
 
         return train(*others, noted, common, on_step)
 
-    monkeypatch.setattr(execution, "train", dies)
+    monkeypatch.setattr(loop, "train", dies)
     for _ in range(epochs):
         with pytest.raises(Killed):
-            execution.execute(study.root, run.folder)
-    monkeypatch.setattr(execution, "train", train)
+            worker.execute(study.root, run.folder)
+    monkeypatch.setattr(loop, "train", train)
     assert worker.attempt(study.root, run.folder) == "done"
     assert seen == [(1, 0), (2, 1), (3, 1), (4, 1)], "every epoch was made once, in its stage"
     for part in RESULTS:

@@ -30,7 +30,7 @@ from cmpta_lib.config import (
 )
 from cmpta_lib.data.corpus import Split
 from cmpta_lib.method.llm import FrozenLLM, weights_fingerprint
-from cmpta_lib.runs import checkpoint, evaluation
+from cmpta_lib.runs import checkpoint
 from cmpta_lib.runs import loop as training
 from cmpta_lib.runs.checkpoint import State
 from cmpta_lib.runs.loop import learning_rate
@@ -133,7 +133,7 @@ def test_a_method_without_gradient_weights_returns_at_once(tools, corpus, tmp_pa
     config = RunConfig(data=CONFIG.data, method=TextOnlyConfig(), evaluation=CONFIG.evaluation)
     method, state = training.train(config, corpus, tools, tmp_path / "run")
     assert state == State() and not (tmp_path / "run").exists() and not method.module.training
-    table, _ = evaluation.evaluate(method, corpus.splits["test"], 4)
+    table, _ = training.evaluate(method, corpus.splits["test"], 4)
     assert len(table) == 5
 
 
@@ -334,17 +334,17 @@ def dialogues_of(split: Split) -> list[list[str]]:
 
 def test_units_are_clips_or_whole_dialogues(corpora):
     sims, meld = (corpora[name].splits["train"] for name in ("embedded-sims", "embedded-meld"))
-    assert evaluation.units(sims, "clip") == evaluation.units(sims, "dialogue") == [[clip] for clip in range(20)]
-    units = evaluation.units(meld, "dialogue")
+    assert training.units(sims, "clip") == training.units(sims, "dialogue") == [[clip] for clip in range(20)]
+    units = training.units(meld, "dialogue")
     assert [[meld[i].id for i in unit] for unit in units] == dialogues_of(meld)
-    assert 1 < len(units) < len(meld) and evaluation.units(meld, "clip") == [[clip] for clip in range(20)]
+    assert 1 < len(units) < len(meld) and training.units(meld, "clip") == [[clip] for clip in range(20)]
 
 
 def test_a_dialogue_whose_clips_do_not_follow_each_other_is_one_unit(corpora):
     split = corpora["embedded-meld"].splits["train"]
     table = split.table.assign(dialogue=["a", "b", None, "a", None, "b"] * 3 + ["a", "c"])
     mixed = Split("train", split.task, table, np.zeros((10**6, 1)), np.zeros((10**6, 1)))
-    units = evaluation.units(mixed, "dialogue")
+    units = training.units(mixed, "dialogue")
     assert units[:3] == [[0, 3, 6, 9, 12, 15, 18], [1, 5, 7, 11, 13, 17], [2]] and [4] in units and [19] in units
     assert sorted(sum(map(list, units), [])) == list(range(20))
 
@@ -375,11 +375,11 @@ def test_a_batch_of_dialogues_holds_each_whole_and_in_order(small, corpora, tool
 def test_dialogues_are_answered_in_the_splits_order_whatever_the_batch(small, corpora, tools):
     corpus = corpora["embedded-meld"]
     method = training.build(small_run(small), corpus, tools)
-    tables = [evaluation.evaluate(method, corpus.splits["train"], size)[0] for size in (1, 3, 64)]
+    tables = [training.evaluate(method, corpus.splits["train"], size)[0] for size in (1, 3, 64)]
     for table in tables:
         assert list(table["id"]) == [sample.id for sample in corpus.splits["train"]]
         pd.testing.assert_frame_equal(table, tables[0])
-    issues = [evaluation.evaluate(method, corpus.splits["train"], size)[1] for size in (1, 64)]
+    issues = [training.evaluate(method, corpus.splits["train"], size)[1] for size in (1, 64)]
     assert issues[0] == issues[1] == {"silent": sum(len(s.audio) == 0 for s in corpus.splits["train"])}
 
 
@@ -460,7 +460,7 @@ def test_answers_come_in_the_splits_order_whatever_the_batch(tools, corpora):
     tables = []
     for size in (1, 3, 64):
         method.module.train()
-        tables.append(evaluation.evaluate(method, corpus.splits["train"], size)[0])
+        tables.append(training.evaluate(method, corpus.splits["train"], size)[0])
         assert method.module.training  # as it was
     for table in tables[1:]:
         pd.testing.assert_frame_equal(table, tables[0])
@@ -476,9 +476,9 @@ def test_answers_come_in_the_splits_order_whatever_the_batch(tools, corpora):
 def test_an_unparsable_reply_has_no_prediction(tools, corpus, monkeypatch):
     method = training.build(changed(method__decoding="free"), corpus, tools)
     monkeypatch.setattr(method, "_free_replies", lambda batch, tokens: ["+0.4", "?", "-0.2", "", "+0.0"])
-    table, issues = evaluation.evaluate(method, corpus.splits["test"], 5)
+    table, issues = training.evaluate(method, corpus.splits["test"], 5)
     assert table["prediction"].isna().sum() == 2 == table["reply"].isna().sum() == issues["unparsable_replies"]
-    scores = evaluation.score_of(table, corpus.task)
+    scores = training.score_of(table, corpus.task)
     kept = table[table["prediction"].notna()]
     assert scores == metrics.regression_metrics(kept["label"], kept["prediction"]) | {"unparsable_count": 2.0}
 
@@ -486,7 +486,7 @@ def test_an_unparsable_reply_has_no_prediction(tools, corpus, monkeypatch):
 @pytest.mark.parametrize("size", [1, 3, 64])
 def test_oddities_are_counted_once_for_each_clip_whatever_the_batch(tools, corpus, size):
     method = training.build(changed(method__prompt__max_text_tokens=3), corpus, tools)
-    _, issues = evaluation.evaluate(method, corpus.splits["train"], size)
+    _, issues = training.evaluate(method, corpus.splits["train"], size)
     long = [len(method.llm.token_ids(sample.text)) > 3 for sample in corpus.splits["train"]]
     assert issues == {"texts_cut": sum(long)} and any(long)
 
@@ -497,17 +497,17 @@ def predictions(labels: list, answers: list) -> pd.DataFrame:
 
 def test_unparsable_classes_are_wrong_and_never_neutral(corpora):
     corpus = corpora["embedded-meld"]
-    scores = evaluation.score_of(predictions([0, 0, 4, 6], [0, np.nan, 4, np.nan]), corpus.task)
+    scores = training.score_of(predictions([0, 0, 4, 6], [0, np.nan, 4, np.nan]), corpus.task)
     assert scores["accuracy"] == 0.5 and scores["unparsable_count"] == 2
     assert scores == metrics.classification_metrics([0, 0, 4, 6], [0, -1, 4, -1], corpus.task.labels)
 
 
 def test_without_one_parsable_score_the_error_is_infinite(corpus):
-    scores = evaluation.score_of(predictions([0.2, -0.4], [np.nan, np.nan]), corpus.task)
+    scores = training.score_of(predictions([0.2, -0.4], [np.nan, np.nan]), corpus.task)
     assert scores["mae"] == math.inf and scores["unparsable_count"] == 2
 
 
 def test_one_parsable_score_is_scored(corpus):
-    scores = evaluation.score_of(predictions([0.2, -0.4, 0.0], [np.nan, -0.2, np.nan]), corpus.task)
+    scores = training.score_of(predictions([0.2, -0.4, 0.0], [np.nan, -0.2, np.nan]), corpus.task)
     assert scores["mae"] == pytest.approx(0.2) and scores["unparsable_count"] == 2
 

@@ -34,7 +34,7 @@ from cmpta_lib.method.adapter import CMPTAdapter
 from cmpta_lib.method.llm import FrozenLLM
 from cmpta_lib.paper import PUBLIC_SHAPES
 from cmpta_lib.runs import loop, provenance
-from cmpta_lib.runs.evaluation import evaluate
+from cmpta_lib.runs.loop import evaluate
 
 OURS, REFERENCE, ANCESTOR = CONTENDERS = ("ours", "floor", "ancestor")  # as columns of the stored tables begin
 PARTS = ("data", "alignment", "adapter", "LLM forward", "LLM backward", "head and loss", "optimiser")

@@ -6,7 +6,7 @@ import argparse
 
 from cmpta_lib.cli.arguments import chosen_notebooks, study_of
 from cmpta_lib.llm import files as llm_files
-from cmpta_lib.runs import provenance, sharing
+from cmpta_lib.runs import provenance
 from cmpta_lib.runs.progress import duration, table
 from cmpta_lib.study import check, estimate
 from cmpta_lib.study.estimate import Costs
@@ -37,7 +37,7 @@ def check_study(options: argparse.Namespace) -> int:
     """Print what is here and what is missing; with everything here, also hours from a few measured steps and answers."""
     study, names = study_of(options), chosen_notebooks(options)
     found = check.needs(study, names) + (check.stored(study, names) if options.deep else [])
-    missing, jobs, needs = any(need.missing for need in found), options.jobs or sharing.usual(), check.screen(study, found)
+    missing, jobs, needs = any(need.missing for need in found), options.jobs or provenance.usual(), check.screen(study, found)
     # Where corpora are missing, runs that wait for something of their own count as if they did not.
     waits = {one for one in study.planned(names) if study.missing(one.row, "" if missing else one.key)}
     notebooks = {name: [one for one in study.planned([name]) if one not in waits] for name in names}
@@ -70,11 +70,11 @@ def check_study(options: argparse.Namespace) -> int:
 
 def _sharing(costs: Costs) -> str:
     """How many runs a GPU's memory takes at once; "" without a GPU."""
-    gpus, gpu = provenance.gpu_count(), sharing.first_gpu()
+    gpus, gpu = provenance.gpu_count(), provenance.first_gpu()
     largest = max((speed.gpu_gb for speed in costs.speeds.values()), default=0.0)
     if not gpus or gpu is None or not largest:
         return ""
-    if (most := sharing.fit(gpu[1], largest)) < 2:
+    if (most := provenance.fit(gpu[1], largest)) < 2:
         return f"one run fits into a GPU of {gpu[1]:.0f} GB at a time: the largest allocates {largest:.1f} GB\n"
     return (
         f"{most} runs fit into a GPU of {gpu[1]:.0f} GB at once, as the largest allocates {largest:.1f} GB: pass up to "

@@ -13,7 +13,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import FrameType
 from typing import NoReturn
 
 import psutil
@@ -55,7 +54,7 @@ def interruptible() -> Iterator[None]:
         mouth.close()
 
 
-def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+def _interrupt(number: int, frame: object) -> NoReturn:
     for other in SIGNALS:  # a second Ctrl-C must not disturb the clean-up
         signal.signal(other, signal.SIG_IGN)
     _remember_family()

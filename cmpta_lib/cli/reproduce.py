@@ -19,7 +19,7 @@ from cmpta_lib.cli import pages
 from cmpta_lib.cli.arguments import chosen_notebooks, parser, study_of
 from cmpta_lib.cli.interruption import scratch_folder
 from cmpta_lib.files import ROOT
-from cmpta_lib.runs import provenance, sharing
+from cmpta_lib.runs import provenance
 from cmpta_lib.runs.engines import DEFAULT, KEEP_FAILED, Engine, RunsFailed, engine_of
 from cmpta_lib.runs.progress import table
 from cmpta_lib.runs.store import Run, sound
@@ -158,10 +158,10 @@ def _make(
 
 def _on_few_gpus(runs: Sequence[Run], jobs: int | None) -> str:
     """What to say where more runs at a time are asked for than there are GPUs; "" otherwise."""
-    if not jobs or not (gpus := provenance.gpu_count()) or (gpu := sharing.first_gpu()) is None:
+    if not jobs or not (gpus := provenance.gpu_count()) or (gpu := provenance.first_gpu()) is None:
         return ""
     known = [run.environment.get(provenance.ALLOCATED, 0.0) for run in sound(runs)]
-    return sharing.warning(min(jobs, len(runs)), gpus, gpu[1], max(known, default=0.0))
+    return provenance.warning(min(jobs, len(runs)), gpus, gpu[1], max(known, default=0.0))
 
 
 def _has_needs(study: Study, chosen: Sequence[str], plan: bool) -> bool:

@@ -16,9 +16,10 @@ from typing import Any
 
 import psutil
 
-from cmpta_lib.runs import provenance, sharing
-from cmpta_lib.runs.dispatch import RETRIES, Attempt, Engine, Job, environment, one_line
+from cmpta_lib.runs import provenance
+from cmpta_lib.runs.dispatch import RETRIES, Engine, Job, environment, one_line
 from cmpta_lib.runs.store import Run
+from cmpta_lib.runs.worker import Attempt
 
 _OBJECTS_BYTES = 100 * 2**20  # runs go through files; Ray would set aside a third of the memory for objects
 _ANSWERS_S = 10.0
@@ -78,7 +79,7 @@ class Ray(Engine):
             self.lost, self.gpus_each = "", min(1.0, there) if self.gpus is None else self.gpus
             self.cores = max((node["Resources"].get("CPU", 1) for node in ray.nodes() if node["Alive"]), default=1)
             # A dead worker's run is tried again by the dispatcher, which says so; Ray itself would do it in silence.
-            self.function = ray.remote(max_retries=0)(_make)
+            self.function = ray.remote(max_retries=0)(Attempt.__call__)
             yield
         finally:
             if not is_connected:
@@ -97,7 +98,9 @@ class Ray(Engine):
             settings |= {"num_cpus": cores, "num_gpus": provenance.gpu_count()}
             settings |= {"include_dashboard": False, "object_store_memory": _OBJECTS_BYTES}
         try:
-            _need_listener(self.address or "")
+            host, colon, port = (self.address or "").rpartition(":")
+            if colon and port.isdigit():  # Ray itself would try for minutes where nobody listens
+                socket.create_connection((host.rpartition("/")[2].strip("[]"), int(port)), _ANSWERS_S).close()
             before = signal.getsignal(signal.SIGTERM)
             ray.init(**settings)
             if threading.current_thread() is threading.main_thread():
@@ -138,17 +141,6 @@ class Ray(Engine):
         for job in jobs:
             with suppress(Exception):  # whatever it is, the next one is still to be ended
                 ray.cancel(job.handle, force=True)
-
-
-def _make(attempt: Attempt) -> str:
-    return attempt()
-
-
-def _need_listener(address: str) -> None:
-    """Raise OSError where nobody listens at `host:port`; Ray itself would try for minutes."""
-    host, colon, port = address.rpartition(":")
-    if colon and port.isdigit():
-        socket.create_connection((host.rpartition("/")[2].strip("[]"), int(port)), _ANSWERS_S).close()
 
 
 _NO_LIMIT_MIN = 60 * 24 * 365  # for jobs on this machine; submitit's own default is two minutes
@@ -239,7 +231,7 @@ class SubmititLocal(Slurm):
 
     def __init__(self, jobs: int | None = None, *, retries: int = RETRIES, **parameters: Any) -> None:
         super().__init__(jobs, retries=retries, **({"timeout_min": _NO_LIMIT_MIN} | parameters))
-        self.jobs = jobs or sharing.usual()
+        self.jobs = jobs or provenance.usual()
         self.slots: dict[str, int] = {}  # job id -> place among those at work
 
     def submit(self, attempt: Attempt, run: Run) -> Any:

@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import itertools
 import json
-import logging
 import os
-import pkgutil
 import platform
 import shutil
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,9 +26,8 @@ from filelock import FileLock, Timeout
 from cmpta_lib import files, registry
 from cmpta_lib.runs import store
 from cmpta_lib.runs.store import Run
+from cmpta_lib.runs.worker import ENDS, Attempt
 
-WORKER = "cmpta_lib.runs.worker:attempt"  # named, not imported: it runs elsewhere
-ENDS = ("done", "failed", "busy")  # events, one of which ends an attempt
 RETRIES = 3  # attempts that finish no further epoch, after one whose worker or machine died
 MOST_FALSE_STARTS = 3  # workers in a row that end before they begin: then something is wrong with all of them
 HELD_S = 1.0  # after which a run that another process holds is asked for again
@@ -50,72 +47,6 @@ class Failure:
     reason: str
 
 
-@dataclass(frozen=True)
-class Attempt:
-    """One attempt at a run, as it travels to the process that makes it.
-
-    Args:
-        events: file that says how far it is, one JSON event a line.
-        row: the name of the row that it is made for.
-        environment: variables to set there first; None = to remove.
-    """
-
-    root: Path
-    folder: Path
-    events: Path
-    row: str = ""
-    environment: Mapping[str, str | None] = field(default_factory=dict)
-
-    def __call__(self) -> str:
-        """Make it, there; returns as `worker.attempt`.
-
-        Raises:
-            FileNotFoundError: this machine does not see the runs folder.
-        """
-        for name, value in self.environment.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
-        if not (self.folder / store.CONFIG).exists() or not self.events.parent.is_dir():
-            raise FileNotFoundError(
-                f"{platform.node()} does not see {self.folder} and {self.events.parent}: the runs folder (CMPTA_RUNS) must lie "
-                f"on a file system that every machine mounts under the same path"
-            )
-        self._say({"event": "start"})
-        with _noted(self._say):
-            outcome: str = pkgutil.resolve_name(WORKER)(self.root, self.folder, self._say, row=self.row)
-            return outcome
-
-    def _say(self, event: dict[str, Any]) -> None:
-        with self.events.open("a", encoding="utf-8") as file:  # closed each time: a network file system then shows it
-            file.write(f"{json.dumps(event)}\n")
-
-    def checkpoint(self) -> Any:
-        """What submitit puts back into the queue when it is told that this job is about to end: the same again.
-
-        The run's own checkpoint is on disk after every epoch.
-        """
-        from submitit.helpers import DelayedSubmission
-
-        return DelayedSubmission(self)
-
-
-@contextmanager
-def _noted(report: Callable[[dict[str, Any]], None]) -> Iterator[None]:
-    """Within the block warnings of this library are reported as notes for the user."""
-
-    class Notes(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            report({"event": "note", "text": record.getMessage()})
-
-    notes = Notes(logging.WARNING)
-    logging.getLogger("cmpta_lib").addHandler(notes)
-    try:
-        yield
-    finally:
-        logging.getLogger("cmpta_lib").removeHandler(notes)
-
-
 @dataclass(eq=False)
 class Job:
     """An attempt under way: what the engine holds of it, and what it has said so far."""
@@ -126,17 +57,6 @@ class Job:
     read: int = 0  # bytes of the events
     outcome: dict[str, Any] = field(default_factory=dict)  # its last event
     gone: float | None = None  # since when its process is known to be gone
-
-    def news(self) -> Iterator[dict[str, Any]]:
-        """Events written since the last call, whole ones only."""
-        with suppress(FileNotFoundError), self.events.open("rb") as file:
-            file.seek(self.read)
-            text = file.read()
-            whole = text[: text.rfind(b"\n") + 1]
-            self.read += len(whole)
-            for line in whole.splitlines():
-                with suppress(ValueError):  # what a killed process did not finish
-                    yield json.loads(line)
 
 
 class Engine:
@@ -243,37 +163,48 @@ class _Dispatcher:
             return
         self.hear(job)  # what it wrote just before its end
         job.gone = job.gone or time.monotonic()
-        if job.outcome or job.run.done or time.monotonic() - job.gone >= self.engine.patience_s:
-            self.jobs.remove(job)
-            self.finish(job, how)
+        outcome = job.outcome or ({"event": "done"} if job.run.done else {})
+        if not outcome and time.monotonic() - job.gone < self.engine.patience_s:
+            return
+        self.jobs.remove(job)
+        if not outcome:
+            self.try_again(job, how)
+        elif outcome["event"] == "busy":
+            self.wait(job.run, HELD_S)
+        else:
+            self.end(job.run, outcome)
 
     def hear(self, job: Job) -> None:
-        for event in job.news():
+        """Pass on the events that were written since the last time, whole ones only."""
+        text = b""
+        with suppress(FileNotFoundError), job.events.open("rb") as file:
+            file.seek(job.read)
+            text = file.read()
+        whole = text[: text.rfind(b"\n") + 1]
+        job.read += len(whole)
+        for line in whole.splitlines():
+            try:
+                event = json.loads(line)
+            except ValueError:  # what a killed process did not finish
+                continue
             self.false_starts = 0
             if event["event"] in ENDS:
                 job.outcome = event
             else:
                 self.report(job.run, event)
 
-    def finish(self, job: Job, how: str) -> None:
-        run, outcome = job.run, job.outcome or ({"event": "done"} if job.run.done else {})
-        if not outcome:
-            self.try_again(job, how)
-        elif outcome["event"] == "busy":
-            self.wait(run, HELD_S)
-        else:
-            self.report(run, outcome)
-            if outcome["event"] == "failed":
-                self.failures.append(Failure(run, one_line(f"{outcome['kind']}: {outcome['message']}")))
+    def end(self, run: Run, outcome: dict[str, Any], reason: str = "") -> None:
+        self.report(run, outcome)
+        if outcome["event"] == "failed":
+            self.failures.append(Failure(run, reason or one_line(f"{outcome['kind']}: {outcome['message']}")))
 
     def try_again(self, job: Job, how: str) -> None:
         """A worker or its machine died: the run is tried again, wherever there is room, as long as that leads somewhere."""
         run, has_begun = job.run, job.read > 0
-        if not has_begun:
-            self.false_starts += 1
-            if self.false_starts >= MOST_FALSE_STARTS and not self.engine.lost:
-                last = end_of(self.folder / LOG).strip().splitlines() or ["nothing"]
-                self.engine.lost = f"no worker starts: {how}; the log {self.folder / LOG} ends with: {last[-1]}"
+        self.false_starts += not has_begun
+        if self.false_starts >= MOST_FALSE_STARTS and not self.engine.lost:
+            last = end_of(self.folder / LOG).strip().splitlines() or ["nothing"]
+            self.engine.lost = f"no worker starts: {how}; the log {self.folder / LOG} ends with: {last[-1]}"
         if self.engine.lost or not (has_begun or self.engine.retries):  # not the run's doing
             self.wait(run)
             return
@@ -287,12 +218,11 @@ class _Dispatcher:
             self.wait(run)
             return
         how = f"{how}, {deaths} times without another finished epoch" if deaths > 1 else how
-        self.failures.append(Failure(run, how))
-        self.report(run, {"event": "failed", "kind": "WorkerDied", "message": how})
+        record = {"kind": "WorkerDied", "message": how}
+        self.end(run, {"event": "failed", **record}, how)
         with suppress(Timeout, OSError), FileLock(run.folder / store.LOCK, timeout=0):  # else another process tries it already
             if not run.done:
-                record = {"kind": "WorkerDied", "message": how, "traceback": "", "log": end_of(self.folder / LOG)}
-                store.record_failure(run.folder, record)
+                store.record_failure(run.folder, record | {"traceback": "", "log": end_of(self.folder / LOG)})
 
 
 def environment(runs: Sequence[Run]) -> dict[str, str]:

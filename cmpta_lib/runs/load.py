@@ -1,7 +1,8 @@
-"""What a run's config names, opened: its corpus, its frozen LLM, and the trained run that answers clips of one's own."""
+"""What a run names, opened: its corpus, its frozen LLM, and the trained run that answers clips of one's own, quick or plain."""
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 from cmpta_lib import registry
 from cmpta_lib.base import Method, Resources
@@ -18,12 +20,17 @@ from cmpta_lib.config import DataConfig, EncoderConfig, LLMConfig
 from cmpta_lib.data.checking import check_sample, shown
 from cmpta_lib.data.corpus import Corpus, Inputs, Sample, Task
 from cmpta_lib.data.store import kept_corpus
+from cmpta_lib.fast.packing import Stream, Streams
+from cmpta_lib.fast.prompted import PromptedLM, TokenMaker
 from cmpta_lib.files import Damaged, runs_folder
 from cmpta_lib.llm import loading
 from cmpta_lib.llm.encoder import TextEncoder
 from cmpta_lib.llm.files import is_tiny
+from cmpta_lib.llm.generation import sharing
+from cmpta_lib.method.adapter import CMPTAdapter
 from cmpta_lib.method.llm import FrozenLLM
-from cmpta_lib.runs.evaluation import dialogues
+from cmpta_lib.method.prompted import MakeTokens, PlainLM
+from cmpta_lib.runs.loop import dialogues
 from cmpta_lib.runs.store import CLIPS, CONFIG, DONE, WEIGHTS, Run, open_run
 
 
@@ -64,8 +71,8 @@ class TrainedRun:
         if not isinstance(samples, Iterable):  # a single Sample above all
             raise ValueError(f"expected a list of samples, not {shown(samples)}; for one clip: predict([sample])")
         clips, size = list(_checked(samples, self.inputs)), self.run.config.evaluation.batch_size
-        whole = dialogues(sample.dialogue for sample, _ in clips) if self.method.unit == "dialogue" else None
-        units = [[place] for place in range(len(clips))] if whole is None else whole
+        alone = self.method.unit == "clip"
+        units = dialogues(None if alone else sample.dialogue for sample, _ in clips)
         found: dict[int, Answer] = {}
         for start in range(0, len(units), size):
             places = [place for unit in units[start : start + size] for place in unit]
@@ -74,21 +81,15 @@ class TrainedRun:
 
     def _answers(self, clips: Sequence[tuple[Sample, Counter[str]]]) -> list[Answer]:
         """Answers to one batch of checked clips."""
-        found = self.method.predict(self.method.collate([sample for sample, _ in clips]))
-        names, answers = [_text(self.inputs.task, name) for name in found.answers], []
+        task, found = self.inputs.task, self.method.predict(self.method.collate([sample for sample, _ in clips]))
+        answers = []
         for place, (sample, repairs) in enumerate(clips):
-            value, reply = found.values[place], found.replies[place]
+            number, reply = float(found.values[place]), found.replies[place]
+            value = None if np.isnan(number) else int(number) if task.kind == "classification" else number
+            text = _text(task, reply or "") or ("unparsable" if value is None else f"{number:g}")
             chances = [] if found.probabilities is None else found.probabilities[place].tolist()
-            said = reply if reply is None else _text(self.inputs.task, reply)
-            answers.append(
-                Answer(
-                    sample.id,
-                    _value(self.inputs.task, value),
-                    said or ("unparsable" if np.isnan(value) else f"{value:g}"),
-                    dict(zip(names, chances, strict=bool(chances))),
-                    repairs,
-                )
-            )
+            names = [_text(task, name) for name in found.answers] if chances else []
+            answers.append(Answer(sample.id, value, text, dict(zip(names, chances, strict=True)), repairs))
         return answers
 
     def attention(self, sample: Sample) -> dict[str, np.ndarray]:
@@ -188,12 +189,6 @@ def _text(task: Task, reply: str) -> str:
     return task.labels[int(reply)] if task.labels and reply.isdecimal() else reply
 
 
-def _value(task: Task, value: float) -> float | int | None:
-    if np.isnan(value):
-        return None
-    return int(value) if task.kind == "classification" else float(value)
-
-
 def find_corpus(cache: Path, wanted: DataConfig) -> Corpus:
     """The stored corpus with this content, wherever in the cache it lies; opened once a process while it stays as it is.
 
@@ -277,3 +272,48 @@ def _checked(samples: Iterable[Sample], inputs: Inputs) -> Iterator[tuple[Sample
             like="in the clips that this run was trained on",
         )
         yield good, repairs
+
+
+# --- the same run, plain: one clip at a time, as the paper writes it ---------------------------------------------------
+
+
+def plain(run: TrainedRun | str | Path, llm: str | Path = "") -> PlainLM:
+    """The run as `cmpta_lib/method` writes it: slow, and what the quick one must equal.
+
+    Its weights are the run's own. CMPTA's adapter is plain too; another token maker is given one clip at a time.
+
+    Args:
+        run: a loaded run, or its folder or name as `load` takes it, and `llm` likewise.
+    Raises:
+        ValueError: its method does not answer by prompting a frozen LLM once, so that it has no plain form.
+        FileNotFoundError, Damaged: as `load`.
+    """
+    trained = run if isinstance(run, TrainedRun) else load(run, llm)
+    method = trained.method
+    if not isinstance(method, PromptedLM) or type(method).predict is not PromptedLM.predict:
+        raise ValueError(f"run {trained.run.folder.name}: its method '{trained.run.config.method.name}' has no plain form")
+    own = copy.copy(method.llm)  # the same weights, with transformers' own attention whatever the quick one uses
+    own.model = sharing(own.model)
+    own.model.set_attn_implementation("sdpa")
+    return PlainLM(own, method.settings, method.task, _token_maker(method, trained))
+
+
+def _token_maker(method: PromptedLM, trained: TrainedRun) -> MakeTokens | None:
+    maker, widths = method.maker, trained.inputs.widths
+    if maker is None:
+        return None
+    if not isinstance(maker, CMPTAdapter):
+        return _one_at_a_time(maker)
+    with torch.device("meta"):  # neither memory nor random numbers: the weights are the run's
+        adapter = CMPTAdapter(maker.config, widths["audio"], widths["vision"], method.llm.dim, method.llm.embedding_norm)
+    adapter.load_state_dict(maker.state_dict(), assign=True)
+    return adapter.eval()
+
+
+def _one_at_a_time(maker: TokenMaker) -> MakeTokens:
+    def make(*clip: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        text, audio, vision = (Stream(one[None], torch.tensor([len(one)], device=one.device)) for one in clip)
+        tokens, maps = maker(Streams(text, audio, vision, wants_maps=True))
+        return tokens[0], {name: weights[0] for name, weights in maps.items()}
+
+    return make

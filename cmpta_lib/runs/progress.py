@@ -101,20 +101,19 @@ def summarise(entry: Run | tuple[Path, str]) -> Summary:
     if not isinstance(entry, Run):
         folder, why = entry
         return Summary(folder, "other version" if store.OTHER_VERSION in why else "damaged", None, why)
+    folder, config = entry.folder, entry.config
     try:
-        epochs = store.finished_epochs(entry.folder)
-        if entry.done:
-            float(entry.environment["train_seconds"])  # an edited record may hold anything
-            if not shown_scores(entry.metrics["test"]):
-                raise ValueError(f"{entry.folder / store.METRICS} holds no test score")
-            return Summary(entry.folder, "finished", entry.config, "", epochs, entry.metrics, entry.environment)
-        done = f"{epochs} of {entry.config.epochs} epochs"
-        if reason := store.failure(entry.folder):
-            return Summary(entry.folder, "failed", entry.config, f"{done}, {reason}", epochs)
-        return Summary(entry.folder, "unfinished", entry.config, done, epochs)
+        epochs = store.finished_epochs(folder)
+        if not entry.done:
+            done, reason = f"{epochs} of {config.epochs} epochs", store.failure(folder)
+            state: RunState = "failed" if reason else "unfinished"
+            return Summary(folder, state, config, f"{done}, {reason}" if reason else done, epochs)
+        float(entry.environment["train_seconds"])  # an edited record may hold anything
+        if not shown_scores(entry.metrics["test"]):
+            raise ValueError(f"{folder / store.METRICS} holds no test score")
+        return Summary(folder, "finished", config, "", epochs, entry.metrics, entry.environment)
     except (ValueError, OSError, LookupError, TypeError, AttributeError) as error:  # `Damaged` is a ValueError
-        why = " ".join(str(error).split()) or type(error).__name__
-        return Summary(entry.folder, "damaged", entry.config, why)
+        return Summary(folder, "damaged", config, " ".join(str(error).split()) or type(error).__name__)
 
 
 # --- while runs are made -----------------------------------------------------------------------------------------------

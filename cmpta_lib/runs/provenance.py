@@ -1,6 +1,6 @@
 """What a run writes down of where it was made: the commit, versions, the machine, the most memory that it held.
 
-What this machine can run on, asked without importing torch.
+And what this machine can run on: its GPUs, asked without importing torch, and how many runs at a time.
 """
 
 from __future__ import annotations
@@ -26,6 +26,10 @@ _RESIDENT_UNIT = 1 if sys.platform == "darwin" else 1024  # of `ru_maxrss`, in b
 RESIDENT, ALLOCATED = "peak_memory_gb", "peak_gpu_memory_gb"  # names in a run's environment.json
 _FORGET_PEAK = "5"  # proc(5), clear_refs: the peak of resident memory becomes what is held now
 UNKNOWN = "unknown"  # the commit where there is no checkout
+# Of each process beside what torch allocates there: the driver's context, libraries, kernels. Assumed, on the safe side; no
+# GPU was at hand.
+CONTEXT_GB = 0.6
+MARGIN = 0.1  # of the GPU's memory, left free: an allocator holds pieces that fit nothing
 _CODE = ("*.py", "pyproject.toml", "constraints.txt")
 
 
@@ -41,10 +45,52 @@ def gpu_count() -> int:
     return count.value
 
 
+def usual() -> int:
+    """Runs at a time where nobody says how many: one a GPU, else one a core."""
+    return gpu_count() or os.cpu_count() or 1
+
+
+def first_gpu() -> tuple[str, float] | None:
+    """Name and memory in GB (1e9 bytes) of the first GPU, by nvidia-smi; None where there is none, or no driver."""
+    query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+        name, megabytes = answer.splitlines()[0].rsplit(",", 1)
+        return name, float(megabytes) * 1.048576e6 / 1e9
+    except (OSError, subprocess.SubprocessError, IndexError, ValueError):
+        return None
+
+
+def fit(memory_gb: float, run_gb: float) -> int:
+    """How many runs that allocate `run_gb` at most fit into a GPU's memory, each with a process of its own."""
+    return int((1 - MARGIN) * memory_gb / (run_gb + CONTEXT_GB) + 1e-9)
+
+
+def warning(jobs: int, gpus: int, memory_gb: float, run_gb: float) -> str:
+    """What to say where so many runs at a time share GPUs: that they do, or that they do not fit. "" where none shares.
+
+    Args:
+        run_gb: the most that one of these runs is known to allocate; 0 where nobody knows.
+    """
+    if not gpus or jobs <= gpus:
+        return ""
+    each, most = -(-jobs // gpus), fit(memory_gb, run_gb)
+    said = f"{jobs} runs at a time share {gpus} GPU{'s' if gpus > 1 else ''}, up to {each} on one"
+    if not run_gb:
+        return f"{said}; `cmpta check` says how many fit"
+    takes = f"each allocates up to {run_gb:.1f} GB of {memory_gb:.0f} GB"
+    if each <= most:
+        return f"{said}: {takes}, and {most} fit"
+    return (
+        f"{said}, and {takes}: {most} fit with a margin, so expect runs that fail for memory; "
+        f"pass --jobs {max(1, most) * gpus}"
+    )
+
+
 def take_device() -> None:
     """Use the GPU that the environment variable LOCAL_RANK numbers, where one is given and there are GPUs.
 
-    Both torchrun and `processes.Processes` give it. Call before anything is loaded: "cuda" means this GPU from then on.
+    Both torchrun and `engines.Processes` give it. Call before anything is loaded: "cuda" means this GPU from then on.
     """
     if rank := os.environ.get("LOCAL_RANK"):
         import torch

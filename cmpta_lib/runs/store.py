@@ -29,7 +29,6 @@ DONE = "seal.json"  # the checksum manifest, written last: the mark of a finishe
 RESULTS = (PREDICTIONS, WEIGHTS, ENVIRONMENT, METRICS, CLIPS)  # what an unfinished run must not have
 FILES = (CONFIG, CLIPS, HISTORY, PREDICTIONS, WEIGHTS, ENVIRONMENT, METRICS)  # what every manifest covers
 OTHER_VERSION = "of another version"  # stands in why a folder cannot be read, where only this version is at fault
-_ERRORS = (ValueError, TypeError, LookupError, RecursionError)  # of a config.json that makes no config
 _hashes = files.HashCache()  # what this process has read already
 
 
@@ -74,7 +73,9 @@ class Run:
         if not {"run", "files"} <= manifest.keys() or not set(FILES) <= manifest["files"].keys():
             raise files.Damaged(f"{self.folder / DONE} is not a run's checksum manifest; {remedy}")
         if manifest["run"] != self.config.hash:
-            what = self.folder / DONE if _config_hash(self.folder) == self.config.hash else self.folder
+            config = self.folder / CONFIG  # whose hash begins as its file's
+            is_ours = config.exists() and files.sha256(config).startswith(self.config.hash)
+            what = self.folder / DONE if is_ours else self.folder
             raise files.Damaged(f"{what} is of run {manifest['run']}, expected {self.config.hash}; {remedy}")
         files.check(self.folder, manifest["files"], remedy, _hashes)
         found: dict[str, str] = manifest["files"]
@@ -120,13 +121,21 @@ def open_run(folder: Path) -> Run:
         Damaged: a file is missing or not the one that was written, or the config is of another version; says which.
     """
     try:
-        run = Run(_config(folder), folder)
-    except FileNotFoundError:
-        raise files.Damaged(f"{folder / CONFIG} is missing; {_remedy(folder)}") from None
-    except _ERRORS as error:
-        raise files.Damaged(f"{folder}: {_unreadable(folder, error)}") from error
+        run = _read(folder)
+    except files.Damaged as error:
+        raise files.Damaged(f"{folder}: {error}") from error
     run.check()
     return run
+
+
+def _read(folder: Path) -> Run:
+    """The run of this folder's config; raises Damaged, which says why it is none."""
+    try:
+        return Run(registry.read_config((folder / CONFIG).read_text(encoding="utf-8")), folder)
+    except FileNotFoundError:
+        raise files.Damaged(f"{folder / CONFIG} is missing; {_remedy(folder)}") from None
+    except (ValueError, TypeError, LookupError, RecursionError) as error:
+        raise files.Damaged(_unreadable(folder, error)) from error
 
 
 def finalise(folder: Path) -> None:
@@ -137,11 +146,6 @@ def finalise(folder: Path) -> None:
     """
     hashes = files.hashes(folder, FILES)  # a config's hash is the beginning of its file's
     files.write_text(folder / DONE, files.checksummed({"run": hashes[CONFIG][:12], "files": hashes}))
-
-
-def unfinished_results(folder: Path) -> list[str]:
-    """Names of the results that lie in an unfinished run's folder: nobody vouches for them."""
-    return [] if (folder / DONE).exists() else [name for name in RESULTS if (folder / name).exists()]
 
 
 def record_failure(folder: Path, failure: Mapping[str, str]) -> None:
@@ -183,34 +187,20 @@ def found(root: Path) -> Iterator[Run | tuple[Path, str]]:
             if not any((folder / name).exists() for name in (CONFIG, HISTORY, DONE, *RESULTS)):
                 continue
         try:
-            config = _config(folder)
-        except FileNotFoundError:
-            yield folder, f"{folder / CONFIG} is missing; {_remedy(folder)}"
-        except OSError as error:
+            run = _read(folder)
+        except (files.Damaged, OSError) as error:
             yield folder, str(error)
-        except _ERRORS as error:
-            yield folder, _unreadable(folder, error)
+            continue
+        named = re.search(r"-([0-9a-f]{12})$", folder.name)
+        if named and named[1] != run.config.hash:
+            yield folder, _misnamed(folder, named[1], run.config.hash)
         else:
-            named = re.search(r"-([0-9a-f]{12})$", folder.name)
-            if named and named[1] != config.hash:
-                yield folder, _misnamed(folder, named[1], config.hash)
-            else:
-                yield Run(config, folder)
+            yield run
 
 
 def sound(runs: Sequence[Run]) -> list[Run]:
     """Those that are finished and whose files are what was written."""
     return [run for run in runs if run.done and not run.problem]
-
-
-def _config(folder: Path) -> RunConfig:
-    return registry.read_config((folder / CONFIG).read_text(encoding="utf-8"))
-
-
-def _config_hash(folder: Path) -> str:
-    with suppress(OSError, *_ERRORS):
-        return _config(folder).hash
-    return ""
 
 
 def _remedy(folder: Path) -> str:

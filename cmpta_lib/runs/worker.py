@@ -4,7 +4,7 @@ A run's folder `runs/<corpus>-<config hash>/` is claimed by a file lock, so any 
 run at the same time; a killed worker's lock falls with it, and the next call goes on from the last epoch's checkpoint.
 A run that raises leaves `failure.json`; one that ends well is finalised.
 
-    python -m cmpta_lib.runs.worker                      a worker of `processes.Processes`: attempts by stdin
+    python -m cmpta_lib.runs.worker                      a worker of `engines.Processes`: attempts by stdin
     python -m cmpta_lib.runs.worker ROOT FOLDER...       these runs, one after another
     torchrun -m cmpta_lib.runs.worker ROOT FOLDER...     these runs, each over all processes
 """
@@ -13,25 +13,38 @@ from __future__ import annotations
 
 import ctypes
 import json
+import logging
+import math
 import os
+import platform
 import queue
 import signal
 import sys
 import threading
+import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from cmpta_lib import files
+from cmpta_lib import files, registry
 from cmpta_lib.runs import provenance, store
-from cmpta_lib.runs.dispatch import Attempt
+
+if TYPE_CHECKING:  # torch comes in with the first attempt: a worker waits without it
+    from cmpta_lib.base import Method
+    from cmpta_lib.config import RunConfig
+    from cmpta_lib.data.corpus import Corpus
+    from cmpta_lib.runs.checkpoint import State
 
 Report = Callable[[dict[str, Any]], None]
+ENDS = ("done", "failed", "busy")  # events, one of which ends an attempt
+STEP_S = 1.0  # between two words on how far an epoch is
 PATIENCE = timedelta(seconds=10)  # after a failure: in one that all processes meet, the others report it too
 FOREVER = timedelta(days=30)  # a run may take days, and so may the one that holds its lock
 
@@ -39,28 +52,25 @@ FOREVER = timedelta(days=30)  # a run may take days, and so may the one that hol
 def attempt(
     root: Path, folder: Path, report: Report = lambda event: None, patience: float = 0, row: str = ""
 ) -> str:
-    """Claim one run and finish it; reports and returns how that ended: one of `dispatch.ENDS`.
+    """Claim one run and finish it; reports and returns how that ended: one of `ENDS`.
 
     Args:
         patience: seconds to wait for the lock where another process holds it; -1 = as long as it takes.
         row: the name of the row that it is made for.
     """
-    lock, outcome = FileLock(folder / store.LOCK), {"event": "done"}
+    outcome = {"event": "done"}
     try:
         with files.writing(folder / store.LOCK):
-            lock.acquire(timeout=patience)
-    except Timeout:
-        outcome = {"event": "busy"}
-    except OSError as error:
-        outcome = {"event": "failed", **_failure(error)}
-    else:
-        try:
+            claim = FileLock(folder / store.LOCK).acquire(timeout=patience)
+        with claim:
             if not (folder / store.DONE).exists() and (failure := _make(root, folder, report, row)):
                 outcome = {"event": "failed", **failure}
             else:
                 store.sweep(folder)
-        finally:
-            lock.release()
+    except Timeout:
+        outcome = {"event": "busy"}
+    except OSError as error:
+        outcome = {"event": "failed", **_failure(error)}
     report(outcome)
     return outcome["event"]
 
@@ -88,13 +98,6 @@ def _make(root: Path, folder: Path, report: Report, row: str = "", is_first: boo
     return None
 
 
-def execute(root: Path, folder: Path, report: Report, row: str) -> None:
-    """Train, evaluate, record and finalise the run whose config lies in `folder`; call with its lock held."""
-    from cmpta_lib.runs import execution  # torch, which a worker needs only once it has something to do
-
-    execution.execute(root, folder, lambda epoch: report({"event": "epoch", "epoch": epoch}), row)
-
-
 def _failure(error: Exception) -> dict[str, str]:
     """What failure.json holds: no times, so that the same failure gives the same file."""
     lines, log = "".join(traceback.format_exception(error)), ""
@@ -103,8 +106,156 @@ def _failure(error: Exception) -> dict[str, str]:
     return {"kind": type(error).__name__, "message": str(error), "traceback": lines, "log": log}
 
 
+def execute(root: Path, folder: Path, report: Report = lambda event: None, row: str = "") -> None:
+    """Train, evaluate, record and finalise the run whose config lies in `folder`; call with its lock held.
+
+    Args:
+        root: where corpora and LLMs lie, below `cache`.
+        report: told how many epochs are finished, after each, and a part of the next, every second at most.
+        row: the name of the row that it is made for, written down where there is one.
+    Raises:
+        RuntimeError: the GPU's memory is full.
+    """
+    import pandas as pd
+    import torch
+
+    from cmpta_lib.runs import load, loop
+
+    registry.load_plugins()
+    config = registry.read_config((folder / store.CONFIG).read_text(encoding="utf-8"))
+    started, said = time.perf_counter(), -math.inf
+    provenance.watch()
+    torch.set_num_threads(config.training.num_threads)
+    corpus = load.find_corpus(root / "cache" / "data", config.data)
+
+    def note(state: State) -> None:
+        files.write_text(folder / store.HISTORY, pd.DataFrame(state.history).to_csv(index=False))
+        report({"event": "epoch", "epoch": state.epoch})
+
+    def note_step(epochs: float) -> None:
+        nonlocal said
+        if (now := time.monotonic()) - said >= STEP_S:
+            said = now
+            report({"event": "epoch", "epoch": epochs})
+
+    try:
+        method, state = loop.train(
+            config, corpus, load.resources(root), folder, note, root / "cache" / "stages", note_step
+        )
+    except torch.OutOfMemoryError as error:
+        raise RuntimeError(
+            f"the GPU's memory is full ({str(error).splitlines()[0]}). Close what else runs on it or pass fewer --jobs; "
+            f"finished epochs are kept"
+        ) from error
+    if int(os.environ.get("RANK", 0)) == 0:  # the first process evaluates and writes
+        _record(folder, config, corpus, method, state, {"row": row} if row else {}, started)
+
+
+def _record(
+    folder: Path, config: RunConfig, corpus: Corpus, method: Method, state: State, more: dict[str, Any], started: float
+) -> None:
+    """Write what a finished run holds; `more` goes into environment.json."""
+    import pandas as pd
+
+    from cmpta_lib.data.corpus import Inputs
+    from cmpta_lib.runs.checkpoint import path_of, write_tensors
+    from cmpta_lib.runs.loop import evaluate, score_of
+
+    size, train, issues = config.evaluation.batch_size, corpus.splits["train"], Counter[str]()
+    for start in range(0, len(train), size):  # once here: training meets what `collate` cuts or leaves out every epoch
+        issues.update(method.collate([train[i] for i in range(start, min(start + size, len(train)))]).issues)
+    tables = {}
+    for split in ("valid", "test"):
+        tables[split], odd = evaluate(method, corpus.splits[split], size)
+        issues.update(odd)
+    files.write_parquet(folder / store.PREDICTIONS, pd.concat([t.assign(split=s) for s, t in tables.items()]))
+    write_tensors(folder / store.WEIGHTS, method.module.state_dict())
+    files.write_text(folder / store.CLIPS, Inputs.of(corpus).to_json())
+    history = pd.DataFrame(state.history, columns=None if state.history else ["epoch", "learning_rate", "train_loss"])
+    files.write_text(folder / store.HISTORY, history.to_csv(index=False))
+    llm = getattr(method, "llm", None)
+    record = provenance.environment(data_sources=dict(corpus.sources), repairs=dict(corpus.repairs))
+    record |= {"llm_fingerprint": getattr(llm, "fingerprint", None), **more}
+    if common := [path_of(Path(), stage).stem for stage in config.stages if stage.outcome is not None]:
+        record |= {"shared_stages": common}  # whether this run or another made them: the bytes are the same
+    record |= {"train_seconds": round(state.seconds, 2), "seconds": round(time.perf_counter() - started, 2)}
+    files.write_text(folder / store.ENVIRONMENT, json.dumps(record | provenance.peaks_gb(), indent=1))
+    result: dict[str, Any] = {split: score_of(table, corpus.task) for split, table in tables.items()}
+    result |= {"best_epoch": state.best_epoch, "oddities": dict(issues)}
+    trainable = sum(p.numel() for p in method.module.parameters() if p.requires_grad)
+    result |= {"trainable_parameters": trainable, "llm_parameters": getattr(llm, "num_parameters", 0)}
+    files.write_text(folder / store.METRICS, json.dumps(result, indent=1))
+    store.finalise(folder)
+
+
+# --- elsewhere: in a process or on a machine of its own --------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One attempt at a run, as it travels to the process that makes it.
+
+    Args:
+        events: file that says how far it is, one JSON event a line.
+        row: the name of the row that it is made for.
+        environment: variables to set there first; None = to remove.
+    """
+
+    root: Path
+    folder: Path
+    events: Path
+    row: str = ""
+    environment: Mapping[str, str | None] = field(default_factory=dict)
+
+    def __call__(self) -> str:
+        """Make it, there; returns as `attempt`.
+
+        Raises:
+            FileNotFoundError: this machine does not see the runs folder.
+        """
+        for name, value in self.environment.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+        if not (self.folder / store.CONFIG).exists() or not self.events.parent.is_dir():
+            raise FileNotFoundError(
+                f"{platform.node()} does not see {self.folder} and {self.events.parent}: the runs folder (CMPTA_RUNS) must lie "
+                f"on a file system that every machine mounts under the same path"
+            )
+        self._say({"event": "start"})
+        logging.getLogger("cmpta_lib").addHandler(notes := _Notes(self._say))
+        try:
+            return attempt(self.root, self.folder, self._say, row=self.row)
+        finally:
+            logging.getLogger("cmpta_lib").removeHandler(notes)
+
+    def _say(self, event: dict[str, Any]) -> None:
+        with self.events.open("a", encoding="utf-8") as file:  # closed each time: a network file system then shows it
+            file.write(f"{json.dumps(event)}\n")
+
+    def checkpoint(self) -> Any:
+        """What submitit puts back into the queue when it is told that this job is about to end: the same again.
+
+        The run's own checkpoint is on disk after every epoch.
+        """
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+class _Notes(logging.Handler):
+    """Says this library's warnings as notes for the user."""
+
+    def __init__(self, say: Callable[[dict[str, Any]], None]) -> None:
+        super().__init__(logging.WARNING)
+        self.say = say
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.say({"event": "note", "text": record.getMessage()})
+
+
 def serve() -> None:
-    """A worker of `processes.Processes`: one attempt a line on stdin.
+    """A worker of `engines.Processes`: one attempt a line on stdin.
 
     When stdin closes, whoever started it is gone or has no more runs: it ends at once, in the middle of whatever it does.
     """
@@ -129,55 +280,45 @@ def serve() -> None:
 def work(root: Path, folders: Sequence[Path]) -> bool:
     """Finish these runs one after another, first what is free, then what another process holds; False if one failed."""
     outcomes = {folder: attempt(root, folder) for folder in folders}
-    for folder, outcome in outcomes.items():
-        if outcome == "busy":
-            outcomes[folder] = attempt(root, folder, patience=-1)
+    busy = [folder for folder, outcome in outcomes.items() if outcome == "busy"]
+    outcomes |= {folder: attempt(root, folder, patience=-1) for folder in busy}
     return set(outcomes.values()) <= {"done"}
 
 
 def work_together(root: Path, folders: Sequence[Path]) -> bool:
     """One of torchrun's processes: finish these runs one after another, each over all of them; False if one failed.
 
-    The first process holds the lock and decides whether there is anything to do.
+    The first process holds the lock and decides whether there is anything to do. A failure that all processes meet ends
+    the run. Where only some meet it, the others wait in vain for their gradients: then a process that failed ends, and
+    torchrun with it all of them.
     """
     from torch import distributed
 
     provenance.take_device()
     shared, rank, count = next(distributed.rendezvous("env://"))
     distributed.init_process_group(store=shared, rank=rank, world_size=count)
-    good = True
+    good, ranks = True, [f"rank {other}" for other in range(count)]
     for number, folder in enumerate(folders):
+        told = distributed.PrefixStore(f"run{number}", shared)
         with FileLock(folder / store.LOCK) if rank == 0 else nullcontext():
-            good &= _one_of_many(root, folder, distributed.PrefixStore(f"run{number}", shared), rank, count)
+            if rank == 0:
+                told.set("to do", str(not (folder / store.DONE).exists()))
+            told.wait(["to do"], FOREVER)
+            if told.get("to do") != b"True":
+                continue
+            failure = _make(root, folder, lambda event: None, is_first=rank == 0)
+            told.set(ranks[rank], "failed" if failure else "done")
+            try:
+                told.wait(ranks, PATIENCE if failure else FOREVER)
+            except distributed.DistStoreError:
+                if failure and rank:  # the first process waits, and cannot say it
+                    store.record_failure(folder, failure)
+                raise
+            if rank == 0 and not failure:
+                store.sweep(folder)
+            good &= all(told.get(other) == b"done" for other in ranks)
     distributed.destroy_process_group()
     return good
-
-
-def _one_of_many(root: Path, folder: Path, shared: Any, rank: int, count: int) -> bool:
-    """This process's part in one run, and whether it went well for all.
-
-    A failure that all processes meet ends the run. Where only some meet it, the others wait in vain for their gradients:
-    then a process that failed ends, and torchrun with it all of them.
-    """
-    from torch.distributed import DistStoreError
-
-    if rank == 0:
-        shared.set("to do", str(not (folder / store.DONE).exists()))
-    shared.wait(["to do"], FOREVER)
-    if shared.get("to do") != b"True":
-        return True
-    failure = _make(root, folder, lambda event: None, is_first=rank == 0)
-    shared.set(f"rank {rank}", "failed" if failure else "done")
-    ranks = [f"rank {other}" for other in range(count)]
-    try:
-        shared.wait(ranks, PATIENCE if failure else FOREVER)
-    except DistStoreError:
-        if failure and rank:  # the first process waits, and cannot say it
-            store.record_failure(folder, failure)
-        raise
-    if rank == 0 and not failure:
-        store.sweep(folder)
-    return all(shared.get(other) == b"done" for other in ranks)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from cmpta_lib.data.corpus import Language
 from cmpta_lib.data.store import load_corpus
 from cmpta_lib.llm import files as llm_files
 from cmpta_lib.llm.files import OMNI_MODELS
-from cmpta_lib.runs import sharing, store
+from cmpta_lib.runs import provenance, store
 from cmpta_lib.study.plan import CMPTA
 from cmpta_lib.study.study import Study
 
@@ -166,7 +166,7 @@ def _recordings(corpus: str) -> Need:
 def _gpu(wanted: int) -> Need:
     what = f"GPU, {wanted} GB"
     remedy = f"use a machine with an NVIDIA GPU; without one: make reproduce (embedded default), or {COMMAND} dry-run"
-    if (gpu := sharing.first_gpu()) is None:
+    if (gpu := provenance.first_gpu()) is None:
         return Need(what, "no NVIDIA GPU or driver found (nvidia-smi)", remedy)
     name, size = gpu
     if "+cpu" in version("torch"):

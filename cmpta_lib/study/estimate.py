@@ -130,7 +130,7 @@ def measured(study: Study, runs: Sequence[Planned]) -> Costs:
     Raises:
         ValueError, OSError: as `Study.config`.
     """
-    from cmpta_lib.runs.evaluation import units
+    from cmpta_lib.runs.loop import units
 
     found = {one: study.run(one.key, one.row, one.seed) for one in runs}
     configs = {one: run.config for one, run in found.items() if not run.done}
@@ -157,7 +157,7 @@ def _speed(config: RunConfig, corpus: Corpus, root: Path, is_loaded: bool) -> Sp
     """Time a few steps and answers; `is_loaded`: the LLM or encoder is in memory, so that building tells of the method alone."""
     import torch
 
-    from cmpta_lib.runs import evaluation, loop
+    from cmpta_lib.runs import loop
     from cmpta_lib.runs.load import resources
 
     if not is_loaded:
@@ -166,7 +166,7 @@ def _speed(config: RunConfig, corpus: Corpus, root: Path, is_loaded: bool) -> Sp
     started = time.perf_counter()
     method = loop.build(config, corpus, resources(root))
     start, steps, split = time.perf_counter() - started, {}, corpus.splits["train"]
-    drawn = evaluation.units(split, method.unit)
+    drawn = loop.units(split, method.unit)
     order = torch.randperm(len(drawn), generator=torch.Generator().manual_seed(config.seed)).tolist()
     for stage in config.stages:
         method.enter(stage)
