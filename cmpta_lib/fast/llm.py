@@ -26,45 +26,49 @@ from cmpta_lib.method.prompted import PLACEHOLDER
 PACKED = "cmpta_packed"
 
 
-def _packed_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    layout: Ragged | None = None,
-    mask: Tensor | None = None,
-    **_: Any,
-) -> tuple[Tensor, None]:
-    """Attention within each clip of a row: (1, heads, N, d) -> (1, N, heads, d).
+def attend(
+    layout: Ragged, query: Tensor, key: Tensor, value: Tensor, head_dim: int, scale: float | None, mask: Tensor | None,
+    slots: Tensor | None = None, prefix: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:  # fmt: skip
+    """Attention within each clip of a row: (n, heads * d) queries, (N, heads * d) keys and values -> (n, heads * d).
 
     Padding stands at the end of a clip's row, so under a causal mask no real position sees it and no mask is needed.
-    `mask` (B, 1, S, S), True = may attend, takes the place of the causal one.
+
+    Args:
+        mask: (B, 1, S, S), True = may attend, takes the place of the causal one.
+        slots: (n,) where the queries stand; None = all positions ask.
+        prefix: (P, heads * d) keys and values that every row begins with.
     """
+    slots = layout.slots if slots is None else slots
+
+    def rows(laid: Tensor) -> Tensor:  # (B, S, heads * d) -> (B, heads, S, d)
+        return laid.unflatten(-1, (-1, head_dim)).transpose(1, 2)
+
+    before = prefix or (None, None)
+    keys, values = (rows(layout.padded(part, before=start)) for part, start in zip((key, value), before, strict=True))
+    asked, grouped = rows(layout.padded(query, slots)), key.shape[1] != query.shape[1]
+    out = F.scaled_dot_product_attention(
+        asked, keys, values, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=grouped
+    )
+    return packing.take_once(out.transpose(1, 2).flatten(2).flatten(0, 1), slots)
+
+
+def _packed_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
+    scaling: float | None = None, layout: Ragged | None = None, mask: Tensor | None = None, **_: Any,
+) -> tuple[Tensor, None]:  # fmt: skip
+    """`attend` as transformers calls it: (1, heads, N, d) -> (1, N, heads, d)."""
     if layout is None:
         raise ValueError(f"attention '{PACKED}' needs layout=...; call the model through fast.llm.packed_logits")
-
-    def rows(packed: Tensor) -> Tensor:  # (1, h, N, d) -> (B, h, S, d)
-        laid = layout.padded(packed[0].transpose(0, 1).flatten(1))
-        return laid.unflatten(-1, (packed.shape[1], -1)).transpose(1, 2)
-
-    grouped = key.shape[1] != query.shape[1]
-    out = F.scaled_dot_product_attention(
-        rows(query), rows(key), rows(value), attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=grouped
-    )
-    return layout.packed(out.transpose(1, 2).flatten(2)).unflatten(-1, (query.shape[1], -1))[None], None
+    packed = (part[0].transpose(0, 1).flatten(1) for part in (query, key, value))
+    out = attend(layout, *packed, query.shape[-1], scaling, mask)
+    return out.unflatten(-1, (query.shape[1], -1))[None], None
 
 
 def packed_logits(
-    llm: FrozenLLM,
-    embeds: Tensor,
-    layout: Ragged,
-    asked: Tensor,
-    position_ids: Tensor | None = None,
-    mask: Tensor | None = None,
-) -> Tensor:
+    llm: FrozenLLM, embeds: Tensor, layout: Ragged, asked: Tensor,
+    position_ids: Tensor | None = None, mask: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """Next-token logits at some positions of a row, by the whole LLM over all of them.
 
     Args:
@@ -111,14 +115,9 @@ class PackedInput:
 
     @classmethod
     def of(
-        cls,
-        rows: Sequence[Sequence[int]],
-        asked: np.ndarray,
-        further: Sequence[np.ndarray],
-        device: torch.device,
-        left_out: int = 0,
-        tree: AnswerTrie | None = None,
-    ) -> tuple[PackedInput, list[Tensor]]:
+        cls, rows: Sequence[Sequence[int]], asked: np.ndarray, further: Sequence[np.ndarray], device: torch.device,
+        left_out: int = 0, tree: AnswerTrie | None = None,
+    ) -> tuple[PackedInput, list[Tensor]]:  # fmt: skip
         """From every clip's token ids, without the P = `left_out` first; further int64 arrays travel along.
 
         `tree`: each row ends in the trie's inner nodes, whose positions go by depth and which see their own ancestors only.

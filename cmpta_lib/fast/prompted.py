@@ -22,7 +22,7 @@ from cmpta_lib.config import PromptedLMConfig, RunConfig
 from cmpta_lib.data.corpus import MODALITIES, Inputs, Modality, Sample, Split
 from cmpta_lib.fast import packing
 from cmpta_lib.fast.llm import PackedInput, packed_logits
-from cmpta_lib.fast.packing import Ragged, Stream, Streams, pad_frames, pad_ids
+from cmpta_lib.fast.packing import Ragged, Stream, Streams, pad
 from cmpta_lib.fast.pruned import PrunedDecoder
 from cmpta_lib.method.answers import AnswerTrie
 from cmpta_lib.method.llm import FrozenLLM
@@ -103,7 +103,7 @@ class PromptedLM(Method):
         known = [self.llm.token_ids(sample.text) for sample in samples]
         labels = [sample.label for sample in samples]
         answers = ["" if label is None else answer_text(self.task, label, *self._form) for label in labels]
-        padded = {modality: pad_frames([getattr(s, modality) for s in samples]) for modality in MODALITIES}
+        padded = {modality: pad([getattr(s, modality) for s in samples], np.float32) for modality in MODALITIES}
         return PromptBatch(
             ids=tuple(sample.id for sample in samples),
             issues={"texts_cut": sum(len(ids) > limit for ids in known)},
@@ -118,7 +118,7 @@ class PromptedLM(Method):
         device, size = self.llm.device, len(batch.ids)
         if self.maker is None:
             return torch.zeros(size, 0, self.llm.dim, dtype=self.llm.embedding.weight.dtype, device=device), {}
-        padded, sizes = pad_ids(batch.text_ids)
+        padded, sizes = pad(batch.text_ids, np.int64)
         real = np.arange(padded.shape[1]) < sizes[:, None]
         audio, vision = packing.send([batch.frames["audio"], batch.frames["vision"]], device)
         sized = {"text": (sizes, padded.shape[1])}
@@ -162,9 +162,7 @@ class PromptedLM(Method):
         given, _ = PackedInput.of(rows.ids, np.zeros(0, np.int64), [], self.llm.device)
         return list(given.embeds(self.llm, tokens).split([len(row) for row in rows.ids]))
 
-    def _answers_asked(
-        self, batch: PromptBatch, whole: bool = False
-    ) -> tuple[_Rows, Tensor, np.ndarray, np.ndarray]:
+    def _answers_asked(self, batch: PromptBatch, whole: bool = False) -> tuple[_Rows, Tensor, np.ndarray, np.ndarray]:
         """Inputs up to the last answer token but one, pseudo tokens, and of each answer token who predicts it and its id."""
         if unlabelled := [name for name, ids in zip(batch.ids, batch.answer_ids, strict=True) if not ids]:
             raise ValueError(f"clips {', '.join(unlabelled[:3])} have no label: only labelled clips can be trained on")
@@ -223,14 +221,9 @@ class PromptedLM(Method):
         return _Rows(ids, ends, left_out)
 
     def _logits(
-        self,
-        rows: _Rows,
-        tokens: Tensor,
-        asked: np.ndarray,
-        further: Sequence[np.ndarray] = (),
-        columns: np.ndarray | None = None,
-        tree: AnswerTrie | None = None,
-    ) -> tuple[Tensor, list[Tensor]]:
+        self, rows: _Rows, tokens: Tensor, asked: np.ndarray, further: Sequence[np.ndarray] = (),
+        columns: np.ndarray | None = None, tree: AnswerTrie | None = None,
+    ) -> tuple[Tensor, list[Tensor]]:  # fmt: skip
         """Logits (M, vocabulary or `columns`) at the asked positions, and further index arrays, all sent at once.
 
         The LLM leaves out what it can (`PrunedDecoder`); `tree` as in `PackedInput.of`.

@@ -22,8 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from cmpta_lib.fast.llm import PackedInput
-from cmpta_lib.fast.packing import take_once
+from cmpta_lib.fast.llm import PackedInput, attend
 from cmpta_lib.method.llm import FrozenLLM
 
 if TYPE_CHECKING:
@@ -104,25 +103,16 @@ class PrunedDecoder:
         return found
 
     def _layer(
-        self,
-        layer: Any,
-        hidden: Tensor,
-        given: PackedInput,
-        angles: tuple[Tensor, Tensor],
-        parts: tuple[Tensor, Tensor] | None,
-        prefix: tuple[Tensor, Tensor] | None,
-        is_last: bool,
-        keep: KeysAndValues | None,
-    ) -> Tensor:
+        self, layer: Any, hidden: Tensor, given: PackedInput, angles: tuple[Tensor, Tensor],
+        parts: tuple[Tensor, Tensor] | None, prefix: tuple[Tensor, Tensor] | None, is_last: bool, keep: KeysAndValues | None,
+    ) -> Tensor:  # fmt: skip
         """One layer, (N, E) -> (N, E), or (M, E) for the last; `parts`: of the first, distinct tokens and pseudo tokens."""
         attention = layer.self_attn
         asked = given.asked if is_last else None
         if parts:
             known, tokens = (layer.input_layernorm(part) for part in parts)
-            query, key, value = (
-                self._spread(projection, known, tokens, given)
-                for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
-            )
+            projections = attention.q_proj, attention.k_proj, attention.v_proj
+            query, key, value = (self._spread(projection, known, tokens, given) for projection in projections)
             query = query if asked is None else query.index_select(0, asked)
         else:
             normed = layer.input_layernorm(hidden)
@@ -131,7 +121,10 @@ class PrunedDecoder:
         query, key = self._rotated(attention, query, angles, asked), self._rotated(attention, key, angles)
         if keep is not None:
             keep.append((key, value))
-        attended = self._attend(attention, query, key, value, given, prefix, asked)
+        layout = given.layout
+        slots = None if asked is None else layout.slots.index_select(0, asked)
+        sizes = attention.head_dim, attention.scaling
+        attended = attend(layout, query, key, value, *sizes, given.mask, slots, prefix)
         residual = hidden if asked is None else hidden.index_select(0, asked)
         hidden = residual + attention.o_proj(attended)
         return hidden + layer.mlp(layer.post_attention_layernorm(hidden))
@@ -150,33 +143,3 @@ class PrunedDecoder:
         cos, sin = angles if asked is None else (angle.index_select(1, asked) for angle in angles)
         turned: Tensor = self.rotate(heads, heads[:, :, :0], cos, sin, unsqueeze_dim=2)[0]
         return turned[0].flatten(1)
-
-    @staticmethod
-    def _attend(
-        attention: Any,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        given: PackedInput,
-        prefix: tuple[Tensor, Tensor] | None,
-        asked: Tensor | None,
-    ) -> Tensor:
-        """(n, heads * width): attention within each clip and to the prefix; other places of a row ask for nothing."""
-        layout = given.layout
-        slots = layout.slots if asked is None else layout.slots.index_select(0, asked)
-
-        def rows(laid: Tensor) -> Tensor:  # (B, S, heads * d) -> (B, heads, S, d)
-            return laid.unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
-
-        before = prefix or (None, None)
-        keys, values = (rows(layout.padded(part, before=start)) for part, start in zip((key, value), before, strict=True))
-        out = F.scaled_dot_product_attention(
-            rows(layout.padded(query, slots)),
-            keys,
-            values,
-            attn_mask=given.mask,
-            is_causal=given.mask is None,
-            scale=attention.scaling,
-            enable_gqa=key.shape[1] != query.shape[1],
-        )
-        return take_once(out.transpose(1, 2).flatten(2).flatten(0, 1), slots)
