@@ -19,9 +19,8 @@ from cmpta_lib import registry
 from cmpta_lib.base import Resources
 from cmpta_lib.config import CmptaConfig, DataConfig, PromptedLMConfig, RunConfig, TextOnlyConfig, override
 from cmpta_lib.data.corpus import Inputs, Sample, Task
-from cmpta_lib.fast.llm import PackedInput, packed_logits
+from cmpta_lib.fast.llm import PackedInput, PrunedDecoder, packed_logits
 from cmpta_lib.fast.prompted import PromptBatch, PromptedLM
-from cmpta_lib.fast.pruned import PrunedDecoder
 from cmpta_lib.method.answers import AnswerTrie
 from cmpta_lib.method.llm import FrozenLLM, weights_fingerprint
 from cmpta_lib.method.prompted import Layout, PlainLM, answer_text, legal_answers
@@ -262,7 +261,7 @@ def test_another_token_maker_is_read_as_the_plain_method_reads_it(name, llm, cor
 def test_what_has_no_plain_form_is_refused(corpora, tools):
     from types import SimpleNamespace
 
-    from cmpta_lib.beyond.settings import MllmMacConfig
+    from cmpta_lib.beyond.mllm_mac import MllmMacConfig
 
     config = CONFIG.model_copy(update={"method": MllmMacConfig(dim=16, num_heads=2)})
     method = registry.build(config, Inputs.of(corpora["embedded-sims"]), tools)

@@ -28,7 +28,7 @@ from cmpta_lib.base import Batch, FeatureScaling, Loss, Method, Predictions, Res
 from cmpta_lib.config import EncoderConfig, MethodConfig, RunConfig
 from cmpta_lib.data.corpus import MODALITIES, Inputs, Modality, Sample, Split, Task, dialogues_of
 from cmpta_lib.fast.packing import pad, send
-from cmpta_lib.llm.encoder import TextEncoder
+from cmpta_lib.llm.loading import TextEncoder
 
 Chance = Annotated[float, Field(ge=0, lt=1)]  # of a dropout
 Preset = TypeVar("Preset", bound=MethodConfig)

@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -21,9 +22,8 @@ from cmpta_lib.base import Batch, Loss, Method, Predictions, Resources
 from cmpta_lib.config import PromptedLMConfig, RunConfig
 from cmpta_lib.data.corpus import MODALITIES, Inputs, Modality, Sample, Split
 from cmpta_lib.fast import packing
-from cmpta_lib.fast.llm import PackedInput, packed_logits
+from cmpta_lib.fast.llm import PackedInput, PrunedDecoder, packed_logits
 from cmpta_lib.fast.packing import Ragged, Stream, Streams, pad
-from cmpta_lib.fast.pruned import PrunedDecoder
 from cmpta_lib.method.answers import AnswerTrie
 from cmpta_lib.method.llm import FrozenLLM
 from cmpta_lib.method.prompted import InputIds, answer_text, legal_answers
@@ -40,7 +40,10 @@ class PromptBatch(Batch):
 
 
 class TokenMaker(nn.Module, ABC):
-    """Face, voice and the text's embeddings -> K pseudo tokens in the LLM's embedding space: what is trained."""
+    """Face, voice and the text's embeddings -> K pseudo tokens in the LLM's embedding space: what is trained.
+
+    Methods beside CMPTA build theirs as `TokenMaker(settings, inputs, llm)`.
+    """
 
     num_tokens: int  # K
     packs: bool = False  # whether it asks where the real positions lie: then the streams' layouts come with them
@@ -68,11 +71,14 @@ class _Rows:
 
 
 class PromptedLM(Method):
-    """Text only, or with a subclass's `token_maker` whatever pseudo tokens that makes.
+    """Text only, or with a subclass's `maker_type` whatever pseudo tokens that makes.
 
     Raises:
         ValueError: the legal answers cannot be told apart in the LLM's tokens.
     """
+
+    maker_type: ClassVar[Any] = None  # a `TokenMaker`, which is built of settings, inputs and the LLM
+    settings: Any  # a `PromptedLMConfig`, of the subclass's own kind
 
     def __init__(self, config: RunConfig, inputs: Inputs, resources: Resources) -> None:
         if not isinstance(config.method, PromptedLMConfig):
@@ -88,7 +94,7 @@ class PromptedLM(Method):
 
     def token_maker(self, inputs: Inputs) -> TokenMaker | None:
         """The trained part, freshly initialised; None = text only."""
-        return None
+        return self.maker_type(self.settings, inputs, self.llm) if self.maker_type else None
 
     def fit(self, train: Split) -> None:
         """Take the z-scoring statistics from the training split's real frames (choice 16)."""

@@ -20,8 +20,8 @@ from cmpta_lib.data.corpus import Corpus, Inputs, Sample, Task
 from cmpta_lib.data.store import kept_corpus
 from cmpta_lib.files import Damaged, runs_folder
 from cmpta_lib.llm import loading
-from cmpta_lib.llm.encoder import TextEncoder
 from cmpta_lib.llm.files import is_tiny
+from cmpta_lib.llm.loading import TextEncoder
 from cmpta_lib.method.llm import FrozenLLM
 from cmpta_lib.runs.evaluation import dialogues
 from cmpta_lib.runs.store import CLIPS, CONFIG, DONE, WEIGHTS, Run, open_run
