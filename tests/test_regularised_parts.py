@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cmpta_lib.beyond.losses import central_moment_discrepancy, diversity
 from cmpta_lib.beyond.mgsi import Convolution, Granularities, MgsiConfig
 from cmpta_lib.beyond.prototypes import Attention, PrototypesConfig, PrototypeTokens
-from cmpta_lib.beyond.regularisers import central_moment_discrepancy, diversity
 from cmpta_lib.data.corpus import Inputs, Task
 from cmpta_lib.paper import MELD_LABELS
 

@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from cmpta_lib.base import FeatureScaling, mean_over_time, real_positions
-from cmpta_lib.beyond.regularisers import RegularisedLM, Weight
+from cmpta_lib.beyond.losses import RegularisedLM, Weight
 from cmpta_lib.config import AtLeastOne, PromptedLMConfig
 from cmpta_lib.data.corpus import MODALITIES, Inputs, Modality
 from cmpta_lib.fast.packing import Streams

@@ -20,7 +20,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from cmpta_lib.base import FeatureScaling, real_positions
-from cmpta_lib.beyond.regularisers import RegularisedLM, Weight, central_moment_discrepancy, diversity
+from cmpta_lib.beyond.losses import RegularisedLM, Weight, central_moment_discrepancy, diversity
 from cmpta_lib.config import CmptaConfig, PromptedLMConfig
 from cmpta_lib.data.corpus import Inputs, Modality
 from cmpta_lib.fast.cmpta import BatchedAlignment
