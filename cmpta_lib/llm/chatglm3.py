@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import GlmConfig, GlmForCausalLM
 
-from cmpta_lib.llm.loading import Published, expect
+from cmpta_lib.llm.weights import Published, expect
 
 VOCABULARY = "tokenizer.model"
 SPECIAL_TOKENS = ("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop")  # their ids follow the vocabulary's

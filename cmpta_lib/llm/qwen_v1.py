@@ -17,7 +17,7 @@ from typing import Any
 from transformers import AddedToken, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from cmpta_lib.llm.loading import Published, expect
+from cmpta_lib.llm.weights import Published, expect
 
 VOCABULARY = "qwen.tiktoken"
 PUBLISHED_TOKENS = 151_643  # of the file that the whole family shares
