@@ -33,7 +33,7 @@ class Resources:
 
     device: torch.device
     llm: Callable[[LLMConfig], Any]  # gives a `method.llm.FrozenLLM`
-    encoder: Callable[[EncoderConfig], Any] = _no_encoder  # gives an `llm.encoder.TextEncoder`
+    encoder: Callable[[EncoderConfig], Any] = _no_encoder  # gives an `llm.loading.TextEncoder`
     knowledge: Path | None = None  # folder for what models said of clips; None = kept in memory
 
 

@@ -78,7 +78,7 @@ def encoder():
 
     from cmpta_lib.config import EncoderConfig
     from cmpta_lib.embedded import synthetic, tiny
-    from cmpta_lib.llm.encoder import TextEncoder
+    from cmpta_lib.llm.loading import TextEncoder
 
     tokenizer = tiny.wordpiece_tokenizer(page.directions + page.text for page in synthetic.documents(300))
     torch.manual_seed(0)

@@ -19,7 +19,7 @@ from cmpta_lib.baselines import self_mm, supervised
 from cmpta_lib.baselines.supervised import Supervised
 from cmpta_lib.config import DataConfig, EvaluationConfig, RunConfig, TrainingConfig, override
 from cmpta_lib.data.corpus import Corpus, Inputs, Sample
-from cmpta_lib.llm.encoder import TextEncoder
+from cmpta_lib.llm.loading import TextEncoder
 from cmpta_lib.runs import loop
 
 WORLDS = ("embedded-sims", "embedded-meld")

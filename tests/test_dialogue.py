@@ -60,12 +60,12 @@ def outputs(method: Method, samples: Sequence[Sample]) -> Tensor:
 
 
 def test_the_layout_by_hand():
-    layout = Layout.of([2, 3, 1], torch.tensor([0, 1, 0, 1, 12, 0]))
+    layout = Layout.of_dialogues([2, 3, 1], torch.tensor([0, 1, 0, 1, 12, 0]))
     rows = torch.arange(1.0, 7)[:, None]
-    padded = layout.pad(rows)
+    padded = layout.padded(rows)
     assert padded[..., 0].tolist() == [[1, 2, 0], [3, 4, 5], [6, 0, 0]]
     assert layout.real.tolist() == (padded[..., 0] > 0).tolist()
-    assert torch.equal(layout.flat(padded), rows)
+    assert torch.equal(layout.packed(padded), rows)
     assert rows[layout.packing, 0].tolist() == [3, 1, 6, 4, 2, 5] and layout.batch_sizes.tolist() == [3, 2, 1]
     assert torch.equal(rows[layout.packing][layout.unpacking], rows)
     assert torch.equal(layout.voices(table := torch.nn.Embedding(3, 2)), table.weight[[0, 1, 0, 1, 2, 0]])
@@ -147,7 +147,7 @@ def test_a_loaded_run_answers_dialogues_in_any_order_as_it_was_evaluated(build, 
 
 
 def layout_of(sizes: Sequence[int], speakers: Sequence[int] | None = None) -> Layout:
-    return Layout.of(sizes, torch.tensor([0] * sum(sizes) if speakers is None else speakers))
+    return Layout.of_dialogues(sizes, torch.tensor([0] * sum(sizes) if speakers is None else speakers))
 
 
 # --- MMGCN ------------------------------------------------------------------------------------------------------------
@@ -170,7 +170,7 @@ def laid_nodes() -> list[torch.Tensor]:
 @pytest.mark.parametrize("config", [MMGCN, reference(MMGCN)], ids=["fixed", "reference"])
 def test_the_adjacency_is_the_references(config):
     layout = layout_of([2, 1])
-    laid = torch.stack([layout.pad(node) for node in laid_nodes()], dim=1)
+    laid = torch.stack([layout.padded(node) for node in laid_nodes()], dim=1)
     near = adjacency(laid, layout.real, config.epsilon)
     # rows and columns of the reference: a0 a1 a2 v0 v1 v2 l0 l1 l2, where utterances 0 and 1 are a dialogue and 2 is one
     first = [0.436805, 0.176916, 0.177377, 0, 0.140588, 0]
@@ -181,7 +181,7 @@ def test_the_adjacency_is_the_references(config):
 
 def test_nodes_are_joined_within_a_modality_or_an_utterance():
     layout = layout_of([3, 2])
-    laid = torch.stack([layout.pad(given(seed, 5, 4)) for seed in (1, 2, 3)], dim=1)
+    laid = torch.stack([layout.padded(given(seed, 5, 4)) for seed in (1, 2, 3)], dim=1)
     near = adjacency(laid, layout.real, 1e-8).view(2, 3, 3, 3, 3)  # dialogue, modality, utterance, modality, utterance
     for one, other in np.ndindex(3, 3):
         block = near[0, one, :, other]

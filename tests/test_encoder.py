@@ -13,7 +13,7 @@ from cmpta_lib.config import EncoderConfig
 from cmpta_lib.embedded import synthetic, tiny
 from cmpta_lib.llm import files as llm_files
 from cmpta_lib.llm import loading
-from cmpta_lib.llm.encoder import TextEncoder
+from cmpta_lib.llm.loading import TextEncoder
 
 CPU = torch.device("cpu")
 

@@ -14,10 +14,19 @@ from torch import Tensor, nn
 
 from cmpta_lib import registry
 from cmpta_lib.base import mean_over_time
-from cmpta_lib.baselines.lmf import LMF, LmfConfig, LowRankFusion
-from cmpta_lib.baselines.subnets import BatchNorm, MeanSubnet, Subnets, SubnetsConfig
 from cmpta_lib.baselines.supervised import Clips, reference
-from cmpta_lib.baselines.tfn import TFN, TensorFusion, TfnConfig
+from cmpta_lib.baselines.tensor_fusion import (
+    LMF,
+    TFN,
+    BatchNorm,
+    LmfConfig,
+    LowRankFusion,
+    MeanSubnet,
+    Subnets,
+    SubnetsConfig,
+    TensorFusion,
+    TfnConfig,
+)
 from cmpta_lib.config import override
 from cmpta_lib.data.corpus import Inputs, Sample, Task
 from cmpta_lib.runs import loop

@@ -19,9 +19,8 @@ from cmpta_lib import registry
 from cmpta_lib.base import Resources
 from cmpta_lib.config import CmptaConfig, DataConfig, PromptedLMConfig, RunConfig, TextOnlyConfig, override
 from cmpta_lib.data.corpus import Inputs, Sample, Task
-from cmpta_lib.fast.llm import PackedInput, packed_logits
+from cmpta_lib.fast.llm import PackedInput, PrunedDecoder, packed_logits
 from cmpta_lib.fast.prompted import PromptBatch, PromptedLM
-from cmpta_lib.fast.pruned import PrunedDecoder
 from cmpta_lib.method.answers import AnswerTrie
 from cmpta_lib.method.llm import FrozenLLM, weights_fingerprint
 from cmpta_lib.method.prompted import Layout, PlainLM, answer_text, legal_answers

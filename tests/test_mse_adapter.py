@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from cmpta_lib.baselines import mse_adapter
 from cmpta_lib.baselines.mse_adapter import MseAdapter, MseAdapterConfig, MseTokens
 from cmpta_lib.baselines.supervised import reference
 from cmpta_lib.config import DataConfig, PromptConfig, RunConfig, TrainingConfig, from_json, override, to_json
-from cmpta_lib.data.corpus import Inputs, Sample
+from cmpta_lib.data.corpus import MODALITIES, Inputs, Sample, Task
 from cmpta_lib.fast.packing import Stream, Streams
 
 WORLDS = ("embedded-sims", "embedded-meld")
@@ -41,9 +42,17 @@ def tokens_of(method: MseAdapter, samples: list[Sample]) -> Tensor:
 # --- the public code's numbers ------------------------------------------------------------------------------------------
 
 
+def made(config: MseAdapterConfig, features: tuple[int, int], pad: Tensor, text_limit: int) -> MseTokens:
+    """The adapter for texts of at most so many tokens and an LLM that has nothing but a padding token."""
+    config = config.model_copy(update={"prompt": config.prompt.model_copy(update={"max_text_tokens": text_limit})})
+    llm = SimpleNamespace(dim=len(pad), embedding_norm=1.0, tokenizer=SimpleNamespace(pad_token_id=0))
+    llm.embedding = SimpleNamespace(weight=pad[None])
+    return MseTokens(config, Inputs(Task("regression", "zh"), dict(zip(MODALITIES, features, strict=True))), llm)
+
+
 def by_rule(config: MseAdapterConfig) -> MseTokens:
     """The adapter for an LLM of width 64, parameter i filled with 0.3 sin(0.7 k + i), in the order of the public code."""
-    adapter = MseTokens(config, 4, 5, 64, embedding_norm=1.0, pad=torch.zeros(64), text_limit=7)
+    adapter = made(config, (4, 5), torch.zeros(64), text_limit=7)
     parts = (adapter.audio, adapter.vision, adapter.mixer, adapter.fusion.mlps, adapter.fusion.weigh)
     ordered = [p for part in (*parts, adapter.fusion.to_llm, adapter.spread) for p in part.parameters()]
     assert len(ordered) == len(list(adapter.parameters())) == 32
@@ -84,7 +93,7 @@ def test_the_public_codes_outputs():
 def test_the_trainable_parameters_that_the_public_code_logs(hidden, features, llm_dim, tokens, logged):
     config = MseAdapterConfig(audio_hidden=hidden[0], vision_hidden=hidden[1], num_pseudo_tokens=tokens)
     with torch.device("meta"):
-        adapter = MseTokens(config, *features, llm_dim, 1.0, torch.zeros(llm_dim), 65)
+        adapter = made(config, features, torch.zeros(llm_dim), text_limit=65)
     assert sum(parameter.numel() for parameter in adapter.parameters()) == logged
 
 
@@ -94,9 +103,10 @@ def test_the_trainable_parameters_that_the_public_code_logs(hidden, features, ll
 def test_the_padded_mean_counts_padding_and_the_real_one_does_not(llm):
     pad = torch.full((64,), 2.0)
     text, lengths = given(1, 1, 3, 64), torch.tensor([3])
-    padded = MseTokens(reference(SMALL), 4, 5, 64, 1.0, pad, 5)._text_mean(text, lengths)
+    padded = made(reference(SMALL), (4, 5), pad, text_limit=5)._text_mean(text, lengths)
     torch.testing.assert_close(padded, torch.cat([text, pad.expand(1, 2, -1)], dim=1).mean(1))
-    torch.testing.assert_close(MseTokens(SMALL, 4, 5, 64, 1.0, pad, 5)._text_mean(text, lengths), text.mean(1))
+    real = made(SMALL, (4, 5), pad, text_limit=5)._text_mean(text, lengths)
+    torch.testing.assert_close(real, text.mean(1))
     assert mse_adapter._padding_id(llm) == llm.tokenizer.eos_token_id  # as Qwen's
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from cmpta_lib.baselines.reference import reorder, reversed_order
 from cmpta_lib.config import RunConfig, from_json, override, to_json
 from cmpta_lib.fast.llm import _packed_attention
-from cmpta_lib.fast.packing import Ragged, pad_frames
+from cmpta_lib.fast.packing import Ragged, pad
 from cmpta_lib.method.answers import AnswerTrie
 
 CPU = torch.device("cpu")
@@ -91,7 +91,7 @@ def test_reading_backwards_twice_is_reading(lengths, extra):
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=5), st.integers(1, 4))
 def test_padded_clips_keep_their_frames_and_are_zero_beyond(lengths, width):
     clips = [np.full((n, width), i + 1, np.float32) for i, n in enumerate(lengths)]
-    padded, found = pad_frames(clips)
+    padded, found = pad(clips, np.float32)
     assert found.tolist() == lengths and padded.shape == (len(lengths), max(lengths), width)
     for row, clip in zip(padded, clips, strict=True):
         np.testing.assert_array_equal(row, np.pad(clip, ((0, max(lengths) - len(clip)), (0, 0))))

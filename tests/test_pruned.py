@@ -8,9 +8,8 @@ import torch
 from test_gpu_waits import language_model
 from test_model import CONFIG, TEXT_ONLY, build, clips
 
-from cmpta_lib.fast.llm import PackedInput
+from cmpta_lib.fast.llm import PackedInput, PrunedDecoder
 from cmpta_lib.fast.prompted import PromptedLM
-from cmpta_lib.fast.pruned import PrunedDecoder
 from cmpta_lib.llm.generation import adapted
 
 WORLDS = ("embedded-sims", "embedded-meld")

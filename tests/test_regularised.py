@@ -14,10 +14,10 @@ from torch import Tensor
 
 from cmpta_lib import registry
 from cmpta_lib.baselines.supervised import reference
-from cmpta_lib.beyond import regularisers
+from cmpta_lib.beyond import losses as regularisers
+from cmpta_lib.beyond.losses import RegularisedLM
 from cmpta_lib.beyond.mgsi import MgsiConfig
 from cmpta_lib.beyond.prototypes import PrototypesConfig
-from cmpta_lib.beyond.regularisers import RegularisedLM
 from cmpta_lib.config import DataConfig, RunConfig, TrainingConfig, from_json, override, to_json
 from cmpta_lib.data.corpus import Inputs, Sample, Task
 from cmpta_lib.fast import packing

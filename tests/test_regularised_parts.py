@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,9 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cmpta_lib.beyond.losses import central_moment_discrepancy, diversity
 from cmpta_lib.beyond.mgsi import Convolution, Granularities, MgsiConfig
 from cmpta_lib.beyond.prototypes import Attention, PrototypesConfig, PrototypeTokens
-from cmpta_lib.beyond.regularisers import central_moment_discrepancy, diversity
+from cmpta_lib.data.corpus import Inputs, Task
+from cmpta_lib.paper import MELD_LABELS
 
 
 def unit_rows(seed: int) -> Tensor:
@@ -82,7 +85,8 @@ def test_the_share_of_trained_weights_is_about_the_printed_one():
     """Printed: 0.09 to 0.26 % over ChatGLM3-6B, LLaMA2-7B and "Qwen-1.5B"; the width itself is not."""
     for llm_dim, weights in ((2048, 1_836_828_672), (4096, 6_243_584_000), (4096, 6_738_415_616)):
         with torch.device("meta"):
-            maker = PrototypeTokens(PrototypesConfig(), 7, {"audio": 25, "vision": 177}, llm_dim, 1.0)
+            inputs = Inputs(Task("classification", "en", MELD_LABELS), {"audio": 25, "vision": 177})
+            maker = PrototypeTokens(PrototypesConfig(), inputs, SimpleNamespace(dim=llm_dim, embedding_norm=1.0))
         assert 0.0009 < sum(p.numel() for p in maker.parameters()) / weights < 0.0026
 
 

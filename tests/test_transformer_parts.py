@@ -10,15 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cmpta_lib.beyond.multimodal_transformer import (
-    STREAMS,
-    Embedding,
-    MultimodalTransformerConfig,
-    SixPairs,
-    resampled,
-    sinusoids,
-)
-from cmpta_lib.beyond.pretraining import (
+from cmpta_lib.beyond.losses import (
     IGNORED,
     ContrastiveHead,
     MaskedLanguageHead,
@@ -26,6 +18,14 @@ from cmpta_lib.beyond.pretraining import (
     info_nce,
     mask_tokens,
     masked_language_loss,
+)
+from cmpta_lib.beyond.multimodal_transformer import (
+    STREAMS,
+    Embedding,
+    MultimodalTransformerConfig,
+    SixPairs,
+    resampled,
+    sinusoids,
 )
 
 MASK, VOCABULARY = 4, 1000

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from cmpta_lib.base import Group, mean_over_time
+from cmpta_lib.base import Group, mean_over_time, real_positions
 from cmpta_lib.baselines.supervised import Clips, LastState, Supervised, SupervisedConfig
 from cmpta_lib.config import AtLeastOne, Positive, TrainingConfig
 from cmpta_lib.data.corpus import MODALITIES
-from cmpta_lib.fast.packing import send
+from cmpta_lib.fast.packing import Ragged, send
 
 SMALL_DIALOGUES = {"method.audio_width": 32, "method.vision_width": 32, "training.batch_size": 8, "training.epochs": 8}
 TINY_DIALOGUES = {"method.audio_width": 8, "method.vision_width": 8, "method.dim": 8}
@@ -41,12 +41,10 @@ class DialogueConfig(SupervisedConfig):
     bilstm: Literal["packed", "padded"] = "packed"  # padded: the backward direction starts in padding
 
 
-@dataclass(frozen=True)
-class Layout:
-    """Where each of N utterances stands, and who speaks it."""
+@dataclass(frozen=True, kw_only=True)
+class Layout(Ragged):
+    """Where each of N utterances stands among D * L padded places and in a packed sequence, and who speaks it."""
 
-    shape: tuple[int, int]  # D, L
-    slots: Tensor  # (N,) int64: its place among D * L padded ones
     real: Tensor  # (D, L) bool
     packing: Tensor  # (N,) int64: the utterances in the order of a packed sequence
     unpacking: Tensor  # (N,) int64: its inverse
@@ -54,35 +52,17 @@ class Layout:
     speakers: Tensor  # (N,) int64, numbered as they first speak
 
     @classmethod
-    def of(cls, sizes: Sequence[int], speakers: Tensor) -> Layout:
+    def of_dialogues(cls, sizes: Sequence[int], speakers: Tensor) -> Layout:
         """From the sizes of the dialogues in order; the host's indices travel as one block."""
         lengths = np.array(sizes, np.int64)
         starts, longest = lengths.cumsum() - lengths, int(lengths.max())
         order, turns = np.argsort(-lengths, kind="stable"), np.arange(longest)
         spoken = turns[:, None] < lengths[order]  # (L, D), longest dialogue first
         packing = (starts[order] + turns[:, None])[spoken]
-        place = np.arange(lengths.sum()) - np.repeat(starts, lengths)
-        slots = np.repeat(np.arange(len(lengths)), lengths) * longest + place
-        sent = send([slots, packing, np.argsort(packing), lengths], speakers.device)
-        return cls(
-            shape=(len(lengths), longest),
-            slots=sent[0],
-            real=torch.arange(longest, device=speakers.device) < sent[3][:, None],
-            packing=sent[1],
-            unpacking=sent[2],
-            batch_sizes=torch.from_numpy(spoken.sum(1)),
-            speakers=speakers,
-        )
-
-    def pad(self, vectors: Tensor) -> Tensor:
-        """(N, F) -> (D, L, F), zeros where there is no utterance."""
-        dialogues, longest = self.shape
-        padded = vectors.new_zeros(dialogues * longest, vectors.shape[1]).index_copy(0, self.slots, vectors)
-        return padded.view(dialogues, longest, -1)
-
-    def flat(self, padded: Tensor) -> Tensor:
-        """(D, L, F) -> (N, F)."""
-        return padded.flatten(0, 1).index_select(0, self.slots)
+        sent = send([cls.slots_of(lengths, longest), packing, np.argsort(packing), lengths], speakers.device)
+        real = real_positions(sent[3], longest)
+        rest = {"packing": sent[1], "unpacking": sent[2], "batch_sizes": torch.from_numpy(spoken.sum(1))}
+        return cls(lengths=tuple(sizes), size=longest, slots=sent[0], real=real, speakers=speakers, **rest)
 
     def voices(self, table: nn.Embedding) -> Tensor:
         """(N, F) a row of the table for each utterance's speaker; those whom the table has no row for share the last."""
@@ -105,7 +85,7 @@ class Conversation(nn.Module):
             given = PackedSequence(self.inward(vectors).index_select(0, layout.packing), layout.batch_sizes)
             return self.lstm(given)[0].data.index_select(0, layout.unpacking)
         # As in MMGCN's public code: the backward direction starts in the padding, so batch mates matter.
-        return layout.flat(self.lstm(self.inward(layout.pad(vectors)))[0])
+        return layout.packed(self.lstm(self.inward(layout.padded(vectors)))[0])
 
 
 class DialogueMethod(Supervised):
@@ -139,7 +119,7 @@ class DialogueMethod(Supervised):
         sizes, speakers = clips.dialogues, clips.speakers
         if not self.settings.context:
             sizes, speakers = [1] * len(speakers), torch.zeros_like(speakers)
-        layout = Layout.of(sizes, speakers)
+        layout = Layout.of_dialogues(sizes, speakers)
         outputs: Tensor = self.net["graph"](*self.vectors(clips), layout)
         return outputs
 

@@ -86,7 +86,7 @@ class GraphAttention(nn.Module):
 
 def window(layout: Layout, past: int, future: int) -> Tensor:
     """(D, L, L) bool: each utterance (row) hears those from `past` before it to `future` after it, and itself."""
-    place = torch.arange(layout.shape[1], device=layout.real.device)
+    place = torch.arange(layout.size, device=layout.real.device)
     later = place - place[:, None]  # (rows, columns): how much later the column is spoken
     near = (later >= -past) & (later <= future)
     return near & layout.real[:, None, :] & layout.real[:, :, None]
@@ -159,13 +159,13 @@ class Network(nn.Module):
         voices = settings.speaker_weight * layout.voices(self.voices)
         spans = (settings.past, settings.future)
         edges = window(layout, *(reversed(spans) if settings.windows == "swapped" else spans))
-        nodes = {kind: self.within[kind](layout.pad(given[kind] + voices), edges) for kind in KINDS}
-        nodes = {kind: layout.pad(layout.flat(node)) for kind, node in nodes.items()}  # zeros at padding again
+        nodes = {kind: self.within[kind](layout.padded(given[kind] + voices), edges) for kind in KINDS}
+        nodes = {kind: layout.padded(layout.packed(node)) for kind, node in nodes.items()}  # zeros at padding again
         # The public code adds 1 to the scores of real utterances and leaves padding in: batch mates matter.
         mask = layout.real.to(text.dtype) if settings.padding_mask == "float" else ~layout.real
         for layer in self.across:
             nodes = {kind: part(nodes, mask) for kind, part in cast(nn.ModuleDict, layer).items()}
-        outputs: Tensor = self.head(layout.flat(torch.cat([nodes[kind] for kind in KINDS], dim=-1)))
+        outputs: Tensor = self.head(layout.packed(torch.cat([nodes[kind] for kind in KINDS], dim=-1)))
         return outputs
 
 

@@ -15,7 +15,7 @@ from cmpta_lib.base import Group
 from cmpta_lib.baselines.supervised import AS_IN_MMSA, Chance, Clips, Supervised, SupervisedConfig, split_by_decay
 from cmpta_lib.config import Positive, TrainingConfig
 from cmpta_lib.data.corpus import MODALITIES, Split
-from cmpta_lib.llm.encoder import contextual
+from cmpta_lib.llm.loading import contextual
 from cmpta_lib.registry import register
 
 if TYPE_CHECKING:

@@ -120,9 +120,9 @@ class Network(nn.Module):
 
     def fused(self, nodes: list[Tensor], layout: Layout) -> Tensor:
         """Audio, vision and text nodes (N, dim) each -> (N, 3 * (dim + graph_dim))."""
-        laid = torch.stack([layout.pad(node) for node in nodes], dim=1)  # (D, 3, L, dim)
+        laid = torch.stack([layout.padded(node) for node in nodes], dim=1)  # (D, 3, L, dim)
         made = self.graph(laid.flatten(1, 2), adjacency(laid, layout.real, self.epsilon))
-        return torch.cat([layout.flat(part) for part in made.chunk(3, dim=1)], dim=-1)
+        return torch.cat([layout.packed(part) for part in made.chunk(3, dim=1)], dim=-1)
 
 
 def class_losses(logits: Tensor, labels: Tensor, kind: str, gamma: float) -> Tensor:

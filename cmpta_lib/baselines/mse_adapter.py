@@ -81,38 +81,24 @@ class MseTokens(TokenMaker):
     """Face, voice and the text's embeddings -> K pseudo tokens.
 
     With `modalities="text"` voice and face count as absent in every clip: the tokens are made of the text's mean alone.
-
-    Args:
-        audio_features, vision_features: F of each modality.
-        llm_dim: E.
-        embedding_norm: mean norm of the LLM's text embeddings.
-        pad: (E,) embedding of the LLM's padding token, and `text_limit` the padded length; for `text_mean="padded"`.
     """
 
-    pad: Tensor
+    pad: Tensor  # (E,) embedding of the LLM's padding token, for `text_mean="padded"`
 
-    def __init__(
-        self,
-        config: MseAdapterConfig,
-        audio_features: int,
-        vision_features: int,
-        llm_dim: int,
-        embedding_norm: float,
-        pad: Tensor,
-        text_limit: int,
-    ) -> None:
+    def __init__(self, config: MseAdapterConfig, inputs: Inputs, llm: FrozenLLM) -> None:
         super().__init__()
-        self.config, self.num_tokens, self.text_limit = config, config.num_pseudo_tokens, text_limit
-        self.audio = Summary(audio_features, config.audio_hidden, config.dim)
-        self.vision = Summary(vision_features, config.vision_hidden, config.dim)
+        self.config, self.num_tokens = config, config.num_pseudo_tokens
+        self.audio = Summary(inputs.widths["audio"], config.audio_hidden, config.dim)
+        self.vision = Summary(inputs.widths["vision"], config.vision_hidden, config.dim)
         if config.mixer:
-            self.mixer = nn.Linear(llm_dim, config.dim)
-        self.fusion = MultiScaleFusion(config.dim, llm_dim, config.scales if config.multi_scale else config.scales[:1])
+            self.mixer = nn.Linear(llm.dim, config.dim)
+        self.fusion = MultiScaleFusion(config.dim, llm.dim, config.scales if config.multi_scale else config.scales[:1])
         self.spread = nn.Linear(1, config.num_pseudo_tokens)
         if config.token_scale == "embedding_norm":  # by default b_k alone has entries in [-1, 1]: tens of times too large
             with torch.no_grad():
                 for weight in self.spread.parameters():
-                    weight.mul_(3**0.5 * embedding_norm / llm_dim**0.5)
+                    weight.mul_(3**0.5 * llm.embedding_norm / llm.dim**0.5)
+        pad = llm.embedding.weight[_padding_id(llm)].detach().float()
         self.register_buffer("pad", pad, persistent=False)  # the LLM's, not ours
 
     def set_feature_statistics(self, modality: Modality, mean: Tensor, std: Tensor) -> None:
@@ -135,19 +121,15 @@ class MseTokens(TokenMaker):
         """(B, L, E) -> (B, E)."""
         if self.config.text_mean == "real":
             return mean_over_time(text, lengths)
-        missing = (self.text_limit - lengths).clamp(min=0)[:, None]
-        return (text.sum(1) + missing * self.pad) / self.text_limit
+        padded_length = self.config.prompt.max_text_tokens
+        missing = (padded_length - lengths).clamp(min=0)[:, None]
+        return (text.sum(1) + missing * self.pad) / padded_length
 
 
 class MseAdapter(PromptedLM):
     """MSE-Adapter's pseudo tokens before a frozen LLM."""
 
-    def token_maker(self, inputs: Inputs) -> MseTokens:
-        settings, llm = self.settings, self.llm
-        assert isinstance(settings, MseAdapterConfig)
-        pad = llm.embedding.weight[_padding_id(llm)].detach().float()
-        widths = inputs.widths["audio"], inputs.widths["vision"]
-        return MseTokens(settings, *widths, llm.dim, llm.embedding_norm, pad, settings.prompt.max_text_tokens)
+    maker_type = MseTokens
 
 
 def _padding_id(llm: FrozenLLM) -> int:

@@ -29,6 +29,7 @@ from cmpta_lib.config import AtLeastOne, MethodConfig, Positive, PromptedLMConfi
 from cmpta_lib.data.corpus import MODALITIES, Inputs, Modality, Sample, Split
 from cmpta_lib.fast.packing import Streams, send
 from cmpta_lib.fast.prompted import PromptedLM, TokenMaker
+from cmpta_lib.method.llm import FrozenLLM
 from cmpta_lib.registry import register
 
 register(
@@ -288,10 +289,10 @@ class SoftPromptConfig(PromptedLMConfig):
 class SoftTokens(TokenMaker):
     """(K, E) trained vectors, which start in random directions at the mean norm of the LLM's embeddings."""
 
-    def __init__(self, num_tokens: int, llm_dim: int, embedding_norm: float) -> None:
+    def __init__(self, settings: SoftPromptConfig, _: Inputs, llm: FrozenLLM) -> None:
         super().__init__()
-        self.num_tokens = num_tokens
-        self.tokens = nn.Parameter(torch.randn(num_tokens, llm_dim) * embedding_norm / llm_dim**0.5)
+        self.num_tokens = settings.num_pseudo_tokens
+        self.tokens = nn.Parameter(torch.randn(self.num_tokens, llm.dim) * llm.embedding_norm / llm.dim**0.5)
 
     def set_feature_statistics(self, modality: Modality, mean: Tensor, std: Tensor) -> None:
         """Nothing to scale: neither face nor voice is read."""
@@ -303,10 +304,7 @@ class SoftTokens(TokenMaker):
 class SoftPrompt(PromptedLM):
     """The frozen LLM with the text and a tuned prompt."""
 
-    def token_maker(self, inputs: Inputs) -> SoftTokens:
-        settings = self.settings
-        assert isinstance(settings, SoftPromptConfig)
-        return SoftTokens(settings.num_pseudo_tokens, self.llm.dim, self.llm.embedding_norm)
+    maker_type = SoftTokens
 
 
 register(

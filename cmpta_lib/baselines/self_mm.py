@@ -31,7 +31,7 @@ from cmpta_lib.baselines.supervised import (
 from cmpta_lib.config import AtLeastOne, Positive, TrainingConfig
 from cmpta_lib.data.corpus import MODALITIES, Modality, Split, Task
 from cmpta_lib.fast.packing import send
-from cmpta_lib.llm.encoder import contextual
+from cmpta_lib.llm.loading import contextual
 from cmpta_lib.registry import register
 
 if TYPE_CHECKING:

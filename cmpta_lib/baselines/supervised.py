@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from cmpta_lib.base import Batch, FeatureScaling, Loss, Method, Predictions, Resources, real_positions
 from cmpta_lib.config import EncoderConfig, MethodConfig, RunConfig
 from cmpta_lib.data.corpus import MODALITIES, Inputs, Modality, Sample, Split, Task, dialogues_of
-from cmpta_lib.fast.packing import pad_frames, pad_ids, send
-from cmpta_lib.llm.encoder import TextEncoder
+from cmpta_lib.fast.packing import pad, send
+from cmpta_lib.llm.loading import TextEncoder
 
 Chance = Annotated[float, Field(ge=0, lt=1)]  # of a dropout
 Preset = TypeVar("Preset", bound=MethodConfig)
@@ -123,7 +123,7 @@ class Supervised(Method):
         total, squares = (torch.zeros(self.encoder.dim, dtype=torch.float64, device=self.device) for _ in range(2))
         for start in range(0, len(train), size):
             rows, _ = self._token_ids([train[index].text for index in range(start, min(start + size, len(train)))])
-            ids, lengths = pad_ids(rows)
+            ids, lengths = pad(rows, np.int64)
             given, sizes = send([ids, lengths], self.device)
             real = real_positions(sizes, given.shape[1])
             states = (self.encoder.states(given, real) * real[..., None]).double().flatten(0, 1)
@@ -153,11 +153,11 @@ class Supervised(Method):
         if not samples:
             raise ValueError("an empty batch: expected at least one sample")
         rows, cut = self._token_ids([sample.text for sample in samples])
-        text_ids, text_lengths = pad_ids(rows)
+        text_ids, text_lengths = pad(rows, np.int64)
         padded = {}
         for modality in MODALITIES:
             arrays = [getattr(sample, modality) for sample in samples]
-            padded[modality] = pad_frames(arrays if self.reads(modality) else [array[:0] for array in arrays])
+            padded[modality] = pad(arrays if self.reads(modality) else [array[:0] for array in arrays], np.float32)
         dialogues = dialogues_of(sample.dialogue for sample in samples)
         if self.unit == "dialogue" and [*chain(*dialogues)] != [*range(len(samples))]:
             raise ValueError("expected the clips of each dialogue one after another")

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 from cmpta_lib.benchmark import table
-from cmpta_lib.benchmark.command import screen
 from cmpta_lib.benchmark.contest import Contest, peaks_here
 from cmpta_lib.benchmark.options import CORPORA, DEFAULT_DIM, Options
 from cmpta_lib.config import TrainingConfig
@@ -54,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             contest = Contest(asked[-1], llm)
             llm = contest.llm
             rows.append(table.row(asked[-1], contest.run(), peaks_here(contest)))
-            print(screen(rows[-1:], table.about(asked[-1:])), flush=True)
+            print(table.screen(rows[-1:], table.about(asked[-1:])), flush=True)
     made = table.about(asked)
     made |= {"projection": projection(rows), "seconds": round(time.perf_counter() - started, 1)}
     paths = table.store(options.out, "gpu", rows, made)

@@ -1,11 +1,12 @@
-"""A measurement as a row of a table, and the table as files, as a figure, in a notebook and in the README."""
+"""`cmpta benchmark`: a measurement as a row of a table, and the table on screen, as files, as a figure, in the README."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +15,18 @@ import pandas as pd
 import torch
 
 from cmpta_lib import files
-from cmpta_lib.benchmark.contest import ANCESTOR, OURS, PARTS, REFERENCE, Times
-from cmpta_lib.benchmark.options import BACKBONES, CORPORA, Options
+from cmpta_lib.benchmark.contest import (
+    ANCESTOR,
+    CONTENDERS,
+    OURS,
+    PARTS,
+    REFERENCE,
+    Contest,
+    Times,
+    peak_apart,
+    peaks_here,
+)  # fmt: skip
+from cmpta_lib.benchmark.options import BACKBONES, CORPORA, DEFAULT_DIM, Options
 from cmpta_lib.runs import provenance
 
 if TYPE_CHECKING:
@@ -43,6 +54,57 @@ COMMANDS = {
 }
 _WHAT = {"tiny": "The embedded LLM's size", "slice": "Four layers of Qwen-1.8B's width", "full": "Qwen-1.8B's shape"}
 Stored = Mapping[str, Mapping[str, Any]]  # name -> about and rows, as `store` wrote them
+
+
+def run(options: argparse.Namespace) -> int:
+    """What the command does; returns the exit code."""
+    if options.publish:
+        print(publish())
+        return 0
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    given = {field.name: getattr(options, field.name) for field in fields(Options) if hasattr(options, field.name)}
+    given["dim"] = options.dim or DEFAULT_DIM[options.backbone]
+    rows, made = measure([Options(**given | {"corpus": key}) for key in options.corpora], with_memory=options.memory)
+    print(screen(rows, made), flush=True)
+    folder, name = files.figures_folder() / FOLDER, f"{options.backbone}-batch{options.batch_size}-dim{given['dim']}"
+    paths = store(folder, name, rows, made)
+    paths += save(costs(rows, title(rows, made)), folder / name)
+    print("in full: " + ", ".join(map(str, paths)))
+    return 0
+
+
+def quick(smoke: bool = False) -> list[Options]:
+    """Measurements of seconds, for a first look: the tiny backbone, few batches, no process of its own for memory."""
+    few = Options(steps=3, batch_size=4, answers=1, answered=8)
+    if smoke:
+        few = replace(few, steps=1, batch_size=2, dim=16, answered=4)
+    return [replace(few, corpus=key) for key in CORPORA]
+
+
+def measure(asked: Sequence[Options], with_memory: bool = True) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """A `row` for each, and where and when it was measured.
+
+    Peak memory is exact within one process on a GPU only; on a CPU each contender has one of its own.
+    """
+    rows = []
+    for one in asked:
+        in_gpu, peaks = torch.cuda.is_available(), None
+        if with_memory and not in_gpu:
+            peaks = {name: peak_apart(one, name) for name in CONTENDERS}
+        contest = Contest(one)
+        times = contest.run()
+        rows.append(row(one, times, peaks_here(contest) if with_memory and in_gpu else peaks))
+    return rows, about(asked)
+
+
+def screen(rows: Sequence[dict[str, Any]], made: dict[str, Any]) -> str:
+    """The table as it is printed, and what it stands on."""
+    lines = [shown(rows).to_string(index=False), ""]
+    for one in rows:
+        parts = ", ".join(f"{name} {one[f'share {name}']:.0%}" for name in PARTS)
+        lines.append(f"{one['corpus']}: {parts}")
+    return "\n".join([*lines, title(rows, made)])
 
 
 def row(options: Options, times: Times, peaks: Mapping[str, Mapping[str, float]] | None = None) -> dict[str, Any]:

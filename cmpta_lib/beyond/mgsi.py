@@ -20,12 +20,13 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from cmpta_lib.base import FeatureScaling, mean_over_time, real_positions
-from cmpta_lib.beyond.regularisers import RegularisedLM, Weight
+from cmpta_lib.beyond.losses import RegularisedLM, Weight
 from cmpta_lib.config import AtLeastOne, PromptedLMConfig
 from cmpta_lib.data.corpus import MODALITIES, Inputs, Modality
 from cmpta_lib.fast.packing import Streams
 from cmpta_lib.fast.prompted import TokenMaker
 from cmpta_lib.method.adapter import start_at_embedding_norm
+from cmpta_lib.method.llm import FrozenLLM
 from cmpta_lib.registry import register
 
 
@@ -115,27 +116,21 @@ class Granularities(nn.Module):
 
 
 class MgsiTokens(TokenMaker):
-    """Face, voice and the text's embeddings -> K pseudo tokens.
+    """Face, voice and the text's embeddings -> K pseudo tokens."""
 
-    Args:
-        widths: F of each modality.
-        llm_dim: E.
-        embedding_norm: mean norm of the LLM's text embeddings.
-    """
-
-    def __init__(self, config: MgsiConfig, widths: Mapping[Modality, int], llm_dim: int, embedding_norm: float) -> None:
+    def __init__(self, config: MgsiConfig, inputs: Inputs, llm: FrozenLLM) -> None:
         super().__init__()
         self.calibration, self.num_tokens, dim = config.calibration, config.num_pseudo_tokens, config.dim
-        self.reading = nn.ModuleDict({modality: Granularities(config, widths[modality]) for modality in MODALITIES})
+        self.reading = nn.ModuleDict({modality: Granularities(config, inputs.widths[modality]) for modality in MODALITIES})
         # The embeddings' entries are far below 1: at their own size they would leave every gate half open.
-        self.text_scale = llm_dim**0.5 / embedding_norm
-        self.gate = nn.ModuleDict({modality: nn.Linear(llm_dim, dim) for modality in MODALITIES})
+        self.text_scale = llm.dim**0.5 / llm.embedding_norm
+        self.gate = nn.ModuleDict({modality: nn.Linear(llm.dim, dim) for modality in MODALITIES})
         self.non_neutral = nn.Linear(dim, 1)
         self.correction = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, dim))
         self.norm = nn.LayerNorm(dim)
-        self.to_llm = nn.Linear(dim, self.num_tokens * llm_dim)
+        self.to_llm = nn.Linear(dim, self.num_tokens * llm.dim)
         if config.token_scale == "embedding_norm":
-            start_at_embedding_norm(self.to_llm, embedding_norm, llm_dim)
+            start_at_embedding_norm(self.to_llm, llm.embedding_norm, llm.dim)
 
     def set_feature_statistics(self, modality: Modality, mean: Tensor, std: Tensor) -> None:
         cast(Granularities, self.reading[modality]).scaling.take(mean, std)
@@ -164,9 +159,7 @@ class Mgsi(RegularisedLM):
     """MGSI's pseudo tokens before a frozen LLM; its head is trained where the labels tell what is neutral."""
 
     settings: MgsiConfig
-
-    def token_maker(self, inputs: Inputs) -> MgsiTokens:
-        return MgsiTokens(self.settings, inputs.widths, self.llm.dim, self.llm.embedding_norm)
+    maker_type = MgsiTokens
 
     @property
     def neutral_class(self) -> int | None:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from cmpta_lib.base import Loss, Predictions, Resources
 from cmpta_lib.beyond.knowledge import END, Describer, StatementCache, content_digest
-from cmpta_lib.beyond.pretraining import unlabelled_stage
+from cmpta_lib.beyond.losses import unlabelled_stage
 from cmpta_lib.config import AtLeastOne, CmptaConfig, Positive, PromptedLMConfig, RunConfig, Stage
 from cmpta_lib.data.corpus import MODALITIES, Corpus, Inputs, Modality, Sample, Split
 from cmpta_lib.fast.cmpta import BatchedAdapter

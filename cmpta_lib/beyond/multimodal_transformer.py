@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from cmpta_lib.base import Group, Loss, mean_over_time, real_positions
 from cmpta_lib.baselines.supervised import Chance, ClipBatch, Clips, Supervised, SupervisedConfig
-from cmpta_lib.beyond import pretraining
+from cmpta_lib.beyond import losses
 from cmpta_lib.config import AtLeastOne, Positive, RunConfig, Stage, TrainingConfig
 from cmpta_lib.data.corpus import MODALITIES, Split
 from cmpta_lib.registry import register
@@ -77,7 +77,7 @@ class MultimodalTransformerConfig(SupervisedConfig):
         if self.pretraining == "none":
             return (fine_tuning,)
         of_training = self.pretraining_epochs, self.pretraining_rate, self.pretraining_batch
-        return (pretraining.unlabelled_stage("pretraining", run, *of_training, self.fine_tuning_only), fine_tuning)
+        return (losses.unlabelled_stage("pretraining", run, *of_training, self.fine_tuning_only), fine_tuning)
 
 
 STREAMS = ("text", "audio", "vision")  # t, a, v
@@ -232,8 +232,8 @@ class MultimodalTransformer(Supervised):
         settings, table = self.settings, self.encoder.model.get_input_embeddings().weight
         widths = {"text": self.encoder.dim} | {modality: self.inputs.widths[modality] for modality in MODALITIES}
         self.body = Body(settings, widths)
-        self.masked_language = pretraining.MaskedLanguageHead(settings.dim, self.encoder.dim, len(table))
-        self.contrastive = pretraining.ContrastiveHead(STREAMS, settings.dim, settings.contrastive_dim, settings.temperature)
+        self.masked_language = losses.MaskedLanguageHead(settings.dim, self.encoder.dim, len(table))
+        self.contrastive = losses.ContrastiveHead(STREAMS, settings.dim, settings.contrastive_dim, settings.temperature)
         parts: dict[str, nn.Module] = {}
         parts |= {"body": self.body, "masked_language": self.masked_language, "contrastive": self.contrastive}
         self.frozen_table = table.detach()
@@ -316,11 +316,11 @@ class MultimodalTransformer(Supervised):
         if chosen != "contrastive":
             tokenizer, share, size = self.encoder.tokenizer, self.settings.mask_share, len(self.frozen_table)
             maskable = clips.text_real & (read != tokenizer.cls_token_id) & (read != tokenizer.sep_token_id)
-            read, targets = pretraining.mask_tokens(read, maskable, tokenizer.mask_token_id, size, share)
+            read, targets = losses.mask_tokens(read, maskable, tokenizer.mask_token_id, size, share)
         if chosen != "contrastive" or is_joint:
             joint = self.body.joint(self.inputs_of(clips, read))
         if chosen != "contrastive":
-            parts["mlm"] = pretraining.masked_language_loss(self.masked_language(joint["text"][0], self._table()), targets)
+            parts["mlm"] = losses.masked_language_loss(self.masked_language(joint["text"][0], self._table()), targets)
         if chosen != "mlm":
             states = joint if is_joint else self.body.alone(self.inputs_of(clips, clips.text_ids))
             vectors = {name: mean_over_time(*given) for name, given in states.items()}

@@ -20,13 +20,14 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from cmpta_lib.base import FeatureScaling, real_positions
-from cmpta_lib.beyond.regularisers import RegularisedLM, Weight, central_moment_discrepancy, diversity
+from cmpta_lib.beyond.losses import RegularisedLM, Weight, central_moment_discrepancy, diversity
 from cmpta_lib.config import CmptaConfig, PromptedLMConfig
 from cmpta_lib.data.corpus import Inputs, Modality
 from cmpta_lib.fast.cmpta import BatchedAlignment
 from cmpta_lib.fast.packing import Stream, Streams
 from cmpta_lib.fast.prompted import TokenMaker
 from cmpta_lib.method.adapter import start_at_embedding_norm
+from cmpta_lib.method.llm import FrozenLLM
 from cmpta_lib.registry import register
 
 
@@ -94,31 +95,24 @@ class Resampling(nn.Module):
 
 
 class PrototypeTokens(TokenMaker):
-    """Face, voice and the text's embeddings -> K pseudo tokens of each of face and voice.
+    """Face, voice and the text's embeddings -> K pseudo tokens of each of face and voice, one for each class."""
 
-    Args:
-        classes: K.
-        widths: F of each modality.
-        llm_dim: E.
-        embedding_norm: mean norm of the LLM's text embeddings.
-    """
-
-    def __init__(
-        self, config: PrototypesConfig, classes: int, widths: Mapping[Modality, int], llm_dim: int, embedding_norm: float
-    ) -> None:
+    def __init__(self, config: PrototypesConfig, inputs: Inputs, llm: FrozenLLM) -> None:
         super().__init__()
-        self.classes, self.num_tokens, dim = classes, len(ORDER) * classes, config.dim
+        self.classes, dim = len(inputs.task.labels) or config.score_levels, config.dim
+        self.num_tokens = len(ORDER) * self.classes
         self.packs = config.frames == "bilstm"
         self.prototypes = nn.Parameter(torch.randn(self.num_tokens, dim))
-        self.text = nn.Linear(llm_dim, dim)
+        self.text = nn.Linear(llm.dim, dim)
         # The embeddings' entries are far below 1: at their own size the prototypes would hear nothing of the text.
-        self.text_scale = llm_dim**0.5 / embedding_norm
+        self.text_scale = llm.dim**0.5 / llm.embedding_norm
         self.conditioning = Attention(dim)
-        self.resampling = nn.ModuleDict({name: Resampling(config, widths[name], classes) for name in ORDER})
-        self.to_llm = nn.Linear(dim, llm_dim)
+        parts: dict[str, nn.Module] = {name: Resampling(config, inputs.widths[name], self.classes) for name in ORDER}
+        self.resampling = nn.ModuleDict(parts)
+        self.to_llm = nn.Linear(dim, llm.dim)
         self.norm = nn.LayerNorm(dim) if config.token_scale == "embedding_norm" else nn.Identity()
         if config.token_scale == "embedding_norm":
-            start_at_embedding_norm(self.to_llm, embedding_norm, llm_dim)
+            start_at_embedding_norm(self.to_llm, llm.embedding_norm, llm.dim)
 
     def set_feature_statistics(self, modality: Modality, mean: Tensor, std: Tensor) -> None:
         cast(Resampling, self.resampling[modality]).scaling.take(mean, std)
@@ -151,10 +145,7 @@ class Prototypes(RegularisedLM):
     """Sentiment prototypes before a frozen LLM, with the losses that give them their meaning."""
 
     settings: PrototypesConfig
-
-    def token_maker(self, inputs: Inputs) -> PrototypeTokens:
-        classes = len(inputs.task.labels) or self.settings.score_levels
-        return PrototypeTokens(self.settings, classes, inputs.widths, self.llm.dim, self.llm.embedding_norm)
+    maker_type = PrototypeTokens
 
     def targets(self, labels: np.ndarray) -> np.ndarray:
         """A class's index; of a score the nearest of evenly spaced levels from -1 to 1."""

@@ -35,7 +35,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
 def _action(command: str) -> Callable[[argparse.Namespace], int]:
     """What a command does; each imports what it needs alone."""
     if command == "benchmark":
-        from cmpta_lib.benchmark import command as benchmark
+        from cmpta_lib.benchmark import table as benchmark
 
         return benchmark.run
     if command == "compare":

@@ -205,9 +205,8 @@ def _pool_spans(frames: Tensor, lengths: Tensor, spans: int) -> Tensor:
 class CMPTA(PromptedLM):
     """The paper's method: the adapter's pseudo tokens before a frozen LLM."""
 
+    settings: CmptaConfig
+
     def token_maker(self, inputs: Inputs) -> BatchedAdapter:
-        settings = self.settings
-        assert isinstance(settings, CmptaConfig)
-        return BatchedAdapter(
-            settings, inputs.widths["audio"], inputs.widths["vision"], self.llm.dim, self.llm.embedding_norm
-        )
+        widths = inputs.widths["audio"], inputs.widths["vision"]
+        return BatchedAdapter(self.settings, *widths, self.llm.dim, self.llm.embedding_norm)

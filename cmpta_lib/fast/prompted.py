@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -21,9 +22,8 @@ from cmpta_lib.base import Batch, Loss, Method, Predictions, Resources
 from cmpta_lib.config import PromptedLMConfig, RunConfig
 from cmpta_lib.data.corpus import MODALITIES, Inputs, Modality, Sample, Split
 from cmpta_lib.fast import packing
-from cmpta_lib.fast.llm import PackedInput, packed_logits
-from cmpta_lib.fast.packing import Ragged, Stream, Streams, pad_frames, pad_ids
-from cmpta_lib.fast.pruned import PrunedDecoder
+from cmpta_lib.fast.llm import PackedInput, PrunedDecoder, packed_logits
+from cmpta_lib.fast.packing import Ragged, Stream, Streams, pad
 from cmpta_lib.method.answers import AnswerTrie
 from cmpta_lib.method.llm import FrozenLLM
 from cmpta_lib.method.prompted import InputIds, answer_text, legal_answers
@@ -40,7 +40,10 @@ class PromptBatch(Batch):
 
 
 class TokenMaker(nn.Module, ABC):
-    """Face, voice and the text's embeddings -> K pseudo tokens in the LLM's embedding space: what is trained."""
+    """Face, voice and the text's embeddings -> K pseudo tokens in the LLM's embedding space: what is trained.
+
+    Methods beside CMPTA build theirs as `TokenMaker(settings, inputs, llm)`.
+    """
 
     num_tokens: int  # K
     packs: bool = False  # whether it asks where the real positions lie: then the streams' layouts come with them
@@ -68,11 +71,14 @@ class _Rows:
 
 
 class PromptedLM(Method):
-    """Text only, or with a subclass's `token_maker` whatever pseudo tokens that makes.
+    """Text only, or with a subclass's `maker_type` whatever pseudo tokens that makes.
 
     Raises:
         ValueError: the legal answers cannot be told apart in the LLM's tokens.
     """
+
+    maker_type: ClassVar[Any] = None  # a `TokenMaker`, which is built of settings, inputs and the LLM
+    settings: Any  # a `PromptedLMConfig`, of the subclass's own kind
 
     def __init__(self, config: RunConfig, inputs: Inputs, resources: Resources) -> None:
         if not isinstance(config.method, PromptedLMConfig):
@@ -88,7 +94,7 @@ class PromptedLM(Method):
 
     def token_maker(self, inputs: Inputs) -> TokenMaker | None:
         """The trained part, freshly initialised; None = text only."""
-        return None
+        return self.maker_type(self.settings, inputs, self.llm) if self.maker_type else None
 
     def fit(self, train: Split) -> None:
         """Take the z-scoring statistics from the training split's real frames (choice 16)."""
@@ -103,7 +109,7 @@ class PromptedLM(Method):
         known = [self.llm.token_ids(sample.text) for sample in samples]
         labels = [sample.label for sample in samples]
         answers = ["" if label is None else answer_text(self.task, label, *self._form) for label in labels]
-        padded = {modality: pad_frames([getattr(s, modality) for s in samples]) for modality in MODALITIES}
+        padded = {modality: pad([getattr(s, modality) for s in samples], np.float32) for modality in MODALITIES}
         return PromptBatch(
             ids=tuple(sample.id for sample in samples),
             issues={"texts_cut": sum(len(ids) > limit for ids in known)},
@@ -118,7 +124,7 @@ class PromptedLM(Method):
         device, size = self.llm.device, len(batch.ids)
         if self.maker is None:
             return torch.zeros(size, 0, self.llm.dim, dtype=self.llm.embedding.weight.dtype, device=device), {}
-        padded, sizes = pad_ids(batch.text_ids)
+        padded, sizes = pad(batch.text_ids, np.int64)
         real = np.arange(padded.shape[1]) < sizes[:, None]
         audio, vision = packing.send([batch.frames["audio"], batch.frames["vision"]], device)
         sized = {"text": (sizes, padded.shape[1])}
@@ -162,9 +168,7 @@ class PromptedLM(Method):
         given, _ = PackedInput.of(rows.ids, np.zeros(0, np.int64), [], self.llm.device)
         return list(given.embeds(self.llm, tokens).split([len(row) for row in rows.ids]))
 
-    def _answers_asked(
-        self, batch: PromptBatch, whole: bool = False
-    ) -> tuple[_Rows, Tensor, np.ndarray, np.ndarray]:
+    def _answers_asked(self, batch: PromptBatch, whole: bool = False) -> tuple[_Rows, Tensor, np.ndarray, np.ndarray]:
         """Inputs up to the last answer token but one, pseudo tokens, and of each answer token who predicts it and its id."""
         if unlabelled := [name for name, ids in zip(batch.ids, batch.answer_ids, strict=True) if not ids]:
             raise ValueError(f"clips {', '.join(unlabelled[:3])} have no label: only labelled clips can be trained on")
@@ -223,14 +227,9 @@ class PromptedLM(Method):
         return _Rows(ids, ends, left_out)
 
     def _logits(
-        self,
-        rows: _Rows,
-        tokens: Tensor,
-        asked: np.ndarray,
-        further: Sequence[np.ndarray] = (),
-        columns: np.ndarray | None = None,
-        tree: AnswerTrie | None = None,
-    ) -> tuple[Tensor, list[Tensor]]:
+        self, rows: _Rows, tokens: Tensor, asked: np.ndarray, further: Sequence[np.ndarray] = (),
+        columns: np.ndarray | None = None, tree: AnswerTrie | None = None,
+    ) -> tuple[Tensor, list[Tensor]]:  # fmt: skip
         """Logits (M, vocabulary or `columns`) at the asked positions, and further index arrays, all sent at once.
 
         The LLM leaves out what it can (`PrunedDecoder`); `tree` as in `PackedInput.of`.

@@ -10,30 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import GlmConfig, GlmForCausalLM
 
-from cmpta_lib.llm.files import read_json
-from cmpta_lib.llm.weights import Names, assemble, expect
+from cmpta_lib.llm.weights import Published, expect
 
 VOCABULARY = "tokenizer.model"
 SPECIAL_TOKENS = ("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop")  # their ids follow the vocabulary's
 PREFIX = ("[gMASK]", "sop")  # what every input starts with
 
-_NAMES = Names(
-    layer=r"transformer\.encoder\.layers\.(\d+)\.(.+)",
-    in_layer={
-        "self_attention.dense.weight": "self_attn.o_proj.weight",
-        "mlp.dense_h_to_4h.weight": "mlp.gate_up_proj.weight",
-        "mlp.dense_4h_to_h.weight": "mlp.down_proj.weight",
-    },
-    outside={
-        "transformer.embedding.word_embeddings.weight": "model.embed_tokens.weight",
-        "transformer.encoder.final_layernorm.weight": "model.norm.weight",
-        "transformer.output_layer.weight": "lm_head.weight",
-    },
-    fused="self_attention.query_key_value",
-)
 _EXPECTED = {
     "rmsnorm": True,
     "add_bias_linear": False,
@@ -103,14 +87,20 @@ def config_of(published: dict[str, Any]) -> GlmConfig:
 
 
 load_tokenizer = ChatGLMTokenizer
-
-
-def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> GlmForCausalLM:
-    """Load a folder with config.json and weights as published.
-
-    Raises:
-        FileNotFoundError, ValueError: something is missing or does not fit; names it.
-    """
-    config = config_of(read_json(folder / "config.json"))
-    rows = [config.num_attention_heads * config.head_dim] + 2 * [config.num_key_value_heads * config.head_dim]
-    return assemble(lambda: GlmForCausalLM(config), folder, _NAMES, rows, dtype, device)
+PUBLISHED = Published(
+    model=GlmForCausalLM,
+    config_of=config_of,
+    layer=r"transformer\.encoder\.layers\.(\d+)\.(.+)",
+    in_layer={
+        "self_attention.dense.weight": "self_attn.o_proj.weight",
+        "mlp.dense_h_to_4h.weight": "mlp.gate_up_proj.weight",
+        "mlp.dense_4h_to_h.weight": "mlp.down_proj.weight",
+    },
+    outside={
+        "transformer.embedding.word_embeddings.weight": "model.embed_tokens.weight",
+        "transformer.encoder.final_layernorm.weight": "model.norm.weight",
+        "transformer.output_layer.weight": "lm_head.weight",
+    },
+    fused="self_attention.query_key_value",
+)
+load_model = PUBLISHED.load

@@ -14,35 +14,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import AddedToken, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from cmpta_lib.llm.files import read_json
-from cmpta_lib.llm.weights import Names, assemble, expect
+from cmpta_lib.llm.weights import Published, expect
 
 VOCABULARY = "qwen.tiktoken"
 PUBLISHED_TOKENS = 151_643  # of the file that the whole family shares
 _START = 1 << 12  # bytes by which that file is known
 _START_SHA256 = "5c10efe80b2b578684e0a996ca773de81d80843f5a6c4623a8c774953574e5a3"
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<|extra_{n}|>" for n in range(205)))
-
-_NAMES = Names(
-    layer=r"transformer\.h\.(\d+)\.(.+)",
-    in_layer={
-        "ln_1.weight": "input_layernorm.weight",
-        "ln_2.weight": "post_attention_layernorm.weight",
-        "attn.c_proj.weight": "self_attn.o_proj.weight",
-        "mlp.w2.weight": "mlp.gate_proj.weight",
-        "mlp.w1.weight": "mlp.up_proj.weight",
-        "mlp.c_proj.weight": "mlp.down_proj.weight",
-    },
-    outside={
-        "transformer.wte.weight": "model.embed_tokens.weight",
-        "transformer.ln_f.weight": "model.norm.weight",
-    },
-    fused="attn.c_attn",
-)
 
 
 class QwenTokenizer(Qwen2Tokenizer):
@@ -151,12 +132,22 @@ def config_of(published: dict[str, Any]) -> Qwen2Config:
     )
 
 
-def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> Qwen2ForCausalLM:
-    """Load a folder with config.json and weights as published.
-
-    Raises:
-        FileNotFoundError, ValueError: something is missing or does not fit; names it.
-    """
-    config = config_of(read_json(folder / "config.json"))
-    rows = 3 * [config.num_attention_heads * config.head_dim]
-    return assemble(lambda: Qwen2ForCausalLM(config), folder, _NAMES, rows, dtype, device)
+PUBLISHED = Published(
+    model=Qwen2ForCausalLM,
+    config_of=config_of,
+    layer=r"transformer\.h\.(\d+)\.(.+)",
+    in_layer={
+        "ln_1.weight": "input_layernorm.weight",
+        "ln_2.weight": "post_attention_layernorm.weight",
+        "attn.c_proj.weight": "self_attn.o_proj.weight",
+        "mlp.w2.weight": "mlp.gate_proj.weight",
+        "mlp.w1.weight": "mlp.up_proj.weight",
+        "mlp.c_proj.weight": "mlp.down_proj.weight",
+    },
+    outside={
+        "transformer.wte.weight": "model.embed_tokens.weight",
+        "transformer.ln_f.weight": "model.norm.weight",
+    },
+    fused="attn.c_attn",
+)
+load_model = PUBLISHED.load

@@ -11,29 +11,34 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from cmpta_lib.llm.files import weight_files
+from cmpta_lib.llm.files import read_json, weight_files
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
-class Names:
-    """A family's published names of weights -> those of transformers' class, which is the same network.
+class Published:
+    """A family's own names of weights and settings -> those of transformers' class, which is the same network.
 
-    `layer` matches a layer's weights, with its number and the name within; `fused` holds `rows` of query, key and value,
-    in this order. Unknown names stay, so that `assemble` tells of them.
+    `layer` matches a layer's weights, with its number and the name within; `fused` holds query, key and value, in this
+    order. Unknown names stay, so that `load` tells of them.
     """
 
+    model: type[PreTrainedModel]
+    config_of: Callable[[dict[str, Any]], Any]  # of the published config.json
     layer: str
     in_layer: Mapping[str, str]
     outside: Mapping[str, str]
     fused: str
 
     def renamed(self, name: str, tensor: Tensor, rows: Sequence[int]) -> Iterator[tuple[str, Tensor]]:
-        """The parameters that a published tensor holds, as views where it holds several."""
+        """The parameters that a published tensor holds, as views where it holds several; `rows` of each fused one."""
         if name.endswith(("inv_freq", "masked_bias")):  # computed, not learned
             return
         if not (found := re.fullmatch(self.layer, name)):
@@ -46,13 +51,45 @@ class Names:
         else:
             yield f"{prefix}.{self.in_layer.get(inner, inner)}", tensor
 
+    def load(self, folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
+        """The model of a folder with config.json and weights as published, whose parameters are the folder's tensors.
+
+        Raises:
+            FileNotFoundError: as `weight_files`.
+            ValueError: the config asks for what the class cannot do, or a tensor is missing, not known, or of another shape
+                than the config says; names them.
+        """
+        config = self.config_of(read_json(folder / "config.json"))
+        rows = [heads * config.head_dim for heads in (config.num_attention_heads, *2 * [config.num_key_value_heads])]
+        with torch.device("meta"):  # where new parameters take no memory
+            model: Any = self.model(config)
+        wanted = {name: parameter.shape for name, parameter in model.state_dict().items()}
+        state: dict[str, Tensor] = {}
+        strange = []
+        for published, tensor in read_tensors(folder):
+            for name, part in self.renamed(published, tensor, rows):
+                if wanted.get(name) != part.shape:
+                    strange.append(f"{published} -> {name} {tuple(part.shape)}, expected {tuple(wanted.get(name, ()))}")
+                state[name] = part.to(device, dtype)
+        if strange or wanted.keys() - state.keys():
+            absent = sorted(wanted.keys() - state.keys())
+            raise ValueError(
+                f"{folder}: the weights do not fit config.json. Unknown or of another shape: {'; '.join(strange[:3]) or 'none'}; "
+                f"missing: {', '.join(absent[:3]) or 'none'} ({len(strange)} and {len(absent)} in all). Fetch both again"
+            )
+        model.load_state_dict(state, assign=True)
+        for module in model.modules():  # rotary frequencies are computed, not stored: on "meta" they have no values
+            if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
+                for name, buffer in type(module)(config=model.config).to(device).named_buffers(recurse=False):
+                    module.register_buffer(name, buffer, persistent=False)
+        return model
+
 
 def expect(published: Mapping[str, Any], expected: Mapping[str, Any], family: str) -> None:
     """Raise ValueError where a config.json asks for something that transformers' class of the family cannot do."""
     if odd := [name for name, value in expected.items() if published.get(name, value) != value]:
         found = ", ".join(f"{name}={published[name]}" for name in odd)
         raise ValueError(f"config.json: {family} with {found} cannot be loaded, expected {expected}")
-
 
 
 def read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
@@ -78,43 +115,3 @@ def read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
             ) from None
         except (SafetensorError, RuntimeError, EOFError) as error:
             raise ValueError(f"{path}: cannot be read as weights ({error}); fetch it again") from error
-
-
-def assemble(
-    make: Callable[[], nn.Module],
-    folder: Path,
-    names: Names,
-    rows: Sequence[int],
-    dtype: torch.dtype,
-    device: torch.device,
-) -> nn.Module:
-    """Build a model whose parameters are the folder's tensors.
-
-    Args:
-        make: builds the model; called where new parameters take no memory (device "meta").
-        rows: of query, key and value in a fused tensor.
-    Raises:
-        ValueError: a tensor is missing, not known, or of another shape than the config says; names them.
-    """
-    with torch.device("meta"):
-        model = make()
-    wanted = {name: parameter.shape for name, parameter in model.state_dict().items()}
-    state: dict[str, Tensor] = {}
-    strange = []
-    for published, tensor in read_tensors(folder):
-        for name, part in names.renamed(published, tensor, rows):
-            if wanted.get(name) != part.shape:
-                strange.append(f"{published} -> {name} {tuple(part.shape)}, expected {tuple(wanted.get(name, ()))}")
-            state[name] = part.to(device, dtype)
-    if strange or wanted.keys() - state.keys():
-        absent = sorted(wanted.keys() - state.keys())
-        raise ValueError(
-            f"{folder}: the weights do not fit config.json. Unknown or of another shape: {'; '.join(strange[:3]) or 'none'}; "
-            f"missing: {', '.join(absent[:3]) or 'none'} ({len(strange)} and {len(absent)} in all). Fetch both again"
-        )
-    model.load_state_dict(state, assign=True)
-    for module in model.modules():  # rotary frequencies are computed, not stored: on "meta" they have no values
-        if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
-            for name, buffer in type(module)(config=model.config).to(device).named_buffers(recurse=False):
-                module.register_buffer(name, buffer, persistent=False)
-    return model
