@@ -119,7 +119,7 @@ ABLATIONS: Mapping[tuple[str, str], Row] = {  # the lines of Tables 5 and 6 that
     **{(paper.TOKEN_COUNT, str(n)): Row(f"{n} tokens", changes={"method.num_pseudo_tokens": n}) for n in (5, 7, 8)},
 }
 # Alternatives to the choices that the paper leaves open (README.md beside this package), by the numbers of these choices.
-REGISTER: tuple[Row, ...] = (
+CHOICES: tuple[Row, ...] = (
     Row("3: one head", changes={"method.num_heads": 1}),
     Row("3: four heads", changes={"method.num_heads": 4}),
     Row("3: sixteen heads", changes={"method.num_heads": 16}),
@@ -216,7 +216,7 @@ def label(row: Row) -> str:
 def every_row(key: str, method: str) -> list[Row]:
     """Every row that a run of this method may be on this corpus: with an LLM of its own first, then plain, then changed."""
     comparisons = sorted(comparison(key), key=lambda row: not row.llm)
-    changed = [*ABLATIONS.values(), *REGISTER, *MSE_ABLATIONS, *versions(key), *MMT_ROWS[1:], *MLLM_ROWS]
+    changed = [*ABLATIONS.values(), *CHOICES, *MSE_ABLATIONS, *versions(key), *MMT_ROWS[1:], *MLLM_ROWS]
     own = [row for row in comparisons if row.method == method] or [Row(registry.ENTRIES[method].row, method)]
     searched = [one for row in own for one in search(row).values() if one.rate != 1]
     return [*own, *(row for row in changed if row.method == method), *searched]
@@ -242,7 +242,7 @@ class Notebook:
     tables: tuple[str, ...] = ()
     figures: tuple[str, ...] = ()
     first_seed_only: bool = False
-    has_register: bool = False  # also the register's alternatives: first corpus, first seed
+    has_choices: bool = False  # also the alternatives to open choices: first corpus, first seed
     has_search: bool = False  # also other learning rates of everything that is trained: first seed
     is_beyond: bool = False  # beyond the paper: runs only where it is asked for by name, or with everything
 
@@ -269,7 +269,7 @@ NOTEBOOKS: tuple[Notebook, ...] = (
     ),
     Notebook(
         "03_training", "Training and open choices", rows=_alone,
-        tables=("training", "register"), figures=("training_curves_{key}",), has_register=True,
+        tables=("training", "register"), figures=("training_curves_{key}",), has_choices=True,
     ),
     Notebook("04_table3_simsv2", _COMPARISON, ("sims",), compared, ("table3", *_BESIDE)),
     Notebook("05_table4_meld", _COMPARISON, ("meld",), compared, ("table4", *_BESIDE), ("confusion_{key}",)),
@@ -345,7 +345,7 @@ def rank(row: Row) -> int:
     """When a row's run is made among those of one seed, the smaller the sooner.
 
     CMPTA; what the paper prints beside it, and words without face and voice; its ablations; the comparison's other lines;
-    versions, learning rates and the register.
+    versions, learning rates and open choices.
     """
     is_plain = not row.changes and row.rate == 1
     printed_names = [line.method for line in (*paper.TABLE3, *paper.TABLE4)]
@@ -377,6 +377,6 @@ def planned(notebooks: Sequence[Notebook], keys: Sequence[str], own: bool, seeds
             if notebook.has_search:
                 tried = (one for row in trained(key) for one in search(row).values())
                 found += [Planned(key, row, seeds[0]) for row in tried]
-        if notebook.has_register:
-            found += [Planned(keys[0], row, seeds[0]) for row in REGISTER]
+        if notebook.has_choices:
+            found += [Planned(keys[0], row, seeds[0]) for row in CHOICES]
     return sorted(dict.fromkeys(found), key=lambda one: (list(seeds).index(one.seed), rank(one.row)))

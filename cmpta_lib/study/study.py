@@ -273,13 +273,13 @@ class Study:
 
     def needed(self, notebook: str) -> list[Run]:
         """The runs that a notebook needs, but for the alternatives to open choices and rows whose own LLM is not here."""
-        chosen = [replace(found, has_register=False) for found in plan.chosen([notebook])]
+        chosen = [replace(found, has_choices=False) for found in plan.chosen([notebook])]
         planned = plan.planned(chosen, self.keys, bool(self.data), self.seeds)
         return [self.run(one.key, one.row, one.seed) for one in planned if not self.missing(one.row, one.key)]
 
-    def register_runs(self) -> list[Run]:
+    def choice_runs(self) -> list[Run]:
         """The default and the alternatives to the choices that the paper leaves open: one seed each, on the first corpus."""
-        return [self.run(self.keys[0], row, self.seeds[0]) for row in (CMPTA, *plan.REGISTER)]
+        return [self.run(self.keys[0], row, self.seeds[0]) for row in (CMPTA, *plan.CHOICES)]
 
     def make(self, runs: Sequence[Run]) -> Sequence[Run]:
         """As `ensure`, but a run that fails is printed and remembered in `failures`: tables mark its row, others stand.
