@@ -47,7 +47,7 @@ def _final_name(draft: Path) -> str:
 
 @contextmanager
 def collected(name: str) -> Iterator[Path]:
-    """While a complete reproduction runs, its exports gather in a folder of their own; `settle` puts it in its place.
+    """While a complete reproduction runs, its exports gather in a folder of their own; `finish` puts it in its place.
 
     What another such call left behind when it was killed is removed.
 
@@ -68,7 +68,7 @@ def collected(name: str) -> Iterator[Path]:
         del os.environ[_COLLECTED]
 
 
-def settle(draft: Path, complete: bool) -> Path:
+def finish(draft: Path, complete: bool) -> Path:
     """Put collected exports in their place: a complete set replaces the last one as a whole, others go to what is explored.
 
     Returns:
