@@ -158,9 +158,9 @@ def _recordings(corpus: str) -> Need:
 def _gpu(wanted: int) -> Need:
     what = f"GPU, {wanted} GB"
     remedy = f"use a machine with an NVIDIA GPU; without one: make reproduce (embedded default), or {COMMAND} dry-run"
-    if (gpu := sharing.first_gpu()) is None:
+    name, size = sharing.first_gpu() or ("", 0.0)
+    if not name:
         return Need(what, "no NVIDIA GPU or driver found (nvidia-smi)", remedy)
-    name, size = gpu
     if "+cpu" in version("torch"):
         return Need(what, f"{name}, {size:.0f} GB, but torch {version('torch')} is a CPU build", "make clean && make setup")
     return Need(what, f"{name}, {size:.0f} GB", "" if size >= wanted else remedy)

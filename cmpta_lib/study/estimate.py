@@ -207,19 +207,17 @@ def by_notebook(study: Study, notebooks: Mapping[str, Sequence[Planned]], costs:
     taken = costs(runs) if costs else []
     when, unknown = dict(zip(runs, ends(taken, jobs), strict=bool(costs))), taken.count(None)
     least = "\N{GREATER-THAN OR EQUAL TO} " if unknown else ""
-    known, rows, before = list[Planned](), [], 0.0
+    known, rows = list[Planned](), []
     for name, needs in notebooks.items():
         new = [one for one in needs if one not in known]
-        known += new
-        row = [name, str(len(needs)), str(len(new))]
+        rows.append([name, str(len(needs)), str(len(new))])
         if costs:
-            after, alone = sum(filter(None, costs(known))), costs(needs)
+            before, after, alone = (sum(filter(None, costs(some))) for some in (known, known + new, needs))
             first = [one for one in needs if one.seed == study.seeds[0]]
             whole = [least + duration(max(when[one] for one in found)) if found else "-" for found in (first, needs)]
-            row += [str(alone.count(None) or "-")] * bool(unknown)
-            row += [duration(after - before), duration(sum(filter(None, alone))), *whole]
-            before = after
-        rows.append(row)
+            rows[-1] += [str(costs(needs).count(None) or "-")] * bool(unknown)
+            rows[-1] += [duration(after - before), duration(alone), *whole]
+        known += new
     head, said = ["notebook", "runs", "new"], "new: runs that no notebook above needs."
     if costs:
         head += [*["not timed"] * bool(unknown), "time", "alone", "first seed", "all seeds"]
