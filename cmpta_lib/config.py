@@ -2,8 +2,8 @@
 
 A run's folder is named by the hash of this tree, so whatever changes a number must be a field here and nothing else may
 be. `RunConfig.method` is a tagged union: each method has its own settings, found by their `name`, and a class that is
-defined elsewhere joins by being defined (`MethodConfig`). Fields marked `register N` settle a question the paper leaves
-open; N is the row of README.md's interpretation register.
+defined elsewhere joins by being defined (`MethodConfig`). Fields marked `choice N` settle a question the paper leaves
+open; N is its row in this folder's README.md.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pydantic import (
 from cmpta_lib.paper import HYPERPARAMETERS
 
 Seeds = tuple[int, ...]
-PAPER_SEEDS: Seeds = (1111, 2222, 3333, 4444, 5555)  # register 17
+PAPER_SEEDS: Seeds = (1111, 2222, 3333, 4444, 5555)  # choice 17
 AtLeastOne = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 
@@ -55,7 +55,7 @@ class DataConfig(Settings):
 
     name: str
     fingerprint: str
-    feature_scaling: Literal["zscore", "none"] = "zscore"  # register 16: training statistics over real frames
+    feature_scaling: Literal["zscore", "none"] = "zscore"  # choice 16: training statistics over real frames
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class MethodConfig(Settings):
 class LLMConfig(Settings):
     """The frozen language model; its sizes are asked of the model, never written here."""
 
-    name: str = "tiny"  # register 1: "tiny", or a hub id or folder of a causal LM
+    name: str = "tiny"  # choice 1: "tiny", or a hub id or folder of a causal LM
     fingerprint: str = ""  # of the weights, filled in when the model is resolved
     dtype: Literal["float32", "bfloat16"] = "float32"
 
@@ -115,9 +115,9 @@ class EncoderConfig(Settings):
 class PromptConfig(Settings):
     """How the LLM's input is laid out around the pseudo tokens."""
 
-    pseudo_token_position: Literal["before_text", "after_text"] = "before_text"  # register 9
-    answer_decimals: Annotated[int, Field(ge=1, le=4)] = 1  # register 10: "+0.6"
-    answer_sign: Literal["always", "negative"] = "always"  # register 10: "+0.6", or "0.6" where the LLM's habit is that
+    pseudo_token_position: Literal["before_text", "after_text"] = "before_text"  # choice 9
+    answer_decimals: Annotated[int, Field(ge=1, le=4)] = 1  # choice 10: "+0.6"
+    answer_sign: Literal["always", "negative"] = "always"  # choice 10: "+0.6", or "0.6" where the LLM's habit is that
     max_text_tokens: AtLeastOne = 65  # longer utterances are cut at the end and counted
 
 
@@ -126,7 +126,7 @@ class PromptedLMConfig(MethodConfig):
 
     llm: LLMConfig = LLMConfig()
     prompt: PromptConfig = PromptConfig()
-    decoding: Literal["trie", "free"] = "trie"  # register 11
+    decoding: Literal["trie", "free"] = "trie"  # choice 11
 
 
 class TextOnlyConfig(PromptedLMConfig):
@@ -143,14 +143,14 @@ class CmptaConfig(PromptedLMConfig):
     recipe: Literal[1] = 1
     dim: Annotated[int, Field(ge=2, multiple_of=2)] = HYPERPARAMETERS.feature_dim  # D, Table 2; half per direction
     num_pseudo_tokens: AtLeastOne = 6  # K, eq 8 and section 4.5.4
-    alignment: Literal["bilstm", "lstm", "linear"] = "bilstm"  # registers 2 and 12: D/2 per direction; D; per frame
-    fusion: Literal["cross_modal", "pooled"] = "cross_modal"  # register 13: adapter on; adapter off
-    num_heads: AtLeastOne = 8  # register 3
-    projections: Literal["per_modality", "per_pair"] = "per_modality"  # register 4: nine in all, as eq 7 is indexed
-    summary: Literal["mean", "max"] = "mean"  # register 6: how a sequence of attended vectors becomes one token
-    token_count_rule: Literal["mix", "repeat"] = "mix"  # register 7: learned n x 6 mix; or drop and repeat pairs
-    token_scale: Literal["embedding_norm", "default"] = "embedding_norm"  # register 8
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1  # register 15
+    alignment: Literal["bilstm", "lstm", "linear"] = "bilstm"  # choices 2 and 12: D/2 per direction; D; per frame
+    fusion: Literal["cross_modal", "pooled"] = "cross_modal"  # choice 13: adapter on; adapter off
+    num_heads: AtLeastOne = 8  # choice 3
+    projections: Literal["per_modality", "per_pair"] = "per_modality"  # choice 4: nine in all, as eq 7 is indexed
+    summary: Literal["mean", "max"] = "mean"  # choice 6: how a sequence of attended vectors becomes one token
+    token_count_rule: Literal["mix", "repeat"] = "mix"  # choice 7: learned n x 6 mix; or drop and repeat pairs
+    token_scale: Literal["embedding_norm", "default"] = "embedding_norm"  # choice 8
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1  # choice 15
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -162,7 +162,7 @@ class CmptaConfig(PromptedLMConfig):
 
 
 class TrainingConfig(Settings):
-    """Table 2, and registers 14 and 15 where it is silent."""
+    """Table 2, and choices 14 and 15 where it is silent."""
 
     epochs: AtLeastOne = HYPERPARAMETERS.epochs
     batch_size: AtLeastOne = HYPERPARAMETERS.batch_size  # clips, or dialogues where a method reads whole dialogues

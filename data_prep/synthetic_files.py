@@ -26,12 +26,9 @@ _SOURCE = "data_prep.synthetic_files"
 MIN_CLIPS = 8  # per split
 MELD_SHAPES = {"audio": PUBLIC_SHAPES["MELD"]["audio"], "video": PUBLIC_SHAPES["MELD"]["vision"]}
 _CLASS_SHARES = (0.47, 0.12, 0.03, 0.07, 0.17, 0.03, 0.11)  # MELD's, in the order of MELD_LABELS
-_SENTIMENTS = dict(
-    zip(MELD_LABELS, "neutral positive negative negative positive negative negative".split(), strict=True)
-)
-_HEADER = "Sr No.,Utterance,Speaker,Emotion,Sentiment,Dialogue_ID,Utterance_ID,Season,Episode,StartTime,EndTime".split(
-    ","
-)
+_SENTIMENTS = dict(zip(MELD_LABELS, "neutral positive negative negative positive negative negative".split(), strict=True))
+_HEADER = "Sr No.,Utterance,Speaker,Emotion,Sentiment,Dialogue_ID,Utterance_ID,Season,Episode,StartTime,EndTime"
+_TABLES = dict(zip(SPLITS, (file.name for file in catalogue.MELD_ANNOTATIONS.files), strict=True))
 # What old copies of MELD hold in place of typographic characters.
 _GARBLED = str.maketrans({"’": "\x92", "…": "\x85", "—": "\x97", "‘": "\x91", "“": "\x93", "”": "\x94", "–": "\x96"})
 
@@ -46,15 +43,13 @@ def write_simsv2(folder: Path, factor: float = 1.0, seed: int = 0) -> Path:
     Raises:
         FileExistsError: the folder holds other files of these names.
     """
-    name = catalogue.SIMSV2.files[0].name
-    sizes = _sizes("SIMS-V2", factor)
+    path, sizes = Path(folder) / catalogue.SIMSV2.files[0].name, _sizes("SIMS-V2", factor)
 
     def write() -> None:
-        content = {split: simsv2_split(split, sizes[split], seed) for split in SPLITS}
-        safe_pickle.save(content, Path(folder) / name)
+        safe_pickle.save({split: simsv2_split(split, sizes[split], seed) for split in SPLITS}, path)
 
-    _once(Path(folder), [name], f"recipe {RECIPE}, factor {factor}, seed {seed}", sizes, write)
-    return Path(folder) / name
+    _once(path.parent, [path.name], f"recipe {RECIPE}, factor {factor}, seed {seed}", sizes, write)
+    return path
 
 
 def write_meld(folder: Path, factor: float = 1.0, annotations: Path | None = None, seed: int = 0) -> dict[str, Path]:
@@ -70,17 +65,16 @@ def write_meld(folder: Path, factor: float = 1.0, annotations: Path | None = Non
     """
     folder, sizes = Path(folder), _sizes("MELD", factor)
     pickles = dict(zip(SPLITS, (file.name for file in catalogue.MELD.files), strict=True))
-    tables = dict(zip(SPLITS, (file.name for file in catalogue.MELD_ANNOTATIONS.files), strict=True))
-    contents = {split: _table(split, tables[split], sizes[split], annotations, seed) for split in SPLITS}
+    contents = {split: _table(split, sizes[split], annotations, seed) for split in SPLITS}
     sizes = {split: len(list(_rows(contents[split]))) for split in SPLITS}
 
     def write() -> None:
         for split, content in contents.items():
-            (folder / tables[split]).write_bytes(content.encode())
+            (folder / _TABLES[split]).write_bytes(content.encode())
             safe_pickle.save(list(meld_items(split, _rows(content), seed)), folder / pickles[split])
 
     about = f"recipe {RECIPE}, factor {factor}, seed {seed}, {'official' if annotations else 'made-up'} annotations"
-    _once(folder, [*pickles.values(), *tables.values()], about, sizes, write)
+    _once(folder, [*pickles.values(), *_TABLES.values()], about, sizes, write)
     return {split: folder / pickles[split] for split in SPLITS}
 
 
@@ -93,11 +87,10 @@ def _sizes(corpus: str, factor: float) -> dict[str, int]:
 def _once(folder: Path, names: Sequence[str], about: str, sizes: dict[str, int], write: Callable[[], None]) -> None:
     """Write files and manifest, unless the same ones are there; never over others."""
     manifest = folder / hub.MANIFEST
-    if manifest.is_file():
-        there = json.loads(manifest.read_text(encoding="utf-8"))
-        same = there.get("source") == _SOURCE and there.get("revision") == about and there.get("generated")
-        if same and all((folder / name).is_file() for name in names):
-            return
+    there = json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else {}
+    is_same = there.get("source") == _SOURCE and there.get("revision") == about and there.get("generated")
+    if is_same and all((folder / name).is_file() for name in names):
+        return
     if existing := [name for name in (*names, hub.MANIFEST) if (folder / name).exists()]:
         raise FileExistsError(
             f"{folder}: expected a folder without {', '.join(existing)}, or with those of this dry run ({about}); "
@@ -125,7 +118,7 @@ def simsv2_split(split: str, size: int, seed: int = 0) -> dict[str, Any]:
     """All fields of one split of `ch-simsv2s.pkl`. Lengths: 0.3 to 9.25 s, gamma distributed around 3.5 s, at 100 frames
     of voice and 25 of face a second. Frames are drawn when they are pickled.
     """
-    key = (seed, SPLITS.index(split))
+    key, shapes = (seed, SPLITS.index(split)), PUBLIC_SHAPES["SIMS-V2"]
     rng = np.random.default_rng([*key, 0])
     seconds = np.clip(rng.gamma(3.0, 3.5 / 3, size), 0.3, 9.25)
     lengths = {"audio": np.round(100 * seconds).astype(int), "vision": np.round(25 * seconds).astype(int)}
@@ -135,11 +128,9 @@ def simsv2_split(split: str, size: int, seed: int = 0) -> dict[str, Any]:
     words = rng.integers(0, 16, (size, 3))
     text_lengths = rng.integers(4, 51, size)
     return {
-        "raw_text": [
-            _chinese(3 * index + key[1], *clip) for index, clip in enumerate(zip(labels["M"], words, strict=True))
-        ],
-        "audio": _Drawn(lambda: _padded((size, *PUBLIC_SHAPES["SIMS-V2"]["audio"]), lengths["audio"], [*key, 1], infinite=3)),
-        "vision": _Drawn(lambda: _padded((size, *PUBLIC_SHAPES["SIMS-V2"]["vision"]), lengths["vision"], [*key, 2])),
+        "raw_text": [_chinese(3 * index + key[1], label, words[index]) for index, label in enumerate(labels["M"])],
+        "audio": _Drawn(lambda: _padded((size, *shapes["audio"]), lengths["audio"], [*key, 1], infinite=3)),
+        "vision": _Drawn(lambda: _padded((size, *shapes["vision"]), lengths["vision"], [*key, 2])),
         "id": [f"{split}{index // 12:04d}$_${index % 12:04d}" for index in range(size)],
         "text": _Drawn(lambda: _padded((size, 50, 768), text_lengths, [*key, 3])),
         "text_bert": _Drawn(lambda: _bert_input(text_lengths, [*key, 4])),
@@ -178,21 +169,16 @@ def _chinese(number: int, label: float, words: np.ndarray) -> str:
 
 
 # MELD ----------------------------------------------------------------------------------------------------------------
-def _table(split: str, name: str, size: int, annotations: Path | None, seed: int) -> str:
+def _table(split: str, size: int, annotations: Path | None, seed: int) -> str:
     """The table's text with CRLF line ends, as the official ones have them."""
-    if annotations is None:
-        rows: Iterator[list[str]] = _made_up(split, size, seed)
-        header = _HEADER
-    else:
-        found = hub.find(catalogue.MELD_ANNOTATIONS, annotations).paths[name]
-        content = found.read_bytes().decode()
-        lines = csv.reader(io.StringIO(content, newline=""))
-        header, *listed = lines
-        if len(listed) <= size:
+    header, rows = _HEADER.split(","), list(_made_up(split, size, seed) if annotations is None else ())
+    if annotations is not None:
+        content = hub.find(catalogue.MELD_ANNOTATIONS, annotations).paths[_TABLES[split]].read_bytes().decode()
+        header, *rows = csv.reader(io.StringIO(content, newline=""))
+        if len(rows) <= size:
             return content
-        rows = iter(listed[:size])
     out = io.StringIO(newline="")
-    csv.writer(out).writerows([header, *rows])
+    csv.writer(out).writerows([header, *rows[:size]])
     return out.getvalue()
 
 
@@ -226,8 +212,7 @@ def _time(time_ms: int) -> str:
 
 def meld_rows(split: str, size: int, annotations: Path | None = None, seed: int = 0) -> Iterator[dict[str, str]]:
     """The first `size` rows of the official table of a split, or made-up ones where no folder of them is given."""
-    name = dict(zip(SPLITS, (file.name for file in catalogue.MELD_ANNOTATIONS.files), strict=True))[split]
-    return _rows(_table(split, name, size, annotations, seed))
+    return _rows(_table(split, size, annotations, seed))
 
 
 def meld_items(split: str, rows: Iterator[dict[str, str]], seed: int = 0) -> Iterator[dict[str, Any]]:
@@ -237,16 +222,14 @@ def meld_items(split: str, rows: Iterator[dict[str, str]], seed: int = 0) -> Ite
     rng = np.random.default_rng([seed, SPLITS.index(split), 11])
     for index, row in enumerate(rows):
         seconds = float(np.clip(rng.gamma(2.0, 1.6), 0.1, 40))
-        rates_hz = {"audio": 16_000 / 512, "video": 6}
         frames = {name: np.zeros(shape, np.float32) for name, shape in MELD_SHAPES.items()}
-        lengths = {name: min(len(frames[name]), 1 + int(seconds * rate)) for name, rate in rates_hz.items()}
-        for name, length in lengths.items():
+        lengths = {}
+        for name, rate_hz in (("audio", 16_000 / 512), ("video", 6)):
+            lengths[f"{name}_len"] = length = min(len(frames[name]), 1 + int(seconds * rate_hz))
             frames[name][:length] = rng.standard_normal((length, frames[name].shape[1]), np.float32)
         text = row["Utterance"].translate(_GARBLED) if index % 5 == 0 else row["Utterance"]
-        if index % 50 == 0:
-            text = text.replace(" ", "\xa0", 1)
-        features = {"text": text, **frames, **{f"{name}_len": length for name, length in lengths.items()}}
-        yield {"label": row["Emotion"], "features": features}
+        text = text.replace(" ", "\xa0", 1) if index % 50 == 0 else text
+        yield {"label": row["Emotion"], "features": {"text": text, **frames, **lengths}}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -18,7 +18,7 @@ from cmpta_lib.study.exports import short_name
 from cmpta_lib.study.plan import CMPTA, TEXT_ONLY
 from cmpta_lib.study.study import Study
 
-ROWS = [*plan.ablation("sims"), *plan.REGISTER]
+ROWS = [*plan.ablation("sims"), *plan.CHOICES]
 MAXIMUM = {"method.summary": "max"}
 
 

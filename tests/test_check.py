@@ -123,8 +123,8 @@ def rows_of_tables(key: str) -> int:
 
 def test_the_number_of_runs_is_that_of_the_plan():
     rows = sum(len(plan.compared(key)) + len(plan.ABLATIONS) for key in ("sims", "meld"))
-    assert len(Study("paper").planned()) == rows * 5 + len(plan.REGISTER) == 176
-    assert len(Study(seeds=2).planned()) == rows * 2 + len(plan.REGISTER)
+    assert len(Study("paper").planned()) == rows * 5 + len(plan.CHOICES) == 176
+    assert len(Study(seeds=2).planned()) == rows * 2 + len(plan.CHOICES)
 
 
 def test_one_table_needs_its_own_corpus_only(capsys):

@@ -110,7 +110,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         study = small_studies(record_llms(tmp_path_factory.mktemp("runs")), patch)(seeds=2)
         patch.setattr(Study, "figures", tmp_path_factory.mktemp("figures"))
         finish_tables(study)
-        finish(study, "sims", study.register_runs()[1:])
+        finish(study, "sims", study.choice_runs()[1:])
         llm = SimpleNamespace(name="tiny", dim=192, num_parameters=1_138_560)
         patch.setattr("cmpta_lib.runs.load.load_llm", lambda *_: llm)
         export(study)

@@ -61,7 +61,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         made = small_studies(record_llms(tmp_path_factory.mktemp("whole")), patch)(seeds=2)
         finish_tables(made)
-        finish(made, "sims", made.register_runs()[1:])
+        finish(made, "sims", made.choice_runs()[1:])
         return made.root
 
 
@@ -171,7 +171,7 @@ def test_the_training_table_and_curves_stand(fate: str, study: Study):
 @every_fate
 def test_the_register_stands(fate: str, study: Study):
     before = summaries.register_table(study)
-    FATES[fate][0](study.runs("sims", plan.REGISTER[1])[0])
+    FATES[fate][0](study.runs("sims", plan.CHOICES[1])[0])
     after = summaries.register_table(study)
     assert after["note"].str.startswith("seed 1111: ").tolist() == [False, False, True] + [False] * 9
     pd.testing.assert_frame_equal(after.drop(2).drop(columns="note"), before.drop(2), check_dtype=False)

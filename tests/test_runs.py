@@ -31,7 +31,7 @@ from cmpta_lib.runs import load as trained
 from cmpta_lib.runs import provenance as records
 from cmpta_lib.runs import worker as runs
 from cmpta_lib.runs.store import DONE, LOCK, METRICS, WEIGHTS, Run
-from cmpta_lib.study.plan import REGISTER, TEXT_ONLY, Row
+from cmpta_lib.study.plan import CHOICES, TEXT_ONLY, Row
 from cmpta_lib.study.study import Study
 
 FILES = {*store.FILES, DONE}
@@ -96,7 +96,7 @@ def done(study, voices) -> dict[str, Run]:
     made = {
         "CMPTA": study.runs("sims")[0],
         "text only": study.runs("sims", TEXT_ONLY)[0],
-        "free": study.runs("sims", next(row for row in REGISTER if row.name == "11: free decoding"))[0],
+        "free": study.runs("sims", next(row for row in CHOICES if row.name == "11: free decoding"))[0],
         "own clips": voices.runs("data")[0],
     }
     for name, run in made.items():

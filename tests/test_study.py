@@ -26,7 +26,7 @@ from cmpta_lib.report.tables import ResultRow
 from cmpta_lib.runs.store import Run
 from cmpta_lib.study import plan
 from cmpta_lib.study import study as experiments
-from cmpta_lib.study.plan import CMPTA, MSE_LLAMA, REGISTER, TEXT_ONLY, Row
+from cmpta_lib.study.plan import CHOICES, CMPTA, MSE_LLAMA, TEXT_ONLY, Row
 from cmpta_lib.study.profiles import DRY_RUN, PROFILES
 from cmpta_lib.study.study import Study
 
@@ -115,7 +115,7 @@ def test_every_seed_is_the_one_asked_for(study):
 # --- which runs -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("wanted", [CMPTA, *ABLATIONS, *REGISTER], ids=lambda row: row.name)
+@pytest.mark.parametrize("wanted", [CMPTA, *ABLATIONS, *CHOICES], ids=lambda row: row.name)
 def test_a_row_changes_just_what_it_says(study, wanted):
     plain = study()
     for key in plain.keys:
@@ -273,9 +273,9 @@ def test_planned_runs_are_those_of_tables_and_register_each_once(study, voices, 
     runs = [run for _, run in plain.planned_runs()]
     assert len({run.config for run in runs}) == len({run.folder for run in runs}) == len(runs)
     rows = sum(len(plan.compared(key)) + len(ABLATIONS) for key in plain.keys)
-    assert len(runs) == rows * 2 + len(REGISTER)
-    tried = plain.register_runs()
-    assert [run.config for run in tried[1:]] == [plain.config(plain.keys[0], row) for row in REGISTER]
+    assert len(runs) == rows * 2 + len(CHOICES)
+    tried = plain.choice_runs()
+    assert [run.config for run in tried[1:]] == [plain.config(plain.keys[0], row) for row in CHOICES]
     assert tried[0].config == plain.config(plain.keys[0]) and {run.folder for run in tried} <= {run.folder for run in runs}
 
 
@@ -294,7 +294,7 @@ def test_each_notebook_plans_its_own_runs(study):
     assert planned("08_attention_figs3_4") == [("CMPTA", sims, 1111), ("CMPTA", meld, 1111)]
     assert planned("09_case_study_fig5") == [("CMPTA", meld, 1111), ("text only", meld, 1111)]
     first, further = ([("CMPTA", corpus, seed) for corpus in (sims, meld)] for seed in (1111, 2222))
-    assert planned("03_training") == [*first, *((row.name, sims, 1111) for row in REGISTER), *further]
+    assert planned("03_training") == [*first, *((row.name, sims, 1111) for row in CHOICES), *further]
     ablation = planned("06_table5_ablation_simsv2")
     assert {name for name, _, _ in ablation} == {"CMPTA", "text only", *(row.name for row in ABLATIONS)}
 
@@ -308,7 +308,7 @@ def test_runs_are_made_seed_after_seed_and_headlines_first(study):
     assert {name for name, _ in first[2:13]} == headline, "then what the paper compares CMPTA with, on both corpora"
     assert {name for name, _ in first[13:25]} == {row.name for row in ABLATIONS}
     assert {name for name, _ in first[25:33]} == {"MSE-Adapter", "constant", "linear", "BiLSTM"}
-    assert [name for name, _ in first[33:]] == [row.name for row in REGISTER]
+    assert [name for name, _ in first[33:]] == [row.name for row in CHOICES]
 
 
 def test_more_seeds_add_to_the_runs_of_one(study):
@@ -335,7 +335,7 @@ def test_what_a_notebook_asks_for_is_what_is_planned_for_it(study, voices, own):
     plain = study(data=str(voices) if own else "", seeds=2)
     for notebook in plan.NOTEBOOKS:
         asked = {run.folder for run in plain.needed(notebook.name)}
-        asked |= {run.folder for run in plain.register_runs()} if notebook.has_register else set()
+        asked |= {run.folder for run in plain.choice_runs()} if notebook.has_choices else set()
         assert asked == {run.folder for _, run in plain.planned_runs([notebook.name])}
 
 

@@ -24,11 +24,11 @@ from cmpta_lib.runs import load as trained
 from cmpta_lib.runs import store, worker
 from cmpta_lib.runs.load import Answer, TrainedRun, load
 from cmpta_lib.runs.store import Run
-from cmpta_lib.study.plan import CMPTA, REGISTER, TEXT_ONLY
+from cmpta_lib.study.plan import CHOICES, CMPTA, TEXT_ONLY
 from cmpta_lib.study.profiles import SMOKE_DOCUMENTS
 from cmpta_lib.study.study import Study
 
-FREE = next(row for row in REGISTER if "free" in row.name)
+FREE = next(row for row in CHOICES if "free" in row.name)
 ASKED = {"CMPTA": ("sims", CMPTA), "CMPTA on MELD": ("meld", CMPTA), "text only": ("sims", TEXT_ONLY), "free": ("sims", FREE)}
 SMALL = {"training.epochs": 1, "method.dim": 16}
 

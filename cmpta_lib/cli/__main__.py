@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from cmpta_lib.cli.interruption import interruptible
 
@@ -24,7 +24,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.command in ("reproduce", "dry-run", "publish"):  # they need the repository, not the package alone
             files.need_checkout(f"cmpta {options.command}")
-        return _action(options.command)(options)
+        return _act(options)
     except OSError as error:
         print(f"cmpta {options.command}: {files.explained(error)}", file=sys.stderr)
     except (ValueError, RuntimeError) as error:
@@ -32,27 +32,46 @@ def run(arguments: Sequence[str] | None = None) -> int:
     return 1
 
 
-def _action(command: str) -> Callable[[argparse.Namespace], int]:
-    """What a command does; each imports what it needs alone."""
-    if command == "benchmark":
-        from cmpta_lib.benchmark import table as benchmark
+def _act(options: argparse.Namespace) -> int:
+    """Do what a command asks; each imports what it needs alone."""
+    match options.command:
+        case "reproduce":
+            from cmpta_lib.cli.reproduce import reproduce
 
-        return benchmark.run
-    if command == "compare":
-        from cmpta_lib.cli.compare import compare
+            return reproduce(options)
+        case "dry-run":
+            from cmpta_lib.cli.dry_run import dry_run
 
-        return compare
-    from cmpta_lib.cli import commands, listing, reproduce
+            return dry_run(options)
+        case "check":
+            from cmpta_lib.cli.check import check_study
 
-    return {
-        "reproduce": reproduce.reproduce,
-        "check": commands.check_study,
-        "runs": listing.list_runs,
-        "publish": commands.publish_exports,
-        "data": commands.prepare_data,
-        "weights": commands.fetch_weights,
-        "dry-run": reproduce.dry_run,
-    }[command]
+            return check_study(options)
+        case "benchmark":
+            from cmpta_lib.benchmark import table
+
+            return table.run(options)
+        case "runs":
+            from cmpta_lib.cli.listing import list_runs
+
+            return list_runs(options)
+        case "compare":
+            from cmpta_lib.cli.compare import compare
+
+            return compare(options)
+        case "publish":  # and rewrite the README's results
+            from cmpta_lib.report.gather import publish
+
+            print(publish(options.profile))
+        case "data":
+            from data_prep import meld, simsv2
+
+            return {"simsv2": simsv2, "meld": meld}[options.corpus].main(options.rest, f"cmpta data {options.corpus}")
+        case "weights":
+            from cmpta_lib.llm.files import fetch
+
+            print(fetch(options.name))
+    return 0
 
 
 if __name__ == "__main__":

@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import ast
 import platform
+from collections.abc import Callable
 from importlib.metadata import version
 from typing import Annotated, Any, NoReturn
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter
 
 import cmpta_lib
 from cmpta_lib.benchmark.options import ANSWERED, BACKBONES
@@ -21,7 +22,39 @@ from cmpta_lib.study.parameters import may_be_none, read_value
 from cmpta_lib.study.plan import NOTEBOOKS
 from cmpta_lib.study.study import Study
 
-_AT_LEAST_ONE = TypeAdapter(Annotated[int, Field(ge=1, lt=10**9)])
+
+def _typed(read: Callable[[str], Any], expected: str) -> Callable[[str], Any]:
+    """A type of argparse: what `read` makes of a text, or one line that says what was expected."""
+
+    def typed(text: str) -> Any:
+        try:
+            return read(text)
+        except (SyntaxError, ValueError):
+            raise argparse.ArgumentTypeError(f"expected {expected}, not '{text}'") from None
+
+    return typed
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    """`name=value`: the value as JSON or a Python literal where it is one, else the text itself."""
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise ValueError
+    return name, read_value(value)
+
+
+def _change(text: str) -> tuple[str, Any]:
+    field, value = _setting(text)
+    said = text.partition("=")[2]
+    if said.lower() == "none":  # nothing in training.patience, a word in adapter.fusion
+        return field, None if may_be_none(field) else said
+    return field, value
+
+
+seeds = _typed(ast.literal_eval, "a number or a list such as [1111,3333]")  # the study says which are possible
+at_least_one = _typed(TypeAdapter(Annotated[int, Field(ge=1, lt=10**9)]).validate_strings, "a whole number of at least 1")
+change = _typed(_change, "FIELD=VALUE such as training.epochs=3")
+setting = _typed(_setting, "NAME=VALUE such as address=auto")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -74,16 +107,13 @@ def parser() -> argparse.ArgumentParser:
 def _add_study(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--profile", default="demo", help="demo (offline, minutes) or paper (real data, one GPU)")
     sub.add_argument("--data", default="", help="folder of <name>_{train,valid,test}.pkl in MELD's public format")
-    smoke = "a few clips and one epoch, to see that everything runs"
-    sub.add_argument("--smoke", action="store_true", help=smoke)
+    sub.add_argument("--smoke", action="store_true", help="a few clips and one epoch, to see that everything runs")
     sub.add_argument("--llm", default="", help="another backbone: a published name, a hub id, or a folder")
     sub.add_argument("--seeds", type=seeds, default=None, help="how many seeds, or a list such as [1111,3333]")
     what = "change a config field of every run, e.g. training.epochs=3; outputs then go to a folder of their own"
-    sub.add_argument(
-        "--set", type=change, action="append", default=[], metavar="FIELD=VALUE", dest="changes", help=what
-    )
-    only = "notebooks by a part of their name: table3"
-    sub.add_argument("--only", nargs="+", default=[], metavar="NAME", help=only)
+    many: dict[str, Any] = {"action": "append", "default": [], "metavar": "FIELD=VALUE"}
+    sub.add_argument("--set", type=change, dest="changes", help=what, **many)
+    sub.add_argument("--only", nargs="+", default=[], metavar="NAME", help="notebooks by a part of their name: table3")
     sub.add_argument("--all", action="store_true", help="also the notebooks that go beyond the paper")
 
 
@@ -93,9 +123,8 @@ def _add_engine(sub: argparse.ArgumentParser) -> None:
     where = "where runs are made: processes (of this machine, the default), ray, slurm, or submitit-local (to try slurm)"
     sub.add_argument("--engine", choices=ENGINES, default=DEFAULT, metavar="NAME", help=where)
     what = "a setting of the engine: ray has address, gpus, retries; slurm has submitit's, e.g. slurm_partition=gpu"
-    sub.add_argument(
-        "--engine-set", type=setting, action="append", default=[], metavar="NAME=VALUE", dest="engine_settings", help=what
-    )
+    many: dict[str, Any] = {"action": "append", "default": [], "metavar": "NAME=VALUE"}
+    sub.add_argument("--engine-set", type=setting, dest="engine_settings", help=what, **many)
 
 
 def _add_listing(sub: argparse.ArgumentParser) -> None:
@@ -121,8 +150,8 @@ def _add_comparison(sub: argparse.ArgumentParser) -> None:
 def _add_benchmark(sub: argparse.ArgumentParser) -> None:
     sizes = "the embedded LLM's size; four layers of Qwen-1.8B's width; all of Qwen-1.8B (default tiny); random weights"
     sub.add_argument("--backbone", choices=BACKBONES, default="tiny", help=sizes)
-    keys = tuple(LENGTHS)
-    sub.add_argument("--corpora", nargs="+", choices=keys, default=keys, help="whose lengths clips have (default both)")
+    lengths = "whose lengths clips have (default both)"
+    sub.add_argument("--corpora", nargs="+", choices=tuple(LENGTHS), default=tuple(LENGTHS), help=lengths)
     sub.add_argument("--batch-size", type=at_least_one, default=16, help="clips a training batch (default 16)")
     sub.add_argument("--dim", type=at_least_one, default=None, help="the adapter's width D (default 64 for tiny, else 1024)")
     sub.add_argument("--steps", type=at_least_one, default=10, help="training batches to time (default 10)")
@@ -145,43 +174,6 @@ def _add_dry_run(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--files-only", action="store_true", help="write and convert the files, run no notebook")
 
 
-def seeds(text: str) -> Any:
-    """A number or a list; the study says which are possible."""
-    try:
-        return ast.literal_eval(text)
-    except (SyntaxError, ValueError):
-        raise argparse.ArgumentTypeError(f"expected a number or a list such as [1111,3333], not '{text}'") from None
-
-
-def at_least_one(text: str) -> int:
-    """A whole number from 1 on."""
-    try:
-        return _AT_LEAST_ONE.validate_strings(text)
-    except ValidationError:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, not '{text}'") from None
-
-
-def change(text: str) -> tuple[str, Any]:
-    """`field=value`: the value as JSON or a Python literal where it is one, else the text itself."""
-    field, value = _assigned(text, "FIELD=VALUE such as training.epochs=3")
-    if value.lower() == "none":  # nothing in training.patience, a word in adapter.fusion
-        return field, None if may_be_none(field) else value
-    return field, read_value(value)
-
-
-def setting(text: str) -> tuple[str, Any]:
-    """`name=value` of an engine, the value as in `change`."""
-    name, value = _assigned(text, "NAME=VALUE such as address=auto")
-    return name, read_value(value)
-
-
-def _assigned(text: str, expected: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not (name and equals):
-        raise argparse.ArgumentTypeError(f"expected {expected}, not '{text}'")
-    return name, value
-
-
 def study_of(options: argparse.Namespace) -> Study:
     """The study that the options name."""
     return Study(options.profile, options.seeds, options.data, options.smoke, options.llm, dict(options.changes))
@@ -193,9 +185,9 @@ def chosen_notebooks(options: argparse.Namespace) -> list[str]:
     Raises:
         ValueError: no notebook has that in its name; lists them.
     """
-    names = [notebook.name for notebook in NOTEBOOKS]
     if not options.only:
         return [notebook.name for notebook in NOTEBOOKS if options.all or not notebook.is_beyond]
+    names = [notebook.name for notebook in NOTEBOOKS]
     if chosen := [name for name in names if any(part in name for part in options.only)]:
         return chosen
     raise ValueError(f"--only {' '.join(options.only)}: no notebook has that in its name; there are: {', '.join(names)}")

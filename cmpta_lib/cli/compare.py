@@ -15,7 +15,6 @@ from cmpta_lib import metrics
 from cmpta_lib.cli.listing import SHORT, Listed, as_json, listed
 from cmpta_lib.figures.clips import NEAR
 from cmpta_lib.files import runs_folder
-from cmpta_lib.metrics import Metric
 from cmpta_lib.report.comparison import Versus, differing, versus
 from cmpta_lib.runs import store
 from cmpta_lib.runs.progress import cut, table
@@ -52,16 +51,17 @@ def meant(text: str, every: Sequence[Listed], corpus: str | None = None) -> list
     """
     if one := _addressed(text, every):
         if one.summary.state != "finished":
-            raise ValueError(f"{one.summary.folder.name} ({one.title}) cannot be compared: {_why(one)}")
+            why = f"{one.summary.state}: {one.summary.detail}"
+            raise ValueError(f"{one.summary.folder.name} ({one.title}) cannot be compared: {why}")
         return [one]
     named = [row for row in every if row.title.lower() == text.lower() and corpus in (None, row.corpus)]
     if not named:
         near = difflib.get_close_matches(text, {row.title for row in every}, n=_MOST_NEAR)
         hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else "; `cmpta runs` lists those there are"
         raise ValueError(f"no run '{text}'{f' on {corpus}' if corpus else ''}{hint}")
-    finished = [row for row in named if row.summary.state == "finished"]
+    finished, first = [row for row in named if row.summary.state == "finished"], named[0].summary
     if not finished:
-        raise ValueError(f"'{text}': none of its {len(named)} runs is finished; the first: {_why(named[0])}")
+        raise ValueError(f"'{text}': none of its {len(named)} runs is finished; the first: {first.state}: {first.detail}")
     if len(corpora := sorted({row.corpus for row in finished})) > 1:
         raise ValueError(f"'{text}' was run on {' and '.join(corpora)}: say which with --corpus")
     runs = _runs(finished)
@@ -85,10 +85,6 @@ def _addressed(text: str, every: Sequence[Listed]) -> Listed | None:
     if len(found) > 1:
         raise ValueError(f"'{text}' begins the hashes of {len(found)} runs: {_candidates(found)}")
     return found[0] if found else None
-
-
-def _why(row: Listed) -> str:
-    return f"{row.summary.state}: {row.summary.detail}"
 
 
 def _candidates(rows: Sequence[Listed]) -> str:
@@ -116,34 +112,31 @@ def _texts(row: Listed) -> dict[str, str]:
 def screen(a: Sequence[Listed], b: Sequence[Listed], found: Versus, texts: dict[str, str], clips: int) -> list[str]:
     """The comparison's lines."""
     lines = [_title("A", a), _title("B", b), "", *_settings(found), ""]
-    by_name = {metric.name: metric for kind in metrics.TABLED.values() for metric in kind}
-    shown = [_score(by_name[one["metric"]], one) for one in found.scores.to_dict(orient="records")]
+    shown = [_score(one) for one in found.scores.to_dict(orient="records")]
     lines += table(["test", "A", "B", "A − B", "95 % interval", "p", "better"], shown)
     if found.left_out:
         lines.append(f"without {found.left_out} clips to which some run gave no score")
-    both = int((found.clips["a_right"] & found.clips["b_right"]).sum())
-    only = {side: found.only_right(side) for side in "ab"}
+    both, only_a, only_b = int((found.clips["a_right"] & found.clips["b_right"]).sum()), *map(found.only_right, "ab")
     rule = f" (within {NEAR:g} of the label)" if "mae" in set(found.scores["metric"]) else ""
     rule += ", in most seeds" if len(a) > 1 or len(b) > 1 else ""
-    lines += ["", f"right{rule}, of {len(found.clips)} clips: both {both}, A alone {only['a']}, B alone {only['b']}, "]
-    lines[-1] += f"neither {len(found.clips) - both - sum(only.values())}"
-    changed = found.clips[found.clips["a_error"] != found.clips["b_error"]].head(clips)
-    if len(changed):
-        cells = [
-            [one.id, _short(texts.get(one.id, ""), _TEXT_COLUMNS), one.label, _short(one.a), _short(one.b)]
-            for one in changed.itertuples()
-        ]
+    said, neither = f"both {both}, A alone {only_a}, B alone {only_b}", len(found.clips) - both - only_a - only_b
+    lines += ["", f"right{rule}, of {len(found.clips)} clips: {said}, neither {neither}"]
+    cells = []
+    for one in found.clips[found.clips["a_error"] != found.clips["b_error"]].head(clips).itertuples():
+        cells.append([one.id, _short(texts.get(one.id, ""), _TEXT_COLUMNS), one.label, _short(one.a), _short(one.b)])
+    if cells:
         lines += ["", *table(["clips that changed most", "text", "label", "A", "B"], cells)]
     return lines
 
 
 def _settings(found: Versus) -> list[str]:
     """The fields that both have and that differ, one a line; then those that only one of two methods has."""
-    shared = [[name, *map(_value, pair)] for name, pair in found.fields.items() if name in found.shared]
+    pairs = {name: ["none" if value is None else str(value) for value in pair] for name, pair in found.fields.items()}
+    shared = [[name, *(cut(value, _VALUE_COLUMNS) for value in pairs[name])] for name in pairs if name in found.shared]
     lines = table(["setting", "A", "B"], shared) if shared else []
     for place, side in enumerate("AB"):
-        own = {name: pair[place] for name, pair in found.fields.items() if name not in found.shared and pair[1 - place] is None}
-        said = ", ".join(f"{name}={value}" for name, value in own.items())
+        own = [name for name, pair in found.fields.items() if name not in found.shared and pair[1 - place] is None]
+        said = ", ".join(f"{name}={found.fields[name][place]}" for name in own)
         lines += textwrap.wrap(f"only {side} has {said}", _LINE, subsequent_indent="  ") if own else []
     return lines or ["the settings are the same"]
 
@@ -154,15 +147,12 @@ def _title(side: str, rows: Sequence[Listed]) -> str:
     return f"{side}  {rows[0].title}, {rows[0].corpus}, seed{many} {seeds}  (run{many} {runs})"
 
 
-def _value(value: Any) -> str:
-    return cut("none" if value is None else str(value), _VALUE_COLUMNS)
-
-
 def _short(text: str, width: int = _ANSWER_COLUMNS) -> str:
     return cut(" ".join(text.split()), width)
 
 
-def _score(metric: Metric, one: Mapping[str, Any]) -> list[str]:
+def _score(one: Mapping[str, Any]) -> list[str]:
+    metric = next(metric for kind in metrics.TABLED.values() for metric in kind if metric.name == one["metric"])
     a, b = (" ".join(metric.shown(metric.scale * value) for value in one[side]) for side in "ab")
     difference, low, high = (metric.shown(metric.scale * one[name], "+") for name in ("difference", "low", "high"))
     return [metric.label, a, b, difference, f"[{low}, {high}]", f"{one['p_value']:.3f}", one["better"] or "not clear"]

@@ -6,9 +6,10 @@ everything after the download can be run, timed and tested anywhere. `data_prep.
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,8 @@ import torch
 from torch import Tensor
 
 from cmpta_lib import files
+from cmpta_lib.cli.arguments import parser
+from cmpta_lib.cli.reproduce import reproduce
 from cmpta_lib.data.corpus import Corpus
 from cmpta_lib.embedded.tiny import wordpiece_tokenizer
 from cmpta_lib.llm import qwen_v1
@@ -44,28 +47,25 @@ CORPORA = ("simsv2", "meld")
 _SHARDS = 2
 
 
-def prepare(
-    full: bool | None = None,
-    factor: float | None = None,
-    annotations: Path | None = None,
-    vocabulary: Path | None = None,
-) -> None:
+def dry_run(options: argparse.Namespace) -> int:
+    """Write synthetic files laid out like the published ones, then drive profile `paper` through every notebook on them."""
+    prepare(options)
+    return 0 if options.files_only else reproduce(parser().parse_args(["reproduce", "--profile", "paper", "--smoke"]))
+
+
+def prepare(options: argparse.Namespace) -> None:
     """Write corpora and models into the smoke runs' folder, convert the corpora as downloaded ones are, and record it all.
 
-    Args:
-        full: Qwen-1.8B's sizes, Table 2's adapter and the published split sizes, one epoch; None: where there is a GPU.
-        factor: split sizes as a fraction of the published ones, in place of what `full` says.
-        annotations: folder of MELD's official CSVs; generated ones otherwise.
-        vocabulary: the published qwen.tiktoken; a small one otherwise.
     Raises:
-        FileNotFoundError: `annotations` or `vocabulary` is not there.
-        ValueError: `factor` is not above 0 and at most 1.
+        FileNotFoundError: `--annotations` or `--vocabulary` is not there.
+        ValueError: `--factor` is not above 0 and at most 1.
     """
+    annotations, vocabulary = (Path(given) if given else None for given in (options.annotations, options.vocabulary))
     for given in filter(None, (annotations, vocabulary)):
         if not given.exists():
             raise FileNotFoundError(f"{given}: not found; leave it out for a generated one")
-    full = torch.cuda.is_available() if full is None else full
-    factor = (1.0 if full else SMALL_FACTOR) if factor is None else factor
+    full = torch.cuda.is_available() if options.size is None else options.size == "full"
+    factor = (1.0 if full else SMALL_FACTOR) if options.factor is None else options.factor
     if not 0 < factor <= 1:
         raise ValueError(f"--factor {factor}: expected a fraction of the published split sizes, above 0 and at most 1")
     root = Study("paper", smoke=True).root
@@ -136,7 +136,7 @@ def write_qwen_v1(
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    generator, shapes = torch.Generator().manual_seed(seed), dict(_shapes(width, layers, vocabulary_size))
+    generator, shapes = torch.Generator().manual_seed(seed), _shapes(width, layers, vocabulary_size)
     names, weight_map, total = list(shapes), dict[str, str](), 0
     for number in range(_SHARDS):
         file = f"model-{number + 1:05d}-of-{_SHARDS:05d}.safetensors"
@@ -198,20 +198,16 @@ def _gate_width(width: int) -> int:
     return width * QWEN_1_8B["mlp"] // FULL_WIDTH
 
 
-def _shapes(width: int, layers: int, vocabulary_size: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+def _shapes(width: int, layers: int, vocabulary_size: int) -> dict[str, tuple[int, ...]]:
     gate = _gate_width(width)
-    yield "transformer.wte.weight", (vocabulary_size, width)
-    for layer in (f"transformer.h.{n}" for n in range(layers)):
-        yield f"{layer}.ln_1.weight", (width,)
-        yield f"{layer}.attn.c_attn.weight", (3 * width, width)
-        yield f"{layer}.attn.c_attn.bias", (3 * width,)
-        yield f"{layer}.attn.c_proj.weight", (width, width)
-        yield f"{layer}.ln_2.weight", (width,)
-        yield f"{layer}.mlp.w1.weight", (gate, width)
-        yield f"{layer}.mlp.w2.weight", (gate, width)
-        yield f"{layer}.mlp.c_proj.weight", (width, gate)
-    yield "transformer.ln_f.weight", (width,)
-    yield "lm_head.weight", (vocabulary_size, width)
+    of_layer: dict[str, tuple[int, ...]] = {
+        "ln_1.weight": (width,), "attn.c_attn.weight": (3 * width, width), "attn.c_attn.bias": (3 * width,),
+        "attn.c_proj.weight": (width, width), "ln_2.weight": (width,), "mlp.w1.weight": (gate, width),
+        "mlp.w2.weight": (gate, width), "mlp.c_proj.weight": (width, gate),
+    }  # fmt: skip
+    every = {f"transformer.h.{n}.{name}": shape for n in range(layers) for name, shape in of_layer.items()}
+    embedding = (vocabulary_size, width)
+    return {"transformer.wte.weight": embedding, **every, "transformer.ln_f.weight": (width,), "lm_head.weight": embedding}
 
 
 def _random(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

@@ -8,12 +8,13 @@ import math
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cmpta_lib import registry
+from cmpta_lib.config import RunConfig
 from cmpta_lib.files import runs_folder
 from cmpta_lib.runs import provenance, store
 from cmpta_lib.runs.progress import STATES, Summary, columns, cut, duration, summarise, table
@@ -32,41 +33,33 @@ class Listed:
 
     summary: Summary
     name: Name | None
-
-    @property
-    def title(self) -> str:
-        return str(self.name) if self.name else self.summary.folder.name
-
-    @property
-    def method(self) -> str:
-        return self.summary.config.method.name if self.summary.config else ""
-
-    @property
-    def corpus(self) -> str:
-        return self.summary.config.data.name if self.summary.config else ""
-
-    @property
-    def seed(self) -> int | None:
-        return self.summary.config.seed if self.summary.config else None
-
-    @property
-    def model(self) -> str:
-        """Name of the LLM, text encoder or omni model that reads the words; "" where none does."""
-        settings = self.summary.config.method if self.summary.config else None
-        found = (getattr(settings, reader, None) for reader in ("llm", "encoder", "model"))
-        return next((str(reader.name) for reader in found if reader), "")
+    title: str
+    method: str = ""
+    corpus: str = ""
+    seed: int | None = None
+    model: str = ""  # name of the LLM, text encoder or omni model that reads the words; "" where none does
 
     @property
     def hash(self) -> str:
-        return self.summary.config.hash if self.summary.config else self.summary.folder.name.rpartition("-")[2]
+        config = self.summary.config
+        return config.hash if config else self.summary.folder.name.rpartition("-")[2]
+
+
+def _listed(one: Summary, name: Callable[[RunConfig, str], Name]) -> Listed:
+    config = one.config
+    if config is None:
+        return Listed(one, None, one.folder.name)
+    called = name(config, str(one.environment.get("row", "")))
+    readers = (getattr(config.method, reader, None) for reader in ("llm", "encoder", "model"))
+    model = next((str(reader.name) for reader in readers if reader), "")
+    return Listed(one, called, str(called), config.method.name, config.data.name, config.seed, model)
 
 
 def listed(root: Path) -> list[Listed]:
     """Every run folder below `root`: by corpus, method, name and seed; what cannot be read comes last."""
     registry.load_plugins()
     name, order = names(root), list(registry.ENTRIES)
-    found = [summarise(entry) for entry in store.found(root)]
-    rows = [Listed(one, name(one.config, str(one.environment.get("row", ""))) if one.config else None) for one in found]
+    rows = [_listed(summarise(entry), name) for entry in store.found(root)]
 
     def place(row: Listed) -> tuple[bool, str, int, str, int]:
         known = order.index(row.method) if row.method in order else len(order)

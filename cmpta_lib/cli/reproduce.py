@@ -16,7 +16,7 @@ from typing import Any
 
 from cmpta_lib import files
 from cmpta_lib.cli import pages
-from cmpta_lib.cli.arguments import chosen_notebooks, parser, study_of
+from cmpta_lib.cli.arguments import chosen_notebooks, study_of
 from cmpta_lib.cli.interruption import scratch_folder
 from cmpta_lib.files import ROOT
 from cmpta_lib.runs import provenance
@@ -71,18 +71,10 @@ def execute_notebook(path: Path, out: Path, parameters: Mapping[str, Any]) -> No
     with scratch_folder() as sockets:
         # A kernel that is told to end while torch's threads wind down would log that as an error.
         quiet = {"extra_arguments": ["--IPKernelApp.log_level=50"]}
-        manager = {"transport": "ipc", "ip": f"{sockets}/k"}
-        config = Config({"KernelManager": manager, "NotebookClient": quiet})
+        config = Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets}/k"}, "NotebookClient": quiet})
         try:
-            papermill.execute_notebook(
-                str(path),
-                str(out),
-                dict(parameters),
-                kernel_name="python3",
-                progress_bar=False,
-                cwd=str(path.parent),
-                config=config,
-            )
+            settings: dict[str, Any] = {"kernel_name": "python3", "progress_bar": False, "config": config}
+            papermill.execute_notebook(str(path), str(out), dict(parameters), cwd=str(path.parent), **settings)
         except PapermillExecutionError as error:
             reason = f"{error.ename}: {error.evalue}".rstrip(".")
             raise NotebookFailed(
@@ -130,7 +122,7 @@ def reproduce(options: argparse.Namespace) -> int:
     else:
         with exports.collected(study.name) as draft:
             report = export()
-            report = exports.settle(draft, complete=whole and not failed) / report.name
+            report = exports.finish(draft, complete=whole and not failed) / report.name
     print(f"{report} written after {time.monotonic() - started:.0f} s", flush=True)
     if failed:
         print(f"cmpta reproduce: {len(failed)} failed; what is finished is kept, call again once it is mended:", file=sys.stderr)
@@ -138,15 +130,15 @@ def reproduce(options: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def _make(
-    study: Study, runs: Sequence[Run], options: argparse.Namespace, failed: list[str], engine: Engine
-) -> bool:
+def _make(study: Study, runs: Sequence[Run], options: argparse.Namespace, failed: list[str], engine: Engine) -> bool:
     """Finish the runs, or with `--finished` leave them as they are; adds what failed. Whether all are there to be shown."""
     if options.finished:
         os.environ[ONLY_FINISHED] = "1"
         return all(run.done for run in runs)
-    if options.engine == DEFAULT and (said := _on_few_gpus(runs, options.jobs)):
-        print(f"      {said}", flush=True)
+    if options.engine == DEFAULT and options.jobs and (gpus := provenance.gpu_count()) and (gpu := provenance.first_gpu()):
+        known = [run.environment.get(provenance.ALLOCATED, 0.0) for run in sound(runs)]
+        if said := provenance.warning(min(options.jobs, len(runs)), gpus, gpu[1], max(known, default=0.0)):
+            print(f"      {said}", flush=True)
     try:
         study.ensure(runs, options.jobs, engine)
     except RunsFailed as error:
@@ -156,19 +148,10 @@ def _make(
     return True
 
 
-def _on_few_gpus(runs: Sequence[Run], jobs: int | None) -> str:
-    """What to say where more runs at a time are asked for than there are GPUs; "" otherwise."""
-    if not jobs or not (gpus := provenance.gpu_count()) or (gpu := provenance.first_gpu()) is None:
-        return ""
-    known = [run.environment.get(provenance.ALLOCATED, 0.0) for run in sound(runs)]
-    return provenance.warning(min(jobs, len(runs)), gpus, gpu[1], max(known, default=0.0))
-
-
 def _has_needs(study: Study, chosen: Sequence[str], plan: bool) -> bool:
     """Whether everything is here that the notebooks need; else what is missing is printed, and the plan where asked for."""
     found = check.needs(study, chosen)
-    missing = sum(need.missing for need in found)
-    if missing:
+    if missing := sum(need.missing for need in found):
         print(check.screen(study, found))
         if plan:
             print(planned_screen(study, chosen))
@@ -181,11 +164,10 @@ def planned_screen(study: Study, notebooks: Collection[str]) -> str:
 
     Each line is corpus, row, and the row's seeds on that corpus.
     """
-    planned = study.planned(notebooks)
-    seeds: dict[tuple[str, str], list[int]] = {}
+    planned, seeds = study.planned(notebooks), dict[tuple[str, str], list[str]]()
     for one in planned:
-        seeds.setdefault((study.data or study.settings.corpora[one.key], label(one.row)), []).append(one.seed)
-    rows = [[corpus, row, str(len(found)), ", ".join(map(str, found))] for (corpus, row), found in seeds.items()]
+        seeds.setdefault((study.data or study.settings.corpora[one.key], label(one.row)), []).append(str(one.seed))
+    rows = [[*names, str(len(found)), ", ".join(found)] for names, found in seeds.items()]
     lines = table(["corpus", "row", "runs", "seeds"], rows, [2]) if rows else []
     return "\n".join([*("  " + line for line in lines), f"{len(planned)} runs in all"])
 
@@ -229,10 +211,9 @@ def _execute(study: Study, chosen: Sequence[str], parameters: Mapping[str, Any],
 
     failed = []
     for name, error in side_by_side(chosen, execute):
-        if isinstance(error, NotebookFailed):
-            failed.append(str(error))
-        elif error is not None:
-            failed.append(f"notebook {name}.ipynb: {type(error).__name__}: {error}")
+        if error is not None:
+            where = "" if isinstance(error, NotebookFailed) else f"notebook {name}.ipynb: {type(error).__name__}: "
+            failed.append(f"{where}{error}")
         print(f"      {name} {'failed' if error else 'done'}  ({time.monotonic() - started:.0f} s)", flush=True)
     print(f"      the executed notebooks are in {folder}", flush=True)
     return failed
@@ -249,16 +230,3 @@ def _parameters(options: argparse.Namespace, study: Study) -> dict[str, Any]:
         "llm": str(llm.resolve()) if options.llm and llm.is_dir() else options.llm,
         "changes": dict(options.changes),
     }
-
-
-def dry_run(options: argparse.Namespace) -> int:
-    """Write synthetic files laid out like the published ones, then drive profile `paper` through every notebook on them."""
-    from cmpta_lib.cli.dry_run import prepare
-
-    prepare(
-        full=None if options.size is None else options.size == "full",
-        factor=options.factor,
-        annotations=Path(options.annotations) if options.annotations else None,
-        vocabulary=Path(options.vocabulary) if options.vocabulary else None,
-    )
-    return 0 if options.files_only else reproduce(parser().parse_args(["reproduce", "--profile", "paper", "--smoke"]))

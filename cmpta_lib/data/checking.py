@@ -67,21 +67,17 @@ def checked(
         ValueError: a sample is not as `Sample` says or of another width; names it, the field, what was expected and came.
     """
     repairs: Counter[str] = Counter()
-    return [
-        check_sample(
-            sample, f"{where}, sample {index}", task=task, widths=widths, repairs=repairs, labelled=labelled, like=like
-        )
-        for index, sample in enumerate(samples)
-    ], repairs
+    places = ((f"{where}, sample {index}", sample) for index, sample in enumerate(samples))
+    return [check_sample(one, place, task, widths, repairs, labelled=labelled, like=like) for place, one in places], repairs
 
 
 def check_sample(
     sample: Sample,
     where: str,
-    *,
     task: Task,
     widths: Mapping[Modality, int],
     repairs: Counter[str],
+    *,
     labelled: bool,
     like: str,
 ) -> Sample:

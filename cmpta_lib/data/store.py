@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
 from reprlib import repr as short
 from typing import Any
@@ -27,8 +28,6 @@ FORMAT = 2  # raise when the stored form or the conversion changes: older caches
 META = "meta.json"
 CONTENT = ("audio.f32", "vision.f32", "table.parquet")  # beside meta.json, which holds their hashes
 SMALL_BYTES = 256_000_000  # hashed in 0.3 s or less; SIMS-V2 has ten times as much
-_MOST_KEPT = 2  # the paper has two corpora, and its runs take turns on them
-_kept: dict[Path, tuple[list[list[int]], Corpus]] = {}  # the one used last at the end
 
 
 def write_corpus(
@@ -87,9 +86,7 @@ def _write_content(
             ids: set[str] = set()
             for index, given in enumerate(splits[split]):
                 where = f"{origins[split]}, sample {index}"
-                sample = check_sample(
-                    given, where, task=task, widths=widths, repairs=repairs, labelled=True, like="in the samples before"
-                )
+                sample = check_sample(given, where, task, widths, repairs, labelled=True, like="in the samples before")
                 where = f"{where} (id {shown(sample.id)})"
                 row = {"split": split} | _row(where, sample)
                 if sample.id in ids:
@@ -155,27 +152,25 @@ def load_corpus(folder: Path, *, deep: bool = False) -> Corpus:
     lengths = {m: {split: int(rows[f"{m}_length"].sum()) for split, rows in parts.items()} for m in MODALITIES}
     frames = {m: _map_frames(folder / f"{m}.f32", sum(lengths[m].values()), meta["dims"][m]) for m in MODALITIES}
     splits: dict[str, Split] = {}
-    start = dict.fromkeys(MODALITIES, 0)
     for split, rows in parts.items():
-        stop = {modality: start[modality] + lengths[modality][split] for modality in MODALITIES}
-        splits[split] = Split(split, task, rows, *(frames[m][start[m] : stop[m]] for m in MODALITIES))
-        start = stop
+        own = {m: frames[m][: lengths[m][split]] for m in MODALITIES}
+        frames = {m: frames[m][lengths[m][split] :] for m in MODALITIES}
+        splits[split] = Split(split, task, rows, **own)
     return Corpus(task=task, splits=splits, **kept)
 
 
 def kept_corpus(folder: Path) -> Corpus:
     """As `load_corpus`, and the same object while none of its files is touched: a worker makes many runs on a corpus."""
     try:
-        stamps = [files.stamp(folder / name) for name in (META, *CONTENT)]
+        stamps = tuple(tuple(files.stamp(folder / name)) for name in (META, *CONTENT))
     except OSError:  # `load_corpus` says what is wrong
         return load_corpus(folder)
-    before, corpus = _kept.pop(folder, (None, None))
-    if corpus is None or before != stamps:
-        corpus = load_corpus(folder)
-    _kept[folder] = stamps, corpus
-    while len(_kept) > _MOST_KEPT:
-        del _kept[next(iter(_kept))]
-    return corpus
+    return _kept(folder, stamps)
+
+
+@lru_cache(maxsize=2)  # the paper has two corpora, and its runs take turns on them
+def _kept(folder: Path, stamps: tuple[tuple[int, ...], ...]) -> Corpus:
+    return load_corpus(folder)
 
 
 def _facts(path: Path, remedy: str) -> dict[str, Any]:

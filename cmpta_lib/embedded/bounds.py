@@ -14,7 +14,7 @@ import numpy as np
 
 from cmpta_lib.data.corpus import Corpus, Split
 from cmpta_lib.embedded.generative import GenerativeModel, generative_models
-from cmpta_lib.embedded.synthetic import FACE, VOICE, context_posteriors, cue_likelihoods
+from cmpta_lib.embedded.synthetic import FACE, VOICE, cue_likelihoods, in_dialogue
 
 RULES: Mapping[str, str] = {
     "mae": "the median of each clip's exact distribution of scores, which has the least expected error",
@@ -77,9 +77,8 @@ def _in_dialogues(source: GenerativeModel, clips: Split, joint: np.ndarray) -> n
     """(N, labels) joint probabilities from each clip alone -> posteriors from all clips of its dialogue."""
     prior, found = source.joint.sum((0, 1, 2)), np.empty_like(joint)
     for _, dialogue in clips.table.groupby("dialogue", sort=False):
-        places = [turns.index.to_numpy() for _, turns in dialogue.groupby("speaker", sort=False)]
-        for turns, chances in zip(places, context_posteriors([joint[turns] / prior for turns in places], prior), strict=True):
-            found[turns] = chances
+        turns = dialogue.index.to_numpy()
+        found[turns] = in_dialogue(dialogue["speaker"].tolist(), joint[turns], prior)
     return found
 
 

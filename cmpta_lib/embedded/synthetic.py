@@ -92,17 +92,23 @@ def _without_context(
 
 def _with_context(source: GenerativeModel, members: Sequence[tuple[Sample, np.ndarray, np.ndarray]]) -> Iterator[Sample]:
     """A dialogue's clips with the best answers from all of its clips: `bayes_context`, from words `bayes_text_context`."""
-    turns: dict[str | None, list[int]] = {}
+    speakers, prior = [clip.speaker for clip, _, _ in members], source.joint.sum((0, 1, 2))
+    of_words, of_all = [words for _, words, _ in members], [everything for _, _, everything in members]
+    known = {"bayes_text_context": np.array(of_words), "bayes_context": np.array(of_all)}
+    best = {name: source.decide(in_dialogue(speakers, joint, prior)) for name, joint in known.items()}
     for place, (clip, _, _) in enumerate(members):
-        turns.setdefault(clip.speaker, []).append(place)
-    order, prior = [place for places in turns.values() for place in places], source.joint.sum((0, 1, 2))
-    found: list[dict[str, float]] = [{} for _ in members]
-    for which, name in ((1, "bayes_text_context"), (2, "bayes_context")):
-        spoken = [np.array([members[place][which] for place in places]) / prior for places in turns.values()]
-        for place, answer in zip(order, source.decide(np.concatenate(context_posteriors(spoken, prior))), strict=True):
-            found[place][name] = float(answer)
-    for (clip, _, _), best in zip(members, found, strict=True):
-        yield replace(clip, extra={**clip.extra, **best})
+        yield replace(clip, extra={**clip.extra, **{name: float(answers[place]) for name, answers in best.items()}})
+
+
+def in_dialogue(speakers: Sequence[str | None], joint: np.ndarray, prior: np.ndarray) -> np.ndarray:
+    """(turns, labels) joint probabilities from each turn of a dialogue alone -> posteriors from all of them, rows sum to 1."""
+    found, turns = np.empty_like(joint), dict[str | None, list[int]]()
+    for place, speaker in enumerate(speakers):
+        turns.setdefault(speaker, []).append(place)
+    spoken = [joint[places] / prior for places in turns.values()]
+    for places, posteriors in zip(turns.values(), context_posteriors(spoken, prior), strict=True):
+        found[places] = posteriors
+    return found
 
 
 def context_posteriors(spoken: Sequence[np.ndarray], prior: np.ndarray) -> list[np.ndarray]:

@@ -25,28 +25,11 @@ if TYPE_CHECKING:
 
     from cmpta_lib.method.llm import FrozenLLM
 
+_SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 ARCHITECTURES: dict[str, dict[str, int]] = {  # of each tiny model, by its name
-    "tiny": {
-        "hidden_size": 192,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 4,
-        "intermediate_size": 512,
-    },
-    "tiny-llama": {
-        "hidden_size": 256,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 8,
-        "intermediate_size": 640,
-    },
-    "tiny-bert": {
-        "hidden_size": 96,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "intermediate_size": 192,
-        "max_position_embeddings": 128,
-    },
+    "tiny": dict(zip(_SIZES, (192, 2, 4, 512), strict=True)) | {"num_key_value_heads": 4},
+    "tiny-llama": dict(zip(_SIZES, (256, 2, 8, 640), strict=True)) | {"num_key_value_heads": 8},
+    "tiny-bert": dict(zip(_SIZES, (96, 2, 4, 192), strict=True)) | {"max_position_embeddings": 128},
 }
 VOCABULARY = 1600
 # Wide, shallow, slowly trained and read through noise: a small LLM that is trained hard on a few sentences bends only to

@@ -21,7 +21,7 @@ from cmpta_lib.report import uncertainty
 from cmpta_lib.report.rows import result_row, runs_of, sound, unusable
 from cmpta_lib.report.tables import NOT_RUN, ResultRow, scored
 from cmpta_lib.study import plan
-from cmpta_lib.study.plan import CMPTA, REGISTER, TEXT_ONLY, Row
+from cmpta_lib.study.plan import CHOICES, CMPTA, TEXT_ONLY, Row
 from cmpta_lib.study.study import Study
 
 SUPPORTED, NOT_SUPPORTED = "supported", "not supported"
@@ -29,7 +29,7 @@ INSIDE_SEEDS, INSIDE_CLIPS = "inside seed noise", "inside clip noise"
 NOT_TESTABLE, ONE_SEED = "not testable on this data", "one seed: "
 SMALL = 0.05  # "little difference": within this share of the full method's score; the paper gives no number
 
-NO_DROPOUT = next(row for row in REGISTER if "method.dropout" in row.changes)
+NO_DROPOUT = next(row for row in CHOICES if "method.dropout" in row.changes)
 
 BETTER = "better, with 0 outside the 95 % paired bootstrap interval over test clips, by more than the larger sd over seeds"
 NUMBER = (
@@ -117,7 +117,7 @@ class Evidence:
         words += [part for name, value in study.changes.items() for part in ("--set", f"{name}={value}")]
         if not study.smoke and study.seeds != default:
             words += ["--seeds", json.dumps(study.seeds).replace(" ", "")]
-        made = (n.name for n in plan.NOTEBOOKS if row in n.rows(key) or (n.has_register and row in REGISTER))
+        made = (n.name for n in plan.NOTEBOOKS if row in n.rows(key) or (n.has_choices and row in CHOICES))
         return f"`{shlex.join([*words, '--only', next(made)])}`"
 
     def better(self, key: str, metric: MetricName, row: Row, than: Row) -> Finding:

@@ -20,7 +20,7 @@ from cmpta_lib.metrics import METRICS
 from cmpta_lib.report.layout import NOT_RUN, NOTHING
 from cmpta_lib.report.rows import PAPER_NAMES, bayes, scores_of, sound, unusable
 from cmpta_lib.report.tables import without_unit
-from cmpta_lib.study.plan import CMPTA, REGISTER
+from cmpta_lib.study.plan import CHOICES, CMPTA
 from cmpta_lib.study.study import Study
 
 
@@ -180,7 +180,7 @@ def register_table(study: Study) -> pd.DataFrame:
     key = study.keys[0]
     default, rows = study.runs(key)[0], []
     base = default.metrics["test"] if sound([default]) else {}
-    for alternative in (None, *REGISTER):
+    for alternative in (None, *CHOICES):
         run = study.runs(key, alternative or CMPTA)[0]
         change = (
             ", ".join(f"{path} = {value}" for path, value in alternative.changes.items()) if alternative else NOTHING

@@ -25,12 +25,9 @@ from cmpta_lib.fast.prompted import PromptedLM, TokenMaker
 from cmpta_lib.files import Damaged, runs_folder
 from cmpta_lib.llm import loading
 from cmpta_lib.llm.files import is_tiny
-<<<<<<< HEAD
 from cmpta_lib.llm.generation import sharing
-from cmpta_lib.method.adapter import CMPTAdapter
-=======
 from cmpta_lib.llm.loading import TextEncoder
->>>>>>> B3
+from cmpta_lib.method.adapter import CMPTAdapter
 from cmpta_lib.method.llm import FrozenLLM
 from cmpta_lib.method.prompted import MakeTokens, PlainLM
 from cmpta_lib.runs.loop import dialogues

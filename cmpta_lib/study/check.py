@@ -16,7 +16,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 from cmpta_lib import registry
-from cmpta_lib.config import EncoderConfig, LLMConfig
 from cmpta_lib.data.corpus import Language
 from cmpta_lib.data.store import load_corpus
 from cmpta_lib.llm import files as llm_files
@@ -58,22 +57,21 @@ def needs(study: Study, notebooks: Collection[str]) -> list[Need]:
 
     The embedded default makes what it needs, and a user's own folder is checked when it is read.
     """
-    planned, names = study.planned(notebooks), [study.settings.corpora[key] for key in study.keys_of(notebooks) if not study.data]
+    planned = study.planned(notebooks)
+    names = [] if study.data else [study.settings.corpora[key] for key in study.keys_of(notebooks)]
     corpora = {name: _corpus(study, name) for name in names if name in CORPUS_GB}
-    llms, encoders = study.llm_names(notebooks), _encoders(study, notebooks)
-    models = {name: _model(study, name, "LLM", MISSING if name == study.llm_name else OPTIONAL) for name in llms}
-    models |= {name: _model(study, name, "text encoder") for name in encoders}
-    models = {name: need for name, need in models.items() if not llm_files.is_tiny(name)}
+    wanted = [(name, "LLM", MISSING if name == study.llm_name else OPTIONAL) for name in study.llm_names(notebooks)]
+    wanted += [(name, "text encoder", MISSING) for name in sorted(set(_encoders(study, notebooks).values()))]
+    models = {name: _model(study, name, kind, state) for name, kind, state in wanted if not llm_files.is_tiny(name)}
     if study.settings.llm == "tiny" or study.smoke:
         return [*corpora.values(), *models.values()]
     omni = [str(one.row.changes["method.model.name"]) for one in planned if one.row.method == "omni"]
     models |= {name: _model(study, name, "omni model", OPTIONAL) for name in omni}
     sizes = CORPUS_GB | {name: LLM_GB.get(name, LLM_GB["qwen-1.8b"]) for name in models}
-    here = [sizes[name] for name, need in models.items() if need.state != OPTIONAL or not need.remedy]
-    largest = max(here, default=0)  # one is loaded at a time
+    largest = max((sizes[name] for name, need in models.items() if need.missing or not need.remedy), default=0)  # one at a time
     to_come = sum(sizes[name] for name, need in (corpora | models).items() if need.missing)
-    disk = _disk(study, to_come + len(planned) * RUN_GB + CHECKPOINT_GB)
     machine = [_gpu(max(GPU_GB, round(1.5 * largest))), _memory(max(MEMORY_GB, round(1.3 * largest)))]
+    disk = _disk(study, to_come + len(planned) * RUN_GB + CHECKPOINT_GB)
     return [*machine, *corpora.values(), *models.values(), *map(_recordings, names if omni else ()), disk]
 
 
@@ -85,17 +83,15 @@ def stored(study: Study, notebooks: Collection[str] = ()) -> list[Need]:
     metas = sorted((study.cache / "data").glob("[!.]*/meta.json"))
     found = [_sound(f"contents of {meta.parent.name}", partial(load_corpus, meta.parent, deep=True)) for meta in metas]
     rows = {study.llm_name: CMPTA} | {study.llm_name_of(one.row): one.row for one in reversed(study.planned(notebooks))}
-    models: list[tuple[str, str, Callable[[], LLMConfig | EncoderConfig]]]
-    models = [("LLM", name, partial(study.llm_of, row)) for name, row in rows.items()]
-    languages = {study.encoder_names[language]: language for language in _languages(study, notebooks)}
-    models += [("text encoder", name, partial(study.encoder, language)) for name, language in languages.items()]
-    for kind, name, resolved in models:
+    models = {f"LLM {name}": partial(study.llm_of, row) for name, row in rows.items()}
+    encoders = {f"text encoder {name}": partial(study.encoder, key) for key, name in _encoders(study, notebooks).items()}
+    for what, resolved in (models | encoders).items():
         try:
             check = partial(llm_files.find, resolved(), study.cache / "llm", deep=True)
         except (OSError, ValueError) as error:
-            found.append(Need(f"contents of {kind} {name}", str(error), "see above"))
+            found.append(Need(f"contents of {what}", str(error), "see above"))
         else:
-            found.append(_sound(f"contents of {kind} {name}", check))
+            found.append(_sound(f"contents of {what}", check))
     for entry in store.found(study.root):
         if not isinstance(entry, store.Run):
             found.append(Need(f"run {entry[0].name}", entry[1]))
@@ -104,20 +100,16 @@ def stored(study: Study, notebooks: Collection[str] = ()) -> list[Need]:
     return found
 
 
-def _languages(study: Study, notebooks: Collection[str]) -> list[Language]:
-    """The languages in which these notebooks' methods without an LLM read text."""
-    fields = {name: entry.config.model_fields for name, entry in registry.ENTRIES.items()}
-    keys = {one.key for one in study.planned(notebooks) if "encoder" in fields[one.row.method]}
-    return [language for key, language in _LANGUAGES.items() if key in keys]
-
-
-def _encoders(study: Study, notebooks: Collection[str]) -> list[str]:
-    return sorted({study.encoder_names[language] for language in _languages(study, notebooks)})
+def _encoders(study: Study, notebooks: Collection[str]) -> dict[Language, str]:
+    """Language in which these notebooks' methods without an LLM read text -> what names the encoder."""
+    keys = {one.key for one in study.planned(notebooks) if "encoder" in registry.ENTRIES[one.row.method].config.model_fields}
+    return {language: study.encoder_names[language] for key, language in _LANGUAGES.items() if key in keys}
 
 
 def tiny_models(study: Study, notebooks: Collection[str]) -> list[str]:
     """Names of the models that are made here for these notebooks, whoever makes them."""
-    return [name for name in (*study.llm_names(notebooks), *_encoders(study, notebooks)) if llm_files.is_tiny(name)]
+    names = (*study.llm_names(notebooks), *_encoders(study, notebooks).values())
+    return [name for name in dict.fromkeys(names) if llm_files.is_tiny(name)]
 
 
 def _sound(what: str, check: Callable[[], object]) -> Need:
@@ -166,9 +158,9 @@ def _recordings(corpus: str) -> Need:
 def _gpu(wanted: int) -> Need:
     what = f"GPU, {wanted} GB"
     remedy = f"use a machine with an NVIDIA GPU; without one: make reproduce (embedded default), or {COMMAND} dry-run"
-    if (gpu := provenance.first_gpu()) is None:
+    name, size = provenance.first_gpu() or ("", 0.0)
+    if not name:
         return Need(what, "no NVIDIA GPU or driver found (nvidia-smi)", remedy)
-    name, size = gpu
     if "+cpu" in version("torch"):
         return Need(what, f"{name}, {size:.0f} GB, but torch {version('torch')} is a CPU build", "make clean && make setup")
     return Need(what, f"{name}, {size:.0f} GB", "" if size >= wanted else remedy)

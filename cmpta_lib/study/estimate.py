@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from cmpta_lib import paper, registry
 from cmpta_lib.config import DataConfig, RunConfig
-from cmpta_lib.data.corpus import Corpus
+from cmpta_lib.data.corpus import SPLITS, Corpus
 from cmpta_lib.runs import provenance
 from cmpta_lib.runs.progress import duration, table
 from cmpta_lib.study import plan
@@ -29,10 +29,9 @@ from cmpta_lib.study.study import Study
 
 _TIMED_STEPS = 3  # of each stage of a method
 Sizes = Mapping[str, int]  # clips of "train", "valid" and "test", and the training "dialogues"
-_DIALOGUES = {"SIMS-V2": 2722, "MELD": 1038}  # of training; SIMS-V2's clips stand alone
-PUBLISHED: Mapping[str, Sizes] = {  # corpus -> what the paper's Table 1 says of it
-    key: {"train": said.train, "valid": said.valid, "test": said.test, "dialogues": _DIALOGUES[name]}
-    for key, (name, said) in zip(("sims", "meld"), paper.TABLE1.items(), strict=True)
+PUBLISHED: Mapping[str, Sizes] = {  # corpus -> what the paper's Table 1 says of it; SIMS-V2's clips stand alone
+    key: {split: getattr(paper.TABLE1[name], split) for split in SPLITS} | {"dialogues": dialogues}
+    for key, name, dialogues in (("sims", "SIMS-V2", 2722), ("meld", "MELD", 1038))
 }
 # What counts as CMPTA where nothing else was measured: the same LLM, prompt and answers around another token maker.
 LIKE_CMPTA = ("soft_prompt", "mse_adapter", "text_only")
@@ -49,17 +48,13 @@ class Kind(NamedTuple):
 
 @dataclass(frozen=True)
 class Speed:
-    """What a kind of run takes, in seconds.
+    """What a kind of run takes, in seconds."""
 
-    `answer`: for one clip. `steps`: for a step of each stage that trains anything, by the stage's name. `start`: once a run,
-    to build and fit. `unit`: what a step's batch is drawn from. `gpu_gb`: its most memory on the GPU, where there is one.
-    """
-
-    answer: float
-    steps: Mapping[str, float] = field(default_factory=dict)
-    start: float = 0.0
-    unit: str = "clip"
-    gpu_gb: float = 0.0
+    answer: float  # for one clip
+    steps: Mapping[str, float] = field(default_factory=dict)  # for a step of each stage that trains anything, by its name
+    start: float = 0.0  # once a run, to build and fit
+    unit: str = "clip"  # what a step's batch is drawn from
+    gpu_gb: float = 0.0  # its most memory on the GPU, where there is one
 
 
 def seconds(config: RunConfig, sizes: Sizes, speed: Speed, made: set[str]) -> float:
@@ -69,12 +64,11 @@ def seconds(config: RunConfig, sizes: Sizes, speed: Speed, made: set[str]) -> fl
     units = sizes["train"] if speed.unit == "clip" else sizes["dialogues"]
     total = speed.start + (sizes["valid"] + sizes["test"]) * speed.answer
     for stage in config.stages:
-        shared = "" if stage.outcome is None else path_of(Path(), stage).name
-        if stage.name not in speed.steps or shared in made:
-            continue
-        made |= {shared} - {""}
-        steps = math.ceil(units / stage.training.batch_size) * speed.steps[stage.name]
-        total += stage.training.epochs * (steps + (sizes["valid"] * speed.answer if stage.is_labelled else 0))
+        shared = set() if stage.outcome is None else {path_of(Path(), stage).name}
+        if stage.name in speed.steps and not shared & made:
+            made |= shared
+            epoch = math.ceil(units / stage.training.batch_size) * speed.steps[stage.name]
+            total += stage.training.epochs * (epoch + stage.is_labelled * sizes["valid"] * speed.answer)
     return total
 
 
@@ -89,11 +83,11 @@ class Costs:
 
     def __call__(self, runs: Sequence[Planned]) -> list[float | None]:
         """Seconds of each of these runs, made in this order and with nothing else; 0 where finished, None where unknown."""
-        made, found = set(self.made), []
+        made, found = set(self.made), list[float | None]()
         for one in runs:
             config = self.configs.get(one)
-            speed = self.speeds.get(_kind(one, config)) if config else Speed(0)
-            found.append(seconds(config, self.sizes[one.key], speed, made) if config and speed else 0.0 if speed else None)
+            speed = self.speeds.get(_kind(one, config)) if config else None
+            found.append(seconds(config, self.sizes[one.key], speed, made) if config and speed else None if config else 0.0)
         return found
 
 
@@ -137,14 +131,15 @@ def measured(study: Study, runs: Sequence[Planned]) -> Costs:
     kinds: dict[Kind, RunConfig] = {}
     for one, config in configs.items():
         kinds.setdefault(_kind(one, config), config)
-    speeds: dict[Kind, Speed] = {}
-    backbones, loaded = [_backbone(config) for config in kinds.values()], None
-    for kind, config in sorted(kinds.items(), key=lambda one: backbones.index(_backbone(one[1]))):  # each is loaded once
+    speeds, loaded = dict[Kind, Speed](), None
+    for kind, config in sorted(kinds.items(), key=lambda one: _backbone(one[1])):  # each backbone is loaded once
         speeds[kind] = _speed(config, study.corpus(kind.key), study.root, is_loaded=_backbone(config) == loaded)
         loaded = _backbone(config)
-    splits = {key: study.corpus(key).splits for key in dict.fromkeys(one.key for one in runs)}
-    sizes = {key: {name: len(split) for name, split in own.items()} for key, own in splits.items()}
-    sizes = {key: own | {"dialogues": len(units(splits[key]["train"], "dialogue"))} for key, own in sizes.items()}
+    sizes = {}
+    for key in {one.key for one in runs}:
+        splits = study.corpus(key).splits
+        sizes[key] = {name: len(split) for name, split in splits.items()}
+        sizes[key]["dialogues"] = len(units(splits["train"], "dialogue"))
     return Costs(speeds, sizes, configs, frozenset(path.name for path in (study.cache / "stages").glob("*")))
 
 
@@ -159,6 +154,13 @@ def _speed(config: RunConfig, corpus: Corpus, root: Path, is_loaded: bool) -> Sp
 
     from cmpta_lib.runs import loop
     from cmpta_lib.runs.load import resources
+
+    def seconds_of(work: Callable[[], object]) -> float:
+        started = time.perf_counter()
+        work()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return time.perf_counter() - started
 
     if not is_loaded:
         loop.build(config, corpus, resources(root))
@@ -178,23 +180,12 @@ def _speed(config: RunConfig, corpus: Corpus, root: Path, is_loaded: bool) -> Sp
         for number in range(1 + _TIMED_STEPS):  # the first warms up
             batch = [drawn[order[(number * size + place) % len(drawn)]] for place in range(min(size, len(drawn)))]
             one = partial(loop.step, method, optimizer, split, batch, stage.training, labelled=stage.is_labelled)
-            taken.append(_seconds(one))
+            taken.append(seconds_of(one))
         steps[stage.name] = statistics.median(taken[1:])
     method.module.eval()
-    places = [index for place in order for index in drawn[place]][: config.evaluation.batch_size]
-    clips = [split[index] for index in places]
-    answer = _seconds(lambda: method.predict(method.collate(clips))) / len(clips)
+    clips = [split[index] for place in order for index in drawn[place]][: config.evaluation.batch_size]
+    answer = seconds_of(lambda: method.predict(method.collate(clips))) / len(clips)
     return Speed(answer, steps, start, method.unit, provenance.peaks_gb().get(provenance.ALLOCATED, 0.0))
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    import torch
-
-    started = time.perf_counter()
-    work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
 
 
 # --- as text ----------------------------------------------------------------------------------------------------------
@@ -204,41 +195,37 @@ def ends(taken: Sequence[float | None], jobs: int) -> list[float]:
     """When each run ends, begun in order by whoever is free first; unknown ones count as nothing, finished ones at once."""
     free, found = [0.0] * jobs, []
     for time_s in taken:
-        found.append(heapq.heappop(free) + time_s if time_s else 0.0)
+        found.append(free[0] + time_s if time_s else 0.0)
         if time_s:
-            heapq.heappush(free, found[-1])
+            heapq.heapreplace(free, found[-1])
     return found
 
 
 def by_notebook(study: Study, notebooks: Mapping[str, Sequence[Planned]], costs: Costs | None, jobs: int = 1) -> str:
     """The table of notebooks with the runs that they need and, where costs are known, how long these take."""
-    known: list[Planned] = []
-    rows, before = [], 0.0
     runs = [one for one in study.planned(notebooks) if any(one in needs for needs in notebooks.values())]
     taken = costs(runs) if costs else []
-    when = dict(zip(runs, ends(taken, jobs), strict=True)) if costs else {}
-    least = "\N{GREATER-THAN OR EQUAL TO} " if None in taken else ""
+    when, unknown = dict(zip(runs, ends(taken, jobs), strict=bool(costs))), taken.count(None)
+    least = "\N{GREATER-THAN OR EQUAL TO} " if unknown else ""
+    known, rows = list[Planned](), []
     for name, needs in notebooks.items():
         new = [one for one in needs if one not in known]
-        known += new
-        row = [name, str(len(needs)), str(len(new))]
+        rows.append([name, str(len(needs)), str(len(new))])
         if costs:
-            after, alone = sum(filter(None, costs(known))), costs(needs)
+            before, after, alone = (sum(filter(None, costs(some))) for some in (known, known + new, needs))
             first = [one for one in needs if one.seed == study.seeds[0]]
             whole = [least + duration(max(when[one] for one in found)) if found else "-" for found in (first, needs)]
-            row += [str(alone.count(None) or "-")] * bool(least)
-            row += [duration(after - before), duration(sum(filter(None, alone))), *whole]
-            before = after
-        rows.append(row)
-    head = ["notebook", "runs", "new", *(["not timed"] if least else [])]
-    head += ["time", "alone", "first seed", "all seeds"] if costs else []
-    said = "new: runs that no notebook above needs."
+            rows[-1] += [str(costs(needs).count(None) or "-")] * bool(unknown)
+            rows[-1] += [duration(after - before), duration(alone), *whole]
+        known += new
+    head, said = ["notebook", "runs", "new"], "new: runs that no notebook above needs."
     if costs:
+        head += [*["not timed"] * bool(unknown), "time", "alone", "first seed", "all seeds"]
         at_a_time = "one run at a time" if jobs == 1 else f"{jobs} runs at a time"
         said += (
             " time: these runs one after another; alone: all that the notebook needs, were nothing else made. first seed, all"
             f" seeds: when `cmpta reproduce` has them all, by the clock, with {at_a_time}."
         )
-    if least:
-        said += f" {taken.count(None)} of {len(runs)} runs were not timed and count as nothing: {least.strip()}."
+    if unknown:
+        said += f" {unknown} of {len(runs)} runs were not timed and count as nothing: {least.strip()}."
     return "\n".join([*table(head, rows, range(1, len(head))), "", *textwrap.wrap(said, 80)])

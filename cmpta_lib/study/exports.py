@@ -5,38 +5,19 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 import psutil
 
 from cmpta_lib import files
-from cmpta_lib.files import PUBLISHED, figures_folder
-from cmpta_lib.study.profiles import PROFILES
+from cmpta_lib.files import figures_folder
 
 EXPLORED = "explored"  # below figures/: single notebooks, chosen clips, reproductions in which something failed
 PAGES = "notebooks"  # below a set of exports: its executed notebooks as pages
 _COLLECTED = "CMPTA_COLLECTED"  # environment variable: the folder that a running `cmpta reproduce` collects exports in
-
-
-def name(origin: str, seeds: Sequence[int], llm: str, changes: Mapping[str, Any], own: bool, usual_seeds: Sequence[int]) -> str:
-    """What a set of exports is called: its profile or corpus, and in what it differs from that as it is.
-
-    Args:
-        origin: the profile's name, or that of a user's own corpus.
-        llm: how the caller's own backbone is called; "" for the profile's.
-        own: whether `origin` is a user's corpus.
-    """
-    if own and origin in (*PROFILES, PUBLISHED, EXPLORED):
-        origin += "-data"
-    if llm:
-        origin += f"-{llm}"
-    if tuple(seeds) != tuple(usual_seeds):
-        origin += short_name(f"seeds={','.join(map(str, seeds))}")
-    return origin + short_name(",".join(f"{field}={value}" for field, value in sorted(changes.items())))
 
 
 def short_name(text: str) -> str:
@@ -66,7 +47,7 @@ def _final_name(draft: Path) -> str:
 
 @contextmanager
 def collected(name: str) -> Iterator[Path]:
-    """While a complete reproduction runs, its exports gather in a folder of their own; `settle` puts it in its place.
+    """While a complete reproduction runs, its exports gather in a folder of their own; `finish` puts it in its place.
 
     What another such call left behind when it was killed is removed.
 
@@ -87,7 +68,7 @@ def collected(name: str) -> Iterator[Path]:
         del os.environ[_COLLECTED]
 
 
-def settle(draft: Path, complete: bool) -> Path:
+def finish(draft: Path, complete: bool) -> Path:
     """Put collected exports in their place: a complete set replaces the last one as a whole, others go to what is explored.
 
     Returns:

@@ -6,7 +6,9 @@ import ast
 import difflib
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from cmpta_lib import registry
 from cmpta_lib.config import PAPER_SEEDS, DataConfig, RunConfig, override, paths
@@ -21,6 +23,9 @@ _ELSEWHERE = {
     "method.llm.name": "the argument `llm`",
     "method.llm.fingerprint": "the argument `llm`",
 }
+_COUNT = TypeAdapter(Annotated[int, Field(strict=True, ge=1, le=len(PAPER_SEEDS))])
+_SEED = Annotated[int, Field(strict=True, ge=0, lt=2**32)]  # every generator takes 32 bits, some no more
+_SEEDS = TypeAdapter(Annotated[Sequence[_SEED], Field(min_length=1)])
 
 
 def check_parameters(cells: Sequence[str]) -> None:
@@ -35,13 +40,10 @@ def check_parameters(cells: Sequence[str]) -> None:
     if not places:
         return  # opened in Jupyter, or run without any parameter
     given = _assigned(cells[places[-1]])
-    known = next((names for cell in reversed(cells[: places[-1]]) if (names := _assigned(cell))), ())
+    known = next(filter(None, map(_assigned, reversed(cells[: places[-1]]))), ())
     if unknown := [name for name in given if name not in known]:
-        said = []
-        for name in unknown:
-            near = difflib.get_close_matches(name, known, n=1)
-            said.append(f"'{name}'" + (f" (did you mean '{near[0]}'?)" if near else ""))
-        raise ValueError(f"no parameter {', '.join(said)}; this notebook has: {', '.join(known)}")
+        said = ", ".join(f"'{name}'{_nearest(name, known)}" for name in unknown)
+        raise ValueError(f"no parameter {said}; this notebook has: {', '.join(known)}")
 
 
 def _assigned(cell: str) -> tuple[str, ...]:
@@ -57,16 +59,14 @@ def _assigned(cell: str) -> tuple[str, ...]:
 
 def checked_seeds(seeds: int | Sequence[int]) -> tuple[int, ...]:
     """The seeds that a caller asks for: how many of the five, or the seeds themselves; raises ValueError for others."""
-    wanted = f"expected how many of the {len(PAPER_SEEDS)} seeds {PAPER_SEEDS}, or a list of whole numbers in [0, 2**32)"
-    if isinstance(seeds, int) and 1 <= seeds <= len(PAPER_SEEDS) and not isinstance(seeds, bool):
-        return PAPER_SEEDS[:seeds]
-    listed = seeds if isinstance(seeds, Sequence) and not isinstance(seeds, str) else ()
-    # Every generator takes 32 bits, some no more; a bool is an int to Python and to nobody else.
-    if not listed or not all(type(seed) is int and 0 <= seed < 2**32 for seed in listed):
-        raise ValueError(f"seeds={seeds!r}: {wanted}")
-    if len(set(listed)) < len(listed):
+    try:
+        found = PAPER_SEEDS[: _COUNT.validate_python(seeds)] if isinstance(seeds, int) else _SEEDS.validate_python(seeds)
+    except ValidationError:
+        wanted = f"how many of the {len(PAPER_SEEDS)} seeds {PAPER_SEEDS}, or a list of whole numbers in [0, 2**32)"
+        raise ValueError(f"seeds={seeds!r}: expected {wanted}") from None
+    if len(set(found)) < len(found):
         raise ValueError(f"seeds={seeds!r}: a seed is repeated, which would pass for more runs than there are")
-    return tuple(listed)
+    return tuple(found)
 
 
 def checked_changes(changes: Mapping[str, Any] | str | None) -> dict[str, Any]:
@@ -92,25 +92,28 @@ def checked_changes(changes: Mapping[str, Any] | str | None) -> dict[str, Any]:
 
 def _fits_some_method(changes: Mapping[str, Any]) -> None:
     """Raises ValueError unless each field is some registered method's, with values that fit one of those."""
-    configs = _any_runs()
-    fields = [set(paths(config)) for config in configs]
-    if unknown := [name for name in changes if not any(name in known for known in fields)]:
-        every = sorted(set().union(*fields))
-        near = difflib.get_close_matches(unknown[0], every, n=1)
-        hint = f" (did you mean '{near[0]}'?)" if near else ""
+    data = DataConfig(name="any", fingerprint="any")
+    configs = [RunConfig(data=data, method=entry.defaults()) for entry in registry.ENTRIES.values()]
+    every = sorted({name for config in configs for name in paths(config)})
+    if unknown := [name for name in changes if name not in every]:
+        hint = _nearest(unknown[0], every)
         raise ValueError(f"changes: no method has the config field '{unknown[0]}'{hint}; known: {', '.join(every)}")
-    problems: dict[str, str] = {}
-    fitting: set[str] = set()
-    for config, known in zip(configs, fields, strict=True):
-        own = {name: value for name, value in changes.items() if name in known}
+    problems, fitting = dict[str, ValueError](), set[str]()
+    for config in configs:
+        own = {name: value for name, value in changes.items() if name in set(paths(config))}
         try:
             override(config, own)
-        except ValueError as error:
-            problems = dict.fromkeys(own, str(error)) | problems
-        else:
             fitting |= own.keys()
-    if unfit := [name for name in changes if name not in fitting]:
-        raise ValueError(f"changes: {problems[unfit[0]]}")
+        except ValueError as error:
+            problems = dict.fromkeys(own, error) | problems
+    for name in changes:
+        if name not in fitting:
+            raise ValueError(f"changes: {problems[name]}")
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f" (did you mean '{near[0]}'?)" if near else ""
 
 
 def read_value(text: str) -> Any:
@@ -130,9 +133,3 @@ def may_be_none(field: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _any_runs() -> list[RunConfig]:
-    """A config of each registered method."""
-    data = DataConfig(name="any", fingerprint="any")
-    return [RunConfig(data=data, method=entry.defaults()) for entry in registry.ENTRIES.values()]

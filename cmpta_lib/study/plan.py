@@ -15,22 +15,17 @@ from cmpta_lib.llm.files import OMNI_MODELS
 
 @dataclass(frozen=True)
 class Row:
-    """What one line of a table measures: a method, and the fields in which it differs from that method's settings.
-
-    `llm`: the role of a frozen LLM of its own (`profiles.Profile.llms`); "" = the study's. `is_seeded`: where no draw decides
-    its answers, the first seed's run stands for all.
-    """
+    """What one line of a table measures: a method, and the fields in which it differs from that method's settings."""
 
     name: str
     method: str = "cmpta"
     changes: Mapping[str, Any] = field(default_factory=dict, hash=False)
     rate: float = 1.0  # times the learning rate of its settings
-    llm: str = ""
-    is_seeded: bool = True
+    llm: str = ""  # the role of a frozen LLM of its own (`profiles.Profile.llms`); "" = the study's
+    is_seeded: bool = True  # False: no draw decides its answers, and the first seed's run stands for all
 
 
-# The multimodal transformer (notebook 13): the row of the comparison, pre-trained with both losses and fused by six pairs,
-# and its versions.
+# The multimodal transformer (notebook 13), pre-trained with both losses and fused by six pairs, and its versions.
 MMT = Row("MM-Transformer", "multimodal_transformer")
 
 
@@ -39,25 +34,17 @@ def _version(name: str, **fields: object) -> Row:
 
 
 WITHOUT_PRETRAINING = _version("no pre-training", pretraining="none")
-PRETRAINING: tuple[Row, ...] = (
-    WITHOUT_PRETRAINING, _version("masked words", pretraining="mlm"), _version("contrastive", pretraining="contrastive"), MMT,
-)  # fmt: skip
-FUSIONS: tuple[Row, ...] = (
-    MMT, _version("concatenation", fusion="concatenation"), _version("self-attention only", fusion="self_attention"),
-)  # fmt: skip
+_MASKED, _CONTRASTIVE = _version("masked words", pretraining="mlm"), _version("contrastive", pretraining="contrastive")
+PRETRAINING = (WITHOUT_PRETRAINING, _MASKED, _CONTRASTIVE, MMT)
+FUSIONS = (MMT, _version("concatenation", fusion="concatenation"), _version("self-attention only", fusion="self_attention"))
 MMT_TEXT_ONLY = _version("text only", modalities="text")
 # Share of the training labels -> the method with its pre-training and without.
+_OF_LABELS = {share: f"{share:.0%} of the labels" for share in (0.1, 0.25, 0.5)}
 LABEL_SHARES: Mapping[float, tuple[Row, Row]] = {
-    share: (
-        _version(f"{share:.0%} of the labels", label_share=share),
-        _version(f"{share:.0%} of the labels, no pre-training", label_share=share, pretraining="none"),
-    )
-    for share in (0.1, 0.25, 0.5)
+    share: (_version(said, label_share=share), _version(f"{said}, no pre-training", label_share=share, pretraining="none"))
+    for share, said in _OF_LABELS.items()
 } | {1.0: (MMT, WITHOUT_PRETRAINING)}
-MMT_ROWS: tuple[Row, ...] = (
-    MMT, *PRETRAINING[:-1], *FUSIONS[1:], MMT_TEXT_ONLY,
-    *(row for share, pair in LABEL_SHARES.items() if share < 1 for row in pair),
-)  # fmt: skip
+MMT_ROWS = tuple(dict.fromkeys([MMT, *PRETRAINING, *FUSIONS, MMT_TEXT_ONLY, *sum(LABEL_SHARES.values(), ())]))
 
 # MLLM-MAC (notebook 14) with and without each of its parts, and published omni models beside it. Chosen to be few: 10
 # zero-shot answerings and 7 fine-tunings a corpus and seed, which share one perception.
@@ -92,16 +79,13 @@ _KNOWLEDGE: Mapping[str, Mapping[str, object]] = {
 }
 # By training and by the statement that stands before the words; with all modalities.
 TOLD: Mapping[str, Mapping[str, Row]] = {
-    ZERO_SHOT: {NOTHING_TOLD: GIVEN[ZERO_SHOT]["TAV"]}
-    | {told: _row(f"statement: {told}", ZERO_SHOT, **fields) for told, fields in _KNOWLEDGE.items()},
-    TUNED: {NOTHING_TOLD: GIVEN[TUNED]["TAV"]}
-    | {told: _row(f"statement: {told}", TUNED, **_KNOWLEDGE[told]) for told in (SAID, OF_ANOTHER, CUE)},
+    training: {NOTHING_TOLD: GIVEN[training]["TAV"]}
+    | {told: _row(f"statement: {told}", training, **_KNOWLEDGE[told]) for told in known}
+    for training, known in ((ZERO_SHOT, _KNOWLEDGE), (TUNED, (SAID, OF_ANOTHER, CUE)))
 }
 SHUFFLED: Mapping[str, str] = {FROM_FRAMES: OF_ANOTHER, SAID: OF_ANOTHER, CUE: CUE_OF_ANOTHER}  # the control of each
 FREE = _row("free replies", ZERO_SHOT, knowledge="none", decoding="free")
-OMNI: tuple[Row, ...] = tuple(
-    Row(name.rpartition("/")[2], "omni", {"method.model.name": name}, is_seeded=False) for name in OMNI_MODELS
-)
+OMNI = [Row(name.rpartition("/")[2], "omni", {"method.model.name": name}, is_seeded=False) for name in OMNI_MODELS]
 MLLM_ROWS: tuple[Row, ...] = (
     *GIVEN[ZERO_SHOT].values(), FREE, *GIVEN[TUNED].values(),
     *(row for rows in TOLD.values() for told, row in rows.items() if told != NOTHING_TOLD and row != WHOLE),
@@ -119,7 +103,7 @@ ABLATIONS: Mapping[tuple[str, str], Row] = {  # the lines of Tables 5 and 6 that
     **{(paper.TOKEN_COUNT, str(n)): Row(f"{n} tokens", changes={"method.num_pseudo_tokens": n}) for n in (5, 7, 8)},
 }
 # Alternatives to the choices that the paper leaves open (README.md beside this package), by the numbers of these choices.
-REGISTER: tuple[Row, ...] = (
+CHOICES: tuple[Row, ...] = (
     Row("3: one head", changes={"method.num_heads": 1}),
     Row("3: four heads", changes={"method.num_heads": 4}),
     Row("3: sixteen heads", changes={"method.num_heads": 16}),
@@ -145,9 +129,9 @@ def comparison(key: str) -> list[Row]:
     Methods that it does not print follow, then the reference lines, and CMPTA last.
     """
     order = [line.method for line in printed(key)]
-    known = [entry for entry in registry.ENTRIES.values() if entry.comparisons]
-    entries = [entry for entry in known if key in entry.comparisons or key == "data"]
-    rows = [(entry.is_reference, Row(entry.row, entry.name)) for entry in entries if entry.name not in _NAMED]
+    known = [entry for name, entry in registry.ENTRIES.items() if name not in (CMPTA.method, TEXT_ONLY.method)]
+    entries = [entry for entry in known if key in entry.comparisons or (key == "data" and entry.comparisons)]
+    rows = [(entry.is_reference, Row(entry.row, entry.name)) for entry in entries]
     if MSE_LLAMA.name in order:
         rows.append((False, MSE_LLAMA))
     rows.sort(key=lambda one: (one[0], order.index(one[1].name) if one[1].name in order else len(order)))
@@ -164,7 +148,6 @@ def added(key: str) -> list[Row]:
     return [row for row in comparison(key) if registry.ENTRIES[row.method].is_beyond]
 
 
-_NAMED = (CMPTA.method, TEXT_ONLY.method)  # rows that Tables 5 and 6 have too
 WITHOUT_MODALITIES = (TEXT_ONLY.method, "soft_prompt")  # what pseudo tokens must beat to carry face and voice
 
 
@@ -187,10 +170,9 @@ MSE_ABLATIONS: tuple[Row, ...] = (
 def versions(key: str) -> list[Row]:
     """The compared methods from words alone, and those that read dialogues, from one utterance at a time."""
     methods = {row.method for row in compared(key)}
-    entries = {name: entry for name, entry in registry.ENTRIES.items() if name in methods}
-    fields = {name: entry.config.model_fields for name, entry in entries.items()}
-    found = [Row("text only", name, _TEXT) for name in entries if "modalities" in fields[name] and name != "mse_adapter"]
-    return found + [Row("without context", name, _NO_CONTEXT) for name in entries if "context" in fields[name]]
+    fields = {name: entry.config.model_fields for name, entry in registry.ENTRIES.items() if name in methods}
+    found = [Row("text only", name, _TEXT) for name in fields if "modalities" in fields[name] and name != "mse_adapter"]
+    return found + [Row("without context", name, _NO_CONTEXT) for name in fields if "context" in fields[name]]
 
 
 RATES = (0.3, 1.0, 3.0)  # the search that every trained method gets: times the learning rate of its settings
@@ -208,15 +190,15 @@ def search(row: Row) -> dict[float, Row]:
 
 def label(row: Row) -> str:
     """A row's name where it stands among all runs: a version says of which method it is one, a searched rate which."""
-    is_plain = not row.changes or row.llm or row.method == "cmpta" or row.method not in registry.ENTRIES
-    name = row.name if is_plain else f"{registry.ENTRIES[row.method].row}, {row.name}"
+    is_version = row.changes and not row.llm and row.method != "cmpta" and row.method in registry.ENTRIES
+    name = f"{registry.ENTRIES[row.method].row}, {row.name}" if is_version else row.name
     return name if row.rate == 1 else f"{name}, learning rate × {row.rate:g}"
 
 
 def every_row(key: str, method: str) -> list[Row]:
     """Every row that a run of this method may be on this corpus: with an LLM of its own first, then plain, then changed."""
     comparisons = sorted(comparison(key), key=lambda row: not row.llm)
-    changed = [*ABLATIONS.values(), *REGISTER, *MSE_ABLATIONS, *versions(key), *MMT_ROWS[1:], *MLLM_ROWS]
+    changed = [*ABLATIONS.values(), *CHOICES, *MSE_ABLATIONS, *versions(key), *MMT_ROWS[1:], *MLLM_ROWS]
     own = [row for row in comparisons if row.method == method] or [Row(registry.ENTRIES[method].row, method)]
     searched = [one for row in own for one in search(row).values() if one.rate != 1]
     return [*own, *(row for row in changed if row.method == method), *searched]
@@ -229,20 +211,16 @@ def ablation(key: str) -> list[Row]:
 
 @dataclass(frozen=True)
 class Notebook:
-    """One numbered notebook: the runs that it needs and the files that it leaves.
-
-    `corpora`: keys of the corpora that it reads. `rows`: what it needs on each of them. `tables` and `figures`: names
-    of what it exports, where {key} stands for each of its corpora.
-    """
+    """One numbered notebook: the runs that it needs and the files that it leaves."""
 
     name: str
     section: str  # of the report
-    corpora: tuple[str, ...] = ("sims", "meld")
-    rows: Callable[[str], Sequence[Row]] = lambda key: ()
-    tables: tuple[str, ...] = ()
+    corpora: tuple[str, ...] = ("sims", "meld")  # keys of those that it reads
+    rows: Callable[[str], Sequence[Row]] = lambda key: ()  # what it needs on each of them
+    tables: tuple[str, ...] = ()  # names of what it exports; {key} stands for each of its corpora
     figures: tuple[str, ...] = ()
     first_seed_only: bool = False
-    has_register: bool = False  # also the register's alternatives: first corpus, first seed
+    has_choices: bool = False  # also the alternatives to open choices: first corpus, first seed
     has_search: bool = False  # also other learning rates of everything that is trained: first seed
     is_beyond: bool = False  # beyond the paper: runs only where it is asked for by name, or with everything
 
@@ -253,40 +231,35 @@ _MMT_TABLES = ("mmt_pretraining", "mmt_fusion", "mmt_labels", "mmt_modalities")
 _MLLM_TABLES = ("mllm_zero_shot", "mllm_two_by_two", "mllm_margins", "mllm_modalities", "mllm_knowledge", "mllm_costs")
 
 
-def _alone(key: str) -> Sequence[Row]:
-    return [CMPTA]
-
-
-def _both(key: str) -> Sequence[Row]:
-    return [CMPTA, TEXT_ONLY]
-
-
 NOTEBOOKS: tuple[Notebook, ...] = (
     Notebook("01_data", "The corpora (Table 1)", tables=("table1", "findings"), figures=("corpus_{key}",)),
     Notebook(
-        "02_model", "The method (Figures 1 and 2, Table 2)",
-        tables=("table2", "table2_parameters"), figures=("fig1_architecture", "fig2_adapter"),
+        "02_model", "The method (Figures 1 and 2, Table 2)", tables=("table2", "table2_parameters"),
+        figures=("fig1_architecture", "fig2_adapter"),
     ),
     Notebook(
-        "03_training", "Training and open choices", rows=_alone,
-        tables=("training", "register"), figures=("training_curves_{key}",), has_register=True,
+        "03_training", "Training and open choices", rows=lambda key: [CMPTA],
+        tables=("training", "register"), figures=("training_curves_{key}",), has_choices=True,
     ),
     Notebook("04_table3_simsv2", _COMPARISON, ("sims",), compared, ("table3", *_BESIDE)),
     Notebook("05_table4_meld", _COMPARISON, ("meld",), compared, ("table4", *_BESIDE), ("confusion_{key}",)),
     Notebook("06_table5_ablation_simsv2", _ABLATION, ("sims",), ablation, ("table5",), ("ablation_{key}",)),
     Notebook("07_table6_ablation_meld", _ABLATION, ("meld",), ablation, ("table6",), ("ablation_{key}",)),
     Notebook(
-        "08_attention_figs3_4", "Attention (Figures 3 and 4)", rows=_alone,
+        "08_attention_figs3_4", "Attention (Figures 3 and 4)", rows=lambda key: [CMPTA],
         tables=("attention_on_cues",), figures=("fig[34]_attention_{key}",), first_seed_only=True,
     ),
-    Notebook("09_case_study_fig5", "A case (Figure 5)", ("meld",), _both, (), ("fig5_case_study",), True),
+    Notebook(
+        "09_case_study_fig5", "A case (Figure 5)", ("meld",), lambda key: [CMPTA, TEXT_ONLY],
+        figures=("fig5_case_study",), first_seed_only=True,
+    ),
     Notebook(
         "10_claims", "Which of the paper's claims hold here?",
         rows=lambda key: [*compared(key), *ABLATIONS.values()],  # as Tables 3-6 need them: no run of its own
         tables=("claims",),
     ),
     Notebook(
-        "11_errors", "Errors, and how sure the method is", rows=_both,
+        "11_errors", "Errors, and how sure the method is", rows=lambda key: [CMPTA, TEXT_ONLY],
         tables=("per_label_{key}", "sides_{key}", "calibration_{key}", "errors_{key}"),
         figures=("answers_{key}", "reliability_{key}", "error_clip_{key}"),
     ),
@@ -309,15 +282,14 @@ NOTEBOOKS: tuple[Notebook, ...] = (
 
 def sections(keys: Sequence[str], own: bool, beyond: bool = False) -> Iterator[tuple[str, list[str]]]:
     """The report's headings, each with patterns of the files that notebooks export under it; the paper's, or those beyond."""
-    wanted = [notebook for notebook in NOTEBOOKS if notebook.is_beyond == beyond]
-    for heading in dict.fromkeys(notebook.section for notebook in wanted):
-        patterns: list[str] = []
-        for notebook in wanted:
-            if notebook.section == heading:
-                own_keys = keys if own else [key for key in notebook.corpora if key in keys]
-                names = [f"{name}.md" for name in notebook.tables] + [f"{name}.png" for name in notebook.figures]
-                patterns += [name.replace("{key}", key) for name in names for key in own_keys or ("*",)]
-        yield heading, list(dict.fromkeys(patterns))
+    found: dict[str, dict[str, None]] = {}
+    for notebook in NOTEBOOKS:
+        if notebook.is_beyond == beyond:
+            own_keys = keys if own else [key for key in notebook.corpora if key in keys]
+            names = [f"{name}.md" for name in notebook.tables] + [f"{name}.png" for name in notebook.figures]
+            patterns = [name.replace("{key}", key) for name in names for key in own_keys or ("*",)]
+            found.setdefault(notebook.section, {}).update(dict.fromkeys(patterns))
+    yield from ((heading, list(patterns)) for heading, patterns in found.items())
 
 
 @dataclass(frozen=True)
@@ -345,17 +317,14 @@ def rank(row: Row) -> int:
     """When a row's run is made among those of one seed, the smaller the sooner.
 
     CMPTA; what the paper prints beside it, and words without face and voice; its ablations; the comparison's other lines;
-    versions, learning rates and the register.
+    versions, learning rates and open choices.
     """
-    is_plain = not row.changes and row.rate == 1
-    printed_names = [line.method for line in (*paper.TABLE3, *paper.TABLE4)]
-    if is_plain and row.method == CMPTA.method:
+    if row.changes or row.rate != 1:
+        return 2 if row in ABLATIONS.values() else 4
+    if row.method == CMPTA.method:
         return 0
-    if is_plain and (row.name in printed_names or row.method in WITHOUT_MODALITIES):
-        return 1
-    if row in ABLATIONS.values():
-        return 2
-    return 3 if is_plain else 4
+    is_printed = row.name in [line.method for line in (*paper.TABLE3, *paper.TABLE4)]
+    return 1 if is_printed or row.method in WITHOUT_MODALITIES else 3
 
 
 def planned(notebooks: Sequence[Notebook], keys: Sequence[str], own: bool, seeds: Sequence[int]) -> list[Planned]:
@@ -375,8 +344,7 @@ def planned(notebooks: Sequence[Notebook], keys: Sequence[str], own: bool, seeds
             for row in notebook.rows(key):
                 found += [Planned(key, row, seed) for seed in (chosen_seeds if row.is_seeded else seeds[:1])]
             if notebook.has_search:
-                tried = (one for row in trained(key) for one in search(row).values())
-                found += [Planned(key, row, seeds[0]) for row in tried]
-        if notebook.has_register:
-            found += [Planned(keys[0], row, seeds[0]) for row in REGISTER]
+                found += [Planned(key, one, seeds[0]) for row in trained(key) for one in search(row).values()]
+        if notebook.has_choices:
+            found += [Planned(keys[0], row, seeds[0]) for row in CHOICES]
     return sorted(dict.fromkeys(found), key=lambda one: (list(seeds).index(one.seed), rank(one.row)))

@@ -8,16 +8,16 @@ import subprocess
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cmpta_lib import registry
 from cmpta_lib.config import PAPER_SEEDS, DataConfig, EncoderConfig, LLMConfig, PromptedLMConfig, RunConfig
 from cmpta_lib.data.corpus import Corpus, Language
 from cmpta_lib.data.store import load_corpus
 from cmpta_lib.embedded.synthetic import tiny_folder
-from cmpta_lib.files import ROOT, Damaged, runs_folder
+from cmpta_lib.files import PUBLISHED, ROOT, Damaged, runs_folder
 from cmpta_lib.llm import files as llm_files
 from cmpta_lib.runs.engines import Engine, Failure, RunsFailed, ensure
 from cmpta_lib.runs.store import Run
@@ -66,9 +66,8 @@ class Study:
         self.root = runs_folder() / "smoke" if smoke else runs_folder()
         self.keys: tuple[str, ...] = ("data",) if self.data else tuple(self.settings.corpora)
         self._corpora: dict[str, Corpus] = {}
-        self._llms: dict[str, LLMConfig] = {}
-        self._signs: dict[LLMConfig, str] = {}
-        self._encoders: dict[Language, EncoderConfig] = {}
+        self._resolved = cache(self._resolve)  # LLMs and text encoders by name and dtype
+        self._answer_sign = cache(partial(llm_files.answer_sign, cache=self.cache / "llm"))
         self.asked: set[Path] = set()  # the runs of `make`, and which of them failed
         self.failures: list[Failure] = []
 
@@ -79,13 +78,15 @@ class Study:
     @property
     def name(self) -> str:
         """What its exports are called: the profile or corpus, and in what the study differs from that as it is."""
-        llm = ""
+        name = self.corpus("data").name if self.data else self.profile
+        if self.data and name in (*PROFILES, PUBLISHED, exports.EXPLORED):
+            name += "-data"
         if self.own_llm:  # two folders of one name are told apart by their contents
             folder = Path(self.own_llm)
-            llm = folder.name + (f"-{self.llm.fingerprint[:6]}" if folder.is_dir() else "")
-        usual = PAPER_SEEDS[: self.settings.num_seeds]
-        origin = self.corpus("data").name if self.data else self.profile
-        return exports.name(origin, self.seeds, llm, self.changes, bool(self.data), self.seeds if self.smoke else usual)
+            name += f"-{folder.name}" + (f"-{self.llm.fingerprint[:6]}" if folder.is_dir() else "")
+        if not self.smoke and self.seeds != PAPER_SEEDS[: self.settings.num_seeds]:
+            name += exports.short_name(f"seeds={','.join(map(str, self.seeds))}")
+        return name + exports.short_name(",".join(f"{field}={value}" for field, value in sorted(self.changes.items())))
 
     @property
     def figures(self) -> Path:
@@ -151,11 +152,7 @@ class Study:
     def llm_of(self, row: Row) -> LLMConfig:
         """A row's backbone with its fingerprint; raises as `llm` and `llm_name_of`."""
         name = self.llm_name_of(row)
-        if name == self.llm_name:
-            return self.llm
-        if name not in self._llms:
-            self._llms[name] = self._resolved(name)
-        return self._llms[name]
+        return self.llm if name == self.llm_name else self._resolved(name)
 
     def missing(self, row: Row, key: str = "") -> str:
         """What a row waits for, with what to do: an LLM of its own; on a corpus of this key also its clips. "" = nothing.
@@ -185,10 +182,10 @@ class Study:
         rows = [one.row for one in self.planned(notebooks) if not self.missing(one.row)]
         return list(dict.fromkeys([self.llm, *map(self.llm_of, rows)]))
 
-    def _resolved(self, name: str) -> LLMConfig:
+    def _resolve(self, name: str, dtype: Literal["bfloat16", "float32"] = "bfloat16") -> LLMConfig:
         if llm_files.is_tiny(name):
             return LLMConfig(name=name, fingerprint=self.tiny(name))
-        return llm_files.resolve(name, "bfloat16", self.cache / "llm")
+        return llm_files.resolve(name, dtype, self.cache / "llm")
 
     @property
     def encoder_names(self) -> Mapping[Language, str]:
@@ -202,35 +199,21 @@ class Study:
         Raises:
             FileNotFoundError: it is not on this machine; says how to fetch it.
         """
-        if language not in self._encoders:
-            name = self.encoder_names[language]
-            if llm_files.is_tiny(name):
-                found = EncoderConfig(name=name, fingerprint=self.tiny(name))
-            else:
-                resolved = llm_files.resolve(name, "float32", self.cache / "llm")
-                found = EncoderConfig(name=resolved.name, fingerprint=resolved.fingerprint)
-            self._encoders[language] = found
-        return self._encoders[language]
+        found = self._resolved(self.encoder_names[language], "float32")
+        return EncoderConfig(name=found.name, fingerprint=found.fingerprint)
 
     def tiny(self, name: str) -> str:
         """Fingerprint of a tiny model, built first if need be: by a process of its own, so that tables need no torch."""
-        cache, documents = self.cache / "llm", SMOKE_DOCUMENTS if self.smoke else None
-        return _tiny_fingerprint(cache, documents, name)
+        return _tiny_fingerprint(self.cache / "llm", SMOKE_DOCUMENTS if self.smoke else None, name)
 
     @cached_property
     def _dry_run(self) -> dict[str, Any]:
         record = self.root / DRY_RUN
-        if not (self.smoke and self.profile == "paper" and record.exists()):
-            return {}
         try:
-            return dict(json.loads(record.read_text(encoding="utf-8")))
+            is_dry_run = self.smoke and self.profile == "paper" and record.exists()
+            return dict(json.loads(record.read_text(encoding="utf-8"))) if is_dry_run else {}
         except (ValueError, TypeError):
             raise Damaged(f"{record} is damaged; remove it and call `cmpta dry-run` again") from None
-
-    def _answer_sign(self, llm: LLMConfig) -> str:
-        if llm not in self._signs:
-            self._signs[llm] = llm_files.answer_sign(llm, self.cache / "llm")
-        return self._signs[llm]
 
     def config(self, key: str, row: Row = CMPTA, seed: int | None = None) -> RunConfig:
         """The full config of one run of this study.
@@ -273,13 +256,13 @@ class Study:
 
     def needed(self, notebook: str) -> list[Run]:
         """The runs that a notebook needs, but for the alternatives to open choices and rows whose own LLM is not here."""
-        chosen = [replace(found, has_register=False) for found in plan.chosen([notebook])]
+        chosen = [replace(found, has_choices=False) for found in plan.chosen([notebook])]
         planned = plan.planned(chosen, self.keys, bool(self.data), self.seeds)
         return [self.run(one.key, one.row, one.seed) for one in planned if not self.missing(one.row, one.key)]
 
-    def register_runs(self) -> list[Run]:
+    def choice_runs(self) -> list[Run]:
         """The default and the alternatives to the choices that the paper leaves open: one seed each, on the first corpus."""
-        return [self.run(self.keys[0], row, self.seeds[0]) for row in (CMPTA, *plan.REGISTER)]
+        return [self.run(self.keys[0], row, self.seeds[0]) for row in (CMPTA, *plan.CHOICES)]
 
     def make(self, runs: Sequence[Run]) -> Sequence[Run]:
         """As `ensure`, but a run that fails is printed and remembered in `failures`: tables mark its row, others stand.
