@@ -13,7 +13,6 @@ import torch
 from conftest import outputs
 from golden import fill, given
 from test_every_method import config_of, dialogues, flat
-from torch import Tensor
 
 from cmpta_lib import registry
 from cmpta_lib.base import Method
@@ -22,7 +21,7 @@ from cmpta_lib.baselines.dialogue import Layout
 from cmpta_lib.baselines.ga2mif import KINDS, AcrossModalities, Ga2mifConfig, OneModality, window
 from cmpta_lib.baselines.mmgcn import MmgcnConfig, adjacency, class_losses
 from cmpta_lib.baselines.supervised import reference
-from cmpta_lib.data.corpus import Inputs, Sample
+from cmpta_lib.data.corpus import Inputs
 from cmpta_lib.runs.evaluation import evaluate
 from cmpta_lib.runs.load import TrainedRun
 from cmpta_lib.runs.store import Run
@@ -68,17 +67,6 @@ def test_the_layout_by_hand():
 
 
 # --- what may and may not depend on what ------------------------------------------------------------------------------
-
-
-def test_gradients_of_a_batch_are_the_sum_of_the_dialogues_own(build, corpora):
-    method, drawn = build(), dialogues(corpora["embedded-meld"], SIZES)
-
-    def gradients(samples: Sequence[Sample]) -> list[Tensor]:
-        return torch.autograd.grad(method.loss(method.collate(samples)).total, [*method.net.parameters()])
-
-    alone = [torch.stack(parts).sum(0) for parts in zip(*map(gradients, drawn), strict=True)]
-    for one, other in zip(gradients(flat(drawn)), alone, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
 
 
 def test_other_turns_and_who_speaks_them_matter_only_with_context(build, corpora):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
-import math
 from dataclasses import replace
 
 import numpy as np
@@ -21,9 +19,8 @@ from cmpta_lib.data.corpus import Inputs, Sample, Task
 from cmpta_lib.fast.llm import PackedInput, packed_logits
 from cmpta_lib.fast.prompted import PromptBatch, PromptedLM
 from cmpta_lib.fast.pruned import PrunedDecoder
-from cmpta_lib.method.answers import AnswerTrie
 from cmpta_lib.method.llm import FrozenLLM
-from cmpta_lib.method.prompted import Layout, PlainLM, answer_text, legal_answers
+from cmpta_lib.method.prompted import Layout, PlainLM, answer_text
 from cmpta_lib.runs.load import TrainedRun
 
 WORLDS = ("embedded-sims", "embedded-meld")
@@ -299,128 +296,6 @@ def test_features_are_scaled_by_the_training_split(llm, corpora):
         np.testing.assert_allclose(layer.feature_std, frames.astype(np.float64).std(0), rtol=1e-4, atol=1e-6)
     raw = build(llm, corpus, data__feature_scaling="none").maker.alignment["audio"]
     assert (raw.feature_mean == 0).all() and (raw.feature_std == 1).all()
-
-
-# --- the answer trie --------------------------------------------------------------------------------------------------
-
-
-def answers_of(trie: AnswerTrie) -> dict[str, list[int]]:
-    spelt = {}
-    for leaf, answer in trie.leaves.items():
-        ids = []
-        while leaf:
-            ids.append(trie.tokens[leaf])
-            leaf = trie.parents[leaf]
-        spelt[answer] = ids[::-1]
-    return spelt
-
-
-def test_the_trie_spells_exactly_the_legal_answers(llm, corpus):
-    model = build(llm, corpus)
-    expected = {answer: llm.token_ids(answer) for answer in legal_answers(corpus.task)}
-    assert answers_of(model.trie) == expected
-    assert {len(model.trie.children[node]) > 1 for node in model.trie.asked} == {True}
-    assert not any(len(model.trie.children[n]) > 1 for n in set(range(len(model.trie.tokens))) - {*model.trie.asked})
-
-
-def test_a_clash_of_answers_is_refused():
-    with pytest.raises(ValueError, match=r"'1'.*beginning"):
-        AnswerTrie({"1": [5], "10": [5, 6]})
-    with pytest.raises(ValueError, match=r"'10'.*beginning|'1'.*beginning"):
-        AnswerTrie({"10": [5, 6], "1": [5]})
-    with pytest.raises(ValueError, match="'a' and 'b' have the same token ids"):
-        AnswerTrie({"a": [5], "b": [5]})
-
-
-def scored(trie: AnswerTrie, node: int, scores: np.ndarray) -> dict[int, float]:
-    """Next token -> its score at an asked node, from one clip's (options,) scores; nothing at other nodes."""
-    if node not in trie.asked:
-        return {}
-    columns = range(len(trie.choices))[trie.options[node]]
-    places = {trie.choices[column] for column in columns}
-    assert places == {(trie.asked.index(node), child) for child in trie.children[node].values()}
-    return {trie.tokens[trie.choices[column][1]]: float(scores[column]) for column in columns}
-
-
-def slow_probabilities(trie: AnswerTrie, scores: np.ndarray) -> dict[str, float]:
-    """Answer -> the product, along its path, of each choice's share among the children it is drawn from."""
-    chances = {}
-    for leaf, answer in trie.leaves.items():
-        chance, node = 1.0, leaf
-        while node:
-            siblings = scored(trie, trie.parents[node], scores) or {trie.tokens[node]: 0.0}
-            weights = {token: math.exp(score) for token, score in siblings.items()}
-            chance *= weights[trie.tokens[node]] / sum(weights.values())
-            node = trie.parents[node]
-        chances[answer] = chance
-    return chances
-
-
-@torch.no_grad()
-def test_trie_with_answers_of_unequal_length(llm, corpora):
-    corpus = corpora["embedded-meld"]
-    model, samples = build(llm, corpus), clips(corpus)
-    texts = ("good", "good morning to all", "bad", "so so", "so what")
-    model.answers = {text + "!": i for i, text in enumerate(texts)}
-    model.trie = AnswerTrie({answer: llm.token_ids(answer) for answer in model.answers})
-    plain = plain_of(model, corpus)
-    plain.answers, plain.trie = model.answers, model.trie
-    found = model.predict(model.collate(samples))
-    for row, sample in enumerate(samples):
-        said = plain.answer(sample)
-        assert said.reply == found.replies[row]
-        np.testing.assert_allclose([*said.probabilities.values()], found.probabilities[row], rtol=0, atol=1e-5)
-
-
-# --- free decoding ----------------------------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def test_free_decoding_equals_generate(llm, corpus):
-    model, reference, samples = build(llm, corpus, method__decoding="free"), by_transformers(llm), clips(corpus)
-    batch = model.collate(samples)
-    said = model._free_replies(batch, model.pseudo_tokens(batch)[0])
-    longest = max(len(llm.token_ids(answer)) for answer in model.answers)
-    for sample, reply in zip(samples, said, strict=True):
-        embeds = one_input(model, sample)
-        ids = reference.generate(
-            inputs_embeds=embeds,
-            attention_mask=torch.ones(embeds.shape[:2], dtype=torch.int64),
-            max_new_tokens=longest,
-            do_sample=False,
-            eos_token_id=None,
-            pad_token_id=0,
-        )
-        assert reply == llm.tokenizer.decode(ids[0]).strip()
-
-
-def test_unparsable_replies_are_none_and_counted(llm, corpora, monkeypatch):
-    model = build(llm, corpora["embedded-sims"], method__decoding="free")
-    said = ["+0.6", "+0.7x", "", "0.6", "-0.0", "+1.0"]
-    monkeypatch.setattr(model, "_free_replies", lambda batch, tokens: said)
-    predictions = model.predict(model.collate(clips(corpora["embedded-sims"])))
-    assert predictions.replies == ["+0.6", None, None, None, None, "+1.0"]
-    np.testing.assert_array_equal(predictions.values, [0.6, np.nan, np.nan, np.nan, np.nan, 1.0])
-    assert predictions.issues == {"unparsable_replies": 4}
-
-
-@pytest.mark.parametrize("decoding", ["trie", "free"])
-def test_answers_ask_for_no_gradient(llm, corpora, decoding):
-    model = build(llm, corpora["embedded-meld"], method__decoding=decoding)
-    replies(model, model.collate(clips(corpora["embedded-meld"])))
-    assert all(p.grad is None for p in itertools.chain(model.module.parameters(), llm.model.parameters()))
-
-
-# --- odd batches, and shapes ---------------------------------------------------------------------------------------------------
-
-
-def test_the_target_is_the_answer_rounded_to_its_decimals(llm, corpora):
-    corpus = corpora["embedded-sims"]
-    model = build(llm, corpus)
-    sample = replace(corpus.splits["train"][0], label=-0.333)
-    assert model.collate([sample]).answer_ids == [llm.token_ids("-0.3")]
-    two = build(llm, corpus, method__prompt__answer_decimals=2)
-    assert two.collate([sample]).answer_ids == [llm.token_ids("-0.33")] and len(two.answers) == 201
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any, Literal, get_args, get_origin
 
 import numpy as np
@@ -11,7 +12,6 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from test_config import CONFIG, TEXT_ONLY, leaves, settable, value_at
-from test_model import answers_of, scored, slow_probabilities
 from torch import Tensor
 
 from cmpta_lib.baselines.reference import reorder, reversed_order
@@ -107,6 +107,50 @@ def without_clashes(answers: dict[str, list[int]]) -> dict[str, list[int]]:
     for name, ids in answers.items():
         kept = kept if clashes(kept | {name: ids}) else kept | {name: ids}
     return kept
+
+
+def answers_of(trie: AnswerTrie) -> dict[str, list[int]]:
+    spelt = {}
+    for leaf, answer in trie.leaves.items():
+        ids = []
+        while leaf:
+            ids.append(trie.tokens[leaf])
+            leaf = trie.parents[leaf]
+        spelt[answer] = ids[::-1]
+    return spelt
+
+
+def scored(trie: AnswerTrie, node: int, scores: np.ndarray) -> dict[int, float]:
+    """Next token -> its score at an asked node, from one clip's (options,) scores; nothing at other nodes."""
+    if node not in trie.asked:
+        return {}
+    columns = range(len(trie.choices))[trie.options[node]]
+    places = {trie.choices[column] for column in columns}
+    assert places == {(trie.asked.index(node), child) for child in trie.children[node].values()}
+    return {trie.tokens[trie.choices[column][1]]: float(scores[column]) for column in columns}
+
+
+def slow_probabilities(trie: AnswerTrie, scores: np.ndarray) -> dict[str, float]:
+    """Answer -> the product, along its path, of each choice's share among the children it is drawn from."""
+    chances = {}
+    for leaf, answer in trie.leaves.items():
+        chance, node = 1.0, leaf
+        while node:
+            siblings = scored(trie, trie.parents[node], scores) or {trie.tokens[node]: 0.0}
+            weights = {token: math.exp(score) for token, score in siblings.items()}
+            chance *= weights[trie.tokens[node]] / sum(weights.values())
+            node = trie.parents[node]
+        chances[answer] = chance
+    return chances
+
+
+def test_a_clash_of_answers_is_refused():
+    with pytest.raises(ValueError, match=r"'1'.*beginning"):
+        AnswerTrie({"1": [5], "10": [5, 6]})
+    with pytest.raises(ValueError, match=r"'10'.*beginning|'1'.*beginning"):
+        AnswerTrie({"10": [5, 6], "1": [5]})
+    with pytest.raises(ValueError, match="'a' and 'b' have the same token ids"):
+        AnswerTrie({"a": [5], "b": [5]})
 
 
 @few
