@@ -64,6 +64,26 @@ def random_llm(num_key_value_heads: int = 4):
     return backbone.FrozenLLM(model, tokenizer, backbone.weights_fingerprint(model), "random")
 
 
+def language_model(family: str, llm, gradient_checkpointing: bool = False):
+    """A small random LLM of a family behind the tiny tokenizer, as `FrozenLLM` runs it."""
+    import torch
+    from transformers import GlmConfig, GlmForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+    from cmpta_lib.method.llm import FrozenLLM, weights_fingerprint
+
+    kinds = {
+        "qwen2": (Qwen2Config, Qwen2ForCausalLM),
+        "llama": (LlamaConfig, LlamaForCausalLM),
+        "glm": (GlmConfig, GlmForCausalLM),
+    }
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    heads = {"num_key_value_heads": 2, "head_dim": 8, "pad_token_id": None, "initializer_range": 0.2}
+    settings, model = kinds[family]
+    torch.manual_seed(0)
+    built = model(settings(**sizes, **heads, vocab_size=len(llm.tokenizer)))
+    return FrozenLLM(built, llm.tokenizer, weights_fingerprint(built), family, gradient_checkpointing)
+
+
 @pytest.fixture(scope="session")
 def llm():
     """The random LLM that most tests share; nothing may change it."""
@@ -103,6 +123,14 @@ def corpora(tmp_path_factory):
     sizes = {"train": 20, "valid": 7, "test": 5}
     folder = tmp_path_factory.mktemp("corpora")
     return {name: synthetic.embedded_corpus(name, folder, sizes) for name in synthetic.generative_models()}
+
+
+def outputs(method, samples):
+    """(B, outputs) what a method without an LLM makes of these clips."""
+    import torch
+
+    with torch.no_grad():
+        return method.forward(method.clips(method.collate(samples)))
 
 
 @pytest.fixture

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
-import numpy as np
-import pytest
-import torch
-from test_gpu_waits import CPU, META, Above, Below, send_anywhere
-from torch import Tensor, nn
-from torch.utils._python_dispatch import _disable_current_modes
+from test_gpu_waits import META
+from torch import nn
 
 from cmpta_lib import registry
 from cmpta_lib.base import Resources
-from cmpta_lib.baselines import self_mm, supervised
-from cmpta_lib.baselines.supervised import Supervised
 from cmpta_lib.config import DataConfig, EvaluationConfig, RunConfig, TrainingConfig, override
-from cmpta_lib.data.corpus import Corpus, Inputs, Sample
+from cmpta_lib.data.corpus import Corpus, Inputs
 from cmpta_lib.llm.loading import TextEncoder
 from cmpta_lib.runs import loop
 
@@ -61,35 +53,3 @@ def published_size(method: str) -> Any:
 
 def count(part: nn.Module) -> int:
     return sum(weight.numel() for weight in part.parameters())
-
-
-def outputs(method: Supervised, samples: Sequence[Sample]) -> Tensor:
-    with torch.no_grad():
-        return method.forward(method.clips(method.collate(samples)))
-
-
-def check_a_gpu_would_not_wait(config: RunConfig, corpus: Corpus, encoder: TextEncoder) -> None:
-    """A training step reads its loss once, and copies nothing but what it sends on purpose."""
-    plain = supervised.send
-
-    def sent(arrays: Sequence[np.ndarray], where: torch.device) -> list[Tensor]:
-        with _disable_current_modes(), torch._C.DisableTorchFunction():
-            return (send_anywhere if where == META else plain)(arrays, where)
-
-    for device in (CPU, META):
-        copied = encoder.copy()
-        copied.model.to(device)
-        method: Any = loop.build(config, corpus, Resources(device, lambda config: None, lambda config, one=copied: one))  # type: ignore[misc]
-        method.module.train()
-        samples: Any = [replace(s, audio=s.audio[:5], vision=s.vision[:4]) for s in [*corpus.splits["train"]][:6]]
-        given = (method, loop.optimizer_of(method.groups(config.training), config.training), samples)
-        units = [[clip] for clip in range(len(samples))]
-        with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(supervised, "send", sent)
-            patched.setattr(self_mm, "send", sent)
-            with Above():
-                loop.step(*given, units, config.training, 1)
-            above, below = Above(), Below([state["step"] for state in given[1].state.values()])
-            with above, below:
-                loop.step(*given, units, config.training, 1)
-        assert dict(above.counts + below.counts) == {"tolist": 1}

@@ -128,6 +128,7 @@ def test_a_batch_equals_the_plain_adapter_clip_by_clip(changes, loop, monkeypatc
     adapter, given = build(**changes), batch(ODD, extra=2)
     plain, maps = plain_of(adapter), adapter(streams(**given, return_weights=True))[1]
     tokens, _ = adapter(streams(**given))
+    close(adapter(streams(**given, return_weights=True))[0], tokens, atol=1e-6)
     (tokens**3).sum().backward()
     for row in range(5):
         clip = {m: given[m][row, : ODD[m][row]] for m in ODD}
@@ -165,49 +166,6 @@ def test_what_is_forgotten_is_made_again_bit_for_bit(alignment, summary, monkeyp
         found.append([tokens, *(weight.grad for weight in adapter.parameters()), torch.rand(3)])
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
     assert kept[1] < kept[0]
-
-
-@torch.no_grad()
-def test_asking_for_weights_does_not_change_the_tokens():
-    adapter, given = build(), batch(LENGTHS | {"audio": [9, 0, 5]}, extra=1)
-    close(adapter(streams(**given, return_weights=True))[0], adapter(streams(**given))[0], atol=1e-6)
-
-
-@pytest.mark.parametrize("junk", [1e6, math.nan])
-@torch.no_grad()
-def test_what_stands_in_the_padding_of_the_frames_is_never_read(junk):
-    given = batch(extra=2)
-    soiled = {name: value.clone() for name, value in given.items()}
-    for modality in ("audio", "vision"):
-        for row, length in enumerate(given[f"{modality}_lengths"]):
-            soiled[modality][row, length:] = junk
-    close(build()(streams(**soiled))[0], build()(streams(**given))[0])
-
-
-ABSENT = {
-    "vision of one": {"vision": [2, 0, 1]},
-    "audio of one": {"audio": [0, 3, 5]},
-    "both of one": {"audio": [0, 3, 5], "vision": [0, 8, 1]},
-    "vision of all": {"vision": [0, 0, 0]},
-    "both of all": {"audio": [0, 0, 0], "vision": [0, 0, 0]},
-    "text of one": {"text": [4, 0, 6]},
-    "everything": {"text": [0, 0, 0], "audio": [0, 0, 0], "vision": [0, 0, 0]},
-}
-
-
-@pytest.mark.parametrize("absent", ABSENT.values(), ids=ABSENT)
-@pytest.mark.parametrize("alignment", ALIGNMENTS)
-@pytest.mark.parametrize("fusion", FUSIONS)
-@pytest.mark.parametrize("summary", ["mean", "max"])
-def test_an_absent_modality_gives_finite_tokens_and_gradients(absent, alignment, fusion, summary):
-    adapter = build(alignment=alignment, fusion=fusion, summary=summary).train()
-    given = batch(LENGTHS | absent)
-    given["text"].requires_grad_()
-    for return_weights in (False, True):
-        tokens, _ = adapter(streams(**given, return_weights=return_weights))
-        assert tokens.shape == (3, 6, LLM) and tokens.isfinite().all()
-        tokens.square().sum().backward()
-        assert all(p.grad is None or p.grad.isfinite().all() for p in (*adapter.parameters(), given["text"]))
 
 
 # --- temporal alignment (eqs 3-5) -------------------------------------------------------------------------------------
@@ -297,32 +255,16 @@ def test_number_of_pseudo_tokens(rule, count):
         close(tokens[:, 6:12], pairs[:, : count - 6][:, :6])
 
 
-@pytest.mark.parametrize("rule", ["mix", "repeat"])
-def test_six_tokens_need_no_mixing_parameter(rule):
-    assert not any("mix" in name for name, _ in build(num_pseudo_tokens=6, token_count_rule=rule).named_parameters())
-    seven = dict(build(num_pseudo_tokens=7, token_count_rule=rule).named_parameters())
-    assert ("token_mix" in seven) == (rule == "mix")
-
-
-@pytest.mark.parametrize("changes", [{}, {"fusion": "pooled"}, {"num_pseudo_tokens": 8, "token_count_rule": "repeat"}])
+@pytest.mark.parametrize("changes", [{}, {"fusion": "pooled"}, {"num_pseudo_tokens": 8}], ids=str)
 @torch.no_grad()
 def test_tokens_start_at_the_size_of_the_llms_embeddings(changes):
     torch.manual_seed(0)
-    adapter = BatchedAdapter(CmptaConfig(dim=128, **changes), AUDIO, VISION, LLM * 16, embedding_norm=0.73).eval()
-    given = batch() | {"text": padded(LENGTHS["text"], LLM * 16)}
-    norms = adapter(streams(**given))[0].norm(dim=-1)
+    adapter = BatchedAdapter(CmptaConfig(dim=128, **changes), AUDIO, VISION, LLM * 16, embedding_norm=7.3).eval()
+    norms = adapter(streams(**(batch() | {"text": padded(LENGTHS["text"], LLM * 16)})))[0].norm(dim=-1) / 7.3
     # Each squared norm is a chi-square over E = 256 outputs, so one token strays by about 1 / sqrt(2 * 256) = 4 %.
-    assert norms.mean().item() == pytest.approx(0.73, rel=0.06)
-    assert norms.min() > 0.73 * 0.8 and norms.max() < 0.73 * 1.2
-
-
-@torch.no_grad()
-def test_mixed_tokens_start_at_that_size_too():
-    torch.manual_seed(0)
-    adapter = BatchedAdapter(CmptaConfig(dim=128, num_pseudo_tokens=8), AUDIO, VISION, LLM * 16, embedding_norm=0.73)
-    norms = adapter.eval()(streams(**(batch() | {"text": padded(LENGTHS["text"], LLM * 16)})))[0].norm(dim=-1)
-    assert norms[:, :6].mean().item() == pytest.approx(0.73, rel=0.06)
-    assert (norms > 0.73 * 0.4).all() and (norms < 0.73 * 2.5).all()  # six random weights of variance 1/6
+    assert norms[:, :6].mean().item() == pytest.approx(1, rel=0.06)
+    assert norms[:, :6].min() > 0.8 and norms[:, :6].max() < 1.2
+    assert (norms > 0.4).all() and (norms < 2.5).all()  # mixed ones: six random weights of variance 1/6
 
 
 @torch.no_grad()
@@ -332,70 +274,19 @@ def test_without_embedding_norm_the_tokens_start_elsewhere():
     assert adapter.eval()(streams(**batch()))[0].norm(dim=-1).mean() < 50
 
 
-def lstm_parameters(inputs: int, hidden: int) -> int:
-    return 4 * (inputs * hidden + hidden * hidden + 2 * hidden)  # four gates: input, recurrent, two biases (as torch)
+SIZES = {  # golden, D = 1024, E = 2048, F = 25 and 177: the first is what Table 2 prints; keys have no bias
+    "as published": ({}, 20_784_128),
+    "lstm": ({"alignment": "lstm"}, 24_978_432),
+    "linear": ({"alignment": "linear"}, 13_855_744),
+    "per pair": ({"projections": "per_pair"}, 30_227_456),
+    "mixed": ({"num_pseudo_tokens": 8}, 20_784_128 + 6 * 8),
+    "repeated": ({"num_pseudo_tokens": 8, "token_count_rule": "repeat"}, 20_784_128),
+    "pooled": ({"fusion": "pooled"}, 9_242_624),
+}
 
 
-def linear_parameters(inputs: int, outputs: int) -> int:
-    return inputs * outputs + outputs
-
-
-PAPER_SIZE = {"D": 1024, "E": 2048, "audio": 25, "vision": 177}
-
-
-def expected_parameters(alignment: str = "bilstm", projections: int = 9, mixed: int = 0) -> int:
-    dim, llm_dim = PAPER_SIZE["D"], PAPER_SIZE["E"]
-    total = 0
-    for features in (PAPER_SIZE["audio"], PAPER_SIZE["vision"]):
-        if alignment == "bilstm":
-            total += 2 * lstm_parameters(features, dim // 2) + linear_parameters(dim, dim)
-        elif alignment == "lstm":
-            total += lstm_parameters(features, dim) + linear_parameters(dim, dim)
-        else:
-            total += linear_parameters(features, dim)
-        total += 2 * dim  # its LayerNorm
-    if projections:
-        total += linear_parameters(llm_dim, dim)  # text
-        total += projections * linear_parameters(dim, dim) - projections // 3 * dim  # keys have no bias
-    total += 2 * dim + linear_parameters(dim, llm_dim)  # summary LayerNorm, to the LLM
-    return total + 6 * mixed
-
-
-@pytest.mark.parametrize(
-    ("changes", "expected"),
-    [
-        ({}, expected_parameters()),
-        ({"alignment": "lstm"}, expected_parameters("lstm")),
-        ({"alignment": "linear"}, expected_parameters("linear")),
-        ({"projections": "per_pair"}, expected_parameters(projections=18)),
-        ({"num_pseudo_tokens": 8}, expected_parameters(mixed=8)),
-        ({"num_pseudo_tokens": 8, "token_count_rule": "repeat"}, expected_parameters()),
-        ({"fusion": "pooled"}, expected_parameters(projections=0)),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize(("changes", "expected"), SIZES.values(), ids=SIZES)
 def test_parameter_count_at_the_papers_size(changes, expected):
     with torch.device("meta"):
-        adapter = CMPTAdapter(
-            CmptaConfig(**changes), PAPER_SIZE["audio"], PAPER_SIZE["vision"], PAPER_SIZE["E"], embedding_norm=1.0
-        )
+        adapter = CMPTAdapter(CmptaConfig(**changes), 25, 177, 2048, embedding_norm=1.0)
     assert sum(p.numel() for p in adapter.parameters()) == expected
-
-
-def test_headline_parameter_count():
-    # Golden, D = 1024, E = 2048, F = 25 and 177: what Table 2 prints and the README states; keys have no bias.
-    assert expected_parameters() == 20_784_128
-
-
-def test_per_pair_projections_are_used_by_their_pair_only():
-    adapter, given = build(projections="per_pair"), batch()
-    with torch.no_grad():
-        tokens, _ = adapter(streams(**given))
-        for number, name in enumerate(PAIRS):
-            for projection in (adapter.attention.query, adapter.attention.key, adapter.attention.value):
-                saved = projection[name].weight.clone()
-                projection[name].weight.mul_(-2)
-                changed = (adapter(streams(**given))[0] != tokens).any(-1).any(0)
-                assert changed.tolist() == [i == number for i in range(6)]
-                projection[name].weight.copy_(saved)
-

@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import errno
 import json
+import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -58,6 +59,7 @@ def test_the_tiny_llm_is_built_once(cache, monkeypatch):
     record = json.loads((folder / "cmpta.json").read_text())
     assert record["fingerprint"] == llm.fingerprint == llm_files.fingerprint(folder)
     assert record["steps"] == 50 and llm.name == "tiny" and llm.dim == 32
+    assert not llm.model.training and not any(p.requires_grad for p in llm.model.parameters())
 
 
 def test_a_tiny_llm_of_a_cache_that_cannot_be_written(cache, tmp_path, monkeypatch):
@@ -144,24 +146,11 @@ def test_a_build_that_dies_leaves_nothing(tmp_path, monkeypatch):
 def test_pre_training_teaches_something(cache):
     """Even fifty small steps make real pages likelier than the untrained weights do."""
     llm = load(LLMConfig(name="tiny"), cache, CPU)
-    pages = list(synthetic.documents(20, seed=5))
-    untrained = copy.deepcopy(llm.model)
-    torch.manual_seed(0)
-    for weight in untrained.parameters():
-        if weight.ndim == 2:
-            torch.nn.init.normal_(weight, std=0.02)
-    losses = []
-    for model in (llm.model, untrained):
-        model = copy.deepcopy(model)
-        model.set_attn_implementation("sdpa")
-        ids = [torch.tensor([llm.token_ids(page.text)]) for page in pages]
-        losses.append(sum(float(model(input_ids=row, labels=row).loss.detach()) for row in ids) / len(ids))
-    assert losses[0] < losses[1] - 1
-
-
-def test_the_tiny_llm_learns_no_weight_after_loading(cache):
-    llm = load(LLMConfig(name="tiny"), cache, CPU)
-    assert not llm.model.training and not any(p.requires_grad for p in llm.model.parameters())
+    model = copy.deepcopy(llm.model)
+    model.set_attn_implementation("sdpa")
+    rows = [torch.tensor([llm.token_ids(page.text)]) for page in synthetic.documents(20, seed=5)]
+    losses = [float(model(input_ids=row, labels=row).loss.detach()) for row in rows]
+    assert sum(losses) / len(losses) < math.log(len(llm.tokenizer)) - 1, "those say that all tokens are equally likely"
 
 
 def test_other_weights_than_the_run_asks_for_are_refused(cache):
@@ -192,10 +181,6 @@ def test_a_folder_can_be_the_llm(llm, stored, tmp_path):
     loaded = load(LLMConfig(name=str(stored)), tmp_path, CPU)
     assert weights_fingerprint(loaded.model) == weights_fingerprint(llm.model) and loaded.first_ids == llm.first_ids
     assert loaded.embedding_norm == llm.embedding_norm and loaded.num_parameters == llm.num_parameters
-
-
-def test_a_folder_keeps_its_tokenizer(llm, stored, tmp_path):
-    loaded = load(LLMConfig(name=str(stored)), tmp_path, CPU)
     texts = [page.text for page in synthetic.documents(50)]
     assert [loaded.token_ids(text) for text in texts] == [llm.token_ids(text) for text in texts]
 
@@ -219,61 +204,56 @@ def test_a_model_with_code_of_its_own_is_refused(stored, tmp_path, monkeypatch):
     assert not (tmp_path / "it_ran").exists()
 
 
-def broken(folder: Path, change: str) -> None:
-    """Do to a good Qwen v1 folder what `change` says."""
-    config, index = folder / "config.json", folder / "model.safetensors.index.json"
-    known = json.loads(config.read_text())
-    vocabulary = folder / "qwen.tiktoken"
-    match change:
-        case "no epsilon":
-            config.write_text(json.dumps({k: v for k, v in known.items() if k != "layer_norm_epsilon"}))
-        case "heads as text":
-            config.write_text(json.dumps(known | {"num_attention_heads": "4"}))
-        case "no heads":
-            config.write_text(json.dumps(known | {"num_attention_heads": 0}))
-        case "a list":
-            config.write_text("[1]")
-        case "no JSON":
-            config.write_text("{not JSON")
-        case "not UTF-8":
-            config.write_bytes(b'{"a": "\xff"}')
-        case "empty index":
-            index.write_text("{}")
-        case "index of a list":
-            index.write_text("[]")
-        case "no vocabulary":
-            vocabulary.write_text("")
-        case "more tokens than rows":
-            config.write_text(json.dumps(known | {"vocab_size": 300}))
-            dry_run.write_qwen_v1(folder, ["words"], width=32, layers=1, vocabulary_size=300)
-        case "a pickled object":
-            index.unlink()
-            torch.save({"weight": Path()}, folder / "pytorch_model.bin")
-        case "a pickled list":
-            index.unlink()
-            torch.save([1, 2], folder / "pytorch_model.bin")
+def config_with(**changes: object) -> Callable[[Path], object]:
+    """Writes other values into a folder's config; None leaves one out."""
+
+    def change(folder: Path) -> None:
+        known = json.loads((folder / "config.json").read_text()) | changes
+        (folder / "config.json").write_text(json.dumps({key: value for key, value in known.items() if value is not None}))
+
+    return change
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        *(
-            "no epsilon",
-            "heads as text",
-            "no heads",
-            "a list",
-            "no JSON",
-            "not UTF-8",
-            "empty index",
-            "index of a list",
-        ),
-        *("no vocabulary", "more tokens than rows", "a pickled object", "a pickled list"),
-    ],
-)
+def written(name: str, content: bytes) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).write_bytes(content)
+
+
+def too_many_tokens(folder: Path) -> None:
+    config_with(vocab_size=300)(folder)
+    dry_run.write_qwen_v1(folder, ["words"], width=32, layers=1, vocabulary_size=300)
+
+
+def pickled(held: object) -> Callable[[Path], object]:
+    def change(folder: Path) -> None:
+        (folder / INDEX).unlink(missing_ok=True)
+        (folder / "model.safetensors").unlink(missing_ok=True)
+        torch.save(held, folder / "pytorch_model.bin")
+
+    return change
+
+
+INDEX = "model.safetensors.index.json"
+BROKEN = {  # what is done to a good Qwen v1 folder
+    "no epsilon": config_with(layer_norm_epsilon=None),
+    "heads as text": config_with(num_attention_heads="4"),
+    "no heads": config_with(num_attention_heads=0),
+    "a list": written("config.json", b"[1]"),
+    "no JSON": written("config.json", b"{not JSON"),
+    "not UTF-8": written("config.json", b'{"a": "\xff"}'),
+    "empty index": written(INDEX, b"{}"),
+    "index of a list": written(INDEX, b"[]"),
+    "no vocabulary": written("qwen.tiktoken", b""),
+    "more tokens than rows": too_many_tokens,
+    "a pickled object": pickled({"weight": Path()}),
+    "a pickled list": pickled([1, 2]),
+}
+
+
+@pytest.mark.parametrize("change", BROKEN.values(), ids=BROKEN)
 def test_a_broken_folder_is_named_in_one_message(change, tmp_path):
     dry_run.write_qwen_v1(tmp_path / "own", ["a few words"], width=32, layers=1, vocabulary_size=700)
     load(LLMConfig(name=str(tmp_path / "own")), tmp_path / "cache", CPU)
-    broken(tmp_path / "own", change)
+    change(tmp_path / "own")
     with pytest.raises((ValueError, OSError), match=str(tmp_path / "own")) as caught:
         load(LLMConfig(name=str(tmp_path / "own")), tmp_path / "cache", CPU)
     assert "weights_only" not in str(caught.value)
@@ -286,24 +266,15 @@ def test_a_known_familys_damaged_weights_are_named(stored, tmp_path):
     weights.write_bytes(weights.read_bytes()[:-50])
     with pytest.raises(ValueError, match=f"{tmp_path}: config.json, vocabulary and weights do not make an LLM"):
         load(LLMConfig(name=str(tmp_path)), tmp_path / "cache", CPU)
-    weights.unlink()
-    torch.save({"weight": Path()}, tmp_path / "pytorch_model.bin")
+    pickled({"weight": Path()})(tmp_path)
     with pytest.raises((ValueError, OSError), match=str(tmp_path)) as caught:
         load(LLMConfig(name=str(tmp_path)), tmp_path / "cache", CPU)
     assert "weights_only" not in str(caught.value)
 
 
-def test_qwen_v1_answers_through_the_same_wrapper(tmp_path):
-    """A packed row of two clips gives each clip's own logits, with weights as Qwen-1.8B publishes them."""
-    dry_run.write_qwen_v1(tmp_path, ["a few words 情感"], width=32, layers=2, vocabulary_size=700)
+def test_more_tokens_than_an_llm_takes_are_refused(tmp_path):
+    dry_run.write_qwen_v1(tmp_path, ["a few words"], width=32, layers=1, vocabulary_size=700)
     loaded = load(LLMConfig(name=str(tmp_path)), tmp_path / "cache", CPU)
-    assert loaded.first_ids == loaded.tokenizer.convert_tokens_to_ids(["<|im_start|>"]) and loaded.dim == 32
-    rows = [loaded.first_ids + loaded.token_ids(text) for text in ("a few words", "情感")]
-    embeds = loaded.embedding(torch.tensor(sum(rows, [])))
-    ends = torch.tensor([len(rows[0]) - 1, len(rows[0]) + len(rows[1]) - 1])
-    alone = [loaded.logits(loaded.embed(row))[-1] for row in rows]
-    packed = packed_logits(loaded, embeds, Ragged.rows([len(row) for row in rows], CPU), ends)
-    torch.testing.assert_close(packed, torch.stack(alone), rtol=0, atol=1e-5)
     loaded.need_room(8192)
     with pytest.raises(ValueError, match="8193 tokens does not fit .* takes 8192; lower prompt.max_text_tokens"):
         loaded.need_room(8193)
@@ -354,10 +325,11 @@ def test_digits_and_signs_are_tokens_of_their_own(llm, answer):
 
 
 @pytest.mark.parametrize(
-    "text", ["这部电影真是太好了", "I hate the party.", "😀 café\n\n  x", "", "1.5 %", "<|im_start|>"]
+    "text", ["这部电影真是太好了", "I hate the party.", "😀 café\n\n  x", "", "1.5 %", "<|endoftext|>"]
 )
 def test_texts_come_back_from_their_tokens(llm, text):
-    assert llm.tokenizer.decode(llm.token_ids(text)) == text
+    ids = llm.token_ids(text)
+    assert llm.tokenizer.decode(ids) == text and llm.tokenizer.eos_token_id not in ids, "a special token's name is text"
 
 
 def test_a_model_without_bos_starts_with_nothing(llm):

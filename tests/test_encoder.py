@@ -50,24 +50,6 @@ def test_loading_leaves_no_bar_and_callers_keep_theirs(published: Path, tmp_path
     logging.enable_progress_bar()
 
 
-def test_its_states_do_not_depend_on_padding(published: Path, tmp_path: Path):
-    found = load(published, tmp_path)
-    ids = torch.tensor([found.token_ids("还不错")])
-    padded = torch.nn.functional.pad(ids, (0, 7), value=5)
-    alone = found.states(ids, torch.ones_like(ids, dtype=torch.bool))
-    beside = found.states(padded, torch.arange(padded.shape[1])[None] < ids.shape[1])
-    assert torch.allclose(beside[:, : ids.shape[1]], alone, atol=1e-6)
-
-
-def test_a_copy_can_be_trained_without_touching_the_one_it_comes_from(encoder):
-    copy = encoder.copy()
-    with torch.no_grad():
-        for weight in copy.model.requires_grad_(True).parameters():
-            weight.add_(1)
-    assert not torch.equal(copy.model.embeddings.word_embeddings.weight, encoder.model.embeddings.word_embeddings.weight)
-    assert not any(weight.requires_grad for weight in encoder.model.parameters())
-
-
 def test_a_long_text_loses_its_end_and_keeps_its_last_mark(encoder):
     ids = encoder.token_ids("I had no idea about that movie, that movie, that movie")
     assert encoder.cut(ids, 5) == [*ids[:4], ids[-1]] and encoder.cut(ids, len(ids)) == ids
@@ -79,19 +61,14 @@ def test_no_network_is_asked_for_a_bert_that_is_not_here(tmp_path: Path):
         loading.load_encoder(EncoderConfig(name="bert-base-chinese"), tmp_path, CPU)
 
 
-def test_another_model_is_no_text_encoder(published: Path, tmp_path: Path):
+def test_another_model_and_cut_weights_are_named(published: Path, tmp_path: Path):
     folder = shutil.copytree(published, tmp_path / "other")
-    config = folder / "config.json"
-    config.write_text(config.read_text().replace('"bert"', '"gpt2"'))
-    with pytest.raises(OSError, match="expected a BERT, such as bert-base-chinese, not 'gpt2'"):
-        load(folder, tmp_path)
-
-
-def test_weights_that_are_cut_are_named(published: Path, tmp_path: Path):
-    folder = shutil.copytree(published, tmp_path / "cut")
-    weights = folder / "model.safetensors"
+    weights, config = folder / "model.safetensors", folder / "config.json"
     weights.write_bytes(weights.read_bytes()[:-1000])
     with pytest.raises(ValueError, match="do not make a BERT"):
+        load(folder, tmp_path)
+    config.write_text(config.read_text().replace('"bert"', '"gpt2"'))
+    with pytest.raises(OSError, match="expected a BERT, such as bert-base-chinese, not 'gpt2'"):
         load(folder, tmp_path)
 
 

@@ -13,7 +13,16 @@ from torch import Tensor
 
 from cmpta_lib import registry
 from cmpta_lib.baselines.supervised import Supervised
-from cmpta_lib.config import DataConfig, EvaluationConfig, RunConfig, TrainingConfig, override
+from cmpta_lib.config import (
+    DataConfig,
+    EvaluationConfig,
+    PromptedLMConfig,
+    RunConfig,
+    TrainingConfig,
+    from_json,
+    override,
+    to_json,
+)
 from cmpta_lib.data.corpus import Corpus, Inputs, Sample
 from cmpta_lib.fast.prompted import PromptedLM
 from cmpta_lib.method.llm import weights_fingerprint
@@ -152,6 +161,27 @@ def test_a_clips_answer_is_its_own_in_any_batch_and_whatever_padding_holds(build
     torch.testing.assert_close(seen(method, replace(batch, **changed)), together, rtol=0, atol=1e-5)
 
 
+def read_by(name: str, changes: dict[str, Any]) -> set[str]:
+    if name in ("constant", "text_only", "soft_prompt"):
+        return set() if name == "constant" else {"text"}
+    chosen = changes.get("modalities", "text_audio_vision")
+    return set(chosen.split("_")) | ({"text"} if issubclass(registry.ENTRIES[name].config, PromptedLMConfig) else set())
+
+
+@every_method
+def test_just_the_modalities_that_are_asked_for_are_read(build, name, changes, world, corpora):
+    method = build()
+    whole = [clip for clip in corpora[world].splits["train"] if len(clip.audio) and len(clip.vision)][:5]
+    others = {
+        "text": [replace(clip, text="差得离谱 I hate it") for clip in whole],
+        "audio": [replace(clip, audio=1 - 2 * clip.audio) for clip in whole],
+        "vision": [replace(clip, vision=1 - 2 * clip.vision) for clip in whole],
+    }
+    usual, *found = (seen(method, method.collate(clips)) for clips in (whole, *others.values()))
+    is_read = {modality for modality, other in zip(others, found, strict=True) if not torch.equal(usual, other)}
+    assert is_read == read_by(name, changes)
+
+
 def odd(members: list[Sample]) -> dict[str, list[Sample]]:
     return {
         "no audio": [bare(clip, "audio") for clip in members],
@@ -237,6 +267,7 @@ def test_training_moves_every_trained_weight_and_nothing_else(build, name, chang
 @every_method
 def test_what_is_saved_answers_alike_in_a_fresh_method_that_never_saw_the_training_split(build, world, corpora):
     method, other = build(), build(seed=1, is_fitted=False)
+    assert not hasattr(method, "config") or from_json(to_json(method.config)) == method.config
     saved = {name: held.clone() for name, held in method.module.state_dict().items()}
     other.module.load_state_dict(saved)
     test = [*corpora[world].splits["test"]]

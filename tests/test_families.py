@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
-from test_chatglm3 import published as chatglm3_weights  # noqa: F401  a fixture
-from test_chatglm3 import vocabulary as chatglm3_vocabulary  # noqa: F401  a fixture
+from published_llms import write_chatglm3, write_chatglm3_vocabulary
 
 from cmpta_lib import registry
 from cmpta_lib.base import Resources
@@ -36,19 +34,8 @@ def own_llm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=len(llm.tokenizer))).save_pretrained(folder)
         llm.tokenizer.save_pretrained(folder)
     else:
-        weights = request.getfixturevalue("chatglm3_weights")
-        for file in weights.iterdir():
-            (folder / file.name).symlink_to(file)
-        (folder / "config.json").unlink()
-        vocabulary = request.getfixturevalue("chatglm3_vocabulary")
-        (folder / "tokenizer.model").symlink_to(vocabulary)
-        config = json.loads((weights / "config.json").read_text()) | {"padded_vocab_size": 440, "seq_length": 512}
-        (folder / "config.json").write_text(json.dumps(config))
-        for file in folder.glob("pytorch_model-*.bin"):  # room for the vocabulary and its special tokens
-            tensors = torch.load(file, weights_only=True)
-            file.unlink()
-            padded = {k: torch.cat([v, v[:140]]) if v.shape[0] == 300 else v for k, v in tensors.items()}
-            torch.save(padded, file)
+        write_chatglm3(folder, padded_vocab_size=440, seq_length=512)  # room for the vocabulary and its special tokens
+        write_chatglm3_vocabulary(folder)
     return folder
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from conftest import outputs
 from golden import fill, given
 from test_every_method import config_of
 from test_reference_rows import CLASSES, SCORES, WIDTHS, clip
@@ -27,10 +27,7 @@ from cmpta_lib.baselines.tensor_fusion import (
     TensorFusion,
     TfnConfig,
 )
-from cmpta_lib.config import override
-from cmpta_lib.data.corpus import Inputs, Sample, Task
-from cmpta_lib.runs import loop
-from cmpta_lib.runs.loop import evaluate
+from cmpta_lib.data.corpus import Inputs, Task
 
 NAMES = ("lmf", "tfn")
 SMALL = {"audio_hidden": 3, "vision_hidden": 5, "text_hidden": 4, "text_out": 2}
@@ -119,36 +116,6 @@ def built(name: str, tools: Any, task: Task = SCORES, **changes: Any) -> Any:
     return method
 
 
-def outputs(method: Any, samples: list[Sample]) -> Tensor:
-    with torch.no_grad():
-        return method.forward(method.clips(method.collate(samples)))
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_voice_face_and_words_each_change_the_answer(name, tools):
-    method, usual = built(name, tools, audio_hidden=32, vision_hidden=32), clip(0)  # no layer of dead ReLUs
-    said = outputs(method, [usual])
-    for other in (replace(usual, audio=-usual.audio), replace(usual, vision=-usual.vision), clip(0, text="差得离谱")):
-        assert not torch.equal(outputs(method, [other]), said)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_words_alone_read_neither_voice_nor_face(name, tools):
-    method = built(name, tools, modalities="text")
-    assert torch.equal(outputs(method, [clip(0)]), outputs(method, [clip(1)]))
-    method = built(name, tools, modalities="audio_vision")
-    assert torch.equal(outputs(method, [clip(0)]), outputs(method, [clip(0, text="差得离谱")]))
-
-
-@pytest.mark.parametrize(("name", "world"), [("lmf", "embedded-sims"), ("tfn", "embedded-meld")])
-def test_training_lowers_its_loss(name, world, corpora, tools, tmp_path):
-    changes = {"training.epochs": 12, "training.batch_size": 4, "training.learning_rate": 0.01}
-    method, state = loop.train(override(config_of(name, {}), changes), corpora[world], tools, tmp_path)
-    assert state.history[-1]["train_loss"] < state.history[0]["train_loss"]
-    answers, _ = evaluate(method, corpora[world].splits["valid"], 3)
-    assert answers["prediction"].notna().all()
-
-
 # Switches ----------------------------------------------------------------------------------------------------------
 def test_a_mean_over_padding_shrinks_short_clips():
     frames = torch.tensor([[[2.0], [4.0]], [[6.0], [0.0]], [[0.0], [0.0]]])
@@ -163,13 +130,6 @@ def test_each_switch_changes_what_it_says(name, tools):
     usual = outputs(built(name, tools), samples)
     for switch in ("time_mean", "text_end"):
         assert not torch.allclose(outputs(built(name, tools, **{switch: "padded"}), samples), usual)
-
-
-def test_lmf_trains_its_fusion_weights_unless_asked_not_to():
-    for choice, trained in (("trained", True), ("frozen", False)):
-        fusion = LowRankFusion(LmfConfig(fusion_weights=choice), 1)
-        assert fusion.weights.requires_grad == fusion.bias.requires_grad == trained
-    assert reference(LmfConfig()).fusion_weights == "frozen"
 
 
 def test_lmfs_factors_learn_at_their_own_rate(tools):

@@ -18,17 +18,15 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_model import CONFIG, TEXT_ONLY, build, clips, plain_of
+from test_model import ABLATIONS, AFTER_TEXT, CONFIG, TEXT_ONLY, build, clips
 from test_training import CONFIG as TRAINING
 from test_training import Killed, environment, stored, tools_of  # noqa: F401  `stored` is a fixture
 from torch import Tensor
 
 from cmpta_lib.base import Method
-from cmpta_lib.config import CmptaConfig, override
-from cmpta_lib.fast.cmpta import BatchedAlignment
-from cmpta_lib.fast.packing import Ragged, send
+from cmpta_lib.config import override
+from cmpta_lib.fast.packing import send
 from cmpta_lib.fast.prompted import PromptedLM
-from cmpta_lib.method.adapter import TemporalAlignment
 from cmpta_lib.method.llm import FrozenLLM
 from cmpta_lib.runs import loop
 from cmpta_lib.runs.checkpoint import State
@@ -37,12 +35,7 @@ pytestmark = pytest.mark.gpu
 
 WORLDS = ("embedded-sims", "embedded-meld")
 CPU = torch.device("cpu")
-SWITCHES = [
-    {},
-    {"method__alignment": "lstm", "method__summary": "max", "method__num_pseudo_tokens": 8},
-    {"method__alignment": "linear", "method__projections": "per_pair", "method__num_pseudo_tokens": 5},
-    {"method__fusion": "pooled", "method__prompt__pseudo_token_position": "after_text"},
-]
+SWITCHES = [{}, *ABLATIONS[:3], AFTER_TEXT]
 
 
 @pytest.fixture(scope="module")
@@ -138,26 +131,6 @@ def test_a_bfloat16_llm_stays_near_float32(world, llm, device, corpora):
     assert torch.cosine_similarity(*flat, dim=0) > 0.95
 
 
-@pytest.mark.parametrize("kind", ["bilstm", "lstm", "linear"])
-def test_alignment_reads_true_lengths_as_a_cpu_does_clip_by_clip(kind, device):
-    torch.manual_seed(0)
-    layer = BatchedAlignment(7, CmptaConfig(dim=16, num_heads=2, alignment=kind)).eval()
-    lengths = [9, 0, 40, 1]
-    frames = torch.randn(4, 45, 7)
-    far_layer = copy.deepcopy(layer).to(device)
-    layout = Ragged.of(torch.tensor(lengths, device=device), 45)
-    found = layout.padded(far_layer(frames.to(device), layout))
-    found.square().sum().backward()
-    assert not found[1].any()
-    for row, length in ((row, length) for row, length in enumerate(lengths) if length):
-        alone = TemporalAlignment.forward(layer, frames[row, :length])
-        close(found[row, :length], alone)
-        assert not found[row, length:].any()
-        alone.square().sum().backward()
-    grads = [{name: p.grad.cpu() for name, p in part.named_parameters()} for part in (far_layer, layer)]
-    assert relative_gap(*grads) < 1e-3
-
-
 # --- on the GPU itself ----------------------------------------------------------------------------------------------------
 
 
@@ -171,16 +144,6 @@ def test_blocks_arrive_as_they_were_sent(device):
             np.testing.assert_array_equal(tensor.cpu().numpy(), array)
     with pytest.raises(ValueError, match=r"expected arrays of one dtype, got \['float64', 'int64'\]"):
         send([np.zeros(2), np.zeros(2, np.int64)], device)
-
-
-@torch.no_grad()
-def test_a_batch_answers_as_the_plain_method_does(far, corpora):
-    corpus = corpora["embedded-sims"]
-    method, samples = build(far, corpus), clips(corpus)
-    plain, found = plain_of(method, corpus), method.predict(method.collate(samples))
-    for sample, chances in zip(samples, found.probabilities, strict=True):
-        said = plain.answer(sample).probabilities
-        np.testing.assert_allclose(chances, [said[answer] for answer in found.answers], rtol=0, atol=1e-3)
 
 
 def test_a_run_goes_on_from_its_checkpoint(far, corpora, tmp_path, monkeypatch):

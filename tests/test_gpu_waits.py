@@ -18,24 +18,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_model import CONFIG, TEXT_ONLY, clips, tools_of
+from conftest import language_model
+from test_model import ABLATIONS, AFTER_TEXT, CONFIG, TEXT_ONLY, build, clips
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
-from cmpta_lib import registry
 from cmpta_lib.baselines.mse_adapter import MseAdapterConfig
 from cmpta_lib.baselines.reference import SoftPromptConfig
 from cmpta_lib.baselines.supervised import reference
-from cmpta_lib.config import RunConfig, override
-from cmpta_lib.data.corpus import Inputs, Sample
+from cmpta_lib.config import RunConfig
+from cmpta_lib.data.corpus import Sample
 from cmpta_lib.fast import packing
 from cmpta_lib.fast.cmpta import BatchedAdapter
-from cmpta_lib.fast.llm import PackedInput, packed_logits
 from cmpta_lib.fast.packing import send
-from cmpta_lib.fast.prompted import PromptedLM
-from cmpta_lib.method.llm import FrozenLLM, weights_fingerprint
+from cmpta_lib.method.llm import FrozenLLM
 from cmpta_lib.runs import loop
 
 READOUT = 1  # the loss, once a step
@@ -170,58 +168,9 @@ def test_what_costs_nothing_is_not_counted(monkeypatch):
         assert not seen.counts and not seen.sends
 
 
-# --- the frozen LLM's classes -----------------------------------------------------------------------------------------
-
-
-def language_model(family: str, llm: FrozenLLM, gradient_checkpointing: bool = False) -> FrozenLLM:
-    """A small random LLM of a family behind the tiny tokenizer, as `FrozenLLM` runs it."""
-    from transformers import GlmConfig, GlmForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
-
-    kinds = {
-        "qwen2": (Qwen2Config, Qwen2ForCausalLM),
-        "llama": (LlamaConfig, LlamaForCausalLM),
-        "glm": (GlmConfig, GlmForCausalLM),
-    }
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-    heads = {"num_key_value_heads": 2, "head_dim": 8, "pad_token_id": None, "initializer_range": 0.2}
-    settings, model = kinds[family]
-    torch.manual_seed(0)
-    built = model(settings(**sizes, **heads, vocab_size=len(llm.tokenizer)))
-    return FrozenLLM(built, llm.tokenizer, weights_fingerprint(built), family, gradient_checkpointing)
-
-
-@pytest.mark.parametrize("family", ["qwen2", "llama", "glm"])
-@torch.no_grad()
-def test_a_packed_batch_gives_each_family_its_own_logits(family, llm, corpora):
-    loaded = language_model(family, llm)
-    plain = copy.deepcopy(loaded.model)
-    plain.set_attn_implementation("eager")
-    method = built(TEXT_ONLY, loaded, corpora["embedded-sims"])
-    batch = method.collate(clips(corpora["embedded-sims"]))
-    rows = method._rows(batch, 0, [[]] * len(batch.ids), whole=True)
-    given, _ = PackedInput.of(rows.ids, np.zeros(0, np.int64), [], CPU)
-    embeds = given.embeds(loaded, method.pseudo_tokens(batch)[0])
-    together = packed_logits(loaded, embeds, given.layout, torch.arange(len(embeds)))
-    alone = [plain(input_ids=torch.tensor([ids])).logits[0] for ids in rows.ids]
-    torch.testing.assert_close(together, torch.cat(alone), rtol=0, atol=1e-4)
-
-
 # --- a whole step -----------------------------------------------------------------------------------------------------
 
-SWITCHES: list[dict[str, Any]] = [
-    {},
-    {"method.alignment": "lstm", "method.summary": "max", "method.num_pseudo_tokens": 8},
-    {"method.alignment": "linear", "method.projections": "per_pair", "method.token_count_rule": "repeat"},
-    {"method.fusion": "pooled", "method.num_pseudo_tokens": 8, "method.token_scale": "default"},
-    {"method.prompt.pseudo_token_position": "after_text", "method.num_pseudo_tokens": 5},
-]
-
-
-def built(config: RunConfig, llm: FrozenLLM, corpus) -> PromptedLM:
-    torch.manual_seed(0)
-    method = registry.build(config, Inputs.of(corpus), tools_of(llm))
-    method.fit(corpus.splits["train"])
-    return method
+SWITCHES = [{}, *ABLATIONS, AFTER_TEXT]
 
 
 def on(device: torch.device, llm: FrozenLLM, monkeypatch: pytest.MonkeyPatch) -> FrozenLLM:
@@ -236,9 +185,9 @@ def on(device: torch.device, llm: FrozenLLM, monkeypatch: pytest.MonkeyPatch) ->
     return away
 
 
-def step_watched(monkeypatch: pytest.MonkeyPatch, config: RunConfig, llm: FrozenLLM, corpus) -> Seen:
+def step_watched(monkeypatch: pytest.MonkeyPatch, config: RunConfig, llm: FrozenLLM, corpus, **changes: Any) -> Seen:
     """The second optimiser step, when AdamW's state is there, on clips of which some lack face, voice or words."""
-    method = built(config, llm, corpus)
+    method = build(llm, corpus, config, **changes)
     method.module.train()
     # A few frames are enough: without numbers an LSTM is taken apart, frame by frame.
     samples: Sequence[Sample] = [replace(s, audio=s.audio[:9], vision=s.vision[:7]) for s in clips(corpus)]
@@ -264,7 +213,7 @@ def only_the_readout(seen: Seen) -> None:
 @pytest.mark.parametrize("world", ["embedded-sims", "embedded-meld"])
 def test_a_step_reads_the_loss_and_copies_nothing_but_its_blocks(changes, world, device, llm, corpora, monkeypatch):
     corpus, llm = corpora[world], on(device, llm, monkeypatch)
-    only_the_readout(step_watched(monkeypatch, override(CONFIG, changes), llm, corpus))
+    only_the_readout(step_watched(monkeypatch, CONFIG, llm, corpus, **changes))
 
 
 @pytest.mark.parametrize("device", [CPU, META], ids=str)
@@ -294,8 +243,7 @@ def test_no_other_token_maker_waits_either(settings, world, device, llm, corpora
 
 @pytest.mark.parametrize("config", [CONFIG, TEXT_ONLY], ids=["cmpta", "text_only"])
 def test_answering_a_batch_reads_its_scores_and_nothing_else(config, llm, corpora, monkeypatch):
-    method = built(config, llm, corpora["embedded-sims"])
-    method.module.eval()
+    method = build(llm, corpora["embedded-sims"], config)
     batch = method.collate(clips(corpora["embedded-sims"]))
     with watching(monkeypatch) as seen:
         method.predict(batch)

@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from test_model import clips
 
 from cmpta_lib.beyond.knowledge import ABSENT, WORDINGS, Describer, StatementCache, content_key
 from cmpta_lib.data.corpus import MODALITIES, Corpus, Sample, Split
@@ -153,15 +152,6 @@ def test_the_content_is_what_is_said_heard_and_seen(corpora):
     assert content_key(same) == content_key(sample)
     changed = [replace(sample, text="另一句"), replace(sample, audio=sample.audio[1:]), replace(sample, vision=-sample.vision)]
     assert len({content_key(one) for one in (sample, *changed)}) == 4
-
-
-def test_it_is_loaded_as_it_was_saved(corpora):
-    corpus = corpora["embedded-sims"]
-    first, fresh = describer(corpus), Describer({"audio": 25, "vision": 177}, "zh", **FORM)
-    fresh.facts(clips(corpus)[0])  # what it knew before must be forgotten
-    fresh.load_state_dict(first.state_dict())
-    for sample in clips(corpus):
-        assert fresh.of_frames(sample, MODALITIES) == first.of_frames(sample, MODALITIES)
 
 
 def test_more_courses_than_features_are_steady(corpora):

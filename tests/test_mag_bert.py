@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from conftest import outputs
 from fine_tuned import (
-    WORLDS,
-    check_a_gpu_would_not_wait,
     count,
     fitted,
-    outputs,
     published_size,
     run_config,
 )
@@ -134,9 +132,3 @@ def test_parts_are_trained_as_the_public_code_groups_them(corpora, tools):
     assert sorted(sum(listed, [])) == sorted(names.values())
     assert all("norm" not in name.lower() and "bias" not in name for name in listed[0] + listed[2])
     assert all(name.startswith("bert.") for name in listed[0] + listed[1])
-
-
-@pytest.mark.parametrize("world", WORLDS)
-@pytest.mark.parametrize("alignment", ["real", "padded"])
-def test_a_gpu_would_not_wait_for_the_host(world, alignment, corpora, encoder):
-    check_a_gpu_would_not_wait(run_config("mag_bert", method__alignment=alignment), corpora[world], encoder)

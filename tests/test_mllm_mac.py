@@ -18,13 +18,10 @@ from cmpta_lib.config import (
     RunConfig,
     TextOnlyConfig,
     TrainingConfig,
-    from_json,
     override,
-    to_json,
 )
 from cmpta_lib.data.corpus import Inputs
 from cmpta_lib.fast.prompted import PromptedLM
-from cmpta_lib.method.llm import weights_fingerprint
 from cmpta_lib.runs import loop
 
 WORLDS = ("embedded-sims", "embedded-meld")
@@ -150,41 +147,6 @@ def test_what_is_perceived_does_not_hang_on_what_else_there_is(tools, corpora):
     assert all(torch.equal(state[name], states[0][name]) for state in states for name in state)
 
 
-def test_each_stage_moves_its_own_weights_and_the_llm_stays(tools, corpora, llm):
-    corpus, before = corpora["embedded-sims"], weights_fingerprint(llm.model)
-    method = loop.build(CONFIG, corpus, tools)
-    for stage, moving in zip(CONFIG.stages, ({"maker", "speech"}, {"lora"}), strict=True):
-        method.enter(stage)
-        optimizer = loop.optimizer_of(method.groups(stage.training), stage.training)
-        for group in optimizer.param_groups:
-            group["lr"] = 0.01
-        method.module.train()
-        assert method.maker.training == (stage.name == "perception")
-        start = {name: weight.clone() for name, weight in method.module.state_dict().items()}
-        for _ in range(2):  # LoRA's A has no gradient while B is zero
-            loop.step(method, optimizer, corpus.splits["train"], [[i] for i in range(8)], stage.training, 0, stage.is_labelled)
-        assert differing(method.module.state_dict(), start) == moving
-    assert weights_fingerprint(llm.model) == before and all(p.grad is None for p in llm.model.parameters())
-
-
-TRAINED = [{}, {"knowledge": "generated"}, {"knowledge": "features", "integration": "max_conf"}]
-
-
-@pytest.mark.parametrize("changes", TRAINED, ids=str)
-def test_it_trains_and_is_loaded_as_it_was_saved(changes, tools, corpora, tmp_path):
-    corpus = corpora["embedded-sims"]
-    method, state = loop.train(config(changes), corpus, tools, tmp_path / "run", shared_stages=tmp_path / "stages")
-    assert [row["stage"] for row in state.history] == ["perception", "training"]
-    saved = {name: weight.clone() for name, weight in method.module.state_dict().items()}
-    fresh = registry.build(config(changes), Inputs.of(corpus), tools)
-    fresh.module.load_state_dict(saved)
-    fresh.module.eval()
-    assert equal(answers(fresh, clips(corpus)), answers(method, clips(corpus)))
-    assert not any("base" in name or "embed" in name for name in saved)
-    other, _ = loop.train(config(changes), corpus, tools, tmp_path / "other", shared_stages=tmp_path / "stages")
-    assert all(torch.equal(weight, saved[name]) for name, weight in other.module.state_dict().items())
-
-
 def test_perception_teaches_the_statement(tools, corpora):
     """The loss is that of the statement behind its question, and it falls."""
     corpus = corpora["embedded-meld"]
@@ -207,15 +169,6 @@ def test_perception_teaches_the_statement(tools, corpora):
     assert loss.count == sum(map(len, batch.answer_ids)) and losses[-1] < 0.8 * losses[0]
 
 
-def test_what_it_says_is_the_same_alone_and_in_any_batch(tools, corpora):
-    """Greedily; what is drawn hangs on each clip's content."""
-    method = stirred(built(tools, corpora["embedded-sims"], knowledge="generated"), "maker")
-    together = method.knowledge(clips(corpora["embedded-sims"]))
-    for size in (1, 2):
-        method._cache, method.config = None, override(method.config, {"evaluation.batch_size": size})
-        assert method.knowledge(clips(corpora["embedded-sims"])) == together
-
-
 # --- knowledge ----------------------------------------------------------------------------------------------------------
 
 
@@ -229,8 +182,7 @@ KINDS = [
 ]
 
 
-@pytest.mark.parametrize("changes", KINDS, ids=str)
-@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize(("changes", "world"), [*zip(KINDS, 3 * WORLDS, strict=True)], ids=str)
 def test_a_clip_is_answered_the_same_alone_and_in_any_batch(world, changes, tools, corpora):
     corpus = corpora[world]
     method = stirred(stirred(built(tools, corpus, **changes), "lora"), "speech")
@@ -291,11 +243,10 @@ def test_what_the_model_says_is_said_once_and_kept(tools, corpora, tmp_path):
     assert path.read_bytes() == content and len(list(tmp_path.iterdir())) == 2, "another model, another file"
 
 
-@pytest.mark.parametrize("world", WORLDS)
-def test_no_label_reaches_perception_or_knowledge(world, tools, corpora, tmp_path):
+def test_no_label_reaches_perception_or_knowledge(tools, corpora, tmp_path):
     """Trained and asked with permuted labels: the same weights of perception, the same bytes in the cache."""
     states, caches = [], []
-    corpus = corpora[world]
+    corpus = corpora["embedded-meld"]
     for number, train in enumerate([corpus.splits["train"], relabelled(corpus.splits["train"])]):
         kept = replace(tools, knowledge=tmp_path / str(number))
         given = replace(corpus, splits=corpus.splits | {"train": train})
@@ -314,8 +265,7 @@ def test_free_replies_that_are_no_answer_are_counted(tools, corpora):
     assert found.issues["unparsable_replies"] == [*found.replies].count(None) == np.isnan(found.values).sum() > 0
 
 
-def test_settings_survive_their_file_and_senseless_ones_are_refused():
-    assert from_json(to_json(CONFIG)) == CONFIG
+def test_senseless_settings_are_refused():
     for changes, reason in (
         ({"modalities": "T", "knowledge": "features"}, "there is nothing to say"),
         ({"shuffled": True}, "nothing to shuffle"),

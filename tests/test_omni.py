@@ -121,14 +121,15 @@ def test_patches_of_a_still_picture_are_the_image_processors(model):
 
 def test_patches_of_a_video_lie_as_transformers_video_processor_lays_them(model):
     """Its own code needs torchvision; this is its reshape, written out (video_processing_qwen2_vl.py, `patchify`)."""
+    from transformers.image_utils import SizeDict
+
     frames, side = clip_of("video").frames[:4], model.images.patch_size
+    size = SizeDict(shortest_edge=8 * 4 * side**2, longest_edge=8 * 4 * side**2)
     patches, grid = model.patches(frames)
     t, h, w = grid[0].tolist()
     pictures = []
     for frame in frames:
-        resized = model.images.resize(
-            frame.transpose(2, 0, 1), _size(8 * 4 * side**2), model.images.resample, factor=2 * side
-        )
+        resized = model.images.resize(frame.transpose(2, 0, 1), size, model.images.resample, factor=2 * side)
         scaled = resized * np.float32(1 / 255)
         both = (model.images.image_mean, model.images.image_std)
         mean, std = (np.array(x, np.float32)[:, None, None] for x in both)
@@ -136,12 +137,6 @@ def test_patches_of_a_video_lie_as_transformers_video_processor_lays_them(model)
     video = torch.from_numpy(np.stack(pictures))  # (T, C, H, W)
     laid = video.view(t, 2, 3, h // 2, 2, side, w // 2, 2, side).permute(0, 3, 6, 4, 7, 2, 1, 5, 8)
     torch.testing.assert_close(patches, laid.reshape(t * h * w, -1).float(), rtol=0, atol=1e-5)
-
-
-def _size(pixels: int):
-    from transformers.image_utils import SizeDict
-
-    return SizeDict(shortest_edge=pixels, longest_edge=pixels)
 
 
 @pytest.mark.parametrize("samples", [1_600, 1_761, 15_999, 16_000, 16_001, 31_000, 60_000])

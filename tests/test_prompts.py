@@ -1,12 +1,19 @@
-"""The words around the pseudo tokens and the answers that may be given."""
+"""The words around the pseudo tokens, the answers that may be given, and what is said by the trie of them or freely."""
 
 from __future__ import annotations
 
+import itertools
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import torch
+from test_model import WORLDS, build, by_transformers, clips, one_input, plain_of, replies
+from test_properties import answers_of
 
 from cmpta_lib import paper
 from cmpta_lib.data.corpus import Task
+from cmpta_lib.method.answers import AnswerTrie
 from cmpta_lib.method.prompted import Layout, answer_text, legal_answers
 
 SIMS = Task("regression", "zh")
@@ -75,3 +82,80 @@ def test_the_numbers_in_the_prompt_are_the_numbers_answered(count):
     task = Task("classification", "en", tuple(f"emotion {i}" for i in range(count)))
     for label, name in enumerate(task.labels):
         assert f"{name}:{answer_text(task, label)}" in Layout.of(task).prompt
+
+
+# --- the trie of answers, and free decoding -----------------------------------------------------------------------------
+
+
+@pytest.fixture(params=WORLDS)
+def corpus(request, corpora):
+    return corpora[request.param]
+
+
+def test_the_trie_spells_exactly_the_legal_answers(llm, corpus):
+    model = build(llm, corpus)
+    expected = {answer: llm.token_ids(answer) for answer in legal_answers(corpus.task)}
+    assert answers_of(model.trie) == expected
+    assert {len(model.trie.children[node]) > 1 for node in model.trie.asked} == {True}
+    assert not any(len(model.trie.children[n]) > 1 for n in set(range(len(model.trie.tokens))) - {*model.trie.asked})
+
+
+@torch.no_grad()
+def test_trie_with_answers_of_unequal_length(llm, corpora):
+    corpus = corpora["embedded-meld"]
+    model, samples = build(llm, corpus), clips(corpus)
+    texts = ("good", "good morning to all", "bad", "so so", "so what")
+    model.answers = {text + "!": i for i, text in enumerate(texts)}
+    model.trie = AnswerTrie({answer: llm.token_ids(answer) for answer in model.answers})
+    plain = plain_of(model, corpus)
+    plain.answers, plain.trie = model.answers, model.trie
+    found = model.predict(model.collate(samples))
+    for row, sample in enumerate(samples):
+        said = plain.answer(sample)
+        assert said.reply == found.replies[row]
+        np.testing.assert_allclose([*said.probabilities.values()], found.probabilities[row], rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_free_decoding_equals_generate(llm, corpus):
+    model, reference, samples = build(llm, corpus, method__decoding="free"), by_transformers(llm), clips(corpus)
+    batch = model.collate(samples)
+    said = model._free_replies(batch, model.pseudo_tokens(batch)[0])
+    longest = max(len(llm.token_ids(answer)) for answer in model.answers)
+    for sample, reply in zip(samples, said, strict=True):
+        embeds = one_input(model, sample)
+        ids = reference.generate(
+            inputs_embeds=embeds,
+            attention_mask=torch.ones(embeds.shape[:2], dtype=torch.int64),
+            max_new_tokens=longest,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
+        )
+        assert reply == llm.tokenizer.decode(ids[0]).strip()
+
+
+def test_unparsable_replies_are_none_and_counted(llm, corpora, monkeypatch):
+    model = build(llm, corpora["embedded-sims"], method__decoding="free")
+    said = ["+0.6", "+0.7x", "", "0.6", "-0.0", "+1.0"]
+    monkeypatch.setattr(model, "_free_replies", lambda batch, tokens: said)
+    predictions = model.predict(model.collate(clips(corpora["embedded-sims"])))
+    assert predictions.replies == ["+0.6", None, None, None, None, "+1.0"]
+    np.testing.assert_array_equal(predictions.values, [0.6, np.nan, np.nan, np.nan, np.nan, 1.0])
+    assert predictions.issues == {"unparsable_replies": 4}
+
+
+@pytest.mark.parametrize("decoding", ["trie", "free"])
+def test_answers_ask_for_no_gradient(llm, corpora, decoding):
+    model = build(llm, corpora["embedded-meld"], method__decoding=decoding)
+    replies(model, model.collate(clips(corpora["embedded-meld"])))
+    assert all(p.grad is None for p in itertools.chain(model.module.parameters(), llm.model.parameters()))
+
+
+def test_the_target_is_the_answer_rounded_to_its_decimals(llm, corpora):
+    corpus = corpora["embedded-sims"]
+    model = build(llm, corpus)
+    sample = replace(corpus.splits["train"][0], label=-0.333)
+    assert model.collate([sample]).answer_ids == [llm.token_ids("-0.3")]
+    two = build(llm, corpus, method__prompt__answer_decimals=2)
+    assert two.collate([sample]).answer_ids == [llm.token_ids("-0.33")] and len(two.answers) == 201

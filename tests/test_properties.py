@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any, Literal, get_args, get_origin
 
 import numpy as np
@@ -11,7 +12,6 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from test_config import CONFIG, TEXT_ONLY, leaves, settable, value_at
-from test_model import answers_of, scored, slow_probabilities
 from torch import Tensor
 
 from cmpta_lib.baselines.reference import reorder, reversed_order
@@ -61,18 +61,11 @@ heads_and_groups = st.sampled_from([(4, 4), (4, 2), (4, 1), (1, 1)])
 
 @few
 @given(lengths_of_clips, heads_and_groups, st.integers(0, 9))
-def test_packed_attention_is_attention_clip_by_clip(lengths, heads, seed):
-    given = projections(lengths, heads, seed)
-    torch.testing.assert_close(attended(lengths, given), one_by_one(lengths, given), rtol=0, atol=1e-5)
-
-
-@few
-@given(lengths_of_clips, heads_and_groups, st.integers(0, 9))
-def test_packed_attention_follows_any_mask(lengths, heads, seed):
+def test_packed_attention_is_attention_clip_by_clip_under_any_mask(lengths, heads, seed):
     given, size = projections(lengths, heads, seed), max(lengths)
     draw = torch.rand(len(lengths), 1, size, size, generator=torch.Generator().manual_seed(seed)) < 0.5
-    mask = draw.tril() | torch.eye(size, dtype=torch.bool)
-    torch.testing.assert_close(attended(lengths, given, mask), one_by_one(lengths, given, mask), rtol=0, atol=1e-5)
+    for mask in (None, draw.tril() | torch.eye(size, dtype=torch.bool)):
+        torch.testing.assert_close(attended(lengths, given, mask), one_by_one(lengths, given, mask), rtol=0, atol=1e-5)
 
 
 @few
@@ -114,6 +107,50 @@ def without_clashes(answers: dict[str, list[int]]) -> dict[str, list[int]]:
     for name, ids in answers.items():
         kept = kept if clashes(kept | {name: ids}) else kept | {name: ids}
     return kept
+
+
+def answers_of(trie: AnswerTrie) -> dict[str, list[int]]:
+    spelt = {}
+    for leaf, answer in trie.leaves.items():
+        ids = []
+        while leaf:
+            ids.append(trie.tokens[leaf])
+            leaf = trie.parents[leaf]
+        spelt[answer] = ids[::-1]
+    return spelt
+
+
+def scored(trie: AnswerTrie, node: int, scores: np.ndarray) -> dict[int, float]:
+    """Next token -> its score at an asked node, from one clip's (options,) scores; nothing at other nodes."""
+    if node not in trie.asked:
+        return {}
+    columns = range(len(trie.choices))[trie.options[node]]
+    places = {trie.choices[column] for column in columns}
+    assert places == {(trie.asked.index(node), child) for child in trie.children[node].values()}
+    return {trie.tokens[trie.choices[column][1]]: float(scores[column]) for column in columns}
+
+
+def slow_probabilities(trie: AnswerTrie, scores: np.ndarray) -> dict[str, float]:
+    """Answer -> the product, along its path, of each choice's share among the children it is drawn from."""
+    chances = {}
+    for leaf, answer in trie.leaves.items():
+        chance, node = 1.0, leaf
+        while node:
+            siblings = scored(trie, trie.parents[node], scores) or {trie.tokens[node]: 0.0}
+            weights = {token: math.exp(score) for token, score in siblings.items()}
+            chance *= weights[trie.tokens[node]] / sum(weights.values())
+            node = trie.parents[node]
+        chances[answer] = chance
+    return chances
+
+
+def test_a_clash_of_answers_is_refused():
+    with pytest.raises(ValueError, match=r"'1'.*beginning"):
+        AnswerTrie({"1": [5], "10": [5, 6]})
+    with pytest.raises(ValueError, match=r"'10'.*beginning|'1'.*beginning"):
+        AnswerTrie({"10": [5, 6], "1": [5]})
+    with pytest.raises(ValueError, match="'a' and 'b' have the same token ids"):
+        AnswerTrie({"a": [5], "b": [5]})
 
 
 @few

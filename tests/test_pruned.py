@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from test_gpu_waits import language_model
+from conftest import language_model
 from test_model import CONFIG, TEXT_ONLY, build, clips
 
 from cmpta_lib.fast.llm import PackedInput, PrunedDecoder
@@ -33,8 +33,7 @@ def gradients(method: PromptedLM, samples) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("position", ["before_text", "after_text"])
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize(("family", "world"), [*zip(FAMILIES, (*WORLDS, *WORLDS), strict=False)])
 def test_losses_and_gradients_are_those_of_the_whole_llm(world, family, position, checkpointing, llm, corpora, monkeypatch):
     corpus, loaded = corpora[world], language_model(family, llm, checkpointing)
     method = build(loaded, corpus, method__prompt__pseudo_token_position=position)

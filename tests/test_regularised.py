@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from test_every_method import SWITCHES, config_of
 from test_gpu_waits import CPU, META, READOUT, SENDS, on, step_watched
 from test_model import clips
 from torch import Tensor
@@ -18,7 +19,7 @@ from cmpta_lib.beyond import losses as regularisers
 from cmpta_lib.beyond.losses import RegularisedLM
 from cmpta_lib.beyond.mgsi import MgsiConfig
 from cmpta_lib.beyond.prototypes import PrototypesConfig
-from cmpta_lib.config import DataConfig, RunConfig, TrainingConfig, from_json, override, to_json
+from cmpta_lib.config import DataConfig, RunConfig, TrainingConfig, override
 from cmpta_lib.data.corpus import Inputs, Sample, Task
 from cmpta_lib.fast import packing
 from cmpta_lib.runs import loop
@@ -26,15 +27,9 @@ from cmpta_lib.runs import loop
 SIMS, MELD = "embedded-sims", "embedded-meld"
 METHODS = {"prototypes": PrototypesConfig(dim=12), "mgsi": MgsiConfig(dim=12)}
 VARIANTS = {
-    "prototypes": METHODS["prototypes"],
-    "prototypes, of all": PrototypesConfig(dim=12, semantics="mean", score_levels=2, token_scale="default"),
-    "prototypes, in order": PrototypesConfig(dim=12, frames="bilstm", diversity_diagonal="one", moments=1),
-    "mgsi": METHODS["mgsi"],
-    "mgsi, stacked": MgsiConfig(dim=12, branches="stacked", kernel=5, dilation=3, token_scale="default"),
-    "mgsi, one token": override(
-        RunConfig(data=DataConfig(name="", fingerprint=""), method=MgsiConfig(dim=12, num_pseudo_tokens=1, calibration=0.0)),
-        {"method.prompt.pseudo_token_position": "after_text"},
-    ).method,
+    f"{name}, {number}": override(config_of(name, changes), {"method.dim": 12}).method
+    for name in METHODS
+    for number, changes in enumerate([{}, *SWITCHES[name]])
 }
 variants = pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS)
 both_worlds = pytest.mark.parametrize("world", [SIMS, MELD])
@@ -90,17 +85,6 @@ def test_an_absent_modality_has_no_part_in_the_losses(tools, corpora):
 
 
 # --- prototypes ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("count", [2, 7])
-def test_every_class_has_a_pseudo_token_of_each_of_face_and_voice(count, tools, corpora):
-    task = Task("classification", "en", tuple(f"mood {n}" for n in range(count)))
-    method = built("prototypes", corpora[MELD], tools, task)
-    samples = [replace(sample, label=place % count) for place, sample in enumerate(clips(corpora[MELD]))]
-    assert tokens_of(method, samples).shape == (6, 2 * count, method.llm.dim)
-    loss = method.loss(method.collate(samples))
-    loss.total.backward()
-    assert math.isfinite(loss.total.item()) and all(torch.isfinite(p.grad).all() for p in method.module.parameters())
 
 
 def test_scores_are_sorted_into_evenly_spaced_levels(tools, corpora):
@@ -191,12 +175,10 @@ def test_the_losses_of_two_halves_are_those_of_the_whole(settings, world, tools,
 
 
 @variants
-def test_words_face_voice_are_read_and_the_order_of_frames_but_by_a_set(settings, tools, corpora):
+def test_the_order_of_frames_is_read_but_by_a_set(settings, tools, corpora):
     """Prototypes as printed: attention over frames that know no positions."""
     method, sample = built(settings, corpora[SIMS], tools), corpora[SIMS].splits["train"][0]
     whole, is_set = tokens_of(method, [sample]), getattr(settings, "frames", "") == "as_given"
-    for changed in ({"audio": sample.audio * 2 + 1}, {"vision": sample.vision * 2 + 1}, {"text": "something else"}):
-        assert (tokens_of(method, [replace(sample, **changed)]) - whole).abs().max() > 1e-5
     for backwards in ({"audio": sample.audio[::-1].copy()}, {"vision": sample.vision[::-1].copy()}):
         moved = (tokens_of(method, [replace(sample, **backwards)]) - whole).abs().max()
         assert moved < 1e-5 if is_set else moved > 1e-4
@@ -262,7 +244,6 @@ def test_profiles_train_them_as_printed_where_anything_is():
     [("prototypes", {"score_levels": 1}), ("mgsi", {"dim": 10}), ("mgsi", {"kernel": 4}), ("mgsi", {"dilation": 0})],
     ids=str,
 )
-def test_settings_survive_their_file_and_bad_ones_are_refused(name, changes):
-    assert from_json(to_json(config(METHODS[name]))) == config(METHODS[name])
+def test_bad_settings_are_refused(name, changes):
     with pytest.raises(ValueError, match=next(iter(changes))):
         config(METHODS[name], **changes)

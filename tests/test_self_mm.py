@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from conftest import outputs
 from fine_tuned import (
     WORLDS,
-    check_a_gpu_would_not_wait,
     count,
     fitted,
-    outputs,
     published_size,
     run_config,
-    weights,
 )
 from golden import fill, given
 from torch import Tensor, nn
 
-from cmpta_lib import registry
 from cmpta_lib.baselines.self_mm import (
     SPACES,
     UNIMODAL,
@@ -34,9 +29,8 @@ from cmpta_lib.baselines.self_mm import (
     multimodal_targets,
 )
 from cmpta_lib.baselines.supervised import reference
-from cmpta_lib.data.corpus import Inputs, Task
+from cmpta_lib.data.corpus import Task
 from cmpta_lib.runs import loop
-from cmpta_lib.runs.checkpoint import CHECKPOINT, State, read
 
 # --- the public code's numbers: reference modules in eval mode, float32 CPU, torch 2.13 -------------------------------
 
@@ -217,15 +211,6 @@ def test_parts_are_trained_as_the_public_code_groups_them(corpora, tools):
     assert [{name.split(".")[1] for name in group} for group in listed[2:]] == [{"audio"}, {"vision"}, set(SPACES)]
 
 
-def test_bert_is_fine_tuned_with_its_dropout(corpora, tools):
-    corpus = corpora["embedded-sims"]
-    method = fitted(run_config("self_mm"), corpus, tools)
-    samples = [*corpus.splits["train"]][:3]
-    assert torch.equal(outputs(method, samples), outputs(method, samples))
-    method.module.train()
-    assert not torch.equal(outputs(method, samples), outputs(method, samples))
-
-
 def test_several_processes_are_refused(corpora, tools, tmp_path, monkeypatch):
     monkeypatch.setattr(loop.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(loop.distributed, "get_world_size", lambda: 2)
@@ -238,55 +223,3 @@ def test_a_clip_that_is_not_in_the_training_split_has_no_labels(corpora, tools):
     method = fitted(run_config("self_mm"), corpus, tools)
     with pytest.raises(ValueError, match="clip stranger: Self-MM keeps labels of the 20 training clips"):
         method.loss(method.collate([replace(corpus.splits["train"][0], id="stranger")]))
-
-
-# --- state ------------------------------------------------------------------------------------------------------------
-
-
-class Killed(Exception):
-    pass
-
-
-def test_a_killed_run_goes_on_to_the_same_bytes(corpora, tools, tmp_path, monkeypatch):
-    corpus, config = corpora["embedded-meld"], run_config("self_mm")
-    calm, state = loop.train(config, corpus, tools, tmp_path / "calm")
-    steps, step = [], loop.step
-
-    def now_and_then(*arguments: Any) -> dict[str, float]:
-        steps.append(1)
-        if len(steps) in (2, 8, 13):  # within epochs
-            raise Killed
-        return step(*arguments)
-
-    def stop(found: State) -> None:
-        if found.epoch == 3:
-            raise Killed
-
-    monkeypatch.setattr(loop, "step", now_and_then)
-    for _ in range(3):
-        with pytest.raises(Killed):
-            loop.train(config, corpus, tools, tmp_path / "killed", on_epoch=stop)
-    resumed, again = loop.train(config, corpus, tools, tmp_path / "killed")
-    assert weights(resumed) == weights(calm) and again.history == state.history
-    one, other = (read(tmp_path / name / CHECKPOINT, config.hash)["module"] for name in ("calm", "killed"))
-    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-    assert "network.tables.targets" in one and math.isfinite(state.history[-1]["train_text"])
-
-
-def test_weights_are_opened_without_the_training_split(corpora, tools, tmp_path):
-    corpus, config = corpora["embedded-sims"], run_config("self_mm")
-    trained, _ = loop.train(config, corpus, tools, tmp_path)
-    opened: Any = registry.build(config, Inputs.of(corpus), tools)
-    opened.module.load_state_dict(trained.module.state_dict())
-    opened.module.eval()
-    assert weights(opened) == weights(trained)
-    clips = opened.collate([replace(sample, label=None) for sample in corpus.splits["test"]])
-    np.testing.assert_array_equal(opened.predict(clips).values, trained.predict(clips).values)
-    wrong = trained.module.state_dict() | {"network.tables.features_text": torch.zeros(20, 3)}
-    with pytest.raises(RuntimeError, match="size mismatch"):
-        opened.module.load_state_dict(wrong)
-
-
-@pytest.mark.parametrize("world", WORLDS)
-def test_a_gpu_would_not_wait_for_the_host(world, corpora, encoder):
-    check_a_gpu_would_not_wait(run_config("self_mm"), corpora[world], encoder)

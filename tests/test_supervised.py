@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from fine_tuned import run_config
+from test_gpu_waits import CPU, META, Above, Below, send_anywhere
 from test_held_out import config_of
+from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
+from cmpta_lib.base import Resources
+from cmpta_lib.baselines import self_mm, supervised
 from cmpta_lib.config import override
 from cmpta_lib.data.corpus import dialogues_of
 from cmpta_lib.runs import loop
@@ -72,3 +81,36 @@ def test_clips_without_a_dialogue_are_dialogues_of_their_own(corpora, tools):
     assert batch.dialogues == [1, 1, 1, 2, 1] and batch.speakers.tolist() == [0, 0, 0, 0, 1, 0]
     with pytest.raises(ValueError, match="clips of each dialogue one after another"):
         method.collate([clips[3], clips[5], clips[4]])
+
+
+MELD_SIMS_MELD = ("embedded-meld", "embedded-sims", "embedded-meld")
+FINE_TUNED = {"self_mm": {}, "mag_bert": {}, "mag_bert, padded": {"method__alignment": "padded"}}
+
+
+@pytest.mark.parametrize(("name", "world"), [*zip(FINE_TUNED, MELD_SIMS_MELD, strict=True)])
+def test_a_gpu_would_not_wait_for_the_host(name, world, corpora, encoder):
+    """A training step reads its loss once, and copies nothing but what it sends on purpose."""
+    config, corpus = run_config(name.partition(",")[0], **FINE_TUNED[name]), corpora[world]
+    plain = supervised.send
+
+    def sent(arrays: Sequence[np.ndarray], where: torch.device) -> list[Tensor]:
+        with _disable_current_modes(), torch._C.DisableTorchFunction():
+            return (send_anywhere if where == META else plain)(arrays, where)
+
+    for device in (CPU, META):
+        copied = encoder.copy()
+        copied.model.to(device)
+        method: Any = loop.build(config, corpus, Resources(device, lambda config: None, lambda config, one=copied: one))  # type: ignore[misc]
+        method.module.train()
+        samples: Any = [replace(s, audio=s.audio[:5], vision=s.vision[:4]) for s in [*corpus.splits["train"]][:6]]
+        given = (method, loop.optimizer_of(method.groups(config.training), config.training), samples)
+        units = [[clip] for clip in range(len(samples))]
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(supervised, "send", sent)
+            patched.setattr(self_mm, "send", sent)
+            with Above():
+                loop.step(*given, units, config.training, 1)
+            above, below = Above(), Below([state["step"] for state in given[1].state.values()])
+            with above, below:
+                loop.step(*given, units, config.training, 1)
+        assert dict(above.counts + below.counts) == {"tolist": 1}
