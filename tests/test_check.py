@@ -211,10 +211,10 @@ def test_a_deep_check_reads_every_model_that_is_needed(tmp_path):
         assert damaged.what == "contents of text encoder tiny-bert" and str(encoder / "more.json") in damaged.found
 
 
-def test_nothing_is_made_by_asking(tmp_path):
-    main(["check", "--profile", "paper"])
-    main(["reproduce", "--profile", "paper"])
+def test_nothing_is_made_by_asking(tmp_path, capsys):
+    assert main(["check", "--profile", "paper"]) == main(["reproduce", "--profile", "paper"]) == 1
     assert not list(tmp_path.rglob("*"))
+    assert capsys.readouterr().out.splitlines()[-1].startswith("Nothing was started")
 
 
 def test_every_published_thing_has_its_size():

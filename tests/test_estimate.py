@@ -10,7 +10,7 @@ from finished import finish, record_llms, small_studies
 
 from cmpta_lib import registry
 from cmpta_lib.cli.__main__ import main
-from cmpta_lib.config import DataConfig, MethodConfig, RunConfig, override
+from cmpta_lib.config import DataConfig, RunConfig, override
 from cmpta_lib.runs.progress import columns
 from cmpta_lib.study import estimate, plan
 from cmpta_lib.study.estimate import PUBLISHED, Costs, Kind, Speed, by_notebook, ends, projected, seconds
@@ -153,25 +153,12 @@ def test_each_backbone_is_loaded_before_what_reads_with_it_is_timed(timed, tmp_p
         assert is_loaded == (backbone in seen[:place]) == (place > 0 and seen[place - 1] == backbone), "one after another"
 
 
-@pytest.fixture
-def staged():
-    import staged_method
-
-    MethodConfig.known["staged"] = staged_method.StagedConfig
-    registry.register(staged_method.StagedConfig, staged_method.StagedMethod, row="staged")
-    staged_method.StagedMethod.seen = []
-    yield staged_method
-    for name in ("small", "staged"):
-        MethodConfig.known.pop(name, None)
-    del registry.ENTRIES["staged"]
-
-
 def test_a_few_real_steps_of_each_stage_and_a_batch_of_answers_are_timed(staged, corpora, tmp_path):
-    run = RunConfig(data=DataConfig(name="c", fingerprint=""), method=staged.StagedConfig())
+    run = RunConfig(data=DataConfig(name="c", fingerprint=""), method=registry.ENTRIES["staged"].config())
     run = override(run, {"training.batch_size": 4, "evaluation.batch_size": 8})
     found = estimate._speed(run, corpora["embedded-sims"], tmp_path, is_loaded=True)
     assert found.steps.keys() == {"reading", "training"} and min(found.answer, found.start, *found.steps.values()) > 0
-    seen = staged.StagedMethod.seen
+    seen = staged.seen
     stages = [stage for stage, _ in seen]
     assert stages.count("reading") == 16 and stages.count("training") == 16 + 8, "four steps each, the first to warm up"
     assert all(label is None for stage, label in seen if stage == "reading")

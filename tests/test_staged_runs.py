@@ -100,7 +100,7 @@ def test_killed_in_each_stage_it_ends_with_the_same_bytes(made, tmp_path, monkey
 
 
 def test_a_fine_tuned_run_answers_from_a_copy_as_it_did_and_leaves_the_llm_alone(made, tmp_path):
-    llm = trained.tools(made.root).llm(made.llm)
+    llm = trained.resources(made.root).llm(made.llm)
     before = weights_fingerprint(llm.model)
     run = finished(made, ROWS["told and tuned"])
     assert weights_fingerprint(llm.model) == before

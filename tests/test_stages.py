@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
-from cmpta_lib import registry
-from cmpta_lib.config import DataConfig, MethodConfig, RunConfig, TrainingConfig, override
+from cmpta_lib.config import DataConfig, RunConfig, TrainingConfig, override
 from cmpta_lib.runs import checkpoint as shared
 from cmpta_lib.runs import loop
 from cmpta_lib.runs.checkpoint import CHECKPOINT, State
 
 
-@pytest.fixture
-def staged() -> Iterator[type]:
-    import staged_method
-
-    MethodConfig.known["staged"] = staged_method.StagedConfig
-    registry.register(staged_method.StagedConfig, staged_method.StagedMethod, row="staged")
-    staged_method.StagedMethod.seen = []
-    yield staged_method.StagedMethod
-    for name in ("small", "staged"):
-        MethodConfig.known.pop(name, None)
-    del registry.ENTRIES["staged"]
+class Killed(Exception):
+    pass
 
 
 @pytest.fixture
@@ -47,8 +35,7 @@ def contents(module: torch.nn.Module) -> dict[str, bytes]:
     return {name: tensor.numpy().tobytes() for name, tensor in module.state_dict().items()}
 
 
-class Killed(Exception):
-    pass
+
 
 
 def test_epochs_of_all_stages_count(staged, corpus, tools, tmp_path):
