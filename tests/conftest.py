@@ -146,3 +146,19 @@ def smoke_models(tmp_path_factory) -> Path:
     for name in ("tiny", "tiny-bert"):
         tiny.build(cache, SMOKE_DOCUMENTS, name)
     return cache
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    """A runs folder with the records of the tiny models."""
+    from finished import record_llms
+
+    return record_llms(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture
+def study(root: Path, monkeypatch: pytest.MonkeyPatch):
+    """Studies in `root`, whose corpora are small."""
+    from finished import small_studies
+
+    return small_studies(root, monkeypatch)

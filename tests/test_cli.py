@@ -58,9 +58,6 @@ def test_an_unknown_parameter_names_the_known_ones(tmp_path):
     assert not (tmp_path / "out.ipynb").exists()
 
 
-
-
-
 def test_a_notebook_that_raises_is_named_with_its_cell_its_error_and_its_copy(tmp_path):
     """The cell is counted as in the notebook, without papermill's own."""
     copy = tmp_path / "out.ipynb"

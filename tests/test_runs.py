@@ -11,8 +11,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -32,12 +30,15 @@ from cmpta_lib.cli.dry_run import write_qwen_v1
 from cmpta_lib.config import DataConfig, RunConfig, from_json, to_json
 from cmpta_lib.data.corpus import Sample, Split
 from cmpta_lib.embedded import synthetic
-from cmpta_lib.runs import checkpoint, evaluation, loop, processes, store
+from cmpta_lib.method.llm import weights_fingerprint
+from cmpta_lib.runs import checkpoint, evaluation, execution, loop, processes, store
 from cmpta_lib.runs import load as trained
 from cmpta_lib.runs import provenance as records
 from cmpta_lib.runs import worker as runs
+from cmpta_lib.runs.checkpoint import State
 from cmpta_lib.runs.load import Answer, TrainedRun, load
 from cmpta_lib.runs.store import DONE, LOCK, METRICS, WEIGHTS, Run
+from cmpta_lib.study import plan
 from cmpta_lib.study.plan import CMPTA, REGISTER, TEXT_ONLY, Row
 from cmpta_lib.study.profiles import SMOKE_DOCUMENTS
 from cmpta_lib.study.study import Study
@@ -145,12 +146,9 @@ def test_the_history_has_a_line_for_every_epoch(done):
     assert list(done["CMPTA"].history["epoch"]) == [1] and "valid_mae" in done["CMPTA"].history
     assert "valid_f1_weighted" in done["own clips"].history
     assert done["CMPTA"].metrics["best_epoch"] == 1 and done["CMPTA"].metrics["trainable_parameters"] > 0
-
-
-def test_text_only_trains_nothing(done):
-    run = done["text only"]
-    assert list(run.history.columns) == ["epoch", "learning_rate", "train_loss"] and len(run.history) == 0
-    assert run.metrics["best_epoch"] == run.metrics["trainable_parameters"] == 0
+    untrained = done["text only"]
+    assert list(untrained.history.columns) == ["epoch", "learning_rate", "train_loss"] and len(untrained.history) == 0
+    assert untrained.metrics["best_epoch"] == untrained.metrics["trainable_parameters"] == 0
 
 
 def test_the_environment_says_what_made_the_run(done, study, voices):
@@ -174,9 +172,6 @@ def test_free_replies_that_are_no_answer_are_counted_once_a_clip_and_stay_empty(
         counted += unparsable.sum()
     assert run.metrics["oddities"]["unparsable_replies"] == counted > 0
     assert "unparsable_replies" not in done["CMPTA"].metrics["oddities"]
-
-
-
 
 
 def test_a_finished_run_is_neither_trained_nor_touched_again(done, study, monkeypatch):
@@ -238,30 +233,6 @@ def test_a_run_that_failed_can_be_finished_later(study, tmp_path):
 # --- claiming ---------------------------------------------------------------------------------------------------------
 
 
-def test_each_run_is_claimed_by_one_worker_and_waited_for_by_the_others(tmp_path, monkeypatch):
-    data = DataConfig(name="a", fingerprint="b")
-    folders = [begin(tmp_path / f"run{n}", RunConfig(data=data, seed=n)).folder for n in range(6)]
-    trained: Counter[Path] = Counter()
-    unfinished: list[Path] = []
-
-    def execute(root: Path, folder: Path, report: Any, row: str) -> None:
-        trained[folder] += 1
-        time.sleep(0.05)
-        (folder / DONE).write_text("{}")
-
-    def work() -> None:
-        runs.work(tmp_path, folders)
-        unfinished.extend(folder for folder in folders if not (folder / DONE).exists())
-
-    monkeypatch.setattr(runs, "execute", execute)
-    workers = [threading.Thread(target=work) for _ in range(4)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    assert trained == dict.fromkeys(folders, 1) and not unfinished
-
-
 def test_the_runs_folder_can_be_named_also_from_where_one_is(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for named, meant in ((str(tmp_path), tmp_path), ("my-runs", tmp_path / "my-runs")):
@@ -269,9 +240,6 @@ def test_the_runs_folder_can_be_named_also_from_where_one_is(tmp_path, monkeypat
         assert files.runs_folder() == meant
     monkeypatch.delenv("CMPTA_RUNS")
     assert files.runs_folder() == files.ROOT / "runs"
-
-
-
 
 
 # --- kills ------------------------------------------------------------------------------------------------------------
@@ -456,10 +424,6 @@ def test_labels_are_no_matter(cmpta: TrainedRun, sample: Sample):
     assert all(same(answer, answers[0]) for answer in answers)
 
 
-def test_no_clips_no_answers(cmpta: TrainedRun):
-    assert cmpta.predict([]) == []
-
-
 @pytest.mark.parametrize("text", ["", " ", "\n", "好" * 400])
 def test_any_words_or_none_are_answered(text: str, loaded: dict[str, TrainedRun], sample: Sample):
     for name in ("CMPTA", "text only", "free"):
@@ -520,12 +484,13 @@ def test_what_is_no_sample_is_named(given: object, cmpta: TrainedRun):
         cmpta.predict(given)
 
 
-def test_one_clip_wants_a_list(cmpta: TrainedRun, sample: Sample):
+def test_one_clip_wants_a_list_and_none_has_no_answers(cmpta: TrainedRun, sample: Sample):
     message = r"expected a list of samples, not .*; for one clip: predict\(\[sample\]\)"
     for given in (sample, None, 3):
         with pytest.raises(ValueError, match=message) as caught:
             cmpta.predict(given)
         assert len(str(caught.value)) < 300
+    assert cmpta.predict([]) == []
 
 
 # --- attention --------------------------------------------------------------------------------------------------------
@@ -551,14 +516,11 @@ def test_attention_to_what_is_absent_has_no_columns(cmpta: TrainedRun, sample: S
     assert cmpta.attention(replace(sample, text=""))["t1"].shape[1] == 0
 
 
-def test_a_method_without_attention_says_so(loaded: dict[str, TrainedRun], sample: Sample):
+def test_attention_is_of_one_clip_and_of_a_method_that_has_some(loaded: dict[str, TrainedRun], sample: Sample):
+    with pytest.raises(ValueError, match="must be a Sample, but is a list of length 1"):
+        loaded["CMPTA"].attention([sample])
     with pytest.raises(NotImplementedError, match="run embedded-sims-.*: its method 'text_only' has no attention maps"):
         loaded["text only"].attention(sample)
-
-
-def test_attention_is_of_one_clip(cmpta: TrainedRun, sample: Sample):
-    with pytest.raises(ValueError, match="must be a Sample, but is a list of length 1"):
-        cmpta.attention([sample])
 
 
 # --- wherever it was copied to ----------------------------------------------------------------------------------------
@@ -698,7 +660,102 @@ def test_what_cannot_be_trained_is_named_before_anything_starts(options: dict, s
     assert not list(files.runs_folder().glob("voices-*"))
 
 
-def test_a_folder_without_clips_says_what_was_expected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("CMPTA_RUNS", str(tmp_path / "runs"))
-    with pytest.raises(FileNotFoundError, match="expected <name>_train.pkl and <name>_valid.pkl and <name>_test.pkl"):
-        cmpta_lib.train(tmp_path)
+# --- systems that train in stages ----------------------------------------------------------------------------------------
+
+FEW = {"training.epochs": 2}
+ROWS = {
+    "transformer": Row("transformer", plan.MMT.method, {"method.pretraining_epochs": 2, **FEW}),
+    "told and tuned": Row("told and tuned", plan.WHOLE.method, {"method.perception_epochs": 2, **FEW}),
+}
+
+
+def fresh(old: Study, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
+    """A study with the same corpora and models and nothing else: no run, no shared stage, no statement."""
+    monkeypatch.setenv("CMPTA_RUNS", str(folder))
+    again = Study(smoke=True)
+    for part in ("data", "llm"):
+        shutil.copytree(old.cache / part, again.cache / part)
+    return again
+
+
+def finished(study: Study, row: Row) -> Run:
+    run = study.runs("sims", row)[0]
+    begin(run.folder, run.config)
+    assert runs.attempt(study.root, run.folder) == "done"
+    return run
+
+
+class Killed(BaseException):
+    """As a kill: nothing tidies up after it."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ROWS)
+def test_killed_in_each_stage_it_ends_with_the_same_bytes(study, tmp_path, monkeypatch, name):
+    whole = finished(fresh(study, tmp_path / "whole", monkeypatch), ROWS[name])
+    again, seen = fresh(study, tmp_path / "killed", monkeypatch), []
+    run = begin((planned := again.runs("sims", ROWS[name])[0]).folder, planned.config)
+    epochs, train = whole.config.epochs, execution.train
+    assert epochs == 4
+
+    def dies(*arguments):
+        *others, note, common, on_step = arguments
+
+        def noted(state: State) -> None:
+            note(state)
+            seen.append((state.epoch, state.stage))
+            raise Killed
+
+        return train(*others, noted, common, on_step)
+
+    monkeypatch.setattr(execution, "train", dies)
+    for _ in range(epochs):
+        with pytest.raises(Killed):
+            execution.execute(again.root, run.folder)
+    monkeypatch.setattr(execution, "train", train)
+    assert runs.attempt(again.root, run.folder) == "done"
+    assert seen == [(1, 0), (2, 1), (3, 1), (4, 1)], "every epoch was made once, in its stage"
+    assert contents(run, RESULTS) == contents(whole, RESULTS)
+
+
+@pytest.mark.slow
+def test_a_fine_tuned_run_answers_from_a_copy_as_it_did_and_leaves_the_llm_alone(study, tmp_path):
+    llm = trained.resources(study.root).llm(study.llm)
+    before = weights_fingerprint(llm.model)
+    run = finished(study, ROWS["told and tuned"])
+    assert weights_fingerprint(llm.model) == before
+    stored = load_file(run.folder / store.WEIGHTS)
+    assert {name.split(".")[0] for name in stored} >= {"maker", "lora", "describer"}
+    assert not [name for name in stored if "base_layer" in name or "embed_tokens" in name], "no weight of the LLM's own"
+
+    copy = tmp_path / "elsewhere" / run.folder.name
+    shutil.copytree(run.folder, copy)
+    shutil.copytree(study.cache / "llm", tmp_path / "elsewhere" / "cache" / "llm")
+    test = study.corpus("sims").splits["test"]
+    answers = load(copy).predict([test[index] for index in range(len(test))])
+    table = run.predictions()
+    assert [answer.value for answer in answers] == pytest.approx(list(table["prediction"]), abs=1e-6)
+
+    cmpta = finished(study, changed({"method.dim": 8}))
+    alone = {name: torch.clone(tensor) for name, tensor in load_file(cmpta.folder / store.WEIGHTS).items()}
+    shutil.rmtree(cmpta.folder)
+    trained._kept.clear()  # an LLM that was never lent to LoRA
+    again = finished(study, changed({"method.dim": 8}))
+    assert all(torch.equal(alone[name], tensor) for name, tensor in load_file(again.folder / store.WEIGHTS).items())
+
+
+@pytest.mark.slow
+def test_label_shares_take_one_pre_training(study):
+    rows = [Row(f"{share}", plan.MMT.method, {"method.label_share": share}) for share in (0.25, 0.5)]
+    both = [finished(study, row) for row in rows]
+    (name,) = {name for run in both for name in run.environment["shared_stages"]}
+    assert (study.cache / "stages" / f"{name}.pt").is_file()
+    first, second = (run.history.query("stage == 'pretraining'").drop(columns="epoch") for run in both)
+    assert np.array_equal(first.to_numpy(str), second.to_numpy(str))
+
+
+def test_every_row_beyond_the_paper_has_a_name_of_its_own():
+    for key in ("sims", "meld"):
+        rows = [(row.method, row.name) for notebook in plan.NOTEBOOKS if notebook.is_beyond for row in notebook.rows(key)]
+        assert len(set(rows)) == len({(row.method, str(row.changes), row.llm) for notebook in plan.NOTEBOOKS
+                                      if notebook.is_beyond for row in notebook.rows(key)})  # fmt: skip
