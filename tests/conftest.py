@@ -147,6 +147,23 @@ def small():
     del MethodConfig.known["small"], registry.ENTRIES["small"]
 
 
+@pytest.fixture
+def staged():
+    """The test-only method of `staged_method`, registered while the test runs."""
+    import staged_method
+
+    from cmpta_lib import registry
+    from cmpta_lib.config import MethodConfig
+
+    MethodConfig.known["staged"] = staged_method.StagedConfig
+    registry.register(staged_method.StagedConfig, staged_method.StagedMethod, row="staged")
+    staged_method.StagedMethod.seen = []
+    yield staged_method.StagedMethod
+    for name in ("small", "staged"):
+        MethodConfig.known.pop(name, None)
+    del registry.ENTRIES["staged"]
+
+
 @pytest.fixture(scope="session")
 def smoke_models(tmp_path_factory) -> Path:
     """A cache with the barely trained LLM and BERT of smoke runs, made once; tests copy it."""
@@ -157,3 +174,19 @@ def smoke_models(tmp_path_factory) -> Path:
     for name in ("tiny", "tiny-bert"):
         tiny.build(cache, SMOKE_DOCUMENTS, name)
     return cache
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    """A runs folder with the records of the tiny models."""
+    from finished import record_llms
+
+    return record_llms(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture
+def study(root: Path, monkeypatch: pytest.MonkeyPatch):
+    """Studies in `root`, whose corpora are small."""
+    from finished import small_studies
+
+    return small_studies(root, monkeypatch)

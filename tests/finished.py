@@ -27,7 +27,6 @@ TINY = {"tiny": "0123456789abcdef", "tiny-llama": "11a3a00000000000", "tiny-bert
 ENVIRONMENT = {"commit": "c0ffee", "hardware": "a machine", "train_seconds": 1.0, "packages": {"torch": "2.13.0"}}
 
 
-
 def record_llms(root: Path) -> Path:
     """The records of the tiny models, smoke and full: a study asks for their fingerprints only."""
     for cache, documents in ((root / "cache", None), (root / "smoke" / "cache", SMOKE_DOCUMENTS)):

@@ -13,7 +13,6 @@ from typing import Literal
 
 import small_method
 
-import cmpta_lib
 from cmpta_lib.base import Batch, Resources
 from cmpta_lib.config import RunConfig
 from cmpta_lib.data.corpus import Inputs, Split
@@ -34,9 +33,8 @@ class HaltingMethod(small_method.SmallMethod):
 
     def fit(self, train: Split) -> None:
         super().fit(train)
-        with open(self.gates / f"begun-{self.seed}", "a") as file:  # by which copy of the code
-            print(Path(cmpta_lib.__file__).parents[1], file=file)
-        wait_while(lambda: (self.gates / "together").exists() and len(list(self.gates.glob("begun-*"))) < 2)
+        with open(self.gates / f"begun-{self.seed}", "a") as file:
+            print("begun", file=file)
 
     def after_step(self, batch: Batch, epoch: int) -> None:
         super().after_step(batch, epoch)

@@ -1,7 +1,8 @@
-"""The package without its repository, as `pip install` leaves it, and what says which version one has."""
+"""The package as others have it: without its repository, free until a name is used, and saying its version."""
 
 from __future__ import annotations
 
+import ast
 import os
 import platform
 import shutil
@@ -83,3 +84,44 @@ def test_make_lab_opens_the_first_notebook_as_any_user(user, said, tmp_path):
     (line,) = (line for line in shown.splitlines() if "jupyter" in line)
     assert said in line and ("--allow-root" in line) == (user == "0") and line.split()[-1] == "notebooks/01_data.ipynb"
     assert (ROOT / line.split()[-1]).is_file()
+
+
+STUB = Path(cmpta_lib.__file__).with_suffix(".pyi")
+def test_code_and_stub_name_the_same_things_from_the_same_places():
+    stubbed = {}
+    for node in ast.parse(STUB.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                assert alias.asname == alias.name, "without `as` a type checker takes a stub's import for private"
+                stubbed[alias.name] = node.module
+    assert stubbed == cmpta_lib._HOMES and set(cmpta_lib.__all__) == set(stubbed)
+
+
+@pytest.mark.parametrize("name", cmpta_lib.__all__)
+def test_each_name_is_there(name: str):
+    assert getattr(cmpta_lib, name).__name__ == name and name in dir(cmpta_lib)
+
+
+def test_another_name_lists_those_that_there_are():
+    with pytest.raises(AttributeError, match="no attribute 'lead'; it has Sample, Study, load, plain, read_folder, "):
+        _ = cmpta_lib.lead
+
+
+@pytest.mark.parametrize(
+    ("code", "heavy"),
+    [
+        ("import cmpta_lib", {"torch", "pandas", "numpy", "pydantic"}),
+        # `cmpta --version`, a wrong option or a missing need answers at once.
+        (
+            "from cmpta_lib.cli.__main__ import main\ntry: main(['--version'])\nexcept SystemExit: pass",
+            {"torch", "pandas", "matplotlib", "transformers"},
+        ),
+        ("from cmpta_lib.report import comparison, rows, tables, export; from cmpta_lib.study.study import Study; "
+         "Study(smoke=True).planned_runs([])", {"transformers"}),
+    ],
+    ids=["the package", "a command", "tables"],
+)
+def test_importing_costs_little(code: str, heavy: set[str]):
+    shown = subprocess.run([sys.executable, "-c", f"import sys\n{code}\nprint(*sys.modules)"], capture_output=True, text=True)
+    assert shown.returncode == 0, shown.stderr
+    assert not heavy & set(shown.stdout.splitlines()[-1].split())

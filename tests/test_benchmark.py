@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from cmpta_lib.benchmark import contest as contests
 from cmpta_lib.benchmark import shapes, table
 from cmpta_lib.benchmark.ancestor import IGNORED, NEW_TOKENS
-from cmpta_lib.benchmark.contest import CONTENDERS, PARTS, PRODUCT, Contest, Times, peak_apart
+from cmpta_lib.benchmark.contest import CONTENDERS, PARTS, PRODUCT, Contest, Times
 from cmpta_lib.benchmark.options import Options
 from cmpta_lib.benchmark.shapes import SHAPES, FoldedTokenizer
 from cmpta_lib.cli.__main__ import main
@@ -257,12 +257,6 @@ def test_the_gpu_script_does_all_of_it_at_a_small_size(tmp_path: Path):
     assert [(row["corpus"], row["batch"]) for row in stored["rows"]] == [(c, b) for c in ("SIMS-V2", "MELD") for b in (2, 4)]
     wanted = {"step_ms", "floor_ms", "ancestor_step_ms", "ancestor_over_answer", "ours_peak_gb", "llm_part_of_matmul_peak"}
     assert all(wanted <= row.keys() for row in stored["rows"]) and "10_claims" in stored["about"]["projection"]
-
-
-@pytest.mark.slow
-def test_memory_is_measured_in_a_process_of_its_own():
-    found = peak_apart(SMALL, "ours")
-    assert found["peak"] > 0.1 and 0 <= found["growth"] < found["peak"]
 
 
 def test_whoever_is_no_contender_is_refused(contest: Contest):

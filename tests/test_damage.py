@@ -84,18 +84,19 @@ def corpus(folder: Path, first: float = 0.1) -> Path:
 @pytest.mark.parametrize("size", ["small", "large"])
 @pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_corpus_is_refused(tmp_path: Path, monkeypatch, size: str, part: str, damage: str):
+def test_a_damaged_corpus_is_refused_also_where_it_was_kept(tmp_path: Path, monkeypatch, size: str, part: str, damage: str):
     if size == "large":
         monkeypatch.setattr(store, "SMALL_BYTES", 0)
     good, other = corpus(tmp_path / "good"), corpus(tmp_path / "other", 0.2)
     if damage == "swapped" and part == "audio.f32":
         (other / part).write_bytes((other / part).read_bytes()[::-1])
-    load_corpus(good)
+    kept_corpus(good)
     DAMAGES[damage](good / part, other)
     named = good / part
     if (part, damage) == ("meta.json", "swapped"):
         named = good  # a whole record of another corpus: the files are not its own
-    refused(lambda: load_corpus(good), named, f"; remove the folder {good} and call again")
+    for opened in (load_corpus, kept_corpus):
+        refused(lambda opened=opened: opened(good), named, f"; remove the folder {good} and call again")
 
 
 def test_a_corpus_of_another_format_says_so(tmp_path: Path):
@@ -105,58 +106,46 @@ def test_a_corpus_of_another_format_says_so(tmp_path: Path):
         load_corpus(good)
 
 
-@pytest.mark.parametrize("content", ["{}", "[]", "nul", '"text"', "[" * 100_000, '{"a": "\\ud800", "seal": 1}', "\udcff"])
-def test_a_record_of_anything_else_is_refused(tmp_path: Path, content: str):
+@pytest.mark.parametrize(
+    "content", ["{}", "[]", "nul", '"text"', "[" * 100_000, '{"a": "\\ud800", "seal": 1}', "\udcff", *range(0, 500, 30)]
+)
+def test_a_record_of_anything_else_or_cut_anywhere_is_refused(tmp_path: Path, content: str | int):
     good = corpus(tmp_path / "good")
+    if isinstance(content, int):
+        content = (good / "meta.json").read_text()[:content]
     (good / "meta.json").write_bytes(content.encode("utf-8", "surrogateescape"))
     refused(lambda: load_corpus(good), good / "meta.json", f"; remove the folder {good} and call again")
 
 
-def test_a_record_cut_anywhere_is_refused(tmp_path: Path):
-    meta = corpus(tmp_path / "good") / "meta.json"
-    content = meta.read_text()
-    for length in range(0, len(content), 7):
-        meta.write_text(content[:length])
-        refused(lambda: load_corpus(meta.parent), meta, "and call again")
-
-
-def test_a_large_corpus_is_hashed_once_and_again_when_it_looks_changed(tmp_path: Path, monkeypatch):
+@pytest.fixture
+def large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A corpus that counts as large."""
     monkeypatch.setattr(store, "SMALL_BYTES", 0)
-    good = corpus(tmp_path / "good")
+    return corpus(tmp_path / "good")
+
+
+def test_a_large_corpus_is_hashed_once_and_again_when_it_looks_changed(large: Path, monkeypatch):
     hashed: list[Path] = []
     monkeypatch.setattr(files, "sha256", lambda path, real=files.sha256: hashed.append(path) or real(path))
-    load_corpus(good)
+    load_corpus(large)
     assert hashed == []  # it was when it was written
-    os.utime(good / "audio.f32", (1, 1))
-    load_corpus(good)
-    load_corpus(good)
+    os.utime(large / "audio.f32", (1, 1))
+    load_corpus(large)
+    load_corpus(large)
     assert len(hashed) == 1
-    load_corpus(good, deep=True)
+    load_corpus(large, deep=True)
     assert len(hashed) == 4
-    (tmp_path / "good.checked").write_text("{")
-    load_corpus(good)
+    large.with_name("good.checked").write_text("{")
+    load_corpus(large)
     assert len(hashed) == 7
 
 
-def test_a_changed_byte_under_an_old_time_is_noticed(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(store, "SMALL_BYTES", 0)
-    audio = corpus(tmp_path / "good") / "audio.f32"
+def test_a_changed_byte_under_an_old_time_is_noticed(large: Path):
+    audio = large / "audio.f32"
     before = audio.stat()
     flip(audio, audio)
     os.utime(audio, ns=(before.st_atime_ns, before.st_mtime_ns))
-    refused(lambda: load_corpus(audio.parent), audio, "and call again")
-
-
-@pytest.mark.parametrize("part", PARTS)
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_a_kept_corpus_is_refused_once_it_is_damaged(tmp_path: Path, part: str, damage: str):
-    good, other = corpus(tmp_path / "good"), corpus(tmp_path / "other", 0.2)
-    if damage == "swapped" and part == "audio.f32":
-        (other / part).write_bytes((other / part).read_bytes()[::-1])
-    kept_corpus(good)
-    DAMAGES[damage](good / part, other)
-    with pytest.raises(files.Damaged, match="and call again"):
-        kept_corpus(good)
+    refused(lambda: load_corpus(large), audio, "and call again")
 
 
 def test_a_corpus_is_opened_once_while_it_stays_as_it_is(tmp_path: Path, monkeypatch):
@@ -172,27 +161,23 @@ def test_a_corpus_is_opened_once_while_it_stays_as_it_is(tmp_path: Path, monkeyp
     assert store._kept.keys() == {folders[0], folders[2]}  # the one used longest ago is let go
 
 
-def test_what_the_disk_itself_lost_shows_in_a_deep_check(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(store, "SMALL_BYTES", 0)
-    audio = corpus(tmp_path / "good") / "audio.f32"
-    flip(audio, audio)
-    recorded = json.loads((audio.parent / "meta.json").read_text())["files"]
-    known = {str(audio.parent / name): (recorded[name], files.stamp(audio.parent / name)) for name in store.CONTENT}
-    files.write_text(tmp_path / "good.checked", files.checksummed({"hashes": known}))
-    load_corpus(audio.parent)
-    refused(lambda: load_corpus(audio.parent, deep=True), audio, "and call again")
+def test_what_the_disk_itself_lost_shows_in_a_deep_check(large: Path):
+    flip(large / "audio.f32", large)
+    recorded = json.loads((large / "meta.json").read_text())["files"]
+    known = {str(large / name): (recorded[name], files.stamp(large / name)) for name in store.CONTENT}
+    files.write_text(large.with_name("good.checked"), files.checksummed({"hashes": known}))
+    load_corpus(large)
+    refused(lambda: load_corpus(large, deep=True), large / "audio.f32", "and call again")
 
 
-def test_a_cache_that_cannot_be_written_is_still_read(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(store, "SMALL_BYTES", 0)
-    good = corpus(tmp_path / "good")
-    (tmp_path / "good.checked").unlink()
+def test_a_cache_that_cannot_be_written_is_still_read(large: Path, monkeypatch):
+    large.with_name("good.checked").unlink()
 
     def read_only(path: Path, text: str) -> None:
         raise PermissionError(13, f"cannot write {path}")
 
     monkeypatch.setattr(files, "write_text", read_only)
-    assert len(load_corpus(good).splits["train"]) == 2
+    assert len(load_corpus(large).splits["train"]) == 2
 
 
 def test_a_corpus_that_may_not_be_read_is_named_with_what_to_do(tmp_path: Path, monkeypatch):

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -28,19 +29,20 @@ from cmpta_lib.study.study import Study
 ROOT = Path(__file__).parents[1]
 
 
+FILES_ONLY = ["dry-run", "--factor", "0.001", "--files-only"]
+
+
 @pytest.fixture(scope="module")
-def runs_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runs_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The smallest dry run: files made, converted and recorded."""
-    folder = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CMPTA_RUNS", str(folder))
-        assert main(["dry-run", "--factor", "0.001", "--files-only"]) == 0
-    return folder
+        patch.setenv("CMPTA_RUNS", str(folder := tmp_path_factory.mktemp("runs")))
+        assert main(FILES_ONLY) == 0
+        yield folder
 
 
 @pytest.fixture
-def study(runs_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
-    monkeypatch.setenv("CMPTA_RUNS", str(runs_folder))
+def study(runs_folder: Path) -> Study:
     return Study("paper", smoke=True)
 
 
@@ -50,24 +52,27 @@ def test_everything_made_from_it_says_that_it_is_generated(study: Study):
     assert reports.bayes(study, "sims", "mae") == {}  # nobody knows the best possible score on it
 
 
-def test_the_real_profile_never_takes_synthetic_files(runs_folder: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("CMPTA_RUNS", str(runs_folder))
+def test_the_real_profile_never_takes_synthetic_files(runs_folder: Path):
     with pytest.raises(FileNotFoundError, match="cmpta data simsv2"):
         Study("paper").corpus("sims")
 
 
-def test_a_second_call_writes_nothing_again(runs_folder: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("CMPTA_RUNS", str(runs_folder))
-    before = {
-        path: path.stat().st_mtime_ns for path in runs_folder.rglob("*") if path.suffix in {".pkl", ".safetensors"}
-    }
-    assert main(["dry-run", "--factor", "0.001", "--files-only"]) == 0
+def test_a_second_call_makes_a_damaged_record_anew_and_writes_no_file_again(runs_folder: Path):
+    before = {path: path.stat().st_mtime_ns for path in runs_folder.rglob("*") if path.suffix in {".pkl", ".safetensors"}}
+    record, begun = runs_folder / "smoke" / "dry_run.json", runs_folder / "smoke" / "dry_run.begun"
+    sound = record.read_text()
+    for text in (sound[:-9], "3", ""):
+        record.write_text(text)
+        with pytest.raises(ValueError, match=f"{record} is damaged; remove it and call `cmpta dry-run` again"):
+            _ = Study("paper", smoke=True).llm_name
+    assert main(FILES_ONLY) == 0 and record.read_text() == sound
     assert before == {path: path.stat().st_mtime_ns for path in before} and len(before) >= 6
+    begun.write_text(begun.read_text()[:-3])
+    assert main(FILES_ONLY) == 0 and record.read_text() == sound
 
 
 @pytest.mark.parametrize("factor", ["0", "-1", "2", "nan"])
-def test_a_wrong_factor_costs_nothing(factor: str, runs_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys):
-    monkeypatch.setenv("CMPTA_RUNS", str(runs_folder))
+def test_a_wrong_factor_costs_nothing(factor: str, runs_folder: Path, capsys):
     before = sorted(runs_folder.rglob("*"))
     assert main(["dry-run", "--factor", factor, "--files-only"]) == 1
     assert "expected a fraction of the published split sizes" in capsys.readouterr().err
@@ -77,8 +82,7 @@ def test_a_wrong_factor_costs_nothing(factor: str, runs_folder: Path, monkeypatc
 def test_a_dry_run_that_died_is_taken_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Killed while it wrote MELD and, later, the weights; then another recipe's files are in the way."""
     monkeypatch.setenv("CMPTA_RUNS", str(tmp_path))
-    call = ["dry-run", "--factor", "0.001", "--files-only"]
-    assert main(call) == 0
+    assert main(FILES_ONLY) == 0
     root = tmp_path / "smoke"
     (sims,), before = root.glob("raw/simsv2/*.pkl"), (root / "dry_run.json").read_text()
     written = sims.stat().st_mtime_ns
@@ -86,11 +90,11 @@ def test_a_dry_run_that_died_is_taken_up(tmp_path: Path, monkeypatch: pytest.Mon
     (root / "dry_run.json").unlink()
     models = sorted(place for place in root.glob("llm/*") if place.is_dir())
     shutil.rmtree(models[0])
-    assert main(call) == 0
+    assert main(FILES_ONLY) == 0
     assert (root / "dry_run.json").read_text() == before and all((model / "config.json").exists() for model in models)
     assert len(models) == 4 and sims.stat().st_mtime_ns == written, "what was complete stays"
     monkeypatch.setattr(dry_run, "RECIPE", dry_run.RECIPE + 1)
-    assert main(call) == 0
+    assert main(FILES_ONLY) == 0
     assert sims.stat().st_mtime_ns != written
 
 
@@ -114,27 +118,12 @@ def test_a_bert_that_is_half_written_is_none(tmp_path: Path, monkeypatch: pytest
     assert (tmp_path / "bert" / "model.safetensors").exists()
 
 
-def test_a_damaged_record_is_named_and_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("CMPTA_RUNS", str(tmp_path))
-    call = ["dry-run", "--factor", "0.001", "--files-only"]
-    assert main(call) == 0
-    record, begun = tmp_path / "smoke" / "dry_run.json", tmp_path / "smoke" / "dry_run.begun"
-    before = record.read_text()
-    for text in (before[:-9], "3", ""):
-        record.write_text(text)
-        with pytest.raises(ValueError, match=f"{record} is damaged; remove it and call `cmpta dry-run` again"):
-            _ = Study("paper", smoke=True).llm_name
-    begun.write_text(begun.read_text()[:-3])
-    assert main(call) == 0
-    assert record.read_text() == before
-
-
 def test_the_published_vocabulary_fits_the_small_llm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     vocabulary = ROOT.parent / "shared" / "qwen" / "qwen.tiktoken"
     if not vocabulary.exists():
         pytest.skip("needs the published vocabulary beside the checkout")
     monkeypatch.setenv("CMPTA_RUNS", str(tmp_path))
-    assert main(["dry-run", "--factor", "0.001", "--files-only", "--vocabulary", str(vocabulary)]) == 0
+    assert main([*FILES_ONLY, "--vocabulary", str(vocabulary)]) == 0
     study = Study("paper", smoke=True)
     llm = load_llm([study.cache / "llm"], study.llm)
     assert len(llm.tokenizer) == 151_851 and llm.token_ids("情感为") == llm.tokenizer.encode("情感为")

@@ -10,7 +10,6 @@ import errno
 import importlib.util
 import json
 import os
-import shutil
 import signal
 import stat
 import subprocess
@@ -320,18 +319,26 @@ engines.ensure(runs, folders[0].parent, int(jobs), engine=name)
 """
 
 
-def asking(python: str, name: str, runs: list[Run], jobs: int, code: Path = ROOT) -> subprocess.Popen:
-    """A process of its own that asks for these runs, with the code in the folder `code`; it says what it says in "said"."""
+def asking(python: str, name: str, runs: list[Run], jobs: int) -> subprocess.Popen:
+    """A process of its own that asks for these runs; it says what it says in "said"."""
     for run in runs:
         engines.prepare(run)
-    path = os.pathsep.join([str(code), str(ROOT / "tests")])
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     command = [PYTHON, "-c", ASK, python, name, str(jobs), *(str(run.folder) for run in runs)]
     environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     with (runs[0].folder.parent / "said").open("a") as said:  # no pipe: a job that outlives its asker would hold it
-        return subprocess.Popen(command, cwd=code, env=environment, stderr=said)
+        return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=said)
 
 
 ASKED_TO_END = [(signal.SIGTERM, "time.sleep(600)"), (signal.SIGINT, "time.sleep(600)"), (signal.SIGKILL, "sum(range(10**12))")]
+
+
+def test_two_who_ask_share_the_runs_of_one_folder(asked, root, python):
+    runs = asked(*[together(2)] * 4)  # the first that begins waits for the second, so that both take part
+    askers = [asking(python, "processes", runs, 1) for _ in range(2)]
+    assert [asker.wait(COMES_S) for asker in askers] == [0, 0], (root / "said").read_text()
+    assert [len(tries(run)) for run in runs] == [1] * 4, "each run was made once"
+    assert len({process for run in runs for process in tries(run)}) == 2 and all(run.done for run in runs)
 
 
 @pytest.mark.parametrize(("ending", "what"), ASKED_TO_END, ids=lambda part: getattr(part, "name", ""))
@@ -630,21 +637,6 @@ def test_a_raylet_that_dies_is_named_once_and_finished_runs_stay(halting, gates)
     said = (runs[0].folder.parent / "said").read_text()
     assert said.count("the raylet, has died") == 1 and "of 3 runs are left. Finished epochs are kept: call again." in said
     assert not any(run.problem for run in runs)
-
-
-@pytest.mark.slow  # workers that import torch
-def test_two_checkouts_share_the_runs_of_one_folder(halting, gates, tmp_path):
-    runs = halting(21, 22, 23, 24)
-    (gates / "together").touch()  # the first that begins waits for the second, so that both take part
-    checkouts = [tmp_path / name for name in ("one", "other")]
-    for checkout in checkouts:
-        shutil.copytree(ROOT / "cmpta_lib", checkout / "cmpta_lib", ignore=shutil.ignore_patterns("__pycache__"))
-    askers = [asking(PYTHON, "processes", runs, 1, checkout) for checkout in checkouts]
-    assert [asker.wait(COMES_S) for asker in askers] == [0, 0], (runs[0].folder.parent / "said").read_text()
-    begun = [(gates / f"begun-{run.config.seed}").read_text().split() for run in runs]
-    assert [len(places) for places in begun] == [1] * 4, "each run was made once"
-    assert {place for places in begun for place in places} == {str(checkout) for checkout in checkouts}
-    assert same_bytes(runs, halting)
 
 
 SBATCH = """

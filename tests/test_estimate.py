@@ -10,7 +10,7 @@ from finished import finish, record_llms, small_studies
 
 from cmpta_lib import registry
 from cmpta_lib.cli.__main__ import main
-from cmpta_lib.config import DataConfig, MethodConfig, RunConfig, override
+from cmpta_lib.config import DataConfig, RunConfig, override
 from cmpta_lib.runs.progress import columns
 from cmpta_lib.study import estimate, plan
 from cmpta_lib.study.estimate import PUBLISHED, Costs, Kind, Speed, by_notebook, ends, projected, seconds
@@ -67,7 +67,8 @@ def speeds(step_ms: float, answer_ms: float, *keys: str) -> dict[Kind, Speed]:
 
 
 def test_the_papers_profile_is_projected_without_its_corpora():
-    """150 epochs of batches of 16, the printed clips: no corpus and no LLM is here, and none is asked for."""
+    """150 epochs of batches of 16, the printed clips of Table 1: no corpus and no LLM is here, and none is asked for."""
+    assert PUBLISHED["sims"] == {"train": 2722, "valid": 647, "test": 1034, "dialogues": 2722}
     sims = 150 * (171 * 0.1 + 647 * 0.004) + (647 + 1034) * 0.004
     meld = 150 * (625 * 0.1 + 1109 * 0.004) + (1109 + 2610) * 0.004
     words = (647 + 1034) * 0.004  # text only answers once
@@ -105,9 +106,9 @@ def test_what_was_measured_itself_counts_as_itself():
     assert own < cmpta < llama
 
 
-def test_a_projection_has_the_epochs_of_the_real_config(tmp_path, monkeypatch):
+def test_a_projection_has_the_epochs_of_the_real_config(study):
     """Or it would project other trainings than those that are made."""
-    study = small_studies(record_llms(tmp_path), monkeypatch)(changes={"training.batch_size": 7})
+    study = study(changes={"training.batch_size": 7})
     for one in {one.row: one for one in study.planned([notebook.name for notebook in plan.NOTEBOOKS])}.values():
         if not study.missing(one.row, one.key):
             data = DataConfig(name=study.settings.corpora[one.key], fingerprint="")
@@ -116,24 +117,19 @@ def test_a_projection_has_the_epochs_of_the_real_config(tmp_path, monkeypatch):
             assert [stage.training for stage in told.stages] == [stage.training for stage in real.stages], one.row.name
 
 
-def test_the_published_sizes_are_table_1s():
-    assert PUBLISHED["sims"] == {"train": 2722, "valid": 647, "test": 1034, "dialogues": 2722}
-    assert PUBLISHED["meld"]["train"] == 9989
-
-
 # --- measured ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def timed(tmp_path, monkeypatch) -> list[tuple[RunConfig, bool]]:
+def timed(monkeypatch) -> list[tuple[RunConfig, bool]]:
     """Nothing is timed: what would be, and whether its backbone would be in memory."""
     asked: list[tuple[RunConfig, bool]] = []
     monkeypatch.setattr(estimate, "_speed", lambda config, *_, is_loaded: asked.append((config, is_loaded)) or SPEED)
     return asked
 
 
-def test_each_kind_is_measured_once(timed, tmp_path, monkeypatch):
-    study = small_studies(record_llms(tmp_path), monkeypatch)()
+def test_each_kind_is_measured_once(timed, study):
+    study = study()
     runs = study.planned(["06_table5_ablation_simsv2"])
     costs = estimate.measured(study, runs)
     names = [(one.method.name, one.data.name) for one, _ in timed]
@@ -143,9 +139,9 @@ def test_each_kind_is_measured_once(timed, tmp_path, monkeypatch):
     assert len(estimate.measured(study, [Planned("sims", row, 1111) for row in (MMT, WITHOUT_PRETRAINING)]).speeds) == 2
 
 
-def test_each_backbone_is_loaded_before_what_reads_with_it_is_timed(timed, tmp_path, monkeypatch):
+def test_each_backbone_is_loaded_before_what_reads_with_it_is_timed(timed, study):
     """Else the first method's runs would each count the seconds of reading the LLM's files."""
-    study = small_studies(record_llms(tmp_path), monkeypatch)()
+    study = study()
     estimate.measured(study, study.planned(["04_table3_simsv2"]))
     seen = [estimate._backbone(config) for config, _ in timed]
     assert set(seen) == {"tiny", "tiny-llama", "tiny-bert", ""}
@@ -153,25 +149,12 @@ def test_each_backbone_is_loaded_before_what_reads_with_it_is_timed(timed, tmp_p
         assert is_loaded == (backbone in seen[:place]) == (place > 0 and seen[place - 1] == backbone), "one after another"
 
 
-@pytest.fixture
-def staged():
-    import staged_method
-
-    MethodConfig.known["staged"] = staged_method.StagedConfig
-    registry.register(staged_method.StagedConfig, staged_method.StagedMethod, row="staged")
-    staged_method.StagedMethod.seen = []
-    yield staged_method
-    for name in ("small", "staged"):
-        MethodConfig.known.pop(name, None)
-    del registry.ENTRIES["staged"]
-
-
 def test_a_few_real_steps_of_each_stage_and_a_batch_of_answers_are_timed(staged, corpora, tmp_path):
-    run = RunConfig(data=DataConfig(name="c", fingerprint=""), method=staged.StagedConfig())
+    run = RunConfig(data=DataConfig(name="c", fingerprint=""), method=registry.ENTRIES["staged"].config())
     run = override(run, {"training.batch_size": 4, "evaluation.batch_size": 8})
     found = estimate._speed(run, corpora["embedded-sims"], tmp_path, is_loaded=True)
     assert found.steps.keys() == {"reading", "training"} and min(found.answer, found.start, *found.steps.values()) > 0
-    seen = staged.StagedMethod.seen
+    seen = staged.seen
     stages = [stage for stage, _ in seen]
     assert stages.count("reading") == 16 and stages.count("training") == 16 + 8, "four steps each, the first to warm up"
     assert all(label is None for stage, label in seen if stage == "reading")

@@ -139,24 +139,23 @@ def test_the_first_seed_alone_decides_what_is_judged_by_it(study: Study):
     assert found.verdict == NOT_RUN and "seed 1111" in found.figures and "cmpta reproduce" in found.figures
 
 
+FOUR = [(paper.ALIGNMENT, "on"), (paper.LSTM_TYPE, "bidirectional"), (paper.ADAPTER, "on"), (paper.TOKEN_COUNT, "6")]
+
+
 @every_fate
-def test_the_ablation_and_its_figure_stand(fate: str, study: Study):
+@pytest.mark.parametrize(("row", "lines"), [(TOKENS, [(paper.TOKEN_COUNT, "7")]), (CMPTA, FOUR)], ids=lambda part: "")
+def test_the_ablation_and_its_figure_stand(fate: str, row: Row, lines: list, study: Study):
+    """Without the lines of a run that is lost: the full method's are four."""
     from cmpta_lib.figures.curves import ablation_figure
 
     whole = reports.ablation_frame(reports.ablation_rows(study, "sims"), "mae")
-    strike(study, fate, TOKENS, *study.seeds)
+    strike(study, fate, row, *study.seeds)
     rows = reports.ablation_rows(study, "sims")
-    assert [line.method for line in rows if line.predictions is None] == ["7"]
-    frame = reports.ablation_frame(rows, "mae")
-    pd.testing.assert_frame_equal(frame, whole[whole["variant"] != "7"].reset_index(drop=True))
+    assert [(line.group, line.method) for line in rows if line.predictions is None] == lines
+    frame, lost = reports.ablation_frame(rows, "mae"), {name for _, name in lines}
+    if row is TOKENS:
+        pd.testing.assert_frame_equal(frame, whole[~whole["variant"].isin(lost)].reset_index(drop=True))
     assert ablation_figure(frame, "mae").axes
-
-
-@every_fate
-def test_the_full_methods_run_costs_its_four_lines(fate: str, study: Study):
-    strike(study, fate, CMPTA, *study.seeds)
-    lost = [(line.group, line.method) for line in reports.ablation_rows(study, "sims") if line.predictions is None]
-    assert lost == [(paper.ALIGNMENT, "on"), (paper.LSTM_TYPE, "bidirectional"), (paper.ADAPTER, "on"), (paper.TOKEN_COUNT, "6")]
 
 
 @every_fate
@@ -169,21 +168,17 @@ def test_the_training_table_and_curves_stand(fate: str, study: Study):
 
 
 @every_fate
-def test_the_register_stands(fate: str, study: Study):
+@pytest.mark.parametrize("place", [2, 0], ids=["a choice", "the default"])
+def test_the_register_stands(fate: str, place: int, study: Study):
+    """All its other lines; without the default nothing is compared with it."""
     before = summaries.register_table(study)
-    FATES[fate][0](study.runs("sims", plan.CHOICES[1])[0])
+    FATES[fate][0](study.runs("sims", plan.CHOICES[place - 1] if place else CMPTA)[0])
     after = summaries.register_table(study)
-    assert after["note"].str.startswith("seed 1111: ").tolist() == [False, False, True] + [False] * 9
-    pd.testing.assert_frame_equal(after.drop(2).drop(columns="note"), before.drop(2), check_dtype=False)
-
-
-@every_fate
-def test_the_register_stands_without_its_default(fate: str, study: Study):
-    before = summaries.register_table(study)
-    FATES[fate][0](study.runs("sims")[0])
-    after = summaries.register_table(study)
-    assert after["note"][0].startswith("seed 1111: ") and list(after["MAE"][1:]) == list(before["MAE"][1:])
-    assert set(after["MAE minus default"]) == {NOTHING}
+    assert after["note"].str.startswith("seed 1111: ").tolist() == [line == place for line in range(len(after))]
+    if place:
+        pd.testing.assert_frame_equal(after.drop(2).drop(columns="note"), before.drop(2), check_dtype=False)
+    else:
+        assert list(after["MAE"][1:]) == list(before["MAE"][1:]) and set(after["MAE minus default"]) == {NOTHING}
 
 
 def test_a_long_reason_stays_one_cell(study: Study):

@@ -8,8 +8,8 @@ from finished import clips, record_llms, small_studies
 from cmpta_lib import registry
 from cmpta_lib.config import RunConfig, override
 from cmpta_lib.study import plan
-from cmpta_lib.study.naming import Name, fields, names
-from cmpta_lib.study.plan import CMPTA, NOTEBOOKS
+from cmpta_lib.study.naming import Name, names
+from cmpta_lib.study.plan import NOTEBOOKS
 from cmpta_lib.study.study import Study
 
 
@@ -84,8 +84,3 @@ def test_a_recorded_row_goes_before_a_nearer_one(demo):
     config = demo.config("sims")
     assert names(demo.root)(config, "7 tokens") == Name("7 tokens", {"method.num_pseudo_tokens": 6})
     assert str(names(demo.root)(config, "a row of another version")) == "CMPTA"
-
-
-def test_fields_are_all_of_a_config(demo):
-    found = fields(demo.config("sims", CMPTA))
-    assert found["training.epochs"] == 2 and found["method.llm.name"] == "tiny" and found["seed"] == 1111

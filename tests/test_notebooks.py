@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import re
 import shutil
@@ -21,6 +22,7 @@ import pytest
 import torch
 from finished import clips as clips_of_ones_own
 from finished import finish, record_llms, small_studies
+from papermill.exceptions import PapermillExecutionError
 
 from cmpta_lib import registry
 from cmpta_lib.base import Resources
@@ -36,9 +38,11 @@ from cmpta_lib.runs import provenance
 from cmpta_lib.runs.load import TrainedRun
 from cmpta_lib.runs.store import DONE, Run
 from cmpta_lib.study import plan
+from cmpta_lib.study.parameters import check_parameters
 from cmpta_lib.study.study import Study
 
-NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+FOLDER = Path(__file__).parents[1] / "notebooks"
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 ATTENTION = {"vision", "audio"}
 MOST_LINES = 20
 EVERY = [notebook.name for notebook in plan.NOTEBOOKS]
@@ -57,7 +61,7 @@ def test_the_series_is_complete():
 
 @pytest.mark.parametrize("name", NEED_RUNS)
 def test_a_notebook_asks_for_its_own_runs_and_fails_at_its_end_without_them(name: str):
-    cells = [cell.source for cell in code_cells(Path(__file__).parents[1] / "notebooks" / f"{name}.ipynb")]
+    cells = [cell.source for cell in code_cells(FOLDER / f"{name}.ipynb")]
     assert sum(f'study.make(study.needed("{name}"))' in cell for cell in cells) == 1
     assert cells[-1].startswith("study.conclude()") and not any("conclude" in cell for cell in cells[:-1])
 
@@ -87,6 +91,8 @@ def test_one_cell_of_literal_parameters(path: Path):
         assert isinstance(node, ast.Assign) and "  # " in line, f"one literal and its comment per line: {line}"
         values[node.targets[0].id] = ast.literal_eval(node.value)
     assert {"profile": "demo", "seeds": None, "data": "", "smoke": False, "changes": {}}.items() <= values.items()
+    later = "\n".join(cell.source for cell in code_cells(path)[1:])
+    assert all(re.search(rf"\b{name}\b", later) for name in values), "a parameter that nothing reads"
     # A second "=" in a line hides its parameter from papermill, which would then take it for a misspelt one.
     assert set(papermill.inspect_notebook(str(path))) == set(values)
 
@@ -401,3 +407,45 @@ def test_a_method_that_reads_no_text_has_no_text_that_attends(corpora):
     run = Run(RunConfig(data=DataConfig(name="a", fingerprint="b")), Path("a-0123"))
     with pytest.raises(ValueError, match="run a-0123: its method reads no tokens, so no text attends to anything"):
         clips.attention_panels(TrainedRun(run, Inputs.of(corpus), object()), corpus, 0)
+
+
+# --- what a caller hands over ------------------------------------------------------------------------------------------
+
+DEFAULTS = 'profile = "demo"  # which\nseeds = None  # how many = many\nsmoke = False  # a few'
+LAST = "check_parameters(In)"
+
+
+def injected(text: str) -> list[str]:
+    return ["", DEFAULTS, f"# Parameters\n{text}\n", LAST]
+
+
+def test_a_misspelt_parameter_names_the_nearest_and_all():
+    with pytest.raises(ValueError) as caught:
+        check_parameters(injected("sedes = 2\nsmoke = True\nxyz = 1"))
+    said = "no parameter 'sedes' (did you mean 'seeds'?), 'xyz'; this notebook has: profile, seeds, smoke"
+    assert str(caught.value) == said
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        ["", DEFAULTS, LAST],  # Jupyter, nothing injected
+        injected("seeds = [1, 2]\nsmoke = True"),
+        ["", "%matplotlib inline", DEFAULTS, "display(1)", "# Parameters\nseeds = 2", LAST],  # run cell by cell
+        [LAST],
+    ],
+)
+def test_known_parameters_pass(cells):
+    check_parameters(cells)
+
+
+def test_papermill_stops_at_a_misspelt_parameter(tmp_path):
+    """It would warn and run everything with its defaults: hours, in profile paper."""
+    out = tmp_path / "out.ipynb"
+    with pytest.raises(PapermillExecutionError, match=r"no parameter 'sedes' \(did you mean 'seeds'\?\); this notebook"):
+        papermill.execute_notebook(
+            str(FOLDER / "05_table4_meld.ipynb"), str(out), {"sedes": 2}, progress_bar=False, kernel_name="python3"
+        )
+    cells = json.loads(out.read_text(encoding="utf-8"))["cells"]
+    after = [cell["execution_count"] for cell in cells if cell["cell_type"] == "code"][3:]
+    assert len(after) >= 4 and set(after) == {None}, "nothing ran"

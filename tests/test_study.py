@@ -1,48 +1,36 @@
-"""The study: its seeds, the runs behind each row, and tables made from finished runs without training or torch."""
+"""The study: its seeds, the runs behind each row, tables from finished runs, and what a caller changes of the config."""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-from finished import clips, finish, finish_tables, record_llms, small_studies
+from finished import clips, finish, finish_tables
 
 from cmpta_lib import metrics, paper
 from cmpta_lib.cli.dry_run import write_qwen_v1
 from cmpta_lib.config import PAPER_SEEDS, RunConfig, paths
 from cmpta_lib.embedded import synthetic
 from cmpta_lib.llm import files as llm_files
-from cmpta_lib.report import comparison, gather, summaries
+from cmpta_lib.report import comparison, gather, summaries, tables
 from cmpta_lib.report import rows as reports
 from cmpta_lib.report.tables import ResultRow
 from cmpta_lib.runs.store import Run
 from cmpta_lib.study import plan
 from cmpta_lib.study import study as experiments
+from cmpta_lib.study.exports import short_name
 from cmpta_lib.study.plan import CHOICES, CMPTA, MSE_LLAMA, TEXT_ONLY, Row
 from cmpta_lib.study.profiles import DRY_RUN, PROFILES
 from cmpta_lib.study.study import Study
 
 ROOT = Path(__file__).parents[1]
 ABLATIONS = list(plan.ABLATIONS.values())
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory) -> Path:
-    """A runs folder with an LLM's record."""
-    return record_llms(tmp_path_factory.mktemp("runs"))
-
-
-@pytest.fixture
-def study(root: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Study]:
-    return small_studies(root, monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -59,15 +47,8 @@ def row(name: str) -> Row:
     return next(row for row in (CMPTA, TEXT_ONLY, *ABLATIONS) if row.name == name)
 
 
-def field(config: RunConfig, path: str) -> Any:
-    value: Any = config
-    for name in path.split("."):
-        value = getattr(value, name)
-    return value
-
-
 def flat(config: RunConfig) -> dict[str, Any]:
-    return {path: field(config, path) for path in paths(config)}
+    return {path: attrgetter(path)(config) for path in paths(config)}
 
 
 def difference(config: RunConfig, base: RunConfig) -> dict[str, Any]:
@@ -95,49 +76,35 @@ def test_by_default_the_profile_says_how_many_seeds():
     assert Study(smoke=True, seeds=5).seeds == (1111,)
 
 
-@pytest.mark.parametrize("seeds", [0, 6, -1, [], (), "5", [1.5], ["1111"]])
+@pytest.mark.parametrize("seeds", [0, 6, -1, [], (), "5", [1.5], ["1111"], [1111, 1111]])
 def test_other_seeds_are_refused(seeds):
-    with pytest.raises(ValueError, match=r"seeds=.*: expected .* of seeds|seeds=.*: expected .* list of whole numbers"):
+    """Given twice, one run would be shown as two with a deviation of 0."""
+    with pytest.raises(ValueError, match=r"seeds=.*: expected .* list of whole numbers|seeds=\[1111, 1111\]: a seed is repeated"):
         Study(seeds=seeds)
 
 
-def test_a_seed_given_twice_is_refused():
-    """Else one run would be shown as two with a deviation of 0."""
-    with pytest.raises(ValueError, match="seeds"):
-        Study(seeds=[1111, 1111])
-
-
-def test_every_seed_is_the_one_asked_for(study):
-    runs = study(seeds=[1111, 0]).runs("sims")
-    assert [run.config.seed for run in runs] == [1111, 0]
+def test_every_seed_is_the_one_asked_for_and_changes_nothing_else(study):
+    first, second = study(seeds=[1111, 0]).runs("sims")
+    assert first.config.seed == 1111 and difference(second.config, first.config) == {"seed": 0}
 
 
 # --- which runs -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("wanted", [CMPTA, *ABLATIONS, *CHOICES], ids=lambda row: row.name)
+@pytest.mark.parametrize("wanted", [CMPTA, TEXT_ONLY, *ABLATIONS, *CHOICES], ids=lambda row: row.name)
 def test_a_row_changes_just_what_it_says(study, wanted):
+    """Text only, too, has the full method's LLM, prompt and schedule."""
     plain = study()
     for key in plain.keys:
-        assert difference(plain.config(key, wanted), plain.config(key)) == wanted.changes
-        assert wanted.changes or wanted is CMPTA
-
-
-def test_text_only_has_the_same_llm_prompt_and_schedule(study):
-    plain = study()
-    for key in plain.keys:
-        base, config = flat(plain.config(key)), flat(plain.config(key, TEXT_ONLY))
-        assert {name for name, value in config.items() if value != base[name]} == {"method.name"}
+        base, config = flat(plain.config(key)), flat(plain.config(key, wanted))
+        changed = {name: value for name, value in config.items() if value != base[name]}
+        assert changed == ({"method.name": "text_only"} if wanted is TEXT_ONLY else wanted.changes)
+        assert changed or wanted is CMPTA
 
 
 def test_a_row_of_a_method_that_there_is_none_of_lists_those_that_there_are(study):
     with pytest.raises(ValueError, match="row 'BERT': no method 'bert'; there are: text_only, .*, lmf, .*, cmpta$"):
         study().config("sims", Row("BERT", "bert"))
-
-
-def test_the_seed_changes_the_seed_alone(study):
-    first, second = study(seeds=2).runs("meld")
-    assert difference(second.config, first.config) == {"seed": 2222}
 
 
 def test_a_smoke_run_is_small_and_apart(study):
@@ -147,26 +114,41 @@ def test_a_smoke_run_is_small_and_apart(study):
     assert not full.figures.is_relative_to(full.root)
 
 
-def test_the_papers_profile_trains_as_table_2_says(study, tmp_path, monkeypatch):
-    settings = {"method.dim": 1024, "training.epochs": 150}
-    settings |= {"method.llm.name": "Qwen/Qwen-1_8B", "method.llm.dtype": "bfloat16"}
-    write_qwen_v1(tmp_path, ["a word"], width=16, layers=1, vocabulary_size=500)
-    monkeypatch.setattr(llm_files, "locate", {"qwen-1.8b": tmp_path}.__getitem__)
+@pytest.fixture
+def published(study, tmp_path, monkeypatch) -> Callable[..., Path]:
+    """Puts tiny stand-ins of LLMs of these families where those that are published would lie."""
+    monkeypatch.setattr(llm_files, "locate", lambda name: tmp_path / name)
+
+    def make(**families: str) -> Path:
+        for name, family in families.items():
+            write_qwen_v1(tmp_path / name, ["a word"], width=16, layers=1, vocabulary_size=500, seed=len(name))
+            path = tmp_path / name / "config.json"
+            path.write_text(json.dumps(json.loads(path.read_text()) | {"model_type": family}))
+        return tmp_path
+
+    return make
+
+
+def of_the_paper(study: Callable[..., Study]) -> Study:
+    """Profile `paper` over generated corpora: its own are not here."""
     plain = study("paper")
-    plain._corpora["sims"] = study().corpus("sims")  # the profile's own is not here
-    config = flat(plain.config("sims"))
+    for key in ("sims", "meld"):
+        plain._corpora[key] = study().corpus(key)
+    return plain
+
+
+def test_the_papers_profile_trains_as_table_2_says(study, published):
+    published(**{"qwen-1.8b": "qwen"})
+    config = flat(of_the_paper(study).config("sims"))
+    settings = {"method.dim": 1024, "training.epochs": 150, "training.patience": None, "method.prompt.answer_sign": "always"}
+    settings |= {"method.llm.name": "Qwen/Qwen-1_8B", "method.llm.dtype": "bfloat16"}
+    settings |= {f"training.{name}": getattr(paper.HYPERPARAMETERS, name) for name in ("learning_rate", "batch_size")}
     assert settings.items() <= config.items()
-    assert config["training.learning_rate"] == paper.HYPERPARAMETERS.learning_rate
-    assert config["training.batch_size"] == paper.HYPERPARAMETERS.batch_size
-    assert config["method.prompt.answer_sign"] == "always" and config["training.patience"] is None
 
 
 @pytest.mark.parametrize(("family", "sign"), [("qwen", "always"), ("qwen2", "always"), ("llama", "negative")])
-def test_scores_are_written_as_the_backbones_family_writes_them(family, sign, study, tmp_path):
-    write_qwen_v1(tmp_path / "own", ["a word"], width=16, layers=1, vocabulary_size=500)
-    config = json.loads((tmp_path / "own" / "config.json").read_text())
-    (tmp_path / "own" / "config.json").write_text(json.dumps(config | {"model_type": family}))
-    plain = study(llm=str(tmp_path / "own"))
+def test_scores_are_written_as_the_backbones_family_writes_them(family, sign, study, published):
+    plain = study(llm=str(published(own=family) / "own"))
     assert plain.config("sims").method.prompt.answer_sign == sign
     assert plain.llm.name == "own" and plain.figures.name == f"demo-own-{plain.llm.fingerprint[:6]}"
     assert study().config("sims").method.prompt.answer_sign == "always"
@@ -197,9 +179,8 @@ def test_a_row_with_an_llm_of_its_own_takes_the_profiles_of_that_role(study):
     assert stated.backbone == "tiny (01234567), tiny-llama (11a3a000)" and stated.fingerprints["tiny-llama"][:5] == "11a3a"
 
 
-def test_the_callers_own_llm_serves_every_row_and_a_dry_run_has_one_for_each_role(study, root, tmp_path):
-    write_qwen_v1(tmp_path / "own", ["a word"], width=16, layers=1, vocabulary_size=500)
-    plain = study(llm=str(tmp_path / "own"))
+def test_the_callers_own_llm_serves_every_row_and_a_dry_run_has_one_for_each_role(study, published):
+    plain = study(llm=str(published(own="qwen") / "own"))
     assert plain.config("sims", MSE_LLAMA) == plain.config("sims", Row("MSE-Adapter", "mse_adapter"))
     assert plain.llms() == [plain.llm]
     assert study("paper").llm_names() == ["qwen-1.8b", "llama2-7b"]
@@ -232,29 +213,22 @@ def test_an_llm_that_the_profile_does_not_have_is_refused(study):
         study().config("sims", Row("a row", "mse_adapter", llm="gpt"))
 
 
-def test_mse_adapter_trains_as_its_public_code_says(study, tmp_path, monkeypatch):
-    for name, family in (("qwen-1.8b", "qwen"), ("llama2-7b", "llama")):
-        write_qwen_v1(tmp_path / name, ["a word"], width=16, layers=1, vocabulary_size=500, seed=len(name))
-        config = json.loads((tmp_path / name / "config.json").read_text())
-        (tmp_path / name / "config.json").write_text(json.dumps(config | {"model_type": family}))
-    monkeypatch.setattr(llm_files, "locate", lambda name: tmp_path / name)
-    plain = study("paper")
-    for key in ("sims", "meld"):
-        plain._corpora[key] = study().corpus(key)  # the profile's own is not here
-    keys = ("learning_rate", "batch_size", "epochs", "patience")
-    names = [f"training.{name}" for name in keys] + [
-        f"method.{name}" for name in ("audio_hidden", "vision_hidden", "num_pseudo_tokens", "prompt.answer_sign")
-    ]
-    expected = {
-        ("sims", "MSE-Adapter"): [5e-4, 16, 30, 10, 64, 64, 4, "always"],
-        ("meld", "MSE-Adapter"): [5e-4, 16, 50, 8, 32, 16, 2, "always"],
-        ("sims", "MSE-LLaMA2-7B"): [5e-5, 8, 40, 10, 64, 64, 4, "negative"],
-    }
-    for (key, name), values in expected.items():
-        (wanted,) = (row for row in plan.comparison(key) if row.name == name)
-        config = flat(plain.config(key, wanted))
-        assert [config[name] for name in names] == values
-        assert config["training.epsilon"] == 1e-4 and config["training.gradient_clip"] is None
+@pytest.mark.parametrize(
+    ("key", "name", "values"),
+    [
+        ("sims", "MSE-Adapter", [5e-4, 16, 30, 10, 64, 64, 4, "always"]),
+        ("meld", "MSE-Adapter", [5e-4, 16, 50, 8, 32, 16, 2, "always"]),
+        ("sims", "MSE-LLaMA2-7B", [5e-5, 8, 40, 10, 64, 64, 4, "negative"]),
+    ],
+)
+def test_mse_adapter_trains_as_its_public_code_says(key, name, values, study, published):
+    published(**{"qwen-1.8b": "qwen", "llama2-7b": "llama"})
+    names = [f"training.{name}" for name in ("learning_rate", "batch_size", "epochs", "patience")]
+    names += [f"method.{name}" for name in ("audio_hidden", "vision_hidden", "num_pseudo_tokens", "prompt.answer_sign")]
+    (wanted,) = (row for row in plan.comparison(key) if row.name == name)
+    config = flat(of_the_paper(study).config(key, wanted))
+    assert [config[name] for name in names] == values
+    assert config["training.epsilon"] == 1e-4 and config["training.gradient_clip"] is None
 
 
 # --- folders ----------------------------------------------------------------------------------------------------------
@@ -607,28 +581,160 @@ def test_real_clips_are_not_called_generated(study, voices):
     assert not stated.generated and stated.data.startswith("voices (") and stated.backbone == "none"
 
 
-TABLES_ALONE = """
-import sys
-from pathlib import Path
-from cmpta_lib.study.study import Study
-from cmpta_lib.report import comparison, rows
-from cmpta_lib.report.export import export_table
-from cmpta_lib.report.tables import result_table
-study = Study(smoke=True)
-for key, metric in (("sims", "mae"), ("meld", "f1_weighted")):
-    best = {metric: rows.bayes(study, key, metric)["all"]}
-    table = result_table(comparison.comparison_rows(study, key) + rows.ablation_rows(study, key), [metric], bayes=best)
-    runs = study.runs(key)
-    export_table(table, Path(sys.argv[1]), key, caption="All.", provenance=rows.provenance(study, [key], runs))
-print(sorted({"transformers"} & set(sys.modules)))  # pandas Styler imports matplotlib
-"""
+# --- changes: any field of the config from outside ----------------------------------------------------------------------
+
+ASKED = [*plan.ablation("sims"), *plan.CHOICES]
+MAXIMUM = {"method.summary": "max"}
 
 
-def test_tables_from_finished_runs_import_nothing_that_they_do_without(finished, tmp_path):
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", TABLES_ALONE, str(tmp_path)]
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "[]"
-    assert len(pd.read_csv(tmp_path / "sims.csv")) == len(plan.comparison("sims")) + len(paper.TABLE5) + 1
-    assert "SMOKE RUN" in (tmp_path / "meld.md").read_text(encoding="utf-8")
+# --- which runs change ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("nothing", [None, {}, "", "{}"])
+def test_no_changes_change_nothing(nothing):
+    assert Study(changes=nothing).changes == {} and Study(changes=nothing).figures.name == "demo"
+
+
+@pytest.mark.parametrize("key", ["sims", "meld"])
+def test_a_methods_field_changes_the_runs_of_methods_that_have_it(study, key):
+    plain, changed = study(seeds=1), study(seeds=1, changes=MAXIMUM)
+    hashes = {row.name: (plain.config(key, row).hash, changed.config(key, row).hash) for row in ASKED}
+    equal = {name for name, (before, after) in hashes.items() if before == after}
+    assert equal == {"text only", "6: maximum instead of mean"}, "the one has no summary, the other is about it"
+    assert {changed.config(key, row).method.summary for row in ASKED if row != TEXT_ONLY} == {"max"}
+
+
+def test_a_field_of_all_runs_changes_all(study):
+    plain, changed = study(seeds=1), study(seeds=1, changes={"training.epochs": 7})
+    for row in ASKED:
+        assert changed.config("sims", row).training.epochs == 7 != plain.config("sims", row).training.epochs
+    assert changed.config("sims").method == plain.config("sims").method, "the rest is the profile's"
+
+
+@pytest.mark.parametrize("row", [row for row in ASKED if "method.num_pseudo_tokens" in row.changes], ids=lambda row: row.name)
+def test_a_row_keeps_what_it_is_about(study, row):
+    plain, changed = study(seeds=1), study(seeds=1, changes={"method.num_pseudo_tokens": 8})
+    assert changed.config("sims", row) == plain.config("sims", row)
+    assert changed.config("sims", row).method.num_pseudo_tokens == row.changes["method.num_pseudo_tokens"]
+    assert changed.config("sims", CMPTA).method.num_pseudo_tokens == 8
+
+
+def test_changes_come_after_what_profile_corpus_method_and_smoke_say(study):
+    changes = {"training.epochs": 7, "training.learning_rate": 0.5, "method.dim": 32}
+    for options in ({}, {"smoke": True}):
+        config = study(seeds=1, changes=changes, **options).config("sims")
+        assert (config.training.epochs, config.training.learning_rate, config.method.dim) == (7, 0.5, 32)
+
+
+def test_the_order_of_changes_is_no_matter(study):
+    changes = {"training.epochs": 7, "method.summary": "max"}
+    backwards = dict(reversed(changes.items()))
+    first, second = study(seeds=1, changes=changes), study(seeds=1, changes=backwards)
+    assert first.config("sims") == second.config("sims") and first.figures == second.figures
+
+
+# --- outputs say so ---------------------------------------------------------------------------------------------------
+
+
+def test_outputs_say_what_was_changed_and_lie_apart(study):
+    plain, changed = study(smoke=True), study(smoke=True, changes=MAXIMUM)
+    for one in (plain, changed):
+        finish_tables(one)
+        table = tables.result_table(comparison.comparison_rows(one, "sims"), reports.scores_of(one, "sims"))
+        reports.save_table(one, table, "table3", "Table 3.", ["sims"], one.runs("sims"))
+        gather.write_report(one, one.keys)
+    said = "profile: demo, method.summary=max."
+    assert changed.figures.name == "demo-method.summary=max" and changed.figures.parent == plain.figures.parent
+    for name in ("table3.md", "table3.tex", "table3.csv"):
+        text, before = ((one.figures / name).read_text(encoding="utf-8").replace("\\", "") for one in (changed, plain))
+        assert said in text and "method.summary" not in before
+    title = (changed.figures / "report.md").read_text(encoding="utf-8").splitlines()[0]
+    assert title == "# CMPTA, paper | this run: profile demo, method.summary=max, SMOKE RUN"
+    record = json.loads((changed.figures / "provenance.json").read_text(encoding="utf-8"))["table3"]
+    assert record["profile"] == "demo, method.summary=max"
+    assert record["runs"] == [changed.runs("sims")[0].folder.name] != [plain.runs("sims")[0].folder.name]
+    assert "method.summary=max" in reports.drawing_footer(changed)
+
+
+def test_outputs_from_clips_of_ones_own_say_it_too(study, voices):
+    own = study(smoke=True, data=str(voices), changes=MAXIMUM)
+    assert own.figures.name == "voices-method.summary=max"
+    title = gather.write_report(own, own.keys).read_text(encoding="utf-8").splitlines()[0]
+    assert title == "# CMPTA, paper | this run: voices, method.summary=max, SMOKE RUN"
+    assert "profile: demo, method.summary=max." in reports.provenance(own, ["data"]).line()
+
+
+def test_long_or_odd_changes_stay_apart_in_a_short_name():
+    many = ",".join(f"training.{n}={n}" for n in ("epochs", "batch_size", "learning_rate", "weight_decay"))
+    first, second = short_name(many), short_name(many.replace("=weight_decay", "=else"))
+    assert first != second and max(map(len, (first, second))) < 60
+    assert short_name("a=x/y") != short_name("a=x_y") and "/" not in short_name("a=x/y") and short_name("") == ""
+
+
+# --- what cannot be ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"method.summery": "max"}, r"no method has the config field 'method.summery' \(did you mean 'method.summary'\?\)"),
+        ({"summary": "max"}, "no method has the config field 'summary'"),
+        ({"method": {"summary": "max"}}, "no method has the config field 'method'"),
+        ({"training.epochs": "three"}, "training.epochs='three': Input should be a valid integer"),
+        ({"training.epochs": 0}, "training.epochs=0: Input should be greater than or equal to 1"),
+        ({"training.epochs": 2.5}, "training.epochs=2.5"),
+        ({"training.epochs": True}, "training.epochs=True"),
+        ({"training.epochs": None}, "training.epochs=None"),
+        ({"training.learning_rate": float("nan")}, "training.learning_rate=nan"),
+        ({"method.summary": "median"}, "method.summary='median': Input should be 'mean' or 'max'"),
+        ({"training.epochs": 3, "method.summary": "median"}, "method.summary='median': Input should be 'mean' or 'max'"),
+        ({"method.num_heads": 7}, "dim=1024 is not a multiple of num_heads=7"),
+        ({"seed": 3}, "'seed' is set by the argument `seeds`, not as a change"),
+        ({"data.name": "meld"}, "'data.name' is set by the argument `data`"),
+        ({"method.llm.name": "tiny"}, "'method.llm.name' is set by the argument `llm`"),
+        ({"method.llm.fingerprint": "f"}, "'method.llm.fingerprint' is set by the argument `llm`"),
+        ({"method.name": "text_only"}, "'method.name' is set by the row of a table"),
+        ({"method.recipe": 2}, "'method.recipe' is set by the method's code"),
+        (["training.epochs"], r"expected fields with values, such as \{\"training.epochs\": 3\}"),
+        ("training.epochs=3", "expected fields with values"),
+        (3, "expected fields with values"),
+        ("[3]", "expected fields with values"),
+        ("{'training.epochs'", "expected fields with values"),
+        ({3: 4}, "expected fields with values"),
+    ],
+)
+def test_an_impossible_change_is_one_line_before_anything_starts(changes: Any, said: str, tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("CMPTA_RUNS", str(tmp_path / "runs"))
+    with pytest.raises(ValueError, match=said) as caught:
+        Study(changes=changes)
+    assert "\n" not in str(caught.value) and not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"method.num_pseudo_tokens": 7}, "row 'adapter off' cannot be run as asked: .*an odd num_pseudo_tokens"),
+        ({"method.num_heads": 128}, "row 'CMPTA' cannot be run as asked: .*dim=64 is not a multiple of num_heads=128"),
+    ],
+)
+def test_a_change_that_a_row_cannot_have_names_the_row(changes: dict, said: str, study):
+    changed = study(seeds=1, changes=changes)
+    with pytest.raises(ValueError, match=said) as caught:
+        changed.needed("06_table5_ablation_simsv2")
+    assert "\n" not in str(caught.value)
+
+
+# --- as papermill hands them over -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"method.summary": "max", "training.epochs": 7, "training.patience": null}',
+        "{'method.summary': 'max', 'training.epochs': 7, 'training.patience': None}",
+    ],
+)
+def test_a_text_means_what_it_says(text: str, study):
+    said = {"method.summary": "max", "training.epochs": 7, "training.patience": None}
+    assert study(changes=text).changes == study(changes=said).changes == said
+    assert study(seeds=1, changes=text).config("sims") == study(seeds=1, changes=said).config("sims")

@@ -1,4 +1,4 @@
-"""The training loop: its schedule, what a kill leaves behind, its patience, and its answers in order."""
+"""Training: optimiser and schedule, stages, what a kill leaves behind, patience, and answers in order."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ import pandas as pd
 import pytest
 import torch
 from conftest import random_llm
+from torch import nn
 
 from cmpta_lib import metrics
-from cmpta_lib.base import Method, Resources
+from cmpta_lib.base import Group, Method, Resources
 from cmpta_lib.config import (
     CmptaConfig,
     DataConfig,
@@ -79,11 +80,10 @@ def test_short_runs_have_a_learning_rate_too(steps, fraction):
     assert all(0 < rate <= 1 for rate in rates) and max(rates) == 1
 
 
-def test_the_history_shows_the_schedule(tools, corpus, tmp_path):
-    _, state = training.train(CONFIG, corpus, tools, tmp_path)
+def test_the_history_shows_the_schedule(undisturbed):
     last_steps = [3 * epoch - 1 for epoch in (1, 2, 3, 4)]  # 20 clips in batches of 8: three steps an epoch
     expected = [learning_rate(step, 12, CONFIG.training) for step in last_steps]
-    assert [row["learning_rate"] for row in state.history] == pytest.approx(expected)
+    assert [row["learning_rate"] for row in undisturbed["history"]] == pytest.approx(expected)
 
 
 # --- what is trained, and which weights come back ---------------------------------------------------------------------
@@ -97,21 +97,19 @@ def test_training_lowers_the_loss_and_leaves_the_llm_alone(corpus, tmp_path):
     assert weights_fingerprint(llm.model) == llm.fingerprint and not llm.model.training
 
 
-def test_the_best_validation_epoch_comes_back(tools, corpus, tmp_path, monkeypatch):
-    scores, kept = iter([0.5, 0.3, 0.4, 0.3]), []
-    monkeypatch.setattr(training, "score_of", lambda predictions, task: {"mae": next(scores)})
+@pytest.mark.parametrize(
+    ("world", "metric", "scores", "best_epoch"),
+    [("sims", "mae", [0.5, 0.3, 0.4, 0.3], 2), ("meld", "f1_weighted", [0.5, 0.3, 0.6, 0.3], 3)],  # the first of equals
+)
+def test_the_best_validation_epoch_comes_back(world, metric, scores, best_epoch, tools, corpora, tmp_path, monkeypatch):
+    """The lowest error, the highest F1."""
+    shown, kept = iter(scores), []
+    monkeypatch.setattr(training, "score_of", lambda predictions, task: {metric: next(shown)})
     monkeypatch.setattr(training, "evaluate", lambda model, *_: (kept.append(weights(model)), {}))
-    model, state = training.train(CONFIG, corpus, tools, tmp_path)
-    assert (state.best_epoch, state.best_score) == (2, 0.3)  # the first of equals
-    assert weights(model) == kept[1] != kept[3]
+    model, state = training.train(CONFIG, corpora[f"embedded-{world}"], tools, tmp_path)
+    assert (state.best_epoch, state.best_score) == (best_epoch, scores[best_epoch - 1])
+    assert weights(model) == kept[best_epoch - 1] != kept[3]
     assert not model.module.training
-
-
-def test_a_higher_f1_is_better(tools, corpora, tmp_path, monkeypatch):
-    scores = iter([0.5, 0.3, 0.6, 0.3])
-    monkeypatch.setattr(training, "score_of", lambda predictions, task: {"f1_weighted": next(scores)})
-    _, state = training.train(CONFIG, corpora["embedded-meld"], tools, tmp_path)
-    assert (state.best_epoch, state.best_score) == (3, 0.6)
 
 
 def test_validation_runs_as_often_as_asked_and_at_the_end(tools, corpus, tmp_path):
@@ -173,13 +171,17 @@ def same_checkpoint(a: Path, b: Path) -> bool:
     )
 
 
-def test_two_fresh_runs_are_identical_whatever_the_callers_random_state_and_another_seed_is_not(
-    tools, corpus, tmp_path, undisturbed
+def test_two_fresh_runs_are_identical_whatever_the_callers_random_state_and_how_checkpoints_are_written(
+    tools, corpus, tmp_path, undisturbed, monkeypatch
 ):
+    """Written aside, as on a GPU: a thread writes while the next epoch goes on. Another seed is another run."""
+    monkeypatch.setattr(training, "_is_on_gpu", lambda method: True)
     torch.manual_seed(99)
     torch.rand(7)
-    model, state = training.train(CONFIG, corpus, tools, tmp_path)
-    assert weights(model) == undisturbed["weights"] and state.history == undisturbed["history"]
+    told: list[int] = []
+    model, state = training.train(CONFIG, corpus, tools, tmp_path, on_epoch=lambda state: told.append(state.epoch))
+    assert weights(model) == undisturbed["weights"] and state.history == undisturbed["history"] and told == [1, 2, 3, 4]
+    assert same_checkpoint(tmp_path / checkpoint.CHECKPOINT, undisturbed["checkpoint"])
     other, _ = training.train(changed(seed=2222), corpus, tools, tmp_path / "other")
     assert weights(other) != undisturbed["weights"]
 
@@ -188,46 +190,30 @@ class Killed(Exception):
     pass
 
 
-def test_a_run_stopped_after_an_epoch_goes_on_to_the_same_bytes(tools, corpus, tmp_path, undisturbed):
-    def stop(state: State) -> None:
-        if state.epoch == 2:
-            raise Killed
-
-    with pytest.raises(Killed):
-        training.train(CONFIG, corpus, tools, tmp_path, on_epoch=stop)
-    torch.rand(3)
-    epochs: list[int] = []
-    model, state = training.train(CONFIG, corpus, tools, tmp_path, on_epoch=lambda s: epochs.append(s.epoch))
-    assert epochs == [3, 4]
-    assert weights(model) == undisturbed["weights"] and state.history == undisturbed["history"]
-    assert same_checkpoint(tmp_path / checkpoint.CHECKPOINT, undisturbed["checkpoint"])
-
-
-def test_a_run_stopped_in_every_epoch_and_within_them_goes_on_to_the_same_bytes(
+def test_a_run_stopped_within_epochs_and_after_one_ends_with_the_same_bytes(
     tools, corpus, tmp_path, undisturbed, monkeypatch
 ):
     step, calls = training.step, []
 
     def now_and_then(*arguments: Any) -> float:
         calls.append(1)
-        if len(calls) in (2, 6, 9):  # in the middle of epochs
+        if len(calls) in (2, 6):  # in the middle of epochs
             raise Killed
         return step(*arguments)
 
+    def stop(state: State) -> None:
+        if state.epoch == 2:
+            raise Killed
+
     monkeypatch.setattr(training, "step", now_and_then)
-    for _ in range(3):
+    for on_epoch in (None, None, stop):
         with pytest.raises(Killed):
-            training.train(CONFIG, corpus, tools, tmp_path)
-    model, _ = training.train(CONFIG, corpus, tools, tmp_path)
-    assert weights(model) == undisturbed["weights"]
-
-
-def test_checkpoints_written_aside_change_no_byte(tools, corpus, tmp_path, undisturbed, monkeypatch):
-    """As on a GPU: a thread writes while the next epoch goes on."""
-    monkeypatch.setattr(training, "_is_on_gpu", lambda method: True)
-    told: list[int] = []
-    done = training.train(CONFIG, corpus, tools, tmp_path, on_epoch=lambda state: told.append(state.epoch))
-    assert weights(done[0]) == undisturbed["weights"] and told == [1, 2, 3, 4]
+            training.train(CONFIG, corpus, tools, tmp_path, on_epoch or (lambda state: None))
+        torch.rand(3)
+    epochs: list[int] = []
+    model, state = training.train(CONFIG, corpus, tools, tmp_path, on_epoch=lambda s: epochs.append(s.epoch))
+    assert epochs == [3, 4]
+    assert weights(model) == undisturbed["weights"] and state.history == undisturbed["history"]
     assert same_checkpoint(tmp_path / checkpoint.CHECKPOINT, undisturbed["checkpoint"])
 
 
@@ -397,6 +383,7 @@ def test_named_parts_of_the_loss_reach_the_history(small, world, corpora, tools,
     for row in state.history:
         assert row["train_error"] + row["train_size"] == pytest.approx(row["train_loss"], rel=1e-5)
     assert list(first)[:5] == ["epoch", "learning_rate", "train_loss", "train_error", "train_size"]
+    assert len(first) == 6 and "stage" not in first
 
 
 def test_what_a_method_keeps_in_buffers_survives_a_kill_and_belongs_to_the_best_epoch(small, corpora, tools, tmp_path):
@@ -502,12 +489,198 @@ def test_unparsable_classes_are_wrong_and_never_neutral(corpora):
     assert scores == metrics.classification_metrics([0, 0, 4, 6], [0, -1, 4, -1], corpus.task.labels)
 
 
-def test_without_one_parsable_score_the_error_is_infinite(corpus):
-    scores = training.score_of(predictions([0.2, -0.4], [np.nan, np.nan]), corpus.task)
-    assert scores["mae"] == math.inf and scores["unparsable_count"] == 2
+@pytest.mark.parametrize(
+    ("labels", "answers", "mae"),
+    [([0.2, -0.4], [np.nan, np.nan], math.inf), ([0.2, -0.4, 0.0], [np.nan, -0.2, np.nan], pytest.approx(0.2))],
+)
+def test_unparsable_scores_leave_the_error_of_the_others(labels, answers, mae, corpus):
+    scores = training.score_of(predictions(labels, answers), corpus.task)
+    assert scores["mae"] == mae and scores["unparsable_count"] == 2
 
 
-def test_one_parsable_score_is_scored(corpus):
-    scores = training.score_of(predictions([0.2, -0.4, 0.0], [np.nan, -0.2, np.nan]), corpus.task)
-    assert scores["mae"] == pytest.approx(0.2) and scores["unparsable_count"] == 2
+def parameters(count: int = 2) -> list[nn.Parameter]:
+    torch.manual_seed(0)
+    return [nn.Parameter(torch.randn(3)) for _ in range(count)]
 
+
+def test_a_group_has_its_own_rate_and_decay():
+    first, second = parameters()
+    config = TrainingConfig(optimizer="adam", weight_decay=0.5)
+    groups = training.optimizer_of([Group([first], 0.25), Group([second], weight_decay=0.0)], config).param_groups
+    assert [group["rate"] for group in groups] == [0.25, 1.0] and [group["weight_decay"] for group in groups] == [0.5, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "amsgrad"),
+    [("adamw", torch.optim.AdamW, False), ("adam", torch.optim.Adam, False), ("adamw_amsgrad", torch.optim.AdamW, True)],
+)
+def test_the_named_optimiser_is_taken(name, kind, amsgrad):
+    made = training.optimizer_of([Group(parameters())], TrainingConfig(optimizer=name, epsilon=1e-4))
+    assert type(made) is kind and made.defaults["eps"] == 1e-4 and made.defaults["amsgrad"] is amsgrad
+
+
+@pytest.mark.parametrize("name", ["adamw", "adam", "adamw_amsgrad"])
+def test_the_fused_optimiser_steps_as_the_plain_one(name):
+    """Against torch's training over single tensors, to float32 rounding."""
+    config = TrainingConfig(optimizer=name, weight_decay=0.1)
+    fused, plain = (training.optimizer_of([Group(parameters())], config) for _ in range(2))
+    for group in plain.param_groups:
+        group |= {"fused": False, "foreach": False}
+    assert all(group["fused"] for group in fused.param_groups)
+    for number in range(20):
+        for optimizer in (fused, plain):
+            generator = torch.Generator().manual_seed(number)
+            for group in optimizer.param_groups:
+                group["lr"] = 0.01
+                for parameter in group["params"]:
+                    parameter.grad = torch.randn(parameter.shape, generator=generator)
+            optimizer.step()
+    for ours, theirs in zip(fused.param_groups[0]["params"], plain.param_groups[0]["params"], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+        assert not torch.equal(ours, parameters()[0])
+
+
+def test_a_constant_schedule_stays_after_its_warm_up():
+    config = TrainingConfig(learning_rate=0.1, schedule="constant", warmup_fraction=0.1)
+    assert training.learning_rate(0, 100, config) == pytest.approx(0.01)
+    assert {training.learning_rate(step, 100, config) for step in (10, 50, 99, 500)} == {0.1}
+    no_warm_up = TrainingConfig(learning_rate=0.1, schedule="constant", warmup_fraction=0.0)
+    assert training.learning_rate(0, 100, no_warm_up) == 0.1
+
+
+def test_every_step_sets_the_rate_of_each_group(small, corpora, tools, monkeypatch, tmp_path):
+    """Two groups, one at a tenth: the second's parameters move a tenth as far in Adam's first step."""
+    from test_held_out import config_of
+
+    config = config_of("bilstm")
+    seen: list[list[float]] = []
+    step = training.step
+
+    def watched(method, optimizer, *rest):
+        seen.append([group["lr"] for group in optimizer.param_groups])
+        return step(method, optimizer, *rest)
+
+    monkeypatch.setattr(training, "step", watched)
+    from cmpta_lib.baselines.reference import BiLSTM
+
+    def in_two_groups(self, training):
+        parts = list(self.module.parameters())
+        return [Group(parts[:3]), Group(parts[3:], 0.1)]
+
+    monkeypatch.setattr(BiLSTM, "groups", in_two_groups)
+    training.train(config, corpora["embedded-sims"], tools, tmp_path)
+    assert seen and all(slow == pytest.approx(0.1 * fast) for fast, slow in seen) and seen[0][0] > 0
+
+
+def test_gradients_are_clipped_only_where_the_settings_say_so(corpora, tools):
+    from test_held_out import config_of
+
+    split = corpora["embedded-sims"].splits["train"]
+    norms = {}
+    for clip in (1e-3, None):
+        config = config_of("bilstm")
+        method = training.build(config, corpora["embedded-sims"], tools)
+        optimizer = training.optimizer_of(method.groups(config.training), config.training)
+        settings = config.training.model_copy(update={"gradient_clip": clip})
+        training.step(method, optimizer, split, [[0], [1], [2]], settings)
+        norms[clip] = torch.nn.utils.get_total_norm([p.grad for p in method.module.parameters() if p.grad is not None]).item()
+    assert norms[1e-3] == pytest.approx(1e-3, rel=1e-2) and norms[None] > 1e-2
+
+
+def staged_config(**changes: object) -> RunConfig:
+    import staged_method
+
+    base = RunConfig(
+        data=DataConfig(name="a", fingerprint="b"),
+        method=staged_method.StagedConfig(),
+        training=TrainingConfig(epochs=3, batch_size=4, learning_rate=0.05),
+    )
+    return override(base, {name.replace("__", "."): value for name, value in changes.items()})
+
+
+def test_each_stage_has_its_epochs_its_weights_its_schedule_and_labels_where_it_says_so(staged, corpus, tools, tmp_path):
+    config = staged_config()
+    assert config.epochs == 5 and [stage.name for stage in config.stages] == ["reading", "training"]
+    before = weights(training.build(config, corpus, tools))
+    method, state = training.train(config, corpus, tools, tmp_path)
+    assert [(row["epoch"], row["stage"]) for row in state.history] == [
+        (1, "reading"), (2, "reading"), (3, "training"), (4, "training"), (5, "training"),
+    ]  # fmt: skip
+    assert ["valid_mae" in row for row in state.history] == [False, False, True, True, True]
+    assert state.best_epoch >= 3
+    labels = {name: [label for stage, label in staged.seen if stage == name] for name in ("reading", "training")}
+    assert labels["reading"] and set(labels["reading"]) == {None}
+    assert labels["training"] and None not in labels["training"]
+    after = weights(method)
+    changed = {name.split(".")[0] for name in before if before[name] != after[name]}
+    assert {"reader", "head"} <= changed and "linear" not in changed
+    rates = [row["learning_rate"] for row in state.history]
+    assert rates[1] < 0.01 * 0.2 and rates[2] > rates[1], "cosine to zero, then a warm-up anew"
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 4])
+def test_a_kill_in_any_stage_changes_no_byte(staged, corpus, tools, tmp_path, epochs):
+    config = staged_config()
+    whole, expected = training.train(config, corpus, tools, tmp_path / "whole")
+
+    def kill(state: State) -> None:
+        if state.epoch == epochs:
+            raise Killed
+
+    with pytest.raises(Killed):
+        training.train(config, corpus, tools, tmp_path / "killed", kill)
+    seen: list[int] = []
+    resumed, state = training.train(config, corpus, tools, tmp_path / "killed", lambda state: seen.append(state.epoch))
+    assert seen == list(range(epochs + 1, 6)), "it went on where it was, in its stage"
+    assert weights(resumed) == weights(whole)
+    assert state.history == expected.history and state.best_epoch == expected.best_epoch
+
+
+def test_a_run_of_an_unlabelled_stage_alone_keeps_its_last_weights(staged, corpus, tools, tmp_path):
+    config = staged_config(method__answers=False)
+    two, _ = training.train(staged_config(), corpus, tools, tmp_path / "two")
+    one, state = training.train(config, corpus, tools, tmp_path / "one")
+    assert state.best_epoch == 2 and state.best_score is None
+    assert weights(one)["reader.weight"] == weights(two)["reader.weight"]
+
+
+def test_runs_that_agree_share_a_stage(staged, corpus, tools, tmp_path):
+    common = tmp_path / "stages"
+    first, _ = training.train(staged_config(), corpus, tools, tmp_path / "first", shared_stages=common)
+    assert len(list(common.iterdir())) == 1
+    for change in ({"method__width": 5}, {"training__epochs": 2}, {"method__share": 0.5}):
+        alone, expected = training.train(staged_config(**change), corpus, tools, tmp_path / f"alone{change}")
+        epochs: list[int] = []
+        with_it, state = training.train(
+            staged_config(**change), corpus, tools, tmp_path / f"with{change}", lambda s, to=epochs: to.append(s.epoch), common
+        )
+        assert epochs[0] == 2, "both epochs of the first stage at once"
+        assert weights(with_it) == weights(alone) and state.history == expected.history
+    assert len(list(common.iterdir())) == 1
+    for change in ({"seed": 5}, {"method__first_epochs": 1}, {"data__fingerprint": "c"}):
+        training.train(staged_config(**change), corpus, tools, tmp_path / f"other{change}", shared_stages=common)
+    assert len(list(common.iterdir())) == 4
+
+
+def test_a_damaged_shared_stage_is_named_and_made_anew(staged, corpus, tools, tmp_path, caplog):
+    common = tmp_path / "stages"
+    first, _ = training.train(staged_config(), corpus, tools, tmp_path / "first", shared_stages=common)
+    (path,) = common.iterdir()
+    sound = path.read_bytes()
+    path.write_bytes(sound[:-1] + bytes([sound[-1] ^ 1]))
+    again, _ = training.train(staged_config(), corpus, tools, tmp_path / "again", shared_stages=common)
+    assert weights(again) == weights(first) and len(path.read_bytes()) == len(sound)
+    assert path.name in caplog.text and "making this stage anew" in caplog.text
+    caplog.clear()
+    training.train(staged_config(), corpus, tools, tmp_path / "third", shared_stages=common)
+    assert not caplog.text, "what is there now is sound"
+
+
+def test_shares_lie_within_each_other_and_keep_the_number_of_steps():
+    units = [[place] for place in range(40)]
+    tenth, half, other = (training.share_of(units, share, seed) for share, seed in ((0.1, 1), (0.5, 1), (0.1, 2)))
+    assert len(tenth) == len(half) == 40
+    small, large = ({place for (place,) in drawn} for drawn in (tenth, half))
+    assert len(small) == 4 and len(large) == 20 and small < large and small != {place for (place,) in other}
+    assert training.share_of(units, 1.0, 1) is units
+    assert all(tenth.count([place]) == 10 for place in small)
