@@ -1,4 +1,4 @@
-"""The data contract: what is stored comes back, oddities are counted, and what does not conform is named."""
+"""The data contract: what is stored comes back, data issues are counted, and what does not conform is named."""
 
 from __future__ import annotations
 
@@ -277,7 +277,7 @@ def test_statistics_survive_large_offsets_and_constant_features(tmp_path: Path):
     assert np.isfinite((frames - mean) / std).all()
 
 
-# Oddities and errors ---------------------------------------------------------------------------------------------
+# Data issues and errors ------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

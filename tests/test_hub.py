@@ -144,18 +144,13 @@ def test_files_are_fetched_wherever_they_lie_in_the_repository(server, tmp_path:
     assert set(contents(tmp_path / "raw")) == {*CONTENT, "manifest.json"}
 
 
-def test_a_second_call_asks_nobody(server, tmp_path: Path):
-    first = fetch(FEATURES, tmp_path)
-    asked = len(server.requests)
-    assert fetch(FEATURES, tmp_path) == first
-    assert len(server.requests) == asked
-
-
-def test_a_broken_connection_is_taken_up_where_it_broke(server, tmp_path: Path):
+def test_a_broken_connection_is_taken_up_where_it_broke_and_a_second_call_asks_nobody(server, tmp_path: Path):
     server.cut_after = [1_500_000, 10_000]
     found = fetch(FEATURES, tmp_path)
     assert found.paths["one.pkl"].read_bytes() == CONTENT["one.pkl"]
     assert server.downloads()[:3] == ["", "bytes=1500000-", "bytes=1510000-"]
+    asked = len(server.requests)
+    assert fetch(FEATURES, tmp_path) == found and len(server.requests) == asked
 
 
 def test_a_stopped_download_goes_on_in_the_next_call(server, tmp_path: Path):
@@ -163,11 +158,9 @@ def test_a_stopped_download_goes_on_in_the_next_call(server, tmp_path: Path):
     with pytest.raises(OSError, match="Call again to go on where it stopped"):
         fetch(FEATURES, tmp_path)
     assert not (tmp_path / "one.pkl").exists() and not (tmp_path / "manifest.json").exists()
-    server.requests.clear()
-    server.sent = 0
+    server.requests, server.sent = [], 0
     fetch(FEATURES, tmp_path)
-    assert server.downloads()[0] == "bytes=3000000-"
-    assert server.sent < 2_200_000
+    assert server.downloads()[0] == "bytes=3000000-" and server.sent < 2_200_000
     assert (tmp_path / "one.pkl").read_bytes() == CONTENT["one.pkl"]
     assert set(contents(tmp_path)) == {*CONTENT, "manifest.json"}
 
@@ -177,12 +170,8 @@ def test_the_rest_of_another_version_is_not_appended(server, tmp_path: Path):
     with pytest.raises(OSError):
         fetch(FEATURES, tmp_path)
     server.files["one.pkl"] = new = bytes(reversed(CONTENT["one.pkl"]))
+    server.ranges, server.cut_after = False, [1_000_000]  # without ranges, all is sent again
     assert fetch(FEATURES, tmp_path).paths["one.pkl"].read_bytes() == new
-
-
-def test_a_server_without_ranges_sends_it_all_again(server, tmp_path: Path):
-    server.ranges, server.cut_after = False, [1_000_000]
-    assert fetch(FEATURES, tmp_path).paths["one.pkl"].read_bytes() == CONTENT["one.pkl"]
 
 
 def test_files_at_fixed_addresses_resume_too(server, tmp_path: Path):
@@ -250,18 +239,18 @@ def test_a_file_changed_after_its_download_is_named(server, tmp_path: Path):
     assert fetch(FEATURES, tmp_path).paths["two words.pkl"].read_bytes() == CONTENT["below/two words.pkl"]
 
 
-def test_a_file_that_the_hub_lacks_or_has_twice_is_named(server, tmp_path: Path):
-    server.files["copy/one.pkl"] = b""
-    with pytest.raises(OSError, match=r"expected one one.pkl in someone/features, found \['one.pkl', 'copy/one.pkl'\]"):
-        fetch(FEATURES, tmp_path)
-    del server.files["copy/one.pkl"], server.files["one.pkl"]
-    with pytest.raises(OSError, match=r"found \['README.md', 'below/two words.pkl'\].*by hand"):
-        fetch(FEATURES, tmp_path)
-
-
-def test_a_listing_cannot_write_outside_of_the_folder(server, tmp_path: Path):
-    server.files["../one.pkl"] = server.files.pop("one.pkl")
-    with pytest.raises(OSError, match=r"lists '\.\./one.pkl', which would lie outside"):
+@pytest.mark.parametrize(
+    ("listed", "message"),
+    [
+        (["one.pkl", "copy/one.pkl"], r"expected one one.pkl in someone/features, found \['one.pkl', 'copy/one.pkl'\]"),
+        ([], r"found \['README.md', 'below/two words.pkl'\].*by hand"),
+        (["../one.pkl"], r"lists '\.\./one.pkl', which would lie outside"),
+    ],
+)
+def test_a_file_that_the_hub_has_not_once_or_outside_is_named(server, tmp_path: Path, listed: list[str], message: str):
+    content = server.files.pop("one.pkl")
+    server.files = dict.fromkeys(listed, content) | server.files
+    with pytest.raises(OSError, match=message):
         fetch(FEATURES, tmp_path / "raw")
     assert not (tmp_path / "one.pkl").exists() and server.downloads() == []
 
@@ -271,6 +260,9 @@ def test_a_repository_that_is_gone_and_an_answer_that_is_no_listing_are_named(se
         fetch(replace(FEATURES, repo="no/body"), tmp_path)
     monkeypatch.setenv("HF_ENDPOINT", f"{server.address}/store/README.md?")  # a log-in page answers anything like this
     with pytest.raises(OSError, match="JSONDecodeError.*by hand and pass their folder with --from"):
+        fetch(FEATURES, tmp_path)
+    monkeypatch.setenv("HF_ENDPOINT", "mirror.example")
+    with pytest.raises(ValueError, match="HF_ENDPOINT must be an address such as https://.*'mirror.example'"):
         fetch(FEATURES, tmp_path)
 
 
@@ -287,12 +279,6 @@ def test_without_a_network_one_message_says_what_to_do(published: Published, tmp
     assert "HF_ENDPOINT to a mirror" in message and "--from" in message
     assert all(file.name in message for file in published.files)
     assert contents(tmp_path) == {}
-
-
-def test_an_endpoint_that_is_no_address_is_refused(tmp_path: Path, monkeypatch):
-    monkeypatch.setenv("HF_ENDPOINT", "mirror.example")
-    with pytest.raises(ValueError, match="HF_ENDPOINT must be an address such as https://.*'mirror.example'"):
-        fetch(catalogue.SIMSV2, tmp_path)
 
 
 def test_a_full_disk_is_noticed_before_the_download(server, tmp_path: Path, monkeypatch):

@@ -63,11 +63,8 @@ def imported_modules(tree: ast.AST) -> Iterator[tuple[int, str]]:
             yield node.lineno, node.module
 
 
-def test_top_level_holds_nothing_else():
+def test_top_level_holds_nothing_else_and_nothing_ignored():
     assert {name.split("/")[0] for name in tracked()} == LAYOUT
-
-
-def test_nothing_in_git_is_ignored():
     command = ["git", "-C", ROOT, "ls-files", "--cached", "--ignored", "--exclude-standard"]
     assert tracked() and not subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
@@ -79,21 +76,15 @@ def test_what_notebooks_leave_is_ignored_and_they_are_not(name: str, ignored: bo
     assert (done.returncode == 0) == ignored
 
 
-def test_no_remote_code():
-    for name, tree in sources(tests=False):
-        for node in ast.walk(tree):
-            found = isinstance(node, ast.keyword) and node.arg == "trust_remote_code"
-            found |= isinstance(node, ast.Constant) and node.value == "trust_remote_code"
-            assert not found, f"{name}: trust_remote_code runs code that nobody here has read"
-
-
-def test_nothing_is_unpickled():
+def test_nothing_is_unpickled_and_no_remote_code_trusted():
     """`safe_pickle` borrows opcode tables from `pickle`, two others an error type that torch raises."""
     for name, tree in sources(tests=False):
         if name not in {"data_prep/safe_pickle.py", "cmpta_lib/llm/weights.py", "cmpta_lib/llm/loading.py"}:
             for line, module in imported_modules(tree):
                 assert module.split(".")[0] not in UNPICKLERS, f"{name}:{line}: {module} can run what a file says"
         for node in ast.walk(tree):
+            remote = {getattr(node, "arg", None), getattr(node, "value", None) if isinstance(node, ast.Constant) else None}
+            assert "trust_remote_code" not in remote, f"{name}: trust_remote_code runs code that nobody here has read"
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
                 called = f"{node.value.id}.{node.attr}"
                 unpickler = re.fullmatch(r"_?pickle\.(loads?|_?Unpickler)|(pd|pandas)\.read_pickle", called)

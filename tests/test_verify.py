@@ -43,14 +43,13 @@ def corpus_of(folder: Path, train: list, valid: list, test: list, task: Task = C
     return write_corpus(folder / "corpus", task=task, splits=splits, **options)
 
 
-def count(corpus: Corpus, check: str, split: str) -> int:
+def count(corpus: Corpus, check: str, split: str, column: str = "count") -> Any:
     found = findings(corpus)
-    return int(found[(found["check"] == check) & (found["split"] == split)]["count"].item())
+    return found[(found["check"] == check) & (found["split"] == split)][column].item()
 
 
 def examples(corpus: Corpus, check: str, split: str) -> str:
-    found = findings(corpus)
-    return found[(found["check"] == check) & (found["split"] == split)]["examples"].item()
+    return count(corpus, check, split, "examples")
 
 
 def test_a_clean_corpus_has_counts_only(tmp_path: Path):
@@ -137,7 +136,7 @@ def test_the_same_official_clip_is_named(tmp_path: Path):
     assert examples(corpus, "same official clip", "train+test") == "dia0_utt0 = dia3_utt0"
 
 
-def test_oddities_and_foreign_files_are_listed(tmp_path: Path):
+def test_data_issues_and_foreign_files_are_listed(tmp_path: Path):
     parts = [sample(0)], [sample(1)], [sample(2)]
     sources = {"ch-simsv2s.pkl": "0" * 64, "meld_train.pkl": "1" * 64}
     corpus = corpus_of(tmp_path, *parts, repairs={"audio_inf": 3}, sources=sources)
