@@ -412,7 +412,7 @@ def test_every_legal_answer_has_its_probability(name: str, loaded: dict[str, Tra
 
 def test_many_clips_are_answered_as_each_alone(cmpta: TrainedRun, split: Split, monkeypatch: pytest.MonkeyPatch):
     alone = [cmpta.predict([clip])[0] for clip in split]
-    config = cmpta.run.config.model_copy(update={"evaluation": cmpta.run.config.loop.model_copy(update={"batch_size": 5})})
+    config = cmpta.run.config.model_copy(update={"evaluation": cmpta.run.config.evaluation.model_copy(update={"batch_size": 5})})
     small = TrainedRun(Run(config, cmpta.run.folder), cmpta.inputs, cmpta.method)
     for together in (cmpta.predict(split), small.predict(iter(split))):
         assert len(together) == len(alone) == 24
@@ -695,7 +695,7 @@ def test_killed_in_each_stage_it_ends_with_the_same_bytes(study, tmp_path, monke
     whole = finished(fresh(study, tmp_path / "whole", monkeypatch), ROWS[name])
     again, seen = fresh(study, tmp_path / "killed", monkeypatch), []
     run = begin((planned := again.runs("sims", ROWS[name])[0]).folder, planned.config)
-    epochs, train = whole.config.epochs, worker.train
+    epochs, train = whole.config.epochs, loop.train
     assert epochs == 4
 
     def dies(*arguments):
@@ -708,11 +708,11 @@ def test_killed_in_each_stage_it_ends_with_the_same_bytes(study, tmp_path, monke
 
         return train(*others, noted, common, on_step)
 
-    monkeypatch.setattr(worker, "train", dies)
+    monkeypatch.setattr(loop, "train", dies)
     for _ in range(epochs):
         with pytest.raises(Killed):
             worker.execute(again.root, run.folder)
-    monkeypatch.setattr(worker, "train", train)
+    monkeypatch.setattr(loop, "train", train)
     assert runs.attempt(again.root, run.folder) == "done"
     assert seen == [(1, 0), (2, 1), (3, 1), (4, 1)], "every epoch was made once, in its stage"
     assert contents(run, RESULTS) == contents(whole, RESULTS)
