@@ -294,5 +294,5 @@ def test_parameter_count_at_the_papers_size(changes, expected):
 
 def test_the_six_tokens_are_the_ordered_pairs_of_unlike_modalities():
     """Eq 8: each named after the modality that asks, and none twice."""
-    assert set(PAIRS.values()) == set(permutations(("text", "vision", "audio"), 2))
+    assert set(PAIRS.values()) == set(itertools.permutations(("text", "vision", "audio"), 2))
     assert [(name[0], y[0]) for name, (y, _) in PAIRS.items()] == [(letter, letter) for letter in "ttvvaa"]
