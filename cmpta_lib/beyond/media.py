@@ -42,7 +42,7 @@ class Clip:
     was_cut: bool = False  # the recording went on
 
 
-def lacks(corpus: str) -> str:
+def missing(corpus: str) -> str:
     """Why no clip of this corpus can be read here, with what to do; "" where its folder and PyAV are there."""
     named, needed = os.environ.get(MEDIA, ""), f"the recordings of '{corpus}' are needed:"
     if not named:
@@ -58,16 +58,16 @@ def find(corpus: str, ids: Iterable[str]) -> dict[str, Path]:
     """The recording of each clip, by its id.
 
     Raises:
-        FileNotFoundError: what `lacks` says, or a clip has no recording; says what was looked for.
+        FileNotFoundError: what `missing` says, or a clip has no recording; says what was looked for.
     """
-    if reason := lacks(corpus):
+    if reason := missing(corpus):
         raise FileNotFoundError(reason)
     folder = (Path(os.environ[MEDIA]) / corpus).resolve()
     found = {name: _recording(folder, name) for name in ids}
-    if missing := [name for name, path in found.items() if path is None]:
+    if absent := [name for name, path in found.items() if path is None]:
         raise FileNotFoundError(
-            f"{folder}: no recording of {len(missing)} of {len(found)} clips; the first is {missing[0]!r}, expected "
-            f"{missing[0]}{' or '.join(SUFFIXES)}; put it there"
+            f"{folder}: no recording of {len(absent)} of {len(found)} clips; the first is {absent[0]!r}, expected "
+            f"{absent[0]}{' or '.join(SUFFIXES)}; put it there"
         )
     return {name: path for name, path in found.items() if path}
 

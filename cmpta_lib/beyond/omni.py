@@ -180,7 +180,7 @@ def complete(config: RunConfig, corpus: Corpus, cache: Path, changes: Mapping[st
         raise FileNotFoundError(
             f"corpus '{corpus.name}' is generated: it holds features, and an omni model reads recordings; use real clips"
         )
-    if config.method.needs_media and (reason := media.lacks(corpus.name)):
+    if config.method.needs_media and (reason := media.missing(corpus.name)):
         raise FileNotFoundError(reason)
     omni_model.check(llm_files.locate(name))
     if "method.model.dtype" not in changes:
@@ -198,7 +198,7 @@ register(
     Omni,
     row="omni model",
     complete=complete,
-    waits=media.lacks,
+    waits=media.missing,
     comparisons=(),  # a model of another size that reads recordings, not features: no line of the paper's tables
     reads="one utterance: words, sound and pictures of the recording by a published omni model as it is (zero-shot)",
     is_trained=False,
