@@ -9,30 +9,28 @@ the map, so loading costs neither their size in memory nor the time to read them
 from __future__ import annotations
 
 import gc
-import gzip
 import math
 import mmap
 import pickle
 import pickletools
 import re
-import struct
 import sys
-import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from reprlib import repr as short
-from typing import Literal, NoReturn
+from typing import Any, Literal, NoReturn
 
 import numpy as np
+
+from cmpta_lib.files import replacing
 
 MAX_DEPTH = 64  # containers within containers; hashing much deeper ones can exhaust the interpreter's stack
 # MELD's largest public file needs about 700,000. One opcode makes one small object at most, and the costliest, a
 # container, takes some 200 bytes with the books kept on it: beyond the numbers and text that it really holds, no file
-# takes more than about 600 MB and 6 s.
+# takes more than about 600 MB and 15 s.
 MAX_OPCODES = 3_000_000
 MAX_UNFOLDED = 20_000_000  # values, were every reference a copy: whoever prints or walks the result does just that
-MAX_GZIP_BYTES = 1 << 30  # unpacked; an honest compressed file may be larger, a bomb certainly is
 
 _MAX_DIMENSIONS = 64  # numpy's own bound, checked before the sizes are multiplied
 _MAX_EMPTY_SIZE = 1 << 24  # of a dimension of an array without elements: no clip is as long, no frame as wide
@@ -40,25 +38,19 @@ _SMALL_BYTES = 255  # up to here bytes are copied at once, above they stay views
 _LEAVES = {type(None), bool, int, float, str, bytes}
 _CONTAINERS = {list, dict, tuple, np.ndarray}  # arrays too: one of dtype object holds further values
 _KEYS = {str, bytes, int}
-_NOTHING_INSIDE = (0, 0)
-# Only for the words of a refusal: names that no data file holds by accident. All others are refused just the same.
-_HARMFUL = re.compile(
-    r"(os|posix|nt|subprocess|pty|shutil|socket|sys|ctypes|runpy|importlib|marshal|_?pickle|code|operator|functools)\."
-    r"|(builtins|__builtin__)\.(eval|exec|compile|__import__|getattr|setattr|open|file|apply|breakpoint|input)$"
-)
-_DTYPE = re.compile(r"b1|[iu][1248]|f[248]|c(8|16)|[SU][0-9]{1,9}|O8?")
-# What numpy 1 and numpy 2 name in their pickles -> what this reader does instead of calling it.
+# Module and name as numpy 1 and numpy 2 write them in their pickles -> what this reader does instead of calling it.
 _NAMES = {
-    ("numpy", "ndarray"): "ndarray",
-    ("numpy", "dtype"): "dtype",
-    ("_codecs", "encode"): "encode",  # how protocol 2 spells bytes
-    ("__builtin__", "bytes"): "bytes",
-    ("builtins", "bytes"): "bytes",
+    "numpy ndarray": "ndarray",
+    "numpy dtype": "dtype",
+    "_codecs encode": "encode",  # how protocol 2 spells bytes
+    "__builtin__ bytes": "bytes",
+    "builtins bytes": "bytes",
 } | {
-    (f"numpy.{core}.{module}", name): name
+    f"numpy.{core}.{name}": name.partition(" ")[2]
     for core in ("core", "_core")
-    for module, name in (("multiarray", "_reconstruct"), ("multiarray", "scalar"), ("numeric", "_frombuffer"))
+    for name in ("multiarray _reconstruct", "multiarray scalar", "numeric _frombuffer")
 }
+_DTYPE = re.compile(r"b1|[iu][1248]|f[248]|c(8|16)|[SU][0-9]{1,9}|O8?")
 
 
 class UnsafePickleError(ValueError):
@@ -86,10 +78,10 @@ class _Unfinished:
 
 
 def load(path: str | Path) -> object:
-    """Read one pickle of plain data, protocol 2 to 5; a name ending in `.gz` is unpacked first.
+    """Read one pickle of plain data, protocol 2 to 5.
 
     Admitted: None, bool, int, float, str, bytes, list, dict, tuple, numpy scalars, and numpy arrays of numbers, text or
-    (dtype object) of admitted values, written by numpy 1 or 2.
+    (dtype object, not within each other) of admitted values, written by numpy 1 or 2.
 
     Args:
         path: the file. Leave it alone while its arrays are in use: they are read-only, perhaps unaligned views of it.
@@ -97,110 +89,80 @@ def load(path: str | Path) -> object:
         UnsafePickleError: the file is truncated, claims more than it holds, or contains anything not listed above.
         FileNotFoundError: there is no such file.
     """
-    path = Path(path)
+    was_enabled = gc.isenabled()
+    gc.disable()  # with millions of containers, looking for cycles takes half the time
     try:
-        reader, enabled = _Reader(_content(path)), gc.isenabled()
-        gc.disable()  # there are no cycles, and with millions of containers looking for them takes half the time
-        try:
-            return reader.run()
-        except (IndexError, KeyError, TypeError, ValueError, OverflowError) as error:
-            reader.refuse(f"it is damaged ({type(error).__name__}: {str(error)[:200]})")
-        finally:
-            if enabled:
-                gc.enable()
-    except _Refusal as reason:
-        raise UnsafePickleError(
-            f"{path}: not read, because {reason}. Only containers, text, numbers and numpy arrays are admitted, and "
-            "nothing was run. Fetch the file again if it may be incomplete; if you made it, save plain values with "
-            "protocol 2 to 5."
-        ) from None
+        with Path(path).open("rb") as file:
+            if file.seek(0, 2) == 0:
+                raise _Refusal("it is empty")
+            return _Reader(memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))).run()
+    except _Refusal as refusal:
+        reason = str(refusal)
+    except (IndexError, KeyError, TypeError, ValueError, OverflowError) as error:
+        reason = f"it is damaged ({type(error).__name__}: {str(error)[:200]})"
+    finally:
+        if was_enabled:
+            gc.enable()
+    raise UnsafePickleError(
+        f"{path}: not read, because {reason}. Only containers, text, numbers and numpy arrays are admitted, and nothing was "
+        "run. Fetch the file again if it may be incomplete; if you made it, save plain values with protocol 2 to 5."
+    )
 
 
 def save(value: object, path: str | Path, protocol: int = 4) -> None:
     """Write a pickle that `load` reads; the file appears complete or not at all."""
-    path = Path(path)
-    partial = path.with_name(f"{path.name}.partial")
-    with partial.open("wb") as file:
+    with replacing(Path(path)) as partial, partial.open("wb") as file:
         pickle.dump(value, file, protocol)
-    partial.replace(path)
-
-
-def _content(path: Path) -> memoryview:
-    if path.suffix != ".gz":
-        with path.open("rb") as file:
-            if file.seek(0, 2) == 0:
-                raise _Refusal("it is empty")
-            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    content = bytearray()
-    with gzip.open(path) as file:
-        try:
-            while chunk := file.read(1 << 20):
-                content += chunk
-                if len(content) > MAX_GZIP_BYTES:
-                    raise _Refusal(f"it unpacks to more than {MAX_GZIP_BYTES} bytes; unpack it yourself if so")
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise _Refusal(f"it does not unpack ({error})") from None
-    return memoryview(content).toreadonly()
 
 
 class _Reader:
-    """The stack machine. Every value on `stack` was built here from bytes that the file really holds."""
+    """The stack machine. Every value on `stack` was built here from bytes that the file really holds.
+
+    It is also the file from which `pickletools`' readers of arguments read: they make bytes into numbers and text.
+    """
 
     def __init__(self, data: memoryview) -> None:
         self.data, self.position = data, 0
         self.stack: list = []
         self.marks: list[int] = []
         self.memo: dict[int, object] = {}
-        # id of each container with anything in it -> levels of containers below it, and values in it, those of shared
-        # ones counted again
-        self.inside: dict[int, tuple[int, int]] = {}
         self.handled = 0  # bytes and references copied from one value into another, or looked at one by one
-        self.stored: set[int] = set()  # ids of containers inside another: they may not grow any more, so no cycles
 
     def run(self) -> object:
-        if bytes(self.take(1)) != pickle.PROTO:
+        if self.read(1) != pickle.PROTO:
             self.refuse("it is not a pickle of protocol 2 or later")
-        if (protocol := self.integer(1)) > pickle.HIGHEST_PROTOCOL:
+        if (protocol := self.read(1)[0]) > pickle.HIGHEST_PROTOCOL:
             self.refuse(f"it claims protocol {protocol}")
         for _ in range(MAX_OPCODES):
-            opcode = self.take(1)[0]
-            if opcode == pickle.STOP[0]:
+            opcode = bytes(self.read(1))
+            if opcode == pickle.STOP:
                 break
             if opcode not in _OPCODES:
-                known = pickletools.code2op.get(chr(opcode))  # type: ignore[attr-defined]  # missing in typeshed
-                self.refuse(f"it holds the opcode {known.name if known else hex(opcode)}, which plain data never needs")
-            _OPCODES[opcode](self)
+                self.refuse(f"it holds the opcode {_ALL_OPCODES.get(opcode, hex(opcode[0]))}, which plain data never needs")
+            act, read_argument = _OPCODES[opcode]
+            act(self, read_argument(self)) if read_argument else act(self)
         else:
             self.refuse(f"it holds more than {MAX_OPCODES} values; keep numbers in numpy arrays")
         if len(self.stack) != 1 or self.marks or self.position != len(self.data):
             self.refuse("it does not end where its one value ends")
-        self.check(self.stack)
-        return self.stack[0]
+        values = _copied(self.stack)
+        self.require_plain(values)
+        return values[0]
 
     def refuse(self, reason: str) -> NoReturn:
         raise _Refusal(f"{reason} (at byte {self.position})")
 
-    # Reading -----------------------------------------------------------------------------------------------------
-    def take(self, count: int) -> memoryview:
+    def read(self, count: int) -> bytes | memoryview:
         if count > len(self.data) - self.position:
             left = len(self.data) - self.position
             self.refuse(f"it is truncated: the next part claims {count} bytes, {left} are left")
         self.position += count
-        return self.data[self.position - count : self.position]
-
-    def integer(self, width: int, signed: bool = False) -> int:
-        return int.from_bytes(self.take(width), "little", signed=signed)
-
-    def text(self, width: int) -> str:
-        return str(self.take(self.integer(width)), "utf-8", "surrogatepass")
-
-    def payload(self, width: int) -> bytes | memoryview:
-        view = self.take(self.integer(width))
-        return bytes(view) if len(view) <= _SMALL_BYTES else view
+        view = self.data[self.position - count : self.position]
+        return bytes(view) if count <= _SMALL_BYTES else view
 
     def line(self) -> str:
-        head = bytes(self.data[self.position : self.position + 256]).partition(b"\n")[0]
-        return str(self.take(len(head) + 1)[:-1], "utf-8")
+        length = bytes(self.data[self.position : self.position + _SMALL_BYTES]).find(b"\n") + 1
+        return str(self.read(length or _SMALL_BYTES), "utf-8").removesuffix("\n")
 
     # Stack, memo and containers ----------------------------------------------------------------------------------
     def pop(self, count: int) -> list:
@@ -226,29 +188,6 @@ class _Reader:
             self.refuse("it refers to an array before that array is complete")
         self.stack.append(value)
 
-    def check(self, values: list) -> tuple[int, int]:
-        """Make sure that `values` may be stored in a container; return the levels and values that this adds to it."""
-        deepest = total = 0
-        for index, value in enumerate(values):
-            kind = type(value)
-            total += 1
-            if kind in _CONTAINERS:
-                self.stored.add(id(value))
-                levels, values_inside = self.inside.get(id(value), _NOTHING_INSIDE)
-                deepest = max(deepest, levels)
-                total += values_inside
-            elif kind is str or kind is bytes:
-                total += len(value) >> 6
-            elif kind is memoryview:
-                values[index] = bytes(value)
-            elif kind not in _LEAVES and not isinstance(value, np.generic | np.dtype):
-                self.refuse(f"it stores a bare {value if kind is _Callable else kind.__name__} as a value")
-        if deepest >= MAX_DEPTH:
-            self.refuse(f"it nests more than {MAX_DEPTH} containers")
-        if total > MAX_UNFOLDED:
-            self.refuse(f"it repeats few values more than {MAX_UNFOLDED} times")
-        return deepest + 1, total
-
     def charge(self, count: int) -> None:
         """Account for work that the size of the file does not bound by itself.
 
@@ -258,54 +197,71 @@ class _Reader:
         if self.handled > 4 * len(self.data):
             self.refuse("it uses the same parts more often than plain data need")
 
-    def push_container(self, container: list | dict | tuple | np.ndarray, depth: int = 0, total: int = 0) -> None:
-        key = id(container)
-        self.stored.discard(key)  # the id of a container that is gone may return
-        if total:
-            self.inside[key] = depth, total
-        else:
-            self.inside.pop(key, None)
-        self.stack.append(container)
-
     def push_tuple(self, items: list) -> None:
         ahead = self.position
         ahead += {pickle.MEMOIZE[0]: 1, pickle.BINPUT[0]: 2, pickle.LONG_BINPUT[0]: 5}.get(self.data[ahead], 0)
-        if bytes(self.data[ahead : ahead + 1]) in (pickle.REDUCE, pickle.BUILD):
-            self.stack.append(_Arguments(items))
-        else:
-            depth, total = self.check(items)
-            self.push_container(tuple(items), depth, total)
+        is_consumed = bytes(self.data[ahead : ahead + 1]) in (pickle.REDUCE, pickle.BUILD)
+        self.stack.append(_Arguments(items) if is_consumed else tuple(_copied(items)))
 
     def grow(self, items: list, kind: type[list] | type[dict]) -> None:
         """Add to the list on top of the stack, or (keys and values alternating) to the dict there."""
-        container = self.stack[-1]
-        values = items[1::2] if kind is dict else items
-        depth, total = self.check(values)
-        if type(container) is not kind or id(container) in self.stored:
-            self.refuse(f"it adds to a {type(container).__name__} that is already complete")
-        levels, values_inside = self.inside.get(id(container), _NOTHING_INSIDE)
-        if values_inside + total > MAX_UNFOLDED:
-            self.refuse(f"it repeats few values more than {MAX_UNFOLDED} times")
-        if total:
-            self.inside[id(container)] = max(depth, levels), values_inside + total
+        container, items = self.stack[-1], _copied(items)
+        if type(container) is not kind:
+            self.refuse(f"it adds to a {type(container).__name__} as to a {kind.__name__}")
         if isinstance(container, list):
-            container.extend(values)
+            container.extend(items)
             return
-        keys = [bytes(key) if type(key) is memoryview else key for key in items[0::2]]
-        if len(keys) != len(values) or not all(type(key) in _KEYS for key in keys):
+        keys = items[0::2]
+        if len(items) % 2 or not all(type(key) in _KEYS for key in keys):
             self.refuse("a dict has a key that is not text, bytes or a whole number")
         if not all(-(2**63) <= key < 2**63 for key in keys if type(key) is int):  # larger ones can be made to collide
             self.refuse("a dict has a whole number of more than 64 bits as its key")
-        container.update(zip(keys, values, strict=True))
+        container.update(zip(keys, items[1::2], strict=True))
+
+    def require_plain(self, values: list) -> None:
+        """Go through what was built, each container once: admitted values only, none inside itself, none that unfolds."""
+        measured: dict[int, tuple[int, int]] = {}  # id of a container -> levels and values in it, shared ones counted again
+        entered: set[int] = set()
+        waiting: list = [values]
+        while waiting:
+            container = waiting[-1]
+            levels, count, missing = 0, 0, []
+            for value in () if id(container) in measured else _inside(container):
+                kind, count = type(value), count + 1
+                if kind in _CONTAINERS:
+                    if id(value) in measured:
+                        levels, count = max(levels, measured[id(value)][0]), count + measured[id(value)][1]
+                    elif value.dtype.hasobject if kind is np.ndarray else value:  # others hold nothing
+                        missing.append(value)
+                elif kind is str or kind is bytes:
+                    count += len(value) >> 6
+                elif kind not in _LEAVES and not isinstance(value, np.generic | np.dtype):
+                    self.refuse(f"it stores a bare {value if kind is _Callable else kind.__name__} as a value")
+            if missing:
+                if id(container) in entered:
+                    self.refuse("it holds a container inside itself")
+                entered.add(id(container))
+                waiting += missing
+                continue
+            if levels >= MAX_DEPTH:
+                self.refuse(f"it nests more than {MAX_DEPTH} containers")
+            if count > MAX_UNFOLDED:
+                self.refuse(f"it repeats few values more than {MAX_UNFOLDED} times")
+            measured.setdefault(id(container), (levels + 1, count))
+            waiting.pop()
 
     # Stand-ins for the calls that numpy's pickles ask for --------------------------------------------------------
-    def name(self, module: object, name: object) -> None:
-        if type(module) is not str or type(name) is not str:  # not looked up: hashing nested tuples can take for ever
+    def name(self, name: str) -> None:
+        if name not in _NAMES:
+            module, _, last = name.partition(" ")
+            self.refuse(f"it asks for {module[:80]!r} {last[:80]!r}, which is not plain data")
+        self.stack.append(_Callable(_NAMES[name]))
+
+    def name_on_stack(self) -> None:
+        names = self.pop(2)
+        if not all(type(name) is str for name in names):  # not looked up: hashing nested tuples can take for ever
             self.refuse("it asks for something by a name that is not text")
-        if (module, name) not in _NAMES:
-            reason = "could run code" if _HARMFUL.match(f"{module}.{name}") else "is not plain data"
-            self.refuse(f"it asks for {module[:80]!r} {name[:80]!r}, which {reason}")
-        self.stack.append(_Callable(_NAMES[module, name]))
+        self.name(" ".join(names))
 
     def reduce(self) -> None:
         arguments, called = self.stack.pop(), self.stack.pop()
@@ -316,7 +272,7 @@ class _Reader:
                 self.push_array(shape, dtype, order, data)
             case "_frombuffer", [data, np.dtype(hasobject=False) as dtype, tuple() as shape, "K", tuple() as axes]:
                 self.push_array(shape, dtype, "C", data)
-                self.push_container(self.stack.pop().transpose(axes), total=1)
+                self.stack.append(self.stack.pop().transpose(axes))
             case "dtype", [str(code), _, _] if _DTYPE.fullmatch(code):
                 self.stack.append(_Unfinished(code))
             case "dtype", [str(code), _, _]:
@@ -366,14 +322,16 @@ class _Reader:
             self.refuse(f"an array claims {count} elements of type {dtype}, but holds {len(data)} bytes or objects")
         if not isinstance(data, list):
             self.require_unicode(dtype, data)
-            return self.push_container(np.ndarray(shape, dtype, data, order=order), total=1)
+            self.stack.append(np.ndarray(shape, dtype, data, order=order))
+            return
         self.charge(count)
+        if any(type(value) is np.ndarray and value.dtype.hasobject for value in data):  # freed by recursion, however deep
+            self.refuse("it holds an array of objects as one element of another")
         elements = np.empty(count, dtype)
         for index, value in enumerate(data):  # one by one: assigned as a whole, numpy would look into nested lists
             elements[index] = value
         # Bytes of numbers come in the order in which they lie in memory, but objects always row by row.
-        array = np.asarray(elements.reshape(shape), order=order)
-        self.push_container(array, *self.inside.get(id(data), _NOTHING_INSIDE))
+        self.stack.append(np.asarray(elements.reshape(shape), order=order))
 
     def require_unicode(self, dtype: np.dtype, data: bytes | memoryview) -> None:
         """numpy looks at the code points of text only when they are read, and then breaks off with a SystemError."""
@@ -384,44 +342,50 @@ class _Reader:
                 self.refuse("text holds something that is not Unicode")
 
 
-_OPCODES: dict[int, Callable[[_Reader], object]] = {
-    opcode[0]: action
-    for opcode, action in {
-        pickle.FRAME: lambda r: r.take(8),
-        pickle.MARK: lambda r: r.marks.append(len(r.stack)),
-        pickle.NONE: lambda r: r.stack.append(None),
-        pickle.NEWTRUE: lambda r: r.stack.append(True),
-        pickle.NEWFALSE: lambda r: r.stack.append(False),
-        pickle.BININT: lambda r: r.stack.append(r.integer(4, signed=True)),
-        pickle.BININT1: lambda r: r.stack.append(r.integer(1)),
-        pickle.BININT2: lambda r: r.stack.append(r.integer(2)),
-        pickle.LONG1: lambda r: r.stack.append(r.integer(r.integer(1), signed=True)),
-        pickle.BINFLOAT: lambda r: r.stack.append(struct.unpack(">d", r.take(8))[0]),
-        pickle.SHORT_BINUNICODE: lambda r: r.stack.append(r.text(1)),
-        pickle.BINUNICODE: lambda r: r.stack.append(r.text(4)),
-        pickle.BINUNICODE8: lambda r: r.stack.append(r.text(8)),
-        pickle.SHORT_BINBYTES: lambda r: r.stack.append(r.payload(1)),
-        pickle.BINBYTES: lambda r: r.stack.append(r.payload(4)),
-        **dict.fromkeys((pickle.BINBYTES8, pickle.BYTEARRAY8), lambda r: r.stack.append(r.payload(8))),
-        pickle.EMPTY_LIST: lambda r: r.push_container([]),
-        pickle.EMPTY_DICT: lambda r: r.push_container({}),
-        pickle.EMPTY_TUPLE: lambda r: r.push_tuple([]),
-        pickle.TUPLE: lambda r: r.push_tuple(r.since_mark()),
-        pickle.TUPLE1: lambda r: r.push_tuple(r.pop(1)),
-        pickle.TUPLE2: lambda r: r.push_tuple(r.pop(2)),
-        pickle.TUPLE3: lambda r: r.push_tuple(r.pop(3)),
-        pickle.APPEND: lambda r: r.grow(r.pop(1), list),
-        pickle.APPENDS: lambda r: r.grow(r.since_mark(), list),
-        pickle.SETITEM: lambda r: r.grow(r.pop(2), dict),
-        pickle.SETITEMS: lambda r: r.grow(r.since_mark(), dict),
-        pickle.BINPUT: lambda r: r.memoize(r.integer(1)),
-        pickle.LONG_BINPUT: lambda r: r.memoize(r.integer(4)),
-        pickle.MEMOIZE: lambda r: r.memoize(len(r.memo)),
-        pickle.BINGET: lambda r: r.recall(r.integer(1)),
-        pickle.LONG_BINGET: lambda r: r.recall(r.integer(4)),
-        pickle.GLOBAL: lambda r: r.name(r.line(), r.line()),
-        pickle.STACK_GLOBAL: lambda r: r.name(*r.pop(2)),
-        pickle.REDUCE: lambda r: r.reduce(),
-        pickle.BUILD: lambda r: r.build(),
-    }.items()
+def _copied(values: list) -> list:
+    return [bytes(value) if type(value) is memoryview else value for value in values]
+
+
+def _inside(container: Any) -> Iterable[object]:
+    if isinstance(container, np.ndarray):
+        return container.ravel().tolist()
+    return container.values() if isinstance(container, dict) else container
+
+
+_ALL_OPCODES = {opcode.code.encode("latin1"): opcode.name for opcode in pickletools.opcodes}
+_ACTIONS: dict[str, Callable[..., object]] = {
+    **dict.fromkeys(
+        "BININT BININT1 BININT2 LONG1 BINFLOAT SHORT_BINUNICODE BINUNICODE BINUNICODE8 SHORT_BINBYTES BINBYTES BINBYTES8 "
+        "BYTEARRAY8".split(),
+        lambda r, value: r.stack.append(value),
+    ),
+    "FRAME": lambda r, size: None,
+    "MARK": lambda r: r.marks.append(len(r.stack)),
+    "NONE": lambda r: r.stack.append(None),
+    "NEWTRUE": lambda r: r.stack.append(True),
+    "NEWFALSE": lambda r: r.stack.append(False),
+    "EMPTY_LIST": lambda r: r.stack.append([]),
+    "EMPTY_DICT": lambda r: r.stack.append({}),
+    "EMPTY_TUPLE": lambda r: r.push_tuple([]),
+    "TUPLE": lambda r: r.push_tuple(r.since_mark()),
+    "TUPLE1": lambda r: r.push_tuple(r.pop(1)),
+    "TUPLE2": lambda r: r.push_tuple(r.pop(2)),
+    "TUPLE3": lambda r: r.push_tuple(r.pop(3)),
+    "APPEND": lambda r: r.grow(r.pop(1), list),
+    "APPENDS": lambda r: r.grow(r.since_mark(), list),
+    "SETITEM": lambda r: r.grow(r.pop(2), dict),
+    "SETITEMS": lambda r: r.grow(r.since_mark(), dict),
+    "MEMOIZE": lambda r: r.memoize(len(r.memo)),
+    **dict.fromkeys(("BINPUT", "LONG_BINPUT"), _Reader.memoize),
+    **dict.fromkeys(("BINGET", "LONG_BINGET"), _Reader.recall),
+    "GLOBAL": _Reader.name,
+    "STACK_GLOBAL": _Reader.name_on_stack,
+    "REDUCE": _Reader.reduce,
+    "BUILD": _Reader.build,
+}
+# What reads the argument of each opcode: pickletools' own, but a bytearray as bytes, without a copy, and names within bounds.
+_READERS: dict[str, Callable[[Any], Any]] = {opcode.name: opcode.arg.reader for opcode in pickletools.opcodes if opcode.arg}
+_READERS |= {"BYTEARRAY8": pickletools.read_bytes8, "GLOBAL": lambda r: f"{r.line()} {r.line()}"}
+_OPCODES: dict[bytes, tuple[Callable[..., object], Callable[[Any], Any] | None]] = {
+    code: (_ACTIONS[name], _READERS.get(name)) for code, name in _ALL_OPCODES.items() if name in _ACTIONS
 }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import gzip
 import io
 import pickle
 import random
@@ -184,12 +183,6 @@ def test_arrays_are_views_of_the_file_and_read_only(write):
             loaded["video"][0][0, 0] = 2
 
 
-def test_gzip_is_read_and_a_missing_file_named(write, tmp_path: Path):
-    assert equal(load(write(gzip.compress(dumps(ARRAYS, 4)), "file.pkl.gz")), ARRAYS)
-    with pytest.raises(FileNotFoundError, match="absent.pkl"):
-        load(tmp_path / "absent.pkl")
-
-
 def test_real_files_are_read_as_pickle_reads_them(shared_folder: Path):
     path = shared_folder / "data" / "ravdess" / "ravdess_valid.pkl"
     with path.open("rb") as file, warnings.catch_warnings(action="ignore"):  # numpy 2 warns of numpy 1's names
@@ -238,7 +231,7 @@ def test_no_call_is_made(refuse, callable_name: str):
         for use in (arguments + pickle.REDUCE, arguments + pickle.NEWOBJ, b"", pickle.EMPTY_DICT + pickle.BUILD):
             message = refuse(b"\x80\x04" + named + use + b".")
             assert repr(module) in message and repr(name) in message
-            assert "could run code" in message or "is not plain data" in message
+            assert "is not plain data" in message
 
 
 OPCODES = {  # name -> a pickle that uses it
@@ -273,7 +266,7 @@ def array(shape: bytes = ONE, kind: bytes = DTYPE, data: bytes = FOUR_BYTES) -> 
 
 
 NOT_READ = "(structured and dated"
-NESTED = 100_000
+NESTED = 30_000
 # What is wrong -> what follows the protocol, and words of the refusal. First names that are admitted, misused.
 HOSTILE = {
     "reconstruct another class": (RECONSTRUCT + b"cnumpy\ndtype\nK\x00\x85C\x01b\x87R.", "calls _reconstruct"),
@@ -332,7 +325,7 @@ HOSTILE = {
     "long integer claims more": (b"\x8a\xff\x01.", "claims 255 bytes"),
     "float cut": (b"G\x00.", "truncated"),
     "text claims 4 GB": (b"X\xff\xff\xff\xffabc.", "claims 4294967295 bytes"),
-    "text claims 2^63": (b"\x8d" + b"\xff" * 8 + b"abc.", "truncated"),
+    "text claims 2^63": (b"\x8d" + b"\xff" * 8 + b"abc.", "damaged"),
     "bytes claim 10^12": (b"\x8e" + struct.pack("<Q", 10**12) + b"abc.", "claims 1000000000000 bytes"),
     "bytearray claims 10^12": (b"\x96" + struct.pack("<Q", 10**12) + b"abc.", "claims 1000000000000 bytes"),
     "text that is not UTF-8": (b"\x8c\x02\xff\xfe.", "damaged"),
@@ -353,16 +346,17 @@ HOSTILE = {
     "colliding keys": (b"}\x8a\x09" + b"\x7f" * 9 + b"K\x01s.", "64 bits"),
     "append to text": (b"\x8c\x01aK\x01a.", "adds to a str"),
     "set an item of a list": (b"]K\x01K\x02s.", "adds to a list"),
-    "dict inside itself": (b"}\x94K\x01h\x00s.", "already complete"),
-    "list inside itself": (b"]\x94h\x00a.", "already complete"),
-    "tuple around its own list": (b"]\x94h\x00\x85a.", "already complete"),
+    "dict inside itself": (b"}\x94K\x01h\x00s.", "inside itself"),
+    "list inside itself": (b"]\x94h\x00a.", "inside itself"),
+    "tuple around its own list": (b"]\x94h\x00\x85a.", "inside itself"),
+    "arrays of objects in each other": (
+        array(b")", OBJECTS, b"]Na") + b"".join(b"q\x00" + array(b")", OBJECTS, b"]h\x00a") for _ in range(5_000)) + b".",
+        "as one element of another",
+    ),
     "nested lists": (b"]" * NESTED + b"a" * (NESTED - 1) + b".", "nests more than 64"),
     "nested dicts": (b"}K\x01" * NESTED + b"N" + b"s" * NESTED + b".", "nests more than 64"),
     "nested tuples": (b")" + b"\x85" * NESTED + b".", "nests more than 64"),
     "nested marks": (b"(" * NESTED + b"t" * NESTED + b".", "nests more than 64"),
-    # Names that run code are called that, and no others.
-    **{name: (b"c" + name.replace(" ", "\n").encode() + b"\n.", "which could run code")
-       for name in ("os system", "builtins eval", "__builtin__ file", "importlib._bootstrap _load")},
     **{type(value).__name__: (dumps([value], 2)[2:], "which is not plain data")
        for value in (1j, set(), bytearray(b"abc"), Path("a"), Fraction(1, 2))},
     **{f"opcode {name}": (content, f"the opcode {name},") for name, content in OPCODES.items()},
@@ -394,12 +388,14 @@ OBJECT_OF_LISTS = (
 REPEATS, REUSES, NO_SHAPE = "repeats few values", "the same parts more often", "a shape that does not consist of whole numbers"
 AMPLIFIED = {
     "tuples of tuples": (LAUGHS + b"e.", REPEATS),
-    "tuples of tuples as a shape": (LAUGHS + b"e" + array(b"h\x32") + b".", REPEATS),
+    "tuples of tuples as a shape": (LAUGHS + b"e" + array(b"h\x32") + b".", NO_SHAPE),
     "lists of lists": (b"](]q\x00" + b"".join(b"](h%ch%ceq%c" % one for one in FIFTY) + b"e.", REPEATS),
     "dicts of dicts": (b"](}q\x00" + b"".join(b"}(K\x00h%cK\x01h%cuq%c" % one for one in FIFTY) + b"e.", REPEATS),
-    "object arrays of object arrays": (
-        b"](]q\x00" + b"".join(array(b"K\x02\x85", OBJECTS, b"](h%ch%ce" % one[:2]) + b"q%c" % one[2] for one in FIFTY) + b"e.",
-        REPEATS,
+    "object arrays of lists of object arrays": (
+        b"](]q\x00" + b"".join(
+            b"](h%ch%ceq%c" % (first, second, last + 60) + array(ONE, OBJECTS, b"]h%ca" % (last + 60)) + b"q%c" % last
+            for first, second, last in FIFTY
+        ) + b"e.", REPEATS,
     ),
     "one long text very often": (b"](" + text4("a" * 1_000_000) + b"q\x00" + b"h\x00" * 5_000 + b"e.", REPEATS),
     "one text encoded often": (
@@ -471,14 +467,6 @@ def test_too_many_values_are_refused(refuse, monkeypatch):
     assert "more than 1000 values; keep numbers in numpy arrays" in refuse(b"\x80\x04" + b"N" * 2000)
 
 
-def test_a_gzip_bomb_and_damaged_gzip_are_refused(refuse, monkeypatch):
-    monkeypatch.setattr(safe_pickle, "MAX_GZIP_BYTES", 100_000)
-    assert "unpacks to more than 100000 bytes" in refuse(gzip.compress(bytes(3_000_000)), "bomb.pkl.gz")
-    whole = gzip.compress(dumps(list(range(1000)), 4))
-    for damaged in (whole[:-9], b"no" + whole, whole[:30] + b"\xff" * 9 + whole[39:]):
-        assert "does not unpack" in refuse(damaged, "file.pkl.gz")
-
-
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 def test_every_truncation_is_refused(write, protocol: int):
     value = [{"text": "hi", "audio": np.ones((2, 3), np.float32)}, np.float64(2), np.array(["a", None])]
@@ -492,7 +480,7 @@ def test_every_truncation_is_refused(write, protocol: int):
 PIECES = [
     *(DTYPE, OBJECTS, UNICODE, EMPTY_ARRAY, RECONSTRUCT, SCALAR, b"cnumpy\ndtype\n", b"cnumpy\nndarray\n", b"K\x01"),
     *(FROM_BUFFER, ENCODE, FOUR_BYTES, b"\x8c\x01C", b"h\x00", b"q\x00", b"\x94"),
-    *(bytes([code]) for code in safe_pickle._OPCODES),
+    *safe_pickle._OPCODES,
 ]
 
 
