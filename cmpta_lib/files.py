@@ -28,6 +28,7 @@ _REMEDIES = {
     errno.EROFS: f"the file system is read-only: {_ELSEWHERE}",
     errno.EACCES: f"no permission: grant it, or {_ELSEWHERE}",
     errno.EPERM: f"no permission: grant it, or {_ELSEWHERE}",
+    errno.ENOTDIR: f"a file stands where a folder must be: remove it, or {_ELSEWHERE}",
     errno.ENAMETOOLONG: "the name is too long for this file system: use a shorter one",
 }
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import errno
 import json
 import os
-import shlex
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from cmpta_lib.files import reading, write_text
+from cmpta_lib.data.checking import problem
+from cmpta_lib.files import reading, write_text, writing
 from cmpta_lib.files import sha256 as hash_of
 from data_prep.catalogue import HUB, File, Published
 
@@ -32,11 +32,11 @@ class Found:
     generated: bool = False  # written by `data_prep.synthetic_files`
     sizes: Mapping[str, int] = field(default_factory=dict)  # split -> samples, where a dry run says so
 
-    def size(self, split: str, in_table_1: int) -> tuple[int, str]:
-        """The samples that the split must have, and in words who says so."""
-        if split in self.sizes:
-            return self.sizes[split], f"the split's size in {self.folder / MANIFEST}"
-        return in_table_1, "the split's size in Table 1 of the paper"
+    def require_size(self, split: str, count: int, in_table_1: int, where: str) -> None:
+        """Raise ValueError unless the split has as many samples as the manifest of a dry run says, or else Table 1."""
+        whose = f"{self.folder / MANIFEST}" if split in self.sizes else "Table 1 of the paper"
+        if count != (size := self.sizes.get(split, in_table_1)):
+            raise problem(where, None, f"of {size} samples, the split's size in {whose}", f"of {count}", CORRECT)
 
 
 # Files that are here -------------------------------------------------------------------------------------------------
@@ -55,9 +55,10 @@ def find(published: Published, folder: Path) -> Found:
     for file in published.files:
         path = _locate(folder, file.name)
         if path is None:
-            expected, packed = f"{folder}: expected {file.name} ({published.title})", _locate(folder, f"{file.name}.gz")
-            found = f" in it or below it, found {_listing(folder)}; it is published at {published.page}"
-            raise FileNotFoundError(expected + (f"; {unpack_first([packed])}" if packed else found))
+            raise FileNotFoundError(
+                f"{folder}: expected {file.name} ({published.title}), unpacked, in it or below it, found {_listing(folder)}; "
+                f"it is published at {published.page}"
+            )
         paths[file.name] = path
     sources = {name: sha256(path) for name, path in paths.items()}
     generated = bool(manifest.get("generated"))
@@ -66,11 +67,6 @@ def find(published: Published, folder: Path) -> Found:
             expected = f"SHA-256 {sources[file.name]}, expected {file.sha256}"
             print(f"{paths[file.name]} is not the published file ({expected}); used all the same")
     return Found(folder, paths, sources, generated, dict(manifest.get("sizes") or {}))
-
-
-def unpack_first(packed: Sequence[Path]) -> str:
-    """What to say where only `packed` files are there."""
-    return f"found it packed, unpack it first: gunzip {' '.join(shlex.quote(str(path)) for path in packed)}"
 
 
 def holds(published: Published, folder: Path) -> bool:
@@ -87,10 +83,6 @@ def sha256(path: Path) -> str:
 def need_space(folder: Path, size_bytes: int, what: str) -> None:
     """Raise OSError unless `size_bytes` more fit beside `folder`; better now than after an hour of download."""
     existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    if not existing.is_dir():
-        raise NotADirectoryError(f"{folder}: cannot be made, because {existing} is a file; choose another with --cache")
-    if not os.access(existing, os.W_OK):
-        raise PermissionError(f"{folder}: {existing} cannot be written to; choose another folder with --cache")
     if (free := shutil.disk_usage(existing).free) < size_bytes:
         raise OSError(
             f"{folder}: {what} needs {size_bytes / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free; make room, or choose "
@@ -151,45 +143,38 @@ def fetch(published: Published, folder: Path) -> Found:
     folder = Path(folder)
     if _manifest(folder).get("generated"):
         return find(published, folder)
-    need_space(folder, 0, published.title)
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".fetch.lock"):  # several notebooks may want the same file
         return _fetch(published, folder)
 
 
 def _fetch(published: Published, folder: Path) -> Found:
-    listed = _manifest(folder).get("files", {})
-    located = {file.name: _locate(folder, file.name) for file in published.files}
-    here = {name: path for name, path in located.items() if path is not None and name in listed}
-    if len(here) == len(located):
-        wanted = [replace(file, sha256=file.sha256 or listed[file.name]["sha256"]) for file in published.files]
+    listed, wanted = _manifest(folder).get("files", {}), list(published.files)
+    source, revision = published.page, ", ".join(dict.fromkeys(file.url.split("/")[-4] for file in wanted if file.url))
+    here = {file.name: path for file in wanted if file.name in listed and (path := _locate(folder, file.name))}
+    if len(here) == len(wanted):  # nobody is asked
+        wanted = [replace(file, sha256=file.sha256 or listed[file.name]["sha256"]) for file in wanted]
         return Found(folder, here, {file.name: _check(here[file.name], file) for file in wanted})
-    files, source, revision = list(published.files), published.page, ""
     if published.repo:
         with _asking(published):
-            files, source, revision = _listed_by_hub(published)
-    else:
-        revision = ", ".join(dict.fromkeys(file.url.split("/")[-4] for file in files))
-    paths = {file.name: folder / (file.path or file.name) for file in files}
-    partials: dict[str, Path] = {}  # of the files that are missing; named by content, so that versions never mix
-    needed = 0
-    for file in files:
-        path, size_bytes = paths[file.name], file.size_bytes or 0
-        if not path.exists():
-            partials[file.name] = partial = path.with_name(f".{path.name}.{(file.sha256 or revision)[:12]}.partial")
-            if partial.exists() and partial.stat().st_size > size_bytes:  # or the size is unknown: nothing to go on from
-                partial.unlink()
-            needed += size_bytes - (partial.stat().st_size if partial.exists() else 0)
-    need_space(folder, needed, published.title)
+            wanted, source, revision = _listed_by_hub(published)
+    paths = {file.name: folder / (file.path or file.name) for file in wanted}
+    missing = [file for file in wanted if not paths[file.name].exists()]
+    # Named by content, so that versions never mix.
+    partials = {f.name: paths[f.name].with_name(f".{f.name}.{(f.sha256 or revision)[:12]}.partial") for f in missing}
+    there = sum(partial.stat().st_size for partial in partials.values() if partial.exists())
+    need_space(folder, sum(file.size_bytes or 0 for file in missing) - there, published.title)
     sources = {}
-    for file in files:
-        path, arrived = paths[file.name], partials.get(file.name)
-        if arrived:
+    for file in wanted:
+        path = paths[file.name]
+        if partial := partials.get(file.name):
             with _asking(published):
-                _download(file, arrived, from_hub=bool(published.repo))
-        sources[file.name] = _check(arrived or path, file, path if arrived else None)
-        if arrived:
-            arrived.replace(path)
+                _download(file, partial, from_hub=bool(published.repo))
+            sources[file.name] = _check(partial, file, path)
+            partial.replace(path)
+        else:
+            sources[file.name] = _check(path, file)
     write_manifest(folder, paths, sources, source=source, revision=revision, generated=False)
     return Found(folder, paths, sources)
 
@@ -201,8 +186,8 @@ def _check(path: Path, file: File, target: Path | None = None) -> str:
         target: where a download that still has another name belongs; a wrong one is removed, or else the next call
             would go on at its end.
     """
-    size_bytes, digest = path.stat().st_size, sha256(path)
-    for what, expected, found in (("bytes", file.size_bytes, size_bytes), ("SHA-256", file.sha256, digest)):
+    digest = sha256(path)
+    for what, expected, found in (("bytes", file.size_bytes, path.stat().st_size), ("SHA-256", file.sha256, digest)):
         if expected not in (None, found):
             if target is not None:
                 path.unlink()
@@ -281,6 +266,8 @@ def _download(file: File, partial: Path, from_hub: bool) -> None:
     try:
         with partial.open("ab") as out:
             size, done = file.size_bytes, out.tell()
+            if done > (size or 0):  # or the size is unknown: nothing to go on from
+                out.truncate(done := 0)
             http_get(file.url, out, resume_size=done, headers=headers, expected_size=size, displayed_filename=file.name)
     finally:
         if not partial.stat().st_size:

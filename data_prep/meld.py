@@ -10,8 +10,8 @@ import io
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import replace
 from difflib import SequenceMatcher
 from pathlib import Path
 
@@ -20,20 +20,17 @@ import pandas as pd
 
 from cmpta_lib.data.checking import problem, shown
 from cmpta_lib.data.corpus import SPLITS, Corpus, Sample, Task
-from cmpta_lib.data.store import load_corpus, write_corpus
-from cmpta_lib.files import remove_leftovers
+from cmpta_lib.data.store import load_corpus
 from cmpta_lib.paper import MELD_LABELS, TABLE1
 from data_prep import catalogue, hub, published
 from data_prep.public_pickles import KEYS, read_items, read_samples
-from data_prep.row_matching import MAX_EDITS, Difference, differences
 
 NAME = "meld"
 TASK = Task("classification", "en", MELD_LABELS)
 TABLES = dict(zip(SPLITS, (file.name for file in catalogue.MELD_ANNOTATIONS.files), strict=True))
 FEATURES = dict(zip(SPLITS, (file.name for file in catalogue.MELD.files), strict=True))
 _OFFICIAL = f"use the official table from {catalogue.MELD_ANNOTATIONS.page}"
-_SHOWN = 10  # differences that an error lists
-_COMPARED = 400  # characters of a text that are compared and shown; MELD's longest has 327
+_SHOWN, _SHOWN_CHARACTERS = 10, 400  # differences that an error lists, and of their texts; MELD's longest has 327
 _WHOLE = ("Dialogue_ID", "Utterance_ID", "Season", "Episode")
 _COLUMNS = ("Utterance", "Speaker", "Emotion", "Sentiment", *_WHOLE, "StartTime", "EndTime")
 _EXTRA = {"utterance": "Utterance_ID", "season": "Season", "episode": "Episode"} | {
@@ -70,36 +67,18 @@ def prepare(cache: Path, source: Path | None = None, annotations: Path | None = 
         tables = hub.find(catalogue.MELD_ANNOTATIONS, features.folder)
     else:
         tables = hub.fetch(catalogue.MELD_ANNOTATIONS, raw / "annotations")
-    if target.exists() and load_corpus(target).sources == {**features.sources, **tables.sources}:
-        return load_corpus(target)
-    return _convert(features, tables, target)
 
-
-def _convert(features: hub.Found, tables: hub.Found, target: Path) -> Corpus:
-    size_bytes = sum(path.stat().st_size for path in features.paths.values())
-    remove_leftovers(target)
-    hub.need_space(target, size_bytes, f"the corpus {NAME}")
-    repairs: Counter[str] = Counter()
-    samples: dict[str, Iterator[Sample]] = {}
-    for split in SPLITS:
+    def read(split: str, repairs: Counter[str]) -> Iterator[Sample]:
         path, table_path = features.paths[FEATURES[split]], tables.paths[TABLES[split]]
-        size, whose = features.size(split, getattr(TABLE1["MELD"], split))
         table = read_annotations(table_path, repairs)
         items = read_items(path, repairs)
-        _require_agreement(path, items, table_path, table, size, repairs)
-        if len(items) != size:
-            raise problem(str(path), None, f"of {size} samples, {whose}", f"of {len(items)}", hub.CORRECT)
-        samples[split] = _samples(path, split, items, table, repairs)
-    return write_corpus(
-        target,
-        name=NAME,
-        task=TASK,
-        splits=samples,
-        generated=features.generated,
-        sources={**features.sources, **tables.sources},
-        repairs=repairs,
-        origins={split: str(features.paths[FEATURES[split]]) for split in SPLITS},
-    )
+        _require_agreement(path, items, table_path, table, repairs)
+        features.require_size(split, len(items), getattr(TABLE1["MELD"], split), str(path))
+        return _samples(path, split, items, table, repairs)
+
+    size_bytes = sum(path.stat().st_size for path in features.paths.values())
+    origins = {split: str(features.paths[FEATURES[split]]) for split in SPLITS}
+    return published.converted(target, TASK, [features, tables], read, origins, size_bytes)
 
 
 def _samples(path: Path, split: str, items: list[dict], table: pd.DataFrame, repairs: Counter[str]) -> Iterator[Sample]:
@@ -192,103 +171,59 @@ def _seconds(text: str) -> float:
 
 
 # Joining -------------------------------------------------------------------------------------------------------------
-def _require_agreement(
-    path: Path, items: list[dict], table_path: Path, table: pd.DataFrame, size: int, repairs: Counter[str]
-) -> None:
+def _require_agreement(path: Path, items: list[dict], table_path: Path, table: pd.DataFrame, repairs: Counter[str]) -> None:
     """Raise ValueError, naming the rows, unless text and label of each item are those of the row in the same place."""
     texts = [mend(item["features"]["text"]) for item in items]
     ours = [(_tidy(text), item["label"]) for text, item in zip(texts, items, strict=True)]
     rows = list(zip(table["Utterance"].map(_tidy), table["Emotion"], strict=True))
-    found = differences(ours, rows, _similarity)
-    if found == []:
+    if ours == rows:
         for text, item, row in zip(texts, items, table["Utterance"], strict=True):
             repairs["text_mended"] += text != item["features"]["text"]
             repairs["text_spaces_differ"] += text != row
         return
-    raise ValueError(_Join(path, ours, table_path, table, size).explain(found))
+
+    def item_at(place: int) -> str:
+        return f"{path.name} item {place} {_quoted(*ours[place])}"
+
+    def row_at(place: int) -> str:
+        row = table.iloc[place]
+        return f"{table_path.name} line {row['line']} ({row['name']}) {_quoted(row['Utterance'], row['Emotion'])}"
+
+    places, lines = _differences(ours, rows), []
+    for start, stop, first, last in places[:_SHOWN]:
+        if start == stop:
+            lines.append(f"missing from the features: {_span(row_at, first, last)}; expected before item {start}")
+        elif first == last:
+            where = f"before {row_at(first)}" if first < len(rows) else "after the last line"
+            lines.append(f"missing from the table: {_span(item_at, start, stop)}; expected {where}")
+        else:
+            lines.append(f"unlike each other: {_span(row_at, first, last)}; {_span(item_at, start, stop)}")
+    lines += [f"and {len(places) - _SHOWN} more places"] if len(places) > _SHOWN else []
+    raise ValueError(
+        f"{path} ({len(ours)} items) does not fit {table_path} ({len(rows)} rows):\n  " + "\n  ".join(lines) + "\n"
+        "Features and annotations must be of one release and in one order; fetch both again, or mend the named rows in your copy."
+    )
+
+
+def _differences(items: Sequence[Hashable], rows: Sequence[Hashable]) -> list[tuple[int, int, int, int]]:
+    """Where two lists differ: items[start:stop] stand in place of rows[first:last]."""
+    steps = SequenceMatcher(None, items, rows, autojunk=False).get_opcodes()
+    found = [places for tag, *places in steps if tag != "equal"]
+    changed = [[n, n + 1, n, n + 1] for n, (ours, theirs) in enumerate(zip(items, rows, strict=False)) if ours != theirs]
+    is_in_order = len(items) == len(rows) and len(changed) <= sum(b - a + d - c for a, b, c, d in found)
+    return [(a, b, c, d) for a, b, c, d in (changed if is_in_order else found)]
 
 
 def _tidy(text: str) -> str:
     return " ".join(text.split())
 
 
-def _similarity(item: tuple[str, object], row: tuple[str, str]) -> float:
-    """How likely the item is a damaged copy of the row."""
-    if item[0] == row[0]:
-        return 0.9
-    texts = SequenceMatcher(None, item[0][:_COMPARED], row[0][:_COMPARED], autojunk=False)
-    return 0.8 * texts.ratio() + 0.1 * (item[1] == row[1])
+def _quoted(text: str, label: object) -> str:
+    return f"{text[:_SHOWN_CHARACTERS]!r} [{str(label)[:_SHOWN_CHARACTERS]}]"
 
 
-@dataclass(frozen=True)
-class _Join:
-    """Says in words how a feature file and its table differ."""
-
-    path: Path
-    items: list[tuple[str, object]]
-    table_path: Path
-    table: pd.DataFrame
-    size: int
-
-    def explain(self, found: list[Difference] | None) -> str:
-        head = f"{self.path} ({len(self.items)} items) does not fit {self.table_path} ({len(self.table)} rows): "
-        tail = "Features and annotations must be of one release and in one order; "
-        tail += "fetch both again, or mend the named rows in your copy."
-        if found is None:
-            pairs = zip(self.items, self.table["Utterance"], self.table["Emotion"], strict=False)
-            first = next((i for i, (item, *row) in enumerate(pairs) if item != tuple(row)), None)
-            shown = "" if first is None else f" The first is at {self._row(first)}; {self._item(first)}."
-            return f"{head}more than {MAX_EDITS} rows differ.{shown} {tail}"
-        touched = sum(2 if part.kind == "swapped" else part.count for part in found)
-        lines = [f"  {self._line(part)}" for part in found[:_SHOWN]]
-        more = [f"  and {len(found) - _SHOWN} more"] if len(found) > _SHOWN else []
-        return "\n".join([f"{head}{touched} row{'s differ' if touched > 1 else ' differs'}.", *lines, *more, tail])
-
-    def _line(self, part: Difference) -> str:
-        match part.kind:
-            case "changed":
-                (text, label), row = self.items[part.item], self.table.iloc[part.row]
-                is_same = text == _tidy(row["Utterance"]), label == row["Emotion"]
-                what = {(True, False): "label", (False, True): "text"}.get(is_same, "text and label")
-                return f"corrupted {what}: {self._row(part.row)}; {self._item(part.item)}"
-            case "missing":
-                what = "row too many in the table" if len(self.table) > self.size else "row missing from the features"
-                return f"{what}: {self._run(part, self._row, part.row)}; it would stand before item {part.item}"
-            case "extra":
-                what = "row missing from the table" if len(self.table) < self.size else "extra item in the features"
-                return f"{what}: {self._run(part, self._item, part.item)}; it stands {self._gap(part.row)}"
-            case "swapped":
-                both = f"{self._row(part.row)} and {self._row(part.other)}"
-                return f"swapped rows: {both}; each stands in the features where the other belongs"
-            case _:
-                return f"moved row: {self._row(part.row)}; {self._item(part.item)} is out of order"
-
-    def _run(self, part: Difference, name: Callable[[int], str], first: int) -> str:
-        """One row, several in a line, or the rows of which one or several are meant."""
-        last = first + part.count + part.choices - 2
-        if part.choices > 1:
-            listed = ", or ".join(name(i) for i in range(first, min(last, first + _SHOWN) + 1))
-            some = "one" if part.count == 1 else f"{part.count} in a line"
-            return f"{some} of these, whose neighbours are equal: {listed}"
-        if part.count > 1:
-            return f"{part.count} in a line, from {name(first)} to {name(last)}"
-        return name(first)
-
-    def _gap(self, row: int) -> str:
-        if row == 0:
-            return f"before {self._row(0)}"
-        if row == len(self.table):
-            return f"after {self._row(row - 1)}"
-        return f"between {self.table['name'].iloc[row - 1]} and {self.table['name'].iloc[row]}"
-
-    def _row(self, row: int) -> str:
-        line = self.table.iloc[row]
-        said = f"{line['Utterance'][:_COMPARED]!r} [{line['Emotion']}]"
-        return f"{self.table_path.name} line {line['line']} ({line['name']}) {said}"
-
-    def _item(self, item: int) -> str:
-        text, label = self.items[item]
-        return f"{self.path.name} item {item} {text[:_COMPARED]!r} [{str(label)[:_COMPARED]}]"
+def _span(name: Callable[[int], str], start: int, stop: int) -> str:
+    return name(start) if stop - start == 1 else f"{stop - start} in a line, from {name(start)} to {name(stop - 1)}"
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m data_prep.meld") -> int:

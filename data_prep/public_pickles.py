@@ -22,7 +22,7 @@ from cmpta_lib.data.store import FORMAT, load_corpus, write_corpus
 from cmpta_lib.files import reading, runs_folder
 from cmpta_lib.paper import MELD_LABELS
 from data_prep import safe_pickle, verify
-from data_prep.hub import sha256, unpack_first
+from data_prep.hub import sha256
 
 MOST_NAME_BYTES = 120  # file systems take 255, and caches and runs add up to 60
 MOST_LABEL_CHARACTERS = 100  # all classes stand in every prompt
@@ -88,10 +88,8 @@ def _public_files(folder: Path) -> tuple[str, dict[str, Path]]:
         raise ValueError(f"{folder}: expected one dataset, found {', '.join(names)}; give each a folder of its own")
     files = {split: f"{names[0] if names else '<name>'}_{split}.pkl" for split in SPLITS}
     if missing := [file for file in files.values() if file not in found]:
-        if packed := [folder / f"{file}.gz" for file in missing if f"{file}.gz" in found]:
-            raise FileNotFoundError(f"{folder}: expected {' and '.join(missing)}; {unpack_first(packed)}")
-        listed = ", ".join(found) or "nothing"
-        raise FileNotFoundError(f"{folder}: expected {' and '.join(missing)}, found {listed}; fetch what is missing")
+        expected, listed = " and ".join(missing), ", ".join(found) or "nothing"
+        raise FileNotFoundError(f"{folder}: expected {expected}, unpacked, found {listed}; fetch or unpack what is missing")
     return names[0], {split: found[file] for split, file in files.items()}
 
 

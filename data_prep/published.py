@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 
 from cmpta_lib import files
-from cmpta_lib.data.corpus import Corpus
-from data_prep import verify
+from cmpta_lib.data.corpus import SPLITS, Corpus, Sample, Task
+from cmpta_lib.data.store import load_corpus, write_corpus
+from data_prep import hub, verify
 
 NAMES = ("simsv2", "meld")  # of the modules that bring them in
 
@@ -22,6 +24,44 @@ def fetch(names: Iterable[str], cache: Path) -> list[Corpus]:
         ValueError, OSError: as `data_prep.simsv2.prepare` and `data_prep.meld.prepare`.
     """
     return [import_module(f"data_prep.{name}").prepare(cache) for name in names if name in NAMES]
+
+
+def converted(
+    target: Path,
+    task: Task,
+    found: Sequence[hub.Found],
+    read: Callable[[str, Counter[str]], Iterator[Sample]],
+    origins: Mapping[str, str],
+    size_bytes: int,
+) -> Corpus:
+    """The corpus in `target`, written from these files unless it is there; raises as `write_corpus`, and OSError without room.
+
+    Args:
+        found: the files; the first says whether all is generated.
+        read: (split, counts of repairs to add to) -> its samples; raises ValueError where a file does not conform.
+        origins: split -> what messages call it.
+        size_bytes: free space that it may take.
+    """
+    sources = {name: digest for one in found for name, digest in one.sources.items()}
+    if target.exists() and (corpus := load_corpus(target)).sources == sources:
+        return corpus
+    repairs: Counter[str] = Counter()
+    splits = {split: read(split, repairs) for split in SPLITS}
+
+    def first() -> Iterator[Sample]:  # asked for when what a killed conversion left is gone
+        hub.need_space(target, size_bytes, f"the corpus {target.name}")
+        yield from splits[SPLITS[0]]
+
+    return write_corpus(
+        target,
+        name=target.name,
+        task=task,
+        splits=splits | {SPLITS[0]: first()},
+        generated=found[0].generated,
+        sources=sources,
+        repairs=repairs,
+        origins=origins,
+    )
 
 
 def convert(

@@ -13,8 +13,7 @@ import numpy as np
 
 from cmpta_lib.data.checking import is_number, problem, shown
 from cmpta_lib.data.corpus import MODALITIES, SPLITS, Corpus, Sample, Task
-from cmpta_lib.data.store import load_corpus, write_corpus
-from cmpta_lib.files import remove_leftovers
+from cmpta_lib.data.store import load_corpus
 from cmpta_lib.paper import TABLE1
 from data_prep import catalogue, hub, published, safe_pickle
 from data_prep.public_pickles import ignored
@@ -38,41 +37,31 @@ def prepare(cache: Path, source: Path | None = None) -> Corpus:
         OSError: it cannot be had, or the disk is full; the message says how to get it by hand.
         FileExistsError: the cache holds a corpus of other files.
     """
-    target = Path(cache) / "data" / NAME
+    target, raw = Path(cache) / "data" / NAME, Path(cache) / "raw" / NAME
     if target.exists() and source is None:
         return load_corpus(target)
-    raw = Path(cache) / "raw" / NAME
     found = hub.fetch(catalogue.SIMSV2, raw) if source is None else hub.find(catalogue.SIMSV2, source)
-    if target.exists() and load_corpus(target).sources == found.sources:
-        return load_corpus(target)
-    return _convert(found, target)
+    path, content = found.paths[FILE], dict[str, Any]()
 
+    def read(split: str, repairs: Counter[str]) -> Iterator[Sample]:
+        if not content:
+            content.update(_content(path, repairs))
+        columns = _columns(path, split, content[split], repairs)
+        found.require_size(split, len(columns["id"]), getattr(TABLE1["SIMS-V2"], split), origins[split])
+        return _samples(path, split, columns, repairs)
 
-def _convert(found: hub.Found, target: Path) -> Corpus:
-    path = found.paths[FILE]
+    origins = {split: f"{path}, split {split}" for split in SPLITS}
     # Audio and vision are two thirds of the file, and float32 halves them; leaving the padding out saves more.
-    remove_leftovers(target)
-    hub.need_space(target, path.stat().st_size // 2, f"the corpus {NAME}")
+    return published.converted(target, TASK, [found], read, origins, path.stat().st_size // 2)
+
+
+def _content(path: Path, repairs: Counter[str]) -> dict[str, Any]:
     content = safe_pickle.load(path)  # arrays are views of the mapped file: nothing is read yet
     if not isinstance(content, dict) or not set(SPLITS) <= set(content):
         came = f"one with {short([*content])}" if isinstance(content, dict) else f"a {type(content).__name__}"
         raise problem(str(path), None, f"a dict with {', '.join(SPLITS)}", came, hub.CORRECT)
-    repairs = Counter(ignored("split", (split for split in content if split not in SPLITS)))
-    columns = {split: _columns(path, split, content[split], repairs) for split in SPLITS}
-    for split in SPLITS:
-        size, whose = found.size(split, getattr(TABLE1["SIMS-V2"], split))
-        if (count := len(columns[split]["id"])) != size:
-            raise problem(f"{path}, split {split}", None, f"of {size} samples, {whose}", f"of {count}", hub.CORRECT)
-    return write_corpus(
-        target,
-        name=NAME,
-        task=TASK,
-        splits={split: _samples(path, split, columns[split], repairs) for split in SPLITS},
-        generated=found.generated,
-        sources=found.sources,
-        repairs=repairs,
-        origins={split: f"{path}, split {split}" for split in SPLITS},
-    )
+    repairs.update(ignored("split", (split for split in content if split not in SPLITS)))
+    return content
 
 
 def _columns(path: Path, split: str, fields: object, repairs: Counter[str]) -> dict[str, _Column]:

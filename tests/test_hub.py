@@ -315,7 +315,7 @@ def test_own_copies_are_used_where_they_lie_and_another_release_named(tmp_path: 
     [
         ({"other.pkl": b"", "one.pkl": b""}, "expected two words.pkl .*found one.pkl, other.pkl; it is published at"),
         ({}, "mine: expected one.pkl .*found nothing"),
-        ({"one.pkl": b"", "below/two words.pkl.gz": b""}, r"two words.pkl .*packed, unpack it first: gunzip '/.*\.gz'$"),
+        ({"one.pkl": b"", "below/two words.pkl.gz": b""}, r"two words.pkl .*, unpacked, in it or below it, found below, one.pkl"),
         ({"a/one.pkl": b"1", "b/one.pkl": b"2", "two words.pkl": b""}, "one one.pkl, found .*a/one.pkl, .*b/one.pkl"),
     ],
 )
@@ -324,14 +324,10 @@ def test_an_own_copy_that_is_missing_packed_or_there_twice_is_named(tmp_path: Pa
         find(FEATURES, save(tmp_path / "mine", files))
 
 
-@pytest.mark.parametrize("below", ["", "raw/simsv2"])
-def test_a_folder_that_cannot_be_made_is_named_with_advice(server, tmp_path: Path, monkeypatch, below: str):
+def test_a_folder_that_cannot_be_made_is_named_with_advice(server, tmp_path: Path):
     (tmp_path / "cache").write_text("")
-    with pytest.raises(NotADirectoryError, match=f"{tmp_path}/cache is a file; choose another with --cache"):
-        fetch(FEATURES, tmp_path / "cache" / below)
-    monkeypatch.setattr(hub.os, "access", lambda path, mode: path != tmp_path)  # whoever is root may write anywhere
-    with pytest.raises(PermissionError, match=f"{tmp_path} cannot be written to; choose another folder with --cache"):
-        fetch(FEATURES, tmp_path / "new" / below)
+    with pytest.raises(NotADirectoryError, match=f"{tmp_path}/cache/raw: a file stands where .*name another folder in"):
+        fetch(FEATURES, tmp_path / "cache" / "raw")
     assert server.requests == []
 
 

@@ -242,11 +242,8 @@ def test_a_sample_that_does_not_conform_is_named(content, save, tmp_path: Path, 
     assert f"'{'text' if str(value) == chr(0xD800) else field}'" in message
 
 
-def test_a_packed_file_is_to_be_unpacked_and_a_text_file_in_its_place_refused(content, save, tmp_path: Path):
+def test_a_text_file_in_its_place_is_refused(content, save, tmp_path: Path):
     folder = save(content)
-    (folder / simsv2.FILE).rename(folder / f"{simsv2.FILE}.gz")
-    with pytest.raises(FileNotFoundError, match=rf"expected {simsv2.FILE} .*gunzip {folder}/{simsv2.FILE}.gz$"):
-        prepare(tmp_path / "cache", folder)
     (folder / simsv2.FILE).write_text("version https://git-lfs.github.com/spec/v1")
     with pytest.raises(ValueError, match="not read, because it is not a pickle"):
         prepare(tmp_path / "cache", folder)
@@ -278,7 +275,7 @@ def test_the_command_says_what_is_wrong(content, save, tmp_path: Path, capsys):
     (cache := tmp_path / "a file").write_text("")
     assert simsv2.main(["--from", str(save(content)), "--cache", str(cache)], "cmpta data simsv2") == 1
     said = capsys.readouterr().err
-    assert said.startswith("cmpta data simsv2: ") and f"{cache} is a file; choose another with --cache" in said
+    assert said.startswith("cmpta data simsv2: ") and f"{cache}/data/simsv2: a file stands where a folder must be" in said
     with pytest.raises(SystemExit):
         simsv2.main(["--help"], "cmpta data simsv2")
     assert capsys.readouterr().out.startswith("usage: cmpta data simsv2 ")
