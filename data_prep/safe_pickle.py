@@ -160,9 +160,9 @@ class _Reader:
         view = self.data[self.position - count : self.position]
         return bytes(view) if count <= _SMALL_BYTES else view
 
-    def line(self) -> str:
-        length = bytes(self.data[self.position : self.position + _SMALL_BYTES]).find(b"\n") + 1
-        return str(self.read(length or _SMALL_BYTES), "utf-8").removesuffix("\n")
+    def two_lines(self) -> str:
+        lines = bytes(self.data[self.position : self.position + _SMALL_BYTES]).split(b"\n")[:2]
+        return str(self.read(len(b" ".join(lines)) + 1), "utf-8").replace("\n", " ").removesuffix(" ")
 
     # Stack, memo and containers ----------------------------------------------------------------------------------
     def pop(self, count: int) -> list:
@@ -346,7 +346,7 @@ def _copied(values: list) -> list:
     return [bytes(value) if type(value) is memoryview else value for value in values]
 
 
-def _inside(container: Any) -> Iterable[object]:
+def _inside(container: Any) -> Iterable[Any]:
     if isinstance(container, np.ndarray):
         return container.ravel().tolist()
     return container.values() if isinstance(container, dict) else container
@@ -385,7 +385,7 @@ _ACTIONS: dict[str, Callable[..., object]] = {
 }
 # What reads the argument of each opcode: pickletools' own, but a bytearray as bytes, without a copy, and names within bounds.
 _READERS: dict[str, Callable[[Any], Any]] = {opcode.name: opcode.arg.reader for opcode in pickletools.opcodes if opcode.arg}
-_READERS |= {"BYTEARRAY8": pickletools.read_bytes8, "GLOBAL": lambda r: f"{r.line()} {r.line()}"}
+_READERS |= {"BYTEARRAY8": pickletools.read_bytes8, "GLOBAL": _Reader.two_lines}
 _OPCODES: dict[bytes, tuple[Callable[..., object], Callable[[Any], Any] | None]] = {
     code: (_ACTIONS[name], _READERS.get(name)) for code, name in _ALL_OPCODES.items() if name in _ACTIONS
 }

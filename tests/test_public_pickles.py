@@ -250,7 +250,7 @@ def test_missing_packed_and_mixed_files_are_named(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match="expected tiny_test.pkl, unpacked, found tiny_test.pkl.gz, tiny_train"):
         convert(folder)
     (folder / "tiny_test.pkl.gz").rename(folder / "tiny_dev.pkl")
-    with pytest.raises(FileNotFoundError, match="expected tiny_test.pkl, unpacked, found tiny_dev.pkl, tiny_train.pkl, tiny_valid"):
+    with pytest.raises(FileNotFoundError, match="expected tiny_test.pkl, unpacked, found tiny_dev.pkl, tiny_train"):
         convert(folder)
     with pytest.raises(ValueError, match="expected one dataset, found other, tiny; give each a folder of its own"):
         convert(save(folder, name="other"))
