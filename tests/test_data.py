@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import tracemalloc
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,10 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cmpta_lib import files
 from cmpta_lib.data import checking as errors
 from cmpta_lib.data import corpus as data
-from cmpta_lib.data.checking import checked
+from cmpta_lib.data.checking import check_sample
 from cmpta_lib.data.corpus import Corpus, Sample, Task
 from cmpta_lib.data.store import load_corpus, write_corpus
 
@@ -228,12 +228,11 @@ def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path: Path):
     assert left_in(tmp_path / "corpus") == ["audio.f32", "meta.json", "table.parquet", "vision.f32"]
 
 
-def test_a_writer_that_still_writes_is_spared_and_waited_for(tmp_path: Path):
+def test_a_writer_that_still_writes_is_waited_for(tmp_path: Path):
     folder, others = tmp_path / "corpus", []
 
     def slow() -> Iterator[Sample]:
         yield sample(5)
-        files.remove_leftovers(folder)
         other = Thread(target=lambda: others.append(write(folder)))
         other.start()
         others.append(other)
@@ -283,7 +282,7 @@ def test_statistics_survive_large_offsets_and_constant_features(tmp_path: Path):
     [
         ({"text": "a\ud800"}, "'text' must be a string of valid Unicode"),
         ({"id": 3}, r"sample 0 \(id 3\): 'id' must be a string"),
-        ({"label": 1.2}, r"'label' must be in \[-1, 1\], but is 1.2; rescale"),
+        ({"label": 1.2}, r"'label' must be a number in \[-1, 1\], but is 1.2; rescale"),
         ({"audio": None}, "but is None; an absent"),
         ({"audio": np.zeros((3, 0))}, "F >= 1"),
         ({"id": "clip_1"}, r"sample 1 \(id 'clip_1'\): 'id' must be unique in its split, but is used before"),
@@ -322,37 +321,32 @@ def clip(**changes: Any) -> Sample:
     return replace(Sample("a", "words", np.ones((3, 5)), np.ones((2, 4))), **changes)
 
 
-def check(*samples: Any, task: Task = REGRESSION, **options: Any) -> tuple[list[Sample], dict[str, int]]:
-    return checked(samples, task=task, widths={"audio": 5, "vision": 4}, where="your clips", **options)
+def check(one: Any, task: Task = REGRESSION, labelled: bool = False) -> tuple[Sample, dict[str, int]]:
+    repairs: Counter[str] = Counter()
+    widths = {"audio": 5, "vision": 4}
+    return check_sample(one, "your clips", task, widths, repairs, labelled=labelled, like="in training"), repairs
 
 
 def test_clips_need_no_label_and_may_be_without_face_or_voice():
-    (first, second, third), repairs = check(clip(), clip(audio=None, text=""), clip(audio=None, vision=np.zeros((0, 4))))
-    assert repairs == {} and first.label is None and first.audio.dtype == np.float32
-    assert second.audio.shape == third.audio.shape == (0, 5) and third.vision.shape == (0, 4)
-    assert check() == ([], {})
+    first, repairs = check(clip(audio=None, text=""))
+    assert repairs == {} and first.label is None and first.audio.shape == (0, 5) and first.vision.dtype == np.float32
+    assert check(clip(audio=None, vision=np.zeros((0, 4))))[0].vision.shape == (0, 4)
 
 
-def test_what_is_not_finite_or_far_too_large_becomes_zero_and_is_counted():
+def test_what_is_not_finite_or_far_too_large_becomes_zero_and_is_counted(tmp_path: Path):
     audio, vision = np.ones((3, 5)), np.ones((2, 4), np.float32)
     audio[0] = [np.nan, np.inf, -np.inf, 1e300, -1e30]
     vision[1, 1:] = np.nan, 1e17, -1e19
-    (given, other), repairs = check(clip(audio=audio, vision=vision), clip())
+    given = clip(audio=audio, vision=vision, label=np.float64(0.1))
+    ours, repairs = check(given)
     assert repairs == {"audio_nan": 1, "audio_inf": 3, "audio_huge": 1, "vision_nan": 1, "vision_huge": 1}
-    np.testing.assert_array_equal(given.audio, [[0] * 5, [1] * 5, [1] * 5])
-    np.testing.assert_array_equal(given.vision, np.array([[1, 1, 1, 1], [1, 0, 1e17, 0]], np.float32))
+    np.testing.assert_array_equal(ours.audio, [[0] * 5, [1] * 5, [1] * 5])
+    np.testing.assert_array_equal(ours.vision, np.array([[1, 1, 1, 1], [1, 0, 1e17, 0]], np.float32))
     assert np.isnan(audio[0, 0]) and np.isnan(vision[1, 1]), "the caller's arrays are left alone"
-
-
-def test_a_conversion_stores_just_what_the_check_gives(tmp_path: Path):
-    frames = np.array([[1, np.nan, 2, 1e300, 1e20]])
-    samples = [clip(id=str(n), audio=frames * (n + 1), label=np.float64(0.1 * n)) for n in range(3)]
-    ours, repairs = check(*samples, labelled=True)
-    corpus = write(tmp_path / "corpus", content={split: [one] for split, one in zip(data.SPLITS, samples, strict=True)})
+    assert type(ours.label) is float
+    corpus = write(tmp_path / "corpus", content=splits() | {"valid": [given]})  # a conversion stores just that
     assert corpus.repairs == repairs
-    for one, (theirs,) in zip(ours, corpus.splits.values(), strict=True):
-        assert theirs.label == one.label and type(one.label) is float
-        np.testing.assert_array_equal(theirs.audio, one.audio)
+    assert_same(corpus.splits["valid"][0], ours)
 
 
 @pytest.mark.parametrize(
@@ -361,33 +355,30 @@ def test_a_conversion_stores_just_what_the_check_gives(tmp_path: Path):
         ({"audio": np.ones((3, 6))}, "'audio' must be 5 features wide, as in training, but is 6 wide; extract all clips alike"),
         ({"vision": np.zeros((0, 5))}, "'vision' must be 4 features wide, as in training, but is 5 wide"),
         ({"vision": [[1, 2, 3, 4]]}, r"'vision' must be a \(T, F\) array of numbers, F >= 1, but is a list of length 1"),
-        ({"vision": np.ones(4)}, r"'vision' must be a \(T, F\) array"),
-        ({"vision": np.ones((2, 4), bool)}, r"'vision' must be a \(T, F\) array of numbers"),
-        ({"text": None}, "'text' must be a string of valid Unicode, but is None; write '' if nothing is said"),
+        *(({"vision": frames}, r"'vision' must be a \(T, F\) array of numbers")
+          for frames in (np.ones(4), np.ones((2, 4), bool), np.array([["a"]]))),
+        ({"text": None}, "'text' must be a string of valid Unicode, but is None; correct it, or write '' if nothing is said"),
         ({"text": "\ud800"}, "'text' must be a string of valid Unicode"),
         ({"speaker": float("nan")}, "'speaker' must be a string of valid Unicode, but is nan"),
         ({"audio": np.zeros(5)}, r"'audio' must be a \(T, F\) array .* but is an array of shape \(5,\) and type float64"),
-        ({"vision": np.array([["a"]])}, r"'vision' must be a \(T, F\) array of numbers"),
-        ({"label": float("nan")}, r"'label' must be in \[-1, 1\], but is nan"),
-        ({"label": True}, "'label' must be a number, but is True"),
-        ({"label": 7}, r"'label' must be in \[-1, 1\], but is 7"),
-        ({"label": "happy"}, "'label' must be a number, but is 'happy'"),
+        *(({"label": label}, rf"'label' must be a number in \[-1, 1\], but is {label!r}; rescale scores")
+          for label in (float("nan"), True, 7, "happy")),
     ],
-)
+)  # fmt: skip
 def test_what_does_not_conform_names_sample_and_field(changes: dict, message: str):
-    with pytest.raises(ValueError, match=rf"^your clips, sample 1 \(id 'b'\): {message}"):
-        check(clip(), clip(id="b", **changes))
+    with pytest.raises(ValueError, match=rf"^your clips \(id 'b'\): {message}"):
+        check(clip(id="b", **changes))
 
 
 def test_classes_and_missing_labels_are_checked_where_they_count():
-    assert check(clip(label=np.int64(1)), task=EMOTIONS)[0][0].label == 1
-    for label, expected in ((2, "below 2, but is 2"), (-1, "below 2, but is -1"), (0.0, ", but is 0.0")):
-        with pytest.raises(ValueError, match=f"'label' must be a class index ?{expected}"):
+    assert check(clip(label=np.int64(1)), task=EMOTIONS)[0].label == 1
+    for label in (2, -1, 0.0):
+        with pytest.raises(ValueError, match=f"'label' must be a class index below 2, but is {label}"):
             check(clip(label=label), task=EMOTIONS)
-    with pytest.raises(ValueError, match="'label' must be a class index, but is None"):
+    with pytest.raises(ValueError, match="'label' must be a class index below 2, but is None"):
         check(clip(), task=EMOTIONS, labelled=True)
 
 
 def test_other_things_than_samples_are_named():
-    with pytest.raises(ValueError, match="^your clips, sample 0 must be a Sample, but is a dict of length 1; make one"):
+    with pytest.raises(ValueError, match="^your clips must be a Sample, but is a dict of length 1; make one"):
         check({"text": "words"})

@@ -197,7 +197,7 @@ def scores(*labels: Any) -> list[dict]:
         ({"train": scores("joy", "a" * 100_000)}, f"_train.pkl, {LONG}"),
         ({"train": [item(f"label {n}") for n in range(3000)]}, "_valid.pkl, .* one of train's labels .'label 0', "),
         ({"train": [item(0.5), item(3, id="c7")], "valid": scores(0.1), "test": scores(0.2)},
-         r"_train.pkl, sample 1 \(id 'c7'\): 'label' must be in \[-1, 1\], but is 3"),
+         r"_train.pkl, sample 1 \(id 'c7'\): 'label' must be a number in \[-1, 1\], but is 3"),
         ({"test": {"train": []}}, "_test.pkl must be a list of dicts, one per sample, but is a dict"),
         ({"test": [print]}, "_test.pkl: .*'builtins' 'print'"),
     ],

@@ -6,7 +6,7 @@ What a sample must be, wherever it comes from: one check for conversions and for
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from numbers import Integral, Real
 from reprlib import repr as short
@@ -38,37 +38,6 @@ def shown(value: object) -> str:
 # The square of a larger value leaves float32, so no variance or norm of it exists; one such frame would make z-scoring
 # flatten that feature in all clips. It is as broken as an infinite one, and published files hold those.
 HUGE = 1e18
-_ODD: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
-    "nan": np.isnan,
-    "inf": np.isinf,
-    "huge": lambda frames: np.abs(frames) > HUGE,
-}
-
-
-def checked(
-    samples: Iterable[Sample],
-    *,
-    task: Task,
-    widths: Mapping[Modality, int],
-    where: str,
-    labelled: bool = False,
-    like: str = "in training",
-) -> tuple[list[Sample], Counter[str]]:
-    """Samples as `write_corpus` would store them, and what had to be repaired: kind -> how many values.
-
-    Frames become finite float32, and a modality that is None becomes (0, F). Nothing given is changed in place.
-
-    Args:
-        widths: F of each modality.
-        where: what messages call the samples, such as their file.
-        labelled: whether every sample needs a label; otherwise one may have it, and it is checked.
-        like: where the widths come from, for messages.
-    Raises:
-        ValueError: a sample is not as `Sample` says or of another width; names it, the field, what was expected and came.
-    """
-    repairs: Counter[str] = Counter()
-    places = ((f"{where}, sample {index}", sample) for index, sample in enumerate(samples))
-    return [check_sample(one, place, task, widths, repairs, labelled=labelled, like=like) for place, one in places], repairs
 
 
 def check_sample(
@@ -81,7 +50,17 @@ def check_sample(
     labelled: bool,
     like: str,
 ) -> Sample:
-    """One sample of `checked`; of a modality that is not in `widths` any width will do."""
+    """A sample as `write_corpus` stores it: finite float32 frames, (0, F) for a modality that is None; nothing given is changed.
+
+    Args:
+        where: what messages call it, such as its file.
+        widths: F of each modality; of one that is not there any width will do.
+        repairs: gets what had to be set to 0: kind -> how many values.
+        labelled: whether it needs a label; otherwise it may have one, and it is checked.
+        like: where the widths come from, for messages.
+    Raises:
+        ValueError: it is not as `Sample` says or of another width; names it, the field, what was expected and came.
+    """
     if not isinstance(sample, Sample):
         raise problem(where, None, "a Sample", shown(sample), "make one: cmpta_lib.data.corpus.Sample(id, text, ...)")
     where = f"{where} (id {shown(sample.id)})"
@@ -90,11 +69,11 @@ def check_sample(
         if value is None and name in ("speaker", "dialogue"):
             continue
         if not isinstance(value, str) or value.encode("utf-8", "replace").decode() != value:
-            remedy = "write '' if nothing is said" if name == "text" and value is None else "correct it"
+            remedy = "correct it, or write '' if nothing is said"
             raise problem(where, name, "a string of valid Unicode", shown(value), remedy)
     frames = {name: _frames(where, name, getattr(sample, name), widths.get(name), repairs, like) for name in MODALITIES}
-    label = _label(where, sample.label, task, labelled)
-    return replace(sample, label=label, audio=frames["audio"], vision=frames["vision"])
+    label = None if sample.label is None and not labelled else _label(where, sample.label, task)
+    return replace(sample, label=label, **frames)
 
 
 def is_number(value: object) -> TypeGuard[float]:
@@ -107,21 +86,14 @@ def is_whole(value: object) -> TypeGuard[int]:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
-def _label(where: str, label: object, task: Task, labelled: bool) -> float | int | None:
-    if label is None and not labelled:
-        return None
+def _label(where: str, label: object, task: Task) -> float | int:
     if task.kind == "regression":
-        if not is_number(label):
-            raise problem(where, "label", "a number", shown(label), "correct it")
-        if not -1 <= label <= 1:  # NaN is not, either
-            raise problem(where, "label", "in [-1, 1]", shown(label), "rescale scores; write classes as text")
-        return float(label)
-    if not is_whole(label):
-        raise problem(where, "label", "a class index", shown(label), "correct it")
-    if not 0 <= label < len(task.labels):
-        expected = f"a class index below {len(task.labels)}"
-        raise problem(where, "label", expected, shown(label), "rescale scores; write classes as text")
-    return int(label)
+        if is_number(label) and -1 <= label <= 1:  # NaN is not
+            return float(label)
+        raise problem(where, "label", "a number in [-1, 1]", shown(label), "rescale scores; write classes as text")
+    if is_whole(label) and 0 <= label < len(task.labels):
+        return int(label)
+    raise problem(where, "label", f"a class index below {len(task.labels)}", shown(label), "correct it")
 
 
 def _frames(
@@ -137,8 +109,8 @@ def _frames(
         raise problem(where, modality, expected, f"{frames.shape[1]} wide", "extract all clips alike")
     with np.errstate(over="ignore"):  # a float64 beyond float32's range becomes inf, and is then counted as one
         frames = np.array(frames, dtype="<f4")
-    for kind, is_odd in _ODD.items():  # one after the other: what is 0 by then is not counted again
-        found = is_odd(frames)
+    is_nan, is_inf = np.isnan(frames), np.isinf(frames)
+    for kind, found in (("nan", is_nan), ("inf", is_inf), ("huge", (np.abs(frames) > HUGE) & ~is_inf)):
         if count := int(found.sum()):
             repairs[f"{modality}_{kind}"] += count
             frames[found] = 0

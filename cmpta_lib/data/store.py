@@ -148,15 +148,15 @@ def load_corpus(folder: Path, *, deep: bool = False) -> Corpus:
     table = pd.read_parquet(folder / "table.parquet")
     for name in ("speaker", "dialogue"):
         table[name] = table[name].astype(object).where(table[name].notna(), None)
-    parts = {split: table[table["split"] == split].drop(columns="split") for split in SPLITS}
-    lengths = {m: {split: int(rows[f"{m}_length"].sum()) for split, rows in parts.items()} for m in MODALITIES}
-    frames = {m: _map_frames(folder / f"{m}.f32", sum(lengths[m].values()), meta["dims"][m]) for m in MODALITIES}
-    splits: dict[str, Split] = {}
-    for split, rows in parts.items():
-        own = {m: frames[m][: lengths[m][split]] for m in MODALITIES}
-        frames = {m: frames[m][lengths[m][split] :] for m in MODALITIES}
-        splits[split] = Split(split, task, rows, **own)
-    return Corpus(task=task, splits=splits, **kept)
+    parts = [table[table["split"] == split].drop(columns="split") for split in SPLITS]
+    frames: dict[str, list[np.ndarray]] = {}  # modality -> those of each split
+    for modality in MODALITIES:
+        stops = np.cumsum([rows[f"{modality}_length"].sum() for rows in parts])
+        # An empty file cannot be mapped.
+        mapped = np.memmap(folder / f"{modality}.f32", "<f4", "r") if stops[-1] else np.empty(0, np.float32)
+        frames[modality] = np.split(mapped.reshape(-1, meta["dims"][modality]), stops[:-1])
+    every = zip(SPLITS, parts, *frames.values(), strict=True)
+    return Corpus(task=task, splits={split: Split(split, task, *contents) for split, *contents in every}, **kept)
 
 
 def kept_corpus(folder: Path) -> Corpus:
@@ -175,10 +175,9 @@ def _kept(folder: Path, stamps: tuple[tuple[int, ...], ...]) -> Corpus:
 
 def _facts(path: Path, remedy: str) -> dict[str, Any]:
     """What meta.json says, of this format and unchanged since it was written."""
-    try:
+    found: object = FORMAT
+    with suppress(OSError, ValueError, AttributeError, RecursionError):  # `read_checksummed` says what is wrong
         found = json.loads(path.read_bytes()).get("format")
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, ValueError, AttributeError, RecursionError):
-        found = FORMAT  # `read_checksummed` says what is wrong
     if found != FORMAT:
         raise files.Damaged(f"{path}: expected format {FORMAT}, found {shown(found)}; {remedy}")
     return files.read_checksummed(path, remedy)
@@ -193,9 +192,3 @@ def _check_content(folder: Path, recorded: Mapping[str, str], remedy: str, deep:
     files.check(folder, recorded, remedy, cache)
     with suppress(OSError):  # without the cache, files are hashed in every call
         cache.save()
-
-
-def _map_frames(path: Path, count: int, dim: int) -> np.ndarray:
-    if count == 0:  # an empty file cannot be mapped
-        return np.empty((0, dim), np.float32)
-    return np.memmap(path, dtype="<f4", mode="r", shape=(count, dim))
