@@ -52,7 +52,7 @@ def cache(smallest, tmp_path_factory) -> Path:
 
 
 def test_the_tiny_llm_is_built_once(cache, monkeypatch):
-    monkeypatch.setattr(tiny, "pretrain_llm", None)
+    monkeypatch.setattr(tiny, "pretrain", None)
     folder = tiny.build(cache)
     assert {path.name for path in cache.iterdir()} == {folder.name, f"{folder.name}.lock"}
     llm = load(LLMConfig(name="tiny"), cache, CPU)
@@ -69,7 +69,7 @@ def test_a_tiny_llm_of_a_cache_that_cannot_be_written(cache, tmp_path, monkeypat
         raise OSError(errno.EROFS, "Read-only file system")
 
     monkeypatch.setattr("filelock.FileLock", read_only)
-    monkeypatch.setattr(tiny, "pretrain_llm", None)
+    monkeypatch.setattr(tiny, "pretrain", None)
     assert llm_files.tiny_fingerprint(tiny.build(cache))
     message = f"cannot write {tmp_path}/tiny-.*: the file system is read-only: .* CMPTA_RUNS"
     with pytest.raises(OSError, match=message):
@@ -85,7 +85,7 @@ def test_whoever_waited_for_the_tiny_llm_takes_what_was_built_meanwhile(cache, t
         yield
 
     monkeypatch.setattr("filelock.FileLock", lock_of_another)
-    monkeypatch.setattr(tiny, "pretrain_llm", None)
+    monkeypatch.setattr(tiny, "pretrain", None)
     assert tiny.build(tmp_path) == tmp_path / built.name
 
 
@@ -137,7 +137,7 @@ def test_a_build_that_dies_leaves_nothing(tmp_path, monkeypatch):
         (folder / "model.safetensors").write_text("half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(tiny, "pretrain_llm", half)
+    monkeypatch.setattr(tiny, "pretrain", half)
     with pytest.raises(KeyboardInterrupt):
         tiny.build(tmp_path)
     assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]

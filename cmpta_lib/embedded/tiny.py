@@ -21,9 +21,11 @@ from cmpta_lib.llm import files as llm_files
 from cmpta_lib.method import prompted as prompts
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from cmpta_lib.method.llm import FrozenLLM
+
+    Losses = Callable[[slice], tuple[Tensor, Tensor]]
 
 _SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 ARCHITECTURES: dict[str, dict[str, int]] = {  # of each tiny model, by its name
@@ -36,14 +38,13 @@ VOCABULARY = 1600
 # the words it knows, and no pseudo token can steer it. Chosen on RAVDESS's and the embedded validation splits.
 LEARNING_RATE = 6e-4
 NOISE = 0.5  # standard deviation of what is added to each input, in norms of its embedding
-_BATCH, _SEED = 40, 7
 # As Qwen splits text, so that digits are single tokens and a sign never joins them; Chinese in pairs, so that the few
 # sentences of a generated corpus do not become one token each.
 _SPLIT = (
     r"\p{Han}{1,2}|(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}&&[^\p{Han}]]+"
     r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-_BERT_VOCABULARY, _BERT_LEARNING_RATE, _BERT_BATCH, _BERT_SEED = 1200, 1e-3, 32, 11
+_BERT_VOCABULARY = 1200
 _MASKED = 0.15  # of all tokens, as in BERT's paper; all of them become [MASK]
 
 
@@ -54,59 +55,64 @@ def build(cache: Path, documents: int | None = None, name: str = "tiny") -> Path
         Damaged: it is there and not what was written; names the file and says what to do.
         OSError: it is not there and the cache cannot be written; names it and says what to do.
     """
-    pretrain = pretrain_bert if name == "tiny-bert" else pretrain_llm
     folder = synthetic.tiny_folder(cache, documents, name)
     files.built_once(folder, lambda draft: pretrain(draft, documents or synthetic.DOCUMENTS, name))
     llm_files.tiny_fingerprint(folder)
     return folder
 
 
-def _fit(
-    model: nn.Module, losses: Callable[[int], tuple[Tensor, Tensor]], steps: int, rate: float, name: str, **options: Any
-) -> float:
-    """Minimise the sum of both losses of each step with AdamW in one cycle; return the second one of the last step."""
+def pretrain(folder: Path, documents: int, name: str) -> None:
+    """Train on `synthetic.documents`, each read once, by AdamW in one cycle; save model and tokenizer as such are published.
+
+    An LLM predicts the next token of pages written as the runs will write them, BERT the masked tokens of what is said.
+    """
     import torch
     from tqdm.auto import tqdm
 
-    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.01, **options)
+    is_bert = name == "tiny-bert"
+    seed, size, rate, options = (11, 32, 1e-3, {}) if is_bert else (7, 40, LEARNING_RATE, {"betas": (0.9, 0.98)})
+    torch.set_num_threads(1)  # another number of threads gives other weights, and so another fingerprint
+    torch.manual_seed(seed)
+    model, tokenizer, losses = (_bert if is_bert else _llm)(documents, name)
+    optimizer, steps = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.01, **options), documents // size
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.1)
     for step in tqdm(range(steps), desc=f"pre-training {name}", unit="step"):
-        rest, told = losses(step)
+        rest, told = losses(slice(step * size, (step + 1) * size))  # of an LLM's few answer tokens: they count as all the rest
         optimizer.zero_grad()
         (rest + told).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-    return float(told.detach())
+    if is_bert:
+        trained, model = model.bert, type(model.bert)(model.config)  # with the pooler that MAG-BERT reads, freshly initialised
+        model.load_state_dict(trained.state_dict(), strict=False)
+    else:
+        model.set_attn_implementation("sdpa")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    told_loss = {"masked_loss" if is_bert else "answer_loss": float(told.detach())}
+    llm_files.finalise_tiny(folder, **told_loss, steps=steps)
 
 
 # LLMs ----------------------------------------------------------------------------------------------------------------
-def pretrain_llm(folder: Path, documents: int, name: str) -> None:
-    """Next-token prediction over `synthetic.documents`, written as the runs will write them; saves model and tokenizer."""
-    import torch
+def _llm(documents: int, name: str) -> tuple[Any, Any, Losses]:
+    """An LLM with its initial weights, input and output embeddings one table; its tokenizer; its losses on some pages."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers.models.qwen2 import Qwen2Config, Qwen2ForCausalLM
 
     from cmpta_lib.method.llm import FrozenLLM
 
     texts, phrases = pages(documents, "negative" if name == "tiny-llama" else "always")
     tokenizer = bpe_tokenizer((parts[1] + parts[3] + parts[4] for parts in texts), phrases)
-    torch.set_num_threads(1)  # another number of threads gives other weights, and so another fingerprint
-    torch.manual_seed(_SEED)
-    model = _untrained_llm(name, tokenizer)
+    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    settings: dict[str, Any] = {"vocab_size": len(tokenizer), "tie_word_embeddings": True, **ends, **ARCHITECTURES[name]}
+    is_llama = name == "tiny-llama"
+    model = LlamaForCausalLM(LlamaConfig(**settings)) if is_llama else Qwen2ForCausalLM(Qwen2Config(**settings))
     reader = FrozenLLM(model, tokenizer, "", "tiny")
     model.train().requires_grad_(True)
-
-    def losses(step: int) -> tuple[Tensor, Tensor]:  # the few answer tokens count as much as all the rest
-        batch = texts[step * _BATCH : (step + 1) * _BATCH]
-        return _next_token_losses(reader, [[reader.token_ids(part) for part in parts] for parts in batch])
-
-    steps = documents // _BATCH
-    answer_loss = _fit(model, losses, steps, LEARNING_RATE, "the tiny LLM", betas=(0.9, 0.98))
-    model.set_attn_implementation("sdpa")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-    llm_files.finalise_tiny(folder, answer_loss=answer_loss, steps=steps)
+    return model, tokenizer, lambda chosen: _next_token_losses(reader, texts[chosen])
 
 
 def bpe_tokenizer(texts: Iterable[str], phrases: list[str]) -> Any:
@@ -134,16 +140,6 @@ def bpe_tokenizer(texts: Iterable[str], phrases: list[str]) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<|im_start|>", eos_token="<|endoftext|>")
 
 
-def _untrained_llm(name: str, tokenizer: Any) -> Any:
-    """With its initial weights; input and output embeddings are one table."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-    from transformers.models.qwen2 import Qwen2Config, Qwen2ForCausalLM
-
-    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-    settings: dict[str, Any] = {"vocab_size": len(tokenizer), "tie_word_embeddings": True, **ends, **ARCHITECTURES[name]}
-    return LlamaForCausalLM(LlamaConfig(**settings)) if name == "tiny-llama" else Qwen2ForCausalLM(Qwen2Config(**settings))
-
-
 def pages(documents: int, sign: prompts.Sign) -> tuple[list[tuple[str, ...]], list[str]]:
     """The parts of every page (open, words, close, prompt, answer), and the phrases that stand in every input.
 
@@ -158,7 +154,7 @@ def pages(documents: int, sign: prompts.Sign) -> tuple[list[tuple[str, ...]], li
     return texts, sorted({part for lay in asked for part in (lay.open, lay.close, lay.prompt)})
 
 
-def _next_token_losses(reader: FrozenLLM, batch: Sequence[Sequence[list[int]]]) -> tuple[Tensor, Tensor]:
+def _next_token_losses(reader: FrozenLLM, texts: Sequence[Sequence[str]]) -> tuple[Tensor, Tensor]:
     """Mean next-token cross-entropy of noisy pages: of all tokens but the answers', and of the answers'."""
     import torch
     import torch.nn.functional as F
@@ -166,6 +162,7 @@ def _next_token_losses(reader: FrozenLLM, batch: Sequence[Sequence[list[int]]]) 
     from cmpta_lib.fast.llm import packed_logits
     from cmpta_lib.fast.packing import Ragged
 
+    batch = [[reader.token_ids(part) for part in parts] for parts in texts]
     rows = [reader.first_ids + sum(parts, []) for parts in batch]
     layout = Ragged.rows([len(row) for row in rows], reader.device)
     lengths = torch.tensor(layout.lengths)
@@ -185,20 +182,18 @@ def _next_token_losses(reader: FrozenLLM, batch: Sequence[Sequence[list[int]]]) 
 
 
 # BERT ----------------------------------------------------------------------------------------------------------------
-def pretrain_bert(folder: Path, documents: int, name: str) -> None:
-    """Masked language modelling over what is said in `synthetic.documents`; saves it as bert-base-chinese is published."""
+def _bert(documents: int, name: str) -> tuple[Any, Any, Losses]:
+    """As `_llm`; the second loss is that of the masked tokens, and there is no first."""
     import torch
-    from transformers import BertConfig, BertForMaskedLM, BertModel
+    from transformers import BertConfig, BertForMaskedLM
 
     texts = [page.directions + page.text for page in synthetic.documents(documents)]
     tokenizer = wordpiece_tokenizer(texts)
-    torch.set_num_threads(1)  # as of the LLMs
-    torch.manual_seed(_BERT_SEED)
     model = BertForMaskedLM(BertConfig(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **ARCHITECTURES[name]))
     model.train()
 
-    def losses(step: int) -> tuple[Tensor, Tensor]:
-        given = tokenizer(texts[step * _BERT_BATCH : (step + 1) * _BERT_BATCH], padding=True, return_tensors="pt")
+    def losses(chosen: slice) -> tuple[Tensor, Tensor]:
+        given = tokenizer(texts[chosen], padding=True, return_tensors="pt")
         ids, real = given["input_ids"], given["attention_mask"].bool()
         special = (ids == tokenizer.cls_token_id) | (ids == tokenizer.sep_token_id)
         masked = (torch.rand(ids.shape) < _MASKED) & real & ~special
@@ -207,13 +202,7 @@ def pretrain_bert(folder: Path, documents: int, name: str) -> None:
         loss = model(input_ids=read, attention_mask=real.long(), labels=ids.masked_fill(~masked, -100)).loss
         return loss.new_zeros(()), loss
 
-    steps = documents // _BERT_BATCH
-    masked_loss = _fit(model, losses, steps, _BERT_LEARNING_RATE, "the tiny BERT")
-    encoder = BertModel(model.config)  # with the pooler that MAG-BERT reads, freshly initialised
-    encoder.load_state_dict(model.bert.state_dict(), strict=False)
-    encoder.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    llm_files.finalise_tiny(folder, masked_loss=masked_loss, steps=steps)
+    return model, tokenizer, losses
 
 
 def wordpiece_tokenizer(texts: Iterable[str]) -> Any:
