@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import errno
-import glob
 import hashlib
 import json
 import os
 import platform
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -43,11 +41,7 @@ def is_checkout() -> bool:
 
 
 def need_checkout(what: str) -> None:
-    """Refuse what cannot be done without the repository.
-
-    Raises:
-        FileNotFoundError: the notebooks are not here; says what to do.
-    """
+    """Raise FileNotFoundError, with what to do, where the repository's notebooks are not beside the package."""
     if not is_checkout():
         raise FileNotFoundError(
             f"{what} needs the repository's notebooks, and {ROOT} has none: clone the repository, and in it call "
@@ -60,16 +54,17 @@ def figures_folder() -> Path:
 
     Without a checkout it is `figures/` of the current folder: no result belongs among installed packages.
     """
-    return Path(os.environ.get("CMPTA_FIGURES") or _home() / "figures").resolve()
+    return _folder("figures")
 
 
 def runs_folder() -> Path:
     """Where runs and caches live: what the environment variable CMPTA_RUNS names, or `runs/`, as in `figures_folder`."""
-    return Path(os.environ.get("CMPTA_RUNS") or _home() / "runs").resolve()
+    return _folder("runs")
 
 
-def _home() -> Path:
-    return ROOT if is_checkout() else Path.cwd()
+def _folder(name: str) -> Path:
+    home = ROOT if is_checkout() else Path.cwd()
+    return Path(os.environ.get(f"CMPTA_{name.upper()}") or home / name).resolve()
 
 
 @contextmanager
@@ -147,7 +142,7 @@ def by_umask(folder: Path) -> None:
 def building(folder: Path) -> Iterator[Path]:
     """An empty folder beside `folder` that takes its place when the block ends well, and goes otherwise.
 
-    One process at a time is in such a block for one folder; what killed ones left behind is removed. A folder that is
+    One process at a time is in such a block for one folder; what a killed one left behind is removed. A folder that is
     there by then stays what it is.
 
     Raises:
@@ -155,11 +150,12 @@ def building(folder: Path) -> Iterator[Path]:
     """
     from filelock import FileLock
 
+    draft = folder.with_name(f".{folder.name}.building")
     with writing(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):
-            _remove_drafts(folder)
-            draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.building-"))
+            shutil.rmtree(draft, ignore_errors=True)
+            draft.mkdir()
             try:
                 yield draft
                 by_umask(draft)
@@ -167,19 +163,6 @@ def building(folder: Path) -> Iterator[Path]:
                     draft.rename(folder)
             finally:
                 shutil.rmtree(draft, ignore_errors=True)
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Remove what killed processes left of `building(folder)`; whoever still writes holds the lock and is spared."""
-    from filelock import FileLock, Timeout
-
-    with suppress(Timeout, OSError), FileLock(f"{folder}.lock", timeout=0):
-        _remove_drafts(folder)
-
-
-def _remove_drafts(folder: Path) -> None:
-    for draft in folder.parent.glob(f".{glob.escape(folder.name)}.building-*"):
-        shutil.rmtree(draft, ignore_errors=True)
 
 
 def built_once(folder: Path, build: Callable[[Path], object]) -> Path:

@@ -297,7 +297,7 @@ def test_a_builder_sweeps_what_killed_ones_left_and_spares_a_living_one(tmp_path
     """The living one holds the lock of another LLM, so its scratch folder has another name."""
     from cmpta_lib.embedded import synthetic, tiny
 
-    dead, living = (f".{synthetic.tiny_folder(tmp_path, count).name}.building-x" for count in (80, 800))
+    dead, living = (f".{synthetic.tiny_folder(tmp_path, count).name}.building" for count in (80, 800))
     for name in (dead, living):
         (tmp_path / name).mkdir()
     monkeypatch.setattr(tiny, "pretrain", lambda folder, documents, name: None)
