@@ -242,26 +242,19 @@ def test_context_answers_equal_brute_force_over_all_label_sequences():
             last[speaker] = label
         expected[np.arange(5), labels] += chance
     expected /= expected.sum(1, keepdims=True)
-    places = [[0, 2, 3], [1, 4]]
-    found = synthetic.context_posteriors([likelihoods[turns] for turns in places], prior)
-    for turns, posteriors in zip(places, found, strict=True):
-        np.testing.assert_allclose(posteriors, expected[turns], atol=1e-12)
+    np.testing.assert_allclose(synthetic.in_dialogue(speakers, likelihoods * prior, prior), expected, atol=1e-12)
 
 
 def test_a_clips_context_is_its_own_dialogue():
     """What the words of the same dialogue say, recomputed from the finished clips."""
-    world, checked = WORLDS["embedded-meld"], 0
-    prior = world.joint.sum((0, 1, 2))
-    given_label = world.joint.sum((1, 2)) / prior  # (words, labels)
-    dialogues = defaultdict(lambda: defaultdict(list))
+    world, dialogues = WORLDS["embedded-meld"], defaultdict(list)
     for s in synthetic.samples(world, "valid", 61):
-        dialogues[s.dialogue][s.speaker].append(s)
-    for speakers in dialogues.values():
-        spoken = [given_label[[s.extra["words"] for s in members]] for members in speakers.values()]
-        for members, posteriors in zip(speakers.values(), synthetic.context_posteriors(spoken, prior), strict=True):
-            assert [s.extra["bayes_text_context"] for s in members] == world.decide(posteriors).tolist()
-            checked += len(members)
-    assert checked == 61
+        dialogues[s.dialogue].append(s)
+    for turns in dialogues.values():
+        joint = world.joint.sum((1, 2))[[s.extra["words"] for s in turns]]
+        posteriors = synthetic.in_dialogue([s.speaker for s in turns], joint, world.joint.sum((0, 1, 2)))
+        assert [s.extra["bayes_text_context"] for s in turns] == world.decide(posteriors).tolist()
+    assert sum(map(len, dialogues.values())) == 61
 
 
 def test_a_lone_turn_has_no_context_and_an_impossible_label_stays_so():
@@ -269,8 +262,8 @@ def test_a_lone_turn_has_no_context_and_an_impossible_label_stays_so():
         (alone,) = synthetic.samples(WORLDS["embedded-meld"], "valid", 1, seed)
         assert alone.extra["bayes_context"] == alone.extra["bayes_all"]
         assert alone.extra["bayes_text_context"] == alone.extra["bayes_text"]
-    likelihoods = np.array([[0.0, 1.0, 1.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1e-30]])
-    (posteriors,) = synthetic.context_posteriors([likelihoods], np.array([0.5, 0.3, 0.2]))
+    likelihoods, prior = np.array([[0.0, 1.0, 1.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1e-30]]), np.array([0.5, 0.3, 0.2])
+    posteriors = synthetic.in_dialogue("aaa", likelihoods * prior, prior)
     assert (posteriors[likelihoods == 0] == 0).all() and posteriors.sum(1) == pytest.approx(1)
 
 

@@ -7,13 +7,13 @@ it judges a split as a whole, and rare classes are worth naming more often than 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 
 import numpy as np
 
-from cmpta_lib.data.corpus import Corpus, Split
-from cmpta_lib.embedded.generative import GenerativeModel, generative_models
+from cmpta_lib.data.corpus import Corpus
+from cmpta_lib.embedded.generative import generative_models
 from cmpta_lib.embedded.synthetic import FACE, VOICE, cue_likelihoods, in_dialogue
 
 RULES: Mapping[str, str] = {
@@ -41,13 +41,8 @@ def best_answers(corpus: Corpus, metric: str, split: str = "test") -> Mapping[st
         return {}
     if metric not in RULES or (metric in ("mae", "corr")) != (source.task.kind == "regression"):
         raise ValueError(f"no rule for the best {source.task.kind} answer by {metric!r}; known: {', '.join(RULES)}")
-    return {known: _decide(source, metric, chances) for known, chances in posteriors(corpus, split).items()}
-
-
-def _decide(source: GenerativeModel, metric: str, chances: np.ndarray) -> np.ndarray:
-    if metric == "corr":
-        return chances @ source.label_values
-    return source.label_values[weighted_f1_decision(chances)] if metric == "f1_weighted" else source.decide(chances)
+    decide = {"corr": lambda chances: chances @ source.label_values, "f1_weighted": weighted_f1_decision}
+    return {known: decide.get(metric, source.decide)(chances) for known, chances in posteriors(corpus, split).items()}
 
 
 @lru_cache(maxsize=4)
@@ -58,28 +53,17 @@ def posteriors(corpus: Corpus, split: str = "test") -> Mapping[str, np.ndarray]:
         KeyError: the corpus has no generator here.
     """
     source, clips = generative_models()[corpus.name], corpus.splits[split]
-    joint = np.array(list(_joint(source, clips)))  # (N, words, labels): with the face and the voice that are shown
-    words = clips.table["words"].to_numpy(int)
-    of_words, everything = source.joint.sum((1, 2))[words], joint[np.arange(len(clips)), words]
-    found = {"text": of_words, "face_voice": joint.sum(1), "all": everything}
+    shown = ((cue_likelihoods(c.vision, source.face, FACE), cue_likelihoods(c.audio, source.voice, VOICE)) for c in clips)
+    joint = np.array([np.einsum("cfvy,f,v->cy", source.joint, *likelihoods) for likelihoods in shown])  # (N, words, labels)
+    words, prior = clips.table["words"].to_numpy(int), source.joint.sum((0, 1, 2))
+    everything = joint[np.arange(len(clips)), words]
+    found = {"text": source.joint.sum((1, 2))[words], "face_voice": joint.sum(1), "all": everything}
     if source.task.kind == "classification":
-        found["context"] = _in_dialogues(source, clips, everything)
+        found["context"] = np.empty_like(everything)
+        for _, dialogue in clips.table.groupby("dialogue", sort=False):
+            turns = dialogue.index.to_numpy()
+            found["context"][turns] = in_dialogue(dialogue["speaker"].tolist(), everything[turns], prior)
     return {known: chances / chances.sum(1, keepdims=True) for known, chances in found.items()}
-
-
-def _joint(source: GenerativeModel, clips: Split) -> Iterator[np.ndarray]:
-    for clip in clips:
-        face, voice = cue_likelihoods(clip.vision, source.face, FACE), cue_likelihoods(clip.audio, source.voice, VOICE)
-        yield np.einsum("cfvy,f,v->cy", source.joint, face, voice)
-
-
-def _in_dialogues(source: GenerativeModel, clips: Split, joint: np.ndarray) -> np.ndarray:
-    """(N, labels) joint probabilities from each clip alone -> posteriors from all clips of its dialogue."""
-    prior, found = source.joint.sum((0, 1, 2)), np.empty_like(joint)
-    for _, dialogue in clips.table.groupby("dialogue", sort=False):
-        turns = dialogue.index.to_numpy()
-        found[turns] = in_dialogue(dialogue["speaker"].tolist(), joint[turns], prior)
-    return found
 
 
 def expected_weighted_f1(chances: np.ndarray, decision: np.ndarray) -> float:

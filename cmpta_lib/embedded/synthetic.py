@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import groupby
+from itertools import groupby, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -50,91 +50,66 @@ _OTHER_SETS: tuple[dict[str, str], ...] = (
 
 
 def samples(source: GenerativeModel, split: str, size: int, seed: int = 0) -> Iterator[Sample]:
-    """Draw a split: every clip with its true cue windows (frames, -1 = none) and Bayes-optimal answers in `extra`."""
+    """Draw a split: every clip with its true cue windows (frames, -1 = none) and Bayes-optimal answers in `extra`.
+
+    In dialogues also with the best answers from all of its clips: `bayes_context`, from words `bayes_text_context`.
+    """
     rng = np.random.default_rng([seed, list(generative_models()).index(source.name), list(SPLIT_SIZES).index(split)])
-    drawn = _without_context(source, split, size, rng)
-    if source.task.kind == "regression":  # no dialogues
-        yield from (clip for clip, _, _ in drawn)
-        return
-    for _, members in groupby(drawn, key=lambda found: found[0].dialogue):
-        yield from _with_context(source, list(members))
+    prior = source.joint.sum((0, 1, 2))
+    for dialogue, members in groupby(_alone(source, split, size, rng), key=lambda drawn: drawn[0].dialogue):
+        if dialogue is None:
+            yield from (clip for clip, _, _ in members)
+            continue
+        clips, *known = zip(*members, strict=True)
+        speakers = [clip.speaker for clip in clips]
+        answers = [source.decide(in_dialogue(speakers, np.array(joint), prior)).tolist() for joint in known]
+        for clip, text, everything in zip(clips, *answers, strict=True):
+            best = {"bayes_text_context": float(text), "bayes_context": float(everything)}
+            yield replace(clip, extra={**clip.extra, **best})
 
 
-def _without_context(
+def _alone(
     source: GenerativeModel, split: str, size: int, rng: np.random.Generator
 ) -> Iterator[tuple[Sample, np.ndarray, np.ndarray]]:
     """Each clip with two joint probabilities of the label and what is known, (labels,): its words; all of it."""
     for number, (label, speaker, dialogue) in enumerate(_labels(source, split, size, rng)):
         given_label = source.joint[..., label] / source.joint[..., label].sum()
-        flat = rng.choice(given_label.size, p=given_label.ravel())
-        words, face, voice = np.unravel_index(flat, given_label.shape)
+        words, face, voice = np.unravel_index(rng.choice(given_label.size, p=given_label.ravel()), given_label.shape)
         vision, face_window, face_likelihood = _clip(source.face, int(face), rng, FACE)
         audio, voice_window, voice_likelihood = _clip(source.voice, int(voice), rng, VOICE)
         seen = np.einsum("cfvy,f,v->cy", source.joint, face_likelihood, voice_likelihood)
-        posteriors = {"text": source.joint[words].sum((0, 1)), "face_voice": seen.sum(0), "all": seen[words]}
-        truth: dict[str, float | int | str] = {f"bayes_{key}": float(source.decide(p[None])[0]) for key, p in posteriors.items()}
+        known = {"text": source.joint[words].sum((0, 1)), "face_voice": seen.sum(0), "all": seen[words]}
+        truth: dict[str, float | int | str] = {f"bayes_{key}": float(source.decide(p[None])[0]) for key, p in known.items()}
         truth |= {"face": source.face.values[face], "face_start": face_window[0], "face_stop": face_window[1]}
         truth |= {"voice": source.voice.values[voice], "voice_start": voice_window[0], "voice_stop": voice_window[1]}
         truth |= {"words": int(words)}
-        value = source.label_values[label]
-        clip = Sample(
-            id=f"{split}_{number:05d}",
-            text=source.sentence(int(words), rng),
-            audio=audio,
-            vision=vision,
-            label=int(value) if source.task.kind == "classification" else float(value),
-            speaker=speaker,
-            dialogue=dialogue,
-            extra=truth,
-        )
-        yield clip, posteriors["text"], posteriors["all"]
-
-
-def _with_context(source: GenerativeModel, members: Sequence[tuple[Sample, np.ndarray, np.ndarray]]) -> Iterator[Sample]:
-    """A dialogue's clips with the best answers from all of its clips: `bayes_context`, from words `bayes_text_context`."""
-    speakers, prior = [clip.speaker for clip, _, _ in members], source.joint.sum((0, 1, 2))
-    of_words, of_all = [words for _, words, _ in members], [everything for _, _, everything in members]
-    known = {"bayes_text_context": np.array(of_words), "bayes_context": np.array(of_all)}
-    best = {name: source.decide(in_dialogue(speakers, joint, prior)) for name, joint in known.items()}
-    for place, (clip, _, _) in enumerate(members):
-        yield replace(clip, extra={**clip.extra, **{name: float(answers[place]) for name, answers in best.items()}})
+        text, value = source.sentence(int(words), rng), source.label_values[label].item()
+        yield Sample(f"{split}_{number:05d}", text, audio, vision, value, speaker, dialogue, truth), known["text"], known["all"]
 
 
 def in_dialogue(speakers: Sequence[str | None], joint: np.ndarray, prior: np.ndarray) -> np.ndarray:
-    """(turns, labels) joint probabilities from each turn of a dialogue alone -> posteriors from all of them, rows sum to 1."""
-    found, turns = np.empty_like(joint), dict[str | None, list[int]]()
-    for place, speaker in enumerate(speakers):
-        turns.setdefault(speaker, []).append(place)
-    spoken = [joint[places] / prior for places in turns.values()]
-    for places, posteriors in zip(turns.values(), context_posteriors(spoken, prior), strict=True):
-        found[places] = posteriors
-    return found
-
-
-def context_posteriors(spoken: Sequence[np.ndarray], prior: np.ndarray) -> list[np.ndarray]:
-    """Likelihoods of each speaker's turns in order, (turns, labels) -> posteriors from the whole dialogue, rows sum to 1.
+    """(turns, labels) joint probabilities from each turn of a dialogue alone -> posteriors from all of them, rows sum to 1.
 
     Given the mood, speakers are independent chains; forward-backward for each of the moods, then their weighted mean.
     """
     fresh = MOOD * np.eye(len(prior)) + (1 - MOOD) * prior  # (moods, labels): an emotion that is not kept
-    given_mood, log_weight = [], np.log(prior)
-    for likelihoods in spoken:
-        ahead, back = np.empty((len(likelihoods), *fresh.shape)), np.ones((len(likelihoods), *fresh.shape))
+    likelihoods, log_weight = joint / prior, np.log(prior)
+    ahead, back = np.empty((len(joint), *fresh.shape)), np.ones((len(joint), *fresh.shape))  # (turns, moods, labels)
+    for speaker in dict.fromkeys(speakers):
+        turns = [turn for turn, name in enumerate(speakers) if name == speaker]
         chance = fresh
-        for turn, likelihood in enumerate(likelihoods):
-            ahead[turn] = chance * likelihood
+        for turn in turns:
+            ahead[turn] = chance * likelihoods[turn]
             total = ahead[turn].sum(1, keepdims=True)
             ahead[turn] /= total
             log_weight = log_weight + np.log(total[:, 0])
             chance = INERTIA * ahead[turn] + (1 - INERTIA) * fresh
-        for turn in range(len(likelihoods) - 2, -1, -1):
-            later = back[turn + 1] * likelihoods[turn + 1]
+        for turn, after in reversed(list(pairwise(turns))):
+            later = back[after] * likelihoods[after]
             back[turn] = INERTIA * later + (1 - INERTIA) * (fresh * later).sum(1, keepdims=True)
             back[turn] /= back[turn].sum(1, keepdims=True)
-        both = ahead * back
-        given_mood.append(both / both.sum(-1, keepdims=True))
-    weight = np.exp(log_weight - log_weight.max())
-    return [np.einsum("m,tmy->ty", weight / weight.sum(), posteriors) for posteriors in given_mood]
+    both, weight = ahead * back, np.exp(log_weight - log_weight.max())
+    return np.einsum("m,tmy->ty", weight / weight.sum(), both / both.sum(-1, keepdims=True))
 
 
 def _labels(
@@ -245,15 +220,10 @@ def documents(
         flat = rng.choice(source.joint.size, p=source.joint.ravel())
         words, face, voice, label = (int(i) for i in np.unravel_index(flat, source.joint.shape))
         written = source.directions(face, voice) if rng.random() < script_share else ""
-        value, task = source.label_values[label], source.task
+        value, task = source.label_values[label].item(), source.task
         if task.kind == "classification" and rng.random() < other_labels_share:
             task, value = _other_labels(task.labels[label], rng) or (task, value)
-        yield Document(
-            task=task,
-            directions=written,
-            text=source.sentence(words, rng),
-            label=int(value) if task.kind == "classification" else float(value),
-        )
+        yield Document(task, written, source.sentence(words, rng), value)
 
 
 def _other_labels(emotion: str, rng: np.random.Generator) -> tuple[Task, int] | None:
