@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
-import subprocess
-import sys
 import tracemalloc
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -92,18 +92,13 @@ def test_a_split_is_a_sequence(tmp_path: Path):
     assert list(split.table.index) == [0, 1, 2, 3]
     assert list(split.table.audio_length) == [3, 4, 5, 6]
     np.testing.assert_array_equal(split.labels, [0, 0.1, 0.2, 0.3])
+    split[1].audio[:] = split.labels[:] = 7  # what is handed out is the caller's own
+    assert_same(split[1], sample(1))
+    assert split.labels.max() < 1
     with pytest.raises(IndexError):
         split[4]
     with pytest.raises(TypeError):
         split[1:3]
-
-
-def test_changing_a_sample_leaves_the_corpus_alone(tmp_path: Path):
-    split = write(tmp_path / "corpus").splits["train"]
-    split[1].audio[:] = 7
-    split.labels[:] = 7
-    assert_same(split[1], sample(1))
-    assert split.labels.max() < 1
 
 
 def test_a_modality_may_be_absent_everywhere(tmp_path: Path):
@@ -176,7 +171,7 @@ def test_a_corpus_that_is_not_there_is_no_damage(tmp_path: Path):
         load_corpus(tmp_path / "nowhere")
 
 
-def test_values_in_messages_are_short_however_they_nest():
+def test_values_in_messages_are_short_however_they_nest(tmp_path: Path):
     nested: Any = "\U0010ffff" * 1000
     for _ in range(6):
         nested = [nested] * 1000
@@ -187,40 +182,23 @@ def test_values_in_messages_are_short_however_they_nest():
     for value in ("x" * 10**6, b"x" * 10**6, np.str_("x" * 10**6), 10**600, None, 1.5):
         assert len(errors.shown(value)) < 100
     assert (errors.shown("a"), errors.shown(3), errors.shown(None)) == ("'a'", "3", "None")
-
-
-@pytest.mark.parametrize("field", ["id", "text", "speaker", "label", "audio"])
-def test_a_nested_value_in_place_of_a_simple_one_is_named_by_its_kind(tmp_path: Path, field: str):
-    objects = np.empty(1, dtype=object)
-    objects[0] = [["long"] * 1000] * 1000
-    with pytest.raises(ValueError, match=r"an array of shape \(1,\) and type object") as caught:
-        write(tmp_path / "corpus", content=splits(**{field: objects}))
-    assert len(str(caught.value)) < 400
-
-
-def killed_writer(folder: Path) -> None:
-    """Run a process that is killed while it writes the third sample."""
-    code = (
-        "import os, signal, sys, numpy as np\n"
-        "from pathlib import Path\n"
-        "from cmpta_lib.data.corpus import Sample, Task\n"
-        "from cmpta_lib.data.store import write_corpus\n"
-        "def samples():\n"
-        "    for i in range(9):\n"
-        "        if i == 2: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "        yield Sample(str(i), 'a', np.ones((5, 3)), np.ones((5, 3)), 0.0)\n"
-        "content = {split: samples() for split in ('train', 'valid', 'test')}\n"
-        "task = Task('regression', 'en')\n"
-        "write_corpus(Path(sys.argv[1]), name='x', task=task, splits=content, generated=True)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code, str(folder)], cwd=Path(__file__).parents[1])
-    assert done.returncode == -signal.SIGKILL
+    for field in ("id", "text", "speaker", "label", "audio"):
+        with pytest.raises(ValueError, match=r"an array of shape \(1,\) and type object") as caught:
+            write(tmp_path / "corpus", content=splits(**{field: objects}))
+        assert len(str(caught.value)) < 400
 
 
 def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path: Path):
-    killed_writer(tmp_path / "corpus")
-    (draft,) = (path for path in tmp_path.iterdir() if path.is_dir())
-    bystanders = {".corpus.notes", "corpus.x", draft.name.replace("corpus", "corpus2")}
+    def killed() -> Iterator[Sample]:
+        yield sample(5)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    options = {"content": splits() | {"valid": killed()}}
+    process = get_context("fork").Process(target=write, args=(tmp_path / "corpus",), kwargs=options)
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL and left_in(tmp_path) == [".corpus.building"]
+    bystanders = {".corpus.notes", "corpus.x", ".corpus2.building"}
     for name in bystanders:
         (tmp_path / name).mkdir()
     assert_same(write(tmp_path / "corpus").splits["train"][0], sample(0))
@@ -253,16 +231,9 @@ def test_statistics_are_over_the_real_frames_of_the_split(tmp_path: Path, monkey
         assert mean.dtype == std.dtype == np.float32
         np.testing.assert_allclose(mean, frames.mean(0), rtol=1e-6)
         np.testing.assert_allclose(std, frames.std(0), rtol=1e-6)
-
-
-def test_statistics_are_computed_once_and_given_as_the_callers_own(tmp_path: Path, monkeypatch):
-    split = write(tmp_path / "corpus").splits["train"]
-    first = split.feature_statistics("audio")
-    expected = [part.tolist() for part in first]
-    for part in first:
-        part += 1
+        mean += 1  # the caller's own
     monkeypatch.setattr(split, "_frames", None)  # nothing is read again
-    assert [part.tolist() for part in split.feature_statistics("audio")] == expected
+    np.testing.assert_allclose(split.feature_statistics("vision")[0], frames.mean(0), rtol=1e-6)
 
 
 def test_statistics_survive_large_offsets_and_constant_features(tmp_path: Path):
@@ -280,11 +251,9 @@ def test_statistics_survive_large_offsets_and_constant_features(tmp_path: Path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"text": "a\ud800"}, "'text' must be a string of valid Unicode"),
         ({"id": 3}, r"sample 0 \(id 3\): 'id' must be a string"),
-        ({"label": 1.2}, r"'label' must be a number in \[-1, 1\], but is 1.2; rescale"),
+        ({"label": None}, r"'label' must be a number in \[-1, 1\], but is None; rescale"),
         ({"audio": None}, "but is None; an absent"),
-        ({"audio": np.zeros((3, 0))}, "F >= 1"),
         ({"id": "clip_1"}, r"sample 1 \(id 'clip_1'\): 'id' must be unique in its split, but is used before"),
         ({"audio": np.zeros((2, 6))}, r"sample 1 .*'audio' must be 6 features wide, as in the samples before, but is 5 wide"),
         ({"extra": {"face": 1}}, r"sample 1 .*'extra' must be alike in all samples, but is \[\]"),
@@ -356,7 +325,7 @@ def test_what_is_not_finite_or_far_too_large_becomes_zero_and_is_counted(tmp_pat
         ({"vision": np.zeros((0, 5))}, "'vision' must be 4 features wide, as in training, but is 5 wide"),
         ({"vision": [[1, 2, 3, 4]]}, r"'vision' must be a \(T, F\) array of numbers, F >= 1, but is a list of length 1"),
         *(({"vision": frames}, r"'vision' must be a \(T, F\) array of numbers")
-          for frames in (np.ones(4), np.ones((2, 4), bool), np.array([["a"]]))),
+          for frames in (np.ones(4), np.ones((2, 0)), np.ones((2, 4), bool), np.array([["a"]]))),
         ({"text": None}, "'text' must be a string of valid Unicode, but is None; correct it, or write '' if nothing is said"),
         ({"text": "\ud800"}, "'text' must be a string of valid Unicode"),
         ({"speaker": float("nan")}, "'speaker' must be a string of valid Unicode, but is nan"),
