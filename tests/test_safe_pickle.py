@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import io
 import pickle
+import pickletools
 import random
 import struct
 import sys
@@ -194,26 +195,13 @@ def test_real_files_are_read_as_pickle_reads_them(shared_folder: Path):
 
 # Hostile files ---------------------------------------------------------------------------------------------------
 CALLABLES = """
-os.system posix.system nt.system os.popen os.execv os.remove subprocess.Popen subprocess.check_output pty.spawn
-builtins.eval builtins.exec builtins.compile builtins.__import__ builtins.getattr builtins.setattr builtins.open
-builtins.breakpoint builtins.map builtins.bytearray builtins.type builtins.object __builtin__.eval __builtin__.apply
-__builtin__.file __main__.anything importlib.import_module importlib._bootstrap._load runpy.run_path runpy._run_code
-operator.attrgetter operator.methodcaller operator.itemgetter functools.partial functools.reduce itertools.starmap
-types.FunctionType types.CodeType marshal.loads pickle.loads _pickle.loads pickle.load shelve.open code.interact
-codeop.compile_command timeit.timeit cProfile.run profile.run pdb.run doctest.debug_script bdb.Bdb.run trace.Trace
-ctypes.CDLL webbrowser.open shutil.rmtree pip.main site.main socket.create_connection asyncio.run
-urllib.request.urlopen http.client.HTTPSConnection smtplib.SMTP logging.config.listen multiprocessing.Process
-codecs.encode codecs.decode codecs.open _codecs.decode _codecs.lookup _codecs.encode.__self__ copyreg._reconstructor
-copy_reg._reconstructor collections.OrderedDict collections.namedtuple pathlib.Path io.open io.FileIO _io.FileIO
-numpy.load numpy.fromfile numpy.memmap numpy.frompyfunc numpy.loadtxt numpy.genfromtxt numpy.recarray numpy.matrix
-numpy.core.multiarray.fromfile numpy._core.multiarray.fromfile numpy.core.multiarray._reconstruct.__globals__
-numpy.testing._private.utils.runstring numpy.f2py.diagnose.run_command numpy.distutils.exec_command.exec_command
-numpy.ndarray.tofile numpy.dtype.__class__ numpy.core.records.fromrecords numpy.random._pickle.__generator_ctor
-numpy.ma.core._mareconstruct numpy.lib.npyio.load torch.load torch.hub.load torch._utils._rebuild_tensor_v2
-torch.storage._load_from_bytes torch.jit.load torch.jit.unsupported_tensor_ops.execWrapper
-torch.utils._config_module.load_config torch.distributed.rpc.init_rpc torch.serialization.load pandas.read_pickle
-pandas.eval joblib.load sklearn.externals.joblib.load dill.loads cloudpickle.loads transformers.pipeline
-tensorflow.py_function
+os.system subprocess.Popen importlib._bootstrap._load pickle.loads _pickle.loads functools.partial operator.attrgetter
+builtins.eval builtins.getattr builtins.open builtins.bytearray builtins.object builtins.bytes.fromhex __builtin__.eval
+__builtin__.apply __main__.anything types.CodeType codecs.encode _codecs.decode _codecs.encode.__self__ copyreg._reconstructor
+collections.OrderedDict pathlib.Path numpy.load numpy.memmap numpy.recarray numpy.core.multiarray.fromfile
+numpy._core.multiarray.fromfile numpy.core.multiarray._reconstruct.__globals__ numpy.core.records.fromrecords
+numpy.ndarray.tofile numpy.dtype.__class__ numpy.random._pickle.__generator_ctor numpy.ma.core._mareconstruct torch.load
+torch._utils._rebuild_tensor_v2 torch.storage._load_from_bytes pandas.read_pickle joblib.load dill.loads
 """
 
 
@@ -234,16 +222,8 @@ def test_no_call_is_made(refuse, callable_name: str):
             assert "is not plain data" in message
 
 
-OPCODES = {  # name -> a pickle that uses it
-    "INST": b"(ibuiltins\neval\n.", "OBJ": b"(cnumpy\ndtype\no.", "NEWOBJ": b"cnumpy\ndtype\n)\x81.",
-    "NEWOBJ_EX": b"cnumpy\ndtype\n)}\x92.", "EXT1": b"\x82\x01.", "EXT2": b"\x83\x01\x00.",
-    "EXT4": b"\x84\x01\x00\x00\x00.", "PERSID": b"Pfile:///etc/passwd\n.", "BINPERSID": text4("id") + b"Q.",
-    "NEXT_BUFFER": b"\x97.", "READONLY_BUFFER": b"]\x98.", "DUP": b"]2.", "POP": b"]]0.", "POP_MARK": b"](1.",
-    "STRING": b"S'text'\n.", "SHORT_BINSTRING": b"U\x01a.", "BINSTRING": b"T\x01\x00\x00\x00a.", "UNICODE": b"Vtext\n.",
-    "INT": b"I" + b"9" * 5000 + b"\n.", "LONG": b"L" + b"9" * 5000 + b"L\n.", "LONG4": b"\x8b\x01\x00\x00\x00\x01.",
-    "FLOAT": b"F1.5\n.", "PUT": b"]p4294967295\n.", "GET": b"]g0\n.", "LIST": b"(l.", "DICT": b"(d.",
-    "EMPTY_SET": b"\x8f.", "FROZENSET": b"(\x91.", "PROTO": b"\x80\x04].",
-}  # fmt: skip
+REFUSED = """INST OBJ NEWOBJ NEWOBJ_EX EXT1 EXT2 EXT4 PERSID BINPERSID NEXT_BUFFER READONLY_BUFFER DUP POP POP_MARK STRING
+SHORT_BINSTRING BINSTRING UNICODE INT LONG LONG4 FLOAT PUT GET LIST DICT EMPTY_SET FROZENSET ADDITEMS PROTO""".split()
 RECONSTRUCT, SCALAR = b"cnumpy.core.multiarray\n_reconstruct\n", b"cnumpy.core.multiarray\nscalar\n"
 FROM_BUFFER, ENCODE = b"cnumpy.core.numeric\n_frombuffer\n", b"c_codecs\nencode\n"
 EMPTY_ARRAY = RECONSTRUCT + b"cnumpy\nndarray\nK\x00\x85C\x01b\x87R"
@@ -359,7 +339,8 @@ HOSTILE = {
     "nested marks": (b"(" * NESTED + b"t" * NESTED + b".", "nests more than 64"),
     **{type(value).__name__: (dumps([value], 2)[2:], "which is not plain data")
        for value in (1j, set(), bytearray(b"abc"), Path("a"), Fraction(1, 2))},
-    **{f"opcode {name}": (content, f"the opcode {name},") for name, content in OPCODES.items()},
+    **{f"opcode {name}": (b"(]" + getattr(pickle, name) + b"1\n1\n.", f"the opcode {name},") for name in REFUSED},
+    "a number of many digits": (b"]I" + b"9" * 5000 + b"\n.", "the opcode INT,"),
 }  # fmt: skip
 NO_PICKLES = {  # whole files
     "empty file": (b"", "empty"),
@@ -367,6 +348,10 @@ NO_PICKLES = {  # whole files
     "protocol 0": (pickle.dumps([1], 0), "not a pickle of protocol 2 or later"),
     "protocol of the future": (b"\x80\x09].", "claims protocol 9"),
 }
+
+
+def test_every_opcode_is_admitted_or_refused_on_purpose():
+    assert len(safe_pickle._OPCODES) + len(REFUSED) + 1 == len(pickletools.opcodes)  # and the end
 
 
 @pytest.mark.parametrize("form", [*HOSTILE, *NO_PICKLES])
