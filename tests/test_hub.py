@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 import pytest
 
@@ -33,16 +33,13 @@ class FakeHub(ThreadingHTTPServer):
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
+        self.address = f"http://127.0.0.1:{self.server_address[1]}"
         self.files = {**CONTENT, SMALL: b"read me"}
         self.listed: dict[str, str] = {}  # path -> a hash to list in place of the true one
         self.cut_after: list[int] = []  # the next answers with a file end after so many bytes
         self.ranges = True
         self.requests: list[tuple[str, str]] = []  # address, Range
         self.sent = 0
-
-    @property
-    def address(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
 
     def downloads(self) -> list[str]:
         """The `Range` of each download, "" for none."""
@@ -56,41 +53,27 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
-        address = urlsplit(self.path)
-        self.server.requests.append((address.path, self.headers.get("Range", "")))
-        if address.path == f"/api/datasets/{REPO}":
-            self._listing(blobs="true" in parse_qs(address.query).get("blobs", []))
-        elif address.path.startswith(start := f"/datasets/{REPO}/resolve/{REVISION}/"):
-            self.send_response(302)
-            self.send_header("Location", f"/store/{address.path.removeprefix(start)}")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-        elif (name := unquote(address.path.removeprefix("/store/"))) in self.server.files:
-            self._file(self.server.files[name])
-        else:
+        path, wanted = urlsplit(self.path).path, self.headers.get("Range", "")
+        self.server.requests.append((path, wanted))
+        if path == f"/api/datasets/{REPO}":
+            entries = [*map(self._entry, self.server.files)]
+            self._send(200, json.dumps({"id": REPO, "sha": REVISION, "siblings": entries}).encode())
+        elif path.startswith(start := f"/datasets/{REPO}/resolve/{REVISION}/"):
+            self._send(302, b"", {"Location": f"/store/{path.removeprefix(start)}"})
+        elif (content := self.server.files.get(unquote(path.removeprefix("/store/")))) is None:
             self.send_error(404, "Entry not found")
-
-    def _listing(self, blobs: bool) -> None:
-        siblings = []
-        for name, content in self.server.files.items():
-            entry: dict = {"rfilename": name}
-            if blobs:
-                entry |= {"blobId": "b" * 40, "size": len(content)}
-                if name != SMALL:
-                    known = self.server.listed.get(name, digest(content))
-                    entry["lfs"] = {"sha256": known, "size": len(content), "pointerSize": 134}
-            siblings.append(entry)
-        self._send(200, json.dumps({"id": REPO, "sha": REVISION, "siblings": siblings}).encode())
-
-    def _file(self, content: bytes) -> None:
-        wanted = self.headers.get("Range", "")
-        if wanted and self.server.ranges:
+        elif wanted and self.server.ranges:
             start = int(wanted.removeprefix("bytes=").removesuffix("-"))
-            if start >= len(content):
-                return self.send_error(416)
             self._send(206, content[start:], {"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"})
         else:
             self._send(200, content)
+
+    def _entry(self, name: str) -> dict:
+        content = self.server.files[name]
+        if "blobs=true" not in self.path:
+            return {"rfilename": name}
+        known = {"sha256": self.server.listed.get(name, digest(content)), "size": len(content), "pointerSize": 134}
+        return {"rfilename": name, "blobId": "b" * 40, "size": len(content)} | ({} if name == SMALL else {"lfs": known})
 
     def _send(self, status: int, content: bytes, headers: dict[str, str] | None = None) -> None:
         self.send_response(status)
@@ -136,11 +119,9 @@ def test_files_are_fetched_wherever_they_lie_in_the_repository(server, tmp_path:
     }
     assert found.sources == {name: digest(path.read_bytes()) for name, path in found.paths.items()}
     assert not found.generated and not found.sizes
-    manifest = json.loads((tmp_path / "raw" / "manifest.json").read_text())
-    sizes = {name: len(path.read_bytes()) for name, path in found.paths.items()}
-    listed = {name: {"sha256": found.sources[name], "bytes": size} for name, size in sizes.items()}
-    source = f"{server.address}/datasets/{REPO}"
-    assert manifest == {"source": source, "revision": REVISION, "generated": False, "files": listed}
+    listed = {name: {"sha256": found.sources[name], "bytes": path.stat().st_size} for name, path in found.paths.items()}
+    manifest = {"source": f"{server.address}/datasets/{REPO}", "revision": REVISION, "generated": False, "files": listed}
+    assert json.loads((tmp_path / "raw" / "manifest.json").read_text()) == manifest
     assert set(contents(tmp_path / "raw")) == {*CONTENT, "manifest.json"}
 
 
@@ -153,16 +134,19 @@ def test_a_broken_connection_is_taken_up_where_it_broke_and_a_second_call_asks_n
     assert fetch(FEATURES, tmp_path) == found and len(server.requests) == asked
 
 
-def test_a_stopped_download_goes_on_in_the_next_call(server, tmp_path: Path):
+@pytest.mark.parametrize("where", ["on the hub", "at a fixed address"])
+def test_a_stopped_download_goes_on_in_the_next_call(server, tmp_path: Path, where: str):
+    content = CONTENT["one.pkl"]
+    file = File("one.pkl", digest(content), len(content), f"{server.address}/store/one.pkl")
+    published = FEATURES if where == "on the hub" else Published("Some tables", "https://example.org", (file,))
     server.cut_after = [3_000_000] + [0] * (ATTEMPTS - 1)
-    with pytest.raises(OSError, match="Call again to go on where it stopped"):
-        fetch(FEATURES, tmp_path)
+    with pytest.raises(OSError, match="again to go on where it stopped, .* get one.pkl.* from https://example.org.* by hand"):
+        fetch(published, tmp_path)
     assert not (tmp_path / "one.pkl").exists() and not (tmp_path / "manifest.json").exists()
     server.requests, server.sent = [], 0
-    fetch(FEATURES, tmp_path)
+    assert fetch(published, tmp_path).sources["one.pkl"] == digest(content)
     assert server.downloads()[0] == "bytes=3000000-" and server.sent < 2_200_000
-    assert (tmp_path / "one.pkl").read_bytes() == CONTENT["one.pkl"]
-    assert set(contents(tmp_path)) == {*CONTENT, "manifest.json"}
+    assert (tmp_path / "one.pkl").read_bytes() == content
 
 
 def test_the_rest_of_another_version_is_not_appended(server, tmp_path: Path):
@@ -172,18 +156,6 @@ def test_the_rest_of_another_version_is_not_appended(server, tmp_path: Path):
     server.files["one.pkl"] = new = bytes(reversed(CONTENT["one.pkl"]))
     server.ranges, server.cut_after = False, [1_000_000]  # without ranges, all is sent again
     assert fetch(FEATURES, tmp_path).paths["one.pkl"].read_bytes() == new
-
-
-def test_files_at_fixed_addresses_resume_too(server, tmp_path: Path):
-    content = CONTENT["one.pkl"]
-    file = File("one.pkl", digest(content), len(content), f"{server.address}/store/one.pkl")
-    table = Published("Some tables", "https://example.org", (file,))
-    server.cut_after = [2_000_000] + [0] * (ATTEMPTS - 1)
-    with pytest.raises(OSError, match="get one.pkl from https://example.org by hand"):
-        fetch(table, tmp_path)
-    server.requests.clear()
-    assert fetch(table, tmp_path).sources == {"one.pkl": digest(content)}
-    assert server.downloads() == ["bytes=2000000-"]
 
 
 def test_two_at_once_download_once(server, tmp_path: Path):
