@@ -19,9 +19,7 @@ MetricName = Literal["mae", "corr", "f1_weighted"]
 
 UNPARSABLE = -1  # the class index of an answer that names no class
 # Edges of half-open bins (lo, hi]; a neutral 0.0 counts as negative in acc2, as in the public SIMS-V2 code.
-_ACC2_EDGES = (0.0,)
-_ACC3_EDGES = (-0.1, 0.1)
-_ACC5_EDGES = (-0.7, -0.1, 0.1, 0.7)
+_EDGES = {"acc2": (0.0,), "acc3": (-0.1, 0.1), "acc5": (-0.7, -0.1, 0.1, 0.7)}
 _WEAK_LIMIT = 0.4
 
 
@@ -67,11 +65,7 @@ def shown_scores(scores: Mapping[str, float]) -> list[str]:
 
 
 def headline(kind: Kind) -> Metric:
-    """The metric that chooses checkpoints and heads tables (section 4.2).
-
-    Raises:
-        ValueError: an unknown kind of task.
-    """
+    """The metric that chooses checkpoints and heads tables (section 4.2); ValueError for an unknown kind of task."""
     if kind not in TABLED:
         raise ValueError(f"unknown kind of task {kind!r}; known: {', '.join(TABLED)}")
     return TABLED[kind][0]
@@ -81,9 +75,9 @@ def sentiment_scores(values: ArrayLike, name: str) -> NDArray[np.float32]:
     """Finite float32 scores clipped to [-1, 1], any shape; NaN or ±inf raises ValueError with its position."""
     scores = np.asarray(values, dtype=np.float32)
     if not np.isfinite(scores).all():
-        where = tuple(int(i) for i in np.argwhere(~np.isfinite(scores))[0])
+        where = np.argwhere(~np.isfinite(scores))[0].tolist()
         raise ValueError(
-            f"{name}[{', '.join(map(str, where))}] is {scores[where]}, expected a finite score; "
+            f"{name}{where} is {scores[tuple(where)]}, expected a finite score; "
             "an answer that is no number must be counted and set apart before scoring"
         )
     return np.clip(scores, -1, 1)
@@ -95,11 +89,9 @@ def class_indices(values: ArrayLike, name: str, lowest: int, num_classes: int | 
     if given.dtype.kind not in "biuf" or not np.isfinite(given).all() or (given != np.floor(given)).any():
         raise ValueError(f"{name} holds something other than whole class indices (a name, NaN, infinity or a fraction)")
     indices = given.astype(np.int64)
-    if indices.size and (indices.min() < lowest or (num_classes is not None and indices.max() >= num_classes)):
+    if indices.size and not lowest <= indices.min() <= indices.max() < (num_classes or np.inf):
         limit = "" if num_classes is None else f" and below {num_classes}"
-        raise ValueError(
-            f"{name} must be at least {lowest}{limit}, but it reaches from {indices.min()} to {indices.max()}"
-        )
+        raise ValueError(f"{name} must be at least {lowest}{limit}, but it reaches from {indices.min()} to {indices.max()}")
     return indices
 
 
@@ -122,10 +114,8 @@ def regression_metrics(truth: ArrayLike, prediction: ArrayLike) -> dict[str, flo
 
     y, p = sentiment_scores(truth, "truth"), sentiment_scores(prediction, "prediction")
     _check_pair(y, p, at_least=2)
-
-    def agreement(edges: Sequence[float]) -> NDArray[np.bool_]:
-        return _bins(y, edges) == _bins(p, edges)
-
+    bins = {name: [np.digitize(x, np.asarray(edges, np.float32), right=True) for x in (y, p)] for name, edges in _EDGES.items()}
+    agrees = {name: truth == answer for name, (truth, answer) in bins.items()}
     weak = np.abs(y) <= np.float32(_WEAK_LIMIT)
     corr_defined = bool(np.ptp(y) > 0 and np.ptp(p) > 0)
     y64, p64 = y.astype(np.float64), p.astype(np.float64)
@@ -133,12 +123,12 @@ def regression_metrics(truth: ArrayLike, prediction: ArrayLike) -> dict[str, flo
         "mae": float(np.abs(y64 - p64).mean()),
         "corr": float(np.corrcoef(y64, p64)[0, 1]) if corr_defined else 0.0,
         "corr_defined": float(corr_defined),
-        "acc2": float(agreement(_ACC2_EDGES).mean()),
-        "acc2_weak": float(agreement(_ACC2_EDGES)[weak].mean()) if weak.any() else 0.0,
+        "acc2": float(agrees["acc2"].mean()),
+        "acc2_weak": float(agrees["acc2"][weak].mean()) if weak.any() else 0.0,
         "acc2_weak_count": float(weak.sum()),
-        "acc3": float(agreement(_ACC3_EDGES).mean()),
-        "acc5": float(agreement(_ACC5_EDGES).mean()),
-        "f1_weighted": float(f1_score(_bins(y, _ACC2_EDGES), _bins(p, _ACC2_EDGES), average="weighted")),
+        "acc3": float(agrees["acc3"].mean()),
+        "acc5": float(agrees["acc5"].mean()),
+        "f1_weighted": float(f1_score(*bins["acc2"], average="weighted")),
         "r2": float(r2_score(y64, p64)),
     }
 
@@ -168,10 +158,6 @@ def classification_metrics(truth: ArrayLike, prediction: ArrayLike, labels: Sequ
         "f1_macro": float(per_class.mean()),
         "unparsable_count": float((p == UNPARSABLE).sum()),
     }
-
-
-def _bins(scores: NDArray[np.float32], edges: Sequence[float]) -> NDArray[np.intp]:
-    return np.digitize(scores, np.asarray(edges, dtype=np.float32), right=True)
 
 
 def _check_pair(truth: NDArray, prediction: NDArray, at_least: int) -> None:
