@@ -94,15 +94,11 @@ def _public_files(folder: Path) -> tuple[str, dict[str, Path]]:
 
 
 def _need_usable_name(folder: Path, name: str) -> None:
-    """Caches, runs and figures are named by it."""
-    size, where = len(os.fsencode(name)), f"{folder}: the dataset's name, as before _train.pkl,"
-    for is_wrong, expected, came in (
-        (name.startswith("."), "one that begins with no dot, which would hide its results or put them elsewhere", ""),
-        (not name.isprintable(), "one of visible characters", ""),
-        (size > MOST_NAME_BYTES, f"one of at most {MOST_NAME_BYTES} bytes", f"one of {size}, "),
-    ):
-        if is_wrong:
-            raise problem(where, None, expected, came + shown(name), "rename or remove its files")
+    """Caches, runs and figures are named by it; a dot before it would hide them or put them elsewhere."""
+    if name.startswith(".") or not name.isprintable() or len(os.fsencode(name)) > MOST_NAME_BYTES:
+        expected = f"one of visible characters, at most {MOST_NAME_BYTES} bytes of them, that begins with no dot"
+        where, came = f"{folder}: the dataset's name, as before _train.pkl,", f"{shown(name)} of {len(os.fsencode(name))}"
+        raise problem(where, None, expected, came, "rename or remove its files")
 
 
 def read_items(path: Path, repairs: Counter[str]) -> list[dict]:
@@ -146,21 +142,20 @@ def _public_task(paths: Mapping[str, Path], items: Mapping[str, list[dict]]) -> 
     language: Language = "zh" if sum(bool(_CJK.search(text)) for text in texts) * 2 > len(texts) else "en"
     if not train:
         raise problem(str(paths["train"]), None, "a list of one sample or more", "empty", "fill it, or split anew")
-    named = sum(isinstance(item["label"], str) for item in train)
-    has_classes = 2 * named >= len(train)  # the odd one is to blame, wherever it stands
-    classes = {item["label"] for item in train if isinstance(item["label"], str)} if has_classes else set()
+    names = [item["label"] for item in train if isinstance(item["label"], str)]
+    classes = set(names) if 2 * len(names) >= len(train) else set()  # the odd one is to blame, wherever it stands
     for split in SPLITS:
         for index, label in enumerate(item["label"] for item in items[split]):
             where = f"{paths[split]}, sample {index}"
-            if isinstance(label, str) and not has_classes:
-                expected = f"a number, as for {len(train) - named} of the {len(train)} samples in train"
+            if isinstance(label, str) and not classes:
+                expected = f"a number, as for {len(train) - len(names)} of the {len(train)} samples in train"
                 raise problem(where, "label", expected, shown(label), "correct it")
             if isinstance(label, str):
                 _need_usable_label(where, label)
-            if has_classes and label not in classes:
+            if classes and label not in classes:
                 expected = f"one of train's labels {short(sorted(classes))}"
                 raise problem(where, "label", expected, shown(label), "correct it or add such samples to train")
-    if not has_classes:
+    if not classes:
         return Task("regression", language)
     if len(classes) == 1:
         came = f"of {shown(*classes)} alone"

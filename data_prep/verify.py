@@ -11,6 +11,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -36,20 +37,16 @@ def findings(corpus: Corpus) -> pd.DataFrame:
     Within a split the count of a duplicate is that of surplus clips; across splits it is that of the later split's clips
     that the earlier one has too.
     """
-    return pd.DataFrame(_rows(corpus), columns=_COLUMNS)
-
-
-def _rows(corpus: Corpus) -> Iterator[_Row]:
-    for check in (_sizes, _labels, _lengths, _ruled_by_one_frame, _duplicates, _equal_files, _repairs, _foreign_files):
-        yield from check(corpus)
+    checks = (_sizes, _labels, _lengths, _ruled_by_one_frame, _duplicates, _equal_files, _repairs, _foreign_files)
+    return pd.DataFrame((row for check in checks for row in check(corpus)), columns=_COLUMNS)
 
 
 def overview(corpora: Iterable[Corpus]) -> pd.DataFrame:
     """The findings of several corpora below each other, with their names; a row for each of `warnings` comes first."""
-    rows: list[tuple[str, str, str, int, str]] = []
+    rows: list[tuple[Any, ...]] = []
     for corpus in corpora:
         rows += [(corpus.name, text, ALL, 1, "") for text in warnings(corpus)]
-        rows += [(corpus.name, *row) for row in _rows(corpus)]
+        rows += [(corpus.name, *row) for row in findings(corpus).itertuples(index=False)]
     return pd.DataFrame(rows, columns=["corpus", *_COLUMNS])
 
 
@@ -59,19 +56,16 @@ def summary(found: pd.DataFrame) -> pd.DataFrame:
     Returns:
         Columns corpus, check, count ("train 88, valid 5, test 17"), "first examples".
     """
-    lines, columns = [], ["corpus", "check", "count", "first examples"]
+    lines = []
     for name, corpus in found.groupby("corpus", sort=False):
-        clean = []
-        for check, rows in corpus.groupby("check", sort=False):
-            if not rows["count"].any():
-                clean.append(str(check))
-                continue
-            where = ", ".join(f"{split} {count}" for split, count in zip(rows["split"], rows["count"], strict=True) if count)
-            examples = "; ".join(filter(None, rows["examples"]))
-            lines.append([name, check, str(rows["count"].iloc[0]) if set(rows["split"]) == {ALL} else where, examples])
-        if clean:
+        met = corpus[corpus["count"] > 0]
+        for check, rows in met.groupby("check", sort=False):
+            where = ", ".join(rows["split"] + " " + rows["count"].astype(str))
+            counted = str(rows["count"].iloc[0]) if set(rows["split"]) == {ALL} else where
+            lines.append([name, check, counted, "; ".join(filter(None, rows["examples"]))])
+        if clean := [check for check in corpus["check"].unique() if check not in set(met["check"])]:
             lines.append([name, f"looked for and found none: {', '.join(clean)}", "0", ""])
-    return pd.DataFrame(lines, columns=columns)
+    return pd.DataFrame(lines, columns=["corpus", "check", "count", "first examples"])
 
 
 def warnings(corpus: Corpus) -> list[str]:
@@ -104,32 +98,26 @@ def report(corpus: Corpus) -> str:
 
 
 def _sizes(corpus: Corpus) -> Iterator[_Row]:
+    yield from (("clips", name, len(split), "") for name, split in corpus.splits.items())
     paper = TABLE1.get(PAPER_NAMES.get(corpus.name, ""))
-    for name, split in corpus.splits.items():
-        yield "clips", name, len(split), ""
     if paper and not corpus.generated:
         yield from (("clips in Table 1", split, getattr(paper, split), "") for split in SPLITS)
 
 
 def _labels(corpus: Corpus) -> Iterator[_Row]:
     for name, split in corpus.splits.items():
-        if corpus.task.labels:
-            counts = np.bincount(split.labels, minlength=len(corpus.task.labels)).tolist()
-            yield from ((f"label {label}", name, count, "") for label, count in zip(corpus.task.labels, counts, strict=True))
-        else:
-            for group, chosen in (("< 0", split.labels < 0), ("= 0", split.labels == 0), ("> 0", split.labels > 0)):
-                yield f"label {group}", name, int(chosen.sum()), ""
+        labels = split.labels
+        groups = {f"label {label}": labels == index for index, label in enumerate(corpus.task.labels)}
+        for group, chosen in (groups or {"label < 0": labels < 0, "label = 0": labels == 0, "label > 0": labels > 0}).items():
+            yield group, name, int(chosen.sum()), ""
 
 
 def _lengths(corpus: Corpus) -> Iterator[_Row]:
-    for modality in MODALITIES:
-        for length, what in ((0, "absent"), (1, "of 1 frame")):
-            for name, split in corpus.splits.items():
-                ids = split.table["id"][split.table[f"{modality}_length"] == length]
-                yield f"{modality} {what}", name, len(ids), _some(ids)
-    for name, split in corpus.splits.items():
-        ids = split.table["id"][(split.table[[f"{modality}_length" for modality in MODALITIES]] == 0).all(axis=1)]
-        yield "neither face nor voice", name, len(ids), _some(ids)
+    checks = {f"{name} {what}": ([name], frames) for name in MODALITIES for what, frames in (("absent", 0), ("of 1 frame", 1))}
+    for check, (modalities, frames) in (checks | {"neither face nor voice": ([*MODALITIES], 0)}).items():
+        for name, split in corpus.splits.items():
+            ids = split.table["id"][(split.table[[f"{m}_length" for m in modalities]] == frames).all(axis=1)]
+            yield check, name, len(ids), _some(ids)
 
 
 def _ruled_by_one_frame(corpus: Corpus) -> Iterator[_Row]:
@@ -203,32 +191,29 @@ def _clips(corpus: Corpus) -> dict[str, list[Hashable]]:
 
 def _within(check: str, corpus: Corpus, keys: Mapping[str, Sequence[Hashable]]) -> Iterator[_Row]:
     for name, split in corpus.splits.items():
-        places = _places(keys[name])
-        repeated = [where for where in places.values() if len(where) > 1]
-        groups = [" = ".join(split.table["id"].iloc[where]) for where in repeated]
-        yield check, name, sum(len(where) - 1 for where in repeated), _some(groups)
+        repeated = [ids for ids in _grouped(split.table["id"], keys[name]).values() if len(ids) > 1]
+        yield check, name, sum(len(ids) - 1 for ids in repeated), _some([" = ".join(ids) for ids in repeated])
 
 
 def _across(check: str, corpus: Corpus, keys: Mapping[str, Sequence[Hashable]]) -> Iterator[_Row]:
     for first, second in PAIRS:
-        earlier, later = _places(keys[first]), _places(keys[second])
+        earlier, later = (_grouped(corpus.splits[name].table["id"], keys[name]) for name in (first, second))
         shared = [key for key in later if key in earlier]
-        tables = corpus.splits[first].table["id"], corpus.splits[second].table["id"]
-        groups = [f"{tables[0].iloc[earlier[key][0]]} = {tables[1].iloc[later[key][0]]}" for key in shared]
+        groups = [f"{earlier[key][0]} = {later[key][0]}" for key in shared]
         yield check, f"{first}+{second}", sum(len(later[key]) for key in shared), _some(groups)
 
 
-def _places(keys: Sequence[Hashable]) -> dict[Hashable, list[int]]:
-    places: dict[Hashable, list[int]] = defaultdict(list)
-    for index, key in enumerate(keys):
+def _grouped(names: Iterable[str], keys: Iterable[Hashable]) -> dict[Hashable, list[str]]:
+    """Key -> those of that key, in order; None is no key."""
+    groups: dict[Hashable, list[str]] = defaultdict(list)
+    for name, key in zip(names, keys, strict=True):
         if key is not None:
-            places[key].append(index)
-    return places
+            groups[key].append(name)
+    return groups
 
 
 def _equal_files(corpus: Corpus) -> Iterator[_Row]:
-    names, places = list(corpus.sources), _places(list(corpus.sources.values()))
-    equal = [" = ".join(names[place] for place in same) for same in places.values() if len(same) > 1]
+    equal = [" = ".join(same) for same in _grouped(corpus.sources, corpus.sources.values()).values() if len(same) > 1]
     yield "files with equal contents", ALL, len(equal), _some(equal)
 
 
