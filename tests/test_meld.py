@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import pickle
 import random
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 
 from cmpta_lib.paper import MELD_LABELS
-from data_prep import hub, meld, synthetic_files
+from data_prep import hub, meld, synthetic_files, verify
 from data_prep.meld import mend, prepare, read_annotations
 
 HEADER = ("Sr No.", *meld._COLUMNS)
@@ -66,12 +67,9 @@ def save(tmp_path: Path) -> Callable[..., Path]:
         for split in ROWS:
             items = (changes or {}).get(split, items_of(split))
             (folder / meld.FEATURES[split]).write_bytes(pickle.dumps(items, 4))
-            with (folder / "table").open("w", newline="", encoding="utf-8") as file:
-                writer = csv.writer(file)
-                writer.writerow(HEADER)
-                writer.writerows((i + 1, *row) for i, row in enumerate((rows or {}).get(split, ROWS[split])))
-            (folder / meld.TABLES[split]).write_bytes(encode((folder / "table").read_bytes().decode()))
-            (folder / "table").unlink()
+            table = io.StringIO(newline="")
+            csv.writer(table).writerows([HEADER, *((0, *row) for row in (rows or {}).get(split, ROWS[split]))])
+            (folder / meld.TABLES[split]).write_bytes(encode(table.getvalue()))
         manifest = {"source": "test", "revision": "", "generated": True, "sizes": sizes, "files": {}}
         (folder / hub.MANIFEST).unlink(missing_ok=True)
         if sizes:
@@ -350,22 +348,38 @@ def test_the_official_tables_have_the_known_counts_and_times(official: Path):
     assert known == pytest.approx([304.94, 235.07, 0, 3.31], abs=0.006)
 
 
-@pytest.mark.slow
-def test_a_complete_set_is_converted_and_its_corruptions_are_found(official: Path, tmp_path: Path, monkeypatch):
+@pytest.fixture(scope="module")
+def complete(official: Path, tmp_path_factory) -> Path:
     """All 13,708 official rows with frames of one value each: text, label, order and count decide, not features."""
-    monkeypatch.setattr(synthetic_files, "MELD_SHAPES", {"audio": (2, 3), "video": (2, 3)})
-    folder = tmp_path / "in"
-    synthetic_files.write_meld(folder, annotations=official)
-    corpus = prepare(tmp_path / "cache", folder)
+    folder = tmp_path_factory.mktemp("complete")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(synthetic_files, "MELD_SHAPES", {"audio": (2, 3), "video": (2, 3)})
+        synthetic_files.write_meld(folder, annotations=official)
+    return folder
+
+
+def test_a_complete_set_is_converted_with_its_known_duplicates(official: Path, complete: Path, tmp_path: Path):
+    for name in meld.TABLES.values():
+        assert (complete / name).read_bytes() == (official / name).read_bytes()
+    corpus = prepare(tmp_path / "cache", complete)
     assert {split: tuple(np.bincount(corpus.splits[split].labels)) for split in OFFICIAL} == OFFICIAL
     assert corpus.repairs["text_mended"] > 500
     assert corpus.splits["train"].table["id"].is_unique
     assert corpus.splits["train"].table["dialogue"].nunique() == 1038
-    path = folder / "meld_train.pkl"
+    found = verify.findings(corpus).set_index(["check", "split"])
+    clips = found.loc["same official clip", "count"].to_dict()
+    assert clips == {"train": 10, "valid": 0, "test": 0, "train+valid": 0, "train+test": 1, "valid+test": 0}
+    assert found.loc[("same official clip", "train+test"), "examples"] == "dia12_utt7 = dia85_utt0"
+    assert found.loc["same words", "count"].to_dict() == {"train+valid": 2, "train+test": 8}
+    assert verify.report(corpus).count("\n") < 45
+
+
+@pytest.mark.slow
+def test_corruptions_of_a_complete_set_are_found(complete: Path, tmp_path: Path):
+    path = complete / "meld_train.pkl"
     items = pickle.loads(path.read_bytes())
-    damaged = [*items]
+    damaged, swapped = [*items], [*items]
     damaged[777] = {**items[777], "features": {**items[777]["features"], "text": "Not this."}}
-    swapped = [*items]
     swapped[100], swapped[7000] = items[7000], items[100]
     for content, pattern in (
         (damaged, r"rows\):\n  unlike each other: train_sent_emo.csv line 779 .*item 777 'Not this.'.*\nFeatures"),
@@ -373,7 +387,7 @@ def test_a_complete_set_is_converted_and_its_corruptions_are_found(official: Pat
         (swapped, r"rows\):\n  unlike each other: \S+ line 102 .*\n  unlike each other: \S+ line 7002 .*\nFeatures"),
     ):
         path.write_bytes(pickle.dumps(content, 4))
-        assert re.search(pattern, refuse(folder, tmp_path / "other cache"))
+        assert re.search(pattern, refuse(complete, tmp_path / "other cache"))
 
 
 def test_the_command_takes_both_folders_and_says_what_is_wrong_in_few_words(save, tmp_path: Path, capsys):

@@ -12,7 +12,7 @@ import pytest
 from cmpta_lib.data.corpus import Corpus, Sample, Task
 from cmpta_lib.data.store import write_corpus
 from cmpta_lib.paper import MELD_LABELS
-from data_prep import catalogue, meld, synthetic_files, verify
+from data_prep import catalogue, verify
 from data_prep.verify import findings, report
 
 CHINESE = Task("regression", "zh")
@@ -158,21 +158,6 @@ def test_a_report_fits_a_screen(tmp_path: Path):
     assert "vision of 1 frame, train: video0$_$0001, video1$_$0001, video2$_$0001 and 6 more" in shown
     assert "same id, train+test: video1$_$0001 = video1$_$0001" in shown
     assert "NaN" not in shown and "<NA>" not in shown
-
-
-def test_the_official_tables_hold_the_known_duplicates(shared_folder: Path, tmp_path: Path, monkeypatch):
-    official = shared_folder / "data" / "meld"
-    if not (official / "train_sent_emo.csv").is_file():
-        pytest.skip(f"no official tables: {official} is absent")
-    monkeypatch.setattr(synthetic_files, "MELD_SHAPES", {"audio": (2, 3), "video": (2, 3)})
-    synthetic_files.write_meld(tmp_path / "in", annotations=official)
-    corpus = meld.prepare(tmp_path / "cache", tmp_path / "in")
-    found = findings(corpus).set_index(["check", "split"])
-    clips = found.loc["same official clip", "count"].to_dict()
-    assert clips == {"train": 10, "valid": 0, "test": 0, "train+valid": 0, "train+test": 1, "valid+test": 0}
-    assert found.loc[("same official clip", "train+test"), "examples"] == "dia12_utt7 = dia85_utt0"
-    assert found.loc["same words", "count"].to_dict() == {"train+valid": 2, "train+test": 8}
-    assert isinstance(found, pd.DataFrame) and verify.report(corpus).count("\n") < 45
 
 
 def test_a_page_shows_every_finding_once_and_names_what_was_looked_for_in_vain(corpora):
