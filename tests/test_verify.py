@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cmpta_lib.data.corpus import Corpus, Sample, Task
+from cmpta_lib.data.corpus import SPLITS, Corpus, Sample, Task
 from cmpta_lib.data.store import write_corpus
 from cmpta_lib.paper import MELD_LABELS
 from data_prep import catalogue, verify
@@ -43,15 +43,6 @@ def corpus_of(folder: Path, train: list, valid: list, test: list, task: Task = C
     return write_corpus(folder / "corpus", task=task, splits=splits, **options)
 
 
-def count(corpus: Corpus, check: str, split: str, column: str = "count") -> Any:
-    found = findings(corpus)
-    return found[(found["check"] == check) & (found["split"] == split)][column].item()
-
-
-def examples(corpus: Corpus, check: str, split: str) -> str:
-    return count(corpus, check, split, "examples")
-
-
 def test_a_clean_corpus_has_counts_only(tmp_path: Path):
     corpus = corpus_of(tmp_path, [sample(0), sample(1, label=-0.2)], [sample(2, label=1.0)], [sample(3)])
     found = findings(corpus)
@@ -64,86 +55,60 @@ def test_a_clean_corpus_has_counts_only(tmp_path: Path):
     assert not found[["check", "split"]].duplicated().any()
 
 
-@pytest.mark.parametrize(("name", "sizes"), [("simsv2", (2722, 647, 1034)), ("meld", (9989, 1109, 2610))])
-def test_counts_stand_beside_table_1s(tmp_path: Path, name: str, sizes: tuple[int, ...]):
-    parts = [sample(0)], [sample(1)], [sample(2)]
-    corpus = corpus_of(tmp_path, *parts, name=name)
-    assert tuple(count(corpus, "clips in Table 1", split) for split in corpus.splits) == sizes
-    generated = corpus_of(tmp_path / "drawn", *parts, name=name, generated=True)
-    assert "clips in Table 1" not in set(findings(generated)["check"])
-
-
-def test_classes_are_counted(tmp_path: Path):
-    corpus = corpus_of(tmp_path, [clip(0, label=4), clip(1, label=4)], [clip(2)], [clip(3, label=6)], ENGLISH)
-    assert [count(corpus, f"label {label}", "train") for label in MELD_LABELS] == [0, 0, 0, 0, 2, 0, 0]
-    assert count(corpus, "label anger", "test") == 1
-
-
-def test_absent_and_single_frame_modalities_are_named(tmp_path: Path):
-    absent, one = np.zeros((0, 4), np.float32), np.ones((1, 5), np.float32)
-    corpus = corpus_of(tmp_path, [sample(0, audio=absent), sample(1, vision=one)], [sample(2)], [sample(3, vision=one)])
-    assert (count(corpus, "audio absent", "train"), examples(corpus, "audio absent", "train")) == (1, "video0$_$0001")
-    assert count(corpus, "vision absent", "train") == count(corpus, "audio of 1 frame", "train") == 0
-    assert count(corpus, "vision of 1 frame", "train") == count(corpus, "vision of 1 frame", "test") == 1
-
-
-def test_an_id_or_a_video_in_two_splits_is_named(tmp_path: Path):
-    corpus = corpus_of(tmp_path, [sample(0), sample(1)], [sample(2)], [sample(3, id="video1$_$0001")])
-    assert count(corpus, "same id", "train+test") == 1 and count(corpus, "same id", "train+valid") == 0
-    assert examples(corpus, "same id", "train+test") == "video1$_$0001 = video1$_$0001"
-    later = [sample(2, id="video0$_$0002"), sample(3, id="video0$_$0003")]
-    corpus = corpus_of(tmp_path / "video", [sample(0)], [sample(1)], later)
-    assert count(corpus, "same video", "train+test") == 2 and count(corpus, "same id", "train+test") == 0
-    assert examples(corpus, "same video", "train+test") == "video0$_$0001 = video0$_$0002"
-    # Ids of dialogues start anew in every split, and name no videos.
-    parts = [[clip(n, id="dia0_utt0", dialogue=f"{split}_dia0")] for n, split in enumerate(("train", "valid", "test"))]
-    corpus = corpus_of(tmp_path / "dialogues", *parts, ENGLISH)
-    assert count(corpus, "same id", "train+test") == 0 and "same video" not in set(findings(corpus)["check"])
+PARTS = [sample(0)], [sample(1)], [sample(2)]
+ABSENT, ONE = np.zeros((0, 4), np.float32), np.ones((1, 5), np.float32)
+TWIN = {name: getattr(sample(0), name) for name in ("audio", "vision")}
+HALF = {"audio": sample(0).audio, "vision": np.zeros((0, 5), np.float32)}
+AGAIN = {"extra": clip(0).extra, "text": clip(0).text}
+FOREIGN = {"ch-simsv2s.pkl": "0" * 64, "meld_train.pkl": "1" * 64}
+PUBLISHED = {"ch-simsv2s.pkl": catalogue.SIMSV2.files[0].sha256}
+DIALOGUES = [[clip(n, id="dia0_utt0", dialogue=f"{split}_dia0")] for n, split in enumerate(("train", "valid", "test"))]
 
 
 @pytest.mark.parametrize(
-    ("task", "first", "second", "expected"),
-    [
-        (ENGLISH, "But um, I don't think so.", "but um I don’t think so", 1),
-        (ENGLISH, "What are you doing?", "What are you doing?", 0),  # four words
-        (CHINESE, "今天天气真的很好。", "今天天气真的很好", 1),
-        (CHINESE, "今天天气很好啊。", "今天天气很好啊。", 0),  # seven characters
+    ("parts", "options", "expected"),
+    [  # expected: (check, split) -> count, or count and examples; None where there must be no such finding
+        *((PARTS, {"name": name}, {("clips in Table 1", split): size for split, size in zip(SPLITS, sizes, strict=True)})
+          for name, sizes in (("simsv2", (2722, 647, 1034)), ("meld", (9989, 1109, 2610)))),
+        (PARTS, {"name": "meld", "generated": True}, {("clips in Table 1", "train"): None}),
+        (([clip(0, label=4), clip(1, label=4)], [clip(2)], [clip(3, label=6)]), {"task": ENGLISH},
+         {("label joy", "train"): 2, ("label anger", "train"): 0, ("label anger", "test"): 1}),
+        (([sample(0, audio=ABSENT), sample(1, vision=ONE)], [sample(2)], [sample(3, vision=ONE)]), {},
+         {("audio absent", "train"): (1, "video0$_$0001"), ("vision absent", "train"): 0, ("audio of 1 frame", "train"): 0,
+          ("vision of 1 frame", "train"): 1, ("vision of 1 frame", "test"): 1}),
+        (([sample(0), sample(1)], [sample(2)], [sample(3, id="video1$_$0001")]), {},
+         {("same id", "train+test"): (1, "video1$_$0001 = video1$_$0001"), ("same id", "train+valid"): 0}),
+        (([sample(0)], [sample(1)], [sample(2, id="video0$_$0002"), sample(3, id="video0$_$0003")]), {},
+         {("same video", "train+test"): (2, "video0$_$0001 = video0$_$0002"), ("same id", "train+test"): 0}),
+        # Ids of dialogues start anew in every split, and name no videos.
+        (DIALOGUES, {"task": ENGLISH}, {("same id", "train+test"): 0, ("same video", "train+test"): None}),
+        *((([make(0, text=first)], [make(1)], [make(2, text=second)]), {"task": task},
+           {("same words", "train+test"): expected, ("same words", "valid+test"): None})
+          for make, task, first, second, expected in (
+              (clip, ENGLISH, "But um, I don't think so.", "but um I don’t think so", 1),
+              (clip, ENGLISH, "What are you doing?", "What are you doing?", 0),  # four words
+              (sample, CHINESE, "今天天气真的很好。", "今天天气真的很好", 1),
+              (sample, CHINESE, "今天天气很好啊。", "今天天气很好啊。", 0),  # seven characters
+          )),
+        # Surplus clips are counted; one modality alone does not count.
+        (([sample(0), *(sample(n, **TWIN) for n in (1, 2)), *(sample(n, **HALF) for n in (3, 4))], [sample(5)], [sample(6, **TWIN)]),
+         {}, {("same features", "train"): (2, "video0$_$0001 = video1$_$0001 = video2$_$0001"),
+              ("same features", "train+test"): 1}),
+        (([clip(0), clip(1, **AGAIN)], [clip(2, text=clip(0).text, extra={**clip(0).extra, "start_s": 0.5})], [clip(3, **AGAIN)]),
+         {"task": ENGLISH}, {("same official clip", "train"): 1, ("same official clip", "train+valid"): 0,
+                             ("same official clip", "train+test"): (1, "dia0_utt0 = dia3_utt0")}),
+        (PARTS, {"repairs": {"audio_inf": 3}, "sources": FOREIGN},
+         {("oddity: audio_inf", "all"): 3, ("files other than the published", "all"): (1, "ch-simsv2s.pkl")}),
+        (PARTS, {"sources": PUBLISHED}, {("files other than the published", "all"): 0}),
     ],
-)
-def test_the_same_words_in_train_and_another_split_are_named(tmp_path: Path, task: Task, first, second, expected):
-    make = clip if task is ENGLISH else sample
-    corpus = corpus_of(tmp_path, [make(0, text=first)], [make(1)], [make(2, text=second)], task)
-    assert count(corpus, "same words", "train+test") == expected
-    assert "valid+test" not in set(findings(corpus).query("check == 'same words'")["split"])
-
-
-def test_identical_features_are_named_within_and_across(tmp_path: Path):
-    twin = {name: getattr(sample(0), name) for name in ("audio", "vision")}
-    half = {"audio": sample(0).audio, "vision": np.zeros((0, 5), np.float32)}
-    train = [sample(0), sample(1, **twin), sample(2, **twin), sample(3, **half), sample(4, **half)]
-    corpus = corpus_of(tmp_path, train, [sample(5)], [sample(6, **twin)])
-    assert count(corpus, "same features", "train") == 2  # surplus clips; one modality alone does not count
-    assert count(corpus, "same features", "train+test") == 1
-    assert examples(corpus, "same features", "train") == "video0$_$0001 = video1$_$0001 = video2$_$0001"
-
-
-def test_the_same_official_clip_is_named(tmp_path: Path):
-    again = {"extra": clip(0).extra, "text": clip(0).text}
-    later = {"extra": {**clip(0).extra, "start_s": 0.5}, "text": clip(0).text}
-    corpus = corpus_of(tmp_path, [clip(0), clip(1, **again)], [clip(2, **later)], [clip(3, **again)], ENGLISH)
-    assert count(corpus, "same official clip", "train") == 1
-    assert [count(corpus, "same official clip", f"train+{split}") for split in ("valid", "test")] == [0, 1]
-    assert examples(corpus, "same official clip", "train+test") == "dia0_utt0 = dia3_utt0"
-
-
-def test_data_issues_and_foreign_files_are_listed(tmp_path: Path):
-    parts = [sample(0)], [sample(1)], [sample(2)]
-    sources = {"ch-simsv2s.pkl": "0" * 64, "meld_train.pkl": "1" * 64}
-    corpus = corpus_of(tmp_path, *parts, repairs={"audio_inf": 3}, sources=sources)
-    assert count(corpus, "oddity: audio_inf", "all") == 3
-    assert examples(corpus, "files other than the published", "all") == "ch-simsv2s.pkl"
-    published = {"ch-simsv2s.pkl": catalogue.SIMSV2.files[0].sha256}
-    assert count(corpus_of(tmp_path / "b", *parts, sources=published), "files other than the published", "all") == 0
+)  # fmt: skip
+def test_what_is_odd_is_counted_and_named(tmp_path: Path, parts: tuple, options: dict, expected: dict):
+    found = findings(corpus_of(tmp_path, *parts, **options)).set_index(["check", "split"])
+    for where, told in expected.items():
+        assert (where in found.index) == (told is not None)
+        if told is not None:
+            count, examples = found.loc[where, ["count", "examples"]]
+            assert (count, examples) == told if isinstance(told, tuple) else count == told
 
 
 def test_a_report_fits_a_screen(tmp_path: Path):

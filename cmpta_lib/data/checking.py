@@ -73,7 +73,7 @@ def check_sample(
             raise problem(where, name, "a string of valid Unicode", shown(value), remedy)
     frames = {name: _frames(where, name, getattr(sample, name), widths.get(name), repairs, like) for name in MODALITIES}
     label = None if sample.label is None and not labelled else _label(where, sample.label, task)
-    return replace(sample, label=label, **frames)
+    return replace(sample, label=label, audio=frames["audio"], vision=frames["vision"])
 
 
 def is_number(value: object) -> TypeGuard[float]:

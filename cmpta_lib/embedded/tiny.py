@@ -70,11 +70,11 @@ def pretrain(folder: Path, documents: int, name: str) -> None:
     from tqdm.auto import tqdm
 
     is_bert = name == "tiny-bert"
-    seed, size, rate, options = (11, 32, 1e-3, {}) if is_bert else (7, 40, LEARNING_RATE, {"betas": (0.9, 0.98)})
+    seed, size, rate, betas = (11, 32, 1e-3, (0.9, 0.999)) if is_bert else (7, 40, LEARNING_RATE, (0.9, 0.98))
     torch.set_num_threads(1)  # another number of threads gives other weights, and so another fingerprint
     torch.manual_seed(seed)
     model, tokenizer, losses = (_bert if is_bert else _llm)(documents, name)
-    optimizer, steps = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.01, **options), documents // size
+    optimizer, steps = torch.optim.AdamW(model.parameters(), lr=rate, betas=betas, weight_decay=0.01), documents // size
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.1)
     for step in tqdm(range(steps), desc=f"pre-training {name}", unit="step"):
         rest, told = losses(slice(step * size, (step + 1) * size))  # of an LLM's few answer tokens: they count as all the rest
