@@ -91,9 +91,9 @@ DIALOGUES = [[clip(n, id="dia0_utt0", dialogue=f"{split}_dia0")] for n, split in
               (sample, CHINESE, "今天天气很好啊。", "今天天气很好啊。", 0),  # seven characters
           )),
         # Surplus clips are counted; one modality alone does not count.
-        (([sample(0), *(sample(n, **TWIN) for n in (1, 2)), *(sample(n, **HALF) for n in (3, 4))], [sample(5)], [sample(6, **TWIN)]),
-         {}, {("same features", "train"): (2, "video0$_$0001 = video1$_$0001 = video2$_$0001"),
-              ("same features", "train+test"): 1}),
+        (([sample(n, **(TWIN if n < 3 else HALF)) for n in range(5)], [sample(5)], [sample(6, **TWIN)]), {},
+         {("same features", "train"): (2, "video0$_$0001 = video1$_$0001 = video2$_$0001"),
+          ("same features", "train+test"): 1}),
         (([clip(0), clip(1, **AGAIN)], [clip(2, text=clip(0).text, extra={**clip(0).extra, "start_s": 0.5})], [clip(3, **AGAIN)]),
          {"task": ENGLISH}, {("same official clip", "train"): 1, ("same official clip", "train+valid"): 0,
                              ("same official clip", "train+test"): (1, "dia0_utt0 = dia3_utt0")}),
