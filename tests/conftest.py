@@ -37,31 +37,18 @@ def random_llm(num_key_value_heads: int = 4):
     import torch
     from transformers.models.qwen2 import Qwen2Config, Qwen2ForCausalLM
 
-    from cmpta_lib.embedded import synthetic, tiny
-    from cmpta_lib.method import llm as backbone
-    from cmpta_lib.method import prompted as prompts
+    from cmpta_lib.embedded import tiny
+    from cmpta_lib.method.llm import FrozenLLM, weights_fingerprint
 
-    pages = list(synthetic.documents(300))
-    layouts = [prompts.Layout.of(world.task) for world in synthetic.generative_models().values()]
-    fixed = sorted({part for layout in layouts for part in (layout.open, layout.close, layout.prompt)})
-    answers = [prompts.answer_text(page.task, page.label) for page in pages]
-    texts = [page.directions + page.text + answer for page, answer in zip(pages, answers, strict=True)]
-    tokenizer = tiny.bpe_tokenizer(texts, fixed)
+    pages, phrases = tiny.pages(300, "always")
+    tokenizer = tiny.bpe_tokenizer((parts[1] + parts[4] for parts in pages), phrases)
     torch.manual_seed(0)
-    config = Qwen2Config(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=num_key_value_heads,
-        intermediate_size=64,
-        initializer_range=0.2,  # transformers' 0.02 would leave all next tokens equally likely
-        tie_word_embeddings=True,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    model = Qwen2ForCausalLM(config)
-    return backbone.FrozenLLM(model, tokenizer, backbone.weights_fingerprint(model), "random")
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    # With transformers' 0.02 all next tokens would be equally likely.
+    more = {"num_key_value_heads": num_key_value_heads, "initializer_range": 0.2, "tie_word_embeddings": True}
+    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    model = Qwen2ForCausalLM(Qwen2Config(vocab_size=len(tokenizer), **sizes, **more, **ends))
+    return FrozenLLM(model, tokenizer, weights_fingerprint(model), "random")
 
 
 def language_model(family: str, llm, gradient_checkpointing: bool = False):
@@ -71,11 +58,8 @@ def language_model(family: str, llm, gradient_checkpointing: bool = False):
 
     from cmpta_lib.method.llm import FrozenLLM, weights_fingerprint
 
-    kinds = {
-        "qwen2": (Qwen2Config, Qwen2ForCausalLM),
-        "llama": (LlamaConfig, LlamaForCausalLM),
-        "glm": (GlmConfig, GlmForCausalLM),
-    }
+    kinds = {"qwen2": (Qwen2Config, Qwen2ForCausalLM), "llama": (LlamaConfig, LlamaForCausalLM)}
+    kinds |= {"glm": (GlmConfig, GlmForCausalLM)}
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
     heads = {"num_key_value_heads": 2, "head_dim": 8, "pad_token_id": None, "initializer_range": 0.2}
     settings, model = kinds[family]
