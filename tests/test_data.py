@@ -63,7 +63,9 @@ def assert_same(ours: Sample, theirs: Sample) -> None:
 
 # Storing and opening ---------------------------------------------------------------------------------------------
 def test_what_is_written_is_read(tmp_path: Path):
+    truth = {"face_start": 3, "bayes": 0.25, "face": ""}
     content = splits(speaker="Anna", dialogue="d1")
+    content = {name: [replace(one, extra=truth) for one in samples] for name, samples in content.items()}
     corpus = write(tmp_path / "corpus", content=content, sources={"a.pkl": "0f"}, repairs={"odd": 2})
     for opened in (corpus, load_corpus(tmp_path / "corpus")):
         assert (opened.name, opened.task, opened.generated) == ("tiny", REGRESSION, True)
@@ -72,16 +74,9 @@ def test_what_is_written_is_read(tmp_path: Path):
             split = opened.splits[name]
             assert (split.name, split.task, len(split)) == (name, REGRESSION, len(samples))
             assert (split.audio_dim, split.vision_dim) == (5, 4)
+            assert list(split.table.columns) == [*data.COLUMNS, *truth] and type(split[0].extra["face_start"]) is int
             for ours, theirs in zip(split, samples, strict=True):
                 assert_same(ours, theirs)
-
-
-def test_extra_columns_come_back_with_their_types(tmp_path: Path):
-    truth = {"face_start": 3, "bayes": 0.25, "face": ""}
-    content = {name: [sample(n, extra=truth)] for n, name in enumerate(splits())}
-    split = write(tmp_path / "corpus", content=content).splits["valid"]
-    assert dict(split[0].extra) == truth and type(split[0].extra["face_start"]) is int
-    assert list(split.table.columns) == [*data.COLUMNS, *truth]
 
 
 def test_a_split_is_a_sequence(tmp_path: Path):

@@ -257,25 +257,23 @@ def test_context_helps_in_dialogues_and_is_not_claimed_elsewhere(drawn):
 # --- labels and dialogues ---------------------------------------------------------------------------------------------
 
 
-def labels_of(world: GenerativeModel, size: int, seed: int = 0) -> list[tuple[int, str | None, str | None]]:
-    return list(synthetic._labels(world, "train", size, np.random.default_rng(seed)))
+@pytest.fixture(scope="module")
+def labels() -> dict[str, list[tuple[int, str | None, str | None]]]:
+    return {name: list(synthetic._labels(world, "train", 40_000, np.random.default_rng(0))) for name, world in WORLDS.items()}
 
 
-def test_labels_follow_the_tables_prior(world):
-    size = 60_000
-    found = labels_of(world, size)
-    prior = world.joint.sum((0, 1, 2))
+def test_labels_follow_the_tables_prior(world, labels):
+    found, prior = labels[world.name], world.joint.sum((0, 1, 2))
     counts = np.bincount([label for label, _, _ in found], minlength=len(prior))
     # Turns of a dialogue are alike, so counts vary more than independent ones: by its mean length at the most.
-    inflation = size / len({dialogue for _, _, dialogue in found}) if found[0][2] else 1.0
-    assert chisquare(counts / inflation, prior * size / inflation).pvalue > 1e-3
+    inflation = len(found) / len({dialogue for _, _, dialogue in found}) if found[0][2] else 1.0
+    assert chisquare(counts / inflation, prior * len(found) / inflation).pvalue > 1e-3
 
 
-def test_speakers_tend_to_stay_in_an_emotion_and_in_the_dialogues_mood():
-    world = WORLDS["embedded-meld"]
+def test_speakers_tend_to_stay_in_an_emotion_and_in_the_dialogues_mood(labels):
     last: dict[tuple, int] = {}
-    kept, alike, before, prior = [], [], None, world.joint.sum((0, 1, 2))
-    for label, speaker, dialogue in labels_of(world, 40_000):
+    kept, alike, before, prior = [], [], None, WORLDS["embedded-meld"].joint.sum((0, 1, 2))
+    for label, speaker, dialogue in labels["embedded-meld"]:
         if (dialogue, speaker) in last:
             kept.append(last[dialogue, speaker] == label)
         if before and before[0] == dialogue and before[1] != speaker:
