@@ -281,17 +281,13 @@ def check(folder: Path, recorded: Mapping[str, str], remedy: str, cache: HashCac
 
 
 def put(page: Path, name: str, text: str) -> None:
-    """Write what stands between a file's marks of this name anew.
-
-    Raises:
-        ValueError: the marks are not there once each.
-    """
+    """Write what stands between a file's marks of this name anew; raises as `split`."""
     before, after = split(page, name)
     write_text(page, f"{before}{text}\n{after}")
 
 
 def split(page: Path, name: str) -> tuple[str, str]:
-    """A file up to the mark at which something begins, and from the mark at which it ends; raises as `put`."""
+    """A file up to the mark at which something begins, and from that at which it ends; ValueError unless each is there once."""
     begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->"
     text = page.read_text(encoding="utf-8")
     if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):

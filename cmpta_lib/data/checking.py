@@ -41,14 +41,7 @@ HUGE = 1e18
 
 
 def check_sample(
-    sample: Sample,
-    where: str,
-    task: Task,
-    widths: Mapping[Modality, int],
-    repairs: Counter[str],
-    *,
-    labelled: bool,
-    like: str,
+    sample: Sample, where: str, task: Task, widths: Mapping[Modality, int], repairs: Counter[str], *, labelled: bool, like: str
 ) -> Sample:
     """A sample as `write_corpus` stores it: finite float32 frames, (0, F) for a modality that is None; nothing given is changed.
 

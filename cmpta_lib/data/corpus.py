@@ -9,7 +9,7 @@ import json
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Self, get_args
+from typing import TYPE_CHECKING, Any, Self, get_args
 
 import numpy as np
 
@@ -36,10 +36,9 @@ class Task:
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind) or self.language not in get_args(Language):
             raise ValueError(f"expected {get_args(Kind)} in 'zh' or 'en', not {self.kind!r} in {self.language!r}")
-        if self.kind == "regression" and self.labels:
-            raise ValueError(f"a regression task has no class names, but {self.labels} came")
-        if self.kind == "classification" and not 2 <= len(set(self.labels)) == len(self.labels):
-            raise ValueError(f"a classification task needs two or more different class names, but {self.labels} came")
+        fits = 2 <= len(set(self.labels)) == len(self.labels) if self.kind == "classification" else not self.labels
+        if not fits:
+            raise ValueError(f"two or more different class names make a classification, none a regression; {self.labels} came")
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,20 +77,11 @@ class Split(Sequence[Sample]):
     def __getitem__(self, index: int) -> Sample:  # type: ignore[override]  # whole numbers only, no slices
         index = range(len(self))[operator.index(index)]
         row = dict(self._rows[index])
-        return Sample(
-            id=row.pop("id"),
-            text=row.pop("text"),
-            audio=self._clip("audio", index, row.pop("audio_length")),
-            vision=self._clip("vision", index, row.pop("vision_length")),
-            label=row.pop("label"),
-            speaker=row.pop("speaker"),
-            dialogue=row.pop("dialogue"),
-            extra=row,  # what is left
-        )
-
-    def _clip(self, modality: Modality, index: int, length: int) -> np.ndarray:
-        stop = self._stops[modality][index]
-        return np.array(self._frames[modality][stop - length : stop])  # a copy: the map is read-only, and stays so
+        known: dict[str, Any] = {name: row.pop(name) for name in ("id", "text", "label", "speaker", "dialogue")}
+        for modality in MODALITIES:  # copies: the maps are read-only, and stay so
+            stop = self._stops[modality][index]
+            known[modality] = np.array(self._frames[modality][stop - row.pop(f"{modality}_length") : stop])
+        return Sample(**known, extra=row)  # what is left
 
     @property
     def audio_dim(self) -> int:
