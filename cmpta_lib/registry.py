@@ -213,8 +213,7 @@ def method_class(name: str) -> type[Method]:
     if isinstance(method, str):
         module, _, attribute = method.partition(":")
         method = getattr(importlib.import_module(module), attribute)
-    found: type[Method] = method
-    return found
+    return method
 
 
 def build(config: RunConfig, inputs: Inputs, resources: Resources) -> Method:

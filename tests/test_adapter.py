@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from cmpta_lib.config import CmptaConfig
 from cmpta_lib.fast import cmpta
 from cmpta_lib.fast.cmpta import BatchedAdapter, BatchedAlignment
-from cmpta_lib.fast.packing import Ragged, Stream, Streams
+from cmpta_lib.fast.packing import Chained, Stream, Streams
 from cmpta_lib.method.adapter import PAIRS, CMPTAdapter, CrossModalAttention, TemporalAlignment
 
+CPU = torch.device("cpu")
 AUDIO, VISION, LLM = 5, 7, 16
 LENGTHS = {"text": [4, 1, 6], "audio": [9, 3, 5], "vision": [2, 8, 1]}
 FUSIONS = ("cross_modal", "pooled")
@@ -55,7 +56,8 @@ def batch(lengths: dict[str, list[int]] = LENGTHS, extra: int = 0) -> dict[str, 
 
 
 def streams(*, return_weights: bool = False, **given: Tensor) -> Streams:
-    one_each = {name: Stream(given[name], given[f"{name}_lengths"]) for name in LENGTHS}
+    layouts = {name: Chained.of(given[f"{name}_lengths"].tolist(), given[name].shape[1], CPU) for name in LENGTHS}
+    one_each = {name: Stream(given[name], layout) for name, layout in layouts.items()}
     return Streams(**one_each, wants_maps=return_weights)
 
 
@@ -79,7 +81,7 @@ def attention_loop(q: Tensor, k: Tensor, v: Tensor, heads: int) -> tuple[Tensor,
 
 def aligned(layer: BatchedAlignment, frames: Tensor, lengths: Tensor) -> Tensor:
     """(B, T, D), zero beyond each length."""
-    layout = Ragged.of(lengths, frames.shape[1])
+    layout = Chained.of(lengths.tolist(), frames.shape[1], CPU)
     return layout.padded(layer(frames, layout))
 
 
@@ -102,7 +104,9 @@ def test_attention_equals_eq_7_in_a_loop(projections):
         shared = projections == "per_modality"
         q = attention.query[y if shared else name](sequences[y])
         k, v = (part[x if shared else name](sequences[x]) for part in (attention.key, attention.value))
-        for found, expected in zip(attention(name, sequences[y], sequences[x]), attention_loop(q, k, v, 4), strict=True):
+        for found, expected in zip(
+            attention(name, sequences[y], sequences[x]), attention_loop(q, k, v, 4), strict=True
+        ):
             close(found, expected)
 
 

@@ -17,7 +17,7 @@ from cmpta_lib.baselines.mse_adapter import MseAdapter, MseAdapterConfig, MseTok
 from cmpta_lib.baselines.supervised import reference
 from cmpta_lib.config import DataConfig, RunConfig, TrainingConfig, override
 from cmpta_lib.data.corpus import MODALITIES, Inputs, Sample, Task
-from cmpta_lib.fast.packing import Stream, Streams
+from cmpta_lib.fast.packing import Chained, Stream, Streams
 
 WORLDS = ("embedded-sims", "embedded-meld")
 SMALL = MseAdapterConfig(audio_hidden=6, vision_hidden=5, dim=16)
@@ -73,7 +73,10 @@ def test_the_public_codes_outputs():
     mixed = (voice + face) * adapter.mixer(put[0].mean(1))
     golden = [[-0.068604, 0.021892, -0.022454], [-0.119943, 0.113308, 0.142492]]
     torch.testing.assert_close(mixed[:, :3], torch.tensor(golden), rtol=0, atol=1e-5)
-    streams = Streams(*(Stream(*put[place : place + 2]) for place in (0, 2, 4)))
+    pairs = ((put[place], put[place + 1].tolist()) for place in (0, 2, 4))
+    streams = Streams(
+        *(Stream(values, Chained.of(lengths, values.shape[1], values.device)) for values, lengths in pairs)
+    )
     sums = adapter(streams)[0].sum(-1)
     golden = [[10.610914, 18.399860, 17.535061, 8.423251], [10.611769, 18.399265, 17.533300, 8.421150]]
     torch.testing.assert_close(sums, torch.tensor(golden), rtol=0, atol=1e-5)

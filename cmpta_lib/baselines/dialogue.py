@@ -66,8 +66,7 @@ class Layout(Ragged):
 
     def voices(self, table: nn.Embedding) -> Tensor:
         """(N, F) a row of the table for each utterance's speaker; those whom the table has no row for share the last."""
-        rows: Tensor = table(self.speakers.clamp(max=table.num_embeddings - 1))
-        return rows
+        return table(self.speakers.clamp(max=table.num_embeddings - 1))
 
 
 class Conversation(nn.Module):
@@ -120,8 +119,7 @@ class DialogueMethod(Supervised):
         if not self.settings.context:
             sizes, speakers = [1] * len(speakers), torch.zeros_like(speakers)
         layout = Layout.of_dialogues(sizes, speakers)
-        outputs: Tensor = self.net["graph"](*self.vectors(clips), layout)
-        return outputs
+        return self.net["graph"](*self.vectors(clips), layout)
 
     def groups(self, config: TrainingConfig) -> Sequence[Group]:
         """The LSTMs over frames have a rate of their own: they stand in for vectors that were trained beforehand."""

@@ -56,8 +56,7 @@ class MagGate(nn.Module):
         length = torch.where(length == 0, 1.0, length)
         longest = self.beta * torch.linalg.vector_norm(text, dim=-1, keepdim=True)
         scale = (longest / (length + 1e-6)).clamp(max=1.0)
-        shifted: Tensor = self.dropout(self.norm(text + scale * shift))
-        return shifted
+        return self.dropout(self.norm(text + scale * shift))
 
 
 class MagBertNet(nn.Module):
@@ -79,8 +78,7 @@ class MagBertNet(nn.Module):
         # Not `inputs_embeds`: BERT would add positions a second time.
         embedded = self.gate(self.bert.embeddings(input_ids=clips.text_ids), audio, vision)
         pooled = self.bert.pooler(contextual(self.bert, embedded, clips.text_real))
-        outputs: Tensor = self.head(self.dropout(pooled))
-        return outputs
+        return self.head(self.dropout(pooled))
 
 
 class MagBert(Supervised):
@@ -98,8 +96,7 @@ class MagBert(Supervised):
         self.net.longest.copy_(torch.tensor(longest).clamp(min=1))
 
     def forward(self, clips: Clips) -> Tensor:
-        outputs: Tensor = self.net(clips, *(self.aligned(clips, modality) for modality in MODALITIES))
-        return outputs
+        return self.net(clips, *(self.aligned(clips, modality) for modality in MODALITIES))
 
     def aligned(self, clips: Clips, modality: str) -> Tensor:
         """(B, T, F) frames -> (B, L, F): at each text position the mean of its block of frames."""

@@ -140,8 +140,7 @@ class Linear(Supervised):
         return LinearModel(features, self.outputs)
 
     def forward(self, clips: Clips) -> Tensor:
-        scores: Tensor = self.net(self.pooled(clips))
-        return scores
+        return self.net(self.pooled(clips))
 
     def pooled(self, clips: Clips) -> Tensor:
         """(B, F) float64: mean and deviation of voice, those of the face, mean of the words; zeros where absent."""
@@ -263,8 +262,7 @@ class BiLSTM(Supervised):
             self.net["audio"](clips.audio, clips.audio_lengths),
             self.net["vision"](clips.vision, clips.vision_lengths),
         )
-        scores: Tensor = self.net["head"](self.net["dropout"](torch.cat(pooled, dim=-1)))
-        return scores
+        return self.net["head"](self.net["dropout"](torch.cat(pooled, dim=-1)))
 
 
 register(

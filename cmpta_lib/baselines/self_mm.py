@@ -149,8 +149,7 @@ class FramesNet(nn.Module):
         self.last, self.dropout, self.out = LastState(features, hidden), nn.Dropout(dropout), nn.Linear(hidden, size)
 
     def forward(self, frames: Tensor, lengths: Tensor) -> Tensor:
-        vectors: Tensor = self.out(self.dropout(self.last(frames, lengths)))
-        return vectors
+        return self.out(self.dropout(self.last(frames, lengths)))
 
 
 class Head(nn.Module):

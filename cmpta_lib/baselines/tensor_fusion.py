@@ -95,8 +95,7 @@ class SubnetsMethod(Supervised):
         return Subnets(self.settings, text=self.encoder.dim, **widths)
 
     def forward(self, clips: Clips) -> Tensor:
-        outputs: Tensor = self.net["fusion"](*self.net["subnets"](self.frozen_text(clips), clips))
-        return outputs
+        return self.net["fusion"](*self.net["subnets"](self.frozen_text(clips), clips))
 
     def after_step(self, batch: Batch, epoch: int) -> None:
         """Average what `BatchNorm` has gathered over all processes: each sees its clips only, and all must answer alike."""
@@ -210,8 +209,7 @@ class TensorFusion(nn.Module):
 
     def forward(self, audio: Tensor, vision: Tensor, text: Tensor) -> Tensor:
         """[1; h] of each modality, (B, H + 1) -> (B, outputs)."""
-        outputs: Tensor = self.layers(self.product(audio, vision, text))
-        return outputs
+        return self.layers(self.product(audio, vision, text))
 
 
 class TFN(SubnetsMethod):

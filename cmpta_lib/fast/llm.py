@@ -107,8 +107,7 @@ def packed_logits(
         layout=layout,
         mask=mask,
     )
-    found: Tensor = out.logits[0].float()
-    return found
+    return out.logits[0].float()
 
 
 @dataclass(frozen=True)
@@ -240,8 +239,7 @@ class PrunedDecoder:
                 hidden = checkpoint(self._layer, *call, use_reentrant=False)
             else:
                 hidden = self._layer(*call)
-        found: Tensor = self.decoder.norm(hidden)
-        return found
+        return self.decoder.norm(hidden)
 
     def _layer(
         self, layer: Any, hidden: Tensor, given: PackedInput, angles: tuple[Tensor, Tensor],

@@ -23,7 +23,7 @@ from cmpta_lib.config import PromptedLMConfig, RunConfig
 from cmpta_lib.data.corpus import MODALITIES, Inputs, Modality, Sample, Split
 from cmpta_lib.fast import packing
 from cmpta_lib.fast.llm import PackedInput, PrunedDecoder, packed_logits
-from cmpta_lib.fast.packing import Ragged, Stream, Streams, pad
+from cmpta_lib.fast.packing import Chained, Ragged, Stream, Streams, pad
 from cmpta_lib.method.answers import AnswerTrie
 from cmpta_lib.method.llm import FrozenLLM
 from cmpta_lib.method.prompted import InputIds, answer_text, legal_answers
@@ -46,7 +46,6 @@ class TokenMaker(nn.Module, ABC):
     """
 
     num_tokens: int  # K
-    packs: bool = False  # whether it asks where the real positions lie: then the streams' layouts come with them
 
     @abstractmethod
     def set_feature_statistics(self, modality: Modality, mean: Tensor, std: Tensor) -> None:
@@ -66,7 +65,9 @@ class _Rows:
     """The token ids of B inputs on the host, whole or without the tokens that all begin with."""
 
     ids: list[list[int]]  # PLACEHOLDER where a pseudo token comes
-    ends: np.ndarray  # (B,) place, in all rows together, of each prompt's last token: its logits choose the first answer token
+    ends: (
+        np.ndarray
+    )  # (B,) place, in all rows together, of each prompt's last token: its logits choose the first answer token
     left_out: int  # tokens at the start of each that are not among the ids
 
 
@@ -124,23 +125,18 @@ class PromptedLM(Method):
         device, size = self.llm.device, len(batch.ids)
         if self.maker is None:
             return torch.zeros(size, 0, self.llm.dim, dtype=self.llm.embedding.weight.dtype, device=device), {}
-        padded, sizes = pad(batch.text_ids, np.int64)
-        real = np.arange(padded.shape[1]) < sizes[:, None]
-        audio, vision = packing.send([batch.frames["audio"], batch.frames["vision"]], device)
-        sized = {"text": (sizes, padded.shape[1])}
-        sized |= {name: (batch.lengths[name], batch.frames[name].shape[1]) for name in MODALITIES}
-        indices = [Ragged.arrays(*one) for one in sized.values()] if self.maker.packs else []
-        whole = [padded, real.astype(np.int64), *(lengths for lengths, _ in sized.values()), *chain(*indices)]
-        ids, is_real, *sent = packing.send(whole, device)
-        lengths, there = dict(zip(sized, sent, strict=False)), iter(sent[len(sized) :])
-        layouts: dict[str, Ragged] = {}
-        for (name, one), made in zip(sized.items(), indices, strict=False):
-            layouts[name] = Ragged.sent(*one, lengths[name], [next(there) for _ in made])
-        text = self.llm.embedding(ids) * is_real[..., None]  # eqs 1-2
-        values = {"text": text, "audio": audio, "vision": vision}
-        streams = {name: Stream(values[name], lengths[name], layouts.get(name)) for name in values}
-        tokens, weights = self.maker(Streams(**streams, wants_maps=return_weights))
-        return tokens, weights
+        text_ids, sizes = pad(batch.text_ids, np.int64)
+        audio, vision = packing.send([batch.frames[name] for name in MODALITIES], device)
+        shapes = [(sizes, text_ids.shape[1]), *((batch.lengths[m], batch.frames[m].shape[1]) for m in MODALITIES)]
+        indices = [Chained.arrays(*shape) for shape in shapes]
+        ids, *sent = packing.send([text_ids, *chain(*indices)], device)
+        layouts = [
+            Chained(tuple(lengths.tolist()), longest, *sent[4 * place : 4 * place + 4])
+            for place, (lengths, longest) in enumerate(shapes)
+        ]
+        text = self.llm.embedding(ids) * layouts[0].real[..., None]  # eqs 1-2
+        streams = map(Stream, (text, audio, vision), layouts)
+        return self.maker(Streams(*streams, wants_maps=return_weights))
 
     def loss(self, batch: PromptBatch) -> Loss:  # type: ignore[override]  # what our own `collate` made
         """Next-token cross-entropy on the answer tokens (eq 9), summed over them."""
@@ -208,8 +204,7 @@ class PromptedLM(Method):
         columns, column = np.unique(children, return_inverse=True)
         where = (rows.ends[:, None] + asked).ravel()
         logits, (node, child) = self._logits(rows, tokens, where, [nodes, column], columns, self.trie)
-        scores: np.ndarray = logits.view(size, len(asked), -1)[:, node, child].cpu().numpy()
-        return scores
+        return logits.view(size, len(asked), -1)[:, node, child].cpu().numpy()
 
     def attention(self, batch: PromptBatch) -> Mapping[str, Tensor]:  # type: ignore[override]
         """The token maker's maps, by the name of the pair."""

@@ -57,8 +57,7 @@ class FrozenLLM:
 
     def embed(self, ids: list[int]) -> Tensor:
         """(n, E): the ids' rows of the embedding table (eq 2)."""
-        rows: Tensor = self.embedding(torch.tensor(ids, dtype=torch.int64, device=self.device))
-        return rows
+        return self.embedding(torch.tensor(ids, dtype=torch.int64, device=self.device))
 
     def need_room(self, length: int) -> None:
         """Refuse inputs longer than the LLM was made for: beyond that its answers mean nothing.
@@ -77,8 +76,7 @@ class FrozenLLM:
         """(n, E) -> (n, vocabulary) float32, the next token's at each position; `fast.llm` reads many clips at once."""
         self.need_room(len(embeds))
         read = self.model(inputs_embeds=embeds.to(self.embedding.weight.dtype)[None], use_cache=False)
-        found: Tensor = read.logits[0].float()
-        return found
+        return read.logits[0].float()
 
 
 def weights_fingerprint(model: torch.nn.Module) -> str:
