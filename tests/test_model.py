@@ -16,7 +16,7 @@ from cmpta_lib import registry
 from cmpta_lib.base import Resources
 from cmpta_lib.config import CmptaConfig, DataConfig, PromptedLMConfig, RunConfig, TextOnlyConfig, override
 from cmpta_lib.data.corpus import Inputs, Sample, Task
-from cmpta_lib.fast.llm import PackedInput, PrunedDecoder, packed_logits
+from cmpta_lib.fast.llm import PrunedDecoder, packed_logits
 from cmpta_lib.fast.prompted import PromptBatch, PromptedLM
 from cmpta_lib.method.llm import FrozenLLM
 from cmpta_lib.method.prompted import Layout, PlainLM, answer_text
@@ -151,12 +151,11 @@ def test_without_pseudo_tokens_it_is_the_plain_llm(corpus, family, llm):
     batch = model.collate(samples)
     tokens, _ = model.pseudo_tokens(batch)
     assert tokens.shape == (6, 0, llm.dim)
-    rows = model._rows(batch, 0, [[]] * 6, whole=True)
-    given, _ = PackedInput.of(rows.ids, np.zeros(0, np.int64), [], llm.device)
+    given, _ = model._packed(batch, 0, [[]] * 6, [[0]] * 6, whole=True)
     embeds = given.embeds(llm, tokens)
     everywhere = packed_logits(llm, embeds, given.layout, torch.arange(len(embeds)))
     start = 0
-    for sample, end in zip(samples, rows.ends.tolist(), strict=True):
+    for sample, end in zip(samples, given.asked.tolist(), strict=True):
         expected = reference(input_ids=torch.tensor([input_ids(llm, corpus.task, sample.text)])).logits[0]
         torch.testing.assert_close(everywhere[start : start + len(expected)], expected, rtol=0, atol=1e-4)
         start += len(expected)

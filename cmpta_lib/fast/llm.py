@@ -123,6 +123,7 @@ class PackedInput:
     placeholders: Tensor  # (B * K,) int64: positions of the pseudo tokens
     position_ids: Tensor  # (1, N) int64, the P tokens counted
     asked: Tensor  # (M,) int64: positions whose logits are wanted
+    left_out: int  # P
     mask: Tensor | None = None  # (B, 1, S, S) bool, True = may attend; None = causal
 
     @classmethod
@@ -145,7 +146,7 @@ class PackedInput:
         first, known, where, places, positions, wanted, *sent = packing.send([*arrays, *further], device)
         layout = Ragged(tuple(lengths.tolist()), size, first)
         allowed = None if mask is None else packing.send([mask], device)[0]
-        return cls(layout, known, where, places, positions, wanted, allowed), sent
+        return cls(layout, known, where, places, positions, wanted, left_out, allowed), sent
 
     def embeds(self, llm: FrozenLLM, tokens: Tensor) -> Tensor:
         """(N, E): embeddings, and the pseudo tokens (B, K, E) in their places."""
@@ -180,11 +181,6 @@ class PrunedDecoder:
     def __init__(self, llm: FrozenLLM) -> None:
         self.model, self.decoder, self.checkpointing = llm.model, llm.model.model, llm.checkpointing
         self.rotate = sys.modules[type(self.decoder.layers[0].self_attn).__module__].apply_rotary_pos_emb
-
-    @staticmethod
-    def of(llm: FrozenLLM) -> PrunedDecoder | None:
-        """None where the LLM's family or what is in its layers forbids leaving anything out."""
-        return PrunedDecoder(llm) if PrunedDecoder.fits(llm.model) else None
 
     @staticmethod
     def fits(model: PreTrainedModel) -> bool:
