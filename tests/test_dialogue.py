@@ -61,8 +61,6 @@ def test_the_layout_by_hand():
     assert padded[..., 0].tolist() == [[1, 2, 0], [3, 4, 5], [6, 0, 0]]
     assert layout.real.tolist() == (padded[..., 0] > 0).tolist()
     assert torch.equal(layout.packed(padded), rows)
-    assert rows[layout.packing, 0].tolist() == [3, 1, 6, 4, 2, 5] and layout.batch_sizes.tolist() == [3, 2, 1]
-    assert torch.equal(rows[layout.packing][layout.unpacking], rows)
     assert torch.equal(layout.voices(table := torch.nn.Embedding(3, 2)), table.weight[[0, 1, 0, 1, 2, 0]])
 
 

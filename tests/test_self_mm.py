@@ -42,9 +42,8 @@ def test_the_four_heads_give_the_golden_values():
     bert.config = SimpleNamespace(hidden_size=6)  # its vector is given below
     net = SelfMMNet(bert, {"audio": 4, "vision": 5}, reference(SelfMMConfig(**sizes, **features)), 1).eval()
     fill([*net.parameters()], 0.8)
-    lengths = {"audio_lengths": torch.tensor([4, 2]), "vision_lengths": torch.tensor([3, 5])}
-    clips: Any = SimpleNamespace(audio=given(2, 2, 4, 4), vision=given(3, 2, 5, 5), **lengths)
-    found = net.of_text(given(1, 2, 3, 6)[:, 0], clips)[1]
+    frames = {"audio": (given(2, 2, 4, 4), torch.tensor([4, 2])), "vision": (given(3, 2, 5, 5), torch.tensor([3, 5]))}
+    found = net.of_text(given(1, 2, 3, 6)[:, 0], frames)[1]  # type: ignore[arg-type]  # all that is read of `Clips`
     golden = {
         "fusion": [-0.987348, -0.887293],
         "text": [-0.885604, -1.306938],

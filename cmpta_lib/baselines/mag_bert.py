@@ -100,7 +100,7 @@ class MagBert(Supervised):
 
     def aligned(self, clips: Clips, modality: str) -> Tensor:
         """(B, T, F) frames -> (B, L, F): at each text position the mean of its block of frames."""
-        frames, lengths = getattr(clips, modality), getattr(clips, f"{modality}_lengths")
+        frames, lengths = clips[modality]
         places, times = clips.text_ids.shape[1], frames.shape[1]
         if self.settings.alignment == "padded":
             longest = self.net.longest[MODALITIES.index(modality)]

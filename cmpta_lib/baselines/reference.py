@@ -145,7 +145,7 @@ class Linear(Supervised):
     def pooled(self, clips: Clips) -> Tensor:
         """(B, F) float64: mean and deviation of voice, those of the face, mean of the words; zeros where absent."""
         parts = []
-        for frames, lengths in ((clips.audio, clips.audio_lengths), (clips.vision, clips.vision_lengths)):
+        for frames, lengths in (clips[name] for name in MODALITIES):
             frames = frames.double()
             mean = mean_over_time(frames, lengths)
             real = real_positions(lengths, frames.shape[1])[..., None]
@@ -257,12 +257,9 @@ class BiLSTM(Supervised):
         return nn.ModuleDict(parts)
 
     def forward(self, clips: Clips) -> Tensor:
-        pooled = (
-            self.net["text"](self.frozen_text(clips), clips.text_lengths),
-            self.net["audio"](clips.audio, clips.audio_lengths),
-            self.net["vision"](clips.vision, clips.vision_lengths),
-        )
-        return self.net["head"](self.net["dropout"](torch.cat(pooled, dim=-1)))
+        text = self.net["text"](self.frozen_text(clips), clips.text_lengths)
+        pooled = torch.cat([text, *(self.net[name](*clips[name]) for name in MODALITIES)], dim=-1)
+        return self.net["head"](self.net["dropout"](pooled))
 
 
 register(

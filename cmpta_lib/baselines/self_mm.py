@@ -192,11 +192,10 @@ class SelfMMNet(nn.Module):
 
     def of_text(self, text: Tensor, clips: Clips) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """As `forward`, with the text's vector (B, dim) at hand."""
-        vectors = {"text": text, "audio": self.frames["audio"](clips.audio, clips.audio_lengths)}
-        vectors["vision"] = self.frames["vision"](clips.vision, clips.vision_lengths)
+        vectors = {"text": text} | {name: self.frames[name](*clips[name]) for name in MODALITIES}
         vectors["fusion"] = torch.cat([vectors[name] for name in UNIMODAL], dim=-1)
-        pairs = {space: self.heads[space](vectors[space]) for space in SPACES}
-        return {space: pair[0] for space, pair in pairs.items()}, {space: pair[1] for space, pair in pairs.items()}
+        found, outputs = zip(*(self.heads[space](vectors[space]) for space in SPACES), strict=True)
+        return dict(zip(SPACES, found, strict=True)), dict(zip(SPACES, outputs, strict=True))
 
 
 class SelfMM(Supervised):

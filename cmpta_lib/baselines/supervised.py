@@ -78,6 +78,10 @@ class Clips:
     speakers: Tensor  # (B,) int64
     dialogues: list[int]
 
+    def __getitem__(self, modality: str) -> tuple[Tensor, Tensor]:
+        """Frames and lengths of "audio" or "vision"."""
+        return getattr(self, modality), getattr(self, f"{modality}_lengths")
+
     @property
     def text_real(self) -> Tensor:
         """(B, L) bool."""
@@ -188,8 +192,7 @@ class Supervised(Method):
     def frozen_text(self, clips: Clips) -> Tensor:
         """(B, L, dim) last hidden states of the text encoder as it was published, scaled, and zero beyond each text's end."""
         with torch.no_grad():
-            states: Tensor = self.scaling["text"](self.encoder.states(clips.text_ids, clips.text_real), clips.text_lengths)
-        return states
+            return self.scaling["text"](self.encoder.states(clips.text_ids, clips.text_real), clips.text_lengths)
 
     def labels(self, batch: ClipBatch) -> Tensor:
         """(B,) on the device.
@@ -198,9 +201,7 @@ class Supervised(Method):
             ValueError: a clip has no label.
         """
         if len(batch.labels) != len(batch.ids):
-            raise ValueError(
-                f"clips {', '.join(batch.ids[:3])}: one has no label, and only labelled clips can be trained on"
-            )
+            raise ValueError(f"clips {', '.join(batch.ids[:3])}: one has no label, and only labelled clips can be trained on")
         return send([batch.labels], self.device)[0]
 
     def loss(self, batch: ClipBatch) -> Loss:  # type: ignore[override]  # what our own `collate` made
