@@ -109,41 +109,6 @@ def without_clashes(answers: dict[str, list[int]]) -> dict[str, list[int]]:
     return kept
 
 
-def answers_of(trie: AnswerTrie) -> dict[str, list[int]]:
-    spelt = {}
-    for leaf, answer in trie.leaves.items():
-        ids = []
-        while leaf:
-            ids.append(trie.tokens[leaf])
-            leaf = trie.parents[leaf]
-        spelt[answer] = ids[::-1]
-    return spelt
-
-
-def scored(trie: AnswerTrie, node: int, scores: np.ndarray) -> dict[int, float]:
-    """Next token -> its score at an asked node, from one clip's (options,) scores; nothing at other nodes."""
-    if node not in trie.asked:
-        return {}
-    columns = range(len(trie.choices))[trie.options[node]]
-    places = {trie.choices[column] for column in columns}
-    assert places == {(trie.asked.index(node), child) for child in trie.children[node].values()}
-    return {trie.tokens[trie.choices[column][1]]: float(scores[column]) for column in columns}
-
-
-def slow_probabilities(trie: AnswerTrie, scores: np.ndarray) -> dict[str, float]:
-    """Answer -> the product, along its path, of each choice's share among the children it is drawn from."""
-    chances = {}
-    for leaf, answer in trie.leaves.items():
-        chance, node = 1.0, leaf
-        while node:
-            siblings = scored(trie, trie.parents[node], scores) or {trie.tokens[node]: 0.0}
-            weights = {token: math.exp(score) for token, score in siblings.items()}
-            chance *= weights[trie.tokens[node]] / sum(weights.values())
-            node = trie.parents[node]
-        chances[answer] = chance
-    return chances
-
-
 def test_a_clash_of_answers_is_refused():
     with pytest.raises(ValueError, match=r"'1'.*beginning"):
         AnswerTrie({"1": [5], "10": [5, 6]})
@@ -161,57 +126,47 @@ def test_answers_that_cannot_be_told_apart_are_refused_and_no_others(answers):
             AnswerTrie(answers)
         assert any(name in str(caught.value) for name in clashing)
     else:
-        assert answers_of(AnswerTrie(answers)) == answers
+        assert AnswerTrie(answers).leaves == {tuple(ids): answer for answer, ids in answers.items()}
 
 
-@few
-@given(any_answers.map(without_clashes), st.integers(0, 2**32 - 1))
-def test_the_greedy_walk_takes_the_best_legal_token_each_time(answers, seed):
-    trie = AnswerTrie(answers)
-    scores = np.random.default_rng(seed).standard_normal((3, len(trie.choices))).astype(np.float32)
-    for reply, row in zip(trie.greedy(scores), scores, strict=True):
-        prefix: list[int] = []
-        while prefix not in answers.values():
-            node = 0
-            for token in prefix:
-                node = trie.children[node][token]
-            legal = {ids[len(prefix)] for ids in answers.values() if ids[: len(prefix)] == prefix}
-            assert legal == set(trie.children[node])
-            likelihood = scored(trie, node, row)
-            assert likelihood.keys() == (legal if len(legal) > 1 else set())
-            prefix = [*prefix, max(legal, key=lambda token: likelihood.get(token, 0))]
-        assert answers[reply] == prefix
+def walked(answers: dict[str, list[int]], trie: AnswerTrie, scores: np.ndarray) -> tuple[str, dict[str, float]]:
+    """One clip's greedy answer and every answer's chance: token by token, with nothing of the tree but what is scored."""
+    said, chances, best = dict(zip(trie.choices, scores.tolist(), strict=True)), dict.fromkeys(answers, 1.0), list(answers)
+    for place in range(max(map(len, answers.values()))):
+        for beginning in {tuple(ids[:place]) for ids in answers.values() if len(ids) > place}:
+            legal = {tuple(ids[: place + 1]) for ids in answers.values() if tuple(ids[:place]) == beginning}
+            assert (len(legal) > 1) == (beginning in trie.asked) == bool(legal & said.keys())
+            shares = {node: math.exp(said.get(node, 0.0)) for node in legal}
+            for name, ids in answers.items():
+                if (node := tuple(ids[: place + 1])) in legal:
+                    chances[name] *= shares[node] / sum(shares.values())
+                    if name in best and shares[node] < max(shares.values()):
+                        best.remove(name)
+    return best[0], chances
 
 
 @few
 @given(any_answers.map(without_clashes), st.integers(0, 2**32 - 1), st.sampled_from([0.1, 1.0, 30.0]))
-def test_probabilities_of_all_answers_sum_to_one(answers, seed, size):
+def test_the_greedy_walk_takes_the_best_legal_token_and_probabilities_are_products_of_shares(answers, seed, size):
     trie = AnswerTrie(answers)
     scores = (np.random.default_rng(seed).standard_normal((3, len(trie.choices))) * size).astype(np.float32)
-    found = trie.probabilities(scores)
+    replies, found = trie.greedy(scores), trie.probabilities(scores)
     np.testing.assert_allclose(found.sum(1), 1, rtol=0, atol=1e-9)
-    for row, clip in zip(found, scores, strict=True):
-        assert dict(zip(answers, row, strict=True)) == pytest.approx(slow_probabilities(trie, clip), abs=1e-9)
+    for reply, row, clip in zip(replies, found, scores, strict=True):
+        best, chances = walked(answers, trie, clip)
+        assert reply == best and dict(zip(answers, row, strict=True)) == pytest.approx(chances, abs=1e-9)
+        for node, options in trie.options.items():
+            assert trie.choices[options] == [(*node, token) for token in trie.children[node]]
 
 
 @few
 @given(any_answers.map(without_clashes))
 def test_the_trees_mask_shows_each_node_its_own_way_only(answers):
     trie = AnswerTrie(answers)
-    visible = trie.visible()
-    for i, node in enumerate(trie.inner):
-        way = {ids[: trie.depth[node]] for ids in map(tuple, answers.values()) if _passes(trie, ids, node)}
-        assert len(way) == 1 and visible[i].sum() == trie.depth[node] == len(next(iter(way)))
-        assert [trie.tokens[trie.inner[j]] for j in np.flatnonzero(visible[i])] == list(next(iter(way)))
-
-
-def _passes(trie: AnswerTrie, ids: tuple[int, ...], node: int) -> bool:
-    place = 0
-    for token in ids:
-        place = trie.children[place][token]
-        if place == node:
-            return True
-    return False
+    for node, row in zip(trie.inner, trie.visible(), strict=True):
+        assert [trie.inner[i] for i in np.flatnonzero(row)] == [node[:n] for n in range(1, len(node) + 1)]
+        assert any(asked[: len(node)] == node for asked in trie.asked)
+    assert {*trie.asked} <= {(), *trie.inner}
 
 
 # --- configs ----------------------------------------------------------------------------------------------------------

@@ -159,7 +159,7 @@ class PackedInput:
 def _branch(tree: AnswerTrie, lengths: np.ndarray, left_out: int, position_ids: np.ndarray) -> np.ndarray:
     """Give the trie's nodes at each row's end their positions, in place, and return the mask (B, 1, S, S)."""
     branches = len(tree.inner)
-    depth = np.array([tree.depth[node] for node in tree.inner], np.int64)
+    depth = np.array([len(node) for node in tree.inner], np.int64)
     starts = left_out + lengths - branches  # of the branches, in each row of attention
     position_ids[(np.cumsum(lengths) - branches)[:, None] + np.arange(branches)] = starts[:, None] - 1 + depth
     mask = np.tile(np.tri(left_out + int(lengths.max()), dtype=bool), (len(lengths), 1, 1))

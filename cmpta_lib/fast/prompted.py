@@ -184,10 +184,11 @@ class PromptedLM(Method):
         tree-shaped mask lets each see the prompt and its own ancestors only.
         """
         trie, size = self.trie, len(batch.ids)
-        asked = [0 if node == 0 else trie.inner.index(node) + 1 for node in trie.asked]
-        nodes, children = np.array([(node, trie.tokens[child]) for node, child in trie.choices], np.int64).T
-        columns, column = np.unique(children, return_inverse=True)
-        tails = [[trie.tokens[node] for node in trie.inner]] * size
+        place = {(): 0} | {node: i for i, node in enumerate(trie.inner, 1)}
+        asked = [place[node] for node in trie.asked]
+        nodes = np.repeat(np.arange(len(asked)), [len(trie.children[node]) for node in trie.asked])
+        columns, column = np.unique([child[-1] for child in trie.choices], return_inverse=True)
+        tails = [[node[-1] for node in trie.inner]] * size
         given, sent = self._packed(batch, tokens.shape[1], tails, [asked] * size, [columns, nodes, column], tree=trie)
         logits = self._logits(given, tokens, sent[0])
         return logits.view(size, len(asked), -1)[:, sent[1], sent[2]].cpu().numpy()
