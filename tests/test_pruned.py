@@ -85,29 +85,24 @@ def test_each_layer_computes_what_is_asked_of_it(llm, corpora):
     method.answer_losses(batch)
     layers = llm.model.model.layers
     watched = {"first q": layers[0].self_attn.q_proj, "first mlp": layers[0].mlp}
-    watched |= {
-        "last k": layers[-1].self_attn.k_proj,
-        "last q": layers[-1].self_attn.q_proj,
-        "last mlp": layers[-1].mlp,
-    }
+    watched |= {"last k": layers[-1].self_attn.k_proj, "last q": layers[-1].self_attn.q_proj, "last mlp": layers[-1].mlp}
+    watched["head"] = llm.model.get_output_embeddings()
     for name, module in watched.items():
         seen[name] = rows = []
         module.register_forward_hook(lambda _, given, __, rows=rows: rows.append(len(given[0])))
     try:
         losses, _ = method.answer_losses(batch)
+        found = {name: [*rows] for name, rows in seen.items()}
+        method.predict(batch)
+        assert len(seen["head"]) == 1, "of an answer trie's tokens only their own columns of the head"
     finally:
         for module in watched.values():
             module._forward_hooks.clear()
     given, _ = method._packed(batch, 6, [ids[:-1] for ids in batch.answer_ids], [[]] * 6)
     distinct, everywhere = len(given.distinct), [len(given.source)]
     assert distinct < everywhere[0]
-    assert seen == {
-        "first q": [distinct, 36],
-        "first mlp": everywhere,
-        "last k": everywhere,
-        "last q": [len(losses)],
-        "last mlp": [len(losses)],
-    }
+    asked = dict.fromkeys(("last q", "last mlp", "head"), [len(losses)])
+    assert found == {"first q": [distinct, 36], "first mlp": everywhere, "last k": everywhere} | asked
 
 
 def test_what_is_put_into_the_layers_is_not_left_out(llm):
