@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import errno
 import json
 import math
 import shutil
@@ -62,20 +61,6 @@ def test_the_tiny_llm_is_built_once(cache, monkeypatch):
     assert not llm.model.training and not any(p.requires_grad for p in llm.model.parameters())
 
 
-def test_a_tiny_llm_of_a_cache_that_cannot_be_written(cache, tmp_path, monkeypatch):
-    """One that is there is taken; where it is to be built, the message says what to do."""
-
-    def read_only(*_: object) -> None:
-        raise OSError(errno.EROFS, "Read-only file system")
-
-    monkeypatch.setattr("filelock.FileLock", read_only)
-    monkeypatch.setattr(tiny, "pretrain_llm", None)
-    assert llm_files.tiny_fingerprint(tiny.build(cache))
-    message = f"cannot write {tmp_path}/tiny-.*: the file system is read-only: .* CMPTA_RUNS"
-    with pytest.raises(OSError, match=message):
-        tiny.build(tmp_path)
-
-
 def test_whoever_waited_for_the_tiny_llm_takes_what_was_built_meanwhile(cache, tmp_path, monkeypatch):
     (built,) = (path for path in cache.iterdir() if path.is_dir())
 
@@ -113,34 +98,15 @@ def test_pages_are_written_as_the_family_writes_scores():
     assert [answer.removeprefix("+") for answer in always] == negative
 
 
-def test_a_damaged_tiny_llm_is_not_loaded_and_the_remedy_mends_it(smallest, cache, tmp_path):
-    shutil.copytree(cache, tmp_path / "copy")
-    (folder,) = (path for path in (tmp_path / "copy").iterdir() if path.is_dir())
-    fingerprint = llm_files.tiny_fingerprint(folder)
+def test_a_damaged_tiny_llm_is_not_taken_and_the_remedy_is_said(cache, tmp_path):
+    (folder,) = (path for path in Path(shutil.copytree(cache, tmp_path / "copy")).iterdir() if path.is_dir())
     weights = bytearray((folder / "model.safetensors").read_bytes())
     weights[-1] ^= 1
     (folder / "model.safetensors").write_bytes(weights)
     message = f"{folder}/model.safetensors is not the file that was written .*; remove the folder {folder} and call"
-    uses = (
-        lambda: load(LLMConfig(name="tiny", fingerprint=fingerprint), folder.parent, CPU),
-        lambda: tiny.build(folder.parent),
-    )
-    for use in uses:
+    for use in (lambda: load(LLMConfig(name="tiny"), folder.parent, CPU), lambda: tiny.build(folder.parent)):
         with pytest.raises(files.Damaged, match=message):
             use()
-    shutil.rmtree(folder)
-    assert llm_files.tiny_fingerprint(tiny.build(folder.parent)) == fingerprint
-
-
-def test_a_build_that_dies_leaves_nothing(tmp_path, monkeypatch):
-    def half(folder: Path, documents: int, name: str) -> None:
-        (folder / "model.safetensors").write_text("half")
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(tiny, "pretrain_llm", half)
-    with pytest.raises(KeyboardInterrupt):
-        tiny.build(tmp_path)
-    assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]
 
 
 def test_pre_training_teaches_something(cache):
@@ -180,6 +146,7 @@ def stored(llm, tmp_path_factory) -> Path:
 def test_a_folder_can_be_the_llm(llm, stored, tmp_path):
     loaded = load(LLMConfig(name=str(stored)), tmp_path, CPU)
     assert weights_fingerprint(loaded.model) == weights_fingerprint(llm.model) and loaded.first_ids == llm.first_ids
+    assert llm.embedding_norm == pytest.approx(float(llm.embedding.weight[: len(llm.tokenizer)].norm(dim=1).mean()))
     assert loaded.embedding_norm == llm.embedding_norm and loaded.num_parameters == llm.num_parameters
     texts = [page.text for page in synthetic.documents(50)]
     assert [loaded.token_ids(text) for text in texts] == [llm.token_ids(text) for text in texts]
@@ -192,8 +159,7 @@ def test_a_missing_llm_says_where_to_get_it(tmp_path, monkeypatch):
 
 
 def test_a_model_with_code_of_its_own_is_refused(stored, tmp_path, monkeypatch):
-    for file in stored.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
+    shutil.copytree(stored, tmp_path, dirs_exist_ok=True)
     auto = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "own", "auto_map": auto}))
     (tmp_path / "own.py").write_text("open('it_ran', 'w')")
@@ -252,24 +218,20 @@ BROKEN = {  # what is done to a good Qwen v1 folder
 @pytest.mark.parametrize("change", BROKEN.values(), ids=BROKEN)
 def test_a_broken_folder_is_named_in_one_message(change, tmp_path):
     dry_run.write_qwen_v1(tmp_path / "own", ["a few words"], width=32, layers=1, vocabulary_size=700)
-    load(LLMConfig(name=str(tmp_path / "own")), tmp_path / "cache", CPU)
     change(tmp_path / "own")
-    with pytest.raises((ValueError, OSError), match=str(tmp_path / "own")) as caught:
+    with pytest.raises((ValueError, OSError), match=f"{tmp_path / 'own'}((?!weights_only).)*$"):
         load(LLMConfig(name=str(tmp_path / "own")), tmp_path / "cache", CPU)
-    assert "weights_only" not in str(caught.value)
 
 
 def test_a_known_familys_damaged_weights_are_named(stored, tmp_path):
-    for file in stored.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
+    shutil.copytree(stored, tmp_path, dirs_exist_ok=True)
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-50])
     with pytest.raises(ValueError, match=f"{tmp_path}: config.json, vocabulary and weights do not make an LLM"):
         load(LLMConfig(name=str(tmp_path)), tmp_path / "cache", CPU)
     pickled({"weight": Path()})(tmp_path)
-    with pytest.raises((ValueError, OSError), match=str(tmp_path)) as caught:
+    with pytest.raises((ValueError, OSError), match=f"{tmp_path}((?!weights_only).)*$"):
         load(LLMConfig(name=str(tmp_path)), tmp_path / "cache", CPU)
-    assert "weights_only" not in str(caught.value)
 
 
 def test_more_tokens_than_an_llm_takes_are_refused(tmp_path):
@@ -304,12 +266,6 @@ def test_the_fingerprint_sees_every_weight():
     assert len(seen) == 1 + len(list(llm.model.parameters()))
 
 
-def test_the_embedding_norm_is_that_of_real_tokens():
-    llm = random_llm()
-    rows = llm.embedding.weight[: len(llm.tokenizer)]
-    assert llm.embedding_norm == pytest.approx(float(rows.norm(dim=1).mean()))
-
-
 # --- the tokenizer ----------------------------------------------------------------------------------------------------
 
 
@@ -333,10 +289,6 @@ def test_texts_come_back_from_their_tokens(llm, text):
 
 
 def test_a_model_without_bos_starts_with_nothing(llm):
-    class NoBos:
-        bos_token_id = None
-
-        def __len__(self) -> int:
-            return 10
-
-    assert FrozenLLM(copy.deepcopy(llm.model), NoBos(), "", "x").first_ids == []
+    tokenizer = copy.deepcopy(llm.tokenizer)
+    tokenizer.bos_token = None
+    assert llm.first_ids and FrozenLLM(copy.deepcopy(llm.model), tokenizer, "", "x").first_ids == []

@@ -56,11 +56,6 @@ def test_a_long_text_loses_its_end_and_keeps_its_last_mark(encoder):
     assert len(encoder.token_ids("")) == 2
 
 
-def test_no_network_is_asked_for_a_bert_that_is_not_here(tmp_path: Path):
-    with pytest.raises(FileNotFoundError, match="cmpta weights bert-base-chinese"):
-        loading.load_encoder(EncoderConfig(name="bert-base-chinese"), tmp_path, CPU)
-
-
 def test_another_model_and_cut_weights_are_named(published: Path, tmp_path: Path):
     folder = shutil.copytree(published, tmp_path / "other")
     weights, config = folder / "model.safetensors", folder / "config.json"

@@ -50,7 +50,7 @@ def test_a_published_name_is_found_in_the_hubs_cache(hub_cache: Path, tmp_path: 
 
 
 def test_every_published_name_says_how_to_get_it(tmp_path: Path):
-    for name in (*llm_files.PUBLISHED, "some/model", str(tmp_path / "no such folder")):
+    for name in (*llm_files.PUBLISHED, *llm_files.ENCODERS, "some/model", str(tmp_path / "no such folder")):
         with pytest.raises(FileNotFoundError, match="Fetch it with: cmpta weights ") as caught:
             llm_files.locate(name)
         assert str(caught.value).endswith(f"cmpta weights {name}")

@@ -74,9 +74,8 @@ def test_the_public_codes_outputs():
     golden = [[-0.068604, 0.021892, -0.022454], [-0.119943, 0.113308, 0.142492]]
     torch.testing.assert_close(mixed[:, :3], torch.tensor(golden), rtol=0, atol=1e-5)
     pairs = ((put[place], put[place + 1].tolist()) for place in (0, 2, 4))
-    streams = Streams(
-        *(Stream(values, Chained.of(lengths, values.shape[1], values.device)) for values, lengths in pairs)
-    )
+    layouts = ((values, Chained.of(lengths, values.shape[1], values.device)) for values, lengths in pairs)
+    streams = Streams(*(Stream(*pair) for pair in layouts))
     sums = adapter(streams)[0].sum(-1)
     golden = [[10.610914, 18.399860, 17.535061, 8.423251], [10.611769, 18.399265, 17.533300, 8.421150]]
     torch.testing.assert_close(sums, torch.tensor(golden), rtol=0, atol=1e-5)
@@ -112,14 +111,13 @@ def test_the_padded_mean_counts_padding_and_the_real_one_does_not(llm):
     assert mse_adapter._padding_id(llm) == llm.tokenizer.eos_token_id  # as Qwen's
 
 
-def test_the_llms_padding_is_no_part_of_what_is_saved(tools, corpora):
-    assert not [name for name in built(tools, corpora["embedded-sims"]).module.state_dict() if "pad" in name]
-
-
-def test_all_tokens_lie_in_a_plane(tools, corpora):
-    corpus = corpora["embedded-sims"]
-    tokens = tokens_of(built(tools, corpus, {"method.num_pseudo_tokens": 6}), clips(corpus))
+def test_all_tokens_lie_in_a_plane_whatever_the_text_without_the_mixer(tools, corpora):
+    method = built(tools, corpora["embedded-sims"], {"method.num_pseudo_tokens": 6, "method.mixer": False})
+    samples = clips(corpora["embedded-sims"])
+    tokens = tokens_of(method, samples)
     assert (torch.linalg.svdvals(tokens.double())[:, 2:] < 1e-5).all()
+    torch.testing.assert_close(tokens_of(method, [replace(sample, text="something else") for sample in samples]), tokens)
+    assert not [name for name in method.module.state_dict() if "pad" in name], "the LLM's, which is not ours to save"
 
 
 def test_tokens_start_as_large_as_embeddings_where_asked(tools, corpora, llm):
@@ -130,22 +128,10 @@ def test_tokens_start_as_large_as_embeddings_where_asked(tools, corpora, llm):
     assert 0.5 < sizes["embedding_norm"] / llm.embedding_norm < 2 < sizes["default"] / llm.embedding_norm
 
 
-def test_without_the_mixer_the_text_is_not_read(tools, corpora):
-    corpus = corpora["embedded-sims"]
-    method, sample = built(tools, corpus, {"method.mixer": False}), corpus.splits["train"][0]
-    assert torch.equal(tokens_of(method, [sample]), tokens_of(method, [replace(sample, text="something else")]))
-
-
-def test_one_scale_is_the_first(tools, corpora):
+def test_one_scale_is_the_first_and_scales_that_are_none_are_refused(tools, corpora):
     method = built(tools, corpora["embedded-sims"], {"method.multi_scale": False})
     (mlp,) = method.module.fusion.mlps
-    assert mlp[0].out_features == method.llm.dim // 8 and not hasattr(method.module.fusion, "weigh")
-
-
-def test_scales_that_are_none_are_refused():
+    assert mlp[0].out_features == method.llm.dim // 8
     for scales in ([], [0], [8.5]):
         with pytest.raises(ValueError, match="method.scales"):
             override(CONFIG, {"method.scales": scales})
-
-
-# --- clips --------------------------------------------------------------------------------------------------------------

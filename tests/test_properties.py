@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from test_config import CONFIG, TEXT_ONLY, leaves, settable, value_at
 from torch import Tensor
 
-from cmpta_lib.baselines.reference import reorder, reversed_order
 from cmpta_lib.config import RunConfig, from_json, override, to_json
 from cmpta_lib.fast.llm import _packed_attention
 from cmpta_lib.fast.packing import Ragged, pad
@@ -69,18 +68,6 @@ def test_packed_attention_is_attention_clip_by_clip_under_any_mask(lengths, head
 
 
 @few
-@given(st.lists(st.integers(0, 9), min_size=1, max_size=5), st.integers(0, 4))
-def test_reading_backwards_twice_is_reading(lengths, extra):
-    size = max(*lengths, 1) + extra
-    frames = torch.arange(len(lengths) * size * 2.0).view(len(lengths), size, 2)
-    order = reversed_order(torch.tensor(lengths), size)
-    back = reorder(frames, order)
-    for row, n in enumerate(lengths):
-        assert torch.equal(back[row, :n], frames[row, :n].flip(0))
-        assert torch.equal(reorder(back, order)[row, :n], frames[row, :n])
-
-
-@few
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=5), st.integers(1, 4))
 def test_padded_clips_keep_their_frames_and_are_zero_beyond(lengths, width):
     clips = [np.full((n, width), i + 1, np.float32) for i, n in enumerate(lengths)]
@@ -110,9 +97,7 @@ def without_clashes(answers: dict[str, list[int]]) -> dict[str, list[int]]:
 
 
 def test_a_clash_of_answers_is_refused():
-    with pytest.raises(ValueError, match=r"'1'.*beginning"):
-        AnswerTrie({"1": [5], "10": [5, 6]})
-    with pytest.raises(ValueError, match=r"'10'.*beginning|'1'.*beginning"):
+    with pytest.raises(ValueError, match=r"\['1'\] are the beginning"):
         AnswerTrie({"10": [5, 6], "1": [5]})
     with pytest.raises(ValueError, match="'a' and 'b' have the same token ids"):
         AnswerTrie({"a": [5], "b": [5]})

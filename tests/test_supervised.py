@@ -22,35 +22,19 @@ from cmpta_lib.data.corpus import dialogues_of
 from cmpta_lib.runs import loop
 
 
-def states(method, corpus) -> torch.Tensor:
-    """(tokens, dim) states of all real tokens of the training split, as the method sees them."""
-    clips = method.clips(method.collate(list(corpus.splits["train"])))
-    return method.frozen_text(clips)[clips.text_real]
-
-
-def test_frozen_states_are_scaled_by_the_training_splits_words(corpora, tools):
-    corpus = corpora["embedded-meld"]
-    found = states(loop.build(config_of("bilstm"), corpus, tools), corpus)
-    torch.testing.assert_close(found.mean(0), torch.zeros(found.shape[1]), atol=1e-5, rtol=0)
-    torch.testing.assert_close(found.std(0, unbiased=False), torch.ones(found.shape[1]), atol=1e-5, rtol=0)
-
-
-def test_unscaled_features_are_those_of_the_encoder(corpora, tools, encoder):
-    corpus = corpora["embedded-meld"]
-    method = loop.build(override(config_of("bilstm"), {"data.feature_scaling": "none"}), corpus, tools)
-    clip = corpus.splits["train"][0]
-    ids = torch.tensor([encoder.token_ids(clip.text)])
-    expected = encoder.states(ids, torch.ones_like(ids, dtype=torch.bool))[0]
-    clips = method.clips(method.collate([clip]))
-    torch.testing.assert_close(method.frozen_text(clips)[0], expected, atol=1e-5, rtol=1e-5)
-
-
-def test_padding_of_texts_stays_zero(corpora, tools):
+def test_frozen_states_are_scaled_by_the_training_splits_words_and_zero_beyond_their_end(corpora, tools, encoder):
     corpus = corpora["embedded-meld"]
     method = loop.build(config_of("bilstm"), corpus, tools)
-    short = replace(corpus.splits["train"][0], text="")
-    clips = method.clips(method.collate([corpus.splits["train"][1], short]))
-    assert not method.frozen_text(clips)[1, 2:].any() and method.frozen_text(clips)[1, :2].any()
+    clips = method.clips(method.collate(list(corpus.splits["train"])))
+    words = method.frozen_text(clips)
+    assert not words[~clips.text_real].any()
+    found = words[clips.text_real]
+    torch.testing.assert_close(found.mean(0), torch.zeros(found.shape[1]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(found.std(0, unbiased=False), torch.ones(found.shape[1]), atol=1e-5, rtol=0)
+    bare = loop.build(override(config_of("bilstm"), {"data.feature_scaling": "none"}), corpus, tools)
+    ids = torch.tensor([encoder.token_ids(corpus.splits["train"][0].text)])
+    expected = encoder.states(ids, torch.ones_like(ids, dtype=torch.bool))[0]
+    torch.testing.assert_close(bare.frozen_text(clips)[0, : ids.shape[1]], expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["self_mm", "mag_bert"])
