@@ -35,6 +35,7 @@ def finish_by_hand(folder: Path, config, **contents: str) -> None:
 def random_llm(num_key_value_heads: int = 4):
     """A tiny Qwen2 with random weights, large enough for its logits to differ clearly, behind the tiny tokenizer."""
     import torch
+    from golden import weights_fingerprint
     from transformers.models.qwen2 import Qwen2Config, Qwen2ForCausalLM
 
     from cmpta_lib.embedded import synthetic, tiny
@@ -61,15 +62,16 @@ def random_llm(num_key_value_heads: int = 4):
         eos_token_id=tokenizer.eos_token_id,
     )
     model = Qwen2ForCausalLM(config)
-    return backbone.FrozenLLM(model, tokenizer, backbone.weights_fingerprint(model), "random")
+    return backbone.FrozenLLM(model, tokenizer, weights_fingerprint(model), "random")
 
 
 def language_model(family: str, llm, gradient_checkpointing: bool = False):
     """A small random LLM of a family behind the tiny tokenizer, as `FrozenLLM` runs it."""
     import torch
+    from golden import weights_fingerprint
     from transformers import GlmConfig, GlmForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-    from cmpta_lib.method.llm import FrozenLLM, weights_fingerprint
+    from cmpta_lib.method.llm import FrozenLLM
 
     kinds = {
         "qwen2": (Qwen2Config, Qwen2ForCausalLM),

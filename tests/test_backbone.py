@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import random_llm
+from golden import weights_fingerprint
 
 from cmpta_lib import files
 from cmpta_lib.cli import dry_run
@@ -23,7 +24,7 @@ from cmpta_lib.fast.packing import Ragged
 from cmpta_lib.llm import files as llm_files
 from cmpta_lib.llm.loading import load
 from cmpta_lib.method import prompted as prompts
-from cmpta_lib.method.llm import FrozenLLM, weights_fingerprint
+from cmpta_lib.method.llm import FrozenLLM
 
 CPU = torch.device("cpu")
 
@@ -269,20 +270,15 @@ def test_the_fingerprint_sees_every_weight():
 # --- the tokenizer ----------------------------------------------------------------------------------------------------
 
 
-def test_the_fixed_phrases_are_one_token_each(llm):
+def test_fixed_phrases_digits_and_signs_are_one_token_each(llm):
     for world in synthetic.generative_models().values():
         layout = prompts.Layout.of(world.task)
         assert [len(llm.token_ids(part)) for part in (layout.open, layout.close, layout.prompt)] == [1, 1, 1]
+    for answer in ("+0.6", "-0.4", "+0.0", "-1.0", "3", "07"):
+        assert [llm.tokenizer.decode([token]) for token in llm.token_ids(answer)] == list(answer)
 
 
-@pytest.mark.parametrize("answer", ["+0.6", "-0.4", "+0.0", "-1.0", "3", "07"])
-def test_digits_and_signs_are_tokens_of_their_own(llm, answer):
-    assert [llm.tokenizer.decode([token]) for token in llm.token_ids(answer)] == list(answer)
-
-
-@pytest.mark.parametrize(
-    "text", ["这部电影真是太好了", "I hate the party.", "😀 café\n\n  x", "", "1.5 %", "<|endoftext|>"]
-)
+@pytest.mark.parametrize("text", ["这部电影真是太好了", "I hate the party.", "😀 café\n\n  x", "", "1.5 %", "<|endoftext|>"])
 def test_texts_come_back_from_their_tokens(llm, text):
     ids = llm.token_ids(text)
     assert llm.tokenizer.decode(ids) == text and llm.tokenizer.eos_token_id not in ids, "a special token's name is text"

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from itertools import groupby, zip_longest
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from conftest import outputs
-from golden import fill, given
-from test_every_method import config_of, dialogues, flat
+from golden import fill, given, reference
+from test_every_method import built, dialogues, flat
 
-from cmpta_lib.base import Method
 from cmpta_lib.baselines import ga2mif, mmgcn
 from cmpta_lib.baselines.dialogue import Layout
 from cmpta_lib.baselines.ga2mif import KINDS, AcrossModalities, Ga2mifConfig, OneModality, window
 from cmpta_lib.baselines.mmgcn import MmgcnConfig, adjacency, class_losses
-from cmpta_lib.baselines.supervised import reference
 from cmpta_lib.data.corpus import Inputs
 from cmpta_lib.runs import loop
 from cmpta_lib.runs.load import TrainedRun
@@ -29,13 +27,7 @@ from cmpta_lib.runs.store import Run
 def build(request, corpora, tools):
     """A small method with random weights, in eval mode; `**changes` of its settings."""
 
-    def made(**changes: Any) -> Method:
-        torch.manual_seed(0)
-        method = loop.build(config_of(request.param, changes), corpora["embedded-meld"], tools)
-        method.module.eval()
-        return method
-
-    return made
+    return partial(built, request.param, corpora["embedded-meld"], tools)
 
 
 # --- layout -----------------------------------------------------------------------------------------------------------
@@ -185,20 +177,15 @@ def test_graph_attention_within_a_modality_is_the_references():
 
 def cross_attention(mpcat: str) -> dict[str, AcrossModalities]:
     """All three modalities with the fills of the golden values: 16 tensors each, six of which "code" has no use for."""
-    parts, full = {}, {kind: AcrossModalities(kind, GA2MIF).eval() for kind in KINDS}
-    tensors = []
-    for part in full.values():
+    parts, tensors = {kind: AcrossModalities(kind, GA2MIF).eval() for kind in KINDS}, []
+    for part in parts.values():
         for asked in part.asked:
             tensors += [asked.in_proj_weight, asked.in_proj_bias, asked.out_proj.weight, asked.out_proj.bias]
-        tensors += [part.norm.weight, part.norm.bias, part.norm_out.weight, part.norm_out.bias]
-        tensors += [part.wide.weight, part.wide.bias, part.narrow.weight, part.narrow.bias]
+        tensors += [weight for own in (part.norm, part.norm_out, part.wide, part.narrow) for weight in own.parameters()]
     fill(tensors, scale=0.8)
-    if mpcat == "sum":
-        return full
-    for kind, part in full.items():
-        parts[kind] = AcrossModalities(kind, GA2MIF.model_copy(update={"mpcat": "code"})).eval()
-        kept = {name.replace("asked.1", "asked.0"): v for name, v in part.state_dict().items() if "asked.0" not in name}
-        parts[kind].load_state_dict(kept)
+    for kind, part in parts.items() if mpcat == "code" else ():
+        part.queries, part.asked = part.queries[1:], part.asked[1:]
+        assert part.queries == AcrossModalities(kind, GA2MIF.model_copy(update={"mpcat": "code"})).queries
     return parts
 
 

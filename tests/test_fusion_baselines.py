@@ -7,14 +7,13 @@ from typing import Any
 import pytest
 import torch
 from conftest import outputs
-from golden import fill, given
-from test_every_method import config_of
-from test_reference_rows import CLASSES, SCORES, WIDTHS, clip
+from golden import fill, given, reference
+from test_every_method import built
+from test_reference_rows import CLASSES, SCORES, clip, corpus_of
 from torch import Tensor, nn
 
-from cmpta_lib import registry
 from cmpta_lib.base import mean_over_time
-from cmpta_lib.baselines.supervised import Clips, reference
+from cmpta_lib.baselines.supervised import Clips
 from cmpta_lib.baselines.tensor_fusion import (
     BatchNorm,
     LmfConfig,
@@ -24,7 +23,6 @@ from cmpta_lib.baselines.tensor_fusion import (
     TensorFusion,
     TfnConfig,
 )
-from cmpta_lib.data.corpus import Inputs, Task
 
 SMALL = {"audio_hidden": 3, "vision_hidden": 5, "text_hidden": 4, "text_out": 2}
 # The golden clips have one mean frame and three tokens: no padding, whatever padding would be counted.
@@ -96,14 +94,7 @@ def test_published_sizes_give_the_published_numbers_of_weights():
         assert numel(Subnets(TfnConfig(), **meld), TensorFusion(TfnConfig(), 7)) == 18_096_295
 
 
-# Whole methods -----------------------------------------------------------------------------------------------------
-def built(name: str, tools: Any, task: Task = SCORES, **changes: Any) -> Any:
-    torch.manual_seed(0)
-    method = registry.build(config_of(name, changes), Inputs(task, WIDTHS), tools)
-    method.module.eval()
-    return method
-
-
+# Switches ----------------------------------------------------------------------------------------------------------
 def test_a_mean_over_padding_shrinks_short_clips():
     frames = torch.tensor([[[2.0], [4.0]], [[6.0], [0.0]], [[0.0], [0.0]]])
     lengths = torch.tensor([2, 1, 0])
@@ -114,13 +105,14 @@ def test_a_mean_over_padding_shrinks_short_clips():
 @pytest.mark.parametrize("name", ["lmf", "tfn"])
 def test_each_switch_changes_what_it_says(name, tools):
     samples = [clip(0), clip(1, text="就那么回事")]
-    usual = outputs(built(name, tools), samples)
+    usual = outputs(built(name, corpus_of(samples, SCORES), tools), samples)
     for switch in ("time_mean", "text_end"):
-        assert not torch.allclose(outputs(built(name, tools, **{switch: "padded"}), samples), usual)
+        other = built(name, corpus_of(samples, SCORES), tools, **{switch: "padded"})
+        assert not torch.allclose(outputs(other, samples), usual)
 
 
 def test_lmfs_factors_learn_at_their_own_rate(tools):
-    method = built("lmf", tools)
+    method = built("lmf", corpus_of([clip(0)], SCORES), tools)
     factors, others = method.groups(method.config.training)
     names = {id(p): name for name, p in method.module.named_parameters()}
     assert [names[id(p)] for p in factors.parameters] == [f"network.fusion.factors.{place}" for place in range(3)]
@@ -130,12 +122,13 @@ def test_lmfs_factors_learn_at_their_own_rate(tools):
 
 @pytest.mark.parametrize(("score_range", "limit"), [("labels", 1.0), ("six", 3.0), ("none", None)])
 def test_tfns_score_has_the_range_that_is_asked_for(score_range, limit, tools):
-    method = built("tfn", tools, score_range=score_range)
+    method = built("tfn", corpus_of([clip(0)], SCORES), tools, score_range=score_range)
     with torch.no_grad():
         method.net["fusion"].layers[-1].bias.fill_(50.0)
     said = outputs(method, [clip(0)])[0, 0].item()
     assert said == pytest.approx(limit) if limit else said > 40
-    assert built("tfn", tools, CLASSES, score_range=score_range).predict(method.collate([clip(0)])).probabilities.shape == (1, 3)
+    classes = built("tfn", corpus_of([clip(0)], CLASSES), tools, score_range=score_range)
+    assert classes.predict(method.collate([clip(0)])).probabilities.shape == (1, 3)
 
 
 def test_batch_normalisation_of_one_clip_uses_what_it_has_gathered():

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest import outputs
-from fine_tuned import count, fitted, published_size, run_config
-from golden import fill, given
+from golden import count, fill, given, published_size
+from test_every_method import built
 
 from cmpta_lib.baselines.mag_bert import MagGate, padded_blocks, real_blocks
 from cmpta_lib.data.corpus import MODALITIES
@@ -54,13 +54,13 @@ def test_a_shift_is_at_most_beta_times_as_long_as_the_words_vector():
 
 
 def test_it_has_the_published_number_of_parameters():
-    net = published_size("mag_bert").net
+    net = published_size("mag_bert")
     assert count(net.bert) == 102_267_648 and count(net) == 103_762_945
 
 
 def test_with_a_gate_of_zeros_it_is_a_bert_with_a_linear_layer(corpora, tools, encoder):
     corpus = corpora["embedded-sims"]
-    method = fitted(run_config("mag_bert"), corpus, tools)
+    method = built("mag_bert", corpus, tools)
     for layer in (method.net.gate.shift_audio, method.net.gate.shift_vision):
         torch.nn.init.zeros_(layer.weight)
     samples = [*corpus.splits["train"]][:6]
@@ -107,7 +107,7 @@ def test_every_real_frame_is_read_and_each_word_reads_a_mean(words, length):
 
 def test_the_longest_training_clip_is_remembered(corpora, tools):
     corpus = corpora["embedded-sims"]
-    method = fitted(run_config("mag_bert"), corpus, tools)
+    method = built("mag_bert", corpus, tools)
     assert method.net.longest.tolist() == [max(len(getattr(s, name)) for s in corpus.splits["train"]) for name in MODALITIES]
 
 
@@ -115,8 +115,8 @@ def test_the_longest_training_clip_is_remembered(corpora, tools):
 
 
 def test_parts_are_trained_as_the_public_code_groups_them(corpora, tools):
-    method = fitted(run_config("mag_bert", method__gate_rate=3.0), corpora["embedded-sims"], tools)
-    groups = method.groups(run_config("mag_bert").training)
+    method = built("mag_bert", corpora["embedded-sims"], tools, gate_rate=3.0)
+    groups = method.groups(method.config.training)
     assert [(group.rate, group.weight_decay) for group in groups] == [(1, None), (1, 0), (3, None), (3, 0)]
     names = {id(weight): name for name, weight in method.net.named_parameters()}
     listed = [[names[id(weight)] for weight in group.parameters] for group in groups]

@@ -7,30 +7,17 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from golden import fill, given
+from golden import fill, given, reference
+from test_every_method import built, config_of
 from test_model import clips
 from torch import Tensor
 
-from cmpta_lib import registry
 from cmpta_lib.baselines import mse_adapter
 from cmpta_lib.baselines.mse_adapter import MseAdapter, MseAdapterConfig, MseTokens
-from cmpta_lib.baselines.supervised import reference
-from cmpta_lib.config import DataConfig, RunConfig, TrainingConfig, override
 from cmpta_lib.data.corpus import MODALITIES, Inputs, Sample, Task
 from cmpta_lib.fast.packing import Chained, Stream, Streams
 
-WORLDS = ("embedded-sims", "embedded-meld")
 SMALL = MseAdapterConfig(audio_hidden=6, vision_hidden=5, dim=16)
-CONFIG = RunConfig(data=DataConfig(name="test", fingerprint=""), method=SMALL, training=TrainingConfig(batch_size=8))
-
-
-def built(tools, corpus, changes=None, start: RunConfig = CONFIG) -> MseAdapter:
-    torch.manual_seed(0)
-    method = registry.build(override(start, changes or {}), Inputs.of(corpus), tools)
-    method.fit(corpus.splits["train"])
-    method.module.eval()
-    assert isinstance(method, MseAdapter)
-    return method
 
 
 def tokens_of(method: MseAdapter, samples: list[Sample]) -> Tensor:
@@ -112,7 +99,7 @@ def test_the_padded_mean_counts_padding_and_the_real_one_does_not(llm):
 
 
 def test_all_tokens_lie_in_a_plane_whatever_the_text_without_the_mixer(tools, corpora):
-    method = built(tools, corpora["embedded-sims"], {"method.num_pseudo_tokens": 6, "method.mixer": False})
+    method = built("mse_adapter", corpora["embedded-sims"], tools, num_pseudo_tokens=6, mixer=False)
     samples = clips(corpora["embedded-sims"])
     tokens = tokens_of(method, samples)
     assert (torch.linalg.svdvals(tokens.double())[:, 2:] < 1e-5).all()
@@ -123,15 +110,15 @@ def test_all_tokens_lie_in_a_plane_whatever_the_text_without_the_mixer(tools, co
 def test_tokens_start_as_large_as_embeddings_where_asked(tools, corpora, llm):
     corpus, sizes = corpora["embedded-sims"], {}
     for scale in ("default", "embedding_norm"):
-        method = built(tools, corpus, {"method.token_scale": scale, "method.num_pseudo_tokens": 200})
+        method = built("mse_adapter", corpus, tools, token_scale=scale, num_pseudo_tokens=200)
         sizes[scale] = float(tokens_of(method, clips(corpus)).norm(dim=-1).mean())
     assert 0.5 < sizes["embedding_norm"] / llm.embedding_norm < 2 < sizes["default"] / llm.embedding_norm
 
 
 def test_one_scale_is_the_first_and_scales_that_are_none_are_refused(tools, corpora):
-    method = built(tools, corpora["embedded-sims"], {"method.multi_scale": False})
+    method = built("mse_adapter", corpora["embedded-sims"], tools, multi_scale=False)
     (mlp,) = method.module.fusion.mlps
     assert mlp[0].out_features == method.llm.dim // 8
     for scales in ([], [0], [8.5]):
         with pytest.raises(ValueError, match="method.scales"):
-            override(CONFIG, {"method.scales": scales})
+            config_of("mse_adapter", {"scales": scales})

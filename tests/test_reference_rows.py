@@ -12,12 +12,11 @@ import torch
 from conftest import outputs
 from sklearn.linear_model import RidgeCV
 from sklearn.svm import LinearSVC
-from test_every_method import config_of
+from test_every_method import built, config_of
 
-from cmpta_lib import registry
 from cmpta_lib.baselines.reference import NEVER, AttentivePool, SoftPromptConfig
 from cmpta_lib.config import override
-from cmpta_lib.data.corpus import COLUMNS, Corpus, Inputs, Sample, Split, Task
+from cmpta_lib.data.corpus import COLUMNS, Corpus, Sample, Split, Task
 from cmpta_lib.runs import loop
 from cmpta_lib.runs.checkpoint import State
 
@@ -43,15 +42,6 @@ def split_of(samples: list[Sample], task: Task) -> Split:
     return Split("train", task, table, *frames)
 
 
-def built(name: str, tools: Any, task: Task, samples: list[Sample], changes: dict[str, Any] | None = None) -> Any:
-    """Fitted to these clips."""
-    torch.manual_seed(0)
-    method = registry.build(config_of(name, changes or {}), Inputs(task, WIDTHS), tools)
-    method.fit(split_of(samples, task))
-    method.module.eval()
-    return method
-
-
 def corpus_of(samples: list[Sample], task: Task) -> Corpus:
     splits = {name: split_of(samples, task) for name in ("train", "valid", "test")}
     return Corpus("own", task, splits, False, {}, {}, "fingerprint")
@@ -61,10 +51,10 @@ def corpus_of(samples: list[Sample], task: Task) -> Corpus:
 def test_the_constant_is_the_median_the_mean_or_the_majority(tools):
     scores = [clip(n, label=label) for n, label in enumerate((-1.0, 0.2, 0.4, 0.6, 0.8, 1.0))]
     for statistic, expected in (("median", 0.5), ("mean", 1 / 3)):
-        method = built("constant", tools, SCORES, scores, {"statistic": statistic})
+        method = built("constant", corpus_of(scores, SCORES), tools, statistic=statistic)
         assert method.predict(method.collate(scores)).values == pytest.approx(6 * [expected])
     classes = [clip(n, label=label) for n, label in enumerate((2, 0, 2, 2, 0))]
-    method = built("constant", tools, CLASSES, classes)
+    method = built("constant", corpus_of(classes, CLASSES), tools)
     answers = method.predict(method.collate(classes[:2]))
     assert answers.values.tolist() == [2, 2] and answers.replies == ["2", "2"]
     np.testing.assert_allclose(answers.probabilities, 2 * [[3 / 8, 1 / 8, 4 / 8]])  # each counted once more
@@ -96,7 +86,7 @@ def labelled(task: Task, count: int = 30) -> list[Sample]:
 @TASKS
 def test_it_answers_as_scikit_learn_on_features_pooled_by_hand(task, tools):
     samples = labelled(task)
-    method = built("linear", tools, task, samples)
+    method = built("linear", corpus_of(samples, task), tools)
     features = pooled_by_hand(method, samples)
     given = (features - features.mean(0)) / features.std(0)
     settings, labels = method.settings, [sample.label for sample in samples]
@@ -112,10 +102,10 @@ def test_it_answers_as_scikit_learn_on_features_pooled_by_hand(task, tools):
 
 def test_a_class_without_a_training_clip_is_never_answered(tools):
     two = [replace(sample, label=(0, 2)[n % 2]) for n, sample in enumerate(labelled(CLASSES, 12))]
-    method = built("linear", tools, CLASSES, two)
+    method = built("linear", corpus_of(two, CLASSES), tools)
     assert method.net.bias[1] == NEVER and set(method.predict(method.collate(two)).values) == {0, 2}
     one = [replace(sample, label=1) for sample in two]
-    method = built("linear", tools, CLASSES, one)
+    method = built("linear", corpus_of(one, CLASSES), tools)
     assert set(method.predict(method.collate(two)).values) == {1}
 
 
@@ -123,7 +113,7 @@ def test_a_class_without_a_training_clip_is_never_answered(tools):
 def test_features_that_do_not_vary_and_a_training_split_of_one_clip_are_no_trouble(task, tools):
     still = [replace(clip(n), audio=np.full((5 + n, 4), 0.1, np.float32), label=n % 2) for n in range(6)]
     for samples in (still, still[:1], [clip(n, (0, 0), "", n % 2) for n in range(4)], [clip(n, scale=0.0) for n in range(3)]):
-        method = built("linear", tools, task, samples)
+        method = built("linear", corpus_of(samples, task), tools)
         assert all(buffer.isfinite().all() for buffer in method.module.buffers())
         assert np.isfinite(method.predict(method.collate([clip(7), clip(8, (0, 0), "")])).values).all()
 
@@ -148,7 +138,7 @@ def test_the_bilstm_reads_the_order_of_frames_and_the_linear_model_does_not(tool
     usual = clip(0)
     backwards = replace(usual, audio=usual.audio[::-1].copy(), vision=usual.vision[::-1].copy())
     for name, same in (("linear", True), ("bilstm", False)):
-        method = built(name, tools, SCORES, samples)
+        method = built(name, corpus_of(samples, SCORES), tools)
         found, other = (outputs(method, [sample]) for sample in (usual, backwards))
         assert torch.allclose(found, other, atol=1e-5) == same
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 from conftest import outputs
-from fine_tuned import WORLDS, count, fitted, published_size, run_config
-from golden import fill, given
+from golden import count, fill, given, published_size, reference
+from test_every_method import built, config_of
 from torch import Tensor, nn
 
 from cmpta_lib.baselines.self_mm import (
@@ -22,7 +22,6 @@ from cmpta_lib.baselines.self_mm import (
     moved_losses,
     multimodal_targets,
 )
-from cmpta_lib.baselines.supervised import reference
 from cmpta_lib.data.corpus import Task
 from cmpta_lib.runs import loop
 
@@ -98,7 +97,7 @@ def test_the_weighted_losses_are_the_golden_ones():
 
 
 def test_it_has_the_published_number_of_parameters():
-    net = published_size("self_mm").net
+    net = published_size("self_mm")
     assert count(net.bert) == 102_267_648 and count(net) - count(net.bert) == 245_748
 
 
@@ -158,11 +157,11 @@ def heads_gradient(method: Any, corpus, config, epoch: int) -> tuple[float, dict
     return largest, losses
 
 
-@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("world", ["embedded-sims", "embedded-meld"])
 def test_heads_of_one_modality_learn_once_their_labels_have_moved(world, corpora, tools):
-    corpus, config = corpora[world], run_config("self_mm")
-    method = fitted(config, corpus, tools)
-    tables = method.net.tables
+    corpus = corpora[world]
+    method = built("self_mm", corpus, tools)
+    config, tables = method.config, method.net.tables
     for epoch in (0, 1):  # a clip's label moves after its step, first in the second epoch
         assert all(torch.equal(tables.targets[number], tables.targets[0]) for number in (1, 2, 3))
         largest, losses = heads_gradient(method, corpus, config, epoch)
@@ -176,7 +175,7 @@ def test_heads_of_one_modality_learn_once_their_labels_have_moved(world, corpora
 
 def test_the_first_loss_is_the_plain_absolute_error(corpora, tools):
     corpus = corpora["embedded-sims"]
-    method = fitted(run_config("self_mm"), corpus, tools)
+    method = built("self_mm", corpus, tools)
     samples = [*corpus.splits["train"]]
     loss = method.loss(method.collate(samples))
     errors = outputs(method, samples)[:, 0] - torch.tensor([sample.label for sample in samples])
@@ -184,8 +183,8 @@ def test_the_first_loss_is_the_plain_absolute_error(corpora, tools):
 
 
 def test_parts_are_trained_as_the_public_code_groups_them(corpora, tools):
-    method = fitted(run_config("self_mm"), corpora["embedded-sims"], tools)
-    groups = method.groups(run_config("self_mm").training)
+    method = built("self_mm", corpora["embedded-sims"], tools)
+    groups = method.groups(method.config.training)
     assert [(group.rate, group.weight_decay) for group in groups] == [(0.05, 0.01), (0.05, 0), (1, 0), (1, 0), (1, None)]
     names = {id(weight): name for name, weight in method.net.named_parameters()}
     listed = [[names[id(weight)] for weight in group.parameters] for group in groups]
@@ -199,11 +198,11 @@ def test_several_processes_are_refused(corpora, tools, tmp_path, monkeypatch):
     monkeypatch.setattr(loop.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(loop.distributed, "get_world_size", lambda: 2)
     with pytest.raises(ValueError, match="'self_mm' keeps .* expected one process, and torchrun started 2; start it"):
-        loop.train(run_config("self_mm"), corpora["embedded-sims"], tools, tmp_path)
+        loop.train(config_of("self_mm", {}), corpora["embedded-sims"], tools, tmp_path)
 
 
 def test_a_clip_that_is_not_in_the_training_split_has_no_labels(corpora, tools):
     corpus = corpora["embedded-sims"]
-    method = fitted(run_config("self_mm"), corpus, tools)
+    method = built("self_mm", corpus, tools)
     with pytest.raises(ValueError, match="clip stranger: Self-MM keeps labels of the 20 training clips"):
         method.loss(method.collate([replace(corpus.splits["train"][0], id="stranger")]))

@@ -4,8 +4,7 @@ A subclass of `Supervised` says what its network is (`network`) and how clips go
 features, loss and answers are here. Clips are zero-padded at the end, and no answer depends on padding or on batch mates.
 
 Each quirk of a method's public code is a field of its settings. The field's default is what the method's paper describes,
-done right (the preset "fixed" of the tables); `reference(config)` sets every quirk as the public code behaves, for the
-tests against its reference values.
+done right.
 
 Shapes: B clips, T frames, F features, L text tokens, H hidden.
 """
@@ -16,7 +15,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Annotated, Any, ClassVar, Literal, TypeVar, cast
+from typing import Annotated, Any, Literal, cast
 
 import numpy as np
 import torch
@@ -31,22 +30,14 @@ from cmpta_lib.fast.packing import pad, send
 from cmpta_lib.llm.loading import TextEncoder
 
 Chance = Annotated[float, Field(ge=0, lt=1)]  # of a dropout
-Preset = TypeVar("Preset", bound=MethodConfig)
 # Profile "paper": training as the public codes have it.
 NO_WARM_UP = {"training.schedule": "constant", "training.warmup_fraction": 0.0, "training.gradient_clip": None}
 AS_IN_MMSA = NO_WARM_UP | {"training.optimizer": "adam", "training.patience": 8}
 
 
-def reference(config: Preset) -> Preset:
-    """The same settings with every quirk as the method's public code has it."""
-    quirks: dict[str, object] = getattr(config, "quirks", {})
-    return type(config).model_validate(config.model_dump() | quirks)
-
-
 class SupervisedConfig(MethodConfig):
     """What all these methods share, with a text encoder in place of an LLM."""
 
-    quirks: ClassVar[dict[str, object]] = {}  # field -> value in the method's public code
     encoder: EncoderConfig = EncoderConfig()
     max_text_tokens: Annotated[int, Field(ge=3)] = 50  # with [CLS] and [SEP]; longer utterances are cut and counted
     modalities: Literal["all", "text", "audio_vision"] = "all"  # what is read; the rest counts as absent
@@ -158,10 +149,10 @@ class Supervised(Method):
             raise ValueError("an empty batch: expected at least one sample")
         rows, cut = self._token_ids([sample.text for sample in samples])
         text_ids, text_lengths = pad(rows, np.int64)
-        padded = {}
+        frames, lengths = {}, {}
         for modality in MODALITIES:
-            arrays = [getattr(sample, modality) for sample in samples]
-            padded[modality] = pad(arrays if self.reads(modality) else [array[:0] for array in arrays], np.float32)
+            most = None if self.reads(modality) else 0
+            frames[modality], lengths[modality] = pad([getattr(sample, modality)[:most] for sample in samples], np.float32)
         dialogues = dialogues_of(sample.dialogue for sample in samples)
         if self.unit == "dialogue" and [*chain(*dialogues)] != [*range(len(samples))]:
             raise ValueError("expected the clips of each dialogue one after another")
@@ -175,8 +166,8 @@ class Supervised(Method):
             labels=label_array(samples, self.task),
             text_ids=text_ids,
             text_lengths=text_lengths,
-            frames={modality: frames for modality, (frames, _) in padded.items()},
-            lengths={modality: lengths for modality, (_, lengths) in padded.items()},
+            frames=frames,
+            lengths=lengths,
             dialogues=[len(places) for places in dialogues],
             speakers=speakers,
         )

@@ -150,7 +150,7 @@ class PackedInput:
 
     def embeds(self, llm: FrozenLLM, tokens: Tensor) -> Tensor:
         """(N, E): embeddings, and the pseudo tokens (B, K, E) in their places."""
-        read: Tensor = llm.embedding(self.distinct).index_select(0, self.source)
+        read = llm.embedding(self.distinct).index_select(0, self.source)
         if tokens.numel():
             read = read.to(tokens.dtype).index_copy(0, self.placeholders, tokens.flatten(0, 1))
         return read
@@ -256,10 +256,9 @@ class PrunedDecoder:
         query, key = self._rotated(attention, query, angles, asked), self._rotated(attention, key, angles)
         if keep is not None:
             keep.append((key, value))
-        layout = given.layout
-        slots = None if asked is None else layout.slots.index_select(0, asked)
+        slots = None if asked is None else given.layout.slots.index_select(0, asked)
         sizes = attention.head_dim, attention.scaling
-        attended = attend(layout, query, key, value, *sizes, given.mask, slots, prefix)
+        attended = attend(given.layout, query, key, value, *sizes, given.mask, slots, prefix)
         residual = hidden if asked is None else hidden.index_select(0, asked)
         hidden = residual + attention.o_proj(attended)
         return hidden + layer.mlp(layer.post_attention_layernorm(hidden))
@@ -276,5 +275,4 @@ class PrunedDecoder:
         """(n, heads * width) turned by each position's angles."""
         heads = packed.unflatten(-1, (-1, attention.head_dim))[None]
         cos, sin = angles if asked is None else (angle.index_select(1, asked) for angle in angles)
-        turned: Tensor = self.rotate(heads, heads[:, :, :0], cos, sin, unsqueeze_dim=2)[0]
-        return turned[0].flatten(1)
+        return self.rotate(heads, heads[:, :, :0], cos, sin, unsqueeze_dim=2)[0][0].flatten(1)

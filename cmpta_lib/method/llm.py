@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -77,12 +76,3 @@ class FrozenLLM:
         self.need_room(len(embeds))
         read = self.model(inputs_embeds=embeds.to(self.embedding.weight.dtype)[None], use_cache=False)
         return read.logits[0].float()
-
-
-def weights_fingerprint(model: torch.nn.Module) -> str:
-    """First 16 hex digits of the SHA-256 over every weight's name and bytes."""
-    digest = hashlib.sha256()
-    for name, weight in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
