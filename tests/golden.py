@@ -10,23 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-SUBNETS = {"time_mean": "padded", "text_end": "padded"}
-PUBLIC_CODE: dict[str, dict[str, Any]] = {  # settings that do as a method's public code does, where its paper says otherwise
-    "lmf": SUBNETS | {"fusion_weights": "frozen"},
-    "tfn": SUBNETS | {"score_range": "six"},
-    "self_mm": {"label_bound": 3.0},
-    "mag_bert": {"alignment": "padded"},
-    "mmgcn": {"loss": "paper_code", "bilstm": "padded", "epsilon": 0.0},
-    "ga2mif": {"mpcat": "code", "padding_mask": "float", "windows": "swapped"},
-    "mse_adapter": {"text_mean": "padded"},
-    "prototypes": {"diversity_diagonal": "as_printed"},
-}
-
-
-def reference(settings: Any) -> Any:
-    """The same settings, but as the method's public code has it."""
-    return type(settings).model_validate(settings.model_dump() | PUBLIC_CODE[settings.name])
-
 
 def fill(tensors: Iterable[Tensor], scale: float, first: int = 1) -> None:
     """Tensor number i, counted from `first`: element k is scale * sin(0.7 k + i), computed in float64."""

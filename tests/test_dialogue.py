@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import outputs
-from golden import fill, given, reference
+from golden import fill, given
 from test_every_method import built, dialogues, flat
 
 from cmpta_lib.baselines import ga2mif, mmgcn
 from cmpta_lib.baselines.dialogue import Layout
 from cmpta_lib.baselines.ga2mif import KINDS, AcrossModalities, Ga2mifConfig, OneModality, window
 from cmpta_lib.baselines.mmgcn import MmgcnConfig, adjacency, class_losses
+from cmpta_lib.baselines.supervised import reference
 from cmpta_lib.data.corpus import Inputs
 from cmpta_lib.runs import loop
 from cmpta_lib.runs.load import TrainedRun

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 from conftest import outputs
-from golden import fill, given, reference
+from golden import fill, given
 from test_every_method import built
 from test_reference_rows import CLASSES, SCORES, clip, corpus_of
 from torch import Tensor, nn
 
 from cmpta_lib.base import mean_over_time
-from cmpta_lib.baselines.supervised import Clips
+from cmpta_lib.baselines.supervised import Clips, reference
 from cmpta_lib.baselines.tensor_fusion import (
     BatchNorm,
     LmfConfig,

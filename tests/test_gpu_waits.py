@@ -19,7 +19,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import language_model
-from golden import reference
 from test_model import ABLATIONS, AFTER_TEXT, CONFIG, TEXT_ONLY, build, clips
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -28,6 +27,7 @@ from torch.utils._pytree import tree_leaves
 
 from cmpta_lib.baselines.mse_adapter import MseAdapterConfig
 from cmpta_lib.baselines.reference import SoftPromptConfig
+from cmpta_lib.baselines.supervised import reference
 from cmpta_lib.config import RunConfig
 from cmpta_lib.data.corpus import Sample
 from cmpta_lib.fast import packing

@@ -7,13 +7,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from golden import fill, given, reference
+from golden import fill, given
 from test_every_method import built, config_of
 from test_model import clips
 from torch import Tensor
 
 from cmpta_lib.baselines import mse_adapter
 from cmpta_lib.baselines.mse_adapter import MseAdapter, MseAdapterConfig, MseTokens
+from cmpta_lib.baselines.supervised import reference
 from cmpta_lib.data.corpus import MODALITIES, Inputs, Sample, Task
 from cmpta_lib.fast.packing import Chained, Stream, Streams
 

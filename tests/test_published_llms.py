@@ -196,12 +196,12 @@ def test_weights_in_bfloat16_are_the_files_own(published: Path):
     [
         ("qwen", {"no_bias": False}, "no_bias=False"),
         ("qwen", {"rotary_pct": 0.25}, "rotary_pct=0.25"),
-        ("qwen", {"num_hidden_layers": 4}, r"missing: model.layers.3"),
-        ("qwen", {"num_hidden_layers": 2}, r"transformer.h.2.\S+ -> model.layers.2"),
-        ("qwen", {"vocab_size": 501}, r"model.embed_tokens.weight \(500, 64\), expected \(501, 64\)"),
+        ("qwen", {"num_hidden_layers": 4}, r"Missing key.*model.layers.3"),
+        ("qwen", {"num_hidden_layers": 2}, "Unexpected key.*model.layers.2"),
+        ("qwen", {"vocab_size": 501}, r"model.embed_tokens.weight: .*\[500, 64\].*\[501, 64\]"),
         ("chatglm", {"add_bias_linear": True}, "add_bias_linear=True"),
         ("chatglm", {"rmsnorm": False}, "rmsnorm=False"),
-        ("chatglm", {"num_layers": 4}, "missing: model.layers.3"),
+        ("chatglm", {"num_layers": 4}, "Missing key.*model.layers.3"),
     ],
 )
 def test_config_that_does_not_fit_is_refused(family: str, change: dict, message: str, families, tmp_path: Path):
@@ -232,7 +232,7 @@ def test_torch_weight_files_are_read_without_unpickling_objects(published: Path,
     model = qwen_v1.load_model(tmp_path, torch.bfloat16, CPU)
     assert torch.equal(model.lm_head.weight, tensors["lm_head.weight"])
     torch.save({"bad": Path()}, tmp_path / "pytorch_model.bin")
-    with pytest.raises(ValueError, match="pytorch_model.bin: refused, it holds more than tensors"):
+    with pytest.raises(ValueError, match="pytorch_model.bin: cannot be read as weights .it holds more than tensors"):
         qwen_v1.load_model(tmp_path, torch.bfloat16, CPU)
     save_file(tensors, tmp_path / "model.safetensors")  # is preferred as soon as it is there
     qwen_v1.load_model(tmp_path, torch.bfloat16, CPU)

@@ -8,13 +8,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from golden import reference
 from test_every_method import SWITCHES, config_of
 from test_gpu_waits import CPU, META, READOUT, SENDS, on, step_watched
 from test_model import clips
 from torch import Tensor
 
 from cmpta_lib import registry
+from cmpta_lib.baselines.supervised import reference
 from cmpta_lib.beyond import losses as regularisers
 from cmpta_lib.beyond.losses import RegularisedLM
 from cmpta_lib.beyond.mgsi import MgsiConfig

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import outputs
-from golden import count, fill, given, published_size, reference
+from golden import count, fill, given, published_size
 from test_every_method import built, config_of
 from torch import Tensor, nn
 
@@ -22,6 +22,7 @@ from cmpta_lib.baselines.self_mm import (
     moved_losses,
     multimodal_targets,
 )
+from cmpta_lib.baselines.supervised import reference
 from cmpta_lib.data.corpus import Task
 from cmpta_lib.runs import loop
 

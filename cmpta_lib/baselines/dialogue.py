@@ -93,7 +93,7 @@ class DialogueMethod(Supervised):
     graph: ClassVar[type[nn.Module]]
 
     def network(self) -> nn.Module:
-        settings, given = self.settings, self.inputs.widths
+        settings, given = self.settings, {str(name): width for name, width in self.inputs.widths.items()}
         made = {"audio": settings.audio_width, "vision": settings.vision_width} if settings.features == "lstm" else {}
         parts: dict[str, nn.Module] = {name: LastState(given[name], width) for name, width in made.items()}
         widths = {"text": self.encoder.dim, **given, **made}

@@ -6,7 +6,7 @@ Utterance vectors are not the paper's; see `dialogue.DialogueMethod`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal, Self, cast
+from typing import Annotated, ClassVar, Literal, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +31,7 @@ class Ga2mifConfig(DialogueConfig):
 
     name: Literal["ga2mif"] = "ga2mif"
     recipe: Literal[1] = 1
+    quirks: ClassVar[dict[str, object]] = {"mpcat": "code", "padding_mask": "float", "windows": "swapped"}
     dim: Annotated[int, Field(ge=2)] = 200
     speaker_weight: Annotated[float, Field(ge=0)] = 1.6
     graph_layers: AtLeastOne = 3

@@ -6,7 +6,7 @@ Shapes: B clips, L text positions, T frames, F features, dim the width of BERT.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ class MagBertConfig(SupervisedConfig):
 
     name: Literal["mag_bert"] = "mag_bert"
     recipe: Literal[1] = 1
+    quirks: ClassVar[dict[str, object]] = {"alignment": "padded"}
     # Frames to text positions: "real" spreads a clip's frames over its own tokens; "padded" gives each of
     # max_text_tokens positions an equal part of the longest training clip, which a short clip fills to a part only.
     alignment: Literal["real", "padded"] = "real"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +33,7 @@ class MmgcnConfig(DialogueConfig):
 
     name: Literal["mmgcn"] = "mmgcn"
     recipe: Literal[1] = 1
+    quirks: ClassVar[dict[str, object]] = {"loss": "paper_code", "bilstm": "padded", "epsilon": 0.0}
     dim: Annotated[int, Field(ge=2, multiple_of=2)] = 200  # of a node
     graph_dim: AtLeastOne = 100  # of a graph layer's state
     layers: AtLeastOne = 64  # of the graph convolution

@@ -9,7 +9,7 @@ Shapes: B clips, T frames, F features, L text tokens, D mixer width, E LLM width
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, cast
+from typing import Annotated, ClassVar, Literal, cast
 
 import torch
 from pydantic import Field
@@ -28,6 +28,7 @@ from cmpta_lib.registry import register
 class MseAdapterConfig(PromptedLMConfig):
     name: Literal["mse_adapter"] = "mse_adapter"
     recipe: Literal[1] = 1
+    quirks: ClassVar[dict[str, object]] = {"text_mean": "padded"}
     audio_hidden: AtLeastOne = 64  # of the LSTM that reads the voice
     vision_hidden: AtLeastOne = 64
     dim: AtLeastOne = 256  # of the mixer

@@ -8,7 +8,7 @@ holds target by target: the centre of a class's clips takes the place of the pos
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
 
 import numpy as np
 import torch
@@ -50,6 +50,7 @@ class SelfMMConfig(SupervisedConfig):
 
     name: Literal["self_mm"] = "self_mm"
     recipe: Literal[1] = 1
+    quirks: ClassVar[dict[str, object]] = {"label_bound": 3.0}
     label_bound: Positive = 1.0  # H: generated labels stay in [-H, H]; 1 = the range of the scores themselves
     audio_hidden: AtLeastOne = 16  # of the LSTM
     vision_hidden: AtLeastOne = 64

@@ -4,7 +4,8 @@ A subclass of `Supervised` says what its network is (`network`) and how clips go
 features, loss and answers are here. Clips are zero-padded at the end, and no answer depends on padding or on batch mates.
 
 Each quirk of a method's public code is a field of its settings. The field's default is what the method's paper describes,
-done right.
+done right (the preset "fixed" of the tables); `reference(config)` sets every quirk as the public code behaves, for the
+tests against its reference values.
 
 Shapes: B clips, T frames, F features, L text tokens, H hidden.
 """
@@ -15,7 +16,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, cast
 
 import numpy as np
 import torch
@@ -30,14 +31,21 @@ from cmpta_lib.fast.packing import pad, send
 from cmpta_lib.llm.loading import TextEncoder
 
 Chance = Annotated[float, Field(ge=0, lt=1)]  # of a dropout
+Preset = TypeVar("Preset", bound=MethodConfig)
 # Profile "paper": training as the public codes have it.
 NO_WARM_UP = {"training.schedule": "constant", "training.warmup_fraction": 0.0, "training.gradient_clip": None}
 AS_IN_MMSA = NO_WARM_UP | {"training.optimizer": "adam", "training.patience": 8}
 
 
+def reference(config: Preset) -> Preset:
+    """The same settings of a method with every quirk as its public code has it."""
+    return type(config).model_validate(config.model_dump() | getattr(config, "quirks", {}))
+
+
 class SupervisedConfig(MethodConfig):
     """What all these methods share, with a text encoder in place of an LLM."""
 
+    quirks: ClassVar[dict[str, object]] = {}  # field -> value in the method's public code
     encoder: EncoderConfig = EncoderConfig()
     max_text_tokens: Annotated[int, Field(ge=3)] = 50  # with [CLS] and [SEP]; longer utterances are cut and counted
     modalities: Literal["all", "text", "audio_vision"] = "all"  # what is read; the rest counts as absent

@@ -10,7 +10,7 @@ Voice and face are read as mean frames: their order in time is lost. Shapes: B c
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,7 @@ from cmpta_lib.registry import register
 class SubnetsConfig(SupervisedConfig):
     """Dropout on the text vector is missing: MMSA switches it off for an LSTM of one layer."""
 
+    quirks: ClassVar[dict[str, object]] = {"time_mean": "padded", "text_end": "padded"}
     audio_hidden: AtLeastOne = 32
     vision_hidden: AtLeastOne = 64
     text_hidden: AtLeastOne = 64  # of the LSTM
@@ -107,6 +108,7 @@ class LmfConfig(SubnetsConfig):
 
     name: Literal["lmf"] = "lmf"
     recipe: Literal[1] = 1
+    quirks: ClassVar[dict[str, object]] = {**SubnetsConfig.quirks, "fusion_weights": "frozen"}
     rank: AtLeastOne = 4
     fusion_weights: Literal["trained", "frozen"] = "trained"  # MMSA leaves w and b out of its optimiser
     factor_rate: Positive = 0.25  # times the learning rate: 5e-4 of 2e-3
@@ -172,6 +174,7 @@ class TfnConfig(SubnetsConfig):
 
     name: Literal["tfn"] = "tfn"
     recipe: Literal[1] = 1
+    quirks: ClassVar[dict[str, object]] = {**SubnetsConfig.quirks, "score_range": "six"}
     vision_hidden: AtLeastOne = 128
     text_hidden: AtLeastOne = 128
     text_out: AtLeastOne = 128

@@ -11,7 +11,7 @@ Shapes: B clips, T frames, F features, L text tokens, K classes, D width, E LLM 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal, cast
+from typing import Annotated, ClassVar, Literal, cast
 
 import numpy as np
 import torch
@@ -37,6 +37,7 @@ class PrototypesConfig(PromptedLMConfig):
 
     name: Literal["prototypes"] = "prototypes"
     recipe: Literal[1] = 1
+    quirks: ClassVar[dict[str, object]] = {"diversity_diagonal": "as_printed"}
     dim: Annotated[int, Field(ge=2, multiple_of=2)] = 512  # half per direction of a BiLSTM
     frames: Literal["as_given", "bilstm"] = "as_given"  # what prototypes attend to: a set of frames, or CMPTA's alignment
     score_levels: Annotated[int, Field(ge=2)] = 5  # prototypes per modality where scores are predicted: levels from -1 to 1

@@ -146,7 +146,8 @@ class PromptedLM(Method):
 
     def prompt_embeddings(self, batch: PromptBatch) -> list[Tensor]:
         """What the LLM reads before each clip's answer, (n, E)."""
-        (tokens, _), none = self.pseudo_tokens(batch), [[]] * len(batch.ids)
+        tokens, _ = self.pseudo_tokens(batch)
+        none: list[list[int]] = [[]] * len(batch.ids)
         given, _ = self._packed(batch, tokens.shape[1], none, none, whole=True)
         return list(given.embeds(self.llm, tokens).split(given.layout.lengths))
 
