@@ -119,17 +119,14 @@ class LabelTables(nn.Module):
         return (to_negative - to_positive) / (to_positive + _EPSILON)
 
     def write(self, rows: Tensor, features: Mapping[str, Tensor]) -> None:
-        for space in SPACES:
-            self.get_buffer(f"features_{space}")[rows] = features[space]
-
-    def find_centres(self) -> None:
-        """Centres of all clips above zero and of all below, in each space by its own labels; none there: as it was."""
+        """Keep features (B, d) of clips `rows`, and find the centres of all clips above zero and of all below, in each space
+        by its own labels; where there are none, a centre stays as it was."""
         for number, space in enumerate(SPACES):
-            features, centres = self.get_buffer(f"features_{space}"), self.get_buffer(f"centres_{space}")
-            targets = self.targets[number].T
-            for place, chosen in enumerate((targets > 0, targets < 0)):
+            held, centres = self.get_buffer(f"features_{space}"), self.get_buffer(f"centres_{space}")
+            held[rows] = features[space]
+            for place, chosen in enumerate((self.targets[number].T > 0, self.targets[number].T < 0)):
                 count = chosen.sum(1, keepdim=True)
-                mean = chosen.to(features) @ features / count.clamp(min=1)
+                mean = chosen.to(held) @ held / count.clamp(min=1)
                 centres[place] = torch.where(count > 0, mean, centres[place])
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
@@ -250,7 +247,6 @@ class SelfMM(Supervised):
         if epoch > 0:
             self.net.tables.update(rows, features, epoch + 1)
         self.net.tables.write(rows, features)
-        self.net.tables.find_centres()
 
     def groups(self, config: TrainingConfig) -> Sequence[Group]:
         """BERT with and without decay, audio, vision, and the rest, which follows the run's own settings."""

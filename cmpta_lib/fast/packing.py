@@ -113,16 +113,25 @@ class Chained(Ragged):
 
     @staticmethod
     def arrays(lengths: np.ndarray, size: int) -> list[np.ndarray]:
-        """All four index arrays on the host, so that they can travel to the device with others."""
-        slots = Ragged.slots_of(lengths, size)
-        starts = (np.cumsum(lengths) - lengths).tolist()  # of each sequence, among the real positions
-        rows, width = _chained(lengths.tolist()), int(lengths.max(initial=0))
-        chains = np.full((len(rows), width), len(lengths) * size, np.int64)
-        links = np.empty(len(slots), np.int64)
-        for row, sequences in enumerate(rows):
-            for column, which, n in sequences:
-                chains[row, column : column + n] = which * size + np.arange(n)
-                links[starts[which] : starts[which] + n] = row * width + column + np.arange(n)
+        """All four index arrays on the host, so that they can travel to the device with others.
+
+        Which sequences share a row is found by first fit, the longest first; every two of a row have a break between them.
+        """
+        slots, width = Ragged.slots_of(lengths, size), int(lengths.max(initial=0))
+        taken: list[int] = []  # of each row
+        places = []
+        for which in sorted(np.flatnonzero(lengths).tolist(), key=lambda which: -int(lengths[which])):
+            n = int(lengths[which])
+            row = next((row for row, used in enumerate(taken) if used + n <= width), len(taken))
+            if row == len(taken):
+                taken.append(0)
+            places.append((which, n, row, taken[row]))
+            taken[row] += n + 1
+        starts = np.cumsum(lengths) - lengths  # of each sequence, among the real positions
+        chains, links = np.full((len(taken), width), len(lengths) * size, np.int64), np.empty(len(slots), np.int64)
+        for which, n, row, column in places:
+            chains[row, column : column + n] = which * size + np.arange(n)
+            links[starts[which] : starts[which] + n] = row * width + column + np.arange(n)
         return [slots, chains, links, lengths]
 
     @classmethod
@@ -159,27 +168,6 @@ class Streams:
 
     def __getitem__(self, modality: str) -> Stream:
         return getattr(self, modality)
-
-
-def _chained(lengths: list[int]) -> list[list[tuple[int, int, int]]]:
-    """Which sequences share a row: (column, sequence, length) each, by first fit, the longest first.
-
-    Every two of a row have a break between them.
-    """
-    rows: list[list[tuple[int, int, int]]] = []
-    used: list[int] = []
-    longest = max(lengths, default=0)
-    for which in sorted(range(len(lengths)), key=lambda which: -lengths[which]):
-        n = lengths[which]
-        if n == 0:
-            break
-        row = next((row for row, taken in enumerate(used) if taken + n <= longest), len(rows))
-        if row == len(rows):
-            rows.append([])
-            used.append(0)
-        rows[row].append((used[row], which, n))
-        used[row] += n + 1
-    return rows
 
 
 def read_in_order(lstms: Sequence[nn.LSTM], frames: Tensor, layout: Chained) -> Tensor:
