@@ -50,7 +50,7 @@ class BatchedAttention(CrossModalAttention):
         known = _Projected(self, sequences, layouts)
         attended, weights = {}, {}
         for name, (_, x) in PAIRS.items():
-            present = layouts[x].real.any(1)[:, None, None, None]
+            present = (layouts[x].counts > 0)[:, None, None, None]
             weights[name] = known.weights(name).unflatten(0, (-1, self.num_heads)) * present
             values = layouts[x].padded(self.value[self.owners(name)[1]](sequences[x]))
             attended[name] = (weights[name] @ self.heads(values)).transpose(1, 2).flatten(2)
@@ -73,8 +73,7 @@ class BatchedAttention(CrossModalAttention):
         owners = [self.value[self.owners(name)[1]] for name in PAIRS]
         weight, bias = (torch.stack([getattr(one, part) for one in owners]) for part in ("weight", "bias"))
         summed = torch.einsum("pbhe,phde->bphd", torch.stack(read), weight.unflatten(1, (self.num_heads, -1)))
-        here = {name: layout.real.any(1) for name, layout in layouts.items()}
-        present = torch.stack([here[y] & here[x] for y, x in PAIRS.values()], dim=1)
+        present = torch.stack([torch.minimum(layouts[y].counts, layouts[x].counts) > 0 for y, x in PAIRS.values()], dim=1)
         return (summed.flatten(2) + bias) * present[..., None]
 
 
@@ -90,9 +89,7 @@ class _Projected:
         self.key = cache(lambda owner, modality: attention.key[owner](sequences[modality]))
         self.padded = cache(lambda side, *of: attention.heads(layouts[of[1]].padded(side(*of))).flatten(0, 1))
         self.frames = cache(lambda modality: layouts[modality].padded(sequences[modality]))
-        self.mask = cache(
-            lambda modality: _additive(layouts[modality].real, attention.num_heads, sequences[modality].dtype)
-        )
+        self.mask = cache(lambda modality: _additive(layouts[modality].real, attention.num_heads, sequences[modality].dtype))
 
     def weights(self, name: str) -> Tensor:
         """(B * H, n_Y, n_X): softmax(Q_Y K_X^T / sqrt(d)) over X's real positions; over its padding where there are none."""
