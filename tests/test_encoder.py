@@ -67,17 +67,6 @@ def test_another_model_and_cut_weights_are_named(published: Path, tmp_path: Path
         load(folder, tmp_path)
 
 
-def test_a_changed_file_is_another_encoder(published: Path, tmp_path: Path):
-    folder = shutil.copytree(published, tmp_path / "changed")
-    resolved = llm_files.resolve(str(folder), "float32", tmp_path / "cache")
-    config = EncoderConfig(name=resolved.name, fingerprint=resolved.fingerprint)
-    loading.load_encoder(config, tmp_path / "cache", CPU)
-    vocabulary = folder / "vocab.txt"
-    vocabulary.write_text(vocabulary.read_text() + "新\n")
-    with pytest.raises(ValueError, match=r"vocab\.txt changed"):
-        loading.load_encoder(config, tmp_path / "cache", CPU)
-
-
 def test_the_tiny_one_is_made_alike_twice(tmp_path: Path):
     folders = [tiny.build(tmp_path / name, 64, "tiny-bert") for name in ("a", "b")]
     assert len({llm_files.tiny_fingerprint(folder) for folder in folders}) == 1
