@@ -109,14 +109,12 @@ class MagBert(Supervised):
 
     def groups(self, config: TrainingConfig) -> Sequence[Group]:
         """BERT, then the gate and the last layer; each with weight decay, and biases and layer norms without."""
-        net, rate = self.net, self.settings.gate_rate
-        decayed, bare = split_by_decay(net.bert)
-        ours, ours_bare = split_by_decay(nn.ModuleDict({"gate": net.gate, "head": net.head}))
+        ours = nn.ModuleDict({"gate": self.net.gate, "head": self.net.head})
+        parts = ((self.net.bert, 1.0), (ours, self.settings.gate_rate))
         return [
-            Group(decayed),
-            Group(bare, weight_decay=0.0),
-            Group(ours, rate),
-            Group(ours_bare, rate, weight_decay=0.0),
+            Group(weights, rate, decay)
+            for part, rate in parts
+            for weights, decay in zip(split_by_decay(part), (None, 0.0), strict=True)
         ]
 
 
