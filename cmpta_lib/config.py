@@ -12,6 +12,8 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import reduce
+from operator import getitem
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
@@ -228,9 +230,12 @@ def from_json(text: str) -> RunConfig:
         ValueError: no JSON, or fields that are unknown, missing or wrong; one line names each.
     """
     try:
-        return _checked(json.loads(text), everything=True)
+        config = _checked(json.loads(text))
     except json.JSONDecodeError as error:
         raise ValueError(f"expected a run's config as JSON ({error})") from None
+    if missing := sorted(paths(config, only_unset=True)):  # defaults may change
+        raise ValueError(f"missing fields {', '.join(missing)}")
+    return config
 
 
 def override(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
@@ -239,37 +244,31 @@ def override(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
     Raises:
         ValueError: an unknown field, with the fields that exist, or a wrong value, with what is expected.
     """
-    tree = config.model_dump()
+    tree, known = config.model_dump(), sorted(paths(config))
     for path, value in changes.items():
-        if path not in (known := set(paths(config))):
-            raise ValueError(f"unknown config field {path!r}; known: {', '.join(sorted(known))}")
+        if path not in known:
+            raise ValueError(f"unknown config field {path!r}; known: {', '.join(known)}")
         *parents, last = path.split(".")
-        node = tree
-        for parent in parents:
-            node = node[parent]
-        node[last] = value
+        reduce(getitem, parents, tree)[last] = value
     return _checked(tree)
 
 
-def paths(settings: BaseModel, prefix: str = "") -> Iterator[str]:
-    """Dotted names of all fields that hold a value."""
+def paths(settings: BaseModel, prefix: str = "", only_unset: bool = False) -> Iterator[str]:
+    """Dotted names of all fields that hold a value, or only of those whose value is their default as nobody gave one."""
     for name in type(settings).model_fields:
         value = getattr(settings, name)
         if isinstance(value, BaseModel):
-            yield from paths(value, f"{prefix}{name}.")
-        else:
+            yield from paths(value, f"{prefix}{name}.", only_unset)
+        elif not only_unset or name not in settings.model_fields_set:
             yield prefix + name
 
 
-def _checked(tree: Any, everything: bool = False) -> RunConfig:
-    """Validate with one-line errors; with `everything` no field may be left to its default, as defaults may change."""
+def _checked(tree: Any) -> RunConfig:
+    """Validate with one-line errors."""
     try:
-        config = RunConfig.model_validate(tree)
+        return RunConfig.model_validate(tree)
     except ValidationError as error:
         raise ValueError("; ".join(map(_one_line, error.errors()))) from None
-    if everything and (missing := sorted(_leaves(config.model_dump()) - _leaves(tree))):
-        raise ValueError(f"missing fields {', '.join(missing)}")
-    return config
 
 
 def _one_line(error: Mapping[str, Any]) -> str:
@@ -277,11 +276,3 @@ def _one_line(error: Mapping[str, Any]) -> str:
     where = where if where.isprintable() else repr(where)  # an unknown field's name may hold line ends
     came = "" if isinstance(error["input"], Mapping | BaseModel) else f"={error['input']!r}"
     return f"{where}{came}: {error['msg'].removeprefix('Value error, ')}"
-
-
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> set[str]:
-    return {
-        leaf
-        for name, value in tree.items()
-        for leaf in (_leaves(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name})
-    }

@@ -151,21 +151,18 @@ def load_plugins() -> None:
     """
     load_built_in()
     for place in _places():
-        name = Path(place).stem if place.endswith(".py") else place
-        if name in sys.modules:
-            continue
-        if not place.endswith(".py"):
+        if Path(place).suffix != ".py":
             try:
-                importlib.import_module(name)
+                importlib.import_module(place)
             except ModuleNotFoundError as error:
                 raise ValueError(f"{PLUGINS} names the module '{place}', and it cannot be imported: {error}") from error
-            continue
-        if not Path(place).is_file():
-            raise ValueError(f"{PLUGINS} names {place}, and there is no such file")
-        spec = importlib.util.spec_from_file_location(name, place)
-        assert spec and spec.loader
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
+        elif (name := Path(place).stem) not in sys.modules:
+            if not Path(place).is_file():
+                raise ValueError(f"{PLUGINS} names {place}, and there is no such file")
+            spec = importlib.util.spec_from_file_location(name, place)
+            assert spec and spec.loader
+            sys.modules[name] = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(sys.modules[name])
 
 
 def plugins() -> str:
@@ -213,8 +210,7 @@ def method_class(name: str) -> type[Method]:
     if isinstance(method, str):
         module, _, attribute = method.partition(":")
         method = getattr(importlib.import_module(module), attribute)
-    found: type[Method] = method
-    return found
+    return method
 
 
 def build(config: RunConfig, inputs: Inputs, resources: Resources) -> Method:

@@ -69,17 +69,10 @@ def chatglm3_logits(folder: Path, ids: list[int]) -> Tensor:
     weights: dict[str, Tensor] = {}
     for shard in folder.glob("*.bin"):
         weights |= torch.load(shard, weights_only=True)
-    layers = [
-        [
-            weights[f"transformer.encoder.layers.{n}.{name}"]
-            for name in (
-                *("input_layernorm.weight", "self_attention.query_key_value.weight", "self_attention.query_key_value.bias"),
-                *("self_attention.dense.weight", "post_attention_layernorm.weight"),
-                *("mlp.dense_h_to_4h.weight", "mlp.dense_4h_to_h.weight"),
-            )
-        ]
-        for n in range(CHATGLM3["num_layers"])
-    ]
+    attention = [f"self_attention.{name}" for name in ("query_key_value.weight", "query_key_value.bias", "dense.weight")]
+    mlp = ["post_attention_layernorm.weight", "mlp.dense_h_to_4h.weight", "mlp.dense_4h_to_h.weight"]
+    inner = ["input_layernorm.weight", *attention, *mlp]
+    layers = [[weights[f"transformer.encoder.layers.{n}.{name}"] for name in inner] for n in range(CHATGLM3["num_layers"])]
     size = CHATGLM3["kv_channels"]  # neighbouring dimensions turn together, in the first half of the head only
     turns = [(2 * pair, 2 * pair + 1, 10_000 ** -(2 * pair / (size // 2))) for pair in range(size // 4)]
     names = ("embedding.word_embeddings", "encoder.final_layernorm", "output_layer")

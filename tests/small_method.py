@@ -12,10 +12,10 @@ from typing import Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from cmpta_lib.base import Batch, Loss, Method, Predictions, Resources
+from cmpta_lib.baselines.supervised import task_losses
 from cmpta_lib.config import MethodConfig, RunConfig
 from cmpta_lib.data.corpus import Inputs, Sample, Split
 from cmpta_lib.fast.packing import send
@@ -72,10 +72,8 @@ class SmallMethod(Method):
 
     def loss(self, batch: SmallBatch) -> Loss:
         outputs = self._outputs(batch)
-        if self.task.kind == "classification":
-            errors = F.cross_entropy(outputs, send([batch.labels.astype(np.int64)], self.device)[0], reduction="none")
-        else:
-            errors = (outputs[:, 0] - send([batch.labels.astype(np.float32)], self.device)[0]).abs()
+        kind = np.int64 if self.task.kind == "classification" else np.float32
+        errors = task_losses(outputs, send([batch.labels.astype(kind)], self.device)[0], self.task)
         size = 0.01 * outputs.square().mean(1).sum()
         return Loss(errors.sum() + size, len(errors), {"error": errors.sum(), "size": size})
 

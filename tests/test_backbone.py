@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import copy
-import errno
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from conftest import random_llm
+from golden import weights_fingerprint
 
 from cmpta_lib import files
 from cmpta_lib.cli import dry_run
@@ -24,7 +25,7 @@ from cmpta_lib.fast.packing import Ragged
 from cmpta_lib.llm import files as llm_files
 from cmpta_lib.llm.loading import load
 from cmpta_lib.method import prompted as prompts
-from cmpta_lib.method.llm import FrozenLLM, weights_fingerprint
+from cmpta_lib.method.llm import FrozenLLM
 
 CPU = torch.device("cpu")
 
@@ -60,20 +61,6 @@ def test_the_tiny_llm_is_built_once(cache, monkeypatch):
     assert record["fingerprint"] == llm.fingerprint == llm_files.fingerprint(folder)
     assert record["steps"] == 50 and llm.name == "tiny" and llm.dim == 32
     assert not llm.model.training and not any(p.requires_grad for p in llm.model.parameters())
-
-
-def test_a_tiny_llm_of_a_cache_that_cannot_be_written(cache, tmp_path, monkeypatch):
-    """One that is there is taken; where it is to be built, the message says what to do."""
-
-    def read_only(*_: object) -> None:
-        raise OSError(errno.EROFS, "Read-only file system")
-
-    monkeypatch.setattr("filelock.FileLock", read_only)
-    monkeypatch.setattr(tiny, "pretrain", None)
-    assert llm_files.tiny_fingerprint(tiny.build(cache))
-    message = f"cannot write {tmp_path}/tiny-.*: the file system is read-only: .* CMPTA_RUNS"
-    with pytest.raises(OSError, match=message):
-        tiny.build(tmp_path)
 
 
 def test_whoever_waited_for_the_tiny_llm_takes_what_was_built_meanwhile(cache, tmp_path, monkeypatch):
@@ -113,34 +100,15 @@ def test_pages_are_written_as_the_family_writes_scores():
     assert [answer.removeprefix("+") for answer in always] == negative
 
 
-def test_a_damaged_tiny_llm_is_not_loaded_and_the_remedy_mends_it(smallest, cache, tmp_path):
-    shutil.copytree(cache, tmp_path / "copy")
-    (folder,) = (path for path in (tmp_path / "copy").iterdir() if path.is_dir())
-    fingerprint = llm_files.tiny_fingerprint(folder)
+def test_a_damaged_tiny_llm_is_not_taken_and_the_remedy_is_said(cache, tmp_path):
+    (folder,) = (path for path in Path(shutil.copytree(cache, tmp_path / "copy")).iterdir() if path.is_dir())
     weights = bytearray((folder / "model.safetensors").read_bytes())
     weights[-1] ^= 1
     (folder / "model.safetensors").write_bytes(weights)
     message = f"{folder}/model.safetensors is not the file that was written .*; remove the folder {folder} and call"
-    uses = (
-        lambda: load(LLMConfig(name="tiny", fingerprint=fingerprint), folder.parent, CPU),
-        lambda: tiny.build(folder.parent),
-    )
-    for use in uses:
+    for use in (lambda: load(LLMConfig(name="tiny"), folder.parent, CPU), lambda: tiny.build(folder.parent)):
         with pytest.raises(files.Damaged, match=message):
             use()
-    shutil.rmtree(folder)
-    assert llm_files.tiny_fingerprint(tiny.build(folder.parent)) == fingerprint
-
-
-def test_a_build_that_dies_leaves_nothing(tmp_path, monkeypatch):
-    def half(folder: Path, documents: int, name: str) -> None:
-        (folder / "model.safetensors").write_text("half")
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(tiny, "pretrain", half)
-    with pytest.raises(KeyboardInterrupt):
-        tiny.build(tmp_path)
-    assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]
 
 
 def test_pre_training_teaches_something(cache):
@@ -180,6 +148,7 @@ def stored(llm, tmp_path_factory) -> Path:
 def test_a_folder_can_be_the_llm(llm, stored, tmp_path):
     loaded = load(LLMConfig(name=str(stored)), tmp_path, CPU)
     assert weights_fingerprint(loaded.model) == weights_fingerprint(llm.model) and loaded.first_ids == llm.first_ids
+    assert llm.embedding_norm == pytest.approx(float(llm.embedding.weight[: len(llm.tokenizer)].norm(dim=1).mean()))
     assert loaded.embedding_norm == llm.embedding_norm and loaded.num_parameters == llm.num_parameters
     texts = [page.text for page in synthetic.documents(50)]
     assert [loaded.token_ids(text) for text in texts] == [llm.token_ids(text) for text in texts]
@@ -192,8 +161,7 @@ def test_a_missing_llm_says_where_to_get_it(tmp_path, monkeypatch):
 
 
 def test_a_model_with_code_of_its_own_is_refused(stored, tmp_path, monkeypatch):
-    for file in stored.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
+    shutil.copytree(stored, tmp_path, dirs_exist_ok=True)
     auto = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "own", "auto_map": auto}))
     (tmp_path / "own.py").write_text("open('it_ran', 'w')")
@@ -204,72 +172,49 @@ def test_a_model_with_code_of_its_own_is_refused(stored, tmp_path, monkeypatch):
     assert not (tmp_path / "it_ran").exists()
 
 
-def config_with(**changes: object) -> Callable[[Path], object]:
-    """Writes other values into a folder's config; None leaves one out."""
-
-    def change(folder: Path) -> None:
-        known = json.loads((folder / "config.json").read_text()) | changes
-        (folder / "config.json").write_text(json.dumps({key: value for key, value in known.items() if value is not None}))
-
-    return change
-
-
-def written(name: str, content: bytes) -> Callable[[Path], object]:
-    return lambda folder: (folder / name).write_bytes(content)
-
-
-def too_many_tokens(folder: Path) -> None:
-    config_with(vocab_size=300)(folder)
-    dry_run.write_qwen_v1(folder, ["words"], width=32, layers=1, vocabulary_size=300)
-
-
-def pickled(held: object) -> Callable[[Path], object]:
-    def change(folder: Path) -> None:
-        (folder / INDEX).unlink(missing_ok=True)
-        (folder / "model.safetensors").unlink(missing_ok=True)
-        torch.save(held, folder / "pytorch_model.bin")
-
-    return change
-
-
-INDEX = "model.safetensors.index.json"
-BROKEN = {  # what is done to a good Qwen v1 folder
-    "no epsilon": config_with(layer_norm_epsilon=None),
-    "heads as text": config_with(num_attention_heads="4"),
-    "no heads": config_with(num_attention_heads=0),
-    "a list": written("config.json", b"[1]"),
-    "no JSON": written("config.json", b"{not JSON"),
-    "not UTF-8": written("config.json", b'{"a": "\xff"}'),
-    "empty index": written(INDEX, b"{}"),
-    "index of a list": written(INDEX, b"[]"),
-    "no vocabulary": written("qwen.tiktoken", b""),
-    "more tokens than rows": too_many_tokens,
-    "a pickled object": pickled({"weight": Path()}),
-    "a pickled list": pickled([1, 2]),
+CONFIG, INDEX, PICKLE = "config.json", "model.safetensors.index.json", "pytorch_model.bin"
+BROKEN: dict[str, tuple[str, str, Any]] = {  # what a file of a good folder is made: other values, other bytes, an object, or cut
+    "no epsilon": ("qwen", CONFIG, {"layer_norm_epsilon": None}),
+    "heads as text": ("qwen", CONFIG, {"num_attention_heads": "4"}),
+    "no heads": ("qwen", CONFIG, {"num_attention_heads": 0}),
+    "a list": ("qwen", CONFIG, b"[1]"),
+    "no JSON": ("qwen", CONFIG, b"{not JSON"),
+    "not UTF-8": ("qwen", CONFIG, b'{"a": "\xff"}'),
+    "empty index": ("qwen", INDEX, b"{}"),
+    "index of a list": ("qwen", INDEX, b"[]"),
+    "no vocabulary": ("qwen", "qwen.tiktoken", b""),
+    "a pickled object": ("qwen", PICKLE, {"weight": Path()}),
+    "a pickled list": ("qwen", PICKLE, [1, 2]),
+    "a known family's pickled object": ("qwen2", PICKLE, {"weight": Path()}),
+    "a known family's cut weights": ("qwen2", "model.safetensors", None),
 }
 
 
-@pytest.mark.parametrize("change", BROKEN.values(), ids=BROKEN)
-def test_a_broken_folder_is_named_in_one_message(change, tmp_path):
-    dry_run.write_qwen_v1(tmp_path / "own", ["a few words"], width=32, layers=1, vocabulary_size=700)
-    load(LLMConfig(name=str(tmp_path / "own")), tmp_path / "cache", CPU)
-    change(tmp_path / "own")
-    with pytest.raises((ValueError, OSError), match=str(tmp_path / "own")) as caught:
-        load(LLMConfig(name=str(tmp_path / "own")), tmp_path / "cache", CPU)
+@pytest.mark.parametrize(("family", "file", "content"), BROKEN.values(), ids=BROKEN)
+def test_a_broken_folder_is_named_in_one_message(family, file, content, stored, tmp_path):
+    folder, path = tmp_path / "own", tmp_path / "own" / file
+    if family == "qwen":
+        dry_run.write_qwen_v1(folder, ["a few words"], width=32, layers=1, vocabulary_size=700)
+    else:
+        shutil.copytree(stored, folder)
+    if file == PICKLE:
+        for other in (INDEX, "model.safetensors"):
+            (folder / other).unlink(missing_ok=True)
+        torch.save(content, path)
+    elif isinstance(content, dict):
+        known = json.loads(path.read_text()) | content
+        path.write_text(json.dumps({key: value for key, value in known.items() if value is not None}))
+    else:
+        path.write_bytes(path.read_bytes()[:-50] if content is None else content)
+    with pytest.raises((ValueError, OSError), match=str(folder)) as caught:
+        load(LLMConfig(name=str(folder)), tmp_path / "cache", CPU)
     assert "weights_only" not in str(caught.value)
 
 
-def test_a_known_familys_damaged_weights_are_named(stored, tmp_path):
-    for file in stored.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
-    weights = tmp_path / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-50])
-    with pytest.raises(ValueError, match=f"{tmp_path}: config.json, vocabulary and weights do not make an LLM"):
+def test_a_vocabulary_with_more_tokens_than_the_weights_have_rows_is_refused(tmp_path):
+    dry_run.write_qwen_v1(tmp_path, ["words"], width=32, layers=1, vocabulary_size=300)
+    with pytest.raises(ValueError, match=f"{tmp_path}: the vocabulary has .* tokens, the weights 300: not of one model"):
         load(LLMConfig(name=str(tmp_path)), tmp_path / "cache", CPU)
-    pickled({"weight": Path()})(tmp_path)
-    with pytest.raises((ValueError, OSError), match=str(tmp_path)) as caught:
-        load(LLMConfig(name=str(tmp_path)), tmp_path / "cache", CPU)
-    assert "weights_only" not in str(caught.value)
 
 
 def test_more_tokens_than_an_llm_takes_are_refused(tmp_path):
@@ -304,39 +249,24 @@ def test_the_fingerprint_sees_every_weight():
     assert len(seen) == 1 + len(list(llm.model.parameters()))
 
 
-def test_the_embedding_norm_is_that_of_real_tokens():
-    llm = random_llm()
-    rows = llm.embedding.weight[: len(llm.tokenizer)]
-    assert llm.embedding_norm == pytest.approx(float(rows.norm(dim=1).mean()))
-
-
 # --- the tokenizer ----------------------------------------------------------------------------------------------------
 
 
-def test_the_fixed_phrases_are_one_token_each(llm):
+def test_fixed_phrases_digits_and_signs_are_one_token_each(llm):
     for world in synthetic.generative_models().values():
         layout = prompts.Layout.of(world.task)
         assert [len(llm.token_ids(part)) for part in (layout.open, layout.close, layout.prompt)] == [1, 1, 1]
+    for answer in ("+0.6", "-0.4", "+0.0", "-1.0", "3", "07"):
+        assert [llm.tokenizer.decode([token]) for token in llm.token_ids(answer)] == list(answer)
 
 
-@pytest.mark.parametrize("answer", ["+0.6", "-0.4", "+0.0", "-1.0", "3", "07"])
-def test_digits_and_signs_are_tokens_of_their_own(llm, answer):
-    assert [llm.tokenizer.decode([token]) for token in llm.token_ids(answer)] == list(answer)
-
-
-@pytest.mark.parametrize(
-    "text", ["这部电影真是太好了", "I hate the party.", "😀 café\n\n  x", "", "1.5 %", "<|endoftext|>"]
-)
+@pytest.mark.parametrize("text", ["这部电影真是太好了", "I hate the party.", "😀 café\n\n  x", "", "1.5 %", "<|endoftext|>"])
 def test_texts_come_back_from_their_tokens(llm, text):
     ids = llm.token_ids(text)
     assert llm.tokenizer.decode(ids) == text and llm.tokenizer.eos_token_id not in ids, "a special token's name is text"
 
 
 def test_a_model_without_bos_starts_with_nothing(llm):
-    class NoBos:
-        bos_token_id = None
-
-        def __len__(self) -> int:
-            return 10
-
-    assert FrozenLLM(copy.deepcopy(llm.model), NoBos(), "", "x").first_ids == []
+    tokenizer = copy.deepcopy(llm.tokenizer)
+    tokenizer.bos_token = None
+    assert llm.first_ids and FrozenLLM(copy.deepcopy(llm.model), tokenizer, "", "x").first_ids == []

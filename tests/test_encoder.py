@@ -56,11 +56,6 @@ def test_a_long_text_loses_its_end_and_keeps_its_last_mark(encoder):
     assert len(encoder.token_ids("")) == 2
 
 
-def test_no_network_is_asked_for_a_bert_that_is_not_here(tmp_path: Path):
-    with pytest.raises(FileNotFoundError, match="cmpta weights bert-base-chinese"):
-        loading.load_encoder(EncoderConfig(name="bert-base-chinese"), tmp_path, CPU)
-
-
 def test_another_model_and_cut_weights_are_named(published: Path, tmp_path: Path):
     folder = shutil.copytree(published, tmp_path / "other")
     weights, config = folder / "model.safetensors", folder / "config.json"
@@ -70,17 +65,6 @@ def test_another_model_and_cut_weights_are_named(published: Path, tmp_path: Path
     config.write_text(config.read_text().replace('"bert"', '"gpt2"'))
     with pytest.raises(OSError, match="expected a BERT, such as bert-base-chinese, not 'gpt2'"):
         load(folder, tmp_path)
-
-
-def test_a_changed_file_is_another_encoder(published: Path, tmp_path: Path):
-    folder = shutil.copytree(published, tmp_path / "changed")
-    resolved = llm_files.resolve(str(folder), "float32", tmp_path / "cache")
-    config = EncoderConfig(name=resolved.name, fingerprint=resolved.fingerprint)
-    loading.load_encoder(config, tmp_path / "cache", CPU)
-    vocabulary = folder / "vocab.txt"
-    vocabulary.write_text(vocabulary.read_text() + "新\n")
-    with pytest.raises(ValueError, match=r"vocab\.txt changed"):
-        loading.load_encoder(config, tmp_path / "cache", CPU)
 
 
 def test_the_tiny_one_is_made_alike_twice(tmp_path: Path):

@@ -44,6 +44,9 @@ def test_batches_equal_single_clips(own_llm: Path, world: str, corpora, tmp_path
     corpus = corpora[world]
     loaded = loading.load(LLMConfig(name=str(own_llm)), tmp_path, torch.device("cpu"))
     sign = llm_files.answer_sign(LLMConfig(name=str(own_llm)), tmp_path)
+    first = ["[gMASK]", "sop"] if llm_files.family(own_llm) == "chatglm" else ["<|im_start|>"]
+    known = getattr(loaded.tokenizer, "special_ids", None) or loaded.tokenizer.get_vocab()
+    assert loaded.first_ids == [known[name] for name in first]
     config = RunConfig(
         data=DataConfig(name=corpus.name, fingerprint=corpus.fingerprint),
         method=CmptaConfig(dim=16, prompt=PromptConfig(answer_sign=sign)),
@@ -66,11 +69,3 @@ def test_batches_equal_single_clips(own_llm: Path, world: str, corpora, tmp_path
     assert set(answers) <= set(model.answers)
     if corpus.task.kind == "regression":
         assert ("+0.4" in model.answers, "0.4" in model.answers) == (sign == "always", sign == "negative")
-
-
-def test_inputs_start_as_the_family_starts_them(own_llm: Path, tmp_path: Path):
-    loaded = loading.load(LLMConfig(name=str(own_llm)), tmp_path, torch.device("cpu"))
-    first = {"qwen": ["<|im_start|>"], "llama": ["<|im_start|>"], "chatglm": ["[gMASK]", "sop"]}
-    names = first[llm_files.family(own_llm)]
-    known = getattr(loaded.tokenizer, "special_ids", None) or loaded.tokenizer.get_vocab()
-    assert loaded.first_ids == [known[name] for name in names]

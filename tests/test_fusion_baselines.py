@@ -8,28 +8,22 @@ import pytest
 import torch
 from conftest import outputs
 from golden import fill, given
-from test_every_method import config_of
-from test_reference_rows import CLASSES, SCORES, WIDTHS, clip
+from test_every_method import built
+from test_reference_rows import CLASSES, SCORES, clip, corpus_of
 from torch import Tensor, nn
 
-from cmpta_lib import registry
 from cmpta_lib.base import mean_over_time
 from cmpta_lib.baselines.supervised import Clips, reference
 from cmpta_lib.baselines.tensor_fusion import (
-    LMF,
-    TFN,
     BatchNorm,
     LmfConfig,
     LowRankFusion,
-    MeanSubnet,
     Subnets,
     SubnetsConfig,
     TensorFusion,
     TfnConfig,
 )
-from cmpta_lib.data.corpus import Inputs, Task
 
-NAMES = ("lmf", "tfn")
 SMALL = {"audio_hidden": 3, "vision_hidden": 5, "text_hidden": 4, "text_out": 2}
 # The golden clips have one mean frame and three tokens: no padding, whatever padding would be counted.
 GOLDEN = {**SMALL, "max_text_tokens": 3, "padded_audio": 1, "padded_vision": 1}
@@ -43,25 +37,18 @@ def golden_clips() -> tuple[Tensor, Clips]:
     return given(1, 2, 3, 6), Clips(text_ids=ids, text_lengths=three, speakers=one, dialogues=[1, 1], **frames)
 
 
-def subnet(part: MeanSubnet) -> list[Tensor]:
-    return list(part.parameters())  # BatchNorm's two, then three layers'
-
-
-def text_part(subnets: Subnets) -> list[Tensor]:
-    lstm = subnets.text.lstm
-    return [lstm.weight_ih_l0, lstm.weight_hh_l0, lstm.bias_ih_l0, lstm.bias_hh_l0, *subnets.text_out.parameters()]
-
-
-def golden(settings: SubnetsConfig) -> Subnets:
-    return Subnets(settings, text=6, audio=4, vision=5).eval()
+def golden(settings: SubnetsConfig) -> tuple[Subnets, list[Tensor]]:
+    """And its weights in the order of the reference: both mean subnets, the text's LSTM, its last layer."""
+    subnets = Subnets(settings, text=6, audio=4, vision=5).eval()
+    parts = (subnets.audio, subnets.vision, subnets.text, subnets.text_out)
+    return subnets, [weight for part in parts for weight in part.parameters()]
 
 
 def test_lmf_gives_the_golden_values():
     """Reference modules in eval mode, torch 2.13."""
     settings = reference(LmfConfig(rank=2, **GOLDEN))
-    subnets, fusion = golden(settings), LowRankFusion(settings, 1)
-    weights = [*fusion.factors, fusion.weights, fusion.bias, *subnet(subnets.audio), *subnet(subnets.vision)]
-    fill([*weights, *text_part(subnets)], 0.8)
+    (subnets, weights), fusion = golden(settings), LowRankFusion(settings, 1)
+    fill([*fusion.factors, fusion.weights, fusion.bias, *weights], 0.8)
     audio, vision, text = subnets(*golden_clips())
     assert_close(fusion(audio, vision, text)[:, 0], [-0.320307, -0.764634])
     assert_close(text[:, 1:], [[0.085580, 1.112516], [0.307779, 0.745813]])
@@ -70,9 +57,8 @@ def test_lmf_gives_the_golden_values():
 
 def golden_tfn(outputs: int) -> tuple[Subnets, TensorFusion]:
     settings = reference(TfnConfig(post_hidden=3, **GOLDEN))
-    subnets, fusion = golden(settings), TensorFusion(settings, outputs).eval()
-    parts = [*subnet(subnets.audio), *subnet(subnets.vision), *text_part(subnets), *fusion.parameters()]
-    fill(parts, 0.5, first=3)
+    (subnets, weights), fusion = golden(settings), TensorFusion(settings, outputs).eval()
+    fill([*weights, *fusion.parameters()], 0.5, first=3)
     return subnets, fusion
 
 
@@ -108,14 +94,6 @@ def test_published_sizes_give_the_published_numbers_of_weights():
         assert numel(Subnets(TfnConfig(), **meld), TensorFusion(TfnConfig(), 7)) == 18_096_295
 
 
-# Whole methods -----------------------------------------------------------------------------------------------------
-def built(name: str, tools: Any, task: Task = SCORES, **changes: Any) -> Any:
-    torch.manual_seed(0)
-    method = registry.build(config_of(name, changes), Inputs(task, WIDTHS), tools)
-    method.module.eval()
-    return method
-
-
 # Switches ----------------------------------------------------------------------------------------------------------
 def test_a_mean_over_padding_shrinks_short_clips():
     frames = torch.tensor([[[2.0], [4.0]], [[6.0], [0.0]], [[0.0], [0.0]]])
@@ -124,17 +102,17 @@ def test_a_mean_over_padding_shrinks_short_clips():
     assert mean_over_time(frames, lengths, at_least=4)[:, 0].tolist() == [1.5, 1.5, 0]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["lmf", "tfn"])
 def test_each_switch_changes_what_it_says(name, tools):
     samples = [clip(0), clip(1, text="就那么回事")]
-    usual = outputs(built(name, tools), samples)
+    usual = outputs(built(name, corpus_of(samples, SCORES), tools), samples)
     for switch in ("time_mean", "text_end"):
-        assert not torch.allclose(outputs(built(name, tools, **{switch: "padded"}), samples), usual)
+        other = built(name, corpus_of(samples, SCORES), tools, **{switch: "padded"})
+        assert not torch.allclose(outputs(other, samples), usual)
 
 
 def test_lmfs_factors_learn_at_their_own_rate(tools):
-    method = built("lmf", tools)
-    assert isinstance(method, LMF)
+    method = built("lmf", corpus_of([clip(0)], SCORES), tools)
     factors, others = method.groups(method.config.training)
     names = {id(p): name for name, p in method.module.named_parameters()}
     assert [names[id(p)] for p in factors.parameters] == [f"network.fusion.factors.{place}" for place in range(3)]
@@ -144,13 +122,13 @@ def test_lmfs_factors_learn_at_their_own_rate(tools):
 
 @pytest.mark.parametrize(("score_range", "limit"), [("labels", 1.0), ("six", 3.0), ("none", None)])
 def test_tfns_score_has_the_range_that_is_asked_for(score_range, limit, tools):
-    method = built("tfn", tools, score_range=score_range)
-    assert isinstance(method, TFN)
+    method = built("tfn", corpus_of([clip(0)], SCORES), tools, score_range=score_range)
     with torch.no_grad():
         method.net["fusion"].layers[-1].bias.fill_(50.0)
     said = outputs(method, [clip(0)])[0, 0].item()
     assert said == pytest.approx(limit) if limit else said > 40
-    assert built("tfn", tools, CLASSES, score_range=score_range).predict(method.collate([clip(0)])).probabilities.shape == (1, 3)
+    classes = built("tfn", corpus_of([clip(0)], CLASSES), tools, score_range=score_range)
+    assert classes.predict(method.collate([clip(0)])).probabilities.shape == (1, 3)
 
 
 def test_batch_normalisation_of_one_clip_uses_what_it_has_gathered():

@@ -50,7 +50,7 @@ def test_a_published_name_is_found_in_the_hubs_cache(hub_cache: Path, tmp_path: 
 
 
 def test_every_published_name_says_how_to_get_it(tmp_path: Path):
-    for name in (*llm_files.PUBLISHED, "some/model", str(tmp_path / "no such folder")):
+    for name in (*llm_files.PUBLISHED, *llm_files.ENCODERS, "some/model", str(tmp_path / "no such folder")):
         with pytest.raises(FileNotFoundError, match="Fetch it with: cmpta weights ") as caught:
             llm_files.locate(name)
         assert str(caught.value).endswith(f"cmpta weights {name}")
@@ -132,16 +132,6 @@ def test_a_damaged_record_is_named_and_made_anew(tmp_path: Path, content: str):
         llm_files.find(config, cache)
     assert llm_files.resolve(str(folder), "float32", cache) == config
     assert llm_files.find(config, cache) == folder
-
-
-def test_a_record_under_another_name_is_not_believed(tmp_path: Path):
-    folder, cache = model_folder(tmp_path / "model"), tmp_path / "cache"
-    config = llm_files.resolve(str(folder), "float32", cache)
-    wrong = cache / "0123456789abcdef.json"
-    (cache / f"{config.fingerprint}.json").rename(wrong)
-    with pytest.raises(files.Damaged, match=f"^{wrong} is the record of another LLM; remove it"):
-        llm_files.find(LLMConfig(name="model", fingerprint="0123456789abcdef"), cache)
-    assert llm_files.resolve(str(folder), "float32", cache) == config
 
 
 def test_fetching_without_a_network_says_what_to_do(monkeypatch: pytest.MonkeyPatch):

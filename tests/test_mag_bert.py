@@ -5,16 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest import outputs
-from fine_tuned import (
-    count,
-    fitted,
-    published_size,
-    run_config,
-)
-from golden import fill, given
+from golden import count, fill, given, published_size
+from test_every_method import built
 
-from cmpta_lib.baselines.mag_bert import MagBertConfig, MagGate, padded_blocks, real_blocks
-from cmpta_lib.baselines.supervised import reference
+from cmpta_lib.baselines.mag_bert import MagGate, padded_blocks, real_blocks
 from cmpta_lib.data.corpus import MODALITIES
 
 # --- the public code's numbers: reference modules in eval mode, float32 CPU, torch 2.13 -------------------------------
@@ -30,7 +24,7 @@ def test_the_gate_gives_the_golden_values():
     found = gate()(given(1, 1, 2, 6), given(3, 1, 2, 4), given(2, 1, 2, 5))[0]
     first = [-0.129055, -1.129086, -0.062691, -0.377304, 0.587764, 0.689853]
     second = [-0.389253, -0.776172, -0.827155, -1.474433, 0.044332, 0.748229]
-    assert found.tolist() == [pytest.approx(first, abs=1e-5), pytest.approx(second, abs=1e-5)]
+    torch.testing.assert_close(found, torch.tensor([first, second]), rtol=0, atol=1e-5)
 
 
 def test_without_face_and_voice_the_gate_only_normalises():
@@ -60,13 +54,13 @@ def test_a_shift_is_at_most_beta_times_as_long_as_the_words_vector():
 
 
 def test_it_has_the_published_number_of_parameters():
-    net = published_size("mag_bert").net
+    net = published_size("mag_bert")
     assert count(net.bert) == 102_267_648 and count(net) == 103_762_945
 
 
 def test_with_a_gate_of_zeros_it_is_a_bert_with_a_linear_layer(corpora, tools, encoder):
     corpus = corpora["embedded-sims"]
-    method = fitted(run_config("mag_bert"), corpus, tools)
+    method = built("mag_bert", corpus, tools)
     for layer in (method.net.gate.shift_audio, method.net.gate.shift_vision):
         torch.nn.init.zeros_(layer.weight)
     samples = [*corpus.splits["train"]][:6]
@@ -111,21 +105,18 @@ def test_every_real_frame_is_read_and_each_word_reads_a_mean(words, length):
     assert (blocks.sum(0) > 0).tolist() == [place < length for place in range(length + 3)]
 
 
-def test_the_longest_training_clip_is_remembered(corpora, tools, tmp_path):
+def test_the_longest_training_clip_is_remembered(corpora, tools):
     corpus = corpora["embedded-sims"]
-    train = corpus.splits["train"]
-    method = fitted(run_config("mag_bert"), corpus, tools)
-    longest = [max(len(getattr(sample, name)) for sample in train) for name in MODALITIES]
-    assert method.net.longest.tolist() == longest
-    assert reference(MagBertConfig()).alignment == "padded" and MagBertConfig().alignment == "real"
+    method = built("mag_bert", corpus, tools)
+    assert method.net.longest.tolist() == [max(len(getattr(s, name)) for s in corpus.splits["train"]) for name in MODALITIES]
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
 
 
 def test_parts_are_trained_as_the_public_code_groups_them(corpora, tools):
-    method = fitted(run_config("mag_bert", method__gate_rate=3.0), corpora["embedded-sims"], tools)
-    groups = method.groups(run_config("mag_bert").training)
+    method = built("mag_bert", corpora["embedded-sims"], tools, gate_rate=3.0)
+    groups = method.groups(method.config.training)
     assert [(group.rate, group.weight_decay) for group in groups] == [(1, None), (1, 0), (3, None), (3, 0)]
     names = {id(weight): name for name, weight in method.net.named_parameters()}
     listed = [[names[id(weight)] for weight in group.parameters] for group in groups]

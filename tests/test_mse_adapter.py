@@ -8,29 +8,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 from golden import fill, given
+from test_every_method import built, config_of
 from test_model import clips
 from torch import Tensor
 
-from cmpta_lib import registry
 from cmpta_lib.baselines import mse_adapter
 from cmpta_lib.baselines.mse_adapter import MseAdapter, MseAdapterConfig, MseTokens
 from cmpta_lib.baselines.supervised import reference
-from cmpta_lib.config import DataConfig, RunConfig, TrainingConfig, override
 from cmpta_lib.data.corpus import MODALITIES, Inputs, Sample, Task
-from cmpta_lib.fast.packing import Stream, Streams
+from cmpta_lib.fast.packing import Chained, Stream, Streams
 
-WORLDS = ("embedded-sims", "embedded-meld")
 SMALL = MseAdapterConfig(audio_hidden=6, vision_hidden=5, dim=16)
-CONFIG = RunConfig(data=DataConfig(name="test", fingerprint=""), method=SMALL, training=TrainingConfig(batch_size=8))
-
-
-def built(tools, corpus, changes=None, start: RunConfig = CONFIG) -> MseAdapter:
-    torch.manual_seed(0)
-    method = registry.build(override(start, changes or {}), Inputs.of(corpus), tools)
-    method.fit(corpus.splits["train"])
-    method.module.eval()
-    assert isinstance(method, MseAdapter)
-    return method
 
 
 def tokens_of(method: MseAdapter, samples: list[Sample]) -> Tensor:
@@ -73,7 +61,9 @@ def test_the_public_codes_outputs():
     mixed = (voice + face) * adapter.mixer(put[0].mean(1))
     golden = [[-0.068604, 0.021892, -0.022454], [-0.119943, 0.113308, 0.142492]]
     torch.testing.assert_close(mixed[:, :3], torch.tensor(golden), rtol=0, atol=1e-5)
-    streams = Streams(*(Stream(*put[place : place + 2]) for place in (0, 2, 4)))
+    pairs = ((put[place], put[place + 1].tolist()) for place in (0, 2, 4))
+    layouts = ((values, Chained.of(lengths, values.shape[1], values.device)) for values, lengths in pairs)
+    streams = Streams(*(Stream(*pair) for pair in layouts))
     sums = adapter(streams)[0].sum(-1)
     golden = [[10.610914, 18.399860, 17.535061, 8.423251], [10.611769, 18.399265, 17.533300, 8.421150]]
     torch.testing.assert_close(sums, torch.tensor(golden), rtol=0, atol=1e-5)
@@ -109,40 +99,27 @@ def test_the_padded_mean_counts_padding_and_the_real_one_does_not(llm):
     assert mse_adapter._padding_id(llm) == llm.tokenizer.eos_token_id  # as Qwen's
 
 
-def test_the_llms_padding_is_no_part_of_what_is_saved(tools, corpora):
-    assert not [name for name in built(tools, corpora["embedded-sims"]).module.state_dict() if "pad" in name]
-
-
-def test_all_tokens_lie_in_a_plane(tools, corpora):
-    corpus = corpora["embedded-sims"]
-    tokens = tokens_of(built(tools, corpus, {"method.num_pseudo_tokens": 6}), clips(corpus))
+def test_all_tokens_lie_in_a_plane_whatever_the_text_without_the_mixer(tools, corpora):
+    method = built("mse_adapter", corpora["embedded-sims"], tools, num_pseudo_tokens=6, mixer=False)
+    samples = clips(corpora["embedded-sims"])
+    tokens = tokens_of(method, samples)
     assert (torch.linalg.svdvals(tokens.double())[:, 2:] < 1e-5).all()
+    torch.testing.assert_close(tokens_of(method, [replace(sample, text="something else") for sample in samples]), tokens)
+    assert not [name for name in method.module.state_dict() if "pad" in name], "the LLM's, which is not ours to save"
 
 
 def test_tokens_start_as_large_as_embeddings_where_asked(tools, corpora, llm):
     corpus, sizes = corpora["embedded-sims"], {}
     for scale in ("default", "embedding_norm"):
-        method = built(tools, corpus, {"method.token_scale": scale, "method.num_pseudo_tokens": 200})
+        method = built("mse_adapter", corpus, tools, token_scale=scale, num_pseudo_tokens=200)
         sizes[scale] = float(tokens_of(method, clips(corpus)).norm(dim=-1).mean())
     assert 0.5 < sizes["embedding_norm"] / llm.embedding_norm < 2 < sizes["default"] / llm.embedding_norm
 
 
-def test_without_the_mixer_the_text_is_not_read(tools, corpora):
-    corpus = corpora["embedded-sims"]
-    method, sample = built(tools, corpus, {"method.mixer": False}), corpus.splits["train"][0]
-    assert torch.equal(tokens_of(method, [sample]), tokens_of(method, [replace(sample, text="something else")]))
-
-
-def test_one_scale_is_the_first(tools, corpora):
-    method = built(tools, corpora["embedded-sims"], {"method.multi_scale": False})
+def test_one_scale_is_the_first_and_scales_that_are_none_are_refused(tools, corpora):
+    method = built("mse_adapter", corpora["embedded-sims"], tools, multi_scale=False)
     (mlp,) = method.module.fusion.mlps
-    assert mlp[0].out_features == method.llm.dim // 8 and not hasattr(method.module.fusion, "weigh")
-
-
-def test_scales_that_are_none_are_refused():
+    assert mlp[0].out_features == method.llm.dim // 8
     for scales in ([], [0], [8.5]):
         with pytest.raises(ValueError, match="method.scales"):
-            override(CONFIG, {"method.scales": scales})
-
-
-# --- clips --------------------------------------------------------------------------------------------------------------
+            config_of("mse_adapter", {"scales": scales})

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from test_model import WORLDS, build, by_transformers, clips, one_input, plain_of, replies
-from test_properties import answers_of
+from test_model import WORLDS, build, by_transformers, clips, one_input, plain_of
 
 from cmpta_lib import paper
 from cmpta_lib.data.corpus import Task
@@ -45,20 +43,15 @@ def test_legal_scores_are_the_whole_grid():
     assert len(legal_answers(SIMS, 2)) == 201 and list(legal_answers(SIMS, 0)) == ["-1", "+0", "+1"]
 
 
-def test_legal_classes_are_their_numbers():
-    assert legal_answers(MELD) == {str(index): index for index in range(7)}
-
-
-@pytest.mark.parametrize(
-    ("count", "first", "last"), [(2, "0", "1"), (10, "0", "9"), (11, "00", "10"), (101, "000", "100")]
-)
-def test_no_class_is_the_beginning_of_another(count, first, last):
+@pytest.mark.parametrize(("count", "first", "last"), [(2, "0", "1"), (10, "0", "9"), (11, "00", "10"), (101, "000", "100")])
+def test_legal_classes_are_their_numbers_in_the_prompt_and_none_is_the_beginning_of_another(count, first, last):
     task = Task("classification", "en", tuple(f"emotion {i}" for i in range(count)))
     answers = legal_answers(task)
     assert list(answers.values()) == list(range(count))
     assert list(answers)[0] == first and list(answers)[-1] == last
     assert len({len(answer) for answer in answers}) == 1
-    assert all(answer_text(task, label) == answer for answer, label in answers.items())
+    for answer, label in answers.items():
+        assert answer_text(task, label) == answer and f"emotion {label}:{answer}" in Layout.of(task).prompt
 
 
 def test_the_layout_is_table_2():
@@ -77,13 +70,6 @@ def test_the_prompt_lists_a_users_own_labels():
     assert "<平静:0, 高兴:1>" in layout.prompt and layout.open == "<多模态>"
 
 
-@pytest.mark.parametrize("count", [3, 11])
-def test_the_numbers_in_the_prompt_are_the_numbers_answered(count):
-    task = Task("classification", "en", tuple(f"emotion {i}" for i in range(count)))
-    for label, name in enumerate(task.labels):
-        assert f"{name}:{answer_text(task, label)}" in Layout.of(task).prompt
-
-
 # --- the trie of answers, and free decoding -----------------------------------------------------------------------------
 
 
@@ -94,10 +80,7 @@ def corpus(request, corpora):
 
 def test_the_trie_spells_exactly_the_legal_answers(llm, corpus):
     model = build(llm, corpus)
-    expected = {answer: llm.token_ids(answer) for answer in legal_answers(corpus.task)}
-    assert answers_of(model.trie) == expected
-    assert {len(model.trie.children[node]) > 1 for node in model.trie.asked} == {True}
-    assert not any(len(model.trie.children[n]) > 1 for n in set(range(len(model.trie.tokens))) - {*model.trie.asked})
+    assert model.trie.leaves == {tuple(llm.token_ids(answer)): answer for answer in legal_answers(corpus.task)}
 
 
 @torch.no_grad()
@@ -143,13 +126,6 @@ def test_unparsable_replies_are_none_and_counted(llm, corpora, monkeypatch):
     assert predictions.replies == ["+0.6", None, None, None, None, "+1.0"]
     np.testing.assert_array_equal(predictions.values, [0.6, np.nan, np.nan, np.nan, np.nan, 1.0])
     assert predictions.issues == {"unparsable_replies": 4}
-
-
-@pytest.mark.parametrize("decoding", ["trie", "free"])
-def test_answers_ask_for_no_gradient(llm, corpora, decoding):
-    model = build(llm, corpora["embedded-meld"], method__decoding=decoding)
-    replies(model, model.collate(clips(corpora["embedded-meld"])))
-    assert all(p.grad is None for p in itertools.chain(model.module.parameters(), llm.model.parameters()))
 
 
 def test_the_target_is_the_answer_rounded_to_its_decimals(llm, corpora):

@@ -34,7 +34,9 @@ def gradients(method: PromptedLM, samples) -> list[torch.Tensor]:
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("position", ["before_text", "after_text"])
 @pytest.mark.parametrize(("family", "world"), [*zip(FAMILIES, (*WORLDS, *WORLDS), strict=False)])
-def test_losses_and_gradients_are_those_of_the_whole_llm(world, family, position, checkpointing, llm, corpora, monkeypatch):
+def test_losses_and_gradients_are_those_of_the_whole_llm(
+    world, family, position, checkpointing, llm, corpora, monkeypatch
+):
     corpus, loaded = corpora[world], language_model(family, llm, checkpointing)
     method = build(loaded, corpus, method__prompt__pseudo_token_position=position)
     loaded.model.double()  # random weights make large gradients: in float32 rounding alone would show
@@ -68,9 +70,9 @@ def test_a_single_layer_is_the_first_and_the_last(llm, corpora, monkeypatch):
 
 def test_the_common_beginning_is_read_once(llm, corpora):
     method = build(llm, corpora["embedded-sims"])
-    ids, pruned = method.ids.start, PrunedDecoder.of(llm)
+    ids, pruned = method.ids.start, PrunedDecoder(llm)
     first = pruned.prefix(ids)
-    assert PrunedDecoder.of(llm).prefix(ids) is first and len(first) == len(llm.model.model.layers)
+    assert PrunedDecoder(llm).prefix(ids) is first and len(first) == len(llm.model.model.layers)
     assert {tuple(part.shape) for pair in first for part in pair} == {(len(ids), first[0][0].shape[1])}
     assert pruned.prefix(ids[:1]) is not first
 
@@ -84,36 +86,34 @@ def test_each_layer_computes_what_is_asked_of_it(llm, corpora):
     layers = llm.model.model.layers
     watched = {"first q": layers[0].self_attn.q_proj, "first mlp": layers[0].mlp}
     watched |= {"last k": layers[-1].self_attn.k_proj, "last q": layers[-1].self_attn.q_proj, "last mlp": layers[-1].mlp}
+    watched["head"] = llm.model.get_output_embeddings()
     for name, module in watched.items():
         seen[name] = rows = []
         module.register_forward_hook(lambda _, given, __, rows=rows: rows.append(len(given[0])))
     try:
         losses, _ = method.answer_losses(batch)
+        found = {name: [*rows] for name, rows in seen.items()}
+        method.predict(batch)
+        assert len(seen["head"]) == 1, "of an answer trie's tokens only their own columns of the head"
     finally:
         for module in watched.values():
             module._forward_hooks.clear()
-    read = sum(method._rows(batch, 6, [ids[:-1] for ids in batch.answer_ids]).ids, [])
-    distinct = len(np.unique(np.maximum(read, 0)))
-    assert distinct < len(read)
-    everywhere = [len(read)]
-    assert seen == {
-        "first q": [distinct, 36],
-        "first mlp": everywhere,
-        "last k": everywhere,
-        "last q": [len(losses)],
-        "last mlp": [len(losses)],
-    }
+    given, _ = method._packed(batch, 6, [ids[:-1] for ids in batch.answer_ids], [[]] * 6)
+    distinct, everywhere = len(given.distinct), [len(given.source)]
+    assert distinct < everywhere[0]
+    asked = dict.fromkeys(("last q", "last mlp", "head"), [len(losses)])
+    assert found == {"first q": [distinct, 36], "first mlp": everywhere, "last k": everywhere} | asked
 
 
 def test_what_is_put_into_the_layers_is_not_left_out(llm):
-    assert PrunedDecoder.of(llm) and PrunedDecoder.of(adapted(llm, rank=2, alpha=4)[0]) is None
+    assert PrunedDecoder.fits(llm.model) and not PrunedDecoder.fits(adapted(llm, rank=2, alpha=4)[0].model)
 
 
 def test_another_family_is_read_whole(llm, corpora, monkeypatch):
     method = build(llm, corpora["embedded-sims"])
     monkeypatch.setattr(llm.model.config, "model_type", "other")
-    assert PrunedDecoder.of(llm) is None
-    assert method._rows(method.collate(clips(corpora["embedded-sims"])), 6, [[]] * 6).left_out == 0
+    batch = method.collate(clips(corpora["embedded-sims"]))
+    assert method._packed(batch, 6, [[]] * 6, [[0]] * 6)[0].left_out == 0
 
 
 def test_positions_and_places_of_a_layout():

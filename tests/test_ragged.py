@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from cmpta_lib.fast.packing import Ragged, read_in_order, take_once
+from cmpta_lib.fast.packing import Chained, read_in_order, take_once
 
+CPU = torch.device("cpu")
 few = settings(max_examples=60, deadline=None)
 lengths_of_clips = st.lists(st.integers(0, 12), min_size=1, max_size=7)
 
@@ -19,7 +20,7 @@ lengths_of_clips = st.lists(st.integers(0, 12), min_size=1, max_size=7)
 @given(lengths_of_clips, st.integers(0, 3))
 def test_every_position_stands_in_one_chain_and_breaks_stand_between(lengths, extra):
     size = max(lengths) + extra
-    slots, chains, links = Ragged.arrays(np.array(lengths), size)
+    slots, chains, links, _ = Chained.arrays(np.array(lengths), size)
     assert slots.tolist() == [row * size + t for row, n in enumerate(lengths) for t in range(n)]
     assert chains.flatten()[links].tolist() == slots.tolist()
     free = len(lengths) * size
@@ -33,7 +34,7 @@ def test_every_position_stands_in_one_chain_and_breaks_stand_between(lengths, ex
 @few
 @given(lengths_of_clips, st.integers(0, 3))
 def test_packed_and_padded_lead_back_and_forth(lengths, extra):
-    layout = Ragged.of(torch.tensor(lengths), max(lengths) + extra)
+    layout = Chained.of(lengths, max(lengths) + extra, CPU)
     assert layout.real.sum(1).tolist() == list(layout.lengths) == lengths
     packed = torch.randn(sum(lengths), 3)
     padded = layout.padded(packed)
@@ -55,7 +56,7 @@ def test_it_reads_as_a_packed_lstm_does_and_learns_as_it(lengths, directions, tr
             getattr(packed, name + suffix).data.copy_(weight)
     frames = torch.randn(len(lengths), max(lengths) + 1, 5)
     frames[~(torch.arange(frames.shape[1]) < torch.tensor(lengths)[:, None])] = torch.nan
-    layout = Ragged.of(torch.tensor(lengths), frames.shape[1])
+    layout = Chained.of(lengths, frames.shape[1], CPU)
     found = read_in_order(lstms, frames, layout)
     assert found.shape == (sum(lengths), 4 * directions)
     if not sum(lengths):
@@ -77,5 +78,7 @@ def test_it_reads_as_a_packed_lstm_does_and_learns_as_it(lengths, directions, tr
 def test_taking_once_is_indexing_and_so_is_its_gradient(order, count):
     values, places = torch.randn(6, 2, requires_grad=True), torch.tensor(order[:count], dtype=torch.int64)
     weigh = torch.randn(count, 2)
-    found = [torch.autograd.grad((take(values, places) * weigh).sum(), values)[0] for take in (take_once, lambda v, p: v[p])]
+    found = [
+        torch.autograd.grad((take(values, places) * weigh).sum(), values)[0] for take in (take_once, lambda v, p: v[p])
+    ]
     assert torch.equal(take_once(values, places), values[places]) and torch.equal(*found)

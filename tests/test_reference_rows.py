@@ -9,14 +9,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import outputs
 from sklearn.linear_model import RidgeCV
 from sklearn.svm import LinearSVC
-from test_every_method import config_of
+from test_every_method import built, config_of
 
-from cmpta_lib import registry
-from cmpta_lib.baselines.reference import NEVER, AttentivePool, SoftPrompt, SoftPromptConfig
-from cmpta_lib.config import DataConfig, RunConfig, TrainingConfig, override
-from cmpta_lib.data.corpus import COLUMNS, Corpus, Inputs, Sample, Split, Task
+from cmpta_lib.baselines.reference import NEVER, AttentivePool, SoftPromptConfig
+from cmpta_lib.config import override
+from cmpta_lib.data.corpus import COLUMNS, Corpus, Sample, Split, Task
 from cmpta_lib.runs import loop
 from cmpta_lib.runs.checkpoint import State
 
@@ -42,15 +42,6 @@ def split_of(samples: list[Sample], task: Task) -> Split:
     return Split("train", task, table, *frames)
 
 
-def built(name: str, tools: Any, task: Task, samples: list[Sample], changes: dict[str, Any] | None = None) -> Any:
-    """Fitted to these clips."""
-    torch.manual_seed(0)
-    method = registry.build(config_of(name, changes or {}), Inputs(task, WIDTHS), tools)
-    method.fit(split_of(samples, task))
-    method.module.eval()
-    return method
-
-
 def corpus_of(samples: list[Sample], task: Task) -> Corpus:
     splits = {name: split_of(samples, task) for name in ("train", "valid", "test")}
     return Corpus("own", task, splits, False, {}, {}, "fingerprint")
@@ -59,18 +50,14 @@ def corpus_of(samples: list[Sample], task: Task) -> Corpus:
 # Constant ----------------------------------------------------------------------------------------------------------
 def test_the_constant_is_the_median_the_mean_or_the_majority(tools):
     scores = [clip(n, label=label) for n, label in enumerate((-1.0, 0.2, 0.4, 0.6, 0.8, 1.0))]
-    assert built("constant", tools, SCORES, scores).predict(batch_of(tools, SCORES, scores)).values == pytest.approx(6 * [0.5])
-    mean = built("constant", tools, SCORES, scores, {"statistic": "mean"})
-    assert mean.predict(mean.collate(scores[:1])).values == pytest.approx([1 / 3])
+    for statistic, expected in (("median", 0.5), ("mean", 1 / 3)):
+        method = built("constant", corpus_of(scores, SCORES), tools, statistic=statistic)
+        assert method.predict(method.collate(scores)).values == pytest.approx(6 * [expected])
     classes = [clip(n, label=label) for n, label in enumerate((2, 0, 2, 2, 0))]
-    method = built("constant", tools, CLASSES, classes)
+    method = built("constant", corpus_of(classes, CLASSES), tools)
     answers = method.predict(method.collate(classes[:2]))
     assert answers.values.tolist() == [2, 2] and answers.replies == ["2", "2"]
     np.testing.assert_allclose(answers.probabilities, 2 * [[3 / 8, 1 / 8, 4 / 8]])  # each counted once more
-
-
-def batch_of(tools: Any, task: Task, samples: list[Sample]) -> Any:
-    return built("constant", tools, task, samples).collate(samples)
 
 
 # Linear ------------------------------------------------------------------------------------------------------------
@@ -99,32 +86,26 @@ def labelled(task: Task, count: int = 30) -> list[Sample]:
 @TASKS
 def test_it_answers_as_scikit_learn_on_features_pooled_by_hand(task, tools):
     samples = labelled(task)
-    method = built("linear", tools, task, samples)
+    method = built("linear", corpus_of(samples, task), tools)
     features = pooled_by_hand(method, samples)
     given = (features - features.mean(0)) / features.std(0)
-    settings = method.settings
+    settings, labels = method.settings, [sample.label for sample in samples]
     if task is SCORES:
-        expected = RidgeCV(settings.alphas).fit(given, method_labels(samples)).predict(given)
+        expected = RidgeCV(settings.alphas).fit(given, labels).predict(given)
         found = method.predict(method.collate(samples)).values
         np.testing.assert_allclose(found, expected.clip(-1, 1), atol=1e-4)
     else:
-        machine = LinearSVC(C=settings.svm_c, dual=False, max_iter=10_000).fit(given, method_labels(samples))
-        with torch.no_grad():
-            margins = method.forward(method.clips(method.collate(samples))).numpy()
-        np.testing.assert_allclose(margins, machine.decision_function(given), atol=1e-4)
+        expected = LinearSVC(C=settings.svm_c, dual=False, max_iter=10_000).fit(given, labels).decision_function(given)
+        np.testing.assert_allclose(outputs(method, samples), expected, atol=1e-4)
         assert method.predict(method.collate(samples)).probabilities is None
-
-
-def method_labels(samples: list[Sample]) -> np.ndarray:
-    return np.array([sample.label for sample in samples])
 
 
 def test_a_class_without_a_training_clip_is_never_answered(tools):
     two = [replace(sample, label=(0, 2)[n % 2]) for n, sample in enumerate(labelled(CLASSES, 12))]
-    method = built("linear", tools, CLASSES, two)
+    method = built("linear", corpus_of(two, CLASSES), tools)
     assert method.net.bias[1] == NEVER and set(method.predict(method.collate(two)).values) == {0, 2}
     one = [replace(sample, label=1) for sample in two]
-    method = built("linear", tools, CLASSES, one)
+    method = built("linear", corpus_of(one, CLASSES), tools)
     assert set(method.predict(method.collate(two)).values) == {1}
 
 
@@ -132,7 +113,7 @@ def test_a_class_without_a_training_clip_is_never_answered(tools):
 def test_features_that_do_not_vary_and_a_training_split_of_one_clip_are_no_trouble(task, tools):
     still = [replace(clip(n), audio=np.full((5 + n, 4), 0.1, np.float32), label=n % 2) for n in range(6)]
     for samples in (still, still[:1], [clip(n, (0, 0), "", n % 2) for n in range(4)], [clip(n, scale=0.0) for n in range(3)]):
-        method = built("linear", tools, task, samples)
+        method = built("linear", corpus_of(samples, task), tools)
         assert all(buffer.isfinite().all() for buffer in method.module.buffers())
         assert np.isfinite(method.predict(method.collate([clip(7), clip(8, (0, 0), "")])).values).all()
 
@@ -152,18 +133,13 @@ def test_nothing_is_trained_and_its_buffers_hold_all_that_was_learned(name, task
 
 
 # Both that read clips ----------------------------------------------------------------------------------------------
-def outputs(method: Any, batch: Any) -> torch.Tensor:
-    with torch.no_grad():
-        return method.forward(method.clips(batch))
-
-
 def test_the_bilstm_reads_the_order_of_frames_and_the_linear_model_does_not(tools):
     samples = labelled(SCORES)
     usual = clip(0)
     backwards = replace(usual, audio=usual.audio[::-1].copy(), vision=usual.vision[::-1].copy())
     for name, same in (("linear", True), ("bilstm", False)):
-        method = built(name, tools, SCORES, samples)
-        found, other = (outputs(method, method.collate([sample])) for sample in (usual, backwards))
+        method = built(name, corpus_of(samples, SCORES), tools)
+        found, other = (outputs(method, [sample]) for sample in (usual, backwards))
         assert torch.allclose(found, other, atol=1e-5) == same
 
 
@@ -185,24 +161,9 @@ def test_attentive_pooling_equals_a_bidirectional_lstm_on_each_clip_alone():
 
 
 # Soft prompt -------------------------------------------------------------------------------------------------------
-WORLDS = ("embedded-sims", "embedded-meld")
-SOFT_PROMPT = RunConfig(
-    data=DataConfig(name="test", fingerprint=""),
-    method=SoftPromptConfig(num_pseudo_tokens=50),
-    training=TrainingConfig(batch_size=8, epochs=2, learning_rate=0.01),
-)
-
-
-def soft_prompt(tools, corpus) -> SoftPrompt:
-    torch.manual_seed(0)
-    method = registry.build(SOFT_PROMPT, Inputs.of(corpus), tools)
-    method.fit(corpus.splits["train"])
-    assert isinstance(method, SoftPrompt)
-    return method
-
-
 def test_six_vectors_are_all_that_is_trained_and_start_as_large_as_embeddings(tools, corpora, llm):
     assert SoftPromptConfig().num_pseudo_tokens == 6
-    (tokens,) = soft_prompt(tools, corpora["embedded-sims"]).module.parameters()
+    method = loop.build(config_of("soft_prompt", {"num_pseudo_tokens": 50}), corpora["embedded-sims"], tools)
+    (tokens,) = method.module.parameters()
     assert tokens.shape == (50, llm.dim)
     assert tokens.norm(dim=1).mean().item() == pytest.approx(llm.embedding_norm, rel=0.1)

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fine_tuned import run_config
+from test_every_method import built, config_of
 from test_gpu_waits import CPU, META, Above, Below, send_anywhere
-from test_held_out import config_of
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
@@ -22,46 +21,30 @@ from cmpta_lib.data.corpus import dialogues_of
 from cmpta_lib.runs import loop
 
 
-def states(method, corpus) -> torch.Tensor:
-    """(tokens, dim) states of all real tokens of the training split, as the method sees them."""
-    clips = method.clips(method.collate(list(corpus.splits["train"])))
-    return method.frozen_text(clips)[clips.text_real]
-
-
-def test_frozen_states_are_scaled_by_the_training_splits_words(corpora, tools):
+def test_frozen_states_are_scaled_by_the_training_splits_words_and_zero_beyond_their_end(corpora, tools, encoder):
     corpus = corpora["embedded-meld"]
-    found = states(loop.build(config_of("bilstm"), corpus, tools), corpus)
+    method = built("bilstm", corpus, tools)
+    clips = method.clips(method.collate(list(corpus.splits["train"])))
+    words = method.frozen_text(clips)
+    assert not words[~clips.text_real].any()
+    found = words[clips.text_real]
     torch.testing.assert_close(found.mean(0), torch.zeros(found.shape[1]), atol=1e-5, rtol=0)
     torch.testing.assert_close(found.std(0, unbiased=False), torch.ones(found.shape[1]), atol=1e-5, rtol=0)
-
-
-def test_unscaled_features_are_those_of_the_encoder(corpora, tools, encoder):
-    corpus = corpora["embedded-meld"]
-    method = loop.build(override(config_of("bilstm"), {"data.feature_scaling": "none"}), corpus, tools)
-    clip = corpus.splits["train"][0]
-    ids = torch.tensor([encoder.token_ids(clip.text)])
+    bare = loop.build(override(config_of("bilstm", {}), {"data.feature_scaling": "none"}), corpus, tools)
+    ids = torch.tensor([encoder.token_ids(corpus.splits["train"][0].text)])
     expected = encoder.states(ids, torch.ones_like(ids, dtype=torch.bool))[0]
-    clips = method.clips(method.collate([clip]))
-    torch.testing.assert_close(method.frozen_text(clips)[0], expected, atol=1e-5, rtol=1e-5)
-
-
-def test_padding_of_texts_stays_zero(corpora, tools):
-    corpus = corpora["embedded-meld"]
-    method = loop.build(config_of("bilstm"), corpus, tools)
-    short = replace(corpus.splits["train"][0], text="")
-    clips = method.clips(method.collate([corpus.splits["train"][1], short]))
-    assert not method.frozen_text(clips)[1, 2:].any() and method.frozen_text(clips)[1, :2].any()
+    torch.testing.assert_close(bare.frozen_text(clips)[0, : ids.shape[1]], expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["self_mm", "mag_bert"])
 def test_an_encoder_that_is_trained_too_is_not_scaled(name: str, corpora, tools):
-    method = loop.build(config_of(name), corpora["embedded-sims"], tools)
+    method = built(name, corpora["embedded-sims"], tools)
     assert "text" not in method.scaling and {"audio", "vision"} == set(method.scaling)
 
 
 def test_a_clip_without_a_label_is_named(corpora, tools):
     corpus = corpora["embedded-sims"]
-    method = loop.build(config_of("bilstm"), corpus, tools)
+    method = built("bilstm", corpus, tools)
     bare = replace(corpus.splits["train"][0], label=None)
     with pytest.raises(ValueError, match=f"{bare.id}.*only labelled clips can be trained on"):
         method.loss(method.collate([bare]))
@@ -76,7 +59,7 @@ def test_clips_without_a_dialogue_are_dialogues_of_their_own(corpora, tools):
     corpus = corpora["embedded-meld"]
     named = zip([None, nan, nan, "a", "a", "b"], "xyxxyz", strict=True)
     clips = [replace(corpus.splits["train"][0], dialogue=dialogue, speaker=speaker) for dialogue, speaker in named]
-    method = loop.build(config_of("mmgcn"), corpus, tools)
+    method = built("mmgcn", corpus, tools)
     batch = method.collate(clips)
     assert batch.dialogues == [1, 1, 1, 2, 1] and batch.speakers.tolist() == [0, 0, 0, 0, 1, 0]
     with pytest.raises(ValueError, match="clips of each dialogue one after another"):
@@ -84,13 +67,13 @@ def test_clips_without_a_dialogue_are_dialogues_of_their_own(corpora, tools):
 
 
 MELD_SIMS_MELD = ("embedded-meld", "embedded-sims", "embedded-meld")
-FINE_TUNED = {"self_mm": {}, "mag_bert": {}, "mag_bert, padded": {"method__alignment": "padded"}}
+FINE_TUNED = {"self_mm": {}, "mag_bert": {}, "mag_bert, padded": {"alignment": "padded"}}
 
 
 @pytest.mark.parametrize(("name", "world"), [*zip(FINE_TUNED, MELD_SIMS_MELD, strict=True)])
 def test_a_gpu_would_not_wait_for_the_host(name, world, corpora, encoder):
     """A training step reads its loss once, and copies nothing but what it sends on purpose."""
-    config, corpus = run_config(name.partition(",")[0], **FINE_TUNED[name]), corpora[world]
+    config, corpus = config_of(name.partition(",")[0], FINE_TUNED[name]), corpora[world]
     plain = supervised.send
 
     def sent(arrays: Sequence[np.ndarray], where: torch.device) -> list[Tensor]:

@@ -14,7 +14,7 @@ from typing import ClassVar, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from cmpta_lib.base import Group, mean_over_time, real_positions
 from cmpta_lib.baselines.supervised import Clips, LastState, Supervised, SupervisedConfig
@@ -41,33 +41,23 @@ class DialogueConfig(SupervisedConfig):
     bilstm: Literal["packed", "padded"] = "packed"  # padded: the backward direction starts in padding
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Layout(Ragged):
-    """Where each of N utterances stands among D * L padded places and in a packed sequence, and who speaks it."""
+    """Where each of N utterances stands among D * L padded places, and who speaks it."""
 
     real: Tensor  # (D, L) bool
-    packing: Tensor  # (N,) int64: the utterances in the order of a packed sequence
-    unpacking: Tensor  # (N,) int64: its inverse
-    batch_sizes: Tensor  # (L,) int64 on the host: how many dialogues have a first, second, ... utterance
     speakers: Tensor  # (N,) int64, numbered as they first speak
 
     @classmethod
     def of_dialogues(cls, sizes: Sequence[int], speakers: Tensor) -> Layout:
-        """From the sizes of the dialogues in order; the host's indices travel as one block."""
-        lengths = np.array(sizes, np.int64)
-        starts, longest = lengths.cumsum() - lengths, int(lengths.max())
-        order, turns = np.argsort(-lengths, kind="stable"), np.arange(longest)
-        spoken = turns[:, None] < lengths[order]  # (L, D), longest dialogue first
-        packing = (starts[order] + turns[:, None])[spoken]
-        sent = send([cls.slots_of(lengths, longest), packing, np.argsort(packing), lengths], speakers.device)
-        real = real_positions(sent[3], longest)
-        rest = {"packing": sent[1], "unpacking": sent[2], "batch_sizes": torch.from_numpy(spoken.sum(1))}
-        return cls(lengths=tuple(sizes), size=longest, slots=sent[0], real=real, speakers=speakers, **rest)
+        """From the sizes of the dialogues in order."""
+        lengths, longest = np.array(sizes, np.int64), max(sizes)
+        slots, counts = send([cls.slots_of(lengths, longest), lengths], speakers.device)
+        return cls(tuple(sizes), longest, slots, real_positions(counts, longest), speakers)
 
     def voices(self, table: nn.Embedding) -> Tensor:
         """(N, F) a row of the table for each utterance's speaker; those whom the table has no row for share the last."""
-        rows: Tensor = table(self.speakers.clamp(max=table.num_embeddings - 1))
-        return rows
+        return table(self.speakers.clamp(max=table.num_embeddings - 1))
 
 
 class Conversation(nn.Module):
@@ -82,8 +72,9 @@ class Conversation(nn.Module):
     def forward(self, vectors: Tensor, layout: Layout) -> Tensor:
         """(N, width) -> (N, 2 * hidden)."""
         if self.packed:
-            given = PackedSequence(self.inward(vectors).index_select(0, layout.packing), layout.batch_sizes)
-            return self.lstm(given)[0].data.index_select(0, layout.unpacking)
+            laid, sizes = layout.padded(self.inward(vectors)), torch.tensor(layout.lengths)
+            given = pack_padded_sequence(laid, sizes, batch_first=True, enforce_sorted=False)
+            return layout.packed(pad_packed_sequence(self.lstm(given)[0], batch_first=True)[0])
         # As in MMGCN's public code: the backward direction starts in the padding, so batch mates matter.
         return layout.packed(self.lstm(self.inward(layout.padded(vectors)))[0])
 
@@ -104,24 +95,22 @@ class DialogueMethod(Supervised):
     def network(self) -> nn.Module:
         settings, given = self.settings, {str(name): width for name, width in self.inputs.widths.items()}
         made = {"audio": settings.audio_width, "vision": settings.vision_width} if settings.features == "lstm" else {}
-        parts: dict[str, nn.Module] = {name: LastState(given[name], made[name]) for name in MODALITIES if name in made}
+        parts: dict[str, nn.Module] = {name: LastState(given[name], width) for name, width in made.items()}
         widths = {"text": self.encoder.dim, **given, **made}
         return nn.ModuleDict({**parts, "graph": type(self).graph(widths, self.outputs, settings)})
 
     def vectors(self, clips: Clips) -> tuple[Tensor, Tensor, Tensor]:
         """(N, width) of text, audio and vision; zeros where audio or vision is absent."""
-        text = mean_over_time(self.frozen_text(clips), clips.text_lengths)
-        is_mean = self.settings.features == "mean"
-        audio, vision = (mean_over_time if is_mean else self.net[name] for name in MODALITIES)
-        return text, audio(clips.audio, clips.audio_lengths), vision(clips.vision, clips.vision_lengths)
+        text, is_mean = mean_over_time(self.frozen_text(clips), clips.text_lengths), self.settings.features == "mean"
+        audio, vision = ((mean_over_time if is_mean else self.net[name])(*clips[name]) for name in MODALITIES)
+        return text, audio, vision
 
     def forward(self, clips: Clips) -> Tensor:
         sizes, speakers = clips.dialogues, clips.speakers
         if not self.settings.context:
             sizes, speakers = [1] * len(speakers), torch.zeros_like(speakers)
         layout = Layout.of_dialogues(sizes, speakers)
-        outputs: Tensor = self.net["graph"](*self.vectors(clips), layout)
-        return outputs
+        return self.net["graph"](*self.vectors(clips), layout)
 
     def groups(self, config: TrainingConfig) -> Sequence[Group]:
         """The LSTMs over frames have a rate of their own: they stand in for vectors that were trained beforehand."""

@@ -131,8 +131,7 @@ class AcrossModalities(nn.Module):
         """nodes (D, L, dim) by modality; mask (D, L) bool, True at padding, or numbers to add to scores -> (D, L, dim)."""
         heard = self.norm(nodes[self.kind] + self.dropout(self.term(nodes, mask)))
         made = self.dropout(self.narrow(self.dropout(self.wide(heard).relu())))
-        out: Tensor = self.norm_out(heard + made)
-        return out
+        return self.norm_out(heard + made)
 
 
 class Network(nn.Module):
@@ -165,8 +164,7 @@ class Network(nn.Module):
         mask = layout.real.to(text.dtype) if settings.padding_mask == "float" else ~layout.real
         for layer in self.across:
             nodes = {kind: part(nodes, mask) for kind, part in cast(nn.ModuleDict, layer).items()}
-        outputs: Tensor = self.head(layout.packed(torch.cat([nodes[kind] for kind in KINDS], dim=-1)))
-        return outputs
+        return self.head(layout.packed(torch.cat([nodes[kind] for kind in KINDS], dim=-1)))
 
 
 class GA2MIF(DialogueMethod):

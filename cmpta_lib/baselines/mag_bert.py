@@ -56,8 +56,7 @@ class MagGate(nn.Module):
         length = torch.where(length == 0, 1.0, length)
         longest = self.beta * torch.linalg.vector_norm(text, dim=-1, keepdim=True)
         scale = (longest / (length + 1e-6)).clamp(max=1.0)
-        shifted: Tensor = self.dropout(self.norm(text + scale * shift))
-        return shifted
+        return self.dropout(self.norm(text + scale * shift))
 
 
 class MagBertNet(nn.Module):
@@ -79,8 +78,7 @@ class MagBertNet(nn.Module):
         # Not `inputs_embeds`: BERT would add positions a second time.
         embedded = self.gate(self.bert.embeddings(input_ids=clips.text_ids), audio, vision)
         pooled = self.bert.pooler(contextual(self.bert, embedded, clips.text_real))
-        outputs: Tensor = self.head(self.dropout(pooled))
-        return outputs
+        return self.head(self.dropout(pooled))
 
 
 class MagBert(Supervised):
@@ -98,12 +96,11 @@ class MagBert(Supervised):
         self.net.longest.copy_(torch.tensor(longest).clamp(min=1))
 
     def forward(self, clips: Clips) -> Tensor:
-        outputs: Tensor = self.net(clips, *(self.aligned(clips, modality) for modality in MODALITIES))
-        return outputs
+        return self.net(clips, *(self.aligned(clips, modality) for modality in MODALITIES))
 
     def aligned(self, clips: Clips, modality: str) -> Tensor:
         """(B, T, F) frames -> (B, L, F): at each text position the mean of its block of frames."""
-        frames, lengths = getattr(clips, modality), getattr(clips, f"{modality}_lengths")
+        frames, lengths = clips[modality]
         places, times = clips.text_ids.shape[1], frames.shape[1]
         if self.settings.alignment == "padded":
             longest = self.net.longest[MODALITIES.index(modality)]
@@ -112,14 +109,12 @@ class MagBert(Supervised):
 
     def groups(self, config: TrainingConfig) -> Sequence[Group]:
         """BERT, then the gate and the last layer; each with weight decay, and biases and layer norms without."""
-        net, rate = self.net, self.settings.gate_rate
-        decayed, bare = split_by_decay(net.bert)
-        ours, ours_bare = split_by_decay(nn.ModuleDict({"gate": net.gate, "head": net.head}))
+        ours = nn.ModuleDict({"gate": self.net.gate, "head": self.net.head})
+        parts = ((self.net.bert, 1.0), (ours, self.settings.gate_rate))
         return [
-            Group(decayed),
-            Group(bare, weight_decay=0.0),
-            Group(ours, rate),
-            Group(ours_bare, rate, weight_decay=0.0),
+            Group(weights, rate, decay)
+            for part, rate in parts
+            for weights, decay in zip(split_by_decay(part), (None, 0.0), strict=True)
         ]
 
 

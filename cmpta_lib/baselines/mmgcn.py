@@ -115,8 +115,7 @@ class Network(nn.Module):
     def forward(self, text: Tensor, audio: Tensor, vision: Tensor, layout: Layout) -> Tensor:
         """(N, width) each -> (N, outputs)."""
         words = self.text(text, layout) + layout.voices(self.voices)
-        outputs: Tensor = self.head(self.dropout(self.fused([self.audio(audio), self.vision(vision), words], layout).relu()))
-        return outputs
+        return self.head(self.dropout(self.fused([self.audio(audio), self.vision(vision), words], layout).relu()))
 
     def fused(self, nodes: list[Tensor], layout: Layout) -> Tensor:
         """Audio, vision and text nodes (N, dim) each -> (N, 3 * (dim + graph_dim))."""

@@ -53,8 +53,7 @@ class Summary(nn.Module):
 
     def forward(self, frames: Tensor, lengths: Tensor) -> Tensor:
         """frames (B, T, F), lengths (B,) -> (B, D); an absent modality leaves the projection's bias."""
-        summary: Tensor = self.linear(self.state(self.scaling(frames, lengths), lengths))
-        return summary
+        return self.linear(self.state(self.scaling(frames, lengths), lengths))
 
 
 class MultiScaleFusion(nn.Module):
@@ -73,8 +72,7 @@ class MultiScaleFusion(nn.Module):
     def forward(self, mixed: Tensor) -> Tensor:
         """(B, D) -> (B, E)."""
         views = torch.stack([mlp(mixed) for mlp in self.mlps], dim=-1)
-        fused: Tensor = self.to_llm((self.weigh(views) if len(self.mlps) > 1 else views)[..., 0])
-        return fused
+        return self.to_llm((self.weigh(views) if len(self.mlps) > 1 else views)[..., 0])
 
 
 class MseTokens(TokenMaker):

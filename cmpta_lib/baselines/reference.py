@@ -116,37 +116,27 @@ class LinearConfig(SupervisedConfig):
 NEVER = -1e9  # the margin of a class that no training clip has
 
 
-class LinearModel(nn.Module):
-    """Coefficients as buffers: learned by `fit`, kept and loaded like weights. F features, C outputs."""
-
-    def __init__(self, features: int, outputs: int) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(features, dtype=torch.float64))  # of the pooled features over clips
-        self.register_buffer("std", torch.ones(features, dtype=torch.float64))
-        self.register_buffer("weight", torch.zeros(outputs, features, dtype=torch.float64))
-        self.register_buffer("bias", torch.zeros(outputs, dtype=torch.float64))
-
-    def forward(self, pooled: Tensor) -> Tensor:
-        """(B, F) -> (B, C)."""
-        mean, std, weight, bias = self.buffers()
-        return ((pooled - mean) / std) @ weight.T + bias
-
-
 class Linear(Supervised):
     """Ridge regression for a score, one linear SVM per class against the rest; nothing is trained by gradient."""
 
     def network(self) -> nn.Module:
+        """Coefficients as buffers: learned by `fit`, kept and loaded like weights."""
         features = 2 * sum(self.inputs.widths[modality] for modality in MODALITIES) + self.encoder.dim
-        return LinearModel(features, self.outputs)
+        start = {"mean": torch.zeros(features), "std": torch.ones(features)}  # of the pooled features over clips
+        start |= {"weight": torch.zeros(self.outputs, features), "bias": torch.zeros(self.outputs)}
+        net = nn.Module()
+        for name, values in start.items():
+            net.register_buffer(name, values.double())
+        return net
 
     def forward(self, clips: Clips) -> Tensor:
-        scores: Tensor = self.net(self.pooled(clips))
-        return scores
+        mean, std, weight, bias = self.net.buffers()
+        return ((self.pooled(clips) - mean) / std) @ weight.T + bias
 
     def pooled(self, clips: Clips) -> Tensor:
         """(B, F) float64: mean and deviation of voice, those of the face, mean of the words; zeros where absent."""
         parts = []
-        for frames, lengths in ((clips.audio, clips.audio_lengths), (clips.vision, clips.vision_lengths)):
+        for frames, lengths in (clips[name] for name in MODALITIES):
             frames = frames.double()
             mean = mean_over_time(frames, lengths)
             real = real_positions(lengths, frames.shape[1])[..., None]
@@ -258,13 +248,9 @@ class BiLSTM(Supervised):
         return nn.ModuleDict(parts)
 
     def forward(self, clips: Clips) -> Tensor:
-        pooled = (
-            self.net["text"](self.frozen_text(clips), clips.text_lengths),
-            self.net["audio"](clips.audio, clips.audio_lengths),
-            self.net["vision"](clips.vision, clips.vision_lengths),
-        )
-        scores: Tensor = self.net["head"](self.net["dropout"](torch.cat(pooled, dim=-1)))
-        return scores
+        text = self.net["text"](self.frozen_text(clips), clips.text_lengths)
+        pooled = torch.cat([text, *(self.net[name](*clips[name]) for name in MODALITIES)], dim=-1)
+        return self.net["head"](self.net["dropout"](pooled))
 
 
 register(

@@ -119,17 +119,14 @@ class LabelTables(nn.Module):
         return (to_negative - to_positive) / (to_positive + _EPSILON)
 
     def write(self, rows: Tensor, features: Mapping[str, Tensor]) -> None:
-        for space in SPACES:
-            self.get_buffer(f"features_{space}")[rows] = features[space]
-
-    def find_centres(self) -> None:
-        """Centres of all clips above zero and of all below, in each space by its own labels; none there: as it was."""
+        """Keep features (B, d) of clips `rows`, and find the centres of all clips above zero and of all below, in each space
+        by its own labels; where there are none, a centre stays as it was."""
         for number, space in enumerate(SPACES):
-            features, centres = self.get_buffer(f"features_{space}"), self.get_buffer(f"centres_{space}")
-            targets = self.targets[number].T
-            for place, chosen in enumerate((targets > 0, targets < 0)):
+            held, centres = self.get_buffer(f"features_{space}"), self.get_buffer(f"centres_{space}")
+            held[rows] = features[space]
+            for place, chosen in enumerate((self.targets[number].T > 0, self.targets[number].T < 0)):
                 count = chosen.sum(1, keepdim=True)
-                mean = chosen.to(features) @ features / count.clamp(min=1)
+                mean = chosen.to(held) @ held / count.clamp(min=1)
                 centres[place] = torch.where(count > 0, mean, centres[place])
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
@@ -149,8 +146,7 @@ class FramesNet(nn.Module):
         self.last, self.dropout, self.out = LastState(features, hidden), nn.Dropout(dropout), nn.Linear(hidden, size)
 
     def forward(self, frames: Tensor, lengths: Tensor) -> Tensor:
-        vectors: Tensor = self.out(self.dropout(self.last(frames, lengths)))
-        return vectors
+        return self.out(self.dropout(self.last(frames, lengths)))
 
 
 class Head(nn.Module):
@@ -193,11 +189,10 @@ class SelfMMNet(nn.Module):
 
     def of_text(self, text: Tensor, clips: Clips) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """As `forward`, with the text's vector (B, dim) at hand."""
-        vectors = {"text": text, "audio": self.frames["audio"](clips.audio, clips.audio_lengths)}
-        vectors["vision"] = self.frames["vision"](clips.vision, clips.vision_lengths)
+        vectors = {"text": text} | {name: self.frames[name](*clips[name]) for name in MODALITIES}
         vectors["fusion"] = torch.cat([vectors[name] for name in UNIMODAL], dim=-1)
-        pairs = {space: self.heads[space](vectors[space]) for space in SPACES}
-        return {space: pair[0] for space, pair in pairs.items()}, {space: pair[1] for space, pair in pairs.items()}
+        found, outputs = zip(*(self.heads[space](vectors[space]) for space in SPACES), strict=True)
+        return dict(zip(SPACES, found, strict=True)), dict(zip(SPACES, outputs, strict=True))
 
 
 class SelfMM(Supervised):
@@ -252,7 +247,6 @@ class SelfMM(Supervised):
         if epoch > 0:
             self.net.tables.update(rows, features, epoch + 1)
         self.net.tables.write(rows, features)
-        self.net.tables.find_centres()
 
     def groups(self, config: TrainingConfig) -> Sequence[Group]:
         """BERT with and without decay, audio, vision, and the rest, which follows the run's own settings."""

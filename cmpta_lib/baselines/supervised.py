@@ -38,9 +38,8 @@ AS_IN_MMSA = NO_WARM_UP | {"training.optimizer": "adam", "training.patience": 8}
 
 
 def reference(config: Preset) -> Preset:
-    """The same settings with every quirk as the method's public code has it."""
-    quirks: dict[str, object] = getattr(config, "quirks", {})
-    return type(config).model_validate(config.model_dump() | quirks)
+    """The same settings of a method with every quirk as its public code has it."""
+    return type(config).model_validate(config.model_dump() | getattr(config, "quirks", {}))
 
 
 class SupervisedConfig(MethodConfig):
@@ -77,6 +76,10 @@ class Clips:
     vision_lengths: Tensor
     speakers: Tensor  # (B,) int64
     dialogues: list[int]
+
+    def __getitem__(self, modality: str) -> tuple[Tensor, Tensor]:
+        """Frames and lengths of "audio" or "vision"."""
+        return getattr(self, modality), getattr(self, f"{modality}_lengths")
 
     @property
     def text_real(self) -> Tensor:
@@ -154,10 +157,10 @@ class Supervised(Method):
             raise ValueError("an empty batch: expected at least one sample")
         rows, cut = self._token_ids([sample.text for sample in samples])
         text_ids, text_lengths = pad(rows, np.int64)
-        padded = {}
+        frames, lengths = {}, {}
         for modality in MODALITIES:
-            arrays = [getattr(sample, modality) for sample in samples]
-            padded[modality] = pad(arrays if self.reads(modality) else [array[:0] for array in arrays], np.float32)
+            most = None if self.reads(modality) else 0
+            frames[modality], lengths[modality] = pad([getattr(sample, modality)[:most] for sample in samples], np.float32)
         dialogues = dialogues_of(sample.dialogue for sample in samples)
         if self.unit == "dialogue" and [*chain(*dialogues)] != [*range(len(samples))]:
             raise ValueError("expected the clips of each dialogue one after another")
@@ -171,8 +174,8 @@ class Supervised(Method):
             labels=label_array(samples, self.task),
             text_ids=text_ids,
             text_lengths=text_lengths,
-            frames={modality: frames for modality, (frames, _) in padded.items()},
-            lengths={modality: lengths for modality, (_, lengths) in padded.items()},
+            frames=frames,
+            lengths=lengths,
             dialogues=[len(places) for places in dialogues],
             speakers=speakers,
         )
@@ -188,8 +191,7 @@ class Supervised(Method):
     def frozen_text(self, clips: Clips) -> Tensor:
         """(B, L, dim) last hidden states of the text encoder as it was published, scaled, and zero beyond each text's end."""
         with torch.no_grad():
-            states: Tensor = self.scaling["text"](self.encoder.states(clips.text_ids, clips.text_real), clips.text_lengths)
-        return states
+            return self.scaling["text"](self.encoder.states(clips.text_ids, clips.text_real), clips.text_lengths)
 
     def labels(self, batch: ClipBatch) -> Tensor:
         """(B,) on the device.
@@ -198,9 +200,7 @@ class Supervised(Method):
             ValueError: a clip has no label.
         """
         if len(batch.labels) != len(batch.ids):
-            raise ValueError(
-                f"clips {', '.join(batch.ids[:3])}: one has no label, and only labelled clips can be trained on"
-            )
+            raise ValueError(f"clips {', '.join(batch.ids[:3])}: one has no label, and only labelled clips can be trained on")
         return send([batch.labels], self.device)[0]
 
     def loss(self, batch: ClipBatch) -> Loss:  # type: ignore[override]  # what our own `collate` made

@@ -78,12 +78,9 @@ class Subnets(nn.Module):
         if settings.text_end == "padded":
             missing = settings.max_text_tokens - states.shape[1]
             states, lengths = F.pad(states, (0, 0, 0, missing)), torch.full_like(lengths, settings.max_text_tokens)
-        padded = settings.time_mean == "padded"
-        vectors = (
-            self.audio(mean_over_time(clips.audio, clips.audio_lengths, settings.padded_audio if padded else 1)),
-            self.vision(mean_over_time(clips.vision, clips.vision_lengths, settings.padded_vision if padded else 1)),
-            self.text_out(self.text(states, lengths)),
-        )
+        sizes = (settings.padded_audio, settings.padded_vision) if settings.time_mean == "padded" else (1, 1)
+        audio, vision = (mean_over_time(*clips[name], size) for name, size in zip(MODALITIES, sizes, strict=True))
+        vectors = self.audio(audio), self.vision(vision), self.text_out(self.text(states, lengths))
         return [F.pad(vector, (1, 0), value=1.0) for vector in vectors]
 
 
@@ -91,12 +88,10 @@ class SubnetsMethod(Supervised):
     """A fusion, a part of the network, of what the subnets make of a clip."""
 
     def subnets(self) -> Subnets:
-        widths = {modality: self.inputs.widths[modality] for modality in MODALITIES}
-        return Subnets(self.settings, text=self.encoder.dim, **widths)
+        return Subnets(self.settings, self.encoder.dim, *(self.inputs.widths[name] for name in MODALITIES))
 
     def forward(self, clips: Clips) -> Tensor:
-        outputs: Tensor = self.net["fusion"](*self.net["subnets"](self.frozen_text(clips), clips))
-        return outputs
+        return self.net["fusion"](*self.net["subnets"](self.frozen_text(clips), clips))
 
     def after_step(self, batch: Batch, epoch: int) -> None:
         """Average what `BatchNorm` has gathered over all processes: each sees its clips only, and all must answer alike."""
@@ -210,8 +205,7 @@ class TensorFusion(nn.Module):
 
     def forward(self, audio: Tensor, vision: Tensor, text: Tensor) -> Tensor:
         """[1; h] of each modality, (B, H + 1) -> (B, outputs)."""
-        outputs: Tensor = self.layers(self.product(audio, vision, text))
-        return outputs
+        return self.layers(self.product(audio, vision, text))
 
 
 class TFN(SubnetsMethod):

@@ -101,7 +101,6 @@ class PrototypeTokens(TokenMaker):
         super().__init__()
         self.classes, dim = len(inputs.task.labels) or config.score_levels, config.dim
         self.num_tokens = len(ORDER) * self.classes
-        self.packs = config.frames == "bilstm"
         self.prototypes = nn.Parameter(torch.randn(self.num_tokens, dim))
         self.text = nn.Linear(llm.dim, dim)
         # The embeddings' entries are far below 1: at their own size the prototypes would hear nothing of the text.

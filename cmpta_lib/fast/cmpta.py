@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from cmpta_lib.config import CmptaConfig
 from cmpta_lib.data.corpus import Inputs
-from cmpta_lib.fast.packing import Ragged, Streams, read_in_order
+from cmpta_lib.fast.packing import Chained, Streams, read_in_order
 from cmpta_lib.fast.prompted import PromptedLM, TokenMaker
 from cmpta_lib.method.adapter import MODALITIES, PAIRS, CMPTAdapter, CrossModalAttention, TemporalAlignment
 
@@ -24,7 +24,7 @@ VECTOR = 16  # a CPU's softmax is ten times slower over fewer numbers that lie s
 class BatchedAlignment(TemporalAlignment):
     """Frames of B clips, read in as many steps as the longest has."""
 
-    def forward(self, frames: Tensor, layout: Ragged) -> Tensor:  # type: ignore[override]  # of many clips
+    def forward(self, frames: Tensor, layout: Chained) -> Tensor:  # type: ignore[override]  # of many clips
         """frames (B, T, F), zero-padded at the end -> (N, D), the real frames of all clips end to end (eqs 3-5)."""
         scaled = (frames - self.feature_mean) / self.feature_std  # choice 16
         if self.kind == "linear":
@@ -33,15 +33,14 @@ class BatchedAlignment(TemporalAlignment):
             hidden = read_in_order([self.forward_lstm], scaled, layout)
         else:
             hidden = read_in_order([self.forward_lstm, self.backward_lstm], scaled, layout)  # eq 4
-        aligned: Tensor = self.dropout(self.norm(self.linear(hidden)))  # eq 5
-        return aligned
+        return self.dropout(self.norm(self.linear(hidden)))  # eq 5
 
 
 class BatchedAttention(CrossModalAttention):
     """All six pairs of B clips; where only their means are wanted, averaged before V."""
 
     def forward(  # type: ignore[override]  # of many clips
-        self, sequences: Mapping[str, Tensor], layouts: Mapping[str, Ragged]
+        self, sequences: Mapping[str, Tensor], layouts: Mapping[str, Chained]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Eq 7 as it is written: sequences, modality -> (N, D), and where their clips lie.
 
@@ -51,13 +50,13 @@ class BatchedAttention(CrossModalAttention):
         known = _Projected(self, sequences, layouts)
         attended, weights = {}, {}
         for name, (_, x) in PAIRS.items():
-            present = _real(layouts[x]).any(1)[:, None, None, None]
+            present = (layouts[x].counts > 0)[:, None, None, None]
             weights[name] = known.weights(name).unflatten(0, (-1, self.num_heads)) * present
             values = layouts[x].padded(self.value[self.owners(name)[1]](sequences[x]))
             attended[name] = (weights[name] @ self.heads(values)).transpose(1, 2).flatten(2)
         return attended, weights
 
-    def means(self, sequences: Mapping[str, Tensor], layouts: Mapping[str, Ragged]) -> Tensor:
+    def means(self, sequences: Mapping[str, Tensor], layouts: Mapping[str, Chained]) -> Tensor:
         """(B, 6, D): what `forward` gives of each pair, averaged over Y's real positions; zeros where Y or X is absent.
 
         Averaging and V are linear, so that both may trade places: the weights are averaged over Y first, the frames of X are
@@ -66,14 +65,15 @@ class BatchedAttention(CrossModalAttention):
         known = _Projected(self, sequences, layouts)
         read = []
         for name, (y, x) in PAIRS.items():
-            waste = _waste(layouts[y], layouts[x]) * self.num_heads
+            asking, heard = layouts[y], layouts[x]
+            real = sum(a * b for a, b in zip(asking.lengths, heard.lengths, strict=True))
+            waste = (len(asking.lengths) * asking.size * heard.size - real) * self.num_heads  # scores of padding
             is_loop = waste > WORTH_A_LOOP and sequences[x].device.type == "cpu"
             read.append(known.read_each(name) if is_loop else known.read(name))
         owners = [self.value[self.owners(name)[1]] for name in PAIRS]
         weight, bias = (torch.stack([getattr(one, part) for one in owners]) for part in ("weight", "bias"))
         summed = torch.einsum("pbhe,phde->bphd", torch.stack(read), weight.unflatten(1, (self.num_heads, -1)))
-        here = {name: _real(layout).any(1) for name, layout in layouts.items()}
-        present = torch.stack([here[y] & here[x] for y, x in PAIRS.values()], dim=1)
+        present = torch.stack([torch.minimum(layouts[y].counts, layouts[x].counts) > 0 for y, x in PAIRS.values()], dim=1)
         return (summed.flatten(2) + bias) * present[..., None]
 
 
@@ -81,7 +81,7 @@ class _Projected:
     """Queries and keys of a batch for all pairs, each projected, and where wanted padded, once."""
 
     def __init__(
-        self, attention: BatchedAttention, sequences: Mapping[str, Tensor], layouts: Mapping[str, Ragged]
+        self, attention: BatchedAttention, sequences: Mapping[str, Tensor], layouts: Mapping[str, Chained]
     ) -> None:
         self.heads, self.sequences, self.layouts = attention.heads, sequences, layouts
         self.owners = {name: attention.owners(name) for name in PAIRS}
@@ -89,7 +89,7 @@ class _Projected:
         self.key = cache(lambda owner, modality: attention.key[owner](sequences[modality]))
         self.padded = cache(lambda side, *of: attention.heads(layouts[of[1]].padded(side(*of))).flatten(0, 1))
         self.frames = cache(lambda modality: layouts[modality].padded(sequences[modality]))
-        self.mask = cache(lambda modality: _additive(_real(layouts[modality]), attention.num_heads, sequences[modality].dtype))
+        self.mask = cache(lambda modality: _additive(layouts[modality].real, attention.num_heads, sequences[modality].dtype))
 
     def weights(self, name: str) -> Tensor:
         """(B * H, n_Y, n_X): softmax(Q_Y K_X^T / sqrt(d)) over X's real positions; over its padding where there are none."""
@@ -99,7 +99,7 @@ class _Projected:
     def read(self, name: str) -> Tensor:
         """(B, H, D): each head's mean of X's frames, by its weights averaged over Y's real positions."""
         y, x = PAIRS[name]
-        weights, real = self.weights(name), _real(self.layouts[y])
+        weights, real = self.weights(name), self.layouts[y].real
         share = real.to(weights.dtype) / real.sum(1, keepdim=True).clamp(min=1)
         heads = len(weights) // max(1, len(real))
         averaged = share.repeat_interleave(heads, 0)[:, None] @ weights  # (B * H, 1, n_X)
@@ -128,11 +128,6 @@ def _attention_weights(q: Tensor, k: Tensor, mask: Tensor) -> Tensor:
     return torch.baddbmm(mask, q, k.mT, alpha=scale).softmax(-1)
 
 
-def _real(layout: Ragged) -> Tensor:
-    assert layout.real is not None
-    return layout.real
-
-
 def _additive(real: Tensor, heads: int, dtype: torch.dtype) -> Tensor:
     """(B, n) -> (B * H, 1, n): 0 where a key is real, -inf elsewhere.
 
@@ -143,15 +138,9 @@ def _additive(real: Tensor, heads: int, dtype: torch.dtype) -> Tensor:
     return mask.repeat_interleave(heads, 0)[:, None]
 
 
-def _waste(y: Ragged, x: Ragged) -> int:
-    """How many scores of padding a batch has."""
-    return len(y.lengths) * y.size * x.size - sum(a * b for a, b in zip(y.lengths, x.lengths, strict=True))
-
-
 class BatchedAdapter(CMPTAdapter, TokenMaker):
     """CMPTA's adapter for many clips at once."""
 
-    packs = True
     aligner, attender = BatchedAlignment, BatchedAttention
 
     def forward(self, streams: Streams) -> tuple[Tensor, dict[str, Tensor]]:  # type: ignore[override]  # of many clips
@@ -163,7 +152,9 @@ class BatchedAdapter(CMPTAdapter, TokenMaker):
         weights: dict[str, Tensor] = {}
         if self.config.fusion == "pooled":
             spans = self.num_tokens // 2
-            pooled = (_pool_spans(layouts[m].padded(sequences[m]), streams[m].lengths, spans) for m in ("vision", "audio"))
+            pooled = (
+                _pool_spans(layouts[m].padded(sequences[m]), streams[m].lengths, spans) for m in ("vision", "audio")
+            )
             summaries = torch.cat([*pooled], dim=1)
         else:
             text = layouts["text"].packed(streams.text.values.to(self.text_projection.weight.dtype))
@@ -177,19 +168,19 @@ class BatchedAdapter(CMPTAdapter, TokenMaker):
                 summaries = run(self.attention.means, sequences, layouts)
         return self.counted(self.to_llm(self.summary_norm(summaries))), weights
 
-    def _remembering(self, layouts: Mapping[str, Ragged], device: torch.device) -> Callable[..., Tensor]:
+    def _remembering(self, layouts: Mapping[str, Chained], device: torch.device) -> Callable[..., Tensor]:
         """How a part is run: as it is, or so that what it needs on the way back is made again there, bit for bit."""
         numbers = KEPT * self.config.dim * sum(len(layouts[name].slots) for name in ("audio", "vision"))
         is_kept = device.type != "cpu" or numbers <= MOST_KEPT
         return (lambda part, *given: part(*given)) if is_kept else partial(checkpoint, use_reentrant=False)
 
 
-def _maximum(attended: Tensor, y: Ragged) -> Tensor:
+def _maximum(attended: Tensor, y: Chained) -> Tensor:
     """(B, n, D) -> (B, D) over the real positions of Y; zeros where Y is absent (choice 6)."""
     if not y.size:
         return attended.new_zeros(len(attended), attended.shape[2])
-    best = attended.masked_fill(~_real(y)[..., None], -torch.inf).amax(1)
-    return best.masked_fill(~_real(y).any(1, keepdim=True), 0.0)
+    best = attended.masked_fill(~y.real[..., None], -torch.inf).amax(1)
+    return best.masked_fill(~y.real.any(1, keepdim=True), 0.0)
 
 
 def _pool_spans(frames: Tensor, lengths: Tensor, spans: int) -> Tensor:

@@ -107,8 +107,7 @@ def packed_logits(
         layout=layout,
         mask=mask,
     )
-    found: Tensor = out.logits[0].float()
-    return found
+    return out.logits[0].float()
 
 
 @dataclass(frozen=True)
@@ -124,6 +123,7 @@ class PackedInput:
     placeholders: Tensor  # (B * K,) int64: positions of the pseudo tokens
     position_ids: Tensor  # (1, N) int64, the P tokens counted
     asked: Tensor  # (M,) int64: positions whose logits are wanted
+    left_out: int  # P
     mask: Tensor | None = None  # (B, 1, S, S) bool, True = may attend; None = causal
 
     @classmethod
@@ -146,11 +146,11 @@ class PackedInput:
         first, known, where, places, positions, wanted, *sent = packing.send([*arrays, *further], device)
         layout = Ragged(tuple(lengths.tolist()), size, first)
         allowed = None if mask is None else packing.send([mask], device)[0]
-        return cls(layout, known, where, places, positions, wanted, allowed), sent
+        return cls(layout, known, where, places, positions, wanted, left_out, allowed), sent
 
     def embeds(self, llm: FrozenLLM, tokens: Tensor) -> Tensor:
         """(N, E): embeddings, and the pseudo tokens (B, K, E) in their places."""
-        read: Tensor = llm.embedding(self.distinct).index_select(0, self.source)
+        read = llm.embedding(self.distinct).index_select(0, self.source)
         if tokens.numel():
             read = read.to(tokens.dtype).index_copy(0, self.placeholders, tokens.flatten(0, 1))
         return read
@@ -159,7 +159,7 @@ class PackedInput:
 def _branch(tree: AnswerTrie, lengths: np.ndarray, left_out: int, position_ids: np.ndarray) -> np.ndarray:
     """Give the trie's nodes at each row's end their positions, in place, and return the mask (B, 1, S, S)."""
     branches = len(tree.inner)
-    depth = np.array([tree.depth[node] for node in tree.inner], np.int64)
+    depth = np.array([len(node) for node in tree.inner], np.int64)
     starts = left_out + lengths - branches  # of the branches, in each row of attention
     position_ids[(np.cumsum(lengths) - branches)[:, None] + np.arange(branches)] = starts[:, None] - 1 + depth
     mask = np.tile(np.tri(left_out + int(lengths.max()), dtype=bool), (len(lengths), 1, 1))
@@ -181,11 +181,6 @@ class PrunedDecoder:
     def __init__(self, llm: FrozenLLM) -> None:
         self.model, self.decoder, self.checkpointing = llm.model, llm.model.model, llm.checkpointing
         self.rotate = sys.modules[type(self.decoder.layers[0].self_attn).__module__].apply_rotary_pos_emb
-
-    @staticmethod
-    def of(llm: FrozenLLM) -> PrunedDecoder | None:
-        """None where the LLM's family or what is in its layers forbids leaving anything out."""
-        return PrunedDecoder(llm) if PrunedDecoder.fits(llm.model) else None
 
     @staticmethod
     def fits(model: PreTrainedModel) -> bool:
@@ -240,8 +235,7 @@ class PrunedDecoder:
                 hidden = checkpoint(self._layer, *call, use_reentrant=False)
             else:
                 hidden = self._layer(*call)
-        found: Tensor = self.decoder.norm(hidden)
-        return found
+        return self.decoder.norm(hidden)
 
     def _layer(
         self, layer: Any, hidden: Tensor, given: PackedInput, angles: tuple[Tensor, Tensor],
@@ -262,10 +256,9 @@ class PrunedDecoder:
         query, key = self._rotated(attention, query, angles, asked), self._rotated(attention, key, angles)
         if keep is not None:
             keep.append((key, value))
-        layout = given.layout
-        slots = None if asked is None else layout.slots.index_select(0, asked)
+        slots = None if asked is None else given.layout.slots.index_select(0, asked)
         sizes = attention.head_dim, attention.scaling
-        attended = attend(layout, query, key, value, *sizes, given.mask, slots, prefix)
+        attended = attend(given.layout, query, key, value, *sizes, given.mask, slots, prefix)
         residual = hidden if asked is None else hidden.index_select(0, asked)
         hidden = residual + attention.o_proj(attended)
         return hidden + layer.mlp(layer.post_attention_layernorm(hidden))
@@ -282,5 +275,4 @@ class PrunedDecoder:
         """(n, heads * width) turned by each position's angles."""
         heads = packed.unflatten(-1, (-1, attention.head_dim))[None]
         cos, sin = angles if asked is None else (angle.index_select(1, asked) for angle in angles)
-        turned: Tensor = self.rotate(heads, heads[:, :, :0], cos, sin, unsqueeze_dim=2)[0]
-        return turned[0].flatten(1)
+        return self.rotate(heads, heads[:, :, :0], cos, sin, unsqueeze_dim=2)[0][0].flatten(1)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -66,18 +67,14 @@ _SHUT = -1e4
 
 @dataclass(frozen=True)
 class Ragged:
-    """Where the N real positions of B sequences lie: end to end, in rows of S places, and chained into fewer rows.
+    """Where the N real positions of B sequences lie: end to end, and in rows of S places.
 
-    The first places of every row may be others' (a beginning that all share). A chain holds several sequences with breaks
-    between and behind them, so that R rows as long as the longest sequence hold little else than real positions.
+    The first places of every row may be others' (a beginning that all share).
     """
 
     lengths: tuple[int, ...]  # (B,) on the host
     size: int  # S
     slots: Tensor  # (N,) int64: the place of each position in B * S
-    chains: Tensor | None = None  # (R, W) int64: what stands where, as a place in B * S, and B * S for a break
-    links: Tensor | None = None  # (N,) int64: the place of each position in R * W
-    real: Tensor | None = None  # (B, S) bool
 
     @staticmethod
     def slots_of(lengths: np.ndarray, size: int, before: int = 0) -> np.ndarray:
@@ -85,39 +82,10 @@ class Ragged:
         columns = np.arange(size)
         return np.flatnonzero((columns >= before) & (columns < before + lengths[:, None]))
 
-    @staticmethod
-    def arrays(lengths: np.ndarray, size: int) -> list[np.ndarray]:
-        """Slots, chains and links on the host, so that they can travel to the device with others."""
-        slots = Ragged.slots_of(lengths, size)
-        starts = (np.cumsum(lengths) - lengths).tolist()  # of each sequence, among the real positions
-        rows, width = _chained(lengths.tolist()), int(lengths.max(initial=0))
-        chains = np.full((len(rows), width), len(lengths) * size, np.int64)
-        links = np.empty(len(slots), np.int64)
-        for row, sequences in enumerate(rows):
-            for column, which, n in sequences:
-                chains[row, column : column + n] = which * size + np.arange(n)
-                links[starts[which] : starts[which] + n] = row * width + column + np.arange(n)
-        return [slots, chains, links]
-
-    @classmethod
-    def sent(cls, host: np.ndarray, size: int, lengths: Tensor, indices: Sequence[Tensor]) -> Ragged:
-        """From lengths on the host and on the device, and `arrays` on the device."""
-        real = torch.arange(size, device=lengths.device) < lengths[:, None]
-        slots, chains, links = indices
-        return cls(tuple(host.tolist()), size, slots, chains, links, real)
-
-    @classmethod
-    def of(cls, lengths: Tensor, size: int) -> Ragged:
-        """From lengths that lie where the sequences do: a GPU is waited for."""
-        host = np.array(lengths.tolist(), np.int64)
-        return cls.sent(host, size, lengths, [torch.from_numpy(a).to(lengths.device) for a in cls.arrays(host, size)])
-
     @classmethod
     def rows(cls, lengths: Sequence[int], device: torch.device) -> Ragged:
-        """Without chains, in rows as long as the longest sequence."""
-        host = np.array(lengths, np.int64)
-        size = max(lengths)
-        return cls(tuple(lengths), size, send([cls.slots_of(host, size)], device)[0])
+        """In rows as long as the longest sequence."""
+        return Ragged(tuple(lengths), max(lengths), *send([cls.slots_of(np.array(lengths), max(lengths))], device))
 
     def packed(self, padded: Tensor) -> Tensor:
         """(B, S, F) -> (N, F): the real positions end to end."""
@@ -133,17 +101,60 @@ class Ragged:
 
 
 @dataclass(frozen=True)
+class Chained(Ragged):
+    """And where they lie chained: R rows as long as the longest sequence, which hold little else than real positions.
+
+    A chain holds several sequences with breaks between and behind them.
+    """
+
+    chains: Tensor  # (R, W) int64: what stands where, as a place in B * S, and B * S for a break
+    links: Tensor  # (N,) int64: the place of each position in R * W
+    counts: Tensor  # (B,) int64, `lengths` on the device
+
+    @staticmethod
+    def arrays(lengths: np.ndarray, size: int) -> list[np.ndarray]:
+        """All four index arrays on the host, so that they can travel to the device with others.
+
+        Which sequences share a row is found by first fit, the longest first; every two of a row have a break between them.
+        """
+        slots, width = Ragged.slots_of(lengths, size), int(lengths.max(initial=0))
+        taken: list[int] = []  # of each row
+        places = []
+        for which in sorted(np.flatnonzero(lengths).tolist(), key=lambda which: -int(lengths[which])):
+            n = int(lengths[which])
+            row = next((row for row, used in enumerate(taken) if used + n <= width), len(taken))
+            if row == len(taken):
+                taken.append(0)
+            places.append((which, n, row, taken[row]))
+            taken[row] += n + 1
+        starts = np.cumsum(lengths) - lengths  # of each sequence, among the real positions
+        chains, links = np.full((len(taken), width), len(lengths) * size, np.int64), np.empty(len(slots), np.int64)
+        for which, n, row, column in places:
+            chains[row, column : column + n] = which * size + np.arange(n)
+            links[starts[which] : starts[which] + n] = row * width + column + np.arange(n)
+        return [slots, chains, links, lengths]
+
+    @classmethod
+    def of(cls, lengths: Sequence[int], size: int, device: torch.device) -> Chained:
+        return cls(tuple(lengths), size, *send(cls.arrays(np.array(lengths, np.int64), size), device))
+
+    @cached_property
+    def real(self) -> Tensor:
+        """(B, S) bool."""
+        return torch.arange(self.size, device=self.counts.device) < self.counts[:, None]
+
+
+@dataclass(frozen=True)
 class Stream:
-    """One modality of B clips, zero-padded at the end."""
+    """One modality of B clips, zero-padded at the end; a length of 0 = absent."""
 
     values: Tensor  # (B, T, F) float32 frames, or of the text (B, L, E) rows of the LLM's embedding table (eqs 1-2)
-    lengths: Tensor  # (B,) int64, real positions of each; 0 = absent
-    known_layout: Ragged | None = None
+    layout: Chained
 
     @property
-    def layout(self) -> Ragged:
-        """Where the real positions lie; where nobody brought it, a GPU is waited for."""
-        return self.known_layout or Ragged.of(self.lengths, self.values.shape[1])
+    def lengths(self) -> Tensor:
+        """(B,) int64 real positions of each, on the device."""
+        return self.layout.counts
 
 
 @dataclass(frozen=True)
@@ -156,32 +167,10 @@ class Streams:
     wants_maps: bool = False  # whether attention maps are wanted beside the pseudo tokens
 
     def __getitem__(self, modality: str) -> Stream:
-        found: Stream = getattr(self, modality)
-        return found
+        return getattr(self, modality)
 
 
-def _chained(lengths: list[int]) -> list[list[tuple[int, int, int]]]:
-    """Which sequences share a row: (column, sequence, length) each, by first fit, the longest first.
-
-    Every two of a row have a break between them.
-    """
-    rows: list[list[tuple[int, int, int]]] = []
-    used: list[int] = []
-    longest = max(lengths, default=0)
-    for which in sorted(range(len(lengths)), key=lambda which: -lengths[which]):
-        n = lengths[which]
-        if n == 0:
-            break
-        row = next((row for row, taken in enumerate(used) if taken + n <= longest), len(rows))
-        if row == len(rows):
-            rows.append([])
-            used.append(0)
-        rows[row].append((used[row], which, n))
-        used[row] += n + 1
-    return rows
-
-
-def read_in_order(lstms: Sequence[nn.LSTM], frames: Tensor, layout: Ragged) -> Tensor:
+def read_in_order(lstms: Sequence[nn.LSTM], frames: Tensor, layout: Chained) -> Tensor:
     """(B, S, F) -> (N, H) states of a one-layer LSTM over every sequence, or (N, 2 H) with another for the way back.
 
     Equal to a packed (bidirectional) `nn.LSTM`: each sequence is read from a zero state, in both directions. At a break of a
@@ -194,7 +183,6 @@ def read_in_order(lstms: Sequence[nn.LSTM], frames: Tensor, layout: Ragged) -> T
         frames: what the padding holds is not read.
     """
     features, hidden = frames.shape[2], lstms[0].hidden_size
-    assert layout.chains is not None and layout.links is not None
     if not layout.chains.numel():
         return frames.new_zeros(0, hidden * len(lstms))
     pause = F.pad(frames.new_zeros(1, features), (0, 1), value=1.0)

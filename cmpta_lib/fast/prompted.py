@@ -23,7 +23,7 @@ from cmpta_lib.config import PromptedLMConfig, RunConfig
 from cmpta_lib.data.corpus import MODALITIES, Inputs, Modality, Sample, Split
 from cmpta_lib.fast import packing
 from cmpta_lib.fast.llm import PackedInput, PrunedDecoder, packed_logits
-from cmpta_lib.fast.packing import Ragged, Stream, Streams, pad
+from cmpta_lib.fast.packing import Chained, Ragged, Stream, Streams, pad
 from cmpta_lib.method.answers import AnswerTrie
 from cmpta_lib.method.llm import FrozenLLM
 from cmpta_lib.method.prompted import InputIds, answer_text, legal_answers
@@ -46,7 +46,6 @@ class TokenMaker(nn.Module, ABC):
     """
 
     num_tokens: int  # K
-    packs: bool = False  # whether it asks where the real positions lie: then the streams' layouts come with them
 
     @abstractmethod
     def set_feature_statistics(self, modality: Modality, mean: Tensor, std: Tensor) -> None:
@@ -59,15 +58,6 @@ class TokenMaker(nn.Module, ABC):
         Returns:
             (B, K, E) pseudo tokens, and where maps are wanted name -> (B, H, queries, keys) attention.
         """
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """The token ids of B inputs on the host, whole or without the tokens that all begin with."""
-
-    ids: list[list[int]]  # PLACEHOLDER where a pseudo token comes
-    ends: np.ndarray  # (B,) place, in all rows together, of each prompt's last token: its logits choose the first answer token
-    left_out: int  # tokens at the start of each that are not among the ids
 
 
 class PromptedLM(Method):
@@ -124,23 +114,18 @@ class PromptedLM(Method):
         device, size = self.llm.device, len(batch.ids)
         if self.maker is None:
             return torch.zeros(size, 0, self.llm.dim, dtype=self.llm.embedding.weight.dtype, device=device), {}
-        padded, sizes = pad(batch.text_ids, np.int64)
-        real = np.arange(padded.shape[1]) < sizes[:, None]
-        audio, vision = packing.send([batch.frames["audio"], batch.frames["vision"]], device)
-        sized = {"text": (sizes, padded.shape[1])}
-        sized |= {name: (batch.lengths[name], batch.frames[name].shape[1]) for name in MODALITIES}
-        indices = [Ragged.arrays(*one) for one in sized.values()] if self.maker.packs else []
-        whole = [padded, real.astype(np.int64), *(lengths for lengths, _ in sized.values()), *chain(*indices)]
-        ids, is_real, *sent = packing.send(whole, device)
-        lengths, there = dict(zip(sized, sent, strict=False)), iter(sent[len(sized) :])
-        layouts: dict[str, Ragged] = {}
-        for (name, one), made in zip(sized.items(), indices, strict=False):
-            layouts[name] = Ragged.sent(*one, lengths[name], [next(there) for _ in made])
-        text = self.llm.embedding(ids) * is_real[..., None]  # eqs 1-2
-        values = {"text": text, "audio": audio, "vision": vision}
-        streams = {name: Stream(values[name], lengths[name], layouts.get(name)) for name in values}
-        tokens, weights = self.maker(Streams(**streams, wants_maps=return_weights))
-        return tokens, weights
+        text_ids, sizes = pad(batch.text_ids, np.int64)
+        audio, vision = packing.send([batch.frames[name] for name in MODALITIES], device)
+        shapes = [(sizes, text_ids.shape[1]), *((batch.lengths[m], batch.frames[m].shape[1]) for m in MODALITIES)]
+        indices = [Chained.arrays(*shape) for shape in shapes]
+        ids, *sent = packing.send([text_ids, *chain(*indices)], device)
+        layouts = [
+            Chained(tuple(lengths.tolist()), longest, *sent[4 * place : 4 * place + 4])
+            for place, (lengths, longest) in enumerate(shapes)
+        ]
+        text = self.llm.embedding(ids) * layouts[0].real[..., None]  # eqs 1-2
+        words, voice, face = map(Stream, (text, audio, vision), layouts)
+        return self.maker(Streams(words, voice, face, return_weights))
 
     def loss(self, batch: PromptBatch) -> Loss:  # type: ignore[override]  # what our own `collate` made
         """Next-token cross-entropy on the answer tokens (eq 9), summed over them."""
@@ -149,33 +134,32 @@ class PromptedLM(Method):
 
     def answer_losses(self, batch: PromptBatch) -> tuple[Tensor, np.ndarray]:
         """(M,) cross-entropies, one per answer token, and the clip that each belongs to; raises as `training_inputs`."""
-        rows, tokens, asked, targets = self._answers_asked(batch)
-        logits, (goals,) = self._logits(rows, tokens, asked, [targets])
+        tokens, given, targets = self._answers_asked(batch)
         clips = np.repeat(np.arange(len(batch.ids)), [len(answer) for answer in batch.answer_ids])
-        return F.cross_entropy(logits, goals, reduction="none"), clips
+        return F.cross_entropy(self._logits(given, tokens), targets, reduction="none"), clips
 
     def training_inputs(self, batch: PromptBatch) -> tuple[Tensor, Ragged, Tensor, Tensor]:
         """What `packed_logits` would read in a training step: embeddings (N, E), where they lie, and per answer token the
         position (M,) whose logits predict it and its id (M,). Raises ValueError where a clip has no label."""
-        rows, tokens, asked, targets = self._answers_asked(batch, whole=True)
-        given, (goals,) = PackedInput.of(rows.ids, asked, [targets], self.llm.device)
-        return given.embeds(self.llm, tokens), given.layout, given.asked, goals
+        tokens, given, targets = self._answers_asked(batch, whole=True)
+        return given.embeds(self.llm, tokens), given.layout, given.asked, targets
 
     def prompt_embeddings(self, batch: PromptBatch) -> list[Tensor]:
         """What the LLM reads before each clip's answer, (n, E)."""
         tokens, _ = self.pseudo_tokens(batch)
-        rows = self._rows(batch, tokens.shape[1], [[]] * len(batch.ids), whole=True)
-        given, _ = PackedInput.of(rows.ids, np.zeros(0, np.int64), [], self.llm.device)
-        return list(given.embeds(self.llm, tokens).split([len(row) for row in rows.ids]))
+        none: list[list[int]] = [[]] * len(batch.ids)
+        given, _ = self._packed(batch, tokens.shape[1], none, none, whole=True)
+        return list(given.embeds(self.llm, tokens).split(given.layout.lengths))
 
-    def _answers_asked(self, batch: PromptBatch, whole: bool = False) -> tuple[_Rows, Tensor, np.ndarray, np.ndarray]:
-        """Inputs up to the last answer token but one, pseudo tokens, and of each answer token who predicts it and its id."""
-        if unlabelled := [name for name, ids in zip(batch.ids, batch.answer_ids, strict=True) if not ids]:
+    def _answers_asked(self, batch: PromptBatch, whole: bool = False) -> tuple[Tensor, PackedInput, Tensor]:
+        """Pseudo tokens, inputs up to the last answer token but one that ask for all of them, and the answers' ids (M,)."""
+        answers = batch.answer_ids
+        if unlabelled := [name for name, ids in zip(batch.ids, answers, strict=True) if not ids]:
             raise ValueError(f"clips {', '.join(unlabelled[:3])} have no label: only labelled clips can be trained on")
-        tokens, _ = self.pseudo_tokens(batch)
-        rows = self._rows(batch, tokens.shape[1], [answer[:-1] for answer in batch.answer_ids], whole)
-        asked = [end + step for end, ids in zip(rows.ends, batch.answer_ids, strict=True) for step in range(len(ids))]
-        return rows, tokens, np.array(asked, np.int64), np.array(list(chain(*batch.answer_ids)), np.int64)
+        (tokens, _), targets = self.pseudo_tokens(batch), np.array(list(chain(*answers)), np.int64)
+        tails, asked = [ids[:-1] for ids in answers], [range(len(ids)) for ids in answers]
+        given, (sent,) = self._packed(batch, tokens.shape[1], tails, asked, [targets], whole)
+        return tokens, given, sent
 
     @torch.no_grad()
     def predict(self, batch: PromptBatch) -> Predictions:  # type: ignore[override]
@@ -200,16 +184,15 @@ class PromptedLM(Method):
         One forward pass serves the whole trie: its inner nodes stand behind the prompt, each at its true position, and a
         tree-shaped mask lets each see the prompt and its own ancestors only.
         """
-        inner, size = self.trie.inner, len(batch.ids)
-        rows = self._rows(batch, tokens.shape[1], [[self.trie.tokens[node] for node in inner]] * size)
-        place = {node: i + 1 for i, node in enumerate(inner)} | {0: 0}
-        asked = np.array([place[node] for node in self.trie.asked], np.int64)
-        nodes, children = np.array([(node, self.trie.tokens[child]) for node, child in self.trie.choices], np.int64).T
-        columns, column = np.unique(children, return_inverse=True)
-        where = (rows.ends[:, None] + asked).ravel()
-        logits, (node, child) = self._logits(rows, tokens, where, [nodes, column], columns, self.trie)
-        scores: np.ndarray = logits.view(size, len(asked), -1)[:, node, child].cpu().numpy()
-        return scores
+        trie, size = self.trie, len(batch.ids)
+        place = {(): 0} | {node: i for i, node in enumerate(trie.inner, 1)}
+        asked = [place[node] for node in trie.asked]
+        nodes = np.repeat(np.arange(len(asked)), [len(trie.children[node]) for node in trie.asked])
+        columns, column = np.unique([child[-1] for child in trie.choices], return_inverse=True)
+        tails = [[node[-1] for node in trie.inner]] * size
+        given, sent = self._packed(batch, tokens.shape[1], tails, [asked] * size, [columns, nodes, column], tree=trie)
+        logits = self._logits(given, tokens, sent[0])
+        return logits.view(size, len(asked), -1)[:, sent[1], sent[2]].cpu().numpy()
 
     def attention(self, batch: PromptBatch) -> Mapping[str, Tensor]:  # type: ignore[override]
         """The token maker's maps, by the name of the pair."""
@@ -217,38 +200,38 @@ class PromptedLM(Method):
             weights = self.pseudo_tokens(batch, return_weights=True)[1]
         return weights or super().attention(batch)
 
-    def _rows(self, batch: PromptBatch, num_tokens: int, tails: Sequence[list[int]], whole: bool = False) -> _Rows:
-        """Every clip's input and its tail; not `whole`: without what all begin with, where the LLM need not read it again."""
+    def _packed(
+        self, batch: PromptBatch, num_tokens: int, tails: Sequence[list[int]], asked: Sequence[Sequence[int]],
+        further: Sequence[np.ndarray] = (), whole: bool = False, tree: AnswerTrie | None = None,
+    ) -> tuple[PackedInput, list[Tensor]]:  # fmt: skip
+        """Every clip's input with its tail, and further index arrays, all sent at once.
+
+        Args:
+            asked: per clip the positions whose logits are wanted, counted from the prompt's last token, which is 0.
+            whole: also what all clips begin with, where the LLM need not read it again (`PrunedDecoder`).
+            tree: as in `PackedInput.of`.
+        """
         left_out = len(self.ids.start) if not whole and PrunedDecoder.fits(self.llm.model) else 0
         rows = [self.ids.row(text, num_tokens, tail) for text, tail in zip(batch.text_ids, tails, strict=True)]
         self.llm.need_room(max(len(row) - len(tail) for row, tail in zip(rows, tails, strict=True)))
         ids = [row[left_out:] for row in rows]
         ends = np.cumsum([len(row) for row in ids]) - [len(tail) for tail in tails] - 1
-        return _Rows(ids, ends, left_out)
+        places = [end + step for end, steps in zip(ends, asked, strict=True) for step in steps]
+        return PackedInput.of(ids, np.array(places, np.int64), further, self.llm.device, left_out, tree)
 
-    def _logits(
-        self, rows: _Rows, tokens: Tensor, asked: np.ndarray, further: Sequence[np.ndarray] = (),
-        columns: np.ndarray | None = None, tree: AnswerTrie | None = None,
-    ) -> tuple[Tensor, list[Tensor]]:  # fmt: skip
-        """Logits (M, vocabulary or `columns`) at the asked positions, and further index arrays, all sent at once.
-
-        The LLM leaves out what it can (`PrunedDecoder`); `tree` as in `PackedInput.of`.
-        """
-        chosen = [] if columns is None else [columns]
-        given, sent = PackedInput.of(rows.ids, asked, [*chosen, *further], self.llm.device, rows.left_out, tree)
-        wanted = sent.pop(0) if chosen else None
-        if rows.left_out and (pruned := PrunedDecoder.of(self.llm)):
-            return pruned.logits(self.ids.start, given, tokens, wanted), sent
+    def _logits(self, given: PackedInput, tokens: Tensor, columns: Tensor | None = None) -> Tensor:
+        """Logits (M, vocabulary), or of `columns` only, at the asked positions."""
+        if given.left_out:
+            return PrunedDecoder(self.llm).logits(self.ids.start, given, tokens, columns)
         embeds = given.embeds(self.llm, tokens)
         logits = packed_logits(self.llm, embeds, given.layout, given.asked, given.position_ids, given.mask)
-        return (logits if wanted is None else logits[:, wanted]), sent
+        return logits if columns is None else logits[:, columns]
 
     def _free_replies(self, batch: PromptBatch, tokens: Tensor) -> list[str]:
         longest = max(len(self.llm.token_ids(answer)) for answer in self.answers)
         tails: list[list[int]] = [[] for _ in batch.ids]
         for step in range(longest):
-            rows = self._rows(batch, tokens.shape[1], tails)
-            logits, _ = self._logits(rows, tokens, rows.ends + step)
-            for tail, token in zip(tails, logits.argmax(-1).tolist(), strict=True):
+            given, _ = self._packed(batch, tokens.shape[1], tails, [[step]] * len(tails))
+            for tail, token in zip(tails, self._logits(given, tokens).argmax(-1).tolist(), strict=True):
                 tail.append(token)
         return [self.llm.tokenizer.decode(tail).strip() for tail in tails]

@@ -126,19 +126,15 @@ def locate(name: str) -> Path:
         ValueError: a folder's index of weights is damaged.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError
 
     if os.path.exists(name):
-        folder = Path(name)
-        try:
-            identifying_files(folder)
-        except FileNotFoundError as error:
-            raise FileNotFoundError(f"cannot load the LLM: {error}; put what is missing there") from None
-        return folder.resolve()
+        identifying_files(Path(name))
+        return Path(name).resolve()
     try:
         folder = Path(snapshot_download(hub_id(name), local_files_only=True))
         identifying_files(folder)
-    except (LocalEntryNotFoundError, HFValidationError, FileNotFoundError):
+    except (HFValidationError, FileNotFoundError):
         raise FileNotFoundError(
             f"cannot load the LLM '{name}': it is not on this machine, or not complete. Expected one of "
             f"{', '.join(PUBLISHED)}, a hub id, or a folder with the config.json, vocabulary and weights of a causal LM that "
@@ -193,7 +189,7 @@ def resolve(name: str, dtype: Literal["float32", "bfloat16"], cache: Path) -> LL
     known.save()
     path = cache / f"{_combined(hashes)}.json"
     try:
-        record = _record(path)
+        record = files.read_checksummed(path, "")
     except files.Damaged:  # or never written
         record = {}
     if record.get("folder") != str(folder):
@@ -221,7 +217,7 @@ def find(config: LLMConfig | EncoderConfig, cache: Path, deep: bool = False) -> 
         raise FileNotFoundError(
             f"no LLM '{config.name}' with fingerprint {config.fingerprint} in {cache}: open it through Study.llm"
         )
-    record = _record(path)
+    record = files.read_checksummed(path, "remove it and call again: it is made anew")
     folder, recorded = Path(record["folder"]), record["sha256"]
     found = _hashes(folder, files.sha256 if deep else files.HashCache(cache / HASHES).sha256)
     if changed := [name for name in {**recorded, **found} if found.get(name) != recorded.get(name)]:
@@ -230,14 +226,6 @@ def find(config: LLMConfig | EncoderConfig, cache: Path, deep: bool = False) -> 
             f"{config.fingerprint}; restore or fetch it again"
         )
     return folder
-
-
-def _record(path: Path) -> dict[str, Any]:
-    remedy = "remove it and call again: it is made anew"
-    record = files.read_checksummed(path, remedy)
-    if _combined(record["sha256"]) != path.stem:
-        raise files.Damaged(f"{path} is the record of another LLM; {remedy}")
-    return record
 
 
 # The tiny models ----------------------------------------------------------------------------------------------------

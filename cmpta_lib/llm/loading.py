@@ -43,8 +43,7 @@ class TextEncoder:
 
     def token_ids(self, text: str) -> list[int]:
         """[CLS], the text's tokens, [SEP]: at least two."""
-        ids: list[int] = self.tokenizer(text)["input_ids"]
-        return ids
+        return self.tokenizer(text)["input_ids"]
 
     def cut(self, ids: list[int], limit: int) -> list[int]:
         """At most `limit` ids; a longer text loses its end, not its [SEP]."""
@@ -52,8 +51,7 @@ class TextEncoder:
 
     def states(self, ids: Tensor, real: Tensor) -> Tensor:
         """ids (B, L) int64, real (B, L) bool -> last hidden states (B, L, dim); those of padding mean nothing."""
-        states: Tensor = self.model(input_ids=ids, attention_mask=real.long()).last_hidden_state
-        return states
+        return self.model(input_ids=ids, attention_mask=real.long()).last_hidden_state
 
 
 def contextual(model: BertModel, embedded: Tensor, real: Tensor) -> Tensor:
@@ -69,8 +67,7 @@ def contextual(model: BertModel, embedded: Tensor, real: Tensor) -> Tensor:
     """
     lowest = torch.finfo(embedded.dtype).min
     mask = torch.zeros_like(real, dtype=embedded.dtype).masked_fill(~real, lowest)
-    states: Tensor = model.encoder(embedded, attention_mask=mask[:, None, None]).last_hidden_state
-    return states
+    return model.encoder(embedded, attention_mask=mask[:, None, None]).last_hidden_state
 
 
 @contextmanager

@@ -33,14 +33,8 @@ class QwenTokenizer(Qwen2Tokenizer):
     Unlike the published one it never reads a special token's name inside a text as that token.
     """
 
-    def _encode_plus(self, text: Any, text_pair: Any = None, **options: Any) -> Any:
-        return super()._encode_plus(_nfc(text), _nfc(text_pair), **options)
-
-
-def _nfc(text: Any) -> Any:
-    if isinstance(text, (list, tuple)):
-        return [_nfc(part) for part in text]
-    return unicodedata.normalize("NFC", text) if isinstance(text, str) else text
+    def _encode_plus(self, text: str, *more: Any, **options: Any) -> Any:
+        return super()._encode_plus(unicodedata.normalize("NFC", text), *more, **options)
 
 
 def load_tokenizer(path: Path) -> QwenTokenizer:

@@ -57,27 +57,19 @@ class Published:
         Raises:
             FileNotFoundError: as `weight_files`.
             ValueError: the config asks for what the class cannot do, or a tensor is missing, not known, or of another shape
-                than the config says; names them.
+                than the config says; names the first ones.
         """
         config = self.config_of(read_json(folder / "config.json"))
         rows = [heads * config.head_dim for heads in (config.num_attention_heads, *2 * [config.num_key_value_heads])]
         with torch.device("meta"):  # where new parameters take no memory
             model: Any = self.model(config)
-        wanted = {name: parameter.shape for name, parameter in model.state_dict().items()}
-        state: dict[str, Tensor] = {}
-        strange = []
-        for published, tensor in read_tensors(folder):
-            for name, part in self.renamed(published, tensor, rows):
-                if wanted.get(name) != part.shape:
-                    strange.append(f"{published} -> {name} {tuple(part.shape)}, expected {tuple(wanted.get(name, ()))}")
-                state[name] = part.to(device, dtype)
-        if strange or wanted.keys() - state.keys():
-            absent = sorted(wanted.keys() - state.keys())
-            raise ValueError(
-                f"{folder}: the weights do not fit config.json. Unknown or of another shape: {'; '.join(strange[:3]) or 'none'}; "
-                f"missing: {', '.join(absent[:3]) or 'none'} ({len(strange)} and {len(absent)} in all). Fetch both again"
-            )
-        model.load_state_dict(state, assign=True)
+        parts = (part for name, tensor in read_tensors(folder) for part in self.renamed(name, tensor, rows))
+        state = {name: tensor.to(device, dtype) for name, tensor in parts}
+        try:
+            model.load_state_dict(state, assign=True)
+        except RuntimeError as error:  # torch's list of names and shapes, one a line
+            listed = " ".join(str(error).split())
+            raise ValueError(f"{folder}: weights and config.json do not fit: {listed[:500]}. Fetch both again") from None
         for module in model.modules():  # rotary frequencies are computed, not stored: on "meta" they have no values
             if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
                 for name, buffer in type(module)(config=model.config).to(device).named_buffers(recurse=False):
@@ -109,9 +101,7 @@ def read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
                         yield name, file.get_tensor(name)
             else:
                 yield from torch.load(path, map_location="cpu", mmap=True, weights_only=True).items()
-        except UnpicklingError:  # torch's own message advises to read the file unsafely
-            raise ValueError(
-                f"{path}: refused, it holds more than tensors; fetch it again, best as safetensors"
-            ) from None
-        except (SafetensorError, RuntimeError, EOFError) as error:
-            raise ValueError(f"{path}: cannot be read as weights ({error}); fetch it again") from error
+        except (UnpicklingError, SafetensorError, RuntimeError, EOFError) as error:
+            # Torch's own message of a pickle advises to read the file unsafely.
+            reason = "it holds more than tensors" if isinstance(error, UnpicklingError) else error
+            raise ValueError(f"{path}: cannot be read as weights ({reason}); fetch it again") from None

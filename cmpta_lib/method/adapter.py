@@ -56,8 +56,7 @@ class TemporalAlignment(nn.Module):
             forward, _ = self.forward_lstm(frames)  # eq 3
             backward, _ = self.backward_lstm(frames.flip(0))  # eq 3, from the last frame to the first
             hidden = torch.cat([forward, backward.flip(0)], dim=1)  # eq 4
-        aligned: Tensor = self.dropout(self.norm(self.linear(hidden)))  # eq 5
-        return aligned
+        return self.dropout(self.norm(self.linear(hidden)))  # eq 5
 
 
 class CrossModalAttention(nn.Module):

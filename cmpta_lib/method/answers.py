@@ -2,69 +2,59 @@
 
 from __future__ import annotations
 
-from itertools import accumulate
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+Node: TypeAlias = tuple[int, ...]  # the beginning of an answer: its token ids so far
+
 
 class AnswerTrie:
-    """The legal answers as a tree of token ids: node 0 is the root, a path to a leaf spells one answer.
+    """The legal answers as a tree of token ids: () is the root, a leaf spells one answer.
 
     Built from the tokenizer at hand, so nothing is assumed about how it cuts signs and digits.
 
+    Attributes:
+        children: node -> the tokens that may follow.
+        asked: nodes where several may follow: only there must the LLM be asked.
+        inner: these and the way to them, without the root: what is fed to the LLM behind the prompt, parents before children.
+        choices: all children of asked nodes, node after node: one score each.
+        options: asked node -> where its children stand among the choices.
     Raises:
         ValueError: an answer's ids are the beginning of another's, or two answers share their ids.
     """
 
     def __init__(self, answers: dict[str, list[int]]) -> None:
-        self.tokens, self.parents = [-1], [-1]
-        self.children: list[dict[int, int]] = [{}]
-        self.leaves: dict[int, str] = {}
+        self.leaves: dict[Node, str] = {}
+        self.children: dict[Node, list[int]] = {}
         for answer, ids in answers.items():
-            node = 0
-            for token in ids:
-                if token not in self.children[node]:
-                    self.children[node][token] = len(self.tokens)
-                    self.tokens.append(token)
-                    self.parents.append(node)
-                    self.children.append({})
-                node = self.children[node][token]
-            if node in self.leaves:
-                raise ValueError(f"answers {self.leaves[node]!r} and {answer!r} have the same token ids {ids}")
-            self.leaves[node] = answer
-        if clash := [answer for node, answer in self.leaves.items() if self.children[node]]:
+            leaf = tuple(ids)
+            if leaf in self.leaves:
+                raise ValueError(f"answers {self.leaves[leaf]!r} and {answer!r} have the same token ids {ids}")
+            self.leaves[leaf] = answer
+            for depth, token in enumerate(leaf):
+                following = self.children.setdefault(leaf[:depth], [])
+                if token not in following:
+                    following.append(token)
+        if clash := [answer for leaf, answer in self.leaves.items() if leaf in self.children]:
             raise ValueError(f"answers {clash} are the beginning of other answers: a reply could not be told apart")
-        # Only where a choice is open must the LLM be asked: those nodes and the way to them.
-        asked = {node for node, children in enumerate(self.children) if len(children) > 1}
-        needed = {a for node in asked for a in self._ancestors(node)} - {0}
-        self.inner = sorted(needed)  # nodes that are fed to the LLM behind the prompt; parents before children
-        self.asked = sorted(asked)
-        # One score per child of an asked node: (place of the node in `asked`, child), node after node.
-        self.choices = [(place, child) for place, node in enumerate(self.asked) for child in self.children[node].values()]
-        stops = list(accumulate(len(self.children[node]) for node in self.asked))
-        self.options = {n: slice(stop - len(self.children[n]), stop) for n, stop in zip(self.asked, stops, strict=True)}
-        self.depth = [len(self._ancestors(node)) - 1 for node in range(len(self.tokens))]
-
-    def _ancestors(self, node: int) -> list[int]:
-        """The node and all above it."""
-        path = [node]
-        while self.parents[path[-1]] >= 0:
-            path.append(self.parents[path[-1]])
-        return path
-
-    def path(self, node: int) -> list[int]:
-        """The tokens from the root to a node: the beginning of an answer."""
-        return [self.tokens[ancestor] for ancestor in reversed(self._ancestors(node)[:-1])]
+        self.asked = [node for node, following in self.children.items() if len(following) > 1]
+        needed = {node[: depth + 1] for node in self.asked for depth in range(len(node))}
+        self.inner = [node for node in self.children if node in needed]
+        self.choices: list[Node] = []
+        self.options: dict[Node, slice] = {}
+        for node in self.asked:
+            start = len(self.choices)
+            self.choices += [(*node, token) for token in self.children[node]]
+            self.options[node] = slice(start, len(self.choices))
 
     def visible(self) -> NDArray[np.bool_]:
         """(M, M) over `inner`: which inner nodes each may attend to, its own ancestors and itself."""
         place = {node: i for i, node in enumerate(self.inner)}
         mask = np.zeros((len(self.inner), len(self.inner)), bool)
         for node, i in place.items():
-            for ancestor in self._ancestors(node):
-                if ancestor:
-                    mask[i, place[ancestor]] = True
+            mask[i, [place[node[: depth + 1]] for depth in range(len(node))]] = True
         return mask
 
     def greedy(self, scores: NDArray[np.float32]) -> list[str]:
@@ -72,10 +62,9 @@ class AnswerTrie:
         best = {node: scores[:, options].argmax(1) for node, options in self.options.items()}
         replies = []
         for clip in range(len(scores)):
-            node = 0
+            node: Node = ()
             while node not in self.leaves:
-                children = list(self.children[node].values())
-                node = children[best[node][clip]] if node in best else children[0]
+                node = (*node, self.children[node][best[node][clip] if node in best else 0])
             replies.append(self.leaves[node])
         return replies
 
@@ -84,9 +73,9 @@ class AnswerTrie:
         within = np.array(scores, np.float64)
         for options in self.options.values():
             within[:, options] -= np.logaddexp.reduce(within[:, options], axis=1, keepdims=True)
-        place = {child: i for i, (_, child) in enumerate(self.choices)}
+        place = {child: i for i, child in enumerate(self.choices)}
         columns = []
         for leaf in self.leaves:
-            taken = [place[node] for node in self._ancestors(leaf) if node in place]
+            taken = [place[leaf[:depth]] for depth in range(len(leaf), 0, -1) if leaf[:depth] in place]
             columns.append(np.exp(within[:, taken].sum(1)))
         return np.stack(columns, axis=1)

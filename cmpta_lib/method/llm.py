@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -57,8 +56,7 @@ class FrozenLLM:
 
     def embed(self, ids: list[int]) -> Tensor:
         """(n, E): the ids' rows of the embedding table (eq 2)."""
-        rows: Tensor = self.embedding(torch.tensor(ids, dtype=torch.int64, device=self.device))
-        return rows
+        return self.embedding(torch.tensor(ids, dtype=torch.int64, device=self.device))
 
     def need_room(self, length: int) -> None:
         """Refuse inputs longer than the LLM was made for: beyond that its answers mean nothing.
@@ -77,14 +75,4 @@ class FrozenLLM:
         """(n, E) -> (n, vocabulary) float32, the next token's at each position; `fast.llm` reads many clips at once."""
         self.need_room(len(embeds))
         read = self.model(inputs_embeds=embeds.to(self.embedding.weight.dtype)[None], use_cache=False)
-        found: Tensor = read.logits[0].float()
-        return found
-
-
-def weights_fingerprint(model: torch.nn.Module) -> str:
-    """First 16 hex digits of the SHA-256 over every weight's name and bytes."""
-    digest = hashlib.sha256()
-    for name, weight in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
+        return read.logits[0].float()

@@ -158,7 +158,7 @@ class PlainLM:
         """Greedily, token by token, among the legal answers or freely (choice 11), and every legal answer's chance."""
         tokens, scores = self.pseudo_tokens(sample), []
         for node in self.trie.asked:
-            logits = self.llm.logits(self.inputs(sample, tokens, self.trie.path(node)))[-1]
+            logits = self.llm.logits(self.inputs(sample, tokens, node))[-1]
             scores += [float(logits[token]) for token in self.trie.children[node]]
         options = np.array([scores], np.float32)
         reply: str | None = self.trie.greedy(options)[0]

@@ -20,7 +20,7 @@ from cmpta_lib.config import DataConfig, EncoderConfig, LLMConfig
 from cmpta_lib.data.checking import check_sample, shown
 from cmpta_lib.data.corpus import Corpus, Inputs, Sample, Task
 from cmpta_lib.data.store import kept_corpus
-from cmpta_lib.fast.packing import Stream, Streams
+from cmpta_lib.fast.packing import Chained, Stream, Streams
 from cmpta_lib.fast.prompted import PromptedLM, TokenMaker
 from cmpta_lib.files import Damaged, runs_folder
 from cmpta_lib.llm import loading
@@ -312,7 +312,7 @@ def _token_maker(method: PromptedLM, trained: TrainedRun) -> MakeTokens | None:
 
 def _one_at_a_time(maker: TokenMaker) -> MakeTokens:
     def make(*clip: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        text, audio, vision = (Stream(one[None], torch.tensor([len(one)], device=one.device)) for one in clip)
+        text, audio, vision = (Stream(one[None], Chained.of([len(one)], len(one), one.device)) for one in clip)
         tokens, maps = maker(Streams(text, audio, vision, wants_maps=True))
         return tokens[0], {name: weights[0] for name, weights in maps.items()}
 

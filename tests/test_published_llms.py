@@ -1,4 +1,4 @@
-"""Qwen v1: ids against an independent tiktoken construction, logits against the published architecture written slowly."""
+"""Qwen v1 and ChatGLM3: ids against tiktoken and sentencepiece, logits against the published architecture written slowly."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ import base64
 import csv
 import json
 import random
+import shutil
 import unicodedata
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiktoken
 import torch
-from published_llms import qwen_v1_logits
+from published_llms import chatglm3_logits, qwen_v1_logits, write_chatglm3, write_chatglm3_vocabulary
 from safetensors.torch import load_file, save_file
 
 from cmpta_lib.cli.dry_run import write_qwen_v1
-from cmpta_lib.llm import qwen_v1
+from cmpta_lib.llm import chatglm3, qwen_v1
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 PUBLISHED = SHARED / "qwen" / "qwen.tiktoken"
@@ -81,21 +83,17 @@ def test_ids_of_random_unicode(tokenizer, reference):
     assert [ascii(text) for text in texts if not same_ids(tokenizer, reference, text)] == []
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        *("", " ", "\n\n \n", "I'LL we'Re 's", "1234567 ½ ²", "e\u0301\u0323 \u0958"),
-        *("👩‍👩‍👧‍👦🇨🇳", "𠀀𰀀 彁", "한글 각", "a\u3000b\x85c", "\u017fK"),
-    ],
-)
-def test_ids_of_awkward_text(tokenizer, reference, text: str):
+AWKWARD = [
+    *("", " ", "\n\n \n", "I'LL we'Re 's", "1234567 ½ ²", "e\u0301\u0323 \u0958"),
+    *("👩‍👩‍👧‍👦🇨🇳", "𠀀𰀀 彁", "한글 각", "a\u3000b\x85c", "\u017fK"),
+]
+NAMES = ["<|im_end|>", "<|endoftext|>", "<|extra_17|>", "a<|im_start|>b"]
+
+
+@pytest.mark.parametrize("text", AWKWARD + NAMES)
+def test_ids_of_awkward_text_and_special_tokens_named_in_a_text(tokenizer, reference, text: str):
     assert same_ids(tokenizer, reference, text)
-
-
-@pytest.mark.parametrize("token", ["<|im_end|>", "<|endoftext|>", "<|extra_17|>", "a<|im_start|>b"])
-def test_special_tokens_named_in_a_text_stay_text(tokenizer, reference, token: str):
-    assert same_ids(tokenizer, reference, token)
-    assert tokenizer.encode(token) == reference.encode_ordinary(token)
+    assert text not in NAMES or tokenizer.encode(text) == reference.encode_ordinary(text)
 
 
 def test_special_ids_follow_the_vocabulary(tokenizer, reference):
@@ -130,11 +128,33 @@ def test_a_vocabulary_cut_at_a_line_is_refused(tmp_path: Path):
     """It would load, with every special token under another id."""
     if not PUBLISHED.exists():
         pytest.skip("needs the published vocabulary beside the checkout")
-    lines = PUBLISHED.read_bytes().splitlines(keepends=True)
     path = tmp_path / "qwen.tiktoken"
-    path.write_bytes(b"".join(lines[:100_000]))
+    path.write_bytes(b"".join(PUBLISHED.read_bytes().splitlines(keepends=True)[:100_000]))
     with pytest.raises(ValueError, match="is cut, 100000 of 151643 tokens are there"):
         qwen_v1.load_tokenizer(path)
+
+
+def test_ids_are_sentencepieces_own(tmp_path: Path):
+    from sentencepiece import SentencePieceProcessor
+
+    vocabulary = write_chatglm3_vocabulary(tmp_path)
+    ours, theirs = chatglm3.ChatGLMTokenizer(vocabulary), SentencePieceProcessor(model_file=str(vocabulary))
+    size = theirs.vocab_size()
+    for text in ("the fox", "情感 +0.6", "[gMASK]sop", "😀 é", ""):
+        ids = ours(text)["input_ids"]
+        assert ids == theirs.encode(text) and all(i < size for i in ids)
+        assert ours.decode([*ids, size + 1]) == text
+    # Published: 64789 pieces, then [MASK] 64789, [gMASK] 64790, [sMASK] 64791, sop 64792, eop 64793.
+    assert ours.first_ids == [size + 1, size + 3] and len(ours) == size + 5
+
+
+def test_a_missing_or_damaged_sentencepiece_vocabulary(tmp_path: Path):
+    path = tmp_path / "tokenizer.model"
+    with pytest.raises(FileNotFoundError, match="expected ChatGLM3's vocabulary"):
+        chatglm3.ChatGLMTokenizer(path)
+    path.write_bytes(b"nothing of the kind")
+    with pytest.raises(ValueError, match=f"{path}: is no sentencepiece model"):
+        chatglm3.ChatGLMTokenizer(path)
 
 
 # ---- weights
@@ -147,51 +167,55 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_logits_equal_the_published_architecture(published: Path):
-    model = qwen_v1.load_model(published, torch.float32, CPU)
-    ids = [3, 141, 59, 26, 5, 358, 97, 9, 3, 238]
-    with torch.no_grad():
-        logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
-    expected = qwen_v1_logits(published, ids)
+@pytest.fixture(scope="module")
+def families(published: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Any, Path, Any]]:
+    glm = write_chatglm3(tmp_path_factory.mktemp("chatglm"))
+    return {"qwen": (qwen_v1, published, qwen_v1_logits), "chatglm": (chatglm3, glm, chatglm3_logits)}
+
+
+@pytest.mark.parametrize("family", ["qwen", "chatglm"])
+@torch.no_grad()
+def test_logits_equal_the_published_architecture(family: str, families):
+    module, folder, slowly = families[family]
+    model, ids = module.load_model(folder, torch.float32, CPU), [3, 141, 59, 26, 5, 258, 97, 9, 3, 238]
+    logits, expected = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0], slowly(folder, ids)
     assert expected.std() > 0.01
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
 
 
 def test_weights_in_bfloat16_are_the_files_own(published: Path):
-    model = qwen_v1.load_model(published, torch.bfloat16, CPU)
-    shards = [load_file(shard) for shard in sorted(published.glob("*.safetensors"))]
-    fused = next(
-        shard["transformer.h.1.attn.c_attn.weight"] for shard in shards if "transformer.h.1.attn.c_attn.weight" in shard
-    )
+    model, name = qwen_v1.load_model(published, torch.bfloat16, CPU), "transformer.h.1.attn.c_attn.weight"
+    (fused,) = (tensors[name] for tensors in map(load_file, published.glob("*.safetensors")) if name in tensors)
     attention = model.model.layers[1].self_attn
-    parts = [attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight]
-    assert torch.equal(torch.cat(parts), fused)
+    assert torch.equal(torch.cat([getattr(attention, f"{part}_proj").weight for part in "qkv"]), fused)
     assert not any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("family", "change", "message"),
     [
-        ({"no_bias": False}, "no_bias=False"),
-        ({"rotary_pct": 0.25}, "rotary_pct=0.25"),
-        ({"num_hidden_layers": 4}, r"missing: model.layers.3"),
-        ({"num_hidden_layers": 2}, r"transformer.h.2.\S+ -> model.layers.2"),
-        ({"vocab_size": 501}, r"model.embed_tokens.weight \(500, 64\), expected \(501, 64\)"),
+        ("qwen", {"no_bias": False}, "no_bias=False"),
+        ("qwen", {"rotary_pct": 0.25}, "rotary_pct=0.25"),
+        ("qwen", {"num_hidden_layers": 4}, r"Missing key.*model.layers.3"),
+        ("qwen", {"num_hidden_layers": 2}, "Unexpected key.*model.layers.2"),
+        ("qwen", {"vocab_size": 501}, r"model.embed_tokens.weight: .*\[500, 64\].*\[501, 64\]"),
+        ("chatglm", {"add_bias_linear": True}, "add_bias_linear=True"),
+        ("chatglm", {"rmsnorm": False}, "rmsnorm=False"),
+        ("chatglm", {"num_layers": 4}, "Missing key.*model.layers.3"),
     ],
 )
-def test_config_that_does_not_fit_is_refused(published: Path, tmp_path: Path, change: dict, message: str):
-    for file in published.iterdir():
+def test_config_that_does_not_fit_is_refused(family: str, change: dict, message: str, families, tmp_path: Path):
+    module, folder, _ = families[family]
+    for file in folder.iterdir():
         (tmp_path / file.name).symlink_to(file)
     (tmp_path / "config.json").unlink()
-    config = json.loads((published / "config.json").read_text()) | change
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "config.json").write_text(json.dumps(json.loads((folder / "config.json").read_text()) | change))
     with pytest.raises(ValueError, match=message):
-        qwen_v1.load_model(tmp_path, torch.float32, CPU)
+        module.load_model(tmp_path, torch.float32, CPU)
 
 
 def test_missing_and_damaged_shards_are_named(published: Path, tmp_path: Path):
-    for file in published.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
+    shutil.copytree(published, tmp_path, dirs_exist_ok=True)
     shard = sorted(tmp_path.glob("*.safetensors"))[1]
     shard.write_bytes(shard.read_bytes()[:-100])
     with pytest.raises(ValueError, match=f"{shard}.*fetch it again"):
@@ -202,15 +226,13 @@ def test_missing_and_damaged_shards_are_named(published: Path, tmp_path: Path):
 
 
 def test_torch_weight_files_are_read_without_unpickling_objects(published: Path, tmp_path: Path):
-    tensors: dict[str, torch.Tensor] = {}
-    for shard in sorted(published.glob("*.safetensors")):
-        tensors |= load_file(shard)
-    (tmp_path / "config.json").write_text((published / "config.json").read_text())
+    tensors = {name: tensor for shard in published.glob("*.safetensors") for name, tensor in load_file(shard).items()}
+    shutil.copy(published / "config.json", tmp_path)
     torch.save(tensors, tmp_path / "pytorch_model.bin")
     model = qwen_v1.load_model(tmp_path, torch.bfloat16, CPU)
     assert torch.equal(model.lm_head.weight, tensors["lm_head.weight"])
     torch.save({"bad": Path()}, tmp_path / "pytorch_model.bin")
-    with pytest.raises(ValueError, match="pytorch_model.bin: refused, it holds more than tensors"):
+    with pytest.raises(ValueError, match="pytorch_model.bin: cannot be read as weights .it holds more than tensors"):
         qwen_v1.load_model(tmp_path, torch.bfloat16, CPU)
     save_file(tensors, tmp_path / "model.safetensors")  # is preferred as soon as it is there
     qwen_v1.load_model(tmp_path, torch.bfloat16, CPU)
