@@ -28,6 +28,8 @@ from cmpta_lib.data.corpus import MODALITIES, Corpus, Inputs, Modality, Sample, 
 from cmpta_lib.fast.cmpta import BatchedAdapter
 from cmpta_lib.fast.prompted import PromptBatch, PromptedLM
 from cmpta_lib.llm.generation import LoraWeights, adapted, generate
+from cmpta_lib.method.llm import FrozenLLM
+from cmpta_lib.method.prompted import MakeTokens, PlainAnswer, PlainLM
 from cmpta_lib.paper import HYPERPARAMETERS
 from cmpta_lib.registry import register
 
@@ -231,6 +233,10 @@ class MllmMac(PromptedLM):
             batch = replace(batch, text_ids=[readings[choice].text_ids[clip] for clip, choice in enumerate(surest)])
         return super().predict(batch)
 
+    def plain(self, llm: FrozenLLM, make_tokens: MakeTokens | None) -> PlainMac:
+        """This method as `PlainLM` reads clips, with its own LLM and adapter."""
+        return PlainMac(llm, self, make_tokens)
+
     def _each(self, batch: PromptBatch) -> list[PromptBatch]:
         """A batch once per reading, as if it had one."""
         further = batch.readings if isinstance(batch, MacBatch) else ()
@@ -313,6 +319,38 @@ class MllmMac(PromptedLM):
                 digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
             self._cache = versions, StatementCache(digest.hexdigest()[:32], self._folder)
         return self._cache[1]
+
+
+class PlainMac(PlainLM):
+    """MLLM-MAC, one clip at a time: what is told of it stands before its words, and of several readings the surest counts."""
+
+    def __init__(self, llm: FrozenLLM, method: MllmMac, make_tokens: MakeTokens | None) -> None:
+        super().__init__(llm, method.settings, method.task, make_tokens)
+        self.method, self.gap = method, method.describer.wording.gap if method.describer else ""
+
+    def readings(self, sample: Sample) -> list[Sample]:
+        """The clip as it is seen, once per reading; `inputs` lays out what each is told."""
+        said = self.method.knowledge([sample])[0]
+        told = [self.gap.join(said)] if self.method.settings.integration == "concat" else ["", *said]
+        return [replace(self.method._limited(sample), extra={"told": words}) for words in told]
+
+    def text_ids(self, sample: Sample) -> list[int]:
+        """What is told and the clip's words, of which alone too long ones are cut."""
+        told = sample.extra.get("told", "")
+        limit = self.settings.prompt.max_text_tokens + len(self.llm.token_ids(told))
+        return self.llm.token_ids(told + (self.gap if told else "") + sample.text)[:limit]
+
+    def _made(self, sample: Sample) -> tuple[Tensor, dict[str, Tensor]]:
+        """From the clip's own words, whatever is told."""
+        return super()._made(bare(self.method._limited(sample)))
+
+    def loss(self, sample: Sample) -> Tensor:
+        """Eq 9 over all readings."""
+        return torch.stack([super(PlainMac, self).loss(reading) for reading in self.readings(sample)]).sum()
+
+    def answer(self, sample: Sample) -> PlainAnswer:
+        found = [super(PlainMac, self).answer(reading) for reading in self.readings(sample)]
+        return max(found, key=lambda answer: max(answer.probabilities.values()))
 
 
 def complete(config: RunConfig, corpus: Corpus, cache: Path, changes: Mapping[str, Any]) -> RunConfig:
