@@ -173,13 +173,11 @@ def test_more_courses_than_features_are_steady(corpora):
 
 def test_statements_are_found_again_by_another_process(tmp_path):
     first = StatementCache("abc", tmp_path / "deep")
-    assert first.get("1") is None
+    assert "1" not in first
     first.add({"1": ["你好", "a\nb"], "2": []})
     first.add({"1": ["later"]})
-    again = StatementCache("abc", tmp_path / "deep")
-    assert again.get("1") == ["你好", "a\nb"] and again.get("2") == [] and again.get("3") is None
-    assert StatementCache("abd", tmp_path / "deep").get("1") is None
-    assert StatementCache("abc", None).get("1") is None
+    assert StatementCache("abc", tmp_path / "deep") == {"1": ["你好", "a\nb"], "2": []}
+    assert StatementCache("abd", tmp_path / "deep") == StatementCache("abc", None) == {}
 
 
 def test_a_damaged_line_is_not_believed_and_the_others_are(tmp_path):

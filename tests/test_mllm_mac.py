@@ -10,6 +10,7 @@ import torch
 from test_knowledge import relabelled
 from test_model import clips
 
+import cmpta_lib
 from cmpta_lib import registry
 from cmpta_lib.beyond.mllm_mac import MllmMac, MllmMacConfig
 from cmpta_lib.config import (
@@ -22,7 +23,9 @@ from cmpta_lib.config import (
 )
 from cmpta_lib.data.corpus import Inputs
 from cmpta_lib.fast.prompted import PromptedLM
+from cmpta_lib.llm.generation import generate
 from cmpta_lib.runs import loop
+from cmpta_lib.runs.load import TrainedRun
 
 WORLDS = ("embedded-sims", "embedded-meld")
 SMALL = MllmMacConfig(
@@ -173,8 +176,8 @@ def test_perception_teaches_the_statement(tools, corpora):
 
 
 KINDS = [
-    {"knowledge": "features"},
-    {"knowledge": "cue"},
+    {"knowledge": "features", "prompt.max_text_tokens": 4, "decoding": "free"},
+    {"knowledge": "cue", "modalities": "TV"},
     {"knowledge": "generated"},
     {"knowledge": "generated", "shuffled": True},
     {"knowledge": "generated", "integration": "max_conf"},
@@ -183,22 +186,24 @@ KINDS = [
 
 
 @pytest.mark.parametrize(("changes", "world"), [*zip(KINDS, 3 * WORLDS, strict=True)], ids=str)
-def test_a_clip_is_answered_the_same_alone_and_in_any_batch(world, changes, tools, corpora):
-    corpus = corpora[world]
+def test_it_answers_and_learns_as_its_plain_form_does_clip_by_clip(world, changes, tools, corpora):
+    corpus, samples = corpora[world], clips(corpora[world])
     method = stirred(stirred(built(tools, corpus, **changes), "lora"), "speech")
-    whole = answers(method, clips(corpus))
-    for place, sample in enumerate(clips(corpus)):
-        method._cache = None  # it must say everything again
-        replies, probabilities = answers(method, [sample])
-        assert replies == whole[0][place : place + 1]
-        np.testing.assert_allclose(probabilities[0], whole[1][place], atol=1e-5)
+    plain = cmpta_lib.plain(TrainedRun(None, Inputs.of(corpus), method))  # type: ignore[arg-type]  # asked for its name only
+    found = method.predict(method.collate(samples))
+    for place, sample in enumerate(samples):
+        method.module.said = None  # it must say everything again
+        said = plain.answer(sample)
+        assert said.reply == found.replies[place]
+        np.testing.assert_allclose([*said.probabilities.values()], found.probabilities[place], rtol=0, atol=1e-5)
+        torch.testing.assert_close(plain.loss(sample), method.loss(method.collate([sample])).total, rtol=1e-5, atol=1e-4)
 
 
 def test_knowledge_stands_before_the_words_and_the_adapter_reads_the_words_alone(tools, corpora):
     corpus, samples = corpora["embedded-meld"], clips(corpora["embedded-meld"])
     plain, told = built(tools, corpus), built(tools, corpus, knowledge="cue")
     batch = told.collate(samples)
-    for ids, sample in zip(batch.text_ids, samples, strict=True):
+    for ids, sample in zip(*batch.readings, samples, strict=True):
         cue = told.describer.cue(sample, told.given)
         assert told.llm.tokenizer.decode(ids) == cue + " " * bool(cue) + sample.text
     assert torch.equal(told.pseudo_tokens(batch)[0], plain.pseudo_tokens(plain.collate(samples))[0])
@@ -209,7 +214,7 @@ def test_a_statement_never_cuts_the_words(tools, corpora):
     corpus = corpora["embedded-meld"]
     method = built(tools, corpus, knowledge="features", **{"prompt.max_text_tokens": 3})
     sample = clips(corpus)[0]
-    (ids,), (said,) = method.collate([sample]).text_ids, method.knowledge([sample])[0]
+    ((ids,),), (said,) = method.collate([sample]).readings, method.knowledge([sample])[0]
     assert len(ids) == len(method.llm.token_ids(said)) + 3 and method.collate([sample]).issues == {"texts_cut": 1}
 
 
@@ -233,10 +238,11 @@ def test_what_the_model_says_is_said_once_and_kept(tools, corpora, tmp_path):
     first = method.knowledge(samples)
     (path,) = tmp_path.iterdir()
     assert all(0 < len(set(said)) == len(said) <= 2 for said in first) and any(len(said) == 2 for said in first)
-    greedy = method._said(PromptedLM.collate(method, samples))
+    asked = method._as_it_describes()
+    greedy = generate(asked.llm, asked.prompt_embeddings(PromptedLM.collate(method, samples)), 6)
     assert [said[0] for said in first if said] == [line for line in greedy if line]
     other = stirred(built(kept, corpus, knowledge="generated"), "speech")
-    other._said = None  # it would fail if it had to say anything
+    other._describe = None  # it would fail if it had to say anything
     assert other.knowledge(samples) == first
     content = path.read_bytes()
     assert stirred(other, "maker") and built(kept, corpus, knowledge="generated").knowledge(samples) != first
