@@ -49,7 +49,7 @@ def qwen(tmp_path_factory) -> Path:
 
 
 def opened(folder: Path, system: str = "You are a helpful assistant.") -> omni.OmniLLM:
-    return omni.load(LLMConfig(name=str(folder)), [], torch.device("cpu"), system, frame_tokens=8)
+    return omni.load(LLMConfig(name=str(folder)), torch.device("cpu"), system, frame_tokens=8)
 
 
 @pytest.fixture(scope="session")
@@ -146,15 +146,6 @@ def test_sound_takes_as_many_positions_as_the_model_makes_of_it(model, samples):
     assert int((inputs["input_ids"] == model.model.config.audio_token_id).sum()) == len(made)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_sound_takes_as_many_positions_as_transformers_own_processor_gives_it(name):
-    from importlib import import_module
-
-    theirs = import_module(f"transformers.models.{name}.processing_{name}")._get_feat_extract_output_lengths
-    for frames in range(10, 3_001):
-        assert omni.FAMILIES[name].audio_tokens(frames) == int(theirs(torch.tensor(frames)))
-
-
 def test_the_message_is_the_familys_with_the_system_asked_for_and_control_tokens_in_words_are_words(qwen):
     def shown(system: str, text: str = "I am so glad") -> str:
         made = opened(qwen, system)
@@ -168,12 +159,9 @@ def test_the_message_is_the_familys_with_the_system_asked_for_and_control_tokens
     assert made.model.config.video_token_id not in ids
 
 
-def test_too_long_a_prompt_and_an_empty_answer_are_refused(qwen):
-    made = opened(qwen)
+def test_too_long_a_prompt_is_refused(qwen):
     with pytest.raises(ValueError, match=r"clip 'clip': \d+ positions with the prompt, and the model reads 4096"):
-        made.score(clip_of("text", "no " * 5000), PROMPT, CHOICES)
-    with pytest.raises(ValueError, match="at least one token, but '' came"):
-        made.score(clip_of("text"), PROMPT, ["joy", ""])
+        opened(qwen).score(clip_of("text", "no " * 5000), PROMPT, CHOICES)
 
 
 # Loading --------------------------------------------------------------------------------------------------------------

@@ -56,9 +56,9 @@ def test_what_is_missing_is_said_once_with_what_to_do(folder, monkeypatch):
     with pytest.raises(FileNotFoundError, match=r"no recording of 2 of 3 clips; the first is 'b', expected b.mp4 or .mkv"):
         media.find("talks", ["a", "b", "c"])
     monkeypatch.setenv(MEDIA, "media")
-    assert "CMPTA_MEDIA is media, expected the whole path" in media.missing("talks")
+    assert "CMPTA_MEDIA is media, expected a whole path" in media.missing("talks")
     monkeypatch.setenv(MEDIA, str(folder.parent))
-    assert "there is no folder" in media.missing("films") and media.missing("talks") == ""
+    assert "there is no such folder" in media.missing("films") and media.missing("talks") == ""
     monkeypatch.delenv(MEDIA)
     with pytest.raises(FileNotFoundError, match="set CMPTA_MEDIA to the folder that holds talks/<clip id>.mp4"):
         media.find("talks", ["a"])

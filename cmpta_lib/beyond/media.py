@@ -10,11 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 
@@ -47,10 +48,9 @@ def missing(corpus: str) -> str:
     named, needed = os.environ.get(MEDIA, ""), f"the recordings of '{corpus}' are needed:"
     if not named:
         return f"{needed} set {MEDIA} to the folder that holds {corpus}/<clip id>.mp4"
-    if not Path(named).is_absolute():  # runs are made by processes that may start elsewhere
-        return f"{needed} {MEDIA} is {named}, expected the whole path, from the root"
-    if not (folder := Path(named) / corpus).is_dir():
-        return f"{needed} {MEDIA} is {named}, and there is no folder {folder}"
+    folder = Path(named) / corpus
+    if not (folder.is_absolute() and folder.is_dir()):  # runs are made by processes that may start elsewhere
+        return f"{needed} {MEDIA} is {named}, expected a whole path, from the root, and there is no such folder {folder}"
     return "" if find_spec("av") else "PyAV, which reads recordings, is not installed: pip install av"
 
 
@@ -63,22 +63,18 @@ def find(corpus: str, ids: Iterable[str]) -> dict[str, Path]:
     if reason := missing(corpus):
         raise FileNotFoundError(reason)
     folder = (Path(os.environ[MEDIA]) / corpus).resolve()
-    found = {name: _recording(folder, name) for name in ids}
+    found: dict[str, Path | None] = {}
+    for name in ids:
+        stems = (name, name.replace(_SEPARATOR, "/"))
+        places = (Path(os.path.normpath(folder / f"{stem}{suffix}")) for stem in stems for suffix in SUFFIXES)
+        # An id such as "../x" leads out of the folder.
+        found[name] = next((path for path in places if path.is_relative_to(folder) and path.is_file()), None)
     if absent := [name for name, path in found.items() if path is None]:
         raise FileNotFoundError(
             f"{folder}: no recording of {len(absent)} of {len(found)} clips; the first is {absent[0]!r}, expected "
             f"{absent[0]}{' or '.join(SUFFIXES)}; put it there"
         )
     return {name: path for name, path in found.items() if path}
-
-
-def _recording(folder: Path, name: str) -> Path | None:
-    for stem in dict.fromkeys((name, name.replace(_SEPARATOR, "/"))):
-        for suffix in SUFFIXES:
-            path = Path(os.path.normpath(folder / f"{stem}{suffix}"))
-            if path.is_relative_to(folder) and path.is_file():  # an id such as "../x" leads out of it
-                return path
-    return None
 
 
 def fingerprint(recordings: Mapping[str, Path], record: Path) -> str:
@@ -115,6 +111,15 @@ def read(
     return Clip(name, text, wave, frames, frames_per_second, long_wave or long_video)
 
 
+def _decoded(path: Path, kind: Literal["audio", "video"]) -> Iterator[Any]:
+    """PyAV's frames of the first track of this kind; none where there is none."""
+    import av
+
+    with av.open(str(path)) as container:
+        if getattr(container.streams, kind):
+            yield from container.decode(**{kind: 0})
+
+
 def _audio(path: Path, max_seconds: float) -> tuple[np.ndarray | None, bool]:
     """(N,) float32 at 16 kHz, and whether the recording went on.
 
@@ -122,18 +127,12 @@ def _audio(path: Path, max_seconds: float) -> tuple[np.ndarray | None, bool]:
     """
     import av
 
-    most, parts, count = round(max_seconds * RATE_HZ), [np.zeros(0, np.float32)], 0
-    with av.open(str(path)) as container:
-        if not container.streams.audio:
-            return None, False
-        resampler = av.AudioResampler(format="fltp", rate=RATE_HZ)
-        for frame in chain(container.decode(audio=0), [None]):  # None: what the resampler holds back
-            made = [out.to_ndarray().mean(0) for out in resampler.resample(frame)]
-            parts += made
-            count += sum(part.size for part in made)
-            if count > most:
-                break
-    wave = np.concatenate(parts)
+    most, wave = round(max_seconds * RATE_HZ), np.zeros(0, np.float32)
+    resampler = av.AudioResampler(format="fltp", rate=RATE_HZ)
+    for frame in chain(_decoded(path, "audio"), [None]):  # None: what the resampler holds back
+        wave = np.concatenate([wave, *(made.to_ndarray().mean(0) for made in resampler.resample(frame))])
+        if wave.size > most:
+            break
     if wave.size < SHORTEST_S * RATE_HZ:
         return None, False
     return np.clip(wave[:most], -1, 1).astype(np.float32), wave.size > most
@@ -144,17 +143,13 @@ def _frames(path: Path, frames_per_second: float, max_seconds: float) -> tuple[n
 
     The frame at each multiple of the step is taken, so that a clip gives the same frames wherever it is cut.
     """
-    import av
-
-    start, goes_on = None, False
-    taken: list[np.ndarray] = []
-    with av.open(str(path)) as container:
-        for frame in container.decode(video=0) if container.streams.video else ():
-            time = frame.time or 0.0
-            start = time if start is None else start
-            if goes_on := time - start >= max_seconds:
-                break
-            # As often as its time calls for it: a recording with fewer frames shows each more than once.
-            missing = int((time - start + 1e-6) * frames_per_second) + 1 - len(taken)
-            taken += [frame.to_ndarray(format="rgb24")] * missing if missing > 0 else []
+    start, taken, goes_on = None, list[np.ndarray](), False
+    for frame in _decoded(path, "video"):
+        start = (frame.time or 0.0) if start is None else start
+        seconds = (frame.time or 0.0) - start
+        if goes_on := seconds >= max_seconds:
+            break
+        # As often as its time calls for it: a recording with fewer frames shows each more than once.
+        missing = int((seconds + 1e-6) * frames_per_second) + 1 - len(taken)
+        taken += [frame.to_ndarray(format="rgb24")] * missing if missing > 0 else []
     return (np.stack(taken) if taken else None), goes_on

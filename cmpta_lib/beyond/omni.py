@@ -18,12 +18,12 @@ from cmpta_lib.beyond import media, omni_model
 from cmpta_lib.beyond.omni_model import TEXT
 from cmpta_lib.config import AtLeastOne, LLMConfig, MethodConfig, Positive, RunConfig, override
 from cmpta_lib.data.corpus import Corpus, Inputs, Sample, Task
-from cmpta_lib.files import runs_folder
 from cmpta_lib.llm import files as llm_files
 from cmpta_lib.method.prompted import Layout, answer_text, legal_answers
 from cmpta_lib.registry import register
 
 ANSWERED = ("valid", "test")  # the splits that a run answers, whose recordings decide its result
+
 
 class OmniConfig(MethodConfig):
     """An omni model that hears and sees the recording of a clip itself; nothing is trained (zero-shot)."""
@@ -48,7 +48,6 @@ class OmniConfig(MethodConfig):
         return self.modalities != "text"
 
 
-
 @dataclass(frozen=True)
 class OmniBatch(Batch):
     """Recordings are read when they are shown, one at a time. `labels`: answers as `answer_text` has them, for `loss`."""
@@ -65,17 +64,14 @@ class Question:
     written: tuple[str, ...]
 
     def parse(self, reply: str) -> int | None:
-        """The place of the legal answer that a reply is, capitals, quotes, brackets and a last full stop aside; or None."""
+        """The place of the legal answer that a reply is; or None. Capitals, quotes, a last full stop, an "emotion: " before
+        the label and brackets around it make no difference."""
         bare = reply.casefold().split("\n")[0].strip(" .'\"*")
-        found = [place for place, answer in enumerate(self.written) if bare in _forms(answer)]
-        return found[0] if len(found) == 1 else None
-
-
-def _forms(answer: str) -> set[str]:
-    """An answer with and without its "emotion: ", and with brackets around the label."""
-    subject, _, label = answer.casefold().rpartition(": ")
-    bare = {label, f"[{label}]"}
-    return bare | {f"{subject}: {one}" for one in bare} if subject else bare
+        for place, answer in enumerate(self.written):
+            subject, colon, label = answer.casefold().rpartition(": ")
+            if bare.removeprefix(subject + colon) in (label, f"[{label}]"):
+                return place
+        return None
 
 
 def question(settings: OmniConfig, task: Task, has_audio: bool, has_vision: bool) -> Question:
@@ -109,10 +105,8 @@ class Omni(Method):
     def __init__(self, config: RunConfig, inputs: Inputs, resources: Resources) -> None:
         assert isinstance(config.method, OmniConfig)
         self.settings, self.task, self.corpus = config.method, inputs.task, config.data.name
-        caches = [folder / "cache" / "llm" for folder in (runs_folder(), runs_folder() / "smoke")]
-        settings = self.settings
-        self.llm = omni_model.load(settings.model, caches, resources.device, settings.system, settings.frame_tokens)
-        self.module = nn.Module()
+        settings, self.module = self.settings, nn.Module()
+        self.llm = omni_model.load(settings.model, resources.device, settings.system, settings.frame_tokens)
         self.answers = legal_answers(self.task, settings.answer_decimals)
         self.has_audio, self.has_vision = (settings.modalities in ("all", f"text_{one}") for one in ("audio", "vision"))
 
@@ -120,45 +114,40 @@ class Omni(Method):
         labels = [s.label if s.label is None else answer_text(self.task, s.label, self.settings.answer_decimals) for s in samples]
         return OmniBatch(tuple(s.id for s in samples), {}, tuple(s.text for s in samples), tuple(labels))
 
-    def clips(self, batch: OmniBatch) -> list[media.Clip]:
-        """What the model is shown; raises as `media.find` and `media.read`."""
-        named, settings = list(zip(batch.ids, batch.texts, strict=True)), self.settings
-        if not settings.needs_media:
-            return [media.Clip(name, text) for name, text in named]
-        found, limits = media.find(self.corpus, batch.ids), (settings.frames_per_second, settings.max_seconds)
-        return [media.read(found[name], name, text, self.has_audio, self.has_vision, *limits) for name, text in named]
+    def shown(self, batch: OmniBatch) -> list[tuple[media.Clip, Question]]:
+        """What the model is shown and asked; raises as `media.find` and `media.read`."""
+        settings, clips = self.settings, [media.Clip(*named) for named in zip(batch.ids, batch.texts, strict=True)]
+        if settings.needs_media:
+            found, limits = media.find(self.corpus, batch.ids), (settings.frames_per_second, settings.max_seconds)
+            read = (self.has_audio, self.has_vision, *limits)
+            clips = [media.read(found[clip.id], clip.id, clip.text, *read) for clip in clips]
+        return [(c, question(settings, self.task, c.audio is not None, c.frames is not None)) for c in clips]
 
-    def ask(self, clip: media.Clip) -> Question:
-        return question(self.settings, self.task, clip.audio is not None, clip.frames is not None)
-
-    def scores(self, clips: Sequence[media.Clip]) -> np.ndarray:
+    def scores(self, shown: Sequence[tuple[media.Clip, Question]]) -> np.ndarray:
         """(B, answers) log-probabilities of every legal answer, normalised among them."""
-        asked = [(clip, self.ask(clip)) for clip in clips]
-        found = [self.llm.score(clip, one.prompt, one.written) for clip, one in asked]
-        return np.array(found, np.float64).reshape(len(clips), len(self.answers))
+        found = [self.llm.score(clip, asked.prompt, asked.written) for clip, asked in shown]
+        return np.array(found, np.float64).reshape(len(shown), len(self.answers))
 
     def loss(self, batch: OmniBatch) -> Loss:  # type: ignore[override]  # what our own `collate` made
         """What the answers cost, without a gradient."""
         if None in batch.labels:
             raise ValueError("a clip has no label: only labelled clips have a loss")
         places = [[*self.answers].index(str(label)) for label in batch.labels]
-        scores = self.scores(self.clips(batch))
+        scores = self.scores(self.shown(batch))
         return Loss(torch.tensor(-scores[np.arange(len(places)), places].sum()), len(places))
 
     def predict(self, batch: OmniBatch) -> Predictions:  # type: ignore[override]
         """The likeliest legal answer; or with free decoding what the model writes, None where that is no legal answer."""
-        clips, order = self.clips(batch), [*self.answers]
-        issues = Counter({"recordings_cut": sum(clip.was_cut for clip in clips)})
-        issues["without_sound"] = sum(clip.audio is None for clip in clips) if self.has_audio else 0
-        issues["without_picture"] = sum(clip.frames is None for clip in clips) if self.has_vision else 0
-        chances, places = None, []
+        shown, order, chances = self.shown(batch), [*self.answers], None
+        issues = Counter({"recordings_cut": sum(clip.was_cut for clip, _ in shown)})
+        issues["without_sound"] = sum(clip.audio is None for clip, _ in shown) if self.has_audio else 0
+        issues["without_picture"] = sum(clip.frames is None for clip, _ in shown) if self.has_vision else 0
         if self.settings.decoding == "score":
-            scores = self.scores(clips)
+            scores = self.scores(shown)
             places, chances = scores.argmax(1).tolist(), np.exp(scores)
         else:
-            asked = [(clip, self.ask(clip)) for clip in clips]
-            most = self.settings.max_new_tokens
-            places = [one.parse(self.llm.generate(clip, one.prompt, most)) for clip, one in asked]
+            said = [self.llm.generate(clip, asked.prompt, self.settings.max_new_tokens) for clip, asked in shown]
+            places = [asked.parse(reply) for (_, asked), reply in zip(shown, said, strict=True)]
             issues["unparsable_replies"] = places.count(None)
         replies = [None if place is None else order[place] for place in places]
         values = np.array([np.nan if reply is None else self.answers[reply] for reply in replies], np.float64)
@@ -175,19 +164,19 @@ def complete(config: RunConfig, corpus: Corpus, cache: Path, changes: Mapping[st
         OSError, ValueError: as `omni_model.check`.
     """
     assert isinstance(config.method, OmniConfig)
-    name, dtype = config.method.model.name, config.method.model.dtype
-    if config.method.needs_media and corpus.generated:
+    settings, dtype = config.method, config.method.model.dtype
+    if settings.needs_media and corpus.generated:
         raise FileNotFoundError(
             f"corpus '{corpus.name}' is generated: it holds features, and an omni model reads recordings; use real clips"
         )
-    if config.method.needs_media and (reason := media.missing(corpus.name)):
+    if settings.needs_media and (reason := media.missing(corpus.name)):
         raise FileNotFoundError(reason)
-    omni_model.check(llm_files.locate(name))
+    omni_model.check(llm_files.locate(settings.model.name))
     if "method.model.dtype" not in changes:
         dtype = "bfloat16" if torch.cuda.is_available() else "float32"
-    model = llm_files.resolve(name, dtype, cache / "llm")
-    found: dict[str, Any] = {f"method.model.{name}": value for name, value in model.model_dump().items()}
-    if config.method.needs_media:
+    model = llm_files.resolve(settings.model.name, dtype, cache / "llm").model_dump()
+    found: dict[str, Any] = {f"method.model.{field}": value for field, value in model.items()}
+    if settings.needs_media:
         recordings = media.find(corpus.name, [name for split in ANSWERED for name in corpus.splits[split].table["id"]])
         found["method.media"] = media.fingerprint(recordings, cache / "media" / f"{corpus.fingerprint[:16]}.json")
     return override(config, found)
