@@ -85,10 +85,10 @@ def test_the_words_are_read_from_the_encoders_table_scaled_by_the_training_split
 @pytest.mark.parametrize("kind", ["frozen", "trained"])
 def test_only_a_copy_of_the_table_is_ever_trained(kind: str, tools, corpora):
     method = built(tools, corpora["embedded-sims"], {"method.text_table": kind})
-    before = method.frozen_table.clone()
+    before = method.table.detach().clone()
     stepped(method, "training", corpora["embedded-sims"].splits["train"])
     assert torch.equal(method.encoder.model.get_input_embeddings().weight, before)
-    assert torch.equal(method._table(), before) == (kind == "frozen")
+    assert torch.equal(method.table, before) == (kind == "frozen")
 
 
 # --- clips --------------------------------------------------------------------------------------------------------------
@@ -141,7 +141,7 @@ def test_a_modality_that_is_matched_alone_has_not_seen_the_others_and_words_are_
         method = built(tools, corpus, {"method.contrastive_view": view})
         given = [method.inputs_of(found, found.text_ids) for found in map(method.clips, map(method.collate, (samples, other)))]
         with torch.no_grad():
-            audio = [getattr(method.body, view)(one)["audio"][0] for one in given]
+            audio = [getattr(method.net.body, view)(one)["audio"][0] for one in given]
         assert torch.equal(*audio) == is_same
         first, second = (pretraining_loss(method, some) for some in (samples, other))
         assert first["contrastive"] != second["contrastive"] and first["mlm"] != second["mlm"]
@@ -160,7 +160,7 @@ def test_clips_that_lack_a_modality_are_left_out_of_its_pairs(tools, corpora):
 def test_a_pretrained_body_learns_at_its_own_pace_and_a_new_one_like_the_classifier(tools, corpora):
     def rates(changes) -> set[float]:
         method = built(tools, corpora["embedded-sims"], {"method.body_rate": 0.2, **changes})
-        body = {id(parameter) for parameter in method.body.parameters()}
+        body = {id(parameter) for parameter in method.net.body.parameters()}
         return {group.rate for group in method.groups(CONFIG.training) for p in group.parameters if id(p) in body}
 
     assert rates({}) == {0.2} and rates({"method.pretraining": "none"}) == {1.0}

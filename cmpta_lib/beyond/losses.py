@@ -60,38 +60,6 @@ def mask_tokens(ids: Tensor, maskable: Tensor, mask_id: int, vocabulary: int, sh
     return read, torch.where(chosen, ids, IGNORED)
 
 
-def masked_language_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """(B, L, V), (B, L) -> () mean cross-entropy of the tokens to predict; 0 where there are none."""
-    total = F.cross_entropy(logits.flatten(0, -2), targets.flatten(), ignore_index=IGNORED, reduction="sum")
-    return total / (targets != IGNORED).sum().clamp(min=1)
-
-
-def info_nce(one: Tensor, other: Tensor, scale: Tensor | float, both: Tensor | None = None) -> Tensor:
-    """Symmetric InfoNCE, as in CLIP: each clip's vector finds its own partner among those of the batch, both ways.
-
-    Args:
-        one, other: (B, D), row i of both from clip i.
-        scale: 1 / temperature.
-        both: (B,) bool, clips that have both vectors; the others are neither asked nor offered. None = all.
-    Returns:
-        () mean over clips and both directions; 0 where no clip has both.
-    """
-    similarities = scale * one @ other.T
-    if both is None:
-        both = torch.ones(len(one), dtype=torch.bool, device=one.device)
-    similarities = similarities.masked_fill(~(both[:, None] & both), torch.finfo(similarities.dtype).min)
-    partners = torch.arange(len(one), device=one.device)
-    losses = sum(F.cross_entropy(table, partners, reduction="none") for table in (similarities, similarities.T))
-    return (losses * both).sum() / (2 * both.sum().clamp(min=1))
-
-
-def contrastive_loss(vectors: Mapping[str, Tensor], present: Mapping[str, Tensor], scale: Tensor | float) -> Tensor:
-    """Modality -> vectors (B, D), and presence (B,) bool -> () mean of `info_nce` over the pairs that some clip has."""
-    pairs = [(one, other, present[one] & present[other]) for one, other in combinations(vectors, 2)]
-    losses = torch.stack([info_nce(vectors[one], vectors[other], scale, both) for one, other, both in pairs])
-    return losses.sum() / torch.stack([both.any() for *_, both in pairs]).sum().clamp(min=1)
-
-
 class MaskedLanguageHead(nn.Module):
     """Hidden states -> a logit per token of the vocabulary, by BERT's transform and the table that also embeds the tokens."""
 
@@ -105,22 +73,44 @@ class MaskedLanguageHead(nn.Module):
         return F.linear(self.transform(states), table, self.bias)
 
 
+def masked_language_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """(B, L, V), (B, L) -> () mean cross-entropy of the tokens to predict; 0 where there are none."""
+    total = F.cross_entropy(logits.flatten(0, -2), targets.flatten(), ignore_index=IGNORED, reduction="sum")
+    return total / (targets != IGNORED).sum().clamp(min=1)
+
+
+def info_nce(one: Tensor, other: Tensor, scale: Tensor | float, both: Tensor) -> Tensor:
+    """Symmetric InfoNCE, as in CLIP: each clip's vector finds its own partner among those of the batch, both ways.
+
+    Args:
+        one, other: (B, D), row i of both from clip i.
+        scale: 1 / temperature.
+        both: (B,) bool, clips that have both vectors; the others are neither asked nor offered.
+    Returns:
+        () mean over clips and both directions; 0 where no clip has both.
+    """
+    similarities = scale * one @ other.T
+    similarities = similarities.masked_fill(~(both[:, None] & both), torch.finfo(similarities.dtype).min)
+    partners = torch.arange(len(one), device=one.device)
+    losses = sum(F.cross_entropy(table, partners, reduction="none") for table in (similarities, similarities.T))
+    return (losses * both).sum() / (2 * both.sum().clamp(min=1))
+
+
 class ContrastiveHead(nn.Module):
-    """Clip vectors of each modality -> unit vectors of one space, and a learned temperature."""
+    """Clip vectors of each modality -> unit vectors of one space, which find their partners at a learned temperature."""
 
     def __init__(self, modalities: tuple[str, ...], dim: int, out: int, temperature: float) -> None:
         super().__init__()
         self.projections = nn.ModuleDict({name: nn.Linear(dim, out, bias=False) for name in modalities})
         self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
 
-    def scale(self) -> Tensor:
-        """() 1 / temperature, within 1 and 100."""
-        return self.log_scale.clamp(0, LARGEST_SCALE).exp()
-
     def forward(self, vectors: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> Tensor:
-        """Modality -> (B, dim), and (B,) bool -> () `contrastive_loss`."""
+        """Modality -> (B, dim), and (B,) bool -> () mean of `info_nce` over the pairs that some clip has."""
+        scale = self.log_scale.clamp(0, LARGEST_SCALE).exp()
         units = {name: F.normalize(self.projections[name](vector), dim=-1) for name, vector in vectors.items()}
-        return contrastive_loss(units, present, self.scale())
+        pairs = [(one, other, present[one] & present[other]) for one, other in combinations(units, 2)]
+        losses = torch.stack([info_nce(units[one], units[other], scale, both) for one, other, both in pairs])
+        return losses.sum() / torch.stack([both.any() for *_, both in pairs]).sum().clamp(min=1)
 
 
 def central_moment_discrepancy(first: Tensor, second: Tensor, orders: int, interval: float) -> Tensor:
