@@ -9,8 +9,8 @@ from torch import nn
 
 from cmpta_lib import registry
 from cmpta_lib.base import Resources
-from cmpta_lib.config import DataConfig, EvaluationConfig, RunConfig, TrainingConfig, override
-from cmpta_lib.data.corpus import Corpus, Inputs
+from cmpta_lib.config import DataConfig, EncoderConfig, EvaluationConfig, RunConfig, TrainingConfig, override
+from cmpta_lib.data.corpus import Corpus, Inputs, Task
 from cmpta_lib.llm.loading import TextEncoder
 from cmpta_lib.runs import loop
 
@@ -34,16 +34,9 @@ def fitted(config: RunConfig, corpus: Corpus, tools: Resources) -> Any:
     return method
 
 
-def weights(method: Any) -> dict[str, bytes]:
-    return {name: weight.numpy().tobytes() for name, weight in method.module.state_dict().items()}
-
-
 def published_size(method: str) -> Any:
     """The method beside bert-base-chinese on SIMS-V2's features, without memory."""
     from transformers import BertConfig, BertModel
-
-    from cmpta_lib.config import EncoderConfig
-    from cmpta_lib.data.corpus import Task
 
     with META:
         encoder = TextEncoder(BertModel(BertConfig(vocab_size=21128)), None, EncoderConfig())
