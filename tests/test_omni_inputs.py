@@ -38,15 +38,11 @@ def touch(folder: Path, *names: str) -> None:
         (folder / name).write_bytes(name.encode())
 
 
-def test_recordings_are_found_by_id_also_below_folders_and_with_sims_separator(folder):
-    touch(folder, "a.mp4", "a.wav", "dia0/utt1.mkv", "video_1/0002.avi", "x$_$1.wav")
+def test_recordings_are_found_by_id_also_below_folders_and_with_sims_separator_and_nowhere_else(folder):
+    touch(folder, "a.mp4", "a.wav", "dia0/utt1.mkv", "video_1/0002.avi", "x$_$1.wav", "../secret.wav")
     found = media.find("talks", ["a", "dia0/utt1", "video_1$_$0002", "x$_$1"])
     names = [path.relative_to(folder).as_posix() for path in found.values()]
     assert names == ["a.mp4", "dia0/utt1.mkv", "video_1/0002.avi", "x$_$1.wav"]
-
-
-def test_an_id_does_not_lead_out_of_the_folder(folder):
-    touch(folder.parent, "secret.wav")
     with pytest.raises(FileNotFoundError, match="no recording of 1 of 1 clips"):
         media.find("talks", ["../secret"])
 
@@ -59,16 +55,11 @@ def test_what_is_missing_is_said_once_with_what_to_do(folder, monkeypatch):
     assert "CMPTA_MEDIA is media, expected a whole path" in media.missing("talks")
     monkeypatch.setenv(MEDIA, str(folder.parent))
     assert "there is no such folder" in media.missing("films") and media.missing("talks") == ""
+    monkeypatch.setattr(media, "find_spec", lambda name: None)
+    with pytest.raises(FileNotFoundError, match="PyAV, which reads recordings, is not installed: pip install av"):
+        media.find("talks", ["a"])
     monkeypatch.delenv(MEDIA)
     with pytest.raises(FileNotFoundError, match="set CMPTA_MEDIA to the folder that holds talks/<clip id>.mp4"):
-        media.find("talks", ["a"])
-
-
-def test_without_pyav_one_sentence_says_what_to_install(folder, monkeypatch):
-    touch(folder, "a.mp4")
-    monkeypatch.setattr(media, "find_spec", lambda name: None)
-    assert media.missing("talks").endswith("is not installed: pip install av")
-    with pytest.raises(FileNotFoundError, match="pip install av"):
         media.find("talks", ["a"])
 
 
@@ -102,17 +93,13 @@ def test_sound_and_picture_come_back_at_the_right_rate_length_and_colour(av, tmp
         assert np.abs(frame.reshape(-1, 3).mean(0) - (50 * number, 60, 200)).max() < 6
 
 
-def test_a_recording_with_fewer_frames_than_asked_for_shows_each_as_long_as_it_stood(av, tmp_path):
-    path = write_recording(tmp_path / "clip.mkv", seconds=1.0)
-    clip = media.read(path, "clip", "words", audio=False, frames_per_second=20.0)
-    assert clip.audio is None and len(clip.frames) == 19  # ten frames, the last at 0.9 s
-
-
-def test_a_long_recording_is_cut_and_says_so(av, tmp_path):
+def test_a_recording_with_few_frames_shows_each_as_long_as_it_stood_and_a_long_one_is_cut(av, tmp_path):
     path = write_recording(tmp_path / "clip.avi", seconds=3.0)
     clip = media.read(path, "clip", "words", max_seconds=1.5)
     assert clip.was_cut and clip.audio.size == 24_000 and len(clip.frames) == 3
     assert not media.read(path, "clip", "words", max_seconds=4.0).was_cut
+    clip = media.read(path, "clip", "words", audio=False, frames_per_second=20.0)
+    assert clip.audio is None and len(clip.frames) == 59  # ten frames a second, the last at 2.9 s
 
 
 def test_only_what_is_asked_for_and_there_is_read(av, tmp_path):
@@ -127,16 +114,10 @@ def test_only_what_is_asked_for_and_there_is_read(av, tmp_path):
     assert media.read(short, "a", "").audio is None, "too short for an audio encoder"
 
 
-@pytest.mark.parametrize("content", [b"", b"this is no film" * 100])
-def test_a_file_that_cannot_be_decoded_is_named_with_its_clip(av, tmp_path, content):
-    (tmp_path / "bad.mp4").write_bytes(content)
+def test_a_file_that_cannot_be_decoded_is_named_with_its_clip(av, tmp_path):
+    (tmp_path / "bad.mp4").write_bytes(b"this is no film" * 100)
     with pytest.raises(ValueError, match=r"bad.mp4: the recording of clip 'a' cannot be decoded \(.*\); replace the file"):
         media.read(tmp_path / "bad.mp4", "a", "words")
-
-
-def test_a_clip_has_no_place_for_a_label():
-    with pytest.raises(TypeError, match="label"):
-        media.Clip("a", "words", label=1)
 
 
 def test_the_question_names_what_is_shown_and_nothing_else():

@@ -197,6 +197,7 @@ def load(config: LLMConfig, device: torch.device, system: str = "", frame_tokens
         ValueError: its files are not those of the config's fingerprint, or do not make a model.
     """
     import transformers
+    from safetensors import SafetensorError
 
     folder = _folder(config)
     thinker = getattr(transformers, FAMILIES[check(folder)][0])
@@ -210,7 +211,7 @@ def load(config: LLMConfig, device: torch.device, system: str = "", frame_tokens
             omni = OmniLLM(model.to(device), folder, config, system, frame_tokens)
     except torch.OutOfMemoryError:
         raise
-    except (LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError, ValueError) as error:
+    except (LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError, ValueError, SafetensorError) as error:
         reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         raise ValueError(f"{folder}: the files do not make an omni model ({reason}); fetch them again") from error
     if missing := sorted(loading["missing_keys"]):
