@@ -152,7 +152,7 @@ def test_the_head_is_trained_where_a_class_is_called_neutral(labels, tools, corp
     assert list(loss.parts) == (["answer", "non_neutral"] if "neutral" in labels[0].lower() else ["answer"])
     loss.total.backward()
     assert math.isfinite(loss.total.item()) and all(torch.isfinite(p.grad).all() for p in method.module.parameters())
-    assert built("mgsi", corpora[MELD], tools, task, neutral_label=labels[1]).neutral_class == 1
+    assert built("mgsi", corpora[MELD], tools, task, neutral_label=labels[1]).neutral_classes == [1]
 
 
 # --- both, in all variants ----------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cmpta_lib.beyond.losses import central_moment_discrepancy, diversity
-from cmpta_lib.beyond.mgsi import Convolution, Granularities, MgsiConfig
+from cmpta_lib.beyond.mgsi import Branch, Granularities, MgsiConfig
 from cmpta_lib.beyond.prototypes import Attention, PrototypesConfig, PrototypeTokens
 from cmpta_lib.data.corpus import Inputs, Task
 from cmpta_lib.paper import MELD_LABELS
@@ -93,7 +93,8 @@ def test_the_share_of_trained_weights_is_about_the_printed_one():
 @pytest.mark.parametrize(("kernel", "dilation"), [(3, 1), (3, 2), (5, 3)])
 def test_a_convolution_is_a_sum_over_neighbours_that_are_there(kernel, dilation):
     torch.manual_seed(0)
-    part, frames, lengths = Convolution(4, kernel, dilation), torch.randn(2, 9, 4), [9, 5]
+    config = MgsiConfig(dim=4, kernel=kernel, attention_heads=2)
+    part, frames, lengths = Branch(config, dilation), torch.randn(2, 9, 4), [9, 5]
     real = torch.arange(9) < torch.tensor(lengths)[:, None]
     found, weight = part(frames, real), part.convolution.weight
     for clip, length in enumerate(lengths):
