@@ -27,14 +27,10 @@ CUE_BYTES = 96  # for the words that a generator has for face and voice
 
 
 class StatementCache(dict[str, list[str]]):
-    """Statements by the hex digest of a clip's content, on disk where a folder is given.
+    """Statements by the hex digest of a clip's content, in memory and, where a folder is given, in a file there.
 
-    A line of text per clip, with a checksum: processes append without waiting for each other, and a line that was cut by a
-    kill, or changed, is not believed; its clip is described anew.
-
-    Args:
-        identity: hex digest of all that decides what is said: the models, the prompt, how answers are drawn.
-        folder: where the file named by it lies, or None: kept in memory only.
+    The file is named by `identity`, a digest of all that decides what is said. It has a line per clip, with a checksum:
+    processes append without waiting for each other, and a line that a kill cut, or that changed, is not believed.
     """
 
     def __init__(self, identity: str, folder: Path | None) -> None:
@@ -106,15 +102,8 @@ class Describer(nn.Module):
 
     A modality's facts: energy, the root mean square of its z-scored frames; movement, their mean absolute change from
     frame to frame; each a third of the training clips; and the course of its main variations, the projections on the
-    training frames' first principal components: steady, peak first or trough first.
-
-    Args:
-        widths: F of each modality.
-        language, wording: of the statements; a key of `WORDINGS`.
-        facts: those that are told, of "energy", "movement" and "course".
-        courses: main variations whose course is told.
-        steady_share: of training clips whose course counts as steady.
-        donors: training clips whose statements `of_another` draws from.
+    training frames' first principal components: steady, peak first or trough first. `language` and `wording` are a key of
+    `WORDINGS`; the further settings are those of `MllmMacConfig`.
     """
 
     def __init__(
@@ -160,13 +149,12 @@ class Describer(nn.Module):
         for donor in range(len(keys)):
             sample = train[donor * len(train) // len(keys)]
             keys[donor], facts[donor] = content_key(sample), self.facts(sample)
-            for number, words in enumerate(_cue_words(sample) or ()):
+            for number, words in enumerate(_cue_words(sample)):
                 cues[donor, number] = [*words.encode()[:CUE_BYTES].ljust(CUE_BYTES, b"\0")]
 
     def _scaled(self, modality: Modality, frames: np.ndarray) -> np.ndarray:
         """(T, F) -> (T, F) float64."""
-        scaled: np.ndarray = (frames.astype(np.float64) - self._get(f"{modality}_mean")) / self._get(f"{modality}_std")
-        return scaled
+        return (frames.astype(np.float64) - self._get(f"{modality}_mean")) / self._get(f"{modality}_std")
 
     def _measured(self, modality: Modality, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Energy, movement and each course's range, of T > 0 frames; and whether each course's peak comes first."""
@@ -206,7 +194,7 @@ class Describer(nn.Module):
         Raises:
             ValueError: nobody knows it.
         """
-        if (words := _cue_words(sample)) is None:
+        if not (words := _cue_words(sample)):
             raise ValueError(
                 f"clip '{sample.id}' has no known cues: knowledge='cue' needs a corpus whose generator left 'face' and "
                 f"'voice' in the tables, such as the embedded ones; use 'features' or 'generated'"
@@ -223,30 +211,30 @@ class Describer(nn.Module):
         start = own % len(keys)
         donor = next((place for place in np.roll(np.arange(len(keys)), -start) if keys[place] != own), start)
         if kind == "cue":
-            raw = self._get("donor_cues")[donor]
-            return self._directions([bytes(row).rstrip(b"\0").decode(errors="ignore") for row in raw], modalities)
+            words = [bytes(row).rstrip(b"\0").decode(errors="ignore") for row in self._get("donor_cues")[donor]]
+            return self._directions(words, modalities)
         return self.statement(self._get("donor_facts")[donor], modalities)
 
 
-def content_digest(sample: Sample) -> bytes:
-    """SHA-256 of what is said, heard and seen, without its name, speaker and label."""
+def content_digest(sample: Sample) -> str:
+    """Hex SHA-256 of what is said, heard and seen, without its name, speaker and label."""
     digest = hashlib.sha256(sample.text.encode())
     for modality in MODALITIES:
         frames = np.ascontiguousarray(getattr(sample, modality), np.float32)
         digest.update(repr(frames.shape).encode())
         digest.update(frames.data)
-    return digest.digest()
+    return digest.hexdigest()
 
 
 def content_key(sample: Sample) -> int:
     """The content as a number >= 0 that an int64 holds."""
-    return int.from_bytes(content_digest(sample)[:8], "little") >> 1
+    return int.from_bytes(bytes.fromhex(content_digest(sample)[:16]), "little") >> 1
 
 
-def _cue_words(sample: Sample) -> tuple[str, str] | None:
-    """What a generator calls voice and face, "" where nothing is shown; None where nobody knows."""
-    voice, face = sample.extra.get("voice"), sample.extra.get("face")
-    return (voice, face) if isinstance(voice, str) and isinstance(face, str) else None
+def _cue_words(sample: Sample) -> list[str]:
+    """What a generator calls voice and face, "" where nothing is shown; nothing where nobody knows."""
+    words = [word for word in map(sample.extra.get, ("voice", "face")) if isinstance(word, str)]
+    return words if len(words) == len(MODALITIES) else []
 
 
 def _principal(clips: Iterable[np.ndarray]) -> np.ndarray:

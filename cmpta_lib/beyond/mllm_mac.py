@@ -150,7 +150,7 @@ class MllmMac(PromptedLM):
     def token_maker(self, inputs: Inputs) -> BatchedAdapter | None:
         if self.settings.modalities == "T":
             return None
-        shared = {name: getattr(self.settings, name) for name in ("dim", "num_heads", "num_pseudo_tokens", "dropout")}
+        shared = self.settings.model_dump(include={"dim", "num_heads", "num_pseudo_tokens", "dropout"})
         audio, vision = inputs.widths["audio"], inputs.widths["vision"]
         return BatchedAdapter(CmptaConfig(**shared), audio, vision, self.llm.dim, self.llm.embedding_norm)
 
@@ -223,7 +223,6 @@ class MllmMac(PromptedLM):
         return [replace(batch, text_ids=read, tokens=tokens) for read in batch.readings]
 
     def plain(self, llm: FrozenLLM, make_tokens: MakeTokens | None) -> PlainMac:
-        """This method as `PlainLM` reads clips, with its own LLM and adapter."""
         return PlainMac(llm, self, make_tokens)
 
     def _as_it_describes(self) -> MllmMac:
@@ -253,26 +252,26 @@ class MllmMac(PromptedLM):
     def _generated(self, samples: Sequence[Sample]) -> list[list[str]]:
         """What the model says of the clips; of each content it says it once."""
         known, clips = self._statements(), {content_digest(sample): sample for sample in samples}
-        if self._train is not None and self.module.training and any(content.hex() not in known for content in clips):
+        if self._train is not None and self.module.training and clips.keys() - known.keys():
             train, self._train = self._train, None  # all at once: large batches are three times faster
             self._generated([bare(self.limited(sample)) for sample in train])
-        todo = sorted(content for content in clips if content.hex() not in known)
+        todo = sorted(clips.keys() - known.keys())
         for start in range(0, len(todo), size := self.config.evaluation.batch_size):
-            part = todo[start : start + size]
-            said = self._describe(part, [clips[content] for content in part])
-            known.add({content.hex(): lines for content, lines in zip(part, said, strict=True)})
-        return [known[content_digest(sample).hex()] for sample in samples]
+            part = {content: clips[content] for content in todo[start : start + size]}
+            known.add(dict(zip(part, self._describe(part), strict=True)))
+        return [known[content_digest(sample)] for sample in samples]
 
     @torch.no_grad()
-    def _describe(self, contents: Sequence[bytes], clips: Sequence[Sample]) -> list[list[str]]:
-        """Statements about clips, in the order in which they were said, without the empty and those said before."""
+    def _describe(self, clips: Mapping[str, Sample]) -> list[list[str]]:
+        """Statements about clips by their content, in the order in which they were said, none empty or said before."""
         settings, asked = self.settings, self._as_it_describes()
-        embeds = asked.prompt_embeddings(super().collate(clips))
-        said: list[dict[str, None]] = [{} for _ in contents]
+        embeds = asked.prompt_embeddings(super().collate([*clips.values()]))
+        said: list[dict[str, None]] = [{} for _ in clips]
         for number in range(settings.statements):
             # What a clip's content and the statement's number decide; the first statement is the greedy one.
-            drawn = [np.random.default_rng([*content, number]).random(settings.max_new_tokens) for content in contents]
-            draws = torch.from_numpy(np.array(drawn)) if number else None
+            seeds = [[*bytes.fromhex(content), number] for content in clips]
+            drawn = np.array([np.random.default_rng(seed).random(settings.max_new_tokens) for seed in seeds])
+            draws = torch.from_numpy(drawn) if number else None
             lines = generate(asked.llm, embeds, settings.max_new_tokens, settings.top_p, draws)
             for known, line in zip(said, lines, strict=True):
                 known |= {line: None} if line else {}

@@ -50,10 +50,10 @@ class OmniConfig(MethodConfig):
 
 @dataclass(frozen=True)
 class OmniBatch(Batch):
-    """Recordings are read when they are shown, one at a time. `labels`: answers as `answer_text` has them, for `loss`."""
+    """Recordings are read when they are shown, one at a time."""
 
     texts: tuple[str, ...]
-    labels: tuple[str | None, ...]
+    labels: tuple[str, ...]  # answers as `answer_text` has them, for `loss`; "" where there is none
 
 
 @dataclass(frozen=True)
@@ -111,8 +111,9 @@ class Omni(Method):
         self.has_audio, self.has_vision = (settings.modalities in ("all", f"text_{one}") for one in ("audio", "vision"))
 
     def collate(self, samples: Sequence[Sample]) -> OmniBatch:
-        labels = [s.label if s.label is None else answer_text(self.task, s.label, self.settings.answer_decimals) for s in samples]
-        return OmniBatch(tuple(s.id for s in samples), {}, tuple(s.text for s in samples), tuple(labels))
+        ids, texts, labels = zip(*((s.id, s.text, s.label) for s in samples), strict=True)
+        form = self.settings.answer_decimals
+        return OmniBatch(ids, {}, texts, tuple("" if one is None else answer_text(self.task, one, form) for one in labels))
 
     def shown(self, batch: OmniBatch) -> list[tuple[media.Clip, Question]]:
         """What the model is shown and asked; raises as `media.find` and `media.read`."""
@@ -130,9 +131,9 @@ class Omni(Method):
 
     def loss(self, batch: OmniBatch) -> Loss:  # type: ignore[override]  # what our own `collate` made
         """What the answers cost, without a gradient."""
-        if None in batch.labels:
+        if "" in batch.labels:
             raise ValueError("a clip has no label: only labelled clips have a loss")
-        places = [[*self.answers].index(str(label)) for label in batch.labels]
+        places = [[*self.answers].index(label) for label in batch.labels]
         scores = self.scores(self.shown(batch))
         return Loss(torch.tensor(-scores[np.arange(len(places)), places].sum()), len(places))
 
