@@ -140,39 +140,30 @@ def test_the_content_is_what_is_said_heard_and_seen(corpora):
     assert len({content_key(one) for one in (sample, *changed)}) == 4
 
 
-def test_more_courses_than_features_are_steady(corpora):
+def test_more_courses_than_features_are_steady():
     found = Describer({"audio": 1, "vision": 2}, "en", **FORM | {"courses": 3})
     frames = np.random.default_rng(0).standard_normal((6, 1)).astype(np.float32)
-    train = [Sample(str(n), "", frames * n, np.zeros((0, 2), np.float32)) for n in range(1, 4)]
 
     class Few(list):
         def feature_statistics(self, modality):
             width = 1 if modality == "audio" else 2
             return np.zeros(width, np.float32), np.ones(width, np.float32)
 
-    found.fit(Few(train))
+    train = Few(Sample(str(n), "", frames * n, np.zeros((0, 2), np.float32)) for n in range(1, 4))
+    found.fit(train)
     assert found.facts(train[2])[0, 3:].tolist() == [0, 0] and found.facts(train[2])[1].tolist() == [ABSENT] * 5
 
 
-# --- where they are kept ------------------------------------------------------------------------------------------------
-
-
-def test_statements_are_found_again_by_another_process(tmp_path):
+def test_statements_are_found_again_by_another_process_and_a_damaged_line_is_not_believed(tmp_path):
     first = StatementCache("abc", tmp_path / "deep")
-    assert "1" not in first
-    first.add({"1": ["你好", "a\nb"], "2": []})
-    first.add({"1": ["later"]})
-    assert StatementCache("abc", tmp_path / "deep") == {"1": ["你好", "a\nb"], "2": []}
+    for found in ({"1": ["你好", "a\nb"], "2": []}, {"1": ["later"]}, {"3": ["statement 3"]}, {"4": ["the last"]}):
+        first.add(found)
+    kept = {"1": ["你好", "a\nb"], "2": [], "3": ["statement 3"], "4": ["the last"]}
+    assert StatementCache("abc", tmp_path / "deep") == kept
     assert StatementCache("abd", tmp_path / "deep") == StatementCache("abc", None) == {}
-
-
-def test_a_damaged_line_is_not_believed_and_the_others_are(tmp_path):
-    cache = StatementCache("abc", tmp_path)
-    for number in range(3):
-        cache.add({str(number): [f"statement {number}"]})
-    text = cache.path.read_text()
-    cache.path.write_text(text.replace("statement 1", "statement 7")[:-9])  # one changed, the last one cut
-    found = StatementCache("abc", tmp_path)
-    assert [found.get(str(number)) for number in range(3)] == [["statement 0"], None, None]
-    found.add({"2": ["anew"]})
-    assert StatementCache("abc", tmp_path).get("2") == ["anew"]
+    text = first.path.read_text()
+    first.path.write_text(text.replace("statement 3", "statement 7")[:-9])  # one changed, the last one cut
+    damaged = StatementCache("abc", tmp_path / "deep")
+    assert damaged == {"1": kept["1"], "2": []}
+    damaged.add({"4": ["anew"]})
+    assert StatementCache("abc", tmp_path / "deep")["4"] == ["anew"]
