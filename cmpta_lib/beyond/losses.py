@@ -1,9 +1,8 @@
 """Losses beside the answer's own: without labels in a pre-training, and of token makers while they are trained.
 
 The pre-training of the second document (section 3.2, step 4) is masked language modelling and contrastive alignment. It
-names both and prints L = L_MLM + L_CL; what is masked, who is paired with whom and how it is scored are those of BERT and
-CLIP. Nothing there waits for the device. A token maker's auxiliary losses give one number per clip, so that several
-processes average exactly what one would.
+names both and prints L = L_MLM + L_CL; what is masked, who is paired with whom and how it is scored are BERT's and CLIP's.
+A token maker's auxiliary losses give one number per clip, so that several processes average exactly what one would.
 
 Shapes: B clips, L text tokens, V vocabulary, D features or width, K prototypes.
 """
@@ -47,8 +46,7 @@ def mask_tokens(ids: Tensor, maskable: Tensor, mask_id: int, vocabulary: int, sh
     """Choose tokens to predict; of them 80 % become [MASK], 10 % any token, 10 % stay (BERT, section 3.1).
 
     Args:
-        ids: (B, L) int64.
-        maskable: (B, L) bool, real tokens but for [CLS] and [SEP].
+        ids, maskable: (B, L) int64, and bool: real tokens but for [CLS] and [SEP].
     Returns:
         (B, L) ids to read, and (B, L) targets: the true id where it is to be predicted, `IGNORED` elsewhere.
     """
@@ -83,8 +81,7 @@ def info_nce(one: Tensor, other: Tensor, scale: Tensor | float, both: Tensor) ->
     """Symmetric InfoNCE, as in CLIP: each clip's vector finds its own partner among those of the batch, both ways.
 
     Args:
-        one, other: (B, D), row i of both from clip i.
-        scale: 1 / temperature.
+        one, other: (B, D), row i of both from clip i; `scale` is 1 / temperature.
         both: (B,) bool, clips that have both vectors; the others are neither asked nor offered.
     Returns:
         () mean over clips and both directions; 0 where no clip has both.
@@ -117,13 +114,8 @@ def central_moment_discrepancy(first: Tensor, second: Tensor, orders: int, inter
     """How unlike two samples are in mean and central moments (Zellinger et al., ICLR 2017).
 
     CMD = |E(X) - E(Y)| / |b - a| + sum over k = 2 .. orders of |C_k(X) - C_k(Y)| / |b - a|^k, with Euclidean norms and
-    C_k(X) = E((X - E(X))^k) by coordinate.
-
-    Args:
-        first, second: (..., K, D), K observations each.
-        interval: |b - a| of the interval in which every coordinate lies.
-    Returns:
-        (...)
+    C_k(X) = E((X - E(X))^k) by coordinate: (..., K, D), K observations each -> (...). `interval`: |b - a|, in which every
+    coordinate lies.
     """
     means = first.mean(-2, keepdim=True), second.mean(-2, keepdim=True)
     centred = first - means[0], second - means[1]
@@ -139,12 +131,8 @@ def diversity(prototypes: Tensor, diagonal: Literal["as_printed", "one"] = "as_p
 
     |W * (max(G, 0) - I)| / (K (K - 1)) in the Frobenius norm, with G_ij the cosine of prototypes i and j and
     W_ij = |i - j| / K. As printed, W is 0 where I is 1, so that I never acts. With "one" W_ii is 1 and G_ii the squared
-    length of prototype i, which is so drawn to 1: with cosines G_ii - 1 would be 0 as well.
-
-    Args:
-        prototypes: (..., K, D), in the order of their classes.
-    Returns:
-        (...)
+    length of prototype i, which is so drawn to 1: with cosines G_ii - 1 would be 0 as well. (..., K, D), in the order of
+    their classes -> (...).
     """
     count = prototypes.shape[-2]
     places = torch.arange(count, device=prototypes.device, dtype=prototypes.dtype)

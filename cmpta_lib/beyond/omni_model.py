@@ -59,12 +59,9 @@ def check(folder: Path) -> str:
 class OmniLLM:
     """A frozen omni model that scores given answers to a clip, or writes one, always greedily.
 
-    A clip's media and prompt are read once, alone, and every answer continues from their keys and values.
+    A clip's media and prompt are read once, alone, and every answer continues from their keys and values. The arguments
+    are those of `OmniConfig`, and the folder of tokenizer, image processor and feature extractor.
 
-    Args:
-        folder: where its tokenizer, image processor and feature extractor lie.
-        system: what stands in the system message; "" = no such message.
-        frame_tokens: most positions in the LLM that one pair of frames may take, the model's own limit where it is lower.
     Raises:
         OSError: the folder names no token for something that the family's inputs are made of.
     """
@@ -127,8 +124,8 @@ class OmniLLM:
 
     def _read(self, clip: Clip, prompt: str, more: int) -> tuple[Tensor, Any]:
         """Logits (V,) of the first answer token, and the keys and values of all before it; `more` tokens must fit."""
-        inputs = self.inputs(clip, prompt)
-        length, most = inputs["input_ids"].shape[1], self.model.config.text_config.max_position_embeddings
+        inputs, most = self.inputs(clip, prompt), self.model.config.text_config.max_position_embeddings
+        length = inputs["input_ids"].shape[1]
         if length + more > most:
             raise ValueError(f"clip {clip.id!r}: {length} positions with the prompt, and the model reads {most}; show less of it")
         made = self.model(**inputs, use_cache=True)
