@@ -16,8 +16,8 @@ from omni_models import save, write_recording
 
 from cmpta_lib import registry
 from cmpta_lib.beyond import omni_model as omni
-from cmpta_lib.beyond.media import MEDIA, Clip
-from cmpta_lib.beyond.omni import OmniConfig, complete
+from cmpta_lib.beyond.omni import MEDIA, OmniConfig, complete
+from cmpta_lib.beyond.omni_model import Clip
 from cmpta_lib.cli.listing import listed
 from cmpta_lib.config import DataConfig, LLMConfig, RunConfig, override, to_json
 from cmpta_lib.data.corpus import Sample, Task

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cmpta_lib.beyond.media import RATE_HZ, Clip
 from cmpta_lib.config import LLMConfig
 from cmpta_lib.files import runs_folder
 from cmpta_lib.llm import files as llm_files
@@ -32,7 +32,23 @@ FAMILIES: Mapping[str, tuple[str, str | bool]] = {  # model type -> transformers
     "qwen2_5_omni": ("Qwen2_5OmniThinkerForConditionalGeneration", "max_length"),
     "qwen3_omni_moe": ("Qwen3OmniMoeThinkerForConditionalGeneration", True),
 }
+RATE_HZ = 16_000  # of waveforms
 _SETTINGS = ("config.json", "tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
+
+
+@dataclass(frozen=True, eq=False)
+class Clip:
+    """What an omni model is shown of a clip. It has no place for a label.
+
+    `audio`: (N,) float32 in [-1, 1] at 16 kHz, or None. `frames`: (T, H, W, 3) uint8, red green blue, or None.
+    """
+
+    id: str
+    text: str
+    audio: np.ndarray | None = None
+    frames: np.ndarray | None = None
+    frames_per_second: float = 2.0
+    was_cut: bool = False  # the recording went on
 
 
 def check(folder: Path) -> str:
