@@ -87,19 +87,15 @@ def test_an_absent_modality_has_no_part_in_the_losses(tools, corpora):
 # --- prototypes ---------------------------------------------------------------------------------------------------------
 
 
-def test_scores_are_sorted_into_evenly_spaced_levels(tools, corpora):
+def test_scores_are_sorted_into_levels_and_a_classes_logit_comes_from_its_own_prototype_or_from_all(tools, corpora):
     scores = np.array([-1, -0.8, -0.6, -0.2, 0.0, 0.2, 0.4, 0.8, 1.0, 1.4])
-    five, three = (built("prototypes", corpora[SIMS], tools, score_levels=count) for count in (5, 3))
-    assert five.targets(scores).tolist() == [0, 0, 1, 2, 2, 2, 3, 4, 4, 4] and five.module.num_tokens == 10
-    assert three.targets(scores).tolist() == [0, 0, 0, 1, 1, 1, 1, 2, 2, 2] and three.module.num_tokens == 6
-
-
-def test_a_classes_logit_comes_from_its_own_prototype_or_from_all(tools, corpora):
+    for count, levels in ((5, [0, 0, 1, 2, 2, 2, 3, 4, 4, 4]), (3, [0, 0, 0, 1, 1, 1, 1, 2, 2, 2])):
+        method = built("prototypes", corpora[SIMS], tools, score_levels=count)
+        assert method.targets(scores).tolist() == levels and method.module.num_tokens == 2 * count
     for semantics, own in (("own", True), ("mean", False)):
         reader = built("prototypes", corpora[MELD], tools, semantics=semantics).module.resampling["audio"]
         found = torch.randn(1, 7, 12)
-        changed = found.clone()
-        changed[:, 3] += 1
+        changed = found + (torch.arange(7) == 3)[:, None]
         moved = (reader.logits(found) != reader.logits(changed))[0]
         assert moved.tolist() == ([n == 3 for n in range(7)] if own else [True] * 7)
 
@@ -176,20 +172,12 @@ def test_the_losses_of_two_halves_are_those_of_the_whole_and_the_order_of_frames
         assert moved < 1e-5 if is_set else moved > 1e-4
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_tokens_are_made_once_a_step_and_every_part_of_the_loss_stands_in_the_history(name, tools, corpora):
+@pytest.mark.parametrize(
+    ("name", "looking", "parts"),
+    [("prototypes", (1, 7), {"semantic", "alignment", "diversity"}), ("mgsi", (3, 1), {"non_neutral"})],
+)
+def test_tokens_are_made_once_a_step_and_maps_are_shares_of_the_frames(name, looking, parts, tools, corpora):
     method, calls = built(name, corpora[MELD], tools), []
-    method.module.register_forward_hook(lambda *given: calls.append(1))
-    optimizer = torch.optim.AdamW(method.module.parameters(), lr=0.01)
-    values = loop.step(method, optimizer, clips(corpora[MELD]), [[place] for place in range(6)], method.config.training)
-    assert len(calls) == 1, "the losses read the tokens that the LLM reads"
-    parts = {"prototypes": {"semantic", "alignment", "diversity"}, "mgsi": {"non_neutral"}}[name]
-    assert set(values) == {f"train_{part}" for part in {"loss", "answer", *parts}}
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_the_maps_are_shares_of_the_frames(name, tools, corpora):
-    method, looking = built(name, corpora[MELD], tools), {"prototypes": (1, 7), "mgsi": (3, 1)}[name]
     batch = method.collate(clips(corpora[MELD]))
     maps = dict(method.attention(batch))
     if name == "prototypes":
@@ -199,6 +187,11 @@ def test_the_maps_are_shares_of_the_frames(name, tools, corpora):
         assert weights.shape == (6, *looking, batch.frames[modality].shape[1])
         present = torch.from_numpy(batch.lengths[modality] > 0).float()
         torch.testing.assert_close(weights.sum(-1), present[:, None, None].expand(-1, *looking))
+    method.module.register_forward_hook(lambda *given: calls.append(1))
+    optimizer = torch.optim.AdamW(method.module.parameters(), lr=0.01)
+    values = loop.step(method, optimizer, clips(corpora[MELD]), [[place] for place in range(6)], method.config.training)
+    assert len(calls) == 1, "the losses read the tokens that the LLM reads"
+    assert set(values) == {f"train_{part}" for part in {"loss", "answer", *parts}}, "every part stands in the history"
 
 
 @pytest.mark.parametrize("settings", [PrototypesConfig(dim=256), MgsiConfig(dim=12, num_pseudo_tokens=50)], ids=METHODS)
@@ -215,13 +208,11 @@ def test_a_step_waits_for_nothing_and_sends_one_block_more(name, device, llm, co
     assert seen.counts == {"tolist": READOUT} and seen.sends <= SENDS + 1  # what the losses are to find
 
 
-def test_profiles_train_them_as_printed_where_anything_is():
-    found = {}
-    for name in METHODS:
-        entry = registry.ENTRIES[name]
-        assert {"demo", "smoke", "paper"} <= entry.settings.keys() and entry.is_beyond
-        found[name] = override(config(entry.defaults()), entry.settings["paper"])
-    mgsi, prototypes = found["mgsi"], found["prototypes"]
+def test_profiles_train_them_as_printed_and_bad_settings_are_refused():
+    mgsi, prototypes = (
+        override(config(registry.ENTRIES[name].defaults()), registry.ENTRIES[name].settings["paper"])
+        for name in ("mgsi", "prototypes")
+    )
     assert (mgsi.training.learning_rate, mgsi.training.batch_size, mgsi.training.epochs) == (5e-5, 8, 30)
     assert (mgsi.method.num_pseudo_tokens, mgsi.method.neutral_weight, mgsi.method.calibration) == (4, 0.05, 0.05)
     weights = ("semantic_weight", "alignment_weight", "diversity_weight")
@@ -229,13 +220,7 @@ def test_profiles_train_them_as_printed_where_anything_is():
     assert prototypes.training.patience == 10
     assert prototypes.method.frames == "as_given", "the paper's profile has no reader that is not printed"
     assert reference(PrototypesConfig(diversity_diagonal="one")).diversity_diagonal == "as_printed"
-
-
-@pytest.mark.parametrize(
-    ("name", "changes"),
-    [("prototypes", {"score_levels": 1}), ("mgsi", {"dim": 10}), ("mgsi", {"kernel": 4}), ("mgsi", {"dilation": 0})],
-    ids=str,
-)
-def test_bad_settings_are_refused(name, changes):
-    with pytest.raises(ValueError, match=next(iter(changes))):
-        config(METHODS[name], **changes)
+    bad = [("prototypes", "score_levels", 1), ("mgsi", "dim", 10), ("mgsi", "kernel", 4), ("mgsi", "dilation", 0)]
+    for name, field, value in bad:
+        with pytest.raises(ValueError, match=field):
+            config(METHODS[name], **{field: value})
