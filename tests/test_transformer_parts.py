@@ -19,7 +19,6 @@ from cmpta_lib.beyond.losses import (
     masked_language_loss,
 )
 from cmpta_lib.beyond.multimodal_transformer import (
-    STREAMS,
     Embedding,
     MultimodalTransformerConfig,
     SixPairs,
@@ -89,33 +88,24 @@ def test_the_head_is_the_mean_over_the_pairs_that_there_are_at_a_temperature_wit
 # --- masked language modelling ------------------------------------------------------------------------------------------
 
 
-def test_it_is_berts_loss_in_transformers():
+def test_head_and_loss_are_berts_in_transformers():
     from transformers import BertConfig, BertForMaskedLM
 
     torch.manual_seed(0)
     sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
-    model = BertForMaskedLM(BertConfig(vocab_size=30, **sizes)).eval()
-    ids = torch.randint(30, (3, 7))
-    targets = torch.where(torch.rand(3, 7) < 0.5, ids, IGNORED)
-    with torch.no_grad():
-        out = model(input_ids=ids, labels=targets)
-    torch.testing.assert_close(masked_language_loss(out.logits, targets), out.loss)
-    assert float(masked_language_loss(out.logits, torch.full_like(ids, IGNORED))) == 0
-
-
-def test_the_head_is_berts_with_the_tokens_own_table():
-    from transformers import BertConfig
-    from transformers.models.bert.modeling_bert import BertLMPredictionHead
-
-    torch.manual_seed(0)
-    theirs = BertLMPredictionHead(BertConfig(vocab_size=11, hidden_size=6, hidden_act="gelu", layer_norm_eps=1e-5))
-    ours = MaskedLanguageHead(6, 6, 11)
+    model = BertForMaskedLM(BertConfig(vocab_size=30, hidden_act="gelu", layer_norm_eps=1e-5, **sizes)).eval()
+    theirs, ours, ids = model.cls.predictions, MaskedLanguageHead(8, 8, 30), torch.randint(30, (3, 7))
     ours.transform[0].load_state_dict(theirs.transform.dense.state_dict())
     ours.transform[2].load_state_dict(theirs.transform.LayerNorm.state_dict())
+    targets = torch.where(torch.rand(3, 7) < 0.5, ids, IGNORED)
     with torch.no_grad():
-        ours.bias.copy_(theirs.decoder.bias)
-    states = torch.randn(2, 3, 6)
-    torch.testing.assert_close(ours(states, theirs.decoder.weight), theirs(states))
+        ours.bias.copy_(torch.randn(30))
+        theirs.decoder.bias.copy_(ours.bias)
+        out = model(input_ids=ids, labels=targets)
+        logits = ours(model.bert(ids).last_hidden_state, theirs.decoder.weight)
+    torch.testing.assert_close(logits, out.logits)
+    torch.testing.assert_close(masked_language_loss(logits, targets), out.loss)
+    assert float(masked_language_loss(logits, torch.full_like(ids, IGNORED))) == 0
 
 
 def test_fifteen_per_cent_are_chosen_and_eighty_ten_ten_of_them_changed():
@@ -170,16 +160,6 @@ def test_windows_are_what_a_slow_loop_cuts(window: int, stride: int):
         torch.testing.assert_close(tokens[0, number], expected, rtol=1e-5, atol=1e-5)
 
 
-def streams_of(lengths: dict[str, list[int]], dim: int = 16) -> dict[str, tuple[Tensor, Tensor]]:
-    torch.manual_seed(1)
-    found = {}
-    for name in STREAMS:
-        given = torch.tensor(lengths[name])
-        states = torch.randn(len(given), int(given.max()), dim)
-        found[name] = (states * (torch.arange(states.shape[1]) < given[:, None])[..., None], given)
-    return found
-
-
 def test_golden_values_of_the_cross_attention():
     """cos(0.3 k + seed), shape (3, 4): queries of seed 1, keys and values of seed 2, no projections; numpy, float64."""
     fusion = SixPairs(SMALL.model_copy(update={"dim": 4}))
@@ -198,7 +178,10 @@ def test_the_fusion_is_what_a_slow_loop_adds_up(pooling: str, projections: str):
     settings = SMALL.model_copy(update={"pooling": pooling, "projections": projections, "resampled_positions": 3})
     torch.manual_seed(0)
     fusion = SixPairs(settings)
-    streams = streams_of({"text": [4, 2, 3, 5], "audio": [3, 0, 6, 0], "vision": [2, 5, 0, 0]})
+    streams = {}
+    for name, sizes in {"text": [4, 2, 3, 5], "audio": [3, 0, 6, 0], "vision": [2, 5, 0, 0]}.items():
+        states, lengths = torch.randn(4, max(sizes), 16), torch.tensor(sizes)
+        streams[name] = (states * (torch.arange(max(sizes)) < lengths[:, None])[..., None], lengths)
     fused = fusion(streams)
     for clip in range(4):
         real = {name: states[clip, : int(lengths[clip])] for name, (states, lengths) in streams.items() if lengths[clip]}
@@ -213,10 +196,5 @@ def test_the_fusion_is_what_a_slow_loop_adds_up(pooling: str, projections: str):
                 term = torch.stack([torch.lerp(term[math.floor(p)], term[math.ceil(p)], p % 1) for p in places])
             expected = expected + (term[0] if pooling == "first_token" else term.mean(0))
         torch.testing.assert_close(fused[clip], expected, rtol=1e-4, atol=1e-5)
-
-
-def test_resampling_ends_where_the_clip_ends():
     states = torch.arange(5.0)[None, :, None].expand(2, -1, 1)
-    found = resampled(states, torch.tensor([5, 2]), 3)[..., 0]
-    torch.testing.assert_close(found, torch.tensor([[0.0, 2.0, 4.0], [0.0, 0.5, 1.0]]))
-    assert resampled(states, torch.tensor([5, 2]), 1)[..., 0].tolist() == [[2.0], [0.5]]
+    assert resampled(states, torch.tensor([5, 2]), 1)[..., 0].tolist() == [[2.0], [0.5]], "ends where the clip ends"

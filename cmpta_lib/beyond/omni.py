@@ -297,8 +297,6 @@ def complete(config: RunConfig, corpus: Corpus, cache: Path, changes: Mapping[st
         raise FileNotFoundError(
             f"corpus '{corpus.name}' is generated: it holds features, and an omni model reads recordings; use real clips"
         )
-    if settings.needs_media and (reason := missing_recordings(corpus.name)):
-        raise FileNotFoundError(reason)
     omni_model.check(llm_files.locate(settings.model.name))
     if "method.model.dtype" not in changes:
         dtype = "bfloat16" if torch.cuda.is_available() else "float32"
