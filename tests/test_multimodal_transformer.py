@@ -80,6 +80,11 @@ def test_the_words_are_read_from_the_encoders_table_scaled_by_the_training_split
     torch.testing.assert_close(real.std(0, unbiased=False), torch.ones(real.shape[1]), atol=1e-4, rtol=0)
     scaling, table = method.scaling["text"], method.encoder.model.get_input_embeddings().weight
     torch.testing.assert_close(words[0, 1], (table[found.text_ids[0, 1]] - scaling.mean) / scaling.std)
+    for kind in ("frozen", "trained"):  # which is a copy
+        method = built(tools, corpus, {"method.text_table": kind})
+        stepped(method, "training", corpus.splits["train"])
+        assert torch.equal(method.encoder.model.get_input_embeddings().weight, table)
+        assert torch.equal(method.table, table) == (kind == "frozen")
 
 
 @pytest.mark.parametrize("changes", SWITCHES, ids=str)

@@ -145,7 +145,7 @@ class MllmMac(PromptedLM):
         self.module = MacModule({name: part for name, part in parts.items() if part is not None}).to(self.frozen.device)
         self._folder = resources.knowledge
         self._train: Split | None = None
-        self._learn(perceives=False)
+        self.enter(Stage("training", config.training))
 
     def token_maker(self, inputs: Inputs) -> BatchedAdapter | None:
         if self.settings.modalities == "T":
@@ -161,12 +161,9 @@ class MllmMac(PromptedLM):
             self.describer.fit(train)
 
     def enter(self, stage: Stage) -> None:
-        self._learn(perceives=stage.name == PERCEPTION)
-
-    def _learn(self, perceives: bool) -> None:
-        self.module.perceives = perceives
+        self.module.perceives = stage.name == PERCEPTION
         for name, part in self.module.items():
-            part.requires_grad_(perceives != (name == "lora"))
+            part.requires_grad_(self.module.perceives != (name == "lora"))
         self.module.train(self.module.training)
 
     def collate(self, samples: Sequence[Sample]) -> MacBatch:
