@@ -115,19 +115,15 @@ def read_recording(
     """A clip from its recording; what it has no track of is None, as is sound shorter than `SHORTEST_S`.
 
     Raises:
-        ValueError: the file cannot be decoded, or has neither sound nor picture; names it and the clip.
+        ValueError: the file cannot be decoded; names it and the clip.
     """
     import av
 
     try:
-        with av.open(str(path)) as container:
-            tracks = len(container.streams.audio) + len(container.streams.video)
         wave, long_wave = _audio(path, max_seconds) if audio else (None, False)
         frames, long_video = _frames(path, frames_per_second, max_seconds) if vision else (None, False)
     except (av.FFmpegError, OSError) as error:
         raise ValueError(f"{path}: the recording of clip {name!r} cannot be decoded ({error}); replace the file") from error
-    if not tracks:
-        raise ValueError(f"{path}: the recording of clip {name!r} has neither sound nor picture; replace the file")
     return Clip(name, text, wave, frames, frames_per_second, long_wave or long_video)
 
 
