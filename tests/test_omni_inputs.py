@@ -51,9 +51,9 @@ def test_what_is_missing_is_said_once_with_what_to_do(folder, monkeypatch):
     with pytest.raises(FileNotFoundError, match=r"no recording of 2 of 3 clips; the first is 'b', expected b.mp4 or .mkv"):
         omni.find_recordings("talks", ["a", "b", "c"])
     monkeypatch.setenv(MEDIA, "media")
-    assert "CMPTA_MEDIA is media, expected a whole path" in omni.missing_recordings("talks")
+    assert "CMPTA_MEDIA is media, expected the whole path" in omni.missing_recordings("talks")
     monkeypatch.setenv(MEDIA, str(folder.parent))
-    assert "there is no such folder" in omni.missing_recordings("films") and omni.missing_recordings("talks") == ""
+    assert "of a folder that holds films" in omni.missing_recordings("films") and omni.missing_recordings("talks") == ""
     monkeypatch.setattr(omni, "find_spec", lambda name: None)
     with pytest.raises(FileNotFoundError, match="PyAV, which reads recordings, is not installed: pip install av"):
         omni.find_recordings("talks", ["a"])

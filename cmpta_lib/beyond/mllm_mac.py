@@ -25,7 +25,7 @@ from cmpta_lib.base import Loss, Predictions, Resources
 from cmpta_lib.beyond.knowledge import END, Describer, StatementCache, content_digest
 from cmpta_lib.beyond.losses import unlabelled_stage
 from cmpta_lib.config import AtLeastOne, CmptaConfig, Positive, PromptedLMConfig, RunConfig, Stage
-from cmpta_lib.data.corpus import MODALITIES, Corpus, Inputs, Modality, Sample, Split
+from cmpta_lib.data.corpus import MODALITIES, Corpus, Inputs, Sample, Split
 from cmpta_lib.fast.cmpta import BatchedAdapter
 from cmpta_lib.fast.prompted import PromptBatch, PromptedLM
 from cmpta_lib.llm.generation import adapted, generate
@@ -93,9 +93,6 @@ class MllmMacConfig(PromptedLMConfig):
         return (*([] if self.modalities == "T" else [seeing]), *([Stage("training", run.training)] if self.sft else []))
 
 
-GIVEN: Mapping[str, tuple[Modality, ...]] = {"T": (), "TA": ("audio",), "TV": ("vision",), "TAV": MODALITIES}
-
-
 def bare(sample: Sample) -> Sample:
     """The clip as a model may be asked about it: its words, voice and face, without label and annotations."""
     return replace(sample, label=None, extra={})
@@ -133,7 +130,7 @@ class MllmMac(PromptedLM):
     def __init__(self, config: RunConfig, inputs: Inputs, resources: Resources) -> None:
         super().__init__(config, inputs, resources)  # the adapter first: its weights must not hang on what else there is
         settings, self.frozen, self.describing_llm = self.settings, self.llm, self.llm
-        self.given = GIVEN[settings.modalities]
+        self.given = tuple(modality for modality in MODALITIES if modality[0].upper() in settings.modalities)
         about = settings.wording, settings.facts, settings.courses, settings.steady_share, settings.donors
         self.describer = Describer(inputs.widths, self.task.language, *about) if self.maker else None
         self.gap = self.describer.wording.gap if self.describer else ""

@@ -70,7 +70,7 @@ def missing_recordings(corpus: str) -> str:
         return f"{needed} set {MEDIA} to the folder that holds {corpus}/<clip id>.mp4"
     folder = Path(named) / corpus
     if not (folder.is_absolute() and folder.is_dir()):  # runs are made by processes that may start elsewhere
-        return f"{needed} {MEDIA} is {named}, expected a whole path, from the root, and there is no such folder {folder}"
+        return f"{needed} {MEDIA} is {named}, expected the whole path, from the root, of a folder that holds {corpus}"
     return "" if find_spec("av") else "PyAV, which reads recordings, is not installed: pip install av"
 
 
