@@ -37,6 +37,7 @@ from cmpta_lib.registry import register
 PERCEPTION = "perception"
 Fact = Literal["energy", "movement", "course"]
 
+
 class MllmMacConfig(PromptedLMConfig):
     """Of that work only the abstract is at hand. Datasets, prompts, ranks and rates are choices of ours, after generated
     knowledge prompting (arXiv 2110.08387) and MMLA's fine-tuning, and the offline multimodal LLM is one of our making."""
