@@ -42,26 +42,19 @@ def save(folder: Path, family: str = "qwen2_5_omni") -> Path:
     from safetensors.torch import load_file, save_file
 
     words = tokenizer()
-    place = dict(zip(SPECIAL, words.convert_tokens_to_ids(list(SPECIAL)), strict=True))
     roles = {"audio": "AUDIO", "image": "IMAGE", "video": "VIDEO"}
     for kind in ("audio", "vision"):
         roles |= {f"{kind}_start": f"{kind}_bos", f"{kind}_end": f"{kind}_eos"}
-    tokens = {f"{role}_token_id": place[f"<|{name}|>"] for role, name in roles.items()}
+    tokens = {f"{role}_token_id": words.convert_tokens_to_ids(f"<|{name}|>") for role, name in roles.items()}
     config, model = _model(family, len(words), tokens)
     model.save_pretrained(folder)
     # As published: the whole model's config around the thinker's, "thinker." before its weights' names, and a talker.
     weights = {f"thinker.{name}": tensor for name, tensor in load_file(folder / "model.safetensors").items()}
     save_file(weights | {"talker.weight": torch.zeros(2)}, folder / "model.safetensors", {"format": "pt"})
-    whole = {"model_type": family, "architectures": ["Whole"], "thinker_config": config.to_dict()}
-    (folder / "config.json").write_text(json.dumps(whole))
     words.save_pretrained(folder)
-    _preprocessors(folder, patch=config.vision_config.patch_size)
-    return folder
-
-
-def _preprocessors(folder: Path, patch: int) -> None:
-    """One flat preprocessor_config.json for frames and sound, as the families publish it."""
-    flat = {
+    whole = {"model_type": family, "architectures": ["Whole"], "thinker_config": config.to_dict()}
+    patch = config.vision_config.patch_size
+    both = {  # one flat file for frames and sound, as the families publish it
         "image_processor_type": "Qwen2VLImageProcessor", "feature_extractor_type": "WhisperFeatureExtractor",
         "image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711],
         "min_pixels": 4 * patch * patch, "max_pixels": 12845056, "patch_size": patch, "temporal_patch_size": 2,
@@ -69,14 +62,17 @@ def _preprocessors(folder: Path, patch: int) -> None:
         "chunk_length": 30, "n_samples": 480000, "nb_max_frames": 3000, "padding_side": "right", "padding_value": 0.0,
         "return_attention_mask": True, "dither": 0.0,
     }  # fmt: skip
-    (folder / "preprocessor_config.json").write_text(json.dumps(flat))
+    for name, content in (("config.json", whole), ("preprocessor_config.json", both)):
+        (folder / name).write_text(json.dumps(content))
+    return folder
 
 
 def _model(family: str, vocabulary: int, tokens: dict[str, int]) -> tuple[Any, Any]:
     """A thinker's config, and the thinker with random weights from seed 0."""
-    from importlib import import_module
-
     import torch
+    import transformers
+
+    from cmpta_lib.beyond.omni_model import FAMILIES
 
     text = {
         "vocab_size": vocabulary, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
@@ -91,7 +87,6 @@ def _model(family: str, vocabulary: int, tokens: dict[str, int]) -> tuple[Any, A
         "num_mel_bins": 16, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 24, "d_model": 16,
         "output_dim": 32, "initializer_range": 0.3,
     }  # fmt: skip
-    prefix = {"qwen2_5_omni": "Qwen2_5Omni", "qwen3_omni_moe": "Qwen3OmniMoe"}[family]
     if family == "qwen2_5_omni":
         text |= {"tie_word_embeddings": False}
         vision |= {"window_size": 16, "fullatt_block_indexes": [1]}
@@ -100,11 +95,11 @@ def _model(family: str, vocabulary: int, tokens: dict[str, int]) -> tuple[Any, A
         text |= {"head_dim": 8, "moe_intermediate_size": 16, "num_experts": 4, "num_experts_per_tok": 2}
         vision |= {"num_position_embeddings": 16, "deepstack_visual_indexes": [0]}
         audio |= {"n_window": 50, "n_window_infer": 100, "downsample_hidden_size": 8}
-    configs, models = (import_module(f"transformers.models.{family}.{kind}_{family}") for kind in ("configuration", "modeling"))
+    thinker = getattr(transformers, FAMILIES[family][0])
     sizes = {"text_config": text, "vision_config": vision, "audio_config": audio, "initializer_range": 0.3}
-    config = getattr(configs, f"{prefix}ThinkerConfig")(**sizes, **tokens)
+    config = thinker.config_class(**sizes, **tokens)
     torch.manual_seed(0)
-    return config, getattr(models, f"{prefix}ThinkerForConditionalGeneration")(config)
+    return config, thinker(config)
 
 
 def write_recording(path: Path, seconds: float = 2.0, hz: float = 440.0, sound: bool = True, picture: bool = True) -> Path:

@@ -8,28 +8,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+import test_every_method
 import torch
+from test_every_method import METHODS
 
 from cmpta_lib import registry
 from cmpta_lib.base import Resources
-from cmpta_lib.config import DataConfig, EvaluationConfig, RunConfig, TrainingConfig, override
+from cmpta_lib.config import RunConfig, override
 from cmpta_lib.data.corpus import MODALITIES, Corpus, Inputs, Split
 from cmpta_lib.runs import loop
 
-WORLDS = ("embedded-sims", "embedded-meld")
-BUILT_IN = tuple(name for name in registry.ENTRIES if name != "omni")  # learns nothing and reads recordings: test_omni
 UNTRAINED = ("text_only", "constant", "linear")  # no gradient, so no epoch to choose
 
 
 def config_of(name: str) -> RunConfig:
-    entry = registry.ENTRIES[name]
-    start = RunConfig(
-        data=DataConfig(name="test", fingerprint=""),
-        method=entry.config(),
-        training=TrainingConfig(epochs=3, batch_size=8, learning_rate=0.01),
-        evaluation=EvaluationConfig(batch_size=4),
-    )
-    return override(start, entry.settings.get("smoke", {}))
+    return override(test_every_method.config_of(name, {}), {"training.epochs": 3, "training.learning_rate": 0.01})
 
 
 def with_another_test_split(corpus: Corpus) -> Corpus:
@@ -46,20 +39,19 @@ def with_another_test_split(corpus: Corpus) -> Corpus:
     return replace(corpus, splits=corpus.splits | {"test": other})
 
 
-def outcome(config: RunConfig, corpus: Corpus, tools: Resources, folder: Path) -> dict[str, Any]:
-    method, state = loop.train(config, corpus, tools, folder)
-    weights = {name: weight.numpy().tobytes() for name, weight in method.module.state_dict().items()}
-    return {"weights": weights, "history": state.history, "best_epoch": state.best_epoch}
-
-
-def both_outcomes(name: str, corpus: Corpus, tools: Resources, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def both_outcomes(name: str, corpus: Corpus, tools: Resources, folder: Path) -> list[dict[str, Any]]:
     """What training gives on the corpus, and on the one with another test split."""
-    given = outcome(config_of(name), corpus, tools, folder / "given")
-    return given, outcome(config_of(name), with_another_test_split(corpus), tools, folder / "other")
+    found = []
+    for number, given in enumerate((corpus, with_another_test_split(corpus))):
+        method, state = loop.train(config_of(name), given, tools, folder / str(number))
+        weights = {name: weight.numpy().tobytes() for name, weight in method.module.state_dict().items()}
+        found.append({"weights": weights, "history": state.history, "best_epoch": state.best_epoch})
+    return found
 
 
-@pytest.mark.parametrize("world", WORLDS)
-@pytest.mark.parametrize("name", [*BUILT_IN, "small"])
+@pytest.mark.parametrize(
+    ("name", "world"), [*zip([*METHODS, "small"], len(METHODS) * ["embedded-sims", "embedded-meld"], strict=False)]
+)
 def test_training_does_not_depend_on_the_test_split(name, world, small, corpora, tools, tmp_path):
     given, other = both_outcomes(name, corpora[world], tools, tmp_path)
     assert given == other

@@ -36,28 +36,17 @@ def tuned(llm):
     return adapted(llm, rank=4, alpha=8)
 
 
-def test_before_training_nothing_changes(llm, tuned):
-    for text in TEXTS:
-        assert torch.equal(logits(tuned[0], text), logits(llm, text))
-
-
-def test_the_frozen_llm_never_meets_it(llm, tuned):
-    before, plain = weights_fingerprint(llm.model), logits(llm, TEXTS[0])
-    moved(tuned[1])
-    assert not torch.equal(logits(tuned[0], TEXTS[0]), plain)
-    assert torch.equal(logits(llm, TEXTS[0]), plain) and weights_fingerprint(llm.model) == before
-    assert not lora_layers(llm.model) and not hasattr(llm.model, "peft_config")
-
-
-def test_the_copy_shares_the_llms_own_weights(llm, tuned):
-    own = {parameter.data_ptr() for parameter in llm.model.parameters()}
-    theirs = {parameter.data_ptr() for parameter in tuned[0].model.parameters()}
+def test_a_copy_shares_the_llms_weights_has_lora_in_each_linear_layer_but_the_head_and_leaves_the_llm_alone(llm, tuned):
+    plain, before = [logits(llm, text) for text in TEXTS], weights_fingerprint(llm.model)
+    assert all(torch.equal(logits(tuned[0], text), found) for text, found in zip(TEXTS, plain, strict=True)), "B is zero"
+    own, theirs = ({parameter.data_ptr() for parameter in part.parameters()} for part in (llm.model, tuned[0].model))
     assert own < theirs and theirs - own == {parameter.data_ptr() for parameter in tuned[1].parameters()}
-
-
-def test_every_linear_layer_of_the_decoder_has_it_and_the_head_has_not(llm, tuned):
     linear = {name for name, module in llm.model.named_modules() if isinstance(module, torch.nn.Linear)}
     assert set(lora_layers(tuned[0].model)) == linear - {"lm_head"} and "lm_head" in linear
+    moved(tuned[1])
+    assert not torch.equal(logits(tuned[0], TEXTS[0]), plain[0])
+    assert torch.equal(logits(llm, TEXTS[0]), plain[0]) and weights_fingerprint(llm.model) == before
+    assert not lora_layers(llm.model) and not hasattr(llm.model, "peft_config")
 
 
 def test_what_is_saved_holds_no_weight_of_the_llm(llm, tuned):
@@ -87,17 +76,16 @@ def read(llm: FrozenLLM, texts=TEXTS) -> list[torch.Tensor]:
     return [llm.embedding(torch.tensor(llm.first_ids + llm.token_ids(text))) for text in texts]
 
 
-def test_it_generates_what_a_slow_loop_does(llm):
+def test_it_generates_what_a_slow_loop_does_up_to_where_the_llm_ends_a_line(llm):
     assert generate(llm, read(llm), 9) == [slowly(llm, text, 9) for text in TEXTS]
-
-
-def test_a_line_ends_where_the_llm_ends_it(llm):
     (whole,) = generate(llm, read(llm, TEXTS[:1]), 6)
     third = llm.tokenizer(whole, add_special_tokens=False)["input_ids"][2]
     other = copy.copy(llm)
     other.tokenizer = copy.deepcopy(llm.tokenizer)
     other.tokenizer.eos_token = llm.tokenizer.convert_ids_to_tokens(third)
     assert whole.startswith(ended := generate(other, read(llm, TEXTS[:1]), 6)[0]) and len(ended) < len(whole)
+    with pytest.raises(ValueError, match="does not fit the LLM"):
+        generate(llm, read(llm), 10**6)
 
 
 def test_what_is_drawn_hangs_on_a_texts_own_numbers(llm):
@@ -112,8 +100,3 @@ def test_the_nucleus_is_the_smallest_set_of_that_chance():
     numbers = torch.tensor([0.0, 0.55, 0.6, 0.999])
     scores = torch.tensor([0.4, 0.3, 0.2, 0.1]).log().expand(4, 4)
     assert nucleus(scores, 0.6, numbers).tolist() == [0, 0, 1, 1]  # 0.4 / 0.7 = 0.571
-
-
-def test_more_than_the_llm_takes_is_refused(llm):
-    with pytest.raises(ValueError, match="does not fit the LLM"):
-        generate(llm, read(llm), 10**6)

@@ -10,19 +10,14 @@ import torch
 from test_knowledge import relabelled
 from test_model import clips
 
-from cmpta_lib import registry
+import cmpta_lib
 from cmpta_lib.beyond.mllm_mac import MllmMac, MllmMacConfig
-from cmpta_lib.config import (
-    CmptaConfig,
-    DataConfig,
-    RunConfig,
-    TextOnlyConfig,
-    TrainingConfig,
-    override,
-)
+from cmpta_lib.config import CmptaConfig, DataConfig, RunConfig, TextOnlyConfig, TrainingConfig, override
 from cmpta_lib.data.corpus import Inputs
 from cmpta_lib.fast.prompted import PromptedLM
+from cmpta_lib.llm.generation import generate
 from cmpta_lib.runs import loop
+from cmpta_lib.runs.load import TrainedRun
 
 WORLDS = ("embedded-sims", "embedded-meld")
 SMALL = MllmMacConfig(
@@ -37,10 +32,10 @@ def config(changes) -> RunConfig:
     return override(CONFIG, {f"method.{name}": value for name, value in changes.items()})
 
 
-def built(tools, corpus, **changes) -> MllmMac:
-    method = loop.build(config(changes), corpus, tools)
+def built(tools, corpus, settings=None, **changes):
+    given = config(changes) if settings is None else RunConfig(data=CONFIG.data, method=settings, training=TRAINING)
+    method = loop.build(given, corpus, tools)
     method.module.eval()
-    assert isinstance(method, MllmMac)
     return method
 
 
@@ -53,44 +48,27 @@ def equal(first, second) -> bool:
     return first[0] == second[0] and np.array_equal(first[1], second[1])
 
 
-def stirred(method: MllmMac, part: str) -> MllmMac:
-    """As after some training of a part."""
+def stirred(method: MllmMac, *parts: str) -> MllmMac:
+    """As after some training of these parts."""
     torch.manual_seed(5)
     with torch.no_grad():
-        for weight in getattr(method.module, part).parameters():
+        for weight in [weight for part in parts for weight in method.module[part].parameters()]:
             weight.add_(0.2 * torch.randn_like(weight))
     return method
-
-
-def differing(first, second) -> set[str]:
-    """The parts of the module whose weights differ."""
-    return {name.partition(".")[0] for name in first if not torch.equal(first[name], second[name])}
 
 
 # --- what it is where it adds nothing -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("world", WORLDS)
-def test_with_text_alone_it_is_the_plain_llm(world, tools, corpora):
-    corpus = corpora[world]
-    plain = registry.build(replace_method(TextOnlyConfig()), Inputs.of(corpus), tools)
-    method = built(tools, corpus, sft=False, modalities="T")
-    assert equal(answers(method, clips(corpus)), answers(plain, clips(corpus)))
-    assert not list(method.module.parameters()) and config({"sft": False, "modalities": "T"}).stages == ()
-
-
-def replace_method(settings) -> RunConfig:
-    return RunConfig(data=CONFIG.data, method=settings, training=CONFIG.training)
-
-
-@pytest.mark.parametrize("world", WORLDS)
-def test_without_knowledge_it_is_the_llm_with_its_pseudo_tokens(world, tools, corpora):
-    corpus = corpora[world]
-    plain = loop.build(replace_method(CmptaConfig(dim=16)), corpus, tools)
-    plain.module.eval()
-    method = built(tools, corpus, sft=False)
+def test_where_it_adds_nothing_it_is_the_plain_llm_with_or_without_pseudo_tokens(world, tools, corpora):
+    corpus, samples = corpora[world], clips(corpora[world])
+    text = built(tools, corpus, sft=False, modalities="T")
+    assert equal(answers(text, samples), answers(built(tools, corpus, TextOnlyConfig()), samples))
+    assert not list(text.module.parameters()) and text.config.stages == ()
+    plain, method = built(tools, corpus, CmptaConfig(dim=16)), built(tools, corpus, sft=False)
     method.maker.load_state_dict(plain.maker.state_dict())
-    assert equal(answers(method, clips(corpus)), answers(plain, clips(corpus)))
+    assert equal(answers(method, samples), answers(plain, samples))
 
 
 @pytest.mark.parametrize("world", WORLDS)
@@ -103,45 +81,38 @@ def test_before_it_is_tuned_it_answers_zero_shot(world, tools, corpora):
     assert not np.allclose(answers(stirred(first, "lora"), clips(corpus))[1], plain[1], rtol=0, atol=1e-3)
 
 
-@pytest.mark.parametrize(("modalities", "absent"), [("TA", "vision"), ("TV", "audio")])
-def test_what_is_not_given_is_not_read(modalities, absent, tools, corpora):
+@pytest.mark.parametrize(("modalities", "absent", "name"), [("TA", "vision", "样"), ("TV", "audio", "话")])
+def test_what_is_not_given_is_not_read(modalities, absent, name, tools, corpora):
     corpus = corpora["embedded-sims"]
     method = built(tools, corpus, modalities=modalities, knowledge="features")
-    for samples in ([sample] for sample in clips(corpus)):
-        other = [replace(s, **{absent: getattr(s, absent)[:0]}) for s in samples]
-        assert equal(answers(method, samples), answers(method, other))
-        assert method.knowledge(samples) == method.knowledge(other)
-    assert {"TA": "样", "TV": "话"}[modalities] not in "".join(*method.knowledge(clips(corpus)[:1]))
+    for sample in clips(corpus):
+        other = replace(sample, **{absent: getattr(sample, absent)[:0]})
+        assert equal(answers(method, [sample]), answers(method, [other]))
+        assert method.knowledge([sample]) == method.knowledge([other]) and name not in method.knowledge([sample])[0][0]
 
 
 # --- stages -------------------------------------------------------------------------------------------------------------
 
 
-def test_the_stages_of_each_setting():
-    names = {sft_and: [s.name for s in config(dict(zip(("sft", "modalities"), sft_and, strict=True))).stages]
-             for sft_and in [(False, "T"), (True, "T"), (False, "TA"), (True, "TAV")]}  # fmt: skip
-    assert names == {
-        (False, "T"): [], (True, "T"): ["training"], (False, "TA"): ["perception"], (True, "TAV"): ["perception", "training"],
-    }  # fmt: skip
+def test_stages_are_perception_which_runs_share_that_perceive_alike_and_fine_tuning():
+    for sft, modalities, names in (
+        (False, "T", []), (True, "T", ["training"]), (False, "TA", ["perception"]), (True, "TAV", ["perception", "training"])
+    ):  # fmt: skip
+        assert [stage.name for stage in config({"sft": sft, "modalities": modalities}).stages] == names
     perception, training = CONFIG.stages
     assert not perception.is_labelled and perception.training.learning_rate == 0.01 and training.outcome is None
     assert perception.training.patience is None and perception.training.batch_size == 10
-
-
-def test_settings_that_decide_what_is_perceived_are_shared_and_others_part():
     alike = [{"sft": False}, {"modalities": "TV"}, {"knowledge": "cue", "shuffled": True}, {"lora_rank": 8}, {"decoding": "free"}]
-    outcome = CONFIG.stages[0].outcome
-    assert all(config(changes).stages[0].outcome == outcome for changes in alike)
+    assert all(config(changes).stages[0].outcome == perception.outcome for changes in alike)
     other = [{"dim": 32}, {"wording": "words"}, {"perception_epochs": 3}, {"prompt.max_text_tokens": 9}, {"llm.name": "x"}]
-    assert all(config(changes).stages[0].outcome != outcome for changes in other)
-    assert override(CONFIG, {"seed": 1}).stages[0].outcome != outcome
+    assert all(config(changes).stages[0].outcome != perception.outcome for changes in other)
+    assert override(CONFIG, {"seed": 1}).stages[0].outcome != perception.outcome
 
 
 def test_what_is_perceived_does_not_hang_on_what_else_there_is(tools, corpora):
-    corpus = corpora["embedded-meld"]
     states = []
     for changes in ({}, {"sft": False}, {"modalities": "TA", "knowledge": "cue", "shuffled": True}):
-        state = built(tools, corpus, **changes).module.state_dict()
+        state = built(tools, corpora["embedded-meld"], **changes).module.state_dict()
         states.append({name: weight for name, weight in state.items() if not name.startswith("lora")})
     assert all(state.keys() == states[0].keys() for state in states)
     assert all(torch.equal(state[name], states[0][name]) for state in states for name in state)
@@ -149,12 +120,10 @@ def test_what_is_perceived_does_not_hang_on_what_else_there_is(tools, corpora):
 
 def test_perception_teaches_the_statement(tools, corpora):
     """The loss is that of the statement behind its question, and it falls."""
-    corpus = corpora["embedded-meld"]
-    method = loop.build(CONFIG, corpus, tools)
-    stage = CONFIG.stages[0]
+    method, stage = built(tools, corpora["embedded-meld"]), CONFIG.stages[0]
     method.enter(stage)
     method.module.train()
-    samples = [replace(sample, label=None) for sample in clips(corpus)]
+    samples = [replace(sample, label=None) for sample in clips(corpora["embedded-meld"])]
     batch = method.collate(samples)
     said = [method.llm.tokenizer.decode(ids) for ids in batch.answer_ids]
     assert said == [method.describer.of_frames(sample, method.given) + "\n" for sample in samples]
@@ -173,8 +142,8 @@ def test_perception_teaches_the_statement(tools, corpora):
 
 
 KINDS = [
-    {"knowledge": "features"},
-    {"knowledge": "cue"},
+    {"knowledge": "features", "prompt.max_text_tokens": 4, "decoding": "free"},
+    {"knowledge": "cue", "modalities": "TV"},
     {"knowledge": "generated"},
     {"knowledge": "generated", "shuffled": True},
     {"knowledge": "generated", "integration": "max_conf"},
@@ -183,40 +152,39 @@ KINDS = [
 
 
 @pytest.mark.parametrize(("changes", "world"), [*zip(KINDS, 3 * WORLDS, strict=True)], ids=str)
-def test_a_clip_is_answered_the_same_alone_and_in_any_batch(world, changes, tools, corpora):
-    corpus = corpora[world]
-    method = stirred(stirred(built(tools, corpus, **changes), "lora"), "speech")
-    whole = answers(method, clips(corpus))
-    for place, sample in enumerate(clips(corpus)):
-        method._cache = None  # it must say everything again
-        replies, probabilities = answers(method, [sample])
-        assert replies == whole[0][place : place + 1]
-        np.testing.assert_allclose(probabilities[0], whole[1][place], atol=1e-5)
+def test_it_answers_and_learns_as_its_plain_form_does_clip_by_clip(world, changes, tools, corpora):
+    corpus, samples = corpora[world], clips(corpora[world])
+    method = stirred(built(tools, corpus, **changes), "lora", "speech")
+    plain = cmpta_lib.plain(TrainedRun(None, Inputs.of(corpus), method))  # type: ignore[arg-type]  # asked for its name only
+    found = method.predict(method.collate(samples))
+    for place, sample in enumerate(samples):
+        method.module.said = None  # it must say everything again
+        said = plain.answer(sample)
+        assert said.reply == found.replies[place]
+        np.testing.assert_allclose([*said.probabilities.values()], found.probabilities[place], rtol=0, atol=1e-5)
+        torch.testing.assert_close(plain.loss(sample), method.loss(method.collate([sample])).total, rtol=1e-5, atol=1e-4)
+    if "decoding" in changes:
+        assert found.issues["unparsable_replies"] == [*found.replies].count(None) == np.isnan(found.values).sum() > 0
 
 
-def test_knowledge_stands_before_the_words_and_the_adapter_reads_the_words_alone(tools, corpora):
+def test_knowledge_stands_before_the_words_and_cuts_none_and_the_adapter_reads_the_words_alone(tools, corpora):
     corpus, samples = corpora["embedded-meld"], clips(corpora["embedded-meld"])
     plain, told = built(tools, corpus), built(tools, corpus, knowledge="cue")
     batch = told.collate(samples)
-    for ids, sample in zip(batch.text_ids, samples, strict=True):
+    for ids, sample in zip(*batch.readings, samples, strict=True):
         cue = told.describer.cue(sample, told.given)
         assert told.llm.tokenizer.decode(ids) == cue + " " * bool(cue) + sample.text
     assert torch.equal(told.pseudo_tokens(batch)[0], plain.pseudo_tokens(plain.collate(samples))[0])
     assert not equal(answers(told, samples), answers(plain, samples))
-
-
-def test_a_statement_never_cuts_the_words(tools, corpora):
-    corpus = corpora["embedded-meld"]
     method = built(tools, corpus, knowledge="features", **{"prompt.max_text_tokens": 3})
-    sample = clips(corpus)[0]
-    (ids,), (said,) = method.collate([sample]).text_ids, method.knowledge([sample])[0]
-    assert len(ids) == len(method.llm.token_ids(said)) + 3 and method.collate([sample]).issues == {"texts_cut": 1}
+    batch, (said,) = method.collate(samples[:1]), method.knowledge(samples[:1])[0]
+    assert len(batch.readings[0][0]) == len(method.llm.token_ids(said)) + 3 and batch.issues == {"texts_cut": 1}
 
 
 def test_the_surest_reading_counts(tools, corpora):
     corpus, samples = corpora["embedded-meld"], clips(corpora["embedded-meld"])
-    method = stirred(built(tools, corpus, knowledge="features", integration="max_conf"), "lora")
-    alone, told = (stirred(built(tools, corpus, knowledge=kind), "lora") for kind in ("none", "features"))
+    kinds = ({"knowledge": "none"}, {"knowledge": "features"}, {"knowledge": "features", "integration": "max_conf"})
+    alone, told, method = (stirred(built(tools, corpus, **changes), "lora") for changes in kinds)
     both = np.stack([answers(alone, samples)[1], answers(told, samples)[1]])
     surest = both.max(2).argmax(0)
     np.testing.assert_allclose(answers(method, samples)[1], both[surest, np.arange(len(samples))], atol=1e-6)
@@ -229,24 +197,25 @@ def test_the_surest_reading_counts(tools, corpora):
 def test_what_the_model_says_is_said_once_and_kept(tools, corpora, tmp_path):
     corpus, samples = corpora["embedded-sims"], clips(corpora["embedded-sims"])
     kept = replace(tools, knowledge=tmp_path)
-    method = stirred(built(kept, corpus, knowledge="generated"), "speech")
+    method, other = (stirred(built(kept, corpus, knowledge="generated"), "speech") for _ in range(2))
     first = method.knowledge(samples)
     (path,) = tmp_path.iterdir()
     assert all(0 < len(set(said)) == len(said) <= 2 for said in first) and any(len(said) == 2 for said in first)
-    greedy = method._said(PromptedLM.collate(method, samples))
+    asked = method._as_it_describes()
+    greedy = generate(asked.llm, asked.prompt_embeddings(PromptedLM.collate(method, samples)), 6)
     assert [said[0] for said in first if said] == [line for line in greedy if line]
-    other = stirred(built(kept, corpus, knowledge="generated"), "speech")
-    other._said = None  # it would fail if it had to say anything
+    other._describe = None  # it would fail if it had to say anything
     assert other.knowledge(samples) == first
     content = path.read_bytes()
-    assert stirred(other, "maker") and built(kept, corpus, knowledge="generated").knowledge(samples) != first
+    method = stirred(method, "maker")
+    method.module.eval()  # so it ends whatever changed the weights
+    assert method.knowledge(samples) != first
     assert path.read_bytes() == content and len(list(tmp_path.iterdir())) == 2, "another model, another file"
 
 
 def test_no_label_reaches_perception_or_knowledge(tools, corpora, tmp_path):
     """Trained and asked with permuted labels: the same weights of perception, the same bytes in the cache."""
-    states, caches = [], []
-    corpus = corpora["embedded-meld"]
+    states, caches, corpus = [], [], corpora["embedded-meld"]
     for number, train in enumerate([corpus.splits["train"], relabelled(corpus.splits["train"])]):
         kept = replace(tools, knowledge=tmp_path / str(number))
         given = replace(corpus, splits=corpus.splits | {"train": train})
@@ -255,22 +224,18 @@ def test_no_label_reaches_perception_or_knowledge(tools, corpora, tmp_path):
         method.knowledge([*train])
         caches.append({path.name: path.read_bytes() for path in (tmp_path / str(number)).iterdir()})
     assert len(caches[0]) == 1 and caches[0] == caches[1]
-    assert differing(*states) == {"lora"}
+    assert {name.partition(".")[0] for name in states[0] if not torch.equal(states[0][name], states[1][name])} == {"lora"}
 
 
-def test_free_replies_that_are_no_answer_are_counted(tools, corpora):
-    corpus, samples = corpora["embedded-meld"], clips(corpora["embedded-meld"])
-    method = built(tools, corpus, decoding="free", knowledge="features")
-    found = method.predict(method.collate(samples))
-    assert found.issues["unparsable_replies"] == [*found.replies].count(None) == np.isnan(found.values).sum() > 0
-
-
-def test_senseless_settings_are_refused():
-    for changes, reason in (
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
         ({"modalities": "T", "knowledge": "features"}, "there is nothing to say"),
         ({"shuffled": True}, "nothing to shuffle"),
         ({"dim": 20}, "not a multiple of num_heads"),
         ({"facts": []}, "method.facts"),
-    ):
-        with pytest.raises(ValueError, match=reason):
-            config(changes)
+    ],
+)
+def test_senseless_settings_are_refused(changes, reason):
+    with pytest.raises(ValueError, match=reason):
+        config(changes)

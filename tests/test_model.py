@@ -217,12 +217,10 @@ def test_a_batch_equals_the_plain_method(changes, start, kv_heads, is_pruned, co
 def test_what_has_no_plain_form_is_refused(corpora, tools):
     from types import SimpleNamespace
 
-    from cmpta_lib.beyond.mllm_mac import MllmMacConfig
-
-    config = CONFIG.model_copy(update={"method": MllmMacConfig(dim=16, num_heads=2)})
+    config = CONFIG.model_copy(update={"method": registry.ENTRIES["constant"].config()})
     method = registry.build(config, Inputs.of(corpora["embedded-sims"]), tools)
     run = SimpleNamespace(folder=SimpleNamespace(name="a-run"), config=config)
-    with pytest.raises(ValueError, match="run a-run: its method 'mllm_mac' has no plain form"):
+    with pytest.raises(ValueError, match="run a-run: its method 'constant' has no plain form"):
         cmpta_lib.plain(TrainedRun(run, Inputs.of(corpora["embedded-sims"]), method))  # type: ignore[arg-type]
 
 

@@ -67,7 +67,7 @@ def lacking(sample: Sample, *names: str) -> Sample:
     return replace(sample, **{name: getattr(sample, name)[:0] for name in names})
 
 
-# --- E_m = W_m X_m + P_m ------------------------------------------------------------------------------------------------
+# --- clips --------------------------------------------------------------------------------------------------------------
 
 
 def test_the_words_are_read_from_the_encoders_table_scaled_by_the_training_splits_words(tools, corpora):
@@ -80,18 +80,11 @@ def test_the_words_are_read_from_the_encoders_table_scaled_by_the_training_split
     torch.testing.assert_close(real.std(0, unbiased=False), torch.ones(real.shape[1]), atol=1e-4, rtol=0)
     scaling, table = method.scaling["text"], method.encoder.model.get_input_embeddings().weight
     torch.testing.assert_close(words[0, 1], (table[found.text_ids[0, 1]] - scaling.mean) / scaling.std)
-
-
-@pytest.mark.parametrize("kind", ["frozen", "trained"])
-def test_only_a_copy_of_the_table_is_ever_trained(kind: str, tools, corpora):
-    method = built(tools, corpora["embedded-sims"], {"method.text_table": kind})
-    before = method.frozen_table.clone()
-    stepped(method, "training", corpora["embedded-sims"].splits["train"])
-    assert torch.equal(method.encoder.model.get_input_embeddings().weight, before)
-    assert torch.equal(method._table(), before) == (kind == "frozen")
-
-
-# --- clips --------------------------------------------------------------------------------------------------------------
+    for kind in ("frozen", "trained"):  # which is a copy
+        method = built(tools, corpus, {"method.text_table": kind})
+        stepped(method, "training", corpus.splits["train"])
+        assert torch.equal(method.encoder.model.get_input_embeddings().weight, table)
+        assert torch.equal(method.table, table) == (kind == "frozen")
 
 
 @pytest.mark.parametrize("changes", SWITCHES, ids=str)
@@ -100,12 +93,13 @@ def test_a_real_frame_of_zeros_is_no_padding(changes, tools, corpora):
     corpus = corpora["embedded-sims"]
     method = built(tools, corpus, {**changes, "data.feature_scaling": "none"})
     sample = corpus.splits["train"][0]
-    for name in ("audio", "vision"):
-        frames = getattr(sample, name)
-        longer = replace(sample, **{name: np.concatenate([frames, np.zeros_like(frames[:4])])})
-        assert not torch.allclose(outputs(method, [longer]), outputs(method, [sample]), atol=1e-6)
-    silent = replace(sample, audio=np.zeros_like(sample.audio))
-    assert not torch.allclose(outputs(method, [silent]), outputs(method, [lacking(sample, "audio")]), atol=1e-6)
+    longer = [
+        replace(sample, **{name: np.concatenate([frames, 0 * frames[:4]])})
+        for name, frames in (("audio", sample.audio), ("vision", sample.vision))
+    ]
+    silent, absent = replace(sample, audio=0 * sample.audio), lacking(sample, "audio")
+    for one, other in ((longer[0], sample), (longer[1], sample), (silent, absent)):
+        assert not torch.allclose(outputs(method, [one]), outputs(method, [other]), atol=1e-6)
 
 
 # --- the two stages -----------------------------------------------------------------------------------------------------
@@ -141,26 +135,25 @@ def test_a_modality_that_is_matched_alone_has_not_seen_the_others_and_words_are_
         method = built(tools, corpus, {"method.contrastive_view": view})
         given = [method.inputs_of(found, found.text_ids) for found in map(method.clips, map(method.collate, (samples, other)))]
         with torch.no_grad():
-            audio = [getattr(method.body, view)(one)["audio"][0] for one in given]
+            audio = [getattr(method.net.body, view)(one)["audio"][0] for one in given]
         assert torch.equal(*audio) == is_same
         first, second = (pretraining_loss(method, some) for some in (samples, other))
         assert first["contrastive"] != second["contrastive"] and first["mlm"] != second["mlm"]
 
 
 def test_clips_that_lack_a_modality_are_left_out_of_its_pairs(tools, corpora):
-    corpus = corpora["embedded-sims"]
-    method, samples = built(tools, corpus, {"method.pretraining": "contrastive"}), list(corpus.splits["train"])[:6]
-    full = [sample for sample in samples if len(sample.audio) and len(sample.vision)]
+    corpus, changes = corpora["embedded-sims"], {"method.pretraining": "contrastive"}
+    full = [sample for sample in list(corpus.splits["train"])[:6] if len(sample.audio) and len(sample.vision)]
+    method = built(tools, corpus, changes)
     found = pretraining_loss(method, [*full, lacking(full[0], "audio", "vision")])["contrastive"]
     torch.testing.assert_close(found, pretraining_loss(method, full)["contrastive"])
-    words = built(tools, corpus, {"method.modalities": "text"})
-    assert pretraining_loss(words, full)["contrastive"] == 0
+    assert pretraining_loss(built(tools, corpus, {"method.modalities": "text"}), full)["contrastive"] == 0
 
 
 def test_a_pretrained_body_learns_at_its_own_pace_and_a_new_one_like_the_classifier(tools, corpora):
     def rates(changes) -> set[float]:
         method = built(tools, corpora["embedded-sims"], {"method.body_rate": 0.2, **changes})
-        body = {id(parameter) for parameter in method.body.parameters()}
+        body = {id(parameter) for parameter in method.net.body.parameters()}
         return {group.rate for group in method.groups(CONFIG.training) for p in group.parameters if id(p) in body}
 
     assert rates({}) == {0.2} and rates({"method.pretraining": "none"}) == {1.0}
@@ -186,15 +179,12 @@ def test_runs_that_differ_in_their_fine_tuning_alone_share_the_pretraining(tools
     for outcome, weights in results[1:]:
         assert outcome == results[0][0] and weights.keys() == results[0][1].keys()
         assert all(torch.equal(weight, results[0][1][name]) for name, weight in weights.items())
-
-
-def test_whatever_touches_the_pretraining_makes_it_another():
-    for changes in (
+    for other in (
         {"method.pretraining": "mlm"}, {"method.mask_share": 0.3}, {"method.dim": 8}, {"method.modalities": "text"},
         {"method.pretraining_epochs": 4}, {"method.encoder.fingerprint": "other"}, {"seed": 7}, {"data.fingerprint": "other"},
         {"method.temperature": 0.1}, {"training.weight_decay": 0.5}, WINDOWS,
     ):  # fmt: skip
-        assert override(CONFIG, changes).stages[0].outcome != CONFIG.stages[0].outcome
+        assert override(CONFIG, other).stages[0].outcome != CONFIG.stages[0].outcome, "another pre-training"
 
 
 OTHER = {
@@ -202,38 +192,33 @@ OTHER = {
     "method.frame_window": 3, "method.frame_stride": 2, "method.fusion": "self_attention", "method.projections": "per_pair",
     "method.pooling": "resample", "method.max_text_tokens": 4, "data.feature_scaling": "none",
 }  # fmt: skip
+IN_TRAINING = [
+    ("method.mask_share", 0.6, {}),
+    ("method.contrastive_view", "joint", {}),
+    ("method.contrastive_dim", 3, {}),
+    ("method.temperature", 0.5, {}),
+    ("method.max_positions", 4, {"method.positions": "learned"}),
+    ("method.resampled_positions", 2, {"method.pooling": "resample"}),
+    ("method.dropout", 0.5, {}),
+]
 
 
-def test_every_field_of_the_network_changes_the_answers(tools, corpora):
+def test_every_field_changes_an_answer_or_a_loss(tools, corpora):
     corpus = corpora["embedded-sims"]
     plain = outputs(built(tools, corpus), clips(corpus))
     for field, value in OTHER.items():
         assert not torch.allclose(plain, outputs(built(tools, corpus, {field: value}), clips(corpus)), atol=1e-6), field
-
-
-@pytest.mark.parametrize(
-    ("field", "value", "given"),
-    [
-        ("method.mask_share", 0.6, {}),
-        ("method.contrastive_view", "joint", {}),
-        ("method.contrastive_dim", 3, {}),
-        ("method.temperature", 0.5, {}),
-        ("method.max_positions", 4, {"method.positions": "learned"}),
-        ("method.resampled_positions", 2, {"method.pooling": "resample"}),
-        ("method.dropout", 0.5, {}),
-    ],
-)
-def test_every_field_of_the_training_changes_a_loss(field: str, value: object, given, tools, corpora):
-    corpus, found = corpora["embedded-sims"], []
-    for changes in (given, {**given, field: value}):
-        method = built(tools, corpus, changes)
-        method.module.train()
-        losses = pretraining_loss(method, clips(corpus))
-        method.enter(stages(method)["training"])
-        torch.manual_seed(3)
-        with torch.no_grad():
-            found.append((losses["all"], method.loss(method.collate(clips(corpus))).total))
-    assert any(not torch.allclose(one, other) for one, other in zip(*found, strict=True))
+    for field, value, given in IN_TRAINING:
+        found = []
+        for changes in (given, {**given, field: value}):
+            method = built(tools, corpus, changes)
+            method.module.train()
+            losses = pretraining_loss(method, clips(corpus))
+            method.enter(stages(method)["training"])
+            torch.manual_seed(3)
+            with torch.no_grad():
+                found.append((losses["all"], method.loss(method.collate(clips(corpus))).total))
+        assert any(not torch.allclose(one, other) for one, other in zip(*found, strict=True)), field
 
 
 def test_bad_settings_are_refused():

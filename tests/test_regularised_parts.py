@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cmpta_lib.beyond.losses import central_moment_discrepancy, diversity
-from cmpta_lib.beyond.mgsi import Convolution, Granularities, MgsiConfig
+from cmpta_lib.beyond.mgsi import Granularities, MgsiConfig
 from cmpta_lib.beyond.prototypes import Attention, PrototypesConfig, PrototypeTokens
 from cmpta_lib.data.corpus import Inputs, Task
 from cmpta_lib.paper import MELD_LABELS
@@ -90,40 +90,25 @@ def test_the_share_of_trained_weights_is_about_the_printed_one():
         assert 0.0009 < sum(p.numel() for p in maker.parameters()) / weights < 0.0026
 
 
-@pytest.mark.parametrize(("kernel", "dilation"), [(3, 1), (3, 2), (5, 3)])
-def test_a_convolution_is_a_sum_over_neighbours_that_are_there(kernel, dilation):
-    torch.manual_seed(0)
-    part, frames, lengths = Convolution(4, kernel, dilation), torch.randn(2, 9, 4), [9, 5]
-    real = torch.arange(9) < torch.tensor(lengths)[:, None]
-    found, weight = part(frames, real), part.convolution.weight
-    for clip, length in enumerate(lengths):
-        for place in range(length):
-            expected = part.convolution.bias.clone()
-            for tap in range(kernel):
-                seen = place + dilation * (tap - kernel // 2)
-                if 0 <= seen < length:
-                    expected = expected + weight[:, :, tap] @ frames[clip, seen]
-            torch.testing.assert_close(found[clip, place], F.gelu(expected), rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize("branches", ["parallel", "stacked"])
-def test_granularities_are_pooled_attended_and_averaged(branches):
+@pytest.mark.parametrize(("branches", "kernel"), [("parallel", 3), ("stacked", 5)])
+def test_granularities_are_pooled_attended_and_averaged(branches, kernel):
     """A readable reference, clip by clip and without padding: a convolution, a dilated one, a transformer."""
     torch.manual_seed(0)
-    part = Granularities(MgsiConfig(dim=8, attention_heads=2, branches=branches), 5).eval()
-    narrow, dilated, transformer = part.branches
-    assert (narrow.convolution.dilation, dilated.convolution.dilation) == ((1,), (2,))
-    assert isinstance(transformer.layer, torch.nn.TransformerEncoderLayer)
+    part = Granularities(MgsiConfig(dim=8, attention_heads=2, branches=branches, kernel=kernel), 5).eval()
     frames, lengths = torch.randn(3, 7, 5), torch.tensor([7, 0, 4])
     found, weights = part(frames, lengths)
-    for clip, length in enumerate(lengths.tolist()):
-        if not length:
-            assert (found[clip] == 0).all() and (weights[clip] == 0).all()
-            continue
+    *convolutions, transformer = part.branches
+    assert isinstance(transformer.layer, torch.nn.TransformerEncoderLayer) and (found[1] == 0).all() and (weights[1] == 0).all()
+    for clip, length in ((0, 7), (2, 4)):
         start = hidden = part.project(frames[clip : clip + 1, :length])
         tokens = []
-        for branch, score in zip(part.branches, part.score, strict=True):
-            hidden = branch(hidden if branches == "stacked" else start, torch.ones(1, length, dtype=torch.bool))
+        for dilation, branch, score in zip((1, 2, None), [*convolutions, transformer], part.score, strict=True):
+            given = hidden if branches == "stacked" else start
+            if dilation:
+                bank = branch.convolution.weight, branch.convolution.bias
+                hidden = F.gelu(F.conv1d(given.mT, *bank, padding="same", dilation=dilation).mT)
+            else:
+                hidden = branch.layer(given)
             shares = score(hidden).softmax(1)
             torch.testing.assert_close(weights[clip, len(tokens), :length], shares[0, :, 0])
             tokens.append((shares * hidden).sum(1))

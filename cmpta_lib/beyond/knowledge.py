@@ -12,11 +12,11 @@ import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from cmpta_lib import files
 from cmpta_lib.data.corpus import MODALITIES, Language, Modality, Sample, Split
@@ -26,41 +26,32 @@ END = "\n"  # closes what is said
 CUE_BYTES = 96  # for the words that a generator has for face and voice
 
 
-class StatementCache:
-    """Statements by the hex digest of a clip's content, on disk where a folder is given.
+class StatementCache(dict[str, list[str]]):
+    """Statements by the hex digest of a clip's content, in memory and, where a folder is given, in a file there.
 
-    A line of text per clip, with a checksum: processes append without waiting for each other, and a line that was cut by a
-    kill, or changed, is not believed; its clip is described anew.
-
-    Args:
-        identity: hex digest of all that decides what is said: the models, the prompt, how answers are drawn.
-        folder: where the file named by it lies, or None: kept in memory only.
+    The file is named by `identity`, a digest of all that decides what is said. It has a line per clip, with a checksum:
+    processes append without waiting for each other, and a line that a kill cut, or that changed, is not believed.
     """
 
     def __init__(self, identity: str, folder: Path | None) -> None:
+        super().__init__()
         self.path = None if folder is None else folder / f"{identity}.jsonl"
-        self._known: dict[str, list[str]] = {}
         if self.path is not None and self.path.is_file():
             with files.reading(self.path.parent):
                 lines = self.path.read_bytes().decode(errors="replace").splitlines()
             for digest, _, text in (line.partition(" ") for line in lines):
                 if digest == _digest(text):
-                    self._known.setdefault(*json.loads(text))  # the first to be written stays
-
-    def get(self, content: str) -> list[str] | None:
-        return self._known.get(content)
+                    self.setdefault(*json.loads(text))  # the first to be written stays
 
     def add(self, found: Mapping[str, list[str]]) -> None:
         """Raises OSError where the folder cannot be written; the message says what to do."""
-        new = {content: statements for content, statements in found.items() if content not in self._known}
-        self._known |= new
-        if self.path is None or not new:
-            return
-        texts = [json.dumps(item, ensure_ascii=True) for item in new.items()]
-        with files.writing(self.path.parent):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("ab") as file:  # a line end first: the last line may have been cut
-                file.write("".join(f"\n{_digest(text)} {text}" for text in texts).encode() + b"\n")
+        self.update(found)
+        if self.path is not None:
+            texts = [json.dumps(item) for item in found.items()]
+            with files.writing(self.path.parent):
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                with self.path.open("ab") as file:  # a line end first: the last line may have been cut
+                    file.write("".join(f"\n{_digest(text)} {text}" for text in texts).encode() + b"\n")
 
 
 def _digest(text: str) -> str:
@@ -111,20 +102,9 @@ class Describer(nn.Module):
 
     A modality's facts: energy, the root mean square of its z-scored frames; movement, their mean absolute change from
     frame to frame; each a third of the training clips; and the course of its main variations, the projections on the
-    training frames' first principal components: steady, peak first or trough first.
-
-    Args:
-        widths: F of each modality.
-        language, wording: of the statements; a key of `WORDINGS`.
-        facts: those that are told, of "energy", "movement" and "course".
-        courses: main variations whose course is told.
-        steady_share: of training clips whose course counts as steady.
-        donors: training clips whose statements `of_another` draws from.
+    training frames' first principal components: steady, peak first or trough first. `language` and `wording` are a key of
+    `WORDINGS`; the further settings are those of `MllmMacConfig`.
     """
-
-    donor_keys: Tensor
-    donor_facts: Tensor
-    donor_cues: Tensor
 
     def __init__(
         self, widths: Mapping[Modality, int], language: Language, wording: str, facts: Collection[str], courses: int,
@@ -144,48 +124,40 @@ class Describer(nn.Module):
         self.register_buffer("donor_keys", torch.zeros(donors, dtype=torch.int64))
         self.register_buffer("donor_facts", torch.zeros(donors, len(MODALITIES), len(self.kinds), dtype=torch.int64))
         self.register_buffer("donor_cues", torch.zeros(donors, len(MODALITIES), CUE_BYTES, dtype=torch.uint8))
-        self._copies: dict[str, tuple[int, np.ndarray]] = {}
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        """It stays on the host, where frames are, wherever the module that holds it is moved."""
+        return self
 
     def _get(self, name: str) -> np.ndarray:
-        """A buffer on the host, copied again when it has changed."""
-        buffer: Tensor = getattr(self, name)
-        if name not in self._copies or self._copies[name][0] != buffer._version:
-            self._copies[name] = (buffer._version, buffer.cpu().numpy())
-        return self._copies[name][1]
+        """A buffer as an array, which shares its memory."""
+        array: np.ndarray = getattr(self, name).numpy()
+        return array
 
     def fit(self, train: Split) -> None:
         """Learn scales, directions, levels and donors from the training split's frames; no label is read."""
         for modality in MODALITIES:
-            for name, value in zip(("mean", "std"), train.feature_statistics(modality), strict=True):
-                getattr(self, f"{modality}_{name}").copy_(torch.from_numpy(value))
+            self._get(f"{modality}_mean")[:], self._get(f"{modality}_std")[:] = train.feature_statistics(modality)
             clips = [getattr(sample, modality) for sample in train]
             directions = _principal(self._scaled(modality, frames) for frames in clips)[: self.courses]
-            getattr(self, f"{modality}_directions")[: len(directions)] = torch.from_numpy(directions)  # F may be fewer
-            measured = [values for values, _ in (self._measured(modality, frames) for frames in clips) if values is not None]
-            if measured:
+            self._get(f"{modality}_directions")[: len(directions)] = directions  # F may be fewer
+            if measured := [self._measured(modality, frames)[0] for frames in clips if len(frames)]:
                 table = np.array(measured)
-                cuts = np.quantile(table[:, :2], [1 / 3, 2 / 3], axis=0).T
-                getattr(self, f"{modality}_cuts").copy_(torch.from_numpy(cuts))
-                steady = np.quantile(table[:, 2:], self.steady_share, axis=0)
-                getattr(self, f"{modality}_steady").copy_(torch.from_numpy(steady))
-        places = np.arange(len(self.donor_keys)) * len(train) // len(self.donor_keys)
-        for donor, place in enumerate(places.tolist()):
-            sample = train[place]
-            self.donor_keys[donor] = content_key(sample)
-            self.donor_facts[donor] = torch.from_numpy(self.facts(sample))
-            for number, words in enumerate(_cue_words(sample) or ()):
-                raw = np.frombuffer(words.encode()[:CUE_BYTES].ljust(CUE_BYTES, b"\0"), np.uint8)
-                self.donor_cues[donor, number] = torch.from_numpy(raw.copy())
+                self._get(f"{modality}_cuts")[:] = np.quantile(table[:, :2], [1 / 3, 2 / 3], axis=0).T
+                self._get(f"{modality}_steady")[:] = np.quantile(table[:, 2:], self.steady_share, axis=0)
+        keys, facts, cues = (self._get(f"donor_{name}") for name in ("keys", "facts", "cues"))
+        for donor in range(len(keys)):
+            sample = train[donor * len(train) // len(keys)]
+            keys[donor], facts[donor] = content_key(sample), self.facts(sample)
+            for number, words in enumerate(_cue_words(sample)):
+                cues[donor, number] = [*words.encode()[:CUE_BYTES].ljust(CUE_BYTES, b"\0")]
 
     def _scaled(self, modality: Modality, frames: np.ndarray) -> np.ndarray:
         """(T, F) -> (T, F) float64."""
-        scaled: np.ndarray = (frames.astype(np.float64) - self._get(f"{modality}_mean")) / self._get(f"{modality}_std")
-        return scaled
+        return (frames.astype(np.float64) - self._get(f"{modality}_mean")) / self._get(f"{modality}_std")
 
-    def _measured(self, modality: Modality, frames: np.ndarray) -> tuple[np.ndarray | None, np.ndarray]:
-        """Energy, movement and each course's range, None where the clip is absent; and whether each peak comes first."""
-        if not len(frames):
-            return None, np.zeros(0, bool)
+    def _measured(self, modality: Modality, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Energy, movement and each course's range, of T > 0 frames; and whether each course's peak comes first."""
         scaled = self._scaled(modality, frames)
         courses = scaled @ self._get(f"{modality}_directions").T
         movement = np.abs(np.diff(scaled, axis=0)).mean() if len(frames) > 1 else 0.0
@@ -194,16 +166,13 @@ class Describer(nn.Module):
 
     def facts(self, sample: Sample) -> np.ndarray:
         """(modalities, facts) int64, each 0, 1 or 2, or `ABSENT`."""
-        rows = []
-        for modality in MODALITIES:
-            values, is_peak_first = self._measured(modality, getattr(sample, modality))
-            if values is None:
-                rows.append([ABSENT] * len(self.kinds))
-                continue
-            levels = [np.searchsorted(cuts, value) for cuts, value in zip(self._get(f"{modality}_cuts"), values, strict=False)]
-            courses = np.where(values[2:] <= self._get(f"{modality}_steady"), 0, np.where(is_peak_first, 1, 2))
-            rows.append([*levels, *courses])
-        return np.array(rows, np.int64)
+        rows = np.full((len(MODALITIES), len(self.kinds)), ABSENT, np.int64)
+        for row, modality in zip(rows, MODALITIES, strict=True):
+            if len(frames := getattr(sample, modality)):
+                values, is_peak_first = self._measured(modality, frames)
+                row[:2] = [np.searchsorted(*one) for one in zip(self._get(f"{modality}_cuts"), values[:2], strict=True)]
+                row[2:] = np.where(values[2:] <= self._get(f"{modality}_steady"), 0, np.where(is_peak_first, 1, 2))
+        return rows
 
     def statement(self, facts: np.ndarray, modalities: Sequence[Modality] = MODALITIES) -> str:
         """Facts of one clip -> one short statement about these modalities, "" about none."""
@@ -225,7 +194,7 @@ class Describer(nn.Module):
         Raises:
             ValueError: nobody knows it.
         """
-        if (words := _cue_words(sample)) is None:
+        if not (words := _cue_words(sample)):
             raise ValueError(
                 f"clip '{sample.id}' has no known cues: knowledge='cue' needs a corpus whose generator left 'face' and "
                 f"'voice' in the tables, such as the embedded ones; use 'features' or 'generated'"
@@ -240,33 +209,32 @@ class Describer(nn.Module):
         """The statement of another clip, a training clip that the content of this one chooses: true of no one here."""
         own, keys = content_key(sample), self._get("donor_keys")
         start = own % len(keys)
-        order = [*range(start, len(keys)), *range(start)]
-        donor = next((place for place in order if keys[place] != own), start)
+        donor = next((place for place in np.roll(np.arange(len(keys)), -start) if keys[place] != own), start)
         if kind == "cue":
-            raw = self._get("donor_cues")[donor]
-            return self._directions([bytes(row).rstrip(b"\0").decode(errors="ignore") for row in raw], modalities)
+            words = [bytes(row).rstrip(b"\0").decode(errors="ignore") for row in self._get("donor_cues")[donor]]
+            return self._directions(words, modalities)
         return self.statement(self._get("donor_facts")[donor], modalities)
 
 
-def content_digest(sample: Sample) -> bytes:
-    """SHA-256 of what is said, heard and seen, without its name, speaker and label."""
+def content_digest(sample: Sample) -> str:
+    """Hex SHA-256 of what is said, heard and seen, without its name, speaker and label."""
     digest = hashlib.sha256(sample.text.encode())
     for modality in MODALITIES:
         frames = np.ascontiguousarray(getattr(sample, modality), np.float32)
         digest.update(repr(frames.shape).encode())
         digest.update(frames.data)
-    return digest.digest()
+    return digest.hexdigest()
 
 
 def content_key(sample: Sample) -> int:
     """The content as a number >= 0 that an int64 holds."""
-    return int.from_bytes(content_digest(sample)[:8], "little") >> 1
+    return int.from_bytes(bytes.fromhex(content_digest(sample)[:16]), "little") >> 1
 
 
-def _cue_words(sample: Sample) -> tuple[str, str] | None:
-    """What a generator calls voice and face, "" where nothing is shown; None where nobody knows."""
-    voice, face = sample.extra.get("voice"), sample.extra.get("face")
-    return (voice, face) if isinstance(voice, str) and isinstance(face, str) else None
+def _cue_words(sample: Sample) -> list[str]:
+    """What a generator calls voice and face, "" where nothing is shown; nothing where nobody knows."""
+    words = [word for word in map(sample.extra.get, ("voice", "face")) if isinstance(word, str)]
+    return words if len(words) == len(MODALITIES) else []
 
 
 def _principal(clips: Iterable[np.ndarray]) -> np.ndarray:

@@ -1,9 +1,8 @@
 """Losses beside the answer's own: without labels in a pre-training, and of token makers while they are trained.
 
 The pre-training of the second document (section 3.2, step 4) is masked language modelling and contrastive alignment. It
-names both and prints L = L_MLM + L_CL; what is masked, who is paired with whom and how it is scored are those of BERT and
-CLIP. Nothing there waits for the device. A token maker's auxiliary losses give one number per clip, so that several
-processes average exactly what one would.
+names both and prints L = L_MLM + L_CL; what is masked, who is paired with whom and how it is scored are BERT's and CLIP's.
+A token maker's auxiliary losses give one number per clip, so that several processes average exactly what one would.
 
 Shapes: B clips, L text tokens, V vocabulary, D features or width, K prototypes.
 """
@@ -47,8 +46,7 @@ def mask_tokens(ids: Tensor, maskable: Tensor, mask_id: int, vocabulary: int, sh
     """Choose tokens to predict; of them 80 % become [MASK], 10 % any token, 10 % stay (BERT, section 3.1).
 
     Args:
-        ids: (B, L) int64.
-        maskable: (B, L) bool, real tokens but for [CLS] and [SEP].
+        ids, maskable: (B, L) int64, and bool: real tokens but for [CLS] and [SEP].
     Returns:
         (B, L) ids to read, and (B, L) targets: the true id where it is to be predicted, `IGNORED` elsewhere.
     """
@@ -58,38 +56,6 @@ def mask_tokens(ids: Tensor, maskable: Tensor, mask_id: int, vocabulary: int, sh
     read = torch.where(chosen & (fate < 0.8), mask_id, ids)
     read = torch.where(chosen & (fate >= 0.9), other, read)
     return read, torch.where(chosen, ids, IGNORED)
-
-
-def masked_language_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """(B, L, V), (B, L) -> () mean cross-entropy of the tokens to predict; 0 where there are none."""
-    total = F.cross_entropy(logits.flatten(0, -2), targets.flatten(), ignore_index=IGNORED, reduction="sum")
-    return total / (targets != IGNORED).sum().clamp(min=1)
-
-
-def info_nce(one: Tensor, other: Tensor, scale: Tensor | float, both: Tensor | None = None) -> Tensor:
-    """Symmetric InfoNCE, as in CLIP: each clip's vector finds its own partner among those of the batch, both ways.
-
-    Args:
-        one, other: (B, D), row i of both from clip i.
-        scale: 1 / temperature.
-        both: (B,) bool, clips that have both vectors; the others are neither asked nor offered. None = all.
-    Returns:
-        () mean over clips and both directions; 0 where no clip has both.
-    """
-    similarities = scale * one @ other.T
-    if both is None:
-        both = torch.ones(len(one), dtype=torch.bool, device=one.device)
-    similarities = similarities.masked_fill(~(both[:, None] & both), torch.finfo(similarities.dtype).min)
-    partners = torch.arange(len(one), device=one.device)
-    losses = sum(F.cross_entropy(table, partners, reduction="none") for table in (similarities, similarities.T))
-    return (losses * both).sum() / (2 * both.sum().clamp(min=1))
-
-
-def contrastive_loss(vectors: Mapping[str, Tensor], present: Mapping[str, Tensor], scale: Tensor | float) -> Tensor:
-    """Modality -> vectors (B, D), and presence (B,) bool -> () mean of `info_nce` over the pairs that some clip has."""
-    pairs = [(one, other, present[one] & present[other]) for one, other in combinations(vectors, 2)]
-    losses = torch.stack([info_nce(vectors[one], vectors[other], scale, both) for one, other, both in pairs])
-    return losses.sum() / torch.stack([both.any() for *_, both in pairs]).sum().clamp(min=1)
 
 
 class MaskedLanguageHead(nn.Module):
@@ -105,35 +71,51 @@ class MaskedLanguageHead(nn.Module):
         return F.linear(self.transform(states), table, self.bias)
 
 
+def masked_language_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """(B, L, V), (B, L) -> () mean cross-entropy of the tokens to predict; 0 where there are none."""
+    total = F.cross_entropy(logits.flatten(0, -2), targets.flatten(), ignore_index=IGNORED, reduction="sum")
+    return total / (targets != IGNORED).sum().clamp(min=1)
+
+
+def info_nce(one: Tensor, other: Tensor, scale: Tensor | float, both: Tensor) -> Tensor:
+    """Symmetric InfoNCE, as in CLIP: each clip's vector finds its own partner among those of the batch, both ways.
+
+    Args:
+        one, other: (B, D), row i of both from clip i; `scale` is 1 / temperature.
+        both: (B,) bool, clips that have both vectors; the others are neither asked nor offered.
+    Returns:
+        () mean over clips and both directions; 0 where no clip has both.
+    """
+    similarities = scale * one @ other.T
+    similarities = similarities.masked_fill(~(both[:, None] & both), torch.finfo(similarities.dtype).min)
+    partners = torch.arange(len(one), device=one.device)
+    losses = sum(F.cross_entropy(table, partners, reduction="none") for table in (similarities, similarities.T))
+    return (losses * both).sum() / (2 * both.sum().clamp(min=1))
+
+
 class ContrastiveHead(nn.Module):
-    """Clip vectors of each modality -> unit vectors of one space, and a learned temperature."""
+    """Clip vectors of each modality -> unit vectors of one space, which find their partners at a learned temperature."""
 
     def __init__(self, modalities: tuple[str, ...], dim: int, out: int, temperature: float) -> None:
         super().__init__()
         self.projections = nn.ModuleDict({name: nn.Linear(dim, out, bias=False) for name in modalities})
         self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
 
-    def scale(self) -> Tensor:
-        """() 1 / temperature, within 1 and 100."""
-        return self.log_scale.clamp(0, LARGEST_SCALE).exp()
-
     def forward(self, vectors: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> Tensor:
-        """Modality -> (B, dim), and (B,) bool -> () `contrastive_loss`."""
+        """Modality -> (B, dim), and (B,) bool -> () mean of `info_nce` over the pairs that some clip has."""
+        scale = self.log_scale.clamp(0, LARGEST_SCALE).exp()
         units = {name: F.normalize(self.projections[name](vector), dim=-1) for name, vector in vectors.items()}
-        return contrastive_loss(units, present, self.scale())
+        pairs = [(one, other, present[one] & present[other]) for one, other in combinations(units, 2)]
+        losses = torch.stack([info_nce(units[one], units[other], scale, both) for one, other, both in pairs])
+        return losses.sum() / torch.stack([both.any() for *_, both in pairs]).sum().clamp(min=1)
 
 
 def central_moment_discrepancy(first: Tensor, second: Tensor, orders: int, interval: float) -> Tensor:
     """How unlike two samples are in mean and central moments (Zellinger et al., ICLR 2017).
 
     CMD = |E(X) - E(Y)| / |b - a| + sum over k = 2 .. orders of |C_k(X) - C_k(Y)| / |b - a|^k, with Euclidean norms and
-    C_k(X) = E((X - E(X))^k) by coordinate.
-
-    Args:
-        first, second: (..., K, D), K observations each.
-        interval: |b - a| of the interval in which every coordinate lies.
-    Returns:
-        (...)
+    C_k(X) = E((X - E(X))^k) by coordinate: (..., K, D), K observations each -> (...). `interval`: |b - a|, in which every
+    coordinate lies.
     """
     means = first.mean(-2, keepdim=True), second.mean(-2, keepdim=True)
     centred = first - means[0], second - means[1]
@@ -149,12 +131,8 @@ def diversity(prototypes: Tensor, diagonal: Literal["as_printed", "one"] = "as_p
 
     |W * (max(G, 0) - I)| / (K (K - 1)) in the Frobenius norm, with G_ij the cosine of prototypes i and j and
     W_ij = |i - j| / K. As printed, W is 0 where I is 1, so that I never acts. With "one" W_ii is 1 and G_ii the squared
-    length of prototype i, which is so drawn to 1: with cosines G_ii - 1 would be 0 as well.
-
-    Args:
-        prototypes: (..., K, D), in the order of their classes.
-    Returns:
-        (...)
+    length of prototype i, which is so drawn to 1: with cosines G_ii - 1 would be 0 as well. (..., K, D), in the order of
+    their classes -> (...).
     """
     count = prototypes.shape[-2]
     places = torch.arange(count, device=prototypes.device, dtype=prototypes.dtype)

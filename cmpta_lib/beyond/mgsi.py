@@ -58,30 +58,26 @@ class MgsiConfig(PromptedLMConfig):
         return self
 
 
-class Convolution(nn.Module):
-    """A convolution over time that sees no padding, then GELU: (B, T, D) -> (B, T, D)."""
+class Branch(nn.Module):
+    """Frames at one granularity, (B, T, D) -> (B, T, D): a convolution over time, dilated or not, then GELU; or one pre-norm
+    transformer layer. Neither reads padding."""
 
-    def __init__(self, dim: int, kernel: int, dilation: int) -> None:
+    def __init__(self, config: MgsiConfig, dilation: int | None) -> None:
         super().__init__()
-        self.convolution = nn.Conv1d(dim, dim, kernel, padding=dilation * (kernel // 2), dilation=dilation)
+        dim, self.is_convolution = config.dim, dilation is not None
+        if dilation is not None:
+            padding = dilation * (config.kernel // 2)
+            self.convolution = nn.Conv1d(dim, dim, config.kernel, padding=padding, dilation=dilation)
+        else:
+            sizes = dim, config.attention_heads, 2 * dim, config.dropout
+            self.layer = nn.TransformerEncoderLayer(*sizes, "gelu", batch_first=True, norm_first=True)
 
     def forward(self, frames: Tensor, real: Tensor) -> Tensor:
-        # Zeros before and behind a clip, where a longer batch mate leaves padding as where it does not.
-        return F.gelu(self.convolution((frames * real[..., None]).mT).mT)
-
-
-class Transformer(nn.Module):
-    """One pre-norm transformer layer in which no frame attends to padding: (B, T, D) -> (B, T, D)."""
-
-    def __init__(self, config: MgsiConfig) -> None:
-        super().__init__()
-        sizes = config.dim, config.attention_heads, 2 * config.dim, config.dropout
-        self.layer = nn.TransformerEncoderLayer(*sizes, "gelu", batch_first=True, norm_first=True)
-
-    def forward(self, frames: Tensor, real: Tensor) -> Tensor:
+        if self.is_convolution:  # zeros before and behind a clip, whatever a longer batch mate leaves there
+            return F.gelu(self.convolution((frames * real[..., None]).mT).mT)
         # A clip without frames keeps all keys, as its softmax would be NaN; pooling drops what it makes of them.
-        hidden: Tensor = self.layer(frames, src_key_padding_mask=~real & real.any(1, keepdim=True))
-        return hidden
+        read: Tensor = self.layer(frames, src_key_padding_mask=~real & real.any(1, keepdim=True))
+        return read
 
 
 class Granularities(nn.Module):
@@ -92,8 +88,7 @@ class Granularities(nn.Module):
         self.is_stacked, dim = config.branches == "stacked", config.dim
         self.scaling = FeatureScaling(features)  # choice 16
         self.project = nn.Linear(features, dim)
-        convolutions = [Convolution(dim, config.kernel, dilation) for dilation in (1, config.dilation)]
-        self.branches = nn.ModuleList([*convolutions, Transformer(config)])
+        self.branches = nn.ModuleList(Branch(config, dilation) for dilation in (1, config.dilation, None))
         self.score = nn.ModuleList(nn.Linear(dim, 1, bias=False) for _ in self.branches)
         self.mix = nn.MultiheadAttention(dim, config.attention_heads, batch_first=True)
 
@@ -162,20 +157,19 @@ class Mgsi(RegularisedLM):
     maker_type = MgsiTokens
 
     @property
-    def neutral_class(self) -> int | None:
-        """The index of the class that is called neutral; None where there is none."""
-        names = [name.strip().lower() for name in self.task.labels]
+    def neutral_classes(self) -> list[int]:
+        """The indices of the classes that are called neutral."""
         wanted = self.settings.neutral_label.lower()
-        return names.index(wanted) if wanted in names else None
+        return [place for place, name in enumerate(self.task.labels) if name.strip().lower() == wanted]
 
     def targets(self, labels: np.ndarray) -> np.ndarray:
         """1 where a clip is not neutral."""
         if self.task.kind == "regression":
             return np.abs(labels) > self.settings.neutral_range
-        return labels != self.neutral_class
+        return ~np.isin(labels, self.neutral_classes)
 
     def regularisers(self, states: Mapping[str, Tensor], targets: Tensor) -> dict[str, tuple[float, Tensor]]:
-        if self.task.kind == "classification" and self.neutral_class is None:
+        if self.task.kind == "classification" and not self.neutral_classes:
             return {}
         logits = states["non_neutral"]
         losses = F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), reduction="none")

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -24,15 +25,18 @@ from cmpta_lib.base import Loss, Predictions, Resources
 from cmpta_lib.beyond.knowledge import END, Describer, StatementCache, content_digest
 from cmpta_lib.beyond.losses import unlabelled_stage
 from cmpta_lib.config import AtLeastOne, CmptaConfig, Positive, PromptedLMConfig, RunConfig, Stage
-from cmpta_lib.data.corpus import MODALITIES, Corpus, Inputs, Modality, Sample, Split
+from cmpta_lib.data.corpus import MODALITIES, Corpus, Inputs, Sample, Split
 from cmpta_lib.fast.cmpta import BatchedAdapter
 from cmpta_lib.fast.prompted import PromptBatch, PromptedLM
-from cmpta_lib.llm.generation import LoraWeights, adapted, generate
+from cmpta_lib.llm.generation import adapted, generate
+from cmpta_lib.method.llm import FrozenLLM, weights_fingerprint
+from cmpta_lib.method.prompted import MakeTokens, PlainAnswer, PlainLM
 from cmpta_lib.paper import HYPERPARAMETERS
 from cmpta_lib.registry import register
 
 PERCEPTION = "perception"
 Fact = Literal["energy", "movement", "course"]
+
 
 class MllmMacConfig(PromptedLMConfig):
     """Of that work only the abstract is at hand. Datasets, prompts, ranks and rates are choices of ours, after generated
@@ -90,9 +94,6 @@ class MllmMacConfig(PromptedLMConfig):
         return (*([] if self.modalities == "T" else [seeing]), *([Stage("training", run.training)] if self.sft else []))
 
 
-GIVEN: Mapping[str, tuple[Modality, ...]] = {"T": (), "TA": ("audio",), "TV": ("vision",), "TAV": MODALITIES}
-
-
 def bare(sample: Sample) -> Sample:
     """The clip as a model may be asked about it: its words, voice and face, without label and annotations."""
     return replace(sample, label=None, extra={})
@@ -100,28 +101,24 @@ def bare(sample: Sample) -> Sample:
 
 @dataclass(frozen=True)
 class MacBatch(PromptBatch):
-    """`text_ids` is the first reading: words with what is said of the clip, or without where the surest answer counts."""
+    """`text_ids` are the clips' own words: all that the adapter reads, whatever the LLM is told."""
 
-    spoken_ids: list[list[int]]  # the clip's own words: all that the adapter reads, whatever the LLM is told
-    readings: tuple[list[list[int]], ...] = ()  # text ids of the further readings
-    is_described: bool = False  # the answers are statements about the clips: a batch of perception
+    readings: tuple[list[list[int]], ...]  # what the LLM reads of the clips, once or oftener; none: it is to describe them
+    tokens: Tensor | None = None  # (B, K, E) pseudo tokens, where they are made already
 
 
-class MacModule(nn.Module):
-    """What a run keeps: adapter, describer, LoRA of describing and of answering, each where there is one."""
+class MacModule(nn.ModuleDict):
+    """What a run keeps: adapter, describer, LoRA of describing ("speech") and of answering, each where there is one."""
 
-    def __init__(
-        self, maker: nn.Module | None, describer: Describer | None, speech: LoraWeights | None, lora: LoraWeights | None
-    ) -> None:
-        super().__init__()
-        self.maker, self.describer, self.speech, self.lora = maker, describer, speech, lora
-        self.perceives = False
+    perceives = False
+    said: StatementCache | None = None  # by these weights
 
     def train(self, mode: bool = True) -> MacModule:
-        """Dropout acts where the adapter learns, and nowhere else."""
+        """Dropout acts where the adapter learns, and nowhere else; other weights may come, which say other things."""
         super().train(mode)
-        if self.maker is not None:
-            self.maker.train(mode and self.perceives)
+        self.said = None
+        if "maker" in self:
+            self["maker"].train(mode and self.perceives)
         return self
 
 
@@ -134,26 +131,26 @@ class MllmMac(PromptedLM):
     def __init__(self, config: RunConfig, inputs: Inputs, resources: Resources) -> None:
         super().__init__(config, inputs, resources)  # the adapter first: its weights must not hang on what else there is
         settings, self.frozen, self.describing_llm = self.settings, self.llm, self.llm
-        self.given = GIVEN[settings.modalities]
+        self.given = tuple(modality for modality in MODALITIES if modality[0].upper() in settings.modalities)
         about = settings.wording, settings.facts, settings.courses, settings.steady_share, settings.donors
         self.describer = Describer(inputs.widths, self.task.language, *about) if self.maker else None
-        speech, lora = None, None
+        self.gap = self.describer.wording.gap if self.describer else ""
+        parts: dict[str, nn.Module | None] = {"maker": self.maker, "describer": self.describer}
         if self.maker and settings.speech_rank:
-            self.describing_llm, speech = adapted(self.frozen, settings.speech_rank, 2 * settings.speech_rank)
+            self.describing_llm, parts["speech"] = adapted(self.frozen, settings.speech_rank, 2 * settings.speech_rank)
         if settings.sft:
-            self.llm, lora = adapted(self.frozen, settings.lora_rank, settings.lora_alpha)
-        self.module = MacModule(self.maker, self.describer, speech, lora).to(self.frozen.device)
+            self.llm, parts["lora"] = adapted(self.frozen, settings.lora_rank, settings.lora_alpha)
+        self.module = MacModule({name: part for name, part in parts.items() if part is not None}).to(self.frozen.device)
         self._folder = resources.knowledge
         self._train: Split | None = None
-        self._cache: tuple[tuple[int, ...], StatementCache] | None = None
-        self._learn(perceives=False)
+        self.enter(Stage("training", config.training))
 
     def token_maker(self, inputs: Inputs) -> BatchedAdapter | None:
         if self.settings.modalities == "T":
             return None
-        shared = {name: getattr(self.settings, name) for name in ("dim", "num_heads", "num_pseudo_tokens", "dropout")}
-        widths = inputs.widths["audio"], inputs.widths["vision"]
-        return BatchedAdapter(CmptaConfig(**shared), *widths, self.llm.dim, self.llm.embedding_norm)
+        shared = self.settings.model_dump(include={"dim", "num_heads", "num_pseudo_tokens", "dropout"})
+        audio, vision = inputs.widths["audio"], inputs.widths["vision"]
+        return BatchedAdapter(CmptaConfig(**shared), audio, vision, self.llm.dim, self.llm.embedding_norm)
 
     def fit(self, train: Split) -> None:
         super().fit(train)
@@ -162,79 +159,66 @@ class MllmMac(PromptedLM):
             self.describer.fit(train)
 
     def enter(self, stage: Stage) -> None:
-        self._learn(perceives=stage.name == PERCEPTION)
-
-    def _learn(self, perceives: bool) -> None:
-        self.module.perceives = perceives
-        for part, learns in ((self.maker, perceives), (self.module.speech, perceives), (self.module.lora, not perceives)):
-            if part is not None:
-                part.requires_grad_(learns)
+        self.module.perceives = stage.name == PERCEPTION
+        for name, part in self.module.items():
+            part.requires_grad_(self.module.perceives != (name == "lora"))
         self.module.train(self.module.training)
-
-    # --- what the LLM reads -------------------------------------------------------------------------------------------
 
     def collate(self, samples: Sequence[Sample]) -> MacBatch:
         """In perception the answer is the statement about a clip; else what is said of it stands before its words."""
         if self.describer and self.module.perceives and self.module.training:  # what perceived last answers as all else does
             plain = super().collate([bare(sample) for sample in samples])
-            said = [self.describer.of_frames(sample) + END for sample in samples]
-            answers = {"answer_ids": [self.llm.token_ids(statement) for statement in said]}
-            return MacBatch(**(vars(plain) | answers), spoken_ids=plain.text_ids, is_described=True)
-        plain = super().collate([self._limited(sample) for sample in samples])
-        first, *further = map(list, zip(*self._readings(samples, plain), strict=True))
-        return MacBatch(**(vars(plain) | {"text_ids": first}), spoken_ids=plain.text_ids, readings=tuple(further))
+            said = [self.llm.token_ids(self.describer.of_frames(sample) + END) for sample in samples]
+            return MacBatch(**(vars(plain) | {"answer_ids": said}), readings=())
+        plain = super().collate([self.limited(sample) for sample in samples])
+        told = [self.told(said) for said in self.knowledge(samples)]
+        each = zip_longest(*told, fillvalue="")  # a clip of which less is said is read without again
+        readings = (list(map(self.told_ids, words, [sample.text for sample in samples])) for words in each)
+        return MacBatch(**vars(plain), readings=tuple(readings))
 
-    def _limited(self, sample: Sample) -> Sample:
+    def limited(self, sample: Sample) -> Sample:
         """The clip with the modalities that are given; others count as absent."""
         absent = {modality: getattr(sample, modality)[:0] for modality in MODALITIES if modality not in self.given}
         return replace(sample, **absent) if absent and self.maker else sample
 
-    def _readings(self, samples: Sequence[Sample], plain: PromptBatch) -> Iterator[list[list[int]]]:
-        """Per clip the text ids of every reading, of one number for all: one that is missing repeats the first.
+    def told(self, statements: Sequence[str]) -> list[str]:
+        """What stands before a clip's words in each reading: all statements, or nothing and then each alone."""
+        return [self.gap.join(statements)] if self.settings.integration == "concat" else ["", *statements]
 
-        A statement has room of its own: it never cuts the clip's words.
-        """
-        limit, is_whole = self.settings.prompt.max_text_tokens, self.settings.integration == "concat"
-        gap = self.describer.wording.gap if self.describer else ""
-        found: list[list[list[int]]] = []
-        for sample, alone, said in zip(samples, plain.text_ids, self.knowledge(samples), strict=True):
-            statements = [gap.join(said)] if said and is_whole else said
-            told = [self.llm.token_ids(words + gap + sample.text) for words in statements]
-            told = [ids[: limit + len(self.llm.token_ids(words))] for ids, words in zip(told, statements, strict=True)]
-            found.append(told or [alone] if is_whole else [alone, *told])
-        most = max(map(len, found))
-        for readings in found:
-            yield readings + readings[:1] * (most - len(readings))
+    def told_ids(self, told: str, text: str) -> list[int]:
+        """A reading: what is told has room of its own, it never cuts the clip's words."""
+        limit = self.settings.prompt.max_text_tokens + len(self.llm.token_ids(told))
+        return self.llm.token_ids(told + (self.gap if told else "") + text)[:limit]
 
     def pseudo_tokens(self, batch: PromptBatch, return_weights: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
-        """As `PromptedLM.pseudo_tokens`, from the clip's own words: what is perceived hangs on nothing that is told."""
-        read = batch.spoken_ids if isinstance(batch, MacBatch) else batch.text_ids
-        return super().pseudo_tokens(replace(batch, text_ids=read), return_weights)
+        if isinstance(batch, MacBatch) and batch.tokens is not None and not return_weights:
+            return batch.tokens, {}
+        return super().pseudo_tokens(batch, return_weights)
 
-    # --- what is learned, and what is answered ------------------------------------------------------------------------
-
-    def loss(self, batch: PromptBatch) -> Loss:  # type: ignore[override]
+    def loss(self, batch: MacBatch) -> Loss:  # type: ignore[override]  # what our own `collate` made
         """Next-token cross-entropy: in perception on the statement, else on the answer, over all readings."""
-        if isinstance(batch, MacBatch) and batch.is_described:
+        if not batch.readings:
             return PromptedLM.loss(self._as_it_describes(), batch)
         parts = [super(MllmMac, self).loss(read) for read in self._each(batch)]
         return Loss(torch.stack([part.total for part in parts]).sum(), sum(part.count for part in parts))
 
     @torch.no_grad()
-    def predict(self, batch: PromptBatch) -> Predictions:  # type: ignore[override]
+    def predict(self, batch: MacBatch) -> Predictions:  # type: ignore[override]
         """As `PromptedLM.predict`; of several readings each clip keeps the one whose likeliest answer is the likeliest."""
-        readings = self._each(batch)
-        if len(readings) > 1:
-            tokens, _ = self.pseudo_tokens(batch)
-            sure = [self.trie.probabilities(self.trie_scores(read, tokens)).max(1) for read in readings]
-            surest = np.argmax(sure, axis=0)
-            batch = replace(batch, text_ids=[readings[choice].text_ids[clip] for clip, choice in enumerate(surest)])
-        return super().predict(batch)
+        first, *further = readings = self._each(batch)
+        if further:
+            sure = [self.trie.probabilities(self.trie_scores(r, self.pseudo_tokens(r)[0])).max(1) for r in readings]
+            surest = [readings[choice].text_ids[clip] for clip, choice in enumerate(np.argmax(sure, axis=0))]
+            first = replace(first, text_ids=surest)
+        return super().predict(first)
 
-    def _each(self, batch: PromptBatch) -> list[PromptBatch]:
-        """A batch once per reading, as if it had one."""
-        further = batch.readings if isinstance(batch, MacBatch) else ()
-        return [batch, *(replace(batch, text_ids=read) for read in further)]
+    def _each(self, batch: MacBatch) -> list[MacBatch]:
+        """A batch once per reading, with the pseudo tokens of the clips' own words."""
+        tokens, _ = self.pseudo_tokens(batch)
+        return [replace(batch, text_ids=read, tokens=tokens) for read in batch.readings]
+
+    def plain(self, llm: FrozenLLM, make_tokens: MakeTokens | None) -> PlainMac:
+        return PlainMac(llm, self, make_tokens)
 
     def _as_it_describes(self) -> MllmMac:
         """This method with the same weights and batches, as it describes: before fine-tuning, and asked for a statement."""
@@ -242,15 +226,6 @@ class MllmMac(PromptedLM):
         other, llm = copy.copy(self), self.describing_llm
         other.llm, other.ids = llm, replace(self.ids, prompt=llm.token_ids(self.describer.wording.prompt))
         return other
-
-    @torch.no_grad()
-    def _said(self, batch: PromptBatch, draws: Tensor | None = None) -> list[str]:
-        """What it says of each clip; `draws` as of `generate`."""
-        asked = self._as_it_describes()
-        most, top_p = self.settings.max_new_tokens, self.settings.top_p
-        return generate(asked.llm, asked.prompt_embeddings(batch), most, top_p, draws)
-
-    # --- knowledge ----------------------------------------------------------------------------------------------------
 
     def knowledge(self, samples: Sequence[Sample]) -> list[list[str]]:
         """What the method tells the LLM of each clip: statements, none where it has nothing to tell. Labels play no part.
@@ -264,55 +239,78 @@ class MllmMac(PromptedLM):
         if self.settings.shuffled:  # of what the model says too: what it was taught to say of that clip
             found = [tell.of_another(sample, "cue" if kind == "cue" else "features", self.given) for sample in samples]
         elif kind == "generated":
-            return self._generated([bare(self._limited(sample)) for sample in samples])
+            return self._generated([bare(self.limited(sample)) for sample in samples])
         else:
             found = [(tell.cue if kind == "cue" else tell.of_frames)(sample, self.given) for sample in samples]
         return [[words] if words else [] for words in found]
 
     def _generated(self, samples: Sequence[Sample]) -> list[list[str]]:
         """What the model says of the clips; of each content it says it once."""
-        cache, contents = self._statements(), [content_digest(sample) for sample in samples]
-        if self._train is not None and self.module.training and any(cache.get(content.hex()) is None for content in contents):
+        known, clips = self._statements(), {content_digest(sample): sample for sample in samples}
+        if self._train is not None and self.module.training and clips.keys() - known.keys():
             train, self._train = self._train, None  # all at once: large batches are three times faster
-            self._generated([bare(self._limited(sample)) for sample in train])
-        clips = dict(zip(contents, samples, strict=True))
-        todo = sorted(content for content in clips if cache.get(content.hex()) is None)
+            self._generated([bare(self.limited(sample)) for sample in train])
+        todo = sorted(clips.keys() - known.keys())
         for start in range(0, len(todo), size := self.config.evaluation.batch_size):
-            part = todo[start : start + size]
-            said = self._describe(part, [clips[content] for content in part])
-            cache.add({content.hex(): lines for content, lines in zip(part, said, strict=True)})
-        return [cache.get(content.hex()) or [] for content in contents]
+            part = {content: clips[content] for content in todo[start : start + size]}
+            known.add(dict(zip(part, self._describe(part), strict=True)))
+        return [known[content_digest(sample)] for sample in samples]
 
-    def _describe(self, contents: Sequence[bytes], clips: Sequence[Sample]) -> list[list[str]]:
-        """Statements about clips, in the order in which they were said, without the empty and those said before."""
-        count, most = self.settings.statements, self.settings.max_new_tokens
-        batch = super().collate(clips)
-        said: list[dict[str, None]] = [{} for _ in contents]
-        for number in range(count):
+    @torch.no_grad()
+    def _describe(self, clips: Mapping[str, Sample]) -> list[list[str]]:
+        """Statements about clips by their content, in the order in which they were said, none empty or said before."""
+        settings, asked = self.settings, self._as_it_describes()
+        embeds = asked.prompt_embeddings(super().collate([*clips.values()]))
+        said: list[dict[str, None]] = [{} for _ in clips]
+        for number in range(settings.statements):
             # What a clip's content and the statement's number decide; the first statement is the greedy one.
-            drawn = np.array([np.random.default_rng([*content, number]).random(most) for content in contents])
-            lines = self._said(batch, torch.from_numpy(drawn) if number else None)
+            seeds = [[*bytes.fromhex(content), number] for content in clips]
+            drawn = np.array([np.random.default_rng(seed).random(settings.max_new_tokens) for seed in seeds])
+            draws = torch.from_numpy(drawn) if number else None
+            lines = generate(asked.llm, embeds, settings.max_new_tokens, settings.top_p, draws)
             for known, line in zip(said, lines, strict=True):
                 known |= {line: None} if line else {}
         return [list(known) for known in said]
 
     def _statements(self) -> StatementCache:
         """The statements of the model as it is now."""
-        assert self.maker and self.describer
-        state: dict[str, Tensor] = self.maker.state_dict(keep_vars=True)
-        if self.module.speech is not None:
-            state |= self.module.speech.state_dict(keep_vars=True)
-        versions = tuple(tensor._version for tensor in state.values())
-        if self._cache is None or self._cache[0] != versions:
+        if self.module.said is None:
+            assert self.describer
             settings = self.settings
-            kept: list[Any] = [self.frozen.fingerprint, settings.llm.dtype, self.describer.wording.prompt, self.given]
-            kept += [settings.prompt.model_dump(), settings.statements, settings.max_new_tokens, settings.top_p]
-            digest = hashlib.sha256(repr(kept).encode())
-            for name, tensor in sorted(state.items()):
-                digest.update(name.encode())
-                digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-            self._cache = versions, StatementCache(digest.hexdigest()[:32], self._folder)
-        return self._cache[1]
+            decides: list[Any] = [self.frozen.fingerprint, settings.llm.dtype, self.describer.wording.prompt, self.given]
+            decides += [settings.prompt.model_dump(), settings.statements, settings.max_new_tokens, settings.top_p]
+            decides += [weights_fingerprint(self.module[name]) for name in ("maker", "speech") if name in self.module]
+            self.module.said = StatementCache(hashlib.sha256(repr(decides).encode()).hexdigest()[:32], self._folder)
+        return self.module.said
+
+
+class PlainMac(PlainLM):
+    """MLLM-MAC, one clip at a time: what is told of it stands before its words, and of several readings the surest counts."""
+
+    def __init__(self, llm: FrozenLLM, method: MllmMac, make_tokens: MakeTokens | None) -> None:
+        super().__init__(llm, method.settings, method.task, make_tokens)
+        self.method = method
+
+    def readings(self, sample: Sample) -> list[Sample]:
+        """The clip as it is seen, once per reading; `inputs` lays out what each is told."""
+        told = self.method.told(self.method.knowledge([sample])[0])
+        return [replace(self.method.limited(sample), extra={"told": words}) for words in told]
+
+    def text_ids(self, sample: Sample) -> list[int]:
+        """What is told and the clip's words, of which alone too long ones are cut."""
+        return self.method.told_ids(str(sample.extra.get("told", "")), sample.text)
+
+    def _made(self, sample: Sample) -> tuple[Tensor, dict[str, Tensor]]:
+        """From the clip's own words, whatever is told."""
+        return super()._made(bare(self.method.limited(sample)))
+
+    def loss(self, sample: Sample) -> Tensor:
+        """Eq 9 over all readings."""
+        return torch.stack([super(PlainMac, self).loss(reading) for reading in self.readings(sample)]).sum()
+
+    def answer(self, sample: Sample) -> PlainAnswer:
+        found = [super(PlainMac, self).answer(reading) for reading in self.readings(sample)]
+        return max(found, key=lambda answer: max(answer.probabilities.values()))
 
 
 def complete(config: RunConfig, corpus: Corpus, cache: Path, changes: Mapping[str, Any]) -> RunConfig:

@@ -138,23 +138,21 @@ class Body(nn.Module):
                 nn.init.xavier_uniform_(weight)
 
     def joint(self, inputs: States) -> States:
-        """Features -> H_t, H_a, H_v: every token sees those of all modalities. Zeros beyond each end."""
+        """Features -> H_t, H_a, H_v: every token sees those of all modalities. Zeros beyond each end.
+
+        Padding is told by the true lengths: a real frame may well be all zeros, which MulT's code takes for padding.
+        """
         tokens = {name: self.embeddings[name](*given) for name, given in inputs.items()}
-        sizes = [states.shape[1] for states, _ in tokens.values()]
         real = torch.cat([real_positions(lengths, states.shape[1]) for states, lengths in tokens.values()], dim=1)
-        states = self._encode(torch.cat([states for states, _ in tokens.values()], dim=1), real).split(sizes, dim=1)
-        return {name: (part, lengths) for part, (name, (_, lengths)) in zip(states, tokens.items(), strict=True)}
+        states = torch.cat([states for states, _ in tokens.values()], dim=1)
+        if states.shape[1]:
+            states = self.encoder(states, src_key_padding_mask=~_seen(real)) * real[..., None]
+        parts = states.split([states.shape[1] for states, _ in tokens.values()], dim=1)
+        return {name: (part, lengths) for part, (name, (_, lengths)) in zip(parts, tokens.items(), strict=True)}
 
     def alone(self, inputs: States) -> States:
         """As `joint`, but a token sees those of its own modality only."""
         return {name: self.joint({name: given})[name] for name, given in inputs.items()}
-
-    def _encode(self, tokens: Tensor, real: Tensor) -> Tensor:
-        """Padding is told by the true lengths: a real frame may well be all zeros, which MulT's code takes for padding."""
-        if not tokens.shape[1]:
-            return tokens
-        states: Tensor = self.encoder(tokens, src_key_padding_mask=~_seen(real))
-        return states * real[..., None]
 
 
 def _seen(real: Tensor) -> Tensor:
@@ -195,8 +193,8 @@ class SixPairs(nn.Module):
         (asking, _), (asked, lengths) = streams[x], streams[y]
         if not asked.shape[1]:
             return torch.zeros_like(asking)
-        own = x if self.settings.projections == "per_modality" else f"{x}_{y}"
-        of_x, of_y = (cast(Any, self.projections[name]) for name in (own, y if own == x else own))
+        owners = (x, y) if self.settings.projections == "per_modality" else (f"{x}_{y}", f"{x}_{y}")
+        of_x, of_y = (cast(Any, self.projections[owner]) for owner in owners)
         seen = _seen(real_positions(lengths, asked.shape[1]))[:, None]
         return F.scaled_dot_product_attention(of_x["query"](asking), of_y["key"](asked), of_y["value"](asked), seen)
 
@@ -217,9 +215,8 @@ def resampled(states: Tensor, lengths: Tensor, size: int) -> Tensor:
     place = last * torch.linspace(0, 1, size, device=states.device) if size > 1 else last / 2
     low = place.floor().long()
     high = torch.minimum(low + 1, last)
-    share = (place - low)[..., None]
     found = [states.gather(1, index[..., None].expand(-1, -1, states.shape[2])) for index in (low, high)]
-    return torch.lerp(found[0], found[1], share)
+    return torch.lerp(found[0], found[1], (place - low)[..., None])
 
 
 class MultimodalTransformer(Supervised):
@@ -231,30 +228,32 @@ class MultimodalTransformer(Supervised):
         """What is pre-trained comes first: its initial weights are the same whatever is built on top of it."""
         settings, table = self.settings, self.encoder.model.get_input_embeddings().weight
         widths = {"text": self.encoder.dim} | {modality: self.inputs.widths[modality] for modality in MODALITIES}
-        self.body = Body(settings, widths)
-        self.masked_language = losses.MaskedLanguageHead(settings.dim, self.encoder.dim, len(table))
-        self.contrastive = losses.ContrastiveHead(STREAMS, settings.dim, settings.contrastive_dim, settings.temperature)
-        parts: dict[str, nn.Module] = {}
-        parts |= {"body": self.body, "masked_language": self.masked_language, "contrastive": self.contrastive}
-        self.frozen_table = table.detach()
+        network = nn.ModuleDict({"body": Body(settings, widths)})
+        network["masked_language"] = losses.MaskedLanguageHead(settings.dim, self.encoder.dim, len(table))
+        network["contrastive"] = losses.ContrastiveHead(STREAMS, settings.dim, settings.contrastive_dim, settings.temperature)
         if settings.text_table == "trained":
-            self.table = parts["table"] = nn.Embedding.from_pretrained(table.detach().clone(), freeze=False)
-        self.fusion = SixPairs(settings) if settings.fusion == "six_pair" else nn.Identity()
+            network["table"] = nn.Embedding.from_pretrained(table.detach().clone(), freeze=False)
+        network["fusion"] = SixPairs(settings) if settings.fusion == "six_pair" else nn.Identity()
         width = settings.dim * (3 if settings.fusion == "concatenation" else 1)
-        self.classifier = nn.Sequential(nn.Dropout(settings.dropout), nn.Linear(width, self.outputs))  # W_c, b_c
-        network = nn.ModuleDict(parts | {"fusion": self.fusion, "classifier": self.classifier})
+        network["classifier"] = nn.Sequential(nn.Dropout(settings.dropout), nn.Linear(width, self.outputs))  # W_c, b_c
         self._train_only("training", network)
         return network
+
+    @property
+    def table(self) -> Tensor:
+        """(V, width) the text encoder's word embeddings, or the copy of them that is trained."""
+        found: Tensor = self.net.table.weight if "table" in self.net else self.encoder.model.get_input_embeddings().weight
+        return found
 
     def enter(self, stage: Stage) -> None:
         self._train_only(stage.name, self.net)
 
     def _train_only(self, stage: str, network: nn.ModuleDict) -> None:
         """Let gradients reach what this stage trains and nothing else."""
-        self.is_pretraining, chosen = stage == "pretraining", self.settings.pretraining
+        self.is_pretraining = stage == "pretraining"
         wanted = dict.fromkeys(("fusion", "classifier"), not self.is_pretraining)
-        wanted |= {"masked_language": self.is_pretraining and chosen in ("mlm", "both")}
-        wanted |= {"contrastive": self.is_pretraining and chosen in ("contrastive", "both")}
+        wanted |= {"masked_language": self.is_pretraining and self.settings.pretraining != "contrastive"}
+        wanted |= {"contrastive": self.is_pretraining and self.settings.pretraining != "mlm"}
         for name, part in network.items():
             part.requires_grad_(wanted.get(name, True))
 
@@ -273,8 +272,8 @@ class MultimodalTransformer(Supervised):
     def _text_statistics(self, train: Split) -> tuple[np.ndarray, np.ndarray]:
         """Mean and deviation (dim,) of the embeddings of all tokens of the split; 1 where one does not vary."""
         ids, _ = self._token_ids([sample.text for sample in train])
-        counts = torch.bincount(torch.tensor(list(chain(*ids))), minlength=len(self.frozen_table)).double()
-        rows, share = self.frozen_table.double().cpu(), (counts / counts.sum())[:, None]
+        counts = torch.bincount(torch.tensor(list(chain(*ids))), minlength=len(self.table)).double()
+        rows, share = self.table.detach().double().cpu(), (counts / counts.sum())[:, None]
         mean = (share * rows).sum(0)
         std = (share * (rows - mean) ** 2).sum(0).sqrt()
         std[std <= 1e-6 * (1 + mean.abs())] = 1.0
@@ -283,48 +282,45 @@ class MultimodalTransformer(Supervised):
     def inputs_of(self, clips: Clips, text_ids: Tensor) -> States:
         """X_t, X_a, X_v: these tokens' embeddings, scaled, and frames."""
         lengths = clips.text_lengths if self.reads("text") else torch.zeros_like(clips.text_lengths)
-        words = F.embedding(text_ids, self._table())
         return {
-            "text": (self.scaling["text"](words, lengths), lengths),
+            "text": (self.scaling["text"](F.embedding(text_ids, self.table), lengths), lengths),
             "audio": (clips.audio, clips.audio_lengths),
             "vision": (clips.vision, clips.vision_lengths),
         }
 
-    def _table(self) -> Tensor:
-        return self.table.weight if self.settings.text_table == "trained" else self.frozen_table
-
     def forward(self, clips: Clips) -> Tensor:
         """W_c H_f + b_c (fine-tuning, steps 1 to 4)."""
-        streams = self.body.joint(self.inputs_of(clips, clips.text_ids))
+        streams = self.net.body.joint(self.inputs_of(clips, clips.text_ids))
         if self.settings.fusion == "six_pair":
-            fused = self.fusion(streams)
+            fused = self.net.fusion(streams)
         elif self.settings.fusion == "concatenation":
             fused = torch.cat([mean_over_time(*stream) for stream in streams.values()], dim=-1)
         else:
             counted = torch.stack([lengths for _, lengths in streams.values()]).sum(0).clamp(min=1)
             fused = torch.stack([states.sum(1) for states, _ in streams.values()]).sum(0) / counted[:, None]
-        outputs: Tensor = self.classifier(fused)
+        outputs: Tensor = self.net.classifier(fused)
         return outputs
 
     def loss(self, batch: ClipBatch) -> Loss:  # type: ignore[override]
         """L = L_MLM + L_CL while it is pre-trained, each its own mean; then cross-entropy, or absolute error of a score."""
         if not self.is_pretraining:
             return super().loss(batch)
-        clips, count, parts, joint = self.clips(batch), len(batch.ids), {}, cast(States, {})
-        chosen, is_joint = self.settings.pretraining, self.settings.contrastive_view == "joint"
-        read, targets = clips.text_ids, clips.text_ids
-        if chosen != "contrastive":
-            tokenizer, share, size = self.encoder.tokenizer, self.settings.mask_share, len(self.frozen_table)
+        settings, clips, parts, joint = self.settings, self.clips(batch), {}, cast(States, {})
+        wants_words, is_joint = settings.pretraining != "contrastive", settings.contrastive_view == "joint"
+        read = targets = clips.text_ids
+        if wants_words:
+            tokenizer = self.encoder.tokenizer
             maskable = clips.text_real & (read != tokenizer.cls_token_id) & (read != tokenizer.sep_token_id)
-            read, targets = losses.mask_tokens(read, maskable, tokenizer.mask_token_id, size, share)
-        if chosen != "contrastive" or is_joint:
-            joint = self.body.joint(self.inputs_of(clips, read))
-        if chosen != "contrastive":
-            parts["mlm"] = losses.masked_language_loss(self.masked_language(joint["text"][0], self._table()), targets)
-        if chosen != "mlm":
-            states = joint if is_joint else self.body.alone(self.inputs_of(clips, clips.text_ids))
+            read, targets = losses.mask_tokens(read, maskable, tokenizer.mask_token_id, len(self.table), settings.mask_share)
+        if wants_words or is_joint:
+            joint = self.net.body.joint(self.inputs_of(clips, read))
+        if wants_words:
+            parts["mlm"] = losses.masked_language_loss(self.net.masked_language(joint["text"][0], self.table), targets)
+        if settings.pretraining != "mlm":
+            states = joint if is_joint else self.net.body.alone(self.inputs_of(clips, clips.text_ids))
             vectors = {name: mean_over_time(*given) for name, given in states.items()}
-            parts["contrastive"] = self.contrastive(vectors, {name: lengths > 0 for name, (_, lengths) in states.items()})
+            parts["contrastive"] = self.net.contrastive(vectors, {name: lengths > 0 for name, (_, lengths) in states.items()})
+        count = len(batch.ids)
         return Loss(torch.stack(list(parts.values())).sum() * count, count, {k: v * count for k, v in parts.items()})
 
 

@@ -7,9 +7,10 @@ whole needs torchvision for a clip's frames, which this project does without.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cmpta_lib.beyond.media import RATE_HZ, Clip
 from cmpta_lib.config import LLMConfig
+from cmpta_lib.files import runs_folder
 from cmpta_lib.llm import files as llm_files
 from cmpta_lib.llm.loading import without_bars
 
@@ -27,28 +28,27 @@ if TYPE_CHECKING:
 
 TEXT = "{text}"  # in a prompt: the clip's words come here; without it they stand before the prompt, on a line of their own
 FRAME_TOKENS = 128, 768  # least and most positions of a resized pair of frames, as both families have it
+FAMILIES: Mapping[str, tuple[str, str | bool]] = {  # model type -> transformers' class, and how waveforms are padded
+    "qwen2_5_omni": ("Qwen2_5OmniThinkerForConditionalGeneration", "max_length"),
+    "qwen3_omni_moe": ("Qwen3OmniMoeThinkerForConditionalGeneration", True),
+}
+RATE_HZ = 16_000  # of waveforms
 _SETTINGS = ("config.json", "tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
 
 
-@dataclass(frozen=True)
-class Family:
-    """What transformers' processor of a family does, beside its tokenizer, image processor and feature extractor."""
+@dataclass(frozen=True, eq=False)
+class Clip:
+    """What an omni model is shown of a clip. It has no place for a label.
 
-    thinker: str  # transformers' class
-    audio_tokens: Callable[[int], int]  # spectrogram frames -> positions in the LLM
-    audio_padding: str | bool  # of the waveform, as the feature extractor calls it
+    `audio`: (N,) float32 in [-1, 1] at 16 kHz, or None. `frames`: (T, H, W, 3) uint8, red green blue, or None.
+    """
 
-
-FAMILIES: Mapping[str, Family] = {  # by the model type of config.json
-    "qwen2_5_omni": Family(
-        "Qwen2_5OmniThinkerForConditionalGeneration", lambda n: ((n - 1) // 2 + 1 - 2) // 2 + 1, "max_length"
-    ),
-    "qwen3_omni_moe": Family(
-        "Qwen3OmniMoeThinkerForConditionalGeneration",
-        lambda n: 13 * (n // 100) + ((((n % 100 - 1) // 2 + 1) - 1) // 2 + 1 - 1) // 2 + 1,  # in chunks of 100
-        True,
-    ),
-}
+    id: str
+    text: str
+    audio: np.ndarray | None = None
+    frames: np.ndarray | None = None
+    frames_per_second: float = 2.0
+    was_cut: bool = False  # the recording went on
 
 
 def check(folder: Path) -> str:
@@ -75,32 +75,28 @@ def check(folder: Path) -> str:
 class OmniLLM:
     """A frozen omni model that scores given answers to a clip, or writes one, always greedily.
 
-    A clip's media and prompt are read once, alone, and every answer continues from their keys and values.
+    A clip's media and prompt are read once, alone, and every answer continues from their keys and values. The arguments
+    are those of `OmniConfig`, and the folder of tokenizer, image processor and feature extractor.
 
-    Args:
-        folder: where its tokenizer, image processor and feature extractor lie.
-        system: what stands in the system message; "" = no such message.
-        frame_tokens: most positions in the LLM that one pair of frames may take, the model's own limit where it is lower.
     Raises:
         OSError: the folder names no token for something that the family's inputs are made of.
     """
 
-    def __init__(
-        self, model: PreTrainedModel, folder: Path, family: Family, config: LLMConfig, system: str, frame_tokens: int
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, folder: Path, config: LLMConfig, system: str, frame_tokens: int) -> None:
         from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer, WhisperFeatureExtractor
         from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-        self.model, self.family = model.eval().requires_grad_(False), family
+        family = check(folder)
+        self.model, self.system, self.frame_tokens = model.eval().requires_grad_(False), system, frame_tokens
         self.name, self.fingerprint = config.name, config.fingerprint or llm_files.fingerprint(folder)
-        self.system, self.frame_tokens = system, frame_tokens
-        self.device = next(model.parameters()).device
-        self.num_parameters = sum(p.numel() for p in model.parameters())
+        self.device, self.num_parameters = model.device, sum(p.numel() for p in model.parameters())
         whole = (folder / "tokenizer.json").exists()
         self.tokenizer = (PreTrainedTokenizerFast if whole else Qwen2Tokenizer).from_pretrained(folder)
         self.images = Qwen2VLImageProcessorPil.from_pretrained(folder)
-        self.sound = WhisperFeatureExtractor.from_pretrained(folder)
-        self.merge, self.pair = self.images.merge_size, self.images.temporal_patch_size
+        self.sound, self.sound_padding = WhisperFeatureExtractor.from_pretrained(folder), FAMILIES[family][1]
+        # Spectrogram frames -> positions in the LLM, by transformers' own code for the family.
+        processing = import_module(f"transformers.models.{family}.processing_{family}")
+        self.sound_positions = processing._get_feat_extract_output_lengths
         known = self.tokenizer.get_vocab()
         self.special = {"start": known.get("<|im_start|>"), "end": known.get("<|im_end|>")}
         self.special |= {role: getattr(model.config, f"{role}_token_id", None) for role in ("vision_end", "audio_end")}
@@ -116,11 +112,10 @@ class OmniLLM:
         without an end-of-turn token.
 
         Raises:
-            ValueError: an answer has no tokens, or the clip and the prompt are longer than the model can read.
+            ValueError: the clip and the prompt are longer than the model can read.
         """
         ids = [self.ids(choice) for choice in choices]
-        if empty := [choice for choice, tokens in zip(choices, ids, strict=True) if not tokens]:
-            raise ValueError(f"expected answers with at least one token, but {empty[0]!r} came")
+        assert all(ids), "an answer has at least one token"
         logits, cache = self._read(clip, prompt, max(map(len, ids)))
         rows = list(dict.fromkeys(tuple(tokens[:-1]) for tokens in ids))  # answers that differ in their last token share one
         steps = logits.expand(len(rows), 1, -1)
@@ -145,8 +140,8 @@ class OmniLLM:
 
     def _read(self, clip: Clip, prompt: str, more: int) -> tuple[Tensor, Any]:
         """Logits (V,) of the first answer token, and the keys and values of all before it; `more` tokens must fit."""
-        inputs = self.inputs(clip, prompt)
-        length, most = inputs["input_ids"].shape[1], self.model.config.text_config.max_position_embeddings
+        inputs, most = self.inputs(clip, prompt), self.model.config.text_config.max_position_embeddings
+        length = inputs["input_ids"].shape[1]
         if length + more > most:
             raise ValueError(f"clip {clip.id!r}: {length} positions with the prompt, and the model reads {most}; show less of it")
         made = self.model(**inputs, use_cache=True)
@@ -163,24 +158,25 @@ class OmniLLM:
         Frames come first, then sound, then words, as the families' own chat templates lay out a message.
         """
         found: dict[str, Tensor] = {}
-        ids: list[int] = []
+        media: list[int] = []
         token, special = self.model.config, self.special
         if clip.frames is not None and len(clip.frames):
             patches, grid = self.patches(clip.frames)
-            merged = int(grid.prod()) // self.merge**2
-            ids += [token.vision_start_token_id, *[token.video_token_id] * merged, special["vision_end"]]
-            pair_s = torch.tensor([self.pair / clip.frames_per_second])
+            count = int(grid.prod()) // self.images.merge_size**2
+            media += [token.vision_start_token_id, *[token.video_token_id] * count, special["vision_end"]]
+            pair_s = torch.tensor([self.images.temporal_patch_size / clip.frames_per_second])
             found |= {"pixel_values_videos": patches, "video_grid_thw": grid, "video_second_per_grid": pair_s}
-        if clip.audio is not None:
-            features, mask = self.spectrogram(clip.audio)
-            count = self.family.audio_tokens(int(mask.sum()))
-            ids += [token.audio_start_token_id, *[token.audio_token_id] * count, special["audio_end"]]
-            found |= {"input_features": features, "feature_attention_mask": mask}
+        if clip.audio is not None:  # (N,) at 16 kHz -> log-mel features (1, F, T), and which of their frames are sound
+            form = {"padding": self.sound_padding, "truncation": self.sound_padding == "max_length", "return_tensors": "pt"}
+            made = self.sound(clip.audio, sampling_rate=RATE_HZ, return_attention_mask=True, **form)
+            count = int(self.sound_positions(made["attention_mask"].sum()))
+            media += [token.audio_start_token_id, *[token.audio_token_id] * count, special["audio_end"]]
+            found |= {"input_features": made["input_features"], "feature_attention_mask": made["attention_mask"]}
         words = prompt.replace(TEXT, clip.text) if TEXT in prompt else f"{clip.text}\n{prompt}"
-        start, end, line = special["start"], special["end"], self.ids("\n")
-        system = [start, *self.ids(f"system\n{self.system}"), end, *line] if self.system else []
-        whole = [*system, start, *self.ids("user\n"), *ids, *self.ids(words), end, *line]
-        found["input_ids"] = torch.tensor([[*whole, start, *self.ids("assistant\n")]])
+        start, end = special["start"], [special["end"], *self.ids("\n")]
+        system = [start, *self.ids(f"system\n{self.system}"), *end] if self.system else []
+        user = [start, *self.ids("user\n"), *media, *self.ids(words), *end]
+        found["input_ids"] = torch.tensor([[*system, *user, start, *self.ids("assistant\n")]])
         found["attention_mask"] = torch.ones_like(found["input_ids"])
         return {name: value.to(self.device) for name, value in found.items()}
 
@@ -195,60 +191,52 @@ class OmniLLM:
         The image processor resizes, normalises and cuts each frame, and gives every patch as a still of `pair` equal
         pictures; in a video these are the pair's own. An odd last frame is shown twice.
         """
-        square, most = (self.images.patch_size * self.merge) ** 2, min(FRAME_TOKENS[1], self.frame_tokens)
-        size = {"shortest_edge": min(FRAME_TOKENS[0], most) * square, "longest_edge": most * square}
-        made = self.images(list(frames), size=size, input_data_format="channels_last", return_tensors="pt")
-        stills = made["pixel_values"].view(len(frames), -1, 3, self.pair, self.images.patch_size**2)[:, :, :, 0]
-        if spare := -len(frames) % self.pair:
-            stills = torch.cat([stills, stills[-1:].expand(spare, -1, -1, -1)])  # (T, N, C, P * P)
-        pairs = stills.unflatten(0, (-1, self.pair)).permute(0, 2, 3, 1, 4)  # (T / pair, N, C, pair, P * P)
+        pair, side, least = self.images.temporal_patch_size, self.images.patch_size, FRAME_TOKENS[0]
+        square, most = (side * self.images.merge_size) ** 2, min(FRAME_TOKENS[1], self.frame_tokens)
+        size = {"shortest_edge": min(least, most) * square, "longest_edge": most * square}
+        shown = [*frames, *[frames[-1]] * (-len(frames) % pair)]
+        made = self.images(shown, size=size, input_data_format="channels_last", return_tensors="pt")
+        stills = made["pixel_values"].view(-1, pair, made["image_grid_thw"][0].prod(), 3, pair, side**2)[..., 0, :]
+        pairs = stills.permute(0, 2, 3, 1, 4)  # (T / pair, N, C, pair, P * P)
         rows, columns = made["image_grid_thw"][0, 1:].tolist()
         return pairs.flatten(0, 1).flatten(1).contiguous(), torch.tensor([[len(pairs), rows, columns]])
 
-    def spectrogram(self, audio: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Waveform (N,) at 16 kHz -> log-mel features (1, F, T) and which of their frames are sound (1, T)."""
-        padding = self.family.audio_padding
-        form = {"padding": padding, "truncation": padding == "max_length", "return_tensors": "pt"}
-        made = self.sound(audio, sampling_rate=RATE_HZ, return_attention_mask=True, **form)
-        return made["input_features"], made["attention_mask"]
 
-
-def load(config: LLMConfig, caches: Sequence[Path], device: torch.device, system: str = "", frame_tokens: int = 128) -> OmniLLM:
-    """The omni model that a config names, from the folder that one of these caches remembers, or by its name.
+def load(config: LLMConfig, device: torch.device, system: str = "", frame_tokens: int = 128) -> OmniLLM:
+    """The omni model that a config names, from the folder that this machine's caches remember, or by its name.
 
     Raises:
         OSError: it is not on this machine, of a family that is not known here, or brings code of its own.
         ValueError: its files are not those of the config's fingerprint, or do not make a model.
     """
     import transformers
+    from safetensors import SafetensorError
 
-    folder = _folder(config, caches)
-    family = FAMILIES[check(folder)]
+    folder = _folder(config)
+    thinker = getattr(transformers, FAMILIES[check(folder)][0])
     if bare := [path.name for path in llm_files.weight_files(folder) if path.suffix != ".safetensors"]:
         raise OSError(f"{folder}: expected weights as safetensors, found {', '.join(bare)}; fetch those")
     try:
         with without_bars(), torch.random.fork_rng(devices=[]):  # whoever asks has seeded the generator
-            model, loading = getattr(transformers, family.thinker).from_pretrained(
+            model, loading = thinker.from_pretrained(
                 folder, dtype=getattr(torch, config.dtype), local_files_only=True, output_loading_info=True
             )
-            omni = OmniLLM(model.to(device), folder, family, config, system, frame_tokens)
+            omni = OmniLLM(model.to(device), folder, config, system, frame_tokens)
     except torch.OutOfMemoryError:
         raise
-    except (LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError, ValueError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(
-            f"{folder}: the files do not make an omni model ({type(error).__name__}: {reason}); fetch them again"
-        ) from error
+    except (LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError, ValueError, SafetensorError) as error:
+        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        raise ValueError(f"{folder}: the files do not make an omni model ({reason}); fetch them again") from error
     if missing := sorted(loading["missing_keys"]):
         raise ValueError(f"{folder}: the weights lack {len(missing)} of the model's, such as {missing[0]}; fetch them again")
     return omni
 
 
-def _folder(config: LLMConfig, caches: Sequence[Path]) -> Path:
+def _folder(config: LLMConfig) -> Path:
     """Where a config's files lie, unchanged; raises as `llm.files.find` and `locate`."""
-    for cache in caches if config.fingerprint else ():
+    for runs in (runs_folder(), runs_folder() / "smoke") if config.fingerprint else ():
         with suppress(FileNotFoundError):
-            return llm_files.find(config, cache)
+            return llm_files.find(config, runs / "cache" / "llm")
     folder = llm_files.locate(config.name)
     if config.fingerprint and (found := llm_files.fingerprint(folder)) != config.fingerprint:
         raise ValueError(f"{folder}: expected '{config.name}' with fingerprint {config.fingerprint}, found {found}")

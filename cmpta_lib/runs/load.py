@@ -280,22 +280,25 @@ def _checked(samples: Iterable[Sample], inputs: Inputs) -> Iterator[tuple[Sample
 def plain(run: TrainedRun | str | Path, llm: str | Path = "") -> PlainLM:
     """The run as `cmpta_lib/method` writes it: slow, and what the quick one must equal.
 
-    Its weights are the run's own. CMPTA's adapter is plain too; another token maker is given one clip at a time.
+    Its weights are the run's own. CMPTA's adapter is plain too; another token maker is given one clip at a time. A method
+    that does more than answer one prompt says itself what that is: `method.plain(llm, token maker)`.
 
     Args:
         run: a loaded run, or its folder or name as `load` takes it, and `llm` likewise.
     Raises:
-        ValueError: its method does not answer by prompting a frozen LLM once, so that it has no plain form.
+        ValueError: its method does not answer by prompting an LLM, so that it has no plain form.
         FileNotFoundError, Damaged: as `load`.
     """
     trained = run if isinstance(run, TrainedRun) else load(run, llm)
-    method = trained.method
-    if not isinstance(method, PromptedLM) or type(method).predict is not PromptedLM.predict:
+    method, form = trained.method, getattr(trained.method, "plain", None)
+    if not isinstance(method, PromptedLM) or not (form or type(method).predict is PromptedLM.predict):
         raise ValueError(f"run {trained.run.folder.name}: its method '{trained.run.config.method.name}' has no plain form")
     own = copy.copy(method.llm)  # the same weights, with transformers' own attention whatever the quick one uses
     own.model = sharing(own.model)
     own.model.set_attn_implementation("sdpa")
-    return PlainLM(own, method.settings, method.task, _token_maker(method, trained))
+    tokens = _token_maker(method, trained)
+    found: PlainLM = form(own, tokens) if form else PlainLM(own, method.settings, method.task, tokens)
+    return found
 
 
 def _token_maker(method: PromptedLM, trained: TrainedRun) -> MakeTokens | None:
