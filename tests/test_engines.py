@@ -212,8 +212,8 @@ def test_a_worker_that_dies_fails_only_its_run_and_is_replaced(asked, root, end,
 @pytest.mark.parametrize(
     ("ending", "reason"),
     [
-        ("echo no torch here >&2; exit 3", "ended with exit code 3; the log .*ends with: no torch here"),
-        ("kill -9 $$", r"was killed by signal 9 \(perhaps for memory\); the log .*ends with: nothing"),
+        ("echo no torch here >&2; exit 3", "ended with exit code 3; the log is .*workers.log and ends with: no torch here"),
+        ("kill -9 $$", r"was killed by signal 9 \(perhaps for memory\); the log is .*workers.log"),
     ],
 )
 def test_workers_that_never_start_end_the_call(ending, reason, asked, root, tmp_path, monkeypatch):
@@ -232,12 +232,12 @@ class Scripted(Engine):
         super().__init__(1)
         self.epochs = list(epochs)
 
-    def submit(self, attempt: Any, run: Run) -> None:
+    def submit(self, attempt: Any, job: Any) -> None:
         attempt._say({"event": "start"})
         if self.epochs:
-            (run.folder / HISTORY).write_text("epoch\n" * (1 + self.epochs.pop(0)))
+            (job.run.folder / HISTORY).write_text("epoch\n" * (1 + self.epochs.pop(0)))
         else:
-            finish_by_hand(run.folder, run.config)
+            finish_by_hand(job.run.folder, job.run.config)
 
     def ended(self, job: Any) -> str:
         return "its worker died"
@@ -293,12 +293,11 @@ def test_a_run_that_another_process_holds_is_waited_for_while_others_are_made(as
 
 def test_what_dead_processes_said_is_removed_after_a_week(root):
     for name, age_s in (("old", 8 * 24 * 3600), ("young", 0)):
-        folder = root / "logs" / f"{dispatch.platform.node()}.1-{name}.jobs"
+        folder = root / "logs" / f"{dispatch.platform.node()}.{name}.jobs"
         folder.mkdir(parents=True)
         os.utime(folder, (time.time() - age_s,) * 2)
-    with dispatch._folder_of_this_call(root) as folder:
-        assert folder.is_dir()
-    assert [path.name.partition("-")[2] for path in root.glob("logs/*")] == ["young.jobs"]
+    folder = dispatch._folder_of_this_call(root)
+    assert {path.name for path in root.glob("logs/*")} == {f"{dispatch.platform.node()}.young.jobs", folder.name}
 
 
 # --- the end of who asked ---------------------------------------------------------------------------------------------
@@ -582,7 +581,7 @@ def test_a_worker_that_dies_costs_no_epoch_and_no_other_run(name, halting, gates
     reasons = {failure.run.config.seed: failure.reason for failure in failures}
     assert reasons.keys() == {DYING, RAISING} and reasons[RAISING] == "ValueError: as it was told"
     end = ", 2 times without another finished epoch" if again else r"killed by signal 9 (perhaps for memory)"
-    assert reasons[DYING].endswith(end)
+    assert end in reasons[DYING]
     assert json.loads((runs[-3].folder / FAILURE).read_text())["kind"] == "WorkerDied"
     notes = {seed: event["text"] for seed, event in events if event["event"] == "note"}
     assert notes.keys() == ({KILLED, DYING} if again else set())
@@ -610,7 +609,6 @@ def test_calling_again_after_who_asked_was_ended_gives_the_same_bytes(ending, ha
         asker.wait(60)
         if ending == signal.SIGINT:
             until(lambda: gone(job), 3)
-            assert not list(runs[0].folder.parent.glob("logs/*"))
     finally:
         asker.kill()
         asker.wait()
