@@ -202,7 +202,7 @@ def test_a_run_that_raises_is_recorded_the_others_go_on_and_it_is_tried_again(as
 )
 def test_a_worker_that_dies_fails_only_its_run_and_is_replaced(asked, root, end, reason):
     runs = asked("", f"sys.stderr.write('the end\\n'); sys.stderr.flush(); {end}", "", "")
-    with pytest.raises(RunsFailed, match=f"1 of 4 runs failed, 3 are finished: {runs[1].folder.name}: {reason}"):
+    with pytest.raises(RunsFailed, match=f"1 of 4 runs failed, 3 are finished: {runs[1].folder.name}: WorkerDied: {reason}"):
         ensure(runs, root, jobs=1)
     assert [run.done for run in runs] == [True, False, True, True]
     assert "the end" in json.loads((runs[1].folder / FAILURE).read_text())["log"]
@@ -243,7 +243,8 @@ class Scripted(Engine):
         return "its worker died"
 
 
-def test_deaths_count_as_long_as_no_further_epoch_is_finished(root):
+def test_deaths_count_as_long_as_no_further_epoch_is_finished(root, monkeypatch):
+    monkeypatch.setattr(dispatch, "AGAIN_S", 0)
     notes: list[str] = []
     (run, other) = (plain(root, seed) for seed in range(2))
     for one in (run, other):
@@ -251,7 +252,7 @@ def test_deaths_count_as_long_as_no_further_epoch_is_finished(root):
     assert Scripted(0, 1, 2).run([run], root, lambda run, event: notes.append(event.get("text", ""))) == [] and run.done
     assert [note.rpartition(", ")[2] for note in notes if note] == ["attempt 2 of 2"] * 3
     (failure,) = Scripted(1, 1, 1).run([other], root, lambda run, event: None)
-    assert failure.reason == "its worker died, 2 times without another finished epoch"
+    assert failure.reason == "WorkerDied: its worker died, 2 times without another finished epoch"
     assert json.loads((other.folder / FAILURE).read_text())["kind"] == "WorkerDied"
 
 

@@ -605,7 +605,7 @@ def test_a_run_of_another_version_is_named(copied: Path, study: Study):
     config = copied / store.CONFIG
     config.write_text(config.read_text().replace('"num_heads"', '"num_eyes"'))
     finalise_again(copied)
-    with pytest.raises(files.Damaged, match=f"{copied}: of another version of this code .*num_eyes"):
+    with pytest.raises(files.Damaged, match=f"{copied / store.CONFIG} is of another version of this code .*num_eyes"):
         load(copied, llm=study.cache / "llm")
 
 

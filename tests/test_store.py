@@ -146,7 +146,7 @@ def test_a_users_own_files_beside_it_do_not_matter(run):
 def test_a_swapped_folder_is_told_by_its_config_and_a_manifest_that_is_none_is_refused(run, other):
     shutil.rmtree(run.folder)
     shutil.copytree(other.folder, run.folder)
-    assert run.problem.startswith(f"{run.folder} is of run {other.config.hash}, expected {run.config.hash}; remove")
+    assert run.problem.startswith(f"{run.folder / DONE} is of run {other.config.hash}, expected {run.config.hash}; remove")
     (run.folder / DONE).write_text(files.checksummed({"clips": 3}))
     assert run.problem.startswith(f"{run.folder / DONE} is not a run's checksum manifest; remove")
 
@@ -266,14 +266,16 @@ def finalise_as(name: str, folder: Path) -> None:
 def test_runs_of_another_version_are_listed_as_such(run, other):
     (run.folder / CONFIG).write_text(json.dumps(json.loads(to_json(run.config)) | {"invented": 1}))
     finalise_as(run.config.hash, run.folder)
-    assert beside(run, other).startswith("other version: of another version of this code (")
+    assert beside(run, other).startswith(f"other version: {run.folder / CONFIG} is of another version of this code (")
 
 
 def test_a_renamed_folder_is_told_from_another_version(run, tmp_path):
     moved = run.folder.rename(tmp_path / "corpus-0123456789ab")
-    assert lines(tmp_path)[moved.name].startswith(f"damaged: {moved} holds run {run.config.hash}, expected 0123456789ab; remove")
+    why = f"(its hash is {run.config.hash}, the folder's name says 0123456789ab)"
+    said = f"damaged: {moved / CONFIG} is not the file that was written {why}; remove"
+    assert lines(tmp_path)[moved.name].startswith(said)
     finalise_as("0123456789ab", moved)  # it reads, but has another hash today
-    assert lines(tmp_path)[moved.name].startswith("other version: of another version of this code (its config has the hash")
+    assert lines(tmp_path)[moved.name] == f"other version: {moved / CONFIG} is of another version of this code {why}: kept, and never used"
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"seed": 1}', "[" * 100_000, "\x00", '{"data": {"name": 3}}'])

@@ -31,7 +31,7 @@ from cmpta_lib.runs.worker import ENDS, Attempt
 
 RETRIES = 3  # attempts that finish no further epoch, after one whose worker or machine died
 MOST_FALSE_STARTS = 3  # workers in a row that end before they begin: then something is wrong with all of them
-HELD_S = 1.0  # after which a run that another process holds is asked for again
+AGAIN_S = 1.0  # after which a run that another process holds, or whose worker died, is tried again
 POLL_S = 0.1
 LOG = "workers.log"  # in a call's folder: what its workers print
 _TRAVELLING = ("HF_HOME", "HF_HUB_CACHE")  # where weights lie; no token, which a cluster's pages would show
@@ -153,7 +153,7 @@ class _Dispatcher:
             elif not_before > time.monotonic():
                 self.waiting.append((not_before, run))
             elif _is_held(run):  # a job that would only find that out may have cost minutes in a queue
-                self.wait(run, HELD_S)
+                self.finish(run, {"event": "busy"})
             else:
                 slot = min(set(range(len(self.jobs) + 1)) - {job.slot for job in self.jobs})
                 job = Job(run, self.folder / f"{run.folder.name}.{next(self.count)}.jsonl", slot)
@@ -162,24 +162,21 @@ class _Dispatcher:
                 job.handle = self.engine.submit(attempt, job)
                 self.jobs.append(job)
 
-    def wait(self, run: Run, seconds: float = 0.0) -> None:
-        self.report(run, {"event": "busy"})
-        self.waiting.append((time.monotonic() + seconds, run))
-
     def look(self, job: Job) -> None:
         """Pass on what an attempt said, and finish with it once its process has."""
         self.hear(job)
-        if not (how := self.engine.ended(job)):
-            return
-        self.hear(job)  # what it wrote just before its end
-        self.jobs.remove(job)
-        outcome = job.outcome or ({"event": "done"} if job.run.done else {})
-        if not outcome:
-            self.try_again(job, how)
-        elif outcome["event"] == "busy":
-            self.wait(job.run, HELD_S)
-        else:
-            self.end(job.run, outcome, f"{outcome.get('kind')}: {outcome.get('message')}")
+        if how := self.engine.ended(job):
+            self.hear(job)  # what it wrote just before its end
+            self.jobs.remove(job)
+            self.finish(job.run, job.outcome or ({"event": "done"} if job.run.done else self.died(job, how)))
+
+    def finish(self, run: Run, outcome: dict[str, Any]) -> None:
+        """With an attempt: the run is done, has failed, or waits again."""
+        self.report(run, outcome)
+        if outcome["event"] == "busy":
+            self.waiting.append((time.monotonic() + AGAIN_S, run))
+        elif outcome["event"] == "failed":
+            self.failures.append(Failure(run, one_line(f"{outcome['kind']}: {outcome['message']}")))
 
     def hear(self, job: Job) -> None:
         """Pass on the events that were written since the last time, whole ones only."""
@@ -199,13 +196,8 @@ class _Dispatcher:
                 else:
                     self.report(job.run, event)
 
-    def end(self, run: Run, outcome: dict[str, Any], reason: str) -> None:
-        self.report(run, outcome)
-        if outcome["event"] == "failed":
-            self.failures.append(Failure(run, one_line(reason)))
-
-    def try_again(self, job: Job, how: str) -> None:
-        """A worker or its machine died: the run is tried again, wherever there is room, as long as that leads somewhere."""
+    def died(self, job: Job, how: str) -> dict[str, Any]:
+        """A worker or its machine died: its run waits again, wherever there is room, as long as that leads somewhere."""
         run, log = job.run, end_of(self.folder / LOG)
         if not job.read:  # it has not begun, which is not the run's doing
             self.false_starts += 1
@@ -213,8 +205,7 @@ class _Dispatcher:
                 last = "".join(f" and ends with: {line}" for line in log.strip().splitlines()[-1:])
                 self.engine.lost = f"no worker starts: {how}{last}"
         if self.engine.lost or not job.read:
-            self.wait(run)
-            return
+            return {"event": "busy"}
         finished = store.finished_epochs(run.folder)
         before, deaths = self.deaths.get(run.folder, (finished, 0))
         deaths = deaths + 1 if finished == before else 1
@@ -222,14 +213,12 @@ class _Dispatcher:
         if deaths <= self.engine.retries:
             text = f"{run.folder.name}: {how}; it goes on from its last finished epoch"
             self.report(run, {"event": "note", "text": f"{text}, attempt {deaths + 1} of {self.engine.retries + 1}"})
-            self.wait(run)
-            return
-        how = f"{how}, {deaths} times without another finished epoch" if deaths > 1 else how
-        record = {"kind": "WorkerDied", "message": how}
-        self.end(run, {"event": "failed", **record}, how)
+            return {"event": "busy"}
+        times = f", {deaths} times without another finished epoch" if deaths > 1 else ""
+        failure = {"kind": "WorkerDied", "message": how + times}
         with suppress(Timeout, OSError), FileLock(run.folder / store.LOCK, timeout=0):  # else another process tries it already
-            if not run.done:
-                store.record_failure(run.folder, record | {"traceback": "", "log": log})
+            store.record_failure(run.folder, failure | {"traceback": "", "log": log})
+        return {"event": "failed", **failure}
 
 
 def environment(runs: Sequence[Run]) -> dict[str, str]:

@@ -98,9 +98,7 @@ def prepare(run: Run) -> None:
         run.folder.mkdir(parents=True, exist_ok=True)
     if left := ", ".join(name for name in store.RESULTS if (run.folder / name).exists()):  # nobody vouches for them
         print(f"{run.folder} holds {left} without {store.DONE}, the mark of a finished run: it is made again", flush=True)
-    path, text = run.folder / store.CONFIG, to_json(run.config)
-    if not path.exists() or path.read_bytes() != text.encode():
-        files.write_text(path, text)
+    files.write_text(run.folder / store.CONFIG, to_json(run.config))
 
 
 def engine_of(name: str, jobs: int | None = None, settings: Mapping[str, Any] | None = None) -> Engine:

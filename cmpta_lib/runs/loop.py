@@ -113,7 +113,6 @@ def train(
     folder: Path,
     on_epoch: Callable[[State], None] = lambda state: None,
     shared_stages: Path | None = None,
-    on_step: Callable[[float], None] = lambda epochs: None,
 ) -> tuple[Method, State]:
     """Train, or go on training, and return the method with the weights of its best validation epoch.
 
@@ -121,8 +120,8 @@ def train(
     weights that need a gradient, such as text only, returns at once. Of the test split nothing is read.
 
     Args:
+        on_epoch: told how far the run is once that is on the disk; in a thread.
         shared_stages: folder for the results of stages that several runs share (`Stage.outcome`); None = share none.
-        on_step: told after every step how many epochs are finished, with the part of the next.
     Raises:
         FloatingPointError: the loss is not finite; says at which step and which clips.
         ValueError: several processes train a method that must be trained in one.
@@ -140,12 +139,7 @@ def train(
         module.eval()
         return method, State()
     state, optimizer, best = _resumed(folder / CHECKPOINT, config.hash, method, stages)
-    with Saver(folder / CHECKPOINT, config.hash, on_epoch, aside=_is_on_gpu(method)) as saver:
-
-        def after_step(epochs: float) -> None:
-            saver.poll()
-            on_step(epochs)
-
+    with Saver(folder / CHECKPOINT, config.hash, on_epoch) as saver:
         while not _is_over(state, stage := stages[state.stage]):
             shared = path_of(shared_stages, stage) if shared_stages and stage.outcome is not None and _world() == 1 else None
             if shared and state.epoch == state.stage_start and (made := take_stage(shared, module, optimizer)):
@@ -153,7 +147,7 @@ def train(
                 state.epoch += len(made)
                 best = _copied(method)
             else:
-                best = _epoch(method, optimizer, corpus, config, state, stage, best, after_step)
+                best = _epoch(method, optimizer, corpus, config, state, stage, best)
             if _is_over(state, stage):
                 module.load_state_dict(best)
                 if shared:
@@ -193,10 +187,6 @@ def _optimizer(method: Method, stage: Stage) -> torch.optim.Optimizer:
     return optimizer_of(_begin(method, stage), stage.training)
 
 
-def _is_on_gpu(method: Method) -> bool:
-    return any(weight.is_cuda for weight in method.module.state_dict().values())
-
-
 def _copied(method: Method) -> dict[str, torch.Tensor]:
     return {name: weight.detach().clone() for name, weight in method.module.state_dict().items()}
 
@@ -225,7 +215,6 @@ def _epoch(
     state: State,
     stage: Stage,
     best: dict[str, torch.Tensor],
-    after_step: Callable[[float], None],
 ) -> dict[str, torch.Tensor]:
     """One epoch of a stage and, where it is labelled, its validation; moves `state` on and returns the best weights."""
     started, training, finished = time.perf_counter(), stage.training, state.epoch - state.stage_start
@@ -243,7 +232,6 @@ def _epoch(
         chosen = [drawn[i] for i in batch.tolist()]
         for name, value in step(method, optimizer, split, chosen, training, finished, stage.is_labelled).items():
             sums[name] = sums.get(name, 0.0) + value * len(batch)
-        after_step(state.epoch + (number + 1) / (steps + 0.001))  # no whole epoch before its validation
     state.epoch += 1
     row: dict[str, Any] = {"epoch": state.epoch, "learning_rate": rate}
     row |= {name: total / len(drawn) for name, total in sums.items()}
