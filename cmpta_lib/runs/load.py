@@ -141,40 +141,10 @@ def _resources_of(found: Run, given: str) -> Resources:
     places = [Path(given) / below for below in ("", "llm", "cache/llm")] if given else []
     places += [folder / "cache" / "llm" for folder in (found.folder.resolve().parent, here, here / "smoke")]
 
-    def missing(what: str, remedy: str) -> FileNotFoundError:
-        return FileNotFoundError(
-            f"{found.folder} needs the {what} that it was trained with, and it is in none of {', '.join(map(str, places))}; "
-            f"copy it here with the run and pass llm=<{remedy}>"
-        )
-
     def find_llm(config: LLMConfig) -> FrozenLLM:
-        if given and (Path(given) / "config.json").is_file():
-            return _load_as(given, config)
-        try:
-            return load_llm(places, config)
-        except FileNotFoundError:
-            if not is_tiny(config.name):
-                return _load_as(config.name, config)
-            raise missing(f"{config.name} LLM {config.fingerprint}", "its folder") from None
+        return load_llm(places if is_tiny(config.name) else [*places, Path(config.name)], config)
 
-    def find_encoder(config: EncoderConfig) -> TextEncoder:
-        try:
-            return load_encoder(places, config)
-        except FileNotFoundError:
-            raise missing(f"text encoder '{config.name}' {config.fingerprint}", "folder of caches") from None
-
-    return Resources(_device(), find_llm, find_encoder)
-
-
-def _load_as(name: str, config: LLMConfig) -> FrozenLLM:
-    """The LLM of a folder or hub id, which must be the one that the config means."""
-    llm = loading.load(config.model_copy(update={"name": name, "fingerprint": ""}), Path(), _device())
-    if llm.fingerprint != config.fingerprint:
-        raise ValueError(
-            f"{name} is not the LLM that the run was trained with: expected '{config.name}' with fingerprint "
-            f"{config.fingerprint}, found {llm.fingerprint}; pass llm=<folder of that one>"
-        )
-    return llm
+    return Resources(_device(), find_llm, lambda config: load_encoder(places, config))
 
 
 def _folder(run: str | Path) -> Path:
@@ -216,13 +186,16 @@ def find_corpus(cache: Path, wanted: DataConfig) -> Corpus:
 _kept: dict[type, tuple[Any, Any]] = {}  # the last LLM and the last encoder that were asked for, by their settings
 
 
-def load_llm(caches: Sequence[Path], config: LLMConfig) -> FrozenLLM:
-    """The frozen LLM a config names, from the first cache that has it; the last one asked for is kept.
+def load_llm(places: Sequence[Path], config: LLMConfig) -> FrozenLLM:
+    """The frozen LLM a config names, from the first place that has it; the last one asked for is kept.
 
+    Args:
+        places: caches, folders of an LLM itself, or its name on the hub.
     Raises:
-        OSError, ValueError: as `loading.load`, for the first cache that has it damaged, or else for the last one.
+        OSError, ValueError: as `loading.load`, for the first place that has it damaged, or else for the last one; also where
+            a folder holds another LLM.
     """
-    found: FrozenLLM = _from_first(caches, config, loading.load)
+    found: FrozenLLM = _from_first(places, config, loading.load)
     return found
 
 
@@ -232,19 +205,32 @@ def load_encoder(caches: Sequence[Path], config: EncoderConfig) -> TextEncoder:
     return found.copy()
 
 
-def _from_first(caches: Sequence[Path], config: Any, load: Callable[..., Any]) -> Any:
+def _from_first(places: Sequence[Path], config: Any, load: Callable[..., Any]) -> Any:
     kind, problems = type(config), []
     if kind in _kept and _kept[kind][0] == config:
         return _kept[kind][1]
     _kept.pop(kind, None)
-    for cache in caches:
+    for place in places:
+        is_llm = kind is LLMConfig and ((place / "config.json").is_file() or str(place) == config.name)
+        wanted = config.model_copy(update={"name": str(place), "fingerprint": ""}) if is_llm else config
         try:
             with torch.random.fork_rng(devices=[]):  # whoever asks has seeded the generator for the method's weights
-                _kept[kind] = config, load(config, cache, _device())
-            return _kept[kind][1]
+                found = load(wanted, place, _device())
         except (FileNotFoundError, Damaged) as error:
             problems.append(error)
-    raise next((problem for problem in problems if isinstance(problem, Damaged)), problems[-1])
+            continue
+        if is_llm and found.fingerprint != config.fingerprint:
+            raise ValueError(
+                f"{place} is not the LLM that the run was trained with: expected '{config.name}' with fingerprint "
+                f"{config.fingerprint}, found {found.fingerprint}; pass llm=<folder of that one>"
+            )
+        _kept[kind] = config, found
+        return found
+    if damaged := [problem for problem in problems if isinstance(problem, Damaged)]:
+        raise damaged[0]
+    if len(places) == 1:
+        raise problems[0]
+    raise FileNotFoundError(f"{problems[-1]}; or copy it into one of {', '.join(map(str, places))}, or pass llm=<its folder>")
 
 
 def _device() -> torch.device:
