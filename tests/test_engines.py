@@ -420,7 +420,7 @@ def test_sharing_a_gpu_is_said_and_whether_it_fits():
         "2 runs at a time share 1 GPU, up to 2 on one: each allocates up to 8.0 GB of 26 GB, and 2 fit"
     )
     too_many = warning(5, 2, 25.8, 8.0)
-    assert too_many.startswith("5 runs at a time share 2 GPUs, up to 3 on one, and each") and too_many.endswith("pass --jobs 4")
+    assert too_many.startswith("5 runs at a time share 2 GPUs, up to 3 on one: each") and too_many.endswith("pass --jobs 4")
     assert warning(2, 1, 25.8, 30.0).endswith("pass --jobs 1")
     assert warning(2, 1, 25.8, 0.0).endswith("`cmpta check` says how many fit")
 
