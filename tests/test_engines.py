@@ -393,11 +393,12 @@ def test_a_folder_or_a_lock_that_cannot_be_made_is_named_with_the_remedy(tmp_pat
 @pytest.mark.parametrize(("gpus", "workers"), [(0, os.cpu_count()), (2, 2)])
 def test_by_default_there_is_a_worker_for_each_gpu_or_else_core(gpus, workers, asked, root, monkeypatch):
     monkeypatch.setattr(provenance, "gpu_count", lambda: gpus)
-    note = "(folder / 'gpu').write_text(os.environ.get('LOCAL_RANK', ''))\n"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5" if gpus else "")
+    note = "(folder / 'gpu').write_text(os.environ.get('CUDA_VISIBLE_DEVICES', ''))\n"
     runs = asked(*[note + together(min(4, workers))] * 4)
     ensure(runs, root)
     assert len({process for run in runs for process in tries(run)}) == min(4, workers)
-    assert {(run.folder / "gpu").read_text() for run in runs} == ({str(n) for n in range(gpus)} or {""})
+    assert {(run.folder / "gpu").read_text() for run in runs} == ({"3", "5"} if gpus else {""})
 
 
 @pytest.mark.parametrize(

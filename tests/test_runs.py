@@ -347,7 +347,7 @@ def test_torchrun_trains_as_one_process_skips_a_finished_run_and_records_a_faili
     # Batches of 7: unequal shares of a batch.
     exact = changed(quick | {"method.dropout": 0.0, "training.batch_size": 7, "training.learning_rate": 1e-3})
     new, alone = (begin(study.root / f"together-{name}", study.config("sims", exact)) for name in ("new", "alone"))
-    ended = torchrun(study.root, done["CMPTA"].folder, bad.folder, untrained.folder, new.folder)
+    ended = torchrun(study.root, done["CMPTA"].folder, untrained.folder, new.folder, bad.folder)
     assert ended.returncode, "one of them failed"
     assert {path: path.stat().st_mtime_ns for path in done["CMPTA"].folder.iterdir()} == before
     assert new.done and untrained.done and not new.problem and files_of(new) == FILES, ended.stderr

@@ -61,27 +61,24 @@ class Saver:
     def __exit__(self, kind: object, *_: object) -> None:
         with self._thread:  # what is being written gets its end, whatever happened
             if kind is None:
-                self.wait()
+                self._wait()
 
-    def save(
-        self, module: nn.Module, optimizer: torch.optim.Optimizer, state: State, best: Mapping[str, Tensor]
-    ) -> None:
+    def save(self, module: nn.Module, optimizer: torch.optim.Optimizer, state: State, best: Mapping[str, Tensor]) -> None:
         """Write everything that the run goes on from, in one file, whole or not at all, when the one before is written.
 
         Raises:
             OSError: the one before cannot be written; says where and what to do.
         """
-        self.wait()
+        self._wait()
         content = {"state": json.dumps(vars(state)), "module": module.state_dict(), "best": dict(best)}
-        packed = _packed(self.run, content | {"moments": optimizer.state_dict()["state"]})
+        packed = pack(self.run, content | {"moments": optimizer.state_dict()["state"]})
         self._writing = self._thread.submit(self._write, packed, replace(state, history=list(state.history)))
 
     def _write(self, packed: io.BytesIO, state: State) -> None:
-        _write(self.path, packed)
+        write(self.path, packed)
         self.on_saved(state)
 
-    def wait(self) -> None:
-        """Until the last checkpoint is written and told of; raises as `save`."""
+    def _wait(self) -> None:
         if self._writing:
             self._writing.result()
 
@@ -118,22 +115,26 @@ def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in tensors.items()}
 
 
-def write(path: Path, run: str, content: Mapping[str, Any]) -> None:
-    """Write tensors and plain values with whose they are, so that `read` notices any change; raises as `Saver.save`."""
-    _write(path, _packed(run, content))
-
-
-def _packed(run: str, content: Mapping[str, Any]) -> io.BytesIO:
+def pack(run: str, content: Mapping[str, Any]) -> io.BytesIO:
+    """Tensors and plain values as they are now, with whose they are, for `write`."""
     buffer = io.BytesIO(bytes(_DIGEST_BYTES))
     buffer.seek(_DIGEST_BYTES)
     torch.save({"run": run, **content}, buffer)
     return buffer
 
 
-def _write(path: Path, packed: io.BytesIO) -> None:
+def write(path: Path, packed: io.BytesIO) -> None:
+    """Write what was packed, whole or not at all, so that `read` notices any change.
+
+    Raises:
+        OSError: it cannot be written; says where and what to do.
+    """
     content = packed.getbuffer()
     content[:_DIGEST_BYTES] = hashlib.sha256(content[_DIGEST_BYTES:]).digest()
-    _write_bytes(path, content)
+    with files.writing(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with files.replacing(path) as partial:
+        partial.write_bytes(content)
 
 
 def read(path: Path, run: str) -> dict[str, Any]:
@@ -153,19 +154,9 @@ def read(path: Path, run: str) -> dict[str, Any]:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write safetensors so that a crash leaves the old file or the new one, never half of it.
-
-    Raises:
-        OSError: it cannot be written; says where and what to do.
-    """
-    _write_bytes(path, safetensors.torch.save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}))
-
-
-def _write_bytes(path: Path, content: bytes | memoryview) -> None:
-    with files.writing(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    """Write safetensors, whole or not at all; raises as `write`."""
     with files.replacing(path) as partial:
-        partial.write_bytes(content)
+        partial.write_bytes(safetensors.torch.save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}))
 
 
 def path_of(folder: Path, stage: Stage) -> Path:
@@ -177,7 +168,7 @@ def path_of(folder: Path, stage: Stage) -> Path:
 def leave_stage(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, history: list[dict[str, Any]]) -> None:
     """Write what the stage taught, the parameters that it trained and all buffers, unless it lies there; raises as `write`."""
     if not path.is_file():
-        write(path, path.stem, {"taught": _taught(module, optimizer), "history": json.dumps(history)})
+        write(path, pack(path.stem, {"taught": _taught(module, optimizer), "history": json.dumps(history)}))
 
 
 def take_stage(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> list[dict[str, Any]] | None:

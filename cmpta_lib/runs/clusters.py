@@ -66,8 +66,11 @@ class Ray(Engine):
         """
         import ray
 
-        self._connect(runs)
+        before = signal.getsignal(signal.SIGTERM)
         try:
+            self._connect(runs)
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, before)  # Ray puts its own; whoever calls this has a better one, or none
             there = float(ray.cluster_resources().get("GPU", 0))
             if (self.gpus or 0) > there:
                 raise ValueError(f"gpus={self.gpus}: the Ray cluster has {there:g} GPUs in all, so no run would ever start")
@@ -88,22 +91,19 @@ class Ray(Engine):
         if self.address == "local":
             cores = self.jobs * max(run.config.training.num_threads for run in runs) if self.jobs else os.cpu_count()
             own = {"num_cpus": cores, "num_gpus": provenance.gpu_count(), "object_store_memory": _OBJECTS_BYTES}
-            own |= {"include_dashboard": False}
         host, _, port = self.address.rpartition(":")
-        before = signal.getsignal(signal.SIGTERM)
         try:
             if port.isdigit():  # Ray itself would try for minutes where nobody listens
                 socket.create_connection((host.rpartition("/")[2].strip("[]"), int(port)), _ANSWERS_S).close()
-            imports = {"env_vars": environment(runs)}
-            ray.init(self.address, runtime_env=imports, logging_level="ERROR", log_to_driver=False, **own)
+            ray.init(
+                self.address, runtime_env={"env_vars": environment(runs)}, logging_level="ERROR", log_to_driver=False, **own
+            )
         except (OSError, RuntimeError, ValueError) as error:
             token = " It asks for a token: set RAY_AUTH_MODE=token." if "token" in str(error.__cause__) else ""
             raise ConnectionError(
                 f"the Ray cluster at {self.address} cannot be reached or started ({one_line(str(error))[:300]}). See that "
                 f"`ray status` answers there, with this version of Ray and Python ({ray.__version__}).{token}"
             ) from error
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, before)  # Ray puts its own; whoever calls this has a better one, or none
 
     def submit(self, attempt: Attempt, job: Job) -> Any:
         cores = min(job.run.config.training.num_threads, self.cores)  # more would never start anywhere

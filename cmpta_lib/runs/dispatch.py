@@ -15,7 +15,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -35,7 +35,7 @@ AGAIN_S = 1.0  # after which a run that another process holds, or whose worker d
 POLL_S = 0.1
 LOG = "workers.log"  # in a call's folder: what its workers print
 _TRAVELLING = ("HF_HOME", "HF_HUB_CACHE")  # where weights lie; no token, which a cluster's pages would show
-_GPUS = "CUDA_VISIBLE_DEVICES"  # submitit would number all GPUs, whichever of them its caller may use
+_GPUS = "CUDA_VISIBLE_DEVICES"
 _OLD_S = 7 * 24 * 3600.0  # what failed and interrupted calls left is kept so long: jobs may wait in a queue still
 Report = Callable[[Run, dict[str, Any]], None]
 
@@ -119,9 +119,10 @@ class _Dispatcher:
         self.waiting: deque[tuple[float, Run]] = deque()  # with the time not to ask before
         self.jobs: list[Job] = []
         self.failures: list[Failure] = []
-        self.deaths: dict[Path, tuple[int, int]] = {}  # finished epochs at a run's last death, and deaths there
+        self.deaths: Counter[tuple[Path, int]] = Counter()  # of a run after so many finished epochs
         self.count, self.false_starts = itertools.count(), 0
-        self.gpus = provenance.gpu_count() if engine.is_local else 0
+        visible = os.environ.get(_GPUS) or ",".join(map(str, range(provenance.gpu_count())))
+        self.gpus = visible.split(",")[: provenance.gpu_count()] if engine.is_local else []
         engine.lost = ""
 
     def work(self, runs: Sequence[Run]) -> list[Failure]:
@@ -157,7 +158,7 @@ class _Dispatcher:
             else:
                 slot = min(set(range(len(self.jobs) + 1)) - {job.slot for job in self.jobs})
                 job = Job(run, self.folder / f"{run.folder.name}.{next(self.count)}.jsonl", slot)
-                gpu = {"LOCAL_RANK": str(slot % self.gpus), _GPUS: os.environ.get(_GPUS)} if self.gpus else {}
+                gpu = {_GPUS: self.gpus[slot % len(self.gpus)]} if self.gpus else {}
                 attempt = Attempt(self.root, run.folder, job.events, run.row, self.environment | gpu)
                 job.handle = self.engine.submit(attempt, job)
                 self.jobs.append(job)
@@ -204,13 +205,9 @@ class _Dispatcher:
             if self.false_starts >= MOST_FALSE_STARTS:
                 last = "".join(f" and ends with: {line}" for line in log.strip().splitlines()[-1:])
                 self.engine.lost = f"no worker starts: {how}{last}"
-        if self.engine.lost or not job.read:
             return {"event": "busy"}
-        finished = store.finished_epochs(run.folder)
-        before, deaths = self.deaths.get(run.folder, (finished, 0))
-        deaths = deaths + 1 if finished == before else 1
-        self.deaths[run.folder] = finished, deaths
-        if deaths <= self.engine.retries:
+        self.deaths[place := (run.folder, store.finished_epochs(run.folder))] += 1
+        if (deaths := self.deaths[place]) <= self.engine.retries:
             text = f"{run.folder.name}: {how}; it goes on from its last finished epoch"
             self.report(run, {"event": "note", "text": f"{text}, attempt {deaths + 1} of {self.engine.retries + 1}"})
             return {"event": "busy"}

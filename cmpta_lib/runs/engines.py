@@ -10,14 +10,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from cmpta_lib import files
 from cmpta_lib.config import to_json
 from cmpta_lib.runs import provenance, store
-from cmpta_lib.runs.dispatch import LOG, Engine, Failure, Job, Report
+from cmpta_lib.runs.dispatch import LOG, Engine, Failure, Job
 from cmpta_lib.runs.progress import Progress
 from cmpta_lib.runs.store import Run
 from cmpta_lib.runs.worker import Attempt
@@ -32,7 +32,6 @@ ENGINES = {
 DEFAULT = "processes"
 SHOWN_FAILURES = 10
 KEEP_FAILED = "CMPTA_KEEP_FAILED"  # environment variable: runs that failed are not tried again, only reported
-Watch = Callable[[Sequence[Run]], AbstractContextManager[Report]]
 
 
 class RunsFailed(RuntimeError):
@@ -57,14 +56,12 @@ def ensure(
     root: Path,
     jobs: int | None = None,
     engine: Engine | str | None = None,
-    watch: Watch = Progress,
 ) -> None:
     """Finish every run, and show how far it is. Finished runs are checked, and kept even where damaged.
 
     Args:
         jobs: runs at a time (default: one a GPU, else one a core).
         engine: where they are made, or the name of one of `ENGINES`; default: `Processes(jobs)`.
-        watch: shows what is reported of the unfinished ones.
     Raises:
         ValueError: `jobs` is not a whole number from 1, or there is no such engine.
         OSError: the runs folder cannot be written; says where and what to do.
@@ -84,7 +81,7 @@ def ensure(
     for run in pending:
         prepare(run)
     if pending:
-        with watch(pending) as report:
+        with Progress(pending) as report:
             failures += engine.run(pending, root, report)
     failed = {failure.run.folder for failure in failures}
     failures += [Failure(run, f"it ended without {store.DONE}") for run in pending if run.folder not in failed and not run.done]
@@ -146,25 +143,22 @@ class Processes(Engine):
 
     def submit(self, attempt: Attempt, job: Job) -> subprocess.Popen[bytes]:
         if job.slot not in self.workers:
-            self.workers[job.slot] = self._start()
+            with self.log.open("a+b") as log:  # a worker reads in it what to record of a failure
+                self.workers[job.slot] = subprocess.Popen(
+                    [sys.executable, "-c", "from cmpta_lib.runs import worker; worker.serve()"],
+                    cwd=files.ROOT,
+                    env=os.environ | {"PYTHONUNBUFFERED": "1"},
+                    stdin=subprocess.PIPE,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                )
         worker = self.workers[job.slot]
         assert worker.stdin
         with suppress(OSError):  # it has just died, which is about to be found out
             worker.stdin.write(pickle.dumps(attempt))
             worker.stdin.flush()
         return worker
-
-    def _start(self) -> subprocess.Popen[bytes]:
-        with self.log.open("a+b") as log:  # a worker reads in it what to record of a failure
-            return subprocess.Popen(
-                [sys.executable, "-c", "from cmpta_lib.runs import worker; worker.serve()"],
-                cwd=files.ROOT,
-                env=os.environ | {"PYTHONUNBUFFERED": "1"},
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
 
     def ended(self, job: Job) -> str:
         if job.outcome:

@@ -42,9 +42,7 @@ def dialogues(names: Iterable[object]) -> list[list[int]]:
     return list(found.values())
 
 
-def evaluate(
-    method: Method, split: Split, batch_size: int, progress: Callable[[Iterable], Iterable] = lambda items: items
-) -> tuple[pd.DataFrame, Counter[str]]:
+def evaluate(method: Method, split: Split, batch_size: int) -> tuple[pd.DataFrame, Counter[str]]:
     """Answer every clip of a split: columns id, label, reply, prediction (NaN where a reply is no legal answer).
 
     Units are batched by length, so that little padding is made; the rows come back in the split's order, and no answer
@@ -58,7 +56,7 @@ def evaluate(
     replies: list[str | None] = [None] * len(split)
     values = np.full(len(split), np.nan)
     issues: Counter[str] = Counter()
-    for start in progress(range(0, len(order), batch_size)):
+    for start in range(0, len(order), batch_size):
         rows = [row for place in order[start : start + batch_size] for row in drawn[place]]
         batch = method.collate([split[row] for row in rows])
         answered = method.predict(batch)
@@ -239,7 +237,7 @@ def _epoch(
         row["stage"] = stage.name
     if not stage.is_labelled:
         state.best_epoch, best = state.epoch, _copied(method)
-    elif (finished + 1) % training.validate_every == 0 or state.epoch == _end(state, stage):
+    elif (finished + 1) % training.validate_every == 0 or finished + 1 == training.epochs:
         metric = metrics.headline(corpus.task.kind)
         predictions, _ = evaluate(method, corpus.splits["valid"], config.evaluation.batch_size)
         row[f"valid_{metric.name}"] = score = score_of(predictions, corpus.task)[metric.name]
@@ -318,20 +316,11 @@ def _rank() -> int:
     return distributed.get_rank() if distributed.is_initialized() else 0
 
 
-def _end(state: State, stage: Stage) -> int:
-    """Finished epochs at a stage's end."""
-    return state.stage_start + stage.training.epochs
-
-
 def _is_over(state: State, stage: Stage) -> bool:
-    """All epochs are done, or patience is at its end.
-
-    Patience counts from the end of the warm-up: before it good runs still look dead (choice 14).
+    """All epochs are done, or patience is at its end, which counts from the end of the warm-up: before it good runs still
+    look dead (choice 14).
     """
     config = stage.training
-    if state.epoch >= _end(state, stage):
-        return True
-    if config.patience is None or not stage.is_labelled:
-        return False
     warm = state.stage_start + round(config.warmup_fraction * config.epochs)
-    return state.epoch - max(state.best_epoch, warm) >= config.patience
+    is_out_of_patience = config.patience is not None and state.epoch - max(state.best_epoch, warm) >= config.patience
+    return state.epoch >= state.stage_start + config.epochs or (stage.is_labelled and is_out_of_patience)

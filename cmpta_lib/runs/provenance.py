@@ -84,7 +84,7 @@ def warning(jobs: int, gpus: int, memory_gb: float, run_gb: float) -> str:
 def take_device() -> None:
     """Use the GPU that the environment variable LOCAL_RANK numbers, where one is given and there are GPUs.
 
-    Both torchrun and `engines.Processes` give it. Call before anything is loaded: "cuda" means this GPU from then on.
+    torchrun gives it. Call before anything is loaded: "cuda" means this GPU from then on.
     """
     if rank := os.environ.get("LOCAL_RANK"):
         import torch

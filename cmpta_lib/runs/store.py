@@ -48,12 +48,10 @@ class Run:
     @property
     def problem(self) -> str:
         """What is wrong with a finished run's files, with the remedy; "" where nothing is, or while it is unfinished."""
-        if not self.done:
-            return ""
         try:
             self.check()
         except (files.Damaged, OSError) as error:
-            return str(error)
+            return str(error) if self.done else ""
         return ""
 
     def check(self) -> dict[str, str]:
@@ -70,22 +68,15 @@ class Run:
             raise FileNotFoundError(f"{self.folder / DONE} is missing: this run is not finished; call Study.ensure for it")
         remedy = _remedy(self.folder)
         manifest = files.read_checksummed(self.folder / DONE, remedy)
-        if not {"run", "files"} <= manifest.keys() or not set(FILES) <= manifest["files"].keys():
-            raise files.Damaged(f"{self.folder / DONE} is not a run's checksum manifest; {remedy}")
-        if manifest["run"] != self.config.hash:
-            raise files.Damaged(f"{self.folder / DONE} is of run {manifest['run']}, expected {self.config.hash}; {remedy}")
-        files.check(self.folder, manifest["files"], remedy, _hashes)
-        found: dict[str, str] = manifest["files"]
+        found: dict[str, str] = manifest.get("files", {})
+        if manifest.get("run") != self.config.hash or not set(FILES) <= found.keys():
+            raise files.Damaged(f"{self.folder / DONE} is not the checksum manifest of run {self.config.hash}; {remedy}")
+        files.check(self.folder, found, remedy, _hashes)
         return found
 
     def path(self, name: str) -> Path:
-        """Where one of its files lies, once all of them are checked.
-
-        Raises:
-            FileNotFoundError, Damaged: as `check`; also where this run never had such a file.
-        """
-        if name not in self.check():
-            raise files.Damaged(f"{self.folder / name} is missing: {DONE} does not list it; {_remedy(self.folder)}")
+        """Where one of its files lies, once all of them are checked; raises as `check`."""
+        self.check()
         return self.folder / name
 
     @cached_property
@@ -144,8 +135,8 @@ def _read(folder: Path, named: str = "") -> Run:
         is_vouched_for = manifest["files"][CONFIG] == files.sha256(path) and named in ("", manifest["run"])
     if (folder / DONE).exists() and not is_vouched_for:
         raise files.Damaged(f"{path} is not the file that was written ({problem}); {_remedy(folder)}")
-    doubt = "" if is_vouched_for else ", or damaged"
-    raise files.Damaged(f"{path} is {OTHER_VERSION} of this code{doubt} ({problem}): kept, and never used")
+    either = OTHER_VERSION if is_vouched_for else f"damaged, or {OTHER_VERSION}"
+    raise files.Damaged(f"{path} is {either} of this code ({problem}): kept, and never used")
 
 
 def finalise(folder: Path) -> None:

@@ -2,9 +2,8 @@
 
 A run's folder `runs/<corpus>-<config hash>/` is claimed by a file lock, so any number of notebooks may ask for the same
 run at the same time; a killed worker's lock falls with it, and the next call goes on from the last epoch's checkpoint.
-A run that raises leaves `failure.json`; one that ends well is finalised.
-
-    torchrun -m cmpta_lib.runs.worker ROOT FOLDER...     these runs one after another, each over all processes
+A run that raises leaves `failure.json`; one that ends well is finalised. Several processes make runs together as
+`torchrun -m cmpta_lib.runs.worker ROOT FOLDER...`.
 """
 
 from __future__ import annotations
@@ -40,8 +39,6 @@ if TYPE_CHECKING:  # torch comes in with the first attempt: a worker waits witho
 
 Report = Callable[[dict[str, Any]], None]
 ENDS = ("done", "failed", "busy")  # events, one of which ends an attempt
-PATIENCE = timedelta(seconds=10)  # after a failure: in one that all processes meet, the others report it too
-FOREVER = timedelta(days=30)  # a run may take days, and so may the one that holds its lock
 
 
 def attempt(root: Path, folder: Path, report: Report = lambda event: None, row: str = "") -> str:
@@ -81,8 +78,8 @@ def _make(root: Path, folder: Path, report: Report = lambda event: None, row: st
     except Exception as error:  # whatever it is, the other runs go on; it is recorded and reported, not swallowed
         failure = _failure(error)
         traceback.print_exc()
-        if _is_first():
-            with suppress(OSError):  # on a full disk the report has to do
+        with suppress(OSError):  # on a full disk the report has to do
+            if not (folder / store.FAILURE).exists():  # of processes that make it together the first knows the cause
                 store.record_failure(folder, failure)
         return failure
     return None
@@ -105,8 +102,7 @@ def execute(root: Path, folder: Path, report: Report = lambda event: None, row: 
     """Train, evaluate, record and finalise the run whose config lies in `folder`; call with its lock held.
 
     Args:
-        root, row: as `attempt`.
-        report: told how many epochs are finished, after each.
+        root, report, row: as `attempt`.
     Raises:
         RuntimeError: the GPU's memory is full.
     """
@@ -134,13 +130,13 @@ def execute(root: Path, folder: Path, report: Report = lambda event: None, row: 
             f"finished epochs are kept"
         ) from error
     if _is_first():
-        _record(folder, config, corpus, method, state, {"row": row} if row else {}, started)
+        _record(folder, config, corpus, method, state, row, started)
 
 
 def _record(
-    folder: Path, config: RunConfig, corpus: Corpus, method: Method, state: State, more: dict[str, Any], started: float
+    folder: Path, config: RunConfig, corpus: Corpus, method: Method, state: State, row: str, started: float
 ) -> None:
-    """Write what a finished run holds; `more` goes into environment.json."""
+    """Write what a finished run holds."""
     import pandas as pd
 
     from cmpta_lib.data.corpus import Inputs
@@ -161,15 +157,15 @@ def _record(
     files.write_text(folder / store.HISTORY, history.to_csv(index=False))
     llm = getattr(method, "llm", None)
     record = provenance.environment(data_sources=dict(corpus.sources), repairs=dict(corpus.repairs))
-    record |= {"llm_fingerprint": getattr(llm, "fingerprint", None), **more}
+    record |= {"llm_fingerprint": getattr(llm, "fingerprint", None), **({"row": row} if row else {})}
     if common := [path_of(Path(), stage).stem for stage in config.stages if stage.outcome is not None]:
         record |= {"shared_stages": common}  # whether this run or another made them: the bytes are the same
     record |= {"train_seconds": round(state.seconds, 2), "seconds": round(time.perf_counter() - started, 2)}
     files.write_text(folder / store.ENVIRONMENT, json.dumps(record | provenance.peaks_gb(), indent=1))
     result: dict[str, Any] = {split: score_of(table, corpus.task) for split, table in tables.items()}
     result |= {"best_epoch": state.best_epoch, "oddities": dict(issues)}
-    trainable = sum(p.numel() for p in method.module.parameters() if p.requires_grad)
-    result |= {"trainable_parameters": trainable, "llm_parameters": getattr(llm, "num_parameters", 0)}
+    result["trainable_parameters"] = sum(p.numel() for p in method.module.parameters() if p.requires_grad)
+    result["llm_parameters"] = getattr(llm, "num_parameters", 0)
     files.write_text(folder / store.METRICS, json.dumps(result, indent=1))
     store.finalise(folder)
 
@@ -184,14 +180,14 @@ class Attempt:
     Args:
         events: file that says how far it is, one JSON event a line.
         row: the name of the row that it is made for.
-        environment: variables to set there first; None = to remove.
+        environment: variables to set there first.
     """
 
     root: Path
     folder: Path
     events: Path
     row: str = ""
-    environment: Mapping[str, str | None] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
 
     def __call__(self) -> str:
         """Make it, there; returns as `attempt`.
@@ -199,10 +195,7 @@ class Attempt:
         Raises:
             FileNotFoundError: this machine does not see the runs folder.
         """
-        for name, value in self.environment.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
+        os.environ.update(self.environment)
         sys.path += [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry not in sys.path]
         if not (self.folder / store.CONFIG).exists() or not self.events.parent.is_dir():
             raise FileNotFoundError(
@@ -223,10 +216,7 @@ class Attempt:
             file.write(f"{json.dumps(event)}\n")
 
     def checkpoint(self) -> Any:
-        """What submitit puts back into the queue when it is told that this job is about to end: the same again.
-
-        The run's own checkpoint is on disk after every epoch.
-        """
+        """What submitit puts back into the queue before this job is ended: the same, which goes on from its last epoch."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
@@ -244,42 +234,26 @@ def serve() -> None:
             pickle.load(attempts)()
 
 
-def work_together(root: Path, folders: Sequence[Path]) -> bool:
-    """One of torchrun's processes: finish these runs one after another, each over all of them; False if one failed.
+def work_together(root: Path, folders: Sequence[Path]) -> None:
+    """One of torchrun's processes: finish these runs one after another, each over all of them.
 
-    The first process holds the lock and decides whether there is anything to do. A failure that all processes meet ends
-    the run. Where only some meet it, the others wait in vain for their gradients: then a process that failed ends, and
-    torchrun with it all of them.
+    The first process holds the lock and decides whether there is anything to do. A process that fails ends, and torchrun
+    with it all of them: the others may wait in vain for its gradients.
     """
     from torch import distributed
 
     provenance.take_device()
-    shared, rank, count = next(distributed.rendezvous("env://"))
-    distributed.init_process_group(store=shared, rank=rank, world_size=count)
-    good, ranks = True, [f"rank {other}" for other in range(count)]
-    for number, folder in enumerate(folders):
-        told = distributed.PrefixStore(f"run{number}", shared)
-        with FileLock(folder / store.LOCK) if rank == 0 else nullcontext():
-            if rank == 0:
-                told.set("to do", str(not (folder / store.DONE).exists()))
-            told.wait(["to do"], FOREVER)
-            if told.get("to do") != b"True":
-                continue
-            failure = _make(root, folder)
-            told.set(ranks[rank], "failed" if failure else "done")
-            try:
-                told.wait(ranks, PATIENCE if failure else FOREVER)
-            except distributed.DistStoreError:
-                if failure and rank:  # the first process waits, and cannot say it
-                    store.record_failure(folder, failure)
-                raise
-            if rank == 0 and not failure:
+    distributed.init_process_group(timeout=timedelta(days=30))  # so long may a run take, and the one that holds its lock
+    for folder in folders:
+        with FileLock(folder / store.LOCK) if _is_first() else nullcontext():
+            is_done = [(folder / store.DONE).exists()]
+            distributed.broadcast_object_list(is_done)
+            if not is_done[0] and _make(root, folder):
+                sys.exit(1)
+            if _is_first():
                 store.sweep(folder)
-            good &= all(told.get(other) == b"done" for other in ranks)
     distributed.destroy_process_group()
-    return good
 
 
 if __name__ == "__main__":
-    _root, *_folders = map(Path, sys.argv[1:])
-    sys.exit(not work_together(_root, _folders))
+    work_together(Path(sys.argv[1]), [Path(folder) for folder in sys.argv[2:]])
