@@ -116,8 +116,6 @@ class Ray(Engine):
             return ""
         try:
             ray.get(job.handle)
-        except ray.exceptions.LocalRayletDiedError:
-            self.lost = "Ray's daemon on this machine, the raylet, has died, and nothing more can be started through it"
         except ray.exceptions.RayError as error:
             return f"its worker died ({one_line(str(error))[-300:]})"
         return "its worker ended without a word"

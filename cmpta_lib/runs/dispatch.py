@@ -67,10 +67,9 @@ class Engine:
         jobs: attempts at a time; None = all at once, where a cluster has a queue of its own.
         retries: attempts that finish no further epoch, after one whose worker or machine died.
         is_local: on this machine, whose GPUs the dispatcher gives to attempts in turn.
-        lost: why no further attempt can be made.
     """
 
-    retries, is_local, lost = 0, False, ""
+    retries, is_local = 0, False
 
     def __init__(self, jobs: int | None = None) -> None:
         if jobs is not None and (isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1):
@@ -120,10 +119,9 @@ class _Dispatcher:
         self.jobs: list[Job] = []
         self.failures: list[Failure] = []
         self.deaths: Counter[tuple[Path, int]] = Counter()  # of a run after so many finished epochs
-        self.count, self.false_starts = itertools.count(), 0
+        self.count, self.false_starts, self.lost = itertools.count(), 0, ""
         visible = os.environ.get(_GPUS) or ",".join(map(str, range(provenance.gpu_count())))
         self.gpus = visible.split(",")[: provenance.gpu_count()] if engine.is_local else []
-        engine.lost = ""
 
     def work(self, runs: Sequence[Run]) -> list[Failure]:
         """Until every run is finished or failed; what was started is ended, however this ends."""
@@ -134,9 +132,9 @@ class _Dispatcher:
                 self.assign()
                 for job in list(self.jobs):
                     self.look(job)
-                if self.engine.lost:
+                if self.lost:
                     left = f"{len(self.waiting) + len(self.jobs)} of {len(runs)} runs are left"
-                    raise RuntimeError(f"{self.engine.lost}; {left}. Finished epochs are kept: call again.")
+                    raise RuntimeError(f"{self.lost}; {left}. Finished epochs are kept: call again.")
                 time.sleep(POLL_S)
         finally:
             for job in self.jobs:
@@ -204,7 +202,7 @@ class _Dispatcher:
             self.false_starts += 1
             if self.false_starts >= MOST_FALSE_STARTS:
                 last = "".join(f" and ends with: {line}" for line in log.strip().splitlines()[-1:])
-                self.engine.lost = f"no worker starts: {how}{last}"
+                self.lost = f"no worker starts: {how}{last}"
             return {"event": "busy"}
         self.deaths[place := (run.folder, store.finished_epochs(run.folder))] += 1
         if (deaths := self.deaths[place]) <= self.engine.retries:
