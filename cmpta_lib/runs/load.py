@@ -100,11 +100,7 @@ class TrainedRun:
             ValueError: as `predict`.
         """
         ((checked, _),) = _checked([sample], self.inputs)
-        try:
-            maps = self.method.attention(self.method.collate([checked]))
-        except NotImplementedError as error:
-            name = self.run.config.method.name
-            raise NotImplementedError(f"run {self.run.folder.name}: its method '{name}' has no attention maps") from error
+        maps = self.method.attention(self.method.collate([checked]))
         return {name: weights[0].float().cpu().numpy() for name, weights in maps.items()}
 
 
@@ -122,7 +118,9 @@ def load(run: str | Path, llm: str | Path = "") -> TrainedRun:
     registry.load_plugins()
     found = open_run(_folder(run))
     inputs = Inputs.from_json(found.path(CLIPS).read_text(encoding="utf-8"))
-    method = registry.build(found.config, inputs, _resources_of(found, str(llm)))
+    places = [Path(llm) / below for below in ("", "llm", "cache/llm")] if str(llm) else []
+    roots = (found.folder.resolve().parent, runs_folder(), runs_folder() / "smoke")
+    method = registry.build(found.config, inputs, _resources([*places, *(root / "cache" / "llm" for root in roots)]))
     weights = found.path(WEIGHTS)
     try:
         method.module.load_state_dict(load_file(weights, device=str(_device())))
@@ -133,18 +131,6 @@ def load(run: str | Path, llm: str | Path = "") -> TrainedRun:
         ) from error
     method.module.eval()
     return TrainedRun(found, inputs, method)
-
-
-def _resources_of(found: Run, given: str) -> Resources:
-    """What a loaded run is built with: models of the caller's folder, of caches near and here, or of the hub's cache."""
-    here = runs_folder()
-    places = [Path(given) / below for below in ("", "llm", "cache/llm")] if given else []
-    places += [folder / "cache" / "llm" for folder in (found.folder.resolve().parent, here, here / "smoke")]
-
-    def find_llm(config: LLMConfig) -> FrozenLLM:
-        return load_llm(places if is_tiny(config.name) else [*places, Path(config.name)], config)
-
-    return Resources(_device(), find_llm, lambda config: load_encoder(places, config))
 
 
 def _folder(run: str | Path) -> Path:
@@ -199,12 +185,6 @@ def load_llm(places: Sequence[Path], config: LLMConfig) -> FrozenLLM:
     return found
 
 
-def load_encoder(caches: Sequence[Path], config: EncoderConfig) -> TextEncoder:
-    """A copy of the text encoder a config names; as `load_llm`."""
-    found: TextEncoder = _from_first(caches, config, loading.load_encoder)
-    return found.copy()
-
-
 def _from_first(places: Sequence[Path], config: Any, load: Callable[..., Any]) -> Any:
     kind, problems = type(config), []
     if kind in _kept and _kept[kind][0] == config:
@@ -237,10 +217,25 @@ def _device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def _resources(places: Sequence[Path], knowledge: Path | None = None) -> Resources:
+    def find_llm(config: LLMConfig) -> FrozenLLM:
+        try:
+            return load_llm(places, config)
+        except FileNotFoundError:
+            if is_tiny(config.name):
+                raise
+            return load_llm([Path(config.name)], config)
+
+    def find_encoder(config: EncoderConfig) -> TextEncoder:
+        found: TextEncoder = _from_first(places, config, loading.load_encoder)
+        return found.copy()
+
+    return Resources(_device(), find_llm, find_encoder, knowledge)
+
+
 def resources(root: Path) -> Resources:
     """What methods are built with, for runs whose caches lie below `root`."""
-    caches, knowledge = [root / "cache" / "llm"], root / "cache" / "knowledge"
-    return Resources(_device(), lambda config: load_llm(caches, config), lambda config: load_encoder(caches, config), knowledge)
+    return _resources([root / "cache" / "llm"], root / "cache" / "knowledge")
 
 
 def _checked(samples: Iterable[Sample], inputs: Inputs) -> Iterator[tuple[Sample, Counter[str]]]:
