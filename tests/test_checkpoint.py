@@ -72,11 +72,8 @@ def refused(path: Path, caplog: pytest.LogCaptureFixture) -> str:
     return line
 
 
-def test_without_a_checkpoint_nothing_is_said(path, caplog):
-    assert load_checkpoint(path, RUN, trained()[0]) == {} and not caplog.records
-
-
 def test_one_flipped_bit_anywhere_is_noticed(path, caplog):
+    assert load_checkpoint(path, RUN, trained()[0]) == {} and not caplog.records, "without a checkpoint nothing is said"
     store(path)
     content, rng = path.read_bytes(), random.Random(0)
     for position in (0, 7, 31, 32, len(content) - 1, *rng.sample(range(len(content)), 60)):
@@ -145,13 +142,3 @@ def test_a_checkpoint_is_that_of_its_moment_told_of_once_it_lies_there_and_finis
     assert told == [(1, True)]
     found = load_checkpoint(path, RUN, module)
     assert same(found["best"], expected) and same(found["module"], expected) and found["state"] == State(epoch=1)
-
-
-def test_checkpoints_come_in_their_order(path):
-    module, optimizer = trained()
-    told: list[int] = []
-    with Saver(path, RUN, lambda saved: told.append(saved.epoch)) as saver:
-        for epoch in range(1, 6):
-            saver.save(module, optimizer, State(epoch=epoch), module.state_dict())
-            assert told[: epoch - 1] == [*range(1, epoch)]
-    assert told == [1, 2, 3, 4, 5]

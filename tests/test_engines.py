@@ -564,6 +564,7 @@ def test_a_worker_that_dies_costs_no_epoch_and_no_other_run(name, halting, gates
 @pytest.mark.slow  # a real job, which imports torch
 @pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGINT], ids=lambda ending: ending.name)
 def test_calling_again_after_who_asked_was_ended_gives_the_same_bytes(ending, halting, gates):
+    """Submitit's job outlives an asker that is killed and ends its run; the next call waits for it."""
     needed("submitit-local")
     runs = halting(11, 12)
     (gates / "wait-11").touch()
@@ -578,7 +579,7 @@ def test_calling_again_after_who_asked_was_ended_gives_the_same_bytes(ending, ha
     finally:
         asker.kill()
         asker.wait()
-        (gates / "wait-11").unlink()  # a job that outlives a killed asker ends its run, and the next call waits for it
+        (gates / "wait-11").unlink()
     ensure(runs, runs[0].folder.parent, 1)
     assert same_bytes(runs, halting)
 
