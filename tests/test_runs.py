@@ -50,12 +50,6 @@ FILES = {*store.FILES, DONE}
 RESULTS = ("history.csv", WEIGHTS, "predictions.parquet", METRICS)  # what a killed run must end with, byte for byte
 
 
-def study_in(folder: Path, **settings: Any) -> Study:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CMPTA_RUNS", str(folder))
-        return Study(smoke=True, **settings)
-
-
 def changed(changes: dict[str, Any]) -> Row:
     """CMPTA with these fields."""
     return Row("changed", changes=changes)
@@ -205,20 +199,6 @@ def test_another_corpus_whose_record_was_edited_does_not_stand_in_the_way(tmp_pa
     message = f"no corpus 'simsv2' with fingerprint f00d in {tmp_path}: open it through Study.corpus"
     with pytest.raises(FileNotFoundError, match=message):
         trained.find_corpus(tmp_path, DataConfig(name="simsv2", fingerprint="f00d"))
-
-
-def test_a_run_that_failed_can_be_finished_later(study, tmp_path):
-    broken = study_in(tmp_path)
-    shutil.copytree(study.cache / "llm", broken.cache / "llm")
-    (bad,) = broken.runs("sims", TEXT_ONLY)
-    (folder,) = (broken.cache / "data").glob("embedded-sims*/")
-    shutil.rmtree(folder)
-    begin(bad.folder, bad.config)
-    assert runs.attempt(broken.root, bad.folder) == "failed"
-    assert store.failure(bad.folder).startswith("FileNotFoundError: no corpus 'embedded-sims' with") and not bad.done
-    study_in(tmp_path).corpus("sims")
-    assert runs.attempt(broken.root, bad.folder) == "done"
-    assert bad.done and files_of(bad) == FILES, "the record of its failure goes with it"
 
 
 # --- claiming ---------------------------------------------------------------------------------------------------------

@@ -559,24 +559,6 @@ def test_each_stage_has_its_epochs_its_weights_its_schedule_and_labels_where_it_
     assert weights(alone)["reader.weight"] == after["reader.weight"]
 
 
-@pytest.mark.parametrize("epochs", [1, 2, 4])
-def test_a_kill_in_any_stage_changes_no_byte(staged, corpus, tools, tmp_path, epochs):
-    config = staged_config()
-    whole, expected = training.train(config, corpus, tools, tmp_path / "whole")
-
-    def kill(state: State) -> None:
-        if state.epoch == epochs:
-            raise Killed
-
-    with pytest.raises(Killed):
-        training.train(config, corpus, tools, tmp_path / "killed", kill)
-    seen: list[int] = []
-    resumed, state = training.train(config, corpus, tools, tmp_path / "killed", lambda state: seen.append(state.epoch))
-    assert seen == list(range(epochs + 1, 6)), "it went on where it was, in its stage"
-    assert weights(resumed) == weights(whole)
-    assert state.history == expected.history and state.best_epoch == expected.best_epoch
-
-
 def test_runs_that_agree_share_a_stage(staged, corpus, tools, tmp_path):
     common = tmp_path / "stages"
     first, _ = training.train(staged_config(), corpus, tools, tmp_path / "first", shared_stages=common)
