@@ -185,20 +185,16 @@ def test_a_loaded_model_gives_the_stored_predictions(done, loaded, study, tmp_pa
 # --- what goes wrong --------------------------------------------------------------------------------------------------
 
 
-def test_another_corpus_whose_record_was_edited_does_not_stand_in_the_way(tmp_path):
-    sizes = {"train": 3, "valid": 2, "test": 2}
-    made = [synthetic.embedded_corpus(name, tmp_path, sizes) for name in ("embedded-meld", "embedded-sims")]
-    wanted = DataConfig(name=made[1].name, fingerprint=made[1].fingerprint)
-    (first, _) = sorted(tmp_path.glob("*/meta.json"))
-    first.write_text(first.read_text().replace(made[0].fingerprint, wanted.fingerprint))
-    assert trained.find_corpus(tmp_path, wanted).fingerprint == wanted.fingerprint
-    (folder,) = tmp_path.glob("embedded-sims*/")
-    shutil.rmtree(folder)
-    with pytest.raises(files.Damaged, match=str(first)):
-        trained.find_corpus(tmp_path, wanted)
+def test_a_missing_corpus_is_named_and_one_whose_record_was_edited(tmp_path):
     message = f"no corpus 'simsv2' with fingerprint f00d in {tmp_path}: open it through Study.corpus"
+    made = synthetic.embedded_corpus("embedded-meld", tmp_path, {"train": 3, "valid": 2, "test": 2})
+    wanted = DataConfig(name="simsv2", fingerprint="f00d")
     with pytest.raises(FileNotFoundError, match=message):
-        trained.find_corpus(tmp_path, DataConfig(name="simsv2", fingerprint="f00d"))
+        trained.find_corpus(tmp_path, wanted)
+    (meta,) = tmp_path.glob("*/meta.json")
+    meta.write_text(meta.read_text().replace(made.fingerprint, wanted.fingerprint))
+    with pytest.raises(files.Damaged, match=str(meta)):
+        trained.find_corpus(tmp_path, wanted)
 
 
 # --- claiming ---------------------------------------------------------------------------------------------------------

@@ -152,18 +152,10 @@ def find_corpus(cache: Path, wanted: DataConfig) -> Corpus:
         FileNotFoundError: there is none.
         Damaged: what says that it is this one is not what was written; names the file.
     """
-    damaged: list[Damaged] = []  # perhaps other corpora, whose records were edited
     for meta in sorted(cache.glob("[!.]*/meta.json")):
         if wanted.fingerprint in meta.read_text(encoding="utf-8", errors="replace"):
-            try:
-                corpus = kept_corpus(meta.parent)
-            except Damaged as error:
-                damaged.append(error)
-                continue
-            if corpus.fingerprint == wanted.fingerprint:
+            if (corpus := kept_corpus(meta.parent)).fingerprint == wanted.fingerprint:
                 return corpus
-    if damaged:
-        raise damaged[0]
     raise FileNotFoundError(
         f"no corpus '{wanted.name}' with fingerprint {wanted.fingerprint} in {cache}: open it through Study.corpus"
     )
