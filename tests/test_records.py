@@ -278,14 +278,14 @@ def runs(folder: Path, *corpora: str) -> list[Run]:
     found = []
     for seed, corpus in enumerate(corpora):
         config = RunConfig(data=DataConfig(name=corpus, fingerprint="f"), seed=seed, training=TrainingConfig(epochs=4))
-        found.append(Run(config, folder / f"{corpus}-{config.hash}"))
+        found.append(Run(config, folder / f"{corpus}-{config.hash}", "7 tokens"))
     return found
 
 
 def test_each_run_that_ends_is_one_line(tmp_path, clock):
     first, second, third = runs(tmp_path, "sims", "sims", "sims")
     scores = {"mae": 0.25, "corr": 0.5}
-    with Progress([first, second, third], lambda run: "7 tokens", stream := io.StringIO()) as report:
+    with Progress([first, second, third], stream := io.StringIO()) as report:
         report(first, {"event": "start"})
         clock.now += 54
         finish_by_hand(first.folder, first.config, **{METRICS: json.dumps({"valid": scores, "test": scores | {"mae": 0.26}})})
@@ -305,15 +305,17 @@ def test_each_run_that_ends_is_one_line(tmp_path, clock):
 
 def test_in_a_log_it_says_how_far_it_is_every_half_minute_and_no_control_codes(tmp_path, clock):
     (run,) = runs(tmp_path, "sims")
-    with Progress([run], str, stream := io.StringIO()) as report:
+    with Progress([run], stream := io.StringIO()) as report:
         report(run, {"event": "start"})
-        for second in range(1, 70):
-            clock.now += 1
-            report(run, {"event": "epoch", "epoch": second / 30})
-    first, *lines = stream.getvalue().splitlines()
+        for epoch in (1, 2):
+            clock.now += 29
+            report(run, {"event": "note", "text": "so far"})
+            clock.now += 30
+            report(run, {"event": "epoch", "epoch": epoch})
+    first, *lines = [line for line in stream.getvalue().splitlines() if line != "so far"]
     assert first == "1 run to make" and len(lines) == 2
     assert [line.split("|")[0] for line in lines] == ["1 of 1 left, 1 at work  25% ", "1 of 1 left, 1 at work  50% "]
-    assert lines[0].endswith("00:30, 01:30 to go") and not set("\r\x1b") & set(stream.getvalue())
+    assert lines[0].endswith("00:59, 02:57 to go") and not set("\r\x1b") & set(stream.getvalue())
 
 
 class Gone(Terminal):
@@ -325,7 +327,7 @@ def test_in_a_terminal_it_is_a_bar_that_goes_and_a_reader_that_has_gone_ends_no_
     monkeypatch.setenv("TERM", "xterm")
     (run,) = runs(tmp_path, "声音")
     for stream in (Gone(), Terminal()):
-        with Progress([run], str, stream) as report:
+        with Progress([run], stream) as report:
             report(run, {"event": "start"})
             for epoch in (1, 2):
                 clock.now += 10
