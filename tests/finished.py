@@ -1,4 +1,4 @@
-"""Finished runs written by hand: a run is a folder of sealed files, so tables can be tested without training."""
+"""Finished runs written by hand: a run is a folder of files with a checksum manifest, so tables need no training."""
 
 from __future__ import annotations
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -48,16 +47,11 @@ class HaltingMethod(small_method.SmallMethod):
             written = self.gates / f"at-{self.seed}.new"
             written.write_text(str(os.getpid()))
             written.replace(self.gates / f"at-{self.seed}")  # whoever reads it reads a whole number
-            wait_while((self.gates / f"wait-{self.seed}").exists)
-
-
-def wait_while(condition: Callable[[], bool]) -> None:
-    """Wait for a test's next move; a test that has failed meanwhile makes none, and nothing may wait for it for ever."""
-    began = time.monotonic()
-    while condition():
-        if time.monotonic() - began > PATIENCE_S:
-            raise TimeoutError(f"no test moved this run on within {PATIENCE_S:g} s")
-        time.sleep(0.02)
+            began = time.monotonic()
+            while (self.gates / f"wait-{self.seed}").exists():  # a test that has failed meanwhile makes no next move
+                if time.monotonic() - began > PATIENCE_S:
+                    raise TimeoutError(f"no test moved this run on within {PATIENCE_S:g} s")
+                time.sleep(0.02)
 
 
 register(HaltingConfig, HaltingMethod, row="halting")

@@ -1,6 +1,6 @@
 """A test-only method that trains in two stages: first to tell voice from face without labels, then to answer.
 
-Only the fixture of `test_stages` imports it: settings are known from their definition on.
+Only a fixture of `conftest` imports it: settings are known from their definition on.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ import os
 import random
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -32,10 +33,10 @@ def trained(width: int = 4, steps: int = 2) -> tuple[nn.Module, torch.optim.Opti
     return module, optimizer
 
 
-def store(path: Path, run: str = RUN, width: int = 4, aside: bool = False) -> nn.Module:
+def store(path: Path, run: str = RUN, width: int = 4) -> nn.Module:
     module, optimizer = trained(width)
     best = {name: weight + 1 for name, weight in module.state_dict().items()}
-    with Saver(path, run, lambda state: None, aside) as saver:
+    with Saver(path, run, lambda state: None) as saver:
         saver.save(module, optimizer, State(epoch=2, best_epoch=1, best_score=float("inf"), history=[{"epoch": 1}]), best)
     return module
 
@@ -71,11 +72,8 @@ def refused(path: Path, caplog: pytest.LogCaptureFixture) -> str:
     return line
 
 
-def test_without_a_checkpoint_nothing_is_said(path, caplog):
-    assert load_checkpoint(path, RUN, trained()[0]) == {} and not caplog.records
-
-
 def test_one_flipped_bit_anywhere_is_noticed(path, caplog):
+    assert load_checkpoint(path, RUN, trained()[0]) == {} and not caplog.records, "without a checkpoint nothing is said"
     store(path)
     content, rng = path.read_bytes(), random.Random(0)
     for position in (0, 7, 31, 32, len(content) - 1, *rng.sample(range(len(content)), 60)):
@@ -91,7 +89,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "empty": lambda path: path.write_bytes(b""),
     "garbage": lambda path: path.write_bytes(b"garbage" * 1000),
     "a folder": lambda path: (path.unlink(), path.mkdir()),
-    "another version's": lambda path: checkpoint.write(path, RUN, {"state": "{}", "module": {}, "best": {}, "moments": {}}),
+    "another version's": lambda path: checkpoint.write(path, checkpoint.pack(RUN, {"state": "{}", "module": {}, "best": {}})),
 }
 
 
@@ -109,8 +107,7 @@ def test_another_runs_or_models_checkpoint_is_refused_before_it_is_loaded(path, 
     assert "its tensors are not those of this version's model" in refused(path, caplog)
 
 
-@pytest.mark.parametrize("aside", [False, True])
-def test_a_full_disk_is_named_with_the_remedy_where_the_training_is(path, aside, monkeypatch):
+def test_a_full_disk_is_named_with_the_remedy_where_the_training_is(path, monkeypatch):
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -118,52 +115,30 @@ def test_a_full_disk_is_named_with_the_remedy_where_the_training_is(path, aside,
     before = path.read_bytes()
     monkeypatch.setattr(Path, "write_bytes", refuse)
     with pytest.raises(OSError, match=f"cannot write {path}: the disk is full: make room there, or name .* CMPTA_RUNS"):
-        store(path, aside=aside)
+        store(path)
     assert path.read_bytes() == before and os.listdir(path.parent) == [path.name]
 
 
-@pytest.fixture
-def held_up(monkeypatch) -> threading.Event:
-    """Writing waits until this is set."""
-    event = threading.Event()
-    monkeypatch.setattr(checkpoint, "_write", lambda *given, real=checkpoint._write: (event.wait(60), real(*given)))
-    return event
-
-
-def test_a_checkpoint_written_aside_is_that_of_its_moment_and_told_of_once_it_lies_there(path, held_up):
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_checkpoint_is_that_of_its_moment_told_of_once_it_lies_there_and_finished_whatever_happens(path, monkeypatch, fails):
+    held_up = threading.Event()  # writing waits until this is set
+    monkeypatch.setattr(checkpoint, "write", lambda *given, real=checkpoint.write: (held_up.wait(60), real(*given)))
     module, optimizer = trained()
     expected, state, told = {name: weight.clone() for name, weight in module.state_dict().items()}, State(epoch=1), []
-    with Saver(path, RUN, lambda saved: told.append((saved.epoch, path.exists())), aside=True) as saver:
+    with (
+        pytest.raises(ZeroDivisionError) if fails else nullcontext(),
+        Saver(path, RUN, lambda saved: told.append((saved.epoch, path.exists()))) as saver,
+    ):
         saver.save(module, optimizer, state, module.state_dict())
         with torch.no_grad():
             for weight in module.parameters():
                 weight.add_(1)
         state.epoch = 2
         state.history.append({"epoch": 2})
-        saver.poll()
         assert told == [] and not path.exists()
         held_up.set()
-        while not told:
-            saver.poll()
+        if fails:
+            raise ZeroDivisionError
     assert told == [(1, True)]
     found = load_checkpoint(path, RUN, module)
     assert same(found["best"], expected) and same(found["module"], expected) and found["state"] == State(epoch=1)
-
-
-def test_checkpoints_written_aside_come_in_their_order_and_the_last_is_waited_for(path):
-    module, optimizer = trained()
-    told: list[int] = []
-    with Saver(path, RUN, lambda saved: told.append(saved.epoch), aside=True) as saver:
-        for epoch in range(1, 6):
-            saver.save(module, optimizer, State(epoch=epoch), module.state_dict())
-            assert told == [*range(1, epoch)]
-    assert told == [1, 2, 3, 4, 5]
-
-
-def test_a_failure_of_the_training_lets_a_checkpoint_be_finished(path, held_up):
-    module, optimizer = trained()
-    with pytest.raises(ZeroDivisionError), Saver(path, RUN, pytest.fail, aside=True) as saver:
-        saver.save(module, optimizer, State(epoch=1), module.state_dict())
-        held_up.set()
-        raise ZeroDivisionError
-    assert load_checkpoint(path, RUN, module)["state"].epoch == 1

@@ -99,22 +99,17 @@ def test_a_damaged_corpus_is_refused_also_where_it_was_kept(tmp_path: Path, monk
         refused(lambda opened=opened: opened(good), named, f"; remove the folder {good} and call again")
 
 
-def test_a_corpus_of_another_format_says_so(tmp_path: Path):
+def test_a_record_of_anything_else_or_cut_anywhere_is_refused(tmp_path: Path):
     good = corpus(tmp_path / "good")
-    (good / "meta.json").write_text(json.dumps({"format": 1, "name": "own"}))
-    with pytest.raises(files.Damaged, match=f"{good}/meta.json: expected format {store.FORMAT}, found 1; remove the"):
+    meta, remedy = good / "meta.json", f"; remove the folder {good} and call again"
+    whole = meta.read_text()
+    others = ("{}", "[]", "nul", '"text"', "[" * 100_000, '{"a": "\\ud800", "seal": 1}', "\udcff")
+    for content in (*others, *(whole[:size] for size in range(0, 500, 30))):
+        meta.write_bytes(content.encode("utf-8", "surrogateescape"))
+        refused(lambda: load_corpus(good), meta, remedy)
+    meta.write_text(json.dumps({"format": 1, "name": "own"}))
+    with pytest.raises(files.Damaged, match=f"{meta}: expected format {store.FORMAT}, found 1; remove the"):
         load_corpus(good)
-
-
-@pytest.mark.parametrize(
-    "content", ["{}", "[]", "nul", '"text"', "[" * 100_000, '{"a": "\\ud800", "seal": 1}', "\udcff", *range(0, 500, 30)]
-)
-def test_a_record_of_anything_else_or_cut_anywhere_is_refused(tmp_path: Path, content: str | int):
-    good = corpus(tmp_path / "good")
-    if isinstance(content, int):
-        content = (good / "meta.json").read_text()[:content]
-    (good / "meta.json").write_bytes(content.encode("utf-8", "surrogateescape"))
-    refused(lambda: load_corpus(good), good / "meta.json", f"; remove the folder {good} and call again")
 
 
 @pytest.fixture
@@ -140,14 +135,6 @@ def test_a_large_corpus_is_hashed_once_and_again_when_it_looks_changed(large: Pa
     assert len(hashed) == 7
 
 
-def test_a_changed_byte_under_an_old_time_is_noticed(large: Path):
-    audio = large / "audio.f32"
-    before = audio.stat()
-    flip(audio, audio)
-    os.utime(audio, ns=(before.st_atime_ns, before.st_mtime_ns))
-    refused(lambda: load_corpus(large), audio, "and call again")
-
-
 def test_a_corpus_is_opened_once_while_it_stays_as_it_is(tmp_path: Path, monkeypatch):
     folders = [corpus(tmp_path / name) for name in ("first", "second", "third")]
     opened: list[Path] = []
@@ -161,13 +148,17 @@ def test_a_corpus_is_opened_once_while_it_stays_as_it_is(tmp_path: Path, monkeyp
     assert store._kept.cache_info().currsize == 2, "what was used longest ago is let go"
 
 
-def test_what_the_disk_itself_lost_shows_in_a_deep_check(large: Path):
-    flip(large / "audio.f32", large)
+def test_a_changed_byte_under_an_old_time_is_noticed_and_what_the_disk_itself_lost_in_a_deep_check(large: Path):
+    audio = large / "audio.f32"
+    before = audio.stat()
+    flip(audio, audio)
+    os.utime(audio, ns=(before.st_atime_ns, before.st_mtime_ns))
+    refused(lambda: load_corpus(large), audio, "and call again")
     recorded = json.loads((large / "meta.json").read_text())["files"]
     known = {str(large / name): (recorded[name], files.stamp(large / name)) for name in store.CONTENT}
     files.write_text(large.with_name("good.checked"), files.checksummed({"hashes": known}))
     load_corpus(large)
-    refused(lambda: load_corpus(large, deep=True), large / "audio.f32", "and call again")
+    refused(lambda: load_corpus(large, deep=True), audio, "and call again")
 
 
 def test_a_cache_that_cannot_be_written_is_still_read(large: Path, monkeypatch):
@@ -191,33 +182,24 @@ def test_a_corpus_that_may_not_be_read_is_named_with_what_to_do(tmp_path: Path, 
         load_corpus(good)
 
 
-def test_embedded_corpora_of_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch):
-    """Those that are there open; the others say what to do."""
+def test_the_remedy_for_an_embedded_corpus_works_and_a_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch):
     sizes = {"train": 3, "valid": 2, "test": 2}
-    synthetic.embedded_corpus("embedded-sims", tmp_path, sizes)
+    first = synthetic.embedded_corpus("embedded-sims", tmp_path, sizes)
+    (folder,) = (path for path in tmp_path.iterdir() if path.is_dir())
+    remedy = f"remove the folder {folder} and call again"
+    (folder / "meta.json").unlink()
+    refused(lambda: synthetic.embedded_corpus("embedded-sims", tmp_path, sizes), folder / "meta.json", remedy)
+    shutil.rmtree(folder)
+    assert synthetic.embedded_corpus("embedded-sims", tmp_path, sizes).fingerprint == first.fingerprint
 
     def read_only(*_: object) -> None:
         raise OSError(errno.EROFS, "Read-only file system")
 
     monkeypatch.setattr("filelock.FileLock", read_only)
-    assert len(synthetic.embedded_corpus("embedded-sims", tmp_path, sizes).splits["train"]) == 3
+    assert len(synthetic.embedded_corpus("embedded-sims", tmp_path, sizes).splits["train"]) == 3, "what is there opens"
     message = f"cannot write {tmp_path}/embedded-meld-.*: the file system is read-only: .* CMPTA_RUNS"
     with pytest.raises(OSError, match=message):
         synthetic.embedded_corpus("embedded-meld", tmp_path, sizes)
-
-
-def test_the_remedy_for_an_embedded_corpus_works(tmp_path: Path):
-    sizes = {"train": 3, "valid": 2, "test": 2}
-    first = synthetic.embedded_corpus("embedded-sims", tmp_path, sizes)
-    (folder,) = (path for path in tmp_path.iterdir() if path.is_dir())
-    (folder / "meta.json").unlink()
-    refused(
-        lambda: synthetic.embedded_corpus("embedded-sims", tmp_path, sizes),
-        folder / "meta.json",
-        f"remove the folder {folder} and call again",
-    )
-    shutil.rmtree(folder)
-    assert synthetic.embedded_corpus("embedded-sims", tmp_path, sizes).fingerprint == first.fingerprint
 
 
 # --- the tiny LLM -----------------------------------------------------------------------------------------------------
@@ -251,17 +233,12 @@ def test_a_damaged_tiny_llm_is_refused(tmp_path: Path, part: str, damage: str):
     refused(lambda: llm_files.find(LLMConfig(name="tiny", fingerprint=fingerprint), good.parent, deep=True), named, remedy)
 
 
-def test_a_damaged_tiny_llm_stops_only_itself(tmp_path: Path):
+def test_a_damaged_tiny_llm_stops_only_itself_and_a_file_that_joined_is_named(tmp_path: Path):
     good, other = tiny(tmp_path, 1), tiny(tmp_path, 0)
     flip(other / "model.safetensors", other)
     assert llm_files.find_tiny(llm_files.tiny_fingerprint(good), tmp_path) == good
     (other / llm_files.TINY).unlink()
-    assert llm_files.find_tiny(llm_files.tiny_fingerprint(good), tmp_path) == good
-
-
-def test_a_file_that_joined_the_tiny_llm_is_named(tmp_path: Path):
-    good = tiny(tmp_path)
     (good / ".DS_Store").touch()
-    assert llm_files.tiny_fingerprint(good)
+    assert llm_files.find_tiny(llm_files.tiny_fingerprint(good), tmp_path) == good
     (good / "added_tokens.json").write_text("{}")
     refused(lambda: llm_files.tiny_fingerprint(good), good / "added_tokens.json", "it is made anew in a minute")

@@ -144,30 +144,6 @@ def test_the_counters_know_what_they_count(monkeypatch):
     assert seen.sends == 1
 
 
-def test_copies_between_devices_are_counted(monkeypatch):
-    values = torch.arange(6.0, device=META)
-    with watching(monkeypatch) as seen:
-        torch.arange(6).to(META)
-        torch.tensor([1, 2], device=META)
-        torch.as_tensor(np.zeros(2), device=META)
-        values.copy_(torch.zeros(6))
-        values[torch.tensor([1, 2])]
-        values.to(META).sum().to(META)
-    between = {"_to_copy between devices": 2, "copy_ between devices": 1, "index between devices": 1}
-    assert seen.counts == between | {"tensor": 2} and seen.sends == 0
-
-
-def test_what_costs_nothing_is_not_counted(monkeypatch):
-    for device in (CPU, META):
-        values, mask, places = (torch.ones(6, dtype=d, device=device) for d in (torch.float32, torch.bool, torch.int64))
-        with watching(monkeypatch) as seen:
-            values[places] + values.index_select(0, places).masked_fill(mask, 0).cumsum(0).to(torch.float64) * 2.5
-            values.repeat_interleave(2)
-            torch.repeat_interleave(values, mask.long(), output_size=6)
-            torch.arange(6, device=device).lt(places[:, None])
-        assert not seen.counts and not seen.sends
-
-
 # --- a whole step -----------------------------------------------------------------------------------------------------
 
 SWITCHES = [{}, *ABLATIONS, AFTER_TEXT]

@@ -147,18 +147,15 @@ CHANGES: dict[str, tuple[bool, Callable[[Path], object]]] = {
 
 
 @pytest.mark.parametrize("what", CHANGES)
-def test_the_commit_says_whether_code_differs(checkout: Path, what: str):
+def test_the_commit_says_whether_code_differs(checkout: Path, what: str, monkeypatch: pytest.MonkeyPatch):
     is_dirty, change = CHANGES[what]
     change(checkout)
     expected = git(checkout, "rev-parse", "HEAD")[:10] + ("+dirty" if is_dirty else "")
     assert records.commit() == expected
     git(checkout, "add", "-A")
     assert records.commit.__wrapped__() == expected, "staged, too"
-
-
-def test_a_package_inside_somebodys_repository_is_none_of_its_commits(checkout: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(records, "_ROOT", checkout / "site-packages")
-    assert records.commit() == "unknown"
+    assert records.commit.__wrapped__() == "unknown", "a package inside somebody's repository is none of its commits"
 
 
 @pytest.mark.parametrize("where", ["outside git", "before the first commit", "without git"])
@@ -176,17 +173,12 @@ def test_the_commit_is_unknown(where: str, tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_the_environment_names_versions_and_machine(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(records, "commit", lambda: "c0ffee")
-    monkeypatch.setattr(records, "hardware", lambda: "a machine")
-    record = records.environment(seconds=1.5)
-    assert (record["commit"], record["hardware"], record["seconds"]) == ("c0ffee", "a machine", 1.5)
-    assert record["packages"]["torch"] == version("torch") and record["packages"]["pandas"] == pd.__version__
-
-
-def test_the_hardware_is_the_processor_where_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delitem(records.sys.modules, "torch", raising=False)
-    processor, _, cores = records.hardware().rpartition(", ")
-    assert processor and cores == f"{os.cpu_count()} cores"
+    monkeypatch.setattr(records, "commit", lambda: "c0ffee")
+    record = records.environment(seconds=1.5)
+    processor, _, cores = record["hardware"].rpartition(", ")  # where there is no GPU
+    assert processor and cores == f"{os.cpu_count()} cores" and (record["commit"], record["seconds"]) == ("c0ffee", 1.5)
+    assert record["packages"]["torch"] == version("torch") and record["packages"]["pandas"] == pd.__version__
 
 
 # --- this machine -----------------------------------------------------------------------------------------------------
@@ -210,13 +202,10 @@ class Driver:
 
 @pytest.mark.parametrize(("driver", "count"), [(Driver(2), 2), (Driver(0), 0), (Driver(1, ready=100), 0)])
 def test_the_driver_counts_the_gpus(driver, count, monkeypatch):
-    monkeypatch.setattr(ctypes, "CDLL", lambda name: driver)
-    assert records.gpu_count() == count
-
-
-def test_without_a_driver_there_is_no_gpu(monkeypatch):
     monkeypatch.setattr(records, "_DRIVER", "libno-such-driver.so.1")
     assert records.gpu_count() == 0
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: driver)
+    assert records.gpu_count() == count
 
 
 @pytest.mark.parametrize(("rank", "taken"), [(None, []), ("1", [1]), ("5", [1])])
@@ -289,14 +278,14 @@ def runs(folder: Path, *corpora: str) -> list[Run]:
     found = []
     for seed, corpus in enumerate(corpora):
         config = RunConfig(data=DataConfig(name=corpus, fingerprint="f"), seed=seed, training=TrainingConfig(epochs=4))
-        found.append(Run(config, folder / f"{corpus}-{config.hash}"))
+        found.append(Run(config, folder / f"{corpus}-{config.hash}", "7 tokens"))
     return found
 
 
 def test_each_run_that_ends_is_one_line(tmp_path, clock):
     first, second, third = runs(tmp_path, "sims", "sims", "sims")
     scores = {"mae": 0.25, "corr": 0.5}
-    with Progress([first, second, third], lambda run: "7 tokens", stream := io.StringIO()) as report:
+    with Progress([first, second, third], stream := io.StringIO()) as report:
         report(first, {"event": "start"})
         clock.now += 54
         finish_by_hand(first.folder, first.config, **{METRICS: json.dumps({"valid": scores, "test": scores | {"mae": 0.26}})})
@@ -316,39 +305,36 @@ def test_each_run_that_ends_is_one_line(tmp_path, clock):
 
 def test_in_a_log_it_says_how_far_it_is_every_half_minute_and_no_control_codes(tmp_path, clock):
     (run,) = runs(tmp_path, "sims")
-    with Progress([run], str, stream := io.StringIO()) as report:
-        report(run, {"event": "start"})
-        for second in range(1, 70):
-            clock.now += 1
-            report(run, {"event": "epoch", "epoch": second / 30})
-    first, *lines = stream.getvalue().splitlines()
-    assert first == "1 run to make" and len(lines) == 2
-    assert [line.split("|")[0] for line in lines] == ["1 of 1 left, 1 at work  25% ", "1 of 1 left, 1 at work  50% "]
-    assert lines[0].endswith("00:30, 01:30 to go") and not set("\r\x1b") & set(stream.getvalue())
-
-
-def test_in_a_terminal_it_is_a_bar_that_is_written_over_and_goes(tmp_path, clock, monkeypatch):
-    monkeypatch.setenv("TERM", "xterm")
-    (run,) = runs(tmp_path, "声音")
-    with Progress([run], str, stream := Terminal()) as report:
+    with Progress([run], stream := io.StringIO()) as report:
         report(run, {"event": "start"})
         for epoch in (1, 2):
-            clock.now += 10
+            clock.now += 29
+            report(run, {"event": "note", "text": "so far"})
+            clock.now += 30
             report(run, {"event": "epoch", "epoch": epoch})
-        report(run, {"event": "busy"})  # another process holds it
+    first, *lines = [line for line in stream.getvalue().splitlines() if line != "so far"]
+    assert first == "1 run to make" and len(lines) == 2
+    assert [line.split("|")[0] for line in lines] == ["1 of 1 left, 1 at work  25% ", "1 of 1 left, 1 at work  50% "]
+    assert lines[0].endswith("00:59, 02:57 to go") and not set("\r\x1b") & set(stream.getvalue())
+
+
+class Gone(Terminal):
+    def write(self, text: str) -> int:
+        raise BrokenPipeError
+
+
+def test_in_a_terminal_it_is_a_bar_that_goes_and_a_reader_that_has_gone_ends_no_run(tmp_path, clock, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    (run,) = runs(tmp_path, "声音")
+    for stream in (Gone(), Terminal()):
+        with Progress([run], stream) as report:
+            report(run, {"event": "start"})
+            for epoch in (1, 2):
+                clock.now += 10
+                report(run, {"event": "epoch", "epoch": epoch})
+            report(run, {"event": "busy"})  # another process holds it
     assert "1 of 1 left, 1 at work  50% |" in stream.getvalue() and stream.getvalue().count("\n") == 1
     assert not stream.getvalue().split("\r")[-1].strip(), "nothing stays"
-
-
-def test_a_reader_that_has_gone_ends_no_run(tmp_path):
-    class Gone(Terminal):
-        def write(self, text: str) -> int:
-            raise BrokenPipeError
-
-    (run,) = runs(tmp_path, "sims")
-    with Progress([run], str, Gone()) as report:
-        report(run, {"event": "note", "text": "x"})
-        report(run, {"event": "epoch", "epoch": 1})
 
 
 def test_columns_of_wide_text():

@@ -11,8 +11,9 @@ import hashlib
 import io
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
@@ -43,18 +44,16 @@ class State:
 
 
 class Saver:
-    """Writes a run's checkpoints, and tells `on_saved` the state of each once it is on the disk.
+    """Writes a run's checkpoints in a thread while the training goes on, and tells `on_saved` there once one is on the disk.
 
-    Args:
-        aside: let a thread hash and write, while the caller goes on: at D = 1024 a checkpoint is 320 MB and takes a second
-            or two, an epoch on a GPU ten. Until it is on the disk a kill costs that epoch, of which nobody has been told.
-            Without a GPU the thread would only take the training's own core.
+    At D = 1024 a checkpoint is 320 MB and takes a second or two, an epoch on a GPU ten. Until it is on the disk a kill costs
+    that epoch, of which nobody has been told.
     """
 
-    def __init__(self, path: Path, run: str, on_saved: Callable[[State], None], aside: bool) -> None:
-        self.path, self.run, self.on_saved, self.aside = path, run, on_saved, aside
+    def __init__(self, path: Path, run: str, on_saved: Callable[[State], None]) -> None:
+        self.path, self.run, self.on_saved = path, run, on_saved
         self._thread = ThreadPoolExecutor(1, "checkpoint")
-        self._writing: tuple[Future[None], State] | None = None
+        self._writing: Future[None] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -62,37 +61,26 @@ class Saver:
     def __exit__(self, kind: object, *_: object) -> None:
         with self._thread:  # what is being written gets its end, whatever happened
             if kind is None:
-                self.wait()
+                self._wait()
 
-    def save(
-        self, module: nn.Module, optimizer: torch.optim.Optimizer, state: State, best: Mapping[str, Tensor]
-    ) -> None:
+    def save(self, module: nn.Module, optimizer: torch.optim.Optimizer, state: State, best: Mapping[str, Tensor]) -> None:
         """Write everything that the run goes on from, in one file, whole or not at all, when the one before is written.
 
         Raises:
-            OSError: it or the one before cannot be written; says where and what to do.
+            OSError: the one before cannot be written; says where and what to do.
         """
-        self.wait()
+        self._wait()
         content = {"state": json.dumps(vars(state)), "module": module.state_dict(), "best": dict(best)}
-        packed = _packed(self.run, content | {"moments": optimizer.state_dict()["state"]})
-        told = replace(state, history=list(state.history))
-        if self.aside:
-            self._writing = self._thread.submit(_write, self.path, packed), told
-        else:
-            _write(self.path, packed)
-            self.on_saved(told)
+        packed = pack(self.run, content | {"moments": optimizer.state_dict()["state"]})
+        self._writing = self._thread.submit(self._write, packed, replace(state, history=list(state.history)))
 
-    def poll(self) -> None:
-        """Tell of a checkpoint that is written by now; raises as `save`."""
-        if self._writing and self._writing[0].done():
-            self.wait()
+    def _write(self, packed: io.BytesIO, state: State) -> None:
+        write(self.path, packed)
+        self.on_saved(state)
 
-    def wait(self) -> None:
-        """Until the last checkpoint is written and told of; raises as `save`."""
+    def _wait(self) -> None:
         if self._writing:
-            (written, told), self._writing = self._writing, None
-            written.result()
-            self.on_saved(told)
+            self._writing.result()
 
 
 def load_checkpoint(path: Path, run: str, module: nn.Module) -> dict[str, Any]:
@@ -101,41 +89,52 @@ def load_checkpoint(path: Path, run: str, module: nn.Module) -> dict[str, Any]:
     A checkpoint that is cut, changed or another run's is worth less than the epochs it would save: a warning names it
     and the run starts anew. It is read and compared whole before anything is loaded.
     """
-    if not path.exists():
-        return {}
-    try:
-        content = read(path, run)
-        state, shapes = json.loads(content["state"]), _shapes(module.state_dict())
+    with _usable(path, "starting this run anew"):
+        content, shapes = read(path, run), _shapes(module.state_dict())
+        state = json.loads(content["state"])
         if state.keys() != vars(State()).keys():
             raise files.Damaged("its state is not that of this version's training")
         if _shapes(content["module"]) != shapes or _shapes(content["best"]) != shapes:
             raise files.Damaged("its tensors are not those of this version's model")
+        return content | {"state": State(**state)}
+    return {}
+
+
+@contextmanager
+def _usable(path: Path, otherwise: str) -> Iterator[None]:
+    """Go on after the block where there is no such file, or one that cannot be used; a warning names that one."""
+    try:
+        yield
+    except FileNotFoundError:
+        pass
     except (files.Damaged, OSError) as error:
-        _log.warning("%s cannot be used (%s): starting this run anew", path, str(error).partition("\n")[0])
-        return {}
-    return content | {"state": State(**state)}
+        _log.warning("%s cannot be used (%s): %s", path, str(error).partition("\n")[0], otherwise)
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in tensors.items()}
 
 
-def write(path: Path, run: str, content: Mapping[str, Any]) -> None:
-    """Write tensors and plain values with whose they are, so that `read` notices any change; raises as `Saver.save`."""
-    _write(path, _packed(run, content))
-
-
-def _packed(run: str, content: Mapping[str, Any]) -> io.BytesIO:
+def pack(run: str, content: Mapping[str, Any]) -> io.BytesIO:
+    """Tensors and plain values as they are now, with whose they are, for `write`."""
     buffer = io.BytesIO(bytes(_DIGEST_BYTES))
     buffer.seek(_DIGEST_BYTES)
     torch.save({"run": run, **content}, buffer)
     return buffer
 
 
-def _write(path: Path, packed: io.BytesIO) -> None:
+def write(path: Path, packed: io.BytesIO) -> None:
+    """Write what was packed, whole or not at all, so that `read` notices any change.
+
+    Raises:
+        OSError: it cannot be written; says where and what to do.
+    """
     content = packed.getbuffer()
     content[:_DIGEST_BYTES] = hashlib.sha256(content[_DIGEST_BYTES:]).digest()
-    _write_bytes(path, content)
+    with files.writing(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with files.replacing(path) as partial:
+        partial.write_bytes(content)
 
 
 def read(path: Path, run: str) -> dict[str, Any]:
@@ -155,19 +154,9 @@ def read(path: Path, run: str) -> dict[str, Any]:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write safetensors so that a crash leaves the old file or the new one, never half of it.
-
-    Raises:
-        OSError: it cannot be written; says where and what to do.
-    """
-    _write_bytes(path, safetensors.torch.save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}))
-
-
-def _write_bytes(path: Path, content: bytes | memoryview) -> None:
-    with files.writing(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    """Write safetensors, whole or not at all; raises as `write`."""
     with files.replacing(path) as partial:
-        partial.write_bytes(content)
+        partial.write_bytes(safetensors.torch.save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}))
 
 
 def path_of(folder: Path, stage: Stage) -> Path:
@@ -178,25 +167,21 @@ def path_of(folder: Path, stage: Stage) -> Path:
 
 def leave_stage(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, history: list[dict[str, Any]]) -> None:
     """Write what the stage taught, the parameters that it trained and all buffers, unless it lies there; raises as `write`."""
-    if not path.exists():
-        write(path, path.stem, {"taught": _taught(module, optimizer), "history": json.dumps(history)})
+    if not path.is_file():
+        write(path, pack(path.stem, {"taught": _taught(module, optimizer), "history": json.dumps(history)}))
 
 
 def take_stage(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> list[dict[str, Any]] | None:
     """Load what `leave_stage` wrote into the module; the stage's history, or None where there is nothing of use."""
-    if not path.exists():
-        return None
-    try:
+    with _usable(path, "making this stage anew"):
         found = read(path, path.stem)
         if _shapes(found["taught"]) != _shapes(_taught(module, optimizer)):
             raise files.Damaged("its tensors are not those of this version's model")
-    except (files.Damaged, OSError) as error:
-        _log.warning("%s cannot be used (%s): making this stage anew", path, str(error).partition("\n")[0])
-        path.unlink(missing_ok=True)
-        return None
-    module.load_state_dict(found["taught"], strict=False)
-    history: list[dict[str, Any]] = json.loads(found["history"])
-    return history
+        module.load_state_dict(found["taught"], strict=False)
+        history: list[dict[str, Any]] = json.loads(found["history"])
+        return history
+    path.unlink(missing_ok=True)
+    return None
 
 
 def _taught(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

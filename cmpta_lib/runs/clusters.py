@@ -7,10 +7,8 @@ import os
 import signal
 import socket
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ from cmpta_lib.runs.worker import Attempt
 
 _OBJECTS_BYTES = 100 * 2**20  # runs go through files; Ray would set aside a third of the memory for objects
 _ANSWERS_S = 10.0
+_NO_LIMIT_MIN = 60 * 24 * 365  # for jobs on this machine; submitit's own default is two minutes
 
 
 def _need(package: str, extra: str) -> None:
@@ -48,13 +47,11 @@ class Ray(Engine):
         RuntimeError: Ray is not installed; says how to.
     """
 
-    patience_s = 5.0  # a network file system's
-
     def __init__(
         self, jobs: int | None = None, *, address: str | None = None, gpus: float | None = None, retries: int = RETRIES
     ) -> None:
         super().__init__(jobs)
-        self.address, self.gpus, self.retries = address or os.environ.get("RAY_ADDRESS") or None, gpus, retries
+        self.address, self.gpus, self.retries = address or os.environ.get("RAY_ADDRESS") or "local", gpus, retries
         if gpus is not None and not (0 <= gpus < 1 or gpus == int(gpus)):
             raise ValueError(f"gpus={gpus}: expected a fraction below 1, or a whole number of GPUs")
         _need("ray", "ray")
@@ -69,82 +66,64 @@ class Ray(Engine):
         """
         import ray
 
-        is_connected = ray.is_initialized()  # by a caller who wants it so
-        if not is_connected:
-            self._connect(runs)
+        before = signal.getsignal(signal.SIGTERM)
         try:
+            self._connect(runs)
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, before)  # Ray puts its own; whoever calls this has a better one, or none
             there = float(ray.cluster_resources().get("GPU", 0))
             if (self.gpus or 0) > there:
                 raise ValueError(f"gpus={self.gpus}: the Ray cluster has {there:g} GPUs in all, so no run would ever start")
-            self.lost, self.gpus_each = "", min(1.0, there) if self.gpus is None else self.gpus
+            self.gpus_each = min(1.0, there) if self.gpus is None else self.gpus
             self.cores = max((node["Resources"].get("CPU", 1) for node in ray.nodes() if node["Alive"]), default=1)
             # A dead worker's run is tried again by the dispatcher, which says so; Ray itself would do it in silence.
             self.function = ray.remote(max_retries=0)(Attempt.__call__)
             yield
         finally:
-            if not is_connected:
-                ray.shutdown()
+            ray.shutdown()
 
     def _connect(self, runs: Sequence[Run]) -> None:
         import ray
 
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would tell its makers
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # today's way, else warned about
-        settings: dict[str, Any] = {"address": self.address or "local", "logging_level": "ERROR", "log_to_driver": False}
-        settings["runtime_env"] = {"env_vars": environment(runs)}
-        if not self.address:
-            threads = max(run.config.training.num_threads for run in runs)
-            cores = threads * self.jobs if self.jobs else os.cpu_count() or 1
-            settings |= {"num_cpus": cores, "num_gpus": provenance.gpu_count()}
-            settings |= {"include_dashboard": False, "object_store_memory": _OBJECTS_BYTES}
+        own: dict[str, Any] = {}
+        if self.address == "local":
+            cores = self.jobs * max(run.config.training.num_threads for run in runs) if self.jobs else os.cpu_count()
+            own = {"num_cpus": cores, "num_gpus": provenance.gpu_count(), "object_store_memory": _OBJECTS_BYTES}
+        host, _, port = self.address.rpartition(":")
         try:
-            host, colon, port = (self.address or "").rpartition(":")
-            if colon and port.isdigit():  # Ray itself would try for minutes where nobody listens
+            if port.isdigit():  # Ray itself would try for minutes where nobody listens
                 socket.create_connection((host.rpartition("/")[2].strip("[]"), int(port)), _ANSWERS_S).close()
-            before = signal.getsignal(signal.SIGTERM)
-            ray.init(**settings)
-            if threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGTERM, before)  # Ray puts its own; whoever calls this has a better one, or none
+            ray.init(
+                self.address, runtime_env={"env_vars": environment(runs)}, logging_level="ERROR", log_to_driver=False, **own
+            )
         except (OSError, RuntimeError, ValueError) as error:
-            where = f"the Ray cluster at {self.address}" if self.address else "a Ray of one's own"
             token = " It asks for a token: set RAY_AUTH_MODE=token." if "token" in str(error.__cause__) else ""
             raise ConnectionError(
-                f"{where} cannot be reached or started ({one_line(str(error))[:300]}). See that `ray status` answers there, "
-                f"with this version of Ray and Python ({ray.__version__}); without an address, one is started here.{token}"
+                f"the Ray cluster at {self.address} cannot be reached or started ({one_line(str(error))[:300]}). See that "
+                f"`ray status` answers there, with this version of Ray and Python ({ray.__version__}).{token}"
             ) from error
 
-    def submit(self, attempt: Attempt, run: Run) -> Any:
-        cores = min(run.config.training.num_threads, self.cores)  # more would never start anywhere
-        return self.function.options(num_cpus=cores, num_gpus=self.gpus_each, name=run.folder.name).remote(attempt)
+    def submit(self, attempt: Attempt, job: Job) -> Any:
+        cores = min(job.run.config.training.num_threads, self.cores)  # more would never start anywhere
+        return self.function.options(num_cpus=cores, num_gpus=self.gpus_each, name=job.run.folder.name).remote(attempt)
 
     def ended(self, job: Job) -> str:
         import ray
-        from ray.exceptions import LocalRayletDiedError, RayError, RayTaskError
 
-        ready, _ = ray.wait([job.handle], timeout=0)
-        if not ready:
+        if not ray.wait([job.handle], timeout=0)[0]:
             return ""
         try:
             ray.get(job.handle)
-        except RayTaskError as error:
-            return f"its worker ended with {one_line(str(error.cause))}"
-        except LocalRayletDiedError:
-            self.lost = "Ray's daemon on this machine, the raylet, has died, and nothing more can be started through it"
-            return "its raylet died"
-        except RayError as error:
-            return f"its worker died ({type(error).__name__}: {one_line(str(error)).partition('. ')[0]})"
+        except ray.exceptions.RayError as error:
+            return f"its worker died ({one_line(str(error))[-300:]})"
         return "its worker ended without a word"
 
-    def cancel(self, jobs: Sequence[Job]) -> None:
+    def cancel(self, job: Job) -> None:
         import ray
 
-        for job in jobs:
-            with suppress(Exception):  # whatever it is, the next one is still to be ended
-                ray.cancel(job.handle, force=True)
-
-
-_NO_LIMIT_MIN = 60 * 24 * 365  # for jobs on this machine; submitit's own default is two minutes
-_GRACE_S = 5.0
+        ray.cancel(job.handle, force=True)
 
 
 class Slurm(Engine):
@@ -164,7 +143,6 @@ class Slurm(Engine):
     """
 
     name, cluster = "slurm", "slurm"  # ours and submitit's
-    patience_s = 30.0  # a network file system's, before a job counts as lost
 
     def __init__(self, jobs: int | None = None, *, retries: int = RETRIES, **parameters: Any) -> None:
         super().__init__(jobs)
@@ -179,33 +157,26 @@ class Slurm(Engine):
 
     @contextmanager
     def opened(self, runs: Sequence[Run], folder: Path) -> Iterator[None]:
-        before = dict(os.environ)
-        os.environ.update(environment(runs))  # which jobs inherit
-        try:
-            self.lost, self.executor = "", self._executor(folder)
-            yield
-        finally:
-            os.environ.clear()
-            os.environ.update(before)
+        self.executor = self._executor(folder)
+        yield
 
     def _executor(self, folder: Path) -> Any:
         import submitit
 
         try:
             executor = submitit.AutoExecutor(folder, self.cluster, **{f"{self.cluster}_max_num_timeout": self.retries})
+            executor.update_parameters(**self.parameters)
         except RuntimeError as error:
             raise RuntimeError(
                 f"--engine slurm: {one_line(str(error))} Call it where `srun` and `sbatch` are at hand, such as a cluster's "
                 f"login node; `--engine submitit-local` makes the same jobs on this machine"
             ) from error
-        try:
-            executor.update_parameters(**self.parameters)
         except (NameError, ValueError, AssertionError, TypeError) as error:
             raise ValueError(f"--engine {self.name}: {one_line(str(error))}") from error
         return executor
 
-    def submit(self, attempt: Attempt, run: Run) -> Any:
-        self.executor.update_parameters(cpus_per_task=run.config.training.num_threads, name=run.folder.name)
+    def submit(self, attempt: Attempt, job: Job) -> Any:
+        self.executor.update_parameters(cpus_per_task=job.run.config.training.num_threads, name=job.run.folder.name)
         return self.executor.submit(attempt)
 
     def ended(self, job: Job) -> str:
@@ -213,10 +184,8 @@ class Slurm(Engine):
             return ""
         return f"its job {job.handle.job_id} ended ({job.handle.state}; the log is {job.handle.paths.stderr})"
 
-    def cancel(self, jobs: Sequence[Job]) -> None:
-        for job in jobs:
-            with suppress(Exception):  # whatever it is, the next one is still to be ended
-                job.handle.cancel(check=False)
+    def cancel(self, job: Job) -> None:
+        job.handle.cancel(check=False)
 
 
 class SubmititLocal(Slurm):
@@ -226,43 +195,14 @@ class SubmititLocal(Slurm):
         jobs: at a time; None = one a GPU, each its own, or else one a core.
     """
 
-    name, cluster = "submitit-local", "local"
-    patience_s = 0.0
+    name, cluster, is_local = "submitit-local", "local", True
 
     def __init__(self, jobs: int | None = None, *, retries: int = RETRIES, **parameters: Any) -> None:
         super().__init__(jobs, retries=retries, **({"timeout_min": _NO_LIMIT_MIN} | parameters))
-        self.jobs = jobs or provenance.usual()
-        self.slots: dict[str, int] = {}  # job id -> place among those at work
 
-    def submit(self, attempt: Attempt, run: Run) -> Any:
-        slot = min(set(range(len(self.slots) + 1)) - set(self.slots.values()))
-        if gpus := provenance.gpu_count():  # submitit would number all GPUs, whichever of them its caller may use
-            visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-            attempt = replace(attempt, environment={"CUDA_VISIBLE_DEVICES": visible, "LOCAL_RANK": str(slot % gpus)})
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # of a terminal; a child process inherits that
-        try:
-            job = super().submit(attempt, run)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        self.slots[job.job_id] = slot
-        return job
-
-    def ended(self, job: Job) -> str:
-        if how := super().ended(job):
-            self.slots.pop(job.handle.job_id, None)
-        return how
-
-    def cancel(self, jobs: Sequence[Job]) -> None:
-        """Each job is a controller and the job itself."""
-        family = []
-        for job in jobs:
+    def cancel(self, job: Job) -> None:
+        """Each job is a controller and the job itself, which hold nothing that a checkpoint does not."""
+        controller = psutil.Process(int(job.handle.job_id))
+        for process in (*controller.children(recursive=True), controller):
             with suppress(psutil.Error):
-                controller = psutil.Process(int(job.handle.job_id))
-                family += [controller, *controller.children(recursive=True)]
-        for process in family:
-            with suppress(psutil.Error):
-                process.kill()  # it holds nothing that a checkpoint does not
-        self.slots.clear()
-        deadline = time.monotonic() + _GRACE_S
-        while not all(job.handle.done() for job in jobs) and time.monotonic() < deadline:
-            time.sleep(0.01)
+                process.kill()

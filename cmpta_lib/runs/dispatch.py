@@ -13,8 +13,9 @@ import os
 import platform
 import shutil
 import sys
+import tempfile
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -24,19 +25,19 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from cmpta_lib import files, registry
-from cmpta_lib.runs import store
+from cmpta_lib.runs import provenance, store
 from cmpta_lib.runs.store import Run
 from cmpta_lib.runs.worker import ENDS, Attempt
 
 RETRIES = 3  # attempts that finish no further epoch, after one whose worker or machine died
 MOST_FALSE_STARTS = 3  # workers in a row that end before they begin: then something is wrong with all of them
-HELD_S = 1.0  # after which a run that another process holds is asked for again
+AGAIN_S = 1.0  # after which a run that another process holds, or whose worker died, is tried again
 POLL_S = 0.1
-LOG, KEPT = "workers.log", "kept"  # in a call's folder: what its workers print; there is something that explains a failure
+LOG = "workers.log"  # in a call's folder: what its workers print
 _TRAVELLING = ("HF_HOME", "HF_HUB_CACHE")  # where weights lie; no token, which a cluster's pages would show
-_OLD_S = 7 * 24 * 3600.0  # what a dead process left is kept so long: some jobs may wait in a cluster's queue still
+_GPUS = "CUDA_VISIBLE_DEVICES"
+_OLD_S = 7 * 24 * 3600.0  # what failed and interrupted calls left is kept so long: jobs may wait in a queue still
 Report = Callable[[Run, dict[str, Any]], None]
-_calls = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,11 @@ class Job:
     """An attempt under way: what the engine holds of it, and what it has said so far."""
 
     run: Run
-    handle: Any
     events: Path
+    slot: int  # its place among those at work, from 0; the next one takes it over
+    handle: Any = None
     read: int = 0  # bytes of the events
     outcome: dict[str, Any] = field(default_factory=dict)  # its last event
-    gone: float | None = None  # since when its process is known to be gone
 
 
 class Engine:
@@ -65,23 +66,22 @@ class Engine:
     Attributes:
         jobs: attempts at a time; None = all at once, where a cluster has a queue of its own.
         retries: attempts that finish no further epoch, after one whose worker or machine died.
-        patience_s: after a job's end, until what it wrote last can be read here.
-        lost: why no further attempt can be made; what is under way may still end well.
+        is_local: on this machine, whose GPUs the dispatcher gives to attempts in turn.
     """
 
-    retries, patience_s, lost = 0, 0.0, ""
+    retries, is_local = 0, False
 
     def __init__(self, jobs: int | None = None) -> None:
         if jobs is not None and (isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1):
             raise ValueError(f"--jobs {jobs}: expected how many runs at a time, a whole number from 1")
-        self.jobs = jobs
+        self.jobs = provenance.usual() if jobs is None and self.is_local else jobs
 
     @contextmanager
     def opened(self, runs: Sequence[Run], folder: Path) -> Iterator[None]:
         """Within the block attempts can be made; `folder` is the call's own, which all machines see."""
         yield
 
-    def submit(self, attempt: Attempt, run: Run) -> Any:
+    def submit(self, attempt: Attempt, job: Job) -> Any:
         """Start it, or put it into a queue; returns a handle."""
         raise NotImplementedError
 
@@ -89,21 +89,25 @@ class Engine:
         """How its process ended, in words; "" while it waits or runs."""
         raise NotImplementedError
 
-    def cancel(self, jobs: Sequence[Job]) -> None:
-        """End these, whatever they do; returns when they are gone or when that is out of our hands."""
+    def cancel(self, job: Job) -> None:
+        """End this one, whatever it does, where that is in our hands."""
 
     def run(self, runs: Sequence[Run], root: Path, report: Report) -> Sequence[Failure]:
         """Finish these runs, whose folders hold their configs; what fails is returned, the others go on.
 
         Args:
-            report: called with a run and an event: {"event": "start"}, {"event": "epoch", "epoch": finished ones and the
-                part of the next}, {"event": "done"}, {"event": "failed", "kind": ..., "message": ...}, {"event": "busy"}
-                (another process holds it: it waits again), or {"event": "note", "text": a line for the user}.
+            report: called with a run and an event: {"event": "start"}, {"event": "epoch", "epoch": finished ones},
+                {"event": "done"}, {"event": "failed", "kind": ..., "message": ...}, {"event": "busy"} (another process
+                holds it: it waits again), or {"event": "note", "text": a line for the user}.
         Raises:
             RuntimeError: no further attempt can be made, and runs are left.
         """
-        with _folder_of_this_call(root) as folder, self.opened(runs, folder):
-            return _Dispatcher(self, root, folder, report).work(runs)
+        folder = _folder_of_this_call(root)
+        with self.opened(runs, folder):
+            failures = _Dispatcher(self, root, folder, report).work(runs)
+        if not failures:  # else what workers and jobs printed stays
+            shutil.rmtree(folder, ignore_errors=True)
+        return failures
 
 
 class _Dispatcher:
@@ -114,26 +118,28 @@ class _Dispatcher:
         self.waiting: deque[tuple[float, Run]] = deque()  # with the time not to ask before
         self.jobs: list[Job] = []
         self.failures: list[Failure] = []
-        self.deaths: dict[Path, tuple[int, int]] = {}  # finished epochs at a run's last death, and deaths there
-        self.count, self.false_starts = itertools.count(), 0
+        self.deaths: Counter[tuple[Path, int]] = Counter()  # of a run after so many finished epochs
+        self.count, self.false_starts, self.lost = itertools.count(), 0, ""
+        visible = os.environ.get(_GPUS) or ",".join(map(str, range(provenance.gpu_count())))
+        self.gpus = visible.split(",")[: provenance.gpu_count()] if engine.is_local else []
 
     def work(self, runs: Sequence[Run]) -> list[Failure]:
         """Until every run is finished or failed; what was started is ended, however this ends."""
+        self.environment = environment(runs)
         self.waiting.extend((0.0, run) for run in runs)
         try:
             while self.waiting or self.jobs:
-                if not self.engine.lost:
-                    self.assign()
-                elif not self.jobs:
-                    left = f"{len(self.waiting)} of {len(runs)} runs are left"
-                    raise RuntimeError(f"{self.engine.lost}; {left}. Finished epochs are kept: call again.")
+                self.assign()
                 for job in list(self.jobs):
                     self.look(job)
+                if self.lost:
+                    left = f"{len(self.waiting) + len(self.jobs)} of {len(runs)} runs are left"
+                    raise RuntimeError(f"{self.lost}; {left}. Finished epochs are kept: call again.")
                 time.sleep(POLL_S)
         finally:
-            self.engine.cancel(self.jobs)
-            if self.failures or self.engine.lost:
-                (self.folder / KEPT).touch()
+            for job in self.jobs:
+                with suppress(Exception):  # whatever it is, the next one is still to be ended
+                    self.engine.cancel(job)
         return self.failures
 
     def assign(self) -> None:
@@ -146,87 +152,72 @@ class _Dispatcher:
             elif not_before > time.monotonic():
                 self.waiting.append((not_before, run))
             elif _is_held(run):  # a job that would only find that out may have cost minutes in a queue
-                self.wait(run, HELD_S)
+                self.finish(run, {"event": "busy"})
             else:
-                events = self.folder / f"{run.folder.name}.{next(self.count)}.jsonl"
-                handle = self.engine.submit(Attempt(self.root, run.folder, events, run.row), run)
-                self.jobs.append(Job(run, handle, events))
-
-    def wait(self, run: Run, seconds: float = 0.0) -> None:
-        self.report(run, {"event": "busy"})
-        self.waiting.append((time.monotonic() + seconds, run))
+                slot = min(set(range(len(self.jobs) + 1)) - {job.slot for job in self.jobs})
+                job = Job(run, self.folder / f"{run.folder.name}.{next(self.count)}.jsonl", slot)
+                gpu = {_GPUS: self.gpus[slot % len(self.gpus)]} if self.gpus else {}
+                attempt = Attempt(self.root, run.folder, job.events, run.row, self.environment | gpu)
+                job.handle = self.engine.submit(attempt, job)
+                self.jobs.append(job)
 
     def look(self, job: Job) -> None:
         """Pass on what an attempt said, and finish with it once its process has."""
         self.hear(job)
-        if not (how := self.engine.ended(job)):
-            return
-        self.hear(job)  # what it wrote just before its end
-        job.gone = job.gone or time.monotonic()
-        outcome = job.outcome or ({"event": "done"} if job.run.done else {})
-        if not outcome and time.monotonic() - job.gone < self.engine.patience_s:
-            return
-        self.jobs.remove(job)
-        if not outcome:
-            self.try_again(job, how)
-        elif outcome["event"] == "busy":
-            self.wait(job.run, HELD_S)
-        else:
-            self.end(job.run, outcome)
+        if how := self.engine.ended(job):
+            self.hear(job)  # what it wrote just before its end
+            self.jobs.remove(job)
+            self.finish(job.run, job.outcome or ({"event": "done"} if job.run.done else self.died(job, how)))
+
+    def finish(self, run: Run, outcome: dict[str, Any]) -> None:
+        """With an attempt: the run is done, has failed, or waits again."""
+        self.report(run, outcome)
+        if outcome["event"] == "busy":
+            self.waiting.append((time.monotonic() + AGAIN_S, run))
+        elif outcome["event"] == "failed":
+            self.failures.append(Failure(run, one_line(f"{outcome['kind']}: {outcome['message']}")))
 
     def hear(self, job: Job) -> None:
         """Pass on the events that were written since the last time, whole ones only."""
-        text = b""
         with suppress(FileNotFoundError), job.events.open("rb") as file:
             file.seek(job.read)
-            text = file.read()
-        whole = text[: text.rfind(b"\n") + 1]
-        job.read += len(whole)
-        for line in whole.splitlines():
-            try:
-                event = json.loads(line)
-            except ValueError:  # what a killed process did not finish
-                continue
-            self.false_starts = 0
-            if event["event"] in ENDS:
-                job.outcome = event
-            else:
-                self.report(job.run, event)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    return
+                job.read += len(line)
+                try:
+                    event = json.loads(line)
+                except ValueError:  # what a killed process did not finish
+                    continue
+                self.false_starts = 0
+                if event["event"] in ENDS:
+                    job.outcome = event
+                else:
+                    self.report(job.run, event)
 
-    def end(self, run: Run, outcome: dict[str, Any], reason: str = "") -> None:
-        self.report(run, outcome)
-        if outcome["event"] == "failed":
-            self.failures.append(Failure(run, reason or one_line(f"{outcome['kind']}: {outcome['message']}")))
-
-    def try_again(self, job: Job, how: str) -> None:
-        """A worker or its machine died: the run is tried again, wherever there is room, as long as that leads somewhere."""
-        run, has_begun = job.run, job.read > 0
-        self.false_starts += not has_begun
-        if self.false_starts >= MOST_FALSE_STARTS and not self.engine.lost:
-            last = end_of(self.folder / LOG).strip().splitlines() or ["nothing"]
-            self.engine.lost = f"no worker starts: {how}; the log {self.folder / LOG} ends with: {last[-1]}"
-        if self.engine.lost or not (has_begun or self.engine.retries):  # not the run's doing
-            self.wait(run)
-            return
-        finished = store.finished_epochs(run.folder)
-        before, deaths = self.deaths.get(run.folder, (finished, 0))
-        deaths = deaths + 1 if finished == before else 1
-        self.deaths[run.folder] = finished, deaths
-        if deaths <= self.engine.retries:
+    def died(self, job: Job, how: str) -> dict[str, Any]:
+        """A worker or its machine died: its run waits again, wherever there is room, as long as that leads somewhere."""
+        run, log = job.run, end_of(self.folder / LOG)
+        if not job.read:  # it has not begun, which is not the run's doing
+            self.false_starts += 1
+            if self.false_starts >= MOST_FALSE_STARTS:
+                last = "".join(f" and ends with: {line}" for line in log.strip().splitlines()[-1:])
+                self.lost = f"no worker starts: {how}{last}"
+            return {"event": "busy"}
+        self.deaths[place := (run.folder, store.finished_epochs(run.folder))] += 1
+        if (deaths := self.deaths[place]) <= self.engine.retries:
             text = f"{run.folder.name}: {how}; it goes on from its last finished epoch"
             self.report(run, {"event": "note", "text": f"{text}, attempt {deaths + 1} of {self.engine.retries + 1}"})
-            self.wait(run)
-            return
-        how = f"{how}, {deaths} times without another finished epoch" if deaths > 1 else how
-        record = {"kind": "WorkerDied", "message": how}
-        self.end(run, {"event": "failed", **record}, how)
+            return {"event": "busy"}
+        times = f", {deaths} times without another finished epoch" if deaths > 1 else ""
+        failure = {"kind": "WorkerDied", "message": how + times}
         with suppress(Timeout, OSError), FileLock(run.folder / store.LOCK, timeout=0):  # else another process tries it already
-            if not run.done:
-                store.record_failure(run.folder, record | {"traceback": "", "log": end_of(self.folder / LOG)})
+            store.record_failure(run.folder, failure | {"traceback": "", "log": log})
+        return {"event": "failed", **failure}
 
 
 def environment(runs: Sequence[Run]) -> dict[str, str]:
-    """What processes elsewhere are started with, so that they import what can be imported here."""
+    """What an attempt elsewhere must find set, so that it imports and sees what can be imported and seen here."""
     path = os.pathsep.join(dict.fromkeys(os.path.abspath(entry) for entry in sys.path))
     threads = max(run.config.training.num_threads for run in runs)
     told = {name: value for name, value in os.environ.items() if name.startswith("CMPTA_") or name in _TRAVELLING}
@@ -253,19 +244,13 @@ def _is_held(run: Run) -> bool:
         return False
 
 
-@contextmanager
-def _folder_of_this_call(root: Path) -> Iterator[Path]:
-    """A folder that all machines see, for what jobs say; it stays where that explains a failure."""
-    host = platform.node() or "localhost"
-    for left in (root / "logs").glob(f"{host}.*.jobs"):
-        with suppress(OSError):
-            if time.time() - left.stat().st_mtime > _OLD_S:
-                shutil.rmtree(left, ignore_errors=True)
-    folder = root / "logs" / f"{host}.{os.getpid()}-{next(_calls)}.jobs"
-    with files.writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    try:
-        yield folder
-    finally:
-        if not (folder / KEPT).exists():
-            shutil.rmtree(folder, ignore_errors=True)
+def _folder_of_this_call(root: Path) -> Path:
+    """A new folder that all machines see, for what jobs say; what earlier calls of this machine left long ago goes."""
+    logs, host = root / "logs", f"{platform.node() or 'localhost'}."
+    with files.writing(logs):
+        logs.mkdir(parents=True, exist_ok=True)
+        for left in logs.glob(f"{host}*.jobs"):
+            with suppress(FileNotFoundError):  # another call removes it
+                if time.time() - left.stat().st_mtime > _OLD_S:
+                    shutil.rmtree(left, ignore_errors=True)
+        return Path(tempfile.mkdtemp(".jobs", host, logs))

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import inspect
-import json
 import os
+import pickle
 import pkgutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from cmpta_lib import files
 from cmpta_lib.config import to_json
 from cmpta_lib.runs import provenance, store
-from cmpta_lib.runs.dispatch import LOG, Engine, Failure, Job, Report, environment
+from cmpta_lib.runs.dispatch import LOG, Engine, Failure, Job
 from cmpta_lib.runs.progress import Progress
 from cmpta_lib.runs.store import Run
 from cmpta_lib.runs.worker import Attempt
@@ -33,7 +32,6 @@ ENGINES = {
 DEFAULT = "processes"
 SHOWN_FAILURES = 10
 KEEP_FAILED = "CMPTA_KEEP_FAILED"  # environment variable: runs that failed are not tried again, only reported
-Watch = Callable[[Sequence[Run]], AbstractContextManager[Report]]
 
 
 class RunsFailed(RuntimeError):
@@ -44,9 +42,8 @@ class RunsFailed(RuntimeError):
         shown = [f"{failure.run.folder.name}: {failure.reason}" for failure in self.failures[:SHOWN_FAILURES]]
         if len(self.failures) > SHOWN_FAILURES:
             shown.append(f"and {len(self.failures) - SHOWN_FAILURES} more")
-        recorded = [failure.run.folder for failure in self.failures if (failure.run.folder / store.FAILURE).exists()]
-        details = f" Details: {recorded[0] / store.FAILURE}" if recorded else ""
-        details += f" and {len(recorded) - 1} more of that name." if len(recorded) > 1 else "." if recorded else ""
+        recorded = [path for failure in self.failures if (path := failure.run.folder / store.FAILURE).exists()]
+        details = f" Details: {recorded[0]}." if recorded else ""
         again = " Call again to try them again." if any(not failure.run.done for failure in self.failures) else ""
         super().__init__(
             f"{len(self.failures)} of {total} runs failed, {total - len(self.failures)} are finished: "
@@ -59,14 +56,12 @@ def ensure(
     root: Path,
     jobs: int | None = None,
     engine: Engine | str | None = None,
-    watch: Watch = Progress,
 ) -> None:
     """Finish every run, and show how far it is. Finished runs are checked, and kept even where damaged.
 
     Args:
         jobs: runs at a time (default: one a GPU, else one a core).
         engine: where they are made, or the name of one of `ENGINES`; default: `Processes(jobs)`.
-        watch: shows what is reported of the unfinished ones.
     Raises:
         ValueError: `jobs` is not a whole number from 1, or there is no such engine.
         OSError: the runs folder cannot be written; says where and what to do.
@@ -77,20 +72,19 @@ def ensure(
     wanted = list({run.folder: run for run in runs}.values())
     failures = [Failure(run, problem) for run in wanted if (problem := run.problem)]
     pending = [run for run in wanted if not run.done]
-    if os.environ.get(KEEP_FAILED):
-        failures += [Failure(run, reason) for run in pending if (reason := store.failure(run.folder))]
-        pending = [run for run in pending if not store.failure(run.folder)]
     for run in wanted:
         if run.done:
             store.sweep(run.folder)
+    if os.environ.get(KEEP_FAILED):
+        failures += [Failure(run, reason) for run in pending if (reason := store.failure(run.folder))]
+        pending = [run for run in pending if not store.failure(run.folder)]
     for run in pending:
         prepare(run)
     if pending:
-        with watch(pending) as report:
-            made = list(engine.run(pending, root, report))
-        failed = {failure.run.folder for failure in made}
-        lost = [run for run in pending if run.folder not in failed and not run.done]
-        failures += made + [Failure(run, f"it ended without {store.DONE}") for run in lost]
+        with Progress(pending) as report:
+            failures += engine.run(pending, root, report)
+    failed = {failure.run.folder for failure in failures}
+    failures += [Failure(run, f"it ended without {store.DONE}") for run in pending if run.folder not in failed and not run.done]
     if failures:
         raise RunsFailed(failures, len(wanted))
 
@@ -101,9 +95,7 @@ def prepare(run: Run) -> None:
         run.folder.mkdir(parents=True, exist_ok=True)
     if left := ", ".join(name for name in store.RESULTS if (run.folder / name).exists()):  # nobody vouches for them
         print(f"{run.folder} holds {left} without {store.DONE}, the mark of a finished run: it is made again", flush=True)
-    path, text = run.folder / store.CONFIG, to_json(run.config)
-    if not path.exists() or path.read_bytes() != text.encode():
-        files.write_text(path, text)
+    files.write_text(run.folder / store.CONFIG, to_json(run.config))
 
 
 def engine_of(name: str, jobs: int | None = None, settings: Mapping[str, Any] | None = None) -> Engine:
@@ -118,94 +110,73 @@ def engine_of(name: str, jobs: int | None = None, settings: Mapping[str, Any] | 
     """
     if name not in ENGINES:
         raise ValueError(f"no engine '{name}'; there are: {', '.join(ENGINES)}")
-    known = inspect.signature(pkgutil.resolve_name(ENGINES[name])).parameters
-    if not any(one.kind is one.VAR_KEYWORD for one in known.values()):
-        own = [one for one in known if one != "jobs"]
-        if unknown := [setting for setting in settings or {} if setting not in own]:
-            has = f"it has: {', '.join(own)}" if own else "it has none"
-            raise ValueError(f"engine '{name}' has no setting '{unknown[0]}'; {has}")
-    engine: Engine = pkgutil.resolve_name(ENGINES[name])(jobs, **(settings or {}))
-    return engine
-
-
-@dataclass(eq=False)
-class _Worker:
-    process: subprocess.Popen[str]
-    slot: int
-    is_busy: bool = False
+    made: Callable[..., Engine] = pkgutil.resolve_name(ENGINES[name])
+    known = {one for one in inspect.signature(made).parameters if one != "jobs"}
+    unknown = [setting for setting in settings or {} if setting not in known]
+    if unknown and "parameters" not in known:  # which are whatever the library behind it takes
+        has = f"it has: {', '.join(sorted(known))}" if known else "it has none"
+        raise ValueError(f"engine '{name}' has no setting '{unknown[0]}'; {has}")
+    return made(jobs, **(settings or {}))
 
 
 class Processes(Engine):
-    """Worker processes on this machine, each of which keeps torch and the LLM from run to run.
+    """Worker processes on this machine, one a slot, each of which keeps torch and the LLM from run to run.
 
-    A worker holds a pipe from this process and ends when that closes, so none outlives it however it ends. Workers are in
-    a session of their own: a terminal's Ctrl-C reaches this process alone, which then ends them. One that dies fails the
-    run that it held, and another takes its place.
+    None outlives this process, however it ends. Workers are in a session of their own: a terminal's Ctrl-C reaches this
+    process alone, which then ends them. One that dies fails the run that it held, and another takes its place.
 
     Args:
         jobs: how many; None = one a GPU, each its own, or else one a core.
     """
 
-    def __init__(self, jobs: int | None = None) -> None:
-        super().__init__(jobs)
-        self.jobs = jobs or provenance.usual()
+    is_local = True
 
     @contextmanager
     def opened(self, runs: Sequence[Run], folder: Path) -> Iterator[None]:
-        self.workers: list[_Worker] = []
-        self.lost, self.gpus = "", provenance.gpu_count()
-        self.environment, self.log = os.environ | environment(runs) | {"PYTHONUNBUFFERED": "1"}, folder / LOG
+        self.workers: dict[int, subprocess.Popen[bytes]] = {}
+        self.log = folder / LOG
         try:
             yield
         finally:
-            self._end(list(self.workers))
+            for slot in list(self.workers):
+                self._end(slot)
 
-    def submit(self, attempt: Attempt, run: Run) -> _Worker:
-        worker = next((worker for worker in self.workers if not worker.is_busy), None) or self._start()
-        worker.is_busy = True
+    def submit(self, attempt: Attempt, job: Job) -> subprocess.Popen[bytes]:
+        if job.slot not in self.workers:
+            with self.log.open("a+b") as log:  # a worker reads in it what to record of a failure
+                self.workers[job.slot] = subprocess.Popen(
+                    [sys.executable, "-c", "from cmpta_lib.runs import worker; worker.serve()"],
+                    cwd=files.ROOT,
+                    env=os.environ | {"PYTHONUNBUFFERED": "1"},
+                    stdin=subprocess.PIPE,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                )
+        worker = self.workers[job.slot]
+        assert worker.stdin
         with suppress(OSError):  # it has just died, which is about to be found out
-            print(json.dumps([*map(str, (attempt.root, attempt.folder, attempt.events)), attempt.row]), file=worker.process.stdin)
-        return worker
-
-    def _start(self) -> _Worker:
-        slot = min(set(range(len(self.workers) + 1)) - {worker.slot for worker in self.workers})
-        own_gpu = {"LOCAL_RANK": str(slot % self.gpus)} if self.gpus else {}
-        with self.log.open("a+b") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "cmpta_lib.runs.worker"],
-                cwd=files.ROOT,
-                env=self.environment | own_gpu,
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                text=True,
-                encoding="utf-8",
-                bufsize=1,
-            )
-        self.workers.append(worker := _Worker(process, slot))
+            worker.stdin.write(pickle.dumps(attempt))
+            worker.stdin.flush()
         return worker
 
     def ended(self, job: Job) -> str:
-        worker: _Worker = job.handle
         if job.outcome:
-            worker.is_busy = False
-            if self.gpus and job.outcome["event"] == "failed":  # which may leave the GPU unusable for this process
-                self._end([worker])
+            if job.outcome["event"] == "failed" and provenance.gpu_count():  # it may have left the GPU unusable
+                self._end(job.slot)
             return "its worker is free again"
-        if worker.process.poll() is None:
+        if (code := job.handle.poll()) is None:
             return ""
-        (code,) = self._end([worker])
+        self._end(job.slot)
+        how = f"ended with exit code {code}"
         if code < 0:
-            return f"its worker was killed by signal {-code} ({'perhaps for memory' if code == -9 else signal.strsignal(-code)})"
-        return f"its worker ended with exit code {code}"
+            why = "perhaps for memory" if code == -signal.SIGKILL else signal.strsignal(-code)
+            how = f"was killed by signal {-code} ({why})"
+        return f"its worker {how}; the log is {self.log}"
 
-    def _end(self, workers: Sequence[_Worker]) -> list[int]:
-        """End these workers, which hold nothing that a checkpoint does not; returns their exit codes."""
-        for worker in workers:
-            worker.process.kill()
-            self.workers.remove(worker)
-            assert worker.process.stdin
-            with suppress(OSError):  # what was still to be handed to it
-                worker.process.stdin.close()
-        return [worker.process.wait() for worker in workers]
+    def _end(self, slot: int) -> None:
+        """End a worker, which holds nothing that a checkpoint does not."""
+        worker = self.workers.pop(slot)
+        worker.kill()
+        with suppress(OSError):  # what was still to be handed to it
+            worker.communicate()

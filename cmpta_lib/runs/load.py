@@ -100,11 +100,7 @@ class TrainedRun:
             ValueError: as `predict`.
         """
         ((checked, _),) = _checked([sample], self.inputs)
-        try:
-            maps = self.method.attention(self.method.collate([checked]))
-        except NotImplementedError as error:
-            name = self.run.config.method.name
-            raise NotImplementedError(f"run {self.run.folder.name}: its method '{name}' has no attention maps") from error
+        maps = self.method.attention(self.method.collate([checked]))
         return {name: weights[0].float().cpu().numpy() for name, weights in maps.items()}
 
 
@@ -122,7 +118,9 @@ def load(run: str | Path, llm: str | Path = "") -> TrainedRun:
     registry.load_plugins()
     found = open_run(_folder(run))
     inputs = Inputs.from_json(found.path(CLIPS).read_text(encoding="utf-8"))
-    method = registry.build(found.config, inputs, _resources_of(found, str(llm)))
+    places = [Path(llm) / below for below in ("", "llm", "cache/llm")] if str(llm) else []
+    roots = (found.folder.resolve().parent, runs_folder(), runs_folder() / "smoke")
+    method = registry.build(found.config, inputs, _resources([*places, *(root / "cache" / "llm" for root in roots)]))
     weights = found.path(WEIGHTS)
     try:
         method.module.load_state_dict(load_file(weights, device=str(_device())))
@@ -133,48 +131,6 @@ def load(run: str | Path, llm: str | Path = "") -> TrainedRun:
         ) from error
     method.module.eval()
     return TrainedRun(found, inputs, method)
-
-
-def _resources_of(found: Run, given: str) -> Resources:
-    """What a loaded run is built with: models of the caller's folder, of caches near and here, or of the hub's cache."""
-    here = runs_folder()
-    places = [Path(given) / below for below in ("", "llm", "cache/llm")] if given else []
-    places += [folder / "cache" / "llm" for folder in (found.folder.resolve().parent, here, here / "smoke")]
-
-    def missing(what: str, remedy: str) -> FileNotFoundError:
-        return FileNotFoundError(
-            f"{found.folder} needs the {what} that it was trained with, and it is in none of {', '.join(map(str, places))}; "
-            f"copy it here with the run and pass llm=<{remedy}>"
-        )
-
-    def find_llm(config: LLMConfig) -> FrozenLLM:
-        if given and (Path(given) / "config.json").is_file():
-            return _load_as(given, config)
-        try:
-            return load_llm(places, config)
-        except FileNotFoundError:
-            if not is_tiny(config.name):
-                return _load_as(config.name, config)
-            raise missing(f"{config.name} LLM {config.fingerprint}", "its folder") from None
-
-    def find_encoder(config: EncoderConfig) -> TextEncoder:
-        try:
-            return load_encoder(places, config)
-        except FileNotFoundError:
-            raise missing(f"text encoder '{config.name}' {config.fingerprint}", "folder of caches") from None
-
-    return Resources(_device(), find_llm, find_encoder)
-
-
-def _load_as(name: str, config: LLMConfig) -> FrozenLLM:
-    """The LLM of a folder or hub id, which must be the one that the config means."""
-    llm = loading.load(config.model_copy(update={"name": name, "fingerprint": ""}), Path(), _device())
-    if llm.fingerprint != config.fingerprint:
-        raise ValueError(
-            f"{name} is not the LLM that the run was trained with: expected '{config.name}' with fingerprint "
-            f"{config.fingerprint}, found {llm.fingerprint}; pass llm=<folder of that one>"
-        )
-    return llm
 
 
 def _folder(run: str | Path) -> Path:
@@ -196,18 +152,10 @@ def find_corpus(cache: Path, wanted: DataConfig) -> Corpus:
         FileNotFoundError: there is none.
         Damaged: what says that it is this one is not what was written; names the file.
     """
-    damaged: list[Damaged] = []  # perhaps other corpora, whose records were edited
     for meta in sorted(cache.glob("[!.]*/meta.json")):
         if wanted.fingerprint in meta.read_text(encoding="utf-8", errors="replace"):
-            try:
-                corpus = kept_corpus(meta.parent)
-            except Damaged as error:
-                damaged.append(error)
-                continue
-            if corpus.fingerprint == wanted.fingerprint:
+            if (corpus := kept_corpus(meta.parent)).fingerprint == wanted.fingerprint:
                 return corpus
-    if damaged:
-        raise damaged[0]
     raise FileNotFoundError(
         f"no corpus '{wanted.name}' with fingerprint {wanted.fingerprint} in {cache}: open it through Study.corpus"
     )
@@ -216,45 +164,70 @@ def find_corpus(cache: Path, wanted: DataConfig) -> Corpus:
 _kept: dict[type, tuple[Any, Any]] = {}  # the last LLM and the last encoder that were asked for, by their settings
 
 
-def load_llm(caches: Sequence[Path], config: LLMConfig) -> FrozenLLM:
-    """The frozen LLM a config names, from the first cache that has it; the last one asked for is kept.
+def load_llm(places: Sequence[Path], config: LLMConfig) -> FrozenLLM:
+    """The frozen LLM a config names, from the first place that has it; the last one asked for is kept.
 
+    Args:
+        places: caches, folders of an LLM itself, or its name on the hub.
     Raises:
-        OSError, ValueError: as `loading.load`, for the first cache that has it damaged, or else for the last one.
+        OSError, ValueError: as `loading.load`, for the first place that has it damaged, or else for the last one; also where
+            a folder holds another LLM.
     """
-    found: FrozenLLM = _from_first(caches, config, loading.load)
+    found: FrozenLLM = _from_first(places, config, loading.load)
     return found
 
 
-def load_encoder(caches: Sequence[Path], config: EncoderConfig) -> TextEncoder:
-    """A copy of the text encoder a config names; as `load_llm`."""
-    found: TextEncoder = _from_first(caches, config, loading.load_encoder)
-    return found.copy()
-
-
-def _from_first(caches: Sequence[Path], config: Any, load: Callable[..., Any]) -> Any:
+def _from_first(places: Sequence[Path], config: Any, load: Callable[..., Any]) -> Any:
     kind, problems = type(config), []
     if kind in _kept and _kept[kind][0] == config:
         return _kept[kind][1]
     _kept.pop(kind, None)
-    for cache in caches:
+    for place in places:
+        is_llm = kind is LLMConfig and ((place / "config.json").is_file() or str(place) == config.name)
+        wanted = config.model_copy(update={"name": str(place), "fingerprint": ""}) if is_llm else config
         try:
             with torch.random.fork_rng(devices=[]):  # whoever asks has seeded the generator for the method's weights
-                _kept[kind] = config, load(config, cache, _device())
-            return _kept[kind][1]
+                found = load(wanted, place, _device())
         except (FileNotFoundError, Damaged) as error:
             problems.append(error)
-    raise next((problem for problem in problems if isinstance(problem, Damaged)), problems[-1])
+            continue
+        if is_llm and found.fingerprint != config.fingerprint:
+            raise ValueError(
+                f"{place} is not the LLM that the run was trained with: expected '{config.name}' with fingerprint "
+                f"{config.fingerprint}, found {found.fingerprint}; pass llm=<folder of that one>"
+            )
+        _kept[kind] = config, found
+        return found
+    if damaged := [problem for problem in problems if isinstance(problem, Damaged)]:
+        raise damaged[0]
+    if len(places) == 1:
+        raise problems[0]
+    raise FileNotFoundError(f"{problems[-1]}; or copy it into one of {', '.join(map(str, places))}, or pass llm=<its folder>")
 
 
 def _device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def _resources(places: Sequence[Path], knowledge: Path | None = None) -> Resources:
+    def find_llm(config: LLMConfig) -> FrozenLLM:
+        try:
+            return load_llm(places, config)
+        except FileNotFoundError:
+            if is_tiny(config.name):
+                raise
+            return load_llm([Path(config.name)], config)
+
+    def find_encoder(config: EncoderConfig) -> TextEncoder:
+        found: TextEncoder = _from_first(places, config, loading.load_encoder)
+        return found.copy()
+
+    return Resources(_device(), find_llm, find_encoder, knowledge)
+
+
 def resources(root: Path) -> Resources:
     """What methods are built with, for runs whose caches lie below `root`."""
-    caches, knowledge = [root / "cache" / "llm"], root / "cache" / "knowledge"
-    return Resources(_device(), lambda config: load_llm(caches, config), lambda config: load_encoder(caches, config), knowledge)
+    return _resources([root / "cache" / "llm"], root / "cache" / "knowledge")
 
 
 def _checked(samples: Iterable[Sample], inputs: Inputs) -> Iterator[tuple[Sample, Counter[str]]]:

@@ -42,9 +42,7 @@ def dialogues(names: Iterable[object]) -> list[list[int]]:
     return list(found.values())
 
 
-def evaluate(
-    method: Method, split: Split, batch_size: int, progress: Callable[[Iterable], Iterable] = lambda items: items
-) -> tuple[pd.DataFrame, Counter[str]]:
+def evaluate(method: Method, split: Split, batch_size: int) -> tuple[pd.DataFrame, Counter[str]]:
     """Answer every clip of a split: columns id, label, reply, prediction (NaN where a reply is no legal answer).
 
     Units are batched by length, so that little padding is made; the rows come back in the split's order, and no answer
@@ -58,7 +56,7 @@ def evaluate(
     replies: list[str | None] = [None] * len(split)
     values = np.full(len(split), np.nan)
     issues: Counter[str] = Counter()
-    for start in progress(range(0, len(order), batch_size)):
+    for start in range(0, len(order), batch_size):
         rows = [row for place in order[start : start + batch_size] for row in drawn[place]]
         batch = method.collate([split[row] for row in rows])
         answered = method.predict(batch)
@@ -113,7 +111,6 @@ def train(
     folder: Path,
     on_epoch: Callable[[State], None] = lambda state: None,
     shared_stages: Path | None = None,
-    on_step: Callable[[float], None] = lambda epochs: None,
 ) -> tuple[Method, State]:
     """Train, or go on training, and return the method with the weights of its best validation epoch.
 
@@ -121,8 +118,8 @@ def train(
     weights that need a gradient, such as text only, returns at once. Of the test split nothing is read.
 
     Args:
+        on_epoch: told how far the run is once that is on the disk; in a thread.
         shared_stages: folder for the results of stages that several runs share (`Stage.outcome`); None = share none.
-        on_step: told after every step how many epochs are finished, with the part of the next.
     Raises:
         FloatingPointError: the loss is not finite; says at which step and which clips.
         ValueError: several processes train a method that must be trained in one.
@@ -140,12 +137,7 @@ def train(
         module.eval()
         return method, State()
     state, optimizer, best = _resumed(folder / CHECKPOINT, config.hash, method, stages)
-    with Saver(folder / CHECKPOINT, config.hash, on_epoch, aside=_is_on_gpu(method)) as saver:
-
-        def after_step(epochs: float) -> None:
-            saver.poll()
-            on_step(epochs)
-
+    with Saver(folder / CHECKPOINT, config.hash, on_epoch) as saver:
         while not _is_over(state, stage := stages[state.stage]):
             shared = path_of(shared_stages, stage) if shared_stages and stage.outcome is not None and _world() == 1 else None
             if shared and state.epoch == state.stage_start and (made := take_stage(shared, module, optimizer)):
@@ -153,7 +145,7 @@ def train(
                 state.epoch += len(made)
                 best = _copied(method)
             else:
-                best = _epoch(method, optimizer, corpus, config, state, stage, best, after_step)
+                best = _epoch(method, optimizer, corpus, config, state, stage, best)
             if _is_over(state, stage):
                 module.load_state_dict(best)
                 if shared:
@@ -193,10 +185,6 @@ def _optimizer(method: Method, stage: Stage) -> torch.optim.Optimizer:
     return optimizer_of(_begin(method, stage), stage.training)
 
 
-def _is_on_gpu(method: Method) -> bool:
-    return any(weight.is_cuda for weight in method.module.state_dict().values())
-
-
 def _copied(method: Method) -> dict[str, torch.Tensor]:
     return {name: weight.detach().clone() for name, weight in method.module.state_dict().items()}
 
@@ -225,7 +213,6 @@ def _epoch(
     state: State,
     stage: Stage,
     best: dict[str, torch.Tensor],
-    after_step: Callable[[float], None],
 ) -> dict[str, torch.Tensor]:
     """One epoch of a stage and, where it is labelled, its validation; moves `state` on and returns the best weights."""
     started, training, finished = time.perf_counter(), stage.training, state.epoch - state.stage_start
@@ -243,7 +230,6 @@ def _epoch(
         chosen = [drawn[i] for i in batch.tolist()]
         for name, value in step(method, optimizer, split, chosen, training, finished, stage.is_labelled).items():
             sums[name] = sums.get(name, 0.0) + value * len(batch)
-        after_step(state.epoch + (number + 1) / (steps + 0.001))  # no whole epoch before its validation
     state.epoch += 1
     row: dict[str, Any] = {"epoch": state.epoch, "learning_rate": rate}
     row |= {name: total / len(drawn) for name, total in sums.items()}
@@ -251,7 +237,7 @@ def _epoch(
         row["stage"] = stage.name
     if not stage.is_labelled:
         state.best_epoch, best = state.epoch, _copied(method)
-    elif (finished + 1) % training.validate_every == 0 or state.epoch == _end(state, stage):
+    elif (finished + 1) % training.validate_every == 0 or finished + 1 == training.epochs:
         metric = metrics.headline(corpus.task.kind)
         predictions, _ = evaluate(method, corpus.splits["valid"], config.evaluation.batch_size)
         row[f"valid_{metric.name}"] = score = score_of(predictions, corpus.task)[metric.name]
@@ -330,20 +316,11 @@ def _rank() -> int:
     return distributed.get_rank() if distributed.is_initialized() else 0
 
 
-def _end(state: State, stage: Stage) -> int:
-    """Finished epochs at a stage's end."""
-    return state.stage_start + stage.training.epochs
-
-
 def _is_over(state: State, stage: Stage) -> bool:
-    """All epochs are done, or patience is at its end.
-
-    Patience counts from the end of the warm-up: before it good runs still look dead (choice 14).
+    """All epochs are done, or patience is at its end, which counts from the end of the warm-up: before it good runs still
+    look dead (choice 14).
     """
     config = stage.training
-    if state.epoch >= _end(state, stage):
-        return True
-    if config.patience is None or not stage.is_labelled:
-        return False
     warm = state.stage_start + round(config.warmup_fraction * config.epochs)
-    return state.epoch - max(state.best_epoch, warm) >= config.patience
+    is_out_of_patience = config.patience is not None and state.epoch - max(state.best_epoch, warm) >= config.patience
+    return state.epoch >= state.stage_start + config.epochs or (stage.is_labelled and is_out_of_patience)

@@ -7,13 +7,12 @@ import os
 import sys
 import time
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self, TextIO
 
-from cmpta_lib import registry
 from cmpta_lib.config import RunConfig
 from cmpta_lib.metrics import shown_scores
 from cmpta_lib.runs import store
@@ -121,54 +120,30 @@ def summarise(entry: Run | tuple[Path, str]) -> Summary:
 EVERY_S = 30.0  # between two words on how far it is, where it is no terminal
 
 
-class _Stream:
-    """A stream whose reader may have gone: no reason to end what is being made."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self.stream = stream
-
-    def write(self, text: str) -> None:
-        with suppress(OSError, ValueError):
-            self.stream.write(text)
-
-    def flush(self) -> None:
-        with suppress(OSError, ValueError):
-            self.stream.flush()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.stream, name)
-
-
 class Progress:
     """Shows what an engine reports of these runs: a line for each that ends, and a bar in epochs.
 
     A context manager, and itself the engine's `report`. Where there is no terminal (a log, a notebook) the bar is a plain
-    line twice a minute, so that what is saved of it can be read.
+    line twice a minute, so that what is saved of it can be read. A reader that has gone ends no run.
 
     Args:
-        name: what to call a run; by its row, where it has one.
         stream: where to; default: standard error, and standard output in a notebook, which marks errors.
     """
 
-    def __init__(
-        self,
-        runs: Sequence[Run],
-        name: Callable[[Run], str] = lambda run: run.row or run.folder.name,
-        stream: TextIO | None = None,
-    ) -> None:
+    def __init__(self, runs: Sequence[Run], stream: TextIO | None = None) -> None:
         from tqdm import tqdm
 
         in_notebook = type(sys.stderr).__module__.startswith("ipykernel")
-        self.stream = _Stream(stream or (sys.stdout if in_notebook else sys.stderr))
+        self.stream = stream or (sys.stdout if in_notebook else sys.stderr)
         self.is_terminal = self.stream.isatty() and os.environ.get("TERM") != "dumb"
-        self.name, self.total = name, len(runs)
-        self.left = {run.folder: _epochs(run) for run in runs}  # epochs to train
+        self.total, self.left = len(runs), {run.folder: run.config.epochs for run in runs}  # epochs to train
         self.began: dict[Path, float] = {}
         self.bar = tqdm(
             total=sum(self.left.values()),
             file=self.stream if self.is_terminal else io.StringIO(),
             dynamic_ncols=True,
             leave=False,
+            delay=1e-9,  # nothing is written before somebody can catch what that raises
             bar_format="{desc} {percentage:3.0f}% |{bar:20}| {elapsed}, {remaining} to go{postfix}",
         )
         self.said = time.monotonic()
@@ -178,7 +153,8 @@ class Progress:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.bar.close()
+        with suppress(OSError, ValueError):
+            self.bar.close()
 
     def __call__(self, run: Run, event: dict[str, Any]) -> None:
         """As `Engine.run`'s `report`."""
@@ -190,19 +166,20 @@ class Progress:
         elif what == "busy":
             self.began.pop(folder, None)
         elif what == "epoch" and folder in self.left:
-            self._move(folder, max(0.0, _epochs(run) - float(event["epoch"])))
+            self._move(folder, run.config.epochs - event["epoch"])
         elif what in ("done", "failed") and folder in self.left:
-            self._move(folder, 0.0)
+            self._move(folder, 0)
             del self.left[folder]
             took = f", {duration(time.monotonic() - self.began.pop(folder))}" if folder in self.began else ""
-            text = f"{self.name(run)}, {run.config.data.name}, seed {run.config.seed}: {_outcome(run, event)}{took}"
+            text = f"{run.row or folder.name}, {run.config.data.name}, seed {run.config.seed}: {_outcome(run, event)}{took}"
             self.line(f"{text}; {self._rest()}")
         if not self.is_terminal and self.left and time.monotonic() - self.said >= EVERY_S:
             self.line(str(self.bar).strip())
 
-    def _move(self, folder: Path, left: float) -> None:
-        self.bar.set_description_str(f"{self._rest()}, {len(self.began)} at work", refresh=False)
-        self.bar.update(self.left[folder] - left)
+    def _move(self, folder: Path, left: int) -> None:
+        with suppress(OSError, ValueError):
+            self.bar.set_description_str(f"{self._rest()}, {len(self.began)} at work", refresh=False)
+            self.bar.update(self.left[folder] - left)
         self.left[folder] = left
 
     def _rest(self) -> str:
@@ -211,14 +188,9 @@ class Progress:
     def line(self, text: str) -> None:
         """Say something that stays."""
         self.said = time.monotonic()
-        self.bar.write(text, file=self.stream)
-        self.stream.flush()
-
-
-def _epochs(run: Run) -> float:
-    """How many it has to train; one without training counts as one."""
-    entry = registry.ENTRIES.get(run.config.method.name)
-    return float(run.config.epochs) if entry is None or entry.is_trained else 1.0
+        with suppress(OSError, ValueError):
+            self.bar.write(text, file=self.stream)
+            self.stream.flush()
 
 
 def _outcome(run: Run, event: dict[str, Any]) -> str:

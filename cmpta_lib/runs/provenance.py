@@ -22,7 +22,6 @@ from typing import Any
 _ROOT = Path(__file__).resolve().parents[2]
 _PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "pandas", "scikit-learn")
 _DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
-_RESIDENT_UNIT = 1 if sys.platform == "darwin" else 1024  # of `ru_maxrss`, in bytes
 RESIDENT, ALLOCATED = "peak_memory_gb", "peak_gpu_memory_gb"  # names in a run's environment.json
 _FORGET_PEAK = "5"  # proc(5), clear_refs: the peak of resident memory becomes what is held now
 UNKNOWN = "unknown"  # the commit where there is no checkout
@@ -67,7 +66,7 @@ def fit(memory_gb: float, run_gb: float) -> int:
 
 
 def warning(jobs: int, gpus: int, memory_gb: float, run_gb: float) -> str:
-    """What to say where so many runs at a time share GPUs: that they do, or that they do not fit. "" where none shares.
+    """What to say where so many runs at a time share GPUs: that they do, and how many fit. "" where none shares.
 
     Args:
         run_gb: the most that one of these runs is known to allocate; 0 where nobody knows.
@@ -78,19 +77,14 @@ def warning(jobs: int, gpus: int, memory_gb: float, run_gb: float) -> str:
     said = f"{jobs} runs at a time share {gpus} GPU{'s' if gpus > 1 else ''}, up to {each} on one"
     if not run_gb:
         return f"{said}; `cmpta check` says how many fit"
-    takes = f"each allocates up to {run_gb:.1f} GB of {memory_gb:.0f} GB"
-    if each <= most:
-        return f"{said}: {takes}, and {most} fit"
-    return (
-        f"{said}, and {takes}: {most} fit with a margin, so expect runs that fail for memory; "
-        f"pass --jobs {max(1, most) * gpus}"
-    )
+    too_many = f", so expect runs that fail for memory; pass --jobs {max(1, most) * gpus}" if each > most else ""
+    return f"{said}: each allocates up to {run_gb:.1f} GB of {memory_gb:.0f} GB, and {most} fit{too_many}"
 
 
 def take_device() -> None:
     """Use the GPU that the environment variable LOCAL_RANK numbers, where one is given and there are GPUs.
 
-    Both torchrun and `engines.Processes` give it. Call before anything is loaded: "cuda" means this GPU from then on.
+    torchrun gives it. Call before anything is loaded: "cuda" means this GPU from then on.
     """
     if rank := os.environ.get("LOCAL_RANK"):
         import torch
@@ -99,17 +93,18 @@ def take_device() -> None:
             torch.cuda.set_device(int(rank) % torch.cuda.device_count())
 
 
-def _gpu_is_used() -> bool:
+def _gpu() -> Any:
+    """torch.cuda where it is in use; nobody is made to import torch."""
     torch = sys.modules.get("torch")
-    return torch is not None and bool(torch.cuda.is_initialized())
+    return torch.cuda if torch is not None and torch.cuda.is_initialized() else None
 
 
 def watch() -> None:
     """Forget what was held before; the resident memory's peak only where Linux lets it, else it is the process's ever."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text(_FORGET_PEAK)
-    if _gpu_is_used():
-        sys.modules["torch"].cuda.reset_peak_memory_stats()
+    if gpu := _gpu():
+        gpu.reset_peak_memory_stats()
 
 
 def peaks_gb() -> dict[str, float]:
@@ -118,18 +113,15 @@ def peaks_gb() -> dict[str, float]:
     Two runs differ in it as they differ in their seconds: what a worker has loaded before counts, and a run that went on
     after a restart tells of its last part alone.
     """
-    found = {RESIDENT: _resident_bytes() / 1e9}
-    if _gpu_is_used():
-        found[ALLOCATED] = sys.modules["torch"].cuda.max_memory_allocated() / 1e9
-    return {name: round(amount, 3) for name, amount in found.items()}
-
-
-def _resident_bytes() -> int:
-    """`ru_maxrss` only where Linux does not say: it counts what the parent held when it started this process."""
+    # Where Linux does not say: this counts what the parent held when it started this process.
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     with suppress(OSError):
-        if found := re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text()):
-            return int(found[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _RESIDENT_UNIT
+        if told := re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text()):
+            resident = int(told[1]) * 1024
+    found = {RESIDENT: round(resident / 1e9, 3)}
+    if gpu := _gpu():
+        found[ALLOCATED] = round(gpu.max_memory_allocated() / 1e9, 3)
+    return found
 
 
 @lru_cache
@@ -150,15 +142,14 @@ def _git(*arguments: str) -> str:
 
 def _code_differs() -> bool:
     """Whether any code is new, gone or changed; a notebook that was only run, or is nobody's yet, is not."""
-    changed = ("diff", "--name-only", "--no-renames", "-z", "HEAD", "--")
-    if _git(*changed, *_CODE, ":!figures") or _git("ls-files", "--others", "--exclude-standard", "--", *_CODE, ":!figures"):
+    if _git("status", "--porcelain", "--untracked-files=all", "--", *_CODE, ":!figures"):
         return True
-    known = set(_git("ls-tree", "-r", "--name-only", "-z", "HEAD").split("\0"))
-    notebooks = [_ROOT / name for name in _git(*changed, "*.ipynb", ":!figures").split("\0") if name and name in known]
+    # But for new ones (filter A): whoever starts a notebook has changed no number.
+    changed = _git("diff", "--name-only", "--no-renames", "--diff-filter=a", "-z", "HEAD", "--", "*.ipynb", ":!figures")
     return any(
-        not path.exists()
-        or _code_cells(path.read_text(encoding="utf-8")) != _code_cells(_git("show", f"HEAD:./{path.relative_to(_ROOT)}"))
-        for path in notebooks
+        not (path := _ROOT / name).exists()
+        or _code_cells(path.read_text(encoding="utf-8")) != _code_cells(_git("show", f"HEAD:./{name}"))
+        for name in changed.split("\0")[:-1]
     )
 
 

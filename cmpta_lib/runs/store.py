@@ -48,12 +48,10 @@ class Run:
     @property
     def problem(self) -> str:
         """What is wrong with a finished run's files, with the remedy; "" where nothing is, or while it is unfinished."""
-        if not self.done:
-            return ""
         try:
             self.check()
         except (files.Damaged, OSError) as error:
-            return str(error)
+            return str(error) if self.done else ""
         return ""
 
     def check(self) -> dict[str, str]:
@@ -70,25 +68,15 @@ class Run:
             raise FileNotFoundError(f"{self.folder / DONE} is missing: this run is not finished; call Study.ensure for it")
         remedy = _remedy(self.folder)
         manifest = files.read_checksummed(self.folder / DONE, remedy)
-        if not {"run", "files"} <= manifest.keys() or not set(FILES) <= manifest["files"].keys():
-            raise files.Damaged(f"{self.folder / DONE} is not a run's checksum manifest; {remedy}")
-        if manifest["run"] != self.config.hash:
-            config = self.folder / CONFIG  # whose hash begins as its file's
-            is_ours = config.exists() and files.sha256(config).startswith(self.config.hash)
-            what = self.folder / DONE if is_ours else self.folder
-            raise files.Damaged(f"{what} is of run {manifest['run']}, expected {self.config.hash}; {remedy}")
-        files.check(self.folder, manifest["files"], remedy, _hashes)
-        found: dict[str, str] = manifest["files"]
+        found: dict[str, str] = manifest.get("files", {})
+        if manifest.get("run") != self.config.hash or not set(FILES) <= found.keys():
+            raise files.Damaged(f"{self.folder / DONE} is not the checksum manifest of run {self.config.hash}; {remedy}")
+        files.check(self.folder, found, remedy, _hashes)
         return found
 
     def path(self, name: str) -> Path:
-        """Where one of its files lies, once all of them are checked.
-
-        Raises:
-            FileNotFoundError, Damaged: as `check`; also where this run never had such a file.
-        """
-        if name not in self.check():
-            raise files.Damaged(f"{self.folder / name} is missing: {DONE} does not list it; {_remedy(self.folder)}")
+        """Where one of its files lies, once all of them are checked; raises as `check`."""
+        self.check()
         return self.folder / name
 
     @cached_property
@@ -120,22 +108,35 @@ def open_run(folder: Path) -> Run:
         FileNotFoundError: the run is not finished.
         Damaged: a file is missing or not the one that was written, or the config is of another version; says which.
     """
-    try:
-        run = _read(folder)
-    except files.Damaged as error:
-        raise files.Damaged(f"{folder}: {error}") from error
+    run = _read(folder)
     run.check()
     return run
 
 
-def _read(folder: Path) -> Run:
-    """The run of this folder's config; raises Damaged, which says why it is none."""
+def _read(folder: Path, named: str = "") -> Run:
+    """The run of this folder's config, whose hash must be the one that the folder is named by, if any.
+
+    Raises:
+        Damaged: there is no such config; where its manifest vouches for the file, only this version of the code is at fault.
+    """
+    path = folder / CONFIG
     try:
-        return Run(registry.read_config((folder / CONFIG).read_text(encoding="utf-8")), folder)
+        run = Run(registry.read_config(path.read_text(encoding="utf-8")), folder)
+        if named in ("", run.config.hash):
+            return run
+        problem = f"its hash is {run.config.hash}, the folder's name says {named}"
     except FileNotFoundError:
-        raise files.Damaged(f"{folder / CONFIG} is missing; {_remedy(folder)}") from None
+        raise files.Damaged(f"{path} is missing; {_remedy(folder)}") from None
     except (ValueError, TypeError, LookupError, RecursionError) as error:
-        raise files.Damaged(_unreadable(folder, error)) from error
+        problem = str(error).partition("\n")[0]
+    is_vouched_for = False
+    with suppress(ValueError, OSError, LookupError, TypeError):
+        manifest = files.read_checksummed(folder / DONE, "")
+        is_vouched_for = manifest["files"][CONFIG] == files.sha256(path) and named in ("", manifest["run"])
+    if (folder / DONE).exists() and not is_vouched_for:
+        raise files.Damaged(f"{path} is not the file that was written ({problem}); {_remedy(folder)}")
+    either = OTHER_VERSION if is_vouched_for else f"damaged, or {OTHER_VERSION}"
+    raise files.Damaged(f"{path} is {either} of this code ({problem}): kept, and never used")
 
 
 def finalise(folder: Path) -> None:
@@ -183,19 +184,12 @@ def found(root: Path) -> Iterator[Run | tuple[Path, str]]:
     Nothing that lies there makes this raise; whether a finished run is damaged says `Run.problem`.
     """
     for folder in sorted(path for path in root.glob("[!.]*") if path.is_dir()):
-        with suppress(PermissionError):
-            if not any((folder / name).exists() for name in (CONFIG, HISTORY, DONE, *RESULTS)):
-                continue
+        named = re.search(r"-([0-9a-f]{12})$", folder.name)
         try:
-            run = _read(folder)
+            if any((folder / name).exists() for name in (CONFIG, HISTORY, DONE, *RESULTS)):
+                yield _read(folder, named[1] if named else "")
         except (files.Damaged, OSError) as error:
             yield folder, str(error)
-            continue
-        named = re.search(r"-([0-9a-f]{12})$", folder.name)
-        if named and named[1] != run.config.hash:
-            yield folder, _misnamed(folder, named[1], run.config.hash)
-        else:
-            yield run
 
 
 def sound(runs: Sequence[Run]) -> list[Run]:
@@ -205,39 +199,3 @@ def sound(runs: Sequence[Run]) -> list[Run]:
 
 def _remedy(folder: Path) -> str:
     return f"remove the folder {folder} and call again; or restore the file"
-
-
-def _finalised_as(folder: Path) -> str:
-    """The run that config.json was finalised as; "" where the manifest does not cover it as it is now.
-
-    Where it does, only this version of the code can be at fault for what is wrong with the config.
-    """
-    with suppress(ValueError, OSError, LookupError):
-        manifest = files.read_checksummed(folder / DONE, "")
-        if files.sha256(folder / CONFIG) == manifest["files"][CONFIG]:
-            return str(manifest["run"])
-    return ""
-
-
-def _unreadable(folder: Path, error: Exception) -> str:
-    """Why a config.json that is there does not make a config: it was damaged, or another version wrote it."""
-    path, reason = folder / CONFIG, str(error).partition("\n")[0]
-    if (folder / DONE).exists() and not _finalised_as(folder):
-        return f"{path} is not the file that was written ({reason}); {_remedy(folder)}"
-    try:
-        json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
-        return f"{path} is damaged ({reason}); {_remedy(folder)}"
-    return f"{OTHER_VERSION} of this code ({reason}): kept, and never used"
-
-
-def _misnamed(folder: Path, named: str, today: str) -> str:
-    """Why a config has another hash than its folder's name says."""
-    finalised_as = _finalised_as(folder)
-    if finalised_as == named:
-        return f"{OTHER_VERSION} of this code (its config has the hash {today} today): kept, and never used"
-    if finalised_as:
-        return f"{folder} holds run {finalised_as}, expected {named}; {_remedy(folder)}"
-    if (folder / DONE).exists():
-        return f"{folder / CONFIG} is not the file that was written (other contents); {_remedy(folder)}"
-    return f"{folder / CONFIG} has the hash {today}, the folder's name says {named}: {OTHER_VERSION}, or edited"

@@ -2,11 +2,8 @@
 
 A run's folder `runs/<corpus>-<config hash>/` is claimed by a file lock, so any number of notebooks may ask for the same
 run at the same time; a killed worker's lock falls with it, and the next call goes on from the last epoch's checkpoint.
-A run that raises leaves `failure.json`; one that ends well is finalised.
-
-    python -m cmpta_lib.runs.worker                      a worker of `engines.Processes`: attempts by stdin
-    python -m cmpta_lib.runs.worker ROOT FOLDER...       these runs, one after another
-    torchrun -m cmpta_lib.runs.worker ROOT FOLDER...     these runs, each over all processes
+A run that raises leaves `failure.json`; one that ends well is finalised. Several processes make runs together as
+`torchrun -m cmpta_lib.runs.worker ROOT FOLDER...`.
 """
 
 from __future__ import annotations
@@ -14,13 +11,11 @@ from __future__ import annotations
 import ctypes
 import json
 import logging
-import math
 import os
+import pickle
 import platform
-import queue
 import signal
 import sys
-import threading
 import time
 import traceback
 from collections import Counter
@@ -44,24 +39,20 @@ if TYPE_CHECKING:  # torch comes in with the first attempt: a worker waits witho
 
 Report = Callable[[dict[str, Any]], None]
 ENDS = ("done", "failed", "busy")  # events, one of which ends an attempt
-STEP_S = 1.0  # between two words on how far an epoch is
-PATIENCE = timedelta(seconds=10)  # after a failure: in one that all processes meet, the others report it too
-FOREVER = timedelta(days=30)  # a run may take days, and so may the one that holds its lock
 
 
-def attempt(
-    root: Path, folder: Path, report: Report = lambda event: None, patience: float = 0, row: str = ""
-) -> str:
-    """Claim one run and finish it; reports and returns how that ended: one of `ENDS`.
+def attempt(root: Path, folder: Path, report: Report = lambda event: None, row: str = "") -> str:
+    """Claim one run and finish it; reports and returns how that ended: one of `ENDS`, "busy" where another process holds it.
 
     Args:
-        patience: seconds to wait for the lock where another process holds it; -1 = as long as it takes.
+        root: where corpora and LLMs lie, below `cache`.
+        report: told what happens, as `Engine.run` describes it.
         row: the name of the row that it is made for.
     """
     outcome = {"event": "done"}
     try:
         with files.writing(folder / store.LOCK):
-            claim = FileLock(folder / store.LOCK).acquire(timeout=patience)
+            claim = FileLock(folder / store.LOCK).acquire(timeout=0)
         with claim:
             if not (folder / store.DONE).exists() and (failure := _make(root, folder, report, row)):
                 outcome = {"event": "failed", **failure}
@@ -75,14 +66,10 @@ def attempt(
     return outcome["event"]
 
 
-def _make(root: Path, folder: Path, report: Report, row: str = "", is_first: bool = True) -> dict[str, str] | None:
-    """Make a claimed run; what it raised, which is also left in failure.json, or None.
-
-    Args:
-        is_first: of several processes that make it together, the one that writes.
-    """
+def _make(root: Path, folder: Path, report: Report = lambda event: None, row: str = "") -> dict[str, str] | None:
+    """Make a claimed run; what it raised, which is also left in failure.json, or None."""
     try:
-        if is_first:  # what an earlier attempt left beside its checkpoint must not be finalised
+        if _is_first():  # what an earlier attempt left beside its checkpoint must not be finalised
             for name in (store.FAILURE, *store.RESULTS):
                 with files.writing(folder / name):
                     (folder / name).unlink(missing_ok=True)
@@ -91,11 +78,16 @@ def _make(root: Path, folder: Path, report: Report, row: str = "", is_first: boo
     except Exception as error:  # whatever it is, the other runs go on; it is recorded and reported, not swallowed
         failure = _failure(error)
         traceback.print_exc()
-        if is_first:
-            with suppress(OSError):  # on a full disk the report has to do
+        with suppress(OSError):  # on a full disk the report has to do
+            if not (folder / store.FAILURE).exists():  # of processes that make it together the first knows the cause
                 store.record_failure(folder, failure)
         return failure
     return None
+
+
+def _is_first() -> bool:
+    """Whether this is the process that writes, of those that torchrun has started to make a run together."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _failure(error: Exception) -> dict[str, str]:
@@ -110,9 +102,7 @@ def execute(root: Path, folder: Path, report: Report = lambda event: None, row: 
     """Train, evaluate, record and finalise the run whose config lies in `folder`; call with its lock held.
 
     Args:
-        root: where corpora and LLMs lie, below `cache`.
-        report: told how many epochs are finished, after each, and a part of the next, every second at most.
-        row: the name of the row that it is made for, written down where there is one.
+        root, report, row: as `attempt`.
     Raises:
         RuntimeError: the GPU's memory is full.
     """
@@ -123,7 +113,7 @@ def execute(root: Path, folder: Path, report: Report = lambda event: None, row: 
 
     registry.load_plugins()
     config = registry.read_config((folder / store.CONFIG).read_text(encoding="utf-8"))
-    started, said = time.perf_counter(), -math.inf
+    started = time.perf_counter()
     provenance.watch()
     torch.set_num_threads(config.training.num_threads)
     corpus = load.find_corpus(root / "cache" / "data", config.data)
@@ -132,29 +122,21 @@ def execute(root: Path, folder: Path, report: Report = lambda event: None, row: 
         files.write_text(folder / store.HISTORY, pd.DataFrame(state.history).to_csv(index=False))
         report({"event": "epoch", "epoch": state.epoch})
 
-    def note_step(epochs: float) -> None:
-        nonlocal said
-        if (now := time.monotonic()) - said >= STEP_S:
-            said = now
-            report({"event": "epoch", "epoch": epochs})
-
     try:
-        method, state = loop.train(
-            config, corpus, load.resources(root), folder, note, root / "cache" / "stages", note_step
-        )
+        method, state = loop.train(config, corpus, load.resources(root), folder, note, root / "cache" / "stages")
     except torch.OutOfMemoryError as error:
         raise RuntimeError(
             f"the GPU's memory is full ({str(error).splitlines()[0]}). Close what else runs on it or pass fewer --jobs; "
             f"finished epochs are kept"
         ) from error
-    if int(os.environ.get("RANK", 0)) == 0:  # the first process evaluates and writes
-        _record(folder, config, corpus, method, state, {"row": row} if row else {}, started)
+    if _is_first():
+        _record(folder, config, corpus, method, state, row, started)
 
 
 def _record(
-    folder: Path, config: RunConfig, corpus: Corpus, method: Method, state: State, more: dict[str, Any], started: float
+    folder: Path, config: RunConfig, corpus: Corpus, method: Method, state: State, row: str, started: float
 ) -> None:
-    """Write what a finished run holds; `more` goes into environment.json."""
+    """Write what a finished run holds."""
     import pandas as pd
 
     from cmpta_lib.data.corpus import Inputs
@@ -175,15 +157,15 @@ def _record(
     files.write_text(folder / store.HISTORY, history.to_csv(index=False))
     llm = getattr(method, "llm", None)
     record = provenance.environment(data_sources=dict(corpus.sources), repairs=dict(corpus.repairs))
-    record |= {"llm_fingerprint": getattr(llm, "fingerprint", None), **more}
+    record |= {"llm_fingerprint": getattr(llm, "fingerprint", None), **({"row": row} if row else {})}
     if common := [path_of(Path(), stage).stem for stage in config.stages if stage.outcome is not None]:
         record |= {"shared_stages": common}  # whether this run or another made them: the bytes are the same
     record |= {"train_seconds": round(state.seconds, 2), "seconds": round(time.perf_counter() - started, 2)}
     files.write_text(folder / store.ENVIRONMENT, json.dumps(record | provenance.peaks_gb(), indent=1))
     result: dict[str, Any] = {split: score_of(table, corpus.task) for split, table in tables.items()}
     result |= {"best_epoch": state.best_epoch, "oddities": dict(issues)}
-    trainable = sum(p.numel() for p in method.module.parameters() if p.requires_grad)
-    result |= {"trainable_parameters": trainable, "llm_parameters": getattr(llm, "num_parameters", 0)}
+    result["trainable_parameters"] = sum(p.numel() for p in method.module.parameters() if p.requires_grad)
+    result["llm_parameters"] = getattr(llm, "num_parameters", 0)
     files.write_text(folder / store.METRICS, json.dumps(result, indent=1))
     store.finalise(folder)
 
@@ -198,14 +180,14 @@ class Attempt:
     Args:
         events: file that says how far it is, one JSON event a line.
         row: the name of the row that it is made for.
-        environment: variables to set there first; None = to remove.
+        environment: variables to set there first.
     """
 
     root: Path
     folder: Path
     events: Path
     row: str = ""
-    environment: Mapping[str, str | None] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
 
     def __call__(self) -> str:
         """Make it, there; returns as `attempt`.
@@ -213,19 +195,19 @@ class Attempt:
         Raises:
             FileNotFoundError: this machine does not see the runs folder.
         """
-        for name, value in self.environment.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
+        os.environ.update(self.environment)
+        sys.path += [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry not in sys.path]
         if not (self.folder / store.CONFIG).exists() or not self.events.parent.is_dir():
             raise FileNotFoundError(
                 f"{platform.node()} does not see {self.folder} and {self.events.parent}: the runs folder (CMPTA_RUNS) must lie "
                 f"on a file system that every machine mounts under the same path"
             )
         self._say({"event": "start"})
-        logging.getLogger("cmpta_lib").addHandler(notes := _Notes(self._say))
+        notes = logging.Handler(logging.WARNING)  # this library's warnings are notes for the user
+        notes.emit = lambda record: self._say({"event": "note", "text": record.getMessage()})  # type: ignore[method-assign]
+        logging.getLogger("cmpta_lib").addHandler(notes)
         try:
-            return attempt(self.root, self.folder, self._say, row=self.row)
+            return attempt(self.root, self.folder, self._say, self.row)
         finally:
             logging.getLogger("cmpta_lib").removeHandler(notes)
 
@@ -234,97 +216,44 @@ class Attempt:
             file.write(f"{json.dumps(event)}\n")
 
     def checkpoint(self) -> Any:
-        """What submitit puts back into the queue when it is told that this job is about to end: the same again.
-
-        The run's own checkpoint is on disk after every epoch.
-        """
+        """What submitit puts back into the queue before this job is ended: the same, which goes on from its last epoch."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
 
 
-class _Notes(logging.Handler):
-    """Says this library's warnings as notes for the user."""
-
-    def __init__(self, say: Callable[[dict[str, Any]], None]) -> None:
-        super().__init__(logging.WARNING)
-        self.say = say
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.say({"event": "note", "text": record.getMessage()})
-
-
 def serve() -> None:
-    """A worker of `engines.Processes`: one attempt a line on stdin.
-
-    When stdin closes, whoever started it is gone or has no more runs: it ends at once, in the middle of whatever it does.
-    """
-    attempts: queue.SimpleQueue[Attempt] = queue.SimpleQueue()
-    commands = os.fdopen(os.dup(0), encoding="utf-8")
-    with open(os.devnull) as nothing:  # no library may take a line
+    """A worker of `engines.Processes`: makes the attempts that come by stdin, until whoever started it is gone."""
+    with suppress(OSError, AttributeError):  # Linux ends this process with its parent, whatever it does then
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # (PR_SET_PDEATHSIG); elsewhere it finishes its run before it ends
+    attempts = os.fdopen(os.dup(0), "rb")
+    with open(os.devnull) as nothing:  # no library may take a byte
         os.dup2(nothing.fileno(), 0)
-
-    def listen() -> None:
-        for line in commands:
-            root, folder, events, row = json.loads(line)
-            attempts.put(Attempt(Path(root), Path(folder), Path(events), row))
-        os._exit(0)
-
-    with suppress(OSError, AttributeError):  # Linux ends this process with its parent, even while a library holds the
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # interpreter's lock (PR_SET_PDEATHSIG)
-    threading.Thread(target=listen, daemon=True).start()
-    while True:
-        attempts.get()()
+    with suppress(EOFError):
+        while True:
+            pickle.load(attempts)()
 
 
-def work(root: Path, folders: Sequence[Path]) -> bool:
-    """Finish these runs one after another, first what is free, then what another process holds; False if one failed."""
-    outcomes = {folder: attempt(root, folder) for folder in folders}
-    busy = [folder for folder, outcome in outcomes.items() if outcome == "busy"]
-    outcomes |= {folder: attempt(root, folder, patience=-1) for folder in busy}
-    return set(outcomes.values()) <= {"done"}
+def work_together(root: Path, folders: Sequence[Path]) -> None:
+    """One of torchrun's processes: finish these runs one after another, each over all of them.
 
-
-def work_together(root: Path, folders: Sequence[Path]) -> bool:
-    """One of torchrun's processes: finish these runs one after another, each over all of them; False if one failed.
-
-    The first process holds the lock and decides whether there is anything to do. A failure that all processes meet ends
-    the run. Where only some meet it, the others wait in vain for their gradients: then a process that failed ends, and
-    torchrun with it all of them.
+    The first process holds the lock and decides whether there is anything to do. A process that fails ends, and torchrun
+    with it all of them: the others may wait in vain for its gradients.
     """
     from torch import distributed
 
     provenance.take_device()
-    shared, rank, count = next(distributed.rendezvous("env://"))
-    distributed.init_process_group(store=shared, rank=rank, world_size=count)
-    good, ranks = True, [f"rank {other}" for other in range(count)]
-    for number, folder in enumerate(folders):
-        told = distributed.PrefixStore(f"run{number}", shared)
-        with FileLock(folder / store.LOCK) if rank == 0 else nullcontext():
-            if rank == 0:
-                told.set("to do", str(not (folder / store.DONE).exists()))
-            told.wait(["to do"], FOREVER)
-            if told.get("to do") != b"True":
-                continue
-            failure = _make(root, folder, lambda event: None, is_first=rank == 0)
-            told.set(ranks[rank], "failed" if failure else "done")
-            try:
-                told.wait(ranks, PATIENCE if failure else FOREVER)
-            except distributed.DistStoreError:
-                if failure and rank:  # the first process waits, and cannot say it
-                    store.record_failure(folder, failure)
-                raise
-            if rank == 0 and not failure:
+    distributed.init_process_group(timeout=timedelta(days=30))  # so long may a run take, and the one that holds its lock
+    for folder in folders:
+        with FileLock(folder / store.LOCK) if _is_first() else nullcontext():
+            is_done = [(folder / store.DONE).exists()]
+            distributed.broadcast_object_list(is_done)
+            if not is_done[0] and _make(root, folder):
+                sys.exit(1)
+            if _is_first():
                 store.sweep(folder)
-            good &= all(told.get(other) == b"done" for other in ranks)
     distributed.destroy_process_group()
-    return good
 
 
 if __name__ == "__main__":
-    _root, *_folders = map(Path, sys.argv[1:] or [""])
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        sys.exit(not work_together(_root, _folders))
-    if _folders:
-        sys.exit(not work(_root, _folders))
-    serve()
+    work_together(Path(sys.argv[1]), [Path(folder) for folder in sys.argv[2:]])
