@@ -1,16 +1,15 @@
 """Tables as CSV, LaTeX and Markdown files that each say where they come from, and one record of what made them all.
 
-The LaTeX is to paste into an article: 8 pt, never shrunk, nothing wider or taller than the page. Columns are paragraphs of
-a given width, so what is long is broken. Where numbers alone are too wide for a page the columns are split in panels, and
-what is too tall goes on in another float. Needs booktabs and array, and CJKutf8 for Chinese.
+The LaTeX is to paste into an article of one column or two: 8 pt, never shrunk, nothing wider than the page. Numbers are
+never broken, texts only where they must be. More columns than a page is wide are split in panels, and a table that is
+taller than a page goes on over pages of its own. Needs booktabs, array and longtable, and CJKutf8 for Chinese.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,25 +50,15 @@ _SPECIAL = {
 }
 # Where long names may be broken, beside spaces and hyphens: after a joint, before a letter.
 _JOINTS = re.compile(r"(?<=[_./=:])(?=[A-Za-z])")
-# Widths at 8 pt in points of Computer Modern, the widest of the usual text fonts, as TeX reports them, rounded up.
-_WIDTHS = {
-    **dict.fromkeys("!',.:;[]`il", 2.4),
-    **dict.fromkeys("fj- ", 2.9),
-    **dict.fromkeys("I()rst", 3.4),
-    **dict.fromkeys("cez", 3.8),
-    **dict.fromkeys("\"$*/0123456789\\^ago{}~?J", 4.4),
-    **dict.fromkeys("LFZ", 5.6),
-    **dict.fromkeys("EPBCTw", 6.2),
-    **dict.fromkeys("RAHNUVXYDK&+=<>@OQG±×\N{MINUS SIGN}", 6.7),
-    **dict.fromkeys("#%mM", 7.8),
-    **dict.fromkeys("W|≈→…\N{EM DASH}", 8.8),
-}
-_BOLD, _NEAR_PT = 1.16, 8.1
-PAGE_PT, COLUMN_PT = 343.0, 220.0  # article's only column, and one of two; both less a margin
-GAP_PT = 8.0  # between two columns
-_PAGE_LINES, _HEAD_LINES = 46, 4  # of a float less caption and notes; of headings and rules
-_SENTENCE_PT, _MOST_LINES = 72.0, 25  # a column of sentences is no narrower, and its cells no taller
-_SIZE = "\\fontsize{8}{9.6}\\selectfont"
+_DIGIT_PT, GAP_PT = 4.3, 8.0  # a digit at 8 pt; between two columns
+PAGE_PT, _COLUMN_PT = 343.0, 220.0  # article's only column, and one of two; both less a margin
+_AGAIN = "(continued)"
+_PAGE_LINES = 42  # of a table that floats, with what stands below it
+_SIZE = f"\\fontsize{{8}}{{9.6}}\\selectfont\\setlength{{\\tabcolsep}}{{{GAP_PT / 2:g}pt}}"
+# What goes on over pages takes the whole width of an article of two columns.
+_ONE_COLUMN = (
+    "\\makeatletter\\let\\cmptaback\\relax\n\\if@twocolumn\\onecolumn\\let\\cmptaback\\twocolumn\\fi\\makeatother\n"
+)
 
 
 def escaped(value: object) -> str:
@@ -83,130 +72,114 @@ def paragraph(text: str) -> str:
     return escaped(_JOINTS.sub("\N{ZERO WIDTH SPACE}", text))
 
 
-def measured(text: str) -> float:
-    """Width at 8 pt in points, rather too large than too small; a hyphen before a digit is a minus."""
-    text = re.sub(r"(?<!\w)-(?=\d)", "+", text)
-    return sum(8.1 if CHINESE.match(one) else _WIDTHS.get(one, 4.8) for one in text)
+def width_pt(text: str) -> float:
+    """How wide a text is at 8 pt, about: characters are counted, those that are wider than a digit for more than one."""
+    return _DIGIT_PT * sum(
+        2 if CHINESE.match(one) else 1.5 if one.isupper() or one in "+-±≈→%mw" else 1 for one in text
+    )
 
 
-def longest_piece(text: str) -> float:
-    """Width in points of what cannot be broken."""
-    pieces = re.split(r"\s+|(?<=-)(?=[A-Za-z])", _JOINTS.sub(" ", CHINESE.sub(r" \g<0> ", text)))
-    return max(map(measured, pieces), default=0)
+def word_pt(texts: Sequence[str]) -> float:
+    """How wide the longest piece of these texts is that cannot be broken."""
+    pieces = _JOINTS.sub(" ", CHINESE.sub(r" \g<0> ", "\n".join(texts)))
+    return max(width_pt(piece) for piece in re.split(r"\s+|(?<=-)(?=[A-Za-z])", pieces))
+
+
+def left_pt(widths: np.ndarray) -> float:
+    """What columns of these widths leave of a page."""
+    return PAGE_PT - float(widths.sum()) - GAP_PT * (len(widths) - 1)
+
+
+def panels_of(keys: int, least: np.ndarray) -> list[np.ndarray]:
+    """Places of the columns in as few even panels as fit a page, the first `keys` in each; `least`: of each, in points."""
+    named, rest = np.split(np.arange(len(least)), [keys])
+    panels = [named]
+    for count in range(1, len(rest) + 1):
+        panels = [np.append(named, part) for part in np.array_split(rest, count)]
+        if all(left_pt(least[panel]) >= 0 for panel in panels):
+            break
+    return panels
+
+
+def fitted(whole: np.ndarray, least: np.ndarray) -> np.ndarray:
+    """Widths in points of a panel's columns: as they are, or what is long broken to the root of its length until all fit."""
+    every = (np.clip(root * np.sqrt(whole), least, whole) for root in np.arange(20, 0, -0.05))
+    return next((widths for widths in every if left_pt(widths) >= 0), least)
 
 
 @dataclass(frozen=True, eq=False)
-class Column:
-    """A column's heading and cells, in LaTeX and as plain text, and its width in points: unbroken, and at least."""
+class Panel:
+    """Columns that fit a page: headings and cells in LaTeX, their form, and how wide (points) and tall (lines) they are."""
 
-    over: str
-    head: str
-    cells: Sequence[str]
-    plain: Sequence[str]
-    is_text: bool
-    whole_pt: float
-    least_pt: float
+    frame: pd.DataFrame
+    form: str
+    width: float
+    lines: float
+
+    def tabular(self, **options: str) -> str:
+        shown = self.frame.style.hide(axis="index")
+        return str(shown.to_latex(column_format=f"@{{}}{self.form}@{{}}", hrules=True, multicol_align="c", **options))
 
 
-def columns_of(table: Table) -> tuple[Column | None, list[Column]]:
-    """The column that heads blocks of rows, if there is one, and the others."""
+def laid_out(table: Table) -> list[Panel]:
+    """A table's short form in panels; only texts and headings are broken, and blocks' names stand over their rows."""
     cells, kinds = written(table, lambda text, kind: paragraph(text), "\\textbf{%s}", "$\\approx$\\,%s")
-    columns = []
-    for place, (over, head) in enumerate(heads(table.short)):
-        plain, is_text = [str(value) for value in table.short.iloc[:, place]], kinds[place] in ("text", "list")
-        wide = [
-            measured(text) * (_BOLD if (row, place) in table.best else 1) + _NEAR_PT * ((row, place) in table.near)
-            for row, text in enumerate(plain)
-        ]
-        whole, least = max([longest_piece(head), *wide]), max(longest_piece(text) for text in (head, *plain)) + 2
-        enough = max(min(whole / _MOST_LINES, PAGE_PT / 2), _SENTENCE_PT if whole > 2 * _SENTENCE_PT else 0)
-        least = min(whole, max(least, enough)) if is_text else whole
-        columns.append(Column(over, head, cells[place], plain, is_text, whole, least))
-    return (columns[0], columns[1:]) if len(columns) > 1 and columns[0].head in BLOCKS else (None, columns)
-
-
-def arranged(columns: Sequence[Column]) -> list[list[Column]]:
-    """The columns in panels that fit a page; the leading ones, three at most, that tell one row from another stand in each."""
-    rows = [list(zip(*(column.plain for column in columns[:count]), strict=True)) for count in (1, 2, 3)]
-    named = next((count for count, names in enumerate(rows, start=1) if len(set(names)) == len(names)), 1)
-    keys, rest = columns[:named], columns[named:]
-    for count in range(1, len(rest) + 1):
-        parts = np.array_split(np.arange(len(rest)), count)  # even: a last panel of one column looks like a mistake
-        panels = [[*keys, *(rest[place] for place in part)] for part in parts]
-        if all(sum(c.least_pt for c in panel) + GAP_PT * (len(panel) - 1) <= PAGE_PT for panel in panels):
-            return panels
-    return [[*keys, column] for column in rest] or [list(keys)]
-
-
-def widths_of(columns: Sequence[Column]) -> list[float]:
-    """Points for each: the narrow ones are unbroken, the widest share what is left."""
-    left, widths = PAGE_PT - GAP_PT * (len(columns) - 1), [0.0] * len(columns)
-    order = sorted(range(len(columns)), key=lambda place: columns[place].whole_pt)
-    for number, place in enumerate(order):
-        reserved = sum(columns[other].least_pt for other in order[number + 1 :])
-        share = min(left / (len(order) - number), left - reserved)
-        widths[place] = min(columns[place].whole_pt, max(columns[place].least_pt, share))
-        left -= widths[place]
-    return widths
+    tops, plain = heads(table.short), [[*map(str, table.short.iloc[:, place])] for place in range(len(kinds))]
+    first = int(len(tops) > 1 and tops[0][1] in BLOCKS)
+    titles, cells, plain, tops = plain[0], cells[first:], plain[first:], tops[first:]
+    for row in range(len(titles)):
+        if not row or (table.blocks and table.blocks[row] != table.blocks[row - 1]):
+            title = f"\\makebox[0pt][l]{{\\textit{{{escaped(titles[row])}}}}} \\\\*\n" * first
+            cells[0][row] = "\\midrule\n" * bool(row) + title + cells[0][row]
+    is_text = np.isin(kinds[first:], ["text", "list"])
+    words = np.array([word_pt([head, *(plain[n] if is_text[n] else [])]) for n, (_, head) in enumerate(tops)])
+    sizes = np.array([[width_pt(text) for text in texts] for texts in plain]).reshape(len(plain), -1)  # (columns, rows)
+    for row, place in table.best | table.near:
+        sizes[place - first, row] += 2 * _DIGIT_PT
+    whole = np.maximum(sizes.max(axis=1, initial=0), words)
+    least = np.where(is_text, words, whole)
+    frame = pd.DataFrame(dict(enumerate(cells)), dtype=object)
+    frame.columns = pd.MultiIndex.from_tuples([(escaped(over), paragraph(head)) for over, head in tops])
+    if not any(over for over, _ in tops):
+        frame = frame.droplevel(0, axis=1)
+    sides, panels = np.where(is_text, "raggedright", "raggedleft"), []
+    for places in panels_of(min(max(1, [*is_text, False].index(False)), 3), least):  # leading texts tell rows apart
+        widths = fitted(whole[places], least[places])
+        form = "".join(
+            f">{{\\{sides[n]}\\arraybackslash}}p{{{width:.1f}pt}}" for n, width in zip(places, widths, strict=True)
+        )
+        lines = np.where(sizes[places].T > widths, np.ceil(1.2 * sizes[places].T / widths), 1).max(axis=1).sum()
+        panels.append(Panel(frame.iloc[:, places], form, PAGE_PT - left_pt(widths), 4 + len(set(table.blocks)) + lines))
+    return panels
 
 
 def to_latex(table: Table, name: str, caption: str, warning: str, source: str) -> str:
-    """The float that shows a table's short form, in several parts under one number where it is wider or taller than a page.
+    """A table's short form as a float, or where it is taller than a page as a table that goes on over pages.
 
     Args:
         name: its label is "cmpta:" and this.
         caption: without a number of its own; LaTeX gives it one.
     """
-    title, columns = columns_of(table)
-    tabulars = [text for panel in arranged(columns) for text in _tabulars(panel, title, table.blocks)]
-    star = "*" if sum(c.whole_pt for c in columns) + GAP_PT * (len(columns) - 1) > COLUMN_PT else ""
-    said = " ".join(filter(None, [re.sub(r"^(Table|Figure) \d+(, continued)?\.\s*", "", caption), warning]))
-    notes = "".join(f"\n\\par\\smallskip {{\\raggedright {_sentence(note)}\\par}}" for note in (*table.notes, source) if note)
-    chinese = CHINESE.search(" ".join([said, *table.notes, *tabulars]))
-    opened, closed = ("\\begin{CJK}{UTF8}{gbsn}\n", "\\end{CJK}\n") if chinese else ("", "")
-    head, again = f"\\caption{{{_sentence(said)}}}\n\\label{{cmpta:{name}}}", "\\addtocounter{table}{-1}\n\\caption{(continued)}"
-    floats = [
-        f"\\begin{{table{star}}}\n{opened}\\centering\\sloppy\n"
-        f"{again if place else head}\n"
-        f"{_SIZE}\\setlength{{\\tabcolsep}}{{{GAP_PT / 2:g}pt}}\n\\par\\smallskip\n"
-        f"{text}{notes if place == len(tabulars) - 1 else ''}\n{closed}\\end{{table{star}}}\n"
-        for place, text in enumerate(tabulars)
-    ]
-    needs = "\\usepackage{booktabs,array}" + (" and, for its Chinese, \\usepackage{CJKutf8}" if chinese else "")
-    return f"% Needs {needs}\n{''.join(floats)}"
-
-
-def _tabulars(columns: Sequence[Column], title: Column | None, blocks: Sequence[str]) -> Iterator[str]:
-    """A panel, in as many parts as its rows need pages."""
-    widths, first, filled = widths_of(columns), 0, _HEAD_LINES
-    count = len(columns[0].cells)
-    starts = [not row or (bool(blocks) and blocks[row] != blocks[row - 1]) for row in range(count)]
-    for row in range(count):
-        lines = [math.ceil(1.15 * measured(c.plain[row]) / w) for c, w in zip(columns, widths, strict=True) if w < c.whole_pt]
-        tall = max([1, *lines]) + (starts[row] and title is not None)
-        if filled + tall > _PAGE_LINES and row > first:
-            yield _tabular(columns, widths, range(first, row), title, starts)
-            first, filled = row, _HEAD_LINES
-        filled += tall
-    yield _tabular(columns, widths, range(first, count), title, starts)
-
-
-def _tabular(
-    columns: Sequence[Column], widths: Sequence[float], rows: range, title: Column | None, starts: Sequence[bool]
-) -> str:
-    frame = pd.DataFrame({place: [column.cells[row] for row in rows] for place, column in enumerate(columns)}, dtype=object)
-    for place, row in enumerate(rows):  # what stands above a row goes before its first cell
-        above = "\\midrule\n" if place and starts[row] else ""
-        if title and (starts[row] or not place):
-            above += f"\\multicolumn{{{len(columns)}}}{{@{{}}l@{{}}}}{{\\textit{{{escaped(title.plain[row])}}}}} \\\\\n"
-        frame.iloc[place, 0] = above + frame.iloc[place, 0]
-    tops = [(escaped(column.over), paragraph(column.head)) for column in columns]
-    has_overs = any(over for over, _ in tops)
-    frame.columns = pd.MultiIndex.from_tuples(tops) if has_overs else pd.Index([head for _, head in tops])
-    sides = ["raggedright" if column.is_text else "raggedleft" for column in columns]
-    form = "".join(f">{{\\{side}\\arraybackslash}}p{{{width:.1f}pt}}" for side, width in zip(sides, widths, strict=True))
-    text = frame.style.hide(axis="index").to_latex(column_format=f"@{{}}{form}@{{}}", hrules=True, multicol_align="c")
-    return str(text).strip()
+    panels, below = laid_out(table), [note for note in (*table.notes, source) if note]
+    said = _sentence(" ".join(filter(None, [re.sub(r"^(Table|Figure) \d+(, continued)?\.\s*", "", caption), warning])))
+    notes = "".join(f"\\par\\smallskip {{\\raggedright {_sentence(note)}\\par}}\n" for note in below)
+    lines = sum(panel.lines for panel in panels) + sum(width_pt(note) // PAGE_PT + 1 for note in below)
+    if lines > _PAGE_LINES:
+        first = panels[0].tabular(environment="longtable", caption=said, label=f"cmpta:{name}")
+        others = [panel.tabular(environment="longtable", caption=_AGAIN) for panel in panels[1:]]
+        body = "\\addtocounter{table}{-1}\n".join([first, *others])
+        body = body.replace(f"\\caption[]{{{said}}}", f"\\caption[]{{{_AGAIN}}}")
+        text = f"{_ONE_COLUMN}{{{_SIZE}\\setlength{{\\LTcapwidth}}{{\\textwidth}}\n{body}{notes}}}\\cmptaback\n"
+    else:
+        kind = "table" if all(panel.width <= _COLUMN_PT for panel in panels) else "table*"
+        body = "\\par\\medskip\n".join(panel.tabular() for panel in panels)
+        head = f"\\centering\n\\caption{{{said}}}\n\\label{{cmpta:{name}}}\n{_SIZE}\n\\par\\smallskip\n"
+        text = f"\\begin{{{kind}}}\n{head}{body}{notes}\\end{{{kind}}}\n"
+    needs = "\\usepackage{booktabs,array,longtable}"
+    if CHINESE.search(text):
+        needs += " and, for its Chinese, \\usepackage{CJKutf8}"
+        text = f"\\begin{{CJK}}{{UTF8}}{{gbsn}}\n{text}\\end{{CJK}}\n"
+    return f"% Needs {needs}\n{text}"
 
 
 def _sentence(text: str) -> str:
@@ -269,7 +242,9 @@ def export_table(
     """
     folder, table = Path(folder), table if isinstance(table, Table) else Table.of(table)
     if not table.short.shape[1]:
-        raise ValueError(f"table '{name}' has no columns, so there is nothing to write to {folder}; give it a row first")
+        raise ValueError(
+            f"table '{name}' has no columns, so there is nothing to write to {folder}; give it a row first"
+        )
     with files.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     warning, source = provenance.warning(), provenance.line()
