@@ -141,9 +141,9 @@ def export(study: Study) -> None:
     }
     for key, number in (("sims", 3), ("meld", 4)):
         rows, scores = comparison.comparison_rows(study, key), reports.scores_of(study, key)
-        bounds = reports.bayes_of(study, key, scores)
+        best = reports.best_of(study, key, scores)
         caption = reports.scores_caption(study, key, f"Table {number}. Comparison")
-        reports.save_table(study, tables.result_table(rows, scores, bayes=bounds), f"table{number}", caption, [key])
+        reports.save_table(study, tables.result_table(rows, scores, best), f"table{number}", caption, [key])
         ablation = tables.result_table(reports.ablation_rows(study, key), scores[:1], by_group=True)
         reports.save_table(study, ablation, f"table{number + 2}", f"Table {number + 2}. Ablations.", [key])
         frames[f"paired_{key}"] = comparison.paired_table(study, key, rows)

@@ -16,7 +16,7 @@ from cmpta_lib.files import runs_folder
 from cmpta_lib.metrics import METRICS, Metric, MetricName
 from cmpta_lib.report.export import Provenance, export_table, record
 from cmpta_lib.report.layout import Shown, Table
-from cmpta_lib.report.tables import ResultRow
+from cmpta_lib.report.tables import Best, ResultRow
 from cmpta_lib.runs import provenance as records
 from cmpta_lib.runs.store import FAILURE, Run, failure, sound
 from cmpta_lib.study import plan
@@ -117,7 +117,7 @@ def bayes(study: Study, key: str, metric: MetricName) -> dict[str, float]:
     """Score on the test clips of the answers that are best for this metric from {text, face_voice, all}; {} for real data.
 
     Corpora of dialogues add "context": the best from all clips of the whole dialogue. No rule does better on average;
-    luck on these clips may (`bound_rule` says so to readers).
+    luck on these clips may.
     """
     corpus = study.corpus(key)
     truth, labels, scores = corpus.splits["test"].labels, corpus.task.labels, {}
@@ -129,19 +129,13 @@ def bayes(study: Study, key: str, metric: MetricName) -> dict[str, float]:
     return scores
 
 
-def bound_rule(study: Study, key: str, *names: MetricName) -> str:
-    """What the best scores of these metrics (default: the corpus's tabled ones) are, for a caption; "" for real data."""
-    corpus = study.corpus(key)
-    wanted = names or tuple(scores_of(study, key))
-    if not bounds.best_answers(corpus, wanted[0]):
-        return ""
-    rules = "; ".join(f"{METRICS[name].label.split()[0]}: {bounds.RULES[name]}" for name in wanted)
-    return f"Bayes-optimal: what the best decision rule scores on these clips, which luck on them can exceed ({rules})."
+_BEST = {"all": "Bayes-optimal", "context": "Bayes-optimal in context"}
 
 
-def bayes_of(study: Study, key: str, names: Sequence[MetricName], known: str = "all") -> dict[str, float]:
-    """Metric -> best score from all that a clip holds, or its whole dialogue ("context"); empty where nobody knows."""
-    return {name: scores[known] for name in names if known in (scores := bayes(study, key, name))}
+def best_of(study: Study, key: str, names: Sequence[MetricName], known: Sequence[str] = tuple(_BEST)) -> Best:
+    """What `result_table` says of the best scores from all that a clip holds and from its whole dialogue, where known."""
+    scores = {name: bayes(study, key, name) for name in names}
+    return {_BEST[one]: {name: found[one] for name, found in scores.items() if one in found} for one in known}
 
 
 def changed(study: Study) -> str:

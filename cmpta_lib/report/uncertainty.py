@@ -8,7 +8,7 @@ takes 1.5 s and gives the same interval.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,7 +28,6 @@ class SeedSummary:
 
     mean: float
     sd: float | None
-    n: int
 
 
 @dataclass(frozen=True)
@@ -42,10 +41,10 @@ class PairedDifference:
 
 
 def summarise(values: Sequence[float]) -> SeedSummary:
-    """Mean, sample sd and number of per-seed scores; raises ValueError for none or for a non-finite one."""
+    """Mean and sample sd of per-seed scores; raises ValueError for none or for a non-finite one."""
     if not len(values) or not all(math.isfinite(value) for value in values):
         raise ValueError(f"expected at least one finite score per method, got {list(values)}")
-    return SeedSummary(float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None, len(values))
+    return SeedSummary(float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None)
 
 
 def seed_scores(metric: MetricName, truth: ArrayLike, predictions: ArrayLike) -> Floats:
@@ -55,15 +54,9 @@ def seed_scores(metric: MetricName, truth: ArrayLike, predictions: ArrayLike) ->
 
 
 def bootstrap_interval(
-    metric: MetricName,
-    truth: ArrayLike,
-    predictions: ArrayLike,
-    *,
-    resamples: int = 2000,
-    level: float = 0.95,
-    seed: int = 0,
+    metric: MetricName, truth: ArrayLike, predictions: ArrayLike, *, resamples: int = 2000, seed: int = 0
 ) -> tuple[float, float]:
-    """Percentile interval of the seed-mean metric when the test samples are redrawn with replacement.
+    """95 % percentile interval of the seed-mean metric when the test samples are redrawn with replacement.
 
     It speaks of test samples only: the seeds are fixed, their spread is in `summarise`.
 
@@ -72,45 +65,34 @@ def bootstrap_interval(
         truth: (N,).
         predictions: (n_seeds, N), row s from seed s; the same resample is used for all rows.
         resamples: how often the N samples are redrawn.
-        level: coverage in (0, 1).
     Returns:
         (low, high) in the unit of the metric, fractions for F1.
     Raises:
-        ValueError: NaN or infinite values, shapes that do not fit, an unknown metric, a level outside (0, 1).
+        ValueError: NaN or infinite values, shapes that do not fit, an unknown metric.
     """
     features, score = _prepare(metric, truth, predictions)
-    draws = np.concatenate([score(sums).mean(axis=1) for sums in _resampled_sums(features, resamples, seed)])
-    return _percentiles(draws, level)
+    return _interval(_draws(features, lambda sums: score(sums).mean(axis=1), resamples, seed))
 
 
 def paired_bootstrap(
-    metric: MetricName,
-    truth: ArrayLike,
-    predictions_a: ArrayLike,
-    predictions_b: ArrayLike,
-    *,
-    resamples: int = 2000,
-    level: float = 0.95,
-    seed: int = 0,
+    metric: MetricName, truth: ArrayLike, a: ArrayLike, b: ArrayLike, *, resamples: int = 2000, seed: int = 0
 ) -> PairedDifference:
-    """Compare two methods on the same redrawn test samples; arguments and errors as in `bootstrap_interval`.
+    """Compare two methods' predictions on the same redrawn test samples; arguments and errors as in `bootstrap_interval`.
 
     The numbers of seeds may differ. The p-value is twice the share of resamples on the rarer side of zero, with one
     added above and below so that it is never 0 (Davison and Hinkley 1997, section 4.2).
     """
-    features_a, score_a = _prepare(metric, truth, predictions_a)
-    features_b, score_b = _prepare(metric, truth, predictions_b)
+    (features_a, score_a), (features_b, score_b) = _prepare(metric, truth, a), _prepare(metric, truth, b)
     features, width = np.hstack([features_a, features_b]), features_a.shape[1]
 
     def difference(sums: Floats) -> Floats:
         # Rounded: equal scores summed in another order must differ by 0, not by a last bit that always has one sign.
         return np.round(score_a(sums[:, :width]).mean(axis=1) - score_b(sums[:, width:]).mean(axis=1), 12)
 
-    draws = np.concatenate([difference(sums) for sums in _resampled_sums(features, resamples, seed)])
+    draws = _draws(features, difference, resamples, seed)
     rarer = min((draws <= 0).sum(), (draws >= 0).sum())
-    p_value = min(1.0, float(2 * (1 + rarer) / (1 + resamples)))
     observed = float(difference(features.sum(axis=0, keepdims=True))[0])
-    return PairedDifference(observed, *_percentiles(draws, level), p_value)
+    return PairedDifference(observed, *_interval(draws), min(1.0, float(2 * (1 + rarer) / (1 + resamples))))
 
 
 def _prepare(metric: MetricName, truth: ArrayLike, predictions: ArrayLike) -> tuple[Floats, Callable[[Floats], Floats]]:
@@ -165,20 +147,19 @@ def _weighted_f1(truth: ArrayLike, predictions: ArrayLike) -> tuple[Floats, Call
     return features, score
 
 
-def _resampled_sums(features: Floats, resamples: int, seed: int) -> Iterator[Floats]:
-    """Sums of the features over `resamples` redrawn sample sets, in chunks of (<= _CHUNK, M)."""
+def _draws(features: Floats, statistic: Callable[[Floats], Floats], resamples: int, seed: int) -> Floats:
+    """(resamples,) a statistic of the features' sums, (R, M) -> (R,), over redrawn samples; in chunks."""
     if resamples < 1:
         raise ValueError(f"resamples={resamples} must be at least 1")
-    rng, n = np.random.default_rng(seed), len(features)
+    rng, n, draws = np.random.default_rng(seed), len(features), []
     for start in range(0, resamples, _CHUNK):
         rows = min(_CHUNK, resamples - start)
         drawn = rng.integers(0, n, (rows, n)) + n * np.arange(rows)[:, None]
         counts = np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n)
-        yield counts.astype(np.float64) @ features
+        draws.append(statistic(counts.astype(np.float64) @ features))
+    return np.concatenate(draws)
 
 
-def _percentiles(draws: Floats, level: float) -> tuple[float, float]:
-    if not 0 < level < 1:
-        raise ValueError(f"level={level} must lie strictly between 0 and 1")
-    low, high = np.percentile(draws, [50 * (1 - level), 50 * (1 + level)])
+def _interval(draws: Floats) -> tuple[float, float]:
+    low, high = np.percentile(draws, [2.5, 97.5])
     return float(low), float(high)
