@@ -16,8 +16,8 @@ from finished import finish, finish_tables, record_llms, small_studies
 from cmpta_lib.report import comparison, summaries, tables
 from cmpta_lib.report import rows as reports
 from cmpta_lib.report.export import CHINESE, GAP_PT, PAGE_PT, escaped, paragraph, recorded, to_latex, width_pt, word_pt
-from cmpta_lib.report.layout import Table
-from cmpta_lib.report.tables import ResultRow
+from cmpta_lib.report.tables import Table
+from cmpta_lib.report.uncertainty import ResultRow
 from cmpta_lib.study import plan
 from cmpta_lib.study.study import Study
 

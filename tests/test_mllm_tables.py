@@ -14,8 +14,8 @@ from finished import clips, finish, record_llms, small_studies
 
 from cmpta_lib import metrics
 from cmpta_lib.report import mllm
-from cmpta_lib.report.layout import Table
 from cmpta_lib.report.rows import save_table
+from cmpta_lib.report.tables import Table
 from cmpta_lib.runs.store import Run
 from cmpta_lib.study import plan
 from cmpta_lib.study.plan import (

@@ -20,7 +20,7 @@ from cmpta_lib.embedded import synthetic
 from cmpta_lib.llm import files as llm_files
 from cmpta_lib.report import comparison, gather, summaries, tables
 from cmpta_lib.report import rows as reports
-from cmpta_lib.report.tables import ResultRow
+from cmpta_lib.report.uncertainty import ResultRow
 from cmpta_lib.runs.store import Run
 from cmpta_lib.study import plan
 from cmpta_lib.study import study as experiments

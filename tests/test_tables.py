@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 from cmpta_lib.report.export import Provenance, export_table
-from cmpta_lib.report.layout import Shown, Table, kind_of
-from cmpta_lib.report.tables import ResultRow, result_table, within_noise
+from cmpta_lib.report.tables import Shown, Table, kind_of, result_table
+from cmpta_lib.report.uncertainty import ResultRow, within_noise
 
 TRUTH = np.array([0.0, 0.2, -0.4, 1.0])
 PREDICTIONS = np.array([[0.1, 0.2, -0.4, 0.9], [0.1, 0.1, -0.3, 0.9]])  # MAE 0.05 and 0.10

@@ -19,8 +19,8 @@ import pandas as pd
 from filelock import FileLock
 
 from cmpta_lib import files
-from cmpta_lib.report.layout import BLOCKS, Table, heads, marked_up, to_markdown, written
-from cmpta_lib.report.layout import NOTHING as NOTHING
+from cmpta_lib.report.tables import BLOCKS, Table, heads, marked_up, to_markdown, written
+from cmpta_lib.report.tables import NOTHING as NOTHING
 
 CHINESE = re.compile("[\u3000-\u9fff\uff00-\uffef]")
 _SPECIAL = {

@@ -15,9 +15,9 @@ import pandas as pd
 from cmpta_lib import registry
 from cmpta_lib.llm.files import OMNI_MODELS
 from cmpta_lib.metrics import headline
-from cmpta_lib.report.layout import NOT_RUN, NOTE, NOTHING, Table
 from cmpta_lib.report.rows import over_seeds, result_row, runs_of, sound
-from cmpta_lib.report.tables import compared, scored
+from cmpta_lib.report.tables import NOT_RUN, NOTE, NOTHING, Table
+from cmpta_lib.report.uncertainty import compared, scored
 from cmpta_lib.runs import provenance as memory
 from cmpta_lib.study.plan import (
     GIVEN,

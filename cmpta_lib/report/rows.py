@@ -15,8 +15,8 @@ from cmpta_lib.embedded import bounds
 from cmpta_lib.files import runs_folder
 from cmpta_lib.metrics import METRICS, Metric, MetricName
 from cmpta_lib.report.export import Provenance, export_table, record
-from cmpta_lib.report.layout import Shown, Table
-from cmpta_lib.report.tables import Best, ResultRow
+from cmpta_lib.report.tables import Best, Shown, Table
+from cmpta_lib.report.uncertainty import ResultRow
 from cmpta_lib.runs import provenance as records
 from cmpta_lib.runs.store import FAILURE, Run, failure, sound
 from cmpta_lib.study import plan

@@ -1,74 +1,151 @@
-"""Result tables "paper | this run": the complete frame for programs, and from the same rows the short one that is read.
+"""Tables: a short form that is read, with its marks, and the complete frame behind it; and "paper | this run" from rows.
 
-Scores enter as fractions; per cent (WF1) and the paper's number of decimals appear only in the table's text. Same rows
-in, same bytes out: no clock, no random ids, and no column padding that depends on which packages are installed.
+Written here in Markdown, for the report, a notebook and GitHub, with the details in a fold below; `export` writes LaTeX
+and the files. Same rows in, same bytes out: no clock, no random ids, and no padding that depends on installed packages.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 
 from cmpta_lib.embedded.bounds import RULES
 from cmpta_lib.metrics import METRICS, Metric, MetricName
-from cmpta_lib.report import uncertainty
-from cmpta_lib.report.layout import NOT_RUN as NOT_RUN
-from cmpta_lib.report.layout import NOTE, NOTHING, Table
+from cmpta_lib.report.uncertainty import NOT_RUN, NOTHING, ResultRow, scored, within_noise, without_unit
 
-Best = Mapping[str, Mapping[str, float]]
-Places = frozenset[tuple[int, int]]
+Kind = Literal["number", "list", "text"]
+
+BLOCKS = ("corpus", "group")  # a first column of this name is a heading over its rows
+NOTE = "note"
+_NUMBER = r"[+\-\N{MINUS SIGN}]?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?(?: ?%)?"
+_INTERVAL = rf"\[{_NUMBER}, {_NUMBER}\]"
+_KINDS: Sequence[tuple[Kind, str]] = (
+    ("number", rf"{_NUMBER}(?: ± {_NUMBER}| {_INTERVAL})?|{_INTERVAL}"),
+    ("list", rf"{_NUMBER}(?:, {_NUMBER})*"),
+)
 
 
 @dataclass(frozen=True, eq=False)
-class ResultRow:
-    """One method of one table.
+class Table:
+    """One table in its forms.
 
-    `paper` maps metric names to the value as printed (WF1 in per cent), and may be empty. `truth` (N,) and
-    `predictions` (n_seeds, N) are both None for a method that was not run; `note` then says how to run it. `asked`: of how
-    many seeds it is to be, where that is known.
+    `short` is what is read: cells of text, columns of one level or of two (metric, what). `full` is what programs read,
+    one level. `best` and `near` are positions (row, column) in `short`: marked bold, and with "≈" as within noise of the
+    best. `blocks`: one name per row; a rule stands where it changes. `notes` stand below, and `details` is folded away.
     """
 
-    group: str
-    method: str
-    paper: Mapping[str, float] = field(default_factory=dict)
-    truth: np.ndarray | None = None
-    predictions: np.ndarray | None = None
-    note: str = ""
-    asked: int | None = None
+    short: pd.DataFrame
+    full: pd.DataFrame
+    best: frozenset[tuple[int, int]] = frozenset()
+    near: frozenset[tuple[int, int]] = frozenset()
+    notes: tuple[str, ...] = ()
+    blocks: tuple[str, ...] = ()
+    details: Table | None = None
 
-    def __post_init__(self) -> None:
-        if (self.truth is None) != (self.predictions is None):
-            raise ValueError(f"row '{self.method}': give both truth and predictions, or neither for 'not run'")
+    @classmethod
+    def of(cls, frame: pd.DataFrame, *notes: str) -> Table:
+        """A frame that is its own short form, but for a column "note": what it says stands below, before these notes."""
+        short = frame.drop(columns=NOTE, errors="ignore")
+        said = enumerate(frame[NOTE] if NOTE in frame else ())
+        notes = (*(f"{_name(short, row)}: {note}." for row, note in said if note not in ("", NOTHING)), *notes)
+        has_blocks = frame.shape[1] and heads(frame)[0][1] in BLOCKS
+        return cls(short, frame, notes=notes, blocks=tuple(map(str, frame.iloc[:, 0])) if has_blocks else ())
 
-    @property
-    def ran(self) -> bool:
-        return self.predictions is not None
 
-    @property
-    def _answers(self) -> tuple[np.ndarray, np.ndarray]:
-        assert self.truth is not None and self.predictions is not None, "only of a row that was run"
-        return self.truth, self.predictions
+def _name(frame: pd.DataFrame, row: int) -> str:
+    """The words with which a row begins."""
+    words = [str(value) for value in frame.iloc[row]]
+    return ", ".join(words[:1] + [word for word in words[1:3] if kind_of([word]) == "text"])
 
-    @property
-    def seeds(self) -> str:
-        """How many seeds it is of: "2", or "1 of 2" where runs are still to come or went wrong."""
-        made = 0 if self.predictions is None else len(self.predictions)
-        return str(made) if self.asked in (None, made) else f"{made} of {self.asked}"
 
-    def scores(self, metric: MetricName) -> np.ndarray:
-        """(n_seeds,) what each seed scores, in the stored unit; only of a row that was run."""
-        return uncertainty.seed_scores(metric, *self._answers)
+def heads(frame: pd.DataFrame) -> list[tuple[str, str]]:
+    """(metric or "", heading) of each column."""
+    return [tuple(map(str, head)) if isinstance(head, tuple) else ("", str(head)) for head in frame.columns]  # type: ignore[misc]
 
-    def interval(self, metric: MetricName) -> tuple[float, float]:
-        """The bootstrap interval of the mean over seeds, in the stored unit; only of a row that was run."""
-        return uncertainty.bootstrap_interval(metric, *self._answers)
 
-    def minus(self, other: ResultRow, metric: MetricName) -> uncertainty.PairedDifference:
-        """This row minus another on the same redrawn test clips, in the stored unit; only of rows that were run."""
-        return uncertainty.paired_bootstrap(metric, *self._answers, other._answers[1])
+def kind_of(texts: Sequence[str]) -> Kind:
+    """What a column holds: numbers, also with spread or interval, lists of them, or text; an empty one counts as numbers."""
+    filled = [text for text in texts if text not in (NOTHING, NOT_RUN, "")]
+    return next((kind for kind, form in _KINDS if all(re.fullmatch(form, text) for text in filled)), "text")
+
+
+def written(table: Table, escaped: Callable[[str, Kind], str], best: str, near: str) -> tuple[list[list[str]], list[Kind]]:
+    """The short form's cells, column by column, in a markup; and what each column holds. Repeated blocks' names are blank.
+
+    Args:
+        escaped: a cell's text in that markup.
+        best, near: its marks, with "%s" for the cell.
+    """
+    columns = [[str(value) for value in table.short.iloc[:, column]] for column in range(table.short.shape[1])]
+    if columns and heads(table.short)[0][1] in BLOCKS:
+        columns[0] = ["" if row and text == columns[0][row - 1] else text for row, text in enumerate(columns[0])]
+    kinds = [kind_of(texts) for texts in columns]
+    found = [[escaped(text, kind) for text in texts] for texts, kind in zip(columns, kinds, strict=True)]
+    for marks, form in ((table.best, best), (table.near, near)):
+        for row, column in marks:
+            found[column][row] = form % found[column][row]
+    return found, kinds
+
+
+def marked_up(text: str, plain: Callable[[str], str], code: Callable[[str], str]) -> str:
+    """A sentence in a markup; `code`: what stands between backticks in it."""
+    return "".join((code if place % 2 else plain)(part) for place, part in enumerate(text.split("`")) if part)
+
+
+def escaped(value: object) -> str:
+    """Text that neither Markdown nor the HTML in it takes for its own."""
+    text = str(value).replace("&", "&amp;")
+    return re.sub(r"([\\|*_<`~])", r"\\\1", text).replace("\n", "<br>")
+
+
+def sentence(text: str) -> str:
+    """A caption or note, escaped but for what stands between backticks."""
+    return marked_up(text, escaped, lambda code: f"`{code}`")
+
+
+def to_markdown(table: Table, caption: str, warning: str = "", source: str = "") -> str:
+    """Caption, warning, table, notes, where it comes from, and the fold."""
+    parts = [sentence(caption), f"**{warning}**" if warning else "", _grid(table), *map(sentence, table.notes), escaped(source)]
+    if folded := table.details:
+        parts += ["<details><summary>Details</summary>", _grid(folded), *map(sentence, folded.notes), "</details>"]
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def _grid(table: Table) -> str:
+    # Not DataFrame.to_markdown: tabulate pads by display width, which depends on whether wcwidth is installed.
+    def cell(text: str, kind: Kind) -> str:
+        if kind == "text":
+            return escaped(text)
+        text = re.sub(r"(?<!\w)-(?=\d)", "\N{MINUS SIGN}", escaped(text))  # a line may break after a hyphen,
+        return text if kind == "list" else text.replace(" ", "\N{NO-BREAK SPACE}")  # or at a space
+
+    columns, kinds = written(table, cell, "**%s**", "\N{ALMOST EQUAL TO}\N{NO-BREAK SPACE}%s")
+    names = [escaped(f"{over} {name}".strip()) for over, name in heads(table.short)]
+    lines = [names, ["---" if kind == "text" else "---:" for kind in kinds], *zip(*columns, strict=True)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """What a notebook cell ends with: the short form, the details in a fold below. Same table, same bytes."""
+
+    table: Table
+    caption: str
+
+    def _repr_markdown_(self) -> str:
+        return to_markdown(self.table, self.caption)
+
+    def __repr__(self) -> str:
+        return f"{self.caption}\n{self.table.full.to_string(index=False)}"
+
+
+Best = Mapping[str, Mapping[str, float]]
+Places = frozenset[tuple[int, int]]
 
 
 def result_table(
@@ -151,51 +228,6 @@ def _remarks(best: Best, metrics: Sequence[Metric]) -> Iterator[str]:
         yield f"Bayes-optimal: what the best decision rule scores on these clips, which luck on them can exceed ({rules})."
 
 
-def scored(metric: Metric, row: ResultRow) -> tuple[str, str]:
-    """A row's mean ± sample sd over seeds, and the bootstrap interval of the mean over test clips."""
-    if not row.ran:
-        return NOT_RUN, NOTHING
-    score = spread(metric.scale * row.scores(metric.name), metric.decimals)
-    return score, _interval(metric, *row.interval(metric.name))
-
-
-def _interval(metric: Metric, low: float, high: float, sign: str = "") -> str:
-    return f"[{metric.shown(metric.scale * low, sign)}, {metric.shown(metric.scale * high, sign)}]"
-
-
-def compared(metric: Metric, row: ResultRow, other: ResultRow | None) -> tuple[str, str, str]:
-    """`row` minus `other`, its interval, and how often chance alone would differ as much, on the same redrawn test clips.
-
-    Dashes where there is no other, "not run" where a run of either is missing.
-    """
-    if other is None or not (row.ran and other.ran):
-        return NOTHING if other is None else NOT_RUN, NOTHING, NOTHING
-    found = row.minus(other, metric.name)
-    difference = metric.shown(metric.scale * found.difference, "+")
-    return difference, _interval(metric, found.low, found.high, "+"), f"{found.p_value:.4f}"
-
-
-def compared_in_one(metric: Metric, row: ResultRow, other: ResultRow | None) -> tuple[str, str]:
-    """`compared` with the interval beside the difference; dashes where there is nothing to compare, whatever the reason."""
-    difference, interval, p_value = compared(metric, row, other)
-    return (NOTHING if interval == NOTHING else f"{difference} {interval}"), p_value
-
-
-def spread(values: Sequence[float] | np.ndarray, decimals: int) -> str:
-    """Mean ± sample sd of the values that are defined, as "0.251 ± 0.001"; one has no deviation, none is a dash."""
-    known = [value for value in map(float, values) if np.isfinite(value)]
-    if not known:
-        return NOTHING
-    found = uncertainty.summarise(known)
-    mean = round(found.mean, decimals) + 0.0  # + 0.0 turns -0.0 into 0.0
-    return f"{mean:.{decimals}f}" + ("" if found.sd is None else f" ± {found.sd:.{decimals}f}")
-
-
-def without_unit(metric: Metric, score: float) -> str:
-    """A stored value for a column whose heading has the unit; a dash where it is not defined."""
-    return metric.shown(metric.scale * score) if np.isfinite(score) else NOTHING
-
-
 def _marks(rows: Sequence[ResultRow], metrics: Sequence[Metric], first: int, by_group: bool) -> tuple[Places, Places]:
     """Positions in the short form of what is best and of what is within noise of it; `first`: the first metric's column.
 
@@ -213,17 +245,6 @@ def _marks(rows: Sequence[ResultRow], metrics: Sequence[Metric], first: int, by_
                 elif within_noise(metric.name, rows[place], rows[top]):
                     near.add((place, first + 3 * column + 1))
     return frozenset(best), frozenset(near)
-
-
-def within_noise(metric: MetricName, one: ResultRow, other: ResultRow) -> bool:
-    """Whether two rows that were run on the same clips differ by no more than clips or seeds make them differ.
-
-    The 95 % paired bootstrap interval of the difference holds 0, or the difference is not larger than the larger of the
-    two standard deviations over seeds.
-    """
-    found = one.minus(other, metric)
-    sds = [uncertainty.summarise(row.scores(metric).tolist()).sd or 0.0 for row in (one, other)]
-    return found.low <= 0 <= found.high or abs(found.difference) <= max(sds)
 
 
 def _notes(rows: Sequence[ResultRow], marked: bool, by_group: bool) -> Iterator[str]:
