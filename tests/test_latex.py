@@ -64,12 +64,6 @@ def test_chinese_says_which_package_it_needs():
     assert text.count("\\begin{CJK}{UTF8}{gbsn}") == text.count("\\end{CJK}") == 1
 
 
-def test_a_wide_table_spans_the_page_and_a_narrow_one_does_not():
-    narrow = latex(pd.DataFrame({"method": ["CMPTA"], "MAE": ["0.251 ± 0.001"]}))
-    wide = latex(pd.DataFrame({f"score {n}": ["0.251 ± 0.001"] for n in range(5)}))
-    assert "\\begin{table}" in narrow and "\\begin{table*}" in wide and len(tabulars(wide)) == 1
-
-
 def test_only_texts_are_broken_and_the_longest_have_most_of_the_page():
     frame = pd.DataFrame(
         {"method": ["MSE-LLaMA2-7B"], "MAE": ["0.251 ± 0.001"], "reads": ["word " * 20], "says": ["word " * 99]}

@@ -85,7 +85,7 @@ def test_a_row_that_was_not_run_says_so_in_one_cell_and_why_below():
     assert f"Not run, LMF, TFN: {said}." in table.notes
     assert list(table.details.full["", "method"]) == ["CMPTA"]
     nothing = result_table(rows[1:], ["mae"])
-    assert nothing.details is None and not nothing.best and not nothing.notes[:-1]
+    assert nothing.details is None and marks(nothing) == ["", ""] and not nothing.notes[:-1]
 
 
 def shifted(name: str, by: float, group: str = "", seeds: int = 1, spread: float = 0.0) -> ResultRow:
@@ -94,14 +94,18 @@ def shifted(name: str, by: float, group: str = "", seeds: int = 1, spread: float
     return ResultRow(group, name, truth=np.zeros(40), predictions=np.broadcast_to(wrong, (seeds, 40)))
 
 
+def marks(table: Table) -> list[str]:
+    """What stands before each row's score."""
+    return [re.sub(r"\d.*|not run", "", score) for score in table.short["MAE", "this run"]]
+
+
 def test_the_best_is_marked_and_what_is_within_noise_of_it():
     rows = [shifted("worse", 0.3), shifted("best", 0.1), shifted("as good", 0.1 + 1e-5), ResultRow("", "absent")]
     table = result_table(rows, ["mae"])
-    column = list(table.short.columns).index(("MAE", "this run"))
-    assert table.best == {(1, column)}, "less error is better; unrounded"
-    assert (0, column) not in table.near and "paired bootstrap" in table.notes[0]
+    assert marks(table)[:2] == ["", "**"] and marks(table)[2] != "**", "less error is better; unrounded"
+    assert "paired bootstrap" in table.notes[0] and table.short["MAE", "this run"][1] == "**0.100**"
     noisy = rows[:2] + [ResultRow("", "noisy", truth=np.zeros(40), predictions=np.tile([0.0, 0.21], 20)[None])]
-    assert result_table(noisy, ["mae"]).near == {(2, column)}, "0.105 against 0.100, and clips that differ by 0.2"
+    assert marks(result_table(noisy, ["mae"])) == ["", "**", "≈ "], "0.105 against 0.100, and clips that differ by 0.2"
 
 
 def test_a_difference_no_larger_than_the_seeds_make_is_noise():
@@ -115,10 +119,10 @@ def test_a_difference_no_larger_than_the_seeds_make_is_noise():
 def test_groups_of_an_ablation_have_a_best_each():
     rows = [shifted("on", 0.1, "A"), shifted("off", 0.3, "A"), shifted("five", 0.4, "B"), shifted("six", 0.5, "B")]
     table = result_table([*rows, shifted("alone", 0.2, "C")], ["mae"], by_group=True)
-    assert sorted(row for row, _ in table.best) == [0, 2], "alone there is nothing to be best of"
+    assert marks(table) == ["**", "", "**", "", ""], "alone there is nothing to be best of"
     assert [head for _, head in table.short.columns[:2]] == ["group", "method"] and "in its group" in table.notes[0]
     whole = result_table(rows, ["mae"])
-    assert sorted(row for row, _ in whole.best) == [0] and "A: on, off." in whole.notes[1]
+    assert marks(whole) == ["**", "", "", ""] and "A: on, off." in whole.notes[1]
 
 
 def test_a_column_of_notes_stands_below():
@@ -127,7 +131,7 @@ def test_a_column_of_notes_stands_below():
 
 
 def test_what_a_column_holds():
-    numbers = ["0.1 — not_run", "1,234 12.29_%", "0.1_±_0.2 0.3", "[-0.1,_+0.2] —", "+0.1_[-0.1,_+0.2]", "1e-05"]
+    numbers = ["0.1 — not_run", "**0.1_±_0.2** ≈_0.3", "1,234 12.29_%", "0.1_±_0.2", "[-0.1,_+0.2] +0.1_[-0.1,_+0.2]", "1e-05 —"]
     for kind, columns in {"number": numbers, "list": ["0.1,_0.2 0.3"], "text": ["1_of_2", "3 5_tokens"]}.items():
         for column in columns:
             assert kind_of([cell.replace("_", " ") for cell in column.split()]) == kind, column

@@ -23,22 +23,14 @@ from cmpta_lib.report.tables import BLOCKS, Table, heads, marked_up, to_markdown
 from cmpta_lib.report.tables import NOTHING as NOTHING
 
 CHINESE = re.compile("[\u3000-\u9fff\uff00-\uffef]")
+_WORDS = {"\\": "backslash", "~": "asciitilde", "^": "asciicircum", "<": "less", ">": "greater", "|": "bar"}
+_SIGNS = {"±": "pm", "×": "times", "≈": "approx", "→": "rightarrow", "≤": "leq", "≥": "geq"}
 _SPECIAL = {
     **{character: f"\\{character}" for character in "&%$#_{}"},
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
+    **{character: f"\\text{name}{{}}" for character, name in _WORDS.items()},
+    **{character: f"$\\{name}$" for character, name in _SIGNS.items()},
     "[": "{[}",  # at the start of a row it would be the optional argument of the line break before it,
     "*": "{*}",  # and this one a variant of that break
-    "±": r"$\pm$",
-    "×": r"$\times$",
-    "≈": r"$\approx$",
-    "→": r"$\rightarrow$",
-    "≤": r"$\leq$",
-    "≥": r"$\geq$",
     "…": r"\dots{}",
     "²": r"\raisebox{.5ex}{2}",  # a raised digit of its own would be set at 6 pt
     "\N{MINUS SIGN}": "$-$",
@@ -50,15 +42,13 @@ _SPECIAL = {
 }
 # Where long names may be broken, beside spaces and hyphens: after a joint, before a letter.
 _JOINTS = re.compile(r"(?<=[_./=:])(?=[A-Za-z])")
-_DIGIT_PT, GAP_PT = 4.3, 8.0  # a digit at 8 pt; between two columns
-PAGE_PT, _COLUMN_PT = 343.0, 220.0  # article's only column, and one of two; both less a margin
-_AGAIN = "(continued)"
+_DIGIT_PT, GAP_PT = 4.4, 6.0  # a digit at 8 pt; between two columns
+PAGE_PT = 344.0  # article's only column, less a margin
+_WIDE, _NARROW = "+-±≈→%mw", " .,:;'[]()|ijlt"
 _PAGE_LINES = 42  # of a table that floats, with what stands below it
 _SIZE = f"\\fontsize{{8}}{{9.6}}\\selectfont\\setlength{{\\tabcolsep}}{{{GAP_PT / 2:g}pt}}"
 # What goes on over pages takes the whole width of an article of two columns.
-_ONE_COLUMN = (
-    "\\makeatletter\\let\\cmptaback\\relax\n\\if@twocolumn\\onecolumn\\let\\cmptaback\\twocolumn\\fi\\makeatother\n"
-)
+_ONE_COLUMN = "\\makeatletter\\let\\cmptaback\\relax\n\\if@twocolumn\\onecolumn\\let\\cmptaback\\twocolumn\\fi\\makeatother\n"
 
 
 def escaped(value: object) -> str:
@@ -73,10 +63,9 @@ def paragraph(text: str) -> str:
 
 
 def width_pt(text: str) -> float:
-    """How wide a text is at 8 pt, about: characters are counted, those that are wider than a digit for more than one."""
-    return _DIGIT_PT * sum(
-        2 if CHINESE.match(one) else 1.5 if one.isupper() or one in "+-±≈→%mw" else 1 for one in text
-    )
+    """How wide a text is at 8 pt, about: by counting characters as two digits, one and a half, one or less."""
+    sizes = (2 if CHINESE.match(one) else 1.5 if one.isupper() or one in _WIDE else 0.65 if one in _NARROW else 1 for one in text)
+    return _DIGIT_PT * sum(sizes)
 
 
 def word_pt(texts: Sequence[str]) -> float:
@@ -107,50 +96,42 @@ def fitted(whole: np.ndarray, least: np.ndarray) -> np.ndarray:
     return next((widths for widths in every if left_pt(widths) >= 0), least)
 
 
-@dataclass(frozen=True, eq=False)
-class Panel:
-    """Columns that fit a page: headings and cells in LaTeX, their form, and how wide (points) and tall (lines) they are."""
+def laid_out(table: Table) -> tuple[list[tuple[pd.DataFrame, str]], float]:
+    """A table's short form in panels that fit a page, headings and cells in LaTeX with the columns' form; and its lines.
 
-    frame: pd.DataFrame
-    form: str
-    width: float
-    lines: float
-
-    def tabular(self, **options: str) -> str:
-        shown = self.frame.style.hide(axis="index")
-        return str(shown.to_latex(column_format=f"@{{}}{self.form}@{{}}", hrules=True, multicol_align="c", **options))
-
-
-def laid_out(table: Table) -> list[Panel]:
-    """A table's short form in panels; only texts and headings are broken, and blocks' names stand over their rows."""
-    cells, kinds = written(table, lambda text, kind: paragraph(text), "\\textbf{%s}", "$\\approx$\\,%s")
+    Only texts and headings are broken, and blocks' names stand over their rows.
+    """
+    cells, kinds = written(table, lambda text, kind: paragraph(text), "\\textbf{%s}")
     tops, plain = heads(table.short), [[*map(str, table.short.iloc[:, place])] for place in range(len(kinds))]
     first = int(len(tops) > 1 and tops[0][1] in BLOCKS)
     titles, cells, plain, tops = plain[0], cells[first:], plain[first:], tops[first:]
-    for row in range(len(titles)):
-        if not row or (table.blocks and table.blocks[row] != table.blocks[row - 1]):
+    for row, block in enumerate(table.blocks):
+        if not row or block != table.blocks[row - 1]:
             title = f"\\makebox[0pt][l]{{\\textit{{{escaped(titles[row])}}}}} \\\\*\n" * first
             cells[0][row] = "\\midrule\n" * bool(row) + title + cells[0][row]
     is_text = np.isin(kinds[first:], ["text", "list"])
     words = np.array([word_pt([head, *(plain[n] if is_text[n] else [])]) for n, (_, head) in enumerate(tops)])
-    sizes = np.array([[width_pt(text) for text in texts] for texts in plain]).reshape(len(plain), -1)  # (columns, rows)
-    for row, place in table.best | table.near:
-        sizes[place - first, row] += 2 * _DIGIT_PT
+    wide = [[width_pt(text.replace("**", "0")) for text in texts] for texts in plain]  # bold is a sixth wider
+    sizes = np.array(wide).reshape(len(plain), -1)  # (columns, rows)
     whole = np.maximum(sizes.max(axis=1, initial=0), words)
     least = np.where(is_text, words, whole)
     frame = pd.DataFrame(dict(enumerate(cells)), dtype=object)
     frame.columns = pd.MultiIndex.from_tuples([(escaped(over), paragraph(head)) for over, head in tops])
     if not any(over for over, _ in tops):
         frame = frame.droplevel(0, axis=1)
-    sides, panels = np.where(is_text, "raggedright", "raggedleft"), []
+    sides, panels, lines = np.where(is_text, "raggedright", "raggedleft"), [], 0.0
     for places in panels_of(min(max(1, [*is_text, False].index(False)), 3), least):  # leading texts tell rows apart
         widths = fitted(whole[places], least[places])
-        form = "".join(
-            f">{{\\{sides[n]}\\arraybackslash}}p{{{width:.1f}pt}}" for n, width in zip(places, widths, strict=True)
-        )
-        lines = np.where(sizes[places].T > widths, np.ceil(1.2 * sizes[places].T / widths), 1).max(axis=1).sum()
-        panels.append(Panel(frame.iloc[:, places], form, PAGE_PT - left_pt(widths), 4 + len(set(table.blocks)) + lines))
-    return panels
+        tall = np.where(sizes[places].T > widths, np.ceil(1.2 * sizes[places].T / widths), 1)
+        lines += 4 + len(set(table.blocks)) + tall.max(axis=1).sum()
+        form = [f">{{\\{sides[n]}\\arraybackslash}}p{{{width:.1f}pt}}" for n, width in zip(places, widths, strict=True)]
+        panels.append((frame.iloc[:, places], f"@{{}}{''.join(form)}@{{}}"))
+    return panels, lines
+
+
+def _tabular(frame: pd.DataFrame, form: str, **options: str) -> str:
+    shown = frame.style.hide(axis="index")
+    return str(shown.to_latex(column_format=form, hrules=True, multicol_align="c", **options))
 
 
 def to_latex(table: Table, name: str, caption: str, warning: str, source: str) -> str:
@@ -160,21 +141,19 @@ def to_latex(table: Table, name: str, caption: str, warning: str, source: str) -
         name: its label is "cmpta:" and this.
         caption: without a number of its own; LaTeX gives it one.
     """
-    panels, below = laid_out(table), [note for note in (*table.notes, source) if note]
+    (panels, lines), below = laid_out(table), [note for note in (*table.notes, source) if note]
     said = _sentence(" ".join(filter(None, [re.sub(r"^(Table|Figure) \d+(, continued)?\.\s*", "", caption), warning])))
     notes = "".join(f"\\par\\smallskip {{\\raggedright {_sentence(note)}\\par}}\n" for note in below)
-    lines = sum(panel.lines for panel in panels) + sum(width_pt(note) // PAGE_PT + 1 for note in below)
-    if lines > _PAGE_LINES:
-        first = panels[0].tabular(environment="longtable", caption=said, label=f"cmpta:{name}")
-        others = [panel.tabular(environment="longtable", caption=_AGAIN) for panel in panels[1:]]
-        body = "\\addtocounter{table}{-1}\n".join([first, *others])
-        body = body.replace(f"\\caption[]{{{said}}}", f"\\caption[]{{{_AGAIN}}}")
+    if lines + sum(width_pt(note) // PAGE_PT + 1 for note in below) > _PAGE_LINES:
+        again = "(continued)"
+        first = _tabular(*panels[0], environment="longtable", caption=said, label=f"cmpta:{name}")
+        others = [_tabular(*panel, environment="longtable", caption=again) for panel in panels[1:]]
+        body = "\\addtocounter{table}{-1}\n".join([first.replace(f"\\caption[]{{{said}}}", f"\\caption[]{{{again}}}"), *others])
         text = f"{_ONE_COLUMN}{{{_SIZE}\\setlength{{\\LTcapwidth}}{{\\textwidth}}\n{body}{notes}}}\\cmptaback\n"
     else:
-        kind = "table" if all(panel.width <= _COLUMN_PT for panel in panels) else "table*"
-        body = "\\par\\medskip\n".join(panel.tabular() for panel in panels)
+        body = "\\par\\medskip\n".join(_tabular(*panel) for panel in panels)
         head = f"\\centering\n\\caption{{{said}}}\n\\label{{cmpta:{name}}}\n{_SIZE}\n\\par\\smallskip\n"
-        text = f"\\begin{{{kind}}}\n{head}{body}{notes}\\end{{{kind}}}\n"
+        text = f"\\begin{{table*}}\n{head}{body}{notes}\\end{{table*}}\n"
     needs = "\\usepackage{booktabs,array,longtable}"
     if CHINESE.search(text):
         needs += " and, for its Chinese, \\usepackage{CJKutf8}"

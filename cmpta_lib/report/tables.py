@@ -25,7 +25,7 @@ NOTE = "note"
 _NUMBER = r"[+\-\N{MINUS SIGN}]?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?(?: ?%)?"
 _INTERVAL = rf"\[{_NUMBER}, {_NUMBER}\]"
 _KINDS: Sequence[tuple[Kind, str]] = (
-    ("number", rf"{_NUMBER}(?: ± {_NUMBER}| {_INTERVAL})?|{_INTERVAL}"),
+    ("number", rf"(?:≈ )?{_NUMBER}(?: ± {_NUMBER}| {_INTERVAL})?|{_INTERVAL}"),
     ("list", rf"{_NUMBER}(?:, {_NUMBER})*"),
 )
 
@@ -34,15 +34,13 @@ _KINDS: Sequence[tuple[Kind, str]] = (
 class Table:
     """One table in its forms.
 
-    `short` is what is read: cells of text, columns of one level or of two (metric, what). `full` is what programs read,
-    one level. `best` and `near` are positions (row, column) in `short`: marked bold, and with "≈" as within noise of the
-    best. `blocks`: one name per row; a rule stands where it changes. `notes` stand below, and `details` is folded away.
+    `short` is what is read: cells of text, bold between "**", columns of one level or of two (metric, what). `full` is what
+    programs read, one level. `blocks`: one name per row; a rule stands where it changes. `notes` stand below, and
+    `details` is folded away.
     """
 
     short: pd.DataFrame
     full: pd.DataFrame
-    best: frozenset[tuple[int, int]] = frozenset()
-    near: frozenset[tuple[int, int]] = frozenset()
     notes: tuple[str, ...] = ()
     blocks: tuple[str, ...] = ()
     details: Table | None = None
@@ -70,26 +68,26 @@ def heads(frame: pd.DataFrame) -> list[tuple[str, str]]:
 
 def kind_of(texts: Sequence[str]) -> Kind:
     """What a column holds: numbers, also with spread or interval, lists of them, or text; an empty one counts as numbers."""
-    filled = [text for text in texts if text not in (NOTHING, NOT_RUN, "")]
+    filled = [text.strip("*") for text in texts if text not in (NOTHING, NOT_RUN, "")]
     return next((kind for kind, form in _KINDS if all(re.fullmatch(form, text) for text in filled)), "text")
 
 
-def written(table: Table, escaped: Callable[[str, Kind], str], best: str, near: str) -> tuple[list[list[str]], list[Kind]]:
+def written(table: Table, escaped: Callable[[str, Kind], str], bold: str) -> tuple[list[list[str]], list[Kind]]:
     """The short form's cells, column by column, in a markup; and what each column holds. Repeated blocks' names are blank.
 
     Args:
         escaped: a cell's text in that markup.
-        best, near: its marks, with "%s" for the cell.
+        bold: with "%s" for the cell.
     """
-    columns = [[str(value) for value in table.short.iloc[:, column]] for column in range(table.short.shape[1])]
+    columns = [[*map(str, table.short.iloc[:, place])] for place in range(table.short.shape[1])]
     if columns and heads(table.short)[0][1] in BLOCKS:
         columns[0] = ["" if row and text == columns[0][row - 1] else text for row, text in enumerate(columns[0])]
     kinds = [kind_of(texts) for texts in columns]
-    found = [[escaped(text, kind) for text in texts] for texts, kind in zip(columns, kinds, strict=True)]
-    for marks, form in ((table.best, best), (table.near, near)):
-        for row, column in marks:
-            found[column][row] = form % found[column][row]
-    return found, kinds
+
+    def cell(text: str, kind: Kind) -> str:
+        return bold % escaped(text.strip("*"), kind) if text.startswith("**") else escaped(text, kind)
+
+    return [[cell(text, kind) for text in texts] for texts, kind in zip(columns, kinds, strict=True)], kinds
 
 
 def marked_up(text: str, plain: Callable[[str], str], code: Callable[[str], str]) -> str:
@@ -124,7 +122,7 @@ def _grid(table: Table) -> str:
         text = re.sub(r"(?<!\w)-(?=\d)", "\N{MINUS SIGN}", escaped(text))  # a line may break after a hyphen,
         return text if kind == "list" else text.replace(" ", "\N{NO-BREAK SPACE}")  # or at a space
 
-    columns, kinds = written(table, cell, "**%s**", "\N{ALMOST EQUAL TO}\N{NO-BREAK SPACE}%s")
+    columns, kinds = written(table, cell, "**%s**")
     names = [escaped(f"{over} {name}".strip()) for over, name in heads(table.short)]
     lines = [names, ["---" if kind == "text" else "---:" for kind in kinds], *zip(*columns, strict=True)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -145,7 +143,6 @@ class Shown:
 
 
 Best = Mapping[str, Mapping[str, float]]
-Places = frozenset[tuple[int, int]]
 
 
 def result_table(
@@ -168,6 +165,7 @@ def result_table(
     if unknown := [metric for metric in metrics if metric not in METRICS]:
         raise ValueError(f"no display rule for {unknown}; known: {', '.join(METRICS)}")
     shown, names = [METRICS[metric] for metric in metrics], [("", "group")] * by_group + [("", "method")]
+    marks = _marks(rows, shown, by_group)
     columns: dict[tuple[str, str], list[str]] = {
         ("", "group"): [row.group for row in rows],
         ("", "method"): [row.method for row in rows],
@@ -178,18 +176,17 @@ def result_table(
     short = {name: columns[name] for name in names}
     for metric in shown:
         short |= {(metric.label, heading): columns[metric.label, heading] for heading in ("paper", "this run", "gap")}
-        said = {NOT_RUN: NOTHING} if metric != shown[0] else {}  # once
         scores = [score.partition(" (n=")[0] for score in short[metric.label, "this run"]]
-        short[metric.label, "this run"] = [said.get(score, score) for score in scores]
+        if metric != shown[0]:
+            scores = [NOTHING if score == NOT_RUN else score for score in scores]  # said once
+        marked = [marks.get((place, metric), "%s") % score for place, score in enumerate(scores)]
+        short[metric.label, "this run"] = marked
     folded = names + [(metric.label, heading) for metric in shown for heading in ("95 % CI", "seeds")]
     details = pd.DataFrame({name: columns[name] for name in folded}, dtype=object)[[row.ran for row in rows]]
-    marked, near = _marks(rows, shown, len(names), by_group)
     return Table(
         pd.DataFrame(short, dtype=object),
         full.drop(columns=[name for name in ("group", NOTE) if not any(full[name])]),
-        marked,
-        near,
-        notes=tuple(_notes(rows, bool(marked), by_group)),
+        notes=tuple(_notes(rows, bool(marks), by_group)),
         blocks=tuple(row.group for row in rows),
         details=None if details.empty else Table.of(details.reset_index(drop=True), *_remarks(best or {}, shown)),
     )
@@ -228,23 +225,23 @@ def _remarks(best: Best, metrics: Sequence[Metric]) -> Iterator[str]:
         yield f"Bayes-optimal: what the best decision rule scores on these clips, which luck on them can exceed ({rules})."
 
 
-def _marks(rows: Sequence[ResultRow], metrics: Sequence[Metric], first: int, by_group: bool) -> tuple[Places, Places]:
-    """Positions in the short form of what is best and of what is within noise of it; `first`: the first metric's column.
+def _marks(rows: Sequence[ResultRow], metrics: Sequence[Metric], by_group: bool) -> dict[tuple[int, Metric], str]:
+    """(row, metric) -> the mark of what is best and of what is within noise of it, with "%s" for the score.
 
     Rows that were run are compared with each other, two at least; with `by_group` those of one group.
     """
-    best, near = set(), set()
+    marks = {}
     for group in dict.fromkeys(row.group if by_group else "" for row in rows):
         places = [place for place, row in enumerate(rows) if row.ran and group in (row.group, "")]
-        for column, metric in enumerate(metrics if len(places) > 1 else ()):
+        for metric in metrics if len(places) > 1 else ():
             means = {place: float(rows[place].scores(metric.name).mean()) for place in places}
             top = (min if metric.lower_is_better else max)(places, key=means.__getitem__)
             for place in places:
                 if means[place] == means[top]:
-                    best.add((place, first + 3 * column + 1))
+                    marks[place, metric] = "**%s**"
                 elif within_noise(metric.name, rows[place], rows[top]):
-                    near.add((place, first + 3 * column + 1))
-    return frozenset(best), frozenset(near)
+                    marks[place, metric] = "≈ %s"
+    return marks
 
 
 def _notes(rows: Sequence[ResultRow], marked: bool, by_group: bool) -> Iterator[str]:
