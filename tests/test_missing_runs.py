@@ -53,6 +53,9 @@ FATES: dict[str, tuple[Callable[[Run], None], str]] = {
     "missing": (unmake, "{0} is not finished; call again, or make it with Study.ensure"),
 }
 every_fate = pytest.mark.parametrize("fate", FATES)
+of_a_row = pytest.mark.parametrize(
+    ("fate", "row"), [*((fate, CMPTA) for fate in FATES), ("missing", TEXT_ONLY)], ids=lambda part: getattr(part, "name", part)
+)
 
 
 @pytest.fixture(scope="module")
@@ -84,8 +87,7 @@ def shown(table: pd.DataFrame) -> dict[str, str]:
     return dict(zip(table["method"], table["MAE this run"], strict=True))
 
 
-@every_fate
-@pytest.mark.parametrize("row", [CMPTA, TEXT_ONLY], ids=lambda row: row.name)
+@of_a_row
 def test_the_comparison_has_all_its_lines(fate: str, row: Row, study: Study):
     before = shown(result_table(comparison.comparison_rows(study, "sims"), ["mae"]).full)
     said = "^" + strike(study, fate, row, *study.seeds)
@@ -103,8 +105,7 @@ def test_the_comparison_has_all_its_lines(fate: str, row: Row, study: Study):
     assert reports.provenance(study, ["sims"], study.runs("sims", row)).runs == ()
 
 
-@every_fate
-@pytest.mark.parametrize("row", [CMPTA, TEXT_ONLY], ids=lambda row: row.name)
+@of_a_row
 def test_a_row_shows_the_seeds_that_it_has_and_says_how_many(fate: str, row: Row, study: Study):
     """An interrupted study, or one in which a seed failed: its tables grow, and no reader takes one seed for two."""
     before = reports.result_row(study, "sims", row)
@@ -131,7 +132,6 @@ def test_rows_that_wait_for_the_same_seeds_say_so_once(study: Study):
 
 
 def test_the_first_seed_alone_decides_what_is_judged_by_it(study: Study):
-    assert ledger.Evidence(study).sarcasm("meld").verdict != NOT_RUN
     unmake(study.runs("meld")[1])
     assert ledger.Evidence(study).sarcasm("meld").verdict != NOT_RUN
     unmake(study.runs("meld")[0])
@@ -142,8 +142,9 @@ def test_the_first_seed_alone_decides_what_is_judged_by_it(study: Study):
 FOUR = [(paper.ALIGNMENT, "on"), (paper.LSTM_TYPE, "bidirectional"), (paper.ADAPTER, "on"), (paper.TOKEN_COUNT, "6")]
 
 
-@every_fate
-@pytest.mark.parametrize(("row", "lines"), [(TOKENS, [(paper.TOKEN_COUNT, "7")]), (CMPTA, FOUR)], ids=lambda part: "")
+@pytest.mark.parametrize(
+    ("fate", "row", "lines"), [("damaged", TOKENS, [(paper.TOKEN_COUNT, "7")]), ("missing", CMPTA, FOUR)], ids=["one", "four"]
+)
 def test_the_ablation_and_its_figure_stand(fate: str, row: Row, lines: list, study: Study):
     """Without the lines of a run that is lost: the full method's are four."""
     from cmpta_lib.figures.curves import ablation_figure
@@ -167,8 +168,7 @@ def test_the_training_table_and_curves_stand(fate: str, study: Study):
     assert list(summaries.histories(study, "sims")) == ["1111"] and len(summaries.histories(study, "meld")) == 2
 
 
-@every_fate
-@pytest.mark.parametrize("place", [2, 0], ids=["a choice", "the default"])
+@pytest.mark.parametrize(("fate", "place"), [("missing", 2), ("damaged", 2), ("failed", 0)])
 def test_the_register_stands(fate: str, place: int, study: Study):
     """All its other lines; without the default nothing is compared with it."""
     before = summaries.register_table(study)
@@ -193,6 +193,9 @@ def test_a_long_reason_stays_one_cell(study: Study):
 
 @pytest.mark.parametrize("fate", ["damaged", "failed"])
 def test_making_goes_on_and_the_end_does_not(fate: str, study: Study, monkeypatch: pytest.MonkeyPatch, capsys):
+    study.make(study.needed("04_table3_simsv2"))
+    study.conclude()
+    assert capsys.readouterr().err == "", "nothing is missing where nothing is"
     monkeypatch.setenv(KEEP_FAILED, "1")  # as `cmpta reproduce` says, whose runs have been tried
     strike(study, fate, CMPTA)
     runs = study.needed("04_table3_simsv2")
@@ -203,9 +206,3 @@ def test_making_goes_on_and_the_end_does_not(fate: str, study: Study, monkeypatc
     with pytest.raises(RunsFailed, match=f"^{said}") as caught:
         study.conclude()
     assert len(caught.value.failures) == 1, "asked for twice, failed once"
-
-
-def test_nothing_is_missing_where_nothing_is(study: Study, capsys):
-    study.make(study.needed("04_table3_simsv2"))
-    study.conclude()
-    assert capsys.readouterr().err == ""
