@@ -15,7 +15,7 @@ from finished import finish, finish_tables, record_llms, small_studies
 
 from cmpta_lib.report import comparison, summaries, tables
 from cmpta_lib.report import rows as reports
-from cmpta_lib.report.export import CHINESE, GAP_PT, PAGE_PT, escaped, paragraph, recorded, to_latex, width_pt, word_pt
+from cmpta_lib.report.export import CHINESE, GAP_PT, PAGE_PT, escaped, recorded, sentence, to_latex, width_pt, word_pt
 from cmpta_lib.report.tables import Table
 from cmpta_lib.report.uncertainty import ResultRow
 from cmpta_lib.study import plan
@@ -39,15 +39,13 @@ def tabulars(text: str) -> list[list[float]]:
 
 
 def test_text_is_escaped_and_broken_where_a_reader_would():
-    assert escaped("f1_w 95 % & {a} #1 $x$") == r"f1\_w 95 \% \& \{a\} \#1 \$x\$"
-    assert (
-        escaped("a\\b <t> | ~^")
-        == r"a\textbackslash{}b \textless{}t\textgreater{} \textbar{} \textasciitilde{}\textasciicircum{}"
-    )
+    assert escaped("f1 w 95 % & {a} #1 $x$") == r"f1 w 95 \% \& \{a\} \#1 \$x\$"
+    assert escaped("a\\b <t>") == r"a\textbackslash{}b \textless{}t\textgreater{}"
+    assert escaped("| ~^") == r"\textbar{} \textasciitilde{}\textasciicircum{}"
     assert escaped("-0.095 +1 SIMS-2 [1") == r"$-$0.095 $+$1 SIMS-2 {[}1"
     assert escaped("± × ≈ → − —") == r"$\pm$ $\times$ $\approx$ $\rightarrow$ $-$ ---"
-    assert paragraph("method.num_heads = 16") == r"method.\allowbreak{}num\_\allowbreak{}heads = 16"
-    assert paragraph("0.251, SIMS-2") == "0.251, SIMS-2"
+    assert escaped("method.num_heads = 16") == r"method.\allowbreak{}num\_\allowbreak{}heads = 16"
+    assert sentence("in `--set a.b`") == r"in \texttt{-{}-set a.\allowbreak{}b}"
     assert word_pt(["method.num_heads", "情感 为"]) == width_pt("method.")
 
 

@@ -40,8 +40,7 @@ _SPECIAL = {
     "\N{ZERO WIDTH SPACE}": r"\allowbreak{}",
     "\n": r"\newline ",
 }
-# Where long names may be broken, beside spaces and hyphens: after a joint, before a letter.
-_JOINTS = re.compile(r"(?<=[_./=:])(?=[A-Za-z])")
+_JOINTS = re.compile(r"(?<=[_./=:])(?=[A-Za-z])")  # where long names may be broken, beside spaces and hyphens
 _DIGIT_PT, GAP_PT = 4.4, 6.0  # a digit at 8 pt; between two columns
 PAGE_PT = 344.0  # article's only column, less a margin
 _WIDE, _NARROW = "+-±≈→%mw", " .,:;'[]()|ijlt"
@@ -52,14 +51,17 @@ _ONE_COLUMN = "\\makeatletter\\let\\cmptaback\\relax\n\\if@twocolumn\\onecolumn\
 
 
 def escaped(value: object) -> str:
-    """Text as LaTeX prints it; signs before digits become minus and plus, hyphens stay: -0.095 but SIMS-2."""
-    text = "".join(_SPECIAL.get(character, character) for character in str(value))
+    """Text as LaTeX prints it, to be broken inside of long names too.
+
+    Signs before digits become minus and plus, hyphens stay: -0.095 but SIMS-2.
+    """
+    text = "".join(_SPECIAL.get(character, character) for character in _JOINTS.sub("\N{ZERO WIDTH SPACE}", str(value)))
     return re.sub(r"(?<![\w.)-])([+-])(?=\d)", r"$\1$", text)
 
 
-def paragraph(text: str) -> str:
-    """Escaped text that may be broken inside of long names too."""
-    return escaped(_JOINTS.sub("\N{ZERO WIDTH SPACE}", text))
+def sentence(text: str) -> str:
+    """A caption or note, with what stands between backticks as code; no font joins two hyphens of an option there."""
+    return marked_up(text, escaped, lambda code: f"\\texttt{{{escaped(code).replace('--', '-{}-')}}}")
 
 
 def width_pt(text: str) -> float:
@@ -101,7 +103,7 @@ def laid_out(table: Table) -> tuple[list[tuple[pd.DataFrame, str]], float]:
 
     Only texts and headings are broken, and blocks' names stand over their rows.
     """
-    cells, kinds = written(table, lambda text, kind: paragraph(text), "\\textbf{%s}")
+    cells, kinds = written(table, lambda text, kind: escaped(text), "\\textbf{%s}")
     tops, plain = heads(table.short), [[*map(str, table.short.iloc[:, place])] for place in range(len(kinds))]
     first = int(len(tops) > 1 and tops[0][1] in BLOCKS)
     titles, cells, plain, tops = plain[0], cells[first:], plain[first:], tops[first:]
@@ -116,7 +118,7 @@ def laid_out(table: Table) -> tuple[list[tuple[pd.DataFrame, str]], float]:
     whole = np.maximum(sizes.max(axis=1, initial=0), words)
     least = np.where(is_text, words, whole)
     frame = pd.DataFrame(dict(enumerate(cells)), dtype=object)
-    frame.columns = pd.MultiIndex.from_tuples([(escaped(over), paragraph(head)) for over, head in tops])
+    frame.columns = pd.MultiIndex.from_tuples([(escaped(over), escaped(head)) for over, head in tops])
     if not any(over for over, _ in tops):
         frame = frame.droplevel(0, axis=1)
     sides, panels, lines = np.where(is_text, "raggedright", "raggedleft"), [], 0.0
@@ -142,8 +144,8 @@ def to_latex(table: Table, name: str, caption: str, warning: str, source: str) -
         caption: without a number of its own; LaTeX gives it one.
     """
     (panels, lines), below = laid_out(table), [note for note in (*table.notes, source) if note]
-    said = _sentence(" ".join(filter(None, [re.sub(r"^(Table|Figure) \d+(, continued)?\.\s*", "", caption), warning])))
-    notes = "".join(f"\\par\\smallskip {{\\raggedright {_sentence(note)}\\par}}\n" for note in below)
+    said = sentence(" ".join(filter(None, [re.sub(r"^(Table|Figure) \d+(, continued)?\.\s*", "", caption), warning])))
+    notes = "".join(f"\\par\\smallskip {{\\raggedright {sentence(note)}\\par}}\n" for note in below)
     if lines + sum(width_pt(note) // PAGE_PT + 1 for note in below) > _PAGE_LINES:
         again = "(continued)"
         first = _tabular(*panels[0], environment="longtable", caption=said, label=f"cmpta:{name}")
@@ -159,14 +161,6 @@ def to_latex(table: Table, name: str, caption: str, warning: str, source: str) -
         needs += " and, for its Chinese, \\usepackage{CJKutf8}"
         text = f"\\begin{{CJK}}{{UTF8}}{{gbsn}}\n{text}\\end{{CJK}}\n"
     return f"% Needs {needs}\n{text}"
-
-
-def _sentence(text: str) -> str:
-    # A path or a command is too long for a line of one column unless it may be broken.
-    def words(part: str) -> str:
-        return " ".join(paragraph(word) if len(word) > 30 else escaped(word) for word in part.split(" "))
-
-    return marked_up(text, words, lambda code: f"\\texttt{{{paragraph(code).replace('--', '-{}-')}}}")
 
 
 PROVENANCE = "provenance.json"
@@ -246,13 +240,11 @@ def record(folder: Path, name: str, provenance: Provenance) -> None:
     Raises:
         ValueError: the file is there and no record; names it.
     """
-    path = folder / PROVENANCE
     with files.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / f".{PROVENANCE}.lock"):
-            items = recorded(folder) | {name: asdict(provenance)}
-            text = json.dumps(dict(sorted(items.items())), ensure_ascii=False, indent=1)
-            files.write_text(path, text + "\n")
+            items = dict(sorted((recorded(folder) | {name: asdict(provenance)}).items()))
+            files.write_text(folder / PROVENANCE, json.dumps(items, ensure_ascii=False, indent=1) + "\n")
 
 
 def recorded(folder: Path) -> dict[str, dict[str, Any]]:
@@ -260,8 +252,6 @@ def recorded(folder: Path) -> dict[str, dict[str, Any]]:
     path = folder / PROVENANCE
     try:
         items = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except ValueError:
-        items = None
-    if not isinstance(items, dict) or not all(isinstance(item, dict) for item in items.values()):
-        raise ValueError(f"{path} is no record of exports; remove it and export again")
-    return items
+        return {str(name): dict(item) for name, item in items.items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is no record of exports; remove it and export again") from error
