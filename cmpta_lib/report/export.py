@@ -43,7 +43,7 @@ _SPECIAL = {
 _JOINTS = re.compile(r"(?<=[_./=:])(?=[A-Za-z])")  # where long names may be broken, beside spaces and hyphens
 _DIGIT_PT, GAP_PT = 4.4, 6.0  # a digit at 8 pt; between two columns
 PAGE_PT = 344.0  # article's only column, less a margin
-_WIDE, _NARROW = "+-±≈→%mw", " .,:;'[]()|ijlt"
+_WIDE, _NARROW = "+-±≈→%#&<>|mw", " .,:;'[]()|ijlt"
 _PAGE_LINES = 42  # of a table that floats, with what stands below it
 _SIZE = f"\\fontsize{{8}}{{9.6}}\\selectfont\\setlength{{\\tabcolsep}}{{{GAP_PT / 2:g}pt}}"
 # What goes on over pages takes the whole width of an article of two columns.
@@ -66,14 +66,17 @@ def sentence(text: str) -> str:
 
 def width_pt(text: str) -> float:
     """How wide a text is at 8 pt, about: by counting characters as two digits, one and a half, one or less."""
-    sizes = (2 if CHINESE.match(one) else 1.5 if one.isupper() or one in _WIDE else 0.65 if one in _NARROW else 1 for one in text)
+    sizes = (
+        2 if CHINESE.match(one) or one == NOTHING else 1.5 if one.isupper() or one in _WIDE else 0.65 if one in _NARROW else 1
+        for one in text
+    )
     return _DIGIT_PT * sum(sizes)
 
 
 def word_pt(texts: Sequence[str]) -> float:
-    """How wide the longest piece of these texts is that cannot be broken."""
-    pieces = _JOINTS.sub(" ", CHINESE.sub(r" \g<0> ", "\n".join(texts)))
-    return max(width_pt(piece) for piece in re.split(r"\s+|(?<=-)(?=[A-Za-z])", pieces))
+    """How wide the longest piece of these texts is that cannot be broken, at most."""
+    pieces = re.split(r"\s+|(?<=-)(?=[A-Za-z])", _JOINTS.sub(" ", CHINESE.sub(r" \g<0> ", "\n".join(texts))))
+    return 1.06 * max(map(width_pt, pieces)) + 1  # letters like n and u are wider than a digit
 
 
 def left_pt(widths: np.ndarray) -> float:
