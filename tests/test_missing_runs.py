@@ -40,10 +40,10 @@ def unmake(run: Run) -> None:
         path.unlink()
 
 
-def fail(run: Run) -> None:
+def fail(run: Run, message: str = "the GPU's memory\nis full") -> None:
     unmake(run)
     (run.folder / store.CONFIG).write_text(to_json(run.config))
-    store.record_failure(run.folder, {"kind": "RuntimeError", "message": "the GPU's memory\nis full", "traceback": "", "log": ""})
+    store.record_failure(run.folder, {"kind": "RuntimeError", "message": message, "traceback": "", "log": ""})
 
 
 # What happened to a run -> how, and what its line says of file and remedy.
@@ -124,11 +124,15 @@ def test_a_row_shows_the_seeds_that_it_has_and_says_how_many(fate: str, row: Row
     assert number.figures.endswith("; 1 of 2 seeds") == (row == CMPTA)
 
 
-def test_rows_that_wait_for_the_same_seeds_say_so_once(study: Study):
-    for row in (CMPTA, TEXT_ONLY, TOKENS):
+def test_rows_that_wait_for_the_same_seeds_say_so_once_and_a_long_reason_stays_one_cell(study: Study):
+    rows = (CMPTA, TEXT_ONLY, TOKENS)
+    for row in rows:
         strike(study, "missing", row)
-    notes = result_table([reports.result_row(study, "sims", row) for row in (CMPTA, TEXT_ONLY, TOKENS)], ["mae"]).notes
+    notes = result_table([reports.result_row(study, "sims", row) for row in rows], ["mae"]).notes
     assert notes[-1] == "CMPTA, text only, 7 tokens: 1 of 2 seeds so far."
+    for run in study.runs("sims"):
+        fail(run, "word " * 1000)
+    assert len(reports.result_row(study, "sims", CMPTA).note) < 450
 
 
 def test_the_first_seed_alone_decides_what_is_judged_by_it(study: Study):
@@ -139,24 +143,19 @@ def test_the_first_seed_alone_decides_what_is_judged_by_it(study: Study):
     assert found.verdict == NOT_RUN and "seed 1111" in found.figures and "cmpta reproduce" in found.figures
 
 
-FOUR = [(paper.ALIGNMENT, "on"), (paper.LSTM_TYPE, "bidirectional"), (paper.ADAPTER, "on"), (paper.TOKEN_COUNT, "6")]
-
-
-@pytest.mark.parametrize(
-    ("fate", "row", "lines"), [("damaged", TOKENS, [(paper.TOKEN_COUNT, "7")]), ("missing", CMPTA, FOUR)], ids=["one", "four"]
-)
-def test_the_ablation_and_its_figure_stand(fate: str, row: Row, lines: list, study: Study):
+def test_the_ablation_and_its_figure_stand(study: Study):
     """Without the lines of a run that is lost: the full method's are four."""
     from cmpta_lib.figures.curves import ablation_figure
 
     whole = reports.ablation_frame(reports.ablation_rows(study, "sims"), "mae")
-    strike(study, fate, row, *study.seeds)
+    strike(study, "damaged", TOKENS, *study.seeds)
+    frame = reports.ablation_frame(reports.ablation_rows(study, "sims"), "mae")
+    pd.testing.assert_frame_equal(frame, whole[whole["variant"] != "7"].reset_index(drop=True))
+    strike(study, "missing", CMPTA, *study.seeds)
     rows = reports.ablation_rows(study, "sims")
-    assert [(line.group, line.method) for line in rows if line.predictions is None] == lines
-    frame, lost = reports.ablation_frame(rows, "mae"), {name for _, name in lines}
-    if row is TOKENS:
-        pd.testing.assert_frame_equal(frame, whole[~whole["variant"].isin(lost)].reset_index(drop=True))
-    assert ablation_figure(frame, "mae").axes
+    lost = {(paper.ALIGNMENT, "on"), (paper.LSTM_TYPE, "bidirectional"), (paper.ADAPTER, "on"), (paper.TOKEN_COUNT, "6")}
+    assert {(line.group, line.method) for line in rows if not line.ran} == lost | {(paper.TOKEN_COUNT, "7")}
+    assert ablation_figure(reports.ablation_frame(rows, "mae"), "mae").axes
 
 
 @every_fate
@@ -179,13 +178,6 @@ def test_the_register_stands(fate: str, place: int, study: Study):
         pd.testing.assert_frame_equal(after.drop(2).drop(columns="note"), before.drop(2), check_dtype=False)
     else:
         assert list(after["MAE"][1:]) == list(before["MAE"][1:]) and set(after["MAE minus default"]) == {NOTHING}
-
-
-def test_a_long_reason_stays_one_cell(study: Study):
-    for run in study.runs("sims"):
-        fail(run)
-        store.record_failure(run.folder, {"kind": "ValueError", "message": "word " * 1000, "traceback": "", "log": ""})
-    assert len(reports.result_row(study, "sims", CMPTA).note) < 450
 
 
 # --- a notebook's way through -----------------------------------------------------------------------------------------
