@@ -19,7 +19,7 @@ import pandas as pd
 from filelock import FileLock
 
 from cmpta_lib import files
-from cmpta_lib.report.tables import BLOCKS, Table, heads, marked_up, to_markdown, written
+from cmpta_lib.report.tables import BLOCKS, Table, marked_up, to_markdown, written
 from cmpta_lib.report.tables import NOTHING as NOTHING
 
 CHINESE = re.compile("[\u3000-\u9fff\uff00-\uffef]")
@@ -106,28 +106,23 @@ def laid_out(table: Table) -> tuple[list[tuple[pd.DataFrame, str]], float]:
 
     Only texts and headings are broken, and blocks' names stand over their rows.
     """
-    cells, kinds = written(table, lambda text, kind: escaped(text), "\\textbf{%s}")
-    tops, plain = heads(table.short), [[*map(str, table.short.iloc[:, place])] for place in range(len(kinds))]
-    first = int(len(tops) > 1 and tops[0][1] in BLOCKS)
-    titles, cells, plain, tops = plain[0], cells[first:], plain[first:], tops[first:]
+    (cells, kinds), heads = written(table, lambda text, kind: escaped(text), "\\textbf{%s}"), [*map(str, table.short.columns)]
+    first = int(len(heads) > 1 and heads[0] in BLOCKS)
+    titles, is_text = [*map(str, table.short.iloc[:, 0])], np.isin(kinds[first:], ["text", "list"])
+    cells, heads, plain = cells[first:], heads[first:], table.short.iloc[:, first:].astype(str)
     for row, block in enumerate(table.blocks):
         if not row or block != table.blocks[row - 1]:
             title = f"\\makebox[0pt][l]{{\\textit{{{escaped(titles[row])}}}}} \\\\*\n" * first
             cells[0][row] = "\\midrule\n" * bool(row) + title + cells[0][row]
-    is_text = np.isin(kinds[first:], ["text", "list"])
-    words = np.array([word_pt([head, *(plain[n] if is_text[n] else [])]) for n, (_, head) in enumerate(tops)])
-    wide = [[width_pt(text.replace("**", "0")) for text in texts] for texts in plain]  # bold is a sixth wider
-    sizes = np.array(wide).reshape(len(plain), -1)  # (columns, rows)
-    whole = np.maximum(sizes.max(axis=1, initial=0), words)
+    words = np.array([word_pt([head, *(plain.iloc[:, n] if is_text[n] else [])]) for n, head in enumerate(heads)])
+    sizes = plain.map(lambda text: width_pt(text.replace("**", "0"))).to_numpy(float)  # bold is a sixth wider
+    whole = np.maximum(sizes.max(axis=0, initial=0), words)
     least = np.where(is_text, words, whole)
-    frame = pd.DataFrame(dict(enumerate(cells)), dtype=object)
-    frame.columns = pd.MultiIndex.from_tuples([(escaped(over), escaped(head)) for over, head in tops])
-    if not any(over for over, _ in tops):
-        frame = frame.droplevel(0, axis=1)
+    frame = pd.DataFrame(dict(zip(map(escaped, heads), cells, strict=True)), dtype=object)
     sides, panels, lines = np.where(is_text, "raggedright", "raggedleft"), [], 0.0
     for places in panels_of(min(max(1, [*is_text, False].index(False)), 3), least):  # leading texts tell rows apart
         widths = fitted(whole[places], least[places])
-        tall = np.where(sizes[places].T > widths, np.ceil(1.2 * sizes[places].T / widths), 1)
+        tall = np.where(sizes[:, places] > widths, np.ceil(1.2 * sizes[:, places] / widths), 1)
         lines += 4 + len(set(table.blocks)) + tall.max(axis=1).sum()
         form = [f">{{\\{sides[n]}\\arraybackslash}}p{{{width:.1f}pt}}" for n, width in zip(places, widths, strict=True)]
         panels.append((frame.iloc[:, places], f"@{{}}{''.join(form)}@{{}}"))
@@ -136,7 +131,7 @@ def laid_out(table: Table) -> tuple[list[tuple[pd.DataFrame, str]], float]:
 
 def _tabular(frame: pd.DataFrame, form: str, **options: str) -> str:
     shown = frame.style.hide(axis="index")
-    return str(shown.to_latex(column_format=form, hrules=True, multicol_align="c", **options))
+    return str(shown.to_latex(column_format=form, hrules=True, **options))
 
 
 def to_latex(table: Table, name: str, caption: str, warning: str, source: str) -> str:

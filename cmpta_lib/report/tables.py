@@ -34,9 +34,8 @@ _KINDS: Sequence[tuple[Kind, str]] = (
 class Table:
     """One table in its forms.
 
-    `short` is what is read: cells of text, bold between "**", columns of one level or of two (metric, what). `full` is what
-    programs read, one level. `blocks`: one name per row; a rule stands where it changes. `notes` stand below, and
-    `details` is folded away.
+    `short` is what is read: cells of text, bold between "**". `full` is what programs read. `blocks`: one name per row; a
+    rule stands where it changes. `notes` stand below, and `details` is folded away.
     """
 
     short: pd.DataFrame
@@ -51,7 +50,7 @@ class Table:
         short = frame.drop(columns=NOTE, errors="ignore")
         said = enumerate(frame[NOTE] if NOTE in frame else ())
         notes = (*(f"{_name(short, row)}: {note}." for row, note in said if note not in ("", NOTHING)), *notes)
-        has_blocks = frame.shape[1] and heads(frame)[0][1] in BLOCKS
+        has_blocks = frame.shape[1] and frame.columns[0] in BLOCKS
         return cls(short, frame, notes=notes, blocks=tuple(map(str, frame.iloc[:, 0])) if has_blocks else ())
 
 
@@ -59,11 +58,6 @@ def _name(frame: pd.DataFrame, row: int) -> str:
     """The words with which a row begins."""
     words = [str(value) for value in frame.iloc[row]]
     return ", ".join(words[:1] + [word for word in words[1:3] if kind_of([word]) == "text"])
-
-
-def heads(frame: pd.DataFrame) -> list[tuple[str, str]]:
-    """(metric or "", heading) of each column."""
-    return [tuple(map(str, head)) if isinstance(head, tuple) else ("", str(head)) for head in frame.columns]  # type: ignore[misc]
 
 
 def kind_of(texts: Sequence[str]) -> Kind:
@@ -80,7 +74,7 @@ def written(table: Table, escaped: Callable[[str, Kind], str], bold: str) -> tup
         bold: with "%s" for the cell.
     """
     columns = [[*map(str, table.short.iloc[:, place])] for place in range(table.short.shape[1])]
-    if columns and heads(table.short)[0][1] in BLOCKS:
+    if columns and table.short.columns[0] in BLOCKS:
         columns[0] = ["" if row and text == columns[0][row - 1] else text for row, text in enumerate(columns[0])]
     kinds = [kind_of(texts) for texts in columns]
 
@@ -123,8 +117,8 @@ def _grid(table: Table) -> str:
         return text if kind == "list" else text.replace(" ", "\N{NO-BREAK SPACE}")  # or at a space
 
     columns, kinds = written(table, cell, "**%s**")
-    names = [escaped(f"{over} {name}".strip()) for over, name in heads(table.short)]
-    lines = [names, ["---" if kind == "text" else "---:" for kind in kinds], *zip(*columns, strict=True)]
+    sides = ["---" if kind == "text" else "---:" for kind in kinds]
+    lines = [[*map(escaped, table.short.columns)], sides, *zip(*columns, strict=True)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -164,31 +158,25 @@ def result_table(
     """
     if unknown := [metric for metric in metrics if metric not in METRICS]:
         raise ValueError(f"no display rule for {unknown}; known: {', '.join(METRICS)}")
-    shown, names = [METRICS[metric] for metric in metrics], [("", "group")] * by_group + [("", "method")]
+    shown, names = [METRICS[metric] for metric in metrics], ["group"] * by_group + ["method"]
     marks = _marks(rows, shown, by_group)
-    columns: dict[tuple[str, str], list[str]] = {
-        ("", "group"): [row.group for row in rows],
-        ("", "method"): [row.method for row in rows],
-        **{(metric.label, heading): cells for metric in shown for heading, cells in _cells(rows, metric, best or {}).items()},
-        ("", NOTE): [row.note for row in rows],
-    }
-    full = pd.DataFrame({f"{over} {heading}".strip(): cells for (over, heading), cells in columns.items()}, dtype=object)
-    short = {name: columns[name] for name in names}
+    cells = {f"{metric.label} {what}": texts for metric in shown for what, texts in _cells(rows, metric, best or {}).items()}
+    columns = {"group": [row.group for row in rows], "method": [row.method for row in rows], **cells}
+    full = pd.DataFrame(columns | {NOTE: [row.note for row in rows]}, dtype=object)
+    short = full[[*names, *(f"{metric.label} {what}" for metric in shown for what in ("paper", "this run", "gap"))]].copy()
     for metric in shown:
-        short |= {(metric.label, heading): columns[metric.label, heading] for heading in ("paper", "this run", "gap")}
-        scores = [score.partition(" (n=")[0] for score in short[metric.label, "this run"]]
+        scores = short[f"{metric.label} this run"].str.partition(" (n=")[0]
         if metric != shown[0]:
-            scores = [NOTHING if score == NOT_RUN else score for score in scores]  # said once
-        marked = [marks.get((place, metric), "%s") % score for place, score in enumerate(scores)]
-        short[metric.label, "this run"] = marked
-    folded = names + [(metric.label, heading) for metric in shown for heading in ("95 % CI", "seeds")]
-    details = pd.DataFrame({name: columns[name] for name in folded}, dtype=object)[[row.ran for row in rows]]
+            scores = scores.replace(NOT_RUN, NOTHING)  # said once
+        short[f"{metric.label} this run"] = [marks.get((place, metric), "%s") % score for place, score in enumerate(scores)]
+    details = full[[*names, *(f"{metric.label} {what}" for metric in shown for what in ("95 % CI", "seeds"))]]
+    details = details[[row.ran for row in rows]].reset_index(drop=True)
     return Table(
-        pd.DataFrame(short, dtype=object),
+        short,
         full.drop(columns=[name for name in ("group", NOTE) if not any(full[name])]),
         notes=tuple(_notes(rows, bool(marks), by_group)),
         blocks=tuple(row.group for row in rows),
-        details=None if details.empty else Table.of(details.reset_index(drop=True), *_remarks(best or {}, shown)),
+        details=None if details.empty else Table.of(details, *_remarks(best or {}, shown)),
     )
 
 
