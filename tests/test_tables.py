@@ -55,7 +55,7 @@ def test_what_is_not_there_is_a_dash_and_a_row_that_was_not_run_says_how_to_run_
 
 def test_bad_rows_are_named():
     with pytest.raises(ValueError, match=r"LSTM type CMPTA.*mae.*is nan"):
-        result_table([ran(group="LSTM type", predictions=PREDICTIONS * np.nan)], ["mae"])
+        result_table([ran(), ran(group="LSTM type", predictions=PREDICTIONS * np.nan)], ["mae"])
     with pytest.raises(ValueError, match="row 'CMPTA': give both"):
         ran(predictions=None)
     with pytest.raises(ValueError, match="no display rule"):

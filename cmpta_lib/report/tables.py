@@ -159,10 +159,11 @@ def result_table(
     if unknown := [metric for metric in metrics if metric not in METRICS]:
         raise ValueError(f"no display rule for {unknown}; known: {', '.join(METRICS)}")
     shown, names = [METRICS[metric] for metric in metrics], ["group"] * by_group + ["method"]
-    marks = _marks(rows, shown, by_group)
-    cells = {f"{metric.label} {what}": texts for metric in shown for what, texts in _cells(rows, metric, best or {}).items()}
-    columns = {"group": [row.group for row in rows], "method": [row.method for row in rows], **cells}
-    full = pd.DataFrame(columns | {NOTE: [row.note for row in rows]}, dtype=object)
+    lines = []
+    for row in rows:
+        cells = {f"{metric.label} {what}": text for metric in shown for what, text in _cells(row, metric, best or {}).items()}
+        lines.append({"group": row.group, "method": row.method, **cells, NOTE: row.note})
+    full, marks = pd.DataFrame(lines, dtype=object), _marks(rows, shown, by_group)
     short = full[[*names, *(f"{metric.label} {what}" for metric in shown for what in ("paper", "this run", "gap"))]].copy()
     for metric in shown:
         scores = short[f"{metric.label} this run"].str.partition(" (n=")[0]
@@ -180,22 +181,18 @@ def result_table(
     )
 
 
-def _cells(rows: Sequence[ResultRow], metric: Metric, best: Best) -> dict[str, list[str]]:
-    """A metric's columns: heading -> cells."""
-    lines = []
-    for row in rows:
-        printed = row.paper.get(metric.name)
-        try:
-            score, interval = scored(metric, row)
-        except ValueError as error:
-            raise ValueError(f"row '{row.group} {row.method}', {metric.name}: {error}") from error
-        scores = metric.scale * row.scores(metric.name) if row.ran else np.array([])
-        line = {"paper": NOTHING if printed is None else metric.shown(printed)}
-        line |= {"this run": f"{score} (n={row.seeds})" if row.ran else NOT_RUN, "95 % CI": interval}
-        line["gap"] = NOTHING if printed is None or not row.ran else metric.shown(float(scores.mean()) - printed, "+")
-        line |= {name: without_unit(metric, known[metric.name]) for name, known in best.items() if metric.name in known}
-        lines.append(line | {"seeds": ", ".join(map(metric.shown, scores)) or NOTHING})
-    return {heading: [line[heading] for line in lines] for heading in lines[0]}
+def _cells(row: ResultRow, metric: Metric, best: Best) -> dict[str, str]:
+    printed = row.paper.get(metric.name)
+    try:
+        score, interval = scored(metric, row)
+    except ValueError as error:
+        raise ValueError(f"row '{row.group} {row.method}', {metric.name}: {error}") from error
+    scores = metric.scale * row.scores(metric.name) if row.ran else np.array([])
+    cells = {"paper": NOTHING if printed is None else metric.shown(printed)}
+    cells |= {"this run": f"{score} (n={row.seeds})" if row.ran else NOT_RUN, "95 % CI": interval}
+    cells["gap"] = NOTHING if printed is None or not row.ran else metric.shown(float(scores.mean()) - printed, "+")
+    cells |= {name: without_unit(metric, known[metric.name]) for name, known in best.items() if metric.name in known}
+    return cells | {"seeds": ", ".join(map(metric.shown, scores)) or NOTHING}
 
 
 def _remarks(best: Best, metrics: Sequence[Metric]) -> Iterator[str]:
