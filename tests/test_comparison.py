@@ -13,8 +13,7 @@ from finished import finish_tables, record_llms, small_studies
 from cmpta_lib import paper, registry
 from cmpta_lib.metrics import MAE, METRICS
 from cmpta_lib.report import comparison, summaries
-from cmpta_lib.report.tables import ResultRow
-from cmpta_lib.report.uncertainty import summarise
+from cmpta_lib.report.uncertainty import ResultRow, summarise
 from cmpta_lib.study import plan
 from cmpta_lib.study.study import Study
 

@@ -15,26 +15,13 @@ from finished import finish, finish_tables, record_llms, small_studies
 
 from cmpta_lib.report import comparison, summaries, tables
 from cmpta_lib.report import rows as reports
-from cmpta_lib.report.export import (
-    GAP_PT,
-    PAGE_PT,
-    arranged,
-    columns_of,
-    escaped,
-    longest_piece,
-    measured,
-    paragraph,
-    recorded,
-    to_latex,
-    widths_of,
-)
-from cmpta_lib.report.layout import Table
-from cmpta_lib.report.tables import ResultRow
+from cmpta_lib.report.export import CHINESE, GAP_PT, PAGE_PT, escaped, recorded, sentence, to_latex, width_pt, word_pt
+from cmpta_lib.report.tables import Table
+from cmpta_lib.report.uncertainty import ResultRow
 from cmpta_lib.study import plan
 from cmpta_lib.study.study import Study
 
-CLASSES = {"one column": "article", "two columns": "[twocolumn]article"}
-NEEDED = ("booktabs.sty", "CJKutf8.sty", "c70gbsn.fd")
+PACKAGES = "booktabs,array,longtable"
 
 
 def latex(frame: pd.DataFrame, **changes: str) -> str:
@@ -42,62 +29,73 @@ def latex(frame: pd.DataFrame, **changes: str) -> str:
     return to_latex(Table.of(frame), **said)
 
 
+def tabulars(text: str) -> list[list[float]]:
+    """The widths of the columns of each."""
+    forms = re.findall(r"\\begin\{(?:tabular|longtable)\}\{(.*)\}", text)
+    return [[float(width) for width in re.findall(r"p\{([\d.]+)pt\}", form)] for form in forms]
+
+
 # --- what is written --------------------------------------------------------------------------------------------------
 
 
-def test_text_is_escaped():
-    assert escaped("f1_w 95 % & {a} #1 $x$") == r"f1\_w 95 \% \& \{a\} \#1 \$x\$"
+def test_text_is_escaped_and_broken_where_a_reader_would():
+    assert escaped("f1 w 95 % & {a} #1 $x$") == r"f1 w 95 \% \& \{a\} \#1 \$x\$"
     assert escaped("a\\b <t>") == r"a\textbackslash{}b \textless{}t\textgreater{}"
     assert escaped("| ~^") == r"\textbar{} \textasciitilde{}\textasciicircum{}"
     assert escaped("-0.095 +1 SIMS-2 [1") == r"$-$0.095 $+$1 SIMS-2 {[}1"
     assert escaped("± × ≈ → − —") == r"$\pm$ $\times$ $\approx$ $\rightarrow$ $-$ ---"
-
-
-def test_long_names_may_be_broken_where_a_reader_would():
-    assert paragraph("method.num_heads = 16") == r"method.\allowbreak{}num\_\allowbreak{}heads = 16"
-    assert paragraph("0.251, SIMS-2") == "0.251, SIMS-2"
-    assert longest_piece("method.num_heads") == measured("method.") and longest_piece("情感 为") < 9
+    assert escaped("method.num_heads = 16") == r"method.\allowbreak{}num\_\allowbreak{}heads = 16"
+    assert sentence("in `--set a.b`") == r"in \texttt{-{}-set a.\allowbreak{}b}"
+    assert word_pt(["method.num_heads", "情感 为"]) == word_pt(["method."]) > width_pt("method.")
 
 
 def test_the_caption_has_no_number_of_its_own_and_the_label_a_prefix():
     text = latex(pd.DataFrame({"a": ["1"]}), caption="Table 2, continued. Parts.", warning="Generated data.")
     assert "\\caption{Parts. Generated data.}\n\\label{cmpta:table9}" in text
-    assert text.startswith("% Needs \\usepackage{booktabs,array}\n") and "CJK" not in text and "box}" not in text
+    assert text.startswith(f"% Needs \\usepackage{{{PACKAGES}}}\n") and "CJK" not in text and "resizebox" not in text
     assert text.count("\\fontsize{8}{9.6}\\selectfont") == 1 and "Data: x." in text.partition("\\end{tabular}")[2]
 
 
 def test_chinese_says_which_package_it_needs():
     text = latex(pd.DataFrame({"prompt": ["响应：情感为"]}))
-    assert text.startswith("% Needs \\usepackage{booktabs,array} and, for its Chinese, \\usepackage{CJKutf8}\n")
+    assert text.startswith(f"% Needs \\usepackage{{{PACKAGES}}} and, for its Chinese, \\usepackage{{CJKutf8}}\n")
     assert text.count("\\begin{CJK}{UTF8}{gbsn}") == text.count("\\end{CJK}") == 1
 
 
-def test_a_wide_table_spans_the_page_and_a_narrow_one_does_not():
-    narrow = latex(pd.DataFrame({"method": ["CMPTA"], "MAE": ["0.251 ± 0.001"]}))
-    wide = latex(pd.DataFrame({f"score {n}": ["0.251 ± 0.001"] for n in range(5)}))
-    assert "\\begin{table}" in narrow and "\\begin{table*}" in wide and wide.count("\\begin{tabular}") == 1
+def test_only_texts_are_broken_and_the_longest_have_most_of_the_page():
+    frame = pd.DataFrame(
+        {"method": ["MSE-LLaMA2-7B"], "MAE": ["0.251 ± 0.001"], "reads": ["word " * 20], "says": ["word " * 99]}
+    )
+    ((method, score, short, long),) = tabulars(latex(frame))
+    assert short < width_pt("word " * 20) and short < long and score >= width_pt("0.251 ± 0.001") - 0.1
+    assert method >= width_pt("LLaMA2-") and method + score + short + long + 3 * GAP_PT <= PAGE_PT
 
 
 def test_too_many_numbers_are_stacked_in_panels_that_name_their_rows():
     frame = pd.DataFrame({"method": ["a", "b"]} | {f"score {n}": ["0.251 ± 0.001", "0.3 ± 0.1"] for n in range(14)})
-    _, columns = columns_of(Table.of(frame))
-    panels = arranged(columns)
-    assert [panel[0].head for panel in panels] == ["method"] * len(panels) and len(panels) > 1
-    assert all(sum(widths_of(panel)) + GAP_PT * (len(panel) - 1) <= PAGE_PT for panel in panels)
-    shown = [column.head for panel in panels for column in panel[1:]]
-    assert shown == list(frame.columns[1:])
-    lengths = [len(panel) for panel in panels]
-    assert max(lengths) - min(lengths) <= len(panels), "no panel with a column or two left over"
-    assert latex(frame).count("\\begin{tabular}") == len(panels)
+    text = latex(frame)
+    heads = re.findall(r"^(method & .*) \\\\$", text, re.M)
+    assert [head for line in heads for head in line.split(" & ")[1:]] == list(frame.columns[1:])
+    lengths = [len(widths) for widths in tabulars(text)]
+    assert len(heads) == len(lengths) > 1 and max(lengths) - min(lengths) <= 1, (
+        "no panel with a column or two left over"
+    )
+    assert text.count("\na & ") == len(heads) and text.count("\\caption") == 1
 
 
-def test_what_is_taller_than_a_page_goes_on_under_the_same_number():
-    text = latex(pd.DataFrame({"clip": [str(n) for n in range(100)]}))
-    wide = latex(pd.DataFrame({"clip": [str(n) for n in range(100)], "score": ["0.1"] * 100}))
-    assert wide.count("\\begin{tabular}") == 3 and "0 & 0.1" in wide, "cut by rows, not by columns"
-    floats = text.count("\\begin{table}")
-    assert floats == 3 == text.count("\\caption") and text.count("\\addtocounter{table}{-1}") == 2
-    assert text.count("\\label") == 1 == text.count("Data: x.") and all(f"\n{n} \\\\" in text for n in (0, 45, 99))
+def test_what_is_taller_than_a_page_goes_on_over_pages_under_one_number():
+    for columns in (0, 1, 14):
+        scores = {f"score {n}": ["0.251 ± 0.001"] * 100 for n in range(columns)}
+        text = latex(pd.DataFrame({"clip": [str(n) for n in range(100)]} | scores))
+        count = text.count("\\begin{longtable}")
+        assert (
+            count == len(tabulars(text)) == text.count("\\addtocounter{table}{-1}") + 1 and "\\begin{table" not in text
+        )
+        assert text.count("\\label") == 1 == text.count("Data: x.") == text.count("\\caption{All.}")
+        assert text.count("\\caption[]{(continued)}") == count and (count > 1) == (columns == 14)
+        assert all(len(re.findall(rf"^{n} [&\\]", text, re.M)) == count for n in (0, 45, 99)), (
+            "cut by rows, not by columns"
+        )
 
 
 # --- that it compiles -------------------------------------------------------------------------------------------------
@@ -126,16 +124,18 @@ def export(study: Study) -> None:
         "register": summaries.register_table(study),
         "search": comparison.of_every_corpus(study, comparison.search_table),
         "versions": comparison.of_every_corpus(study, comparison.versions_table, plan.versions),
-        "attention_on_cues": pd.DataFrame(
-            {"corpus": ["embedded-sims"] * 2, "attention": ["text → vision", "text → audio"], "on the cue (%)": ["64.2", "50.6"]}
+        "sentences": pd.DataFrame(
+            {"attention": ["text → vision"] * 60, "on the cue (%)": ["64.2"] * 60, "why": ["so it is " * 9] * 60}
         ),
-        "wide": pd.DataFrame({"method": ["a_b & c", "<d>"]} | {f"F1 class {n}": ["50.1 ± 10.0", "7.5 ± 1.2"] for n in range(12)}),
+        "wide": pd.DataFrame(
+            {"method": ["a_b & c", "<d>"]} | {f"F1 class {n}": ["50.1 ± 10.0", "7.5 ± 1.2"] for n in range(12)}
+        ),
     }
     for key, number in (("sims", 3), ("meld", 4)):
         rows, scores = comparison.comparison_rows(study, key), reports.scores_of(study, key)
-        bounds = reports.bayes_of(study, key, scores)
+        best = reports.best_of(study, key, scores)
         caption = reports.scores_caption(study, key, f"Table {number}. Comparison")
-        reports.save_table(study, tables.result_table(rows, scores, bayes=bounds), f"table{number}", caption, [key])
+        reports.save_table(study, tables.result_table(rows, scores, best), f"table{number}", caption, [key])
         ablation = tables.result_table(reports.ablation_rows(study, key), scores[:1], by_group=True)
         reports.save_table(study, ablation, f"table{number + 2}", f"Table {number + 2}. Ablations.", [key])
         frames[f"paired_{key}"] = comparison.paired_table(study, key, rows)
@@ -144,58 +144,44 @@ def export(study: Study) -> None:
     rng = np.random.default_rng(0)
     truth = rng.uniform(-1, 1, 30)
     answers = {name: truth + rng.uniform(-1, 1, (5, 30)) for name in ("MSE-LLaMA2-7B [27]", "GA2MIF [30]")}
-    five = [ResultRow("", name, {"mae": 0.3, "corr": 0.6}, truth, np.clip(given, -1, 1)) for name, given in answers.items()]
+    five = [
+        ResultRow("", name, {"mae": 0.3, "corr": 0.6}, truth, np.clip(given, -1, 1)) for name, given in answers.items()
+    ]
     five.append(ResultRow("", "LMF [24]", {"mae": 0.3}, note="no run of `cmpta reproduce --profile paper` is here"))
     reports.save_table(study, tables.result_table(five, ["mae", "corr"]), "five_seeds", "Five seeds.", study.keys)
     for name, frame in frames.items():
         reports.save_table(study, frame, name, f"What {name} shows.", study.keys)
 
 
-@pytest.fixture(scope="module", params=CLASSES)
-def compiled(request: pytest.FixtureRequest, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The PDF of all of them, its log beside it."""
+def test_every_table_is_there_and_recorded_and_no_wider_than_a_page(folder: Path):
+    texts = {path.stem: path.read_text(encoding="utf-8") for path in folder.glob("*.tex")}
+    assert set(texts) >= {f"table{n}" for n in range(1, 7)} | {f"table{n}_full" for n in range(3, 7)} | {
+        "table2_parameters"
+    }
+    assert set(texts) == set(recorded(folder)), "what is not is no part of a published result"
+    for name, text in texts.items():
+        for widths in tabulars(text) or [[]]:
+            assert widths and sum(widths) + GAP_PT * (len(widths) - 1) <= PAGE_PT + 0.5, name
+
+
+@pytest.mark.parametrize("form", ["", "[twocolumn]"], ids=["one column", "two columns"])
+def test_it_compiles_at_8_pt_and_nothing_sticks_out(form: str, folder: Path, tmp_path: Path):
     if not shutil.which("pdflatex"):
         pytest.skip("no pdflatex here: apt-get install texlive-latex-recommended latex-cjk-chinese")
-    missing = [name for name in NEEDED if not subprocess.run(["kpsewhich", name], capture_output=True).stdout.strip()]
-    if missing:
-        pytest.skip(f"pdflatex here has no {', '.join(missing)}")
-    place = tmp_path_factory.mktemp("compiled")
-    shown = "\n".join(f"x\\input{{{path}}}\\clearpage" for path in sorted(folder.glob("*.tex")))
-    option, _, name = CLASSES[request.param].rpartition("]")
-    head = f"\\documentclass{option + ']' if option else ''}{{{name}}}\n\\usepackage{{booktabs,array}}\n\\usepackage{{CJKutf8}}\n"
-    (place / "all.tex").write_text(f"{head}\\begin{{document}}\n{shown}\n\\end{{document}}\n", encoding="utf-8")
-    subprocess.run(["pdflatex", "-interaction=nonstopmode", "all.tex"], cwd=place, capture_output=True, timeout=300)
-    return place / "all.pdf"
-
-
-def test_every_table_of_the_paper_is_there(folder: Path):
-    names = {path.stem for path in folder.glob("*.tex")}
-    assert names >= {f"table{n}" for n in range(1, 7)} | {f"table{n}_full" for n in range(3, 7)} | {"table2_parameters"}
-
-
-def test_no_tabular_is_wider_than_a_page(folder: Path):
-    for path in folder.glob("*.tex"):
-        forms = re.findall(r"\\begin\{tabular\}\{(.*)\}", path.read_text(encoding="utf-8"))
-        for widths in ([float(width) for width in re.findall(r"p\{([\d.]+)pt\}", form)] for form in forms):
-            assert widths and sum(widths) + GAP_PT * (len(widths) - 1) <= PAGE_PT + 0.5, path.name
-
-
-def test_everything_written_is_recorded(folder: Path):
-    """What is not is no part of a published result."""
-    assert {path.stem for path in folder.iterdir() if path.suffix in (".csv", ".md", ".tex")} == set(recorded(folder))
-
-
-def test_it_compiles_and_nothing_sticks_out(compiled: Path):
-    log = compiled.with_suffix(".log").read_text(encoding="utf-8", errors="replace")
-    bad = [line for line in log.splitlines() if re.match("!|Overfull|LaTeX Warning: (Float too large|Label `)", line)]
-    assert compiled.exists() and not bad, bad
-
-
-def test_nothing_is_set_smaller_than_8_pt(compiled: Path):
-    if not shutil.which("pdftohtml"):
-        pytest.skip("no pdftohtml here: apt-get install poppler-utils")
-    order = ["pdftohtml", "-xml", "-i", "-stdout", "-zoom", "3", str(compiled)]
-    drawn = subprocess.run(order, capture_output=True, encoding="utf-8", errors="replace", timeout=120).stdout
-    used = set(re.findall(r'<text [^>]*font="(\d+)"', drawn))
-    sizes_pt = {int(size) / 3 for number, size in re.findall(r'<fontspec id="(\d+)" size="(\d+)"', drawn) if number in used}
-    assert min(sizes_pt) >= 7.9, f"sizes in points: {sorted(sizes_pt)}"  # TeX's point is 1/72.27 inch, a PDF's 1/72
+    has_chinese = bool(subprocess.run(["kpsewhich", "CJKutf8.sty"], capture_output=True).stdout.strip())
+    files = [
+        path for path in sorted(folder.glob("*.tex")) if has_chinese or not CHINESE.search(path.read_text("utf-8"))
+    ]
+    packages = PACKAGES + ",CJKutf8" * has_chinese
+    head = (
+        f"\\documentclass{form}{{article}}\n\\usepackage{{{packages}}}\n\\pdfcompresslevel=0\\pdfobjcompresslevel=0\n"
+    )
+    shown = "\n".join(f"x\\input{{{path}}}\\clearpage" for path in files)
+    (tmp_path / "all.tex").write_text(f"{head}\\begin{{document}}\n{shown}\n\\end{{document}}\n", encoding="utf-8")
+    subprocess.run(["pdflatex", "-interaction=nonstopmode", "all.tex"], cwd=tmp_path, capture_output=True, timeout=300)
+    log = (tmp_path / "all.log").read_text(encoding="utf-8", errors="replace")
+    assert not [
+        line for line in log.splitlines() if re.match("!|Overfull|LaTeX Warning: (Float too large|Label `)", line)
+    ]
+    sizes = {int(size) for size in re.findall(rb"/FontName\s*/\w+\+CM[A-Z]+(\d+)", (tmp_path / "all.pdf").read_bytes())}
+    assert min(sizes) == 8, f"sizes of letters in points: {sorted(sizes)}"

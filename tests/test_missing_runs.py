@@ -40,10 +40,10 @@ def unmake(run: Run) -> None:
         path.unlink()
 
 
-def fail(run: Run) -> None:
+def fail(run: Run, message: str = "the GPU's memory\nis full") -> None:
     unmake(run)
     (run.folder / store.CONFIG).write_text(to_json(run.config))
-    store.record_failure(run.folder, {"kind": "RuntimeError", "message": "the GPU's memory\nis full", "traceback": "", "log": ""})
+    store.record_failure(run.folder, {"kind": "RuntimeError", "message": message, "traceback": "", "log": ""})
 
 
 # What happened to a run -> how, and what its line says of file and remedy.
@@ -53,6 +53,9 @@ FATES: dict[str, tuple[Callable[[Run], None], str]] = {
     "missing": (unmake, "{0} is not finished; call again, or make it with Study.ensure"),
 }
 every_fate = pytest.mark.parametrize("fate", FATES)
+of_a_row = pytest.mark.parametrize(
+    ("fate", "row"), [*((fate, CMPTA) for fate in FATES), ("missing", TEXT_ONLY)], ids=lambda part: getattr(part, "name", part)
+)
 
 
 @pytest.fixture(scope="module")
@@ -84,8 +87,7 @@ def shown(table: pd.DataFrame) -> dict[str, str]:
     return dict(zip(table["method"], table["MAE this run"], strict=True))
 
 
-@every_fate
-@pytest.mark.parametrize("row", [CMPTA, TEXT_ONLY], ids=lambda row: row.name)
+@of_a_row
 def test_the_comparison_has_all_its_lines(fate: str, row: Row, study: Study):
     before = shown(result_table(comparison.comparison_rows(study, "sims"), ["mae"]).full)
     said = "^" + strike(study, fate, row, *study.seeds)
@@ -103,8 +105,7 @@ def test_the_comparison_has_all_its_lines(fate: str, row: Row, study: Study):
     assert reports.provenance(study, ["sims"], study.runs("sims", row)).runs == ()
 
 
-@every_fate
-@pytest.mark.parametrize("row", [CMPTA, TEXT_ONLY], ids=lambda row: row.name)
+@of_a_row
 def test_a_row_shows_the_seeds_that_it_has_and_says_how_many(fate: str, row: Row, study: Study):
     """An interrupted study, or one in which a seed failed: its tables grow, and no reader takes one seed for two."""
     before = reports.result_row(study, "sims", row)
@@ -123,15 +124,18 @@ def test_a_row_shows_the_seeds_that_it_has_and_says_how_many(fate: str, row: Row
     assert number.figures.endswith("; 1 of 2 seeds") == (row == CMPTA)
 
 
-def test_rows_that_wait_for_the_same_seeds_say_so_once(study: Study):
-    for row in (CMPTA, TEXT_ONLY, TOKENS):
+def test_rows_that_wait_for_the_same_seeds_say_so_once_and_a_long_reason_stays_one_cell(study: Study):
+    rows = (CMPTA, TEXT_ONLY, TOKENS)
+    for row in rows:
         strike(study, "missing", row)
-    notes = result_table([reports.result_row(study, "sims", row) for row in (CMPTA, TEXT_ONLY, TOKENS)], ["mae"]).notes
+    notes = result_table([reports.result_row(study, "sims", row) for row in rows], ["mae"]).notes
     assert notes[-1] == "CMPTA, text only, 7 tokens: 1 of 2 seeds so far."
+    for run in study.runs("sims"):
+        fail(run, "word " * 1000)
+    assert len(reports.result_row(study, "sims", CMPTA).note) < 450
 
 
 def test_the_first_seed_alone_decides_what_is_judged_by_it(study: Study):
-    assert ledger.Evidence(study).sarcasm("meld").verdict != NOT_RUN
     unmake(study.runs("meld")[1])
     assert ledger.Evidence(study).sarcasm("meld").verdict != NOT_RUN
     unmake(study.runs("meld")[0])
@@ -139,23 +143,19 @@ def test_the_first_seed_alone_decides_what_is_judged_by_it(study: Study):
     assert found.verdict == NOT_RUN and "seed 1111" in found.figures and "cmpta reproduce" in found.figures
 
 
-FOUR = [(paper.ALIGNMENT, "on"), (paper.LSTM_TYPE, "bidirectional"), (paper.ADAPTER, "on"), (paper.TOKEN_COUNT, "6")]
-
-
-@every_fate
-@pytest.mark.parametrize(("row", "lines"), [(TOKENS, [(paper.TOKEN_COUNT, "7")]), (CMPTA, FOUR)], ids=lambda part: "")
-def test_the_ablation_and_its_figure_stand(fate: str, row: Row, lines: list, study: Study):
+def test_the_ablation_and_its_figure_stand(study: Study):
     """Without the lines of a run that is lost: the full method's are four."""
     from cmpta_lib.figures.curves import ablation_figure
 
     whole = reports.ablation_frame(reports.ablation_rows(study, "sims"), "mae")
-    strike(study, fate, row, *study.seeds)
+    strike(study, "damaged", TOKENS, *study.seeds)
+    frame = reports.ablation_frame(reports.ablation_rows(study, "sims"), "mae")
+    pd.testing.assert_frame_equal(frame, whole[whole["variant"] != "7"].reset_index(drop=True))
+    strike(study, "missing", CMPTA, *study.seeds)
     rows = reports.ablation_rows(study, "sims")
-    assert [(line.group, line.method) for line in rows if line.predictions is None] == lines
-    frame, lost = reports.ablation_frame(rows, "mae"), {name for _, name in lines}
-    if row is TOKENS:
-        pd.testing.assert_frame_equal(frame, whole[~whole["variant"].isin(lost)].reset_index(drop=True))
-    assert ablation_figure(frame, "mae").axes
+    lost = {(paper.ALIGNMENT, "on"), (paper.LSTM_TYPE, "bidirectional"), (paper.ADAPTER, "on"), (paper.TOKEN_COUNT, "6")}
+    assert {(line.group, line.method) for line in rows if not line.ran} == lost | {(paper.TOKEN_COUNT, "7")}
+    assert ablation_figure(reports.ablation_frame(rows, "mae"), "mae").axes
 
 
 @every_fate
@@ -167,8 +167,7 @@ def test_the_training_table_and_curves_stand(fate: str, study: Study):
     assert list(summaries.histories(study, "sims")) == ["1111"] and len(summaries.histories(study, "meld")) == 2
 
 
-@every_fate
-@pytest.mark.parametrize("place", [2, 0], ids=["a choice", "the default"])
+@pytest.mark.parametrize(("fate", "place"), [("missing", 2), ("damaged", 2), ("failed", 0)])
 def test_the_register_stands(fate: str, place: int, study: Study):
     """All its other lines; without the default nothing is compared with it."""
     before = summaries.register_table(study)
@@ -181,18 +180,14 @@ def test_the_register_stands(fate: str, place: int, study: Study):
         assert list(after["MAE"][1:]) == list(before["MAE"][1:]) and set(after["MAE minus default"]) == {NOTHING}
 
 
-def test_a_long_reason_stays_one_cell(study: Study):
-    for run in study.runs("sims"):
-        fail(run)
-        store.record_failure(run.folder, {"kind": "ValueError", "message": "word " * 1000, "traceback": "", "log": ""})
-    assert len(reports.result_row(study, "sims", CMPTA).note) < 450
-
-
 # --- a notebook's way through -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("fate", ["damaged", "failed"])
 def test_making_goes_on_and_the_end_does_not(fate: str, study: Study, monkeypatch: pytest.MonkeyPatch, capsys):
+    study.make(study.needed("04_table3_simsv2"))
+    study.conclude()
+    assert capsys.readouterr().err == "", "nothing is missing where nothing is"
     monkeypatch.setenv(KEEP_FAILED, "1")  # as `cmpta reproduce` says, whose runs have been tried
     strike(study, fate, CMPTA)
     runs = study.needed("04_table3_simsv2")
@@ -203,9 +198,3 @@ def test_making_goes_on_and_the_end_does_not(fate: str, study: Study, monkeypatc
     with pytest.raises(RunsFailed, match=f"^{said}") as caught:
         study.conclude()
     assert len(caught.value.failures) == 1, "asked for twice, failed once"
-
-
-def test_nothing_is_missing_where_nothing_is(study: Study, capsys):
-    study.make(study.needed("04_table3_simsv2"))
-    study.conclude()
-    assert capsys.readouterr().err == ""

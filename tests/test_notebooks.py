@@ -189,7 +189,7 @@ def test_runs_headless_and_exports(path: Path, runs_folder: Path, tmp_path: Path
     shown = run_cells(path, tmp_path)
     assert {done.parent for done in (runs_folder / "smoke").glob(f"embedded-*/{DONE}")} == planned, "no run unplanned"
     last = [kinds for kinds, cell in zip(shown, code_cells(path), strict=True) if "conclude" not in cell.source][-1]
-    assert last & {"text/html", "image/png"}, "the last cell but the check shows the table or figure"
+    assert last & {"text/markdown", "image/png"}, "the last cell but the check shows the table or figure"
     for stem in exports(figures, notebook.corpora, notebook.figures):
         assert (figures / f"{stem}.png").read_bytes().startswith(b"\x89PNG")
         assert (figures / f"{stem}.pdf").read_bytes().startswith(b"%PDF")

@@ -1,3 +1,5 @@
+"""Result tables from rows: what is computed, marked and said, and the files they are exported to."""
+
 import io
 import os
 import re
@@ -7,11 +9,12 @@ import pandas as pd
 import pytest
 
 from cmpta_lib.report.export import Provenance, export_table
-from cmpta_lib.report.layout import Shown, Table, kind_of
-from cmpta_lib.report.tables import ResultRow, result_table, within_noise
+from cmpta_lib.report.tables import Shown, Table, kind_of, result_table
+from cmpta_lib.report.uncertainty import ResultRow, within_noise
 
 TRUTH = np.array([0.0, 0.2, -0.4, 1.0])
 PREDICTIONS = np.array([[0.1, 0.2, -0.4, 0.9], [0.1, 0.1, -0.3, 0.9]])  # MAE 0.05 and 0.10
+BEST = {"Bayes-optimal": {"mae": 0.04, "f1_weighted": 0.9}, "Bayes-optimal in context": {}}
 PROVENANCE = Provenance("SIMS-V2", "tiny", (1111, 2222), ("0a1b2c3+dirty",), "demo", True, ("2 CPU cores",))
 
 
@@ -20,48 +23,39 @@ def ran(**changes) -> ResultRow:
     return ResultRow(**(row | changes))
 
 
+# --- the complete frame -----------------------------------------------------------------------------------------------
+
+
 def test_a_row_that_ran():
-    line = result_table([ran()], ["mae"], bayes={"mae": 0.04}).full.iloc[0].to_dict()
+    full = result_table([ran()], ["mae"], BEST).full
+    assert list(full) == ["method", "MAE paper", "MAE this run", "MAE 95 % CI", "MAE gap", "MAE Bayes-optimal", "MAE seeds"]
+    line = full.iloc[0].to_dict()
     low, high = map(float, re.fullmatch(r"\[(\S+), (\S+)\]", line.pop("MAE 95 % CI")).groups())
     assert 0.025 <= low < 0.075 < high <= 0.1
-    assert line == {
-        "method": "CMPTA", "MAE paper": "0.308", "MAE this run": "0.075 ± 0.035 (n=2)", "MAE gap": "-0.233",
-        "MAE Bayes-optimal": "0.040", "MAE seeds": "0.050, 0.100",
-    }  # fmt: skip
+    assert list(line.values()) == ["CMPTA", "0.308", "0.075 ± 0.035 (n=2)", "-0.233", "0.040", "0.050, 0.100"]
 
 
 def test_weighted_f1_is_shown_in_per_cent_and_the_gap_in_points():
     """One seed has no spread to show."""
     truth = np.array([0, 1, 1, 4, 6, 5, 3, 2])
     row = ran(paper={"f1_weighted": 59.49}, truth=truth, predictions=np.array([[0, 0, 1, 4, 6, 0, 3, -1]]))
-    line = result_table([row], ["f1_weighted"], bayes={"f1_weighted": 0.9}).full.iloc[0]
+    line = result_table([row], ["f1_weighted"], BEST).full.iloc[0]
     shown = [line[f"WF1 (%) {what}"] for what in ("paper", "this run", "gap", "Bayes-optimal")]
     assert shown == ["59.49", "60.42 (n=1)", "+0.93", "90.00"]
 
 
 def test_what_is_not_there_is_a_dash_and_a_row_that_was_not_run_says_how_to_run_it():
     how = "make reproduce PROFILE=paper"
-    full = result_table([ran(), ResultRow("", "LMF", {"mae": 0.343}, note=how)], ["mae"]).full
-    assert list(full.iloc[1]) == ["LMF", "0.343", "not run", "—", "—", "—", how]
-    line = result_table([ran(paper={})], ["mae"]).full.iloc[0]
-    assert line["MAE paper"] == line["MAE gap"] == "—"
-
-
-def test_columns_nobody_uses_are_left_out_and_the_rest_keep_their_order():
-    plain = ["method", "MAE paper", "MAE this run", "MAE 95 % CI", "MAE gap", "MAE seeds"]
-    assert list(result_table([ran()], ["mae"]).full.columns) == plain
-    full = result_table([ran(group="LSTM type", note="n")], ["mae"]).full.columns
-    assert list(full) == ["group", *plain, "note"]
-
-
-def test_a_gap_that_rounds_to_zero_has_no_minus():
-    line = result_table([ran(paper={"mae": 0.0751})], ["mae"]).full.iloc[0]
-    assert line["MAE gap"] == "+0.000"
+    rows = [ran(group="LSTM type"), ran(paper={}), ResultRow("", "LMF", {"mae": 0.343}, note=how), ran(paper={"mae": 0.0751})]
+    full = result_table(rows, ["mae"]).full
+    assert list(full) == ["group", "method", "MAE paper", "MAE this run", "MAE 95 % CI", "MAE gap", "MAE seeds", "note"]
+    assert list(full.iloc[2]) == ["", "LMF", "0.343", "not run", "—", "—", "—", how]
+    assert full["MAE paper"][1] == full["MAE gap"][1] == "—" and full["MAE gap"][3] == "+0.000", "no minus before zero"
 
 
 def test_bad_rows_are_named():
     with pytest.raises(ValueError, match=r"LSTM type CMPTA.*mae.*is nan"):
-        result_table([ran(group="LSTM type", predictions=PREDICTIONS * np.nan)], ["mae"])
+        result_table([ran(), ran(group="LSTM type", predictions=PREDICTIONS * np.nan)], ["mae"])
     with pytest.raises(ValueError, match="row 'CMPTA': give both"):
         ran(predictions=None)
     with pytest.raises(ValueError, match="no display rule"):
@@ -72,12 +66,15 @@ def test_bad_rows_are_named():
 
 
 def test_the_short_form_has_the_paper_first_and_neither_seeds_nor_intervals():
-    table = result_table([ran(group="in the paper")], ["mae", "corr"], bayes={"mae": 0.04, "f1_weighted": 0.9})
+    table = result_table([ran(group="in the paper")], ["mae", "corr"], BEST)
     heads = ["method", *[f"{metric} {what}" for metric in ("MAE", "Corr") for what in ("paper", "this run", "gap")]]
-    assert [" ".join(head).strip() for head in table.short.columns] == heads
-    assert table.short["MAE", "this run"][0] == "0.075 ± 0.035", "the number of seeds is for the caption"
-    assert list(table.details.full["MAE", "seeds"]) == ["0.050, 0.100"] and "95 % CI" in table.details.full["Corr"]
-    assert table.details.notes[-1] == "Bayes-optimal: MAE 0.040.", "once, and of this table's metrics"
+    assert list(table.short.columns) == heads
+    assert table.short["MAE this run"][0] == "0.075 ± 0.035", "the number of seeds is for the caption"
+    assert list(table.details.full["MAE seeds"]) == ["0.050, 0.100"] and "Corr 95 % CI" in table.details.full
+    bound, rule = table.details.notes[-2:]
+    assert bound == "Bayes-optimal: MAE 0.040.", "once, and of this table's metrics"
+    assert "luck on them can exceed (MAE: the median of " in rule and "Corr: the mean of " in rule and "WF1" not in rule
+    assert "luck" not in " ".join(result_table([ran()], ["mae"], {"Bayes-optimal": {}}).details.notes), "of real clips"
 
 
 def test_a_row_that_was_not_run_says_so_in_one_cell_and_why_below():
@@ -86,9 +83,9 @@ def test_a_row_that_was_not_run_says_so_in_one_cell_and_why_below():
     table = result_table(rows, ["mae", "corr"])
     assert list(table.short.iloc[1]) == ["LMF", "0.343", "not run", "—", "—", "—", "—"]
     assert f"Not run, LMF, TFN: {said}." in table.notes
-    assert list(table.details.full["", "method"]) == ["CMPTA"]
+    assert list(table.details.full["method"]) == ["CMPTA"]
     nothing = result_table(rows[1:], ["mae"])
-    assert nothing.details is None and not nothing.best and not nothing.notes[:-1]
+    assert nothing.details is None and marks(nothing) == ["", ""] and not nothing.notes[:-1]
 
 
 def shifted(name: str, by: float, group: str = "", seeds: int = 1, spread: float = 0.0) -> ResultRow:
@@ -97,14 +94,18 @@ def shifted(name: str, by: float, group: str = "", seeds: int = 1, spread: float
     return ResultRow(group, name, truth=np.zeros(40), predictions=np.broadcast_to(wrong, (seeds, 40)))
 
 
+def marks(table: Table) -> list[str]:
+    """What stands before each row's score."""
+    return [re.sub(r"\d.*|not run", "", score) for score in table.short["MAE this run"]]
+
+
 def test_the_best_is_marked_and_what_is_within_noise_of_it():
     rows = [shifted("worse", 0.3), shifted("best", 0.1), shifted("as good", 0.1 + 1e-5), ResultRow("", "absent")]
     table = result_table(rows, ["mae"])
-    column = list(table.short.columns).index(("MAE", "this run"))
-    assert table.best == {(1, column)}, "less error is better; unrounded"
-    assert (0, column) not in table.near and "paired bootstrap" in table.notes[0]
+    assert marks(table)[:2] == ["", "**"] and marks(table)[2] != "**", "less error is better; unrounded"
+    assert "paired bootstrap" in table.notes[0] and table.short["MAE this run"][1] == "**0.100**"
     noisy = rows[:2] + [ResultRow("", "noisy", truth=np.zeros(40), predictions=np.tile([0.0, 0.21], 20)[None])]
-    assert result_table(noisy, ["mae"]).near == {(2, column)}, "0.105 against 0.100, and clips that differ by 0.2"
+    assert marks(result_table(noisy, ["mae"])) == ["", "**", "≈ "], "0.105 against 0.100, and clips that differ by 0.2"
 
 
 def test_a_difference_no_larger_than_the_seeds_make_is_noise():
@@ -117,12 +118,11 @@ def test_a_difference_no_larger_than_the_seeds_make_is_noise():
 
 def test_groups_of_an_ablation_have_a_best_each():
     rows = [shifted("on", 0.1, "A"), shifted("off", 0.3, "A"), shifted("five", 0.4, "B"), shifted("six", 0.5, "B")]
-    alone = shifted("alone", 0.2, "C")
-    table = result_table([*rows, alone], ["mae"], by_group=True)
-    assert sorted(row for row, _ in table.best) == [0, 2], "alone there is nothing to be best of"
-    assert [head for _, head in table.short.columns[:2]] == ["group", "method"] and "in its group" in table.notes[0]
+    table = result_table([*rows, shifted("alone", 0.2, "C")], ["mae"], by_group=True)
+    assert marks(table) == ["**", "", "**", "", ""], "alone there is nothing to be best of"
+    assert list(table.short.columns[:2]) == ["group", "method"] and "in its group" in table.notes[0]
     whole = result_table(rows, ["mae"])
-    assert sorted(row for row, _ in whole.best) == [0] and "A: on, off." in whole.notes[1]
+    assert marks(whole) == ["**", "", "", ""] and "A: on, off." in whole.notes[1]
 
 
 def test_a_column_of_notes_stands_below():
@@ -130,86 +130,39 @@ def test_a_column_of_notes_stands_below():
     assert list(table.short.columns) == ["corpus", "seed", "metric"] and table.notes == ("x, MAE: lost.",)
 
 
-@pytest.mark.parametrize(
-    ("cells", "kind"),
-    [
-        (["0.1", "—", "not run"], "number"),
-        (["1,234", "12.29 %"], "number"),
-        (["0.1 ± 0.2", "0.3"], "spread"),
-        (["[-0.1, +0.2]", "—"], "interval"),
-        (["+0.1 [-0.1, +0.2]"], "interval"),
-        (["0.1, 0.2", "0.3"], "list"),
-        (["1 of 2"], "text"),
-        (["3", "5 tokens"], "text"),
-        (["1e-05"], "number"),
-    ],
-)
-def test_what_a_column_holds(cells: list[str], kind: str):
-    assert kind_of(cells) == kind
-
-
-# --- on screen --------------------------------------------------------------------------------------------------------
-
-
-def screen(table: Table | pd.DataFrame, caption: str = "Table 3. Results.") -> str:
-    return Shown(table if isinstance(table, Table) else Table.of(table), caption)._repr_html_()
-
-
-def test_a_cell_shows_what_was_written_and_no_tag():
-    text = screen(pd.DataFrame({"prompt <b>": ["the set <neutral:0, joy:4>. & so", "</多模态>"]}), "Of <i>x</i>.")
-    assert "the set &lt;neutral:0, joy:4&gt;. &amp; so" in text and "&lt;/多模态&gt;" in text and "prompt &lt;b&gt;" in text
-    assert text.count("Of &lt;i&gt;x&lt;/i&gt;.") == 1
-
-
-def test_numbers_never_wrap_and_sentences_do():
-    text = screen(pd.DataFrame({"n": ["-0.1 ± 0.2"], "reads": ["words " * 20]}))
-    assert re.search(r"td\.col0 \{\s+white-space: nowrap", text) and re.search(r"td\.col1 \{\s+white-space: normal", text)
-    assert "\N{MINUS SIGN}0.1 ± 0.2</td>" in text and "words " * 20 in text, "whole"
-
-
-def test_the_short_form_comes_first_and_the_details_are_folded():
-    table = result_table([shifted("best", 0.1), shifted("worse", 0.3)], ["mae"], bayes={"mae": 0.04})
-    text = screen(table)
-    shown, _, folded = text.partition("<details>")
-    assert text.count("Table 3. Results.") == 1 and "<b>0.100</b>" in shown and "95 % CI" not in shown
-    assert "95 % CI" in folded and "Bayes-optimal: MAE 0.040." in folded
-    noisy = result_table([shifted("a", 0.1, seeds=2, spread=0.02), shifted("b", 0.1, seeds=2)], ["mae"])
-    assert "\N{ALMOST EQUAL TO} 0.110 ± 0.014" in screen(noisy)
-
-
-def test_the_screen_shows_the_same_bytes_again():
-    first, second = (screen(result_table([shifted("a", 0.2), shifted("b", 0.1)], ["mae"])) for _ in range(2))
-    assert first == second
+def test_what_a_column_holds():
+    numbers = ["0.1 — not_run", "**0.1_±_0.2** ≈_0.3", "1,234 12.29_%", "0.1_±_0.2", "[-0.1,_+0.2] +0.1_[-0.1,_+0.2]", "1e-05 —"]
+    for kind, columns in {"number": numbers, "list": ["0.1,_0.2 0.3"], "text": ["1_of_2", "3 5_tokens"]}.items():
+        for column in columns:
+            assert kind_of([cell.replace("_", " ") for cell in column.split()]) == kind, column
 
 
 # --- exports ----------------------------------------------------------------------------------------------------------
 
 
 def export(folder, frame, **changes) -> dict[str, str]:
-    arguments = {"caption": "Table 3. Results", "provenance": PROVENANCE} | changes
-    paths = export_table(frame, folder, "table3", **arguments)
+    folder.mkdir(exist_ok=True)
+    paths = export_table(frame, folder, "table3", **({"caption": "Table 3. Results", "provenance": PROVENANCE} | changes))
     assert sorted(path.name for path in folder.iterdir()) == sorted(path.name for path in paths)  # no leftovers
     assert {path.name for path in paths} - {"table3_full.tex"} == {"table3.csv", "table3.md", "table3.tex"}
     return {path.name.removeprefix("table3"): path.read_bytes().decode("utf-8") for path in paths}
 
 
-def test_every_format_carries_caption_provenance_and_warning(tmp_path):
-    texts = export(tmp_path, result_table([ran()], ["mae"]))
+def test_every_format_carries_caption_provenance_and_warning_and_is_the_same_bytes_again(tmp_path):
+    texts, again = (export(tmp_path / name, result_table([ran()], ["mae"])) for name in ("first", "second"))
+    assert texts == again
     csv = pd.read_csv(io.StringIO(texts[".csv"]))
     assert csv["generated"].all() and (csv["provenance"] == PROVENANCE.line()).all()
     assert "Table 3. Results" in texts[".md"] and r"\caption{Results Generated data: " in texts[".tex"]
     assert r"\label{cmpta:table3}" in texts[".tex"] and r"\label{cmpta:table3_full}" in texts["_full.tex"]
-    for suffix in (".tex", "_full.tex", ".md"):
-        assert PROVENANCE.warning() in texts[suffix]
-        assert PROVENANCE.line() in texts[suffix]
+    assert all(PROVENANCE.warning() in texts[name] and PROVENANCE.line() in texts[name] for name in (".tex", "_full.tex", ".md"))
     assert "SIMS-V2 (generated)" in PROVENANCE.line() and "seeds: 1111, 2222; profile: demo." in PROVENANCE.line()
 
 
 def test_real_data_gets_no_warning(tmp_path):
     real = Provenance("SIMS-V2", "Qwen/Qwen-1_8B", (1111,), ("0a1b2c3",), "paper", False, ("RTX 4090",))
     texts = export(tmp_path, result_table([ran()], ["mae"]), provenance=real)
-    assert real.warning() == ""
-    assert "enerated data" not in "".join(texts.values())
+    assert real.warning() == "" and "enerated data" not in "".join(texts.values())
     assert not pd.read_csv(io.StringIO(texts[".csv"]))["generated"].any()
 
 
@@ -219,30 +172,24 @@ def test_csv_reads_back_as_the_frame(tmp_path):
     assert back.drop(columns=["generated", "provenance"]).values.tolist() == frame.full.values.tolist()
 
 
-def test_markdown_cells_cannot_break_the_table(tmp_path):
-    frame = pd.DataFrame({"a|b": ["<neutral:0>", "x\ny"], "n": [1, 2]})
-    lines = export(tmp_path, frame)[".md"].splitlines()
-    assert r"| a\|b | n |" in lines
-    assert r"| \<neutral:0> | 1 |" in lines
-    assert "| x<br>y | 2 |" in lines
-    assert "| --- | ---: |" in lines
+def test_a_cell_shows_what_was_written_and_cannot_break_the_table(tmp_path):
+    frame = pd.DataFrame({"a|b": ["<neutral:0>", "x\ny", "</b>. & so"], "n": [1, 2, 3]})
+    lines = export(tmp_path, frame, caption="Of <i>x</i>.")[".md"].splitlines()
+    assert {r"Of \<i>x\</i>.", r"| a\|b | n |", "| --- | ---: |", r"| \<neutral:0> | 1 |", "| x<br>y | 2 |"} <= set(lines)
+    assert r"| \</b>. &amp; so | 3 |" in lines
 
 
-def test_markdown_shows_the_short_form_and_folds_the_details(tmp_path):
+def test_markdown_shows_the_short_form_and_folds_the_details_on_a_page_too(tmp_path):
     rows = [shifted("best", 0.1, seeds=2, spread=0.01), ran(truth=np.zeros(40), predictions=np.full((2, 40), -0.3))]
-    text = export(tmp_path, result_table(rows, ["mae"], bayes={"mae": 0.04}))[".md"]
-    short, _, folded = text.partition("<details>")
-    assert "| method | MAE paper | MAE this run | MAE gap |\n" in short and "| best | — | **0.105\N{NO-BREAK SPACE}±" in short
-    assert "| \N{MINUS SIGN}0.008 |" in short, "no hyphen, after which a line may break"
-    assert "| method | MAE 95 % CI | MAE seeds |\n" in folded and "Bayes-optimal: MAE 0.040." in folded
-    assert folded.endswith("</details>\n") and "n=2" not in text
-
-
-def test_exports_are_the_same_bytes_again(tmp_path):
-    for folder in (folders := [tmp_path / "first", tmp_path / "second"]):
-        folder.mkdir()
-    first, second = (export(folder, result_table([ran()], ["mae", "corr"])) for folder in folders)
-    assert first == second
+    table = result_table(rows, ["mae"], BEST)
+    for text in (export(tmp_path, table)[".md"], Shown(table, "Table 3. Results")._repr_markdown_()):
+        short, _, folded = text.partition("<details>")
+        assert "| method | MAE paper | MAE this run | MAE gap |\n" in short and "| best | — | **0.105\N{NO-BREAK SPACE}±" in short
+        assert "| \N{MINUS SIGN}0.008 |" in short, "no hyphen, after which a line may break"
+        assert "| method | MAE 95 % CI | MAE seeds |\n" in folded and "Bayes-optimal: MAE 0.040." in folded
+        assert text.startswith("Table 3. Results\n") and text.endswith("</details>\n") and "n=2" not in text
+    noisy = result_table([shifted("a", 0.1, seeds=2, spread=0.02), shifted("b", 0.1, seeds=2)], ["mae"])
+    assert "\N{ALMOST EQUAL TO}\N{NO-BREAK SPACE}0.110\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}" in Shown(noisy, "")._repr_markdown_()
 
 
 def test_an_empty_table_is_named(tmp_path):

@@ -18,9 +18,9 @@ from cmpta_lib.data.corpus import Inputs, Task
 from cmpta_lib.figures.clips import errors, is_right, show_answer
 from cmpta_lib.report import uncertainty
 from cmpta_lib.report.errors import answer_shares
-from cmpta_lib.report.layout import NOT_RUN, NOTHING
 from cmpta_lib.report.rows import result_row, runs_of, sound, tabled
-from cmpta_lib.report.tables import ResultRow, compared, compared_in_one, scored, spread, without_unit
+from cmpta_lib.report.tables import NOT_RUN, NOTHING
+from cmpta_lib.report.uncertainty import ResultRow, compared, compared_in_one, scored, spread, without_unit
 from cmpta_lib.runs.store import CLIPS, Run
 from cmpta_lib.study import plan
 from cmpta_lib.study.naming import fields

@@ -17,7 +17,8 @@ from cmpta_lib.figures import clips
 from cmpta_lib.method.prompted import answer_text
 from cmpta_lib.report.export import NOTHING
 from cmpta_lib.report.rows import runs_of, sound, unusable
-from cmpta_lib.report.tables import NOT_RUN, spread
+from cmpta_lib.report.tables import NOT_RUN
+from cmpta_lib.report.uncertainty import spread
 from cmpta_lib.runs.store import Run
 from cmpta_lib.study.plan import CMPTA, TEXT_ONLY, Row
 from cmpta_lib.study.study import Study

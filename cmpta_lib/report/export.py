@@ -1,16 +1,15 @@
 """Tables as CSV, LaTeX and Markdown files that each say where they come from, and one record of what made them all.
 
-The LaTeX is to paste into an article: 8 pt, never shrunk, nothing wider or taller than the page. Columns are paragraphs of
-a given width, so what is long is broken. Where numbers alone are too wide for a page the columns are split in panels, and
-what is too tall goes on in another float. Needs booktabs and array, and CJKutf8 for Chinese.
+The LaTeX is to paste into an article of one column or two: 8 pt, never shrunk, nothing wider than the page. Numbers are
+never broken, texts only where they must be. More columns than a page is wide are split in panels, and a table that is
+taller than a page goes on over pages of its own. Needs booktabs, array and longtable, and CJKutf8 for Chinese.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,26 +19,18 @@ import pandas as pd
 from filelock import FileLock
 
 from cmpta_lib import files
-from cmpta_lib.report.layout import BLOCKS, Table, heads, marked_up, to_markdown, written
-from cmpta_lib.report.layout import NOTHING as NOTHING
+from cmpta_lib.report.tables import BLOCKS, Table, marked_up, to_markdown, written
+from cmpta_lib.report.tables import NOTHING as NOTHING
 
 CHINESE = re.compile("[\u3000-\u9fff\uff00-\uffef]")
+_WORDS = {"\\": "backslash", "~": "asciitilde", "^": "asciicircum", "<": "less", ">": "greater", "|": "bar"}
+_SIGNS = {"±": "pm", "×": "times", "≈": "approx", "→": "rightarrow", "≤": "leq", "≥": "geq"}
 _SPECIAL = {
     **{character: f"\\{character}" for character in "&%$#_{}"},
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
+    **{character: f"\\text{name}{{}}" for character, name in _WORDS.items()},
+    **{character: f"$\\{name}$" for character, name in _SIGNS.items()},
     "[": "{[}",  # at the start of a row it would be the optional argument of the line break before it,
     "*": "{*}",  # and this one a variant of that break
-    "±": r"$\pm$",
-    "×": r"$\times$",
-    "≈": r"$\approx$",
-    "→": r"$\rightarrow$",
-    "≤": r"$\leq$",
-    "≥": r"$\geq$",
     "…": r"\dots{}",
     "²": r"\raisebox{.5ex}{2}",  # a raised digit of its own would be set at 6 pt
     "\N{MINUS SIGN}": "$-$",
@@ -49,172 +40,125 @@ _SPECIAL = {
     "\N{ZERO WIDTH SPACE}": r"\allowbreak{}",
     "\n": r"\newline ",
 }
-# Where long names may be broken, beside spaces and hyphens: after a joint, before a letter.
-_JOINTS = re.compile(r"(?<=[_./=:])(?=[A-Za-z])")
-# Widths at 8 pt in points of Computer Modern, the widest of the usual text fonts, as TeX reports them, rounded up.
-_WIDTHS = {
-    **dict.fromkeys("!',.:;[]`il", 2.4),
-    **dict.fromkeys("fj- ", 2.9),
-    **dict.fromkeys("I()rst", 3.4),
-    **dict.fromkeys("cez", 3.8),
-    **dict.fromkeys("\"$*/0123456789\\^ago{}~?J", 4.4),
-    **dict.fromkeys("LFZ", 5.6),
-    **dict.fromkeys("EPBCTw", 6.2),
-    **dict.fromkeys("RAHNUVXYDK&+=<>@OQG±×\N{MINUS SIGN}", 6.7),
-    **dict.fromkeys("#%mM", 7.8),
-    **dict.fromkeys("W|≈→…\N{EM DASH}", 8.8),
-}
-_BOLD, _NEAR_PT = 1.16, 8.1
-PAGE_PT, COLUMN_PT = 343.0, 220.0  # article's only column, and one of two; both less a margin
-GAP_PT = 8.0  # between two columns
-_PAGE_LINES, _HEAD_LINES = 46, 4  # of a float less caption and notes; of headings and rules
-_SENTENCE_PT, _MOST_LINES = 72.0, 25  # a column of sentences is no narrower, and its cells no taller
-_SIZE = "\\fontsize{8}{9.6}\\selectfont"
+_JOINTS = re.compile(r"(?<=[_./=:])(?=[A-Za-z])")  # where long names may be broken, beside spaces and hyphens
+_DIGIT_PT, GAP_PT = 4.4, 6.0  # a digit at 8 pt; between two columns
+PAGE_PT = 344.0  # article's only column, less a margin
+_WIDE, _NARROW = "+-±≈→%#&<>|mw", " .,:;'[]()|ijlt"
+_PAGE_LINES = 42  # of a table that floats, with what stands below it
+_SIZE = f"\\fontsize{{8}}{{9.6}}\\selectfont\\setlength{{\\tabcolsep}}{{{GAP_PT / 2:g}pt}}"
+# What goes on over pages takes the whole width of an article of two columns.
+_ONE_COLUMN = "\\makeatletter\\let\\cmptaback\\relax\n\\if@twocolumn\\onecolumn\\let\\cmptaback\\twocolumn\\fi\\makeatother\n"
 
 
 def escaped(value: object) -> str:
-    """Text as LaTeX prints it; signs before digits become minus and plus, hyphens stay: -0.095 but SIMS-2."""
-    text = "".join(_SPECIAL.get(character, character) for character in str(value))
+    """Text as LaTeX prints it, to be broken inside of long names too.
+
+    Signs before digits become minus and plus, hyphens stay: -0.095 but SIMS-2.
+    """
+    text = "".join(_SPECIAL.get(character, character) for character in _JOINTS.sub("\N{ZERO WIDTH SPACE}", str(value)))
     return re.sub(r"(?<![\w.)-])([+-])(?=\d)", r"$\1$", text)
 
 
-def paragraph(text: str) -> str:
-    """Escaped text that may be broken inside of long names too."""
-    return escaped(_JOINTS.sub("\N{ZERO WIDTH SPACE}", text))
+def sentence(text: str) -> str:
+    """A caption or note, with what stands between backticks as code; no font joins two hyphens of an option there."""
+    return marked_up(text, escaped, lambda code: f"\\texttt{{{escaped(code).replace('--', '-{}-')}}}")
 
 
-def measured(text: str) -> float:
-    """Width at 8 pt in points, rather too large than too small; a hyphen before a digit is a minus."""
-    text = re.sub(r"(?<!\w)-(?=\d)", "+", text)
-    return sum(8.1 if CHINESE.match(one) else _WIDTHS.get(one, 4.8) for one in text)
+def width_pt(text: str) -> float:
+    """How wide a text is at 8 pt, about: by counting characters as two digits, one and a half, one or less."""
+    sizes = (
+        2 if CHINESE.match(one) or one == NOTHING else 1.5 if one.isupper() or one in _WIDE else 0.65 if one in _NARROW else 1
+        for one in text
+    )
+    return _DIGIT_PT * sum(sizes)
 
 
-def longest_piece(text: str) -> float:
-    """Width in points of what cannot be broken."""
-    pieces = re.split(r"\s+|(?<=-)(?=[A-Za-z])", _JOINTS.sub(" ", CHINESE.sub(r" \g<0> ", text)))
-    return max(map(measured, pieces), default=0)
+def word_pt(texts: Sequence[str]) -> float:
+    """How wide the longest piece of these texts is that cannot be broken, at most."""
+    pieces = re.split(r"\s+|(?<=-)(?=[A-Za-z])", _JOINTS.sub(" ", CHINESE.sub(r" \g<0> ", "\n".join(texts))))
+    return 1.06 * max(map(width_pt, pieces)) + 1  # letters like n and u are wider than a digit
 
 
-@dataclass(frozen=True, eq=False)
-class Column:
-    """A column's heading and cells, in LaTeX and as plain text, and its width in points: unbroken, and at least."""
-
-    over: str
-    head: str
-    cells: Sequence[str]
-    plain: Sequence[str]
-    is_text: bool
-    whole_pt: float
-    least_pt: float
+def left_pt(widths: np.ndarray) -> float:
+    """What columns of these widths leave of a page."""
+    return PAGE_PT - float(widths.sum()) - GAP_PT * (len(widths) - 1)
 
 
-def columns_of(table: Table) -> tuple[Column | None, list[Column]]:
-    """The column that heads blocks of rows, if there is one, and the others."""
-    cells, kinds = written(table, lambda text, kind: paragraph(text), "\\textbf{%s}", "$\\approx$\\,%s")
-    columns = []
-    for place, (over, head) in enumerate(heads(table.short)):
-        plain, is_text = [str(value) for value in table.short.iloc[:, place]], kinds[place] in ("text", "list")
-        wide = [
-            measured(text) * (_BOLD if (row, place) in table.best else 1) + _NEAR_PT * ((row, place) in table.near)
-            for row, text in enumerate(plain)
-        ]
-        whole, least = max([longest_piece(head), *wide]), max(longest_piece(text) for text in (head, *plain)) + 2
-        enough = max(min(whole / _MOST_LINES, PAGE_PT / 2), _SENTENCE_PT if whole > 2 * _SENTENCE_PT else 0)
-        least = min(whole, max(least, enough)) if is_text else whole
-        columns.append(Column(over, head, cells[place], plain, is_text, whole, least))
-    return (columns[0], columns[1:]) if len(columns) > 1 and columns[0].head in BLOCKS else (None, columns)
-
-
-def arranged(columns: Sequence[Column]) -> list[list[Column]]:
-    """The columns in panels that fit a page; the leading ones, three at most, that tell one row from another stand in each."""
-    rows = [list(zip(*(column.plain for column in columns[:count]), strict=True)) for count in (1, 2, 3)]
-    named = next((count for count, names in enumerate(rows, start=1) if len(set(names)) == len(names)), 1)
-    keys, rest = columns[:named], columns[named:]
+def panels_of(keys: int, least: np.ndarray) -> list[np.ndarray]:
+    """Places of the columns in as few even panels as fit a page, the first `keys` in each; `least`: of each, in points."""
+    named, rest = np.split(np.arange(len(least)), [keys])
+    panels = [named]
     for count in range(1, len(rest) + 1):
-        parts = np.array_split(np.arange(len(rest)), count)  # even: a last panel of one column looks like a mistake
-        panels = [[*keys, *(rest[place] for place in part)] for part in parts]
-        if all(sum(c.least_pt for c in panel) + GAP_PT * (len(panel) - 1) <= PAGE_PT for panel in panels):
-            return panels
-    return [[*keys, column] for column in rest] or [list(keys)]
+        panels = [np.append(named, part) for part in np.array_split(rest, count)]
+        if all(left_pt(least[panel]) >= 0 for panel in panels):
+            break
+    return panels
 
 
-def widths_of(columns: Sequence[Column]) -> list[float]:
-    """Points for each: the narrow ones are unbroken, the widest share what is left."""
-    left, widths = PAGE_PT - GAP_PT * (len(columns) - 1), [0.0] * len(columns)
-    order = sorted(range(len(columns)), key=lambda place: columns[place].whole_pt)
-    for number, place in enumerate(order):
-        reserved = sum(columns[other].least_pt for other in order[number + 1 :])
-        share = min(left / (len(order) - number), left - reserved)
-        widths[place] = min(columns[place].whole_pt, max(columns[place].least_pt, share))
-        left -= widths[place]
-    return widths
+def fitted(whole: np.ndarray, least: np.ndarray) -> np.ndarray:
+    """Widths in points of a panel's columns: as they are, or what is long broken to the root of its length until all fit."""
+    every = (np.clip(root * np.sqrt(whole), least, whole) for root in np.arange(20, 0, -0.05))
+    return next((widths for widths in every if left_pt(widths) >= 0), least)
+
+
+def laid_out(table: Table) -> tuple[list[tuple[pd.DataFrame, str]], float]:
+    """A table's short form in panels that fit a page, headings and cells in LaTeX with the columns' form; and its lines.
+
+    Only texts and headings are broken, and blocks' names stand over their rows.
+    """
+    (cells, kinds), heads = written(table, lambda text, kind: escaped(text), "\\textbf{%s}"), [*map(str, table.short.columns)]
+    first = int(len(heads) > 1 and heads[0] in BLOCKS)
+    titles, is_text = [*map(str, table.short.iloc[:, 0])], np.isin(kinds[first:], ["text", "list"])
+    cells, heads, plain = cells[first:], heads[first:], table.short.iloc[:, first:].astype(str)
+    for row, block in enumerate(table.blocks):
+        if not row or block != table.blocks[row - 1]:
+            title = f"\\makebox[0pt][l]{{\\textit{{{escaped(titles[row])}}}}} \\\\*\n" * first
+            cells[0][row] = "\\midrule\n" * bool(row) + title + cells[0][row]
+    words = np.array([word_pt([head, *(plain.iloc[:, n] if is_text[n] else [])]) for n, head in enumerate(heads)])
+    sizes = plain.map(lambda text: width_pt(text.replace("**", "0"))).to_numpy(float)  # bold is a sixth wider
+    whole = np.maximum(sizes.max(axis=0, initial=0), words)
+    least = np.where(is_text, words, whole)
+    frame = pd.DataFrame(dict(zip(map(escaped, heads), cells, strict=True)), dtype=object)
+    sides, panels, lines = np.where(is_text, "raggedright", "raggedleft"), [], 0.0
+    for places in panels_of(min(max(1, [*is_text, False].index(False)), 3), least):  # leading texts tell rows apart
+        widths = fitted(whole[places], least[places])
+        tall = np.where(sizes[:, places] > widths, np.ceil(1.2 * sizes[:, places] / widths), 1)
+        lines += 4 + len(set(table.blocks)) + tall.max(axis=1).sum()
+        form = [f">{{\\{sides[n]}\\arraybackslash}}p{{{width:.1f}pt}}" for n, width in zip(places, widths, strict=True)]
+        panels.append((frame.iloc[:, places], f"@{{}}{''.join(form)}@{{}}"))
+    return panels, lines
+
+
+def _tabular(frame: pd.DataFrame, form: str, **options: str) -> str:
+    shown = frame.style.hide(axis="index")
+    return str(shown.to_latex(column_format=form, hrules=True, **options))
 
 
 def to_latex(table: Table, name: str, caption: str, warning: str, source: str) -> str:
-    """The float that shows a table's short form, in several parts under one number where it is wider or taller than a page.
+    """A table's short form as a float, or where it is taller than a page as a table that goes on over pages.
 
     Args:
         name: its label is "cmpta:" and this.
         caption: without a number of its own; LaTeX gives it one.
     """
-    title, columns = columns_of(table)
-    tabulars = [text for panel in arranged(columns) for text in _tabulars(panel, title, table.blocks)]
-    star = "*" if sum(c.whole_pt for c in columns) + GAP_PT * (len(columns) - 1) > COLUMN_PT else ""
-    said = " ".join(filter(None, [re.sub(r"^(Table|Figure) \d+(, continued)?\.\s*", "", caption), warning]))
-    notes = "".join(f"\n\\par\\smallskip {{\\raggedright {_sentence(note)}\\par}}" for note in (*table.notes, source) if note)
-    chinese = CHINESE.search(" ".join([said, *table.notes, *tabulars]))
-    opened, closed = ("\\begin{CJK}{UTF8}{gbsn}\n", "\\end{CJK}\n") if chinese else ("", "")
-    head, again = f"\\caption{{{_sentence(said)}}}\n\\label{{cmpta:{name}}}", "\\addtocounter{table}{-1}\n\\caption{(continued)}"
-    floats = [
-        f"\\begin{{table{star}}}\n{opened}\\centering\\sloppy\n"
-        f"{again if place else head}\n"
-        f"{_SIZE}\\setlength{{\\tabcolsep}}{{{GAP_PT / 2:g}pt}}\n\\par\\smallskip\n"
-        f"{text}{notes if place == len(tabulars) - 1 else ''}\n{closed}\\end{{table{star}}}\n"
-        for place, text in enumerate(tabulars)
-    ]
-    needs = "\\usepackage{booktabs,array}" + (" and, for its Chinese, \\usepackage{CJKutf8}" if chinese else "")
-    return f"% Needs {needs}\n{''.join(floats)}"
-
-
-def _tabulars(columns: Sequence[Column], title: Column | None, blocks: Sequence[str]) -> Iterator[str]:
-    """A panel, in as many parts as its rows need pages."""
-    widths, first, filled = widths_of(columns), 0, _HEAD_LINES
-    count = len(columns[0].cells)
-    starts = [not row or (bool(blocks) and blocks[row] != blocks[row - 1]) for row in range(count)]
-    for row in range(count):
-        lines = [math.ceil(1.15 * measured(c.plain[row]) / w) for c, w in zip(columns, widths, strict=True) if w < c.whole_pt]
-        tall = max([1, *lines]) + (starts[row] and title is not None)
-        if filled + tall > _PAGE_LINES and row > first:
-            yield _tabular(columns, widths, range(first, row), title, starts)
-            first, filled = row, _HEAD_LINES
-        filled += tall
-    yield _tabular(columns, widths, range(first, count), title, starts)
-
-
-def _tabular(
-    columns: Sequence[Column], widths: Sequence[float], rows: range, title: Column | None, starts: Sequence[bool]
-) -> str:
-    frame = pd.DataFrame({place: [column.cells[row] for row in rows] for place, column in enumerate(columns)}, dtype=object)
-    for place, row in enumerate(rows):  # what stands above a row goes before its first cell
-        above = "\\midrule\n" if place and starts[row] else ""
-        if title and (starts[row] or not place):
-            above += f"\\multicolumn{{{len(columns)}}}{{@{{}}l@{{}}}}{{\\textit{{{escaped(title.plain[row])}}}}} \\\\\n"
-        frame.iloc[place, 0] = above + frame.iloc[place, 0]
-    tops = [(escaped(column.over), paragraph(column.head)) for column in columns]
-    has_overs = any(over for over, _ in tops)
-    frame.columns = pd.MultiIndex.from_tuples(tops) if has_overs else pd.Index([head for _, head in tops])
-    sides = ["raggedright" if column.is_text else "raggedleft" for column in columns]
-    form = "".join(f">{{\\{side}\\arraybackslash}}p{{{width:.1f}pt}}" for side, width in zip(sides, widths, strict=True))
-    text = frame.style.hide(axis="index").to_latex(column_format=f"@{{}}{form}@{{}}", hrules=True, multicol_align="c")
-    return str(text).strip()
-
-
-def _sentence(text: str) -> str:
-    # A path or a command is too long for a line of one column unless it may be broken.
-    def words(part: str) -> str:
-        return " ".join(paragraph(word) if len(word) > 30 else escaped(word) for word in part.split(" "))
-
-    return marked_up(text, words, lambda code: f"\\texttt{{{paragraph(code).replace('--', '-{}-')}}}")
+    (panels, lines), below = laid_out(table), [note for note in (*table.notes, source) if note]
+    said = sentence(" ".join(filter(None, [re.sub(r"^(Table|Figure) \d+(, continued)?\.\s*", "", caption), warning])))
+    notes = "".join(f"\\par\\smallskip {{\\raggedright {sentence(note)}\\par}}\n" for note in below)
+    if lines + sum(width_pt(note) // PAGE_PT + 1 for note in below) > _PAGE_LINES:
+        again = "(continued)"
+        first = _tabular(*panels[0], environment="longtable", caption=said, label=f"cmpta:{name}")
+        others = [_tabular(*panel, environment="longtable", caption=again) for panel in panels[1:]]
+        body = "\\addtocounter{table}{-1}\n".join([first.replace(f"\\caption[]{{{said}}}", f"\\caption[]{{{again}}}"), *others])
+        text = f"{_ONE_COLUMN}{{{_SIZE}\\setlength{{\\LTcapwidth}}{{\\textwidth}}\n{body}{notes}}}\\cmptaback\n"
+    else:
+        body = "\\par\\medskip\n".join(_tabular(*panel) for panel in panels)
+        head = f"\\centering\n\\caption{{{said}}}\n\\label{{cmpta:{name}}}\n{_SIZE}\n\\par\\smallskip\n"
+        text = f"\\begin{{table*}}\n{head}{body}{notes}\\end{{table*}}\n"
+    needs = "\\usepackage{booktabs,array,longtable}"
+    if CHINESE.search(text):
+        needs += " and, for its Chinese, \\usepackage{CJKutf8}"
+        text = f"\\begin{{CJK}}{{UTF8}}{{gbsn}}\n{text}\\end{{CJK}}\n"
+    return f"% Needs {needs}\n{text}"
 
 
 PROVENANCE = "provenance.json"
@@ -269,7 +213,9 @@ def export_table(
     """
     folder, table = Path(folder), table if isinstance(table, Table) else Table.of(table)
     if not table.short.shape[1]:
-        raise ValueError(f"table '{name}' has no columns, so there is nothing to write to {folder}; give it a row first")
+        raise ValueError(
+            f"table '{name}' has no columns, so there is nothing to write to {folder}; give it a row first"
+        )
     with files.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     warning, source = provenance.warning(), provenance.line()
@@ -292,13 +238,11 @@ def record(folder: Path, name: str, provenance: Provenance) -> None:
     Raises:
         ValueError: the file is there and no record; names it.
     """
-    path = folder / PROVENANCE
     with files.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / f".{PROVENANCE}.lock"):
-            items = recorded(folder) | {name: asdict(provenance)}
-            text = json.dumps(dict(sorted(items.items())), ensure_ascii=False, indent=1)
-            files.write_text(path, text + "\n")
+            items = dict(sorted((recorded(folder) | {name: asdict(provenance)}).items()))
+            files.write_text(folder / PROVENANCE, json.dumps(items, ensure_ascii=False, indent=1) + "\n")
 
 
 def recorded(folder: Path) -> dict[str, dict[str, Any]]:
@@ -306,8 +250,6 @@ def recorded(folder: Path) -> dict[str, dict[str, Any]]:
     path = folder / PROVENANCE
     try:
         items = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except ValueError:
-        items = None
-    if not isinstance(items, dict) or not all(isinstance(item, dict) for item in items.values()):
-        raise ValueError(f"{path} is no record of exports; remove it and export again")
-    return items
+        return {str(name): dict(item) for name, item in items.items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is no record of exports; remove it and export again") from error

@@ -17,8 +17,8 @@ import pandas as pd
 from cmpta_lib import files, paper
 from cmpta_lib.files import PUBLISHED, ROOT, figures_folder
 from cmpta_lib.report.export import NOTHING, PROVENANCE, recorded
-from cmpta_lib.report.layout import NOT_RUN
 from cmpta_lib.report.rows import PAPER_NAMES, changed, provenance
+from cmpta_lib.report.tables import NOT_RUN
 from cmpta_lib.runs.store import Run, sound
 from cmpta_lib.study.exports import PAGES
 from cmpta_lib.study.plan import CMPTA, NOTEBOOKS, Notebook, added, sections

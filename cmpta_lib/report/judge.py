@@ -19,7 +19,8 @@ from cmpta_lib.figures import clips
 from cmpta_lib.metrics import METRICS, Metric, MetricName, headline
 from cmpta_lib.report import uncertainty
 from cmpta_lib.report.rows import result_row, runs_of, sound, unusable
-from cmpta_lib.report.tables import NOT_RUN, ResultRow, scored
+from cmpta_lib.report.tables import NOT_RUN
+from cmpta_lib.report.uncertainty import ResultRow, scored
 from cmpta_lib.study import plan
 from cmpta_lib.study.plan import CHOICES, CMPTA, TEXT_ONLY, Row
 from cmpta_lib.study.study import Study

@@ -15,9 +15,9 @@ import pandas as pd
 from cmpta_lib import registry
 from cmpta_lib.llm.files import OMNI_MODELS
 from cmpta_lib.metrics import headline
-from cmpta_lib.report.layout import NOT_RUN, NOTE, NOTHING, Table
 from cmpta_lib.report.rows import over_seeds, result_row, runs_of, sound
-from cmpta_lib.report.tables import compared, scored
+from cmpta_lib.report.tables import NOT_RUN, NOTE, NOTHING, Table
+from cmpta_lib.report.uncertainty import compared, scored
 from cmpta_lib.runs import provenance as memory
 from cmpta_lib.study.plan import (
     GIVEN,
@@ -63,10 +63,10 @@ def zero_shot_table(study: Study) -> Table:
     models = {"frozen LLM, words only": TEXT_ONLY, "frozen LLM that perceives": GIVEN[ZERO_SHOT]["TAV"]}
     models |= {row.name: row for row in OMNI}
     full = _frame(study, [Line({"model": name}, row) for name, row in models.items()])
-    columns: dict[tuple[str, str], list[str]] = {("", "model"): list(models)}
+    columns = {"model": list(models)}
     for corpus, part in full.groupby("corpus", sort=False):
-        columns[(str(corpus), str(part["metric"].iloc[0]))] = list(part["score"])
-        columns[(str(corpus), INTERVAL)] = list(part[INTERVAL])
+        columns[f"{corpus} {part['metric'].iloc[0]}"] = list(part["score"])
+        columns[f"{corpus} {INTERVAL}"] = list(part[INTERVAL])
     waiting = full["model"].isin([row.name for row in OMNI]) & (full["score"] == NOT_RUN)
     how = [_HOW.format(OMNI_MODELS[0])] if waiting.any() else []
     return Table(pd.DataFrame(columns, dtype=object), full, notes=(*_notes(full, "model"), *how))

@@ -15,8 +15,8 @@ from cmpta_lib.embedded import bounds
 from cmpta_lib.files import runs_folder
 from cmpta_lib.metrics import METRICS, Metric, MetricName
 from cmpta_lib.report.export import Provenance, export_table, record
-from cmpta_lib.report.layout import Shown, Table
-from cmpta_lib.report.tables import ResultRow
+from cmpta_lib.report.tables import Best, Shown, Table
+from cmpta_lib.report.uncertainty import ResultRow
 from cmpta_lib.runs import provenance as records
 from cmpta_lib.runs.store import FAILURE, Run, failure, sound
 from cmpta_lib.study import plan
@@ -45,16 +45,16 @@ def unusable(runs: Sequence[Run]) -> str:
     Paths begin at the runs folder: an exported table does not tell of the machine that it was made on.
     """
     for run in runs:
-        if reason := run.problem or ("" if run.done else _unfinished(run)):
-            shown = reason.replace(str(runs_folder()), "runs")
-            return f"seed {run.config.seed}: {textwrap.shorten(shown, 400, placeholder=' ...')}"
+        reason = run.problem
+        if not reason and not run.done:
+            failed = failure(run.folder)
+            reason = f"failed, {failed}; see {run.folder / FAILURE}, and call again once it is mended" if failed else (
+                f"{run.folder} is not finished; call again, or make it with Study.ensure"
+            )
+        if reason:
+            shown = textwrap.shorten(reason.replace(str(runs_folder()), "runs"), 400, placeholder=" ...")
+            return f"seed {run.config.seed}: {shown}"
     return ""
-
-
-def _unfinished(run: Run) -> str:
-    if reason := failure(run.folder):
-        return f"failed, {reason}; see {run.folder / FAILURE}, and call again once it is mended"
-    return f"{run.folder} is not finished; call again, or make it with Study.ensure"
 
 
 def runs_of(study: Study, key: str, row: Row) -> list[Run]:
@@ -79,17 +79,11 @@ def result_row(
     odd = int((~np.isfinite(predictions)).sum())
     if study.corpus(key).task.kind == "classification":
         predictions = np.where(np.isfinite(predictions), predictions, metrics.UNPARSABLE).astype(int)
-    notes = [_seeds_so_far(runs, whole), f"{odd} unparsable replies" if odd else ""]
-    note = "; ".join(filter(None, notes))
-    return ResultRow(group, name, printed or {}, tables[0]["label"].to_numpy(), predictions, note, len(runs))
-
-
-def _seeds_so_far(runs: Sequence[Run], whole: Sequence[Run]) -> str:
-    """Of how many seeds a row is, and why of no more; "" where of all. Runs that are merely still to come need no reason."""
-    if len(whole) == len(runs):
-        return ""
-    wrong = [run for run in runs if run.problem or failure(run.folder)]
-    return f"{len(whole)} of {len(runs)} seeds so far" + (f"; {unusable(wrong)}" if wrong else "")
+    notes = [f"{odd} unparsable replies"] if odd else []
+    if len(whole) < len(runs):  # those that are merely still to come need no reason
+        wrong = unusable([run for run in runs if run.problem or failure(run.folder)])
+        notes = [f"{len(whole)} of {len(runs)} seeds so far", *([wrong] if wrong else []), *notes]
+    return ResultRow(group, name, printed or {}, tables[0]["label"].to_numpy(), predictions, "; ".join(notes), len(runs))
 
 
 def ablation_rows(study: Study, key: str) -> list[ResultRow]:
@@ -105,43 +99,39 @@ def ablation_rows(study: Study, key: str) -> list[ResultRow]:
 
 def ablation_frame(rows: Sequence[ResultRow], metric: MetricName) -> pd.DataFrame:
     """What `curves.ablation_figure` draws, from a table's rows that were run; fractions throughout."""
-    lines = []
-    for row in rows:
-        if row.ran:
-            printed = row.paper.get(metric, np.nan) / METRICS[metric].scale
-            lines.append([row.group, row.method, float(row.scores(metric).mean()), *row.interval(metric), printed])
-    return pd.DataFrame(lines, columns=["study", "variant", "mean", "low", "high", "paper"])
+    scores = [
+        [row.group, row.method, float(row.scores(metric).mean()), *row.interval(metric), row.paper.get(metric, np.nan)]
+        for row in rows
+        if row.ran
+    ]
+    frame = pd.DataFrame(scores, columns=["study", "variant", "mean", "low", "high", "paper"])
+    return frame.assign(paper=frame["paper"] / METRICS[metric].scale)
 
 
 def bayes(study: Study, key: str, metric: MetricName) -> dict[str, float]:
     """Score on the test clips of the answers that are best for this metric from {text, face_voice, all}; {} for real data.
 
     Corpora of dialogues add "context": the best from all clips of the whole dialogue. No rule does better on average;
-    luck on these clips may (`bound_rule` says so to readers).
+    luck on these clips may.
     """
     corpus = study.corpus(key)
-    truth, labels, scores = corpus.splits["test"].labels, corpus.task.labels, {}
-    for known, answers in bounds.best_answers(corpus, metric).items():
-        if corpus.task.kind == "regression":
-            scores[known] = metrics.regression_metrics(truth, answers)[metric]
-        else:
-            scores[known] = metrics.classification_metrics(truth, answers, labels)[metric]
-    return scores
+    truth, task = corpus.splits["test"].labels, corpus.task
+
+    def scores(answers: np.ndarray) -> dict[str, float]:
+        if task.kind == "regression":
+            return metrics.regression_metrics(truth, answers)
+        return metrics.classification_metrics(truth, answers, task.labels)
+
+    return {known: scores(answers)[metric] for known, answers in bounds.best_answers(corpus, metric).items()}
 
 
-def bound_rule(study: Study, key: str, *names: MetricName) -> str:
-    """What the best scores of these metrics (default: the corpus's tabled ones) are, for a caption; "" for real data."""
-    corpus = study.corpus(key)
-    wanted = names or tuple(scores_of(study, key))
-    if not bounds.best_answers(corpus, wanted[0]):
-        return ""
-    rules = "; ".join(f"{METRICS[name].label.split()[0]}: {bounds.RULES[name]}" for name in wanted)
-    return f"Bayes-optimal: what the best decision rule scores on these clips, which luck on them can exceed ({rules})."
+_BEST = {"all": "Bayes-optimal", "context": "Bayes-optimal in context"}
 
 
-def bayes_of(study: Study, key: str, names: Sequence[MetricName], known: str = "all") -> dict[str, float]:
-    """Metric -> best score from all that a clip holds, or its whole dialogue ("context"); empty where nobody knows."""
-    return {name: scores[known] for name in names if known in (scores := bayes(study, key, name))}
+def best_of(study: Study, key: str, names: Sequence[MetricName], known: Sequence[str] = tuple(_BEST)) -> Best:
+    """What `result_table` says of the best scores from all that a clip holds and from its whole dialogue, where known."""
+    scores = {name: bayes(study, key, name) for name in names}
+    return {_BEST[one]: {name: found[one] for name, found in scores.items() if one in found} for one in known}
 
 
 def changed(study: Study) -> str:
@@ -151,33 +141,28 @@ def changed(study: Study) -> str:
 
 def provenance(study: Study, keys: Sequence[str], runs: Sequence[Run] = ()) -> Provenance:
     """What made a table or figure: these corpora, and the commits, machines and packages of these runs."""
-    corpora = [study.corpus(key) for key in keys]
-    made_by = sound(runs)
+    corpora, made_by = [study.corpus(key) for key in keys], sound(runs)
     made = [run.environment for run in made_by] or [records.environment()]
     fingerprints = {corpus.name: corpus.fingerprint for corpus in corpora}
-    llms = _backbones(study, runs)
+    llms = {study.llm.name: study.llm.fingerprint} if runs else {}
+    for method in (run.config.method.model_dump() for run in runs):  # and what else they read text with
+        llms |= {method[kind]["name"]: method[kind]["fingerprint"] for kind in ("llm", "encoder") if kind in method}
+
+    def shown(known: Mapping[str, str]) -> str:
+        return ", ".join(f"{name} ({fingerprint[:8]})" for name, fingerprint in known.items())
+
     return Provenance(
-        data=", ".join(f"{c.name} ({c.fingerprint[:8]})" for c in corpora) + (", SMOKE RUN" if study.smoke else ""),
-        backbone=", ".join(f"{name} ({fingerprint[:8]})" for name, fingerprint in llms.items()) or "none",
+        data=shown(fingerprints) + (", SMOKE RUN" if study.smoke else ""),
+        backbone=shown(llms) or "none",
         seeds=tuple(sorted({run.config.seed for run in made_by})),
         commits=tuple(sorted({environment["commit"] for environment in made})),
         profile=study.profile + changed(study),
-        generated=any(c.generated for c in corpora),
+        generated=any(corpus.generated for corpus in corpora),
         hardware=tuple(sorted({environment["hardware"] for environment in made})),
         fingerprints=fingerprints | llms,
         runs=tuple(sorted({run.folder.name for run in made_by})),
         packages=tuple(sorted({f"{name} {version}" for one in made for name, version in one["packages"].items()})),
     )
-
-
-def _backbones(study: Study, runs: Sequence[Run]) -> dict[str, str]:
-    """Name and fingerprint of the study's LLM, and of what else these runs read text with; none without runs."""
-    methods = [run.config.method.model_dump() for run in runs]
-    own = {method[kind]["name"]: method[kind]["fingerprint"] for method in methods for kind in _READERS if kind in method}
-    return {study.llm.name: study.llm.fingerprint} | own if runs else {}
-
-
-_READERS = ("llm", "encoder")
 
 
 def footer(stated: Provenance) -> str:

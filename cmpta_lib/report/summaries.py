@@ -17,9 +17,9 @@ from cmpta_lib.data.corpus import SPLITS
 from cmpta_lib.llm.files import QWEN_1_8B
 from cmpta_lib.method.prompted import Layout
 from cmpta_lib.metrics import METRICS
-from cmpta_lib.report.layout import NOT_RUN, NOTHING
 from cmpta_lib.report.rows import PAPER_NAMES, bayes, scores_of, sound, unusable
-from cmpta_lib.report.tables import without_unit
+from cmpta_lib.report.tables import NOT_RUN, NOTHING
+from cmpta_lib.report.uncertainty import without_unit
 from cmpta_lib.study.plan import CHOICES, CMPTA
 from cmpta_lib.study.study import Study
 

@@ -1,4 +1,4 @@
-"""How sure a score is: spread over seeds, bootstrap intervals over test samples, paired differences.
+"""How sure a score is: spread over seeds, bootstrap intervals over test samples, paired differences; and a table's row of them.
 
 Every metric here is a function of sums over samples, so a resample is one row of integer counts and 2,000 of them are
 a few matrix products: 0.04 s per 1,000 resamples of 2,610 utterances, where scipy's bootstrap around scikit-learn's F1
@@ -8,15 +8,17 @@ takes 1.5 s and gives the same interval.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from cmpta_lib.metrics import UNPARSABLE, MetricName, class_indices, sentiment_scores
+from cmpta_lib.metrics import UNPARSABLE, Metric, MetricName, class_indices, sentiment_scores
 
 Floats = NDArray[np.float64]
+NOTHING = "\N{EM DASH}"  # a cell in which nothing is to be said
+NOT_RUN = "not run"
 
 _CHUNK = 256  # resamples held at once: 5 MiB of counts for MELD's 2,610 test utterances
 _CONSTANT_VARIANCE = 1e-12  # scores are float32 in [-1, 1]; less than this is rounding, not variation
@@ -28,7 +30,6 @@ class SeedSummary:
 
     mean: float
     sd: float | None
-    n: int
 
 
 @dataclass(frozen=True)
@@ -42,10 +43,10 @@ class PairedDifference:
 
 
 def summarise(values: Sequence[float]) -> SeedSummary:
-    """Mean, sample sd and number of per-seed scores; raises ValueError for none or for a non-finite one."""
+    """Mean and sample sd of per-seed scores; raises ValueError for none or for a non-finite one."""
     if not len(values) or not all(math.isfinite(value) for value in values):
         raise ValueError(f"expected at least one finite score per method, got {list(values)}")
-    return SeedSummary(float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None, len(values))
+    return SeedSummary(float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None)
 
 
 def seed_scores(metric: MetricName, truth: ArrayLike, predictions: ArrayLike) -> Floats:
@@ -55,15 +56,9 @@ def seed_scores(metric: MetricName, truth: ArrayLike, predictions: ArrayLike) ->
 
 
 def bootstrap_interval(
-    metric: MetricName,
-    truth: ArrayLike,
-    predictions: ArrayLike,
-    *,
-    resamples: int = 2000,
-    level: float = 0.95,
-    seed: int = 0,
+    metric: MetricName, truth: ArrayLike, predictions: ArrayLike, *, resamples: int = 2000, seed: int = 0
 ) -> tuple[float, float]:
-    """Percentile interval of the seed-mean metric when the test samples are redrawn with replacement.
+    """95 % percentile interval of the seed-mean metric when the test samples are redrawn with replacement.
 
     It speaks of test samples only: the seeds are fixed, their spread is in `summarise`.
 
@@ -72,45 +67,34 @@ def bootstrap_interval(
         truth: (N,).
         predictions: (n_seeds, N), row s from seed s; the same resample is used for all rows.
         resamples: how often the N samples are redrawn.
-        level: coverage in (0, 1).
     Returns:
         (low, high) in the unit of the metric, fractions for F1.
     Raises:
-        ValueError: NaN or infinite values, shapes that do not fit, an unknown metric, a level outside (0, 1).
+        ValueError: NaN or infinite values, shapes that do not fit, an unknown metric.
     """
     features, score = _prepare(metric, truth, predictions)
-    draws = np.concatenate([score(sums).mean(axis=1) for sums in _resampled_sums(features, resamples, seed)])
-    return _percentiles(draws, level)
+    return _edges(_draws(features, lambda sums: score(sums).mean(axis=1), resamples, seed))
 
 
 def paired_bootstrap(
-    metric: MetricName,
-    truth: ArrayLike,
-    predictions_a: ArrayLike,
-    predictions_b: ArrayLike,
-    *,
-    resamples: int = 2000,
-    level: float = 0.95,
-    seed: int = 0,
+    metric: MetricName, truth: ArrayLike, a: ArrayLike, b: ArrayLike, *, resamples: int = 2000, seed: int = 0
 ) -> PairedDifference:
-    """Compare two methods on the same redrawn test samples; arguments and errors as in `bootstrap_interval`.
+    """Compare two methods' predictions on the same redrawn test samples; arguments and errors as in `bootstrap_interval`.
 
     The numbers of seeds may differ. The p-value is twice the share of resamples on the rarer side of zero, with one
     added above and below so that it is never 0 (Davison and Hinkley 1997, section 4.2).
     """
-    features_a, score_a = _prepare(metric, truth, predictions_a)
-    features_b, score_b = _prepare(metric, truth, predictions_b)
+    (features_a, score_a), (features_b, score_b) = _prepare(metric, truth, a), _prepare(metric, truth, b)
     features, width = np.hstack([features_a, features_b]), features_a.shape[1]
 
     def difference(sums: Floats) -> Floats:
         # Rounded: equal scores summed in another order must differ by 0, not by a last bit that always has one sign.
         return np.round(score_a(sums[:, :width]).mean(axis=1) - score_b(sums[:, width:]).mean(axis=1), 12)
 
-    draws = np.concatenate([difference(sums) for sums in _resampled_sums(features, resamples, seed)])
+    draws = _draws(features, difference, resamples, seed)
     rarer = min((draws <= 0).sum(), (draws >= 0).sum())
-    p_value = min(1.0, float(2 * (1 + rarer) / (1 + resamples)))
     observed = float(difference(features.sum(axis=0, keepdims=True))[0])
-    return PairedDifference(observed, *_percentiles(draws, level), p_value)
+    return PairedDifference(observed, *_edges(draws), min(1.0, float(2 * (1 + rarer) / (1 + resamples))))
 
 
 def _prepare(metric: MetricName, truth: ArrayLike, predictions: ArrayLike) -> tuple[Floats, Callable[[Floats], Floats]]:
@@ -165,20 +149,124 @@ def _weighted_f1(truth: ArrayLike, predictions: ArrayLike) -> tuple[Floats, Call
     return features, score
 
 
-def _resampled_sums(features: Floats, resamples: int, seed: int) -> Iterator[Floats]:
-    """Sums of the features over `resamples` redrawn sample sets, in chunks of (<= _CHUNK, M)."""
+def _draws(features: Floats, statistic: Callable[[Floats], Floats], resamples: int, seed: int) -> Floats:
+    """(resamples,) a statistic of the features' sums, (R, M) -> (R,), over redrawn samples; in chunks."""
     if resamples < 1:
         raise ValueError(f"resamples={resamples} must be at least 1")
-    rng, n = np.random.default_rng(seed), len(features)
+    rng, n, draws = np.random.default_rng(seed), len(features), []
     for start in range(0, resamples, _CHUNK):
         rows = min(_CHUNK, resamples - start)
         drawn = rng.integers(0, n, (rows, n)) + n * np.arange(rows)[:, None]
         counts = np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n)
-        yield counts.astype(np.float64) @ features
+        draws.append(statistic(counts.astype(np.float64) @ features))
+    return np.concatenate(draws)
 
 
-def _percentiles(draws: Floats, level: float) -> tuple[float, float]:
-    if not 0 < level < 1:
-        raise ValueError(f"level={level} must lie strictly between 0 and 1")
-    low, high = np.percentile(draws, [50 * (1 - level), 50 * (1 + level)])
+def _edges(draws: Floats) -> tuple[float, float]:
+    low, high = np.percentile(draws, [2.5, 97.5])
     return float(low), float(high)
+
+
+@dataclass(frozen=True, eq=False)
+class ResultRow:
+    """One method of one table.
+
+    `paper` maps metric names to the value as printed (WF1 in per cent), and may be empty. `truth` (N,) and
+    `predictions` (n_seeds, N) are both None for a method that was not run; `note` then says how to run it. `asked`: of how
+    many seeds it is to be, where that is known.
+    """
+
+    group: str
+    method: str
+    paper: Mapping[str, float] = field(default_factory=dict)
+    truth: np.ndarray | None = None
+    predictions: np.ndarray | None = None
+    note: str = ""
+    asked: int | None = None
+
+    def __post_init__(self) -> None:
+        if (self.truth is None) != (self.predictions is None):
+            raise ValueError(f"row '{self.method}': give both truth and predictions, or neither for 'not run'")
+
+    @property
+    def ran(self) -> bool:
+        return self.predictions is not None
+
+    @property
+    def _answers(self) -> tuple[np.ndarray, np.ndarray]:
+        assert self.truth is not None and self.predictions is not None, "only of a row that was run"
+        return self.truth, self.predictions
+
+    @property
+    def seeds(self) -> str:
+        """How many seeds it is of: "2", or "1 of 2" where runs are still to come or went wrong."""
+        made = 0 if self.predictions is None else len(self.predictions)
+        return str(made) if self.asked in (None, made) else f"{made} of {self.asked}"
+
+    def scores(self, metric: MetricName) -> np.ndarray:
+        """(n_seeds,) what each seed scores, in the stored unit; only of a row that was run."""
+        return seed_scores(metric, *self._answers)
+
+    def interval(self, metric: MetricName) -> tuple[float, float]:
+        """The bootstrap interval of the mean over seeds, in the stored unit; only of a row that was run."""
+        return bootstrap_interval(metric, *self._answers)
+
+    def minus(self, other: ResultRow, metric: MetricName) -> PairedDifference:
+        """This row minus another on the same redrawn test clips, in the stored unit; only of rows that were run."""
+        return paired_bootstrap(metric, *self._answers, other._answers[1])
+
+
+def within_noise(metric: MetricName, one: ResultRow, other: ResultRow) -> bool:
+    """Whether two rows that were run on the same clips differ by no more than clips or seeds make them differ.
+
+    The 95 % paired bootstrap interval of the difference holds 0, or the difference is not larger than the larger of the
+    two standard deviations over seeds.
+    """
+    found = one.minus(other, metric)
+    sds = [summarise(row.scores(metric).tolist()).sd or 0.0 for row in (one, other)]
+    return found.low <= 0 <= found.high or abs(found.difference) <= max(sds)
+
+
+def scored(metric: Metric, row: ResultRow) -> tuple[str, str]:
+    """A row's mean ± sample sd over seeds, and the bootstrap interval of the mean over test clips."""
+    if not row.ran:
+        return NOT_RUN, NOTHING
+    score = spread(metric.scale * row.scores(metric.name), metric.decimals)
+    return score, _interval(metric, *row.interval(metric.name))
+
+
+def _interval(metric: Metric, low: float, high: float, sign: str = "") -> str:
+    return f"[{metric.shown(metric.scale * low, sign)}, {metric.shown(metric.scale * high, sign)}]"
+
+
+def compared(metric: Metric, row: ResultRow, other: ResultRow | None) -> tuple[str, str, str]:
+    """`row` minus `other`, its interval, and how often chance alone would differ as much, on the same redrawn test clips.
+
+    Dashes where there is no other, "not run" where a run of either is missing.
+    """
+    if other is None or not (row.ran and other.ran):
+        return NOTHING if other is None else NOT_RUN, NOTHING, NOTHING
+    found = row.minus(other, metric.name)
+    difference = metric.shown(metric.scale * found.difference, "+")
+    return difference, _interval(metric, found.low, found.high, "+"), f"{found.p_value:.4f}"
+
+
+def compared_in_one(metric: Metric, row: ResultRow, other: ResultRow | None) -> tuple[str, str]:
+    """`compared` with the interval beside the difference; dashes where there is nothing to compare, whatever the reason."""
+    difference, interval, p_value = compared(metric, row, other)
+    return (NOTHING if interval == NOTHING else f"{difference} {interval}"), p_value
+
+
+def spread(values: Sequence[float] | np.ndarray, decimals: int) -> str:
+    """Mean ± sample sd of the values that are defined, as "0.251 ± 0.001"; one has no deviation, none is a dash."""
+    known = [value for value in map(float, values) if np.isfinite(value)]
+    if not known:
+        return NOTHING
+    found = summarise(known)
+    mean = round(found.mean, decimals) + 0.0  # + 0.0 turns -0.0 into 0.0
+    return f"{mean:.{decimals}f}" + ("" if found.sd is None else f" ± {found.sd:.{decimals}f}")
+
+
+def without_unit(metric: Metric, score: float) -> str:
+    """A stored value for a column whose heading has the unit; a dash where it is not defined."""
+    return metric.shown(metric.scale * score) if np.isfinite(score) else NOTHING
