@@ -17,7 +17,7 @@ from cmpta_lib import metrics, paper, registry
 from cmpta_lib.data.corpus import Inputs, Task
 from cmpta_lib.figures.clips import errors, is_right, show_answer
 from cmpta_lib.report import uncertainty
-from cmpta_lib.report.errors import answer_shares
+from cmpta_lib.report.errors import answer_shares, every_answer
 from cmpta_lib.report.layout import NOT_RUN, NOTHING
 from cmpta_lib.report.rows import result_row, runs_of, sound, tabled
 from cmpta_lib.report.tables import ResultRow, compared, compared_in_one, scored, spread, without_unit
@@ -137,9 +137,8 @@ def field_table(study: Study, key: str) -> pd.DataFrame:
 
 def confusions(study: Study, key: str) -> dict[str, np.ndarray]:
     """Row's name -> (C, C) share of each true class (rows) that is answered so (columns), all seeds together."""
-    runs = {row.name: sound(runs_of(study, key, row)) for row in plan.comparison(key)}
-    tables = {name: {run.config.seed: run.predictions() for run in found} for name, found in runs.items()}
-    return answer_shares(study.corpus(key).task, tables)
+    task, runs = study.corpus(key).task, {row.name: sound(runs_of(study, key, row)) for row in plan.comparison(key)}
+    return answer_shares(task, every_answer(task, runs))
 
 
 def versions_table(study: Study, key: str, rows: Sequence[Row]) -> pd.DataFrame:
