@@ -38,7 +38,7 @@ from cmpta_lib.study.plan import (
 )
 from cmpta_lib.study.study import Study
 
-OFFLINE = [row for row in mllm.every_row() if row not in OMNI]
+OFFLINE = [row for row in mllm.EVERY_ROW if row not in OMNI]
 TABLES = ("zero_shot", "two_by_two", "margins", "modalities", "knowledge", "costs")
 # Of each row by its place: sims' mean absolute error, and how many of meld's nine test clips are answered rightly.
 ERROR = {row.name: (1 + place) / 100 for place, row in enumerate(OFFLINE)}
@@ -103,7 +103,7 @@ def test_rows_are_few_and_no_two_are_one_run(study: Study):
     counted = plan.planned(plan.chosen(["14_mllm_mac"]), ("sims", "meld"), False, (1, 2))
     assert all(sum(one.row == row for one in counted) == 2 for row in OMNI), "one run a corpus: no seed matters to them"
     wanted = {one.row.name for one in counted}
-    assert wanted == {row.name for row in mllm.every_row()}
+    assert wanted == {row.name for row in mllm.EVERY_ROW}
 
 
 def test_a_row_is_what_its_name_says(study: Study):
