@@ -15,7 +15,6 @@ from cmpta_lib.figures import answers as pictures
 from cmpta_lib.figures.answers import ClipAnswer, calibration_error, clip_figure, confusion_figure, reliability
 from cmpta_lib.figures.attention import AttentionPanel
 from cmpta_lib.report import errors, rows
-from cmpta_lib.report.errors import Answers
 from cmpta_lib.study import plan
 
 CLASSES = Task("classification", "en", ("anger", "disgust", "joy"))
@@ -49,12 +48,12 @@ def trained(stored: pd.DataFrame, *said: tuple[float | None, dict[str, float]]) 
     return SimpleNamespace(run=run, predict=lambda split: answers)
 
 
-def classes(labels: list, predictions: list, probabilities: list) -> Answers:
+def classes(labels: list, predictions: list, probabilities: list) -> pd.DataFrame:
     said = [(value, dict(zip(CLASSES.labels, row, strict=True))) for value, row in zip(predictions, probabilities, strict=True)]
     return errors.answers_of(trained(table(labels, predictions), *said), corpus(CLASSES, labels))
 
 
-def scores(labels: list, predictions: list, *masses: dict[float, float]) -> Answers:
+def scores(labels: list, predictions: list, *masses: dict[float, float]) -> pd.DataFrame:
     """Answers on the grid of one decimal; `masses`: score -> probability, for each clip."""
     grid = {f"{score:+.1f}": round(score, 1) for score in np.arange(-1, 1.01, 0.1) + 0.0}
     said = [
@@ -174,14 +173,13 @@ def test_the_errors_need_no_run_that_the_comparison_does_not():
 
 def test_confidence_in_a_class_is_its_probability_and_in_a_score_that_of_being_right():
     found = classes([0, 1, 2], [0, 0, np.nan], [[0.7, 0.2, 0.1], [0.5, 0.4, 0.1], [0.2, 0.2, 0.6]])
-    np.testing.assert_allclose(found.clips["sure"], [0.7, 0.5, np.nan])
-    np.testing.assert_allclose(found.clips["on_label"], [0.7, 0.4, 0.6])
-    sure, right = found.judged
+    np.testing.assert_allclose(found["sure"], [0.7, 0.5, np.nan])
+    np.testing.assert_allclose(found["on_label"], [0.7, 0.4, 0.6])
+    sure, right = errors.judged(found)
     assert sure.tolist() == [0.7, 0.5] and right.tolist() == [True, False]
     scored = scores([0.4, -1.0], [0.2, -0.8], {0.0: 0.1, 0.2: 0.3, 0.4: 0.2, 0.5: 0.4}, {-1.0: 0.3, -0.8: 0.5, 0.9: 0.2})
-    np.testing.assert_allclose(scored.clips["sure"], [0.6, 0.8])
-    silent = classes([0], [np.nan], [[1, 0, 0]])
-    assert list(errors.all_judged({"CMPTA": found, "text only": silent})) == ["CMPTA"]
+    np.testing.assert_allclose(scored["sure"], [0.6, 0.8])
+    assert not len(errors.judged(classes([0], [np.nan], [[1, 0, 0]]))[0])
 
 
 def test_calibration_by_hand():
@@ -211,10 +209,10 @@ def test_a_method_as_sure_as_right_has_the_errors_that_are_imagined():
 def test_the_central_interval_by_hand():
     mass = {-1.0: 0.04, 0.0: 0.2, 0.2: 0.52, 0.4: 0.2, 1.0: 0.04}
     found = scores([0.2, 0.4, -1.0, 0.16], [0.2] * 4, *[mass] * 4)
-    inside, probability = errors.central_interval(found, 0.5)
+    inside, probability = errors.central_interval(SCORES, found, 0.5)
     assert inside.tolist() == [True, False, False, True]  # from 0.2 to 0.2; 0.16 is nearest to it
     np.testing.assert_allclose(probability, 0.52)
-    inside, probability = errors.central_interval(found, 0.9)
+    inside, probability = errors.central_interval(SCORES, found, 0.9)
     assert inside.tolist() == [True, True, False, True]
     np.testing.assert_allclose(probability, 0.92)
     shown = errors.calibration_table(SCORES, {"CMPTA": found}).set_index("measure")["CMPTA"]
@@ -223,9 +221,9 @@ def test_the_central_interval_by_hand():
 
 def test_the_worst_come_first_the_surest_of_them_before():
     found = classes([0, 0, 0, 0], [0, 1, 2, np.nan], [[0.9, 0, 0], [0.2, 0.6, 0.2], [0.1, 0.2, 0.7], [1, 0, 0]])
-    assert found.worst_first.index.tolist() == [2, 1, 3, 0]
+    assert errors.worst_first(found).index.tolist() == [2, 1, 3, 0]
     scored = scores([0.0, 0.0, 0.0], [0.4, -0.8, 0.8], {0.4: 0.9}, {-0.8: 0.2}, {0.8: 0.3})
-    assert scored.worst_first.index.tolist() == [2, 1, 0]
+    assert errors.worst_first(scored).index.tolist() == [2, 1, 0]
 
 
 def test_the_table_of_the_worst_clips():
@@ -295,19 +293,19 @@ def test_probabilities_are_computed_anew_beside_the_stored_answers():
     chances = {"anger": 0.2, "disgust": 0.5, "joy": 0.3}
     stored = table([0, 1, 2], [1, np.nan, 2])
     found = errors.answers_of(trained(stored, (1, chances), (None, chances), (1, chances)), corpus(CLASSES, [0, 1, 2]))
-    assert found.names == CLASSES.labels and found.values.tolist() == [0, 1, 2] and found.probabilities.shape == (3, 3)
-    assert found.clips["said"].tolist() == ["disgust", "unparsable", "joy"], "the stored answer stands"
+    assert list(found["chances"]) == [chances] * 3 and found["same"].tolist() == [True, True, False]
+    assert found["said"].tolist() == ["disgust", "unparsable", "joy"], "the stored answer stands"
     told = errors.calibration_table(CLASSES, {"CMPTA": found}).set_index("measure")["CMPTA"]
-    assert found.other == 1 and told["answered otherwise than in the stored run"] == "1"
+    assert told["answered otherwise than in the stored run"] == "1"
     scored = errors.answers_of(trained(table([0.4], [0.3]), (0.3, {"-0.3": 0.4, "+0.3": 0.6})), corpus(SCORES, [0.4]))
-    assert scored.values.tolist() == [-0.3, 0.3] and scored.other == 0
+    assert scored["same"].all() and scored["sure"].tolist() == [0.6]
     with pytest.raises(ValueError, match="run a-01: its method 'some' gives no probabilities"):
         errors.answers_of(trained(stored, (1, {})), corpus(CLASSES, [0]))
 
 
 def test_one_clips_answers_as_they_are_drawn():
     found = {"CMPTA": scores([0.44], [-0.8], {-0.8: 1.0}), "text only": scores([0.44], [np.nan], {0.4: 1.0})}
-    drawn = errors.clip_answers(found, 0)
+    drawn = errors.clip_answers(SCORES, found, 0)
     assert (drawn["CMPTA"].text, drawn["CMPTA"].chosen, drawn["CMPTA"].truth) == ("-0.8", 2, 14)
     assert (drawn["text only"].text, drawn["text only"].chosen) == ("unparsable", None)
 

@@ -7,7 +7,6 @@ costs what one evaluation of the test split costs; the run's files stay as they 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -57,9 +56,6 @@ def state(study: Study) -> pd.DataFrame:
     found = [(study.corpus(key).name, result_row(study, key, row)) for key in study.keys for row in COMPARED.values()]
     lines = [(corpus, row.method, row.seeds, row.note) for corpus, row in found]
     return pd.DataFrame(lines, columns=["corpus", "method", "seeds", "note"])
-
-
-# --- stored answers, of all seeds -------------------------------------------------------------------------------------
 
 
 def every_answer(task: Task, runs: Mapping[str, Sequence[Run]]) -> pd.DataFrame:
@@ -180,75 +176,56 @@ def seeds_shown(every: pd.DataFrame) -> str:
     return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds)) or NOTHING}"
 
 
-# --- one run's answers with their probabilities -----------------------------------------------------------------------
+def answers_of(trained: TrainedRun, corpus: Corpus) -> pd.DataFrame:
+    """One run's stored answers to the test split beside the probability of everything that it could have said.
 
-
-@dataclass(frozen=True, eq=False)
-class Answers:
-    """One run's answers to the test split, with the probability of everything that it could have said.
-
-    Attributes:
-        clips: a line for each clip, in the split's order: id, label and prediction as the run stores them, `said` for a
-            reader, `right`, `error`, and the probability of what is right in [0, 1]: `sure` were the answer the truth (NaN
-            where it is unparsable), `on_label` for the label. That is of the class, or of every score within `clips.NEAR`.
-        names: the A legal answers as a reader sees them.
-        values: (A,) their scores, ascending, or class indices.
-        probabilities: (N, A) float, rows sum to 1.
-        other: clips that the loaded run answers otherwise than it once did (another machine rounds otherwise).
-    """
-
-    clips: pd.DataFrame
-    names: tuple[str, ...]
-    values: np.ndarray
-    probabilities: np.ndarray
-    other: int = 0
-
-    @property
-    def judged(self) -> tuple[np.ndarray, np.ndarray]:
-        """(M,) confidence and (M,) bool whether right, of the clips whose reply is an answer."""
-        known = self.clips.dropna(subset="sure")
-        return known["sure"].to_numpy(), known["right"].to_numpy()
-
-    @property
-    def worst_first(self) -> pd.DataFrame:
-        """`clips`, the largest error first, among equals the surest, then in the split's order."""
-        return self.clips.sort_values(["error", "sure"], ascending=False, kind="stable")
-
-
-def answers_of(trained: TrainedRun, corpus: Corpus) -> Answers:
-    """Answer the test split again, for the probabilities.
-
+    Returns:
+        a line for each clip, in the split's order: id, label, prediction, `said` for a reader, `right`, `error`; `chances`,
+        legal answer -> its probability; the probability of what counts as right (the class, or every score within
+        `clips.NEAR`): `sure` were the answer the truth (NaN where it is unparsable), `on_label`; and `same`, whether the
+        loaded run still answers so (another machine rounds otherwise).
     Raises:
         ValueError: the method gives a number only.
     """
-    stored, found, task = trained.run.predictions(), trained.predict(corpus.splits["test"]), corpus.task
-    names = tuple(found[0].probabilities)
-    if not names:
+    table, found, task = trained.run.predictions(), trained.predict(corpus.splits["test"]), corpus.task
+    if not found[0].probabilities:
         name = trained.run.config.method.name
         raise ValueError(f"run {trained.run.folder.name}: its method '{name}' gives no probabilities, so none can be judged")
-    values = np.array([task.labels.index(name) if task.labels else float(name) for name in names])
-    probabilities = np.array([list(answer.probabilities.values()) for answer in found])
     now = np.array([answer.value for answer in found], float)  # None is NaN
-    same = np.isclose(now, stored["prediction"].to_numpy(float), atol=clips.ROUNDING, equal_nan=True)
-    near = 0.5 if task.labels else clips.NEAR + clips.ROUNDING
-    lines = stored.assign(
-        said=[clips.show_answer(task, value) for value in stored["prediction"]],
-        right=clips.is_right(task, stored),
-        error=np.round(clips.errors(task, stored), 6),
+    table = table.assign(
+        said=[clips.show_answer(task, value) for value in table["prediction"]],
+        right=clips.is_right(task, table),
+        error=np.round(clips.errors(task, table), 6),
+        chances=[answer.probabilities for answer in found],
+        same=np.isclose(now, table["prediction"].to_numpy(float), atol=clips.ROUNDING, equal_nan=True),
     )
+    values, probabilities = _chances(task, table)
+    near = 0.5 if task.labels else clips.NEAR + clips.ROUNDING
     for name, column in (("sure", "prediction"), ("on_label", "label")):
-        truth = stored[column].to_numpy(float)
+        truth = table[column].to_numpy(float)
         chance = (probabilities * (np.abs(values - truth[:, None]) <= near)).sum(1)
-        lines[name] = np.where(np.isfinite(truth), np.minimum(chance, 1.0), np.nan)
-    return Answers(lines, names, values, probabilities, int((~same).sum()))
+        table[name] = np.where(np.isfinite(truth), np.minimum(chance, 1.0), np.nan)
+    return table
 
 
-def all_judged(found: Mapping[str, Answers]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """What `calibration_figure` draws: `judged` of every method that has given any answer."""
-    return {name: answers.judged for name, answers in found.items() if len(answers.judged[0])}
+def _chances(task: Task, answers: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """(A,) the legal answers, ascending scores or class indices, and (N, A) their probabilities, rows sum to 1."""
+    chances = pd.DataFrame([*answers["chances"]])
+    return np.array([task.labels.index(name) if task.labels else float(name) for name in chances]), chances.to_numpy(float)
 
 
-def calibration_table(task: Task, found: Mapping[str, Answers]) -> pd.DataFrame:
+def judged(answers: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """(M,) confidence and (M,) bool whether right, of the clips whose reply is an answer: what `calibration_figure` draws."""
+    known = answers.dropna(subset="sure")
+    return known["sure"].to_numpy(), known["right"].to_numpy()
+
+
+def worst_first(answers: pd.DataFrame) -> pd.DataFrame:
+    """The largest error first, among equals the surest, then in the split's order."""
+    return answers.sort_values(["error", "sure"], ascending=False, kind="stable")
+
+
+def calibration_table(task: Task, found: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """How sure and how right, one column for each compared method; per cent of the clips whose reply is an answer.
 
     The calibration error is that of `BINS` bins of equally many answers; the line below it is `imagined_errors`.
@@ -260,9 +237,9 @@ def calibration_table(task: Task, found: Mapping[str, Answers]) -> pd.DataFrame:
     return table
 
 
-def _calibration(task: Task, answers: Answers) -> dict[str, str]:
-    (sure, right), total = answers.judged, len(answers.clips)
-    counts = {"unparsable replies": total - len(sure), "answered otherwise than in the stored run": answers.other}
+def _calibration(task: Task, answers: pd.DataFrame) -> dict[str, str]:
+    (sure, right), total = judged(answers), len(answers)
+    counts = {"unparsable replies": total - len(sure), "answered otherwise than in the stored run": (~answers["same"]).sum()}
     lines = {"clips": str(total)} | {what: str(count) for what, count in counts.items() if count}
     if not len(sure):
         return lines
@@ -277,7 +254,7 @@ def _calibration(task: Task, answers: Answers) -> dict[str, str]:
             f"{_percent(imagined)} (95 %: {_percent(np.quantile(imagined, 0.95))} at most)",
     }  # fmt: skip
     for percent in INTERVALS if task.kind == "regression" else ():
-        inside, mass = central_interval(answers, percent / 100)
+        inside, mass = central_interval(task, answers, percent / 100)
         lines[f"labels in the central {percent} % interval"] = f"{_percent(inside)} (its probability: {_percent(mass)})"
     return lines
 
@@ -301,19 +278,20 @@ def _percent(values: object) -> str:
     return f"{100 * mean:.1f}" if np.isfinite(mean) else NOTHING
 
 
-def central_interval(answers: Answers, share: float) -> tuple[np.ndarray, np.ndarray]:
+def central_interval(task: Task, answers: pd.DataFrame, share: float) -> tuple[np.ndarray, np.ndarray]:
     """(N,) whether the label lies in the interval that leaves (1 - share) / 2 out on either side, and (N,) its probability.
 
     Scores are few, so an interval's probability is more than `share`; a label between two scores counts as the nearer.
     """
-    place = np.abs(answers.values - answers.clips["label"].to_numpy(float)[:, None]).argmin(1)
-    total, tail = answers.probabilities.cumsum(1), (1 - share) / 2
+    values, probabilities = _chances(task, answers)
+    place = np.abs(values - answers["label"].to_numpy(float)[:, None]).argmin(1)
+    total, tail = probabilities.cumsum(1), (1 - share) / 2
     low, high = ((total < edge - 1e-9).sum(1).clip(max=total.shape[1] - 1) for edge in (tail, 1 - tail))
     rows = np.arange(len(place))
-    return (low <= place) & (place <= high), total[rows, high] - total[rows, low] + answers.probabilities[rows, low]
+    return (low <= place) & (place <= high), total[rows, high] - total[rows, low] + probabilities[rows, low]
 
 
-def worst_table(corpus: Corpus, found: Mapping[str, Answers], number: int = WORST) -> pd.DataFrame:
+def worst_table(corpus: Corpus, found: Mapping[str, pd.DataFrame], number: int = WORST) -> pd.DataFrame:
     """The clips that CMPTA gets most wrong, `worst_first`, each with its words whole and what happened.
 
     Fewer than `number` where fewer are wrong.
@@ -323,12 +301,12 @@ def worst_table(corpus: Corpus, found: Mapping[str, Answers], number: int = WORS
     """
     if isinstance(number, bool) or not isinstance(number, int) or number < 1:
         raise ValueError(f"worst={number!r}: expected how many clips to show, a whole number from 1")
-    ours = found[CMPTA.name].worst_first.query("not right").head(number)
+    ours = worst_first(found[CMPTA.name]).query("not right").head(number)
     if ours.empty:
         return pd.DataFrame({"clip": [NOTHING], "what happened": ["CMPTA answers every test clip rightly"]})
     said, verdicts = NOT_RUN, np.full(len(ours), "CMPTA wrong")
     if TEXT_ONLY.name in found:
-        theirs = found[TEXT_ONLY.name].clips.loc[ours.index]
+        theirs = found[TEXT_ONLY.name].loc[ours.index]
         said, alike, both = theirs["said"], theirs["error"] == ours["error"], "both wrong, "
         cases = {
             "text only right, CMPTA wrong": theirs["right"],
@@ -370,17 +348,17 @@ def _known_truth(corpus: Corpus, place: int) -> list[str]:
     return [*parts, f"the best answer from all that the clip holds: {said}, {verdict}"]
 
 
-def unavoidable(corpus: Corpus, answers: Answers) -> str:
+def unavoidable(corpus: Corpus, answers: pd.DataFrame) -> str:
     """For a caption: how many of the wrong answers the best possible answer would share; "" for real clips."""
     if not corpus.has_known_truth:
         return ""
     best = corpus.splits["test"].table[["label", "bayes_all"]].set_axis(["label", "prediction"], axis=1)
-    wrong = ~answers.clips["right"]
+    wrong = ~answers["right"]
     said = f" Of its {wrong.sum()} wrong answers, the best possible answer from all that the clip holds is wrong in"
     return f"{said} {(wrong & ~clips.is_right(corpus.task, best)).sum()}."
 
 
-def clips_to_show(study: Study, found: Mapping[str, Mapping[str, Answers]], clip_id: str = "") -> dict[str, tuple[int, str]]:
+def clips_to_show(study: Study, found: Mapping[str, Mapping[str, pd.DataFrame]], clip_id: str = "") -> dict[str, tuple[int, str]]:
     """Corpus key -> position of the test clip to look at, and the title of its figure; only where CMPTA was run.
 
     Raises:
@@ -394,19 +372,19 @@ def clips_to_show(study: Study, found: Mapping[str, Mapping[str, Answers]], clip
     shown = {}
     for key, answers in found.items():
         if CMPTA.name in answers:
-            ranked = answers[CMPTA.name].worst_first
+            ranked = worst_first(answers[CMPTA.name])
             for place in ranked.index[ranked["id"] == clip_id] if clip_id else ranked.index[:1]:
                 name = ids[key].iloc[place]
                 shown[key] = int(place), f"Test clip {name} of {described(study, key)}, seed {study.seeds[0]}: {rule}"
     return shown
 
 
-def clip_answers(found: Mapping[str, Answers], place: int) -> dict[str, ClipAnswer]:
+def clip_answers(task: Task, found: Mapping[str, pd.DataFrame], place: int) -> dict[str, ClipAnswer]:
     """Method -> its answer to one test clip with the probability of each, as `figures.answers` draws it."""
     drawn = {}
     for name, answers in found.items():
-        clip = answers.clips.iloc[place]
-        truth, chosen = (int(np.abs(answers.values - clip[column]).argmin()) for column in ("label", "prediction"))
-        chances, is_answer = answers.probabilities[place], np.isfinite(clip["prediction"])
-        drawn[name] = ClipAnswer(clip["said"], answers.names, chances, chosen if is_answer else None, truth)
+        clip, (values, probabilities) = answers.iloc[place], _chances(task, answers)
+        truth, chosen = (int(np.abs(values - clip[column]).argmin()) for column in ("label", "prediction"))
+        is_answer = np.isfinite(clip["prediction"])
+        drawn[name] = ClipAnswer(clip["said"], [*clip["chances"]], probabilities[place], chosen if is_answer else None, truth)
     return drawn
