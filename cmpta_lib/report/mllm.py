@@ -17,20 +17,8 @@ from cmpta_lib.report.layout import NOT_RUN, NOTE, NOTHING, Table
 from cmpta_lib.report.rows import over_seeds, result_row, runs_of, sound, tabled
 from cmpta_lib.report.tables import ResultRow, compared, scored
 from cmpta_lib.runs import provenance as memory
-from cmpta_lib.study.plan import (
-    GIVEN,
-    MLLM_ROWS,
-    NOTHING_TOLD,
-    OMNI,
-    SAID,
-    SHUFFLED,
-    TEXT_ONLY,
-    TOLD,
-    TUNED,
-    WHOLE,
-    ZERO_SHOT,
-    Row,
-)
+from cmpta_lib.study import plan
+from cmpta_lib.study.plan import GIVEN, NOTHING_TOLD, OMNI, SAID, TEXT_ONLY, TOLD, TUNED, WHOLE, ZERO_SHOT, Row
 from cmpta_lib.study.study import Study
 
 INTERVAL = "95 % CI"
@@ -40,7 +28,7 @@ _HOW = (
     "CMPTA_MEDIA, then `cmpta reproduce --profile paper --only 14_mllm_mac`."
 )
 # What the notebook compares: the LLM as it is, every version of MLLM-MAC, the whole, and the omni models.
-EVERY_ROW = (TEXT_ONLY, *(row for row in MLLM_ROWS if row not in OMNI), WHOLE, *OMNI)
+EVERY_ROW = (TEXT_ONLY, *(row for row in plan.MLLM_ROWS if row not in OMNI), WHOLE, *OMNI)
 Line = tuple[tuple[str, ...], Row, tuple[Row | None, ...]]  # its words, the row behind it, and what that is compared with
 
 
@@ -101,7 +89,7 @@ def knowledge_table(study: Study) -> Table:
     for training, rows in TOLD.items():
         for told, row in rows.items():
             none = None if told == NOTHING_TOLD else rows[NOTHING_TOLD]
-            lines.append(((training, told), row, (none, rows.get(SHUFFLED.get(told, "")))))
+            lines.append(((training, told), row, (none, rows.get(plan.SHUFFLED.get(told, "")))))
     return _table(study, ["training", "statement"], lines, ["minus none", "minus another clip's"])
 
 
