@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shlex
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,7 +13,6 @@ from finished import clips as clips_of_ones_own
 from finished import finish, record_llms, small_studies
 
 from cmpta_lib import paper
-from cmpta_lib.cli.arguments import chosen_notebooks, parser, study_of
 from cmpta_lib.embedded import synthetic
 from cmpta_lib.figures import clips
 from cmpta_lib.metrics import METRICS
@@ -164,14 +163,15 @@ def test_one_seed_says_so(studies, error, expected):
     assert found.verdict == ONE_SEED + expected and found.figures.endswith("seeds' spread unknown")
 
 
-def test_a_missing_row_is_not_run_and_names_the_command_that_runs_it(studies):
+@pytest.mark.parametrize("row", [CMPTA, judge.NO_DROPOUT], ids=lambda row: row.name)
+def test_a_missing_row_is_not_run_and_names_the_notebook_that_runs_it(studies, row):
     study = studies(seeds=[3333, 4444], changes={"training.epochs": 3})
-    found = better(study, "meld", "f1_weighted")
-    assert found.verdict == NOT_RUN and found.figures.startswith("CMPTA on embedded-meld: seed 3333: ")
-    options = parser().parse_args(shlex.split(found.figures.split("`")[-2])[1:])
-    again = study_of(options)
-    missing = {run.folder for run in study.runs("meld")}
-    assert missing <= {run.folder for _, run in again.planned_runs(chosen_notebooks(options))}
+    finish(study, "sims", study.runs("sims", TEXT_ONLY) + (study.runs("sims") if row != CMPTA else []))
+    found = Evidence(study).dropout("sims") if row != CMPTA else better(study)
+    assert found.verdict == NOT_RUN and found.figures.startswith(f"{row.name} on embedded-sims: seed 3333: ")
+    named = re.search("`cmpta reproduce --only (.*?)`, with this study's options", found.figures)[1]
+    runs = study.runs("sims", row)[: 1 if row != CMPTA else None]
+    assert {run.folder for run in runs} <= {run.folder for _, run in study.planned_runs([named])}
 
 
 def test_a_claim_about_several_rows_needs_all_of_them():

@@ -86,45 +86,52 @@ def _printed(wanted: str) -> Iterator[Judged]:
                 first, second = (CMPTA.name, line.method) if is_ours else (line.method, CMPTA.name)
                 says = f"{first} is better than {second} in {label} (CMPTA {shown.shown(ours)} against {shown.shown(value)})."
                 claim = Claim(f"{wanted}-{line.method.lower()}-{label.lower()}", f"4.4, {compared}", says, "", (wanted,))
-                yield Judged(claim, BETTER, _pair(shown.name, first, second))
+                yield Judged(claim, BETTER, _better(_named(first, second), shown.name))
             else:
                 section, what, original = _ABLATED[line.group, line.method]
                 row = plan.ABLATIONS[line.group, line.method]
                 says = f"{what} ({label} {shown.shown(ours)}, then {shown.shown(value)})."
                 slug = f"{wanted}-{row.name.replace(' ', '-')}"
                 claim = Claim(slug, f"{section}, {ablation}", says, original, (wanted,))
-                yield Judged(claim, f"the full method against it: {BETTER}", _better(lambda *at, row=row: [row]))
+                yield Judged(claim, f"the full method against it: {BETTER}", _better(_cmpta_than(row)))
 
 
-def _better(rows: Callable[[str, str], Sequence[Row]], metric: MetricName | None = None, than: Row | None = None) -> Find:
-    """CMPTA better than each of these rows of (paper's key, study's key), or each better than `than`; by the headline metric."""
+Pairs = Callable[[str, str], Sequence[tuple[Row, Row]]]  # (paper's key, study's key) -> what is claimed better, than what
+
+
+def _better(pairs: Pairs, metric: MetricName | None = None) -> Find:
+    """The first of each pair better than the second; by the headline metric."""
 
     def find(evidence: Evidence, wanted: str, key: str) -> Finding:
-        pairs = [(row, than) if than else (CMPTA, row) for row in rows(wanted, key)]
-        return together([evidence.better(key, metric or evidence.metric(key).name, *pair) for pair in pairs])
+        measure = metric or evidence.metric(key).name
+        found = [evidence.better(key, measure, *pair) for pair in pairs(wanted, key)]
+        return together(found) if found else Finding(NOT_TESTABLE, "this comparison has no such row")
 
     return find
 
 
-def _pair(metric: MetricName, first: str, second: str) -> Find:
-    def find(evidence: Evidence, wanted: str, key: str) -> Finding:
+def _cmpta_than(*rows: Row) -> Pairs:
+    return lambda *at: [(CMPTA, row) for row in rows]
+
+
+def _named(first: str, second: str) -> Pairs:
+    def pairs(wanted: str, key: str) -> list[tuple[Row, Row]]:
         rows = {row.name: row for row in plan.comparison(key)}
-        if gone := [name for name in (first, second) if name not in rows]:
-            return Finding(NOT_TESTABLE, f"{gone[0]} has no row in this comparison")
-        return evidence.better(key, metric, rows[first], rows[second])
+        return [(rows[first], rows[second])] if {first, second} <= rows.keys() else []
 
-    return find
+    return pairs
 
 
-def _rivals(wanted: str, key: str) -> list[Row]:
-    """The rows of the printed methods but CMPTA; on a user's own clips those that are registered."""
+def _rivals(wanted: str, key: str) -> list[tuple[Row, Row]]:
+    """CMPTA and the row of each other printed method; on a user's own clips of those that are registered."""
     names = [line.method for line in plan.printed(wanted)[:-1]]
-    return [row for row in plan.comparison(key) if row.name in names]
+    return [(CMPTA, row) for row in plan.comparison(key) if row.name in names]
 
 
-def _words_alone(wanted: str, key: str) -> list[Row]:
-    """Words as they are, and with a tuned soft prompt."""
-    return [TEXT_ONLY, *(r for r in plan.comparison(key) if r.method in plan.WITHOUT_MODALITIES and r != TEXT_ONLY)]
+def _words_alone(wanted: str, key: str) -> list[tuple[Row, Row]]:
+    """CMPTA and words as they are, and with a tuned soft prompt."""
+    prompted = (row for row in plan.comparison(key) if row.method in plan.WITHOUT_MODALITIES and row != TEXT_ONLY)
+    return [(CMPTA, TEXT_ONLY), *((CMPTA, row) for row in prompted)]
 
 
 def _counts(evidence: Evidence, wanted: str, key: str) -> Finding:
@@ -174,19 +181,19 @@ _RULES: Mapping[str, tuple[str, Find]] = {
     "best-of-all": (f"CMPTA against each: {BETTER}", _better(_rivals)),
     "best": (f"CMPTA against each: {BETTER}", _better(_rivals)),
     "fine-intensity": (f"CMPTA against each: {BETTER}", _better(_rivals, "corr")),
-    "generalises": (f"CMPTA against each, on each corpus: {BETTER}", _better(lambda *at: [TEXT_ONLY, *_rivals(*at)])),
+    "generalises": (f"CMPTA against each, on each corpus: {BETTER}", _better(lambda *at: [(CMPTA, TEXT_ONLY), *_rivals(*at)])),
     "tokens-help": (f"CMPTA against each: {BETTER}", _better(_words_alone)),
-    "modalities": (f"CMPTA against text only, on each corpus: {BETTER}", _better(lambda *at: [TEXT_ONLY])),
+    "modalities": (f"CMPTA against text only, on each corpus: {BETTER}", _better(_cmpta_than(TEXT_ONLY))),
     "dropout": (f"first seed, test clips: {BETTER}", lambda e, wanted, key: e.dropout(key)),
     "alignment-most": (f"without adapter, and with one direction, against without alignment: {BETTER}",
-                       _better(lambda *at: [_ADAPTER, _ONE_WAY], than=_ALIGNMENT)),
+                       _better(lambda *at: [(_ADAPTER, _ALIGNMENT), (_ONE_WAY, _ALIGNMENT)])),
     "attention": (judge.CUE, lambda e, wanted, key: e.cues(key)),
     "tokens-small": (judge.LITTLE, lambda e, wanted, key: e.little(key, _TOKENS)),
-    "six-best": (f"6 tokens against 5, 7 and 8: {BETTER}", _better(lambda *at: [*_TOKENS.values()])),
-    "too-many": (f"6 tokens against 7 and 8: {BETTER}", _better(lambda *at: [_TOKENS["7"], _TOKENS["8"]])),
+    "six-best": (f"6 tokens against 5, 7 and 8: {BETTER}", _better(_cmpta_than(*_TOKENS.values()))),
+    "too-many": (f"6 tokens against 7 and 8: {BETTER}", _better(_cmpta_than(_TOKENS["7"], _TOKENS["8"]))),
     "sarcasm": (judge.SARCASM, lambda e, wanted, key: e.sarcasm(key)),
     "key-parts": (f"CMPTA against no alignment and no adapter, on each corpus: {BETTER}",
-                  _better(lambda *at: [_ALIGNMENT, _ADAPTER])),
+                  _better(_cmpta_than(_ALIGNMENT, _ADAPTER))),
 }  # fmt: skip
 _NO_ROW: Mapping[str, str] = {
     "layer-norm": "no row trains without them, and the paper gives no curve",

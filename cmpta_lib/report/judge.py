@@ -6,8 +6,6 @@ clips measures, and which seed was drawn for training, which the spread over see
 
 from __future__ import annotations
 
-import json
-import shlex
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from cmpta_lib.config import PAPER_SEEDS
 from cmpta_lib.figures import clips
 from cmpta_lib.metrics import METRICS, Metric, MetricName, headline
 from cmpta_lib.report import uncertainty
@@ -125,20 +122,10 @@ class Evidence:
         return headline(self.study.corpus(key).task.kind)
 
     def _not_run(self, key: str, row: Row, reason: str) -> NotRun:
-        short = textwrap.shorten(reason, 160, placeholder=" ...")
-        return NotRun(f"{row.name} on {self.study.corpus(key).name}: {short}; {self.command(key, row)}")
-
-    def command(self, key: str, row: Row) -> str:
-        """What makes a row's runs, with the options of this study."""
-        study, default = self.study, PAPER_SEEDS[: self.study.settings.num_seeds]
-        words = ["cmpta", "reproduce", "--profile", study.profile, *(["--smoke"] * study.smoke)]
-        for option, value in (("--data", study.data), ("--llm", study.own_llm)):
-            words += [option, value] if value else []
-        words += [part for name, value in study.changes.items() for part in ("--set", f"{name}={value}")]
-        if not study.smoke and study.seeds != default:
-            words += ["--seeds", json.dumps(study.seeds).replace(" ", "")]
         made = (n.name for n in plan.NOTEBOOKS if row in n.rows(key) or (n.has_choices and row in CHOICES))
-        return f"`{shlex.join([*words, '--only', next(made)])}`"
+        short = textwrap.shorten(reason, 160, placeholder=" ...")
+        runs_it = f"`cmpta reproduce --only {next(made)}`, with this study's options, runs it"
+        return NotRun(f"{row.name} on {self.study.corpus(key).name}: {short}; {runs_it}")
 
     @_rule
     def better(self, key: str, metric: MetricName, row: Row, than: Row) -> Finding:
