@@ -16,8 +16,8 @@ import pandas as pd
 from cmpta_lib import metrics, paper, registry
 from cmpta_lib.data.corpus import Inputs, Task
 from cmpta_lib.figures.clips import errors, is_right, show_answer
+from cmpta_lib.method.prompted import answer_text
 from cmpta_lib.metrics import Metric
-from cmpta_lib.report.errors import answer_shares, every_answer
 from cmpta_lib.report.layout import NOT_RUN, NOTHING
 from cmpta_lib.report.rows import result_row, runs_of, sound, tabled
 from cmpta_lib.report.tables import ResultRow, compared, compared_in_one, scored, spread, without_unit
@@ -28,6 +28,7 @@ from cmpta_lib.study.plan import CMPTA, Row
 from cmpta_lib.study.study import Study
 
 PRINTED, ADDED, REFERENCE = "in the paper", "added", "reference"
+STEP = 0.2  # scores are gathered to the nearest multiple: the steps of SIMS' labels
 # Metrics of the field beyond the paper's: stored name -> heading; all are shown in per cent but R2.
 _SCORE_METRICS: Mapping[str, str] = {
     "acc2": "Acc-2", "acc2_weak": "weak Acc-2", "acc3": "Acc-3", "acc5": "Acc-5", "f1_weighted": "F1", "r2": "R²",
@@ -103,6 +104,44 @@ def field_table(study: Study, key: str) -> pd.DataFrame:
             cells.append(spread([scale * scores[name] for scores in stored if name in scores], decimals))
         lines.append([row.name, *cells] if stored else [row.name, NOT_RUN, *cells[1:]])
     return pd.DataFrame(lines, columns=["method", *names.values()])
+
+
+def every_answer(task: Task, runs: Mapping[str, Sequence[Run]]) -> pd.DataFrame:
+    """One line for each method, seed and test clip.
+
+    Columns: method, seed, clip (its position), label, prediction, right; and `truth` and `answer`, the places of label and
+    prediction among `group_names`, -1 for an unparsable reply.
+    """
+    tables = {(name, run.config.seed): run.predictions() for name, found in runs.items() for run in found}
+    columns = ["method", "seed", "clip", "label", "prediction"]
+    every = pd.concat(tables, names=columns[:3]).reset_index()[columns] if tables else pd.DataFrame(columns=columns)
+    every["right"] = is_right(task, every)
+    return every.assign(truth=groups(task, every["label"]), answer=groups(task, every["prediction"]))
+
+
+def groups(task: Task, values: Sequence[float] | pd.Series) -> np.ndarray:
+    """(N,) place of each class, or of each score among the multiples of `STEP` from -1 to 1; -1 where there is none."""
+    places = np.asarray(values, float)
+    if task.kind == "regression":
+        # Rounded twice: 0.3 / 0.2 is 1.4999999999999998 in binary, and must not fall otherwise than 0.1 / 0.2.
+        places = np.round(np.round((np.clip(places, -1, 1) + 1) / STEP, 6))
+    return np.where(np.isfinite(places), places, -1).astype(int)
+
+
+def group_names(task: Task) -> list[str]:
+    """What `groups` counts: class names, or scores as they are written."""
+    return list(task.labels) or [answer_text(task, STEP * place - 1) for place in range(round(2 / STEP) + 1)]
+
+
+def answer_shares(task: Task, every: pd.DataFrame) -> dict[str, np.ndarray]:
+    """Method -> (C, C) share of the clips of each label (rows) that is answered so (columns), its seeds together.
+
+    C are `group_names`. A row sums to less than 1 where replies were unparsable, and to 0 where no clip has the label.
+    """
+    places = range(len(group_names(task)))
+    counts = {str(name): pd.crosstab(one["truth"], one["answer"]) for name, one in every.groupby("method", sort=False)}
+    shares = {name: one.div(one.sum(axis=1), axis=0) for name, one in counts.items()}
+    return {name: one.reindex(index=places, columns=places, fill_value=0).to_numpy() for name, one in shares.items()}
 
 
 def confusions(study: Study, key: str) -> dict[str, np.ndarray]:

@@ -6,7 +6,7 @@ costs what one evaluation of the test split costs; the run's files stay as they 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,9 +16,9 @@ from cmpta_lib import metrics
 from cmpta_lib.data.corpus import Corpus, Task
 from cmpta_lib.figures import clips
 from cmpta_lib.figures.answers import ClipAnswer, calibration_error, reliability
-from cmpta_lib.method.prompted import answer_text
+from cmpta_lib.report.comparison import group_names
 from cmpta_lib.report.export import NOTHING
-from cmpta_lib.report.rows import described, result_row, runs_of, sound, unusable
+from cmpta_lib.report.rows import described, result_row, runs_of, unusable
 from cmpta_lib.report.tables import NOT_RUN, spread
 from cmpta_lib.runs.store import Run
 from cmpta_lib.study.plan import CMPTA, TEXT_ONLY, Row
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from cmpta_lib.runs.load import TrainedRun
 
 COMPARED: Mapping[str, Row] = {row.name: row for row in (CMPTA, TEXT_ONLY)}
-STEP = 0.2  # scores are gathered to the nearest multiple: the steps of SIMS' labels
 ALL = "all"
 WORST = 10  # clips in the exported table
 BINS = 10
@@ -38,11 +37,6 @@ _MEASURES: Mapping[str, Mapping[str, int]] = {  # kind of task -> measure -> its
     "classification": {"precision (%)": 1, "recall (%)": 1, "F1 (%)": 1},
     "regression": {"mean error": 3, "mean absolute error": 3, "wrong sign (%)": 1},
 }
-
-
-def first_runs(study: Study, key: str) -> dict[str, Run]:
-    """CMPTA and text only -> the run of the first seed; a method without one is left out."""
-    return {name: runs[0] for name, row in COMPARED.items() if (runs := sound(runs_of(study, key, row)[:1]))}
 
 
 def whole_runs(study: Study, key: str) -> dict[str, list[Run]]:
@@ -58,49 +52,6 @@ def state(study: Study) -> pd.DataFrame:
     return pd.DataFrame(lines, columns=["corpus", "method", "seeds", "note"])
 
 
-def every_answer(task: Task, runs: Mapping[str, Sequence[Run]]) -> pd.DataFrame:
-    """One line for each method, seed and test clip.
-
-    Columns: method, seed, clip (its position), label, prediction, right; and `truth` and `answer`, the places of label and
-    prediction among `group_names`, -1 for an unparsable reply.
-    """
-    columns = ["method", "seed", "clip", "label", "prediction"]
-    tables = [
-        run.predictions().assign(method=name, seed=run.config.seed).rename_axis("clip").reset_index()[columns]
-        for name, found in runs.items() for run in found
-    ]  # fmt: skip
-    every = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
-    every["right"] = clips.is_right(task, every)
-    return every.assign(truth=groups(task, every["label"]), answer=groups(task, every["prediction"]))
-
-
-def groups(task: Task, values: Sequence[float] | pd.Series) -> np.ndarray:
-    """(N,) place of each class, or of each score among the multiples of `STEP` from -1 to 1; -1 where there is none."""
-    places = np.asarray(values, float)
-    if task.kind == "regression":
-        # Rounded twice: 0.3 / 0.2 is 1.4999999999999998 in binary, and must not fall otherwise than 0.1 / 0.2.
-        places = np.round(np.round((np.clip(places, -1, 1) + 1) / STEP, 6))
-    return np.where(np.isfinite(places), places, -1).astype(int)
-
-
-def group_names(task: Task) -> list[str]:
-    """What `groups` counts: class names, or scores as they are written."""
-    return list(task.labels) or [answer_text(task, STEP * place - 1) for place in range(round(2 / STEP) + 1)]
-
-
-def answer_shares(task: Task, every: pd.DataFrame) -> dict[str, np.ndarray]:
-    """Method -> (C, C) share of the clips of each label (rows) that is answered so (columns), its seeds together.
-
-    C are `group_names`. A row sums to less than 1 where replies were unparsable, and to 0 where no clip has the label.
-    """
-    places = range(len(group_names(task)))
-    return {
-        str(name): pd.crosstab(one["truth"], one["answer"], normalize="index")
-        .reindex(index=places, columns=places, fill_value=0).to_numpy()
-        for name, one in every.groupby("method", sort=False)
-    }  # fmt: skip
-
-
 def per_label_table(task: Task, every: pd.DataFrame) -> pd.DataFrame:
     """How each label is answered: mean ± sample sd over seeds, a class's or a score's measures, a last line for all.
 
@@ -112,15 +63,14 @@ def per_label_table(task: Task, every: pd.DataFrame) -> pd.DataFrame:
     if every.empty:
         return pd.DataFrame(columns=["label", "clips"])
     shown = [place for place in range(len(names)) if place in counts or task.labels]
-    clip_counts = [str(counts.get(place, 0)) for place in shown]
-    table = pd.DataFrame({"label": [*(names[place] for place in shown), ALL], "clips": [*clip_counts, str(counts.sum())]})
+    lines = [(names[place], str(counts.get(place, 0))) for place in shown] + [(ALL, str(counts.sum()))]
+    table = pd.DataFrame(lines, columns=["label", "clips"])
     measures = _class_measures if task.kind == "classification" else _score_measures
     for name in COMPARED:
         seeds = [one for _, one in every[every["method"] == name].groupby("seed")]
         found = np.array([measures(task, one) for one in seeds])
         for number, (what, decimals) in enumerate(_MEASURES[task.kind].items()):
-            cells = [spread(found[:, number, place], decimals) for place in (*shown, -1)] if seeds else NOT_RUN
-            table[f"{name}: {what}"] = cells
+            table[f"{name}: {what}"] = [spread(found[:, number, place], decimals) for place in (*shown, -1)] if seeds else NOT_RUN
         odd = [int((one["answer"] < 0).sum()) for one in seeds]
         if any(odd):
             table[f"{name}: unparsable"] = [NOTHING] * len(shown) + [spread(odd, 1)]
@@ -151,22 +101,17 @@ def agreement_table(task: Task, every: pd.DataFrame) -> pd.DataFrame:
 
     One line for each class, or for scores below, at and above 0, and one for all clips.
     """
-    right = every.pivot(index=["method", "seed"], columns="clip", values="right")
-    ours, theirs = (right[right.index.get_level_values("method") == name].droplevel("method") for name in COMPARED)
-    seeds = ours.index.intersection(theirs.index)
-    ours, theirs = ours.loc[seeds], theirs.loc[seeds]
+    right = (every[every["method"] == name].pivot(index="seed", columns="clip", values="right") for name in COMPARED)
+    ours, theirs = next(right).align(next(right), join="inner")
     verdicts = {"both right": ours & theirs, "only CMPTA right": ours & ~theirs}
     verdicts |= {"only text only right": ~ours & theirs, "neither right": ~ours & ~theirs}
-    labels = every.drop_duplicates("clip").set_index("clip")["label"]
+    labels, rows = every.drop_duplicates("clip").set_index("clip")["label"], []
     parts = {name: labels == place for place, name in enumerate(task.labels)}
     parts = parts or {"below 0": labels < 0, "0": labels == 0, "above 0": labels > 0}
-    rows = []
     for name, members in (parts | {ALL: labels.notna()}).items() if len(labels) else ():
-        line = {"label": name, "clips": str(members.sum())}
-        for what, clip_is in verdicts.items():
-            numbers = clip_is.loc[:, members].sum(axis=1)
-            line[what] = spread(numbers, 0 if len(seeds) == 1 else 1) if len(seeds) else NOT_RUN
-        rows.append(line)
+        counts = [of_seed.loc[:, members].sum(axis=1) for of_seed in verdicts.values()] if len(ours) else []
+        cells = [spread(count, 0 if len(ours) == 1 else 1) for count in counts] or [NOT_RUN] * len(verdicts)
+        rows.append([name, str(members.sum()), *cells])
     return pd.DataFrame(rows, columns=["label", "clips", *verdicts])
 
 
@@ -260,17 +205,12 @@ def _calibration(task: Task, answers: pd.DataFrame) -> dict[str, str]:
 
 
 def imagined_errors(sure: np.ndarray, seed: int = 0) -> np.ndarray:
-    """(DRAWS,) calibration errors of a method that is exactly as sure as right, by the chance of finitely many clips.
-
-    Args:
-        sure: (M,) its confidences in [0, 1], of which each answer is right with just that probability.
-    """
+    """(DRAWS,) calibration errors by chance alone, were each answer right with just its probability in `sure`, (M,)."""
     sure = np.sort(sure)
     right = np.random.default_rng(seed).random((DRAWS, len(sure))) < sure
     counts = reliability(sure, right[0], BINS)["count"].to_numpy()  # bins follow the confidence alone
     gaps = np.add.reduceat(right - sure, counts.cumsum() - counts, axis=1)
-    errors: np.ndarray = np.abs(gaps).sum(1) / len(sure)
-    return errors
+    return np.asarray(np.abs(gaps).sum(1) / len(sure))
 
 
 def _percent(values: object) -> str:
@@ -292,9 +232,7 @@ def central_interval(task: Task, answers: pd.DataFrame, share: float) -> tuple[n
 
 
 def worst_table(corpus: Corpus, found: Mapping[str, pd.DataFrame], number: int = WORST) -> pd.DataFrame:
-    """The clips that CMPTA gets most wrong, `worst_first`, each with its words whole and what happened.
-
-    Fewer than `number` where fewer are wrong.
+    """The `number` clips that CMPTA gets most wrong or fewer, `worst_first`, each with its words whole and what happened.
 
     Raises:
         ValueError: `number` is no positive whole number.
@@ -354,28 +292,25 @@ def unavoidable(corpus: Corpus, answers: pd.DataFrame) -> str:
         return ""
     best = corpus.splits["test"].table[["label", "bayes_all"]].set_axis(["label", "prediction"], axis=1)
     wrong = ~answers["right"]
-    said = f" Of its {wrong.sum()} wrong answers, the best possible answer from all that the clip holds is wrong in"
-    return f"{said} {(wrong & ~clips.is_right(corpus.task, best)).sum()}."
+    shared = (wrong & ~clips.is_right(corpus.task, best)).sum()
+    return f" Of its {wrong.sum()} wrong answers, the best possible answer from all that the clip holds is wrong in {shared}."
 
 
 def clips_to_show(study: Study, found: Mapping[str, Mapping[str, pd.DataFrame]], clip_id: str = "") -> dict[str, tuple[int, str]]:
     """Corpus key -> position of the test clip to look at, and the title of its figure; only where CMPTA was run.
 
     Raises:
-        ValueError: no corpus has a test clip with this id.
+        ValueError: CMPTA has answered no test clip with this id.
     """
-    ids = {key: study.corpus(key).splits["test"].table["id"] for key in study.keys}
-    if clip_id and not any((known == clip_id).any() for known in ids.values()):
-        first = "; ".join(f"{study.corpus(key).name}: {', '.join(known[:3])}, ..." for key, known in ids.items())
-        raise ValueError(f"clip={clip_id!r} is no test clip of this study; their ids: {first}")
     rule = clips.BY_HAND if clip_id else "the one that CMPTA gets most wrong, among equals the one that it was surest of"
+    ranked = {key: worst_first(answers[CMPTA.name]) for key, answers in found.items() if CMPTA.name in answers}
     shown = {}
-    for key, answers in found.items():
-        if CMPTA.name in answers:
-            ranked = worst_first(answers[CMPTA.name])
-            for place in ranked.index[ranked["id"] == clip_id] if clip_id else ranked.index[:1]:
-                name = ids[key].iloc[place]
-                shown[key] = int(place), f"Test clip {name} of {described(study, key)}, seed {study.seeds[0]}: {rule}"
+    for key, table in ranked.items():
+        for place, name in table["id"][table["id"].isin([clip_id or table["id"].iloc[0]])].items():
+            shown[key] = int(place), f"Test clip {name} of {described(study, key)}, seed {study.seeds[0]}: {rule}"
+    if clip_id and not shown:
+        ids = "; ".join(f"{key}: {', '.join(sorted(table['id'])[:3])}, ..." for key, table in ranked.items())
+        raise ValueError(f"clip={clip_id!r} is no test clip that CMPTA has answered; their ids: {ids}")
     return shown
 
 
