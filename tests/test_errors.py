@@ -72,16 +72,20 @@ def corpus(task: Task, labels: list, **columns: list) -> Corpus:
     return Corpus("mine", task, {"test": split}, "bayes_all" in columns, {}, {}, "f")
 
 
+def shows(frame: pd.DataFrame, *lines: str) -> bool:
+    """Whether a table is these lines, its heading first, cells between bars."""
+    return frame.to_csv(sep="|", index=False).splitlines() == list(lines)
+
+
 def test_scores_are_gathered_alike_on_both_sides_of_zero():
     names = comparison.group_names(SCORES)
     assert names == ["-1.0", "-0.8", "-0.6", "-0.4", "-0.2", "+0.0", "+0.2", "+0.4", "+0.6", "+0.8", "+1.0"]
-    kept = comparison.groups(SCORES, np.array([float(name) for name in names]))
-    assert kept.tolist() == list(range(11))
+    assert comparison.groups(SCORES, [float(name) for name in names]).tolist() == list(range(11))
     for value in (0.1, 0.3, 0.5, 0.7, 0.9):
-        up, down = comparison.groups(SCORES, np.array([value, -value]))
+        up, down = comparison.groups(SCORES, [value, -value])
         assert up - 5 == 5 - down
-    assert comparison.groups(SCORES, np.array([np.nan, 3.0])).tolist() == [-1, 10]
-    assert comparison.groups(CLASSES, np.array([2, np.nan])).tolist() == [2, -1]
+    assert comparison.groups(SCORES, [np.nan, 3.0]).tolist() == [-1, 10]
+    assert comparison.groups(CLASSES, [2, np.nan]).tolist() == [2, -1]
 
 
 def test_shares_of_all_seeds_with_unparsable_replies_in_no_column():
@@ -96,26 +100,46 @@ def test_shares_of_all_seeds_with_unparsable_replies_in_no_column():
 
 def test_measures_of_a_class_by_hand():
     every = both(CLASSES, ([0, 0, 1, 1], [0, 1, 1, 1], [0, 0, 0, np.nan]), ([0, 0, 1, 1], [0, 0, 1, 1], [0, 0, 0, np.nan]))
-    found = errors.per_label_table(CLASSES, every).set_index("label")
-    assert found["clips"].to_dict() == {"anger": "2", "disgust": "2", "joy": "0", "all": "4"}
-    assert found["CMPTA: precision (%)"].tolist() == ["100.0 ± 0.0", "83.3 ± 23.6", "—", "91.7 ± 11.8"]
-    assert found["CMPTA: recall (%)"]["anger"] == "75.0 ± 35.4"
-    assert found["text only: precision (%)"][["anger", "disgust"]].tolist() == ["66.7 ± 0.0", "—"]
-    assert found["text only: recall (%)"][["anger", "disgust"]].tolist() == ["100.0 ± 0.0", "0.0 ± 0.0"]
-    assert "CMPTA: unparsable" not in found and found["text only: unparsable"]["all"] == "1.0 ± 0.0"
+    names = ("precision (%)", "recall (%)", "F1 (%)")
+    heads = [f"{method}: {name}" for method in ("CMPTA", "text only") for name in names]
+    assert shows(
+        errors.per_label_table(CLASSES, every),
+        "|".join(["label", "clips", *heads, "text only: unparsable"]),
+        "anger|2|100.0 ± 0.0|75.0 ± 35.4|83.3 ± 23.6|66.7 ± 0.0|100.0 ± 0.0|80.0 ± 0.0|—",
+        "disgust|2|83.3 ± 23.6|100.0 ± 0.0|90.0 ± 14.1|—|0.0 ± 0.0|0.0 ± 0.0|—",
+        "joy|0|—|—|—|—|—|—|—",
+        "all|4|91.7 ± 11.8|87.5 ± 17.7|86.7 ± 18.9|33.3 ± 0.0|50.0 ± 0.0|40.0 ± 0.0|1.0 ± 0.0",
+    )
 
 
 def test_measures_of_a_score_by_hand():
     """The nearest labels that clips have are listed; 0 is a negative score, as in Acc-2."""
-    every = both(SCORES, ([-0.4, -0.4, 0.0, 0.6, 0.6], [-0.2, 0.2, 0.1, 0.6, np.nan], [0.0, 0.0, 0.0, 0.0, 0.0]))
-    found = errors.per_label_table(SCORES, every).set_index("label")
-    assert found["clips"].to_dict() == {"-0.4": "2", "+0.0": "1", "+0.6": "2", "all": "5"}
-    assert found["CMPTA: mean error"].tolist() == ["0.400", "0.100", "0.000", "0.225"]
-    assert found["CMPTA: wrong sign (%)"].tolist() == ["50.0", "100.0", "0.0", "50.0"]
-    assert found["CMPTA: unparsable"].tolist() == ["—", "—", "—", "1.0"]
-    assert found["text only: mean error"].tolist() == ["0.400", "0.000", "-0.600", "-0.080"]
-    assert found["text only: mean absolute error"].tolist() == ["0.400", "0.000", "0.600", "0.400"]
-    assert found["text only: wrong sign (%)"].tolist() == ["0.0", "0.0", "100.0", "40.0"]
+    every = both(SCORES, ([-0.4, -0.4, 0.0, 0.6, 0.6], [-0.2, 0.2, 0.1, 0.6, np.nan], [0.0] * 5))
+    ours, theirs = ("|".join(f"{method}: {name}" for name in ("mean error", "mean absolute error", "wrong sign (%)"))
+                    for method in ("CMPTA", "text only"))  # fmt: skip
+    assert shows(
+        errors.per_label_table(SCORES, every),
+        f"label|clips|{ours}|CMPTA: unparsable|{theirs}",
+        "-0.4|2|0.400|0.400|50.0|—|0.400|0.400|0.0",
+        "+0.0|1|0.100|0.100|100.0|—|0.000|0.000|0.0",
+        "+0.6|2|0.000|0.000|0.0|—|-0.600|0.600|100.0",
+        "all|5|0.225|0.225|50.0|1.0|-0.080|0.400|40.0",
+    )
+
+
+def test_agreement_by_hand_over_the_seeds_that_both_have():
+    labels, heads = [0, 0, 1, 2], "label|clips|both right|only CMPTA right|only text only right|neither right"
+    ours = [table(labels, said) for said in ([0, 0, 1, 0], [0, 0, 0, 0], [2, 2, 2, 2])]  # text only lacks the third seed
+    theirs = [table(labels, said) for said in ([0, 1, 0, 0], [0, 0, 1, 0])]
+    assert shows(
+        errors.agreement_table(CLASSES, counted(CLASSES, ours, theirs)), heads,
+        "anger|2|1.5 ± 0.7|0.5 ± 0.7|0.0 ± 0.0|0.0 ± 0.0",
+        "disgust|1|0.0 ± 0.0|0.5 ± 0.7|0.5 ± 0.7|0.0 ± 0.0",
+        "joy|1|0.0 ± 0.0|0.0 ± 0.0|0.0 ± 0.0|1.0 ± 0.0",
+        "all|4|1.5 ± 0.7|1.0 ± 1.4|0.5 ± 0.7|1.0 ± 0.0",
+    )  # fmt: skip
+    one = errors.agreement_table(SCORES, both(SCORES, ([-0.4, 0.0, 0.6], [-0.2, 0.4, 0.6], [0.0, 0.2, np.nan])))
+    assert shows(one, heads, "below 0|1|0|1|0|0", "0|1|0|0|1|0", "above 0|1|0|1|0|0", "all|3|0|2|1|0")
 
 
 def test_a_method_that_was_not_run_has_columns_that_say_so():
@@ -128,25 +152,9 @@ def test_a_method_that_was_not_run_has_columns_that_say_so():
         assert make(CLASSES, counted(CLASSES, [], [])).empty
 
 
-def test_agreement_by_hand_over_the_seeds_that_both_have():
-    labels = [0, 0, 1, 2]
-    ours = [table(labels, said) for said in ([0, 0, 1, 0], [0, 0, 0, 0], [2, 2, 2, 2])]  # text only lacks the third seed
-    theirs = [table(labels, said) for said in ([0, 1, 0, 0], [0, 0, 1, 0])]
-    found = errors.agreement_table(CLASSES, counted(CLASSES, ours, theirs)).set_index("label")
-    assert found.loc["anger"].tolist() == ["2", "1.5 ± 0.7", "0.5 ± 0.7", "0.0 ± 0.0", "0.0 ± 0.0"]
-    assert found.loc["disgust"].tolist() == ["1", "0.0 ± 0.0", "0.5 ± 0.7", "0.5 ± 0.7", "0.0 ± 0.0"]
-    assert found.loc["all"].tolist() == ["4", "1.5 ± 0.7", "1.0 ± 1.4", "0.5 ± 0.7", "1.0 ± 0.0"]
-    one = errors.agreement_table(SCORES, both(SCORES, ([-0.4, 0.0, 0.6], [-0.2, 0.4, 0.6], [0.0, 0.2, np.nan])))
-    assert one.set_index("label").loc[["below 0", "0", "above 0"]].to_numpy().tolist() == [
-        ["1", "0", "1", "0", "0"], ["1", "0", "0", "1", "0"], ["1", "0", "1", "0", "0"]
-    ]  # fmt: skip
-
-
-def test_a_choice_of_ones_own_goes_to_a_file_of_its_own():
-    assert rows.export_name("error_clip_sims") == "error_clip_sims"
-    assert rows.export_name("errors_sims", 10, 10) == "errors_sims"
-    assert rows.export_name("errors_sims", 25, 10) == "errors_sims_25"
-    assert rows.export_name("error_clip_sims", "../a b/7.mp4") == "error_clip_sims_a_b_7_mp4"
+@pytest.mark.parametrize(("chosen", "name"), [("", "a"), (25, "a_25"), ("../a b/7.mp4", "a_a_b_7_mp4")])
+def test_a_choice_of_ones_own_goes_to_a_file_of_its_own(chosen: object, name: str):
+    assert rows.export_name("a", chosen) == name and rows.export_name("a", 10, 10) == "a"
 
 
 def test_the_page_says_which_runs_it_rests_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -178,26 +186,29 @@ def test_confidence_in_a_class_is_its_probability_and_in_a_score_that_of_being_r
     assert sure.tolist() == [0.7, 0.5] and right.tolist() == [True, False]
     scored = scores([0.4, -1.0], [0.2, -0.8], {0.0: 0.1, 0.2: 0.3, 0.4: 0.2, 0.5: 0.4}, {-1.0: 0.3, -0.8: 0.5, 0.9: 0.2})
     np.testing.assert_allclose(scored["sure"], [0.6, 0.8])
-    assert not len(errors.judged(classes([0], [np.nan], [[1, 0, 0]]))[0])
 
 
 def test_calibration_by_hand():
     chances = [[0.9, 0.1, 0], [0.9, 0.1, 0], [0.2, 0.8, 0], [0.2, 0.8, 0]]
-    shown = errors.calibration_table(CLASSES, {"CMPTA": classes([0] * 4, [0, 0, 1, 1], chances)}).set_index("measure")
-    assert set(shown["text only"]) == {"not run"}
-    ours = shown["CMPTA"]
-    assert ours[["clips", "right", "mean confidence"]].tolist() == ["4", "50.0", "85.0"]
-    assert ours[["mean confidence where right", "mean confidence where wrong"]].tolist() == ["90.0", "80.0"]
-    assert ours["expected calibration error"] == "45.0", "half a tenth too low, half eight tenths too high"
-    assert not [measure for measure in shown.index if "interval" in measure or "unparsable" in measure or "otherwise" in measure]
-    found = {"CMPTA": classes([0] * 4, [0, 0, 1, 1], chances), "text only": classes([0] * 4, [np.nan] * 4, chances)}
+    found = {"CMPTA": classes([0] * 4, [0, 0, 1, 1], chances)}
+    assert shows(
+        errors.calibration_table(CLASSES, found),
+        "measure|CMPTA|text only",
+        "clips|4|not run",
+        "right|50.0|not run",
+        "mean confidence|85.0|not run",
+        "mean confidence where right|90.0|not run",
+        "mean confidence where wrong|80.0|not run",
+        "expected calibration error|45.0|not run",  # half a tenth too low, half eight tenths too high
+        "the same, were it exactly as sure as right|20.8 (95 %: 35.0 at most)|not run",
+    )
+    found["text only"] = classes([0] * 4, [np.nan] * 4, chances)
     told = errors.calibration_table(CLASSES, found).set_index("measure")["text only"]
-    assert told["unparsable replies"] == "4" and told["right"] == "—"
+    assert told["unparsable replies"] == "4" and told["right"] == "—" and not len(errors.judged(found["text only"])[0])
 
 
 def test_a_method_as_sure_as_right_has_the_errors_that_are_imagined():
-    rng = np.random.default_rng(3)
-    sure = np.round(rng.uniform(0.3, 1, 60), 1)  # with ties
+    sure = np.round(np.random.default_rng(3).uniform(0.3, 1, 60), 1)  # with ties
     drawn = np.random.default_rng(0).random((errors.DRAWS, 60)) < np.sort(sure)
     slow = [calibration_error(reliability(np.sort(sure), right, errors.BINS)) for right in drawn[:20]]
     np.testing.assert_allclose(errors.imagined_errors(sure)[:20], slow, atol=1e-12)
@@ -208,12 +219,10 @@ def test_a_method_as_sure_as_right_has_the_errors_that_are_imagined():
 def test_the_central_interval_by_hand():
     mass = {-1.0: 0.04, 0.0: 0.2, 0.2: 0.52, 0.4: 0.2, 1.0: 0.04}
     found = scores([0.2, 0.4, -1.0, 0.16], [0.2] * 4, *[mass] * 4)
-    inside, probability = errors.central_interval(SCORES, found, 0.5)
-    assert inside.tolist() == [True, False, False, True]  # from 0.2 to 0.2; 0.16 is nearest to it
-    np.testing.assert_allclose(probability, 0.52)
-    inside, probability = errors.central_interval(SCORES, found, 0.9)
-    assert inside.tolist() == [True, True, False, True]
-    np.testing.assert_allclose(probability, 0.92)
+    for share, wanted, probability in ((0.5, [1, 0, 0, 1], 0.52), (0.9, [1, 1, 0, 1], 0.92)):  # 0.16 is nearest to 0.2
+        inside, chance = errors.central_interval(SCORES, found, share)
+        assert inside.tolist() == wanted
+        np.testing.assert_allclose(chance, probability)
     shown = errors.calibration_table(SCORES, {"CMPTA": found}).set_index("measure")["CMPTA"]
     assert shown["labels in the central 90 % interval"] == "75.0 (its probability: 92.0)"
 
@@ -229,15 +238,13 @@ def test_the_table_of_the_worst_clips():
     mine = corpus(CLASSES, [0, 1, 2, 0], speaker=["Ann", None, "Bob", "Cy"])
     ours = classes([0, 1, 2, 0], [1, 1, 0, 2], [[0.1, 0.8, 0.1], [0, 1, 0], [0.6, 0.3, 0.1], [0.25, 0.25, 0.5]])
     theirs = classes([0, 1, 2, 0], [0, 0, 1, 2], [[1, 0, 0]] * 4)
-    shown = errors.worst_table(mine, {"CMPTA": ours, "text only": theirs}).set_index("clip")
-    assert list(shown.index) == ["c0", "c2", "c3"], "as many as are wrong"
-    assert shown["speaker"].tolist() == ["Ann", "Bob", "Cy"] and shown["text"].tolist()[0] == "words 0"
-    assert shown["what happened"].tolist() == [
-        "text only right, CMPTA wrong", "both wrong, each in its own way", "both wrong, with the same answer"
-    ]  # fmt: skip
-    assert shown.loc["c2", ["label", "on the label (%)", "CMPTA", "sure (%)", "text only"]].tolist() == [
-        "joy", "10.0", "anger", "60.0", "disgust"
-    ]  # fmt: skip
+    assert shows(
+        errors.worst_table(mine, {"CMPTA": ours, "text only": theirs}),  # as many as are wrong
+        "clip|speaker|text|label|on the label (%)|CMPTA|sure (%)|text only|what happened",
+        "c0|Ann|words 0|anger|10.0|disgust|80.0|anger|text only right, CMPTA wrong",
+        "c2|Bob|words 2|joy|10.0|anger|60.0|disgust|both wrong, each in its own way",
+        "c3|Cy|words 3|anger|25.0|joy|50.0|joy|both wrong, with the same answer",
+    )
     alone = errors.worst_table(mine, {"CMPTA": ours}, 1)
     assert alone["text only"].tolist() == ["not run"] and alone["what happened"].tolist() == ["CMPTA wrong"]
     assert errors.worst_table(mine, {"CMPTA": theirs})["speaker"].tolist() == ["—", "Bob", "Cy"]
@@ -245,8 +252,7 @@ def test_the_table_of_the_worst_clips():
     for number in (0, -1, 2.5, True, "3"):
         with pytest.raises(ValueError, match=r"worst=.*: expected how many clips to show, a whole number from 1"):
             errors.worst_table(mine, {"CMPTA": ours}, number)
-    perfect = classes([0], [0], [[1, 0, 0]])
-    shown = errors.worst_table(corpus(CLASSES, [0]), {"CMPTA": perfect})
+    shown = errors.worst_table(corpus(CLASSES, [0]), {"CMPTA": classes([0], [0], [[1, 0, 0]])})
     assert shown["what happened"].tolist() == ["CMPTA answers every test clip rightly"]
 
 
@@ -317,20 +323,17 @@ def test_a_label_between_two_answers_keeps_its_second_decimal():
 
 @pytest.mark.parametrize("has_frames", [True, False])
 def test_the_figure_of_one_clip(has_frames: bool):
-    weights = np.full((2, 5), 0.2)
-    panels = [AttentionPanel(weights, ["hm", "oh"], "audio", 6)] if has_frames else []
-    said = ClipAnswer("anger", CLASSES.labels, np.array([0.6, 0.1, 0.3]), 0, 2)
-    silent = ClipAnswer("unparsable", CLASSES.labels, np.array([0.6, 0.1, 0.3]), None, 2)
-    both_answers = {"CMPTA": said, "text only": silent}
-    figure = clip_figure(panels, text="hm, $5 *a*", label="joy", answers=both_answers, title="A clip", footer="Data: mine.")
+    panels = [AttentionPanel(np.full((2, 5), 0.2), ["hm", "oh"], "audio", 6)] if has_frames else []
+    chances = np.array([0.6, 0.1, 0.3])
+    said = {"CMPTA": ClipAnswer("anger", CLASSES.labels, chances, 0, 2)}
+    said["text only"] = ClipAnswer("unparsable", CLASSES.labels, chances, None, 2)
+    figure = clip_figure(panels, text="hm, $5 *a*", label="joy", answers=said, title="A clip", footer="Data: mine.")
     figure.draw_without_rendering()
     bars = {axes.get_title(): axes for axes in figure.axes if axes.get_title()}
-    assert {"CMPTA: anger", "text only: unparsable"} <= set(bars)
-    heights = [bar.get_height() for bar in bars["CMPTA: anger"].patches]
-    assert heights == pytest.approx([60, 10, 30])
-    marks = [line for line in bars["CMPTA: anger"].lines if line.get_gid() == "label"]
-    assert [line.get_xdata()[0] for line in marks] == [2]
-    colours = [{bar.get_facecolor() for bar in bars[name].patches} for name in ("CMPTA: anger", "text only: unparsable")]
+    ours, theirs = bars["CMPTA: anger"], bars["text only: unparsable"]
+    assert [bar.get_height() for bar in ours.patches] == pytest.approx([60, 10, 30])
+    assert [line.get_xdata()[0] for line in ours.lines if line.get_gid() == "label"] == [2]
+    colours = [{bar.get_facecolor() for bar in axes.patches} for axes in (ours, theirs)]
     assert [len(found) for found in colours] == [2, 1], "no bar is the answer of an unparsable reply"
     assert any("hm, $5 *a*" in text.get_text() and "label: joy" in text.get_text() for axes in figure.axes for text in axes.texts)
     assert bool([axes for axes in figure.axes if axes.get_xlabel() == "audio frame (key)"]) == has_frames
