@@ -14,7 +14,7 @@ from finished import clips, finish, record_llms, small_studies
 
 from cmpta_lib import metrics
 from cmpta_lib.report import mllm
-from cmpta_lib.report.layout import Table, kind_of
+from cmpta_lib.report.layout import Table
 from cmpta_lib.report.rows import save_table
 from cmpta_lib.runs.store import Run
 from cmpta_lib.study import plan
@@ -139,15 +139,13 @@ def test_words_alone_zero_shot_are_the_frozen_llm_itself(tools, corpora):
 
 def test_every_model_has_its_scores_under_its_corpus(study: Study, tables):
     table = tables["zero_shot"]
-    assert list(table.short.columns) == [
-        ("", "model"), ("embedded-sims", "MAE"), ("embedded-sims", "95 % CI"),
-        ("embedded-meld", "WF1 (%)"), ("embedded-meld", "95 % CI"),
-    ]  # fmt: skip
+    heads = ["embedded-sims MAE", "embedded-sims 95 % CI", "embedded-meld WF1 (%)", "embedded-meld 95 % CI"]
+    assert list(table.short.columns) == ["model", *heads]
     for place, row in enumerate((TEXT_ONLY, TOLD[ZERO_SHOT][NOTHING_TOLD])):
         assert table.short.iloc[place, [1, 3]].tolist() == [score(study, key, row) for key in ("sims", "meld")]
     assert table.short.iloc[0, 1] != table.short.iloc[1, 1]
     omni = table.short.iloc[2:]
-    assert list(omni[("", "model")]) == [row.name for row in OMNI] and set(omni[("embedded-sims", "MAE")]) == {"not run"}
+    assert list(omni["model"]) == [row.name for row in OMNI] and set(omni["embedded-sims MAE"]) == {"not run"}
     assert len(table.notes) == 3 and all("recordings" in note and OMNI[0].name in note for note in table.notes)
     assert "cmpta weights Qwen/Qwen2.5-Omni-3B" in table.notes[-1] and "CMPTA_MEDIA" in table.notes[-1], "how to run them"
 
@@ -173,7 +171,7 @@ def test_margins_are_the_first_minus_the_second_with_their_interval(tables):
     meld = table.full[table.full["corpus"] == "embedded-meld"].set_index("margin")["difference"]
     worse = RIGHT["statement: said by the model, zero-shot"] < RIGHT["TAV, zero-shot"]
     assert (float(meld["knowledge alone"]) < 0) == worse, "percentage points of WF1, so above 0 is better"
-    assert kind_of(list(table.short["difference"])) == "interval"
+    assert table.short["difference"].str.contains(" [", regex=False).all(), "with its interval"
 
 
 def test_each_set_of_modalities_is_compared_with_words_alone(study: Study, tables):

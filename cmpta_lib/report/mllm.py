@@ -43,10 +43,10 @@ def zero_shot_table(study: Study) -> Table:
     models = {"frozen LLM, words only": TEXT_ONLY, "frozen LLM that perceives": GIVEN[ZERO_SHOT]["TAV"]}
     models |= {row.name: row for row in OMNI}
     full = _frame(study, ["model"], [((name,), row, ()) for name, row in models.items()], [])
-    columns: dict[tuple[str, str], list[str]] = {("", "model"): list(models)}
+    columns = {"model": list(models)}
     for corpus, part in full.groupby("corpus", sort=False):
-        columns[(str(corpus), str(part["metric"].iloc[0]))] = list(part["score"])
-        columns[(str(corpus), INTERVAL)] = list(part[INTERVAL])
+        columns[f"{corpus} {part['metric'].iloc[0]}"] = list(part["score"])
+        columns[f"{corpus} {INTERVAL}"] = list(part[INTERVAL])
     waits = (full["score"][full["model"].isin([row.name for row in OMNI])] == NOT_RUN).any()
     return Table(pd.DataFrame(columns, dtype=object), full, notes=(*_notes(full, ["model"]), *([_HOW] if waits else [])))
 
