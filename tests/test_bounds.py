@@ -72,15 +72,14 @@ def test_the_expected_score_is_the_mean_score_of_drawn_labels(whole):
     assert np.mean(scores) == pytest.approx(bounds.expected_weighted_f1(chances, decision), abs=0.003)
 
 
-@pytest.mark.parametrize("known", ["text", "face_voice", "all", "context"])
-def test_on_drawn_labels_the_decision_scores_at_least_as_the_mode(whole, known):
+def test_on_a_whole_split_the_decision_is_expected_to_score_at_least_as_the_mode(whole):
     corpus = whole["embedded-meld"]
-    chances, decision = bounds.posteriors(corpus)[known], bounds.best_answers(corpus, "f1_weighted")[known]
-    drawn = simulated(chances, 300, np.random.default_rng(2))
-    gains = [weighted_f1(labels, decision, 7) - weighted_f1(labels, chances.argmax(1), 7) for labels in drawn]
-    assert np.mean(gains) >= -2 * np.std(gains) / np.sqrt(len(gains))
-    if known == "text":  # words seldom name a rare class, so the mode never does
-        assert np.mean(gains) > 0.01
+    decisions, gains = bounds.best_answers(corpus, "f1_weighted"), {}
+    for known, chances in bounds.posteriors(corpus).items():
+        best, mode = (bounds.expected_weighted_f1(chances, said) for said in (decisions[known], chances.argmax(1)))
+        gains[known] = best - mode
+    assert set(gains) == {"text", "face_voice", "all", "context"} and min(gains.values()) >= 0
+    assert gains["text"] > 0.01, "words seldom name a rare class, so the mode never does"
 
 
 def test_the_mean_correlates_better_than_the_median_and_the_median_errs_less(whole):

@@ -8,12 +8,14 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from finished import finish_tables, record_llms, small_studies
+from finished import finish, finish_tables, record_llms, small_studies
 
 from cmpta_lib import paper, registry
-from cmpta_lib.metrics import MAE, METRICS
+from cmpta_lib.metrics import METRICS
 from cmpta_lib.report import comparison, summaries
-from cmpta_lib.report.uncertainty import ResultRow, summarise
+from cmpta_lib.report.comparison import of_every_corpus
+from cmpta_lib.report.rows import result_row
+from cmpta_lib.report.uncertainty import summarise
 from cmpta_lib.study import plan
 from cmpta_lib.study.study import Study
 
@@ -25,15 +27,12 @@ def test_the_papers_lines_stand_first_and_reference_lines_below_the_methods(key:
     rows = plan.comparison(key)
     names = [row.name for row in rows]
     assert names[: len(PRINTED[key])] == PRINTED[key], "every line that the paper prints can be run"
-    assert names[-1] == "CMPTA" and names[-2] == "text only"
+    assert names[-2:] == ["text only", "CMPTA"]
     assert "MSE-Adapter" in names, "the direct ancestor, which the paper leaves out"
     is_reference = [registry.ENTRIES[row.method].is_reference for row in rows[:-1]]
     assert is_reference == sorted(is_reference) and sum(is_reference) == 5
-
-
-def test_on_clips_of_ones_own_every_method_is_compared():
-    names = {row.method for row in plan.comparison("data")}
-    assert names == {entry.name for entry in registry.ENTRIES.values() if entry.comparisons}
+    every = {entry.name for entry in registry.ENTRIES.values() if entry.comparisons}
+    assert {row.method for row in plan.comparison("data")} == every, "a user's own clips: every method"
 
 
 def test_todays_best_frozen_methods_are_rows_that_are_run_with_everything(study: Study):
@@ -91,17 +90,6 @@ def test_what_goes_beyond_the_paper_is_run_only_when_asked_for():
     assert tried and {one.seed for one in tried} == {1}, "the search takes the first seed"
 
 
-def test_cmpta_is_compared_with_each_other_row(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(comparison, "tabled", lambda study, key: (MAE,))
-    truth = np.linspace(-1, 1, 40)
-    good, bad = truth[None] + 0.1, np.zeros((1, 40))
-    ran = {name: ResultRow("", name, truth=truth, predictions=given) for name, given in (("bad", bad), ("CMPTA", good))}
-    table = comparison.paired_table(object(), "sims", [ran["bad"], ResultRow("", "missing"), ran["CMPTA"]])
-    assert list(table["comparison"]) == ["CMPTA minus bad", "CMPTA minus missing"]
-    assert float(table["difference"][0]) < 0 and table["difference"][1] == "not run"
-    assert set(table["metric"]) == {"MAE"}, "as tables name it, not as files do"
-
-
 LONGEST = 18  # characters of a row's name: a table of several columns fits a page
 
 
@@ -124,14 +112,18 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Study]:
 
 def test_metrics_are_named_as_tables_name_them_and_nothing_depends_on_the_machine(study: Study):
     """Seconds and hardware differ from machine to machine; `cmpta runs` shows them."""
+    rows = comparison.comparison_rows(study, "sims")[-2:]
     tables = [summaries.training_table(study, study.keys), summaries.best_possible(study, study.keys)]
-    tables.append(comparison.of_every_corpus(study, comparison.versions_table, plan.versions))
+    tables += [of_every_corpus(study, comparison.versions_table, plan.versions), comparison.paired_table(study, "sims", rows)]
     assert all(set(table["metric"]) <= {"MAE", "Corr", "WF1 (%)"} for table in tables)
     assert not tables[0]["valid"].str.contains("%").any(), "the unit stands in the metric's name"
+    by_hand = [np.abs(row.predictions - row.truth).mean() for row in rows]
+    assert tables[3]["comparison"][0] == "CMPTA minus text only"
+    assert float(tables[3]["difference"][0]) == pytest.approx(by_hand[1] - by_hand[0], abs=6e-4)
     for frame in (comparison.methods_table(study, "sims"), tables[0]):
         assert not [name for name in frame.columns if re.search("second|hardware|s per", name)]
         assert "a machine" not in frame.to_string()
-    search = comparison.of_every_corpus(study, comparison.search_table)
+    search = of_every_corpus(study, comparison.search_table)
     assert list(search.columns[:4]) == ["corpus", "method", "metric", "learning rate"]
     assert list(search.columns[4:]) == ["× 0.3", "× 1", "× 3"] and set(search["× 3"]) == {"not run"}
 
@@ -141,6 +133,47 @@ def test_a_method_that_was_not_run_says_so_in_one_cell(study: Study):
         shutil.rmtree(run.folder)
     line = comparison.field_table(study, "meld").set_index("method").loc["text only"]
     assert (line == "not run").sum() == 1 and set(line) == {"not run", "—"}
+
+
+# --- the multimodal transformer ---------------------------------------------------------------------------------------
+
+
+def test_its_rows_hold_what_the_tables_compare():
+    pretrained = {row.changes.get("method.pretraining", "both") for row in plan.PRETRAINING}
+    assert pretrained == {"none", "mlm", "contrastive", "both"}
+    fusions = {row.changes.get("method.fusion", "six_pair") for row in plan.FUSIONS}
+    assert fusions == {"six_pair", "concatenation", "self_attention"}
+    for share, (with_it, without) in plan.LABEL_SHARES.items():
+        assert with_it.changes.get("method.label_share", 1.0) == without.changes.get("method.label_share", 1.0) == share
+        assert dict(without.changes) == {**with_it.changes, "method.pretraining": "none"}
+    assert list(plan.LABEL_SHARES) == [0.1, 0.25, 0.5, 1.0]
+    for key in PRINTED:
+        assert plan.MMT in plan.added(key) and plan.MMT not in plan.compared(key)
+        assert all(row in plan.every_row(key, plan.MMT.method) for row in plan.MMT_ROWS)
+    assert len({row.name for row in plan.MMT_ROWS}) == len(plan.MMT_ROWS) == 13
+
+
+def test_tables_say_what_differs_by_how_much_and_how_surely(study: Study):
+    missing = plan.FUSIONS[1]
+    for key in study.keys:
+        for row in plan.MMT_ROWS:
+            if row != missing:
+                finish(study, key, study.runs(key, row))
+    losses = of_every_corpus(study, lambda study, key: comparison.versions(study, key, plan.PRETRAINING, plan.MMT))
+    assert list(losses["metric"][losses["version"] == plan.MMT.name]) == ["MAE", "Corr", METRICS["f1_weighted"].label]
+    heading = f"minus {plan.MMT.name}"
+    others = losses[losses["version"] != plan.MMT.name]
+    assert len(others) == 9 and others[heading].str.fullmatch(r"[+-]\S+ \[[+-]\S+, [+-]\S+\]").all()
+    assert others["p"].astype(float).between(0, 1).all() and (losses["score"].str.contains("±")).all()
+    first, base = (result_row(study, "sims", row) for row in (plan.PRETRAINING[0], plan.MMT))
+    by_hand = np.abs(first.predictions - first.truth).mean() - np.abs(base.predictions - base.truth).mean()
+    assert float(losses[heading][0].split()[0]) == pytest.approx(by_hand, abs=6e-4)
+    fusions = comparison.versions(study, "sims", plan.FUSIONS, plan.MMT)
+    lost = fusions[fusions["version"] == missing.name]
+    assert set(lost["score"]) == {"not run"} and lost["note"].str.contains("not finished").all()
+    shares = comparison.labels(study, "meld")
+    assert list(shares["labels"]) == ["10%", "25%", "50%", "100%"]
+    assert {"pre-trained", "not pre-trained", "pre-trained minus not", "p"} <= set(shares.columns)
 
 
 # --- what the paper prints --------------------------------------------------------------------------------------------
@@ -200,7 +233,7 @@ def test_errata_agree_with_the_tables():
 
 
 def test_the_papers_headlines_lie_within_its_ancestors_seed_noise():
-    logs = {key: summarise(values) for key, values in paper.ANCESTOR_LOGS.items()}
+    logs = {(log.corpus, log.metric): summarise(log.values) for log in paper.ANCESTOR_LOGS}
     sims, meld = logs["SIMS-V2", "mae"], logs["MELD", "f1_weighted"]
     assert f"{sims.mean:.3f} ± {sims.sd:.3f}" in paper.CONTEXT
     assert f"{100 * meld.mean:.2f} ± {100 * meld.sd:.2f}" in paper.CONTEXT

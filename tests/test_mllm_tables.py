@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,27 +18,10 @@ from cmpta_lib.report.rows import save_table
 from cmpta_lib.report.tables import Table
 from cmpta_lib.runs.store import Run
 from cmpta_lib.study import plan
-from cmpta_lib.study.plan import (
-    CUE,
-    CUE_OF_ANOTHER,
-    FREE,
-    FROM_FRAMES,
-    GIVEN,
-    NOTHING_TOLD,
-    OF_ANOTHER,
-    OMNI,
-    SAID,
-    SUREST,
-    TEXT_ONLY,
-    TOLD,
-    TUNED,
-    WHOLE,
-    ZERO_SHOT,
-    Row,
-)
+from cmpta_lib.study.plan import GIVEN, NOTHING_TOLD, OMNI, SAID, TEXT_ONLY, TOLD, TUNED, WHOLE, ZERO_SHOT, Row
 from cmpta_lib.study.study import Study
 
-OFFLINE = [row for row in mllm.every_row() if row not in OMNI]
+OFFLINE = [row for row in mllm.EVERY_ROW if row not in OMNI]
 TABLES = ("zero_shot", "two_by_two", "margins", "modalities", "knowledge", "costs")
 # Of each row by its place: sims' mean absolute error, and how many of meld's nine test clips are answered rightly.
 ERROR = {row.name: (1 + place) / 100 for place, row in enumerate(OFFLINE)}
@@ -57,6 +40,29 @@ def known(row: Row, key: str) -> Callable[[pd.DataFrame], pd.DataFrame]:
     return change
 
 
+@pytest.fixture(scope="module")
+def study(tmp_path_factory) -> Iterator[Study]:
+    """Finished runs of all rows but the omni models; nothing may change them."""
+    with pytest.MonkeyPatch.context() as patch:
+        made = small_studies(record_llms(tmp_path_factory.mktemp("runs")), patch)(seeds=2)
+        for key in made.keys:
+            for place, row in enumerate(OFFLINE):
+                finish(made, key, made.runs(key, row), known(row, key), seconds=place + 0.5, peak_memory_gb=1.25)
+        yield made
+
+
+@pytest.fixture(scope="module")
+def tables(study: Study) -> dict[str, Table | pd.DataFrame]:
+    return {name: getattr(mllm, f"{name}_table")(study) for name in TABLES}
+
+
+@pytest.fixture
+def own(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
+    """A copy of them, to change."""
+    shutil.copytree(study.root, tmp_path / "runs")
+    return small_studies(tmp_path / "runs", monkeypatch)(seeds=2)
+
+
 def run_of(study: Study, key: str, row: Row) -> Run:
     return study.runs(key, row)[0]
 
@@ -66,32 +72,18 @@ def unmake(study: Study, key: str, row: Row) -> None:
         shutil.rmtree(run.folder)
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Path:
-    root = record_llms(tmp_path_factory.mktemp("runs"))
-    with pytest.MonkeyPatch.context() as patch:
-        study = small_studies(root, patch)(seeds=2)
-        for key in study.keys:
-            for place, row in enumerate(OFFLINE):
-                finish(study, key, study.runs(key, row), known(row, key), seconds=place + 0.5, peak_memory_gb=1.25)
-    return root
-
-
-@pytest.fixture
-def study(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
-    shutil.copytree(finished, tmp_path / "runs")
-    return small_studies(tmp_path / "runs", monkeypatch)(seeds=2)
-
-
 def score(study: Study, key: str, row: Row) -> str:
     """What a table must show for `row`, from the metrics of its records."""
-    run = run_of(study, key, row)
-    table = run.predictions()
+    table = run_of(study, key, row).predictions()
     if key == "sims":
         return f"{metrics.regression_metrics(table['label'], table['prediction'])['mae']:.3f} ± 0.000"
     labels = study.corpus(key).task.labels
     found = metrics.classification_metrics(table["label"], table["prediction"].astype(int), labels)
     return f"{100 * found['f1_weighted']:.2f} ± 0.00"
+
+
+def of_sims(table: Table, *words: str) -> pd.DataFrame:
+    return table.full[table.full["corpus"] == "embedded-sims"].set_index(list(words))
 
 
 def test_rows_are_few_and_no_two_are_one_run(study: Study):
@@ -102,8 +94,7 @@ def test_rows_are_few_and_no_two_are_one_run(study: Study):
     assert not set(WHOLE.changes) and WHOLE in plan.every_row("sims", "mllm_mac")
     counted = plan.planned(plan.chosen(["14_mllm_mac"]), ("sims", "meld"), False, (1, 2))
     assert all(sum(one.row == row for one in counted) == 2 for row in OMNI), "one run a corpus: no seed matters to them"
-    wanted = {one.row.name for one in counted}
-    assert wanted == {row.name for row in mllm.every_row()}
+    assert {one.row.name for one in counted} == {row.name for row in mllm.EVERY_ROW}
 
 
 def test_a_row_is_what_its_name_says(study: Study):
@@ -115,14 +106,18 @@ def test_a_row_is_what_its_name_says(study: Study):
         for given, row in rows.items():
             assert fields(row) == (given, "none", False, "concat", training == TUNED, "trie")
     kinds = {
-        NOTHING_TOLD: ("none", False, "concat"), FROM_FRAMES: ("features", False, "concat"), SAID: ("generated", False, "concat"),
-        SUREST: ("generated", False, "max_conf"), OF_ANOTHER: ("generated", True, "concat"), CUE: ("cue", False, "concat"),
-        CUE_OF_ANOTHER: ("cue", True, "concat"),
-    }  # fmt: skip
+        NOTHING_TOLD: ("none", False, "concat"),
+        plan.FROM_FRAMES: ("features", False, "concat"),
+        SAID: ("generated", False, "concat"),
+        plan.SUREST: ("generated", False, "max_conf"),
+        plan.OF_ANOTHER: ("generated", True, "concat"),
+        plan.CUE: ("cue", False, "concat"),
+        plan.CUE_OF_ANOTHER: ("cue", True, "concat"),
+    }
     for training, rows in TOLD.items():
         for told, row in rows.items():
             assert fields(row) == ("TAV", *kinds[told], training == TUNED, "trie")
-    assert TOLD[TUNED][SAID] is WHOLE and fields(FREE) == ("TAV", "none", False, "concat", False, "free")
+    assert TOLD[TUNED][SAID] is WHOLE and fields(plan.FREE) == ("TAV", "none", False, "concat", False, "free")
 
 
 def test_words_alone_zero_shot_are_the_frozen_llm_itself(tools, corpora):
@@ -142,50 +137,46 @@ def test_words_alone_zero_shot_are_the_frozen_llm_itself(tools, corpora):
         np.testing.assert_array_equal(answers[0].probabilities, answers[1].probabilities)
 
 
-def test_every_model_has_its_scores_under_its_corpus(study: Study):
-    table = mllm.zero_shot_table(study)
+def test_every_model_has_its_scores_under_its_corpus(study: Study, tables):
+    table = tables["zero_shot"]
     heads = ["embedded-sims MAE", "embedded-sims 95 % CI", "embedded-meld WF1 (%)", "embedded-meld 95 % CI"]
     assert list(table.short.columns) == ["model", *heads]
-    rows = [TEXT_ONLY, TOLD[ZERO_SHOT][NOTHING_TOLD]]
-    for place, row in enumerate(rows):
-        assert table.short.iloc[place, 1] == score(study, "sims", row) and table.short.iloc[place, 3] == score(study, "meld", row)
-    assert rows[0] != rows[1] and table.short.iloc[0, 1] != table.short.iloc[1, 1]
+    for place, row in enumerate((TEXT_ONLY, TOLD[ZERO_SHOT][NOTHING_TOLD])):
+        assert table.short.iloc[place, [1, 3]].tolist() == [score(study, key, row) for key in ("sims", "meld")]
+    assert table.short.iloc[0, 1] != table.short.iloc[1, 1]
     omni = table.short.iloc[2:]
     assert list(omni["model"]) == [row.name for row in OMNI] and set(omni["embedded-sims MAE"]) == {"not run"}
     assert len(table.notes) == 3 and all("recordings" in note and OMNI[0].name in note for note in table.notes)
     assert "cmpta weights Qwen/Qwen2.5-Omni-3B" in table.notes[-1] and "CMPTA_MEDIA" in table.notes[-1], "how to run them"
 
 
-def test_the_four_scores_stand_where_they_belong(study: Study):
-    full = mllm.two_by_two_table(study).full.set_index(["corpus", "knowledge", "training"])["score"]
+def test_the_four_scores_stand_where_they_belong(study: Study, tables):
+    full = tables["two_by_two"].full.set_index(["corpus", "knowledge", "training"])["score"]
     for key in study.keys:
         for told in (NOTHING_TOLD, SAID):
             for training in (ZERO_SHOT, TUNED):
                 assert full[f"embedded-{key}", told, training] == score(study, key, TOLD[training][told])
 
 
-def test_margins_are_the_first_minus_the_second_with_their_interval(study: Study):
-    table = mllm.margins_table(study)
-    lines = table.full[table.full["corpus"] == "embedded-sims"].set_index("margin")
+def test_margins_are_the_first_minus_the_second_with_their_interval(tables):
+    table = tables["margins"]
+    lines = of_sims(table, "margin")
     assert len(lines) == 5 and list(table.short.columns) == ["corpus", "margin", "difference", "p"]
     for name, (more, less) in mllm.MARGINS.items():
-        wanted = f"{ERROR[more.name] - ERROR[less.name]:+.3f}"
-        line = lines.loc[name]
+        wanted, line = f"{ERROR[more.name] - ERROR[less.name]:+.3f}", lines.loc[name]
         assert line["difference"] == wanted and line["difference, 95 % CI"] == f"[{wanted}, {wanted}]", "all clips differ alike"
         assert 0 < float(line["difference, p"]) < 0.01
-    assert float(lines.loc["fine-tuning alone", "difference"]) == pytest.approx(
-        ERROR["TAV, fine-tuned"] - ERROR["TAV, zero-shot"], abs=1e-9
-    )
+    wanted = ERROR["TAV, fine-tuned"] - ERROR["TAV, zero-shot"]
+    assert float(lines.loc["fine-tuning alone", "difference"]) == pytest.approx(wanted, abs=1e-9)
     meld = table.full[table.full["corpus"] == "embedded-meld"].set_index("margin")["difference"]
     worse = RIGHT["statement: said by the model, zero-shot"] < RIGHT["TAV, zero-shot"]
     assert (float(meld["knowledge alone"]) < 0) == worse, "percentage points of WF1, so above 0 is better"
     assert table.short["difference"].str.contains(" [", regex=False).all(), "with its interval"
 
 
-def test_each_set_of_modalities_is_compared_with_words_alone(study: Study):
-    full = mllm.modalities_table(study).full
-    assert list(full["given"]) == ["T", "TA", "TV", "TAV"] * 4
-    sims = full[full["corpus"] == "embedded-sims"].set_index(["training", "given"])
+def test_each_set_of_modalities_is_compared_with_words_alone(study: Study, tables):
+    assert list(tables["modalities"].full["given"]) == ["T", "TA", "TV", "TAV"] * 4
+    sims = of_sims(tables["modalities"], "training", "given")
     assert sims.loc[(ZERO_SHOT, "T"), "score"] == score(study, "sims", TEXT_ONLY)
     assert sims.loc[(ZERO_SHOT, "T"), "minus T"] == sims.loc[(TUNED, "T"), "minus T"] == "—"
     for training, base in ((ZERO_SHOT, TEXT_ONLY), (TUNED, GIVEN[TUNED]["T"])):
@@ -195,19 +186,17 @@ def test_each_set_of_modalities_is_compared_with_words_alone(study: Study):
             assert sims.loc[(training, given), "minus T"] == f"{ERROR[row.name] - ERROR[base.name]:+.3f}"
 
 
-def test_each_statement_is_compared_with_none_and_with_that_of_another_clip(study: Study):
-    full = mllm.knowledge_table(study).full
-    sims = full[full["corpus"] == "embedded-sims"].set_index(["training", "statement"])
-    control = {FROM_FRAMES: OF_ANOTHER, SAID: OF_ANOTHER, CUE: CUE_OF_ANOTHER}
+def test_each_statement_is_compared_with_none_and_with_that_of_another_clip(tables):
+    table = tables["knowledge"]
+    sims = of_sims(table, "training", "statement")
+    control = {plan.FROM_FRAMES: plan.OF_ANOTHER, SAID: plan.OF_ANOTHER, plan.CUE: plan.CUE_OF_ANOTHER}
     for (training, told), line in sims.iterrows():
         error = ERROR[TOLD[training][told].name]
         none, other = (TOLD[training].get(name) for name in (NOTHING_TOLD, control.get(told)))
-        wanted = "—" if told == NOTHING_TOLD else f"{error - ERROR[none.name]:+.3f}"
-        assert line["minus none"] == wanted
+        assert line["minus none"] == ("—" if told == NOTHING_TOLD else f"{error - ERROR[none.name]:+.3f}")
         assert line["minus another clip's"] == (f"{error - ERROR[other.name]:+.3f}" if other else "—")
-    assert {told for training, told in sims.index if training == TUNED} == {NOTHING_TOLD, SAID, OF_ANOTHER, CUE}
+    assert {told for training, told in sims.index if training == TUNED} == {NOTHING_TOLD, SAID, plan.OF_ANOTHER, plan.CUE}
     assert (sims["minus another clip's"] != "—").sum() == 4
-    table = mllm.knowledge_table(study)
     assert table.details is not None and "95 % CI" in table.details.full and "95 % CI" not in table.short, "else too wide a table"
 
 
@@ -217,18 +206,18 @@ def test_a_caption_says_what_the_numbers_are(study: Study):
     assert "seed 1111" in mllm.caption(Study(seeds=1), "What.") and "Differences" not in mllm.caption(study, "What.")
 
 
-def test_a_missing_run_costs_its_cells_and_says_what_to_do(study: Study):
-    unmake(study, "sims", TOLD[ZERO_SHOT][OF_ANOTHER])
-    table = mllm.knowledge_table(study)
-    sims = table.full[(table.full["corpus"] == "embedded-sims") & (table.full["training"] == ZERO_SHOT)].set_index("statement")
-    assert sims.loc[OF_ANOTHER, "score"] == sims.loc[OF_ANOTHER, "minus none"] == "not run"
+def test_a_missing_run_costs_its_cells_and_says_what_to_do(own: Study):
+    unmake(own, "sims", TOLD[ZERO_SHOT][plan.OF_ANOTHER])
+    unmake(own, "sims", TOLD[TUNED][NOTHING_TOLD])
+    table = mllm.knowledge_table(own)
+    sims = of_sims(table, "training", "statement").loc[ZERO_SHOT]
+    assert sims.loc[plan.OF_ANOTHER, "score"] == sims.loc[plan.OF_ANOTHER, "minus none"] == "not run"
     assert sims.loc[SAID, "minus another clip's"] == "not run" and sims.loc[SAID, "score"] != "not run"
-    assert sims.loc[CUE, "minus another clip's"] != "not run", "its control is another row"
-    (note,) = table.notes
-    assert "of another clip" in note and "call again" in note and "embedded-meld" not in note
-    assert "not run" not in mllm.margins_table(study).full.to_string()
-    unmake(study, "sims", TOLD[TUNED][NOTHING_TOLD])
-    margins = mllm.margins_table(study)
+    assert sims.loc[plan.CUE, "minus another clip's"] != "not run", "its control is another row"
+    first, second = table.notes
+    assert "of another clip" in first and "fine-tuned, none: " in second
+    assert all("call again" in note and "embedded-meld" not in note for note in table.notes)
+    margins = mllm.margins_table(own)
     missing = margins.full[margins.full["difference"] == "not run"]
     assert set(missing["margin"]) == {"fine-tuning alone", "both, against fine-tuning alone"}
     assert set(missing["corpus"]) == {"embedded-sims"}
@@ -236,8 +225,8 @@ def test_a_missing_run_costs_its_cells_and_says_what_to_do(study: Study):
     assert note.startswith("embedded-sims, fine-tuning alone: ") and "call again" in note
 
 
-def test_where_nothing_was_run_every_table_says_so(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    shutil.copytree(finished / "cache", tmp_path / "runs" / "cache")
+def test_where_nothing_was_run_every_table_says_so(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    shutil.copytree(study.cache, tmp_path / "runs" / "cache")
     nobody = small_studies(tmp_path / "runs", monkeypatch)(seeds=1)
     for table in (mllm.zero_shot_table, mllm.two_by_two_table, mllm.modalities_table, mllm.knowledge_table):
         assert set(table(nobody).full["score"]) == {"not run"} and table(nobody).notes
@@ -245,43 +234,39 @@ def test_where_nothing_was_run_every_table_says_so(finished: Path, tmp_path: Pat
     assert set(mllm.costs_table(nobody)["trained"]) == {"not run"} and mllm.spent_table(nobody).empty
 
 
-def test_costs_are_those_of_the_settings_and_of_the_replies(study: Study):
+def test_costs_are_those_of_the_settings_and_of_the_replies(own: Study):
     two = lambda table: table.assign(prediction=table["prediction"].where(np.arange(len(table)) > 1))  # noqa: E731
-    finish(study, "sims", study.runs("sims", FREE), two)
-    costs = mllm.costs_table(study)
+    finish(own, "sims", own.runs("sims", plan.FREE), two)
+    costs = mllm.costs_table(own)
     sims = costs[costs["corpus"] == "embedded-sims"].set_index("row")
-    assert sims.loc[FREE.name, "unparsable replies"] == "4 of 18" and sims.loc["text only", "unparsable replies"] == "0 of 18"
-    whole, said = run_of(study, "sims", WHOLE).config.method, TOLD[ZERO_SHOT][SUREST].name
+    assert sims.loc[[plan.FREE.name, "text only"], "unparsable replies"].tolist() == ["4 of 18", "0 of 18"]
+    whole, said = run_of(own, "sims", WHOLE).config.method, TOLD[ZERO_SHOT][plan.SUREST].name
     assert sims.loc["MLLM-MAC", "trained"] == "LoRA" and sims.loc["TAV, zero-shot", "trained"] == "perception"
     assert sims.loc["MLLM-MAC", "parameters"] == "1,234" and sims.loc["text only", "parameters"] == "—"
     assert sims.loc["MLLM-MAC", "statements"] == str(whole.statements)
     assert sims.loc["MLLM-MAC", "tokens said"] == str(whole.statements * whole.max_new_tokens)
     assert sims.loc[said, "readings"] == str(1 + whole.statements) and sims.loc["MLLM-MAC", "readings"] == "1"
-    assert (sims.loc[TOLD[ZERO_SHOT][OF_ANOTHER].name, ["statements", "tokens said"]] == ["1", "0"]).all()
+    assert (sims.loc[TOLD[ZERO_SHOT][plan.OF_ANOTHER].name, ["statements", "tokens said"]] == ["1", "0"]).all()
     assert not [row.name for row in OMNI if row.name in sims.index], "what they wait for stands below the first table"
 
 
-def test_seconds_and_memory_are_shown_and_not_exported(study: Study):
+def test_seconds_and_memory_are_shown_and_not_exported(study: Study, tables):
     spent = mllm.spent_table(study)
     line = spent[spent["row"] == "MLLM-MAC"].iloc[0]
-    place = OFFLINE.index(WHOLE)
-    assert (line["runs"], line["training s"], line["all s"]) == ("2", "1.00", f"{place + 0.5:.2f}")
+    assert (line["runs"], line["training s"], line["all s"]) == ("2", "1.00", f"{OFFLINE.index(WHOLE) + 0.5:.2f}")
     assert line["memory GB"] == "1.25" and line["GPU memory GB"] == "—"
-    for name in TABLES:
-        table = getattr(mllm, f"{name}_table")(study)
+    for table in tables.values():
         frame = table.full if isinstance(table, Table) else table
         assert not [column for column in frame if re.search("second|memory| s$", column)]
         assert "a machine" not in frame.to_string()
 
 
-def test_exports_are_complete_and_the_same_each_time(study: Study):
+def test_exports_are_complete(study: Study, tables, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CMPTA_FIGURES", str(tmp_path))
     names = [f"mllm_{name}" for name in TABLES]
     assert list(plan.chosen(["14_mllm_mac"])[0].tables) == names
-    for name in TABLES:
-        save_table(study, getattr(mllm, f"{name}_table")(study), f"mllm_{name}", "Caption.", study.keys)
-    written = {path.name: path.read_bytes() for path in study.figures.glob("mllm_margins*")}
-    save_table(study, mllm.margins_table(study), "mllm_margins", "Caption.", study.keys)
-    assert written == {path.name: path.read_bytes() for path in study.figures.glob("mllm_margins*")}
+    for name, table in tables.items():
+        save_table(study, table, f"mllm_{name}", "Caption.", study.keys)
     assert all((study.figures / f"{name}.{kind}").exists() for name in names for kind in ("csv", "md", "tex"))
     frame = pd.read_csv(study.figures / "mllm_margins.csv")
     assert {"corpus", "metric", "margin", "difference", "difference, 95 % CI", "difference, p"} <= set(frame.columns)
@@ -290,8 +275,7 @@ def test_exports_are_complete_and_the_same_each_time(study: Study):
 def test_rows_that_tell_the_cue_wait_for_generated_clips(study: Study, tmp_path: Path):
     told = [row for row in OFFLINE if row.changes.get("method.knowledge") == "cue"]
     assert len(told) == 3 and not any(study.missing(row, key) for row in told for key in study.keys)
-    (tmp_path / "own").mkdir()
-    own = Study(data=str(clips(lambda number: ("angry", "calm")[number % 2], (6, 4, 5), tmp_path / "own")), seeds=1)
-    assert all("generator" in own.missing(row, "data") for row in told) and not own.missing(WHOLE, "data")
-    assert not {row.name for row in told} & {name for name, _ in own.planned_runs(["14_mllm_mac"])}
-    assert "generator" in " ".join(mllm.knowledge_table(own).notes)
+    mine = Study(data=str(clips(lambda number: ("angry", "calm")[number % 2], (6, 4, 5), tmp_path)), seeds=1)
+    assert all("generator" in mine.missing(row, "data") for row in told) and not mine.missing(WHOLE, "data")
+    assert not {row.name for row in told} & {name for name, _ in mine.planned_runs(["14_mllm_mac"])}
+    assert "generator" in " ".join(mllm.knowledge_table(mine).notes)

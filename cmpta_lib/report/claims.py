@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import pandas as pd
 
@@ -40,143 +39,115 @@ _ABLATED: Mapping[tuple[str, str], tuple[str, str, str]] = {  # line -> section,
     (paper.TOKEN_COUNT, "7"): ("4.5.4", "7 tokens are worse than 6", "6 个伪 token 时取得最优结果"),
     (paper.TOKEN_COUNT, "8"): ("4.5.4", "8 tokens are worse than 6", "6 个伪 token 时取得最优结果"),
 }
-
-
 _ALIGNMENT, _ADAPTER = plan.ABLATIONS[paper.ALIGNMENT, "off"], plan.ABLATIONS[paper.ADAPTER, "off"]
 _ONE_WAY = plan.ABLATIONS[paper.LSTM_TYPE, "unidirectional"]
 _TOKENS: Mapping[str, Row] = {number: plan.ABLATIONS[paper.TOKEN_COUNT, number] for number in ("5", "7", "8")}
-
-
-class _Printed(NamedTuple):
-    """What the paper prints of a corpus: a comparison, ablations, and which tables these are."""
-
-    comparison: tuple[PaperRow, ...]
-    ablations: tuple[PaperRow, ...]
-    names: tuple[str, str]
-
-
-_PRINTED: Mapping[str, _Printed] = {
-    "sims": _Printed(paper.TABLE3, paper.TABLE5, ("Table 3", "Table 5")),
-    "meld": _Printed(paper.TABLE4, paper.TABLE6, ("Table 4", "Table 6")),
-}
-Places = Sequence[tuple[str, str]]  # the corpora that a claim is about: the paper's key, the study's
-Find = Callable[[Evidence, Places], Finding]
+_PRINTED: Mapping[str, tuple[tuple[PaperRow, ...], tuple[PaperRow, ...], str, str]] = {
+    "sims": (paper.TABLE3, paper.TABLE5, "Table 3", "Table 5"), "meld": (paper.TABLE4, paper.TABLE6, "Table 4", "Table 6"),
+}  # fmt: skip
+# Applies a rule on one corpus: the paper's key of it, and the study's; both "" where a claim is about the method itself.
+Find = Callable[[Evidence, str, str], Finding]
 
 
 @dataclass(frozen=True)
 class Judged:
-    """A claim, the rule for it and what applies the rule; `lines`: the printed (corpus, group, method, metric) it covers."""
+    """A claim, the rule for it and what applies the rule."""
 
     claim: Claim
     rule: str
     find: Find
-    lines: tuple[tuple[str, str, str, str], ...] = ()
     of_the_paper_only: bool = False  # about the paper's very corpora: nothing to compare elsewhere
 
 
 def claims() -> list[Judged]:
     """Every claim in the paper's order: in words, then the lines of the tables that the section speaks of."""
-    every = [_in_words(claim) for claim in paper.CLAIMS] + [one for wanted in PAPER_NAMES for one in _printed(wanted)]
+    every = [_in_words(claim) for claim in paper.CLAIMS] + [one for wanted in _PRINTED for one in _printed(wanted)]
     return sorted(every, key=lambda one: _ORDER.index(one.claim.section.split(",")[0]))  # stable
-
-
-def _better(rows: Sequence[Row] | Callable[[str, str], Sequence[Row]], metric: MetricName | None = None) -> Find:
-    """CMPTA better than each of these rows, or of those of (paper's key, study's key), on each corpus; by the headline metric."""
-
-    def find(evidence: Evidence, places: Places) -> Finding:
-        return together([
-            evidence.better(key, metric or evidence.metric(key).name, CMPTA, row)
-            for wanted, key in places for row in (rows(wanted, key) if callable(rows) else rows)
-        ])  # fmt: skip
-
-    return find
-
-
-def _rivals(wanted: str, key: str) -> list[Row]:
-    """The rows of the printed methods but CMPTA; on a user's own clips those that are registered."""
-    names = [line.method for line in plan.printed(wanted)[:-1]]
-    return [row for row in plan.comparison(key) if row.name in names]
-
-
-def _words_alone(wanted: str, key: str) -> list[Row]:
-    """Words as they are, and with a tuned soft prompt."""
-    return [TEXT_ONLY, *(r for r in plan.comparison(key) if r.method in plan.WITHOUT_MODALITIES and r != TEXT_ONLY)]
-
-
-def _alignment_most(evidence: Evidence, places: Places) -> Finding:
-    ((_, key),) = places
-    return together([evidence.better(key, evidence.metric(key).name, row, _ALIGNMENT) for row in (_ADAPTER, _ONE_WAY)])
 
 
 def _in_words(claim: Claim) -> Judged:
     if why := _NO_ROW.get(claim.id):
-        return Judged(claim, f"none: {why}", lambda evidence, places: Finding(NOT_TESTABLE, why))
+        return Judged(claim, f"none: {why}", lambda *at: Finding(NOT_TESTABLE, why))
     # A claim about SIMS-V2 and one about MELD share a name: "best" of `best-sims` and `best-meld`.
     name = claim.id.removesuffix(f"-{claim.corpora[0]}") if len(claim.corpora) == 1 else claim.id
-    metrics: Mapping[str, MetricName] = {"mae": "mae", "corr": "corr", "wf1": "f1_weighted"}
-    if name in metrics:
-        return _number(claim, claim.corpora[0], metrics[name])
-    return Judged(claim, *_RULES[name], of_the_paper_only=name == "table1")
-
-
-def _number(claim: Claim, wanted: str, metric: MetricName) -> Judged:
-    full, ablated = _PRINTED[wanted].comparison[-1], _PRINTED[wanted].ablations
-    value = full.scores[metric]
-    same = [line for line in ablated if line.scores.get(metric) == value and (line.group, line.method) not in plan.ABLATIONS]
-    lines = tuple((wanted, line.group, line.method, metric) for line in (full, *same))
-    return Judged(
-        claim, judge.NUMBER, lambda evidence, places: evidence.number(places[0][1], metric, value), lines, of_the_paper_only=True
-    )
+    return Judged(claim, *_RULES[name], of_the_paper_only=name in ("table1", "mae", "corr", "wf1"))
 
 
 def _printed(wanted: str) -> Iterator[Judged]:
     """A claim for each printed score but the full method's: CMPTA is better, or where the comparison prints so, the other."""
-    (*others, full), ablated, names = _PRINTED[wanted]
+    (*others, full), ablated, compared, ablation = _PRINTED[wanted]
     for line in (*others, *(one for one in ablated if (one.group, one.method) in _ABLATED)):
         for metric, value in line.scores.items():
             shown, ours = METRICS[metric], full.scores[metric]  # type: ignore[index]
-            label, place = shown.label.split()[0], (wanted, line.group, line.method, metric)
+            label = shown.label.split()[0]
             if line in others:
-                pair = (CMPTA.name, line.method) if shown.is_better(ours, value) else (line.method, CMPTA.name)
-                says = f"{pair[0]} is better than {pair[1]} in {label} (CMPTA {shown.shown(ours)} against {shown.shown(value)})."
-                claim = Claim(f"{wanted}-{line.method.lower()}-{label.lower()}", f"4.4, {names[0]}", says, "", (wanted,))
-                yield Judged(claim, BETTER, _pair(shown.name, *pair), (place,))
+                is_ours = shown.is_better(ours, value)
+                first, second = (CMPTA.name, line.method) if is_ours else (line.method, CMPTA.name)
+                says = f"{first} is better than {second} in {label} (CMPTA {shown.shown(ours)} against {shown.shown(value)})."
+                claim = Claim(f"{wanted}-{line.method.lower()}-{label.lower()}", f"4.4, {compared}", says, "", (wanted,))
+                yield Judged(claim, BETTER, _better(_named(first, second), shown.name))
             else:
                 section, what, original = _ABLATED[line.group, line.method]
                 row = plan.ABLATIONS[line.group, line.method]
                 says = f"{what} ({label} {shown.shown(ours)}, then {shown.shown(value)})."
                 slug = f"{wanted}-{row.name.replace(' ', '-')}"
-                claim = Claim(slug, f"{section}, {names[1]}", says, original, (wanted,))
-                yield Judged(claim, f"the full method against it: {BETTER}", _better([row]), (place,))
+                claim = Claim(slug, f"{section}, {ablation}", says, original, (wanted,))
+                yield Judged(claim, f"the full method against it: {BETTER}", _better(_cmpta_than(row)))
 
 
-def _pair(metric: MetricName, first: str, second: str) -> Find:
-    def find(evidence: Evidence, places: Places) -> Finding:
-        ((_, key),) = places
-        rows = {row.name: row for row in plan.comparison(key)}
-        if gone := [name for name in (first, second) if name not in rows]:
-            return Finding(NOT_TESTABLE, f"{gone[0]} has no row in this comparison")
-        return evidence.better(key, metric, rows[first], rows[second])
+Pairs = Callable[[str, str], Sequence[tuple[Row, Row]]]  # (paper's key, study's key) -> what is claimed better, than what
+
+
+def _better(pairs: Pairs, metric: MetricName | None = None) -> Find:
+    """The first of each pair better than the second; by the headline metric."""
+
+    def find(evidence: Evidence, wanted: str, key: str) -> Finding:
+        measure = metric or evidence.metric(key).name
+        found = [evidence.better(key, measure, *pair) for pair in pairs(wanted, key)]
+        return together(found) if found else Finding(NOT_TESTABLE, "this comparison has no such row")
 
     return find
 
 
-def _counts(evidence: Evidence, places: Places) -> Finding:
-    ((wanted, key),) = places
+def _cmpta_than(*rows: Row) -> Pairs:
+    return lambda *at: [(CMPTA, row) for row in rows]
+
+
+def _named(first: str, second: str) -> Pairs:
+    def pairs(wanted: str, key: str) -> list[tuple[Row, Row]]:
+        rows = {row.name: row for row in plan.comparison(key)}
+        return [(rows[first], rows[second])] if {first, second} <= rows.keys() else []
+
+    return pairs
+
+
+def _rivals(wanted: str, key: str) -> list[tuple[Row, Row]]:
+    """CMPTA and the row of each other printed method; on a user's own clips of those that are registered."""
+    names = [line.method for line in plan.printed(wanted)[:-1]]
+    return [(CMPTA, row) for row in plan.comparison(key) if row.name in names]
+
+
+def _words_alone(wanted: str, key: str) -> list[tuple[Row, Row]]:
+    """CMPTA and words as they are, and with a tuned soft prompt."""
+    prompted = (row for row in plan.comparison(key) if row.method in plan.WITHOUT_MODALITIES and row != TEXT_ONLY)
+    return [(CMPTA, TEXT_ONLY), *((CMPTA, row) for row in prompted)]
+
+
+def _counts(evidence: Evidence, wanted: str, key: str) -> Finding:
     corpus, theirs = evidence.study.corpus(key), paper.TABLE1[PAPER_NAMES[wanted]]
     ours = {name: len(corpus.splits[name]) for name in SPLITS}
     same = all(getattr(theirs, name) == size for name, size in ours.items())
     return Finding(SUPPORTED if same else judge.NOT_SUPPORTED, "here " + ", ".join(f"{n} {size}" for n, size in ours.items()))
 
 
-def _light(evidence: Evidence, places: Places) -> Finding:
+def _light(*at: object) -> Finding:
     sizes = {name: (counts.total(), frozen) for name, (counts, frozen) in at_papers_size().items()}
     said = [f"{name}: {ours:,} of {llm:,} = {100 * ours / llm:.2f} %" for name, (ours, llm) in sizes.items()]
     is_light = all(ours / llm < FEW for ours, llm in sizes.values())
     return Finding(SUPPORTED if is_light else judge.NOT_SUPPORTED, "; ".join(said))
 
 
-def _compact(evidence: Evidence, places: Places) -> Finding:
+def _compact(evidence: Evidence, *at: str) -> Finding:
     study, texts = evidence.study, []
     for key in study.keys:
         table, tokens = study.corpus(key).splits["test"].table, study.config(key).method.model_dump()["num_pseudo_tokens"]
@@ -186,10 +157,12 @@ def _compact(evidence: Evidence, places: Places) -> Finding:
 
 
 def _by_construction(text: str) -> tuple[str, Find]:
-    return (
-        "holds by construction, and a test fails otherwise",
-        lambda evidence, places: Finding(SUPPORTED, f"by construction: {text}"),
-    )
+    finding = Finding(SUPPORTED, f"by construction: {text}")
+    return "holds by construction, and a test fails otherwise", lambda *at: finding
+
+
+def _number(metric: MetricName) -> tuple[str, Find]:
+    return judge.NUMBER, lambda e, wanted, key: e.number(key, metric, _PRINTED[wanted][0][-1].scores[metric])
 
 
 # Name of a claim, without the corpus that it is about -> its rule in words, and what applies it.
@@ -201,22 +174,25 @@ _RULES: Mapping[str, tuple[str, Find]] = {
     "padding": _by_construction(
         "padding is masked, its weight is exactly 0 (tests/test_adapter.py: weights sum to one on real frames)"),
     "table1": (judge.COUNTS, _counts),
+    "mae": _number("mae"),
+    "corr": _number("corr"),
+    "wf1": _number("f1_weighted"),
     "best-of-all": (f"CMPTA against each: {BETTER}", _better(_rivals)),
     "best": (f"CMPTA against each: {BETTER}", _better(_rivals)),
     "fine-intensity": (f"CMPTA against each: {BETTER}", _better(_rivals, "corr")),
-    "generalises": (f"CMPTA against each, on each corpus: {BETTER}", _better(lambda *at: [TEXT_ONLY, *_rivals(*at)])),
+    "generalises": (f"CMPTA against each, on each corpus: {BETTER}", _better(lambda *at: [(CMPTA, TEXT_ONLY), *_rivals(*at)])),
     "tokens-help": (f"CMPTA against each: {BETTER}", _better(_words_alone)),
-    "modalities": (f"CMPTA against text only, on each corpus: {BETTER}", _better([TEXT_ONLY])),
-    "dropout": (f"first seed, test clips: {BETTER}", lambda e, places: e.dropout(places[0][1])),
-    "alignment-most": (
-        f"without adapter, and with one direction, against without alignment: {BETTER}", _alignment_most),
-    "attention": (judge.CUE, lambda e, places: e.cues(places[0][1])),
-    "tokens-small": (judge.LITTLE, lambda e, places: e.little(places[0][1], _TOKENS)),
-    "six-best": (f"6 tokens against 5, 7 and 8: {BETTER}", _better([*_TOKENS.values()])),
-    "too-many": (f"6 tokens against 7 and 8: {BETTER}", _better([_TOKENS["7"], _TOKENS["8"]])),
-    "sarcasm": (judge.SARCASM, lambda e, places: e.sarcasm(places[0][1])),
-    "key-parts": (
-        f"CMPTA against no alignment and no adapter, on each corpus: {BETTER}", _better([_ALIGNMENT, _ADAPTER])),
+    "modalities": (f"CMPTA against text only, on each corpus: {BETTER}", _better(_cmpta_than(TEXT_ONLY))),
+    "dropout": (f"first seed, test clips: {BETTER}", lambda e, wanted, key: e.dropout(key)),
+    "alignment-most": (f"without adapter, and with one direction, against without alignment: {BETTER}",
+                       _better(lambda *at: [(_ADAPTER, _ALIGNMENT), (_ONE_WAY, _ALIGNMENT)])),
+    "attention": (judge.CUE, lambda e, wanted, key: e.cues(key)),
+    "tokens-small": (judge.LITTLE, lambda e, wanted, key: e.little(key, _TOKENS)),
+    "six-best": (f"6 tokens against 5, 7 and 8: {BETTER}", _better(_cmpta_than(*_TOKENS.values()))),
+    "too-many": (f"6 tokens against 7 and 8: {BETTER}", _better(_cmpta_than(_TOKENS["7"], _TOKENS["8"]))),
+    "sarcasm": (judge.SARCASM, lambda e, wanted, key: e.sarcasm(key)),
+    "key-parts": (f"CMPTA against no alignment and no adapter, on each corpus: {BETTER}",
+                  _better(_cmpta_than(_ALIGNMENT, _ADAPTER))),
 }  # fmt: skip
 _NO_ROW: Mapping[str, str] = {
     "layer-norm": "no row trains without them, and the paper gives no curve",
@@ -246,30 +222,24 @@ def judge_all(study: Study) -> pd.DataFrame:
 
     Trains nothing; claims about attention open the first seed's model where cues are known.
     """
-    evidence, lines = Evidence(study), []
-    at = _at(study)
+    evidence, lines, at = Evidence(study), [], {key: key for key in study.keys}
+    if study.data:  # stands in for the corpus of the same kind of task
+        at = {"sims" if study.corpus("data").task.kind == "regression" else "meld": "data"}
     for one in claims():
         claim = one.claim
         if not set(claim.corpora) <= set(at) or (study.data and one.of_the_paper_only):
             continue
         places = [(wanted, at[wanted]) for wanted in claim.corpora]
-        found, keys = one.find(evidence, places), [key for _, key in places]
-        why = next(filter(None, (obstacle(study, key) for key in keys)), "")
+        found = together([one.find(evidence, *place) for place in places or [("", "")]])
+        why = any(obstacle(study, key) for _, key in places)
         verdict = NOT_TESTABLE if why else found.verdict
         here = NOTHING if one.of_the_paper_only and why else found.verdict  # another corpus is no trial of its numbers
-        corpora = [study.corpus(key) for key in keys]
+        corpora = [study.corpus(key) for _, key in places]
         tried = ", ".join(corpus.name + " (generated)" * corpus.generated for corpus in corpora) or "the method itself"
         says = claim.says + (f" ({claim.original})" if claim.original else "")
         lines.append([claim.id, claim.section, says, one.rule, verdict, tried, here, found.figures])
     columns = ["claim", "section", "the paper says", "rule", VERDICT, "tried on", HERE, "figures of this run"]
     return pd.DataFrame(lines, columns=columns)
-
-
-def _at(study: Study) -> dict[str, str]:
-    """The paper's key of a corpus -> the study's; a user's own clips stand in for the corpus of the same kind of task."""
-    if not study.data:
-        return {key: key for key in study.keys}
-    return {"sims" if study.corpus("data").task.kind == "regression" else "meld": "data"}
 
 
 def counted(table: pd.DataFrame) -> pd.DataFrame:

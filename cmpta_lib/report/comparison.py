@@ -6,7 +6,7 @@ side by side, by settings, scores, how sure the difference is, and which clips.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,8 +16,8 @@ import pandas as pd
 from cmpta_lib import metrics, paper, registry
 from cmpta_lib.data.corpus import Inputs, Task
 from cmpta_lib.figures.clips import errors, is_right, show_answer
-from cmpta_lib.report import uncertainty
-from cmpta_lib.report.errors import answer_shares
+from cmpta_lib.method.prompted import answer_text
+from cmpta_lib.metrics import Metric
 from cmpta_lib.report.rows import result_row, runs_of, sound, tabled
 from cmpta_lib.report.tables import NOT_RUN, NOTHING
 from cmpta_lib.report.uncertainty import ResultRow, compared, compared_in_one, scored, spread, without_unit
@@ -27,34 +27,8 @@ from cmpta_lib.study.naming import fields
 from cmpta_lib.study.plan import CMPTA, Row
 from cmpta_lib.study.study import Study
 
-
-def versions(study: Study, key: str, rows: Sequence[Row], base: Row) -> pd.DataFrame:
-    """Each row's test scores, mean ± sd over seeds with their interval, and the row minus `base` in its paired interval."""
-    lines, reference = [], result_row(study, key, base)
-    for row in rows:
-        found = reference if row == base else result_row(study, key, row)
-        for metric in tabled(study, key):
-            score, interval = scored(metric, found)
-            line = {"version": row.name, "metric": metric.label, "score": score, "95 % CI": interval}
-            line[f"minus {base.name}"], line["p"] = compared_in_one(metric, found, None if row == base else reference)
-            lines.append(line | {"note": found.note or reference.note})
-    return pd.DataFrame(lines)
-
-
-def labels(study: Study, key: str) -> pd.DataFrame:
-    """By share of the training labels: with the pre-training, without, and the first minus the second."""
-    lines = []
-    for share, rows in plan.LABEL_SHARES.items():
-        with_it, without = (result_row(study, key, row) for row in rows)
-        for metric in tabled(study, key):
-            line = {"labels": f"{share:.0%}", "metric": metric.label}
-            line |= {"pre-trained": scored(metric, with_it)[0], "not pre-trained": scored(metric, without)[0]}
-            line["pre-trained minus not"], line["p"] = compared_in_one(metric, with_it, without)
-            lines.append(line | {"note": with_it.note or without.note})
-    return pd.DataFrame(lines)
-
-
 PRINTED, ADDED, REFERENCE = "in the paper", "added", "reference"
+STEP = 0.2  # scores are gathered to the nearest multiple: the steps of SIMS' labels
 # Metrics of the field beyond the paper's: stored name -> heading; all are shown in per cent but R2.
 _SCORE_METRICS: Mapping[str, str] = {
     "acc2": "Acc-2", "acc2_weak": "weak Acc-2", "acc3": "Acc-3", "acc5": "Acc-5", "f1_weighted": "F1", "r2": "R²",
@@ -64,37 +38,34 @@ _CLASS_METRICS: Mapping[str, str] = {"accuracy": "Acc", "f1_macro": "macro F1"}
 
 def comparison_rows(study: Study, key: str) -> list[ResultRow]:
     """Table 3 or 4: the paper's lines, then methods and reference lines that it does not print; CMPTA is the last."""
-    lines = plan.printed(key)
-    numbers = {line.method: line for line in lines}
-    rows, wanted = [], plan.comparison(key)
-    missing = [line for line in lines[:-1] if line.method not in {row.name for row in wanted}]
-    note = f"not part of this repository; `cmpta reproduce --profile {study.profile}` will run it once it is"
-    rows += [ResultRow(PRINTED, f"{line.method} [{line.reference}]", line.scores, note=note) for line in missing]
-    for row in wanted:
-        if row == CMPTA:
-            rows.append(result_row(study, key, row, PRINTED, "CMPTA", lines[-1].scores if lines else {}))
-        elif line := numbers.get(row.name):
-            rows.append(result_row(study, key, row, PRINTED, f"{row.name} [{line.reference}]", line.scores))
-        else:
-            entry = registry.ENTRIES[row.method]
-            found = result_row(study, key, row, REFERENCE if entry.is_reference else ADDED, row.name)
-            if entry.is_beyond and not any(run.folder.exists() for run in runs_of(study, key, row)):
-                found = replace(found, note=f"beyond the paper: `cmpta reproduce --profile {study.profile} --all` runs it")
-            rows.append(found)
-    order = {f"{line.method} [{line.reference}]": place for place, line in enumerate(lines)}
-    return sorted(rows, key=lambda row: order.get(row.method, len(order)))  # stable: the rest stays as it is
+    lines = {line.method.removesuffix(" (Ours)"): line for line in plan.printed(key)}
+    wanted = {row.name: row for row in plan.comparison(key)}
+    rows, command = [], f"`cmpta reproduce --profile {study.profile}"
+    for name in dict.fromkeys([*(name for name in lines if name != CMPTA.name), *wanted]):
+        line, row = lines.get(name), wanted.get(name)
+        title = f"{name} [{line.reference}]" if line and row != CMPTA else name
+        scores = line.scores if line else {}
+        if row is None:
+            note = f"not part of this repository; {command}` will run it once it is"
+            rows.append(ResultRow(PRINTED, title, scores, note=note))
+            continue
+        entry = registry.ENTRIES[row.method]
+        group = PRINTED if line or row == CMPTA else REFERENCE if entry.is_reference else ADDED
+        found = result_row(study, key, row, group, title, scores)
+        if entry.is_beyond and not any(run.folder.exists() for run in runs_of(study, key, row)):
+            found = replace(found, note=f"beyond the paper: {command} --all` runs it")
+        rows.append(found)
+    return rows
 
 
 def paired_table(study: Study, key: str, rows: Sequence[ResultRow]) -> pd.DataFrame:
     """The last row, CMPTA, minus each other row on the same redrawn test clips; percentage points for F1."""
     *others, full = rows
-    lines = []
-    for other in others:
-        for metric in tabled(study, key):
-            line = {"comparison": f"{full.method} minus {other.method}", "metric": metric.label}
-            found = compared(replace(metric, decimals=3), full, other)
-            lines.append(line | dict(zip(("difference", "95 % CI", "p"), found, strict=True)))
-    return pd.DataFrame(lines)
+    lines = [
+        (f"{full.method} minus {other.method}", metric.label, *compared(replace(metric, decimals=3), full, other))
+        for other in others for metric in tabled(study, key)
+    ]  # fmt: skip
+    return pd.DataFrame(lines, columns=["comparison", "metric", "difference", "95 % CI", "p"])
 
 
 def methods_table(study: Study, key: str) -> pd.DataFrame:
@@ -126,37 +97,113 @@ def field_table(study: Study, key: str) -> pd.DataFrame:
     names = dict(_SCORE_METRICS) if task.kind == "regression" else dict(_CLASS_METRICS)
     names |= {f"f1_{label}": f"F1 {label}" for label in task.labels}
     for row in plan.comparison(key):
-        line = {"method": row.name}
         stored = [run.metrics["test"] for run in sound(runs_of(study, key, row))]
-        for name, heading in names.items():
+        cells = []
+        for name in names:
             scale, decimals = (1, 3) if name == "r2" else (100, 1)
-            line[heading] = spread([scale * scores[name] for scores in stored if name in scores], decimals)
-        lines.append(line if stored else line | {next(iter(names.values())): NOT_RUN})
-    return pd.DataFrame(lines)
+            cells.append(spread([scale * scores[name] for scores in stored if name in scores], decimals))
+        lines.append([row.name, *cells] if stored else [row.name, NOT_RUN, *cells[1:]])
+    return pd.DataFrame(lines, columns=["method", *names.values()])
+
+
+def every_answer(task: Task, runs: Mapping[str, Sequence[Run]]) -> pd.DataFrame:
+    """One line for each method, seed and test clip.
+
+    Columns: method, seed, clip (its position), label, prediction, right; and `truth` and `answer`, the places of label and
+    prediction among `group_names`, -1 for an unparsable reply.
+    """
+    tables = {(name, run.config.seed): run.predictions() for name, found in runs.items() for run in found}
+    columns = ["method", "seed", "clip", "label", "prediction"]
+    every = pd.concat(tables, names=columns[:3]).reset_index()[columns] if tables else pd.DataFrame(columns=columns)
+    every["right"] = is_right(task, every)
+    return every.assign(truth=groups(task, every["label"]), answer=groups(task, every["prediction"]))
+
+
+def groups(task: Task, values: Sequence[float] | pd.Series) -> np.ndarray:
+    """(N,) place of each class, or of each score among the multiples of `STEP` from -1 to 1; -1 where there is none."""
+    places = np.asarray(values, float)
+    if task.kind == "regression":
+        # Rounded twice: 0.3 / 0.2 is 1.4999999999999998 in binary, and must not fall otherwise than 0.1 / 0.2.
+        places = np.round(np.round((np.clip(places, -1, 1) + 1) / STEP, 6))
+    return np.where(np.isfinite(places), places, -1).astype(int)
+
+
+def group_names(task: Task) -> list[str]:
+    """What `groups` counts: class names, or scores as they are written."""
+    return list(task.labels) or [answer_text(task, STEP * place - 1) for place in range(round(2 / STEP) + 1)]
+
+
+def answer_shares(task: Task, every: pd.DataFrame) -> dict[str, np.ndarray]:
+    """Method -> (C, C) share of the clips of each label (rows) that is answered so (columns), its seeds together.
+
+    C are `group_names`. A row sums to less than 1 where replies were unparsable, and to 0 where no clip has the label.
+    """
+    places = range(len(group_names(task)))
+    counts = {str(name): pd.crosstab(one["truth"], one["answer"]) for name, one in every.groupby("method", sort=False)}
+    shares = {name: one.div(one.sum(axis=1), axis=0) for name, one in counts.items()}
+    return {name: one.reindex(index=places, columns=places, fill_value=0).to_numpy() for name, one in shares.items()}
 
 
 def confusions(study: Study, key: str) -> dict[str, np.ndarray]:
     """Row's name -> (C, C) share of each true class (rows) that is answered so (columns), all seeds together."""
-    runs = {row.name: sound(runs_of(study, key, row)) for row in plan.comparison(key)}
-    tables = {name: {run.config.seed: run.predictions() for run in found} for name, found in runs.items()}
-    return answer_shares(study.corpus(key).task, tables)
+    task, runs = study.corpus(key).task, {row.name: sound(runs_of(study, key, row)) for row in plan.comparison(key)}
+    return answer_shares(task, every_answer(task, runs))
+
+
+Pair = tuple[Mapping[str, str], ResultRow, ResultRow | None]  # the words of a line, what it is about, and beside what
+
+
+def side_by_side(pairs: Iterable[Pair], shown: Sequence[Metric], columns: Mapping[str, str]) -> pd.DataFrame:
+    """A line for each pair and metric: its words, the metric, then under each heading of `columns` what that says of them.
+
+    "score" and "interval" are of the first of the two, "other" is the second's score; "difference" is the first minus the
+    second with its paired interval, and "p" its p-value. A last column, note, says what either lacks.
+    """
+    lines = []
+    for words, row, other in pairs:
+        for metric in shown:
+            score, interval = scored(metric, row)
+            difference, p_value = compared_in_one(metric, row, other)
+            cells = {"score": score, "interval": interval, "difference": difference, "p": p_value}
+            if other and "other" in columns.values():
+                cells["other"], _ = scored(metric, other)
+            line = {**words, "metric": metric.label} | {heading: cells[what] for heading, what in columns.items()}
+            lines.append(line | {"note": row.note or (other.note if other else "")})
+    return pd.DataFrame(lines)
+
+
+def versions(study: Study, key: str, rows: Sequence[Row], base: Row) -> pd.DataFrame:
+    """Each row's test scores, mean ± sd over seeds with their interval, and the row minus `base` in its paired interval."""
+    found = {row: result_row(study, key, row) for row in (base, *rows)}
+    pairs = [({"version": row.name}, found[row], None if row == base else found[base]) for row in rows]
+    columns = {"score": "score", "95 % CI": "interval", f"minus {base.name}": "difference", "p": "p"}
+    return side_by_side(pairs, tabled(study, key), columns)
+
+
+def labels(study: Study, key: str) -> pd.DataFrame:
+    """By share of the training labels: with the pre-training, without, and the first minus the second."""
+    pairs = [
+        ({"labels": f"{share:.0%}"}, result_row(study, key, with_it), result_row(study, key, without))
+        for share, (with_it, without) in plan.LABEL_SHARES.items()
+    ]
+    columns = {"pre-trained": "score", "not pre-trained": "other", "pre-trained minus not": "difference", "p": "p"}
+    return side_by_side(pairs, tabled(study, key), columns)
 
 
 def versions_table(study: Study, key: str, rows: Sequence[Row]) -> pd.DataFrame:
     """Rows beside the method each is a version of: the test score, and the version minus the method, in its paired interval."""
-    metric, lines = metrics.headline(study.corpus(key).task.kind), []
-    for row in rows:
-        whole, version = result_row(study, key, plan.method_row(key, row.method)), result_row(study, key, row)
-        line = {"method": whole.method, "version": row.name, "metric": metric.label}
-        line |= {"whole": scored(metric, whole)[0], "this version": scored(metric, version)[0]}
-        line["version minus whole"] = compared_in_one(metric, version, whole)[0]
-        lines.append(line | {"note": version.note or whole.note})
-    return pd.DataFrame(lines)
+    wholes = [result_row(study, key, plan.method_row(key, row.method)) for row in rows]
+    pairs = [
+        ({"method": whole.method, "version": row.name}, result_row(study, key, row), whole)
+        for row, whole in zip(rows, wholes, strict=True)
+    ]
+    columns = {"whole": "other", "this version": "score", "version minus whole": "difference"}
+    return side_by_side(pairs, tabled(study, key)[:1], columns)
 
 
 def search_table(study: Study, key: str) -> pd.DataFrame:
     """The small search that each trained method got: its best VALIDATION score at three learning rates, first seed."""
-    metric, lines = metrics.headline(study.corpus(key).task.kind), []
+    metric, lines = tabled(study, key)[0], []
     for row in plan.trained(key):
         rate = next((f"{run.config.training.learning_rate:g}" for run in runs_of(study, key, row)), NOTHING)
         line = {"method": row.name, "metric": f"validation {metric.label}", "learning rate": rate}
@@ -230,22 +277,19 @@ def differing(a: Run, b: Run, with_seed: bool = True) -> dict[str, tuple[Any, An
 
 
 def _scores(task: Task, a: Sequence[pd.DataFrame], b: Sequence[pd.DataFrame]) -> tuple[pd.DataFrame, int]:
-    truth = a[0]["label"].to_numpy()
     answers = [np.stack([table["prediction"].to_numpy(float) for table in side]) for side in (a, b)]
-    kept = np.isfinite(np.vstack(answers)).all(axis=0)
-    if task.kind == "classification":
-        answers = [np.where(np.isfinite(side), side, metrics.UNPARSABLE).astype(int) for side in answers]
-        kept[:] = True
+    kept = np.isfinite(np.vstack(answers)).all(axis=0) | (task.kind == "classification")
     if not kept.any():
         raise ValueError("no test clip has a score of every run: there is nothing to compare")
-    one, other = (side[:, kept] for side in answers)
-    lines = []
+    if task.kind == "classification":
+        answers = [np.nan_to_num(side, nan=metrics.UNPARSABLE).astype(int) for side in answers]
+    truth, lines = a[0]["label"].to_numpy()[kept], []
+    one, other = (ResultRow("", "", truth=truth, predictions=side[:, kept]) for side in answers)
     for metric in metrics.TABLED[task.kind]:
-        a_scores, b_scores = (uncertainty.seed_scores(metric.name, truth[kept], side).tolist() for side in (one, other))
-        found = uncertainty.paired_bootstrap(metric.name, truth[kept], one, other)
-        is_clear, is_a = not found.low <= 0 <= found.high, metric.is_better(found.difference, 0)
-        lines.append({"metric": metric.name, "a": a_scores, "b": b_scores, **vars(found)})
-        lines[-1]["better"] = ("A" if is_a else "B") if is_clear else ""
+        found = one.minus(other, metric.name)
+        better = "" if found.low <= 0 <= found.high else "A" if metric.is_better(found.difference, 0) else "B"
+        scores = {"a": one.scores(metric.name).tolist(), "b": other.scores(metric.name).tolist()}
+        lines.append({"metric": metric.name, **scores, **vars(found), "better": better})
     return pd.DataFrame(lines), int((~kept).sum())
 
 
@@ -257,6 +301,5 @@ def _clips(task: Task, a: Sequence[pd.DataFrame], b: Sequence[pd.DataFrame]) -> 
         lines[side] = [one[0] if len(set(one)) == 1 else "/".join(one) for one in shown]  # once where all seeds agree
         lines[f"{side}_right"] = np.mean([is_right(task, table) for table in tables], axis=0) > 0.5
         lines[f"{side}_error"] = np.mean([errors(task, table) for table in tables], axis=0)
-    found = pd.DataFrame(lines)
-    changed = (found["a_error"] - found["b_error"]).abs().round(6)
-    return found.iloc[np.argsort(-changed.to_numpy(), kind="stable")].reset_index(drop=True)
+    changed = np.abs(lines["a_error"] - lines["b_error"]).round(6)
+    return pd.DataFrame(lines).iloc[np.argsort(-changed, kind="stable")].reset_index(drop=True)

@@ -11,16 +11,15 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from cmpta_lib import metrics, paper
+from cmpta_lib import paper
 from cmpta_lib.config import CmptaConfig
 from cmpta_lib.data.corpus import SPLITS
 from cmpta_lib.llm.files import QWEN_1_8B
 from cmpta_lib.method.prompted import Layout
-from cmpta_lib.metrics import METRICS
-from cmpta_lib.report.rows import PAPER_NAMES, bayes, scores_of, sound, unusable
+from cmpta_lib.report.rows import PAPER_NAMES, bayes, sound, tabled, unusable
 from cmpta_lib.report.tables import NOT_RUN, NOTHING
 from cmpta_lib.report.uncertainty import without_unit
-from cmpta_lib.study.plan import CHOICES, CMPTA
+from cmpta_lib.study.plan import CHOICES, CMPTA, Row
 from cmpta_lib.study.study import Study
 
 
@@ -104,19 +103,20 @@ _ANSWERS: Mapping[str, str] = {  # `bounds.RULES` in a table's width
     "corr": "mean of each clip's exact distribution",
     "f1_weighted": "classes of the split's highest expected WF1",
 }
+_KNOWN: Mapping[str, str] = {
+    "text": "text", "face_voice": "face and voice", "all": "all three", "context": "all three, with context",
+}  # fmt: skip
 
 
 def best_possible(study: Study, keys: Sequence[str]) -> pd.DataFrame:
     """Test scores of the best answers to generated clips by what is known, and the rule behind them; empty for real data."""
     rows = []
     for key in keys:
-        for metric in scores_of(study, key):
-            if scores := bayes(study, key, metric):
-                names = {"text": "text", "face_voice": "face and voice", "all": "all three"}
-                names |= {"context": "all three, with context"}
-                shown = {names[known]: without_unit(METRICS[metric], score) for known, score in scores.items()}
-                line = {"corpus": study.corpus(key).name, "metric": METRICS[metric].label} | shown
-                rows.append(line | {"answered with": _ANSWERS[metric]})
+        for metric in tabled(study, key):
+            if scores := bayes(study, key, metric.name):
+                shown = {_KNOWN[known]: without_unit(metric, score) for known, score in scores.items()}
+                line = {"corpus": study.corpus(key).name, "metric": metric.label} | shown
+                rows.append(line | {"answered with": _ANSWERS[metric.name]})
     frame, last = pd.DataFrame(rows).fillna(NOTHING), "answered with"  # only dialogues have a context
     return frame[[*frame.columns.drop(last), last]] if rows else frame
 
@@ -155,49 +155,43 @@ def training_table(study: Study, keys: Sequence[str]) -> pd.DataFrame:
     """
     rows = []
     for key in keys:
-        metric = metrics.headline(study.corpus(key).task.kind)
+        metric = tabled(study, key)[0]
         for run in study.runs(key):
             row: dict[str, object] = {"corpus": study.corpus(key).name, "seed": run.config.seed, "metric": metric.label}
             if reason := unusable([run]):
-                rows.append(row | {"valid": NOT_RUN, "note": reason})
-                continue
-            stored = run.metrics
-            odd = [f"{name.replace('_', ' ')}: {count}" for name, count in stored["oddities"].items() if count]
-            row |= {split: without_unit(metric, stored[split][metric.name]) for split in ("valid", "test")}
-            row |= {"best epoch": f"{stored['best_epoch']} of {run.config.epochs}"}
-            rows.append(row | {"oddities": ", ".join(odd) or "none"})
-    columns = ["corpus", "seed", "metric", "valid", "test", "best epoch", "oddities"]
-    return _with_notes(pd.DataFrame(rows, dtype=object), columns)
-
-
-def _with_notes(frame: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
-    """These columns, dashes where nothing is known; and "note" if some row has one."""
-    return frame.reindex(columns=[*columns, *(["note"] if "note" in frame else [])]).fillna(NOTHING)
+                row |= {"valid": NOT_RUN, "note": reason}
+            else:
+                stored = run.metrics
+                odd = [f"{name.replace('_', ' ')}: {count}" for name, count in stored["oddities"].items() if count]
+                row |= {split: without_unit(metric, stored[split][metric.name]) for split in ("valid", "test")}
+                row |= {"best epoch": f"{stored['best_epoch']} of {run.config.epochs}", "oddities": ", ".join(odd) or "none"}
+            rows.append(row)
+    return _table(rows, ["corpus", "seed", "metric", "valid", "test", "best epoch", "oddities"])
 
 
 def register_table(study: Study) -> pd.DataFrame:
     """The alternatives to choices that the paper leaves open, beside the default: one seed, test split of the first corpus."""
     key = study.keys[0]
-    default, rows = study.runs(key)[0], []
+    default, shown, rows = study.runs(key)[0], tabled(study, key), []
     base = default.metrics["test"] if sound([default]) else {}
-    for alternative in (None, *CHOICES):
-        run = study.runs(key, alternative or CMPTA)[0]
-        change = (
-            ", ".join(f"{path} = {value}" for path, value in alternative.changes.items()) if alternative else NOTHING
-        )
-        row: dict[str, object] = {"register": alternative.name if alternative else "default", "change": change}
+    for choice in (Row("default"), *CHOICES):
+        change = ", ".join(f"{path} = {value}" for path, value in choice.changes.items()) or NOTHING
+        run, row = study.runs(key, choice)[0], {"register": choice.name, "change": change}
         if reason := unusable([run]):
-            rows.append(row | {METRICS[scores_of(study, key)[0]].label: NOT_RUN, "note": reason})
+            rows.append(row | {shown[0].label: NOT_RUN, "note": reason})
             continue
-        stored = run.metrics
-        for name in scores_of(study, key):
-            score = stored["test"].get(name, np.nan)  # nothing to correlate where no free reply was parsable
-            gap = METRICS[name].scale * (score - base.get(name, np.nan))
-            label = METRICS[name].label
-            row[label] = without_unit(METRICS[name], score)
-            row[f"{label} minus default"] = f"{gap:+.3f}" if alternative and np.isfinite(gap) else NOTHING
-        unparsable = int(stored["test"].get("unparsable_count", 0))
-        rows.append(row | {"unparsable": unparsable, "best epoch": stored["best_epoch"]})
-    shown = [f"{METRICS[name].label}{what}" for name in scores_of(study, key) for what in ("", " minus default")]
-    # dtype: else a run that is missing would turn counts into 1.0.
-    return _with_notes(pd.DataFrame(rows, dtype=object), ["register", "change", *shown, "unparsable", "best epoch"])
+        for metric in shown:
+            score = run.metrics["test"].get(metric.name, np.nan)  # nothing to correlate where no free reply was parsable
+            gap = metric.scale * (score - base.get(metric.name, np.nan)) if choice.changes else np.nan
+            row[metric.label] = without_unit(metric, score)
+            row[f"{metric.label} minus default"] = f"{gap:+.3f}" if np.isfinite(gap) else NOTHING
+        unparsable = int(run.metrics["test"].get("unparsable_count", 0))
+        rows.append(row | {"unparsable": unparsable, "best epoch": run.metrics["best_epoch"]})
+    scores = [f"{metric.label}{what}" for metric in shown for what in ("", " minus default")]
+    return _table(rows, ["register", "change", *scores, "unparsable", "best epoch"])
+
+
+def _table(rows: Sequence[Mapping[str, object]], columns: Sequence[str]) -> pd.DataFrame:
+    """These columns, dashes where nothing is known; and "note" if some row has one."""
+    frame = pd.DataFrame(rows, dtype=object)  # dtype: else a run that is missing would turn counts into 1.0
+    return frame.reindex(columns=[*columns, *(["note"] if "note" in frame else [])]).fillna(NOTHING)
