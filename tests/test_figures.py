@@ -4,16 +4,10 @@ from __future__ import annotations
 
 import io
 import logging
-import os
-import shutil
-import subprocess
-import sys
 import warnings
 from functools import cache
-from pathlib import Path
 from unittest.mock import patch
 
-import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
@@ -29,7 +23,6 @@ from cmpta_lib.data.corpus import Task
 from cmpta_lib.figures import curves as plots
 from cmpta_lib.figures.answers import calibration_error, calibration_figure, confusion_figure, reliability
 from cmpta_lib.figures.style import MISSING_GLYPH, PAPER, SMALLEST_PT, figure_style, lay_out, printable, rendered, wrap
-from cmpta_lib.files import ROOT
 
 FOOTER = "Data: embedded SIMS (generated); backbone: tiny; seeds: 1111; profile: demo."
 CLASSES = ("neutral", "surprise", "fear", "sadness", "joy", "disgust", "anger")
@@ -215,8 +208,9 @@ def test_the_map_keeps_every_frame_and_the_mean_above_it(frames):
     given = panel(frames=frames)
     figure = plots.attention_figure([given])
     drawn = figure.axes[0].images[0].get_array()
-    assert drawn.shape[1] <= 400
-    np.testing.assert_allclose(drawn.mean(1), 100 / frames)  # weights of a row sum to 1 however they are binned
+    cells, group = drawn.shape[1], -(-frames // 400)
+    widths = [group] * (cells - 1) + [frames - group * (cells - 1)]
+    np.testing.assert_allclose((drawn * widths).sum(1), 100)  # weights of a row sum to 1 however they are binned
     mean = next(patch for patch in figure.axes[1].patches if isinstance(patch, StepPatch))
     np.testing.assert_allclose(mean.get_data().values, given.weights.mean(0) * 100)
 
@@ -231,14 +225,14 @@ def test_seconds_follow_the_hop():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"weights": np.ones(4)}, r"must be \(text tokens, frames\) and not empty, got shape \(4,\)"),
+        ({"weights": np.ones(4)}, r"\(text tokens, frames\) and not empty, got shape \(4,\)"),
         ({"weights": np.zeros((0, 4))}, "not empty"),
         ({"query_labels": ["a"]}, "11 rows of weights but 1 query labels"),
         ({"weights": np.ones((11, 20))}, "rows sum to 1, not 20 to 20"),
         ({"padded_length": 19}, "padded_length=19 is below the 20 real frames"),
         ({"hop_ms": 0.0}, "hop_ms=0.0 must be positive"),
         ({"cue_window": (15, 21)}, r"cue_window=\(15, 21\) is not inside the 20 real frames"),
-        ({"modality": "text"}, "one of vision, audio, got 'text'"),
+        ({"modality": "text"}, "of vision or audio, .* of 'text'"),
     ],
 )
 def test_a_panel_that_does_not_fit_is_refused(changes, message):
@@ -267,7 +261,7 @@ def test_input_that_cannot_be_drawn_is_refused(draw, message):
 )
 def test_answers_are_judged(answer, label, shown):
     figure = case_study(true_label=label, text_only_answer=answer)
-    assert shown in [text.get_text() for text in figure.axes[0].texts]
+    assert f"text only: {shown}" in [text.get_text() for axes in figure.axes for text in axes.texts]
 
 
 def test_the_best_epoch_is_the_lowest_mae():
@@ -364,7 +358,7 @@ def test_a_caption_is_title_then_content_then_source():
     figure = attention()
     title, drawn, footer = figure.caption.split("\n")
     assert (title, footer) == ("注意力 attention.", FOOTER)
-    assert "Dashed frame: the true cue." in drawn and "Hatched: padding." in drawn
+    assert "Dashed frame: the true cue" in drawn and "Hatched: padding." in drawn
 
 
 def test_an_article_numbers_its_figures_itself():
@@ -398,40 +392,6 @@ def test_a_figure_of_pyplot_s_is_written_too(tmp_path):
     assert not pyplot.fignum_exists(figure.number)
 
 
-EXPORT = """
-import sys
-from matplotlib import font_manager
-known = font_manager.fontManager
-known.ttflist = [font for font in known.ttflist if not font.name.startswith("DejaVu")]
-known.addfont(sys.argv[2])
-from cmpta_lib.figures import style
-with style.figure_style():
-    figure = style.new_figure(3.3, 1.0, title="这也太好了吧 attention", footer="数据 data")
-    figure.subplots().set(xlabel="情感 frame")
-style.save_figure(figure, sys.argv[1], "small")
-print(style.CJK_FONT)
-"""
-
-
-@pytest.mark.slow
-def test_the_bytes_do_not_tell_where_the_checkout_lies(tmp_path):
-    """One font lies in the checkout, the other elsewhere: once the one path sorts first, once the other."""
-    elsewhere = tmp_path / "m" / "DejaVuSans.ttf"
-    elsewhere.parent.mkdir()
-    shutil.copyfile(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / elsewhere.name, elsewhere)
-    made = []
-    for place in ("a", "z"):
-        checkout, out = tmp_path / place, tmp_path / f"out-{place}"
-        shutil.copytree(ROOT / "cmpta_lib", checkout / "cmpta_lib", ignore=shutil.ignore_patterns("__pycache__"))
-        command = [sys.executable, "-c", EXPORT, str(out), str(elsewhere)]
-        environment = os.environ | {"PYTHONPATH": str(checkout)}
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
-        assert done.stdout.startswith(str(checkout))
-        made.append({path.relative_to(out): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()})
-    assert len(made[0]) == 4
-    assert made[0] == made[1]
-
-
 def figure_1(shown) -> str:
     return words(plots.architecture_figure(shown))
 
@@ -452,7 +412,7 @@ def figure_2(shown) -> str:
         ({"dim": 128}, "$T_v \\times 128$", "× 32"),
         ({"num_pseudo_tokens": 8}, "learned mix 6 → 8", "one token per"),
         ({"num_pseudo_tokens": 8, "token_count_rule": "repeat"}, "pairs repeated 6 → 8", "mix"),
-        ({"fusion": "pooled"}, "means over 3 consecutive spans of each modality", "heads"),
+        ({"fusion": "pooled"}, "means over 3 equal spans of its frames", "heads"),
         ({"fusion": "pooled"}, "no cross-modal attention", "text embeddings"),
         ({"prompt": {"answer_decimals": 2}}, "answer “-0.40”", "“-0.4”"),
         ({"prompt": {"answer_sign": "negative"}, "label": 0.6}, "answer “0.6”", "+0.6”"),
@@ -481,9 +441,9 @@ def test_figure_1_follows_the_settings(settings, said, unsaid):
         ({"num_pseudo_tokens": 8}, "learned mix 6 → 8", "t₁"),
         ({"num_pseudo_tokens": 4, "token_count_rule": "repeat"}, "the first 4 of 6 pairs", "a₁"),
         ({"num_pseudo_tokens": 8, "token_count_rule": "repeat"}, "pairs repeated 6 → 8", "mix"),
-        ({"fusion": "pooled"}, "3 consecutive spans of its real frames", "softmax"),
+        ({"fusion": "pooled"}, "means over 3 equal spans of its frames", "softmax"),
         ({"fusion": "pooled"}, "v₁ | v₂ | v₃", "t₁"),
-        ({"fusion": "pooled", "num_pseudo_tokens": 2}, "mean over one span of its real frames", "v₂"),
+        ({"fusion": "pooled", "num_pseudo_tokens": 2}, "mean over its frames", "v₂"),
         ({"alignment": "lstm"}, "$T_a \\times 64$", "BiLSTM"),
     ],
 )
@@ -541,8 +501,8 @@ def test_captions_say_what_is_drawn(name):
     first, second = plots.architecture_figure(shown).drawn, plots.adapter_figure(shown).drawn
     assert f"{shown.settings.num_pseudo_tokens} pseudo token" in first
     assert ("attention" in second) and (shown.settings.fusion == "pooled") == ("switched off" in second)
-    if shown.count_rule:
-        assert shown.count_rule in second
+    if shown.token_rule:
+        assert shown.token_rule in second
 
 
 def test_a_study_s_model_is_what_its_runs_train(tmp_path, monkeypatch, llm):
@@ -612,10 +572,10 @@ def test_the_histogram_counts_every_answer_once():
     ("given", "message"),
     [
         ({}, "no method was given"),
-        ({"LMF": (np.array([0.2, 1.2]), np.array([True, False]))}, r"'LMF': a confidence is not in \[0, 1\]"),
+        ({"LMF": (np.array([0.2, 1.2]), np.array([True, False]))}, r"'LMF': expected a confidence in \[0, 1\]"),
         ({"LMF": (np.array([np.nan]), np.array([True]))}, "leave out answers that have none"),
         ({"LMF": (np.array([0.2]), np.array([True, False]))}, r"'LMF': .* got shapes \(1,\) and \(2,\)"),
-        ({"LMF": (np.array([0.2]), np.array([1]))}, "'LMF': expected bool verdicts"),
+        ({"LMF": (np.array([0.2]), np.array([1]))}, "'LMF': expected .* a bool verdict .* of int64"),
     ],
 )
 def test_confidences_that_cannot_be_drawn_are_refused(given, message):

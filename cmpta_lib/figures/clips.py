@@ -39,85 +39,81 @@ def is_right(task: Task, predictions: pd.DataFrame) -> np.ndarray:
     return errors(task, predictions) <= (NEAR + ROUNDING if task.kind == "regression" else 0)
 
 
-def modalities_of(corpus: Corpus) -> tuple[Modality, ...]:
-    """The modalities that any test clip has.
+def _presence(corpus: Corpus) -> tuple[str, np.ndarray, np.ndarray]:
+    """Names of the M modalities that any test clip has; (N, M) bool: which clip has their frames, and shows their cue.
 
     Raises:
         ValueError: none has vision or audio, so there is nothing that the text could attend to.
     """
     table = corpus.splits["test"].table
-    found = tuple(m for m in CUES if (table[f"{m}_length"] > 0).any())
+    found = [m for m in CUES if (table[f"{m}_length"] > 0).any()]
     if not found:
         raise ValueError(f"corpus {corpus.name}: no test clip has vision or audio, so there is no attention to draw")
-    return found
+    frames = np.stack([table[f"{m}_length"] > 0 for m in found], axis=1)
+    if not corpus.has_known_truth:
+        return " and ".join(found), frames, np.zeros_like(frames)
+    return " and ".join(found), frames, np.stack([table[f"{CUES[m]}_start"] >= 0 for m in found], axis=1)
 
 
-def find_clip(split: Split, clip_id: str) -> int:
-    """Position of the clip with this id."""
-    found = np.flatnonzero(split.table["id"] == clip_id)
-    if not len(found):
-        first = ", ".join(split.table["id"][:3])
+def _first(split: Split, clip_id: str, choices: Sequence[tuple[Sequence[bool], str]]) -> tuple[int, str]:
+    """Position of the clip with this id; where none is asked for, of the first that fits the first choice that any fits."""
+    if not clip_id:
+        mask, rule = next((mask, rule) for mask, rule in choices if np.any(mask))
+        return int(np.argmax(mask)), rule
+    ids = split.table["id"].tolist()
+    if clip_id not in ids:
+        first = ", ".join(ids[:3])
         raise ValueError(f"no clip '{clip_id}' in split '{split.name}' of {len(split)} clips; its ids: {first}, ...")
-    return int(found[0])
+    return ids.index(clip_id), BY_HAND
 
 
 def pick_clip(corpus: Corpus, predictions: pd.DataFrame, clip_id: str = "") -> tuple[int, str]:
-    """The test clip of Figures 3 and 4, and the rule that chose it; the paper's was drawn at random."""
-    if clip_id:
-        return find_clip(corpus.splits["test"], clip_id), BY_HAND
-    table, modalities = corpus.splits["test"].table, modalities_of(corpus)
-    complete = np.logical_and.reduce([table[f"{m}_length"] > 0 for m in modalities])
-    cued = _cued(corpus, modalities) if corpus.has_known_truth else complete
-    right, what = is_right(corpus.task, predictions), f"with {' and '.join(modalities)}"
-    shown = f"{what} and a cue in each" if corpus.has_known_truth else what
-    return _first(
-        (complete & cued & right, f"the first test clip {shown} that CMPTA answers rightly"),
-        (complete & cued, f"the first test clip {shown} (CMPTA answers none of them rightly)"),
-        (complete, f"the first test clip {what}"),
-        (np.logical_or.reduce([table[f"{m}_length"] > 0 for m in modalities]), "the first test clip with frames"),
-    )
+    """The test clip of Figures 3 and 4, and the rule that chose it; the paper's was drawn at random.
+
+    Raises:
+        ValueError: no clip has this id, or none has frames.
+    """
+    names, frames, cues = _presence(corpus)
+    fits, what = frames.all(1), f"the first test clip with {names}"
+    shown, right = what, is_right(corpus.task, predictions)
+    if corpus.has_known_truth:
+        fits, shown = fits & cues.all(1), f"{what} and a cue in each"
+    choices = [
+        (fits & right, f"{shown} that CMPTA answers rightly"),
+        (fits, f"{shown} (CMPTA answers none of them rightly)"),
+        (frames.all(1), what),
+        (frames.any(1), "the first test clip with frames"),
+    ]
+    return _first(corpus.splits["test"], clip_id, choices)
 
 
 def pick_sarcastic(corpus: Corpus, text_only: pd.DataFrame, cmpta: pd.DataFrame, clip_id: str = "") -> tuple[int, str]:
     """The test clip of Figure 5 and the rule that chose it: words that mislead, and CMPTA sets it right.
 
     Where no clip is like that, the one on which CMPTA improves most on text only.
+
+    Raises:
+        ValueError: no clip has this id, or none has frames.
     """
-    if clip_id:
-        return find_clip(corpus.splits["test"], clip_id), BY_HAND
     table, labels = corpus.splits["test"].table, corpus.task.labels
-    modalities = modalities_of(corpus)
-    present = np.logical_or.reduce([table[f"{m}_length"] > 0 for m in modalities])
-    negative = table["label"].isin([labels.index(name) for name in SARCASTIC if name in labels]) & bool(labels)
+    names, frames, cues = _presence(corpus)
+    present = frames.any(1)
     if corpus.has_known_truth and labels:
-        kind, words = table["words"] == KIND_WORDS, "joyful words"
+        joyful, words = table["words"] == KIND_WORDS, "joyful words"
     else:
-        joy = labels.index("joy") if "joy" in labels else -2  # -2: no class, so no clip
-        kind, words = text_only["prediction"] == joy, "text only says joy"
+        joyful, words = text_only["prediction"].isin([labels.index("joy")] if "joy" in labels else []), "text only says joy"
+    negative = table["label"].isin([labels.index(name) for name in SARCASTIC if name in labels])
     right, misled = is_right(corpus.task, cmpta), ~is_right(corpus.task, text_only)
+    fits = present & negative.to_numpy() & joyful.to_numpy() & right & misled
     gain = np.where(present, errors(corpus.task, text_only) - errors(corpus.task, cmpta), -np.inf)
     rule = f"{words}, label {' or '.join(SARCASTIC)}, CMPTA right, text only wrong"
-    fits = present & negative & kind & right & misled
-    return _first(
-        (fits & _cued(corpus, modalities), f"the first test clip with a cue in {' and '.join(modalities)}, {rule}"),
+    choices = [
+        (fits & cues.all(1), f"the first test clip with a cue in {names}, {rule}"),
         (fits, f"the first test clip with {rule}"),
-        (present & (gain > 0) & (gain == gain.max()), f"no test clip fits ({rule}), so the one corrected most"),
+        ((gain > 0) & (gain == gain.max()), f"no test clip fits ({rule}), so the one corrected most"),
         (present, f"no test clip fits ({rule}) and CMPTA corrects none, so the first"),
-    )
-
-
-def _first(*choices: tuple[Sequence[bool], str]) -> tuple[int, str]:
-    """The first clip that fits the first choice which any clip fits."""
-    mask, rule = next((mask, rule) for mask, rule in choices if np.any(mask))
-    return int(np.argmax(mask)), rule
-
-
-def _cued(corpus: Corpus, modalities: Sequence[Modality]) -> np.ndarray:
-    """(N,) bool: test clips with a cue in each of the modalities; none where cues are not known."""
-    table = corpus.splits["test"].table
-    if not corpus.has_known_truth:
-        return np.zeros(len(table), bool)
-    return np.logical_and.reduce([table[f"{CUES[m]}_start"] >= 0 for m in modalities])
+    ]
+    return _first(corpus.splits["test"], clip_id, choices)
 
 
 def one_sample(split: Split, index: int = 0) -> pd.DataFrame:
@@ -206,11 +202,13 @@ def attention_on_cues(trained: TrainedRun, corpus: Corpus, predictions: pd.DataF
     """
     rows = []
     for modality, pairs in shares_on_cues(trained, corpus, predictions).items():
-        row = {"corpus": corpus.name, "attention": f"text → {modality}", "clips": len(pairs)}
-        inside, uniform = pairs.mean(0) if len(pairs) else (np.nan, np.nan)
-        row |= {"on the cue (%)": f"{100 * inside:.1f}", "uniform (%)": f"{100 * uniform:.1f}"}
-        rows.append(row | {"ratio": f"{inside / uniform:.2f}"} if len(pairs) else row)
-    return pd.DataFrame(rows).fillna("—")
+        row: dict[str, object] = {"corpus": corpus.name, "attention": f"text → {modality}", "clips": len(pairs)}
+        shares = ["—"] * 3
+        if len(pairs):
+            inside, uniform = pairs.mean(0)
+            shares = [f"{100 * inside:.1f}", f"{100 * uniform:.1f}", f"{inside / uniform:.2f}"]
+        rows.append(row | dict(zip(("on the cue (%)", "uniform (%)", "ratio"), shares, strict=True)))
+    return pd.DataFrame(rows)
 
 
 def shares_on_cues(trained: TrainedRun, corpus: Corpus, predictions: pd.DataFrame) -> dict[Modality, np.ndarray]:
