@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from cmpta_lib.benchmark import table
-from cmpta_lib.benchmark.contest import Contest, peaks_here
+from cmpta_lib.benchmark.contest import CONTENDERS, Contest, peak
 from cmpta_lib.benchmark.options import CORPORA, DEFAULT_DIM, Options
 from cmpta_lib.config import TrainingConfig
 from cmpta_lib.study import estimate
@@ -52,7 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             asked.append(Options(corpus=key, batch_size=size, **common))
             contest = Contest(asked[-1], llm)
             llm = contest.llm
-            rows.append(table.row(asked[-1], contest.run(), peaks_here(contest)))
+            times = contest.run()
+            rows.append(table.row(asked[-1], times, {name: peak(contest, name) for name in CONTENDERS}))
             print(table.screen(rows[-1:], table.about(asked[-1:])), flush=True)
     made = table.about(asked)
     made |= {"projection": projection(rows), "seconds": round(time.perf_counter() - started, 1)}
