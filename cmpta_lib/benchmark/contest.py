@@ -6,10 +6,9 @@ through every layer, the head at answer positions only, nothing pruned, shared o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
 from typing import Any
@@ -26,7 +25,7 @@ from cmpta_lib.benchmark import shapes
 from cmpta_lib.benchmark.ancestor import Ancestor
 from cmpta_lib.benchmark.options import CORPORA, Options
 from cmpta_lib.config import CmptaConfig, DataConfig, EvaluationConfig, LLMConfig, RunConfig, TrainingConfig
-from cmpta_lib.data.corpus import Sample, Split
+from cmpta_lib.data.corpus import Sample
 from cmpta_lib.fast.llm import packed_logits
 from cmpta_lib.fast.packing import Ragged
 from cmpta_lib.fast.prompted import PromptBatch, PromptedLM
@@ -48,13 +47,13 @@ class Times:
     Attributes:
         steps: a training batch each: the three contenders, real `tokens` that the LLM reads, real `frames`, and
             `operations` of the reference in products with the LLM's weights.
-        answers: an evaluation batch each, per clip: "ours" and "ancestor".
-        parts: a step of ours each: `PARTS`, and its `operations` in products with the LLM's weights.
+        answers: of a clip of the validation split: "ours" and "ancestor".
+        parts: a step of ours each: `PARTS`.
         peak_rate: floating-point operations a second of a large matrix product.
     """
 
     steps: pd.DataFrame
-    answers: pd.DataFrame
+    answers: dict[str, float]
     parts: pd.DataFrame
     peak_rate: float
 
@@ -89,26 +88,15 @@ class Contest:
         self.batches: list[list[int]] = drawn.reshape(options.batches, options.batch_size).tolist()
 
     def run(self) -> Times:
-        """Time everything; the first `warm_up` batches do not count.
-
-        The machine's peak is sought at every batch: one that others share has fast and slow minutes.
-        """
+        """Time everything; the first `warm_up` batches do not count."""
         warm_up = self.options.warm_up
-        steps = [self._steps(batch, turn) for turn, batch in enumerate(self.batches)]
-        parts = self.evaluation_batches()
-        if warm_up:
-            self._answers(_subset(parts[0], np.arange(min(len(parts[0]), self.options.batch_size))))
-        answers = pd.DataFrame([self._answers(part) for part in parts])
-        spent = [self.step_parts(batch) | {"peak_rate": self._peak_rate()} for batch in self.batches[warm_up:]]
-        peak_rate = max(one.pop("peak_rate") for one in [*steps, *spent])
-        return Times(pd.DataFrame(steps[warm_up:]), answers, pd.DataFrame(spent), peak_rate)
+        steps = pd.DataFrame([self._steps(batch, turn) for turn, batch in enumerate(self.batches)])
+        answers = self._answers()
+        parts = pd.DataFrame([self.step_parts(batch) for batch in self.batches[warm_up:]])
+        return Times(steps[warm_up:], answers, parts, steps.pop("peak_rate").max())
 
     def work(self, contender: str, batch: Sequence[int]) -> Callable[[], object]:
-        """A contender's step on these clips of the training split. The bare LLM is given at once what it reads.
-
-        Raises:
-            ValueError: there is no such contender.
-        """
+        """A contender's step on these clips of the training split. The bare LLM is given at once what it reads."""
         if contender == REFERENCE:
             given = self.given(batch)
             return lambda: reference_step(self.llm, *given)
@@ -116,8 +104,6 @@ class Contest:
             self.method.module.train()
             units = [[clip] for clip in batch]
             return lambda: loop.step(self.method, self.optimizer, self.train, units, self.config.training)
-        if contender != ANCESTOR:
-            raise ValueError(f"no contender '{contender}'; there are: {', '.join(CONTENDERS)}")
         samples = self.samples(batch)
         return lambda: self.ancestor.step(samples)
 
@@ -132,17 +118,6 @@ class Contest:
             embeds, layout, positions, targets = self.method.training_inputs(collated)
         return embeds.detach().clone().requires_grad_(True), layout, positions, targets
 
-    def evaluation_batches(self) -> list[Split]:
-        """As many whole batches of the validation split as are timed, as evaluation makes them: clips of like length.
-
-        They stand evenly among all batches, short and long, so that their mean cost is that of the whole split.
-        """
-        valid, size, count = self.corpus.splits["valid"], self.options.answered, self.options.answers
-        lengths = valid.table["audio_length"].to_numpy() + valid.table["vision_length"].to_numpy()
-        order = np.argsort(lengths, kind="stable")
-        places = [int((number + 0.5) * (len(order) // size) / count) for number in range(count)]
-        return [_subset(valid, order[place * size : (place + 1) * size]) for place in places]
-
     def _steps(self, batch: Sequence[int], turn: int) -> dict[str, float]:
         """One step of each; who begins changes from batch to batch."""
         first = turn % len(CONTENDERS)
@@ -152,19 +127,22 @@ class Contest:
         operations = reference_operations(self.llm, len(embeds), len(positions))
         return found | {"tokens": len(embeds), "frames": frames, "operations": operations, "peak_rate": self._peak_rate()}
 
-    def _answers(self, part: Split) -> dict[str, float]:
-        """Ours answers a batch as evaluation does, the ancestor the same clips in training's batches, in any order."""
-        size, step = len(part), self.options.batch_size
-        samples = [part[clip] for clip in np.random.default_rng(self.options.seed).permutation(size)]
-        batches = [samples[start : start + step] for start in range(0, size, step)]
+    def _answers(self) -> dict[str, float]:
+        """Ours answers the validation split as evaluation does, the ancestor in training's batches, in any order."""
+        valid, size = self.corpus.splits["valid"], self.options.batch_size
+        samples = [valid[clip] for clip in np.random.default_rng(self.options.seed).permutation(len(valid))]
+        batches = [samples[start : start + size] for start in range(0, len(samples), size)]
+        if self.options.warm_up:
+            self.method.predict(self.method.collate(batches[0]))  # type: ignore[arg-type]  # what its own `collate` made
+            self.ancestor.answer(batches[0])
         works = {
-            OURS: lambda: loop.evaluate(self.method, part, self.config.evaluation.batch_size),
+            OURS: lambda: loop.evaluate(self.method, valid, self.config.evaluation.batch_size),
             ANCESTOR: lambda: [self.ancestor.answer(batch) for batch in batches],
         }
-        return {name: _milliseconds(work) / size for name, work in works.items()}
+        return {name: _milliseconds(work) / len(valid) for name, work in works.items()}
 
     def _peak_rate(self) -> float:
-        """Operations a second of matrix products now."""
+        """Operations a second of matrix products now: a machine that others share has fast and slow minutes."""
         size, count = PRODUCT[self.llm.device.type]
         dtype, device = self.llm.embedding.weight.dtype, self.llm.device
         left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
@@ -173,7 +151,7 @@ class Contest:
         return 2 * size**3 / (fastest / 1000)
 
     def step_parts(self, batch: Sequence[int]) -> dict[str, float]:
-        """Milliseconds of each of `PARTS` in one step of ours, and its operations in products with the LLM's weights.
+        """Milliseconds of each of `PARTS` in one step of ours.
 
         Forward, the adapter's part is its module's call; backward, a part begins when the gradient reaches what it put out.
         """
@@ -200,38 +178,16 @@ class Contest:
         ]
         work = self.work(OURS, batch)
         try:
-            with products(self.llm.model) as operations:
-                mark("data")
-                work()
-                mark("end")
+            mark("data")
+            work()
+            mark("end")
         finally:
             for hook in hooks:
                 hook.remove()
         spent = dict.fromkeys(PARTS, 0.0)
         for (part, start), (_, end) in zip(marks, marks[1:], strict=False):
             spent[part] += 1000 * (end - start)
-        return spent | {"operations": sum(operations)}
-
-
-@contextmanager
-def products(model: torch.nn.Module) -> Iterator[list[float]]:
-    """Operations of each product with a frozen weight: forward, and where a gradient is wanted back to the input.
-
-    Attention within clips is left out; at these lengths it is some per cent.
-    """
-    done: list[float] = []
-
-    def count(layer: Any, given: tuple[Any, ...], _: Any) -> None:
-        made_again = torch._C._current_graph_task_id() != -1  # in the backward pass, as torch's own checkpointing asks
-        once = 2.0 * (given[0].numel() // given[0].shape[-1]) * layer.weight.numel()
-        done.append(once * (2 if given[0].requires_grad and not made_again else 1))
-
-    hooks = [one.register_forward_hook(count) for one in model.modules() if isinstance(one, torch.nn.Linear)]
-    try:
-        yield done
-    finally:
-        for hook in hooks:
-            hook.remove()
+        return spent
 
 
 def reference_step(llm: FrozenLLM, embeds: Tensor, layout: Ragged, positions: Tensor, targets: Tensor) -> Tensor:
@@ -287,9 +243,3 @@ def _milliseconds(work: Callable[[], object]) -> float:
     start = timer()
     work()
     return 1000 * (timer() - start)
-
-
-def _subset(split: Split, rows: np.ndarray) -> Split:
-    """Some clips of a split, in this order."""
-    audio, vision = (np.concatenate([getattr(split[int(row)], m) for row in rows]) for m in ("audio", "vision"))
-    return Split(split.name, split.task, split.table.iloc[rows], audio, vision)

@@ -101,7 +101,7 @@ def corpus(options: Options) -> Corpus:
     published = TABLE1[CORPORA[options.corpus]]
     wanted = {
         "train": min(published.train, options.batches * options.batch_size),
-        "valid": min(published.valid, 4 * options.answers * options.answered),
+        "valid": min(published.valid, options.answers * options.answered),
         "test": 1,
     }
     splits = {name: _split(name, max(size, synthetic_files.MIN_CLIPS), options) for name, size in wanted.items()}

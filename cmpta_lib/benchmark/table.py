@@ -90,22 +90,21 @@ def measure(asked: Sequence[Options], with_memory: bool = True) -> tuple[list[Ro
 def row(options: Options, times: Times, peaks: Mapping[str, Mapping[str, float]] | None = None) -> Row:
     """One line: settings, medians with interquartile ranges, ratios, shares, memory.
 
-    Times are milliseconds, of a step or a clip; medians over the timed steps. Answers are means over the timed evaluation
-    batches, which are few and of different lengths. Of the matrix products' peak, the bare LLM and the LLM's part of a step
-    reach what their own products with the LLM's weights make of their own time. `memory_over_ancestor` compares what the
-    steps take above what was loaded, `peak_over_ancestor` all of it. Columns of the bare LLM are named "floor".
+    Times are milliseconds: medians over the timed steps, and the mean of an answer. What the bare LLM and the LLM's part of
+    a step reach of the matrix products' peak is said of all products of the bare LLM: those that ours leaves out count as
+    done. `memory_over_ancestor` compares what the steps take above what was loaded, `peak_over_ancestor` all of it. Columns
+    of the bare LLM are named "floor".
     """
     steps, parts = times.steps, times.parts[list(PARTS)].sum()
     found: Row = {
         "corpus": CORPORA[options.corpus], "backbone": options.backbone, "batch": options.batch_size, "dim": options.dim,
         "steps": len(steps), "tokens": round(steps["tokens"].median()), "frames": round(steps["frames"].median()),
     }  # fmt: skip
-    of_step = {"step": steps[OURS], "floor": steps[REFERENCE], "ancestor_step": steps[ANCESTOR]}
-    of_answer = {"answer": times.answers[OURS], "ancestor_answer": times.answers[ANCESTOR]}
-    for name, one in (of_step | of_answer).items():
-        found[f"{name}_ms"] = one.median() if name in of_step else one.mean()
-        found[f"{name}_iqr_ms"] = one.quantile(0.75) - one.quantile(0.25)
-    llm_ms = parts["LLM forward"] + parts["LLM backward"]
+    for name, contender in (("step", OURS), ("floor", REFERENCE), ("ancestor_step", ANCESTOR)):
+        low, middle, high = steps[contender].quantile([0.25, 0.5, 0.75])
+        found |= {f"{name}_ms": middle, f"{name}_iqr_ms": high - low}
+    found |= {"answer_ms": times.answers[OURS], "ancestor_answer_ms": times.answers[ANCESTOR]}
+    operations, llm_ms = 1000 * steps["operations"].sum(), parts["LLM forward"] + parts["LLM backward"]
     found |= {
         "step_over_floor": found["step_ms"] / found["floor_ms"],
         "ancestor_over_step": found["ancestor_step_ms"] / found["step_ms"],
@@ -113,8 +112,8 @@ def row(options: Options, times: Times, peaks: Mapping[str, Mapping[str, float]]
         "tokens_per_second": 1000 * steps["tokens"].sum() / steps[OURS].sum(),
         **{f"share {part}": parts[part] / parts.sum() for part in PARTS},
         "matmul_peak_tflops": times.peak_rate / 1e12,
-        "floor_of_matmul_peak": 1000 * steps["operations"].sum() / steps[REFERENCE].sum() / times.peak_rate,
-        "llm_part_of_matmul_peak": 1000 * times.parts["operations"].sum() / llm_ms / times.peak_rate,
+        "floor_of_matmul_peak": operations / steps[REFERENCE].sum() / times.peak_rate,
+        "llm_part_of_matmul_peak": operations / llm_ms / times.peak_rate,
     }
     if peaks:
         for name, measured in peaks.items():
@@ -228,12 +227,10 @@ def costs(rows: Sequence[Mapping[str, Any]], where: str) -> PageFigure:
         figure = style.new_figure(style.DOUBLE_COLUMN_IN, 2.8, title="What a step and an answer cost", footer=where)
         *places, parts = figure.subplots(1, 3)
         for axes, (label, columns) in zip(places, bars.items(), strict=True):
-            named = {f"{column}_ms": name for column, name in zip(columns, looks, strict=True) if column}
-            spread = table[[column.replace("_ms", "_iqr_ms") for column in named]].set_axis(list(named), axis=1) / 2
-            table[list(named)].rename(columns=named).plot.bar(
-                ax=axes, yerr=spread.rename(columns=named), color=looks, width=0.8, rot=0, error_kw={"lw": 0.6}
-            )
-            axes.set_ylabel(label)
+            named = {column: name for column, name in zip(columns, looks, strict=True) if column}
+            heights = table[[f"{column}_ms" for column in named]].set_axis(list(named.values()), axis=1)
+            spread = table.reindex(columns=[f"{column}_iqr_ms" for column in named]).set_axis(heights.columns, axis=1) / 2
+            heights.plot.bar(ax=axes, yerr=spread, color=looks, width=0.8, rot=0, error_kw={"lw": 0.6}, ylabel=label)
             axes.legend(loc="upper center", bbox_to_anchor=(0.45, -0.12), handlelength=1)
         shares = 100 * table.filter(like="share ").dropna(axis=1, how="all")
         shares.rename(columns=lambda name: name.removeprefix("share ")).plot.barh(
