@@ -227,11 +227,10 @@ def test_the_command_prints_and_stores_its_table(tmp_path: Path, monkeypatch: py
     assert main(["benchmark", "--corpora", "meld", *small]) == 0
     said = capsys.readouterr().out
     assert "step/bare LLM" in said and "ancestor/answer" in said and "LLM backward" in said
-    paths = {path.suffix[1:]: path for path in (tmp_path / table.FOLDER).iterdir()}
-    assert set(paths) == {"json", "csv", "png", "svg"} and {path.stem for path in paths.values()} == {"tiny-batch2-dim16"}
-    (row,) = json.loads(paths["json"].read_text())["rows"]
+    stem = tmp_path / table.FOLDER / "tiny-batch2-dim16"
+    (row,) = json.loads(stem.with_suffix(".json").read_text())["rows"]
     assert row["corpus"] == "MELD" and all(row[f"{part}_ms"] > 0 for part in ("step", "floor", "ancestor_step", "answer"))
-    assert paths["png"].read_bytes().startswith(b"\x89PNG") and "ms per answer" in paths["svg"].read_text()
+    assert len(pd.read_csv(stem.with_suffix(".csv"))) == 1 and stem.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.slow

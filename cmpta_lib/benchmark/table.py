@@ -49,6 +49,8 @@ Stored = Mapping[str, Mapping[str, Any]]  # name -> about and rows, as `store` w
 
 def run(options: argparse.Namespace) -> int:
     """What the command does; returns the exit code."""
+    from cmpta_lib.figures import style  # not above: a GPU's machine need not have matplotlib
+
     if options.publish:
         print(publish())
         return 0
@@ -59,7 +61,8 @@ def run(options: argparse.Namespace) -> int:
     rows, made = measure([Options(**given | {"corpus": key}) for key in options.corpora], with_memory=options.memory)
     print(screen(rows, made), flush=True)
     folder, name = files.figures_folder() / FOLDER, f"{options.backbone}-batch{options.batch_size}-dim{given['dim']}"
-    print("in full: " + ", ".join(map(str, store(folder, name, rows, made, drawn=True))))
+    paths = store(folder, name, rows, made) + style.save_figure(costs(rows, title(rows, made)), folder, name)
+    print("in full: " + ", ".join(map(str, paths)))
     return 0
 
 
@@ -155,21 +158,13 @@ def screen(rows: Sequence[Mapping[str, Any]], made: Mapping[str, Any]) -> str:
     return "\n".join([*lines, title(rows, made)])
 
 
-def store(folder: Path, name: str, rows: Sequence[Row], made: Mapping[str, Any], *, drawn: bool = False) -> list[Path]:
-    """Write `name`.json and `name`.csv, and if `drawn` .png and .svg; what was there before is replaced."""
-    paths = [folder / f"{name}.{suffix}" for suffix in ("json", "csv", "png", "svg")]
+def store(folder: Path, name: str, rows: Sequence[Row], made: Mapping[str, Any]) -> list[Path]:
+    """Write `name`.json and `name`.csv; what was there before is replaced."""
     folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{name}.json", folder / f"{name}.csv"]
     with files.writing(folder):
         files.write_text(paths[0], json.dumps({"about": made, "rows": rows}, indent=1, ensure_ascii=False) + "\n")
         files.write_text(paths[1], pd.DataFrame(rows).to_csv(index=False))
-        if not drawn:
-            return paths[:2]
-        from cmpta_lib.figures.style import figure_style  # matplotlib, which a GPU's machine need not have
-
-        figure = costs(rows, title(rows, made))
-        with figure_style():
-            figure.savefig(paths[2], dpi=200)
-            figure.savefig(paths[3], metadata={"Date": None})
     return paths
 
 
@@ -224,7 +219,9 @@ def costs(rows: Sequence[Mapping[str, Any]], where: str) -> PageFigure:
     bars = {"ms per step": ("floor", "step", "ancestor_step"), "ms per answer": ("", "answer", "ancestor_answer")}
     table = pd.DataFrame(rows).set_index("corpus").rename_axis(None)
     with style.figure_style():
-        figure = style.new_figure(style.DOUBLE_COLUMN_IN, 2.8, title="What a step and an answer cost", footer=where)
+        drawn = "Milliseconds of a training step and of an answer, with interquartile ranges, and where a step's time goes."
+        named = {"title": "What a step and an answer cost", "footer": where, "drawn": drawn}
+        figure = style.new_figure(style.DOUBLE_COLUMN_IN, 2.8, **named)
         *places, parts = figure.subplots(1, 3)
         for axes, (label, columns) in zip(places, bars.items(), strict=True):
             named = {column: name for column, name in zip(columns, looks, strict=True) if column}
