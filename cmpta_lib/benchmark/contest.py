@@ -133,7 +133,7 @@ class Contest:
         samples = [valid[clip] for clip in np.random.default_rng(self.options.seed).permutation(len(valid))]
         batches = [samples[start : start + size] for start in range(0, len(samples), size)]
         if self.options.warm_up:
-            self.method.predict(self.method.collate(batches[0]))  # type: ignore[arg-type]  # what its own `collate` made
+            self.method.predict(self.method.collate(batches[0]))
             self.ancestor.answer(batches[0])
         works = {
             OURS: lambda: loop.evaluate(self.method, valid, self.config.evaluation.batch_size),
@@ -213,8 +213,8 @@ def peaks_apart(options: Options) -> dict[str, dict[str, float]]:
     """
     found = {}
     for name in CONTENDERS:
-        threads = {"initializer": torch.set_num_threads, "initargs": (torch.get_num_threads(),)}
-        with ProcessPoolExecutor(1, get_context("spawn"), **threads) as alone:
+        threads = (torch.get_num_threads(),)
+        with ProcessPoolExecutor(1, get_context("spawn"), initializer=torch.set_num_threads, initargs=threads) as alone:
             try:
                 found[name] = alone.submit(_peak_alone, options, name).result()
             except BrokenProcessPool as error:

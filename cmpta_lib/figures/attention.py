@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.gridspec import SubplotSpec
@@ -145,7 +146,7 @@ def _draw_maps(figure: Figure, place: SubplotSpec, panels: Sequence[AttentionPan
     parts = place.subgridspec(2, 1, height_ratios=_heights(panels))
     ratios = {"height_ratios": (CURVE_IN, map_in) * rows, "width_ratios": (1, 0.04) * columns}
     grid = parts[0].subgridspec(2 * rows, 2 * columns, **ratios)
-    handles = {"mean": Line2D([], [], color="0.3", label="mean over text tokens")}
+    handles: dict[str, Artist] = {"mean": Line2D([], [], color="0.3", label="mean over text tokens")}
     for k, panel in enumerate(panels):
         row, column = 2 * (k // columns), 2 * (k % columns)
         heat = figure.add_subplot(grid[row + 1, column])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -55,7 +55,7 @@ def _presence(corpus: Corpus) -> tuple[str, np.ndarray, np.ndarray]:
     return " and ".join(found), frames, np.stack([table[f"{CUES[m]}_start"] >= 0 for m in found], axis=1)
 
 
-def _first(split: Split, clip_id: str, choices: Sequence[tuple[Sequence[bool], str]]) -> tuple[int, str]:
+def _first(split: Split, clip_id: str, choices: Sequence[tuple[Any, str]]) -> tuple[int, str]:
     """Position of the clip with this id; where none is asked for, of the first that fits the first choice that any fits."""
     if not clip_id:
         mask, rule = next((mask, rule) for mask, rule in choices if np.any(mask))

@@ -194,7 +194,7 @@ def adapter_figure(model: ShownModel, *, footer: str = "") -> Figure:
     """Figure 2: projections, ordered pairs Y ← X and how each pair becomes a token; or the pooling in their place."""
     settings, each = model.settings, model.settings.projections.replace("per_", "per ")
     if model.is_pooled:
-        groups, shared, tokens = ("vision", "audio"), "both", "pseudo\ntokens"
+        groups, shared, tokens = tuple(BUSES)[1:], "both", "pseudo\ntokens"
         attention, remark = "pooling", "adapter off: the text is not read here, no cross-modal attention"
         drawn = f"The adapter switched off: each modality gives the {model.token_rule} as tokens; no attention."
     else:

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib import font_manager, style
-from matplotlib.artist import setp
 from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
 from matplotlib.layout_engine import ConstrainedLayoutEngine, PlaceHolderLayoutEngine
@@ -177,11 +176,13 @@ def rendered(figure: Figure, suffix: str, *, bare: bool = False) -> bytes:
         width, height = figure.get_size_inches()
         area = Bbox([[0, figure.foot_in], [width, height - figure.head_in]])
         around = [text for text in figure.texts if text.get_gid() in ("title", "footer")]
-    setp(around, visible=False)
     try:
+        for text in around:
+            text.set_visible(False)
         figure.savefig(buffer, format=suffix, dpi=PRINT_DPI, metadata=NO_METADATA[suffix], bbox_inches=area)
     finally:
-        setp(around, visible=True)
+        for text in around:
+            text.set_visible(True)
     return buffer.getvalue()
 
 
