@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from cmpta_lib.data.corpus import MODALITIES, Corpus, Modality, Split, Task
+from cmpta_lib.data.corpus import MODALITIES, Corpus, Modality, Sample, Split, Task
 from cmpta_lib.fast.prompted import PromptedLM
 from cmpta_lib.figures.attention import AttentionPanel
 from cmpta_lib.method.prompted import answer_text
@@ -116,16 +117,6 @@ def pick_sarcastic(corpus: Corpus, text_only: pd.DataFrame, cmpta: pd.DataFrame,
     return _first(corpus.splits["test"], clip_id, choices)
 
 
-def one_sample(split: Split, index: int = 0) -> pd.DataFrame:
-    """A clip as a table: shapes in place of frames, and all that is known of it."""
-    sample = split[index]
-    fields: dict[str, object] = {"id": sample.id, "text": sample.text, "label": show_answer(split.task, sample.label)}
-    fields |= {name: " × ".join(map(str, getattr(sample, name).shape)) + " frames × features" for name in MODALITIES}
-    fields |= {"speaker": sample.speaker, "dialogue": sample.dialogue}
-    fields |= _known(split.task, sample.extra) if "bayes_all" in sample.extra else dict(sample.extra)
-    return pd.DataFrame(fields.items(), columns=["field", "value"])
-
-
 _BEST: Mapping[str, str] = {  # column of the generator -> what it holds, for a reader
     "bayes_text": "best answer from the words alone",
     "bayes_text_context": "best answer from the words of the whole dialogue",
@@ -135,13 +126,27 @@ _BEST: Mapping[str, str] = {  # column of the generator -> what it holds, for a 
 }
 
 
-def _known(task: Task, extra: Mapping[str, float | int | str]) -> dict[str, object]:
-    """What the generator knows of a clip, in words: what was shown and when, and the most likely answers."""
-    fields: dict[str, object] = {}
-    for cue in CUES.values():
-        start, stop = int(extra[f"{cue}_start"]), int(extra[f"{cue}_stop"])
-        fields[f"{cue} shows"] = f"{extra[cue]}, frames {start} to {stop - 1}" if start >= 0 else "nothing"
-    return fields | {text: show_answer(task, float(extra[name])) for name, text in _BEST.items() if name in extra}
+def one_sample(split: Split, index: int = 0) -> pd.DataFrame:
+    """A clip as a table: shapes in place of frames, and all that is known of it; of a generated one in words."""
+    sample = split[index]
+    fields: dict[str, object] = {"id": sample.id, "text": sample.text, "label": show_answer(split.task, sample.label)}
+    fields |= {name: " × ".join(map(str, getattr(sample, name).shape)) + " frames × features" for name in MODALITIES}
+    fields |= {"speaker": sample.speaker, "dialogue": sample.dialogue}
+    if "bayes_all" not in sample.extra:
+        fields |= sample.extra
+    else:
+        for modality, cue in CUES.items():
+            window = _cue_window(sample, modality)
+            fields[f"{cue} shows"] = f"{sample.extra[cue]}, frames {window[0]} to {window[1] - 1}" if window else "nothing"
+        known = {text: sample.extra[name] for name, text in _BEST.items() if name in sample.extra}
+        fields |= {text: show_answer(split.task, float(value)) for text, value in known.items()}
+    return pd.DataFrame(fields.items(), columns=["field", "value"])
+
+
+def _cue_window(sample: Sample, modality: Modality) -> tuple[int, int] | None:
+    """(start, stop) frames of a cue, stop excluded; None where there is none or none is known."""
+    start = int(sample.extra.get(f"{CUES[modality]}_start", -1))
+    return (start, int(sample.extra[f"{CUES[modality]}_stop"])) if start >= 0 else None
 
 
 def answers_table(answers: Mapping[str, str]) -> pd.DataFrame:
@@ -158,40 +163,34 @@ def show_answer(task: Task, value: float | None) -> str:
 
 
 def attention_panels(trained: TrainedRun, corpus: Corpus, index: int) -> list[AttentionPanel]:
-    """One panel per modality that the test clip has: text attending to it, averaged over the heads."""
-    split = corpus.splits["test"]
-    ((_, tokens, weights),) = _text_attention(trained, split, [index])
-    panels, extra = [], split[index].extra
-    for modality, attention in weights.items():
-        start = int(extra.get(f"{CUES[modality]}_start", -1))
-        window = (start, int(extra[f"{CUES[modality]}_stop"])) if start >= 0 else None
-        longest = int(split.table[f"{modality}_length"].max())
-        hop_ms = HOPS_MS.get(corpus.name, {}).get(modality)
-        panels.append(AttentionPanel(attention, tokens, modality, longest, hop_ms, window))
-    return panels
-
-
-def _text_attention(
-    trained: TrainedRun, split: Split, indices: Sequence[int]
-) -> Iterator[tuple[int, list[str], dict[Modality, np.ndarray]]]:
-    """Each clip's position, its text tokens, and modality -> (L, T) their attention to its real frames, averaged over heads.
+    """One panel per modality that the test clip has: text attending to it, averaged over the heads.
 
     Raises:
         ValueError: the run's method reads no tokens.
     """
-    method = trained.method
+    return next(_panels(trained, corpus, [index]))
+
+
+def _panels(trained: TrainedRun, corpus: Corpus, indices: Sequence[int]) -> Iterator[list[AttentionPanel]]:
+    """`attention_panels` of each of these test clips."""
+    method, split = trained.method, corpus.splits["test"]
     if not isinstance(method, PromptedLM):
         raise ValueError(f"run {trained.run.folder.name}: its method reads no tokens, so no text attends to anything")
-    size = method.config.evaluation.batch_size
+    hops, size = HOPS_MS.get(corpus.name, {}), method.config.evaluation.batch_size
     for start in range(0, len(indices), size):
-        part = indices[start : start + size]
-        batch = method.collate([split[index] for index in part])
+        samples = [split[index] for index in indices[start : start + size]]
+        batch = method.collate(samples)
         weights = method.attention(batch)
         means = {m: weights[pair].float().mean(1).cpu().numpy() for m, pair in TEXT_PAIRS.items()}
-        for row, (index, ids) in enumerate(zip(part, batch.text_ids, strict=True)):
-            lengths = {m: batch.lengths[m][row] for m in TEXT_PAIRS if batch.lengths[m][row] and ids}
+        for row, (sample, ids) in enumerate(zip(samples, batch.text_ids, strict=True)):
             tokens = [method.llm.tokenizer.decode([token]) for token in ids]
-            yield index, tokens, {m: means[m][row, : len(ids), :length] for m, length in lengths.items()}
+            panels = []
+            for m in TEXT_PAIRS:
+                if (length := batch.lengths[m][row]) and ids:
+                    longest, window = int(split.table[f"{m}_length"].max()), _cue_window(sample, m)
+                    shown = means[m][row, : len(ids), :length]
+                    panels.append(AttentionPanel(shown, tokens, m, longest, hops.get(m), window))
+            yield panels
 
 
 def attention_on_cues(trained: TrainedRun, corpus: Corpus, predictions: pd.DataFrame) -> pd.DataFrame:
@@ -215,14 +214,11 @@ def shares_on_cues(trained: TrainedRun, corpus: Corpus, predictions: pd.DataFram
     """Modality -> (clips, 2): each clip's share of attention on its cue, and the share of uniform attention; or {}."""
     if not corpus.has_known_truth:
         return {}
-    split = corpus.splits["test"]
     right = np.flatnonzero(is_right(corpus.task, predictions)).tolist()
     shares: dict[Modality, list[tuple[float, float]]] = {modality: [] for modality in CUES}
-    for index, _, weights in _text_attention(trained, split, right):
-        truth = split.table.iloc[index]
-        for modality, attention in weights.items():
-            start, stop = (int(truth[f"{CUES[modality]}_{edge}"]) for edge in ("start", "stop"))
-            if start >= 0:
-                inside = float(attention[:, start:stop].sum(1).mean())
-                shares[modality].append((inside, (stop - start) / attention.shape[1]))
+    for panel in chain.from_iterable(_panels(trained, corpus, right)):
+        if panel.cue_window:
+            start, stop = panel.cue_window
+            inside = float(panel.weights[:, start:stop].sum(1).mean())
+            shares[panel.modality].append((inside, (stop - start) / panel.weights.shape[1]))
     return {modality: np.array(pairs).reshape(-1, 2) for modality, pairs in shares.items()}
