@@ -124,7 +124,7 @@ def row(options: Options, times: Times, peaks: Mapping[str, Mapping[str, float]]
         if peaks[ANCESTOR]["growth"]:  # a small backbone's steps may fit into what is held anyway
             found["memory_over_ancestor"] = peaks[OURS]["growth"] / peaks[ANCESTOR]["growth"]
         found["peak_over_ancestor"] = peaks[OURS]["peak"] / peaks[ANCESTOR]["peak"]
-    return {name: value.item() if hasattr(value, "item") else value for name, value in found.items()}
+    return found
 
 
 def about(asked: Sequence[Options]) -> dict[str, Any]:

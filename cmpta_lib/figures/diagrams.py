@@ -114,12 +114,9 @@ class ShownModel:
 def architecture_figure(model: ShownModel, *, footer: str = "") -> Figure:
     """Figure 1: from text, face and voice to the LLM's answer, with equation numbers and what is trained."""
     settings, words = model.settings, Layout.of(model.task)
-    fusion = "pooling without cross-modal attention" if model.is_pooled else "the cross-modal adapter"
-    place = settings.prompt.pseudo_token_position.replace("_", " the ")
     drawn = (
-        f"The framework: face and voice are aligned in time, {fusion} turns them into {settings.num_pseudo_tokens} pseudo "
-        f"tokens that stand {place}, and the frozen LLM reads them and writes the answer. Numbers in parentheses are the "
-        "paper's equations."
+        f"The framework: face and voice are aligned in time and become {settings.num_pseudo_tokens} pseudo tokens, which the "
+        "frozen LLM reads among the text's before it writes the answer. Numbers in parentheses are the paper's equations."
     )
     figure, axes = _canvas(4.5, footer, drawn, KINDS, legend_y=4.46)
     for x, name, features in ((0.1, "vision", model.vision_features), (1.87, "audio", model.audio_features)):
