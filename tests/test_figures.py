@@ -216,26 +216,16 @@ def test_the_map_keeps_every_frame_and_the_mean_above_it(frames):
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"weights": np.ones(4)}, r"\(text tokens, frames\) and not empty, got shape \(4,\)"),
-        ({"weights": np.zeros((0, 4))}, "not empty"),
-        ({"query_labels": ["a"]}, "11 rows of weights but 1 query labels"),
-        ({"weights": np.ones((11, 20))}, "rows sum to 1, not 20 to 20"),
-        ({"padded_length": 19}, "padded_length=19 is below the 20 real frames"),
-        ({"hop_ms": 0.0}, "hop_ms=0.0 must be positive"),
-        ({"cue_window": (15, 21)}, r"cue_window=\(15, 21\) is not inside the 20 real frames"),
-        ({"modality": "text"}, "of vision or audio, .* of 'text'"),
-    ],
-)
-def test_a_panel_that_does_not_fit_is_refused(changes, message):
-    with pytest.raises(ValueError, match=message):
-        panel(**changes)
-
-
-@pytest.mark.parametrize(
     ("draw", "message"),
     [
+        (lambda: panel(weights=np.ones(4)), r"\(text tokens, frames\) and not empty, got shape \(4,\)"),
+        (lambda: panel(weights=np.zeros((0, 4))), "not empty"),
+        (lambda: panel(query_labels=["a"]), "11 rows of weights but 1 query labels"),
+        (lambda: panel(weights=np.ones((11, 20))), "rows sum to 1, not 20 to 20"),
+        (lambda: panel(padded_length=19), "padded_length=19 is below the 20 real frames"),
+        (lambda: panel(hop_ms=0.0), "hop_ms=0.0 must be positive"),
+        (lambda: panel(cue_window=(15, 21)), r"cue_window=\(15, 21\) is not inside the 20 real frames"),
+        (lambda: panel(modality="text"), "of vision or audio, .* of 'text'"),
         (lambda: plots.attention_figure([]), "no attention panels"),
         (lambda: plots.training_curves({}, "mae"), "no training histories"),
         (lambda: plots.training_curves({"1111": history()}, "corr"), "history of '1111' has no columns valid_corr"),

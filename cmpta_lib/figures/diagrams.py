@@ -229,7 +229,7 @@ def _group(axes: Axes, name: str, centre: float, model: ShownModel) -> None:
         box(axes, 0.08, centre - 0.48, 0.98, 0.96, f"aligned\n{name}\n$T_{name[0]} \\times {dim}$", colour=colour)
     if model.is_pooled:
         arrow(axes, (1.06, centre), (2.7, centre), colour=colour)
-        box(axes, 2.7, centre - 0.22, 1.85, 0.44, model.token_rule.replace("spans of", "spans\nof"))
+        box(axes, 2.7, centre - 0.22, 1.85, 0.44, style.wrap(model.token_rule, 1.7, BOX_PT))
         return
     each = " × 2" if model.settings.projections == "per_pair" else ""  # a modality queries in two pairs, and is read in two
     for height, names in ((0.38, f"$Q_{letter}${each}"), (-0.18, f"$K_{letter}{'' if each else ','} V_{letter}${each}")):
