@@ -272,8 +272,8 @@ def _tokens(axes: Axes, heights: list[float], model: ShownModel) -> None:
     tokens = model.tokens(int((top - bottom) / 0.2))
     each = (top - bottom) / len(tokens)
     size = min(0.3, 0.92 * each)
-    for i, (name, colour) in enumerate(tokens):
-        height = top - each * (i + 0.5)
+    places = [top - each * (i + 0.5) for i in range(len(tokens))] if model.token_rule else heights
+    for height, (name, colour) in zip(places, tokens, strict=True):
         arrow(axes, (end, height), (6.24, height))
         box(axes, 6.24, height - size / 2, 0.38, size, name, colour=colour)
     note(axes, 6.76, (top + bottom) / 2, "to the frozen LLM", ha="center", rotation=90)
