@@ -1,8 +1,7 @@
 """The notebooks as a person meets them: in JupyterLab, in a real browser.
 
 `make test-browser` asks for them. Needs Chromium (Debian: apt install chromium); the environment variable CHROMIUM names
-another one. By default the pages are those of a smoke reproduction, made here; CMPTA_BROWSER_RUNS names the runs folder of
-a finished one instead.
+another one. The pages are those of a smoke reproduction, made here.
 """
 
 from __future__ import annotations
@@ -46,31 +45,27 @@ def asked_for(request: pytest.FixtureRequest) -> None:
 
 
 @pytest.fixture(scope="module")
-def reproduced(tmp_path_factory) -> Iterator[tuple[Path, Path, bool]]:
-    """Runs folder and figures folder of a reproduction, and whether it is a smoke one."""
-    given, folder = os.environ.get("CMPTA_BROWSER_RUNS"), tmp_path_factory.mktemp("reproduced")
-    environment = os.environ | {"CMPTA_RUNS": given or str(folder / "runs"), "CMPTA_FIGURES": str(folder / "figures")}
-    command = [sys.executable, "-m", "cmpta_lib.cli", "reproduce", *([] if given else ["--smoke"])]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+def reproduced(tmp_path_factory) -> Path:
+    """The runs folder of a smoke reproduction."""
+    runs = tmp_path_factory.mktemp("runs")
+    command = [sys.executable, "-m", "cmpta_lib.cli", "reproduce", "--smoke"]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"CMPTA_RUNS": str(runs)}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    runs = Path(environment["CMPTA_RUNS"])
-    yield runs, folder / "figures" / "demo" if given else runs / "smoke" / "figures" / "demo", not given
+    return runs
 
 
 @pytest.fixture(scope="module")
 def pages(reproduced, tmp_path_factory) -> Path:
     """What JupyterLab shows: the executed notebooks, and below `again/` those to run once more."""
-    runs, _, smoke = reproduced
     folder = tmp_path_factory.mktemp("lab")
-    executed = (runs / "smoke" if smoke else runs) / "notebooks" / "demo"
     for name in NAMES:
-        shutil.copyfile(executed / f"{name}.ipynb", folder / f"{name}.ipynb")
+        shutil.copyfile(reproduced / "smoke" / "notebooks" / "demo" / f"{name}.ipynb", folder / f"{name}.ipynb")
     (folder / "again").mkdir()
     for name in RUN_AGAIN:
         notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
         for cell in notebook.cells:
             if "parameters" in cell.metadata.get("tags", []):
-                cell.source = cell.source.replace("smoke = False", f"smoke = {smoke}")
+                cell.source = cell.source.replace("smoke = False", "smoke = True")
         nbformat.write(notebook, folder / "again" / f"{name}.ipynb")
     return folder
 
@@ -87,7 +82,7 @@ def lab(reproduced, pages, tmp_path_factory) -> Iterator[str]:
         port = free.getsockname()[1]
     own = {f"JUPYTER_{kind}_DIR": str(home / kind) for kind in ("CONFIG", "DATA", "RUNTIME")}
     exports = tmp_path_factory.mktemp("again")
-    own |= {"JUPYTERLAB_SETTINGS_DIR": str(home / "settings"), "CMPTA_RUNS": str(reproduced[0]), "CMPTA_FIGURES": str(exports)}
+    own |= {"JUPYTERLAB_SETTINGS_DIR": str(home / "settings"), "CMPTA_RUNS": str(reproduced), "CMPTA_FIGURES": str(exports)}
     own |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     options = ["--no-browser", f"--port={port}", "--ServerApp.port_retries=0", "--IdentityProvider.token=", "--allow-root"]
     options += ["--LabApp.expose_app_in_browser=True", f"--ServerApp.root_dir={pages}"]
@@ -154,9 +149,8 @@ def test_an_executed_notebook_opens_whole(name: str, browser, lab, reproduced):
     """Nothing broken, nothing cut, and each picture is the exported one."""
     page = opened(browser, lab, name)
     assert complaints(page) == [] and cut(page) == []
-    exported, shown = {path.name: path.read_bytes() for path in reproduced[1].glob("*.png")}, pictures(page)
-    strange = [number for number, picture in enumerate(shown) if picture not in exported.values()]
-    assert strange == [], f"pictures {strange} of {name} are none of the exported ones"
+    exported, shown = [path.read_bytes() for path in (reproduced / "smoke/figures/demo").glob("*.png")], pictures(page)
+    assert [number for number, picture in enumerate(shown) if picture not in exported] == [], "not what is exported"
     promised = [figure for notebook in NOTEBOOKS if notebook.name == name for figure in notebook.figures]
     assert len(shown) >= len(promised), "a figure is not shown"
     page.close()

@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import io
 import logging
-import os
-import shutil
-import subprocess
-import sys
 import warnings
 from functools import cache
-from pathlib import Path
 from unittest.mock import patch
 
 import matplotlib
@@ -29,7 +24,6 @@ from cmpta_lib.data.corpus import Task
 from cmpta_lib.figures import curves as plots
 from cmpta_lib.figures.answers import calibration_error, calibration_figure, confusion_figure, reliability
 from cmpta_lib.figures.style import MISSING_GLYPH, PAPER, SMALLEST_PT, figure_style, lay_out, printable, rendered, wrap
-from cmpta_lib.files import ROOT
 
 FOOTER = "Data: embedded SIMS (generated); backbone: tiny; seeds: 1111; profile: demo."
 CLASSES = ("neutral", "surprise", "fear", "sadness", "joy", "disgust", "anger")
@@ -47,9 +41,6 @@ def english(**settings) -> plots.ShownModel:
 
 
 MODELS = {
-    "default": model,
-    "linear": lambda: model(alignment="linear"),
-    "pooled": lambda: model(fusion="pooled"),
     "maximum of eight": lambda: model(summary="max", num_pseudo_tokens=8),
     "after the text": lambda: english(alignment="lstm", prompt={"pseudo_token_position": "after_text"}),
     "a projection per pair": lambda: english(projections="per_pair", num_pseudo_tokens=4, token_count_rule="repeat"),
@@ -113,6 +104,10 @@ def calibration(methods=5):
     return calibration_figure(answers, title="Calibration", footer=FOOTER)
 
 
+def judged(confidence, correct):
+    return calibration_figure({"LMF": (np.array(confidence), np.array(correct))})
+
+
 def training():
     given = {"1111": history(), "2222": history(5)}
     return plots.training_curves(given, "mae", title="Training CMPTA on embedded SIMS", footer=FOOTER)
@@ -131,6 +126,7 @@ FIGURES = {
     "ablation": (ablation, SINGLE),
     "confusion": (confusion, DOUBLE),
     "calibration": (calibration, SINGLE),
+    "calibration of nine": (lambda: calibration(9), SINGLE),
 }
 DIAGRAMS = {
     f"{kind}: {name}": (lambda draw=draw, make=make: draw(make(), footer=FOOTER))
@@ -192,22 +188,19 @@ def test_wrapping_breaks_chinese_anywhere_and_keeps_closing_marks_on_the_line():
     assert len(lines) > 1 and not any(line.startswith("。") for line in lines)
 
 
-def marked(figure, gid):
-    return [patch.get_window_extent().transformed(axes.transData.inverted()) for axes in figure.axes
-            for patch in axes.patches if patch.get_gid() == gid]  # fmt: skip
+def test_padding_cue_and_seconds_are_where_they_belong():
+    def marked(figure, gid):
+        figure.draw_without_rendering()
+        return [patch.get_window_extent().transformed(axes.transData.inverted()) for axes in figure.axes
+                for patch in axes.patches if patch.get_gid() == gid]  # fmt: skip
 
-
-def test_padding_and_cue_are_marked_where_they_are():
-    figure = plots.attention_figure([panel(padded_length=30, cue_window=(5, 9))])
-    figure.draw_without_rendering()
-    paddings, cues = marked(figure, "padding"), marked(figure, "cue")
-    assert [(box.x0, box.x1) for box in paddings] == [pytest.approx((19.5, 29.5))] * 2  # on the map and on its mean
-    assert [(box.x0, box.x1) for box in cues] == [pytest.approx((4.5, 8.5))] * 2
-
-
-def test_nothing_is_marked_where_nothing_is_known():
-    figure = plots.attention_figure([panel()])
-    assert not marked(figure, "padding") and not marked(figure, "cue")
+    figure = plots.attention_figure([panel(padded_length=30, cue_window=(5, 9), hop_ms=40)])
+    assert [(box.x0, box.x1) for box in marked(figure, "padding")] == [pytest.approx((19.5, 29.5))] * 2  # map and mean
+    assert [(box.x0, box.x1) for box in marked(figure, "cue")] == [pytest.approx((4.5, 8.5))] * 2
+    (seconds,) = figure.axes[1].child_axes
+    assert seconds.get_xlim() == pytest.approx((-0.5 * 0.04, 29.5 * 0.04))
+    unknown = plots.attention_figure([panel()])
+    assert not marked(unknown, "padding") and not marked(unknown, "cue") and not unknown.axes[1].child_axes
 
 
 @pytest.mark.parametrize("frames", [20, 1000])
@@ -215,45 +208,34 @@ def test_the_map_keeps_every_frame_and_the_mean_above_it(frames):
     given = panel(frames=frames)
     figure = plots.attention_figure([given])
     drawn = figure.axes[0].images[0].get_array()
-    assert drawn.shape[1] <= 400
-    np.testing.assert_allclose(drawn.mean(1), 100 / frames)  # weights of a row sum to 1 however they are binned
+    cells, group = drawn.shape[1], -(-frames // 400)
+    widths = [group] * (cells - 1) + [frames - group * (cells - 1)]
+    np.testing.assert_allclose((drawn * widths).sum(1), 100)  # weights of a row sum to 1 however they are binned
     mean = next(patch for patch in figure.axes[1].patches if isinstance(patch, StepPatch))
     np.testing.assert_allclose(mean.get_data().values, given.weights.mean(0) * 100)
-
-
-def test_seconds_follow_the_hop():
-    figure = plots.attention_figure([panel(hop_ms=40)])
-    figure.draw_without_rendering()
-    (seconds,) = figure.axes[1].child_axes
-    assert seconds.get_xlim() == pytest.approx((-0.5 * 0.04, 19.5 * 0.04))
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"weights": np.ones(4)}, r"must be \(text tokens, frames\) and not empty, got shape \(4,\)"),
-        ({"weights": np.zeros((0, 4))}, "not empty"),
-        ({"query_labels": ["a"]}, "11 rows of weights but 1 query labels"),
-        ({"weights": np.ones((11, 20))}, "rows sum to 1, not 20 to 20"),
-        ({"padded_length": 19}, "padded_length=19 is below the 20 real frames"),
-        ({"hop_ms": 0.0}, "hop_ms=0.0 must be positive"),
-        ({"cue_window": (15, 21)}, r"cue_window=\(15, 21\) is not inside the 20 real frames"),
-        ({"modality": "text"}, "one of vision, audio, got 'text'"),
-    ],
-)
-def test_a_panel_that_does_not_fit_is_refused(changes, message):
-    with pytest.raises(ValueError, match=message):
-        panel(**changes)
 
 
 @pytest.mark.parametrize(
     ("draw", "message"),
     [
+        (lambda: panel(weights=np.ones(4)), r"\(text tokens, frames\) and not empty, got shape \(4,\)"),
+        (lambda: panel(weights=np.zeros((0, 4))), "not empty"),
+        (lambda: panel(query_labels=["a"]), "11 rows of weights but 1 query labels"),
+        (lambda: panel(weights=np.ones((11, 20))), "rows sum to 1, not 20 to 20"),
+        (lambda: panel(padded_length=19), "padded_length=19 is below the 20 real frames"),
+        (lambda: panel(hop_ms=0.0), "hop_ms=0.0 must be positive"),
+        (lambda: panel(cue_window=(15, 21)), r"cue_window=\(15, 21\) is not inside the 20 real frames"),
+        (lambda: panel(modality="text"), "of vision or audio, .* of 'text'"),
         (lambda: plots.attention_figure([]), "no attention panels"),
         (lambda: plots.training_curves({}, "mae"), "no training histories"),
         (lambda: plots.training_curves({"1111": history()}, "corr"), "history of '1111' has no columns valid_corr"),
         (lambda: plots.corpus_figure({"train": pd.DataFrame({"text": []})}, "regression"), "'train' has no columns .*label"),
         (lambda: corpus(label_names=("neutral",)), "do not all have one of the 1 names"),
+        (lambda: calibration_figure({}), "no method was given"),
+        (lambda: judged([0.2, 1.2], [True, False]), r"'LMF': expected a confidence in \[0, 1\]"),
+        (lambda: judged([np.nan], [True]), "leave out answers that have none"),
+        (lambda: judged([0.2], [True, False]), r"'LMF': .* got shapes \(1,\) and \(2,\)"),
+        (lambda: judged([0.2], [1]), "'LMF': expected .* a bool verdict .* of int64"),
     ],
 )
 def test_input_that_cannot_be_drawn_is_refused(draw, message):
@@ -267,28 +249,20 @@ def test_input_that_cannot_be_drawn_is_refused(draw, message):
 )
 def test_answers_are_judged(answer, label, shown):
     figure = case_study(true_label=label, text_only_answer=answer)
-    assert shown in [text.get_text() for text in figure.axes[0].texts]
+    assert f"text only: {shown}" in [text.get_text() for axes in figure.axes for text in axes.texts]
 
 
-def test_the_best_epoch_is_the_lowest_mae():
+def test_the_best_epoch_is_the_lowest_mae_and_epochs_are_whole_numbers():
     figure = plots.training_curves({"1111": history(3), "2222": history(5)}, "mae")
-    best = [line.get_xdata().item() for line in figure.axes[1].lines if line.get_gid() == "best"]
-    assert best == [3, 5]
+    assert [line.get_xdata().item() for line in figure.axes[1].lines if line.get_gid() == "best"] == [3, 5]
+    short = plots.training_curves({"1111": history(1)[:2]}, "mae")
+    assert all(float(tick).is_integer() for axes in short.axes for tick in axes.get_xticks())
 
 
 def test_the_caller_keeps_their_own_style():
-    import matplotlib
-
     before = matplotlib.rcParams["font.family"]
     attention()
     assert matplotlib.rcParams["font.family"] == before
-
-
-def test_epochs_are_ticked_in_whole_numbers():
-    columns = {"train_loss": [1.0, 0.5], "valid_mae": [0.4, 0.3], "learning_rate": [1e-3, 0.0]}
-    figure = plots.training_curves({"1111": pd.DataFrame({"epoch": [1, 2], **columns})}, "mae")
-    for axes in figure.axes:
-        assert all(float(tick).is_integer() for tick in axes.get_xticks())
 
 
 EVERY = [*FIGURES, *DIAGRAMS]
@@ -330,7 +304,7 @@ def ink(path) -> np.ndarray:
         return np.flatnonzero((np.asarray(image.convert("L")) < 250).any(1))
 
 
-@pytest.mark.parametrize("name", ["architecture", "attention", "attention_single", "classes", "calibration"])
+@pytest.mark.parametrize("name", ["architecture", "attention", "calibration"])
 def test_notebook_file_and_article_show_the_same(name, tmp_path):
     draw, width = FIGURES[name]
     figure = draw()
@@ -351,33 +325,20 @@ def test_notebook_file_and_article_show_the_same(name, tmp_path):
     assert caption.read_text(encoding="utf-8") == f"{figure.caption}\n"
 
 
-@pytest.mark.parametrize(("name", "suffix"), [("architecture", "pdf"), ("attention", "pdf"), ("attention", "png")])
-def test_the_same_figure_gives_the_same_bytes(name, suffix):
-    draw, _ = FIGURES[name]
-    figure = draw()
-    first = rendered(figure, suffix)
-    rendered(figure, suffix, bare=True)  # leaves no trace
-    assert rendered(draw(), suffix) == first == rendered(figure, suffix)
+def test_the_same_figure_gives_the_same_bytes():
+    figure = attention()
+    first = rendered(figure, "pdf")
+    rendered(figure, "pdf", bare=True)  # leaves no trace
+    assert rendered(attention(), "pdf") == first == rendered(figure, "pdf")
 
 
-def test_a_caption_is_title_then_content_then_source():
+def test_a_caption_is_title_then_content_then_source_and_an_article_numbers_its_figures_itself():
     figure = attention()
     title, drawn, footer = figure.caption.split("\n")
     assert (title, footer) == ("注意力 attention.", FOOTER)
-    assert "Dashed frame: the true cue." in drawn and "Hatched: padding." in drawn
-
-
-def test_an_article_numbers_its_figures_itself():
-    figure = attention()
+    assert "Dashed frame: the true cue" in drawn and "Hatched: padding." in drawn
     figure.title = "Figure 3. Attention of the text, test clip test_00012"
     assert figure.caption.startswith("Attention of the text, test clip test_00012.\n")
-
-
-def test_a_notebook_shows_the_figure_at_its_size():
-    from IPython.core.formatters import PNGFormatter
-
-    png, size = PNGFormatter()(FIGURES["adapter"][0]())
-    assert png.startswith(b"\x89PNG") and size["width"] == 1035
 
 
 def test_a_figure_that_fails_leaves_nothing_behind(tmp_path):
@@ -398,70 +359,26 @@ def test_a_figure_of_pyplot_s_is_written_too(tmp_path):
     assert not pyplot.fignum_exists(figure.number)
 
 
-EXPORT = """
-import sys
-from matplotlib import font_manager
-known = font_manager.fontManager
-known.ttflist = [font for font in known.ttflist if not font.name.startswith("DejaVu")]
-known.addfont(sys.argv[2])
-from cmpta_lib.figures import style
-with style.figure_style():
-    figure = style.new_figure(3.3, 1.0, title="这也太好了吧 attention", footer="数据 data")
-    figure.subplots().set(xlabel="情感 frame")
-style.save_figure(figure, sys.argv[1], "small")
-print(style.CJK_FONT)
-"""
-
-
-@pytest.mark.slow
-def test_the_bytes_do_not_tell_where_the_checkout_lies(tmp_path):
-    """One font lies in the checkout, the other elsewhere: once the one path sorts first, once the other."""
-    elsewhere = tmp_path / "m" / "DejaVuSans.ttf"
-    elsewhere.parent.mkdir()
-    shutil.copyfile(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / elsewhere.name, elsewhere)
-    made = []
-    for place in ("a", "z"):
-        checkout, out = tmp_path / place, tmp_path / f"out-{place}"
-        shutil.copytree(ROOT / "cmpta_lib", checkout / "cmpta_lib", ignore=shutil.ignore_patterns("__pycache__"))
-        command = [sys.executable, "-c", EXPORT, str(out), str(elsewhere)]
-        environment = os.environ | {"PYTHONPATH": str(checkout)}
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
-        assert done.stdout.startswith(str(checkout))
-        made.append({path.relative_to(out): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()})
-    assert len(made[0]) == 4
-    assert made[0] == made[1]
-
-
-def figure_1(shown) -> str:
-    return words(plots.architecture_figure(shown))
-
-
-def figure_2(shown) -> str:
-    return words(plots.adapter_figure(shown))
-
-
 @pytest.mark.parametrize(
     ("settings", "said", "unsaid"),
     [
         ({}, "temporal alignment BiLSTM, 2 × 32 (3, 4)", " LSTM"),
         ({"alignment": "lstm"}, " LSTM, 64 (3)", "BiLSTM"),
         ({"alignment": "linear"}, "Linear 177 → 64, LayerNorm (5)", "LSTM"),
-        ({"alignment": "linear"}, "Linear 25 → 64, LayerNorm (5)", "LSTM"),
         ({}, "one token per ordered pair Y ← X", "mix"),
         ({"num_heads": 1}, "1 head;", "heads"),
         ({"dim": 128}, "$T_v \\times 128$", "× 32"),
         ({"num_pseudo_tokens": 8}, "learned mix 6 → 8", "one token per"),
         ({"num_pseudo_tokens": 8, "token_count_rule": "repeat"}, "pairs repeated 6 → 8", "mix"),
-        ({"fusion": "pooled"}, "means over 3 consecutive spans of each modality", "heads"),
+        ({"fusion": "pooled"}, "means over 3 equal spans of its frames", "heads"),
         ({"fusion": "pooled"}, "no cross-modal attention", "text embeddings"),
         ({"prompt": {"answer_decimals": 2}}, "answer “-0.40”", "“-0.4”"),
         ({"prompt": {"answer_sign": "negative"}, "label": 0.6}, "answer “0.6”", "+0.6”"),
-        ({"label": 0.6}, "answer “+0.6”", "-0.4"),
         ({"llm_dim": 2048, "backbone": "qwen-1.8b"}, "LLM: qwen-1.8b, width 2048", "192"),
     ],
 )
 def test_figure_1_follows_the_settings(settings, said, unsaid):
-    shown = figure_1(model(**settings))
+    shown = words(plots.architecture_figure(model(**settings)))
     assert said in shown and unsaid not in shown
 
 
@@ -472,23 +389,20 @@ def test_figure_1_follows_the_settings(settings, said, unsaid):
         ({"summary": "max"}, "maximum over the real positions of Y", "mean"),
         ({}, "projections per modality", "per pair"),
         ({}, "4 heads, d = 16", "× 2"),
-        ({"num_heads": 8}, "8 heads, d = 8", "4 heads"),
-        ({"projections": "per_pair"}, "projections per pair", "$Q_T$ |"),
         ({"projections": "per_pair"}, "$Q_T$ × 2 | $K_T V_T$ × 2", "per modality"),
         ({}, "$Q_T$ | $K_T, V_T$ |", "Q KV"),
         ({"llm_dim": 2048}, "Linear  64 → 2048", "192"),
-        ({"llm_dim": 2048}, "Linear 2048 → 64", "192"),
         ({"num_pseudo_tokens": 8}, "learned mix 6 → 8", "t₁"),
         ({"num_pseudo_tokens": 4, "token_count_rule": "repeat"}, "the first 4 of 6 pairs", "a₁"),
         ({"num_pseudo_tokens": 8, "token_count_rule": "repeat"}, "pairs repeated 6 → 8", "mix"),
-        ({"fusion": "pooled"}, "3 consecutive spans of its real frames", "softmax"),
+        ({"fusion": "pooled"}, "means over 3 equal spans of its frames", "softmax"),
         ({"fusion": "pooled"}, "v₁ | v₂ | v₃", "t₁"),
-        ({"fusion": "pooled", "num_pseudo_tokens": 2}, "mean over one span of its real frames", "v₂"),
+        ({"fusion": "pooled", "num_pseudo_tokens": 2}, "mean over its frames", "v₂"),
         ({"alignment": "lstm"}, "$T_a \\times 64$", "BiLSTM"),
     ],
 )
 def test_figure_2_follows_the_settings(settings, said, unsaid):
-    shown = figure_2(model(**settings))
+    shown = words(plots.adapter_figure(model(**settings)))
     assert said in shown and unsaid not in shown
 
 
@@ -511,18 +425,13 @@ def test_figure_1_reads_as_the_llm_does():
 
 
 def test_figure_1_speaks_the_language_of_its_corpus():
-    shown = figure_1(english(label=4))
+    shown = words(plots.architecture_figure(english(label=4)))
     assert "text “Oh great, it costs \\$5 and…”" in shown
     assert "The emotion is”" in shown and "answer “4” joy" in shown
-    chinese = figure_1(model())
-    assert "说实话，这也太好了吧" in chinese.replace(" ", "") and "响应：情感为”" in chinese.replace(" ", "")
-
-
-def test_a_class_s_answer_is_padded_as_the_llm_writes_it():
-    from cmpta_lib.data.corpus import Task
-
+    chinese = words(plots.architecture_figure(model())).replace(" ", "")
+    assert "说实话，这也太好了吧" in chinese and "响应：情感为”" in chinese
     many = Task("classification", "en", tuple(f"class {k}" for k in range(12)))
-    assert "answer “03” class 3" in figure_1(english(task=many, label=3))
+    assert "answer “03” class 3" in words(plots.architecture_figure(english(task=many, label=3))), "padded as the LLM writes it"
 
 
 @pytest.mark.parametrize("name", DIAGRAMS)
@@ -541,8 +450,8 @@ def test_captions_say_what_is_drawn(name):
     first, second = plots.architecture_figure(shown).drawn, plots.adapter_figure(shown).drawn
     assert f"{shown.settings.num_pseudo_tokens} pseudo token" in first
     assert ("attention" in second) and (shown.settings.fusion == "pooled") == ("switched off" in second)
-    if shown.count_rule:
-        assert shown.count_rule in second
+    if shown.token_rule:
+        assert shown.token_rule in second
 
 
 def test_a_study_s_model_is_what_its_runs_train(tmp_path, monkeypatch, llm):
@@ -593,11 +502,9 @@ def test_every_answer_is_in_one_bin(n):
 
 def test_the_legend_names_each_method_with_its_error():
     given = {"CMPTA": drawn_answers(), "text only": (np.full(100, 0.8), np.arange(100) < 60)}
-    figure = calibration_figure(given)
-    legend = figure.axes[2].get_legend()
-    said = [text.get_text() for text in legend.get_texts()]
-    assert said[0] == "as sure as right" and said[2] == "text only, ECE 20.0 %"
-    assert said[1] == f"CMPTA, ECE {100 * calibration_error(reliability(*drawn_answers())):.1f} %"
+    said = [text.get_text() for text in calibration_figure(given).axes[2].get_legend().get_texts()]
+    error = calibration_error(reliability(*drawn_answers()))
+    assert said == ["as sure as right", f"CMPTA, ECE {100 * error:.1f} %", "text only, ECE 20.0 %"]
 
 
 def test_the_histogram_counts_every_answer_once():
@@ -606,28 +513,3 @@ def test_the_histogram_counts_every_answer_once():
     values, edges, _ = steps.get_data()
     assert values.sum() == pytest.approx(100) and values[-1] == 50
     assert edges[0] == 0 and edges[-1] == 100
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ({}, "no method was given"),
-        ({"LMF": (np.array([0.2, 1.2]), np.array([True, False]))}, r"'LMF': a confidence is not in \[0, 1\]"),
-        ({"LMF": (np.array([np.nan]), np.array([True]))}, "leave out answers that have none"),
-        ({"LMF": (np.array([0.2]), np.array([True, False]))}, r"'LMF': .* got shapes \(1,\) and \(2,\)"),
-        ({"LMF": (np.array([0.2]), np.array([1]))}, "'LMF': expected bool verdicts"),
-    ],
-)
-def test_confidences_that_cannot_be_drawn_are_refused(given, message):
-    with pytest.raises(ValueError, match=message):
-        calibration_figure(given)
-
-
-@pytest.mark.parametrize("count", [1, 2, 9])
-def test_key_and_footer_do_not_meet(count):
-    figure = calibration_figure({f"method {k}": drawn_answers(seed=k) for k in range(count)}, title="Title", footer="Data " * 30)
-    for _ in range(2):
-        figure.draw_without_rendering()
-    footer = next(text for text in figure.texts if text.get_gid() == "footer").get_window_extent()
-    key, axis = figure.axes[2].get_legend().get_window_extent(), figure.axes[1].get_tightbbox()
-    assert footer.y1 <= key.y0 and key.y1 <= axis.y0 and figure.bbox.x0 <= key.x0 and key.x1 <= figure.bbox.x1

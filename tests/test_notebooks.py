@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import ast
-import json
 import os
 import re
 import shutil
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import nbformat
@@ -22,10 +21,12 @@ import pytest
 import torch
 from finished import clips as clips_of_ones_own
 from finished import finish, record_llms, small_studies
-from papermill.exceptions import PapermillExecutionError
+from papermill.iorw import load_notebook_node
+from papermill.parameterize import parameterize_notebook
 
 from cmpta_lib import registry
 from cmpta_lib.base import Resources
+from cmpta_lib.benchmark.contest import PRODUCT
 from cmpta_lib.cli.reproduce import NotebookFailed, execute_notebook
 from cmpta_lib.config import CmptaConfig, DataConfig, RunConfig, override
 from cmpta_lib.data.corpus import Inputs, Sample, Task
@@ -66,12 +67,18 @@ def test_a_notebook_asks_for_its_own_runs_and_fails_at_its_end_without_them(name
     assert cells[-1].startswith("study.conclude()") and not any("conclude" in cell for cell in cells[:-1])
 
 
+WORDS_A_RUN_CAN_CONTRADICT = re.compile(r"Expected|\bat best\b|will be better|must agree")
+
+
 @every_notebook
 def test_form(path: Path):
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     first = notebook.cells[0]
     assert first.cell_type == "markdown" and re.match(r"# .+\?\n\n\w", first.source), "a question, then what and why"
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":  # a page must stay true whatever the numbers on it: what to look for
+            assert not (found := WORDS_A_RUN_CAN_CONTRADICT.search(cell.source)), f"{cell.id}: {found}"
     for cell in code_cells(path):
         assert not cell.outputs and cell.execution_count is None, "strip outputs before committing"
         assert len([line for line in cell.source.split("\n") if line.strip()]) <= MOST_LINES, cell.source
@@ -113,24 +120,20 @@ def test_no_name_is_used_for_two_things(path: Path):
 def runs_folder(tmp_path_factory) -> Iterator[Path]:
     """One runs folder for all notebooks of this file, with all their runs, as `cmpta reproduce` leaves it.
 
-    Every method of the paper is trained once on each of its corpora, in one process; what else is planned is written by
-    hand. That a notebook trains what is missing is seen on the user's own clips.
+    What a notebook loads is trained, in one process; what else is planned is written by hand. That a notebook trains what is
+    missing is seen on the user's own clips.
     """
-    before = {name: os.environ.get(name) for name in ("CMPTA_RUNS", "OMP_NUM_THREADS")}
     folder = tmp_path_factory.mktemp("runs")
-    os.environ |= {"CMPTA_RUNS": str(folder), "OMP_NUM_THREADS": "1"}
-    study = Study(smoke=True)
-    first = {(run.config.method.name, run.config.data.name): run for _, run in reversed(list(study.planned_runs()))}
-    study.ensure(list(first.values()), jobs=1)
-    for one in study.planned(EVERY):
-        if study.missing(one.row, one.key):
-            continue
-        finish(study, one.key, [run for run in study.runs(one.key, one.row) if not run.done])
-    yield folder
-    for name, value in before.items():
-        os.environ.pop(name)
-        if value is not None:
-            os.environ[name] = value
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CMPTA_RUNS", str(folder))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setitem(PRODUCT, "cpu", (64, 1))  # a small product, measured soon
+        study = Study(smoke=True)
+        study.ensure([study.run(key, row, study.seeds[0]) for key in study.keys for row in (plan.CMPTA, plan.TEXT_ONLY)], jobs=1)
+        for one in study.planned(EVERY):
+            if not study.missing(one.row, one.key):
+                finish(study, one.key, [run for run in study.runs(one.key, one.row) if not run.done])
+        yield folder
 
 
 def execute(path: Path, folder: Path, **parameters: object) -> list[set[str]]:
@@ -148,19 +151,11 @@ def run_cells(path: Path, folder: Path, **parameters: object) -> list[set[str]]:
     """
     if sys.platform != "linux" or provenance.gpu_count():
         return execute(path, folder, **parameters)
-    forks = get_context("fork")
-    here, there = forks.Pipe(duplex=False)
-    child = forks.Process(target=_run_cells, args=(path, {"smoke": True, **parameters}, there))
-    child.start()
-    there.close()
-    shown = here.recv()
-    child.join()
-    assert not isinstance(shown, str), shown
-    return shown
+    with ProcessPoolExecutor(1, get_context("fork")) as fork:
+        return fork.submit(_run_cells, path, {"smoke": True, **parameters}).result()
 
 
-def _run_cells(path: Path, parameters: dict[str, object], to: Connection) -> None:
-    """Send what each code cell shows, or the traceback of the first that fails."""
+def _run_cells(path: Path, parameters: dict[str, object]) -> list[set[str]]:
     from IPython.core.interactiveshell import InteractiveShell
     from IPython.utils.capture import capture_output
     from traitlets.config import Config
@@ -175,10 +170,9 @@ def _run_cells(path: Path, parameters: dict[str, object], to: Connection) -> Non
             shell.display_trap.hook = sys.displayhook  # the one that captures; a cell would bring back the shell's own
             result = shell.run_cell(source, store_history=True)
         if error := result.error_before_exec or result.error_in_exec:
-            to.send(f"{path.name}:\n{source}\n{''.join(traceback.format_exception(error))}")
-            return
+            raise AssertionError(f"{path.name}:\n{source}\n{''.join(traceback.format_exception(error))}")
         shown.append({kind for output in captured.outputs for kind in output.data})
-    to.send([shown[0], *shown[2:]])
+    return [shown[0], *shown[2:]]
 
 
 @pytest.mark.slow
@@ -250,6 +244,8 @@ def test_runs_on_a_users_own_clips(number: str, runs_folder: Path, voices: Path,
         execute(path, tmp_path, data=str(voices))
         assert (figures / "fig5_case_study.png").exists()
         return
+    study = Study(data=str(voices), smoke=True)
+    finish(study, "data", [run for row in plan.compared("data") for run in study.runs("data", row) if not run.done])
     run_cells(path, tmp_path, data=str(voices))
     table = pd.read_csv(figures / "table3.csv")
     assert set(table["WF1 (%) paper"]) == {"—"} and list(table["method"])[-1] == "CMPTA"
@@ -310,12 +306,10 @@ def test_the_sarcastic_clip_is_chosen_by_its_rule(tmp_path: Path):
     labels = [2, 0, 0, 1]
     corpus = small_corpus(tmp_path / "c", EMOTIONS, labels, audio=[4], vision=[2])
     text_only, cmpta = answers(labels, [2, 0, 2, 2]), answers(labels, [2, 0, 0, 1])
-    index, rule = clips.pick_sarcastic(corpus, text_only, cmpta)
-    assert (index, rule[:20]) == (2, "the first test clip ")
-    assert clips.pick_sarcastic(corpus, answers(labels, [2, 1, 1, 0]), cmpta) == (
-        1,
-        NO_SUCH + ", so the one corrected most",
-    )
+    found = "the first test clip with text only says joy, label disgust or anger, CMPTA right, text only wrong"
+    assert clips.pick_sarcastic(corpus, text_only, cmpta) == (2, found)
+    corrected = clips.pick_sarcastic(corpus, answers(labels, [2, 1, 1, 0]), cmpta)
+    assert corrected == (1, NO_SUCH + ", so the one corrected most")
     assert clips.pick_sarcastic(corpus, cmpta, cmpta) == (0, NO_SUCH + " and CMPTA corrects none, so the first")
     assert clips.pick_sarcastic(corpus, text_only, cmpta, "c3") == (3, clips.BY_HAND)
     with pytest.raises(ValueError, match="no clip 'x9' in split 'test' of 4 clips; its ids: c0, c1, c2"):
@@ -333,9 +327,12 @@ def test_a_clip_without_frames_is_never_drawn(tmp_path: Path):
         clips.pick_clip(silent, right)
 
 
-def test_real_clips_have_no_known_cues(tmp_path: Path):
+def test_a_real_clip_has_no_known_cues_and_is_shown_as_it_is(tmp_path: Path):
     corpus = small_corpus(tmp_path / "c", EMOTIONS, [0, 1], audio=[4], vision=[2])
     assert clips.attention_on_cues(None, corpus, answers([0, 1], [0, 1])).empty
+    assert dict(clips.one_sample(corpus.splits["test"]).to_numpy())["label"] == "anger"
+    table = clips.answers_table({"true_label": "joy", "text_only_answer": "anger", "cmpta_answer": "joy"})
+    assert table.to_numpy().tolist() == [["true label", "joy"], ["text only answer", "anger"], ["CMPTA answer", "joy"]]
 
 
 def test_a_generated_clip_is_told_in_words(corpora):
@@ -350,27 +347,6 @@ def test_a_generated_clip_is_told_in_words(corpora):
             start, stop = int(known["face_start"]), int(known["face_stop"])
             expected = "nothing" if start < 0 else f"{known['face']}, frames {start} to {stop - 1}"
             assert shown["face shows"] == expected and stop - start in (0, 6)
-
-
-def test_what_an_annotation_file_says_of_a_real_clip_is_shown_as_it_is(tmp_path: Path):
-    corpus = small_corpus(tmp_path / "c", EMOTIONS, [0, 1], audio=[4], vision=[2])
-    assert dict(clips.one_sample(corpus.splits["test"]).to_numpy())["label"] == "anger"
-
-
-def test_answers_are_a_table_of_words():
-    table = clips.answers_table({"true_label": "joy", "text_only_answer": "anger", "cmpta_answer": "joy"})
-    assert table.to_numpy().tolist() == [["true label", "joy"], ["text only answer", "anger"], ["CMPTA answer", "joy"]]
-
-
-WORDS_A_RUN_CAN_CONTRADICT = re.compile(r"Expected|\bat best\b|will be better|must agree")
-
-
-@every_notebook
-def test_no_sentence_foretells_a_result(path: Path):
-    """A page must stay true whatever the numbers on it: what to look for, not what will be seen."""
-    for cell in nbformat.read(path, as_version=4).cells:
-        found = WORDS_A_RUN_CAN_CONTRADICT.search(cell.source) if cell.cell_type == "markdown" else None
-        assert not found, f"{cell.id}: {found and found.group()}"
 
 
 def test_a_score_is_right_within_one_step():
@@ -420,10 +396,9 @@ def injected(text: str) -> list[str]:
 
 
 def test_a_misspelt_parameter_names_the_nearest_and_all():
-    with pytest.raises(ValueError) as caught:
+    said = r"no parameter 'sedes' \(did you mean 'seeds'\?\), 'xyz'; this notebook has: profile, seeds, smoke$"
+    with pytest.raises(ValueError, match=said):
         check_parameters(injected("sedes = 2\nsmoke = True\nxyz = 1"))
-    said = "no parameter 'sedes' (did you mean 'seeds'?), 'xyz'; this notebook has: profile, seeds, smoke"
-    assert str(caught.value) == said
 
 
 @pytest.mark.parametrize(
@@ -439,13 +414,10 @@ def test_known_parameters_pass(cells):
     check_parameters(cells)
 
 
-def test_papermill_stops_at_a_misspelt_parameter(tmp_path):
+def test_a_parameter_misspelt_to_papermill_stops_before_anything_runs():
     """It would warn and run everything with its defaults: hours, in profile paper."""
-    out = tmp_path / "out.ipynb"
-    with pytest.raises(PapermillExecutionError, match=r"no parameter 'sedes' \(did you mean 'seeds'\?\); this notebook"):
-        papermill.execute_notebook(
-            str(FOLDER / "05_table4_meld.ipynb"), str(out), {"sedes": 2}, progress_bar=False, kernel_name="python3"
-        )
-    cells = json.loads(out.read_text(encoding="utf-8"))["cells"]
-    after = [cell["execution_count"] for cell in cells if cell["cell_type"] == "code"][3:]
-    assert len(after) >= 4 and set(after) == {None}, "nothing ran"
+    notebook = parameterize_notebook(load_notebook_node(str(FOLDER / "05_table4_meld.ipynb")), {"sedes": 2})
+    cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    assert "check_parameters(In)" in cells[2], "the first that runs after parameters"
+    with pytest.raises(ValueError, match=r"no parameter 'sedes' \(did you mean 'seeds'\?\); this notebook"):
+        check_parameters(["", *cells[:3]])

@@ -116,15 +116,14 @@ class Ancestor:
         prompts = self.prompts(batch)
         embeds = torch.cat([prompts, self.llm.embedding(batch.answers).to(prompts.dtype)], dim=1)
         ignored = torch.full(prompts.shape[:2], IGNORED, device=embeds.device)
-        with self._own_attention():
-            labels = torch.cat([ignored, batch.answers], dim=1)
-            loss: Tensor = self.llm.model(inputs_embeds=embeds, labels=labels, use_cache=False, return_dict=True).loss
+        labels = torch.cat([ignored, batch.answers], dim=1)
+        loss: Tensor = self.llm.model(inputs_embeds=embeds, labels=labels, use_cache=False, return_dict=True).loss
         return loss
 
     def step(self, samples: Sequence[Sample]) -> float:
         """One optimiser step; returns the loss, which that code reads after each step."""
         self.optimizer.zero_grad()
-        with self._autocast():
+        with self.as_published():
             loss = self.loss(self.collate(samples))
         loss.backward()
         self.optimizer.step()
@@ -133,22 +132,19 @@ class Ancestor:
     @torch.no_grad()
     def answer(self, samples: Sequence[Sample]) -> list[str]:
         """What the LLM says of a batch, as many tokens as an answer has."""
-        with self._own_attention(), self._autocast():
+        with self.as_published():
             prompts = self.prompts(self.collate(samples)).to(self.llm.embedding.weight.dtype)
             length = {"max_new_tokens": NEW_TOKENS[self.task.kind], "pad_token_id": self.padding}
             said = self.llm.model.generate(inputs_embeds=prompts, do_sample=False, **length)
         return [self.llm.tokenizer.decode(row) for row in said.tolist()]
 
-    def _autocast(self) -> torch.autocast:
-        device = self.llm.device.type
-        return torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda")
-
     @contextmanager
-    def _own_attention(self) -> Iterator[None]:
-        """transformers' attention instead of ours, which knows no padded rows."""
-        ours = self.llm.model.config._attn_implementation
+    def as_published(self) -> Iterator[None]:
+        """Autocast on a GPU, and transformers' attention instead of ours, which knows no padded rows."""
+        ours, device = self.llm.model.config._attn_implementation, self.llm.device.type
         self.llm.model.set_attn_implementation("sdpa")
         try:
-            yield
+            with torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda"):
+                yield
         finally:
             self.llm.model.set_attn_implementation(ours)

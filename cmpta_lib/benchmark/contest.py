@@ -6,10 +6,9 @@ through every layer, the head at answer positions only, nothing pruned, shared o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
 from typing import Any
@@ -19,25 +18,23 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.benchmark import timer
+from torch.utils.benchmark import timer  # waits for the device
 
 from cmpta_lib.base import Resources
 from cmpta_lib.benchmark import shapes
 from cmpta_lib.benchmark.ancestor import Ancestor
 from cmpta_lib.benchmark.options import CORPORA, Options
 from cmpta_lib.config import CmptaConfig, DataConfig, EvaluationConfig, LLMConfig, RunConfig, TrainingConfig
-from cmpta_lib.data.corpus import Sample, Split
+from cmpta_lib.data.corpus import Sample
 from cmpta_lib.fast.llm import packed_logits
 from cmpta_lib.fast.packing import Ragged
 from cmpta_lib.fast.prompted import PromptBatch, PromptedLM
-from cmpta_lib.method.adapter import CMPTAdapter
 from cmpta_lib.method.llm import FrozenLLM
 from cmpta_lib.paper import PUBLIC_SHAPES
 from cmpta_lib.runs import loop, provenance
-from cmpta_lib.runs.loop import evaluate
 
 OURS, REFERENCE, ANCESTOR = CONTENDERS = ("ours", "floor", "ancestor")  # as columns of the stored tables begin
-PARTS = ("data", "alignment", "adapter", "LLM forward", "LLM backward", "head and loss", "optimiser")
+PARTS = ("data", "adapter", "LLM forward", "LLM backward", "optimiser")
 PEAK_STEPS = 2  # the first makes what the optimiser keeps
 _RATE = 1e-6  # weights move, and stay where they began
 PRODUCT = {"cuda": (8192, 20), "cpu": (2048, 5)}  # width and number of the products that the peak is measured with
@@ -50,13 +47,13 @@ class Times:
     Attributes:
         steps: a training batch each: the three contenders, real `tokens` that the LLM reads, real `frames`, and
             `operations` of the reference in products with the LLM's weights.
-        answers: an evaluation batch each, per clip: "ours" and "ancestor".
-        parts: a step of ours each: `PARTS`, and its `operations` in products with the LLM's weights.
+        answers: of a clip of the validation split: "ours" and "ancestor".
+        parts: a step of ours each: `PARTS`.
         peak_rate: floating-point operations a second of a large matrix product.
     """
 
     steps: pd.DataFrame
-    answers: pd.DataFrame
+    answers: dict[str, float]
     parts: pd.DataFrame
     peak_rate: float
 
@@ -87,33 +84,19 @@ class Contest:
             group["lr"] = group["rate"] * _RATE
         limits = (PUBLIC_SHAPES[CORPORA[options.corpus]], shapes.TEXT_LIMIT[options.corpus])
         self.ancestor = Ancestor(self.llm, self.corpus.task, *limits)
-        needed, generator = options.batches * options.batch_size, torch.Generator().manual_seed(options.seed)
-        rounds = 1 + needed // len(self.train)
-        order = torch.cat([torch.randperm(len(self.train), generator=generator) for _ in range(rounds)])
-        self.batches: list[list[int]] = [batch.tolist() for batch in order[:needed].split(options.batch_size)]
+        drawn = np.random.default_rng(options.seed).permutation(options.batches * options.batch_size) % len(self.train)
+        self.batches: list[list[int]] = drawn.reshape(options.batches, options.batch_size).tolist()
 
     def run(self) -> Times:
         """Time everything; the first `warm_up` batches do not count."""
-        warm_up, peaks, steps = self.options.warm_up, [], []
-        for turn, batch in enumerate(self.batches):
-            steps.append(self._steps(batch, turn))
-            peaks.append(self._peak_rate())
-        parts = self.evaluation_batches()
-        if warm_up:
-            self._answers(_subset(parts[0], np.arange(min(len(parts[0]), self.options.batch_size))))
-        answers = [self._answers(part) for part in parts]
-        spent = []
-        for batch in self.batches[warm_up:]:
-            spent.append(self.step_parts(batch))
-            peaks.append(self._peak_rate())
-        return Times(pd.DataFrame(steps[warm_up:]), pd.DataFrame(answers), pd.DataFrame(spent), max(peaks))
+        warm_up = self.options.warm_up
+        steps = pd.DataFrame([self._steps(batch, turn) for turn, batch in enumerate(self.batches)])
+        answers = self._answers()
+        parts = pd.DataFrame([self.step_parts(batch) for batch in self.batches[warm_up:]])
+        return Times(steps[warm_up:], answers, parts, steps.pop("peak_rate").max())
 
     def work(self, contender: str, batch: Sequence[int]) -> Callable[[], object]:
-        """A contender's step on these clips of the training split. The bare LLM is given at once what it reads.
-
-        Raises:
-            ValueError: there is no such contender.
-        """
+        """A contender's step on these clips of the training split. The bare LLM is given at once what it reads."""
         if contender == REFERENCE:
             given = self.given(batch)
             return lambda: reference_step(self.llm, *given)
@@ -121,61 +104,45 @@ class Contest:
             self.method.module.train()
             units = [[clip] for clip in batch]
             return lambda: loop.step(self.method, self.optimizer, self.train, units, self.config.training)
-        if contender != ANCESTOR:
-            raise ValueError(f"no contender '{contender}'; there are: {', '.join(CONTENDERS)}")
         samples = self.samples(batch)
         return lambda: self.ancestor.step(samples)
 
     def samples(self, batch: Sequence[int]) -> list[Sample]:
         return [self.train[clip] for clip in batch]
 
-    def laid_out(self, batch: Sequence[int]) -> PromptBatch:
-        """These clips as a training step lays them out."""
-        collated = self.method.collate(self.samples(batch))
-        assert isinstance(collated, PromptBatch)
-        return collated
-
     def given(self, batch: Sequence[int]) -> tuple[Tensor, Ragged, Tensor, Tensor]:
         """What the LLM reads in a step on these clips, without the way there; the embeddings (N, E) are a leaf."""
+        collated = self.method.collate(self.samples(batch))
+        assert isinstance(collated, PromptBatch)
         with torch.no_grad():
-            embeds, layout, positions, targets = self.method.training_inputs(self.laid_out(batch))
+            embeds, layout, positions, targets = self.method.training_inputs(collated)
         return embeds.detach().clone().requires_grad_(True), layout, positions, targets
-
-    def evaluation_batches(self) -> list[Split]:
-        """As many whole batches of the validation split as are timed, as evaluation makes them: clips of like length.
-
-        They stand evenly among all batches, short and long, so that their mean cost is that of the whole split.
-        """
-        valid, size = self.corpus.splits["valid"], self.options.answered
-        lengths = valid.table["audio_length"].to_numpy() + valid.table["vision_length"].to_numpy()
-        order, count = np.argsort(lengths, kind="stable"), self.options.answers
-        places = [int((number + 0.5) * (len(order) // size) / count) for number in range(count)]
-        return [_subset(valid, order[place * size : (place + 1) * size]) for place in places]
 
     def _steps(self, batch: Sequence[int], turn: int) -> dict[str, float]:
         """One step of each; who begins changes from batch to batch."""
         first = turn % len(CONTENDERS)
-        found: dict[str, float] = {}
-        for name in CONTENDERS[first:] + CONTENDERS[:first]:
-            found[name] = _milliseconds(self.work(name, batch))
+        found = {name: _milliseconds(self.work(name, batch)) for name in CONTENDERS[first:] + CONTENDERS[:first]}
         frames = sum(len(sample.audio) + len(sample.vision) for sample in self.samples(batch))
         embeds, _, positions, _ = self.given(batch)
         operations = reference_operations(self.llm, len(embeds), len(positions))
-        return found | {"tokens": len(embeds), "frames": frames, "operations": operations}
+        return found | {"tokens": len(embeds), "frames": frames, "operations": operations, "peak_rate": self._peak_rate()}
 
-    def _answers(self, part: Split) -> dict[str, float]:
-        """Ours answers a batch as evaluation does, the ancestor the same clips in training's batches, in any order."""
-        size, step = len(part), self.options.batch_size
-        samples = [part[clip] for clip in np.random.default_rng(self.options.seed).permutation(size)]
-        batches = [samples[start : start + step] for start in range(0, size, step)]
+    def _answers(self) -> dict[str, float]:
+        """Ours answers the validation split as evaluation does, the ancestor in training's batches, in any order."""
+        valid, size = self.corpus.splits["valid"], self.options.batch_size
+        samples = [valid[clip] for clip in np.random.default_rng(self.options.seed).permutation(len(valid))]
+        batches = [samples[start : start + size] for start in range(0, len(samples), size)]
+        if self.options.warm_up:
+            self.method.predict(self.method.collate(batches[0]))
+            self.ancestor.answer(batches[0])
         works = {
-            OURS: lambda: evaluate(self.method, part, self.config.evaluation.batch_size),
+            OURS: lambda: loop.evaluate(self.method, valid, self.config.evaluation.batch_size),
             ANCESTOR: lambda: [self.ancestor.answer(batch) for batch in batches],
         }
-        return {name: _milliseconds(work) / size for name, work in works.items()}
+        return {name: _milliseconds(work) / len(valid) for name, work in works.items()}
 
     def _peak_rate(self) -> float:
-        """Of matrix products now: a machine that others share has fast and slow minutes, and so its best is sought often."""
+        """Operations a second of matrix products now: a machine that others share has fast and slow minutes."""
         size, count = PRODUCT[self.llm.device.type]
         dtype, device = self.llm.embedding.weight.dtype, self.llm.device
         left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
@@ -184,82 +151,43 @@ class Contest:
         return 2 * size**3 / (fastest / 1000)
 
     def step_parts(self, batch: Sequence[int]) -> dict[str, float]:
-        """Milliseconds of each of `PARTS` in one step of ours, by marks that hooks set on the way, and its operations.
+        """Milliseconds of each of `PARTS` in one step of ours.
 
-        Forward, a part ends where its module returns; backward, it begins when the gradient reaches what it put out. What
-        lies between two marks that never came, as where a fast path goes around a module, counts with the part around it.
+        Forward, the adapter's part is its module's call; backward, a part begins when the gradient reaches what it put out.
         """
         marks: list[tuple[str, float]] = []
+
+        def mark(part: str) -> None:
+            marks.append((part, timer()))
+
+        def tokens_made(_: Any, __: Any, made: tuple[Tensor, Any]) -> None:
+            mark("LLM forward")
+            made[0].register_hook(lambda _: mark("adapter"))
+
+        def logits_made(_: Any, __: Any, logits: Tensor) -> None:
+            logits.register_hook(lambda _: mark("LLM backward"))
+
+        trained = [weight for group in self.optimizer.param_groups for weight in group["params"]]
+        maker, head = self.method.maker, self.llm.model.get_output_embeddings()
+        assert maker is not None
+        hooks = [
+            maker.register_forward_pre_hook(lambda *_: mark("adapter")),
+            maker.register_forward_hook(tokens_made),
+            head.register_forward_hook(logits_made),
+            torch.autograd.graph.register_multi_grad_hook(trained, lambda _: mark("optimiser")),
+        ]
         work = self.work(OURS, batch)
-        with self._marked(marks), products(self.llm.model) as operations:
-            marks.append(("data", timer()))
+        try:
+            mark("data")
             work()
-            marks.append(("end", timer()))
+            mark("end")
+        finally:
+            for hook in hooks:
+                hook.remove()
         spent = dict.fromkeys(PARTS, 0.0)
         for (part, start), (_, end) in zip(marks, marks[1:], strict=False):
             spent[part] += 1000 * (end - start)
-        return spent | {"operations": sum(operations)}
-
-    @contextmanager
-    def _marked(self, marks: list[tuple[str, float]]) -> Iterator[None]:
-        """While a step runs, add to `marks` which of `PARTS` begins and when; the device is waited for at each."""
-
-        def begin(part: str, gradient_of: Any = None, then: str = "") -> None:
-            if _in_backward():  # what is made again on the way back belongs to it
-                return
-            marks.append((part, timer()))
-            tensor = gradient_of[0] if isinstance(gradient_of, tuple) else gradient_of
-            if tensor is not None and tensor.requires_grad:
-                tensor.register_hook(lambda _: marks.append((then, timer())))
-
-        def followed(work: Callable[..., Any], part: str) -> Callable[..., Any]:
-            def marked(*given: Any) -> Any:
-                found = work(*given)
-                begin(part)
-                return found
-
-            return marked
-
-        trained = [weight for group in self.optimizer.param_groups for weight in group["params"]]
-        head, maker = self.llm.model.get_output_embeddings(), self.method.maker
-        assert isinstance(maker, CMPTAdapter)
-        inside = [(maker, "adapter", "LLM forward"), *((one, "alignment", "adapter") for one in maker.alignment.values())]
-        with ExitStack() as stack:
-            hooks = [head.register_forward_pre_hook(lambda _, given: begin("head and loss", given, "LLM backward"))]
-            for module, part, after in inside:
-                hooks.append(module.register_forward_pre_hook(lambda *_, part=part: begin(part)))
-                hooks.append(module.register_forward_hook(lambda _, __, out, p=part, after=after: begin(after, out, p)))
-            hooks.append(torch.autograd.graph.register_multi_grad_hook(trained, lambda _: marks.append(("optimiser", timer()))))
-            for hook in hooks:
-                stack.callback(hook.remove)
-            for name, after in (("collate", "LLM forward"), ("loss", "head and loss")):
-                setattr(self.method, name, followed(getattr(self.method, name), after))  # of this object, before its class'
-                stack.callback(delattr, self.method, name)
-            yield
-
-
-def _in_backward() -> bool:
-    return torch._C._current_graph_task_id() != -1  # as torch's own checkpointing asks
-
-
-@contextmanager
-def products(model: torch.nn.Module) -> Iterator[list[float]]:
-    """Operations of each product with a frozen weight: forward, and where a gradient is wanted back to the input.
-
-    Attention within clips is left out; at these lengths it is some per cent.
-    """
-    done: list[float] = []
-
-    def count(layer: Any, given: tuple[Any, ...], _: Any) -> None:
-        once = 2.0 * (given[0].numel() // given[0].shape[-1]) * layer.weight.numel()
-        done.append(once * (2 if given[0].requires_grad and not _in_backward() else 1))
-
-    hooks = [one.register_forward_hook(count) for one in model.modules() if isinstance(one, torch.nn.Linear)]
-    try:
-        yield done
-    finally:
-        for hook in hooks:
-            hook.remove()
+        return spent
 
 
 def reference_step(llm: FrozenLLM, embeds: Tensor, layout: Ragged, positions: Tensor, targets: Tensor) -> Tensor:
@@ -277,31 +205,29 @@ def reference_operations(llm: FrozenLLM, tokens: int, answers: int) -> float:
     return 4.0 * (tokens * sum(weight.numel() for weight in layers) + answers * head)
 
 
-def peaks_here(contest: Contest) -> dict[str, dict[str, float]]:
-    """What each contender's steps take, in this process: exact on a GPU; on a CPU what one has left the next may use."""
-    return {name: peak(contest, name) for name in CONTENDERS}
-
-
-def peak_apart(options: Options, contender: str) -> dict[str, float]:
-    """What a contender's steps take, in a process of its own, as a peak holds what others left behind.
+def peaks_apart(options: Options) -> dict[str, dict[str, float]]:
+    """`peak` of each contender in a process of its own, as on a CPU a peak holds what others left behind.
 
     Raises:
-        RuntimeError: that process was killed, as one that takes all memory may be.
+        RuntimeError: a process was killed, as one that takes all memory may be.
     """
-    with ProcessPoolExecutor(1, get_context("spawn")) as alone:
-        try:
-            return alone.submit(_peak_alone, options, contender, torch.get_num_threads()).result()
-        except BrokenProcessPool as error:
-            raise RuntimeError(f"measuring the memory of '{contender}' failed: its process was ended from outside") from error
+    found = {}
+    for name in CONTENDERS:
+        threads = (torch.get_num_threads(),)
+        with ProcessPoolExecutor(1, get_context("spawn"), initializer=torch.set_num_threads, initargs=threads) as alone:
+            try:
+                found[name] = alone.submit(_peak_alone, options, name).result()
+            except BrokenProcessPool as error:
+                raise RuntimeError(f"measuring the memory of '{name}' failed: its process was ended from outside") from error
+    return found
 
 
-def _peak_alone(options: Options, contender: str, threads: int) -> dict[str, float]:
-    torch.set_num_threads(threads)
+def _peak_alone(options: Options, contender: str) -> dict[str, float]:
     return peak(Contest(options), contender)
 
 
 def peak(contest: Contest, contender: str) -> dict[str, float]:
-    """GB in all at the highest, and above what was held before, during two training steps."""
+    """GB in all at the highest, and above what was held before, during two training steps; exact on a GPU."""
     works = [contest.work(contender, batch) for batch in contest.batches[:PEAK_STEPS]]
     provenance.watch()
     name = provenance.ALLOCATED if torch.cuda.is_available() else provenance.RESIDENT
@@ -317,9 +243,3 @@ def _milliseconds(work: Callable[[], object]) -> float:
     start = timer()
     work()
     return 1000 * (timer() - start)
-
-
-def _subset(split: Split, rows: np.ndarray) -> Split:
-    """Some clips of a split, in this order."""
-    audio, vision = (np.concatenate([getattr(split[int(row)], m) for row in rows]) for m in ("audio", "vision"))
-    return Split(split.name, split.task, split.table.iloc[rows], audio, vision)

@@ -2,10 +2,8 @@
 
     python -m cmpta_lib.benchmark.gpu OUT [--vocabulary qwen.tiktoken] [--annotations FOLDER]
 
-The whole of Qwen-1.8B's shape with random bf16 weights, drawn on the GPU: no weights are read. On the lengths of SIMS-V2
-and MELD, at batches of 16 and 64: a step of CMPTA, of the bare LLM and of MSE-Adapter's way, answers, shares of the step,
-peak memory, the matrix products' measured peak and what of it the LLM's part reaches, and the hours of profile `paper` that
-follow. OUT gets gpu.json and gpu.csv; the same is printed.
+`cmpta benchmark` with the whole of Qwen-1.8B's shape, random bf16 weights drawn on the GPU, on the lengths of SIMS-V2 and MELD
+at batches of 16 and 64, and the hours of profile `paper` that follow. OUT gets gpu.json and gpu.csv; the same is printed.
 
 Needs torch, transformers, pandas, numpy, safetensors and scikit-learn, and of smaller packages pydantic (with pydantic-core,
 annotated-types, typing-inspection), filelock, psutil and tqdm; no Jupyter. Without a GPU it runs on the CPU, in float32,
@@ -16,13 +14,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cmpta_lib.benchmark import table
-from cmpta_lib.benchmark.contest import Contest, peaks_here
+from cmpta_lib.benchmark.contest import CONTENDERS, Contest, peak
 from cmpta_lib.benchmark.options import CORPORA, DEFAULT_DIM, Options
 from cmpta_lib.config import TrainingConfig
 from cmpta_lib.study import estimate
@@ -45,19 +42,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         common |= {"backbone": "tiny", "dim": 16, "steps": 1, "answers": 1, "answered": 4}
     else:
         common |= {"backbone": "full", "dim": DEFAULT_DIM["full"], "steps": 10, "answers": 3, "warm_up": 3}
-    started, asked, rows = time.perf_counter(), [], []
+    asked, rows = [], []
     for key in CORPORA:
         llm = None  # one for all batch sizes
         for size in SMALL_BATCHES if options.small else BATCHES:
             asked.append(Options(corpus=key, batch_size=size, **common))
             contest = Contest(asked[-1], llm)
-            llm = contest.llm
-            rows.append(table.row(asked[-1], contest.run(), peaks_here(contest)))
+            llm, times = contest.llm, contest.run()
+            rows.append(table.row(asked[-1], times, {name: peak(contest, name) for name in CONTENDERS}))
             print(table.screen(rows[-1:], table.about(asked[-1:])), flush=True)
-    made = table.about(asked)
-    made |= {"projection": projection(rows), "seconds": round(time.perf_counter() - started, 1)}
+    made = table.about(asked) | {"projection": projection(rows)}
     paths = table.store(options.out, "gpu", rows, made)
-    print(f"{made['projection']}\nall of it in {made['seconds']} s: " + ", ".join(map(str, paths)))
+    print(f"{made['projection']}\n" + ", ".join(map(str, paths)))
     return 0
 
 

@@ -39,12 +39,6 @@ class Options:
     annotations: str = ""
     seed: int = 0
 
-    def __post_init__(self) -> None:
-        if self.corpus not in CORPORA:
-            raise ValueError(f"no corpus '{self.corpus}' to take lengths from; there are: {', '.join(CORPORA)}")
-        if self.backbone not in BACKBONES:
-            raise ValueError(f"no backbone '{self.backbone}'; there are: {', '.join(BACKBONES)}")
-
     @property
     def batches(self) -> int:
         """Training batches in all."""

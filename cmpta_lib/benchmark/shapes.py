@@ -27,17 +27,18 @@ from data_prep import synthetic_files
 TASKS = {"sims": Task("regression", "zh"), "meld": Task("classification", "en", MELD_LABELS)}
 TEXT_LIMIT = {"sims": 50, "meld": 65}  # tokens to which MSE-Adapter pads and cuts texts
 _MELD_FIELDS = (("audio", "audio"), ("vision", "video"))
-SLICE_LAYERS = 4
-POSITIONS = 8192
+SLICE_LAYERS, POSITIONS = 4, 8192
 _SEED = 7
 
-
-# Sizes of Qwen2s whose output table is not their input table.
-FULL = {**{name: QWEN_1_8B[name] for name in ("hidden", "layers", "mlp", "vocabulary")}, "heads": 16}
-_TINY = {"hidden": "hidden_size", "layers": "num_hidden_layers", "heads": "num_attention_heads", "mlp": "intermediate_size"}
+# Sizes of Qwen2s whose output table is not their input table, in transformers' words.
+FULL = {
+    "vocab_size": QWEN_1_8B["vocabulary"], "hidden_size": QWEN_1_8B["hidden"], "num_hidden_layers": QWEN_1_8B["layers"],
+    "num_attention_heads": 16, "num_key_value_heads": 16, "intermediate_size": QWEN_1_8B["mlp"],
+}  # fmt: skip
+_SLICE_ROWS = round(FULL["vocab_size"] * SLICE_LAYERS / FULL["num_hidden_layers"])
 SHAPES: dict[Backbone, dict[str, int]] = {
-    "tiny": {name: ARCHITECTURES["tiny"][field] for name, field in _TINY.items()} | {"vocabulary": VOCABULARY},
-    "slice": FULL | {"layers": SLICE_LAYERS, "vocabulary": round(FULL["vocabulary"] * SLICE_LAYERS / FULL["layers"])},
+    "tiny": ARCHITECTURES["tiny"] | {"vocab_size": VOCABULARY},
+    "slice": FULL | {"num_hidden_layers": SLICE_LAYERS, "vocab_size": _SLICE_ROWS},
     "full": FULL,
 }
 
@@ -72,7 +73,7 @@ def random_llm(backbone: Backbone, texts: Iterable[str], vocabulary: str = "") -
     Raises:
         FileNotFoundError, ValueError: `vocabulary` is not there, or not what was published.
     """
-    from transformers import Qwen2ForCausalLM
+    from transformers import AutoModelForCausalLM, Qwen2Config
 
     from cmpta_lib.llm import qwen_v1
 
@@ -82,19 +83,12 @@ def random_llm(backbone: Backbone, texts: Iterable[str], vocabulary: str = "") -
         if not vocabulary:
             qwen_v1.write_vocabulary(path, texts)
         tokenizer = qwen_v1.load_tokenizer(path)
-    folded = FoldedTokenizer(tokenizer, size["vocabulary"], tokenizer.convert_tokens_to_ids(qwen_v1.SPECIAL_TOKENS[0]))
-    published = {"vocab_size": size["vocabulary"], "hidden_size": size["hidden"], "num_hidden_layers": size["layers"]}
-    published |= {"num_attention_heads": size["heads"], "intermediate_size": 2 * size["mlp"], "seq_length": POSITIONS}
-    config = qwen_v1.config_of(published | {"layer_norm_epsilon": 1e-6, "rotary_emb_base": 10_000})
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    usual = torch.get_default_dtype()
+    folded = FoldedTokenizer(tokenizer, size["vocab_size"], tokenizer.convert_tokens_to_ids(qwen_v1.SPECIAL_TOKENS[0]))
+    config = Qwen2Config(**size, max_position_embeddings=POSITIONS, tie_word_embeddings=False)
+    device, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
     torch.manual_seed(_SEED)
-    try:
-        torch.set_default_dtype(torch.bfloat16 if device.type == "cuda" else torch.float32)
-        with device:
-            model = Qwen2ForCausalLM(config)
-    finally:
-        torch.set_default_dtype(usual)
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     model.generation_config.eos_token_id = None  # noise never says that it has ended
     return FrozenLLM(model, folded, "random", f"{backbone}, random weights")
 
@@ -107,7 +101,7 @@ def corpus(options: Options) -> Corpus:
     published = TABLE1[CORPORA[options.corpus]]
     wanted = {
         "train": min(published.train, options.batches * options.batch_size),
-        "valid": min(published.valid, 4 * options.answers * options.answered),
+        "valid": min(published.valid, options.answers * options.answered),
         "test": 1,
     }
     splits = {name: _split(name, max(size, synthetic_files.MIN_CLIPS), options) for name, size in wanted.items()}

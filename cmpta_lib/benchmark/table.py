@@ -15,17 +15,7 @@ import pandas as pd
 import torch
 
 from cmpta_lib import files
-from cmpta_lib.benchmark.contest import (
-    ANCESTOR,
-    CONTENDERS,
-    OURS,
-    PARTS,
-    REFERENCE,
-    Contest,
-    Times,
-    peak_apart,
-    peaks_here,
-)  # fmt: skip
+from cmpta_lib.benchmark.contest import ANCESTOR, CONTENDERS, OURS, PARTS, REFERENCE, Contest, Times, peak, peaks_apart
 from cmpta_lib.benchmark.options import BACKBONES, CORPORA, DEFAULT_DIM, Options
 from cmpta_lib.runs import provenance
 
@@ -53,11 +43,14 @@ COMMANDS = {
     "full": "python -m cmpta_lib.benchmark.gpu OUT --vocabulary qwen.tiktoken",
 }
 _WHAT = {"tiny": "The embedded LLM's size", "slice": "Four layers of Qwen-1.8B's width", "full": "Qwen-1.8B's shape"}
+Row = dict[str, Any]
 Stored = Mapping[str, Mapping[str, Any]]  # name -> about and rows, as `store` wrote them
 
 
 def run(options: argparse.Namespace) -> int:
     """What the command does; returns the exit code."""
+    from cmpta_lib.figures import style  # not above: a GPU's machine need not have matplotlib
+
     if options.publish:
         print(publish())
         return 0
@@ -68,8 +61,7 @@ def run(options: argparse.Namespace) -> int:
     rows, made = measure([Options(**given | {"corpus": key}) for key in options.corpora], with_memory=options.memory)
     print(screen(rows, made), flush=True)
     folder, name = files.figures_folder() / FOLDER, f"{options.backbone}-batch{options.batch_size}-dim{given['dim']}"
-    paths = store(folder, name, rows, made)
-    paths += save(costs(rows, title(rows, made)), folder / name)
+    paths = store(folder, name, rows, made) + style.save_figure(costs(rows, title(rows, made)), folder, name)
     print("in full: " + ", ".join(map(str, paths)))
     return 0
 
@@ -82,74 +74,57 @@ def quick(smoke: bool = False) -> list[Options]:
     return [replace(few, corpus=key) for key in CORPORA]
 
 
-def measure(asked: Sequence[Options], with_memory: bool = True) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def measure(asked: Sequence[Options], with_memory: bool = True) -> tuple[list[Row], dict[str, Any]]:
     """A `row` for each, and where and when it was measured.
 
     Peak memory is exact within one process on a GPU only; on a CPU each contender has one of its own.
     """
-    rows = []
+    rows, in_gpu = [], torch.cuda.is_available()
     for one in asked:
-        in_gpu, peaks = torch.cuda.is_available(), None
-        if with_memory and not in_gpu:
-            peaks = {name: peak_apart(one, name) for name in CONTENDERS}
+        peaks = peaks_apart(one) if with_memory and not in_gpu else None
         contest = Contest(one)
         times = contest.run()
-        rows.append(row(one, times, peaks_here(contest) if with_memory and in_gpu else peaks))
+        if with_memory and in_gpu:
+            peaks = {name: peak(contest, name) for name in CONTENDERS}
+        rows.append(row(one, times, peaks))
     return rows, about(asked)
 
 
-def screen(rows: Sequence[dict[str, Any]], made: dict[str, Any]) -> str:
-    """The table as it is printed, and what it stands on."""
-    lines = [shown(rows).to_string(index=False), ""]
-    for one in rows:
-        parts = ", ".join(f"{name} {one[f'share {name}']:.0%}" for name in PARTS)
-        lines.append(f"{one['corpus']}: {parts}")
-    return "\n".join([*lines, title(rows, made)])
-
-
-def row(options: Options, times: Times, peaks: Mapping[str, Mapping[str, float]] | None = None) -> dict[str, Any]:
+def row(options: Options, times: Times, peaks: Mapping[str, Mapping[str, float]] | None = None) -> Row:
     """One line: settings, medians with interquartile ranges, ratios, shares, memory.
 
-    Times are milliseconds, of a step or a clip; medians over the timed steps. Answers are means over the timed evaluation
-    batches, which are few and of different lengths. Of the matrix products' peak, the bare LLM and the LLM's part of a step
-    reach what their own products with the LLM's weights make of their own time. `memory_over_ancestor` compares what the
-    steps take above what was loaded, `peak_over_ancestor` all of it. Columns of the bare LLM are named "floor".
+    Times are milliseconds: medians over the timed steps, and the mean of an answer. What the bare LLM and the LLM's part of
+    a step reach of the matrix products' peak is said of all products of the bare LLM: those that ours leaves out count as
+    done. `memory_over_ancestor` compares what the steps take above what was loaded, `peak_over_ancestor` all of it. Columns
+    of the bare LLM are named "floor".
     """
     steps, parts = times.steps, times.parts[list(PARTS)].sum()
-    median, iqr = steps.median(), steps.quantile(0.75) - steps.quantile(0.25)
-    answer, answer_iqr = times.answers.mean(), times.answers.quantile(0.75) - times.answers.quantile(0.25)
-    found: dict[str, Any] = {
+    found: Row = {
         "corpus": CORPORA[options.corpus], "backbone": options.backbone, "batch": options.batch_size, "dim": options.dim,
-        "steps": len(steps), "tokens": round(median["tokens"]), "frames": round(median["frames"]),
+        "steps": len(steps), "tokens": round(steps["tokens"].median()), "frames": round(steps["frames"].median()),
     }  # fmt: skip
-    for name, prefix in ((OURS, "step"), (REFERENCE, "floor"), (ANCESTOR, "ancestor_step")):
-        found |= {f"{prefix}_ms": median[name], f"{prefix}_iqr_ms": iqr[name]}
+    for name, contender in (("step", OURS), ("floor", REFERENCE), ("ancestor_step", ANCESTOR)):
+        low, middle, high = steps[contender].quantile([0.25, 0.5, 0.75])
+        found |= {f"{name}_ms": middle, f"{name}_iqr_ms": high - low}
+    found |= {"answer_ms": times.answers[OURS], "ancestor_answer_ms": times.answers[ANCESTOR]}
+    operations, llm_ms = 1000 * steps["operations"].sum(), parts["LLM forward"] + parts["LLM backward"]
     found |= {
-        "step_over_floor": median[OURS] / median[REFERENCE],
-        "ancestor_over_step": median[ANCESTOR] / median[OURS],
-    }
-    for name, prefix in ((OURS, "answer"), (ANCESTOR, "ancestor_answer")):
-        found |= {f"{prefix}_ms": answer[name], f"{prefix}_iqr_ms": answer_iqr[name]}
-    found |= {
-        "ancestor_over_answer": answer[ANCESTOR] / answer[OURS],
+        "step_over_floor": found["step_ms"] / found["floor_ms"],
+        "ancestor_over_step": found["ancestor_step_ms"] / found["step_ms"],
+        "ancestor_over_answer": found["ancestor_answer_ms"] / found["answer_ms"],
         "tokens_per_second": 1000 * steps["tokens"].sum() / steps[OURS].sum(),
-    }
-    found |= {f"share {part}": parts[part] / parts.sum() for part in PARTS}
-    rate = 1000 * steps["operations"].sum() / steps[REFERENCE].sum()
-    llm_rate = 1000 * times.parts["operations"].sum() / parts[["LLM forward", "LLM backward", "head and loss"]].sum()
-    found |= {
+        **{f"share {part}": parts[part] / parts.sum() for part in PARTS},
         "matmul_peak_tflops": times.peak_rate / 1e12,
-        "floor_of_matmul_peak": rate / times.peak_rate,
-        "llm_part_of_matmul_peak": llm_rate / times.peak_rate,
+        "floor_of_matmul_peak": operations / steps[REFERENCE].sum() / times.peak_rate,
+        "llm_part_of_matmul_peak": operations / llm_ms / times.peak_rate,
     }
-    for name, one in (peaks or {}).items():
-        found |= {f"{name}_peak_gb": one["peak"], f"{name}_growth_gb": one["growth"]}
     if peaks:
-        ours, theirs = peaks[OURS], peaks[ANCESTOR]
-        if theirs["growth"]:  # a small backbone's steps may fit into what is held anyway
-            found["memory_over_ancestor"] = ours["growth"] / theirs["growth"]
-        found["peak_over_ancestor"] = ours["peak"] / theirs["peak"]
-    return {name: value.item() if hasattr(value, "item") else value for name, value in found.items()}
+        for name, measured in peaks.items():
+            found |= {f"{name}_peak_gb": measured["peak"], f"{name}_growth_gb": measured["growth"]}
+        if peaks[ANCESTOR]["growth"]:  # a small backbone's steps may fit into what is held anyway
+            found["memory_over_ancestor"] = peaks[OURS]["growth"] / peaks[ANCESTOR]["growth"]
+        found["peak_over_ancestor"] = peaks[OURS]["peak"] / peaks[ANCESTOR]["peak"]
+    return found
 
 
 def about(asked: Sequence[Options]) -> dict[str, Any]:
@@ -175,12 +150,20 @@ def shown(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     return table.map(lambda value: digits[abs(value) < 100](value) if isinstance(value, float) else value)
 
 
-def store(folder: Path, name: str, rows: Sequence[Mapping[str, Any]], made: Mapping[str, Any]) -> list[Path]:
+def screen(rows: Sequence[Mapping[str, Any]], made: Mapping[str, Any]) -> str:
+    """The table as it is printed, where a step's time goes, and what it stands on."""
+    lines = [shown(rows).to_string(index=False), ""]
+    for one in rows:
+        lines.append(f"{one['corpus']}: " + ", ".join(f"{part} {one[f'share {part}']:.0%}" for part in PARTS))
+    return "\n".join([*lines, title(rows, made)])
+
+
+def store(folder: Path, name: str, rows: Sequence[Row], made: Mapping[str, Any]) -> list[Path]:
     """Write `name`.json and `name`.csv; what was there before is replaced."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}.json", folder / f"{name}.csv"]
     with files.writing(folder):
-        files.write_text(paths[0], json.dumps({"about": made, "rows": list(rows)}, indent=1, ensure_ascii=False) + "\n")
+        files.write_text(paths[0], json.dumps({"about": made, "rows": rows}, indent=1, ensure_ascii=False) + "\n")
         files.write_text(paths[1], pd.DataFrame(rows).to_csv(index=False))
     return paths
 
@@ -209,16 +192,14 @@ def workers() -> pd.DataFrame:
 
 def overview(measured: Stored) -> pd.DataFrame:
     """Every measurement, and for each backbone without one the command that makes it."""
-    parts = []
+    parts, missing = [], dict(COMMANDS)
     for one in measured.values():
-        part = shown(one["rows"])
-        part.insert(0, "backbone", [row["backbone"] for row in one["rows"]])
-        part.insert(1, "batch", [row["batch"] for row in one["rows"]])
-        part["measured"] = f"{one['about']['date']}, {one['about']['commit']}"  # where, the figures say
-        parts.append(part.astype(object))
-    there = {row["backbone"] for one in measured.values() for row in one["rows"]}
-    missing = [{"backbone": name, "measured": f"not yet: {said}"} for name, said in COMMANDS.items() if name not in there]
-    whole = pd.concat([*parts, pd.DataFrame(missing, dtype=object)], ignore_index=True)
+        rows = pd.DataFrame(one["rows"])[["backbone", "batch"]]
+        when = f"{one['about']['date']}, {one['about']['commit']}"  # where, the figures say
+        parts.append(rows.join(shown(one["rows"])).assign(measured=when).astype(object))
+        missing = {name: said for name, said in missing.items() if name not in set(rows["backbone"])}
+    wanted = [{"backbone": name, "measured": f"not yet: {said}"} for name, said in missing.items()]
+    whole = pd.concat([*parts, pd.DataFrame(wanted, dtype=object)], ignore_index=True)
     return whole.where(whole.notna(), "—")
 
 
@@ -232,37 +213,29 @@ def figures(measured: Stored) -> Iterator[PageFigure]:
 
 def costs(rows: Sequence[Mapping[str, Any]], where: str) -> PageFigure:
     """Steps and answers of each contender, and the shares of a step."""
-    from cmpta_lib.figures import style  # matplotlib, which a GPU's machine need not have
+    from cmpta_lib.figures import style
 
-    colours = {"bare LLM": style.SKY, "CMPTA": style.BLUE, "MSE-Adapter's way": style.VERMILLION}
-    names = dict(zip(("floor", "step", "ancestor_step"), colours, strict=True))
-    names |= {"answer": names["step"], "ancestor_answer": names["ancestor_step"]}
+    looks = {"bare LLM": style.SKY, "CMPTA": style.BLUE, "MSE-Adapter's way": style.VERMILLION}
+    bars = {"ms per step": ("floor", "step", "ancestor_step"), "ms per answer": ("", "answer", "ancestor_answer")}
     table = pd.DataFrame(rows).set_index("corpus").rename_axis(None)
     with style.figure_style():
-        figure = style.new_figure(style.DOUBLE_COLUMN_IN, 2.8, title="What a step and an answer cost", footer=where)
-        *bars, parts = figure.subplots(1, 3)
-        for axes, shown in zip(bars, (("floor", "step", "ancestor_step"), ("answer", "ancestor_answer")), strict=True):
-            heights = table[[f"{one}_ms" for one in shown]].set_axis([names[one] for one in shown], axis=1)
-            spread = table[[f"{one}_iqr_ms" for one in shown]].set_axis(heights.columns, axis=1) / 2
-            heights.plot.bar(ax=axes, yerr=spread, color=colours, width=0.8, rot=0, error_kw={"lw": 0.6})
-            axes.set_ylabel("ms per answer" if "answer" in shown else "ms per step")
+        drawn = "Milliseconds of a training step and of an answer, with interquartile ranges, and where a step's time goes."
+        named = {"title": "What a step and an answer cost", "footer": where, "drawn": drawn}
+        figure = style.new_figure(style.DOUBLE_COLUMN_IN, 2.8, **named)
+        *places, parts = figure.subplots(1, 3)
+        for axes, (label, columns) in zip(places, bars.items(), strict=True):
+            named = {column: name for column, name in zip(columns, looks, strict=True) if column}
+            heights = table[[f"{column}_ms" for column in named]].set_axis(list(named.values()), axis=1)
+            spread = table.reindex(columns=[f"{column}_iqr_ms" for column in named]).set_axis(heights.columns, axis=1) / 2
+            heights.plot.bar(ax=axes, yerr=spread, color=looks, width=0.8, rot=0, error_kw={"lw": 0.6}, ylabel=label)
             axes.legend(loc="upper center", bbox_to_anchor=(0.45, -0.12), handlelength=1)
-        shares = 100 * table[[f"share {part}" for part in PARTS]].set_axis(PARTS, axis=1)
-        shares.plot.barh(stacked=True, ax=parts, width=0.6, xlabel="% of a step")
+        shares = 100 * table.filter(like="share ").dropna(axis=1, how="all")
+        shares.rename(columns=lambda name: name.removeprefix("share ")).plot.barh(
+            stacked=True, ax=parts, width=0.6, xlabel="% of a step"
+        )
         parts.invert_yaxis()
         parts.legend(loc="upper center", bbox_to_anchor=(0.45, -0.25), ncols=2, handlelength=1, columnspacing=1)
     return figure
-
-
-def save(figure: PageFigure, stem: Path) -> list[Path]:
-    """Write stem.png and stem.svg."""
-    from cmpta_lib.figures.style import figure_style
-
-    paths = [stem.with_name(f"{stem.name}.{kind}") for kind in ("png", "svg")]
-    with figure_style():
-        figure.savefig(paths[0], dpi=200)
-        figure.savefig(paths[1], metadata={"Date": None})
-    return paths
 
 
 def publish(root: Path = files.ROOT) -> str:
@@ -273,7 +246,7 @@ def publish(root: Path = files.ROOT) -> str:
         ValueError: the README has no place for them.
     """
     source, target = files.figures_folder() / FOLDER, root / "figures" / files.PUBLISHED / FOLDER
-    if not any(source.glob("*.json")):
+    if not stored(source):
         raise FileNotFoundError(f"{source}: no measurement is stored there; call `cmpta benchmark` first")
     files.split(root / "README.md", SPEED)  # before anything is copied
     with files.writing(target):
@@ -284,15 +257,14 @@ def publish(root: Path = files.ROOT) -> str:
 
 def in_readme(measured: Stored) -> str:
     """The largest backbone's rows at the smallest batch, as Markdown, and what they were measured on."""
-    if not measured:
-        return "Not measured: `cmpta benchmark --backbone slice`."
     chosen = max(measured.values(), key=lambda one: (BACKBONES.index(one["rows"][0]["backbone"]), len(one["rows"])))
     batch, about = min(row["batch"] for row in chosen["rows"]), chosen["about"]
-    lines = ["||step|bare LLM|MSE-Adapter's way|answer per clip|its `generate`|peak memory|", "|-|-|-|-|-|-|-|"]
+    what = f"{_WHAT[chosen['rows'][0]['backbone']]}, random weights, batch {batch}, D {chosen['rows'][0]['dim']}"
+    lines = [f"{what}; {about['hardware']}, {about['threads']} threads, {about['date']}:", ""]
+    lines += ["||step|bare LLM|MSE-Adapter's way|answer per clip|its `generate`|peak memory|", "|-|-|-|-|-|-|-|"]
     for row in (row for row in chosen["rows"] if row["batch"] == batch):
         memory = f"{row['ours_peak_gb']:.1f} GB, its {row['ancestor_peak_gb']:.1f}" if "ours_peak_gb" in row else "—"
         steps = [f"{row[name]:,.0f} ms" for name in ("step_ms", "floor_ms", "ancestor_step_ms")]
         answers = [f"{row[name]:.0f} ms" for name in ("answer_ms", "ancestor_answer_ms")]
         lines.append(f"|{'|'.join([row['corpus'], *steps, *answers, memory])}|")
-    what = f"{_WHAT[chosen['rows'][0]['backbone']]}, random weights, batch {batch}, D {chosen['rows'][0]['dim']}"
-    return "\n".join([f"{what}; {about['hardware']}, {about['threads']} threads, {about['date']}:", "", *lines])
+    return "\n".join(lines)

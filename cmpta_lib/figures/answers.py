@@ -8,19 +8,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 
 from cmpta_lib.figures import style
-from cmpta_lib.figures.attention import AttentionPanel, attention_size, draw_attention, what_is_drawn
+from cmpta_lib.figures.attention import AttentionPanel, clip_page
 from cmpta_lib.figures.style import figure_style, fit_line, new_figure, printable, text_width_in, wrap
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINES = ("-", "--", ":")  # the colours begin again at the eighth method: another dash then
-WIDEST_IN = 1.28  # a label in the key of which two fit side by side
 
 
 def reliability(confidence: np.ndarray, correct: np.ndarray, bins: int = 10) -> pd.DataFrame:
@@ -33,15 +29,15 @@ def reliability(confidence: np.ndarray, correct: np.ndarray, bins: int = 10) -> 
         confidence: (N,) in [0, 1], the probability of the chosen answer.
         correct: (N,) bool.
     Raises:
-        ValueError: another shape, no answers, or a confidence outside [0, 1].
+        ValueError: another shape or dtype, no answers, or a confidence outside [0, 1].
     """
     sure, right = np.asarray(confidence, float), np.asarray(correct)
-    if sure.ndim != 1 or sure.shape != right.shape or not len(sure):
-        raise ValueError(f"expected one confidence and one verdict per answer, got shapes {sure.shape} and {right.shape}")
-    if right.dtype != bool:
-        raise ValueError(f"expected bool verdicts (is the answer right?), got {right.dtype}")
-    if not ((sure >= 0) & (sure <= 1)).all():  # NaN as well
-        raise ValueError("a confidence is not in [0, 1]; leave out answers that have none, such as unparsable replies")
+    fit = sure.ndim == 1 and sure.shape == right.shape and sure.size and right.dtype == bool
+    if not fit or not ((sure >= 0) & (sure <= 1)).all():  # NaN is outside as well
+        raise ValueError(
+            f"expected a confidence in [0, 1] and a bool verdict for each answer, got shapes {sure.shape} and {right.shape} of "
+            f"{right.dtype}; leave out answers that have none, such as unparsable replies"
+        )
     answers = pd.DataFrame({"confidence": sure, "correct": right})
     place = (answers["confidence"].rank() - 0.5) / len(answers) * bins  # ties have one rank, the mean of theirs
     found = answers.groupby(np.floor(place + 1e-9).astype(int).rename("bin"))
@@ -67,9 +63,7 @@ def calibration_figure(
     """
     if not answers:
         raise ValueError("no confidences to draw: no method was given")
-    widest = max(text_width_in(f"{printable(name)}, ECE 10.0 %", style.SMALLEST_PT) for name in answers)
-    columns = 1 if widest > WIDEST_IN else 2
-    legend_in = 0.15 * math.ceil((len(answers) + 1) / columns)
+    legend_in = 0.15 * (len(answers) + 1)
     drawn = (
         f"Above: share of right answers by confidence, in {bins} bins of equally many answers, with the expected calibration "
         "error (ECE); on the grey line a method is right as often as it is sure. Below: how often each confidence occurs."
@@ -77,32 +71,31 @@ def calibration_figure(
     figure = new_figure(style.SINGLE_COLUMN_IN, 3.5 + legend_in, title=title, footer=footer, drawn=drawn)
     curves, sure, key = figure.subplots(3, 1, height_ratios=(2, 0.8, legend_in))
     key.axis("off")
-    curves.plot([0, 100], [0, 100], color="0.6", linewidth=0.8, zorder=1)
-    handles = [Line2D([], [], color="0.6", linewidth=0.8, label="as sure as right")]
+    handles = curves.plot([0, 100], [0, 100], color="0.6", linewidth=0.8, zorder=1, label="as sure as right")
     for k, (name, (confidence, correct)) in enumerate(answers.items()):
         try:
             curve = reliability(confidence, correct, bins)
         except ValueError as error:
             raise ValueError(f"'{name}': {error}") from None
-        colour, dashes, marker = f"C{k}", LINES[k // 7 % len(LINES)], MARKERS[k % len(MARKERS)]
-        look = {"color": colour, "linestyle": dashes, "marker": marker, "ms": 3.5, "mew": 0}
+        look: style.Look = {"color": f"C{k}", "linestyle": LINES[k // 7 % len(LINES)]}
         label = f"{printable(name)}, ECE {100 * calibration_error(curve):.1f} %"
-        handles += curves.plot(100 * curve["confidence"], 100 * curve["correct"], label=label, **look)
+        points = {"marker": MARKERS[k % len(MARKERS)], "ms": 3.5, "mew": 0, "label": label}
+        handles += curves.plot(100 * curve["confidence"], 100 * curve["correct"], **look, **points)
         shares, edges = np.histogram(100 * np.asarray(confidence, float), bins=20, range=(0, 100))
-        sure.stairs(100 * shares / len(confidence), edges, color=colour, linestyle=dashes, linewidth=1, baseline=None)
+        sure.stairs(100 * shares / len(confidence), edges, linewidth=1, baseline=None, **look)
     curves.set(ylim=(0, 100), ylabel="right answers (%)")
     sure.set(xlabel="confidence in the answer (%)", ylabel="answers (%)", ylim=(0, None))
     for axes in (curves, sure):
         axes.spines[["top", "right"]].set_visible(False)
         axes.set(xlim=(0, 100), xticks=range(0, 101, 20))
     curves.tick_params(labelbottom=False)
-    key.legend(handles=handles, loc="center", ncol=columns, columnspacing=1, handlelength=1.8, borderaxespad=0)
+    key.legend(handles=handles, loc="center", handlelength=1.8, borderaxespad=0)
     return figure
 
 
 CELL_IN, LARGEST_CELL_IN = 0.21, 0.3  # "100" in the smallest type takes 0.19
-MOST_COLUMNS, SMALLEST_MAP_IN = 4, 1.2
-GAP_IN, TITLE_IN, LINE_IN, AXIS_IN = 0.15, 0.27, 0.13, 0.3  # between maps, above each, more lines there, an axis's name
+SMALLEST_MAP_IN, MOST_COLUMNS = 1.2, 4
+GAP_IN, TITLE_IN = 0.15, 0.4  # between maps, and for two lines above each
 
 
 @figure_style()
@@ -128,28 +121,25 @@ def confusion_figure(
         if share.shape != (len(labels), len(labels)):
             raise ValueError(f"'{name}': expected a map of {len(labels)} x {len(labels)} classes, got {share.shape}")
     names = [printable(label) for label in labels]
-    label_in = max(text_width_in(name, style.SMALLEST_PT) for name in names)
-    room_in = style.DOUBLE_COLUMN_IN - label_in - AXIS_IN
+    names_in = max(text_width_in(name, style.SMALLEST_PT) for name in names) + 0.3  # with the name of the axis
+    room_in = style.DOUBLE_COLUMN_IN - names_in
     columns = min(max(int(room_in / (CELL_IN * len(labels) + GAP_IN)), 1), MOST_COLUMNS, len(shares))
     map_in = min(room_in / columns - GAP_IN, max(LARGEST_CELL_IN * len(labels), SMALLEST_MAP_IN))
     rows = math.ceil(len(shares) / columns)
-    named = 1 if len(shares) % columns == 0 or rows == 1 else 2  # rows with answers named below them
-    titles = ["\n".join(fit_line(line, map_in) for line in wrap(name, map_in, 8).split("\n")) for name in shares]
-    more_lines = sum(max(title.count("\n") for title in titles[row * columns :][:columns]) for row in range(rows))
-    height = rows * (map_in + TITLE_IN) + LINE_IN * more_lines + named * (label_in + AXIS_IN)
     drawn = f"Of the clips of each true {noun} (row), how many per cent get each answer (column), one map per method."
+    height = rows * (map_in + TITLE_IN) + names_in * (1 if len(shares) % columns == 0 else 2)  # answers are named below maps
     figure = new_figure(style.DOUBLE_COLUMN_IN, height, title=title, footer=footer, drawn=drawn)
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for axes in grid.flat[len(shares) :]:
+    grid = figure.subplots(rows, columns, squeeze=False).flat
+    for axes in grid[len(shares) :]:
         axes.set_visible(False)
-    for place, (share, axes) in enumerate(zip(shares.values(), grid.flat, strict=False)):
+    for place, (name, share) in enumerate(shares.items()):
+        axes, is_left, is_lowest = grid[place], place % columns == 0, place + columns >= len(shares)
         percent = np.round(100 * share).astype(int) if map_in / len(labels) >= CELL_IN else None  # else not legible
-        is_left, is_lowest = place % columns == 0, place + columns >= len(shares)
         sns.heatmap(
             share, ax=axes, vmin=0, vmax=1, cmap="Blues", cbar=False, square=True, annot=percent, fmt="d",
             annot_kws={"size": style.SMALLEST_PT}, xticklabels=names, yticklabels=names,
         )  # fmt: skip
-        axes.set_title(titles[place], parse_math=False)
+        axes.set_title("\n".join(fit_line(line, map_in) for line in wrap(name, map_in, 8).split("\n")), parse_math=False)
         axes.tick_params(length=0)
         axes.tick_params(axis="x", rotation=90, labelbottom=is_lowest)
         axes.tick_params(axis="y", rotation=0, labelleft=is_left)
@@ -159,7 +149,6 @@ def confusion_figure(
 
 MAX_BARS = 22  # half a page wide: the 21 scores of one decimal, or as many classes
 LONG_NAME = 4  # characters; longer names stand upright below their bars
-_BARS_IN, _LINE_IN = 1.75, 0.165
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,35 +191,25 @@ def clip_figure(
     """
     if not answers:
         raise ValueError("no answers to draw: no method was given")
-    maps_in, heights = attention_size(panels)[1:] if panels else (0.0, (0.0, 0.0))
-    quote = wrap(f"“{text}”  label: {label}", style.DOUBLE_COLUMN_IN - 0.3, style.TITLE_PT)
-    quote_in = _LINE_IN * (quote.count("\n") + 1) + 0.06
-    drawn = "Above, the probability of each answer: the answer in blue, the label under the red mark. "
-    drawn += what_is_drawn(panels) if panels else ""
-    figure = new_figure(style.DOUBLE_COLUMN_IN, quote_in + _BARS_IN + maps_in, title=title, footer=footer, drawn=drawn.strip())
-    sizes = (quote_in, _BARS_IN, maps_in) if panels else (quote_in, _BARS_IN)
-    parts = figure.add_gridspec(len(sizes), 1, height_ratios=sizes)
-    words = figure.add_subplot(parts[0])
-    words.axis("off")
-    words.text(0.5, 1, quote, ha="center", va="top", size=style.TITLE_PT, parse_math=False, transform=words.transAxes)
-    bars = parts[1].subgridspec(1, len(answers))
-    for place, (name, answer) in enumerate(answers.items()):
-        axes = figure.add_subplot(bars[place])
+    drawn = "Above, the probability of each answer: the answer in blue, the label under the red mark."
+    figure, place = clip_page(f"“{text}”  label: {label}", 1.75, panels, drawn, title=title, footer=footer)
+    bars = place.subgridspec(1, len(answers))
+    for column, (name, answer) in enumerate(answers.items()):
+        axes = figure.add_subplot(bars[column])
         _draw_bars(axes, name, answer)
-        axes.set_ylabel("" if place else "probability (%)")
-    if panels:
-        draw_attention(figure, parts[2], panels, heights)
+        axes.set_ylabel("" if column else "probability (%)")
     return figure
 
 
 def _draw_bars(axes: Axes, name: str, answer: ClipAnswer) -> None:
     shown = _likeliest(answer)
     percent = 100 * np.asarray(answer.probabilities, float)[shown]
-    colours = [style.BLUE if place == answer.chosen else "0.75" for place in shown]
-    axes.bar(range(len(shown)), percent, color=colours, width=0.8)
-    top = max(percent.max(), 1e-6)
-    at_label = shown.index(answer.truth)
-    axes.plot(at_label, percent[at_label] + 0.07 * top, marker="v", color=style.VERMILLION, ms=4, mew=0, gid="label")
+    bars = axes.bar(range(len(shown)), percent, color="0.75", width=0.8)
+    if answer.chosen is not None:
+        bars[shown.index(answer.chosen)].set(color=style.BLUE, label="answer")
+    top, at_label = max(percent.max(), 1e-6), shown.index(answer.truth)
+    mark: style.Look = {"linestyle": "", "marker": "v", "color": style.VERMILLION, "ms": 4, "mew": 0}
+    axes.plot(at_label, percent[at_label] + 0.07 * top, label="label", gid="label", **mark)
     names = [printable(answer.names[place]) for place in shown]
     upright = len(names) > 10 or max(map(len, names)) > LONG_NAME
     axes.set_xticks(range(len(shown)), names, rotation=90 if upright else 0, parse_math=False)
@@ -238,9 +217,7 @@ def _draw_bars(axes: Axes, name: str, answer: ClipAnswer) -> None:
     axes.set(ylim=(0, 1.2 * top), xlim=(-0.7, len(shown) - 0.3))
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_title(f"{printable(name)}: {printable(answer.text)}", parse_math=False)
-    handles: list[Artist] = [Patch(color=style.BLUE, label="answer")] if answer.chosen is not None else []
-    handles.append(Line2D([], [], linestyle="", marker="v", color=style.VERMILLION, ms=4, mew=0, label="label"))
-    axes.legend(handles=handles, loc="best", borderaxespad=0.1, handlelength=1)
+    axes.legend(loc="best", borderaxespad=0.1, handlelength=1)
 
 
 def _likeliest(answer: ClipAnswer) -> list[int]:

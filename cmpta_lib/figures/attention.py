@@ -13,15 +13,19 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.gridspec import SubplotSpec
 from matplotlib.lines import Line2D
-from matplotlib.patches import FancyBboxPatch, Patch, Rectangle
 
 from cmpta_lib.figures import style
 from cmpta_lib.figures.style import Look, figure_style, new_figure, printable, wrap
 
 MODALITY_MAPS = {"vision": "Blues", "audio": "Oranges"}  # white = no attention, so both also work in grey
-PADDING: Look = {"facecolor": "0.94", "edgecolor": "0.65", "hatch": "////", "linewidth": 0.0}
-CUE_OUTLINE: Look = {"edgecolor": "black", "linestyle": (0, (3, 1.5)), "linewidth": 1.0}
+PADDING: Look = {"facecolor": "0.94", "edgecolor": "0.65", "hatch": "////", "linewidth": 0, "label": "padding", "gid": "padding"}
+CUE: Look = {"edgecolor": "black", "linestyle": (0, (3, 1.5)), "linewidth": 1.0, "label": "true cue window", "gid": "cue"}
 MAX_CELLS = 400  # across a heatmap half a page wide: two printed dots per cell
+CURVE_IN, AROUND_IN, KEY_IN = 0.65, 0.95, 0.25  # heights: of a mean, of titles and axes' names around a map, of the key
+MAPS_SHOW = (
+    "How much each text token (row) attends to each frame (column), in per cent of the row; above, the mean over the text "
+    "tokens, dotted where attention would be uniform. Hatched: padding. Dashed frame: the true cue, where it is known."
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,36 +51,32 @@ class AttentionPanel:
     cue_window: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
-        if self.modality not in MODALITY_MAPS:
-            raise ValueError(f"modality must be one of {', '.join(MODALITY_MAPS)}, got {self.modality!r}")
         shape = np.shape(self.weights)
-        if len(shape) != 2 or 0 in shape:
-            raise ValueError(f"{self.modality}: weights must be (text tokens, frames) and not empty, got shape {shape}")
-        if len(self.query_labels) != shape[0]:
-            raise ValueError(f"{self.modality}: {shape[0]} rows of weights but {len(self.query_labels)} query labels")
-        sums = np.asarray(self.weights, np.float64).sum(1)
-        if np.min(self.weights) < 0 or not np.allclose(sums, 1, atol=1e-2):  # 1e-2: weights may have been bfloat16
-            raise ValueError(
-                f"{self.modality}: weights must be >= 0 and rows sum to 1, not {sums.min():.3g} to {sums.max():.3g}"
-            )
-        if self.padded_length < shape[1]:
-            raise ValueError(f"{self.modality}: padded_length={self.padded_length} is below the {shape[1]} real frames")
-        if self.hop_ms is not None and self.hop_ms <= 0:
-            raise ValueError(f"{self.modality}: hop_ms={self.hop_ms} must be positive")
-        if self.cue_window is not None and not 0 <= self.cue_window[0] < self.cue_window[1] <= shape[1]:
-            raise ValueError(f"{self.modality}: cue_window={self.cue_window} is not inside the {shape[1]} real frames")
-
-    @property
-    def is_padded(self) -> bool:
-        return self.padded_length > np.shape(self.weights)[1]
+        if self.modality not in MODALITY_MAPS or len(shape) != 2 or 0 in shape:
+            wanted = f"of {' or '.join(MODALITY_MAPS)}, (text tokens, frames) and not empty"
+            raise ValueError(f"weights must be {wanted}, got shape {shape} of {self.modality!r}")
+        (queries, frames), sums = shape, np.asarray(self.weights, np.float64).sum(1)
+        start, stop = self.cue_window or (0, frames)
+        are_shares = np.min(self.weights) >= 0 and np.allclose(sums, 1, atol=1e-2)  # they may have been bfloat16
+        rules = {
+            f"{queries} rows of weights but {len(self.query_labels)} query labels": len(self.query_labels) == queries,
+            f"weights must be >= 0 and rows sum to 1, not {sums.min():.3g} to {sums.max():.3g}": are_shares,
+            f"padded_length={self.padded_length} is below the {frames} real frames": self.padded_length >= frames,
+            f"hop_ms={self.hop_ms} must be positive": self.hop_ms is None or self.hop_ms > 0,
+            f"cue_window={self.cue_window} is not inside the {frames} real frames": 0 <= start < stop <= frames,
+        }
+        if broken := [text for text, holds in rules.items() if not holds]:
+            raise ValueError(f"{self.modality}: {broken[0]}")
 
 
 @figure_style()
 def attention_figure(panels: Sequence[AttentionPanel], *, title: str = "", footer: str = "") -> Figure:
     """Figures 3 and 4: one heatmap per panel with its mean over the text tokens above, two panels to a row."""
-    width, height, heights = attention_size(panels)
-    figure = new_figure(width, height, title=title, footer=footer, drawn=what_is_drawn(panels))
-    draw_attention(figure, figure.add_gridspec(1, 1)[0], panels, heights)
+    if not panels:
+        raise ValueError("no attention panels to draw")
+    width = style.SINGLE_COLUMN_IN if len(panels) == 1 else style.DOUBLE_COLUMN_IN
+    figure = new_figure(width, sum(_heights(panels)), title=title, footer=footer, drawn=MAPS_SHOW)
+    _draw_maps(figure, figure.add_gridspec(1, 1)[0], panels)
     return figure
 
 
@@ -89,32 +89,17 @@ def case_study_figure(
 
     An answer equal to the label gets a tick, another a cross; a number that differs says by how much instead.
     """
-    width, height, heights = attention_size(panels)
-    quote = wrap(f"“{text}”", width - 0.3, style.TITLE_PT)
-    quote_in, boxes_in = 0.165 * (quote.count("\n") + 1) + 0.06, 0.5
-    drawn = f"One clip's text, its true label and the answers without and with pseudo tokens. {what_is_drawn(panels)}"
-    figure = new_figure(width, height + quote_in + boxes_in, title=title, footer=footer, drawn=drawn)
-    parts = figure.add_gridspec(2, 1, height_ratios=(quote_in + boxes_in, height))
-    axes = figure.add_subplot(parts[0])
-    axes.set(xlim=(0, width), ylim=(0, quote_in + boxes_in))
+    drawn = "One clip's text, its true label and the answers without and with pseudo tokens."
+    figure, place = clip_page(f"“{text}”", 0.32, panels, drawn, title=title, footer=footer)
+    axes = figure.add_subplot(place)
     axes.axis("off")
-    axes.text(width / 2, quote_in + boxes_in, quote, ha="center", va="top", size=style.TITLE_PT, parse_math=False)
-    answers = (("true label", true_label), ("text only", text_only_answer), ("CMPTA", cmpta_answer))
-    for k, (name, answer) in enumerate(answers):
+    answers = {"true label": true_label, "text only": text_only_answer, "CMPTA": cmpta_answer}
+    for k, (name, answer) in enumerate(answers.items()):
         mark, colour = _verdict(answer, true_label) if k else ("", "0.3")
-        _draw_answer(axes, k * width / 3, width / 3, name, f"{printable(answer)}  {mark}".rstrip(), colour)
-    draw_attention(figure, parts[1], panels, heights)
+        look: Look = {"boxstyle": "round,pad=0.4", "facecolor": "white", "edgecolor": colour, "linewidth": 1.2}
+        said = f"{name}: {printable(answer)}  {mark}".rstrip()
+        axes.text((k + 0.5) / 3, 0.5, said, ha="center", va="center", size=style.TITLE_PT, parse_math=False, bbox=look)
     return figure
-
-
-def what_is_drawn(panels: Sequence[AttentionPanel]) -> str:
-    """What a reader of the maps must know, for a caption."""
-    said = (
-        "How much each text token (row) attends to each frame (column), in per cent of the row; above, the mean over the text "
-        "tokens, dotted where attention would be uniform."
-    )
-    said += " Hatched: padding." * any(p.is_padded for p in panels)
-    return said + " Dashed frame: the true cue." * any(p.cue_window for p in panels)
 
 
 def _verdict(answer: str, true_label: str) -> tuple[str, str]:
@@ -126,61 +111,64 @@ def _verdict(answer: str, true_label: str) -> tuple[str, str]:
         return "✗", style.VERMILLION
 
 
-def _draw_answer(axes: Axes, left: float, width: float, name: str, answer: str, colour: str) -> None:
-    """A box 0.44 inches tall, in axes that measure inches."""
-    look: dict[str, Any] = {"boxstyle": "round,pad=0,rounding_size=0.05", "fc": "white", "ec": colour, "lw": 1.2}
-    axes.add_patch(FancyBboxPatch((left + 0.05, 0.02), width - 0.1, 0.42, **look))
-    axes.text(left + width / 2, 0.34, name, ha="center", va="center", size=style.SMALLEST_PT, color="0.3")
-    axes.text(left + width / 2, 0.15, answer, ha="center", va="center", size=style.TITLE_PT, parse_math=False)
+def clip_page(
+    quote: str, middle_in: float, panels: Sequence[AttentionPanel], drawn: str, *, title: str, footer: str
+) -> tuple[Figure, SubplotSpec]:
+    """A page with one clip's words on top and its attention maps, if any, below; and the place between, `middle_in` high."""
+    width = style.DOUBLE_COLUMN_IN
+    quote = wrap(quote, width - 0.3, style.TITLE_PT)
+    heights = (0.165 * (quote.count("\n") + 1) + 0.06, middle_in, *([sum(_heights(panels))] if panels else []))
+    drawn = f"{drawn} {MAPS_SHOW}" if panels else drawn
+    figure = new_figure(width, sum(heights), title=title, footer=footer, drawn=drawn)
+    parts = figure.add_gridspec(len(heights), 1, height_ratios=heights)
+    axes = figure.add_subplot(parts[0])
+    axes.axis("off")
+    axes.text(0.5, 1, quote, ha="center", va="top", size=style.TITLE_PT, parse_math=False)
+    if panels:
+        _draw_maps(figure, parts[2], panels)
+    return figure, parts[1]
 
 
-def attention_size(panels: Sequence[AttentionPanel]) -> tuple[float, float, tuple[float, float]]:
-    """Inches: width and height of all rows with the key, and the heights of a row's curve and heatmap."""
-    if not panels:
-        raise ValueError("no attention panels to draw")
-    heat_in = min(max(0.14 * max(len(p.query_labels) for p in panels), 1.1), 4.5)
-    width = style.SINGLE_COLUMN_IN if len(panels) == 1 else style.DOUBLE_COLUMN_IN
-    return width, math.ceil(len(panels) / 2) * (heat_in + 1.6) + 0.25, (0.65, heat_in)
+def _heights(panels: Sequence[AttentionPanel]) -> tuple[float, float]:
+    """Inches: of all rows of maps, and of the key below them."""
+    return math.ceil(len(panels) / 2) * (CURVE_IN + _map_in(panels) + AROUND_IN), KEY_IN
 
 
-def draw_attention(
-    figure: Figure, place: SubplotSpec, panels: Sequence[AttentionPanel], heights: tuple[float, float]
-) -> None:
-    """The maps with their key, in a place of the size that `attention_size` says."""
-    columns = min(len(panels), 2)
+def _map_in(panels: Sequence[AttentionPanel]) -> float:
+    return min(max(0.14 * max(len(p.query_labels) for p in panels), 1.1), 4.5)
+
+
+def _draw_maps(figure: Figure, place: SubplotSpec, panels: Sequence[AttentionPanel]) -> None:
+    """The maps, each below its mean, and their key."""
+    columns, map_in = min(len(panels), 2), _map_in(panels)
     rows = math.ceil(len(panels) / columns)
     # The key has a grid of its own: an axes spanning the panels' columns would make all gaps between them equal.
-    parts = place.subgridspec(2, 1, height_ratios=(rows * (sum(heights) + 0.95), 0.2))
-    grid = parts[0].subgridspec(2 * rows, 2 * columns, height_ratios=heights * rows, width_ratios=(1, 0.04) * columns)
+    parts = place.subgridspec(2, 1, height_ratios=_heights(panels))
+    ratios = {"height_ratios": (CURVE_IN, map_in) * rows, "width_ratios": (1, 0.04) * columns}
+    grid = parts[0].subgridspec(2 * rows, 2 * columns, **ratios)
+    handles: dict[str, Artist] = {"mean": Line2D([], [], color="0.3", label="mean over text tokens")}
     for k, panel in enumerate(panels):
         row, column = 2 * (k // columns), 2 * (k % columns)
         heat = figure.add_subplot(grid[row + 1, column])
         curve = figure.add_subplot(grid[row, column], sharex=heat)
-        _draw_heatmap(figure, heat, figure.add_subplot(grid[row + 1, column + 1]), panel, heights[1])
-        _draw_marginal(curve, panel)
-        if column == 0:
-            heat.set_ylabel("text token (query)")
-            curve.set_ylabel("mean (%)")
+        _draw_map(figure, heat, figure.add_subplot(grid[row + 1, column + 1]), panel, map_in)
+        _draw_mean(curve, panel)
+        for axes, name in ((heat, "text token (query)"), (curve, "mean (%)")):
+            axes.set_ylabel("" if column else name)
+        handles |= {str(handle.get_label()): handle for handle in curve.get_legend_handles_labels()[0]}
     key = figure.add_subplot(parts[1])
     key.axis("off")
-    handles: list[Artist] = [
-        Line2D([], [], color="0.3", label="mean over text tokens"),
-        Line2D([], [], color="0.3", linestyle=":", linewidth=0.8, label="uniform"),
-    ]
-    if any(p.is_padded for p in panels):
-        handles.append(Patch(**PADDING, label="padding"))
-    if any(p.cue_window for p in panels):
-        cue: Look = {**CUE_OUTLINE, "facecolor": style.YELLOW}
-        handles.append(Patch(**cue, label="true cue window"))
-    key.legend(handles=handles, loc="center", ncol=2 * columns, borderaxespad=0, handlelength=1.8)
+    key.legend(handles=list(handles.values()), loc="center", ncol=2 * columns, borderaxespad=0, handlelength=1.8)
 
 
-def _draw_heatmap(figure: Figure, axes: Axes, bar: Axes, panel: AttentionPanel, height_in: float) -> None:
+def _draw_map(figure: Figure, axes: Axes, bar: Axes, panel: AttentionPanel, height_in: float) -> None:
     queries, frames = np.shape(panel.weights)
-    percent = _at_most(panel.weights, MAX_CELLS) * 100
+    group = math.ceil(frames / MAX_CELLS)  # a cell is the mean of so many frames, so that none is lost in print
+    starts = np.arange(0, frames, group)
+    percent = 100 * np.add.reduceat(panel.weights, starts, axis=1) / np.diff([*starts, frames])
     # One sharp weight would leave all others white: the scale ends where the top half per cent of the cells begins.
     top = max(np.quantile(percent, 0.995), 1e-6)
-    where: dict[str, Any] = {"aspect": "auto", "extent": (-0.5, frames - 0.5, queries - 0.5, -0.5), "interpolation": "none"}
+    where: Look = {"aspect": "auto", "extent": (-0.5, group * len(starts) - 0.5, queries - 0.5, -0.5), "interpolation": "none"}
     image = axes.imshow(percent, cmap=MODALITY_MAPS[panel.modality], vmin=0, vmax=top, **where)
     axes.set_xlim(-0.5, panel.padded_length - 0.5)
     axes.set_xlabel(f"{panel.modality} frame (key)")
@@ -188,41 +176,24 @@ def _draw_heatmap(figure: Figure, axes: Axes, bar: Axes, panel: AttentionPanel, 
     labels = [printable(label) for label in panel.query_labels]
     axes.set_yticks(range(0, queries, step), labels[::step], parse_math=False)
     axes.tick_params(axis="y", length=1.5)
-    _mark_padding(axes, panel)
-    if panel.cue_window:
-        start, stop = panel.cue_window
-        axes.add_patch(Rectangle((start - 0.5, -0.5), stop - start, queries, fill=False, **CUE_OUTLINE, gid="cue"))
+    _mark(axes, panel, "none")
     figure.colorbar(image, cax=bar, extend="max" if percent.max() > top else "neither", extendfrac=0.06)
     bar.set_ylabel("weight (%)", size=style.SMALLEST_PT)
     bar.tick_params(length=1.5)
 
 
-def _at_most(weights: np.ndarray, cells: int) -> np.ndarray:
-    """(Q, T) -> (Q, min(T, cells)): means over equal stretches of time, so that no frame is lost in print."""
-    weights = np.asarray(weights, np.float64)
-    frames = weights.shape[1]
-    if frames <= cells:
-        return weights
-    total = np.pad(weights.cumsum(1), ((0, 0), (1, 0)))
-    edges = np.linspace(0, frames, cells + 1)
-    return np.diff([np.interp(edges, np.arange(frames + 1), row) for row in total], axis=1) * cells / frames
-
-
-def _draw_marginal(axes: Axes, panel: AttentionPanel) -> None:
+def _draw_mean(axes: Axes, panel: AttentionPanel) -> None:
     """The mean over the text tokens, with seconds on top where the hop is known."""
     frames = np.shape(panel.weights)[1]
     colour = style.MODALITY_COLOURS[panel.modality]
     mean = np.asarray(panel.weights, np.float64).mean(0) * 100
     axes.stairs(mean, np.arange(frames + 1) - 0.5, color=colour, fill=True, alpha=0.2)
     axes.stairs(mean, np.arange(frames + 1) - 0.5, color=colour, linewidth=0.9, baseline=None)
-    axes.plot([-0.5, frames - 0.5], [100 / frames] * 2, color="0.3", linestyle=":", linewidth=0.8)
+    axes.plot([-0.5, frames - 0.5], [100 / frames] * 2, color="0.3", linestyle=":", linewidth=0.8, label="uniform")
     axes.set_ylim(0, max(mean.max(), 100 / frames) * 1.15)
     axes.tick_params(axis="x", labelbottom=False)
     axes.spines[["top", "right"]].set_visible(False)
-    _mark_padding(axes, panel)
-    if panel.cue_window:
-        start, stop = panel.cue_window
-        axes.axvspan(start - 0.5, stop - 0.5, color=style.YELLOW, alpha=0.6, linewidth=0, zorder=0, gid="cue")
+    _mark(axes, panel, (style.YELLOW, 0.6))
     if panel.hop_ms:
         frame_s = panel.hop_ms / 1000
         seconds = axes.secondary_xaxis("top", functions=(lambda x: np.multiply(x, frame_s), lambda s: np.divide(s, frame_s)))
@@ -230,7 +201,10 @@ def _draw_marginal(axes: Axes, panel: AttentionPanel) -> None:
     axes.set_title(f"text → {panel.modality}", color=colour)
 
 
-def _mark_padding(axes: Axes, panel: AttentionPanel) -> None:
-    if panel.is_padded:
-        frames = np.shape(panel.weights)[1]
-        axes.axvspan(frames - 0.5, panel.padded_length - 0.5, **PADDING, gid="padding")
+def _mark(axes: Axes, panel: AttentionPanel, filling: Any) -> None:
+    """The padding, and the true cue where it is known."""
+    if panel.padded_length > (frames := np.shape(panel.weights)[1]):
+        axes.axvspan(frames - 0.5, panel.padded_length - 0.5, **PADDING)
+    if panel.cue_window:
+        start, stop = panel.cue_window
+        axes.axvspan(start - 0.5, stop - 0.5, facecolor=filling, zorder=0 if filling != "none" else 2, **CUE)

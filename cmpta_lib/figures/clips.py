@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from itertools import chain
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from cmpta_lib.data.corpus import MODALITIES, Corpus, Modality, Split, Task
+from cmpta_lib.data.corpus import MODALITIES, Corpus, Modality, Sample, Split, Task
 from cmpta_lib.fast.prompted import PromptedLM
 from cmpta_lib.figures.attention import AttentionPanel
 from cmpta_lib.method.prompted import answer_text
@@ -39,95 +40,81 @@ def is_right(task: Task, predictions: pd.DataFrame) -> np.ndarray:
     return errors(task, predictions) <= (NEAR + ROUNDING if task.kind == "regression" else 0)
 
 
-def modalities_of(corpus: Corpus) -> tuple[Modality, ...]:
-    """The modalities that any test clip has.
+def _presence(corpus: Corpus) -> tuple[str, np.ndarray, np.ndarray]:
+    """Names of the M modalities that any test clip has; (N, M) bool: which clip has their frames, and shows their cue.
 
     Raises:
         ValueError: none has vision or audio, so there is nothing that the text could attend to.
     """
     table = corpus.splits["test"].table
-    found = tuple(m for m in CUES if (table[f"{m}_length"] > 0).any())
+    found = [m for m in CUES if (table[f"{m}_length"] > 0).any()]
     if not found:
         raise ValueError(f"corpus {corpus.name}: no test clip has vision or audio, so there is no attention to draw")
-    return found
+    frames = np.stack([table[f"{m}_length"] > 0 for m in found], axis=1)
+    if not corpus.has_known_truth:
+        return " and ".join(found), frames, np.zeros_like(frames)
+    return " and ".join(found), frames, np.stack([table[f"{CUES[m]}_start"] >= 0 for m in found], axis=1)
 
 
-def find_clip(split: Split, clip_id: str) -> int:
-    """Position of the clip with this id."""
-    found = np.flatnonzero(split.table["id"] == clip_id)
-    if not len(found):
-        first = ", ".join(split.table["id"][:3])
+def _first(split: Split, clip_id: str, choices: Sequence[tuple[Any, str]]) -> tuple[int, str]:
+    """Position of the clip with this id; where none is asked for, of the first that fits the first choice that any fits."""
+    if not clip_id:
+        mask, rule = next((mask, rule) for mask, rule in choices if np.any(mask))
+        return int(np.argmax(mask)), rule
+    ids = split.table["id"].tolist()
+    if clip_id not in ids:
+        first = ", ".join(ids[:3])
         raise ValueError(f"no clip '{clip_id}' in split '{split.name}' of {len(split)} clips; its ids: {first}, ...")
-    return int(found[0])
+    return ids.index(clip_id), BY_HAND
 
 
 def pick_clip(corpus: Corpus, predictions: pd.DataFrame, clip_id: str = "") -> tuple[int, str]:
-    """The test clip of Figures 3 and 4, and the rule that chose it; the paper's was drawn at random."""
-    if clip_id:
-        return find_clip(corpus.splits["test"], clip_id), BY_HAND
-    table, modalities = corpus.splits["test"].table, modalities_of(corpus)
-    complete = np.logical_and.reduce([table[f"{m}_length"] > 0 for m in modalities])
-    cued = _cued(corpus, modalities) if corpus.has_known_truth else complete
-    right, what = is_right(corpus.task, predictions), f"with {' and '.join(modalities)}"
-    shown = f"{what} and a cue in each" if corpus.has_known_truth else what
-    return _first(
-        (complete & cued & right, f"the first test clip {shown} that CMPTA answers rightly"),
-        (complete & cued, f"the first test clip {shown} (CMPTA answers none of them rightly)"),
-        (complete, f"the first test clip {what}"),
-        (np.logical_or.reduce([table[f"{m}_length"] > 0 for m in modalities]), "the first test clip with frames"),
-    )
+    """The test clip of Figures 3 and 4, and the rule that chose it; the paper's was drawn at random.
+
+    Raises:
+        ValueError: no clip has this id, or none has frames.
+    """
+    names, frames, cues = _presence(corpus)
+    fits, what = frames.all(1), f"the first test clip with {names}"
+    shown, right = what, is_right(corpus.task, predictions)
+    if corpus.has_known_truth:
+        fits, shown = fits & cues.all(1), f"{what} and a cue in each"
+    choices = [
+        (fits & right, f"{shown} that CMPTA answers rightly"),
+        (fits, f"{shown} (CMPTA answers none of them rightly)"),
+        (frames.all(1), what),
+        (frames.any(1), "the first test clip with frames"),
+    ]
+    return _first(corpus.splits["test"], clip_id, choices)
 
 
 def pick_sarcastic(corpus: Corpus, text_only: pd.DataFrame, cmpta: pd.DataFrame, clip_id: str = "") -> tuple[int, str]:
     """The test clip of Figure 5 and the rule that chose it: words that mislead, and CMPTA sets it right.
 
     Where no clip is like that, the one on which CMPTA improves most on text only.
+
+    Raises:
+        ValueError: no clip has this id, or none has frames.
     """
-    if clip_id:
-        return find_clip(corpus.splits["test"], clip_id), BY_HAND
     table, labels = corpus.splits["test"].table, corpus.task.labels
-    modalities = modalities_of(corpus)
-    present = np.logical_or.reduce([table[f"{m}_length"] > 0 for m in modalities])
-    negative = table["label"].isin([labels.index(name) for name in SARCASTIC if name in labels]) & bool(labels)
+    names, frames, cues = _presence(corpus)
+    present = frames.any(1)
     if corpus.has_known_truth and labels:
-        kind, words = table["words"] == KIND_WORDS, "joyful words"
+        joyful, words = table["words"] == KIND_WORDS, "joyful words"
     else:
-        joy = labels.index("joy") if "joy" in labels else -2  # -2: no class, so no clip
-        kind, words = text_only["prediction"] == joy, "text only says joy"
+        joyful, words = text_only["prediction"].isin([labels.index("joy")] if "joy" in labels else []), "text only says joy"
+    negative = table["label"].isin([labels.index(name) for name in SARCASTIC if name in labels])
     right, misled = is_right(corpus.task, cmpta), ~is_right(corpus.task, text_only)
+    fits = present & negative.to_numpy() & joyful.to_numpy() & right & misled
     gain = np.where(present, errors(corpus.task, text_only) - errors(corpus.task, cmpta), -np.inf)
     rule = f"{words}, label {' or '.join(SARCASTIC)}, CMPTA right, text only wrong"
-    fits = present & negative & kind & right & misled
-    return _first(
-        (fits & _cued(corpus, modalities), f"the first test clip with a cue in {' and '.join(modalities)}, {rule}"),
+    choices = [
+        (fits & cues.all(1), f"the first test clip with a cue in {names}, {rule}"),
         (fits, f"the first test clip with {rule}"),
-        (present & (gain > 0) & (gain == gain.max()), f"no test clip fits ({rule}), so the one corrected most"),
+        ((gain > 0) & (gain == gain.max()), f"no test clip fits ({rule}), so the one corrected most"),
         (present, f"no test clip fits ({rule}) and CMPTA corrects none, so the first"),
-    )
-
-
-def _first(*choices: tuple[Sequence[bool], str]) -> tuple[int, str]:
-    """The first clip that fits the first choice which any clip fits."""
-    mask, rule = next((mask, rule) for mask, rule in choices if np.any(mask))
-    return int(np.argmax(mask)), rule
-
-
-def _cued(corpus: Corpus, modalities: Sequence[Modality]) -> np.ndarray:
-    """(N,) bool: test clips with a cue in each of the modalities; none where cues are not known."""
-    table = corpus.splits["test"].table
-    if not corpus.has_known_truth:
-        return np.zeros(len(table), bool)
-    return np.logical_and.reduce([table[f"{CUES[m]}_start"] >= 0 for m in modalities])
-
-
-def one_sample(split: Split, index: int = 0) -> pd.DataFrame:
-    """A clip as a table: shapes in place of frames, and all that is known of it."""
-    sample = split[index]
-    fields: dict[str, object] = {"id": sample.id, "text": sample.text, "label": show_answer(split.task, sample.label)}
-    fields |= {name: " × ".join(map(str, getattr(sample, name).shape)) + " frames × features" for name in MODALITIES}
-    fields |= {"speaker": sample.speaker, "dialogue": sample.dialogue}
-    fields |= _known(split.task, sample.extra) if "bayes_all" in sample.extra else dict(sample.extra)
-    return pd.DataFrame(fields.items(), columns=["field", "value"])
+    ]
+    return _first(corpus.splits["test"], clip_id, choices)
 
 
 _BEST: Mapping[str, str] = {  # column of the generator -> what it holds, for a reader
@@ -139,13 +126,27 @@ _BEST: Mapping[str, str] = {  # column of the generator -> what it holds, for a 
 }
 
 
-def _known(task: Task, extra: Mapping[str, float | int | str]) -> dict[str, object]:
-    """What the generator knows of a clip, in words: what was shown and when, and the most likely answers."""
-    fields: dict[str, object] = {}
-    for cue in CUES.values():
-        start, stop = int(extra[f"{cue}_start"]), int(extra[f"{cue}_stop"])
-        fields[f"{cue} shows"] = f"{extra[cue]}, frames {start} to {stop - 1}" if start >= 0 else "nothing"
-    return fields | {text: show_answer(task, float(extra[name])) for name, text in _BEST.items() if name in extra}
+def one_sample(split: Split, index: int = 0) -> pd.DataFrame:
+    """A clip as a table: shapes in place of frames, and all that is known of it; of a generated one in words."""
+    sample = split[index]
+    fields: dict[str, object] = {"id": sample.id, "text": sample.text, "label": show_answer(split.task, sample.label)}
+    fields |= {name: " × ".join(map(str, getattr(sample, name).shape)) + " frames × features" for name in MODALITIES}
+    fields |= {"speaker": sample.speaker, "dialogue": sample.dialogue}
+    if "bayes_all" not in sample.extra:
+        fields |= sample.extra
+    else:
+        for modality, cue in CUES.items():
+            window = _cue_window(sample, modality)
+            fields[f"{cue} shows"] = f"{sample.extra[cue]}, frames {window[0]} to {window[1] - 1}" if window else "nothing"
+        known = {text: sample.extra[name] for name, text in _BEST.items() if name in sample.extra}
+        fields |= {text: show_answer(split.task, float(value)) for text, value in known.items()}
+    return pd.DataFrame(fields.items(), columns=["field", "value"])
+
+
+def _cue_window(sample: Sample, modality: Modality) -> tuple[int, int] | None:
+    """(start, stop) frames of a cue, stop excluded; None where there is none or none is known."""
+    start = int(sample.extra.get(f"{CUES[modality]}_start", -1))
+    return (start, int(sample.extra[f"{CUES[modality]}_stop"])) if start >= 0 else None
 
 
 def answers_table(answers: Mapping[str, str]) -> pd.DataFrame:
@@ -162,40 +163,34 @@ def show_answer(task: Task, value: float | None) -> str:
 
 
 def attention_panels(trained: TrainedRun, corpus: Corpus, index: int) -> list[AttentionPanel]:
-    """One panel per modality that the test clip has: text attending to it, averaged over the heads."""
-    split = corpus.splits["test"]
-    ((_, tokens, weights),) = _text_attention(trained, split, [index])
-    panels, extra = [], split[index].extra
-    for modality, attention in weights.items():
-        start = int(extra.get(f"{CUES[modality]}_start", -1))
-        window = (start, int(extra[f"{CUES[modality]}_stop"])) if start >= 0 else None
-        longest = int(split.table[f"{modality}_length"].max())
-        hop_ms = HOPS_MS.get(corpus.name, {}).get(modality)
-        panels.append(AttentionPanel(attention, tokens, modality, longest, hop_ms, window))
-    return panels
-
-
-def _text_attention(
-    trained: TrainedRun, split: Split, indices: Sequence[int]
-) -> Iterator[tuple[int, list[str], dict[Modality, np.ndarray]]]:
-    """Each clip's position, its text tokens, and modality -> (L, T) their attention to its real frames, averaged over heads.
+    """One panel per modality that the test clip has: text attending to it, averaged over the heads.
 
     Raises:
         ValueError: the run's method reads no tokens.
     """
-    method = trained.method
+    return next(_panels(trained, corpus, [index]))
+
+
+def _panels(trained: TrainedRun, corpus: Corpus, indices: Sequence[int]) -> Iterator[list[AttentionPanel]]:
+    """`attention_panels` of each of these test clips."""
+    method, split = trained.method, corpus.splits["test"]
     if not isinstance(method, PromptedLM):
         raise ValueError(f"run {trained.run.folder.name}: its method reads no tokens, so no text attends to anything")
-    size = method.config.evaluation.batch_size
+    hops, size = HOPS_MS.get(corpus.name, {}), method.config.evaluation.batch_size
     for start in range(0, len(indices), size):
-        part = indices[start : start + size]
-        batch = method.collate([split[index] for index in part])
+        samples = [split[index] for index in indices[start : start + size]]
+        batch = method.collate(samples)
         weights = method.attention(batch)
         means = {m: weights[pair].float().mean(1).cpu().numpy() for m, pair in TEXT_PAIRS.items()}
-        for row, (index, ids) in enumerate(zip(part, batch.text_ids, strict=True)):
-            lengths = {m: batch.lengths[m][row] for m in TEXT_PAIRS if batch.lengths[m][row] and ids}
+        for row, (sample, ids) in enumerate(zip(samples, batch.text_ids, strict=True)):
             tokens = [method.llm.tokenizer.decode([token]) for token in ids]
-            yield index, tokens, {m: means[m][row, : len(ids), :length] for m, length in lengths.items()}
+            panels = []
+            for m in TEXT_PAIRS:
+                if (length := batch.lengths[m][row]) and ids:
+                    longest, window = int(split.table[f"{m}_length"].max()), _cue_window(sample, m)
+                    shown = means[m][row, : len(ids), :length]
+                    panels.append(AttentionPanel(shown, tokens, m, longest, hops.get(m), window))
+            yield panels
 
 
 def attention_on_cues(trained: TrainedRun, corpus: Corpus, predictions: pd.DataFrame) -> pd.DataFrame:
@@ -206,25 +201,24 @@ def attention_on_cues(trained: TrainedRun, corpus: Corpus, predictions: pd.DataF
     """
     rows = []
     for modality, pairs in shares_on_cues(trained, corpus, predictions).items():
-        row = {"corpus": corpus.name, "attention": f"text → {modality}", "clips": len(pairs)}
-        inside, uniform = pairs.mean(0) if len(pairs) else (np.nan, np.nan)
-        row |= {"on the cue (%)": f"{100 * inside:.1f}", "uniform (%)": f"{100 * uniform:.1f}"}
-        rows.append(row | {"ratio": f"{inside / uniform:.2f}"} if len(pairs) else row)
-    return pd.DataFrame(rows).fillna("—")
+        row: dict[str, object] = {"corpus": corpus.name, "attention": f"text → {modality}", "clips": len(pairs)}
+        shares = ["—"] * 3
+        if len(pairs):
+            inside, uniform = pairs.mean(0)
+            shares = [f"{100 * inside:.1f}", f"{100 * uniform:.1f}", f"{inside / uniform:.2f}"]
+        rows.append(row | dict(zip(("on the cue (%)", "uniform (%)", "ratio"), shares, strict=True)))
+    return pd.DataFrame(rows)
 
 
 def shares_on_cues(trained: TrainedRun, corpus: Corpus, predictions: pd.DataFrame) -> dict[Modality, np.ndarray]:
     """Modality -> (clips, 2): each clip's share of attention on its cue, and the share of uniform attention; or {}."""
     if not corpus.has_known_truth:
         return {}
-    split = corpus.splits["test"]
     right = np.flatnonzero(is_right(corpus.task, predictions)).tolist()
     shares: dict[Modality, list[tuple[float, float]]] = {modality: [] for modality in CUES}
-    for index, _, weights in _text_attention(trained, split, right):
-        truth = split.table.iloc[index]
-        for modality, attention in weights.items():
-            start, stop = (int(truth[f"{CUES[modality]}_{edge}"]) for edge in ("start", "stop"))
-            if start >= 0:
-                inside = float(attention[:, start:stop].sum(1).mean())
-                shares[modality].append((inside, (stop - start) / attention.shape[1]))
+    for panel in chain.from_iterable(_panels(trained, corpus, right)):
+        if panel.cue_window:
+            start, stop = panel.cue_window
+            inside = float(panel.weights[:, start:stop].sum(1).mean())
+            shares[panel.modality].append((inside, (stop - start) / panel.weights.shape[1]))
     return {modality: np.array(pairs).reshape(-1, 2) for modality, pairs in shares.items()}

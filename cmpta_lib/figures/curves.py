@@ -134,30 +134,27 @@ def ablation_figure(frame: pd.DataFrame, metric: MetricName, *, title: str = "",
     _need(frame, ("study", "variant", "mean", "low", "high", "paper"), "ablation table")
     if frame.empty:
         raise ValueError("no ablations to draw")
-    scale = METRICS[metric].scale
-    studies = frame["study"].unique()
-    drawn = f"{METRICS[metric].axis} of each variant: mean over the seeds with its 95 % interval; hollow diamonds: the paper's."
+    shown = METRICS[metric]
+    drawn = f"{shown.axis} of each variant: mean over the seeds with its 95 % interval; hollow diamonds: the paper's."
+    block, studies = pd.factorize(frame["study"])
+    frame, block = frame.iloc[np.argsort(block, kind="stable")], np.sort(block)
     height = 0.17 * (len(frame) + len(studies)) + 0.75
     figure = new_figure(style.SINGLE_COLUMN_IN, height, title=title, footer=footer, drawn=drawn)
     axes = figure.subplots()
-    ticks: list[str] = []
-    for study in studies:
-        ticks.append(printable(str(study)))
-        for row in frame[frame["study"] == study].itertuples():
-            y = len(ticks)
-            axes.plot([row.low * scale, row.high * scale], [y, y], color=style.BLUE)
-            (ours,) = axes.plot(row.mean * scale, y, "o", color=style.BLUE, ms=4)
-            (papers,) = axes.plot(row.paper * scale, y, "D", mfc="none", color=style.VERMILLION, ms=4.5, mew=1)
-            ticks.append(printable(str(row.variant)))
-    axes.set_yticks(range(len(ticks)), ticks, parse_math=False)
-    for tick, name in zip(axes.get_yticklabels(), ticks, strict=True):
-        tick.set_color("black" if name in studies else "0.3")
+    y, heads = np.arange(len(frame)) + block + 1, np.flatnonzero(np.diff(block, prepend=-1))  # a line above each study's rows
+    mean, low, high, paper = (shown.scale * frame[column].to_numpy(float) for column in ("mean", "low", "high", "paper"))
+    axes.hlines(y, low, high, color=style.BLUE, linewidth=1.1)
+    (ours,) = axes.plot(mean, y, "o", color=style.BLUE, ms=4)
+    (papers,) = axes.plot(paper, y, "D", mfc="none", color=style.VERMILLION, ms=4.5, mew=1)
+    names = [printable(str(name)) for name in (*frame["variant"], *studies)]
+    axes.set_yticks([*y, *(y[heads] - 1)], names, parse_math=False)
+    for number, tick in enumerate(axes.get_yticklabels()):
+        tick.set_color("0.3" if number < len(frame) else "black")
     axes.invert_yaxis()
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="x", linewidth=0.4, color="0.85")
     axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.set_xlabel(f"{METRICS[metric].axis}, {'lower' if METRICS[metric].lower_is_better else 'higher'} is better", loc="right")
-    axes.legend(
-        [ours, papers], ["this run, 95 % interval", "paper"], loc="lower right", bbox_to_anchor=(1, 1.01), ncol=2
-    )
+    axes.set_xlabel(f"{shown.axis}, {'lower' if shown.lower_is_better else 'higher'} is better", loc="right")
+    look = {"loc": "lower right", "bbox_to_anchor": (1, 1.01), "ncol": 2}
+    axes.legend([ours, papers], ["this run, 95 % interval", "paper"], **look)
     return figure

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import cycle, islice
 from typing import TYPE_CHECKING, Any
 
 from matplotlib.axes import Axes
@@ -31,8 +32,7 @@ KINDS: dict[str, style.Look] = {
     "no weights": {"facecolor": "white", "edgecolor": "0.45", "linewidth": 0.8},
 }
 BOX_PT = 7.5
-GROUPS = ("text", "vision", "audio")
-_BUSES = {name: 1.87 + 0.15 * i for i, name in enumerate(GROUPS)}  # inches across: where its keys and values run down the page
+BUSES = {"text": 1.87, "vision": 2.02, "audio": 2.17}  # inches across: where its keys and values run down the page
 _SUMMARIES = {"mean": "mean", "max": "maximum"}
 _SMALL = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
 
@@ -77,21 +77,21 @@ class ShownModel:
         return f"answer {written}\n{_literal(name)}" if name else f"answer\n{written}"
 
     @property
+    def heads(self) -> str:
+        return f"{self.settings.num_heads} head{'s' if self.settings.num_heads > 1 else ''}"
+
+    @property
     def is_pooled(self) -> bool:
         """Whether the adapter is switched off: frames are pooled and the text is not read."""
         return self.settings.fusion == "pooled"
 
     @property
-    def spans(self) -> str:
-        """What frames are pooled over where the adapter is off."""
-        each = self.settings.num_pseudo_tokens // 2
-        return "one span" if each == 1 else f"{each} consecutive spans"
-
-    @property
-    def count_rule(self) -> str:
-        """How six pairs become K tokens; empty where each pair is one token, or there are no pairs."""
+    def token_rule(self) -> str:
+        """How the K tokens come about; empty where each ordered pair is one token."""
         count, pairs = self.settings.num_pseudo_tokens, len(PAIRS)
-        if self.is_pooled or count == pairs:
+        if self.is_pooled:
+            return f"means over {count // 2} equal spans of its frames" if count > 2 else "mean over its frames"
+        if count == pairs:
             return ""
         if self.settings.token_count_rule == "mix":
             return f"learned mix {pairs} → {count}"
@@ -100,36 +100,32 @@ class ShownModel:
     def tokens(self, most: int) -> list[tuple[str, str]]:
         """(name, its modality's colour) of the K pseudo tokens in order; an ellipsis for those that are more than `most`."""
         count = self.settings.num_pseudo_tokens
-        pairs = [(name, MODALITY_COLOURS[y]) for name, (y, _) in PAIRS.items()]
-        groups = [[pairs[n % len(pairs)] for n in range(count)]]
+        named = [(name.translate(_SMALL), MODALITY_COLOURS[y]) for name, (y, _) in PAIRS.items()]
         if self.is_pooled:
-            groups = [[(f"{m[0]}{n + 1}", MODALITY_COLOURS[m]) for n in range(count // 2)] for m in ("vision", "audio")]
-        if "mix" in self.count_rule:
-            groups = [[(str(n + 1), "0.2") for n in range(count)]]
-        room = most // len(groups)
-        shown = [g if len(g) <= room else [*g[: room - 2], ("…", "0.2"), g[-1]] for g in groups]
-        return [(name if name.isdigit() else name.translate(_SMALL), colour) for g in shown for name, colour in g]
+            spans = [(m, f"{m[0]}{n + 1}") for m in ("vision", "audio") for n in range(count // 2)]
+            named = [(name.translate(_SMALL), MODALITY_COLOURS[m]) for m, name in spans]
+        elif "mix" in self.token_rule:
+            named = [(str(n + 1), "0.2") for n in range(count)]
+        every = list(islice(cycle(named), count))
+        return every if count <= most else [*every[: most - 2], ("…", "0.2"), every[-1]]
 
 
 @figure_style()
 def architecture_figure(model: ShownModel, *, footer: str = "") -> Figure:
     """Figure 1: from text, face and voice to the LLM's answer, with equation numbers and what is trained."""
     settings, words = model.settings, Layout.of(model.task)
-    fusion = "pooling without cross-modal attention" if model.is_pooled else "the cross-modal adapter"
-    place = settings.prompt.pseudo_token_position.replace("_", " the ")
     drawn = (
-        f"The framework: face and voice are aligned in time, {fusion} turns them into {settings.num_pseudo_tokens} pseudo "
-        f"tokens that stand {place}, and the frozen LLM reads them and writes the answer. Numbers in parentheses are the "
-        "paper's equations."
+        f"The framework: face and voice are aligned in time and become {settings.num_pseudo_tokens} pseudo tokens, which the "
+        "frozen LLM reads among the text's before it writes the answer. Numbers in parentheses are the paper's equations."
     )
     figure, axes = _canvas(4.5, footer, drawn, KINDS, legend_y=4.46)
     for x, name, features in ((0.1, "vision", model.vision_features), (1.87, "audio", model.audio_features)):
         _alignment(axes, x, name, features, settings)
-    label = f"pooled tokens: means over {model.spans}\nof each modality; no cross-modal attention, see Figure 2"
-    if not model.is_pooled:
-        heads = f"{settings.num_heads} head{'s' if settings.num_heads > 1 else ''}"
-        rule = f"pairs Y ← X, {model.count_rule}" if model.count_rule else "one token per ordered pair Y ← X"
-        label = f"Cross-modal pseudo-token (CMPT) adapter (6–8)\n{heads}; {rule}, see Figure 2"
+    if model.is_pooled:
+        label = f"no adapter, no cross-modal attention: each modality is pooled\n{model.token_rule}, see Figure 2"
+    else:
+        rule = f"pairs Y ← X, {model.token_rule}" if model.token_rule else "one token per ordered pair Y ← X"
+        label = f"Cross-modal pseudo-token (CMPT) adapter (6–8)\n{model.heads}; {rule}, see Figure 2"
         arrow(axes, (4.2, 1.17), (4.2, 2.075), (3.5, 2.075), colour=MODALITY_COLOURS["text"])
         note(axes, 4.27, 1.8, "text embeddings", color=MODALITY_COLOURS["text"])
     box(axes, 0.1, 1.8, 3.4, 0.55, label, kind="trained")
@@ -169,55 +165,56 @@ def _sequence(axes: Axes, model: ShownModel, words: Layout) -> None:
     middle = [("", 1.85), ("text", 0.95)]  # the pseudo tokens have names of their own
     if model.settings.prompt.pseudo_token_position == "after_text":
         middle.reverse()
-    x, y, bus, entry, ups = 0.1, 2.8, 2.64, 0.0, []
+    x, y, bus = 0.1, 2.8, 2.64
     for name, width in [(words.open, 0.86), *middle, (words.close, 0.9), ("prompt", 1.35), ("answer", 0.79)]:
         up = x + width / 2
         arrow(axes, (up, y + 0.28), (up, 3.33))
         if name:
             box(axes, x, y, width, 0.28, name, kind="frozen")
-            ups.append(up)
             arrow(axes, (up, bus), (up, y))
         else:
-            entry, tokens = up, model.tokens(12)  # more do not fit
+            tokens = model.tokens(12)  # more do not fit
             each = width / len(tokens)
             for i, (token, colour) in enumerate(tokens):
                 box(axes, x + i * each, y, each, 0.28, token, colour=colour)
+            # Three points, so that it has a rim and passes over the line to the words.
+            arrow(axes, (up, 2.35), (up, bus - 0.05), (up, y), colour="black")
+            note(axes, up + 0.08, 2.49, "pseudo tokens" if model.is_pooled else "pseudo tokens (8)")
         x += width
-    axes.plot([ups[0], ups[-1]], [bus, bus], color="0.3", linewidth=0.9, zorder=1)
+    axes.plot([0.53, 6.405], [bus, bus], color="0.3", linewidth=0.9, zorder=1)  # from the opening tag to the answer
     arrow(axes, (5.6, 1.17), (5.6, bus))
     note(axes, 5.68, 1.8, "embeddings of\nall other tokens")
-    # Three points, so that it has a rim and passes over the line to the words.
-    arrow(axes, (entry, 2.35), (entry, bus - 0.05), (entry, y), colour="black")
-    note(axes, entry + 0.08, 2.49, "pseudo tokens" if model.is_pooled else "pseudo tokens (8)")
 
 
 @figure_style()
 def adapter_figure(model: ShownModel, *, footer: str = "") -> Figure:
     """Figure 2: projections, ordered pairs Y ← X and how each pair becomes a token; or the pooling in their place."""
     settings, each = model.settings, model.settings.projections.replace("per_", "per ")
-    groups = GROUPS[1:] if model.is_pooled else GROUPS
-    drawn = (
-        f"The adapter: one set of query, key and value projections {each}, multi-head attention in six ordered pairs "
-        f"Y ← X (Y queries X), and the {_SUMMARIES[settings.summary]} of each as one token for the frozen LLM"
-        f"{'; ' * bool(model.count_rule)}{model.count_rule}. T text, V vision, A audio."
-    )
-    heads = f"{settings.num_heads} head{'s' if settings.num_heads > 1 else ''}"
-    headers = {0.58: "sequences (6)", 3.62: f"attention (7), {heads},\nd = {settings.dim // settings.num_heads}"}
-    headers |= {1.45: f"projections\n{each}", 2.02: "keys,\nvalues", 5.4: "shared by the six pairs", 6.44: "pseudo\ntokens (8)"}
-    remark = "padding of X is masked; (n): equation of the paper"
     if model.is_pooled:
+        groups, shared, tokens = tuple(BUSES)[1:], "both", "pseudo\ntokens"
+        attention, remark = "pooling", "adapter off: the text is not read here, no cross-modal attention"
+        drawn = f"The adapter switched off: each modality gives the {model.token_rule} as tokens; no attention."
+    else:
+        groups, shared, tokens = tuple(BUSES), "the six pairs", "pseudo\ntokens (8)"
+        attention = f"attention (7), {model.heads},\nd = {settings.dim // settings.num_heads}"
+        remark = "padding of X is masked; (n): equation of the paper"
         drawn = (
-            f"The adapter switched off: the mean of the aligned frames over {model.spans} of each modality is one token "
-            "for the frozen LLM each; no cross-modal attention."
+            f"The adapter: one set of query, key and value projections {each}, multi-head attention in six ordered pairs "
+            f"Y ← X (Y queries X), and the {_SUMMARIES[settings.summary]} of each as one token for the frozen LLM"
+            f"{'; ' * bool(model.token_rule)}{model.token_rule}. T text, V vision, A audio."
         )
-        headers = {0.58: "sequences (5)", 3.62: "pooling", 5.4: "shared by both", 6.44: "pseudo\ntokens"}
-        remark = "adapter off: the text is not read here, no cross-modal attention"
     page_in = 0.63 + 1.24 * len(groups)
     figure, axes = _canvas(page_in, footer, drawn, ("trained", "no weights"), legend_y=0.2)
+    headers = {3.62: attention, 5.4: f"shared by {shared}", 6.44: tokens}
+    if not model.is_pooled:
+        headers |= {0.58: "sequences (6)", 1.45: f"projections\n{each}", 2.02: "keys,\nvalues"}
     for x, text in headers.items():
         note(axes, x, page_in - 0.15, text, ha="center")
     note(axes, 2.7, 0.13, remark)
-    _rows(axes, {name: page_in - 0.93 - 1.24 * i for i, name in enumerate(groups)}, model)
+    centres = {name: page_in - 0.93 - 1.24 * i for i, name in enumerate(groups)}
+    for name, centre in centres.items():
+        _group(axes, name, centre, model)
+    _tokens(axes, list(centres.values()) if model.is_pooled else _attention(axes, centres), model)
     return figure
 
 
@@ -231,44 +228,14 @@ def _group(axes: Axes, name: str, centre: float, model: ShownModel) -> None:
     else:
         box(axes, 0.08, centre - 0.48, 0.98, 0.96, f"aligned\n{name}\n$T_{name[0]} \\times {dim}$", colour=colour)
     if model.is_pooled:
+        arrow(axes, (1.06, centre), (2.7, centre), colour=colour)
+        box(axes, 2.7, centre - 0.22, 1.85, 0.44, style.wrap(model.token_rule, 1.7, BOX_PT))
         return
     each = " × 2" if model.settings.projections == "per_pair" else ""  # a modality queries in two pairs, and is read in two
     for height, names in ((0.38, f"$Q_{letter}${each}"), (-0.18, f"$K_{letter}{'' if each else ','} V_{letter}${each}")):
         box(axes, 1.18, centre + height - 0.14, 0.54, 0.28, names, kind="trained", colour=colour)
         arrow(axes, (1.06, centre + height), (1.18, centre + height))
-    axes.plot([1.72, _BUSES[name]], [centre - 0.18] * 2, "-o", color=colour, linewidth=1, ms=3, markevery=[1])
-
-
-def _rows(axes: Axes, centres: Mapping[str, float], model: ShownModel) -> None:
-    """What is computed of the sequences, a box each, and the steps that all of them share on their way to the LLM."""
-    settings, heights = model.settings, list(centres.values())
-    stages = [("LayerNorm", "trained"), (f"Linear  {settings.dim} → {model.llm_dim}", "trained")]
-    for name, centre in centres.items():
-        _group(axes, name, centre, model)
-        if model.is_pooled:
-            box(axes, 2.7, centre - 0.22, 1.85, 0.44, f"mean over {model.spans}\nof its real frames")
-            arrow(axes, (1.06, centre), (2.7, centre), colour=MODALITY_COLOURS[name])
-    if not model.is_pooled:
-        stages.insert(0, (f"{_SUMMARIES[settings.summary]} over the real positions of Y", "no weights"))
-        heights = _attention(axes, centres)
-    if model.count_rule:
-        stages.append((model.count_rule, "trained" if "mix" in model.count_rule else "no weights"))
-    bottom, top = heights[-1] - 0.22, heights[0] + 0.22
-    end, step = 4.55, 1.2 / len(stages)
-    for i, (text, kind) in enumerate(stages):
-        left = 4.8 + step * i
-        box(axes, left, bottom, 0.7 * step, top - bottom, text, kind=kind, rotation=90)
-        for height in heights:
-            arrow(axes, (end, height), (left, height))
-        end = left + 0.7 * step
-    tokens = model.tokens(int((top - bottom) / 0.2))
-    if len(tokens) != len(heights) or model.count_rule:
-        heights = [top - (top - bottom) * (i + 0.5) / len(tokens) for i in range(len(tokens))]
-    size = min(0.3, 0.92 * (top - bottom) / len(tokens))
-    for (name, colour), height in zip(tokens, heights, strict=True):
-        arrow(axes, (end, height), (6.24, height))
-        box(axes, 6.24, height - size / 2, 0.38, size, name, colour=colour)
-    note(axes, 6.76, (top + bottom) / 2, "to the frozen LLM", ha="center", rotation=90)
+    axes.plot([1.72, BUSES[name]], [centre - 0.18] * 2, "-o", color=colour, linewidth=1, ms=3, markevery=[1])
 
 
 def _attention(axes: Axes, centres: Mapping[str, float]) -> list[float]:
@@ -279,12 +246,37 @@ def _attention(axes: Axes, centres: Mapping[str, float]) -> list[float]:
         q, k = y[0].upper(), x[0].upper()
         formula = rf"$\mathrm{{softmax}}(Q_{q} K_{k}^{{\top}} / \sqrt{{d}})\, V_{k}$"
         box(axes, 2.7, height - 0.22, 1.85, 0.44, f"{q} ← {k}\n{formula}")
-        query, key, bus, colour = centres[y] + 0.38, height - 0.1, _BUSES[x], MODALITY_COLOURS[x]
+        query, key, bus, colour = centres[y] + 0.38, height - 0.1, BUSES[x], MODALITY_COLOURS[x]
         arrow(axes, (1.72, query), (2.4, query), (2.4, height + 0.1), (2.7, height + 0.1), colour=MODALITY_COLOURS[y])
         arrow(axes, (bus, key), (2.7, key), colour=colour)
         axes.plot([bus, bus], [centres[x] - 0.18, key], color=colour, linewidth=1, zorder=1)
         axes.plot(bus, key, "o", color=colour, ms=3)
     return heights
+
+
+def _tokens(axes: Axes, heights: list[float], model: ShownModel) -> None:
+    """From what stands at these heights to the pseudo tokens: the steps that all of it shares."""
+    stages = [("LayerNorm", "trained"), (f"Linear  {model.settings.dim} → {model.llm_dim}", "trained")]
+    if not model.is_pooled:
+        stages.insert(0, (f"{_SUMMARIES[model.settings.summary]} over the real positions of Y", "no weights"))
+        if model.token_rule:
+            stages.append((model.token_rule, "trained" if "mix" in model.token_rule else "no weights"))
+    bottom, top = heights[-1] - 0.22, heights[0] + 0.22
+    end, step = 4.55, 1.2 / len(stages)
+    for i, (text, kind) in enumerate(stages):
+        left = 4.8 + step * i
+        box(axes, left, bottom, 0.7 * step, top - bottom, text, kind=kind, rotation=90)
+        for height in heights:
+            arrow(axes, (end, height), (left, height))
+        end = left + 0.7 * step
+    tokens = model.tokens(int((top - bottom) / 0.2))
+    each = (top - bottom) / len(tokens)
+    size = min(0.3, 0.92 * each)
+    places = [top - each * (i + 0.5) for i in range(len(tokens))] if model.token_rule else heights
+    for height, (name, colour) in zip(places, tokens, strict=True):
+        arrow(axes, (end, height), (6.24, height))
+        box(axes, 6.24, height - size / 2, 0.38, size, name, colour=colour)
+    note(axes, 6.76, (top + bottom) / 2, "to the frozen LLM", ha="center", rotation=90)
 
 
 def _canvas(height_in: float, footer: str, drawn: str, kinds: Iterable[str], legend_y: float) -> tuple[Figure, Axes]:
@@ -303,16 +295,11 @@ def _canvas(height_in: float, footer: str, drawn: str, kinds: Iterable[str], leg
 
 
 def _quoted(text: str, width_in: float, *, end: bool = False) -> str:
-    """`text` in quotation marks, as much as two lines of a box take in whole words: its start, or its end."""
-    words = style.pieces(style.printable(text).strip())
-    for count in range(len(words), 0, -1):
-        part = "".join(words[-count:] if end else words[:count]).strip()
-        if count < len(words):
-            part = f"…{part}" if end else f"{part}…"
-        lines = style.wrap(f"“{part}”", width_in, BOX_PT).split("\n")
-        if len(lines) <= 2 and all(style.text_width_in(line, BOX_PT) <= width_in for line in lines):
-            return _literal("\n".join(lines))
-    return _literal(f"“{fit_line(text, width_in - style.text_width_in('“”', BOX_PT), BOX_PT)}”")
+    """`text` in quotation marks, as much as two lines of a box take: its start, or its end."""
+    lines = style.wrap(f"“{text}”", width_in - style.text_width_in("…”", BOX_PT), BOX_PT).split("\n")
+    if len(lines) > 2:
+        lines = [f"“…{lines[-2]}", lines[-1]] if end else [lines[0], f"{lines[1]}…”"]
+    return _literal("\n".join(fit_line(line, width_in, BOX_PT) for line in lines))
 
 
 def _literal(text: str) -> str:

@@ -1,15 +1,13 @@
-"""What every figure shares: fonts that hold Chinese, sizes and colours.
+"""What every figure shares: fonts that hold Chinese, colours, and a page with a title above and a footer below.
 
-Figures are sized for a two-column page: 3.3 or 6.9 inches wide, no text below 7 pt at that size.
-
-A figure's page: title and footer around the drawing, and the same picture in a notebook, in a file and in a paper.
+Pages are sized for two columns, 3.3 or 6.9 inches wide, with no text below 7 pt, and are the same in a notebook, a file and
+a paper.
 """
 
 from __future__ import annotations
 
 import io
 import logging
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib import font_manager, style
-from matplotlib.backends.backend_pdf import PdfPages
 from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
 from matplotlib.layout_engine import ConstrainedLayoutEngine, PlaceHolderLayoutEngine
@@ -53,22 +50,18 @@ STYLE = {
 
 
 @lru_cache(maxsize=1)
-def _font() -> FT2Font:
-    """DejaVu Sans with our Chinese subset behind it; registers the subset with matplotlib on first use."""
+def _fonts() -> tuple[FT2Font, frozenset[int]]:
+    """DejaVu Sans with our Chinese subset, known to matplotlib from now on, behind it; and the characters that they have."""
     font_manager.fontManager.addfont(CJK_FONT)
-    return font_manager.get_font([font_manager.findfont(family) for family in FONTS])
-
-
-@lru_cache(maxsize=1)
-def _known_characters() -> frozenset[int]:
-    _font()
-    return frozenset().union(*(font_manager.get_font(font_manager.findfont(family)).get_charmap() for family in FONTS))
+    paths = [font_manager.findfont(family) for family in FONTS]
+    known = frozenset().union(*(font_manager.get_font(path).get_charmap() for path in paths))
+    return font_manager.get_font(paths), known
 
 
 @contextmanager
 def figure_style() -> Iterator[None]:
     """Draw with our fonts and sizes on top of matplotlib's defaults, whatever the caller's settings are."""
-    _font()
+    _fonts()
     with style.context(["default", STYLE]):
         yield
 
@@ -76,21 +69,17 @@ def figure_style() -> Iterator[None]:
 def printable(text: str) -> str:
     """One line of `text` in which every character that our fonts cannot draw is 〓; which ones is logged."""
     text = " ".join(text.splitlines()).replace("\t", " ")
-    known = _known_characters()
+    _, known = _fonts()
     if missing := sorted({c for c in text if ord(c) not in known}):
         log.warning("no glyph for %s: drawn as %s", ", ".join(f"U+{ord(c):04X}" for c in missing), MISSING_GLYPH)
     return "".join(c if ord(c) in known else MISSING_GLYPH for c in text)
 
 
-def pieces(text: str) -> list[str]:
-    """The parts of a text between which a line may end: words, and single Chinese characters, with what closes them."""
-    return re.findall(r"[\u2e80-\uffef][，。！？、；：”’）》]*\s*|[^\s\u2e80-\uffef]+\s*|\s+", text)
-
-
 def wrap(text: str, width_in: float, size_pt: float) -> str:
     """Break `printable(text)` at spaces, and Chinese anywhere, into lines of at most `width_in` inches at `size_pt`."""
     lines, line = [], ""
-    for piece in pieces(printable(text)):
+    # Words, and single Chinese characters with the marks that close them.
+    for piece in re.findall(r"[\u2e80-\uffef][，。！？、；：”’）》]*\s*|[^\s\u2e80-\uffef]+\s*|\s+", printable(text)):
         if line and text_width_in((line + piece).rstrip(), size_pt) > width_in:
             lines.append(line.rstrip())
             line = ""
@@ -100,7 +89,7 @@ def wrap(text: str, width_in: float, size_pt: float) -> str:
 
 def text_width_in(text: str, size_pt: float) -> float:
     """Inches that one line of `text` is wide at `size_pt`."""
-    font = _font()
+    font, _ = _fonts()
     font.set_size(size_pt, 72)
     font.set_text(text)
     return font.get_width_height()[0] / 64 / 72  # 26.6 fixed-point numbers
@@ -115,6 +104,7 @@ def fit_line(text: str, width_in: float, size_pt: float = 8) -> str:
 
 Look = dict[str, Any]  # how a patch is drawn, in matplotlib's words
 PRINT_DPI, SCREEN_DPI = 300, 150
+NO_METADATA: Look = {"pdf": {"CreationDate": None}, "png": {"Software": None}}  # else no two files have the same bytes
 PAPER = "paper"  # the folder, beside the exports, of what an article takes: no title, no footer, the caption as text
 
 
@@ -157,11 +147,10 @@ def new_figure(width_in: float, height_in: float, *, title: str = "", footer: st
     figure.title, figure.footer, figure.drawn = printable(title), printable(footer), printable(drawn)
     figure.head_in, figure.foot_in = head_in, foot_in
     if title:
-        top = 1 - 0.04 / total_in
-        figure.text(0.5, top, head, ha="center", va="top", size=TITLE_PT, parse_math=False, gid="title")
+        figure.text(0.5, 1 - 0.04 / total_in, head, ha="center", va="top", size=TITLE_PT, parse_math=False, gid="title")
     if footer:
-        left, bottom = 0.05 / width_in, 0.04 / total_in
-        figure.text(left, bottom, foot, va="bottom", size=SMALLEST_PT, color="0.25", parse_math=False, gid="footer")
+        look: Look = {"va": "bottom", "size": SMALLEST_PT, "color": "0.25", "parse_math": False, "gid": "footer"}
+        figure.text(0.05 / width_in, 0.04 / total_in, foot, **look)
     return figure
 
 
@@ -176,14 +165,13 @@ def lay_out(figure: Figure) -> None:
 
 @figure_style()
 def rendered(figure: Figure, suffix: str, *, bare: bool = False) -> bytes:
-    """The bytes of a figure's file, "pdf" or "png" (300 dpi): the same every time, wherever this checkout lies.
+    """The bytes of a figure's file, "pdf" or "png" (300 dpi), the same every time.
 
     Args:
         bare: without title and footer, and without the room that they take.
     """
     lay_out(figure)
-    buffer = io.BytesIO()
-    area, around = None, []  # the whole page
+    buffer, area, around = io.BytesIO(), None, []
     if bare and isinstance(figure, PageFigure):
         width, height = figure.get_size_inches()
         area = Bbox([[0, figure.foot_in], [width, height - figure.head_in]])
@@ -191,41 +179,18 @@ def rendered(figure: Figure, suffix: str, *, bare: bool = False) -> bytes:
     try:
         for text in around:
             text.set_visible(False)
-        if suffix == "png":
-            figure.savefig(buffer, format="png", dpi=PRINT_DPI, metadata={"Software": None}, bbox_inches=area)
-        else:
-            with PdfPages(buffer, metadata={"CreationDate": None}) as pages:
-                pages._ensure_file()._fontNames = _ByFileName()
-                pages.savefig(figure, dpi=PRINT_DPI, bbox_inches=area)
+        figure.savefig(buffer, format=suffix, dpi=PRINT_DPI, metadata=NO_METADATA[suffix], bbox_inches=area)
     finally:
         for text in around:
             text.set_visible(True)
     return buffer.getvalue()
 
 
-class _ByFileName(dict[Any, Any]):
-    """The fonts of one PDF. Matplotlib embeds them sorted by path, and one of ours lies in the checkout, the others
-    beside matplotlib: sorted by the names of their files alone, they come in one order wherever both lie.
-    """
-
-    def items(self) -> Any:
-        return [_Named(item) for item in super().items()]
-
-
-class _Named(tuple[Any, Any]):
-    """(font, its name in the PDF); a font is its path, in newer matplotlib with the part of the font that it is."""
-
-    def __lt__(self, other: tuple[Any, ...]) -> bool:
-        (path, *part), (its_path, *its_part) = ((f,) if isinstance(f, str) else f for f in (self[0], other[0]))
-        return (os.path.basename(path), *part) < (os.path.basename(its_path), *its_part)
-
-
 def save_figure(figure: Figure, folder: Path | str, name: str) -> list[Path]:
     """Write `<name>.pdf` and `<name>.png` (300 dpi) into `folder`, and into `folder`/paper what an article takes.
 
     That is the PDF once more without title and footer, and `<name>.txt`, the caption in their place. Everything is drawn
-    before the first file is written, and each file comes whole or not at all. The same figure gives the same bytes
-    every time. A figure that pyplot made is closed.
+    before the first file is written, and each file comes whole or not at all. A figure that pyplot made is closed.
 
     Returns:
         The four paths: PDF and PNG, then the paper's PDF and caption.
