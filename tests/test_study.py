@@ -356,9 +356,10 @@ def test_a_corpus_is_opened_once(study, monkeypatch):
 
 
 def test_an_llm_that_cannot_be_built_shows_its_error(tmp_path, monkeypatch):
+    monkeypatch.setenv("CMPTA_RUNS", str(tmp_path))
     monkeypatch.setattr(experiments.sys, "executable", "/bin/false")
     with pytest.raises(RuntimeError, match="building tiny failed, exit code 1:"):
-        experiments._tiny_fingerprint(tmp_path, None, "tiny")
+        _ = Study().llm
 
 
 # --- best possible scores ---------------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from cmpta_lib.study.parameters import checked_changes, checked_seeds
 from cmpta_lib.study.plan import CMPTA, Row, label
 from cmpta_lib.study.profiles import DRY_RUN, PROFILES, SMOKE_DOCUMENTS, SMOKE_SIZES, planned_config, smoke_changes
 
+_LANGUAGES: Mapping[str, Language] = {"sims": "zh", "meld": "en"}  # of the published corpora, known before they are here
 ONLY_FINISHED = "CMPTA_ONLY_FINISHED"  # environment variable: notebooks make no run and show what is finished
 
 
@@ -159,18 +160,15 @@ class Study:
 
         No other row needs it: this one then says "not run", and the rest goes on.
         """
-        entry = registry.ENTRIES.get(row.method)
-        if key and entry and entry.complete:
-            planned = self._planned_config(key, row)
-            try:
+        name, entry = self.llm_name_of(row), registry.ENTRIES.get(row.method)
+        planned = self._planned_config(key, row) if key and entry and entry.complete else None
+        try:
+            if planned and entry and entry.complete:
                 entry.complete(planned, self.corpus(key), self.cache, {})
-            except (OSError, ValueError) as error:
-                return str(error)
-        elif self.llm_name_of(row) != self.llm_name:
-            try:
-                self.llm_of(row)
-            except FileNotFoundError as error:
-                return str(error)
+            elif name != self.llm_name:
+                self._resolved(name)
+        except (OSError, ValueError) as error:
+            return str(error)
         return ""
 
     def llm_names(self, notebooks: Collection[str] = ()) -> list[str]:
@@ -182,16 +180,25 @@ class Study:
         rows = [one.row for one in self.planned(notebooks) if not self.missing(one.row)]
         return list(dict.fromkeys([self.llm, *map(self.llm_of, rows)]))
 
+    def encoder_names(self, notebooks: Collection[str] = ()) -> dict[Language, str]:
+        """Language -> what names the text encoder, of those that these notebooks (or all) need; needs no corpus."""
+        methods = registry.ENTRIES
+        keys = {one.key for one in self.planned(notebooks) if "encoder" in methods[one.row.method].config.model_fields}
+        return {language: self._encoders[language] for key, language in _LANGUAGES.items() if key in keys}
+
+    @property
+    def _encoders(self) -> Mapping[Language, str]:
+        names: Mapping[Language, str] = self._dry_run.get("encoders", self.settings.encoders)
+        return names
+
     def _resolve(self, name: str, dtype: Literal["bfloat16", "float32"] = "bfloat16") -> LLMConfig:
         if llm_files.is_tiny(name):
             return LLMConfig(name=name, fingerprint=self.tiny(name))
         return llm_files.resolve(name, dtype, self.cache / "llm")
 
-    @property
-    def encoder_names(self) -> Mapping[Language, str]:
-        """Language -> what names the text encoder: the dry run's, or the profile's."""
-        names: Mapping[Language, str] = self._dry_run.get("encoders", self.settings.encoders)
-        return names
+    def verify(self, name: str) -> None:
+        """Compare every byte of the LLM or text encoder of this name with its recorded hashes; raises as `llm`, and Damaged."""
+        llm_files.find(self._resolved(name), self.cache / "llm", deep=True)
 
     def encoder(self, language: Language) -> EncoderConfig:
         """The text encoder of methods without an LLM; a tiny one is built first where it must be.
@@ -199,12 +206,23 @@ class Study:
         Raises:
             FileNotFoundError: it is not on this machine; says how to fetch it.
         """
-        found = self._resolved(self.encoder_names[language], "float32")
+        found = self._resolved(self._encoders[language], "float32")
         return EncoderConfig(name=found.name, fingerprint=found.fingerprint)
 
     def tiny(self, name: str) -> str:
-        """Fingerprint of a tiny model, built first if need be: by a process of its own, so that tables need no torch."""
-        return _tiny_fingerprint(self.cache / "llm", SMOKE_DOCUMENTS if self.smoke else None, name)
+        """Fingerprint of a tiny model, built first if need be, by a process of its own.
+
+        Raises:
+            RuntimeError: it cannot be built; with the last lines of why.
+        """
+        cache, documents = self.cache / "llm", SMOKE_DOCUMENTS if self.smoke else None
+        if not (folder := tiny_folder(cache, documents, name)).exists():
+            command = [sys.executable, "-m", "cmpta_lib.embedded.tiny", str(cache), name, *map(str, filter(None, [documents]))]
+            environment = os.environ | {"OMP_NUM_THREADS": str(os.cpu_count() or 1)}
+            done = subprocess.run(command, env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+            if done.returncode:
+                raise RuntimeError(f"building {name} failed, exit code {done.returncode}:\n{done.stderr[-3000:]}")
+        return llm_files.tiny_fingerprint(folder)
 
     @cached_property
     def _dry_run(self) -> dict[str, Any]:
@@ -308,15 +326,3 @@ class Study:
     def is_paper_corpus(self, key: str) -> bool:
         """Whether the paper's numbers stand for this corpus; generated ones stand in for it and say so."""
         return key != "data"
-
-
-def _tiny_fingerprint(cache: Path, documents: int | None, name: str) -> str:
-    folder = tiny_folder(cache, documents, name)
-    if not folder.exists():
-        arguments = [str(cache), name, *([str(documents)] if documents else [])]
-        command = [sys.executable, "-m", "cmpta_lib.embedded.tiny", *arguments]
-        environment = os.environ | {"OMP_NUM_THREADS": str(os.cpu_count() or 1)}
-        done = subprocess.run(command, env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-        if done.returncode:
-            raise RuntimeError(f"building {name} failed, exit code {done.returncode}:\n{done.stderr[-3000:]}")
-    return llm_files.tiny_fingerprint(folder)
