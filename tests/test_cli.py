@@ -417,14 +417,10 @@ def test_runs_as_json_hold_everything(runs_folder, capsys):
     assert told["train_seconds"] == 12.4 and told["config"]["seed"] == 7 and told["state"] == "finished"
 
 
-def test_in_a_narrow_terminal_no_run_wraps(runs_folder, capsys, monkeypatch):
+def test_in_a_narrow_terminal_no_run_wraps(runs_folder):
     write_run(runs_folder, 1, {"mae": 0.3, "corr": 0.1})
-    for width in (200, 120, 80, 40):
-        rows = list(listing.listed(runs_folder))
-        lines = listing.screen(rows, width)
-        assert max(map(console.columns, lines)) <= width
-        if width >= 80:
-            assert "CMPTA" in lines[1] and "MAE 0.300, Corr 0.100" in lines[1] and "finished" in lines[1], width
+    rows = listing.listed(runs_folder)
+    assert max(map(console.columns, listing.screen(rows, 40))) == 40 < max(map(console.columns, listing.screen(rows)))
 
 
 @pytest.mark.parametrize(

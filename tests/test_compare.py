@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -118,29 +119,24 @@ def test_an_unfinished_or_damaged_run_says_what_it_is(study, capsys):
     (a, b), (c, _) = study.runs("sims"), study.runs("sims", SEVEN)
     (b.folder / store.DONE).unlink()
     message = refused(capsys, b.config.hash, c.config.hash)
-    assert f"{b.folder.name} (CMPTA) cannot be compared: unfinished: 1 of 2 epochs" in message
+    assert f"'{b.config.hash}' cannot be compared: {b.folder.name} is unfinished: 1 of 2 epochs" in message
     (c.folder / store.METRICS).write_text("{}")
     message = refused(capsys, a.config.hash, c.config.hash)
-    assert "cannot be compared: damaged: " in message and str(c.folder / store.METRICS) in message
+    assert f"cannot be compared: {c.folder.name} is damaged: " in message and str(c.folder / store.METRICS) in message
     assert [run["seed"] for run in told(capsys, "CMPTA", "BiLSTM", "--corpus", "embedded-sims")["a"]] == [1111]
 
 
-def test_an_ambiguous_beginning_lists_the_candidates(study, capsys, monkeypatch):
-    rows = [row for row in listed(study.root) if row.corpus == "embedded-sims"]
-    monkeypatch.setattr("cmpta_lib.config.RunConfig.hash", property(lambda config: f"abcd{config.seed:08d}"))
-    monkeypatch.setattr("cmpta_lib.cli.compare.listed", lambda root: rows)
-    message = refused(capsys, "abcd", "CMPTA")
-    first = "abcd00001111 (BiLSTM, embedded-sims, tiny-bert, seed 1111)"
-    assert f"'abcd' begins the hashes of {len(rows)} runs: {first}, " in message
-
-
-def test_runs_of_one_name_with_another_backbone_are_not_mixed(study, capsys):
+def test_what_stands_for_runs_of_different_settings_lists_them(study, capsys, monkeypatch):
     run = study.runs("sims")[0]
-    other = run.config.model_copy(update={"method": run.config.method.model_copy(update={
-        "llm": run.config.method.llm.model_copy(update={"name": "other"})})})
+    llm = run.config.method.llm.model_copy(update={"name": "other"})
+    other = run.config.model_copy(update={"method": run.config.method.model_copy(update={"llm": llm})})
     finish(study, "sims", [store.Run(other, study.root / f"embedded-sims-{other.hash}")])
     message = refused(capsys, "CMPTA", "7 tokens", "--corpus", "embedded-sims")
     assert "stands for runs of different settings; name one: " in message and other.hash in message
+    rows = [replace(row, hash=f"abcd{row.seed:08d}") for row in listed(study.root) if row.corpus == "embedded-sims"]
+    monkeypatch.setattr("cmpta_lib.cli.compare.listed", lambda root: rows)
+    first = "abcd00001111 (BiLSTM, embedded-sims, tiny-bert, seed 1111)"
+    assert f"'abcd' stands for runs of different settings; name one: {first}, " in refused(capsys, "abcd", "CMPTA")
 
 
 def test_a_run_that_was_copied_elsewhere(study, capsys, tmp_path):

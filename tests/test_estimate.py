@@ -96,7 +96,8 @@ def test_each_kind_is_measured_once_with_all_its_stages_and_llm_after_llm(study,
 
 def test_a_few_real_steps_of_each_stage_and_a_batch_of_answers_are_timed(staged, corpora, tmp_path):
     run = RunConfig(data=DataConfig(name="c", fingerprint=""), method=registry.ENTRIES["staged"].config())
-    found = estimate.speed(override(run, {"training.batch_size": 4, "evaluation.batch_size": 8}), corpora["embedded-sims"], tmp_path)
+    run = override(run, {"training.batch_size": 4, "evaluation.batch_size": 8})
+    found = estimate.speed(run, corpora["embedded-sims"], tmp_path)
     assert found.epochs.keys() == {"reading", "training"} and min(found.once, *found.epochs.values()) > 0 == found.gpu_gb
     stages = [stage for stage, _ in staged.seen]
     assert stages.count("reading") == 5 * 4, "two steps to warm up and three"
@@ -116,7 +117,8 @@ def test_an_epoch_has_as_many_steps_as_its_batches_and_answers_the_validation_sp
     monkeypatch.setattr(estimate, "Timer", Clock)
     monkeypatch.setattr(estimate.time, "perf_counter", lambda: 0.0)
     run = RunConfig(data=DataConfig(name="c", fingerprint=""), method=small())
-    found = estimate.speed(override(run, {"training.batch_size": 6, "evaluation.batch_size": 4}), corpora["embedded-sims"], tmp_path)
+    run = override(run, {"training.batch_size": 6, "evaluation.batch_size": 4})
+    found = estimate.speed(run, corpora["embedded-sims"], tmp_path)
     assert found == Speed((7 + 5) / 4, {"training": math.ceil(20 / 6) + 7 / 4})
 
 
