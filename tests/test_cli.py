@@ -9,6 +9,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from finished import record_llms
 
 from cmpta_lib.cli import listing
 from cmpta_lib.cli import reproduce as notebooks
@@ -192,7 +193,7 @@ def test_a_complete_reproduction_takes_its_place_as_a_whole(executed, tmp_path, 
     demo = tmp_path / "figures" / "demo"
     demo.mkdir(parents=True)
     (demo / "table9.md").write_text("of another version")
-    (tmp_path / "figures" / ".demo.999999999.partial").mkdir()
+    (tmp_path / "figures" / ".999999999.partial").mkdir()
     assert main(["reproduce"]) == 0
     assert [path.name for path in (tmp_path / "figures").iterdir()] == ["demo"]
     assert [path.name for path in demo.iterdir()] == ["report.md"]
@@ -459,8 +460,8 @@ def test_help_names_every_command(capsys):
 # --- check ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_deep_check_reads_every_run(runs_folder, capsys, monkeypatch):
-    monkeypatch.setattr(Study, "llm", LLMConfig(name="tiny", fingerprint="f"))
+def test_a_deep_check_reads_every_run(runs_folder, capsys):
+    record_llms(runs_folder)
     bad, good = (write_run(runs_folder, seed, {"mae": 0.3}) for seed in (1, 2))
     (runs_folder / bad / store.WEIGHTS).write_text("{ }")
     assert main(["check", "--deep", "--only", "01"]) == 1

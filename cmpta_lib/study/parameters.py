@@ -77,10 +77,7 @@ def checked_changes(changes: Mapping[str, Any] | str | None) -> dict[str, Any]:
     Raises:
         ValueError: no mapping, an unknown field, a value of the wrong type, or a field that another argument sets.
     """
-    if isinstance(changes, str):
-        changes = read_value(changes)
-    if not changes:
-        return {}
+    changes = (read_value(changes) if isinstance(changes, str) else changes) or {}
     if not isinstance(changes, Mapping) or not all(isinstance(name, str) for name in changes):
         raise ValueError(f'changes={changes!r}: expected fields with values, such as {{"training.epochs": 3}}')
     for name in changes:
@@ -92,21 +89,20 @@ def checked_changes(changes: Mapping[str, Any] | str | None) -> dict[str, Any]:
 
 def _fits_some_method(changes: Mapping[str, Any]) -> None:
     """Raises ValueError unless each field is some registered method's, with values that fit one of those."""
-    data = DataConfig(name="any", fingerprint="any")
-    configs = [RunConfig(data=data, method=entry.defaults()) for entry in registry.ENTRIES.values()]
-    every = sorted({name for config in configs for name in paths(config)})
-    if unknown := [name for name in changes if name not in every]:
-        hint = _nearest(unknown[0], every)
-        raise ValueError(f"changes: no method has the config field '{unknown[0]}'{hint}; known: {', '.join(every)}")
-    problems, fitting = dict[str, ValueError](), set[str]()
-    for config in configs:
-        own = {name: value for name, value in changes.items() if name in set(paths(config))}
+    data, every, fitting, problems = DataConfig(name="any", fingerprint="any"), set[str](), set[str](), dict[str, str]()
+    for entry in registry.ENTRIES.values():
+        config = RunConfig(data=data, method=entry.defaults())
+        every |= (known := set(paths(config)))
+        own = {name: value for name, value in changes.items() if name in known}
         try:
             override(config, own)
             fitting |= own.keys()
         except ValueError as error:
-            problems = dict.fromkeys(own, error) | problems
+            problems = dict.fromkeys(own, str(error)) | problems
     for name in changes:
+        if name not in every:
+            hint = _nearest(name, sorted(every))
+            raise ValueError(f"changes: no method has the config field '{name}'{hint}; known: {', '.join(sorted(every))}")
         if name not in fitting:
             raise ValueError(f"changes: {problems[name]}")
 
