@@ -82,16 +82,15 @@ def prepare(options: argparse.Namespace) -> None:
     every = [text for own in texts.values() for text in own]
     print("writing random weights in the layouts of Qwen-1.8B, BERT and LLaMA2", flush=True)
 
-    def made(name: str, write: Callable[..., None], *arguments: Any) -> str:
-        return str(files.built_once(root / "llm" / f"{name}-random-{size}", lambda folder: write(folder, *arguments)))
+    def made(name: str, write: Callable[..., None], texts: Iterable[str], **more: Any) -> str:
+        return str(files.built_once(root / "llm" / f"{name}-random-{size}", partial(write, texts=texts, **more)))
 
-    shape = dict(_SIZES[size]["qwen"])
-    if options.vocabulary:
-        shape.pop("vocabulary_size", None)
+    sizes = _SIZES[size]
+    shape = {name: number for name, number in sizes["qwen"].items() if name != "vocabulary_size" or not options.vocabulary}
     record = {
-        "llm": made("qwen-1_8b", partial(write_qwen_v1, vocabulary=options.vocabulary, **shape), every),
-        "llms": {"llama2-7b": made("llama2", write_llama2, every, _SIZES[size]["llama2"])},
-        "encoders": {one: made(f"bert-{one}", write_bert, own, _SIZES[size]["bert"]) for one, own in texts.items()},
+        "llm": made("qwen-1_8b", write_qwen_v1, every, vocabulary=options.vocabulary, **shape),
+        "llms": {"llama2-7b": made("llama2", write_llama2, every, sizes=sizes["llama2"])},
+        "encoders": {one: made(f"bert-{one}", write_bert, own, sizes=sizes["bert"]) for one, own in texts.items()},
         "changes": _CHANGES[size],
     }
     files.write_text(root / DRY_RUN, json.dumps(record, indent=1))

@@ -12,6 +12,8 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
+import psutil
+
 from cmpta_lib import registry
 from cmpta_lib.data.store import load_corpus
 from cmpta_lib.llm import files as llm_files
@@ -58,12 +60,12 @@ def needs(study: Study, notebooks: Collection[str]) -> list[Need]:
     models = [_model(study, name, *about) for name, about in wanted.items() if not llm_files.is_tiny(name)]
     if not is_published:
         return [*corpora, *models]
-    waits = {name: registry.ENTRIES["omni"].waits(name) for name in names if omni}
-    media = [Need(f"recordings {name}", "not at hand" if why else "at hand", why, OPTIONAL) for name, why in waits.items()]
+    waits = registry.ENTRIES["omni"].waits
+    reasons = {name: waits(name) for name in names if omni and waits}
+    media = [Need(f"recordings {name}", "not at hand" if why else "at hand", why, OPTIONAL) for name, why in reasons.items()]
     largest = max(need.gb for need in models if need.missing or not need.remedy)  # one is used at a time
     to_come = sum(need.gb for need in (*corpora, *models) if need.missing) + len(planned) * RUN_GB + CHECKPOINT_GB
-    gpu, memory, disk = _machine(study.root, largest, to_come)
-    return [gpu, memory, *corpora, *models, *media, disk]
+    return [*_machine(study.root, largest, to_come), *corpora, *models, *media]
 
 
 def stored(study: Study, notebooks: Collection[str] = ()) -> list[Need]:
@@ -71,20 +73,22 @@ def stored(study: Study, notebooks: Collection[str] = ()) -> list[Need]:
 
     Of the LLMs and text encoders, those that these notebooks (or all) need.
     """
-    folders = sorted(meta.parent for meta in (study.cache / "data").glob("[!.]*/meta.json"))
-    checks: dict[str, Callable[[], object]] = {folder.name: partial(load_corpus, folder, deep=True) for folder in folders}
+    metas, checks = sorted((study.cache / "data").glob("[!.]*/meta.json")), dict[str, Callable[[], object]]()
+    checks |= {meta.parent.name: partial(load_corpus, meta.parent, deep=True) for meta in metas}
     checks |= {f"LLM {name}": partial(study.verify, name) for name in study.llm_names(notebooks)}
     checks |= {f"text encoder {name}": partial(study.verify, name) for name in study.encoder_names(notebooks).values()}
-    found, runs = dict[str, str](), map(summarise, store.found(study.root))
-    for what, check in checks.items():
-        try:
-            check()
-            found[f"contents of {what}"] = ""
-        except (OSError, ValueError) as error:
-            found[f"contents of {what}"] = str(error)
-    found |= {f"run {one.folder.name}": one.detail for one in runs if one.state in ("finished", "damaged")}
+    found, runs = [(f"contents of {what}", _problem(check)) for what, check in checks.items()], store.found(study.root)
+    found += [(f"run {one.folder.name}", one.detail) for one in map(summarise, runs) if one.state in ("finished", "damaged")]
     remedy = "do what is said here, then call again"
-    return [Need(what, why or "as written", remedy if why else "", "DAMAGED") for what, why in found.items()]
+    return [Need(what, why or "as written", remedy if why else "", "DAMAGED") for what, why in found]
+
+
+def _problem(check: Callable[[], object]) -> str:
+    try:
+        check()
+    except (OSError, ValueError) as error:
+        return str(error)
+    return ""
 
 
 def _corpus(study: Study, name: str) -> Need:
@@ -108,24 +112,20 @@ def _model(study: Study, name: str, kind: str, state: str) -> Need:
     except (FileNotFoundError, ValueError) as error:
         if Path(name).exists():
             return Need(what, str(error), "restore or fetch what is named here", state, size)
-    if study.smoke and not study.own_llm:
-        return Need(what, "not made yet", f"{COMMAND} dry-run", state, size)
-    return Need(what, "not on this machine", f"{COMMAND} weights {shlex.quote(name)}", state, size)
+    fetch = "dry-run" if study.smoke and not study.own_llm else f"weights {shlex.quote(name)}"
+    return Need(what, "not on this machine", f"{COMMAND} {fetch}", state, size)
 
 
 def _machine(root: Path, model_gb: float, to_come_gb: float) -> list[Need]:
     """GPU and memory for a model of this size (the least is Qwen-1.8B's), and disk for what is still to come."""
     gpu, size = provenance.first_gpu() or ("no NVIDIA GPU or driver found (nvidia-smi):", 0.0)
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
     free = shutil.disk_usage(next(folder for folder in (root, *root.parents) if folder.exists())).free / 1e9
     other = f"use a machine with an NVIDIA GPU; without one: make reproduce (embedded default), or {COMMAND} dry-run"
     if size and "+cpu" in version("torch"):
         gpu, size, other = f"{gpu}, but torch {version('torch')} is a CPU build:", 0.0, "make clean && make setup"
-    asked = (
-        ("GPU", max(12, 1.5 * model_gb), gpu, size, other),
-        ("memory", max(8, 1.3 * model_gb), "RAM", memory, "use a machine with more memory"),
-        ("disk", to_come_gb, f"{root}, free:", free, "make room there, or set the environment variable CMPTA_RUNS"),
-    )
+    asked = [("GPU", max(12, 1.5 * model_gb), gpu, size, other)]
+    asked += [("memory", max(8, 1.3 * model_gb), "RAM", psutil.virtual_memory().total / 1e9, "use a machine with more memory")]
+    asked += [("disk", to_come_gb, f"{root}, free:", free, "make room there, or set the environment variable CMPTA_RUNS")]
     return [
         Need(f"{what}, {wanted:.0f} GB", f"{where} {here:.0f} GB", remedy if here < round(wanted) else "")
         for what, wanted, where, here, remedy in asked

@@ -25,8 +25,6 @@ from cmpta_lib.study.plan import Planned
 from cmpta_lib.study.profiles import planned_config
 from cmpta_lib.study.study import Study
 
-_TIMED_STEPS = 3  # of each stage, after torch's two to warm up
-_PUBLISHED = {"sims": "SIMS-V2", "meld": "MELD"}  # keys of the corpora in the paper's Table 1
 # What counts as CMPTA in a projection: the same LLM, prompt and answers around another token maker, or none.
 _LIKE_CMPTA = ("cmpta", "soft_prompt", "mse_adapter", "text_only")
 
@@ -63,7 +61,7 @@ def projection(study: Study, milliseconds: Mapping[str, tuple[float, float]]) ->
         data = DataConfig(name=study.settings.corpora[one.key], fingerprint="")
         config = configs[one] = planned_config(study.profile, one.key, one.row, data, one.seed, study.changes)
         if one.key in milliseconds and one.row.method in _LIKE_CMPTA and not one.row.llm:
-            clips, (step, answer) = paper.TABLE1[_PUBLISHED[one.key]], milliseconds[one.key]
+            clips, (step, answer) = paper.TABLE1[{"sims": "SIMS-V2", "meld": "MELD"}[one.key]], milliseconds[one.key]
             epoch = math.ceil(clips.train / config.training.batch_size) * step + clips.valid * answer
             epochs = {"training": epoch / 1000} if registry.ENTRIES[one.row.method].is_trained else {}
             speeds[one.kind] = Speed((clips.valid + clips.test) * answer / 1000, epochs)
@@ -73,8 +71,7 @@ def projection(study: Study, milliseconds: Mapping[str, tuple[float, float]]) ->
 def measured(study: Study, configs: Configs) -> Speeds:
     """The speed of each kind among these runs, from one that has all stages; ordered so that each LLM is loaded once."""
     chosen = {one.kind: config for one, config in sorted(configs.items(), key=lambda item: len(item[1].stages))}
-    kinds = sorted(chosen, key=lambda kind: kind[2])
-    return {kind: speed(chosen[kind], study.corpus(kind[0]), study.root) for kind in kinds}
+    return {kind: speed(chosen[kind], study.corpus(kind[0]), study.root) for kind in sorted(chosen, key=lambda kind: kind[2])}
 
 
 def speed(config: RunConfig, corpus: Corpus, root: Path) -> Speed:
@@ -93,17 +90,16 @@ def speed(config: RunConfig, corpus: Corpus, root: Path) -> Speed:
     for stage in config.stages:
         method.enter(stage)
         if groups := [group for group in method.groups(stage.training) if group.parameters]:
-            step = partial(loop.step, method, loop.optimizer_of(groups, stage.training), train)
-            size = min(stage.training.batch_size, len(units))
-            asked = {"step": step, "training": stage.training, "labelled": stage.is_labelled}
-            asked |= {"batches": iter(lambda size=size: list(itertools.islice(shuffled, size)), [])}
+            step, size = partial(loop.step, method, loop.optimizer_of(groups, stage.training), train), stage.training.batch_size
+            known = {"step": step, "units": shuffled, "size": min(size, len(units)), "islice": itertools.islice, "stage": stage}
             method.module.train()
-            timer = Timer("step(next(batches), training, labelled=labelled)", globals=asked, num_threads=threads)
-            steps.append((stage, math.ceil(len(units) / stage.training.batch_size) * timer.timeit(_TIMED_STEPS).mean))
+            work = "step(list(islice(units, size)), stage.training, labelled=stage.is_labelled)"
+            taken = Timer(work, globals=known, num_threads=threads).timeit(3).mean  # after torch's two to warm up
+            steps.append((stage, math.ceil(len(units) / size) * taken))
     method.module.eval()
     clips = [train[index] for place in order for index in units[place]][: config.evaluation.batch_size]
-    answers = {"method": method, "clips": clips}
-    answer = Timer("method.predict(method.collate(clips))", globals=answers, num_threads=threads).timeit(1).mean / len(clips)
+    work, known = "method.predict(method.collate(clips))", {"method": method, "clips": clips}
+    answer = Timer(work, globals=known, num_threads=threads).timeit(1).mean / len(clips)
     epochs = {stage.name: trained + stage.is_labelled * len(splits["valid"]) * answer for stage, trained in steps}
     once += (len(splits["valid"]) + len(splits["test"])) * answer
     return Speed(once, epochs, provenance.peaks_gb().get(provenance.ALLOCATED, 0.0))
