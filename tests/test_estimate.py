@@ -15,8 +15,7 @@ from cmpta_lib.runs.progress import columns
 from cmpta_lib.study import estimate, plan
 from cmpta_lib.study.estimate import Speed, by_notebook
 from cmpta_lib.study.plan import MMT, MSE_LLAMA, TEXT_ONLY, WITHOUT_PRETRAINING, Planned
-from cmpta_lib.study.profiles import planned_config
-from cmpta_lib.study.study import Study
+from cmpta_lib.study.study import Study, planned_config
 
 NAMES = [notebook.name for notebook in plan.NOTEBOOKS if not notebook.is_beyond]
 

@@ -12,8 +12,9 @@ from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
+from cmpta_lib import config as configs
 from cmpta_lib import registry
-from cmpta_lib.config import PAPER_SEEDS, DataConfig, EncoderConfig, LLMConfig, PromptedLMConfig, RunConfig
+from cmpta_lib.config import PAPER_SEEDS, DataConfig, EncoderConfig, LLMConfig, PromptedLMConfig, RunConfig, override
 from cmpta_lib.data.corpus import Corpus, Language
 from cmpta_lib.data.store import load_corpus
 from cmpta_lib.embedded.synthetic import tiny_folder
@@ -24,7 +25,7 @@ from cmpta_lib.runs.store import Run
 from cmpta_lib.study import exports, plan
 from cmpta_lib.study.parameters import checked_changes, checked_seeds
 from cmpta_lib.study.plan import CMPTA, Row, label
-from cmpta_lib.study.profiles import DRY_RUN, PROFILES, SMOKE_DOCUMENTS, SMOKE_SIZES, planned_config, smoke_changes
+from cmpta_lib.study.profiles import DRY_RUN, PROFILES, SMOKE_DOCUMENTS, SMOKE_SIZES, smoke_changes
 
 _LANGUAGES: Mapping[str, Language] = {"sims": "zh", "meld": "en"}  # of the published corpora, known before they are here
 ONLY_FINISHED = "CMPTA_ONLY_FINISHED"  # environment variable: notebooks make no run and show what is finished
@@ -60,21 +61,16 @@ class Study:
         registry.load_plugins()
         self.profile, self.settings, self.smoke, self.data = profile, PROFILES[profile], smoke, str(data)
         self.own_llm = str(llm)
-        self.seeds = checked_seeds(self.settings.num_seeds if seeds is None else seeds)
+        self.seeds = checked_seeds(self.settings.num_seeds if seeds is None else seeds)[: 1 if smoke else None]
         self.changes = checked_changes(changes)
-        if smoke:
-            self.seeds = self.seeds[:1]
         self.root = runs_folder() / "smoke" if smoke else runs_folder()
+        self.cache = self.root / "cache"
         self.keys: tuple[str, ...] = ("data",) if self.data else tuple(self.settings.corpora)
         self._corpora: dict[str, Corpus] = {}
         self._resolved = cache(self._resolve)  # LLMs and text encoders by name and dtype
         self._answer_sign = cache(partial(llm_files.answer_sign, cache=self.cache / "llm"))
         self.asked: set[Path] = set()  # the runs of `make`, and which of them failed
         self.failures: list[Failure] = []
-
-    @property
-    def cache(self) -> Path:
-        return self.root / "cache"
 
     @property
     def name(self) -> str:
@@ -182,14 +178,9 @@ class Study:
 
     def encoder_names(self, notebooks: Collection[str] = ()) -> dict[Language, str]:
         """Language -> what names the text encoder, of those that these notebooks (or all) need; needs no corpus."""
-        methods = registry.ENTRIES
-        keys = {one.key for one in self.planned(notebooks) if "encoder" in methods[one.row.method].config.model_fields}
-        return {language: self._encoders[language] for key, language in _LANGUAGES.items() if key in keys}
-
-    @property
-    def _encoders(self) -> Mapping[Language, str]:
-        names: Mapping[Language, str] = self._dry_run.get("encoders", self.settings.encoders)
-        return names
+        planned, names = self.planned(notebooks), self._dry_run.get("encoders", self.settings.encoders)
+        keys = {one.key for one in planned if "encoder" in registry.ENTRIES[one.row.method].config.model_fields}
+        return {language: names[language] for key, language in _LANGUAGES.items() if key in keys}
 
     def _resolve(self, name: str, dtype: Literal["bfloat16", "float32"] = "bfloat16") -> LLMConfig:
         if llm_files.is_tiny(name):
@@ -206,7 +197,7 @@ class Study:
         Raises:
             FileNotFoundError: it is not on this machine; says how to fetch it.
         """
-        found = self._resolved(self._encoders[language], "float32")
+        found = self._resolved(self._dry_run.get("encoders", self.settings.encoders)[language], "float32")
         return EncoderConfig(name=found.name, fingerprint=found.fingerprint)
 
     def tiny(self, name: str) -> str:
@@ -315,8 +306,7 @@ class Study:
     def planned_runs(self, notebooks: Collection[str] = (), keys: Collection[str] | None = None) -> list[tuple[str, Run]]:
         """Every run that these notebooks (or all) need on these corpora (or all), each once, with its row's name."""
         asked = [one for one in self.planned(notebooks) if keys is None or one.key in keys]
-        found = [one for one in asked if not self.missing(one.row, one.key)]
-        return [(one.row.name, self.run(one.key, one.row, one.seed)) for one in found]
+        return [(one.row.name, self.run(one.key, one.row, one.seed)) for one in asked if not self.missing(one.row, one.key)]
 
     def keys_of(self, notebooks: Collection[str]) -> tuple[str, ...]:
         """The corpora that these notebooks read."""
@@ -326,3 +316,30 @@ class Study:
     def is_paper_corpus(self, key: str) -> bool:
         """Whether the paper's numbers stand for this corpus; generated ones stand in for it and say so."""
         return key != "data"
+
+
+def planned_config(profile: str, key: str, row: Row, data: DataConfig, seed: int, more: Mapping[str, Any]) -> RunConfig:
+    """The one way from a row of a table to the config of its run on the corpus of this key.
+
+    Its method's defaults, what the profile sets, the method's own settings for it, `more` (what a machine, a smoke run or a
+    caller sets), and last what the row is about. Fields that the method does not have are left out, but for the row's.
+
+    Raises:
+        ValueError: the row's method is not registered, or a value does not fit; names the row.
+    """
+    if row.method not in registry.ENTRIES:
+        raise ValueError(f"row '{row.name}': no method '{row.method}'; there are: {', '.join(registry.ENTRIES)}")
+    entry, chosen = registry.ENTRIES[row.method], PROFILES[profile]
+    settings = {**chosen.changes, **chosen.corpus_changes.get(key, {})}
+    for place in (profile, f"{profile}/{key}", f"{profile}/{key}/{row.llm}"):
+        settings |= entry.settings.get(place, {})
+    settings |= more
+    base = RunConfig(data=data, method=entry.defaults(), seed=seed)
+    known = set(configs.paths(base))
+    try:
+        config = override(base, {path: value for path, value in settings.items() if path in known} | dict(row.changes))
+        if row.rate == 1:
+            return config
+        return override(config, {"training.learning_rate": row.rate * config.training.learning_rate})
+    except ValueError as error:
+        raise ValueError(f"row '{row.name}' cannot be run as asked: {error}") from error
