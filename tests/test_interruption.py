@@ -23,8 +23,7 @@ import signal, sys
 from pathlib import Path
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
-from cmpta_lib.cli import __main__
-from cmpta_lib.cli import reproduce as notebooks
+from cmpta_lib.cli import __main__, reproduce
 folder = Path(sys.argv[1])
 def run(arguments):
 {body}
@@ -33,9 +32,9 @@ sys.exit(__main__.main([]))
 """
 TWO_NOTEBOOKS = """
     from types import SimpleNamespace
-    notebooks.ROOT = folder
+    reproduce.ROOT = folder
     study = SimpleNamespace(root=folder, name="study", figures=folder)
-    notebooks._execute(study, ["one", "two"], {"folder": str(folder)}, 0)
+    reproduce._execute(study, ["one", "two"], {"folder": str(folder)}, 0)
 """
 ENDLESS = """
 import os, subprocess, sys, time

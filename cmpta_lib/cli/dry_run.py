@@ -29,7 +29,6 @@ from cmpta_lib.paper import MELD_PROMPT, SIMS_PROMPT, WRAP_TAGS
 from cmpta_lib.study.profiles import DRY_RUN
 from cmpta_lib.study.study import Study
 from data_prep import meld, simsv2, synthetic_files
-from data_prep.hub import MANIFEST
 
 FULL_WIDTH, FULL_LAYERS, VOCABULARY_SIZE = (QWEN_1_8B[name] for name in ("hidden", "layers", "vocabulary"))
 RECIPE = 4  # raise when what is written changes: what older recipes wrote is then written anew
@@ -112,11 +111,8 @@ def _forget_others(root: Path, wanted: Mapping[str, Any]) -> None:
 def _corpora(root: Path, factor: float, annotations: Path | None) -> list[Corpus]:
     """Write the raw files that are not there yet, and convert them as downloaded ones are."""
     raw = {name: root / "raw" / name for name in CORPORA}
-    for folder in raw.values():
-        if not (folder / MANIFEST).exists():  # not written to the end
-            shutil.rmtree(folder, ignore_errors=True)
-    synthetic_files.write_simsv2(raw["simsv2"], factor)
-    synthetic_files.write_meld(raw["meld"], factor, annotations)
+    files.built_once(raw["simsv2"], partial(synthetic_files.write_simsv2, factor=factor))
+    files.built_once(raw["meld"], partial(synthetic_files.write_meld, factor=factor, annotations=annotations))
     return [simsv2.prepare(root / "cache", raw["simsv2"]), meld.prepare(root / "cache", raw["meld"], raw["meld"])]
 
 

@@ -10,7 +10,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,6 @@ from cmpta_lib.files import ROOT
 from cmpta_lib.llm.files import is_tiny
 from cmpta_lib.runs import provenance
 from cmpta_lib.runs.engines import DEFAULT, KEEP_FAILED, Engine, RunsFailed, engine_of
-from cmpta_lib.runs.progress import table
 from cmpta_lib.runs.store import Run, sound
 from cmpta_lib.study import check, exports
 from cmpta_lib.study.plan import label
@@ -131,26 +130,13 @@ def _make(study: Study, runs: Sequence[Run], options: argparse.Namespace, failed
 
 def _has_needs(study: Study, chosen: Sequence[str], plan: bool) -> bool:
     """Whether everything is here that the notebooks need; else what is missing is printed, and the plan where asked for."""
-    found = check.needs(study, chosen)
+    found, planned = check.needs(study, chosen), study.planned(chosen)
     if missing := sum(need.missing for need in found):
         print(check.screen(study, found))
-        if plan:
-            print(planned_screen(study, chosen))
-        print(f"Nothing was started: {missing} of {len(found)} needs are missing.")
+        for one in planned if plan else ():
+            print(f"      {study.data or study.settings.corpora[one.key]}  seed {one.seed}  {label(one.row)}")
+        print(f"Nothing was started: {missing} of {len(found)} needs are missing. {len(planned)} runs in all.")
     return not missing
-
-
-def planned_screen(study: Study, notebooks: Collection[str]) -> str:
-    """The runs that these notebooks need, known before their corpora and LLMs are here: a line a row, and the number of all.
-
-    Each line is corpus, row, and the row's seeds on that corpus.
-    """
-    planned, seeds = study.planned(notebooks), dict[tuple[str, str], list[str]]()
-    for one in planned:
-        seeds.setdefault((study.data or study.settings.corpora[one.key], label(one.row)), []).append(str(one.seed))
-    rows = [[*names, str(len(found)), ", ".join(found)] for names, found in seeds.items()]
-    lines = table(["corpus", "row", "runs", "seeds"], rows, [2]) if rows else []
-    return "\n".join([*("  " + line for line in lines), f"{len(planned)} runs in all"])
 
 
 def _prepared(study: Study, chosen: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import difflib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
@@ -36,25 +37,12 @@ def check_parameters(cells: Sequence[str]) -> None:
     Raises:
         ValueError: names the unknown parameters, the nearest known one of each, and all known ones.
     """
-    places = [number for number, cell in enumerate(cells) if cell.startswith("# Parameters\n")]
-    if not places:
-        return  # opened in Jupyter, or run without any parameter
-    given = _assigned(cells[places[-1]])
-    known = next(filter(None, map(_assigned, reversed(cells[: places[-1]]))), ())
-    if unknown := [name for name in given if name not in known]:
+    place = max((number for number, cell in enumerate(cells) if cell.startswith("# Parameters\n")), default=0)
+    assigned = re.compile(r"^(\w+) *=(?!=)", re.MULTILINE).findall
+    known, given = list(dict.fromkeys(assigned("\n".join(cells[:place])))), assigned(cells[place])
+    if place and (unknown := [name for name in given if name not in known]):  # none: opened in Jupyter, or run without any
         said = ", ".join(f"'{name}'{_nearest(name, known)}" for name in unknown)
         raise ValueError(f"no parameter {said}; this notebook has: {', '.join(known)}")
-
-
-def _assigned(cell: str) -> tuple[str, ...]:
-    """The names that a cell assigns, if it does nothing else."""
-    try:
-        statements = ast.parse(cell).body
-    except SyntaxError:  # a cell with IPython's own syntax
-        return ()
-    targets = [s.targets[0] for s in statements if isinstance(s, ast.Assign) and len(s.targets) == 1]
-    names = tuple(target.id for target in targets if isinstance(target, ast.Name))
-    return names if len(names) == len(statements) else ()
 
 
 def checked_seeds(seeds: int | Sequence[int]) -> tuple[int, ...]:
