@@ -117,7 +117,7 @@ def executed(monkeypatch, tmp_path) -> list:
     monkeypatch.setenv("CMPTA_FIGURES", str(tmp_path / "figures"))
     monkeypatch.setattr(Study, "corpus", lambda self, key: done.append(("corpus", key)))
     monkeypatch.setattr(Study, "tiny", lambda self, name: "f")
-    monkeypatch.setattr(Study, "llms", lambda self, notebooks: [LLMConfig(name="tiny", fingerprint="f")])
+    monkeypatch.setattr(Study, "llm", LLMConfig(name="tiny", fingerprint="f"))
     monkeypatch.setattr(Study, "planned_runs", lambda self, notebooks, keys: [])
     monkeypatch.setattr(Study, "ensure", lambda self, runs, jobs, engine: done.append(("ensure", len(runs))))
     monkeypatch.setattr(Study, "name", "demo")
@@ -158,19 +158,29 @@ def test_what_goes_beyond_the_paper_runs_where_it_is_asked_for(arguments, wanted
     assert {step[0] for step in executed if step[0] in NAMES} == set(wanted)
 
 
-@pytest.mark.parametrize("llm", ["qwen1.5-1.8b", "own-model"])
-def test_every_notebook_gets_the_same_parameters(llm, executed, runs_folder, tmp_path, monkeypatch):
+NO_SCALING = "data.feature_scaling=none"
+
+
+@pytest.mark.parametrize(
+    ("llm", "given", "changes"),
+    [
+        ("own-model", "training.patience=none " + NO_SCALING, {"training.patience": None, "data.feature_scaling": "none"}),
+        ("qwen1.5-1.8b", "method.summary=max method.dropout=0.0", {"method.summary": "max", "method.dropout": 0.0}),
+        ("", 'method.summary="max" training.patience=null', {"method.summary": "max", "training.patience": None}),
+    ],
+)
+def test_every_notebook_gets_the_same_parameters(llm, given, changes, executed, runs_folder, tmp_path, monkeypatch):
     """Folders by their whole path: a notebook runs elsewhere."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(check, "needs", lambda study, notebooks: [])
     (tmp_path / "own-model").mkdir()
-    assert main(["reproduce", "--data", "clips", "--seeds", "[5,6]", "--llm", llm, "--only", "table3", "03"]) == 0
-    given = {step[0]: step[1:] for step in executed if step[0] in NAMES}
-    assert list(given) == ["03_training", "04_table3_simsv2"]
-    expected = {"profile": "demo", "seeds": [5, 6], "data": str(tmp_path / "clips"), "smoke": False, "changes": {}}
+    asked = [word for one in given.split() for word in ("--set", one)]
+    assert main(["reproduce", "--data", "clips", "--seeds", "[5,6]", "--llm", llm, *asked, "--only", "table3", "03"]) == 0
+    steps = {step[0]: step[1:] for step in executed if step[0] in NAMES}
+    expected = {"profile": "demo", "seeds": [5, 6], "data": str(tmp_path / "clips"), "smoke": False, "changes": changes}
     expected["llm"] = str(tmp_path / llm) if llm == "own-model" else llm
-    for name, (out, parameters) in given.items():
-        assert out == runs_folder / "notebooks" / "demo" / f"{name}.ipynb" and parameters == expected
+    folder = runs_folder / "notebooks" / "demo"
+    assert steps == {name: (folder / f"{name}.ipynb", expected) for name in ("03_training", "04_table3_simsv2")}
 
 
 # --- where exports go -------------------------------------------------------------------------------------------------
@@ -234,7 +244,19 @@ def test_runs_that_share_a_gpu_are_said_to(executed, monkeypatch, capsys):
     assert "runs at a time share" not in capsys.readouterr().out
 
 
-def test_a_failed_notebook_stops_no_other_and_is_listed_at_the_end(executed, monkeypatch, capsys):
+def test_what_fails_stops_nothing_else_and_is_listed_at_the_end(executed, monkeypatch, capsys):
+    """A corpus is damaged, runs fail, a cell raises, and a kernel does not come."""
+    config = RunConfig(data=DataConfig(name="sims", fingerprint="f"))
+    failures = [Failure(Run(config, Path(f"runs/sims-{n}")), why) for n, why in ((1, "out of memory"), (2, "gone"))]
+    problem = "corpus/audio.f32 is not the file that was written; remove the folder corpus and call again"
+
+    def opened(self: Study, key: str) -> None:
+        if key == "sims":
+            raise Damaged(problem)
+
+    def made(self: Study, runs: list, *_: object) -> None:
+        raise RunsFailed(failures, 3)
+
     def work(path: Path, out: Path, given: dict) -> None:
         executed.append((path.stem,))
         if path.stem == "02_model":
@@ -242,62 +264,21 @@ def test_a_failed_notebook_stops_no_other_and_is_listed_at_the_end(executed, mon
         if path.stem == "03_training":
             raise TimeoutError("no kernel came")
 
-    monkeypatch.setattr(notebooks, "execute_notebook", work)
+    monkeypatch.setenv(KEEP_FAILED, "")
+    for where, name, fails in ((Study, "corpus", opened), (Study, "ensure", made), (notebooks, "execute_notebook", work)):
+        monkeypatch.setattr(where, name, fails)
     assert main(["reproduce"]) == 1
-    steps = [step[0] for step in executed]
-    assert set(OF_THE_PAPER) <= set(steps) and steps[-1] == "report"
+    assert {step[0] for step in executed} == {*OF_THE_PAPER, "report"} and executed[-1] == ("report", ["meld"])
     shown = capsys.readouterr()
     assert "02_model failed" in shown.out and "04_table3_simsv2 done" in shown.out and "report.md written" in shown.out
     first, *listed = shown.err.splitlines()
-    assert first.startswith("cmpta reproduce: 2 failed")
-    assert sorted(listed) == [
+    assert first.startswith("cmpta reproduce: 5 failed")
+    assert listed[:3] == [f"- {problem}", "- sims-1: out of memory", "- sims-2: gone"]
+    assert sorted(listed[3:]) == [
         "- notebook 02_model.ipynb, code cell 2: KeyError: 'sedes'.",
         "- notebook 03_training.ipynb: TimeoutError: no kernel came",
     ]
-
-
-def test_a_damaged_corpus_stops_only_its_own_runs_and_notebooks(executed, monkeypatch, capsys):
-    def opened(self: Study, key: str) -> None:
-        if key == "sims":
-            raise Damaged("corpus/audio.f32 is not the file that was written; remove the folder corpus and call again")
-
-    monkeypatch.setattr(Study, "corpus", opened)
-    assert main(["reproduce", "--only", "02", "05"]) == 1
-    first, *notebooks, last = (step[0] for step in executed)  # two notebooks at once begin in any order
-    assert (first, sorted(notebooks), last) == ("ensure", ["02_model", "05_table4_meld"], "report")
-    assert executed[-1] == ("report", ["meld"])
-    assert capsys.readouterr().err.splitlines()[1:] == [
-        "- corpus/audio.f32 is not the file that was written; remove the folder corpus and call again"
-    ]
-
-
-def test_failed_runs_leave_the_notebooks_and_the_report(executed, monkeypatch, capsys):
-    config = RunConfig(data=DataConfig(name="sims", fingerprint="f"))
-    failures = [Failure(Run(config, Path(f"runs/sims-{n}")), why) for n, why in ((1, "out of memory"), (2, "gone"))]
-
-    def fail(self: Study, runs: list, *_: object) -> None:
-        raise RunsFailed(failures, 3)
-
-    monkeypatch.setenv(KEEP_FAILED, "")
-    monkeypatch.setattr(Study, "ensure", fail)
-    assert main(["reproduce", "--only", "02", "03"]) == 1
-    *notebooks, last = (step[0] for step in executed[2:])
-    assert (sorted(notebooks), last) == (["02_model", "03_training"], "report")
-    assert capsys.readouterr().err.splitlines()[1:] == ["- sims-1: out of memory", "- sims-2: gone"]
     assert os.environ[KEEP_FAILED], "the notebooks must not try for hours again"
-
-
-@pytest.mark.parametrize(
-    ("given", "changes"),
-    [
-        (["training.patience=none", "data.feature_scaling=none"], {"training.patience": None, "data.feature_scaling": "none"}),
-        (["method.summary=max", "method.dropout=0.0"], {"method.summary": "max", "method.dropout": 0.0}),
-        (['method.summary="max"', "training.patience=null"], {"method.summary": "max", "training.patience": None}),
-    ],
-)
-def test_changed_fields_go_to_every_notebook(given, changes, executed):
-    assert main(["reproduce", "--only", "02", *(word for one in given for word in ("--set", one))]) == 0
-    assert [step[2]["changes"] for step in executed if step[0] == "02_model"] == [changes]
 
 
 # --- what the file system refuses -------------------------------------------------------------------------------------

@@ -80,8 +80,7 @@ def reproduce(options: argparse.Namespace) -> int:
         return 1
     print(f"[1/3] corpora and language models of profile '{study.profile}'", flush=True)
     keys, failed = _prepared(study, chosen)
-    backbones = ", ".join(f"{llm.name} {llm.fingerprint}" for llm in study.llms(chosen))
-    print(f"      backbone {backbones}  ({time.monotonic() - started:.0f} s)", flush=True)
+    print(f"      backbone {study.llm.name} {study.llm.fingerprint}  ({time.monotonic() - started:.0f} s)", flush=True)
     planned = study.planned_runs(chosen, keys)
     runs = [run for _, run in planned]
     print(f"[2/3] runs: {sum(run.done for run in runs)} of {len(runs)} are finished already", flush=True)

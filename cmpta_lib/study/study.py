@@ -146,11 +146,6 @@ class Study:
             raise ValueError(f"row '{row.name}': profile '{self.profile}' has no LLM '{row.llm}'; it has: {', '.join(known)}")
         return str(known[row.llm])
 
-    def llm_of(self, row: Row) -> LLMConfig:
-        """A row's backbone with its fingerprint; raises as `llm` and `llm_name_of`."""
-        name = self.llm_name_of(row)
-        return self.llm if name == self.llm_name else self._resolved(name)
-
     def missing(self, row: Row, key: str = "") -> str:
         """What a row waits for, with what to do: an LLM of its own; on a corpus of this key also its clips. "" = nothing.
 
@@ -170,11 +165,6 @@ class Study:
     def llm_names(self, notebooks: Collection[str] = ()) -> list[str]:
         """What names the backbones of what these notebooks (or all) need, the study's own first; needs no corpus."""
         return list(dict.fromkeys([self.llm_name, *(self.llm_name_of(one.row) for one in self.planned(notebooks))]))
-
-    def llms(self, notebooks: Collection[str] = ()) -> list[LLMConfig]:
-        """These backbones, as far as they are here; raises as `llm`."""
-        rows = [one.row for one in self.planned(notebooks) if not self.missing(one.row)]
-        return list(dict.fromkeys([self.llm, *map(self.llm_of, rows)]))
 
     def encoder_names(self, notebooks: Collection[str] = ()) -> dict[Language, str]:
         """Language -> what names the text encoder, of those that these notebooks (or all) need; needs no corpus."""
@@ -238,7 +228,8 @@ class Study:
     def _planned_config(self, key: str, row: Row, seed: int | None = None) -> RunConfig:  # but for what `complete` fills in
         corpus, method, more = self.corpus(key), registry.ENTRIES.get(row.method), dict[str, Any]()
         if method and issubclass(method.config, PromptedLMConfig):
-            llm = self.llm_of(row)
+            name = self.llm_name_of(row)
+            llm = self.llm if name == self.llm_name else self._resolved(name)
             more |= {f"method.llm.{name}": value for name, value in llm.model_dump().items()}
             more["method.prompt.answer_sign"] = self._answer_sign(llm)
         if method and "encoder" in method.config.model_fields:
