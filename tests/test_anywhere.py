@@ -50,6 +50,8 @@ def test_runs_and_figures_are_the_current_folders(installed, tmp_path):
     assert done.stdout == f"no runs in {tmp_path / 'runs'} yet\n", done.stderr
     code = "from cmpta_lib import files; print(files.figures_folder(), files.is_checkout())"
     assert called(installed, tmp_path, "-c", code).stdout.split() == [str(tmp_path / "figures"), "False"]
+    done = called(installed, tmp_path, "-m", "cmpta_lib.cli", "--version")
+    assert done.stdout.startswith(f"cmpta {cmpta_lib.__version__}, Python ") and done.returncode == 0, "it has no commit"
 
 
 def test_a_checkout_keeps_its_own_from_wherever_it_is_called(tmp_path, monkeypatch):
@@ -70,11 +72,6 @@ def test_the_version_says_what_runs(capsys, monkeypatch):
     )
 
 
-def test_the_version_of_an_installed_package_has_no_commit(installed, tmp_path):
-    done = called(installed, tmp_path, "-m", "cmpta_lib.cli", "--version")
-    assert done.stdout.startswith(f"cmpta {cmpta_lib.__version__}, Python ") and done.returncode == 0, done.stderr
-
-
 @pytest.mark.parametrize(("user", "said"), [("0", "jupyter lab --allow-root "), ("1000", "jupyter lab ")])
 def test_make_lab_opens_the_first_notebook_as_any_user(user, said, tmp_path):
     (tmp_path / "id").write_text(f"#!/bin/sh\necho {user}\n")
@@ -86,23 +83,15 @@ def test_make_lab_opens_the_first_notebook_as_any_user(user, said, tmp_path):
     assert (ROOT / line.split()[-1]).is_file()
 
 
-STUB = Path(cmpta_lib.__file__).with_suffix(".pyi")
 def test_code_and_stub_name_the_same_things_from_the_same_places():
-    stubbed = {}
-    for node in ast.parse(STUB.read_text(encoding="utf-8")).body:
+    stub, stubbed = Path(cmpta_lib.__file__).with_suffix(".pyi").read_text(encoding="utf-8"), {}
+    for node in ast.parse(stub).body:
         if isinstance(node, ast.ImportFrom):
             for alias in node.names:
                 assert alias.asname == alias.name, "without `as` a type checker takes a stub's import for private"
                 stubbed[alias.name] = node.module
     assert stubbed == cmpta_lib._HOMES and set(cmpta_lib.__all__) == set(stubbed)
-
-
-@pytest.mark.parametrize("name", cmpta_lib.__all__)
-def test_each_name_is_there(name: str):
-    assert getattr(cmpta_lib, name).__name__ == name and name in dir(cmpta_lib)
-
-
-def test_another_name_lists_those_that_there_are():
+    assert all(getattr(cmpta_lib, name).__name__ == name and name in dir(cmpta_lib) for name in stubbed)
     with pytest.raises(AttributeError, match="no attribute 'lead'; it has Sample, Study, load, plain, read_folder, "):
         _ = cmpta_lib.lead
 
@@ -121,7 +110,8 @@ def test_another_name_lists_those_that_there_are():
     ],
     ids=["the package", "a command", "tables"],
 )
-def test_importing_costs_little(code: str, heavy: set[str]):
-    shown = subprocess.run([sys.executable, "-c", f"import sys\n{code}\nprint(*sys.modules)"], capture_output=True, text=True)
+def test_importing_costs_little(code: str, heavy: set[str], root: Path):
+    command, runs = f"import sys\n{code}\nprint(*sys.modules)", {"CMPTA_RUNS": str(root)}
+    shown = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, env=os.environ | runs)
     assert shown.returncode == 0, shown.stderr
     assert not heavy & set(shown.stdout.splitlines()[-1].split())

@@ -11,7 +11,6 @@ import pytest
 from finished import finish, record_llms, small_studies
 
 from cmpta_lib.cli.__main__ import main
-from cmpta_lib.cli.reproduce import planned_screen
 from cmpta_lib.embedded.synthetic import tiny_folder
 from cmpta_lib.study import check, plan
 from cmpta_lib.study.check import COMMAND, Need, needs, screen
@@ -20,6 +19,7 @@ from cmpta_lib.study.study import Study
 
 NOTEBOOKS = [notebook.name for notebook in plan.NOTEBOOKS]
 GPU = "NVIDIA GeForce RTX 4090, 24564\n"
+NO_GPU = (FileNotFoundError("nvidia-smi"), subprocess.TimeoutExpired("nvidia-smi", 5), "No devices were found\n")
 
 
 @pytest.fixture(autouse=True)
@@ -43,8 +43,8 @@ def set_gpu(monkeypatch: pytest.MonkeyPatch, answer: str | Exception) -> None:
     monkeypatch.setattr(subprocess, "run", run)
 
 
-def found(study: Study, notebooks: Sequence[str] = NOTEBOOKS) -> dict[str, Need]:
-    return {need.what.split(",")[0]: need for need in needs(study, notebooks)}
+def found(notebooks: Sequence[str] = NOTEBOOKS, **options: object) -> dict[str, Need]:
+    return {need.what.split(",")[0]: need for need in needs(Study("paper", **options), notebooks)}
 
 
 def test_the_embedded_default_needs_nothing():
@@ -58,7 +58,7 @@ def test_a_dry_runs_corpus_is_none_of_the_papers(tmp_path):
 
     write_simsv2(tmp_path / "raw", 0.001)
     simsv2.prepare(tmp_path / "runs" / "cache", tmp_path / "raw")
-    need = found(Study("paper"))["corpus simsv2"]
+    need = found()["corpus simsv2"]
     assert need.missing and "generated" in need.found and need.remedy.startswith("rm -r ")
     assert main(["reproduce", "--profile", "paper"]) == 1
 
@@ -69,78 +69,70 @@ def test_a_larger_llm_needs_a_larger_gpu(llm, gpu):
 
 
 def test_each_missing_thing_has_its_command():
-    missing = {what: need.remedy for what, need in found(Study("paper")).items() if need.missing}
+    missing = {what: need.remedy.split("   ")[0] for what, need in found().items() if need.missing}
     weights = {"LLM": ["qwen-1.8b"], "text encoder": ["bert-base-chinese", "bert-base-uncased"]}
-    models = {f"{kind} {name}": name for kind, names in weights.items() for name in names}
-    assert list(missing) == ["corpus simsv2", "corpus meld", *models]
-    assert missing["corpus simsv2"].startswith(f"{COMMAND} data simsv2 ")
-    assert missing["corpus meld"].startswith(f"{COMMAND} data meld ")
-    assert all(missing[what] == f"{COMMAND} weights {name}" for what, name in models.items())
+    wanted = {f"corpus {name}": f"{COMMAND} data {name}" for name in ("simsv2", "meld")}
+    wanted |= {f"{kind} {name}": f"{COMMAND} weights {name}" for kind, names in weights.items() for name in names}
+    assert missing == wanted and list(missing) == list(wanted)
 
 
 def test_the_second_llm_is_asked_for_where_its_row_is_shown_and_stops_no_other_row():
-    shown = {name: found(Study("paper"), [name]) for name in NOTEBOOKS}
+    shown = {name: found([name]) for name in NOTEBOOKS}
     with_llama = [name for name, needs in shown.items() if "LLM llama2-7b" in needs]
     assert with_llama == ["04_table3_simsv2", "10_claims", "12_baselines"]
     absent = shown["04_table3_simsv2"]["LLM llama2-7b"]
     assert not absent.missing and absent.remedy == f"{COMMAND} weights llama2-7b"
     assert "absent  LLM llama2-7b" in screen(Study("paper"), [absent]) and absent.remedy in screen(Study("paper"), [absent])
-    assert "LLM llama2-7b" not in found(Study("paper", llm="qwen1.5-1.8b"), NOTEBOOKS)
+    assert "LLM llama2-7b" not in found(llm="qwen1.5-1.8b")
 
 
 @pytest.mark.parametrize(
     ("answer", "shown", "missing"),
     [
-        (GPU, "NVIDIA GeForce RTX 4090, 26 GB", False),
-        ("NVIDIA GeForce GTX 1080, 8192\n", "8.6 GB".replace("8.6", "9"), True),
-        (FileNotFoundError("nvidia-smi"), "no NVIDIA GPU or driver found", True),
-        (subprocess.TimeoutExpired("nvidia-smi", 5), "no NVIDIA GPU or driver found", True),
-        ("No devices were found\n", "no NVIDIA GPU or driver found", True),
+        (GPU, "NVIDIA GeForce RTX 4090 26 GB", False),
+        ("NVIDIA GeForce GTX 1080, 8192\n", "NVIDIA GeForce GTX 1080 9 GB", True),
+        *((none, "no NVIDIA GPU or driver found", True) for none in NO_GPU),
     ],
 )
 def test_the_gpu(machine, answer, shown, missing):
     set_gpu(machine, answer)
-    need = found(Study("paper"))["GPU"]
+    need = found()["GPU"]
     assert shown in need.found and need.missing is missing
 
 
-def test_a_cpu_build_of_torch_beside_a_gpu_is_named(machine):
+def test_a_cpu_build_of_torch_and_a_full_disk_are_named_before_anything_starts(machine):
     machine.setattr(check, "version", lambda package: "2.13.0+cpu")
-    need = found(Study("paper"))["GPU"]
-    assert "CPU build" in need.found and need.remedy == "make clean && make setup"
-
-
-def test_a_full_disk_is_named_before_anything_starts(machine):
     machine.setattr(shutil, "disk_usage", lambda place: shutil._ntuple_diskusage(10**12, 10**12, 3 * 10**9))
-    need = found(Study("paper"))["disk"]
-    assert "3 GB free" in need.found and "CMPTA_RUNS" in need.remedy
+    gpu, disk = found()["GPU"], found()["disk"]
+    assert "CPU build" in gpu.found and gpu.remedy == "make clean && make setup"
+    assert "free: 3 GB" in disk.found and "CMPTA_RUNS" in disk.remedy
 
 
-def test_one_table_needs_its_own_corpus_only(capsys):
-    assert main(["check", "--profile", "paper", "--only", "table3", "--seeds", "1"]) == 1
+@pytest.mark.parametrize(
+    ("table", "own", "others", "runs"),
+    [
+        ("table3", ("corpus simsv2", "bert-base-chinese", "llama2-7b"), ("meld", "bert-base-uncased"), 11),
+        ("table4", ("corpus meld", "bert-base-uncased"), ("simsv2", "bert-base-chinese", "llama2-7b"), 10),
+    ],
+)
+def test_one_table_needs_its_own_corpus_only(table, own, others, runs, capsys):
+    assert main(["check", "--profile", "paper", "--only", table, "--seeds", "1"]) == 1
     shown = capsys.readouterr().out
-    assert "corpus simsv2" in shown and "bert-base-chinese" in shown and "11 runs in all" in shown
-    assert "meld" not in shown and "bert-base-uncased" not in shown
-    assert main(["check", "--profile", "paper", "--only", "table4", "--seeds", "1"]) == 1
-    shown = capsys.readouterr().out
-    assert "corpus meld" in shown and "bert-base-uncased" in shown and "10 runs in all" in shown
-    assert not [name for name in ("simsv2", "bert-base-chinese", "llama2-7b") if name in shown]
+    assert all(name in shown for name in (*own, f"{runs} runs in all")) and not [name for name in others if name in shown]
 
 
 def test_what_goes_beyond_the_paper_wants_more_and_stops_nothing(monkeypatch):
     """The rows of omni models alone wait for their weights and recordings, and only where they are asked for."""
     monkeypatch.delenv("CMPTA_MEDIA", raising=False)
-    everything = [notebook.name for notebook in plan.NOTEBOOKS]
-    needs = {need.what: need for need in check.needs(Study("paper", seeds=1), everything)}
-    model, media = needs["omni model Qwen/Qwen2.5-Omni-3B"], needs["recordings meld"]
+    model, media = (found(seeds=1)[what] for what in ("omni model Qwen/Qwen2.5-Omni-3B", "recordings meld"))
     assert "cmpta weights Qwen/Qwen2.5-Omni-3B" in model.remedy and "CMPTA_MEDIA" in media.remedy
     assert not model.missing and not media.missing
-    assert not [need.what for need in check.needs(Study("paper", seeds=1), ["04_table3_simsv2"]) if "omni" in need.what]
+    assert not [what for what in found(["04_table3_simsv2"], seeds=1) if "omni" in what]
 
 
 def test_a_folder_that_is_not_complete_says_what_it_lacks(tmp_path):
     (tmp_path / "own llm").mkdir()
-    need = found(Study("paper", llm=str(tmp_path / "own llm")))["LLM own llm"]
+    need = found(llm=str(tmp_path / "own llm"))["LLM own llm"]
     assert "expected config.json" in need.found and "cmpta weights" not in need.remedy
 
 
@@ -158,21 +150,15 @@ def test_one_screen(capsys):
     ]
 
 
-def test_planned_runs_are_listed_before_anything_is_here():
-    study = Study("paper", seeds=2)
-    head, *lines, count = planned_screen(study, ["04_table3_simsv2", "03_training"]).splitlines()
-    assert head.split() == ["corpus", "row", "runs", "seeds"]
-    assert lines[0].split() == ["simsv2", "CMPTA", "2", "1111,", "2222"]
-    assert any(line.split() == ["simsv2", "3:", "one", "head", "1", "1111"] for line in lines)
-    planned = study.planned(["04_table3_simsv2", "03_training"])
-    listed = sum(line.count(str(seed)) for line in lines for seed in study.seeds)
-    assert count == f"{len(planned)} runs in all" and listed == len(planned)
-    assert planned_screen(study, ["01_data"]) == "0 runs in all"
-
-
-def test_searched_rates_and_versions_are_listed_apart():
-    screen = planned_screen(Study("paper", seeds=1), ["12_baselines"])
-    assert "CMPTA, learning rate × 0.3" in screen and "Self-MM, text only" in screen
+def test_planned_runs_are_listed_before_anything_is_here(capsys):
+    asked = ["--only", "03_training", "04_table3", "12_baselines", "--seeds", "2"]
+    assert main(["reproduce", "--profile", "paper", "--dry-run", *asked]) == 1
+    *lines, count = (line.strip() for line in capsys.readouterr().out.splitlines())
+    runs = [line.split("  ") for line in lines if line.startswith(("simsv2  ", "meld  "))]
+    planned = Study("paper", seeds=2).planned(["03_training", "04_table3_simsv2", "12_baselines"])
+    assert count.endswith(f"{len(planned)} runs in all.") and len(runs) == len(planned)
+    assert runs[0] == ["simsv2", "seed 1111", "CMPTA"] and ["simsv2", "seed 1111", "3: one head"] in runs
+    assert {"CMPTA, learning rate × 0.3", "Self-MM, text only"} <= {name for _, _, name in runs}, "versions are told apart"
 
 
 def test_with_everything_finished_nothing_is_measured(tmp_path, monkeypatch, capsys):
@@ -180,9 +166,7 @@ def test_with_everything_finished_nothing_is_measured(tmp_path, monkeypatch, cap
     finish(study, "sims", [run for _, run in study.planned_runs(["06_table5_ablation_simsv2"])])
     monkeypatch.setattr("cmpta_lib.study.estimate.measured", lambda *_, **__: pytest.fail("measured"))
     assert main(["check", "--only", "table5", "--seeds", "1"]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "all 8 runs are finished: nothing is left to train"
-    assert main(["check", "--only", "01"]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "no run is needed for this"
+    assert capsys.readouterr().out.splitlines()[-1] == "8 runs, 8 of them finished"
 
 
 def test_a_deep_check_reads_every_model_that_is_needed(tmp_path):

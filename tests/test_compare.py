@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -61,8 +62,9 @@ def test_rows_are_compared_over_all_their_seeds(study, capsys):
     assert changes == sorted(changes, reverse=True) and all(clip["text"] for clip in found["clips"])
 
 
-def test_a_run_against_itself_does_not_differ(study, capsys):
-    (run, _) = study.runs("meld")
+def test_a_run_against_itself_does_not_differ_and_another_seed_does(study, capsys):
+    (run, other) = study.runs("meld")
+    assert told(capsys, run.config.hash, other.config.hash)["fields"] == {"seed": {"a": 1111, "b": 2222}}
     found = told(capsys, run.config.hash[:8], str(run.folder))
     assert found["fields"] == {} and found["scores"][0]["difference"] == 0 and found["scores"][0]["better"] is None
     assert found["only_a_right"] == found["only_b_right"] == 0
@@ -90,11 +92,6 @@ def test_a_screen_of_two_methods(study, capsys):
     assert max(map(len, lines)) <= 130
 
 
-def test_a_seed_is_a_difference_between_two_runs(study, capsys):
-    one, two = study.runs("sims")
-    assert told(capsys, one.config.hash, two.config.hash)["fields"] == {"seed": {"a": 1111, "b": 2222}}
-
-
 def test_a_row_beside_a_run_is_looked_for_on_its_corpus(study, capsys):
     (run, _) = study.runs("meld", SEVEN)
     assert {one["corpus"] for one in told(capsys, run.config.hash[:7], "CMPTA")["b"]} == {"embedded-meld"}
@@ -106,11 +103,7 @@ def test_what_is_left_unsaid_or_unknown_is_one_line(study, capsys):
         capsys, "CMPTB", "CMPTA", "--corpus", "embedded-sims"
     )
     assert "no run 'xyz'; `cmpta runs` lists those there are" in refused(capsys, "xyz", "CMPTA")
-
-
-def test_runs_on_different_corpora_are_refused(study, capsys):
-    a, b = study.runs("sims")[0], study.runs("meld")[0]
-    message = refused(capsys, a.config.hash, b.config.hash)
+    message = refused(capsys, study.runs("sims")[0].config.hash, study.runs("meld")[0].config.hash)
     assert "expected runs on one corpus" in message and "'embedded-meld'" in message and "'embedded-sims'" in message
 
 
@@ -118,29 +111,24 @@ def test_an_unfinished_or_damaged_run_says_what_it_is(study, capsys):
     (a, b), (c, _) = study.runs("sims"), study.runs("sims", SEVEN)
     (b.folder / store.DONE).unlink()
     message = refused(capsys, b.config.hash, c.config.hash)
-    assert f"{b.folder.name} (CMPTA) cannot be compared: unfinished: 1 of 2 epochs" in message
+    assert f"'{b.config.hash}' cannot be compared: {b.folder.name} is unfinished: 1 of 2 epochs" in message
     (c.folder / store.METRICS).write_text("{}")
     message = refused(capsys, a.config.hash, c.config.hash)
-    assert "cannot be compared: damaged: " in message and str(c.folder / store.METRICS) in message
+    assert f"cannot be compared: {c.folder.name} is damaged: " in message and str(c.folder / store.METRICS) in message
     assert [run["seed"] for run in told(capsys, "CMPTA", "BiLSTM", "--corpus", "embedded-sims")["a"]] == [1111]
 
 
-def test_an_ambiguous_beginning_lists_the_candidates(study, capsys, monkeypatch):
-    rows = [row for row in listed(study.root) if row.corpus == "embedded-sims"]
-    monkeypatch.setattr("cmpta_lib.config.RunConfig.hash", property(lambda config: f"abcd{config.seed:08d}"))
-    monkeypatch.setattr("cmpta_lib.cli.compare.listed", lambda root: rows)
-    message = refused(capsys, "abcd", "CMPTA")
-    first = "abcd00001111 (BiLSTM, embedded-sims, tiny-bert, seed 1111)"
-    assert f"'abcd' begins the hashes of {len(rows)} runs: {first}, " in message
-
-
-def test_runs_of_one_name_with_another_backbone_are_not_mixed(study, capsys):
+def test_what_stands_for_runs_of_different_settings_lists_them(study, capsys, monkeypatch):
     run = study.runs("sims")[0]
-    other = run.config.model_copy(update={"method": run.config.method.model_copy(update={
-        "llm": run.config.method.llm.model_copy(update={"name": "other"})})})
+    llm = run.config.method.llm.model_copy(update={"name": "other"})
+    other = run.config.model_copy(update={"method": run.config.method.model_copy(update={"llm": llm})})
     finish(study, "sims", [store.Run(other, study.root / f"embedded-sims-{other.hash}")])
     message = refused(capsys, "CMPTA", "7 tokens", "--corpus", "embedded-sims")
     assert "stands for runs of different settings; name one: " in message and other.hash in message
+    rows = [replace(row, hash=f"abcd{row.seed:08d}") for row in listed(study.root) if row.corpus == "embedded-sims"]
+    monkeypatch.setattr("cmpta_lib.cli.compare.listed", lambda root: rows)
+    first = "abcd00001111 (BiLSTM, embedded-sims, tiny-bert, seed 1111)"
+    assert f"'abcd' stands for runs of different settings; name one: {first}, " in refused(capsys, "abcd", "CMPTA")
 
 
 def test_a_run_that_was_copied_elsewhere(study, capsys, tmp_path):

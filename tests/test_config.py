@@ -16,7 +16,6 @@ from cmpta_lib.config import (
     RunConfig,
     Settings,
     TextOnlyConfig,
-    TrainingConfig,
     from_json,
     override,
     paths,
@@ -58,19 +57,16 @@ def other_value(path: str, hint: Any) -> Any:
     return {int: lambda: value * 2, float: lambda: value / 2, str: lambda: value + "x"}[type(value)]()
 
 
-def test_the_defaults_are_table_2():
-    assert (CONFIG.method.dim, CONFIG.method.num_pseudo_tokens) == (1024, 6)
+def test_the_defaults_are_table_2_and_their_hash_is_what_it_was():
+    """Runs are found by it, so it is the same in every process and version."""
     training = CONFIG.training
+    assert (CONFIG.method.dim, CONFIG.method.num_pseudo_tokens) == (1024, 6)
     assert (training.learning_rate, training.epochs, training.batch_size) == (5e-4, 150, 16)
     assert CONFIG.seed == PAPER_SEEDS[0] and PAPER_SEEDS == (1111, 2222, 3333, 4444, 5555)
+    assert CONFIG.hash == "8b5e77a3a223" and len(CONFIG.hash) == 12
 
 
 # --- hash -------------------------------------------------------------------------------------------------------------
-
-
-def test_the_hash_is_what_it_was():
-    """Runs are found by it, so it is the same in every process and version."""
-    assert CONFIG.hash == "8b5e77a3a223" and len(CONFIG.hash) == 12
 
 
 @pytest.mark.parametrize(("path", "hint"), settable().items(), ids=settable())
@@ -81,22 +77,16 @@ def test_every_field_changes_the_hash(path, hint):
     assert override(changed, {path: value_at(CONFIG, path)}).hash == CONFIG.hash
 
 
-def test_paths_name_every_field_that_holds_a_value():
-    assert list(paths(CONFIG)) == list(leaves())
-    assert set(paths(TEXT_ONLY)) == set(leaves(TEXT_ONLY)) < set(leaves())
-
-
-def test_another_method_has_another_hash_and_other_fields():
-    assert TEXT_ONLY.hash != CONFIG.hash
-    assert (CONFIG.method.name, TEXT_ONLY.method.name) == ("cmpta", "text_only")
+def test_another_method_has_another_hash_and_other_fields_and_paths_name_those_that_hold_a_value():
+    assert list(paths(CONFIG)) == list(leaves()) and set(paths(TEXT_ONLY)) == set(leaves(TEXT_ONLY)) < set(leaves())
+    assert TEXT_ONLY.hash != CONFIG.hash and (CONFIG.method.name, TEXT_ONLY.method.name) == ("cmpta", "text_only")
     with pytest.raises(ValueError, match=r"unknown config field 'method\.dim'"):
         override(TEXT_ONLY, {"method.dim": 8})
 
 
 def test_equal_configs_have_equal_hashes():
     whole, point, minus = (override(CONFIG, {"method.dropout": value}) for value in (0, 0.0, -0.0))
-    assert whole == point == minus
-    assert whole.hash == point.hash == minus.hash
+    assert whole == point == minus and whole.hash == point.hash == minus.hash
 
 
 @pytest.fixture
@@ -176,13 +166,6 @@ def test_json_of_another_shape_or_with_something_else_for_a_method_is_refused(te
 # --- override ---------------------------------------------------------------------------------------------------------
 
 
-def test_override_changes_what_it_says_and_nothing_else():
-    changed = override(CONFIG, {"method.num_heads": 4, "seed": 2222})
-    before, after = ({p: value_at(c, p) for p in leaves()} for c in (CONFIG, changed))
-    assert {p for p in before if before[p] != after[p]} == {"method.num_heads", "seed"}
-    assert CONFIG.seed == 1111
-
-
 @pytest.mark.parametrize("path", ["heads", "method", "method.heads", "method.num_heads.x", "colour.num_heads", "", "method."])
 def test_override_of_an_unknown_field_lists_the_known_ones(path):
     with pytest.raises(ValueError) as caught:
@@ -208,10 +191,12 @@ def test_a_wrong_value_is_refused_by_name(path, value):
     assert f"{path}={value!r}: " in str(caught.value)
 
 
-def test_optional_and_whole_numbers_are_taken_where_they_fit():
-    assert override(CONFIG, {"training.patience": 5}).training.patience == 5
-    assert override(CONFIG, {"training.patience": None}).training.patience is None
-    assert override(CONFIG, {"training.gradient_clip": 2}).training.gradient_clip == 2
+def test_override_changes_what_it_says_and_nothing_else_and_takes_whole_and_no_numbers_where_they_fit():
+    for changes in ({"method.num_heads": 4, "seed": 2222}, {"training.patience": 5, "training.gradient_clip": 2}):
+        changed = override(CONFIG, changes)
+        assert {p: value_at(changed, p) for p in leaves() if value_at(changed, p) != value_at(CONFIG, p)} == changes
+        assert override(changed, {"training.patience": None, "training.gradient_clip": None}).training.patience is None
+    assert CONFIG.seed == 1111
 
 
 # --- combinations -----------------------------------------------------------------------------------------------------
@@ -232,14 +217,7 @@ def test_an_impossible_setting_is_refused_at_birth(changes, message):
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("settings", "wrong"),
-    [
-        *((CmptaConfig, wrong) for wrong in ({"alignment": "gru"}, {"num_heads": 0}, {"heads": 4}, {"dim": 12})),
-        (TrainingConfig, {"epochs": 2.5}),
-        (RunConfig, {"data": CONFIG.data, "method": TrainingConfig()}),
-    ],
-)
+@pytest.mark.parametrize(("settings", "wrong"), [(CmptaConfig, {"heads": 4}), (RunConfig, {"data": CONFIG.data, "method": 3})])
 def test_a_wrong_choice_is_refused_by_the_constructor_too(settings, wrong):
     with pytest.raises(ValueError):
         settings(**wrong)

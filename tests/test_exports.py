@@ -56,9 +56,6 @@ def test_every_table_and_figure_has_an_address(study):
     count = len(study.needed("04_table3_simsv2"))
     assert line["runs"] == str(count) and line["minutes"] == f"{count / 60:.1f}"  # each of them took a second
     assert line["status"] == "made" and found.loc["table1", "status"] == "not made" and found.loc["table1", "runs"] == "—"
-
-
-def test_an_address_tells_of_runs_that_are_missing(study):
     (study.needed("04_table3_simsv2")[0].folder / "seal.json").unlink()
     line = addresses.addresses(study).set_index("file").loc["table3"]
     assert line["status"] == "made; unfinished runs of its notebook: 1"
@@ -73,12 +70,9 @@ def test_the_report_links_the_executed_notebook(study):
     assert "| 01_data | `cmpta reproduce --only 01_data` |" in text
 
 
-@pytest.mark.parametrize(
-    ("name", "shown"),
-    [("table2_parameters", "Table 2, continued"), ("fig3_attention_sims", "Figure 3"), ("corpus_meld", "corpus meld")],
-)
-def test_an_item_is_called_as_in_the_paper(name: str, shown: str):
-    assert addresses.title(name) == shown
+def test_an_item_is_called_as_in_the_paper():
+    titles = {"table2_parameters": "Table 2, continued", "fig3_attention_sims": "Figure 3", "corpus_meld": "corpus meld"}
+    assert {name: addresses.title(name) for name in titles} == titles
 
 
 # --- pages ------------------------------------------------------------------------------------------------------------

@@ -23,8 +23,7 @@ import signal, sys
 from pathlib import Path
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
-from cmpta_lib.cli import __main__
-from cmpta_lib.cli import reproduce as notebooks
+from cmpta_lib.cli import __main__, reproduce
 folder = Path(sys.argv[1])
 def run(arguments):
 {body}
@@ -32,22 +31,25 @@ __main__.run = run
 sys.exit(__main__.main([]))
 """
 TWO_NOTEBOOKS = """
-    def execute(name):
-        notebooks.execute_notebook(folder / "endless.ipynb", folder / f"{name}.out.ipynb", {"name": name})
-    for _ in notebooks.side_by_side(["01_data", "02_model"], execute):
-        pass
+    from types import SimpleNamespace
+    reproduce.ROOT = folder
+    study = SimpleNamespace(root=folder, name="study", figures=folder)
+    reproduce._execute(study, ["one", "two"], {"folder": str(folder)}, 0)
 """
 ENDLESS = """
 import os, subprocess, sys, time
 from pathlib import Path
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-Path(f"{name}.pid").write_text(f"{os.getpid()} {child.pid}")
+Path(folder, f"{child.pid}.pid").write_text(f"{os.getpid()} {child.pid}")
 time.sleep(600)
 """
-BUSY_IN_COMPILED_CODE = """
-    import hashlib
-    (folder / "01.pid").write_text("")
-    hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
+SWALLOWING = """
+    import time
+    try:
+        (folder / "01.pid").write_text("")
+        time.sleep(600)
+    except KeyboardInterrupt:
+        time.sleep(600)
 """
 WRITING = """
     import subprocess, time
@@ -91,10 +93,12 @@ def alive(pid: int) -> bool:
 
 @pytest.mark.slow
 def test_notebooks_end_at_once_with_their_kernels_and_workers(tmp_path: Path):
-    parameters = nbformat.v4.new_code_cell("name = ''  # of this copy", metadata={"tags": ["parameters"]})
+    parameters = nbformat.v4.new_code_cell("folder = ''", metadata={"tags": ["parameters"]})
     notebook = nbformat.v4.new_notebook(cells=[parameters, nbformat.v4.new_code_cell(ENDLESS)])
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    nbformat.write(notebook, tmp_path / "endless.ipynb")
+    (tmp_path / "notebooks").mkdir()
+    for name in ("one", "two"):
+        nbformat.write(notebook, tmp_path / "notebooks" / f"{name}.ipynb")
     process, said, pids = interrupted(tmp_path, TWO_NOTEBOOKS, signal.SIGINT, parts=2)
     assert (process.returncode, said) == (130, interruption.MESSAGE + "\n")
     assert len(pids) == 4 and not [pid for pid in pids if alive(pid)]
@@ -109,9 +113,8 @@ def test_what_was_half_written_goes_and_so_do_helpers(number: int, tmp_path: Pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["01.pid", "temp"]
 
 
-def test_compiled_code_that_does_not_listen_is_left(tmp_path: Path):
-    """Python's own handlers would wait for it to return."""
-    process, said, _ = interrupted(tmp_path, BUSY_IN_COMPILED_CODE, signal.SIGINT)
+def test_code_that_does_not_come_to_its_end_is_left(tmp_path: Path):
+    process, said, _ = interrupted(tmp_path, SWALLOWING, signal.SIGINT)
     assert (process.returncode, said) == (130, interruption.MESSAGE + "\n")
 
 

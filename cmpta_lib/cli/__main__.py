@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import pkgutil
 import sys
 from collections.abc import Sequence
 
 from cmpta_lib.cli.interruption import interruptible
+
+# What does a command, imported when it is called: takes its options and returns the exit code.
+_DONE_BY = {
+    "reproduce": "cmpta_lib.cli.reproduce:reproduce",
+    "check": "cmpta_lib.cli.check:check_study",
+    "benchmark": "cmpta_lib.benchmark.table:run",
+    "runs": "cmpta_lib.cli.listing:list_runs",
+    "compare": "cmpta_lib.cli.compare:compare",
+    "dry-run": "cmpta_lib.cli.dry_run:dry_run",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,44 +44,15 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 
 def _act(options: argparse.Namespace) -> int:
-    """Do what a command asks; each imports what it needs alone."""
-    match options.command:
-        case "reproduce":
-            from cmpta_lib.cli.reproduce import reproduce
-
-            return reproduce(options)
-        case "dry-run":
-            from cmpta_lib.cli.dry_run import dry_run
-
-            return dry_run(options)
-        case "check":
-            from cmpta_lib.cli.check import check_study
-
-            return check_study(options)
-        case "benchmark":
-            from cmpta_lib.benchmark import table
-
-            return table.run(options)
-        case "runs":
-            from cmpta_lib.cli.listing import list_runs
-
-            return list_runs(options)
-        case "compare":
-            from cmpta_lib.cli.compare import compare
-
-            return compare(options)
-        case "publish":  # and rewrite the README's results
-            from cmpta_lib.report.gather import publish
-
-            print(publish(options.profile))
-        case "data":
-            from data_prep import meld, simsv2
-
-            return {"simsv2": simsv2, "meld": meld}[options.corpus].main(options.rest, f"cmpta data {options.corpus}")
-        case "weights":
-            from cmpta_lib.llm.files import fetch
-
-            print(fetch(options.name))
+    if options.command in _DONE_BY:
+        return int(pkgutil.resolve_name(_DONE_BY[options.command])(options))
+    if options.command == "data":
+        fetch_corpus = pkgutil.resolve_name(f"data_prep.{options.corpus}:main")
+        return int(fetch_corpus(options.rest, f"cmpta data {options.corpus}"))
+    if options.command == "publish":  # and rewrite the README's results
+        print(pkgutil.resolve_name("cmpta_lib.report.gather:publish")(options.profile))
+    else:
+        print(pkgutil.resolve_name("cmpta_lib.llm.files:fetch")(options.name))
     return 0
 
 

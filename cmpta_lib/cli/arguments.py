@@ -45,9 +45,8 @@ def _setting(text: str) -> tuple[str, Any]:
 
 def _change(text: str) -> tuple[str, Any]:
     field, value = _setting(text)
-    said = text.partition("=")[2]
-    if said.lower() == "none":  # nothing in training.patience, a word in adapter.fusion
-        return field, None if may_be_none(field) else said
+    if str(value).lower() == "none":  # nothing in training.patience, a word in data.feature_scaling
+        return field, None if may_be_none(field) else "none"
     return field, value
 
 
@@ -55,6 +54,7 @@ seeds = _typed(ast.literal_eval, "a number or a list such as [1111,3333]")  # th
 at_least_one = _typed(TypeAdapter(Annotated[int, Field(ge=1, lt=10**9)]).validate_strings, "a whole number of at least 1")
 change = _typed(_change, "FIELD=VALUE such as training.epochs=3")
 setting = _typed(_setting, "NAME=VALUE such as address=auto")
+_MANY: dict[str, Any] = {"action": "append", "default": []}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -88,7 +88,7 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--dry-run", action="store_true", help="list the runs with their config hashes, and train nothing")
     look = command("check", "what is here and missing, and how long each notebook takes")
     _add_study(look)
-    look.add_argument("--jobs", type=at_least_one, default=None, help="runs at a time (default: one a GPU, else one a core)")
+    look.add_argument("--jobs", type=at_least_one, help="runs at a time (default: one a GPU, else one a core)")
     look.add_argument("--deep", action="store_true", help="also read every stored byte and compare it with its hash")
     _add_benchmark(command("benchmark", "time steps and answers beside the bare LLM and MSE-Adapter's way"))
     _add_listing(command("runs", "list runs: what each is, how far, and its scores"))
@@ -109,30 +109,28 @@ def _add_study(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--data", default="", help="folder of <name>_{train,valid,test}.pkl in MELD's public format")
     sub.add_argument("--smoke", action="store_true", help="a few clips and one epoch, to see that everything runs")
     sub.add_argument("--llm", default="", help="another backbone: a published name, a hub id, or a folder")
-    sub.add_argument("--seeds", type=seeds, default=None, help="how many seeds, or a list such as [1111,3333]")
+    sub.add_argument("--seeds", type=seeds, help="how many seeds, or a list such as [1111,3333]")
     what = "change a config field of every run, e.g. training.epochs=3; outputs then go to a folder of their own"
-    many: dict[str, Any] = {"action": "append", "default": [], "metavar": "FIELD=VALUE"}
-    sub.add_argument("--set", type=change, dest="changes", help=what, **many)
+    sub.add_argument("--set", type=change, dest="changes", metavar="FIELD=VALUE", help=what, **_MANY)
     sub.add_argument("--only", nargs="+", default=[], metavar="NAME", help="notebooks by a part of their name: table3")
     sub.add_argument("--all", action="store_true", help="also the notebooks that go beyond the paper")
 
 
 def _add_engine(sub: argparse.ArgumentParser) -> None:
     jobs = "runs at a time (default: one a GPU, else one a core; more share a GPU; on a cluster, as many as it takes)"
-    sub.add_argument("--jobs", type=at_least_one, default=None, help=jobs)
+    sub.add_argument("--jobs", type=at_least_one, help=jobs)
     where = "where runs are made: processes (of this machine, the default), ray, slurm, or submitit-local (to try slurm)"
     sub.add_argument("--engine", choices=ENGINES, default=DEFAULT, metavar="NAME", help=where)
     what = "a setting of the engine: ray has address, gpus, retries; slurm has submitit's, e.g. slurm_partition=gpu"
-    many: dict[str, Any] = {"action": "append", "default": [], "metavar": "NAME=VALUE"}
-    sub.add_argument("--engine-set", type=setting, dest="engine_settings", help=what, **many)
+    sub.add_argument("--engine-set", type=setting, dest="engine_settings", metavar="NAME=VALUE", help=what, **_MANY)
 
 
 def _add_listing(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("words", nargs="*", metavar="WORD", help="only runs with these words in their name, such as tokens")
-    sub.add_argument("--method", default=None, help="only this method's, such as cmpta or self_mm")
-    sub.add_argument("--corpus", default=None, help="only those on this corpus, such as embedded-sims")
-    sub.add_argument("--seed", type=int, default=None, help="only those with this seed")
-    sub.add_argument("--state", choices=STATES, default=None, help="only those in this state")
+    sub.add_argument("--method", help="only this method's, such as cmpta or self_mm")
+    sub.add_argument("--corpus", help="only those on this corpus, such as embedded-sims")
+    sub.add_argument("--seed", type=int, help="only those with this seed")
+    sub.add_argument("--state", choices=STATES, help="only those in this state")
     sub.add_argument("--smoke", action="store_true", help="the smoke runs instead")
     sub.add_argument("--json", action="store_true", help="everything about each, as JSON")
 
@@ -141,7 +139,7 @@ def _add_comparison(sub: argparse.ArgumentParser) -> None:
     what = "a run's folder, its name, the beginning of its hash, or a row's name such as CMPTA or 'alignment off'"
     sub.add_argument("a", metavar="A", help=what)
     sub.add_argument("b", metavar="B", help="the other")
-    sub.add_argument("--corpus", default=None, help="on which corpus, where a row's name is given")
+    sub.add_argument("--corpus", help="on which corpus, where a row's name is given")
     sub.add_argument("--clips", type=at_least_one, default=10, help="how many of the clips that changed most (default 10)")
     sub.add_argument("--smoke", action="store_true", help="among the smoke runs")
     sub.add_argument("--json", action="store_true", help="everything, as JSON")
@@ -153,13 +151,13 @@ def _add_benchmark(sub: argparse.ArgumentParser) -> None:
     lengths = "whose lengths clips have (default both)"
     sub.add_argument("--corpora", nargs="+", choices=tuple(LENGTHS), default=tuple(LENGTHS), help=lengths)
     sub.add_argument("--batch-size", type=at_least_one, default=16, help="clips a training batch (default 16)")
-    sub.add_argument("--dim", type=at_least_one, default=None, help="the adapter's width D (default 64 for tiny, else 1024)")
+    sub.add_argument("--dim", type=at_least_one, help="the adapter's width D (default 64 for tiny, else 1024)")
     sub.add_argument("--steps", type=at_least_one, default=10, help="training batches to time (default 10)")
     sub.add_argument("--answers", type=at_least_one, default=2, help="evaluation batches to time (default 2)")
     sub.add_argument("--answered", type=at_least_one, default=ANSWERED, help=f"clips in each (default {ANSWERED})")
     sub.add_argument("--vocabulary", default="", help="a published qwen.tiktoken, for its real tokens")
     sub.add_argument("--annotations", default="", help="folder of MELD's CSVs, for its real texts")
-    sub.add_argument("--threads", type=at_least_one, default=None, help="of torch (default: its own choice)")
+    sub.add_argument("--threads", type=at_least_one, help="of torch (default: its own choice)")
     sub.add_argument("--seed", type=int, default=0, help="of clips and weights (default 0)")
     sub.add_argument("--publish", action="store_true", help="measure nothing: copy what is stored to figures/published")
     sub.add_argument("--no-memory", action="store_false", dest="memory", help="leave out peak memory, one process each")
@@ -167,8 +165,8 @@ def _add_benchmark(sub: argparse.ArgumentParser) -> None:
 
 def _add_dry_run(sub: argparse.ArgumentParser) -> None:
     sizes = "small (minutes on a CPU) or full (Qwen-1.8B's and the published sizes); default: full where there is a GPU"
-    sub.add_argument("--size", choices=("small", "full"), default=None, help=sizes)
-    sub.add_argument("--factor", type=float, default=None, help="split sizes, as a fraction of the published ones")
+    sub.add_argument("--size", choices=("small", "full"), help=sizes)
+    sub.add_argument("--factor", type=float, help="split sizes, as a fraction of the published ones")
     sub.add_argument("--annotations", default="", help="folder of MELD's CSVs, for its real texts and labels")
     sub.add_argument("--vocabulary", default="", help="a published qwen.tiktoken, for its real tokens")
     sub.add_argument("--files-only", action="store_true", help="write and convert the files, run no notebook")

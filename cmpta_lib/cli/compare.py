@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cmpta_lib import metrics
-from cmpta_lib.cli.listing import SHORT, Listed, as_json, listed
+from cmpta_lib.cli.listing import SHORT, Listed, listed
 from cmpta_lib.figures.clips import NEAR
 from cmpta_lib.files import runs_folder
 from cmpta_lib.report.comparison import Versus, differing, versus
@@ -30,12 +30,11 @@ def compare(options: argparse.Namespace) -> int:
     Raises:
         ValueError, OSError: one of them is unknown, ambiguous, unfinished or damaged, or they are on different corpora.
     """
-    root = runs_folder() / "smoke" if options.smoke else runs_folder()
-    every = listed(root)
-    corpus = options.corpus or next((one.corpus for text in (options.a, options.b) if (one := _addressed(text, every))), None)
+    every = listed(runs_folder() / "smoke" if options.smoke else runs_folder())
+    addressed = [*_addressed(options.a, every), *_addressed(options.b, every)]
+    corpus = options.corpus or next((one.corpus for one in addressed), None)
     a, b = meant(options.a, every, corpus), meant(options.b, every, corpus)
-    found = versus(_runs(a), _runs(b))
-    texts = _texts(a[0])
+    found, texts = versus(_runs(a), _runs(b)), _texts(a[0])
     if options.json:
         print(json.dumps(_as_json(a, b, found, texts, options.clips), indent=1, ensure_ascii=False))
     else:
@@ -49,19 +48,14 @@ def meant(text: str, every: Sequence[Listed], corpus: str | None = None) -> list
     Raises:
         ValueError: none or several different ones are, or what it names is not finished; lists the candidates.
     """
-    if one := _addressed(text, every):
-        if one.summary.state != "finished":
-            why = f"{one.summary.state}: {one.summary.detail}"
-            raise ValueError(f"{one.summary.folder.name} ({one.title}) cannot be compared: {why}")
-        return [one]
     named = [row for row in every if row.title.lower() == text.lower() and corpus in (None, row.corpus)]
-    if not named:
+    if not (found := _addressed(text, every) or named):
         near = difflib.get_close_matches(text, {row.title for row in every}, n=_MOST_NEAR)
         hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else "; `cmpta runs` lists those there are"
         raise ValueError(f"no run '{text}'{f' on {corpus}' if corpus else ''}{hint}")
-    finished, first = [row for row in named if row.summary.state == "finished"], named[0].summary
-    if not finished:
-        raise ValueError(f"'{text}': none of its {len(named)} runs is finished; the first: {first.state}: {first.detail}")
+    if not (finished := [row for row in found if row.summary.state == "finished"]):
+        first = found[0].summary
+        raise ValueError(f"'{text}' cannot be compared: {first.folder.name} is {first.state}: {first.detail}")
     if len(corpora := sorted({row.corpus for row in finished})) > 1:
         raise ValueError(f"'{text}' was run on {' and '.join(corpora)}: say which with --corpus")
     runs = _runs(finished)
@@ -70,21 +64,17 @@ def meant(text: str, every: Sequence[Listed], corpus: str | None = None) -> list
     return finished
 
 
-def _addressed(text: str, every: Sequence[Listed]) -> Listed | None:
-    """The run that a folder, its name, or the beginning of its hash means; None where the text is no such thing."""
-    place = Path(text)
+def _addressed(text: str, every: Sequence[Listed]) -> list[Listed]:
+    """The runs that a folder, its name, or the beginning of a hash means; none where the text is no such thing."""
+    place, hashed = Path(text).resolve(), text if re.fullmatch(r"[0-9a-f]{4,12}", text) else "?"
+    found = []
     for row in every:
-        if row.summary.folder.name == text or (place.is_dir() and row.summary.folder.resolve() == place.resolve()):
-            return row
-    if (place / store.CONFIG).is_file():  # a run that was copied elsewhere
-        place = place.resolve()
-        return next(row for row in listed(place.parent) if row.summary.folder == place)
-    if not re.fullmatch(r"[0-9a-f]{4,12}", text):
-        return None
-    found = [row for row in every if row.hash.startswith(text)]
-    if len(found) > 1:
-        raise ValueError(f"'{text}' begins the hashes of {len(found)} runs: {_candidates(found)}")
-    return found[0] if found else None
+        folder = row.summary.folder
+        if row.hash.startswith(hashed) or folder.name == text or folder.resolve() == place:
+            found.append(row)
+    if not found and (place / store.CONFIG).is_file():  # a run that was copied elsewhere
+        return [row for row in listed(place.parent) if row.summary.folder == place]
+    return found
 
 
 def _candidates(rows: Sequence[Listed]) -> str:
@@ -121,12 +111,9 @@ def screen(a: Sequence[Listed], b: Sequence[Listed], found: Versus, texts: dict[
     rule += ", in most seeds" if len(a) > 1 or len(b) > 1 else ""
     said, neither = f"both {both}, A alone {only_a}, B alone {only_b}", len(found.clips) - both - only_a - only_b
     lines += ["", f"right{rule}, of {len(found.clips)} clips: {said}, neither {neither}"]
-    cells = []
-    for one in found.clips[found.clips["a_error"] != found.clips["b_error"]].head(clips).itertuples():
-        cells.append([one.id, _short(texts.get(one.id, ""), _TEXT_COLUMNS), one.label, _short(one.a), _short(one.b)])
-    if cells:
-        lines += ["", *table(["clips that changed most", "text", "label", "A", "B"], cells)]
-    return lines
+    changed = found.clips[found.clips["a_error"] != found.clips["b_error"]].head(clips).itertuples()
+    cells = [[one.id, _short(texts.get(one.id, ""), _TEXT_COLUMNS), one.label, _short(one.a), _short(one.b)] for one in changed]
+    return lines + (["", *table(["clips that changed most", "text", "label", "A", "B"], cells)] if cells else [])
 
 
 def _settings(found: Versus) -> list[str]:
@@ -160,8 +147,8 @@ def _score(one: Mapping[str, Any]) -> list[str]:
 
 def _as_json(a: Sequence[Listed], b: Sequence[Listed], found: Versus, texts: dict[str, str], clips: int) -> dict[str, Any]:
     return {
-        "a": [as_json(row) for row in a],
-        "b": [as_json(row) for row in b],
+        "a": [row.as_json() for row in a],
+        "b": [row.as_json() for row in b],
         "fields": {name: {"a": pair[0], "b": pair[1]} for name, pair in found.fields.items()},
         "scores": [one | {"better": one["better"] or None} for one in found.scores.to_dict(orient="records")],
         "left_out": found.left_out,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -29,22 +29,27 @@ from cmpta_lib.paper import MELD_PROMPT, SIMS_PROMPT, WRAP_TAGS
 from cmpta_lib.study.profiles import DRY_RUN
 from cmpta_lib.study.study import Study
 from data_prep import meld, simsv2, synthetic_files
-from data_prep.hub import MANIFEST
 
 FULL_WIDTH, FULL_LAYERS, VOCABULARY_SIZE = (QWEN_1_8B[name] for name in ("hidden", "layers", "vocabulary"))
-HEAD_DIM = 128
-RECIPE = 3  # raise when what is written changes: what older recipes wrote is then written anew
-SMALL = {"width": 128, "layers": 3}
-SMALL_VOCABULARY_SIZE = 8192  # in place of the published one, where no published vocabulary is given
-SMALL_FACTOR = 0.01
-BERT_FULL = {"vocab_size": 21_128}  # bert-base-chinese; its other sizes are transformers' defaults
+RECIPE = 4  # raise when what is written changes: what older recipes wrote is then written anew
+SMALL_FACTOR = 0.01  # of the published split sizes
 BERT_SMALL = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
-# LLaMA2-7B's width with two of its 32 layers: the other thirty are the same again, and 13 GB.
-LLAMA2_FULL = {"hidden_size": 4096, "num_hidden_layers": 2, "num_attention_heads": 32, "intermediate_size": 11_008}
-LLAMA2_SMALL = {"hidden_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 192}
-FULL_CHANGES, SMALL_CHANGES = {"training.epochs": 1}, {"method.dim": 64, "training.epochs": 1}
+# What is written for each model, small or full. A small LLM's vocabulary is its own where no published one is given; BERT's
+# other sizes are transformers' defaults; LLaMA2-7B has two of its 32 layers: the other thirty are the same again, and 13 GB.
+_SIZES: Mapping[str, Mapping[str, Mapping[str, int]]] = {
+    "small": {
+        "qwen": {"width": 128, "layers": 3, "vocabulary_size": 8192},
+        "bert": BERT_SMALL,
+        "llama2": {"hidden_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 192},
+    },
+    "full": {
+        "qwen": {"width": FULL_WIDTH, "layers": FULL_LAYERS},
+        "bert": {"vocab_size": 21_128},
+        "llama2": {"hidden_size": 4096, "num_hidden_layers": 2, "num_attention_heads": 32, "intermediate_size": 11_008},
+    },
+}
+_CHANGES = {"small": {"method.dim": 64, "training.epochs": 1}, "full": {"training.epochs": 1}}
 CORPORA = ("simsv2", "meld")
-_SHARDS = 2
 
 
 def dry_run(options: argparse.Namespace) -> int:
@@ -60,38 +65,34 @@ def prepare(options: argparse.Namespace) -> None:
         FileNotFoundError: `--annotations` or `--vocabulary` is not there.
         ValueError: `--factor` is not above 0 and at most 1.
     """
-    annotations, vocabulary = (Path(given) if given else None for given in (options.annotations, options.vocabulary))
-    for given in filter(None, (annotations, vocabulary)):
-        if not given.exists():
+    for given in filter(None, (options.annotations, options.vocabulary)):
+        if not Path(given).exists():
             raise FileNotFoundError(f"{given}: not found; leave it out for a generated one")
-    full = torch.cuda.is_available() if options.size is None else options.size == "full"
-    factor = (1.0 if full else SMALL_FACTOR) if options.factor is None else options.factor
+    size = options.size or ("full" if torch.cuda.is_available() else "small")
+    factor = (1.0 if size == "full" else SMALL_FACTOR) if options.factor is None else options.factor
     if not 0 < factor <= 1:
         raise ValueError(f"--factor {factor}: expected a fraction of the published split sizes, above 0 and at most 1")
     root = Study("paper", smoke=True).root
-    wanted: dict[str, Any] = {"recipe": [RECIPE, synthetic_files.RECIPE], "full": full, "factor": factor}
-    wanted |= {"annotations": str(annotations or ""), "vocabulary": str(vocabulary or "")}
-    _forget_others(root, wanted)
+    wanted = {"recipe": [RECIPE, synthetic_files.RECIPE], "size": size, "factor": factor}
+    _forget_others(root, wanted | {"annotations": options.annotations, "vocabulary": options.vocabulary})
     print(f"writing files laid out like the published ones, {factor:g} of their size, below {root}", flush=True)
-    corpora = _corpora(root, factor, annotations)
+    corpora = _corpora(root, factor, Path(options.annotations) if options.annotations else None)
     texts = {corpus.task.language: list(corpus.splits["train"].table["text"]) for corpus in corpora}
     every = [text for own in texts.values() for text in own]
-    models, size = root / "llm", "full" if full else "small"
-    shape: dict[str, Any] = {"width": FULL_WIDTH, "layers": FULL_LAYERS} if full else dict(SMALL)
-    llm = models / f"qwen-1_8b-random-{shape['width']}x{shape['layers']}"
-    if not full and vocabulary is None:
-        shape["vocabulary_size"] = SMALL_VOCABULARY_SIZE
     print("writing random weights in the layouts of Qwen-1.8B, BERT and LLaMA2", flush=True)
-    files.built_once(llm, partial(write_qwen_v1, texts=every, vocabulary=vocabulary, **shape))
-    encoders, shape_of_bert = {}, BERT_FULL if full else BERT_SMALL
-    for language, own in texts.items():
-        write = partial(write_bert, texts=own, sizes=shape_of_bert)
-        encoders[language] = str(files.built_once(models / f"bert-random-{language}-{size}", write))
-    sizes = LLAMA2_FULL if full else LLAMA2_SMALL
-    llama = files.built_once(models / f"llama2-random-{size}", partial(write_llama2, texts=every, sizes=sizes))
-    changes = FULL_CHANGES if full else SMALL_CHANGES
-    made = {"llm": str(llm), "llms": {"llama2-7b": str(llama)}, "encoders": encoders, "changes": changes}
-    files.write_text(root / DRY_RUN, json.dumps(made, indent=1))
+
+    def made(name: str, write: Callable[..., None], texts: Iterable[str], **more: Any) -> str:
+        return str(files.built_once(root / "llm" / f"{name}-random-{size}", partial(write, texts=texts, **more)))
+
+    sizes = _SIZES[size]
+    shape = {name: number for name, number in sizes["qwen"].items() if name != "vocabulary_size" or not options.vocabulary}
+    record = {
+        "llm": made("qwen-1_8b", write_qwen_v1, every, vocabulary=options.vocabulary, **shape),
+        "llms": {"llama2-7b": made("llama2", write_llama2, every, sizes=sizes["llama2"])},
+        "encoders": {one: made(f"bert-{one}", write_bert, own, sizes=sizes["bert"]) for one, own in texts.items()},
+        "changes": _CHANGES[size],
+    }
+    files.write_text(root / DRY_RUN, json.dumps(record, indent=1))
 
 
 def _forget_others(root: Path, wanted: Mapping[str, Any]) -> None:
@@ -110,11 +111,8 @@ def _forget_others(root: Path, wanted: Mapping[str, Any]) -> None:
 def _corpora(root: Path, factor: float, annotations: Path | None) -> list[Corpus]:
     """Write the raw files that are not there yet, and convert them as downloaded ones are."""
     raw = {name: root / "raw" / name for name in CORPORA}
-    for folder in raw.values():
-        if not (folder / MANIFEST).exists():  # not written to the end
-            shutil.rmtree(folder, ignore_errors=True)
-    synthetic_files.write_simsv2(raw["simsv2"], factor)
-    synthetic_files.write_meld(raw["meld"], factor, annotations)
+    files.built_once(raw["simsv2"], partial(synthetic_files.write_simsv2, factor=factor))
+    files.built_once(raw["meld"], partial(synthetic_files.write_meld, factor=factor, annotations=annotations))
     return [simsv2.prepare(root / "cache", raw["simsv2"]), meld.prepare(root / "cache", raw["meld"], raw["meld"])]
 
 
@@ -123,7 +121,7 @@ def write_qwen_v1(
     texts: Iterable[str],
     width: int = FULL_WIDTH,
     layers: int = FULL_LAYERS,
-    vocabulary: Path | None = None,
+    vocabulary: str | Path = "",
     vocabulary_size: int = VOCABULARY_SIZE,
     seed: int = 0,
 ) -> None:
@@ -133,25 +131,18 @@ def write_qwen_v1(
         texts: what a small vocabulary is made from where `vocabulary`, a real `qwen.tiktoken`, is not given.
         width: a multiple of 16; heads are 128 wide as published, or half the width where that is less.
     """
-    from safetensors.torch import save_file
+    from huggingface_hub import save_torch_state_dict
 
     folder.mkdir(parents=True, exist_ok=True)
-    generator, shapes = torch.Generator().manual_seed(seed), _shapes(width, layers, vocabulary_size)
-    names, weight_map, total = list(shapes), dict[str, str](), 0
-    for number in range(_SHARDS):
-        file = f"model-{number + 1:05d}-of-{_SHARDS:05d}.safetensors"
-        part = names[number * len(names) // _SHARDS : (number + 1) * len(names) // _SHARDS]
-        tensors = {name: _random(name, shapes[name], generator) for name in part}
-        save_file(tensors, folder / file, {"format": "pt"})
-        weight_map |= dict.fromkeys(part, file)
-        total += sum(tensor.nbytes for tensor in tensors.values())
-    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {name: _random(name, shape, generator) for name, shape in _shapes(width, layers, vocabulary_size).items()}
+    half = sum(tensor.nbytes for tensor in tensors.values()) * 2 // 3  # the input table and the layers, and what is left
+    save_torch_state_dict(tensors, folder, max_shard_size=half)
     if vocabulary:
         shutil.copyfile(vocabulary, folder / qwen_v1.VOCABULARY)
     else:
         qwen_v1.write_vocabulary(folder / qwen_v1.VOCABULARY, texts)
-    head_dim = min(HEAD_DIM, width // 2)
+    head_dim = min(128, width // 2)
     config = {"architectures": ["QWenLMHeadModel"], "model_type": "qwen", "no_bias": True, "tie_word_embeddings": False}
     config |= {"hidden_size": width, "num_hidden_layers": layers, "intermediate_size": 2 * _gate_width(width)}
     config |= {"kv_channels": head_dim, "num_attention_heads": width // head_dim, "scale_attn_weights": True}
@@ -188,7 +179,7 @@ def write_llama2(folder: Path, texts: Iterable[str], sizes: Mapping[str, int], s
     bpe.train_from_iterator([*texts, *asked], trainer)
     torch.manual_seed(seed)
     config = LlamaConfig(vocab_size=bpe.get_vocab_size(), tie_word_embeddings=False, dtype="bfloat16", **sizes)
-    shard = "200KB" if sizes == LLAMA2_SMALL else "1GB"
+    shard = "200KB" if sizes["hidden_size"] < 1000 else "1GB"
     PreTrainedTokenizerFast(tokenizer_object=bpe, unk_token=unk, bos_token=bos, eos_token=eos).save_pretrained(folder)
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder, max_shard_size=shard)
 

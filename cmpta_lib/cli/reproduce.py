@@ -8,8 +8,9 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -17,39 +18,21 @@ from typing import Any
 from cmpta_lib import files
 from cmpta_lib.cli import pages
 from cmpta_lib.cli.arguments import chosen_notebooks, study_of
-from cmpta_lib.cli.interruption import scratch_folder
+from cmpta_lib.cli.interruption import SCRATCH
 from cmpta_lib.files import ROOT
+from cmpta_lib.llm.files import is_tiny
 from cmpta_lib.runs import provenance
 from cmpta_lib.runs.engines import DEFAULT, KEEP_FAILED, Engine, RunsFailed, engine_of
-from cmpta_lib.runs.progress import table
 from cmpta_lib.runs.store import Run, sound
 from cmpta_lib.study import check, exports
-from cmpta_lib.study.exports import PAGES
 from cmpta_lib.study.plan import label
 from cmpta_lib.study.study import ONLY_FINISHED, Study
 
-SIDE_BY_SIDE = 2
+SIDE_BY_SIDE = 2  # notebooks, and tiny models in the making
 
 
 class NotebookFailed(RuntimeError):
     """A cell raised; the message names notebook, cell and error, and where the executed copy lies."""
-
-
-def side_by_side(names: Sequence[str], work: Callable[[str], None]) -> Iterator[tuple[str, Exception | None]]:
-    """Do `work` for each notebook; yields name and what ended it, as they end. One that fails stops no other.
-
-    Their runs are made before the first of them starts, so none waits for another.
-    """
-    pool = ThreadPoolExecutor(SIDE_BY_SIDE)
-    jobs = {pool.submit(work, name): name for name in names}
-    try:
-        for job in as_completed(jobs):
-            error = job.exception()
-            if error is not None and not isinstance(error, Exception):
-                raise error
-            yield jobs[job], error
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)  # all have ended, or an interruption ends this process
 
 
 def execute_notebook(path: Path, out: Path, parameters: Mapping[str, Any]) -> None:
@@ -68,12 +51,12 @@ def execute_notebook(path: Path, out: Path, parameters: Mapping[str, Any]) -> No
     if unknown := sorted(set(parameters) - set(known)):
         raise ValueError(f"{path.name} has no parameter {', '.join(unknown)}; it has: {', '.join(known)}")
     # Sockets instead of ports picked beforehand: with several kernels at once two may pick the same port.
-    with scratch_folder() as sockets:
+    with tempfile.TemporaryDirectory(prefix=SCRATCH, ignore_cleanup_errors=True) as sockets:
         # A kernel that is told to end while torch's threads wind down would log that as an error.
         quiet = {"extra_arguments": ["--IPKernelApp.log_level=50"]}
         config = Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets}/k"}, "NotebookClient": quiet})
+        settings: dict[str, Any] = {"kernel_name": "python3", "progress_bar": False, "config": config}
         try:
-            settings: dict[str, Any] = {"kernel_name": "python3", "progress_bar": False, "config": config}
             papermill.execute_notebook(str(path), str(out), dict(parameters), cwd=str(path.parent), **settings)
         except PapermillExecutionError as error:
             reason = f"{error.ename}: {error.evalue}".rstrip(".")
@@ -81,9 +64,6 @@ def execute_notebook(path: Path, out: Path, parameters: Mapping[str, Any]) -> No
                 f"notebook {path.name}, code cell {error.exec_count - bool(parameters)}: {reason}. "
                 f"The executed copy with its traceback is {out}; finished runs are kept, so call again once it is mended."
             ) from error
-
-
-_MODELS_AT_A_TIME = 2  # each is made by one core
 
 
 def reproduce(options: argparse.Namespace) -> int:
@@ -100,8 +80,7 @@ def reproduce(options: argparse.Namespace) -> int:
         return 1
     print(f"[1/3] corpora and language models of profile '{study.profile}'", flush=True)
     keys, failed = _prepared(study, chosen)
-    backbones = ", ".join(f"{llm.name} {llm.fingerprint}" for llm in study.llms(chosen))
-    print(f"      backbone {backbones}  ({time.monotonic() - started:.0f} s)", flush=True)
+    print(f"      backbone {study.llm.name} {study.llm.fingerprint}  ({time.monotonic() - started:.0f} s)", flush=True)
     planned = study.planned_runs(chosen, keys)
     runs = [run for _, run in planned]
     print(f"[2/3] runs: {sum(run.done for run in runs)} of {len(runs)} are finished already", flush=True)
@@ -150,26 +129,13 @@ def _make(study: Study, runs: Sequence[Run], options: argparse.Namespace, failed
 
 def _has_needs(study: Study, chosen: Sequence[str], plan: bool) -> bool:
     """Whether everything is here that the notebooks need; else what is missing is printed, and the plan where asked for."""
-    found = check.needs(study, chosen)
+    found, planned = check.needs(study, chosen), study.planned(chosen)
     if missing := sum(need.missing for need in found):
         print(check.screen(study, found))
-        if plan:
-            print(planned_screen(study, chosen))
-        print(f"Nothing was started: {missing} of {len(found)} needs are missing.")
+        for one in planned if plan else ():
+            print(f"      {study.data or study.settings.corpora[one.key]}  seed {one.seed}  {label(one.row)}")
+        print(f"Nothing was started: {missing} of {len(found)} needs are missing. {len(planned)} runs in all.")
     return not missing
-
-
-def planned_screen(study: Study, notebooks: Collection[str]) -> str:
-    """The runs that these notebooks need, known before their corpora and LLMs are here: a line a row, and the number of all.
-
-    Each line is corpus, row, and the row's seeds on that corpus.
-    """
-    planned, seeds = study.planned(notebooks), dict[tuple[str, str], list[str]]()
-    for one in planned:
-        seeds.setdefault((study.data or study.settings.corpora[one.key], label(one.row)), []).append(str(one.seed))
-    rows = [[*names, str(len(found)), ", ".join(found)] for names, found in seeds.items()]
-    lines = table(["corpus", "row", "runs", "seeds"], rows, [2]) if rows else []
-    return "\n".join([*("  " + line for line in lines), f"{len(planned)} runs in all"])
 
 
 def _prepared(study: Study, chosen: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -179,24 +145,23 @@ def _prepared(study: Study, chosen: Sequence[str]) -> tuple[list[str], list[str]
         ValueError, OSError: no corpus is sound; as the first.
     """
     keys, problems = [], []
-    with ThreadPoolExecutor(_MODELS_AT_A_TIME) as meanwhile:
-        if not study.data:  # a user's folder may be wrong; else tiny models are made in processes of their own meanwhile
-            for name in check.tiny_models(study, chosen):
-                meanwhile.submit(study.tiny, name)
+    names = [] if study.data else [*study.llm_names(chosen), *study.encoder_names(chosen).values()]
+    with ThreadPoolExecutor(SIDE_BY_SIDE) as meanwhile:  # but for a user's folder, which may be wrong: then nothing is made
+        meanwhile.map(study.tiny, filter(is_tiny, dict.fromkeys(names)))
         for key in study.keys_of(chosen):
             try:
                 study.corpus(key)
                 keys.append(key)
             except (ValueError, OSError) as error:
                 problems.append(error)
-        if problems and not keys:
-            raise problems[0]
+    if problems and not keys:
+        raise problems[0]
     return keys, [str(problem) for problem in problems]
 
 
 def _execute(study: Study, chosen: Sequence[str], parameters: Mapping[str, Any], started: float) -> list[str]:
-    """Execute the notebooks, each also to a page beside its exports; returns what failed and why."""
-    folder = study.root / "notebooks" / study.name
+    """Execute the notebooks, each also to a page beside its exports; returns what failed and why, which stops no other."""
+    folder, failed = study.root / "notebooks" / study.name, []
     with files.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -204,29 +169,28 @@ def _execute(study: Study, chosen: Sequence[str], parameters: Mapping[str, Any],
         executed = folder / f"{name}.ipynb"
         executed.unlink(missing_ok=True)
         try:
-            execute_notebook(ROOT / "notebooks" / f"{name}.ipynb", executed, parameters)
+            execute_notebook(ROOT / "notebooks" / executed.name, executed, parameters)
         finally:
             if executed.exists():
-                pages.write_page(executed, study.figures / PAGES / f"{name}.html")
+                pages.write_page(executed, study.figures / exports.PAGES / f"{name}.html")
 
-    failed = []
-    for name, error in side_by_side(chosen, execute):
-        if error is not None:
-            where = "" if isinstance(error, NotebookFailed) else f"notebook {name}.ipynb: {type(error).__name__}: "
-            failed.append(f"{where}{error}")
-        print(f"      {name} {'failed' if error else 'done'}  ({time.monotonic() - started:.0f} s)", flush=True)
+    pool = ThreadPoolExecutor(SIDE_BY_SIDE)  # their runs are made before the first of them starts, so none waits for another
+    names = {pool.submit(execute, name): name for name in chosen}
+    try:
+        for job in as_completed(names):
+            if error := job.exception():
+                where = "" if isinstance(error, NotebookFailed) else f"notebook {names[job]}.ipynb: {type(error).__name__}: "
+                failed.append(f"{where}{error}")
+            print(f"      {names[job]} {'failed' if error else 'done'}  ({time.monotonic() - started:.0f} s)", flush=True)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)  # all have ended, or an interruption ends this process
     print(f"      the executed notebooks are in {folder}", flush=True)
     return failed
 
 
 def _parameters(options: argparse.Namespace, study: Study) -> dict[str, Any]:
     """What every notebook gets; folders as seen from anywhere, since a notebook runs in its own."""
-    llm = Path(options.llm)
-    return {
-        "profile": options.profile,
-        "seeds": list(study.seeds),
-        "data": str(Path(options.data).resolve()) if options.data else "",
-        "smoke": options.smoke,
-        "llm": str(llm.resolve()) if options.llm and llm.is_dir() else options.llm,
-        "changes": dict(options.changes),
-    }
+    llm = str(Path(options.llm).resolve()) if options.llm and Path(options.llm).is_dir() else options.llm
+    data = str(Path(options.data).resolve()) if options.data else ""
+    asked = {"profile": options.profile, "seeds": list(study.seeds), "data": data, "smoke": options.smoke, "llm": llm}
+    return asked | {"changes": dict(options.changes)}

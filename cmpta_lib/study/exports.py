@@ -36,13 +36,9 @@ def folder(name: str) -> Path:
 
 def shown(folder: Path) -> str:
     """A folder of exports as a reader may call it: below figures/, under the name that it will have in the end."""
-    final = folder.with_name(_final_name(folder)) if folder.suffix == ".partial" else folder
+    final = folder.parent.parent / folder.name if folder.parent.suffix == ".partial" else folder
     base = figures_folder().parent if not os.environ.get("CMPTA_FIGURES") else Path()
     return str(final.relative_to(base)) if final.is_relative_to(base) else str(final)
-
-
-def _final_name(draft: Path) -> str:
-    return draft.name.removeprefix(".").rsplit(".", 2)[0]
 
 
 @contextmanager
@@ -55,10 +51,10 @@ def collected(name: str) -> Iterator[Path]:
         OSError: the figures folder cannot be written; says what to do.
     """
     base = figures_folder()
-    draft = base / f".{name}.{os.getpid()}.partial"
+    draft = base / f".{os.getpid()}.partial" / name
     with files.writing(draft):
-        for left in base.glob(f".{name}.*.partial"):
-            if left == draft or not psutil.pid_exists(int(left.suffixes[-2].removeprefix("."))):
+        for left in (path for path in base.glob(".*.partial") if path.stem[1:].isdecimal()):
+            if left == draft.parent or not psutil.pid_exists(int(left.stem[1:])):
                 shutil.rmtree(left)
         draft.mkdir(parents=True)
     os.environ[_COLLECTED] = str(draft)
@@ -74,13 +70,13 @@ def finish(draft: Path, complete: bool) -> Path:
     Returns:
         Where they lie now.
     """
-    final = draft.with_name(_final_name(draft))
+    base = draft.parent.parent
+    final = base / draft.name if complete else base / EXPLORED / draft.name
     with files.writing(final):
         if complete:
             shutil.rmtree(final, ignore_errors=True)
             draft.rename(final)
-            return final
-        final = draft.parent / EXPLORED / final.name
-        shutil.copytree(draft, final, dirs_exist_ok=True)
-        shutil.rmtree(draft)
+        else:
+            shutil.copytree(draft, final, dirs_exist_ok=True)
+        shutil.rmtree(draft.parent)
     return final

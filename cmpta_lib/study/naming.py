@@ -1,7 +1,7 @@
-"""What to call a run: the table's row that it is, or the nearest row and the fields in which the run differs from it.
+"""What to call a run: the row of a table that it is, and the fields in which the run differs from that row.
 
-A run's record says which row asked for it, since runs record that. Any other run's row is found by comparing its config
-with what each row of the plan (`plan.every_row`) gives on the same corpus; that also tells what a caller has changed.
+A run's record says which row asked for it. The row of a run without such a record is the one whose config on the same corpus
+is the nearest to the run's; the difference also tells what a caller has changed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from cmpta_lib import registry
 from cmpta_lib.config import DataConfig, RunConfig, paths
 from cmpta_lib.llm.files import hub_id
 from cmpta_lib.study.plan import every_row, label
-from cmpta_lib.study.profiles import DRY_RUN, PROFILES, planned_config, smoke_changes
+from cmpta_lib.study.profiles import DRY_RUN, PROFILES, smoke_changes
+from cmpta_lib.study.study import planned_config
 
 SHOWN_CHANGES = 3
 # Data, backbone and seed stand beside a run's name; the sign of answers follows from the backbone, and what a machine fills
@@ -45,19 +46,19 @@ def names(root: Path) -> Callable[[RunConfig, str], Name]:
 
     Among equally near rows the first of the plan; the recorded one ("" = none) before all, where the plan has it.
     """
+    dry_run: dict[str, Any] = {}
     try:
-        record = json.loads((root / DRY_RUN).read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # none was made, or its record is damaged: a name is no place to say so
-        record = {}
-    dry_run: Mapping[str, Any] = record if isinstance(record, Mapping) else {}
+        dry_run |= json.loads((root / DRY_RUN).read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):  # none was made, or its record is damaged: a name is no place to say so
+        pass
 
     @cache
     def rows(corpus: str, method: str, llm: str) -> list[tuple[str, dict[str, Any]]]:
-        """Every row of this method on this corpus: its name, and the fields that it gives a run."""
+        """Every row of this method on this corpus with this LLM: its name, and the fields that it gives a run."""
         found = []
-        for profile, key in _places(corpus) if method in registry.ENTRIES else ():
-            made = dry_run if profile == "paper" else {}
-            more = smoke_changes(method, made) if root.name == "smoke" else {}
+        places = [(name, key) for name, one in PROFILES.items() for key, known in one.corpora.items() if known == corpus]
+        for profile, key in places or [(name, "data") for name in PROFILES]:  # both serve a user's own corpus
+            more = smoke_changes(method, dry_run if profile == "paper" else {}) if root.name == "smoke" else {}
             for row in every_row(key, method):
                 own = PROFILES[profile].llms.get(row.llm, "")
                 if not row.llm or llm in (own, hub_id(own), Path(dry_run.get("llms", {}).get(row.llm, own)).name):
@@ -66,11 +67,14 @@ def names(root: Path) -> Callable[[RunConfig, str], Name]:
         return found
 
     def name(config: RunConfig, recorded: str = "") -> Name:
-        own, llm = _compared(config), str(getattr(getattr(config.method, "llm", None), "name", ""))
-        known = rows(config.data.name, config.method.name, llm)
-        known = [one for one in known if one[0] == recorded] or known
-        found = [Name(row, {f: v for f, v in own.items() if given.get(f) != v}) for row, given in known]
-        return min(found, key=lambda one: len(one.changed), default=Name(recorded or config.method.name, {}))
+        own, method = _compared(config), config.method.name
+        llm = str(getattr(getattr(config.method, "llm", None), "name", ""))
+        known = rows(config.data.name, method, llm) if method in registry.ENTRIES else []
+        found = [
+            Name(row, {field: value for field, value in own.items() if given.get(field) != value})
+            for row, given in [one for one in known if one[0] == recorded] or known
+        ]
+        return min(found, key=lambda one: len(one.changed), default=Name(recorded or method, {}))
 
     return name
 
@@ -82,9 +86,3 @@ def fields(config: RunConfig) -> dict[str, Any]:
 
 def _compared(config: RunConfig) -> dict[str, Any]:
     return {f: v for f, v in fields(config).items() if f not in _BESIDE and not f.startswith(_READERS)}
-
-
-def _places(corpus: str) -> list[tuple[str, str]]:
-    """Profile and key that a corpus of this name may have been asked for by; both profiles serve a user's own."""
-    found = [(name, key) for name, one in PROFILES.items() for key, known in one.corpora.items() if known == corpus]
-    return found or [(name, "data") for name in PROFILES]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import difflib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
@@ -36,25 +37,12 @@ def check_parameters(cells: Sequence[str]) -> None:
     Raises:
         ValueError: names the unknown parameters, the nearest known one of each, and all known ones.
     """
-    places = [number for number, cell in enumerate(cells) if cell.startswith("# Parameters\n")]
-    if not places:
-        return  # opened in Jupyter, or run without any parameter
-    given = _assigned(cells[places[-1]])
-    known = next(filter(None, map(_assigned, reversed(cells[: places[-1]]))), ())
-    if unknown := [name for name in given if name not in known]:
+    place = max((number for number, cell in enumerate(cells) if cell.startswith("# Parameters\n")), default=0)
+    assigned = re.compile(r"^(\w+) *=(?!=)", re.MULTILINE).findall
+    known, given = list(dict.fromkeys(assigned("\n".join(cells[:place])))), assigned(cells[place])
+    if place and (unknown := [name for name in given if name not in known]):  # none: opened in Jupyter, or run without any
         said = ", ".join(f"'{name}'{_nearest(name, known)}" for name in unknown)
         raise ValueError(f"no parameter {said}; this notebook has: {', '.join(known)}")
-
-
-def _assigned(cell: str) -> tuple[str, ...]:
-    """The names that a cell assigns, if it does nothing else."""
-    try:
-        statements = ast.parse(cell).body
-    except SyntaxError:  # a cell with IPython's own syntax
-        return ()
-    targets = [s.targets[0] for s in statements if isinstance(s, ast.Assign) and len(s.targets) == 1]
-    names = tuple(target.id for target in targets if isinstance(target, ast.Name))
-    return names if len(names) == len(statements) else ()
 
 
 def checked_seeds(seeds: int | Sequence[int]) -> tuple[int, ...]:
@@ -77,10 +65,7 @@ def checked_changes(changes: Mapping[str, Any] | str | None) -> dict[str, Any]:
     Raises:
         ValueError: no mapping, an unknown field, a value of the wrong type, or a field that another argument sets.
     """
-    if isinstance(changes, str):
-        changes = read_value(changes)
-    if not changes:
-        return {}
+    changes = (read_value(changes) if isinstance(changes, str) else changes) or {}
     if not isinstance(changes, Mapping) or not all(isinstance(name, str) for name in changes):
         raise ValueError(f'changes={changes!r}: expected fields with values, such as {{"training.epochs": 3}}')
     for name in changes:
@@ -92,21 +77,20 @@ def checked_changes(changes: Mapping[str, Any] | str | None) -> dict[str, Any]:
 
 def _fits_some_method(changes: Mapping[str, Any]) -> None:
     """Raises ValueError unless each field is some registered method's, with values that fit one of those."""
-    data = DataConfig(name="any", fingerprint="any")
-    configs = [RunConfig(data=data, method=entry.defaults()) for entry in registry.ENTRIES.values()]
-    every = sorted({name for config in configs for name in paths(config)})
-    if unknown := [name for name in changes if name not in every]:
-        hint = _nearest(unknown[0], every)
-        raise ValueError(f"changes: no method has the config field '{unknown[0]}'{hint}; known: {', '.join(every)}")
-    problems, fitting = dict[str, ValueError](), set[str]()
-    for config in configs:
-        own = {name: value for name, value in changes.items() if name in set(paths(config))}
+    data, every, fitting, problems = DataConfig(name="any", fingerprint="any"), set[str](), set[str](), dict[str, str]()
+    for entry in registry.ENTRIES.values():
+        config = RunConfig(data=data, method=entry.defaults())
+        every |= (known := set(paths(config)))
+        own = {name: value for name, value in changes.items() if name in known}
         try:
             override(config, own)
             fitting |= own.keys()
         except ValueError as error:
-            problems = dict.fromkeys(own, error) | problems
+            problems = dict.fromkeys(own, str(error)) | problems
     for name in changes:
+        if name not in every:
+            hint = _nearest(name, sorted(every))
+            raise ValueError(f"changes: no method has the config field '{name}'{hint}; known: {', '.join(sorted(every))}")
         if name not in fitting:
             raise ValueError(f"changes: {problems[name]}")
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from cmpta_lib import paper, registry
@@ -138,16 +139,12 @@ def comparison(key: str) -> list[Row]:
     return [*(row for _, row in rows), TEXT_ONLY, CMPTA]
 
 
-def compared(key: str) -> list[Row]:
-    """The comparison's rows that the paper's reproduction runs."""
-    return [row for row in comparison(key) if not registry.ENTRIES[row.method].is_beyond]
+def compared(key: str, beyond: bool = False) -> list[Row]:
+    """The comparison's rows that the paper's reproduction runs; or those `beyond` it, which are run with everything only."""
+    return [row for row in comparison(key) if registry.ENTRIES[row.method].is_beyond == beyond]
 
 
-def added(key: str) -> list[Row]:
-    """The comparison's rows that are run with everything only."""
-    return [row for row in comparison(key) if registry.ENTRIES[row.method].is_beyond]
-
-
+added = partial(compared, beyond=True)
 WITHOUT_MODALITIES = (TEXT_ONLY.method, "soft_prompt")  # what pseudo tokens must beat to carry face and voice
 
 
@@ -282,14 +279,12 @@ NOTEBOOKS: tuple[Notebook, ...] = (
 
 def sections(keys: Sequence[str], own: bool, beyond: bool = False) -> Iterator[tuple[str, list[str]]]:
     """The report's headings, each with patterns of the files that notebooks export under it; the paper's, or those beyond."""
-    found: dict[str, dict[str, None]] = {}
-    for notebook in NOTEBOOKS:
-        if notebook.is_beyond == beyond:
-            own_keys = keys if own else [key for key in notebook.corpora if key in keys]
-            names = [f"{name}.md" for name in notebook.tables] + [f"{name}.png" for name in notebook.figures]
-            patterns = [name.replace("{key}", key) for name in names for key in own_keys or ("*",)]
-            found.setdefault(notebook.section, {}).update(dict.fromkeys(patterns))
-    yield from ((heading, list(patterns)) for heading, patterns in found.items())
+    found: dict[str, list[str]] = {}
+    for notebook in (one for one in NOTEBOOKS if one.is_beyond == beyond):
+        own_keys = keys if own else [key for key in notebook.corpora if key in keys]
+        names = [f"{name}.md" for name in notebook.tables] + [f"{name}.png" for name in notebook.figures]
+        found.setdefault(notebook.section, []).extend(name.replace("{key}", key) for name in names for key in own_keys or ("*",))
+    yield from ((heading, list(dict.fromkeys(patterns))) for heading, patterns in found.items())
 
 
 @dataclass(frozen=True)
@@ -299,6 +294,11 @@ class Planned:
     key: str
     row: Row
     seed: int
+
+    @property
+    def kind(self) -> tuple[str, str, str]:
+        """Corpus, method and role of a row's own LLM: runs of one kind take alike, versions of a method among them."""
+        return self.key, self.row.method, self.row.llm
 
 
 def chosen(names: Collection[str]) -> list[Notebook]:
@@ -339,10 +339,10 @@ def planned(notebooks: Sequence[Notebook], keys: Sequence[str], own: bool, seeds
     """
     found: list[Planned] = []
     for notebook in notebooks:
-        chosen_seeds = seeds[:1] if notebook.first_seed_only else seeds
         for key in dict.fromkeys(keys[0] if own else corpus for corpus in notebook.corpora):
             for row in notebook.rows(key):
-                found += [Planned(key, row, seed) for seed in (chosen_seeds if row.is_seeded else seeds[:1])]
+                is_once = notebook.first_seed_only or not row.is_seeded
+                found += [Planned(key, row, seed) for seed in (seeds[:1] if is_once else seeds)]
             if notebook.has_search:
                 found += [Planned(key, one, seeds[0]) for row in trained(key) for one in search(row).values()]
         if notebook.has_choices:

@@ -12,8 +12,9 @@ from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
+from cmpta_lib import config as configs
 from cmpta_lib import registry
-from cmpta_lib.config import PAPER_SEEDS, DataConfig, EncoderConfig, LLMConfig, PromptedLMConfig, RunConfig
+from cmpta_lib.config import PAPER_SEEDS, DataConfig, EncoderConfig, LLMConfig, PromptedLMConfig, RunConfig, override
 from cmpta_lib.data.corpus import Corpus, Language
 from cmpta_lib.data.store import load_corpus
 from cmpta_lib.embedded.synthetic import tiny_folder
@@ -24,8 +25,9 @@ from cmpta_lib.runs.store import Run
 from cmpta_lib.study import exports, plan
 from cmpta_lib.study.parameters import checked_changes, checked_seeds
 from cmpta_lib.study.plan import CMPTA, Row, label
-from cmpta_lib.study.profiles import DRY_RUN, PROFILES, SMOKE_DOCUMENTS, SMOKE_SIZES, planned_config, smoke_changes
+from cmpta_lib.study.profiles import DRY_RUN, PROFILES, SMOKE_DOCUMENTS, SMOKE_SIZES, smoke_changes
 
+_LANGUAGES: Mapping[str, Language] = {"sims": "zh", "meld": "en"}  # of the published corpora, known before they are here
 ONLY_FINISHED = "CMPTA_ONLY_FINISHED"  # environment variable: notebooks make no run and show what is finished
 
 
@@ -59,21 +61,16 @@ class Study:
         registry.load_plugins()
         self.profile, self.settings, self.smoke, self.data = profile, PROFILES[profile], smoke, str(data)
         self.own_llm = str(llm)
-        self.seeds = checked_seeds(self.settings.num_seeds if seeds is None else seeds)
+        self.seeds = checked_seeds(self.settings.num_seeds if seeds is None else seeds)[: 1 if smoke else None]
         self.changes = checked_changes(changes)
-        if smoke:
-            self.seeds = self.seeds[:1]
         self.root = runs_folder() / "smoke" if smoke else runs_folder()
+        self.cache = self.root / "cache"
         self.keys: tuple[str, ...] = ("data",) if self.data else tuple(self.settings.corpora)
         self._corpora: dict[str, Corpus] = {}
         self._resolved = cache(self._resolve)  # LLMs and text encoders by name and dtype
         self._answer_sign = cache(partial(llm_files.answer_sign, cache=self.cache / "llm"))
         self.asked: set[Path] = set()  # the runs of `make`, and which of them failed
         self.failures: list[Failure] = []
-
-    @property
-    def cache(self) -> Path:
-        return self.root / "cache"
 
     @property
     def name(self) -> str:
@@ -149,49 +146,40 @@ class Study:
             raise ValueError(f"row '{row.name}': profile '{self.profile}' has no LLM '{row.llm}'; it has: {', '.join(known)}")
         return str(known[row.llm])
 
-    def llm_of(self, row: Row) -> LLMConfig:
-        """A row's backbone with its fingerprint; raises as `llm` and `llm_name_of`."""
-        name = self.llm_name_of(row)
-        return self.llm if name == self.llm_name else self._resolved(name)
-
     def missing(self, row: Row, key: str = "") -> str:
         """What a row waits for, with what to do: an LLM of its own; on a corpus of this key also its clips. "" = nothing.
 
         No other row needs it: this one then says "not run", and the rest goes on.
         """
-        entry = registry.ENTRIES.get(row.method)
-        if key and entry and entry.complete:
-            planned = self._planned_config(key, row)
-            try:
+        name, entry = self.llm_name_of(row), registry.ENTRIES.get(row.method)
+        planned = self._planned_config(key, row) if key and entry and entry.complete else None
+        try:
+            if planned and entry and entry.complete:
                 entry.complete(planned, self.corpus(key), self.cache, {})
-            except (OSError, ValueError) as error:
-                return str(error)
-        elif self.llm_name_of(row) != self.llm_name:
-            try:
-                self.llm_of(row)
-            except FileNotFoundError as error:
-                return str(error)
+            elif name != self.llm_name:
+                self._resolved(name)
+        except (OSError, ValueError) as error:
+            return str(error)
         return ""
 
     def llm_names(self, notebooks: Collection[str] = ()) -> list[str]:
         """What names the backbones of what these notebooks (or all) need, the study's own first; needs no corpus."""
         return list(dict.fromkeys([self.llm_name, *(self.llm_name_of(one.row) for one in self.planned(notebooks))]))
 
-    def llms(self, notebooks: Collection[str] = ()) -> list[LLMConfig]:
-        """These backbones, as far as they are here; raises as `llm`."""
-        rows = [one.row for one in self.planned(notebooks) if not self.missing(one.row)]
-        return list(dict.fromkeys([self.llm, *map(self.llm_of, rows)]))
+    def encoder_names(self, notebooks: Collection[str] = ()) -> dict[Language, str]:
+        """Language -> what names the text encoder, of those that these notebooks (or all) need; needs no corpus."""
+        planned, names = self.planned(notebooks), self._dry_run.get("encoders", self.settings.encoders)
+        keys = {one.key for one in planned if "encoder" in registry.ENTRIES[one.row.method].config.model_fields}
+        return {language: names[language] for key, language in _LANGUAGES.items() if key in keys}
 
     def _resolve(self, name: str, dtype: Literal["bfloat16", "float32"] = "bfloat16") -> LLMConfig:
         if llm_files.is_tiny(name):
             return LLMConfig(name=name, fingerprint=self.tiny(name))
         return llm_files.resolve(name, dtype, self.cache / "llm")
 
-    @property
-    def encoder_names(self) -> Mapping[Language, str]:
-        """Language -> what names the text encoder: the dry run's, or the profile's."""
-        names: Mapping[Language, str] = self._dry_run.get("encoders", self.settings.encoders)
-        return names
+    def verify(self, name: str) -> None:
+        """Compare every byte of the LLM or text encoder of this name with its recorded hashes; raises as `llm`, and Damaged."""
+        llm_files.find(self._resolved(name), self.cache / "llm", deep=True)
 
     def encoder(self, language: Language) -> EncoderConfig:
         """The text encoder of methods without an LLM; a tiny one is built first where it must be.
@@ -199,12 +187,23 @@ class Study:
         Raises:
             FileNotFoundError: it is not on this machine; says how to fetch it.
         """
-        found = self._resolved(self.encoder_names[language], "float32")
+        found = self._resolved(self._dry_run.get("encoders", self.settings.encoders)[language], "float32")
         return EncoderConfig(name=found.name, fingerprint=found.fingerprint)
 
     def tiny(self, name: str) -> str:
-        """Fingerprint of a tiny model, built first if need be: by a process of its own, so that tables need no torch."""
-        return _tiny_fingerprint(self.cache / "llm", SMOKE_DOCUMENTS if self.smoke else None, name)
+        """Fingerprint of a tiny model, built first if need be, by a process of its own.
+
+        Raises:
+            RuntimeError: it cannot be built; with the last lines of why.
+        """
+        cache, documents = self.cache / "llm", SMOKE_DOCUMENTS if self.smoke else None
+        if not (folder := tiny_folder(cache, documents, name)).exists():
+            command = [sys.executable, "-m", "cmpta_lib.embedded.tiny", str(cache), name, *map(str, filter(None, [documents]))]
+            environment = os.environ | {"OMP_NUM_THREADS": str(os.cpu_count() or 1)}
+            done = subprocess.run(command, env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+            if done.returncode:
+                raise RuntimeError(f"building {name} failed, exit code {done.returncode}:\n{done.stderr[-3000:]}")
+        return llm_files.tiny_fingerprint(folder)
 
     @cached_property
     def _dry_run(self) -> dict[str, Any]:
@@ -229,7 +228,8 @@ class Study:
     def _planned_config(self, key: str, row: Row, seed: int | None = None) -> RunConfig:  # but for what `complete` fills in
         corpus, method, more = self.corpus(key), registry.ENTRIES.get(row.method), dict[str, Any]()
         if method and issubclass(method.config, PromptedLMConfig):
-            llm = self.llm_of(row)
+            name = self.llm_name_of(row)
+            llm = self.llm if name == self.llm_name else self._resolved(name)
             more |= {f"method.llm.{name}": value for name, value in llm.model_dump().items()}
             more["method.prompt.answer_sign"] = self._answer_sign(llm)
         if method and "encoder" in method.config.model_fields:
@@ -297,8 +297,7 @@ class Study:
     def planned_runs(self, notebooks: Collection[str] = (), keys: Collection[str] | None = None) -> list[tuple[str, Run]]:
         """Every run that these notebooks (or all) need on these corpora (or all), each once, with its row's name."""
         asked = [one for one in self.planned(notebooks) if keys is None or one.key in keys]
-        found = [one for one in asked if not self.missing(one.row, one.key)]
-        return [(one.row.name, self.run(one.key, one.row, one.seed)) for one in found]
+        return [(one.row.name, self.run(one.key, one.row, one.seed)) for one in asked if not self.missing(one.row, one.key)]
 
     def keys_of(self, notebooks: Collection[str]) -> tuple[str, ...]:
         """The corpora that these notebooks read."""
@@ -310,13 +309,28 @@ class Study:
         return key != "data"
 
 
-def _tiny_fingerprint(cache: Path, documents: int | None, name: str) -> str:
-    folder = tiny_folder(cache, documents, name)
-    if not folder.exists():
-        arguments = [str(cache), name, *([str(documents)] if documents else [])]
-        command = [sys.executable, "-m", "cmpta_lib.embedded.tiny", *arguments]
-        environment = os.environ | {"OMP_NUM_THREADS": str(os.cpu_count() or 1)}
-        done = subprocess.run(command, env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-        if done.returncode:
-            raise RuntimeError(f"building {name} failed, exit code {done.returncode}:\n{done.stderr[-3000:]}")
-    return llm_files.tiny_fingerprint(folder)
+def planned_config(profile: str, key: str, row: Row, data: DataConfig, seed: int, more: Mapping[str, Any]) -> RunConfig:
+    """The one way from a row of a table to the config of its run on the corpus of this key.
+
+    Its method's defaults, what the profile sets, the method's own settings for it, `more` (what a machine, a smoke run or a
+    caller sets), and last what the row is about. Fields that the method does not have are left out, but for the row's.
+
+    Raises:
+        ValueError: the row's method is not registered, or a value does not fit; names the row.
+    """
+    if row.method not in registry.ENTRIES:
+        raise ValueError(f"row '{row.name}': no method '{row.method}'; there are: {', '.join(registry.ENTRIES)}")
+    entry, chosen = registry.ENTRIES[row.method], PROFILES[profile]
+    settings = {**chosen.changes, **chosen.corpus_changes.get(key, {})}
+    for place in (profile, f"{profile}/{key}", f"{profile}/{key}/{row.llm}"):
+        settings |= entry.settings.get(place, {})
+    settings |= more
+    base = RunConfig(data=data, method=entry.defaults(), seed=seed)
+    known = set(configs.paths(base))
+    try:
+        config = override(base, {path: value for path, value in settings.items() if path in known} | dict(row.changes))
+        if row.rate == 1:
+            return config
+        return override(config, {"training.learning_rate": row.rate * config.training.learning_rate})
+    except ValueError as error:
+        raise ValueError(f"row '{row.name}' cannot be run as asked: {error}") from error
