@@ -35,10 +35,10 @@ def finish_by_hand(folder: Path, config, **contents: str) -> None:
 def random_llm(num_key_value_heads: int = 4):
     """A tiny Qwen2 with random weights, large enough for its logits to differ clearly, behind the tiny tokenizer."""
     import torch
-    from golden import weights_fingerprint
     from transformers.models.qwen2 import Qwen2Config, Qwen2ForCausalLM
 
     from cmpta_lib.embedded import tiny
+    from cmpta_lib.llm.loading import weights_fingerprint
     from cmpta_lib.method.llm import FrozenLLM
 
     pages, phrases = tiny.pages(300, "always")
@@ -55,9 +55,9 @@ def random_llm(num_key_value_heads: int = 4):
 def language_model(family: str, llm, gradient_checkpointing: bool = False):
     """A small random LLM of a family behind the tiny tokenizer, as `FrozenLLM` runs it."""
     import torch
-    from golden import weights_fingerprint
     from transformers import GlmConfig, GlmForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
+    from cmpta_lib.llm.loading import weights_fingerprint
     from cmpta_lib.method.llm import FrozenLLM
 
     kinds = {"qwen2": (Qwen2Config, Qwen2ForCausalLM), "llama": (LlamaConfig, LlamaForCausalLM)}

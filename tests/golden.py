@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -22,15 +21,6 @@ def fill(tensors: Iterable[Tensor], scale: float, first: int = 1) -> None:
 def given(seed: int, *shape: int) -> Tensor:
     """Element k is cos(0.3 k + seed)."""
     return torch.from_numpy(np.cos(0.3 * np.arange(np.prod(shape)) + seed)).float().view(shape)
-
-
-def weights_fingerprint(model: torch.nn.Module) -> str:
-    """First 16 hex digits of the SHA-256 over every weight's name and bytes."""
-    digest = hashlib.sha256()
-    for name, weight in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def published_size(method: str) -> Any:

@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import torch
 from conftest import random_llm
-from golden import weights_fingerprint
 
 from cmpta_lib import files
 from cmpta_lib.cli import dry_run
@@ -23,7 +22,7 @@ from cmpta_lib.embedded import synthetic, tiny
 from cmpta_lib.fast.llm import packed_logits
 from cmpta_lib.fast.packing import Ragged
 from cmpta_lib.llm import files as llm_files
-from cmpta_lib.llm.loading import load
+from cmpta_lib.llm.loading import load, weights_fingerprint
 from cmpta_lib.method import prompted as prompts
 from cmpta_lib.method.llm import FrozenLLM
 

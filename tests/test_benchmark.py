@@ -172,7 +172,6 @@ def test_a_row_holds_medians_ratios_and_shares():
     assert row["tokens_per_second"] == pytest.approx(600 / 0.09)
     assert sum(row[f"share {part}"] for part in PARTS) == pytest.approx(1)
     assert row["floor_of_matmul_peak"] == pytest.approx(12e9 / 0.06 / 4e11)
-    assert row["llm_part_of_matmul_peak"] == pytest.approx(12e9 / 0.002 / 4e11)
     assert row["memory_over_ancestor"] == 0.5 and row["peak_over_ancestor"] == 1
     assert "memory_over_ancestor" not in table.row(SMALL, times(), {n: {"peak": 2.0, "growth": 0.0} for n in CONTENDERS})
 
@@ -247,5 +246,5 @@ def test_the_gpu_script_does_all_of_it_at_a_small_size(tmp_path: Path):
     assert done.stdout.splitlines()[-1] == "[] 0"
     stored = table.stored(tmp_path)["gpu"]
     assert [(row["corpus"], row["batch"]) for row in stored["rows"]] == [(c, b) for c in ("SIMS-V2", "MELD") for b in (2, 4)]
-    wanted = {"step_ms", "floor_ms", "ancestor_step_ms", "ancestor_over_answer", "ours_peak_gb", "llm_part_of_matmul_peak"}
+    wanted = {"step_ms", "floor_ms", "ancestor_step_ms", "ancestor_over_answer", "ours_peak_gb", "floor_of_matmul_peak"}
     assert all(wanted <= row.keys() for row in stored["rows"]) and "10_claims" in stored["about"]["projection"]

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from golden import weights_fingerprint
 from torch import Tensor
 
 from cmpta_lib import registry
@@ -27,6 +26,7 @@ from cmpta_lib.config import (
 )
 from cmpta_lib.data.corpus import Corpus, Inputs, Sample
 from cmpta_lib.fast.prompted import PromptedLM
+from cmpta_lib.llm.loading import weights_fingerprint
 from cmpta_lib.runs import loop
 
 SIZES = (3, 1, 2, 1)  # of the dialogues

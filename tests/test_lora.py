@@ -6,11 +6,11 @@ import copy
 
 import pytest
 import torch
-from golden import weights_fingerprint
 
 from cmpta_lib.fast.llm import packed_logits
 from cmpta_lib.fast.packing import Ragged
 from cmpta_lib.llm.generation import LoraWeights, adapted, generate, lora_layers, nucleus
+from cmpta_lib.llm.loading import weights_fingerprint
 from cmpta_lib.method.llm import FrozenLLM
 
 TEXTS = ("这部电影真是太好了", "Well, I really love the party!", "差")

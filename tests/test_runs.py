@@ -23,7 +23,6 @@ import pandas as pd
 import pytest
 import torch
 from finished import clips
-from golden import weights_fingerprint
 from safetensors.torch import load_file, save_file
 
 import cmpta_lib
@@ -32,6 +31,7 @@ from cmpta_lib.cli.dry_run import write_qwen_v1
 from cmpta_lib.config import DataConfig, RunConfig, from_json, to_json
 from cmpta_lib.data.corpus import Sample, Split
 from cmpta_lib.embedded import synthetic
+from cmpta_lib.llm.loading import weights_fingerprint
 from cmpta_lib.runs import checkpoint, engines, loop, store, worker
 from cmpta_lib.runs import load as trained
 from cmpta_lib.runs import provenance as records

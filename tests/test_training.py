@@ -14,7 +14,6 @@ import pandas as pd
 import pytest
 import torch
 from conftest import random_llm
-from golden import weights_fingerprint
 from torch import nn
 
 from cmpta_lib import metrics
@@ -31,6 +30,7 @@ from cmpta_lib.config import (
     to_json,
 )
 from cmpta_lib.data.corpus import Split
+from cmpta_lib.llm.loading import weights_fingerprint
 from cmpta_lib.method.llm import FrozenLLM
 from cmpta_lib.runs import checkpoint
 from cmpta_lib.runs import loop as training

@@ -93,10 +93,9 @@ def measure(asked: Sequence[Options], with_memory: bool = True) -> tuple[list[Ro
 def row(options: Options, times: Times, peaks: Mapping[str, Mapping[str, float]] | None = None) -> Row:
     """One line: settings, medians with interquartile ranges, ratios, shares, memory.
 
-    Times are milliseconds: medians over the timed steps, and the mean of an answer. What the bare LLM and the LLM's part of
-    a step reach of the matrix products' peak is said of all products of the bare LLM: those that ours leaves out count as
-    done. `memory_over_ancestor` compares what the steps take above what was loaded, `peak_over_ancestor` all of it. Columns
-    of the bare LLM are named "floor".
+    Times are milliseconds: medians over the timed steps, and the mean of an answer. `floor_of_matmul_peak` is what the bare
+    LLM reaches of the matrix products' peak. `memory_over_ancestor` compares what the steps take above what was loaded,
+    `peak_over_ancestor` all of it. Columns of the bare LLM are named "floor".
     """
     steps, parts = times.steps, times.parts[list(PARTS)].sum()
     found: Row = {
@@ -107,7 +106,7 @@ def row(options: Options, times: Times, peaks: Mapping[str, Mapping[str, float]]
         low, middle, high = steps[contender].quantile([0.25, 0.5, 0.75])
         found |= {f"{name}_ms": middle, f"{name}_iqr_ms": high - low}
     found |= {"answer_ms": times.answers[OURS], "ancestor_answer_ms": times.answers[ANCESTOR]}
-    operations, llm_ms = 1000 * steps["operations"].sum(), parts["LLM forward"] + parts["LLM backward"]
+    operations = 1000 * steps["operations"].sum()
     found |= {
         "step_over_floor": found["step_ms"] / found["floor_ms"],
         "ancestor_over_step": found["ancestor_step_ms"] / found["step_ms"],
@@ -116,7 +115,6 @@ def row(options: Options, times: Times, peaks: Mapping[str, Mapping[str, float]]
         **{f"share {part}": parts[part] / parts.sum() for part in PARTS},
         "matmul_peak_tflops": times.peak_rate / 1e12,
         "floor_of_matmul_peak": operations / steps[REFERENCE].sum() / times.peak_rate,
-        "llm_part_of_matmul_peak": operations / llm_ms / times.peak_rate,
     }
     if peaks:
         for name, measured in peaks.items():

@@ -29,7 +29,8 @@ from cmpta_lib.data.corpus import MODALITIES, Corpus, Inputs, Sample, Split
 from cmpta_lib.fast.cmpta import BatchedAdapter
 from cmpta_lib.fast.prompted import PromptBatch, PromptedLM
 from cmpta_lib.llm.generation import adapted, generate
-from cmpta_lib.method.llm import FrozenLLM, weights_fingerprint
+from cmpta_lib.llm.loading import weights_fingerprint
+from cmpta_lib.method.llm import FrozenLLM
 from cmpta_lib.method.prompted import MakeTokens, PlainAnswer, PlainLM
 from cmpta_lib.paper import HYPERPARAMETERS
 from cmpta_lib.registry import register

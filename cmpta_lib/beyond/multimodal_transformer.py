@@ -201,7 +201,7 @@ class SixPairs(nn.Module):
     def _pooled(self, term: Tensor, lengths: Tensor) -> Tensor:
         """(B, T, D) -> (B, D)."""
         if not term.shape[1]:
-            return term.sum(1)  # zeros
+            return term.new_zeros(len(term), term.shape[2])  # out of the graph: a gradient of zeros would decay weights
         if self.settings.pooling == "mean":
             return mean_over_time(term, lengths)
         if self.settings.pooling == "first_token":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,15 @@ if TYPE_CHECKING:
 TIGHT = 0.4  # of the GPU's memory
 # What transformers, torch and our own readers raise on files that are complete and wrong.
 _BROKEN = (LookupError, TypeError, AttributeError, ArithmeticError, UnpicklingError, RuntimeError)
+
+
+def weights_fingerprint(model: torch.nn.Module) -> str:
+    """First 16 hex digits of the SHA-256 over every weight's name and bytes."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 class TextEncoder:
