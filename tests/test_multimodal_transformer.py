@@ -165,7 +165,7 @@ def test_a_pretrained_body_learns_at_its_own_pace_and_a_new_one_like_the_classif
 def test_a_modality_that_is_not_read_gets_no_gradient_of_zeros_that_would_decay_its_weights(tools, corpora):
     method = built(tools, corpora["embedded-sims"], {"method.modalities": "text", "method.pretraining": "none"})
     method.loss(method.collate(list(corpora["embedded-sims"].splits["train"])[:4])).total.backward()
-    found = {name: parameter.grad is not None for name, parameter in method.fusion.named_parameters()}
+    found = {name: parameter.grad is not None for name, parameter in method.net.fusion.named_parameters()}
     assert found == {name: name.startswith("projections.text.") for name in found}
 
 
