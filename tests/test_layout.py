@@ -22,9 +22,9 @@ LAYERS = (
 )  # fmt: skip
 LEAVES = LAYERS[0]
 ONLY = {"method": {"base", "config", "paper", "data"}, "data_prep": {"data", *LEAVES}}  # and themselves
-# Limits that only ever fall: they stand where the code stands. To be reached: 16,000, 1,950 and 17,000 lines, 95 files.
-MOST_LINES = {"cmpta_lib": 20_600, "cmpta_lib/method": 900, "data_prep": 2_100, "tests": 21_050}
-MOST_FILES, MOST_FILE_LINES, MOST_FUNCTION_LINES = 100, 350, 60
+# Limits that only ever fall: they stand where the code stands. Wanted: 16,000 lines of cmpta_lib, and 17,000 of tests.
+MOST_LINES = {"cmpta_lib": 18_850, "cmpta_lib/method": 900, "data_prep": 1_880, "tests": 18_970}
+MOST_FILES, MOST_FILE_LINES, MOST_FUNCTION_LINES = 97, 350, 60
 LONGER = {"data_prep.safe_pickle"}
 
 

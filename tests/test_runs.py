@@ -422,7 +422,7 @@ def test_frames_that_are_no_numbers_are_read_as_zeros_and_counted(cmpta: Trained
         ({"vision": np.zeros(177)}, r"'vision' must be a \(T, F\) array of numbers"),
         ({"audio": [[0.0] * 25]}, r"'audio' must be .* but is a list of length 1"),
         ({"audio": np.full((2, 25), "a")}, "'audio' must be"),
-        ({"text": None}, "'text' must be a string of valid Unicode, but is None; write '' if nothing is said"),
+        ({"text": None}, "'text' must be a string of valid Unicode, but is None; correct it, or write '' if nothing is said"),
         ({"text": "\ud800"}, "'text' must be a string of valid Unicode"),
         ({"id": 3}, "'id' must be a string"),
     ],

@@ -1,6 +1,7 @@
 """CMPTA's trained part: temporal alignment (eqs 3-5) and the cross-modal pseudo-token adapter (eqs 6-8), for one clip.
 
-Shapes: T frames, F raw features, L text tokens, D adapter width, E LLM width, K pseudo tokens, H heads, d = D / H.
+Shapes: T frames, F raw features, L text tokens, D adapter width, E LLM width, K pseudo tokens, H heads, d = D / H, n_Y
+positions of a sequence Y. "choice N" is a row of "Choices the paper leaves open" in cmpta_lib/README.md.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ PAIRS: dict[str, tuple[str, str]] = {  # eq 8: token -> (Y, X), Y's positions qu
 
 
 class TemporalAlignment(nn.Module):
-    """Raw frames of one modality -> frames of width D (eqs 3-5); `kind` carries the first two ablations."""
+    """Raw frames of one modality -> frames of width D (eqs 3-5); of the kinds "bilstm" is the paper's, the others are ablations."""
 
     feature_mean: Tensor  # (F,) buffers
     feature_std: Tensor
@@ -53,16 +54,16 @@ class TemporalAlignment(nn.Module):
         elif self.kind == "lstm":
             hidden, _ = self.forward_lstm(frames)
         else:
-            forward, _ = self.forward_lstm(frames)  # eq 3
-            backward, _ = self.backward_lstm(frames.flip(0))  # eq 3, from the last frame to the first
-            hidden = torch.cat([forward, backward.flip(0)], dim=1)  # eq 4
+            ahead, _ = self.forward_lstm(frames)  # eq 3
+            back, _ = self.backward_lstm(frames.flip(0))  # eq 3, from the last frame to the first
+            hidden = torch.cat([ahead, back.flip(0)], dim=1)  # eq 4
         return self.dropout(self.norm(self.linear(hidden)))  # eq 5
 
 
 class CrossModalAttention(nn.Module):
-    """Attn(Q_Y, K_X, V_X) = softmax(Q_Y K_X^T / sqrt(d)) V_X (eqs 6-7) for the six ordered pairs, multi-head.
+    """Attn(Q_Y, K_X, V_X) = softmax(Q_Y K_X^T / sqrt(d)) V_X (eq 7) for the six ordered pairs, multi-head.
 
-    d is the width of a head, as usual for multi-head attention (choice 3).
+    Q, K and V are linear projections (eq 6); d is the width of a head, as usual for multi-head attention (choice 3).
     """
 
     def __init__(self, config: CmptaConfig) -> None:
@@ -71,7 +72,7 @@ class CrossModalAttention(nn.Module):
         self.shared = config.projections == "per_modality"  # choice 4
         owners = MODALITIES if self.shared else tuple(PAIRS)
         self.query, self.value = (nn.ModuleDict({o: nn.Linear(dim, dim) for o in owners}) for _ in range(2))
-        # A key's bias adds the same to every score of a softmax: it has no gradient, only rounding noise to follow.
+        # A key's bias adds the same to every score of a softmax: its gradient is 0 but for rounding errors.
         self.key = nn.ModuleDict({o: nn.Linear(dim, dim, bias=False) for o in owners})
 
     def owners(self, pair: str) -> tuple[str, str]:
@@ -79,10 +80,10 @@ class CrossModalAttention(nn.Module):
         return PAIRS[pair] if self.shared else (pair, pair)
 
     def forward(self, pair: str, y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Y (n_Y, D), X (n_X, D) -> what Y's positions read in X (n_Y, D), zeros where X is absent, and (H, n_Y, n_X)."""
+        """Y (n_Y, D), X (n_X, D) -> what Y reads in X (n_Y, D), zeros where X is absent, and the weights (H, n_Y, n_X)."""
         of_y, of_x = self.owners(pair)
         q, k, v = map(self.heads, (self.query[of_y](y), self.key[of_x](x), self.value[of_x](x)))  # eq 6
-        weights = (q @ k.mT / math.sqrt(q.shape[-1])).softmax(-1)  # what Figures 3-5 show
+        weights = (q @ k.mT / math.sqrt(q.shape[-1])).softmax(-1)  # eq 7; what Figures 3-5 show
         return (weights @ v).transpose(0, 1).flatten(1), weights  # eq 7
 
     def heads(self, projected: Tensor) -> Tensor:
@@ -99,7 +100,7 @@ class CMPTAdapter(nn.Module):
         embedding_norm: mean norm of the LLM's text embeddings, the size at which pseudo tokens start.
     """
 
-    aligner: type[TemporalAlignment] = TemporalAlignment  # `fast.cmpta` puts quick ones with the same weights here
+    aligner: type[TemporalAlignment] = TemporalAlignment  # `fast.cmpta` has batched ones here, with the same weights
     attender: type[CrossModalAttention] = CrossModalAttention
 
     def __init__(
@@ -133,7 +134,7 @@ class CMPTAdapter(nn.Module):
             text: (L, E) rows of the LLM's embedding table (eqs 1-2).
             audio, vision: (T, F) float32 each.
         Returns:
-            (K, E), and pair -> (H, n_Y, n_X) attention; none with the adapter off.
+            (K, E), and pair -> (H, n_Y, n_X) attention; an empty dict where the adapter is off (fusion "pooled").
         """
         given = {"audio": audio, "vision": vision}
         sequences = {
@@ -146,12 +147,12 @@ class CMPTAdapter(nn.Module):
             summaries = torch.cat([pool_spans(sequences[name], spans) for name in ("vision", "audio")])
         else:
             sequences["text"] = self.text_projection(text.to(self.text_projection.weight.dtype))
-            read = []
-            for pair, (y, x) in PAIRS.items():
+            tokens = []
+            for pair, (y, x) in PAIRS.items():  # eq 8: six ordered pairs, each summarised to one vector
                 attended, weights[pair] = self.attention(pair, sequences[y], sequences[x])
-                read.append(self._summary(attended) if len(attended) else attended.new_zeros(self.config.dim))
-            summaries = torch.stack(read)
-        return self.counted(self.to_llm(self.summary_norm(summaries))), weights  # eq 8
+                tokens.append(self._summary(attended) if len(attended) else attended.new_zeros(self.config.dim))
+            summaries = torch.stack(tokens)
+        return self.counted(self.to_llm(self.summary_norm(summaries))), weights  # eq 8: to the LLM's width
 
     def _summary(self, attended: Tensor) -> Tensor:
         """(n, D) -> (D,) (choice 6)."""

@@ -1,4 +1,4 @@
-"""The legal answers as a tree of token ids, of which one forward pass scores all."""
+"""The legal answers as a tree of token ids. The plain method asks the LLM node by node, `fast` all nodes in one pass."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class AnswerTrie:
     Attributes:
         children: node -> the tokens that may follow.
         asked: nodes where several may follow: only there must the LLM be asked.
-        inner: these and the way to them, without the root: what is fed to the LLM behind the prompt, parents before children.
+        inner: asked nodes and their ancestors but for the root, parents first; `fast` feeds their tokens behind the prompt.
         choices: all children of asked nodes, node after node: one score each.
-        options: asked node -> where its children stand among the choices.
+        options: asked node -> the slice of the choices that its children are.
     Raises:
         ValueError: an answer's ids are the beginning of another's, or two answers share their ids.
     """
@@ -58,7 +58,7 @@ class AnswerTrie:
         return mask
 
     def greedy(self, scores: NDArray[np.float32]) -> list[str]:
-        """Per clip, walk from the root to the likeliest child each time. `scores`: (B, options) log-probabilities."""
+        """Per clip, walk from the root to the likeliest child each time. `scores`: (B, choices) logits."""
         best = {node: scores[:, options].argmax(1) for node, options in self.options.items()}
         replies = []
         for clip in range(len(scores)):

@@ -17,7 +17,7 @@ class FrozenLLM:
     Attributes:
         dim: E, width of its embeddings.
         embedding_norm: mean norm of its text embeddings.
-        fingerprint: of its files, see `llm.files.fingerprint`.
+        fingerprint: of its files, see `cmpta_lib.llm.files.fingerprint`.
         first_ids: what every input starts with: the bos token or what the family has in its place.
     """
 
@@ -48,7 +48,7 @@ class FrozenLLM:
         return self.embedding.weight.device
 
     def token_ids(self, text: str) -> list[int]:
-        """Plain text -> ids (eq 1); a special token's name inside the text stays text. Texts come back every epoch: kept."""
+        """Plain text -> ids (eq 1); a special token's name inside the text stays text. Kept, as texts come back every epoch."""
         if text not in self._known_ids:
             ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
             self._known_ids[text] = tuple(ids)
@@ -59,7 +59,7 @@ class FrozenLLM:
         return self.embedding(torch.tensor(ids, dtype=torch.int64, device=self.device))
 
     def need_room(self, length: int) -> None:
-        """Refuse inputs longer than the LLM was made for: beyond that its answers mean nothing.
+        """Refuse inputs longer than the LLM's highest number of positions: beyond it its answers mean nothing.
 
         Raises:
             ValueError: more positions than the model's configuration allows.
@@ -72,7 +72,7 @@ class FrozenLLM:
             )
 
     def logits(self, embeds: Tensor) -> Tensor:
-        """(n, E) -> (n, vocabulary) float32, the next token's at each position; `fast.llm` reads many clips at once."""
+        """(n, E) -> (n, vocabulary) float32, the next token's at each position; `cmpta_lib.fast.llm` reads many clips at once."""
         self.need_room(len(embeds))
         read = self.model(inputs_embeds=embeds.to(self.embedding.weight.dtype)[None], use_cache=False)
         return read.logits[0].float()

@@ -1,7 +1,8 @@
-"""The paper's method around its adapter, plain: what the LLM reads (eqs 1-2), the loss (eq 9) and the answer.
+"""The paper's method around its adapter, plain: what the LLM reads, the loss (eq 9) and the answer.
 
-One home for the words of the task: the wrap tags and prompts of Table 2, the text of an answer, the set of legal answers,
-and how a clip's tokens are laid out between the fixed ones.
+It puts the words of a task together (tags and prompts stand in `paper.py`): the text of an answer, the set of legal
+answers, and how a clip's tokens are laid out between the fixed ones. "choice N": see "Choices the paper leaves open" in
+cmpta_lib/README.md.
 """
 
 from __future__ import annotations
@@ -139,14 +140,14 @@ class PlainLM:
     def inputs(self, sample: Sample, tokens: Tensor, tail: Sequence[int] = ()) -> Tensor:
         """(N, E): what the LLM reads, up to the answer's beginning `tail`."""
         row = self.ids.row(self.text_ids(sample), len(tokens), tail)
-        embeds = self.llm.embed([max(token, 0) for token in row])
+        embeds = self.llm.embed([max(token, 0) for token in row])  # rows of placeholders are replaced below
         if len(tokens):
             start = row.index(PLACEHOLDER)
             embeds = torch.cat([embeds[:start].to(tokens.dtype), tokens, embeds[start + len(tokens) :].to(tokens.dtype)])
         return embeds
 
     def loss(self, sample: Sample) -> Tensor:
-        """Next-token cross-entropy on the answer's tokens only, summed over them (eq 9); () with gradient."""
+        """Next-token cross-entropy on the answer's tokens only, summed over them (eq 9): a scalar that carries the gradient."""
         if sample.label is None:
             raise ValueError(f"clip {sample.id} has no label: only labelled clips can be trained on")
         answer = self.llm.token_ids(answer_text(self.task, sample.label, *self.form))

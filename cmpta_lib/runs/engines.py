@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import inspect
+import json
 import os
-import pickle
 import pkgutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -156,7 +157,7 @@ class Processes(Engine):
         worker = self.workers[job.slot]
         assert worker.stdin
         with suppress(OSError):  # it has just died, which is about to be found out
-            worker.stdin.write(pickle.dumps(attempt))
+            worker.stdin.write(f"{json.dumps(asdict(attempt), default=str)}\n".encode())
             worker.stdin.flush()
         return worker
 

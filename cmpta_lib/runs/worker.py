@@ -12,7 +12,6 @@ import ctypes
 import json
 import logging
 import os
-import pickle
 import platform
 import signal
 import sys
@@ -226,12 +225,12 @@ def serve() -> None:
     """A worker of `engines.Processes`: makes the attempts that come by stdin, until whoever started it is gone."""
     with suppress(OSError, AttributeError):  # Linux ends this process with its parent, whatever it does then
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # (PR_SET_PDEATHSIG); elsewhere it finishes its run before it ends
-    attempts = os.fdopen(os.dup(0), "rb")
-    with open(os.devnull) as nothing:  # no library may take a byte
+    attempts = os.fdopen(os.dup(0), encoding="utf-8")
+    with open(os.devnull) as nothing:  # no library may take a line
         os.dup2(nothing.fileno(), 0)
-    with suppress(EOFError):
-        while True:
-            pickle.load(attempts)()
+    for line in attempts:
+        given = json.loads(line)
+        Attempt(**given | {place: Path(given[place]) for place in ("root", "folder", "events")})()
 
 
 def work_together(root: Path, folders: Sequence[Path]) -> None:
@@ -240,15 +239,16 @@ def work_together(root: Path, folders: Sequence[Path]) -> None:
     The first process holds the lock and decides whether there is anything to do. A process that fails ends, and torchrun
     with it all of them: the others may wait in vain for its gradients.
     """
+    import torch
     from torch import distributed
 
     provenance.take_device()
     distributed.init_process_group(timeout=timedelta(days=30))  # so long may a run take, and the one that holds its lock
     for folder in folders:
         with FileLock(folder / store.LOCK) if _is_first() else nullcontext():
-            is_done = [(folder / store.DONE).exists()]
-            distributed.broadcast_object_list(is_done)
-            if not is_done[0] and _make(root, folder):
+            is_done = torch.tensor((folder / store.DONE).exists())
+            distributed.broadcast(is_done, 0)
+            if not is_done and _make(root, folder):
                 sys.exit(1)
             if _is_first():
                 store.sweep(folder)
