@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from cmpta_lib.data.checking import problem
+from cmpta_lib.data.corpus import problem
 from cmpta_lib.files import reading, write_text, writing
 from cmpta_lib.files import sha256 as hash_of
 from data_prep.catalogue import HUB, File, Published

@@ -18,8 +18,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cmpta_lib.data.checking import problem, shown
-from cmpta_lib.data.corpus import SPLITS, Corpus, Sample, Task
+from cmpta_lib.data.corpus import SPLITS, Corpus, Sample, Task, problem, shown
 from cmpta_lib.data.store import load_corpus
 from cmpta_lib.paper import MELD_LABELS, TABLE1
 from data_prep import catalogue, hub, published

@@ -16,8 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from cmpta_lib.data.checking import is_whole, problem, shown
-from cmpta_lib.data.corpus import SPLITS, Corpus, Language, Sample, Task
+from cmpta_lib.data.corpus import SPLITS, Corpus, Language, Sample, Task, is_whole, problem, shown
 from cmpta_lib.data.store import FORMAT, load_corpus, write_corpus
 from cmpta_lib.files import reading, runs_folder
 from cmpta_lib.paper import MELD_LABELS

@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from cmpta_lib.data.checking import is_number, problem, shown
-from cmpta_lib.data.corpus import MODALITIES, SPLITS, Corpus, Sample, Task
+from cmpta_lib.data.corpus import MODALITIES, SPLITS, Corpus, Sample, Task, is_number, problem, shown
 from cmpta_lib.data.store import load_corpus
 from cmpta_lib.paper import TABLE1
 from data_prep import catalogue, hub, published, safe_pickle

@@ -16,10 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cmpta_lib.data import checking as errors
 from cmpta_lib.data import corpus as data
-from cmpta_lib.data.checking import check_sample
-from cmpta_lib.data.corpus import Corpus, Sample, Task
+from cmpta_lib.data import corpus as errors
+from cmpta_lib.data.corpus import Corpus, Sample, Task, check_sample
 from cmpta_lib.data.store import load_corpus, write_corpus
 
 REGRESSION = Task("regression", "zh")

@@ -21,8 +21,19 @@ from typing import Any
 import numpy as np
 
 from cmpta_lib import files
-from cmpta_lib.data.checking import check_sample, problem, shown
-from cmpta_lib.data.corpus import COLUMNS, MODALITIES, SPLITS, Corpus, Modality, Sample, Split, Task
+from cmpta_lib.data.corpus import (
+    COLUMNS,
+    MODALITIES,
+    SPLITS,
+    Corpus,
+    Modality,
+    Sample,
+    Split,
+    Task,
+    check_sample,
+    problem,
+    shown,
+)
 
 FORMAT = 2  # raise when the stored form or the conversion changes: older caches are then refused or not found
 META = "meta.json"
@@ -44,7 +55,7 @@ def write_corpus(
     """Store a corpus, one sample in memory at a time, and open it.
 
     The folder appears complete or not at all. If it exists with the same content (another process was faster), that one
-    is opened. NaN, infinite and other unusable values (`checking.HUGE`) become 0 and are counted in `Corpus.repairs`.
+    is opened. NaN, infinite and other unusable values (`corpus.HUGE`) become 0 and are counted in `Corpus.repairs`.
 
     Args:
         splits: train, valid and test, each consumed once, in this order.

@@ -27,7 +27,7 @@ PAIRS: dict[str, tuple[str, str]] = {  # eq 8: token -> (Y, X), Y's positions qu
 
 
 class TemporalAlignment(nn.Module):
-    """Raw frames of one modality -> frames of width D (eqs 3-5); of the kinds "bilstm" is the paper's, the others are ablations."""
+    """Raw frames of one modality -> frames of width D (eqs 3-5); "bilstm" is the paper's kind, the others are ablations."""
 
     feature_mean: Tensor  # (F,) buffers
     feature_std: Tensor

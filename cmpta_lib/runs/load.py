@@ -17,8 +17,7 @@ from torch import Tensor
 from cmpta_lib import registry
 from cmpta_lib.base import Method, Resources
 from cmpta_lib.config import DataConfig, EncoderConfig, LLMConfig
-from cmpta_lib.data.checking import check_sample, shown
-from cmpta_lib.data.corpus import Corpus, Inputs, Sample, Task
+from cmpta_lib.data.corpus import Corpus, Inputs, Sample, Task, check_sample, shown
 from cmpta_lib.data.store import kept_corpus
 from cmpta_lib.fast.packing import Chained, Stream, Streams
 from cmpta_lib.fast.prompted import PromptedLM, TokenMaker
