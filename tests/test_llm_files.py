@@ -134,6 +134,16 @@ def test_a_damaged_record_is_named_and_made_anew(tmp_path: Path, content: str):
     assert llm_files.find(config, cache) == folder
 
 
+def test_a_record_under_another_name_is_not_believed(tmp_path: Path):
+    folder, cache = model_folder(tmp_path / "model"), tmp_path / "cache"
+    config = llm_files.resolve(str(folder), "float32", cache)
+    wrong = cache / "0123456789abcdef.json"
+    (cache / f"{config.fingerprint}.json").rename(wrong)
+    with pytest.raises(files.Damaged, match=f"^{wrong} is the record of another LLM; remove it"):
+        llm_files.find(LLMConfig(name="model", fingerprint="0123456789abcdef"), cache)
+    assert llm_files.resolve(str(folder), "float32", cache) == config
+
+
 def test_fetching_without_a_network_says_what_to_do(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(OSError, match="cannot fetch the LLM 'llama2-7b' .*HF_ENDPOINT.*hf auth login.*into a folder"):

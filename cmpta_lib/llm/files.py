@@ -189,7 +189,7 @@ def resolve(name: str, dtype: Literal["float32", "bfloat16"], cache: Path) -> LL
     known.save()
     path = cache / f"{_combined(hashes)}.json"
     try:
-        record = files.read_checksummed(path, "")
+        record = _record(path)
     except files.Damaged:  # or never written
         record = {}
     if record.get("folder") != str(folder):
@@ -217,7 +217,7 @@ def find(config: LLMConfig | EncoderConfig, cache: Path, deep: bool = False) -> 
         raise FileNotFoundError(
             f"no LLM '{config.name}' with fingerprint {config.fingerprint} in {cache}: open it through Study.llm"
         )
-    record = files.read_checksummed(path, "remove it and call again: it is made anew")
+    record = _record(path)
     folder, recorded = Path(record["folder"]), record["sha256"]
     found = _hashes(folder, files.sha256 if deep else files.HashCache(cache / HASHES).sha256)
     if changed := [name for name in {**recorded, **found} if found.get(name) != recorded.get(name)]:
@@ -226,6 +226,15 @@ def find(config: LLMConfig | EncoderConfig, cache: Path, deep: bool = False) -> 
             f"{config.fingerprint}; restore or fetch it again"
         )
     return folder
+
+
+def _record(path: Path) -> dict[str, Any]:
+    """What it says, if it is of the LLM whose fingerprint is its name; raises Damaged."""
+    remedy = "remove it and call again: it is made anew"
+    record = files.read_checksummed(path, remedy)
+    if _combined(record["sha256"]) != path.stem:
+        raise files.Damaged(f"{path} is the record of another LLM; {remedy}")
+    return record
 
 
 # The tiny models ----------------------------------------------------------------------------------------------------
