@@ -141,6 +141,17 @@ def test_a_batch_equals_the_plain_adapter_clip_by_clip(changes, loop, monkeypatc
         close(found / found.norm(), weight.grad / found.norm(), atol=1e-4)
 
 
+def test_weights_sum_to_one_on_real_frames():
+    """What the claims table says of padding."""
+    adapter, given = build(), batch(ODD, extra=2)
+    maps = adapter(streams(**given, return_weights=True))[1]
+    for pair, (y, x) in PAIRS.items():
+        for row in range(5):
+            if ODD[y][row] and ODD[x][row]:
+                real = maps[pair][row, :, : ODD[y][row], : ODD[x][row]]
+                close(real.sum(-1), torch.ones(real.shape[:2]))
+
+
 @pytest.mark.parametrize("alignment", ALIGNMENTS)
 @pytest.mark.parametrize("summary", ["mean", "max"])
 def test_what_is_forgotten_is_made_again_bit_for_bit(alignment, summary, monkeypatch):
