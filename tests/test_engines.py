@@ -211,6 +211,33 @@ def test_workers_that_never_start_end_the_call(asked, root, tmp_path, monkeypatc
     assert len(list(root.glob("logs/*"))) == 1, "the log that is named stays"
 
 
+def test_what_is_under_way_ends_well_where_no_further_worker_starts(root, monkeypatch):
+    monkeypatch.setattr(dispatch, "AGAIN_S", 0)
+    good, other = (plain(root, seed) for seed in range(2))
+    for run in (good, other):
+        engines.prepare(run)
+
+    class OneStarts(Engine):
+        starts = looks = 0  # of the other's workers; at the good one, after the last of them
+
+        def submit(self, attempt: Any, job: Any) -> None:
+            if job.run is good:
+                attempt._say({"event": "start"})
+            self.starts += job.run is other
+
+        def ended(self, job: Any) -> str:
+            if job.run is other:
+                return "its worker ended"
+            self.looks += self.starts == dispatch.MOST_FALSE_STARTS
+            if self.looks == 3:
+                finish_by_hand(job.run.folder, job.run.config)
+            return "its worker ended" if good.done else ""
+
+    with pytest.raises(RuntimeError, match="no worker starts: its worker ended; 1 of 2 runs are left"):
+        OneStarts(2).run([good, other], root, lambda run, event: None)
+    assert good.done and not other.done
+
+
 class Scripted(Engine):
     """Each attempt trains so many epochs and dies, one after another; after the last it finishes."""
 

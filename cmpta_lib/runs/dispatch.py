@@ -129,12 +129,13 @@ class _Dispatcher:
         self.waiting.extend((0.0, run) for run in runs)
         try:
             while self.waiting or self.jobs:
-                self.assign()
+                if not self.lost:
+                    self.assign()
+                elif not self.jobs:  # what was under way has ended well or not
+                    left = f"{len(self.waiting)} of {len(runs)} runs are left"
+                    raise RuntimeError(f"{self.lost}; {left}. Finished epochs are kept: call again.")
                 for job in list(self.jobs):
                     self.look(job)
-                if self.lost:
-                    left = f"{len(self.waiting) + len(self.jobs)} of {len(runs)} runs are left"
-                    raise RuntimeError(f"{self.lost}; {left}. Finished epochs are kept: call again.")
                 time.sleep(POLL_S)
         finally:
             for job in self.jobs:
