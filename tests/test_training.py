@@ -578,6 +578,19 @@ def test_runs_that_agree_share_a_stage(staged, corpus, tools, tmp_path):
     assert len(list(common.iterdir())) == 4
 
 
+def test_a_shared_stage_that_another_process_writes_meanwhile_stays(tmp_path, monkeypatch):
+    path = tmp_path / "reading.pt"
+
+    def read(*_: object) -> None:
+        path.write_bytes(b"what the other one wrote")
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(checkpoint, "read", read)
+    module = torch.nn.Linear(1, 1)
+    monkeypatch.setattr(Path, "unlink", lambda *_, **__: pytest.fail("it removes what it has not found"))
+    assert checkpoint.take_stage(path, module, torch.optim.SGD(module.parameters())) is None
+
+
 def test_a_damaged_shared_stage_is_named_and_made_anew(staged, corpus, tools, tmp_path, caplog):
     common = tmp_path / "stages"
     first, _ = training.train(staged_config(), corpus, tools, tmp_path / "first", shared_stages=common)

@@ -173,6 +173,8 @@ def leave_stage(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer,
 
 def take_stage(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> list[dict[str, Any]] | None:
     """Load what `leave_stage` wrote into the module; the stage's history, or None where there is nothing of use."""
+    if not path.exists():  # and is not removed below, should another process write it just now
+        return None
     with _usable(path, "making this stage anew"):
         found = read(path, path.stem)
         if _shapes(found["taught"]) != _shapes(_taught(module, optimizer)):
