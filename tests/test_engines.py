@@ -371,6 +371,15 @@ def test_workers_are_gone_within_three_seconds_of_their_asker(ending, what, aske
                 os.kill(tries(run)[0], signal.SIGKILL)
 
 
+def test_a_worker_begins_nothing_for_an_asker_that_is_gone(root, tmp_path):
+    """As one that is killed while its worker still starts: too early for the kernel to end that one with it."""
+    given = {"root": str(root), "folder": str(tmp_path), "events": str(tmp_path / "events.jsonl")}
+    (tmp_path / "config.json").touch()
+    ask = "import time; time.sleep(0.5); from cmpta_lib.runs import worker; worker.serve()"
+    done = subprocess.run([PYTHON, "-c", ask], input=json.dumps(given) + "\n", text=True, cwd=ROOT, timeout=60)
+    assert done.returncode == 0 and not (tmp_path / "events.jsonl").exists()
+
+
 # --- disks that refuse ------------------------------------------------------------------------------------------------
 
 

@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import platform
+import select
 import signal
 import sys
 import time
@@ -228,7 +229,11 @@ def serve() -> None:
     attempts = os.fdopen(os.dup(0), encoding="utf-8")
     with open(os.devnull) as nothing:  # no library may take a line
         os.dup2(nothing.fileno(), 0)
+    asker = select.poll()
+    asker.register(attempts, 0)  # tells of its end alone
     for line in attempts:
+        if asker.poll(0):  # it was gone before the kernel could be asked to tell, or there is no such kernel
+            return
         given = json.loads(line)
         Attempt(**given | {place: Path(given[place]) for place in ("root", "folder", "events")})()
 
