@@ -52,12 +52,7 @@ class RunsFailed(RuntimeError):
         )
 
 
-def ensure(
-    runs: Sequence[Run],
-    root: Path,
-    jobs: int | None = None,
-    engine: Engine | str | None = None,
-) -> None:
+def ensure(runs: Sequence[Run], root: Path, jobs: int | None = None, engine: Engine | str | None = None) -> None:
     """Finish every run, and show how far it is. Finished runs are checked, and kept even where damaged.
 
     Args:
@@ -123,8 +118,8 @@ def engine_of(name: str, jobs: int | None = None, settings: Mapping[str, Any] | 
 class Processes(Engine):
     """Worker processes on this machine, one a slot, each of which keeps torch and the LLM from run to run.
 
-    None outlives this process, however it ends. Workers are in a session of their own: a terminal's Ctrl-C reaches this
-    process alone, which then ends them. One that dies fails the run that it held, and another takes its place.
+    On Linux none outlives this process; elsewhere one may finish its run first. In a session of their own they hear no
+    Ctrl-C of a terminal: this process ends them. One that dies fails the run that it held, and another takes its place.
 
     Args:
         jobs: how many; None = one a GPU, each its own, or else one a core.

@@ -29,12 +29,12 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from cmpta_lib import files, registry
+from cmpta_lib.data.corpus import Corpus, Inputs
 from cmpta_lib.runs import provenance, store
 
 if TYPE_CHECKING:  # torch comes in with the first attempt: a worker waits without it
     from cmpta_lib.base import Method
     from cmpta_lib.config import RunConfig
-    from cmpta_lib.data.corpus import Corpus
     from cmpta_lib.runs.checkpoint import State
 
 Report = Callable[[dict[str, Any]], None]
@@ -133,13 +133,10 @@ def execute(root: Path, folder: Path, report: Report = lambda event: None, row: 
         _record(folder, config, corpus, method, state, row, started)
 
 
-def _record(
-    folder: Path, config: RunConfig, corpus: Corpus, method: Method, state: State, row: str, started: float
-) -> None:
+def _record(folder: Path, config: RunConfig, corpus: Corpus, method: Method, state: State, row: str, started: float) -> None:
     """Write what a finished run holds."""
     import pandas as pd
 
-    from cmpta_lib.data.corpus import Inputs
     from cmpta_lib.runs.checkpoint import path_of, write_tensors
     from cmpta_lib.runs.loop import evaluate, score_of
 
