@@ -86,6 +86,12 @@ def test_a_loaded_run_answers_dialogues_in_any_order_as_it_was_evaluated(build, 
     assert all(answer.value == expected[answer.id] for answer in answers)
 
 
+def test_dialogues_of_one_length_keep_their_order_in_a_packed_sequence():
+    """An unstable sort would move the last bits of what is trained."""
+    layout = Layout.of_dialogues([1] * 40, torch.zeros(40, dtype=torch.int64))
+    assert layout.packing.tolist() == layout.unpacking.tolist() == [*range(40)] and layout.batch_sizes.tolist() == [40]
+
+
 def layout_of(*sizes: int) -> Layout:
     return Layout.of_dialogues(sizes, torch.arange(sum(sizes)) % 2)
 

@@ -14,7 +14,7 @@ from typing import ClassVar, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import PackedSequence
 
 from cmpta_lib.base import Group, mean_over_time, real_positions
 from cmpta_lib.baselines.supervised import Clips, LastState, Supervised, SupervisedConfig
@@ -41,19 +41,28 @@ class DialogueConfig(SupervisedConfig):
     bilstm: Literal["packed", "padded"] = "packed"  # padded: the backward direction starts in padding
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Layout(Ragged):
-    """Where each of N utterances stands among D * L padded places, and who speaks it."""
+    """Where each of N utterances stands among D * L padded places and in a packed sequence, and who speaks it."""
 
     real: Tensor  # (D, L) bool
+    packing: Tensor  # (N,) int64: the utterances in the order of a packed sequence
+    unpacking: Tensor  # (N,) int64: its inverse
+    batch_sizes: Tensor  # (L,) int64 on the host: how many dialogues have a first, second, ... utterance
     speakers: Tensor  # (N,) int64, numbered as they first speak
 
     @classmethod
     def of_dialogues(cls, sizes: Sequence[int], speakers: Tensor) -> Layout:
-        """From the sizes of the dialogues in order."""
-        lengths, longest = np.array(sizes, np.int64), max(sizes)
-        slots, counts = send([cls.slots_of(lengths, longest), lengths], speakers.device)
-        return cls(tuple(sizes), longest, slots, real_positions(counts, longest), speakers)
+        """From the sizes of the dialogues in order; the host's indices travel as one block."""
+        lengths = np.array(sizes, np.int64)
+        starts, longest = lengths.cumsum() - lengths, int(lengths.max())
+        order, turns = np.argsort(-lengths, kind="stable"), np.arange(longest)
+        spoken = turns[:, None] < lengths[order]  # (L, D), longest dialogue first
+        packing = (starts[order] + turns[:, None])[spoken]
+        sent = send([cls.slots_of(lengths, longest), packing, np.argsort(packing), lengths], speakers.device)
+        real = real_positions(sent[3], longest)
+        rest = {"packing": sent[1], "unpacking": sent[2], "batch_sizes": torch.from_numpy(spoken.sum(1))}
+        return cls(lengths=tuple(sizes), size=longest, slots=sent[0], real=real, speakers=speakers, **rest)
 
     def voices(self, table: nn.Embedding) -> Tensor:
         """(N, F) a row of the table for each utterance's speaker; those whom the table has no row for share the last."""
@@ -72,9 +81,8 @@ class Conversation(nn.Module):
     def forward(self, vectors: Tensor, layout: Layout) -> Tensor:
         """(N, width) -> (N, 2 * hidden)."""
         if self.packed:
-            laid, sizes = layout.padded(self.inward(vectors)), torch.tensor(layout.lengths)
-            given = pack_padded_sequence(laid, sizes, batch_first=True, enforce_sorted=False)
-            return layout.packed(pad_packed_sequence(self.lstm(given)[0], batch_first=True)[0])
+            given = PackedSequence(self.inward(vectors).index_select(0, layout.packing), layout.batch_sizes)
+            return self.lstm(given)[0].data.index_select(0, layout.unpacking)
         # As in MMGCN's public code: the backward direction starts in the padding, so batch mates matter.
         return layout.packed(self.lstm(self.inward(layout.padded(vectors)))[0])
 
