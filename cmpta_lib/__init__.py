@@ -10,8 +10,12 @@
 Importing this package imports nothing heavy: a name is loaded when it is first used. `__init__.pyi` has their types.
 """
 
+import warnings
 from importlib import import_module
 from typing import Any
+
+# tqdm's, when transformers imports it in a notebook without ipywidgets: no bar of ours is a widget.
+warnings.filterwarnings("ignore", "IProgress not found")
 
 __version__ = "0.1.0"
 _HOMES = {
