@@ -67,7 +67,7 @@ def pretrain(folder: Path, documents: int, name: str) -> None:
     An LLM predicts the next token of pages written as the runs will write them, BERT the masked tokens of what is said.
     """
     import torch
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
 
     is_bert = name == "tiny-bert"
     seed, size, rate, betas = (11, 32, 1e-3, (0.9, 0.999)) if is_bert else (7, 40, LEARNING_RATE, (0.9, 0.98))
