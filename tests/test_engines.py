@@ -483,6 +483,19 @@ def test_a_ray_cluster_that_does_not_answer_is_named(root):
         ensure([plain(root)], root, engine=engine_of("ray", 1, {"address": "127.0.0.1:1"}))
 
 
+def test_a_callers_own_connection_to_ray_stays(root):
+    needed("ray")
+    import ray
+
+    ray.init("local", num_cpus=1, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    try:
+        with engine_of("ray", 1).opened([plain(root)], root):
+            assert ray.is_initialized()
+        assert ray.is_initialized()
+    finally:
+        ray.shutdown()
+
+
 def test_slurm_is_refused_where_there_is_none(monkeypatch, tmp_path):
     needed("slurm")
     monkeypatch.setenv("PATH", str(tmp_path))

@@ -66,11 +66,10 @@ class Ray(Engine):
         """
         import ray
 
-        before = signal.getsignal(signal.SIGTERM)
+        is_connected = ray.is_initialized()  # by a caller, who keeps it
         try:
-            self._connect(runs)
-            if threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGTERM, before)  # Ray puts its own; whoever calls this has a better one, or none
+            if not is_connected:
+                self._connect(runs)
             there = float(ray.cluster_resources().get("GPU", 0))
             if (self.gpus or 0) > there:
                 raise ValueError(f"gpus={self.gpus}: the Ray cluster has {there:g} GPUs in all, so no run would ever start")
@@ -80,7 +79,8 @@ class Ray(Engine):
             self.function = ray.remote(max_retries=0)(Attempt.__call__)
             yield
         finally:
-            ray.shutdown()
+            if not is_connected:
+                ray.shutdown()
 
     def _connect(self, runs: Sequence[Run]) -> None:
         import ray
@@ -95,9 +95,12 @@ class Ray(Engine):
         try:
             if port.isdigit():  # Ray itself would try for minutes where nobody listens
                 socket.create_connection((host.rpartition("/")[2].strip("[]"), int(port)), _ANSWERS_S).close()
+            before = signal.getsignal(signal.SIGTERM)
             ray.init(
                 self.address, runtime_env={"env_vars": environment(runs)}, logging_level="ERROR", log_to_driver=False, **own
             )
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, before)  # Ray puts its own; whoever calls this has a better one, or none
         except (OSError, RuntimeError, ValueError) as error:
             token = " It asks for a token: set RAY_AUTH_MODE=token." if "token" in str(error.__cause__) else ""
             raise ConnectionError(
