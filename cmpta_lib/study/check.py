@@ -63,7 +63,7 @@ def needs(study: Study, notebooks: Collection[str]) -> list[Need]:
     waits = registry.ENTRIES["omni"].waits
     reasons = {name: waits(name) for name in names if omni and waits}
     media = [Need(f"recordings {name}", "not at hand" if why else "at hand", why, OPTIONAL) for name, why in reasons.items()]
-    largest = max(need.gb for need in models if need.missing or not need.remedy)  # one is used at a time
+    largest = max((need.gb for need in models if need.missing or not need.remedy), default=0.0)  # one is used at a time
     to_come = sum(need.gb for need in (*corpora, *models) if need.missing) + len(planned) * RUN_GB + CHECKPOINT_GB
     return [*_machine(study.root, largest, to_come), *corpora, *models, *media]
 
@@ -118,18 +118,17 @@ def _model(study: Study, name: str, kind: str, state: str) -> Need:
 
 def _machine(root: Path, model_gb: float, to_come_gb: float) -> list[Need]:
     """GPU and memory for a model of this size (the least is Qwen-1.8B's), and disk for what is still to come."""
-    gpu, size = provenance.first_gpu() or ("no NVIDIA GPU or driver found (nvidia-smi):", 0.0)
-    free = shutil.disk_usage(next(folder for folder in (root, *root.parents) if folder.exists())).free / 1e9
+    gpu, size = provenance.first_gpu() or ("", 0.0)
+    shown = f"{gpu}, {size:.0f} GB" if gpu else "no NVIDIA GPU or driver found (nvidia-smi)"
     other = f"use a machine with an NVIDIA GPU; without one: make reproduce (embedded default), or {COMMAND} dry-run"
-    if size and "+cpu" in version("torch"):
-        gpu, size, other = f"{gpu}, but torch {version('torch')} is a CPU build:", 0.0, "make clean && make setup"
-    asked = [("GPU", max(12, 1.5 * model_gb), gpu, size, other)]
-    asked += [("memory", max(8, 1.3 * model_gb), "RAM", psutil.virtual_memory().total / 1e9, "use a machine with more memory")]
-    asked += [("disk", to_come_gb, f"{root}, free:", free, "make room there, or set the environment variable CMPTA_RUNS")]
-    return [
-        Need(f"{what}, {wanted:.0f} GB", f"{where} {here:.0f} GB", remedy if here < round(wanted) else "")
-        for what, wanted, where, here, remedy in asked
-    ]
+    if gpu and "+cpu" in version("torch"):
+        shown, size, other = f"{shown}, but torch {version('torch')} is a CPU build", 0.0, "make clean && make setup"
+    free = shutil.disk_usage(next(folder for folder in (root, *root.parents) if folder.exists())).free / 1e9
+    memory, room = psutil.virtual_memory().total / 1e9, "make room there, or set the environment variable CMPTA_RUNS"
+    asked = [("GPU", max(12, 1.5 * model_gb), shown, size, other)]
+    asked += [("memory", max(8, 1.3 * model_gb), f"{memory:.0f} GB", memory, "use a machine with more memory")]
+    asked += [("disk", to_come_gb, f"{free:.0f} GB free at {root}", free, room)]
+    return [Need(f"{what}, {gb:.0f} GB", found, fix if here < round(gb) else "") for what, gb, found, here, fix in asked]
 
 
 def screen(study: Study, found: Sequence[Need]) -> str:
