@@ -470,6 +470,19 @@ def test_settings_are_checked_at_once(name, settings, said):
             engine_of(name, jobs)
 
 
+def test_numpy_counts_its_threads_by_what_the_runs_ask_for(root):
+    """It does so once, when it is imported: another number gives the linear row's weights other last bits."""
+    silent = "import sys; from cmpta_lib.runs import worker; sys.exit('numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", silent], cwd=ROOT).returncode == 0
+    engine, events = Processes(1), root / "events"
+    root.mkdir(exist_ok=True)
+    with engine.opened([], root):
+        attempt = worker.Attempt(root, root, events, environment={"OMP_NUM_THREADS": "7"})
+        process = engine.submit(attempt, dispatch.Job(plain(root), events, 0))
+        if Path("/proc/self/environ").exists():
+            assert b"OMP_NUM_THREADS=7" in Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
+
+
 @pytest.mark.parametrize("name", ["ray", "slurm"])
 def test_an_extra_that_is_not_installed_is_named_with_the_command(name, monkeypatch):
     monkeypatch.setitem(sys.modules, EXTRAS[name], None)

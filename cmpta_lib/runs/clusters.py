@@ -160,8 +160,14 @@ class Slurm(Engine):
 
     @contextmanager
     def opened(self, runs: Sequence[Run], folder: Path) -> Iterator[None]:
-        self.executor = self._executor(folder)
-        yield
+        before = dict(os.environ)
+        os.environ.update(environment(runs))  # which jobs inherit: threads are counted, and this package found, at their start
+        try:
+            self.executor = self._executor(folder)
+            yield
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
 
     def _executor(self, folder: Path) -> Any:
         import submitit

@@ -143,7 +143,7 @@ class Processes(Engine):
                 self.workers[job.slot] = subprocess.Popen(
                     [sys.executable, "-c", "from cmpta_lib.runs import worker; worker.serve()"],
                     cwd=files.ROOT,
-                    env=os.environ | {"PYTHONUNBUFFERED": "1"},
+                    env=os.environ | attempt.environment | {"PYTHONUNBUFFERED": "1"},
                     stdin=subprocess.PIPE,
                     stdout=log,
                     stderr=log,

@@ -29,12 +29,12 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from cmpta_lib import files, registry
-from cmpta_lib.data.corpus import Corpus, Inputs
 from cmpta_lib.runs import provenance, store
 
-if TYPE_CHECKING:  # torch comes in with the first attempt: a worker waits without it
+if TYPE_CHECKING:  # torch and numpy come in with the first attempt, whose environment says how many threads they have
     from cmpta_lib.base import Method
     from cmpta_lib.config import RunConfig
+    from cmpta_lib.data.corpus import Corpus
     from cmpta_lib.runs.checkpoint import State
 
 Report = Callable[[dict[str, Any]], None]
@@ -137,6 +137,7 @@ def _record(folder: Path, config: RunConfig, corpus: Corpus, method: Method, sta
     """Write what a finished run holds."""
     import pandas as pd
 
+    from cmpta_lib.data.corpus import Inputs
     from cmpta_lib.runs.checkpoint import path_of, write_tensors
     from cmpta_lib.runs.loop import evaluate, score_of
 
