@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import re
+import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from itertools import combinations
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from itertools import combinations, islice
 from typing import Any
 
 import numpy as np
@@ -24,8 +25,11 @@ PAPER_NAMES = {"simsv2": "SIMS-V2", "meld": "MELD"}  # of the corpora that this 
 ALL = "all"
 PAIRS = tuple(combinations(SPLITS, 2))
 _CLIP = ["season", "episode", "start_s", "end_s", "text"]  # one official cut of an episode
+ALL_ZERO = "all_zero"  # a repair's kind after the modality: clips that have frames, and nothing in them
 _SHOWN = 3
 _RULED = 0.5  # of a feature's variance in one frame: z-scoring then leaves next to nothing of all other frames
+_NAMED = 12  # classes
+_TELLING = 8  # frames of a clip that only the same recording has
 _FEW_FRAMES = 100  # with fewer, one frame may well hold so much
 _COLUMNS = ["check", "split", "count", "examples"]
 _Row = tuple[str, str, int, str]
@@ -79,6 +83,48 @@ def warnings(corpus: Corpus) -> list[str]:
         if count and first == "train":
             size = len(corpus.splits[later])
             said.append(f"WARNING: {count} of {size} {later} clips are in train too ({examples}): {later} scores are too good")
+    for modality in MODALITIES:
+        if count := corpus.repairs.get(f"{modality}_{ALL_ZERO}", 0):
+            every = (one for split in corpus.splits.values() for one in split)
+            empty = (one.id for one in every if len(getattr(one, modality)) and not getattr(one, modality).any())
+            what = f"WARNING: {count} clips have {modality} frames that are all zero ({', '.join(islice(empty, _SHOWN))}, …)"
+            said.append(f"{what}: where there is none, its length is 0")
+    for alike in _grouped(corpus.task.labels, map(_plain, corpus.task.labels)).values():
+        if len(alike) > 1:
+            said.append(f"WARNING: the classes {' and '.join(map(repr, alike))} look alike; if they are one, write them alike")
+    return said
+
+
+def _plain(label: str) -> str:
+    """A class name without case, forms of letters, and what joins words."""
+    return re.sub(r"(?<=\w)[\s_-]+(?=\w)", "", unicodedata.normalize("NFKC", label).casefold())
+
+
+def introduction(corpus: Corpus) -> list[str]:
+    """What to say of a corpus of somebody's own when it was converted: its task as it was understood, and what is odd."""
+    task, tables = corpus.task, [split.table for split in corpus.splits.values()]
+    if task.labels:
+        named = ", ".join(task.labels[:_NAMED]) + (f" and {len(task.labels) - _NAMED} more" if task.labels[_NAMED:] else "")
+        found = f"{len(task.labels)} classes: {named}"
+    else:
+        scores = task.to_range(np.concatenate([split.labels for split in corpus.splits.values()]))
+        low, high = task.score_range
+        found = f"regression, scores from {scores.min():.4g} to {scores.max():.4g} in the range [{low:g}, {high:g}]"
+    sizes = ", ".join(f"{len(split)} {name}" for name, split in corpus.splits.items())
+    has_words = any(table["text"].str.strip().ne("").any() for table in tables)
+    words = f"texts read as {'Chinese' if task.language == 'zh' else 'English'}" if has_words else "no clip has words"
+    said = [f"{found}; {sizes} clips; {words}"]
+    if corpus.repairs:
+        said.append("data issues: " + ", ".join(f"{kind} {count}" for kind, count in corpus.repairs.items()))
+    twice = {pair: count for _, pair, count, _ in _across("same clip", corpus, _clips(corpus))}
+    for _, pair, count, examples in _across("same features", corpus, _features(corpus, _is_telling)):
+        first, later = pair.split("+")
+        if first == "train" and count > twice[pair]:
+            said.append(f"WARNING: {count} {later} clips have the frames of a clip in train ({examples})")
+    speakers = {name: set(split.table["speaker"].dropna()) for name, split in corpus.splits.items()}
+    for name in SPLITS[1:]:
+        if both := sorted(speakers["train"] & speakers[name]):
+            said.append(f"{len(both)} of {len(speakers[name])} {name} speakers are in train too ({_some(both)})")
     return said
 
 
@@ -150,10 +196,7 @@ def _duplicates(corpus: Corpus) -> Iterator[_Row]:
         yield from _within("same official clip", corpus, clips)
         yield from _across("same official clip", corpus, clips)
     yield from _across("same clip", corpus, _clips(corpus))
-    features = {
-        name: [_feature_hash(clip) if len(clip.audio) and len(clip.vision) else None for clip in split]
-        for name, split in corpus.splits.items()
-    }
+    features = _features(corpus, lambda clip: bool(len(clip.audio) and len(clip.vision)))
     yield from _within("same features", corpus, features)
     yield from _across("same features", corpus, features)
 
@@ -173,6 +216,16 @@ def _words(text: str, language: str) -> str | None:
 
 def _feature_hash(sample: Sample) -> bytes:
     return hashlib.blake2b(sample.audio.tobytes() + sample.vision.tobytes(), digest_size=16).digest()
+
+
+def _features(corpus: Corpus, counts: Callable[[Sample], bool]) -> dict[str, list[Hashable]]:
+    """What identifies the frames of each clip; None of those that do not count."""
+    return {name: [_feature_hash(clip) if counts(clip) else None for clip in split] for name, split in corpus.splits.items()}
+
+
+def _is_telling(clip: Sample) -> bool:
+    """Whether no other clip has the same frames by chance: a few frames, or zeros, may be two people's."""
+    return len(clip.audio) + len(clip.vision) >= _TELLING and bool(clip.audio.any() or clip.vision.any())
 
 
 def _clips(corpus: Corpus) -> dict[str, list[Hashable]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +135,24 @@ def without(path: str) -> dict:
     return broken
 
 
-WHOLE = "must be a string that is not empty, or a whole number, but is"
+WHOLE = "must be a string that is not empty, or a whole number, of at most 200 characters, but is"
+ROWS = "must be a (T, F) array of numbers, but is"
+
+
+UNSHAPED = [
+    (
+        "audio",
+        np.zeros(3),
+        "an array of shape (3,)",
+        r"a vector of one frame is audio\[None\], of one feature audio\[:, None\]",
+    ),
+    ("audio", np.zeros((1, 2, 3)), "an array of shape (1, 2, 3)", r"write audio\[0\]"),
+    ("video", np.zeros((2, 2, 3)), "an array of shape (2, 2, 3)", "make each frame one row"),
+    ("video", np.zeros((2, 0)), "an array of shape (2, 0)", "make each frame one row"),
+    ("video", [[1, 2], [3]], "a list of length 2", "give all frames of the clip equally many numbers"),
+    ("video", "a.npy", "'a.npy'", "write its frames as float32; an absent modality is None"),
+    ("video", np.ones((2, 2), complex), "an array of shape (2, 2) and type complex128", "write its frames as float32"),
+]
 
 
 @pytest.mark.parametrize(
@@ -143,15 +161,17 @@ WHOLE = "must be a string that is not empty, or a whole number, but is"
         *((item(audio_len=length), "'audio_len' must be a whole number from 0 to the array's 6 rows, but is .")
           for length in (7, 1.5, True, 10**400)),
         (item(video_len=-1), r"'video_len' must be a whole number from 0 to the array's 4 rows, but is -1"),
-        (item(audio=np.zeros(3)), r"'audio' must be a \(T, F\) array, but is an array of shape \(3,\)"),
-        (item(video=None), r"'video' must be a \(T, F\) array, but is None"),
+        *((item(**{source: frames}), re.escape(f"{source!r} {ROWS} {came}") + f".*; {remedy}")
+          for source, frames, came, remedy in UNSHAPED),
+        (item(video=None), "'video_len' must be 0, as 'video' has no frames, but is 1; write 0, or add the frames"),
+        (without("features.audio_len"), "'audio_len' must be a whole number, but is not given; .* all 6 without padding"),
+        (without("features.text"), r"'features' must be a dict with \['text'\], but is .*; write '' if nothing is said"),
         (item(text=3), "'text' must be a string, but is 3"),
-        (item(label=None), "'label' must be text or a number, but is None"),
+        (item(label=None), "'label' must be text or a number, but is None; write .*, or leave the clip out"),
         (item(label=[["long"] * 1000] * 1000), "'label' must be text or a number, but is a list of length 1000"),
         (item(label=0.5), r"'label' must be one of train's labels \['anger', 'joy'\], but is 0.5"),
         (item(label="fear"), r"'label' must be one of train's labels .* but is 'fear'; correct it or add"),
         (without("label"), r" must be a dict with \['features', 'label'\], but is one with \['features'\]; add what"),
-        (without("features.audio_len"), "'features' must be a dict with .*'audio_len'.*, but is one with"),
         (item() | {"features": [1]}, "'features' must be a dict with .* but is a list"),
         ("text", "tiny_valid.pkl, sample 1 must be a dict with .'features', 'label'., but is 'text'"),
         ({}, r"sample 1 must be a dict with .*, but is one with \[\]"),
@@ -160,6 +180,8 @@ WHOLE = "must be a string that is not empty, or a whole number, but is"
         (item(id=""), rf"sample 1 \(id ''\): 'id' {WHOLE} ''"),
         (item(id=True), f"'id' {WHOLE} True"),
         (item(speaker=False), f"'speaker' {WHOLE} False"),
+        (item(dialogue=3.0), f"'dialogue' {WHOLE} 3.0"),
+        (item(id="x" * 201), f"'id' {WHOLE} 'xxx"),
     ],
 )  # fmt: skip
 def test_a_sample_that_does_not_conform_is_named(tmp_path: Path, broken: Any, message: str):
@@ -182,14 +204,14 @@ def scores(*labels: Any) -> list[dict]:
     ("splits", "message"),
     [
         *(({split: []}, rf"_{split}.pkl.*(is empty; fill it|holds no samples; every split)") for split in SPLITS),
-        ({"train": scores("joy", "joy")}, "_train.pkl must be of two classes or more, but is of 'joy' alone; add"),
+        ({"train": scores("joy", "joy")}, "_train.pkl must be of two classes or more, 100 at most, but is of 'joy' alone; add"),
         (dict.fromkeys(SPLITS, scores("joy", 0.2, 0.3)), f"_train.pkl, {MIXED.format(0)}"),
         (dict.fromkeys(SPLITS, scores(0.1, 0.2, "joy")), f"_train.pkl, {MIXED.format(2)}"),
         ({"train": scores(0.1, "joy", "anger")}, "_train.pkl, sample 0: 'label' must be one of train's labels"),
         ({"train": scores("joy", "a" * 100_000)}, f"_train.pkl, {LONG}"),
         ({"train": [item(f"label {n}") for n in range(3000)]}, "_valid.pkl, .* one of train's labels .'label 0', "),
         ({"train": [item(0.5), item(3, id="c7")], "valid": scores(0.1), "test": scores(0.2)},
-         r"_train.pkl, sample 1 \(id 'c7'\): 'label' must be a number in \[-1, 1\], but is 3"),
+         r"_train.pkl, sample 1 \(id 'c7'\): 'label' must be a number in \[-1, 1\], as no other range is said, but is 3; say"),
         ({"test": {"train": []}}, "_test.pkl must be a list of dicts, one per sample, but is a dict"),
         ({"test": [print]}, "_test.pkl: .*'builtins' 'print'"),
     ],
@@ -221,7 +243,7 @@ def test_labels_that_look_like_others_are_refused(tmp_path: Path, label: str, re
     assert message.isprintable()
 
 
-@pytest.mark.parametrize("name", [".", "..", ".hidden", "a\nb", "a\x7f", "\udcff", "n" * 240, "名" * 80])
+@pytest.mark.parametrize("name", ["..", ".hidden", "a\nb", "a\x7f", "\udcff", "n" * 240, "名" * 80])
 def test_a_name_that_cannot_name_results_is_refused(tmp_path: Path, name: str):
     folder = save(tmp_path / "in", name=name)
     with pytest.raises(ValueError, match=f"^{folder}: the dataset's name, .* must be one .*; rename or remove") as caught:
@@ -231,21 +253,47 @@ def test_a_name_that_cannot_name_results_is_refused(tmp_path: Path, name: str):
     assert convert(save(tmp_path / "longest", name="n" * 120)).name == "n" * 120
 
 
-def test_missing_packed_and_mixed_files_are_named(tmp_path: Path):
-    with pytest.raises(FileNotFoundError, match="expected <name>_train.pkl and .* found nothing; fetch"):
-        convert(tmp_path / "nowhere")
-    folder = save(tmp_path / "in")
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["tiny_train.pkl", "tiny_test.pkl.gz"], "expected tiny_valid.pkl, tiny_test.pkl, unpacked, .*; unpack tiny_test.pkl.gz"),
+        (["tiny_train.pkl", "test.pkl"], "found test.pkl, tiny_train.pkl; rename test.pkl so that it ends in _train.pkl, "),
+        (["tiny_train.pkl"], "; fetch what is missing, or split your clips"),
+        ([f"clip{n}.wav" for n in range(200)], "found clip0.wav, .* and 197 more; recordings are not read: extract features"),
+        (["features/tiny_train.pkl"], "found nothing; name the folder below it: features"),
+        (["tiny_train.pkl", "other_test.pkl"], "expected one dataset, found other, tiny; give each a folder of its own"),
+        ([f"tiny_{n}.pkl" for n in ("train", "val", "valid")], "expected one file a split, found tiny_val.pkl, tiny_valid.pkl"),
+        (["z" * 90 + f"{n}.txt" for n in range(9)], "found zzz"),
+    ],
+)  # fmt: skip
+def test_missing_packed_and_mixed_files_are_named(tmp_path: Path, names: list[str], message: str):
+    for name in names:
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).touch()
+    with pytest.raises((FileNotFoundError, ValueError), match=message) as caught:
+        convert(tmp_path / "in")
+    assert len(str(caught.value)) - len(str(tmp_path)) < 300
+
+
+def test_a_folder_that_is_none_is_named(tmp_path: Path):
+    (tmp_path / "file").touch()
+    for name, message in (
+        ("nowhere", "there is no such folder: correct its name$"),
+        ("file", "it is a file: name the folder in which it lies$"),
+        ("class:in", "; only classes:, scores: or scores=LOW..HIGH: may stand before it$"),
+    ):
+        with pytest.raises(FileNotFoundError, match=message):
+            convert(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["val", "dev", "validation", "VALID"])
+def test_other_names_of_the_splits_are_understood(tmp_path: Path, name: str):
+    folder = save(tmp_path / "数据")
     (folder / "z_train.pkl").mkdir()  # not taken for a file
-    assert len(convert(folder).splits["train"]) == 2
-    (folder / "z_train.pkl").rmdir()
-    (folder / "tiny_test.pkl").rename(folder / "tiny_test.pkl.gz")
-    with pytest.raises(FileNotFoundError, match="expected tiny_test.pkl, unpacked, found tiny_test.pkl.gz, tiny_train"):
-        convert(folder)
-    (folder / "tiny_test.pkl.gz").rename(folder / "tiny_dev.pkl")
-    with pytest.raises(FileNotFoundError, match="expected tiny_test.pkl, unpacked, found tiny_dev.pkl, tiny_train"):
-        convert(folder)
-    with pytest.raises(ValueError, match="expected one dataset, found other, tiny; give each a folder of its own"):
-        convert(save(folder, name="other"))
+    (folder / "._tiny_test.pkl").touch()  # of a Mac
+    (folder / "tiny_valid.pkl").rename(folder / f"tiny_{name}.pkl")
+    corpus = convert(folder)
+    assert len(corpus.splits["valid"]) == 1 and f"tiny_{name}.pkl" in corpus.sources
 
 
 @pytest.mark.parametrize(
@@ -300,8 +348,8 @@ def test_one_file_under_two_names_is_said_aloud_in_every_call(tmp_path: Path, ca
     for _ in range(2):
         corpus = convert(folder)
         said = capsys.readouterr().err.splitlines()
-        assert said[0].startswith(f"{folder}: WARNING: tiny_train.pkl = tiny_test.pkl: one file under two names")
-        assert said[1].startswith(f"{folder}: WARNING: 8 of 8 test clips are in train too (train_00000 = test_00000, ")
+        assert said[-2].startswith(f"{folder}: WARNING: tiny_train.pkl = tiny_test.pkl: one file under two names")
+        assert said[-1].startswith(f"{folder}: WARNING: 8 of 8 test clips are in train too (train_00000 = test_00000, ")
     assert counts(corpus, "files with equal contents") == {"all": 1}
     assert counts(corpus, "same clip") == {"train+valid": 0, "train+test": 8, "valid+test": 0}
     table = verify.overview([corpus])
@@ -322,6 +370,10 @@ def test_the_same_clip_in_two_files_is_said_aloud(tmp_path: Path, capsys, presen
     assert "1 of 1 valid clips are in train too (train_00001 = valid_00000): valid scores" in capsys.readouterr().err
 
 
-def test_clean_clips_are_converted_without_a_word(tmp_path: Path, capsys):
-    corpus = convert(save(tmp_path / "in", clips(8, 0), clips(2, 1), clips(2, 2)))
-    assert capsys.readouterr() == ("", "") and verify.warnings(corpus) == []
+def test_of_clean_clips_the_conversion_says_the_task_alone(tmp_path: Path, capsys):
+    folder = save(tmp_path / "in", clips(8, 0), clips(2, 1), clips(2, 2))
+    corpus = convert(folder)
+    said = f"{folder}: 2 classes: anger, joy; 8 train, 2 valid, 2 test clips; texts read as English\n"
+    assert capsys.readouterr() == ("", said) and verify.warnings(corpus) == []
+    convert(folder)
+    assert capsys.readouterr() == ("", "")
