@@ -33,6 +33,7 @@ _PUBLIC_FILE = re.compile(rf"(.+)_({'|'.join(_SPLIT_OF)})\.pkl", re.DOTALL | re.
 _MODALITIES = (("audio", "audio"), ("video", "vision"))  # as the files call them, and as we do
 _PUBLIC_FIELDS = {"label", "features"}
 _PUBLIC_FEATURES = {"text", "audio", "audio_len", "video", "video_len"}
+_PICKLES = (".pkl", ".pickle", ".p", ".pk")
 _PACKED = (".gz", ".zip", ".xz", ".bz2", ".tar", ".tgz", ".7z", ".zst")
 _RECORDINGS = (".wav", ".mp3", ".flac", ".mp4", ".avi", ".mkv", ".mov", ".m4a")
 _LISTED = 3
@@ -86,7 +87,7 @@ def _convert(
     }
     every = [item for split in SPLITS for item in items[split]]
     task = tasks.find_task(folder, about, labels, [item["features"]["text"] for item in every])
-    widths = _widths(every)
+    widths = {source: _width(every, source) for source, _ in _MODALITIES}
     write_corpus(
         target,
         name=name,
@@ -102,10 +103,9 @@ def _convert(
 # Finding the files ----------------------------------------------------------------------------------------------------
 def _public_files(folder: Path) -> tuple[str, dict[str, Path]]:
     if not folder.is_dir():
-        is_file = folder.exists()
-        there = "it is a file: name the folder in which it lies" if is_file else "there is no such folder: correct its name"
-        hint = "" if is_file or ":" not in str(folder) else "; only classes:, scores: or scores=LOW..HIGH: may stand before it"
-        raise FileNotFoundError(f"{folder}: expected a folder with <name>_train.pkl and the like; {there}{hint}")
+        remedy = "it is a file: name its folder" if folder.exists() else "there is no such folder: correct its name"
+        remedy += "; only classes:, scores: or scores=LOW..HIGH: may stand before it" * (":" in str(folder))
+        raise FileNotFoundError(f"{folder}: expected a folder with <name>_train.pkl and the like; {remedy}")
     with reading(folder):  # a Mac leaves "._" files beside others on foreign disks
         found = {path.name: path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith("._")}
     matches = [match for file in found if (match := _PUBLIC_FILE.fullmatch(file))]
@@ -133,7 +133,7 @@ def _remedy(folder: Path, found: Sequence[str]) -> str:
         return f"unpack {_cut(packed[0])}"
     if any(name.lower().endswith(_RECORDINGS) for name in found):
         return "recordings are not read: extract features first, see data_prep/README.md"
-    if odd := [name for name in found if name.lower().endswith(".pkl") and not _PUBLIC_FILE.fullmatch(name)]:
+    if odd := [name for name in found if name.lower().endswith(_PICKLES) and not _PUBLIC_FILE.fullmatch(name)]:
         return f"rename {_cut(odd[0])} so that it ends in _train.pkl, _valid.pkl or _test.pkl"
     return "fetch what is missing, or split your clips in three, nobody's in two files"
 
@@ -170,6 +170,8 @@ def read_items(path: Path, repairs: Counter[str]) -> list[dict]:
     """
     with reading(path):
         items = safe_pickle.load(path)
+    if isinstance(items, np.ndarray) and items.ndim == 1:
+        items = items.tolist()
     if not isinstance(items, list | tuple):
         expected = "a list of dicts, one per sample"
         raise problem(str(path), None, expected, shown(items), "save it in MELD's public format")
@@ -216,11 +218,11 @@ def read_samples(
     Args:
         widths: F of each modality, for clips that lack it; without it as in these items.
     """
-    widths = widths or _widths(items)
+    widths = widths or {source: _width(items, source) for source, _ in _MODALITIES}
     for index, item in enumerate(items):
         where = _where(path, index, item)
         named = {"id": f"{split}_{index:05d}"} | _names(where, item)
-        clip: dict[str, np.ndarray] = {}
+        clip: dict[str, Any] = {}  # arrays
         for source, modality in _MODALITIES:
             frames, length = _frames(where, source, item["features"])
             clip[modality] = frames[:length] if length else np.zeros((0, widths[source]), np.float32)
@@ -228,12 +230,12 @@ def read_samples(
                 repairs[f"{modality}_nonzero_frames_after_length"] += cut
             if length and not clip[modality].any():
                 repairs[f"{modality}_{verify.ALL_ZERO}"] += 1
-        yield Sample(**named, text=item["features"]["text"], **clip, label=tasks.label_of(task, item["label"]))
+        yield Sample(text=item["features"]["text"], label=tasks.label_of(task, item["label"]), **named, **clip)
 
 
-def _names(where: str, item: Mapping[str, Any]) -> dict[str, str]:
+def _names(where: str, item: Mapping[str, Any]) -> dict[str, Any]:
     """Id, speaker and dialogue, those that there are."""
-    found: dict[str, str] = {}
+    found: dict[str, Any] = {}
     for key in KEYS:
         value = item.get(key)
         if value is None or (key != "id" and isinstance(value, str) and not value):
@@ -245,42 +247,24 @@ def _names(where: str, item: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-def _widths(items: Iterable[Mapping[str, Any]]) -> dict[str, int]:
-    """How wide frames are, by the first clip that has some, or else by an array that none is taken of; 1 if no clip has any."""
-    found: dict[str, int] = {}
-    spare: dict[str, int] = {}
-    for features in (item["features"] for item in items):
-        for source, _ in _MODALITIES:
-            frames = _array(features.get(source))
-            if isinstance(frames, np.ndarray) and frames.ndim == 2 and frames.shape[1]:
-                is_there = is_number(length := features.get(f"{source}_len")) and length > 0
-                (found if is_there else spare).setdefault(source, frames.shape[1])
-        if len(found) == len(_MODALITIES):
-            break
-    return {source: 1 for source, _ in _MODALITIES} | spare | found
-
-
-def _array(frames: object) -> object:
-    """Frames that are a list of lists of numbers as an array; whatever cannot be one, as it is."""
-    if not isinstance(frames, list | tuple):
-        return frames
-    try:
-        return np.array(frames)
-    except (ValueError, OverflowError):
-        return frames
+def _width(items: Iterable[Mapping[str, Any]], source: str) -> int:
+    """F of a modality: of the first clip that has frames, or else of the first array that none are taken of; 1 without any."""
+    found = (item["features"] for item in items)
+    arrays = [(features.get(f"{source}_len"), features.get(source)) for features in found]
+    usable = [(one, frames) for one, frames in arrays if isinstance(frames, np.ndarray) and frames.ndim == 2 and frames.shape[1]]
+    there = [frames for length, frames in usable if is_number(length) and length > 0]
+    return next((frames.shape[1] for frames in (*there, *(frames for _, frames in usable))), 1)
 
 
 def _frames(where: str, source: str, features: Mapping[str, Any]) -> tuple[np.ndarray, int]:
     """All rows of a clip's modality (T, F), and how many of them are real; (0, 1) and 0 where it is not there."""
-    given, field, length = features.get(source), f"{source}_len", features.get(f"{source}_len")
-    frames = _array(given)
-    if frames is None or (isinstance(frames, np.ndarray) and frames.ndim and not len(frames)):
+    frames, field, length = features.get(source), f"{source}_len", features.get(f"{source}_len")
+    if frames is None or (isinstance(frames, np.ndarray | list | tuple) and getattr(frames, "ndim", 1) and not len(frames)):
         if length is not None and not (is_number(length) and length == 0):
             raise problem(where, field, f"0, as {source!r} has no frames", shown(length), "write 0, or add the frames")
-        is_wide = isinstance(frames, np.ndarray) and frames.ndim == 2 and frames.shape[1]
-        return (frames if is_wide else np.zeros((0, 1), np.float32)), 0  # type: ignore[return-value]
+        return np.zeros((0, 1)), 0
     if not isinstance(frames, np.ndarray) or frames.ndim != 2 or frames.dtype.kind not in "fiu" or not frames.shape[1]:
-        raise problem(where, source, "a (T, F) array of numbers", shown(given), _shape_remedy(source, frames))
+        raise problem(where, source, "a (T, F) array of numbers", shown(frames), _shape_remedy(source, frames))
     if length is None:
         remedy = f"write how many frames are real, all {len(frames)} without padding"
         raise problem(where, field, "a whole number", "not given", remedy)
@@ -291,12 +275,8 @@ def _frames(where: str, source: str, features: Mapping[str, Any]) -> tuple[np.nd
 
 
 def _shape_remedy(source: str, frames: object) -> str:
-    if isinstance(frames, np.ndarray) and frames.dtype.kind in "fiu":
-        if frames.ndim == 1:
-            return f"a vector of one frame is {source}[None], of one feature {source}[:, None]"
-        if frames.ndim == 3 and len(frames) == 1:
-            return f"write {source}[0]"
-        return "make each frame one row of F >= 1 numbers; an absent modality is None"
-    if isinstance(frames, list | tuple) or (isinstance(frames, np.ndarray) and frames.dtype.kind == "O"):
-        return "give all frames of the clip equally many numbers; an absent modality is None"
-    return "write its frames as float32; an absent modality is None"
+    if not isinstance(frames, np.ndarray) or frames.dtype.kind not in "fiu":
+        return f"write np.array({source}, 'float32'), all frames as long; an absent modality is None"
+    if frames.ndim == 1:
+        return f"a vector of one frame is {source}[None], of one feature {source}[:, None]"
+    return f"write {source}[0]" if frames.ndim == 3 and len(frames) == 1 else "make each frame one row of F >= 1 numbers"

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from reprlib import repr as short
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 from cmpta_lib.data.corpus import HUGE, SPLITS, Language, Task, is_number, problem, shown
 from cmpta_lib.files import reading
 from cmpta_lib.paper import MELD_LABELS
 
 ABOUT = "corpus.json"  # beside the pickles; each of its keys may be left out
-MOST_LABEL_CHARACTERS = 100  # all classes stand in every prompt
-MOST_CLASSES = 100
+MOST_LABEL_CHARACTERS, MOST_CLASSES = 100, 100  # all classes stand in every prompt
 MOST_PROMPT_CHARACTERS = 2000
 
 _CJK = re.compile("[\u3400-\u4dbf\u4e00-\u9fff]")
-_IN_CALL = re.compile(r"(classes|scores)(?:=([^:/]*))?:(.+)", re.DOTALL)
-_HOW = 'in the call, as in --data classes:FOLDER or scores{}:FOLDER, or in corpus.json in it: {{"task": "classes"}} or "scores"{}'
+_IN_CALL = re.compile(r"((?:classes|scores)(?:=[^:/]*)?:)?(.*)", re.DOTALL)
 _SHOWN_LABELS = 5
 
 
@@ -31,15 +29,39 @@ class Said:
     """What an owner says of the clips; None and "" where nothing is said."""
 
     task: Literal["classes", "scores"] | None = None
-    range: tuple[float, float] | None = None  # of scores: low and high end
+    range: tuple[float, float] | None = None  # the lowest and the highest score that there can be
     language: Language | None = None
     prompt: str = ""
 
 
+def _is_range(value: object) -> bool:
+    is_pair = isinstance(value, list) and len(value) == 2 and all(is_number(end) and abs(end) <= HUGE for end in value)
+    return is_pair and value[0] < value[1]  # type: ignore[index]
+
+
+def _is_prompt(value: object) -> bool:
+    return isinstance(value, str) and 0 < len(value.strip()) and len(value) <= MOST_PROMPT_CHARACTERS and value.isprintable()
+
+
+# Key of `Said` -> what it must be, and whether a value is.
+_KEYS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
+    "task": ('"classes" or "scores"', lambda value: value in ("classes", "scores")),
+    "range": ("the lowest and the highest score, as in scores=1..5:FOLDER or [1, 5] in the file", _is_range),
+    "language": ('"en" or "zh" (of another language, write the question as "prompt")', lambda value: value in get_args(Language)),
+    "prompt": (f"a question in one line of at most {MOST_PROMPT_CHARACTERS} characters", _is_prompt),
+}
+
+
 def split_choice(data: str | Path) -> tuple[str, str]:
     """What a call says before a folder, "classes:", "scores:", "scores=1..5:" or "", and the folder as it was given."""
-    match = _IN_CALL.fullmatch(str(data))
-    return (str(data)[: match.start(3)], match[3]) if match else ("", str(data))
+    choice, folder = _IN_CALL.fullmatch(str(data)).groups("")  # type: ignore[union-attr]
+    return choice, folder
+
+
+def absolute(data: str) -> str:
+    """The same choice and folder as seen from anywhere, `~` replaced."""
+    choice, folder = split_choice(data)
+    return f"{choice}{Path(folder).expanduser().resolve()}"
 
 
 def said(data: str | Path) -> tuple[Said, Path]:
@@ -47,67 +69,41 @@ def said(data: str | Path) -> tuple[Said, Path]:
 
     Raises:
         ValueError: something was said that cannot be; the message names where, and what can be said.
-        PermissionError: `corpus.json` may not be read.
+        OSError: `corpus.json` may not be read.
     """
-    choice, folder = split_choice(data)
-    about = _read_about(Path(folder) / ABOUT)
-    if choice:
-        task, _, ends = choice.removesuffix(":").partition("=")
-        where = f"--data {shown(choice)}"
-        if ends or "=" in choice:
-            pair = [_read_number(end) for end in ends.split("..")]
-            about = replace(about, range=_range(where, pair))
-        elif task == "classes":
-            about = replace(about, range=None)
-        about = replace(about, task=cast(Any, task))
-    if about.range and about.task == "classes":
-        raise problem(folder, "range", "said of scores only", "said of classes", "leave it out")
-    return about, Path(folder)
+    choice, name = split_choice(data)
+    folder = Path(name).expanduser()
+    given, (task, equals, ends) = _content(folder / ABOUT), choice.removesuffix(":").partition("=")
+    where = dict.fromkeys(given, str(folder / ABOUT))
+    call = {"task": task} if task else {}
+    if equals:
+        call["range"] = [_read_number(end) for end in ends.split("..")]  # type: ignore[assignment]
+    where |= dict.fromkeys(call, f"--data {choice}{name}")
+    for key, value in (given := given | call).items():
+        nearest = get_close_matches(key, _KEYS, 1)
+        expected, fits = _KEYS.get(key, (f"one of {', '.join(_KEYS)}", None))
+        if not (fits and fits(value)):
+            remedy = f"write {nearest[0]!r}" if nearest and not fits else "correct it or leave it out"
+            raise problem(where[key], key[:MOST_LABEL_CHARACTERS], expected, shown(value) if fits else "another key", remedy)
+    if given.get("task") == "classes" and "range" in given:
+        raise problem(where["range"], "range", "of scores", "said of classes", "leave the range out, or say scores")
+    ends_given = given.get("range")
+    return Said(**given | ({"range": (float(ends_given[0]), float(ends_given[1]))} if ends_given else {})), folder
 
 
-def _read_about(path: Path) -> Said:
+def _content(path: Path) -> dict[str, Any]:
+    """What `corpus.json` holds; nothing where it is not there."""
     if not path.exists():
-        return Said()
+        return {}
     with reading(path):
         content = path.read_bytes()
     try:
-        given = json.loads(content)
+        pairs = json.loads(content, object_pairs_hook=lambda found: found)
     except (ValueError, RecursionError) as error:
-        raise problem(str(path), None, "JSON in UTF-8", f"not ({str(error)[:60]})", _example()) from None
-    if not isinstance(given, dict):
-        raise problem(str(path), None, "a JSON object", shown(given), _example())
-    known = [*Said.__dataclass_fields__]
-    for name in given.keys() - known:
-        nearest = get_close_matches(name, known, 1)
-        remedy = f"write {nearest[0]!r}" if nearest else "leave it out"
-        raise problem(str(path), None, f"an object with some of {', '.join(known)}", f"one with {shown(name)}", remedy)
-    task, language, prompt = (given.get(name) for name in ("task", "language", "prompt"))
-    if task not in (None, "classes", "scores"):
-        raise problem(str(path), "task", '"classes" or "scores"', shown(task), "write one of the two")
-    if language not in (None, *get_args(Language)):
-        remedy = 'for another language write "en", and the question in that language as "prompt"'
-        raise problem(str(path), "language", '"en" or "zh"', shown(language), remedy)
-    if prompt is not None and not (
-        isinstance(prompt, str) and prompt.strip() and prompt.isprintable() and len(prompt) <= MOST_PROMPT_CHARACTERS
-    ):
-        expected = f"a question in one line of at most {MOST_PROMPT_CHARACTERS} characters"
-        raise problem(str(path), "prompt", expected, shown(prompt), "write the question that the LLM is asked")
-    ends = given.get("range")
-    return Said(task, None if ends is None else _range(str(path), ends), language, prompt or "")
-
-
-def _example() -> str:
-    return 'such as {"task": "scores", "range": [1, 5]}'
-
-
-def _range(where: str, ends: object) -> tuple[float, float]:
-    if isinstance(ends, list) and len(ends) == 2 and all(is_number(end) and abs(end) <= HUGE for end in ends):
-        low, high = map(float, ends)
-        if low < high:
-            return low, high
-    came = ", ".join(map(shown, ends)) if isinstance(ends, list) and len(ends) < 4 else shown(ends)
-    remedy = 'such as scores=1..5:FOLDER, or "range": [1, 5]'
-    raise problem(where, "range", "the lowest and the highest score that there can be", came or "empty", remedy)
+        raise problem(str(path), None, "JSON in UTF-8", f"not ({str(error)[:60]})", "correct it") from None
+    if not isinstance(pairs, list) or not all(isinstance(pair, tuple) for pair in pairs) or len(dict(pairs)) < len(pairs):
+        raise problem(str(path), None, "a JSON object, each key once", "something else", 'such as {"task": "classes"}')
+    return dict(pairs)
 
 
 def _read_number(text: str) -> float | None:
@@ -138,17 +134,17 @@ def find_task(folder: Path, about: Said, labels: Mapping[str, Sequence[tuple[str
     if kind == "classes":
         return Task("classification", language, _classes(labels, about.task == "classes"), prompt=about.prompt)
     low, high = ends = about.range or (-1.0, 1.0)
-    texts_of_train = sum(isinstance(label, str) for _, label in labels["train"])
+    whose, remedy = "the range that was said", "correct the label or the range"
+    if not about.range:
+        whose, remedy = (
+            "as no other range is said",
+            'say it: --data scores=LOW..HIGH:FOLDER, or "range": [LOW, HIGH] in corpus.json',
+        )
     for where, label in (one for split in SPLITS for one in labels[split]):
         score = label if is_number(label) else _read_number(label)
         if score is None or not abs(score) <= HUGE:
-            count = f"{len(labels['train']) - texts_of_train} of the {len(labels['train'])} samples in train"
-            remedy = "correct it, or leave the clip out"
-            raise problem(where, "label", "a number" + ("" if about.task else f", as for {count}"), shown(label), remedy)
+            raise problem(where, "label", "a finite number, as most in train", shown(label), "correct it, or leave the clip out")
         if not low <= score <= high:
-            whose = "the range that was said" if about.range else "as no other range is said"
-            own = 'say your scores\' range: --data scores=LOW..HIGH:FOLDER, or "range": [LOW, HIGH] in corpus.json'
-            remedy = "correct the one or the other" if about.range else own
             raise problem(where, "label", f"a number in [{low:g}, {high:g}], {whose}", shown(label), remedy)
     return Task("regression", language, score_range=ends, prompt=about.prompt)
 
@@ -171,13 +167,16 @@ def _shown_kind(folder: Path, labels: Mapping[str, Sequence[tuple[str, Any]]]) -
         values = [label for split in SPLITS for _, label in labels[split] if is_number(label)]
         is_open = all(map(_is_whole, values))
     if is_open:
-        found = sorted(set(values))
-        some = ", ".join(f"{value:g}" for value in found[:_SHOWN_LABELS]) + (", …" if len(found) > _SHOWN_LABELS else "")
+        found = [f"{value:g}" for value in sorted(set(values))]
+        some = ", ".join(found[:_SHOWN_LABELS]) + ", …" * (len(found) > _SHOWN_LABELS)
+        is_wide = min(values) < -1 or max(values) > 1
+        ends = (f"={found[0]}..{found[-1]}", f', "range": [{found[0]}, {found[-1]}]') if is_wide else ("", "")
         what = "numbers written as text" if is_text else "whole numbers"
-        is_wide = min(found) < -1 or max(found) > 1
-        ends = (f"={found[0]:g}..{found[-1]:g}", f' with "range": [{found[0]:g}, {found[-1]:g}]') if is_wide else ("", "")
-        how = _HOW.format(*ends)
-        raise ValueError(f"{folder}: labels are {what} ({some}), so they may be classes or scores; say which {how}")
+        raise ValueError(
+            f"{folder}: labels are {what} ({some}), which may be classes or scores; say it in the call, "
+            f'--data classes:FOLDER or scores{ends[0]}:FOLDER, or in {ABOUT} in it: {{"task": "classes"}} or '
+            f'{{"task": "scores"{ends[1]}}}'
+        )
     return "classes" if is_text else "scores"
 
 
@@ -187,22 +186,19 @@ def _class_name(label: Any) -> str:
 
 def _classes(labels: Mapping[str, Sequence[tuple[str, Any]]], may_be_numbers: bool) -> tuple[str, ...]:
     """Train's classes: MELD's seven in the paper's order, numbers by size, others by name."""
-    train = [where for where, _ in labels["train"]]
-    usual = [label for _, label in labels["train"] if isinstance(label, str) or (may_be_numbers and _is_whole(label))]
-    known = set(map(_class_name, usual))
+    train = labels["train"]
+    known = {_class_name(one) for _, one in train if isinstance(one, str) or (may_be_numbers and _is_whole(one))}
     for where, label in (one for split in SPLITS for one in labels[split]):
         if isinstance(label, str):
             _need_usable_label(where, label)
-        is_known = (isinstance(label, str) or may_be_numbers) and _class_name(label) in known
-        if not is_known:
+        if not (isinstance(label, str) or may_be_numbers) or _class_name(label) not in known:
             alike = get_close_matches(str(label), known, 1) if isinstance(label, str) else []
-            remedy = f"write {shown(alike[0])}, or add" if alike else "correct it or add"
-            expected = f"one of train's labels {short(sorted(known))}"
-            raise problem(where, "label", expected, shown(label), f"{remedy} such samples to train")
+            remedy = f"{f'write {shown(alike[0])},' if alike else 'correct it'} or add such samples to train"
+            raise problem(where, "label", f"one of train's labels {short(sorted(known))}", shown(label), remedy)
     if not 1 < len(known) <= MOST_CLASSES:
         came = f"of {shown(*known)} alone" if len(known) == 1 else f"of {len(known)}"
         remedy = "add samples of another, or write scores" if len(known) == 1 else "join some; scores are written as numbers"
-        raise problem(train[0].partition(", sample")[0], None, f"of two classes or more, {MOST_CLASSES} at most", came, remedy)
+        raise problem(train[0][0].partition(", sample")[0], None, f"of two classes or more, {MOST_CLASSES} at most", came, remedy)
     values = {name: _read_number(name) for name in known}
     if all(value is not None for value in values.values()):
         return tuple(sorted(known, key=lambda name: (values[name], name)))

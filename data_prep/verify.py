@@ -11,6 +11,7 @@ import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import combinations, islice
 from typing import Any
 
@@ -96,7 +97,9 @@ def warnings(corpus: Corpus) -> list[str]:
 
 
 def _plain(label: str) -> str:
-    """A class name without case, forms of letters, and what joins words."""
+    """A class name without case, forms of letters, what joins words, and ways to write a number."""
+    with suppress(ValueError):
+        return str(float(label))
     return re.sub(r"(?<=\w)[\s_-]+(?=\w)", "", unicodedata.normalize("NFKC", label).casefold())
 
 
@@ -104,18 +107,20 @@ def introduction(corpus: Corpus) -> list[str]:
     """What to say of a corpus of somebody's own when it was converted: its task as it was understood, and what is odd."""
     task, tables = corpus.task, [split.table for split in corpus.splits.values()]
     if task.labels:
-        named = ", ".join(task.labels[:_NAMED]) + (f" and {len(task.labels) - _NAMED} more" if task.labels[_NAMED:] else "")
-        found = f"{len(task.labels)} classes: {named}"
+        found = f"{len(task.labels)} classes: {_some(task.labels, _NAMED)}"
     else:
         scores = task.to_range(np.concatenate([split.labels for split in corpus.splits.values()]))
         low, high = task.score_range
         found = f"regression, scores from {scores.min():.4g} to {scores.max():.4g} in the range [{low:g}, {high:g}]"
     sizes = ", ".join(f"{len(split)} {name}" for name, split in corpus.splits.items())
-    has_words = any(table["text"].str.strip().ne("").any() for table in tables)
-    words = f"texts read as {'Chinese' if task.language == 'zh' else 'English'}" if has_words else "no clip has words"
+    language = "Chinese" if task.language == "zh" else "English"
+    words = f"texts read as {language}" if any(_has_words(table).any() for table in tables) else "no clip has words"
     said = [f"{found}; {sizes} clips; {words}"]
     if corpus.repairs:
         said.append("data issues: " + ", ".join(f"{kind} {count}" for kind, count in corpus.repairs.items()))
+    lengths = [f"{modality}_length" for modality in MODALITIES]
+    if empty := [name for table in tables for name in table["id"][table[lengths].eq(0).all(axis=1) & ~_has_words(table)]]:
+        said.append(f"WARNING: {len(empty)} clips have neither words nor face nor voice ({_some(empty)})")
     twice = {pair: count for _, pair, count, _ in _across("same clip", corpus, _clips(corpus))}
     for _, pair, count, examples in _across("same features", corpus, _features(corpus, _is_telling)):
         first, later = pair.split("+")
@@ -126,6 +131,10 @@ def introduction(corpus: Corpus) -> list[str]:
         if both := sorted(speakers["train"] & speakers[name]):
             said.append(f"{len(both)} of {len(speakers[name])} {name} speakers are in train too ({_some(both)})")
     return said
+
+
+def _has_words(table: pd.DataFrame) -> pd.Series:
+    return table["text"].str.strip() != ""
 
 
 def report(corpus: Corpus) -> str:
@@ -280,6 +289,6 @@ def _foreign_files(corpus: Corpus) -> Iterator[_Row]:
         yield "files other than the published", ALL, len(other), _some(other)
 
 
-def _some(examples: Sequence[str]) -> str:
-    more = len(examples) - _SHOWN
-    return ", ".join(list(examples)[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
+def _some(examples: Sequence[str], most: int = _SHOWN) -> str:
+    more = len(examples) - most
+    return ", ".join(list(examples)[:most]) + (f" and {more} more" if more > 0 else "")

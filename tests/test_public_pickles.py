@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import re
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cmpta_lib.data.corpus import SPLITS, Corpus, Split, Task
+from cmpta_lib.data.corpus import SPLITS, Corpus, Inputs, Split, Task
 from cmpta_lib.paper import MELD_LABELS
 from data_prep import hub, meld, published, safe_pickle, simsv2, verify
 from data_prep.public_pickles import read_folder
@@ -43,8 +44,8 @@ def save(folder: Path, train: Any = None, valid: Any = None, test: Any = None, n
     return folder
 
 
-def convert(folder: Path) -> Corpus:
-    return read_folder(folder, folder.parent / "cache")
+def convert(folder: Path | str, cache: Path | None = None) -> Corpus:
+    return read_folder(folder, cache or Path(folder).parent / "cache")
 
 
 def converted(folder: Path) -> list[str]:
@@ -125,6 +126,97 @@ def test_real_speech_is_converted(shared_folder: Path, tmp_path: Path):
         assert not features["audio"][features["audio_len"] :].any()
 
 
+Q = "which may be classes or scores; say it in the call, --data classes:FOLDER or scores"
+NUMBERED = tuple(map(str, range(12)))
+
+
+@pytest.mark.parametrize(
+    ("call", "about", "labels", "expected"),
+    [  # expected: the classes, or the scores in [-1, 1] and the range; or words of the refusal
+        ("", None, (0, 1), f"labels are whole numbers (0, 1), {Q}:FOLDER, or in corpus.json in it: "),
+        ("", None, (-1, 0.0, np.float32(1)), f"labels are whole numbers (-1, 0, 1), {Q}:FOLDER"),
+        ("", None, (1, 5, 3), f'(1, 3, 5), {Q}=1..5:FOLDER, or in corpus.json in it: {{"task": "classes"}} or '),
+        ("", None, ("0.5", "-1"), f"labels are numbers written as text (-1, 0.5), {Q}"),
+        ("", None, NUMBERED[::-1], NUMBERED),
+        ("classes:", None, (*range(11, -1, -1),), NUMBERED),
+        ("", {"task": "classes"}, (1.0, -1, 0), ("-1", "0", "1")),
+        ("classes:", {"task": "scores"}, (0, 1), ("0", "1")),  # the call counts
+        ("scores:", None, (-1, 0, 1), ([-1, 0, 1], (-1, 1))),
+        ("scores:", None, ("0.5", "-1"), ([0.5, -1], (-1, 1))),
+        ("scores=1..5:", None, (1, 2, 5), ([-1, -0.5, 1], (1, 5))),
+        ("", {"range": [-3, 3]}, (-3, 1.5, 0.0), ([-1, 0.5, 0], (-3, 3))),
+        ("", None, (-2.5, 0.5), "sample 0: 'label' must be a number in [-1, 1], as no other range is said, but is -2.5; say"),
+        ("", {"range": [1, 5]}, (1, 7), "sample 1: 'label' must be a number in [1, 5], the range that was said, but is 7;"),
+        ("", None, (0.5, float("nan")), "sample 1: 'label' must be a finite number, as most in train, but is nan; "),
+        ("", None, ("Sad", "Happy", "happy "), "sample 2: 'label' must be a class name of visible characters"),
+        ("classes:", None, range(101), "_train.pkl must be of two classes or more, 100 at most, but is of 101; join some"),
+        ("scores=5..1:", None, (0, 1), "'range' must be the lowest and the highest score, as in scores=1..5:FOLDER or"),
+        ("class:", None, (0, 1), "there is no such folder: correct its name; only classes:, scores: or scores=LOW..HIGH: may"),
+        ("", {"task": "classes", "range": [0, 1]}, (0, 1), "corpus.json: 'range' must be of scores, but is said of classes;"),
+        ("", {"taks": "classes"}, (0, 1), "corpus.json: 'taks' must be one of task, range, language, prompt, but is"),
+        ("", {"range": "1-5"}, (1, 5), "corpus.json: 'range' must be the lowest and the highest score"),
+        ("", {"language": "de"}, ("a", "b"), """corpus.json: 'language' must be "en" or "zh" (of another language, write the"""),
+        ("", {"prompt": " "}, ("a", "b"), "corpus.json: 'prompt' must be a question in one line of at most 2000 characters"),
+        ("", "{", ("a", "b"), "corpus.json must be JSON in UTF-8"),
+        ("", '{"task": "classes", "task": "scores"}', (0, 1), "corpus.json must be a JSON object, each key once"),
+    ],
+)  # fmt: skip
+def test_the_owner_says_what_labels_leave_open(tmp_path: Path, call: str, about: Any, labels: Any, expected: Any):
+    folder = save(tmp_path / "in", *([item(label) for label in labels] for _ in SPLITS))
+    if about is not None:
+        (folder / "corpus.json").write_text(about if isinstance(about, str) else json.dumps(about))
+    if isinstance(expected, str):
+        with pytest.raises((ValueError, FileNotFoundError)) as caught:
+            convert(f"{call}{folder}", tmp_path / "cache")
+        assert expected in str(caught.value) and len(str(caught.value)) - len(str(tmp_path)) < 250
+        return
+    corpus = convert(f"{call}{folder}", tmp_path / "cache")
+    task, found = corpus.task, corpus.splits["test"].labels
+    if isinstance(expected[0], str):
+        assert (task.labels, [task.labels[one] for one in found]) == (expected, [str(int(float(one))) for one in labels])
+    else:
+        assert (found.tolist(), task.score_range) == expected
+        assert task.to_range(found) == pytest.approx([float(one) for one in labels])
+
+
+def test_the_conversion_says_the_task_and_what_is_odd(tmp_path: Path, capsys):
+    silent = item("Happy", "", audio=np.zeros((6, 3)), video=None, video_len=0, id="quiet", speaker="Ann")
+    long, other = (item(label, f"says {label}", speaker="Ann", audio_len=6, video_len=4) for label in ("happy", "Sad"))
+    long["features"]["audio"][:] = other["features"]["audio"][:] = 0.25
+    nothing = item("Sad", " ", audio=None, audio_len=0, video=None, video_len=None, id="void")
+    convert(save(tmp_path / "in", [silent, long, item("Sad")], [nothing], [other]))
+    said = capsys.readouterr().err
+    for words in (
+        "3 classes: Happy, Sad, happy; 3 train, 1 valid, 1 test clips; texts read as English",
+        "data issues: audio_all_zero 1",
+        "WARNING: 1 clips have neither words nor face nor voice (void)",
+        "WARNING: 1 test clips have the frames of a clip in train (train_00001 = test_00000)",
+        "1 of 1 test speakers are in train too (Ann)",
+        "WARNING: 1 clips have audio frames that are all zero (quiet, …): where there is none, its length is 0",
+        "WARNING: the classes 'Happy' and 'happy' look alike; if they are one, write them alike",
+    ):
+        assert f"{tmp_path}/in: {words}\n" in said
+    scores = [item(label) for label in (1, 2, 4.5)]
+    (save(tmp_path / "scores", scores, scores, scores) / "corpus.json").write_text('{"range": [1, 5], "prompt": "Wie froh?"}')
+    corpus = convert(tmp_path / "scores")
+    assert "scores: regression, scores from 1 to 4.5 in the range [1, 5]; 3 train" in capsys.readouterr().err
+    assert corpus.task == Task("regression", "en", score_range=(1, 5), prompt="Wie froh?")
+    assert Inputs.from_json(Inputs.of(corpus).to_json()).task == corpus.task
+
+
+@pytest.mark.parametrize("frames", ["no key", None, [], np.zeros(0), np.zeros((0, 0)), np.zeros((1, 7))])
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_modality_that_is_not_there_may_be_left_out(tmp_path: Path, frames: Any, place: int):
+    bare, other = item("joy", video_len=0), item("anger")
+    bare["features"]["video"] = frames
+    if isinstance(frames, str):
+        del bare["features"]["video"], bare["features"]["video_len"]
+    corpus = convert(save(tmp_path / "in", [bare, other][:: 1 - 2 * place]))
+    assert corpus.splits["train"][place].vision.shape == (0, 2) and corpus.repairs == {}
+    corpus = convert(save(tmp_path / "sound", [bare, bare | {"label": "anger"}], [bare], [bare]))
+    assert {len(one.vision) for split in corpus.splits.values() for one in split} == {0}
+
+
 # --- what does not: file and sample are blamed ------------------------------------------------------------------------
 
 
@@ -140,19 +232,14 @@ ROWS = "must be a (T, F) array of numbers, but is"
 
 
 UNSHAPED = [
-    (
-        "audio",
-        np.zeros(3),
-        "an array of shape (3,)",
-        r"a vector of one frame is audio\[None\], of one feature audio\[:, None\]",
-    ),
+    ("audio", np.zeros(3), "an array of shape (3,)", r"a vector of one frame is audio\[None\], of one feature audio\[:, None\]"),
     ("audio", np.zeros((1, 2, 3)), "an array of shape (1, 2, 3)", r"write audio\[0\]"),
     ("video", np.zeros((2, 2, 3)), "an array of shape (2, 2, 3)", "make each frame one row"),
     ("video", np.zeros((2, 0)), "an array of shape (2, 0)", "make each frame one row"),
-    ("video", [[1, 2], [3]], "a list of length 2", "give all frames of the clip equally many numbers"),
-    ("video", "a.npy", "'a.npy'", "write its frames as float32; an absent modality is None"),
-    ("video", np.ones((2, 2), complex), "an array of shape (2, 2) and type complex128", "write its frames as float32"),
-]
+    ("video", [[1, 2], [3]], "a list of length 2", r"write np.array\(video, 'float32'\), all frames as long; an absent"),
+    ("video", "a.npy", "'a.npy'", "write np.array"),
+    ("video", np.ones((2, 2), complex), "an array of shape (2, 2) and type complex128", "write np.array"),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -192,7 +279,7 @@ def test_a_sample_that_does_not_conform_is_named(tmp_path: Path, broken: Any, me
     assert converted(folder) == []
 
 
-MIXED = "sample {}: 'label' must be a number, as for 2 of the 3 samples in train, but is 'joy'; correct it"
+MIXED = "sample {}: 'label' must be a finite number, as most in train, but is 'joy'; correct it, or leave the clip out"
 LONG = "sample 1: 'label' must be a class name of at most 100 characters, but is one of 100000, 'aaa"
 
 
@@ -279,7 +366,7 @@ def test_a_folder_that_is_none_is_named(tmp_path: Path):
     (tmp_path / "file").touch()
     for name, message in (
         ("nowhere", "there is no such folder: correct its name$"),
-        ("file", "it is a file: name the folder in which it lies$"),
+        ("file", "it is a file: name its folder$"),
         ("class:in", "; only classes:, scores: or scores=LOW..HIGH: may stand before it$"),
     ):
         with pytest.raises(FileNotFoundError, match=message):
