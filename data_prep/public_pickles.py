@@ -33,7 +33,7 @@ _PUBLIC_FILE = re.compile(rf"(.+)_({'|'.join(_SPLIT_OF)})\.pkl", re.DOTALL | re.
 _MODALITIES = (("audio", "audio"), ("video", "vision"))  # as the files call them, and as we do
 _PUBLIC_FIELDS = {"label", "features"}
 _PUBLIC_FEATURES = {"text", "audio", "audio_len", "video", "video_len"}
-_PICKLES = (".pkl", ".pickle", ".p", ".pk")
+_LIKE_ONE = re.compile(r"train|val|dev|test", re.IGNORECASE)
 _PACKED = (".gz", ".zip", ".xz", ".bz2", ".tar", ".tgz", ".7z", ".zst")
 _RECORDINGS = (".wav", ".mp3", ".flac", ".mp4", ".avi", ".mkv", ".mov", ".m4a")
 _LISTED = 3
@@ -42,21 +42,18 @@ _LISTED = 3
 def read_folder(folder: str | Path, cache: Path | None = None) -> Corpus:
     """Open `<name>_{train,valid,test}.pkl`, MELD's public format; converted on first use, below `cache`.
 
-    The conversion says in printed lines which task was found and what is odd. Clips that stand in train and in another
-    split are named in every call.
+    Which task was found is printed at the conversion; clips that stand in train and in another split in every call.
 
     Each file is a list of dicts `{"label": str | float, "features": {"text", "audio": (T, F), "audio_len",
     "video": (T, F), "video_len"}}`, with "id", "speaker" and "dialogue" where known. Only the first `len` rows are real
-    frames; a modality of length 0, None or without a key is absent. Text labels make it a classification, numbers a
-    regression; of whole numbers somebody must say which they are, and of scores beyond [-1, 1] what their range is: in the
-    call, "classes:FOLDER", "scores:FOLDER" or "scores=1..5:FOLDER", or in the folder (`tasks.ABOUT`). Files of valid may be
-    called val or dev. The conversion is named by what was said and the files' SHA-256, which every call computes (0.5 s for
-    MELD).
+    frames; a modality of length 0, None or without a key is absent. Text labels make classes, numbers scores; where that is
+    left open, or scores lie beyond [-1, 1], "classes:FOLDER", "scores=1..5:FOLDER" or `tasks.ABOUT` in the folder must say.
+    The conversion is named by that and the files' SHA-256, which every call computes (0.5 s for MELD).
 
     Args:
         cache: where conversions lie; without it `cache/data` of the runs' folder, as in every study.
     Raises:
-        FileNotFoundError: the folder or a split's file is missing; says what is there, and what to do.
+        FileNotFoundError: the folder or a split's file is missing.
         ValueError: there are files of several datasets, one does not conform, or the task is left open; the message names
             file, sample, field.
         PermissionError: a file may not be read; named.
@@ -67,9 +64,8 @@ def read_folder(folder: str | Path, cache: Path | None = None) -> Corpus:
     sources = {path.name: sha256(path) for path in paths.values()}
     key = hashlib.sha256(json.dumps([FORMAT, READING, astuple(about), *sources.values()]).encode()).hexdigest()[:16]
     target = (runs_folder() / "cache" / "data" if cache is None else Path(cache)) / f"{name}-{key}"
-    if is_new := not target.exists():
-        _convert(name, place, about, paths, sources, target)
-    corpus = load_corpus(target)
+    is_new = not target.exists()
+    corpus = _convert(name, place, about, paths, sources, target) if is_new else load_corpus(target)
     for line in (verify.introduction(corpus) if is_new else []) + verify.warnings(corpus):
         print(f"{place}: {line}", file=sys.stderr)
     return corpus
@@ -77,18 +73,16 @@ def read_folder(folder: str | Path, cache: Path | None = None) -> Corpus:
 
 def _convert(
     name: str, folder: Path, about: tasks.Said, paths: Mapping[str, Path], sources: Mapping[str, str], target: Path
-) -> None:
+) -> Corpus:
     repairs: Counter[str] = Counter()
     items = {split: read_items(path, repairs) for split, path in paths.items()}
     if not items["train"]:
         raise problem(str(paths["train"]), None, "a list of one sample or more", "empty", "fill it, or split anew")
-    labels = {
-        split: [(_where(paths[split], index, item), item["label"]) for index, item in enumerate(items[split])] for split in SPLITS
-    }
     every = [item for split in SPLITS for item in items[split]]
+    labels = {split: [(_where(paths[split], n, one), one["label"]) for n, one in enumerate(items[split])] for split in SPLITS}
     task = tasks.find_task(folder, about, labels, [item["features"]["text"] for item in every])
-    widths = {source: _width(every, source) for source, _ in _MODALITIES}
-    write_corpus(
+    widths = _widths(every)
+    return write_corpus(
         target,
         name=name,
         task=task,
@@ -130,30 +124,24 @@ def _remedy(folder: Path, found: Sequence[str]) -> str:
     if below := sorted({path.parent.name for path in folder.glob("*/*_*.pkl") if _PUBLIC_FILE.fullmatch(path.name)}):
         return f"name the folder below it: {_some(below)}"
     if packed := [name for name in found if name.lower().endswith(_PACKED)]:
-        return f"unpack {_cut(packed[0])}"
+        return f"unpack {_some(packed)}"
     if any(name.lower().endswith(_RECORDINGS) for name in found):
         return "recordings are not read: extract features first, see data_prep/README.md"
-    if odd := [name for name in found if name.lower().endswith(_PICKLES) and not _PUBLIC_FILE.fullmatch(name)]:
-        return f"rename {_cut(odd[0])} so that it ends in _train.pkl, _valid.pkl or _test.pkl"
+    if odd := [name for name in found if _LIKE_ONE.search(name) and not _PUBLIC_FILE.fullmatch(name)]:
+        return f"rename {_some(odd)} to end in _train.pkl, _valid.pkl or _test.pkl"
     return "fetch what is missing, or split your clips in three, nobody's in two files"
 
 
 def _some(names: Sequence[str]) -> str:
-    return ", ".join(map(_cut, names[:_LISTED])) + (f" and {len(names) - _LISTED} more" if len(names) > _LISTED else "")
-
-
-def _cut(name: str) -> str:
-    return name if len(name) <= 28 else f"{name[:14]}…{name[-13:]}"
+    cut = [name if len(name) <= 28 else f"{name[:14]}…{name[-13:]}" for name in names[:_LISTED]]
+    return ", ".join(cut) + (f" and {len(names) - _LISTED} more" if len(names) > _LISTED else "")
 
 
 def _need_usable_name(folder: Path, name: str) -> None:
     """Caches, runs and figures are named by it; a dot before it would hide them or put them elsewhere."""
     if name.startswith(".") or not name.isprintable() or len(os.fsencode(name)) > MOST_NAME_BYTES:
         expected = f"one of visible characters, at most {MOST_NAME_BYTES} bytes of them, that begins with no dot"
-        where, came = (
-            f"{folder}: the dataset's name, as before _train.pkl,",
-            f"{shown(name)} of {len(os.fsencode(name))}",
-        )
+        where, came = f"{folder}: the dataset's name, as before _train.pkl,", f"{shown(name)} of {len(os.fsencode(name))}"
         raise problem(where, None, expected, came, "rename or remove its files")
 
 
@@ -170,11 +158,8 @@ def read_items(path: Path, repairs: Counter[str]) -> list[dict]:
     """
     with reading(path):
         items = safe_pickle.load(path)
-    if isinstance(items, np.ndarray) and items.ndim == 1:
-        items = items.tolist()
     if not isinstance(items, list | tuple):
-        expected = "a list of dicts, one per sample"
-        raise problem(str(path), None, expected, shown(items), "save it in MELD's public format")
+        raise problem(str(path), None, "a list of dicts, one per sample", shown(items), "save it in MELD's public format")
     for index, item in enumerate(items):
         where = _where(path, index, item if isinstance(item, dict) else {})
         _need_keys(where, None, item, _PUBLIC_FIELDS)
@@ -203,12 +188,7 @@ def _need_keys(where: str, field: str | None, value: object, keys: set[str]) -> 
 
 
 def read_samples(
-    path: Path,
-    split: str,
-    items: list[dict],
-    task: Task,
-    repairs: Counter[str],
-    widths: Mapping[str, int] | None = None,
+    path: Path, split: str, items: list[dict], task: Task, repairs: Counter[str], widths: Mapping[str, int] | None = None
 ) -> Iterator[Sample]:
     """The samples of `read_items`, cut to their true lengths; one without an id is named by its place.
 
@@ -218,7 +198,7 @@ def read_samples(
     Args:
         widths: F of each modality, for clips that lack it; without it as in these items.
     """
-    widths = widths or {source: _width(items, source) for source, _ in _MODALITIES}
+    widths = widths or _widths(items)
     for index, item in enumerate(items):
         where = _where(path, index, item)
         named = {"id": f"{split}_{index:05d}"} | _names(where, item)
@@ -247,13 +227,15 @@ def _names(where: str, item: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _width(items: Iterable[Mapping[str, Any]], source: str) -> int:
-    """F of a modality: of the first clip that has frames, or else of the first array that none are taken of; 1 without any."""
-    found = (item["features"] for item in items)
-    arrays = [(features.get(f"{source}_len"), features.get(source)) for features in found]
-    usable = [(one, frames) for one, frames in arrays if isinstance(frames, np.ndarray) and frames.ndim == 2 and frames.shape[1]]
-    there = [frames for length, frames in usable if is_number(length) and length > 0]
-    return next((frames.shape[1] for frames in (*there, *(frames for _, frames in usable))), 1)
+def _widths(items: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """F of each modality: of the first clip that has frames, or else of an array that none are taken of; 1 without any."""
+    found: dict[str, int] = {}
+    for features in (item["features"] for item in items):
+        for source, _ in _MODALITIES:
+            frames, length = features.get(source), features.get(f"{source}_len")
+            if isinstance(frames, np.ndarray) and frames.ndim == 2 and frames.shape[1]:
+                found.setdefault(source if is_number(length) and length > 0 else f"spare {source}", frames.shape[1])
+    return {source: found.get(source, found.get(f"spare {source}", 1)) for source, _ in _MODALITIES}
 
 
 def _frames(where: str, source: str, features: Mapping[str, Any]) -> tuple[np.ndarray, int]:

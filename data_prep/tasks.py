@@ -18,7 +18,6 @@ from cmpta_lib.paper import MELD_LABELS
 ABOUT = "corpus.json"  # beside the pickles; each of its keys may be left out
 MOST_LABEL_CHARACTERS, MOST_CLASSES = 100, 100  # all classes stand in every prompt
 MOST_PROMPT_CHARACTERS = 2000
-
 _CJK = re.compile("[\u3400-\u4dbf\u4e00-\u9fff]")
 _IN_CALL = re.compile(r"((?:classes|scores)(?:=[^:/]*)?:)?(.*)", re.DOTALL)
 _SHOWN_LABELS = 5
@@ -40,7 +39,7 @@ def _is_range(value: object) -> bool:
 
 
 def _is_prompt(value: object) -> bool:
-    return isinstance(value, str) and 0 < len(value.strip()) and len(value) <= MOST_PROMPT_CHARACTERS and value.isprintable()
+    return isinstance(value, str) and value.isprintable() and 0 < len(value.strip()) <= MOST_PROMPT_CHARACTERS
 
 
 # Key of `Said` -> what it must be, and whether a value is.
@@ -74,21 +73,18 @@ def said(data: str | Path) -> tuple[Said, Path]:
     choice, name = split_choice(data)
     folder = Path(name).expanduser()
     given, (task, equals, ends) = _content(folder / ABOUT), choice.removesuffix(":").partition("=")
-    where = dict.fromkeys(given, str(folder / ABOUT))
-    call = {"task": task} if task else {}
-    if equals:
-        call["range"] = [_read_number(end) for end in ends.split("..")]  # type: ignore[assignment]
-    where |= dict.fromkeys(call, f"--data {choice}{name}")
+    call = ({"task": task} if task else {}) | ({"range": [_read_number(end) for end in ends.split("..")]} if equals else {})
     for key, value in (given := given | call).items():
-        nearest = get_close_matches(key, _KEYS, 1)
+        where = f"--data {choice}{name}" if key in call else str(folder / ABOUT)
         expected, fits = _KEYS.get(key, (f"one of {', '.join(_KEYS)}", None))
-        if not (fits and fits(value)):
-            remedy = f"write {nearest[0]!r}" if nearest and not fits else "correct it or leave it out"
-            raise problem(where[key], key[:MOST_LABEL_CHARACTERS], expected, shown(value) if fits else "another key", remedy)
+        if fits is None or not fits(value):
+            nearest = get_close_matches(key, _KEYS, 1) if fits is None else []
+            remedy = f"write {nearest[0]!r}" if nearest else "correct it or leave it out"
+            raise problem(where, key[:MOST_LABEL_CHARACTERS], expected, shown(value) if fits else "another key", remedy)
     if given.get("task") == "classes" and "range" in given:
-        raise problem(where["range"], "range", "of scores", "said of classes", "leave the range out, or say scores")
-    ends_given = given.get("range")
-    return Said(**given | ({"range": (float(ends_given[0]), float(ends_given[1]))} if ends_given else {})), folder
+        raise problem(str(folder), "range", "of scores", "said of classes", "leave the range out, or say scores")
+    ends = {"range": (float(given["range"][0]), float(given["range"][1]))} if "range" in given else {}
+    return Said(**given | ends), folder
 
 
 def _content(path: Path) -> dict[str, Any]:
@@ -199,9 +195,8 @@ def _classes(labels: Mapping[str, Sequence[tuple[str, Any]]], may_be_numbers: bo
         came = f"of {shown(*known)} alone" if len(known) == 1 else f"of {len(known)}"
         remedy = "add samples of another, or write scores" if len(known) == 1 else "join some; scores are written as numbers"
         raise problem(train[0][0].partition(", sample")[0], None, f"of two classes or more, {MOST_CLASSES} at most", came, remedy)
-    values = {name: _read_number(name) for name in known}
-    if all(value is not None for value in values.values()):
-        return tuple(sorted(known, key=lambda name: (values[name], name)))
+    if all(_read_number(name) is not None for name in known):
+        return tuple(sorted(known, key=lambda name: (float(name), name)))
     return MELD_LABELS if known == set(MELD_LABELS) else tuple(sorted(known))
 
 

@@ -10,9 +10,9 @@ import hashlib
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from itertools import combinations, islice
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ ALL = "all"
 PAIRS = tuple(combinations(SPLITS, 2))
 _CLIP = ["season", "episode", "start_s", "end_s", "text"]  # one official cut of an episode
 ALL_ZERO = "all_zero"  # a repair's kind after the modality: clips that have frames, and nothing in them
+_LENGTHS = [f"{modality}_length" for modality in MODALITIES]
 _SHOWN = 3
 _RULED = 0.5  # of a feature's variance in one frame: z-scoring then leaves next to nothing of all other frames
 _NAMED = 12  # classes
@@ -86,10 +87,9 @@ def warnings(corpus: Corpus) -> list[str]:
             said.append(f"WARNING: {count} of {size} {later} clips are in train too ({examples}): {later} scores are too good")
     for modality in MODALITIES:
         if count := corpus.repairs.get(f"{modality}_{ALL_ZERO}", 0):
-            every = (one for split in corpus.splits.values() for one in split)
-            empty = (one.id for one in every if len(getattr(one, modality)) and not getattr(one, modality).any())
-            what = f"WARNING: {count} clips have {modality} frames that are all zero ({', '.join(islice(empty, _SHOWN))}, …)"
-            said.append(f"{what}: where there is none, its length is 0")
+            every = ((one.id, getattr(one, modality)) for split in corpus.splits.values() for one in split)
+            first = next(name for name, frames in every if len(frames) and not frames.any())
+            said.append(f"WARNING: {count} clips, first {first}, have {modality} of zeros only: absent is a length of 0")
     for alike in _grouped(corpus.task.labels, map(_plain, corpus.task.labels)).values():
         if len(alike) > 1:
             said.append(f"WARNING: the classes {' and '.join(map(repr, alike))} look alike; if they are one, write them alike")
@@ -105,36 +105,23 @@ def _plain(label: str) -> str:
 
 def introduction(corpus: Corpus) -> list[str]:
     """What to say of a corpus of somebody's own when it was converted: its task as it was understood, and what is odd."""
-    task, tables = corpus.task, [split.table for split in corpus.splits.values()]
-    if task.labels:
-        found = f"{len(task.labels)} classes: {_some(task.labels, _NAMED)}"
-    else:
-        scores = task.to_range(np.concatenate([split.labels for split in corpus.splits.values()]))
-        low, high = task.score_range
-        found = f"regression, scores from {scores.min():.4g} to {scores.max():.4g} in the range [{low:g}, {high:g}]"
+    task, table = corpus.task, pd.concat([split.table for split in corpus.splits.values()])
+    found, is_said = f"{len(task.labels)} classes: {_some(task.labels, _NAMED)}", table["text"].str.strip() != ""
+    if task.kind == "regression":
+        (least, most), (low, high) = task.to_range(table["label"].agg(["min", "max"]).to_numpy()), task.score_range
+        found = f"regression, scores from {least:.4g} to {most:.4g} in the range [{low:g}, {high:g}]"
     sizes = ", ".join(f"{len(split)} {name}" for name, split in corpus.splits.items())
     language = "Chinese" if task.language == "zh" else "English"
-    words = f"texts read as {language}" if any(_has_words(table).any() for table in tables) else "no clip has words"
-    said = [f"{found}; {sizes} clips; {words}"]
+    said = [f"{found}; {sizes} clips; {f'texts read as {language}' if is_said.any() else 'no clip has words'}"]
     if corpus.repairs:
         said.append("data issues: " + ", ".join(f"{kind} {count}" for kind, count in corpus.repairs.items()))
-    lengths = [f"{modality}_length" for modality in MODALITIES]
-    if empty := [name for table in tables for name in table["id"][table[lengths].eq(0).all(axis=1) & ~_has_words(table)]]:
+    if empty := table["id"][(table[_LENGTHS] == 0).all(axis=1) & ~is_said].tolist():
         said.append(f"WARNING: {len(empty)} clips have neither words nor face nor voice ({_some(empty)})")
-    twice = {pair: count for _, pair, count, _ in _across("same clip", corpus, _clips(corpus))}
-    for _, pair, count, examples in _across("same features", corpus, _features(corpus, _is_telling)):
-        first, later = pair.split("+")
-        if first == "train" and count > twice[pair]:
-            said.append(f"WARNING: {count} {later} clips have the frames of a clip in train ({examples})")
     speakers = {name: set(split.table["speaker"].dropna()) for name, split in corpus.splits.items()}
     for name in SPLITS[1:]:
         if both := sorted(speakers["train"] & speakers[name]):
             said.append(f"{len(both)} of {len(speakers[name])} {name} speakers are in train too ({_some(both)})")
     return said
-
-
-def _has_words(table: pd.DataFrame) -> pd.Series:
-    return table["text"].str.strip() != ""
 
 
 def report(corpus: Corpus) -> str:
@@ -205,7 +192,10 @@ def _duplicates(corpus: Corpus) -> Iterator[_Row]:
         yield from _within("same official clip", corpus, clips)
         yield from _across("same official clip", corpus, clips)
     yield from _across("same clip", corpus, _clips(corpus))
-    features = _features(corpus, lambda clip: bool(len(clip.audio) and len(clip.vision)))
+    features = {
+        name: [_feature_hash(clip) if len(clip.audio) and len(clip.vision) else None for clip in split]
+        for name, split in corpus.splits.items()
+    }
     yield from _within("same features", corpus, features)
     yield from _across("same features", corpus, features)
 
@@ -227,28 +217,22 @@ def _feature_hash(sample: Sample) -> bytes:
     return hashlib.blake2b(sample.audio.tobytes() + sample.vision.tobytes(), digest_size=16).digest()
 
 
-def _features(corpus: Corpus, counts: Callable[[Sample], bool]) -> dict[str, list[Hashable]]:
-    """What identifies the frames of each clip; None of those that do not count."""
-    return {name: [_feature_hash(clip) if counts(clip) else None for clip in split] for name, split in corpus.splits.items()}
-
-
-def _is_telling(clip: Sample) -> bool:
-    """Whether no other clip has the same frames by chance: a few frames, or zeros, may be two people's."""
-    return len(clip.audio) + len(clip.vision) >= _TELLING and bool(clip.audio.any() or clip.vision.any())
-
-
 def _clips(corpus: Corpus) -> dict[str, list[Hashable]]:
-    """Words, label and frames of each clip with any; frames are read only where all else occurs twice."""
-    columns = ["text", "label", *(f"{modality}_length" for modality in MODALITIES)]
-    told = {name: _keys(split.table, columns) for name, split in corpus.splits.items()}
+    """Frames of each clip with any, and words and label where it has so few that other clips may have the same by chance.
+
+    They are read only where the same lengths occur twice.
+    """
+    told = {name: _keys(split.table, _LENGTHS) for name, split in corpus.splits.items()}
     times = Counter(key for keys in told.values() for key in keys)
     return {
-        name: [
-            (key, _feature_hash(corpus.splits[name][index])) if times[key] > 1 and any(key[2:]) else None
-            for index, key in enumerate(keys)
-        ]
-        for name, keys in told.items()
+        name: [_clip(split[index]) if times[key] > 1 and any(key) else None for index, key in enumerate(told[name])]
+        for name, split in corpus.splits.items()
     }
+
+
+def _clip(sample: Sample) -> Hashable:
+    is_telling = len(sample.audio) + len(sample.vision) >= _TELLING and (sample.audio.any() or sample.vision.any())
+    return _feature_hash(sample), None if is_telling else (sample.text, sample.label)
 
 
 def _within(check: str, corpus: Corpus, keys: Mapping[str, Sequence[Hashable]]) -> Iterator[_Row]:

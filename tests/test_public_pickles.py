@@ -152,7 +152,7 @@ NUMBERED = tuple(map(str, range(12)))
         ("classes:", None, range(101), "_train.pkl must be of two classes or more, 100 at most, but is of 101; join some"),
         ("scores=5..1:", None, (0, 1), "'range' must be the lowest and the highest score, as in scores=1..5:FOLDER or"),
         ("class:", None, (0, 1), "there is no such folder: correct its name; only classes:, scores: or scores=LOW..HIGH: may"),
-        ("", {"task": "classes", "range": [0, 1]}, (0, 1), "corpus.json: 'range' must be of scores, but is said of classes;"),
+        ("", {"task": "classes", "range": [0, 1]}, (0, 1), "'range' must be of scores, but is said of classes;"),
         ("", {"taks": "classes"}, (0, 1), "corpus.json: 'taks' must be one of task, range, language, prompt, but is"),
         ("", {"range": "1-5"}, (1, 5), "corpus.json: 'range' must be the lowest and the highest score"),
         ("", {"language": "de"}, ("a", "b"), """corpus.json: 'language' must be "en" or "zh" (of another language, write the"""),
@@ -190,9 +190,9 @@ def test_the_conversion_says_the_task_and_what_is_odd(tmp_path: Path, capsys):
         "3 classes: Happy, Sad, happy; 3 train, 1 valid, 1 test clips; texts read as English",
         "data issues: audio_all_zero 1",
         "WARNING: 1 clips have neither words nor face nor voice (void)",
-        "WARNING: 1 test clips have the frames of a clip in train (train_00001 = test_00000)",
+        "WARNING: 1 of 1 test clips are in train too (train_00001 = test_00000): test scores are too good",
         "1 of 1 test speakers are in train too (Ann)",
-        "WARNING: 1 clips have audio frames that are all zero (quiet, …): where there is none, its length is 0",
+        "WARNING: 1 clips, first quiet, have audio of zeros only: absent is a length of 0",
         "WARNING: the classes 'Happy' and 'happy' look alike; if they are one, write them alike",
     ):
         assert f"{tmp_path}/in: {words}\n" in said
@@ -344,7 +344,7 @@ def test_a_name_that_cannot_name_results_is_refused(tmp_path: Path, name: str):
     ("names", "message"),
     [
         (["tiny_train.pkl", "tiny_test.pkl.gz"], "expected tiny_valid.pkl, tiny_test.pkl, unpacked, .*; unpack tiny_test.pkl.gz"),
-        (["tiny_train.pkl", "test.pkl"], "found test.pkl, tiny_train.pkl; rename test.pkl so that it ends in _train.pkl, "),
+        (["tiny_train.pkl", "test.pkl"], "found test.pkl, tiny_train.pkl; rename test.pkl to end in _train.pkl, "),
         (["tiny_train.pkl"], "; fetch what is missing, or split your clips"),
         ([f"clip{n}.wav" for n in range(200)], "found clip0.wav, .* and 197 more; recordings are not read: extract features"),
         (["features/tiny_train.pkl"], "found nothing; name the folder below it: features"),
