@@ -241,7 +241,8 @@ def _widths(items: Iterable[Mapping[str, Any]]) -> dict[str, int]:
 def _frames(where: str, source: str, features: Mapping[str, Any]) -> tuple[np.ndarray, int]:
     """All rows of a clip's modality (T, F), and how many of them are real; (0, 1) and 0 where it is not there."""
     frames, field, length = features.get(source), f"{source}_len", features.get(f"{source}_len")
-    if frames is None or (isinstance(frames, np.ndarray | list | tuple) and getattr(frames, "ndim", 1) and not len(frames)):
+    is_empty = frames.shape[:1] == (0,) if isinstance(frames, np.ndarray) else frames is None or frames == []
+    if is_empty:
         if length is not None and not (is_number(length) and length == 0):
             raise problem(where, field, f"0, as {source!r} has no frames", shown(length), "write 0, or add the frames")
         return np.zeros((0, 1)), 0

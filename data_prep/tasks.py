@@ -73,7 +73,9 @@ def said(data: str | Path) -> tuple[Said, Path]:
     choice, name = split_choice(data)
     folder = Path(name).expanduser()
     given, (task, equals, ends) = _content(folder / ABOUT), choice.removesuffix(":").partition("=")
-    call = ({"task": task} if task else {}) | ({"range": [_read_number(end) for end in ends.split("..")]} if equals else {})
+    call: dict[str, Any] = {"task": task} if task else {}
+    if equals:
+        call["range"] = [_read_number(end) for end in ends.split("..")]
     for key, value in (given := given | call).items():
         where = f"--data {choice}{name}" if key in call else str(folder / ABOUT)
         expected, fits = _KEYS.get(key, (f"one of {', '.join(_KEYS)}", None))
@@ -83,8 +85,9 @@ def said(data: str | Path) -> tuple[Said, Path]:
             raise problem(where, key[:MOST_LABEL_CHARACTERS], expected, shown(value) if fits else "another key", remedy)
     if given.get("task") == "classes" and "range" in given:
         raise problem(str(folder), "range", "of scores", "said of classes", "leave the range out, or say scores")
-    ends = {"range": (float(given["range"][0]), float(given["range"][1]))} if "range" in given else {}
-    return Said(**given | ends), folder
+    if "range" in given:
+        given["range"] = tuple(map(float, given["range"]))
+    return Said(**given), folder
 
 
 def _content(path: Path) -> dict[str, Any]:
