@@ -66,7 +66,7 @@ def read_folder(folder: str | Path, cache: Path | None = None) -> Corpus:
     target = (runs_folder() / "cache" / "data" if cache is None else Path(cache)) / f"{name}-{key}"
     is_new = not target.exists()
     corpus = _convert(name, place, about, paths, sources, target) if is_new else load_corpus(target)
-    for line in (verify.introduction(corpus) if is_new else []) + verify.warnings(corpus):
+    for line in (verify.introduction(corpus) if is_new else []) + verify.warnings(corpus, deep=is_new):
         print(f"{place}: {line}", file=sys.stderr)
     return corpus
 
@@ -170,8 +170,11 @@ def read_items(path: Path, repairs: Counter[str]) -> list[dict]:
         if not isinstance(item["label"], str | Real) or isinstance(item["label"], bool):
             remedy = "write a class name or a score, or leave the clip out"
             raise problem(where, "label", "text or a number", shown(item["label"]), remedy)
-        unknown = [*(item.keys() - _PUBLIC_FIELDS - set(KEYS)), *(features.keys() - _PUBLIC_FEATURES)]
-        repairs.update(ignored("field", unknown))
+        odd = features.keys() - _PUBLIC_FEATURES
+        if odd and not {"audio", "video"} <= features.keys():  # a modality under another name would be lost
+            remedy = "rename what was meant, and write None for what is absent"
+            raise problem(where, "features", "a dict with 'audio' and 'video'", f"one with {short([*features])}", remedy)
+        repairs.update(ignored("field", [*(item.keys() - _PUBLIC_FIELDS - set(KEYS)), *odd]))
     return list(items)
 
 

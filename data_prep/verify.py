@@ -74,13 +74,17 @@ def summary(found: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(lines, columns=["corpus", "check", "count", "first examples"])
 
 
-def warnings(corpus: Corpus) -> list[str]:
-    """A line for whatever lets test scores mean something else than they seem to; cheap, unless there is something."""
+def warnings(corpus: Corpus, deep: bool = True) -> list[str]:
+    """A line for whatever lets test scores mean something else than they seem to.
+
+    Args:
+        deep: also look for frames that occur twice with other words or labels: seconds, else next to nothing.
+    """
     said = []
     for _, _, count, examples in _equal_files(corpus):
         if count:
             said.append(f"WARNING: {examples}: one file under two names, so scores say nothing about new clips")
-    for _, pair, count, examples in _across("same clip", corpus, _clips(corpus)):
+    for _, pair, count, examples in _across("same clip", corpus, _clips(corpus, deep)):
         first, later = pair.split("+")
         if count and first == "train":
             size = len(corpus.splits[later])
@@ -111,8 +115,10 @@ def introduction(corpus: Corpus) -> list[str]:
         (least, most), (low, high) = task.to_range(table["label"].agg(["min", "max"]).to_numpy()), task.score_range
         found = f"regression, scores from {least:.4g} to {most:.4g} in the range [{low:g}, {high:g}]"
     sizes = ", ".join(f"{len(split)} {name}" for name, split in corpus.splits.items())
+    there = ", ".join(f"{modality} in {(table[f'{modality}_length'] > 0).sum()}" for modality in MODALITIES)
     language = "Chinese" if task.language == "zh" else "English"
-    said = [f"{found}; {sizes} clips; {f'texts read as {language}' if is_said.any() else 'no clip has words'}"]
+    words = f"words in {is_said.sum()}, read as {language}" if is_said.any() else "no words in any"
+    said = [f"{found}; {sizes} clips: {there}, {words}"]
     if corpus.repairs:
         said.append("data issues: " + ", ".join(f"{kind} {count}" for kind, count in corpus.repairs.items()))
     if empty := table["id"][(table[_LENGTHS] == 0).all(axis=1) & ~is_said].tolist():
@@ -217,15 +223,16 @@ def _feature_hash(sample: Sample) -> bytes:
     return hashlib.blake2b(sample.audio.tobytes() + sample.vision.tobytes(), digest_size=16).digest()
 
 
-def _clips(corpus: Corpus) -> dict[str, list[Hashable]]:
+def _clips(corpus: Corpus, deep: bool = True) -> dict[str, list[Hashable]]:
     """Frames of each clip with any, and words and label where it has so few that other clips may have the same by chance.
 
-    They are read only where the same lengths occur twice.
+    They are read only where the same lengths occur twice, and unless `deep` the same words and label too.
     """
-    told = {name: _keys(split.table, _LENGTHS) for name, split in corpus.splits.items()}
+    columns = [*_LENGTHS, *([] if deep else ["text", "label"])]
+    told = {name: _keys(split.table, columns) for name, split in corpus.splits.items()}
     times = Counter(key for keys in told.values() for key in keys)
     return {
-        name: [_clip(split[index]) if times[key] > 1 and any(key) else None for index, key in enumerate(told[name])]
+        name: [_clip(split[index]) if times[key] > 1 and any(key[:2]) else None for index, key in enumerate(told[name])]
         for name, split in corpus.splits.items()
     }
 

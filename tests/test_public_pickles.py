@@ -13,7 +13,7 @@ import pytest
 
 from cmpta_lib.data.corpus import SPLITS, Corpus, Inputs, Split, Task
 from cmpta_lib.paper import MELD_LABELS
-from data_prep import hub, meld, published, safe_pickle, simsv2, verify
+from data_prep import hub, meld, published, safe_pickle, simsv2, tasks, verify
 from data_prep.public_pickles import read_folder
 from data_prep.verify import findings
 
@@ -187,7 +187,7 @@ def test_the_conversion_says_the_task_and_what_is_odd(tmp_path: Path, capsys):
     convert(save(tmp_path / "in", [silent, long, item("Sad")], [nothing], [other]))
     said = capsys.readouterr().err
     for words in (
-        "3 classes: Happy, Sad, happy; 3 train, 1 valid, 1 test clips; texts read as English",
+        "3 classes: Happy, Sad, happy; 3 train, 1 valid, 1 test clips: audio in 4, vision in 3, words in 3, read as English",
         "data issues: audio_all_zero 1",
         "WARNING: 1 clips have neither words nor face nor voice (void)",
         "WARNING: 1 of 1 test clips are in train too (train_00001 = test_00000): test scores are too good",
@@ -197,6 +197,7 @@ def test_the_conversion_says_the_task_and_what_is_odd(tmp_path: Path, capsys):
     ):
         assert f"{tmp_path}/in: {words}\n" in said
     scores = [item(label) for label in (1, 2, 4.5)]
+    assert tasks.absolute(f"classes:{tmp_path}/x/../in") == f"classes:{tmp_path}/in"
     (save(tmp_path / "scores", scores, scores, scores) / "corpus.json").write_text('{"range": [1, 5], "prompt": "Wie froh?"}')
     corpus = convert(tmp_path / "scores")
     assert "scores: regression, scores from 1 to 4.5 in the range [1, 5]; 3 train" in capsys.readouterr().err
@@ -252,6 +253,8 @@ UNSHAPED = [
           for source, frames, came, remedy in UNSHAPED),
         (item(video=None), "'video_len' must be 0, as 'video' has no frames, but is 1; write 0, or add the frames"),
         (without("features.audio_len"), "'audio_len' must be a whole number, but is not given; .* all 6 without padding"),
+        ({"label": "joy", "features": {"text": "", "audio": None, "vision": 1}},
+         "'features' must be a dict with 'audio' and 'video', but is one with .*; rename what was meant, and write None"),
         (without("features.text"), r"'features' must be a dict with \['text'\], but is .*; write '' if nothing is said"),
         (item(text=3), "'text' must be a string, but is 3"),
         (item(label=None), "'label' must be text or a number, but is None; write .*, or leave the clip out"),
@@ -460,7 +463,7 @@ def test_the_same_clip_in_two_files_is_said_aloud(tmp_path: Path, capsys, presen
 def test_of_clean_clips_the_conversion_says_the_task_alone(tmp_path: Path, capsys):
     folder = save(tmp_path / "in", clips(8, 0), clips(2, 1), clips(2, 2))
     corpus = convert(folder)
-    said = f"{folder}: 2 classes: anger, joy; 8 train, 2 valid, 2 test clips; texts read as English\n"
-    assert capsys.readouterr() == ("", said) and verify.warnings(corpus) == []
+    said = "2 classes: anger, joy; 8 train, 2 valid, 2 test clips: audio in 12, vision in 12, words in 12, read as English"
+    assert capsys.readouterr() == ("", f"{folder}: {said}\n") and verify.warnings(corpus) == []
     convert(folder)
     assert capsys.readouterr() == ("", "")
