@@ -63,12 +63,11 @@ def find(published: Published, folder: Path) -> Found:
     sources = {name: sha256(path) for name, path in paths.items()}
     generated = bool(manifest.get("generated"))
     for name, path in paths.items():  # what was fetched or generated is what it was then, or it was damaged since
-        for place in dict.fromkeys((folder, path.parent)):
-            listed = _manifest(place).get("files", {}).get(name, {}).get("sha256", sources[name])
-            if listed != sources[name]:
-                remedy = "fetch or copy the file again, or delete the manifest if you changed the file on purpose"
-                came = f"with {sources[name][:12]}…"
-                raise problem(str(path), None, f"the file with SHA-256 {listed[:12]}…, as {MANIFEST} says", came, remedy)
+        noted = [_manifest(place).get("files", {}).get(name, {}).get("sha256") for place in {folder, path.parent}]
+        if other := next((one for one in noted if one not in (None, sources[name])), None):
+            expected, came = f"the file with SHA-256 {other[:12]}…, as {MANIFEST} says", f"with {sources[name][:12]}…"
+            remedy = "fetch or copy the file again, or delete the manifest if you changed the file on purpose"
+            raise problem(str(path), None, expected, came, remedy)
     for file in published.files:
         if file.sha256 not in (None, sources[file.name]) and not generated:
             expected = f"SHA-256 {sources[file.name]}, expected {file.sha256}"

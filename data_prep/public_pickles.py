@@ -218,16 +218,13 @@ def read_samples(
 
 def _names(where: str, item: Mapping[str, Any]) -> dict[str, Any]:
     """Id, speaker and dialogue, those that there are."""
-    found: dict[str, Any] = {}
-    for key in KEYS:
-        value = item.get(key)
-        if value is None or (key != "id" and isinstance(value, str) and not value):
-            continue
-        if not isinstance(value, str | Integral) or isinstance(value, bool) or not 0 < len(str(value)) <= MOST_ID_CHARACTERS:
+    found = {key: item[key] for key in KEYS if item.get(key) is not None}
+    for key, value in found.items():
+        is_name = isinstance(value, str) or (isinstance(value, Integral) and not isinstance(value, bool))
+        if not is_name or (key, value) == ("id", "") or len(str(value)) > MOST_ID_CHARACTERS:
             expected = f"a string that is not empty, or a whole number, of at most {MOST_ID_CHARACTERS} characters"
             raise problem(where, key, expected, shown(value), "correct it, or leave it out")
-        found[key] = str(value)
-    return found
+    return {key: str(value) for key, value in found.items() if key == "id" or value != ""}
 
 
 def _widths(items: Iterable[Mapping[str, Any]]) -> dict[str, int]:
@@ -244,19 +241,15 @@ def _widths(items: Iterable[Mapping[str, Any]]) -> dict[str, int]:
 def _frames(where: str, source: str, features: Mapping[str, Any]) -> tuple[np.ndarray, int]:
     """All rows of a clip's modality (T, F), and how many of them are real; (0, 1) and 0 where it is not there."""
     frames, field, length = features.get(source), f"{source}_len", features.get(f"{source}_len")
-    is_empty = frames.shape[:1] == (0,) if isinstance(frames, np.ndarray) else frames is None or frames == []
-    if is_empty:
+    if frames.shape[:1] == (0,) if isinstance(frames, np.ndarray) else frames is None or frames == []:
         if length is not None and not (is_number(length) and length == 0):
             raise problem(where, field, f"0, as {source!r} has no frames", shown(length), "write 0, or add the frames")
         return np.zeros((0, 1)), 0
     if not isinstance(frames, np.ndarray) or frames.ndim != 2 or frames.dtype.kind not in "fiu" or not frames.shape[1]:
         raise problem(where, source, "a (T, F) array of numbers", shown(frames), _shape_remedy(source, frames))
-    if length is None:
-        remedy = f"write how many frames are real, all {len(frames)} without padding"
-        raise problem(where, field, "a whole number", "not given", remedy)
     if not is_number(length) or not 0 <= length <= len(frames) or length != int(length):
         expected = f"a whole number from 0 to the array's {len(frames)} rows"
-        raise problem(where, field, expected, shown(length), "count the real frames again")
+        raise problem(where, field, expected, shown(length), "count the real frames: all, without padding")
     return frames, int(length)
 
 

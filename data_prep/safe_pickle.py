@@ -54,10 +54,7 @@ _NAMES = {
 _OTHER_FILES = {
     b"version https://git-lfs": "this is a Git LFS pointer: get the file itself with git lfs pull",
     b"\x1f\x8b": "this is a gzip file: unpack it",
-    b"BZh": "this is a bzip2 file: unpack it",
-    b"\xfd7zXZ": "this is an xz file: unpack it",
     b"PK\x03\x04": "this is a zip file, as torch.save and numpy.savez write: unpack it, or save it with pickle.dump",
-    b"\x93NUMPY": "this is an array of numpy.save: save a list of dicts with pickle.dump",
     b"<": "this looks like a web page: fetch the file itself",
 }
 _DTYPE = re.compile(r"b1|[iu][1248]|f[248]|c(8|16)|[SU][0-9]{1,9}|O8?")

@@ -1,15 +1,13 @@
 """Synthetic files laid out like the public ones, to try a conversion, a run or a table without a download.
 
-The frames are noise and the labels know nothing of them: `python -m data_prep.synthetic_files FOLDER [--factor 0.01]`.
+The frames are noise and the labels know nothing of them. `cmpta dry-run --files-only` writes and converts them.
 """
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import json
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -230,23 +228,3 @@ def meld_items(split: str, rows: Iterator[dict[str, str]], seed: int = 0) -> Ite
         text = row["Utterance"].translate(_GARBLED) if index % 5 == 0 else row["Utterance"]
         text = text.replace(" ", "\xa0", 1) if index % 50 == 0 else text
         yield {"label": row["Emotion"], "features": {"text": text, **frames, **lengths}}
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m data_prep.synthetic_files", description=__doc__)
-    parser.add_argument("folder", type=Path, help="gets the folders simsv2 and meld; for --from of the two converters")
-    parser.add_argument("--factor", type=float, default=0.01, help="share of Table 1's clips, default: %(default)s")
-    parser.add_argument("--annotations", type=Path, metavar="FOLDER", help="where MELD's official tables lie, if used")
-    options = parser.parse_args(argv)
-    try:
-        print(write_simsv2(options.folder / "simsv2", options.factor))
-        print(write_meld(options.folder / "meld", options.factor, options.annotations)["train"].parent)
-    except (ValueError, OSError) as error:
-        print(f"data_prep.synthetic_files: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -38,16 +38,15 @@ def _is_range(value: object) -> bool:
     return is_pair and value[0] < value[1]  # type: ignore[index]
 
 
-def _is_prompt(value: object) -> bool:
-    return isinstance(value, str) and value.isprintable() and 0 < len(value.strip()) <= MOST_PROMPT_CHARACTERS
-
-
 # Key of `Said` -> what it must be, and whether a value is.
 _KEYS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "task": ('"classes" or "scores"', lambda value: value in ("classes", "scores")),
     "range": ("the lowest and the highest score, as in scores=1..5:FOLDER or [1, 5] in the file", _is_range),
     "language": ('"en" or "zh" (of another language, write the question as "prompt")', lambda value: value in get_args(Language)),
-    "prompt": (f"a question in one line of at most {MOST_PROMPT_CHARACTERS} characters", _is_prompt),
+    "prompt": (
+        f"a question in one line of at most {MOST_PROMPT_CHARACTERS} characters",
+        lambda value: isinstance(value, str) and value.isprintable() and 0 < len(value.strip()) <= MOST_PROMPT_CHARACTERS,
+    ),
 }
 
 
@@ -133,18 +132,16 @@ def find_task(folder: Path, about: Said, labels: Mapping[str, Sequence[tuple[str
     if kind == "classes":
         return Task("classification", language, _classes(labels, about.task == "classes"), prompt=about.prompt)
     low, high = ends = about.range or (-1.0, 1.0)
-    whose, remedy = "the range that was said", "correct the label or the range"
+    expected, remedy = f"a number in [{low:g}, {high:g}], the range that was said", "correct the label or the range"
     if not about.range:
-        whose, remedy = (
-            "as no other range is said",
-            'say it: --data scores=LOW..HIGH:FOLDER, or "range": [LOW, HIGH] in corpus.json',
-        )
+        expected = "a number in [-1, 1], as no other range is said"
+        remedy = 'say it: --data scores=LOW..HIGH:FOLDER, or "range": [LOW, HIGH] in corpus.json'
     for where, label in (one for split in SPLITS for one in labels[split]):
         score = label if is_number(label) else _read_number(label)
         if score is None or not abs(score) <= HUGE:
             raise problem(where, "label", "a finite number, as most in train", shown(label), "correct it, or leave the clip out")
         if not low <= score <= high:
-            raise problem(where, "label", f"a number in [{low:g}, {high:g}], {whose}", shown(label), remedy)
+            raise problem(where, "label", expected, shown(label), remedy)
     return Task("regression", language, score_range=ends, prompt=about.prompt)
 
 
@@ -166,7 +163,7 @@ def _shown_kind(folder: Path, labels: Mapping[str, Sequence[tuple[str, Any]]]) -
         values = [label for split in SPLITS for _, label in labels[split] if is_number(label)]
         is_open = all(map(_is_whole, values))
     if is_open:
-        found = [f"{value:g}" for value in sorted(set(values))]
+        found = [f"{value:.12g}" for value in sorted(set(values))]
         some = ", ".join(found[:_SHOWN_LABELS]) + ", …" * (len(found) > _SHOWN_LABELS)
         is_wide = min(values) < -1 or max(values) > 1
         ends = (f"={found[0]}..{found[-1]}", f', "range": [{found[0]}, {found[-1]}]') if is_wide else ("", "")

@@ -75,11 +75,7 @@ def summary(found: pd.DataFrame) -> pd.DataFrame:
 
 
 def warnings(corpus: Corpus, deep: bool = True) -> list[str]:
-    """A line for whatever lets test scores mean something else than they seem to.
-
-    Args:
-        deep: also look for frames that occur twice with other words or labels: seconds, else next to nothing.
-    """
+    """A line for whatever lets test scores mean something else than they seem to; `deep` takes seconds, see `_clips`."""
     said = []
     for _, _, count, examples in _equal_files(corpus):
         if count:

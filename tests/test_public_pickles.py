@@ -252,7 +252,7 @@ UNSHAPED = [
         *((item(**{source: frames}), re.escape(f"{source!r} {ROWS} {came}") + f".*; {remedy}")
           for source, frames, came, remedy in UNSHAPED),
         (item(video=None), "'video_len' must be 0, as 'video' has no frames, but is 1; write 0, or add the frames"),
-        (without("features.audio_len"), "'audio_len' must be a whole number, but is not given; .* all 6 without padding"),
+        (without("features.audio_len"), "'audio_len' must be a whole number from 0 to .* 6 rows, but is None; count the real"),
         ({"label": "joy", "features": {"text": "", "audio": None, "vision": 1}},
          "'features' must be a dict with 'audio' and 'video', but is one with .*; rename what was meant, and write None"),
         (without("features.text"), r"'features' must be a dict with \['text'\], but is .*; write '' if nothing is said"),

@@ -144,10 +144,3 @@ def test_official_rows_are_used_where_they_are(shared_folder: Path, tmp_path: Pa
     write_meld(tmp_path / "part", 0.01, official)
     for name in meld.TABLES.values():
         assert (official / name).read_bytes().startswith((tmp_path / "part" / name).read_bytes())
-
-
-def test_the_command_writes_both(tmp_path: Path, capsys):
-    assert synthetic_files.main([str(tmp_path), "--factor", str(TINY)]) == 0
-    assert capsys.readouterr().out.split() == [str(tmp_path / "simsv2" / simsv2.FILE), str(tmp_path / "meld")]
-    assert synthetic_files.main([str(tmp_path), "--factor", "0.02"]) == 1
-    assert "delete them or choose another folder" in capsys.readouterr().err

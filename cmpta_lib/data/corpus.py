@@ -80,9 +80,9 @@ class Task:
 
     @classmethod
     def from_stored(cls, fields: Mapping[str, Any]) -> Self:
-        """The inverse of `stored`, of what JSON gave back; raises KeyError, TypeError or ValueError where it is not that."""
-        lists = {name: tuple(fields[name]) for name in ("labels", "score_range") if name in fields}
-        return cls(**{"kind": fields["kind"], "language": fields["language"], "labels": (), **fields, **lists})
+        """The inverse of `stored`, of what JSON gave back; raises TypeError or ValueError where it is not that."""
+        known: Any = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+        return cls(**known)
 
 
 @dataclass(frozen=True, eq=False)
