@@ -282,14 +282,22 @@ def check(folder: Path, recorded: Mapping[str, str], remedy: str, cache: HashCac
 
 def put(page: Path, name: str, text: str) -> None:
     """Write what stands between a file's marks of this name anew; raises as `split`."""
+    write_text(page, with_text(page, name, text))
+
+
+def with_text(page: Path, name: str, text: str) -> str:
+    """What the file would be with `text` between its marks of this name; raises as `split`."""
     before, after = split(page, name)
-    write_text(page, f"{before}{text}\n{after}")
+    return f"{before}{text}\n{after}"
 
 
 def split(page: Path, name: str) -> tuple[str, str]:
     """A file up to the mark at which something begins, and from that at which it ends; ValueError unless each is there once."""
     begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->"
-    text = page.read_text(encoding="utf-8")
+    try:
+        text = page.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{page}: expected UTF-8 ({error.reason} at byte {error.start}); restore the file") from None
     if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
         raise ValueError(f"{page}: expected one line {begin.strip()} and after it one line {end}")
     return text.partition(begin)[0] + begin, end + text.partition(end)[2]

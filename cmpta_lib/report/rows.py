@@ -144,7 +144,7 @@ def provenance(study: Study, keys: Sequence[str], runs: Sequence[Run] = ()) -> P
     corpora, made_by = [study.corpus(key) for key in keys], sound(runs)
     made = [run.environment for run in made_by] or [records.environment()]
     fingerprints = {corpus.name: corpus.fingerprint for corpus in corpora}
-    llms = {study.llm.name: study.llm.fingerprint} if runs else {}
+    llms = {study.llm.name: study.llm.fingerprint} if runs and study.llm_name not in study.without else {}
     for method in (run.config.method.model_dump() for run in runs):  # and what else they read text with
         llms |= {method[kind]["name"]: method[kind]["fingerprint"] for kind in ("llm", "encoder") if kind in method}
 

@@ -7,6 +7,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -81,6 +82,42 @@ def stored(study: Study, notebooks: Collection[str] = ()) -> list[Need]:
     found += [(f"run {one.folder.name}", one.detail) for one in map(summarise, runs) if one.state in ("finished", "damaged")]
     remedy = "do what is said here, then call again"
     return [Need(what, why or "as written", remedy if why else "", "DAMAGED") for what, why in found]
+
+
+def opened(study: Study, notebooks: Collection[str] = (), models: bool = True) -> dict[str, Exception]:
+    """Open every corpus and model that these notebooks (or all) need, made first where it must be.
+
+    Returns:
+        What is wrong, by a corpus' key or a model's name; it goes to `Study.without`, and all else can go on. A model that
+        is merely not here is no fault: its rows say so.
+    """
+    wrong: dict[str, Exception] = {}
+
+    def look(name: str, into: Callable[[], object]) -> None:
+        try:
+            into()
+        except (ValueError, OSError, RuntimeError) as error:
+            if name in study.every_key or not isinstance(error, FileNotFoundError):
+                wrong[name] = error
+
+    with ThreadPoolExecutor(2) as meanwhile:  # tiny models are made by processes of their own
+        if study.data:  # a user's folder may be wrong: then nothing is made
+            look("data", partial(study.corpus, "data"))
+        asked = _models(study, notebooks).items() if models and not wrong else ()
+        jobs = [meanwhile.submit(look, name, into) for name, into in asked]
+        for key in () if study.data else study.keys_of(notebooks):
+            look(key, partial(study.corpus, key))
+    for job in jobs:
+        job.result()
+    study.without |= {name: str(error) for name, error in wrong.items()}
+    return wrong
+
+
+def _models(study: Study, notebooks: Collection[str]) -> dict[str, Callable[[], object]]:
+    """What opens each LLM and text encoder that these notebooks' runs need, by its name."""
+    languages = study.settings.encoders if study.data else study.encoder_names(notebooks)  # a user's own may be of either
+    asked: dict[str, Callable[[], object]] = {name: partial(study.resolved, name) for name in study.llm_names(notebooks)}
+    return asked | {study.encoder_name(language): partial(study.encoder, language) for language in languages}
 
 
 def _problem(check: Callable[[], object]) -> str:
