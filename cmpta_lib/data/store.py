@@ -87,7 +87,7 @@ def _write_content(
     """Write all but meta.json; returns what that says of it."""
     import pandas as pd  # here and in load_corpus: who opens no corpus, as a loaded run, starts without
 
-    digest = hashlib.sha256(json.dumps(asdict(task)).encode())
+    digest = _begun(task)
     rows: list[dict[str, Any]] = []
     widths: dict[Modality, int] = {}
     repairs: Counter[str] = Counter()
@@ -106,17 +106,28 @@ def _write_content(
                     raise problem(where, "extra", "alike in all samples", short([*sample.extra]), "fill every column")
                 ids.add(sample.id)
                 rows.append(row)
-                digest.update(json.dumps(row, sort_keys=True).encode())
+                frames = {modality: getattr(sample, modality) for modality in outputs}
+                _add(digest, row, frames.values())
                 for modality, output in outputs.items():
-                    content = getattr(sample, modality)
-                    widths.setdefault(modality, content.shape[1])
-                    digest.update(content.tobytes())
-                    output.write(content.tobytes())
+                    widths.setdefault(modality, frames[modality].shape[1])
+                    output.write(frames[modality].tobytes())
             if not ids:
                 raise ValueError(f"{origins[split]}: holds no samples; every split needs one or more")
     pd.DataFrame(rows).to_parquet(folder / "table.parquet", index=False)
     found = {"dims": widths, "repairs": repairs, "fingerprint": digest.hexdigest()}
     return {"task": asdict(task), "files": files.hashes(folder, CONTENT), **found}
+
+
+def _begun(task: Task) -> Any:
+    """The fingerprint of a corpus for this task that has no clips yet."""
+    return hashlib.sha256(json.dumps(asdict(task)).encode())
+
+
+def _add(digest: Any, row: Mapping[str, Any], frames: Iterable[np.ndarray]) -> None:
+    """Add a clip's line of the table and its frames to a fingerprint."""
+    digest.update(json.dumps(row, sort_keys=True).encode())
+    for content in frames:
+        digest.update(content.tobytes())
 
 
 def _row(where: str, sample: Sample) -> dict[str, Any]:
