@@ -203,10 +203,13 @@ class HashCache:
 
     Args:
         path: where the hashes are kept for other processes, by `save`; None: in this object only.
+
+    Attributes:
+        is_new: whether a file was read that is not saved yet.
     """
 
     def __init__(self, path: Path | None = None) -> None:
-        self.path, self._is_saved = path, True
+        self.path, self.is_new = path, False
         self._known: dict[str, tuple[str, list[int]]] = {}
         with suppress(ValueError, LookupError, AttributeError, TypeError):  # damaged: what it said is found out again
             if path is not None:
@@ -219,16 +222,16 @@ class HashCache:
         if before != now:
             digest = sha256(path)
             self._known[str(path)] = digest, now
-            self._is_saved = False
+            self.is_new = True
         return digest
 
     def save(self) -> None:
         """Write what is new to the cache's file; raises OSError where that cannot be written."""
-        if self.path is not None and not self._is_saved:
+        if self.path is not None and self.is_new:
             with writing(self.path):
                 self.path.parent.mkdir(parents=True, exist_ok=True)
             write_text(self.path, checksummed({"hashes": self._known}))
-            self._is_saved = True
+            self.is_new = False
 
 
 def checksummed(content: Mapping[str, Any]) -> str:

@@ -12,7 +12,6 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from reprlib import repr as short
@@ -99,7 +98,7 @@ def _write_content(
                 where = f"{origins[split]}, sample {index}"
                 sample = check_sample(given, where, task, widths, repairs, labelled=True, like="in the samples before")
                 where = f"{where} (id {shown(sample.id)})"
-                row = {"split": split} | _row(where, sample)
+                row = {"split": split} | _row(where, sample, rows[0] if rows else {})
                 if sample.id in ids:
                     raise problem(where, "id", "unique in its split", "used before", "rename or remove one of the two")
                 if rows and row.keys() != rows[0].keys():
@@ -115,12 +114,12 @@ def _write_content(
                 raise ValueError(f"{origins[split]}: holds no samples; every split needs one or more")
     pd.DataFrame(rows).to_parquet(folder / "table.parquet", index=False)
     found = {"dims": widths, "repairs": repairs, "fingerprint": digest.hexdigest()}
-    return {"task": asdict(task), "files": files.hashes(folder, CONTENT), **found}
+    return {"task": task.stored(), "files": files.hashes(folder, CONTENT), **found}
 
 
 def _begun(task: Task) -> Any:
     """The fingerprint of a corpus for this task that has no clips yet."""
-    return hashlib.sha256(json.dumps(asdict(task)).encode())
+    return hashlib.sha256(json.dumps(task.stored()).encode())
 
 
 def _add(digest: Any, row: Mapping[str, Any], frames: Iterable[np.ndarray]) -> None:
@@ -130,26 +129,34 @@ def _add(digest: Any, row: Mapping[str, Any], frames: Iterable[np.ndarray]) -> N
         digest.update(content.tobytes())
 
 
-def _row(where: str, sample: Sample) -> dict[str, Any]:
-    """A checked sample's line of the table; plain Python values only."""
+def _row(where: str, sample: Sample, before: Mapping[str, Any]) -> dict[str, Any]:
+    """A checked sample's line of the table; plain Python values only, of the types of the first line `before`."""
     lengths = {f"{modality}_length": len(getattr(sample, modality)) for modality in MODALITIES}
     row: dict[str, Any] = {name: lengths[name] if name in lengths else getattr(sample, name) for name in COLUMNS}
     for name, value in sample.extra.items():
         value = value.item() if isinstance(value, np.generic) else value
         if name in (*COLUMNS, "split") or type(value) not in (str, int, float):
             raise problem(where, f"extra[{name}]", "a number or string under a free name", shown(value), "change it")
+        if (kind := type(before.get(name, value))) is float and type(value) is int:
+            value = float(value)
+        if type(value) is not kind:  # stored as the first's, it would be another value than its fingerprint says
+            raise problem(where, f"extra[{name}]", f"as in the first sample, of type {kind.__name__}", shown(value), "change it")
         row[name] = value
     return row
 
 
-def load_corpus(folder: Path, *, deep: bool = False) -> Corpus:
+def load_corpus(
+    folder: Path, *, deep: bool = False, name: str = "", sources: Mapping[str, str] | None = None
+) -> Corpus:
     """Open a corpus that `write_corpus` stored, and check that its files are the ones that were written.
 
-    Files of `SMALL_BYTES` together are hashed in every call (0.1 s). Larger ones are hashed once, and again when a size or
-    a time of change is another than it was then; a bit that the disk itself lost shows only in a `deep` call.
+    Its fingerprint is that of what it holds, whatever meta.json says. Files of `SMALL_BYTES` together are read for that in
+    every call (0.3 s). Larger ones are read once, and again when a size or a time of change is another than it was then; a
+    bit that the disk itself lost shows only in a `deep` call.
 
     Args:
-        deep: hash the files whatever their sizes and times.
+        deep: read the files whatever their sizes and times.
+        name, sources: what the corpus must be called and made of, if anything.
     Raises:
         FileNotFoundError: there is no such folder.
         Damaged: a file is missing, damaged, edited, of another corpus or of another version of this format; names it and
@@ -164,8 +171,8 @@ def load_corpus(folder: Path, *, deep: bool = False) -> Corpus:
     remedy = f"remove the folder {folder} and call again"
     with files.reading(folder):
         meta = _facts(folder / META, remedy)
-        _check_content(folder, meta["files"], remedy, deep)
-    task = Task(meta["task"]["kind"], meta["task"]["language"], tuple(meta["task"]["labels"]))
+        is_read = _check_content(folder, meta["files"], remedy, deep)
+    task = Task.from_stored(meta["task"])
     kept = {key: meta[key] for key in ("name", "generated", "repairs", "sources", "fingerprint")}
     table = pd.read_parquet(folder / "table.parquet")
     for name in ("speaker", "dialogue"):
@@ -178,7 +185,24 @@ def load_corpus(folder: Path, *, deep: bool = False) -> Corpus:
         mapped = np.memmap(folder / f"{modality}.f32", "<f4", "r") if stops[-1] else np.empty(0, np.float32)
         frames[modality] = np.split(mapped.reshape(-1, meta["dims"][modality]), stops[:-1])
     every = zip(SPLITS, parts, *frames.values(), strict=True)
-    return Corpus(task=task, splits={split: Split(split, task, *contents) for split, *contents in every}, **kept)
+    corpus = Corpus(task=task, splits={split: Split(split, task, *contents) for split, *contents in every}, **kept)
+    if is_read and _fingerprint(corpus) != corpus.fingerprint:
+        raise files.Damaged(f"{folder / META} is the record of other clips: their fingerprint is not its own; {remedy}")
+    if name not in ("", corpus.name) or sources not in (None, corpus.sources):
+        raise files.Damaged(f"{folder} holds the corpus '{corpus.name}' of other files than '{name}'; {remedy}")
+    return corpus
+
+
+def _fingerprint(corpus: Corpus) -> str:
+    """That of a corpus' clips as they are stored now."""
+    digest = _begun(corpus.task)
+    for name, split in corpus.splits.items():
+        starts = dict.fromkeys(MODALITIES, 0)
+        for row in split.table.to_dict("records"):
+            stops = {modality: start + row[f"{modality}_length"] for modality, start in starts.items()}
+            _add(digest, {"split": name} | row, (split._frames[one][starts[one] : stops[one]] for one in MODALITIES))
+            starts = stops
+    return str(digest.hexdigest())
 
 
 def kept_corpus(folder: Path) -> Corpus:
@@ -205,12 +229,16 @@ def _facts(path: Path, remedy: str) -> dict[str, Any]:
     return files.read_checksummed(path, remedy)
 
 
-def _check_content(folder: Path, recorded: Mapping[str, str], remedy: str, deep: bool) -> None:
-    """Compare the files with their hashes; large ones that nobody touched since they were hashed are taken to be the same."""
+def _check_content(folder: Path, recorded: Mapping[str, str], remedy: str, deep: bool) -> bool:
+    """Compare the files with their hashes; large ones that nobody touched since are taken to be the same. Whether any was read."""
     paths = [folder / name for name in recorded]
     if deep or sum(path.stat().st_size for path in paths if path.exists()) <= SMALL_BYTES:
-        return files.check(folder, recorded, remedy)
+        files.check(folder, recorded, remedy)
+        return True
     cache = files.HashCache(folder.with_name(f"{folder.name}.checked"))  # beside it: the folder holds what was written
     files.check(folder, recorded, remedy, cache)
+    cache.sha256(folder / META)
+    is_new = cache.is_new
     with suppress(OSError):  # without the cache, files are hashed in every call
         cache.save()
+    return is_new

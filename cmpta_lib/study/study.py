@@ -135,7 +135,10 @@ class Study:
                 f"Make it with: {'cmpta dry-run' if self.smoke else f'cmpta data {name}'}; or pass data=<folder> with "
                 f"files in MELD's public format, or use profile 'demo', which needs no download."
             )
-        return load_corpus(folder)
+        corpus = load_corpus(folder, name=name)
+        if corpus.generated and not self.smoke:  # somebody may have prepared a dry run's files by hand
+            raise Damaged(f"{folder} holds generated clips, and no result may come from them; remove it, and `cmpta data {name}`")
+        return corpus
 
     @property
     def llm_name(self) -> str:
