@@ -150,9 +150,9 @@ def load_corpus(
 ) -> Corpus:
     """Open a corpus that `write_corpus` stored, and check that its files are the ones that were written.
 
-    Its fingerprint is that of what it holds, whatever meta.json says. Files of `SMALL_BYTES` together are read for that in
-    every call (0.3 s). Larger ones are read once, and again when a size or a time of change is another than it was then; a
-    bit that the disk itself lost shows only in a `deep` call.
+    Its fingerprint is that of what it holds, whatever meta.json says. Files of `SMALL_BYTES` together are hashed in every
+    call (0.1 s). Larger ones are hashed once, and again when a size or a time of change is another than it was then; a bit
+    that the disk itself lost shows only in a `deep` call.
 
     Args:
         deep: read the files whatever their sizes and times.
@@ -171,12 +171,12 @@ def load_corpus(
     remedy = f"remove the folder {folder} and call again"
     with files.reading(folder):
         meta = _facts(folder / META, remedy)
-        is_read = _check_content(folder, meta["files"], remedy, deep)
+        known = _check_content(folder, meta["files"], remedy, deep)
     task = Task.from_stored(meta["task"])
     kept = {key: meta[key] for key in ("name", "generated", "repairs", "sources", "fingerprint")}
     table = pd.read_parquet(folder / "table.parquet")
-    for name in ("speaker", "dialogue"):
-        table[name] = table[name].astype(object).where(table[name].notna(), None)
+    for column in ("speaker", "dialogue"):
+        table[column] = table[column].astype(object).where(table[column].notna(), None)
     parts = [table[table["split"] == split].drop(columns="split") for split in SPLITS]
     frames: dict[str, list[np.ndarray]] = {}  # modality -> those of each split
     for modality in MODALITIES:
@@ -186,8 +186,11 @@ def load_corpus(
         frames[modality] = np.split(mapped.reshape(-1, meta["dims"][modality]), stops[:-1])
     every = zip(SPLITS, parts, *frames.values(), strict=True)
     corpus = Corpus(task=task, splits={split: Split(split, task, *contents) for split, *contents in every}, **kept)
-    if is_read and _fingerprint(corpus) != corpus.fingerprint:
-        raise files.Damaged(f"{folder / META} is the record of other clips: their fingerprint is not its own; {remedy}")
+    if deep or known.is_new:
+        if _fingerprint(corpus) != corpus.fingerprint:
+            raise files.Damaged(f"{folder / META} is the record of other clips: their fingerprint is not its own; {remedy}")
+        with suppress(OSError):  # without it, this is found out in every call
+            known.save()
     if name not in ("", corpus.name) or sources not in (None, corpus.sources):
         raise files.Damaged(f"{folder} holds the corpus '{corpus.name}' of other files than '{name}'; {remedy}")
     return corpus
@@ -229,16 +232,14 @@ def _facts(path: Path, remedy: str) -> dict[str, Any]:
     return files.read_checksummed(path, remedy)
 
 
-def _check_content(folder: Path, recorded: Mapping[str, str], remedy: str, deep: bool) -> bool:
-    """Compare the files with their hashes; large ones that nobody touched since are taken to be the same. Whether any was read."""
-    paths = [folder / name for name in recorded]
-    if deep or sum(path.stat().st_size for path in paths if path.exists()) <= SMALL_BYTES:
-        files.check(folder, recorded, remedy)
-        return True
+def _check_content(folder: Path, recorded: Mapping[str, str], remedy: str, deep: bool) -> files.HashCache:
+    """Compare the files with their hashes; large ones that nobody touched since they were read are taken to be the same.
+
+    Returns:
+        What is known of them: something is new where the record was not compared with the clips since it was written.
+    """
     cache = files.HashCache(folder.with_name(f"{folder.name}.checked"))  # beside it: the folder holds what was written
-    files.check(folder, recorded, remedy, cache)
+    is_small = sum(path.stat().st_size for name in recorded if (path := folder / name).exists()) <= SMALL_BYTES
+    files.check(folder, recorded, remedy, None if deep or is_small else cache)
     cache.sha256(folder / META)
-    is_new = cache.is_new
-    with suppress(OSError):  # without the cache, files are hashed in every call
-        cache.save()
-    return is_new
+    return cache
