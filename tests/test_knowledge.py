@@ -162,7 +162,7 @@ def test_statements_are_found_again_by_another_process_and_a_damaged_line_is_not
     kept = {"1": ["你好", "a\nb"], "2": [], "3": ["statement 3"], "4": ["the last"]}
     assert StatementCache("abc", tmp_path / "deep") == kept
     assert StatementCache("abd", tmp_path / "deep") == StatementCache("abc", None) == {}
-    shutil.copy(first.path, tmp_path / "deep" / "abd.jsonl")
+    shutil.copy(first.path, tmp_path / "deep" / "abd.txt")
     another = StatementCache("abd", tmp_path / "deep")
     assert another == {} and another.refused == 5, "what one model said is no statement of another, whatever the file is called"
     text = first.path.read_text()

@@ -39,7 +39,7 @@ class StatementCache(dict[str, list[str]]):
 
     def __init__(self, identity: str, folder: Path | None) -> None:
         super().__init__()
-        self.identity, self.path, self.refused = identity, None if folder is None else folder / f"{identity}.jsonl", 0
+        self.identity, self.path, self.refused = identity, None if folder is None else folder / f"{identity}.txt", 0
         if self.path is not None and self.path.is_file():
             with files.reading(self.path.parent):
                 lines = self.path.read_bytes().decode(errors="replace").split("\n")
