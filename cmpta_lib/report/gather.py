@@ -181,28 +181,25 @@ def publish(profile: str, made: Path, root: Path = ROOT) -> str:
     """Put a profile's exports into figures/published and the README, both or neither; says what was done.
 
     Args:
-        made: the same exports, made anew of the profile's runs: these are published, and nothing that differs from them.
+        made: the same exports, made anew of the profile's runs: these are published.
         root: the checkout whose published figures and README these become.
     Raises:
-        ValueError: the exports are not those of the runs, or incomplete, or the README cannot show them; names the files.
+        ValueError: the profile's exports are others, or the README cannot show them; names the files.
         OSError: something cannot be written; README and published figures are then what they were.
     """
-    target = root / "figures" / PUBLISHED / profile
-    if problems := unfit(made) or differing(figures_folder() / profile, made):
-        raise ValueError(_refusal(profile, problems))
-    draft, before = (target.with_name(f".{target.name}.{what}") for what in ("partial", "before"))
+    _need_none(profile, differing(figures_folder() / profile, made))
+    target, readme = root / "figures" / PUBLISHED / profile, root / "README.md"
+    draft, before = (target.with_name(f".{profile}.{what}") for what in ("partial", "before"))
     with files.writing(target):
         for left in (draft, before):
             shutil.rmtree(left, ignore_errors=True)
         try:
-            for name in [*recorded_hashes(made), PROVENANCE]:
-                (draft / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(made / name, draft / name)
+            shutil.copytree(made, draft, ignore=lambda _, names: [name for name in names if name[0] == "."])
             text = _readme(root, {profile: draft})
             if target.exists():  # as a whole: what is no longer exported must not stay
                 target.rename(before)
             draft.rename(target)
-            files.write_text(root / "README.md", text)
+            files.write_text(readme, text)
         except BaseException:
             if before.exists():
                 shutil.rmtree(target, ignore_errors=True)
@@ -216,47 +213,39 @@ def publish(profile: str, made: Path, root: Path = ROOT) -> str:
 
 
 def check_exports(profile: str, root: Path = ROOT) -> None:
-    """Raise ValueError, naming what is wrong, unless the profile's exports are whole and the README has room for them."""
+    """Raise ValueError, naming the files, unless each of the profile's exports is as it was exported, and nothing else is there.
+
+    Also where the README has no room for them.
+    """
     if profile not in PROFILES:
         raise ValueError(f"no profile '{profile}'; there are: {', '.join(PROFILES)}")
-    if problems := unfit(figures_folder() / profile):
-        raise ValueError(_refusal(profile, problems))
+    folder = figures_folder() / profile
+    there = {path.relative_to(folder).as_posix(): path for path in [folder, *folder.rglob("*")] if path.name[0] != "."}
+    kinds = {name: path.is_symlink() or path.exists() and not (path.is_file() or path.is_dir()) for name, path in there.items()}
+    _need_none(profile, [f"a link, or no file: {name}" for name, is_odd in kinds.items() if is_odd])
+    hashes, found = recorded_hashes(folder), {name for name, path in there.items() if path.is_file()} - {PROVENANCE}
+    problems = [f"not there: {name}" for name in sorted(hashes.keys() - found)] or ["no export is there"] * (not hashes)
+    problems += [f"not in {PROVENANCE}: {name}" for name in sorted(found - hashes.keys())]
+    same = sorted(found & hashes.keys())
+    _need_none(profile, problems + [f"changed: {name}" for name in same if files.sha256(folder / name) != hashes[name]])
     files.split(root / "README.md", RESULTS)
 
 
-def _refusal(profile: str, problems: Sequence[str]) -> str:
-    again = f"run `make reproduce PROFILE={profile}` to the end first"
-    return shorten(f"{figures_folder() / profile} is not published, {again}: {'; '.join(problems)}", 300, placeholder=" ...")
-
-
-def unfit(folder: Path) -> list[str]:
-    """Why a folder of exports cannot stand for a profile's results, as far as it says itself; empty where it can."""
-    items, hashes = recorded(folder), recorded_hashes(folder)
-    wanted = [pattern for _, patterns in sections(("sims", "meld"), False) for pattern in patterns] + ["report.md", PROVENANCE]
-    if not any(item.get("generated") for item in items.values()):
-        wanted.remove("attention_on_cues.md")  # nobody knows where the cues of real clips are
-    there = {path.relative_to(folder).as_posix(): path for path in [folder, *folder.rglob("*")] if path.name[0] != "."}
-    if odd := [name for name, path in there.items() if path.is_symlink() or not (path.is_file() or path.is_dir())]:
-        return [f"links, or no files at all: {', '.join(odd)}"]
-    found = {name for name, path in there.items() if path.is_file()} - {PROVENANCE}
-    missing = [pattern for pattern in wanted if not any(folder.glob(pattern))] + sorted(hashes.keys() - found)
-    if missing:
-        return [f"not there: {', '.join(dict.fromkeys(missing))}"]
-    problems = [f"{name} is not in {PROVENANCE}" for name in sorted(found - hashes.keys())]
-    changed = (name for name in sorted(found & hashes.keys()) if files.sha256(folder / name) != hashes[name])
-    return problems + [f"{name} is not what was exported" for name in changed]
-
-
 def differing(folder: Path, made: Path) -> list[str]:
-    """What of a folder of exports differs from those made anew; a machine may draw pictures and pages otherwise."""
-    there, anew = recorded_hashes(folder), recorded_hashes(made)
-    said = [f"{name} is not made of these runs" for name in sorted(there.keys() - anew.keys())]
-    said += [f"{name} is made of these runs and not there" for name in sorted(anew.keys() - there.keys())]
-    texts = (name for name in sorted(anew.keys() & there.keys()) if not name.endswith(_DRAWN))
-    said += [f"{name} is not what these runs say" for name in texts if there[name] != anew[name]]
-    items, known = recorded(folder), recorded(made)
-    names = (name for name in sorted({*items, *known}) if items.get(name) != known.get(name))
-    return said + [f"{PROVENANCE} tells of other runs than these: {name}" for name in names]
+    """What of a folder of exports is not as those made anew; pictures and pages a machine may draw otherwise."""
+
+    def told(exports: Path) -> dict[str, object]:
+        hashes = recorded_hashes(exports).items()
+        return {name: "" if name.endswith(_DRAWN) else digest for name, digest in hashes} | recorded(exports)
+
+    one, other = told(folder), told(made)
+    return [f"not what the runs say: {name}" for name in sorted({**one, **other}) if one.get(name) != other.get(name)]
+
+
+def _need_none(profile: str, problems: Sequence[str]) -> None:
+    if problems:
+        said = f"{figures_folder() / profile} is not published, run `make reproduce PROFILE={profile}` to the end first: "
+        raise ValueError(shorten(said + "; ".join(problems), 300, placeholder=" ..."))
 
 
 def rewrite_readme(root: Path = ROOT) -> None:
