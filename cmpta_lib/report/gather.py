@@ -16,9 +16,9 @@ from textwrap import shorten
 import pandas as pd
 
 from cmpta_lib import files, paper
-from cmpta_lib.files import PUBLISHED, ROOT, figures_folder, runs_folder
+from cmpta_lib.files import PUBLISHED, ROOT, figures_folder
 from cmpta_lib.report.export import NOTHING, PROVENANCE, record_files, recorded, recorded_hashes
-from cmpta_lib.report.rows import PAPER_NAMES, changed, provenance
+from cmpta_lib.report.rows import PAPER_NAMES, changed, provenance, shown_reason
 from cmpta_lib.report.tables import NOT_RUN, escaped
 from cmpta_lib.runs.store import Run, sound
 from cmpta_lib.study import check
@@ -117,7 +117,8 @@ def write_report(study: Study, keys: Sequence[str], beyond: bool = False, failur
     if warning := provenance(study, keys).warning():
         parts.append(f"**{warning}**")
     mixed, reasons = made_otherwise(study, folder), _reasons(study, failures or {})
-    parts += [f"**Left out, and all that needs it:** {_said(why)}." for why in dict.fromkeys(study.without.values())]
+    lost = map(escaped, map(shown_reason, dict.fromkeys(study.without.values())))
+    parts += [f"**Left out, and all that needs it:** {why}." for why in lost]
     if mixed:
         parts.append(
             f"**Not all of one piece:** {', '.join(mixed)} in this folder were made of other runs than the rest (other code or "
@@ -155,18 +156,13 @@ def _reasons(study: Study, failures: Mapping[str, str]) -> dict[str, str]:
     for notebook in NOTEBOOKS:
         for key in study.every_key if study.data else notebook.corpora:
             lost = study.without.get(key) or next(filter(None, (study.lost(row, key) for row in notebook.rows(key))), "")
-            if why := lost or failures.get(notebook.name, ""):
+            if why := lost or failures.get(notebook.name, "").partition(". The executed copy")[0]:
                 reasons |= dict.fromkeys((pattern.replace("{key}", key) for pattern in _patterns(notebook)), why)
     return reasons
 
 
-def _said(why: str) -> str:
-    """A reason in Markdown; paths begin at the runs folder, as a report does not tell of the machine that it was made on."""
-    return escaped(shorten(why.replace(str(runs_folder()), "runs"), 400, placeholder=" ...").rstrip("."))
-
-
 def _not_made(name: str, reasons: Mapping[str, str]) -> str:
-    return f"({name}: not made{f': {_said(reasons[name])}' if name in reasons else ''}.)"
+    return f"({name}: not made{f': {escaped(shown_reason(reasons[name]))}' if name in reasons else ''}.)"
 
 
 def _shown(path: Path) -> str:

@@ -138,15 +138,12 @@ def opened(study: Study, notebooks: Collection[str] = (), models: bool = True) -
             if name in study.every_key or not isinstance(error, FileNotFoundError):
                 wrong[name] = error
 
-    with ThreadPoolExecutor(2) as meanwhile:  # tiny models are made by processes of their own
-        if study.data:  # a user's folder may be wrong: then nothing is made
-            look("data", partial(study.corpus, "data"))
-        asked = _models(study, notebooks).items() if models and not wrong else ()
-        jobs = [meanwhile.submit(look, name, into) for name, into in asked]
-        for key in () if study.data else study.keys_of(notebooks):
-            look(key, partial(study.corpus, key))
-    for job in jobs:
-        job.result()
+    with ThreadPoolExecutor(2) as pool:  # tiny models are made by processes of their own
+        corpora = {key: partial(study.corpus, key) for key in study.keys_of(notebooks)}
+        list(pool.map(look, corpora, corpora.values()))
+        if models and len(wrong) < len(corpora):  # without any corpus nothing is made
+            asked = _models(study, notebooks)
+            list(pool.map(look, asked, asked.values()))
     study.without |= {name: str(error) for name, error in wrong.items()}
     return wrong
 
