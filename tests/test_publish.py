@@ -171,10 +171,10 @@ ALTERED: dict[str, tuple[Callable[[Path], object], str]] = {
 }  # fmt: skip
 FORGED: dict[str, tuple[Callable[[Path], object], str]] = {
     **{name: (ALTERED[name][0], ALTERED[name][1].replace("changed", "not what the runs say").replace("not in provenance.json",
-       "not what the runs say")) for name in ("number", "row", "empty report", "swapped", "cut", "not UTF-8", "further")},
+       "not what the runs say")) for name in ("number", "row", "swapped", "cut", "not UTF-8", "further")},
     "missing": (lambda e: ((e / "table4.md").unlink(), unrecord(e, "table4.md")), "not what the runs say: table4.md"),
     "other seeds": (lambda e: edit(e, "provenance.json", '"seeds": [\n   1,', '"seeds": [\n   7,'), "the runs say: ablation"),
-    "other runs": (lambda e: edit(e, "provenance.json", '"commits": [', '"commits": ["a", '), "not what the runs say: ablation"),
+    "other runs": (lambda e: edit(e, "provenance.json", '"runs": [', '"runs": ["a"'), "not what the runs say: ablation"),
 }  # fmt: skip
 
 
@@ -203,14 +203,16 @@ def test_exports_that_their_runs_do_not_bear_out_are_not_published(forgery: str,
     assert as_before(checkout, f"# Title\n\n{BEGIN}old\n{END}\nThe end.\n")
 
 
-def test_a_page_or_picture_with_a_hash_that_fits_is_not_the_one_that_is_published(exports: Path, made: Path, checkout: Path):
-    for name in ("notebooks/01_data.html", "fig1_architecture.png"):
+def test_a_page_picture_or_report_with_a_hash_that_fits_is_not_the_one_that_is_published(exports, made, checkout):
+    edit(exports, "provenance.json", '"c0ffee"', '"facade"')  # nor is who made it
+    for name in ("notebooks/01_data.html", "fig1_architecture.png", "report.md"):
         (exports / name).write_text("<script>")
         record_files(exports, exports / name)
     publish(made, checkout)
     published = checkout / "figures" / "published" / "demo"
     assert (published / "notebooks/01_data.html").read_text() == "notebooks/01_data.html"
     assert (published / "fig1_architecture.png").read_bytes() == b"drawn"
+    assert (published / "report.md").read_text() == "# Report\n" and "facade" not in (published / "provenance.json").read_text()
 
 
 @pytest.mark.parametrize("fails", ["write_text", "copytree", "csv"])

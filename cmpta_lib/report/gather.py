@@ -170,7 +170,7 @@ def _shown(path: Path) -> str:
 
 
 RESULTS = "results"  # what the README's marks around them are called
-_DRAWN = (".pdf", ".png", ".html")
+_DRAWN, _WHERE = (".pdf", ".png", ".html", "report.md"), ("commits", "hardware", "packages")
 
 
 def publish(profile: str, made: Path, root: Path = ROOT) -> str:
@@ -228,11 +228,11 @@ def check_exports(profile: str, root: Path = ROOT) -> None:
 
 
 def differing(folder: Path, made: Path) -> list[str]:
-    """What of a folder of exports is not as those made anew; pictures and pages a machine may draw otherwise."""
+    """What of a folder of exports is not as those made anew; pictures, pages and by whom all was made may be others."""
 
     def told(exports: Path) -> dict[str, object]:
-        hashes = recorded_hashes(exports).items()
-        return {name: "" if name.endswith(_DRAWN) else digest for name, digest in hashes} | recorded(exports)
+        items = {name: item | dict.fromkeys(_WHERE) for name, item in recorded(exports).items()}
+        return items | {name: "" if name.endswith(_DRAWN) else one for name, one in recorded_hashes(exports).items()}
 
     one, other = told(folder), told(made)
     return [f"not what the runs say: {name}" for name in sorted({**one, **other}) if one.get(name) != other.get(name)]
