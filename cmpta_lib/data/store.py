@@ -163,15 +163,31 @@ def load_corpus(
             says what to do.
         PermissionError: a file may not be read; names it.
     """
-    import pandas as pd
-
     folder = Path(folder)
     if not folder.exists():
         raise FileNotFoundError(f"{folder} is not there: no corpus was written to it; write it with write_corpus")
     remedy = f"remove the folder {folder} and call again"
     with files.reading(folder):
         meta = _facts(folder / META, remedy)
-        known = _check_content(folder, meta["files"], remedy, deep)
+        known = _check_content(folder, meta, remedy, deep)
+    try:
+        corpus = _opened(folder, meta)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise files.Damaged(f"{folder / META} does not describe the files beside it ({type(error).__name__}); {remedy}") from None
+    if deep or known.is_new:
+        if _fingerprint(corpus) != corpus.fingerprint:
+            raise files.Damaged(f"{folder / META} is the record of other clips: their fingerprint is not its own; {remedy}")
+        with suppress(OSError):  # without it, this is found out in every call
+            known.save()
+    if name not in ("", corpus.name) or sources not in (None, corpus.sources):
+        raise files.Damaged(f"{folder} holds the corpus '{corpus.name}' of other files than '{name}'; {remedy}")
+    return corpus
+
+
+def _opened(folder: Path, meta: Mapping[str, Any]) -> Corpus:
+    """The corpus that meta.json describes, whatever else of the folder says so."""
+    import pandas as pd
+
     task = Task.from_stored(meta["task"])
     kept = {key: meta[key] for key in ("name", "generated", "repairs", "sources", "fingerprint")}
     table = pd.read_parquet(folder / "table.parquet")
@@ -185,15 +201,7 @@ def load_corpus(
         mapped = np.memmap(folder / f"{modality}.f32", "<f4", "r") if stops[-1] else np.empty(0, np.float32)
         frames[modality] = np.split(mapped.reshape(-1, meta["dims"][modality]), stops[:-1])
     every = zip(SPLITS, parts, *frames.values(), strict=True)
-    corpus = Corpus(task=task, splits={split: Split(split, task, *contents) for split, *contents in every}, **kept)
-    if deep or known.is_new:
-        if _fingerprint(corpus) != corpus.fingerprint:
-            raise files.Damaged(f"{folder / META} is the record of other clips: their fingerprint is not its own; {remedy}")
-        with suppress(OSError):  # without it, this is found out in every call
-            known.save()
-    if name not in ("", corpus.name) or sources not in (None, corpus.sources):
-        raise files.Damaged(f"{folder} holds the corpus '{corpus.name}' of other files than '{name}'; {remedy}")
-    return corpus
+    return Corpus(task=task, splits={split: Split(split, task, *contents) for split, *contents in every}, **kept)
 
 
 def _fingerprint(corpus: Corpus) -> str:
@@ -232,14 +240,15 @@ def _facts(path: Path, remedy: str) -> dict[str, Any]:
     return files.read_checksummed(path, remedy)
 
 
-def _check_content(folder: Path, recorded: Mapping[str, str], remedy: str, deep: bool) -> files.HashCache:
+def _check_content(folder: Path, meta: Mapping[str, Any], remedy: str, deep: bool) -> files.HashCache:
     """Compare the files with their hashes; large ones that nobody touched since they were read are taken to be the same.
 
     Returns:
         What is known of them: something is new where the record was not compared with the clips since it was written.
     """
     cache = files.HashCache(folder.with_name(f"{folder.name}.checked"))  # beside it: the folder holds what was written
-    is_small = sum(path.stat().st_size for name in recorded if (path := folder / name).exists()) <= SMALL_BYTES
-    files.check(folder, recorded, remedy, None if deep or is_small else cache)
+    is_small = sum(path.stat().st_size for name in CONTENT if (path := folder / name).exists()) <= SMALL_BYTES
+    recorded = dict(meta.get("files") or {})
+    files.check(folder, {name: recorded.get(name, "") for name in CONTENT}, remedy, None if deep or is_small else cache)
     cache.sha256(folder / META)
     return cache
