@@ -203,10 +203,13 @@ class HashCache:
 
     Args:
         path: where the hashes are kept for other processes, by `save`; None: in this object only.
+
+    Attributes:
+        is_new: whether a file was read that is not saved yet.
     """
 
     def __init__(self, path: Path | None = None) -> None:
-        self.path, self._is_saved = path, True
+        self.path, self.is_new = path, False
         self._known: dict[str, tuple[str, list[int]]] = {}
         with suppress(ValueError, LookupError, AttributeError, TypeError):  # damaged: what it said is found out again
             if path is not None:
@@ -219,16 +222,16 @@ class HashCache:
         if before != now:
             digest = sha256(path)
             self._known[str(path)] = digest, now
-            self._is_saved = False
+            self.is_new = True
         return digest
 
     def save(self) -> None:
         """Write what is new to the cache's file; raises OSError where that cannot be written."""
-        if self.path is not None and not self._is_saved:
+        if self.path is not None and self.is_new:
             with writing(self.path):
                 self.path.parent.mkdir(parents=True, exist_ok=True)
             write_text(self.path, checksummed({"hashes": self._known}))
-            self._is_saved = True
+            self.is_new = False
 
 
 def checksummed(content: Mapping[str, Any]) -> str:
@@ -282,14 +285,22 @@ def check(folder: Path, recorded: Mapping[str, str], remedy: str, cache: HashCac
 
 def put(page: Path, name: str, text: str) -> None:
     """Write what stands between a file's marks of this name anew; raises as `split`."""
+    write_text(page, with_text(page, name, text))
+
+
+def with_text(page: Path, name: str, text: str) -> str:
+    """What the file would be with `text` between its marks of this name; raises as `split`."""
     before, after = split(page, name)
-    write_text(page, f"{before}{text}\n{after}")
+    return f"{before}{text}\n{after}"
 
 
 def split(page: Path, name: str) -> tuple[str, str]:
     """A file up to the mark at which something begins, and from that at which it ends; ValueError unless each is there once."""
     begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->"
-    text = page.read_text(encoding="utf-8")
+    try:
+        text = page.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{page}: expected UTF-8 ({error.reason} at byte {error.start}); restore the file") from None
     if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
         raise ValueError(f"{page}: expected one line {begin.strip()} and after it one line {end}")
     return text.partition(begin)[0] + begin, end + text.partition(end)[2]

@@ -10,8 +10,11 @@ from pathlib import Path
 import pytest
 from finished import finish, record_llms, small_studies
 
+from cmpta_lib import files
 from cmpta_lib.cli.__main__ import main
+from cmpta_lib.config import to_json
 from cmpta_lib.embedded.synthetic import tiny_folder
+from cmpta_lib.runs import store
 from cmpta_lib.study import check, plan
 from cmpta_lib.study.check import COMMAND, Need, needs, screen
 from cmpta_lib.study.profiles import PROFILES
@@ -181,12 +184,76 @@ def test_a_deep_check_reads_every_model_that_is_needed(tmp_path):
     models = {"04_table3_simsv2": ["LLM tiny", "LLM tiny-llama", "text encoder tiny-bert"], "03_training": ["LLM tiny"]}
     for notebook, names in models.items():
         stored = check.stored(study, [notebook])
-        assert [need.what for need in stored] == [f"contents of {name}" for name in names]
+        kept = [f"cache/llm/{tiny_folder(study.cache, name=name).name}" for name in ("tiny", "tiny-bert", "tiny-llama")]
+        assert [need.what for need in stored] == [f"contents of {name}" for name in (*kept, *names)]
         assert not any(need.missing for need in stored)
     (encoder / "more.json").write_text("{}")
     for asked in (Study(), study):  # before and after its fingerprint was asked for
-        (damaged,) = (need for need in check.stored(asked, ["04_table3_simsv2"]) if need.missing)
-        assert damaged.what == "contents of text encoder tiny-bert" and str(encoder / "more.json") in damaged.found
+        kept, needed = (need for need in check.stored(asked, ["04_table3_simsv2"]) if need.missing)
+        assert needed.what == "contents of text encoder tiny-bert" and kept.what.endswith(encoder.name)
+        assert str(encoder / "more.json") in needed.found == kept.found
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def swap(folder: Path) -> None:
+    shutil.rmtree(folder)
+    shutil.copytree(next(folder.parent.glob("embedded-meld-*/")), folder)
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory) -> Path:
+    """A runs folder with one of each kind of what is stored."""
+    from cmpta_lib.beyond.knowledge import StatementCache
+    from cmpta_lib.runs import checkpoint
+
+    root = record_llms(tmp_path_factory.mktemp("everything"))
+    with pytest.MonkeyPatch.context() as patch:
+        study = small_studies(root, patch)(seeds=1)
+        finish(study, "sims", study.runs("sims"))
+        (begun,) = study.runs("meld")
+        begun.folder.mkdir()
+        (begun.folder / store.CONFIG).write_text(to_json(begun.config))
+        checkpoint.write(begun.folder / checkpoint.CHECKPOINT, checkpoint.pack(begun.config.hash, {}))
+        checkpoint.write(root / "cache" / "stages" / "a-1.pt", checkpoint.pack("a-1", {}))
+        StatementCache("f00d", root / "cache" / "knowledge").add({"1": ["said"]})
+        files.write_text(root / "cache" / "llm" / "ab.json", files.checksummed({"name": "own"}))
+    return root
+
+
+# Of what is stored: a file, what happens to it, and what is then named.
+FATES = {
+    "corpus": ("cache/data/embedded-sims-*/audio.f32", flip),
+    "corpus without its record": ("cache/data/embedded-sims-*/meta.json", Path.unlink),
+    "corpora swapped": ("cache/data/embedded-sims-*", swap),
+    "tiny model": ("cache/llm/tiny-3*/cmpta.json", flip),
+    "record": ("cache/llm/ab.json", flip),
+    "stage": ("cache/stages/a-1.pt", flip),
+    "stage renamed": ("cache/stages/a-1.pt", lambda path: path.rename(path.with_stem("a-2"))),
+    "statement": ("cache/knowledge/f00d.txt", flip),
+    "statements renamed": ("cache/knowledge/f00d.txt", lambda path: path.rename(path.with_stem("beef"))),
+    "checkpoint": ("embedded-meld-*/checkpoint.pt", flip),
+    "run": ("embedded-sims-*/metrics.json", flip),
+    "run without its config": ("embedded-sims-*/config.json", Path.unlink),
+}
+
+
+@pytest.mark.parametrize("fate", FATES)
+def test_a_deep_check_knows_every_stored_byte(fate, everything, tmp_path, monkeypatch, capsys):
+    root = shutil.copytree(everything, tmp_path / "runs")
+    study = small_studies(root, monkeypatch)(seeds=1)
+    assert not [need for need in check.stored(study, ["03_training"]) if need.missing]
+    pattern, strike = FATES[fate]
+    (path,) = (one for one in root.glob(pattern) if one.suffix not in (".lock", ".checked"))
+    strike(path)
+    damaged = [need for need in check.stored(study, ["03_training"]) if need.missing]
+    assert damaged and all(str(root) in need.found for need in damaged)
+    if fate == "run without its config":
+        assert main(["check", "--deep", "--only", "03"]) == 1 and "config.json is missing" in capsys.readouterr().out
 
 
 def test_nothing_is_made_by_asking(tmp_path, capsys):

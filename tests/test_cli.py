@@ -122,7 +122,7 @@ def executed(monkeypatch, tmp_path) -> list:
     monkeypatch.setattr(Study, "ensure", lambda self, runs, jobs, engine: done.append(("ensure", len(runs))))
     monkeypatch.setattr(Study, "name", "demo")
 
-    def write_report(study: Study, keys: list[str], beyond: bool = False) -> Path:
+    def write_report(study: Study, keys: list[str], *_: object) -> Path:
         done.append(("report", keys))
         study.figures.mkdir(parents=True, exist_ok=True)
         (study.figures / "report.md").write_text(", ".join(step[0] for step in done))

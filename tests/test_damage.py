@@ -15,12 +15,13 @@ import pandas as pd
 import pytest
 
 from cmpta_lib import files
-from cmpta_lib.config import LLMConfig
+from cmpta_lib.config import DataConfig, LLMConfig
 from cmpta_lib.data import store
 from cmpta_lib.data.corpus import Sample, Task
 from cmpta_lib.data.store import kept_corpus, load_corpus, write_corpus
 from cmpta_lib.embedded import synthetic
 from cmpta_lib.llm import files as llm_files
+from cmpta_lib.runs.load import find_corpus
 
 PARTS = ("meta.json", "audio.f32", "vision.f32", "table.parquet")
 
@@ -132,7 +133,7 @@ def test_a_large_corpus_is_hashed_once_and_again_when_it_looks_changed(large: Pa
     assert len(hashed) == 4
     large.with_name("good.checked").write_text("{")
     load_corpus(large)
-    assert len(hashed) == 7
+    assert len(hashed) == 8, "the record too"
 
 
 def test_a_corpus_is_opened_once_while_it_stays_as_it_is(tmp_path: Path, monkeypatch):
@@ -154,11 +155,60 @@ def test_a_changed_byte_under_an_old_time_is_noticed_and_what_the_disk_itself_lo
     flip(audio, audio)
     os.utime(audio, ns=(before.st_atime_ns, before.st_mtime_ns))
     refused(lambda: load_corpus(large), audio, "and call again")
-    recorded = json.loads((large / "meta.json").read_text())["files"]
-    known = {str(large / name): (recorded[name], files.stamp(large / name)) for name in store.CONTENT}
+    recorded = {store.META: files.sha256(large / store.META)} | json.loads((large / store.META).read_text())["files"]
+    known = {str(large / name): (digest, files.stamp(large / name)) for name, digest in recorded.items()}
     files.write_text(large.with_name("good.checked"), files.checksummed({"hashes": known}))
     load_corpus(large)
     refused(lambda: load_corpus(large, deep=True), audio, "and call again")
+
+
+FORGED: dict[str, Callable[[dict, Path], object]] = {  # what somebody writes into meta.json, with checksums that fit
+    "fingerprint": lambda meta, folder: meta.update(fingerprint="f00d"),
+    "task": lambda meta, folder: meta["task"].update(language="zh"),
+    "labels": lambda meta, folder: edit(folder / "table.parquet", folder),
+    "frames": lambda meta, folder: edit(folder / "audio.f32", folder),
+    "kind": lambda meta, folder: meta["task"].update(kind="classification", labels=["a", "b"]),
+}
+
+
+@pytest.mark.parametrize("size", ["small", "large"])
+@pytest.mark.parametrize("forged", FORGED)
+def test_a_fingerprint_is_that_of_the_clips_whatever_their_record_says(tmp_path: Path, monkeypatch, size: str, forged: str):
+    if size == "large":
+        monkeypatch.setattr(store, "SMALL_BYTES", 0)
+    good = corpus(tmp_path / "good")
+    meta = files.read_checksummed(good / "meta.json", "")
+    FORGED[forged](meta, good)
+    meta["files"] = files.hashes(good, store.CONTENT)
+    (good / "meta.json").write_text(files.checksummed(meta))
+    for opened in (load_corpus, kept_corpus, load_corpus):
+        refused(lambda opened=opened: opened(good), good / "meta.json", f"; remove the folder {good} and call again")
+
+
+def test_a_corpus_is_not_believed_for_its_folders_name(tmp_path: Path):
+    sizes = {"train": 3, "valid": 2, "test": 2}
+    names, other = [*synthetic.generative_models()], {"train": 4, "valid": 2, "test": 2}
+    folders = {}
+    for name, asked in ((names[0], sizes), (names[1], sizes), (names[0], other)):
+        synthetic.embedded_corpus(name, tmp_path, asked)
+        (new,) = {path for path in tmp_path.iterdir() if path.is_dir()} - {*folders.values()}
+        folders[name, asked["train"]] = new
+    first = folders[names[0], 3]
+    for wrong in (folders[names[1], 3], folders[names[0], 4]):  # another corpus, and the same of another size
+        shutil.rmtree(first)
+        shutil.copytree(wrong, first)
+        refused(lambda: synthetic.embedded_corpus(names[0], tmp_path, sizes), first, f"remove the folder {first} and call again")
+    with pytest.raises(FileNotFoundError, match="no corpus 'renamed' with fingerprint"):
+        find_corpus(tmp_path, DataConfig(name="renamed", fingerprint=load_corpus(first).fingerprint))
+
+
+def test_another_corpus_that_is_damaged_stops_no_run(tmp_path: Path):
+    good, other = corpus(tmp_path / "b"), corpus(tmp_path / "a", 0.2)
+    wanted = DataConfig(name="own", fingerprint=load_corpus(good).fingerprint)
+    (other / "meta.json").write_text((good / "meta.json").read_text())  # it comes first, and names what is wanted
+    assert find_corpus(tmp_path, wanted).fingerprint == wanted.fingerprint
+    shutil.rmtree(good)
+    refused(lambda: find_corpus(tmp_path, wanted), other, "and call again")
 
 
 def test_a_cache_that_cannot_be_written_is_still_read(large: Path, monkeypatch):

@@ -48,8 +48,8 @@ def write(folder: Path, task: Task = REGRESSION, content: dict | None = None, **
 
 
 def left_in(folder: Path) -> list[str]:
-    """What lies there beside locks."""
-    return sorted(path.name for path in folder.glob("*") if path.suffix != ".lock")
+    """What lies there beside locks and what was checked."""
+    return sorted(path.name for path in folder.glob("*") if path.suffix not in (".lock", ".checked"))
 
 
 def assert_same(ours: Sample, theirs: Sample) -> None:

@@ -15,7 +15,8 @@ from cmpta_lib.cli import pages
 from cmpta_lib.report import comparison, gather, tables
 from cmpta_lib.report import gather as addresses
 from cmpta_lib.report import rows as reports
-from cmpta_lib.study.study import Study
+from cmpta_lib.study import check, exports
+from cmpta_lib.study.study import WITHOUT, Study
 
 
 @pytest.fixture
@@ -112,3 +113,38 @@ def test_a_picture_that_is_exported_is_linked_and_any_other_held(tmp_path):
     pages.write_page(tmp_path / "a.ipynb", tmp_path / "notebooks" / "a.html")
     sources = re.findall(r'src="([^"]{,30})', (tmp_path / "notebooks" / "a.html").read_text(encoding="utf-8"))
     assert sources[0] == "../fig1.png" and sources[1].startswith("data:image/png;base64,") and len(sources) == 2
+
+
+# --- one fault stops only what needs it -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "lost", "kept"),
+    [("cache/data/embedded-sims-*/audio.f32", "sims", "meld"), ("cache/llm/tiny-bert-*/cmpta.json", "tiny-bert", "tiny")],
+)
+def test_what_is_damaged_takes_its_own_rows_and_the_report_says_why(study, spoilt, lost, kept, monkeypatch):
+    (path,) = study.root.glob(spoilt)
+    path.write_bytes(b"\xff" + path.read_bytes()[1:])
+    fresh = Study(smoke=True)
+    assert list(check.opened(fresh)) == [lost] and kept not in fresh.without
+    monkeypatch.setenv(WITHOUT, json.dumps(fresh.without))  # as its notebooks are told
+    rows = {key: comparison.comparison_rows(Study(smoke=True), key) for key in fresh.keys}
+    missing = {row.method for found in rows.values() for row in found if row.note.startswith("runs/smoke/cache")}
+    assert missing == (set() if lost == "sims" else {"Self-MM [25]", "MAG-BERT [26]"} | missing) and rows["meld"][-1].ran
+    text = gather.write_report(fresh, fresh.keys, failures={"06_table5_ablation_simsv2": "a cell failed"}).read_text("utf-8")
+    place, said = str(path.relative_to(study.root.parent)), text.replace("\\", "").replace("runs/", "")
+    assert "**Left out, and all that needs it:** " in said and said.count(place) >= 1 and str(path) not in text
+    assert f"(table5.md: not made: {place if lost == 'sims' else 'a cell failed'}" in said and "Not all of one piece" not in text
+
+
+def test_exports_of_a_reproduction_that_does_not_end_well_are_kept_and_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("CMPTA_FIGURES", str(tmp_path))
+    killed = tmp_path / ".999999999.partial" / "demo"
+    killed.mkdir(parents=True)
+    (killed / "table3.md").write_text("of the killed one")
+    with pytest.raises(RuntimeError, match="the report"), exports.collected("demo") as draft:
+        (draft / "table4.md").write_text("of this one")
+        raise RuntimeError("the report")
+    place = tmp_path / "explored" / "demo"
+    assert capsys.readouterr().err.count(f"is kept in {place}\n") == 2
+    assert {path.name for path in place.iterdir()} == {"table3.md", "table4.md"} and list(tmp_path.iterdir()) == [place.parent]

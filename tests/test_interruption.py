@@ -33,7 +33,7 @@ sys.exit(__main__.main([]))
 TWO_NOTEBOOKS = """
     from types import SimpleNamespace
     reproduce.ROOT = folder
-    study = SimpleNamespace(root=folder, name="study", figures=folder)
+    study = SimpleNamespace(root=folder, name="study", figures=folder, without={})
     reproduce._execute(study, ["one", "two"], {"folder": str(folder)}, 0)
 """
 ENDLESS = """

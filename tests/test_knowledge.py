@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -161,6 +162,9 @@ def test_statements_are_found_again_by_another_process_and_a_damaged_line_is_not
     kept = {"1": ["你好", "a\nb"], "2": [], "3": ["statement 3"], "4": ["the last"]}
     assert StatementCache("abc", tmp_path / "deep") == kept
     assert StatementCache("abd", tmp_path / "deep") == StatementCache("abc", None) == {}
+    shutil.copy(first.path, tmp_path / "deep" / "abd.txt")
+    another = StatementCache("abd", tmp_path / "deep")
+    assert another == {} and another.refused == 5, "what one model said is no statement of another, whatever the file is called"
     text = first.path.read_text()
     first.path.write_text(text.replace("statement 3", "statement 7")[:-9])  # one changed, the last one cut
     damaged = StatementCache("abc", tmp_path / "deep")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +15,7 @@ import pytest
 
 from cmpta_lib.cli.__main__ import main
 from cmpta_lib.report import gather
-from cmpta_lib.report.export import Provenance, export_table, record
+from cmpta_lib.report.export import Provenance, export_table, record, record_files
 from cmpta_lib.study.plan import sections
 
 ROOT = Path(__file__).parents[1]
@@ -32,11 +35,10 @@ SCORES = {
 DEMO = Provenance("a corpus (0123)", "tiny (4567)", (1, 2), ("c0ffee",), "demo", True, ("a machine",))
 
 
-@pytest.fixture
-def exports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole folder of exports, each of its tables saying its own name."""
-    monkeypatch.setenv("CMPTA_FIGURES", str(tmp_path / "figures"))
-    folder = tmp_path / "figures" / "demo"
+    folder = tmp_path_factory.mktemp("whole") / "demo"
     for _, patterns in sections(("sims", "meld"), False):
         for pattern in patterns:
             write(folder, pattern.replace("[12]", "1").replace("[34]", "3").replace("*", "x"))
@@ -44,7 +46,21 @@ def exports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("paper/fig3_x.pdf", "paper/fig3_x.txt", "notebooks/01_data.html"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(name)
+    record_files(folder, folder / "report.md", *folder.glob("paper/*"), *folder.glob("notebooks/*"))
     return folder
+
+
+@pytest.fixture
+def exports(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it where exports lie."""
+    monkeypatch.setenv("CMPTA_FIGURES", str(tmp_path / "figures"))
+    return shutil.copytree(whole, tmp_path / "figures" / "demo")
+
+
+@pytest.fixture
+def made(exports: Path, tmp_path: Path) -> Path:
+    """The same, made anew of the runs: `cmpta publish` executes the notebooks for that."""
+    return shutil.copytree(exports, tmp_path / "made")
 
 
 @pytest.fixture
@@ -52,6 +68,11 @@ def checkout(tmp_path: Path) -> Path:
     (tmp_path / "checkout").mkdir()
     (tmp_path / "checkout" / "README.md").write_text(f"# Title\n\n{BEGIN}old\n{END}\nThe end.\n")
     return tmp_path / "checkout"
+
+
+def publish(made: Path, checkout: Path) -> str:
+    gather.check_exports("demo", checkout)
+    return gather.publish("demo", made, checkout)
 
 
 def write(folder: Path, name: str, provenance: Provenance = DEMO) -> None:
@@ -65,9 +86,9 @@ def write(folder: Path, name: str, provenance: Provenance = DEMO) -> None:
     record(folder, stem, provenance)
 
 
-def test_a_whole_folder_is_published_and_shown(exports: Path, checkout: Path):
+def test_a_whole_folder_is_published_and_shown(exports: Path, made: Path, checkout: Path):
     (exports / ".something.partial").write_text("half")
-    said = gather.publish("demo", checkout)
+    said = publish(made, checkout)
     published = checkout / "figures" / "published" / "demo"
     assert "README.md" in said and str(published) in said
     there = {path.relative_to(published): path.read_bytes() for path in published.rglob("*") if path.is_file()}
@@ -87,7 +108,7 @@ def test_a_whole_folder_is_published_and_shown(exports: Path, checkout: Path):
     ]
     assert "(figures/published/demo/report.md)" in shown
     (published / "gone.md").write_text("no longer exported")
-    assert gather.publish("demo", checkout) == said and not (published / "gone.md").exists()
+    assert publish(made, checkout) == said and not (published / "gone.md").exists()
     assert (checkout / "README.md").read_text(encoding="utf-8") == text
 
 
@@ -96,39 +117,138 @@ def test_rows_that_make_reproduce_does_not_run_say_what_ran_them(exports: Path, 
     longer = pd.concat([SCORES["table3"], pd.DataFrame(further, columns=SCORES["table3"].columns)])
     monkeypatch.setitem(SCORES, "table3", longer)
     write(exports, "table3.md")
-    gather.publish("demo", checkout)
+    gather.publish("demo", exports, checkout)
     assert "by `make reproduce` (MGSI: by `make reproduce ARGS=--all`)" in (checkout / "README.md").read_text()
 
 
-def changed(**fields: object) -> Provenance:
-    return Provenance(**vars(DEMO) | fields)
+def edit(exports: Path, name: str, before: str, after: str) -> None:
+    text = (exports / name).read_text(encoding="utf-8")
+    assert before in text
+    (exports / name).write_text(text.replace(before, after), encoding="utf-8")
 
 
-@pytest.mark.parametrize(
-    ("spoil", "said"),
-    [
-        (lambda exports: (exports / "table4.md").unlink(), "not there: table4.md"),
-        (lambda exports: (exports / "provenance.json").unlink(), "not there: .*provenance.json"),
-        (lambda exports: write(exports, "table4.md", changed(data="a corpus, SMOKE RUN")), "of a smoke run: table4"),
-        (lambda exports: write(exports, "table4.md", changed(seeds=(1,))), r"made with different seeds: \[1, 2\] and \[1\]"),
-        (lambda exports: write(exports, "table7.md", changed(profile="demo, x=1")), "different profile: demo and demo, x=1"),
-        (lambda exports: (exports / "table9.csv").write_text("a\n1\n"), "table9 is not in provenance.json"),
-    ],
-    ids=["missing", "record", "smoke", "seeds", "profile", "unrecorded"],
-)
-def test_leftovers_are_not_published(spoil: Callable[[Path], object], said: str, exports: Path, checkout: Path):
-    spoil(exports)
-    before = (checkout / "README.md").read_bytes()
-    with pytest.raises(ValueError, match=f"is not published, run `make reproduce PROFILE=demo` to the end first: .*{said}"):
-        gather.publish("demo", checkout)
-    assert (checkout / "README.md").read_bytes() == before and not (checkout / "figures").exists()
+def linked(exports: Path, name: str, target: str) -> None:
+    (exports / name).unlink()
+    (exports / name).symlink_to(target)
+
+
+def unrecord(exports: Path, *names: str) -> None:
+    path = exports / "provenance.json"
+    record = json.loads(path.read_text(encoding="utf-8"))
+    for name in names:
+        record["sha256"].pop(name)
+    path.write_text(json.dumps(record))
+
+
+def replaced_folder(exports: Path) -> None:
+    exports.rename(exports.with_name("elsewhere"))
+    exports.symlink_to(exports.with_name("elsewhere"))
+
+
+# What somebody did to exports -> what is said; below, with hashes that fit.
+ALTERED: dict[str, tuple[Callable[[Path], object], str]] = {
+    "number": (lambda e: edit(e, "table3.csv", "0.251", "0.001"), "changed: table3.csv"),
+    "row": (lambda e: edit(e, "table3.md", "| BiLSTM", "<!-- "), "changed: table3.md"),
+    "empty report": (lambda e: (e / "report.md").write_text(""), "changed: report.md"),
+    "script for a page": (lambda e: (e / "notebooks/01_data.html").write_text("<script>"), "changed: notebooks/01_data.html"),
+    "picture": (lambda e: (e / "fig1_architecture.png").write_bytes(b"other"), "changed: fig1_architecture.png"),
+    "swapped": (lambda e: shutil.copy(e / "table4.csv", e / "table3.csv"), "changed: table3.csv"),
+    "cut": (lambda e: (e / "table3.csv").write_bytes(b'group,method\n"pri'), "changed: table3.csv"),
+    "not UTF-8": (lambda e: (e / "table3.csv").write_bytes(b"group,\xff\n"), "changed: table3.csv"),
+    "link": (lambda e: linked(e, "table3.csv", "/etc/hostname"), "a link, or no file: table3.csv"),
+    "link to itself": (lambda e: linked(e, "table4.tex", "table4.tex"), "a link, or no file: table4.tex"),
+    "link for a folder": (lambda e: (shutil.move(e / "paper", e.parent), (e / "paper").symlink_to(e.parent / "paper")),
+                          "a link, or no file: paper"),
+    "link for all": (replaced_folder, "a link, or no file: ."),
+    "pipe": (lambda e: ((e / "table3.csv").unlink(), os.mkfifo(e / "table3.csv")), "a link, or no file: table3.csv"),
+    "folder": (lambda e: ((e / "table3.csv").unlink(), (e / "table3.csv").mkdir()), "not there: table3.csv"),
+    "missing": (lambda e: (e / "table4.md").unlink(), "not there: table4.md"),
+    "further": (lambda e: (e / "table9.csv").write_text("a\n1\n"), "not in provenance.json: table9.csv"),
+    "program": (lambda e: (e / "paper/x.sh").write_text("rm"), "not in provenance.json: paper/x.sh"),
+    "no record": (lambda e: (e / "provenance.json").unlink(), "no export is there"),
+    "older record": (lambda e: unrecord(e, *gather.recorded_hashes(e)), "no export is there"),
+    "nothing": (lambda e: shutil.rmtree(e), "no export is there"),
+}  # fmt: skip
+FORGED: dict[str, tuple[Callable[[Path], object], str]] = {
+    **{name: (ALTERED[name][0], ALTERED[name][1].replace("changed", "not what the runs say").replace("not in provenance.json",
+       "not what the runs say")) for name in ("number", "row", "swapped", "cut", "not UTF-8", "further")},
+    "missing": (lambda e: ((e / "table4.md").unlink(), unrecord(e, "table4.md")), "not what the runs say: table4.md"),
+    "other seeds": (lambda e: edit(e, "provenance.json", '"seeds": [\n   1,', '"seeds": [\n   7,'), "the runs say: ablation"),
+    "other runs": (lambda e: edit(e, "provenance.json", '"runs": [', '"runs": ["a"'), "not what the runs say: ablation"),
+}  # fmt: skip
+
+
+def as_before(checkout: Path, readme: str) -> bool:
+    return [path.name for path in checkout.rglob("*")] == ["README.md"] and (checkout / "README.md").read_text() == readme
+
+
+@pytest.mark.parametrize("alteration", ALTERED)
+def test_altered_exports_are_not_published(alteration: str, exports: Path, made: Path, checkout: Path):
+    strike, said = ALTERED[alteration]
+    strike(exports)
+    first = "is not published, run `make reproduce PROFILE=demo` to the end first"
+    with pytest.raises(ValueError, match=f"{first}: .*{said}") as told:
+        publish(made, checkout)
+    assert as_before(checkout, f"# Title\n\n{BEGIN}old\n{END}\nThe end.\n") and len(str(told.value)) <= 300
+
+
+@pytest.mark.parametrize("forgery", FORGED)
+def test_exports_that_their_runs_do_not_bear_out_are_not_published(forgery: str, exports: Path, made: Path, checkout: Path):
+    strike, said = FORGED[forgery]
+    strike(exports)
+    record_files(exports, *(exports / name for name in gather.recorded_hashes(exports)), *exports.glob("table9.csv"))
+    gather.check_exports("demo", checkout)
+    with pytest.raises(ValueError, match=said):
+        publish(made, checkout)
+    assert as_before(checkout, f"# Title\n\n{BEGIN}old\n{END}\nThe end.\n")
+
+
+def test_a_page_picture_or_report_with_a_hash_that_fits_is_not_the_one_that_is_published(exports, made, checkout):
+    edit(exports, "provenance.json", '"c0ffee"', '"facade"')  # nor is who made it
+    for name in ("notebooks/01_data.html", "fig1_architecture.png", "report.md"):
+        (exports / name).write_text("<script>")
+        record_files(exports, exports / name)
+    publish(made, checkout)
+    published = checkout / "figures" / "published" / "demo"
+    assert (published / "notebooks/01_data.html").read_text() == "notebooks/01_data.html"
+    assert (published / "fig1_architecture.png").read_bytes() == b"drawn"
+    assert (published / "report.md").read_text() == "# Report\n" and "facade" not in (published / "provenance.json").read_text()
+
+
+@pytest.mark.parametrize("fails", ["write_text", "copytree", "csv"])
+def test_readme_and_figures_change_together_or_not_at_all(fails: str, exports: Path, made: Path, checkout: Path, monkeypatch):
+    publish(made, checkout)
+    before = {path: path.read_bytes() for path in checkout.rglob("*") if path.is_file()}
+    write(exports, "table5.md", Provenance(**vars(DEMO) | {"profile": "other"}))
+    if fails == "csv":
+        (exports / "table3.csv").write_bytes(b"group,\xff\n")
+        record_files(exports, exports / "table3.csv")
+    else:
+        place = gather.files if fails == "write_text" else gather.shutil
+        monkeypatch.setattr(place, fails, lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space left", "README.md")))
+    with pytest.raises((OSError, ValueError), match="disk is full" if fails != "csv" else "table3.csv is no table of scores"):
+        gather.publish("demo", exports, checkout)
+    monkeypatch.undo()
+    assert {path: path.read_bytes() for path in checkout.rglob("*") if path.is_file()} == before
+
+
+def test_a_published_table_that_cannot_be_read_is_named(exports: Path, made: Path, checkout: Path):
+    publish(made, checkout)
+    for content in (b"", b"\xff", b"a,b\n1", b'"'):
+        path = checkout / "figures" / "published" / "demo" / "table4.csv"
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=f"{path} is no table of scores"):
+            gather.rewrite_readme(checkout)
+    (checkout / "README.md").write_bytes(b"\xff")
+    with pytest.raises(ValueError, match="README.md: expected UTF-8"):
+        publish(made, checkout)
 
 
 def test_the_command_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     monkeypatch.setenv("CMPTA_FIGURES", str(tmp_path))
     assert main(["publish"]) == 1
     shown = capsys.readouterr().err
-    assert shown.startswith("cmpta publish: ") and "table3.md" in shown and shown.count("\n") == 1
+    assert shown.startswith("cmpta publish: ") and "make reproduce" in shown and shown.count("\n") == 1
     assert main(["publish", "--profile", "papper"]) == 1
     assert "no profile 'papper'" in capsys.readouterr().err
 
@@ -136,8 +256,7 @@ def test_the_command_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_readme_without_its_marks_is_left_alone(exports: Path, checkout: Path):
     (checkout / "README.md").write_text(f"# Title\n{END}{BEGIN}")
     with pytest.raises(ValueError, match="expected one line <!-- results: begin -->"):
-        gather.publish("demo", checkout)
-    assert not (checkout / "figures").exists()
+        gather.check_exports("demo", checkout)
 
 
 # --- this repository --------------------------------------------------------------------------------------------------

@@ -29,19 +29,25 @@ CUE_BYTES = 96  # for the words that a generator has for face and voice
 class StatementCache(dict[str, list[str]]):
     """Statements by the hex digest of a clip's content, in memory and, where a folder is given, in a file there.
 
-    The file is named by `identity`, a digest of all that decides what is said. It has a line per clip, with a checksum:
-    processes append without waiting for each other, and a line that a kill cut, or that changed, is not believed.
+    The file is named by `identity`, a digest of all that decides what is said. It has a line per clip, with a checksum of
+    both: processes append without waiting for each other, and a line that a kill cut, that changed, or that another model
+    said is not believed.
+
+    Attributes:
+        refused: how many lines of the file are not believed.
     """
 
     def __init__(self, identity: str, folder: Path | None) -> None:
         super().__init__()
-        self.path = None if folder is None else folder / f"{identity}.jsonl"
+        self.identity, self.path, self.refused = identity, None if folder is None else folder / f"{identity}.txt", 0
         if self.path is not None and self.path.is_file():
             with files.reading(self.path.parent):
-                lines = self.path.read_bytes().decode(errors="replace").splitlines()
-            for digest, _, text in (line.partition(" ") for line in lines):
-                if digest == _digest(text):
+                lines = self.path.read_bytes().decode(errors="replace").split("\n")
+            for digest, _, text in (line.partition(" ") for line in lines if line):
+                if digest == self._digest(text):
                     self.setdefault(*json.loads(text))  # the first to be written stays
+                else:
+                    self.refused += 1
 
     def add(self, found: Mapping[str, list[str]]) -> None:
         """Raises OSError where the folder cannot be written; the message says what to do."""
@@ -51,11 +57,10 @@ class StatementCache(dict[str, list[str]]):
             with files.writing(self.path.parent):
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 with self.path.open("ab") as file:  # a line end first: the last line may have been cut
-                    file.write("".join(f"\n{_digest(text)} {text}" for text in texts).encode() + b"\n")
+                    file.write("".join(f"\n{self._digest(text)} {text}" for text in texts).encode() + b"\n")
 
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    def _digest(self, text: str) -> str:
+        return hashlib.sha256(f"{self.identity} {text}".encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)

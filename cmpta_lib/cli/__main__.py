@@ -12,6 +12,7 @@ from cmpta_lib.cli.interruption import interruptible
 # What does a command, imported when it is called: takes its options and returns the exit code.
 _DONE_BY = {
     "reproduce": "cmpta_lib.cli.reproduce:reproduce",
+    "publish": "cmpta_lib.cli.reproduce:publish",
     "check": "cmpta_lib.cli.check:check_study",
     "benchmark": "cmpta_lib.benchmark.table:run",
     "runs": "cmpta_lib.cli.listing:list_runs",
@@ -49,10 +50,7 @@ def _act(options: argparse.Namespace) -> int:
     if options.command == "data":
         fetch_corpus = pkgutil.resolve_name(f"data_prep.{options.corpus}:main")
         return int(fetch_corpus(options.rest, f"cmpta data {options.corpus}"))
-    if options.command == "publish":  # and rewrite the README's results
-        print(pkgutil.resolve_name("cmpta_lib.report.gather:publish")(options.profile))
-    else:
-        print(pkgutil.resolve_name("cmpta_lib.llm.files:fetch")(options.name))
+    print(pkgutil.resolve_name("cmpta_lib.llm.files:fetch")(options.name))
     return 0
 
 

@@ -44,6 +44,8 @@ def write_page(executed: Path, page: Path) -> None:
     import nbformat
     from nbconvert import HTMLExporter
 
+    from cmpta_lib.report.export import record_files
+
     notebook = nbformat.read(executed, as_version=4)
     for number, cell in enumerate(notebook.cells):
         cell.id = f"cell-{number}"
@@ -58,6 +60,7 @@ def write_page(executed: Path, page: Path) -> None:
     with files.writing(page):
         page.parent.mkdir(parents=True, exist_ok=True)
     files.write_text(page, _PAGE.format(title=escape(title), colours=colours, body=body))
+    record_files(page.parent.parent, page)
 
 
 def _linked(body: str, exports: Path) -> str:

@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -19,14 +21,13 @@ from cmpta_lib import files
 from cmpta_lib.cli import pages
 from cmpta_lib.cli.arguments import chosen_notebooks, study_of
 from cmpta_lib.cli.interruption import SCRATCH
-from cmpta_lib.files import ROOT
-from cmpta_lib.llm.files import is_tiny
+from cmpta_lib.files import ROOT, figures_folder
 from cmpta_lib.runs import provenance
 from cmpta_lib.runs.engines import DEFAULT, KEEP_FAILED, Engine, RunsFailed, engine_of
 from cmpta_lib.runs.store import Run, sound
 from cmpta_lib.study import check, exports
-from cmpta_lib.study.plan import label
-from cmpta_lib.study.study import ONLY_FINISHED, Study
+from cmpta_lib.study.plan import NOTEBOOKS, label
+from cmpta_lib.study.study import ONLY_FINISHED, WITHOUT, Study
 from data_prep import tasks
 
 SIDE_BY_SIDE = 2  # notebooks, and tiny models in the making
@@ -81,7 +82,8 @@ def reproduce(options: argparse.Namespace) -> int:
         return 1
     print(f"[1/3] corpora and language models of profile '{study.profile}'", flush=True)
     keys, failed = _prepared(study, chosen)
-    print(f"      backbone {study.llm.name} {study.llm.fingerprint}  ({time.monotonic() - started:.0f} s)", flush=True)
+    backbone = study.llm_name if study.llm_name in study.without else f"{study.llm.name} {study.llm.fingerprint}"
+    print(f"      backbone {backbone}  ({time.monotonic() - started:.0f} s)", flush=True)
     planned = study.planned_runs(chosen, keys)
     runs = [run for _, run in planned]
     print(f"[2/3] runs: {sum(run.done for run in runs)} of {len(runs)} are finished already", flush=True)
@@ -94,8 +96,10 @@ def reproduce(options: argparse.Namespace) -> int:
     print(f"[3/3] {len(chosen)} notebooks  ({time.monotonic() - started:.0f} s)", flush=True)
 
     def export() -> Path:
-        failed.extend(_execute(study, chosen, _parameters(options, study), started))
-        return gather.write_report(study, keys, options.all)
+        failures = _execute(study, chosen, _parameters(options, study), started)
+        known = study.without.values()  # said once: not for every notebook that misses the same
+        failed.extend(said for said in failures.values() if not any(why in said for why in known))
+        return gather.write_report(study, keys, options.all, failures)
 
     if options.only or study.smoke:
         report = export()
@@ -108,6 +112,39 @@ def reproduce(options: argparse.Namespace) -> int:
         print(f"cmpta reproduce: {len(failed)} failed; what is finished is kept, call again once it is mended:", file=sys.stderr)
         print("\n".join(f"- {reason}" for reason in failed), file=sys.stderr)
     return 1 if failed else 0
+
+
+def publish(options: argparse.Namespace) -> int:
+    """Make a profile's exports anew of its finished runs (minutes), and publish what comes out, if they are the same.
+
+    Raises:
+        ValueError: they are not, or a run is missing or damaged; names which.
+    """
+    from cmpta_lib.report import gather
+    from cmpta_lib.report.export import recorded_hashes
+
+    gather.check_exports(options.profile)
+    started, study, there = time.monotonic(), Study(options.profile), recorded_hashes(figures_folder() / options.profile)
+    beyond = [one.name for one in NOTEBOOKS if one.is_beyond]
+    chosen = [one.name for one in NOTEBOOKS if not one.is_beyond or f"{exports.PAGES}/{one.name}.html" in there]
+    keys, failed = _prepared(study, chosen)
+    for run in (run for _, run in study.planned_runs(chosen, keys)):
+        if not run.done or run.problem:
+            failed.append(run.problem or f"{run.folder} is not finished")
+    if failed:
+        raise ValueError(f"runs behind {figures_folder() / options.profile} are not whole ({len(failed)} in all): {failed[0]}")
+    print(f"making the exports of {len(chosen)} notebooks anew of the finished runs, to compare them", flush=True)
+    os.environ[ONLY_FINISHED] = "1"
+    asked = argparse.Namespace(profile=options.profile, data="", llm="", smoke=False, changes=())
+    with exports.collected(study.name) as draft:
+        try:
+            if failures := _execute(study, chosen, _parameters(asked, study), started):
+                raise ValueError("; ".join(failures.values()))
+            gather.write_report(study, keys, beyond=set(beyond) <= set(chosen))
+            print(gather.publish(options.profile, draft))
+        finally:
+            shutil.rmtree(draft)  # what it holds is published, or said to differ
+    return 0
 
 
 def _make(study: Study, runs: Sequence[Run], options: argparse.Namespace, failed: list[str], engine: Engine) -> bool:
@@ -140,29 +177,21 @@ def _has_needs(study: Study, chosen: Sequence[str], plan: bool) -> bool:
 
 
 def _prepared(study: Study, chosen: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Make or open tiny models and the corpora that the notebooks read: keys of the sound ones, and what the others have.
+    """Make or open the corpora and models that the notebooks need: keys of the sound corpora, and what is wrong with the rest.
 
     Raises:
-        ValueError, OSError: no corpus is sound; as the first.
+        ValueError, OSError: no corpus is sound, or the backbone that was asked for is not; as the first.
     """
-    keys, problems = [], []
-    names = [] if study.data else [*study.llm_names(chosen), *study.encoder_names(chosen).values()]
-    with ThreadPoolExecutor(SIDE_BY_SIDE) as meanwhile:  # but for a user's folder, which may be wrong: then nothing is made
-        meanwhile.map(study.tiny, filter(is_tiny, dict.fromkeys(names)))
-        for key in study.keys_of(chosen):
-            try:
-                study.corpus(key)
-                keys.append(key)
-            except (ValueError, OSError) as error:
-                problems.append(error)
-    if problems and not keys:
-        raise problems[0]
-    return keys, [str(problem) for problem in problems]
+    problems = check.opened(study, chosen)
+    keys = [key for key in study.keys_of(chosen) if key not in problems]
+    if problems and (not keys or study.own_llm in problems):
+        raise next(iter(problems.values()))
+    return keys, [str(problem) for problem in problems.values()]
 
 
-def _execute(study: Study, chosen: Sequence[str], parameters: Mapping[str, Any], started: float) -> list[str]:
+def _execute(study: Study, chosen: Sequence[str], parameters: Mapping[str, Any], started: float) -> dict[str, str]:
     """Execute the notebooks, each also to a page beside its exports; returns what failed and why, which stops no other."""
-    folder, failed = study.root / "notebooks" / study.name, []
+    folder, failed = study.root / "notebooks" / study.name, dict[str, str]()
     with files.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -175,15 +204,17 @@ def _execute(study: Study, chosen: Sequence[str], parameters: Mapping[str, Any],
             if executed.exists():
                 pages.write_page(executed, study.figures / exports.PAGES / f"{name}.html")
 
+    os.environ[WITHOUT] = json.dumps(study.without)
     pool = ThreadPoolExecutor(SIDE_BY_SIDE)  # their runs are made before the first of them starts, so none waits for another
     names = {pool.submit(execute, name): name for name in chosen}
     try:
         for job in as_completed(names):
             if error := job.exception():
                 where = "" if isinstance(error, NotebookFailed) else f"notebook {names[job]}.ipynb: {type(error).__name__}: "
-                failed.append(f"{where}{error}")
+                failed[names[job]] = f"{where}{error}"
             print(f"      {names[job]} {'failed' if error else 'done'}  ({time.monotonic() - started:.0f} s)", flush=True)
     finally:
+        del os.environ[WITHOUT]
         pool.shutdown(wait=False, cancel_futures=True)  # all have ended, or an interruption ends this process
     print(f"      the executed notebooks are in {folder}", flush=True)
     return failed

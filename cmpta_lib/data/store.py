@@ -86,7 +86,7 @@ def _write_content(
     """Write all but meta.json; returns what that says of it."""
     import pandas as pd  # here and in load_corpus: who opens no corpus, as a loaded run, starts without
 
-    digest = hashlib.sha256(json.dumps(task.stored()).encode())
+    digest = _begun(task)
     rows: list[dict[str, Any]] = []
     widths: dict[Modality, int] = {}
     repairs: Counter[str] = Counter()
@@ -98,19 +98,18 @@ def _write_content(
                 where = f"{origins[split]}, sample {index}"
                 sample = check_sample(given, where, task, widths, repairs, labelled=True, like="in the samples before")
                 where = f"{where} (id {shown(sample.id)})"
-                row = {"split": split} | _row(where, sample)
+                row = {"split": split} | _row(where, sample, rows[0] if rows else {})
                 if sample.id in ids:
                     raise problem(where, "id", "unique in its split", "used before", "rename or remove one of the two")
                 if rows and row.keys() != rows[0].keys():
                     raise problem(where, "extra", "alike in all samples", short([*sample.extra]), "fill every column")
                 ids.add(sample.id)
                 rows.append(row)
-                digest.update(json.dumps(row, sort_keys=True).encode())
+                frames = {modality: getattr(sample, modality) for modality in outputs}
+                _add(digest, row, frames.values())
                 for modality, output in outputs.items():
-                    content = getattr(sample, modality)
-                    widths.setdefault(modality, content.shape[1])
-                    digest.update(content.tobytes())
-                    output.write(content.tobytes())
+                    widths.setdefault(modality, frames[modality].shape[1])
+                    output.write(frames[modality].tobytes())
             if not ids:
                 raise ValueError(f"{origins[split]}: holds no samples; every split needs one or more")
     pd.DataFrame(rows).to_parquet(folder / "table.parquet", index=False)
@@ -118,46 +117,82 @@ def _write_content(
     return {"task": task.stored(), "files": files.hashes(folder, CONTENT), **found}
 
 
-def _row(where: str, sample: Sample) -> dict[str, Any]:
-    """A checked sample's line of the table; plain Python values only."""
+def _begun(task: Task) -> Any:
+    """The fingerprint of a corpus for this task that has no clips yet."""
+    return hashlib.sha256(json.dumps(task.stored()).encode())
+
+
+def _add(digest: Any, row: Mapping[str, Any], frames: Iterable[np.ndarray]) -> None:
+    """Add a clip's line of the table and its frames to a fingerprint."""
+    digest.update(json.dumps(row, sort_keys=True).encode())
+    for content in frames:
+        digest.update(content.tobytes())
+
+
+def _row(where: str, sample: Sample, before: Mapping[str, Any]) -> dict[str, Any]:
+    """A checked sample's line of the table; plain Python values only, of the types of the first line `before`."""
     lengths = {f"{modality}_length": len(getattr(sample, modality)) for modality in MODALITIES}
     row: dict[str, Any] = {name: lengths[name] if name in lengths else getattr(sample, name) for name in COLUMNS}
     for name, value in sample.extra.items():
         value = value.item() if isinstance(value, np.generic) else value
         if name in (*COLUMNS, "split") or type(value) not in (str, int, float):
             raise problem(where, f"extra[{name}]", "a number or string under a free name", shown(value), "change it")
+        if (kind := type(before.get(name, value))) is float and type(value) is int:
+            value = float(value)
+        if type(value) is not kind:  # stored as the first's, it would be another value than its fingerprint says
+            raise problem(where, f"extra[{name}]", f"as in the first sample, of type {kind.__name__}", shown(value), "change it")
         row[name] = value
     return row
 
 
-def load_corpus(folder: Path, *, deep: bool = False) -> Corpus:
+def load_corpus(
+    folder: Path, *, deep: bool = False, name: str = "", sources: Mapping[str, str] | None = None
+) -> Corpus:
     """Open a corpus that `write_corpus` stored, and check that its files are the ones that were written.
 
-    Files of `SMALL_BYTES` together are hashed in every call (0.1 s). Larger ones are hashed once, and again when a size or
-    a time of change is another than it was then; a bit that the disk itself lost shows only in a `deep` call.
+    Its fingerprint is that of what it holds, whatever meta.json says. Files of `SMALL_BYTES` together are hashed in every
+    call (0.1 s). Larger ones are hashed once, and again when a size or a time of change is another than it was then; a bit
+    that the disk itself lost shows only in a `deep` call.
 
     Args:
-        deep: hash the files whatever their sizes and times.
+        deep: read the files whatever their sizes and times.
+        name, sources: what the corpus must be called and made of, if anything.
     Raises:
         FileNotFoundError: there is no such folder.
         Damaged: a file is missing, damaged, edited, of another corpus or of another version of this format; names it and
             says what to do.
         PermissionError: a file may not be read; names it.
     """
-    import pandas as pd
-
     folder = Path(folder)
     if not folder.exists():
         raise FileNotFoundError(f"{folder} is not there: no corpus was written to it; write it with write_corpus")
     remedy = f"remove the folder {folder} and call again"
     with files.reading(folder):
         meta = _facts(folder / META, remedy)
-        _check_content(folder, meta["files"], remedy, deep)
+        known = _check_content(folder, meta, remedy, deep)
+    try:
+        corpus = _opened(folder, meta)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise files.Damaged(f"{folder / META} does not describe the files beside it ({type(error).__name__}); {remedy}") from None
+    if deep or known.is_new:
+        if _fingerprint(corpus) != corpus.fingerprint:
+            raise files.Damaged(f"{folder / META} is the record of other clips: their fingerprint is not its own; {remedy}")
+        with suppress(OSError):  # without it, this is found out in every call
+            known.save()
+    if name not in ("", corpus.name) or sources not in (None, corpus.sources):
+        raise files.Damaged(f"{folder} holds the corpus '{corpus.name}' of other files than '{name}'; {remedy}")
+    return corpus
+
+
+def _opened(folder: Path, meta: Mapping[str, Any]) -> Corpus:
+    """The corpus that meta.json describes, whatever else of the folder says so."""
+    import pandas as pd
+
     task = Task.from_stored(meta["task"])
     kept = {key: meta[key] for key in ("name", "generated", "repairs", "sources", "fingerprint")}
     table = pd.read_parquet(folder / "table.parquet")
-    for name in ("speaker", "dialogue"):
-        table[name] = table[name].astype(object).where(table[name].notna(), None)
+    for column in ("speaker", "dialogue"):
+        table[column] = table[column].astype(object).where(table[column].notna(), None)
     parts = [table[table["split"] == split].drop(columns="split") for split in SPLITS]
     frames: dict[str, list[np.ndarray]] = {}  # modality -> those of each split
     for modality in MODALITIES:
@@ -167,6 +202,18 @@ def load_corpus(folder: Path, *, deep: bool = False) -> Corpus:
         frames[modality] = np.split(mapped.reshape(-1, meta["dims"][modality]), stops[:-1])
     every = zip(SPLITS, parts, *frames.values(), strict=True)
     return Corpus(task=task, splits={split: Split(split, task, *contents) for split, *contents in every}, **kept)
+
+
+def _fingerprint(corpus: Corpus) -> str:
+    """That of a corpus' clips as they are stored now."""
+    digest = _begun(corpus.task)
+    for name, split in corpus.splits.items():
+        starts = dict.fromkeys(MODALITIES, 0)
+        for row in split.table.to_dict("records"):
+            stops = {modality: start + row[f"{modality}_length"] for modality, start in starts.items()}
+            _add(digest, {"split": name} | row, (split._frames[one][starts[one] : stops[one]] for one in MODALITIES))
+            starts = stops
+    return str(digest.hexdigest())
 
 
 def kept_corpus(folder: Path) -> Corpus:
@@ -193,12 +240,15 @@ def _facts(path: Path, remedy: str) -> dict[str, Any]:
     return files.read_checksummed(path, remedy)
 
 
-def _check_content(folder: Path, recorded: Mapping[str, str], remedy: str, deep: bool) -> None:
-    """Compare the files with their hashes; large ones that nobody touched since they were hashed are taken to be the same."""
-    paths = [folder / name for name in recorded]
-    if deep or sum(path.stat().st_size for path in paths if path.exists()) <= SMALL_BYTES:
-        return files.check(folder, recorded, remedy)
+def _check_content(folder: Path, meta: Mapping[str, Any], remedy: str, deep: bool) -> files.HashCache:
+    """Compare the files with their hashes; large ones that nobody touched since they were read are taken to be the same.
+
+    Returns:
+        What is known of them: something is new where the record was not compared with the clips since it was written.
+    """
     cache = files.HashCache(folder.with_name(f"{folder.name}.checked"))  # beside it: the folder holds what was written
-    files.check(folder, recorded, remedy, cache)
-    with suppress(OSError):  # without the cache, files are hashed in every call
-        cache.save()
+    is_small = sum(path.stat().st_size for name in CONTENT if (path := folder / name).exists()) <= SMALL_BYTES
+    recorded = dict(meta.get("files") or {})
+    files.check(folder, {name: recorded.get(name, "") for name in CONTENT}, remedy, None if deep or is_small else cache)
+    cache.sha256(folder / META)
+    return cache

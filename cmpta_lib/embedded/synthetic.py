@@ -17,9 +17,10 @@ from pathlib import Path
 
 import numpy as np
 
-from cmpta_lib.data.corpus import Corpus, Sample, Task
+from cmpta_lib.data.corpus import MODALITIES, Corpus, Sample, Split, Task
 from cmpta_lib.data.store import FORMAT, load_corpus, write_corpus
 from cmpta_lib.embedded.generative import CueSet, GenerativeModel, generative_models, meld_model, sims_model
+from cmpta_lib.files import Damaged
 
 # What names the embedded default's caches: whoever changes what a number stands for raises it, and they are made anew.
 RECIPE, TINY_RECIPE = 3, 2  # generated clips and text; anything else that changes the tiny models' weights
@@ -243,7 +244,7 @@ def embedded_corpus(name: str, cache: Path, sizes: Mapping[str, int] = SPLIT_SIZ
 
     Raises:
         ValueError: no such corpus; the message lists them.
-        Damaged: as `load_corpus`.
+        Damaged: as `load_corpus`, or the folder of this name holds another corpus.
         OSError: the cache cannot be written; names it and says what to do.
     """
     if name not in generative_models():
@@ -253,4 +254,16 @@ def embedded_corpus(name: str, cache: Path, sizes: Mapping[str, int] = SPLIT_SIZ
     if not folder.exists():
         splits = {split: samples(source, split, size, seed) for split, size in sizes.items()}
         write_corpus(folder, name=name, task=source.task, splits=splits, generated=True)
-    return load_corpus(folder)
+    corpus = load_corpus(folder, name=name)
+    if not corpus.generated or any(_differs(corpus.splits[split], source, size, seed) for split, size in sizes.items()):
+        raise Damaged(f"{folder} holds other clips than {name} has; remove the folder {folder} and call again")
+    return corpus
+
+
+def _differs(split: Split, source: GenerativeModel, size: int, seed: int) -> bool:
+    """Whether a stored split is not the generator's: by its size, and its first clip made again (10 ms)."""
+    made, stored = next(samples(source, split.name, size, seed)), split[0]
+    said = [(one.text, one.label, one.speaker, one.audio.shape, one.vision.shape) for one in (made, stored)]
+    if len(split) != size or said[0] != said[1]:
+        return True
+    return not all(np.allclose(getattr(made, one), getattr(stored, one), 1e-3, 1e-3) for one in MODALITIES)

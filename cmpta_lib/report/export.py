@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from glob import escape as literal
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,7 @@ def to_latex(table: Table, name: str, caption: str, warning: str, source: str) -
 
 
 PROVENANCE = "provenance.json"
+HASHES = "sha256"  # in it, beside the exports: the SHA-256 of each file
 FULL = "_full"  # ends the name of the LaTeX file that holds what a short table leaves out
 
 
@@ -233,23 +235,45 @@ def export_table(
 
 
 def record(folder: Path, name: str, provenance: Provenance) -> None:
-    """Write down in the folder's `provenance.json` what made the export `name`; notebooks may do so side by side.
+    """Write down in the folder's `provenance.json` what made the export `name`, and the SHA-256 of each of its files.
+
+    Notebooks may do so side by side.
 
     Raises:
         ValueError: the file is there and no record; names it.
     """
+    _record(folder, {name: asdict(provenance)}, *folder.glob(f"{literal(name)}.*"), *folder.glob(f"paper/{literal(name)}.*"))
+
+
+def record_files(folder: Path, *paths: Path) -> None:
+    """Write down the SHA-256 of files below the folder that are no export, such as pages; raises as `record`."""
+    _record(folder, {}, *paths)
+
+
+def _record(folder: Path, items: Mapping[str, Any], *paths: Path) -> None:
     with files.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / f".{PROVENANCE}.lock"):
-            items = dict(sorted((recorded(folder) | {name: asdict(provenance)}).items()))
-            files.write_text(folder / PROVENANCE, json.dumps(items, ensure_ascii=False, indent=1) + "\n")
+            now = {path.relative_to(folder).as_posix(): files.sha256(path) for path in paths}
+            hashes = dict(sorted({**recorded_hashes(folder), **now}.items()))
+            every = {HASHES: hashes, **dict(sorted({**recorded(folder), **items}.items()))}
+            files.write_text(folder / PROVENANCE, json.dumps(every, ensure_ascii=False, indent=1) + "\n")
 
 
 def recorded(folder: Path) -> dict[str, dict[str, Any]]:
     """Export -> what made it, as far as the folder's record tells; raises ValueError for a file that is no record."""
+    return {name: item for name, item in _read(folder).items() if name != HASHES}
+
+
+def recorded_hashes(folder: Path) -> dict[str, str]:
+    """File, by its path in the folder -> SHA-256 when it was exported, as far as the record tells; raises as `recorded`."""
+    return _read(folder).get(HASHES, {})
+
+
+def _read(folder: Path) -> dict[str, dict[str, Any]]:
     path = folder / PROVENANCE
     try:
         items = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         return {str(name): dict(item) for name, item in items.items()}
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} is no record of exports; remove it and export again") from error

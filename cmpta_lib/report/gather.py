@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from textwrap import shorten
 
 import pandas as pd
 
 from cmpta_lib import files, paper
 from cmpta_lib.files import PUBLISHED, ROOT, figures_folder
-from cmpta_lib.report.export import NOTHING, PROVENANCE, recorded
-from cmpta_lib.report.rows import PAPER_NAMES, changed, provenance
-from cmpta_lib.report.tables import NOT_RUN
+from cmpta_lib.report.export import NOTHING, PROVENANCE, record_files, recorded, recorded_hashes
+from cmpta_lib.report.rows import PAPER_NAMES, changed, provenance, shown_reason
+from cmpta_lib.report.tables import NOT_RUN, escaped
 from cmpta_lib.runs.store import Run, sound
+from cmpta_lib.study import check
 from cmpta_lib.study.exports import PAGES
 from cmpta_lib.study.plan import CMPTA, NOTEBOOKS, Notebook, added, sections
 from cmpta_lib.study.profiles import PROFILES
@@ -33,14 +35,21 @@ def title(name: str) -> str:
     return name.replace("_", " ")
 
 
+def _patterns(notebook: Notebook) -> list[str]:
+    """Names of what a notebook exports, with "{key}" in those of one corpus."""
+    return [*(f"{name}.md" for name in notebook.tables), *(f"{name}.png" for name in notebook.figures)]
+
+
 def exported(folder: Path, notebook: Notebook, keys: Sequence[str]) -> Iterator[str]:
     """Stems of what a notebook has left in a folder of exports; a pattern that nothing fits stands for itself."""
-    for pattern in (*(f"{name}.md" for name in notebook.tables), *(f"{name}.png" for name in notebook.figures)):
+    for pattern in _patterns(notebook):
         for one in dict.fromkeys(pattern.replace("{key}", key) for key in keys):
             yield from sorted(path.stem for path in folder.glob(one)) or [one.rpartition(".")[0]]
 
 
 def _own_runs(study: Study) -> dict[str, Run]:
+    """The study's runs by name, but for those of what is damaged."""
+    check.opened(study, models=False)
     return {run.folder.name: run for _, run in study.planned_runs([notebook.name for notebook in NOTEBOOKS])}
 
 
@@ -52,7 +61,7 @@ def addresses(study: Study, beyond: bool = False) -> pd.DataFrame:
     """
     known, runs, lines = recorded(study.figures), _own_runs(study), []
     for notebook in NOTEBOOKS:
-        keys = study.keys if study.data else [key for key in notebook.corpora if key in study.keys]
+        keys = study.every_key if study.data else [key for key in notebook.corpora if key in study.every_key]
         unfinished = sum(not run.done for run in study.needed(notebook.name))
         for name in exported(study.figures, notebook, keys):
             if notebook.is_beyond and not beyond and name not in known:
@@ -60,7 +69,7 @@ def addresses(study: Study, beyond: bool = False) -> pd.DataFrame:
             behind = known[name]["runs"] if name in known else ()
             own = [runs[one] for one in behind if one in runs]
             problems = {"unfinished runs of its notebook": unfinished if behind else 0}
-            problems["runs that are not this study's"] = len(behind) - len(own)
+            problems["runs that are not this study's"] = 0 if study.without else len(behind) - len(own)
             said = ["made", *(f"{problem}: {count}" for problem, count in problems.items() if count)]
             minutes = sum(run.environment["train_seconds"] for run in sound(own)) / 60
             lines.append({
@@ -86,24 +95,31 @@ def _grid(*lines: Sequence[str], gap: str = " ") -> str:
 
 
 def made_otherwise(study: Study, folder: Path) -> list[str]:
-    """Exports of a folder that were made of other runs than this study's: by an earlier version of the code, say."""
+    """Exports of a folder that were made of other runs than this study's: by an earlier version of the code, say.
+
+    None where something of the study is damaged: nobody knows then which runs would be its own.
+    """
     own = _own_runs(study).keys()
-    return [name for name, item in recorded(folder).items() if not set(item.get("runs", ())) <= own]
+    return [] if study.without else [name for name, item in recorded(folder).items() if not set(item.get("runs", ())) <= own]
 
 
-def write_report(study: Study, keys: Sequence[str], beyond: bool = False) -> Path:
-    """Gather what the notebooks have exported into report.md beside it.
+def write_report(study: Study, keys: Sequence[str], beyond: bool = False, failures: Mapping[str, str] | None = None) -> Path:
+    """Gather what the notebooks have exported into report.md beside it; what is not there says why, where that is known.
 
     Args:
         keys: the corpora that are here; the report says on its face if one of them is generated.
         beyond: whether what goes beyond the paper was asked for too.
+        failures: notebook -> why it failed.
     """
     folder, items = study.figures, recorded(study.figures)
     name = study.corpus("data").name if study.data else f"profile {study.profile}"
     parts = [f"# CMPTA, paper | this run: {name}{changed(study)}{', SMOKE RUN' if study.smoke else ''}"]
     if warning := provenance(study, keys).warning():
         parts.append(f"**{warning}**")
-    if mixed := made_otherwise(study, folder):
+    mixed, reasons = made_otherwise(study, folder), _reasons(study, failures or {})
+    lost = map(escaped, map(shown_reason, dict.fromkeys(study.without.values())))
+    parts += [f"**Left out, and all that needs it:** {why}." for why in lost]
+    if mixed:
         parts.append(
             f"**Not all of one piece:** {', '.join(mixed)} in this folder were made of other runs than the rest (other code or "
             f"settings), and their numbers are not to be compared with the others'. A complete `cmpta reproduce` mends that."
@@ -120,17 +136,33 @@ def write_report(study: Study, keys: Sequence[str], beyond: bool = False) -> Pat
         parts += [paper.CONTEXT, "Slips of the paper, as far as they touch its tables and figures:"]
         parts.append("\n".join(f"- {slip}" for slip in paper.ERRATA))
     for is_beyond in (False, True):
-        for heading, patterns in sections(study.keys, bool(study.data), is_beyond):
+        for heading, patterns in sections(study.every_key, bool(study.data), is_beyond):
             found = {pattern: sorted(folder.glob(pattern)) for pattern in patterns}
             if is_beyond and not any(found.values()):
                 continue  # nobody asked for it
             parts.append(f"## {heading}")
-            parts += [part for name, paths in found.items() for part in [*map(_shown, paths)] or [f"({name}: not made.)"]]
+            parts += [part for name, paths in found.items() for part in [*map(_shown, paths)] or [_not_made(name, reasons)]]
     parts += ["## Where each table and figure comes from", _as_markdown(study, beyond)]
     with files.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     files.write_text(folder / "report.md", "\n\n".join(parts) + "\n")
+    record_files(folder, folder / "report.md")
     return folder / "report.md"
+
+
+def _reasons(study: Study, failures: Mapping[str, str]) -> dict[str, str]:
+    """Why an export may not be there, by the pattern of its name: something that it needs is damaged, or its notebook failed."""
+    reasons = {}
+    for notebook in NOTEBOOKS:
+        for key in study.every_key if study.data else notebook.corpora:
+            lost = study.without.get(key) or next(filter(None, (study.lost(row, key) for row in notebook.rows(key))), "")
+            if why := lost or failures.get(notebook.name, "").partition(". The executed copy")[0]:
+                reasons |= dict.fromkeys((pattern.replace("{key}", key) for pattern in _patterns(notebook)), why)
+    return reasons
+
+
+def _not_made(name: str, reasons: Mapping[str, str]) -> str:
+    return f"({name}: not made{f': {escaped(shown_reason(reasons[name]))}' if name in reasons else ''}.)"
 
 
 def _shown(path: Path) -> str:
@@ -138,73 +170,99 @@ def _shown(path: Path) -> str:
 
 
 RESULTS = "results"  # what the README's marks around them are called
-_SUFFIXES = (".csv", ".md", ".tex", ".pdf", ".png", ".txt", ".html")
-_SAME_SEEDS = ("table3", "table4", "table5", "table6")
+_DRAWN, _WHERE = (".pdf", ".png", ".html", "report.md"), ("commits", "hardware", "packages")
 
 
-def publish(profile: str, root: Path = ROOT) -> str:
-    """Copy a profile's exports to figures/published and rewrite the README's results; says what was done.
+def publish(profile: str, made: Path, root: Path = ROOT) -> str:
+    """Put a profile's exports into figures/published and the README, both or neither; says what was done.
 
     Args:
+        made: the same exports, made anew of the profile's runs: these are published.
         root: the checkout whose published figures and README these become.
     Raises:
-        ValueError: an unknown profile, or exports that are incomplete, of a smoke run or of several settings.
+        ValueError: the profile's exports are others, or the README cannot show them; names the files.
+        OSError: something cannot be written; README and published figures are then what they were.
+    """
+    _need_none(profile, differing(figures_folder() / profile, made))
+    target, readme = root / "figures" / PUBLISHED / profile, root / "README.md"
+    draft, before = (target.with_name(f".{profile}.{what}") for what in ("partial", "before"))
+    with files.writing(target):
+        for left in (draft, before):
+            shutil.rmtree(left, ignore_errors=True)
+        try:
+            shutil.copytree(made, draft, ignore=lambda _, names: [name for name in names if name[0] == "."])
+            text = _readme(root, {profile: draft})
+            if target.exists():  # as a whole: what is no longer exported must not stay
+                target.rename(before)
+            draft.rename(target)
+            files.write_text(readme, text)
+        except BaseException:
+            if before.exists():
+                shutil.rmtree(target, ignore_errors=True)
+                before.rename(target)
+            raise
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+        shutil.rmtree(before, ignore_errors=True)
+    count = sum(path.is_file() for path in target.rglob("*"))
+    return f"{count} files, made anew of their runs, are now in {target}, and README.md shows them; commit both"
+
+
+def check_exports(profile: str, root: Path = ROOT) -> None:
+    """Raise ValueError, naming the files, unless each of the profile's exports is as it was exported, and nothing else is there.
+
+    Also where the README has no room for them.
     """
     if profile not in PROFILES:
         raise ValueError(f"no profile '{profile}'; there are: {', '.join(PROFILES)}")
-    source, target = figures_folder() / profile, root / "figures" / PUBLISHED / profile
-    if problems := unfit(source):
-        again = f"run `make reproduce PROFILE={profile}` to the end first"
-        raise ValueError(f"{source} is not published, {again}: {'; '.join(problems)}")
-    files.split(root / "README.md", RESULTS)  # before anything is copied
-    draft = target.with_name(f".{target.name}.partial")
-    with files.writing(target):
-        shutil.rmtree(draft, ignore_errors=True)
-        shutil.copytree(source, draft, ignore=_unpublished, copy_function=shutil.copyfile)
-        shutil.rmtree(target, ignore_errors=True)  # what is no longer exported must not stay
-        draft.rename(target)
-    rewrite_readme(root)
-    count = sum(path.is_file() for path in target.rglob("*"))
-    return f"{count} files of {source} are now in {target}, and README.md shows them; commit both"
+    folder = figures_folder() / profile
+    there = {path.relative_to(folder).as_posix(): path for path in [folder, *folder.rglob("*")] if path.name[0] != "."}
+    kinds = {name: path.is_symlink() or path.exists() and not (path.is_file() or path.is_dir()) for name, path in there.items()}
+    _need_none(profile, [f"a link, or no file: {name}" for name, is_odd in kinds.items() if is_odd])
+    hashes, found = recorded_hashes(folder), {name for name, path in there.items() if path.is_file()} - {PROVENANCE}
+    problems = [f"not there: {name}" for name in sorted(hashes.keys() - found)] or ["no export is there"] * (not hashes)
+    problems += [f"not in {PROVENANCE}: {name}" for name in sorted(found - hashes.keys())]
+    same = sorted(found & hashes.keys())
+    _need_none(profile, problems + [f"changed: {name}" for name in same if files.sha256(folder / name) != hashes[name]])
+    files.split(root / "README.md", RESULTS)
 
 
-def _unpublished(folder: str, names: list[str]) -> list[str]:
-    paths = [Path(folder, name) for name in names]
-    return [path.name for path in paths if path.is_file() and path.suffix not in _SUFFIXES and path.name != PROVENANCE]
+def differing(folder: Path, made: Path) -> list[str]:
+    """What of a folder of exports is not as those made anew; pictures, pages and by whom all was made may be others."""
+
+    def told(exports: Path) -> dict[str, object]:
+        items = {name: item | dict.fromkeys(_WHERE) for name, item in recorded(exports).items()}
+        return items | {name: "" if name.endswith(_DRAWN) else one for name, one in recorded_hashes(exports).items()}
+
+    one, other = told(folder), told(made)
+    return [f"not what the runs say: {name}" for name in sorted({**one, **other}) if one.get(name) != other.get(name)]
 
 
-def unfit(folder: Path) -> list[str]:
-    """Why a folder of exports cannot stand for a profile's results; empty where it can."""
-    items = recorded(folder)
-    wanted = [pattern for _, patterns in sections(("sims", "meld"), False) for pattern in patterns] + ["report.md", PROVENANCE]
-    if not any(item["generated"] for item in items.values()):
-        wanted.remove("attention_on_cues.md")  # nobody knows where the cues of real clips are
-    if missing := [pattern for pattern in wanted if not any(folder.glob(pattern))]:
-        return [f"not there: {', '.join(missing)}"]
-    made = {path.stem for path in folder.iterdir() if path.suffix in _SUFFIXES and path.name != "report.md"}
-    problems = [f"{name} is not in {PROVENANCE}" for name in sorted(made - set(items))]
-    problems += [f"of a smoke run: {name}" for name, item in items.items() if "SMOKE RUN" in item["data"]]
-    for what, names in (("seeds", _SAME_SEEDS), ("profile", tuple(items))):
-        values = {str(items[name][what]) for name in names if name in items}
-        if len(values) > 1:
-            problems.append(f"made with different {what}: {' and '.join(sorted(values))}")
-    return problems
+def _need_none(profile: str, problems: Sequence[str]) -> None:
+    if problems:
+        said = f"{figures_folder() / profile} is not published, run `make reproduce PROFILE={profile}` to the end first: "
+        raise ValueError(shorten(said + "; ".join(problems), 300, placeholder=" ..."))
 
 
 def rewrite_readme(root: Path = ROOT) -> None:
     """Write the results between the README's marks anew, from the published files.
 
     Raises:
-        ValueError: the marks are not there once each.
+        ValueError: the marks are not there once each, or a published file cannot be read; names it.
     """
-    shown = "\n\n".join(_results(root, name) for name in PROFILES if (root / "figures" / PUBLISHED / name).is_dir())
-    files.put(root / "README.md", RESULTS, shown)
+    files.write_text(root / "README.md", _readme(root, {}))
 
 
-def _results(root: Path, profile: str) -> str:
+def _readme(root: Path, drafts: Mapping[str, Path]) -> str:
+    """The README with the published results, and in place of some profiles' those of `drafts`."""
+    folders = {name: drafts.get(name, root / "figures" / PUBLISHED / name) for name in PROFILES}
+    shown = [_results(name, folder) for name, folder in folders.items() if folder.is_dir()]
+    return files.with_text(root / "README.md", RESULTS, "\n\n".join(shown))
+
+
+def _results(profile: str, folder: Path) -> str:
     """What the README shows of a profile: one table of the headline scores, and where all the rest is."""
-    folder = root / "figures" / PUBLISHED / profile
-    where, said = folder.relative_to(root).as_posix(), recorded(folder)["table3"]
+    where, said = f"figures/{PUBLISHED}/{profile}", recorded(folder)["table3"]
     command = "make reproduce" if profile == "demo" else f"make reproduce PROFILE={profile}"
     warning = "**Generated clips and a tiny LLM: nothing here speaks for or against the paper.** " if said["generated"] else ""
     table = headline(folder)
@@ -222,9 +280,12 @@ def headline(folder: Path) -> pd.DataFrame:
     """Tables 3 and 4 side by side by method, paper and this run, CMPTA last; dashes for a method that one of them lacks."""
     parts, groups = [], []
     for name, key in (("table3", "sims"), ("table4", "meld")):
-        table = pd.read_csv(folder / f"{name}.csv", dtype=str, keep_default_na=False)
-        table = table.set_index(table["method"].str.partition(" [")[0])
-        metric = table.columns[table.columns.str.endswith(" this run")][0].removesuffix(" this run")
+        try:
+            table = pd.read_csv(folder / f"{name}.csv", dtype=str, keep_default_na=False)
+            table = table.set_index(table["method"].str.partition(" [")[0])
+            metric = table.columns[table.columns.str.endswith(" this run")][0].removesuffix(" this run")
+        except (ValueError, LookupError) as error:
+            raise ValueError(f"{folder / name}.csv is no table of scores ({type(error).__name__}); restore it") from error
         corpus = recorded(folder)[name]["data"].partition(" (")[0]
         printed, ours = table[f"{metric} paper"], table[f"{metric} this run"].str.partition(" (n=")[0]
         parts += [printed.rename(f"{PAPER_NAMES[key]} {metric}, paper"), ours.rename(f"{corpus}, this run")]

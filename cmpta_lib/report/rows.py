@@ -40,10 +40,7 @@ def scores_of(study: Study, key: str) -> list[MetricName]:
 
 
 def unusable(runs: Sequence[Run]) -> str:
-    """Why nothing can be shown of these runs together, with the remedy; "" where all are finished and sound.
-
-    Paths begin at the runs folder: an exported table does not tell of the machine that it was made on.
-    """
+    """Why nothing can be shown of these runs together, with the remedy; "" where all are finished and sound."""
     for run in runs:
         reason = run.problem
         if not reason and not run.done:
@@ -52,9 +49,13 @@ def unusable(runs: Sequence[Run]) -> str:
                 f"{run.folder} is not finished; call again, or make it with Study.ensure"
             )
         if reason:
-            shown = textwrap.shorten(reason.replace(str(runs_folder()), "runs"), 400, placeholder=" ...")
-            return f"seed {run.config.seed}: {shown}"
+            return f"seed {run.config.seed}: {shown_reason(reason)}"
     return ""
+
+
+def shown_reason(reason: str) -> str:
+    """A reason as tables and report tell it; paths begin at the runs folder: these do not tell of this machine."""
+    return textwrap.shorten(reason.replace(str(runs_folder()), "runs"), 400, placeholder=" ...")
 
 
 def runs_of(study: Study, key: str, row: Row) -> list[Run]:
@@ -73,7 +74,7 @@ def result_row(
     name, runs = name or row.name, runs_of(study, key, row)
     whole = [run for run in runs if not unusable([run])]
     if reason := study.missing(row, key) or ("" if whole else unusable(runs)):
-        return ResultRow(group, name, printed or {}, note=reason)
+        return ResultRow(group, name, printed or {}, note=shown_reason(reason))
     tables = [run.predictions() for run in whole]
     predictions = np.stack([table["prediction"].to_numpy(float) for table in tables])
     odd = int((~np.isfinite(predictions)).sum())
@@ -144,7 +145,7 @@ def provenance(study: Study, keys: Sequence[str], runs: Sequence[Run] = ()) -> P
     corpora, made_by = [study.corpus(key) for key in keys], sound(runs)
     made = [run.environment for run in made_by] or [records.environment()]
     fingerprints = {corpus.name: corpus.fingerprint for corpus in corpora}
-    llms = {study.llm.name: study.llm.fingerprint} if runs else {}
+    llms = {study.llm.name: study.llm.fingerprint} if runs and study.llm_name not in study.without else {}
     for method in (run.config.method.model_dump() for run in runs):  # and what else they read text with
         llms |= {method[kind]["name"]: method[kind]["fingerprint"] for kind in ("llm", "encoder") if kind in method}
 

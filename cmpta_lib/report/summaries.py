@@ -171,7 +171,7 @@ def training_table(study: Study, keys: Sequence[str]) -> pd.DataFrame:
 
 def register_table(study: Study) -> pd.DataFrame:
     """The alternatives to choices that the paper leaves open, beside the default: one seed, test split of the first corpus."""
-    key = study.keys[0]
+    key = study.every_key[0]
     default, shown, rows = study.runs(key)[0], tabled(study, key), []
     base = default.metrics["test"] if sound([default]) else {}
     for choice in (Row("default"), *CHOICES):

@@ -147,9 +147,13 @@ def read(path: Path, run: str) -> dict[str, Any]:
     content = memoryview(path.read_bytes())
     if hashlib.sha256(content[_DIGEST_BYTES:]).digest() != content[:_DIGEST_BYTES]:
         raise files.Damaged("its contents are not those that were written")
-    found: dict[str, Any] = torch.load(io.BytesIO(content[_DIGEST_BYTES:]), map_location="cpu", weights_only=True)
-    if found["run"] != run:
-        raise files.Damaged(f"it is of run {found['run']}, expected {run}")
+    try:
+        found: dict[str, Any] = torch.load(io.BytesIO(content[_DIGEST_BYTES:]), map_location="cpu", weights_only=True)
+        whose = found["run"]
+    except Exception as error:  # torch raises whatever a byte makes it: UnpicklingError, RuntimeError, struct.error, EOFError ...
+        raise files.Damaged(f"it holds no state of a run ({type(error).__name__})") from None
+    if whose != run:
+        raise files.Damaged(f"it is of run {whose}, expected {run}")
     return found
 
 

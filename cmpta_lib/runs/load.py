@@ -145,16 +145,24 @@ def _text(task: Task, reply: str) -> str:
 
 
 def find_corpus(cache: Path, wanted: DataConfig) -> Corpus:
-    """The stored corpus with this content, wherever in the cache it lies; opened once a process while it stays as it is.
+    """The stored corpus of this name and content, wherever in the cache it lies; opened once while it stays as it is.
 
     Raises:
         FileNotFoundError: there is none.
-        Damaged: what says that it is this one is not what was written; names the file.
+        Damaged: there is none, and what may have been it is not what was written; names the file.
     """
+    damaged: list[Damaged] = []
     for meta in sorted(cache.glob("[!.]*/meta.json")):
-        if wanted.fingerprint in meta.read_text(encoding="utf-8", errors="replace"):
-            if (corpus := kept_corpus(meta.parent)).fingerprint == wanted.fingerprint:
+        if meta.is_file() and wanted.fingerprint in meta.read_text(encoding="utf-8", errors="replace"):
+            try:
+                corpus = kept_corpus(meta.parent)
+            except Damaged as error:
+                damaged.append(error)
+                continue
+            if (corpus.name, corpus.fingerprint) == (wanted.name, wanted.fingerprint):
                 return corpus
+    if damaged:
+        raise damaged[0]
     raise FileNotFoundError(
         f"no corpus '{wanted.name}' with fingerprint {wanted.fingerprint} in {cache}: open it through Study.corpus"
     )

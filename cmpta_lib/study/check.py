@@ -6,7 +6,8 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -16,6 +17,7 @@ import psutil
 
 from cmpta_lib import registry
 from cmpta_lib.data.store import load_corpus
+from cmpta_lib.files import Damaged, read_checksummed
 from cmpta_lib.llm import files as llm_files
 from cmpta_lib.runs import provenance, store
 from cmpta_lib.runs.progress import summarise
@@ -71,16 +73,86 @@ def needs(study: Study, notebooks: Collection[str]) -> list[Need]:
 def stored(study: Study, notebooks: Collection[str] = ()) -> list[Need]:
     """Everything stored, every byte of it compared with the hashes that were taken when it was written.
 
-    Of the LLMs and text encoders, those that these notebooks (or all) need.
+    Corpora, tiny models, records of LLMs, stages that runs share, models' statements, runs and their checkpoints; of the
+    LLMs and text encoders that lie elsewhere, those that these notebooks (or all) need.
     """
-    metas, checks = sorted((study.cache / "data").glob("[!.]*/meta.json")), dict[str, Callable[[], object]]()
-    checks |= {meta.parent.name: partial(load_corpus, meta.parent, deep=True) for meta in metas}
-    checks |= {f"LLM {name}": partial(study.verify, name) for name in study.llm_names(notebooks)}
-    checks |= {f"text encoder {name}": partial(study.verify, name) for name in study.encoder_names(notebooks).values()}
-    found, runs = [(f"contents of {what}", _problem(check)) for what, check in checks.items()], store.found(study.root)
-    found += [(f"run {one.folder.name}", one.detail) for one in map(summarise, runs) if one.state in ("finished", "damaged")]
+    checks: dict[str, Callable[[], object]] = {}
+    for pattern, check in _STORED.items():
+        found = sorted(path for path in study.root.glob(pattern) if path.name[0] != ".")
+        checks |= {str(path.relative_to(study.root)): partial(check, path) for path in found}
+    models = {f"LLM {name}": name for name in study.llm_names(notebooks)}
+    models |= {f"text encoder {name}": name for name in study.encoder_names(notebooks).values()}
+    checks |= {what: partial(study.verify, name) for what, name in models.items()}
+    said = [(f"contents of {what}", _problem(check)) for what, check in checks.items()]
+    runs = map(summarise, store.found(study.root))
+    said += [(f"run {one.folder.name}", one.detail) for one in runs if one.state in ("finished", "damaged")]
     remedy = "do what is said here, then call again"
-    return [Need(what, why or "as written", remedy if why else "", "DAMAGED") for what, why in found]
+    return [Need(what, why or "as written", remedy if why else "", "DAMAGED") for what, why in said]
+
+
+def _corpus_of_this_name(folder: Path) -> None:
+    if not folder.name.startswith(name := load_corpus(folder, deep=True).name):
+        raise Damaged(f"{folder} holds the corpus '{name}'; remove the folder and call again")
+
+
+def _statements(path: Path) -> None:
+    from cmpta_lib.beyond.knowledge import StatementCache
+
+    if lines := StatementCache(path.stem, path.parent).refused:
+        raise Damaged(f"{path}: {lines} lines are cut, changed, or another model's, and not used; remove it")
+
+
+def _kept(path: Path) -> None:
+    from cmpta_lib.runs.checkpoint import CHECKPOINT, read
+
+    try:
+        read(path, path.parent.name[-12:] if path.name == CHECKPOINT else path.stem)
+    except Damaged as error:
+        raise Damaged(f"{path}: {error}; remove it: it is made anew") from None
+
+
+# What is kept below the runs folder -> what raises where it is not as it was written.
+_STORED: Mapping[str, Callable[[Path], object]] = {
+    "cache/data/*/": _corpus_of_this_name,
+    "cache/llm/*/": llm_files.tiny_fingerprint,
+    "cache/llm/*.json": partial(read_checksummed, remedy="remove it and call again: it is made anew"),
+    "cache/stages/*.pt": _kept,
+    "cache/knowledge/*.txt": _statements,
+    "*/checkpoint.pt": _kept,
+}
+
+
+def opened(study: Study, notebooks: Collection[str] = (), models: bool = True) -> dict[str, Exception]:
+    """Open every corpus and model that these notebooks (or all) need, made first where it must be.
+
+    Returns:
+        What is wrong, by a corpus' key or a model's name; it goes to `Study.without`, and all else can go on. A model that
+        is merely not here is no fault: its rows say so.
+    """
+    wrong: dict[str, Exception] = {}
+
+    def look(name: str, into: Callable[[], object]) -> None:
+        try:
+            into()
+        except (ValueError, OSError, RuntimeError) as error:
+            if name in study.every_key or not isinstance(error, FileNotFoundError):
+                wrong[name] = error
+
+    with ThreadPoolExecutor(2) as pool:  # tiny models are made by processes of their own
+        corpora = {key: partial(study.corpus, key) for key in study.keys_of(notebooks)}
+        list(pool.map(look, corpora, corpora.values()))
+        if models and len(wrong) < len(corpora):  # without any corpus nothing is made
+            asked = _models(study, notebooks)
+            list(pool.map(look, asked, asked.values()))
+    study.without |= {name: str(error) for name, error in wrong.items()}
+    return wrong
+
+
+def _models(study: Study, notebooks: Collection[str]) -> dict[str, Callable[[], object]]:
+    """What opens each LLM and text encoder that these notebooks' runs need, by its name."""
+    languages = study.settings.encoders if study.data else study.encoder_names(notebooks)  # a user's own may be of either
+    asked: dict[str, Callable[[], object]] = {name: partial(study.resolved, name) for name in study.llm_names(notebooks)}
+    return asked | {study.encoder_name(language): partial(study.encoder, language) for language in languages}
 
 
 def _problem(check: Callable[[], object]) -> str:

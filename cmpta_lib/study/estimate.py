@@ -22,7 +22,8 @@ from cmpta_lib.runs.load import resources
 from cmpta_lib.runs.progress import duration, table
 from cmpta_lib.study import plan
 from cmpta_lib.study.plan import Planned
-from cmpta_lib.study.study import Study, planned_config
+from cmpta_lib.study.profiles import planned_config
+from cmpta_lib.study.study import Study
 
 # What counts as CMPTA in a projection: the same LLM, prompt and answers around another token maker, or none.
 _LIKE_CMPTA = ("cmpta", "soft_prompt", "mse_adapter", "text_only")

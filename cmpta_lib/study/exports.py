@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import sha256
@@ -45,7 +46,7 @@ def shown(folder: Path) -> str:
 def collected(name: str) -> Iterator[Path]:
     """While a complete reproduction runs, its exports gather in a folder of their own; `finish` puts it in its place.
 
-    What another such call left behind when it was killed is removed.
+    Where the block ends without that, and where another such call was killed, they go to what is explored; it says where.
 
     Raises:
         OSError: the figures folder cannot be written; says what to do.
@@ -55,13 +56,22 @@ def collected(name: str) -> Iterator[Path]:
     with files.writing(draft):
         for left in (path for path in base.glob(".*.partial") if path.stem[1:].isdecimal()):
             if left == draft.parent or not psutil.pid_exists(int(left.stem[1:])):
-                shutil.rmtree(left)
+                _keep(left)
         draft.mkdir(parents=True)
     os.environ[_COLLECTED] = str(draft)
     try:
         yield draft
     finally:
         del os.environ[_COLLECTED]
+        _keep(draft.parent)
+
+
+def _keep(left: Path) -> None:
+    """Put what a reproduction that did not end well has exported to what is explored."""
+    for draft in left.glob("*"):
+        if any(draft.rglob("*")):
+            print(f"what was exported before it ended is kept in {finish(draft, complete=False)}", file=sys.stderr)
+    shutil.rmtree(left, ignore_errors=True)
 
 
 def finish(draft: Path, complete: bool) -> Path:

@@ -17,8 +17,7 @@ from cmpta_lib import registry
 from cmpta_lib.config import DataConfig, RunConfig, paths
 from cmpta_lib.llm.files import hub_id
 from cmpta_lib.study.plan import every_row, label
-from cmpta_lib.study.profiles import DRY_RUN, PROFILES, smoke_changes
-from cmpta_lib.study.study import planned_config
+from cmpta_lib.study.profiles import DRY_RUN, PROFILES, planned_config, smoke_changes
 
 SHOWN_CHANGES = 3
 # Data, backbone and seed stand beside a run's name; the sign of answers follows from the backbone, and what a machine fills

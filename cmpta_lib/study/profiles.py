@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cmpta_lib import registry
-from cmpta_lib.config import PAPER_SEEDS
+from cmpta_lib.config import PAPER_SEEDS, DataConfig, RunConfig, override, paths
 from cmpta_lib.data.corpus import Language
+
+if TYPE_CHECKING:
+    from cmpta_lib.study.plan import Row
 
 
 @dataclass(frozen=True)
@@ -55,3 +58,30 @@ DRY_RUN = "dry_run.json"  # what `cmpta dry-run` leaves in runs/smoke: the LLM a
 def smoke_changes(method: str, dry_run: Mapping[str, Any]) -> dict[str, Any]:
     """Config fields of a smoke run: what the record of a dry run says, or a method's own small sizes."""
     return dict(dry_run.get("changes") or {**SMOKE_CHANGES, **registry.ENTRIES[method].settings.get("smoke", {})})
+
+
+def planned_config(profile: str, key: str, row: Row, data: DataConfig, seed: int, more: Mapping[str, Any]) -> RunConfig:
+    """The one way from a row of a table to the config of its run on the corpus of this key.
+
+    Its method's defaults, what the profile sets, the method's own settings for it, `more` (what a machine, a smoke run or a
+    caller sets), and last what the row is about. Fields that the method does not have are left out, but for the row's.
+
+    Raises:
+        ValueError: the row's method is not registered, or a value does not fit; names the row.
+    """
+    if row.method not in registry.ENTRIES:
+        raise ValueError(f"row '{row.name}': no method '{row.method}'; there are: {', '.join(registry.ENTRIES)}")
+    entry, chosen = registry.ENTRIES[row.method], PROFILES[profile]
+    settings = {**chosen.changes, **chosen.corpus_changes.get(key, {})}
+    for place in (profile, f"{profile}/{key}", f"{profile}/{key}/{row.llm}"):
+        settings |= entry.settings.get(place, {})
+    settings |= more
+    base = RunConfig(data=data, method=entry.defaults(), seed=seed)
+    known = set(paths(base))
+    try:
+        config = override(base, {path: value for path, value in settings.items() if path in known} | dict(row.changes))
+        if row.rate == 1:
+            return config
+        return override(config, {"training.learning_rate": row.rate * config.training.learning_rate})
+    except ValueError as error:
+        raise ValueError(f"row '{row.name}' cannot be run as asked: {error}") from error

@@ -12,9 +12,8 @@ from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
-from cmpta_lib import config as configs
 from cmpta_lib import registry
-from cmpta_lib.config import PAPER_SEEDS, DataConfig, EncoderConfig, LLMConfig, PromptedLMConfig, RunConfig, override
+from cmpta_lib.config import PAPER_SEEDS, DataConfig, EncoderConfig, LLMConfig, PromptedLMConfig, RunConfig
 from cmpta_lib.data.corpus import Corpus, Language
 from cmpta_lib.data.store import load_corpus
 from cmpta_lib.embedded.synthetic import tiny_folder
@@ -25,10 +24,11 @@ from cmpta_lib.runs.store import Run
 from cmpta_lib.study import exports, plan
 from cmpta_lib.study.parameters import checked_changes, checked_seeds
 from cmpta_lib.study.plan import CMPTA, Row, label
-from cmpta_lib.study.profiles import DRY_RUN, PROFILES, SMOKE_DOCUMENTS, SMOKE_SIZES, smoke_changes
+from cmpta_lib.study.profiles import DRY_RUN, PROFILES, SMOKE_DOCUMENTS, SMOKE_SIZES, planned_config, smoke_changes
 
 _LANGUAGES: Mapping[str, Language] = {"sims": "zh", "meld": "en"}  # of the published corpora, known before they are here
 ONLY_FINISHED = "CMPTA_ONLY_FINISHED"  # environment variable: notebooks make no run and show what is finished
+WITHOUT = "CMPTA_WITHOUT"  # environment variable: `Study.without` of a reproduction, for its notebooks
 
 
 class Study:
@@ -65,9 +65,11 @@ class Study:
         self.changes = checked_changes(changes)
         self.root = runs_folder() / "smoke" if smoke else runs_folder()
         self.cache = self.root / "cache"
-        self.keys: tuple[str, ...] = ("data",) if self.data else tuple(self.settings.corpora)
+        self.every_key: tuple[str, ...] = ("data",) if self.data else tuple(self.settings.corpora)
+        # What is damaged, and why: a corpus by its key, an LLM or a text encoder by its name. All else goes on without it.
+        self.without: dict[str, str] = json.loads(os.environ.get(WITHOUT, "{}"))
         self._corpora: dict[str, Corpus] = {}
-        self._resolved = cache(self._resolve)  # LLMs and text encoders by name and dtype
+        self.resolved = cache(self._resolve)  # LLMs and text encoders by name and dtype
         self._answer_sign = cache(partial(llm_files.answer_sign, cache=self.cache / "llm"))
         self.asked: set[Path] = set()  # the runs of `make`, and which of them failed
         self.failures: list[Failure] = []
@@ -90,6 +92,11 @@ class Study:
         """Where its figures and tables go; smoke output stays out of figures/."""
         return self.root / "figures" / self.name if self.smoke else exports.folder(self.name)
 
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Those of its corpora that are sound, as far as anybody has looked."""
+        return tuple(key for key in self.every_key if key not in self.without)
+
     def key(self, wanted: str) -> str:
         """The corpus that a notebook about `wanted` ("sims" or "meld") works on: the user's own where one is given."""
         return "data" if self.data else wanted
@@ -99,6 +106,16 @@ class Study:
         if key not in self._corpora:
             self._corpora[key] = self._open(key)
         return self._corpora[key]
+
+    def lost(self, row: Row, key: str) -> str:
+        """Why a row can be neither made nor shown on a corpus: what it needs is damaged. "" = it can, as far as is known."""
+        entry = registry.ENTRIES.get(row.method)
+        needs, fields = [key], entry.config.model_fields if entry else {}
+        if "llm" in fields:
+            needs.append(self.llm_name_of(row))
+        if "encoder" in fields and key in self.keys:
+            needs.append(self.encoder_name(self.corpus(key).task.language))
+        return next((self.without[need] for need in needs if need in self.without), "")
 
     def _open(self, key: str) -> Corpus:
         from cmpta_lib.embedded import synthetic
@@ -118,7 +135,10 @@ class Study:
                 f"Make it with: {'cmpta dry-run' if self.smoke else f'cmpta data {name}'}; or pass data=<folder> with "
                 f"files in MELD's public format, or use profile 'demo', which needs no download."
             )
-        return load_corpus(folder)
+        corpus = load_corpus(folder, name=name)
+        if corpus.generated and not self.smoke:  # somebody may have prepared a dry run's files by hand
+            raise Damaged(f"{folder} holds generated clips, and no result may come from them; remove it, and `cmpta data {name}`")
+        return corpus
 
     @property
     def llm_name(self) -> str:
@@ -132,7 +152,7 @@ class Study:
         Raises:
             FileNotFoundError: it is not on this machine; says how to fetch it.
         """
-        return self._resolved(self.llm_name)
+        return self.resolved(self.llm_name)
 
     def llm_name_of(self, row: Row) -> str:
         """What names a row's backbone; the caller's own serves every row.
@@ -149,15 +169,17 @@ class Study:
     def missing(self, row: Row, key: str = "") -> str:
         """What a row waits for, with what to do: an LLM of its own; on a corpus of this key also its clips. "" = nothing.
 
-        No other row needs it: this one then says "not run", and the rest goes on.
+        This row then says "not run", and the rest goes on. So it does where what the row needs is damaged.
         """
+        if self.without and (reason := self.lost(row, key)):
+            return reason
         name, entry = self.llm_name_of(row), registry.ENTRIES.get(row.method)
         planned = self._planned_config(key, row) if key and entry and entry.complete else None
         try:
             if planned and entry and entry.complete:
                 entry.complete(planned, self.corpus(key), self.cache, {})
             elif name != self.llm_name:
-                self._resolved(name)
+                self.resolved(name)
         except (OSError, ValueError) as error:
             return str(error)
         return ""
@@ -179,7 +201,7 @@ class Study:
 
     def verify(self, name: str) -> None:
         """Compare every byte of the LLM or text encoder of this name with its recorded hashes; raises as `llm`, and Damaged."""
-        llm_files.find(self._resolved(name), self.cache / "llm", deep=True)
+        llm_files.find(self.resolved(name), self.cache / "llm", deep=True)
 
     def encoder(self, language: Language) -> EncoderConfig:
         """The text encoder of methods without an LLM; a tiny one is built first where it must be.
@@ -187,8 +209,12 @@ class Study:
         Raises:
             FileNotFoundError: it is not on this machine; says how to fetch it.
         """
-        found = self._resolved(self._dry_run.get("encoders", self.settings.encoders)[language], "float32")
+        found = self.resolved(self.encoder_name(language), "float32")
         return EncoderConfig(name=found.name, fingerprint=found.fingerprint)
+
+    def encoder_name(self, language: Language) -> str:
+        """What names the text encoder of this language."""
+        return str(self._dry_run.get("encoders", self.settings.encoders)[language])
 
     def tiny(self, name: str) -> str:
         """Fingerprint of a tiny model, built first if need be, by a process of its own.
@@ -229,7 +255,7 @@ class Study:
         corpus, method, more = self.corpus(key), registry.ENTRIES.get(row.method), dict[str, Any]()
         if method and issubclass(method.config, PromptedLMConfig):
             name = self.llm_name_of(row)
-            llm = self.llm if name == self.llm_name else self._resolved(name)
+            llm = self.llm if name == self.llm_name else self.resolved(name)
             more |= {f"method.llm.{name}": value for name, value in llm.model_dump().items()}
             more["method.prompt.answer_sign"] = self._answer_sign(llm)
         if method and "encoder" in method.config.model_fields:
@@ -257,12 +283,12 @@ class Study:
     def needed(self, notebook: str) -> list[Run]:
         """The runs that a notebook needs, but for the alternatives to open choices and rows whose own LLM is not here."""
         chosen = [replace(found, has_choices=False) for found in plan.chosen([notebook])]
-        planned = plan.planned(chosen, self.keys, bool(self.data), self.seeds)
+        planned = plan.planned(chosen, self.every_key, bool(self.data), self.seeds)
         return [self.run(one.key, one.row, one.seed) for one in planned if not self.missing(one.row, one.key)]
 
     def choice_runs(self) -> list[Run]:
         """The default and the alternatives to the choices that the paper leaves open: one seed each, on the first corpus."""
-        return [self.run(self.keys[0], row, self.seeds[0]) for row in (CMPTA, *plan.CHOICES)]
+        return [self.run(self.every_key[0], row, self.seeds[0]) for row in (CMPTA, *plan.CHOICES)]
 
     def make(self, runs: Sequence[Run]) -> Sequence[Run]:
         """As `ensure`, but a run that fails is printed and remembered in `failures`: tables mark its row, others stand.
@@ -292,7 +318,7 @@ class Study:
 
     def planned(self, notebooks: Collection[str] = ()) -> list[plan.Planned]:
         """Corpus, row and seed of every run that these notebooks (or all) need, each once; needs no corpus."""
-        return plan.planned(plan.chosen(notebooks), self.keys, bool(self.data), self.seeds)
+        return plan.planned(plan.chosen(notebooks), self.every_key, bool(self.data), self.seeds)
 
     def planned_runs(self, notebooks: Collection[str] = (), keys: Collection[str] | None = None) -> list[tuple[str, Run]]:
         """Every run that these notebooks (or all) need on these corpora (or all), each once, with its row's name."""
@@ -307,30 +333,3 @@ class Study:
     def is_paper_corpus(self, key: str) -> bool:
         """Whether the paper's numbers stand for this corpus; generated ones stand in for it and say so."""
         return key != "data"
-
-
-def planned_config(profile: str, key: str, row: Row, data: DataConfig, seed: int, more: Mapping[str, Any]) -> RunConfig:
-    """The one way from a row of a table to the config of its run on the corpus of this key.
-
-    Its method's defaults, what the profile sets, the method's own settings for it, `more` (what a machine, a smoke run or a
-    caller sets), and last what the row is about. Fields that the method does not have are left out, but for the row's.
-
-    Raises:
-        ValueError: the row's method is not registered, or a value does not fit; names the row.
-    """
-    if row.method not in registry.ENTRIES:
-        raise ValueError(f"row '{row.name}': no method '{row.method}'; there are: {', '.join(registry.ENTRIES)}")
-    entry, chosen = registry.ENTRIES[row.method], PROFILES[profile]
-    settings = {**chosen.changes, **chosen.corpus_changes.get(key, {})}
-    for place in (profile, f"{profile}/{key}", f"{profile}/{key}/{row.llm}"):
-        settings |= entry.settings.get(place, {})
-    settings |= more
-    base = RunConfig(data=data, method=entry.defaults(), seed=seed)
-    known = set(configs.paths(base))
-    try:
-        config = override(base, {path: value for path, value in settings.items() if path in known} | dict(row.changes))
-        if row.rate == 1:
-            return config
-        return override(config, {"training.learning_rate": row.rate * config.training.learning_rate})
-    except ValueError as error:
-        raise ValueError(f"row '{row.name}' cannot be run as asked: {error}") from error
