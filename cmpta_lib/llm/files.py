@@ -35,7 +35,7 @@ WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # beside each may stand <n
 VOCABULARIES = ("qwen.tiktoken", "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 HASHES = "hashes.json"  # beside the records of resolved LLMs
 TINY = "cmpta.json"  # the tiny LLM's own record, beside its files
-_BESIDE = (
+BESIDE = (
     "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "preprocessor_config.json", "processor_config.json",  # of omni models: how frames and sound are prepared
 )  # fmt: skip
@@ -55,7 +55,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object; raises ValueError, naming the file, if it is none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # not UTF-8, or not JSON
+    except (ValueError, RecursionError) as error:  # not UTF-8, or not JSON
         raise ValueError(f"{path}: expected JSON ({error}); fetch it again") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected a JSON object, found a {type(content).__name__}; fetch it again")
@@ -67,6 +67,16 @@ def family(folder: Path) -> str:
     return str(read_json(folder / "config.json").get("model_type", ""))
 
 
+def index_of(folder: Path) -> Path | None:
+    """The index that lists a model's shards; None where one file holds all weights."""
+    for name in WEIGHTS:
+        if (index := folder / f"{name}.index.json").is_file():
+            return index
+        if (folder / name).is_file():
+            return None
+    return None
+
+
 def weight_files(folder: Path) -> list[Path]:
     """The files that hold a model's weights, in order: safetensors where they exist, else torch's own.
 
@@ -74,20 +84,20 @@ def weight_files(folder: Path) -> list[Path]:
         FileNotFoundError: there are none, or a shard that the index lists is missing.
         ValueError: the index is damaged.
     """
-    for name in WEIGHTS:
-        index = folder / f"{name}.index.json"
-        if index.is_file():
-            places = read_json(index).get("weight_map")
-            if not isinstance(places, dict) or not places:
-                raise ValueError(f"{index}: expected a weight_map that names the shards; fetch it again")
-            shards = sorted(set(places.values()))
-            if absent := [shard for shard in shards if not (folder / shard).is_file()]:
-                raise FileNotFoundError(
-                    f"{folder}: {index.name} lists {len(shards)} shards, but {', '.join(absent)} is missing; fetch it again"
-                )
-            return [folder / shard for shard in shards]
-        if (folder / name).is_file():
-            return [folder / name]
+    if index := index_of(folder):
+        places = read_json(index).get("weight_map")
+        names = list(places.values()) if isinstance(places, dict) else []
+        if not names or not all(isinstance(name, str) and name == Path(name).name for name in names):
+            raise ValueError(f"{index}: expected a weight_map that names the shards; fetch it again")
+        shards = sorted(set(names))
+        if absent := [shard for shard in shards if not (folder / shard).is_file()]:
+            more = f" and {len(absent) - 1} more" if absent[1:] else ""
+            raise FileNotFoundError(
+                f"{folder}: {index.name} lists {len(shards)} shards, but {absent[0]}{more} is missing; fetch it again"
+            )
+        return [folder / shard for shard in shards]
+    if found := [folder / name for name in WEIGHTS if (folder / name).is_file()]:
+        return found[:1]
     raise FileNotFoundError(f"{folder}: expected model weights ({' or '.join(WEIGHTS)}, or their shards with an index)")
 
 
@@ -101,7 +111,7 @@ def identifying_files(folder: Path) -> list[Path]:
         raise FileNotFoundError(f"{folder}: expected config.json of a causal LM")
     if not any((folder / name).is_file() for name in VOCABULARIES):
         raise FileNotFoundError(f"{folder}: expected a vocabulary ({' or '.join(VOCABULARIES)})")
-    vocabulary = [folder / name for name in (*VOCABULARIES, *_BESIDE) if (folder / name).is_file()]
+    vocabulary = [folder / name for name in (*VOCABULARIES, *BESIDE) if (folder / name).is_file()]
     return [folder / "config.json", *vocabulary, *weight_files(folder)]
 
 
@@ -159,7 +169,7 @@ def fetch(name: str) -> Path:
         published = [entry.rfilename for entry in HfApi().model_info(repo).siblings or ()]
         suffix = "safetensors" if any(file.endswith(".safetensors") for file in published) else "bin"
         snapshot_download(
-            repo, allow_patterns=["config.json", *VOCABULARIES, *_BESIDE, f"*.{suffix}", f"*.{suffix}.index.json"]
+            repo, allow_patterns=["config.json", *VOCABULARIES, *BESIDE, f"*.{suffix}", f"*.{suffix}.index.json"]
         )
     except (HTTPError, HFValidationError, OSError) as error:
         raise OSError(

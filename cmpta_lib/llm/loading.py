@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from cmpta_lib.config import EncoderConfig, LLMConfig
+from cmpta_lib.config import EncoderConfig, LLMConfig, MethodConfig
 from cmpta_lib.llm import files as llm_files
+from cmpta_lib.llm import weights
+from cmpta_lib.llm.weights import told
 from cmpta_lib.method.llm import FrozenLLM
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
     from transformers.models.bert import BertModel
 
 TIGHT = 0.4  # of the GPU's memory
-# What transformers, torch and our own readers raise on files that are complete and wrong.
-_BROKEN = (LookupError, TypeError, AttributeError, ArithmeticError, UnpicklingError, RuntimeError)
+SPARE_ROWS = 128  # of a BERT's embedding table at most: some pad it to a round number
+SIGNS = "+-.0123456789"  # what answers are written in
+_HEAD = r"(predictions\.(decoder|transform\.(dense|LayerNorm))|seq_relationship)\.(weight|bias|gamma|beta)"
+HEADS = rf"cls\.(predictions\.bias|{_HEAD})"  # of BERT's pre-training, which its published files hold beside the encoder
 
 
 def weights_fingerprint(model: torch.nn.Module) -> str:
@@ -94,45 +97,28 @@ def without_bars() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-@contextmanager
-def _told(folder: Path, wanted: str) -> Iterator[None]:
-    """Files that do not make the model raise a ValueError that names their folder."""
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise
-    except (*_BROKEN, SafetensorError) as error:
-        reason = "a weight file holds more than tensors" if isinstance(error, UnpicklingError) else str(error)
-        raise ValueError(
-            f"{folder}: config.json, vocabulary and weights do not make {wanted} ({type(error).__name__}: "
-            f"{reason.partition(chr(10))[0]}); fetch them again"
-        ) from error
-
-
 def load_encoder(config: EncoderConfig, cache: Path, device: torch.device) -> TextEncoder:
     """Load the text encoder that a config names: the tiny one from `cache`, any other BERT by folder or hub id.
 
     Raises:
         OSError: it is not there, or no BERT; says what to do.
-        ValueError: the files are not the ones that the config names, or damaged.
+        ValueError: the files are not the ones that the config names, are damaged, or do not fit each other; names file and
+            tensor.
     """
-    from transformers import BertModel, BertTokenizerFast
-    from transformers.utils import logging
+    from transformers import BertConfig, BertModel, BertTokenizerFast
 
     folder = llm_files.find(config, cache)
     if (family := llm_files.family(folder)) != "bert":
         raise OSError(f"{folder}: expected a BERT, such as bert-base-chinese, not '{family}'")
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # published files hold the heads of the pre-training too, which is no news
-    try:
-        with without_bars(), _told(folder, "a BERT"):
-            tokenizer = BertTokenizerFast.from_pretrained(folder)
-            model = BertModel.from_pretrained(folder, dtype=torch.float32)
-    finally:
-        logging.set_verbosity(verbosity)
-    return TextEncoder(model.to(device), tokenizer, config)
+    settings = _settings(folder, BertConfig, BertModel)
+    with without_bars():
+        model: Any = weights.load_model(BertModel, settings, folder, torch.float32, HEADS)
+        tokenizer = _tokenizer(folder, BertTokenizerFast)
+    encoder, rows = TextEncoder(model.to(device), tokenizer, config), len(model.embeddings.word_embeddings.weight)
+    _check_vocabulary(folder, tokenizer, rows, encoder.token_ids, encoder.token_ids(""))
+    if len(tokenizer) < rows - SPARE_ROWS:
+        raise _not_of_one_model(folder, tokenizer, rows)
+    return encoder
 
 
 def load(config: LLMConfig, cache: Path, device: torch.device) -> FrozenLLM:
@@ -143,17 +129,30 @@ def load(config: LLMConfig, cache: Path, device: torch.device) -> FrozenLLM:
 
     Raises:
         OSError: the model is not there, or of a family that transformers itself does not have; says what to do.
-        ValueError: the files are not the ones that the config names, are damaged, or do not fit each other.
+        ValueError: the files are not the ones that the config names, are damaged, or do not fit each other; names file and
+            tensor.
     """
     folder = llm_files.find(config, cache)
     fingerprint = config.fingerprint or llm_files.fingerprint(folder)
-    with without_bars(), _told(folder, "an LLM"):
+    with without_bars():
         model, tokenizer = _model(folder, getattr(torch, config.dtype), device)
-    rows = model.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > rows:
-        raise ValueError(f"{folder}: the vocabulary has {len(tokenizer)} tokens, the weights {rows}: not of one model")
     model = model.to(device)
-    return FrozenLLM(model, tokenizer, fingerprint, config.name, gradient_checkpointing=_is_tight(model, device))
+    llm = FrozenLLM(model, tokenizer, fingerprint, config.name, gradient_checkpointing=_is_tight(model, device))
+    _check_vocabulary(folder, tokenizer, len(llm.embedding.weight), llm.token_ids, llm.first_ids, SIGNS)
+    return llm
+
+
+def open_once(methods: Iterable[MethodConfig], cache: Path) -> None:
+    """Open the LLMs and text encoders of these settings, each once, and let go of them; those made here are known.
+
+    Runs that start together would each say the same. Raises as `load` and `load_encoder`.
+    """
+    fields = [(name, value) for method in methods for name, value in method]
+    cpu = torch.device("cpu")  # the GPU is the runs'
+    with torch.random.fork_rng(devices=[]):
+        for name, found in dict.fromkeys(field for field in fields if field[0] in ("llm", "encoder")):
+            if not llm_files.is_tiny(found.name):
+                load(found, cache, cpu) if name == "llm" else load_encoder(found, cache, cpu)
 
 
 def _model(folder: Path, dtype: torch.dtype, device: torch.device) -> tuple[PreTrainedModel, Any]:
@@ -165,7 +164,11 @@ def _model(folder: Path, dtype: torch.dtype, device: torch.device) -> tuple[PreT
         from cmpta_lib.llm import chatglm3, qwen_v1
 
         published = qwen_v1 if family == "qwen" else chatglm3
-        return published.load_model(folder, dtype, device), published.load_tokenizer(folder / published.VOCABULARY)
+        tokenizer = published.load_tokenizer(folder / published.VOCABULARY)
+        model = published.load_model(folder, dtype, device)
+        if len(tokenizer) > (rows := len(model.get_input_embeddings().weight)):  # their special tokens have rows too
+            raise _not_of_one_model(folder, tokenizer, rows)
+        return model, tokenizer
     own = CONFIG_MAPPING[family] if family in CONFIG_MAPPING else None
     if own not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise OSError(f"{folder}: expected a causal LM that transformers knows without remote code, not '{family}'")
@@ -177,8 +180,73 @@ def _model(folder: Path, dtype: torch.dtype, device: torch.device) -> tuple[PreT
         tokenizer_class = TOKENIZER_MAPPING[own] if own in TOKENIZER_MAPPING else None
     if tokenizer_class is None:
         raise OSError(f"{folder}: expected tokenizer.json beside the weights; fetch it from the model's page")
-    tokenizer = tokenizer_class.from_pretrained(folder)
-    return MODEL_FOR_CAUSAL_LM_MAPPING[own].from_pretrained(folder, dtype=dtype), tokenizer
+    settings = _settings(folder, own, MODEL_FOR_CAUSAL_LM_MAPPING[own])
+    tokenizer = _tokenizer(folder, tokenizer_class)
+    return weights.load_model(MODEL_FOR_CAUSAL_LM_MAPPING[own], settings, folder, dtype), tokenizer
+
+
+def _settings(folder: Path, kind: type[PreTrainedConfig], model: type[PreTrainedModel]) -> Any:
+    """config.json as this class has it; raises ValueError where it is damaged, OSError where it is of another kind of model."""
+    import transformers
+
+    path = folder / "config.json"
+    with told(path, f"settings of {model.__name__}"):
+        config = kind.from_dict(llm_files.read_json(path))
+    if getattr(config, "quantization_config", None) is not None:
+        raise OSError(f"{path}: expected weights as they were trained, not quantised ones (quantization_config); fetch those")
+    names = [str(name) for name in config.architectures or ()]
+    wrong = [name for name in names if getattr(transformers, name, model) is not model] if model.__name__ not in names else []
+    if model is transformers.BertModel:  # the encoder of every class for BERT
+        wrong = [name for name in wrong if getattr(getattr(transformers, name), "config_class", None) is not kind]
+        wrong += ["a decoder (is_decoder)"] if config.is_decoder else []
+    elif not wrong and kind in transformers.MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", True):
+        wrong = ["an encoder, which reads both ways (is_decoder=false)"]
+    if wrong:
+        raise OSError(f"{path}: expected the settings of {model.__name__}, and it says {wrong[0]}; use another model")
+    return config
+
+
+def _vocabulary(folder: Path) -> Path:
+    return next(folder / name for name in llm_files.VOCABULARIES if (folder / name).is_file())
+
+
+def _tokenizer(folder: Path, kind: Any) -> Any:
+    for name in llm_files.BESIDE:
+        if name.endswith(".json") and (folder / name).is_file():
+            llm_files.read_json(folder / name)
+    with told(_vocabulary(folder), "the model's vocabulary"):
+        return kind.from_pretrained(folder)
+
+
+def _check_vocabulary(
+    folder: Path, tokenizer: Any, rows: int, read: Callable[[str], list[int]], always: Sequence[int], needed: str = ""
+) -> None:
+    """Raise ValueError unless every id that a text can have is a row of the embedding table.
+
+    Many copies have more names than rows: `<pad>` behind Llama 2's 32,000. Such a token stays, and in a text is letters.
+
+    Args:
+        read: ids of a text.
+        always: ids in every input.
+        needed: a text whose letters the vocabulary must know.
+    """
+    from transformers import AddedToken
+
+    names = tokenizer.get_vocab() if hasattr(tokenizer, "get_vocab") else {}
+    beyond = [name for name, token in names.items() if token >= rows]
+    if spare := [name for name in beyond if name in tokenizer.added_tokens_encoder]:
+        tokenizer.add_tokens([AddedToken(name, special=True, normalized=False) for name in spare], special_tokens=True)
+    if len(spare) < len(beyond) or any(token >= rows for token in (*always, *(i for name in beyond for i in read(name)))):
+        raise _not_of_one_model(folder, tokenizer, rows)
+    if not (ids := read(needed)) and needed or getattr(tokenizer, "unk_token_id", None) in ids:
+        raise ValueError(f"{_vocabulary(folder)}: expected a vocabulary that spells '{needed}', as answers need; fetch it again")
+
+
+def _not_of_one_model(folder: Path, tokenizer: Any, rows: int) -> ValueError:
+    return ValueError(
+        f"{folder}: the vocabulary has {len(tokenizer)} tokens, the weights {rows}: not of one model; fetch "
+        f"{_vocabulary(folder).name}, config.json and weights again"
+    )
 
 
 def _is_tight(model: torch.nn.Module, device: torch.device) -> bool:

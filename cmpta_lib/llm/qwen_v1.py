@@ -109,7 +109,8 @@ def config_of(published: dict[str, Any]) -> Qwen2Config:
     Raises:
         ValueError: it asks for something that the Qwen2 classes cannot do.
     """
-    expect(published, {"no_bias": True, "rotary_pct": 1.0, "scale_attn_weights": True}, "Qwen v1")
+    fixed = {"no_bias": True, "rotary_pct": 1.0, "scale_attn_weights": True, "tie_word_embeddings": False}
+    expect(published, fixed, "Qwen v1")
     heads = published["num_attention_heads"]
     return Qwen2Config(
         vocab_size=published["vocab_size"],
@@ -122,7 +123,7 @@ def config_of(published: dict[str, Any]) -> Qwen2Config:
         rms_norm_eps=published["layer_norm_epsilon"],
         rope_parameters={"rope_type": "default", "rope_theta": float(published["rotary_emb_base"])},
         max_position_embeddings=published["seq_length"],
-        tie_word_embeddings=published.get("tie_word_embeddings", False),
+        tie_word_embeddings=False,
     )
 
 
