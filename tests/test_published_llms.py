@@ -153,7 +153,7 @@ def test_a_missing_or_damaged_sentencepiece_vocabulary(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match="expected ChatGLM3's vocabulary"):
         chatglm3.ChatGLMTokenizer(path)
     path.write_bytes(b"nothing of the kind")
-    with pytest.raises(ValueError, match=f"{path}: is no sentencepiece model"):
+    with pytest.raises(ValueError, match=f"{path}: expected a sentencepiece model"):
         chatglm3.ChatGLMTokenizer(path)
 
 
@@ -196,11 +196,11 @@ def test_weights_in_bfloat16_are_the_files_own(published: Path):
     [
         ("qwen", {"no_bias": False}, "no_bias=False"),
         ("qwen", {"rotary_pct": 0.25}, "rotary_pct=0.25"),
-        ("qwen", {"num_hidden_layers": 4}, "index.json: .*model.layers.3.input_layernorm.weight is missing .and 11 more"),
-        ("qwen", {"num_hidden_layers": 2}, "safetensors: .*model.layers.2.input_layernorm.weight has no place .and 11 more"),
-        ("qwen", {"vocab_size": 501}, r"lm_head.weight is \[500, 64\], not \[501, 64\] .and 1 more"),
-        ("qwen", {"tie_word_embeddings": True}, "config.json: .*tie_word_embeddings=True, expected False"),
-        ("qwen", {"kv_channels": 16}, r"h\.0\.attn\.c_attn\.bias has 192 rows, config.json asks for 96"),
+        ("qwen", {"num_hidden_layers": 4}, "index.json: .*model.layers.3.input_layernorm.weight is missing .12 tensors"),
+        ("qwen", {"num_hidden_layers": 2}, "safetensors: .*model.layers.2.input_layernorm.weight has no place .12 tensors"),
+        ("qwen", {"vocab_size": 501}, r"lm_head.weight is \[500, 64\], not \[501, 64\] .2 tensors"),
+        ("qwen", {"tie_word_embeddings": True}, "config.json: .*tie_word_embeddings=True cannot be loaded"),
+        ("qwen", {"kv_channels": 16}, r"attn\.c_attn\.\w+ has 192 rows, config.json asks for 96"),
         ("chatglm", {"add_bias_linear": True}, "add_bias_linear=True"),
         ("chatglm", {"rmsnorm": False}, "rmsnorm=False"),
         ("chatglm", {"num_layers": 4}, "index.json: .*model.layers.3.*is missing"),

@@ -221,9 +221,9 @@ def load(config: LLMConfig, device: torch.device, system: str = "", frame_tokens
     with without_bars(), torch.random.fork_rng(devices=[]):  # whoever asks has seeded the generator
         with told(path, f"settings of {thinker.__name__}"):
             settings = thinker.config_class.from_dict(llm_files.read_json(path)["thinker_config"])
-        model: Any = load_model(thinker, settings, folder, getattr(torch, config.dtype), SPEAKING)
+        model = load_model(thinker, settings, folder, getattr(torch, config.dtype), device, SPEAKING)
         with told(folder, "the files of an omni model"):
-            return OmniLLM(model.to(device), folder, config, system, frame_tokens)
+            return OmniLLM(model, folder, config, system, frame_tokens)
 
 
 def _folder(config: LLMConfig) -> Path:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from cmpta_lib import files
-from cmpta_lib.config import EncoderConfig, LLMConfig
+from cmpta_lib.config import EncoderConfig, LLMConfig, MethodConfig
 
 PUBLISHED: Mapping[str, str] = {  # name -> hub id
     "qwen-1.8b": "Qwen/Qwen-1_8B",
@@ -69,12 +69,9 @@ def family(folder: Path) -> str:
 
 def index_of(folder: Path) -> Path | None:
     """The index that lists a model's shards; None where one file holds all weights."""
-    for name in WEIGHTS:
-        if (index := folder / f"{name}.index.json").is_file():
-            return index
-        if (folder / name).is_file():
-            return None
-    return None
+    found = (folder / name for kind in WEIGHTS for name in (f"{kind}.index.json", kind) if (folder / name).is_file())
+    first = next(found, None)
+    return first if first and first.suffix == ".json" else None
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -84,21 +81,20 @@ def weight_files(folder: Path) -> list[Path]:
         FileNotFoundError: there are none, or a shard that the index lists is missing.
         ValueError: the index is damaged.
     """
-    if index := index_of(folder):
-        places = read_json(index).get("weight_map")
-        names = list(places.values()) if isinstance(places, dict) else []
-        if not names or not all(isinstance(name, str) and name == Path(name).name for name in names):
-            raise ValueError(f"{index}: expected a weight_map that names the shards; fetch it again")
-        shards = sorted(set(names))
-        if absent := [shard for shard in shards if not (folder / shard).is_file()]:
-            more = f" and {len(absent) - 1} more" if absent[1:] else ""
-            raise FileNotFoundError(
-                f"{folder}: {index.name} lists {len(shards)} shards, but {absent[0]}{more} is missing; fetch it again"
-            )
-        return [folder / shard for shard in shards]
-    if found := [folder / name for name in WEIGHTS if (folder / name).is_file()]:
-        return found[:1]
-    raise FileNotFoundError(f"{folder}: expected model weights ({' or '.join(WEIGHTS)}, or their shards with an index)")
+    if not (index := index_of(folder)):
+        if found := [folder / name for name in WEIGHTS if (folder / name).is_file()]:
+            return found[:1]
+        raise FileNotFoundError(f"{folder}: expected model weights ({' or '.join(WEIGHTS)}, or their shards with an index)")
+    places = read_json(index).get("weight_map")
+    if not isinstance(places, dict) or not places or any(str(name) != Path(str(name)).name for name in places.values()):
+        raise ValueError(f"{index}: expected a weight_map that names the shards; fetch it again")
+    shards = sorted(set(map(str, places.values())))
+    if absent := [shard for shard in shards if not (folder / shard).is_file()]:
+        more = f" and {len(absent) - 1} more" if absent[1:] else ""
+        raise FileNotFoundError(
+            f"{folder}: {index.name} lists {len(shards)} shards, but {absent[0]}{more} is missing; fetch it again"
+        )
+    return [folder / shard for shard in shards]
 
 
 def identifying_files(folder: Path) -> list[Path]:
@@ -236,6 +232,22 @@ def find(config: LLMConfig | EncoderConfig, cache: Path, deep: bool = False) -> 
             f"{config.fingerprint}; restore or fetch it again"
         )
     return folder
+
+
+def open_once(methods: Iterable[MethodConfig], cache: Path) -> None:
+    """Open each LLM and text encoder of these settings that was not made here: what is wrong with one is said once.
+
+    Raises as `loading.load` and `load_encoder`.
+    """
+    fields = dict.fromkeys(field for method in methods for field in method if field[0] in ("llm", "encoder"))
+    if wanted := [(name, config) for name, config in fields if not is_tiny(config.name)]:
+        import torch
+
+        from cmpta_lib.llm import loading
+
+        with torch.random.fork_rng(devices=[]):
+            for name, config in wanted:  # on the CPU: the GPU is the runs'
+                (loading.load if name == "llm" else loading.load_encoder)(config, cache, torch.device("cpu"))
 
 
 def _record(path: Path) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from cmpta_lib.config import EncoderConfig, LLMConfig, MethodConfig
+from cmpta_lib.config import EncoderConfig, LLMConfig
+from cmpta_lib.files import Damaged
 from cmpta_lib.llm import files as llm_files
-from cmpta_lib.llm import weights
-from cmpta_lib.llm.weights import told
+from cmpta_lib.llm.weights import load_model, told
 from cmpta_lib.method.llm import FrozenLLM
 
 if TYPE_CHECKING:
@@ -102,8 +102,7 @@ def load_encoder(config: EncoderConfig, cache: Path, device: torch.device) -> Te
 
     Raises:
         OSError: it is not there, or no BERT; says what to do.
-        ValueError: the files are not the ones that the config names, are damaged, or do not fit each other; names file and
-            tensor.
+        Damaged: the files are not the ones that the config names, or not of one model; names file and tensor.
     """
     from transformers import BertConfig, BertModel, BertTokenizerFast
 
@@ -112,9 +111,9 @@ def load_encoder(config: EncoderConfig, cache: Path, device: torch.device) -> Te
         raise OSError(f"{folder}: expected a BERT, such as bert-base-chinese, not '{family}'")
     settings = _settings(folder, BertConfig, BertModel)
     with without_bars():
-        model: Any = weights.load_model(BertModel, settings, folder, torch.float32, HEADS)
+        model = load_model(BertModel, settings, folder, torch.float32, device, HEADS)
         tokenizer = _tokenizer(folder, BertTokenizerFast)
-    encoder, rows = TextEncoder(model.to(device), tokenizer, config), len(model.embeddings.word_embeddings.weight)
+    encoder, rows = TextEncoder(model, tokenizer, config), len(model.embeddings.word_embeddings.weight)
     _check_vocabulary(folder, tokenizer, rows, encoder.token_ids, encoder.token_ids(""))
     if len(tokenizer) < rows - SPARE_ROWS:
         raise _not_of_one_model(folder, tokenizer, rows)
@@ -129,30 +128,15 @@ def load(config: LLMConfig, cache: Path, device: torch.device) -> FrozenLLM:
 
     Raises:
         OSError: the model is not there, or of a family that transformers itself does not have; says what to do.
-        ValueError: the files are not the ones that the config names, are damaged, or do not fit each other; names file and
-            tensor.
+        Damaged: the files are not the ones that the config names, or not of one model; names file and tensor.
     """
     folder = llm_files.find(config, cache)
     fingerprint = config.fingerprint or llm_files.fingerprint(folder)
     with without_bars():
         model, tokenizer = _model(folder, getattr(torch, config.dtype), device)
-    model = model.to(device)
     llm = FrozenLLM(model, tokenizer, fingerprint, config.name, gradient_checkpointing=_is_tight(model, device))
     _check_vocabulary(folder, tokenizer, len(llm.embedding.weight), llm.token_ids, llm.first_ids, SIGNS)
     return llm
-
-
-def open_once(methods: Iterable[MethodConfig], cache: Path) -> None:
-    """Open the LLMs and text encoders of these settings, each once, and let go of them; those made here are known.
-
-    Runs that start together would each say the same. Raises as `load` and `load_encoder`.
-    """
-    fields = [(name, value) for method in methods for name, value in method]
-    cpu = torch.device("cpu")  # the GPU is the runs'
-    with torch.random.fork_rng(devices=[]):
-        for name, found in dict.fromkeys(field for field in fields if field[0] in ("llm", "encoder")):
-            if not llm_files.is_tiny(found.name):
-                load(found, cache, cpu) if name == "llm" else load_encoder(found, cache, cpu)
 
 
 def _model(folder: Path, dtype: torch.dtype, device: torch.device) -> tuple[PreTrainedModel, Any]:
@@ -182,27 +166,22 @@ def _model(folder: Path, dtype: torch.dtype, device: torch.device) -> tuple[PreT
         raise OSError(f"{folder}: expected tokenizer.json beside the weights; fetch it from the model's page")
     settings = _settings(folder, own, MODEL_FOR_CAUSAL_LM_MAPPING[own])
     tokenizer = _tokenizer(folder, tokenizer_class)
-    return weights.load_model(MODEL_FOR_CAUSAL_LM_MAPPING[own], settings, folder, dtype), tokenizer
+    return load_model(MODEL_FOR_CAUSAL_LM_MAPPING[own], settings, folder, dtype, device), tokenizer
 
 
 def _settings(folder: Path, kind: type[PreTrainedConfig], model: type[PreTrainedModel]) -> Any:
-    """config.json as this class has it; raises ValueError where it is damaged, OSError where it is of another kind of model."""
+    """config.json as this class has it; raises Damaged where it is, OSError where it says that it is of another kind."""
     import transformers
 
-    path = folder / "config.json"
+    path, is_encoder = folder / "config.json", model is transformers.BertModel  # the encoder of every class for BERT
     with told(path, f"settings of {model.__name__}"):
         config = kind.from_dict(llm_files.read_json(path))
-    if getattr(config, "quantization_config", None) is not None:
-        raise OSError(f"{path}: expected weights as they were trained, not quantised ones (quantization_config); fetch those")
-    names = [str(name) for name in config.architectures or ()]
-    wrong = [name for name in names if getattr(transformers, name, model) is not model] if model.__name__ not in names else []
-    if model is transformers.BertModel:  # the encoder of every class for BERT
-        wrong = [name for name in wrong if getattr(getattr(transformers, name), "config_class", None) is not kind]
-        wrong += ["a decoder (is_decoder)"] if config.is_decoder else []
-    elif not wrong and kind in transformers.MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", True):
-        wrong = ["an encoder, which reads both ways (is_decoder=false)"]
-    if wrong:
-        raise OSError(f"{path}: expected the settings of {model.__name__}, and it says {wrong[0]}; use another model")
+    named = {str(name): getattr(transformers, str(name), model) for name in config.architectures or ()}
+    other = [name for name, one in named.items() if one is not model and not (is_encoder and one.config_class is kind)]
+    if kind in transformers.MODEL_FOR_MASKED_LM_MAPPING and getattr(config, "is_decoder", False) == is_encoder:
+        other.append(f"is_decoder={not is_encoder}".lower())
+    if other:
+        raise OSError(f"{path}: expected the settings of {model.__name__}, and it says {other[0]}; use another model")
     return config
 
 
@@ -221,32 +200,24 @@ def _tokenizer(folder: Path, kind: Any) -> Any:
 def _check_vocabulary(
     folder: Path, tokenizer: Any, rows: int, read: Callable[[str], list[int]], always: Sequence[int], needed: str = ""
 ) -> None:
-    """Raise ValueError unless every id that a text can have is a row of the embedding table.
+    """Raise Damaged unless every id of `always` and of what `read` makes of a text is a row of the embedding table.
 
     Many copies have more names than rows: `<pad>` behind Llama 2's 32,000. Such a token stays, and in a text is letters.
-
-    Args:
-        read: ids of a text.
-        always: ids in every input.
-        needed: a text whose letters the vocabulary must know.
     """
     from transformers import AddedToken
 
-    names = tokenizer.get_vocab() if hasattr(tokenizer, "get_vocab") else {}
-    beyond = [name for name, token in names.items() if token >= rows]
+    beyond = [name for name, token in getattr(tokenizer, "get_vocab", dict)().items() if token >= rows]
     if spare := [name for name in beyond if name in tokenizer.added_tokens_encoder]:
         tokenizer.add_tokens([AddedToken(name, special=True, normalized=False) for name in spare], special_tokens=True)
-    if len(spare) < len(beyond) or any(token >= rows for token in (*always, *(i for name in beyond for i in read(name)))):
+    if len(spare) < len(beyond) or max((*always, *(i for name in spare for i in read(name))), default=0) >= rows:
         raise _not_of_one_model(folder, tokenizer, rows)
     if not (ids := read(needed)) and needed or getattr(tokenizer, "unk_token_id", None) in ids:
-        raise ValueError(f"{_vocabulary(folder)}: expected a vocabulary that spells '{needed}', as answers need; fetch it again")
+        raise Damaged(f"{_vocabulary(folder)}: expected a vocabulary that spells '{needed}', as answers need; fetch it again")
 
 
-def _not_of_one_model(folder: Path, tokenizer: Any, rows: int) -> ValueError:
-    return ValueError(
-        f"{folder}: the vocabulary has {len(tokenizer)} tokens, the weights {rows}: not of one model; fetch "
-        f"{_vocabulary(folder).name}, config.json and weights again"
-    )
+def _not_of_one_model(folder: Path, tokenizer: Any, rows: int) -> Damaged:
+    said = f"the vocabulary has {len(tokenizer)} tokens, the weights {rows}: not of one model"
+    return Damaged(f"{folder}: {said}; fetch {_vocabulary(folder).name} and weights again")
 
 
 def _is_tight(model: torch.nn.Module, device: torch.device) -> bool:

@@ -17,7 +17,7 @@ from typing import Any
 from transformers import AddedToken, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from cmpta_lib.llm.weights import Published, expect
+from cmpta_lib.llm.weights import Published, expect, told
 
 VOCABULARY = "qwen.tiktoken"
 PUBLISHED_TOKENS = 151_643  # of the file that the whole family shares
@@ -47,12 +47,10 @@ def load_tokenizer(path: Path) -> QwenTokenizer:
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: expected Qwen's vocabulary; fetch {VOCABULARY} from the model's page")
-    try:
-        content = path.read_bytes()
+    content = path.read_bytes()
+    with told(path, "lines of '<base64 token> <rank>'"):
         lines = (line.split() for line in content.splitlines() if line)
         ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in lines}
-    except ValueError as error:
-        raise ValueError(f"{path}: expected lines of '<base64 token> <rank>' ({error}); fetch it again") from error
     if sorted(ranks.values()) != list(range(len(ranks))) or any(bytes([byte]) not in ranks for byte in range(256)):
         raise ValueError(f"{path}: expected all bytes, and ranks from 0 on without a gap; fetch it again")
     if hashlib.sha256(content[:_START]).hexdigest() == _START_SHA256 and len(ranks) != PUBLISHED_TOKENS:

@@ -20,13 +20,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from cmpta_lib.files import Damaged
 from cmpta_lib.llm.files import index_of, read_json, weight_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
-_COMPUTED = re.compile(r"(.*\.)?(inv_freq|masked_bias|position_ids)")  # buffers that old files hold and no class reads
+_FLOATS = {torch.bfloat16, torch.float16, torch.float32, torch.float64}
+# Names of what old files hold and classes compute: angles, positions, and masks.
+_COMPUTED = r"(.*\.)?(inv_freq|position_ids|masked_bias|(attn|attention)\.bias)"
+Stored = Mapping[str, tuple[Tensor, Path, str]]  # a class's name -> its tensor, the file, the name there
 
 
 @dataclass(frozen=True)
@@ -59,212 +62,152 @@ class Published:
             yield f"{prefix}.{self.in_layer.get(inner, inner)}", tensor
 
     def load(self, folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
-        """The model of a folder with config.json and weights as published, whose parameters are the folder's tensors.
-
-        Raises:
-            FileNotFoundError: as `weight_files`.
-            ValueError: the config asks for what the class cannot do, or a tensor is missing, not known, or of another shape
-                than the config says; names the first ones.
-        """
+        """The model of a folder with config.json and weights as published; raises as `load_model`."""
         content = read_json(folder / "config.json")
         with told(folder / "config.json", f"settings for {self.model.__name__}"):
             config = self.config_of(content)
         rows = [heads * config.head_dim for heads in (config.num_attention_heads, *2 * [config.num_key_value_heads])]
-        with torch.device("meta"):  # where new parameters take no memory
-            model: Any = self.model(config)
-        stored, expected, state, places = read_tensors(folder), model.state_dict(), dict[str, Tensor](), dict[str, str]()
-        with told(folder, "their model"):
-            for name, (tensor, path) in stored.items():
-                for own, part in self.renamed(name, tensor, rows):
-                    state[own], places[own] = part, path
-        shapes = ((name, state[name].shape, wanted.shape) for name, wanted in expected.items() if name in state)
-        check_fit(folder, places, expected.keys() - state, state.keys() - expected, [one for one in shapes if one[1] != one[2]])
-        check_values(stored)
-        model.load_state_dict({name: tensor.to(device, dtype) for name, tensor in state.items()}, assign=True)
-        for module in model.modules():  # rotary frequencies are computed, not stored: on "meta" they have no values
-            if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
-                for name, buffer in type(module)(config=model.config).to(device).named_buffers(recurse=False):
-                    module.register_buffer(name, buffer, persistent=False)
-        return model
+        return load_model(self.model, config, folder, dtype, device, renamed=lambda *one: self.renamed(*one, rows))
 
 
 def expect(published: Mapping[str, Any], expected: Mapping[str, Any], family: str) -> None:
     """Raise ValueError where a config.json asks for something that transformers' class of the family cannot do."""
-    if odd := [name for name, value in expected.items() if published.get(name, value) != value]:
-        found = ", ".join(f"{name}={published[name]}, expected {expected[name]}" for name in odd)
-        raise ValueError(f"{family} with {found}: transformers' class of the family cannot do that")
+    if odd := [f"{name}={published[name]}" for name, value in expected.items() if published.get(name, value) != value]:
+        raise ValueError(f"{family} with {', '.join(odd)} cannot be loaded")
 
 
 @contextmanager
 def told(path: Path, wanted: str) -> Iterator[None]:
-    """What transformers, torch and tokenizers raise on files that are there and wrong becomes one line that names the file.
+    """What transformers, torch and tokenizers raise on files that are there and wrong becomes a line that names the file.
 
     Raises:
-        ValueError: of any error within but of memory; `path`, what it was to be, the first lines of why.
+        Damaged: of any error within but of memory, and of files that are not there or closed to us.
     """
     try:
         yield
-    except (MemoryError, torch.OutOfMemoryError):
+    except (MemoryError, torch.OutOfMemoryError, FileNotFoundError, PermissionError, Damaged):
         raise
     except Exception as error:  # tokenizers raise it as such, and damaged files lead to nearly every other
         lines = [line for line in str(error).splitlines() if line.strip() and not line.endswith(":")] or [type(error).__name__]
         reason = f"no entry {lines[0]}" if isinstance(error, KeyError) else shorten(lines[0], 120, placeholder=" ...")
-        if isinstance(error, UnpicklingError):
+        if isinstance(error, UnpicklingError):  # torch's own message advises to read the file unsafely
             reason = "it holds more than tensors"
-        raise ValueError(f"{path}: expected {wanted} ({reason.rstrip('.')}); fetch it again") from error
+        raise Damaged(f"{path}: expected {wanted} ({reason.rstrip('.')}); fetch it again") from error
 
 
 def load_model(
-    model: type[PreTrainedModel], config: Any, folder: Path, dtype: torch.dtype, surplus: str = ""
-) -> PreTrainedModel:
-    """The model of this class and config whose weights are those of a folder, on the CPU.
+    model: type[PreTrainedModel],
+    config: Any,
+    folder: Path,
+    dtype: torch.dtype,
+    device: torch.device,
+    surplus: str = _COMPUTED,
+    renamed: Callable[[str, Tensor], Iterable[tuple[str, Tensor]]] = lambda name, tensor: [(name, tensor)],
+) -> Any:
+    """The model of this class and config whose weights are those of a folder's files.
 
-    transformers is handed the tensors, not the folder, where it would follow other files too (adapters, a second form of
-    the weights) that no fingerprint is of.
+    transformers is handed the tensors, not the folder, where it would also follow files that no fingerprint is of.
 
     Args:
-        surplus: expression of the names of tensors that the files may hold and this class has no place for.
+        surplus: expression of the names of tensors that files may hold and the class has no place for.
+        renamed: from a published tensor to the class's names and parts of it.
     Raises:
         FileNotFoundError: as `weight_files`.
-        ValueError: a file is damaged, or tensors and config are not of one model; names file and tensor.
+        Damaged: a file is, or tensors and config are not of one model; names file and tensor.
     """
     from transformers.utils import logging
 
-    stored = {name: found for name, found in read_tensors(folder).items() if not re.fullmatch(surplus, name)}
-    names: dict[str, str] = {}  # transformers takes a name with and without the class's prefix, and BERT's of its first years
-    for name in stored:
-        plain = name.removeprefix(f"{model.base_model_prefix}.")
-        plain = plain.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
-        if (other := names.setdefault(plain, name)) != name:
-            raise ValueError(f"{stored[name][1]}: {name} is there twice, also as {other}; fetch it again")
-    places = {name: path for name, (_, path) in stored.items()}
-    _check_experts(folder, stored)
-
-    def made(place: str | None) -> tuple[PreTrainedModel, dict[str, Any]]:
-        state = {name: tensor.to(place or "cpu") for name, (tensor, _) in stored.items()}
-        return model.from_pretrained(
-            None, config=config, state_dict=state, dtype=dtype, device_map=place, output_loading_info=True,
-            ignore_mismatched_sizes=True,
-        )  # fmt: skip
-
+    stored, seen, experts = dict[str, tuple[Tensor, Path, str]](), set[str](), defaultdict[tuple[str, str], set[int]](set)
+    for name, (tensor, path) in read_tensors(folder).items():
+        with told(path, "weights that fit config.json"):
+            parts = [] if re.fullmatch(f"{surplus}|{_COMPUTED}", name) else [*renamed(name, tensor)]
+        for own, part in parts:
+            # transformers takes names with and without the class's prefix, and BERT's of its first years.
+            plain = own.removeprefix(f"{model.base_model_prefix}.")
+            plain = plain.replace("Norm.gamma", "Norm.weight").replace("Norm.beta", "Norm.bias")
+            if plain in seen:
+                raise Damaged(f"{path}: {name} is there twice, under two names; fetch it again")
+            stored[own] = part, path, name
+            seen.add(plain)
+            if found := re.fullmatch(r"(.+\.experts\.)(\d+)(\..+)", own):
+                experts[found[1], found[3]].add(int(found[2]))
+    # transformers stacks experts in order, whatever their numbers.
+    gaps = [f"{a}{n}{b}" for (a, b), numbers in experts.items() for n in range(max(numbers)) if n not in numbers]
+    _check_fit(folder, stored, missing=gaps)
     verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.CRITICAL)  # its tables of what does not fit are said below
+    logging.set_verbosity(logging.CRITICAL)  # its tables of what does not fit
     try:
         with told(folder / "config.json", f"settings of these weights for {model.__name__}"):
-            empty, info = made("meta")  # transformers would draw what is missing: where that takes neither time nor memory
-        buffers = {name for name, _ in empty.named_buffers()}  # some files hold what their class computes
-        unknown = {name for name in info["unexpected_keys"] if not {name, f"{model.base_model_prefix}.{name}"} & buffers}
-        check_fit(folder, places, info["missing_keys"], unknown, info["mismatched_keys"])
-        loaded, _ = made(None)
+            for place in (torch.device("meta"), device):  # first where drawing what is missing takes no time and memory
+                state = {name: one[0].to(place) if place.type == "meta" else one[0] for name, one in stored.items()}
+                made, info = model.from_pretrained(
+                    None, config=config, state_dict=state, dtype=dtype, device_map=str(place), output_loading_info=True,
+                    ignore_mismatched_sizes=True,
+                )  # fmt: skip
+                _check_fit(folder, stored, info["mismatched_keys"], info["unexpected_keys"], info["missing_keys"])
     finally:
         logging.set_verbosity(verbosity)
-    for name, source in loaded.get_expanded_tied_weights_keys(all_submodels=True).items():
-        if loaded.get_parameter(name) is not loaded.get_parameter(source):
-            raise ValueError(
-                f"{places.get(name, folder)}: {name} differs from {source}, and config.json says that they are one "
-                f"(tie_word_embeddings); fetch both again"
-            )
-    check_values(stored)
-    return loaded
+    for name, source in made.get_expanded_tied_weights_keys(all_submodels=True).items():
+        if made.get_parameter(name) is not made.get_parameter(source):
+            raise Damaged(f"{stored[name][1]}: {name} is not {source}, and tie_word_embeddings says so; fetch it and config.json")
+    _check_values(stored)
+    return made
 
 
-def check_fit(
+def _check_fit(
     folder: Path,
-    places: Mapping[str, Path],
-    missing: Collection[str],
-    unknown: Collection[str],
-    shapes: Collection[tuple[str, Sequence[int], Sequence[int]]],
+    stored: Stored,
+    shapes: Collection[tuple[str, Sequence[int], Sequence[int]]] = (),
+    unknown: Collection[str] = (),
+    missing: Collection[str] = (),
 ) -> None:
-    """Raise ValueError, with file and tensor, unless the tensors of the files are those that config.json describes.
-
-    Args:
-        places: the file of each tensor.
-        missing: names of the model's tensors that are in no file.
-        unknown: names of tensors that the model has no place for.
-        shapes: name, stored shape, the model's shape of each that is of another.
-    """
-    if not (missing or unknown or shapes):
-        return
-    said, first = [], ""
-    if shapes:
-        first, found, wanted = min(shapes)
-        said.append(f"{first} is {list(found)}, not {list(wanted)}{_more(shapes)}")
-    if unknown:
-        first = first or min(unknown)
-        said.append(f"{min(unknown)} has no place{_more(unknown)}")
-    if missing:
-        said.append(f"{min(missing)} is missing{_more(missing)}")
-    path = next((path for name, path in places.items() if first and name.endswith(first)), _only(folder))
-    raise ValueError(f"{path}: not the weights of the model in config.json: {'; '.join(said[:2])}. Fetch both again")
+    """Raise Damaged, with file and tensor, of names (in `shapes` with the stored and the model's shape) that do not fit."""
+    said = [f"{name} is {list(found)}, not {list(wanted)}" for name, found, wanted in sorted(shapes)[:1]]
+    said += [f"{name} has no place" for name in sorted(unknown)[:1]] + [f"{name} is missing" for name in sorted(missing)[:1]]
+    if said:
+        path, first = index_of(folder) or weight_files(folder)[0], said[0].split()[0]
+        path = next((path for name, (_, path, _) in stored.items() if name.endswith(first)), path)
+        count = f" ({found} tensors in all)" if (found := len(shapes) + len(unknown) + len(missing)) > 1 else ""
+        raise Damaged(f"{path}: not the weights of the model in config.json: {'; '.join(said[:2])}{count}; fetch both again")
 
 
-def _check_experts(folder: Path, stored: Mapping[str, tuple[Tensor, Path]]) -> None:
-    """As `check_fit` for what transformers stacks: of experts it counts the tensors, whatever their numbers."""
-    found = defaultdict[tuple[str, str], dict[int, str]](dict)
-    for name in stored:
-        if parts := re.fullmatch(r"(.+\.experts)\.(\d+)\.(.+)", name):
-            found[parts[1], parts[3]][int(parts[2])] = name
-    places, count = {name: path for name, (_, path) in stored.items()}, Counter[str]()
-    for (layer, _), names in found.items():
-        count[layer] = max(count[layer], *names, 0)
-    for (layer, rest), names in found.items():
-        check_fit(folder, places, {f"{layer}.{n}.{rest}" for n in range(count[layer] + 1)} - {*names.values()}, (), ())
-        shapes = ((name, stored[name][0].shape, stored[names[0]][0].shape) for name in names.values())
-        check_fit(folder, places, (), (), [one for one in shapes if one[1] != one[2]])
-
-
-def _more(found: Collection[Any]) -> str:
-    return f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-
-
-def _only(folder: Path) -> Path:
-    """What says which tensors there are: the index of several files, or the one file."""
-    paths = weight_files(folder)
-    return index_of(folder) or paths[0]
-
-
-def check_values(stored: Mapping[str, tuple[Tensor, Path]]) -> None:
-    """Raise ValueError, with file and tensor, unless all are finite numbers of one type; one pass, 5 GB/s or so.
+def _check_values(stored: Stored) -> None:
+    """Raise Damaged, with file and tensor, unless all are finite numbers of one type; one pass over the weights.
 
     Whole kinds of tensors, the same in every layer, may be float32 beside a shorter type, as some are published.
     """
-    sizes, kinds = Counter[torch.dtype](), defaultdict[str, set[torch.dtype]](set)
-    for name, (tensor, _) in stored.items():
-        sizes[tensor.dtype] += tensor.nbytes
-        kinds[re.sub(r"\d+", "#", name)].add(tensor.dtype)
-    common = max(sizes, key=sizes.__getitem__)
-    for name, (tensor, path) in stored.items():
-        is_alike = tensor.dtype == torch.float32 and len(kinds[re.sub(r"\d+", "#", name)]) == 1
-        if tensor.dtype not in _FLOATS or tensor.dtype != common and not is_alike:
-            found, expected = (str(one).removeprefix("torch.") for one in (tensor.dtype, common))
-            raise ValueError(f"{path}: {name} is {found}, expected {expected} as most of the weights; fetch it again")
+    kinds = defaultdict[str, Counter[torch.dtype]](Counter)
+    for own, (tensor, _, _) in stored.items():
+        kinds[re.sub(r"\d+", "#", own)][tensor.dtype] += tensor.nbytes
+    common = sum(kinds.values(), Counter[torch.dtype]()).most_common(1)[0][0]
+    for own, (tensor, path, name) in stored.items():
+        legal = {common} if len(kinds[re.sub(r"\d+", "#", own)]) > 1 else {common, torch.float32}
+        if tensor.dtype not in _FLOATS & legal:
+            raise Damaged(f"{path}: {name} is of type {tensor.dtype}, most of the weights of {common}; fetch it again")
         if tensor.numel() and not all(bound.isfinite() for bound in tensor.aminmax()):
-            raise ValueError(f"{path}: {name} holds values that are not finite (NaN or infinite); fetch it again")
+            raise Damaged(f"{path}: {name} holds values that are not finite (NaN or infinite); fetch it again")
 
 
 def read_tensors(folder: Path) -> dict[str, tuple[Tensor, Path]]:
-    """Every learned tensor of a folder's weight files, memory-mapped, by its published name, with its file.
+    """Every tensor of a folder's weight files, memory-mapped, by its published name, with its file.
 
     Raises:
         FileNotFoundError: as `weight_files`.
-        ValueError: a file is damaged, or does not hold what the index says; names file and tensor.
+        Damaged: a file is, or does not hold what the index says; names file and tensor.
     """
     index, found = index_of(folder), dict[str, tuple[Tensor, Path]]()
+    promised = read_json(index)["weight_map"] if index else {}
     for path in weight_files(folder):
         with told(path, "weights"):
             tensors = dict(_read(path))
-        for name, tensor in tensors.items():
-            if not isinstance(name, str) or not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
-                raise ValueError(f"{path}: {name} is no plain tensor; fetch it again")
-            if name in found:
-                raise ValueError(f"{path}: {name} is in {found[name][1].name} too; fetch both again")
-            found[name] = tensor, path
-    promised = read_json(index)["weight_map"] if index else {name: path.name for name, (_, path) in found.items()}
-    for name in sorted(promised.keys() | found.keys()):
-        place = found[name][1].name if name in found else "no file"
-        if promised.get(name, "no file") != place:
-            raise ValueError(f"{index}: {name} is in {place}, not in {promised.get(name, 'the index')}; fetch all again")
-    return {name: place for name, place in found.items() if not _COMPUTED.fullmatch(name)}
+        for name in tensors.keys() | {name for name, place in promised.items() if place == path.name}:
+            if name not in tensors or index and promised.get(name) != path.name:
+                here = "holds" if name in tensors else "lacks"
+                raise Damaged(f"{path}: {here} {name}, and {index and index.name} says otherwise; fetch all again")
+            if not isinstance(name, str) or not isinstance(tensors[name], Tensor) or tensors[name].layout != torch.strided:
+                raise Damaged(f"{path}: {name} is no plain tensor; fetch it again")
+            found[name] = tensors[name], path
+    return found
 
 
 def _read(path: Path) -> Iterable[tuple[str, Tensor]]:
