@@ -22,6 +22,7 @@ from cmpta_lib.config import LLMConfig
 from cmpta_lib.files import runs_folder
 from cmpta_lib.llm import files as llm_files
 from cmpta_lib.llm.loading import without_bars
+from cmpta_lib.llm.weights import load_model, told
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -32,6 +33,7 @@ FAMILIES: Mapping[str, tuple[str, str | bool]] = {  # model type -> transformers
     "qwen2_5_omni": ("Qwen2_5OmniThinkerForConditionalGeneration", "max_length"),
     "qwen3_omni_moe": ("Qwen3OmniMoeThinkerForConditionalGeneration", True),
 }
+SPEAKING = r"(talker|token2wav|code2wav)\..+"  # names of the weights beside the thinker's
 RATE_HZ = 16_000  # of waveforms
 _SETTINGS = ("config.json", "tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
 
@@ -210,26 +212,18 @@ def load(config: LLMConfig, device: torch.device, system: str = "", frame_tokens
         ValueError: its files are not those of the config's fingerprint, or do not make a model.
     """
     import transformers
-    from safetensors import SafetensorError
 
     folder = _folder(config)
     thinker = getattr(transformers, FAMILIES[check(folder)][0])
     if bare := [path.name for path in llm_files.weight_files(folder) if path.suffix != ".safetensors"]:
         raise OSError(f"{folder}: expected weights as safetensors, found {', '.join(bare)}; fetch those")
-    try:
-        with without_bars(), torch.random.fork_rng(devices=[]):  # whoever asks has seeded the generator
-            model, loading = thinker.from_pretrained(
-                folder, dtype=getattr(torch, config.dtype), local_files_only=True, output_loading_info=True
-            )
-            omni = OmniLLM(model.to(device), folder, config, system, frame_tokens)
-    except torch.OutOfMemoryError:
-        raise
-    except (LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError, ValueError, SafetensorError) as error:
-        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-        raise ValueError(f"{folder}: the files do not make an omni model ({reason}); fetch them again") from error
-    if missing := sorted(loading["missing_keys"]):
-        raise ValueError(f"{folder}: the weights lack {len(missing)} of the model's, such as {missing[0]}; fetch them again")
-    return omni
+    path = folder / "config.json"
+    with without_bars(), torch.random.fork_rng(devices=[]):  # whoever asks has seeded the generator
+        with told(path, f"settings of {thinker.__name__}"):
+            settings = thinker.config_class.from_dict(llm_files.read_json(path)["thinker_config"])
+        model = load_model(thinker, settings, folder, getattr(torch, config.dtype), device, SPEAKING)
+        with told(folder, "the files of an omni model"):
+            return OmniLLM(model, folder, config, system, frame_tokens)
 
 
 def _folder(config: LLMConfig) -> Path:

@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import GlmConfig, GlmForCausalLM
 
-from cmpta_lib.llm.weights import Published, expect
+from cmpta_lib.llm.weights import Published, expect, told
 
 VOCABULARY = "tokenizer.model"
 SPECIAL_TOKENS = ("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop")  # their ids follow the vocabulary's
@@ -44,10 +44,8 @@ class ChatGLMTokenizer:
 
         if not path.is_file():
             raise FileNotFoundError(f"{path}: expected ChatGLM3's vocabulary; fetch {VOCABULARY} from the model's page")
-        try:
+        with told(path, "a sentencepiece model"):
             self._pieces = SentencePieceProcessor(model_file=str(path))
-        except RuntimeError as error:
-            raise ValueError(f"{path}: is no sentencepiece model ({error}); fetch it again") from error
         self.special_ids = {name: self._pieces.vocab_size() + i for i, name in enumerate(SPECIAL_TOKENS)}
         self.first_ids = [self.special_ids[name] for name in PREFIX]
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from cmpta_lib import files
-from cmpta_lib.config import EncoderConfig, LLMConfig
+from cmpta_lib.config import EncoderConfig, LLMConfig, MethodConfig
 
 PUBLISHED: Mapping[str, str] = {  # name -> hub id
     "qwen-1.8b": "Qwen/Qwen-1_8B",
@@ -35,7 +35,7 @@ WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # beside each may stand <n
 VOCABULARIES = ("qwen.tiktoken", "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 HASHES = "hashes.json"  # beside the records of resolved LLMs
 TINY = "cmpta.json"  # the tiny LLM's own record, beside its files
-_BESIDE = (
+BESIDE = (
     "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "preprocessor_config.json", "processor_config.json",  # of omni models: how frames and sound are prepared
 )  # fmt: skip
@@ -55,7 +55,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object; raises ValueError, naming the file, if it is none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # not UTF-8, or not JSON
+    except (ValueError, RecursionError) as error:  # not UTF-8, or not JSON
         raise ValueError(f"{path}: expected JSON ({error}); fetch it again") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected a JSON object, found a {type(content).__name__}; fetch it again")
@@ -67,6 +67,13 @@ def family(folder: Path) -> str:
     return str(read_json(folder / "config.json").get("model_type", ""))
 
 
+def index_of(folder: Path) -> Path | None:
+    """The index that lists a model's shards; None where one file holds all weights."""
+    found = (folder / name for kind in WEIGHTS for name in (f"{kind}.index.json", kind) if (folder / name).is_file())
+    first = next(found, None)
+    return first if first and first.suffix == ".json" else None
+
+
 def weight_files(folder: Path) -> list[Path]:
     """The files that hold a model's weights, in order: safetensors where they exist, else torch's own.
 
@@ -74,21 +81,20 @@ def weight_files(folder: Path) -> list[Path]:
         FileNotFoundError: there are none, or a shard that the index lists is missing.
         ValueError: the index is damaged.
     """
-    for name in WEIGHTS:
-        index = folder / f"{name}.index.json"
-        if index.is_file():
-            places = read_json(index).get("weight_map")
-            if not isinstance(places, dict) or not places:
-                raise ValueError(f"{index}: expected a weight_map that names the shards; fetch it again")
-            shards = sorted(set(places.values()))
-            if absent := [shard for shard in shards if not (folder / shard).is_file()]:
-                raise FileNotFoundError(
-                    f"{folder}: {index.name} lists {len(shards)} shards, but {', '.join(absent)} is missing; fetch it again"
-                )
-            return [folder / shard for shard in shards]
-        if (folder / name).is_file():
-            return [folder / name]
-    raise FileNotFoundError(f"{folder}: expected model weights ({' or '.join(WEIGHTS)}, or their shards with an index)")
+    if not (index := index_of(folder)):
+        if found := [folder / name for name in WEIGHTS if (folder / name).is_file()]:
+            return found[:1]
+        raise FileNotFoundError(f"{folder}: expected model weights ({' or '.join(WEIGHTS)}, or their shards with an index)")
+    places = read_json(index).get("weight_map")
+    if not isinstance(places, dict) or not places or any(str(name) != Path(str(name)).name for name in places.values()):
+        raise ValueError(f"{index}: expected a weight_map that names the shards; fetch it again")
+    shards = sorted(set(map(str, places.values())))
+    if absent := [shard for shard in shards if not (folder / shard).is_file()]:
+        more = f" and {len(absent) - 1} more" if absent[1:] else ""
+        raise FileNotFoundError(
+            f"{folder}: {index.name} lists {len(shards)} shards, but {absent[0]}{more} is missing; fetch it again"
+        )
+    return [folder / shard for shard in shards]
 
 
 def identifying_files(folder: Path) -> list[Path]:
@@ -101,7 +107,7 @@ def identifying_files(folder: Path) -> list[Path]:
         raise FileNotFoundError(f"{folder}: expected config.json of a causal LM")
     if not any((folder / name).is_file() for name in VOCABULARIES):
         raise FileNotFoundError(f"{folder}: expected a vocabulary ({' or '.join(VOCABULARIES)})")
-    vocabulary = [folder / name for name in (*VOCABULARIES, *_BESIDE) if (folder / name).is_file()]
+    vocabulary = [folder / name for name in (*VOCABULARIES, *BESIDE) if (folder / name).is_file()]
     return [folder / "config.json", *vocabulary, *weight_files(folder)]
 
 
@@ -159,7 +165,7 @@ def fetch(name: str) -> Path:
         published = [entry.rfilename for entry in HfApi().model_info(repo).siblings or ()]
         suffix = "safetensors" if any(file.endswith(".safetensors") for file in published) else "bin"
         snapshot_download(
-            repo, allow_patterns=["config.json", *VOCABULARIES, *_BESIDE, f"*.{suffix}", f"*.{suffix}.index.json"]
+            repo, allow_patterns=["config.json", *VOCABULARIES, *BESIDE, f"*.{suffix}", f"*.{suffix}.index.json"]
         )
     except (HTTPError, HFValidationError, OSError) as error:
         raise OSError(
@@ -226,6 +232,22 @@ def find(config: LLMConfig | EncoderConfig, cache: Path, deep: bool = False) -> 
             f"{config.fingerprint}; restore or fetch it again"
         )
     return folder
+
+
+def open_once(methods: Iterable[MethodConfig], cache: Path) -> None:
+    """Open each LLM and text encoder of these settings that was not made here: what is wrong with one is said once.
+
+    Raises as `loading.load` and `load_encoder`.
+    """
+    fields = dict.fromkeys(field for method in methods for field in method if field[0] in ("llm", "encoder"))
+    if wanted := [(name, config) for name, config in fields if not is_tiny(config.name)]:
+        import torch
+
+        from cmpta_lib.llm import loading
+
+        with torch.random.fork_rng(devices=[]):
+            for name, config in wanted:  # on the CPU: the GPU is the runs'
+                (loading.load if name == "llm" else loading.load_encoder)(config, cache, torch.device("cpu"))
 
 
 def _record(path: Path) -> dict[str, Any]:

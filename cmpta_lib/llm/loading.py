@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from cmpta_lib.config import EncoderConfig, LLMConfig
+from cmpta_lib.files import Damaged
 from cmpta_lib.llm import files as llm_files
+from cmpta_lib.llm.weights import load_model, told
 from cmpta_lib.method.llm import FrozenLLM
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
     from transformers.models.bert import BertModel
 
 TIGHT = 0.4  # of the GPU's memory
-# What transformers, torch and our own readers raise on files that are complete and wrong.
-_BROKEN = (LookupError, TypeError, AttributeError, ArithmeticError, UnpicklingError, RuntimeError)
+SPARE_ROWS = 128  # of a BERT's embedding table at most: some pad it to a round number
+SIGNS = "+-.0123456789"  # what answers are written in
+_HEAD = r"(predictions\.(decoder|transform\.(dense|LayerNorm))|seq_relationship)\.(weight|bias|gamma|beta)"
+HEADS = rf"cls\.(predictions\.bias|{_HEAD})"  # of BERT's pre-training, which its published files hold beside the encoder
 
 
 def weights_fingerprint(model: torch.nn.Module) -> str:
@@ -94,45 +97,27 @@ def without_bars() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-@contextmanager
-def _told(folder: Path, wanted: str) -> Iterator[None]:
-    """Files that do not make the model raise a ValueError that names their folder."""
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise
-    except (*_BROKEN, SafetensorError) as error:
-        reason = "a weight file holds more than tensors" if isinstance(error, UnpicklingError) else str(error)
-        raise ValueError(
-            f"{folder}: config.json, vocabulary and weights do not make {wanted} ({type(error).__name__}: "
-            f"{reason.partition(chr(10))[0]}); fetch them again"
-        ) from error
-
-
 def load_encoder(config: EncoderConfig, cache: Path, device: torch.device) -> TextEncoder:
     """Load the text encoder that a config names: the tiny one from `cache`, any other BERT by folder or hub id.
 
     Raises:
         OSError: it is not there, or no BERT; says what to do.
-        ValueError: the files are not the ones that the config names, or damaged.
+        Damaged: the files are not the ones that the config names, or not of one model; names file and tensor.
     """
-    from transformers import BertModel, BertTokenizerFast
-    from transformers.utils import logging
+    from transformers import BertConfig, BertModel, BertTokenizerFast
 
     folder = llm_files.find(config, cache)
     if (family := llm_files.family(folder)) != "bert":
         raise OSError(f"{folder}: expected a BERT, such as bert-base-chinese, not '{family}'")
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # published files hold the heads of the pre-training too, which is no news
-    try:
-        with without_bars(), _told(folder, "a BERT"):
-            tokenizer = BertTokenizerFast.from_pretrained(folder)
-            model = BertModel.from_pretrained(folder, dtype=torch.float32)
-    finally:
-        logging.set_verbosity(verbosity)
-    return TextEncoder(model.to(device), tokenizer, config)
+    settings = _settings(folder, BertConfig, BertModel)
+    with without_bars():
+        model = load_model(BertModel, settings, folder, torch.float32, device, HEADS)
+        tokenizer = _tokenizer(folder, BertTokenizerFast)
+    encoder, rows = TextEncoder(model, tokenizer, config), len(model.embeddings.word_embeddings.weight)
+    _check_vocabulary(folder, tokenizer, rows, encoder.token_ids, encoder.token_ids(""))
+    if len(tokenizer) < rows - SPARE_ROWS:
+        raise _not_of_one_model(folder, tokenizer, rows)
+    return encoder
 
 
 def load(config: LLMConfig, cache: Path, device: torch.device) -> FrozenLLM:
@@ -143,17 +128,15 @@ def load(config: LLMConfig, cache: Path, device: torch.device) -> FrozenLLM:
 
     Raises:
         OSError: the model is not there, or of a family that transformers itself does not have; says what to do.
-        ValueError: the files are not the ones that the config names, are damaged, or do not fit each other.
+        Damaged: the files are not the ones that the config names, or not of one model; names file and tensor.
     """
     folder = llm_files.find(config, cache)
     fingerprint = config.fingerprint or llm_files.fingerprint(folder)
-    with without_bars(), _told(folder, "an LLM"):
+    with without_bars():
         model, tokenizer = _model(folder, getattr(torch, config.dtype), device)
-    rows = model.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > rows:
-        raise ValueError(f"{folder}: the vocabulary has {len(tokenizer)} tokens, the weights {rows}: not of one model")
-    model = model.to(device)
-    return FrozenLLM(model, tokenizer, fingerprint, config.name, gradient_checkpointing=_is_tight(model, device))
+    llm = FrozenLLM(model, tokenizer, fingerprint, config.name, gradient_checkpointing=_is_tight(model, device))
+    _check_vocabulary(folder, tokenizer, len(llm.embedding.weight), llm.token_ids, llm.first_ids, SIGNS)
+    return llm
 
 
 def _model(folder: Path, dtype: torch.dtype, device: torch.device) -> tuple[PreTrainedModel, Any]:
@@ -165,7 +148,11 @@ def _model(folder: Path, dtype: torch.dtype, device: torch.device) -> tuple[PreT
         from cmpta_lib.llm import chatglm3, qwen_v1
 
         published = qwen_v1 if family == "qwen" else chatglm3
-        return published.load_model(folder, dtype, device), published.load_tokenizer(folder / published.VOCABULARY)
+        tokenizer = published.load_tokenizer(folder / published.VOCABULARY)
+        model = published.load_model(folder, dtype, device)
+        if len(tokenizer) > (rows := len(model.get_input_embeddings().weight)):  # their special tokens have rows too
+            raise _not_of_one_model(folder, tokenizer, rows)
+        return model, tokenizer
     own = CONFIG_MAPPING[family] if family in CONFIG_MAPPING else None
     if own not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise OSError(f"{folder}: expected a causal LM that transformers knows without remote code, not '{family}'")
@@ -177,8 +164,60 @@ def _model(folder: Path, dtype: torch.dtype, device: torch.device) -> tuple[PreT
         tokenizer_class = TOKENIZER_MAPPING[own] if own in TOKENIZER_MAPPING else None
     if tokenizer_class is None:
         raise OSError(f"{folder}: expected tokenizer.json beside the weights; fetch it from the model's page")
-    tokenizer = tokenizer_class.from_pretrained(folder)
-    return MODEL_FOR_CAUSAL_LM_MAPPING[own].from_pretrained(folder, dtype=dtype), tokenizer
+    settings = _settings(folder, own, MODEL_FOR_CAUSAL_LM_MAPPING[own])
+    tokenizer = _tokenizer(folder, tokenizer_class)
+    return load_model(MODEL_FOR_CAUSAL_LM_MAPPING[own], settings, folder, dtype, device), tokenizer
+
+
+def _settings(folder: Path, kind: type[PreTrainedConfig], model: type[PreTrainedModel]) -> Any:
+    """config.json as this class has it; raises Damaged where it is, OSError where it says that it is of another kind."""
+    import transformers
+
+    path, is_encoder = folder / "config.json", model is transformers.BertModel  # the encoder of every class for BERT
+    with told(path, f"settings of {model.__name__}"):
+        config = kind.from_dict(llm_files.read_json(path))
+    named = {str(name): getattr(transformers, str(name), model) for name in config.architectures or ()}
+    other = [name for name, one in named.items() if one is not model and not (is_encoder and one.config_class is kind)]
+    if kind in transformers.MODEL_FOR_MASKED_LM_MAPPING and getattr(config, "is_decoder", False) == is_encoder:
+        other.append(f"is_decoder={not is_encoder}".lower())
+    if other:
+        raise OSError(f"{path}: expected the settings of {model.__name__}, and it says {other[0]}; use another model")
+    return config
+
+
+def _vocabulary(folder: Path) -> Path:
+    return next(folder / name for name in llm_files.VOCABULARIES if (folder / name).is_file())
+
+
+def _tokenizer(folder: Path, kind: Any) -> Any:
+    for name in llm_files.BESIDE:
+        if name.endswith(".json") and (folder / name).is_file():
+            llm_files.read_json(folder / name)
+    with told(_vocabulary(folder), "the model's vocabulary"):
+        return kind.from_pretrained(folder)
+
+
+def _check_vocabulary(
+    folder: Path, tokenizer: Any, rows: int, read: Callable[[str], list[int]], always: Sequence[int], needed: str = ""
+) -> None:
+    """Raise Damaged unless every id of `always` and of what `read` makes of a text is a row of the embedding table.
+
+    Many copies have more names than rows: `<pad>` behind Llama 2's 32,000. Such a token stays, and in a text is letters.
+    """
+    from transformers import AddedToken
+
+    beyond = [name for name, token in getattr(tokenizer, "get_vocab", dict)().items() if token >= rows]
+    if spare := [name for name in beyond if name in tokenizer.added_tokens_encoder]:
+        tokenizer.add_tokens([AddedToken(name, special=True, normalized=False) for name in spare], special_tokens=True)
+    if len(spare) < len(beyond) or max((*always, *(i for name in spare for i in read(name))), default=0) >= rows:
+        raise _not_of_one_model(folder, tokenizer, rows)
+    if not (ids := read(needed)) and needed or getattr(tokenizer, "unk_token_id", None) in ids:
+        raise Damaged(f"{_vocabulary(folder)}: expected a vocabulary that spells '{needed}', as answers need; fetch it again")
+
+
+def _not_of_one_model(folder: Path, tokenizer: Any, rows: int) -> Damaged:
+    said = f"the vocabulary has {len(tokenizer)} tokens, the weights {rows}: not of one model"
+    return Damaged(f"{folder}: {said}; fetch {_vocabulary(folder).name} and weights again")
 
 
 def _is_tight(model: torch.nn.Module, device: torch.device) -> bool:

@@ -17,7 +17,7 @@ from typing import Any
 from transformers import AddedToken, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from cmpta_lib.llm.weights import Published, expect
+from cmpta_lib.llm.weights import Published, expect, told
 
 VOCABULARY = "qwen.tiktoken"
 PUBLISHED_TOKENS = 151_643  # of the file that the whole family shares
@@ -47,12 +47,10 @@ def load_tokenizer(path: Path) -> QwenTokenizer:
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: expected Qwen's vocabulary; fetch {VOCABULARY} from the model's page")
-    try:
-        content = path.read_bytes()
+    content = path.read_bytes()
+    with told(path, "lines of '<base64 token> <rank>'"):
         lines = (line.split() for line in content.splitlines() if line)
         ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in lines}
-    except ValueError as error:
-        raise ValueError(f"{path}: expected lines of '<base64 token> <rank>' ({error}); fetch it again") from error
     if sorted(ranks.values()) != list(range(len(ranks))) or any(bytes([byte]) not in ranks for byte in range(256)):
         raise ValueError(f"{path}: expected all bytes, and ranks from 0 on without a gap; fetch it again")
     if hashlib.sha256(content[:_START]).hexdigest() == _START_SHA256 and len(ranks) != PUBLISHED_TOKENS:
@@ -109,7 +107,8 @@ def config_of(published: dict[str, Any]) -> Qwen2Config:
     Raises:
         ValueError: it asks for something that the Qwen2 classes cannot do.
     """
-    expect(published, {"no_bias": True, "rotary_pct": 1.0, "scale_attn_weights": True}, "Qwen v1")
+    fixed = {"no_bias": True, "rotary_pct": 1.0, "scale_attn_weights": True, "tie_word_embeddings": False}
+    expect(published, fixed, "Qwen v1")
     heads = published["num_attention_heads"]
     return Qwen2Config(
         vocab_size=published["vocab_size"],
@@ -122,7 +121,7 @@ def config_of(published: dict[str, Any]) -> Qwen2Config:
         rms_norm_eps=published["layer_norm_epsilon"],
         rope_parameters={"rope_type": "default", "rope_theta": float(published["rotary_emb_base"])},
         max_position_embeddings=published["seq_length"],
-        tie_word_embeddings=published.get("tie_word_embeddings", False),
+        tie_word_embeddings=False,
     )
 
 

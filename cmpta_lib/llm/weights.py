@@ -1,4 +1,4 @@
-"""Published weight files -> a model of transformers' own classes, without holding anything twice.
+"""Published weight files -> a model of transformers' own classes whose weights are those of the files, all and no others.
 
 safetensors shards are memory-mapped and their tensors become the model's parameters as they are, so on a CPU loading
 costs no copy at all, and on a GPU one tensor of host memory at a time.
@@ -7,19 +7,29 @@ costs no copy at all, and on a GPU one tensor of host memory at a time.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import zipfile
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from cmpta_lib.llm.files import read_json, weight_files
+from cmpta_lib.files import Damaged
+from cmpta_lib.llm.files import index_of, read_json, weight_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+_FLOATS = {torch.bfloat16, torch.float16, torch.float32, torch.float64}
+# Names of what old files hold and classes compute: angles, positions, and masks.
+_COMPUTED = r"(.*\.)?(inv_freq|position_ids|masked_bias|(attn|attention)\.bias)"
+Stored = Mapping[str, tuple[Tensor, Path, str]]  # a class's name -> its tensor, the file, the name there
 
 
 @dataclass(frozen=True)
@@ -39,69 +49,171 @@ class Published:
 
     def renamed(self, name: str, tensor: Tensor, rows: Sequence[int]) -> Iterator[tuple[str, Tensor]]:
         """The parameters that a published tensor holds, as views where it holds several; `rows` of each fused one."""
-        if name.endswith(("inv_freq", "masked_bias")):  # computed, not learned
-            return
         if not (found := re.fullmatch(self.layer, name)):
             yield self.outside.get(name, name), tensor
             return
         prefix, inner = f"model.layers.{found[1]}", found[2]
         if inner.startswith(f"{self.fused}."):
+            if len(tensor) != sum(rows):
+                raise ValueError(f"{name} has {len(tensor)} rows, config.json asks for {sum(rows)}")
             for part, own in zip("qkv", tensor.split(rows), strict=True):
                 yield f"{prefix}.self_attn.{part}_proj.{inner.rsplit('.')[-1]}", own
         else:
             yield f"{prefix}.{self.in_layer.get(inner, inner)}", tensor
 
     def load(self, folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
-        """The model of a folder with config.json and weights as published, whose parameters are the folder's tensors.
-
-        Raises:
-            FileNotFoundError: as `weight_files`.
-            ValueError: the config asks for what the class cannot do, or a tensor is missing, not known, or of another shape
-                than the config says; names the first ones.
-        """
-        config = self.config_of(read_json(folder / "config.json"))
+        """The model of a folder with config.json and weights as published; raises as `load_model`."""
+        content = read_json(folder / "config.json")
+        with told(folder / "config.json", f"settings for {self.model.__name__}"):
+            config = self.config_of(content)
         rows = [heads * config.head_dim for heads in (config.num_attention_heads, *2 * [config.num_key_value_heads])]
-        with torch.device("meta"):  # where new parameters take no memory
-            model: Any = self.model(config)
-        parts = (part for name, tensor in read_tensors(folder) for part in self.renamed(name, tensor, rows))
-        state = {name: tensor.to(device, dtype) for name, tensor in parts}
-        try:
-            model.load_state_dict(state, assign=True)
-        except RuntimeError as error:  # torch's list of names and shapes, one a line
-            listed = " ".join(str(error).split())
-            raise ValueError(f"{folder}: weights and config.json do not fit: {listed[:500]}. Fetch both again") from None
-        for module in model.modules():  # rotary frequencies are computed, not stored: on "meta" they have no values
-            if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
-                for name, buffer in type(module)(config=model.config).to(device).named_buffers(recurse=False):
-                    module.register_buffer(name, buffer, persistent=False)
-        return model
+        return load_model(self.model, config, folder, dtype, device, renamed=lambda *one: self.renamed(*one, rows))
 
 
 def expect(published: Mapping[str, Any], expected: Mapping[str, Any], family: str) -> None:
     """Raise ValueError where a config.json asks for something that transformers' class of the family cannot do."""
-    if odd := [name for name, value in expected.items() if published.get(name, value) != value]:
-        found = ", ".join(f"{name}={published[name]}" for name in odd)
-        raise ValueError(f"config.json: {family} with {found} cannot be loaded, expected {expected}")
+    if odd := [f"{name}={published[name]}" for name, value in expected.items() if published.get(name, value) != value]:
+        raise ValueError(f"{family} with {', '.join(odd)} cannot be loaded")
 
 
-def read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of a folder's weight files, memory-mapped, with its published name.
+@contextmanager
+def told(path: Path, wanted: str) -> Iterator[None]:
+    """What transformers, torch and tokenizers raise on files that are there and wrong becomes a line that names the file.
+
+    Raises:
+        Damaged: of any error within but of memory, and of files that are not there or closed to us.
+    """
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError, FileNotFoundError, PermissionError, Damaged):
+        raise
+    except Exception as error:  # tokenizers raise it as such, and damaged files lead to nearly every other
+        lines = [line for line in str(error).splitlines() if line.strip() and not line.endswith(":")] or [type(error).__name__]
+        reason = f"no entry {lines[0]}" if isinstance(error, KeyError) else shorten(lines[0], 120, placeholder=" ...")
+        if isinstance(error, UnpicklingError):  # torch's own message advises to read the file unsafely
+            reason = "it holds more than tensors"
+        raise Damaged(f"{path}: expected {wanted} ({reason.rstrip('.')}); fetch it again") from error
+
+
+def load_model(
+    model: type[PreTrainedModel],
+    config: Any,
+    folder: Path,
+    dtype: torch.dtype,
+    device: torch.device,
+    surplus: str = _COMPUTED,
+    renamed: Callable[[str, Tensor], Iterable[tuple[str, Tensor]]] = lambda name, tensor: [(name, tensor)],
+) -> Any:
+    """The model of this class and config whose weights are those of a folder's files.
+
+    transformers is handed the tensors, not the folder, where it would also follow files that no fingerprint is of.
+
+    Args:
+        surplus: expression of the names of tensors that files may hold and the class has no place for.
+        renamed: from a published tensor to the class's names and parts of it.
+    Raises:
+        FileNotFoundError: as `weight_files`.
+        Damaged: a file is, or tensors and config are not of one model; names file and tensor.
+    """
+    from transformers.utils import logging
+
+    stored, seen, experts = dict[str, tuple[Tensor, Path, str]](), set[str](), defaultdict[tuple[str, str], set[int]](set)
+    for name, (tensor, path) in read_tensors(folder).items():
+        with told(path, "weights that fit config.json"):
+            parts = [] if re.fullmatch(f"{surplus}|{_COMPUTED}", name) else [*renamed(name, tensor)]
+        for own, part in parts:
+            # transformers takes names with and without the class's prefix, and BERT's of its first years.
+            plain = own.removeprefix(f"{model.base_model_prefix}.")
+            plain = plain.replace("Norm.gamma", "Norm.weight").replace("Norm.beta", "Norm.bias")
+            if plain in seen:
+                raise Damaged(f"{path}: {name} is there twice, under two names; fetch it again")
+            stored[own] = part, path, name
+            seen.add(plain)
+            if found := re.fullmatch(r"(.+\.experts\.)(\d+)(\..+)", own):
+                experts[found[1], found[3]].add(int(found[2]))
+    # transformers stacks experts in order, whatever their numbers.
+    gaps = [f"{a}{n}{b}" for (a, b), numbers in experts.items() for n in range(max(numbers)) if n not in numbers]
+    _check_fit(folder, stored, missing=gaps)
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)  # its tables of what does not fit
+    try:
+        with told(folder / "config.json", f"settings of these weights for {model.__name__}"):
+            for place in (torch.device("meta"), device):  # first where drawing what is missing takes no time and memory
+                state = {name: one[0].to(place) if place.type == "meta" else one[0] for name, one in stored.items()}
+                made, info = model.from_pretrained(
+                    None, config=config, state_dict=state, dtype=dtype, device_map=str(place), output_loading_info=True,
+                    ignore_mismatched_sizes=True,
+                )  # fmt: skip
+                _check_fit(folder, stored, info["mismatched_keys"], info["unexpected_keys"], info["missing_keys"])
+    finally:
+        logging.set_verbosity(verbosity)
+    for name, source in made.get_expanded_tied_weights_keys(all_submodels=True).items():
+        if made.get_parameter(name) is not made.get_parameter(source):
+            raise Damaged(f"{stored[name][1]}: {name} is not {source}, and tie_word_embeddings says so; fetch it and config.json")
+    _check_values(stored)
+    return made
+
+
+def _check_fit(
+    folder: Path,
+    stored: Stored,
+    shapes: Collection[tuple[str, Sequence[int], Sequence[int]]] = (),
+    unknown: Collection[str] = (),
+    missing: Collection[str] = (),
+) -> None:
+    """Raise Damaged, with file and tensor, of names (in `shapes` with the stored and the model's shape) that do not fit."""
+    said = [f"{name} is {list(found)}, not {list(wanted)}" for name, found, wanted in sorted(shapes)[:1]]
+    said += [f"{name} has no place" for name in sorted(unknown)[:1]] + [f"{name} is missing" for name in sorted(missing)[:1]]
+    if said:
+        path, first = index_of(folder) or weight_files(folder)[0], said[0].split()[0]
+        path = next((path for name, (_, path, _) in stored.items() if name.endswith(first)), path)
+        count = f" ({found} tensors in all)" if (found := len(shapes) + len(unknown) + len(missing)) > 1 else ""
+        raise Damaged(f"{path}: not the weights of the model in config.json: {'; '.join(said[:2])}{count}; fetch both again")
+
+
+def _check_values(stored: Stored) -> None:
+    """Raise Damaged, with file and tensor, unless all are finite numbers of one type; one pass over the weights.
+
+    Whole kinds of tensors, the same in every layer, may be float32 beside a shorter type, as some are published.
+    """
+    kinds = defaultdict[str, Counter[torch.dtype]](Counter)
+    for own, (tensor, _, _) in stored.items():
+        kinds[re.sub(r"\d+", "#", own)][tensor.dtype] += tensor.nbytes
+    common = sum(kinds.values(), Counter[torch.dtype]()).most_common(1)[0][0]
+    for own, (tensor, path, name) in stored.items():
+        legal = {common} if len(kinds[re.sub(r"\d+", "#", own)]) > 1 else {common, torch.float32}
+        if tensor.dtype not in _FLOATS & legal:
+            raise Damaged(f"{path}: {name} is of type {tensor.dtype}, most of the weights of {common}; fetch it again")
+        if tensor.numel() and not all(bound.isfinite() for bound in tensor.aminmax()):
+            raise Damaged(f"{path}: {name} holds values that are not finite (NaN or infinite); fetch it again")
+
+
+def read_tensors(folder: Path) -> dict[str, tuple[Tensor, Path]]:
+    """Every tensor of a folder's weight files, memory-mapped, by its published name, with its file.
 
     Raises:
         FileNotFoundError: as `weight_files`.
-        ValueError: a file is damaged; names it.
+        Damaged: a file is, or does not hold what the index says; names file and tensor.
     """
-    from safetensors import SafetensorError, safe_open
-
+    index, found = index_of(folder), dict[str, tuple[Tensor, Path]]()
+    promised = read_json(index)["weight_map"] if index else {}
     for path in weight_files(folder):
-        try:
-            if path.suffix == ".safetensors":
-                with safe_open(path, "pt") as file:
-                    for name in file.keys():
-                        yield name, file.get_tensor(name)
-            else:
-                yield from torch.load(path, map_location="cpu", mmap=True, weights_only=True).items()
-        except (UnpicklingError, SafetensorError, RuntimeError, EOFError) as error:
-            # Torch's own message of a pickle advises to read the file unsafely.
-            reason = "it holds more than tensors" if isinstance(error, UnpicklingError) else error
-            raise ValueError(f"{path}: cannot be read as weights ({reason}); fetch it again") from None
+        with told(path, "weights"):
+            tensors = dict(_read(path))
+        for name in tensors.keys() | {name for name, place in promised.items() if place == path.name}:
+            if name not in tensors or index and promised.get(name) != path.name:
+                here = "holds" if name in tensors else "lacks"
+                raise Damaged(f"{path}: {here} {name}, and {index and index.name} says otherwise; fetch all again")
+            if not isinstance(name, str) or not isinstance(tensors[name], Tensor) or tensors[name].layout != torch.strided:
+                raise Damaged(f"{path}: {name} is no plain tensor; fetch it again")
+            found[name] = tensors[name], path
+    return found
+
+
+def _read(path: Path) -> Iterable[tuple[str, Tensor]]:
+    from safetensors import safe_open
+
+    if path.suffix != ".safetensors":
+        return torch.load(path, map_location="cpu", mmap=zipfile.is_zipfile(path), weights_only=True).items()
+    with safe_open(path, "pt") as file:
+        return [(name, file.get_tensor(name)) for name in file.keys()]
