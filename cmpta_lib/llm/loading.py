@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from cmpta_lib.config import EncoderConfig, LLMConfig
+from cmpta_lib.fast.prompted import check_reading
 from cmpta_lib.llm import files as llm_files
 from cmpta_lib.method.llm import FrozenLLM
 
@@ -153,7 +154,9 @@ def load(config: LLMConfig, cache: Path, device: torch.device) -> FrozenLLM:
     if len(tokenizer) > rows:
         raise ValueError(f"{folder}: the vocabulary has {len(tokenizer)} tokens, the weights {rows}: not of one model")
     model = model.to(device)
-    return FrozenLLM(model, tokenizer, fingerprint, config.name, gradient_checkpointing=_is_tight(model, device))
+    llm = FrozenLLM(model, tokenizer, fingerprint, config.name, gradient_checkpointing=_is_tight(model, device))
+    check_reading(llm, folder)
+    return llm
 
 
 def _model(folder: Path, dtype: torch.dtype, device: torch.device) -> tuple[PreTrainedModel, Any]:

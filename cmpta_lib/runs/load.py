@@ -267,7 +267,7 @@ def plain(run: TrainedRun | str | Path, llm: str | Path = "") -> PlainLM:
         raise ValueError(f"run {trained.run.folder.name}: its method '{trained.run.config.method.name}' has no plain form")
     own = copy.copy(method.llm)  # the same weights, with transformers' own attention whatever the quick one uses
     own.model = sharing(own.model)
-    own.model.set_attn_implementation("sdpa")
+    own.model.set_attn_implementation(own.attention)
     tokens = _token_maker(method, trained)
     found: PlainLM = form(own, tokens) if form else PlainLM(own, method.settings, method.task, tokens)
     return found
