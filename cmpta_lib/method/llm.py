@@ -73,7 +73,7 @@ class FrozenLLM:
         for kind in (rope, *(part for part in rope.values() if isinstance(part, dict))):
             if kind.get("rope_type") == "longrope":  # one input beyond it turns every shorter one beside it otherwise
                 known.append(kind.get("original_max_position_embeddings"))
-        return min((length for length in known if length), default=None)
+        return min((length for length in known if length and length > 0), default=None)
 
     def need_room(self, length: int) -> None:
         """Refuse inputs longer than the LLM's highest number of positions: beyond it its answers mean nothing.
