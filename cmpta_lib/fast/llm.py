@@ -1,11 +1,10 @@
-"""The frozen LLM for many clips at once, of the families known here in one row of real positions, without padding.
+"""The frozen LLM for many clips at once: where the family is known here, in one row of real positions, without padding.
 
 `packed_logits` is equal to `FrozenLLM.logits` clip by clip. transformers does the modelling; what is ours is one attention
-function, which lets the row pass every linear layer as it is and lays clips out as rows inside attention only. Whatever else
-may lie in other families (windows, caps, sinks, biases by distance, convolutions, recurrent states), such a row would read
-wrong: their clips are padded at the end, which under causal reading no real position sees, and transformers reads them.
+function, which lets the row pass every linear layer as it is and lays clips out as rows inside attention only. Windows, caps,
+sinks, convolutions or states of other families would be lost or run on into the next clip: those read padded rows.
 
-`PrunedDecoder` reads the families known here without the work that no asked logit needs. Four things are known of every
+`PrunedDecoder` reads known families without the work that no asked logit needs. Four things are known of every
 input beforehand. All clips begin with the same tokens, so their keys and values are computed once for all. Before the first
 layer's attention a token knows nothing of its neighbours, so each distinct token passes its projections once, however often
 it stands in the batch (the prompt in every clip), and only pseudo tokens take a gradient back through them. Of the last
@@ -103,7 +102,7 @@ def packed_logits(
         embeds: (N, E) input embeddings of all clips, one after another.
         asked: (M,) int64 indices into N; only these pass the LM head.
         position_ids: (1, N); None = counted from each clip's start.
-        mask: (B, 1, S, S) bool, True = may attend; None = causal. Neither for an LLM that is not `packs`.
+        mask: (B, 1, S, S) bool, True = may attend; None = causal, as all that does not `packs` must be.
     Returns:
         (M, vocabulary) float32.
     """
@@ -129,10 +128,9 @@ def packed_logits(
 
 
 def _padded_logits(llm: FrozenLLM, embeds: Tensor, layout: Ragged, asked: Tensor) -> Tensor:
-    """As `packed_logits`, by transformers' own forward of the family: clips in rows, padded at the end."""
+    """By the family's own forward: clips in rows, padded at the end, which no real position sees."""
     rows, places = layout.padded(embeds), layout.slots.index_select(0, asked)
-    real = torch.zeros(rows.shape[0] * rows.shape[1], dtype=torch.int64, device=rows.device)
-    real = real.index_fill_(0, layout.slots, 1).view(rows.shape[:2])
+    real = layout.padded(torch.ones_like(layout.slots)[:, None])[..., 0]
 
     def pick(_: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:  # the head reads what is asked alone
         return given[0].flatten(0, 1).index_select(0, places)[None], *given[1:]
@@ -308,15 +306,8 @@ class PrunedDecoder:
 def read(
     llm: FrozenLLM, start: Sequence[int], given: PackedInput, tokens: Tensor, columns: Tensor | None = None
 ) -> Tensor:
-    """Next-token logits at the asked positions, (M, vocabulary) or (M, C) float32, in the quickest way that fits the LLM.
-
-    Args:
-        start: the token ids that all clips begin with; `given` begins behind them where `PrunedDecoder` fits.
-        tokens: (B, K, E) pseudo tokens, clip after clip as their placeholders.
-        columns: (C,) int64 token ids; only these logits.
-    """
+    """As `PrunedDecoder.logits`, by that where it fits and `given` leaves the start out."""
     if given.left_out:
         return PrunedDecoder(llm).logits(start, given, tokens, columns)
-    embeds = given.embeds(llm, tokens)
-    logits = packed_logits(llm, embeds, given.layout, given.asked, given.position_ids, given.mask)
+    logits = packed_logits(llm, given.embeds(llm, tokens), given.layout, given.asked, given.position_ids, given.mask)
     return logits if columns is None else logits[:, columns]

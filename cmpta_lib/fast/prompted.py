@@ -27,7 +27,7 @@ from cmpta_lib.data.corpus import MODALITIES, Inputs, Modality, Sample, Split
 from cmpta_lib.fast import packing
 from cmpta_lib.fast.llm import PackedInput, PrunedDecoder, packs, read
 from cmpta_lib.fast.packing import Chained, Ragged, Stream, Streams, pad
-from cmpta_lib.method.answers import AnswerTrie, Node
+from cmpta_lib.method.answers import AnswerTrie
 from cmpta_lib.method.llm import FrozenLLM
 from cmpta_lib.method.prompted import PLACEHOLDER, InputIds, answer_text, is_whole, legal_answers
 
@@ -186,27 +186,25 @@ class PromptedLM(Method):
     def trie_scores(self, batch: PromptBatch, tokens: Tensor) -> np.ndarray:
         """(B, options) logits at every open choice of the trie (`AnswerTrie.choices`): comparable within a choice.
 
-        One forward pass serves the whole trie where clips can be packed: its inner nodes stand behind the prompt, each at
-        its true position, and a tree-shaped mask lets each see the prompt and its own ancestors only. Other LLMs are asked
-        node by node.
+        One forward pass serves the whole trie: its inner nodes stand behind the prompt, each at its true position, and a
+        tree-shaped mask lets each see the prompt and its own ancestors only. LLMs that do not `packs` are asked by node.
         """
         trie, size = self.trie, len(batch.ids)
         if not packs(self.llm.model):
-            return torch.cat([self._node_scores(batch, tokens, node) for node in trie.asked], dim=1).cpu().numpy()
+            found = []
+            for node in trie.asked:
+                tails, asked, children = [[*node]] * size, [[len(node)]] * size, np.array(trie.children[node], np.int64)
+                given, sent = self._packed(batch, tokens.shape[1], tails, asked, [children])
+                found.append(read(self.llm, self.ids.start, given, tokens, sent[0]))
+            return torch.cat(found, dim=1).cpu().numpy()
         place = {(): 0} | {node: i for i, node in enumerate(trie.inner, 1)}
-        asked = [place[node] for node in trie.asked]
-        nodes = np.repeat(np.arange(len(asked)), [len(trie.children[node]) for node in trie.asked])
+        places = [place[node] for node in trie.asked]
+        nodes = np.repeat(np.arange(len(places)), [len(trie.children[node]) for node in trie.asked])
         columns, column = np.unique([child[-1] for child in trie.choices], return_inverse=True)
         tails = [[node[-1] for node in trie.inner]] * size
-        given, sent = self._packed(batch, tokens.shape[1], tails, [asked] * size, [columns, nodes, column], tree=trie)
+        given, sent = self._packed(batch, tokens.shape[1], tails, [places] * size, [columns, nodes, column], tree=trie)
         logits = read(self.llm, self.ids.start, given, tokens, sent[0])
-        return logits.view(size, len(asked), -1)[:, sent[1], sent[2]].cpu().numpy()
-
-    def _node_scores(self, batch: PromptBatch, tokens: Tensor, node: Node) -> Tensor:
-        """(B, children) logits of what may follow an answer's beginning."""
-        size, children = len(batch.ids), np.array(self.trie.children[node], np.int64)
-        given, (columns,) = self._packed(batch, tokens.shape[1], [[*node]] * size, [[len(node)]] * size, [children])
-        return read(self.llm, self.ids.start, given, tokens, columns)
+        return logits.view(size, len(places), -1)[:, sent[1], sent[2]].cpu().numpy()
 
     def attention(self, batch: PromptBatch) -> Mapping[str, Tensor]:  # type: ignore[override]
         """The token maker's maps, by the name of the pair."""
@@ -256,25 +254,25 @@ def check_reading(llm: FrozenLLM, where: Path | str) -> None:
     """Refuse an LLM that batches would not read as it reads itself; done once per process for the same weights.
 
     Args:
-        where: the LLM's folder, for the message.
+        where: its folder, for the message.
     Raises:
         ValueError: names the folder, the family, and what differs by how much.
     """
-    family, dtype = llm.model.config.model_type, llm.embedding.weight.dtype
+    family, dtype, wrong = llm.model.config.model_type, llm.embedding.weight.dtype, ""
     if (key := (llm.fingerprint, llm.device, dtype)) in _READ:
         return
     try:
         for what, found, own, is_alike in _readings(llm):
             apart = float((found - own).norm() / (own - own.mean()).norm().clamp(min=1e-9))
-            # 16-bit types round by up to 0.05, more through many layers, wherever the two are computed in other shapes.
+            # 16-bit types round by up to 0.05, or more in many layers, where the two are computed in other shapes.
             if not apart < (1e-3 if dtype == torch.float32 else 0.02 if is_alike else 0.25):  # nor where it is no number
-                raise ValueError(f"{what} differ by {apart:.2g} of their size")
+                wrong = wrong or f"{what} differ by {apart:.2g} of their size"
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:
-        kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
-        reason = f"{kind}{str(error).strip().partition(chr(10))[0][:120]}"
-        raise ValueError(f"{where}: '{family}' is no LLM that can be read here: {reason}; take another LLM") from error
+    except Exception as error:  # whatever a family raises
+        wrong = wrong or f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:120]}"
+    if wrong:
+        raise ValueError(f"{where}: '{family}' is no LLM that can be read here: {wrong}; take another LLM")
     if packs(llm.model):
         llm.model.set_attn_implementation(llm.attention)
     else:
@@ -286,10 +284,9 @@ def _readings(llm: FrozenLLM) -> Iterator[tuple[str, Tensor, Tensor, bool]]:
     """What is compared, two tensors that should be equal, and whether the same shapes are computed for both."""
     known = np.unique(llm.token_ids(f"{paper.SIMS_PROMPT} {paper.class_prompt(paper.MELD_LABELS, 'en')}"))
     known, draw = known if len(known) > 9 else np.arange(llm.embedding.weight.shape[0]), np.random.default_rng(0)
-    # One clip of a single word, and one that is longer than small windows.
+    # One clip is longer than small windows, the other a single word.
     ids, text = draw.permutation(known)[:9].tolist(), draw.choice(known, min(40, (llm.room or 40) - 8)).tolist()
     start, end = ids[:2], ids[2:5]
-    rows = [[*start, *[PLACEHOLDER] * 3, *said] for said in (text, ids[5:6])]
     written = torch.tensor([[*start, *text, *end], [*start, text[0], *text[:0:-1], *ids[5:8]]], device=llm.device)
     with torch.no_grad():
         by_ids = llm.model(input_ids=written[:1], use_cache=False).logits[0].float()
@@ -297,24 +294,22 @@ def _readings(llm: FrozenLLM) -> Iterator[tuple[str, Tensor, Tensor, bool]]:
         yield "logits before other later tokens", llm.logits(llm.embedding(written[1]))[:3], by_ids[:3], True
     made = llm.embed(ids[:3]) + llm.embed(ids[3:6])  # of no token
     tokens = made.detach().repeat(2, 1, 1).requires_grad_()
-    parts = [(llm.embed(start), pseudo, llm.embed([*row[5:], *end])) for row, pseudo in zip(rows, tokens, strict=True)]
-    own = torch.cat([llm.logits(torch.cat(part))[-4:-1] for part in parts])  # before each token of the end
-    targets = torch.tensor(end * 2, device=llm.device)
+    texts, targets = (text, ids[5:6]), torch.tensor(end * 2, device=llm.device)
+    alone = [torch.cat([llm.embed(start), *one]) for one in zip(tokens, [llm.embed([*t, *end]) for t in texts], strict=True)]
+    own = torch.cat([llm.logits(embeds)[-4:-1] for embeds in alone])  # before each token of the end
 
     def together(tail: list[int], asked: Sequence[int], tree: AnswerTrie | None = None) -> Tensor:
         left_out = len(start) if PrunedDecoder.fits(llm.model) else 0
-        given = [[*row[left_out:], *tail] for row in rows]
-        places = np.cumsum([len(row) for row in given])[:, None] - len(tail) - 1 + np.array(asked)
-        return read(llm, start, PackedInput.of(given, places.ravel(), [], llm.device, left_out, tree)[0], tokens)
-
-    def gradient(logits: Tensor) -> Tensor:
-        return torch.autograd.grad(F.cross_entropy(logits, targets, reduction="sum"), tokens)[0]
+        rows = [[*start, *[PLACEHOLDER] * 3, *text, *tail][left_out:] for text in texts]
+        places = np.cumsum([len(row) for row in rows])[:, None] - len(tail) - 1 + np.array(asked)
+        return read(llm, start, PackedInput.of(rows, places.ravel(), [], llm.device, left_out, tree)[0], tokens)
 
     found = together(end, [0, 1, 2])
     yield "logits of a batch and of its clips", found.detach(), own.detach(), False
-    yield "gradients of a batch and of its clips", gradient(found), gradient(own), False
+    losses = [F.cross_entropy(logits, targets, reduction="sum") for logits in (found, own)]
+    mine, theirs = (torch.autograd.grad(loss, tokens)[0] for loss in losses)
+    yield "gradients of a batch and of its clips", mine, theirs, False
     if packs(llm.model):  # the answers' trie in one pass
         answers = [[ids[6], ids[7]], [ids[6], ids[8]], end, [*end[:2], ids[7]]]
-        tree = AnswerTrie({str(number): answer for number, answer in enumerate(answers)})
-        scores = together([ids[6], *end[:2]], [0, 2, 3], tree)
-        yield "logits of a trie and of its answers", scores.detach(), own.detach(), False
+        found = together([ids[6], *end[:2]], [0, 2, 3], AnswerTrie({str(ids): ids for ids in answers}))
+        yield "logits of a trie and of its answers", found.detach(), own.detach(), False

@@ -20,7 +20,7 @@ class FrozenLLM:
         embedding_norm: mean norm of its text embeddings.
         fingerprint: of its files, see `cmpta_lib.llm.files.fingerprint`.
         first_ids: what every input starts with: the bos token or what the family has in its place.
-        attention: transformers' own name of the attention that the model came with.
+        attention: which of transformers' implementations the model came with.
     """
 
     def __init__(
@@ -66,13 +66,13 @@ class FrozenLLM:
 
     @cached_property
     def room(self) -> int | None:
-        """The highest number of positions that one reading fits; None = no limit is known."""
+        """The highest number of positions that one input may have; None = no limit is known."""
         config = self.model.config.get_text_config()
-        known = [getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len", "max_target_positions")]
         rope = getattr(config, "rope_parameters", None) or {}
-        for kind in (rope, *(part for part in rope.values() if isinstance(part, dict))):
-            if kind.get("rope_type") == "longrope":  # one input beyond it turns every shorter one beside it otherwise
-                known.append(kind.get("original_max_position_embeddings"))
+        # Beyond this length "longrope" turns all inputs of a batch otherwise.
+        turns = rope.get("original_max_position_embeddings") if rope.get("rope_type") == "longrope" else None
+        names = ("max_position_embeddings", "max_seq_len", "max_target_positions")
+        known = [turns, *(getattr(config, name, None) for name in names)]
         return min((length for length in known if length and length > 0), default=None)
 
     def need_room(self, length: int) -> None:
