@@ -12,7 +12,8 @@ from test_model import WORLDS, build, by_transformers, clips, one_input, plain_o
 from cmpta_lib import paper
 from cmpta_lib.data.corpus import Task
 from cmpta_lib.method.answers import AnswerTrie
-from cmpta_lib.method.prompted import Layout, answer_text, legal_answers
+from cmpta_lib.method.llm import FrozenLLM
+from cmpta_lib.method.prompted import Layout, answer_text, is_whole, legal_answers
 
 SIMS = Task("regression", "zh")
 MELD = Task("classification", "en", paper.MELD_LABELS)
@@ -116,6 +117,35 @@ def test_free_decoding_equals_generate(llm, corpus):
             pad_token_id=0,
         )
         assert reply == llm.tokenizer.decode(ids[0]).strip()
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [("0.6!", "0.6"), ("-0.6", "-0.6"), (" 0.6", "0.6"), ("0.6" * 2, "0.6"), ("x0.6", "x0.6"), ("06.0", "06.0")],
+)
+@torch.no_grad()
+def test_a_free_reply_ends_where_it_is_a_whole_answer(written, said, llm, corpora, monkeypatch):
+    """Where the positive answers are shorter than the negative ones they get no surplus token, by either path."""
+    corpus = corpora["embedded-sims"]
+    model, samples = build(llm, corpus, method__decoding="free", method__prompt__answer_sign="negative"), clips(corpus, 4)[:2]
+    plain, batch, wanted = plain_of(model, corpus), model.collate(samples), llm.token_ids(written)
+    asked: list[int] = []
+
+    def scripted(*_: object) -> torch.Tensor:
+        asked.append(len(asked))
+        return torch.eye(len(llm.tokenizer))[wanted[asked[-1]]].expand(2, -1)
+
+    monkeypatch.setattr("cmpta_lib.fast.prompted.read", scripted)
+    assert model._free_replies(batch, model.pseudo_tokens(batch)[0]) == [said] * 2
+    asked.clear()
+    monkeypatch.setattr(FrozenLLM, "logits", scripted)
+    assert plain._free_reply(samples[0], plain.pseudo_tokens(samples[0])) == said
+    assert (said in model.answers) == (said in ("0.6", "-0.6"))
+
+
+def test_a_reply_that_a_longer_answer_continues_is_not_whole_yet():
+    answers = ("so", "so what", "good")
+    assert [is_whole(text, answers) for text in ("", "s", "so", "so what", "good", "goods")] == [False] * 3 + [True] * 2 + [False]
 
 
 def test_unparsable_replies_are_none_and_counted(llm, corpora, monkeypatch):

@@ -1,9 +1,10 @@
-"""The frozen LLM for many clips at once: all of them in one row of real positions, without padding.
+"""The frozen LLM for many clips at once: where the family is known here, in one row of real positions, without padding.
 
 `packed_logits` is equal to `FrozenLLM.logits` clip by clip. transformers does the modelling; what is ours is one attention
-function, which lets the row pass every linear layer as it is and lays clips out as rows inside attention only.
+function, which lets the row pass every linear layer as it is and lays clips out as rows inside attention only. Windows, caps,
+sinks, convolutions or states of other families would be lost or run on into the next clip: those read padded rows.
 
-`PrunedDecoder` reads the families that it knows without the work that no asked logit needs. Four things are known of every
+`PrunedDecoder` reads known families without the work that no asked logit needs. Four things are known of every
 input beforehand. All clips begin with the same tokens, so their keys and values are computed once for all. Before the first
 layer's attention a token knows nothing of its neighbours, so each distinct token passes its projections once, however often
 it stands in the batch (the prompt in every clip), and only pseudo tokens take a gradient back through them. Of the last
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 PACKED = "cmpta_packed"
+# Of these `test_pruned` shows that they are as said above: pre-norm layers, rotary positions, nothing between head and norm.
+FAMILIES = ("qwen2", "llama", "glm")
+_IDLE = {"position_ids", "use_cache"}  # what attention is told beside, and need not know
 
 
 def attend(
@@ -68,30 +72,43 @@ def attend(
 
 def _packed_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
-    scaling: float | None = None, layout: Ragged | None = None, mask: Tensor | None = None, **_: Any,
+    scaling: float | None = None, dropout: float = 0.0, layout: Ragged | None = None, mask: Tensor | None = None,
+    **others: Any,
 ) -> tuple[Tensor, None]:  # fmt: skip
     """`attend` as transformers calls it: (1, heads, N, d) -> (1, N, heads, d)."""
     if layout is None:
         raise ValueError(f"attention '{PACKED}' needs layout=...; call the model through fast.llm.packed_logits")
+    others |= {"attention_mask": attention_mask, "dropout": dropout or None}
+    if unknown := sorted(name for name in others.keys() - _IDLE if others[name] is not None):
+        raise ValueError(f"attention '{PACKED}' is plain softmax attention and knows no {', '.join(unknown)}")
     q, k, v = (part[0].transpose(0, 1).flatten(1) for part in (query, key, value))
     out = attend(layout, q, k, v, query.shape[-1], scaling, mask)
     return out.unflatten(-1, (query.shape[1], -1))[None], None
+
+
+def packs(model: PreTrainedModel) -> bool:
+    """Whether clips may lie end to end for this LLM: of a family known here, with layers that all see everything before."""
+    config = model.config
+    return config.model_type in FAMILIES and {*(getattr(config, "layer_types", None) or ())} <= {"full_attention"}
 
 
 def packed_logits(
     llm: FrozenLLM, embeds: Tensor, layout: Ragged, asked: Tensor,
     position_ids: Tensor | None = None, mask: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """Next-token logits at some positions of a row, by the whole LLM over all of them.
+    """Next-token logits at some positions of clips that lie end to end, by the whole LLM over all of them.
 
     Args:
         embeds: (N, E) input embeddings of all clips, one after another.
         asked: (M,) int64 indices into N; only these pass the LM head.
         position_ids: (1, N); None = counted from each clip's start.
-        mask: (B, 1, S, S) bool, True = may attend; None = causal.
+        mask: (B, 1, S, S) bool, True = may attend; None = causal, as all that does not `packs` must be.
     Returns:
         (M, vocabulary) float32.
     """
+    embeds = embeds.to(llm.embedding.weight.dtype)
+    if not packs(llm.model):
+        return _padded_logits(llm, embeds, layout, asked)
     if llm.model.config._attn_implementation != PACKED:
         from transformers.modeling_utils import AttentionInterface
 
@@ -100,7 +117,7 @@ def packed_logits(
     # use_cache=False: with a cache transformers no longer looks at restarting positions, and an index tensor,
     # never an int, for logits_to_keep: the int form is a strided view that slows the head a hundredfold on CPU.
     out = llm.model(
-        inputs_embeds=embeds.to(llm.embedding.weight.dtype)[None],
+        inputs_embeds=embeds[None],
         position_ids=layout.slots.remainder(layout.size)[None] if position_ids is None else position_ids,
         use_cache=False,
         logits_to_keep=asked,
@@ -108,6 +125,18 @@ def packed_logits(
         mask=mask,
     )
     return out.logits[0].float()
+
+
+def _padded_logits(llm: FrozenLLM, embeds: Tensor, layout: Ragged, asked: Tensor) -> Tensor:
+    """By the family's own forward: clips in rows, padded at the end, which no real position sees."""
+    rows, places = layout.padded(embeds), layout.slots.index_select(0, asked)
+    real = layout.padded(torch.ones_like(layout.slots)[:, None])[..., 0]
+
+    def pick(_: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:  # the head reads what is asked alone
+        return given[0].flatten(0, 1).index_select(0, places)[None], *given[1:]
+
+    with llm.model.get_output_embeddings().register_forward_pre_hook(pick):
+        return llm.model(inputs_embeds=rows, attention_mask=real, use_cache=False).logits[0].float()
 
 
 @dataclass(frozen=True)
@@ -169,8 +198,6 @@ def _branch(tree: AnswerTrie, lengths: np.ndarray, left_out: int, position_ids: 
     return mask[:, None]
 
 
-# Of these `test_pruned` shows that they are as said above: pre-norm layers, rotary positions, nothing between head and norm.
-FAMILIES = ("qwen2", "llama", "glm")
 KeysAndValues = list[tuple[Tensor, Tensor]]  # of each layer, (P, heads * width)
 _PREFIXES: WeakKeyDictionary[nn.Module, dict[Any, KeysAndValues]] = WeakKeyDictionary()
 
@@ -184,10 +211,8 @@ class PrunedDecoder:
 
     @staticmethod
     def fits(model: PreTrainedModel) -> bool:
-        """Whether this LLM is of a family known here, and nothing has been put into its layers, such as LoRA."""
-        if getattr(model.config, "model_type", "") not in FAMILIES or getattr(model.model, "has_sliding_layers", False):
-            return False
-        return type(model.model.layers[0].self_attn.q_proj) is nn.Linear
+        """Whether clips of this LLM may be packed, and nothing has been put into its layers, such as LoRA."""
+        return packs(model) and type(model.model.layers[0].self_attn.q_proj) is nn.Linear
 
     @torch.no_grad()
     def prefix(self, ids: Sequence[int]) -> KeysAndValues:
@@ -276,3 +301,13 @@ class PrunedDecoder:
         heads = packed.unflatten(-1, (-1, attention.head_dim))[None]
         cos, sin = angles if asked is None else (angle.index_select(1, asked) for angle in angles)
         return self.rotate(heads, heads[:, :, :0], cos, sin, unsqueeze_dim=2)[0][0].flatten(1)
+
+
+def read(
+    llm: FrozenLLM, start: Sequence[int], given: PackedInput, tokens: Tensor, columns: Tensor | None = None
+) -> Tensor:
+    """As `PrunedDecoder.logits`, by that where it fits and `given` leaves the start out."""
+    if given.left_out:
+        return PrunedDecoder(llm).logits(start, given, tokens, columns)
+    logits = packed_logits(llm, given.embeds(llm, tokens), given.layout, given.asked, given.position_ids, given.mask)
+    return logits if columns is None else logits[:, columns]

@@ -7,10 +7,12 @@ of a packed row, so no padding reaches the LLM. All indices are made on the host
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,15 +20,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cmpta_lib import paper
 from cmpta_lib.base import Batch, Loss, Method, Predictions, Resources
 from cmpta_lib.config import PromptedLMConfig, RunConfig
 from cmpta_lib.data.corpus import MODALITIES, Inputs, Modality, Sample, Split
 from cmpta_lib.fast import packing
-from cmpta_lib.fast.llm import PackedInput, PrunedDecoder, packed_logits
+from cmpta_lib.fast.llm import PackedInput, PrunedDecoder, packs, read
 from cmpta_lib.fast.packing import Chained, Ragged, Stream, Streams, pad
 from cmpta_lib.method.answers import AnswerTrie
 from cmpta_lib.method.llm import FrozenLLM
-from cmpta_lib.method.prompted import InputIds, answer_text, legal_answers
+from cmpta_lib.method.prompted import PLACEHOLDER, InputIds, answer_text, is_whole, legal_answers
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -136,7 +141,7 @@ class PromptedLM(Method):
         """(M,) cross-entropies, one per answer token, and the clip that each belongs to; raises as `training_inputs`."""
         tokens, given, targets = self._answers_asked(batch)
         clips = np.repeat(np.arange(len(batch.ids)), [len(answer) for answer in batch.answer_ids])
-        return F.cross_entropy(self._logits(given, tokens), targets, reduction="none"), clips
+        return F.cross_entropy(read(self.llm, self.ids.start, given, tokens), targets, reduction="none"), clips
 
     def training_inputs(self, batch: PromptBatch) -> tuple[Tensor, Ragged, Tensor, Tensor]:
         """What `packed_logits` would read in a training step: embeddings (N, E), where they lie, and per answer token the
@@ -182,17 +187,24 @@ class PromptedLM(Method):
         """(B, options) logits at every open choice of the trie (`AnswerTrie.choices`): comparable within a choice.
 
         One forward pass serves the whole trie: its inner nodes stand behind the prompt, each at its true position, and a
-        tree-shaped mask lets each see the prompt and its own ancestors only.
+        tree-shaped mask lets each see the prompt and its own ancestors only. LLMs that do not `packs` are asked by node.
         """
         trie, size = self.trie, len(batch.ids)
+        if not packs(self.llm.model):
+            found = []
+            for node in trie.asked:
+                tails, asked, children = [[*node]] * size, [[len(node)]] * size, np.array(trie.children[node], np.int64)
+                given, sent = self._packed(batch, tokens.shape[1], tails, asked, [children])
+                found.append(read(self.llm, self.ids.start, given, tokens, sent[0]))
+            return torch.cat(found, dim=1).cpu().numpy()
         place = {(): 0} | {node: i for i, node in enumerate(trie.inner, 1)}
-        asked = [place[node] for node in trie.asked]
-        nodes = np.repeat(np.arange(len(asked)), [len(trie.children[node]) for node in trie.asked])
+        places = [place[node] for node in trie.asked]
+        nodes = np.repeat(np.arange(len(places)), [len(trie.children[node]) for node in trie.asked])
         columns, column = np.unique([child[-1] for child in trie.choices], return_inverse=True)
         tails = [[node[-1] for node in trie.inner]] * size
-        given, sent = self._packed(batch, tokens.shape[1], tails, [asked] * size, [columns, nodes, column], tree=trie)
-        logits = self._logits(given, tokens, sent[0])
-        return logits.view(size, len(asked), -1)[:, sent[1], sent[2]].cpu().numpy()
+        given, sent = self._packed(batch, tokens.shape[1], tails, [places] * size, [columns, nodes, column], tree=trie)
+        logits = read(self.llm, self.ids.start, given, tokens, sent[0])
+        return logits.view(size, len(places), -1)[:, sent[1], sent[2]].cpu().numpy()
 
     def attention(self, batch: PromptBatch) -> Mapping[str, Tensor]:  # type: ignore[override]
         """The token maker's maps, by the name of the pair."""
@@ -213,25 +225,91 @@ class PromptedLM(Method):
         """
         left_out = len(self.ids.start) if not whole and PrunedDecoder.fits(self.llm.model) else 0
         rows = [self.ids.row(text, num_tokens, tail) for text, tail in zip(batch.text_ids, tails, strict=True)]
-        self.llm.need_room(max(len(row) - len(tail) for row, tail in zip(rows, tails, strict=True)))
+        longest = max(len(answer) for answer in self.trie.leaves) - 1  # of an answer's tokens the last is never read
+        self.llm.need_room(longest + max(len(row) - len(tail) for row, tail in zip(rows, tails, strict=True)))
         ids = [row[left_out:] for row in rows]
         ends = np.cumsum([len(row) for row in ids]) - [len(tail) for tail in tails] - 1
         places = [end + step for end, steps in zip(ends, asked, strict=True) for step in steps]
         return PackedInput.of(ids, np.array(places, np.int64), further, self.llm.device, left_out, tree)
 
-    def _logits(self, given: PackedInput, tokens: Tensor, columns: Tensor | None = None) -> Tensor:
-        """Logits (M, vocabulary), or of `columns` only, at the asked positions."""
-        if given.left_out:
-            return PrunedDecoder(self.llm).logits(self.ids.start, given, tokens, columns)
-        embeds = given.embeds(self.llm, tokens)
-        logits = packed_logits(self.llm, embeds, given.layout, given.asked, given.position_ids, given.mask)
-        return logits if columns is None else logits[:, columns]
-
     def _free_replies(self, batch: PromptBatch, tokens: Tensor) -> list[str]:
-        longest = max(len(self.llm.token_ids(answer)) for answer in self.answers)
+        longest = max(map(len, self.trie.leaves))
         tails: list[list[int]] = [[] for _ in batch.ids]
-        for step in range(longest):
-            given, _ = self._packed(batch, tokens.shape[1], tails, [[step]] * len(tails))
-            for tail, token in zip(tails, self._logits(given, tokens).argmax(-1).tolist(), strict=True):
-                tail.append(token)
-        return [self.llm.tokenizer.decode(tail).strip() for tail in tails]
+        said = [""] * len(tails)
+        while going := [
+            clip for clip, tail in enumerate(tails) if len(tail) < longest and not is_whole(said[clip], self.answers)
+        ]:
+            given, _ = self._packed(batch, tokens.shape[1], tails, [[len(tail)] for tail in tails])
+            following = read(self.llm, self.ids.start, given, tokens).argmax(-1).tolist()
+            for clip in going:
+                tails[clip].append(following[clip])
+                said[clip] = self.llm.tokenizer.decode(tails[clip]).strip()
+        return said
+
+
+_READ: set[tuple[Any, ...]] = set()  # what `check_reading` has found right: fingerprint, device, type
+
+
+def check_reading(llm: FrozenLLM, where: Path | str) -> None:
+    """Refuse an LLM that batches would not read as it reads itself; done once per process for the same weights.
+
+    Args:
+        where: its folder, for the message.
+    Raises:
+        ValueError: names the folder, the family, and what differs by how much.
+    """
+    family, dtype, wrong = llm.model.config.model_type, llm.embedding.weight.dtype, ""
+    if (key := (llm.fingerprint, llm.device, dtype)) in _READ:
+        return
+    try:
+        for what, found, own, is_alike in _readings(llm):
+            apart = float((found - own).norm() / (own - own.mean()).norm().clamp(min=1e-9))
+            # 16-bit types round by up to 0.05, or more in many layers, where the two are computed in other shapes.
+            if not apart < (1e-3 if dtype == torch.float32 else 0.02 if is_alike else 0.25):  # nor where it is no number
+                wrong = wrong or f"{what} differ by {apart:.2g} of their size"
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever a family raises
+        wrong = wrong or f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:120]}"
+    if wrong:
+        raise ValueError(f"{where}: '{family}' is no LLM that can be read here: {wrong}; take another LLM")
+    if packs(llm.model):
+        llm.model.set_attn_implementation(llm.attention)
+    else:
+        _log.warning("LLM '%s' ('%s') is read padded, by transformers' own forward: right, but slower", llm.name, family)
+    _READ.add(key)
+
+
+def _readings(llm: FrozenLLM) -> Iterator[tuple[str, Tensor, Tensor, bool]]:
+    """What is compared, two tensors that should be equal, and whether the same shapes are computed for both."""
+    known = np.unique(llm.token_ids(f"{paper.SIMS_PROMPT} {paper.class_prompt(paper.MELD_LABELS, 'en')}"))
+    known, draw = known if len(known) > 9 else np.arange(llm.embedding.weight.shape[0]), np.random.default_rng(0)
+    # One clip is longer than small windows, the other a single word.
+    ids, text = draw.permutation(known)[:9].tolist(), draw.choice(known, min(40, (llm.room or 40) - 8)).tolist()
+    start, end = ids[:2], ids[2:5]
+    written = torch.tensor([[*start, *text, *end], [*start, text[0], *text[:0:-1], *ids[5:8]]], device=llm.device)
+    with torch.no_grad():
+        by_ids = llm.model(input_ids=written[:1], use_cache=False).logits[0].float()
+        yield "logits of embeddings and of token ids", llm.logits(llm.embedding(written[0])), by_ids, True
+        yield "logits before other later tokens", llm.logits(llm.embedding(written[1]))[:3], by_ids[:3], True
+    made = llm.embed(ids[:3]) + llm.embed(ids[3:6])  # of no token
+    tokens = made.detach().repeat(2, 1, 1).requires_grad_()
+    texts, targets = (text, ids[5:6]), torch.tensor(end * 2, device=llm.device)
+    alone = [torch.cat([llm.embed(start), *one]) for one in zip(tokens, [llm.embed([*t, *end]) for t in texts], strict=True)]
+    own = torch.cat([llm.logits(embeds)[-4:-1] for embeds in alone])  # before each token of the end
+
+    def together(tail: list[int], asked: Sequence[int], tree: AnswerTrie | None = None) -> Tensor:
+        left_out = len(start) if PrunedDecoder.fits(llm.model) else 0
+        rows = [[*start, *[PLACEHOLDER] * 3, *text, *tail][left_out:] for text in texts]
+        places = np.cumsum([len(row) for row in rows])[:, None] - len(tail) - 1 + np.array(asked)
+        return read(llm, start, PackedInput.of(rows, places.ravel(), [], llm.device, left_out, tree)[0], tokens)
+
+    found = together(end, [0, 1, 2])
+    yield "logits of a batch and of its clips", found.detach(), own.detach(), False
+    losses = [F.cross_entropy(logits, targets, reduction="sum") for logits in (found, own)]
+    mine, theirs = (torch.autograd.grad(loss, tokens)[0] for loss in losses)
+    yield "gradients of a batch and of its clips", mine, theirs, False
+    if packs(llm.model):  # the answers' trie in one pass
+        answers = [[ids[6], ids[7]], [ids[6], ids[8]], end, [*end[:2], ids[7]]]
+        found = together([ids[6], *end[:2]], [0, 2, 3], AnswerTrie({str(ids): ids for ids in answers}))
+        yield "logits of a trie and of its answers", found.detach(), own.detach(), False

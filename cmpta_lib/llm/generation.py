@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from cmpta_lib.fast.llm import packed_logits, packs
+from cmpta_lib.fast.packing import Ragged
 from cmpta_lib.method.llm import FrozenLLM
 
 if TYPE_CHECKING:
@@ -82,8 +84,9 @@ def generate(
         ValueError: a text with so many new tokens does not fit the LLM.
     """
     llm.need_room(max(map(len, read)) + max_new_tokens)
-    model = sharing(llm.model).eval()  # which packs nothing; a checkpointing LLM would not keep what it computed
-    model.set_attn_implementation("sdpa")
+    model = sharing(llm.model).eval() if packs(llm.model) else None  # a checkpointing LLM would not keep what it computed
+    if model:
+        model.set_attn_implementation(llm.attention)
     embeds = pad_sequence(list(read), batch_first=True, padding_side="left").to(llm.embedding.weight.dtype)
     mask = pad_sequence([text.new_ones(len(text), dtype=torch.int64) for text in read], True, 0, "left")
     given: dict[str, Any] = {"inputs_embeds": embeds, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
@@ -91,16 +94,22 @@ def generate(
     ends = cache(lambda token: token == end or "\n" in llm.tokenizer.decode([token]))
     said: list[list[int]] = [[] for _ in read]
     for step in range(max_new_tokens):
-        made = model(**given, attention_mask=mask, use_cache=True, logits_to_keep=1)
-        scores = made.logits[:, -1].float()
+        if model:
+            made = model(**given, attention_mask=mask, use_cache=True, logits_to_keep=1)
+            scores = made.logits[:, -1].float()
+        else:  # whatever else a family would keep
+            rows = [torch.cat([text, llm.embed(ids)]) for text, ids in zip(read, said, strict=True)]
+            layout = Ragged.rows([len(row) for row in rows], llm.device)
+            scores = packed_logits(llm, torch.cat(rows), layout, torch.tensor(layout.lengths, device=llm.device).cumsum(0) - 1)
         tokens = scores.argmax(-1) if draws is None else nucleus(scores, top_p, draws[:, step].to(scores.device))
         for text, token in zip(said, tokens.tolist(), strict=True):
             if not text or not ends(text[-1]):
                 text.append(token)
         if all(ends(text[-1]) for text in said):
             break
-        given = {"input_ids": tokens[:, None], "position_ids": given["position_ids"][:, -1:] + 1}
-        given["past_key_values"], mask = made.past_key_values, F.pad(mask, (0, 1), value=1)
+        if model:
+            given = {"input_ids": tokens[:, None], "position_ids": given["position_ids"][:, -1:] + 1}
+            given["past_key_values"], mask = made.past_key_values, F.pad(mask, (0, 1), value=1)
     lines = [llm.tokenizer.decode([token for token in text if token != end]) for text in said]
     return [str(line).partition("\n")[0].strip() for line in lines]
 

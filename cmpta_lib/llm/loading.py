@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from cmpta_lib.config import EncoderConfig, LLMConfig
+from cmpta_lib.fast.prompted import check_reading
 from cmpta_lib.files import Damaged
 from cmpta_lib.llm import files as llm_files
 from cmpta_lib.llm.weights import load_model, told
@@ -136,6 +137,7 @@ def load(config: LLMConfig, cache: Path, device: torch.device) -> FrozenLLM:
         model, tokenizer = _model(folder, getattr(torch, config.dtype), device)
     llm = FrozenLLM(model, tokenizer, fingerprint, config.name, gradient_checkpointing=_is_tight(model, device))
     _check_vocabulary(folder, tokenizer, len(llm.embedding.weight), llm.token_ids, llm.first_ids, SIGNS)
+    check_reading(llm, folder)
     return llm
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,28 +20,33 @@ class FrozenLLM:
         embedding_norm: mean norm of its text embeddings.
         fingerprint: of its files, see `cmpta_lib.llm.files.fingerprint`.
         first_ids: what every input starts with: the bos token or what the family has in its place.
+        attention: which of transformers' implementations the model came with.
     """
 
     def __init__(
         self, model: PreTrainedModel, tokenizer: Any, fingerprint: str, name: str, gradient_checkpointing: bool = False
     ) -> None:
         self.model = model.eval().requires_grad_(False)
-        if gradient_checkpointing:
+        if gradient_checkpointing and model.supports_gradient_checkpointing:
             from transformers.modeling_layers import GradientCheckpointingLayer
 
             self.model.activation_checkpointing_enable({"use_reentrant": False})
-            # A layer checkpoints in training mode only; its parts stay in eval mode.
+            # A layer checkpoints in training mode only; its parts stay in eval mode, and its own dropout is none.
             for module in self.model.modules():
                 module.training = isinstance(module, GradientCheckpointingLayer)
+                if module.training:
+                    vars(module).update({name: 0.0 for name in vars(module) if "dropout" in name})
         self.tokenizer, self.fingerprint, self.name, self.checkpointing = tokenizer, fingerprint, name, gradient_checkpointing
         bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
         self.first_ids: list[int] = list(getattr(tokenizer, "first_ids", bos))
         self._known_ids: dict[str, tuple[int, ...]] = {}
+        self.attention = self.model.config._attn_implementation
         self.embedding = self.model.get_input_embeddings()
-        self.dim = self.embedding.weight.shape[1]
-        rows = self.embedding.weight[: len(tokenizer)]
-        norms = [part.float().norm(dim=1) for part in rows.split(4096)]  # no float32 copy of the whole vocabulary
-        self.embedding_norm = float(torch.cat(norms).mean())
+        rows, self.dim = self.embedding.weight.shape
+        # What it gives, which some families scale; in parts, for no float32 copy of the whole vocabulary.
+        parts = torch.arange(min(rows, len(tokenizer)), device=self.device).split(4096)
+        norms = [self.embedding(part).float().norm(dim=1) for part in parts]
+        self.embedding_norm = float(torch.cat(norms).detach().mean())
         self.num_parameters = sum(p.numel() for p in self.model.parameters())
 
     @property
@@ -58,21 +64,31 @@ class FrozenLLM:
         """(n, E): the ids' rows of the embedding table (eq 2)."""
         return self.embedding(torch.tensor(ids, dtype=torch.int64, device=self.device))
 
+    @cached_property
+    def room(self) -> int | None:
+        """The highest number of positions that one input may have; None = no limit is known."""
+        config = self.model.config.get_text_config()
+        rope = getattr(config, "rope_parameters", None) or {}
+        # Beyond this length "longrope" turns all inputs of a batch otherwise.
+        turns = rope.get("original_max_position_embeddings") if rope.get("rope_type") == "longrope" else None
+        names = ("max_position_embeddings", "max_seq_len", "max_target_positions")
+        known = [turns, *(getattr(config, name, None) for name in names)]
+        return min((length for length in known if length and length > 0), default=None)
+
     def need_room(self, length: int) -> None:
         """Refuse inputs longer than the LLM's highest number of positions: beyond it its answers mean nothing.
 
         Raises:
             ValueError: more positions than the model's configuration allows.
         """
-        limit = getattr(self.model.config, "max_position_embeddings", None) or length
-        if length > limit:
+        if self.room is not None and length > self.room:
             raise ValueError(
-                f"an input of {length} tokens does not fit the LLM '{self.name}', which takes {limit}; "
+                f"an input of {length} tokens does not fit the LLM '{self.name}', which takes {self.room}; "
                 f"lower prompt.max_text_tokens"
             )
 
     def logits(self, embeds: Tensor) -> Tensor:
         """(n, E) -> (n, vocabulary) float32, the next token's at each position; `cmpta_lib.fast.llm` reads many clips at once."""
         self.need_room(len(embeds))
-        read = self.model(inputs_embeds=embeds.to(self.embedding.weight.dtype)[None], use_cache=False)
-        return read.logits[0].float()
+        given = embeds[None].to(self.embedding.weight.dtype, copy=True)  # some families write into what they are given
+        return self.model(inputs_embeds=given, use_cache=False).logits[0].float()

@@ -7,7 +7,7 @@ cmpta_lib/README.md.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import astuple, dataclass
 from typing import Literal
 
@@ -62,6 +62,11 @@ def legal_answers(task: Task, decimals: int = 1, sign: Sign = "always") -> dict[
         return {answer_text(task, label): label for label in range(len(task.labels))}
     steps = 10**decimals
     return {answer_text(task, i / steps, decimals, sign): i / steps for i in range(-steps, steps + 1)}
+
+
+def is_whole(said: str, answers: Collection[str]) -> bool:
+    """Whether a free reply ends here: it is a legal answer, and not the beginning of another."""
+    return said in answers and not any(answer.startswith(said) for answer in answers if answer != said)
 
 
 PLACEHOLDER = -1  # in a row of token ids: a pseudo token comes here
@@ -171,7 +176,10 @@ class PlainLM:
         return PlainAnswer(reply, float(value), dict(zip(self.answers, chances, strict=True)))
 
     def _free_reply(self, sample: Sample, tokens: Tensor) -> str:
+        """Up to a whole answer, or as many tokens as the longest one has."""
         said: list[int] = []
-        for _ in range(max(len(self.llm.token_ids(answer)) for answer in self.answers)):
+        text = ""
+        while not is_whole(text, self.answers) and len(said) < max(len(leaf) for leaf in self.trie.leaves):
             said.append(int(self.llm.logits(self.inputs(sample, tokens, said))[-1].argmax()))
-        return str(self.llm.tokenizer.decode(said)).strip()
+            text = str(self.llm.tokenizer.decode(said)).strip()
+        return text

@@ -273,9 +273,10 @@ def plain(run: TrainedRun | str | Path, llm: str | Path = "") -> PlainLM:
     method, form = trained.method, getattr(trained.method, "plain", None)
     if not isinstance(method, PromptedLM) or not (form or type(method).predict is PromptedLM.predict):
         raise ValueError(f"run {trained.run.folder.name}: its method '{trained.run.config.method.name}' has no plain form")
-    own = copy.copy(method.llm)  # the same weights, with transformers' own attention whatever the quick one uses
-    own.model = sharing(own.model)
-    own.model.set_attn_implementation("sdpa")
+    own = copy.copy(method.llm)
+    if own.model.config._attn_implementation != own.attention:  # the quick one has put its own there
+        own.model = sharing(own.model)  # the same weights
+        own.model.set_attn_implementation(own.attention)
     tokens = _token_maker(method, trained)
     found: PlainLM = form(own, tokens) if form else PlainLM(own, method.settings, method.task, tokens)
     return found
