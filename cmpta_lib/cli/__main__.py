@@ -1,13 +1,16 @@
-"""`cmpta`, and `python -m cmpta_lib.cli`."""
+"""`cmpta`, and `python -m cmpta_lib.cli`. Imports nothing before it can be interrupted."""
 
 from __future__ import annotations
 
-import argparse
-import pkgutil
+import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from typing import TYPE_CHECKING, NoReturn
 
-from cmpta_lib.cli.interruption import interruptible
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
 
 # What does a command, imported when it is called: takes its options and returns the exit code.
 _DONE_BY = {
@@ -16,14 +19,33 @@ _DONE_BY = {
     "benchmark": "cmpta_lib.benchmark.table:run",
     "runs": "cmpta_lib.cli.listing:list_runs",
     "compare": "cmpta_lib.cli.compare:compare",
+    "fields": "cmpta_lib.cli.listing:list_fields",
     "dry-run": "cmpta_lib.cli.dry_run:dry_run",
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    with interruptible():  # before the imports, which take a second: Ctrl-C during them is no traceback either
-        return run(arguments)
+    is_main = threading.current_thread() is threading.main_thread()  # no other may handle signals
+    if is_ours := is_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _leave)
+    for stream in (sys.stdout, sys.stderr):  # a terminal that knows few signs shows the others by their numbers
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        from cmpta_lib.cli.interruption import interruptible
+
+        with interruptible():  # before the other imports, which take a second
+            return run(arguments)
+    finally:
+        if is_ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _leave(number: int, _: object) -> NoReturn:
+    """On Ctrl-C while nothing has begun that could be ended in order."""
+    os.write(2, b"interrupted\n")
+    os._exit(128 + number)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
@@ -37,22 +59,25 @@ def run(arguments: Sequence[str] | None = None) -> int:
             files.need_checkout(f"cmpta {options.command}")
         return _act(options)
     except OSError as error:
-        print(f"cmpta {options.command}: {files.explained(error)}", file=sys.stderr)
-    except (ValueError, RuntimeError) as error:
-        print(f"cmpta {options.command}: {error}", file=sys.stderr)
+        said = files.explained(error)
+    except (ValueError, RuntimeError, ImportError) as error:
+        said = " ".join(str(error).split())
+    print(f"cmpta {options.command}: {said}", file=sys.stderr)
     return 1
 
 
 def _act(options: argparse.Namespace) -> int:
+    from pkgutil import resolve_name
+
     if options.command in _DONE_BY:
-        return int(pkgutil.resolve_name(_DONE_BY[options.command])(options))
+        return int(resolve_name(_DONE_BY[options.command])(options))
     if options.command == "data":
-        fetch_corpus = pkgutil.resolve_name(f"data_prep.{options.corpus}:main")
+        fetch_corpus = resolve_name(f"data_prep.{options.corpus}:main")
         return int(fetch_corpus(options.rest, f"cmpta data {options.corpus}"))
     if options.command == "publish":  # and rewrite the README's results
-        print(pkgutil.resolve_name("cmpta_lib.report.gather:publish")(options.profile))
+        print(resolve_name("cmpta_lib.report.gather:publish")(options.profile))
     else:
-        print(pkgutil.resolve_name("cmpta_lib.llm.files:fetch")(options.name))
+        print(resolve_name("cmpta_lib.llm.files:fetch")(options.name))
     return 0
 
 

@@ -36,7 +36,7 @@ def compare(options: argparse.Namespace) -> int:
     a, b = meant(options.a, every, corpus), meant(options.b, every, corpus)
     found, texts = versus(_runs(a), _runs(b)), _texts(a[0])
     if options.json:
-        print(json.dumps(_as_json(a, b, found, texts, options.clips), indent=1, ensure_ascii=False))
+        print(json.dumps(_as_json(a, b, found, texts, options.clips), indent=1))  # in ASCII
     else:
         print("\n".join(screen(a, b, found, texts, options.clips)))
     return 0

@@ -6,6 +6,7 @@ import argparse
 import json
 import shutil
 import sys
+import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,15 +14,19 @@ from pathlib import Path
 from typing import Any
 
 from cmpta_lib import registry
+from cmpta_lib.config import nearest, one_of, shown
 from cmpta_lib.files import runs_folder
 from cmpta_lib.runs import provenance, store
 from cmpta_lib.runs.progress import STATES, Summary, cut, duration, summarise, table
 from cmpta_lib.study.naming import Name, names
+from cmpta_lib.study.parameters import fields
+from cmpta_lib.study.profiles import PROFILES
 
 SHORT = 8  # hex digits of a run's hash that are shown; any unique beginning names it
 _HEAD = ("run", "name", "corpus", "LLM or encoder", "seed", "epochs", "best", "training", "valid", "test", "state")
 _RIGHT = (4, 5, 6, 7)
 _WIDEST_NAME = 56
+_INDENT: dict[str, Any] = {"initial_indent": "  ", "subsequent_indent": "      "}
 # Keys of its records that stand in the JSON as they are: of metrics.json, and of environment.json.
 _MEASURED = ("trainable_parameters", "llm_parameters", "oddities")
 _OF_ITS_MAKING = ("commit", "hardware", "packages", "train_seconds", "seconds", provenance.RESIDENT, provenance.ALLOCATED)
@@ -96,15 +101,46 @@ def list_runs(options: argparse.Namespace) -> int:
     """Print the runs that the options ask for."""
     root = runs_folder() / "smoke" if options.smoke else runs_folder()
     every = listed(root)
+    if options.method:
+        one_of("method", options.method, [*registry.ENTRIES, *{row.method for row in every} - {*registry.ENTRIES}])
+    if options.corpus:
+        published = {name for profile in PROFILES.values() for name in profile.corpora.values()}
+        one_of("corpus", options.corpus, sorted(published | {row.corpus for row in every if row.corpus}))
     chosen = [row for row in every if _fits(row, options)]
     if options.json:
-        print(json.dumps([row.as_json() for row in chosen], indent=1, ensure_ascii=False))
+        print(json.dumps([row.as_json() for row in chosen], indent=1))  # in ASCII, for any terminal
     elif not chosen:
         print(f"none of the {len(every)} runs in {root} is like that" if every else f"no runs in {root} yet")
     else:
         print("\n".join(screen(chosen, shutil.get_terminal_size().columns if sys.stdout.isatty() else None)))
         counts = Counter(row.summary.state for row in chosen)
         print(", ".join(f"{counts[state]} {state}" for state in STATES if counts[state]) + f"; in {root}")
+    return 0
+
+
+def list_fields(options: argparse.Namespace) -> int:
+    """Print what `--set` can change, under the methods that have it.
+
+    Raises:
+        ValueError: one of the words is in no field's and no method's name.
+    """
+    found, names = fields(), {name for one in fields() for name in (one["field"], *one["methods"])}
+    for word in options.words:
+        if not any(word in name for name in names):
+            raise ValueError(f"no field or method has {shown(word)} in its name{nearest(word, names)}")
+        found = [one for one in found if any(word in name for name in (one["field"], *one["methods"]))]
+    if options.json:
+        print(json.dumps(found, indent=1))
+        return 0
+    groups: dict[str, list[str]] = {}
+    for one in found:
+        by = "every method" if len(one["methods"]) == len(registry.ENTRIES) else ", ".join(one["methods"])
+        value = one["default"] if isinstance(one["default"], str) else json.dumps(one["default"], separators=(",", ":"))
+        line = f"{one['field']}={value or '...'}"
+        groups.setdefault(by, []).extend(textwrap.wrap(f"{line:<40}  {one['expects']}", 78, **_INDENT))
+    for by, lines in groups.items():
+        print("\n".join([*textwrap.wrap(f"{by}:", 78), *lines, ""]))
+    print("Profiles set some of them otherwise: `cmpta runs --json` says what a run had.")
     return 0
 
 

@@ -14,16 +14,25 @@ from typing import Any, Literal
 
 from cmpta_lib import config as configs
 from cmpta_lib import registry
-from cmpta_lib.config import PAPER_SEEDS, DataConfig, EncoderConfig, LLMConfig, PromptedLMConfig, RunConfig, override
+from cmpta_lib.config import (
+    PAPER_SEEDS,
+    DataConfig,
+    EncoderConfig,
+    LLMConfig,
+    PromptedLMConfig,
+    RunConfig,
+    one_of,
+    override,
+)
 from cmpta_lib.data.corpus import Corpus, Language
 from cmpta_lib.data.store import load_corpus
 from cmpta_lib.embedded.synthetic import tiny_folder
-from cmpta_lib.files import PUBLISHED, ROOT, Damaged, runs_folder
+from cmpta_lib.files import PUBLISHED, ROOT, Damaged, expanded, runs_folder
 from cmpta_lib.llm import files as llm_files
 from cmpta_lib.runs.engines import Engine, Failure, RunsFailed, ensure
 from cmpta_lib.runs.store import Run
 from cmpta_lib.study import exports, plan
-from cmpta_lib.study.parameters import checked_changes, checked_seeds
+from cmpta_lib.study.parameters import checked_changes, checked_seeds, flag
 from cmpta_lib.study.plan import CMPTA, Row, label
 from cmpta_lib.study.profiles import DRY_RUN, PROFILES, SMOKE_DOCUMENTS, SMOKE_SIZES, smoke_changes
 
@@ -43,6 +52,8 @@ class Study:
         llm: another backbone than the profile's: a name of `llm.files.PUBLISHED`, a hub id, or a folder.
         changes: config fields to set in every run that has them, `{"method.summary": "max"}`; what a row of a table is
             about stays as the row says. Outputs say so and go to a folder of their own.
+    All may be text, as papermill hands it over: "false", "1111, 2222", "~/clips".
+
     Raises:
         ValueError: an unknown profile, seeds that are none, a field that no method has, or a value that does not fit it.
     """
@@ -50,20 +61,19 @@ class Study:
     def __init__(
         self,
         profile: str = "demo",
-        seeds: int | Sequence[int] | None = None,
+        seeds: int | Sequence[int] | str | None = None,
         data: str | Path = "",
-        smoke: bool = False,
+        smoke: bool | str = False,
         llm: str | Path = "",
         changes: Mapping[str, Any] | str | None = None,
     ) -> None:
-        if profile not in PROFILES:
-            raise ValueError(f"no profile '{profile}'; there are: {', '.join(PROFILES)}")
+        self.profile = one_of("profile", profile, PROFILES)
         registry.load_plugins()
-        self.profile, self.settings, self.smoke, self.data = profile, PROFILES[profile], smoke, str(data)
-        self.own_llm = str(llm)
-        self.seeds = checked_seeds(self.settings.num_seeds if seeds is None else seeds)[: 1 if smoke else None]
+        self.settings, self.smoke = PROFILES[profile], flag("smoke", smoke)
+        self.data, self.own_llm = expanded(data), expanded(llm)
+        self.seeds = checked_seeds(self.settings.num_seeds if seeds is None else seeds)[: 1 if self.smoke else None]
         self.changes = checked_changes(changes)
-        self.root = runs_folder() / "smoke" if smoke else runs_folder()
+        self.root = runs_folder() / "smoke" if self.smoke else runs_folder()
         self.cache = self.root / "cache"
         self.keys: tuple[str, ...] = ("data",) if self.data else tuple(self.settings.corpora)
         self._corpora: dict[str, Corpus] = {}

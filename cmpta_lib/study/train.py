@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cmpta_lib.config import PAPER_SEEDS
+from cmpta_lib import registry
+from cmpta_lib.config import PAPER_SEEDS, one_of
 from cmpta_lib.runs.load import TrainedRun, load
+from cmpta_lib.study.parameters import check_effect
 from cmpta_lib.study.plan import Row
 from cmpta_lib.study.study import Study
 
@@ -31,10 +33,14 @@ def train(
         profile: whose settings hold where `changes` says nothing.
         llm: another backbone than the profile's.
     Raises:
-        ValueError, OSError: as `Study`; the files do not conform, or the backbone is not here.
+        ValueError, OSError: as `Study`; the files do not conform, the backbone is not here, or the method is unknown or has
+            not the fields that `changes` sets.
         RunsFailed: the run failed; says why.
     """
     own = str(data) not in ("sims", "meld")
-    study = Study(profile, [seed], str(data) if own else "", llm=llm, changes=changes)
+    if own and not str(data):
+        raise ValueError("data='': expected a folder of your own clips, or the key of a corpus, 'sims' or 'meld'")
+    study = Study(profile, [seed], data if own else "", llm=llm, changes=changes)
+    check_effect(study.changes, [one_of("method", method, registry.ENTRIES)])
     (run,) = study.ensure(study.runs("data" if own else str(data), Row(method, method)))
     return load(run.folder)
