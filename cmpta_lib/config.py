@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import reduce
 from operator import getitem
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -58,6 +58,9 @@ class Settings(BaseModel):
         if isinstance(value, str) and any("\ud800" <= sign <= "\udfff" for sign in value):
             raise ValueError("text that cannot be written as UTF-8 (half of a surrogate pair)")
         return value + 0.0 if isinstance(value, float) else value
+
+
+Checked = TypeVar("Checked", bound=Settings)
 
 
 class DataConfig(Settings):
@@ -238,7 +241,7 @@ def from_json(text: str) -> RunConfig:
         ValueError: no JSON, or fields that are unknown, missing or wrong; one line names each.
     """
     try:
-        config = _checked(json.loads(text))
+        config = checked(RunConfig, json.loads(text))
     except json.JSONDecodeError as error:
         raise ValueError(f"expected a run's config as JSON ({error})") from None
     if missing := sorted(paths(config, only_unset=True)):  # defaults may change
@@ -258,7 +261,7 @@ def override(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
             raise ValueError(f"unknown config field {shown(path)}{nearest(path, known)}; `cmpta fields` lists all")
         *parents, last = path.split(".")
         reduce(getitem, parents, tree)[last] = value
-    return _checked(tree)
+    return checked(RunConfig, tree)
 
 
 def paths(settings: BaseModel, prefix: str = "", only_unset: bool = False) -> Iterator[str]:
@@ -271,10 +274,10 @@ def paths(settings: BaseModel, prefix: str = "", only_unset: bool = False) -> It
             yield prefix + name
 
 
-def _checked(tree: Any) -> RunConfig:
+def checked(settings: type[Checked], tree: Any) -> Checked:
     """Validate with one-line errors."""
     try:
-        return RunConfig.model_validate(tree)
+        return settings.model_validate(tree)
     except ValidationError as error:
         raise ValueError(one_line(error)) from None
 
@@ -315,10 +318,10 @@ def one_of(what: str, name: Any, known: Collection[str]) -> str:
     """`name`, which must be one of these; raises ValueError that says the nearest, and what there are."""
     if isinstance(name, str) and name in known:
         return name
-    raise ValueError(f"no {what} {shown(name)}{nearest(name, known)}; there are: {listed(known)}")
+    raise ValueError(f"no {what} {shown(name)}; there are: {listed(known)}{nearest(name, known)}")
 
 
 def listed(known: Collection[str]) -> str:
     """Names one after the other, as many as a line of an error has room for."""
     there = ", ".join(known)
-    return there if len(there) < 170 else f"{there[:160].rpartition(', ')[0]}, ..."
+    return there if len(there) < 190 else f"{there[:180].rpartition(', ')[0]}, ..."

@@ -30,7 +30,7 @@ from cmpta_lib.study.study import ONLY_FINISHED, Study
 
 NAMES = [notebook.name for notebook in NOTEBOOKS]
 OF_THE_PAPER = [notebook.name for notebook in NOTEBOOKS if not notebook.is_beyond]
-COMMANDS = ("reproduce", "check", "benchmark", "runs", "compare", "publish", "data", "weights", "dry-run")
+COMMANDS = ("reproduce", "check", "benchmark", "runs", "fields", "compare", "publish", "data", "weights", "dry-run")
 
 
 @pytest.fixture(autouse=True)
@@ -73,40 +73,54 @@ def test_a_notebook_that_raises_is_named_with_its_cell_its_error_and_its_copy(tm
 # --- reproduce --------------------------------------------------------------------------------------------------------
 
 
-NO_COUNT = "expected a whole number of at least 1, not"
-NO_SEEDS = "argument --seeds: expected a number or a list such as [1111,3333]"
+NO_COUNT = "expected a whole number from 1 to 10000, not"
+NO_SEEDS = "expected how many of the 5 seeds (1111, 2222, 3333, 4444, 5555), or a list of whole numbers in [0, 2**32)"
+NOTHING = "expected a name, not nothing"
+TWICE = "it is given twice, and only one value can hold"
+DEEP = "[" * 4000
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--profile papper", "no profile 'papper'; there are: demo, paper"),
-        ("--only table9 x", f"--only table9 x: no notebook has that in its name; there are: {', '.join(NAMES)}"),
-        ("--seeds 6", "seeds=6: expected how many of the 5 seeds"),
-        ("--seeds True", "seeds=True: expected how many of the 5 seeds"),
-        ("--seeds [-1]", "or a list of whole numbers in [0, 2**32)"),
-        ("--seeds [12345678901234567890123]", "or a list of whole numbers in [0, 2**32)"),
+        ("--profile papper", "no profile 'papper'; there are: demo, paper (did you mean 'paper'?)"),
+        ("--only table3 tabel4", "--only 'tabel4': no notebook has that in its name (did you mean 'table4'?); there are: 01_data"),
+        *((f"--seeds {text}", f"'{text}': {NO_SEEDS}") for text in ("6", "True", "[-1]", "five", "[1111", "None", "[1.5]", "[]")),
+        ("--seeds [12345678901234567890123]", NO_SEEDS),
+        ("--seeds 7,7", "a seed is repeated"),
+        ("--seeds 2 --seeds 3", f"argument --seeds: {TWICE}"),
+        *((f"{option} ''", f"argument {option}: {NOTHING}") for option in ("--only", "--data", "--llm")),
+        ("--data ~nobody-here/clips", "'~nobody-here/clips' names a user or an environment variable that is not known here"),
+        ("--llm $NO_SUCH_PLACE/llm", "'$NO_SUCH_PLACE/llm' names a user or an environment variable that is not known here"),
+        ("--set training.epochs=1 --set training.epochs=2", "argument --set: 'training.epochs' is given twice"),
+        ('--set method.facts={"a":1,"a":2}', "argument --set: 'a' is given twice"),
+        (f"--set training.epochs={DEEP}", "expected a value, not so many brackets within brackets"),
+        ("--set training.epochs=10000000000000", "training.epochs=10000000000000: Input should be less than or equal to 1000000"),
+        ("--set training.learning_rate=NaN", "training.learning_rate=nan: Input should be"),
+        ("--set epoch=3", "no method has the config field 'epoch' (did you mean 'training.epochs'?); `cmpta fields` lists all"),
+        ("--set method.encoder.name=x", "'method.encoder.name' is set by the profile, not as a change"),
+        ("--only table3 --set method.perception_epochs=3", "would change nothing: it is a setting of mllm_mac, not asked for"),
         ("--data /no/such/folder", "/no/such/folder: expected <name>_train.pkl"),
         ("--set training.epoch=3", "no method has the config field 'training.epoch' (did you mean 'training.epochs'?)"),
         ("--engine-set gpus=1", "engine 'processes' has no setting 'gpus'; it has none"),
         ("--jobs 0", f"argument --jobs: {NO_COUNT} '0' (see cmpta reproduce --help)"),
         ("--jobs=-3", f"argument --jobs: {NO_COUNT} '-3'"),
         ("--jobs 2.5", f"argument --jobs: {NO_COUNT} '2.5'"),
-        ("--engine dask", "argument --engine: invalid choice: 'dask'"),
-        ("--engine-set gpus", "argument --engine-set: expected NAME=VALUE such as address=auto, not 'gpus'"),
-        ("--seeds five", NO_SEEDS),
-        ("--seeds [1111", NO_SEEDS),
-        ("--set training.epochs", "argument --set: expected FIELD=VALUE such as training.epochs=3"),
-        ("reproduse", "unrecognized arguments: reproduse"),
+        ("--engine slum", "argument --engine: no engine 'slum'; there are: processes, ray, slurm, submitit-local (did you mean"),
+        ("--engine submitit-local --engine-set retries=-1", "retries=-1: expected a whole number from 0 to 1000"),
+        ("--engine-set gpus", "argument --engine-set: expected NAME=VALUE such as training.epochs=3, not 'gpus'"),
+        ("--set training.epochs", "argument --set: expected NAME=VALUE such as training.epochs=3"),
+        ("--smock", "cmpta reproduce: unrecognized argument '--smock' (did you mean '--smoke'?) (see cmpta reproduce --help)"),
     ],
 )
 def test_a_wrong_argument_is_one_line_before_anything_starts(arguments, message, runs_folder, capsys):
     try:
-        code = main(["reproduce", *arguments.split()])
+        code = main(["reproduce", *(word.strip("'") for word in arguments.split())])
     except SystemExit as ended:
         code = ended.code
     shown = capsys.readouterr().err
     assert code == (2 if "(see cmpta" in shown else 1) and message in shown and shown.count("\n") == 1, shown
+    assert len(shown) <= 300 + len("cmpta reproduce: ")
     assert not runs_folder.exists()
 
 
@@ -174,8 +188,8 @@ def test_every_notebook_gets_the_same_parameters(llm, given, changes, executed, 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(check, "needs", lambda study, notebooks: [])
     (tmp_path / "own-model").mkdir()
-    asked = [word for one in given.split() for word in ("--set", one)]
-    assert main(["reproduce", "--data", "clips", "--seeds", "[5,6]", "--llm", llm, *asked, "--only", "table3", "03"]) == 0
+    asked = [word for one in given.split() for word in ("--set", one)] + (["--llm", llm] if llm else [])
+    assert main(["reproduce", "--data", "clips", "--seeds", "5, 6", *asked, "--only", "table3", "03"]) == 0
     steps = {step[0]: step[1:] for step in executed if step[0] in NAMES}
     expected = {"profile": "demo", "seeds": [5, 6], "data": str(tmp_path / "clips"), "smoke": False, "changes": changes}
     expected["llm"] = str(tmp_path / llm) if llm == "own-model" else llm
@@ -357,7 +371,7 @@ def test_runs_can_be_chosen(runs_folder, capsys):
         "--state unfinished": [3],
         "--method cmpta --state finished": [1, 2],
         "cmpta EPOCHS": [1, 2, 3],
-        "cmpta nothing": [],
+        "cmpta embedded-sims": [1, 2, 3],
         "--method lmf": [],
         "--corpus embedded-meld": [],
         "--corpus embedded-sims --seed 1": [1],

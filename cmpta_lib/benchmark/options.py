@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from cmpta_lib.config import CmptaConfig, checked
 from cmpta_lib.paper import HYPERPARAMETERS
 
 Backbone = Literal["tiny", "slice", "full"]
@@ -38,6 +39,10 @@ class Options:
     vocabulary: str = ""
     annotations: str = ""
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Raises ValueError, in one line, where no adapter has this width."""
+        checked(CmptaConfig, {"dim": self.dim})
 
     @property
     def batches(self) -> int:

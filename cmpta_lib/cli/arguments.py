@@ -43,12 +43,6 @@ def _pair(text: str) -> tuple[str, Any]:
     return name.strip(), read_value(value)
 
 
-def _word(text: str) -> str:
-    if not text.strip():
-        raise ValueError("expected a name, not nothing")  # what a shell makes of a variable that is not set
-    return text
-
-
 def _count(most: int) -> Callable[[str], Any]:
     """Whole numbers from 1."""
 
@@ -60,19 +54,20 @@ def _count(most: int) -> Callable[[str], Any]:
     return _typed(count)
 
 
-word, path = _typed(_word), _typed(lambda text: files.expanded(_word(text)))
-seeds, seed = _typed(checked_seeds), _typed(lambda text: checked_seeds(f"[{text}]")[0])
-count, at_a_time, threads = _count(10**6), _count(10**4), _count(1000)
+path, seeds, seed = _typed(files.expanded), _typed(checked_seeds), _typed(lambda text: checked_seeds(f"[{text}]")[0])
+count, at_a_time, threads, clips = _count(10**6), _count(10**4), _count(1000), _count(4096)
 
 
 class _Once(argparse.Action):
-    """Stores a value, the only one: a second would take the first one's place in silence."""
+    """Stores a value, the only one: a second would take the first one's place in silence, and an empty one is none."""
 
     is_given = False
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, *_: Any) -> None:
         if self.is_given:
             raise argparse.ArgumentError(self, "it is given twice, and only one value can hold")
+        if any(isinstance(value, str) and not value.strip() for value in (values if isinstance(values, list) else [values])):
+            raise argparse.ArgumentError(self, "expected a name, not nothing")  # a shell's variable that is not set
         self.is_given = True
         setattr(namespace, self.dest, values)
 
@@ -146,7 +141,7 @@ def parser() -> argparse.ArgumentParser:
     _add_benchmark(command("benchmark", "time steps and answers beside the bare LLM and MSE-Adapter's way"))
     _add_listing(command("runs", "list runs: what each is, how far, and its scores"))
     fields = command("fields", "what --set can change: fields, what each expects, its default, the methods that have it")
-    fields.add_argument("words", nargs="*", type=word, metavar="WORD", help="only fields or methods with these in their name")
+    fields.add_argument("words", nargs="*", metavar="WORD", help="only fields or methods with these in their name")
     fields.add_argument("--json", action="store_true", help="all that is known of each, as JSON")
     _add_comparison(command("compare", "two runs, or two rows with all their seeds: settings, scores, clips"))
     publish = command("publish", "copy a profile's exports to figures/published and show them in the README")
@@ -155,7 +150,7 @@ def parser() -> argparse.ArgumentParser:
     data.add_argument("corpus", choices=("simsv2", "meld"))
     data.add_argument("rest", nargs=argparse.REMAINDER, help="its own options; see cmpta data CORPUS --help")
     weights = command("weights", "fetch an LLM or a BERT from the hub: weights, configuration, vocabulary, no code")
-    weights.add_argument("name", type=word, help=f"{', '.join([*llm_files.PUBLISHED, *llm_files.ENCODERS])}, or a hub id")
+    weights.add_argument("name", help=f"{', '.join([*llm_files.PUBLISHED, *llm_files.ENCODERS])}, or a hub id")
     _add_dry_run(command("dry-run", "run profile paper on synthetic files laid out like the published ones"))
     return top
 
@@ -169,7 +164,7 @@ def _add_study(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--seeds", type=seeds, help="how many seeds, or a list such as [1111,3333]")
     what = "change a config field of every run, e.g. training.epochs=3; outputs then go to a folder of their own"
     sub.add_argument("--set", type=_typed(_pair), dest="changes", metavar="FIELD=VALUE", help=what, **_PAIRS)
-    sub.add_argument("--only", nargs="+", type=word, default=[], metavar="NAME", help="notebooks by a part of their name: table3")
+    sub.add_argument("--only", nargs="+", default=[], metavar="NAME", help="notebooks by a part of their name: table3")
     sub.add_argument("--all", action="store_true", help="also the notebooks that go beyond the paper")
 
 
@@ -183,9 +178,9 @@ def _add_engine(sub: argparse.ArgumentParser) -> None:
 
 
 def _add_listing(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("words", nargs="*", type=word, metavar="WORD", help="only runs with these in their name, such as tokens")
-    sub.add_argument("--method", type=word, help="only this method's, such as cmpta or self_mm")
-    sub.add_argument("--corpus", type=word, help="only those on this corpus, such as embedded-sims")
+    sub.add_argument("words", nargs="*", metavar="WORD", help="only runs with these in their name, such as tokens")
+    sub.add_argument("--method", help="only this method's, such as cmpta or self_mm")
+    sub.add_argument("--corpus", help="only those on this corpus, such as embedded-sims")
     sub.add_argument("--seed", type=seed, help="only those with this seed")
     sub.add_argument("--state", choices=STATES, help="only those in this state")
     sub.add_argument("--smoke", action="store_true", help="the smoke runs instead")
@@ -196,7 +191,7 @@ def _add_comparison(sub: argparse.ArgumentParser) -> None:
     what = "a run's folder, its name, the beginning of its hash, or a row's name such as CMPTA or 'alignment off'"
     sub.add_argument("a", type=path, metavar="A", help=what)
     sub.add_argument("b", type=path, metavar="B", help="the other")
-    sub.add_argument("--corpus", type=word, help="on which corpus, where a row's name is given")
+    sub.add_argument("--corpus", help="on which corpus, where a row's name is given")
     sub.add_argument("--clips", type=count, default=10, help="how many of the clips that changed most (default 10)")
     sub.add_argument("--smoke", action="store_true", help="among the smoke runs")
     sub.add_argument("--json", action="store_true", help="everything, as JSON")
@@ -207,11 +202,11 @@ def _add_benchmark(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--backbone", choices=BACKBONES, default="tiny", help=sizes)
     lengths = "whose lengths clips have (default both)"
     sub.add_argument("--corpora", nargs="+", choices=tuple(LENGTHS), default=tuple(LENGTHS), help=lengths)
-    sub.add_argument("--batch-size", type=count, default=16, help="clips a training batch (default 16)")
+    sub.add_argument("--batch-size", type=clips, default=16, help="clips a training batch (default 16)")
     sub.add_argument("--dim", type=count, help="the adapter's width D (default 64 for tiny, else 1024)")
     sub.add_argument("--steps", type=count, default=10, help="training batches to time (default 10)")
     sub.add_argument("--answers", type=count, default=2, help="evaluation batches to time (default 2)")
-    sub.add_argument("--answered", type=count, default=ANSWERED, help=f"clips in each (default {ANSWERED})")
+    sub.add_argument("--answered", type=clips, default=ANSWERED, help=f"clips in each (default {ANSWERED})")
     sub.add_argument("--vocabulary", type=path, default="", help="a published qwen.tiktoken, for its real tokens")
     sub.add_argument("--annotations", type=path, default="", help="folder of MELD's CSVs, for its real texts")
     sub.add_argument("--threads", type=threads, help="of torch (default: its own choice)")

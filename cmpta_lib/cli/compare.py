@@ -13,6 +13,7 @@ from typing import Any
 
 from cmpta_lib import metrics
 from cmpta_lib.cli.listing import SHORT, Listed, listed
+from cmpta_lib.config import one_of, shown
 from cmpta_lib.figures.clips import NEAR
 from cmpta_lib.files import runs_folder
 from cmpta_lib.report.comparison import Versus, differing, versus
@@ -21,7 +22,7 @@ from cmpta_lib.runs.progress import cut, table
 from cmpta_lib.runs.store import Run
 
 _TEXT_COLUMNS, _ANSWER_COLUMNS, _VALUE_COLUMNS = 40, 24, 30
-_MOST_CANDIDATES, _MOST_NEAR, _LINE = 12, 3, 110
+_MOST_CANDIDATES, _MOST_NEAR, _LINE = 3, 3, 110
 
 
 def compare(options: argparse.Namespace) -> int:
@@ -31,6 +32,8 @@ def compare(options: argparse.Namespace) -> int:
         ValueError, OSError: one of them is unknown, ambiguous, unfinished or damaged, or they are on different corpora.
     """
     every = listed(runs_folder() / "smoke" if options.smoke else runs_folder())
+    if options.corpus:
+        one_of("run on", options.corpus, sorted({row.corpus for row in every if row.corpus}))
     addressed = [*_addressed(options.a, every), *_addressed(options.b, every)]
     corpus = options.corpus or next((one.corpus for one in addressed), None)
     a, b = meant(options.a, every, corpus), meant(options.b, every, corpus)
@@ -52,7 +55,7 @@ def meant(text: str, every: Sequence[Listed], corpus: str | None = None) -> list
     if not (found := _addressed(text, every) or named):
         near = difflib.get_close_matches(text, {row.title for row in every}, n=_MOST_NEAR)
         hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else "; `cmpta runs` lists those there are"
-        raise ValueError(f"no run '{text}'{f' on {corpus}' if corpus else ''}{hint}")
+        raise ValueError(f"no run {shown(text)}{f' on {corpus}' if corpus else ''}{hint}")
     if not (finished := [row for row in found if row.summary.state == "finished"]):
         first = found[0].summary
         raise ValueError(f"'{text}' cannot be compared: {first.folder.name} is {first.state}: {first.detail}")
@@ -72,6 +75,8 @@ def _addressed(text: str, every: Sequence[Listed]) -> list[Listed]:
         folder = row.summary.folder
         if row.hash.startswith(hashed) or folder.name == text or folder.resolve() == place:
             found.append(row)
+    if len(found) > 1:
+        raise ValueError(f"'{text}' is the beginning of several runs; name one: {_candidates(found)}")
     if not found and (place / store.CONFIG).is_file():  # a run that was copied elsewhere
         return [row for row in listed(place.parent) if row.summary.folder == place]
     return found

@@ -45,6 +45,11 @@ class Listed:
     seed: int | None = None
     model: str = ""  # name of the LLM, text encoder or omni model that reads the words; "" where none does
 
+    @property
+    def text(self) -> str:
+        """What words are looked for in."""
+        return f"{self.title} {self.method} {self.summary.folder.name}".lower()
+
     def as_json(self) -> dict[str, Any]:
         """All that is known of it; a number that is not finite is null."""
         found, config = self.summary, self.summary.config
@@ -102,11 +107,14 @@ def list_runs(options: argparse.Namespace) -> int:
     root = runs_folder() / "smoke" if options.smoke else runs_folder()
     every = listed(root)
     if options.method:
-        one_of("method", options.method, [*registry.ENTRIES, *{row.method for row in every} - {*registry.ENTRIES}])
+        one_of("method", options.method, list(dict.fromkeys([*registry.ENTRIES, *(row.method for row in every)])))
     if options.corpus:
         published = {name for profile in PROFILES.values() for name in profile.corpora.values()}
         one_of("corpus", options.corpus, sorted(published | {row.corpus for row in every if row.corpus}))
     chosen = [row for row in every if _fits(row, options)]
+    for word in options.words if every else ():
+        if not any(word.lower() in row.text for row in every):
+            raise ValueError(f"no run has {shown(word)} in its name{nearest(word, {row.title for row in every})}")
     if options.json:
         print(json.dumps([row.as_json() for row in chosen], indent=1))  # in ASCII, for any terminal
     elif not chosen:
@@ -147,8 +155,7 @@ def list_fields(options: argparse.Namespace) -> int:
 def _fits(row: Listed, options: argparse.Namespace) -> bool:
     asked = [(options.method, row.method), (options.corpus, row.corpus), (options.seed, row.seed)]
     asked.append((options.state, row.summary.state))
-    text = f"{row.title} {row.method} {row.summary.folder.name}".lower()
-    return all(wanted in (None, found) for wanted, found in asked) and all(word.lower() in text for word in options.words)
+    return all(wanted in (None, found) for wanted, found in asked) and all(word.lower() in row.text for word in options.words)
 
 
 def screen(rows: Sequence[Listed], width: int | None = None) -> list[str]:

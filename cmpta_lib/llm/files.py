@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cmpta_lib import files
-from cmpta_lib.config import EncoderConfig, LLMConfig
+from cmpta_lib.config import EncoderConfig, LLMConfig, nearest
 
 PUBLISHED: Mapping[str, str] = {  # name -> hub id
     "qwen-1.8b": "Qwen/Qwen-1_8B",
@@ -136,9 +136,9 @@ def locate(name: str) -> Path:
         identifying_files(folder)
     except (HFValidationError, FileNotFoundError):
         raise FileNotFoundError(
-            f"cannot load the LLM '{name}': it is not on this machine, or not complete. Expected one of "
-            f"{', '.join(PUBLISHED)}, a hub id, or a folder with the config.json, vocabulary and weights of a causal LM that "
-            f"transformers knows without remote code. Fetch it with: cmpta weights {name}"
+            f"cannot load the LLM '{name}'{nearest(name, PUBLISHED)}: it is not on this machine, or not complete. Expected one of "
+            f"{', '.join(PUBLISHED)}, a hub id, or a folder with config.json, vocabulary and weights. "
+            f"Fetch it with: cmpta weights {name}"
         ) from None
     return folder.resolve()
 
@@ -163,7 +163,7 @@ def fetch(name: str) -> Path:
         )
     except (HTTPError, HFValidationError, OSError) as error:
         raise OSError(
-            f"cannot fetch the LLM '{name}' ({repo}) from the hub: {str(error).splitlines()[0].rstrip('.')}. With a mirror, set "
+            f"cannot fetch the LLM '{name}' ({repo}){nearest(name, [*PUBLISHED, *ENCODERS])} from the hub: {str(error).splitlines()[0].rstrip('.')}. With a mirror, set "
             f"HF_ENDPOINT; for a gated model accept its terms on its page and run `hf auth login`; or copy config.json, "
             f"vocabulary and weights into a folder and pass that folder as the LLM's name"
         ) from error

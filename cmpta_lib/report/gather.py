@@ -15,6 +15,7 @@ from pathlib import Path
 import pandas as pd
 
 from cmpta_lib import files, paper
+from cmpta_lib.config import one_of
 from cmpta_lib.files import PUBLISHED, ROOT, figures_folder
 from cmpta_lib.report.export import NOTHING, PROVENANCE, recorded
 from cmpta_lib.report.rows import PAPER_NAMES, changed, provenance
@@ -150,9 +151,7 @@ def publish(profile: str, root: Path = ROOT) -> str:
     Raises:
         ValueError: an unknown profile, or exports that are incomplete, of a smoke run or of several settings.
     """
-    if profile not in PROFILES:
-        raise ValueError(f"no profile '{profile}'; there are: {', '.join(PROFILES)}")
-    source, target = figures_folder() / profile, root / "figures" / PUBLISHED / profile
+    source, target = figures_folder() / one_of("profile", profile, PROFILES), root / "figures" / PUBLISHED / profile
     if problems := unfit(source):
         again = f"run `make reproduce PROFILE={profile}` to the end first"
         raise ValueError(f"{source} is not published, {again}: {'; '.join(problems)}")
