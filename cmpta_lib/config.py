@@ -310,7 +310,9 @@ def shown(value: object) -> str:
 def nearest(name: object, known: Collection[str]) -> str:
     """`` (did you mean 'x'?)``, the known name that a wrong one resembles most, also by what follows its last dot; or ""."""
     names = {one.rpartition(".")[2].lower(): one for one in known} | {one.lower(): one for one in known}
-    near = difflib.get_close_matches(name[:100].lower() if isinstance(name, str) else "", names, n=1)
+    if not isinstance(name, str) or name in known:
+        return ""
+    near = difflib.get_close_matches(name[:100].lower(), names, n=1)
     return f" (did you mean '{names[near[0]]}'?)" if near else ""
 
 

@@ -46,6 +46,10 @@ def hub_id(name: str) -> str:
     return {**PUBLISHED, **ENCODERS}.get(name, name)
 
 
+def _hint(name: str) -> str:
+    return "" if "/" in name else nearest(name, [*PUBLISHED, *ENCODERS, "tiny", "tiny-llama"])
+
+
 def is_tiny(name: str) -> bool:
     """Whether a model of this name is made here, from generated text: "tiny", "tiny-bert", ..."""
     return name == "tiny" or name.startswith("tiny-")
@@ -136,7 +140,7 @@ def locate(name: str) -> Path:
         identifying_files(folder)
     except (HFValidationError, FileNotFoundError):
         raise FileNotFoundError(
-            f"cannot load the LLM '{name}'{nearest(name, PUBLISHED)}: it is not on this machine, or not complete. Expected one of "
+            f"cannot load the LLM '{name}'{_hint(name)}: it is not on this machine, or not complete. Expected one of "
             f"{', '.join(PUBLISHED)}, a hub id, or a folder with config.json, vocabulary and weights. "
             f"Fetch it with: cmpta weights {name}"
         ) from None
@@ -163,7 +167,7 @@ def fetch(name: str) -> Path:
         )
     except (HTTPError, HFValidationError, OSError) as error:
         raise OSError(
-            f"cannot fetch the LLM '{name}' ({repo}){nearest(name, [*PUBLISHED, *ENCODERS])} from the hub: {str(error).splitlines()[0].rstrip('.')}. With a mirror, set "
+            f"cannot fetch the LLM '{name}' ({repo}) from the hub: {str(error).splitlines()[0].rstrip('.')}. With a mirror, set "
             f"HF_ENDPOINT; for a gated model accept its terms on its page and run `hf auth login`; or copy config.json, "
             f"vocabulary and weights into a folder and pass that folder as the LLM's name"
         ) from error
