@@ -18,7 +18,7 @@ import numpy as np
 
 from cmpta_lib.data.corpus import SPLITS, Corpus, Language, Sample, Task, is_whole, problem, shown
 from cmpta_lib.data.store import FORMAT, load_corpus, write_corpus
-from cmpta_lib.files import reading, runs_folder
+from cmpta_lib.files import expanded, reading, runs_folder
 from cmpta_lib.paper import MELD_LABELS
 from data_prep import safe_pickle, verify
 from data_prep.hub import sha256
@@ -51,7 +51,7 @@ def read_folder(folder: str | Path, cache: Path | None = None) -> Corpus:
         PermissionError: a file may not be read; named.
         Damaged: an earlier conversion is no longer what was written; names it and says what to do.
     """
-    name, paths = _public_files(Path(folder))
+    name, paths = _public_files(Path(expanded(folder)))
     sources = {path.name: sha256(path) for path in paths.values()}
     key = hashlib.sha256(json.dumps([FORMAT, *sources.values()]).encode()).hexdigest()[:16]
     target = (runs_folder() / "cache" / "data" if cache is None else Path(cache)) / f"{name}-{key}"

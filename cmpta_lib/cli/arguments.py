@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import platform
 from collections.abc import Callable
 from importlib.metadata import version
@@ -17,7 +18,7 @@ from cmpta_lib.llm import files as llm_files
 from cmpta_lib.runs import provenance
 from cmpta_lib.runs.engines import DEFAULT, ENGINES
 from cmpta_lib.runs.progress import STATES
-from cmpta_lib.study.parameters import check_effect, checked_seeds, read_value
+from cmpta_lib.study.parameters import checked_seeds, read_value
 from cmpta_lib.study.plan import NOTEBOOKS
 from cmpta_lib.study.profiles import PROFILES
 from cmpta_lib.study.study import Study
@@ -43,6 +44,12 @@ def _pair(text: str) -> tuple[str, Any]:
     return name.strip(), read_value(value)
 
 
+def _there(text: str) -> str:
+    if not os.path.exists(path := files.expanded(text)) and text:
+        raise ValueError(f"{path}: not found; leave it out for a generated one")
+    return path
+
+
 def _count(most: int) -> Callable[[str], Any]:
     """Whole numbers from 1."""
 
@@ -54,7 +61,8 @@ def _count(most: int) -> Callable[[str], Any]:
     return _typed(count)
 
 
-path, seeds, seed = _typed(files.expanded), _typed(checked_seeds), _typed(lambda text: checked_seeds(f"[{text}]")[0])
+path, input_path = _typed(files.expanded), _typed(_there)
+seeds, seed = _typed(checked_seeds), _typed(lambda text: checked_seeds(f"[{text}]")[0])
 count, at_a_time, threads, clips = _count(10**6), _count(10**4), _count(1000), _count(4096)
 
 
@@ -207,8 +215,8 @@ def _add_benchmark(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--steps", type=count, default=10, help="training batches to time (default 10)")
     sub.add_argument("--answers", type=count, default=2, help="evaluation batches to time (default 2)")
     sub.add_argument("--answered", type=clips, default=ANSWERED, help=f"clips in each (default {ANSWERED})")
-    sub.add_argument("--vocabulary", type=path, default="", help="a published qwen.tiktoken, for its real tokens")
-    sub.add_argument("--annotations", type=path, default="", help="folder of MELD's CSVs, for its real texts")
+    sub.add_argument("--vocabulary", type=input_path, default="", help="a published qwen.tiktoken, for its real tokens")
+    sub.add_argument("--annotations", type=input_path, default="", help="folder of MELD's CSVs, for its real texts")
     sub.add_argument("--threads", type=threads, help="of torch (default: its own choice)")
     sub.add_argument("--seed", type=seed, default=0, help="of clips and weights (default 0)")
     sub.add_argument("--publish", action="store_true", help="measure nothing: copy what is stored to figures/published")
@@ -219,8 +227,8 @@ def _add_dry_run(sub: argparse.ArgumentParser) -> None:
     sizes = "small (minutes on a CPU) or full (Qwen-1.8B's and the published sizes); default: full where there is a GPU"
     sub.add_argument("--size", choices=("small", "full"), help=sizes)
     sub.add_argument("--factor", type=float, help="split sizes, as a fraction of the published ones")
-    sub.add_argument("--annotations", type=path, default="", help="folder of MELD's CSVs, for its real texts and labels")
-    sub.add_argument("--vocabulary", type=path, default="", help="a published qwen.tiktoken, for its real tokens")
+    sub.add_argument("--annotations", type=input_path, default="", help="folder of MELD's CSVs, for its real texts and labels")
+    sub.add_argument("--vocabulary", type=input_path, default="", help="a published qwen.tiktoken, for its real tokens")
     sub.add_argument("--files-only", action="store_true", help="write and convert the files, run no notebook")
 
 
@@ -228,11 +236,12 @@ def study_of(options: argparse.Namespace) -> Study:
     """The study that the options name.
 
     Raises:
-        ValueError: as `Study` and `chosen_notebooks`, or a change that none of the chosen notebooks' runs has.
+        ValueError: as `Study` and `chosen_notebooks`, or as `Study.check_changes`.
     """
+    files.figures_folder()  # what is wrong with it is said now, and not after hours
     study = Study(options.profile, options.seeds, options.data, options.smoke, options.llm, options.changes)
-    if planned := study.planned(chosen_notebooks(options)):
-        check_effect(study.changes, {one.row.method for one in planned})
+    if study.changes and (planned := study.planned(chosen_notebooks(options))):
+        study.check_changes([(one.key, one.row) for one in planned])
     return study
 
 
@@ -247,6 +256,6 @@ def chosen_notebooks(options: argparse.Namespace) -> list[str]:
     names = [notebook.name for notebook in NOTEBOOKS]
     for part in options.only:
         if not any(part.lower() in name for name in names):
-            hint = nearest(part, [word for name in names for word in (name, *name.split("_"))])
-            raise ValueError(f"--only {shown(part)}: no notebook has that in its name{hint}; there are: {listed(names)}")
+            hint = nearest(part, [word for name in names for word in (name, *name.split("_"))]) or f"; there are: {listed(names)}"
+            raise ValueError(f"--only {shown(part)}: no notebook has that in its name{hint}")
     return [name for name in names if any(part.lower() in name for part in options.only)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
+import os
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -77,7 +78,7 @@ def _addressed(text: str, every: Sequence[Listed]) -> list[Listed]:
             found.append(row)
     if len(found) > 1:
         raise ValueError(f"'{text}' is the beginning of several runs; name one: {_candidates(found)}")
-    if not found and (place / store.CONFIG).is_file():  # a run that was copied elsewhere
+    if not found and os.path.isfile(place / store.CONFIG):  # a run that was copied elsewhere
         return [row for row in listed(place.parent) if row.summary.folder == place]
     return found
 

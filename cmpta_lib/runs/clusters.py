@@ -190,7 +190,7 @@ class Slurm(Engine):
                 f"login node; `--engine submitit-local` makes the same jobs on this machine"
             ) from error
         except (NameError, ValueError, AssertionError, TypeError) as error:
-            raise ValueError(f"--engine {self.name}: {one_line(str(error))}") from error
+            raise ValueError(f"--engine {self.name}: {one_line(str(error))[:200]}") from error
         return executor
 
     def submit(self, attempt: Attempt, job: Job) -> Any:

@@ -64,7 +64,7 @@ def ensure(runs: Sequence[Run], root: Path, jobs: int | None = None, engine: Eng
         RunsFailed: at the end, what failed and why; the other runs are finished.
         RuntimeError: no further run can be started; says why.
     """
-    engine = engine_of(engine or DEFAULT, jobs) if engine is None or isinstance(engine, str) else engine
+    engine = engine if isinstance(engine, Engine) else engine_of(DEFAULT if engine is None else engine, jobs)
     wanted = list({run.folder: run for run in runs}.values())
     failures = [Failure(run, problem) for run in wanted if (problem := run.problem)]
     pending = [run for run in wanted if not run.done]

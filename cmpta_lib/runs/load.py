@@ -31,7 +31,6 @@ from cmpta_lib.method.llm import FrozenLLM
 from cmpta_lib.method.prompted import MakeTokens, PlainLM
 from cmpta_lib.runs.loop import dialogues
 from cmpta_lib.runs.store import CLIPS, CONFIG, DONE, WEIGHTS, Run, open_run
-from cmpta_lib.runs.store import found as found_runs
 
 
 @dataclass(frozen=True)
@@ -139,7 +138,7 @@ def _folder(run: str | Path) -> Path:
     for place in places:
         if any((place / name).is_file() for name in (CONFIG, DONE, WEIGHTS)):
             return place
-    hint = nearest(name, [path.name for path in found_runs(root)])
+    hint = nearest(name, [path.name for path in root.glob("*-*")])
     raise FileNotFoundError(f"no run '{name}'{hint}: expected a run's folder, or the name of one in {root}; see cmpta runs")
 
 

@@ -14,16 +14,7 @@ from typing import Any, Literal
 
 from cmpta_lib import config as configs
 from cmpta_lib import registry
-from cmpta_lib.config import (
-    PAPER_SEEDS,
-    DataConfig,
-    EncoderConfig,
-    LLMConfig,
-    PromptedLMConfig,
-    RunConfig,
-    one_of,
-    override,
-)
+from cmpta_lib.config import PAPER_SEEDS, DataConfig, EncoderConfig, LLMConfig, PromptedLMConfig, RunConfig, override
 from cmpta_lib.data.corpus import Corpus, Language
 from cmpta_lib.data.store import load_corpus
 from cmpta_lib.embedded.synthetic import tiny_folder
@@ -32,7 +23,7 @@ from cmpta_lib.llm import files as llm_files
 from cmpta_lib.runs.engines import Engine, Failure, RunsFailed, ensure
 from cmpta_lib.runs.store import Run
 from cmpta_lib.study import exports, plan
-from cmpta_lib.study.parameters import checked_changes, checked_seeds, flag
+from cmpta_lib.study.parameters import check_effect, checked_changes, checked_seeds, flag
 from cmpta_lib.study.plan import CMPTA, Row, label
 from cmpta_lib.study.profiles import DRY_RUN, PROFILES, SMOKE_DOCUMENTS, SMOKE_SIZES, smoke_changes
 
@@ -67,7 +58,7 @@ class Study:
         llm: str | Path = "",
         changes: Mapping[str, Any] | str | None = None,
     ) -> None:
-        self.profile = one_of("profile", profile, PROFILES)
+        self.profile = configs.one_of("profile", profile, PROFILES)
         registry.load_plugins()
         self.settings, self.smoke = PROFILES[profile], flag("smoke", smoke)
         self.data, self.own_llm = expanded(data), expanded(llm)
@@ -114,11 +105,11 @@ class Study:
         from cmpta_lib.embedded import synthetic
 
         cache = self.cache / "data"
-        if key == "data":
+        if key == "data" and self.data:
             from data_prep.public_pickles import read_folder  # here alone: whatever else runs opens no pickle
 
             return read_folder(Path(self.data), cache)
-        name = self.settings.corpora[key]
+        name = self.settings.corpora[configs.one_of("corpus", key, self.settings.corpora)]
         if name in synthetic.generative_models():
             return synthetic.embedded_corpus(name, cache, SMOKE_SIZES if self.smoke else synthetic.SPLIT_SIZES)
         folder = cache / name
@@ -249,6 +240,13 @@ class Study:
             more |= smoke_changes(row.method, self._dry_run)
         data = DataConfig(name=corpus.name, fingerprint=corpus.fingerprint)
         return planned_config(self.profile, key, row, data, self.seeds[0] if seed is None else seed, more | self.changes)
+
+    def check_changes(self, asked: Collection[tuple[str, Row]]) -> None:
+        """Raises ValueError where a change fits one of these rows, each with its corpus' key, not, or would change none."""
+        check_effect(self.changes, {row.method for _, row in asked})
+        for key, row in asked:
+            more = smoke_changes(row.method, self._dry_run) if self.smoke else {}
+            planned_config(self.profile, key, row, DataConfig(name="any", fingerprint=""), 0, more | self.changes)
 
     def runs(self, key: str, row: Row = CMPTA) -> list[Run]:
         """One run per seed, finished or not; one in all where no seed matters."""

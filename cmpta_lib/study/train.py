@@ -9,7 +9,6 @@ from typing import Any
 from cmpta_lib import registry
 from cmpta_lib.config import PAPER_SEEDS, one_of
 from cmpta_lib.runs.load import TrainedRun, load
-from cmpta_lib.study.parameters import check_effect
 from cmpta_lib.study.plan import Row
 from cmpta_lib.study.study import Study
 
@@ -41,6 +40,7 @@ def train(
     if own and not str(data):
         raise ValueError("data='': expected a folder of your own clips, or the key of a corpus, 'sims' or 'meld'")
     study = Study(profile, [seed], data if own else "", llm=llm, changes=changes)
-    check_effect(study.changes, [one_of("method", method, registry.ENTRIES)])
-    (run,) = study.ensure(study.runs("data" if own else str(data), Row(method, method)))
+    key, row = "data" if own else str(data), Row(method, one_of("method", method, registry.ENTRIES))
+    study.check_changes([(key, row)])
+    (run,) = study.ensure(study.runs(key, row))
     return load(run.folder)
