@@ -35,7 +35,7 @@ Seeds = tuple[int, ...]
 PAPER_SEEDS: Seeds = (1111, 2222, 3333, 4444, 5555)  # choice 17
 # Upper bounds leave room for any machine and any patience; what lies beyond is a slip of the hand.
 AtLeastOne = Annotated[int, Field(ge=1, le=10**6)]
-Few = Annotated[int, Field(ge=1, le=1000)]  # layers, heads, pseudo tokens, threads
+Few = Annotated[int, Field(ge=1, le=1024)]  # layers, heads, pseudo tokens, threads
 Width = Annotated[int, Field(ge=1, le=2**16)]  # of a layer
 EvenWidth = Annotated[int, Field(ge=2, le=2**16, multiple_of=2)]
 Positive = Annotated[float, Field(gt=0, le=1e9)]
@@ -326,4 +326,4 @@ def one_of(what: str, name: Any, known: Collection[str]) -> str:
 def listed(known: Collection[str]) -> str:
     """Names one after the other, as many as a line of an error has room for."""
     there = ", ".join(known)
-    return there if len(there) < 190 else f"{there[:180].rpartition(', ')[0]}, ..."
+    return there if len(there) < 190 else f"{there[:170].rpartition(', ')[0]}, ..."

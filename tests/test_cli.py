@@ -84,7 +84,7 @@ DEEP = "[" * 4000
     ("arguments", "message"),
     [
         ("--profile papper", "no profile 'papper'; there are: demo, paper (did you mean 'paper'?)"),
-        ("--only table3 tabel4", "--only 'tabel4': no notebook has that in its name (did you mean 'table4'?); there are: 01_data"),
+        ("--only table3 tabel4", "--only 'tabel4': no notebook has that in its name (did you mean 'table4'?)"),
         *((f"--seeds {text}", f"'{text}': {NO_SEEDS}") for text in ("6", "True", "[-1]", "five", "[1111", "None", "[1.5]", "[]")),
         ("--seeds [12345678901234567890123]", NO_SEEDS),
         ("--seeds 7,7", "a seed is repeated"),

@@ -57,7 +57,12 @@ def run(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.command in ("reproduce", "dry-run", "publish"):  # they need the repository, not the package alone
             files.need_checkout(f"cmpta {options.command}")
-        return _act(options)
+        code = _act(options)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # who reads what is printed has read enough, such as `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 128 + signal.SIGPIPE
     except OSError as error:
         said = files.explained(error)
     except (ValueError, RuntimeError, ImportError) as error:

@@ -63,7 +63,7 @@ def _count(most: int) -> Callable[[str], Any]:
 
 path, input_path = _typed(files.expanded), _typed(_there)
 seeds, seed = _typed(checked_seeds), _typed(lambda text: checked_seeds(f"[{text}]")[0])
-count, at_a_time, threads, clips = _count(10**6), _count(10**4), _count(1000), _count(4096)
+count, at_a_time, threads, clips = _count(10**6), _count(10**4), _count(1024), _count(4096)
 
 
 class _Once(argparse.Action):
@@ -240,6 +240,8 @@ def study_of(options: argparse.Namespace) -> Study:
     """
     files.figures_folder()  # what is wrong with it is said now, and not after hours
     study = Study(options.profile, options.seeds, options.data, options.smoke, options.llm, options.changes)
+    if study.own_llm and not llm_files.is_tiny(study.own_llm) and llm_files.is_slip(study.own_llm):
+        llm_files.locate(study.own_llm)
     if study.changes and (planned := study.planned(chosen_notebooks(options))):
         study.check_changes([(one.key, one.row) for one in planned])
     return study

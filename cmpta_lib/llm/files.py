@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -48,6 +49,11 @@ def hub_id(name: str) -> str:
 
 def _hint(name: str) -> str:
     return "" if "/" in name else nearest(name, [*PUBLISHED, *ENCODERS, "tiny", "tiny-llama"])
+
+
+def is_slip(name: str) -> bool:
+    """Whether a name is a path, which is here or nowhere, or resembles a published one: no hub has to be asked for it."""
+    return os.path.exists(name) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or bool(_hint(name))
 
 
 def is_tiny(name: str) -> bool:
