@@ -12,6 +12,7 @@ import difflib
 import hashlib
 import json
 import reprlib
+import textwrap
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import reduce
@@ -293,8 +294,7 @@ def one_line(error: ValidationError) -> str:
     return "; ".join(said[:3] + [f"and {len(said) - 3} more"] * (len(said) > 3))
 
 
-# What a message says of a value and of names, whoever refuses them.
-_SHOWN = 60  # characters
+_SHOWN = 60  # characters of a value in a message
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = _short.maxlong = _SHOWN
 
@@ -320,10 +320,5 @@ def one_of(what: str, name: Any, known: Collection[str]) -> str:
     """`name`, which must be one of these; raises ValueError that says the nearest, and what there are."""
     if isinstance(name, str) and name in known:
         return name
-    raise ValueError(f"no {what} {shown(name)}; there are: {listed(known)}{nearest(name, known)}")
-
-
-def listed(known: Collection[str]) -> str:
-    """Names one after the other, as many as a line of an error has room for."""
-    there = ", ".join(known)
-    return there if len(there) < 190 else f"{there[:170].rpartition(', ')[0]}, ..."
+    there = textwrap.shorten(", ".join(known), 190, placeholder=" ...")
+    raise ValueError(f"no {what} {shown(name)}; there are: {there}{nearest(name, known)}")

@@ -152,8 +152,6 @@ def load_plugins() -> None:
     """
     load_built_in()
     for place in _places():
-        if Path(place).suffix == ".py" and not Path(place).is_file():
-            raise ValueError(f"{PLUGINS} names {place}, and there is no such file")
         try:
             _import(place)
         except (Exception, SystemExit) as error:  # whatever somebody's file raises
@@ -162,12 +160,12 @@ def load_plugins() -> None:
 
 
 def _import(place: str) -> None:
+    name = Path(place).stem
     if Path(place).suffix != ".py":
         importlib.import_module(place)
-    elif (there := sys.modules.get(name := Path(place).stem)) is not None:
-        if Path(getattr(there, "__file__", None) or "").resolve() != Path(place).resolve():
-            raise ImportError(f"another module is called '{name}': give the file another name")
-    else:
+    elif name not in sys.modules:
+        if not Path(place).is_file():
+            raise FileNotFoundError("there is no such file")
         spec = importlib.util.spec_from_file_location(name, place)
         assert spec and spec.loader
         sys.modules[name] = importlib.util.module_from_spec(spec)
@@ -176,6 +174,8 @@ def _import(place: str) -> None:
         except BaseException:
             del sys.modules[name]  # else the next call would take it for imported
             raise
+    elif not os.path.samefile(getattr(sys.modules[name], "__file__", None) or os.devnull, place):
+        raise ImportError(f"another module is called '{name}': give the file another name")
 
 
 def plugins() -> str:

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cmpta_lib.benchmark import shapes, table
+from cmpta_lib.benchmark import table
 from cmpta_lib.benchmark.contest import CONTENDERS, Contest, peak
 from cmpta_lib.benchmark.options import CORPORA, DEFAULT_DIM, Options
 from cmpta_lib.config import TrainingConfig
@@ -36,17 +36,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--vocabulary", default="", help="a published qwen.tiktoken, for its real tokens")
     parser.add_argument("--annotations", default="", help="folder of MELD's CSVs, for its real texts")
     parser.add_argument("--small", action="store_true", help="the tiny LLM's size, to see that everything runs")
-    parser.error = lambda message: parser.exit(2, f"{parser.prog}: {message}\n")  # type: ignore[method-assign]
     options = parser.parse_args(arguments)
     common: dict[str, Any] = {"vocabulary": options.vocabulary, "annotations": options.annotations}
     if options.small:
         common |= {"backbone": "tiny", "dim": 16, "steps": 1, "answers": 1, "answered": 4}
     else:
         common |= {"backbone": "full", "dim": DEFAULT_DIM["full"], "steps": 10, "answers": 3, "warm_up": 3}
-    try:
-        shapes.check(Options(**common))
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
     asked, rows = [], []
     for key in CORPORA:
         llm = None  # one for all batch sizes

@@ -65,20 +65,6 @@ class FoldedTokenizer:
         return str(self.whole.decode(rows))
 
 
-def check(options: Options) -> None:
-    """Open the files that a caller names: what is wrong with them is said before a process of its own fails on them.
-
-    Raises:
-        FileNotFoundError, ValueError: one is not there, or not what was published.
-    """
-    from cmpta_lib.llm import qwen_v1
-
-    if options.vocabulary:
-        qwen_v1.load_tokenizer(Path(options.vocabulary))
-    if options.annotations:
-        list(synthetic_files.meld_rows("train", 1, Path(options.annotations)))
-
-
 def random_llm(backbone: Backbone, texts: Iterable[str], vocabulary: str = "") -> FrozenLLM:
     """A frozen LLM of this shape, drawn where it will compute: bf16 on a GPU, float32 on a CPU.
 

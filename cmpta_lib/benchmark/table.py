@@ -15,7 +15,6 @@ import pandas as pd
 import torch
 
 from cmpta_lib import files
-from cmpta_lib.benchmark import shapes
 from cmpta_lib.benchmark.contest import ANCESTOR, CONTENDERS, OURS, PARTS, REFERENCE, Contest, Times, peak, peaks_apart
 from cmpta_lib.benchmark.options import BACKBONES, CORPORA, DEFAULT_DIM, Options
 from cmpta_lib.runs import provenance
@@ -81,7 +80,6 @@ def measure(asked: Sequence[Options], with_memory: bool = True) -> tuple[list[Ro
     Peak memory is exact within one process on a GPU only; on a CPU each contender has one of its own.
     """
     rows, in_gpu = [], torch.cuda.is_available()
-    shapes.check(asked[0])  # all are of one call
     for one in asked:
         peaks = peaks_apart(one) if with_memory and not in_gpu else None
         contest = Contest(one)

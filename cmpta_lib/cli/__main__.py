@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
-import threading
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import argparse
@@ -26,9 +23,6 @@ _DONE_BY = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    is_main = threading.current_thread() is threading.main_thread()  # no other may handle signals
-    if is_ours := is_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, _leave)
     for stream in (sys.stdout, sys.stderr):  # a terminal that knows few signs shows the others by their numbers
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
@@ -37,15 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         with interruptible():  # before the other imports, which take a second
             return run(arguments)
-    finally:
-        if is_ours:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def _leave(number: int, _: object) -> NoReturn:
-    """On Ctrl-C while nothing has begun that could be ended in order."""
-    os.write(2, b"interrupted\n")
-    os._exit(128 + number)
+    except KeyboardInterrupt:  # before the block
+        print("interrupted", file=sys.stderr)
+        return 130
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
@@ -57,12 +45,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.command in ("reproduce", "dry-run", "publish"):  # they need the repository, not the package alone
             files.need_checkout(f"cmpta {options.command}")
-        code = _act(options)
-        sys.stdout.flush()
-        return code
-    except BrokenPipeError:  # who reads what is printed has read enough, such as `head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 128 + signal.SIGPIPE
+        return _act(options)
     except OSError as error:
         said = files.explained(error)
     except (ValueError, RuntimeError, ImportError) as error:

@@ -7,13 +7,15 @@ import os
 import platform
 from collections.abc import Callable
 from importlib.metadata import version
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
+
+from pydantic import Field, TypeAdapter
 
 import cmpta_lib
 from cmpta_lib import files
 from cmpta_lib.benchmark.options import ANSWERED, BACKBONES
 from cmpta_lib.benchmark.options import CORPORA as LENGTHS
-from cmpta_lib.config import listed, nearest, one_of, shown
+from cmpta_lib.config import nearest, one_of, shown
 from cmpta_lib.llm import files as llm_files
 from cmpta_lib.runs import provenance
 from cmpta_lib.runs.engines import DEFAULT, ENGINES
@@ -24,73 +26,56 @@ from cmpta_lib.study.profiles import PROFILES
 from cmpta_lib.study.study import Study
 
 
-def _typed(read: Callable[[str], Any]) -> Callable[[str], Any]:
-    """A type of argparse: what `read` makes of a text, or the line with which it refuses it."""
+def _typed(read: Callable[[str], Any], expected: str = "") -> Callable[[str], Any]:
+    """A type of argparse: what `read` makes of a text, or one line that says what was expected."""
 
     def typed(text: str) -> Any:
         try:
             return read(text)
         except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
+            raise argparse.ArgumentTypeError(f"expected {expected}, not {shown(text)}" if expected else str(error)) from None
 
     return typed
+
+
+def _count(most: int) -> Callable[[str], Any]:
+    return _typed(TypeAdapter(Annotated[int, Field(ge=1, le=most)]).validate_strings, f"a whole number from 1 to {most}")
 
 
 def _pair(text: str) -> tuple[str, Any]:
     """`name=value`: the value as JSON or a Python literal where it is one, else the text itself."""
     name, equals, value = text.partition("=")
-    if not (name.strip() and equals):
+    if not (name and equals):
         raise ValueError(f"expected NAME=VALUE such as training.epochs=3, not {shown(text)}")
-    return name.strip(), read_value(value)
+    return name, read_value(value)
 
 
 def _there(text: str) -> str:
-    if not os.path.exists(path := files.expanded(text)) and text:
-        raise ValueError(f"{path}: not found; leave it out for a generated one")
-    return path
+    if not os.path.exists(found := files.expanded(text)) and text:
+        raise ValueError(f"{found}: not found; leave it out for a generated one")
+    return found
 
 
-def _count(most: int) -> Callable[[str], Any]:
-    """Whole numbers from 1."""
-
-    def count(text: str) -> int:
-        if not (text.strip().isdecimal() and 1 <= int(text.strip()[:20]) <= most):
-            raise ValueError(f"expected a whole number from 1 to {most}, not {shown(text)}")
-        return int(text)
-
-    return _typed(count)
-
-
-path, input_path = _typed(files.expanded), _typed(_there)
-seeds, seed = _typed(checked_seeds), _typed(lambda text: checked_seeds(f"[{text}]")[0])
+path, seeds, seed = _typed(files.expanded), _typed(checked_seeds), _typed(lambda text: checked_seeds(f"[{text}]")[0])
+given_path = _typed(_there)
 count, at_a_time, threads, clips = _count(10**6), _count(10**4), _count(1024), _count(4096)
 
 
 class _Once(argparse.Action):
-    """Stores a value, the only one: a second would take the first one's place in silence, and an empty one is none."""
-
-    is_given = False
+    """Keeps what is given, which is not nothing: a value once, or each NAME=VALUE once; another would hold in silence."""
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, *_: Any) -> None:
-        if self.is_given:
-            raise argparse.ArgumentError(self, "it is given twice, and only one value can hold")
-        if any(isinstance(value, str) and not value.strip() for value in (values if isinstance(values, list) else [values])):
-            raise argparse.ArgumentError(self, "expected a name, not nothing")  # a shell's variable that is not set
-        self.is_given = True
-        setattr(namespace, self.dest, values)
-
-
-class _Pairs(argparse.Action):
-    """Gathers NAME=VALUE, each name once, in a dict."""
-
-    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, *_: Any) -> None:
-        found, (name, value) = getattr(namespace, self.dest), values
-        if name in found:
+        given: dict[Any, Any] = self.__dict__.setdefault("given", {})  # a parser is made for each call
+        name, value = values if self.type is setting else (self.dest, values)
+        if name in given:
             raise argparse.ArgumentError(self, f"{shown(name)} is given twice, and only one value can hold")
-        setattr(namespace, self.dest, found | {name: value})
+        if any(isinstance(word, str) and not word.strip() for word in (value if isinstance(value, list) else [value])):
+            raise argparse.ArgumentError(self, "expected a name, not nothing")  # a shell's variable that is not set
+        given[name] = value
+        setattr(namespace, self.dest, dict(given) if self.type is setting else value)
 
 
-_PAIRS: dict[str, Any] = {"action": _Pairs, "default": {}}
+setting = _typed(_pair)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -103,8 +88,7 @@ class _Parser(argparse.ArgumentParser):
     def parse_known_args(self, *given: Any, **settings: Any) -> Any:  # a command's own parser is the one that knows its options
         found, unknown = super().parse_known_args(*given, **settings)
         if unknown:
-            hint = nearest(unknown[0].partition("=")[0], list(self._option_string_actions))
-            self.error(f"unrecognized argument {shown(unknown[0])}{hint}")
+            self.error(f"unrecognized argument {shown(unknown[0])}{nearest(unknown[0], [*self._option_string_actions])}")
         return found, unknown
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
@@ -171,7 +155,7 @@ def _add_study(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--llm", type=path, default="", help="another backbone: a published name, a hub id, or a folder")
     sub.add_argument("--seeds", type=seeds, help="how many seeds, or a list such as [1111,3333]")
     what = "change a config field of every run, e.g. training.epochs=3; outputs then go to a folder of their own"
-    sub.add_argument("--set", type=_typed(_pair), dest="changes", metavar="FIELD=VALUE", help=what, **_PAIRS)
+    sub.add_argument("--set", type=setting, default={}, dest="changes", metavar="FIELD=VALUE", help=what)
     sub.add_argument("--only", nargs="+", default=[], metavar="NAME", help="notebooks by a part of their name: table3")
     sub.add_argument("--all", action="store_true", help="also the notebooks that go beyond the paper")
 
@@ -182,7 +166,7 @@ def _add_engine(sub: argparse.ArgumentParser) -> None:
     where = "where runs are made: processes (of this machine, the default), ray, slurm, or submitit-local (to try slurm)"
     sub.add_argument("--engine", choices=tuple(ENGINES), default=DEFAULT, metavar="NAME", help=where)
     what = "a setting of the engine: ray has address, gpus, retries; slurm has submitit's, e.g. slurm_partition=gpu"
-    sub.add_argument("--engine-set", type=_typed(_pair), dest="engine_settings", metavar="NAME=VALUE", help=what, **_PAIRS)
+    sub.add_argument("--engine-set", type=setting, default={}, dest="engine_settings", metavar="NAME=VALUE", help=what)
 
 
 def _add_listing(sub: argparse.ArgumentParser) -> None:
@@ -215,8 +199,8 @@ def _add_benchmark(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--steps", type=count, default=10, help="training batches to time (default 10)")
     sub.add_argument("--answers", type=count, default=2, help="evaluation batches to time (default 2)")
     sub.add_argument("--answered", type=clips, default=ANSWERED, help=f"clips in each (default {ANSWERED})")
-    sub.add_argument("--vocabulary", type=input_path, default="", help="a published qwen.tiktoken, for its real tokens")
-    sub.add_argument("--annotations", type=input_path, default="", help="folder of MELD's CSVs, for its real texts")
+    sub.add_argument("--vocabulary", type=given_path, default="", help="a published qwen.tiktoken, for its real tokens")
+    sub.add_argument("--annotations", type=given_path, default="", help="folder of MELD's CSVs, for its real texts")
     sub.add_argument("--threads", type=threads, help="of torch (default: its own choice)")
     sub.add_argument("--seed", type=seed, default=0, help="of clips and weights (default 0)")
     sub.add_argument("--publish", action="store_true", help="measure nothing: copy what is stored to figures/published")
@@ -227,8 +211,8 @@ def _add_dry_run(sub: argparse.ArgumentParser) -> None:
     sizes = "small (minutes on a CPU) or full (Qwen-1.8B's and the published sizes); default: full where there is a GPU"
     sub.add_argument("--size", choices=("small", "full"), help=sizes)
     sub.add_argument("--factor", type=float, help="split sizes, as a fraction of the published ones")
-    sub.add_argument("--annotations", type=input_path, default="", help="folder of MELD's CSVs, for its real texts and labels")
-    sub.add_argument("--vocabulary", type=input_path, default="", help="a published qwen.tiktoken, for its real tokens")
+    sub.add_argument("--annotations", type=given_path, default="", help="folder of MELD's CSVs, for its real texts and labels")
+    sub.add_argument("--vocabulary", type=given_path, default="", help="a published qwen.tiktoken, for its real tokens")
     sub.add_argument("--files-only", action="store_true", help="write and convert the files, run no notebook")
 
 
@@ -240,8 +224,6 @@ def study_of(options: argparse.Namespace) -> Study:
     """
     files.figures_folder()  # what is wrong with it is said now, and not after hours
     study = Study(options.profile, options.seeds, options.data, options.smoke, options.llm, options.changes)
-    if study.own_llm and not llm_files.is_tiny(study.own_llm) and llm_files.is_slip(study.own_llm):
-        llm_files.locate(study.own_llm)
     if study.changes and (planned := study.planned(chosen_notebooks(options))):
         study.check_changes([(one.key, one.row) for one in planned])
     return study
@@ -251,13 +233,13 @@ def chosen_notebooks(options: argparse.Namespace) -> list[str]:
     """The notebooks that `--only` names, or those that reproduce the paper; with `--all` what goes beyond it too.
 
     Raises:
-        ValueError: one of its words is in no notebook's name; lists them.
+        ValueError: one of its words is in no notebook's name; says the nearest.
     """
     if not options.only:
         return [notebook.name for notebook in NOTEBOOKS if options.all or not notebook.is_beyond]
     names = [notebook.name for notebook in NOTEBOOKS]
     for part in options.only:
         if not any(part.lower() in name for name in names):
-            hint = nearest(part, [word for name in names for word in (name, *name.split("_"))]) or f"; there are: {listed(names)}"
+            hint = nearest(part, [word for name in names for word in name.split("_")])
             raise ValueError(f"--only {shown(part)}: no notebook has that in its name{hint}")
     return [name for name in names if any(part.lower() in name for part in options.only)]

@@ -10,23 +10,22 @@ import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from cmpta_lib import registry
-from cmpta_lib.config import nearest, one_of, shown
+from cmpta_lib.config import nearest
 from cmpta_lib.files import runs_folder
 from cmpta_lib.runs import provenance, store
 from cmpta_lib.runs.progress import STATES, Summary, cut, duration, summarise, table
 from cmpta_lib.study.naming import Name, names
 from cmpta_lib.study.parameters import fields
-from cmpta_lib.study.profiles import PROFILES
 
 SHORT = 8  # hex digits of a run's hash that are shown; any unique beginning names it
 _HEAD = ("run", "name", "corpus", "LLM or encoder", "seed", "epochs", "best", "training", "valid", "test", "state")
 _RIGHT = (4, 5, 6, 7)
 _WIDEST_NAME = 56
-_INDENT: dict[str, Any] = {"initial_indent": "  ", "subsequent_indent": "      "}
 # Keys of its records that stand in the JSON as they are: of metrics.json, and of environment.json.
 _MEASURED = ("trainable_parameters", "llm_parameters", "oddities")
 _OF_ITS_MAKING = ("commit", "hardware", "packages", "train_seconds", "seconds", provenance.RESIDENT, provenance.ALLOCATED)
@@ -44,11 +43,6 @@ class Listed:
     corpus: str = ""
     seed: int | None = None
     model: str = ""  # name of the LLM, text encoder or omni model that reads the words; "" where none does
-
-    @property
-    def text(self) -> str:
-        """What words are looked for in."""
-        return f"{self.title} {self.method} {self.summary.folder.name}".lower()
 
     def as_json(self) -> dict[str, Any]:
         """All that is known of it; a number that is not finite is null."""
@@ -106,15 +100,12 @@ def list_runs(options: argparse.Namespace) -> int:
     """Print the runs that the options ask for."""
     root = runs_folder() / "smoke" if options.smoke else runs_folder()
     every = listed(root)
-    if options.method:
-        one_of("method", options.method, list(dict.fromkeys([*registry.ENTRIES, *(row.method for row in every)])))
-    if options.corpus:
-        published = {name for profile in PROFILES.values() for name in profile.corpora.values()}
-        one_of("corpus", options.corpus, sorted(published | {row.corpus for row in every if row.corpus}))
     chosen = [row for row in every if _fits(row, options)]
-    for word in options.words if every else ():
-        if not any(word.lower() in row.text for row in every):
-            raise ValueError(f"no run has {shown(word)} in its name{nearest(word, {row.title for row in every})}")
+    asked = [*options.words, *filter(None, (options.method, options.corpus))]
+    if asked and every and not chosen:
+        known = {name for row in every for name in (row.title, row.method, row.corpus)}
+        hints = "".join(nearest(word, known) for word in asked)
+        raise ValueError(f"none of the {len(every)} runs in {root} is like that{hints}")
     if options.json:
         print(json.dumps([row.as_json() for row in chosen], indent=1))  # in ASCII, for any terminal
     elif not chosen:
@@ -127,35 +118,27 @@ def list_runs(options: argparse.Namespace) -> int:
 
 
 def list_fields(options: argparse.Namespace) -> int:
-    """Print what `--set` can change, under the methods that have it.
-
-    Raises:
-        ValueError: one of the words is in no field's and no method's name.
-    """
-    found, names = fields(), {name for one in fields() for name in (one["field"], *one["methods"])}
-    for word in options.words:
-        if not any(word in name for name in names):
-            raise ValueError(f"no field or method has {shown(word)} in its name{nearest(word, names)}")
-        found = [one for one in found if any(word in name for name in (one["field"], *one["methods"]))]
+    """Print what `--set` can change, under the methods that have it; ValueError where a word is in no name."""
+    found = [one for one in fields() if all(word in f"{one['field']} {one['methods']}" for word in options.words)]
+    if not found:
+        hints = "".join(nearest(word, [*registry.ENTRIES, *(one["field"] for one in fields())]) for word in options.words)
+        raise ValueError(f"no field or method is called so{hints}; `cmpta fields` lists all")
     if options.json:
         print(json.dumps(found, indent=1))
-        return 0
-    groups: dict[str, list[str]] = {}
-    for one in found:
-        by = "every method" if len(one["methods"]) == len(registry.ENTRIES) else ", ".join(one["methods"])
-        value = one["default"] if isinstance(one["default"], str) else json.dumps(one["default"], separators=(",", ":"))
-        line = f"{one['field']}={value or '...'}"
-        groups.setdefault(by, []).extend(textwrap.wrap(f"{line:<40}  {one['expects']}", 78, **_INDENT))
-    for by, lines in groups.items():
-        print("\n".join([*textwrap.wrap(f"{by}:", 78), *lines, ""]))
-    print("Profiles set some of them otherwise: `cmpta runs --json` says what a run had.")
+    for methods, group in () if options.json else groupby(found, lambda one: one["methods"]):
+        heading = "every method" if len(methods) == len(registry.ENTRIES) else ", ".join(methods)
+        print("\n".join(textwrap.wrap(f"{heading}:", 80)))
+        for one in group:
+            line = f"{one['field']}={json.dumps(one['default']).strip(chr(34)):<3}"
+            print("\n".join(textwrap.wrap(f"{line:<40}  {one['expects']}", 80, initial_indent="  ", subsequent_indent="      ")))
     return 0
 
 
 def _fits(row: Listed, options: argparse.Namespace) -> bool:
     asked = [(options.method, row.method), (options.corpus, row.corpus), (options.seed, row.seed)]
     asked.append((options.state, row.summary.state))
-    return all(wanted in (None, found) for wanted, found in asked) and all(word.lower() in row.text for word in options.words)
+    text = f"{row.title} {row.method} {row.summary.folder.name}".lower()
+    return all(wanted in (None, found) for wanted, found in asked) and all(word.lower() in text for word in options.words)
 
 
 def screen(rows: Sequence[Listed], width: int | None = None) -> list[str]:

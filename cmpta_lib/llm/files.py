@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -45,15 +44,6 @@ _BESIDE = (
 def hub_id(name: str) -> str:
     """The hub's name of a published model; any other name is one already."""
     return {**PUBLISHED, **ENCODERS}.get(name, name)
-
-
-def _hint(name: str) -> str:
-    return "" if "/" in name else nearest(name, [*PUBLISHED, *ENCODERS, "tiny", "tiny-llama"])
-
-
-def is_slip(name: str) -> bool:
-    """Whether a name is a path, which is here or nowhere, or resembles a published one: no hub has to be asked for it."""
-    return os.path.exists(name) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or bool(_hint(name))
 
 
 def is_tiny(name: str) -> bool:
@@ -146,8 +136,8 @@ def locate(name: str) -> Path:
         identifying_files(folder)
     except (HFValidationError, FileNotFoundError):
         raise FileNotFoundError(
-            f"cannot load the LLM '{name}'{_hint(name)}: it is not on this machine, or not complete. Expected one of "
-            f"{', '.join(PUBLISHED)}, a hub id, or a folder with config.json, vocabulary and weights. "
+            f"cannot load the LLM '{name}'{nearest(name, PUBLISHED)}: it is not on this machine, or not complete. "
+            f"Expected one of {', '.join(PUBLISHED)}, a hub id, or a folder with config.json, vocabulary and weights. "
             f"Fetch it with: cmpta weights {name}"
         ) from None
     return folder.resolve()

@@ -30,7 +30,6 @@ from cmpta_lib.runs import provenance, store
 from cmpta_lib.runs.store import Run
 from cmpta_lib.runs.worker import ENDS, Attempt
 
-MOST_JOBS, MOST_RETRIES = 10_000, 1000
 RETRIES = 3  # attempts that finish no further epoch, after one whose worker or machine died
 MOST_FALSE_STARTS = 3  # workers in a row that end before they begin: then something is wrong with all of them
 AGAIN_S = 1.0  # after which a run that another process holds, or whose worker died, is tried again
@@ -74,8 +73,8 @@ class Engine:
     retries, is_local = 0, False
 
     def __init__(self, jobs: int | None = None) -> None:
-        if jobs is not None and not (type(jobs) is int and 1 <= jobs <= MOST_JOBS):
-            raise ValueError(f"--jobs {shown(jobs)}: expected how many runs at a time, a whole number from 1 to {MOST_JOBS}")
+        if jobs is not None and not (type(jobs) is int and 1 <= jobs <= 10_000):
+            raise ValueError(f"--jobs {shown(jobs)}: expected how many runs at a time, a whole number from 1 to 10000")
         self.jobs = provenance.usual() if jobs is None and self.is_local else jobs
 
     @contextmanager
@@ -225,13 +224,6 @@ def environment(runs: Sequence[Run]) -> dict[str, str]:
     threads = max(run.config.training.num_threads for run in runs)
     told = {name: value for name, value in os.environ.items() if name.startswith("CMPTA_") or name in _TRAVELLING}
     return told | {"PYTHONPATH": path, "OMP_NUM_THREADS": str(threads), registry.PLUGINS: registry.plugins()}
-
-
-def checked_retries(retries: int) -> int:
-    """As they are; raises ValueError where they are no count."""
-    if not (type(retries) is int and 0 <= retries <= MOST_RETRIES):
-        raise ValueError(f"retries={shown(retries)}: expected a whole number from 0 to {MOST_RETRIES}")
-    return retries
 
 
 def one_line(text: str) -> str:

@@ -6,7 +6,7 @@ import ast
 import json
 import re
 from collections.abc import Collection, Mapping, Sequence
-from functools import cache, reduce
+from functools import reduce
 from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationError
@@ -14,24 +14,15 @@ from pydantic import Field, TypeAdapter, ValidationError
 from cmpta_lib import registry
 from cmpta_lib.config import PAPER_SEEDS, DataConfig, RunConfig, Settings, nearest, override, paths, shown
 
-# What names a run's data, backbone and seed has an argument of its own, which also finds or makes them.
-_ELSEWHERE = {
-    "seed": "the argument `seeds`",
-    "data.name": "the argument `data`",
-    "data.fingerprint": "the argument `data`",
-    "method.name": "the row of a table",
-    "method.recipe": "the method's code",
-    "method.llm.name": "the argument `llm`",
-    "method.llm.fingerprint": "the argument `llm`",
-    "method.encoder.name": "the profile",
-    "method.encoder.fingerprint": "the profile",
-    "method.model.fingerprint": "the model's files",
-    "method.media": "the recordings",
-}
+# What is set otherwise -> by what: it also finds or makes what is named.
+_ELSEWHERE = dict.fromkeys(("data.name", "data.fingerprint"), "the argument `data`")
+_ELSEWHERE |= dict.fromkeys(("method.llm.name", "method.llm.fingerprint"), "the argument `llm`")
+_ELSEWHERE |= dict.fromkeys(("method.encoder.name", "method.encoder.fingerprint"), "the profile")
+_ELSEWHERE |= {"seed": "the argument `seeds`", "method.name": "the row of a table", "method.recipe": "the method's code"}
+_ELSEWHERE |= dict.fromkeys(("method.model.fingerprint", "method.media"), "the files")
 _COUNT = TypeAdapter(Annotated[int, Field(strict=True, ge=1, le=len(PAPER_SEEDS))])
 _SEED = Annotated[int, Field(strict=True, ge=0, lt=2**32)]  # every generator takes 32 bits, some no more
 _SEEDS = TypeAdapter(Annotated[Sequence[_SEED], Field(min_length=1)])
-_MOST = 10**6  # of what a notebook counts
 _FLAGS = {True: True, False: False, "true": True, "false": False}
 
 
@@ -56,10 +47,10 @@ def check_parameters(cells: Sequence[str]) -> None:
         default, value = read_value(known[name].partition("  #")[0]), read_value(text)
         if isinstance(default, bool):
             flag(name, value)
-        elif isinstance(default, int) and not (type(value) is int and 1 <= value <= _MOST):
-            raise ValueError(f"{name}={shown(value)}: expected a whole number from 1 to {_MOST}")
         elif isinstance(default, str) and not isinstance(value, str):
-            raise ValueError(f"{name}={shown(value)}: expected text, which papermill hands over as it is with -r")
+            raise ValueError(f"{name}={shown(value)}: expected text, which papermill's -r hands over as it is")
+        elif isinstance(default, int) and not (type(value) is int and 1 <= value <= 10**6):
+            raise ValueError(f"{name}={shown(value)}: expected a whole number from 1 to 1000000")
 
 
 def flag(name: str, value: Any) -> bool:
@@ -102,7 +93,7 @@ def checked_changes(changes: Mapping[str, Any] | str | None) -> dict[str, Any]:
     for name in read:
         if name in _ELSEWHERE:
             raise ValueError(f"changes: '{name}' is set by {_ELSEWHERE[name]}, not as a change")
-    found = {name: _none(name) if str(value).lower() == "none" else value for name, value in read.items()}
+    found = {name: _none(name) if isinstance(value, str) and value.lower() == "none" else value for name, value in read.items()}
     _fits_some_method(found)
     return found
 
@@ -153,49 +144,39 @@ def read_value(text: str) -> Any:
     """A value as JSON or a Python literal where it is one, else the text itself.
 
     Raises:
-        ValueError: a name stands twice in a mapping, or it is nested too deep to be read.
+        ValueError: a name stands twice in a mapping.
     """
     try:
         return json.loads(text, object_pairs_hook=_each_once)
-    except json.JSONDecodeError:
+    except (json.JSONDecodeError, RecursionError):  # brackets by the thousand are no value
         pass
-    except RecursionError:
-        raise ValueError("expected a value, not so many brackets within brackets") from None
     try:
         tree = ast.parse(text.strip(), mode="eval")
         value = ast.literal_eval(tree)
-    except (SyntaxError, ValueError, TypeError):
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
         return text
-    except (RecursionError, MemoryError):
-        raise ValueError("expected a value, not so many brackets within brackets") from None
     for node in ast.walk(tree):
-        _each_once([(ast.unparse(key), None) for key in node.keys if key] if isinstance(node, ast.Dict) else [])
+        _each_once([(ast.unparse(key), None) for key in node.keys if key] if isinstance(node, ast.Dict) else ())
     return value
 
 
 def _each_once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    names = [name for name, _ in pairs]
-    if twice := next((name for name in names if names.count(name) > 1), ""):
-        raise ValueError(f"{shown(twice)} is given twice, and only one value can hold")
-    return dict(pairs)
+    if len(found := dict(pairs)) < len(pairs):
+        raise ValueError(f"a name is given twice in {shown([name for name, _ in pairs])}, and only one value can hold")
+    return found
 
 
 def fields() -> list[dict[str, Any]]:
-    """What can be set as a change: field, what it expects in words, default, and the methods where that is so."""
-    found: dict[tuple[str, str, str], dict[str, Any]] = {}
+    """What can be set as a change: field, what it expects in words, default, methods; what most methods have comes first."""
+    found: dict[str, dict[str, Any]] = {}
     for method, config in _defaults().items():
         for path in (path for path in paths(config) if path not in _ELSEWHERE):
             *parents, last = path.split(".")
             owner: Settings = reduce(getattr, parents, config)
-            default, expects = getattr(owner, last), _words(_schema(type(owner))[last])
-            one = {"field": path, "expects": expects, "default": default, "methods": []}
-            found.setdefault((path, expects, str(default)), one)["methods"].append(method)
-    return list(found.values())
-
-
-@cache
-def _schema(settings: type[Settings]) -> dict[str, Any]:
-    return dict(settings.model_json_schema()["properties"])
+            expects = _words(owner.model_json_schema()["properties"][last])
+            one = {"field": path, "expects": expects, "default": getattr(owner, last)}
+            found.setdefault(str(one), one | {"methods": []})["methods"].append(method)
+    return sorted(found.values(), key=lambda one: (-len(one["methods"]), one["methods"]))
 
 
 def _words(schema: Mapping[str, Any]) -> str:
@@ -204,8 +185,6 @@ def _words(schema: Mapping[str, Any]) -> str:
         return " or ".join(map(_words, schema["anyOf"]))
     if "enum" in schema:
         return " | ".join(map(str, schema["enum"]))
-    kinds = {"integer": "whole number", "number": "number", "string": "text", "null": "none", "boolean": "true | false"}
-    said = f"list of {_words(schema['items'])}" if "items" in schema else kinds[schema["type"]]
-    bounds = {"minimum": "from {}", "exclusiveMinimum": "above {}", "maximum": "to {}", "exclusiveMaximum": "below {}"}
-    said += "".join(f" {text.format(f'{schema[name]:g}')}" for name, text in bounds.items() if name in schema)
-    return said + (f", a multiple of {schema['multipleOf']}" if "multipleOf" in schema else "")
+    bounds = {"minimum": "from", "exclusiveMinimum": "above", "maximum": "to", "exclusiveMaximum": "below", "multipleOf": "by"}
+    kind = f"list of {_words(schema['items'])}" if "items" in schema else schema["type"].replace("null", "none")
+    return " ".join([kind, *(f"{word} {schema[name]:.7g}" for name, word in bounds.items() if name in schema)])

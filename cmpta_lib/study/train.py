@@ -37,8 +37,6 @@ def train(
         RunsFailed: the run failed; says why.
     """
     own = str(data) not in ("sims", "meld")
-    if own and not str(data):
-        raise ValueError("data='': expected a folder of your own clips, or the key of a corpus, 'sims' or 'meld'")
     study = Study(profile, [seed], data if own else "", llm=llm, changes=changes)
     key, row = "data" if own else str(data), Row(method, one_of("method", method, registry.ENTRIES))
     study.check_changes([(key, row)])
