@@ -8,13 +8,16 @@ open; N is its row in this folder's README.md.
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+import reprlib
+import textwrap
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import reduce
 from operator import getitem
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -31,8 +34,14 @@ from cmpta_lib.paper import HYPERPARAMETERS
 
 Seeds = tuple[int, ...]
 PAPER_SEEDS: Seeds = (1111, 2222, 3333, 4444, 5555)  # choice 17
-AtLeastOne = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0)]
+# Upper bounds leave room for any machine and any patience; what lies beyond is a slip of the hand.
+AtLeastOne = Annotated[int, Field(ge=1, le=10**6)]
+Few = Annotated[int, Field(ge=1, le=1024)]  # layers, heads, pseudo tokens, threads
+Width = Annotated[int, Field(ge=1, le=2**16)]  # of a layer
+EvenWidth = Annotated[int, Field(ge=2, le=2**16, multiple_of=2)]
+Positive = Annotated[float, Field(gt=0, le=1e9)]
+Weight = Annotated[float, Field(ge=0, le=1e6)]  # of one part of a sum beside the others
+Rate = Annotated[float, Field(ge=1e-10, le=10)]  # of learning
 
 
 class Settings(BaseModel):
@@ -50,6 +59,9 @@ class Settings(BaseModel):
         if isinstance(value, str) and any("\ud800" <= sign <= "\udfff" for sign in value):
             raise ValueError("text that cannot be written as UTF-8 (half of a surrogate pair)")
         return value + 0.0 if isinstance(value, float) else value
+
+
+Checked = TypeVar("Checked", bound=Settings)
 
 
 class DataConfig(Settings):
@@ -143,11 +155,11 @@ class CmptaConfig(PromptedLMConfig):
 
     name: Literal["cmpta"] = "cmpta"
     recipe: Literal[1] = 1
-    dim: Annotated[int, Field(ge=2, multiple_of=2)] = HYPERPARAMETERS.feature_dim  # D, Table 2; half per direction
-    num_pseudo_tokens: AtLeastOne = 6  # K, eq 8 and section 4.5.4
+    dim: EvenWidth = HYPERPARAMETERS.feature_dim  # D, Table 2; half per direction
+    num_pseudo_tokens: Few = 6  # K, eq 8 and section 4.5.4
     alignment: Literal["bilstm", "lstm", "linear"] = "bilstm"  # choices 2 and 12: D/2 per direction; D; per frame
     fusion: Literal["cross_modal", "pooled"] = "cross_modal"  # choice 13: adapter on; adapter off
-    num_heads: AtLeastOne = 8  # choice 3
+    num_heads: Few = 8  # choice 3
     projections: Literal["per_modality", "per_pair"] = "per_modality"  # choice 4: nine in all, as eq 7 is indexed
     summary: Literal["mean", "max"] = "mean"  # choice 6: how a sequence of attended vectors becomes one token
     token_count_rule: Literal["mix", "repeat"] = "mix"  # choice 7: learned n x 6 mix; or drop and repeat pairs
@@ -168,16 +180,16 @@ class TrainingConfig(Settings):
 
     epochs: AtLeastOne = HYPERPARAMETERS.epochs
     batch_size: AtLeastOne = HYPERPARAMETERS.batch_size  # clips, or dialogues where a method reads whole dialogues
-    learning_rate: Positive = HYPERPARAMETERS.learning_rate
+    learning_rate: Rate = HYPERPARAMETERS.learning_rate
     optimizer: Literal["adamw", "adamw_amsgrad", "adam"] = "adamw"  # Adam adds the weight decay to the gradient
-    epsilon: Positive = 1e-8
+    epsilon: Annotated[float, Field(gt=0, le=1)] = 1e-8
     schedule: Literal["cosine", "constant"] = "cosine"  # after the warm-up
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    weight_decay: Annotated[float, Field(ge=0, le=1000)] = 0.01
     warmup_fraction: Annotated[float, Field(ge=0, le=1)] = 0.1
     gradient_clip: Positive | None = 1.0
     patience: AtLeastOne | None = None  # epochs without a better validation score, after the warm-up; None = off
     validate_every: AtLeastOne = 1  # epochs
-    num_threads: AtLeastOne = 1  # part of the identity: another thread count gives other last bits
+    num_threads: Few = 1  # part of the identity: another thread count gives other last bits
 
 
 class EvaluationConfig(Settings):
@@ -190,8 +202,8 @@ def _as_method(value: Any) -> Any:
         return value
     if not isinstance(name := value.get("name"), str) or name not in MethodConfig.known:
         raise ValueError(
-            f"unknown method {name!r}; known: {', '.join(sorted(MethodConfig.known))}. One of your own is known once the "
-            f"file that defines it is imported: name that file in the environment variable CMPTA_METHODS"
+            f"unknown method {shown(name)}{nearest(name, MethodConfig.known)}; one of your own is known once the file that "
+            f"defines it is imported: name that file in the environment variable CMPTA_METHODS"
         )
     return MethodConfig.known[name].model_validate(value)
 
@@ -230,7 +242,7 @@ def from_json(text: str) -> RunConfig:
         ValueError: no JSON, or fields that are unknown, missing or wrong; one line names each.
     """
     try:
-        config = _checked(json.loads(text))
+        config = checked(RunConfig, json.loads(text))
     except json.JSONDecodeError as error:
         raise ValueError(f"expected a run's config as JSON ({error})") from None
     if missing := sorted(paths(config, only_unset=True)):  # defaults may change
@@ -242,15 +254,15 @@ def override(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
     """Return a copy with dotted fields changed, e.g. `{"method.num_heads": 4, "seed": 2222}`.
 
     Raises:
-        ValueError: an unknown field, with the fields that exist, or a wrong value, with what is expected.
+        ValueError: an unknown field, with the nearest that exists, or a wrong value, with what is expected.
     """
     tree, known = config.model_dump(), sorted(paths(config))
     for path, value in changes.items():
         if path not in known:
-            raise ValueError(f"unknown config field {path!r}; known: {', '.join(known)}")
+            raise ValueError(f"unknown config field {shown(path)}{nearest(path, known)}; `cmpta fields` lists all")
         *parents, last = path.split(".")
         reduce(getitem, parents, tree)[last] = value
-    return _checked(tree)
+    return checked(RunConfig, tree)
 
 
 def paths(settings: BaseModel, prefix: str = "", only_unset: bool = False) -> Iterator[str]:
@@ -263,16 +275,50 @@ def paths(settings: BaseModel, prefix: str = "", only_unset: bool = False) -> It
             yield prefix + name
 
 
-def _checked(tree: Any) -> RunConfig:
+def checked(settings: type[Checked], tree: Any) -> Checked:
     """Validate with one-line errors."""
     try:
-        return RunConfig.model_validate(tree)
+        return settings.model_validate(tree)
     except ValidationError as error:
-        raise ValueError("; ".join(map(_one_line, error.errors()))) from None
+        raise ValueError(one_line(error)) from None
 
 
-def _one_line(error: Mapping[str, Any]) -> str:
-    where = ".".join(map(str, error["loc"])) or "config"
-    where = where if where.isprintable() else repr(where)  # an unknown field's name may hold line ends
-    came = "" if isinstance(error["input"], Mapping | BaseModel) else f"={error['input']!r}"
-    return f"{where}{came}: {error['msg'].removeprefix('Value error, ')}"
+def one_line(error: ValidationError) -> str:
+    """What pydantic found wrong: each field, what it was given, and what was expected."""
+    said = []
+    for one in error.errors():
+        where = ".".join(map(str, one["loc"])) or "config"
+        where = where if where.isprintable() and len(where) <= _SHOWN else shown(where)  # an unknown field may hold anything
+        came = "" if isinstance(one["input"], Mapping | BaseModel) else f"={shown(one['input'])}"
+        said.append(f"{where}{came}: {one['msg'].removeprefix('Value error, ')}")
+    return "; ".join(said[:3] + [f"and {len(said) - 3} more"] * (len(said) > 3))
+
+
+_SHOWN = 60  # characters of a value in a message
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = _short.maxlong = _SHOWN
+
+
+def shown(value: object) -> str:
+    """A value as Python writes it, cut in its middle where that is long or deep."""
+    try:
+        return _short.repr(value).replace("\n", " ")
+    except ValueError:  # Python writes no whole number of over 4300 digits
+        return "a huge number"
+
+
+def nearest(name: object, known: Collection[str]) -> str:
+    """`` (did you mean 'x'?)``, the known name that a wrong one resembles most, also by what follows its last dot; or ""."""
+    names = {one.rpartition(".")[2].lower(): one for one in known} | {one.lower(): one for one in known}
+    if not isinstance(name, str) or name in known:
+        return ""
+    near = difflib.get_close_matches(name[:100].lower(), names, n=1)
+    return f" (did you mean '{names[near[0]]}'?)" if near else ""
+
+
+def one_of(what: str, name: Any, known: Collection[str]) -> str:
+    """`name`, which must be one of these; raises ValueError that says the nearest, and what there are."""
+    if isinstance(name, str) and name in known:
+        return name
+    there = textwrap.shorten(", ".join(known), 190, placeholder=" ...")
+    raise ValueError(f"no {what} {shown(name)}; there are: {there}{nearest(name, known)}")

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 PUBLISHED = "published"  # the folder of figures/ that is in git; the others are anybody's experiments
+_LONGEST = 4096  # characters of a path
 _ELSEWHERE = "name another folder in the environment variable CMPTA_RUNS (for exported figures and tables: CMPTA_FIGURES)"
-_CANNOT = "cannot write "  # how an error begins that has its remedy already
 _REMEDIES = {
     errno.ENOSPC: f"the disk is full: make room there, or {_ELSEWHERE}",
     errno.EDQUOT: f"the quota is used up: make room there, or {_ELSEWHERE}",
@@ -63,8 +63,30 @@ def runs_folder() -> Path:
 
 
 def _folder(name: str) -> Path:
-    home = ROOT if is_checkout() else Path.cwd()
-    return Path(os.environ.get(f"CMPTA_{name.upper()}") or home / name).resolve()
+    variable, home = f"CMPTA_{name.upper()}", ROOT if is_checkout() else Path.cwd()
+    try:
+        folder = Path(expanded(os.environ.get(variable, "")) or home / name).resolve()
+    except ValueError as error:
+        raise ValueError(f"{variable}: {error}") from None
+    if not (there := next(path for path in (folder, *folder.parents) if os.path.exists(path))).is_dir():
+        raise NotADirectoryError(f"{there} is a file, and {name} need a folder: remove it, or name another in {variable}")
+    return folder
+
+
+def expanded(path: str | os.PathLike[str]) -> str:
+    """A path as whoever wrote it means it, with `~` and `$NAME` replaced; a name that is no path, and "", stay as they are.
+
+    Raises:
+        ValueError: it is no text, or names a user or an environment variable that is not known here.
+    """
+    given = os.fspath(path) if isinstance(path, str | os.PathLike) else None
+    if not isinstance(given, str) or "\0" in given or len(given) > _LONGEST:
+        what = "text that no path can be" if isinstance(given, str) else f"a {type(path).__name__}"
+        raise ValueError(f"expected a path or a name as text, not {what}")
+    found = os.path.expanduser(os.path.expandvars(given))
+    if (found.startswith("~") or "$" in found) and not os.path.exists(found):
+        raise ValueError(f"'{given}' names a user or an environment variable that is not known here; write the whole path")
+    return found
 
 
 @contextmanager
@@ -77,15 +99,20 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _REMEDIES or (error.strerror or "").startswith(_CANNOT):
+        if error.errno not in _REMEDIES or _is_told(error):
             raise
-        raise type(error)(error.errno, f"{_CANNOT}{path}: {_REMEDIES[error.errno]}") from error
+        raise type(error)(error.errno, f"cannot write {path}: {_REMEDIES[error.errno]}") from error
+
+
+def _is_told(error: OSError) -> bool:
+    """Whether its text is not the system's own any more, but says which path and what to do."""
+    return bool(error.strerror) and error.strerror != os.strerror(error.errno or 0)
 
 
 def explained(error: OSError) -> str:
     """What `error` says, in one line and with the remedy where it is one of room or permission and has none yet."""
-    if (said := error.strerror or "").startswith(_CANNOT):
-        return said
+    if _is_told(error):
+        return " ".join(error.strerror.split())
     if error.errno not in _REMEDIES:
         return " ".join(str(error).split())
     where = error.filename2 or error.filename or "a file (which one, the system does not say)"

@@ -25,7 +25,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from cmpta_lib.config import CmptaConfig, MethodConfig, RunConfig, from_json
+from cmpta_lib.config import CmptaConfig, MethodConfig, RunConfig, from_json, nearest
+from cmpta_lib.files import expanded
 
 if TYPE_CHECKING:
     from cmpta_lib.base import Method, Resources
@@ -147,22 +148,34 @@ def load_plugins() -> None:
     """Import the built-in methods, and the files and modules that the environment variable CMPTA_METHODS names, each once.
 
     Raises:
-        ValueError: one of them is not there.
+        ValueError: one of them is not there, or cannot be imported; says why.
     """
     load_built_in()
     for place in _places():
-        if Path(place).suffix != ".py":
-            try:
-                importlib.import_module(place)
-            except ModuleNotFoundError as error:
-                raise ValueError(f"{PLUGINS} names the module '{place}', and it cannot be imported: {error}") from error
-        elif (name := Path(place).stem) not in sys.modules:
-            if not Path(place).is_file():
-                raise ValueError(f"{PLUGINS} names {place}, and there is no such file")
-            spec = importlib.util.spec_from_file_location(name, place)
-            assert spec and spec.loader
-            sys.modules[name] = importlib.util.module_from_spec(spec)
+        try:
+            _import(place)
+        except (Exception, SystemExit) as error:  # whatever somebody's file raises
+            said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            raise ValueError(f"{PLUGINS} names '{place}', which cannot be imported: {said}") from error
+
+
+def _import(place: str) -> None:
+    name = Path(place).stem
+    if Path(place).suffix != ".py":
+        importlib.import_module(place)
+    elif name not in sys.modules:
+        if not Path(place).is_file():
+            raise FileNotFoundError("there is no such file")
+        spec = importlib.util.spec_from_file_location(name, place)
+        assert spec and spec.loader
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        try:
             spec.loader.exec_module(sys.modules[name])
+        except BaseException:
+            del sys.modules[name]  # else the next call would take it for imported
+            raise
+    elif not os.path.samefile(getattr(sys.modules[name], "__file__", None) or os.devnull, place):
+        raise ImportError(f"another module is called '{name}': give the file another name")
 
 
 def plugins() -> str:
@@ -188,7 +201,7 @@ def plugins() -> str:
 
 
 def _places() -> list[str]:
-    return [place for place in os.environ.get(PLUGINS, "").split(os.pathsep) if place]
+    return [expanded(place) for place in os.environ.get(PLUGINS, "").split(os.pathsep) if place]
 
 
 def read_config(text: str) -> RunConfig:
@@ -205,7 +218,7 @@ def method_class(name: str) -> type[Method]:
     """
     load_built_in()
     if name not in _ENTRIES:
-        raise ValueError(f"method '{name}' is not registered; known: {', '.join(_ENTRIES)}; see {PLUGINS}")
+        raise ValueError(f"method '{name}' is not registered{nearest(name, _ENTRIES)}; one of your own: see {PLUGINS}")
     method: Any = _ENTRIES[name].method
     if isinstance(method, str):
         module, _, attribute = method.partition(":")

@@ -64,6 +64,10 @@ def converted(
     )
 
 
+def path(text: str) -> Path:  # what argparse calls it in an error
+    return Path(files.expanded(text))
+
+
 def convert(
     argv: Sequence[str] | None, prog: str, what: str | None, prepare: Callable[..., Corpus], folders: Mapping[str, str]
 ) -> int:
@@ -74,9 +78,10 @@ def convert(
         folders: option -> what its help says.
     """
     parser = argparse.ArgumentParser(prog=prog, description=what)
-    given = [parser.add_argument(name, type=Path, metavar="FOLDER", help=text).dest for name, text in folders.items()]
+    parser.error = lambda message: parser.exit(2, f"{prog}: {message} (see {prog} --help)\n")  # type: ignore[method-assign]
+    given = [parser.add_argument(name, type=path, metavar="FOLDER", help=text).dest for name, text in folders.items()]
     cache, default = files.runs_folder() / "cache", "the default: %(default)s"
-    parser.add_argument("--cache", type=Path, metavar="FOLDER", default=cache, help=default)
+    parser.add_argument("--cache", type=path, metavar="FOLDER", default=cache, help=default)
     options = parser.parse_args(argv)
     try:
         corpus = prepare(options.cache, *(getattr(options, name) for name in given))

@@ -12,7 +12,7 @@ from reprlib import repr as short
 from typing import Any, Literal, get_args
 
 from cmpta_lib.data.corpus import HUGE, SPLITS, Language, Task, is_number, problem, shown
-from cmpta_lib.files import reading
+from cmpta_lib.files import expanded, reading
 from cmpta_lib.paper import MELD_LABELS
 
 ABOUT = "corpus.json"  # beside the pickles; each of its keys may be left out
@@ -59,7 +59,7 @@ def split_choice(data: str | Path) -> tuple[str, str]:
 def absolute(data: str) -> str:
     """The same choice and folder as seen from anywhere, `~` replaced."""
     choice, folder = split_choice(data)
-    return f"{choice}{Path(folder).expanduser().resolve()}"
+    return f"{choice}{Path(expanded(folder)).resolve()}"
 
 
 def said(data: str | Path) -> tuple[Said, Path]:
@@ -70,7 +70,7 @@ def said(data: str | Path) -> tuple[Said, Path]:
         OSError: `corpus.json` may not be read.
     """
     choice, name = split_choice(data)
-    folder = Path(name).expanduser()
+    folder = Path(expanded(name))
     given, (task, equals, ends) = _content(folder / ABOUT), choice.removesuffix(":").partition("=")
     call: dict[str, Any] = {"task": task} if task else {}
     if equals:

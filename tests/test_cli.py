@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
+import sys
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
 from finished import record_llms
 
+import cmpta_lib
+from cmpta_lib import files
 from cmpta_lib.cli import listing
 from cmpta_lib.cli import reproduce as notebooks
 from cmpta_lib.cli.__main__ import main
 from cmpta_lib.cli.reproduce import NotebookFailed, execute_notebook
-from cmpta_lib.config import DataConfig, LLMConfig, RunConfig, to_json
+from cmpta_lib.config import PAPER_SEEDS, DataConfig, LLMConfig, RunConfig, to_json
 from cmpta_lib.files import Damaged
 from cmpta_lib.report import gather
 from cmpta_lib.runs import progress as console
@@ -25,12 +30,13 @@ from cmpta_lib.runs.clusters import SubmititLocal
 from cmpta_lib.runs.engines import KEEP_FAILED, Failure, RunsFailed
 from cmpta_lib.runs.store import Run
 from cmpta_lib.study import check
+from cmpta_lib.study.parameters import check_parameters
 from cmpta_lib.study.plan import NOTEBOOKS
 from cmpta_lib.study.study import ONLY_FINISHED, Study
 
 NAMES = [notebook.name for notebook in NOTEBOOKS]
 OF_THE_PAPER = [notebook.name for notebook in NOTEBOOKS if not notebook.is_beyond]
-COMMANDS = ("reproduce", "check", "benchmark", "runs", "compare", "publish", "data", "weights", "dry-run")
+COMMANDS = ("reproduce", "check", "benchmark", "runs", "fields", "compare", "publish", "data", "weights", "dry-run")
 
 
 @pytest.fixture(autouse=True)
@@ -73,40 +79,54 @@ def test_a_notebook_that_raises_is_named_with_its_cell_its_error_and_its_copy(tm
 # --- reproduce --------------------------------------------------------------------------------------------------------
 
 
-NO_COUNT = "expected a whole number of at least 1, not"
-NO_SEEDS = "argument --seeds: expected a number or a list such as [1111,3333]"
+NO_COUNT = "expected a whole number from 1 to 10000, not"
+NO_SEEDS = "expected how many of the 5 seeds (1111, 2222, 3333, 4444, 5555), or a list of whole numbers in [0, 2**32)"
+NOTHING = "expected a name, not nothing"
+TWICE = "is given twice, and only one value can hold"
+DEEP = "[" * 4000
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--profile papper", "no profile 'papper'; there are: demo, paper"),
-        ("--only table9 x", f"--only table9 x: no notebook has that in its name; there are: {', '.join(NAMES)}"),
-        ("--seeds 6", "seeds=6: expected how many of the 5 seeds"),
-        ("--seeds True", "seeds=True: expected how many of the 5 seeds"),
-        ("--seeds [-1]", "or a list of whole numbers in [0, 2**32)"),
-        ("--seeds [12345678901234567890123]", "or a list of whole numbers in [0, 2**32)"),
+        ("--profile papper", "no profile 'papper'; there are: demo, paper (did you mean 'paper'?)"),
+        ("--only table3 tabel4", "--only 'tabel4': no notebook has that in its name (did you mean 'table4'?)"),
+        *((f"--seeds {text}", f"'{text}': {NO_SEEDS}") for text in ("6", "True", "[-1]", "five", "[1111", "None", "[1.5]", "[]")),
+        ("--seeds [12345678901234567890123]", NO_SEEDS),
+        ("--seeds 7,7", "a seed is repeated"),
+        ("--seeds 2 --seeds 3", f"argument --seeds: 'seeds' {TWICE}"),
+        *((f"{option} ''", f"argument {option}: {NOTHING}") for option in ("--only", "--data", "--llm")),
+        ("--data ~nobody-here/clips", "'~nobody-here/clips' names a user or an environment variable that is not known here"),
+        ("--llm $NO_SUCH_PLACE/llm", "'$NO_SUCH_PLACE/llm' names a user or an environment variable that is not known here"),
+        ("--set training.epochs=1 --set training.epochs=2", "argument --set: 'training.epochs' is given twice"),
+        ('--set method.facts={"a":1,"a":2}', "argument --set: a name is given twice in ['a', 'a'], and only"),
+        (f"--set training.epochs={DEEP}", "[[[[[[': Input should be a valid integer"),
+        ("--set training.epochs=10000000000000", "training.epochs=10000000000000: Input should be less than or equal to 1000000"),
+        ("--set training.learning_rate=NaN", "training.learning_rate=nan: Input should be"),
+        ("--set epoch=3", "no method has the config field 'epoch' (did you mean 'training.epochs'?); `cmpta fields` lists all"),
+        ("--set method.encoder.name=x", "'method.encoder.name' is set by the profile, not as a change"),
+        ("--only table3 --set method.perception_epochs=3", "would change nothing: it is a setting of mllm_mac, not asked for"),
         ("--data /no/such/folder", "/no/such/folder: expected <name>_train.pkl"),
         ("--set training.epoch=3", "no method has the config field 'training.epoch' (did you mean 'training.epochs'?)"),
         ("--engine-set gpus=1", "engine 'processes' has no setting 'gpus'; it has none"),
         ("--jobs 0", f"argument --jobs: {NO_COUNT} '0' (see cmpta reproduce --help)"),
         ("--jobs=-3", f"argument --jobs: {NO_COUNT} '-3'"),
         ("--jobs 2.5", f"argument --jobs: {NO_COUNT} '2.5'"),
-        ("--engine dask", "argument --engine: invalid choice: 'dask'"),
-        ("--engine-set gpus", "argument --engine-set: expected NAME=VALUE such as address=auto, not 'gpus'"),
-        ("--seeds five", NO_SEEDS),
-        ("--seeds [1111", NO_SEEDS),
-        ("--set training.epochs", "argument --set: expected FIELD=VALUE such as training.epochs=3"),
-        ("reproduse", "unrecognized arguments: reproduse"),
+        ("--engine slum", "argument --engine: no engine 'slum'; there are: processes, ray, slurm, submitit-local (did you mean"),
+        ("--engine submitit-local --engine-set retries=-1", "retries=-1: expected a number from 0"),
+        ("--engine-set gpus", "argument --engine-set: expected NAME=VALUE such as training.epochs=3, not 'gpus'"),
+        ("--set training.epochs", "argument --set: expected NAME=VALUE such as training.epochs=3"),
+        ("--smock", "cmpta reproduce: unrecognized argument '--smock' (did you mean '--smoke'?) (see cmpta reproduce --help)"),
     ],
 )
 def test_a_wrong_argument_is_one_line_before_anything_starts(arguments, message, runs_folder, capsys):
     try:
-        code = main(["reproduce", *arguments.split()])
+        code = main(["reproduce", *(word.strip("'") for word in arguments.split())])
     except SystemExit as ended:
         code = ended.code
     shown = capsys.readouterr().err
     assert code == (2 if "(see cmpta" in shown else 1) and message in shown and shown.count("\n") == 1, shown
+    assert len(shown) <= 300 + len("cmpta reproduce: ")
     assert not runs_folder.exists()
 
 
@@ -174,8 +194,8 @@ def test_every_notebook_gets_the_same_parameters(llm, given, changes, executed, 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(check, "needs", lambda study, notebooks: [])
     (tmp_path / "own-model").mkdir()
-    asked = [word for one in given.split() for word in ("--set", one)]
-    assert main(["reproduce", "--data", "clips", "--seeds", "[5,6]", "--llm", llm, *asked, "--only", "table3", "03"]) == 0
+    asked = [word for one in given.split() for word in ("--set", one)] + (["--llm", llm] if llm else [])
+    assert main(["reproduce", "--data", "clips", "--seeds", "5, 6", *asked, "--only", "table3", "03"]) == 0
     steps = {step[0]: step[1:] for step in executed if step[0] in NAMES}
     expected = {"profile": "demo", "seeds": [5, 6], "data": str(tmp_path / "clips"), "smoke": False, "changes": changes}
     expected["llm"] = str(tmp_path / llm) if llm == "own-model" else llm
@@ -316,6 +336,98 @@ def test_a_path_and_its_remedy_are_said_once(executed, monkeypatch, capsys, tmp_
     assert shown.count("read-only") == 1 and "Errno" not in shown
 
 
+# --- one reading of every parameter ------------------------------------------------------------------------------------
+
+
+def test_python_and_papermill_are_read_as_the_command_line_is(runs_folder, monkeypatch):
+    monkeypatch.setenv("PLACE", "/clips")
+    changes = '{"training.epochs": 3, "training.patience": "none", "data.feature_scaling": "none"}'
+    given = Study(seeds="1111, 2222", data="$PLACE/mine", smoke="false", llm="~/llm", changes=changes)
+    assert given.seeds == (1111, 2222) == Study(seeds=np.array([1111, 2222])).seeds == Study(seeds="[1111,2222]").seeds
+    assert (given.smoke, given.data, given.own_llm) == (False, "/clips/mine", str(Path.home() / "llm"))
+    assert given.changes == {"training.epochs": 3, "training.patience": None, "data.feature_scaling": "none"}
+    assert Study(smoke="True").smoke is True and Study(smoke=0).smoke is False and Study(seeds="3").seeds == PAPER_SEEDS[:3]
+
+
+NESTED: list = []
+for _ in range(5000):
+    NESTED = [NESTED]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        *(({"smoke": value}, f"smoke={value!r}: expected true or false") for value in ("maybe", None, 2, "", [])),
+        *(({"seeds": value}, "expected how many of the 5 seeds") for value in ("None", 2.0, {1, 2}, [True], NESTED, [10**5000])),
+        *(({name: value}, "expected a path or a name as text") for name in ("data", "llm") for value in (5, None, "a\0b", ["x"])),
+        *(({"profile": value}, f"no profile {value!r}; there are: demo, paper") for value in (None, 5, ["demo"])),
+        ({"changes": {"training.epochs": NESTED}}, "training.epochs=[[[[[[...]]]]]]: Input should be a valid integer"),
+        ({"changes": {"training.epochs": 10**5000}}, "training.epochs=a huge number: Input should be"),
+        ({"changes": "{'seed': 1, 'seed': 2}"}, "a name is given twice"),
+        ({"changes": [1]}, "changes=[1]: expected fields with values"),
+    ],
+)
+def test_what_python_hands_over_is_refused_in_one_line(given, said):
+    with pytest.raises(ValueError) as caught:
+        Study(**given)
+    assert said in str(caught.value) and "\n" not in str(caught.value) and len(str(caught.value)) <= 300
+
+
+def test_training_one_run_refuses_what_would_change_nothing(runs_folder):
+    for given, said in (
+        ({"method": "cmtpa"}, r"no method 'cmtpa'; there are: .*did you mean 'cmpta'\?"),
+        ({"method": "linear", "changes": {"method.dim": 8}}, "'method.dim' would change nothing: it is a setting of "),
+        ({"changes": {"method.dim": 7}}, "row 'cmpta' cannot be run as asked: method.dim=7: Input should be a multiple of 2"),
+        ({"data": ""}, "no corpus 'data'; there are: sims, meld"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            cmpta_lib.train(**{"data": "sims"} | given)
+    assert not runs_folder.exists()
+
+
+@pytest.mark.parametrize("text", ['smoke = "maybe"', "fetch = 3", "worst = 0", 'worst = "ten"', "worst = True", "clip = 5"])
+def test_a_notebooks_own_parameters_are_of_their_defaults_kind(text):
+    cells = ["", 'smoke = False  # a few\nfetch = False  # GB\nworst = 10  # clips\nclip = ""  # id']
+    check_parameters([*cells, '# Parameters\nsmoke = "true"\nfetch = "false"\nworst = 3\nclip = "a"\n'])
+    with pytest.raises(ValueError, match=f"{text.replace(' = ', '=').replace(chr(34), chr(39))}: expected"):
+        check_parameters([*cells, f"# Parameters\n{text}\n"])
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [("file", "is a file, and runs need a folder"), ("file/below", "is a file"), ("~nobody-here", "CMPTA_RUNS: '~nobody-here'")],
+)
+def test_the_runs_folder_is_one(place, said, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CMPTA_RUNS", place)
+    assert main(["runs"]) == 1 and said in capsys.readouterr().err
+    monkeypatch.setenv("CMPTA_RUNS", "~/runs")
+    assert files.runs_folder() == Path.home().resolve() / "runs" and not (tmp_path / "~").exists()
+
+
+def test_fields_says_what_can_be_set(capsys):
+    assert main(["fields"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80 and lines[0] == "every method:"
+    assert "  training.epochs=150                       integer from 1 to 1000000" in lines
+    assert main(["fields", "cmpta", "summary", "--json"]) == 0
+    wanted = {"field": "method.summary", "expects": "mean | max", "default": "mean", "methods": ["cmpta"]}
+    assert json.loads(capsys.readouterr().out) == [wanted]
+    assert main(["fields", "epocs"]) == 1 and "(did you mean 'training.epochs'?)" in capsys.readouterr().err
+
+
+def test_a_terminal_that_knows_few_signs_shows_all_runs(runs_folder, monkeypatch):
+    config = RunConfig(data=DataConfig(name="情感", fingerprint="f"))
+    (folder := runs_folder / f"情感-{config.hash}").mkdir(parents=True)
+    (folder / store.CONFIG).write_text(to_json(config), encoding="utf-8")
+    for asked, shown in ((["runs"], r"\u60c5\u611f"), (["runs", "--json"], r'"\u60c5\u611f"')):
+        monkeypatch.setattr("sys.stdout", io.TextIOWrapper(out := io.BytesIO(), encoding="ascii"))
+        assert main(asked) == 0
+        sys.stdout.flush()
+        assert shown in out.getvalue().decode("ascii")
+
+
 # --- runs -------------------------------------------------------------------------------------------------------------
 
 
@@ -357,9 +469,7 @@ def test_runs_can_be_chosen(runs_folder, capsys):
         "--state unfinished": [3],
         "--method cmpta --state finished": [1, 2],
         "cmpta EPOCHS": [1, 2, 3],
-        "cmpta nothing": [],
-        "--method lmf": [],
-        "--corpus embedded-meld": [],
+        "cmpta embedded-sims": [1, 2, 3],
         "--corpus embedded-sims --seed 1": [1],
         "--smoke": [],
     }
@@ -368,6 +478,10 @@ def test_runs_can_be_chosen(runs_folder, capsys):
         assert sorted(run["seed"] for run in json.loads(capsys.readouterr().out)) == seeds, asked
     assert main(["runs", "--seed", "9"]) == 0
     assert capsys.readouterr().out == f"none of the 3 runs in {runs_folder} is like that\n"
+    hint = " (did you mean 'cmpta'?)"
+    for asked, hint in {"--method cmtpa": hint, "--corpus embeded-sims": " (did you mean", "xyz": "\n"}.items():
+        assert main(["runs", *asked.split(), "--json"]) == 1
+        assert f"none of the 3 runs in {runs_folder} is like that{hint}" in capsys.readouterr().err
 
 
 def test_runs_as_json_hold_everything(runs_folder, capsys):

@@ -128,7 +128,7 @@ def test_what_stands_for_runs_of_different_settings_lists_them(study, capsys, mo
     rows = [replace(row, hash=f"abcd{row.seed:08d}") for row in listed(study.root) if row.corpus == "embedded-sims"]
     monkeypatch.setattr("cmpta_lib.cli.compare.listed", lambda root: rows)
     first = "abcd00001111 (BiLSTM, embedded-sims, tiny-bert, seed 1111)"
-    assert f"'abcd' stands for runs of different settings; name one: {first}, " in refused(capsys, "abcd", "CMPTA")
+    assert f"'abcd' is the beginning of several runs; name one: {first}, " in refused(capsys, "abcd", "CMPTA")
 
 
 def test_a_run_that_was_copied_elsewhere(study, capsys, tmp_path):

@@ -8,12 +8,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import ModuleType
 
 import nbformat
 import psutil
 import pytest
 
 from cmpta_lib.cli import interruption
+from cmpta_lib.cli.__main__ import main
 
 ROOT = Path(__file__).parents[1]
 SOON_S = 3.0
@@ -116,6 +118,17 @@ def test_what_was_half_written_goes_and_so_do_helpers(number: int, tmp_path: Pat
 def test_code_that_does_not_come_to_its_end_is_left(tmp_path: Path):
     process, said, _ = interrupted(tmp_path, SWALLOWING, signal.SIGINT)
     assert (process.returncode, said) == (130, interruption.MESSAGE + "\n")
+
+
+def test_an_interruption_before_anything_has_begun_is_one_line(monkeypatch, capsys):
+    """Modules are still being imported: that takes a third of a second on a busy machine."""
+
+    class Interrupted(ModuleType):
+        def __getattr__(self, name: str) -> None:
+            raise KeyboardInterrupt
+
+    monkeypatch.setitem(sys.modules, "cmpta_lib.cli.interruption", Interrupted("interruption"))
+    assert main(["runs"]) == 130 and capsys.readouterr().err == "interrupted\n"
 
 
 def test_the_callers_handlers_come_back_and_what_the_caller_ignores_stays_ignored():

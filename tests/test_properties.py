@@ -149,8 +149,12 @@ OWN = {  # what the types alone do not say
     "method.dropout": from_zero,
     "training.warmup_fraction": from_zero,
     "training.weight_decay": from_zero,
-    "training.gradient_clip": st.none() | st.floats(1e-300, 1e300),
-    "training.patience": st.none() | st.integers(1, 10**9),
+    "training.gradient_clip": st.none() | st.floats(1e-300, 1e9),
+    "training.patience": st.none() | st.integers(1, 10**6),
+    "training.learning_rate": st.floats(1e-10, 10) | st.integers(1, 9),
+    "training.epsilon": st.floats(1e-300, 1),
+    "training.num_threads": st.integers(1, 1024),
+    "method.num_pseudo_tokens": st.integers(1, 1024),
     "seed": st.integers(0, 2**32 - 1),
 }
 
@@ -161,7 +165,7 @@ def legal(path: str, hint: Any) -> st.SearchStrategy:
         return OWN[path]
     if get_origin(hint) is Literal:
         return st.sampled_from(get_args(hint))
-    return {str: st.text(), int: st.integers(1, 10**9), float: st.floats(1e-300, 1e300) | st.integers(1, 9)}[hint]
+    return {str: st.text(), int: st.integers(1, 10**6)}[hint]
 
 
 LEGAL = {path: legal(path, hint) for path, hint in settable().items()}

@@ -301,7 +301,8 @@ def torchrun(root: Path, *folders: Path) -> subprocess.CompletedProcess:
 def test_torchrun_trains_as_one_process_skips_a_finished_run_and_records_a_failing_one(done, study):
     before = {path: path.stat().st_mtime_ns for path in done["CMPTA"].folder.iterdir()}
     quick = {"training.epochs": 1, "method.dim": 8, "training.num_threads": 1}
-    bad = begin(study.root / "together-bad", study.config("sims", changed(quick | {"training.learning_rate": 1e30})))
+    diverging = {"training.learning_rate": 10.0, "training.weight_decay": 1000.0, "training.batch_size": 2}
+    bad = begin(study.root / "together-bad", study.config("sims", changed(quick | diverging)))
     plain = Row("text only", "text_only", {"training.num_threads": 1})
     untrained = begin(study.root / "together-text", study.config("sims", plain))
     # Batches of 7: unequal shares of a batch.
@@ -592,7 +593,7 @@ def test_a_run_is_trained_on_a_folder_of_clips_and_answers(own: Path, monkeypatc
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"method": "cmpt"}, "row 'cmpt': no method 'cmpt'; there are: text_only, .*, cmpta$"),
+        ({"method": "cmpt"}, r"no method 'cmpt'; there are: text_only, .*, cmpta \(did you mean 'cmpta'\?\)$"),
         ({"changes": {"training.epoch": 1}}, r"no method has .* 'training.epoch' \(did you mean 'training.epochs'\?\)"),
         ({"changes": {"method.dim": 15}}, "method.cmpta: |multiple of 2"),
         ({"seed": -1}, "seeds=.-1.: expected"),

@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from cmpta_lib.base import Group, mean_over_time, real_positions
 from cmpta_lib.baselines.supervised import Clips, LastState, Supervised, SupervisedConfig
-from cmpta_lib.config import AtLeastOne, Positive, TrainingConfig
+from cmpta_lib.config import AtLeastOne, Positive, TrainingConfig, Width
 from cmpta_lib.data.corpus import MODALITIES
 from cmpta_lib.fast.packing import Ragged, send
 
@@ -34,8 +34,8 @@ class DialogueConfig(SupervisedConfig):
 
     context: bool = True  # False: each utterance is a dialogue of its own
     features: Literal["lstm", "mean"] = "lstm"  # a clip's vector: last state of an LSTM over its frames, or their mean
-    audio_width: AtLeastOne = 300  # of the LSTM's state, as wide as the papers' vectors
-    vision_width: AtLeastOne = 342
+    audio_width: Width = 300  # of the LSTM's state, as wide as the papers' vectors
+    vision_width: Width = 342
     frames_rate: Positive = 1.0  # times the learning rate, for those LSTMs
     speakers: AtLeastOne = 9  # rows of the speaker table: first, second, ... voice; later voices share the last
     bilstm: Literal["packed", "padded"] = "packed"  # padded: the backward direction starts in padding

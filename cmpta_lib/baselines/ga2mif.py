@@ -22,7 +22,7 @@ from cmpta_lib.baselines.dialogue import (
     Layout,
 )
 from cmpta_lib.baselines.supervised import NO_WARM_UP, Chance
-from cmpta_lib.config import AtLeastOne
+from cmpta_lib.config import Few, Weight
 from cmpta_lib.registry import register
 
 
@@ -32,16 +32,16 @@ class Ga2mifConfig(DialogueConfig):
     name: Literal["ga2mif"] = "ga2mif"
     recipe: Literal[1] = 1
     quirks: ClassVar[dict[str, object]] = {"mpcat": "code", "padding_mask": "float", "windows": "swapped"}
-    dim: Annotated[int, Field(ge=2)] = 200
-    speaker_weight: Annotated[float, Field(ge=0)] = 1.6
-    graph_layers: AtLeastOne = 3
-    graph_heads: AtLeastOne = 4
+    dim: Annotated[int, Field(ge=2, le=2**16)] = 200
+    speaker_weight: Weight = 1.6
+    graph_layers: Few = 3
+    graph_heads: Few = 4
     share_graph_layers: bool = True  # one set of weights for all of a modality's graph layers, as the public code runs
-    past: Annotated[int, Field(ge=0)] = 16  # utterances that one hears before and after itself
-    future: Annotated[int, Field(ge=0)] = 16
+    past: Annotated[int, Field(ge=0, le=10**6)] = 16  # utterances that one hears before and after itself
+    future: Annotated[int, Field(ge=0, le=10**6)] = 16
     windows: Literal["as_named", "swapped"] = "as_named"  # swapped: past and future, no matter where they are equal
-    cross_layers: AtLeastOne = 4
-    heads: AtLeastOne = 8
+    cross_layers: Few = 4
+    heads: Few = 8
     mpcat: Literal["sum", "code"] = "sum"  # both attentions to a modality, or only the second
     padding_mask: Literal["boolean", "float"] = "boolean"  # float: padding is attended to
     dropout: Chance = 0.1

@@ -24,7 +24,7 @@ from cmpta_lib.baselines.dialogue import (
     Layout,
 )
 from cmpta_lib.baselines.supervised import NO_WARM_UP, Chance, ClipBatch, task_losses
-from cmpta_lib.config import AtLeastOne, Positive
+from cmpta_lib.config import EvenWidth, Few, Positive, Weight, Width
 from cmpta_lib.registry import register
 
 
@@ -34,15 +34,15 @@ class MmgcnConfig(DialogueConfig):
     name: Literal["mmgcn"] = "mmgcn"
     recipe: Literal[1] = 1
     quirks: ClassVar[dict[str, object]] = {"loss": "paper_code", "bilstm": "padded", "epsilon": 0.0}
-    dim: Annotated[int, Field(ge=2, multiple_of=2)] = 200  # of a node
-    graph_dim: AtLeastOne = 100  # of a graph layer's state
-    layers: AtLeastOne = 64  # of the graph convolution
+    dim: EvenWidth = 200  # of a node
+    graph_dim: Width = 100  # of a graph layer's state
+    layers: Few = 64  # of the graph convolution
     alpha: Annotated[float, Field(ge=0, le=1)] = 0.1  # share of the first state in each layer
     decay: Positive = 0.5  # lambda: layer l's weights count log(lambda / l + 1)
     dropout: Chance = 0.4
-    epsilon: Annotated[float, Field(ge=0)] = 1e-8  # without it a vector of zeros has no angle, and the loss is NaN
+    epsilon: Weight = 1e-8  # without it a vector of zeros has no angle, and the loss is NaN
     loss: Literal["cross_entropy", "focal", "paper_code"] = "cross_entropy"  # paper_code: see `mmgcn.class_losses`
-    focal_gamma: Annotated[float, Field(ge=1)] = 2.5
+    focal_gamma: Annotated[float, Field(ge=1, le=1000)] = 2.5
 
 
 NEARLY_ONE = 0.99999  # times each cosine, as the slope of arccos has no bound at 1

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from cmpta_lib.base import FeatureScaling, mean_over_time
 from cmpta_lib.baselines.supervised import LastState
-from cmpta_lib.config import AtLeastOne, PromptedLMConfig
+from cmpta_lib.config import AtLeastOne, Few, PromptedLMConfig, Width
 from cmpta_lib.data.corpus import MODALITIES, Inputs, Modality
 from cmpta_lib.fast.packing import Streams
 from cmpta_lib.fast.prompted import PromptedLM, TokenMaker
@@ -29,11 +29,11 @@ class MseAdapterConfig(PromptedLMConfig):
     name: Literal["mse_adapter"] = "mse_adapter"
     recipe: Literal[1] = 1
     quirks: ClassVar[dict[str, object]] = {"text_mean": "padded"}
-    audio_hidden: AtLeastOne = 64  # of the LSTM that reads the voice
-    vision_hidden: AtLeastOne = 64
-    dim: AtLeastOne = 256  # of the mixer
+    audio_hidden: Width = 64  # of the LSTM that reads the voice
+    vision_hidden: Width = 64
+    dim: Width = 256  # of the mixer
     scales: Annotated[tuple[AtLeastOne, ...], Field(min_length=1, strict=False)] = (8, 32, 16)  # divisors of the LLM's width
-    num_pseudo_tokens: AtLeastOne = 4
+    num_pseudo_tokens: Few = 4
     text_mean: Literal["real", "padded"] = "real"  # over a text's tokens, or padded to prompt.max_text_tokens first
     token_scale: Literal["default", "embedding_norm"] = "default"  # as published, or as large as the LLM's embeddings
     # Ablations:

@@ -25,7 +25,7 @@ from cmpta_lib.baselines.supervised import (
     predictions,
     task_losses,
 )
-from cmpta_lib.config import AtLeastOne, MethodConfig, Positive, PromptedLMConfig, RunConfig, TextOnlyConfig
+from cmpta_lib.config import Few, MethodConfig, Positive, PromptedLMConfig, RunConfig, TextOnlyConfig, Width
 from cmpta_lib.data.corpus import MODALITIES, Inputs, Modality, Sample, Split
 from cmpta_lib.fast.packing import Streams, send
 from cmpta_lib.fast.prompted import PromptedLM, TokenMaker
@@ -203,7 +203,7 @@ class BilstmConfig(SupervisedConfig):
 
     name: Literal["bilstm"] = "bilstm"
     recipe: Literal[1] = 1
-    hidden: AtLeastOne = 64  # per direction
+    hidden: Width = 64  # per direction
     dropout: Chance = 0.3
 
 
@@ -269,7 +269,7 @@ class SoftPromptConfig(PromptedLMConfig):
 
     name: Literal["soft_prompt"] = "soft_prompt"
     recipe: Literal[1] = 1
-    num_pseudo_tokens: AtLeastOne = 6
+    num_pseudo_tokens: Few = 6
 
 
 class SoftTokens(TokenMaker):

@@ -28,7 +28,7 @@ from cmpta_lib.baselines.supervised import (
     split_by_decay,
     task_losses,
 )
-from cmpta_lib.config import AtLeastOne, Positive, TrainingConfig
+from cmpta_lib.config import Positive, TrainingConfig, Width
 from cmpta_lib.data.corpus import MODALITIES, Modality, Split, Task
 from cmpta_lib.fast.packing import send
 from cmpta_lib.llm.loading import contextual
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from transformers.models.bert import BertModel
 
 
-Decay = Annotated[float, Field(ge=0)]
+Decay = Annotated[float, Field(ge=0, le=1000)]
 
 
 class SelfMMConfig(SupervisedConfig):
@@ -52,14 +52,14 @@ class SelfMMConfig(SupervisedConfig):
     recipe: Literal[1] = 1
     quirks: ClassVar[dict[str, object]] = {"label_bound": 3.0}
     label_bound: Positive = 1.0  # H: generated labels stay in [-H, H]; 1 = the range of the scores themselves
-    audio_hidden: AtLeastOne = 16  # of the LSTM
-    vision_hidden: AtLeastOne = 64
-    audio_size: AtLeastOne = 16  # of a clip's vector
-    vision_size: AtLeastOne = 32
-    fusion_features: AtLeastOne = 128
-    text_features: AtLeastOne = 64
-    audio_features: AtLeastOne = 32
-    vision_features: AtLeastOne = 32
+    audio_hidden: Width = 16  # of the LSTM
+    vision_hidden: Width = 64
+    audio_size: Width = 16  # of a clip's vector
+    vision_size: Width = 32
+    fusion_features: Width = 128
+    text_features: Width = 64
+    audio_features: Width = 32
+    vision_features: Width = 32
     lstm_dropout: Chance = 0.0
     fusion_dropout: Chance = 0.0
     text_dropout: Chance = 0.0

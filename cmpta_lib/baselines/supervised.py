@@ -47,7 +47,7 @@ class SupervisedConfig(MethodConfig):
 
     quirks: ClassVar[dict[str, object]] = {}  # field -> value in the method's public code
     encoder: EncoderConfig = EncoderConfig()
-    max_text_tokens: Annotated[int, Field(ge=3)] = 50  # with [CLS] and [SEP]; longer utterances are cut and counted
+    max_text_tokens: Annotated[int, Field(ge=3, le=10**4)] = 50  # with [CLS] and [SEP]; longer utterances are cut and counted
     modalities: Literal["all", "text", "audio_vision"] = "all"  # what is read; the rest counts as absent
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, distributed, nn
 
 from cmpta_lib.base import Batch, Group, mean_over_time
 from cmpta_lib.baselines.supervised import AS_IN_MMSA, Chance, Clips, LastState, Supervised, SupervisedConfig
-from cmpta_lib.config import AtLeastOne, Positive, TrainingConfig
+from cmpta_lib.config import AtLeastOne, Positive, TrainingConfig, Width
 from cmpta_lib.data.corpus import MODALITIES
 from cmpta_lib.registry import register
 
@@ -27,10 +27,10 @@ class SubnetsConfig(SupervisedConfig):
     """Dropout on the text vector is missing: MMSA switches it off for an LSTM of one layer."""
 
     quirks: ClassVar[dict[str, object]] = {"time_mean": "padded", "text_end": "padded"}
-    audio_hidden: AtLeastOne = 32
-    vision_hidden: AtLeastOne = 64
-    text_hidden: AtLeastOne = 64  # of the LSTM
-    text_out: AtLeastOne = 32
+    audio_hidden: Width = 32
+    vision_hidden: Width = 64
+    text_hidden: Width = 64  # of the LSTM
+    text_out: Width = 32
     audio_dropout: Chance = 0.3
     vision_dropout: Chance = 0.3
     time_mean: Literal["real", "padded"] = "real"  # MMSA divides by its padded length: short clips shrink towards zero
@@ -109,7 +109,7 @@ class LmfConfig(SubnetsConfig):
     name: Literal["lmf"] = "lmf"
     recipe: Literal[1] = 1
     quirks: ClassVar[dict[str, object]] = {**SubnetsConfig.quirks, "fusion_weights": "frozen"}
-    rank: AtLeastOne = 4
+    rank: Width = 4
     fusion_weights: Literal["trained", "frozen"] = "trained"  # MMSA leaves w and b out of its optimiser
     factor_rate: Positive = 0.25  # times the learning rate: 5e-4 of 2e-3
 
@@ -175,10 +175,10 @@ class TfnConfig(SubnetsConfig):
     name: Literal["tfn"] = "tfn"
     recipe: Literal[1] = 1
     quirks: ClassVar[dict[str, object]] = {**SubnetsConfig.quirks, "score_range": "six"}
-    vision_hidden: AtLeastOne = 128
-    text_hidden: AtLeastOne = 128
-    text_out: AtLeastOne = 128
-    post_hidden: AtLeastOne = 32
+    vision_hidden: Width = 128
+    text_hidden: Width = 128
+    text_out: Width = 128
+    post_hidden: Width = 32
     post_dropout: Chance = 0.5
     # A score is 2 sigmoid - 1, as SIMS' labels; MOSI's 6 sigmoid - 3; or what the last layer says.
     score_range: Literal["labels", "six", "none"] = "labels"

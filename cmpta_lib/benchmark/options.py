@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, get_args
 
+from cmpta_lib.config import CmptaConfig, checked
 from cmpta_lib.paper import HYPERPARAMETERS
 
 Backbone = Literal["tiny", "slice", "full"]
@@ -38,6 +40,17 @@ class Options:
     vocabulary: str = ""
     annotations: str = ""
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Raises ValueError or OSError where no adapter has this width, or a file is not what it is given for."""
+        from cmpta_lib.llm.qwen_v1 import load_tokenizer
+        from data_prep.synthetic_files import meld_rows
+
+        checked(CmptaConfig, {"dim": self.dim})
+        if self.vocabulary:
+            load_tokenizer(Path(self.vocabulary))
+        if self.annotations:
+            list(meld_rows("train", 1, Path(self.annotations)))
 
     @property
     def batches(self) -> int:

@@ -14,12 +14,11 @@ from abc import abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
 
 from cmpta_lib.base import Loss
@@ -29,7 +28,6 @@ from cmpta_lib.fast.packing import send
 from cmpta_lib.fast.prompted import PromptBatch, PromptedLM
 
 IGNORED = -100  # target of a token that is not predicted, as in transformers
-Weight = Annotated[float, Field(ge=0)]  # of a loss
 LARGEST_SCALE = math.log(100)  # of similarities, as in CLIP; the least is ln 1: a temperature between 1/100 and 1
 
 

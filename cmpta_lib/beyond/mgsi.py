@@ -20,8 +20,8 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from cmpta_lib.base import FeatureScaling, mean_over_time, real_positions
-from cmpta_lib.beyond.losses import RegularisedLM, Weight
-from cmpta_lib.config import AtLeastOne, PromptedLMConfig
+from cmpta_lib.beyond.losses import RegularisedLM
+from cmpta_lib.config import Few, PromptedLMConfig, Weight, Width
 from cmpta_lib.data.corpus import MODALITIES, Inputs, Modality
 from cmpta_lib.fast.packing import Streams
 from cmpta_lib.fast.prompted import TokenMaker
@@ -36,16 +36,16 @@ class MgsiConfig(PromptedLMConfig):
 
     name: Literal["mgsi"] = "mgsi"
     recipe: Literal[1] = 1
-    dim: AtLeastOne = 256
-    attention_heads: AtLeastOne = 4  # in the transformer and over the three tokens; `num_heads` is CMPTA's, choice 3
-    kernel: Annotated[int, Field(ge=1)] = 3
-    dilation: AtLeastOne = 2
+    dim: Width = 256
+    attention_heads: Few = 4  # in the transformer and over the three tokens; `num_heads` is CMPTA's, choice 3
+    kernel: Annotated[int, Field(ge=1, le=1000)] = 3
+    dilation: Few = 2
     branches: Literal["parallel", "stacked"] = "parallel"  # each reads the frames, or what the one before made of them
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1  # in the transformer
-    num_pseudo_tokens: AtLeastOne = 4
-    calibration: Annotated[float, Field(ge=0)] = 0.05  # times "not neutral", times the correction
+    num_pseudo_tokens: Few = 4
+    calibration: Weight = 0.05  # times "not neutral", times the correction
     neutral_weight: Weight = 0.05
-    neutral_range: Annotated[float, Field(ge=0)] = 0.1  # scores as far from 0 are neutral
+    neutral_range: Weight = 0.1  # scores as far from 0 are neutral
     neutral_label: str = "neutral"  # the class that is; where no class is called so, its loss is off
     token_scale: Literal["embedding_norm", "default"] = "embedding_norm"  # as CMPTA's: as large as the LLM's embeddings
 

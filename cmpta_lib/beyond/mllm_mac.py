@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from cmpta_lib.base import Loss, Predictions, Resources
 from cmpta_lib.beyond.knowledge import END, Describer, StatementCache, content_digest
 from cmpta_lib.beyond.losses import unlabelled_stage
-from cmpta_lib.config import AtLeastOne, CmptaConfig, Positive, PromptedLMConfig, RunConfig, Stage
+from cmpta_lib.config import AtLeastOne, CmptaConfig, EvenWidth, Few, PromptedLMConfig, Rate, RunConfig, Stage
 from cmpta_lib.data.corpus import MODALITIES, Corpus, Inputs, Sample, Split
 from cmpta_lib.fast.cmpta import BatchedAdapter
 from cmpta_lib.fast.prompted import PromptBatch, PromptedLM
@@ -46,19 +46,19 @@ class MllmMacConfig(PromptedLMConfig):
     name: Literal["mllm_mac"] = "mllm_mac"
     recipe: Literal[1] = 1
     # Its eyes and ears: CMPTA's adapter, which learns without labels to make the frozen LLM say what is seen and heard.
-    dim: Annotated[int, Field(ge=2, multiple_of=2)] = HYPERPARAMETERS.feature_dim
-    num_heads: AtLeastOne = 8
-    num_pseudo_tokens: AtLeastOne = 6
+    dim: EvenWidth = HYPERPARAMETERS.feature_dim
+    num_heads: Few = 8
+    num_pseudo_tokens: Few = 6
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     # 0: the frozen LLM itself learns to say it, moved by pseudo tokens alone. Else LoRA of this rank learns with them, acts
     # while it describes and never while it answers: the embedded tiny LLM cannot be brought to describe without.
-    speech_rank: Annotated[int, Field(ge=0)] = 0
+    speech_rank: Annotated[int, Field(ge=0, le=1000)] = 0
     perception_epochs: AtLeastOne = 10
-    perception_rate: Positive = HYPERPARAMETERS.learning_rate
+    perception_rate: Rate = HYPERPARAMETERS.learning_rate
     perception_batch_size: AtLeastOne = HYPERPARAMETERS.batch_size
     # What the statements say, and how; see `knowledge.Describer`.
     facts: Annotated[tuple[Fact, ...], Field(min_length=1, strict=False)] = ("energy", "movement", "course")
-    courses: AtLeastOne = 2  # main variations whose course is told
+    courses: Few = 2  # main variations whose course is told
     steady_share: Annotated[float, Field(ge=0, le=1)] = 1 / 3  # of training clips whose course counts as steady
     wording: Literal["words", "signs"] = "words"
     # What it is given when it answers, and when it is fine-tuned; perception always has all.
@@ -68,14 +68,14 @@ class MllmMacConfig(PromptedLMConfig):
     knowledge: Literal["none", "features", "generated", "cue"] = "generated"
     shuffled: bool = False
     integration: Literal["concat", "max_conf"] = "concat"  # all statements at once; or each alone, and the surest answer
-    statements: AtLeastOne = 5  # M, that the model says: the first greedily, others from its nucleus
+    statements: Few = 5  # M, that the model says: the first greedily, others from its nucleus
     max_new_tokens: AtLeastOne = 64
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.5
-    donors: Annotated[int, Field(ge=2)] = 256  # training clips whose statements `shuffled` draws from
+    donors: Annotated[int, Field(ge=2, le=10**6)] = 256  # training clips whose statements `shuffled` draws from
     # Supervised fine-tuning by LoRA; without it the model answers zero-shot.
     sft: bool = True
-    lora_rank: AtLeastOne = 16
-    lora_alpha: AtLeastOne = 32
+    lora_rank: Few = 16
+    lora_alpha: Few = 32
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

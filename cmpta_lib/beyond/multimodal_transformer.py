@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from cmpta_lib.base import Group, Loss, mean_over_time, real_positions
 from cmpta_lib.baselines.supervised import Chance, ClipBatch, Clips, Supervised, SupervisedConfig
 from cmpta_lib.beyond import losses
-from cmpta_lib.config import AtLeastOne, Positive, RunConfig, Stage, TrainingConfig
+from cmpta_lib.config import AtLeastOne, EvenWidth, Few, Positive, Rate, RunConfig, Stage, TrainingConfig, Width
 from cmpta_lib.data.corpus import MODALITIES, Split
 from cmpta_lib.registry import register
 
@@ -38,28 +38,28 @@ class MultimodalTransformerConfig(SupervisedConfig):
     fine_tuning_only: ClassVar[frozenset[str]] = frozenset(
         {"fusion", "projections", "pooling", "resampled_positions", "label_share", "body_rate"}
     )
-    dim: Annotated[int, Field(ge=2, multiple_of=2)] = 256
-    layers: AtLeastOne = 4
-    heads: AtLeastOne = 4
-    feedforward: AtLeastOne = 4  # width of a layer's inner part, times dim
+    dim: EvenWidth = 256
+    layers: Few = 4
+    heads: Few = 4
+    feedforward: Few = 4  # width of a layer's inner part, times dim
     dropout: Chance = 0.1
-    frame_window: Annotated[int, Field(ge=1)] = 1  # frames of voice and face that W_m sees at once; 1 = as printed
-    frame_stride: AtLeastOne = 1  # frames from one window to the next
+    frame_window: Annotated[int, Field(ge=1, le=1000)] = 1  # frames of voice and face that W_m sees at once; 1 = as printed
+    frame_stride: Few = 1  # frames from one window to the next
     positions: Literal["sinusoidal", "learned"] = "sinusoidal"
-    max_positions: AtLeastOne = 1024  # of learned ones; what comes later shares the last
+    max_positions: Width = 1024  # of learned ones; what comes later shares the last
     text_table: Literal["frozen", "trained"] = "frozen"  # X_t: rows of the text encoder's word embeddings, or a copy of them
     pretraining: Literal["none", "mlm", "contrastive", "both"] = "both"
     pretraining_epochs: AtLeastOne = 10
-    pretraining_rate: Positive = 1e-4
+    pretraining_rate: Rate = 1e-4
     pretraining_batch: AtLeastOne = 64
     mask_share: Annotated[float, Field(gt=0, lt=1)] = 0.15  # of a text's tokens, as in BERT
     contrastive_view: Literal["alone", "joint"] = "alone"  # joint: text has seen the voice that it is to be matched with
-    contrastive_dim: AtLeastOne = 128
+    contrastive_dim: Width = 128
     temperature: Positive = 0.07  # at the start; it is learned, within 1/100 and 1
     fusion: Literal["six_pair", "concatenation", "self_attention"] = "six_pair"
     projections: Literal["per_modality", "per_pair"] = "per_modality"  # Q, K, V as they are indexed in the document
     pooling: Literal["mean", "first_token", "resample"] = "mean"  # how terms of unlike lengths become addable
-    resampled_positions: AtLeastOne = 8
+    resampled_positions: Few = 8
     label_share: Annotated[float, Field(gt=0, le=1)] = 1.0  # of the training clips whose labels are used
     body_rate: Positive = 0.2  # of a pre-trained body; one that was not learns as fast as the classifier
 

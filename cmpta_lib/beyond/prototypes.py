@@ -20,8 +20,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from cmpta_lib.base import FeatureScaling, real_positions
-from cmpta_lib.beyond.losses import RegularisedLM, Weight, central_moment_discrepancy, diversity
-from cmpta_lib.config import CmptaConfig, PromptedLMConfig
+from cmpta_lib.beyond.losses import RegularisedLM, central_moment_discrepancy, diversity
+from cmpta_lib.config import CmptaConfig, EvenWidth, Few, PromptedLMConfig, Weight
 from cmpta_lib.data.corpus import Inputs, Modality
 from cmpta_lib.fast.cmpta import BatchedAlignment
 from cmpta_lib.fast.packing import Stream, Streams
@@ -38,11 +38,11 @@ class PrototypesConfig(PromptedLMConfig):
     name: Literal["prototypes"] = "prototypes"
     recipe: Literal[1] = 1
     quirks: ClassVar[dict[str, object]] = {"diversity_diagonal": "as_printed"}
-    dim: Annotated[int, Field(ge=2, multiple_of=2)] = 512  # half per direction of a BiLSTM
+    dim: EvenWidth = 512  # half per direction of a BiLSTM
     frames: Literal["as_given", "bilstm"] = "as_given"  # what prototypes attend to: a set of frames, or CMPTA's alignment
-    score_levels: Annotated[int, Field(ge=2)] = 5  # prototypes per modality where scores are predicted: levels from -1 to 1
+    score_levels: Annotated[int, Field(ge=2, le=1000)] = 5  # prototypes per modality where scores are predicted: from -1 to 1
     semantics: Literal["own", "mean"] = "own"  # what a class's logit is read from: its own prototype, or the mean of all
-    moments: Annotated[int, Field(ge=1)] = 5  # highest order in the alignment of face and voice
+    moments: Few = 5  # highest order in the alignment of face and voice
     diversity_diagonal: Literal["as_printed", "one"] = "as_printed"  # no weight on the diagonal; or lengths drawn to 1
     semantic_weight: Weight = 0.1
     alignment_weight: Weight = 0.1

@@ -1,13 +1,13 @@
-"""`cmpta`, and `python -m cmpta_lib.cli`."""
+"""`cmpta`, and `python -m cmpta_lib.cli`. Imports nothing before it can be interrupted."""
 
 from __future__ import annotations
 
-import argparse
-import pkgutil
 import sys
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from cmpta_lib.cli.interruption import interruptible
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
 
 # What does a command, imported when it is called: takes its options and returns the exit code.
 _DONE_BY = {
@@ -17,14 +17,24 @@ _DONE_BY = {
     "benchmark": "cmpta_lib.benchmark.table:run",
     "runs": "cmpta_lib.cli.listing:list_runs",
     "compare": "cmpta_lib.cli.compare:compare",
+    "fields": "cmpta_lib.cli.listing:list_fields",
     "dry-run": "cmpta_lib.cli.dry_run:dry_run",
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    with interruptible():  # before the imports, which take a second: Ctrl-C during them is no traceback either
-        return run(arguments)
+    for stream in (sys.stdout, sys.stderr):  # a terminal that knows few signs shows the others by their numbers
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        from cmpta_lib.cli.interruption import interruptible
+
+        with interruptible():  # before the other imports, which take a second
+            return run(arguments)
+    except KeyboardInterrupt:  # before the block
+        print("interrupted", file=sys.stderr)
+        return 130
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
@@ -38,19 +48,22 @@ def run(arguments: Sequence[str] | None = None) -> int:
             files.need_checkout(f"cmpta {options.command}")
         return _act(options)
     except OSError as error:
-        print(f"cmpta {options.command}: {files.explained(error)}", file=sys.stderr)
-    except (ValueError, RuntimeError) as error:
-        print(f"cmpta {options.command}: {error}", file=sys.stderr)
+        said = files.explained(error)
+    except (ValueError, RuntimeError, ImportError) as error:
+        said = " ".join(str(error).split())
+    print(f"cmpta {options.command}: {said}", file=sys.stderr)
     return 1
 
 
 def _act(options: argparse.Namespace) -> int:
+    from pkgutil import resolve_name
+
     if options.command in _DONE_BY:
-        return int(pkgutil.resolve_name(_DONE_BY[options.command])(options))
+        return int(resolve_name(_DONE_BY[options.command])(options))
     if options.command == "data":
-        fetch_corpus = pkgutil.resolve_name(f"data_prep.{options.corpus}:main")
+        fetch_corpus = resolve_name(f"data_prep.{options.corpus}:main")
         return int(fetch_corpus(options.rest, f"cmpta data {options.corpus}"))
-    print(pkgutil.resolve_name("cmpta_lib.llm.files:fetch")(options.name))
+    print(resolve_name("cmpta_lib.llm.files:fetch")(options.name))
     return 0
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import ast
+import os
 import platform
 from collections.abc import Callable
 from importlib.metadata import version
@@ -12,54 +12,94 @@ from typing import Annotated, Any, NoReturn
 from pydantic import Field, TypeAdapter
 
 import cmpta_lib
+from cmpta_lib import files
 from cmpta_lib.benchmark.options import ANSWERED, BACKBONES
 from cmpta_lib.benchmark.options import CORPORA as LENGTHS
+from cmpta_lib.config import nearest, one_of, shown
 from cmpta_lib.llm import files as llm_files
 from cmpta_lib.runs import provenance
 from cmpta_lib.runs.engines import DEFAULT, ENGINES
 from cmpta_lib.runs.progress import STATES
-from cmpta_lib.study.parameters import may_be_none, read_value
+from cmpta_lib.study.parameters import checked_seeds, read_value
 from cmpta_lib.study.plan import NOTEBOOKS
+from cmpta_lib.study.profiles import PROFILES
 from cmpta_lib.study.study import Study
 
 
-def _typed(read: Callable[[str], Any], expected: str) -> Callable[[str], Any]:
+def _typed(read: Callable[[str], Any], expected: str = "") -> Callable[[str], Any]:
     """A type of argparse: what `read` makes of a text, or one line that says what was expected."""
 
     def typed(text: str) -> Any:
         try:
             return read(text)
-        except (SyntaxError, ValueError):
-            raise argparse.ArgumentTypeError(f"expected {expected}, not '{text}'") from None
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"expected {expected}, not {shown(text)}" if expected else str(error)) from None
 
     return typed
 
 
-def _setting(text: str) -> tuple[str, Any]:
+def _count(most: int) -> Callable[[str], Any]:
+    return _typed(TypeAdapter(Annotated[int, Field(ge=1, le=most)]).validate_strings, f"a whole number from 1 to {most}")
+
+
+def _pair(text: str) -> tuple[str, Any]:
     """`name=value`: the value as JSON or a Python literal where it is one, else the text itself."""
     name, equals, value = text.partition("=")
     if not (name and equals):
-        raise ValueError
+        raise ValueError(f"expected NAME=VALUE such as training.epochs=3, not {shown(text)}")
     return name, read_value(value)
 
 
-def _change(text: str) -> tuple[str, Any]:
-    field, value = _setting(text)
-    if str(value).lower() == "none":  # nothing in training.patience, a word in data.feature_scaling
-        return field, None if may_be_none(field) else "none"
-    return field, value
+def _there(text: str) -> str:
+    if not os.path.exists(found := files.expanded(text)) and text:
+        raise ValueError(f"{found}: not found; leave it out for a generated one")
+    return found
 
 
-seeds = _typed(ast.literal_eval, "a number or a list such as [1111,3333]")  # the study says which are possible
-at_least_one = _typed(TypeAdapter(Annotated[int, Field(ge=1, lt=10**9)]).validate_strings, "a whole number of at least 1")
-change = _typed(_change, "FIELD=VALUE such as training.epochs=3")
-setting = _typed(_setting, "NAME=VALUE such as address=auto")
-_MANY: dict[str, Any] = {"action": "append", "default": []}
+path, seeds, seed = _typed(files.expanded), _typed(checked_seeds), _typed(lambda text: checked_seeds(f"[{text}]")[0])
+given_path = _typed(_there)
+count, at_a_time, threads, clips = _count(10**6), _count(10**4), _count(1024), _count(4096)
+
+
+class _Once(argparse.Action):
+    """Keeps what is given, which is not nothing: a value once, or each NAME=VALUE once; another would hold in silence."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, *_: Any) -> None:
+        given: dict[Any, Any] = self.__dict__.setdefault("given", {})  # a parser is made for each call
+        name, value = values if self.type is setting else (self.dest, values)
+        if name in given:
+            raise argparse.ArgumentError(self, f"{shown(name)} is given twice, and only one value can hold")
+        if any(isinstance(word, str) and not word.strip() for word in (value if isinstance(value, list) else [value])):
+            raise argparse.ArgumentError(self, "expected a name, not nothing")  # a shell's variable that is not set
+        given[name] = value
+        setattr(namespace, self.dest, dict(given) if self.type is setting else value)
+
+
+setting = _typed(_pair)
 
 
 class _Parser(argparse.ArgumentParser):
+    """Refuses in one line, with the nearest right word."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self.register("action", None, _Once)
+
+    def parse_known_args(self, *given: Any, **settings: Any) -> Any:  # a command's own parser is the one that knows its options
+        found, unknown = super().parse_known_args(*given, **settings)
+        if unknown:
+            self.error(f"unrecognized argument {shown(unknown[0])}{nearest(unknown[0], [*self._option_string_actions])}")
+        return found, unknown
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None:
+            try:
+                one_of(action.dest, value, list(action.choices))
+            except ValueError as error:
+                raise argparse.ArgumentError(action, str(error)) from None
+
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+        self.exit(2, f"{self.prog}: {' '.join(message.split())} (see {self.prog} --help)\n")
 
 
 class _Version(argparse.Action):
@@ -88,13 +128,16 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--dry-run", action="store_true", help="list the runs with their config hashes, and train nothing")
     look = command("check", "what is here and missing, and how long each notebook takes")
     _add_study(look)
-    look.add_argument("--jobs", type=at_least_one, help="runs at a time (default: one a GPU, else one a core)")
+    look.add_argument("--jobs", type=at_a_time, help="runs at a time (default: one a GPU, else one a core)")
     look.add_argument("--deep", action="store_true", help="also read every stored byte and compare it with its hash")
     _add_benchmark(command("benchmark", "time steps and answers beside the bare LLM and MSE-Adapter's way"))
     _add_listing(command("runs", "list runs: what each is, how far, and its scores"))
+    fields = command("fields", "what --set can change: fields, what each expects, its default, the methods that have it")
+    fields.add_argument("words", nargs="*", metavar="WORD", help="only fields or methods with these in their name")
+    fields.add_argument("--json", action="store_true", help="all that is known of each, as JSON")
     _add_comparison(command("compare", "two runs, or two rows with all their seeds: settings, scores, clips"))
     publish = command("publish", "copy a profile's exports to figures/published and show them in the README")
-    publish.add_argument("--profile", default="demo", help="whose exports (default demo)")
+    publish.add_argument("--profile", choices=[*PROFILES], default="demo", help="whose exports (default demo)")
     data = command("data", "fetch, verify and convert a published corpus")
     data.add_argument("corpus", choices=("simsv2", "meld"))
     data.add_argument("rest", nargs=argparse.REMAINDER, help="its own options; see cmpta data CORPUS --help")
@@ -105,31 +148,32 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _add_study(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--profile", default="demo", help="demo (offline, minutes) or paper (real data, one GPU)")
-    sub.add_argument("--data", default="", help="folder of <name>_{train,valid,test}.pkl in MELD's public format")
+    profiles = "demo (offline, minutes) or paper (real data, one GPU)"
+    sub.add_argument("--profile", choices=[*PROFILES], default="demo", help=profiles)
+    sub.add_argument("--data", type=path, default="", help="folder of <name>_{train,valid,test}.pkl in MELD's public format")
     sub.add_argument("--smoke", action="store_true", help="a few clips and one epoch, to see that everything runs")
-    sub.add_argument("--llm", default="", help="another backbone: a published name, a hub id, or a folder")
+    sub.add_argument("--llm", type=path, default="", help="another backbone: a published name, a hub id, or a folder")
     sub.add_argument("--seeds", type=seeds, help="how many seeds, or a list such as [1111,3333]")
     what = "change a config field of every run, e.g. training.epochs=3; outputs then go to a folder of their own"
-    sub.add_argument("--set", type=change, dest="changes", metavar="FIELD=VALUE", help=what, **_MANY)
+    sub.add_argument("--set", type=setting, default={}, dest="changes", metavar="FIELD=VALUE", help=what)
     sub.add_argument("--only", nargs="+", default=[], metavar="NAME", help="notebooks by a part of their name: table3")
     sub.add_argument("--all", action="store_true", help="also the notebooks that go beyond the paper")
 
 
 def _add_engine(sub: argparse.ArgumentParser) -> None:
     jobs = "runs at a time (default: one a GPU, else one a core; more share a GPU; on a cluster, as many as it takes)"
-    sub.add_argument("--jobs", type=at_least_one, help=jobs)
+    sub.add_argument("--jobs", type=at_a_time, help=jobs)
     where = "where runs are made: processes (of this machine, the default), ray, slurm, or submitit-local (to try slurm)"
-    sub.add_argument("--engine", choices=ENGINES, default=DEFAULT, metavar="NAME", help=where)
+    sub.add_argument("--engine", choices=tuple(ENGINES), default=DEFAULT, metavar="NAME", help=where)
     what = "a setting of the engine: ray has address, gpus, retries; slurm has submitit's, e.g. slurm_partition=gpu"
-    sub.add_argument("--engine-set", type=setting, dest="engine_settings", metavar="NAME=VALUE", help=what, **_MANY)
+    sub.add_argument("--engine-set", type=setting, default={}, dest="engine_settings", metavar="NAME=VALUE", help=what)
 
 
 def _add_listing(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("words", nargs="*", metavar="WORD", help="only runs with these words in their name, such as tokens")
+    sub.add_argument("words", nargs="*", metavar="WORD", help="only runs with these in their name, such as tokens")
     sub.add_argument("--method", help="only this method's, such as cmpta or self_mm")
     sub.add_argument("--corpus", help="only those on this corpus, such as embedded-sims")
-    sub.add_argument("--seed", type=int, help="only those with this seed")
+    sub.add_argument("--seed", type=seed, help="only those with this seed")
     sub.add_argument("--state", choices=STATES, help="only those in this state")
     sub.add_argument("--smoke", action="store_true", help="the smoke runs instead")
     sub.add_argument("--json", action="store_true", help="everything about each, as JSON")
@@ -137,10 +181,10 @@ def _add_listing(sub: argparse.ArgumentParser) -> None:
 
 def _add_comparison(sub: argparse.ArgumentParser) -> None:
     what = "a run's folder, its name, the beginning of its hash, or a row's name such as CMPTA or 'alignment off'"
-    sub.add_argument("a", metavar="A", help=what)
-    sub.add_argument("b", metavar="B", help="the other")
+    sub.add_argument("a", type=path, metavar="A", help=what)
+    sub.add_argument("b", type=path, metavar="B", help="the other")
     sub.add_argument("--corpus", help="on which corpus, where a row's name is given")
-    sub.add_argument("--clips", type=at_least_one, default=10, help="how many of the clips that changed most (default 10)")
+    sub.add_argument("--clips", type=count, default=10, help="how many of the clips that changed most (default 10)")
     sub.add_argument("--smoke", action="store_true", help="among the smoke runs")
     sub.add_argument("--json", action="store_true", help="everything, as JSON")
 
@@ -150,15 +194,15 @@ def _add_benchmark(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--backbone", choices=BACKBONES, default="tiny", help=sizes)
     lengths = "whose lengths clips have (default both)"
     sub.add_argument("--corpora", nargs="+", choices=tuple(LENGTHS), default=tuple(LENGTHS), help=lengths)
-    sub.add_argument("--batch-size", type=at_least_one, default=16, help="clips a training batch (default 16)")
-    sub.add_argument("--dim", type=at_least_one, help="the adapter's width D (default 64 for tiny, else 1024)")
-    sub.add_argument("--steps", type=at_least_one, default=10, help="training batches to time (default 10)")
-    sub.add_argument("--answers", type=at_least_one, default=2, help="evaluation batches to time (default 2)")
-    sub.add_argument("--answered", type=at_least_one, default=ANSWERED, help=f"clips in each (default {ANSWERED})")
-    sub.add_argument("--vocabulary", default="", help="a published qwen.tiktoken, for its real tokens")
-    sub.add_argument("--annotations", default="", help="folder of MELD's CSVs, for its real texts")
-    sub.add_argument("--threads", type=at_least_one, help="of torch (default: its own choice)")
-    sub.add_argument("--seed", type=int, default=0, help="of clips and weights (default 0)")
+    sub.add_argument("--batch-size", type=clips, default=16, help="clips a training batch (default 16)")
+    sub.add_argument("--dim", type=count, help="the adapter's width D (default 64 for tiny, else 1024)")
+    sub.add_argument("--steps", type=count, default=10, help="training batches to time (default 10)")
+    sub.add_argument("--answers", type=count, default=2, help="evaluation batches to time (default 2)")
+    sub.add_argument("--answered", type=clips, default=ANSWERED, help=f"clips in each (default {ANSWERED})")
+    sub.add_argument("--vocabulary", type=given_path, default="", help="a published qwen.tiktoken, for its real tokens")
+    sub.add_argument("--annotations", type=given_path, default="", help="folder of MELD's CSVs, for its real texts")
+    sub.add_argument("--threads", type=threads, help="of torch (default: its own choice)")
+    sub.add_argument("--seed", type=seed, default=0, help="of clips and weights (default 0)")
     sub.add_argument("--publish", action="store_true", help="measure nothing: copy what is stored to figures/published")
     sub.add_argument("--no-memory", action="store_false", dest="memory", help="leave out peak memory, one process each")
 
@@ -167,25 +211,35 @@ def _add_dry_run(sub: argparse.ArgumentParser) -> None:
     sizes = "small (minutes on a CPU) or full (Qwen-1.8B's and the published sizes); default: full where there is a GPU"
     sub.add_argument("--size", choices=("small", "full"), help=sizes)
     sub.add_argument("--factor", type=float, help="split sizes, as a fraction of the published ones")
-    sub.add_argument("--annotations", default="", help="folder of MELD's CSVs, for its real texts and labels")
-    sub.add_argument("--vocabulary", default="", help="a published qwen.tiktoken, for its real tokens")
+    sub.add_argument("--annotations", type=given_path, default="", help="folder of MELD's CSVs, for its real texts and labels")
+    sub.add_argument("--vocabulary", type=given_path, default="", help="a published qwen.tiktoken, for its real tokens")
     sub.add_argument("--files-only", action="store_true", help="write and convert the files, run no notebook")
 
 
 def study_of(options: argparse.Namespace) -> Study:
-    """The study that the options name."""
-    return Study(options.profile, options.seeds, options.data, options.smoke, options.llm, dict(options.changes))
+    """The study that the options name.
+
+    Raises:
+        ValueError: as `Study` and `chosen_notebooks`, or as `Study.check_changes`.
+    """
+    files.figures_folder()  # what is wrong with it is said now, and not after hours
+    study = Study(options.profile, options.seeds, options.data, options.smoke, options.llm, options.changes)
+    if study.changes and (planned := study.planned(chosen_notebooks(options))):
+        study.check_changes([(one.key, one.row) for one in planned])
+    return study
 
 
 def chosen_notebooks(options: argparse.Namespace) -> list[str]:
     """The notebooks that `--only` names, or those that reproduce the paper; with `--all` what goes beyond it too.
 
     Raises:
-        ValueError: no notebook has that in its name; lists them.
+        ValueError: one of its words is in no notebook's name; says the nearest.
     """
     if not options.only:
         return [notebook.name for notebook in NOTEBOOKS if options.all or not notebook.is_beyond]
     names = [notebook.name for notebook in NOTEBOOKS]
-    if chosen := [name for name in names if any(part in name for part in options.only)]:
-        return chosen
-    raise ValueError(f"--only {' '.join(options.only)}: no notebook has that in its name; there are: {', '.join(names)}")
+    for part in options.only:
+        if not any(part.lower() in name for name in names):
+            hint = nearest(part, [word for name in names for word in name.split("_")])
+            raise ValueError(f"--only {shown(part)}: no notebook has that in its name{hint}")
+    return [name for name in names if any(part.lower() in name for part in options.only)]

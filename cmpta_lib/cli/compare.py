@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
+import os
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from typing import Any
 
 from cmpta_lib import metrics
 from cmpta_lib.cli.listing import SHORT, Listed, listed
+from cmpta_lib.config import one_of, shown
 from cmpta_lib.figures.clips import NEAR
 from cmpta_lib.files import runs_folder
 from cmpta_lib.report.comparison import Versus, differing, versus
@@ -21,7 +23,7 @@ from cmpta_lib.runs.progress import cut, table
 from cmpta_lib.runs.store import Run
 
 _TEXT_COLUMNS, _ANSWER_COLUMNS, _VALUE_COLUMNS = 40, 24, 30
-_MOST_CANDIDATES, _MOST_NEAR, _LINE = 12, 3, 110
+_MOST_CANDIDATES, _MOST_NEAR, _LINE = 3, 3, 110
 
 
 def compare(options: argparse.Namespace) -> int:
@@ -31,12 +33,14 @@ def compare(options: argparse.Namespace) -> int:
         ValueError, OSError: one of them is unknown, ambiguous, unfinished or damaged, or they are on different corpora.
     """
     every = listed(runs_folder() / "smoke" if options.smoke else runs_folder())
+    if options.corpus:
+        one_of("run on", options.corpus, sorted({row.corpus for row in every if row.corpus}))
     addressed = [*_addressed(options.a, every), *_addressed(options.b, every)]
     corpus = options.corpus or next((one.corpus for one in addressed), None)
     a, b = meant(options.a, every, corpus), meant(options.b, every, corpus)
     found, texts = versus(_runs(a), _runs(b)), _texts(a[0])
     if options.json:
-        print(json.dumps(_as_json(a, b, found, texts, options.clips), indent=1, ensure_ascii=False))
+        print(json.dumps(_as_json(a, b, found, texts, options.clips), indent=1))  # in ASCII
     else:
         print("\n".join(screen(a, b, found, texts, options.clips)))
     return 0
@@ -52,7 +56,7 @@ def meant(text: str, every: Sequence[Listed], corpus: str | None = None) -> list
     if not (found := _addressed(text, every) or named):
         near = difflib.get_close_matches(text, {row.title for row in every}, n=_MOST_NEAR)
         hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else "; `cmpta runs` lists those there are"
-        raise ValueError(f"no run '{text}'{f' on {corpus}' if corpus else ''}{hint}")
+        raise ValueError(f"no run {shown(text)}{f' on {corpus}' if corpus else ''}{hint}")
     if not (finished := [row for row in found if row.summary.state == "finished"]):
         first = found[0].summary
         raise ValueError(f"'{text}' cannot be compared: {first.folder.name} is {first.state}: {first.detail}")
@@ -72,7 +76,9 @@ def _addressed(text: str, every: Sequence[Listed]) -> list[Listed]:
         folder = row.summary.folder
         if row.hash.startswith(hashed) or folder.name == text or folder.resolve() == place:
             found.append(row)
-    if not found and (place / store.CONFIG).is_file():  # a run that was copied elsewhere
+    if len(found) > 1:
+        raise ValueError(f"'{text}' is the beginning of several runs; name one: {_candidates(found)}")
+    if not found and os.path.isfile(place / store.CONFIG):  # a run that was copied elsewhere
         return [row for row in listed(place.parent) if row.summary.folder == place]
     return found
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from cmpta_lib import files
+from cmpta_lib.benchmark.options import Options
 from cmpta_lib.cli.arguments import parser
 from cmpta_lib.cli.reproduce import reproduce
 from cmpta_lib.data.corpus import Corpus
@@ -65,9 +66,7 @@ def prepare(options: argparse.Namespace) -> None:
         FileNotFoundError: `--annotations` or `--vocabulary` is not there.
         ValueError: `--factor` is not above 0 and at most 1.
     """
-    for given in filter(None, (options.annotations, options.vocabulary)):
-        if not Path(given).exists():
-            raise FileNotFoundError(f"{given}: not found; leave it out for a generated one")
+    Options(vocabulary=options.vocabulary, annotations=options.annotations)  # refuses files that are no such thing
     size = options.size or ("full" if torch.cuda.is_available() else "small")
     factor = (1.0 if size == "full" else SMALL_FACTOR) if options.factor is None else options.factor
     if not 0 < factor <= 1:

@@ -6,17 +6,21 @@ import argparse
 import json
 import shutil
 import sys
+import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from cmpta_lib import registry
+from cmpta_lib.config import nearest
 from cmpta_lib.files import runs_folder
 from cmpta_lib.runs import provenance, store
 from cmpta_lib.runs.progress import STATES, Summary, cut, duration, summarise, table
 from cmpta_lib.study.naming import Name, names
+from cmpta_lib.study.parameters import fields
 
 SHORT = 8  # hex digits of a run's hash that are shown; any unique beginning names it
 _HEAD = ("run", "name", "corpus", "LLM or encoder", "seed", "epochs", "best", "training", "valid", "test", "state")
@@ -97,14 +101,36 @@ def list_runs(options: argparse.Namespace) -> int:
     root = runs_folder() / "smoke" if options.smoke else runs_folder()
     every = listed(root)
     chosen = [row for row in every if _fits(row, options)]
+    asked = [*options.words, *filter(None, (options.method, options.corpus))]
+    if asked and every and not chosen:
+        known = {name for row in every for name in (row.title, row.method, row.corpus)}
+        hints = "".join(nearest(word, known) for word in asked)
+        raise ValueError(f"none of the {len(every)} runs in {root} is like that{hints}")
     if options.json:
-        print(json.dumps([row.as_json() for row in chosen], indent=1, ensure_ascii=False))
+        print(json.dumps([row.as_json() for row in chosen], indent=1))  # in ASCII, for any terminal
     elif not chosen:
         print(f"none of the {len(every)} runs in {root} is like that" if every else f"no runs in {root} yet")
     else:
         print("\n".join(screen(chosen, shutil.get_terminal_size().columns if sys.stdout.isatty() else None)))
         counts = Counter(row.summary.state for row in chosen)
         print(", ".join(f"{counts[state]} {state}" for state in STATES if counts[state]) + f"; in {root}")
+    return 0
+
+
+def list_fields(options: argparse.Namespace) -> int:
+    """Print what `--set` can change, under the methods that have it; ValueError where a word is in no name."""
+    found = [one for one in fields() if all(word in f"{one['field']} {one['methods']}" for word in options.words)]
+    if not found:
+        hints = "".join(nearest(word, [*registry.ENTRIES, *(one["field"] for one in fields())]) for word in options.words)
+        raise ValueError(f"no field or method is called so{hints}; `cmpta fields` lists all")
+    if options.json:
+        print(json.dumps(found, indent=1))
+    for methods, group in () if options.json else groupby(found, lambda one: one["methods"]):
+        heading = "every method" if len(methods) == len(registry.ENTRIES) else ", ".join(methods)
+        print("\n".join(textwrap.wrap(f"{heading}:", 80)))
+        for one in group:
+            line = f"{one['field']}={json.dumps(one['default']).strip(chr(34)):<3}"
+            print("\n".join(textwrap.wrap(f"{line:<40}  {one['expects']}", 80, initial_indent="  ", subsequent_indent="      ")))
     return 0
 
 

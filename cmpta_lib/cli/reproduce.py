@@ -225,4 +225,4 @@ def _parameters(options: argparse.Namespace, study: Study) -> dict[str, Any]:
     llm = str(Path(options.llm).resolve()) if options.llm and Path(options.llm).is_dir() else options.llm
     data = tasks.absolute(options.data) if options.data else ""
     asked = {"profile": options.profile, "seeds": list(study.seeds), "data": data, "smoke": options.smoke, "llm": llm}
-    return asked | {"changes": dict(options.changes)}
+    return asked | {"changes": study.changes}

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cmpta_lib import files
-from cmpta_lib.config import EncoderConfig, LLMConfig, MethodConfig
+from cmpta_lib.config import EncoderConfig, LLMConfig, MethodConfig, nearest
 
 PUBLISHED: Mapping[str, str] = {  # name -> hub id
     "qwen-1.8b": "Qwen/Qwen-1_8B",
@@ -142,9 +142,9 @@ def locate(name: str) -> Path:
         identifying_files(folder)
     except (HFValidationError, FileNotFoundError):
         raise FileNotFoundError(
-            f"cannot load the LLM '{name}': it is not on this machine, or not complete. Expected one of "
-            f"{', '.join(PUBLISHED)}, a hub id, or a folder with the config.json, vocabulary and weights of a causal LM that "
-            f"transformers knows without remote code. Fetch it with: cmpta weights {name}"
+            f"cannot load the LLM '{name}'{nearest(name, PUBLISHED)}: it is not on this machine, or not complete. "
+            f"Expected one of {', '.join(PUBLISHED)}, a hub id, or a folder with config.json, vocabulary and weights. "
+            f"Fetch it with: cmpta weights {name}"
         ) from None
     return folder.resolve()
 

@@ -16,6 +16,7 @@ from textwrap import shorten
 import pandas as pd
 
 from cmpta_lib import files, paper
+from cmpta_lib.config import one_of
 from cmpta_lib.files import PUBLISHED, ROOT, figures_folder
 from cmpta_lib.report.export import NOTHING, PROVENANCE, record_files, recorded, recorded_hashes
 from cmpta_lib.report.rows import PAPER_NAMES, changed, provenance, shown_reason
@@ -213,9 +214,7 @@ def check_exports(profile: str, root: Path = ROOT) -> None:
 
     Also where the README has no room for them.
     """
-    if profile not in PROFILES:
-        raise ValueError(f"no profile '{profile}'; there are: {', '.join(PROFILES)}")
-    folder = figures_folder() / profile
+    folder = figures_folder() / one_of("profile", profile, PROFILES)
     there = {path.relative_to(folder).as_posix(): path for path in [folder, *folder.rglob("*")] if path.name[0] != "."}
     kinds = {name: path.is_symlink() or path.exists() and not (path.is_file() or path.is_dir()) for name, path in there.items()}
     _need_none(profile, [f"a link, or no file: {name}" for name, is_odd in kinds.items() if is_odd])

@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 
+from cmpta_lib.config import shown
 from cmpta_lib.runs import provenance
 from cmpta_lib.runs.dispatch import RETRIES, Engine, Job, environment, one_line
 from cmpta_lib.runs.store import Run
@@ -52,8 +53,8 @@ class Ray(Engine):
     ) -> None:
         super().__init__(jobs)
         self.address, self.gpus, self.retries = address or os.environ.get("RAY_ADDRESS") or "local", gpus, retries
-        if gpus is not None and not (0 <= gpus < 1 or gpus == int(gpus)):
-            raise ValueError(f"gpus={gpus}: expected a fraction below 1, or a whole number of GPUs")
+        if gpus is not None and not (type(gpus) in (int, float) and (0 <= gpus < 1 or gpus in range(1, 1000))):
+            raise ValueError(f"gpus={shown(gpus)}: expected a fraction below 1, or a whole number of GPUs")
         _need("ray", "ray")
 
     @contextmanager
@@ -181,7 +182,7 @@ class Slurm(Engine):
                 f"login node; `--engine submitit-local` makes the same jobs on this machine"
             ) from error
         except (NameError, ValueError, AssertionError, TypeError) as error:
-            raise ValueError(f"--engine {self.name}: {one_line(str(error))}") from error
+            raise ValueError(f"--engine {self.name}: {one_line(str(error))[:200]}") from error
         return executor
 
     def submit(self, attempt: Attempt, job: Job) -> Any:

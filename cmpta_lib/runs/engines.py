@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cmpta_lib import files
-from cmpta_lib.config import to_json
+from cmpta_lib.config import nearest, one_of, shown, to_json
 from cmpta_lib.runs import provenance, store
 from cmpta_lib.runs.dispatch import LOG, Engine, Failure, Job
 from cmpta_lib.runs.progress import Progress
@@ -64,7 +64,7 @@ def ensure(runs: Sequence[Run], root: Path, jobs: int | None = None, engine: Eng
         RunsFailed: at the end, what failed and why; the other runs are finished.
         RuntimeError: no further run can be started; says why.
     """
-    engine = engine_of(engine or DEFAULT, jobs) if engine is None or isinstance(engine, str) else engine
+    engine = engine if isinstance(engine, Engine) else engine_of(DEFAULT if engine is None else engine, jobs)
     wanted = list({run.folder: run for run in runs}.values())
     failures = [Failure(run, problem) for run in wanted if (problem := run.problem)]
     pending = [run for run in wanted if not run.done]
@@ -104,14 +104,17 @@ def engine_of(name: str, jobs: int | None = None, settings: Mapping[str, Any] | 
         ValueError: there is no such engine, or it does not take these settings.
         RuntimeError: what it stands on is not installed, or not to be found here; says what to do.
     """
-    if name not in ENGINES:
-        raise ValueError(f"no engine '{name}'; there are: {', '.join(ENGINES)}")
-    made: Callable[..., Engine] = pkgutil.resolve_name(ENGINES[name])
+    made: Callable[..., Engine] = pkgutil.resolve_name(ENGINES[one_of("engine", name, ENGINES)])
     known = {one for one in inspect.signature(made).parameters if one != "jobs"}
     unknown = [setting for setting in settings or {} if setting not in known]
     if unknown and "parameters" not in known:  # which are whatever the library behind it takes
         has = f"it has: {', '.join(sorted(known))}" if known else "it has none"
-        raise ValueError(f"engine '{name}' has no setting '{unknown[0]}'; {has}")
+        raise ValueError(f"engine '{name}' has no setting {shown(unknown[0])}; {has}{nearest(unknown[0], known)}")
+    for setting, value in (settings or {}).items():  # the libraries behind take less than nothing, and fail hours later
+        if setting != "gpus" and isinstance(value, int | float) and not 0 <= value <= 10**9:
+            raise ValueError(f"{setting}={shown(value)}: expected a number from 0")
+        if setting in ("retries", "address") and type(value) is not {"retries": int, "address": str}[setting]:
+            raise ValueError(f"{setting}={shown(value)}: expected {'a whole number' if setting == 'retries' else 'text'}")
     return made(jobs, **(settings or {}))
 
 

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from cmpta_lib import registry
 from cmpta_lib.base import Method, Resources
-from cmpta_lib.config import DataConfig, EncoderConfig, LLMConfig
+from cmpta_lib.config import DataConfig, EncoderConfig, LLMConfig, nearest
 from cmpta_lib.data.corpus import Corpus, Inputs, Sample, Task, check_sample, shown
 from cmpta_lib.data.store import kept_corpus
 from cmpta_lib.fast.packing import Chained, Stream, Streams
 from cmpta_lib.fast.prompted import PromptedLM, TokenMaker
-from cmpta_lib.files import Damaged, runs_folder
+from cmpta_lib.files import Damaged, expanded, runs_folder
 from cmpta_lib.llm import loading
 from cmpta_lib.llm.files import is_tiny
 from cmpta_lib.llm.generation import sharing
@@ -117,7 +117,7 @@ def load(run: str | Path, llm: str | Path = "") -> TrainedRun:
     registry.load_plugins()
     found = open_run(_folder(run))
     inputs = Inputs.from_json(found.path(CLIPS).read_text(encoding="utf-8"))
-    places = [Path(llm) / below for below in ("", "llm", "cache/llm")] if str(llm) else []
+    places = [Path(expanded(llm)) / below for below in ("", "llm", "cache/llm")] if str(llm) else []
     roots = (found.folder.resolve().parent, runs_folder(), runs_folder() / "smoke")
     method = registry.build(found.config, inputs, _resources([*places, *(root / "cache" / "llm" for root in roots)]))
     weights = found.path(WEIGHTS)
@@ -133,11 +133,13 @@ def load(run: str | Path, llm: str | Path = "") -> TrainedRun:
 
 
 def _folder(run: str | Path) -> Path:
-    places = [Path(run), runs_folder() / run, runs_folder() / "smoke" / run]
+    name, root = expanded(run), runs_folder()
+    places = [Path(name), root / name, root / "smoke" / name] if name else []
     for place in places:
         if any((place / name).is_file() for name in (CONFIG, DONE, WEIGHTS)):
             return place
-    raise FileNotFoundError(f"no run '{run}': expected a run's folder, or the name of one in {runs_folder()}; see cmpta runs")
+    hint = nearest(name, [path.name for path in root.glob("*-*")])
+    raise FileNotFoundError(f"no run '{name}'{hint}: expected a run's folder, or the name of one in {root}; see cmpta runs")
 
 
 def _text(task: Task, reply: str) -> str:

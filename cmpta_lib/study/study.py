@@ -17,12 +17,12 @@ from cmpta_lib.config import PAPER_SEEDS, DataConfig, EncoderConfig, LLMConfig, 
 from cmpta_lib.data.corpus import Corpus, Language
 from cmpta_lib.data.store import load_corpus
 from cmpta_lib.embedded.synthetic import tiny_folder
-from cmpta_lib.files import PUBLISHED, ROOT, Damaged, runs_folder
+from cmpta_lib.files import PUBLISHED, ROOT, Damaged, expanded, runs_folder
 from cmpta_lib.llm import files as llm_files
 from cmpta_lib.runs.engines import Engine, Failure, RunsFailed, ensure
 from cmpta_lib.runs.store import Run
 from cmpta_lib.study import exports, plan
-from cmpta_lib.study.parameters import checked_changes, checked_seeds
+from cmpta_lib.study.parameters import check_effect, checked_changes, checked_seeds, flag
 from cmpta_lib.study.plan import CMPTA, Row, label
 from cmpta_lib.study.profiles import DRY_RUN, PROFILES, SMOKE_DOCUMENTS, SMOKE_SIZES, planned_config, smoke_changes
 
@@ -43,6 +43,8 @@ class Study:
         llm: another backbone than the profile's: a name of `llm.files.PUBLISHED`, a hub id, or a folder.
         changes: config fields to set in every run that has them, `{"method.summary": "max"}`; what a row of a table is
             about stays as the row says. Outputs say so and go to a folder of their own.
+    All may be text, as papermill hands it over: "false", "1111, 2222", "~/clips".
+
     Raises:
         ValueError: an unknown profile, seeds that are none, a field that no method has, or a value that does not fit it.
     """
@@ -50,20 +52,19 @@ class Study:
     def __init__(
         self,
         profile: str = "demo",
-        seeds: int | Sequence[int] | None = None,
+        seeds: int | Sequence[int] | str | None = None,
         data: str | Path = "",
-        smoke: bool = False,
+        smoke: bool | str = False,
         llm: str | Path = "",
         changes: Mapping[str, Any] | str | None = None,
     ) -> None:
-        if profile not in PROFILES:
-            raise ValueError(f"no profile '{profile}'; there are: {', '.join(PROFILES)}")
+        self.profile = configs.one_of("profile", profile, PROFILES)
         registry.load_plugins()
-        self.profile, self.settings, self.smoke, self.data = profile, PROFILES[profile], smoke, str(data)
-        self.own_llm = str(llm)
-        self.seeds = checked_seeds(self.settings.num_seeds if seeds is None else seeds)[: 1 if smoke else None]
+        self.settings, self.smoke = PROFILES[profile], flag("smoke", smoke)
+        self.data, self.own_llm = expanded(data), expanded(llm)
+        self.seeds = checked_seeds(self.settings.num_seeds if seeds is None else seeds)[: 1 if self.smoke else None]
         self.changes = checked_changes(changes)
-        self.root = runs_folder() / "smoke" if smoke else runs_folder()
+        self.root = runs_folder() / "smoke" if self.smoke else runs_folder()
         self.cache = self.root / "cache"
         self.every_key: tuple[str, ...] = ("data",) if self.data else tuple(self.settings.corpora)
         # What is damaged, and why: a corpus by its key, an LLM or a text encoder by its name. All else goes on without it.
@@ -121,11 +122,11 @@ class Study:
         from cmpta_lib.embedded import synthetic
 
         cache = self.cache / "data"
-        if key == "data":
+        if key == "data" and self.data:
             from data_prep.public_pickles import read_folder  # here alone: whatever else runs opens no pickle
 
             return read_folder(Path(self.data), cache)
-        name = self.settings.corpora[key]
+        name = self.settings.corpora[configs.one_of("corpus", key, self.settings.corpora)]
         if name in synthetic.generative_models():
             return synthetic.embedded_corpus(name, cache, SMOKE_SIZES if self.smoke else synthetic.SPLIT_SIZES)
         folder = cache / name
@@ -265,6 +266,13 @@ class Study:
             more |= smoke_changes(row.method, self._dry_run)
         data = DataConfig(name=corpus.name, fingerprint=corpus.fingerprint)
         return planned_config(self.profile, key, row, data, self.seeds[0] if seed is None else seed, more | self.changes)
+
+    def check_changes(self, asked: Collection[tuple[str, Row]]) -> None:
+        """Raises ValueError where a change fits one of these rows, each with its corpus' key, not, or would change none."""
+        check_effect(self.changes, {row.method for _, row in asked})
+        for key, row in asked:
+            more = smoke_changes(row.method, self._dry_run) if self.smoke else {}
+            planned_config(self.profile, key, row, DataConfig(name="any", fingerprint=""), 0, more | self.changes)
 
     def runs(self, key: str, row: Row = CMPTA) -> list[Run]:
         """One run per seed, finished or not; one in all where no seed matters."""

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cmpta_lib.config import PAPER_SEEDS
+from cmpta_lib import registry
+from cmpta_lib.config import PAPER_SEEDS, one_of
 from cmpta_lib.runs.load import TrainedRun, load
 from cmpta_lib.study.plan import Row
 from cmpta_lib.study.study import Study
@@ -31,10 +32,13 @@ def train(
         profile: whose settings hold where `changes` says nothing.
         llm: another backbone than the profile's.
     Raises:
-        ValueError, OSError: as `Study`; the files do not conform, or the backbone is not here.
+        ValueError, OSError: as `Study`; the files do not conform, the backbone is not here, or the method is unknown or has
+            not the fields that `changes` sets.
         RunsFailed: the run failed; says why.
     """
     own = str(data) not in ("sims", "meld")
-    study = Study(profile, [seed], str(data) if own else "", llm=llm, changes=changes)
-    (run,) = study.ensure(study.runs("data" if own else str(data), Row(method, method)))
+    study = Study(profile, [seed], data if own else "", llm=llm, changes=changes)
+    key, row = "data" if own else str(data), Row(method, one_of("method", method, registry.ENTRIES))
+    study.check_changes([(key, row)])
+    (run,) = study.ensure(study.runs(key, row))
     return load(run.folder)
