@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from numbers import Integral, Real
 from reprlib import repr as short
-from typing import TYPE_CHECKING, Any, Self, TypeGuard, get_args
+from typing import TYPE_CHECKING, Any, Self, TypeGuard, TypeVar, get_args
 
 import numpy as np
 
@@ -26,16 +26,27 @@ SPLITS = ("train", "valid", "test")
 MODALITIES: tuple[Modality, ...] = get_args(Modality)
 COLUMNS = ("id", "text", "label", "speaker", "dialogue", "audio_length", "vision_length")
 
+# The square of a larger value leaves float32, so no variance or norm of it exists; one such frame would make z-scoring
+# flatten that feature in all clips. It is as broken as an infinite one, and published files hold those.
+HUGE = 1e18
+Numbers = TypeVar("Numbers", float, np.ndarray)
+
 _CHUNK_FRAMES = 16_384  # 23 MB in float64 at SIMS-V2's 177 vision features
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is predicted: a score in [-1, 1], or one of `labels` (position = the digit that the LLM answers)."""
+    """What is predicted: a score, or one of `labels` (position = the digit that the LLM answers).
+
+    Inside, every score lies in [-1, 1]: in files, in training, in what an LLM answers. `score_range` says what its two ends
+    are in the units of the corpus's owner, who is shown those: `to_range` and `from_range` go there and back.
+    """
 
     kind: Kind
-    language: Language
+    language: Language  # of the question that is asked, unless there is a `prompt`, and of the BERT that some methods read with
     labels: tuple[str, ...] = ()  # empty for regression
+    score_range: tuple[float, float] = (-1.0, 1.0)  # of a regression, in its owner's units
+    prompt: str = ""  # the owner's own question; "" = the one of kind and language
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind) or self.language not in get_args(Language):
@@ -43,6 +54,35 @@ class Task:
         fits = 2 <= len(set(self.labels)) == len(self.labels) if self.kind == "classification" else not self.labels
         if not fits:
             raise ValueError(f"two or more different class names make a classification, none a regression; {self.labels} came")
+        low, high = self.score_range
+        if not -HUGE <= low < high <= HUGE or (self.kind == "classification" and self.score_range != (-1, 1)):
+            raise ValueError(f"a regression has scores from a low to a higher end, a classification none; {low}, {high} came")
+
+    @property
+    def is_scaled(self) -> bool:
+        """Whether its owner's scores are other numbers than those inside."""
+        return self.score_range != (-1, 1)
+
+    def to_range(self, scores: Numbers) -> Numbers:
+        """Scores in [-1, 1], a number or an array of any shape, in the owner's units; unchanged where those are the same."""
+        low, high = self.score_range
+        return (low + high) / 2 + scores * ((high - low) / 2) if self.is_scaled else scores
+
+    def from_range(self, scores: Numbers) -> Numbers:
+        """The inverse of `to_range`."""
+        low, high = self.score_range
+        return (scores - low) / (high - low) * 2 - 1 if self.is_scaled else scores
+
+    def stored(self) -> dict[str, Any]:
+        """Its fields for JSON; what is as usual is left out, as it was before there was another choice."""
+        fields, usual = asdict(self), {"score_range": (-1, 1), "prompt": ""}
+        return {name: value for name, value in fields.items() if name not in usual or value != usual[name]}
+
+    @classmethod
+    def from_stored(cls, fields: Mapping[str, Any]) -> Self:
+        """The inverse of `stored`, of what JSON gave back; raises KeyError, TypeError or ValueError where it is not that."""
+        lists = {name: tuple(fields[name]) for name in ("labels", "score_range") if name in fields}
+        return cls(**{"kind": fields["kind"], "language": fields["language"], "labels": (), **fields, **lists})
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,14 +201,13 @@ class Inputs:
         return cls(corpus.task, {"audio": train.audio_dim, "vision": train.vision_dim})
 
     def to_json(self) -> str:
-        return json.dumps({"task": asdict(self.task), "widths": dict(self.widths)}, ensure_ascii=False, indent=1)
+        return json.dumps({"task": self.task.stored(), "widths": dict(self.widths)}, ensure_ascii=False, indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Raises ValueError or KeyError where the text is not what `to_json` writes."""
+        """Raises ValueError, KeyError or TypeError where the text is not what `to_json` writes."""
         stored = json.loads(text)
-        task = stored["task"]
-        return cls(Task(task["kind"], task["language"], tuple(task["labels"])), stored["widths"])
+        return cls(Task.from_stored(stored["task"]), stored["widths"])
 
 
 def dialogues_of(names: Iterable[object]) -> list[list[int]]:
@@ -195,11 +234,6 @@ def shown(value: object) -> str:
     if isinstance(value, list | tuple | dict | set | frozenset):
         return f"a {type(value).__name__} of length {len(value)}"
     return short(value[:100]) if isinstance(value, str | bytes | bytearray) else short(value)
-
-
-# The square of a larger value leaves float32, so no variance or norm of it exists; one such frame would make z-scoring
-# flatten that feature in all clips. It is as broken as an infinite one, and published files hold those.
-HUGE = 1e18
 
 
 def check_sample(

@@ -12,7 +12,6 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from reprlib import repr as short
@@ -87,7 +86,7 @@ def _write_content(
     """Write all but meta.json; returns what that says of it."""
     import pandas as pd  # here and in load_corpus: who opens no corpus, as a loaded run, starts without
 
-    digest = hashlib.sha256(json.dumps(asdict(task)).encode())
+    digest = hashlib.sha256(json.dumps(task.stored()).encode())
     rows: list[dict[str, Any]] = []
     widths: dict[Modality, int] = {}
     repairs: Counter[str] = Counter()
@@ -116,7 +115,7 @@ def _write_content(
                 raise ValueError(f"{origins[split]}: holds no samples; every split needs one or more")
     pd.DataFrame(rows).to_parquet(folder / "table.parquet", index=False)
     found = {"dims": widths, "repairs": repairs, "fingerprint": digest.hexdigest()}
-    return {"task": asdict(task), "files": files.hashes(folder, CONTENT), **found}
+    return {"task": task.stored(), "files": files.hashes(folder, CONTENT), **found}
 
 
 def _row(where: str, sample: Sample) -> dict[str, Any]:
@@ -154,7 +153,7 @@ def load_corpus(folder: Path, *, deep: bool = False) -> Corpus:
     with files.reading(folder):
         meta = _facts(folder / META, remedy)
         _check_content(folder, meta["files"], remedy, deep)
-    task = Task(meta["task"]["kind"], meta["task"]["language"], tuple(meta["task"]["labels"]))
+    task = Task.from_stored(meta["task"])
     kept = {key: meta[key] for key in ("name", "generated", "repairs", "sources", "fingerprint")}
     table = pd.read_parquet(folder / "table.parquet")
     for name in ("speaker", "dialogue"):
