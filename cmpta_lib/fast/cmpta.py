@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import cache, partial, reduce
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from cmpta_lib.config import CmptaConfig
-from cmpta_lib.data.corpus import Inputs
+from cmpta_lib.data.corpus import Inputs, Sample
 from cmpta_lib.fast.packing import Chained, Streams, read_in_order
 from cmpta_lib.fast.prompted import PromptedLM, TokenMaker
 from cmpta_lib.method.adapter import (
@@ -75,22 +75,14 @@ class BatchedAttention(CrossModalAttention):
         known = _Projected(self, sequences, layouts)
         read = []
         for name, (_, x) in PAIRS.items():
-            is_long, waste = known.size(name)
-            is_loop = is_long or (waste > WORTH_A_LOOP and sequences[x].device.type == "cpu")
+            is_long, is_waste = known.is_long(name)
+            is_loop = is_long or (is_waste and sequences[x].device.type == "cpu")
             read.append(known.read_each(name) if is_loop else known.read(name))
         owners = [self.value[self.owners(name)[1]] for name in PAIRS]
         weight, bias = (torch.stack([getattr(one, part) for one in owners]) for part in ("weight", "bias"))
         summed = torch.einsum("pbhe,phde->bphd", torch.stack(read), weight.unflatten(1, (self.num_heads, -1)))
         present = torch.stack([torch.minimum(layouts[y].counts, layouts[x].counts) > 0 for y, x in PAIRS.values()], dim=1)
         return (summed.flatten(2) + bias) * present[..., None]
-
-    def maxima(self, sequences: Mapping[str, Tensor], layouts: Mapping[str, Chained]) -> Tensor:
-        """(B, 6, D): the largest of what `forward` gives of each pair at Y's real positions (choice 6); zeros as `means`."""
-        known = _Projected(self, sequences, layouts)
-        if any(known.size(name)[0] for name in PAIRS):
-            return torch.stack([known.largest_each(name, self.value[self.owners(name)[1]]) for name in PAIRS], dim=1)
-        attended, _ = self(sequences, layouts)
-        return torch.stack([_maximum(attended[name], layouts[y]) for name, (y, _) in PAIRS.items()], dim=1)
 
 
 class _Projected:
@@ -122,57 +114,41 @@ class _Projected:
         averaged = share.repeat_interleave(heads, 0)[:, None] @ weights  # (B * H, 1, n_X)
         return averaged.view(len(real), heads, -1) @ self.frames(x)
 
-    def read_each(self, name: str) -> Tensor:
-        """The same clip by clip, without any padding."""
-        frames = self.sequences[PAIRS[name][1]]
-        return torch.stack([self._read_one(*clip) for clip in self._clips(name, frames)])
-
-    def largest_each(self, name: str, value: nn.Module) -> Tensor:
-        """(B, D): the maximum over Y's positions of what they read in X, clip by clip."""
-        values = value(self.sequences[PAIRS[name][1]])
-        return torch.stack([self._largest_one(*clip) for clip in self._clips(name, values)])
-
-    def size(self, name: str) -> tuple[bool, int]:
-        """Whether the scores of all clips are too many to be had at once, and how many of them are padding's."""
+    def is_long(self, name: str) -> tuple[bool, bool]:
+        """Whether the scores of all clips are too many to be had at once, and whether most of a CPU's work was padding."""
         y, x = (self.layouts[modality] for modality in PAIRS[name])
         each = [a * b * self.num_heads for a, b in zip(y.lengths, x.lengths, strict=True)]
         together = len(each) * y.size * x.size * self.num_heads
-        return max(each) > LONG or together > TOGETHER, together - sum(each)
+        return max(each) > LONG or together > TOGETHER, together - sum(each) > WORTH_A_LOOP
 
-    def _clips(self, name: str, heard: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Each clip's queries (n_Y, D) and keys (n_X, D), and its part of `heard` (n_X, D)."""
+    def read_each(self, name: str) -> Tensor:
+        """The same clip by clip, without any padding."""
         (y, x), (of_y, of_x) = PAIRS[name], self.owners[name]
-        keys, frames = (part.split(self.layouts[x].lengths) for part in (self.key(of_x, x), heard))
-        return zip(self.query(of_y, y).split(self.layouts[y].lengths), keys, frames, strict=True)
+        queries = self.query(of_y, y).split(self.layouts[y].lengths)
+        keys, frames = (part.split(self.layouts[x].lengths) for part in (self.key(of_x, x), self.sequences[x]))
+        return torch.stack([self._read_one(*clip) for clip in zip(queries, keys, frames, strict=True)])
 
     def _read_one(self, queries: Tensor, keys: Tensor, frames: Tensor) -> Tensor:
         """One clip's (n_Y, D), (n_X, D), (n_X, D) -> (H, D)."""
         q, k = self.heads(queries), self.heads(keys)
         if not len(queries) or not len(keys):
             return frames.new_zeros(len(q), frames.shape[1])
-        return _in_pieces(q, k, lambda weights: weights.sum(1), torch.add) / len(queries) @ frames
-
-    def _largest_one(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """One clip's (n_Y, D), (n_X, D), (n_X, D) -> (D,)."""
-        q, k, v = self.heads(queries), self.heads(keys), self.heads(values)
-        if not len(queries) or not len(keys):
-            return values.new_zeros(values.shape[1])
-        return _in_pieces(q, k, lambda weights: (weights @ v).amax(1), torch.maximum).flatten()
+        return _summed_weights(q, k) / len(queries) @ frames
 
 
-def _in_pieces(q: Tensor, k: Tensor, wanted: Callable[[Tensor], Tensor], joined: Callable[..., Tensor]) -> Tensor:
-    """What is wanted of a clip's weights (H, n, n_X), of all its queries at once, or joined from pieces if it is long.
+def _summed_weights(q: Tensor, k: Tensor) -> Tensor:
+    """(H, n_Y, d), (H, n_X, d) -> (H, n_X), summed over Y: at once, or of a long clip a few queries at a time.
 
     Nothing of a piece is kept for the way back, where it is made again.
     """
 
     def read(some: Tensor) -> Tensor:
-        return wanted(_attention_weights(some, k, q.new_zeros(1, 1, 1)))
+        return _attention_weights(some, k, q.new_zeros(1, 1, 1)).sum(1)
 
     if len(q) * q.shape[1] * k.shape[1] <= LONG:
         return read(q)
     pieces = q.split(max(1, PIECE // (len(q) * k.shape[1])), dim=1)
-    return reduce(joined, (checkpoint(read, some, use_reentrant=False, preserve_rng_state=False) for some in pieces))
+    return reduce(torch.add, (checkpoint(read, some, use_reentrant=False, preserve_rng_state=False) for some in pieces))
 
 
 def _attention_weights(q: Tensor, k: Tensor, mask: Tensor) -> Tensor:
@@ -214,12 +190,15 @@ class BatchedAdapter(CMPTAdapter, TokenMaker):
         else:
             text = layouts["text"].packed(streams.text.values.to(self.text_projection.weight.dtype))
             sequences["text"] = self.text_projection(text)
-            if streams.wants_maps:
+            if streams.wants_maps or self.config.summary == "max":
                 for clip in zip(*(layouts[name].lengths for name in MODALITIES), strict=True):
                     check_room_for_maps(dict(zip(MODALITIES, clip, strict=True)), self.config.num_heads)
-                _, weights = self.attention(sequences, layouts)
-            read = self.attention.maxima if self.config.summary == "max" else self.attention.means  # choice 6
-            summaries = run(read, sequences, layouts)
+                attended, weights = self.attention(sequences, layouts)
+            if self.config.summary == "max":  # choice 6
+                best = (_maximum(attended[name], layouts[y]) for name, (y, _) in PAIRS.items())
+                summaries = torch.stack([*best], dim=1)
+            else:
+                summaries = run(self.attention.means, sequences, layouts)
         return self.counted(self.to_llm(self.summary_norm(summaries))), weights
 
     def _remembering(self, layouts: Mapping[str, Chained], device: torch.device) -> Callable[..., Tensor]:
@@ -251,6 +230,14 @@ class CMPTA(PromptedLM):
     """The paper's method: the adapter's pseudo tokens before a frozen LLM."""
 
     settings: CmptaConfig
+
+    def check(self, sample: Sample) -> None:
+        has = "sound" * (len(sample.audio) > 0), "face" * (len(sample.vision) > 0)
+        if self.settings.fusion == "cross_modal" and not all(has) and not self.llm.token_ids(sample.text):
+            raise ValueError(
+                f"clip {sample.id!r} has no words and {''.join(has) or 'nothing'} alone, and each pseudo token joins two "
+                "modalities: the answer would be the same whatever it holds; give its words, or use a run of another method"
+            )
 
     def token_maker(self, inputs: Inputs) -> BatchedAdapter:
         widths = inputs.widths["audio"], inputs.widths["vision"]

@@ -175,13 +175,10 @@ class CMPTAdapter(nn.Module):
 
 def check_room_for_maps(lengths: Mapping[str, int], heads: int) -> None:
     """Raise ValueError where the attention maps of a clip of these positions would fill a machine, before any is made."""
-    size = 4 * heads * sum(lengths[y] * lengths[x] for y, x in PAIRS.values())
-    if size > MOST_MAPS:
+    if (size := 4 * heads * sum(lengths[y] * lengths[x] for y, x in PAIRS.values())) > MOST_MAPS:
         frames = f"{lengths['audio']} sound frames, {lengths['vision']} face frames and {lengths['text']} tokens"
-        raise ValueError(
-            f"attention maps of {frames} in {heads} heads would need {size / 1e9:.1f} GB, more than {MOST_MAPS / 1e9:.0f} GB; "
-            "cut the clip, or merge its frames"
-        )
+        needed = f"{size / 1e9:.1f} GB, more than {MOST_MAPS / 1e9:.0f} GB; cut the clip, or merge its frames"
+        raise ValueError(f"attention maps of {frames} in {heads} heads would need {needed}")
 
 
 def pool_spans(frames: Tensor, spans: int) -> Tensor:
