@@ -23,11 +23,13 @@ from cmpta_lib.files import ROOT
 from cmpta_lib.llm.files import is_tiny
 from cmpta_lib.runs import provenance
 from cmpta_lib.runs.engines import DEFAULT, KEEP_FAILED, Engine, RunsFailed, engine_of
+from cmpta_lib.runs.progress import duration
 from cmpta_lib.runs.store import Run, sound
-from cmpta_lib.study import check, exports
+from cmpta_lib.study import check, estimate, exports
 from cmpta_lib.study.plan import label
 from cmpta_lib.study.study import ONLY_FINISHED, Study
 
+MEASURES = "`cmpta check` measures how long they take"
 SIDE_BY_SIDE = 2  # notebooks, and tiny models in the making
 
 
@@ -71,24 +73,19 @@ def reproduce(options: argparse.Namespace) -> int:
 
     A corpus, run or notebook that fails stops no other: what failed is listed at the end, and the exit code is then 1.
     """
-    from cmpta_lib.report import gather
-
     started = time.monotonic()
     study, chosen = study_of(options), chosen_notebooks(options)
     engine = engine_of(options.engine, options.jobs, dict(options.engine_settings))
-    if not _has_needs(study, chosen, options.dry_run):
-        return 1
+    if not (is_whole := _has_needs(study, chosen, options.dry_run)) or options.dry_run:
+        return 0 if is_whole else 1
+    from cmpta_lib.report import gather  # here: a list of runs is printed without, a third of a second sooner
+
     print(f"[1/3] corpora and language models of profile '{study.profile}'", flush=True)
     keys, failed = _prepared(study, chosen)
     print(f"      backbone {study.llm.name} {study.llm.fingerprint}  ({time.monotonic() - started:.0f} s)", flush=True)
-    planned = study.planned_runs(chosen, keys)
-    runs = [run for _, run in planned]
-    print(f"[2/3] runs: {sum(run.done for run in runs)} of {len(runs)} are finished already", flush=True)
-    if options.dry_run:
-        for name, run in planned:
-            state = "finished" if run.done else "to do"
-            print(f"      {run.folder.name}  seed {run.config.seed}  {state:8}  {name}")
-        return 0
+    runs = [run for _, run in study.planned_runs(chosen, keys)]
+    to_do = _how_long(study, chosen, options) if study.data and not options.finished and is_tiny(study.llm_name) else ""
+    print(f"[2/3] runs: {sum(run.done for run in runs)} of {len(runs)} are finished already{to_do}", flush=True)
     whole = _make(study, runs, options, failed, engine)
     print(f"[3/3] {len(chosen)} notebooks  ({time.monotonic() - started:.0f} s)", flush=True)
 
@@ -124,18 +121,51 @@ def _make(study: Study, runs: Sequence[Run], options: argparse.Namespace, failed
         failed += [f"{failure.run.folder.name}: {failure.reason}" for failure in error.failures]
         os.environ[KEEP_FAILED] = "1"  # the notebooks show what is there, and do not try again for hours
         print(f"      {len(error.failures)} failed; the notebooks show what can be shown without", flush=True)
+    if study.rows:  # the notebooks would make the others
+        os.environ[ONLY_FINISHED] = "not asked for: cmpta reproduce with --all or --only makes it"
     return True
 
 
-def _has_needs(study: Study, chosen: Sequence[str], plan: bool) -> bool:
+def _has_needs(study: Study, chosen: Sequence[str], is_plan: bool) -> bool:
     """Whether everything is here that the notebooks need; else what is missing is printed, and the plan where asked for."""
     found, planned = check.needs(study, chosen), study.planned(chosen)
-    if missing := sum(need.missing for need in found):
+    missing = sum(need.missing for need in found)
+    if missing:
         print(check.screen(study, found))
-        for one in planned if plan else ():
+    if is_plan and not missing and study.is_made(chosen):
+        _list(study.planned_runs(chosen))
+    elif is_plan:
+        for one in planned:
             print(f"      {study.data or study.settings.corpora[one.key]}  seed {one.seed}  {label(one.row)}")
+        if not missing:
+            print(f"{len(planned)} runs in all, to be named once corpora and models are made; {MEASURES}")
+    if missing:
         print(f"Nothing was started: {missing} of {len(found)} needs are missing. {len(planned)} runs in all.")
     return not missing
+
+
+def _list(planned: Sequence[tuple[str, Run]]) -> None:
+    """Print the runs with their state, and how long the others take where one of each kind is finished."""
+    kinds = [(run.config.data.name, run.config.method.name) for _, run in planned]
+    to_do, took = [kind for kind, (_, run) in zip(kinds, planned, strict=True) if not run.done], dict[tuple[str, str], float]()
+    for kind, (name, run) in zip(kinds, planned, strict=True):
+        print(f"      {run.folder.name}  seed {run.config.seed}  {'finished' if run.done else 'to do':8}  {name}")
+        if kind in to_do and kind not in took and sound([run]):
+            took[kind] = run.environment.get("seconds", 0.0)
+    about = MEASURES
+    if len(took) == len(set(to_do)):
+        about = f"the others take about {duration(sum(took[kind] for kind in to_do))} one after another"
+    print(f"runs: {len(planned) - len(to_do)} of {len(planned)} are finished already{f'; {about}' if to_do else ''}")
+
+
+def _how_long(study: Study, chosen: Sequence[str], options: argparse.Namespace) -> str:
+    """What is said before runs on clips of one's own begin: how long they take, from a few steps of each kind (seconds)."""
+    to_do = [one for one in study.planned(chosen) if not study.missing(one.row, one.key)]
+    to_do = [one for one in to_do if not study.run(one.key, one.row, one.seed).done]
+    try:
+        return f"; the others take about {estimate.whole(study, to_do, options.jobs or provenance.usual())}" if to_do else ""
+    except Exception as error:  # of anybody's method; its run says it again, and the others go on
+        return f"; how long the others take cannot be measured: {type(error).__name__}"
 
 
 def _prepared(study: Study, chosen: Sequence[str]) -> tuple[list[str], list[str]]:

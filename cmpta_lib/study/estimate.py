@@ -73,6 +73,13 @@ def measured(study: Study, configs: Configs) -> Speeds:
     return {kind: speed(chosen[kind], study.corpus(kind[0]), study.root) for kind in sorted(chosen, key=lambda kind: kind[2])}
 
 
+def whole(study: Study, planned: Sequence[Planned], jobs: int) -> str:
+    """In how long these runs are made, so many at a time: measured, so that a run that cannot be made raises what it raises."""
+    configs, made = {one: study.config(one.key, one.row, one.seed) for one in planned}, set[str]()
+    speeds = measured(study, configs)
+    return duration(sum(speeds[one.kind].seconds(config, made) for one, config in configs.items()) / jobs)
+
+
 def speed(config: RunConfig, corpus: Corpus, root: Path) -> Speed:
     """How fast this run is here, from a few steps of each of its stages and a batch of answers."""
     tools, splits = resources(root), corpus.splits

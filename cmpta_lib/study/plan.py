@@ -145,6 +145,13 @@ def compared(key: str, beyond: bool = False) -> list[Row]:
 
 
 added = partial(compared, beyond=True)
+
+
+def first(key: str) -> list[Row]:
+    """What is trained on clips of one's own unless more is asked for: CMPTA, and the lines that any method should beat."""
+    return [row for row in compared(key) if row == CMPTA or registry.ENTRIES[row.method].is_reference]
+
+
 WITHOUT_MODALITIES = (TEXT_ONLY.method, "soft_prompt")  # what pseudo tokens must beat to carry face and voice
 
 

@@ -17,7 +17,7 @@ from cmpta_lib import registry
 from cmpta_lib.config import PAPER_SEEDS, DataConfig, EncoderConfig, LLMConfig, PromptedLMConfig, RunConfig, override
 from cmpta_lib.data.corpus import Corpus, Language
 from cmpta_lib.data.store import load_corpus
-from cmpta_lib.embedded.synthetic import tiny_folder
+from cmpta_lib.embedded.synthetic import SPLIT_SIZES, corpus_folder, tiny_folder
 from cmpta_lib.files import PUBLISHED, ROOT, Damaged, runs_folder
 from cmpta_lib.llm import files as llm_files
 from cmpta_lib.runs.engines import Engine, Failure, RunsFailed, ensure
@@ -28,7 +28,8 @@ from cmpta_lib.study.plan import CMPTA, Row, label
 from cmpta_lib.study.profiles import DRY_RUN, PROFILES, SMOKE_DOCUMENTS, SMOKE_SIZES, smoke_changes
 
 _LANGUAGES: Mapping[str, Language] = {"sims": "zh", "meld": "en"}  # of the published corpora, known before they are here
-ONLY_FINISHED = "CMPTA_ONLY_FINISHED"  # environment variable: notebooks make no run and show what is finished
+# Environment variable: notebooks make no run and show what is finished. "1", or words that say what makes the others.
+ONLY_FINISHED = "CMPTA_ONLY_FINISHED"
 
 
 class Study:
@@ -69,6 +70,7 @@ class Study:
         self._corpora: dict[str, Corpus] = {}
         self._resolved = cache(self._resolve)  # LLMs and text encoders by name and dtype
         self._answer_sign = cache(partial(llm_files.answer_sign, cache=self.cache / "llm"))
+        self.rows: Collection[Row] = ()  # the only ones that are planned; none = all that its notebooks need
         self.asked: set[Path] = set()  # the runs of `make`, and which of them failed
         self.failures: list[Failure] = []
 
@@ -190,6 +192,9 @@ class Study:
         found = self._resolved(self._dry_run.get("encoders", self.settings.encoders)[language], "float32")
         return EncoderConfig(name=found.name, fingerprint=found.fingerprint)
 
+    def _tiny_folder(self, name: str) -> Path:
+        return tiny_folder(self.cache / "llm", SMOKE_DOCUMENTS if self.smoke else None, name)
+
     def tiny(self, name: str) -> str:
         """Fingerprint of a tiny model, built first if need be, by a process of its own.
 
@@ -197,7 +202,7 @@ class Study:
             RuntimeError: it cannot be built; with the last lines of why.
         """
         cache, documents = self.cache / "llm", SMOKE_DOCUMENTS if self.smoke else None
-        if not (folder := tiny_folder(cache, documents, name)).exists():
+        if not (folder := self._tiny_folder(name)).exists():
             command = [sys.executable, "-m", "cmpta_lib.embedded.tiny", str(cache), name, *map(str, filter(None, [documents]))]
             environment = os.environ | {"OMP_NUM_THREADS": str(os.cpu_count() or 1)}
             done = subprocess.run(command, env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True)
@@ -292,7 +297,17 @@ class Study:
 
     def planned(self, notebooks: Collection[str] = ()) -> list[plan.Planned]:
         """Corpus, row and seed of every run that these notebooks (or all) need, each once; needs no corpus."""
-        return plan.planned(plan.chosen(notebooks), self.keys, bool(self.data), self.seeds)
+        found = plan.planned(plan.chosen(notebooks), self.keys, bool(self.data), self.seeds)
+        return [one for one in found if one.row in self.rows or not self.rows]
+
+    def is_made(self, notebooks: Collection[str]) -> bool:
+        """Whether all that names these notebooks' runs lies in the cache; a user's own folder would have to be read first."""
+        models = {*self.llm_names(notebooks), *self.encoder_names(notebooks).values()}
+        corpora = [self.settings.corpora[key] for key in self.keys_of(notebooks) if not self.data]
+        sizes, cache = SMOKE_SIZES if self.smoke else SPLIT_SIZES, self.cache / "data"
+        places = [corpus_folder(name, cache, sizes) for name in corpora if name.startswith("embedded-")]
+        places += [self._tiny_folder(name) for name in models if llm_files.is_tiny(name)]
+        return not self.data and all(place.exists() for place in places)
 
     def planned_runs(self, notebooks: Collection[str] = (), keys: Collection[str] | None = None) -> list[tuple[str, Run]]:
         """Every run that these notebooks (or all) need on these corpora (or all), each once, with its row's name."""
