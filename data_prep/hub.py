@@ -32,11 +32,11 @@ class Found:
     generated: bool = False  # written by `data_prep.synthetic_files`
     sizes: Mapping[str, int] = field(default_factory=dict)  # split -> samples, where a dry run says so
 
-    def require_size(self, split: str, count: int, in_table_1: int, where: str) -> None:
+    def require_size(self, split: str, count: int, in_table_1: int, where: str, remedy: str = CORRECT) -> None:
         """Raise ValueError unless the split has as many samples as the manifest of a dry run says, or else Table 1."""
         whose = f"{self.folder / MANIFEST}" if split in self.sizes else "Table 1 of the paper"
         if count != (size := self.sizes.get(split, in_table_1)):
-            raise problem(where, None, f"of {size} samples, the split's size in {whose}", f"of {count}", CORRECT)
+            raise problem(where, None, f"of {size} samples, the split's size in {whose}", f"of {count}", remedy)
 
 
 # Files that are here -------------------------------------------------------------------------------------------------
@@ -47,7 +47,7 @@ def find(published: Published, folder: Path) -> Found:
 
     Raises:
         FileNotFoundError: a file is not there.
-        ValueError: a file is there twice, or the folder's manifest is damaged.
+        ValueError: a file is there twice, or it is not the one of the manifest beside it, or that is damaged.
     """
     folder = Path(folder)
     manifest = _manifest(folder)
@@ -62,6 +62,13 @@ def find(published: Published, folder: Path) -> Found:
         paths[file.name] = path
     sources = {name: sha256(path) for name, path in paths.items()}
     generated = bool(manifest.get("generated"))
+    for name, path in paths.items():  # what was fetched or generated is what it was then, or it was damaged since
+        for place in dict.fromkeys((folder, path.parent)):
+            listed = _manifest(place).get("files", {}).get(name, {}).get("sha256", sources[name])
+            if listed != sources[name]:
+                remedy = "fetch or copy the file again, or delete the manifest if you changed the file on purpose"
+                came = f"with {sources[name][:12]}…"
+                raise problem(str(path), None, f"the file with SHA-256 {listed[:12]}…, as {MANIFEST} says", came, remedy)
     for file in published.files:
         if file.sha256 not in (None, sources[file.name]) and not generated:
             expected = f"SHA-256 {sources[file.name]}, expected {file.sha256}"

@@ -29,7 +29,8 @@ TASK = Task("classification", "en", MELD_LABELS)
 TABLES = dict(zip(SPLITS, (file.name for file in catalogue.MELD_ANNOTATIONS.files), strict=True))
 FEATURES = dict(zip(SPLITS, (file.name for file in catalogue.MELD.files), strict=True))
 _OFFICIAL = f"use the official table from {catalogue.MELD_ANNOTATIONS.page}"
-_SHOWN, _SHOWN_CHARACTERS = 10, 400  # differences that an error lists, and of their texts; MELD's longest has 327
+_LEFT_OUT = "keep such a clip, with lengths 0, or take the pickles as your own data: --data FOLDER"
+_LABEL_CHARACTERS = 10  # in an error
 _WHOLE = ("Dialogue_ID", "Utterance_ID", "Season", "Episode")
 _COLUMNS = ("Utterance", "Speaker", "Emotion", "Sentiment", *_WHOLE, "StartTime", "EndTime")
 _EXTRA = {"utterance": "Utterance_ID", "season": "Season", "episode": "Episode"} | {
@@ -72,7 +73,7 @@ def prepare(cache: Path, source: Path | None = None, annotations: Path | None = 
         table = read_annotations(table_path, repairs)
         items = read_items(path, repairs)
         _require_agreement(path, items, table_path, table, repairs)
-        features.require_size(split, len(items), getattr(TABLE1["MELD"], split), str(path))
+        features.require_size(split, len(items), getattr(TABLE1["MELD"], split), str(path), _LEFT_OUT)
         return _samples(path, split, items, table, repairs)
 
     size_bytes = sum(path.stat().st_size for path in features.paths.values())
@@ -89,9 +90,7 @@ def _samples(path: Path, split: str, items: list[dict], table: pd.DataFrame, rep
                 repairs[f"{modality}_absent"] += 1
         extra = {name: row[column] for name, column in _EXTRA.items()}
         dialogue = f"{split}_dia{row['Dialogue_ID']}"
-        yield replace(
-            sample, id=row["name"], text=row["Utterance"], speaker=row["Speaker"], dialogue=dialogue, extra=extra
-        )
+        yield replace(sample, id=row["name"], text=row["Utterance"], speaker=row["Speaker"], dialogue=dialogue, extra=extra)
 
 
 # The official tables -------------------------------------------------------------------------------------------------
@@ -182,26 +181,23 @@ def _require_agreement(path: Path, items: list[dict], table_path: Path, table: p
         return
 
     def item_at(place: int) -> str:
-        return f"{path.name} item {place} {_quoted(*ours[place])}"
+        return f"item {place} {_quoted(*ours[place])}"
 
     def row_at(place: int) -> str:
         row = table.iloc[place]
         return f"{table_path.name} line {row['line']} ({row['name']}) {_quoted(row['Utterance'], row['Emotion'])}"
 
-    places, lines = _differences(ours, rows), []
-    for start, stop, first, last in places[:_SHOWN]:
-        if start == stop:
-            lines.append(f"missing from the features: {_span(row_at, first, last)}; expected before item {start}")
-        elif first == last:
-            where = f"before {row_at(first)}" if first < len(rows) else "after the last line"
-            lines.append(f"missing from the table: {_span(item_at, start, stop)}; expected {where}")
-        else:
-            lines.append(f"unlike each other: {_span(row_at, first, last)}; {_span(item_at, start, stop)}")
-    lines += [f"and {len(places) - _SHOWN} more places"] if len(places) > _SHOWN else []
-    raise ValueError(
-        f"{path} ({len(ours)} items) does not fit {table_path} ({len(rows)} rows):\n  " + "\n  ".join(lines) + "\n"
-        "Features and annotations must be of one release and in one order; fetch both again, or mend the named rows in your copy."
-    )
+    places, remedy = _differences(ours, rows), "fetch both of one release, or mend the named rows"
+    start, stop, first, last = places[0]
+    if start == stop:
+        found, remedy = f"lacks {_span(row_at, first, last)}, expected before item {start}", _LEFT_OUT
+    elif first == last:
+        where = f"before {row_at(first)}" if first < len(rows) else f"after the last line of {table_path.name}"
+        found = f"has {_span(item_at, start, stop)}, and there is no such row {where}"
+    else:
+        found = f"has {_span(item_at, start, stop)}, expected {_span(row_at, first, last)}"
+    more = f", and so in {len(places) - 1} more places" if len(places) > 1 else ""
+    raise ValueError(f"{path} ({len(ours)} items, {len(rows)} rows): {found}{more}; {remedy}")
 
 
 def _differences(items: Sequence[Hashable], rows: Sequence[Hashable]) -> list[tuple[int, int, int, int]]:
@@ -218,11 +214,11 @@ def _tidy(text: str) -> str:
 
 
 def _quoted(text: str, label: object) -> str:
-    return f"{text[:_SHOWN_CHARACTERS]!r} [{str(label)[:_SHOWN_CHARACTERS]}]"
+    return f"{shown(text)} [{str(label)[:_LABEL_CHARACTERS]}]"
 
 
 def _span(name: Callable[[int], str], start: int, stop: int) -> str:
-    return name(start) if stop - start == 1 else f"{stop - start} in a line, from {name(start)} to {name(stop - 1)}"
+    return name(start) + (f" and {stop - start - 1} more from there" if stop - start > 1 else "")
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m data_prep.meld") -> int:

@@ -8,7 +8,8 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import astuple
 from numbers import Integral, Real
 from pathlib import Path
 from reprlib import repr as short
@@ -16,60 +17,76 @@ from typing import Any
 
 import numpy as np
 
-from cmpta_lib.data.corpus import SPLITS, Corpus, Language, Sample, Task, is_whole, problem, shown
+from cmpta_lib.data.corpus import SPLITS, Corpus, Sample, Task, is_number, problem, shown
 from cmpta_lib.data.store import FORMAT, load_corpus, write_corpus
 from cmpta_lib.files import reading, runs_folder
-from cmpta_lib.paper import MELD_LABELS
-from data_prep import safe_pickle, verify
+from data_prep import safe_pickle, tasks, verify
 from data_prep.hub import sha256
 
+READING = 2  # raise when the same files are understood otherwise: earlier conversions are then not found
 MOST_NAME_BYTES = 120  # file systems take 255, and caches and runs add up to 60
-MOST_LABEL_CHARACTERS = 100  # all classes stand in every prompt
-
-_CJK = re.compile("[\u3400-\u4dbf\u4e00-\u9fff]")
-_PUBLIC_FILE = re.compile(rf"(.+)_({'|'.join(SPLITS)})\.pkl", re.DOTALL)
-_PUBLIC_FIELDS = {"label", "features"}
+MOST_ID_CHARACTERS = 200
 KEYS = ("id", "speaker", "dialogue")  # optional
+
+_SPLIT_OF = {"train": "train", **dict.fromkeys(("valid", "val", "dev", "validation"), "valid"), "test": "test"}
+_PUBLIC_FILE = re.compile(rf"(.+)_({'|'.join(_SPLIT_OF)})\.pkl", re.DOTALL | re.IGNORECASE)
+_MODALITIES = (("audio", "audio"), ("video", "vision"))  # as the files call them, and as we do
+_PUBLIC_FIELDS = {"label", "features"}
 _PUBLIC_FEATURES = {"text", "audio", "audio_len", "video", "video_len"}
+_LIKE_ONE = re.compile(r"train|val|dev|test", re.IGNORECASE)
+_PACKED = (".gz", ".zip", ".xz", ".bz2", ".tar", ".tgz", ".7z", ".zst")
+_RECORDINGS = (".wav", ".mp3", ".flac", ".mp4", ".avi", ".mkv", ".mov", ".m4a")
+_LISTED = 3
 
 
 def read_folder(folder: str | Path, cache: Path | None = None) -> Corpus:
     """Open `<name>_{train,valid,test}.pkl`, MELD's public format; converted on first use, below `cache`.
 
-    Clips that stand in train and in another split are named in a printed line in every call.
+    Which task was found is printed at the conversion; clips that stand in train and in another split in every call.
 
     Each file is a list of dicts `{"label": str | float, "features": {"text", "audio": (T, F), "audio_len",
     "video": (T, F), "video_len"}}`, with "id", "speaker" and "dialogue" where known. Only the first `len` rows are real
-    frames; 0 means that the modality is absent. Text labels make it a classification, numbers in [-1, 1] a regression.
-    The conversion is named by the files' SHA-256, which every call computes (0.5 s for MELD).
+    frames; a modality of length 0, None or without a key is absent. Text labels make classes, numbers scores; where that is
+    left open, or scores lie beyond [-1, 1], "classes:FOLDER", "scores=1..5:FOLDER" or `tasks.ABOUT` in the folder must say.
+    The conversion is named by that and the files' SHA-256, which every call computes (0.5 s for MELD).
 
     Args:
         cache: where conversions lie; without it `cache/data` of the runs' folder, as in every study.
     Raises:
-        FileNotFoundError: a split's file is missing.
-        ValueError: there are files of several datasets, or one does not conform; the message names file, sample, field.
+        FileNotFoundError: the folder or a split's file is missing.
+        ValueError: there are files of several datasets, one does not conform, or the task is left open; the message names
+            file, sample, field.
         PermissionError: a file may not be read; named.
         Damaged: an earlier conversion is no longer what was written; names it and says what to do.
     """
-    name, paths = _public_files(Path(folder))
+    about, place = tasks.said(folder)
+    name, paths = _public_files(place)
     sources = {path.name: sha256(path) for path in paths.values()}
-    key = hashlib.sha256(json.dumps([FORMAT, *sources.values()]).encode()).hexdigest()[:16]
+    key = hashlib.sha256(json.dumps([FORMAT, READING, astuple(about), *sources.values()]).encode()).hexdigest()[:16]
     target = (runs_folder() / "cache" / "data" if cache is None else Path(cache)) / f"{name}-{key}"
-    corpus = load_corpus(target) if target.exists() else _convert(name, paths, sources, target)
-    for line in verify.warnings(corpus):
-        print(f"{folder}: {line}", file=sys.stderr)
+    is_new = not target.exists()
+    corpus = _convert(name, place, about, paths, sources, target) if is_new else load_corpus(target)
+    for line in (verify.introduction(corpus) if is_new else []) + verify.warnings(corpus):
+        print(f"{place}: {line}", file=sys.stderr)
     return corpus
 
 
-def _convert(name: str, paths: Mapping[str, Path], sources: Mapping[str, str], target: Path) -> Corpus:
+def _convert(
+    name: str, folder: Path, about: tasks.Said, paths: Mapping[str, Path], sources: Mapping[str, str], target: Path
+) -> Corpus:
     repairs: Counter[str] = Counter()
     items = {split: read_items(path, repairs) for split, path in paths.items()}
-    task = _public_task(paths, items)
+    if not items["train"]:
+        raise problem(str(paths["train"]), None, "a list of one sample or more", "empty", "fill it, or split anew")
+    every = [item for split in SPLITS for item in items[split]]
+    labels = {split: [(_where(paths[split], n, one), one["label"]) for n, one in enumerate(items[split])] for split in SPLITS}
+    task = tasks.find_task(folder, about, labels, [item["features"]["text"] for item in every])
+    widths = _widths(every)
     return write_corpus(
         target,
         name=name,
         task=task,
-        splits={split: read_samples(paths[split], split, items[split], task, repairs) for split in SPLITS},
+        splits={split: read_samples(paths[split], split, items[split], task, repairs, widths) for split in SPLITS},
         generated=False,
         sources=sources,
         repairs=repairs,
@@ -77,19 +94,47 @@ def _convert(name: str, paths: Mapping[str, Path], sources: Mapping[str, str], t
     )
 
 
+# Finding the files ----------------------------------------------------------------------------------------------------
 def _public_files(folder: Path) -> tuple[str, dict[str, Path]]:
-    with reading(folder):
-        found = {path.name: path for path in sorted(folder.iterdir()) if path.is_file()} if folder.is_dir() else {}
-    names = sorted({match[1] for file in found if (match := _PUBLIC_FILE.fullmatch(file))})
+    if not folder.is_dir():
+        remedy = "it is a file: name its folder" if folder.exists() else "there is no such folder: correct its name"
+        remedy += "; only classes:, scores: or scores=LOW..HIGH: may stand before it" * (":" in str(folder))
+        raise FileNotFoundError(f"{folder}: expected a folder with <name>_train.pkl and the like; {remedy}")
+    with reading(folder):  # a Mac leaves "._" files beside others on foreign disks
+        found = {path.name: path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith("._")}
+    matches = [match for file in found if (match := _PUBLIC_FILE.fullmatch(file))]
+    names = sorted({match[1] for match in matches})
     for name in names:
         _need_usable_name(folder, name)
     if len(names) > 1:
-        raise ValueError(f"{folder}: expected one dataset, found {', '.join(names)}; give each a folder of its own")
-    files = {split: f"{names[0] if names else '<name>'}_{split}.pkl" for split in SPLITS}
-    if missing := [file for file in files.values() if file not in found]:
-        expected, listed = " and ".join(missing), ", ".join(found) or "nothing"
-        raise FileNotFoundError(f"{folder}: expected {expected}, unpacked, found {listed}; fetch or unpack what is missing")
-    return names[0], {split: found[file] for split, file in files.items()}
+        raise ValueError(f"{folder}: expected one dataset, found {_some(names)}; give each a folder of its own")
+    files: dict[str, list[str]] = {split: [] for split in SPLITS}
+    for match in matches:
+        files[_SPLIT_OF[match[2].lower()]].append(match[0])
+    if twice := next((same for same in files.values() if len(same) > 1), None):
+        raise ValueError(f"{folder}: expected one file a split, found {_some(twice)}; remove or rename all but one")
+    if missing := [f"{names[0] if names else '<name>'}_{split}.pkl" for split in SPLITS if not files[split]]:
+        remedy = _remedy(folder, [*found])
+        raise FileNotFoundError(f"{folder}: expected {_some(missing)}, unpacked, found {_some([*found]) or 'nothing'}; {remedy}")
+    return names[0], {split: found[same[0]] for split, same in files.items()}
+
+
+def _remedy(folder: Path, found: Sequence[str]) -> str:
+    """What to do where a split's file is missing, by what lies there in its place."""
+    if below := sorted({path.parent.name for path in folder.glob("*/*_*.pkl") if _PUBLIC_FILE.fullmatch(path.name)}):
+        return f"name the folder below it: {_some(below)}"
+    if packed := [name for name in found if name.lower().endswith(_PACKED)]:
+        return f"unpack {_some(packed)}"
+    if any(name.lower().endswith(_RECORDINGS) for name in found):
+        return "recordings are not read: extract features first, see data_prep/README.md"
+    if odd := [name for name in found if _LIKE_ONE.search(name) and not _PUBLIC_FILE.fullmatch(name)]:
+        return f"rename {_some(odd)} to end in _train.pkl, _valid.pkl or _test.pkl"
+    return "fetch what is missing, or split your clips in three, nobody's in two files"
+
+
+def _some(names: Sequence[str]) -> str:
+    cut = [name if len(name) <= 28 else f"{name[:14]}…{name[-13:]}" for name in names[:_LISTED]]
+    return ", ".join(cut) + (f" and {len(names) - _LISTED} more" if len(names) > _LISTED else "")
 
 
 def _need_usable_name(folder: Path, name: str) -> None:
@@ -100,6 +145,11 @@ def _need_usable_name(folder: Path, name: str) -> None:
         raise problem(where, None, expected, came, "rename or remove its files")
 
 
+# Reading them ---------------------------------------------------------------------------------------------------------
+def _where(path: Path, index: int, item: Mapping[str, Any]) -> str:
+    return f"{path}, sample {index}" + (f" (id {shown(item['id'])})" if "id" in item else "")
+
+
 def read_items(path: Path, repairs: Counter[str]) -> list[dict]:
     """One file's list of dicts, checked as far as keys, text and the kind of label go; unknown keys are counted.
 
@@ -108,21 +158,21 @@ def read_items(path: Path, repairs: Counter[str]) -> list[dict]:
     """
     with reading(path):
         items = safe_pickle.load(path)
-    if not isinstance(items, list):
-        expected = "a list of dicts, one per sample"
-        raise problem(str(path), None, expected, shown(items), "save it in MELD's public format")
+    if not isinstance(items, list | tuple):
+        raise problem(str(path), None, "a list of dicts, one per sample", shown(items), "save it in MELD's public format")
     for index, item in enumerate(items):
-        where = f"{path}, sample {index}"
+        where = _where(path, index, item if isinstance(item, dict) else {})
         _need_keys(where, None, item, _PUBLIC_FIELDS)
         features = item["features"]
-        _need_keys(where, "features", features, _PUBLIC_FEATURES)
+        _need_keys(where, "features", features, {"text"})
         if not isinstance(features["text"], str):
             raise problem(where, "text", "a string", shown(features["text"]), "write '' if nothing is said")
         if not isinstance(item["label"], str | Real) or isinstance(item["label"], bool):
-            raise problem(where, "label", "text or a number", shown(item["label"]), "write a class name or a score")
+            remedy = "write a class name or a score, or leave the clip out"
+            raise problem(where, "label", "text or a number", shown(item["label"]), remedy)
         unknown = [*(item.keys() - _PUBLIC_FIELDS - set(KEYS)), *(features.keys() - _PUBLIC_FEATURES)]
         repairs.update(ignored("field", unknown))
-    return items
+    return list(items)
 
 
 def ignored(what: str, names: Iterable[object]) -> Iterator[str]:
@@ -133,69 +183,83 @@ def ignored(what: str, names: Iterable[object]) -> Iterator[str]:
 def _need_keys(where: str, field: str | None, value: object, keys: set[str]) -> None:
     if not isinstance(value, dict) or keys - value.keys():
         came = f"one with {short([*value])}" if isinstance(value, dict) else shown(value)
-        raise problem(where, field, f"a dict with {sorted(keys)}", came, "add what is missing")
+        remedy = "write '' if nothing is said" if "text" in keys and isinstance(value, dict) else "add what is missing"
+        raise problem(where, field, f"a dict with {sorted(keys)}", came, remedy)
 
 
-def _public_task(paths: Mapping[str, Path], items: Mapping[str, list[dict]]) -> Task:
-    train, texts = items["train"], [item["features"]["text"] for split in SPLITS for item in items[split]]
-    language: Language = "zh" if sum(bool(_CJK.search(text)) for text in texts) * 2 > len(texts) else "en"
-    if not train:
-        raise problem(str(paths["train"]), None, "a list of one sample or more", "empty", "fill it, or split anew")
-    names = [item["label"] for item in train if isinstance(item["label"], str)]
-    classes = set(names) if 2 * len(names) >= len(train) else set()  # the odd one is to blame, wherever it stands
-    for split in SPLITS:
-        for index, label in enumerate(item["label"] for item in items[split]):
-            where = f"{paths[split]}, sample {index}"
-            if isinstance(label, str) and not classes:
-                expected = f"a number, as for {len(train) - len(names)} of the {len(train)} samples in train"
-                raise problem(where, "label", expected, shown(label), "correct it")
-            if isinstance(label, str):
-                _need_usable_label(where, label)
-            if classes and label not in classes:
-                expected = f"one of train's labels {short(sorted(classes))}"
-                raise problem(where, "label", expected, shown(label), "correct it or add such samples to train")
-    if not classes:
-        return Task("regression", language)
-    if len(classes) == 1:
-        came = f"of {shown(*classes)} alone"
-        raise problem(str(paths["train"]), None, "of two classes or more", came, "add samples of another, or write scores")
-    return Task("classification", language, MELD_LABELS if classes == set(MELD_LABELS) else tuple(sorted(classes)))
-
-
-def _need_usable_label(where: str, label: str) -> None:
-    """Classes that look alike must be alike, and the LLM is asked about them by name."""
-    if len(label) > MOST_LABEL_CHARACTERS:
-        expected, came = f"a class name of at most {MOST_LABEL_CHARACTERS} characters", f"one of {len(label)}"
-        raise problem(where, "label", expected, f"{came}, {shown(label)}", "write a short name")
-    seen = "".join(letter if letter.isprintable() else " " if letter.isspace() else "" for letter in label)
-    tidy = " ".join(seen.split())
-    if label != tidy or not tidy:
-        expected = "a class name of visible characters, with single spaces between words only"
-        raise problem(where, "label", expected, shown(label), f"write {tidy!r}" if tidy else "write the class's name")
-
-
-def read_samples(path: Path, split: str, items: list[dict], task: Task, repairs: Counter[str]) -> Iterator[Sample]:
+def read_samples(
+    path: Path, split: str, items: list[dict], task: Task, repairs: Counter[str], widths: Mapping[str, int] | None = None
+) -> Iterator[Sample]:
     """The samples of `read_items`, cut to their true lengths; one without an id is named by its place.
 
-    Labels must be those of `task`. Rows after a stated length that are not zero are counted in `repairs`.
+    Labels must be those of `task`. Rows after a stated length that are not zero are counted in `repairs`, and so are clips
+    whose frames are all zero.
+
+    Args:
+        widths: F of each modality, for clips that lack it; without it as in these items.
     """
+    widths = widths or _widths(items)
     for index, item in enumerate(items):
-        where = f"{path}, sample {index}" + (f" (id {shown(item['id'])})" if "id" in item else "")
-        keys = {"id": f"{split}_{index:05d}"} | {key: item[key] for key in KEYS if item.get(key) is not None}
-        for key, value in keys.items():
-            if isinstance(value, bool) or (key == "id" and isinstance(value, str) and not value):
-                raise problem(where, key, "a string that is not empty, or a whole number", shown(value), "correct it")
+        where = _where(path, index, item)
+        named = {"id": f"{split}_{index:05d}"} | _names(where, item)
         clip: dict[str, Any] = {}  # arrays
-        for source, modality in (("audio", "audio"), ("video", "vision")):
-            frames, length = item["features"][source], item["features"][f"{source}_len"]
-            if not isinstance(frames, np.ndarray) or frames.ndim != 2:
-                raise problem(where, source, "a (T, F) array", shown(frames), "keep one zero row if the modality is absent")
-            if not is_whole(length) or not 0 <= length <= len(frames):
-                expected = f"a whole number from 0 to the array's {len(frames)} rows"
-                raise problem(where, f"{source}_len", expected, shown(length), "count the real frames again")
-            clip[modality] = frames[:length]
+        for source, modality in _MODALITIES:
+            frames, length = _frames(where, source, item["features"])
+            clip[modality] = frames[:length] if length else np.zeros((0, widths[source]), np.float32)
             if cut := int((frames[length:] != 0).any(axis=1).sum()):  # padding, by the file's own length, yet not zero
                 repairs[f"{modality}_nonzero_frames_after_length"] += cut
-        named: dict[str, Any] = {k: str(v) if isinstance(v, Integral) else v for k, v in keys.items()}
-        label = task.labels.index(item["label"]) if task.labels else item["label"]
-        yield Sample(**named, text=item["features"]["text"], **clip, label=label)
+            if length and not clip[modality].any():
+                repairs[f"{modality}_{verify.ALL_ZERO}"] += 1
+        yield Sample(text=item["features"]["text"], label=tasks.label_of(task, item["label"]), **named, **clip)
+
+
+def _names(where: str, item: Mapping[str, Any]) -> dict[str, Any]:
+    """Id, speaker and dialogue, those that there are."""
+    found: dict[str, Any] = {}
+    for key in KEYS:
+        value = item.get(key)
+        if value is None or (key != "id" and isinstance(value, str) and not value):
+            continue
+        if not isinstance(value, str | Integral) or isinstance(value, bool) or not 0 < len(str(value)) <= MOST_ID_CHARACTERS:
+            expected = f"a string that is not empty, or a whole number, of at most {MOST_ID_CHARACTERS} characters"
+            raise problem(where, key, expected, shown(value), "correct it, or leave it out")
+        found[key] = str(value)
+    return found
+
+
+def _widths(items: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """F of each modality: of the first clip that has frames, or else of an array that none are taken of; 1 without any."""
+    found: dict[str, int] = {}
+    for features in (item["features"] for item in items):
+        for source, _ in _MODALITIES:
+            frames, length = features.get(source), features.get(f"{source}_len")
+            if isinstance(frames, np.ndarray) and frames.ndim == 2 and frames.shape[1]:
+                found.setdefault(source if is_number(length) and length > 0 else f"spare {source}", frames.shape[1])
+    return {source: found.get(source, found.get(f"spare {source}", 1)) for source, _ in _MODALITIES}
+
+
+def _frames(where: str, source: str, features: Mapping[str, Any]) -> tuple[np.ndarray, int]:
+    """All rows of a clip's modality (T, F), and how many of them are real; (0, 1) and 0 where it is not there."""
+    frames, field, length = features.get(source), f"{source}_len", features.get(f"{source}_len")
+    is_empty = frames.shape[:1] == (0,) if isinstance(frames, np.ndarray) else frames is None or frames == []
+    if is_empty:
+        if length is not None and not (is_number(length) and length == 0):
+            raise problem(where, field, f"0, as {source!r} has no frames", shown(length), "write 0, or add the frames")
+        return np.zeros((0, 1)), 0
+    if not isinstance(frames, np.ndarray) or frames.ndim != 2 or frames.dtype.kind not in "fiu" or not frames.shape[1]:
+        raise problem(where, source, "a (T, F) array of numbers", shown(frames), _shape_remedy(source, frames))
+    if length is None:
+        remedy = f"write how many frames are real, all {len(frames)} without padding"
+        raise problem(where, field, "a whole number", "not given", remedy)
+    if not is_number(length) or not 0 <= length <= len(frames) or length != int(length):
+        expected = f"a whole number from 0 to the array's {len(frames)} rows"
+        raise problem(where, field, expected, shown(length), "count the real frames again")
+    return frames, int(length)
+
+
+def _shape_remedy(source: str, frames: object) -> str:
+    if not isinstance(frames, np.ndarray) or frames.dtype.kind not in "fiu":
+        return f"write np.array({source}, 'float32'), all frames as long; an absent modality is None"
+    if frames.ndim == 1:
+        return f"a vector of one frame is {source}[None], of one feature {source}[:, None]"
+    return f"write {source}[0]" if frames.ndim == 3 and len(frames) == 1 else "make each frame one row of F >= 1 numbers"

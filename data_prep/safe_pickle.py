@@ -50,6 +50,16 @@ _NAMES = {
     for core in ("core", "_core")
     for name in ("multiarray _reconstruct", "multiarray scalar", "numeric _frombuffer")
 }
+# What is found in place of pickles -> what to do.
+_OTHER_FILES = {
+    b"version https://git-lfs": "this is a Git LFS pointer: get the file itself with git lfs pull",
+    b"\x1f\x8b": "this is a gzip file: unpack it",
+    b"BZh": "this is a bzip2 file: unpack it",
+    b"\xfd7zXZ": "this is an xz file: unpack it",
+    b"PK\x03\x04": "this is a zip file, as torch.save and numpy.savez write: unpack it, or save it with pickle.dump",
+    b"\x93NUMPY": "this is an array of numpy.save: save a list of dicts with pickle.dump",
+    b"<": "this looks like a web page: fetch the file itself",
+}
 _DTYPE = re.compile(r"b1|[iu][1248]|f[248]|c(8|16)|[SU][0-9]{1,9}|O8?")
 
 
@@ -99,14 +109,15 @@ def load(path: str | Path) -> object:
     except _Refusal as refusal:
         reason = str(refusal)
     except (IndexError, KeyError, TypeError, ValueError, OverflowError) as error:
-        reason = f"it is damaged ({type(error).__name__}: {str(error)[:200]})"
+        reason = f"it is damaged ({type(error).__name__}: {str(error)[:80]})"
     finally:
         if was_enabled:
             gc.enable()
-    raise UnsafePickleError(
-        f"{path}: not read, because {reason}. Only containers, text, numbers and numpy arrays are admitted, and nothing was "
-        "run. Fetch the file again if it may be incomplete; if you made it, save plain values with protocol 2 to 5."
-    )
+    with Path(path).open("rb") as file:
+        start = file.read(_SMALL_BYTES)
+    other = next((remedy for begins, remedy in _OTHER_FILES.items() if start.startswith(begins)), None)
+    plain = "fetch it again, or save dicts, lists, text, numbers and numpy arrays with protocol 2 to 5"
+    raise UnsafePickleError(f"{path}: not read, because {reason}; nothing was run; {other or plain}")
 
 
 def save(value: object, path: str | Path, protocol: int = 4) -> None:
@@ -254,7 +265,7 @@ class _Reader:
     def name(self, name: str) -> None:
         if name not in _NAMES:
             module, _, last = name.partition(" ")
-            self.refuse(f"it asks for {module[:80]!r} {last[:80]!r}, which is not plain data")
+            self.refuse(f"it asks for {module[:40]!r} {last[:40]!r}, which is not plain data")
         self.stack.append(_Callable(_NAMES[name]))
 
     def name_on_stack(self) -> None:

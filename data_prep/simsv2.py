@@ -14,7 +14,7 @@ import numpy as np
 from cmpta_lib.data.corpus import MODALITIES, SPLITS, Corpus, Sample, Task, is_number, problem, shown
 from cmpta_lib.data.store import load_corpus
 from cmpta_lib.paper import TABLE1
-from data_prep import catalogue, hub, published, safe_pickle
+from data_prep import catalogue, hub, published, safe_pickle, verify
 from data_prep.public_pickles import ignored
 
 NAME = "simsv2"
@@ -117,6 +117,8 @@ def _samples(path: Path, split: str, columns: Mapping[str, _Column], repairs: Co
             clip[modality] = frames[:length]
             if not length:
                 repairs[f"{modality}_absent"] += 1
+            elif not clip[modality].any():
+                repairs[f"{modality}_{verify.ALL_ZERO}"] += 1
             if nonzero := int(np.any(frames[length:] != 0, axis=1).sum()):
                 repairs[f"{modality}_nonzero_frames_after_length"] += nonzero
         yield Sample(id=name, text=text, label=float(label), **clip)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import combinations
 from typing import Any
 
@@ -24,8 +26,12 @@ PAPER_NAMES = {"simsv2": "SIMS-V2", "meld": "MELD"}  # of the corpora that this 
 ALL = "all"
 PAIRS = tuple(combinations(SPLITS, 2))
 _CLIP = ["season", "episode", "start_s", "end_s", "text"]  # one official cut of an episode
+ALL_ZERO = "all_zero"  # a repair's kind after the modality: clips that have frames, and nothing in them
+_LENGTHS = [f"{modality}_length" for modality in MODALITIES]
 _SHOWN = 3
 _RULED = 0.5  # of a feature's variance in one frame: z-scoring then leaves next to nothing of all other frames
+_NAMED = 12  # classes
+_TELLING = 8  # frames of a clip that only the same recording has
 _FEW_FRAMES = 100  # with fewer, one frame may well hold so much
 _COLUMNS = ["check", "split", "count", "examples"]
 _Row = tuple[str, str, int, str]
@@ -79,6 +85,42 @@ def warnings(corpus: Corpus) -> list[str]:
         if count and first == "train":
             size = len(corpus.splits[later])
             said.append(f"WARNING: {count} of {size} {later} clips are in train too ({examples}): {later} scores are too good")
+    for modality in MODALITIES:
+        if count := corpus.repairs.get(f"{modality}_{ALL_ZERO}", 0):
+            every = ((one.id, getattr(one, modality)) for split in corpus.splits.values() for one in split)
+            first = next(name for name, frames in every if len(frames) and not frames.any())
+            said.append(f"WARNING: {count} clips, first {first}, have {modality} of zeros only: absent is a length of 0")
+    for alike in _grouped(corpus.task.labels, map(_plain, corpus.task.labels)).values():
+        if len(alike) > 1:
+            said.append(f"WARNING: the classes {' and '.join(map(repr, alike))} look alike; if they are one, write them alike")
+    return said
+
+
+def _plain(label: str) -> str:
+    """A class name without case, forms of letters, what joins words, and ways to write a number."""
+    with suppress(ValueError):
+        return str(float(label))
+    return re.sub(r"(?<=\w)[\s_-]+(?=\w)", "", unicodedata.normalize("NFKC", label).casefold())
+
+
+def introduction(corpus: Corpus) -> list[str]:
+    """What to say of a corpus of somebody's own when it was converted: its task as it was understood, and what is odd."""
+    task, table = corpus.task, pd.concat([split.table for split in corpus.splits.values()])
+    found, is_said = f"{len(task.labels)} classes: {_some(task.labels, _NAMED)}", table["text"].str.strip() != ""
+    if task.kind == "regression":
+        (least, most), (low, high) = task.to_range(table["label"].agg(["min", "max"]).to_numpy()), task.score_range
+        found = f"regression, scores from {least:.4g} to {most:.4g} in the range [{low:g}, {high:g}]"
+    sizes = ", ".join(f"{len(split)} {name}" for name, split in corpus.splits.items())
+    language = "Chinese" if task.language == "zh" else "English"
+    said = [f"{found}; {sizes} clips; {f'texts read as {language}' if is_said.any() else 'no clip has words'}"]
+    if corpus.repairs:
+        said.append("data issues: " + ", ".join(f"{kind} {count}" for kind, count in corpus.repairs.items()))
+    if empty := table["id"][(table[_LENGTHS] == 0).all(axis=1) & ~is_said].tolist():
+        said.append(f"WARNING: {len(empty)} clips have neither words nor face nor voice ({_some(empty)})")
+    speakers = {name: set(split.table["speaker"].dropna()) for name, split in corpus.splits.items()}
+    for name in SPLITS[1:]:
+        if both := sorted(speakers["train"] & speakers[name]):
+            said.append(f"{len(both)} of {len(speakers[name])} {name} speakers are in train too ({_some(both)})")
     return said
 
 
@@ -176,17 +218,21 @@ def _feature_hash(sample: Sample) -> bytes:
 
 
 def _clips(corpus: Corpus) -> dict[str, list[Hashable]]:
-    """Words, label and frames of each clip with any; frames are read only where all else occurs twice."""
-    columns = ["text", "label", *(f"{modality}_length" for modality in MODALITIES)]
-    told = {name: _keys(split.table, columns) for name, split in corpus.splits.items()}
+    """Frames of each clip with any, and words and label where it has so few that other clips may have the same by chance.
+
+    They are read only where the same lengths occur twice.
+    """
+    told = {name: _keys(split.table, _LENGTHS) for name, split in corpus.splits.items()}
     times = Counter(key for keys in told.values() for key in keys)
     return {
-        name: [
-            (key, _feature_hash(corpus.splits[name][index])) if times[key] > 1 and any(key[2:]) else None
-            for index, key in enumerate(keys)
-        ]
-        for name, keys in told.items()
+        name: [_clip(split[index]) if times[key] > 1 and any(key) else None for index, key in enumerate(told[name])]
+        for name, split in corpus.splits.items()
     }
+
+
+def _clip(sample: Sample) -> Hashable:
+    is_telling = len(sample.audio) + len(sample.vision) >= _TELLING and (sample.audio.any() or sample.vision.any())
+    return _feature_hash(sample), None if is_telling else (sample.text, sample.label)
 
 
 def _within(check: str, corpus: Corpus, keys: Mapping[str, Sequence[Hashable]]) -> Iterator[_Row]:
@@ -227,6 +273,6 @@ def _foreign_files(corpus: Corpus) -> Iterator[_Row]:
         yield "files other than the published", ALL, len(other), _some(other)
 
 
-def _some(examples: Sequence[str]) -> str:
-    more = len(examples) - _SHOWN
-    return ", ".join(list(examples)[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
+def _some(examples: Sequence[str], most: int = _SHOWN) -> str:
+    more = len(examples) - most
+    return ", ".join(list(examples)[:most]) + (f" and {more} more" if more > 0 else "")

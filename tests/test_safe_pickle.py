@@ -61,7 +61,7 @@ def refuse(write):
         assert events == [], "something was imported, compiled or run"
         assert peak < 4_000_000 + 300 * len(content)
         message = str(caught.value)
-        assert str(path) in message and "nothing was run" in message and len(message) < 1000
+        assert str(path) in message and "nothing was run" in message and len(message) < 350
         return message
 
     return refuse

@@ -28,6 +28,7 @@ from cmpta_lib.runs.store import Run, sound
 from cmpta_lib.study import check, estimate, exports
 from cmpta_lib.study.plan import label
 from cmpta_lib.study.study import ONLY_FINISHED, Study
+from data_prep import tasks
 
 MEASURES = "`cmpta check` measures how long they take"
 SIDE_BY_SIDE = 2  # notebooks, and tiny models in the making
@@ -221,6 +222,6 @@ def _execute(study: Study, chosen: Sequence[str], parameters: Mapping[str, Any],
 def _parameters(options: argparse.Namespace, study: Study) -> dict[str, Any]:
     """What every notebook gets; folders as seen from anywhere, since a notebook runs in its own."""
     llm = str(Path(options.llm).resolve()) if options.llm and Path(options.llm).is_dir() else options.llm
-    data = str(Path(options.data).resolve()) if options.data else ""
+    data = tasks.absolute(options.data) if options.data else ""
     asked = {"profile": options.profile, "seeds": list(study.seeds), "data": data, "smoke": options.smoke, "llm": llm}
     return asked | {"changes": dict(options.changes)}
