@@ -409,6 +409,14 @@ def test_a_clip_of_which_nothing_could_be_read_is_refused(left, said, loaded: di
     assert loaded["text only"].predict([alone])[0].value is not None
 
 
+def test_scores_are_answered_in_their_owners_range(cmpta: TrainedRun, sample: Sample):
+    inputs = replace(cmpta.inputs, task=replace(cmpta.inputs.task, score_range=(1.0, 5.0)))
+    (plain,), (scaled,) = (one.predict([sample]) for one in (cmpta, TrainedRun(cmpta.run, inputs, cmpta.method)))
+    assert scaled.value == pytest.approx(3 + 2 * plain.value) and scaled.text == f"{scaled.value:g}"
+    assert [*scaled.probabilities.values()] == [*plain.probabilities.values()]
+    assert list(scaled.probabilities)[::10] == ["1", "3", "5"]
+
+
 def test_words_that_are_cut_are_told(loaded: dict[str, TrainedRun], sample: Sample):
     with pytest.warns(UserWarning, match="1 of 2 texts are longer than this run reads, and were cut at the end: clip 'long'"):
         long, short = loaded["CMPTA"].predict([replace(sample, id="long", text="好" * 400), replace(sample, text="好")])

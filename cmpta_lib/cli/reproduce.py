@@ -28,7 +28,7 @@ from cmpta_lib.runs.store import Run, sound
 from cmpta_lib.study import check, estimate, exports
 from cmpta_lib.study.plan import label
 from cmpta_lib.study.study import ONLY_FINISHED, Study
-from data_prep import tasks
+from data_prep import public_pickles, tasks
 
 MEASURES = "`cmpta check` measures how long they take"
 SIDE_BY_SIDE = 2  # notebooks, and tiny models in the making
@@ -85,8 +85,9 @@ def reproduce(options: argparse.Namespace) -> int:
     keys, failed = _prepared(study, chosen)
     print(f"      backbone {study.llm.name} {study.llm.fingerprint}  ({time.monotonic() - started:.0f} s)", flush=True)
     runs = [run for _, run in study.planned_runs(chosen, keys)]
-    to_do = _how_long(study, chosen, options) if study.data and not options.finished and is_tiny(study.llm_name) else ""
-    print(f"[2/3] runs: {sum(run.done for run in runs)} of {len(runs)} are finished already{to_do}", flush=True)
+    done, is_timed = sum(run.done for run in runs), study.data and not options.finished and is_tiny(study.llm_name)
+    others = _how_long(study, chosen, options) if is_timed and done < len(runs) else ""
+    print(f"[2/3] runs: {done} of {len(runs)} are finished already{others}", flush=True)
     whole = _make(study, runs, options, failed, engine)
     print(f"[3/3] {len(chosen)} notebooks  ({time.monotonic() - started:.0f} s)", flush=True)
 
@@ -136,8 +137,9 @@ def _has_needs(study: Study, chosen: Sequence[str], is_plan: bool) -> bool:
     if is_plan and not missing and study.is_made(chosen):
         _list(study.planned_runs(chosen))
     elif is_plan:
+        own = study.data and public_pickles.public_files(tasks.said(study.data)[1])[0]
         for one in planned:
-            print(f"      {study.data or study.settings.corpora[one.key]}  seed {one.seed}  {label(one.row)}")
+            print(f"      {own or study.settings.corpora[one.key]}  seed {one.seed}  {label(one.row)}")
         if not missing:
             print(f"{len(planned)} runs in all, to be named once corpora and models are made; {MEASURES}")
     if missing:
@@ -164,7 +166,7 @@ def _how_long(study: Study, chosen: Sequence[str], options: argparse.Namespace) 
     to_do = [one for one in study.planned(chosen) if not study.missing(one.row, one.key)]
     to_do = [one for one in to_do if not study.run(one.key, one.row, one.seed).done]
     try:
-        return f"; the others take about {estimate.whole(study, to_do, options.jobs or provenance.usual())}" if to_do else ""
+        return f"; the others take about {estimate.whole(study, to_do, options.jobs or provenance.usual())}"
     except Exception as error:  # of anybody's method; its run says it again, and the others go on
         return f"; how long the others take cannot be measured: {type(error).__name__}"
 

@@ -80,13 +80,15 @@ def result_row(
     tables = [run.predictions() for run in whole]
     predictions = np.stack([table["prediction"].to_numpy(float) for table in tables])
     odd = int((~np.isfinite(predictions)).sum())
-    if study.corpus(key).task.kind == "classification":
+    task = study.corpus(key).task
+    if task.kind == "classification":
         predictions = np.where(np.isfinite(predictions), predictions, metrics.UNPARSABLE).astype(int)
     notes = [f"{odd} unparsable replies"] if odd else []
     if len(whole) < len(runs):  # those that are merely still to come need no reason
         wrong = unusable([run for run in runs if run.problem or failure(run.folder)])
         notes = [f"{len(whole)} of {len(runs)} seeds so far", *([wrong] if wrong else []), *notes]
-    return ResultRow(group, name, printed or {}, tables[0]["label"].to_numpy(), predictions, "; ".join(notes), len(runs))
+    labels = tables[0]["label"].to_numpy()
+    return ResultRow(group, name, printed or {}, labels, predictions, "; ".join(notes), len(runs), task.unit)
 
 
 def ablation_rows(study: Study, key: str) -> list[ResultRow]:

@@ -17,7 +17,7 @@ from cmpta_lib import registry
 from cmpta_lib.config import PAPER_SEEDS, DataConfig, EncoderConfig, LLMConfig, PromptedLMConfig, RunConfig, override
 from cmpta_lib.data.corpus import Corpus, Language
 from cmpta_lib.data.store import load_corpus
-from cmpta_lib.embedded.synthetic import SPLIT_SIZES, corpus_folder, tiny_folder
+from cmpta_lib.embedded import synthetic
 from cmpta_lib.files import PUBLISHED, ROOT, Damaged, runs_folder
 from cmpta_lib.llm import files as llm_files
 from cmpta_lib.runs.engines import Engine, Failure, RunsFailed, ensure
@@ -103,8 +103,6 @@ class Study:
         return self._corpora[key]
 
     def _open(self, key: str) -> Corpus:
-        from cmpta_lib.embedded import synthetic
-
         cache = self.cache / "data"
         if key == "data":
             from data_prep.public_pickles import read_folder  # here alone: whatever else runs opens no pickle
@@ -193,7 +191,7 @@ class Study:
         return EncoderConfig(name=found.name, fingerprint=found.fingerprint)
 
     def _tiny_folder(self, name: str) -> Path:
-        return tiny_folder(self.cache / "llm", SMOKE_DOCUMENTS if self.smoke else None, name)
+        return synthetic.tiny_folder(self.cache / "llm", SMOKE_DOCUMENTS if self.smoke else None, name)
 
     def tiny(self, name: str) -> str:
         """Fingerprint of a tiny model, built first if need be, by a process of its own.
@@ -304,8 +302,8 @@ class Study:
         """Whether all that names these notebooks' runs lies in the cache; a user's own folder would have to be read first."""
         models = {*self.llm_names(notebooks), *self.encoder_names(notebooks).values()}
         corpora = [self.settings.corpora[key] for key in self.keys_of(notebooks) if not self.data]
-        sizes, cache = SMOKE_SIZES if self.smoke else SPLIT_SIZES, self.cache / "data"
-        places = [corpus_folder(name, cache, sizes) for name in corpora if name.startswith("embedded-")]
+        sizes, cache = SMOKE_SIZES if self.smoke else synthetic.SPLIT_SIZES, self.cache / "data"
+        places = [synthetic.corpus_folder(name, cache, sizes) for name in corpora if name.startswith("embedded-")]
         places += [self._tiny_folder(name) for name in models if llm_files.is_tiny(name)]
         return not self.data and all(place.exists() for place in places)
 
