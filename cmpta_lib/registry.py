@@ -218,15 +218,14 @@ def build(config: RunConfig, inputs: Inputs, resources: Resources) -> Method:
     return method_class(config.method.name)(config, inputs, resources)
 
 
-def _read_by_pairs(config: RunConfig, corpus: Corpus, cache: Path, changes: Mapping[str, Any]) -> RunConfig:
+def _read_by_pairs(config: RunConfig, corpus: Corpus, *_: Any) -> RunConfig:
     """The config as it is; raises ValueError where no clip has two modalities, so that all pseudo tokens would be constants."""
     table = corpus.splits["train"].table
-    heard, seen = table["audio_length"] > 0, table["vision_length"] > 0
-    if getattr(config.method, "fusion", "") == "cross_modal" and not ((table["text"] != "") | (heard & seen)).any():
-        has = "face" if seen.any() else "sound"
+    known = (table["text"] != "") | ((table["audio_length"] > 0) & (table["vision_length"] > 0))
+    if getattr(config.method, "fusion", "") == "cross_modal" and not known.any():
         raise ValueError(
-            f"no clip of '{corpus.name}' has words: CMPTA's pseudo tokens join two modalities, so {has} alone would give "
-            "every clip one answer; add transcripts, or train another: cmpta_lib.train(data, method='bilstm')"
+            f"no clip of '{corpus.name}' has words: CMPTA's pseudo tokens join two modalities, so sound or face alone would "
+            "give every clip one answer; add transcripts, or train another: cmpta_lib.train(data, method='bilstm')"
         )
     return config
 

@@ -326,7 +326,7 @@ def test_a_folder_of_pickles_takes_the_corpora_place(study, voices):
 
 
 def test_a_folder_without_pickles_says_what_was_expected(study, tmp_path):
-    with pytest.raises(FileNotFoundError, match="expected <name>_train.pkl and <name>_valid.pkl and <name>_test.pkl"):
+    with pytest.raises(FileNotFoundError, match="expected <name>_train.pkl, <name>_valid.pkl, <name>_test.pkl"):
         study(data=str(tmp_path)).corpus("data")
 
 
@@ -674,7 +674,7 @@ def test_sound_alone_is_refused_where_every_answer_would_be_the_same(tmp_path, m
     study = Study(data=folder, seeds=1)
     said = study.missing(CMPTA, "data")
     assert "no clip of 'voices' has words" in said and "add transcripts" in said and "bilstm" in said and len(said) < 300
-    with pytest.raises(ValueError, match="sound alone would give every clip one answer"):
+    with pytest.raises(ValueError, match="sound or face alone would give every clip one answer"):
         study.runs("data")
     assert not any(study.missing(row, "data") for row in (TEXT_ONLY, plan.ABLATIONS[paper.ADAPTER, "off"], Row("x", "bilstm")))
 

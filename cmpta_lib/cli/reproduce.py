@@ -23,14 +23,13 @@ from cmpta_lib.files import ROOT
 from cmpta_lib.llm.files import is_tiny
 from cmpta_lib.runs import provenance
 from cmpta_lib.runs.engines import DEFAULT, KEEP_FAILED, Engine, RunsFailed, engine_of
-from cmpta_lib.runs.progress import duration
 from cmpta_lib.runs.store import Run, sound
 from cmpta_lib.study import check, estimate, exports
 from cmpta_lib.study.plan import label
 from cmpta_lib.study.study import ONLY_FINISHED, Study
 from data_prep import public_pickles, tasks
 
-MEASURES = "`cmpta check` measures how long they take"
+MEASURES = "`cmpta check` measures how long the others take"
 SIDE_BY_SIDE = 2  # notebooks, and tiny models in the making
 
 
@@ -86,7 +85,7 @@ def reproduce(options: argparse.Namespace) -> int:
     print(f"      backbone {study.llm.name} {study.llm.fingerprint}  ({time.monotonic() - started:.0f} s)", flush=True)
     runs = [run for _, run in study.planned_runs(chosen, keys)]
     done, is_timed = sum(run.done for run in runs), study.data and not options.finished and is_tiny(study.llm_name)
-    others = _how_long(study, chosen, options) if is_timed and done < len(runs) else ""
+    others = estimate.whole(study, chosen, options.jobs or provenance.usual()) if is_timed and done < len(runs) else ""
     print(f"[2/3] runs: {done} of {len(runs)} are finished already{others}", flush=True)
     whole = _make(study, runs, options, failed, engine)
     print(f"[3/3] {len(chosen)} notebooks  ({time.monotonic() - started:.0f} s)", flush=True)
@@ -135,7 +134,10 @@ def _has_needs(study: Study, chosen: Sequence[str], is_plan: bool) -> bool:
     if missing:
         print(check.screen(study, found))
     if is_plan and not missing and study.is_made(chosen):
-        _list(study.planned_runs(chosen))
+        runs = study.planned_runs(chosen)
+        for name, run in runs:
+            print(f"      {run.folder.name}  seed {run.config.seed}  {'finished' if run.done else 'to do':8}  {name}")
+        print(f"runs: {sum(run.done for _, run in runs)} of {len(runs)} are finished already; {MEASURES}")
     elif is_plan:
         own = study.data and public_pickles.public_files(tasks.said(study.data)[1])[0]
         for one in planned:
@@ -145,30 +147,6 @@ def _has_needs(study: Study, chosen: Sequence[str], is_plan: bool) -> bool:
     if missing:
         print(f"Nothing was started: {missing} of {len(found)} needs are missing. {len(planned)} runs in all.")
     return not missing
-
-
-def _list(planned: Sequence[tuple[str, Run]]) -> None:
-    """Print the runs with their state, and how long the others take where one of each kind is finished."""
-    kinds = [(run.config.data.name, run.config.method.name) for _, run in planned]
-    to_do, took = [kind for kind, (_, run) in zip(kinds, planned, strict=True) if not run.done], dict[tuple[str, str], float]()
-    for kind, (name, run) in zip(kinds, planned, strict=True):
-        print(f"      {run.folder.name}  seed {run.config.seed}  {'finished' if run.done else 'to do':8}  {name}")
-        if kind in to_do and kind not in took and sound([run]):
-            took[kind] = run.environment.get("seconds", 0.0)
-    about = MEASURES
-    if len(took) == len(set(to_do)):
-        about = f"the others take about {duration(sum(took[kind] for kind in to_do))} one after another"
-    print(f"runs: {len(planned) - len(to_do)} of {len(planned)} are finished already{f'; {about}' if to_do else ''}")
-
-
-def _how_long(study: Study, chosen: Sequence[str], options: argparse.Namespace) -> str:
-    """What is said before runs on clips of one's own begin: how long they take, from a few steps of each kind (seconds)."""
-    to_do = [one for one in study.planned(chosen) if not study.missing(one.row, one.key)]
-    to_do = [one for one in to_do if not study.run(one.key, one.row, one.seed).done]
-    try:
-        return f"; the others take about {estimate.whole(study, to_do, options.jobs or provenance.usual())}"
-    except Exception as error:  # of anybody's method; its run says it again, and the others go on
-        return f"; how long the others take cannot be measured: {type(error).__name__}"
 
 
 def _prepared(study: Study, chosen: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -238,11 +238,6 @@ def tiny_folder(cache: Path, documents: int | None = None, name: str = "tiny") -
     return cache / f"{name}-{RECIPE}.{TINY_RECIPE}-{documents or DOCUMENTS}"
 
 
-def corpus_folder(name: str, cache: Path, sizes: Mapping[str, int] = SPLIT_SIZES, seed: int = 0) -> Path:
-    """Where the generated corpus of this name lies, or would lie."""
-    return cache / f"{name}-{'-'.join(str(n) for n in (*sizes.values(), seed, RECIPE, FORMAT))}"
-
-
 def embedded_corpus(name: str, cache: Path, sizes: Mapping[str, int] = SPLIT_SIZES, seed: int = 0) -> Corpus:
     """The generated corpus `name`, written into `cache` when it is not there yet.
 
@@ -253,7 +248,8 @@ def embedded_corpus(name: str, cache: Path, sizes: Mapping[str, int] = SPLIT_SIZ
     """
     if name not in generative_models():
         raise ValueError(f"no embedded corpus '{name}'; there are: {', '.join(generative_models())}")
-    source, folder = generative_models()[name], corpus_folder(name, cache, sizes, seed)
+    source, tag = generative_models()[name], "-".join(str(n) for n in (*sizes.values(), seed, RECIPE, FORMAT))
+    folder = cache / f"{name}-{tag}"
     if not folder.exists():
         splits = {split: samples(source, split, size, seed) for split, size in sizes.items()}
         write_corpus(folder, name=name, task=source.task, splits=splits, generated=True)

@@ -23,9 +23,8 @@ from cmpta_lib.method.adapter import (
 )
 
 WORTH_A_LOOP = 1 << 20  # scores of padding in a batch, above which a CPU is faster clip by clip
-LONG = 1 << 25  # scores of a pair in one clip, above which its queries are read in pieces: 40 s of sound and face, about
-TOGETHER = 8 * LONG  # scores of a pair in a batch, 1 GB, above which any device reads clip by clip
-PIECE = 1 << 20  # scores at a time then; a CPU is two to four times slower with pieces that leave its cache
+LONG = 1 << 25  # scores of a pair in one clip (40 s of sound and face), above which its queries are read in pieces
+PIECE = 1 << 20  # scores of a piece; larger ones leave a CPU's cache, which is two to four times slower
 KEPT = 40  # numbers that a frame leaves behind for the way back, in widths D, about
 MOST_KEPT = 1 << 24  # numbers; above, a CPU, whose memory is everybody's, keeps none of them while the LLM is read
 VECTOR = 16  # a CPU's softmax is ten times slower over fewer numbers that lie side by side than over a column of them
@@ -73,11 +72,7 @@ class BatchedAttention(CrossModalAttention):
         averaged by those, and only one vector a head passes V, not every frame.
         """
         known = _Projected(self, sequences, layouts)
-        read = []
-        for name, (_, x) in PAIRS.items():
-            is_long, is_waste = known.is_long(name)
-            is_loop = is_long or (is_waste and sequences[x].device.type == "cpu")
-            read.append(known.read_each(name) if is_loop else known.read(name))
+        read = [known.read(name) for name in PAIRS]
         owners = [self.value[self.owners(name)[1]] for name in PAIRS]
         weight, bias = (torch.stack([getattr(one, part) for one in owners]) for part in ("weight", "bias"))
         summed = torch.einsum("pbhe,phde->bphd", torch.stack(read), weight.unflatten(1, (self.num_heads, -1)))
@@ -91,8 +86,7 @@ class _Projected:
     def __init__(
         self, attention: BatchedAttention, sequences: Mapping[str, Tensor], layouts: Mapping[str, Chained]
     ) -> None:
-        self.heads, self.sequences, self.layouts = attention.heads, sequences, layouts
-        self.num_heads = attention.num_heads
+        self.heads, self.num_heads, self.sequences, self.layouts = attention.heads, attention.num_heads, sequences, layouts
         self.owners = {name: attention.owners(name) for name in PAIRS}
         self.query = cache(lambda owner, modality: attention.query[owner](sequences[modality]))
         self.key = cache(lambda owner, modality: attention.key[owner](sequences[modality]))
@@ -107,26 +101,19 @@ class _Projected:
 
     def read(self, name: str) -> Tensor:
         """(B, H, D): each head's mean of X's frames, by its weights averaged over Y's real positions."""
-        y, x = PAIRS[name]
-        weights, real = self.weights(name), self.layouts[y].real
-        share = real.to(weights.dtype) / real.sum(1, keepdim=True).clamp(min=1)
-        heads = len(weights) // max(1, len(real))
-        averaged = share.repeat_interleave(heads, 0)[:, None] @ weights  # (B * H, 1, n_X)
-        return averaged.view(len(real), heads, -1) @ self.frames(x)
-
-    def is_long(self, name: str) -> tuple[bool, bool]:
-        """Whether the scores of all clips are too many to be had at once, and whether most of a CPU's work was padding."""
-        y, x = (self.layouts[modality] for modality in PAIRS[name])
-        each = [a * b * self.num_heads for a, b in zip(y.lengths, x.lengths, strict=True)]
-        together = len(each) * y.size * x.size * self.num_heads
-        return max(each) > LONG or together > TOGETHER, together - sum(each) > WORTH_A_LOOP
-
-    def read_each(self, name: str) -> Tensor:
-        """The same clip by clip, without any padding."""
         (y, x), (of_y, of_x) = PAIRS[name], self.owners[name]
-        queries = self.query(of_y, y).split(self.layouts[y].lengths)
-        keys, frames = (part.split(self.layouts[x].lengths) for part in (self.key(of_x, x), self.sequences[x]))
-        return torch.stack([self._read_one(*clip) for clip in zip(queries, keys, frames, strict=True)])
+        asking, heard, frames = self.layouts[y], self.layouts[x], self.sequences[x]
+        each = [a * b * self.num_heads for a, b in zip(asking.lengths, heard.lengths, strict=True)]
+        together = len(each) * asking.size * heard.size * self.num_heads
+        is_waste = together - sum(each) > WORTH_A_LOOP and frames.device.type == "cpu"
+        if is_waste or max(each) > LONG or together > 8 * LONG:  # clip by clip, without any padding
+            keys, parts = (part.split(heard.lengths) for part in (self.key(of_x, x), frames))
+            clips = zip(self.query(of_y, y).split(asking.lengths), keys, parts, strict=True)
+            return torch.stack([self._read_one(*clip) for clip in clips])
+        weights, real = self.weights(name), asking.real
+        share = real.to(weights.dtype) / real.sum(1, keepdim=True).clamp(min=1)
+        averaged = share.repeat_interleave(self.num_heads, 0)[:, None] @ weights  # (B * H, 1, n_X)
+        return averaged.view(len(real), self.num_heads, -1) @ self.frames(x)
 
     def _read_one(self, queries: Tensor, keys: Tensor, frames: Tensor) -> Tensor:
         """One clip's (n_Y, D), (n_X, D), (n_X, D) -> (H, D)."""

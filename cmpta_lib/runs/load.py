@@ -18,7 +18,7 @@ from torch import Tensor
 from cmpta_lib import registry
 from cmpta_lib.base import Method, Resources
 from cmpta_lib.config import DataConfig, EncoderConfig, LLMConfig
-from cmpta_lib.data.corpus import Corpus, Inputs, Sample, Task, check_sample, shown
+from cmpta_lib.data.corpus import Corpus, Inputs, Sample, Task, check_sample, dialogues_of, shown
 from cmpta_lib.data.store import kept_corpus
 from cmpta_lib.fast.packing import Chained, Stream, Streams
 from cmpta_lib.fast.prompted import PromptedLM, TokenMaker
@@ -30,7 +30,6 @@ from cmpta_lib.llm.loading import TextEncoder
 from cmpta_lib.method.adapter import CMPTAdapter
 from cmpta_lib.method.llm import FrozenLLM
 from cmpta_lib.method.prompted import MakeTokens, PlainLM
-from cmpta_lib.runs.loop import dialogues
 from cmpta_lib.runs.store import CLIPS, CONFIG, DONE, WEIGHTS, Run, open_run
 
 MOST_FRAMES = 1 << 18  # of a batch with its padding: 64 clips of 40 s of sound and face, or seven of five minutes
@@ -83,7 +82,7 @@ class TrainedRun:
             raise ValueError(f"expected a list of samples, not {shown(samples)}; for one clip: predict([sample])")
         clips, size = list(_checked(samples, self.inputs)), self.run.config.evaluation.batch_size
         alone = self.method.unit == "clip"
-        units = dialogues(None if alone else sample.dialogue for sample, _ in clips)
+        units = dialogues_of(None if alone else sample.dialogue for sample, _ in clips)
         found: dict[int, Answer] = {}
         for sample, _ in clips:
             self.method.check(sample)

@@ -17,7 +17,7 @@ from cmpta_lib import registry
 from cmpta_lib.config import PAPER_SEEDS, DataConfig, EncoderConfig, LLMConfig, PromptedLMConfig, RunConfig, override
 from cmpta_lib.data.corpus import Corpus, Language
 from cmpta_lib.data.store import load_corpus
-from cmpta_lib.embedded import synthetic
+from cmpta_lib.embedded.synthetic import tiny_folder
 from cmpta_lib.files import PUBLISHED, ROOT, Damaged, runs_folder
 from cmpta_lib.llm import files as llm_files
 from cmpta_lib.runs.engines import Engine, Failure, RunsFailed, ensure
@@ -103,6 +103,8 @@ class Study:
         return self._corpora[key]
 
     def _open(self, key: str) -> Corpus:
+        from cmpta_lib.embedded import synthetic
+
         cache = self.cache / "data"
         if key == "data":
             from data_prep.public_pickles import read_folder  # here alone: whatever else runs opens no pickle
@@ -190,9 +192,6 @@ class Study:
         found = self._resolved(self._dry_run.get("encoders", self.settings.encoders)[language], "float32")
         return EncoderConfig(name=found.name, fingerprint=found.fingerprint)
 
-    def _tiny_folder(self, name: str) -> Path:
-        return synthetic.tiny_folder(self.cache / "llm", SMOKE_DOCUMENTS if self.smoke else None, name)
-
     def tiny(self, name: str) -> str:
         """Fingerprint of a tiny model, built first if need be, by a process of its own.
 
@@ -200,7 +199,7 @@ class Study:
             RuntimeError: it cannot be built; with the last lines of why.
         """
         cache, documents = self.cache / "llm", SMOKE_DOCUMENTS if self.smoke else None
-        if not (folder := self._tiny_folder(name)).exists():
+        if not (folder := tiny_folder(cache, documents, name)).exists():
             command = [sys.executable, "-m", "cmpta_lib.embedded.tiny", str(cache), name, *map(str, filter(None, [documents]))]
             environment = os.environ | {"OMP_NUM_THREADS": str(os.cpu_count() or 1)}
             done = subprocess.run(command, env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True)
@@ -300,12 +299,10 @@ class Study:
 
     def is_made(self, notebooks: Collection[str]) -> bool:
         """Whether all that names these notebooks' runs lies in the cache; a user's own folder would have to be read first."""
-        models = {*self.llm_names(notebooks), *self.encoder_names(notebooks).values()}
-        corpora = [self.settings.corpora[key] for key in self.keys_of(notebooks) if not self.data]
-        sizes, cache = SMOKE_SIZES if self.smoke else synthetic.SPLIT_SIZES, self.cache / "data"
-        places = [synthetic.corpus_folder(name, cache, sizes) for name in corpora if name.startswith("embedded-")]
-        places += [self._tiny_folder(name) for name in models if llm_files.is_tiny(name)]
-        return not self.data and all(place.exists() for place in places)
+        names = {*self.llm_names(notebooks), *self.encoder_names(notebooks).values()}
+        wanted = [f"llm/{name}-[0-9]*/cmpta.json" for name in names if llm_files.is_tiny(name)]
+        wanted += [f"data/{self.settings.corpora[key]}*/meta.json" for key in self.keys_of(notebooks) if not self.data]
+        return not self.data and all(any(self.cache.glob(pattern)) for pattern in wanted)
 
     def planned_runs(self, notebooks: Collection[str] = (), keys: Collection[str] | None = None) -> list[tuple[str, Run]]:
         """Every run that these notebooks (or all) need on these corpora (or all), each once, with its row's name."""
