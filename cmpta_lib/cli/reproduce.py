@@ -25,7 +25,7 @@ from cmpta_lib.runs import provenance
 from cmpta_lib.runs.engines import DEFAULT, KEEP_FAILED, Engine, RunsFailed, engine_of
 from cmpta_lib.runs.store import Run, sound
 from cmpta_lib.study import check, estimate, exports
-from cmpta_lib.study.plan import label
+from cmpta_lib.study.plan import CMPTA, label
 from cmpta_lib.study.study import ONLY_FINISHED, Study
 from data_prep import public_pickles, tasks
 
@@ -87,6 +87,8 @@ def reproduce(options: argparse.Namespace) -> int:
     done, is_timed = sum(run.done for run in runs), study.data and not options.finished and is_tiny(study.llm_name)
     others = estimate.whole(study, chosen, options.jobs or provenance.usual()) if is_timed and done < len(runs) else ""
     print(f"[2/3] runs: {done} of {len(runs)} are finished already{others}", flush=True)
+    if study.data and runs and (reason := study.missing(CMPTA, "data")):
+        print(f"      CMPTA will not run: {reason}", flush=True)
     whole = _make(study, runs, options, failed, engine)
     print(f"[3/3] {len(chosen)} notebooks  ({time.monotonic() - started:.0f} s)", flush=True)
 
