@@ -21,7 +21,7 @@ from cmpta_lib.runs import provenance
 from cmpta_lib.runs.engines import DEFAULT, ENGINES
 from cmpta_lib.runs.progress import STATES
 from cmpta_lib.study.parameters import checked_seeds, read_value
-from cmpta_lib.study.plan import NOTEBOOKS
+from cmpta_lib.study.plan import NOTEBOOKS, first
 from cmpta_lib.study.profiles import PROFILES
 from cmpta_lib.study.study import Study
 
@@ -157,7 +157,8 @@ def _add_study(sub: argparse.ArgumentParser) -> None:
     what = "change a config field of every run, e.g. training.epochs=3; outputs then go to a folder of their own"
     sub.add_argument("--set", type=setting, default={}, dest="changes", metavar="FIELD=VALUE", help=what)
     sub.add_argument("--only", nargs="+", default=[], metavar="NAME", help="notebooks by a part of their name: table3")
-    sub.add_argument("--all", action="store_true", help="also the notebooks that go beyond the paper")
+    everything = "also the notebooks that go beyond the paper, and on your own data every row (default: CMPTA and references)"
+    sub.add_argument("--all", action="store_true", help=everything)
 
 
 def _add_engine(sub: argparse.ArgumentParser) -> None:
@@ -217,13 +218,14 @@ def _add_dry_run(sub: argparse.ArgumentParser) -> None:
 
 
 def study_of(options: argparse.Namespace) -> Study:
-    """The study that the options name.
+    """The study that the options name; on clips of one's own the first rows only, but for notebooks that are named.
 
     Raises:
         ValueError: as `Study` and `chosen_notebooks`, or as `Study.check_changes`.
     """
     files.figures_folder()  # what is wrong with it is said now, and not after hours
     study = Study(options.profile, options.seeds, options.data, options.smoke, options.llm, options.changes)
+    study.rows = first("data") if options.data and not (options.only or options.all) else ()
     if study.changes and (planned := study.planned(chosen_notebooks(options))):
         study.check_changes([(one.key, one.row) for one in planned])
     return study
