@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 PUBLISHED = "published"  # the folder of figures/ that is in git; the others are anybody's experiments
+SOCKET_BYTES = 107  # that a Unix socket's name may have
 _ELSEWHERE = "name another folder in the environment variable CMPTA_RUNS (for exported figures and tables: CMPTA_FIGURES)"
 _CANNOT = "cannot write "  # how an error begins that has its remedy already
 _REMEDIES = {
@@ -65,6 +67,19 @@ def runs_folder() -> Path:
 def _folder(name: str) -> Path:
     home = ROOT if is_checkout() else Path.cwd()
     return Path(os.environ.get(f"CMPTA_{name.upper()}") or home / name).resolve()
+
+
+def socket_folder(room: int) -> str:
+    """The folder for temporary files, or a shorter one where a socket with so many more bytes in its name would not fit there.
+
+    Raises:
+        OSError: there is no shorter one that can be written.
+    """
+    usual = tempfile.gettempdir()
+    for folder in (usual, os.environ.get("XDG_RUNTIME_DIR"), "/tmp", "/var/tmp"):
+        if folder and len(os.fsencode(folder)) + room <= SOCKET_BYTES and os.access(folder, os.W_OK | os.X_OK):
+            return folder
+    raise OSError(f"TMPDIR is {usual}: a Unix socket's name has no room there, nor can /tmp be written; name a shorter folder")
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from cmpta_lib import files, paper
 from cmpta_lib.files import PUBLISHED, ROOT, figures_folder
 from cmpta_lib.report.export import NOTHING, PROVENANCE, recorded
 from cmpta_lib.report.rows import PAPER_NAMES, changed, provenance
-from cmpta_lib.report.tables import NOT_RUN
+from cmpta_lib.report.tables import NOT_RUN, escaped
 from cmpta_lib.runs.store import Run, sound
 from cmpta_lib.study.exports import PAGES
 from cmpta_lib.study.plan import CMPTA, NOTEBOOKS, Notebook, added, sections
@@ -100,7 +100,7 @@ def write_report(study: Study, keys: Sequence[str], beyond: bool = False) -> Pat
     """
     folder, items = study.figures, recorded(study.figures)
     name = study.corpus("data").name if study.data else f"profile {study.profile}"
-    parts = [f"# CMPTA, paper | this run: {name}{changed(study)}{', SMOKE RUN' if study.smoke else ''}"]
+    parts = [f"# CMPTA, paper | this run: {escaped(name + changed(study))}{', SMOKE RUN' if study.smoke else ''}"]
     if warning := provenance(study, keys).warning():
         parts.append(f"**{warning}**")
     if mixed := made_otherwise(study, folder):

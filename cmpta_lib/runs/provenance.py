@@ -81,12 +81,17 @@ def warning(jobs: int, gpus: int, memory_gb: float, run_gb: float) -> str:
     return f"{said}: each allocates up to {run_gb:.1f} GB of {memory_gb:.0f} GB, and {most} fit{too_many}"
 
 
+def by_torchrun() -> bool:
+    """Whether torchrun started this process; else RANK and the like in its environment are somebody else's."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
 def take_device() -> None:
     """Use the GPU that the environment variable LOCAL_RANK numbers, where one is given and there are GPUs.
 
-    torchrun gives it. Call before anything is loaded: "cuda" means this GPU from then on.
+    torchrun gives it, and nobody else is believed. Call before anything is loaded: "cuda" means this GPU from then on.
     """
-    if rank := os.environ.get("LOCAL_RANK"):
+    if by_torchrun() and (rank := os.environ.get("LOCAL_RANK")):
         import torch
 
         if torch.cuda.is_available():
