@@ -120,11 +120,11 @@ def bring(url: str, path: Path, partial: Path, size: int | None, digest: str | N
     partial.parent.mkdir(parents=True, exist_ok=True)
     stop = Event()
     try:
-        answer(lambda: _download(url, partial, size, from_hub, name, stop), url, lambda: partial.exists() and partial.stat())
+        answer(lambda: _download(url, partial, size, from_hub, name, stop), url, lambda: _length(partial))
     finally:
         stop.set()  # a thread that nobody waits for writes no more
-        if partial.exists() and not partial.stat().st_size:
-            partial.unlink()
+        if not _length(partial):
+            partial.unlink(missing_ok=True)
     try:
         found = check(partial, size, digest, f"{path}: {name}", "it was removed; fetch again")
     except files.Damaged:
@@ -132,6 +132,10 @@ def bring(url: str, path: Path, partial: Path, size: int | None, digest: str | N
         raise
     partial.replace(path)
     return found
+
+
+def _length(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def check(path: Path, size: int | None, digest: str | None, name: str, remedy: str) -> str:
@@ -162,9 +166,9 @@ def _download(url: str, partial: Path, size: int | None, from_hub: bool, name: s
     headers = (build_hf_headers() if from_hub else {}) | {"Accept-Encoding": "identity"}  # asks the hub who its agents are
     fruitless = 0
     with partial.open("ab", buffering=0) as out, tqdm(total=size, unit="B", unit_scale=True, desc=name) as bar:
-        if partial.stat().st_size > (size or 0):  # or the size is unknown: nothing to go on from
+        if _length(partial) > (size or 0):  # or the size is unknown: nothing to go on from
             out.truncate(0)
-        while (done := partial.stat().st_size) != size:
+        while (done := _length(partial)) != size:
             broken: Exception = ConnectionError(f"{name} ends early, again and again")
             ranged = {"Range": f"bytes={done}-"} if done else {}
             try:
@@ -173,9 +177,9 @@ def _download(url: str, partial: Path, size: int | None, from_hub: bool, name: s
                     size = _offered(response, name, done, size)
                     if response.status_code != 206:
                         out.truncate(0)
-                    bar.total, bar.n = size, partial.stat().st_size
+                    bar.total, bar.n = size, _length(partial)
                     for piece in response.iter_bytes(PIECE):
-                        if stop.is_set() or (size and partial.stat().st_size > size):
+                        if stop.is_set() or (size and _length(partial) > size):
                             return
                         out.write(piece)
                         bar.update(len(piece))
@@ -185,8 +189,8 @@ def _download(url: str, partial: Path, size: int | None, from_hub: bool, name: s
                 if not _PASSING & {one.__name__ for one in type(error).__mro__}:
                     raise
                 broken = error
-            fruitless = 0 if partial.stat().st_size > done else fruitless + 1
-            if fruitless > ATTEMPTS or stop.wait(PAUSE_S):
+            fruitless = 0 if _length(partial) > done else fruitless + 1
+            if fruitless >= ATTEMPTS or stop.wait(PAUSE_S):
                 raise broken
 
 

@@ -19,6 +19,7 @@ from cmpta_lib.files import PUBLISHED, ROOT, figures_folder
 from cmpta_lib.report.export import NOTHING, PROVENANCE, recorded
 from cmpta_lib.report.rows import PAPER_NAMES, changed, provenance
 from cmpta_lib.report.tables import NOT_RUN, escaped
+from cmpta_lib.runs.provenance import other_versions
 from cmpta_lib.runs.store import Run, sound
 from cmpta_lib.study.exports import PAGES
 from cmpta_lib.study.plan import CMPTA, NOTEBOOKS, Notebook, added, sections
@@ -116,6 +117,8 @@ def write_report(study: Study, keys: Sequence[str], beyond: bool = False) -> Pat
             f"Made at commit {' and '.join(commits)} on {' and '.join(machines)} with {', '.join(packages)}; "
             f"which runs made which item is in [{PROVENANCE}]({PROVENANCE})."
         )
+        if other := other_versions(packages):
+            parts.append(f"**Other versions than the published numbers' (constraints.txt):** {other}; numbers differ a little.")
     if not study.data:
         parts += [paper.CONTEXT, "Slips of the paper, as far as they touch its tables and figures:"]
         parts.append("\n".join(f"- {slip}" for slip in paper.ERRATA))

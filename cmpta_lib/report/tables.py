@@ -29,7 +29,7 @@ _KINDS: Sequence[tuple[Kind, str]] = (
     ("list", rf"{_NUMBER}(?:, {_NUMBER})*"),
 )
 _COMMAND = re.compile("`(cmpta [^`]*)`")
-_OWN = re.compile(r"(?P<apart>[$\\]|:(?=[a-z0-9_+-]+:))|[&|*_<`~]|\](?=[(\[:])")
+_OWN = re.compile(r"(?P<apart>[$\\]|:(?=//|[a-z0-9_+-]+:)|(?<=www)\.|@(?=\w))|[&|*_<`~]|\](?=[(\[:])")
 _BEGINS = re.compile(r"^(\d+(?=[.)]\s)|(?=[#>+-]))")
 
 
@@ -97,7 +97,7 @@ def escaped(value: object) -> str:
     """Text that neither Markdown takes for its own, nor the HTML and the mathematics in it.
 
     A backslash does for GitHub, JupyterLab and our pages but for what JupyterLab looks for again in the page that it has made,
-    and GitHub makes pictures of; that stands in an element of its own, where both leave it alone.
+    and what is made a picture or an address, with the backslashes in it; that stands in an element of its own, left alone.
     """
     return re.sub(r"\r\n?|\n", "<br>", _OWN.sub(_quoted, str(value)))
 
