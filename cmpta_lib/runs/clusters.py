@@ -137,7 +137,7 @@ class Ray(Engine):
         try:
             ray.get(job.handle)
         except ray.exceptions.RayError as error:
-            return f"its worker died ({one_line(str(error))[-300:]})"
+            return f"its worker died ({one_line(str(error))[-150:]})"
         return "its worker ended without a word"
 
     def cancel(self, job: Job) -> None:
