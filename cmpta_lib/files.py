@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 PUBLISHED = "published"  # the folder of figures/ that is in git; the others are anybody's experiments
 _LONGEST = 4096  # characters of a path
+SOCKET_BYTES = 107  # that a Unix socket's name may have
 _ELSEWHERE = "name another folder in the environment variable CMPTA_RUNS (for exported figures and tables: CMPTA_FIGURES)"
 _REMEDIES = {
     errno.ENOSPC: f"the disk is full: make room there, or {_ELSEWHERE}",
@@ -87,6 +89,19 @@ def expanded(path: str | os.PathLike[str]) -> str:
     if (found.startswith("~") or "$" in found) and not os.path.exists(found):
         raise ValueError(f"'{given}' names a user or an environment variable that is not known here; write the whole path")
     return found
+
+
+def socket_folder(room: int) -> str:
+    """The folder for temporary files, or a shorter one where a socket with so many more bytes in its name would not fit there.
+
+    Raises:
+        OSError: there is no shorter one that can be written.
+    """
+    usual = tempfile.gettempdir()
+    for folder in (usual, os.environ.get("XDG_RUNTIME_DIR"), "/tmp", "/var/tmp"):
+        if folder and len(os.fsencode(folder)) + room <= SOCKET_BYTES and os.access(folder, os.W_OK | os.X_OK):
+            return folder
+    raise OSError(f"TMPDIR is {usual}: a Unix socket's name has no room there, nor can /tmp be written; name a shorter folder")
 
 
 @contextmanager

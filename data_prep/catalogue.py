@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-HUB = "https://huggingface.co"  # the environment variable HF_ENDPOINT names a mirror instead
+from cmpta_lib.network import HUB
 
 
 @dataclass(frozen=True)

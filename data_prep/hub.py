@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from cmpta_lib import network
 from cmpta_lib.data.corpus import problem
 from cmpta_lib.files import reading, write_text, writing
 from cmpta_lib.files import sha256 as hash_of
-from data_prep.catalogue import HUB, File, Published
+from data_prep.catalogue import File, Published
 
 MANIFEST = "manifest.json"
 # What to do about a file that does not conform: whatever is fetched has the published hash, so it is one's own.
@@ -161,120 +160,58 @@ def _fetch(published: Published, folder: Path) -> Found:
     here = {file.name: path for file in wanted if file.name in listed and (path := _locate(folder, file.name))}
     if len(here) == len(wanted):  # nobody is asked
         wanted = [replace(file, sha256=file.sha256 or listed[file.name]["sha256"]) for file in wanted]
-        return Found(folder, here, {file.name: _check(here[file.name], file) for file in wanted})
+        remedy = "delete it and fetch again, or pass --from for your own copy"
+        known = {f.name: (here[f.name], f.size_bytes, f.sha256, f"{here[f.name]}: {f.name}", remedy) for f in wanted}
+        return Found(folder, here, {name: network.check(*one) for name, one in known.items()})
     if published.repo:
-        with _asking(published):
-            wanted, source, revision = _listed_by_hub(published)
+        wanted, source, revision = _listed_by_hub(published)
     paths = {file.name: folder / (file.path or file.name) for file in wanted}
-    missing = [file for file in wanted if not paths[file.name].exists()]
     # Named by content, so that versions never mix.
-    partials = {f.name: paths[f.name].with_name(f".{f.name}.{(f.sha256 or revision)[:12]}.partial") for f in missing}
+    partials = {f.name: paths[f.name].with_name(f".{f.name}.{(f.sha256 or revision)[:12]}.partial") for f in wanted}
     there = sum(partial.stat().st_size for partial in partials.values() if partial.exists())
-    need_space(folder, sum(file.size_bytes or 0 for file in missing) - there, published.title)
+    need_space(folder, sum(f.size_bytes or 0 for f in wanted if not paths[f.name].exists()) - there, published.title)
     sources = {}
     for file in wanted:
-        path = paths[file.name]
-        if partial := partials.get(file.name):
-            with _asking(published):
-                _download(file, partial, from_hub=bool(published.repo))
-            sources[file.name] = _check(partial, file, path)
-            partial.replace(path)
-        else:
-            sources[file.name] = _check(path, file)
+        known = paths[file.name], partials[file.name], file.size_bytes, file.sha256, file.name, bool(published.repo)
+        with _asking(published):
+            sources[file.name] = network.bring(file.url, *known)
     write_manifest(folder, paths, sources, source=source, revision=revision, generated=False)
     return Found(folder, paths, sources)
-
-
-def _check(path: Path, file: File, target: Path | None = None) -> str:
-    """The file's SHA-256; raises ValueError unless it and the size are what is known of the file.
-
-    Args:
-        target: where a download that still has another name belongs; a wrong one is removed, or else the next call
-            would go on at its end.
-    """
-    digest = sha256(path)
-    for what, expected, found in (("bytes", file.size_bytes, path.stat().st_size), ("SHA-256", file.sha256, digest)):
-        if expected not in (None, found):
-            if target is not None:
-                path.unlink()
-            remedy = "delete it and fetch again" if target is None else "it was removed; fetch again"
-            raise ValueError(
-                f"{target or path}: {file.name} must have {what} {expected}, but has {found}; {remedy}, or pass "
-                "--from for your own copy"
-            )
-    return digest
 
 
 def _listed_by_hub(published: Published) -> tuple[list[File], str, str]:
     """The hub's own listing: newest commit, and for every file its address there, size and hash."""
     from huggingface_hub import HfApi, hf_hub_url
 
-    endpoint = _endpoint()
-    listing = HfApi(endpoint=endpoint).dataset_info(published.repo, files_metadata=True)
-    siblings = {entry.rfilename: entry for entry in listing.siblings or ()}
-    files = []
-    for file in published.files:
-        names = [name for name in siblings if PurePosixPath(name).name == file.name]
-        if len(names) != 1:
-            raise ConnectionError(f"expected one {file.name} in {published.repo}, found {names or sorted(siblings)[:8]}")
-        name, entry = names[0], siblings[names[0]]
-        if ".." in PurePosixPath(name).parts or PurePosixPath(name).is_absolute():
-            raise ConnectionError(f"{endpoint} lists {name!r}, which would lie outside of the folder")
-        size, digest = (entry.lfs.size, entry.lfs.sha256) if entry.lfs else (entry.size, None)
-        for what, known, now in (("bytes", file.size_bytes, size), ("SHA-256", file.sha256, digest)):
-            if None not in (known, now) and known != now:
+    endpoint, files = network.endpoint(), []
+    with _asking(published):
+        ask = HfApi(endpoint=endpoint).dataset_info
+        listing = network.answer(lambda: ask(published.repo, files_metadata=True, timeout=2 * network.ENDS_S), endpoint)
+        siblings = {entry.rfilename: entry for entry in listing.siblings or ()}
+        for file in published.files:
+            names = [name for name in siblings if PurePosixPath(name).name == file.name]
+            if len(names) != 1:
+                raise ConnectionError(f"expected one {file.name}, found {', '.join(names or sorted(siblings)[:8]) or 'none'}")
+            name, entry = names[0], siblings[names[0]]
+            if ".." in PurePosixPath(name).parts or PurePosixPath(name).is_absolute():
+                raise ConnectionError(f"it lists {name!r}, which would lie outside of the folder")
+            url = hf_hub_url(published.repo, name, repo_type="dataset", revision=network.hash_in(listing.sha), endpoint=endpoint)
+            size, digest = (entry.lfs.size, network.hash_in(entry.lfs.sha256)) if entry.lfs else (entry.size, None)
+            files.append(File(file.name, digest, size, url, name))
+    for place, (file, now) in enumerate(zip(published.files, files, strict=True)):
+        for what, known, listed in (("bytes", file.size_bytes, now.size_bytes), ("SHA-256", file.sha256, now.sha256)):
+            if None not in (known, listed) and known != listed:
                 raise ValueError(
-                    f"{published.page}: {file.name} has changed: expected {what} {known}, the hub now lists {now}. If "
+                    f"{published.page}: {file.name} has changed: expected {what} {known}, the hub now lists {listed}. If "
                     "you trust the new one, get it by hand and pass its folder with --from"
                 )
-        url = hf_hub_url(published.repo, name, repo_type="dataset", revision=listing.sha, endpoint=endpoint)
-        files.append(File(file.name, file.sha256 or digest, file.size_bytes or size, url, name))
+        files[place] = replace(now, sha256=file.sha256 or now.sha256, size_bytes=file.size_bytes or now.size_bytes)
     return files, f"{endpoint}/datasets/{published.repo}", str(listing.sha)
 
 
-@contextmanager
-def _asking(published: Published) -> Iterator[None]:
-    """Turn whatever a network may answer into one message that says how else to get the files."""
-    from huggingface_hub.errors import HTTPError  # of the HTTP library below, whichever that is
-
-    try:
-        yield
-    except (HTTPError, OSError, TypeError, KeyError, json.JSONDecodeError) as error:
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            raise
-        names, reason = ", ".join(file.name for file in published.files), str(error).partition("\n")[0]
-        address = f"{_endpoint()}/datasets/{published.repo}" if published.repo else published.page
-        raise OSError(
-            f"{published.title} could not be fetched from {address} ({type(error).__name__}: {reason}). Call "
-            f"again to go on where it stopped, set HF_ENDPOINT to a mirror of {HUB}, or get {names} from "
-            f"{published.page} by hand and pass their folder with --from"
-        ) from error
-
-
-def _endpoint() -> str:
-    endpoint = (os.environ.get("HF_ENDPOINT") or HUB).rstrip("/")
-    if not endpoint.startswith(("https://", "http://")):
-        raise ValueError(f"HF_ENDPOINT must be an address such as {HUB}, but is {endpoint!r}")
-    return endpoint
-
-
-def _download(file: File, partial: Path, from_hub: bool) -> None:
-    """Bring `partial` to its full length, asking for what is missing.
-
-    `hf_hub_download` would delete what an interrupted download left, and the file has 3.6 GB; the function below it goes
-    on from any length, takes up broken connections and shows progress.
-    """
-    from huggingface_hub.file_download import http_get
-    from huggingface_hub.utils import build_hf_headers
-
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    headers = (build_hf_headers() if from_hub else {}) | {"Accept-Encoding": "identity"}
-    try:
-        with partial.open("ab") as out:
-            size, done = file.size_bytes, out.tell()
-            if done > (size or 0):  # or the size is unknown: nothing to go on from
-                out.truncate(done := 0)
-            http_get(file.url, out, resume_size=done, headers=headers, expected_size=size, displayed_filename=file.name)
-    finally:
-        if not partial.stat().st_size:
-            partial.unlink()
+def _asking(published: Published) -> AbstractContextManager[None]:
+    if published.repo:
+        where, remedy = network.endpoint(), f"Call again, set HF_ENDPOINT to a mirror, or get its files from {published.page}"
+    else:
+        where, remedy = published.page, f"Call again, or get {', '.join(file.name for file in published.files)}"
+    return network.asking(f"cannot fetch {published.title} from {where}", f"{remedy} by hand and pass --from")

@@ -26,7 +26,7 @@ import pytest
 from conftest import finish_by_hand
 from filelock import FileLock
 
-from cmpta_lib import registry
+from cmpta_lib import files, registry
 from cmpta_lib.config import DataConfig, MethodConfig, RunConfig, TrainingConfig
 from cmpta_lib.embedded import synthetic
 from cmpta_lib.runs import dispatch, engines, provenance, worker
@@ -158,6 +158,18 @@ def test_what_can_be_imported_here_can_be_in_a_worker(asked, root, tmp_path, mon
     (run,) = asked("import a_method_of_ones_own; assert row == 'CMPTA'")
     ensure([run], root, jobs=1)
     assert run.done
+
+
+def test_what_another_launcher_says_is_not_believed(asked, root, monkeypatch):
+    """Images and pods export it; the one of two processes that this seems to be would wait for the other."""
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "PMI_SIZE"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("MASTER_ADDR", "10.255.255.1")
+    (run,) = asked("assert worker._is_first() and not {'RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'PMI_SIZE'} & os.environ.keys()")
+    ensure([run], root, jobs=1)
+    assert run.done and not provenance.by_torchrun()
+    with pytest.raises(SystemExit, match="start it by torchrun"):
+        worker.work_together(root, [run.folder])
 
 
 # --- runs that fail ---------------------------------------------------------------------------------------------------
@@ -456,6 +468,9 @@ def needed(name: str) -> None:
         ("processes", {"gpus": 1}, "engine 'processes' has no setting 'gpus'; it has none"),
         ("ray", {"adress": "auto"}, "engine 'ray' has no setting 'adress'; it has: address, gpus, retries"),
         ("ray", {"gpus": 1.5}, "gpus=1.5: expected a fraction below 1, or a whole number"),
+        ("ray", {"gpus": "a"}, "gpus=a: expected a fraction below 1, or a whole number"),
+        ("ray", {"retries": -1}, "retries=-1: expected a whole number from 0 to 1000"),
+        ("submitit-local", {"timeout_min": 0}, "timeout_min=0: expected a number above 0"),
         ("slurm", {}, "--engine slurm: say how long a job may take, in minutes: --engine-set timeout_min=720"),
         ("submitit-local", {"partition_of_slurm": "gpu"}, "--engine submitit-local: .*partition_of_slurm"),
         ("submitit-local", {"timeout_min": "long"}, "--engine submitit-local: .*timeout_min"),
@@ -494,6 +509,29 @@ def test_a_ray_cluster_that_does_not_answer_is_named(root):
     needed("ray")
     with pytest.raises(ConnectionError, match="the Ray cluster at 127.0.0.1:1 cannot be reached"):
         ensure([plain(root)], root, engine=engine_of("ray", 1, {"address": "127.0.0.1:1"}))
+
+
+RAY_ERROR = type("RayError", (Exception,), {"__module__": "ray.exceptions"})
+
+
+@pytest.mark.parametrize("error", [Exception("The node\ntimed out"), RAY_ERROR("The node\n timed out.")])
+def test_what_the_library_behind_an_engine_raises_is_one_line(error, root, monkeypatch):
+    class Library(Engine):
+        def submit(self, attempt, job):
+            raise error
+
+    said = rf"^the engine fails \({type(error).__name__}: The node timed out\). Finished epochs are kept: call again.$"
+    with pytest.raises(RuntimeError, match=said):
+        ensure([plain(root)], root, engine=Library(1))
+
+
+def test_sockets_find_a_short_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(files.tempfile, "tempdir", str(tmp_path / ("x" * 150)))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    assert files.socket_folder(107 - len(str(tmp_path))) == str(tmp_path)
+    monkeypatch.setattr(files.os, "access", lambda path, mode: False)
+    with pytest.raises(OSError, match="TMPDIR is .*name a shorter folder"):
+        files.socket_folder(30)
 
 
 def test_a_callers_own_connection_to_ray_stays(root):

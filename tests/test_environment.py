@@ -84,7 +84,7 @@ def test_environment_lists_the_direct_dependencies_with_their_pins_and_nothing_e
     shared = set(conda_specs) - CONDA_BRINGS
     assert shared == set(direct) - PIP_ONLY
     assert {name: conda_specs[name] for name in shared} == {name: f"=={pins[name]}" for name in shared}
-    assert str(direct["torch"].specifier) == f"=={pins['torch']}", "torch is the same everywhere"
+    assert direct["torch"].specifier.contains("2.9.0") and not direct["torch"].specifier.contains("3.0"), "for a library's users"
     build = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["build-system"]["requires"]
     assert build == [f"setuptools{conda_specs['setuptools']}"]
 

@@ -343,7 +343,7 @@ def test_a_caption_is_title_then_content_then_source_and_an_article_numbers_its_
 
 def test_a_figure_that_fails_leaves_nothing_behind(tmp_path):
     figure = attention()
-    figure.axes[0].set_title("$\\nonsense$")
+    figure.axes[0].set_title("$\\nonsense$", parse_math=True)
     with pytest.raises(ValueError):
         plots.save_figure(figure, tmp_path, "broken")
     assert not list(tmp_path.iterdir())

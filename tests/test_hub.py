@@ -11,15 +11,18 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import huggingface_hub
 import pytest
 
+from cmpta_lib import files, network
+from cmpta_lib.llm import files as llm_files
 from data_prep import catalogue, hub
 from data_prep.hub import File, Published, fetch, find
 
 REPO, REVISION = "someone/features", "a" * 40
 CONTENT = {"one.pkl": bytes(range(256)) * 20_000, "below/two words.pkl": b"two" * 1000}  # 5 MB and 3 KB
 SMALL = "README.md"
-ATTEMPTS = 6  # of huggingface_hub, in a row without a new byte
+ATTEMPTS = network.ATTEMPTS + 1
 
 
 def digest(content: bytes) -> str:
@@ -55,11 +58,11 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path, wanted = urlsplit(self.path).path, self.headers.get("Range", "")
         self.server.requests.append((path, wanted))
-        if path == f"/api/datasets/{REPO}":
+        if path in (f"/api/datasets/{REPO}", f"/api/models/{REPO}"):
             entries = [*map(self._entry, self.server.files)]
             self._send(200, json.dumps({"id": REPO, "sha": REVISION, "siblings": entries}).encode())
-        elif path.startswith(start := f"/datasets/{REPO}/resolve/{REVISION}/"):
-            self._send(302, b"", {"Location": f"/store/{path.removeprefix(start)}"})
+        elif path.removeprefix("/datasets").startswith(start := f"/{REPO}/resolve/{REVISION}/"):
+            self._send(302, b"", {"Location": f"/store/{path.partition(start)[2]}"})
         elif (content := self.server.files.get(unquote(path.removeprefix("/store/")))) is None:
             self.send_error(404, "Entry not found")
         elif wanted and self.server.ranges:
@@ -94,8 +97,8 @@ def server(monkeypatch) -> Iterator[FakeHub]:
         thread.start()
         monkeypatch.setenv("HF_ENDPOINT", server.address)
         monkeypatch.setenv("no_proxy", "*")
-        monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda seconds: None)
-        monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 10_000)  # what a broken connection may cost
+        monkeypatch.setattr(network, "PAUSE_S", 0.0)
+        monkeypatch.setattr(network, "PIECE", 10_000)  # what a broken connection may cost
         yield server
         server.shutdown()
         thread.join()
@@ -140,7 +143,7 @@ def test_a_stopped_download_goes_on_in_the_next_call(server, tmp_path: Path, whe
     file = File("one.pkl", digest(content), len(content), f"{server.address}/store/one.pkl")
     published = FEATURES if where == "on the hub" else Published("Some tables", "https://example.org", (file,))
     server.cut_after = [3_000_000] + [0] * (ATTEMPTS - 1)
-    with pytest.raises(OSError, match="again to go on where it stopped, .* get one.pkl.* from https://example.org.* by hand"):
+    with pytest.raises(OSError, match="Call again, .*one.pkl|its files.*https://example.org.* by hand"):
         fetch(published, tmp_path)
     assert not (tmp_path / "one.pkl").exists() and not (tmp_path / "manifest.json").exists()
     server.requests, server.sent = [], 0
@@ -190,7 +193,7 @@ def test_a_file_damaged_on_its_way_is_named_and_removed(server, tmp_path: Path):
     message = str(caught.value)
     assert "one.pkl must have SHA-256 " + wrong in message and digest(CONTENT["one.pkl"]) in message
     assert f"{tmp_path / 'one.pkl'}: " in message and ".partial" not in message
-    assert "it was removed; fetch again" in message and "--from" in message
+    assert message.endswith("it was removed; fetch again") and len(message) <= 300
     assert contents(tmp_path) == {}
 
 
@@ -214,8 +217,8 @@ def test_a_file_changed_after_its_download_is_named(server, tmp_path: Path):
 @pytest.mark.parametrize(
     ("listed", "message"),
     [
-        (["one.pkl", "copy/one.pkl"], r"expected one one.pkl in someone/features, found \['one.pkl', 'copy/one.pkl'\]"),
-        ([], r"found \['README.md', 'below/two words.pkl'\].*by hand"),
+        (["one.pkl", "copy/one.pkl"], "expected one one.pkl, found one.pkl, copy/one.pkl"),
+        ([], "found README.md, below/two words.pkl.*by hand"),
         (["../one.pkl"], r"lists '\.\./one.pkl', which would lie outside"),
     ],
 )
@@ -228,10 +231,10 @@ def test_a_file_that_the_hub_has_not_once_or_outside_is_named(server, tmp_path: 
 
 
 def test_a_repository_that_is_gone_and_an_answer_that_is_no_listing_are_named(server, tmp_path: Path, monkeypatch):
-    with pytest.raises(OSError, match=f"{server.address}/datasets/no/body .*404.*by hand and pass their folder with"):
+    with pytest.raises(OSError, match=f"{server.address} .*404 for body: .*by hand and pass --from"):
         fetch(replace(FEATURES, repo="no/body"), tmp_path)
     monkeypatch.setenv("HF_ENDPOINT", f"{server.address}/store/README.md?")  # a log-in page answers anything like this
-    with pytest.raises(OSError, match="JSONDecodeError.*by hand and pass their folder with --from"):
+    with pytest.raises(OSError, match="no listing .JSONDecodeError.*log-in.*by hand and pass --from"):
         fetch(FEATURES, tmp_path)
     monkeypatch.setenv("HF_ENDPOINT", "mirror.example")
     with pytest.raises(ValueError, match="HF_ENDPOINT must be an address such as https://.*'mirror.example'"):
@@ -242,14 +245,14 @@ def test_a_repository_that_is_gone_and_an_answer_that_is_no_listing_are_named(se
 def test_without_a_network_one_message_says_what_to_do(published: Published, tmp_path: Path, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", nowhere := "http://127.0.0.1:9")
     monkeypatch.setenv("no_proxy", "*")
-    monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda seconds: None)
+    monkeypatch.setattr(network, "PAUSE_S", 0.0)
     files = tuple(replace(file, url=nowhere + "/a/b/c") if file.url else file for file in published.files)
     with pytest.raises(OSError) as caught:
         fetch(replace(published, files=files), tmp_path)
     message = str(caught.value)
     assert published.title in message and published.page in message and "Connection refused" in message
-    assert "HF_ENDPOINT to a mirror" in message and "--from" in message
-    assert all(file.name in message for file in published.files)
+    assert ("HF_ENDPOINT to a mirror" in message) == bool(published.repo) and message.endswith("by hand and pass --from")
+    assert len(message) <= 280 and (published.repo or all(file.name in message for file in published.files))
     assert contents(tmp_path) == {}
 
 
@@ -329,3 +332,79 @@ def test_the_real_annotations_are_the_published_ones(shared_folder: Path, capsys
     assert capsys.readouterr().out == ""
     sizes = {file.name: file.size_bytes for file in catalogue.MELD_ANNOTATIONS.files}
     assert {name: path.stat().st_size for name, path in found.paths.items()} == sizes
+
+
+# A hub that misbehaves ---------------------------------------------------------------------------------------------
+PAGE = b"<html>Log in, please</html>"
+
+
+@pytest.mark.parametrize(
+    ("where", "status", "content", "headers", "said"),
+    [
+        ("/api", 200, PAGE, {"Content-Type": "text/html"}, "its answer is no listing .JSONDecodeError.; a network that wants a"),
+        ("/api", 200, b'{"sha": 3, "siblings": [null]}', {}, "no listing .KeyError"),
+        ("/api", 200, b'{"sha": "aaa', {}, "no listing .JSONDecodeError"),
+        ("/api", 200, b"[" * 50_000, {}, "no listing .RecursionError"),
+        ("/api", 429, b"", {"Retry-After": "3600"}, "it answers 429 for features: too many requests"),
+        ("/api", 503, b"", {}, "it answers 503 for features: out of order"),
+        ("/api", 302, b"", {"Location": "/api"}, "TooManyRedirects"),
+        ("/api", 302, b"", {"Location": "http://127.0.0.1:9/"}, "Connection refused"),
+        ("/store", 200, PAGE, {"Content-Type": "text/html"}, "a web page came in place of one.pkl"),
+        ("/store", 200, PAGE, {}, "one.pkl came with 27 bytes in place of 5120000"),
+        ("/store", 206, PAGE, {"Content-Range": "bytes 5-31/5120000"}, "another part of one.pkl came than was"),
+        ("/store", 401, b"", {}, "it answers 401 for one.pkl: no such name, or only for those who are logged in"),
+    ],
+)
+def test_what_is_no_answer_is_named_in_a_line_and_costs_nothing_that_was_there(
+    where: str, status: int, content: bytes, headers: dict, said: str, server, tmp_path: Path, monkeypatch
+):
+    answer = _Handler.do_GET
+
+    def misbehave(handler: _Handler) -> None:
+        handler._send(status, content, headers) if handler.path.startswith(where) else answer(handler)
+
+    partial = tmp_path / f".one.pkl.{digest(CONTENT['one.pkl'])[:12]}.partial"
+    partial.write_bytes(CONTENT["one.pkl"][:1000])
+    with monkeypatch.context() as patch:
+        patch.setattr(_Handler, "do_GET", misbehave)
+        with pytest.raises(OSError, match=said) as caught:
+            fetch(FEATURES, tmp_path)
+    assert len(str(caught.value)) <= 300 and "\n" not in str(caught.value)
+    assert contents(tmp_path) == {partial.name: CONTENT["one.pkl"][:1000]}
+    fetch(FEATURES, tmp_path)
+    assert server.downloads()[-2:] == ["bytes=1000-", ""] and (tmp_path / "one.pkl").read_bytes() == CONTENT["one.pkl"]
+
+
+def test_a_hub_that_never_answers_is_told_and_left(server, tmp_path: Path, monkeypatch, capfd):
+    monkeypatch.setattr(network, "ANSWERS_S", 0.2)
+    monkeypatch.setattr(network, "ENDS_S", 0.6)
+    gone = threading.Event()
+    monkeypatch.setattr(_Handler, "do_GET", lambda handler: gone.wait(5))
+    with pytest.raises(OSError, match="no answer for 1 s"):
+        fetch(FEATURES, tmp_path)
+    gone.set()
+    assert capfd.readouterr().err.count(f"{server.address}: no answer for 0 s, waiting up to 1 s") == 1
+
+
+@pytest.mark.parametrize("name", ["all_proxy", "HTTPS_PROXY"])
+def test_a_socks_proxy_says_what_it_needs(name: str, tmp_path: Path, monkeypatch):
+    for other in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(other, raising=False)
+    monkeypatch.setenv(name, "socks5://127.0.0.1:9")
+    huggingface_hub.close_session()
+    with pytest.raises(OSError, match=f"for the SOCKS proxy that .*{name}.* names?, `pip install socksio`, or unset it"):
+        fetch(FEATURES, tmp_path)
+
+
+def test_weights_are_gone_on_with_and_compared_with_the_listing(server, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    server.files = {"config.json": b"{}", "tokenizer.json": b"{}", "model.safetensors": CONTENT["one.pkl"]}
+    server.cut_after = [2, 2, 3_000_000] + [0] * (ATTEMPTS - 1)
+    with pytest.raises(OSError, match="cannot fetch the LLM 'someone/features' from"):
+        llm_files.fetch(REPO)
+    server.requests = []
+    folder = llm_files.fetch(REPO)
+    assert server.downloads() == ["bytes=3000000-"] and llm_files.locate(REPO) == folder
+    (folder / "model.safetensors").resolve().write_bytes(bytes(len(CONTENT["one.pkl"])))
+    with pytest.raises(files.Damaged, match="model.safetensors must have SHA-256 .*; delete it and fetch again"):
+        llm_files.fetch(REPO)

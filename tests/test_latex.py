@@ -45,7 +45,9 @@ def test_text_is_escaped_and_broken_where_a_reader_would():
     assert escaped("-0.095 +1 SIMS-2 [1") == r"$-$0.095 $+$1 SIMS-2 {[}1"
     assert escaped("± × ≈ → − —") == r"$\pm$ $\times$ $\approx$ $\rightarrow$ $-$ ---"
     assert escaped("method.num_heads = 16") == r"method.\allowbreak{}num\_\allowbreak{}heads = 16"
-    assert sentence("in `--set a.b`") == r"in \texttt{-{}-set a.\allowbreak{}b}"
+    assert sentence("`cmpta x --set a.b`") == r"\texttt{cmpta x -{}-set a.\allowbreak{}b}"
+    assert sentence("`y`") == r"\textasciigrave{}y\textasciigrave{}", "nobody's command"
+    assert escaped("a😀--\r\nЖé") == r"a\cmptasign{1F600}-{}-\newline \cmptasign{0416}é"
     assert word_pt(["method.num_heads", "情感 为"]) == word_pt(["method."]) > width_pt("method.")
 
 

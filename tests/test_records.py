@@ -216,6 +216,9 @@ def test_a_process_takes_the_gpu_of_its_rank(rank, taken, monkeypatch):
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     if rank is not None:
         monkeypatch.setenv("LOCAL_RANK", rank)
+        records.take_device()
+        assert not asked_for, "nobody but torchrun is believed"
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "one")
     records.take_device()
     assert asked_for == taken
 

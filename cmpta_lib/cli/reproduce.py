@@ -54,6 +54,7 @@ def execute_notebook(path: Path, out: Path, parameters: Mapping[str, Any]) -> No
     known = papermill.inspect_notebook(str(path))
     if unknown := sorted(set(parameters) - set(known)):
         raise ValueError(f"{path.name} has no parameter {', '.join(unknown)}; it has: {', '.join(known)}")
+    tempfile.tempdir = files.socket_folder(room=len(SCRATCH) + 16)  # for this process, so that what clears up looks there too
     # Sockets instead of ports picked beforehand: with several kernels at once two may pick the same port.
     with tempfile.TemporaryDirectory(prefix=SCRATCH, ignore_cleanup_errors=True) as sockets:
         # A kernel that is told to end while torch's threads wind down would log that as an error.

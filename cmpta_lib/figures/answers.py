@@ -139,7 +139,7 @@ def confusion_figure(
             share, ax=axes, vmin=0, vmax=1, cmap="Blues", cbar=False, square=True, annot=percent, fmt="d",
             annot_kws={"size": style.SMALLEST_PT}, xticklabels=names, yticklabels=names,
         )  # fmt: skip
-        axes.set_title("\n".join(fit_line(line, map_in) for line in wrap(name, map_in, 8).split("\n")), parse_math=False)
+        axes.set_title("\n".join(fit_line(line, map_in) for line in wrap(name, map_in, 8).split("\n")))
         axes.tick_params(length=0)
         axes.tick_params(axis="x", rotation=90, labelbottom=is_lowest)
         axes.tick_params(axis="y", rotation=0, labelleft=is_left)
@@ -212,11 +212,11 @@ def _draw_bars(axes: Axes, name: str, answer: ClipAnswer) -> None:
     axes.plot(at_label, percent[at_label] + 0.07 * top, label="label", gid="label", **mark)
     names = [printable(answer.names[place]) for place in shown]
     upright = len(names) > 10 or max(map(len, names)) > LONG_NAME
-    axes.set_xticks(range(len(shown)), names, rotation=90 if upright else 0, parse_math=False)
+    axes.set_xticks(range(len(shown)), names, rotation=90 if upright else 0)
     axes.tick_params(axis="x", length=0)
     axes.set(ylim=(0, 1.2 * top), xlim=(-0.7, len(shown) - 0.3))
     axes.spines[["top", "right"]].set_visible(False)
-    axes.set_title(f"{printable(name)}: {printable(answer.text)}", parse_math=False)
+    axes.set_title(f"{printable(name)}: {printable(answer.text)}")
     axes.legend(loc="best", borderaxespad=0.1, handlelength=1)
 
 

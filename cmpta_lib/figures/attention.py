@@ -98,7 +98,7 @@ def case_study_figure(
         mark, colour = _verdict(answer, true_label) if k else ("", "0.3")
         look: Look = {"boxstyle": "round,pad=0.4", "facecolor": "white", "edgecolor": colour, "linewidth": 1.2}
         said = f"{name}: {printable(answer)}  {mark}".rstrip()
-        axes.text((k + 0.5) / 3, 0.5, said, ha="center", va="center", size=style.TITLE_PT, parse_math=False, bbox=look)
+        axes.text((k + 0.5) / 3, 0.5, said, ha="center", va="center", size=style.TITLE_PT, bbox=look)
     return figure
 
 
@@ -123,7 +123,7 @@ def clip_page(
     parts = figure.add_gridspec(len(heights), 1, height_ratios=heights)
     axes = figure.add_subplot(parts[0])
     axes.axis("off")
-    axes.text(0.5, 1, quote, ha="center", va="top", size=style.TITLE_PT, parse_math=False)
+    axes.text(0.5, 1, quote, ha="center", va="top", size=style.TITLE_PT)
     if panels:
         _draw_maps(figure, parts[2], panels)
     return figure, parts[1]
@@ -174,7 +174,7 @@ def _draw_map(figure: Figure, axes: Axes, bar: Axes, panel: AttentionPanel, heig
     axes.set_xlabel(f"{panel.modality} frame (key)")
     step = math.ceil(queries * 0.125 / height_in)  # a line of 7 pt takes an eighth of an inch
     labels = [printable(label) for label in panel.query_labels]
-    axes.set_yticks(range(0, queries, step), labels[::step], parse_math=False)
+    axes.set_yticks(range(0, queries, step), labels[::step])
     axes.tick_params(axis="y", length=1.5)
     _mark(axes, panel, "none")
     figure.colorbar(image, cax=bar, extend="max" if percent.max() > top else "neither", extendfrac=0.06)

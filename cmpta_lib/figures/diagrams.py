@@ -74,7 +74,7 @@ class ShownModel:
         prompt = self.settings.prompt
         written = f"“{answer_text(self.task, self.label, prompt.answer_decimals, prompt.answer_sign)}”"
         name = fit_line(self.task.labels[int(self.label)], 0.6, BOX_PT) if self.task.labels else ""
-        return f"answer {written}\n{_literal(name)}" if name else f"answer\n{written}"
+        return _literal(f"answer {written}\n{name}" if name else f"answer\n{written}")
 
     @property
     def heads(self) -> str:
@@ -318,12 +318,12 @@ def box(
     darker = [0.8 * part for part in to_rgb(colour)]  # coloured letters keep their contrast on a tinted box
     axes.text(
         x + width / 2, y + height / 2, text, ha="center", va="center", size=size, color=darker, rotation=rotation,
-        bbox=behind, zorder=3, linespacing=1.15,
+        bbox=behind, zorder=3, linespacing=1.15, parse_math=True,
     )  # fmt: skip
 
 
 def note(axes: Axes, x: float, y: float, text: str, color: str = "0.3", **look: Any) -> None:
-    axes.text(x, y, text, va="center", size=style.SMALLEST_PT, color=color, **look)
+    axes.text(x, y, text, va="center", size=style.SMALLEST_PT, color=color, parse_math=True, **look)
 
 
 def arrow(axes: Axes, *points: tuple[float, float], colour: str = "0.3") -> None:

@@ -45,6 +45,7 @@ STYLE = {
     "lines.linewidth": 1.1,
     "hatch.linewidth": 0.4,
     "axes.prop_cycle": cycler(color=[BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, "black"]),
+    "text.parse_math": False,  # a dollar sign in data is one; our own formulas ask for it
     "pdf.fonttype": 42,  # text stays text, and some publishers refuse Type 3
 }
 
@@ -147,9 +148,9 @@ def new_figure(width_in: float, height_in: float, *, title: str = "", footer: st
     figure.title, figure.footer, figure.drawn = printable(title), printable(footer), printable(drawn)
     figure.head_in, figure.foot_in = head_in, foot_in
     if title:
-        figure.text(0.5, 1 - 0.04 / total_in, head, ha="center", va="top", size=TITLE_PT, parse_math=False, gid="title")
+        figure.text(0.5, 1 - 0.04 / total_in, head, ha="center", va="top", size=TITLE_PT, gid="title")
     if footer:
-        look: Look = {"va": "bottom", "size": SMALLEST_PT, "color": "0.25", "parse_math": False, "gid": "footer"}
+        look: Look = {"va": "bottom", "size": SMALLEST_PT, "color": "0.25", "gid": "footer"}
         figure.text(0.05 / width_in, 0.04 / total_in, foot, **look)
     return figure
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from cmpta_lib import files
+from cmpta_lib import files, network
 from cmpta_lib.config import EncoderConfig, LLMConfig, MethodConfig, nearest
 
 PUBLISHED: Mapping[str, str] = {  # name -> hub id
@@ -150,29 +150,49 @@ def locate(name: str) -> Path:
 
 
 def fetch(name: str) -> Path:
-    """Download an LLM into the hub's local cache: safetensors where published, no code; finished files are kept.
+    """Download an LLM into the hub's local cache: safetensors where published, no code.
+
+    Each file is compared with the hash that the hub lists; what an ended call left of one is gone on with.
 
     Raises:
-        OSError: the hub cannot be reached or does not give it; says what to do by hand.
+        OSError: the hub cannot be reached or does not give it, or the cache cannot be written; says what to do.
+        Damaged: a file that came is not the listed one.
     """
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HFValidationError, HTTPError
+    from huggingface_hub import HfApi, constants, hf_hub_url
+    from huggingface_hub.file_download import repo_folder_name
 
     repo = hub_id(name)
     if not repo or os.path.exists(name):
         raise ValueError(f"expected one of {', '.join(PUBLISHED)} or a hub id, not '{name}'")
+    address, store = network.endpoint(), Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type="model")
+    remedy = "For a mirror set HF_ENDPOINT, for a gated model `hf auth login`, or copy its files into a folder and name that"
     try:
-        published = [entry.rfilename for entry in HfApi().model_info(repo).siblings or ()]
-        suffix = "safetensors" if any(file.endswith(".safetensors") for file in published) else "bin"
-        snapshot_download(
-            repo, allow_patterns=["config.json", *VOCABULARIES, *BESIDE, f"*.{suffix}", f"*.{suffix}.index.json"]
-        )
-    except (HTTPError, HFValidationError, OSError) as error:
-        raise OSError(
-            f"cannot fetch the LLM '{name}' ({repo}) from the hub: {str(error).splitlines()[0].rstrip('.')}. With a mirror, set "
-            f"HF_ENDPOINT; for a gated model accept its terms on its page and run `hf auth login`; or copy config.json, "
-            f"vocabulary and weights into a folder and pass that folder as the LLM's name"
-        ) from error
+        with network.asking(f"cannot fetch the LLM '{name}'{f' ({repo})' * (repo != name)} from {address}", remedy):
+            ask = HfApi(endpoint=address).model_info
+            told = network.answer(lambda: ask(repo, files_metadata=True, timeout=2 * network.ENDS_S), address)
+            commit, listed = network.hash_in(told.sha), {entry.rfilename: entry for entry in told.siblings or ()}
+            suffix = "safetensors" if any(file.endswith(".safetensors") for file in listed) else "bin"
+            named, ends = ("config.json", *VOCABULARIES, *BESIDE), (f".{suffix}", f".{suffix}.index.json")
+            for file in (one for one in listed if one in named or (one.endswith(ends) and "/" not in one)):
+                size, digest = (lfs.size, lfs.sha256) if (lfs := listed[file].lfs) else (listed[file].size, listed[file].blob_id)
+                place, blob = store / "snapshots" / commit / file, store / "blobs" / network.hash_in(digest)
+                url = hf_hub_url(repo, file, revision=commit, endpoint=address)
+                network.bring(url, blob, blob.with_suffix(".partial"), size, digest, file)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                if not place.exists() or not place.samefile(blob):  # what was checked, and not a file of before
+                    place.unlink(missing_ok=True)
+                    place.symlink_to(os.path.relpath(blob, place.parent))
+            try:
+                identifying_files(store / "snapshots" / commit)
+            except (FileNotFoundError, ValueError) as error:
+                raise ConnectionError(f"it is not complete there: {str(error).partition(': ')[2].partition('; ')[0]}") from error
+            (store / "refs").mkdir(exist_ok=True)
+            files.write_text(store / "refs" / "main", commit)
+    except OSError as error:
+        if not error.errno:
+            raise
+        said = f"cannot write {error.filename or store}: {os.strerror(error.errno)}; name another folder in HF_HOME"
+        raise type(error)(error.errno, said) from error
     return locate(name)
 
 

@@ -39,8 +39,17 @@ _SPECIAL = {
     "\N{EN DASH}": "--",
     "\N{NO-BREAK SPACE}": "~",
     "\N{ZERO WIDTH SPACE}": r"\allowbreak{}",
+    "\N{WORD JOINER}": "{}",
+    "`": r"\textasciigrave{}",
     "\n": r"\newline ",
 }
+# What pdfLaTeX's own fonts lack, in tables without Chinese and with it.
+_LACKING = re.compile(
+    "[^ -~\u00a0-\u00aa\u00ac-\u00ba\u00bc-\u00cf\u00d1-\u00dd\u00df-\u00ef\u00f1-\u00fd\u00ff-\u0103\u0106-\u010f\u0112-\u0117"
+    "\u011a-\u0125\u0128-\u012d\u0130-\u0137\u0139-\u013e\u0141-\u0148\u014c-\u0165\u0168-\u0171\u0174-\u017e\u2010-\u201d\u2020-\u2022"
+    "\u20ac\u2122\u3000-\u9fff\uff00-\uffef]"
+)
+_SIGN = '\\providecommand{\\cmptasign}[1]{\\ifdefined\\Umathcode\\char"#1 \\else U+#1\\fi}  % other engines may have it\n'
 _JOINTS = re.compile(r"(?<=[_./=:])(?=[A-Za-z])")  # where long names may be broken, beside spaces and hyphens
 _DIGIT_PT, GAP_PT = 4.4, 6.0  # a digit at 8 pt; between two columns
 PAGE_PT = 344.0  # article's only column, less a margin
@@ -54,21 +63,30 @@ _ONE_COLUMN = "\\makeatletter\\let\\cmptaback\\relax\n\\if@twocolumn\\onecolumn\
 def escaped(value: object) -> str:
     """Text as LaTeX prints it, to be broken inside of long names too.
 
-    Signs before digits become minus and plus, hyphens stay: -0.095 but SIMS-2.
+    Signs before digits become minus and plus, hyphens stay: -0.095 but SIMS-2. What pdfLaTeX's fonts lack, such as emoji, is
+    shown by its number.
     """
-    text = "".join(_SPECIAL.get(character, character) for character in _JOINTS.sub("\N{ZERO WIDTH SPACE}", str(value)))
+    text = re.sub(r"(?<=-)(?=-)", "\N{WORD JOINER}", re.sub(r"\r\n?", "\n", str(value)))  # no font joins hyphens to a dash
+    text = "".join(map(_printed, _JOINTS.sub("\N{ZERO WIDTH SPACE}", text)))
     return re.sub(r"(?<![\w.)-])([+-])(?=\d)", r"$\1$", text)
 
 
+def _printed(character: str) -> str:
+    if character in _SPECIAL or not _LACKING.match(character):
+        return _SPECIAL.get(character, character)
+    return f"\\cmptasign{{{ord(character):04X}}}"
+
+
 def sentence(text: str) -> str:
-    """A caption or note, with what stands between backticks as code; no font joins two hyphens of an option there."""
-    return marked_up(text, escaped, lambda code: f"\\texttt{{{escaped(code).replace('--', '-{}-')}}}")
+    """A caption or note, with our own commands, which stand between backticks, as code."""
+    return marked_up(text, escaped, lambda code: f"\\texttt{{{escaped(code)}}}")
 
 
 def width_pt(text: str) -> float:
     """How wide a text is at 8 pt, about: by counting characters as two digits, one and a half, one or less."""
+    wide = {NOTHING: 2.0, **dict.fromkeys(_WIDE, 1.5), **dict.fromkeys(_NARROW, 0.65)}
     sizes = (
-        2 if CHINESE.match(one) or one == NOTHING else 1.5 if one.isupper() or one in _WIDE else 0.65 if one in _NARROW else 1
+        7 if "cmptasign" in _printed(one) else 2 if CHINESE.match(one) else wide.get(one, 1.5 if one.isupper() else 1)
         for one in text
     )
     return _DIGIT_PT * sum(sizes)
@@ -159,7 +177,7 @@ def to_latex(table: Table, name: str, caption: str, warning: str, source: str) -
     if CHINESE.search(text):
         needs += " and, for its Chinese, \\usepackage{CJKutf8}"
         text = f"\\begin{{CJK}}{{UTF8}}{{gbsn}}\n{text}\\end{{CJK}}\n"
-    return f"% Needs {needs}\n{text}"
+    return f"% Needs {needs}\n{_SIGN * ('cmptasign' in text)}{text}"
 
 
 PROVENANCE = "provenance.json"

@@ -21,6 +21,7 @@ from cmpta_lib.files import PUBLISHED, ROOT, figures_folder
 from cmpta_lib.report.export import NOTHING, PROVENANCE, record_files, recorded, recorded_hashes
 from cmpta_lib.report.rows import PAPER_NAMES, changed, provenance, shown_reason
 from cmpta_lib.report.tables import NOT_RUN, escaped
+from cmpta_lib.runs.provenance import other_versions
 from cmpta_lib.runs.store import Run, sound
 from cmpta_lib.study import check
 from cmpta_lib.study.exports import PAGES
@@ -114,7 +115,7 @@ def write_report(study: Study, keys: Sequence[str], beyond: bool = False, failur
     """
     folder, items = study.figures, recorded(study.figures)
     name = study.corpus("data").name if study.data else f"profile {study.profile}"
-    parts = [f"# CMPTA, paper | this run: {name}{changed(study)}{', SMOKE RUN' if study.smoke else ''}"]
+    parts = [f"# CMPTA, paper | this run: {escaped(name + changed(study))}{', SMOKE RUN' if study.smoke else ''}"]
     if warning := provenance(study, keys).warning():
         parts.append(f"**{warning}**")
     mixed, reasons = made_otherwise(study, folder), _reasons(study, failures or {})
@@ -133,6 +134,8 @@ def write_report(study: Study, keys: Sequence[str], beyond: bool = False, failur
             f"Made at commit {' and '.join(commits)} on {' and '.join(machines)} with {', '.join(packages)}; "
             f"which runs made which item is in [{PROVENANCE}]({PROVENANCE})."
         )
+        if other := other_versions(packages):
+            parts.append(f"**Other versions than the published numbers' (constraints.txt):** {other}; numbers differ a little.")
     if not study.data:
         parts += [paper.CONTEXT, "Slips of the paper, as far as they touch its tables and figures:"]
         parts.append("\n".join(f"- {slip}" for slip in paper.ERRATA))

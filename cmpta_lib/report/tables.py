@@ -28,6 +28,9 @@ _KINDS: Sequence[tuple[Kind, str]] = (
     ("number", rf"(?:≈ )?{_NUMBER}(?: ± {_NUMBER}| {_INTERVAL})?|{_INTERVAL}"),
     ("list", rf"{_NUMBER}(?:, {_NUMBER})*"),
 )
+_COMMAND = re.compile("`(cmpta [^`]*)`")
+_OWN = re.compile(r"(?P<apart>[$\\]|:(?=//|[a-z0-9_+-]+:)|(?<=www)\.|@(?=\w))|[&|*_<`~]|\](?=[(\[:])")
+_BEGINS = re.compile(r"^(\d+(?=[.)]\s)|(?=[#>+-]))")
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,25 +82,35 @@ def written(table: Table, escaped: Callable[[str, Kind], str], bold: str) -> tup
     kinds = [kind_of(texts) for texts in columns]
 
     def cell(text: str, kind: Kind) -> str:
-        return bold % escaped(text.strip("*"), kind) if text.startswith("**") else escaped(text, kind)
+        is_best = kind != "text" and text.startswith("**")  # in a text the stars are its own
+        return bold % escaped(text.strip("*"), kind) if is_best else escaped(text, kind)
 
     return [[cell(text, kind) for text in texts] for texts, kind in zip(columns, kinds, strict=True)], kinds
 
 
 def marked_up(text: str, plain: Callable[[str], str], code: Callable[[str], str]) -> str:
-    """A sentence in a markup; `code`: what stands between backticks in it."""
-    return "".join((code if place % 2 else plain)(part) for place, part in enumerate(text.split("`")) if part)
+    """A sentence in a markup; `code`: a command of ours between backticks, which are nothing but backticks in data."""
+    return "".join((code if place % 2 else plain)(part) for place, part in enumerate(_COMMAND.split(text)) if part)
 
 
 def escaped(value: object) -> str:
-    """Text that neither Markdown nor the HTML in it takes for its own."""
-    text = str(value).replace("&", "&amp;")
-    return re.sub(r"([\\|*_<`~])", r"\\\1", text).replace("\n", "<br>")
+    """Text that neither Markdown takes for its own, nor the HTML and the mathematics in it.
+
+    A backslash does for GitHub, JupyterLab and our pages but for what JupyterLab looks for again in the page that it has made,
+    and what is made a picture or an address, with the backslashes in it; that stands in an element of its own, left alone.
+    """
+    return re.sub(r"\r\n?|\n", "<br>", _OWN.sub(_quoted, str(value)))
+
+
+def _quoted(sign: re.Match[str]) -> str:
+    if sign["apart"]:
+        return f"<span>&#{ord(sign[0])};</span>"
+    return "&amp;" if sign[0] == "&" else f"\\{sign[0]}"
 
 
 def sentence(text: str) -> str:
-    """A caption or note, escaped but for what stands between backticks."""
-    return marked_up(text, escaped, lambda code: f"`{code}`")
+    """A caption or note, escaped but for commands, and no heading, list or quotation whatever it begins with."""
+    return _BEGINS.sub(r"\1\\", marked_up(text.lstrip(), escaped, lambda code: f"`{code}`"))
 
 
 def to_markdown(table: Table, caption: str, warning: str = "", source: str = "") -> str:

@@ -6,6 +6,7 @@ import importlib.util
 import os
 import signal
 import socket
+import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -14,6 +15,7 @@ from typing import Any
 
 import psutil
 
+from cmpta_lib import files
 from cmpta_lib.config import shown
 from cmpta_lib.runs import provenance
 from cmpta_lib.runs.dispatch import RETRIES, Engine, Job, environment, one_line
@@ -21,6 +23,8 @@ from cmpta_lib.runs.store import Run
 from cmpta_lib.runs.worker import Attempt
 
 _OBJECTS_BYTES = 100 * 2**20  # runs go through files; Ray would set aside a third of the memory for objects
+_SOCKET_BYTES = 70  # of their names, below the folder for temporary files: a session's name and a socket's
+_COUNTS = ("timeout_min", "mem_gb", "nodes", "tasks_per_node")  # of submitit's parameters, which itself takes any number
 _ANSWERS_S = 10.0
 _NO_LIMIT_MIN = 60 * 24 * 365  # for jobs on this machine; submitit's own default is two minutes
 
@@ -32,6 +36,13 @@ def _need(package: str, extra: str) -> None:
             f"this engine needs the package '{package}', which is not installed: in the repository call "
             f"`pip install -c constraints.txt -e '.[{extra}]'`, on every machine that is to make runs"
         )
+
+
+def counted(retries: object) -> int:
+    """An engine's setting `retries`; raises ValueError unless it is a whole number from 0."""
+    if isinstance(retries, int) and not isinstance(retries, bool) and 0 <= retries <= 1000:
+        return retries
+    raise ValueError(f"retries={str(retries)[:40]}: expected a whole number from 0 to 1000")
 
 
 class Ray(Engine):
@@ -52,7 +63,9 @@ class Ray(Engine):
         self, jobs: int | None = None, *, address: str | None = None, gpus: float | None = None, retries: int = RETRIES
     ) -> None:
         super().__init__(jobs)
-        self.address, self.gpus, self.retries = address or os.environ.get("RAY_ADDRESS") or "local", gpus, retries
+        self.address, self.gpus, self.retries = address or os.environ.get("RAY_ADDRESS") or "local", gpus, counted(retries)
+        if not isinstance(self.address, str):
+            raise ValueError(f"address={shown(address)}: expected text such as auto or 10.0.0.1:6379")
         if gpus is not None and not (type(gpus) in (int, float) and (0 <= gpus < 1 or gpus in range(1, 1000))):
             raise ValueError(f"gpus={shown(gpus)}: expected a fraction below 1, or a whole number of GPUs")
         _need("ray", "ray")
@@ -92,6 +105,8 @@ class Ray(Engine):
         if self.address == "local":
             cores = self.jobs * max(run.config.training.num_threads for run in runs) if self.jobs else os.cpu_count()
             own = {"num_cpus": cores, "num_gpus": provenance.gpu_count(), "object_store_memory": _OBJECTS_BYTES}
+            if (folder := files.socket_folder(_SOCKET_BYTES)) != tempfile.gettempdir():
+                own |= {"_temp_dir": f"{folder}/ray"}
         host, _, port = self.address.rpartition(":")
         try:
             if port.isdigit():  # Ray itself would try for minutes where nobody listens
@@ -102,12 +117,13 @@ class Ray(Engine):
             )
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, before)  # Ray puts its own; whoever calls this has a better one, or none
-        except (OSError, RuntimeError, ValueError) as error:
+        except Exception as error:  # a busy machine is a bare Exception of Ray's, which has no class for it
             token = " It asks for a token: set RAY_AUTH_MODE=token." if "token" in str(error.__cause__) else ""
-            raise ConnectionError(
-                f"the Ray cluster at {self.address} cannot be reached or started ({one_line(str(error))[:300]}). See that "
-                f"`ray status` answers there, with this version of Ray and Python ({ray.__version__}).{token}"
-            ) from error
+            where = f"the Ray cluster at {self.address} cannot be reached"
+            remedy = f"See that `ray status` answers there, with this version of Ray and Python ({ray.__version__})"
+            if own:
+                where, remedy = "Ray cannot be started here", "On a busy machine call again later, or without --engine ray"
+            raise ConnectionError(f"{where} ({one_line(str(error))[:120].rstrip('. ')}). {remedy}.{token}") from error
 
     def submit(self, attempt: Attempt, job: Job) -> Any:
         cores = min(job.run.config.training.num_threads, self.cores)  # more would never start anywhere
@@ -121,7 +137,7 @@ class Ray(Engine):
         try:
             ray.get(job.handle)
         except ray.exceptions.RayError as error:
-            return f"its worker died ({one_line(str(error))[-300:]})"
+            return f"its worker died ({one_line(str(error))[-150:]})"
         return "its worker ended without a word"
 
     def cancel(self, job: Job) -> None:
@@ -150,13 +166,16 @@ class Slurm(Engine):
 
     def __init__(self, jobs: int | None = None, *, retries: int = RETRIES, **parameters: Any) -> None:
         super().__init__(jobs)
-        self.retries, self.parameters = retries, parameters
+        self.retries, self.parameters = counted(retries), parameters
         _need("submitit", "slurm")
         if not {"timeout_min", f"{self.cluster}_time"} & parameters.keys():  # submitit's own five minutes suit no run
             raise ValueError(
                 f"--engine {self.name}: say how long a job may take, in minutes: --engine-set timeout_min=720. One that "
                 f"reaches it goes back into the queue and on from its last finished epoch"
             )
+        for name, value in parameters.items():
+            if name in _COUNTS and (isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0):
+                raise ValueError(f"--engine {self.name}: {name}={value}: expected a number above 0")
         self._executor(Path("unused"))  # what is wrong with the parameters is said before hours of preparation
 
     @contextmanager

@@ -104,8 +104,14 @@ class Engine:
             RuntimeError: no further attempt can be made, and runs are left.
         """
         folder = _folder_of_this_call(root)
-        with self.opened(runs, folder):
-            failures = _Dispatcher(self, root, folder, report).work(runs)
+        try:
+            with self.opened(runs, folder):
+                failures = _Dispatcher(self, root, folder, report).work(runs)
+        except Exception as error:
+            if type(error) is not Exception and type(error).__module__.partition(".")[0] not in ("ray", "submitit"):
+                raise
+            said = f"{type(error).__name__}: {one_line(str(error))[:150]}".rstrip(". ")
+            raise RuntimeError(f"the engine fails ({said}). Finished epochs are kept: call again.") from error
         if not failures:  # else what workers and jobs printed stays
             shutil.rmtree(folder, ignore_errors=True)
         return failures

@@ -13,6 +13,7 @@ import re
 import resource
 import subprocess
 import sys
+from collections.abc import Iterable
 from contextlib import suppress
 from functools import lru_cache
 from importlib.metadata import version
@@ -81,12 +82,17 @@ def warning(jobs: int, gpus: int, memory_gb: float, run_gb: float) -> str:
     return f"{said}: each allocates up to {run_gb:.1f} GB of {memory_gb:.0f} GB, and {most} fit{too_many}"
 
 
+def by_torchrun() -> bool:
+    """Whether torchrun started this process; else RANK and the like in its environment are somebody else's."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
 def take_device() -> None:
     """Use the GPU that the environment variable LOCAL_RANK numbers, where one is given and there are GPUs.
 
-    torchrun gives it. Call before anything is loaded: "cuda" means this GPU from then on.
+    torchrun gives it, and nobody else is believed. Call before anything is loaded: "cuda" means this GPU from then on.
     """
-    if rank := os.environ.get("LOCAL_RANK"):
+    if by_torchrun() and (rank := os.environ.get("LOCAL_RANK")):
         import torch
 
         if torch.cuda.is_available():
@@ -172,12 +178,24 @@ def hardware() -> str:
     return f"{named[1].strip() if named else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
 
 
+def other_versions(packages: Iterable[str]) -> str:
+    """Which of these, such as "torch 2.12.0", constraints.txt pins otherwise for the published numbers; "" where none."""
+    path = _ROOT / "constraints.txt"  # of a checkout; nobody else has the published numbers beside them
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    pinned = dict(line.split("==") for line in lines if line[:1].isalpha())
+    found = [(name, now) for name, now in (one.split(" ") for one in packages) if name in pinned]
+    return ", ".join(f"{name} {now} for {pinned[name]}" for name, now in found if now.split("+")[0] != pinned[name])
+
+
 def environment(**more: Any) -> dict[str, Any]:
     """Commit, versions and machine of this process, and whatever the run adds."""
+    packages = {name: version(name) for name in _PACKAGES}
+    other = other_versions(map(" ".join, packages.items()))
     return {
         "commit": commit(),
         "python": platform.python_version(),
-        "packages": {name: version(name) for name in _PACKAGES},
+        "packages": packages,
+        **({"other_than_pinned": other} if other else {}),
         "hardware": hardware(),
         "platform": platform.platform(),
         **more,

@@ -39,6 +39,9 @@ if TYPE_CHECKING:  # torch and numpy come in with the first attempt, whose envir
 
 Report = Callable[[dict[str, Any]], None]
 ENDS = ("done", "failed", "busy")  # events, one of which ends an attempt
+# What launchers of many processes say to theirs, and images and pods to everybody: an attempt is made by one process.
+_LAUNCHERS = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_", "OMPI_COMM_", "PMI_", "PMIX_", "MV2_COMM_")
+_LAUNCHERS += ("LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_RANK", "ACCELERATE_")
 
 
 def attempt(root: Path, folder: Path, report: Report = lambda event: None, row: str = "") -> str:
@@ -87,7 +90,7 @@ def _make(root: Path, folder: Path, report: Report = lambda event: None, row: st
 
 def _is_first() -> bool:
     """Whether this is the process that writes, of those that torchrun has started to make a run together."""
-    return os.environ.get("RANK", "0") == "0"
+    return not provenance.by_torchrun() or os.environ.get("RANK", "0") == "0"
 
 
 def _failure(error: Exception) -> dict[str, str]:
@@ -193,6 +196,8 @@ class Attempt:
         Raises:
             FileNotFoundError: this machine does not see the runs folder.
         """
+        for name in [one for one in os.environ if one.startswith(_LAUNCHERS)]:
+            del os.environ[name]
         os.environ.update(self.environment)
         sys.path += [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry not in sys.path]
         if not (self.folder / store.CONFIG).exists() or not self.events.parent.is_dir():
@@ -245,6 +250,8 @@ def work_together(root: Path, folders: Sequence[Path]) -> None:
     import torch
     from torch import distributed
 
+    if not provenance.by_torchrun():  # others would be waited for in vain
+        sys.exit("start it by torchrun: torchrun --nproc-per-node N -m cmpta_lib.runs.worker ROOT FOLDER...")
     provenance.take_device()
     distributed.init_process_group(timeout=timedelta(days=30))  # so long may a run take, and the one that holds its lock
     for folder in folders:
