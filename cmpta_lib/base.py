@@ -99,6 +99,9 @@ class Method(ABC):
     def enter(self, stage: Stage) -> None:  # noqa: B027  # most methods have one stage
         """A stage of the training begins, or goes on after a restart: `loss` and `groups` are the stage's from now on."""
 
+    def check(self, sample: Sample) -> None:  # noqa: B027  # most methods read whatever is there
+        """Raise ValueError, naming the clip, where the answer to it would be the same whatever it holds."""
+
     @abstractmethod
     def collate(self, samples: Sequence[Sample]) -> Batch:
         """Samples -> a batch; pure, labels may be None when only `predict` follows."""

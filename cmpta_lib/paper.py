@@ -63,6 +63,11 @@ MELD_PROMPT = (
     "Please recognize the emotion of the above multimodal content from the target set "
     "<neutral:0, surprise:1, fear:2, sadness:3, joy:4, disgust:5, anger:6>. Assistant: The emotion is"
 )
+# Not in the paper, which has no English scores: MELD's sentence around the range of Table 2's other one.
+ENGLISH_SCORE_PROMPT = (
+    "Please predict the sentiment intensity of the above multimodal content in the range [-1.0, +1.0]. "
+    "Assistant: The sentiment is"
+)
 MELD_LABELS = ("neutral", "surprise", "fear", "sadness", "joy", "disgust", "anger")  # position = the digit answered
 
 # Not in the paper: MSE-Adapter's public code puts these around pseudo tokens and text (register 9).
@@ -88,9 +93,13 @@ def class_prompt(labels: Sequence[str], language: Language) -> str:
         raise ValueError(f"a class prompt needs two or more different labels, got {list(labels)}")
     if language not in _CLASS_PROMPTS:
         raise ValueError(f"no class prompt in language {language!r}; known: {', '.join(_CLASS_PROMPTS)}")
-    width = len(str(len(labels) - 1))  # more than ten classes: numbers of one length, so none is another's beginning
-    numbered = ", ".join(f"{label}:{index:0{width}d}" for index, label in enumerate(labels))
-    return _CLASS_PROMPTS[language].format(labels=numbered)
+    return _CLASS_PROMPTS[language].format(labels=numbered(labels))
+
+
+def numbered(labels: Sequence[str]) -> str:
+    """"calm:0, angry:1": what stands in a class prompt. More than ten have numbers of one length: none begins another."""
+    width = len(str(len(labels) - 1))
+    return ", ".join(f"{label}:{index:0{width}d}" for index, label in enumerate(labels))
 
 
 @dataclass(frozen=True)

@@ -218,6 +218,18 @@ def build(config: RunConfig, inputs: Inputs, resources: Resources) -> Method:
     return method_class(config.method.name)(config, inputs, resources)
 
 
+def _read_by_pairs(config: RunConfig, corpus: Corpus, *_: Any) -> RunConfig:
+    """The config as it is; raises ValueError where no clip has two modalities, so that all pseudo tokens would be constants."""
+    table = corpus.splits["train"].table
+    known = (table["text"] != "") | ((table["audio_length"] > 0) & (table["vision_length"] > 0))
+    if getattr(config.method, "fusion", "") == "cross_modal" and not known.any():
+        raise ValueError(
+            f"no clip of '{corpus.name}' has words: CMPTA's pseudo tokens join two modalities, so sound or face alone would "
+            "give every clip one answer; add transcripts, or train another: cmpta_lib.train(data, method='bilstm')"
+        )
+    return config
+
+
 # The paper's method, whose settings `config` holds.
 register(
     CmptaConfig,
@@ -229,4 +241,5 @@ register(
         "smoke": {"method.dim": 16},
     },
     reads="one utterance: words by the frozen LLM, all frames of voice and face",
+    complete=_read_by_pairs,
 )

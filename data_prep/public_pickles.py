@@ -60,7 +60,7 @@ def read_folder(folder: str | Path, cache: Path | None = None) -> Corpus:
         Damaged: an earlier conversion is no longer what was written; names it and says what to do.
     """
     about, place = tasks.said(folder)
-    name, paths = _public_files(place)
+    name, paths = public_files(place)
     sources = {path.name: sha256(path) for path in paths.values()}
     key = hashlib.sha256(json.dumps([FORMAT, READING, astuple(about), *sources.values()]).encode()).hexdigest()[:16]
     target = (runs_folder() / "cache" / "data" if cache is None else Path(cache)) / f"{name}-{key}"
@@ -95,7 +95,8 @@ def _convert(
 
 
 # Finding the files ----------------------------------------------------------------------------------------------------
-def _public_files(folder: Path) -> tuple[str, dict[str, Path]]:
+def public_files(folder: Path) -> tuple[str, dict[str, Path]]:
+    """Name and each split's file of the dataset in a folder, none of them opened; raises as `read_folder`."""
     if not folder.is_dir():
         remedy = "it is a file: name its folder" if folder.exists() else "there is no such folder: correct its name"
         remedy += "; only classes:, scores: or scores=LOW..HIGH: may stand before it" * (":" in str(folder))

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 
 from cmpta_lib.data.corpus import HUGE, SPLITS, Language, Task, is_number, problem, shown
 from cmpta_lib.files import reading
-from cmpta_lib.paper import MELD_LABELS
+from cmpta_lib.paper import ENGLISH_SCORE_PROMPT, MELD_LABELS
 
 ABOUT = "corpus.json"  # beside the pickles; each of its keys may be left out
 MOST_LABEL_CHARACTERS, MOST_CLASSES = 100, 100  # all classes stand in every prompt
@@ -143,7 +143,7 @@ def find_task(folder: Path, about: Said, labels: Mapping[str, Sequence[tuple[str
             raise problem(where, "label", "a finite number, as most in train", shown(label), "correct it, or leave the clip out")
         if not low - slack <= score <= high + slack:
             raise problem(where, "label", expected, shown(label), remedy)
-    return Task("regression", language, score_range=ends, prompt=about.prompt)
+    return Task("regression", language, score_range=ends, prompt=about.prompt or ENGLISH_SCORE_PROMPT * (language == "en"))
 
 
 def label_of(task: Task, label: Any) -> float | int:

@@ -116,11 +116,15 @@ SWITCHES = [
 ODD = {"text": [4, 1, 6, 3, 0], "audio": [9, 3, 0, 1, 0], "vision": [2, 8, 1, 0, 0]}
 
 
-@pytest.mark.parametrize("loop", [False, True], ids=["padded", "clip by clip"])
+WAYS = {"padded": {"WORTH_A_LOOP": math.inf}, "clip by clip": {"WORTH_A_LOOP": -1}, "in pieces": {"LONG": -1, "PIECE": 8}}
+
+
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("changes", SWITCHES, ids=str)
-def test_a_batch_equals_the_plain_adapter_clip_by_clip(changes, loop, monkeypatch):
-    """Tokens, attention maps and gradients, in both ways to average before V."""
-    monkeypatch.setattr(cmpta, "WORTH_A_LOOP", -1 if loop else math.inf)
+def test_a_batch_equals_the_plain_adapter_clip_by_clip(changes, way, monkeypatch):
+    """Tokens, attention maps and gradients, in all ways to average before V; the last is that of clips of minutes."""
+    for name, limit in WAYS[way].items():
+        monkeypatch.setattr(cmpta, name, limit)
     adapter, given = build(**changes), batch(ODD, extra=2)
     plain, maps = plain_of(adapter), adapter(streams(**given, return_weights=True))[1]
     tokens, _ = adapter(streams(**given))
@@ -168,6 +172,28 @@ def test_what_is_forgotten_is_made_again_bit_for_bit(alignment, summary, monkeyp
         found.append([tokens, *(weight.grad for weight in adapter.parameters()), torch.rand(3)])
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
     assert sum(kept[1]) < sum(kept[0])
+
+
+@pytest.mark.parametrize("lengths", [(4000, 1500), (1500, 4000)], ids=str)
+def test_a_long_clip_is_read_without_its_scores_in_memory(lengths, monkeypatch):
+    """12 million scores a pair are never there at once, not for the way back either, and the tokens stay the same."""
+    adapter, given = build(), batch({"text": [3], "audio": [lengths[0]], "vision": [lengths[1]]})
+    expected, kept = adapter(streams(**given))[0], []
+    monkeypatch.setattr(cmpta, "LONG", 1 << 20)
+    monkeypatch.setattr(cmpta, "PIECE", 1 << 16)
+    with torch.autograd.graph.saved_tensors_hooks(lambda one: kept.append(one.numel()) or one, lambda one: one):
+        tokens, _ = adapter(streams(**given))
+    close(tokens, expected, atol=1e-4)
+    assert max(kept) < 4_000_000
+
+
+def test_maps_too_large_for_a_machine_are_refused_with_their_size_before_anything_is_made():
+    five_minutes = {"text": [12], "audio": [30_000], "vision": [7_500]}
+    adapter, given = build(alignment="linear"), batch(five_minutes)
+    clip = {name: given[name][0] for name in five_minutes}
+    for ask in (lambda: adapter(streams(**given, return_weights=True)), lambda: plain_of(adapter)(**clip)):
+        with pytest.raises(ValueError, match=r"30000 sound frames, 7500 face .* 2 heads would need 3\.6 GB, .*cut the clip"):
+            ask()
 
 
 # --- temporal alignment (eqs 3-5) -------------------------------------------------------------------------------------

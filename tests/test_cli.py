@@ -86,7 +86,7 @@ NO_SEEDS = "argument --seeds: expected a number or a list such as [1111,3333]"
         ("--seeds True", "seeds=True: expected how many of the 5 seeds"),
         ("--seeds [-1]", "or a list of whole numbers in [0, 2**32)"),
         ("--seeds [12345678901234567890123]", "or a list of whole numbers in [0, 2**32)"),
-        ("--data /no/such/folder", "/no/such/folder: expected <name>_train.pkl"),
+        ("--data /no/such/folder", "/no/such/folder: expected a folder with <name>_train.pkl"),
         ("--set training.epoch=3", "no method has the config field 'training.epoch' (did you mean 'training.epochs'?)"),
         ("--engine-set gpus=1", "engine 'processes' has no setting 'gpus'; it has none"),
         ("--jobs 0", f"argument --jobs: {NO_COUNT} '0' (see cmpta reproduce --help)"),

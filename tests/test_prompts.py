@@ -70,6 +70,19 @@ def test_the_prompt_lists_a_users_own_labels():
     assert "<平静:0, 高兴:1>" in layout.prompt and layout.open == "<多模态>"
 
 
+@pytest.mark.parametrize(
+    ("task", "prompt"),
+    [
+        (Task("regression", "en", prompt=paper.ENGLISH_SCORE_PROMPT), paper.ENGLISH_SCORE_PROMPT),
+        (Task("regression", "en"), paper.SIMS_PROMPT),  # as runs were asked before there was an English question
+        (Task("regression", "en", prompt="Quel sentiment ? Réponse :"), "Quel sentiment ? Réponse :"),
+        (Task("classification", "en", ("gai", "triste"), prompt="Dis {classes} {x}"), "Dis gai:0, triste:1 {x}"),
+    ],
+)  # fmt: skip
+def test_a_question_of_ones_own_is_asked(task, prompt):
+    assert Layout.of(task).prompt == prompt
+
+
 # --- the trie of answers, and free decoding -----------------------------------------------------------------------------
 
 

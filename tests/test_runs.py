@@ -394,10 +394,47 @@ def test_any_words_or_none_are_answered(text: str, loaded: dict[str, TrainedRun]
 def test_an_absent_modality_is_none_or_has_no_frames(absent: tuple[str, ...], cmpta: TrainedRun, sample: Sample):
     as_none = replace(sample, **dict.fromkeys(absent))
     as_empty = replace(sample, **{name: getattr(sample, name)[:0] for name in absent})
-    first, second, with_words, whole = cmpta.predict([as_none, as_empty, replace(as_none, text=""), sample])
-    assert same(first, second) and first.repairs == {} and with_words.value is not None
-    assert not same(first, whole), "what is there is read"
+    first, second, whole = cmpta.predict([as_none, as_empty, sample])
+    assert same(first, second) and first.repairs == {} and not same(first, whole), "what is there is read"
     assert same(cmpta.predict([as_none])[0], first)
+
+
+@pytest.mark.parametrize(("left", "said"), [("audio", "sound"), ("vision", "face"), (None, "nothing")])
+def test_a_clip_of_which_nothing_could_be_read_is_refused(left, said, loaded: dict[str, TrainedRun], sample: Sample):
+    """Every pair joins two modalities: without words, sound alone has the answer of any other sound."""
+    alone = replace(sample, text="", **{name: None for name in ("audio", "vision") if name != left})
+    for ask in (loaded["CMPTA"].predict, lambda clips: loaded["CMPTA"].attention(clips[0])):
+        with pytest.raises(ValueError, match=f"has no words and {said} alone, .*give its words"):
+            ask([alone])
+    assert loaded["text only"].predict([alone])[0].value is not None
+
+
+def test_scores_are_answered_in_their_owners_range(cmpta: TrainedRun, sample: Sample):
+    inputs = replace(cmpta.inputs, task=replace(cmpta.inputs.task, score_range=(1.0, 5.0)))
+    (plain,), (scaled,) = (one.predict([sample]) for one in (cmpta, TrainedRun(cmpta.run, inputs, cmpta.method)))
+    assert scaled.value == pytest.approx(3 + 2 * plain.value) and scaled.text == f"{scaled.value:g}"
+    assert [*scaled.probabilities.values()] == [*plain.probabilities.values()]
+    assert list(scaled.probabilities)[::10] == ["1", "3", "5"]
+
+
+def test_words_that_are_cut_are_told(loaded: dict[str, TrainedRun], sample: Sample):
+    with pytest.warns(UserWarning, match="1 of 2 texts are longer than this run reads, and were cut at the end: clip 'long'"):
+        long, short = loaded["CMPTA"].predict([replace(sample, id="long", text="好" * 400), replace(sample, text="好")])
+    assert long.repairs == {"texts_cut": 1} and short.repairs == {}
+
+
+def test_a_loaded_run_says_what_it_is(cmpta: TrainedRun):
+    said = "<cmpta trained on embedded-sims, seed 1111: words, sound (T, 25) and face (T, 177) -> scores from -1 to 1>"
+    assert repr(cmpta) == said
+
+
+def test_clips_too_long_to_be_read_together_are_read_apart(cmpta: TrainedRun, split: Split, monkeypatch: pytest.MonkeyPatch):
+    together, sizes, collate = cmpta.predict(split), [], cmpta.method.collate
+    longest = max(len(clip.audio) + len(clip.vision) for clip in split)
+    monkeypatch.setattr(trained, "MOST_FRAMES", 3 * longest)
+    monkeypatch.setattr(cmpta.method, "collate", lambda clips: sizes.append(len(clips)) or collate(clips))
+    assert all(same(first, second) for first, second in zip(cmpta.predict(split), together, strict=True))
+    assert sizes == [1] * len(split)
 
 
 def test_frames_that_are_no_numbers_are_read_as_zeros_and_counted(cmpta: TrainedRun, sample: Sample):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Callable, Sequence
 from operator import attrgetter
 from pathlib import Path
@@ -11,9 +12,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from finished import clips, finish, finish_tables
+from finished import clips, finish, finish_tables, record_llms, small_studies
 
 from cmpta_lib import metrics, paper
+from cmpta_lib.cli.__main__ import main
 from cmpta_lib.cli.dry_run import write_qwen_v1
 from cmpta_lib.config import PAPER_SEEDS, RunConfig, paths
 from cmpta_lib.embedded import synthetic
@@ -324,7 +326,7 @@ def test_a_folder_of_pickles_takes_the_corpora_place(study, voices):
 
 
 def test_a_folder_without_pickles_says_what_was_expected(study, tmp_path):
-    with pytest.raises(FileNotFoundError, match="expected <name>_train.pkl and <name>_valid.pkl and <name>_test.pkl"):
+    with pytest.raises(FileNotFoundError, match="expected <name>_train.pkl, <name>_valid.pkl, <name>_test.pkl"):
         study(data=str(tmp_path)).corpus("data")
 
 
@@ -657,3 +659,36 @@ def test_a_text_means_what_it_says(text: str, study):
     assert study(changes=text).changes == study(changes=said).changes == said
     assert all(study(changes=nothing).name == "demo" for nothing in (None, {}, "", "{}"))
     assert study(seeds=1, changes=text).config("sims") == study(seeds=1, changes=said).config("sims")
+
+
+# --- clips of one's own -----------------------------------------------------------------------------------------------
+
+
+def test_sound_alone_is_refused_where_every_answer_would_be_the_same(tmp_path, monkeypatch):
+    """CMPTA's pairs join two modalities; other rows, and the adapter switched off, read it."""
+    small_studies(record_llms(tmp_path / "runs"), monkeypatch)
+    folder = clips(lambda number: ("calm", "angry")[number % 2], (6, 4, 4), tmp_path, has_face=False)
+    for path in folder.glob("*.pkl"):
+        items = pickle.loads(path.read_bytes())
+        path.write_bytes(pickle.dumps([item | {"features": item["features"] | {"text": ""}} for item in items]))
+    study = Study(data=folder, seeds=1)
+    said = study.missing(CMPTA, "data")
+    assert "no clip of 'voices' has words" in said and "add transcripts" in said and "bilstm" in said and len(said) < 300
+    with pytest.raises(ValueError, match="sound or face alone would give every clip one answer"):
+        study.runs("data")
+    assert not any(study.missing(row, "data") for row in (TEXT_ONLY, plan.ABLATIONS[paper.ADAPTER, "off"], Row("x", "bilstm")))
+
+
+def test_on_clips_of_ones_own_the_first_rows_are_planned_and_the_rest_where_it_is_asked_for(tmp_path, capsys):
+    folder = clips(lambda number: ("calm", "angry")[number % 2], (6, 4, 4), tmp_path)
+    first = ["CMPTA", "soft prompt", "text only", "constant", "linear", "BiLSTM"]
+    for more, expected in (((), first), (("--only", "08"), ["CMPTA"]), (("--all",), None)):
+        assert main(["reproduce", "--dry-run", "--data", f"classes:{folder}", "--seeds", "1", *more]) == 0
+        *lines, said = capsys.readouterr().out.splitlines()
+        names = [line.split("  ")[-1] for line in lines]
+        assert said.startswith(f"{len(names)} runs in all, to be named once")
+        assert all("voices  seed 1111" in line for line in lines)
+        assert sorted(names) == sorted(expected) if expected else len(names) > 50
+    assert not (tmp_path / "runs").exists(), "nothing was converted or made"
+    assert main(["reproduce", "--dry-run", "--data", str(tmp_path / "none")]) == 1
+    assert "expected a folder with" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 import io
 import os
 import re
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -210,3 +211,14 @@ def test_an_export_replaces_the_old_files_and_a_failed_write_leaves_them(tmp_pat
     with pytest.raises(OSError, match="disk full"):
         export_table(pd.DataFrame({"a": ["new"]}), tmp_path, "table3", caption="c", provenance=PROVENANCE)
     assert {path.suffix: path.read_text("utf-8") for path in tmp_path.iterdir()} == old, "and no partial one"
+
+
+def test_errors_are_in_the_units_of_whose_scores_they_are():
+    """Scores from 1 to 5: a distance of 0.1 inside is one of 0.2; a correlation has no unit."""
+    truth, said = np.array([-1.0, 0.0, 1.0]), np.array([[-0.9, 0.1, 0.8], [-1.0, 0.2, 0.7]])
+    plain, five = (ResultRow("", "x", truth=truth, predictions=said, unit=unit) for unit in (1.0, 2.0))
+    assert five.scores("mae") == pytest.approx(2 * plain.scores("mae")) and plain.scores("mae")[0] == pytest.approx(0.4 / 3)
+    assert five.interval("mae") == pytest.approx([2 * edge for edge in plain.interval("mae")])
+    other = replace(plain, predictions=said[::-1] / 2, unit=2.0)
+    assert five.minus(other, "mae").difference == pytest.approx(2 * plain.minus(replace(other, unit=1.0), "mae").difference)
+    assert five.scores("corr") == pytest.approx(plain.scores("corr"))

@@ -19,7 +19,7 @@ from cmpta_lib.runs import provenance
 from cmpta_lib.runs.engines import DEFAULT, ENGINES
 from cmpta_lib.runs.progress import STATES
 from cmpta_lib.study.parameters import may_be_none, read_value
-from cmpta_lib.study.plan import NOTEBOOKS
+from cmpta_lib.study.plan import NOTEBOOKS, first
 from cmpta_lib.study.study import Study
 
 
@@ -113,7 +113,8 @@ def _add_study(sub: argparse.ArgumentParser) -> None:
     what = "change a config field of every run, e.g. training.epochs=3; outputs then go to a folder of their own"
     sub.add_argument("--set", type=change, dest="changes", metavar="FIELD=VALUE", help=what, **_MANY)
     sub.add_argument("--only", nargs="+", default=[], metavar="NAME", help="notebooks by a part of their name: table3")
-    sub.add_argument("--all", action="store_true", help="also the notebooks that go beyond the paper")
+    everything = "also the notebooks that go beyond the paper, and on your own data every row (default: CMPTA and references)"
+    sub.add_argument("--all", action="store_true", help=everything)
 
 
 def _add_engine(sub: argparse.ArgumentParser) -> None:
@@ -173,8 +174,10 @@ def _add_dry_run(sub: argparse.ArgumentParser) -> None:
 
 
 def study_of(options: argparse.Namespace) -> Study:
-    """The study that the options name."""
-    return Study(options.profile, options.seeds, options.data, options.smoke, options.llm, dict(options.changes))
+    """The study that the options name; on clips of one's own the first rows only, but for notebooks that are named."""
+    study = Study(options.profile, options.seeds, options.data, options.smoke, options.llm, dict(options.changes))
+    study.rows = first("data") if options.data and not (options.only or options.all) else ()
+    return study
 
 
 def chosen_notebooks(options: argparse.Namespace) -> list[str]:

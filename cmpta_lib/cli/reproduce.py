@@ -24,11 +24,12 @@ from cmpta_lib.llm.files import is_tiny
 from cmpta_lib.runs import provenance
 from cmpta_lib.runs.engines import DEFAULT, KEEP_FAILED, Engine, RunsFailed, engine_of
 from cmpta_lib.runs.store import Run, sound
-from cmpta_lib.study import check, exports
-from cmpta_lib.study.plan import label
+from cmpta_lib.study import check, estimate, exports
+from cmpta_lib.study.plan import CMPTA, label
 from cmpta_lib.study.study import ONLY_FINISHED, Study
-from data_prep import tasks
+from data_prep import public_pickles, tasks
 
+MEASURES = "`cmpta check` measures how long the others take"
 SIDE_BY_SIDE = 2  # notebooks, and tiny models in the making
 
 
@@ -72,24 +73,22 @@ def reproduce(options: argparse.Namespace) -> int:
 
     A corpus, run or notebook that fails stops no other: what failed is listed at the end, and the exit code is then 1.
     """
-    from cmpta_lib.report import gather
-
     started = time.monotonic()
     study, chosen = study_of(options), chosen_notebooks(options)
     engine = engine_of(options.engine, options.jobs, dict(options.engine_settings))
-    if not _has_needs(study, chosen, options.dry_run):
-        return 1
+    if not (is_whole := _has_needs(study, chosen, options.dry_run)) or options.dry_run:
+        return 0 if is_whole else 1
+    from cmpta_lib.report import gather  # here: a list of runs is printed without, a third of a second sooner
+
     print(f"[1/3] corpora and language models of profile '{study.profile}'", flush=True)
     keys, failed = _prepared(study, chosen)
     print(f"      backbone {study.llm.name} {study.llm.fingerprint}  ({time.monotonic() - started:.0f} s)", flush=True)
-    planned = study.planned_runs(chosen, keys)
-    runs = [run for _, run in planned]
-    print(f"[2/3] runs: {sum(run.done for run in runs)} of {len(runs)} are finished already", flush=True)
-    if options.dry_run:
-        for name, run in planned:
-            state = "finished" if run.done else "to do"
-            print(f"      {run.folder.name}  seed {run.config.seed}  {state:8}  {name}")
-        return 0
+    runs = [run for _, run in study.planned_runs(chosen, keys)]
+    done, is_timed = sum(run.done for run in runs), study.data and not options.finished and is_tiny(study.llm_name)
+    others = estimate.whole(study, chosen, options.jobs or provenance.usual()) if is_timed and done < len(runs) else ""
+    print(f"[2/3] runs: {done} of {len(runs)} are finished already{others}", flush=True)
+    if study.data and runs and (reason := study.missing(CMPTA, "data")):
+        print(f"      CMPTA will not run: {reason}", flush=True)
     whole = _make(study, runs, options, failed, engine)
     print(f"[3/3] {len(chosen)} notebooks  ({time.monotonic() - started:.0f} s)", flush=True)
 
@@ -125,16 +124,29 @@ def _make(study: Study, runs: Sequence[Run], options: argparse.Namespace, failed
         failed += [f"{failure.run.folder.name}: {failure.reason}" for failure in error.failures]
         os.environ[KEEP_FAILED] = "1"  # the notebooks show what is there, and do not try again for hours
         print(f"      {len(error.failures)} failed; the notebooks show what can be shown without", flush=True)
+    if study.rows:  # the notebooks would make the others
+        os.environ[ONLY_FINISHED] = "not asked for: cmpta reproduce with --all or --only makes it"
     return True
 
 
-def _has_needs(study: Study, chosen: Sequence[str], plan: bool) -> bool:
+def _has_needs(study: Study, chosen: Sequence[str], is_plan: bool) -> bool:
     """Whether everything is here that the notebooks need; else what is missing is printed, and the plan where asked for."""
     found, planned = check.needs(study, chosen), study.planned(chosen)
-    if missing := sum(need.missing for need in found):
+    missing = sum(need.missing for need in found)
+    if missing:
         print(check.screen(study, found))
-        for one in planned if plan else ():
-            print(f"      {study.data or study.settings.corpora[one.key]}  seed {one.seed}  {label(one.row)}")
+    if is_plan and not missing and study.is_made(chosen):
+        runs = study.planned_runs(chosen)
+        for name, run in runs:
+            print(f"      {run.folder.name}  seed {run.config.seed}  {'finished' if run.done else 'to do':8}  {name}")
+        print(f"runs: {sum(run.done for _, run in runs)} of {len(runs)} are finished already; {MEASURES}")
+    elif is_plan:
+        own = study.data and public_pickles.public_files(tasks.said(study.data)[1])[0]
+        for one in planned:
+            print(f"      {own or study.settings.corpora[one.key]}  seed {one.seed}  {label(one.row)}")
+        if not missing:
+            print(f"{len(planned)} runs in all, to be named once corpora and models are made; {MEASURES}")
+    if missing:
         print(f"Nothing was started: {missing} of {len(found)} needs are missing. {len(planned)} runs in all.")
     return not missing
 

@@ -63,6 +63,11 @@ class Task:
         """Whether its owner's scores are other numbers than those inside."""
         return self.score_range != (-1, 1)
 
+    @property
+    def unit(self) -> float:
+        """What a distance of 1 inside is in the owner's units."""
+        return (self.score_range[1] - self.score_range[0]) / 2
+
     def to_range(self, scores: Numbers) -> Numbers:
         """Scores in [-1, 1], a number or an array of any shape, in the owner's units; unchanged where those are the same."""
         low, high = self.score_range

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import cache, partial
+from functools import cache, partial, reduce
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from cmpta_lib.config import CmptaConfig
-from cmpta_lib.data.corpus import Inputs
+from cmpta_lib.data.corpus import Inputs, Sample
 from cmpta_lib.fast.packing import Chained, Streams, read_in_order
 from cmpta_lib.fast.prompted import PromptedLM, TokenMaker
-from cmpta_lib.method.adapter import MODALITIES, PAIRS, CMPTAdapter, CrossModalAttention, TemporalAlignment
+from cmpta_lib.method.adapter import (
+    MODALITIES,
+    PAIRS,
+    CMPTAdapter,
+    CrossModalAttention,
+    TemporalAlignment,
+    check_room_for_maps,
+)
 
 WORTH_A_LOOP = 1 << 20  # scores of padding in a batch, above which a CPU is faster clip by clip
+LONG = 1 << 25  # scores of a pair in one clip (40 s of sound and face), above which its queries are read in pieces
+PIECE = 1 << 20  # scores of a piece; larger ones leave a CPU's cache, which is two to four times slower
 KEPT = 40  # numbers that a frame leaves behind for the way back, in widths D, about
 MOST_KEPT = 1 << 24  # numbers; above, a CPU, whose memory is everybody's, keeps none of them while the LLM is read
 VECTOR = 16  # a CPU's softmax is ten times slower over fewer numbers that lie side by side than over a column of them
@@ -63,13 +72,7 @@ class BatchedAttention(CrossModalAttention):
         averaged by those, and only one vector a head passes V, not every frame.
         """
         known = _Projected(self, sequences, layouts)
-        read = []
-        for name, (y, x) in PAIRS.items():
-            asking, heard = layouts[y], layouts[x]
-            real = sum(a * b for a, b in zip(asking.lengths, heard.lengths, strict=True))
-            waste = (len(asking.lengths) * asking.size * heard.size - real) * self.num_heads  # scores of padding
-            is_loop = waste > WORTH_A_LOOP and sequences[x].device.type == "cpu"
-            read.append(known.read_each(name) if is_loop else known.read(name))
+        read = [known.read(name) for name in PAIRS]
         owners = [self.value[self.owners(name)[1]] for name in PAIRS]
         weight, bias = (torch.stack([getattr(one, part) for one in owners]) for part in ("weight", "bias"))
         summed = torch.einsum("pbhe,phde->bphd", torch.stack(read), weight.unflatten(1, (self.num_heads, -1)))
@@ -83,7 +86,7 @@ class _Projected:
     def __init__(
         self, attention: BatchedAttention, sequences: Mapping[str, Tensor], layouts: Mapping[str, Chained]
     ) -> None:
-        self.heads, self.sequences, self.layouts = attention.heads, sequences, layouts
+        self.heads, self.num_heads, self.sequences, self.layouts = attention.heads, attention.num_heads, sequences, layouts
         self.owners = {name: attention.owners(name) for name in PAIRS}
         self.query = cache(lambda owner, modality: attention.query[owner](sequences[modality]))
         self.key = cache(lambda owner, modality: attention.key[owner](sequences[modality]))
@@ -98,26 +101,41 @@ class _Projected:
 
     def read(self, name: str) -> Tensor:
         """(B, H, D): each head's mean of X's frames, by its weights averaged over Y's real positions."""
-        y, x = PAIRS[name]
-        weights, real = self.weights(name), self.layouts[y].real
-        share = real.to(weights.dtype) / real.sum(1, keepdim=True).clamp(min=1)
-        heads = len(weights) // max(1, len(real))
-        averaged = share.repeat_interleave(heads, 0)[:, None] @ weights  # (B * H, 1, n_X)
-        return averaged.view(len(real), heads, -1) @ self.frames(x)
-
-    def read_each(self, name: str) -> Tensor:
-        """The same clip by clip, without any padding."""
         (y, x), (of_y, of_x) = PAIRS[name], self.owners[name]
-        queries = self.query(of_y, y).split(self.layouts[y].lengths)
-        keys, frames = (part.split(self.layouts[x].lengths) for part in (self.key(of_x, x), self.sequences[x]))
-        return torch.stack([self._read_one(*clip) for clip in zip(queries, keys, frames, strict=True)])
+        asking, heard, frames = self.layouts[y], self.layouts[x], self.sequences[x]
+        each = [a * b * self.num_heads for a, b in zip(asking.lengths, heard.lengths, strict=True)]
+        together = len(each) * asking.size * heard.size * self.num_heads
+        is_waste = together - sum(each) > WORTH_A_LOOP and frames.device.type == "cpu"
+        if is_waste or max(each) > LONG or together > 8 * LONG:  # clip by clip, without any padding
+            keys, parts = (part.split(heard.lengths) for part in (self.key(of_x, x), frames))
+            clips = zip(self.query(of_y, y).split(asking.lengths), keys, parts, strict=True)
+            return torch.stack([self._read_one(*clip) for clip in clips])
+        weights, real = self.weights(name), asking.real
+        share = real.to(weights.dtype) / real.sum(1, keepdim=True).clamp(min=1)
+        averaged = share.repeat_interleave(self.num_heads, 0)[:, None] @ weights  # (B * H, 1, n_X)
+        return averaged.view(len(real), self.num_heads, -1) @ self.frames(x)
 
     def _read_one(self, queries: Tensor, keys: Tensor, frames: Tensor) -> Tensor:
         """One clip's (n_Y, D), (n_X, D), (n_X, D) -> (H, D)."""
         q, k = self.heads(queries), self.heads(keys)
         if not len(queries) or not len(keys):
             return frames.new_zeros(len(q), frames.shape[1])
-        return _attention_weights(q, k, q.new_zeros(1, 1, 1)).mean(1) @ frames
+        return _summed_weights(q, k) / len(queries) @ frames
+
+
+def _summed_weights(q: Tensor, k: Tensor) -> Tensor:
+    """(H, n_Y, d), (H, n_X, d) -> (H, n_X), summed over Y: at once, or of a long clip a few queries at a time.
+
+    Nothing of a piece is kept for the way back, where it is made again.
+    """
+
+    def read(some: Tensor) -> Tensor:
+        return _attention_weights(some, k, q.new_zeros(1, 1, 1)).sum(1)
+
+    if len(q) * q.shape[1] * k.shape[1] <= LONG:
+        return read(q)
+    pieces = q.split(max(1, PIECE // (len(q) * k.shape[1])), dim=1)
+    return reduce(torch.add, (checkpoint(read, some, use_reentrant=False, preserve_rng_state=False) for some in pieces))
 
 
 def _attention_weights(q: Tensor, k: Tensor, mask: Tensor) -> Tensor:
@@ -160,6 +178,8 @@ class BatchedAdapter(CMPTAdapter, TokenMaker):
             text = layouts["text"].packed(streams.text.values.to(self.text_projection.weight.dtype))
             sequences["text"] = self.text_projection(text)
             if streams.wants_maps or self.config.summary == "max":
+                for clip in zip(*(layouts[name].lengths for name in MODALITIES), strict=True):
+                    check_room_for_maps(dict(zip(MODALITIES, clip, strict=True)), self.config.num_heads)
                 attended, weights = self.attention(sequences, layouts)
             if self.config.summary == "max":  # choice 6
                 best = (_maximum(attended[name], layouts[y]) for name, (y, _) in PAIRS.items())
@@ -197,6 +217,14 @@ class CMPTA(PromptedLM):
     """The paper's method: the adapter's pseudo tokens before a frozen LLM."""
 
     settings: CmptaConfig
+
+    def check(self, sample: Sample) -> None:
+        has = "sound" * (len(sample.audio) > 0), "face" * (len(sample.vision) > 0)
+        if self.settings.fusion == "cross_modal" and not all(has) and not self.llm.token_ids(sample.text):
+            raise ValueError(
+                f"clip {sample.id!r} has no words and {''.join(has) or 'nothing'} alone, and each pseudo token joins two "
+                "modalities: the answer would be the same whatever it holds; give its words, or use a run of another method"
+            )
 
     def token_maker(self, inputs: Inputs) -> BatchedAdapter:
         widths = inputs.widths["audio"], inputs.widths["vision"]

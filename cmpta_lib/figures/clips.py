@@ -156,9 +156,11 @@ def answers_table(answers: Mapping[str, str]) -> pd.DataFrame:
 
 
 def show_answer(task: Task, value: float | None) -> str:
-    """An answer for a reader: the class's name, or the score as the LLM writes it."""
+    """An answer for a reader: the class's name, or the score as the LLM writes it or in its owner's range."""
     if value is None or not np.isfinite(value):
         return "unparsable"
+    if task.is_scaled:
+        return f"{task.to_range(value):g}"
     return task.labels[int(value)] if task.labels else answer_text(task, value)
 
 

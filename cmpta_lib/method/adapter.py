@@ -7,6 +7,7 @@ positions of a sequence Y. "choice N" is a row of "Choices the paper leaves open
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import cast
 
 import torch
@@ -24,6 +25,8 @@ PAIRS: dict[str, tuple[str, str]] = {  # eq 8: token -> (Y, X), Y's positions qu
     "a1": ("audio", "text"),
     "a2": ("audio", "vision"),
 }
+
+MOST_MAPS = 1e9  # bytes of one clip's maps in float32; a minute of sound and face has half of it
 
 
 class TemporalAlignment(nn.Module):
@@ -135,8 +138,11 @@ class CMPTAdapter(nn.Module):
             audio, vision: (T, F) float32 each.
         Returns:
             (K, E), and pair -> (H, n_Y, n_X) attention; an empty dict where the adapter is off (fusion "pooled").
+        Raises:
+            ValueError: the maps would need more memory than `MOST_MAPS`; says how much.
         """
         given = {"audio": audio, "vision": vision}
+        check_room_for_maps({"text": len(text), "audio": len(audio), "vision": len(vision)}, self.config.num_heads)
         sequences = {
             name: self.alignment[name](frames) if len(frames) else frames.new_zeros(0, self.config.dim)
             for name, frames in given.items()
@@ -165,6 +171,14 @@ class CMPTAdapter(nn.Module):
         if self.config.fusion == "cross_modal":
             return tokens[..., torch.arange(self.num_tokens, device=tokens.device) % len(PAIRS), :]
         return tokens
+
+
+def check_room_for_maps(lengths: Mapping[str, int], heads: int) -> None:
+    """Raise ValueError where the attention maps of a clip of these positions would fill a machine, before any is made."""
+    if (size := 4 * heads * sum(lengths[y] * lengths[x] for y, x in PAIRS.values())) > MOST_MAPS:
+        frames = f"{lengths['audio']} sound frames, {lengths['vision']} face frames and {lengths['text']} tokens"
+        needed = f"{size / 1e9:.1f} GB, more than {MOST_MAPS / 1e9:.0f} GB; cut the clip, or merge its frames"
+        raise ValueError(f"attention maps of {frames} in {heads} heads would need {needed}")
 
 
 def pool_spans(frames: Tensor, spans: int) -> Tensor:

@@ -36,9 +36,11 @@ class Layout:
     @classmethod
     def of(cls, task: Task) -> Layout:
         tags = paper.WRAP_TAGS[task.language]
-        if task.kind == "classification":
+        if task.prompt:
+            prompt = task.prompt.replace("{classes}", paper.numbered(task.labels))
+        elif task.kind == "classification":
             prompt = paper.class_prompt(task.labels, task.language)
-        else:
+        else:  # in any language: a conversion gives English scores their own question, so that older runs keep theirs
             prompt = paper.SIMS_PROMPT
         return cls(open=tags[0], close=tags[1], prompt=prompt)
 

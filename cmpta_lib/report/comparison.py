@@ -16,7 +16,6 @@ import pandas as pd
 from cmpta_lib import metrics, paper, registry
 from cmpta_lib.data.corpus import Inputs, Task
 from cmpta_lib.figures.clips import errors, is_right, show_answer
-from cmpta_lib.method.prompted import answer_text
 from cmpta_lib.metrics import Metric
 from cmpta_lib.report.rows import result_row, runs_of, sound, tabled
 from cmpta_lib.report.tables import NOT_RUN, NOTHING
@@ -130,7 +129,7 @@ def groups(task: Task, values: Sequence[float] | pd.Series) -> np.ndarray:
 
 def group_names(task: Task) -> list[str]:
     """What `groups` counts: class names, or scores as they are written."""
-    return list(task.labels) or [answer_text(task, STEP * place - 1) for place in range(round(2 / STEP) + 1)]
+    return list(task.labels) or [show_answer(task, STEP * place - 1) for place in range(round(2 / STEP) + 1)]
 
 
 def answer_shares(task: Task, every: pd.DataFrame) -> dict[str, np.ndarray]:
@@ -284,7 +283,7 @@ def _scores(task: Task, a: Sequence[pd.DataFrame], b: Sequence[pd.DataFrame]) ->
     if task.kind == "classification":
         answers = [np.nan_to_num(side, nan=metrics.UNPARSABLE).astype(int) for side in answers]
     truth, lines = a[0]["label"].to_numpy()[kept], []
-    one, other = (ResultRow("", "", truth=truth, predictions=side[:, kept]) for side in answers)
+    one, other = (ResultRow("", "", truth=truth, predictions=side[:, kept], unit=task.unit) for side in answers)
     for metric in metrics.TABLED[task.kind]:
         found = one.minus(other, metric.name)
         better = "" if found.low <= 0 <= found.high else "A" if metric.is_better(found.difference, 0) else "B"

@@ -91,7 +91,7 @@ def _score_measures(task: Task, one: pd.DataFrame) -> np.ndarray:
     """(3, C + 1), the last for all clips; NaN where no clip has the label or none was answered."""
     parsed = one[one["answer"] >= 0]
     truth, answer = (metrics.sentiment_scores(parsed[name], name) for name in ("label", "prediction"))
-    error = answer.astype(float) - truth
+    error = (answer.astype(float) - truth) * task.unit
     found = pd.DataFrame({"error": error, "size": np.abs(error), "wrong": 100.0 * ((truth > 0) != (answer > 0))})
     means = found.groupby(parsed["truth"].to_numpy()).mean().reindex(range(len(group_names(task))))
     return np.column_stack([means.T, found.mean()])
@@ -137,7 +137,7 @@ def answers_of(trained: TrainedRun, corpus: Corpus) -> pd.DataFrame:
     if not found[0].probabilities:
         name = trained.run.config.method.name
         raise ValueError(f"run {trained.run.folder.name}: its method '{name}' gives no probabilities, so none can be judged")
-    now = np.array([answer.value for answer in found], float)  # None is NaN
+    now = task.from_range(np.array([answer.value for answer in found], float))  # None is NaN
     table = table.assign(
         said=[clips.show_answer(task, value) for value in table["prediction"]],
         right=clips.is_right(task, table),
@@ -157,7 +157,8 @@ def answers_of(trained: TrainedRun, corpus: Corpus) -> pd.DataFrame:
 def _chances(task: Task, answers: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     """(A,) the legal answers, ascending scores or class indices, and (N, A) their probabilities, rows sum to 1."""
     chances = pd.DataFrame([*answers["chances"]])
-    return np.array([task.labels.index(name) if task.labels else float(name) for name in chances]), chances.to_numpy(float)
+    values = [task.labels.index(name) if task.labels else task.from_range(float(name)) for name in chances]
+    return np.array(values), chances.to_numpy(float)
 
 
 def judged(answers: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
@@ -267,7 +268,7 @@ def worst_table(corpus: Corpus, found: Mapping[str, pd.DataFrame], number: int =
 
 def label_text(task: Task, label: float) -> str:
     """A label for a reader: as an answer, or with two decimals where no answer of one decimal is the same score."""
-    if task.kind == "regression" and abs(label - round(label, 1)) > clips.ROUNDING:
+    if task.kind == "regression" and not task.is_scaled and abs(label - round(label, 1)) > clips.ROUNDING:
         return f"{label:+.2f}"
     return clips.show_answer(task, label)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,7 @@ from cmpta_lib.runs import provenance as records
 from cmpta_lib.runs.store import FAILURE, Run, failure, sound
 from cmpta_lib.study import plan
 from cmpta_lib.study.plan import CMPTA, TEXT_ONLY, Row
-from cmpta_lib.study.study import Study
+from cmpta_lib.study.study import ONLY_FINISHED, Study
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,12 +45,14 @@ def unusable(runs: Sequence[Run]) -> str:
 
     Paths begin at the runs folder: an exported table does not tell of the machine that it was made on.
     """
+    told = os.environ.get(ONLY_FINISHED, "")
+    remedy = told if len(told) > 1 else "call again, or make it with Study.ensure"
     for run in runs:
         reason = run.problem
         if not reason and not run.done:
             failed = failure(run.folder)
             reason = f"failed, {failed}; see {run.folder / FAILURE}, and call again once it is mended" if failed else (
-                f"{run.folder} is not finished; call again, or make it with Study.ensure"
+                f"{run.folder} is not finished; {remedy}"
             )
         if reason:
             shown = textwrap.shorten(reason.replace(str(runs_folder()), "runs"), 400, placeholder=" ...")
@@ -77,13 +80,15 @@ def result_row(
     tables = [run.predictions() for run in whole]
     predictions = np.stack([table["prediction"].to_numpy(float) for table in tables])
     odd = int((~np.isfinite(predictions)).sum())
-    if study.corpus(key).task.kind == "classification":
+    task = study.corpus(key).task
+    if task.kind == "classification":
         predictions = np.where(np.isfinite(predictions), predictions, metrics.UNPARSABLE).astype(int)
     notes = [f"{odd} unparsable replies"] if odd else []
     if len(whole) < len(runs):  # those that are merely still to come need no reason
         wrong = unusable([run for run in runs if run.problem or failure(run.folder)])
         notes = [f"{len(whole)} of {len(runs)} seeds so far", *([wrong] if wrong else []), *notes]
-    return ResultRow(group, name, printed or {}, tables[0]["label"].to_numpy(), predictions, "; ".join(notes), len(runs))
+    labels = tables[0]["label"].to_numpy()
+    return ResultRow(group, name, printed or {}, labels, predictions, "; ".join(notes), len(runs), task.unit)
 
 
 def ablation_rows(study: Study, key: str) -> list[ResultRow]:

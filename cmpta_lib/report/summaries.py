@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,7 @@ from cmpta_lib.config import CmptaConfig
 from cmpta_lib.data.corpus import SPLITS
 from cmpta_lib.llm.files import QWEN_1_8B
 from cmpta_lib.method.prompted import Layout
+from cmpta_lib.metrics import Metric
 from cmpta_lib.report.rows import PAPER_NAMES, bayes, sound, tabled, unusable
 from cmpta_lib.report.tables import NOT_RUN, NOTHING
 from cmpta_lib.report.uncertainty import without_unit
@@ -112,7 +114,7 @@ def best_possible(study: Study, keys: Sequence[str]) -> pd.DataFrame:
     """Test scores of the best answers to generated clips by what is known, and the rule behind them; empty for real data."""
     rows = []
     for key in keys:
-        for metric in tabled(study, key):
+        for metric in _tabled(study, key):
             if scores := bayes(study, key, metric.name):
                 shown = {_KNOWN[known]: without_unit(metric, score) for known, score in scores.items()}
                 line = {"corpus": study.corpus(key).name, "metric": metric.label} | shown
@@ -143,9 +145,16 @@ def table2(study: Study) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["corpus", "setting", "paper", "this run"])
 
 
+def _tabled(study: Study, key: str) -> list[Metric]:
+    """The metrics that tables of this corpus show, for numbers as runs store them: MAE comes out in the owner's unit."""
+    unit = study.corpus(key).task.unit
+    return [replace(one, scale=one.scale * unit) if one.name == "mae" else one for one in tabled(study, key)]
+
+
 def histories(study: Study, key: str) -> dict[str, pd.DataFrame]:
     """What `curves.training_curves` draws: seed -> history of each CMPTA run that is finished and sound."""
-    return {str(run.config.seed): run.history for run in sound(study.runs(key))}
+    unit, found = study.corpus(key).task.unit, {str(run.config.seed): run.history for run in sound(study.runs(key))}
+    return {seed: one.assign(valid_mae=one["valid_mae"] * unit) if "valid_mae" in one else one for seed, one in found.items()}
 
 
 def training_table(study: Study, keys: Sequence[str]) -> pd.DataFrame:
@@ -155,7 +164,7 @@ def training_table(study: Study, keys: Sequence[str]) -> pd.DataFrame:
     """
     rows = []
     for key in keys:
-        metric = tabled(study, key)[0]
+        metric = _tabled(study, key)[0]
         for run in study.runs(key):
             row: dict[str, object] = {"corpus": study.corpus(key).name, "seed": run.config.seed, "metric": metric.label}
             if reason := unusable([run]):
@@ -172,7 +181,7 @@ def training_table(study: Study, keys: Sequence[str]) -> pd.DataFrame:
 def register_table(study: Study) -> pd.DataFrame:
     """The alternatives to choices that the paper leaves open, beside the default: one seed, test split of the first corpus."""
     key = study.keys[0]
-    default, shown, rows = study.runs(key)[0], tabled(study, key), []
+    default, shown, rows = study.runs(key)[0], _tabled(study, key), []
     base = default.metrics["test"] if sound([default]) else {}
     for choice in (Row("default"), *CHOICES):
         change = ", ".join(f"{path} = {value}" for path, value in choice.changes.items()) or NOTHING

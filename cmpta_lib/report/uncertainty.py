@@ -173,7 +173,7 @@ class ResultRow:
 
     `paper` maps metric names to the value as printed (WF1 in per cent), and may be empty. `truth` (N,) and
     `predictions` (n_seeds, N) are both None for a method that was not run; `note` then says how to run it. `asked`: of how
-    many seeds it is to be, where that is known.
+    many seeds it is to be, where that is known. `unit`: what a distance of 1 inside is in the owner's scores, for `mae`.
     """
 
     group: str
@@ -183,6 +183,7 @@ class ResultRow:
     predictions: np.ndarray | None = None
     note: str = ""
     asked: int | None = None
+    unit: float = 1.0
 
     def __post_init__(self) -> None:
         if (self.truth is None) != (self.predictions is None):
@@ -204,16 +205,21 @@ class ResultRow:
         return str(made) if self.asked in (None, made) else f"{made} of {self.asked}"
 
     def scores(self, metric: MetricName) -> np.ndarray:
-        """(n_seeds,) what each seed scores, in the stored unit; only of a row that was run."""
-        return seed_scores(metric, *self._answers)
+        """(n_seeds,) what each seed scores, of `mae` in the owner's unit; only of a row that was run."""
+        return seed_scores(metric, *self._answers) * self._unit(metric)
 
     def interval(self, metric: MetricName) -> tuple[float, float]:
-        """The bootstrap interval of the mean over seeds, in the stored unit; only of a row that was run."""
-        return bootstrap_interval(metric, *self._answers)
+        """The bootstrap interval of the mean over seeds, in the unit of `scores`; only of a row that was run."""
+        low, high = bootstrap_interval(metric, *self._answers)
+        return low * self._unit(metric), high * self._unit(metric)
 
     def minus(self, other: ResultRow, metric: MetricName) -> PairedDifference:
-        """This row minus another on the same redrawn test clips, in the stored unit; only of rows that were run."""
-        return paired_bootstrap(metric, *self._answers, other._answers[1])
+        """This row minus another on the same redrawn test clips, in the unit of `scores`; only of rows that were run."""
+        found, unit = paired_bootstrap(metric, *self._answers, other._answers[1]), self._unit(metric)
+        return PairedDifference(found.difference * unit, found.low * unit, found.high * unit, found.p_value)
+
+    def _unit(self, metric: MetricName) -> float:
+        return self.unit if metric == "mae" else 1.0
 
 
 def within_noise(metric: MetricName, one: ResultRow, other: ResultRow) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from torch import Tensor
 from cmpta_lib import registry
 from cmpta_lib.base import Method, Resources
 from cmpta_lib.config import DataConfig, EncoderConfig, LLMConfig
-from cmpta_lib.data.corpus import Corpus, Inputs, Sample, Task, check_sample, shown
+from cmpta_lib.data.corpus import Corpus, Inputs, Sample, Task, check_sample, dialogues_of, shown
 from cmpta_lib.data.store import kept_corpus
 from cmpta_lib.fast.packing import Chained, Stream, Streams
 from cmpta_lib.fast.prompted import PromptedLM, TokenMaker
@@ -29,17 +30,20 @@ from cmpta_lib.llm.loading import TextEncoder
 from cmpta_lib.method.adapter import CMPTAdapter
 from cmpta_lib.method.llm import FrozenLLM
 from cmpta_lib.method.prompted import MakeTokens, PlainLM
-from cmpta_lib.runs.loop import dialogues
 from cmpta_lib.runs.store import CLIPS, CONFIG, DONE, WEIGHTS, Run, open_run
+
+MOST_FRAMES = 1 << 18  # of a batch with its padding: 64 clips of 40 s of sound and face, or seven of five minutes
 
 
 @dataclass(frozen=True)
 class Answer:
     """What a run says of one clip.
 
-    `value`: a score in [-1, 1] or a class index, None where a free reply is no legal answer. `text`: the class's name,
-    or the score as the method writes it. `probabilities`: of every legal answer by its text; empty where the method
-    gives a number only. `repairs`: values of the clip's frames that were not finite and are read as 0, by kind.
+    `value`: a score in the range of the corpus's owner ([-1, 1] unless that said another) or a class index, None where a
+    free reply is no legal answer. `text`: the class's name, or the score as the method writes it, in that range.
+    `probabilities`: of every legal answer by its text; empty where the method gives a number only. `repairs`: what was
+    not read as it was given, by kind: values of frames that are not finite and count as 0; `texts_cut`: 1 where the words
+    are longer than the method reads.
     """
 
     id: str
@@ -61,34 +65,51 @@ class TrainedRun:
     def __init__(self, run: Run, inputs: Inputs, method: Method) -> None:
         self.run, self.inputs, self.method = run, inputs, method
 
+    def __repr__(self) -> str:
+        config, widths, task = self.run.config, self.inputs.widths, self.inputs.task
+        answers = f"{len(task.labels)} classes" if task.labels else "scores from {:g} to {:g}".format(*task.score_range)
+        of = f"sound (T, {widths['audio']}) and face (T, {widths['vision']})"
+        return f"<{config.method.name} trained on {config.data.name}, seed {config.seed}: words, {of} -> {answers}>"
+
     def predict(self, samples: Iterable[Sample]) -> list[Answer]:
         """Answer clips, in order; labels are not looked at and may be None, an absent modality is (0, F) or None.
 
         Raises:
-            ValueError: a clip is not as the training corpus' were; names it, the field, and what was expected.
+            ValueError: a clip is not as the training corpus' were, or the method could only say the same of it whatever it
+                holds; names it, the field, and what was expected.
         """
         if not isinstance(samples, Iterable):  # a single Sample above all
             raise ValueError(f"expected a list of samples, not {shown(samples)}; for one clip: predict([sample])")
         clips, size = list(_checked(samples, self.inputs)), self.run.config.evaluation.batch_size
         alone = self.method.unit == "clip"
-        units = dialogues(None if alone else sample.dialogue for sample, _ in clips)
+        units = dialogues_of(None if alone else sample.dialogue for sample, _ in clips)
         found: dict[int, Answer] = {}
+        for sample, _ in clips:
+            self.method.check(sample)
         for start in range(0, len(units), size):
-            places = [place for unit in units[start : start + size] for place in unit]
-            found |= zip(places, self._answers([clips[place] for place in places]), strict=True)
+            batch = units[start : start + size]
+            frames = max(len(clips[place][0].audio) + len(clips[place][0].vision) for unit in batch for place in unit)
+            for part in [batch] if frames * len(batch) <= MOST_FRAMES else [[unit] for unit in batch]:
+                places = [place for unit in part for place in unit]
+                found |= zip(places, self._answers([clips[place] for place in places]), strict=True)
+        if cut := [answer.id for answer in found.values() if "texts_cut" in answer.repairs]:
+            said = f"{len(cut)} of {len(found)} texts are longer than this run reads, and were cut at the end"
+            warnings.warn(f"{said}: clip {shown(cut[0])}{' and others' * (len(cut) > 1)}", stacklevel=2)
         return [found[place] for place in range(len(clips))]
 
     def _answers(self, clips: Sequence[tuple[Sample, Counter[str]]]) -> list[Answer]:
         """Answers to one batch of checked clips."""
-        task, found = self.inputs.task, self.method.predict(self.method.collate([sample for sample, _ in clips]))
-        answers = []
+        batch, task, answers = self.method.collate([sample for sample, _ in clips]), self.inputs.task, []
+        found = self.method.predict(batch)
+        for sample, repairs in clips if batch.issues.get("texts_cut") else ():
+            repairs.update(texts_cut=self.method.collate([sample]).issues["texts_cut"])
         for place, (sample, repairs) in enumerate(clips):
             number, reply = float(found.values[place]), found.replies[place]
-            value = None if np.isnan(number) else int(number) if task.kind == "classification" else number
-            text = _text(task, reply or "") or ("unparsable" if value is None else f"{number:g}")
+            value = None if np.isnan(number) else int(number) if task.kind == "classification" else task.to_range(number)
+            text = _text(task, reply or "") or ("unparsable" if value is None else f"{value:g}")
             chances = [] if found.probabilities is None else found.probabilities[place].tolist()
             names = [_text(task, name) for name in found.answers] if chances else []
-            answers.append(Answer(sample.id, value, text, dict(zip(names, chances, strict=True)), repairs))
+            answers.append(Answer(sample.id, value, text, dict(zip(names, chances, strict=True)), +repairs))
         return answers
 
     def attention(self, sample: Sample) -> dict[str, np.ndarray]:
@@ -99,6 +120,7 @@ class TrainedRun:
             ValueError: as `predict`.
         """
         ((checked, _),) = _checked([sample], self.inputs)
+        self.method.check(checked)
         maps = self.method.attention(self.method.collate([checked]))
         return {name: weights[0].float().cpu().numpy() for name, weights in maps.items()}
 
@@ -141,7 +163,10 @@ def _folder(run: str | Path) -> Path:
 
 
 def _text(task: Task, reply: str) -> str:
-    return task.labels[int(reply)] if task.labels and reply.isdecimal() else reply
+    """A reply as its reader knows it: the class's name, or the score in the owner's range."""
+    if task.labels and reply.isdecimal():
+        return task.labels[int(reply)]
+    return f"{task.to_range(float(reply)):g}" if task.is_scaled and reply else reply
 
 
 def find_corpus(cache: Path, wanted: DataConfig) -> Corpus:

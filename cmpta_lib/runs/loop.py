@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -25,21 +25,13 @@ from torch import distributed
 from cmpta_lib import metrics, registry
 from cmpta_lib.base import Group, Method, Resources
 from cmpta_lib.config import RunConfig, Stage, TrainingConfig
-from cmpta_lib.data.corpus import Corpus, Inputs, Split, Task
+from cmpta_lib.data.corpus import Corpus, Inputs, Split, Task, dialogues_of
 from cmpta_lib.runs.checkpoint import CHECKPOINT, Saver, State, leave_stage, load_checkpoint, path_of, take_stage
 
 
 def units(split: Split, unit: Literal["clip", "dialogue"]) -> Sequence[Sequence[int]]:
     """What batches are drawn from: every clip alone, or the clips of a dialogue together, in the split's order."""
-    return [[index] for index in range(len(split))] if unit == "clip" else dialogues(split.table["dialogue"])
-
-
-def dialogues(names: Iterable[object]) -> list[list[int]]:
-    """Places of the clips of each dialogue, however they are mixed; a clip without one (None, NaN) is one of its own."""
-    found: dict[object, list[int]] = {}
-    for place, name in enumerate(names):
-        found.setdefault(name if isinstance(name, str) else ("clip", place), []).append(place)
-    return list(found.values())
+    return [[index] for index in range(len(split))] if unit == "clip" else dialogues_of(split.table["dialogue"])
 
 
 def evaluate(method: Method, split: Split, batch_size: int) -> tuple[pd.DataFrame, Counter[str]]:

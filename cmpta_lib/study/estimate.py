@@ -73,6 +73,17 @@ def measured(study: Study, configs: Configs) -> Speeds:
     return {kind: speed(chosen[kind], study.corpus(kind[0]), study.root) for kind in sorted(chosen, key=lambda kind: kind[2])}
 
 
+def whole(study: Study, notebooks: Sequence[str], jobs: int) -> str:
+    """For a line that says how many runs are finished: in how long the others are made, measured (seconds)."""
+    planned = [one for one in study.planned(notebooks) if not study.missing(one.row, one.key)]
+    configs = {one: run.config for one in planned if not (run := study.run(one.key, one.row, one.seed)).done}
+    try:
+        speeds, made = measured(study, configs), set[str]()
+    except Exception as error:  # of anybody's method: its run will say it, and the others go on
+        return f"; how long the others take cannot be measured: {type(error).__name__}"
+    return f"; the others take about {duration(sum(speeds[one.kind].seconds(configs[one], made) for one in configs) / jobs)}"
+
+
 def speed(config: RunConfig, corpus: Corpus, root: Path) -> Speed:
     """How fast this run is here, from a few steps of each of its stages and a batch of answers."""
     tools, splits = resources(root), corpus.splits

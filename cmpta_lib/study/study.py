@@ -28,7 +28,8 @@ from cmpta_lib.study.plan import CMPTA, Row, label
 from cmpta_lib.study.profiles import DRY_RUN, PROFILES, SMOKE_DOCUMENTS, SMOKE_SIZES, smoke_changes
 
 _LANGUAGES: Mapping[str, Language] = {"sims": "zh", "meld": "en"}  # of the published corpora, known before they are here
-ONLY_FINISHED = "CMPTA_ONLY_FINISHED"  # environment variable: notebooks make no run and show what is finished
+# Environment variable: notebooks make no run and show what is finished. "1", or words that say what makes the others.
+ONLY_FINISHED = "CMPTA_ONLY_FINISHED"
 
 
 class Study:
@@ -69,6 +70,7 @@ class Study:
         self._corpora: dict[str, Corpus] = {}
         self._resolved = cache(self._resolve)  # LLMs and text encoders by name and dtype
         self._answer_sign = cache(partial(llm_files.answer_sign, cache=self.cache / "llm"))
+        self.rows: Collection[Row] = ()  # the only ones that are planned; none = all that its notebooks need
         self.asked: set[Path] = set()  # the runs of `make`, and which of them failed
         self.failures: list[Failure] = []
 
@@ -292,7 +294,15 @@ class Study:
 
     def planned(self, notebooks: Collection[str] = ()) -> list[plan.Planned]:
         """Corpus, row and seed of every run that these notebooks (or all) need, each once; needs no corpus."""
-        return plan.planned(plan.chosen(notebooks), self.keys, bool(self.data), self.seeds)
+        found = plan.planned(plan.chosen(notebooks), self.keys, bool(self.data), self.seeds)
+        return [one for one in found if one.row in self.rows or not self.rows]
+
+    def is_made(self, notebooks: Collection[str]) -> bool:
+        """Whether all that names these notebooks' runs lies in the cache; a user's own folder would have to be read first."""
+        names = {*self.llm_names(notebooks), *self.encoder_names(notebooks).values()}
+        wanted = [f"llm/{name}-[0-9]*/cmpta.json" for name in names if llm_files.is_tiny(name)]
+        wanted += [f"data/{self.settings.corpora[key]}*/meta.json" for key in self.keys_of(notebooks) if not self.data]
+        return not self.data and all(any(self.cache.glob(pattern)) for pattern in wanted)
 
     def planned_runs(self, notebooks: Collection[str] = (), keys: Collection[str] | None = None) -> list[tuple[str, Run]]:
         """Every run that these notebooks (or all) need on these corpora (or all), each once, with its row's name."""
