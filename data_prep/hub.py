@@ -17,6 +17,7 @@ from cmpta_lib.files import sha256 as hash_of
 from data_prep.catalogue import File, Published
 
 MANIFEST = "manifest.json"
+_LISTED, _LISTED_CHARACTERS = 4, 20  # names that are there, in an error
 # What to do about a file that does not conform: whatever is fetched has the published hash, so it is one's own.
 CORRECT = "correct your copy or fetch the published one, without --from"
 
@@ -105,8 +106,10 @@ def _locate(folder: Path, name: str) -> Path | None:
 
 
 def _listing(folder: Path) -> str:
-    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "") or "nothing"
+    if not folder.is_dir():
+        return "nothing, as there is no such folder"
+    names = [path.name[:_LISTED_CHARACTERS] for path in sorted(folder.iterdir())]
+    return ", ".join(names[:_LISTED]) + (f" and {len(names) - _LISTED} more" if len(names) > _LISTED else "") or "nothing"
 
 
 def _manifest(folder: Path) -> dict[str, Any]:

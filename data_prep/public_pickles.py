@@ -100,7 +100,7 @@ def public_files(folder: Path) -> tuple[str, dict[str, Path]]:
     if not folder.is_dir():
         remedy = "it is a file: name its folder" if folder.exists() else "there is no such folder: correct its name"
         remedy += "; only classes:, scores: or scores=LOW..HIGH: may stand before it" * (":" in str(folder))
-        raise FileNotFoundError(f"{folder}: expected a folder with <name>_train.pkl and the like; {remedy}")
+        raise FileNotFoundError(f"{folder}: expected <name>_train.pkl and its like in a folder; {remedy}")
     with reading(folder):  # a Mac leaves "._" files beside others on foreign disks
         found = {path.name: path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith("._")}
     matches = [match for file in found if (match := _PUBLIC_FILE.fullmatch(file))]

@@ -136,11 +136,12 @@ def find_task(folder: Path, about: Said, labels: Mapping[str, Sequence[tuple[str
     if not about.range:
         expected = "a number in [-1, 1], as no other range is said"
         remedy = 'say it: --data scores=LOW..HIGH:FOLDER, or "range": [LOW, HIGH] in corpus.json'
+    slack = 1e-6 * (high - low) if about.range else 0  # a float32 of 0.3 is a little more
     for where, label in (one for split in SPLITS for one in labels[split]):
         score = label if is_number(label) else _read_number(label)
         if score is None or not abs(score) <= HUGE:
             raise problem(where, "label", "a finite number, as most in train", shown(label), "correct it, or leave the clip out")
-        if not low <= score <= high:
+        if not low - slack <= score <= high + slack:
             raise problem(where, "label", expected, shown(label), remedy)
     return Task("regression", language, score_range=ends, prompt=about.prompt or ENGLISH_SCORE_PROMPT * (language == "en"))
 
@@ -190,7 +191,8 @@ def _classes(labels: Mapping[str, Sequence[tuple[str, Any]]], may_be_numbers: bo
         if not (isinstance(label, str) or may_be_numbers) or _class_name(label) not in known:
             alike = get_close_matches(str(label), known, 1) if isinstance(label, str) else []
             remedy = f"{f'write {shown(alike[0])},' if alike else 'correct it'} or add such samples to train"
-            raise problem(where, "label", f"one of train's labels {short(sorted(known))}", shown(label), remedy)
+            expected = f"one of train's labels {short(sorted(known))}" if known else "text or a whole number, as classes are"
+            raise problem(where, "label", expected, shown(label), remedy if known else "say scores: in place of classes:")
     if not 1 < len(known) <= MOST_CLASSES:
         came = f"of {shown(*known)} alone" if len(known) == 1 else f"of {len(known)}"
         remedy = "add samples of another, or write scores" if len(known) == 1 else "join some; scores are written as numbers"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -144,3 +145,13 @@ def test_official_rows_are_used_where_they_are(shared_folder: Path, tmp_path: Pa
     write_meld(tmp_path / "part", 0.01, official)
     for name in meld.TABLES.values():
         assert (official / name).read_bytes().startswith((tmp_path / "part" / name).read_bytes())
+
+
+def test_a_file_that_changed_since_its_manifest_was_written_is_refused(meld_folder: Path, tmp_path: Path):
+    folder = Path(shutil.copytree(meld_folder, tmp_path / "meld"))
+    content = bytearray((folder / "meld_valid.pkl").read_bytes())
+    content[len(content) // 2] ^= 1  # in a frame
+    (folder / "meld_valid.pkl").write_bytes(content)
+    for source in (folder, folder.parent):  # the manifest lies beside the file, wherever it is looked for
+        with pytest.raises(ValueError, match=r"meld_valid.pkl must be the file with SHA-256 \w{12}…, as manifest.json says"):
+            meld.prepare(tmp_path / "cache", source)
