@@ -152,7 +152,7 @@ def write_report(study: Study, keys: Sequence[str], beyond: bool = False, failur
 
 def _reasons(study: Study, failures: Mapping[str, str]) -> dict[str, str]:
     """Why an export may not be there, by the pattern of its name: something that it needs is damaged, or its notebook failed."""
-    reasons = {}
+    reasons: dict[str, str] = {}
     for notebook in NOTEBOOKS:
         for key in study.every_key if study.data else notebook.corpora:
             lost = study.without.get(key) or next(filter(None, (study.lost(row, key) for row in notebook.rows(key))), "")
@@ -209,33 +209,35 @@ def publish(profile: str, made: Path, root: Path = ROOT) -> str:
 
 
 def check_exports(profile: str, root: Path = ROOT) -> None:
-    """Raise ValueError, naming the files, unless each of the profile's exports is as it was exported, and nothing else is there.
-
-    Also where the README has no room for them.
-    """
+    """Raise ValueError, naming the files, unless the profile's exports are as they were exported, and the README has room."""
     if profile not in PROFILES:
         raise ValueError(f"no profile '{profile}'; there are: {', '.join(PROFILES)}")
     folder = figures_folder() / profile
-    there = {path.relative_to(folder).as_posix(): path for path in [folder, *folder.rglob("*")] if path.name[0] != "."}
-    kinds = {name: path.is_symlink() or path.exists() and not (path.is_file() or path.is_dir()) for name, path in there.items()}
-    _need_none(profile, [f"a link, or no file: {name}" for name, is_odd in kinds.items() if is_odd])
-    hashes, found = recorded_hashes(folder), {name for name, path in there.items() if path.is_file()} - {PROVENANCE}
-    problems = [f"not there: {name}" for name in sorted(hashes.keys() - found)] or ["no export is there"] * (not hashes)
-    problems += [f"not in {PROVENANCE}: {name}" for name in sorted(found - hashes.keys())]
-    same = sorted(found & hashes.keys())
-    _need_none(profile, problems + [f"changed: {name}" for name in same if files.sha256(folder / name) != hashes[name]])
+    _need_none(profile, _altered(folder, recorded_hashes(folder)))
     files.split(root / "README.md", RESULTS)
+
+
+def _altered(folder: Path, hashes: Mapping[str, str]) -> list[str]:
+    """What lies in a folder of exports otherwise than with these hashes; one that is "" fits whatever is there."""
+    there = {path.relative_to(folder).as_posix(): path for path in [folder, *folder.rglob("*")] if path.name[0] != "."}
+    said = [f"a link, or no file: {name}" for name, path in there.items() if path.is_symlink() or _is_odd(path)]
+    found = {name for name, path in there.items() if path.is_file()} - {PROVENANCE}
+    said += [f"not there: {name}" for name in sorted(hashes.keys() - found)] or ["no export is there"] * (not hashes)
+    said += [f"not among the exports: {name}" for name in sorted(found - hashes.keys())]
+    same = (name for name in sorted(found & hashes.keys()) if hashes[name])
+    return said or [f"changed: {name}" for name in same if files.sha256(folder / name) != hashes[name]]
+
+
+def _is_odd(path: Path) -> bool:
+    return path.exists() and not (path.is_file() or path.is_dir())
 
 
 def differing(folder: Path, made: Path) -> list[str]:
     """What of a folder of exports is not as those made anew; pictures, pages and by whom all was made may be others."""
-
-    def told(exports: Path) -> dict[str, object]:
-        items = {name: item | dict.fromkeys(_WHERE) for name, item in recorded(exports).items()}
-        return items | {name: "" if name.endswith(_DRAWN) else one for name, one in recorded_hashes(exports).items()}
-
-    one, other = told(folder), told(made)
-    return [f"not what the runs say: {name}" for name in sorted({**one, **other}) if one.get(name) != other.get(name)]
+    hashes = {name: "" if name.endswith(_DRAWN) else one for name, one in recorded_hashes(made).items()}
+    items, anew = ({name: item | dict.fromkeys(_WHERE) for name, item in recorded(one).items()} for one in (folder, made))
+    said = [f"{PROVENANCE}, {name}" for name in sorted({**items, **anew}) if items.get(name) != anew.get(name)]
+    return [f"not what the runs say: {one}" for one in [*_altered(folder, hashes), *said]]
 
 
 def _need_none(profile: str, problems: Sequence[str]) -> None:
