@@ -141,7 +141,8 @@ def write_report(study: Study, keys: Sequence[str], beyond: bool = False, failur
             if is_beyond and not any(found.values()):
                 continue  # nobody asked for it
             parts.append(f"## {heading}")
-            parts += [part for name, paths in found.items() for part in [*map(_shown, paths)] or [_not_made(name, reasons)]]
+            for name, paths in found.items():
+                parts += [*map(_shown, paths)] or [f"({name}: not made{reasons.get(name, '')}.)"]
     parts += ["## Where each table and figure comes from", _as_markdown(study, beyond)]
     with files.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -151,18 +152,15 @@ def write_report(study: Study, keys: Sequence[str], beyond: bool = False, failur
 
 
 def _reasons(study: Study, failures: Mapping[str, str]) -> dict[str, str]:
-    """Why an export may not be there, by the pattern of its name: something that it needs is damaged, or its notebook failed."""
+    """Pattern of an export's name -> why it may not be there: what it needs is damaged, or its notebook failed."""
     reasons: dict[str, str] = {}
     for notebook in NOTEBOOKS:
         for key in study.every_key if study.data else notebook.corpora:
             lost = study.without.get(key) or next(filter(None, (study.lost(row, key) for row in notebook.rows(key))), "")
             if why := lost or failures.get(notebook.name, "").partition(". The executed copy")[0]:
-                reasons |= dict.fromkeys((pattern.replace("{key}", key) for pattern in _patterns(notebook)), why)
+                names = (pattern.replace("{key}", key) for pattern in _patterns(notebook))
+                reasons |= dict.fromkeys(names, f": {escaped(shown_reason(why))}")
     return reasons
-
-
-def _not_made(name: str, reasons: Mapping[str, str]) -> str:
-    return f"({name}: not made{f': {escaped(shown_reason(reasons[name]))}' if name in reasons else ''}.)"
 
 
 def _shown(path: Path) -> str:
@@ -187,6 +185,8 @@ def publish(profile: str, made: Path, root: Path = ROOT) -> str:
     target, readme = root / "figures" / PUBLISHED / profile, root / "README.md"
     draft, before = (target.with_name(f".{profile}.{what}") for what in ("partial", "before"))
     with files.writing(target):
+        if before.exists() and not target.exists():  # a call was killed between the two steps below
+            before.rename(target)
         for left in (draft, before):
             shutil.rmtree(left, ignore_errors=True)
         try:
@@ -220,16 +220,13 @@ def check_exports(profile: str, root: Path = ROOT) -> None:
 def _altered(folder: Path, hashes: Mapping[str, str]) -> list[str]:
     """What lies in a folder of exports otherwise than with these hashes; one that is "" fits whatever is there."""
     there = {path.relative_to(folder).as_posix(): path for path in [folder, *folder.rglob("*")] if path.name[0] != "."}
-    said = [f"a link, or no file: {name}" for name, path in there.items() if path.is_symlink() or _is_odd(path)]
+    plain = [name for name, path in there.items() if not path.is_symlink() and (path.is_file() or path.is_dir())]
+    said = [f"a link, or no file: {name}" for name in there if name not in plain and folder.exists()]
     found = {name for name, path in there.items() if path.is_file()} - {PROVENANCE}
     said += [f"not there: {name}" for name in sorted(hashes.keys() - found)] or ["no export is there"] * (not hashes)
     said += [f"not among the exports: {name}" for name in sorted(found - hashes.keys())]
     same = (name for name in sorted(found & hashes.keys()) if hashes[name])
     return said or [f"changed: {name}" for name in same if files.sha256(folder / name) != hashes[name]]
-
-
-def _is_odd(path: Path) -> bool:
-    return path.exists() and not (path.is_file() or path.is_dir())
 
 
 def differing(folder: Path, made: Path) -> list[str]:
