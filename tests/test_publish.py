@@ -163,18 +163,18 @@ ALTERED: dict[str, tuple[Callable[[Path], object], str]] = {
     "pipe": (lambda e: ((e / "table3.csv").unlink(), os.mkfifo(e / "table3.csv")), "a link, or no file: table3.csv"),
     "folder": (lambda e: ((e / "table3.csv").unlink(), (e / "table3.csv").mkdir()), "not there: table3.csv"),
     "missing": (lambda e: (e / "table4.md").unlink(), "not there: table4.md"),
-    "further": (lambda e: (e / "table9.csv").write_text("a\n1\n"), "not in provenance.json: table9.csv"),
-    "program": (lambda e: (e / "paper/x.sh").write_text("rm"), "not in provenance.json: paper/x.sh"),
+    "further": (lambda e: (e / "table9.csv").write_text("a\n1\n"), "not among the exports: table9.csv"),
+    "program": (lambda e: (e / "paper/x.sh").write_text("rm"), "not among the exports: paper/x.sh"),
     "no record": (lambda e: (e / "provenance.json").unlink(), "no export is there"),
     "older record": (lambda e: unrecord(e, *gather.recorded_hashes(e)), "no export is there"),
     "nothing": (lambda e: shutil.rmtree(e), "no export is there"),
 }  # fmt: skip
 FORGED: dict[str, tuple[Callable[[Path], object], str]] = {
-    **{name: (ALTERED[name][0], ALTERED[name][1].replace("changed", "not what the runs say").replace("not in provenance.json",
-       "not what the runs say")) for name in ("number", "row", "swapped", "cut", "not UTF-8", "further")},
-    "missing": (lambda e: ((e / "table4.md").unlink(), unrecord(e, "table4.md")), "not what the runs say: table4.md"),
-    "other seeds": (lambda e: edit(e, "provenance.json", '"seeds": [\n   1,', '"seeds": [\n   7,'), "the runs say: ablation"),
-    "other runs": (lambda e: edit(e, "provenance.json", '"runs": [', '"runs": ["a"'), "not what the runs say: ablation"),
+    **{name: (ALTERED[name][0], f"not what the runs say: {ALTERED[name][1]}")
+       for name in ("number", "row", "swapped", "cut", "not UTF-8", "further")},
+    "missing": (lambda e: ((e / "table4.md").unlink(), unrecord(e, "table4.md")), "not what the runs say: not there: table4.md"),
+    "other seeds": (lambda e: edit(e, "provenance.json", '"seeds": [\n   1,', '"seeds": [\n   7,'), "provenance.json, ablation"),
+    "other runs": (lambda e: edit(e, "provenance.json", '"runs": [', '"runs": ["a"'), "provenance.json, ablation"),
 }  # fmt: skip
 
 

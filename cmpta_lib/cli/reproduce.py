@@ -122,10 +122,13 @@ def publish(options: argparse.Namespace) -> int:
         ValueError: they are not, or a run is missing or damaged; names which.
     """
     from cmpta_lib.report import gather
-    from cmpta_lib.report.export import recorded_hashes
+    from cmpta_lib.report.export import recorded, recorded_hashes
 
     gather.check_exports(options.profile)
-    started, study, there = time.monotonic(), Study(options.profile), recorded_hashes(figures_folder() / options.profile)
+    started, study, folder = time.monotonic(), Study(options.profile), figures_folder() / options.profile
+    there, named = recorded_hashes(folder), {run for item in recorded(folder).values() for run in item.get("runs", ())}
+    if absent := sorted(run for run in named if not (study.root / run).is_dir()):  # before anything is made there
+        raise ValueError(f"{len(absent)} of the runs behind {folder} are not in {study.root}, such as {absent[0]}")
     beyond = [one.name for one in NOTEBOOKS if one.is_beyond]
     chosen = [one.name for one in NOTEBOOKS if not one.is_beyond or f"{exports.PAGES}/{one.name}.html" in there]
     keys, failed = _prepared(study, chosen)
@@ -133,7 +136,7 @@ def publish(options: argparse.Namespace) -> int:
         if not run.done or run.problem:
             failed.append(run.problem or f"{run.folder} is not finished")
     if failed:
-        raise ValueError(f"runs behind {figures_folder() / options.profile} are not whole ({len(failed)} in all): {failed[0]}")
+        raise ValueError(f"runs behind {folder} are not whole ({len(failed)} in all): {failed[0]}")
     print(f"making the exports of {len(chosen)} notebooks anew of the finished runs, to compare them", flush=True)
     os.environ[ONLY_FINISHED] = "1"
     asked = argparse.Namespace(profile=options.profile, data="", llm="", smoke=False, changes=())

@@ -86,7 +86,7 @@ def _write_content(
     """Write all but meta.json; returns what that says of it."""
     import pandas as pd  # here and in load_corpus: who opens no corpus, as a loaded run, starts without
 
-    digest = _begun(task)
+    digest = hashlib.sha256(json.dumps(task.stored()).encode())
     rows: list[dict[str, Any]] = []
     widths: dict[Modality, int] = {}
     repairs: Counter[str] = Counter()
@@ -115,11 +115,6 @@ def _write_content(
     pd.DataFrame(rows).to_parquet(folder / "table.parquet", index=False)
     found = {"dims": widths, "repairs": repairs, "fingerprint": digest.hexdigest()}
     return {"task": task.stored(), "files": files.hashes(folder, CONTENT), **found}
-
-
-def _begun(task: Task) -> Any:
-    """The fingerprint of a corpus for this task that has no clips yet."""
-    return hashlib.sha256(json.dumps(task.stored()).encode())
 
 
 def _add(digest: Any, row: Mapping[str, Any], frames: Iterable[np.ndarray]) -> None:
@@ -185,7 +180,7 @@ def load_corpus(
 
 
 def _opened(folder: Path, meta: Mapping[str, Any]) -> Corpus:
-    """The corpus that meta.json describes, whatever else of the folder says so."""
+    """The corpus that meta.json describes."""
     import pandas as pd
 
     task = Task.from_stored(meta["task"])
@@ -206,7 +201,7 @@ def _opened(folder: Path, meta: Mapping[str, Any]) -> Corpus:
 
 def _fingerprint(corpus: Corpus) -> str:
     """That of a corpus' clips as they are stored now."""
-    digest = _begun(corpus.task)
+    digest = hashlib.sha256(json.dumps(corpus.task.stored()).encode())
     for name, split in corpus.splits.items():
         starts = dict.fromkeys(MODALITIES, 0)
         for row in split.table.to_dict("records"):
@@ -241,11 +236,7 @@ def _facts(path: Path, remedy: str) -> dict[str, Any]:
 
 
 def _check_content(folder: Path, meta: Mapping[str, Any], remedy: str, deep: bool) -> files.HashCache:
-    """Compare the files with their hashes; large ones that nobody touched since they were read are taken to be the same.
-
-    Returns:
-        What is known of them: something is new where the record was not compared with the clips since it was written.
-    """
+    """Compare the files with their hashes; returns what is known: something is new unless record and clips were compared."""
     cache = files.HashCache(folder.with_name(f"{folder.name}.checked"))  # beside it: the folder holds what was written
     is_small = sum(path.stat().st_size for name in CONTENT if (path := folder / name).exists()) <= SMALL_BYTES
     recorded = dict(meta.get("files") or {})

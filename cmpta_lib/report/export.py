@@ -255,8 +255,6 @@ def export_table(
 def record(folder: Path, name: str, provenance: Provenance) -> None:
     """Write down in the folder's `provenance.json` what made the export `name`, and the SHA-256 of each of its files.
 
-    Notebooks may do so side by side.
-
     Raises:
         ValueError: the file is there and no record; names it.
     """
@@ -271,7 +269,7 @@ def record_files(folder: Path, *paths: Path) -> None:
 def _record(folder: Path, items: Mapping[str, Any], *paths: Path) -> None:
     with files.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / f".{PROVENANCE}.lock"):
+        with FileLock(folder / f".{PROVENANCE}.lock"):  # notebooks write side by side
             now = {path.relative_to(folder).as_posix(): files.sha256(path) for path in paths}
             hashes = dict(sorted({**recorded_hashes(folder), **now}.items()))
             every = {HASHES: hashes, **dict(sorted({**recorded(folder), **items}.items()))}

@@ -145,7 +145,8 @@ def write_report(study: Study, keys: Sequence[str], beyond: bool = False, failur
             if is_beyond and not any(found.values()):
                 continue  # nobody asked for it
             parts.append(f"## {heading}")
-            parts += [part for name, paths in found.items() for part in [*map(_shown, paths)] or [_not_made(name, reasons)]]
+            for name, paths in found.items():
+                parts += [*map(_shown, paths)] or [f"({name}: not made{reasons.get(name, '')}.)"]
     parts += ["## Where each table and figure comes from", _as_markdown(study, beyond)]
     with files.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -155,18 +156,15 @@ def write_report(study: Study, keys: Sequence[str], beyond: bool = False, failur
 
 
 def _reasons(study: Study, failures: Mapping[str, str]) -> dict[str, str]:
-    """Why an export may not be there, by the pattern of its name: something that it needs is damaged, or its notebook failed."""
-    reasons = {}
+    """Pattern of an export's name -> why it may not be there: what it needs is damaged, or its notebook failed."""
+    reasons: dict[str, str] = {}
     for notebook in NOTEBOOKS:
         for key in study.every_key if study.data else notebook.corpora:
             lost = study.without.get(key) or next(filter(None, (study.lost(row, key) for row in notebook.rows(key))), "")
             if why := lost or failures.get(notebook.name, "").partition(". The executed copy")[0]:
-                reasons |= dict.fromkeys((pattern.replace("{key}", key) for pattern in _patterns(notebook)), why)
+                names = (pattern.replace("{key}", key) for pattern in _patterns(notebook))
+                reasons |= dict.fromkeys(names, f": {escaped(shown_reason(why))}")
     return reasons
-
-
-def _not_made(name: str, reasons: Mapping[str, str]) -> str:
-    return f"({name}: not made{f': {escaped(shown_reason(reasons[name]))}' if name in reasons else ''}.)"
 
 
 def _shown(path: Path) -> str:
@@ -191,6 +189,8 @@ def publish(profile: str, made: Path, root: Path = ROOT) -> str:
     target, readme = root / "figures" / PUBLISHED / profile, root / "README.md"
     draft, before = (target.with_name(f".{profile}.{what}") for what in ("partial", "before"))
     with files.writing(target):
+        if before.exists() and not target.exists():  # a call was killed between the two steps below
+            before.rename(target)
         for left in (draft, before):
             shutil.rmtree(left, ignore_errors=True)
         try:
@@ -213,31 +213,30 @@ def publish(profile: str, made: Path, root: Path = ROOT) -> str:
 
 
 def check_exports(profile: str, root: Path = ROOT) -> None:
-    """Raise ValueError, naming the files, unless each of the profile's exports is as it was exported, and nothing else is there.
-
-    Also where the README has no room for them.
-    """
+    """Raise ValueError, naming the files, unless the profile's exports are as they were exported, and the README has room."""
     folder = figures_folder() / one_of("profile", profile, PROFILES)
-    there = {path.relative_to(folder).as_posix(): path for path in [folder, *folder.rglob("*")] if path.name[0] != "."}
-    kinds = {name: path.is_symlink() or path.exists() and not (path.is_file() or path.is_dir()) for name, path in there.items()}
-    _need_none(profile, [f"a link, or no file: {name}" for name, is_odd in kinds.items() if is_odd])
-    hashes, found = recorded_hashes(folder), {name for name, path in there.items() if path.is_file()} - {PROVENANCE}
-    problems = [f"not there: {name}" for name in sorted(hashes.keys() - found)] or ["no export is there"] * (not hashes)
-    problems += [f"not in {PROVENANCE}: {name}" for name in sorted(found - hashes.keys())]
-    same = sorted(found & hashes.keys())
-    _need_none(profile, problems + [f"changed: {name}" for name in same if files.sha256(folder / name) != hashes[name]])
+    _need_none(profile, _altered(folder, recorded_hashes(folder)))
     files.split(root / "README.md", RESULTS)
+
+
+def _altered(folder: Path, hashes: Mapping[str, str]) -> list[str]:
+    """What lies in a folder of exports otherwise than with these hashes; one that is "" fits whatever is there."""
+    there = {path.relative_to(folder).as_posix(): path for path in [folder, *folder.rglob("*")] if path.name[0] != "."}
+    plain = [name for name, path in there.items() if not path.is_symlink() and (path.is_file() or path.is_dir())]
+    said = [f"a link, or no file: {name}" for name in there if name not in plain and folder.exists()]
+    found = {name for name, path in there.items() if path.is_file()} - {PROVENANCE}
+    said += [f"not there: {name}" for name in sorted(hashes.keys() - found)] or ["no export is there"] * (not hashes)
+    said += [f"not among the exports: {name}" for name in sorted(found - hashes.keys())]
+    same = (name for name in sorted(found & hashes.keys()) if hashes[name])
+    return said or [f"changed: {name}" for name in same if files.sha256(folder / name) != hashes[name]]
 
 
 def differing(folder: Path, made: Path) -> list[str]:
     """What of a folder of exports is not as those made anew; pictures, pages and by whom all was made may be others."""
-
-    def told(exports: Path) -> dict[str, object]:
-        items = {name: item | dict.fromkeys(_WHERE) for name, item in recorded(exports).items()}
-        return items | {name: "" if name.endswith(_DRAWN) else one for name, one in recorded_hashes(exports).items()}
-
-    one, other = told(folder), told(made)
-    return [f"not what the runs say: {name}" for name in sorted({**one, **other}) if one.get(name) != other.get(name)]
+    hashes = {name: "" if name.endswith(_DRAWN) else one for name, one in recorded_hashes(made).items()}
+    items, anew = ({name: item | dict.fromkeys(_WHERE) for name, item in recorded(one).items()} for one in (folder, made))
+    said = [f"{PROVENANCE}, {name}" for name in sorted({**items, **anew}) if items.get(name) != anew.get(name)]
+    return [f"not what the runs say: {one}" for one in [*_altered(folder, hashes), *said]]
 
 
 def _need_none(profile: str, problems: Sequence[str]) -> None:

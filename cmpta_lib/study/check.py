@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from pkgutil import resolve_name
 
 import psutil
 
@@ -96,9 +97,8 @@ def _corpus_of_this_name(folder: Path) -> None:
 
 
 def _statements(path: Path) -> None:
-    from cmpta_lib.beyond.knowledge import StatementCache
-
-    if lines := StatementCache(path.stem, path.parent).refused:
+    cache = resolve_name("cmpta_lib.beyond.knowledge:StatementCache")(path.stem, path.parent)
+    if lines := cache.refused:
         raise Damaged(f"{path}: {lines} lines are cut, changed, or another model's, and not used; remove it")
 
 
@@ -142,17 +142,10 @@ def opened(study: Study, notebooks: Collection[str] = (), models: bool = True) -
         corpora = {key: partial(study.corpus, key) for key in study.keys_of(notebooks)}
         list(pool.map(look, corpora, corpora.values()))
         if models and len(wrong) < len(corpora):  # without any corpus nothing is made
-            asked = _models(study, notebooks)
+            asked = study.models(notebooks)
             list(pool.map(look, asked, asked.values()))
     study.without |= {name: str(error) for name, error in wrong.items()}
     return wrong
-
-
-def _models(study: Study, notebooks: Collection[str]) -> dict[str, Callable[[], object]]:
-    """What opens each LLM and text encoder that these notebooks' runs need, by its name."""
-    languages = study.settings.encoders if study.data else study.encoder_names(notebooks)  # a user's own may be of either
-    asked: dict[str, Callable[[], object]] = {name: partial(study.resolved, name) for name in study.llm_names(notebooks)}
-    return asked | {study.encoder_name(language): partial(study.encoder, language) for language in languages}
 
 
 def _problem(check: Callable[[], object]) -> str:

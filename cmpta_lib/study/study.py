@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, cached_property, partial
 from pathlib import Path
@@ -71,7 +71,7 @@ class Study:
         # What is damaged, and why: a corpus by its key, an LLM or a text encoder by its name. All else goes on without it.
         self.without: dict[str, str] = json.loads(os.environ.get(WITHOUT, "{}"))
         self._corpora: dict[str, Corpus] = {}
-        self.resolved = cache(self._resolve)  # LLMs and text encoders by name and dtype
+        self._resolved = cache(self._resolve)  # LLMs and text encoders by name and dtype
         self._answer_sign = cache(partial(llm_files.answer_sign, cache=self.cache / "llm"))
         self.rows: Collection[Row] = ()  # the only ones that are planned; none = all that its notebooks need
         self.asked: set[Path] = set()  # the runs of `make`, and which of them failed
@@ -155,7 +155,7 @@ class Study:
         Raises:
             FileNotFoundError: it is not on this machine; says how to fetch it.
         """
-        return self.resolved(self.llm_name)
+        return self._resolved(self.llm_name)
 
     def llm_name_of(self, row: Row) -> str:
         """What names a row's backbone; the caller's own serves every row.
@@ -182,7 +182,7 @@ class Study:
             if planned and entry and entry.complete:
                 entry.complete(planned, self.corpus(key), self.cache, {})
             elif name != self.llm_name:
-                self.resolved(name)
+                self._resolved(name)
         except (OSError, ValueError) as error:
             return str(error)
         return ""
@@ -197,6 +197,12 @@ class Study:
         keys = {one.key for one in planned if "encoder" in registry.ENTRIES[one.row.method].config.model_fields}
         return {language: names[language] for key, language in _LANGUAGES.items() if key in keys}
 
+    def models(self, notebooks: Collection[str]) -> dict[str, Callable[[], object]]:
+        """What opens each LLM and text encoder that these notebooks' runs need, by its name; tiny ones are built first."""
+        languages = self.settings.encoders if self.data else self.encoder_names(notebooks)  # a user's own may be of either
+        asked: dict[str, Callable[[], object]] = {name: partial(self._resolved, name) for name in self.llm_names(notebooks)}
+        return asked | {self.encoder_name(language): partial(self.encoder, language) for language in languages}
+
     def _resolve(self, name: str, dtype: Literal["bfloat16", "float32"] = "bfloat16") -> LLMConfig:
         if llm_files.is_tiny(name):
             return LLMConfig(name=name, fingerprint=self.tiny(name))
@@ -204,7 +210,7 @@ class Study:
 
     def verify(self, name: str) -> None:
         """Compare every byte of the LLM or text encoder of this name with its recorded hashes; raises as `llm`, and Damaged."""
-        llm_files.find(self.resolved(name), self.cache / "llm", deep=True)
+        llm_files.find(self._resolved(name), self.cache / "llm", deep=True)
 
     def encoder(self, language: Language) -> EncoderConfig:
         """The text encoder of methods without an LLM; a tiny one is built first where it must be.
@@ -212,7 +218,7 @@ class Study:
         Raises:
             FileNotFoundError: it is not on this machine; says how to fetch it.
         """
-        found = self.resolved(self.encoder_name(language), "float32")
+        found = self._resolved(self.encoder_name(language), "float32")
         return EncoderConfig(name=found.name, fingerprint=found.fingerprint)
 
     def encoder_name(self, language: Language) -> str:
@@ -258,7 +264,7 @@ class Study:
         corpus, method, more = self.corpus(key), registry.ENTRIES.get(row.method), dict[str, Any]()
         if method and issubclass(method.config, PromptedLMConfig):
             name = self.llm_name_of(row)
-            llm = self.llm if name == self.llm_name else self.resolved(name)
+            llm = self.llm if name == self.llm_name else self._resolved(name)
             more |= {f"method.llm.{name}": value for name, value in llm.model_dump().items()}
             more["method.prompt.answer_sign"] = self._answer_sign(llm)
         if method and "encoder" in method.config.model_fields:
