@@ -12,6 +12,7 @@ from typing import Annotated, Any, NoReturn
 from pydantic import Field, TypeAdapter
 
 import cmpta_lib
+from cmpta_lib import registry
 from cmpta_lib.benchmark.options import ANSWERED, BACKBONES
 from cmpta_lib.benchmark.options import CORPORA as LENGTHS
 from cmpta_lib.llm import files as llm_files
@@ -19,7 +20,7 @@ from cmpta_lib.runs import provenance
 from cmpta_lib.runs.engines import DEFAULT, ENGINES
 from cmpta_lib.runs.progress import STATES
 from cmpta_lib.study.parameters import may_be_none, read_value
-from cmpta_lib.study.plan import NOTEBOOKS, first
+from cmpta_lib.study.plan import CMPTA, NOTEBOOKS, compared
 from cmpta_lib.study.study import Study
 
 
@@ -174,9 +175,14 @@ def _add_dry_run(sub: argparse.ArgumentParser) -> None:
 
 
 def study_of(options: argparse.Namespace) -> Study:
-    """The study that the options name; on clips of one's own the first rows only, but for notebooks that are named."""
+    """The study that the options name.
+
+    On clips of one's own, unless notebooks are named or all is asked for, it is of CMPTA, the reference lines and own methods.
+    """
     study = Study(options.profile, options.seeds, options.data, options.smoke, options.llm, dict(options.changes))
-    study.rows = first("data") if options.data and not (options.only or options.all) else ()
+    if options.data and not (options.only or options.all):
+        first = [CMPTA.method, *(name for name, one in registry.ENTRIES.items() if one.is_reference or not one.is_built_in)]
+        study.rows = [row for row in compared("data") if row.method in first]
     return study
 
 

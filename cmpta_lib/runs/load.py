@@ -80,12 +80,10 @@ class TrainedRun:
         """
         if not isinstance(samples, Iterable):  # a single Sample above all
             raise ValueError(f"expected a list of samples, not {shown(samples)}; for one clip: predict([sample])")
-        clips, size = list(_checked(samples, self.inputs)), self.run.config.evaluation.batch_size
+        clips, size = list(self._checked(samples)), self.run.config.evaluation.batch_size
         alone = self.method.unit == "clip"
         units = dialogues_of(None if alone else sample.dialogue for sample, _ in clips)
         found: dict[int, Answer] = {}
-        for sample, _ in clips:
-            self.method.check(sample)
         for start in range(0, len(units), size):
             batch = units[start : start + size]
             frames = max(len(clips[place][0].audio) + len(clips[place][0].vision) for unit in batch for place in unit)
@@ -119,10 +117,26 @@ class TrainedRun:
             NotImplementedError: the method has none.
             ValueError: as `predict`.
         """
-        ((checked, _),) = _checked([sample], self.inputs)
-        self.method.check(checked)
+        ((checked, _),) = self._checked([sample])
         maps = self.method.attention(self.method.collate([checked]))
         return {name: weights[0].float().cpu().numpy() for name, weights in maps.items()}
+
+    def _checked(self, samples: Iterable[Sample]) -> Iterator[tuple[Sample, Counter[str]]]:
+        """Samples as a conversion would store them, each with what had to be repaired; what label they bear is no matter."""
+        for index, sample in enumerate(samples):
+            repairs: Counter[str] = Counter()
+            bare = replace(sample, label=None) if isinstance(sample, Sample) else sample
+            good = check_sample(
+                bare,
+                f"sample {index}",
+                task=self.inputs.task,
+                widths=self.inputs.widths,
+                repairs=repairs,
+                labelled=False,
+                like="in the clips that this run was trained on",
+            )
+            self.method.check(good)
+            yield good, repairs
 
 
 def load(run: str | Path, llm: str | Path = "") -> TrainedRun:
@@ -252,23 +266,6 @@ def _resources(places: Sequence[Path], knowledge: Path | None = None) -> Resourc
 def resources(root: Path) -> Resources:
     """What methods are built with, for runs whose caches lie below `root`."""
     return _resources([root / "cache" / "llm"], root / "cache" / "knowledge")
-
-
-def _checked(samples: Iterable[Sample], inputs: Inputs) -> Iterator[tuple[Sample, Counter[str]]]:
-    """Samples as a conversion would store them, each with what had to be repaired; what label they bear is no matter."""
-    for index, sample in enumerate(samples):
-        repairs: Counter[str] = Counter()
-        bare = replace(sample, label=None) if isinstance(sample, Sample) else sample
-        good = check_sample(
-            bare,
-            f"sample {index}",
-            task=inputs.task,
-            widths=inputs.widths,
-            repairs=repairs,
-            labelled=False,
-            like="in the clips that this run was trained on",
-        )
-        yield good, repairs
 
 
 # --- the same run, plain: one clip at a time, as the paper writes it ---------------------------------------------------
