@@ -71,16 +71,18 @@ class TrainedRun:
         of = f"sound (T, {widths['audio']}) and face (T, {widths['vision']})"
         return f"<{config.method.name} trained on {config.data.name}, seed {config.seed}: words, {of} -> {answers}>"
 
-    def predict(self, samples: Iterable[Sample]) -> list[Answer]:
+    def predict(self, samples: Iterable[Sample], *, strict: bool = True) -> list[Answer]:
         """Answer clips, in order; labels are not looked at and may be None, an absent modality is (0, F) or None.
 
+        Args:
+            strict: False also answers clips of which the method can read nothing, and is silent about texts that are cut.
         Raises:
             ValueError: a clip is not as the training corpus' were, or the method could only say the same of it whatever it
                 holds; names it, the field, and what was expected.
         """
         if not isinstance(samples, Iterable):  # a single Sample above all
             raise ValueError(f"expected a list of samples, not {shown(samples)}; for one clip: predict([sample])")
-        clips, size = list(self._checked(samples)), self.run.config.evaluation.batch_size
+        clips, size = list(self._checked(samples, strict)), self.run.config.evaluation.batch_size
         alone = self.method.unit == "clip"
         units = dialogues_of(None if alone else sample.dialogue for sample, _ in clips)
         found: dict[int, Answer] = {}
@@ -90,7 +92,7 @@ class TrainedRun:
             for part in [batch] if frames * len(batch) <= MOST_FRAMES else [[unit] for unit in batch]:
                 places = [place for unit in part for place in unit]
                 found |= zip(places, self._answers([clips[place] for place in places]), strict=True)
-        if cut := [answer.id for answer in found.values() if "texts_cut" in answer.repairs]:
+        if strict and (cut := [answer.id for answer in found.values() if "texts_cut" in answer.repairs]):
             said = f"{len(cut)} of {len(found)} texts are longer than this run reads, and were cut at the end"
             warnings.warn(f"{said}: clip {shown(cut[0])}{' and others' * (len(cut) > 1)}", stacklevel=2)
         return [found[place] for place in range(len(clips))]
@@ -121,7 +123,7 @@ class TrainedRun:
         maps = self.method.attention(self.method.collate([checked]))
         return {name: weights[0].float().cpu().numpy() for name, weights in maps.items()}
 
-    def _checked(self, samples: Iterable[Sample]) -> Iterator[tuple[Sample, Counter[str]]]:
+    def _checked(self, samples: Iterable[Sample], strict: bool = True) -> Iterator[tuple[Sample, Counter[str]]]:
         """Samples as a conversion would store them, each with what had to be repaired; what label they bear is no matter."""
         for index, sample in enumerate(samples):
             repairs: Counter[str] = Counter()
@@ -135,7 +137,8 @@ class TrainedRun:
                 labelled=False,
                 like="in the clips that this run was trained on",
             )
-            self.method.check(good)
+            if strict:
+                self.method.check(good)
             yield good, repairs
 
 
