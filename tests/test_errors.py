@@ -45,7 +45,7 @@ def trained(stored: pd.DataFrame, *said: tuple[float | None, dict[str, float]]) 
     method = SimpleNamespace(name="some")
     run = SimpleNamespace(predictions=lambda: stored, folder=Path("runs/a-01"), config=SimpleNamespace(method=method))
     answers = [SimpleNamespace(value=value, probabilities=chances) for value, chances in said]
-    return SimpleNamespace(run=run, predict=lambda split: answers)
+    return SimpleNamespace(run=run, predict=lambda split, strict: answers)
 
 
 def classes(labels: list, predictions: list, probabilities: list) -> pd.DataFrame:

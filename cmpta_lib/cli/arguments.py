@@ -12,7 +12,7 @@ from typing import Annotated, Any, NoReturn
 from pydantic import Field, TypeAdapter
 
 import cmpta_lib
-from cmpta_lib import files
+from cmpta_lib import files, registry
 from cmpta_lib.benchmark.options import ANSWERED, BACKBONES
 from cmpta_lib.benchmark.options import CORPORA as LENGTHS
 from cmpta_lib.config import nearest, one_of, shown
@@ -21,7 +21,7 @@ from cmpta_lib.runs import provenance
 from cmpta_lib.runs.engines import DEFAULT, ENGINES
 from cmpta_lib.runs.progress import STATES
 from cmpta_lib.study.parameters import checked_seeds, read_value
-from cmpta_lib.study.plan import NOTEBOOKS, first
+from cmpta_lib.study.plan import CMPTA, NOTEBOOKS, compared
 from cmpta_lib.study.profiles import PROFILES
 from cmpta_lib.study.study import Study
 
@@ -218,14 +218,18 @@ def _add_dry_run(sub: argparse.ArgumentParser) -> None:
 
 
 def study_of(options: argparse.Namespace) -> Study:
-    """The study that the options name; on clips of one's own the first rows only, but for notebooks that are named.
+    """The study that the options name.
+
+    On clips of one's own, unless notebooks are named or all is asked for, it is of CMPTA, the reference lines and own methods.
 
     Raises:
         ValueError: as `Study` and `chosen_notebooks`, or as `Study.check_changes`.
     """
     files.figures_folder()  # what is wrong with it is said now, and not after hours
     study = Study(options.profile, options.seeds, options.data, options.smoke, options.llm, options.changes)
-    study.rows = first("data") if options.data and not (options.only or options.all) else ()
+    if options.data and not (options.only or options.all):
+        first = [CMPTA.method, *(name for name, one in registry.ENTRIES.items() if one.is_reference or not one.is_built_in)]
+        study.rows = [row for row in compared("data") if row.method in first]
     if study.changes and (planned := study.planned(chosen_notebooks(options))):
         study.check_changes([(one.key, one.row) for one in planned])
     return study

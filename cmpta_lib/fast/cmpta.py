@@ -13,14 +13,7 @@ from cmpta_lib.config import CmptaConfig
 from cmpta_lib.data.corpus import Inputs, Sample
 from cmpta_lib.fast.packing import Chained, Streams, read_in_order
 from cmpta_lib.fast.prompted import PromptedLM, TokenMaker
-from cmpta_lib.method.adapter import (
-    MODALITIES,
-    PAIRS,
-    CMPTAdapter,
-    CrossModalAttention,
-    TemporalAlignment,
-    check_room_for_maps,
-)
+from cmpta_lib.method.adapter import MODALITIES, PAIRS, CMPTAdapter, CrossModalAttention, TemporalAlignment
 
 WORTH_A_LOOP = 1 << 20  # scores of padding in a batch, above which a CPU is faster clip by clip
 LONG = 1 << 25  # scores of a pair in one clip (40 s of sound and face), above which its queries are read in pieces
@@ -179,7 +172,7 @@ class BatchedAdapter(CMPTAdapter, TokenMaker):
             sequences["text"] = self.text_projection(text)
             if streams.wants_maps or self.config.summary == "max":
                 for clip in zip(*(layouts[name].lengths for name in MODALITIES), strict=True):
-                    check_room_for_maps(dict(zip(MODALITIES, clip, strict=True)), self.config.num_heads)
+                    self.check_room_for_maps(*clip)
                 attended, weights = self.attention(sequences, layouts)
             if self.config.summary == "max":  # choice 6
                 best = (_maximum(attended[name], layouts[y]) for name, (y, _) in PAIRS.items())

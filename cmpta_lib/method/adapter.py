@@ -7,7 +7,6 @@ positions of a sequence Y. "choice N" is a row of "Choices the paper leaves open
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import cast
 
 import torch
@@ -142,7 +141,7 @@ class CMPTAdapter(nn.Module):
             ValueError: the maps would need more memory than `MOST_MAPS`; says how much.
         """
         given = {"audio": audio, "vision": vision}
-        check_room_for_maps({"text": len(text), "audio": len(audio), "vision": len(vision)}, self.config.num_heads)
+        self.check_room_for_maps(len(text), len(vision), len(audio))
         sequences = {
             name: self.alignment[name](frames) if len(frames) else frames.new_zeros(0, self.config.dim)
             for name, frames in given.items()
@@ -160,6 +159,15 @@ class CMPTAdapter(nn.Module):
             summaries = torch.stack(tokens)
         return self.counted(self.to_llm(self.summary_norm(summaries))), weights  # eq 8: to the LLM's width
 
+    def check_room_for_maps(self, *lengths: int) -> None:
+        """Raise ValueError where maps of so many positions, as in `MODALITIES`, would fill a machine, before any is made."""
+        n, heads = dict(zip(MODALITIES, lengths, strict=True)), self.config.num_heads
+        if (size := 4 * heads * sum(n[y] * n[x] for y, x in PAIRS.values())) > MOST_MAPS:
+            raise ValueError(
+                f"attention maps of {n['audio']} sound frames, {n['vision']} face frames and {n['text']} tokens in {heads} heads "
+                f"would need {size / 1e9:.1f} GB, more than {MOST_MAPS / 1e9:.0f} GB; cut the clip, or merge its frames"
+            )
+
     def _summary(self, attended: Tensor) -> Tensor:
         """(n, D) -> (D,) (choice 6)."""
         return attended.mean(0) if self.config.summary == "mean" else attended.amax(0)
@@ -171,14 +179,6 @@ class CMPTAdapter(nn.Module):
         if self.config.fusion == "cross_modal":
             return tokens[..., torch.arange(self.num_tokens, device=tokens.device) % len(PAIRS), :]
         return tokens
-
-
-def check_room_for_maps(lengths: Mapping[str, int], heads: int) -> None:
-    """Raise ValueError where the attention maps of a clip of these positions would fill a machine, before any is made."""
-    if (size := 4 * heads * sum(lengths[y] * lengths[x] for y, x in PAIRS.values())) > MOST_MAPS:
-        frames = f"{lengths['audio']} sound frames, {lengths['vision']} face frames and {lengths['text']} tokens"
-        needed = f"{size / 1e9:.1f} GB, more than {MOST_MAPS / 1e9:.0f} GB; cut the clip, or merge its frames"
-        raise ValueError(f"attention maps of {frames} in {heads} heads would need {needed}")
 
 
 def pool_spans(frames: Tensor, spans: int) -> Tensor:

@@ -133,7 +133,7 @@ def answers_of(trained: TrainedRun, corpus: Corpus) -> pd.DataFrame:
     Raises:
         ValueError: the method gives a number only.
     """
-    table, found, task = trained.run.predictions(), trained.predict(corpus.splits["test"]), corpus.task
+    table, found, task = trained.run.predictions(), trained.predict(corpus.splits["test"], strict=False), corpus.task
     if not found[0].probabilities:
         name = trained.run.config.method.name
         raise ValueError(f"run {trained.run.folder.name}: its method '{name}' gives no probabilities, so none can be judged")

@@ -71,28 +71,28 @@ class TrainedRun:
         of = f"sound (T, {widths['audio']}) and face (T, {widths['vision']})"
         return f"<{config.method.name} trained on {config.data.name}, seed {config.seed}: words, {of} -> {answers}>"
 
-    def predict(self, samples: Iterable[Sample]) -> list[Answer]:
+    def predict(self, samples: Iterable[Sample], *, strict: bool = True) -> list[Answer]:
         """Answer clips, in order; labels are not looked at and may be None, an absent modality is (0, F) or None.
 
+        Args:
+            strict: False also answers clips of which the method can read nothing, and is silent about texts that are cut.
         Raises:
             ValueError: a clip is not as the training corpus' were, or the method could only say the same of it whatever it
                 holds; names it, the field, and what was expected.
         """
         if not isinstance(samples, Iterable):  # a single Sample above all
             raise ValueError(f"expected a list of samples, not {shown(samples)}; for one clip: predict([sample])")
-        clips, size = list(_checked(samples, self.inputs)), self.run.config.evaluation.batch_size
+        clips, size = list(self._checked(samples, strict)), self.run.config.evaluation.batch_size
         alone = self.method.unit == "clip"
         units = dialogues_of(None if alone else sample.dialogue for sample, _ in clips)
         found: dict[int, Answer] = {}
-        for sample, _ in clips:
-            self.method.check(sample)
         for start in range(0, len(units), size):
             batch = units[start : start + size]
             frames = max(len(clips[place][0].audio) + len(clips[place][0].vision) for unit in batch for place in unit)
             for part in [batch] if frames * len(batch) <= MOST_FRAMES else [[unit] for unit in batch]:
                 places = [place for unit in part for place in unit]
                 found |= zip(places, self._answers([clips[place] for place in places]), strict=True)
-        if cut := [answer.id for answer in found.values() if "texts_cut" in answer.repairs]:
+        if strict and (cut := [answer.id for answer in found.values() if "texts_cut" in answer.repairs]):
             said = f"{len(cut)} of {len(found)} texts are longer than this run reads, and were cut at the end"
             warnings.warn(f"{said}: clip {shown(cut[0])}{' and others' * (len(cut) > 1)}", stacklevel=2)
         return [found[place] for place in range(len(clips))]
@@ -119,10 +119,27 @@ class TrainedRun:
             NotImplementedError: the method has none.
             ValueError: as `predict`.
         """
-        ((checked, _),) = _checked([sample], self.inputs)
-        self.method.check(checked)
+        ((checked, _),) = self._checked([sample])
         maps = self.method.attention(self.method.collate([checked]))
         return {name: weights[0].float().cpu().numpy() for name, weights in maps.items()}
+
+    def _checked(self, samples: Iterable[Sample], strict: bool = True) -> Iterator[tuple[Sample, Counter[str]]]:
+        """Samples as a conversion would store them, each with what had to be repaired; what label they bear is no matter."""
+        for index, sample in enumerate(samples):
+            repairs: Counter[str] = Counter()
+            bare = replace(sample, label=None) if isinstance(sample, Sample) else sample
+            good = check_sample(
+                bare,
+                f"sample {index}",
+                task=self.inputs.task,
+                widths=self.inputs.widths,
+                repairs=repairs,
+                labelled=False,
+                like="in the clips that this run was trained on",
+            )
+            if strict:
+                self.method.check(good)
+            yield good, repairs
 
 
 def load(run: str | Path, llm: str | Path = "") -> TrainedRun:
@@ -262,23 +279,6 @@ def _resources(places: Sequence[Path], knowledge: Path | None = None) -> Resourc
 def resources(root: Path) -> Resources:
     """What methods are built with, for runs whose caches lie below `root`."""
     return _resources([root / "cache" / "llm"], root / "cache" / "knowledge")
-
-
-def _checked(samples: Iterable[Sample], inputs: Inputs) -> Iterator[tuple[Sample, Counter[str]]]:
-    """Samples as a conversion would store them, each with what had to be repaired; what label they bear is no matter."""
-    for index, sample in enumerate(samples):
-        repairs: Counter[str] = Counter()
-        bare = replace(sample, label=None) if isinstance(sample, Sample) else sample
-        good = check_sample(
-            bare,
-            f"sample {index}",
-            task=inputs.task,
-            widths=inputs.widths,
-            repairs=repairs,
-            labelled=False,
-            like="in the clips that this run was trained on",
-        )
-        yield good, repairs
 
 
 # --- the same run, plain: one clip at a time, as the paper writes it ---------------------------------------------------

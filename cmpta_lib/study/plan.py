@@ -145,14 +145,6 @@ def compared(key: str, beyond: bool = False) -> list[Row]:
 
 
 added = partial(compared, beyond=True)
-
-
-def first(key: str) -> list[Row]:
-    """What is trained on clips of one's own unless more is asked for: CMPTA, the reference lines, and methods of one's own."""
-    known = registry.ENTRIES
-    return [row for row in compared(key) if row == CMPTA or known[row.method].is_reference or not known[row.method].is_built_in]
-
-
 WITHOUT_MODALITIES = (TEXT_ONLY.method, "soft_prompt")  # what pseudo tokens must beat to carry face and voice
 
 
