@@ -272,10 +272,10 @@ def check_reading(llm: FrozenLLM, where: Path | str) -> None:
     except Exception as error:  # whatever a family raises
         reason = (str(error).strip() or type(error).__name__).partition("\n")[0][:120]
         raise ValueError(f"{where}: '{family}' is no LLM that can be read here: {reason}; take another LLM") from error
-    if not packs(llm.model):
+    if packs(llm.model):
+        llm.model.set_attn_implementation("sdpa")  # as it came
+    else:
         _log.warning("LLM '%s' ('%s') is read padded, by transformers' own forward: right, but slower", llm.name, family)
-    elif llm.model.config._attn_implementation != llm.attention:
-        llm.model.set_attn_implementation(llm.attention)
     _READ.add(key)
 
 
@@ -293,7 +293,7 @@ def _readings(llm: FrozenLLM) -> Iterator[tuple[str, Tensor, Tensor, bool]]:
     yield "logits of embeddings and of token ids", logits, by_ids, True
     yield "logits before other later tokens", changed[:3], logits[:3], True
     made = llm.embed(ids[:3]) + llm.embed(ids[3:6])  # of no token
-    tokens, targets = made.detach().repeat(2, 1, 1).requires_grad_(), torch.tensor(end * 2, device=llm.device)
+    tokens = made.detach().repeat(2, 1, 1).requires_grad_()
     parts = [(llm.embed(start), pseudo, llm.embed([*text, *end])) for pseudo, text in zip(tokens, texts, strict=True)]
     own = torch.cat([llm.logits(torch.cat(part))[-4:-1] for part in parts])  # before each token of the end
 
@@ -305,8 +305,7 @@ def _readings(llm: FrozenLLM) -> Iterator[tuple[str, Tensor, Tensor, bool]]:
 
     found = together(end, [0, 1, 2])
     yield "logits of a batch and of its clips", found.detach(), own.detach(), False
-    losses = [F.cross_entropy(logits, targets, reduction="sum") for logits in (found, own)]
-    mine, theirs = (torch.autograd.grad(loss, tokens)[0] for loss in losses)
+    mine, theirs = (torch.autograd.grad(scores.log_softmax(-1)[:, end].sum(), tokens)[0] for scores in (found, own))
     yield "gradients of a batch and of its clips", mine, theirs, False
     if packs(llm.model):  # the answers' trie in one pass
         answers = [[ids[6], ids[7]], [ids[6], ids[8]], end, [*end[:2], ids[7]]]

@@ -84,8 +84,9 @@ def generate(
         ValueError: a text with so many new tokens does not fit the LLM.
     """
     llm.need_room(max(map(len, read)) + max_new_tokens)
-    if model := sharing(llm.model).eval() if packs(llm.model) else None:  # a checkpointing LLM would keep nothing
-        model.set_attn_implementation(llm.attention)
+    model = sharing(llm.model).eval() if packs(llm.model) else None  # a checkpointing LLM would not keep what it computed
+    if model:
+        model.set_attn_implementation("sdpa")
     embeds = pad_sequence(list(read), batch_first=True, padding_side="left").to(llm.embedding.weight.dtype)
     mask = pad_sequence([text.new_ones(len(text), dtype=torch.int64) for text in read], True, 0, "left")
     given: dict[str, Any] = {"inputs_embeds": embeds, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}

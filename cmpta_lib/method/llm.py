@@ -20,7 +20,6 @@ class FrozenLLM:
         embedding_norm: mean norm of its text embeddings.
         fingerprint: of its files, see `cmpta_lib.llm.files.fingerprint`.
         first_ids: what every input starts with: the bos token or what the family has in its place.
-        attention: which of transformers' implementations the model came with.
     """
 
     def __init__(
@@ -40,7 +39,6 @@ class FrozenLLM:
         bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
         self.first_ids: list[int] = list(getattr(tokenizer, "first_ids", bos))
         self._known_ids: dict[str, tuple[int, ...]] = {}
-        self.attention = self.model.config._attn_implementation
         self.embedding = self.model.get_input_embeddings()
         rows, self.dim = self.embedding.weight.shape
         # What it gives, which some families scale; in parts, for no float32 copy of the whole vocabulary.

@@ -269,7 +269,7 @@ def plain(run: TrainedRun | str | Path, llm: str | Path = "") -> PlainLM:
     own = copy.copy(method.llm)
     if packs(own.model):  # the same weights, with transformers' own attention whatever the quick one uses
         own.model = sharing(own.model)
-        own.model.set_attn_implementation(own.attention)
+        own.model.set_attn_implementation("sdpa")
     tokens = _token_maker(method, trained)
     found: PlainLM = form(own, tokens) if form else PlainLM(own, method.settings, method.task, tokens)
     return found
