@@ -1,8 +1,8 @@
 """A frozen LLM prompted by a token maker: samples -> packed LLM inputs -> loss on the answer (eq 9), or an answer.
 
 The token maker is the trained part: CMPTA's adapter, or none for text only. `PromptedLM` lays out the LLM's inputs: ids,
-embeddings, positions, mask and the positions whose logits are wanted grow together here, and every clip is one segment
-of a packed row, so no padding reaches the LLM. All indices are made on the host and sent at once.
+embeddings, positions, mask and the positions whose logits are wanted grow together here, clip after clip. All indices are
+made on the host and sent at once. How the LLM reads them is `fast.llm`'s; `check_reading` sees that it reads them right.
 """
 
 from __future__ import annotations
@@ -253,10 +253,8 @@ _READ: set[tuple[Any, ...]] = set()  # what `check_reading` has found right: fin
 def check_reading(llm: FrozenLLM, where: Path | str) -> None:
     """Refuse an LLM that batches would not read as it reads itself; once per process for the same weights.
 
-    Args:
-        where: its folder, for the message.
     Raises:
-        ValueError: names the folder, the family, and what differs by how much.
+        ValueError: names the folder `where`, the family, and what differs by how much.
     """
     family, dtype = llm.model.config.model_type, llm.embedding.weight.dtype
     if (key := (llm.fingerprint, llm.device, dtype)) in _READ:

@@ -67,9 +67,8 @@ class FrozenLLM:
         """The highest number of positions that one input may have; None = no limit is known."""
         config = self.model.config.get_text_config()
         rope = getattr(config, "rope_parameters", None) or {}
-        # Beyond this length "longrope" turns all inputs of a batch otherwise.
+        # Beyond these, "longrope" turns all inputs of a batch otherwise, and what a sparse attention picks hangs on ties.
         turns = rope.get("original_max_position_embeddings") if rope.get("rope_type") == "longrope" else None
-        # Beyond the number of positions that an index picks out, which it picks hangs on ties.
         names = ("max_position_embeddings", "max_seq_len", "max_target_positions", "index_topk")
         known = [turns, *(getattr(config, name, None) for name in names)]
         return min((length for length in known if length and length > 0), default=None)
