@@ -86,7 +86,7 @@ def generate(
     llm.need_room(max(map(len, read)) + max_new_tokens)
     model = sharing(llm.model).eval() if packs(llm.model) else None  # a checkpointing LLM would not keep what it computed
     if model:
-        model.set_attn_implementation(llm.attention)
+        model.set_attn_implementation("sdpa")
     embeds = pad_sequence(list(read), batch_first=True, padding_side="left").to(llm.embedding.weight.dtype)
     mask = pad_sequence([text.new_ones(len(text), dtype=torch.int64) for text in read], True, 0, "left")
     given: dict[str, Any] = {"inputs_embeds": embeds, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
@@ -107,9 +107,8 @@ def generate(
                 text.append(token)
         if all(ends(text[-1]) for text in said):
             break
-        if model:
-            given = {"input_ids": tokens[:, None], "position_ids": given["position_ids"][:, -1:] + 1}
-            given["past_key_values"], mask = made.past_key_values, F.pad(mask, (0, 1), value=1)
+        given = {"input_ids": tokens[:, None], "position_ids": given["position_ids"][:, -1:] + 1}
+        given["past_key_values"], mask = model and made.past_key_values, F.pad(mask, (0, 1), value=1)
     lines = [llm.tokenizer.decode([token for token in text if token != end]) for text in said]
     return [str(line).partition("\n")[0].strip() for line in lines]
 

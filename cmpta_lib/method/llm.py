@@ -20,7 +20,6 @@ class FrozenLLM:
         embedding_norm: mean norm of its text embeddings.
         fingerprint: of its files, see `cmpta_lib.llm.files.fingerprint`.
         first_ids: what every input starts with: the bos token or what the family has in its place.
-        attention: which of transformers' implementations the model came with.
     """
 
     def __init__(
@@ -40,7 +39,6 @@ class FrozenLLM:
         bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
         self.first_ids: list[int] = list(getattr(tokenizer, "first_ids", bos))
         self._known_ids: dict[str, tuple[int, ...]] = {}
-        self.attention = self.model.config._attn_implementation
         self.embedding = self.model.get_input_embeddings()
         rows, self.dim = self.embedding.weight.shape
         # What it gives, which some families scale; in parts, for no float32 copy of the whole vocabulary.
@@ -69,9 +67,9 @@ class FrozenLLM:
         """The highest number of positions that one input may have; None = no limit is known."""
         config = self.model.config.get_text_config()
         rope = getattr(config, "rope_parameters", None) or {}
-        # Beyond this length "longrope" turns all inputs of a batch otherwise.
+        # Beyond these, "longrope" turns all inputs of a batch otherwise, and what a sparse attention picks hangs on ties.
         turns = rope.get("original_max_position_embeddings") if rope.get("rope_type") == "longrope" else None
-        names = ("max_position_embeddings", "max_seq_len", "max_target_positions")
+        names = ("max_position_embeddings", "max_seq_len", "max_target_positions", "index_topk")
         known = [turns, *(getattr(config, name, None) for name in names)]
         return min((length for length in known if length and length > 0), default=None)
 

@@ -20,6 +20,7 @@ from cmpta_lib.base import Method, Resources
 from cmpta_lib.config import DataConfig, EncoderConfig, LLMConfig, nearest
 from cmpta_lib.data.corpus import Corpus, Inputs, Sample, Task, check_sample, dialogues_of, shown
 from cmpta_lib.data.store import kept_corpus
+from cmpta_lib.fast.llm import packs
 from cmpta_lib.fast.packing import Chained, Stream, Streams
 from cmpta_lib.fast.prompted import PromptedLM, TokenMaker
 from cmpta_lib.files import Damaged, expanded, runs_folder
@@ -301,9 +302,9 @@ def plain(run: TrainedRun | str | Path, llm: str | Path = "") -> PlainLM:
     if not isinstance(method, PromptedLM) or not (form or type(method).predict is PromptedLM.predict):
         raise ValueError(f"run {trained.run.folder.name}: its method '{trained.run.config.method.name}' has no plain form")
     own = copy.copy(method.llm)
-    if own.model.config._attn_implementation != own.attention:  # the quick one has put its own there
-        own.model = sharing(own.model)  # the same weights
-        own.model.set_attn_implementation(own.attention)
+    if packs(own.model):  # the same weights, with transformers' own attention whatever the quick one uses
+        own.model = sharing(own.model)
+        own.model.set_attn_implementation("sdpa")
     tokens = _token_maker(method, trained)
     found: PlainLM = form(own, tokens) if form else PlainLM(own, method.settings, method.task, tokens)
     return found
