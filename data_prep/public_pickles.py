@@ -62,10 +62,12 @@ def read_folder(folder: str | Path, cache: Path | None = None) -> Corpus:
     about, place = tasks.said(folder)
     name, paths = public_files(place)
     sources = {path.name: sha256(path) for path in paths.values()}
-    key = hashlib.sha256(json.dumps([FORMAT, READING, astuple(about), *sources.values()]).encode()).hexdigest()[:16]
+    if about != tasks.Said():  # in the call or in the file: what is said decides what the labels mean
+        sources[tasks.ABOUT] = hashlib.sha256(json.dumps(astuple(about)).encode()).hexdigest()
+    key = hashlib.sha256(json.dumps([FORMAT, READING, *sources.values()]).encode()).hexdigest()[:16]
     target = (runs_folder() / "cache" / "data" if cache is None else Path(cache)) / f"{name}-{key}"
     is_new = not target.exists()
-    corpus = _convert(name, place, about, paths, sources, target) if is_new else load_corpus(target)
+    corpus = _convert(name, place, about, paths, sources, target) if is_new else load_corpus(target, name=name, sources=sources)
     for line in (verify.introduction(corpus) if is_new else []) + verify.warnings(corpus, deep=is_new):
         print(f"{place}: {line}", file=sys.stderr)
     return corpus

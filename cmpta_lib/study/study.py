@@ -25,6 +25,7 @@ from cmpta_lib.study import exports, plan
 from cmpta_lib.study.parameters import check_effect, checked_changes, checked_seeds, flag
 from cmpta_lib.study.plan import CMPTA, Row, label
 from cmpta_lib.study.profiles import DRY_RUN, PROFILES, SMOKE_DOCUMENTS, SMOKE_SIZES, planned_config, smoke_changes
+from data_prep import tasks
 
 _LANGUAGES: Mapping[str, Language] = {"sims": "zh", "meld": "en"}  # of the published corpora, known before they are here
 # Environment variable: notebooks make no run and show what is finished. "1", or words that say what makes the others.
@@ -83,6 +84,8 @@ class Study:
         name = self.corpus("data").name if self.data else self.profile
         if self.data and name in (*PROFILES, PUBLISHED, exports.EXPLORED):
             name += "-data"
+        if self.data:  # the same clips read as classes and as scores
+            name += exports.short_name(tasks.split_choice(self.data)[0].rstrip(":"))
         if self.own_llm:  # two folders of one name are told apart by their contents
             folder = Path(self.own_llm)
             name += f"-{folder.name}" + (f"-{self.llm.fingerprint[:6]}" if folder.is_dir() else "")
