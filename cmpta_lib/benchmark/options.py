@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from cmpta_lib.config import CmptaConfig, checked
+from cmpta_lib.config import DataConfig, RunConfig, override
 from cmpta_lib.paper import HYPERPARAMETERS
 
 Backbone = Literal["tiny", "slice", "full"]
@@ -46,7 +46,7 @@ class Options:
         from cmpta_lib.llm.qwen_v1 import load_tokenizer
         from data_prep.synthetic_files import meld_rows
 
-        checked(CmptaConfig, {"dim": self.dim})
+        override(RunConfig(data=DataConfig(name="any", fingerprint="any")), {"method.dim": self.dim})
         if self.vocabulary:
             load_tokenizer(Path(self.vocabulary))
         if self.annotations:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import platform
 from collections.abc import Callable
 from importlib.metadata import version
@@ -50,14 +49,7 @@ def _pair(text: str) -> tuple[str, Any]:
     return name, read_value(value)
 
 
-def _there(text: str) -> str:
-    if not os.path.exists(found := files.expanded(text)) and text:
-        raise ValueError(f"{found}: not found; leave it out for a generated one")
-    return found
-
-
 path, seeds, seed = _typed(files.expanded), _typed(checked_seeds), _typed(lambda text: checked_seeds(f"[{text}]")[0])
-given_path = _typed(_there)
 count, at_a_time, threads, clips = _count(10**6), _count(10**4), _count(1024), _count(4096)
 
 
@@ -199,8 +191,8 @@ def _add_benchmark(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--steps", type=count, default=10, help="training batches to time (default 10)")
     sub.add_argument("--answers", type=count, default=2, help="evaluation batches to time (default 2)")
     sub.add_argument("--answered", type=clips, default=ANSWERED, help=f"clips in each (default {ANSWERED})")
-    sub.add_argument("--vocabulary", type=given_path, default="", help="a published qwen.tiktoken, for its real tokens")
-    sub.add_argument("--annotations", type=given_path, default="", help="folder of MELD's CSVs, for its real texts")
+    sub.add_argument("--vocabulary", type=path, default="", help="a published qwen.tiktoken, for its real tokens")
+    sub.add_argument("--annotations", type=path, default="", help="folder of MELD's CSVs, for its real texts")
     sub.add_argument("--threads", type=threads, help="of torch (default: its own choice)")
     sub.add_argument("--seed", type=seed, default=0, help="of clips and weights (default 0)")
     sub.add_argument("--publish", action="store_true", help="measure nothing: copy what is stored to figures/published")
@@ -211,8 +203,8 @@ def _add_dry_run(sub: argparse.ArgumentParser) -> None:
     sizes = "small (minutes on a CPU) or full (Qwen-1.8B's and the published sizes); default: full where there is a GPU"
     sub.add_argument("--size", choices=("small", "full"), help=sizes)
     sub.add_argument("--factor", type=float, help="split sizes, as a fraction of the published ones")
-    sub.add_argument("--annotations", type=given_path, default="", help="folder of MELD's CSVs, for its real texts and labels")
-    sub.add_argument("--vocabulary", type=given_path, default="", help="a published qwen.tiktoken, for its real tokens")
+    sub.add_argument("--annotations", type=path, default="", help="folder of MELD's CSVs, for its real texts and labels")
+    sub.add_argument("--vocabulary", type=path, default="", help="a published qwen.tiktoken, for its real tokens")
     sub.add_argument("--files-only", action="store_true", help="write and convert the files, run no notebook")
 
 
