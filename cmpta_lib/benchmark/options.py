@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Literal, get_args
 
 from cmpta_lib.config import DataConfig, RunConfig, override
@@ -43,16 +45,26 @@ class Options:
 
     def __post_init__(self) -> None:
         """Raises ValueError or OSError where no adapter has this width, or a file is not what it is given for."""
-        from cmpta_lib.llm.qwen_v1 import load_tokenizer
-        from data_prep.synthetic_files import meld_rows
-
         override(RunConfig(data=DataConfig(name="any", fingerprint="any")), {"method.dim": self.dim})
+        for given in filter(None, (self.vocabulary, self.annotations)):
+            if not Path(given).exists():  # before imports that take seconds
+                raise FileNotFoundError(f"{given}: not found; leave it out for a generated one")
         if self.vocabulary:
-            load_tokenizer(Path(self.vocabulary))
+            resolve_name("cmpta_lib.llm.qwen_v1:load_tokenizer")(Path(self.vocabulary))
         if self.annotations:
-            list(meld_rows("train", 1, Path(self.annotations)))
+            list(resolve_name("data_prep.synthetic_files:meld_rows")("train", 1, Path(self.annotations)))
 
     @property
     def batches(self) -> int:
         """Training batches in all."""
         return self.warm_up + self.steps
+
+
+def run(options: argparse.Namespace) -> int:
+    """What `cmpta benchmark` does; returns the exit code. Wrong options are refused before torch is imported."""
+    given = {field.name: getattr(options, field.name) for field in fields(Options) if hasattr(options, field.name)}
+    given["dim"] = options.dim or DEFAULT_DIM[options.backbone]
+    asked = [Options(**given | {"corpus": key}) for key in options.corpora]
+    from cmpta_lib.benchmark import table
+
+    return table.run(options, asked)
