@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Literal, get_args
@@ -58,13 +57,3 @@ class Options:
     def batches(self) -> int:
         """Training batches in all."""
         return self.warm_up + self.steps
-
-
-def run(options: argparse.Namespace) -> int:
-    """What `cmpta benchmark` does; returns the exit code. Wrong options are refused before torch is imported."""
-    given = {field.name: getattr(options, field.name) for field in fields(Options) if hasattr(options, field.name)}
-    given["dim"] = options.dim or DEFAULT_DIM[options.backbone]
-    asked = [Options(**given | {"corpus": key}) for key in options.corpora]
-    from cmpta_lib.benchmark import table
-
-    return table.run(options, asked)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 _DONE_BY = {
     "reproduce": "cmpta_lib.cli.reproduce:reproduce",
     "check": "cmpta_lib.cli.check:check_study",
-    "benchmark": "cmpta_lib.benchmark.options:run",
+    "benchmark": "cmpta_lib.cli.arguments:benchmark",
     "runs": "cmpta_lib.cli.listing:list_runs",
     "compare": "cmpta_lib.cli.compare:compare",
     "fields": "cmpta_lib.cli.listing:list_fields",

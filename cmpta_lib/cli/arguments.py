@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import platform
 from collections.abc import Callable
+from dataclasses import fields
 from importlib.metadata import version
 from typing import Annotated, Any, NoReturn
 
@@ -12,7 +13,7 @@ from pydantic import Field, TypeAdapter
 
 import cmpta_lib
 from cmpta_lib import files
-from cmpta_lib.benchmark.options import ANSWERED, BACKBONES
+from cmpta_lib.benchmark.options import ANSWERED, BACKBONES, DEFAULT_DIM, Options
 from cmpta_lib.benchmark.options import CORPORA as LENGTHS
 from cmpta_lib.config import nearest, one_of, shown
 from cmpta_lib.llm import files as llm_files
@@ -124,9 +125,9 @@ def parser() -> argparse.ArgumentParser:
     look.add_argument("--deep", action="store_true", help="also read every stored byte and compare it with its hash")
     _add_benchmark(command("benchmark", "time steps and answers beside the bare LLM and MSE-Adapter's way"))
     _add_listing(command("runs", "list runs: what each is, how far, and its scores"))
-    fields = command("fields", "what --set can change: fields, what each expects, its default, the methods that have it")
-    fields.add_argument("words", nargs="*", metavar="WORD", help="only fields or methods with these in their name")
-    fields.add_argument("--json", action="store_true", help="all that is known of each, as JSON")
+    listed = command("fields", "what --set can change: fields, what each expects, its default, the methods that have it")
+    listed.add_argument("words", nargs="*", metavar="WORD", help="only fields or methods with these in their name")
+    listed.add_argument("--json", action="store_true", help="all that is known of each, as JSON")
     _add_comparison(command("compare", "two runs, or two rows with all their seeds: settings, scores, clips"))
     publish = command("publish", "copy a profile's exports to figures/published and show them in the README")
     publish.add_argument("--profile", choices=[*PROFILES], default="demo", help="whose exports (default demo)")
@@ -219,6 +220,16 @@ def study_of(options: argparse.Namespace) -> Study:
     if study.changes and (planned := study.planned(chosen_notebooks(options))):
         study.check_changes([(one.key, one.row) for one in planned])
     return study
+
+
+def benchmark(options: argparse.Namespace) -> int:
+    """What the command does; returns the exit code. Wrong options are refused before torch is imported."""
+    given = {field.name: getattr(options, field.name) for field in fields(Options) if hasattr(options, field.name)}
+    given["dim"] = options.dim or DEFAULT_DIM[options.backbone]
+    asked = [Options(**given | {"corpus": key}) for key in options.corpora]
+    from cmpta_lib.benchmark import table
+
+    return table.run(options, asked)
 
 
 def chosen_notebooks(options: argparse.Namespace) -> list[str]:
