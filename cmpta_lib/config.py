@@ -17,7 +17,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import reduce
 from operator import getitem
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -59,9 +59,6 @@ class Settings(BaseModel):
         if isinstance(value, str) and any("\ud800" <= sign <= "\udfff" for sign in value):
             raise ValueError("text that cannot be written as UTF-8 (half of a surrogate pair)")
         return value + 0.0 if isinstance(value, float) else value
-
-
-Checked = TypeVar("Checked", bound=Settings)
 
 
 class DataConfig(Settings):
@@ -242,7 +239,7 @@ def from_json(text: str) -> RunConfig:
         ValueError: no JSON, or fields that are unknown, missing or wrong; one line names each.
     """
     try:
-        config = checked(RunConfig, json.loads(text))
+        config = _checked(json.loads(text))
     except json.JSONDecodeError as error:
         raise ValueError(f"expected a run's config as JSON ({error})") from None
     if missing := sorted(paths(config, only_unset=True)):  # defaults may change
@@ -262,7 +259,7 @@ def override(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
             raise ValueError(f"unknown config field {shown(path)}{nearest(path, known)}; `cmpta fields` lists all")
         *parents, last = path.split(".")
         reduce(getitem, parents, tree)[last] = value
-    return checked(RunConfig, tree)
+    return _checked(tree)
 
 
 def paths(settings: BaseModel, prefix: str = "", only_unset: bool = False) -> Iterator[str]:
@@ -275,23 +272,19 @@ def paths(settings: BaseModel, prefix: str = "", only_unset: bool = False) -> It
             yield prefix + name
 
 
-def checked(settings: type[Checked], tree: Any) -> Checked:
+def _checked(tree: Any) -> RunConfig:
     """Validate with one-line errors."""
     try:
-        return settings.model_validate(tree)
+        return RunConfig.model_validate(tree)
     except ValidationError as error:
-        raise ValueError(one_line(error)) from None
+        raise ValueError("; ".join(map(_one_line, error.errors()[:3]))) from None  # three are enough to begin with
 
 
-def one_line(error: ValidationError) -> str:
-    """What pydantic found wrong: each field, what it was given, and what was expected."""
-    said = []
-    for one in error.errors():
-        where = ".".join(map(str, one["loc"])) or "config"
-        where = where if where.isprintable() and len(where) <= _SHOWN else shown(where)  # an unknown field may hold anything
-        came = "" if isinstance(one["input"], Mapping | BaseModel) else f"={shown(one['input'])}"
-        said.append(f"{where}{came}: {one['msg'].removeprefix('Value error, ')}")
-    return "; ".join(said[:3] + [f"and {len(said) - 3} more"] * (len(said) > 3))
+def _one_line(error: Mapping[str, Any]) -> str:
+    where = ".".join(map(str, error["loc"])) or "config"
+    where = where if where.isprintable() and len(where) <= _SHOWN else shown(where)  # an unknown field may be called anything
+    came = "" if isinstance(error["input"], Mapping | BaseModel) else f"={shown(error['input'])}"
+    return f"{where}{came}: {error['msg'].removeprefix('Value error, ')}"
 
 
 _SHOWN = 60  # characters of a value in a message

@@ -127,7 +127,7 @@ def _is_told(error: OSError) -> bool:
 def explained(error: OSError) -> str:
     """What `error` says, in one line and with the remedy where it is one of room or permission and has none yet."""
     if _is_told(error):
-        return " ".join(error.strerror.split())
+        return " ".join(str(error.strerror).split())
     if error.errno not in _REMEDIES:
         return " ".join(str(error).split())
     where = error.filename2 or error.filename or "a file (which one, the system does not say)"

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Literal, get_args
 
-from cmpta_lib.config import CmptaConfig, checked
+from cmpta_lib.config import DataConfig, RunConfig, override
 from cmpta_lib.paper import HYPERPARAMETERS
 
 Backbone = Literal["tiny", "slice", "full"]
@@ -43,14 +44,14 @@ class Options:
 
     def __post_init__(self) -> None:
         """Raises ValueError or OSError where no adapter has this width, or a file is not what it is given for."""
-        from cmpta_lib.llm.qwen_v1 import load_tokenizer
-        from data_prep.synthetic_files import meld_rows
-
-        checked(CmptaConfig, {"dim": self.dim})
+        override(RunConfig(data=DataConfig(name="any", fingerprint="any")), {"method.dim": self.dim})
+        for given in filter(None, (self.vocabulary, self.annotations)):
+            if not Path(given).exists():  # before imports that take seconds
+                raise FileNotFoundError(f"{given}: not found; leave it out for a generated one")
         if self.vocabulary:
-            load_tokenizer(Path(self.vocabulary))
+            resolve_name("cmpta_lib.llm.qwen_v1:load_tokenizer")(Path(self.vocabulary))
         if self.annotations:
-            list(meld_rows("train", 1, Path(self.annotations)))
+            list(resolve_name("data_prep.synthetic_files:meld_rows")("train", 1, Path(self.annotations)))
 
     @property
     def batches(self) -> int:

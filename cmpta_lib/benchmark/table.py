@@ -6,7 +6,7 @@ import argparse
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ import torch
 
 from cmpta_lib import files
 from cmpta_lib.benchmark.contest import ANCESTOR, CONTENDERS, OURS, PARTS, REFERENCE, Contest, Times, peak, peaks_apart
-from cmpta_lib.benchmark.options import BACKBONES, CORPORA, DEFAULT_DIM, Options
+from cmpta_lib.benchmark.options import BACKBONES, CORPORA, Options
 from cmpta_lib.runs import provenance
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ Row = dict[str, Any]
 Stored = Mapping[str, Mapping[str, Any]]  # name -> about and rows, as `store` wrote them
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace, asked: Sequence[Options]) -> int:
     """What the command does; returns the exit code."""
     from cmpta_lib.figures import style  # not above: a GPU's machine need not have matplotlib
 
@@ -56,11 +56,9 @@ def run(options: argparse.Namespace) -> int:
         return 0
     if options.threads:
         torch.set_num_threads(options.threads)
-    given = {field.name: getattr(options, field.name) for field in fields(Options) if hasattr(options, field.name)}
-    given["dim"] = options.dim or DEFAULT_DIM[options.backbone]
-    rows, made = measure([Options(**given | {"corpus": key}) for key in options.corpora], with_memory=options.memory)
+    rows, made = measure(asked, with_memory=options.memory)
     print(screen(rows, made), flush=True)
-    folder, name = files.figures_folder() / FOLDER, f"{options.backbone}-batch{options.batch_size}-dim{given['dim']}"
+    folder, name = files.figures_folder() / FOLDER, f"{options.backbone}-batch{options.batch_size}-dim{asked[0].dim}"
     paths = store(folder, name, rows, made) + style.save_figure(costs(rows, title(rows, made)), folder, name)
     print("in full: " + ", ".join(map(str, paths)))
     return 0

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import os
 import platform
 from collections.abc import Callable
+from dataclasses import fields
 from importlib.metadata import version
 from typing import Annotated, Any, NoReturn
 
@@ -13,7 +13,7 @@ from pydantic import Field, TypeAdapter
 
 import cmpta_lib
 from cmpta_lib import files, registry
-from cmpta_lib.benchmark.options import ANSWERED, BACKBONES
+from cmpta_lib.benchmark.options import ANSWERED, BACKBONES, DEFAULT_DIM, Options
 from cmpta_lib.benchmark.options import CORPORA as LENGTHS
 from cmpta_lib.config import nearest, one_of, shown
 from cmpta_lib.llm import files as llm_files
@@ -50,14 +50,7 @@ def _pair(text: str) -> tuple[str, Any]:
     return name, read_value(value)
 
 
-def _there(text: str) -> str:
-    if not os.path.exists(found := files.expanded(text)) and text:
-        raise ValueError(f"{found}: not found; leave it out for a generated one")
-    return found
-
-
 path, seeds, seed = _typed(files.expanded), _typed(checked_seeds), _typed(lambda text: checked_seeds(f"[{text}]")[0])
-given_path = _typed(_there)
 count, at_a_time, threads, clips = _count(10**6), _count(10**4), _count(1024), _count(4096)
 
 
@@ -132,9 +125,9 @@ def parser() -> argparse.ArgumentParser:
     look.add_argument("--deep", action="store_true", help="also read every stored byte and compare it with its hash")
     _add_benchmark(command("benchmark", "time steps and answers beside the bare LLM and MSE-Adapter's way"))
     _add_listing(command("runs", "list runs: what each is, how far, and its scores"))
-    fields = command("fields", "what --set can change: fields, what each expects, its default, the methods that have it")
-    fields.add_argument("words", nargs="*", metavar="WORD", help="only fields or methods with these in their name")
-    fields.add_argument("--json", action="store_true", help="all that is known of each, as JSON")
+    listed = command("fields", "what --set can change: fields, what each expects, its default, the methods that have it")
+    listed.add_argument("words", nargs="*", metavar="WORD", help="only fields or methods with these in their name")
+    listed.add_argument("--json", action="store_true", help="all that is known of each, as JSON")
     _add_comparison(command("compare", "two runs, or two rows with all their seeds: settings, scores, clips"))
     publish = command("publish", "copy a profile's exports to figures/published and show them in the README")
     publish.add_argument("--profile", choices=[*PROFILES], default="demo", help="whose exports (default demo)")
@@ -200,8 +193,8 @@ def _add_benchmark(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--steps", type=count, default=10, help="training batches to time (default 10)")
     sub.add_argument("--answers", type=count, default=2, help="evaluation batches to time (default 2)")
     sub.add_argument("--answered", type=clips, default=ANSWERED, help=f"clips in each (default {ANSWERED})")
-    sub.add_argument("--vocabulary", type=given_path, default="", help="a published qwen.tiktoken, for its real tokens")
-    sub.add_argument("--annotations", type=given_path, default="", help="folder of MELD's CSVs, for its real texts")
+    sub.add_argument("--vocabulary", type=path, default="", help="a published qwen.tiktoken, for its real tokens")
+    sub.add_argument("--annotations", type=path, default="", help="folder of MELD's CSVs, for its real texts")
     sub.add_argument("--threads", type=threads, help="of torch (default: its own choice)")
     sub.add_argument("--seed", type=seed, default=0, help="of clips and weights (default 0)")
     sub.add_argument("--publish", action="store_true", help="measure nothing: copy what is stored to figures/published")
@@ -212,8 +205,8 @@ def _add_dry_run(sub: argparse.ArgumentParser) -> None:
     sizes = "small (minutes on a CPU) or full (Qwen-1.8B's and the published sizes); default: full where there is a GPU"
     sub.add_argument("--size", choices=("small", "full"), help=sizes)
     sub.add_argument("--factor", type=float, help="split sizes, as a fraction of the published ones")
-    sub.add_argument("--annotations", type=given_path, default="", help="folder of MELD's CSVs, for its real texts and labels")
-    sub.add_argument("--vocabulary", type=given_path, default="", help="a published qwen.tiktoken, for its real tokens")
+    sub.add_argument("--annotations", type=path, default="", help="folder of MELD's CSVs, for its real texts and labels")
+    sub.add_argument("--vocabulary", type=path, default="", help="a published qwen.tiktoken, for its real tokens")
     sub.add_argument("--files-only", action="store_true", help="write and convert the files, run no notebook")
 
 
@@ -233,6 +226,16 @@ def study_of(options: argparse.Namespace) -> Study:
     if study.changes and (planned := study.planned(chosen_notebooks(options))):
         study.check_changes([(one.key, one.row) for one in planned])
     return study
+
+
+def benchmark(options: argparse.Namespace) -> int:
+    """What the command does; returns the exit code. Wrong options are refused before torch is imported."""
+    given = {field.name: getattr(options, field.name) for field in fields(Options) if hasattr(options, field.name)}
+    given["dim"] = options.dim or DEFAULT_DIM[options.backbone]
+    asked = [Options(**given | {"corpus": key}) for key in options.corpora]
+    from cmpta_lib.benchmark import table
+
+    return table.run(options, asked)
 
 
 def chosen_notebooks(options: argparse.Namespace) -> list[str]:

@@ -25,7 +25,6 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from cmpta_lib import files, registry
-from cmpta_lib.config import shown
 from cmpta_lib.runs import provenance, store
 from cmpta_lib.runs.store import Run
 from cmpta_lib.runs.worker import ENDS, Attempt
@@ -73,8 +72,8 @@ class Engine:
     retries, is_local = 0, False
 
     def __init__(self, jobs: int | None = None) -> None:
-        if jobs is not None and not (type(jobs) is int and 1 <= jobs <= 10_000):
-            raise ValueError(f"--jobs {shown(jobs)}: expected how many runs at a time, a whole number from 1 to 10000")
+        if jobs is not None and (isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1):
+            raise ValueError(f"--jobs {jobs}: expected how many runs at a time, a whole number from 1")
         self.jobs = provenance.usual() if jobs is None and self.is_local else jobs
 
     @contextmanager
