@@ -143,8 +143,7 @@ def locate(name: str) -> Path:
     except (HFValidationError, FileNotFoundError):
         raise FileNotFoundError(
             f"cannot load the LLM '{name}': it is not on this machine, or not complete. Expected one of "
-            f"{', '.join(PUBLISHED)}, a hub id, or a folder with the config.json, vocabulary and weights of a causal LM that "
-            f"transformers knows without remote code. Fetch it with: cmpta weights {name}"
+            f"{', '.join(PUBLISHED)}, a hub id, or a folder of a causal LM. Fetch it with: cmpta weights {name}"
         ) from None
     return folder.resolve()
 

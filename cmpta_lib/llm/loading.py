@@ -179,7 +179,7 @@ def _settings(folder: Path, kind: type[PreTrainedConfig], model: type[PreTrained
     named = {str(name): getattr(transformers, str(name), model) for name in config.architectures or ()}
     other = [name for name, one in named.items() if one is not model and not (is_encoder and one.config_class is kind)]
     if kind in transformers.MODEL_FOR_MASKED_LM_MAPPING and getattr(config, "is_decoder", False) == is_encoder:
-        other.append(f"is_decoder={not is_encoder}".lower())
+        other.append(f"is_decoder={is_encoder}".lower())
     if other:
         raise OSError(f"{path}: expected the settings of {model.__name__}, and it says {other[0]}; use another model")
     return config

@@ -96,15 +96,10 @@ def told(path: Path, wanted: str) -> Iterator[None]:
 
 
 def load_model(
-    model: type[PreTrainedModel],
-    config: Any,
-    folder: Path,
-    dtype: torch.dtype,
-    device: torch.device,
-    surplus: str = _COMPUTED,
-    renamed: Callable[[str, Tensor], Iterable[tuple[str, Tensor]]] = lambda name, tensor: [(name, tensor)],
-) -> Any:
-    """The model of this class and config whose weights are those of a folder's files.
+    model: type[PreTrainedModel], config: Any, folder: Path, dtype: torch.dtype, device: torch.device, surplus: str = "",
+    renamed: Callable[[str, Tensor], Iterable[tuple[str, Tensor]]] = lambda *named: [named],
+) -> Any:  # fmt: skip
+    """The model of this class and config whose weights are those of a folder's files, all and no others.
 
     transformers is handed the tensors, not the folder, where it would also follow files that no fingerprint is of.
 
@@ -117,33 +112,28 @@ def load_model(
     """
     from transformers.utils import logging
 
-    stored, seen, experts = dict[str, tuple[Tensor, Path, str]](), set[str](), defaultdict[tuple[str, str], set[int]](set)
+    stored, seen = dict[str, tuple[Tensor, Path, str]](), set[str]()
     for name, (tensor, path) in read_tensors(folder).items():
         with told(path, "weights that fit config.json"):
             parts = [] if re.fullmatch(f"{surplus}|{_COMPUTED}", name) else [*renamed(name, tensor)]
         for own, part in parts:
             # transformers takes names with and without the class's prefix, and BERT's of its first years.
-            plain = own.removeprefix(f"{model.base_model_prefix}.")
-            plain = plain.replace("Norm.gamma", "Norm.weight").replace("Norm.beta", "Norm.bias")
-            if plain in seen:
+            plain = own.removeprefix(f"{model.base_model_prefix}.").replace("Norm.gamma", "Norm.weight")
+            if (plain := plain.replace("Norm.beta", "Norm.bias")) in seen:
                 raise Damaged(f"{path}: {name} is there twice, under two names; fetch it again")
             stored[own] = part, path, name
             seen.add(plain)
-            if found := re.fullmatch(r"(.+\.experts\.)(\d+)(\..+)", own):
-                experts[found[1], found[3]].add(int(found[2]))
-    # transformers stacks experts in order, whatever their numbers.
-    gaps = [f"{a}{n}{b}" for (a, b), numbers in experts.items() for n in range(max(numbers)) if n not in numbers]
-    _check_fit(folder, stored, missing=gaps)
+    _check_fit(folder, stored, (), (), ())
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.CRITICAL)  # its tables of what does not fit
     try:
         with told(folder / "config.json", f"settings of these weights for {model.__name__}"):
-            for place in (torch.device("meta"), device):  # first where drawing what is missing takes no time and memory
-                state = {name: one[0].to(place) if place.type == "meta" else one[0] for name, one in stored.items()}
+            for place in ("meta", str(device)):  # first where drawing what is missing takes no time and no memory
+                state = {name: one[0].to("meta") if place == "meta" else one[0] for name, one in stored.items()}
+                options: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}
                 made, info = model.from_pretrained(
-                    None, config=config, state_dict=state, dtype=dtype, device_map=str(place), output_loading_info=True,
-                    ignore_mismatched_sizes=True,
-                )  # fmt: skip
+                    None, config=config, state_dict=state, dtype=dtype, device_map=place, **options
+                )
                 _check_fit(folder, stored, info["mismatched_keys"], info["unexpected_keys"], info["missing_keys"])
     finally:
         logging.set_verbosity(verbosity)
@@ -155,13 +145,14 @@ def load_model(
 
 
 def _check_fit(
-    folder: Path,
-    stored: Stored,
-    shapes: Collection[tuple[str, Sequence[int], Sequence[int]]] = (),
-    unknown: Collection[str] = (),
-    missing: Collection[str] = (),
+    folder: Path, stored: Stored, shapes: Collection[tuple[str, Any, Any]], unknown: Collection[str], missing: Collection[str]
 ) -> None:
     """Raise Damaged, with file and tensor, of names (in `shapes` with the stored and the model's shape) that do not fit."""
+    experts = defaultdict[tuple[str, str], set[int]](set)  # transformers stacks them in order, whatever their numbers
+    for name in stored:
+        if found := re.fullmatch(r"(.+\.experts\.)(\d+)(\..+)", name):
+            experts[found[1], found[3]].add(int(found[2]))
+    missing = {*missing, *(f"{a}{n}{b}" for (a, b), known in experts.items() for n in {*range(max(known))} - known)}
     said = [f"{name} is {list(found)}, not {list(wanted)}" for name, found, wanted in sorted(shapes)[:1]]
     said += [f"{name} has no place" for name in sorted(unknown)[:1]] + [f"{name} is missing" for name in sorted(missing)[:1]]
     if said:
