@@ -288,7 +288,7 @@ WRONG: dict[str, tuple[Change, str]] = {
     "no number": (edited("config.json", hidden_size="32"), "config.json: .*hidden_size. expected int, got str"),
     "shards that are swapped": (sharded(place=lambda number: 1 - number), "model-1.safetensors: lacks|holds .* says otherwise"),
     "a shard that lacks": (sharded(lambda all_: all_.update({"x": "model-2.safetensors"})), "model-2.safetensors: lacks x"),
-    "a shard without its index": (sharded(lambda all_: all_.pop(UP)), f"holds {UP}, and {INDEX} says otherwise"),
+    "a shard without its index": (sharded(lambda all_: all_.pop(UP)), f"holds {UP}, and the index says otherwise"),
     "a shard elsewhere": (sharded(lambda all_: all_.update({UP: "../x"})), f"{INDEX}: expected a weight_map"),
     "cut": (cut(WEIGHTS), f"{WEIGHTS}: expected weights"),
     "torch's, cut": (lambda folder: [as_bin()(folder), cut(BIN)(folder)], f"{BIN}: expected weights"),
@@ -314,7 +314,7 @@ def test_a_folder_that_is_not_one_model_is_refused_in_one_line(published: Path, 
     assert "\n" not in message and len(message) - len(str(folder)) <= 260 and "weights_only" not in message
 
 
-def test_what_stops_every_run_is_said_before_the_first_and_each_model_is_opened_once(published: Path, tmp_path: Path, monkeypatch):
+def test_what_stops_every_run_is_said_before_the_first_and_each_model_is_opened_once(published, tmp_path, monkeypatch):
     config, cache = llm_files.resolve(str(published), "float32", tmp_path / "cache"), tmp_path / "cache"
     methods = [registry.ENTRIES["cmpta"].defaults().model_copy(update={"llm": one}) for one in (config, config)]
     tiny, asked = registry.ENTRIES["cmpta"].defaults(), []

@@ -196,14 +196,14 @@ def test_weights_in_bfloat16_are_the_files_own(published: Path):
     [
         ("qwen", {"no_bias": False}, "no_bias=False"),
         ("qwen", {"rotary_pct": 0.25}, "rotary_pct=0.25"),
-        ("qwen", {"num_hidden_layers": 4}, "index.json: .*model.layers.3.input_layernorm.weight is missing .12 tensors"),
+        ("qwen", {"num_hidden_layers": 4}, "config.json: .*model.layers.3.input_layernorm.weight is missing .12 tensors"),
         ("qwen", {"num_hidden_layers": 2}, "safetensors: .*model.layers.2.input_layernorm.weight has no place .12 tensors"),
         ("qwen", {"vocab_size": 501}, r"lm_head.weight is \[500, 64\], not \[501, 64\] .2 tensors"),
         ("qwen", {"tie_word_embeddings": True}, "config.json: .*tie_word_embeddings=True cannot be loaded"),
         ("qwen", {"kv_channels": 16}, r"attn\.c_attn\.\w+ has 192 rows, config.json asks for 96"),
         ("chatglm", {"add_bias_linear": True}, "add_bias_linear=True"),
         ("chatglm", {"rmsnorm": False}, "rmsnorm=False"),
-        ("chatglm", {"num_layers": 4}, "index.json: .*model.layers.3.*is missing"),
+        ("chatglm", {"num_layers": 4}, "config.json: .*model.layers.3.*is missing"),
     ],
 )
 def test_config_that_does_not_fit_is_refused(family: str, change: dict, message: str, families, tmp_path: Path):

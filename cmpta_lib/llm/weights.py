@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from cmpta_lib.files import Damaged
-from cmpta_lib.llm.files import index_of, read_json, weight_files
+from cmpta_lib.llm.files import read_json, weight_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -88,11 +88,11 @@ def told(path: Path, wanted: str) -> Iterator[None]:
     except (MemoryError, torch.OutOfMemoryError, FileNotFoundError, PermissionError, Damaged):
         raise
     except Exception as error:  # tokenizers raise it as such, and damaged files lead to nearly every other
-        lines = [line for line in str(error).splitlines() if line.strip() and not line.endswith(":")] or [type(error).__name__]
-        reason = f"no entry {lines[0]}" if isinstance(error, KeyError) else shorten(lines[0], 120, placeholder=" ...")
+        said = next((line for line in str(error).splitlines() if line.strip()[-1:] not in ("", ":")), type(error).__name__)
         if isinstance(error, UnpicklingError):  # torch's own message advises to read the file unsafely
-            reason = "it holds more than tensors"
-        raise Damaged(f"{path}: expected {wanted} ({reason.rstrip('.')}); fetch it again") from error
+            said = "it holds more than tensors"
+        reason = shorten("no entry " * isinstance(error, KeyError) + said, 120, placeholder=" ...").rstrip(".")
+        raise Damaged(f"{path}: expected {wanted} ({reason}); fetch it again") from error
 
 
 def load_model(
@@ -156,24 +156,24 @@ def _check_fit(
     said = [f"{name} is {list(found)}, not {list(wanted)}" for name, found, wanted in sorted(shapes)[:1]]
     said += [f"{name} has no place" for name in sorted(unknown)[:1]] + [f"{name} is missing" for name in sorted(missing)[:1]]
     if said:
-        path, first = index_of(folder) or weight_files(folder)[0], said[0].split()[0]
-        path = next((path for name, (_, path, _) in stored.items() if name.endswith(first)), path)
+        first, *others = weight_files(folder)
+        holding = (path for name, (_, path, _) in stored.items() if name.endswith(said[0].split()[0]))
+        path = next(holding, folder / "config.json" if others else first)
         count = f" ({found} tensors in all)" if (found := len(shapes) + len(unknown) + len(missing)) > 1 else ""
-        raise Damaged(f"{path}: not the weights of the model in config.json: {'; '.join(said[:2])}{count}; fetch both again")
+        raise Damaged(f"{path}: weights and config.json are not of one model: {'; '.join(said[:2])}{count}; fetch both again")
 
 
 def _check_values(stored: Stored) -> None:
-    """Raise Damaged, with file and tensor, unless all are finite numbers of one type; one pass over the weights.
+    """Raise Damaged, with file and tensor, unless all are finite numbers of one type; one pass, 4 GB/s a core.
 
-    Whole kinds of tensors, the same in every layer, may be float32 beside a shorter type, as some are published.
+    Some may be float32 beside a shorter type, as some models are published.
     """
-    kinds = defaultdict[str, Counter[torch.dtype]](Counter)
-    for own, (tensor, _, _) in stored.items():
-        kinds[re.sub(r"\d+", "#", own)][tensor.dtype] += tensor.nbytes
-    common = sum(kinds.values(), Counter[torch.dtype]()).most_common(1)[0][0]
-    for own, (tensor, path, name) in stored.items():
-        legal = {common} if len(kinds[re.sub(r"\d+", "#", own)]) > 1 else {common, torch.float32}
-        if tensor.dtype not in _FLOATS & legal:
+    sizes = Counter[torch.dtype]()
+    for tensor, _, _ in stored.values():
+        sizes[tensor.dtype] += tensor.nbytes
+    ((common, _),) = sizes.most_common(1)
+    for tensor, path, name in stored.values():
+        if tensor.dtype not in _FLOATS & {common, torch.float32}:
             raise Damaged(f"{path}: {name} is of type {tensor.dtype}, most of the weights of {common}; fetch it again")
         if tensor.numel() and not all(bound.isfinite() for bound in tensor.aminmax()):
             raise Damaged(f"{path}: {name} holds values that are not finite (NaN or infinite); fetch it again")
@@ -186,18 +186,17 @@ def read_tensors(folder: Path) -> dict[str, tuple[Tensor, Path]]:
         FileNotFoundError: as `weight_files`.
         Damaged: a file is, or does not hold what the index says; names file and tensor.
     """
-    index, found = index_of(folder), dict[str, tuple[Tensor, Path]]()
-    promised = read_json(index)["weight_map"] if index else {}
-    for path in weight_files(folder):
+    found: dict[str, tuple[Tensor, Path]] = {}
+    for path, promised in weight_files(folder).items():
         with told(path, "weights"):
             tensors = dict(_read(path))
-        for name in tensors.keys() | {name for name, place in promised.items() if place == path.name}:
-            if name not in tensors or index and promised.get(name) != path.name:
-                here = "holds" if name in tensors else "lacks"
-                raise Damaged(f"{path}: {here} {name}, and {index and index.name} says otherwise; fetch all again")
-            if not isinstance(name, str) or not isinstance(tensors[name], Tensor) or tensors[name].layout != torch.strided:
+        for name in sorted(promised ^ tensors.keys(), key=str) if promised else ():
+            here = "holds" if name in tensors else "lacks"
+            raise Damaged(f"{path}: {here} {name}, and the index says otherwise; fetch all again")
+        for name, tensor in tensors.items():
+            if not isinstance(name, str) or not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
                 raise Damaged(f"{path}: {name} is no plain tensor; fetch it again")
-            found[name] = tensors[name], path
+            found[name] = tensor, path
     return found
 
 
