@@ -154,7 +154,7 @@ def _model(folder: Path, dtype: torch.dtype, device: torch.device) -> tuple[PreT
             raise _not_of_one_model(folder, tokenizer, rows)
         return model, tokenizer
     own = CONFIG_MAPPING[family] if family in CONFIG_MAPPING else None
-    if own not in MODEL_FOR_CAUSAL_LM_MAPPING:
+    if own is None or own not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise OSError(f"{folder}: expected a causal LM that transformers knows without remote code, not '{family}'")
     # A folder's tokenizer.json is taken as it is: some families' classes rebuild it with a splitting rule of their own,
     # and the ids silently differ.

@@ -12,6 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
 from textwrap import shorten
@@ -67,7 +68,7 @@ class Published:
         with told(folder / "config.json", f"settings for {self.model.__name__}"):
             config = self.config_of(content)
         rows = [heads * config.head_dim for heads in (config.num_attention_heads, *2 * [config.num_key_value_heads])]
-        return load_model(self.model, config, folder, dtype, device, renamed=lambda *one: self.renamed(*one, rows))
+        return load_model(self.model, config, folder, dtype, device, renamed=partial(self.renamed, rows=rows))
 
 
 def expect(published: Mapping[str, Any], expected: Mapping[str, Any], family: str) -> None:
@@ -159,7 +160,8 @@ def _check_fit(
         first, *others = weight_files(folder)
         holding = (path for name, (_, path, _) in stored.items() if name.endswith(said[0].split()[0]))
         path = next(holding, folder / "config.json" if others else first)
-        count = f" ({found} tensors in all)" if (found := len(shapes) + len(unknown) + len(missing)) > 1 else ""
+        number = len(shapes) + len(unknown) + len(missing)
+        count = f" ({number} tensors in all)" if number > 1 else ""
         raise Damaged(f"{path}: weights and config.json are not of one model: {'; '.join(said[:2])}{count}; fetch both again")
 
 
