@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from published_llms import WEIGHTS, Change, edited, stored
 
 from cmpta_lib.cli.dry_run import BERT_SMALL, write_bert
 from cmpta_lib.config import EncoderConfig
@@ -59,65 +58,52 @@ def test_a_long_text_loses_its_end_and_keeps_its_last_mark(encoder):
     assert len(encoder.token_ids("")) == 2
 
 
-DENSE, TABLE = "bert.encoder.layer.1.output.dense.weight", "bert.embeddings.word_embeddings.weight"
-HEAD = "cls.predictions.decoder.weight"
-Change = Callable[[dict[str, torch.Tensor], Path], object]  # of the weights, or of another file
-
-
-def changed(published: Path, folder: Path, change: Change) -> Path:
-    shutil.copytree(published, folder)
-    tensors = load_file(folder / "model.safetensors")
-    change(tensors, folder)
-    if (folder / "model.safetensors").exists():
-        save_file({name: tensor.clone().contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors")
-    return folder
-
-
-def config(**values: object) -> Change:
-    return lambda _, folder: (folder / "config.json").write_text(
-        json.dumps(json.loads((folder / "config.json").read_text()) | values)
-    )
+DENSE, HEAD = "bert.encoder.layer.1.output.dense.weight", "cls.predictions.decoder.weight"
 
 
 def vocabulary(change: Callable[[list[str]], list[str]]) -> Change:
-    def do(_: object, folder: Path) -> None:
+    def do(folder: Path) -> None:
         path = folder / "vocab.txt"
         path.write_text("".join(change(path.read_text(encoding="utf-8").splitlines(keepends=True))), encoding="utf-8")
 
     return do
 
 
-def hostile(_: object, folder: Path) -> None:
-    (folder / "model.safetensors").unlink()
+def hostile(folder: Path) -> None:
+    (folder / WEIGHTS).unlink()
     torch.save({"a": Path()}, folder / "pytorch_model.bin")
 
 
+def old(name: str) -> str:
+    return name.replace("Norm.weight", "Norm.gamma").replace("Norm.bias", "Norm.beta")
+
+
 RIGHT: dict[str, Change] = {
-    "without the heads of the pre-training": lambda all_, _: [all_.pop(n) for n in [*all_] if n.startswith("cls.")],
-    "with names of the first years": lambda all_, _: [
-        all_.update({n.replace("Norm.weight", "Norm.gamma").replace("Norm.bias", "Norm.beta"): all_.pop(n)}) for n in [*all_]
-    ],
-    "with positions": lambda all_, _: all_.update({"bert.embeddings.position_ids": torch.arange(512)[None]}),
+    "without heads of the pre-training": stored(lambda all_: {n: t for n, t in all_.items() if not n.startswith("cls.")}),
+    "with names of the first years": stored(lambda all_: {old(name): tensor for name, tensor in all_.items()}),
+    "with positions": stored(lambda all_: all_ | {"bert.embeddings.position_ids": torch.arange(512)[None]}),
 }
 
 
 @pytest.mark.parametrize("change", RIGHT.values(), ids=RIGHT)
 def test_what_published_files_have_beside_the_encoder_changes_nothing(published: Path, tmp_path: Path, change: Change):
-    found = load(changed(published, tmp_path / "bert", change), tmp_path)
-    assert loading.weights_fingerprint(found.model) == loading.weights_fingerprint(load(published, tmp_path).model)
+    folder = shutil.copytree(published, tmp_path / "bert")
+    change(folder)
+    found, expected = load(folder, tmp_path), load(published, tmp_path)
+    assert loading.weights_fingerprint(found.model) == loading.weights_fingerprint(expected.model)
 
 
 WRONG: dict[str, tuple[Change, str]] = {
-    "lacks a tensor": (lambda all_, _: all_.pop(DENSE), "model.safetensors: .*layer.1.output.dense.weight is missing"),
-    "one more": (lambda all_, _: all_.update({"classifier.bias": torch.ones(2)}), "classifier.bias has no place"),
-    "like a head": (lambda all_, _: all_.update({f"{HEAD}.lora": torch.ones(2)}), f"{HEAD}.lora has no place"),
-    "transposed": (lambda all_, _: all_.update({DENSE: all_[DENSE].T}), r"dense.weight is \[96, 48\], not \[48, 96\]"),
-    "rounded": (lambda all_, _: all_.update({DENSE: all_[DENSE].half()}), f"{DENSE} is of type torch.float16"),
-    "not a number": (lambda all_, _: all_[TABLE][3:].fill_(torch.nan), f"{TABLE} holds values that are not finite"),
-    "fewer layers": (config(num_hidden_layers=1), "layer.1.* has no place .16 tensors"),
-    "a decoder": (config(is_decoder=True), "config.json: expected the settings of BertModel, and it says is_decoder=true"),
-    "an LLM's settings": (config(architectures=["LlamaForCausalLM"]), "BertModel, and it says LlamaForCausalLM"),
-    "another family": (config(model_type="gpt2"), "expected a BERT, such as bert-base-chinese, not 'gpt2'"),
+    "lacks a tensor": (stored(lambda all_: all_.pop(DENSE) is None or all_), f"{WEIGHTS}: .*output.dense.weight is missing"),
+    "one more": (stored(lambda all_: all_ | {"classifier.bias": torch.ones(2)}), "classifier.bias has no place"),
+    "like a head": (stored(lambda all_: all_ | {f"{HEAD}.lora": torch.ones(2)}), f"{HEAD}.lora has no place"),
+    "transposed": (stored(lambda all_: all_ | {DENSE: all_[DENSE].T}), r"dense.weight is \[96, 48\], not \[48, 96\]"),
+    "rounded": (stored(lambda all_: all_ | {DENSE: all_[DENSE].half()}), f"{DENSE} is of type torch.float16"),
+    "not a number": (stored(lambda all_: all_ | {DENSE: all_[DENSE] / 0}), f"{DENSE} holds values that are not finite"),
+    "fewer layers": (edited("config.json", num_hidden_layers=1), "layer.1.* has no place .16 tensors"),
+    "a decoder": (edited("config.json", is_decoder=True), "config.json: .* BertModel, and it says is_decoder=true"),
+    "an LLM's settings": (edited("config.json", architectures=["LlamaForCausalLM"]), "BertModel, and it says LlamaFor"),
+    "another family": (edited("config.json", model_type="gpt2"), "expected a BERT, such as bert-base-chinese, not 'gpt2'"),
     "more words": (vocabulary(lambda words: [*words, "zzz\n"]), "the vocabulary has .* tokens, the weights .*: not of one"),
     "hardly a word": (vocabulary(lambda words: words[:9]), "the vocabulary has 9 tokens, the weights .*: not of one model"),
     "code": (hostile, "pytorch_model.bin: expected weights .it holds more than tensors.; fetch it again$"),
@@ -126,7 +112,8 @@ WRONG: dict[str, tuple[Change, str]] = {
 
 @pytest.mark.parametrize(("change", "said"), WRONG.values(), ids=WRONG)
 def test_a_folder_that_is_not_one_bert_is_refused_in_one_line(published: Path, tmp_path: Path, change: Change, said: str):
-    folder = changed(published, tmp_path / "bert", change)
+    folder = shutil.copytree(published, tmp_path / "bert")
+    change(folder)
     with pytest.raises((ValueError, OSError), match=f"^{folder}.*{said}") as caught:
         load(folder, tmp_path)
     assert "\n" not in str(caught.value) and len(str(caught.value)) - len(str(folder)) <= 260

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import language_model
+from published_llms import WEIGHTS, Change, edited, stored, tensor
 from safetensors.torch import load_file, save_file
 
 from cmpta_lib import files, registry
@@ -160,37 +161,9 @@ def test_fetching_without_a_network_says_what_to_do(monkeypatch: pytest.MonkeyPa
 
 # --- the LLM is the one of its files ----------------------------------------------------------------------------------
 
-WEIGHTS, INDEX, BIN, TOKENIZER = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "tokenizer.json"
+INDEX, BIN, TOKENIZER = "model.safetensors.index.json", "pytorch_model.bin", "tokenizer.json"
 UP, HEAD, TABLE = "model.layers.1.mlp.up_proj.weight", "lm_head.weight", "model.embed_tokens.weight"
 CPU = torch.device("cpu")
-Change = Callable[[Path], object]
-
-
-def stored(change: Callable[[dict[str, torch.Tensor]], dict], file: str = WEIGHTS) -> Change:
-    """Other tensors in a file of weights."""
-
-    def do(folder: Path) -> None:
-        changed = change(load_file(folder / file))
-        save_file({name: tensor.clone().contiguous() for name, tensor in changed.items()}, folder / file, {"format": "pt"})
-
-    return do
-
-
-def tensor(name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Change:
-    return stored(lambda all_: all_ | {name: change(all_[name])})
-
-
-def edited(name: str, change: Callable[[dict], object] = lambda content: None, **values: Any) -> Change:
-    """Other contents of a JSON file."""
-
-    def do(folder: Path) -> None:
-        content = json.loads((folder / name).read_text()) | values
-        change(content)
-        (folder / name).write_text(json.dumps(content))
-
-    return do
-
-
 def cut(name: str) -> Change:
     return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:-40])
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,20 +82,6 @@ def contextual(model: BertModel, embedded: Tensor, real: Tensor) -> Tensor:
     return model.encoder(embedded, attention_mask=mask[:, None, None]).last_hidden_state
 
 
-@contextmanager
-def without_bars() -> Iterator[None]:
-    """Within the block transformers shows no progress bar, which a notebook would keep; a caller's own choice comes back."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
-
-
 def load_encoder(config: EncoderConfig, cache: Path, device: torch.device) -> TextEncoder:
     """Load the text encoder that a config names: the tiny one from `cache`, any other BERT by folder or hub id.
 
@@ -110,9 +95,8 @@ def load_encoder(config: EncoderConfig, cache: Path, device: torch.device) -> Te
     if (family := llm_files.family(folder)) != "bert":
         raise OSError(f"{folder}: expected a BERT, such as bert-base-chinese, not '{family}'")
     settings = _settings(folder, BertConfig, BertModel)
-    with without_bars():
-        model = load_model(BertModel, settings, folder, torch.float32, device, HEADS)
-        tokenizer = _tokenizer(folder, BertTokenizerFast)
+    model = load_model(BertModel, settings, folder, torch.float32, device, HEADS)
+    tokenizer = _tokenizer(folder, BertTokenizerFast)
     encoder, rows = TextEncoder(model, tokenizer, config), len(model.embeddings.word_embeddings.weight)
     _check_vocabulary(folder, tokenizer, rows, encoder.token_ids, encoder.token_ids(""))
     if len(tokenizer) < rows - SPARE_ROWS:
@@ -132,8 +116,7 @@ def load(config: LLMConfig, cache: Path, device: torch.device) -> FrozenLLM:
     """
     folder = llm_files.find(config, cache)
     fingerprint = config.fingerprint or llm_files.fingerprint(folder)
-    with without_bars():
-        model, tokenizer = _model(folder, getattr(torch, config.dtype), device)
+    model, tokenizer = _model(folder, getattr(torch, config.dtype), device)
     llm = FrozenLLM(model, tokenizer, fingerprint, config.name, gradient_checkpointing=_is_tight(model, device))
     _check_vocabulary(folder, tokenizer, len(llm.embedding.weight), llm.token_ids, llm.first_ids, SIGNS)
     return llm

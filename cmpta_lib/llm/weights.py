@@ -96,6 +96,25 @@ def told(path: Path, wanted: str) -> Iterator[None]:
         raise Damaged(f"{path}: expected {wanted} ({reason}); fetch it again") from error
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Within the block transformers shows no progress bar, which a notebook would keep, and no table of what does not fit.
+
+    A caller's own choice comes back.
+    """
+    from transformers.utils import logging
+
+    shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if shown:
+            logging.enable_progress_bar()
+
+
 def load_model(
     model: type[PreTrainedModel], config: Any, folder: Path, dtype: torch.dtype, device: torch.device, surplus: str = "",
     renamed: Callable[[str, Tensor], Iterable[tuple[str, Tensor]]] = lambda *named: [named],
@@ -111,8 +130,6 @@ def load_model(
         FileNotFoundError: as `weight_files`.
         Damaged: a file is, or tensors and config are not of one model; names file and tensor.
     """
-    from transformers.utils import logging
-
     stored, seen = dict[str, tuple[Tensor, Path, str]](), set[str]()
     for name, (tensor, path) in read_tensors(folder).items():
         with told(path, "weights that fit config.json"):
@@ -125,19 +142,12 @@ def load_model(
             stored[own] = part, path, name
             seen.add(plain)
     _check_fit(folder, stored, (), (), ())
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.CRITICAL)  # its tables of what does not fit
-    try:
-        with told(folder / "config.json", f"settings of these weights for {model.__name__}"):
-            for place in ("meta", str(device)):  # first where drawing what is missing takes no time and no memory
-                state = {name: one[0].to("meta") if place == "meta" else one[0] for name, one in stored.items()}
-                options: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}
-                made, info = model.from_pretrained(
-                    None, config=config, state_dict=state, dtype=dtype, device_map=place, **options
-                )
-                _check_fit(folder, stored, info["mismatched_keys"], info["unexpected_keys"], info["missing_keys"])
-    finally:
-        logging.set_verbosity(verbosity)
+    with told(folder / "config.json", f"settings of these weights for {model.__name__}"), quiet():
+        for place in ("meta", str(device)):  # first where drawing what is missing takes no time and no memory
+            state = {name: one[0].to("meta") if place == "meta" else one[0] for name, one in stored.items()}
+            options: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+            made, info = model.from_pretrained(None, config=config, state_dict=state, dtype=dtype, device_map=place, **options)
+            _check_fit(folder, stored, info["mismatched_keys"], info["unexpected_keys"], info["missing_keys"])
     for name, source in made.get_expanded_tied_weights_keys(all_submodels=True).items():
         if made.get_parameter(name) is not made.get_parameter(source):
             raise Damaged(f"{stored[name][1]}: {name} is not {source}, and tie_word_embeddings says so; fetch it and config.json")
