@@ -293,5 +293,5 @@ def test_what_stops_every_run_is_said_before_the_first_and_each_model_is_opened_
     tiny, asked = registry.ENTRIES["cmpta"].defaults(), []
     monkeypatch.setattr(loading, "load", lambda *given, load=loading.load: asked.append(given[0]) or load(*given))
     before = torch.random.get_rng_state()
-    llm_files.open_once([*methods, tiny], cache)
+    loading.open_once(llm_files.named([*methods, tiny]), cache)
     assert asked == [config] and torch.equal(torch.random.get_rng_state(), before)

@@ -228,20 +228,10 @@ def find(config: LLMConfig | EncoderConfig, cache: Path, deep: bool = False) -> 
     return folder
 
 
-def open_once(methods: Iterable[MethodConfig], cache: Path) -> None:
-    """Open each LLM and text encoder of these settings that was not made here: what is wrong with one is said once.
-
-    Raises as `loading.load` and `load_encoder`.
-    """
+def named(methods: Iterable[MethodConfig]) -> list[LLMConfig | EncoderConfig]:
+    """The LLMs and text encoders of these settings that were not made here, each once."""
     fields = dict.fromkeys(field for method in methods for field in method if field[0] in ("llm", "encoder"))
-    if wanted := [(name, config) for name, config in fields if not is_tiny(config.name)]:
-        import torch
-
-        from cmpta_lib.llm import loading
-
-        with torch.random.fork_rng(devices=[]):
-            for name, config in wanted:  # on the CPU: the GPU is the runs'
-                (loading.load if name == "llm" else loading.load_encoder)(config, cache, torch.device("cpu"))
+    return [config for _, config in fields if not is_tiny(config.name)]
 
 
 def _record(path: Path) -> dict[str, Any]:

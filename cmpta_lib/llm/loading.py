@@ -122,6 +122,13 @@ def load(config: LLMConfig, cache: Path, device: torch.device) -> FrozenLLM:
     return llm
 
 
+def open_once(models: Sequence[LLMConfig | EncoderConfig], cache: Path) -> None:
+    """Open each on the CPU and let go of it: what is wrong with one is said once; raises as `load` and `load_encoder`."""
+    with torch.random.fork_rng(devices=[]):
+        for config in models:
+            (load if isinstance(config, LLMConfig) else load_encoder)(config, cache, torch.device("cpu"))  # type: ignore[arg-type]
+
+
 def _model(folder: Path, dtype: torch.dtype, device: torch.device) -> tuple[PreTrainedModel, Any]:
     """The model and its tokenizer, by transformers' own class for the family: its Auto classes would offer to run code."""
     from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, TOKENIZER_MAPPING, PreTrainedTokenizerFast
