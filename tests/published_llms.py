@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+WEIGHTS = "model.safetensors"
 CHATGLM3 = {
     "model_type": "chatglm", "add_bias_linear": False, "add_qkv_bias": True,
     "apply_residual_connection_post_layernorm": False, "ffn_hidden_size": 72, "hidden_size": 64, "kv_channels": 16,
@@ -140,3 +142,32 @@ def slow_logits(
             after.append(x + down @ (gate * gate.sigmoid() * up))
         hidden = after
     return torch.stack([head @ norm(x, last) for x in hidden])
+
+
+# Damage to a folder -------------------------------------------------------------------------------------------------
+Change = Callable[[Path], object]
+
+
+def stored(change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> Change:
+    """Other tensors in a file of weights."""
+
+    def do(folder: Path) -> None:
+        changed = change(load_file(folder / WEIGHTS))
+        save_file({name: tensor.clone().contiguous() for name, tensor in changed.items()}, folder / WEIGHTS, {"format": "pt"})
+
+    return do
+
+
+def tensor(name: str, change: Callable[[Tensor], Tensor]) -> Change:
+    return stored(lambda all_: all_ | {name: change(all_[name])})
+
+
+def edited(name: str, change: Callable[[dict], object] = lambda content: None, **values: Any) -> Change:
+    """Other contents of a JSON file."""
+
+    def do(folder: Path) -> None:
+        content = json.loads((folder / name).read_text()) | values
+        change(content)
+        (folder / name).write_text(json.dumps(content))
+
+    return do

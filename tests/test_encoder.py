@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from published_llms import WEIGHTS, Change, edited, stored
 
 from cmpta_lib.cli.dry_run import BERT_SMALL, write_bert
 from cmpta_lib.config import EncoderConfig
@@ -56,15 +58,65 @@ def test_a_long_text_loses_its_end_and_keeps_its_last_mark(encoder):
     assert len(encoder.token_ids("")) == 2
 
 
-def test_another_model_and_cut_weights_are_named(published: Path, tmp_path: Path):
-    folder = shutil.copytree(published, tmp_path / "other")
-    weights, config = folder / "model.safetensors", folder / "config.json"
-    weights.write_bytes(weights.read_bytes()[:-1000])
-    with pytest.raises(ValueError, match=f"{weights}: expected weights .Error while deserializing header.*; fetch it again"):
+DENSE, HEAD = "bert.encoder.layer.1.output.dense.weight", "cls.predictions.decoder.weight"
+
+
+def vocabulary(change: Callable[[list[str]], list[str]]) -> Change:
+    def do(folder: Path) -> None:
+        path = folder / "vocab.txt"
+        path.write_text("".join(change(path.read_text(encoding="utf-8").splitlines(keepends=True))), encoding="utf-8")
+
+    return do
+
+
+def hostile(folder: Path) -> None:
+    (folder / WEIGHTS).unlink()
+    torch.save({"a": Path()}, folder / "pytorch_model.bin")
+
+
+def old(name: str) -> str:
+    return name.replace("Norm.weight", "Norm.gamma").replace("Norm.bias", "Norm.beta")
+
+
+RIGHT: dict[str, Change] = {
+    "without heads of the pre-training": stored(lambda all_: {n: t for n, t in all_.items() if not n.startswith("cls.")}),
+    "with names of the first years": stored(lambda all_: {old(name): tensor for name, tensor in all_.items()}),
+    "with positions": stored(lambda all_: all_ | {"bert.embeddings.position_ids": torch.arange(512)[None]}),
+}
+
+
+@pytest.mark.parametrize("change", RIGHT.values(), ids=RIGHT)
+def test_what_published_files_have_beside_the_encoder_changes_nothing(published: Path, tmp_path: Path, change: Change):
+    folder = shutil.copytree(published, tmp_path / "bert")
+    change(folder)
+    found, expected = load(folder, tmp_path), load(published, tmp_path)
+    assert loading.weights_fingerprint(found.model) == loading.weights_fingerprint(expected.model)
+
+
+WRONG: dict[str, tuple[Change, str]] = {
+    "lacks a tensor": (stored(lambda all_: all_.pop(DENSE) is None or all_), f"{WEIGHTS}: .*output.dense.weight is missing"),
+    "one more": (stored(lambda all_: all_ | {"classifier.bias": torch.ones(2)}), "classifier.bias has no place"),
+    "like a head": (stored(lambda all_: all_ | {f"{HEAD}.lora": torch.ones(2)}), f"{HEAD}.lora has no place"),
+    "transposed": (stored(lambda all_: all_ | {DENSE: all_[DENSE].T}), r"dense.weight is \[96, 48\], not \[48, 96\]"),
+    "rounded": (stored(lambda all_: all_ | {DENSE: all_[DENSE].half()}), f"{DENSE} is of type torch.float16"),
+    "not a number": (stored(lambda all_: all_ | {DENSE: all_[DENSE] / 0}), f"{DENSE} holds values that are not finite"),
+    "fewer layers": (edited("config.json", num_hidden_layers=1), "layer.1.* has no place .16 tensors"),
+    "a decoder": (edited("config.json", is_decoder=True), "config.json: .* BertModel, and it says is_decoder=true"),
+    "an LLM's settings": (edited("config.json", architectures=["LlamaForCausalLM"]), "BertModel, and it says LlamaFor"),
+    "another family": (edited("config.json", model_type="gpt2"), "expected a BERT, such as bert-base-chinese, not 'gpt2'"),
+    "more words": (vocabulary(lambda words: [*words, "zzz\n"]), "the vocabulary has .* tokens, the weights .*: not of one"),
+    "hardly a word": (vocabulary(lambda words: words[:9]), "the vocabulary has 9 tokens, the weights .*: not of one model"),
+    "code": (hostile, "pytorch_model.bin: expected weights .it holds more than tensors.; fetch it again$"),
+}
+
+
+@pytest.mark.parametrize(("change", "said"), WRONG.values(), ids=WRONG)
+def test_a_folder_that_is_not_one_bert_is_refused_in_one_line(published: Path, tmp_path: Path, change: Change, said: str):
+    folder = shutil.copytree(published, tmp_path / "bert")
+    change(folder)
+    with pytest.raises((ValueError, OSError), match=f"^{folder}.*{said}") as caught:
         load(folder, tmp_path)
-    config.write_text(config.read_text().replace('"bert"', '"gpt2"'))
-    with pytest.raises(OSError, match="expected a BERT, such as bert-base-chinese, not 'gpt2'"):
-        load(folder, tmp_path)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) - len(str(folder)) <= 260
 
 
 def test_the_tiny_one_is_made_alike_twice(tmp_path: Path):

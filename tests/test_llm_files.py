@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from conftest import language_model
+from published_llms import WEIGHTS, Change, edited, stored, tensor
+from safetensors.torch import load_file, save_file
 
-from cmpta_lib import files
+from cmpta_lib import files, registry
 from cmpta_lib.config import LLMConfig
 from cmpta_lib.llm import files as llm_files
+from cmpta_lib.llm import loading
 
 
 @pytest.fixture(autouse=True)
@@ -148,3 +157,141 @@ def test_fetching_without_a_network_says_what_to_do(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(OSError, match="cannot fetch the LLM 'llama2-7b' .*HF_ENDPOINT.*hf auth login.*into a folder"):
         llm_files.fetch("llama2-7b")
+
+
+# --- the LLM is the one of its files ----------------------------------------------------------------------------------
+
+INDEX, BIN, TOKENIZER = "model.safetensors.index.json", "pytorch_model.bin", "tokenizer.json"
+UP, HEAD, TABLE = "model.layers.1.mlp.up_proj.weight", "lm_head.weight", "model.embed_tokens.weight"
+CPU = torch.device("cpu")
+def cut(name: str) -> Change:
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:-40])
+
+
+def as_bin(content: Callable[[dict[str, torch.Tensor]], Any] = lambda all_: all_, **options: Any) -> Change:
+    def do(folder: Path) -> None:
+        torch.save(content(load_file(folder / WEIGHTS)), folder / BIN, **options)
+        (folder / WEIGHTS).unlink()
+
+    return do
+
+
+def sharded(change: Callable[[dict[str, str]], object] = lambda places: None, place: Callable[[int], int] = int) -> Change:
+    """Two shards; `change` is done to the index, `place` says of what the index promises to each where it is."""
+
+    def do(folder: Path) -> None:
+        tensors, names = load_file(folder / WEIGHTS), ("model-1.safetensors", "model-2.safetensors")
+        promised = {name: names[i % 2] for i, name in enumerate(sorted(tensors))}
+        for number, shard in enumerate(names):
+            there = {name: tensors[name] for name, promise in promised.items() if promise == names[place(number)]}
+            save_file(there, folder / shard)
+        change(promised)
+        (folder / INDEX).write_text(json.dumps({"weight_map": promised}))
+        (folder / WEIGHTS).unlink()
+
+    return do
+
+
+def pad(special: bool) -> Change:
+    """One more token, behind the last row of the weights."""
+
+    def add(content: dict) -> None:
+        number = 1 + max(*content["model"]["vocab"].values(), *(token["id"] for token in content["added_tokens"]))
+        content["added_tokens"].append(content["added_tokens"][0] | {"id": number, "content": "<pad>", "special": special})
+
+    return edited(TOKENIZER, add)
+
+
+@pytest.fixture(scope="module")
+def published(llm, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small random llama of two layers, its head apart, in one file, behind the tiny vocabulary."""
+    folder = tmp_path_factory.mktemp("llama")
+    language_model("llama", llm).model.save_pretrained(folder)
+    llm.tokenizer.save_pretrained(folder)
+    return folder
+
+
+def opened(folder: Path) -> Any:
+    return loading.load(LLMConfig(name=str(folder)), folder / "cache", CPU)
+
+
+RIGHT: dict[str, Change] = {
+    "as saved": lambda folder: None,
+    "names without the class's prefix": stored(lambda all_: {n.removeprefix("model."): t for n, t in all_.items()}),
+    "half precision": stored(lambda all_: {n: t.half().float() for n, t in all_.items()}),
+    "shards": sharded(),
+    "torch's file": as_bin(),
+    "torch's old file, with angles": as_bin(
+        lambda all_: all_ | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}, _use_new_zipfile_serialization=False
+    ),
+    "an adapter that no fingerprint is of": lambda folder: (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}'),
+    "<pad> behind the rows": pad(special=True),
+    "<pad> behind the rows, no special one": pad(special=False),
+}
+
+
+@pytest.mark.parametrize("change", RIGHT.values(), ids=RIGHT)
+def test_a_right_folder_is_opened_with_the_weights_of_its_files(published: Path, tmp_path: Path, change: Change):
+    folder = shutil.copytree(published, tmp_path / "llm")
+    change(folder)
+    found, expected = opened(folder), opened(published)
+    same = [torch.allclose(*pair, atol=1e-3) for pair in zip(found.model.parameters(), expected.model.parameters(), strict=True)]
+    assert all(same) and found.token_ids("a <pad> b") == expected.token_ids("a <pad> b")
+    assert found.embedding_norm == pytest.approx(expected.embedding_norm, rel=1e-3)
+
+
+WRONG: dict[str, tuple[Change, str]] = {
+    "lacks a tensor": (stored(lambda all_: all_.pop(UP) is None or all_), f"{WEIGHTS}: .*{UP} is missing"),
+    "one more": (stored(lambda all_: all_ | {"score.weight": torch.ones(2)}), f"{WEIGHTS}: .*score.weight has no place"),
+    "twice": (stored(lambda all_: all_ | {UP[6:]: all_[UP] + 1}), f"{WEIGHTS}: .*{UP[6:]} is there twice"),
+    "renamed": (stored(lambda all_: all_ | {"up": all_.pop(UP)}), f"up has no place; {UP} is missing"),
+    "transposed": (tensor(UP, lambda t: t.T), rf"{WEIGHTS}: .*{UP} is \[32, 48\], not \[48, 32\]"),
+    "whole numbers": (tensor(UP, lambda t: (9 * t).long()), f"{WEIGHTS}: {UP} is of type torch.int64"),
+    "one rounded": (tensor(UP, torch.Tensor.half), f"{WEIGHTS}: {UP} is of type torch.float16"),
+    "not a number": (tensor(UP, lambda t: t / (t - t[3, 4])), f"{WEIGHTS}: {UP} holds values that are not finite"),
+    "fewer layers": (edited("config.json", num_hidden_layers=1), "layers.1.*has no place .9 tensors in all"),
+    "more layers": (edited("config.json", num_hidden_layers=3), "layers.2.*is missing .9 tensors in all"),
+    "wider": (edited("config.json", hidden_size=64), rf"{WEIGHTS}: .*{HEAD} is \[.*, 32\], not \[.*, 64\]"),
+    "another family": (edited("config.json", model_type="mistral"), "config.json: .*Mistral.* says LlamaForCausalLM"),
+    "another family's": (edited("config.json", model_type="qwen2", architectures=None), "k_proj.bias is missing"),
+    "an encoder": (edited("config.json", model_type="bert", architectures=["BertForMaskedLM"]), "it says BertForMaskedLM"),
+    "an encoder as decoder": (edited("config.json", model_type="bert", architectures=None), "is_decoder=false"),
+    "one that is two": (edited("config.json", tie_word_embeddings=True), f"{WEIGHTS}: {HEAD} is not {TABLE}.*tie_word"),
+    "two that are one": (stored(lambda all_: all_.pop(HEAD) is None or all_), f"{HEAD} is missing"),
+    "no number": (edited("config.json", hidden_size="32"), "config.json: .*hidden_size. expected int, got str"),
+    "shards that are swapped": (sharded(place=lambda number: 1 - number), "model-1.safetensors: lacks|holds .* says otherwise"),
+    "a shard that lacks": (sharded(lambda all_: all_.update({"x": "model-2.safetensors"})), "model-2.safetensors: lacks x"),
+    "a shard without its index": (sharded(lambda all_: all_.pop(UP)), f"holds {UP}, and the index says otherwise"),
+    "a shard elsewhere": (sharded(lambda all_: all_.update({UP: "../x"})), f"{INDEX}: expected a weight_map"),
+    "cut": (cut(WEIGHTS), f"{WEIGHTS}: expected weights"),
+    "torch's, cut": (lambda folder: [as_bin()(folder), cut(BIN)(folder)], f"{BIN}: expected weights"),
+    "torch's, nested": (as_bin(lambda all_: {"state": all_}), f"{BIN}: state is no plain tensor"),
+    "torch's, with more": (as_bin(lambda all_: [Path()]), f"{BIN}: expected weights .it holds more than tensors"),
+    "vocabulary cut": (cut(TOKENIZER), f"{TOKENIZER}: expected the model's vocabulary"),
+    "vocabulary's settings cut": (cut("tokenizer_config.json"), "tokenizer_config.json: expected JSON"),
+    "no vocabulary": (
+        edited(TOKENIZER, lambda it: it["model"].update(vocab={}, merges=[]), added_tokens=[]), f"{TOKENIZER}: .*that spells"),
+    "a longer vocabulary": (
+        edited(TOKENIZER, lambda it: it["model"]["vocab"].update(zzz=5000)), "tokens, the weights .*: not of one model"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "said"), WRONG.values(), ids=WRONG)
+def test_a_folder_that_is_not_one_model_is_refused_in_one_line(published: Path, tmp_path: Path, change: Change, said: str):
+    folder = shutil.copytree(published, tmp_path / "llm")
+    change(folder)
+    with pytest.raises((ValueError, OSError)) as caught:
+        opened(folder)
+    message = str(caught.value)
+    assert message.startswith(f"{folder}") and re.search(said, message), message
+    assert "\n" not in message and len(message) - len(str(folder)) <= 260 and "weights_only" not in message
+
+
+def test_what_stops_every_run_is_said_before_the_first_and_each_model_is_opened_once(published, tmp_path, monkeypatch):
+    config, cache = llm_files.resolve(str(published), "float32", tmp_path / "cache"), tmp_path / "cache"
+    methods = [registry.ENTRIES["cmpta"].defaults().model_copy(update={"llm": one}) for one in (config, config)]
+    tiny, asked = registry.ENTRIES["cmpta"].defaults(), []
+    monkeypatch.setattr(loading, "load", lambda *given, load=loading.load: asked.append(given[0]) or load(*given))
+    before = torch.random.get_rng_state()
+    loading.open_once(llm_files.named([*methods, tiny]), cache)
+    assert asked == [config] and torch.equal(torch.random.get_rng_state(), before)

@@ -177,7 +177,7 @@ def without_head(path: Path) -> None:
         ("config.json", lambda path: edit(path, model_type="llama"), OSError,
          "expected an omni model .qwen2_5_omni or qwen3_omni_moe., not 'llama'"),
         ("model.safetensors", without_head, ValueError,
-         "model.safetensors: not the weights of the model in config.json: lm_head.weight is missing"),
+         "model.safetensors: weights and config.json are not of one model: lm_head.weight is missing"),
         ("model.safetensors", lambda path: path.rename(path.parent / "pytorch_model.bin"), OSError,
          "expected weights as safetensors, found pytorch_model.bin"),
         ("model.safetensors", lambda path: path.write_bytes(path.read_bytes()[:100]), ValueError,

@@ -21,8 +21,7 @@ from torch import Tensor
 from cmpta_lib.config import LLMConfig
 from cmpta_lib.files import runs_folder
 from cmpta_lib.llm import files as llm_files
-from cmpta_lib.llm.loading import without_bars
-from cmpta_lib.llm.weights import load_model, told
+from cmpta_lib.llm.weights import load_model, quiet, told
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -218,7 +217,7 @@ def load(config: LLMConfig, device: torch.device, system: str = "", frame_tokens
     if bare := [path.name for path in llm_files.weight_files(folder) if path.suffix != ".safetensors"]:
         raise OSError(f"{folder}: expected weights as safetensors, found {', '.join(bare)}; fetch those")
     path = folder / "config.json"
-    with without_bars(), torch.random.fork_rng(devices=[]):  # whoever asks has seeded the generator
+    with quiet(), torch.random.fork_rng(devices=[]):  # whoever asks has seeded the generator
         with told(path, f"settings of {thinker.__name__}"):
             settings = thinker.config_class.from_dict(llm_files.read_json(path)["thinker_config"])
         model = load_model(thinker, settings, folder, getattr(torch, config.dtype), device, SPEAKING)

@@ -32,7 +32,7 @@ from cmpta_lib.study.study import Study
 from data_prep import meld, simsv2, synthetic_files
 
 FULL_WIDTH, FULL_LAYERS, VOCABULARY_SIZE = (QWEN_1_8B[name] for name in ("hidden", "layers", "vocabulary"))
-RECIPE = 4  # raise when what is written changes: what older recipes wrote is then written anew
+RECIPE = 5  # raise when what is written changes: what older recipes wrote is then written anew
 SMALL_FACTOR = 0.01  # of the published split sizes
 BERT_SMALL = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
 # What is written for each model, small or full. A small LLM's vocabulary is its own where no published one is given; BERT's
@@ -156,6 +156,7 @@ def write_bert(folder: Path, texts: Iterable[str], sizes: Mapping[str, int], see
 
     tokenizer = wordpiece_tokenizer(texts)
     vocabulary = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().__getitem__)
+    vocabulary += [f"[unused{n}]" for n in range(sizes.get("vocab_size", 0) - len(vocabulary))]  # as the published one
     torch.manual_seed(seed)
     model = BertForPreTraining(BertConfig(**{"vocab_size": len(vocabulary), **sizes}))
     folder.mkdir(parents=True, exist_ok=True)

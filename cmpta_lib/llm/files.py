@@ -67,34 +67,29 @@ def family(folder: Path) -> str:
     return str(read_json(folder / "config.json").get("model_type", ""))
 
 
-def index_of(folder: Path) -> Path | None:
-    """The index that lists a model's shards; None where one file holds all weights."""
-    found = (folder / name for kind in WEIGHTS for name in (f"{kind}.index.json", kind) if (folder / name).is_file())
-    first = next(found, None)
-    return first if first and first.suffix == ".json" else None
+def weight_files(folder: Path) -> dict[Path, set[str]]:
+    """The files that hold a model's weights, in order, each with the tensors that an index promises to be there, if one does.
 
-
-def weight_files(folder: Path) -> list[Path]:
-    """The files that hold a model's weights, in order: safetensors where they exist, else torch's own.
+    safetensors where they exist, else torch's own.
 
     Raises:
         FileNotFoundError: there are none, or a shard that the index lists is missing.
         ValueError: the index is damaged.
     """
-    if not (index := index_of(folder)):
-        if found := [folder / name for name in WEIGHTS if (folder / name).is_file()]:
-            return found[:1]
-        raise FileNotFoundError(f"{folder}: expected model weights ({' or '.join(WEIGHTS)}, or their shards with an index)")
-    places = read_json(index).get("weight_map")
-    if not isinstance(places, dict) or not places or any(str(name) != Path(str(name)).name for name in places.values()):
-        raise ValueError(f"{index}: expected a weight_map that names the shards; fetch it again")
-    shards = sorted(set(map(str, places.values())))
-    if absent := [shard for shard in shards if not (folder / shard).is_file()]:
-        more = f" and {len(absent) - 1} more" if absent[1:] else ""
-        raise FileNotFoundError(
-            f"{folder}: {index.name} lists {len(shards)} shards, but {absent[0]}{more} is missing; fetch it again"
-        )
-    return [folder / shard for shard in shards]
+    for name in WEIGHTS:
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            places = read_json(index).get("weight_map")
+            if not isinstance(places, dict) or not places or any(str(one) != Path(str(one)).name for one in places.values()):
+                raise ValueError(f"{index}: expected a weight_map that names the shards; fetch it again")
+            shards = sorted(set(map(str, places.values())))
+            if absent := [shard for shard in shards if not (folder / shard).is_file()]:
+                listed = f"{absent[0]} is missing" + (f", {len(absent)} in all" if absent[1:] else "")
+                raise FileNotFoundError(f"{folder}: {index.name} lists {len(shards)} shards, but {listed}; fetch it again")
+            return {folder / shard: {name for name, place in places.items() if place == shard} for shard in shards}
+        if (folder / name).is_file():
+            return {folder / name: set()}
+    raise FileNotFoundError(f"{folder}: expected model weights ({' or '.join(WEIGHTS)}, or their shards with an index)")
 
 
 def identifying_files(folder: Path) -> list[Path]:
@@ -254,20 +249,10 @@ def find(config: LLMConfig | EncoderConfig, cache: Path, deep: bool = False) -> 
     return folder
 
 
-def open_once(methods: Iterable[MethodConfig], cache: Path) -> None:
-    """Open each LLM and text encoder of these settings that was not made here: what is wrong with one is said once.
-
-    Raises as `loading.load` and `load_encoder`.
-    """
+def named(methods: Iterable[MethodConfig]) -> list[LLMConfig | EncoderConfig]:
+    """The LLMs and text encoders of these settings that were not made here, each once."""
     fields = dict.fromkeys(field for method in methods for field in method if field[0] in ("llm", "encoder"))
-    if wanted := [(name, config) for name, config in fields if not is_tiny(config.name)]:
-        import torch
-
-        from cmpta_lib.llm import loading
-
-        with torch.random.fork_rng(devices=[]):
-            for name, config in wanted:  # on the CPU: the GPU is the runs'
-                (loading.load if name == "llm" else loading.load_encoder)(config, cache, torch.device("cpu"))
+    return [config for _, config in fields if not is_tiny(config.name)]
 
 
 def _record(path: Path) -> dict[str, Any]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,20 +83,6 @@ def contextual(model: BertModel, embedded: Tensor, real: Tensor) -> Tensor:
     return model.encoder(embedded, attention_mask=mask[:, None, None]).last_hidden_state
 
 
-@contextmanager
-def without_bars() -> Iterator[None]:
-    """Within the block transformers shows no progress bar, which a notebook would keep; a caller's own choice comes back."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
-
-
 def load_encoder(config: EncoderConfig, cache: Path, device: torch.device) -> TextEncoder:
     """Load the text encoder that a config names: the tiny one from `cache`, any other BERT by folder or hub id.
 
@@ -111,9 +96,8 @@ def load_encoder(config: EncoderConfig, cache: Path, device: torch.device) -> Te
     if (family := llm_files.family(folder)) != "bert":
         raise OSError(f"{folder}: expected a BERT, such as bert-base-chinese, not '{family}'")
     settings = _settings(folder, BertConfig, BertModel)
-    with without_bars():
-        model = load_model(BertModel, settings, folder, torch.float32, device, HEADS)
-        tokenizer = _tokenizer(folder, BertTokenizerFast)
+    model = load_model(BertModel, settings, folder, torch.float32, device, HEADS)
+    tokenizer = _tokenizer(folder, BertTokenizerFast)
     encoder, rows = TextEncoder(model, tokenizer, config), len(model.embeddings.word_embeddings.weight)
     _check_vocabulary(folder, tokenizer, rows, encoder.token_ids, encoder.token_ids(""))
     if len(tokenizer) < rows - SPARE_ROWS:
@@ -133,12 +117,18 @@ def load(config: LLMConfig, cache: Path, device: torch.device) -> FrozenLLM:
     """
     folder = llm_files.find(config, cache)
     fingerprint = config.fingerprint or llm_files.fingerprint(folder)
-    with without_bars():
-        model, tokenizer = _model(folder, getattr(torch, config.dtype), device)
+    model, tokenizer = _model(folder, getattr(torch, config.dtype), device)
     llm = FrozenLLM(model, tokenizer, fingerprint, config.name, gradient_checkpointing=_is_tight(model, device))
     _check_vocabulary(folder, tokenizer, len(llm.embedding.weight), llm.token_ids, llm.first_ids, SIGNS)
     check_reading(llm, folder)
     return llm
+
+
+def open_once(models: Sequence[LLMConfig | EncoderConfig], cache: Path) -> None:
+    """Open each on the CPU and let go of it: what is wrong with one is said once; raises as `load` and `load_encoder`."""
+    with torch.random.fork_rng(devices=[]):
+        for config in models:
+            (load if isinstance(config, LLMConfig) else load_encoder)(config, cache, torch.device("cpu"))  # type: ignore[arg-type]
 
 
 def _model(folder: Path, dtype: torch.dtype, device: torch.device) -> tuple[PreTrainedModel, Any]:
@@ -156,7 +146,7 @@ def _model(folder: Path, dtype: torch.dtype, device: torch.device) -> tuple[PreT
             raise _not_of_one_model(folder, tokenizer, rows)
         return model, tokenizer
     own = CONFIG_MAPPING[family] if family in CONFIG_MAPPING else None
-    if own not in MODEL_FOR_CAUSAL_LM_MAPPING:
+    if own is None or own not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise OSError(f"{folder}: expected a causal LM that transformers knows without remote code, not '{family}'")
     # A folder's tokenizer.json is taken as it is: some families' classes rebuild it with a splitting rule of their own,
     # and the ids silently differ.
@@ -178,10 +168,10 @@ def _settings(folder: Path, kind: type[PreTrainedConfig], model: type[PreTrained
     path, is_encoder = folder / "config.json", model is transformers.BertModel  # the encoder of every class for BERT
     with told(path, f"settings of {model.__name__}"):
         config = kind.from_dict(llm_files.read_json(path))
-    named = {str(name): getattr(transformers, str(name), model) for name in config.architectures or ()}
-    other = [name for name, one in named.items() if one is not model and not (is_encoder and one.config_class is kind)]
+        named = {name: getattr(transformers, name, model) for name in map(str, config.architectures or ())}
+        other = [name for name, one in named.items() if one is not model and not (is_encoder and one.config_class is kind)]
     if kind in transformers.MODEL_FOR_MASKED_LM_MAPPING and getattr(config, "is_decoder", False) == is_encoder:
-        other.append(f"is_decoder={not is_encoder}".lower())
+        other.append(f"is_decoder={is_encoder}".lower())
     if other:
         raise OSError(f"{path}: expected the settings of {model.__name__}, and it says {other[0]}; use another model")
     return config

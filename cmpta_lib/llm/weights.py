@@ -12,6 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
 from textwrap import shorten
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor
 
 from cmpta_lib.files import Damaged
-from cmpta_lib.llm.files import index_of, read_json, weight_files
+from cmpta_lib.llm.files import read_json, weight_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -67,7 +68,7 @@ class Published:
         with told(folder / "config.json", f"settings for {self.model.__name__}"):
             config = self.config_of(content)
         rows = [heads * config.head_dim for heads in (config.num_attention_heads, *2 * [config.num_key_value_heads])]
-        return load_model(self.model, config, folder, dtype, device, renamed=lambda *one: self.renamed(*one, rows))
+        return load_model(self.model, config, folder, dtype, device, renamed=partial(self.renamed, rows=rows))
 
 
 def expect(published: Mapping[str, Any], expected: Mapping[str, Any], family: str) -> None:
@@ -88,23 +89,37 @@ def told(path: Path, wanted: str) -> Iterator[None]:
     except (MemoryError, torch.OutOfMemoryError, FileNotFoundError, PermissionError, Damaged):
         raise
     except Exception as error:  # tokenizers raise it as such, and damaged files lead to nearly every other
-        lines = [line for line in str(error).splitlines() if line.strip() and not line.endswith(":")] or [type(error).__name__]
-        reason = f"no entry {lines[0]}" if isinstance(error, KeyError) else shorten(lines[0], 120, placeholder=" ...")
+        said = next((line for line in str(error).splitlines() if line.strip()[-1:] not in ("", ":")), type(error).__name__)
         if isinstance(error, UnpicklingError):  # torch's own message advises to read the file unsafely
-            reason = "it holds more than tensors"
-        raise Damaged(f"{path}: expected {wanted} ({reason.rstrip('.')}); fetch it again") from error
+            said = "it holds more than tensors"
+        reason = shorten("no entry " * isinstance(error, KeyError) + said, 120, placeholder=" ...").rstrip(".")
+        raise Damaged(f"{path}: expected {wanted} ({reason}); fetch it again") from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Within the block transformers shows no progress bar, which a notebook would keep, and no table of what does not fit.
+
+    A caller's own choice comes back.
+    """
+    from transformers.utils import logging
+
+    shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if shown:
+            logging.enable_progress_bar()
 
 
 def load_model(
-    model: type[PreTrainedModel],
-    config: Any,
-    folder: Path,
-    dtype: torch.dtype,
-    device: torch.device,
-    surplus: str = _COMPUTED,
-    renamed: Callable[[str, Tensor], Iterable[tuple[str, Tensor]]] = lambda name, tensor: [(name, tensor)],
-) -> Any:
-    """The model of this class and config whose weights are those of a folder's files.
+    model: type[PreTrainedModel], config: Any, folder: Path, dtype: torch.dtype, device: torch.device, surplus: str = "",
+    renamed: Callable[[str, Tensor], Iterable[tuple[str, Tensor]]] = lambda *named: [named],
+) -> Any:  # fmt: skip
+    """The model of this class and config whose weights are those of a folder's files, all and no others.
 
     transformers is handed the tensors, not the folder, where it would also follow files that no fingerprint is of.
 
@@ -115,38 +130,24 @@ def load_model(
         FileNotFoundError: as `weight_files`.
         Damaged: a file is, or tensors and config are not of one model; names file and tensor.
     """
-    from transformers.utils import logging
-
-    stored, seen, experts = dict[str, tuple[Tensor, Path, str]](), set[str](), defaultdict[tuple[str, str], set[int]](set)
+    stored, seen = dict[str, tuple[Tensor, Path, str]](), set[str]()
     for name, (tensor, path) in read_tensors(folder).items():
         with told(path, "weights that fit config.json"):
             parts = [] if re.fullmatch(f"{surplus}|{_COMPUTED}", name) else [*renamed(name, tensor)]
         for own, part in parts:
             # transformers takes names with and without the class's prefix, and BERT's of its first years.
-            plain = own.removeprefix(f"{model.base_model_prefix}.")
-            plain = plain.replace("Norm.gamma", "Norm.weight").replace("Norm.beta", "Norm.bias")
-            if plain in seen:
+            plain = own.removeprefix(f"{model.base_model_prefix}.").replace("Norm.gamma", "Norm.weight")
+            if (plain := plain.replace("Norm.beta", "Norm.bias")) in seen:
                 raise Damaged(f"{path}: {name} is there twice, under two names; fetch it again")
             stored[own] = part, path, name
             seen.add(plain)
-            if found := re.fullmatch(r"(.+\.experts\.)(\d+)(\..+)", own):
-                experts[found[1], found[3]].add(int(found[2]))
-    # transformers stacks experts in order, whatever their numbers.
-    gaps = [f"{a}{n}{b}" for (a, b), numbers in experts.items() for n in range(max(numbers)) if n not in numbers]
-    _check_fit(folder, stored, missing=gaps)
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.CRITICAL)  # its tables of what does not fit
-    try:
-        with told(folder / "config.json", f"settings of these weights for {model.__name__}"):
-            for place in (torch.device("meta"), device):  # first where drawing what is missing takes no time and memory
-                state = {name: one[0].to(place) if place.type == "meta" else one[0] for name, one in stored.items()}
-                made, info = model.from_pretrained(
-                    None, config=config, state_dict=state, dtype=dtype, device_map=str(place), output_loading_info=True,
-                    ignore_mismatched_sizes=True,
-                )  # fmt: skip
-                _check_fit(folder, stored, info["mismatched_keys"], info["unexpected_keys"], info["missing_keys"])
-    finally:
-        logging.set_verbosity(verbosity)
+    _check_fit(folder, stored, (), (), ())
+    with told(folder / "config.json", f"settings of these weights for {model.__name__}"), quiet():
+        for place in ("meta", str(device)):  # first where drawing what is missing takes no time and no memory
+            state = {name: one[0].to("meta") if place == "meta" else one[0] for name, one in stored.items()}
+            options: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+            made, info = model.from_pretrained(None, config=config, state_dict=state, dtype=dtype, device_map=place, **options)
+            _check_fit(folder, stored, info["mismatched_keys"], info["unexpected_keys"], info["missing_keys"])
     for name, source in made.get_expanded_tied_weights_keys(all_submodels=True).items():
         if made.get_parameter(name) is not made.get_parameter(source):
             raise Damaged(f"{stored[name][1]}: {name} is not {source}, and tie_word_embeddings says so; fetch it and config.json")
@@ -155,34 +156,36 @@ def load_model(
 
 
 def _check_fit(
-    folder: Path,
-    stored: Stored,
-    shapes: Collection[tuple[str, Sequence[int], Sequence[int]]] = (),
-    unknown: Collection[str] = (),
-    missing: Collection[str] = (),
+    folder: Path, stored: Stored, shapes: Collection[tuple[str, Any, Any]], unknown: Collection[str], missing: Collection[str]
 ) -> None:
     """Raise Damaged, with file and tensor, of names (in `shapes` with the stored and the model's shape) that do not fit."""
+    experts = defaultdict[tuple[str, str], set[int]](set)  # transformers stacks them in order, whatever their numbers
+    for name in stored:
+        if found := re.fullmatch(r"(.+\.experts\.)(\d+)(\..+)", name):
+            experts[found[1], found[3]].add(int(found[2]))
+    missing = {*missing, *(f"{a}{n}{b}" for (a, b), known in experts.items() for n in {*range(max(known))} - known)}
     said = [f"{name} is {list(found)}, not {list(wanted)}" for name, found, wanted in sorted(shapes)[:1]]
     said += [f"{name} has no place" for name in sorted(unknown)[:1]] + [f"{name} is missing" for name in sorted(missing)[:1]]
     if said:
-        path, first = index_of(folder) or weight_files(folder)[0], said[0].split()[0]
-        path = next((path for name, (_, path, _) in stored.items() if name.endswith(first)), path)
-        count = f" ({found} tensors in all)" if (found := len(shapes) + len(unknown) + len(missing)) > 1 else ""
-        raise Damaged(f"{path}: not the weights of the model in config.json: {'; '.join(said[:2])}{count}; fetch both again")
+        first, *others = weight_files(folder)
+        holding = (path for name, (_, path, _) in stored.items() if name.endswith(said[0].split()[0]))
+        path = next(holding, folder / "config.json" if others else first)
+        number = len(shapes) + len(unknown) + len(missing)
+        count = f" ({number} tensors in all)" if number > 1 else ""
+        raise Damaged(f"{path}: weights and config.json are not of one model: {'; '.join(said[:2])}{count}; fetch both again")
 
 
 def _check_values(stored: Stored) -> None:
-    """Raise Damaged, with file and tensor, unless all are finite numbers of one type; one pass over the weights.
+    """Raise Damaged, with file and tensor, unless all are finite numbers of one type; one pass, 4 GB/s a core.
 
-    Whole kinds of tensors, the same in every layer, may be float32 beside a shorter type, as some are published.
+    Some may be float32 beside a shorter type, as some models are published.
     """
-    kinds = defaultdict[str, Counter[torch.dtype]](Counter)
-    for own, (tensor, _, _) in stored.items():
-        kinds[re.sub(r"\d+", "#", own)][tensor.dtype] += tensor.nbytes
-    common = sum(kinds.values(), Counter[torch.dtype]()).most_common(1)[0][0]
-    for own, (tensor, path, name) in stored.items():
-        legal = {common} if len(kinds[re.sub(r"\d+", "#", own)]) > 1 else {common, torch.float32}
-        if tensor.dtype not in _FLOATS & legal:
+    sizes = Counter[torch.dtype]()
+    for tensor, _, _ in stored.values():
+        sizes[tensor.dtype] += tensor.nbytes
+    ((common, _),) = sizes.most_common(1)
+    for tensor, path, name in stored.values():
+        if tensor.dtype not in _FLOATS & {common, torch.float32}:
             raise Damaged(f"{path}: {name} is of type {tensor.dtype}, most of the weights of {common}; fetch it again")
         if tensor.numel() and not all(bound.isfinite() for bound in tensor.aminmax()):
             raise Damaged(f"{path}: {name} holds values that are not finite (NaN or infinite); fetch it again")
@@ -195,18 +198,17 @@ def read_tensors(folder: Path) -> dict[str, tuple[Tensor, Path]]:
         FileNotFoundError: as `weight_files`.
         Damaged: a file is, or does not hold what the index says; names file and tensor.
     """
-    index, found = index_of(folder), dict[str, tuple[Tensor, Path]]()
-    promised = read_json(index)["weight_map"] if index else {}
-    for path in weight_files(folder):
+    found: dict[str, tuple[Tensor, Path]] = {}
+    for path, promised in weight_files(folder).items():
         with told(path, "weights"):
             tensors = dict(_read(path))
-        for name in tensors.keys() | {name for name, place in promised.items() if place == path.name}:
-            if name not in tensors or index and promised.get(name) != path.name:
-                here = "holds" if name in tensors else "lacks"
-                raise Damaged(f"{path}: {here} {name}, and {index and index.name} says otherwise; fetch all again")
-            if not isinstance(name, str) or not isinstance(tensors[name], Tensor) or tensors[name].layout != torch.strided:
+        for name in sorted(promised ^ tensors.keys(), key=str) if promised else ():
+            here = "holds" if name in tensors else "lacks"
+            raise Damaged(f"{path}: {here} {name}, and the index says otherwise; fetch all again")
+        for name, tensor in tensors.items():
+            if not isinstance(name, str) or not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
                 raise Damaged(f"{path}: {name} is no plain tensor; fetch it again")
-            found[name] = tensors[name], path
+            found[name] = tensor, path
     return found
 
 
