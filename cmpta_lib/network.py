@@ -27,7 +27,7 @@ _MEANINGS = {
     404: "it has nothing of this name",
     429: "too many requests; try again in some minutes",
 }
-_LOG_IN = "a network that wants a log-in answers so: open a browser"
+_LOG_IN = "is it a log-in page? then open a browser"
 _PASSING = {"TimeoutException", "NetworkError", "RemoteProtocolError"}  # classes of the hub's HTTP library, whichever that is
 T = TypeVar("T")
 

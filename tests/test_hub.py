@@ -341,7 +341,7 @@ PAGE = b"<html>Log in, please</html>"
 @pytest.mark.parametrize(
     ("where", "status", "content", "headers", "said"),
     [
-        ("/api", 200, PAGE, {"Content-Type": "text/html"}, "its answer is no listing .JSONDecodeError.; a network that wants a"),
+        ("/api", 200, PAGE, {"Content-Type": "text/html"}, "its answer is no listing .JSONDecodeError.; is it a log-in page"),
         ("/api", 200, b'{"sha": 3, "siblings": [null]}', {}, "no listing .KeyError"),
         ("/api", 200, b'{"sha": "aaa', {}, "no listing .JSONDecodeError"),
         ("/api", 200, b"[" * 50_000, {}, "no listing .RecursionError"),
