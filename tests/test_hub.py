@@ -398,7 +398,7 @@ def test_a_socks_proxy_says_what_it_needs(name: str, tmp_path: Path, monkeypatch
 
 def test_weights_are_gone_on_with_and_compared_with_the_listing(server, tmp_path: Path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    server.files = {"config.json": b"{}", "tokenizer.json": b"{}", "model.safetensors": CONTENT["one.pkl"]}
+    server.files = {"config.json": b"{}", "tokenizer.json": b"{}", "merges.txt": b"", "model.safetensors": CONTENT["one.pkl"]}
     server.cut_after = [2, 2, 3_000_000] + [0] * (ATTEMPTS - 1)
     with pytest.raises(OSError, match="cannot fetch the LLM 'someone/features' from"):
         llm_files.fetch(REPO)
