@@ -158,7 +158,7 @@ def fetch(name: str) -> Path:
     from huggingface_hub.file_download import repo_folder_name
 
     repo = hub_id(name)
-    if os.path.exists(name) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", repo) or ".." in repo:
+    if os.path.exists(name) or not re.fullmatch(r"[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)?", repo) or ".." in repo:
         raise ValueError(f"expected one of {', '.join(PUBLISHED)} or a hub id, not '{name}'")
     address, store = network.endpoint(), Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type="model")
     remedy = "For a mirror set HF_ENDPOINT, for a gated model `hf auth login`, or copy its files into a folder and name that"
