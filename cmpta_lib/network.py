@@ -27,7 +27,7 @@ _MEANINGS = {
     404: "it has nothing of this name",
     429: "too many requests; try again in some minutes",
 }
-_LOG_IN = "a network that wants a log-in answers so: open a browser"
+_LOG_IN = "is it a log-in page? then open a browser"
 _PASSING = {"TimeoutException", "NetworkError", "RemoteProtocolError"}  # classes of the hub's HTTP library, whichever that is
 T = TypeVar("T")
 
@@ -121,14 +121,11 @@ def bring(url: str, path: Path, partial: Path, size: int | None, digest: str | N
     stop = Event()
     try:
         answer(lambda: _download(url, partial, size, from_hub, name, stop), url, lambda: _length(partial))
-    finally:
-        stop.set()  # a thread that nobody waits for writes no more
-        if not _length(partial):
-            partial.unlink(missing_ok=True)
-    try:
         found = check(partial, size, digest, f"{path}: {name}", "it was removed; fetch again")
-    except files.Damaged:
-        partial.unlink()  # or else the next call would go on at its end
+    except BaseException as error:
+        stop.set()  # a thread that nobody waits for writes no more
+        if isinstance(error, files.Damaged) or not _length(partial):  # or else the next call would go on at its end
+            partial.unlink(missing_ok=True)
         raise
     partial.replace(path)
     return found
@@ -165,14 +162,14 @@ def _download(url: str, partial: Path, size: int | None, from_hub: bool, name: s
 
     headers = (build_hf_headers() if from_hub else {}) | {"Accept-Encoding": "identity"}  # asks the hub who its agents are
     fruitless = 0
-    with partial.open("ab", buffering=0) as out, tqdm(total=size, unit="B", unit_scale=True, desc=name) as bar:
+    with partial.open("ab") as out, tqdm(total=size, unit="B", unit_scale=True, desc=name) as bar:
         if _length(partial) > (size or 0):  # or the size is unknown: nothing to go on from
             out.truncate(0)
         while (done := _length(partial)) != size:
             broken: Exception = ConnectionError(f"{name} ends early, again and again")
-            ranged = {"Range": f"bytes={done}-"} if done else {}
+            asked = headers | ({"Range": f"bytes={done}-"} if done else {})
             try:
-                with get_session().stream("GET", url, headers={**headers, **ranged}, timeout=ANSWERS_S) as response:
+                with get_session().stream("GET", url, headers=asked, timeout=ANSWERS_S) as response:
                     hf_raise_for_status(response)
                     size = _offered(response, name, done, size)
                     if response.status_code != 206:
@@ -182,6 +179,7 @@ def _download(url: str, partial: Path, size: int | None, from_hub: bool, name: s
                         if stop.is_set() or (size and _length(partial) > size):
                             return
                         out.write(piece)
+                        out.flush()
                         bar.update(len(piece))
                 if size is None:
                     return

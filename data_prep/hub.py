@@ -164,8 +164,8 @@ def _fetch(published: Published, folder: Path) -> Found:
     if len(here) == len(wanted):  # nobody is asked
         wanted = [replace(file, sha256=file.sha256 or listed[file.name]["sha256"]) for file in wanted]
         remedy = "delete it and fetch again, or pass --from for your own copy"
-        known = {f.name: (here[f.name], f.size_bytes, f.sha256, f"{here[f.name]}: {f.name}", remedy) for f in wanted}
-        return Found(folder, here, {name: network.check(*one) for name, one in known.items()})
+        known = [(here[f.name], f.size_bytes, f.sha256, f"{here[f.name]}: {f.name}", remedy) for f in wanted]
+        return Found(folder, here, {f.name: network.check(*one) for f, one in zip(wanted, known, strict=True)})
     if published.repo:
         wanted, source, revision = _listed_by_hub(published)
     paths = {file.name: folder / (file.path or file.name) for file in wanted}
@@ -175,9 +175,9 @@ def _fetch(published: Published, folder: Path) -> Found:
     need_space(folder, sum(f.size_bytes or 0 for f in wanted if not paths[f.name].exists()) - there, published.title)
     sources = {}
     for file in wanted:
-        known = paths[file.name], partials[file.name], file.size_bytes, file.sha256, file.name, bool(published.repo)
+        path, partial, size, is_hub = paths[file.name], partials[file.name], file.size_bytes, bool(published.repo)
         with _asking(published):
-            sources[file.name] = network.bring(file.url, *known)
+            sources[file.name] = network.bring(file.url, path, partial, size, file.sha256, file.name, is_hub)
     write_manifest(folder, paths, sources, source=source, revision=revision, generated=False)
     return Found(folder, paths, sources)
 

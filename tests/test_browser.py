@@ -19,10 +19,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
 
 from cmpta_lib.embedded.generative import generative_models
 from cmpta_lib.method.prompted import Layout
+from cmpta_lib.report.tables import Shown, Table
 from cmpta_lib.study.plan import NOTEBOOKS
 
 ROOT = Path(__file__).parents[1]
@@ -181,4 +183,19 @@ def test_the_prompts_of_table_2_are_visible_whole(browser, lab):
         layout = Layout.of(world.task)
         for part in (layout.prompt, layout.open, layout.close):
             assert " ".join(part.split()) in text
+    page.close()
+
+
+SIGNS = ["for $31 a share, or $135 million", r"\(x\) \[y\] \$a\$ $$z$$", "*a* _b_ `c` <b>d</b> e|f #g [h](i) &amp; :smile:", "https://x.y/a_b"]
+
+
+def test_signs_in_data_are_shown_as_they_are(browser, lab, pages):
+    shown = Shown(Table.of(pd.DataFrame({"text": SIGNS})), SIGNS[0])._repr_markdown_()
+    output = nbformat.v4.new_output("display_data", {"text/markdown": shown})
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("", outputs=[output])]), pages / "signs.ipynb")
+    page = browser.new_page()
+    page.goto(f"{lab}/lab/tree/signs.ipynb?reset")
+    page.wait_for_selector(".jp-RenderedMarkdown td", timeout=90_000)
+    page.wait_for_timeout(3000)  # MathJax comes later
+    assert page.locator(".jp-RenderedMarkdown td").all_inner_texts() == SIGNS
     page.close()

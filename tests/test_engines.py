@@ -468,12 +468,12 @@ def needed(name: str) -> None:
         ("processes", {"gpus": 1}, "engine 'processes' has no setting 'gpus'; it has none"),
         ("ray", {"adress": "auto"}, "engine 'ray' has no setting 'adress'; it has: address, gpus, retries"),
         ("ray", {"gpus": 1.5}, "gpus=1.5: expected a fraction below 1, or a whole number"),
-        ("ray", {"gpus": "a"}, "gpus=a: expected a fraction below 1, or a whole number"),
-        ("ray", {"retries": -1}, "retries=-1: expected a whole number from 0 to 1000"),
-        ("submitit-local", {"timeout_min": 0}, "timeout_min=0: expected a number above 0"),
+        ("ray", {"gpus": "a"}, "gpus=a: expected a number from 0 to a million"),
+        ("ray", {"retries": -1}, "retries=-1: expected a whole number from 0 to a million"),
+        ("submitit-local", {"timeout_min": 0}, "timeout_min=0: expected a whole number from 1 to a million"),
         ("slurm", {}, "--engine slurm: say how long a job may take, in minutes: --engine-set timeout_min=720"),
         ("submitit-local", {"partition_of_slurm": "gpu"}, "--engine submitit-local: .*partition_of_slurm"),
-        ("submitit-local", {"timeout_min": "long"}, "--engine submitit-local: .*timeout_min"),
+        ("submitit-local", {"timeout_min": "long"}, "timeout_min=long: expected a whole number"),
     ],
 )
 def test_settings_are_checked_at_once(name, settings, said):
@@ -511,17 +511,14 @@ def test_a_ray_cluster_that_does_not_answer_is_named(root):
         ensure([plain(root)], root, engine=engine_of("ray", 1, {"address": "127.0.0.1:1"}))
 
 
-RAY_ERROR = type("RayError", (Exception,), {"__module__": "ray.exceptions"})
-
-
-@pytest.mark.parametrize("error", [Exception("The node\ntimed out"), RAY_ERROR("The node\n timed out.")])
-def test_what_the_library_behind_an_engine_raises_is_one_line(error, root, monkeypatch):
+@pytest.mark.parametrize("module", ["builtins", "ray.exceptions"])
+def test_what_the_library_behind_an_engine_raises_is_one_line(module, root):
     class Library(Engine):
         def submit(self, attempt, job):
-            raise error
+            kind = type("Lost", (Exception,), {"__module__": module}) if module != "builtins" else Exception
+            raise kind("The node\ntimed out")
 
-    said = rf"^the engine fails \({type(error).__name__}: The node timed out\). Finished epochs are kept: call again.$"
-    with pytest.raises(RuntimeError, match=said):
+    with pytest.raises(RuntimeError, match=r"^the engine fails \(\w+: The node timed out\). Finished epochs are kept: call"):
         ensure([plain(root)], root, engine=Library(1))
 
 

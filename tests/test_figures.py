@@ -251,6 +251,13 @@ def test_answers_are_judged(answer, label, shown):
     figure = case_study(true_label=label, text_only_answer=answer)
     assert f"text only: {shown}" in [text.get_text() for axes in figure.axes for text in axes.texts]
 
+def test_data_is_no_formula_and_powers_of_ten_are():
+    figure = plots.training_curves({"$a$": history(3), "b": history(3)}, "mae", title="$x$ $y$")
+    rendered(figure, "png")
+    signs = {one: one.get_text() for one in figure.findobj(Text) if "$" in one.get_text() and one.get_visible()}
+    assert {"$a$", "$x$ $y$"} < set(signs.values())
+    assert all(text.get_parse_math() == ("mathdefault" in said) for text, said in signs.items())
+
 
 def test_the_best_epoch_is_the_lowest_mae_and_epochs_are_whole_numbers():
     figure = plots.training_curves({"1111": history(3), "2222": history(5)}, "mae")

@@ -341,9 +341,8 @@ PAGE = b"<html>Log in, please</html>"
 @pytest.mark.parametrize(
     ("where", "status", "content", "headers", "said"),
     [
-        ("/api", 200, PAGE, {"Content-Type": "text/html"}, "its answer is no listing .JSONDecodeError.; a network that wants a"),
+        ("/api", 200, PAGE, {"Content-Type": "text/html"}, "its answer is no listing .JSONDecodeError.; is it a log-in page"),
         ("/api", 200, b'{"sha": 3, "siblings": [null]}', {}, "no listing .KeyError"),
-        ("/api", 200, b'{"sha": "aaa', {}, "no listing .JSONDecodeError"),
         ("/api", 200, b"[" * 50_000, {}, "no listing .RecursionError"),
         ("/api", 429, b"", {"Retry-After": "3600"}, "it answers 429 for features: too many requests"),
         ("/api", 503, b"", {}, "it answers 503 for features: out of order"),
@@ -386,11 +385,9 @@ def test_a_hub_that_never_answers_is_told_and_left(server, tmp_path: Path, monke
     assert capfd.readouterr().err.count(f"{server.address}: no answer for 0 s, waiting up to 1 s") == 1
 
 
-@pytest.mark.parametrize("name", ["all_proxy", "HTTPS_PROXY"])
-def test_a_socks_proxy_says_what_it_needs(name: str, tmp_path: Path, monkeypatch):
-    for other in ("no_proxy", "NO_PROXY"):
-        monkeypatch.delenv(other, raising=False)
-    monkeypatch.setenv(name, "socks5://127.0.0.1:9")
+def test_a_socks_proxy_says_what_it_needs(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("no_proxy", "")
+    monkeypatch.setenv(name := "all_proxy", "socks5://127.0.0.1:9")
     huggingface_hub.close_session()
     with pytest.raises(OSError, match=f"for the SOCKS proxy that .*{name}.* names?, `pip install socksio`, or unset it"):
         fetch(FEATURES, tmp_path)
@@ -398,7 +395,7 @@ def test_a_socks_proxy_says_what_it_needs(name: str, tmp_path: Path, monkeypatch
 
 def test_weights_are_gone_on_with_and_compared_with_the_listing(server, tmp_path: Path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    server.files = {"config.json": b"{}", "tokenizer.json": b"{}", "model.safetensors": CONTENT["one.pkl"]}
+    server.files = {"config.json": b"{}", "tokenizer.json": b"{}", "merges.txt": b"", "model.safetensors": CONTENT["one.pkl"]}
     server.cut_after = [2, 2, 3_000_000] + [0] * (ATTEMPTS - 1)
     with pytest.raises(OSError, match="cannot fetch the LLM 'someone/features' from"):
         llm_files.fetch(REPO)

@@ -1,5 +1,6 @@
 """Result tables from rows: what is computed, marked and said, and the files they are exported to."""
 
+import html
 import io
 import os
 import re
@@ -8,9 +9,10 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from nbconvert.filters import markdown2html_mistune
 
 from cmpta_lib.report.export import Provenance, export_table
-from cmpta_lib.report.tables import Shown, Table, kind_of, result_table
+from cmpta_lib.report.tables import Shown, Table, kind_of, result_table, sentence, to_markdown
 from cmpta_lib.report.uncertainty import ResultRow, within_noise
 
 TRUTH = np.array([0.0, 0.2, -0.4, 1.0])
@@ -178,6 +180,20 @@ def test_a_cell_shows_what_was_written_and_cannot_break_the_table(tmp_path):
     lines = export(tmp_path, frame, caption="Of <i>x</i>.")[".md"].splitlines()
     assert {r"Of \<i>x\</i>.", r"| a\|b | n |", "| --- | ---: |", r"| \<neutral:0> | 1 |", "| x<br>y | 2 |"} <= set(lines)
     assert r"| \</b>. &amp; so | 3 |" in lines
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["for $31 a share, or $135 million", "*a* _b_ ~~c~~ `d` ``e``", r"\[x\] \(y\) \\ \$5", "# h", "1. one", "- l", "> q", "+ p",
+     "---", "[a](b) ![c](d) [e]: f", "<b>x</b> &amp; &#36; <!-- -->", "| a |", ":smile: 10:30:15",
+     "https://x.y/a_b*c www.x_y.z a@b_c.d", "**w** ***v***", "😀 情感", r"\begin{a}$$z$$\end{a}"],
+)  # fmt: skip
+def test_every_sign_in_data_is_shown_as_it_is(text: str):
+    markdown = Shown(Table.of(pd.DataFrame({text: [text]}), text), text)._repr_markdown_()
+    assert not re.search(r"\$|\\\\|://|:smile:", markdown), "JupyterLab looks for these, escaped or not"
+    parts = re.findall(r"<(p|th|td)(?: [^>]*)?>(.*?)</\1>", markdown2html_mistune(markdown), re.S)
+    assert [html.unescape(re.sub("<[^>]+>", "", part)) for _, part in parts] == [text] * 4
+    assert "<br>" in to_markdown(Table.of(pd.DataFrame({"a": ["x\r\ny\rz"]})), "") and "\r" not in sentence("a\rb")
 
 
 def test_markdown_shows_the_short_form_and_folds_the_details_on_a_page_too(tmp_path):

@@ -59,6 +59,8 @@ def training_curves(histories: Mapping[str, pd.DataFrame], metric: MetricName, *
     score.set(xlabel="epoch", ylabel=f"validation {shown.axis}", title="best epoch: ○")
     rate.set(xlabel="epoch", ylabel="learning rate", ylim=(0, None))
     rate.ticklabel_format(axis="y", style="sci", scilimits=(0, 0), useMathText=True)
+    for text in (rate.yaxis.get_offset_text(), *(tick.label1 for tick in rate.yaxis.get_major_ticks(20))):
+        text.set_parse_math(True)  # powers of ten are formulas, and no data
     loss.legend(title="seed", ncol=2 if len(histories) > 3 else 1, handlelength=1.2, columnspacing=0.8)
     for axes in (loss, score, rate):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))  # there is no epoch 1.5

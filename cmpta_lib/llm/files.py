@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -153,16 +154,19 @@ def fetch(name: str) -> Path:
         OSError: the hub cannot be reached or does not give it, or the cache cannot be written; says what to do.
         Damaged: a file that came is not the listed one.
     """
+    from filelock import FileLock
     from huggingface_hub import HfApi, constants, hf_hub_url
     from huggingface_hub.file_download import repo_folder_name
 
     repo = hub_id(name)
-    if not repo or os.path.exists(name):
+    if os.path.exists(name) or not re.fullmatch(r"[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)?", repo) or ".." in repo:
         raise ValueError(f"expected one of {', '.join(PUBLISHED)} or a hub id, not '{name}'")
     address, store = network.endpoint(), Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type="model")
     remedy = "For a mirror set HF_ENDPOINT, for a gated model `hf auth login`, or copy its files into a folder and name that"
+    what = f"cannot fetch the LLM '{name}'{f' ({repo})' * (repo != name)} from {address}"
     try:
-        with network.asking(f"cannot fetch the LLM '{name}'{f' ({repo})' * (repo != name)} from {address}", remedy):
+        store.mkdir(parents=True, exist_ok=True)
+        with FileLock(store / ".fetch.lock"), network.asking(what, remedy):
             ask = HfApi(endpoint=address).model_info
             told = network.answer(lambda: ask(repo, files_metadata=True, timeout=2 * network.ENDS_S), address)
             commit, listed = network.hash_in(told.sha), {entry.rfilename: entry for entry in told.siblings or ()}

@@ -24,7 +24,7 @@ from cmpta_lib.runs.worker import Attempt
 
 _OBJECTS_BYTES = 100 * 2**20  # runs go through files; Ray would set aside a third of the memory for objects
 _SOCKET_BYTES = 70  # of their names, below the folder for temporary files: a session's name and a socket's
-_COUNTS = ("timeout_min", "mem_gb", "nodes", "tasks_per_node")  # of submitit's parameters, which itself takes any number
+_COUNTS = {"timeout_min", "mem_gb", "nodes", "tasks_per_node"}  # of submitit's parameters, which itself takes any number
 _ANSWERS_S = 10.0
 _NO_LIMIT_MIN = 60 * 24 * 365  # for jobs on this machine; submitit's own default is two minutes
 
@@ -38,11 +38,11 @@ def _need(package: str, extra: str) -> None:
         )
 
 
-def counted(retries: object) -> int:
-    """An engine's setting `retries`; raises ValueError unless it is a whole number from 0."""
-    if isinstance(retries, int) and not isinstance(retries, bool) and 0 <= retries <= 1000:
-        return retries
-    raise ValueError(f"retries={str(retries)[:40]}: expected a whole number from 0 to 1000")
+def _need_number(name: str, value: object, least: int) -> None:
+    """Raise ValueError unless an engine's setting is a number from `least` to a million, whole but for GPUs and GB."""
+    kinds, words = ((int, float), "a number") if name in ("gpus", "mem_gb") else (int, "a whole number")
+    if isinstance(value, bool) or not isinstance(value, kinds) or not least <= value <= 1e6:
+        raise ValueError(f"{name}={str(value)[:40]}: expected {words} from {least} to a million")
 
 
 class Ray(Engine):
@@ -63,11 +63,13 @@ class Ray(Engine):
         self, jobs: int | None = None, *, address: str | None = None, gpus: float | None = None, retries: int = RETRIES
     ) -> None:
         super().__init__(jobs)
-        self.address, self.gpus, self.retries = address or os.environ.get("RAY_ADDRESS") or "local", gpus, counted(retries)
+        self.address, self.gpus, self.retries = address or os.environ.get("RAY_ADDRESS") or "local", gpus, retries
+        _need_number("retries", retries, 0)
         if not isinstance(self.address, str):
             raise ValueError(f"address={shown(address)}: expected text such as auto or 10.0.0.1:6379")
-        if gpus is not None and not (type(gpus) in (int, float) and (0 <= gpus < 1 or gpus in range(1, 1000))):
-            raise ValueError(f"gpus={shown(gpus)}: expected a fraction below 1, or a whole number of GPUs")
+        _need_number("gpus", 0 if gpus is None else gpus, 0)
+        if gpus is not None and not (gpus < 1 or gpus == int(gpus)):
+            raise ValueError(f"gpus={gpus}: expected a fraction below 1, or a whole number of GPUs")
         _need("ray", "ray")
 
     @contextmanager
@@ -166,16 +168,16 @@ class Slurm(Engine):
 
     def __init__(self, jobs: int | None = None, *, retries: int = RETRIES, **parameters: Any) -> None:
         super().__init__(jobs)
-        self.retries, self.parameters = counted(retries), parameters
+        self.retries, self.parameters = retries, parameters
         _need("submitit", "slurm")
         if not {"timeout_min", f"{self.cluster}_time"} & parameters.keys():  # submitit's own five minutes suit no run
             raise ValueError(
                 f"--engine {self.name}: say how long a job may take, in minutes: --engine-set timeout_min=720. One that "
                 f"reaches it goes back into the queue and on from its last finished epoch"
             )
-        for name, value in parameters.items():
-            if name in _COUNTS and (isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0):
-                raise ValueError(f"--engine {self.name}: {name}={value}: expected a number above 0")
+        for name in _COUNTS & parameters.keys():
+            _need_number(name, parameters[name], 1)
+        _need_number("retries", retries, 0)
         self._executor(Path("unused"))  # what is wrong with the parameters is said before hours of preparation
 
     @contextmanager

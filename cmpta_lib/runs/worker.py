@@ -40,8 +40,10 @@ if TYPE_CHECKING:  # torch and numpy come in with the first attempt, whose envir
 Report = Callable[[dict[str, Any]], None]
 ENDS = ("done", "failed", "busy")  # events, one of which ends an attempt
 # What launchers of many processes say to theirs, and images and pods to everybody: an attempt is made by one process.
-_LAUNCHERS = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_", "OMPI_COMM_", "PMI_", "PMIX_", "MV2_COMM_")
-_LAUNCHERS += ("LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_RANK", "ACCELERATE_")
+_LAUNCHERS = (
+    "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_RANK", "MASTER_ADDR", "MASTER_PORT",
+    "TORCHELASTIC_", "ACCELERATE_", "OMPI_COMM_", "PMI_", "PMIX_", "MV2_COMM_",
+)  # fmt: skip
 
 
 def attempt(root: Path, folder: Path, report: Report = lambda event: None, row: str = "") -> str:
