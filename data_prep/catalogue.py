@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cmpta_lib.network import HUB
+from data_prep.network import HUB
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from cmpta_lib import network
 from cmpta_lib.data.corpus import problem
 from cmpta_lib.files import reading, write_text, writing
 from cmpta_lib.files import sha256 as hash_of
+from data_prep import network
 from data_prep.catalogue import File, Published
 
 MANIFEST = "manifest.json"

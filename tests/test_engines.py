@@ -283,14 +283,14 @@ def test_deaths_count_as_long_as_no_further_epoch_is_finished(root, monkeypatch)
     assert json.loads((other.folder / FAILURE).read_text())["kind"] == "WorkerDied"
 
 
-def test_an_engine_that_loses_runs_is_found_out_and_the_first_are_shown(root):
-    class Forgetful:
+def test_an_engine_that_loses_runs_is_found_out(root):
+    class Forgetful(Engine):
         def run(self, *_: Any) -> list:
             return []
 
-    with pytest.raises(RunsFailed, match="^12 of 12 runs failed, 0 are finished: .*; and 2 more. Call again") as caught:
+    said = rf"^12 of 12 runs failed, 0 are finished: a-\w+ and 11 more: it ended without {DONE}. Call again"
+    with pytest.raises(RunsFailed, match=said):
         ensure([plain(root, seed) for seed in range(12)], root, engine=Forgetful())
-    assert str(caught.value).count(f"it ended without {DONE}") == 10
 
 
 # --- several who ask --------------------------------------------------------------------------------------------------
@@ -400,8 +400,8 @@ def test_a_disk_that_refuses_is_named_with_the_remedy(asked, root, tmp_path, mon
         raise OSError(errno.EROFS, "Read-only file system")
 
     code = (
-        "from cmpta_lib import files; from unittest import mock\n"
-        f"with mock.patch('os.replace', side_effect=OSError({errno.ENOSPC}, 'no')): files.write_text(folder / 'x.json', '')"
+        f"from cmpta_lib import files; from unittest import mock\nfull = OSError({errno.ENOSPC}, os.strerror({errno.ENOSPC}))\n"
+        "with mock.patch('os.replace', side_effect=full): files.write_text(folder / 'x.json', '')"
     )
     (run,), events = asked(code), []
     with pytest.raises(RunsFailed, match=rf"cannot write {run.folder}/x.json: the disk is full.* CMPTA_RUNS"):

@@ -14,9 +14,9 @@ from urllib.parse import unquote, urlsplit
 import huggingface_hub
 import pytest
 
-from cmpta_lib import files, network
+from cmpta_lib import files
 from cmpta_lib.llm import files as llm_files
-from data_prep import catalogue, hub
+from data_prep import catalogue, hub, network, weights
 from data_prep.hub import File, Published, fetch, find
 
 REPO, REVISION = "someone/features", "a" * 40
@@ -398,10 +398,10 @@ def test_weights_are_gone_on_with_and_compared_with_the_listing(server, tmp_path
     server.files = {"config.json": b"{}", "tokenizer.json": b"{}", "merges.txt": b"", "model.safetensors": CONTENT["one.pkl"]}
     server.cut_after = [2, 2, 3_000_000] + [0] * (ATTEMPTS - 1)
     with pytest.raises(OSError, match="cannot fetch the LLM 'someone/features' from"):
-        llm_files.fetch(REPO)
+        weights.fetch(REPO)
     server.requests = []
-    folder = llm_files.fetch(REPO)
+    folder = weights.fetch(REPO)
     assert server.downloads() == ["bytes=3000000-"] and llm_files.locate(REPO) == folder
     (folder / "model.safetensors").resolve().write_bytes(bytes(len(CONTENT["one.pkl"])))
     with pytest.raises(files.Damaged, match="model.safetensors must have SHA-256 .*; delete it and fetch again"):
-        llm_files.fetch(REPO)
+        weights.fetch(REPO)

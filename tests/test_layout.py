@@ -16,12 +16,12 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # From the ground up: each may import those before it, and its neighbours in its own line.
 LAYERS = (
-    {"paper", "metrics", "config", "files"}, {"network"}, {"data"}, {"base"}, {"method"}, {"llm", "fast"},
+    {"paper", "metrics", "config", "files"}, {"data"}, {"base"}, {"method"}, {"llm", "fast"},
     {"registry", "baselines", "beyond"}, {"embedded"}, {"data_prep"}, {"runs"}, {"study"}, {"figures"}, {"report"},
     {"benchmark"}, {"cli"},
 )  # fmt: skip
-LEAVES = LAYERS[0] | LAYERS[1]
-ONLY = {"method": {"base", "config", "paper", "data"}, "data_prep": {"data", *LEAVES}}  # and themselves
+LEAVES = LAYERS[0]
+ONLY = {"method": {"base", "config", "paper", "data"}, "data_prep": {"data", "llm", *LEAVES}}  # and themselves
 # Limits that only ever fall: they stand where the code stands. Wanted: 16,000 lines of cmpta_lib, and 17,000 of tests.
 MOST_LINES = {"cmpta_lib": 19_250, "cmpta_lib/method": 900, "data_prep": 1_880, "tests": 19_060}
 MOST_FILES, MOST_FILE_LINES, MOST_FUNCTION_LINES = 95, 350, 60

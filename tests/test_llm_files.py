@@ -17,9 +17,13 @@ from published_llms import WEIGHTS, Change, edited, stored, tensor
 from safetensors.torch import load_file, save_file
 
 from cmpta_lib import files, registry
-from cmpta_lib.config import LLMConfig
+from cmpta_lib.config import DataConfig, LLMConfig, RunConfig
 from cmpta_lib.llm import files as llm_files
 from cmpta_lib.llm import loading
+from cmpta_lib.runs.dispatch import Engine
+from cmpta_lib.runs.engines import RunsFailed, ensure
+from cmpta_lib.runs.store import Run, failure
+from data_prep import weights
 
 
 @pytest.fixture(autouse=True)
@@ -156,7 +160,7 @@ def test_a_record_under_another_name_is_not_believed(tmp_path: Path):
 def test_fetching_without_a_network_says_what_to_do(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(OSError, match="cannot fetch the LLM 'llama2-7b' .*HF_ENDPOINT.*hf auth login.*into a folder"):
-        llm_files.fetch("llama2-7b")
+        weights.fetch("llama2-7b")
 
 
 # --- the LLM is the one of its files ----------------------------------------------------------------------------------
@@ -287,11 +291,24 @@ def test_a_folder_that_is_not_one_model_is_refused_in_one_line(published: Path, 
     assert "\n" not in message and len(message) - len(str(folder)) <= 260 and "weights_only" not in message
 
 
-def test_what_stops_every_run_is_said_before_the_first_and_each_model_is_opened_once(published, tmp_path, monkeypatch):
-    config, cache = llm_files.resolve(str(published), "float32", tmp_path / "cache"), tmp_path / "cache"
-    methods = [registry.ENTRIES["cmpta"].defaults().model_copy(update={"llm": one}) for one in (config, config)]
-    tiny, asked = registry.ENTRIES["cmpta"].defaults(), []
-    monkeypatch.setattr(loading, "load", lambda *given, load=loading.load: asked.append(given[0]) or load(*given))
+def test_what_is_wrong_with_a_model_is_said_once_and_stops_only_the_runs_that_need_it(published, tmp_path, monkeypatch):
+    cache, folder = tmp_path / "cache" / "llm", shutil.copytree(published, tmp_path / "llama")
+    tensor("model.norm.weight", lambda one: one * float("nan"))(folder)
+    broken, tiny = llm_files.resolve(str(folder), "float32", cache), LLMConfig(name="tiny")
+    cmpta, data = registry.ENTRIES["cmpta"].defaults(), DataConfig(name="a", fingerprint="b")
+    configs = [
+        RunConfig(data=data, seed=seed, method=cmpta.model_copy(update={"llm": llm}))
+        for seed, llm in ((0, broken), (1, broken), (0, tiny))
+    ]
+    runs, started, opened = [Run(one, tmp_path / f"a-{one.hash}") for one in configs], [], []
+
+    class Noting(Engine):
+        def run(self, runs, *_):
+            return started.extend(runs) or []
+
+    monkeypatch.setattr(loading, "load", lambda *given, load=loading.load: opened.append(given[0]) or load(*given))
     before = torch.random.get_rng_state()
-    loading.open_once(llm_files.named([*methods, tiny]), cache)
-    assert asked == [config] and torch.equal(torch.random.get_rng_state(), before)
+    with pytest.raises(RunsFailed, match=f"{runs[0].folder.name} and 1 more: Damaged: .*model.norm.weight holds") as caught:
+        ensure(runs, tmp_path, engine=Noting())
+    assert started == runs[2:] and opened == [broken] and str(caught.value).count("model.norm.weight") == 1
+    assert "model.norm.weight" in failure(runs[1].folder) and torch.equal(torch.random.get_rng_state(), before)

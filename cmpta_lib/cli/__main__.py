@@ -63,7 +63,7 @@ def _act(options: argparse.Namespace) -> int:
     if options.command == "data":
         fetch_corpus = resolve_name(f"data_prep.{options.corpus}:main")
         return int(fetch_corpus(options.rest, f"cmpta data {options.corpus}"))
-    print(resolve_name("cmpta_lib.llm.files:fetch")(options.name))
+    print(resolve_name("data_prep.weights:fetch")(options.name))
     return 0
 
 

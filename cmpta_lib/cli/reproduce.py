@@ -163,7 +163,7 @@ def _make(study: Study, runs: Sequence[Run], options: argparse.Namespace, failed
     try:
         study.ensure(runs, options.jobs, engine)
     except RunsFailed as error:
-        failed += [f"{failure.run.folder.name}: {failure.reason}" for failure in error.failures]
+        failed += error.reasons
         os.environ[KEEP_FAILED] = "1"  # the notebooks show what is there, and do not try again for hours
         print(f"      {len(error.failures)} failed; the notebooks show what can be shown without", flush=True)
     if study.rows:  # the notebooks would make the others

@@ -9,12 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from cmpta_lib import files, network
+from cmpta_lib import files
 from cmpta_lib.config import EncoderConfig, LLMConfig, MethodConfig, nearest
 
 PUBLISHED: Mapping[str, str] = {  # name -> hub id
@@ -145,55 +144,6 @@ def locate(name: str) -> Path:
     return folder.resolve()
 
 
-def fetch(name: str) -> Path:
-    """Download an LLM into the hub's local cache: safetensors where published, no code.
-
-    Each file is compared with the hash that the hub lists; what an ended call left of one is gone on with.
-
-    Raises:
-        OSError: the hub cannot be reached or does not give it, or the cache cannot be written; says what to do.
-        Damaged: a file that came is not the listed one.
-    """
-    from filelock import FileLock
-    from huggingface_hub import HfApi, constants, hf_hub_url
-    from huggingface_hub.file_download import repo_folder_name
-
-    repo = hub_id(name)
-    if os.path.exists(name) or not re.fullmatch(r"[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)?", repo) or ".." in repo:
-        raise ValueError(f"expected one of {', '.join(PUBLISHED)} or a hub id, not '{name}'")
-    address, store = network.endpoint(), Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type="model")
-    remedy = "For a mirror set HF_ENDPOINT, for a gated model `hf auth login`, or copy its files into a folder and name that"
-    what = f"cannot fetch the LLM '{name}'{f' ({repo})' * (repo != name)} from {address}"
-    try:
-        store.mkdir(parents=True, exist_ok=True)
-        with FileLock(store / ".fetch.lock"), network.asking(what, remedy):
-            ask = HfApi(endpoint=address).model_info
-            told = network.answer(lambda: ask(repo, files_metadata=True, timeout=2 * network.ENDS_S), address)
-            commit, listed = network.hash_in(told.sha), {entry.rfilename: entry for entry in told.siblings or ()}
-            suffix = "safetensors" if any(file.endswith(".safetensors") for file in listed) else "bin"
-            named, ends = ("config.json", *VOCABULARIES, *BESIDE), (f".{suffix}", f".{suffix}.index.json")
-            for file in (one for one in listed if one in named or (one.endswith(ends) and "/" not in one)):
-                size, digest = (lfs.size, lfs.sha256) if (lfs := listed[file].lfs) else (listed[file].size, listed[file].blob_id)
-                place, blob = store / "snapshots" / commit / file, store / "blobs" / network.hash_in(digest)
-                url = hf_hub_url(repo, file, revision=commit, endpoint=address)
-                network.bring(url, blob, blob.with_suffix(".partial"), size, digest, file)
-                place.parent.mkdir(parents=True, exist_ok=True)
-                if not place.exists() or not place.samefile(blob):  # what was checked, and not a file of before
-                    place.unlink(missing_ok=True)
-                    place.symlink_to(os.path.relpath(blob, place.parent))
-            try:
-                identifying_files(store / "snapshots" / commit)
-            except (FileNotFoundError, ValueError) as error:
-                raise ConnectionError(f"it is not complete there: {str(error).partition(': ')[2].partition('; ')[0]}") from error
-            (store / "refs").mkdir(exist_ok=True)
-            files.write_text(store / "refs" / "main", commit)
-    except OSError as error:
-        if not error.errno:
-            raise
-        said = f"cannot write {error.filename or store}: {os.strerror(error.errno)}; name another folder in HF_HOME"
-        raise type(error)(error.errno, said) from error
-    return locate(name)
-
 
 def answer_sign(config: LLMConfig, cache: Path) -> Literal["always", "negative"]:
     """How the family of a resolved LLM writes positive scores; raises as `find`, but for a tiny one, whose name tells."""
@@ -253,10 +203,9 @@ def find(config: LLMConfig | EncoderConfig, cache: Path, deep: bool = False) -> 
     return folder
 
 
-def named(methods: Iterable[MethodConfig]) -> list[LLMConfig | EncoderConfig]:
-    """The LLMs and text encoders of these settings that were not made here, each once."""
-    fields = dict.fromkeys(field for method in methods for field in method if field[0] in ("llm", "encoder"))
-    return [config for _, config in fields if not is_tiny(config.name)]
+def fetched(method: MethodConfig) -> list[LLMConfig | EncoderConfig]:
+    """The LLM and the text encoder of these settings, but for those that are made here."""
+    return [config for name, config in method if name in ("llm", "encoder") and not is_tiny(config.name)]
 
 
 def _record(path: Path) -> dict[str, Any]:

@@ -124,11 +124,10 @@ def load(config: LLMConfig, cache: Path, device: torch.device) -> FrozenLLM:
     return llm
 
 
-def open_once(models: Sequence[LLMConfig | EncoderConfig], cache: Path) -> None:
-    """Open each on the CPU and let go of it: what is wrong with one is said once; raises as `load` and `load_encoder`."""
+def open_once(config: LLMConfig | EncoderConfig, cache: Path) -> None:
+    """Open it on the CPU and let go of it, to say what is wrong before any run starts; raises as `load` and `load_encoder`."""
     with torch.random.fork_rng(devices=[]):
-        for config in models:
-            (load if isinstance(config, LLMConfig) else load_encoder)(config, cache, torch.device("cpu"))  # type: ignore[arg-type]
+        (load if isinstance(config, LLMConfig) else load_encoder)(config, cache, torch.device("cpu"))  # type: ignore[arg-type]
 
 
 def _model(folder: Path, dtype: torch.dtype, device: torch.device) -> tuple[PreTrainedModel, Any]:

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from cmpta_lib import files
-from cmpta_lib.config import nearest, one_of, shown, to_json
+from cmpta_lib.config import EncoderConfig, LLMConfig, nearest, one_of, shown, to_json
+from cmpta_lib.llm.files import fetched
 from cmpta_lib.runs import provenance, store
 from cmpta_lib.runs.dispatch import LOG, Engine, Failure, Job
 from cmpta_lib.runs.progress import Progress
@@ -40,9 +41,9 @@ class RunsFailed(RuntimeError):
 
     def __init__(self, failures: Sequence[Failure], total: int) -> None:
         self.failures = list(failures)
-        shown = [f"{failure.run.folder.name}: {failure.reason}" for failure in self.failures[:SHOWN_FAILURES]]
-        if len(self.failures) > SHOWN_FAILURES:
-            shown.append(f"and {len(self.failures) - SHOWN_FAILURES} more")
+        shown = self.reasons[:SHOWN_FAILURES]
+        if len(self.reasons) > SHOWN_FAILURES:
+            shown.append(f"and {len(self.reasons) - SHOWN_FAILURES} more")
         recorded = [path for failure in self.failures if (path := failure.run.folder / store.FAILURE).exists()]
         details = f" Details: {recorded[0]}." if recorded else ""
         again = " Call again to try them again." if any(not failure.run.done for failure in self.failures) else ""
@@ -50,6 +51,14 @@ class RunsFailed(RuntimeError):
             f"{len(self.failures)} of {total} runs failed, {total - len(self.failures)} are finished: "
             f"{'; '.join(shown)}.{details}{again}"
         )
+
+    @property
+    def reasons(self) -> list[str]:
+        """What is wrong, each reason once, behind the first run that it stopped."""
+        runs: dict[str, list[str]] = {}
+        for failure in self.failures:
+            runs.setdefault(failure.reason, []).append(failure.run.folder.name)
+        return [f"{names[0]}{f' and {len(names) - 1} more' * (len(names) > 1)}: {reason}" for reason, names in runs.items()]
 
 
 def ensure(runs: Sequence[Run], root: Path, jobs: int | None = None, engine: Engine | str | None = None) -> None:
@@ -74,6 +83,9 @@ def ensure(runs: Sequence[Run], root: Path, jobs: int | None = None, engine: Eng
     if os.environ.get(KEEP_FAILED):
         failures += [Failure(run, reason) for run in pending if (reason := store.failure(run.folder))]
         pending = [run for run in pending if not store.failure(run.folder)]
+    failures += _without_model(pending, root / "cache" / "llm")
+    refused = {failure.run.folder for failure in failures}
+    pending = [run for run in pending if run.folder not in refused]
     for run in pending:
         prepare(run)
     if pending:
@@ -83,6 +95,28 @@ def ensure(runs: Sequence[Run], root: Path, jobs: int | None = None, engine: Eng
     failures += [Failure(run, f"it ended without {store.DONE}") for run in pending if run.folder not in failed and not run.done]
     if failures:
         raise RunsFailed(failures, len(wanted))
+
+
+def _without_model(pending: Sequence[Run], cache: Path) -> list[Failure]:
+    """The runs whose LLM or text encoder is not the one of its files, or not to be read: each model is opened once for all."""
+    needed: dict[LLMConfig | EncoderConfig, list[Run]] = {}
+    for run in pending:
+        for config in fetched(run.config.method):
+            needed.setdefault(config, []).append(run)
+    failures = []
+    for config, runs in needed.items():
+        from cmpta_lib.llm.loading import (
+            open_once,  # and torch, which runs of tiny models need in their own processes only
+        )
+
+        try:
+            open_once(config, cache)
+        except (ValueError, OSError) as error:
+            for run in runs:
+                prepare(run)
+                store.record_failure(run.folder, {"kind": type(error).__name__, "message": str(error)})
+            failures += [Failure(run, store.failure(run.folder)) for run in runs]
+    return failures
 
 
 def prepare(run: Run) -> None:
@@ -110,11 +144,6 @@ def engine_of(name: str, jobs: int | None = None, settings: Mapping[str, Any] | 
     if unknown and "parameters" not in known:  # which are whatever the library behind it takes
         has = f"it has: {', '.join(sorted(known))}" if known else "it has none"
         raise ValueError(f"engine '{name}' has no setting {shown(unknown[0])}; {has}{nearest(unknown[0], known)}")
-    for setting, value in (settings or {}).items():  # the libraries behind take less than nothing, and fail hours later
-        if setting != "gpus" and isinstance(value, int | float) and not 0 <= value <= 10**9:
-            raise ValueError(f"{setting}={shown(value)}: expected a number from 0")
-        if setting in ("retries", "address") and type(value) is not {"retries": int, "address": str}[setting]:
-            raise ValueError(f"{setting}={shown(value)}: expected {'a whole number' if setting == 'retries' else 'text'}")
     return made(jobs, **(settings or {}))
 
 

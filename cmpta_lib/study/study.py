@@ -296,10 +296,6 @@ class Study:
 
     def ensure(self, runs: Sequence[Run], jobs: int | None = None, engine: Engine | str | None = None) -> Sequence[Run]:
         """Make every run finished, several at a time, on any of `runs.engines`, saying how far it is; returns them."""
-        if models := llm_files.named(run.config.method for run in runs if not run.done):
-            from cmpta_lib.llm.loading import open_once  # and torch, which nothing else here needs
-
-            open_once(models, self.cache / "llm")
         ensure(runs, self.root, jobs, engine=engine)
         return runs
 
