@@ -113,7 +113,7 @@ DEEP = "[" * 4000
         ("--jobs=-3", f"argument --jobs: {NO_COUNT} '-3'"),
         ("--jobs 2.5", f"argument --jobs: {NO_COUNT} '2.5'"),
         ("--engine slum", "argument --engine: no engine 'slum'; there are: processes, ray, slurm, submitit-local (did you mean"),
-        ("--engine submitit-local --engine-set retries=-1", "retries=-1: expected a number from 0"),
+        ("--engine submitit-local --engine-set retries=-1", "retries=-1: expected a whole number from 0 to a million"),
         ("--engine-set gpus", "argument --engine-set: expected NAME=VALUE such as training.epochs=3, not 'gpus'"),
         ("--set training.epochs", "argument --set: expected NAME=VALUE such as training.epochs=3"),
         ("--smock", "cmpta reproduce: unrecognized argument '--smock' (did you mean '--smoke'?) (see cmpta reproduce --help)"),

@@ -11,7 +11,7 @@ import nbformat
 import pytest
 from finished import finish_tables, record_llms, small_studies
 
-from cmpta_lib.cli import reproduce as pages
+from cmpta_lib.cli import pages
 from cmpta_lib.report import comparison, gather, tables
 from cmpta_lib.report import gather as addresses
 from cmpta_lib.report import rows as reports

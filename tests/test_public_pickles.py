@@ -49,7 +49,7 @@ def convert(folder: Path | str, cache: Path | None = None) -> Corpus:
 
 
 def converted(folder: Path) -> list[str]:
-    return sorted(path.name for path in (folder.parent / "cache").glob("*") if path.suffix != ".lock")
+    return sorted(path.name for path in (folder.parent / "cache").glob("*") if path.is_dir())
 
 
 def counts(corpus: Corpus, check: str) -> dict[str, int]:

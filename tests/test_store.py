@@ -17,6 +17,7 @@ from conftest import finish_by_hand
 from cmpta_lib import files
 from cmpta_lib.config import DataConfig, RunConfig, override, to_json
 from cmpta_lib.runs import engines, store
+from cmpta_lib.runs.dispatch import Engine
 from cmpta_lib.runs.progress import summarise
 from cmpta_lib.runs.store import CONFIG, DONE, ENVIRONMENT, FILES, HISTORY, METRICS, PREDICTIONS, WEIGHTS, Run
 
@@ -149,10 +150,11 @@ def test_an_unfinished_run_is_not_read(run, read):
     assert run.problem == ""
 
 
-class Counted:
+class Counted(Engine):
     """An engine that finishes every run by hand and remembers which."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.made: list[Run] = []
 
     def run(self, runs: Any, root: Path, report: Any) -> list:
