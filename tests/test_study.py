@@ -98,9 +98,9 @@ def test_a_row_changes_just_what_it_says(study, wanted):
 def test_a_row_that_there_cannot_be_lists_what_there_is(study):
     with pytest.raises(ValueError, match="row 'BERT': no method 'bert'; there are: text_only, .*, lmf, .*, cmpta$"):
         study().config("sims", Row("BERT", "bert"))
-    with pytest.raises(ValueError, match="row 'a row': profile 'demo' has no LLM 'gpt'; it has: llama2-7b"):
+    with pytest.raises(ValueError, match="no LLM for a row of profile 'demo' 'gpt'; there are: llama2-7b"):
         study().config("sims", Row("a row", "mse_adapter", llm="gpt"))
-    with pytest.raises(ValueError, match="no notebook 10_more; there are: 01_data, 02_model, "):
+    with pytest.raises(ValueError, match="no notebook '10_more'; there are: 01_data, 02_model, "):
         study().planned(["10_more"])
 
 
@@ -691,4 +691,4 @@ def test_on_clips_of_ones_own_the_first_rows_are_planned_and_the_rest_where_it_i
         assert sorted(names) == sorted(expected) if expected else len(names) > 50
     assert not (tmp_path / "runs").exists(), "nothing was converted or made"
     assert main(["reproduce", "--dry-run", "--data", str(tmp_path / "none")]) == 1
-    assert "expected a folder with" in capsys.readouterr().err
+    assert "there is no such folder" in capsys.readouterr().err

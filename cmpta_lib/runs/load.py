@@ -83,16 +83,14 @@ class TrainedRun:
         """
         if not isinstance(samples, Iterable):  # a single Sample above all
             raise ValueError(f"expected a list of samples, not {shown(samples)}; for one clip: predict([sample])")
-        clips, size = list(self._checked(samples, strict)), self.run.config.evaluation.batch_size
-        alone = self.method.unit == "clip"
+        clips, alone = list(self._checked(samples, strict)), self.method.unit == "clip"
+        longest = max((len(sample.audio) + len(sample.vision) for sample, _ in clips), default=0)
+        size = max(1, min(self.run.config.evaluation.batch_size, MOST_FRAMES // max(1, longest)))
         units = dialogues_of(None if alone else sample.dialogue for sample, _ in clips)
         found: dict[int, Answer] = {}
         for start in range(0, len(units), size):
-            batch = units[start : start + size]
-            frames = max(len(clips[place][0].audio) + len(clips[place][0].vision) for unit in batch for place in unit)
-            for part in [batch] if frames * len(batch) <= MOST_FRAMES else [[unit] for unit in batch]:
-                places = [place for unit in part for place in unit]
-                found |= zip(places, self._answers([clips[place] for place in places]), strict=True)
+            places = [place for unit in units[start : start + size] for place in unit]
+            found |= zip(places, self._answers([clips[place] for place in places]), strict=True)
         if strict and (cut := [answer.id for answer in found.values() if "texts_cut" in answer.repairs]):
             said = f"{len(cut)} of {len(found)} texts are longer than this run reads, and were cut at the end"
             warnings.warn(f"{said}: clip {shown(cut[0])}{' and others' * (len(cut) > 1)}", stacklevel=2)
@@ -126,18 +124,11 @@ class TrainedRun:
 
     def _checked(self, samples: Iterable[Sample], strict: bool = True) -> Iterator[tuple[Sample, Counter[str]]]:
         """Samples as a conversion would store them, each with what had to be repaired; what label they bear is no matter."""
+        task, widths, like = self.inputs.task, self.inputs.widths, "in the clips that this run was trained on"
         for index, sample in enumerate(samples):
             repairs: Counter[str] = Counter()
             bare = replace(sample, label=None) if isinstance(sample, Sample) else sample
-            good = check_sample(
-                bare,
-                f"sample {index}",
-                task=self.inputs.task,
-                widths=self.inputs.widths,
-                repairs=repairs,
-                labelled=False,
-                like="in the clips that this run was trained on",
-            )
+            good = check_sample(bare, f"sample {index}", task=task, widths=widths, repairs=repairs, labelled=False, like=like)
             if strict:
                 self.method.check(good)
             yield good, repairs
@@ -196,21 +187,17 @@ def find_corpus(cache: Path, wanted: DataConfig) -> Corpus:
         FileNotFoundError: there is none.
         Damaged: there is none, and what may have been it is not what was written; names the file.
     """
-    damaged: list[Damaged] = []
+    said = f"no corpus '{wanted.name}' with fingerprint {wanted.fingerprint} in {cache}: open it through Study.corpus"
+    problem: Exception = FileNotFoundError(said)
     for meta in sorted(cache.glob("[!.]*/meta.json")):
         if meta.is_file() and wanted.fingerprint in meta.read_text(encoding="utf-8", errors="replace"):
             try:
                 corpus = kept_corpus(meta.parent)
+                if (corpus.name, corpus.fingerprint) == (wanted.name, wanted.fingerprint):
+                    return corpus
             except Damaged as error:
-                damaged.append(error)
-                continue
-            if (corpus.name, corpus.fingerprint) == (wanted.name, wanted.fingerprint):
-                return corpus
-    if damaged:
-        raise damaged[0]
-    raise FileNotFoundError(
-        f"no corpus '{wanted.name}' with fingerprint {wanted.fingerprint} in {cache}: open it through Study.corpus"
-    )
+                problem = error
+    raise problem
 
 
 _kept: dict[type, tuple[Any, Any]] = {}  # the last LLM and the last encoder that were asked for, by their settings
@@ -250,10 +237,9 @@ def _from_first(places: Sequence[Path], config: Any, load: Callable[..., Any]) -
             )
         _kept[kind] = config, found
         return found
-    if damaged := [problem for problem in problems if isinstance(problem, Damaged)]:
-        raise damaged[0]
-    if len(places) == 1:
-        raise problems[0]
+    worst = max(problems, key=lambda problem: isinstance(problem, Damaged))
+    if isinstance(worst, Damaged) or len(places) == 1:
+        raise worst
     raise FileNotFoundError(f"{problems[-1]}; or copy it into one of {', '.join(map(str, places))}, or pass llm=<its folder>")
 
 

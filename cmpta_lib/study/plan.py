@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from cmpta_lib import paper, registry
+from cmpta_lib.config import one_of
 from cmpta_lib.llm.files import OMNI_MODELS
 
 
@@ -307,9 +308,8 @@ def chosen(names: Collection[str]) -> list[Notebook]:
     Raises:
         ValueError: a name that no notebook has.
     """
-    known = {notebook.name: notebook for notebook in NOTEBOOKS}
-    if unknown := [name for name in names if name not in known]:
-        raise ValueError(f"no notebook {', '.join(unknown)}; there are: {', '.join(known)}")
+    for name in names:
+        one_of("notebook", name, [notebook.name for notebook in NOTEBOOKS])
     return [notebook for notebook in NOTEBOOKS if (notebook.name in names if names else not notebook.is_beyond)]
 
 

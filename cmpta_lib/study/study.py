@@ -76,15 +76,14 @@ class Study:
         self._answer_sign = cache(partial(llm_files.answer_sign, cache=self.cache / "llm"))
         self.rows: Collection[Row] = ()  # the only ones that are planned; none = all that its notebooks need
         self.asked: set[Path] = set()  # the runs of `make`, and which of them failed
-        self.failures: list[Failure] = []
+        self.failures: dict[Path, Failure] = {}
 
     @property
     def name(self) -> str:
         """What its exports are called: the profile or corpus, and in what the study differs from that as it is."""
         name = self.corpus("data").name if self.data else self.profile
-        if self.data and name in (*PROFILES, PUBLISHED, exports.EXPLORED):
-            name += "-data"
-        if self.data:  # the same clips read as classes and as scores
+        if self.data:  # the same clips read as classes and as scores have two
+            name += "-data" * (name in (*PROFILES, PUBLISHED, exports.EXPLORED))
             name += exports.short_name(tasks.split_choice(self.data)[0].rstrip(":"))
         if self.own_llm:  # two folders of one name are told apart by their contents
             folder = Path(self.own_llm)
@@ -168,9 +167,8 @@ class Study:
         """
         if not row.llm or self.own_llm:
             return self.llm_name
-        if row.llm not in (known := self._dry_run.get("llms", self.settings.llms)):
-            raise ValueError(f"row '{row.name}': profile '{self.profile}' has no LLM '{row.llm}'; it has: {', '.join(known)}")
-        return str(known[row.llm])
+        known = self._dry_run.get("llms", self.settings.llms)
+        return str(known[one_of(f"LLM for a row of profile '{self.profile}'", row.llm, known)])
 
     def missing(self, row: Row, key: str = "") -> str:
         """What a row waits for, with what to do: an LLM of its own; on a corpus of this key also its clips. "" = nothing.
@@ -179,11 +177,12 @@ class Study:
         """
         if self.without and (reason := self.lost(row, key)):
             return reason
-        name, entry = self.llm_name_of(row), registry.ENTRIES.get(row.method)
-        planned = self._planned_config(key, row) if key and entry and entry.complete else None
+        entry, name = registry.ENTRIES.get(row.method), self.llm_name_of(row)
+        complete = entry.complete if entry and key else None
+        planned = self._planned_config(key, row) if complete else None
         try:
-            if planned and entry and entry.complete:
-                entry.complete(planned, self.corpus(key), self.cache, {})
+            if complete and planned:
+                complete(planned, self.corpus(key), self.cache, {})
             elif name != self.llm_name:
                 self._resolved(name)
         except (OSError, ValueError) as error:
@@ -196,9 +195,9 @@ class Study:
 
     def encoder_names(self, notebooks: Collection[str] = ()) -> dict[Language, str]:
         """Language -> what names the text encoder, of those that these notebooks (or all) need; needs no corpus."""
-        planned, names = self.planned(notebooks), self._dry_run.get("encoders", self.settings.encoders)
+        planned = self.planned(notebooks)
         keys = {one.key for one in planned if "encoder" in registry.ENTRIES[one.row.method].config.model_fields}
-        return {language: names[language] for key, language in _LANGUAGES.items() if key in keys}
+        return {language: self.encoder_name(language) for key, language in _LANGUAGES.items() if key in keys}
 
     def models(self, notebooks: Collection[str]) -> dict[str, Callable[[], object]]:
         """What opens each LLM and text encoder that these notebooks' runs need, by its name; tiny ones are built first."""
@@ -246,9 +245,10 @@ class Study:
     @cached_property
     def _dry_run(self) -> dict[str, Any]:
         record = self.root / DRY_RUN
+        if not (self.smoke and self.profile == "paper" and record.exists()):
+            return {}
         try:
-            is_dry_run = self.smoke and self.profile == "paper" and record.exists()
-            return dict(json.loads(record.read_text(encoding="utf-8"))) if is_dry_run else {}
+            return dict(json.loads(record.read_text(encoding="utf-8")))
         except (ValueError, TypeError):
             raise Damaged(f"{record} is damaged; remove it and call `cmpta dry-run` again") from None
 
@@ -321,8 +321,7 @@ class Study:
         try:
             self.ensure(runs)
         except RunsFailed as error:
-            known = {failure.run.folder for failure in self.failures}
-            self.failures += [failure for failure in error.failures if failure.run.folder not in known]
+            self.failures |= {failure.run.folder: failure for failure in error.failures}
             print(error, file=sys.stderr)
         return runs
 
@@ -334,7 +333,7 @@ class Study:
         """
         print(f"Tables and figures are in {exports.shown(self.figures)}")
         if self.failures:
-            raise RunsFailed(self.failures, len(self.asked))
+            raise RunsFailed([*self.failures.values()], len(self.asked))
 
     def planned(self, notebooks: Collection[str] = ()) -> list[plan.Planned]:
         """Corpus, row and seed of every run that these notebooks (or all) need, each once; needs no corpus."""
