@@ -293,8 +293,7 @@ def _readings(llm: FrozenLLM) -> Iterator[tuple[str, Tensor, Tensor, bool]]:
         logits, changed = (llm.logits(llm.embedding(row)) for row in written)
     yield "logits of embeddings and of token ids", logits, by_ids, True
     yield "logits before other later tokens", changed[:3], logits[:3], True
-    made = llm.embed(ids[:3]) + llm.embed(ids[3:6])  # of no token
-    tokens = made.detach().repeat(2, 1, 1).requires_grad_()
+    tokens = (llm.embed(ids[:3]) + llm.embed(ids[3:6])).detach().repeat(2, 1, 1).requires_grad_()  # of no token
     parts = [(llm.embed(start), pseudo, llm.embed([*text, *end])) for pseudo, text in zip(tokens, texts, strict=True)]
     own = torch.cat([llm.logits(torch.cat(part))[-4:-1] for part in parts])  # before each token of the end
 

@@ -237,10 +237,10 @@ def _from_first(places: Sequence[Path], config: Any, load: Callable[..., Any]) -
             )
         _kept[kind] = config, found
         return found
-    worst = max(problems, key=lambda problem: isinstance(problem, Damaged))
-    if isinstance(worst, Damaged) or len(places) == 1:
+    worst, folders = max(problems, key=lambda problem: isinstance(problem, Damaged)), [p for p in places if p.is_absolute()]
+    if isinstance(worst, Damaged) or len(folders) == 1:
         raise worst
-    raise FileNotFoundError(f"{problems[-1]}; or copy it into one of {', '.join(map(str, places))}, or pass llm=<its folder>")
+    raise FileNotFoundError(f"{problems[-1]}; or copy it into one of {', '.join(map(str, folders))}, or pass llm=<its folder>")
 
 
 def _device() -> torch.device:
@@ -249,12 +249,7 @@ def _device() -> torch.device:
 
 def _resources(places: Sequence[Path], knowledge: Path | None = None) -> Resources:
     def find_llm(config: LLMConfig) -> FrozenLLM:
-        try:
-            return load_llm(places, config)
-        except FileNotFoundError:
-            if is_tiny(config.name):
-                raise
-            return load_llm([Path(config.name)], config)
+        return load_llm([*places, *([] if is_tiny(config.name) else [Path(config.name)])], config)
 
     def find_encoder(config: EncoderConfig) -> TextEncoder:
         found: TextEncoder = _from_first(places, config, loading.load_encoder)

@@ -94,7 +94,6 @@ MLLM_ROWS: tuple[Row, ...] = (
     *OMNI,
 )  # fmt: skip
 
-
 CMPTA = Row("CMPTA")
 TEXT_ONLY = Row("text only", "text_only")
 MSE_LLAMA = Row("MSE-LLaMA2-7B", "mse_adapter", llm="llama2-7b")  # a line of Table 3
@@ -228,7 +227,6 @@ _COMPARISON, _ABLATION, _BEYOND = "Comparison (Tables 3 and 4)", "Ablations (Tab
 _MMT_TABLES = ("mmt_pretraining", "mmt_fusion", "mmt_labels", "mmt_modalities")
 _MLLM_TABLES = ("mllm_zero_shot", "mllm_two_by_two", "mllm_margins", "mllm_modalities", "mllm_knowledge", "mllm_costs")
 
-
 NOTEBOOKS: tuple[Notebook, ...] = (
     Notebook("01_data", "The corpora (Table 1)", tables=("table1", "findings"), figures=("corpus_{key}",)),
     Notebook(
@@ -303,11 +301,7 @@ class Planned:
 
 
 def chosen(names: Collection[str]) -> list[Notebook]:
-    """The notebooks of these names; none means all that reproduce the paper.
-
-    Raises:
-        ValueError: a name that no notebook has.
-    """
+    """The notebooks of these names; none means all that reproduce the paper. Raises ValueError where one has no notebook."""
     for name in names:
         one_of("notebook", name, [notebook.name for notebook in NOTEBOOKS])
     return [notebook for notebook in NOTEBOOKS if (notebook.name in names if names else not notebook.is_beyond)]

@@ -116,8 +116,7 @@ class Study:
         """Why a row can be neither made nor shown on a corpus: what it needs is damaged. "" = it can, as far as is known."""
         entry = registry.ENTRIES.get(row.method)
         needs, fields = [key], entry.config.model_fields if entry else {}
-        if "llm" in fields:
-            needs.append(self.llm_name_of(row))
+        needs += [self.llm_name_of(row)] * ("llm" in fields)
         if "encoder" in fields and key in self.keys:
             needs.append(self.encoder_name(self.corpus(key).task.language))
         return next((self.without[need] for need in needs if need in self.without), "")
@@ -156,15 +155,12 @@ class Study:
 
         Raises:
             FileNotFoundError: it is not on this machine; says how to fetch it.
+            RuntimeError: the tiny one cannot be built; with the last lines of why.
         """
         return self._resolved(self.llm_name)
 
     def llm_name_of(self, row: Row) -> str:
-        """What names a row's backbone; the caller's own serves every row.
-
-        Raises:
-            ValueError: the profile has none of the row's role.
-        """
+        """What names a row's backbone; the caller's own serves every row. Raises ValueError where the profile has none for it."""
         if not row.llm or self.own_llm:
             return self.llm_name
         known = self._dry_run.get("llms", self.settings.llms)
@@ -206,41 +202,29 @@ class Study:
         return asked | {self.encoder_name(language): partial(self.encoder, language) for language in languages}
 
     def _resolve(self, name: str, dtype: Literal["bfloat16", "float32"] = "bfloat16") -> LLMConfig:
-        if llm_files.is_tiny(name):
-            return LLMConfig(name=name, fingerprint=self.tiny(name))
-        return llm_files.resolve(name, dtype, self.cache / "llm")
-
-    def verify(self, name: str) -> None:
-        """Compare every byte of the LLM or text encoder of this name with its recorded hashes; raises as `llm`, and Damaged."""
-        llm_files.find(self._resolved(name), self.cache / "llm", deep=True)
-
-    def encoder(self, language: Language) -> EncoderConfig:
-        """The text encoder of methods without an LLM; a tiny one is built first where it must be.
-
-        Raises:
-            FileNotFoundError: it is not on this machine; says how to fetch it.
-        """
-        found = self._resolved(self.encoder_name(language), "float32")
-        return EncoderConfig(name=found.name, fingerprint=found.fingerprint)
-
-    def encoder_name(self, language: Language) -> str:
-        """What names the text encoder of this language."""
-        return str(self._dry_run.get("encoders", self.settings.encoders)[language])
-
-    def tiny(self, name: str) -> str:
-        """Fingerprint of a tiny model, built first if need be, by a process of its own.
-
-        Raises:
-            RuntimeError: it cannot be built; with the last lines of why.
-        """
         cache, documents = self.cache / "llm", SMOKE_DOCUMENTS if self.smoke else None
+        if not llm_files.is_tiny(name):
+            return llm_files.resolve(name, dtype, cache)
         if not (folder := tiny_folder(cache, documents, name)).exists():
             command = [sys.executable, "-m", "cmpta_lib.embedded.tiny", str(cache), name, *map(str, filter(None, [documents]))]
             environment = os.environ | {"OMP_NUM_THREADS": str(os.cpu_count() or 1)}
             done = subprocess.run(command, env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True)
             if done.returncode:
                 raise RuntimeError(f"building {name} failed, exit code {done.returncode}:\n{done.stderr[-3000:]}")
-        return llm_files.tiny_fingerprint(folder)
+        return LLMConfig(name=name, fingerprint=llm_files.tiny_fingerprint(folder))
+
+    def verify(self, name: str) -> None:
+        """Compare every byte of the LLM or text encoder of this name with its recorded hashes; raises as `llm`, and Damaged."""
+        llm_files.find(self._resolved(name), self.cache / "llm", deep=True)
+
+    def encoder(self, language: Language) -> EncoderConfig:
+        """The text encoder of methods without an LLM; built and raised as `llm`."""
+        found = self._resolved(self.encoder_name(language), "float32")
+        return EncoderConfig(name=found.name, fingerprint=found.fingerprint)
+
+    def encoder_name(self, language: Language) -> str:
+        """What names the text encoder of this language."""
+        return str(self._dry_run.get("encoders", self.settings.encoders)[language])
 
     @cached_property
     def _dry_run(self) -> dict[str, Any]:
@@ -266,8 +250,7 @@ class Study:
     def _planned_config(self, key: str, row: Row, seed: int | None = None) -> RunConfig:  # but for what `complete` fills in
         corpus, method, more = self.corpus(key), registry.ENTRIES.get(row.method), dict[str, Any]()
         if method and issubclass(method.config, PromptedLMConfig):
-            name = self.llm_name_of(row)
-            llm = self.llm if name == self.llm_name else self._resolved(name)
+            llm = self._resolved(self.llm_name_of(row))
             more |= {f"method.llm.{name}": value for name, value in llm.model_dump().items()}
             more["method.prompt.answer_sign"] = self._answer_sign(llm)
         if method and "encoder" in method.config.model_fields:
