@@ -7,6 +7,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -237,10 +238,11 @@ def _from_first(places: Sequence[Path], config: Any, load: Callable[..., Any]) -
             )
         _kept[kind] = config, found
         return found
-    worst, folders = max(problems, key=lambda problem: isinstance(problem, Damaged)), [p for p in places if p.is_absolute()]
-    if isinstance(worst, Damaged) or len(folders) == 1:
+    worst = max(reversed(problems), key=lambda problem: isinstance(problem, Damaged))
+    folders = [str(place) for place in places if str(place) != config.name]
+    if isinstance(worst, Damaged) or len(folders) < 2:
         raise worst
-    raise FileNotFoundError(f"{problems[-1]}; or copy it into one of {', '.join(map(str, folders))}, or pass llm=<its folder>")
+    raise FileNotFoundError(f"{worst}; or copy it into one of {', '.join(folders)}, or pass llm=<its folder>")
 
 
 def _device() -> torch.device:
@@ -296,17 +298,14 @@ def _token_maker(method: PromptedLM, trained: TrainedRun) -> MakeTokens | None:
     if maker is None:
         return None
     if not isinstance(maker, CMPTAdapter):
-        return _one_at_a_time(maker)
+        return partial(_one_clip, maker)
     with torch.device("meta"):  # neither memory nor random numbers: the weights are the run's
         adapter = CMPTAdapter(maker.config, widths["audio"], widths["vision"], method.llm.dim, method.llm.embedding_norm)
     adapter.load_state_dict(maker.state_dict(), assign=True)
     return adapter.eval()
 
 
-def _one_at_a_time(maker: TokenMaker) -> MakeTokens:
-    def make(*clip: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        text, audio, vision = (Stream(one[None], Chained.of([len(one)], len(one), one.device)) for one in clip)
-        tokens, maps = maker(Streams(text, audio, vision, wants_maps=True))
-        return tokens[0], {name: weights[0] for name, weights in maps.items()}
-
-    return make
+def _one_clip(maker: TokenMaker, *clip: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    text, audio, vision = (Stream(one[None], Chained.of([len(one)], len(one), one.device)) for one in clip)
+    tokens, maps = maker(Streams(text, audio, vision, wants_maps=True))
+    return tokens[0], {name: weights[0] for name, weights in maps.items()}

@@ -135,9 +135,9 @@ class Study:
         folder = cache / name
         if not (folder / "meta.json").exists():
             raise FileNotFoundError(
-                f"profile '{self.profile}' needs the corpus '{name}' in {folder}, and it is not there. "
-                f"Make it with: {'cmpta dry-run' if self.smoke else f'cmpta data {name}'}; or pass data=<folder> with "
-                f"files in MELD's public format, or use profile 'demo', which needs no download."
+                f"profile '{self.profile}' needs the corpus '{name}' in {folder}, and it is not there. Make it with: "
+                f"{'cmpta dry-run' if self.smoke else f'cmpta data {name}'}; or pass data=<folder> with files in MELD's public "
+                "format, or use profile 'demo', which needs no download."
             )
         corpus = load_corpus(folder, name=name)
         if corpus.generated and not self.smoke:  # somebody may have prepared a dry run's files by hand
@@ -325,8 +325,8 @@ class Study:
 
     def is_made(self, notebooks: Collection[str]) -> bool:
         """Whether all that names these notebooks' runs lies in the cache; a user's own folder would have to be read first."""
-        names = {*self.llm_names(notebooks), *self.encoder_names(notebooks).values()}
-        wanted = [f"llm/{name}-[0-9]*/cmpta.json" for name in names if llm_files.is_tiny(name)]
+        names = filter(llm_files.is_tiny, (*self.llm_names(notebooks), *self.encoder_names(notebooks).values()))
+        wanted = [f"llm/{name}-[0-9]*/cmpta.json" for name in names]
         wanted += [f"data/{self.settings.corpora[key]}*/meta.json" for key in self.keys_of(notebooks) if not self.data]
         return not self.data and all(any(self.cache.glob(pattern)) for pattern in wanted)
 
