@@ -156,10 +156,8 @@ class BatchedAdapter(CMPTAdapter, TokenMaker):
         weights: dict[str, Tensor] = {}
         if self.config.fusion == "pooled":
             spans = self.num_tokens // 2
-            pooled = (
-                _pool_spans(layouts[m].padded(sequences[m]), streams[m].lengths, spans) for m in ("vision", "audio")
-            )
-            summaries = torch.cat([*pooled], dim=1)
+            padded = {m: layouts[m].padded(sequences[m]) for m in ("vision", "audio")}
+            summaries = torch.cat([_pool_spans(padded[m], streams[m].lengths, spans) for m in padded], dim=1)
         else:
             text = layouts["text"].packed(streams.text.values.to(self.text_projection.weight.dtype))
             sequences["text"] = self.text_projection(text)

@@ -156,10 +156,8 @@ def load(run: str | Path, llm: str | Path = "") -> TrainedRun:
     try:
         method.module.load_state_dict(load_file(weights, device=str(_device())))
     except RuntimeError as error:  # the config is today's, so only the method's code can have changed
-        raise Damaged(
-            f"{weights}: does not fit the method '{found.config.method.name}' of this version of the code "
-            f"({' '.join(str(error).split())[:200]}); train it again, or use the version that wrote it"
-        ) from error
+        said = f"does not fit the method '{found.config.method.name}' of this version ({' '.join(str(error).split())[:150]})"
+        raise Damaged(f"{weights}: {said}; train it again, or use the version that wrote it") from error
     method.module.eval()
     return TrainedRun(found, inputs, method)
 
@@ -232,10 +230,8 @@ def _from_first(places: Sequence[Path], config: Any, load: Callable[..., Any]) -
             problems.append(error)
             continue
         if is_llm and found.fingerprint != config.fingerprint:
-            raise ValueError(
-                f"{place} is not the LLM that the run was trained with: expected '{config.name}' with fingerprint "
-                f"{config.fingerprint}, found {found.fingerprint}; pass llm=<folder of that one>"
-            )
+            said = f"expected '{config.name}' with fingerprint {config.fingerprint}, found {found.fingerprint}"
+            raise ValueError(f"{place} is not the LLM that the run was trained with: {said}; pass llm=<folder of that one>")
         _kept[kind] = config, found
         return found
     worst = max(reversed(problems), key=lambda problem: isinstance(problem, Damaged))

@@ -116,7 +116,7 @@ class Study:
         """Why a row can be neither made nor shown on a corpus: what it needs is damaged. "" = it can, as far as is known."""
         entry = registry.ENTRIES.get(row.method)
         needs, fields = [key], entry.config.model_fields if entry else {}
-        needs += [self.llm_name_of(row)] * ("llm" in fields)
+        needs += [self.llm_name_of(row)] if "llm" in fields else []
         if "encoder" in fields and key in self.keys:
             needs.append(self.encoder_name(self.corpus(key).task.language))
         return next((self.without[need] for need in needs if need in self.without), "")
@@ -191,8 +191,8 @@ class Study:
 
     def encoder_names(self, notebooks: Collection[str] = ()) -> dict[Language, str]:
         """Language -> what names the text encoder, of those that these notebooks (or all) need; needs no corpus."""
-        planned = self.planned(notebooks)
-        keys = {one.key for one in planned if "encoder" in registry.ENTRIES[one.row.method].config.model_fields}
+        methods = {(one.key, one.row.method) for one in self.planned(notebooks)}
+        keys = {key for key, method in methods if "encoder" in registry.ENTRIES[method].config.model_fields}
         return {language: self.encoder_name(language) for key, language in _LANGUAGES.items() if key in keys}
 
     def models(self, notebooks: Collection[str]) -> dict[str, Callable[[], object]]:
@@ -250,7 +250,8 @@ class Study:
     def _planned_config(self, key: str, row: Row, seed: int | None = None) -> RunConfig:  # but for what `complete` fills in
         corpus, method, more = self.corpus(key), registry.ENTRIES.get(row.method), dict[str, Any]()
         if method and issubclass(method.config, PromptedLMConfig):
-            llm = self._resolved(self.llm_name_of(row))
+            name = self.llm_name_of(row)
+            llm = self.llm if name == self.llm_name else self._resolved(name)
             more |= {f"method.llm.{name}": value for name, value in llm.model_dump().items()}
             more["method.prompt.answer_sign"] = self._answer_sign(llm)
         if method and "encoder" in method.config.model_fields:
@@ -309,11 +310,7 @@ class Study:
         return runs
 
     def conclude(self) -> None:
-        """For a notebook's end: say where its exports lie; they stand, and it fails if a run behind them did.
-
-        Raises:
-            RunsFailed: what failed in `make`, and why.
-        """
+        """For a notebook's end: say where its exports lie. They stand; raises RunsFailed where a run of `make` failed."""
         print(f"Tables and figures are in {exports.shown(self.figures)}")
         if self.failures:
             raise RunsFailed([*self.failures.values()], len(self.asked))
