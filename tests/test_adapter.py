@@ -192,7 +192,7 @@ def test_maps_too_large_for_a_machine_are_refused_with_their_size_before_anythin
     adapter, given = build(alignment="linear"), batch(five_minutes)
     clip = {name: given[name][0] for name in five_minutes}
     for ask in (lambda: adapter(streams(**given, return_weights=True)), lambda: plain_of(adapter)(**clip)):
-        with pytest.raises(ValueError, match=r"30000 sound frames, 7500 face .* 2 heads would need 3\.6 GB, .*cut the clip"):
+        with pytest.raises(ValueError, match=r"37512 tokens and frames would need 3\.6 GB, .*cut the clip"):
             ask()
 
 

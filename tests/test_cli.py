@@ -136,8 +136,7 @@ def executed(monkeypatch, tmp_path) -> list:
     done: list = []
     monkeypatch.setenv("CMPTA_FIGURES", str(tmp_path / "figures"))
     monkeypatch.setattr(Study, "corpus", lambda self, key: done.append(("corpus", key)))
-    monkeypatch.setattr(Study, "tiny", lambda self, name: "f")
-    monkeypatch.setattr(Study, "llm", LLMConfig(name="tiny", fingerprint="f"))
+    monkeypatch.setattr(Study, "_resolve", lambda self, name, *_: LLMConfig(name=name, fingerprint="f"))
     monkeypatch.setattr(Study, "planned_runs", lambda self, notebooks, keys: [])
     monkeypatch.setattr(Study, "ensure", lambda self, runs, jobs, engine: done.append(("ensure", len(runs))))
     monkeypatch.setattr(Study, "name", "demo")

@@ -172,7 +172,7 @@ def test_what_packing_would_read_wrong_does_not_pass(name, llm, monkeypatch):
         monkeypatch.setattr(module, "packs", lambda model: True)
     monkeypatch.setattr(prompted, "_READ", set())
     monkeypatch.setattr(fast_llm.PrunedDecoder, "fits", staticmethod(lambda model: False))
-    with pytest.raises(ValueError, match="differ by|knows no .*s(liding|oftcap|_aux)|argument"):
+    with pytest.raises(ValueError, match="differ by|argument"):
         prompted.check_reading(causal_lm(name, READ[name], llm), "folder")
 
 

@@ -32,9 +32,8 @@ GOLDEN = {**SMALL, "max_text_tokens": 3, "padded_audio": 1, "padded_vision": 1}
 def golden_clips() -> tuple[Tensor, Clips]:
     """Text states (2, 3, 6), and two clips with one frame of voice and face."""
     one, three = torch.tensor([1, 1]), torch.tensor([3, 3])
-    frames = {"audio": given(2, 2, 1, 4), "audio_lengths": one, "vision": given(3, 2, 1, 5), "vision_lengths": one}
-    ids = torch.zeros(2, 3, dtype=torch.int64)
-    return given(1, 2, 3, 6), Clips(text_ids=ids, text_lengths=three, speakers=one, dialogues=[1, 1], **frames)
+    frames, ids = {"audio": given(2, 2, 1, 4), "vision": given(3, 2, 1, 5)}, torch.zeros(2, 3, dtype=torch.int64)
+    return given(1, 2, 3, 6), Clips(ids, three, frames, dict.fromkeys(frames, one), speakers=one, dialogues=[1, 1])
 
 
 def golden(settings: SubnetsConfig) -> tuple[Subnets, list[Tensor]]:

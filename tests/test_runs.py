@@ -400,12 +400,12 @@ def test_an_absent_modality_is_none_or_has_no_frames(absent: tuple[str, ...], cm
     assert same(cmpta.predict([as_none])[0], first)
 
 
-@pytest.mark.parametrize(("left", "said"), [("audio", "sound"), ("vision", "face"), (None, "nothing")])
-def test_a_clip_of_which_nothing_could_be_read_is_refused(left, said, loaded: dict[str, TrainedRun], sample: Sample):
+@pytest.mark.parametrize("left", ["audio", "vision", None])
+def test_a_clip_of_which_nothing_could_be_read_is_refused(left, loaded: dict[str, TrainedRun], sample: Sample):
     """Every pair joins two modalities: without words, sound alone has the answer of any other sound."""
     alone = replace(sample, text="", **{name: None for name in ("audio", "vision") if name != left})
     for ask in (loaded["CMPTA"].predict, lambda clips: loaded["CMPTA"].attention(clips[0])):
-        with pytest.raises(ValueError, match=f"has no words and {said} alone, .*give its words"):
+        with pytest.raises(ValueError, match="has no words and not both sound and face, .*give its words"):
             ask([alone])
     assert all(loaded[name].predict([alone], strict=name != "CMPTA")[0].value is not None for name in ("text only", "CMPTA"))
 
@@ -429,13 +429,13 @@ def test_a_loaded_run_says_what_it_is(cmpta: TrainedRun):
     assert repr(cmpta) == said
 
 
-def test_clips_too_long_to_be_read_together_are_read_apart(cmpta: TrainedRun, split: Split, monkeypatch: pytest.MonkeyPatch):
+def test_of_long_clips_fewer_are_read_together(cmpta: TrainedRun, split: Split, monkeypatch: pytest.MonkeyPatch):
     together, sizes, collate = cmpta.predict(split), [], cmpta.method.collate
     longest = max(len(clip.audio) + len(clip.vision) for clip in split)
     monkeypatch.setattr(trained, "MOST_FRAMES", 3 * longest)
     monkeypatch.setattr(cmpta.method, "collate", lambda clips: sizes.append(len(clips)) or collate(clips))
     assert all(same(first, second) for first, second in zip(cmpta.predict(split), together, strict=True))
-    assert sizes == [1] * len(split)
+    assert max(sizes) == 3 and sum(sizes) == len(split)
 
 
 def test_frames_that_are_no_numbers_are_read_as_zeros_and_counted(cmpta: TrainedRun, sample: Sample):

@@ -17,7 +17,7 @@ from finished import clips, finish, finish_tables, record_llms, small_studies
 from cmpta_lib import metrics, paper
 from cmpta_lib.cli.__main__ import main
 from cmpta_lib.cli.dry_run import write_qwen_v1
-from cmpta_lib.config import PAPER_SEEDS, RunConfig, paths
+from cmpta_lib.config import PAPER_SEEDS, LLMConfig, RunConfig, paths
 from cmpta_lib.embedded import synthetic
 from cmpta_lib.llm import files as llm_files
 from cmpta_lib.report import comparison, gather, summaries, tables
@@ -98,9 +98,9 @@ def test_a_row_changes_just_what_it_says(study, wanted):
 def test_a_row_that_there_cannot_be_lists_what_there_is(study):
     with pytest.raises(ValueError, match="row 'BERT': no method 'bert'; there are: text_only, .*, lmf, .*, cmpta$"):
         study().config("sims", Row("BERT", "bert"))
-    with pytest.raises(ValueError, match="row 'a row': profile 'demo' has no LLM 'gpt'; it has: llama2-7b"):
+    with pytest.raises(ValueError, match="no LLM for a row of profile 'demo' 'gpt'; there are: llama2-7b"):
         study().config("sims", Row("a row", "mse_adapter", llm="gpt"))
-    with pytest.raises(ValueError, match="no notebook 10_more; there are: 01_data, 02_model, "):
+    with pytest.raises(ValueError, match="no notebook '10_more'; there are: 01_data, 02_model, "):
         study().planned(["10_more"])
 
 
@@ -185,12 +185,12 @@ def test_the_callers_own_llm_serves_every_row_and_a_dry_run_has_one_for_each_rol
 def test_a_row_whose_own_llm_is_not_here_says_so_and_the_others_stand(study, monkeypatch):
     plain = study()
 
-    def absent(self, name: str) -> str:
+    def absent(name: str, _: str = "") -> LLMConfig:
         if name == "tiny-llama":
             raise FileNotFoundError("it is not on this machine; fetch it")
-        return "0123456789abcdef"
+        return LLMConfig(name=name, fingerprint="0123456789abcdef")
 
-    monkeypatch.setattr(Study, "tiny", absent)
+    monkeypatch.setattr(plain, "_resolved", absent)
     assert plain.missing(MSE_LLAMA) and not plain.missing(CMPTA)
     assert not [name for name, _ in plain.planned_runs(["04_table3_simsv2"]) if name == MSE_LLAMA.name]
     (row,) = (row for row in comparison.comparison_rows(plain, "sims") if row.method.startswith(MSE_LLAMA.name))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from cmpta_lib.base import Group
 from cmpta_lib.baselines.supervised import AS_IN_MMSA, Chance, Clips, Supervised, SupervisedConfig, split_by_decay
 from cmpta_lib.config import Positive, TrainingConfig
-from cmpta_lib.data.corpus import MODALITIES, Split
+from cmpta_lib.data.corpus import MODALITIES, Modality, Split
 from cmpta_lib.llm.loading import contextual
 from cmpta_lib.registry import register
 
@@ -98,7 +98,7 @@ class MagBert(Supervised):
     def forward(self, clips: Clips) -> Tensor:
         return self.net(clips, *(self.aligned(clips, modality) for modality in MODALITIES))
 
-    def aligned(self, clips: Clips, modality: str) -> Tensor:
+    def aligned(self, clips: Clips, modality: Modality) -> Tensor:
         """(B, T, F) frames -> (B, L, F): at each text position the mean of its block of frames."""
         frames, lengths = clips[modality]
         places, times = clips.text_ids.shape[1], frames.shape[1]

@@ -232,10 +232,8 @@ class SelfMM(Supervised):
 
     def _rows_of(self, batch: ClipBatch) -> Tensor:
         if unknown := [clip for clip in batch.ids if clip not in self._rows]:
-            raise ValueError(
-                f"clip {unknown[0]}: Self-MM keeps labels of the {len(self._rows)} training clips it was fitted to, and "
-                f"this is none of them; call `fit` with the split that it is to be trained on"
-            )
+            said = f"clip {unknown[0]}: Self-MM keeps labels of the {len(self._rows)} training clips it was fitted to"
+            raise ValueError(f"{said}, and this is none of them; call `fit` with the split that it is to be trained on")
         return send([np.array([self._rows[clip] for clip in batch.ids], np.int64)], self.device)[0]
 
     @torch.no_grad()

@@ -70,16 +70,14 @@ class Clips:
 
     text_ids: Tensor  # (B, L) int64
     text_lengths: Tensor  # (B,) int64
-    audio: Tensor  # (B, T, F)
-    audio_lengths: Tensor
-    vision: Tensor
-    vision_lengths: Tensor
+    frames: dict[Modality, Tensor]  # (B, T, F)
+    lengths: dict[Modality, Tensor]  # (B,) int64
     speakers: Tensor  # (B,) int64
     dialogues: list[int]
 
-    def __getitem__(self, modality: str) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, modality: Modality) -> tuple[Tensor, Tensor]:
         """Frames and lengths of "audio" or "vision"."""
-        return getattr(self, modality), getattr(self, f"{modality}_lengths")
+        return self.frames[modality], self.lengths[modality]
 
     @property
     def text_real(self) -> Tensor:
@@ -185,8 +183,8 @@ class Supervised(Method):
         frames = send([batch.frames[name] for name in MODALITIES], self.device)
         whole = [batch.text_ids, batch.text_lengths, batch.speakers, *(batch.lengths[name] for name in MODALITIES)]
         text_ids, text_lengths, speakers, *lengths = send(whole, self.device)
-        audio, vision = (self.scaling[name](*one) for name, *one in zip(MODALITIES, frames, lengths, strict=True))
-        return Clips(text_ids, text_lengths, audio, lengths[0], vision, lengths[1], speakers, batch.dialogues)
+        scaled = {name: self.scaling[name](*one) for name, *one in zip(MODALITIES, frames, lengths, strict=True)}
+        return Clips(text_ids, text_lengths, scaled, dict(zip(MODALITIES, lengths, strict=True)), speakers, batch.dialogues)
 
     def frozen_text(self, clips: Clips) -> Tensor:
         """(B, L, dim) last hidden states of the text encoder as it was published, scaled, and zero beyond each text's end."""

@@ -142,12 +142,11 @@ def diversity(prototypes: Tensor, diagonal: Literal["as_printed", "one"] = "as_p
     return torch.linalg.vector_norm(alike, dim=(-2, -1)) / (count * (count - 1))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TargetBatch(PromptBatch):
-    """With what the auxiliary losses are to find, and during a step the pseudo tokens, so that they are made once."""
+    """With what the auxiliary losses are to find."""
 
     targets: np.ndarray  # (B,) int64; 0 where a clip has no label, on which no step can be taken
-    tokens: Tensor | None = None  # (B, K, E)
 
 
 class RegularisedLM(PromptedLM):
@@ -170,15 +169,10 @@ class RegularisedLM(PromptedLM):
         labels = np.array([0 if sample.label is None else sample.label for sample in samples])
         return TargetBatch(**vars(super().collate(samples)), targets=self.targets(labels).astype(np.int64))
 
-    def pseudo_tokens(self, batch: PromptBatch, return_weights: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
-        if isinstance(batch, TargetBatch) and batch.tokens is not None and not return_weights:
-            return batch.tokens, {}
-        return super().pseudo_tokens(batch, return_weights)
-
     def loss(self, batch: TargetBatch) -> Loss:  # type: ignore[override]  # what our own `collate` made
         """The answer's cross-entropy and the weighted auxiliary losses, summed over answer tokens; parts unweighted."""
         tokens, states = self.pseudo_tokens(batch)
-        answers, _ = self.answer_losses(replace(batch, tokens=tokens))
+        answers, _ = self.answer_losses(replace(batch, tokens=tokens))  # they are made once
         lengths = np.array([len(answer) for answer in batch.answer_ids], np.int64)
         targets, counts = send([batch.targets, lengths], self.llm.device)
         parts, total = {"answer": answers.sum()}, answers.sum()

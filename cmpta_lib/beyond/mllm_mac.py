@@ -100,12 +100,11 @@ def bare(sample: Sample) -> Sample:
     return replace(sample, label=None, extra={})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MacBatch(PromptBatch):
     """`text_ids` are the clips' own words: all that the adapter reads, whatever the LLM is told."""
 
     readings: tuple[list[list[int]], ...]  # what the LLM reads of the clips, once or oftener; none: it is to describe them
-    tokens: Tensor | None = None  # (B, K, E) pseudo tokens, where they are made already
 
 
 class MacModule(nn.ModuleDict):
@@ -190,11 +189,6 @@ class MllmMac(PromptedLM):
         """A reading: what is told has room of its own, it never cuts the clip's words."""
         limit = self.settings.prompt.max_text_tokens + len(self.llm.token_ids(told))
         return self.llm.token_ids(told + (self.gap if told else "") + text)[:limit]
-
-    def pseudo_tokens(self, batch: PromptBatch, return_weights: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
-        if isinstance(batch, MacBatch) and batch.tokens is not None and not return_weights:
-            return batch.tokens, {}
-        return super().pseudo_tokens(batch, return_weights)
 
     def loss(self, batch: MacBatch) -> Loss:  # type: ignore[override]  # what our own `collate` made
         """Next-token cross-entropy: in perception on the statement, else on the answer, over all readings."""

@@ -282,11 +282,8 @@ class MultimodalTransformer(Supervised):
     def inputs_of(self, clips: Clips, text_ids: Tensor) -> States:
         """X_t, X_a, X_v: these tokens' embeddings, scaled, and frames."""
         lengths = clips.text_lengths if self.reads("text") else torch.zeros_like(clips.text_lengths)
-        return {
-            "text": (self.scaling["text"](F.embedding(text_ids, self.table), lengths), lengths),
-            "audio": (clips.audio, clips.audio_lengths),
-            "vision": (clips.vision, clips.vision_lengths),
-        }
+        text = self.scaling["text"](F.embedding(text_ids, self.table), lengths), lengths
+        return {"text": text} | {name: clips[name] for name in MODALITIES}
 
     def forward(self, clips: Clips) -> Tensor:
         """W_c H_f + b_c (fine-tuning, steps 1 to 4)."""

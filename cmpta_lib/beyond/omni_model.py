@@ -61,10 +61,8 @@ def check(folder: Path) -> str:
     """
     for name in _SETTINGS:
         if (folder / name).is_file() and "auto_map" in llm_files.read_json(folder / name):
-            raise OSError(
-                f"{folder}: {name} asks for code of the folder's own (auto_map), which is never run; use a model that "
-                f"transformers has classes for"
-            )
+            said = f"{folder}: {name} asks for code of the folder's own (auto_map), which is never run"
+            raise OSError(f"{said}; use a model that transformers has classes for")
     if not any((folder / name).is_file() for name in _SETTINGS[2:]):
         raise FileNotFoundError(f"{folder}: expected preprocessor_config.json of an omni model; fetch it again")
     family = llm_files.family(folder)

@@ -109,26 +109,19 @@ class _Projected:
         return averaged.view(len(real), self.num_heads, -1) @ self.frames(x)
 
     def _read_one(self, queries: Tensor, keys: Tensor, frames: Tensor) -> Tensor:
-        """One clip's (n_Y, D), (n_X, D), (n_X, D) -> (H, D)."""
-        q, k = self.heads(queries), self.heads(keys)
+        """One clip's (n_Y, D), (n_X, D), (n_X, D) -> (H, D); a long one's queries in pieces, made again on the way back."""
+        q, k, each = self.heads(queries), self.heads(keys), self.num_heads * len(keys)  # scores of a query
         if not len(queries) or not len(keys):
             return frames.new_zeros(len(q), frames.shape[1])
-        return _summed_weights(q, k) / len(queries) @ frames
 
+        def summed(some: Tensor) -> Tensor:
+            return _attention_weights(some, k, q.new_zeros(1, 1, 1)).sum(1)
 
-def _summed_weights(q: Tensor, k: Tensor) -> Tensor:
-    """(H, n_Y, d), (H, n_X, d) -> (H, n_X), summed over Y: at once, or of a long clip a few queries at a time.
-
-    Nothing of a piece is kept for the way back, where it is made again.
-    """
-
-    def read(some: Tensor) -> Tensor:
-        return _attention_weights(some, k, q.new_zeros(1, 1, 1)).sum(1)
-
-    if len(q) * q.shape[1] * k.shape[1] <= LONG:
-        return read(q)
-    pieces = q.split(max(1, PIECE // (len(q) * k.shape[1])), dim=1)
-    return reduce(torch.add, (checkpoint(read, some, use_reentrant=False, preserve_rng_state=False) for some in pieces))
+        if each * len(queries) <= LONG:
+            return summed(q) / len(queries) @ frames
+        pieces = q.split(max(1, PIECE // each), dim=1)
+        again = (checkpoint(summed, some, use_reentrant=False, preserve_rng_state=False) for some in pieces)
+        return reduce(torch.add, again) / len(queries) @ frames
 
 
 def _attention_weights(q: Tensor, k: Tensor, mask: Tensor) -> Tensor:
@@ -163,10 +156,8 @@ class BatchedAdapter(CMPTAdapter, TokenMaker):
         weights: dict[str, Tensor] = {}
         if self.config.fusion == "pooled":
             spans = self.num_tokens // 2
-            pooled = (
-                _pool_spans(layouts[m].padded(sequences[m]), streams[m].lengths, spans) for m in ("vision", "audio")
-            )
-            summaries = torch.cat([*pooled], dim=1)
+            padded = {m: layouts[m].padded(sequences[m]) for m in ("vision", "audio")}
+            summaries = torch.cat([_pool_spans(padded[m], streams[m].lengths, spans) for m in padded], dim=1)
         else:
             text = layouts["text"].packed(streams.text.values.to(self.text_projection.weight.dtype))
             sequences["text"] = self.text_projection(text)
@@ -212,11 +203,11 @@ class CMPTA(PromptedLM):
     settings: CmptaConfig
 
     def check(self, sample: Sample) -> None:
-        has = "sound" * (len(sample.audio) > 0), "face" * (len(sample.vision) > 0)
-        if self.settings.fusion == "cross_modal" and not all(has) and not self.llm.token_ids(sample.text):
+        is_joined = self.llm.token_ids(sample.text) or (len(sample.audio) and len(sample.vision))
+        if self.settings.fusion == "cross_modal" and not is_joined:
             raise ValueError(
-                f"clip {sample.id!r} has no words and {''.join(has) or 'nothing'} alone, and each pseudo token joins two "
-                "modalities: the answer would be the same whatever it holds; give its words, or use a run of another method"
+                f"clip {sample.id!r} has no words and not both sound and face, and each pseudo token joins two modalities: the "
+                "answer would be the same whatever it holds; give its words, or use a run of another method"
             )
 
     def token_maker(self, inputs: Inputs) -> BatchedAdapter:

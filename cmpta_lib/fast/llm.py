@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 PACKED = "cmpta_packed"
 # Of these `test_pruned` shows that they are as said above: pre-norm layers, rotary positions, nothing between head and norm.
 FAMILIES = ("qwen2", "llama", "glm")
-_IDLE = {"position_ids", "use_cache"}  # what attention is told beside, and need not know
 
 
 def attend(
@@ -72,15 +71,11 @@ def attend(
 
 def _packed_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
-    scaling: float | None = None, dropout: float = 0.0, layout: Ragged | None = None, mask: Tensor | None = None,
-    **others: Any,
+    scaling: float | None = None, layout: Ragged | None = None, mask: Tensor | None = None, **_: Any,
 ) -> tuple[Tensor, None]:  # fmt: skip
     """`attend` as transformers calls it: (1, heads, N, d) -> (1, N, heads, d)."""
     if layout is None:
         raise ValueError(f"attention '{PACKED}' needs layout=...; call the model through fast.llm.packed_logits")
-    others |= {"attention_mask": attention_mask, "dropout": dropout or None}
-    if unknown := sorted(name for name in others.keys() - _IDLE if others[name] is not None):
-        raise ValueError(f"attention '{PACKED}' is plain softmax attention and knows no {', '.join(unknown)}")
     q, k, v = (part[0].transpose(0, 1).flatten(1) for part in (query, key, value))
     out = attend(layout, q, k, v, query.shape[-1], scaling, mask)
     return out.unflatten(-1, (query.shape[1], -1))[None], None

@@ -42,6 +42,7 @@ class PromptBatch(Batch):
     answer_ids: list[list[int]]  # empty where a sample has no label
     frames: Mapping[Modality, np.ndarray]  # (B, T, F) float32
     lengths: Mapping[Modality, np.ndarray]  # (B,) int64
+    tokens: Tensor | None = None  # (B, K, E) pseudo tokens, where they are made already
 
 
 class TokenMaker(nn.Module, ABC):
@@ -117,6 +118,8 @@ class PromptedLM(Method):
     def pseudo_tokens(self, batch: PromptBatch, return_weights: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
         """(B, K, E) pseudo tokens; with `return_weights` also name -> (B, heads, queries, keys) attention."""
         device, size = self.llm.device, len(batch.ids)
+        if batch.tokens is not None and not return_weights:
+            return batch.tokens, {}
         if self.maker is None:
             return torch.zeros(size, 0, self.llm.dim, dtype=self.llm.embedding.weight.dtype, device=device), {}
         text_ids, sizes = pad(batch.text_ids, np.int64)
@@ -290,8 +293,7 @@ def _readings(llm: FrozenLLM) -> Iterator[tuple[str, Tensor, Tensor, bool]]:
         logits, changed = (llm.logits(llm.embedding(row)) for row in written)
     yield "logits of embeddings and of token ids", logits, by_ids, True
     yield "logits before other later tokens", changed[:3], logits[:3], True
-    made = llm.embed(ids[:3]) + llm.embed(ids[3:6])  # of no token
-    tokens = made.detach().repeat(2, 1, 1).requires_grad_()
+    tokens = (llm.embed(ids[:3]) + llm.embed(ids[3:6])).detach().repeat(2, 1, 1).requires_grad_()  # of no token
     parts = [(llm.embed(start), pseudo, llm.embed([*text, *end])) for pseudo, text in zip(tokens, texts, strict=True)]
     own = torch.cat([llm.logits(torch.cat(part))[-4:-1] for part in parts])  # before each token of the end
 

@@ -51,22 +51,18 @@ class AttentionPanel:
     cue_window: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
-        shape = np.shape(self.weights)
-        if self.modality not in MODALITY_MAPS or len(shape) != 2 or 0 in shape:
-            wanted = f"of {' or '.join(MODALITY_MAPS)}, (text tokens, frames) and not empty"
-            raise ValueError(f"weights must be {wanted}, got shape {shape} of {self.modality!r}")
-        (queries, frames), sums = shape, np.asarray(self.weights, np.float64).sum(1)
+        given = f"{self.modality!r} weights of shape {np.shape(self.weights)}"
+        queries, frames = np.shape(self.weights) if np.ndim(self.weights) == 2 else (0, 0)
         start, stop = self.cue_window or (0, frames)
-        are_shares = np.min(self.weights) >= 0 and np.allclose(sums, 1, atol=1e-2)  # they may have been bfloat16
-        rules = {
-            f"{queries} rows of weights but {len(self.query_labels)} query labels": len(self.query_labels) == queries,
-            f"weights must be >= 0 and rows sum to 1, not {sums.min():.3g} to {sums.max():.3g}": are_shares,
-            f"padded_length={self.padded_length} is below the {frames} real frames": self.padded_length >= frames,
-            f"hop_ms={self.hop_ms} must be positive": self.hop_ms is None or self.hop_ms > 0,
-            f"cue_window={self.cue_window} is not inside the {frames} real frames": 0 <= start < stop <= frames,
-        }
-        if broken := [text for text, holds in rules.items() if not holds]:
-            raise ValueError(f"{self.modality}: {broken[0]}")
+        if self.modality not in MODALITY_MAPS or not queries or not frames or len(self.query_labels) != queries:
+            wanted = f"{' or '.join(MODALITY_MAPS)} weights (text tokens, frames), and a label for each token"
+            raise ValueError(f"expected {wanted}, got {given} and {len(self.query_labels)} labels")
+        if np.min(self.weights) < 0 or not np.allclose(np.sum(self.weights, 1, np.float64), 1, atol=1e-2):  # or bfloat16's
+            raise ValueError(f"expected rows that are >= 0 and sum to 1, got others in {given}")
+        hop_ms = 1 if self.hop_ms is None else self.hop_ms
+        if self.padded_length < frames or hop_ms <= 0 or not 0 <= start < stop <= frames:
+            got = f"padded_length={self.padded_length}, hop_ms={self.hop_ms}, cue_window={self.cue_window}"
+            raise ValueError(f"expected at least {frames} frames, a positive hop and a cue within, got {got} for {given}")
 
 
 @figure_style()

@@ -7,6 +7,7 @@ positions of a sequence Y. "choice N" is a row of "Choices the paper leaves open
 from __future__ import annotations
 
 import math
+from itertools import permutations
 from typing import cast
 
 import torch
@@ -160,12 +161,11 @@ class CMPTAdapter(nn.Module):
         return self.counted(self.to_llm(self.summary_norm(summaries))), weights  # eq 8: to the LLM's width
 
     def check_room_for_maps(self, *lengths: int) -> None:
-        """Raise ValueError where maps of so many positions, as in `MODALITIES`, would fill a machine, before any is made."""
-        n, heads = dict(zip(MODALITIES, lengths, strict=True)), self.config.num_heads
-        if (size := 4 * heads * sum(n[y] * n[x] for y, x in PAIRS.values())) > MOST_MAPS:
+        """Raise ValueError where maps of a clip with so many positions of each modality would fill a machine."""
+        if (size := 4 * self.config.num_heads * sum(y * x for y, x in permutations(lengths, 2))) > MOST_MAPS:
             raise ValueError(
-                f"attention maps of {n['audio']} sound frames, {n['vision']} face frames and {n['text']} tokens in {heads} heads "
-                f"would need {size / 1e9:.1f} GB, more than {MOST_MAPS / 1e9:.0f} GB; cut the clip, or merge its frames"
+                f"attention maps of a clip with {sum(lengths)} tokens and frames would need {size / 1e9:.1f} GB, more than "
+                f"{MOST_MAPS / 1e9:.0f} GB; cut the clip, or merge its frames"
             )
 
     def _summary(self, attended: Tensor) -> Tensor:

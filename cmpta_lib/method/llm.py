@@ -74,16 +74,10 @@ class FrozenLLM:
         return min((length for length in known if length and length > 0), default=None)
 
     def need_room(self, length: int) -> None:
-        """Refuse inputs longer than the LLM's highest number of positions: beyond it its answers mean nothing.
-
-        Raises:
-            ValueError: more positions than the model's configuration allows.
-        """
+        """Raise ValueError where an input is longer than `room`: beyond it the LLM's answers mean nothing."""
         if self.room is not None and length > self.room:
-            raise ValueError(
-                f"an input of {length} tokens does not fit the LLM '{self.name}', which takes {self.room}; "
-                f"lower prompt.max_text_tokens"
-            )
+            said = f"an input of {length} tokens does not fit the LLM '{self.name}', which takes {self.room}"
+            raise ValueError(f"{said}; lower prompt.max_text_tokens")
 
     def logits(self, embeds: Tensor) -> Tensor:
         """(n, E) -> (n, vocabulary) float32, the next token's at each position; `cmpta_lib.fast.llm` reads many clips at once."""

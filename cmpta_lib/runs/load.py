@@ -7,6 +7,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,16 +84,14 @@ class TrainedRun:
         """
         if not isinstance(samples, Iterable):  # a single Sample above all
             raise ValueError(f"expected a list of samples, not {shown(samples)}; for one clip: predict([sample])")
-        clips, size = list(self._checked(samples, strict)), self.run.config.evaluation.batch_size
-        alone = self.method.unit == "clip"
+        clips, alone = list(self._checked(samples, strict)), self.method.unit == "clip"
+        longest = max((len(sample.audio) + len(sample.vision) for sample, _ in clips), default=0)
+        size = max(1, min(self.run.config.evaluation.batch_size, MOST_FRAMES // max(1, longest)))
         units = dialogues_of(None if alone else sample.dialogue for sample, _ in clips)
         found: dict[int, Answer] = {}
         for start in range(0, len(units), size):
-            batch = units[start : start + size]
-            frames = max(len(clips[place][0].audio) + len(clips[place][0].vision) for unit in batch for place in unit)
-            for part in [batch] if frames * len(batch) <= MOST_FRAMES else [[unit] for unit in batch]:
-                places = [place for unit in part for place in unit]
-                found |= zip(places, self._answers([clips[place] for place in places]), strict=True)
+            places = [place for unit in units[start : start + size] for place in unit]
+            found |= zip(places, self._answers([clips[place] for place in places]), strict=True)
         if strict and (cut := [answer.id for answer in found.values() if "texts_cut" in answer.repairs]):
             said = f"{len(cut)} of {len(found)} texts are longer than this run reads, and were cut at the end"
             warnings.warn(f"{said}: clip {shown(cut[0])}{' and others' * (len(cut) > 1)}", stacklevel=2)
@@ -126,18 +125,11 @@ class TrainedRun:
 
     def _checked(self, samples: Iterable[Sample], strict: bool = True) -> Iterator[tuple[Sample, Counter[str]]]:
         """Samples as a conversion would store them, each with what had to be repaired; what label they bear is no matter."""
+        task, widths, like = self.inputs.task, self.inputs.widths, "in the clips that this run was trained on"
         for index, sample in enumerate(samples):
             repairs: Counter[str] = Counter()
             bare = replace(sample, label=None) if isinstance(sample, Sample) else sample
-            good = check_sample(
-                bare,
-                f"sample {index}",
-                task=self.inputs.task,
-                widths=self.inputs.widths,
-                repairs=repairs,
-                labelled=False,
-                like="in the clips that this run was trained on",
-            )
+            good = check_sample(bare, f"sample {index}", task=task, widths=widths, repairs=repairs, labelled=False, like=like)
             if strict:
                 self.method.check(good)
             yield good, repairs
@@ -164,10 +156,8 @@ def load(run: str | Path, llm: str | Path = "") -> TrainedRun:
     try:
         method.module.load_state_dict(load_file(weights, device=str(_device())))
     except RuntimeError as error:  # the config is today's, so only the method's code can have changed
-        raise Damaged(
-            f"{weights}: does not fit the method '{found.config.method.name}' of this version of the code "
-            f"({' '.join(str(error).split())[:200]}); train it again, or use the version that wrote it"
-        ) from error
+        said = f"does not fit the method '{found.config.method.name}' of this version ({' '.join(str(error).split())[:150]})"
+        raise Damaged(f"{weights}: {said}; train it again, or use the version that wrote it") from error
     method.module.eval()
     return TrainedRun(found, inputs, method)
 
@@ -196,21 +186,17 @@ def find_corpus(cache: Path, wanted: DataConfig) -> Corpus:
         FileNotFoundError: there is none.
         Damaged: there is none, and what may have been it is not what was written; names the file.
     """
-    damaged: list[Damaged] = []
+    said = f"no corpus '{wanted.name}' with fingerprint {wanted.fingerprint} in {cache}: open it through Study.corpus"
+    problem: Exception = FileNotFoundError(said)
     for meta in sorted(cache.glob("[!.]*/meta.json")):
         if meta.is_file() and wanted.fingerprint in meta.read_text(encoding="utf-8", errors="replace"):
             try:
                 corpus = kept_corpus(meta.parent)
+                if (corpus.name, corpus.fingerprint) == (wanted.name, wanted.fingerprint):
+                    return corpus
             except Damaged as error:
-                damaged.append(error)
-                continue
-            if (corpus.name, corpus.fingerprint) == (wanted.name, wanted.fingerprint):
-                return corpus
-    if damaged:
-        raise damaged[0]
-    raise FileNotFoundError(
-        f"no corpus '{wanted.name}' with fingerprint {wanted.fingerprint} in {cache}: open it through Study.corpus"
-    )
+                problem = error
+    raise problem
 
 
 _kept: dict[type, tuple[Any, Any]] = {}  # the last LLM and the last encoder that were asked for, by their settings
@@ -244,17 +230,15 @@ def _from_first(places: Sequence[Path], config: Any, load: Callable[..., Any]) -
             problems.append(error)
             continue
         if is_llm and found.fingerprint != config.fingerprint:
-            raise ValueError(
-                f"{place} is not the LLM that the run was trained with: expected '{config.name}' with fingerprint "
-                f"{config.fingerprint}, found {found.fingerprint}; pass llm=<folder of that one>"
-            )
+            said = f"expected '{config.name}' with fingerprint {config.fingerprint}, found {found.fingerprint}"
+            raise ValueError(f"{place} is not the LLM that the run was trained with: {said}; pass llm=<folder of that one>")
         _kept[kind] = config, found
         return found
-    if damaged := [problem for problem in problems if isinstance(problem, Damaged)]:
-        raise damaged[0]
-    if len(places) == 1:
-        raise problems[0]
-    raise FileNotFoundError(f"{problems[-1]}; or copy it into one of {', '.join(map(str, places))}, or pass llm=<its folder>")
+    worst = max(reversed(problems), key=lambda problem: isinstance(problem, Damaged))
+    folders = [str(place) for place in places if str(place) != config.name]
+    if isinstance(worst, Damaged) or len(folders) < 2:
+        raise worst
+    raise FileNotFoundError(f"{worst}; or copy it into one of {', '.join(folders)}, or pass llm=<its folder>")
 
 
 def _device() -> torch.device:
@@ -263,12 +247,7 @@ def _device() -> torch.device:
 
 def _resources(places: Sequence[Path], knowledge: Path | None = None) -> Resources:
     def find_llm(config: LLMConfig) -> FrozenLLM:
-        try:
-            return load_llm(places, config)
-        except FileNotFoundError:
-            if is_tiny(config.name):
-                raise
-            return load_llm([Path(config.name)], config)
+        return load_llm([*places, *([] if is_tiny(config.name) else [Path(config.name)])], config)
 
     def find_encoder(config: EncoderConfig) -> TextEncoder:
         found: TextEncoder = _from_first(places, config, loading.load_encoder)
@@ -315,17 +294,14 @@ def _token_maker(method: PromptedLM, trained: TrainedRun) -> MakeTokens | None:
     if maker is None:
         return None
     if not isinstance(maker, CMPTAdapter):
-        return _one_at_a_time(maker)
+        return partial(_one_clip, maker)
     with torch.device("meta"):  # neither memory nor random numbers: the weights are the run's
         adapter = CMPTAdapter(maker.config, widths["audio"], widths["vision"], method.llm.dim, method.llm.embedding_norm)
     adapter.load_state_dict(maker.state_dict(), assign=True)
     return adapter.eval()
 
 
-def _one_at_a_time(maker: TokenMaker) -> MakeTokens:
-    def make(*clip: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        text, audio, vision = (Stream(one[None], Chained.of([len(one)], len(one), one.device)) for one in clip)
-        tokens, maps = maker(Streams(text, audio, vision, wants_maps=True))
-        return tokens[0], {name: weights[0] for name, weights in maps.items()}
-
-    return make
+def _one_clip(maker: TokenMaker, *clip: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    text, audio, vision = (Stream(one[None], Chained.of([len(one)], len(one), one.device)) for one in clip)
+    tokens, maps = maker(Streams(text, audio, vision, wants_maps=True))
+    return tokens[0], {name: weights[0] for name, weights in maps.items()}

@@ -120,10 +120,8 @@ def train(
     method = build(config, corpus, resources)
     module = method.module
     if method.keeps_clip_state and (world := _world()) > 1:
-        raise ValueError(
-            f"method '{config.method.name}' keeps what it learned of each training clip in one process: expected one "
-            f"process, and torchrun started {world}; start it without torchrun"
-        )
+        said = f"method '{config.method.name}' keeps what it learns of each training clip: expected one process, and torchrun"
+        raise ValueError(f"{said} started {world}; start it without torchrun")
     stages = [stage for stage in config.stages if _begin(method, stage)]
     if not stages:
         module.eval()
@@ -293,10 +291,8 @@ def step(
     values = dict(zip(names, (totals / count).tolist(), strict=True))
     if not math.isfinite(values["train_loss"]):
         ids = ", ".join(split[i].id for unit in drawn for i in unit)
-        raise FloatingPointError(
-            f"loss is {values['train_loss']} on clips {ids}: look for extreme features there, or lower "
-            f"training.learning_rate"
-        )
+        said = f"loss is {values['train_loss']} on clips {ids}"
+        raise FloatingPointError(f"{said}: look for extreme features there, or lower training.learning_rate")
     return values
 
 

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from cmpta_lib import paper, registry
+from cmpta_lib.config import one_of
 from cmpta_lib.llm.files import OMNI_MODELS
 
 
@@ -92,7 +93,6 @@ MLLM_ROWS: tuple[Row, ...] = (
     *(row for rows in TOLD.values() for told, row in rows.items() if told != NOTHING_TOLD and row != WHOLE),
     *OMNI,
 )  # fmt: skip
-
 
 CMPTA = Row("CMPTA")
 TEXT_ONLY = Row("text only", "text_only")
@@ -227,7 +227,6 @@ _COMPARISON, _ABLATION, _BEYOND = "Comparison (Tables 3 and 4)", "Ablations (Tab
 _MMT_TABLES = ("mmt_pretraining", "mmt_fusion", "mmt_labels", "mmt_modalities")
 _MLLM_TABLES = ("mllm_zero_shot", "mllm_two_by_two", "mllm_margins", "mllm_modalities", "mllm_knowledge", "mllm_costs")
 
-
 NOTEBOOKS: tuple[Notebook, ...] = (
     Notebook("01_data", "The corpora (Table 1)", tables=("table1", "findings"), figures=("corpus_{key}",)),
     Notebook(
@@ -302,14 +301,9 @@ class Planned:
 
 
 def chosen(names: Collection[str]) -> list[Notebook]:
-    """The notebooks of these names; none means all that reproduce the paper.
-
-    Raises:
-        ValueError: a name that no notebook has.
-    """
-    known = {notebook.name: notebook for notebook in NOTEBOOKS}
-    if unknown := [name for name in names if name not in known]:
-        raise ValueError(f"no notebook {', '.join(unknown)}; there are: {', '.join(known)}")
+    """The notebooks of these names; none means all that reproduce the paper. Raises ValueError where one has no notebook."""
+    for name in names:
+        one_of("notebook", name, [notebook.name for notebook in NOTEBOOKS])
     return [notebook for notebook in NOTEBOOKS if (notebook.name in names if names else not notebook.is_beyond)]
 
 

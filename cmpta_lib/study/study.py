@@ -76,15 +76,14 @@ class Study:
         self._answer_sign = cache(partial(llm_files.answer_sign, cache=self.cache / "llm"))
         self.rows: Collection[Row] = ()  # the only ones that are planned; none = all that its notebooks need
         self.asked: set[Path] = set()  # the runs of `make`, and which of them failed
-        self.failures: list[Failure] = []
+        self.failures: dict[Path, Failure] = {}
 
     @property
     def name(self) -> str:
         """What its exports are called: the profile or corpus, and in what the study differs from that as it is."""
         name = self.corpus("data").name if self.data else self.profile
-        if self.data and name in (*PROFILES, PUBLISHED, exports.EXPLORED):
-            name += "-data"
-        if self.data:  # the same clips read as classes and as scores
+        if self.data:  # the same clips read as classes and as scores have two
+            name += "-data" * (name in (*PROFILES, PUBLISHED, exports.EXPLORED))
             name += exports.short_name(tasks.split_choice(self.data)[0].rstrip(":"))
         if self.own_llm:  # two folders of one name are told apart by their contents
             folder = Path(self.own_llm)
@@ -117,8 +116,7 @@ class Study:
         """Why a row can be neither made nor shown on a corpus: what it needs is damaged. "" = it can, as far as is known."""
         entry = registry.ENTRIES.get(row.method)
         needs, fields = [key], entry.config.model_fields if entry else {}
-        if "llm" in fields:
-            needs.append(self.llm_name_of(row))
+        needs += [self.llm_name_of(row)] if "llm" in fields else []
         if "encoder" in fields and key in self.keys:
             needs.append(self.encoder_name(self.corpus(key).task.language))
         return next((self.without[need] for need in needs if need in self.without), "")
@@ -137,9 +135,9 @@ class Study:
         folder = cache / name
         if not (folder / "meta.json").exists():
             raise FileNotFoundError(
-                f"profile '{self.profile}' needs the corpus '{name}' in {folder}, and it is not there. "
-                f"Make it with: {'cmpta dry-run' if self.smoke else f'cmpta data {name}'}; or pass data=<folder> with "
-                f"files in MELD's public format, or use profile 'demo', which needs no download."
+                f"profile '{self.profile}' needs the corpus '{name}' in {folder}, and it is not there. Make it with: "
+                f"{'cmpta dry-run' if self.smoke else f'cmpta data {name}'}; or pass data=<folder> with files in MELD's public "
+                "format, or use profile 'demo', which needs no download."
             )
         corpus = load_corpus(folder, name=name)
         if corpus.generated and not self.smoke:  # somebody may have prepared a dry run's files by hand
@@ -157,20 +155,16 @@ class Study:
 
         Raises:
             FileNotFoundError: it is not on this machine; says how to fetch it.
+            RuntimeError: the tiny one cannot be built; with the last lines of why.
         """
         return self._resolved(self.llm_name)
 
     def llm_name_of(self, row: Row) -> str:
-        """What names a row's backbone; the caller's own serves every row.
-
-        Raises:
-            ValueError: the profile has none of the row's role.
-        """
+        """What names a row's backbone; the caller's own serves every row. Raises ValueError where the profile has none for it."""
         if not row.llm or self.own_llm:
             return self.llm_name
-        if row.llm not in (known := self._dry_run.get("llms", self.settings.llms)):
-            raise ValueError(f"row '{row.name}': profile '{self.profile}' has no LLM '{row.llm}'; it has: {', '.join(known)}")
-        return str(known[row.llm])
+        known = self._dry_run.get("llms", self.settings.llms)
+        return str(known[one_of(f"LLM for a row of profile '{self.profile}'", row.llm, known)])
 
     def missing(self, row: Row, key: str = "") -> str:
         """What a row waits for, with what to do: an LLM of its own; on a corpus of this key also its clips. "" = nothing.
@@ -179,11 +173,12 @@ class Study:
         """
         if self.without and (reason := self.lost(row, key)):
             return reason
-        name, entry = self.llm_name_of(row), registry.ENTRIES.get(row.method)
-        planned = self._planned_config(key, row) if key and entry and entry.complete else None
+        entry, name = registry.ENTRIES.get(row.method), self.llm_name_of(row)
+        complete = entry.complete if entry and key else None
+        planned = self._planned_config(key, row) if complete else None
         try:
-            if planned and entry and entry.complete:
-                entry.complete(planned, self.corpus(key), self.cache, {})
+            if complete and planned:
+                complete(planned, self.corpus(key), self.cache, {})
             elif name != self.llm_name:
                 self._resolved(name)
         except (OSError, ValueError) as error:
@@ -196,9 +191,9 @@ class Study:
 
     def encoder_names(self, notebooks: Collection[str] = ()) -> dict[Language, str]:
         """Language -> what names the text encoder, of those that these notebooks (or all) need; needs no corpus."""
-        planned, names = self.planned(notebooks), self._dry_run.get("encoders", self.settings.encoders)
-        keys = {one.key for one in planned if "encoder" in registry.ENTRIES[one.row.method].config.model_fields}
-        return {language: names[language] for key, language in _LANGUAGES.items() if key in keys}
+        methods = {(one.key, one.row.method) for one in self.planned(notebooks)}
+        keys = {key for key, method in methods if "encoder" in registry.ENTRIES[method].config.model_fields}
+        return {language: self.encoder_name(language) for key, language in _LANGUAGES.items() if key in keys}
 
     def models(self, notebooks: Collection[str]) -> dict[str, Callable[[], object]]:
         """What opens each LLM and text encoder that these notebooks' runs need, by its name; tiny ones are built first."""
@@ -207,20 +202,23 @@ class Study:
         return asked | {self.encoder_name(language): partial(self.encoder, language) for language in languages}
 
     def _resolve(self, name: str, dtype: Literal["bfloat16", "float32"] = "bfloat16") -> LLMConfig:
-        if llm_files.is_tiny(name):
-            return LLMConfig(name=name, fingerprint=self.tiny(name))
-        return llm_files.resolve(name, dtype, self.cache / "llm")
+        cache, documents = self.cache / "llm", SMOKE_DOCUMENTS if self.smoke else None
+        if not llm_files.is_tiny(name):
+            return llm_files.resolve(name, dtype, cache)
+        if not (folder := tiny_folder(cache, documents, name)).exists():
+            command = [sys.executable, "-m", "cmpta_lib.embedded.tiny", str(cache), name, *map(str, filter(None, [documents]))]
+            environment = os.environ | {"OMP_NUM_THREADS": str(os.cpu_count() or 1)}
+            done = subprocess.run(command, env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+            if done.returncode:
+                raise RuntimeError(f"building {name} failed, exit code {done.returncode}:\n{done.stderr[-3000:]}")
+        return LLMConfig(name=name, fingerprint=llm_files.tiny_fingerprint(folder))
 
     def verify(self, name: str) -> None:
         """Compare every byte of the LLM or text encoder of this name with its recorded hashes; raises as `llm`, and Damaged."""
         llm_files.find(self._resolved(name), self.cache / "llm", deep=True)
 
     def encoder(self, language: Language) -> EncoderConfig:
-        """The text encoder of methods without an LLM; a tiny one is built first where it must be.
-
-        Raises:
-            FileNotFoundError: it is not on this machine; says how to fetch it.
-        """
+        """The text encoder of methods without an LLM; built and raised as `llm`."""
         found = self._resolved(self.encoder_name(language), "float32")
         return EncoderConfig(name=found.name, fingerprint=found.fingerprint)
 
@@ -228,27 +226,13 @@ class Study:
         """What names the text encoder of this language."""
         return str(self._dry_run.get("encoders", self.settings.encoders)[language])
 
-    def tiny(self, name: str) -> str:
-        """Fingerprint of a tiny model, built first if need be, by a process of its own.
-
-        Raises:
-            RuntimeError: it cannot be built; with the last lines of why.
-        """
-        cache, documents = self.cache / "llm", SMOKE_DOCUMENTS if self.smoke else None
-        if not (folder := tiny_folder(cache, documents, name)).exists():
-            command = [sys.executable, "-m", "cmpta_lib.embedded.tiny", str(cache), name, *map(str, filter(None, [documents]))]
-            environment = os.environ | {"OMP_NUM_THREADS": str(os.cpu_count() or 1)}
-            done = subprocess.run(command, env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-            if done.returncode:
-                raise RuntimeError(f"building {name} failed, exit code {done.returncode}:\n{done.stderr[-3000:]}")
-        return llm_files.tiny_fingerprint(folder)
-
     @cached_property
     def _dry_run(self) -> dict[str, Any]:
         record = self.root / DRY_RUN
+        if not (self.smoke and self.profile == "paper" and record.exists()):
+            return {}
         try:
-            is_dry_run = self.smoke and self.profile == "paper" and record.exists()
-            return dict(json.loads(record.read_text(encoding="utf-8"))) if is_dry_run else {}
+            return dict(json.loads(record.read_text(encoding="utf-8")))
         except (ValueError, TypeError):
             raise Damaged(f"{record} is damaged; remove it and call `cmpta dry-run` again") from None
 
@@ -320,20 +304,15 @@ class Study:
         try:
             self.ensure(runs)
         except RunsFailed as error:
-            known = {failure.run.folder for failure in self.failures}
-            self.failures += [failure for failure in error.failures if failure.run.folder not in known]
+            self.failures |= {failure.run.folder: failure for failure in error.failures}
             print(error, file=sys.stderr)
         return runs
 
     def conclude(self) -> None:
-        """For a notebook's end: say where its exports lie; they stand, and it fails if a run behind them did.
-
-        Raises:
-            RunsFailed: what failed in `make`, and why.
-        """
+        """For a notebook's end: say where its exports lie. They stand; raises RunsFailed where a run of `make` failed."""
         print(f"Tables and figures are in {exports.shown(self.figures)}")
         if self.failures:
-            raise RunsFailed(self.failures, len(self.asked))
+            raise RunsFailed([*self.failures.values()], len(self.asked))
 
     def planned(self, notebooks: Collection[str] = ()) -> list[plan.Planned]:
         """Corpus, row and seed of every run that these notebooks (or all) need, each once; needs no corpus."""
@@ -342,8 +321,8 @@ class Study:
 
     def is_made(self, notebooks: Collection[str]) -> bool:
         """Whether all that names these notebooks' runs lies in the cache; a user's own folder would have to be read first."""
-        names = {*self.llm_names(notebooks), *self.encoder_names(notebooks).values()}
-        wanted = [f"llm/{name}-[0-9]*/cmpta.json" for name in names if llm_files.is_tiny(name)]
+        names = filter(llm_files.is_tiny, (*self.llm_names(notebooks), *self.encoder_names(notebooks).values()))
+        wanted = [f"llm/{name}-[0-9]*/cmpta.json" for name in names]
         wanted += [f"data/{self.settings.corpora[key]}*/meta.json" for key in self.keys_of(notebooks) if not self.data]
         return not self.data and all(any(self.cache.glob(pattern)) for pattern in wanted)
 
