@@ -110,11 +110,6 @@ def engine_of(name: str, jobs: int | None = None, settings: Mapping[str, Any] | 
     if unknown and "parameters" not in known:  # which are whatever the library behind it takes
         has = f"it has: {', '.join(sorted(known))}" if known else "it has none"
         raise ValueError(f"engine '{name}' has no setting {shown(unknown[0])}; {has}{nearest(unknown[0], known)}")
-    for setting, value in (settings or {}).items():  # the libraries behind take less than nothing, and fail hours later
-        if setting != "gpus" and isinstance(value, int | float) and not 0 <= value <= 10**9:
-            raise ValueError(f"{setting}={shown(value)}: expected a number from 0")
-        if setting in ("retries", "address") and type(value) is not {"retries": int, "address": str}[setting]:
-            raise ValueError(f"{setting}={shown(value)}: expected {'a whole number' if setting == 'retries' else 'text'}")
     return made(jobs, **(settings or {}))
 
 
