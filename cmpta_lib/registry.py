@@ -43,7 +43,7 @@ ORDER = (
     "mllm_mac multimodal_transformer cmpta"
 ).split()
 
-
+Builder: TypeAlias = "Callable[[RunConfig, Inputs, Resources], Method] | str"
 # A planned config, its corpus, the cache, and the fields that were asked for -> the config with what this machine decides
 # of it; raises FileNotFoundError, or ValueError of files that are no such thing, where what the run needs is not here.
 Completion: TypeAlias = "Callable[[RunConfig, Corpus, Path, Mapping[str, Any]], RunConfig]"
@@ -70,7 +70,7 @@ class Entry:
     """
 
     config: type[MethodConfig]
-    method: Callable[[RunConfig, Inputs, Resources], Method] | str
+    method: Builder
     row: str
     comparisons: tuple[str, ...] = COMPARISONS
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -105,13 +105,7 @@ def __getattr__(name: str) -> Any:
     return _ENTRIES
 
 
-def register(
-    config: type[MethodConfig],
-    method: Callable[[RunConfig, Inputs, Resources], Method] | str,
-    *,
-    row: str,
-    **more: Any,
-) -> None:
+def register(config: type[MethodConfig], method: Builder, *, row: str, **more: Any) -> None:
     """Make a method known to runs, tables and the command line.
 
     Args:

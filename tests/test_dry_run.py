@@ -74,7 +74,7 @@ def test_a_wrong_factor_costs_nothing(factor: str, runs_folder: Path, capsys):
     before = sorted(runs_folder.rglob("*"))
     with pytest.raises(SystemExit, match="2"):
         main(["dry-run", f"--factor={factor}", "--files-only"])
-    assert "argument --factor: " in (shown := capsys.readouterr().err) and shown.count("\n") == 1
+    assert "factor=" in (shown := capsys.readouterr().err) and shown.count("\n") == 1
     assert sorted(runs_folder.rglob("*")) == before
 
 

@@ -284,7 +284,7 @@ def test_deaths_count_as_long_as_no_further_epoch_is_finished(root, monkeypatch)
 
 
 def test_an_engine_that_loses_runs_is_found_out_and_the_first_are_shown(root):
-    class Forgetful:
+    class Forgetful(Engine):
         def run(self, *_: Any) -> list:
             return []
 
@@ -400,8 +400,9 @@ def test_a_disk_that_refuses_is_named_with_the_remedy(asked, root, tmp_path, mon
         raise OSError(errno.EROFS, "Read-only file system")
 
     code = (
-        "from cmpta_lib import files; from unittest import mock\n"
-        f"with mock.patch('os.replace', side_effect=OSError({errno.ENOSPC}, 'no')): files.write_text(folder / 'x.json', '')"
+        "from cmpta_lib import files; import os; from unittest import mock\n"
+        f"full = OSError({errno.ENOSPC}, os.strerror({errno.ENOSPC}))\n"
+        "with mock.patch('os.replace', side_effect=full): files.write_text(folder / 'x.json', '')"
     )
     (run,), events = asked(code), []
     with pytest.raises(RunsFailed, match=rf"cannot write {run.folder}/x.json: the disk is full.* CMPTA_RUNS"):
@@ -465,10 +466,10 @@ def needed(name: str) -> None:
     ("name", "settings", "said"),
     [
         ("dask", {}, "no engine 'dask'; there are: processes, ray, slurm, submitit-local"),
-        ("processes", {"gpus": 1}, "engine 'processes' has no setting 'gpus'; it has none"),
-        ("ray", {"adress": "auto"}, "engine 'ray' has no setting 'adress'; it has: address, gpus, retries"),
+        ("processes", {"gpus": 1}, "no setting of engine processes 'gpus'; it has none"),
+        ("ray", {"adress": "auto"}, "no setting of engine ray 'adress'; there are: address, gpus, retries"),
         ("ray", {"gpus": 1.5}, "gpus=1.5: expected a fraction below 1, or a whole number"),
-        ("ray", {"gpus": "a"}, "gpus=a: expected a fraction below 1, or a whole number"),
+        ("ray", {"gpus": "a"}, "gpus='a': expected a fraction below 1, or a whole number"),
         ("ray", {"retries": -1}, "retries=-1: expected a whole number from 0 to 1000"),
         ("submitit-local", {"timeout_min": 0}, "timeout_min=0: expected a number above 0"),
         ("slurm", {}, "--engine slurm: say how long a job may take, in minutes: --engine-set timeout_min=720"),
@@ -481,7 +482,7 @@ def test_settings_are_checked_at_once(name, settings, said):
     with pytest.raises(ValueError, match=said):
         engine_of(name, 1, settings)
     for jobs in (0, 1.5, "2", True) if name in engines.ENGINES else ():
-        with pytest.raises(ValueError, match=rf"--jobs {jobs}: expected how many runs at a time, a whole number from 1"):
+        with pytest.raises(ValueError, match=rf"jobs={jobs!r}: Input should be "):
             engine_of(name, jobs)
 
 

@@ -43,9 +43,9 @@ class _Once(argparse.Action):
         given: dict[Any, Any] = self.__dict__.setdefault("given", {})  # a parser is made for each call
         name, value = values if self.type is setting else (self.dest, values)
         if name in given:
-            raise argparse.ArgumentError(self, f"{shown(name)} is given twice, and only one value can hold")
-        if any(isinstance(word, str) and not word.strip() for word in (value if isinstance(value, list) else [value])):
-            raise argparse.ArgumentError(self, "expected a name, not nothing")  # a shell's variable that is not set
+            raise ValueError(f"{shown(name)} is given twice, and only one value can hold")
+        if not all(str(word).strip() for word in (value if isinstance(value, list) else [value])):
+            raise ValueError(f"{name}: expected a name, not nothing")  # a shell's variable that is not set
         given[name] = value
         setattr(namespace, self.dest, dict(given) if self.type is setting else value)
 
@@ -58,25 +58,22 @@ class _Parser(argparse.ArgumentParser):
         self.register("action", None, _Once)
 
     def parse_known_args(self, *given: Any, **settings: Any) -> Any:  # a command's own parser is the one that knows its options
-        found, unknown = super().parse_known_args(*given, **settings)
+        try:
+            found, unknown = super().parse_known_args(*given, **settings)
+        except ValueError as error:
+            self.error(str(error))
         if unknown:
             self.error(f"unrecognized argument {shown(unknown[0])}{nearest(unknown[0], [*self._option_string_actions])}")
         return found, unknown
 
     def _get_value(self, action: argparse.Action, text: str) -> Any:
-        try:
-            if get_origin(action.type) is Annotated:
-                return fitting(action.type, read_value(text), strict=True)
-            return action.type(text) if callable(action.type) else text
-        except ValueError as error:
-            raise argparse.ArgumentError(action, str(error)) from None
+        if get_origin(action.type) is Annotated:
+            return fitting(action.type, read_value(text), action.dest, strict=True)
+        return action.type(text) if callable(action.type) else text
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
-        try:
-            if action.choices is not None:
-                one_of(action.dest, value, list(action.choices))
-        except ValueError as error:
-            raise argparse.ArgumentError(action, str(error)) from None
+        if action.choices is not None:
+            one_of(action.dest, value, list(action.choices))
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {' '.join(message.split())} (see {self.prog} --help)\n")
