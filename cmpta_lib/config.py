@@ -33,8 +33,7 @@ from pydantic import (
 
 from cmpta_lib.paper import HYPERPARAMETERS
 
-Seeds = tuple[int, ...]
-PAPER_SEEDS: Seeds = (1111, 2222, 3333, 4444, 5555)  # choice 17
+PAPER_SEEDS: tuple[int, ...] = (1111, 2222, 3333, 4444, 5555)  # choice 17
 # Upper bounds leave room for any machine and any patience; what lies beyond is a slip of the hand.
 AtLeastOne = Annotated[int, Field(ge=1, le=10**6)]
 Few = Annotated[int, Field(ge=1, le=1024)]  # layers, heads, pseudo tokens, threads

@@ -359,6 +359,7 @@ for _ in range(5000):
         *(({"profile": value}, f"no profile {value!r}; there are: demo, paper") for value in (None, 5, ["demo"])),
         ({"changes": {"training.epochs": NESTED}}, "[[...]]]]]]]: Input should be a valid integer"),
         ({"changes": {"training.epochs": 10**5000}}, "training.epochs=a huge number: Input should be"),
+        ({"changes": {"method.subject": "\ud800"}}, "text that cannot be written as UTF-8"),
         ({"changes": "{'seed': 1, 'seed': 2}"}, "a name is given twice"),
         ({"changes": [1]}, "changes=[1]: expected fields with values"),
     ],

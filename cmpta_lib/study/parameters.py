@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import json
 import re
 import warnings
@@ -11,7 +12,7 @@ from contextlib import suppress
 from functools import reduce
 from typing import Annotated, Any
 
-from pydantic import BaseModel, Field
+from pydantic import AfterValidator, BaseModel, Field
 
 from cmpta_lib import registry
 from cmpta_lib.config import LISTED, PAPER_SEEDS, AtLeastOne, DataConfig, RunConfig, Seed, fitting, one_of, paths, shown
@@ -87,16 +88,16 @@ def checked_changes(changes: Mapping[str, Any] | str | None) -> dict[str, Any]:
     return found
 
 
-def _fitting_some(path: str, values: Sequence[Any], owners: Collection[BaseModel]) -> Any:
+def _fitting_some(path: str, values: Sequence[Any], owners: Collection[Any]) -> Any:
     """The first of these values that the field may have in some method's settings; else ValueError."""
     name, problems = path.rpartition(".")[2], []
-    for value in values:
-        for field in (type(owner).model_fields[name] for owner in owners):
-            try:
-                fitting(Annotated[field.annotation, field], value, path, strict=True)
-                return value
-            except ValueError as error:
-                problems.append(str(error))
+    for value, owner in itertools.product(values, map(type, owners)):
+        field = owner.model_fields[name]
+        try:
+            fitting(Annotated[field.annotation, field, AfterValidator(owner._one_way_to_write)], value, path, strict=True)
+            return value
+        except ValueError as error:
+            problems.append(str(error))
     raise ValueError(f"changes: {problems[0]}")
 
 
