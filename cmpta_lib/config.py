@@ -254,8 +254,7 @@ def override(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
     for path, value in changes.items():
         *parents, last = one_of("config field", path, known, LISTED).split(".")
         reduce(getitem, parents, tree)[last] = value
-    changed: RunConfig = fitting(RunConfig, tree, "config")
-    return changed
+    return fitting(RunConfig, tree, "config")
 
 
 def paths(settings: BaseModel, prefix: str = "", only_unset: bool = False) -> Iterator[str]:

@@ -46,8 +46,7 @@ def check_parameters(cells: Sequence[str]) -> None:
 
 def flag(name: str, value: Any) -> bool:
     """A choice between two: True, False, or text that says so, such as papermill's "false"; else ValueError."""
-    found: bool = fitting(bool, value, name)
-    return found
+    return fitting(bool, value, name)
 
 
 def checked_seeds(seeds: int | Sequence[int] | str) -> tuple[int, ...]:

@@ -75,9 +75,8 @@ def planned_config(profile: str, key: str, row: Row, data: DataConfig, seed: int
         settings |= entry.settings.get(place, {})
     settings |= more
     base = RunConfig(data=data, method=entry.defaults(), seed=seed)
-    known = set(paths(base))
     try:
-        config = override(base, {path: value for path, value in settings.items() if path in known} | dict(row.changes))
+        config = override(base, {path: settings[path] for path in paths(base) if path in settings} | dict(row.changes))
         searched = {"training.learning_rate": row.rate * config.training.learning_rate}
         return config if row.rate == 1 else override(config, searched)
     except ValueError as error:
