@@ -414,6 +414,15 @@ def test_fields_says_what_can_be_set(capsys):
     assert main(["fields", "epocs"]) == 1 and "(did you mean 'training.epochs'?)" in capsys.readouterr().err
 
 
+def test_a_reader_that_has_enough_ends_a_command_quietly(monkeypatch, capsys):
+    def write(*_: object) -> None:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr(listing, "list_fields", write)
+    monkeypatch.setattr(os, "dup2", lambda *_: None)
+    assert main(["fields"]) == 141 and capsys.readouterr().err == ""
+
+
 def test_a_terminal_that_knows_few_signs_shows_all_runs(runs_folder, monkeypatch):
     config = RunConfig(data=DataConfig(name="情感", fingerprint="f"))
     (folder := runs_folder / f"情感-{config.hash}").mkdir(parents=True)
