@@ -690,4 +690,4 @@ def test_on_clips_of_ones_own_the_first_rows_are_planned_and_the_rest_where_it_i
         assert sorted(names) == sorted(expected) if expected else len(names) > 50
     assert not (tmp_path / "runs").exists(), "nothing was converted or made"
     assert main(["reproduce", "--dry-run", "--data", str(tmp_path / "none")]) == 1
-    assert "expected a folder with" in capsys.readouterr().err
+    assert "there is no such folder" in capsys.readouterr().err

@@ -90,8 +90,8 @@ def checked_changes(changes: Mapping[str, Any] | str | None) -> dict[str, Any]:
 def _fitting_some(path: str, values: Sequence[Any], owners: Collection[Any]) -> Any:
     """The first of these values that the field may have in some method's settings; else ValueError."""
     name, problems = path.rpartition(".")[2], []
-    for value, owner in itertools.product(values, map(type, owners)):
-        field = owner.model_fields[name]
+    for value, owner in itertools.product(values, owners):
+        field = type(owner).model_fields[name]
         try:
             fitting(Annotated[field.annotation, field, AfterValidator(owner._one_way_to_write)], value, path, strict=True)
             return value
