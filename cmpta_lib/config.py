@@ -25,6 +25,7 @@ from pydantic import (
     ConfigDict,
     Field,
     SerializeAsAny,
+    TypeAdapter,
     ValidationError,
     field_validator,
     model_validator,
@@ -32,8 +33,7 @@ from pydantic import (
 
 from cmpta_lib.paper import HYPERPARAMETERS
 
-Seeds = tuple[int, ...]
-PAPER_SEEDS: Seeds = (1111, 2222, 3333, 4444, 5555)  # choice 17
+PAPER_SEEDS: tuple[int, ...] = (1111, 2222, 3333, 4444, 5555)  # choice 17
 # Upper bounds leave room for any machine and any patience; what lies beyond is a slip of the hand.
 AtLeastOne = Annotated[int, Field(ge=1, le=10**6)]
 Few = Annotated[int, Field(ge=1, le=1024)]  # layers, heads, pseudo tokens, threads
@@ -42,6 +42,7 @@ EvenWidth = Annotated[int, Field(ge=2, le=2**16, multiple_of=2)]
 Positive = Annotated[float, Field(gt=0, le=1e9)]
 Weight = Annotated[float, Field(ge=0, le=1e6)]  # of one part of a sum beside the others
 Rate = Annotated[float, Field(ge=1e-10, le=10)]  # of learning
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # every generator takes 32 bits, some no more
 
 
 class Settings(BaseModel):
@@ -197,12 +198,8 @@ def _as_method(value: Any) -> Any:
     """A table of fields -> the settings class that its `name` stands for."""
     if not isinstance(value, Mapping):
         return value
-    if not isinstance(name := value.get("name"), str) or name not in MethodConfig.known:
-        raise ValueError(
-            f"unknown method {shown(name)}{nearest(name, MethodConfig.known)}; one of your own is known once the file that "
-            f"defines it is imported: name that file in the environment variable CMPTA_METHODS"
-        )
-    return MethodConfig.known[name].model_validate(value)
+    own = "one of your own is known once its file is imported: name that in the environment variable CMPTA_METHODS"
+    return MethodConfig.known[one_of("method", value.get("name"), MethodConfig.known, own)].model_validate(value)
 
 
 class RunConfig(Settings):
@@ -210,7 +207,7 @@ class RunConfig(Settings):
     method: Annotated[SerializeAsAny[MethodConfig], BeforeValidator(_as_method)] = CmptaConfig()
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = PAPER_SEEDS[0]
+    seed: Seed = PAPER_SEEDS[0]
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -239,7 +236,7 @@ def from_json(text: str) -> RunConfig:
         ValueError: no JSON, or fields that are unknown, missing or wrong; one line names each.
     """
     try:
-        config = _checked(json.loads(text))
+        config: RunConfig = fitting(RunConfig, json.loads(text), "config")
     except json.JSONDecodeError as error:
         raise ValueError(f"expected a run's config as JSON ({error})") from None
     if missing := sorted(paths(config, only_unset=True)):  # defaults may change
@@ -255,11 +252,9 @@ def override(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
     """
     tree, known = config.model_dump(), sorted(paths(config))
     for path, value in changes.items():
-        if path not in known:
-            raise ValueError(f"unknown config field {shown(path)}{nearest(path, known)}; `cmpta fields` lists all")
-        *parents, last = path.split(".")
+        *parents, last = one_of("config field", path, known, LISTED).split(".")
         reduce(getitem, parents, tree)[last] = value
-    return _checked(tree)
+    return fitting(RunConfig, tree, "config")
 
 
 def paths(settings: BaseModel, prefix: str = "", only_unset: bool = False) -> Iterator[str]:
@@ -272,24 +267,23 @@ def paths(settings: BaseModel, prefix: str = "", only_unset: bool = False) -> It
             yield prefix + name
 
 
-def _checked(tree: Any) -> RunConfig:
-    """Validate with one-line errors."""
+def fitting(kind: Any, value: Any, name: str = "", strict: bool | None = None) -> Any:
+    """`value` as pydantic reads it for this type; ValueError, in one line, says the first three things that are wrong."""
     try:
-        return RunConfig.model_validate(tree)
+        return TypeAdapter(kind).validate_python(value, strict=strict)
     except ValidationError as error:
-        raise ValueError("; ".join(map(_one_line, error.errors()[:3]))) from None  # three are enough to begin with
+        raise ValueError("; ".join(_one_line(one, name) for one in error.errors()[:3])) from None
 
 
-def _one_line(error: Mapping[str, Any]) -> str:
-    where = ".".join(map(str, error["loc"])) or "config"
-    where = where if where.isprintable() and len(where) <= _SHOWN else shown(where)  # an unknown field may be called anything
-    came = "" if isinstance(error["input"], Mapping | BaseModel) else f"={shown(error['input'])}"
-    return f"{where}{came}: {error['msg'].removeprefix('Value error, ')}"
+def _one_line(error: Mapping[str, Any], name: str) -> str:
+    where = shown(".".join(map(str, error["loc"])))[1:-1] or name  # an unknown field may be called anything
+    came = "" if isinstance(error["input"], Mapping | BaseModel) else shown(error["input"])
+    return f"{'='.join(filter(None, (where, came)))}: {error['msg'].removeprefix('Value error, ')}"
 
 
-_SHOWN = 60  # characters of a value in a message
+LISTED = "`cmpta fields` lists all"
 _short = reprlib.Repr()
-_short.maxstring = _short.maxother = _short.maxlong = _SHOWN
+_short.maxstring = _short.maxother = _short.maxlong = 60  # characters of a value in a message
 
 
 def shown(value: object) -> str:
@@ -309,9 +303,9 @@ def nearest(name: object, known: Collection[str]) -> str:
     return f" (did you mean '{names[near[0]]}'?)" if near else ""
 
 
-def one_of(what: str, name: Any, known: Collection[str]) -> str:
-    """`name`, which must be one of these; raises ValueError that says the nearest, and what there are."""
+def one_of(what: str, name: Any, known: Collection[str], more: str = "") -> str:
+    """`name`, which must be one of these; raises ValueError that says the nearest, and what there are or `more`."""
     if isinstance(name, str) and name in known:
         return name
-    there = textwrap.shorten(", ".join(known), 190, placeholder=" ...")
-    raise ValueError(f"no {what} {shown(name)}; there are: {there}{nearest(name, known)}")
+    there = more or "there are: " + textwrap.shorten(", ".join(known), 190, placeholder=" ...")
+    raise ValueError(f"no {what} {shown(name)}; {there}{nearest(name, known)}")

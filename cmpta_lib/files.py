@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import platform
+import reprlib
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 PUBLISHED = "published"  # the folder of figures/ that is in git; the others are anybody's experiments
-_LONGEST = 4096  # characters of a path
 SOCKET_BYTES = 107  # that a Unix socket's name may have
 _ELSEWHERE = "name another folder in the environment variable CMPTA_RUNS (for exported figures and tables: CMPTA_FIGURES)"
 _REMEDIES = {
@@ -45,10 +45,8 @@ def is_checkout() -> bool:
 def need_checkout(what: str) -> None:
     """Raise FileNotFoundError, with what to do, where the repository's notebooks are not beside the package."""
     if not is_checkout():
-        raise FileNotFoundError(
-            f"{what} needs the repository's notebooks, and {ROOT} has none: clone the repository, and in it call "
-            f"`make setup` or `pip install -e .`"
-        )
+        todo = "clone the repository, and in it call `make setup` or `pip install -e .`"
+        raise FileNotFoundError(f"{what} needs the repository's notebooks, and {ROOT} has none: {todo}")
 
 
 def figures_folder() -> Path:
@@ -82,9 +80,8 @@ def expanded(path: str | os.PathLike[str]) -> str:
         ValueError: it is no text, or names a user or an environment variable that is not known here.
     """
     given = os.fspath(path) if isinstance(path, str | os.PathLike) else None
-    if not isinstance(given, str) or "\0" in given or len(given) > _LONGEST:
-        what = "text that no path can be" if isinstance(given, str) else f"a {type(path).__name__}"
-        raise ValueError(f"expected a path or a name as text, not {what}")
+    if not isinstance(given, str) or "\0" in given or len(given) > 4096:
+        raise ValueError(f"expected a path or a name as text, not {reprlib.repr(path)}")
     found = os.path.expanduser(os.path.expandvars(given))
     if (found.startswith("~") or "$" in found) and not os.path.exists(found):
         raise ValueError(f"'{given}' names a user or an environment variable that is not known here; write the whole path")
@@ -126,12 +123,10 @@ def _is_told(error: OSError) -> bool:
 
 def explained(error: OSError) -> str:
     """What `error` says, in one line and with the remedy where it is one of room or permission and has none yet."""
-    if _is_told(error):
-        return " ".join(str(error.strerror).split())
-    if error.errno not in _REMEDIES:
-        return " ".join(str(error).split())
-    where = error.filename2 or error.filename or "a file (which one, the system does not say)"
-    return f"cannot use {where}: {_REMEDIES[error.errno]}"
+    if error.errno in _REMEDIES and not _is_told(error):
+        where = error.filename2 or error.filename or "a file (which one, the system does not say)"
+        return f"cannot use {where}: {_REMEDIES[error.errno]}"
+    return " ".join(str(error.strerror if _is_told(error) else error).split())
 
 
 @contextmanager
@@ -323,11 +318,6 @@ def check(folder: Path, recorded: Mapping[str, str], remedy: str, cache: HashCac
             raise Damaged(f"{path} is missing; {remedy}") from None
         if found != expected:
             raise Damaged(f"{path} is not the file that was written (other contents); {remedy}")
-
-
-def put(page: Path, name: str, text: str) -> None:
-    """Write what stands between a file's marks of this name anew; raises as `split`."""
-    write_text(page, with_text(page, name, text))
 
 
 def with_text(page: Path, name: str, text: str) -> str:

@@ -84,15 +84,7 @@ _CLASS_PROMPTS: Mapping[Language, str] = {
 
 
 def class_prompt(labels: Sequence[str], language: Language) -> str:
-    """Table 2's MELD sentence for any label set, numbered from 0; `MELD_PROMPT` for `MELD_LABELS` in English.
-
-    Raises:
-        ValueError: fewer than two labels, a repeated label, or a language other than "zh" and "en".
-    """
-    if len(labels) < 2 or len(set(labels)) != len(labels):
-        raise ValueError(f"a class prompt needs two or more different labels, got {list(labels)}")
-    if language not in _CLASS_PROMPTS:
-        raise ValueError(f"no class prompt in language {language!r}; known: {', '.join(_CLASS_PROMPTS)}")
+    """Table 2's MELD sentence for a task's labels, numbered from 0; `MELD_PROMPT` for `MELD_LABELS` in English."""
     return _CLASS_PROMPTS[language].format(labels=numbered(labels))
 
 

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from cmpta_lib.config import CmptaConfig, MethodConfig, RunConfig, from_json, nearest
+from cmpta_lib.config import CmptaConfig, MethodConfig, RunConfig, from_json, one_of
 from cmpta_lib.files import expanded
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ ORDER = (
     "mllm_mac multimodal_transformer cmpta"
 ).split()
 
-
+Builder: TypeAlias = "Callable[[RunConfig, Inputs, Resources], Method] | str"
 # A planned config, its corpus, the cache, and the fields that were asked for -> the config with what this machine decides
 # of it; raises FileNotFoundError, or ValueError of files that are no such thing, where what the run needs is not here.
 Completion: TypeAlias = "Callable[[RunConfig, Corpus, Path, Mapping[str, Any]], RunConfig]"
@@ -51,10 +51,26 @@ Completion: TypeAlias = "Callable[[RunConfig, Corpus, Path, Mapping[str, Any]], 
 
 @dataclass(frozen=True)
 class Entry:
-    """One method in the registry; `register` says what the fields mean."""
+    """One method in the registry.
+
+    Attributes:
+        config: its settings class, with defaults for `name` and `recipe`.
+        method: a subclass of `base.Method`, or "module:class", which is imported when one is built.
+        row: the name of its line in tables; where the paper prints a line of that name, it stands in that line.
+        comparisons: the corpora in whose comparison, Table 3 ("sims") or Table 4 ("meld"), it stands; a user's own clips
+            are compared by all that stand in one at all.
+        settings: "demo", "paper" or "smoke", "demo/data" for a user's own clips, "paper/sims/llama2-7b" for rows with
+            that LLM of their own -> config fields that differ from the defaults there; the narrower says the last word.
+        reads: what it looks at, in words: tables say it, as methods that see more are no like for like.
+        is_reference: no rival; it stands below the methods, among the lines that any method should beat.
+        is_trained: by gradient; what is only fitted has no learning rate to search.
+        is_beyond: its line stands in Tables 3 and 4, and is run with everything (`cmpta reproduce --all`) only.
+        complete: fills in what a machine decides of a config, and refuses what it lacks something for; see `Completion`.
+        waits: says what this machine lacks of a corpus, by the corpus' name, and what to do; "" where all is there.
+    """
 
     config: type[MethodConfig]
-    method: Callable[[RunConfig, Inputs, Resources], Method] | str
+    method: Builder
     row: str
     comparisons: tuple[str, ...] = COMPARISONS
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -63,7 +79,7 @@ class Entry:
     is_trained: bool = True
     is_beyond: bool = False
     complete: Completion | None = None
-    waits: Callable[[str], str] | None = None  # a corpus' name -> what of it is not on this machine, "" = nothing
+    waits: Callable[[str], str] | None = None
 
     @property
     def name(self) -> str:
@@ -89,40 +105,15 @@ def __getattr__(name: str) -> Any:
     return _ENTRIES
 
 
-def register(
-    config: type[MethodConfig],
-    method: Callable[[RunConfig, Inputs, Resources], Method] | str,
-    *,
-    row: str,
-    comparisons: tuple[str, ...] = COMPARISONS,
-    settings: Mapping[str, Mapping[str, Any]] | None = None,
-    reads: str = "",
-    is_reference: bool = False,
-    is_trained: bool = True,
-    is_beyond: bool = False,
-    complete: Completion | None = None,
-    waits: Callable[[str], str] | None = None,
-) -> None:
+def register(config: type[MethodConfig], method: Builder, *, row: str, **more: Any) -> None:
     """Make a method known to runs, tables and the command line.
 
     Args:
-        config: its settings class, with defaults for `name` and `recipe`.
-        method: a subclass of `base.Method`, or "module:class", which is imported when one is built.
-        row: the name of its line in tables; where the paper prints a line of that name, it stands in that line.
-        comparisons: the corpora in whose comparison, Table 3 ("sims") or Table 4 ("meld"), it stands; a user's own clips
-            are compared by all that stand in one at all.
-        settings: "demo", "paper" or "smoke", "demo/data" for a user's own clips, "paper/sims/llama2-7b" for rows with
-            that LLM of their own -> config fields that differ from the defaults there; the narrower says the last word.
-        reads: what it looks at, in words: tables say it, as methods that see more are no like for like.
-        is_reference: no rival; it stands below the methods, among the lines that any method should beat.
-        is_trained: by gradient; what is only fitted has no learning rate to search.
-        is_beyond: its line stands in Tables 3 and 4, and is run with everything (`cmpta reproduce --all`) only.
-        complete: fills in what a machine decides of a config, and refuses what it lacks something for; see `Completion`.
-        waits: says what this machine lacks of a corpus, by the corpus' name, and what to do; "" where all is there.
+        config, method, row, more: the fields of `Entry`, by their names.
     Raises:
         ValueError: another method has this name or row.
     """
-    entry = Entry(config, method, row, comparisons, settings or {}, reads, is_reference, is_trained, is_beyond, complete, waits)
+    entry = Entry(config, method, row, **more)
     if not entry.is_built_in:
         load_built_in()  # their names and rows are taken
     for other in _ENTRIES.values():
@@ -217,9 +208,7 @@ def method_class(name: str) -> type[Method]:
         ValueError: it is not registered in this process.
     """
     load_built_in()
-    if name not in _ENTRIES:
-        raise ValueError(f"method '{name}' is not registered{nearest(name, _ENTRIES)}; one of your own: see {PLUGINS}")
-    method: Any = _ENTRIES[name].method
+    method: Any = _ENTRIES[one_of("method", name, _ENTRIES)].method
     if isinstance(method, str):
         module, _, attribute = method.partition(":")
         method = getattr(importlib.import_module(module), attribute)

@@ -259,7 +259,11 @@ def test_a_deep_check_knows_every_stored_byte(fate, everything, tmp_path, monkey
 def test_nothing_is_made_by_asking(tmp_path, capsys):
     assert main(["check", "--profile", "paper"]) == main(["reproduce", "--profile", "paper"]) == 1
     assert not list(tmp_path.rglob("*"))
-    assert capsys.readouterr().out.splitlines()[-1].startswith("Nothing was started")
+    said = capsys.readouterr().err
+    assert said.startswith("cmpta reproduce: nothing was started: ") and said.count("\n") == 1
+    assert main(["reproduce", "--llm", "tinny"]) == 1
+    said = capsys.readouterr().err
+    assert "LLM tinny: not on this machine (did you mean 'tiny'?); " in said and said.count("\n") == 1
 
 
 def test_every_published_thing_has_its_size():

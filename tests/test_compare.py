@@ -99,7 +99,7 @@ def test_a_row_beside_a_run_is_looked_for_on_its_corpus(study, capsys):
 
 def test_what_is_left_unsaid_or_unknown_is_one_line(study, capsys):
     assert "'CMPTA' was run on embedded-meld and embedded-sims: say which with --corpus" in refused(capsys, "CMPTA", "7 tokens")
-    assert "no run 'CMPTB' on embedded-sims; did you mean 'CMPTA'?" in refused(
+    assert "no run 'CMPTB' on embedded-sims (did you mean 'CMPTA'?)" in refused(
         capsys, "CMPTB", "CMPTA", "--corpus", "embedded-sims"
     )
     assert "no run 'xyz'; `cmpta runs` lists those there are" in refused(capsys, "xyz", "CMPTA")

@@ -11,6 +11,7 @@ import pytest
 from finished import finish, finish_tables, record_llms, small_studies
 
 from cmpta_lib import paper, registry
+from cmpta_lib.data.corpus import Task
 from cmpta_lib.metrics import METRICS
 from cmpta_lib.report import comparison, summaries
 from cmpta_lib.report.comparison import of_every_corpus
@@ -190,11 +191,11 @@ def test_class_prompt_gives_table_2s_sentence_and_renders_any_label_set_in_both_
 
 @pytest.mark.parametrize(
     ("labels", "language", "message"),
-    [(["calm"], "en", "two or more"), (["calm", "calm"], "en", "different"), (["calm", "angry"], "fr", "known: ")],
+    [(("calm",), "en", "two or more"), (("calm", "calm"), "en", "different"), (("calm", "angry"), "fr", "in 'zh' or 'en'")],
 )
-def test_class_prompt_refuses_what_it_cannot_render(labels, language, message):
+def test_no_task_asks_what_a_class_prompt_cannot_say(labels, language, message):
     with pytest.raises(ValueError, match=message):
-        paper.class_prompt(labels, language)
+        Task("classification", language, labels)
 
 
 def test_sims_prompt_is_the_printed_one_with_an_ascii_minus():

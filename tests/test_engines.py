@@ -465,8 +465,8 @@ def needed(name: str) -> None:
     ("name", "settings", "said"),
     [
         ("dask", {}, "no engine 'dask'; there are: processes, ray, slurm, submitit-local"),
-        ("processes", {"gpus": 1}, "engine 'processes' has no setting 'gpus'; it has none"),
-        ("ray", {"adress": "auto"}, "engine 'ray' has no setting 'adress'; it has: address, gpus, retries"),
+        ("processes", {"gpus": 1}, "no setting of engine processes 'gpus'; it has none"),
+        ("ray", {"adress": "auto"}, "no setting of engine ray 'adress'; there are: address, gpus, retries"),
         ("ray", {"gpus": 1.5}, "gpus=1.5: expected a fraction below 1, or a whole number"),
         ("ray", {"gpus": "a"}, "gpus=a: expected a number from 0 to a million"),
         ("ray", {"retries": -1}, "retries=-1: expected a whole number from 0 to a million"),
@@ -481,7 +481,7 @@ def test_settings_are_checked_at_once(name, settings, said):
     with pytest.raises(ValueError, match=said):
         engine_of(name, 1, settings)
     for jobs in (0, 1.5, "2", True) if name in engines.ENGINES else ():
-        with pytest.raises(ValueError, match=rf"--jobs {jobs}: expected how many runs at a time, a whole number from 1"):
+        with pytest.raises(ValueError, match=rf"jobs={jobs!r}: Input should be "):
             engine_of(name, jobs)
 
 

@@ -396,7 +396,7 @@ def injected(text: str) -> list[str]:
 
 
 def test_a_misspelt_parameter_names_the_nearest_and_all():
-    said = r"no parameter 'sedes' \(did you mean 'seeds'\?\), 'xyz'; this notebook has: profile, seeds, smoke$"
+    said = r"no parameter 'sedes'; there are: profile, seeds, smoke \(did you mean 'seeds'\?\)$"
     with pytest.raises(ValueError, match=said):
         check_parameters(injected("sedes = 2\nsmoke = True\nxyz = 1"))
 
@@ -419,5 +419,5 @@ def test_a_parameter_misspelt_to_papermill_stops_before_anything_runs():
     notebook = parameterize_notebook(load_notebook_node(str(FOLDER / "05_table4_meld.ipynb")), {"sedes": 2})
     cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
     assert "check_parameters(In)" in cells[2], "the first that runs after parameters"
-    with pytest.raises(ValueError, match=r"no parameter 'sedes' \(did you mean 'seeds'\?\); this notebook"):
+    with pytest.raises(ValueError, match=r"no parameter 'sedes'; there are: "):
         check_parameters(["", *cells[:3]])

@@ -52,7 +52,9 @@ def test_what_is_missing_is_said_once_with_what_to_do(folder, monkeypatch):
         omni.find_recordings("talks", ["a", "b", "c"])
     monkeypatch.setenv(MEDIA, "media")
     assert "CMPTA_MEDIA is media, expected the whole path" in omni.missing_recordings("talks")
-    monkeypatch.setenv(MEDIA, str(folder.parent))
+    monkeypatch.setenv("HOME", str(folder.parents[1]))
+    monkeypatch.setenv(MEDIA, "~/media")
+    assert omni.find_recordings("talks", ["a"]) == {"a": folder / "a.mp4"}
     assert "of a folder that holds films" in omni.missing_recordings("films") and omni.missing_recordings("talks") == ""
     monkeypatch.setattr(omni, "find_spec", lambda name: None)
     with pytest.raises(FileNotFoundError, match="PyAV, which reads recordings, is not installed: pip install av"):

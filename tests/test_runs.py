@@ -631,7 +631,7 @@ def test_a_run_is_trained_on_a_folder_of_clips_and_answers(own: Path, monkeypatc
     ("options", "said"),
     [
         ({"method": "cmpt"}, r"no method 'cmpt'; there are: text_only, .*, cmpta \(did you mean 'cmpta'\?\)$"),
-        ({"changes": {"training.epoch": 1}}, r"no method has .* 'training.epoch' \(did you mean 'training.epochs'\?\)"),
+        ({"changes": {"training.epoch": 1}}, r"no config field 'training.epoch'; .* \(did you mean 'training.epochs'\?\)"),
         ({"changes": {"method.dim": 15}}, "method.cmpta: |multiple of 2"),
         ({"seed": -1}, "seeds=.-1.: expected"),
         ({"profile": "papper"}, "no profile 'papper'; there are: demo, paper"),

@@ -75,7 +75,7 @@ def test_seeds_are_a_number_or_a_list_and_by_default_the_profiles(options, taken
 @pytest.mark.parametrize("seeds", [0, 6, -1, [], (), "6", [1.5], ["1111"], [1111, 1111]])
 def test_other_seeds_and_profiles_are_refused(seeds):
     """Given twice, one run would be shown as two with a deviation of 0."""
-    with pytest.raises(ValueError, match=r"seeds=.*: expected .* list of whole numbers|seeds=\[1111, 1111\]: a seed is repeated"):
+    with pytest.raises(ValueError, match=r"seeds=.*: expected .* list of different whole numbers"):
         Study(seeds=seeds)
     with pytest.raises(ValueError, match="no profile 'papper'; there are: demo, paper"):
         Study("papper", seeds=seeds)
@@ -96,7 +96,7 @@ def test_a_row_changes_just_what_it_says(study, wanted):
 
 
 def test_a_row_that_there_cannot_be_lists_what_there_is(study):
-    with pytest.raises(ValueError, match="row 'BERT': no method 'bert'; there are: text_only, .*, lmf, .*, cmpta$"):
+    with pytest.raises(ValueError, match="no method 'bert'; there are: text_only, .*, lmf, .*, cmpta"):
         study().config("sims", Row("BERT", "bert"))
     with pytest.raises(ValueError, match="no LLM for a row of profile 'demo' 'gpt'; there are: llama2-7b"):
         study().config("sims", Row("a row", "mse_adapter", llm="gpt"))
@@ -613,15 +613,14 @@ NO_FIELDS = (["training.epochs"], "training.epochs=3", 3, "[3]", "{'training.epo
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"method.summery": "max"}, r"no method has the config field 'method.summery' \(did you mean 'method.summary'\?\)"),
-        ({"summary": "max"}, "no method has the config field 'summary'"),
-        ({"method": {"summary": "max"}}, "no method has the config field 'method'"),
+        ({"method.summery": "max"}, r"no config field 'method.summery'; .* \(did you mean 'method.summary'\?\)"),
+        ({"summary": "max"}, "no config field 'summary'"),
+        ({"method": {"summary": "max"}}, "no config field 'method'"),
         ({"training.epochs": "three"}, "training.epochs='three': Input should be a valid integer"),
         *(({"training.epochs": value}, f"training.epochs={value}: Input should be") for value in (0, 2.5, True, None)),
         ({"training.learning_rate": float("nan")}, "training.learning_rate=nan"),
         ({"method.summary": "median"}, "method.summary='median': Input should be 'mean' or 'max'"),
         ({"training.epochs": 3, "method.summary": "median"}, "method.summary='median': Input should be 'mean' or 'max'"),
-        ({"method.num_heads": 7}, "dim=1024 is not a multiple of num_heads=7"),
         *(({name: "x"}, f"'{name}' is set by {where}") for name, where in _ELSEWHERE.items()),
         *((one, r"expected fields with values, such as \{\"training.epochs\": 3\}") for one in NO_FIELDS),
     ],
@@ -637,7 +636,7 @@ def test_an_impossible_change_is_one_line_before_anything_starts(changes: Any, s
     ("changes", "said"),
     [
         ({"method.num_pseudo_tokens": 7}, "row 'adapter off' cannot be run as asked: .*an odd num_pseudo_tokens"),
-        ({"method.num_heads": 128}, "row 'CMPTA' cannot be run as asked: .*dim=64 is not a multiple of num_heads=128"),
+        ({"method.num_heads": 7}, "row 'CMPTA' cannot be run as asked: .*dim=64 is not a multiple of num_heads=7"),
     ],
 )
 def test_a_change_that_a_row_cannot_have_names_the_row(changes: dict, said: str, study):

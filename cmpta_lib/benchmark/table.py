@@ -247,7 +247,7 @@ def publish(root: Path = files.ROOT) -> str:
     files.split(root / "README.md", SPEED)  # before anything is copied
     with files.writing(target):
         shutil.copytree(source, target, dirs_exist_ok=True)
-    files.put(root / "README.md", SPEED, in_readme(stored(target)))
+    files.write_text(root / "README.md", files.with_text(root / "README.md", SPEED, in_readme(stored(target))))
     return f"{sum(1 for _ in source.iterdir())} files of {source} are now in {target}, and README.md shows them; commit both"
 
 

@@ -68,10 +68,14 @@ def missing_recordings(corpus: str) -> str:
     named, needed = os.environ.get(MEDIA, ""), f"the recordings of '{corpus}' are needed:"
     if not named:
         return f"{needed} set {MEDIA} to the folder that holds {corpus}/<clip id>.mp4"
-    folder = Path(named) / corpus
+    folder = _media(corpus)
     if not (folder.is_absolute() and folder.is_dir()):  # runs are made by processes that may start elsewhere
         return f"{needed} {MEDIA} is {named}, expected the whole path, from the root, of a folder that holds {corpus}"
     return "" if find_spec("av") else "PyAV, which reads recordings, is not installed: pip install av"
+
+
+def _media(corpus: str) -> Path:
+    return Path(os.path.expanduser(os.path.expandvars(os.environ[MEDIA])), corpus)
 
 
 def find_recordings(corpus: str, ids: Iterable[str]) -> dict[str, Path]:
@@ -82,7 +86,7 @@ def find_recordings(corpus: str, ids: Iterable[str]) -> dict[str, Path]:
     """
     if reason := missing_recordings(corpus):
         raise FileNotFoundError(reason)
-    folder = (Path(os.environ[MEDIA]) / corpus).resolve()
+    folder = _media(corpus).resolve()
     found: dict[str, Path | None] = {}
     for name in ids:
         stems = (name, name.replace(_SEPARATOR, "/"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from typing import TYPE_CHECKING
 
@@ -46,7 +48,12 @@ def run(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.command in ("reproduce", "dry-run", "publish"):  # they need the repository, not the package alone
             files.need_checkout(f"cmpta {options.command}")
-        return _act(options)
+        code = _act(options)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # whoever reads what is printed, such as `head`, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else the interpreter says so at its end
+        return 128 + signal.SIGPIPE
     except OSError as error:
         said = files.explained(error)
     except (ValueError, RuntimeError, ImportError) as error:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import argparse
 import platform
-from collections.abc import Callable
 from dataclasses import fields
 from importlib.metadata import version
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, get_origin
 
-from pydantic import Field, TypeAdapter
+from pydantic import Field
 
 import cmpta_lib
 from cmpta_lib import files, registry
 from cmpta_lib.benchmark.options import ANSWERED, BACKBONES, DEFAULT_DIM, Options
 from cmpta_lib.benchmark.options import CORPORA as LENGTHS
-from cmpta_lib.config import nearest, one_of, shown
+from cmpta_lib.config import AtLeastOne, Few, Seed, fitting, nearest, one_of, shown
 from cmpta_lib.llm import files as llm_files
 from cmpta_lib.runs import provenance
 from cmpta_lib.runs.engines import DEFAULT, ENGINES
@@ -25,33 +24,16 @@ from cmpta_lib.study.plan import CMPTA, NOTEBOOKS, compared
 from cmpta_lib.study.profiles import PROFILES
 from cmpta_lib.study.study import Study
 
-
-def _typed(read: Callable[[str], Any], expected: str = "") -> Callable[[str], Any]:
-    """A type of argparse: what `read` makes of a text, or one line that says what was expected."""
-
-    def typed(text: str) -> Any:
-        try:
-            return read(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(f"expected {expected}, not {shown(text)}" if expected else str(error)) from None
-
-    return typed
+Clips = Annotated[int, Field(ge=1, le=4096)]  # in a batch
+Share = Annotated[float, Field(gt=0, le=1)]
 
 
-def _count(most: int) -> Callable[[str], Any]:
-    return _typed(TypeAdapter(Annotated[int, Field(ge=1, le=most)]).validate_strings, f"a whole number from 1 to {most}")
-
-
-def _pair(text: str) -> tuple[str, Any]:
+def setting(text: str) -> tuple[str, Any]:
     """`name=value`: the value as JSON or a Python literal where it is one, else the text itself."""
     name, equals, value = text.partition("=")
     if not (name and equals):
         raise ValueError(f"expected NAME=VALUE such as training.epochs=3, not {shown(text)}")
     return name, read_value(value)
-
-
-path, seeds, seed = _typed(files.expanded), _typed(checked_seeds), _typed(lambda text: checked_seeds(f"[{text}]")[0])
-count, at_a_time, threads, clips = _count(10**6), _count(10**4), _count(1024), _count(4096)
 
 
 class _Once(argparse.Action):
@@ -61,14 +43,11 @@ class _Once(argparse.Action):
         given: dict[Any, Any] = self.__dict__.setdefault("given", {})  # a parser is made for each call
         name, value = values if self.type is setting else (self.dest, values)
         if name in given:
-            raise argparse.ArgumentError(self, f"{shown(name)} is given twice, and only one value can hold")
-        if any(isinstance(word, str) and not word.strip() for word in (value if isinstance(value, list) else [value])):
-            raise argparse.ArgumentError(self, "expected a name, not nothing")  # a shell's variable that is not set
+            raise ValueError(f"{shown(name)} is given twice, and only one value can hold")
+        if not all(str(word).strip() for word in (value if isinstance(value, list) else [value])):
+            raise ValueError(f"{name}: expected a name, not nothing")  # a shell's variable that is not set
         given[name] = value
         setattr(namespace, self.dest, dict(given) if self.type is setting else value)
-
-
-setting = _typed(_pair)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -79,17 +58,22 @@ class _Parser(argparse.ArgumentParser):
         self.register("action", None, _Once)
 
     def parse_known_args(self, *given: Any, **settings: Any) -> Any:  # a command's own parser is the one that knows its options
-        found, unknown = super().parse_known_args(*given, **settings)
+        try:
+            found, unknown = super().parse_known_args(*given, **settings)
+        except ValueError as error:
+            self.error(str(error))
         if unknown:
             self.error(f"unrecognized argument {shown(unknown[0])}{nearest(unknown[0], [*self._option_string_actions])}")
         return found, unknown
 
+    def _get_value(self, action: argparse.Action, text: str) -> Any:
+        if get_origin(action.type) is Annotated:
+            return fitting(action.type, read_value(text), action.dest, strict=True)
+        return action.type(text) if callable(action.type) else text
+
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None:
-            try:
-                one_of(action.dest, value, list(action.choices))
-            except ValueError as error:
-                raise argparse.ArgumentError(action, str(error)) from None
+            one_of(action.dest, value, list(action.choices))
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {' '.join(message.split())} (see {self.prog} --help)\n")
@@ -121,7 +105,7 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--dry-run", action="store_true", help="list the runs with their config hashes, and train nothing")
     look = command("check", "what is here and missing, and how long each notebook takes")
     _add_study(look)
-    look.add_argument("--jobs", type=at_a_time, help="runs at a time (default: one a GPU, else one a core)")
+    look.add_argument("--jobs", type=AtLeastOne, help="runs at a time (default: one a GPU, else one a core)")
     look.add_argument("--deep", action="store_true", help="also read every stored byte and compare it with its hash")
     _add_benchmark(command("benchmark", "time steps and answers beside the bare LLM and MSE-Adapter's way"))
     _add_listing(command("runs", "list runs: what each is, how far, and its scores"))
@@ -143,10 +127,11 @@ def parser() -> argparse.ArgumentParser:
 def _add_study(sub: argparse.ArgumentParser) -> None:
     profiles = "demo (offline, minutes) or paper (real data, one GPU)"
     sub.add_argument("--profile", choices=[*PROFILES], default="demo", help=profiles)
-    sub.add_argument("--data", type=path, default="", help="folder of <name>_{train,valid,test}.pkl in MELD's public format")
+    folder = "folder of <name>_{train,valid,test}.pkl in MELD's public format"
+    sub.add_argument("--data", type=files.expanded, default="", help=folder)
     sub.add_argument("--smoke", action="store_true", help="a few clips and one epoch, to see that everything runs")
-    sub.add_argument("--llm", type=path, default="", help="another backbone: a published name, a hub id, or a folder")
-    sub.add_argument("--seeds", type=seeds, help="how many seeds, or a list such as [1111,3333]")
+    sub.add_argument("--llm", type=files.expanded, default="", help="another backbone: a published name, a hub id, or a folder")
+    sub.add_argument("--seeds", type=checked_seeds, help="how many seeds, or a list such as [1111,3333]")
     what = "change a config field of every run, e.g. training.epochs=3; outputs then go to a folder of their own"
     sub.add_argument("--set", type=setting, default={}, dest="changes", metavar="FIELD=VALUE", help=what)
     sub.add_argument("--only", nargs="+", default=[], metavar="NAME", help="notebooks by a part of their name: table3")
@@ -156,7 +141,7 @@ def _add_study(sub: argparse.ArgumentParser) -> None:
 
 def _add_engine(sub: argparse.ArgumentParser) -> None:
     jobs = "runs at a time (default: one a GPU, else one a core; more share a GPU; on a cluster, as many as it takes)"
-    sub.add_argument("--jobs", type=at_a_time, help=jobs)
+    sub.add_argument("--jobs", type=AtLeastOne, help=jobs)
     where = "where runs are made: processes (of this machine, the default), ray, slurm, or submitit-local (to try slurm)"
     sub.add_argument("--engine", choices=tuple(ENGINES), default=DEFAULT, metavar="NAME", help=where)
     what = "a setting of the engine: ray has address, gpus, retries; slurm has submitit's, e.g. slurm_partition=gpu"
@@ -167,7 +152,7 @@ def _add_listing(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("words", nargs="*", metavar="WORD", help="only runs with these in their name, such as tokens")
     sub.add_argument("--method", help="only this method's, such as cmpta or self_mm")
     sub.add_argument("--corpus", help="only those on this corpus, such as embedded-sims")
-    sub.add_argument("--seed", type=seed, help="only those with this seed")
+    sub.add_argument("--seed", type=Seed, help="only those with this seed")
     sub.add_argument("--state", choices=STATES, help="only those in this state")
     sub.add_argument("--smoke", action="store_true", help="the smoke runs instead")
     sub.add_argument("--json", action="store_true", help="everything about each, as JSON")
@@ -175,10 +160,10 @@ def _add_listing(sub: argparse.ArgumentParser) -> None:
 
 def _add_comparison(sub: argparse.ArgumentParser) -> None:
     what = "a run's folder, its name, the beginning of its hash, or a row's name such as CMPTA or 'alignment off'"
-    sub.add_argument("a", type=path, metavar="A", help=what)
-    sub.add_argument("b", type=path, metavar="B", help="the other")
+    sub.add_argument("a", type=files.expanded, metavar="A", help=what)
+    sub.add_argument("b", type=files.expanded, metavar="B", help="the other")
     sub.add_argument("--corpus", help="on which corpus, where a row's name is given")
-    sub.add_argument("--clips", type=count, default=10, help="how many of the clips that changed most (default 10)")
+    sub.add_argument("--clips", type=AtLeastOne, default=10, help="how many of the clips that changed most (default 10)")
     sub.add_argument("--smoke", action="store_true", help="among the smoke runs")
     sub.add_argument("--json", action="store_true", help="everything, as JSON")
 
@@ -188,15 +173,15 @@ def _add_benchmark(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--backbone", choices=BACKBONES, default="tiny", help=sizes)
     lengths = "whose lengths clips have (default both)"
     sub.add_argument("--corpora", nargs="+", choices=tuple(LENGTHS), default=tuple(LENGTHS), help=lengths)
-    sub.add_argument("--batch-size", type=clips, default=16, help="clips a training batch (default 16)")
-    sub.add_argument("--dim", type=count, help="the adapter's width D (default 64 for tiny, else 1024)")
-    sub.add_argument("--steps", type=count, default=10, help="training batches to time (default 10)")
-    sub.add_argument("--answers", type=count, default=2, help="evaluation batches to time (default 2)")
-    sub.add_argument("--answered", type=clips, default=ANSWERED, help=f"clips in each (default {ANSWERED})")
-    sub.add_argument("--vocabulary", type=path, default="", help="a published qwen.tiktoken, for its real tokens")
-    sub.add_argument("--annotations", type=path, default="", help="folder of MELD's CSVs, for its real texts")
-    sub.add_argument("--threads", type=threads, help="of torch (default: its own choice)")
-    sub.add_argument("--seed", type=seed, default=0, help="of clips and weights (default 0)")
+    sub.add_argument("--batch-size", type=Clips, default=16, help="clips a training batch (default 16)")
+    sub.add_argument("--dim", type=AtLeastOne, help="the adapter's width D (default 64 for tiny, else 1024)")
+    sub.add_argument("--steps", type=AtLeastOne, default=10, help="training batches to time (default 10)")
+    sub.add_argument("--answers", type=AtLeastOne, default=2, help="evaluation batches to time (default 2)")
+    sub.add_argument("--answered", type=Clips, default=ANSWERED, help=f"clips in each (default {ANSWERED})")
+    sub.add_argument("--vocabulary", type=files.expanded, default="", help="a published qwen.tiktoken, for its real tokens")
+    sub.add_argument("--annotations", type=files.expanded, default="", help="folder of MELD's CSVs, for its real texts")
+    sub.add_argument("--threads", type=Few, help="of torch (default: its own choice)")
+    sub.add_argument("--seed", type=Seed, default=0, help="of clips and weights (default 0)")
     sub.add_argument("--publish", action="store_true", help="measure nothing: copy what is stored to figures/published")
     sub.add_argument("--no-memory", action="store_false", dest="memory", help="leave out peak memory, one process each")
 
@@ -204,9 +189,9 @@ def _add_benchmark(sub: argparse.ArgumentParser) -> None:
 def _add_dry_run(sub: argparse.ArgumentParser) -> None:
     sizes = "small (minutes on a CPU) or full (Qwen-1.8B's and the published sizes); default: full where there is a GPU"
     sub.add_argument("--size", choices=("small", "full"), help=sizes)
-    sub.add_argument("--factor", type=float, help="split sizes, as a fraction of the published ones")
-    sub.add_argument("--annotations", type=path, default="", help="folder of MELD's CSVs, for its real texts and labels")
-    sub.add_argument("--vocabulary", type=path, default="", help="a published qwen.tiktoken, for its real tokens")
+    sub.add_argument("--factor", type=Share, help="split sizes, as a fraction of the published ones")
+    sub.add_argument("--annotations", type=files.expanded, default="", help="folder of MELD's CSVs, for its real texts")
+    sub.add_argument("--vocabulary", type=files.expanded, default="", help="a published qwen.tiktoken, for its real tokens")
     sub.add_argument("--files-only", action="store_true", help="write and convert the files, run no notebook")
 
 
@@ -249,6 +234,6 @@ def chosen_notebooks(options: argparse.Namespace) -> list[str]:
     names = [notebook.name for notebook in NOTEBOOKS]
     for part in options.only:
         if not any(part.lower() in name for name in names):
-            hint = nearest(part, [word for name in names for word in name.split("_")])
-            raise ValueError(f"--only {shown(part)}: no notebook has that in its name{hint}")
+            words = "_".join(names).split("_")
+            raise ValueError(f"--only {shown(part)}: no notebook has that in its name{nearest(part, words)}")
     return [name for name in names if any(part.lower() in name for part in options.only)]

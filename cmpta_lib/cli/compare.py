@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import json
 import os
 import re
@@ -14,7 +13,7 @@ from typing import Any
 
 from cmpta_lib import metrics
 from cmpta_lib.cli.listing import SHORT, Listed, listed
-from cmpta_lib.config import one_of, shown
+from cmpta_lib.config import nearest, one_of, shown
 from cmpta_lib.figures.clips import NEAR
 from cmpta_lib.files import runs_folder
 from cmpta_lib.report.comparison import Versus, differing, versus
@@ -23,7 +22,7 @@ from cmpta_lib.runs.progress import cut, table
 from cmpta_lib.runs.store import Run
 
 _TEXT_COLUMNS, _ANSWER_COLUMNS, _VALUE_COLUMNS = 40, 24, 30
-_MOST_CANDIDATES, _MOST_NEAR, _LINE = 3, 3, 110
+_MOST_CANDIDATES, _LINE = 3, 110
 
 
 def compare(options: argparse.Namespace) -> int:
@@ -54,9 +53,8 @@ def meant(text: str, every: Sequence[Listed], corpus: str | None = None) -> list
     """
     named = [row for row in every if row.title.lower() == text.lower() and corpus in (None, row.corpus)]
     if not (found := _addressed(text, every) or named):
-        near = difflib.get_close_matches(text, {row.title for row in every}, n=_MOST_NEAR)
-        hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else "; `cmpta runs` lists those there are"
-        raise ValueError(f"no run {shown(text)}{f' on {corpus}' if corpus else ''}{hint}")
+        hint = nearest(text, {row.title for row in every})
+        raise ValueError(f"no run {shown(text)}{f' on {corpus}' * bool(corpus)}{hint}; `cmpta runs` lists those there are")
     if not (finished := [row for row in found if row.summary.state == "finished"]):
         first = found[0].summary
         raise ValueError(f"'{text}' cannot be compared: {first.folder.name} is {first.state}: {first.detail}")
@@ -71,11 +69,8 @@ def meant(text: str, every: Sequence[Listed], corpus: str | None = None) -> list
 def _addressed(text: str, every: Sequence[Listed]) -> list[Listed]:
     """The runs that a folder, its name, or the beginning of a hash means; none where the text is no such thing."""
     place, hashed = Path(text).resolve(), text if re.fullmatch(r"[0-9a-f]{4,12}", text) else "?"
-    found = []
-    for row in every:
-        folder = row.summary.folder
-        if row.hash.startswith(hashed) or folder.name == text or folder.resolve() == place:
-            found.append(row)
+    folders = [(row, row.summary.folder) for row in every]
+    found = [row for row, at in folders if row.hash.startswith(hashed) or at.name == text or at.resolve() == place]
     if len(found) > 1:
         raise ValueError(f"'{text}' is the beginning of several runs; name one: {_candidates(found)}")
     if not found and os.path.isfile(place / store.CONFIG):  # a run that was copied elsewhere

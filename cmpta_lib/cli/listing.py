@@ -119,9 +119,11 @@ def list_runs(options: argparse.Namespace) -> int:
 
 def list_fields(options: argparse.Namespace) -> int:
     """Print what `--set` can change, under the methods that have it; ValueError where a word is in no name."""
-    found = [one for one in fields() if all(word in f"{one['field']} {one['methods']}" for word in options.words)]
+    every = fields()
+    found = [one for one in every if all(word in f"{one['field']} {one['methods']}" for word in options.words)]
     if not found:
-        hints = "".join(nearest(word, [*registry.ENTRIES, *(one["field"] for one in fields())]) for word in options.words)
+        known = [*registry.ENTRIES, *(one["field"] for one in every)]
+        hints = "".join(nearest(word, known) for word in options.words)
         raise ValueError(f"no field or method is called so{hints}; `cmpta fields` lists all")
     if options.json:
         print(json.dumps(found, indent=1))

@@ -11,6 +11,7 @@ import os
 import shutil
 import sys
 import tempfile
+import textwrap
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -79,8 +80,9 @@ def reproduce(options: argparse.Namespace) -> int:
     started = time.monotonic()
     study, chosen = study_of(options), chosen_notebooks(options)
     engine = engine_of(options.engine, options.jobs, dict(options.engine_settings))
-    if not (is_whole := _has_needs(study, chosen, options.dry_run)) or options.dry_run:
-        return 0 if is_whole else 1
+    _need_all(study, chosen, options.dry_run)
+    if options.dry_run:
+        return 0
     from cmpta_lib.report import gather  # here: a list of runs is printed without, a third of a second sooner
 
     print(f"[1/3] corpora and language models of profile '{study.profile}'", flush=True)
@@ -171,10 +173,10 @@ def _make(study: Study, runs: Sequence[Run], options: argparse.Namespace, failed
     return True
 
 
-def _has_needs(study: Study, chosen: Sequence[str], is_plan: bool) -> bool:
-    """Whether everything is here that the notebooks need; else what is missing is printed, and the plan where asked for."""
+def _need_all(study: Study, chosen: Sequence[str], is_plan: bool) -> None:
+    """Print the plan where it is asked for; what is missing of all that the notebooks need is printed, and raises ValueError."""
     found, planned = check.needs(study, chosen), study.planned(chosen)
-    missing = sum(need.missing for need in found)
+    missing = [need for need in found if need.missing]
     if missing:
         print(check.screen(study, found))
     if is_plan and not missing and study.is_made(chosen):
@@ -189,8 +191,8 @@ def _has_needs(study: Study, chosen: Sequence[str], is_plan: bool) -> bool:
         if not missing:
             print(f"{len(planned)} runs in all, to be named once corpora and models are made; {MEASURES}")
     if missing:
-        print(f"Nothing was started: {missing} of {len(found)} needs are missing. {len(planned)} runs in all.")
-    return not missing
+        said = textwrap.shorten(f"{missing[0].what}: {missing[0].found}", 150, placeholder=" ...")
+        raise ValueError(f"nothing was started: {len(missing)} of {len(found)} needs are missing. {said}; {missing[0].remedy}")
 
 
 def _prepared(study: Study, chosen: Sequence[str]) -> tuple[list[str], list[str]]:

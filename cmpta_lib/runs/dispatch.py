@@ -25,6 +25,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from cmpta_lib import files, registry
+from cmpta_lib.config import AtLeastOne, fitting
 from cmpta_lib.runs import provenance, store
 from cmpta_lib.runs.store import Run
 from cmpta_lib.runs.worker import ENDS, Attempt
@@ -72,9 +73,8 @@ class Engine:
     retries, is_local = 0, False
 
     def __init__(self, jobs: int | None = None) -> None:
-        if jobs is not None and (isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1):
-            raise ValueError(f"--jobs {jobs}: expected how many runs at a time, a whole number from 1")
-        self.jobs = provenance.usual() if jobs is None and self.is_local else jobs
+        asked = fitting(AtLeastOne | None, jobs, "jobs", strict=True)
+        self.jobs = provenance.usual() if asked is None and self.is_local else asked
 
     @contextmanager
     def opened(self, runs: Sequence[Run], folder: Path) -> Iterator[None]:

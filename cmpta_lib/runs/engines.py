@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cmpta_lib import files
-from cmpta_lib.config import EncoderConfig, LLMConfig, nearest, one_of, shown, to_json
+from cmpta_lib.config import EncoderConfig, LLMConfig, one_of, to_json
 from cmpta_lib.llm.files import fetched
 from cmpta_lib.runs import provenance, store
 from cmpta_lib.runs.dispatch import LOG, Engine, Failure, Job
@@ -139,11 +139,9 @@ def engine_of(name: str, jobs: int | None = None, settings: Mapping[str, Any] | 
         RuntimeError: what it stands on is not installed, or not to be found here; says what to do.
     """
     made: Callable[..., Engine] = pkgutil.resolve_name(ENGINES[one_of("engine", name, ENGINES)])
-    known = {one for one in inspect.signature(made).parameters if one != "jobs"}
-    unknown = [setting for setting in settings or {} if setting not in known]
-    if unknown and "parameters" not in known:  # which are whatever the library behind it takes
-        has = f"it has: {', '.join(sorted(known))}" if known else "it has none"
-        raise ValueError(f"engine '{name}' has no setting {shown(unknown[0])}; {has}{nearest(unknown[0], known)}")
+    known = [one for one in inspect.signature(made).parameters if one != "jobs"]
+    for setting in () if "parameters" in known else settings or {}:  # which are whatever the library behind it takes
+        one_of(f"setting of engine {name}", setting, known, "" if known else "it has none")
     return made(jobs, **(settings or {}))
 
 

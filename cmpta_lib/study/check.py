@@ -17,6 +17,7 @@ from pkgutil import resolve_name
 import psutil
 
 from cmpta_lib import registry
+from cmpta_lib.config import nearest
 from cmpta_lib.data.store import load_corpus
 from cmpta_lib.files import Damaged, read_checksummed
 from cmpta_lib.llm import files as llm_files
@@ -178,7 +179,8 @@ def _model(study: Study, name: str, kind: str, state: str) -> Need:
         if Path(name).exists():
             return Need(what, str(error), "restore or fetch what is named here", state, size)
     fetch = "dry-run" if study.smoke and not study.own_llm else f"weights {shlex.quote(name)}"
-    return Need(what, "not on this machine", f"{COMMAND} {fetch}", state, size)
+    hint = nearest(name, ["tiny", *llm_files.PUBLISHED, *llm_files.ENCODERS])
+    return Need(what, f"not on this machine{hint}", f"{COMMAND} {fetch}", state, size)
 
 
 def _machine(root: Path, model_gb: float, to_come_gb: float) -> list[Need]:

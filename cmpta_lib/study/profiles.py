@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from cmpta_lib import registry
-from cmpta_lib.config import PAPER_SEEDS, DataConfig, RunConfig, override, paths
+from cmpta_lib.config import PAPER_SEEDS, DataConfig, RunConfig, one_of, override, paths
 from cmpta_lib.data.corpus import Language
 
 if TYPE_CHECKING:
@@ -67,21 +67,17 @@ def planned_config(profile: str, key: str, row: Row, data: DataConfig, seed: int
     caller sets), and last what the row is about. Fields that the method does not have are left out, but for the row's.
 
     Raises:
-        ValueError: the row's method is not registered, or a value does not fit; names the row.
+        ValueError: the row's method is not registered, or a value does not fit.
     """
-    if row.method not in registry.ENTRIES:
-        raise ValueError(f"row '{row.name}': no method '{row.method}'; there are: {', '.join(registry.ENTRIES)}")
-    entry, chosen = registry.ENTRIES[row.method], PROFILES[profile]
+    entry, chosen = registry.ENTRIES[one_of("method", row.method, registry.ENTRIES)], PROFILES[profile]
     settings = {**chosen.changes, **chosen.corpus_changes.get(key, {})}
     for place in (profile, f"{profile}/{key}", f"{profile}/{key}/{row.llm}"):
         settings |= entry.settings.get(place, {})
     settings |= more
     base = RunConfig(data=data, method=entry.defaults(), seed=seed)
-    known = set(paths(base))
     try:
-        config = override(base, {path: value for path, value in settings.items() if path in known} | dict(row.changes))
-        if row.rate == 1:
-            return config
-        return override(config, {"training.learning_rate": row.rate * config.training.learning_rate})
+        config = override(base, {path: settings[path] for path in paths(base) if path in settings} | dict(row.changes))
+        searched = {"training.learning_rate": row.rate * config.training.learning_rate}
+        return config if row.rate == 1 else override(config, searched)
     except ValueError as error:
         raise ValueError(f"row '{row.name}' cannot be run as asked: {error}") from error
