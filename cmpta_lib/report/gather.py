@@ -145,8 +145,11 @@ def write_report(study: Study, keys: Sequence[str], beyond: bool = False, failur
             if is_beyond and not any(found.values()):
                 continue  # nobody asked for it
             parts.append(f"## {heading}")
-            for name, paths in found.items():
-                parts += [*map(_shown, paths)] or [f"({name}: not made{reasons.get(name, '')}.)"]
+            parts += [_shown(path) for paths in found.values() for path in paths]
+            absent: dict[str, list[str]] = {}
+            for name in (name for name, paths in found.items() if not paths):
+                absent.setdefault(reasons.get(name, ""), []).append(name)
+            parts += [f"({', '.join(names)}: not made{reason}.)" for reason, names in absent.items()]
     parts += ["## Where each table and figure comes from", _as_markdown(study, beyond)]
     with files.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -156,12 +159,11 @@ def write_report(study: Study, keys: Sequence[str], beyond: bool = False, failur
 
 
 def _reasons(study: Study, failures: Mapping[str, str]) -> dict[str, str]:
-    """Pattern of an export's name -> why it may not be there: what it needs is damaged, or its notebook failed."""
+    """Pattern of an export's name -> why it may not be there: CMPTA cannot run on its corpus, or its notebook failed."""
     reasons: dict[str, str] = {}
     for notebook in NOTEBOOKS:
         for key in study.every_key if study.data else notebook.corpora:
-            lost = study.without.get(key) or next(filter(None, (study.lost(row, key) for row in notebook.rows(key))), "")
-            if why := lost or failures.get(notebook.name, "").partition(". The executed copy")[0]:
+            if why := study.missing(CMPTA, key) or failures.get(notebook.name, "").partition(". The executed copy")[0]:
                 names = (pattern.replace("{key}", key) for pattern in _patterns(notebook))
                 reasons |= dict.fromkeys(names, f": {escaped(shown_reason(why))}")
     return reasons
