@@ -225,7 +225,7 @@ def test_readme_and_figures_change_together_or_not_at_all(fails: str, exports: P
         record_files(exports, exports / "table3.csv")
     else:
         place = gather.files if fails == "write_text" else gather.shutil
-        monkeypatch.setattr(place, fails, lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space left", "README.md")))
+        monkeypatch.setattr(place, fails, lambda *_, **__: (_ for _ in ()).throw(OSError(28, os.strerror(28), "README.md")))
     with pytest.raises((OSError, ValueError), match="disk is full" if fails != "csv" else "table3.csv is no table of scores"):
         gather.publish("demo", exports, checkout)
     monkeypatch.undo()
@@ -249,7 +249,8 @@ def test_the_command_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.Mo
     assert main(["publish"]) == 1
     shown = capsys.readouterr().err
     assert shown.startswith("cmpta publish: ") and "make reproduce" in shown and shown.count("\n") == 1
-    assert main(["publish", "--profile", "papper"]) == 1
+    with pytest.raises(SystemExit):
+        main(["publish", "--profile", "papper"])
     assert "no profile 'papper'" in capsys.readouterr().err
 
 
