@@ -130,7 +130,6 @@ def publish(options: argparse.Namespace) -> int:
     whole = {one.folder.name for one in found(study.root) if isinstance(one, Run) and one.done and not one.problem}
     if lost := sorted(named - whole):  # before anything is made there
         raise ValueError(f"{len(lost)} of the runs behind {folder} are not whole, such as {lost[0]}: see `cmpta runs`")
-    beyond = [one.name for one in NOTEBOOKS if one.is_beyond]
     chosen = [one.name for one in NOTEBOOKS if not one.is_beyond or f"{exports.PAGES}/{one.name}.html" in there]
     keys, failed = _prepared(study, chosen)
     if failed:
@@ -142,7 +141,7 @@ def publish(options: argparse.Namespace) -> int:
         try:
             if failures := _execute(study, chosen, _parameters(asked, study), started):
                 raise ValueError("; ".join(failures.values()))
-            gather.write_report(study, keys, beyond=set(beyond) <= set(chosen))
+            gather.write_report(study, keys, beyond=len(chosen) == len(NOTEBOOKS))
             print(gather.publish(options.profile, draft))
         finally:
             shutil.rmtree(draft)  # what it holds is published, or said to differ
