@@ -238,6 +238,17 @@ def test_without_cmpta_a_notebook_says_why_and_ends_well(number: str, runs_folde
     assert any("text/markdown" in kinds for kinds in shown) == (number != "09")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("number", ["08", "09"])
+def test_of_words_alone_no_attention_is_drawn_and_the_notebook_ends_well(number: str, runs_folder: Path, tmp_path: Path):
+    clips_of_ones_own(lambda number: ("calm", "loud")[number % 2], (6, 4, 6), tmp_path, has_face=False, has_voice=False)
+    study = Study(data=str(tmp_path), smoke=True)
+    finish(study, "data", [run for row in (plan.CMPTA, plan.TEXT_ONLY) for run in study.runs("data", row)])
+    (path,) = (path for path in NOTEBOOKS if path.stem.startswith(number))
+    shown = run_cells(path, tmp_path, data=str(tmp_path))
+    assert not any("image/png" in kinds for kinds in shown)
+
+
 @pytest.fixture(scope="module")
 def voices(tmp_path_factory) -> Path:
     """A user's own clips: three classes, a voice each and no face, in MELD's public format."""
