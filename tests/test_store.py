@@ -149,7 +149,7 @@ def test_an_unfinished_run_is_not_read(run, read):
     assert run.problem == ""
 
 
-class Counted:
+class Counted(engines.Engine):
     """An engine that finishes every run by hand and remembers which."""
 
     def __init__(self) -> None:
