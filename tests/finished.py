@@ -44,7 +44,10 @@ def small_studies(root: Path, patch: pytest.MonkeyPatch) -> type[Study]:
     return Study
 
 
-def clips(label: Callable[[int], str | float], sizes: Sequence[int], folder: Path, has_face: bool = True) -> Path:
+def clips(
+    label: Callable[[int], str | float], sizes: Sequence[int], folder: Path, *, has_face: bool = True, has_voice: bool = True,
+    said: str = "Take {}.",
+) -> Path:  # fmt: skip
     """A user's own clips in MELD's public format: 10 audio features, 4 of the face, `label` by number."""
     rng = np.random.default_rng(0)
     for split, size in zip(("train", "valid", "test"), sizes, strict=True):
@@ -52,7 +55,7 @@ def clips(label: Callable[[int], str | float], sizes: Sequence[int], folder: Pat
         for number in range(size):
             audio = rng.standard_normal((int(rng.integers(5, 12)), 10)).astype(np.float32) + number % 3
             video = rng.standard_normal((3, 4)).astype(np.float32) if has_face else np.zeros((1, 4), np.float32)
-            features = {"text": f"Take {number}.", "audio": audio, "audio_len": len(audio), "video": video}
+            features = {"text": said.format(number), "audio": audio, "audio_len": len(audio) * has_voice, "video": video}
             items.append({"label": label(number), "features": features | {"video_len": 3 if has_face else 0}})
         (folder / f"voices_{split}.pkl").write_bytes(pickle.dumps(items))
     return folder

@@ -108,7 +108,7 @@ def test_a_record_of_anything_else_or_cut_anywhere_is_refused(tmp_path: Path):
     for content in (*others, *(whole[:size] for size in range(0, 500, 30))):
         meta.write_bytes(content.encode("utf-8", "surrogateescape"))
         refused(lambda: load_corpus(good), meta, remedy)
-    meta.write_text(json.dumps({"format": 1, "name": "own"}))
+    meta.write_text(files.checksummed({"format": 1, "name": "own"}))
     with pytest.raises(files.Damaged, match=f"{meta}: expected format {store.FORMAT}, found 1; remove the"):
         load_corpus(good)
 

@@ -134,7 +134,8 @@ def test_what_is_damaged_takes_its_own_rows_and_the_report_says_why(study, spoil
     text = gather.write_report(fresh, fresh.keys, failures={"06_table5_ablation_simsv2": "a cell failed"}).read_text("utf-8")
     place, said = str(path.relative_to(study.root.parent)), text.replace("\\", "").replace("runs/", "")
     assert "**Left out, and all that needs it:** " in said and said.count(place) >= 1 and str(path) not in text
-    assert f"(table5.md: not made: {place if lost == 'sims' else 'a cell failed'}" in said and "Not all of one piece" not in text
+    reason = place if lost == "sims" else "a cell failed"
+    assert f"(table5.md, ablation_sims.png: not made: {reason}" in said and "Not all of one piece" not in text
 
 
 def test_exports_of_a_reproduction_that_does_not_end_well_are_kept_and_named(tmp_path, monkeypatch, capsys):

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from finished import finish, finish_tables, record_llms, small_studies
+from finished import clips, finish, finish_tables, record_llms, small_studies
 
 from cmpta_lib import paper
 from cmpta_lib.config import to_json
-from cmpta_lib.report import comparison, summaries
+from cmpta_lib.report import claims, comparison, gather, summaries
 from cmpta_lib.report import judge as ledger
 from cmpta_lib.report import rows as reports
 from cmpta_lib.report.export import NOTHING
@@ -72,6 +72,27 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def study(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
     """A copy of them."""
     return small_studies(shutil.copytree(whole, tmp_path / "runs"), monkeypatch)(seeds=2)
+
+
+def test_clips_without_words_cost_cmpta_its_rows_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """CMPTA is refused with a reason: tables, claims and report are made without it and say why."""
+    voices = clips(lambda number: ("calm", "loud")[number % 2], (6, 4, 6), tmp_path, has_face=False, said="")
+    study, said = small_studies(record_llms(tmp_path), monkeypatch)(data=voices, seeds=2), "no clip of 'voices' has words"
+    finish(study, "data", study.runs("data", TEXT_ONLY))
+    runs, why = reports.first_runs(study, "data", TEXT_ONLY, CMPTA)
+    assert not runs and why.startswith(said) and reports.result_row(study, "data", TEXT_ONLY).ran
+    assert not study.choice_runs() and not summaries.histories(study, "data")
+    training, register = summaries.training_table(study, ["data"]), summaries.register_table(study)
+    assert len(training) == 1 and len(register) == 1 + len(plan.CHOICES)
+    assert all(table["note"].str.startswith(said).all() for table in (training, register))
+    assert summaries.table2(study)["this run"].str.startswith(f"{NOT_RUN}: {said}").all()
+    assert len(summaries.table2_parameters(study).columns) == 3, "the paper's sizes alone"
+    judged = claims.judge_all(study)
+    assert set(judged[claims.HERE]) == {NOT_RUN, "supported", ledger.NOT_TESTABLE}
+    figures = " ".join(judged["figures of this run"])
+    assert said in figures and "train ...; `cmpta" not in figures, "no call runs what is refused"
+    text = gather.write_report(study, ["data"]).read_text(encoding="utf-8").replace("\\", "")
+    assert f"fig1_architecture.png, fig2_adapter.png: not made: {said}" in text
 
 
 def strike(study: Study, fate: str, row: Row, *seeds: int) -> str:

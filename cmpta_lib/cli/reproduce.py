@@ -26,7 +26,7 @@ from cmpta_lib.files import ROOT, figures_folder
 from cmpta_lib.llm.files import is_tiny
 from cmpta_lib.runs import provenance
 from cmpta_lib.runs.engines import DEFAULT, KEEP_FAILED, Engine, RunsFailed, engine_of
-from cmpta_lib.runs.store import Run, sound
+from cmpta_lib.runs.store import Run, found, sound
 from cmpta_lib.study import check, estimate, exports
 from cmpta_lib.study.plan import CMPTA, NOTEBOOKS, label
 from cmpta_lib.study.study import ONLY_FINISHED, WITHOUT, Study
@@ -129,16 +129,13 @@ def publish(options: argparse.Namespace) -> int:
     gather.check_exports(options.profile)
     started, study, folder = time.monotonic(), Study(options.profile), figures_folder() / options.profile
     there, named = recorded_hashes(folder), {run for item in recorded(folder).values() for run in item.get("runs", ())}
-    if absent := sorted(run for run in named if not (study.root / run).is_dir()):  # before anything is made there
-        raise ValueError(f"{len(absent)} of the runs behind {folder} are not in {study.root}, such as {absent[0]}")
-    beyond = [one.name for one in NOTEBOOKS if one.is_beyond]
+    whole = {one.folder.name for one in found(study.root) if isinstance(one, Run) and one.done and not one.problem}
+    if lost := sorted(named - whole):  # before anything is made there
+        raise ValueError(f"{len(lost)} of the runs behind {folder} are not whole, such as {lost[0]}: see `cmpta runs`")
     chosen = [one.name for one in NOTEBOOKS if not one.is_beyond or f"{exports.PAGES}/{one.name}.html" in there]
     keys, failed = _prepared(study, chosen)
-    for run in (run for _, run in study.planned_runs(chosen, keys)):
-        if not run.done or run.problem:
-            failed.append(run.problem or f"{run.folder} is not finished")
     if failed:
-        raise ValueError(f"runs behind {folder} are not whole ({len(failed)} in all): {failed[0]}")
+        raise ValueError(failed[0])
     print(f"making the exports of {len(chosen)} notebooks anew of the finished runs, to compare them", flush=True)
     os.environ[ONLY_FINISHED] = "1"
     asked = argparse.Namespace(profile=options.profile, data="", llm="", smoke=False, changes=())
@@ -146,7 +143,7 @@ def publish(options: argparse.Namespace) -> int:
         try:
             if failures := _execute(study, chosen, _parameters(asked, study), started):
                 raise ValueError("; ".join(failures.values()))
-            gather.write_report(study, keys, beyond=set(beyond) <= set(chosen))
+            gather.write_report(study, keys, beyond=len(chosen) == len(NOTEBOOKS))
             print(gather.publish(options.profile, draft))
         finally:
             shutil.rmtree(draft)  # what it holds is published, or said to differ

@@ -163,7 +163,9 @@ def load_corpus(
         raise FileNotFoundError(f"{folder} is not there: no corpus was written to it; write it with write_corpus")
     remedy = f"remove the folder {folder} and call again"
     with files.reading(folder):
-        meta = _facts(folder / META, remedy)
+        meta = files.read_checksummed(folder / META, remedy)
+        if (stored := meta.get("format")) != FORMAT:
+            raise files.Damaged(f"{folder / META}: expected format {FORMAT}, found {shown(stored)}; {remedy}")
         known = _check_content(folder, meta, remedy, deep)
     try:
         corpus = _opened(folder, meta)
@@ -223,16 +225,6 @@ def kept_corpus(folder: Path) -> Corpus:
 @lru_cache(maxsize=2)  # the paper has two corpora, and its runs take turns on them
 def _kept(folder: Path, stamps: tuple[tuple[int, ...], ...]) -> Corpus:
     return load_corpus(folder)
-
-
-def _facts(path: Path, remedy: str) -> dict[str, Any]:
-    """What meta.json says, of this format and unchanged since it was written."""
-    found: object = FORMAT
-    with suppress(OSError, ValueError, AttributeError, RecursionError):  # `read_checksummed` says what is wrong
-        found = json.loads(path.read_bytes()).get("format")
-    if found != FORMAT:
-        raise files.Damaged(f"{path}: expected format {FORMAT}, found {shown(found)}; {remedy}")
-    return files.read_checksummed(path, remedy)
 
 
 def _check_content(folder: Path, meta: Mapping[str, Any], remedy: str, deep: bool) -> files.HashCache:

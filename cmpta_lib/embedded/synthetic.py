@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cmpta_lib.config import one_of
 from cmpta_lib.data.corpus import MODALITIES, Corpus, Sample, Split, Task
 from cmpta_lib.data.store import FORMAT, load_corpus, write_corpus
 from cmpta_lib.embedded.generative import CueSet, GenerativeModel, generative_models, meld_model, sims_model
@@ -247,9 +248,8 @@ def embedded_corpus(name: str, cache: Path, sizes: Mapping[str, int] = SPLIT_SIZ
         Damaged: as `load_corpus`, or the folder of this name holds another corpus.
         OSError: the cache cannot be written; names it and says what to do.
     """
-    if name not in generative_models():
-        raise ValueError(f"no embedded corpus '{name}'; there are: {', '.join(generative_models())}")
-    source, tag = generative_models()[name], "-".join(str(n) for n in (*sizes.values(), seed, RECIPE, FORMAT))
+    source = generative_models()[one_of("embedded corpus", name, generative_models())]
+    tag = "-".join(str(n) for n in (*sizes.values(), seed, RECIPE, FORMAT))
     folder = cache / f"{name}-{tag}"
     if not folder.exists():
         splits = {split: samples(source, split, size, seed) for split, size in sizes.items()}
@@ -264,6 +264,5 @@ def _differs(split: Split, source: GenerativeModel, size: int, seed: int) -> boo
     """Whether a stored split is not the generator's: by its size, and its first clip made again (10 ms)."""
     made, stored = next(samples(source, split.name, size, seed)), split[0]
     said = [(one.text, one.label, one.speaker, one.audio.shape, one.vision.shape) for one in (made, stored)]
-    if len(split) != size or said[0] != said[1]:
-        return True
-    return not all(np.allclose(getattr(made, one), getattr(stored, one), 1e-3, 1e-3) for one in MODALITIES)
+    is_alike = len(split) == size and said[0] == said[1]
+    return not (is_alike and all(np.allclose(getattr(made, one), getattr(stored, one), 1e-3, 1e-3) for one in MODALITIES))

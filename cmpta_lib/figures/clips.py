@@ -40,16 +40,22 @@ def is_right(task: Task, predictions: pd.DataFrame) -> np.ndarray:
     return errors(task, predictions) <= (NEAR + ROUNDING if task.kind == "regression" else 0)
 
 
+def nothing_to_draw(corpus: Corpus) -> str:
+    """Why no attention can be drawn on this corpus; "" where it can."""
+    is_there = any((corpus.splits["test"].table[f"{modality}_length"] > 0).any() for modality in CUES)
+    return "" if is_there else f"corpus {corpus.name}: no test clip has vision or audio, so there is no attention to draw"
+
+
 def _presence(corpus: Corpus) -> tuple[str, np.ndarray, np.ndarray]:
     """Names of the M modalities that any test clip has; (N, M) bool: which clip has their frames, and shows their cue.
 
     Raises:
         ValueError: none has vision or audio, so there is nothing that the text could attend to.
     """
+    if reason := nothing_to_draw(corpus):
+        raise ValueError(reason)
     table = corpus.splits["test"].table
     found = [m for m in CUES if (table[f"{m}_length"] > 0).any()]
-    if not found:
-        raise ValueError(f"corpus {corpus.name}: no test clip has vision or audio, so there is no attention to draw")
     frames = np.stack([table[f"{m}_length"] > 0 for m in found], axis=1)
     if not corpus.has_known_truth:
         return " and ".join(found), frames, np.zeros_like(frames)

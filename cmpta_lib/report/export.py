@@ -233,9 +233,7 @@ def export_table(
     """
     folder, table = Path(folder), table if isinstance(table, Table) else Table.of(table)
     if not table.short.shape[1]:
-        raise ValueError(
-            f"table '{name}' has no columns, so there is nothing to write to {folder}; give it a row first"
-        )
+        raise ValueError(f"table '{name}' has no columns, so there is nothing to write to {folder}; give it a row first")
     with files.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     warning, source = provenance.warning(), provenance.line()

@@ -16,7 +16,6 @@ from textwrap import shorten
 import pandas as pd
 
 from cmpta_lib import files, paper
-from cmpta_lib.config import one_of
 from cmpta_lib.files import PUBLISHED, ROOT, figures_folder
 from cmpta_lib.report.export import NOTHING, PROVENANCE, record_files, recorded, recorded_hashes
 from cmpta_lib.report.rows import PAPER_NAMES, changed, provenance, shown_reason
@@ -145,8 +144,11 @@ def write_report(study: Study, keys: Sequence[str], beyond: bool = False, failur
             if is_beyond and not any(found.values()):
                 continue  # nobody asked for it
             parts.append(f"## {heading}")
-            for name, paths in found.items():
-                parts += [*map(_shown, paths)] or [f"({name}: not made{reasons.get(name, '')}.)"]
+            parts += [_shown(path) for paths in found.values() for path in paths]
+            absent: dict[str, list[str]] = {}
+            for name in (name for name, paths in found.items() if not paths):
+                absent.setdefault(reasons.get(name, ""), []).append(name)
+            parts += [f"({', '.join(names)}: not made{reason}.)" for reason, names in absent.items()]
     parts += ["## Where each table and figure comes from", _as_markdown(study, beyond)]
     with files.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -156,12 +158,11 @@ def write_report(study: Study, keys: Sequence[str], beyond: bool = False, failur
 
 
 def _reasons(study: Study, failures: Mapping[str, str]) -> dict[str, str]:
-    """Pattern of an export's name -> why it may not be there: what it needs is damaged, or its notebook failed."""
+    """Pattern of an export's name -> why it may not be there: CMPTA cannot run on its corpus, or its notebook failed."""
     reasons: dict[str, str] = {}
     for notebook in NOTEBOOKS:
         for key in study.every_key if study.data else notebook.corpora:
-            lost = study.without.get(key) or next(filter(None, (study.lost(row, key) for row in notebook.rows(key))), "")
-            if why := lost or failures.get(notebook.name, "").partition(". The executed copy")[0]:
+            if why := study.missing(CMPTA, key) or failures.get(notebook.name, "").partition(". The executed copy")[0]:
                 names = (pattern.replace("{key}", key) for pattern in _patterns(notebook))
                 reasons |= dict.fromkeys(names, f": {escaped(shown_reason(why))}")
     return reasons
@@ -189,13 +190,11 @@ def publish(profile: str, made: Path, root: Path = ROOT) -> str:
     target, readme = root / "figures" / PUBLISHED / profile, root / "README.md"
     draft, before = (target.with_name(f".{profile}.{what}") for what in ("partial", "before"))
     with files.writing(target):
-        if before.exists() and not target.exists():  # a call was killed between the two steps below
-            before.rename(target)
-        for left in (draft, before):
+        for left in (draft, before):  # of a call that was killed: git has what was published
             shutil.rmtree(left, ignore_errors=True)
         try:
+            text = _readme(root, {profile: made})
             shutil.copytree(made, draft, ignore=lambda _, names: [name for name in names if name[0] == "."])
-            text = _readme(root, {profile: draft})
             if target.exists():  # as a whole: what is no longer exported must not stay
                 target.rename(before)
             draft.rename(target)
@@ -206,15 +205,15 @@ def publish(profile: str, made: Path, root: Path = ROOT) -> str:
                 before.rename(target)
             raise
         finally:
-            shutil.rmtree(draft, ignore_errors=True)
-        shutil.rmtree(before, ignore_errors=True)
+            for left in (draft, before):
+                shutil.rmtree(left, ignore_errors=True)
     count = sum(path.is_file() for path in target.rglob("*"))
     return f"{count} files, made anew of their runs, are now in {target}, and README.md shows them; commit both"
 
 
 def check_exports(profile: str, root: Path = ROOT) -> None:
     """Raise ValueError, naming the files, unless the profile's exports are as they were exported, and the README has room."""
-    folder = figures_folder() / one_of("profile", profile, PROFILES)
+    folder = figures_folder() / profile
     _need_none(profile, _altered(folder, recorded_hashes(folder)))
     files.split(root / "README.md", RESULTS)
 

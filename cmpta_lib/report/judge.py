@@ -17,7 +17,7 @@ import numpy as np
 from cmpta_lib.figures import clips
 from cmpta_lib.metrics import METRICS, Metric, MetricName, headline
 from cmpta_lib.report import uncertainty
-from cmpta_lib.report.rows import result_row, unusable
+from cmpta_lib.report.rows import first_runs, result_row
 from cmpta_lib.report.tables import NOT_RUN
 from cmpta_lib.report.uncertainty import ResultRow, scored
 from cmpta_lib.runs.store import Run
@@ -113,20 +113,21 @@ class Evidence:
 
     def first(self, key: str, row: Row) -> Run:
         """The run of a row's first seed; raises NotRun."""
-        run = self.study.runs(key, row)[0]
-        if reason := unusable([run]):
+        runs, reason = first_runs(self.study, key, row)
+        if reason:
             raise self._not_run(key, row, reason)
-        return run
+        return runs[0]
 
     def metric(self, key: str) -> Metric:
         """The headline metric of a corpus."""
         return headline(self.study.corpus(key).task.kind)
 
     def _not_run(self, key: str, row: Row, reason: str) -> NotRun:
+        said = f"{row.name} on {self.study.corpus(key).name}: {textwrap.shorten(reason, 160, placeholder=' ...')}"
+        if self.study.missing(row, key):  # nothing runs it
+            return NotRun(said)
         made = (n.name for n in plan.NOTEBOOKS if row in n.rows(key) or (n.has_choices and row in CHOICES))
-        short = textwrap.shorten(reason, 160, placeholder=" ...")
-        runs_it = f"`cmpta reproduce --only {next(made)}`, with this study's options, runs it"
-        return NotRun(f"{row.name} on {self.study.corpus(key).name}: {short}; {runs_it}")
+        return NotRun(f"{said}; `cmpta reproduce --only {next(made)}`, with this study's options, runs it")
 
     @_rule
     def better(self, key: str, metric: MetricName, row: Row, than: Row) -> Finding:

@@ -66,6 +66,14 @@ def runs_of(study: Study, key: str, row: Row) -> list[Run]:
     return [] if study.missing(row, key) else study.runs(key, row)
 
 
+def first_runs(study: Study, key: str, *rows: Row) -> tuple[list[Run], str]:
+    """The first seed's run of each row; or none, and why nothing can be shown of them together."""
+    reason = next(filter(None, (study.missing(row, key) for row in rows)), "")
+    runs = [] if reason else [study.runs(key, row)[0] for row in rows]
+    reason = shown_reason(reason) or unusable(runs)
+    return ([] if reason else runs), reason
+
+
 def result_row(
     study: Study, key: str, row: Row, group: str = "", name: str = "", printed: Mapping[str, float] | None = None
 ) -> ResultRow:

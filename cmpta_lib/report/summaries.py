@@ -18,7 +18,7 @@ from cmpta_lib.data.corpus import SPLITS
 from cmpta_lib.llm.files import QWEN_1_8B
 from cmpta_lib.method.prompted import Layout
 from cmpta_lib.metrics import Metric
-from cmpta_lib.report.rows import PAPER_NAMES, bayes, sound, tabled, unusable
+from cmpta_lib.report.rows import PAPER_NAMES, bayes, first_runs, runs_of, shown_reason, sound, tabled, unusable
 from cmpta_lib.report.tables import NOT_RUN, NOTHING
 from cmpta_lib.report.uncertainty import without_unit
 from cmpta_lib.study.plan import CHOICES, CMPTA, Row
@@ -69,8 +69,9 @@ def table2_parameters(study: Study) -> pd.DataFrame:
     """Trainable parameters at the paper's size and at this profile's, with their share of the frozen LLM's."""
     from cmpta_lib.runs.load import load_llm
 
-    llm, sizes = load_llm([study.cache / "llm"], study.llm), at_papers_size()
-    for key in study.keys:
+    sizes = at_papers_size()
+    for key in (one for one in study.keys if not study.missing(CMPTA, one)):
+        llm = load_llm([study.cache / "llm"], study.llm)
         train, adapter = study.corpus(key).splits["train"], study.config(key).method
         assert isinstance(adapter, CmptaConfig)
         counts = parameter_counts(adapter, train.audio_dim, train.vision_dim, llm.dim)
@@ -128,8 +129,11 @@ def table2(study: Study) -> pd.DataFrame:
     printed, rows = paper.HYPERPARAMETERS, []
     prompts = {"sims": paper.SIMS_PROMPT_AS_PRINTED, "meld": paper.MELD_PROMPT}
     for key in study.keys:
-        config, corpus = study.config(key, CMPTA), study.corpus(key)
-        layout = Layout.of(corpus.task)
+        corpus = study.corpus(key)
+        if reason := study.missing(CMPTA, key):
+            rows.append([corpus.name, "every setting of CMPTA", NOTHING, f"{NOT_RUN}: {shown_reason(reason)}"])
+            continue
+        config, layout = study.config(key, CMPTA), Layout.of(corpus.task)
         lines: dict[str, tuple[object, object]] = {
             "feature dimension D": (printed.feature_dim, config.method.model_dump()["dim"]),
             "optimizer": (printed.optimizer, printed.optimizer),
@@ -153,7 +157,7 @@ def _tabled(study: Study, key: str) -> list[Metric]:
 
 def histories(study: Study, key: str) -> dict[str, pd.DataFrame]:
     """What `curves.training_curves` draws: seed -> history of each CMPTA run that is finished and sound."""
-    unit, found = study.corpus(key).task.unit, {str(run.config.seed): run.history for run in sound(study.runs(key))}
+    unit, found = study.corpus(key).task.unit, {str(run.config.seed): run.history for run in sound(runs_of(study, key, CMPTA))}
     return {seed: one.assign(valid_mae=one["valid_mae"] * unit) if "valid_mae" in one else one for seed, one in found.items()}
 
 
@@ -164,9 +168,12 @@ def training_table(study: Study, keys: Sequence[str]) -> pd.DataFrame:
     """
     rows = []
     for key in keys:
-        metric = _tabled(study, key)[0]
-        for run in study.runs(key):
-            row: dict[str, object] = {"corpus": study.corpus(key).name, "seed": run.config.seed, "metric": metric.label}
+        metric, runs = _tabled(study, key)[0], runs_of(study, key, CMPTA)
+        known: dict[str, object] = {"corpus": study.corpus(key).name, "metric": metric.label}
+        if not runs:
+            rows.append(known | {"valid": NOT_RUN, "note": shown_reason(study.missing(CMPTA, key))})
+        for run in runs:
+            row = known | {"seed": run.config.seed}
             if reason := unusable([run]):
                 row |= {"valid": NOT_RUN, "note": reason}
             else:
@@ -181,14 +188,15 @@ def training_table(study: Study, keys: Sequence[str]) -> pd.DataFrame:
 def register_table(study: Study) -> pd.DataFrame:
     """The alternatives to choices that the paper leaves open, beside the default: one seed, test split of the first corpus."""
     key = study.every_key[0]
-    default, shown, rows = study.runs(key)[0], _tabled(study, key), []
-    base = default.metrics["test"] if sound([default]) else {}
+    (default, _), shown, rows = first_runs(study, key, CMPTA), _tabled(study, key), []
+    base = default[0].metrics["test"] if default else {}
     for choice in (Row("default"), *CHOICES):
         change = ", ".join(f"{path} = {value}" for path, value in choice.changes.items()) or NOTHING
-        run, row = study.runs(key, choice)[0], {"register": choice.name, "change": change}
-        if reason := unusable([run]):
+        (found, reason), row = first_runs(study, key, choice), {"register": choice.name, "change": change}
+        if reason:
             rows.append(row | {shown[0].label: NOT_RUN, "note": reason})
             continue
+        (run,) = found
         for metric in shown:
             score = run.metrics["test"].get(metric.name, np.nan)  # nothing to correlate where no free reply was parsable
             gap = metric.scale * (score - base.get(metric.name, np.nan)) if choice.changes else np.nan
@@ -203,4 +211,4 @@ def register_table(study: Study) -> pd.DataFrame:
 def _table(rows: Sequence[Mapping[str, object]], columns: Sequence[str]) -> pd.DataFrame:
     """These columns, dashes where nothing is known; and "note" if some row has one."""
     frame = pd.DataFrame(rows, dtype=object)  # dtype: else a run that is missing would turn counts into 1.0
-    return frame.reindex(columns=[*columns, *(["note"] if "note" in frame else [])]).fillna(NOTHING)
+    return frame.reindex(columns=[*columns, *(["note"] if "note" in frame else [])]).astype(object).fillna(NOTHING)

@@ -189,13 +189,10 @@ def other_versions(packages: Iterable[str]) -> str:
 
 def environment(**more: Any) -> dict[str, Any]:
     """Commit, versions and machine of this process, and whatever the run adds."""
-    packages = {name: version(name) for name in _PACKAGES}
-    other = other_versions(map(" ".join, packages.items()))
     return {
         "commit": commit(),
         "python": platform.python_version(),
-        "packages": packages,
-        **({"other_than_pinned": other} if other else {}),
+        "packages": {name: version(name) for name in _PACKAGES},
         "hardware": hardware(),
         "platform": platform.platform(),
         **more,

@@ -291,7 +291,8 @@ class Study:
 
     def choice_runs(self) -> list[Run]:
         """The default and the alternatives to the choices that the paper leaves open: one seed each, on the first corpus."""
-        return [self.run(self.every_key[0], row, self.seeds[0]) for row in (CMPTA, *plan.CHOICES)]
+        key, rows = self.every_key[0], (CMPTA, *plan.CHOICES)
+        return [self.run(key, row, self.seeds[0]) for row in rows if not self.missing(row, key)]
 
     def make(self, runs: Sequence[Run]) -> Sequence[Run]:
         """As `ensure`, but a run that fails is printed and remembered in `failures`: tables mark its row, others stand.
