@@ -161,11 +161,10 @@ def test_one_screen(capsys):
 def test_planned_runs_are_listed_before_anything_is_here(capsys):
     asked = ["--only", "03_training", "04_table3", "12_baselines", "--seeds", "2"]
     assert main(["reproduce", "--profile", "paper", "--dry-run", *asked]) == 1
-    screen = capsys.readouterr()
-    lines, count = [line.strip() for line in screen.out.splitlines()], screen.err.strip()
+    *lines, count = (line.strip() for line in capsys.readouterr().out.splitlines())
     runs = [line.split("  ") for line in lines if line.startswith(("simsv2  ", "meld  "))]
     planned = Study("paper", seeds=2).planned(["03_training", "04_table3_simsv2", "12_baselines"])
-    assert count.endswith(f"{len(planned)} runs in all.") and len(runs) == len(planned)
+    assert count == f"{len(planned)} runs in all" and len(runs) == len(planned)
     assert runs[0] == ["simsv2", "seed 1111", "CMPTA"] and ["simsv2", "seed 1111", "3: one head"] in runs
     assert {"CMPTA, learning rate × 0.3", "Self-MM, text only"} <= {name for _, _, name in runs}, "versions are told apart"
 

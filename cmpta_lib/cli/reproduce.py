@@ -185,8 +185,8 @@ def _need_all(study: Study, chosen: Sequence[str], is_plan: bool) -> None:
         own = study.data and public_pickles.public_files(tasks.said(study.data)[1])[0]
         for one in planned:
             print(f"      {own or study.settings.corpora[one.key]}  seed {one.seed}  {label(one.row)}")
-        if not missing:
-            print(f"{len(planned)} runs in all, to be named once corpora and models are made; {MEASURES}")
+        later = "" if missing else f", to be named once corpora and models are made; {MEASURES}"
+        print(f"{len(planned)} runs in all{later}")
     if missing:
         said = textwrap.shorten(f"{missing[0].what}: {missing[0].found}", 150, placeholder=" ...")
         raise ValueError(f"nothing was started: {len(missing)} of {len(found)} needs are missing. {said}; {missing[0].remedy}")
