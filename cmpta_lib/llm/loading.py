@@ -166,11 +166,11 @@ def _settings(folder: Path, kind: type[PreTrainedConfig], model: type[PreTrained
 
     path, is_encoder = folder / "config.json", model is transformers.BertModel  # the encoder of every class for BERT
     with told(path, f"settings of {model.__name__}"):
-        config = kind.from_dict(llm_files.read_json(path))
+        config = kind.from_json_file(path)  # which knows how transformers writes what JSON cannot, such as infinity
         named = {name: getattr(transformers, name, model) for name in map(str, config.architectures or ())}
         other = [name for name, one in named.items() if one is not model and not (is_encoder and one.config_class is kind)]
     if kind in transformers.MODEL_FOR_MASKED_LM_MAPPING and getattr(config, "is_decoder", False) == is_encoder:
-        other.append(f"is_decoder={is_encoder}".lower())
+        other.append("is_decoder=true, a decoder" if is_encoder else "is_decoder=false, an encoder")
     if other:
         raise OSError(f"{path}: expected the settings of {model.__name__}, and it says {other[0]}; use another model")
     return config
