@@ -77,18 +77,26 @@ def expect(published: Mapping[str, Any], expected: Mapping[str, Any], family: st
         raise ValueError(f"{family} with {', '.join(odd)} cannot be loaded")
 
 
+def is_of_machine(error: Exception) -> bool:
+    """Whether an error is of this machine's memory or GPU: no other file and no other model mends it."""
+    known = isinstance(error, RuntimeError) and re.search("CUDA|HIP error|allocate memory", str(error))
+    return bool(known) or isinstance(error, MemoryError | torch.OutOfMemoryError)
+
+
 @contextmanager
 def told(path: Path, wanted: str) -> Iterator[None]:
     """What transformers, torch and tokenizers raise on files that are there and wrong becomes a line that names the file.
 
     Raises:
-        Damaged: of any error within but of memory, and of files that are not there or closed to us.
+        Damaged: of any error within but of the machine, and of files that are not there or closed to us.
     """
     try:
         yield
-    except (MemoryError, torch.OutOfMemoryError, FileNotFoundError, PermissionError, Damaged):
+    except (FileNotFoundError, PermissionError, Damaged):
         raise
     except Exception as error:  # tokenizers raise it as such, and damaged files lead to nearly every other
+        if is_of_machine(error):
+            raise
         said = next((line for line in str(error).splitlines() if line.strip()[-1:] not in ("", ":")), type(error).__name__)
         if isinstance(error, UnpicklingError):  # torch's own message advises to read the file unsafely
             said = "it holds more than tensors"
