@@ -168,6 +168,7 @@ def test_fetching_without_a_network_says_what_to_do(monkeypatch: pytest.MonkeyPa
 INDEX, BIN, TOKENIZER = "model.safetensors.index.json", "pytorch_model.bin", "tokenizer.json"
 UP, HEAD, TABLE = "model.layers.1.mlp.up_proj.weight", "lm_head.weight", "model.embed_tokens.weight"
 ANGLES = "model.layers.0.self_attn.rotary_emb.inv_freq"
+MASK = "model.layers.0.attn.causal_mask"  # as CodeGen's files hold
 CPU = torch.device("cpu")
 
 
@@ -229,8 +230,8 @@ RIGHT: dict[str, Change] = {
     "shards": sharded(),
     "shards, whose index lists angles": sharded(lambda all_: all_.update({ANGLES: "model-1.safetensors"})),
     "torch's file": as_bin(),
-    "torch's old file, with angles": as_bin(
-        lambda all_: all_ | {ANGLES: torch.ones(4)}, _use_new_zipfile_serialization=False
+    "torch's old file, with angles and masks": as_bin(
+        lambda all_: all_ | {ANGLES: torch.ones(4), MASK: torch.ones(9, dtype=torch.uint8)}, _use_new_zipfile_serialization=False
     ),
     "an adapter that no fingerprint is of": lambda folder: (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}'),
     "<pad> behind the rows": pad(special=True),

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _FLOATS = {torch.bfloat16, torch.float16, torch.float32, torch.float64}
 # Names of what old files hold and classes compute: angles, positions, and masks.
-_COMPUTED = r"(.*\.)?(inv_freq|position_ids|masked_bias|(attn|attention)\.bias)"
+_COMPUTED = r"(.*\.)?(inv_freq|position_ids|masked_bias|causal_mask|(attn|attention)\.bias)"
 Stored = Mapping[str, tuple[Tensor, Path, str]]  # a class's name -> its tensor, the file, the name there
 
 
