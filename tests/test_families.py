@@ -197,6 +197,21 @@ def test_loading_looks_at_how_an_llm_reads(llm, tmp_path):
         loading.load(LLMConfig(name=str(tmp_path)), tmp_path, torch.device("cpu"))
 
 
+def test_settings_hold_what_json_cannot_and_known_families_take_no_memory_before_their_runs(llm, tmp_path, monkeypatch):
+    """Mamba2's hold an infinity, which transformers writes in a way of its own."""
+    mamba2 = {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 4, "num_heads": 4, "head_dim": 16, "n_groups": 1}
+    read: list[FrozenLLM] = []
+    monkeypatch.setattr(loading, "check_reading", lambda found, _: read.append(found))
+    for name, settings in (("llama", SIZES), ("mamba2", mamba2)):
+        own = causal_lm(name, settings, llm)
+        own.model.save_pretrained(tmp_path / name)
+        llm.tokenizer.save_pretrained(tmp_path / name)
+        loading.open_once(LLMConfig(name=str(tmp_path / name)), tmp_path)
+        assert len(read) == (name == "mamba2")
+    assert read[0].device.type == "cpu" and read[0].model.config.time_step_limit[1] == float("inf")
+    torch.testing.assert_close(read[0].logits(read[0].embed([5, 9, 2])), own.logits(own.embed([5, 9, 2])))
+
+
 def test_no_dropout_comes_alive_where_layers_are_computed_again(llm):
     for name in ("opt", "bloom"):
         dropout = {"dropout": 0.5} if name == "opt" else {"hidden_dropout": 0.5}

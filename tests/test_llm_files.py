@@ -167,7 +167,11 @@ def test_fetching_without_a_network_says_what_to_do(monkeypatch: pytest.MonkeyPa
 
 INDEX, BIN, TOKENIZER = "model.safetensors.index.json", "pytorch_model.bin", "tokenizer.json"
 UP, HEAD, TABLE = "model.layers.1.mlp.up_proj.weight", "lm_head.weight", "model.embed_tokens.weight"
+ANGLES = "model.layers.0.self_attn.rotary_emb.inv_freq"
+MASK = "model.layers.0.attn.causal_mask"  # as CodeGen's files hold
 CPU = torch.device("cpu")
+
+
 def cut(name: str) -> Change:
     return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:-40])
 
@@ -224,9 +228,10 @@ RIGHT: dict[str, Change] = {
     "names without the class's prefix": stored(lambda all_: {n.removeprefix("model."): t for n, t in all_.items()}),
     "half precision": stored(lambda all_: {n: t.half().float() for n, t in all_.items()}),
     "shards": sharded(),
+    "shards, whose index lists angles": sharded(lambda all_: all_.update({ANGLES: "model-1.safetensors"})),
     "torch's file": as_bin(),
-    "torch's old file, with angles": as_bin(
-        lambda all_: all_ | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}, _use_new_zipfile_serialization=False
+    "torch's old file, with angles and masks": as_bin(
+        lambda all_: all_ | {ANGLES: torch.ones(4), MASK: torch.ones(9, dtype=torch.uint8)}, _use_new_zipfile_serialization=False
     ),
     "an adapter that no fingerprint is of": lambda folder: (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}'),
     "<pad> behind the rows": pad(special=True),
@@ -312,3 +317,24 @@ def test_what_is_wrong_with_a_model_is_said_once_and_stops_only_the_runs_that_ne
         ensure(runs, tmp_path, engine=Noting())
     assert started == runs[2:] and opened == [broken] and str(caught.value).count("model.norm.weight") == 1
     assert "model.norm.weight" in failure(runs[1].folder) and torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_too_little_memory_is_no_fault_of_the_files_and_no_reason_to_start_no_run(published, tmp_path, monkeypatch):
+    own = llm_files.resolve(str(published), "float32", tmp_path / "cache" / "llm")
+    method = registry.ENTRIES["cmpta"].defaults().model_copy(update={"llm": own})
+    config, started = RunConfig(data=DataConfig(name="a", fingerprint="b"), method=method), []
+
+    class Noting(Engine):
+        def run(self, runs, *_):
+            return started.extend(runs) or []
+
+    def short_of_memory(path: Path) -> Any:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes. Error code 12")
+
+    monkeypatch.setattr("cmpta_lib.llm.weights._read", short_of_memory)
+    with pytest.raises(RuntimeError, match="allocate memory"):
+        opened(published)
+    run = Run(config, tmp_path / f"a-{config.hash}")
+    with pytest.raises(RunsFailed, match="it ended without"):
+        ensure([run], tmp_path, engine=Noting())
+    assert started == [run]

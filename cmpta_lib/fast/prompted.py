@@ -27,6 +27,7 @@ from cmpta_lib.data.corpus import MODALITIES, Inputs, Modality, Sample, Split
 from cmpta_lib.fast import packing
 from cmpta_lib.fast.llm import PackedInput, PrunedDecoder, packs, read
 from cmpta_lib.fast.packing import Chained, Ragged, Stream, Streams, pad
+from cmpta_lib.llm.weights import is_of_machine
 from cmpta_lib.method.answers import AnswerTrie
 from cmpta_lib.method.llm import FrozenLLM
 from cmpta_lib.method.prompted import PLACEHOLDER, InputIds, answer_text, is_whole, legal_answers
@@ -265,12 +266,12 @@ def check_reading(llm: FrozenLLM, where: Path | str) -> None:
     try:
         for what, found, own, is_alike in _readings(llm):
             apart = float((found - own).norm() / (own - own.mean()).norm().clamp(min=1e-9))
-            # 16-bit types round by up to 0.05, or more in many layers, where the two are computed in other shapes.
-            if not apart < (1e-3 if dtype == torch.float32 else 0.01 if is_alike else 0.25):  # nor where it is no number
+            # 16-bit types round by up to 0.06 where the two are computed in other shapes, and 0.2 where that chooses experts.
+            if not apart < (1e-3 if dtype == torch.float32 else 0.01 if is_alike else 0.5):  # nor where it is no number
                 raise ValueError(f"{what} differ by {apart:.2g} of their size")
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:  # whatever a family raises
+        if is_of_machine(error):
+            raise
         reason = (str(error).strip() or type(error).__name__).partition("\n")[0][:120]
         raise ValueError(f"{where}: '{family}' is no LLM that can be read here: {reason}; take another LLM") from error
     if packs(llm.model):

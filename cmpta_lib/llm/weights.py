@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _FLOATS = {torch.bfloat16, torch.float16, torch.float32, torch.float64}
 # Names of what old files hold and classes compute: angles, positions, and masks.
-_COMPUTED = r"(.*\.)?(inv_freq|position_ids|masked_bias|(attn|attention)\.bias)"
+_COMPUTED = r"(.*\.)?(inv_freq|position_ids|masked_bias|causal_mask|(attn|attention)\.bias)"
 Stored = Mapping[str, tuple[Tensor, Path, str]]  # a class's name -> its tensor, the file, the name there
 
 
@@ -77,18 +77,26 @@ def expect(published: Mapping[str, Any], expected: Mapping[str, Any], family: st
         raise ValueError(f"{family} with {', '.join(odd)} cannot be loaded")
 
 
+def is_of_machine(error: Exception) -> bool:
+    """Whether an error is of this machine's memory or GPU: no other file and no other model mends it."""
+    known = isinstance(error, RuntimeError) and re.search("CUDA|HIP error|allocate memory", str(error))
+    return bool(known) or isinstance(error, MemoryError | torch.OutOfMemoryError)
+
+
 @contextmanager
 def told(path: Path, wanted: str) -> Iterator[None]:
     """What transformers, torch and tokenizers raise on files that are there and wrong becomes a line that names the file.
 
     Raises:
-        Damaged: of any error within but of memory, and of files that are not there or closed to us.
+        Damaged: of any error within but of the machine, and of files that are not there or closed to us.
     """
     try:
         yield
-    except (MemoryError, torch.OutOfMemoryError, FileNotFoundError, PermissionError, Damaged):
+    except (FileNotFoundError, PermissionError, Damaged):
         raise
     except Exception as error:  # tokenizers raise it as such, and damaged files lead to nearly every other
+        if is_of_machine(error):
+            raise
         said = next((line for line in str(error).splitlines() if line.strip()[-1:] not in ("", ":")), type(error).__name__)
         if isinstance(error, UnpicklingError):  # torch's own message advises to read the file unsafely
             said = "it holds more than tensors"
@@ -124,6 +132,7 @@ def load_model(
     transformers is handed the tensors, not the folder, where it would also follow files that no fingerprint is of.
 
     Args:
+        device: on "meta" all is checked but that tied weights are equal, and no memory is taken.
         surplus: expression of the names of tensors that files may hold and the class has no place for.
         renamed: from a published tensor to the class's names and parts of it.
     Raises:
@@ -143,14 +152,16 @@ def load_model(
             seen.add(plain)
     _check_fit(folder, stored, (), (), ())
     with told(folder / "config.json", f"settings of these weights for {model.__name__}"), quiet():
-        for place in ("meta", str(device)):  # first where drawing what is missing takes no time and no memory
+        for place in dict.fromkeys(("meta", str(device))):  # first where drawing what is missing takes no time and no memory
             state = {name: one[0].to("meta") if place == "meta" else one[0] for name, one in stored.items()}
             options: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}
             made, info = model.from_pretrained(None, config=config, state_dict=state, dtype=dtype, device_map=place, **options)
             _check_fit(folder, stored, info["mismatched_keys"], info["unexpected_keys"], info["missing_keys"])
-    for name, source in made.get_expanded_tied_weights_keys(all_submodels=True).items():
+    tied = made.get_expanded_tied_weights_keys(all_submodels=True) if device.type != "meta" else {}  # where none are compared
+    for name, source in tied.items():
         if made.get_parameter(name) is not made.get_parameter(source):
-            raise Damaged(f"{stored[name][1]}: {name} is not {source}, and tie_word_embeddings says so; fetch it and config.json")
+            path = stored[name][1] if name in stored else folder  # where it has no prefix
+            raise Damaged(f"{path}: {name} is not {source}, and tie_word_embeddings says so; fetch it and config.json")
     _check_values(stored)
     return made
 
@@ -202,7 +213,8 @@ def read_tensors(folder: Path) -> dict[str, tuple[Tensor, Path]]:
     for path, promised in weight_files(folder).items():
         with told(path, "weights"):
             tensors = dict(_read(path))
-        for name in sorted(promised ^ tensors.keys(), key=str) if promised else ():
+        wrong = [name for name in promised ^ tensors.keys() if not re.fullmatch(_COMPUTED, str(name))] if promised else []
+        for name in sorted(wrong, key=str):
             here = "holds" if name in tensors else "lacks"
             raise Damaged(f"{path}: {here} {name}, and the index says otherwise; fetch all again")
         for name, tensor in tensors.items():

@@ -17,7 +17,6 @@ class FrozenLLM:
 
     Attributes:
         dim: E, width of its embeddings.
-        embedding_norm: mean norm of its text embeddings.
         fingerprint: of its files, see `cmpta_lib.llm.files.fingerprint`.
         first_ids: what every input starts with: the bos token or what the family has in its place.
     """
@@ -40,16 +39,20 @@ class FrozenLLM:
         self.first_ids: list[int] = list(getattr(tokenizer, "first_ids", bos))
         self._known_ids: dict[str, tuple[int, ...]] = {}
         self.embedding = self.model.get_input_embeddings()
-        rows, self.dim = self.embedding.weight.shape
-        # What it gives, which some families scale; in parts, for no float32 copy of the whole vocabulary.
-        parts = torch.arange(min(rows, len(tokenizer)), device=self.device).split(4096)
-        norms = [self.embedding(part).float().norm(dim=1) for part in parts]
-        self.embedding_norm = float(torch.cat(norms).detach().mean())
+        self.dim = self.embedding.weight.shape[1]
         self.num_parameters = sum(p.numel() for p in self.model.parameters())
 
     @property
     def device(self) -> torch.device:
         return self.embedding.weight.device
+
+    @cached_property
+    def embedding_norm(self) -> float:
+        """Mean norm of the text embeddings that it gives, which some families scale."""
+        known = torch.arange(min(len(self.embedding.weight), len(self.tokenizer)), device=self.device)
+        # In parts, for no float32 copy of the whole vocabulary.
+        norms = [self.embedding(part).float().norm(dim=1) for part in known.split(4096)]
+        return float(torch.cat(norms).detach().mean())
 
     def token_ids(self, text: str) -> list[int]:
         """Plain text -> ids (eq 1); a special token's name inside the text stays text. Kept, as texts come back every epoch."""

@@ -116,6 +116,8 @@ def _without_model(pending: Sequence[Run], cache: Path) -> list[Failure]:
                 prepare(run)
                 store.record_failure(run.folder, {"kind": type(error).__name__, "message": str(error)})
             failures += [Failure(run, store.failure(run.folder)) for run in runs]
+        except (MemoryError, RuntimeError):  # this process has too little memory: a run's may have enough, and says if not
+            continue
     return failures
 
 
