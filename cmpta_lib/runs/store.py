@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from cmpta_lib import files, registry
 from cmpta_lib.config import RunConfig
+from cmpta_lib.data.corpus import Inputs
+from cmpta_lib.metrics import in_units
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -82,6 +84,15 @@ class Run:
     @cached_property
     def metrics(self) -> dict[str, Any]:
         return json.loads(self.path(METRICS).read_text(encoding="utf-8"))
+
+    @property
+    def unit(self) -> float:
+        """What a distance of 1 between its labels is in the units of their owner."""
+        return Inputs.from_json(self.path(CLIPS).read_text(encoding="utf-8")).task.unit
+
+    def scores(self, split: str) -> dict[str, float]:
+        """Every recorded metric of a split, for a reader: `mae` in the units of the labels' owner."""
+        return in_units(self.metrics[split], self.unit)
 
     @cached_property
     def environment(self) -> dict[str, Any]:
