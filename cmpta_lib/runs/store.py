@@ -17,8 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 from cmpta_lib import files, registry
 from cmpta_lib.config import RunConfig
-from cmpta_lib.data.corpus import Inputs
-from cmpta_lib.metrics import in_units
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -88,10 +86,14 @@ class Run:
     @property
     def unit(self) -> float:
         """What a distance of 1 between its labels is in the units of their owner."""
+        from cmpta_lib.data.corpus import Inputs  # not above: a worker counts its threads before numpy is there
+
         return Inputs.from_json(self.path(CLIPS).read_text(encoding="utf-8")).task.unit
 
     def scores(self, split: str) -> dict[str, float]:
         """Every recorded metric of a split, for a reader: `mae` in the units of the labels' owner."""
+        from cmpta_lib.metrics import in_units
+
         return in_units(self.metrics[split], self.unit)
 
     @cached_property
