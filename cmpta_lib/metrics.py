@@ -64,6 +64,11 @@ def shown_scores(scores: Mapping[str, float]) -> list[str]:
     return [f"{metric.label.partition(' (')[0]} {metric.with_unit(scores[metric.name])}" for metric in found]
 
 
+def in_units(scores: Mapping[str, float], unit: float) -> dict[str, float]:
+    """A split's recorded scores with `mae` as the owner of the labels counts; `unit`: what a distance of 1 inside is there."""
+    return {name: value * unit if name == MAE.name else value for name, value in scores.items()}
+
+
 def headline(kind: Kind) -> Metric:
     """The metric that chooses checkpoints and heads tables (section 4.2)."""
     return TABLED[kind][0]

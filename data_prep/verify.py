@@ -149,10 +149,12 @@ def _sizes(corpus: Corpus) -> Iterator[_Row]:
 
 
 def _labels(corpus: Corpus) -> Iterator[_Row]:
+    middle = f"{corpus.task.to_range(0.0):g}"
     for name, split in corpus.splits.items():
         labels = split.labels
         groups = {f"label {label}": labels == index for index, label in enumerate(corpus.task.labels)}
-        for group, chosen in (groups or {"label < 0": labels < 0, "label = 0": labels == 0, "label > 0": labels > 0}).items():
+        sides = {f"label < {middle}": labels < 0, f"label = {middle}": labels == 0, f"label > {middle}": labels > 0}
+        for group, chosen in (groups or sides).items():
             yield group, name, int(chosen.sum()), ""
 
 

@@ -22,8 +22,10 @@ def shared_folder() -> Path:
 def finish_by_hand(folder: Path, config, **contents: str) -> None:
     """The folder of a finished run, as a worker leaves it; `contents` by file name, the others nearly empty."""
     from cmpta_lib.config import to_json
+    from cmpta_lib.data.corpus import Inputs, Task
     from cmpta_lib.runs import store
 
+    contents = {store.CLIPS: Inputs(Task("regression", "zh"), {}).to_json()} | contents
     folder.mkdir(parents=True, exist_ok=True)
     (folder / store.CONFIG).write_text(to_json(config))
     for name in store.FILES:

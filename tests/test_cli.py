@@ -21,6 +21,7 @@ from cmpta_lib.cli import reproduce as notebooks
 from cmpta_lib.cli.__main__ import main
 from cmpta_lib.cli.reproduce import NotebookFailed, execute_notebook
 from cmpta_lib.config import PAPER_SEEDS, DataConfig, LLMConfig, RunConfig, to_json
+from cmpta_lib.data.corpus import Inputs, Task
 from cmpta_lib.files import Damaged
 from cmpta_lib.report import gather
 from cmpta_lib.runs import progress as console
@@ -444,6 +445,7 @@ def write_run(folder: Path, seed: int, test: dict[str, float] | None) -> str:
     texts = dict.fromkeys(store.FILES, "{}") | {store.CONFIG: to_json(config), store.HISTORY: "epoch\n1\n"}
     records = {"test": test, "valid": test, "best_epoch": 1}
     texts |= {store.ENVIRONMENT: json.dumps({"train_seconds": 12.4}), store.METRICS: json.dumps(records)}
+    texts[store.CLIPS] = Inputs(Task("regression", "zh"), {}).to_json()
     for name, text in texts.items():
         if test is not None or name in (store.CONFIG, store.HISTORY):
             (place / name).write_text(text)

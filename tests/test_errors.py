@@ -88,6 +88,24 @@ def test_scores_are_gathered_alike_on_both_sides_of_zero():
     assert comparison.groups(CLASSES, [2, np.nan]).tolist() == [2, -1]
 
 
+@pytest.mark.parametrize("low, high, count", [(1, 5, 9), (1, 7, 7), (0, 3, 10), (0, 10, 11), (0, 100, 11), (1, 2.5, 11)])
+def test_whole_scores_of_any_range_are_labels_of_their_own(low, high, count):
+    task = Task("regression", "en", score_range=(low, high))
+    names = comparison.group_names(task)
+    assert len(names) == count and (names[0], names[-1]) == (f"{low:g}", f"{high:g}")
+    for whole in range(low, int(high) + 1) if high <= 10 and high % 1 == 0 else ():
+        assert names[comparison.groups(task, [task.from_range(float(whole))])[0]] == f"{whole}"
+
+
+def test_errors_of_a_range_are_told_in_its_units():
+    task = Task("regression", "en", score_range=(1, 5))
+    every = both(task, ([-1, -0.5, 0, 1], [-0.5, -0.5, 0.5, 1], [0] * 4))
+    table = errors.per_label_table(task, every).set_index("label")
+    assert table["CMPTA: mean error"].tolist() == ["1.000", "0.000", "1.000", "0.000", "0.500"]
+    assert [*table.index] == ["1", "2", "3", "5", "all"] and table["CMPTA: wrong side of 3 (%)"]["3"] == "100.0"
+    assert errors.agreement_table(task, every)["label"].tolist() == ["below 3", "3", "above 3", "all"]
+
+
 def test_shares_of_all_seeds_with_unparsable_replies_in_no_column():
     seeds = ([0, 0, 1, 1], [0, 1, 1, 1], [0, 0, 0, 0]), ([0, 0, 1, 1], [0, np.nan, 1, 0], [1, 1, 1, 1])
     shares = comparison.answer_shares(CLASSES, both(CLASSES, *seeds))

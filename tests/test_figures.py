@@ -168,6 +168,12 @@ def nothing_is_drawn_as_a_box(caplog):
     ]
 
 
+def test_scores_are_drawn_in_their_owners_range():
+    axes = corpus("regression", (-1.0, 0.0, 1.0), score_range=(1, 5)).axes[0]
+    middles = [bar.get_x() + bar.get_width() / 2 for bar in axes.patches if bar.get_height() > 0]
+    np.testing.assert_allclose(sorted(middles), [1] * 3 + [3] * 3 + [5] * 3, atol=0.2)
+
+
 def test_chinese_is_embedded_as_truetype_and_drawn_from_our_font(tmp_path):
     pdf = plots.save_figure(attention(), tmp_path, "attention")[0].read_bytes()
     assert b"NotoSansSCSubset" in pdf

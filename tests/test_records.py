@@ -24,10 +24,11 @@ from conftest import finish_by_hand
 
 from cmpta_lib import files
 from cmpta_lib.config import DataConfig, RunConfig, TrainingConfig
+from cmpta_lib.data.corpus import Inputs, Task
 from cmpta_lib.runs import checkpoint, progress
 from cmpta_lib.runs import provenance as records
 from cmpta_lib.runs.progress import Progress
-from cmpta_lib.runs.store import METRICS, Run
+from cmpta_lib.runs.store import CLIPS, METRICS, Run
 
 
 @pytest.fixture(autouse=True)
@@ -288,11 +289,12 @@ def runs(folder: Path, *corpora: str) -> list[Run]:
 
 def test_each_run_that_ends_is_one_line(tmp_path, clock):
     first, second, third = runs(tmp_path, "sims", "sims", "sims")
-    scores = {"mae": 0.25, "corr": 0.5}
+    scores, task = {"mae": 0.25, "corr": 0.5}, Task("regression", "en", score_range=(1, 5))  # half as wide inside
+    contents = {METRICS: json.dumps({"valid": scores, "test": scores | {"mae": 0.26}}), CLIPS: Inputs(task, {}).to_json()}
     with Progress([first, second, third], stream := io.StringIO()) as report:
         report(first, {"event": "start"})
         clock.now += 54
-        finish_by_hand(first.folder, first.config, **{METRICS: json.dumps({"valid": scores, "test": scores | {"mae": 0.26}})})
+        finish_by_hand(first.folder, first.config, **contents)
         report(first, {"event": "done"})
         report(second, {"event": "start"})
         report(second, {"event": "failed", "kind": "ValueError", "message": "loss is\nnan"})
@@ -300,7 +302,7 @@ def test_each_run_that_ends_is_one_line(tmp_path, clock):
         report(third, {"event": "done"})
     assert stream.getvalue().splitlines() == [
         "3 runs to make",
-        "7 tokens, sims, seed 0: valid MAE 0.250, test MAE 0.260, 54 s; 2 of 3 left",
+        "7 tokens, sims, seed 0: valid MAE 0.500, test MAE 0.520, 54 s; 2 of 3 left",
         "7 tokens, sims, seed 1: failed, ValueError: loss is nan, 0 s; 1 of 3 left",
         "starting anew",
         "7 tokens, sims, seed 2: ended, its scores cannot be read (FileNotFoundError); none left",

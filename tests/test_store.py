@@ -16,6 +16,7 @@ from conftest import finish_by_hand
 
 from cmpta_lib import files
 from cmpta_lib.config import DataConfig, RunConfig, override, to_json
+from cmpta_lib.data.corpus import Inputs, Task
 from cmpta_lib.runs import engines, store
 from cmpta_lib.runs.dispatch import Engine
 from cmpta_lib.runs.progress import summarise
@@ -34,7 +35,7 @@ def make(root: Path, seed: int, mae: float = 0.25) -> Run:
         ENVIRONMENT: json.dumps({"train_seconds": 12.4, "seed": seed}),
         HISTORY: f"epoch,train_loss\n1,{seed}\n",
         WEIGHTS: f"weights of {seed}",
-        store.CLIPS: json.dumps({"seed": seed}),
+        store.CLIPS: Inputs(Task("regression", "en", prompt=f"of {seed}"), {}).to_json(),
     }
     finish_by_hand(folder, config, **contents)
     return Run(config, folder)

@@ -14,7 +14,6 @@ from typing import Any
 from cmpta_lib import metrics
 from cmpta_lib.cli.listing import SHORT, Listed, listed
 from cmpta_lib.config import nearest, one_of, shown
-from cmpta_lib.figures.clips import NEAR
 from cmpta_lib.files import runs_folder
 from cmpta_lib.report.comparison import Versus, differing, versus
 from cmpta_lib.runs import store
@@ -108,7 +107,7 @@ def screen(a: Sequence[Listed], b: Sequence[Listed], found: Versus, texts: dict[
     if found.left_out:
         lines.append(f"without {found.left_out} clips to which some run gave no score")
     both, only_a, only_b = int((found.clips["a_right"] & found.clips["b_right"]).sum()), *map(found.only_right, "ab")
-    rule = f" (within {NEAR:g} of the label)" if "mae" in set(found.scores["metric"]) else ""
+    rule = f" (within {found.near:g} of the label)" if found.near else ""
     rule += ", in most seeds" if len(a) > 1 or len(b) > 1 else ""
     said, neither = f"both {both}, A alone {only_a}, B alone {only_b}", len(found.clips) - both - only_a - only_b
     lines += ["", f"right{rule}, of {len(found.clips)} clips: {said}, neither {neither}"]

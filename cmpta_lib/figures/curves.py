@@ -75,8 +75,8 @@ def _need(frame: pd.DataFrame, columns: Sequence[str], what: str) -> None:
 
 @figure_style()
 def corpus_figure(
-    tables: Mapping[str, pd.DataFrame], task_kind: Kind, *, label_names: Sequence[str] = (), title: str = "",
-    footer: str = "",
+    tables: Mapping[str, pd.DataFrame], task_kind: Kind, *, label_names: Sequence[str] = (),
+    score_range: tuple[float, float] = (-1.0, 1.0), title: str = "", footer: str = "",
 ) -> Figure:  # fmt: skip
     """How labels and lengths are distributed in each split.
 
@@ -84,6 +84,7 @@ def corpus_figure(
         tables: split name -> one row per clip with text, label, audio_length and vision_length (frames, 0 = absent).
         task_kind: decides whether labels are scores in [-1, 1] or class indices.
         label_names: names of the classes by index; without them the indices are shown.
+        score_range: what -1 and 1 are in the units of the labels' owner, in which scores are drawn.
     Raises:
         ValueError: no tables, a missing column (named with its split), or a label without a name.
     """
@@ -102,7 +103,10 @@ def corpus_figure(
     shared = {"data": clips, "hue": "split", "palette": palette, "legend": False, "ax": labels}
     bars = {"stat": "percent", "common_norm": False, "multiple": "dodge", "shrink": 0.8, "linewidth": 0, "alpha": 1}
     if task_kind == "regression":
-        sns.histplot(x="label", bins=np.linspace(-1.1, 1.1, 12), **shared, **bars)  # SIMS labels are multiples of 0.2
+        middle, unit = (score_range[0] + score_range[1]) / 2, (score_range[1] - score_range[0]) / 2
+        clips["label"] = middle + unit * clips["label"]
+        edges = middle + unit * np.linspace(-1.1, 1.1, 12)  # SIMS labels are multiples of 0.2
+        sns.histplot(x="label", bins=edges, **shared, **bars)
         labels.set(xlabel="sentiment label", ylabel="share of the split (%)")
     else:
         classes = sorted(clips["label"].unique())

@@ -15,7 +15,7 @@ import pandas as pd
 
 from cmpta_lib import metrics, paper, registry
 from cmpta_lib.data.corpus import Inputs, Task
-from cmpta_lib.figures.clips import errors, is_right, show_answer
+from cmpta_lib.figures.clips import NEAR, errors, is_right, show_answer
 from cmpta_lib.metrics import Metric
 from cmpta_lib.report.rows import result_row, runs_of, sound, tabled
 from cmpta_lib.report.tables import NOT_RUN, NOTHING
@@ -119,17 +119,23 @@ def every_answer(task: Task, runs: Mapping[str, Sequence[Run]]) -> pd.DataFrame:
 
 
 def groups(task: Task, values: Sequence[float] | pd.Series) -> np.ndarray:
-    """(N,) place of each class, or of each score among the multiples of `STEP` from -1 to 1; -1 where there is none."""
+    """(N,) place of each class, or of each score on the scale in steps of `step` from -1 to 1; -1 where there is none."""
     places = np.asarray(values, float)
     if task.kind == "regression":
         # Rounded twice: 0.3 / 0.2 is 1.4999999999999998 in binary, and must not fall otherwise than 0.1 / 0.2.
-        places = np.round(np.round((np.clip(places, -1, 1) + 1) / STEP, 6))
+        places = np.round(np.round((np.clip(places, -1, 1) + 1) / step(task), 6))
     return np.where(np.isfinite(places), places, -1).astype(int)
 
 
 def group_names(task: Task) -> list[str]:
     """What `groups` counts: class names, or scores as they are written."""
-    return list(task.labels) or [show_answer(task, STEP * place - 1) for place in range(round(2 / STEP) + 1)]
+    return list(task.labels) or [show_answer(task, step(task) * place - 1) for place in range(round(2 / step(task)) + 1)]
+
+
+def step(task: Task) -> float:
+    """Between the scores that are counted together, inside: `STEP`, or such that each whole number of the owner's is one."""
+    length = 2 * task.unit
+    return 2 / (10 // length * length) if task.is_scaled and length in range(1, 11) else STEP
 
 
 def answer_shares(task: Task, every: pd.DataFrame) -> dict[str, np.ndarray]:
@@ -208,7 +214,7 @@ def search_table(study: Study, key: str) -> pd.DataFrame:
         line = {"method": row.name, "metric": f"validation {metric.label}", "learning rate": rate}
         for factor, tried in plan.search(row).items():
             done = sound(runs_of(study, key, tried)[:1])
-            line[f"× {factor:g}"] = without_unit(metric, done[0].metrics["valid"][metric.name]) if done else NOT_RUN
+            line[f"× {factor:g}"] = without_unit(metric, done[0].scores("valid")[metric.name]) if done else NOT_RUN
         lines.append(line)
     return pd.DataFrame(lines)
 
@@ -226,11 +232,11 @@ class Versus:
     """What `versus` finds.
 
     `fields`: config field -> its value in A and in B, None where a method has no such field; `shared`: those of them that
-    both have. `scores`: a line for each tabled metric, in stored units: metric, a and b (the scores by seed), difference A - B
+    both have. `scores`: a line for each tabled metric, as `ResultRow.scores`: metric, a and b (by seed), difference A - B
     with low and high of its 95 % interval and p_value, better ("A" or "B" where the interval leaves out 0, else "").
     `clips`: a line for each test clip, most changed first: id, label, A's and B's answers, whether each is right and their
     mean errors. With several seeds a side is right where more than half of its runs are. `left_out`: clips without a score
-    of some run.
+    of some run. `near`: how far from the label a score may be to be right, 0 for classes.
     """
 
     fields: dict[str, tuple[Any, Any]]
@@ -238,6 +244,7 @@ class Versus:
     scores: pd.DataFrame
     clips: pd.DataFrame
     left_out: int
+    near: float
 
     def only_right(self, side: str) -> int:
         """How many clips this side alone answers rightly."""
@@ -264,8 +271,9 @@ def versus(a: Sequence[Run], b: Sequence[Run]) -> Versus:
     task = Inputs.from_json(runs[0].path(CLIPS).read_text(encoding="utf-8")).task
     scores, left_out = _scores(task, tables[: len(a)], tables[len(a) :])
     found = differing(a[0], b[0], len(runs) == 2)
+    near = 0.0 if task.labels else NEAR * task.unit
     shared = frozenset(found) & fields(a[0].config).keys() & fields(b[0].config).keys()
-    return Versus(found, shared, scores, _clips(task, tables[: len(a)], tables[len(a) :]), left_out)
+    return Versus(found, shared, scores, _clips(task, tables[: len(a)], tables[len(a) :]), left_out, near)
 
 
 def differing(a: Run, b: Run, with_seed: bool = True) -> dict[str, tuple[Any, Any]]:
@@ -299,6 +307,6 @@ def _clips(task: Task, a: Sequence[pd.DataFrame], b: Sequence[pd.DataFrame]) -> 
         shown = [[show_answer(task, value) for value in values] for values in answers]
         lines[side] = [one[0] if len(set(one)) == 1 else "/".join(one) for one in shown]  # once where all seeds agree
         lines[f"{side}_right"] = np.mean([is_right(task, table) for table in tables], axis=0) > 0.5
-        lines[f"{side}_error"] = np.mean([errors(task, table) for table in tables], axis=0)
-    changed = np.abs(lines["a_error"] - lines["b_error"]).round(6)
+        lines[f"{side}_error"] = np.mean([errors(task, table) for table in tables], axis=0) * task.unit
+    changed = (np.abs(lines["a_error"] - lines["b_error"]) / task.unit).round(6)
     return pd.DataFrame(lines).iloc[np.argsort(-changed, kind="stable")].reset_index(drop=True)

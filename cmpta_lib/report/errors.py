@@ -56,8 +56,8 @@ def state(study: Study) -> pd.DataFrame:
 def per_label_table(task: Task, every: pd.DataFrame) -> pd.DataFrame:
     """How each label is answered: mean ± sample sd over seeds, a class's or a score's measures, a last line for all.
 
-    Classes: precision, recall and F1 in per cent. Scores, to the nearest `STEP`: the mean error (answer minus label), the
-    mean absolute error, and the share on the wrong side of Acc-2, in which 0 counts as negative. Unparsable replies are
+    Classes: precision, recall and F1 in per cent. Scores, gathered by `comparison.step`: the mean error (answer minus label), the
+    mean absolute error, and the share on the wrong side of Acc-2, in which the middle counts as negative. Unparsable replies are
     wrong for a class; for a score they are left out, and counted in a column of their own where there are any.
     """
     names, counts = group_names(task), every.drop_duplicates("clip")["truth"].value_counts()
@@ -71,6 +71,7 @@ def per_label_table(task: Task, every: pd.DataFrame) -> pd.DataFrame:
         seeds = [one for _, one in every[every["method"] == name].groupby("seed")]
         found = np.array([measures(task, one) for one in seeds])
         for number, (what, decimals) in enumerate(_MEASURES[task.kind].items()):
+            what = what.replace("sign", f"side of {task.to_range(0.0):g}") if task.is_scaled else what
             table[f"{name}: {what}"] = [spread(found[:, number, place], decimals) for place in (*shown, -1)] if seeds else NOT_RUN
         odd = [int((one["answer"] < 0).sum()) for one in seeds]
         if any(odd):
@@ -100,7 +101,7 @@ def _score_measures(task: Task, one: pd.DataFrame) -> np.ndarray:
 def agreement_table(task: Task, every: pd.DataFrame) -> pd.DataFrame:
     """How many clips both methods answer rightly, one alone, or none: mean ± sample sd over the seeds that both have.
 
-    One line for each class, or for scores below, at and above 0, and one for all clips.
+    One line for each class, or for scores below, at and above the middle, and one for all clips.
     """
     right = (every[every["method"] == name].pivot(index="seed", columns="clip", values="right") for name in COMPARED)
     ours, theirs = next(right).align(next(right), join="inner")
@@ -108,7 +109,8 @@ def agreement_table(task: Task, every: pd.DataFrame) -> pd.DataFrame:
     verdicts |= {"only text only right": ~ours & theirs, "neither right": ~ours & ~theirs}
     labels, rows = every.drop_duplicates("clip").set_index("clip")["label"], []
     parts = {name: labels == place for place, name in enumerate(task.labels)}
-    parts = parts or {"below 0": labels < 0, "0": labels == 0, "above 0": labels > 0}
+    middle = f"{task.to_range(0.0):g}"
+    parts = parts or {f"below {middle}": labels < 0, middle: labels == 0, f"above {middle}": labels > 0}
     for name, members in (parts | {ALL: labels.notna()}).items() if len(labels) else ():
         counts = [of_seed.loc[:, members].sum(axis=1) for of_seed in verdicts.values()] if len(ours) else []
         cells = [spread(count, 0 if len(ours) == 1 else 1) for count in counts] or [NOT_RUN] * len(verdicts)

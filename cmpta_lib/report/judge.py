@@ -139,7 +139,8 @@ class Evidence:
         """The default against the line without dropout: first seed."""
         tables = [self.first(key, one).predictions() for one in (CMPTA, NO_DROPOUT)]
         truth, answers = tables[0]["label"].to_numpy(), [table["prediction"].to_numpy(float)[None] for table in tables]
-        with_it, without = (ResultRow("", n, {}, truth, a) for n, a in zip(("CMPTA", "no dropout"), answers, strict=True))
+        row = partial(ResultRow, "", paper={}, truth=truth, unit=self.study.corpus(key).task.unit)
+        with_it, without = (row(n, predictions=a) for n, a in zip(("CMPTA", "no dropout"), answers, strict=True))
         return compared(self.metric(key).name, with_it, without)
 
     @_rule

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -17,7 +16,6 @@ from cmpta_lib.config import CmptaConfig
 from cmpta_lib.data.corpus import SPLITS
 from cmpta_lib.llm.files import QWEN_1_8B
 from cmpta_lib.method.prompted import Layout
-from cmpta_lib.metrics import Metric
 from cmpta_lib.report.rows import PAPER_NAMES, bayes, first_runs, runs_of, shown_reason, sound, tabled, unusable
 from cmpta_lib.report.tables import NOT_RUN, NOTHING
 from cmpta_lib.report.uncertainty import without_unit
@@ -115,7 +113,7 @@ def best_possible(study: Study, keys: Sequence[str]) -> pd.DataFrame:
     """Test scores of the best answers to generated clips by what is known, and the rule behind them; empty for real data."""
     rows = []
     for key in keys:
-        for metric in _tabled(study, key):
+        for metric in tabled(study, key):
             if scores := bayes(study, key, metric.name):
                 shown = {_KNOWN[known]: without_unit(metric, score) for known, score in scores.items()}
                 line = {"corpus": study.corpus(key).name, "metric": metric.label} | shown
@@ -149,12 +147,6 @@ def table2(study: Study) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["corpus", "setting", "paper", "this run"])
 
 
-def _tabled(study: Study, key: str) -> list[Metric]:
-    """The metrics that tables of this corpus show, for numbers as runs store them: MAE comes out in the owner's unit."""
-    unit = study.corpus(key).task.unit
-    return [replace(one, scale=one.scale * unit) if one.name == "mae" else one for one in tabled(study, key)]
-
-
 def histories(study: Study, key: str) -> dict[str, pd.DataFrame]:
     """What `curves.training_curves` draws: seed -> history of each CMPTA run that is finished and sound."""
     unit, found = study.corpus(key).task.unit, {str(run.config.seed): run.history for run in sound(runs_of(study, key, CMPTA))}
@@ -168,7 +160,7 @@ def training_table(study: Study, keys: Sequence[str]) -> pd.DataFrame:
     """
     rows = []
     for key in keys:
-        metric, runs = _tabled(study, key)[0], runs_of(study, key, CMPTA)
+        metric, runs = tabled(study, key)[0], runs_of(study, key, CMPTA)
         known: dict[str, object] = {"corpus": study.corpus(key).name, "metric": metric.label}
         if not runs:
             rows.append(known | {"valid": NOT_RUN, "note": shown_reason(study.missing(CMPTA, key))})
@@ -177,9 +169,9 @@ def training_table(study: Study, keys: Sequence[str]) -> pd.DataFrame:
             if reason := unusable([run]):
                 row |= {"valid": NOT_RUN, "note": reason}
             else:
-                stored = run.metrics
+                stored, scores = run.metrics, {split: run.scores(split) for split in ("valid", "test")}
                 odd = [f"{name.replace('_', ' ')}: {count}" for name, count in stored["oddities"].items() if count]
-                row |= {split: without_unit(metric, stored[split][metric.name]) for split in ("valid", "test")}
+                row |= {split: without_unit(metric, found[metric.name]) for split, found in scores.items()}
                 row |= {"best epoch": f"{stored['best_epoch']} of {run.config.epochs}", "oddities": ", ".join(odd) or "none"}
             rows.append(row)
     return _table(rows, ["corpus", "seed", "metric", "valid", "test", "best epoch", "oddities"])
@@ -188,21 +180,21 @@ def training_table(study: Study, keys: Sequence[str]) -> pd.DataFrame:
 def register_table(study: Study) -> pd.DataFrame:
     """The alternatives to choices that the paper leaves open, beside the default: one seed, test split of the first corpus."""
     key = study.every_key[0]
-    (default, _), shown, rows = first_runs(study, key, CMPTA), _tabled(study, key), []
-    base = default[0].metrics["test"] if default else {}
+    (default, _), shown, rows = first_runs(study, key, CMPTA), tabled(study, key), []
+    base = default[0].scores("test") if default else {}
     for choice in (Row("default"), *CHOICES):
         change = ", ".join(f"{path} = {value}" for path, value in choice.changes.items()) or NOTHING
         (found, reason), row = first_runs(study, key, choice), {"register": choice.name, "change": change}
         if reason:
             rows.append(row | {shown[0].label: NOT_RUN, "note": reason})
             continue
-        (run,) = found
+        (run,), scored = found, found[0].scores("test")
         for metric in shown:
-            score = run.metrics["test"].get(metric.name, np.nan)  # nothing to correlate where no free reply was parsable
+            score = scored.get(metric.name, np.nan)  # nothing to correlate where no free reply was parsable
             gap = metric.scale * (score - base.get(metric.name, np.nan)) if choice.changes else np.nan
             row[metric.label] = without_unit(metric, score)
             row[f"{metric.label} minus default"] = f"{gap:+.3f}" if np.isfinite(gap) else NOTHING
-        unparsable = int(run.metrics["test"].get("unparsable_count", 0))
+        unparsable = int(scored.get("unparsable_count", 0))
         rows.append(row | {"unparsable": unparsable, "best epoch": run.metrics["best_epoch"]})
     scores = [f"{metric.label}{what}" for metric in shown for what in ("", " minus default")]
     return _table(rows, ["register", "change", *scores, "unparsable", "best epoch"])

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, Self, TextIO
 
 from cmpta_lib.config import RunConfig
-from cmpta_lib.metrics import shown_scores
+from cmpta_lib.metrics import in_units, shown_scores
 from cmpta_lib.runs import store
 from cmpta_lib.runs.store import Run
 
@@ -75,6 +75,7 @@ class Summary:
     epochs: int = 0  # that it has finished
     records: Mapping[str, Any] = field(default_factory=dict)  # metrics.json, of a finished run
     environment: Mapping[str, Any] = field(default_factory=dict)
+    unit: float = 1.0  # as `Run.unit`
 
     @property
     def best_epoch(self) -> int | None:
@@ -86,9 +87,9 @@ class Summary:
         return self.environment.get("train_seconds")
 
     def scores(self, split: str) -> dict[str, float]:
-        """Every metric of a split as it was recorded; none where the run is not finished."""
+        """Every metric of a split, as `Run.scores`; none where the run is not finished."""
         found = self.records.get(split)
-        return dict(found) if isinstance(found, Mapping) else {}
+        return in_units(found, self.unit) if isinstance(found, Mapping) else {}
 
     def shown(self, split: str) -> str:
         """The tabled scores of a split with their units: "MAE 0.251, Corr 0.863"."""
@@ -110,7 +111,7 @@ def summarise(entry: Run | tuple[Path, str]) -> Summary:
         float(entry.environment["train_seconds"])  # an edited record may hold anything
         if not shown_scores(entry.metrics["test"]):
             raise ValueError(f"{folder / store.METRICS} holds no test score")
-        return Summary(folder, "finished", config, "", epochs, entry.metrics, entry.environment)
+        return Summary(folder, "finished", config, "", epochs, entry.metrics, entry.environment, entry.unit)
     except (ValueError, OSError, LookupError, TypeError, AttributeError) as error:  # `Damaged` is a ValueError
         return Summary(folder, "damaged", config, " ".join(str(error).split()) or type(error).__name__)
 
@@ -197,7 +198,7 @@ def _outcome(run: Run, event: dict[str, Any]) -> str:
     if event["event"] == "failed":
         return "failed, " + " ".join(f"{event['kind']}: {event['message']}".split())
     try:
-        scores = {split: shown_scores(run.metrics[split])[0] for split in ("valid", "test")}
+        scores = {split: shown_scores(run.scores(split))[0] for split in ("valid", "test")}
     except (ValueError, OSError, LookupError, TypeError) as error:  # damaged, which whoever reads it next says in full
         return f"ended, its scores cannot be read ({type(error).__name__})"
     return ", ".join(f"{split} {score}" for split, score in scores.items())

@@ -83,6 +83,19 @@ class Run:
     def metrics(self) -> dict[str, Any]:
         return json.loads(self.path(METRICS).read_text(encoding="utf-8"))
 
+    @property
+    def unit(self) -> float:
+        """What a distance of 1 between its labels is in the units of their owner."""
+        from cmpta_lib.data.corpus import Inputs  # not above: a worker counts its threads before numpy is there
+
+        return Inputs.from_json(self.path(CLIPS).read_text(encoding="utf-8")).task.unit
+
+    def scores(self, split: str) -> dict[str, float]:
+        """Every recorded metric of a split, for a reader: `mae` in the units of the labels' owner."""
+        from cmpta_lib.metrics import in_units
+
+        return in_units(self.metrics[split], self.unit)
+
     @cached_property
     def environment(self) -> dict[str, Any]:
         return json.loads(self.path(ENVIRONMENT).read_text(encoding="utf-8"))
