@@ -155,6 +155,7 @@ def on(device: torch.device, llm: FrozenLLM, monkeypatch: pytest.MonkeyPatch) ->
         return llm
     monkeypatch.setattr(packing, "send", send_anywhere)
     away = copy.copy(llm)
+    away.embedding_norm = llm.embedding_norm  # read when a method is built, in no step
     away.model = copy.deepcopy(llm.model).to(device)
     away.embedding = away.model.get_input_embeddings()
     assert away.device == device
