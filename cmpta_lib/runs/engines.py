@@ -105,9 +105,7 @@ def _without_model(pending: Sequence[Run], cache: Path) -> list[Failure]:
             needed.setdefault(config, []).append(run)
     failures = []
     for config, runs in needed.items():
-        from cmpta_lib.llm.loading import (
-            open_once,  # and torch, which runs of tiny models need in their own processes only
-        )
+        from cmpta_lib.llm.loading import open_once  # with torch, which nothing else here needs
 
         try:
             open_once(config, cache)
