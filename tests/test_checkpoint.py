@@ -37,7 +37,7 @@ def store(path: Path, run: str = RUN, width: int = 4) -> nn.Module:
     module, optimizer = trained(width)
     best = {name: weight + 1 for name, weight in module.state_dict().items()}
     with Saver(path, run, lambda state: None) as saver:
-        saver.save(module, optimizer, State(epoch=2, best_epoch=1, best_score=float("inf"), history=[{"epoch": 1}]), best)
+        saver.save(module, optimizer, State(epoch=2, best_epoch=1, best_score=float("inf"), history=[{"epoch": 1}], steps=[[1, 0.1, 2e-5]]), best)
     return module
 
 
@@ -53,7 +53,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 def test_everything_comes_back(path):
     stored = store(path)
     found = load_checkpoint(path, RUN, trained(steps=1)[0])
-    assert found["state"] == State(epoch=2, best_epoch=1, best_score=float("inf"), history=[{"epoch": 1}])
+    assert found["state"] == State(epoch=2, best_epoch=1, best_score=float("inf"), history=[{"epoch": 1}], steps=[[1, 0.1, 2e-5]])
     assert same(found["module"], stored.state_dict())
     assert same(found["best"], {name: weight + 1 for name, weight in stored.state_dict().items()})
     expected = trained()[1].state_dict()["state"]
@@ -135,6 +135,7 @@ def test_a_checkpoint_is_that_of_its_moment_told_of_once_it_lies_there_and_finis
                 weight.add_(1)
         state.epoch = 2
         state.history.append({"epoch": 2})
+        state.steps.append([2, 0.5, 0.1])
         assert told == [] and not path.exists()
         held_up.set()
         if fails:

@@ -46,8 +46,8 @@ from cmpta_lib.study.study import Study
 
 FREE = next(row for row in CHOICES if "free" in row.name)
 ASKED = {"CMPTA": ("sims", CMPTA), "CMPTA on MELD": ("meld", CMPTA), "text only": ("sims", TEXT_ONLY), "free": ("sims", FREE)}
-FILES = {*store.FILES, DONE}
-RESULTS = ("history.csv", WEIGHTS, "predictions.parquet", METRICS)  # what a killed run must end with, byte for byte
+FILES = {*store.FILES, store.STEPS, DONE}
+RESULTS = ("history.csv", "steps.csv", WEIGHTS, "predictions.parquet", METRICS)  # what a killed run must end with, byte for byte
 
 
 def changed(changes: dict[str, Any]) -> Row:
