@@ -73,7 +73,8 @@ class Saver:
         self._wait()
         content = {"state": json.dumps(vars(state)), "module": module.state_dict(), "best": dict(best)}
         packed = pack(self.run, content | {"moments": optimizer.state_dict()["state"]})
-        self._writing = self._thread.submit(self._write, packed, replace(state, history=list(state.history), steps=list(state.steps)))
+        now = replace(state, history=list(state.history), steps=list(state.steps))
+        self._writing = self._thread.submit(self._write, packed, now)
 
     def _write(self, packed: io.BytesIO, state: State) -> None:
         write(self.path, packed)
