@@ -30,6 +30,7 @@ from cmpta_lib.config import (
     to_json,
 )
 from cmpta_lib.data.corpus import Split
+from cmpta_lib.figures import curves
 from cmpta_lib.llm.loading import weights_fingerprint
 from cmpta_lib.method.llm import FrozenLLM
 from cmpta_lib.runs import checkpoint
@@ -633,3 +634,50 @@ def test_shares_lie_within_each_other_and_keep_the_number_of_steps():
     assert len(small) == 4 and len(large) == 20 and small < large and small != {place for (place,) in other}
     assert training.share_of(units, 1.0, 1) is units
     assert all(tenth.count([place]) == 10 for place in small)
+
+
+# --- what is shown of it ----------------------------------------------------------------------------------------------
+
+
+def history(valid: list[float], losses: list[float], metric: str = "mae") -> pd.DataFrame:
+    epochs = np.arange(1, len(valid) + 1)
+    return pd.DataFrame({"epoch": epochs, "learning_rate": 0.1, "train_loss": losses, f"valid_{metric}": valid})
+
+
+FALLS, RISES, NAN = [0.5, 0.4, 0.3], [0.3, 0.4, 0.5], math.nan
+
+
+@pytest.mark.parametrize(
+    ("metric", "runs", "said"),
+    [
+        (
+            "mae", [([0.25, 0.26, 0.27], FALLS), ([0.3, 0.2, 0.21], FALLS), ([0.3, 0.2, 0.1], FALLS)],
+            "Validation MAE is best at epochs 1, 2 of 3 and rises after, 0.225 → 0.240, while the training loss falls, "
+            "0.450 → 0.300: overfitting, in 2 of 3 seeds.",
+        ),
+        ("f1_weighted", [([0.5, NAN, 0.4], FALLS)], "Validation WF1 is best at epoch 1 of 3 and falls after, 50.00 % → 40.00 %"),
+        ("mae", [([0.1, 0.2, 0.3], RISES)], "No seed's validation MAE got worse while its training loss fell; the last epoch is "
+                                            "the best in 0 of 1 seed."),
+        ("mae", [([0.3, 0.2, 0.1], FALLS)] * 2, "the last epoch is the best in 2 of 2 seeds."),
+        ("mae", [([NAN] * 3, FALLS)], ""),
+    ],
+)  # fmt: skip
+def test_overfitting_is_said_where_the_runs_show_it(metric, runs, said):
+    found = curves.after_the_best({str(seed): history(*run, metric) for seed, run in enumerate(runs)}, metric)
+    assert said in found and bool(said) == bool(found)
+
+
+def test_curves_are_drawn_by_step_where_every_run_has_them():
+    runs = {seed: history([0.3, 0.2], [0.5, 0.4]) for seed in ("1111", "2222")}
+    steps = {
+        seed: pd.DataFrame({"step": range(1, 41), "loss": rng.random(40), "learning_rate": [0.1] * 40})
+        for seed, rng in ((seed, np.random.default_rng(int(seed))) for seed in runs)
+    }
+    loss, _, rate = curves.training_curves(runs, "mae", steps=steps).axes
+    assert (loss.get_xlabel(), rate.get_xlabel()) == ("step", "step")
+    single, mean = sorted((line.get_ydata() for line in loss.lines[:2]), key=np.std)[::-1]
+    assert list(single) == list(steps["1111"]["loss"]) and mean[-1] == pytest.approx(single[-2:].mean())
+    assert list(rate.lines[0].get_xdata()) == list(range(1, 41))
+    for missing in (None, {"1111": steps["1111"]}, steps | {"2222": steps["2222"][:0]}):
+        loss, _, rate = curves.training_curves(runs, "mae", steps=missing).axes
+        assert (loss.get_xlabel(), rate.get_xlabel()) == ("epoch", "epoch") and len(loss.lines) == 2
