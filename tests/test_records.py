@@ -95,6 +95,25 @@ def test_files_have_the_permissions_that_the_umask_gives(umask: int, mode: int, 
     assert found == dict.fromkeys((*WRITE, "moved.txt"), mode)
 
 
+STEPS = "step,epoch,loss,learning_rate\n1,1,2.5,0.1\n2,1,2.25,0.05\n"
+
+
+def test_the_steps_of_a_run_are_vouched_for_where_it_has_them_and_a_run_without_them_is_as_valid(tmp_path: Path):
+    config = RunConfig(data=DataConfig(name="sims", fingerprint="f"))
+    for name, contents in {"new": {"steps.csv": STEPS}, "before": {}}.items():
+        (tmp_path / name).mkdir()
+        for file, text in contents.items():
+            files.write_text(tmp_path / name / file, text)
+        finish_by_hand(tmp_path / name, config)
+    new, before = (Run(config, tmp_path / name) for name in ("new", "before"))
+    assert list(new.steps["loss"]) == [2.5, 2.25] and not new.problem and not before.problem
+    assert len(before.steps) == 0 and list(before.steps) == list(new.steps) == STEPS.splitlines()[0].split(",")
+    files.write_text(before.folder / "steps.csv", STEPS)
+    assert len(before.steps) == 0 and not before.problem, "nobody vouches for what came later"
+    files.write_text(new.folder / "steps.csv", STEPS.replace("2.5", "2.4"))
+    assert "steps.csv is not the file that was written" in new.problem
+
+
 # --- commit -----------------------------------------------------------------------------------------------------------
 
 

@@ -23,18 +23,22 @@ from cmpta_lib.paper import Kind
 
 __all__ = [
     "AttentionPanel", "ShownModel", "ablation_figure", "adapter_figure", "architecture_figure", "attention_figure",
-    "case_study_figure", "corpus_figure", "save_figure", "training_curves",
+    "after_the_best", "case_study_figure", "corpus_figure", "save_figure", "training_curves",
 ]  # fmt: skip
 
 
 @figure_style()
-def training_curves(histories: Mapping[str, pd.DataFrame], metric: MetricName, *, title: str = "", footer: str = "") -> Figure:
-    """Training loss, validation score and learning rate by epoch, one line per run; a dot marks its best epoch.
+def training_curves(
+    histories: Mapping[str, pd.DataFrame], metric: MetricName, *, steps: Mapping[str, pd.DataFrame] | None = None,
+    title: str = "", footer: str = "",
+) -> Figure:  # fmt: skip
+    """Training loss and learning rate by step, validation score by epoch, one line per run; a circle marks its best epoch.
 
     Args:
         histories: name of the run (its seed) -> columns epoch, train_loss, `valid_<metric>` (NaN where not validated;
             a fraction, shown in per cent for accuracies and F1) and learning_rate.
         metric: e.g. "mae" or "f1_weighted".
+        steps: name of the run -> columns step, loss and learning_rate; where one run has none, all are drawn by epoch.
     Raises:
         ValueError: no runs, or a missing column, named with its run.
     """
@@ -43,29 +47,62 @@ def training_curves(histories: Mapping[str, pd.DataFrame], metric: MetricName, *
     for name, history in histories.items():
         _need(history, ("epoch", "train_loss", f"valid_{metric}", "learning_rate"), f"history of '{name}'")
     shown = METRICS[metric]
-    drawn = f"Training loss, validation {shown.axis} and learning rate by epoch, a line per seed; circles: best epochs."
+    by_step = bool(steps) and all(len(steps.get(name, ())) for name in histories)
+    x, smoothed = ("step", " (thin), its moving mean") if by_step else ("epoch", "")
+    drawn = f"Training loss{smoothed} and learning rate by {x}, validation {shown.axis} by epoch, a line per seed; circles: best."
+    drawn = f"{drawn} {after_the_best(histories, metric)}".rstrip()
     figure = new_figure(style.DOUBLE_COLUMN_IN, 2.1, title=title, footer=footer, drawn=drawn)
     loss, score, rate = figure.subplots(1, 3, width_ratios=(1, 1, 0.75))
     for name, history in histories.items():
-        (line,) = loss.plot(history["epoch"], history["train_loss"], label=printable(name))
+        fine = steps[name] if steps and by_step else history.rename(columns={"train_loss": "loss"})
+        mean = fine["loss"].rolling(max(1, len(fine) // 20) if by_step else 1, min_periods=1).mean()
+        (line,) = loss.plot(fine[x], mean, label=printable(name))
+        if by_step:
+            loss.plot(fine[x], fine["loss"], color=line.get_color(), alpha=0.25, linewidth=0.4, zorder=1, rasterized=True)
         valid = history.dropna(subset=[f"valid_{metric}"])
         epochs, values = valid["epoch"].to_numpy(), valid[f"valid_{metric}"].to_numpy() * shown.scale
         score.plot(epochs, values, color=line.get_color())
         if len(values):
             best = values.argmin() if shown.lower_is_better else values.argmax()
             score.plot(epochs[best], values[best], "o", ms=4, mfc="white", color=line.get_color(), gid="best")
-        rate.plot(history["epoch"], history["learning_rate"], color=line.get_color())
-    loss.set(xlabel="epoch", ylabel="training loss (nats per token)", ylim=(0, None))
+        rate.plot(fine[x], fine["learning_rate"], color=line.get_color())
+    loss.set(xlabel=x, ylabel="training loss (nats per token)", ylim=(0, None))
     score.set(xlabel="epoch", ylabel=f"validation {shown.axis}", title="best epoch: ○")
-    rate.set(xlabel="epoch", ylabel="learning rate", ylim=(0, None))
+    rate.set(xlabel=x, ylabel="learning rate", ylim=(0, None))
     rate.ticklabel_format(axis="y", style="sci", scilimits=(0, 0), useMathText=True)
     for text in (rate.yaxis.get_offset_text(), *(tick.label1 for tick in rate.yaxis.get_major_ticks(20))):
         text.set_parse_math(True)  # powers of ten are formulas, and no data
     loss.legend(title="seed", ncol=2 if len(histories) > 3 else 1, handlelength=1.2, columnspacing=0.8)
     for axes in (loss, score, rate):
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))  # there is no epoch 1.5
+        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))  # there is no epoch 1.5
         axes.spines[["top", "right"]].set_visible(False)
     return figure
+
+
+def after_the_best(histories: Mapping[str, pd.DataFrame], metric: MetricName) -> str:
+    """Whether the validation score got worse while the training loss fell, in a sentence of these runs' own numbers.
+
+    Arguments as in `training_curves`; "" where no run was validated.
+    """
+    shown, column, turned, ends, last = METRICS[metric], f"valid_{metric}", [], 0, 0
+    for valid in (history.dropna(subset=[column]) for history in histories.values()):
+        if len(valid):
+            row = valid[column].argmin() if shown.lower_is_better else valid[column].argmax()
+            best, end = valid.iloc[row], valid.iloc[-1]
+            last, ends = max(last, int(end["epoch"])), ends + bool(end["epoch"] == best["epoch"])
+            if shown.is_better(best[column], end[column]) and end["train_loss"] < best["train_loss"]:
+                turned.append([best["epoch"], best[column], end[column], best["train_loss"], end["train_loss"]])
+    name, of = shown.label.partition(" (")[0], f"of {len(histories)} seed{'s' if len(histories) > 1 else ''}"
+    if not turned:
+        said = f"No seed's validation {name} got worse while its training loss fell; the last epoch is the best in {ends} {of}."
+        return said if last else ""
+    _, before, after, high, low = np.mean(turned, axis=0)
+    epochs, turn = sorted({int(one[0]) for one in turned}), "rises" if shown.lower_is_better else "falls"
+    where = f"epoch{'s' if len(epochs) > 1 else ''} {', '.join(map(str, epochs))} of {last}"
+    scores = f"{shown.with_unit(before)} \N{RIGHTWARDS ARROW} {shown.with_unit(after)}"
+    losses = f"{high:.3f} \N{RIGHTWARDS ARROW} {low:.3f}"
+    said = f"Validation {name} is best at {where} and {turn} after, {scores}, while the training loss falls, {losses}"
+    return f"{said}: overfitting, in {len(turned)} {of}."
 
 
 def _need(frame: pd.DataFrame, columns: Sequence[str], what: str) -> None:
