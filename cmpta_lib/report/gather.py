@@ -37,6 +37,13 @@ def title(name: str) -> str:
     return name.replace("_", " ")
 
 
+def alt_text(folder: Path, name: str) -> str:
+    """What a figure shows, for who cannot see it: the first lines of its caption; its title where it has none."""
+    path = folder / "paper" / f"{name}.txt"
+    said = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return " ".join(said[:2]) or title(name)
+
+
 def _patterns(notebook: Notebook) -> list[str]:
     """Names of what a notebook exports, with "{key}" in those of one corpus."""
     return [*(f"{name}.md" for name in notebook.tables), *(f"{name}.png" for name in notebook.figures)]
@@ -183,7 +190,7 @@ def summary(study: Study, folder: Path | None = None) -> str:
 
 
 RESULTS = "results"  # what the README's marks around them are called
-_DRAWN, _WHERE = (".pdf", ".png", ".html", "report.md"), ("commits", "hardware", "packages")
+_DRAWN, _WHERE = (".pdf", ".png", ".html", ".ipynb", "report.md"), ("commits", "hardware", "packages")
 
 
 def publish(profile: str, made: Path, root: Path = ROOT) -> str:
