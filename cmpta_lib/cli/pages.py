@@ -178,10 +178,11 @@ def _drawn(tex: str) -> str:
                 "MLQC"[code - 1] + " ".join(f"{(-1) ** n * one:.0f}" for n, one in enumerate(points)) if code < 5 else "Z"
                 for points, code in pieces
             )
+            sizes = {"width": width, "height": height, "vertical-align": -depth}
+            style = ";".join(f"{name}:{size / 100:.2f}em" for name, size in sizes.items())
             drawn.append(
-                f'<svg class="math" role="img" aria-label="{escape(tex.strip())}" viewBox="0 {depth - height:.0f} {width:.0f} '
-                f'{height:.0f}" style="width:{width / 100:.2f}em;height:{height / 100:.2f}em;vertical-align:{-depth / 100:.2f}em">'
-                f'<path fill="currentColor" d="{path}"/></svg>'
+                f'<svg class="math" role="img" aria-label="{escape(tex.strip())}" style="{style}" viewBox="0 '
+                f'{depth - height:.0f} {width:.0f} {height:.0f}"><path fill="currentColor" d="{path}"/></svg>'
             )
     except ValueError:
         return f"<code>{escape(tex.strip())}</code>"
