@@ -218,7 +218,7 @@ def _execute(study: Study, chosen: Sequence[str], parameters: Mapping[str, Any],
             execute_notebook(ROOT / "notebooks" / executed.name, executed, parameters)
         finally:
             if executed.exists():
-                pages.write_page(executed, study.figures / exports.PAGES / f"{name}.html")
+                pages.write_page(executed, study.figures / exports.PAGES / f"{name}.html", chosen)
 
     os.environ[WITHOUT] = json.dumps(study.without)
     pool = ThreadPoolExecutor(SIDE_BY_SIDE)  # their runs are made before the first of them starts, so none waits for another
