@@ -10,16 +10,11 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-from torch.utils.benchmark import Timer
-
 from cmpta_lib import paper, registry
 from cmpta_lib.config import DataConfig, RunConfig
 from cmpta_lib.data.corpus import Corpus
-from cmpta_lib.runs import loop, provenance
-from cmpta_lib.runs.checkpoint import path_of
-from cmpta_lib.runs.load import resources
-from cmpta_lib.runs.progress import duration, table
+from cmpta_lib.runs import provenance
+from cmpta_lib.runs.progress import Status, duration, table
 from cmpta_lib.study import plan
 from cmpta_lib.study.plan import Planned
 from cmpta_lib.study.profiles import planned_config
@@ -38,6 +33,8 @@ class Speed(NamedTuple):
 
     def seconds(self, config: RunConfig, made: set[str]) -> float:
         """Of one run; `made`: files of shared stages that are there, to which those that this run makes are added."""
+        from cmpta_lib.runs.checkpoint import path_of
+
         total = self.once
         for stage in config.stages:
             shared = "" if stage.outcome is None else path_of(Path(), stage).name
@@ -71,7 +68,12 @@ def projection(study: Study, milliseconds: Mapping[str, tuple[float, float]]) ->
 def measured(study: Study, configs: Configs) -> Speeds:
     """The speed of each kind among these runs, from one that has all stages; ordered so that each LLM is loaded once."""
     chosen = {one.kind: config for one, config in sorted(configs.items(), key=lambda item: len(item[1].stages))}
-    return {kind: speed(chosen[kind], study.corpus(kind[0]), study.root) for kind in sorted(chosen, key=lambda kind: kind[2])}
+    speeds = dict[tuple[str, str, str], Speed]()
+    with Status(before=lambda: f"timing a few steps and answers, {len(speeds)} of {len(chosen)} kinds of runs done: ") as status:
+        for kind in sorted(chosen, key=lambda kind: kind[2]):
+            with status.doing(f"{kind[1]}, {study.corpus(kind[0]).name}"):
+                speeds[kind] = speed(chosen[kind], study.corpus(kind[0]), study.root)
+    return speeds
 
 
 def whole(study: Study, notebooks: Sequence[str], jobs: int) -> str:
@@ -87,6 +89,12 @@ def whole(study: Study, notebooks: Sequence[str], jobs: int) -> str:
 
 def speed(config: RunConfig, corpus: Corpus, root: Path) -> Speed:
     """How fast this run is here, from a few steps of each of its stages and a batch of answers."""
+    import torch
+    from torch.utils.benchmark import Timer
+
+    from cmpta_lib.runs import loop
+    from cmpta_lib.runs.load import resources
+
     tools, splits = resources(root), corpus.splits
     for own, get in ((getattr(config.method, "llm", None), tools.llm), (getattr(config.method, "encoder", None), tools.encoder)):
         if own:
