@@ -23,12 +23,11 @@ from cmpta_lib.cli import pages
 from cmpta_lib.cli.arguments import chosen_notebooks, study_of
 from cmpta_lib.cli.interruption import SCRATCH
 from cmpta_lib.files import ROOT, figures_folder
-from cmpta_lib.llm.files import is_tiny
 from cmpta_lib.runs import provenance
 from cmpta_lib.runs.engines import DEFAULT, KEEP_FAILED, Engine, RunsFailed, engine_of
 from cmpta_lib.runs.progress import Status, duration
 from cmpta_lib.runs.store import Run, found, sound
-from cmpta_lib.study import check, estimate, exports, plan
+from cmpta_lib.study import check, exports, plan
 from cmpta_lib.study.plan import CMPTA, NOTEBOOKS, label
 from cmpta_lib.study.study import ONLY_FINISHED, WITHOUT, Study
 from data_prep import public_pickles, tasks
@@ -91,9 +90,7 @@ def reproduce(options: argparse.Namespace) -> int:
     backbone = study.llm_name if study.llm_name in study.without else f"{study.llm.name} {study.llm.fingerprint}"
     print(f"      backbone {backbone}  ({time.monotonic() - started:.0f} s)", flush=True)
     runs = [run for _, run in study.planned_runs(chosen, keys)]
-    done, is_timed = sum(run.done for run in runs), study.data and not options.finished and is_tiny(study.llm_name)
-    others = estimate.whole(study, chosen, options.jobs or provenance.usual()) if is_timed and done < len(runs) else ""
-    print(f"[2/3] runs: {done} of {len(runs)} are finished already{others}", flush=True)
+    print(f"[2/3] runs: {sum(run.done for run in runs)} of {len(runs)} are finished already", flush=True)
     if study.data and runs and (reason := study.missing(CMPTA, "data")):
         print(f"      CMPTA will not run: {reason}", flush=True)
     whole = _make(study, runs, options, failed, engine)

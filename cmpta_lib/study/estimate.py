@@ -10,10 +10,15 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+from torch.utils.benchmark import Timer
+
 from cmpta_lib import paper, registry
 from cmpta_lib.config import DataConfig, RunConfig
 from cmpta_lib.data.corpus import Corpus
-from cmpta_lib.runs import provenance
+from cmpta_lib.runs import loop, provenance
+from cmpta_lib.runs.checkpoint import path_of
+from cmpta_lib.runs.load import resources
 from cmpta_lib.runs.progress import Status, duration, table
 from cmpta_lib.study import plan
 from cmpta_lib.study.plan import Planned
@@ -33,8 +38,6 @@ class Speed(NamedTuple):
 
     def seconds(self, config: RunConfig, made: set[str]) -> float:
         """Of one run; `made`: files of shared stages that are there, to which those that this run makes are added."""
-        from cmpta_lib.runs.checkpoint import path_of
-
         total = self.once
         for stage in config.stages:
             shared = "" if stage.outcome is None else path_of(Path(), stage).name
@@ -76,25 +79,8 @@ def measured(study: Study, configs: Configs) -> Speeds:
     return speeds
 
 
-def whole(study: Study, notebooks: Sequence[str], jobs: int) -> str:
-    """For a line that says how many runs are finished: in how long the others are made, measured (seconds)."""
-    planned = [one for one in study.planned(notebooks) if not study.missing(one.row, one.key)]
-    configs = {one: run.config for one in planned if not (run := study.run(one.key, one.row, one.seed)).done}
-    try:
-        speeds, made = measured(study, configs), set[str]()
-    except Exception as error:  # of anybody's method: its run will say it, and the others go on
-        return f"; how long the others take cannot be measured: {type(error).__name__}"
-    return f"; the others take about {duration(sum(speeds[one.kind].seconds(configs[one], made) for one in configs) / jobs)}"
-
-
 def speed(config: RunConfig, corpus: Corpus, root: Path) -> Speed:
     """How fast this run is here, from a few steps of each of its stages and a batch of answers."""
-    import torch
-    from torch.utils.benchmark import Timer
-
-    from cmpta_lib.runs import loop
-    from cmpta_lib.runs.load import resources
-
     tools, splits = resources(root), corpus.splits
     for own, get in ((getattr(config.method, "llm", None), tools.llm), (getattr(config.method, "encoder", None), tools.encoder)):
         if own:
