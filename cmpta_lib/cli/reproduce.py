@@ -217,7 +217,7 @@ def _execute(study: Study, chosen: Sequence[str], parameters: Mapping[str, Any],
                 execute_notebook(ROOT / "notebooks" / executed.name, executed, parameters)
         finally:
             if executed.exists():
-                pages.write_page(executed, study.figures / exports.PAGES / f"{name}.html")
+                pages.write_page(executed, study.figures / exports.PAGES / f"{name}.html", chosen)
 
     work, left, began = {one.name: one.work for one in plan.chosen(chosen)}, set(chosen), time.monotonic()
 
