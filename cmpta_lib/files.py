@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 PUBLISHED = "published"  # the folder of figures/ that is in git; the others are anybody's experiments
+# Runs and the tiny LLM that notebooks opened alone use, laid out as a runs folder; `load("published:sims")` opens one.
+PUBLISHED_RUNS = ROOT / "figures" / PUBLISHED / "demo" / "runs"
 SOCKET_BYTES = 107  # that a Unix socket's name may have
 _ELSEWHERE = "name another folder in the environment variable CMPTA_RUNS (for exported figures and tables: CMPTA_FIGURES)"
 _REMEDIES = {

@@ -241,15 +241,30 @@ def tiny_fingerprint(folder: Path) -> str:
     return record["fingerprint"]
 
 
+def or_published(folder: Path) -> Path:
+    """Where the tiny LLM of a folder lies: there, or before it is built among the published runs, which is said."""
+    published = files.PUBLISHED_RUNS / "cache" / "llm" / folder.name
+    if folder.exists() or not published.exists():
+        return folder
+    try:
+        tiny_fingerprint(published)
+    except (files.Damaged, OSError) as error:
+        print(f"the published LLM is damaged, and one is built: {error}", flush=True)
+        return folder
+    print(f"LLM: the published one, {published.relative_to(files.ROOT)}; `make reproduce` builds your own", flush=True)
+    return published
+
+
 def find_tiny(wanted: str, cache: Path, name: str = "tiny") -> Path:
-    """The stored tiny model of this name with this fingerprint, unchanged; "" = whichever is there.
+    """The stored tiny model of this name with this fingerprint, unchanged, in `cache` or published; "" = whichever `cache` has.
 
     Raises:
         FileNotFoundError: none has it; says how to build it.
         Damaged: as `tiny_fingerprint`, of the wanted one, or of one that may be it.
     """
     folders = sorted(path for path in cache.glob(f"{name}-[0-9]*") if path.is_dir())
-    for folder in folders:
+    published = (files.PUBLISHED_RUNS / "cache" / "llm").glob(f"{name}-[0-9]*") if wanted else ()
+    for folder in (*folders, *published):
         record = folder / TINY
         told = record.read_text(encoding="utf-8", errors="replace") if record.is_file() else ""
         if wanted in told and wanted in ("", tiny_fingerprint(folder)):  # another one may be damaged

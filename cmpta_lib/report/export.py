@@ -42,6 +42,7 @@ _SPECIAL = {
     "\N{WORD JOINER}": "{}",
     "`": r"\textasciigrave{}",
     "\n": r"\newline ",
+    **dict.fromkeys("🟩🟥🟨🟧⬜⬛", ""),  # colours are for screens, and stand before words that say the same
 }
 # What pdfLaTeX's own fonts lack, in tables without Chinese and with it.
 _LACKING = re.compile(

@@ -17,14 +17,15 @@ import pandas as pd
 
 from cmpta_lib import files, paper
 from cmpta_lib.files import PUBLISHED, ROOT, figures_folder
+from cmpta_lib.report import headline
 from cmpta_lib.report.export import NOTHING, PROVENANCE, record_files, recorded, recorded_hashes
 from cmpta_lib.report.rows import PAPER_NAMES, changed, provenance, shown_reason
-from cmpta_lib.report.tables import NOT_RUN, escaped
+from cmpta_lib.report.tables import escaped
 from cmpta_lib.runs.provenance import other_versions
 from cmpta_lib.runs.store import Run, sound
 from cmpta_lib.study import check
 from cmpta_lib.study.exports import PAGES
-from cmpta_lib.study.plan import CMPTA, NOTEBOOKS, Notebook, added, sections
+from cmpta_lib.study.plan import CMPTA, NOTEBOOKS, Notebook, sections
 from cmpta_lib.study.profiles import PROFILES
 from cmpta_lib.study.study import Study
 
@@ -172,6 +173,15 @@ def _shown(path: Path) -> str:
     return path.read_text(encoding="utf-8").strip() if path.suffix == ".md" else f"![{path.stem}]({path.name})"
 
 
+def summary(study: Study, folder: Path | None = None) -> str:
+    """What came out, for a terminal: scores beside the best others and the best possible, how claims fare; "" for nothing.
+
+    Args:
+        folder: where the study's exports lie; default where they are being collected.
+    """
+    return "\n".join(headline.lines(folder or study.figures))
+
+
 RESULTS = "results"  # what the README's marks around them are called
 _DRAWN, _WHERE = (".pdf", ".png", ".html", "report.md"), ("commits", "hardware", "packages")
 
@@ -261,36 +271,24 @@ def _readme(root: Path, drafts: Mapping[str, Path]) -> str:
 
 
 def _results(profile: str, folder: Path) -> str:
-    """What the README shows of a profile: one table of the headline scores, and where all the rest is."""
+    """What the README shows of a profile: one table of the rows that matter, and where all the rest is."""
     where, said = f"figures/{PUBLISHED}/{profile}", recorded(folder)["table3"]
     command = "make reproduce" if profile == "demo" else f"make reproduce PROFILE={profile}"
     warning = "**Generated clips and a tiny LLM: nothing here speaks for or against the paper.** " if said["generated"] else ""
-    table = headline(folder)
-    beyond = dict.fromkeys(row.name for key in PAPER_NAMES for row in added(key))
-    measured = [name for name in beyond if name in table.index and NOT_RUN not in [*table.loc[name]]]
-    apart = f" ({', '.join(measured)}: by `{command} ARGS=--all`)" if measured else ""
+    table, tables = headline.headline(folder), [headline.Scores.read(folder, name) for name in headline.TABLES]
     lines = _grid(["", *table.columns], ["-"] * (1 + table.shape[1]), *table.reset_index().itertuples(index=False), gap="")
+    best = " and ".join(dict.fromkeys(name for one in tables for name in one.best_printed()))
+    beyond = ", ".join(dict.fromkeys(name for one in tables for name in one.beyond))
+    apart = f"; systems beyond the paper ({beyond}) by `{command} ARGS=--all`" if beyond else ""
+    pages = {name: f"{PAGES}/{by}.ipynb" for name, by in _made_by(folder, list(PAPER_NAMES)).items() if name in headline.TABLES}
+    links = (f"[{title(name)}]({where}/{page})" if (folder / page).exists() else title(name) for name, page in pages.items())
     return (
-        f"{warning}Test split, mean ± sd over seeds {', '.join(map(str, said['seeds']))}, by `{command}`{apart}; everything "
-        f"else is in [the report]({where}/report.md).\n\n{lines}"
+        f"{warning}Test split, mean ± sd over seeds {', '.join(map(str, said['seeds']))}, by `{command}`; bold: the best, "
+        f"underlined: the second. Of the methods that the paper compares: {best}, the best here; the others are in "
+        f"{' and '.join(links)}{apart}. Everything is in [the report]({where}/report.md).\n\n{lines}"
     )
 
 
-def headline(folder: Path) -> pd.DataFrame:
-    """Tables 3 and 4 side by side by method, paper and this run, CMPTA last; dashes for a method that one of them lacks."""
-    parts, groups = [], []
-    for name, key in (("table3", "sims"), ("table4", "meld")):
-        try:
-            table = pd.read_csv(folder / f"{name}.csv", dtype=str, keep_default_na=False)
-            table = table.set_index(table["method"].str.partition(" [")[0])
-            metric = table.columns[table.columns.str.endswith(" this run")][0].removesuffix(" this run")
-        except (ValueError, LookupError) as error:
-            raise ValueError(f"{folder / name}.csv is no table of scores ({type(error).__name__}); restore it") from error
-        corpus = recorded(folder)[name]["data"].partition(" (")[0]
-        printed, ours = table[f"{metric} paper"], table[f"{metric} this run"].str.partition(" (n=")[0]
-        parts += [printed.rename(f"{PAPER_NAMES[key]} {metric}, paper"), ours.rename(f"{corpus}, this run")]
-        groups.append(table["group"])
-    order = pd.concat(groups)
-    order = order.iloc[pd.factorize(order)[0].argsort(kind="stable")]  # methods of one group stand together
-    methods = dict.fromkeys([*(name for name in order.index if name != CMPTA.name), CMPTA.name])
-    return pd.concat([part.reindex(list(methods), fill_value=NOTHING) for part in parts], axis=1)
+def _made_by(folder: Path, keys: Sequence[str]) -> dict[str, str]:
+    """Export -> the notebook that makes it."""
+    return {name: one.name for one in NOTEBOOKS for name in exported(folder, one, keys)}

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from cmpta_lib import registry
+from cmpta_lib import files, registry
 from cmpta_lib.base import Method, Resources
 from cmpta_lib.config import DataConfig, EncoderConfig, LLMConfig, nearest
 from cmpta_lib.data.corpus import Corpus, Inputs, Sample, Task, check_sample, dialogues_of, shown
@@ -34,6 +34,7 @@ from cmpta_lib.method.llm import FrozenLLM
 from cmpta_lib.method.prompted import MakeTokens, PlainLM
 from cmpta_lib.runs.store import CLIPS, CONFIG, DONE, WEIGHTS, Run, open_run
 
+PUBLISHED = "published:"  # what the name of a published run begins with
 MOST_FRAMES = 1 << 18  # of a batch with its padding: 64 clips of 40 s of sound and face, or seven of five minutes
 
 
@@ -136,7 +137,8 @@ class TrainedRun:
 
 
 def load(run: str | Path, llm: str | Path = "") -> TrainedRun:
-    """Open a finished run by its folder, wherever it was copied to, or by its name in the runs folder.
+    """Open a finished run by its folder, wherever it was copied to, by its name in the runs folder, or as "published:sims" or
+    "published:meld": CMPTA's runs that come with the repository, LLM included.
 
     Args:
         llm: folder of the LLM that the run was trained with, or a folder of runs or caches where it lies; "" looks
@@ -164,12 +166,26 @@ def load(run: str | Path, llm: str | Path = "") -> TrainedRun:
 
 def _folder(run: str | Path) -> Path:
     name, root = expanded(run), runs_folder()
+    if name.startswith(PUBLISHED):
+        return _published(name.removeprefix(PUBLISHED))
     places = [Path(name), root / name, root / "smoke" / name] if name else []
     for place in places:
         if any((place / name).is_file() for name in (CONFIG, DONE, WEIGHTS)):
             return place
     hint = nearest(name, [path.name for path in root.glob("*-*")])
     raise FileNotFoundError(f"no run '{name}'{hint}: expected a run's folder, or the name of one in {root}; see cmpta runs")
+
+
+def _published(name: str) -> Path:
+    """Where the published run of CMPTA on the corpus of this name lies, that of the smallest seed."""
+    folders: dict[str, list[Path]] = {}
+    for folder in files.PUBLISHED_RUNS.glob("*-*"):
+        folders.setdefault(folder.name.removeprefix("embedded-").rpartition("-")[0], []).append(folder)
+    if name not in folders:
+        known = " or ".join(PUBLISHED + one for one in sorted(folders)) or f"runs in {files.PUBLISHED_RUNS}"
+        raise FileNotFoundError(f"no published run '{name}'{nearest(name, folders)}: expected {known}")
+    runs = [found for found in map(open_run, folders[name]) if found.config.method.name == "cmpta"]
+    return min(runs, key=lambda found: found.config.seed).folder
 
 
 def _text(task: Task, reply: str) -> str:

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -122,6 +122,25 @@ class Run:
 
         is_kept = STEPS in self.check()
         return pd.read_csv(self.folder / STEPS) if is_kept else pd.DataFrame(columns=STEP_COLUMNS)
+
+
+def or_published(run: Run) -> Run:
+    """The published run of the same name in the place of one's own that is not finished, where it is there and sound."""
+    published = _published(run)
+    return published if published.done and not run.done and not published.problem else run
+
+
+def tell_published(runs: Sequence[Run]) -> None:
+    """Print which of these runs are published ones, in one line, and a line for each that would be and is damaged."""
+    if used := [run.row for run in runs if run.folder.parent == files.PUBLISHED_RUNS]:
+        rows, home = ", ".join(dict.fromkeys(used)), files.PUBLISHED_RUNS.relative_to(files.ROOT)
+        print(f"{rows}: {len(used)} published runs, {home}; `make reproduce` trains your own", flush=True)
+    for problem in (_published(run).problem for run in runs if not run.done):
+        print(f"a published run is damaged and trained anew: {problem}\n" * bool(problem), end="", flush=True)
+
+
+def _published(run: Run) -> Run:
+    return replace(run, folder=files.PUBLISHED_RUNS / run.folder.name)
 
 
 def open_run(folder: Path) -> Run:

@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
@@ -15,6 +15,8 @@ import psutil
 
 from cmpta_lib import files
 from cmpta_lib.files import figures_folder
+from cmpta_lib.llm.files import find_tiny, is_tiny
+from cmpta_lib.runs.store import DONE, Run
 
 EXPLORED = "explored"  # below figures/: single notebooks, chosen clips, reproductions in which something failed
 PAGES = "notebooks"  # below a set of exports: its executed notebooks as pages
@@ -90,3 +92,20 @@ def finish(draft: Path, complete: bool) -> Path:
             shutil.copytree(draft, final, dirs_exist_ok=True)
         shutil.rmtree(draft.parent)
     return final
+
+
+def copy_runs(runs: Sequence[Run], folder: Path) -> None:
+    """Copy finished runs, and the tiny LLMs behind them, into `folder`, laid out as a runs folder; each is checked first.
+
+    Raises:
+        FileNotFoundError, Damaged: as `Run.check`, or as `find_tiny`.
+    """
+    for run in runs:
+        names = (*run.check(), DONE)  # no lock, and nothing else that an earlier failure left
+        (folder / run.folder.name).mkdir(parents=True)
+        for name in names:
+            shutil.copyfile(run.folder / name, folder / run.folder.name / name)
+        llm = getattr(run.config.method, "llm", None)
+        if llm and is_tiny(llm.name):
+            found = find_tiny(llm.fingerprint, run.folder.parent / "cache" / "llm", llm.name)
+            shutil.copytree(found, folder / "cache" / "llm" / found.name, dirs_exist_ok=True)

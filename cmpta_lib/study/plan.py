@@ -252,7 +252,7 @@ NOTEBOOKS: tuple[Notebook, ...] = (
     Notebook(
         "10_claims", "Which of the paper's claims hold here?",
         rows=lambda key: [*compared(key), *ABLATIONS.values()],  # as Tables 3-6 need them: no run of its own
-        tables=("claims",),
+        tables=("claims_summary", "claims_rules", "claims"),
     ),
     Notebook(
         "11_errors", "Errors, and how sure the method is", rows=lambda key: [CMPTA, TEXT_ONLY],

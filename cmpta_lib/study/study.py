@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
@@ -17,9 +16,11 @@ from cmpta_lib.config import PAPER_SEEDS, DataConfig, EncoderConfig, LLMConfig, 
 from cmpta_lib.data.corpus import Corpus, Language
 from cmpta_lib.data.store import load_corpus
 from cmpta_lib.embedded.synthetic import tiny_folder
-from cmpta_lib.files import PUBLISHED, ROOT, Damaged, expanded, runs_folder
+from cmpta_lib.files import PUBLISHED, Damaged, expanded, runs_folder
 from cmpta_lib.llm import files as llm_files
+from cmpta_lib.runs import store
 from cmpta_lib.runs.engines import Engine, Failure, RunsFailed, ensure
+from cmpta_lib.runs.progress import making
 from cmpta_lib.runs.store import Run
 from cmpta_lib.study import exports, plan
 from cmpta_lib.study.parameters import check_effect, checked_changes, checked_seeds, flag
@@ -45,6 +46,8 @@ class Study:
         llm: another backbone than the profile's: a name of `llm.files.PUBLISHED`, a hub id, or a folder.
         changes: config fields to set in every run that has them, `{"method.summary": "max"}`; what a row of a table is
             about stays as the row says. Outputs say so and go to a folder of their own.
+        published: where nothing of one's own is there, take the runs and the LLM that come with the repository, and say so;
+            a notebook opened alone does. `cmpta reproduce` and its notebooks never do.
     All may be text, as papermill hands it over: "false", "1111, 2222", "~/clips".
 
     Raises:
@@ -59,10 +62,12 @@ class Study:
         smoke: bool | str = False,
         llm: str | Path = "",
         changes: Mapping[str, Any] | str | None = None,
+        published: bool = False,
     ) -> None:
         self.profile = one_of("profile", profile, PROFILES)
         registry.load_plugins()
         self.settings, self.smoke = PROFILES[profile], flag("smoke", smoke)
+        self.published = published and WITHOUT not in os.environ
         self.data, self.own_llm = expanded(data), expanded(llm)
         self.seeds = checked_seeds(self.settings.num_seeds if seeds is None else seeds)[: 1 if self.smoke else None]
         self.changes = checked_changes(changes)
@@ -126,12 +131,15 @@ class Study:
 
         cache = self.cache / "data"
         if key == "data" and self.data:
-            from data_prep.public_pickles import read_folder  # here alone: whatever else runs opens no pickle
+            from data_prep.public_pickles import public_files, read_folder  # here alone: whatever else runs opens no pickle
 
-            return read_folder(Path(self.data), cache)
+            name = public_files(tasks.said(self.data)[1])[0]
+            with making(f"corpus {name}", is_new=not any(cache.glob(f"{name}-*"))):
+                return read_folder(Path(self.data), cache)
         name = self.settings.corpora[one_of("corpus", key, self.settings.corpora)]
         if name in synthetic.generative_models():
-            return synthetic.embedded_corpus(name, cache, SMOKE_SIZES if self.smoke else synthetic.SPLIT_SIZES)
+            with making(f"corpus {name}", is_new=not any(cache.glob(f"{name}-*"))):
+                return synthetic.embedded_corpus(name, cache, SMOKE_SIZES if self.smoke else synthetic.SPLIT_SIZES)
         folder = cache / name
         if not (folder / "meta.json").exists():
             raise FileNotFoundError(
@@ -205,12 +213,12 @@ class Study:
         cache, documents = self.cache / "llm", SMOKE_DOCUMENTS if self.smoke else None
         if not llm_files.is_tiny(name):
             return llm_files.resolve(name, dtype, cache)
-        if not (folder := tiny_folder(cache, documents, name)).exists():
-            command = [sys.executable, "-m", "cmpta_lib.embedded.tiny", str(cache), name, *map(str, filter(None, [documents]))]
-            environment = os.environ | {"OMP_NUM_THREADS": str(os.cpu_count() or 1)}
-            done = subprocess.run(command, env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-            if done.returncode:
-                raise RuntimeError(f"building {name} failed, exit code {done.returncode}:\n{done.stderr[-3000:]}")
+        place = llm_files.or_published if self.published else Path
+        if not (folder := place(tiny_folder(cache, documents, name))).exists():
+            from cmpta_lib.embedded.tiny import build_apart
+
+            with making(f"language model {name}") as report:
+                build_apart(cache, documents, name, report)
         return LLMConfig(name=name, fingerprint=llm_files.tiny_fingerprint(folder))
 
     def verify(self, name: str) -> None:
@@ -276,7 +284,8 @@ class Study:
     def run(self, key: str, row: Row, seed: int) -> Run:
         """One run, finished or not."""
         config = self.config(key, row, seed)
-        return Run(config, self.root / f"{config.data.name}-{config.hash}", label(row))
+        own = Run(config, self.root / f"{config.data.name}-{config.hash}", label(row))
+        return store.or_published(own) if self.published else own
 
     def ensure(self, runs: Sequence[Run], jobs: int | None = None, engine: Engine | str | None = None) -> Sequence[Run]:
         """Make every run finished, several at a time, on any of `runs.engines`, saying how far it is; returns them."""
@@ -302,6 +311,7 @@ class Study:
         if os.environ.get(ONLY_FINISHED):
             return runs
         self.asked |= {run.folder for run in runs}
+        store.tell_published(runs if self.published else ())
         try:
             self.ensure(runs)
         except RunsFailed as error:

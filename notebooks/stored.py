@@ -1,0 +1,57 @@
+"""What git stores of a notebook: text, code, tags and folds; nothing of a run, a kernel or an editor.
+
+.gitattributes and `git config` make it git's filter, `stored.py < notebook`; `make lab` also calls `after_saving`. Needs
+Python alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from contextlib import suppress
+from typing import Any
+
+NOTEBOOK = {
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"name": "python"},
+}
+FOLDS = ("source_hidden", "outputs_hidden")
+
+
+def stored(text: str) -> str:
+    """A notebook without outputs, counts and traces of who ran it; what is no notebook stays as it is."""
+    try:
+        notebook = json.loads(text)
+        for cell in notebook["cells"]:
+            cell["metadata"] = _metadata(cell["metadata"])
+            if cell["cell_type"] == "code":
+                cell |= {"outputs": [], "execution_count": None}
+        notebook["metadata"] = NOTEBOOK
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return text
+    return json.dumps(notebook, ensure_ascii=False, indent=1, sort_keys=True) + "\n"
+
+
+def _metadata(given: dict[str, Any]) -> dict[str, Any]:
+    """Tags and folds. Parameters are folded, also where a reader has just opened them."""
+    tags, jupyter = given.get("tags", []), given.get("jupyter", {})
+    folds = {name: True for name in FOLDS if jupyter.get(name) or (name == FOLDS[0] and "parameters" in tags)}
+    return ({"tags": tags} if tags else {}) | ({"jupyter": folds} if folds else {})
+
+
+def after_saving(model: dict[str, Any], os_path: str, contents_manager: object) -> None:
+    """Jupyter has saved a file: where git would store of it what it has, tell git so.
+
+    Git calls a file changed as soon as its size is another, whatever a filter makes of it, until it is added again.
+    """
+    folder, name = os.path.split(os_path)
+    git = ["git", "-C", folder]
+    with suppress(OSError):  # no git here
+        if name.endswith(".ipynb") and not subprocess.run([*git, "diff", "--quiet", "--", name], capture_output=True).returncode:
+            subprocess.run([*git, "add", "--update", "--", name], capture_output=True)
+
+
+if __name__ == "__main__":
+    sys.stdout.buffer.write(stored(sys.stdin.buffer.read().decode("utf-8")).encode("utf-8"))
