@@ -237,8 +237,10 @@ NOTEBOOKS: tuple[Notebook, ...] = (
         "03_training", "Training and open choices", rows=lambda key: [CMPTA],
         tables=("training", "register"), figures=("training_curves_{key}",), has_choices=True,
     ),
-    Notebook("04_table3_simsv2", _COMPARISON, ("sims",), compared, ("table3", *_BESIDE)),
-    Notebook("05_table4_meld", _COMPARISON, ("meld",), compared, ("table4", *_BESIDE), ("confusion_{key}",)),
+    Notebook("04_table3_simsv2", _COMPARISON, ("sims",), compared, ("table3", *_BESIDE), ("scores_{key}",)),
+    Notebook(
+        "05_table4_meld", _COMPARISON, ("meld",), compared, ("table4", *_BESIDE), ("scores_{key}", "confusion_{key}"),
+    ),
     Notebook("06_table5_ablation_simsv2", _ABLATION, ("sims",), ablation, ("table5",), ("ablation_{key}",)),
     Notebook("07_table6_ablation_meld", _ABLATION, ("meld",), ablation, ("table6",), ("ablation_{key}",)),
     Notebook(
