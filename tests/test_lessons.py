@@ -8,17 +8,12 @@ import shutil
 from collections.abc import Mapping
 from functools import reduce
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import nbformat
-import numpy as np
-import pandas as pd
 import pytest
-from finished import clips as clips_of_ones_own
+from finished import clips
 
-from cmpta_lib.data.corpus import Task
-from cmpta_lib.figures import clips
 from cmpta_lib.method import adapter as method
 from cmpta_lib.report import rows as reports
 from cmpta_lib.study import plan
@@ -52,23 +47,16 @@ def test_a_lesson_shows_its_subject(name: str):
 def test_a_lesson_begins_with_its_parameters_its_imports_and_its_study(name: str):
     parameters, imports, first = cells_of(name, "code")[:3]
     assert parameters.metadata["tags"] == ["parameters"] and parameters.metadata["jupyter"] == {"source_hidden": True}
-    assert all(isinstance(node, ast.Import | ast.ImportFrom) for node in ast.parse(imports.source).body), (
-        "imports alone"
-    )
-    assert first.source.startswith("check_parameters(In)") and re.search(
-        r"^study = Study\(profile, ", first.source, re.MULTILINE
-    )
+    assert {type(node) for node in ast.parse(imports.source).body} <= {ast.Import, ast.ImportFrom}, "imports alone"
+    assert re.match(r"check_parameters\(In\).*\nstudy = Study\(profile, ", first.source)
 
 
 @every_notebook
 def test_a_lesson_ends_with_links_to_its_neighbours_and_its_links_lead_somewhere(name: str):
-    place, last = NAMES.index(name), text_of(name).strip().splitlines()[-1]
-    wanted = {
-        "Previous": NAMES[place - 1] if place else None,
-        "Next": NAMES[place + 1] if place + 1 < len(NAMES) else None,
-    }
+    around, last = ["", *NAMES, ""], text_of(name).strip().splitlines()[-1]
+    place = around.index(name)
     found = dict(re.findall(r"(Previous|Next): \[[^\]]+\]\((\w+)\.ipynb\)", last))
-    assert found == {way: neighbour for way, neighbour in wanted.items() if neighbour}, last
+    assert (found.get("Previous", ""), found.get("Next", "")) == (around[place - 1], around[place + 1]), last
     for link in re.findall(r"\]\(([^)#\s]+)", text_of(name)):
         assert re.match(r"https?://", link) or (FOLDER / link).exists(), link
 
@@ -101,8 +89,7 @@ def teach(runs: Path, monkeypatch):
 
 
 EQUATIONS = {"1-2", "3-4", "5", "6", "7", "7, weights", "8", "input", "9"}
-FRAMES = {"1-2", "input", "9"}
-ATTENDED = {"6", "7", "7, weights", "8"}
+WITHOUT_FRAMES, ATTENDED = {"1-2", "input", "9"}, {"6", "7", "7, weights", "8"}
 CHANGES: dict[str, tuple[dict[str, Any], set[str]]] = {
     "the paper's settings": ({}, EQUATIONS),
     "eight tokens, one head": ({"method.num_pseudo_tokens": 8, "method.num_heads": 1}, EQUATIONS),
@@ -124,24 +111,19 @@ def test_every_equation_is_computed_and_the_library_gives_the_same(changes: dict
     assert left["pseudo"].shape == (tokens, left["backbone"].dim)
     assert len(left["maps"]) == (heads if "7" in computed else 0)
     said = capsys.readouterr().out
-    assert ("equation 4 does not apply" in said, "Equations 6 and 7 do not apply" in said) == (
-        "3-4" not in computed, "7" not in computed
-    )  # fmt: skip
+    assert ("equation 4 does not apply" in said) == ("3-4" not in computed)
+    assert ("Equations 6 and 7 do not apply" in said) == ("7" not in computed)
 
 
 def test_the_paper_s_equations_stand_beside_their_code():
-    """Each of (1) to (9) as a formula, and behind it, before the next text, code that is compared with the library."""
-    cells, found = nbformat.read(FOLDER / "02_model.ipynb", as_version=4).cells, list[str]()
-    for place, cell in enumerate(cells):
-        tags = re.findall(r"\\tag\{(\d)\}", cell.source) if cell.cell_type == "markdown" else []
-        code = ""
-        for following in cells[place + 1 :]:
-            if following.cell_type == "markdown" and re.search(r"^## ", following.source):
-                break
-            code += following.source if following.cell_type == "code" else ""
-        assert not tags or "(T, F)" in code or "compare(" in code, f"equation {tags} is not computed"
-        found += tags
-    assert found == [*"123456789"]
+    """Each of (1) to (9) as a formula, with code in its section that is compared: the frames of (3) with those of (4)."""
+    cells, found = nbformat.read(FOLDER / "02_model.ipynb", as_version=4).cells, ""
+    for section in "\0".join(cell.cell_type[0] + cell.source for cell in cells).split("\0m## "):
+        text, _, code = section.partition("\0c")
+        tags = re.findall(r"\\tag\{(\d)\}", text)
+        assert not tags or "compare(" in code or tags == ["3"], f"equation {tags} is not computed"
+        found += "".join(tags)
+    assert found == "123456789"
 
 
 def test_the_lesson_s_llm_stays_as_it_is_and_its_adapter_moves(teach):
@@ -149,11 +131,8 @@ def test_the_lesson_s_llm_stays_as_it_is_and_its_adapter_moves(teach):
     assert left["frozen_before"] == left["frozen_after"] != left["adapter_before"] != left["adapter_after"]
     assert not any(weight.grad is not None for weight in left["backbone"].model.parameters())
     assert all(weight.grad is not None for weight in left["adapter"].parameters())
-    columns = left["columns"]
-    last = len(left["answer"])
-    assert [said != "—" for said in columns["asked to say next"]] == [False] * (len(left["rows_read"]) - last) + [
-        True
-    ] * last
+    columns, rows, last = left["columns"], len(left["rows_read"]), len(left["answer"])
+    assert [said != "—" for said in columns["asked to say next"]] == [False] * (rows - last) + [True] * last
     assert columns["content"][columns["what"].index("pseudo token") :][:6] == [*method.PAIRS]
 
 
@@ -174,18 +153,13 @@ def test_the_last_corpus_may_be_followed_as_the_lesson_proposes(teach):
 @pytest.mark.parametrize("has_voice", [True, False])
 def test_of_ones_own_clips_the_lessons_show_what_there_is(has_voice: bool, teach, tmp_path: Path, capsys):
     """A voice and no face, or words alone; and no best answer, which nobody knows of them."""
-    label = lambda number: ("calm", "loud")[number % 2]  # noqa: E731
-    folder = clips_of_ones_own(label, (6, 4, 6), tmp_path, has_face=False, has_voice=has_voice)
-    left = teach("02_model", "architecture", data=str(folder))
+    folder = str(clips("calm loud".split().__getitem__, (2, 2, 2), tmp_path, has_face=False, has_voice=has_voice))
+    left = teach("02_model", "architecture", data=folder)
     assert left["modality"] == ("audio" if has_voice else "") and left["pair"] == ("t2" if has_voice else "")
-    assert set(left["differences"]) == (EQUATIONS if has_voice else FRAMES)
-    left = teach("01_data", "figures = []", data=str(folder))
-    (page,) = (left["draw_clip"](left["study"].corpus("data"), place) for place in left["places"].values())
-    assert (
-        len(page.axes) == 2
-        if has_voice
-        else page == "data: no training clip has a face or a voice" or "no training" in page
-    )
+    assert set(left["differences"]) == (EQUATIONS if has_voice else WITHOUT_FRAMES)
+    left = teach("01_data", "figures = []", data=folder)
+    page = left["draw_clip"](left["study"].corpus("data"), left["places"]["data"])
+    assert (len(page.axes), [*page.axes[0].texts]) == (2, []) if has_voice else "has a face or a voice" in page
     assert left["generated"] == [] and left["best"] == {} and left["bounds_figure"] is None
     assert "Nobody knows these probabilities" in capsys.readouterr().out
 
@@ -204,16 +178,3 @@ def test_a_drawn_clip_names_its_words_and_its_cues(teach):
     for (key, metric), scores in left["best"].items():
         assert scores == reports.bayes(study, key, metric.name) and {"text", "face_voice", "all"} <= set(scores)
     assert left["generated"] == list(study.keys)
-
-
-def test_what_stands_out_is_counted(teach):
-    """The label whose share differs most between splits, with what chance alone would do to each share."""
-    shares = {"train": [0] * 50 + [1] * 50, "valid": [0, 1], "test": [1] * 9 + [2]}
-    splits = {name: SimpleNamespace(table=pd.DataFrame({"label": labels})) for name, labels in shares.items()}
-    corpus = SimpleNamespace(name="c", splits=splits, task=Task("classification", "en", ("calm", "loud", "sad")))
-    (cell,) = (cell.source for cell in cells_of("01_data", "code") if cell.source.startswith("def stands_out"))
-    left = {"pd": pd, "np": np, "clips": clips, "study": SimpleNamespace(keys=[])}
-    exec(cell, left)
-    assert left["stands_out"](corpus) == (
-        "c: the label calm has 50.0 ± 5.0 % of train, 50.0 ± 35.4 % of valid, 0.0 ± 0.0 % of test"
-    )
