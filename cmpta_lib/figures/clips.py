@@ -137,7 +137,7 @@ def one_sample(split: Split, index: int = 0) -> pd.DataFrame:
     sample = split[index]
     fields: dict[str, object] = {"id": sample.id, "text": sample.text, "label": show_answer(split.task, sample.label)}
     fields |= {name: " × ".join(map(str, getattr(sample, name).shape)) + " frames × features" for name in MODALITIES}
-    fields |= {"speaker": sample.speaker, "dialogue": sample.dialogue}
+    fields |= {name: said for name in ("speaker", "dialogue") if (said := getattr(sample, name))}
     if "bayes_all" not in sample.extra:
         fields |= sample.extra
     else:
