@@ -250,7 +250,7 @@ NOTEBOOKS: tuple[Notebook, ...] = (
     Notebook("07_table6_ablation_meld", _ABLATION, ("meld",), ablation, ("table6",), ("ablation_{key}",)),
     Notebook(
         "08_attention_figs3_4", "Attention (Figures 3 and 4)", rows=lambda key: [CMPTA],
-        tables=("attention_on_cues",), figures=("fig[34]_attention_{key}",), first_seed_only=True,
+        tables=("attention_on_cues", "attention_heads"), figures=("fig[34]_attention_{key}",), first_seed_only=True,
     ),
     Notebook(
         "09_case_study_fig5", "A case (Figure 5)", ("meld",), lambda key: [CMPTA, TEXT_ONLY],
