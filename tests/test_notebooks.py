@@ -55,7 +55,7 @@ NEED_RUNS = [notebook.name for notebook in plan.NOTEBOOKS if list(notebook.rows(
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
 
 
-stored = runpy.run_path(str(FOLDER / "stored.py"))["stored"]
+stored = runpy.run_path(str(FOLDER / "git_filter.py"))["stored"]
 
 
 def as_in_git(path: Path) -> nbformat.NotebookNode:
@@ -117,10 +117,10 @@ def test_no_notebook_in_git_has_outputs_or_traces_of_one_machine():
 
 def test_running_and_saving_a_notebook_leaves_the_checkout_clean(tmp_path: Path):
     """In a repository whose filter is set as the Makefile sets it, with a notebook as JupyterLab saves it once it was run."""
-    saved = runpy.run_path(str(FOLDER / "stored.py"))["after_saving"]
+    saved = runpy.run_path(str(FOLDER / "git_filter.py"))["after_saving"]
     path, new = (tmp_path / "notebooks" / name for name in ("08_attention_figs3_4.ipynb", "mine.ipynb"))
     path.parent.mkdir()
-    for name in (".gitattributes", "notebooks/stored.py", f"notebooks/{path.name}"):
+    for name in (".gitattributes", "notebooks/git_filter.py", f"notebooks/{path.name}"):
         shutil.copyfile(FOLDER.parent / name, tmp_path / name)
     git("init", "-q", folder=tmp_path)
     (command,) = re.findall(r"git config filter\.notebook\.clean '(.+?)'", (FOLDER.parent / "Makefile").read_text())
