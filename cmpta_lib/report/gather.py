@@ -134,7 +134,7 @@ def write_report(study: Study, keys: Sequence[str], beyond: bool = False, failur
 # Headings begin with what answers; what the data are and what training did come after it.
 _FIRST = ("10_claims", "04_table3_simsv2", "06_table5_ablation_simsv2", "08_attention_figs3_4", "09_case_study_fig5", "11_errors")
 _ABOVE, _LAST = ("fig3_*.png", "claims_summary.md"), "findings.md"  # what the report begins and ends with
-_LONG, _PX_PER_INCH = 900, 130  # characters of a table that are folded away; 6.9 inches nearly fill GitHub's page
+_LONG, _MANY, _PX_PER_INCH = 900, 11, 130  # characters and rows that are not folded; 6.9 inches nearly fill GitHub's page
 
 
 def _sections(study: Study, beyond: bool, reasons: Mapping[str, str], by: Mapping[str, str], warning: str) -> list[str]:
@@ -196,8 +196,10 @@ def _table(path: Path, link: str, warning: str) -> str:
     """An exported table without the warning that the report begins with, a long one folded, and the way to its notebook."""
     caption, *parts = [part for part in path.read_text(encoding="utf-8").strip().split("\n\n") if part != warning]
     rows = next((part for part in parts if part.startswith("| ")), "")
-    parts = [f"<sub>{part} By {link}.</sub>" if part.startswith("Data: ") else part for part in parts]
-    return "\n\n".join([caption, *(_folded(f"{rows.count(chr(10)) - 1} rows", *parts) if len(rows) > _LONG else parts)])
+    parts = [f"<sub>{part}</sub>" if part.startswith("Data: ") else part for part in parts]
+    count = rows.count("\n") - 1
+    said = _folded(f"{count} rows", *parts) if len(rows) > _LONG or count > _MANY else parts
+    return "\n\n".join([f"{caption} <sub>({link})</sub>", *said])
 
 
 def _pictures(paths: Sequence[Path], by: Mapping[str, str]) -> list[str]:
@@ -329,16 +331,18 @@ def _results(profile: str, folder: Path) -> str:
     where, said = f"figures/{PUBLISHED}/{profile}", recorded(folder)["table3"]
     command = "make reproduce" if profile == "demo" else f"make reproduce PROFILE={profile}"
     warning = "**Generated clips and a tiny LLM: nothing here speaks for or against the paper.** " if said["generated"] else ""
-    table, tables = headline.headline(folder), [headline.Scores.read(folder, name) for name in headline.TABLES]
-    best = " and ".join(dict.fromkeys(name for one in tables for name in one.best_printed()))
-    beyond = ", ".join(dict.fromkeys(name for one in tables for name in one.beyond))
+    tables = [headline.scores(folder, name) for name in headline.TABLES]
+    best = " and ".join(dict.fromkeys(filter(None, map(headline.best_printed, tables))))
+    ran = {name for table in tables for name in next(iter(table.values()))["place"].dropna().index}
+    beyond = ", ".join(name for name in dict.fromkeys(headline.BEYOND) if name in ran)
+    lines = headline.grid(headline.headline(folder), gap="")
     apart = f"; systems beyond the paper ({beyond}) by `{command} ARGS=--all`" if beyond else ""
     pages = {name: f"{PAGES}/{by}.ipynb" for name, by in _made_by(folder, list(PAPER_NAMES)).items() if name in headline.TABLES}
     links = (f"[{title(name)}]({where}/{page})" if (folder / page).exists() else title(name) for name, page in pages.items())
     return (
         f"{warning}Test split, mean ± sd over seeds {', '.join(map(str, said['seeds']))}, by `{command}`; bold: the best, "
         f"underlined: the second. Of the methods that the paper compares: {best}, the best here; the others are in "
-        f"{' and '.join(links)}{apart}. Everything is in [the report]({where}/report.md).\n\n{headline.grid(table, gap='')}"
+        f"{' and '.join(links)}{apart}. Everything is in [the report]({where}/report.md).\n\n{lines}"
     )
 
 

@@ -8,121 +8,83 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
 from cmpta_lib.metrics import METRICS
-from cmpta_lib.report import claims
+from cmpta_lib.report import claims, judge
 from cmpta_lib.report.export import NOTHING, recorded
-from cmpta_lib.report.judge import INSIDE_CLIPS, INSIDE_SEEDS, NOT_SUPPORTED, NOT_TESTABLE, SUPPORTED
 from cmpta_lib.report.rows import PAPER_NAMES
 from cmpta_lib.report.tables import NOT_RUN
 from cmpta_lib.study.plan import CMPTA, NOTEBOOKS, TEXT_ONLY, added
 
 TABLES = {"table3": "sims", "table4": "meld"}
-BEYOND = dict.fromkeys(row.name for key in (*PAPER_NAMES, "data") for row in added(key))  # what `make reproduce` does not run
-_PAPER, _HERE, _BOUND, _BEST = " paper", " this run", " Bayes-optimal", "best possible"
-_LOWER = {metric.label: metric.lower_is_better for metric in METRICS.values()}
+BEYOND = [row.name for key in (*PAPER_NAMES, "data") for row in added(key)]  # what `make reproduce` does not run
 CLAIMS = next(one.section for one in NOTEBOOKS if "claims" in one.tables)
-_NUMBER = re.compile(r"-?[\d,]*\.?\d+")
+BEST, _HERE = "*best possible*", " this run"
+_LOWER = {metric.label: metric.lower_is_better for metric in METRICS.values()}
 
 
-@dataclass(frozen=True, eq=False)
-class Scores:
-    """Table 3 or 4 as it was exported, by method, without the rows that only `--all` runs; `beyond` are those that it ran."""
+def scores(folder: Path, name: str) -> dict[str, pd.DataFrame]:
+    """Table 3 or 4 as exported: metric -> by method "paper", "here", "place" (1: the best; NaN: not run), "bound".
 
-    key: str
-    corpus: str
-    table: pd.DataFrame
-    metrics: tuple[str, ...]
-    beyond: tuple[str, ...]
-
-    @classmethod
-    def read(cls, folder: Path, name: str) -> Scores:
-        """Raises ValueError where the file is no table of scores; names it."""
-        try:
-            table = pd.read_csv(folder / f"{name}.csv", dtype=str, keep_default_na=False)
-            table = table.set_index(table["method"].str.partition(" [")[0].rename(None))
-            metrics = tuple(column.removesuffix(_HERE) for column in table.columns if column.endswith(_HERE))
-            ran = [method for method in table.index if _NUMBER.match(table.loc[method, metrics[0] + _HERE])]
-        except (ValueError, LookupError) as error:
-            raise ValueError(f"{folder / name}.csv is no table of scores ({type(error).__name__}); restore it") from error
-        corpus = recorded(folder)[name]["data"].partition(" (")[0]
-        ours = table[[method not in BEYOND for method in table.index]]
-        return cls(TABLES[name], corpus, ours, metrics, tuple(method for method in ran if method in BEYOND))
-
-    def here(self, metric: str) -> pd.Series:
-        """This run's scores as text, without the number of seeds."""
-        return self.table[metric + _HERE].str.partition(" (n=")[0]
-
-    def ranked(self, metric: str) -> list[str]:
-        """The methods that were run, the best first, by this run's mean; equal ones in the table's order."""
-        found = {name: _NUMBER.match(text) for name, text in self.here(metric).items()}
-        means = {name: float(one[0].replace(",", "")) for name, one in found.items() if one}
-        return sorted(means, key=means.__getitem__, reverse=not _LOWER[metric])
-
-    def bound(self, metric: str) -> str:
-        """The best possible score on these clips, and from whole dialogues where that is more; a dash for real data."""
-        known = [text for name, text in self.table.iloc[0].items() if str(name).startswith(metric + _BOUND)]
-        return NOTHING if not known else "; ".join([known[0], *(f"in context {text}" for text in known[1:])])
-
-    def beside(self, metric: str, methods: Sequence[str], heads: Sequence[str]) -> pd.DataFrame:
-        """The paper's and this run's scores of these methods, ours with the best in bold and the second underlined.
-
-        CMPTA is in bold, and the best possible stands last.
-        """
-        marks = dict(zip((name for name in self.ranked(metric) if name in methods), ("**%s**", "<ins>%s</ins>"), strict=False))
-        ours, printed = self.here(metric), self.table[metric + _PAPER]
-        cells = [[printed.get(one, NOTHING), marks.get(one, "%s") % ours.get(one, NOTHING)] for one in methods]
-        names = [f"**{one}**" if one == CMPTA.name else one for one in methods]
-        return pd.DataFrame([*cells, [NOTHING, self.bound(metric)]], [*names, f"*{_BEST}*"], list(heads))
-
-    def best_printed(self) -> list[str]:
-        """Of the methods that the paper compares only here, the one that is best: by this run, or where none ran by the paper."""
-        metric = self.metrics[0]
-        named = self.table[self.table[metric + _PAPER] != NOTHING].drop(index=CMPTA.name, errors="ignore")
-        by_paper = sorted(named.index, key=lambda name: float(named.loc[name, metric + _PAPER]), reverse=not _LOWER[metric])
-        return [name for name in [*self.ranked(metric), *by_paper] if name in named.index][:1]
+    Raises:
+        ValueError: the file is no table of scores; names it.
+    """
+    try:
+        table, found = pd.read_csv(folder / f"{name}.csv", dtype=str, keep_default_na=False), dict[str, pd.DataFrame]()
+        table = table.set_index(table["method"].str.partition(" [")[0].rename(None))
+        for metric in [column.removesuffix(_HERE) for column in table if column.endswith(_HERE)] or table[_HERE]:
+            here, bounds = table[metric + _HERE].str.partition(" (n=")[0], table.filter(like=f"{metric} Bayes-optimal")
+            means = pd.to_numeric(here.str.partition(" ")[0].str.replace(",", ""), errors="coerce")
+            bound = bounds.agg("; in context ".join, axis=1) if bounds.shape[1] else NOTHING
+            place = means.rank(ascending=_LOWER[metric], method="first")
+            found[metric] = pd.DataFrame({"paper": table[f"{metric} paper"], "here": here, "place": place, "bound": bound})
+    except (ValueError, LookupError) as error:
+        raise ValueError(f"{folder / name}.csv is no table of scores ({type(error).__name__}); restore it") from error
+    return found
 
 
-def read(folder: Path) -> list[Scores]:
-    """Those of Tables 3 and 4 that a folder of exports has; of one's own clips, which both show, once."""
-    there = [Scores.read(folder, name) for name in TABLES if (folder / f"{name}.csv").exists() and name in recorded(folder)]
-    return list({one.corpus: one for one in reversed(there)}.values())[::-1]
+def read(folder: Path) -> dict[str, tuple[str, dict[str, pd.DataFrame]]]:
+    """Corpus -> name and scores of its table, as far as Tables 3 and 4 are there; of one's own clips both show the same."""
+    known = recorded(folder)
+    there = [name for name in TABLES if name in known and (folder / f"{name}.csv").exists()]
+    return {known[name]["data"].partition(" (")[0]: (name, scores(folder, name)) for name in there}
 
 
-def rows_that_matter(tables: Sequence[Scores]) -> list[str]:
-    """What all tables have, and of what the paper prints in one of them alone the best of each; CMPTA last."""
-    shared = [name for name in tables[0].table.index if all(name in one.table.index for one in tables)]
-    best = [name for one in tables for name in one.best_printed()]
-    return [*dict.fromkeys(name for name in [*best, *shared] if name != CMPTA.name), CMPTA.name]
+def best_printed(table: Mapping[str, pd.DataFrame]) -> str:
+    """Of the methods that the paper compares in one table, the one that is best here; "" for none."""
+    first = next(iter(table.values())).sort_values("place")
+    return next((name for name in first.index[first["paper"] != NOTHING] if name != CMPTA.name), "")
+
+
+def beside(columns: Mapping[tuple[str, str], pd.DataFrame], methods: Sequence[str]) -> pd.DataFrame:
+    """Scores of some methods under heads "paper" and "here": the best in bold, the second underlined, the best possible last."""
+    found: dict[str, list[str]] = {}
+    for (paper, here), table in columns.items():
+        shown = table.reindex(list(methods))
+        marks = dict(zip(shown["place"].dropna().sort_values().index, ("**%s**", "<ins>%s</ins>"), strict=False))
+        found[paper] = [*shown["paper"].fillna(NOTHING), NOTHING]
+        ours = (marks.get(name, "%s") % text for name, text in shown["here"].fillna(NOTHING).items())
+        found[here] = [*ours, table["bound"].iloc[0]]
+    return pd.DataFrame(found, index=[*(f"**{name}**" if name == CMPTA.name else name for name in methods), BEST])
 
 
 def headline(folder: Path) -> pd.DataFrame:
-    """Tables 3 and 4 side by side in the rows that matter, by their first metric.
+    """Tables 3 and 4 side by side, by their first metric: what both have, and of what the paper prints in one the best here.
 
     Raises:
         ValueError: a file is no table of scores; names it.
     """
-    tables = [Scores.read(folder, name) for name in TABLES]
-    methods, heads = rows_that_matter(tables), ("{} {}, paper", "{2}, this run")
-    said = [[head.format(PAPER_NAMES[one.key], one.metrics[0], one.corpus) for head in heads] for one in tables]
-    return pd.concat([one.beside(one.metrics[0], methods, head) for one, head in zip(tables, said, strict=True)], axis=1)
-
-
-def short(one: Scores) -> pd.DataFrame:
-    """Table 3 or 4 in the rows that `make reproduce` runs."""
-    methods = sorted(one.table.index, key=lambda name: name == CMPTA.name)
-    heads = {metric: (f"{metric}, paper", f"{metric}, here") for metric in one.metrics}
-    frame = pd.concat([one.beside(metric, methods, head) for metric, head in heads.items()], axis=1)
-    return frame.loc[:, (frame != NOTHING).any()]
-
-
-def anchor(heading: str) -> str:
-    """What GitHub calls the place of a heading."""
-    return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+    tables = {key: scores(folder, name) for name, key in TABLES.items()}
+    one, other = ([*next(iter(table.values())).index] for table in tables.values())
+    shared = [name for name in one if name in other and name not in (*BEYOND, CMPTA.name)]
+    methods, columns = [*filter(None, map(best_printed, tables.values())), *shared, CMPTA.name], {}
+    for (name, key), table in zip(TABLES.items(), tables.values(), strict=True):
+        corpus, metric = recorded(folder)[name]["data"].partition(" (")[0], next(iter(table))
+        columns[f"{PAPER_NAMES[key]} {metric}, paper", f"{corpus}, this run"] = table[metric]
+    return beside(columns, list(dict.fromkeys(methods)))
 
 
 def grid(frame: pd.DataFrame, gap: str = " ") -> str:
@@ -131,53 +93,54 @@ def grid(frame: pd.DataFrame, gap: str = " ") -> str:
     return "\n".join(f"|{gap}{f'{gap}|{gap}'.join(line)}{gap}|" for line in lines)
 
 
+def anchor(heading: str) -> str:
+    """What GitHub calls the place of a heading."""
+    return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+
+
+def counts(folder: Path) -> pd.DataFrame:
+    """By verdict, how many claims have it on the paper and by the same rule here, of an exported claims table; else empty."""
+    path = folder / "claims.csv"
+    return claims.counted(pd.read_csv(path, keep_default_na=False)).set_index("claims") if path.exists() else pd.DataFrame()
+
+
 def front(folder: Path, link: Callable[[str], str]) -> Iterator[str]:
-    """The report's first screen, in Markdown: how the claims fare, Tables 3 and 4 in short, one figure.
+    """The report's first screen, in Markdown: how the claims fare, and Tables 3 and 4 in the rows that `make reproduce` runs.
 
     Args:
         link: export -> the words that lead to its notebook.
     """
-    if len(frame := counts(folder)):
-        found = frame.set_index("claims")
+    if len(found := counts(folder)):
         here, theirs = found[claims.HERE], found[claims.VERDICT]
-        noise = int(here.reindex([INSIDE_SEEDS, INSIDE_CLIPS]).sum())
+        noise = here.reindex([judge.INSIDE_SEEDS, judge.INSIDE_CLIPS]).sum()
+        told = theirs.sum() - theirs.reindex([judge.NOT_TESTABLE, NOT_RUN]).sum()
         yield (
-            f"Of {theirs.sum()} claims of the paper, {here.get(SUPPORTED, 0)} hold in this run, {here.get(NOT_SUPPORTED, 0)} do "
-            f"not, and {noise} differences are within noise; the others cannot be tried here. About the paper itself, which "
-            f"needs its corpora and its LLM, this run can tell of {theirs.drop([NOT_TESTABLE, NOT_RUN], errors='ignore').sum()}. "
+            f"Of {theirs.sum()} claims of the paper, {here.get(judge.SUPPORTED, 0)} hold in this run, "
+            f"{here.get(judge.NOT_SUPPORTED, 0)} do not, and {noise:.0f} differences are within noise; the others cannot be "
+            f"tried here. About the paper itself, which needs its corpora and its LLM, this run can tell of {told:.0f}. "
             f"({link('claims')}; claim by claim [below](#{anchor(CLAIMS)}).)"
         )
-        shown = found.T.rename(index={claims.HERE: "same rule on this data", claims.VERDICT: "on the paper"}).iloc[::-1]
-        yield grid(shown.rename(columns=claims.signed))
-    for one in read(folder):
-        name = next(name for name, key in TABLES.items() if key == one.key)
-        yield f"**Table {name[-1]} in short**, {one.corpus}, test split; best in bold, second underlined ({link(name)})."
-        yield grid(short(one))
-
-
-def counts(folder: Path) -> pd.DataFrame:
-    """How many claims have which verdict, of an exported claims table; without rows where there is none."""
-    path = folder / "claims.csv"
-    return claims.counted(pd.read_csv(path, keep_default_na=False)) if path.exists() else pd.DataFrame()
+        yield grid(found[[claims.HERE, claims.VERDICT]].T.rename(columns=claims.signed))
+    for corpus, (name, table) in read(folder).items():
+        heads = {(f"{metric}, paper", f"{metric}, here"): one for metric, one in table.items()}
+        shown = beside(heads, [method for method in next(iter(table.values())).index if method not in BEYOND])
+        yield f"**Table {name[-1]} in short**, {corpus}, test split; best in bold, second underlined ({link(name)})."
+        yield grid(shown.loc[:, (shown != NOTHING).any()])
 
 
 def lines(folder: Path) -> Iterator[str]:
     """For a terminal of 80 columns: CMPTA, words alone, the best other method and the best possible, and how claims fare."""
-    found: dict[str, Mapping[str, str]] = {}
-    for one in read(folder):
-        metric, scores = one.metrics[0], one.here(one.metrics[0])
-        others = [name for name in one.ranked(metric) if name not in (CMPTA.name, TEXT_ONLY.name)]
-        found[f"{one.corpus} {metric}"] = {
-            CMPTA.name: scores.get(CMPTA.name, NOTHING), TEXT_ONLY.name: scores.get(TEXT_ONLY.name, NOTHING),
-            "best other": f"{scores[others[0]]} {others[0]}" if others else NOTHING, _BEST: one.bound(metric),
-        }  # fmt: skip
-    if found:
-        first = max(map(len, next(iter(found.values()))))
-        widths = [max(map(len, [head, *cells.values()])) for head, cells in found.items()]
-        table = [["", *found], *([name, *(cells[name] for cells in found.values())] for name in next(iter(found.values())))]
-        for line in table:
-            yield "  ".join(cell.ljust(width) for cell, width in zip(line, [first, *widths], strict=True)).rstrip()
-    if len(frame := counts(folder)):
-        for about, column in (("same rule on this data", claims.HERE), ("on the paper", claims.VERDICT)):
-            said = (f"{count} {name}" for name, count in zip(frame["claims"], frame[column], strict=True) if count)
-            yield textwrap.fill(f"claims, {about}: {', '.join(said)}", 80, subsequent_indent="  ")
+    columns = [["", CMPTA.name, TEXT_ONLY.name, "best other", BEST.strip("*")]]
+    for corpus, (_, table) in read(folder).items():
+        metric, first = next(iter(table.items()))
+        ranked = first["place"].dropna().sort_values().index
+        others = [name for name in ranked if name not in (CMPTA.name, TEXT_ONLY.name, *BEYOND)]
+        best = [f"{first['here'][name]} {name}" for name in others[:1]] or [NOTHING]
+        known = first["here"].reindex([CMPTA.name, TEXT_ONLY.name], fill_value=NOTHING)
+        columns.append([f"{corpus} {metric}", *known, *best, first["bound"].iloc[0]])
+    if columns[1:]:
+        padded = ([cell.ljust(max(map(len, column))) for cell in column] for column in columns)
+        yield from ("  ".join(line).rstrip() for line in zip(*padded, strict=True))
+    for about, found in counts(folder).items():
+        said = ", ".join(f"{count} {name}" for name, count in found.items() if count)
+        yield textwrap.fill(f"claims, {about}: {said}", 80, subsequent_indent="  ")
