@@ -100,7 +100,7 @@ def test_a_whole_folder_is_published_and_shown(exports: Path, made: Path, checko
     assert "nothing here speaks for or against the paper" in shown and "seeds 1, 2" in shown and "ARGS=--all" not in shown
     assert [line for line in shown.splitlines() if line.startswith("|")] == [
         "||SIMS-V2 MAE, paper|a corpus, this run|MELD WF1 (%), paper|a corpus, this run|",
-        "|-|-|-|-|-|",
+        "|---|---|---|---|---|",
         "|LMF|0.343|0.517 ± 0.006|—|—|",
         "|TFN|—|—|57.74|not run|",
         "|BiLSTM|—|<ins>0.256 ± 0.001</ins>|—|**81.43**|",

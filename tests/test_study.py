@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -14,23 +16,26 @@ import pandas as pd
 import pytest
 from finished import clips, finish, finish_tables, record_llms, small_studies
 
-from cmpta_lib import metrics, paper
+from cmpta_lib import files, metrics, paper
 from cmpta_lib.cli.__main__ import main
 from cmpta_lib.cli.dry_run import write_qwen_v1
 from cmpta_lib.config import PAPER_SEEDS, LLMConfig, RunConfig, paths
+from cmpta_lib.data.corpus import Sample
 from cmpta_lib.embedded import synthetic
 from cmpta_lib.llm import files as llm_files
 from cmpta_lib.report import comparison, gather, summaries, tables
 from cmpta_lib.report import rows as reports
 from cmpta_lib.report.uncertainty import ResultRow
+from cmpta_lib.runs import provenance, store
+from cmpta_lib.runs.load import load, plain
 from cmpta_lib.runs.store import Run
-from cmpta_lib.study import plan
+from cmpta_lib.study import exports, plan
 from cmpta_lib.study import study as experiments
 from cmpta_lib.study.exports import short_name
 from cmpta_lib.study.parameters import _ELSEWHERE
 from cmpta_lib.study.plan import CHOICES, CMPTA, MSE_LLAMA, TEXT_ONLY, Row
 from cmpta_lib.study.profiles import DRY_RUN
-from cmpta_lib.study.study import Study
+from cmpta_lib.study.study import WITHOUT, Study
 
 ROOT = Path(__file__).parents[1]
 ABLATIONS = list(plan.ABLATIONS.values())
@@ -299,6 +304,97 @@ def test_what_a_notebook_asks_for_is_what_is_planned_for_it(study, voices, own):
         assert asked == {run.folder for _, run in plain.planned_runs([notebook.name])}
 
 
+# --- published runs ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shipped(tmp_path, monkeypatch) -> Path:
+    """Published runs written by hand; the runs folder has the LLM's record alone, so that all is to be trained there."""
+    folder = tmp_path / "figures" / "published" / "demo" / "runs"
+    made = small_studies(record_llms(tmp_path / "made"), monkeypatch)()
+    for key in made.keys:
+        finish(made, key, [run for row in (CMPTA, TEXT_ONLY) for run in made.runs(key, row)])
+    exports.copy_runs(made.needed("11_errors"), folder)
+    monkeypatch.setattr(files, "ROOT", tmp_path)
+    monkeypatch.setattr(files, "PUBLISHED_RUNS", folder)
+    monkeypatch.setenv("CMPTA_RUNS", str(record_llms(tmp_path / "runs")))
+    monkeypatch.setattr(Study, "ensure", lambda self, runs: runs)
+    return folder
+
+
+def test_published_runs_are_for_who_asks_and_has_none_and_that_is_said(shipped, monkeypatch, capsys):
+    asking, own = Study(published=True), Study()
+    runs = asking.make(asking.needed("11_errors"))
+    assert {run.folder.parent for run in runs} == {shipped} and all(run.done and not run.problem for run in runs)
+    said = "CMPTA, text only: 8 published runs, figures/published/demo/runs; `make reproduce` trains your own\n"
+    assert capsys.readouterr().out == said
+    own.make(own.needed("11_errors"))
+    others = [Study(seeds=[3333], published=True), Study(changes={"training.epochs": 1}, published=True), own]
+    with monkeypatch.context() as reproduction:
+        reproduction.setenv(WITHOUT, "{}")
+        others.append(Study(published=True))
+    assert not any(run.done for other in others for run in other.runs("sims")) and capsys.readouterr().out == ""
+    finish(own, "sims", own.runs("sims"))
+    assert asking.runs("sims") == own.runs("sims"), "one's own come first"
+
+
+def test_a_damaged_published_run_is_named_and_trained(shipped, capsys):
+    asking = Study(published=True)
+    (path := asking.runs("sims")[0].folder / "predictions.parquet").write_bytes(b"")
+    runs = asking.make(asking.runs("sims"))
+    assert [run.done for run in runs] == [False, True] and runs[0].folder.parent == asking.root
+    damaged, used = sorted(capsys.readouterr().out.splitlines(), reverse=True)
+    assert damaged.startswith(f"a published run is damaged and trained anew: {path} is not the file that was written")
+    assert used.startswith("CMPTA: 1 published runs, ")
+
+
+def test_the_published_llm_stays_in_its_place(shipped, capsys):
+    folder = Study(published=True).cache / "llm" / "tiny-3.2-16000"
+    assert llm_files.or_published(folder) == folder and not capsys.readouterr().out
+    shutil.rmtree(folder)
+    asking = Study(published=True)
+    assert all(run.done for run in asking.runs("sims")) and not folder.exists()
+    assert capsys.readouterr().out.startswith("LLM: the published one, figures/published/demo/runs/cache/llm/tiny-3.2-16000; ")
+    there = shipped / "cache" / "llm" / folder.name
+    assert llm_files.find_tiny(asking.llm.fingerprint, folder.parent) == there
+    with pytest.raises(FileNotFoundError, match="build it with"):
+        llm_files.find_tiny("", folder.parent)
+    (there / "cmpta.json").write_text("{}")
+    assert llm_files.or_published(folder) == folder
+    assert capsys.readouterr().out.startswith(f"the published LLM is damaged, and one is built: {there / 'cmpta.json'} ")
+
+
+def test_what_is_published_is_whole_and_answers_from_an_empty_runs_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("CMPTA_RUNS", str(tmp_path))
+    found = list(store.found(files.PUBLISHED_RUNS))
+    assert store.sound([run for run in found if isinstance(run, Run)]) == found and len(found) == 8
+    assert sum(path.stat().st_size for path in files.PUBLISHED_RUNS.glob("*-*/*")) < 3e6
+    run = load("published:meld")
+    assert (run.run.config.data.name, run.run.config.method.name, run.run.config.seed) == ("embedded-meld", "cmpta", 1111)
+    widths = run.inputs.widths
+    voice, face = (np.linspace(-1, 1, 9 * widths[one], dtype="f4").reshape(9, -1) for one in ("audio", "vision"))
+    clip = Sample(id="mine", text="What a day.", audio=voice, vision=face[:7])
+    (answer,), by_equations = run.predict([clip]), plain(run).answer(clip)
+    assert answer.value == by_equations.value and run.attention(clip)["t1"].shape[2] == 7
+    assert list(answer.probabilities.values()) == pytest.approx(list(by_equations.probabilities.values()), abs=1e-5)
+    with pytest.raises(FileNotFoundError, match="no published run 'simz' .did you mean 'sims'.*: expected published:meld or "):
+        load("published:simz")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_published_run_trained_again_has_the_same_bytes(tmp_path, monkeypatch):
+    monkeypatch.setenv("CMPTA_RUNS", str(tmp_path))
+    study = Study(published=True)
+    published = study.runs("meld")[0]
+    made = provenance.environment()
+    if not published.done or published.environment["hardware"].split(",")[0] != made["hardware"].split(",")[0]:
+        pytest.skip(f"bytes repeat on one kind of machine only, and this is {made['hardware']}")
+    (again,) = study.ensure([replace(published, folder=tmp_path / published.folder.name)], jobs=1)
+    for name in ("weights.safetensors", "predictions.parquet", "history.csv"):
+        assert (again.folder / name).read_bytes() == (published.folder / name).read_bytes(), name
+
+
 # --- corpora ----------------------------------------------------------------------------------------------------------
 
 
@@ -498,7 +594,7 @@ def test_commit_and_machine_stay_out_of_what_is_exported_and_in_its_record(finis
         fresh = Study(smoke=True)
         monkeypatch.setattr(Study, "figures", tmp_path / machine)
         shown = reports.result_row(fresh, "sims", CMPTA)
-        frame = pd.DataFrame({"method": [shown.method], "n": [len(shown.predictions)]})
+        frame = pd.DataFrame({"method": [shown.method], "MAE paper": ["—"], "MAE this run": [len(shown.predictions)]})
         reports.save_table(fresh, frame, "table3", "Table 3.", ["sims"], fresh.runs("sims"))
         exports[machine] = {p.name: p.read_bytes() for p in (tmp_path / machine).glob("table3.*")}
         item = recorded(tmp_path / machine)["table3"]
@@ -507,7 +603,7 @@ def test_commit_and_machine_stay_out_of_what_is_exported_and_in_its_record(finis
         assert item["fingerprints"]["embedded-sims"] == fresh.corpus("sims").fingerprint
         assert item["fingerprints"]["tiny"] == fresh.llm.fingerprint
         report = gather.write_report(fresh, ["sims"]).read_text(encoding="utf-8")
-        assert f"Made at commit {commit} on {machine} with torch 2.13.0" in "".join(report.splitlines()[:6])
+        assert f"Made at commit {commit} on {machine} with torch 2.13.0" in report
     assert exports["a"] == exports["b"] and len(exports["a"]) == 3
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,13 +16,16 @@ import pandas as pd
 from cmpta_lib.metrics import METRICS
 from cmpta_lib.report import claims
 from cmpta_lib.report.export import NOTHING, recorded
+from cmpta_lib.report.judge import INSIDE_CLIPS, INSIDE_SEEDS, NOT_SUPPORTED, NOT_TESTABLE, SUPPORTED
 from cmpta_lib.report.rows import PAPER_NAMES
-from cmpta_lib.study.plan import CMPTA, TEXT_ONLY, added
+from cmpta_lib.report.tables import NOT_RUN
+from cmpta_lib.study.plan import CMPTA, NOTEBOOKS, TEXT_ONLY, added
 
 TABLES = {"table3": "sims", "table4": "meld"}
 BEYOND = dict.fromkeys(row.name for key in (*PAPER_NAMES, "data") for row in added(key))  # what `make reproduce` does not run
 _PAPER, _HERE, _BOUND, _BEST = " paper", " this run", " Bayes-optimal", "best possible"
 _LOWER = {metric.label: metric.lower_is_better for metric in METRICS.values()}
+CLAIMS = next(one.section for one in NOTEBOOKS if "claims" in one.tables)
 _NUMBER = re.compile(r"-?[\d,]*\.?\d+")
 
 
@@ -65,17 +68,16 @@ class Scores:
         known = [text for name, text in self.table.iloc[0].items() if str(name).startswith(metric + _BOUND)]
         return NOTHING if not known else "; ".join([known[0], *(f"in context {text}" for text in known[1:])])
 
-    def marked(self, metric: str, methods: Sequence[str]) -> pd.Series:
-        """This run's scores of some methods, the best in bold and the second underlined, and the best possible last."""
-        order = [name for name in self.ranked(metric) if name in methods]
-        marks = dict(zip(order, ("**%s**", "<ins>%s</ins>"), strict=False))
-        shown = self.here(metric).reindex(list(methods), fill_value=NOTHING)
-        cells = {name: marks.get(name, "%s") % text for name, text in shown.items()}
-        return pd.Series(cells | {_BEST: self.bound(metric)})
+    def beside(self, metric: str, methods: Sequence[str], heads: Sequence[str]) -> pd.DataFrame:
+        """The paper's and this run's scores of these methods, ours with the best in bold and the second underlined.
 
-    def printed(self, metric: str, methods: Sequence[str]) -> pd.Series:
-        """The paper's scores of these methods."""
-        return self.table[metric + _PAPER].reindex([*methods, _BEST], fill_value=NOTHING)
+        CMPTA is in bold, and the best possible stands last.
+        """
+        marks = dict(zip((name for name in self.ranked(metric) if name in methods), ("**%s**", "<ins>%s</ins>"), strict=False))
+        ours, printed = self.here(metric), self.table[metric + _PAPER]
+        cells = [[printed.get(one, NOTHING), marks.get(one, "%s") % ours.get(one, NOTHING)] for one in methods]
+        names = [f"**{one}**" if one == CMPTA.name else one for one in methods]
+        return pd.DataFrame([*cells, [NOTHING, self.bound(metric)]], [*names, f"*{_BEST}*"], list(heads))
 
     def best_printed(self) -> list[str]:
         """Of the methods that the paper compares only here, the one that is best: by this run, or where none ran by the paper."""
@@ -99,32 +101,58 @@ def rows_that_matter(tables: Sequence[Scores]) -> list[str]:
 
 
 def headline(folder: Path) -> pd.DataFrame:
-    """Tables 3 and 4 side by side in the rows that matter, by their first metric: paper and this run, the best possible last.
+    """Tables 3 and 4 side by side in the rows that matter, by their first metric.
 
     Raises:
         ValueError: a file is no table of scores; names it.
     """
     tables = [Scores.read(folder, name) for name in TABLES]
-    methods, parts = rows_that_matter(tables), []
-    for one in tables:
-        metric = one.metrics[0]
-        parts.append(one.printed(metric, methods).rename(f"{PAPER_NAMES[one.key]} {metric}, paper"))
-        parts.append(one.marked(metric, methods).rename(f"{one.corpus}, this run"))
-    return _named(pd.concat(parts, axis=1))
+    methods, heads = rows_that_matter(tables), ("{} {}, paper", "{2}, this run")
+    said = [[head.format(PAPER_NAMES[one.key], one.metrics[0], one.corpus) for head in heads] for one in tables]
+    return pd.concat([one.beside(one.metrics[0], methods, head) for one, head in zip(tables, said, strict=True)], axis=1)
 
 
 def short(one: Scores) -> pd.DataFrame:
-    """Table 3 or 4 in the rows that `make reproduce` runs: per metric paper and this run, the best possible last."""
-    methods, parts = [name for name in one.table.index if name != CMPTA.name] + [CMPTA.name], []
-    for metric in one.metrics:
-        parts += [one.printed(metric, methods).rename(f"{metric}, paper"), one.marked(metric, methods).rename(f"{metric}, here")]
-    frame = pd.concat(parts, axis=1)
-    return _named(frame.loc[:, (frame != NOTHING).any()])
+    """Table 3 or 4 in the rows that `make reproduce` runs."""
+    methods = sorted(one.table.index, key=lambda name: name == CMPTA.name)
+    heads = {metric: (f"{metric}, paper", f"{metric}, here") for metric in one.metrics}
+    frame = pd.concat([one.beside(metric, methods, head) for metric, head in heads.items()], axis=1)
+    return frame.loc[:, (frame != NOTHING).any()]
 
 
-def _named(frame: pd.DataFrame) -> pd.DataFrame:
-    """With CMPTA in bold and what is no method in italics."""
-    return frame.rename(index={CMPTA.name: f"**{CMPTA.name}**", _BEST: f"*{_BEST}*"})
+def anchor(heading: str) -> str:
+    """What GitHub calls the place of a heading."""
+    return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+
+
+def grid(frame: pd.DataFrame, gap: str = " ") -> str:
+    """A frame of Markdown as a table, its index the first column."""
+    lines = [["", *map(str, frame.columns)], ["---"] * (1 + frame.shape[1]), *frame.reset_index().astype(str).to_numpy().tolist()]
+    return "\n".join(f"|{gap}{f'{gap}|{gap}'.join(line)}{gap}|" for line in lines)
+
+
+def front(folder: Path, link: Callable[[str], str]) -> Iterator[str]:
+    """The report's first screen, in Markdown: how the claims fare, Tables 3 and 4 in short, one figure.
+
+    Args:
+        link: export -> the words that lead to its notebook.
+    """
+    if len(frame := counts(folder)):
+        found = frame.set_index("claims")
+        here, theirs = found[claims.HERE], found[claims.VERDICT]
+        noise = int(here.reindex([INSIDE_SEEDS, INSIDE_CLIPS]).sum())
+        yield (
+            f"Of {theirs.sum()} claims of the paper, {here.get(SUPPORTED, 0)} hold in this run, {here.get(NOT_SUPPORTED, 0)} do "
+            f"not, and {noise} differences are within noise; the others cannot be tried here. About the paper itself, which "
+            f"needs its corpora and its LLM, this run can tell of {theirs.drop([NOT_TESTABLE, NOT_RUN], errors='ignore').sum()}. "
+            f"({link('claims')}; claim by claim [below](#{anchor(CLAIMS)}).)"
+        )
+        shown = found.T.rename(index={claims.HERE: "same rule on this data", claims.VERDICT: "on the paper"}).iloc[::-1]
+        yield grid(shown.rename(columns=claims.signed))
+    for one in read(folder):
+        name = next(name for name, key in TABLES.items() if key == one.key)
+        yield f"**Table {name[-1]} in short**, {one.corpus}, test split; best in bold, second underlined ({link(name)})."
+        yield grid(short(one))
 
 
 def counts(folder: Path) -> pd.DataFrame:

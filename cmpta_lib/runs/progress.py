@@ -131,21 +131,18 @@ class Status:
 
     Args:
         stream: where to; default: standard error, and standard output in a notebook, which marks errors.
+        before: gives what is said before what is at work.
     """
 
     every_s = 10.0  # between two words, where it is no terminal
 
-    def __init__(self, stream: TextIO | None = None) -> None:
+    def __init__(self, stream: TextIO | None = None, before: Callable[[], str] = str) -> None:
         in_notebook = type(sys.stderr).__module__.startswith("ipykernel")
         self.stream = stream or (sys.stdout if in_notebook else sys.stderr)
         self.is_terminal = self.stream.isatty() and os.environ.get("TERM") != "dumb"
         self.items: dict[str, tuple[float, float]] = {}  # at work, several at a time: since when, and the share that is done
         self.said, self.drawn = time.monotonic() + FIRST_S - self.every_s, 0  # drawn: columns that the line takes now
-        self.over, self.lock = threading.Event(), threading.RLock()
-
-    def rest(self) -> str:
-        """What is said before what is at work."""
-        return ""
+        self.over, self.lock, self.before = threading.Event(), threading.RLock(), before
 
     def __enter__(self) -> Self:
         threading.Thread(target=self._go_on, daemon=True).start()
@@ -173,7 +170,7 @@ class Status:
         with self.lock:
             if not self.items or self.over.is_set() or not (self.is_terminal or time.monotonic() - self.said >= self.every_s):
                 return
-            text = self.rest() + ", ".join(_at_work(what, *how) for what, how in list(self.items.items()))
+            text = self.before() + ", ".join(_at_work(what, *how) for what, how in list(self.items.items()))
             self._write(cut(text, _width())) if self.is_terminal else self.line(text)
 
     def line(self, text: str) -> None:
@@ -198,11 +195,6 @@ def _at_work(what: str, began: float, share: float) -> str:
     return f"{what} ({f'{share:.0%}' if share else duration(took)}{left})"
 
 
-class _Makers(Status):
-    def rest(self) -> str:
-        return "making "
-
-
 _CHANGING, _MAKERS = threading.Lock(), list[Status]()  # what shows all that is made now, by several threads
 
 
@@ -218,7 +210,7 @@ def making(what: str, is_new: bool = True) -> Iterator[Callable[[float], None]]:
         return
     with _CHANGING:
         if not _MAKERS:
-            _MAKERS.append(_Makers().__enter__())
+            _MAKERS.append(Status(before=lambda: "making ").__enter__())
         makers, began = _MAKERS[0], time.monotonic()
     try:
         with makers.doing(what) as tell:
@@ -240,7 +232,7 @@ class Progress(Status):
     every_s = 30.0  # they may take days
 
     def __init__(self, runs: Sequence[Run], stream: TextIO | None = None) -> None:
-        super().__init__(stream)
+        super().__init__(stream, self._rest)
         self.total, self.left = len(runs), {run.folder: run.config.epochs for run in runs}  # epochs to train
         self.epochs, self.started = sum(self.left.values()), time.monotonic()
 
@@ -267,7 +259,7 @@ class Progress(Status):
             self.line(f"{name}, seed {run.config.seed}: {_outcome(run, event)}{took}; {left}")
         self.show()
 
-    def rest(self) -> str:
+    def _rest(self) -> str:
         left, took = sum(self.left.values()), time.monotonic() - self.started
         done = self.epochs - left
         about = f", {done / self.epochs:.0%} done, about {duration(took * left / done)} to go" if done else ""

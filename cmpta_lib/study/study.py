@@ -131,7 +131,7 @@ class Study:
 
         cache = self.cache / "data"
         if key == "data" and self.data:
-            from data_prep.public_pickles import public_files, read_folder  # here alone: whatever else runs opens no pickle
+            from data_prep.public_pickles import public_files, read_folder  # here alone: nothing else opens pickles
 
             name = public_files(tasks.said(self.data)[1])[0]
             with making(f"corpus {name}", is_new=not any(cache.glob(f"{name}-*"))):
