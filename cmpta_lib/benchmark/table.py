@@ -41,8 +41,8 @@ SHOWN = {  # column -> heading on screen
     "memory_over_ancestor": "memory, share of MSE-Adapter's",
 }
 COMMANDS = {
-    "tiny": "cmpta benchmark",
-    "slice": "cmpta benchmark --backbone slice --steps 5 --vocabulary qwen.tiktoken",
+    "tiny": "`cmpta benchmark`",
+    "slice": "`cmpta benchmark --backbone slice --steps 5 --vocabulary qwen.tiktoken`",
     "full": "python -m cmpta_lib.benchmark.gpu OUT --vocabulary qwen.tiktoken",
 }
 _WHAT = {"tiny": "The embedded LLM's size", "slice": "Four layers of Qwen-1.8B's width", "full": "Qwen-1.8B's shape"}
@@ -194,7 +194,7 @@ def overview(measured: Stored) -> Table:
     from cmpta_lib.report.tables import NOTHING, Table
 
     first, steps = ["backbone", "batch", SHOWN["corpus"]], [*SHOWN.values()][1:6]
-    parts = [pd.DataFrame(columns=[*first, *steps, "measured"])]
+    parts = [pd.DataFrame(columns=[*first, *steps])]
     for one in measured.values():
         when = f"{one['about']['date']}, {one['about']['commit']}"  # where, the figures say
         parts.append(pd.DataFrame(one["rows"])[first[:2]].join(shown(one["rows"])).assign(measured=when))
@@ -202,7 +202,7 @@ def overview(measured: Stored) -> Table:
     whole = whole.where(whole.notna(), NOTHING)
     missing = [name for name in COMMANDS if name not in set(whole["backbone"])]
     folded = Table.of(whole[[*first, *whole.columns.drop([*first, *steps])]]) if len(whole) else None
-    notes = tuple(f"{name}: not measured yet; `{COMMANDS[name]}` does." for name in missing)
+    notes = tuple(f"{name}: not measured yet; {COMMANDS[name]} does it." for name in missing)
     return Table(whole[[*first, *steps]], whole, notes=notes, details=folded)
 
 

@@ -53,8 +53,8 @@ def training_curves(
     x, smoothed = ("step", " (thin), its moving mean") if by_step else ("epoch", "")
     drawn = f"Training loss{smoothed} and learning rate by {x}, validation {shown.axis} by epoch, a line per seed; circles: best."
     drawn = f"{drawn} {after_the_best(histories, metric)}".rstrip()
-    figure = new_figure(style.DOUBLE_COLUMN_IN, 2.1, title=title, footer=footer, drawn=drawn)
-    loss, score, rate = figure.subplots(1, 3, width_ratios=(1, 1, 0.75))
+    figure = new_figure(style.page_in(), 5.4 if style.is_column() else 2.1, title=title, footer=footer, drawn=drawn)
+    loss, score, rate = figure.subplots(**({"nrows": 3} if style.is_column() else {"ncols": 3, "width_ratios": (1, 1, 0.75)}))
     for name, history in histories.items():
         fine = steps[name] if steps and by_step else history.rename(columns={"train_loss": "loss"})
         mean = fine["loss"].rolling(max(1, len(fine) // 20) if by_step else 1, min_periods=1).mean()

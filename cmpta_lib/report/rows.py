@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -111,6 +111,9 @@ def ablation_rows(study: Study, key: str) -> list[ResultRow]:
     return rows
 
 
+_DRAWN = ("group", "method", "mean", "low", "high", "seeds", "paper", "is_ours")
+
+
 def scores_frame(rows: Sequence[ResultRow], metric: MetricName) -> pd.DataFrame:
     """What `curves.scores_figure` draws of a metric, from a table's rows that were run; fractions throughout."""
     lines = []
@@ -118,7 +121,22 @@ def scores_frame(rows: Sequence[ResultRow], metric: MetricName) -> pd.DataFrame:
         name, scores = re.sub(r" \[\d+\]$", "", row.method), row.scores(metric)
         printed = row.paper.get(metric, np.nan) / METRICS[metric].scale
         lines.append([row.group, name, float(scores.mean()), *row.interval(metric), scores, printed, row.is_ours])
-    return pd.DataFrame(lines, columns=["group", "method", "mean", "low", "high", "seeds", "paper", "is_ours"])
+    return pd.DataFrame(lines, columns=_DRAWN)
+
+
+def differences_frame(pairs: Iterable[tuple[str, str, ResultRow, ResultRow]], metric: MetricName) -> pd.DataFrame:
+    """The same of differences between rows that were run: group, name, and one row minus another, paired by clip.
+
+    `seeds` are the differences of each seed, which may lie further apart than the interval over clips tells; none where a
+    seed of either row is missing.
+    """
+    lines = []
+    for group, name, row, other in pairs:
+        if row.ran and other.ran:
+            found, one, two = row.minus(other, metric), row.scores(metric), other.scores(metric)
+            seeds = one - two if len(one) == len(two) else []
+            lines.append([group, name, found.difference, found.low, found.high, seeds, np.nan, False])
+    return pd.DataFrame(lines, columns=_DRAWN)
 
 
 def bayes(study: Study, key: str, metric: MetricName) -> dict[str, float]:

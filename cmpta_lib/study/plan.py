@@ -269,15 +269,16 @@ NOTEBOOKS: tuple[Notebook, ...] = (
     Notebook(
         "12_baselines", _BEYOND + "the compared methods, taken apart",
         rows=lambda key: [*trained(key), *added(key), *versions(key), *MSE_ABLATIONS],
-        tables=("mse_ablation", "versions", "search"), has_search=True, is_beyond=True,
+        tables=("mse_ablation", "versions", "search"), figures=("parts_{key}",), has_search=True, is_beyond=True,
     ),
     Notebook(
         "13_multimodal_transformer", _BEYOND + "the multimodal transformer",
-        rows=lambda key: MMT_ROWS, tables=_MMT_TABLES, is_beyond=True,
+        rows=lambda key: MMT_ROWS, tables=_MMT_TABLES, figures=("label_shares_{key}",), is_beyond=True,
     ),
     Notebook(
         "14_mllm_mac", _BEYOND + "multimodal LLMs (MLLM-MAC)",
-        rows=lambda key: [TEXT_ONLY, *MLLM_ROWS, WHOLE], tables=_MLLM_TABLES, is_beyond=True,
+        rows=lambda key: [TEXT_ONLY, *MLLM_ROWS, WHOLE], tables=_MLLM_TABLES,
+        figures=("mllm_two_by_two_{key}", "mllm_margins_{key}"), is_beyond=True,
     ),
     Notebook("20_performance", _BEYOND + "what it costs", (), is_beyond=True),  # seconds are no export: pages show them
 )  # fmt: skip
