@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -231,6 +232,7 @@ def costs(rows: Sequence[Mapping[str, Any]], where: str) -> PageFigure:
         )
         parts.invert_yaxis()
         parts.legend(loc="upper center", bbox_to_anchor=(0.45, -0.25), ncols=2, handlelength=1, columnspacing=1)
+    figure.again = partial(costs, rows, where)
     return figure
 
 
