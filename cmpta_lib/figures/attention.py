@@ -100,7 +100,8 @@ def case_study_figure(
     An answer equal to the label gets a tick, another a cross; a number that differs says by how much instead.
     """
     drawn = "One clip's text, its true label and the answers without and with pseudo tokens."
-    figure, place = clip_page(f"“{text}”", 0.32, panels, drawn, title=title, footer=footer)
+    is_stacked = style.is_column()
+    figure, place = clip_page(f"“{text}”", 0.96 if is_stacked else 0.32, panels, drawn, title=title, footer=footer)
     axes = figure.add_subplot(place)
     axes.axis("off")
     answers = {"true label": true_label, "text only": text_only_answer, "CMPTA": cmpta_answer}
@@ -108,7 +109,8 @@ def case_study_figure(
         mark, colour = _verdict(answer, true_label) if k else ("", "0.3")
         look: Look = {"boxstyle": "round,pad=0.4", "facecolor": "white", "edgecolor": colour, "linewidth": 1.2}
         said = f"{name}: {printable(answer)}  {mark}".rstrip()
-        axes.text((k + 0.5) / 3, 0.5, said, ha="center", va="center", size=style.TITLE_PT, bbox=look)
+        at = (0.5, 1 - (k + 0.5) / 3) if is_stacked else ((k + 0.5) / 3, 0.5)
+        axes.text(*at, said, ha="center", va="center", size=style.TITLE_PT, bbox=look)
     return figure
 
 
@@ -125,7 +127,7 @@ def clip_page(
     quote: str, middle_in: float, panels: Sequence[AttentionPanel], drawn: str, *, title: str, footer: str
 ) -> tuple[Figure, SubplotSpec]:
     """A page with one clip's words on top and its attention maps, if any, below; and the place between, `middle_in` high."""
-    width = style.DOUBLE_COLUMN_IN
+    width = style.SINGLE_COLUMN_IN if style.is_column() else style.DOUBLE_COLUMN_IN
     quote = wrap(quote, width - 0.3, style.TITLE_PT)
     heights = (0.165 * (quote.count("\n") + 1) + 0.06, middle_in, *([sum(_heights(panels))] if panels else []))
     drawn = f"{drawn} {MAPS_SHOW}" if panels else drawn
@@ -141,7 +143,11 @@ def clip_page(
 
 def _heights(panels: Sequence[AttentionPanel]) -> tuple[float, float]:
     """Inches: of all rows of maps, and of the key below them."""
-    return math.ceil(len(panels) / 2) * (CURVE_IN + _map_in(panels) + AROUND_IN), KEY_IN
+    return math.ceil(len(panels) / _columns(panels)) * (CURVE_IN + _map_in(panels) + AROUND_IN), KEY_IN
+
+
+def _columns(panels: Sequence[AttentionPanel]) -> int:
+    return 1 if style.is_column() else min(len(panels), 2)
 
 
 def _map_in(panels: Sequence[AttentionPanel]) -> float:
@@ -152,7 +158,7 @@ def _draw_maps(
     figure: Figure, place: SubplotSpec, panels: Sequence[AttentionPanel], beside: Sequence[AttentionPanel] = ()
 ) -> None:
     """The maps, each below its mean, and their key. Clips differ in length: all have one scale, in multiples of uniform."""
-    columns, map_in = min(len(panels), 2), _map_in(panels)
+    columns, map_in = _columns(panels), _map_in(panels)
     rows = math.ceil(len(panels) / columns)
     # The key has a grid of its own: an axes spanning the panels' columns would make all gaps between them equal.
     parts = place.subgridspec(2, 1, height_ratios=_heights(panels))

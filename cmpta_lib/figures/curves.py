@@ -137,9 +137,9 @@ def corpus_figure(
     clips["text_length"] = clips["text"].str.len()
     palette = dict(zip(tables, sns.color_palette("colorblind", len(tables)), strict=True))
     drawn = "Share of each label in each split, and the share of its clips that are at most so long in text, vision and audio."
-    figure = new_figure(style.page_in(), 3.8 if style.is_column() else 2.2, title=title, footer=footer, drawn=drawn)
-    shape = {"nrows": 2, "ncols": 2} if style.is_column() else {"ncols": 4, "width_ratios": (1.7, 1, 1, 1)}
-    labels, *lengths = figure.subplots(**shape).flat
+    shape = (2, 2, 3.8, None) if style.is_column() else (1, 4, 2.2, (1.7, 1, 1, 1))
+    figure = new_figure(style.DOUBLE_COLUMN_IN, shape[2], title=title, footer=footer, drawn=drawn)
+    labels, *lengths = figure.subplots(*shape[:2], width_ratios=shape[3]).flat
     shared = {"data": clips, "hue": "split", "palette": palette, "legend": False, "ax": labels}
     bars = {"stat": "percent", "common_norm": False, "multiple": "dodge", "shrink": 0.8, "linewidth": 0, "alpha": 1}
     if task_kind == "regression":
@@ -187,8 +187,8 @@ def scores_figure(
         _need(frame, ("group", "method", "mean", "low", "high", "seeds", "paper", "is_ours"), f"table of {metric}")
         if frame.empty:
             raise ValueError(f"no scores to draw: no row of the table of {metric} was run")
-    width = style.page_in() if len(frames) > 1 else style.SINGLE_COLUMN_IN
-    columns = 1 if width == style.SINGLE_COLUMN_IN else len(frames)
+    width = style.DOUBLE_COLUMN_IN if len(frames) > 1 else style.SINGLE_COLUMN_IN
+    columns = 1 if style.is_column() else len(frames)
     panel_in = 0.5 + 0.165 * max(len(frame) + frame["group"].nunique() for frame in frames.values())
     key_in, rows = 0.1 + 0.14 * (3 + len(best or {})) / columns, len(frames) // columns
     drawn = (

@@ -1,7 +1,7 @@
 """What every figure shares: fonts that hold Chinese, colours, and a page with a title above and a footer below.
 
 Pages are sized for two columns, 3.3 or 6.9 inches wide, with no text below 7 pt, and are the same in a notebook, a file and
-a paper. A wide page can be drawn again for one column: what draws asks `page_in` how wide the page is, and stacks its panels.
+a paper. A wide page can be drawn again for one column: rows of panels are stacked there, and what needs more asks `is_column`.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import logging
 import re
 from collections.abc import Callable
 from contextlib import ContextDecorator
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from functools import lru_cache, partial, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from matplotlib import font_manager, style
 from matplotlib.figure import Figure
@@ -28,7 +28,7 @@ from cmpta_lib import files
 log = logging.getLogger(__name__)
 
 SINGLE_COLUMN_IN, DOUBLE_COLUMN_IN = 3.3, 6.9
-_PAGE_IN: ContextVar[float] = ContextVar("page_in", default=DOUBLE_COLUMN_IN)
+_IS_COLUMN = ContextVar("column", default=False)
 SMALLEST_PT, TITLE_PT = 7, 9
 # Okabe and Ito's palette: told apart under every common form of colour blindness.
 BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, YELLOW = (
@@ -61,14 +61,9 @@ def _fonts() -> tuple[FT2Font, frozenset[int]]:
     return font_manager.get_font(paths), known
 
 
-def page_in() -> float:
-    """Inches that the page is wide which is being drawn: two columns, or one."""
-    return _PAGE_IN.get()
-
-
 def is_column() -> bool:
-    """Whether the page is one column wide: what stands side by side elsewhere is stacked."""
-    return page_in() < DOUBLE_COLUMN_IN
+    """Whether the page that is being drawn is one column wide, instead of two."""
+    return _IS_COLUMN.get()
 
 
 class figure_style(ContextDecorator):
@@ -147,7 +142,7 @@ class PageFigure(Figure):
         title, footer: as they were given, on one line.
         drawn: what the drawing shows, in a sentence or two, for a caption.
         head_in, foot_in: inches that title and footer take above and below the drawing.
-        again: draws the same on the page that `page_in` says; None for what no function drew.
+        again: draws the same once more, in a column where `is_column`; None for what no function drew.
     """
 
     again: Callable[[], PageFigure] | None = None
@@ -158,6 +153,14 @@ class PageFigure(Figure):
         """The exported PNG itself, and the pixels to show it in."""
         width, height = (round(SCREEN_DPI * inches) for inches in self.get_size_inches())
         return rendered(self, "png"), {"width": width, "height": height}
+
+    def subplots(self, nrows: int = 1, ncols: int = 1, **options: Any) -> Any:
+        """As matplotlib's, but a row of panels is stacked in a column, each as high as the row."""
+        if is_column() and nrows == 1 < ncols:
+            self.set_figheight(ncols * self.get_figheight())
+            nrows, ncols = ncols, 1
+            options.pop("width_ratios", None)
+        return super().subplots(nrows, ncols, **options)
 
     @property
     def caption(self) -> str:
@@ -170,10 +173,11 @@ def new_figure(width_in: float, height_in: float, *, title: str = "", footer: st
     """An empty figure with `height_in` inches to draw in, between the title on top and the footer below.
 
     Args:
-        title, footer: left out in a column, which only articles have.
+        width_in, title, footer: of no account in a column, which only articles have.
         drawn: what will be drawn there, for the caption of an article.
     """
-    title, footer = ("", "") if is_column() else (title, footer)
+    if is_column():
+        width_in, title, footer = SINGLE_COLUMN_IN, "", ""
     head, foot = wrap(title, width_in - 0.1, TITLE_PT), wrap(footer, width_in - 0.1, SMALLEST_PT)
     head_in = (head.count("\n") + 1) * 0.165 + 0.06 if title else 0.0
     foot_in = (foot.count("\n") + 1) * 0.135 + 0.06 if footer else 0.0
@@ -227,12 +231,10 @@ def as_column(figure: Figure) -> PageFigure | None:
     again = getattr(figure, "again", None)
     if again is None or figure.get_figwidth() <= SINGLE_COLUMN_IN:
         return None
-    token = _PAGE_IN.set(SINGLE_COLUMN_IN)
-    try:
-        column: PageFigure = again()
-    finally:
-        _PAGE_IN.reset(token)
-    return column if column.get_figwidth() <= SINGLE_COLUMN_IN else None
+    context = copy_context()
+    context.run(_IS_COLUMN.set, True)
+    column = cast(PageFigure, context.run(again))
+    return None if isinstance(column.get_layout_engine(), PlaceHolderLayoutEngine) else column  # what is placed by hand
 
 
 def save_figure(figure: Figure, folder: Path | str, name: str) -> list[Path]:
