@@ -1,21 +1,20 @@
-"""Lists to choose from above a picture: a choice draws it anew, in its place; where nobody can choose, the usual one."""
+"""Lists to choose from above a picture, which a choice draws anew; where nobody can choose, the usual picture alone."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
-Listed = Sequence[tuple[str, Any]]  # what is shown of each choice, and its value; the usual one first
 
-
-def choose(draw: Callable[..., Any], **choices: Listed | Callable[..., Listed]) -> Any:
+def choose(draw: Callable[..., Any], **choices: Any) -> Any:
     """Show `draw(name=value, ...)` below a list for each name, and draw again whenever another value is chosen.
 
-    Headless, or without ipywidgets, the usual picture stands alone: an executed notebook holds the same bytes every time.
+    Headless, or without ipywidgets, there are no lists: an executed notebook holds the same bytes every time.
 
     Args:
         draw: makes the picture; the text of a ValueError is shown in its place.
-        choices: a list, or what makes it of the values chosen in the lists before it, by their names.
+        choices: pairs of what is shown and its value, the usual first; or what makes them of the values chosen before it.
     Returns:
         The usual picture, to be saved.
     """
@@ -33,25 +32,24 @@ def choose(draw: Callable[..., Any], **choices: Listed | Callable[..., Listed]) 
         return values
 
     def redraw(change: object) -> None:
-        if not busy:  # else one list changes another, and is about to draw
-            busy.append(True)
-            try:
-                handle.update(draw(**chosen()))
-            except ValueError as error:
-                handle.update({"text/plain": str(error)}, raw=True)
-            finally:
-                busy.clear()
-
-    picture = draw(**chosen())
-    message = getattr(get_ipython(), "get_parent", dict)() or {}
-    if message.get("content", {}).get("allow_stdin"):  # JupyterLab says that somebody answers, papermill that nobody does
+        if busy:  # one list has changed another, and draws
+            return
+        busy.append(True)
         try:
+            handle.update(draw(**chosen()))
+        except ValueError as error:
+            handle.update({"text/plain": str(error)}, raw=True)
+        finally:
+            busy.clear()
+
+    picture, message = draw(**chosen()), getattr(get_ipython(), "get_parent", dict)() or {}
+    if message.get("content", {}).get("allow_stdin"):  # JupyterLab says that somebody answers, papermill that nobody does
+        with suppress(ImportError):
             from ipywidgets import Dropdown, HBox, Layout
-        except ImportError:
-            pass
-        else:
-            boxes |= {name: Dropdown(options=new, description=name, layout=Layout(width="auto")) for name, new in lists.items()}
-            display.display(HBox([*boxes.values()], layout=Layout(flex_flow="row wrap")))
+
+            auto = Layout(width="auto", flex_flow="row wrap")
+            boxes |= {name: Dropdown(options=new, description=name, layout=auto) for name, new in lists.items()}
+            display.display(HBox([*boxes.values()], layout=auto))
     handle = display.display(picture, display_id=True)
     for box in boxes.values():
         box.observe(redraw, "value")

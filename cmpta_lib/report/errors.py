@@ -290,16 +290,8 @@ def _known_truth(corpus: Corpus, place: int) -> list[str]:
     return [*parts, f"the best answer from all that the clip holds: {said}, {verdict}"]
 
 
-def unavoidable(corpus: Corpus, answers: pd.DataFrame) -> str:
-    """For a caption: how many of the wrong answers the best possible answer would share; "" for real clips."""
-    if not corpus.has_known_truth:
-        return ""
-    wrong, shared = (~answers["right"]).sum(), (~answers["right"] & ~avoidable(corpus)).sum()
-    return f" Of its {wrong} wrong answers, the best possible answer from all that the clip holds is wrong in {shared}."
-
-
 def avoidable(corpus: Corpus) -> np.ndarray:
-    """(N,) bool: test clips whose best possible answer is right, so that a wrong one is the model's fault; all real clips."""
+    """(N,) bool: test clips whose best possible answer is right, so that a wrong one is the model's; all real clips."""
     if not corpus.has_known_truth:
         return np.ones(len(corpus.splits["test"]), bool)
     best = corpus.splits["test"].table[["label", "bayes_all"]].set_axis(["label", "prediction"], axis=1)
