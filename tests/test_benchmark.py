@@ -201,17 +201,24 @@ def test_a_page_shows_what_is_stored_and_how_to_make_the_rest(tmp_path: Path, mo
     monkeypatch.setenv("CMPTA_FIGURES", str(tmp_path))
     monkeypatch.setattr(table.files, "ROOT", tmp_path / "nothing published")
     bare = table.overview(table.measurements())
-    assert list(bare["backbone"]) == ["tiny", "slice", "full"] and not list(table.figures(table.measurements()))
-    assert table.workers().empty
+    assert bare.full.empty and len(bare.notes) == 3 and not list(table.figures(table.measurements()))
+    assert table.beside(table.WORKERS).empty and table.beside(table.SCALING).empty
     folder, about = tmp_path / table.FOLDER, table.about([SMALL])
     rows = [table.row(replace(SMALL, backbone="full", batch_size=size), times()) for size in (16, 64)]
     table.store(folder, "gpu", rows, about)
     table.store(folder, "scaling-tiny", [{"what": "samples", "value": 16, "ours_ms": 5.0}], about)  # as once was measured
     (folder / table.WORKERS).write_text("engine,workers,speed_up\nray,2,1.8\n")
-    assert table.workers()["speed_up"].tolist() == [1.8]
+    (folder / "scaling-tiny.csv").write_text("what,value,ours_ms,floor_ms\nbatch size,4,5.0,4.0\n")
+    assert table.beside(table.WORKERS)["speed_up"].tolist() == [1.8]
+    assert table.beside(table.SCALING)["ours_ms"].tolist() == [5.0]
     shown = table.overview(table.measurements())
-    assert list(shown["backbone"]) == ["full", "full", "tiny", "slice"] and list(shown["batch"][:2]) == [16, 64]
-    assert about["date"] in shown["measured"][0] and "cmpta benchmark --backbone slice" in shown["measured"][3]
+    assert list(shown.full["backbone"]) == ["full", "full"] and list(shown.full["batch"]) == [16, 64]
+    assert len(shown.short.columns) <= 8 and set(shown.short) | set(shown.details.short) == set(shown.full), "nothing is lost"
+    assert about["date"] in shown.full["measured"][0]
+    assert [note.partition(":")[0] for note in shown.notes] == ["tiny", "slice"] and "--backbone slice" in shown.notes[1]
+    bars = next(table.figures(table.measurements())).axes[0]
+    assert [line.get_label() for line in bars.collections if line.get_label() == "bare LLM"], "a line, no bar"
+    assert {round(bar.get_height()) for bar in bars.patches} == {30, 60}
     footers = [figure.footer for figure in table.figures(table.measurements())]
     assert [("batch 16" in one, "batch 64" in one) for one in footers] == [(True, False), (False, True)]
 
@@ -225,7 +232,7 @@ def test_the_command_prints_and_stores_its_table(tmp_path: Path, monkeypatch: py
     small = ["--steps", "1", "--answers", "1", "--answered", "4", "--batch-size", "2", "--dim", "16", "--no-memory"]
     assert main(["benchmark", "--corpora", "meld", *small]) == 0
     said = capsys.readouterr().out
-    assert "step/bare LLM" in said and "ancestor/answer" in said and "LLM backward" in said
+    assert "step / bare LLM" in said and "answer, times faster" in said and "LLM backward" in said
     stem = tmp_path / table.FOLDER / "tiny-batch2-dim16"
     (row,) = json.loads(stem.with_suffix(".json").read_text())["rows"]
     assert row["corpus"] == "MELD" and all(row[f"{part}_ms"] > 0 for part in ("step", "floor", "ancestor_step", "answer"))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from finished import finish, record_llms, small_studies
 
-from cmpta_lib import files
+from cmpta_lib import files, paper
 from cmpta_lib.cli.__main__ import main
 from cmpta_lib.config import to_json
 from cmpta_lib.embedded.synthetic import tiny_folder
@@ -144,18 +144,27 @@ def test_a_folder_that_is_not_complete_says_what_it_lacks(tmp_path):
     assert "expected config.json" in need.found and "cmpta weights" not in need.remedy
 
 
-def test_one_screen(capsys):
+def test_one_screen(tmp_path, capsys):
     assert main(["check", "--profile", "paper", "--seeds", "1"]) == 1
-    plan, _, shown = capsys.readouterr().out.partition("profile paper")
-    assert plan.startswith("notebook ") and len(shown.splitlines()) <= 24, "what is missing comes last, on one screen"
-    assert max(map(len, shown.splitlines())) <= 130 and max(map(len, plan.splitlines())) <= 80
-    assert "44 runs in all" in shown
-    text = screen(Study("paper"), [Need("a thing", "found"), Need("another", "gone", "fetch it")])
+    shown = capsys.readouterr().out.replace(COMMAND, ".venv/bin/cmpta").replace(str(tmp_path), "/somewhere").splitlines()
+    assert shown[0] == "5 missing: profile paper, seeds 1111" and shown[1].startswith("  MISSING corpus simsv2"), "at once"
+    assert len(shown) <= 40 and max(map(len, shown)) <= 100 and shown[-1].startswith("44 runs in all")
+    text = screen(Study("paper"), [Need("a thing", "found"), Need("another", "gone", "fetch it", note="for a row")])
     assert text.splitlines()[1:] == [
-        "  ok      a thing  found",
-        "  MISSING another  gone",
-        "                   -> fetch it",
+        "  MISSING another: gone",
+        "          -> fetch it",
+        "          for a row",
+        "  ok      a thing: found",
     ]
+
+
+def test_what_waits_for_a_second_llm_is_said_beside_it(capsys):
+    """And no card is refused for want of what one row alone needs."""
+    assert main(["check", "--profile", "paper"]) == 1
+    waits = " ".join(capsys.readouterr().out.partition("LLM llama2-7b")[2].split())
+    assert "for the row MSE-LLaMA2-7B alone, on a GPU of 20 GB" in waits
+    assert all(f'"{claim.says}"' in waits for claim in paper.CLAIMS if claim.id in ("best-of-all", "best-sims"))
+    assert "weighted F1" not in waits and found()["GPU"].what == "GPU, 12 GB"
 
 
 def test_planned_runs_are_listed_before_anything_is_here(capsys):

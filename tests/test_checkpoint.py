@@ -19,6 +19,7 @@ from cmpta_lib.runs import checkpoint
 from cmpta_lib.runs.checkpoint import Saver, State, load_checkpoint
 
 RUN = "0123456789ab"
+STATE = {"epoch": 2, "best_epoch": 1, "best_score": float("inf"), "history": [{"epoch": 1}], "steps": [[1, 0.1, 2e-5]]}
 
 
 def trained(width: int = 4, steps: int = 2) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -37,7 +38,7 @@ def store(path: Path, run: str = RUN, width: int = 4) -> nn.Module:
     module, optimizer = trained(width)
     best = {name: weight + 1 for name, weight in module.state_dict().items()}
     with Saver(path, run, lambda state: None) as saver:
-        saver.save(module, optimizer, State(epoch=2, best_epoch=1, best_score=float("inf"), history=[{"epoch": 1}]), best)
+        saver.save(module, optimizer, State(**STATE), best)
     return module
 
 
@@ -53,7 +54,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 def test_everything_comes_back(path):
     stored = store(path)
     found = load_checkpoint(path, RUN, trained(steps=1)[0])
-    assert found["state"] == State(epoch=2, best_epoch=1, best_score=float("inf"), history=[{"epoch": 1}])
+    assert found["state"] == State(**STATE)
     assert same(found["module"], stored.state_dict())
     assert same(found["best"], {name: weight + 1 for name, weight in stored.state_dict().items()})
     expected = trained()[1].state_dict()["state"]
@@ -135,6 +136,7 @@ def test_a_checkpoint_is_that_of_its_moment_told_of_once_it_lies_there_and_finis
                 weight.add_(1)
         state.epoch = 2
         state.history.append({"epoch": 2})
+        state.steps.append([2, 0.5, 0.1])
         assert told == [] and not path.exists()
         held_up.set()
         if fails:

@@ -179,7 +179,9 @@ def test_a_missing_row_is_not_run_and_names_the_notebook_that_runs_it(studies, r
     ],
 )
 def test_a_claim_about_several_rows_needs_all_of_them(verdicts, expected):
-    assert judge.together([judge.Finding(verdict, verdict) for verdict in verdicts]).verdict == expected
+    found = judge.together([judge.Finding(verdict, verdict) for verdict in verdicts])
+    assert found.verdict == expected
+    assert found.decides.removeprefix(ONE_SEED).startswith(expected.removeprefix(ONE_SEED)) and "(one of" in found.decides
 
 
 # --- the other rules --------------------------------------------------------------------------------------------------
@@ -263,6 +265,10 @@ def test_generated_data_say_nothing_about_the_paper(studies, without_models):
     assert "soft prompt" in table.loc["tokens-help-sims", "figures of this run"]
     assert table.loc["modalities", HERE] == NOT_RUN and judge.BETTER in table.loc["modalities", "rule"]
     assert "embedded-sims is generated and says nothing about the paper; embedded-meld is generated" in claims.caption(study)
+    read = claims.as_table(table.reset_index())
+    assert all(read.short["rule"].isin(claims.RULES)) and "sims-lmf-mae" in [*read.full["claim"]] and len(read.full.columns) == 8
+    assert not any(read.short["the paper says"].str.contains("[一-龥]")) and any(read.details.short["in its own words"] != "—")
+    assert claims.summary(table).short["claims"].str.match("[🟩🟥🟨🟧⬜⬛] [a-z ]+$").all()
     assert table.loc[["llm-untouched", "padding", "compact", "lightweight"], VERDICT].tolist() == [SUPPORTED] * 4
     assert "1.13 %" in table.loc["lightweight", "figures of this run"]
 
@@ -282,6 +288,8 @@ def test_on_the_papers_own_data_the_verdict_is_the_rules(studies, without_models
     assert table.loc["sims-5-tokens", VERDICT] == table.loc["mae-sims", VERDICT] == NOT_SUPPORTED
     assert table.loc["sims-7-tokens", VERDICT] == table.loc["best-sims", VERDICT] == NOT_RUN
     assert table.loc["speakers", VERDICT] == NOT_TESTABLE and "no row isolates" in table.loc["speakers", "rule"]
+    shown = claims.as_table(table.reset_index()).short
+    assert shown["verdict here"].iloc[[*table.index].index("sims-mag-bert-mae")] == f"🟨 {INSIDE_SEEDS}"
     counts = claims.counted(table).set_index("claims")[VERDICT]
     assert counts.sum() == len(table) and (counts[[SUPPORTED, NOT_SUPPORTED, INSIDE_SEEDS, NOT_TESTABLE, NOT_RUN]] > 0).all()
 

@@ -19,6 +19,7 @@ from cmpta_lib.study import plan
 
 CLASSES = Task("classification", "en", ("anger", "disgust", "joy"))
 SCORES = Task("regression", "zh")
+SUREST = "among equals the one that it was surest of"
 
 
 def table(labels: list, predictions: list) -> pd.DataFrame:
@@ -303,13 +304,23 @@ def test_the_clip_to_look_at_is_the_worst_or_the_one_that_is_named():
         "sims": {"CMPTA": scores([0.0, 0.0], [0.4, 0.8], {0.4: 1.0}, {0.8: 1.0})},
         "meld": {"text only": classes([0, 0, 0], [0, 0, 0], [[1, 0, 0]] * 3)},
     }
-    ((key, (place, title)),) = errors.clips_to_show(study, found).items()
-    assert (key, place) == ("sims", 1), "nothing to show where CMPTA was not run"
-    assert title.startswith("Test clip c1 of mine, seed 7: the one that CMPTA gets most wrong")
-    assert errors.clips_to_show(study, found, "c0") == {"sims": (0, "Test clip c0 of mine, seed 7: chosen by hand")}
+    assert errors.clips_to_show(study, found) == {"sims": (1, f"CMPTA's worst error, {SUREST}")}, "not where CMPTA was not run"
+    assert errors.clips_to_show(study, found, "c0") == {"sims": (0, "chosen by hand")}
     for name in ("c2", "x"):  # c2 is meld's, where CMPTA was not run
-        with pytest.raises(ValueError, match=f"clip='{name}' is no test clip that CMPTA has answered; .*sims: c0, c1, "):
+        with pytest.raises(ValueError, match=f"no clip '{name}' in split 'test' of 2 clips; "):
             errors.clips_to_show(study, found, name)
+
+
+def test_errors_that_the_best_answer_does_not_share_come_first():
+    known = corpus(SCORES, [0.0, 0.0, 0.0], bayes_all=[0.8, 0.0, 0.0])
+    found = {"CMPTA": scores([0.0, 0.0, 0.0], [0.8, 0.6, 0.0], {0.8: 1.0}, {0.6: 1.0}, {0.0: 1.0})}
+    study = SimpleNamespace(keys=["sims"], corpus=lambda key: known, seeds=[7])
+    assert errors.avoidable(known).tolist() == [False, True, True]
+    assert errors.clips_to_show(study, {"sims": found}) == {"sims": (1, f"CMPTA's worst avoidable error, {SUREST}")}
+    assert "2 wrong answers, the best possible answer from all that the clip holds is wrong in 1." in errors.unavoidable(
+        known, found["CMPTA"]
+    )
+    assert errors.avoidable(corpus(SCORES, [0.0, 0.4])).all(), "nobody knows of real clips"
 
 
 def test_probabilities_are_computed_anew_beside_the_stored_answers():

@@ -23,7 +23,9 @@ from cmpta_lib.config import CmptaConfig
 from cmpta_lib.data.corpus import Task
 from cmpta_lib.figures import curves as plots
 from cmpta_lib.figures.answers import calibration_error, calibration_figure, confusion_figure, reliability
-from cmpta_lib.figures.style import MISSING_GLYPH, PAPER, SMALLEST_PT, figure_style, lay_out, printable, rendered, wrap
+from cmpta_lib.figures.style import (
+    MISSING_GLYPH, PAPER, SMALLEST_PT, as_column, figure_style, lay_out, printable, rendered, wrap,
+)  # fmt: skip
 
 FOOTER = "Data: embedded SIMS (generated); backbone: tiny; seeds: 1111; profile: demo."
 CLASSES = ("neutral", "surprise", "fear", "sadness", "joy", "disgust", "anger")
@@ -84,10 +86,19 @@ def corpus(kind="classification", labels=(0, 1, 1, 2), **changes):
     return plots.corpus_figure(splits, kind, footer=FOOTER, **changes)
 
 
+def scores(*metrics, groups=("in the paper", "reference"), **changes):
+    rows = [
+        (group, name, 0.3 + 0.1 * k, 0.25 + 0.1 * k, 0.35 + 0.1 * k, [0.28 + 0.1 * k, 0.32 + 0.1 * k], paper, name == "CMPTA")
+        for k, group in enumerate(groups)
+        for name, paper in (("a name of two words", np.nan), ("CMPTA" if k == 0 else "linear", 0.308))
+    ]  # fmt: skip
+    frame = pd.DataFrame(rows, columns=["group", "method", "mean", "low", "high", "seeds", "paper", "is_ours"])
+    given = {"best": {"Bayes-optimal from words": dict.fromkeys(metrics, 0.5), "Bayes-optimal": dict.fromkeys(metrics, 0.2)}}
+    return plots.scores_figure(dict.fromkeys(metrics, frame), **({"title": "Scores", "footer": FOOTER} | given | changes))
+
+
 def ablation():
-    rows = [("LSTM type", "bidirectional", 0.31, 0.3, 0.32, 0.308), ("LSTM type", "text only", 0.4, 0.39, 0.41, np.nan)]
-    frame = pd.DataFrame(rows, columns=["study", "variant", "mean", "low", "high", "paper"])
-    return plots.ablation_figure(frame, "mae", footer=FOOTER)
+    return scores("mae", groups=("Temporal alignment", "Cross-modal pseudo-token adapter"))
 
 
 def confusion(classes=CLASSES, methods=("CMPTA", "text only", "MSE-Adapter", "a method that has a rather long name")):
@@ -124,6 +135,7 @@ FIGURES = {
     "classes": (lambda: corpus(label_names=("neutral", "joy", "厌恶")), DOUBLE),
     "scores": (lambda: corpus("regression", (-1.0, -0.2, 0.0, 0.4)), DOUBLE),
     "ablation": (ablation, SINGLE),
+    "scores of two": (lambda: scores("mae", "corr"), DOUBLE),
     "confusion": (confusion, DOUBLE),
     "calibration": (calibration, SINGLE),
     "calibration of nine": (lambda: calibration(9), SINGLE),
@@ -238,6 +250,7 @@ def test_the_map_keeps_every_frame_and_the_mean_above_it(frames):
         (lambda: plots.corpus_figure({"train": pd.DataFrame({"text": []})}, "regression"), "'train' has no columns .*label"),
         (lambda: corpus(label_names=("neutral",)), "do not all have one of the 1 names"),
         (lambda: calibration_figure({}), "no method was given"),
+        (lambda: plots.scores_figure({"mae": pd.DataFrame({"group": []})}), "table of mae has no columns method, mean"),
         (lambda: judged([0.2, 1.2], [True, False]), r"'LMF': expected a confidence in \[0, 1\]"),
         (lambda: judged([np.nan], [True]), "leave out answers that have none"),
         (lambda: judged([0.2], [True, False]), r"'LMF': .* got shapes \(1,\) and \(2,\)"),
@@ -270,6 +283,25 @@ def test_the_best_epoch_is_the_lowest_mae_and_epochs_are_whole_numbers():
     assert [line.get_xdata().item() for line in figure.axes[1].lines if line.get_gid() == "best"] == [3, 5]
     short = plots.training_curves({"1111": history(1)[:2]}, "mae")
     assert all(float(tick).is_integer() for axes in short.axes for tick in axes.get_xticks())
+
+
+def test_a_picture_of_scores_marks_ours_and_shows_what_the_table_holds():
+    figure = scores("mae", "corr")
+    panel, other, key = figure.axes
+    names = {tick.get_text(): tick for tick in panel.get_yticklabels()}
+    assert [name for name, tick in names.items() if tick.get_fontweight() == "bold"] == ["CMPTA"]
+    assert [text.get_text() for text in panel.texts] == ["in the paper", "reference"]
+    (ours,) = (tick.get_position()[1] for name, tick in names.items() if name == "CMPTA")
+    dots = {tuple(line.get_ydata()): line.get_xdata() for line in panel.lines if line.get_label() == "single seed"}
+    (near,) = (at for at in dots if abs(at[0] - ours) < 0.5)
+    assert dots[near] == pytest.approx([0.28, 0.32]), "each seed, below its mean"
+    assert {line.get_xdata()[0] for line in panel.lines if "Bayes" in line.get_label()} == {0.5, 0.2}
+    said = [text.get_text() for text in key.get_legend().get_texts()]
+    assert said == ["mean, 95 % interval over clips", "single seed", "paper", "Bayes-optimal from words", "Bayes-optimal"]
+    assert not other.yaxis.get_tick_params()["labelleft"], "the rows are named once"
+    own = scores("mae", best=None, printed="nobody's")
+    for line in own.axes[0].lines:
+        assert "Bayes" not in line.get_label()
 
 
 def test_the_caller_keeps_their_own_style():
@@ -324,9 +356,10 @@ def test_notebook_file_and_article_show_the_same(name, tmp_path):
     shown, size = figure._repr_png_()
     paths = plots.save_figure(figure, tmp_path, name)
     places = [f"{name}.pdf", f"{name}.png", f"{PAPER}/{name}.pdf", f"{PAPER}/{name}.txt"]
+    places += [f"{PAPER}/{name}_column.pdf"] * (as_column(figure) is not None)
     assert [path.relative_to(tmp_path).as_posix() for path in paths] == places
     assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted(paths)
-    _, png, article, caption = paths
+    _, png, article, caption, *_ = paths
     assert png.read_bytes() == shown and paths[0].read_bytes() != article.read_bytes()
     bare = io.BytesIO(rendered(figure, "png", bare=True))
     with Image.open(png) as page, Image.open(bare) as part:

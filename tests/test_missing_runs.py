@@ -166,17 +166,17 @@ def test_the_first_seed_alone_decides_what_is_judged_by_it(study: Study):
 
 def test_the_ablation_and_its_figure_stand(study: Study):
     """Without the lines of a run that is lost: the full method's are four."""
-    from cmpta_lib.figures.curves import ablation_figure
+    from cmpta_lib.figures.curves import scores_figure
 
-    whole = reports.ablation_frame(reports.ablation_rows(study, "sims"), "mae")
+    whole = reports.scores_frame(reports.ablation_rows(study, "sims"), "mae")
     strike(study, "damaged", TOKENS, *study.seeds)
-    frame = reports.ablation_frame(reports.ablation_rows(study, "sims"), "mae")
-    pd.testing.assert_frame_equal(frame, whole[whole["variant"] != "7"].reset_index(drop=True))
+    frame = reports.scores_frame(reports.ablation_rows(study, "sims"), "mae")
+    pd.testing.assert_frame_equal(frame, whole[whole["method"] != "7"].reset_index(drop=True))
     strike(study, "missing", CMPTA, *study.seeds)
     rows = reports.ablation_rows(study, "sims")
     lost = {(paper.ALIGNMENT, "on"), (paper.LSTM_TYPE, "bidirectional"), (paper.ADAPTER, "on"), (paper.TOKEN_COUNT, "6")}
     assert {(line.group, line.method) for line in rows if not line.ran} == lost | {(paper.TOKEN_COUNT, "7")}
-    assert ablation_figure(reports.ablation_frame(rows, "mae"), "mae").axes
+    assert scores_figure({"mae": reports.scores_frame(rows, "mae")}).axes
 
 
 @every_fate

@@ -52,7 +52,7 @@ def study(tmp_path_factory) -> Iterator[Study]:
 
 
 @pytest.fixture(scope="module")
-def tables(study: Study) -> dict[str, Table | pd.DataFrame]:
+def tables(study: Study) -> dict[str, Table]:
     return {name: getattr(mllm, f"{name}_table")(study) for name in TABLES}
 
 
@@ -231,13 +231,15 @@ def test_where_nothing_was_run_every_table_says_so(study: Study, tmp_path: Path,
     for table in (mllm.zero_shot_table, mllm.two_by_two_table, mllm.modalities_table, mllm.knowledge_table):
         assert set(table(nobody).full["score"]) == {"not run"} and table(nobody).notes
     assert set(mllm.margins_table(nobody).full["difference"]) == {"not run"}
-    assert set(mllm.costs_table(nobody)["trained"]) == {"not run"} and mllm.spent_table(nobody).empty
+    assert set(mllm.costs_table(nobody).full["trained"]) == {"not run"} and mllm.spent_table(nobody).empty
 
 
 def test_costs_are_those_of_the_settings_and_of_the_replies(own: Study):
     two = lambda table: table.assign(prediction=table["prediction"].where(np.arange(len(table)) > 1))  # noqa: E731
     finish(own, "sims", own.runs("sims", plan.FREE), two)
-    costs = mllm.costs_table(own)
+    table = mllm.costs_table(own)
+    costs = table.full
+    assert 2 * 7 == len(table.short) == len(costs) - len(table.details.full) and WHOLE.name in set(table.short["row"])
     sims = costs[costs["corpus"] == "embedded-sims"].set_index("row")
     assert sims.loc[[plan.FREE.name, "text only"], "unparsable replies"].tolist() == ["4 of 18", "0 of 18"]
     whole, said = run_of(own, "sims", WHOLE).config.method, TOLD[ZERO_SHOT][plan.SUREST].name
@@ -256,7 +258,7 @@ def test_seconds_and_memory_are_shown_and_not_exported(study: Study, tables):
     assert (line["runs"], line["training s"], line["all s"]) == ("2", "1.00", f"{OFFLINE.index(WHOLE) + 0.5:.2f}")
     assert line["memory GB"] == "1.25" and line["GPU memory GB"] == "—"
     for table in tables.values():
-        frame = table.full if isinstance(table, Table) else table
+        frame = table.full
         assert not [column for column in frame if re.search("second|memory| s$", column)]
         assert "a machine" not in frame.to_string()
 

@@ -95,6 +95,25 @@ def test_files_have_the_permissions_that_the_umask_gives(umask: int, mode: int, 
     assert found == dict.fromkeys((*WRITE, "moved.txt"), mode)
 
 
+STEPS = "step,epoch,loss,learning_rate\n1,1,2.5,0.1\n2,1,2.25,0.05\n"
+
+
+def test_the_steps_of_a_run_are_vouched_for_where_it_has_them_and_a_run_without_them_is_as_valid(tmp_path: Path):
+    config = RunConfig(data=DataConfig(name="sims", fingerprint="f"))
+    for name, contents in {"new": {"steps.csv": STEPS}, "before": {}}.items():
+        (tmp_path / name).mkdir()
+        for file, text in contents.items():
+            files.write_text(tmp_path / name / file, text)
+        finish_by_hand(tmp_path / name, config)
+    new, before = (Run(config, tmp_path / name) for name in ("new", "before"))
+    assert list(new.steps["loss"]) == [2.5, 2.25] and not new.problem and not before.problem
+    assert len(before.steps) == 0 and list(before.steps) == list(new.steps) == STEPS.splitlines()[0].split(",")
+    files.write_text(before.folder / "steps.csv", STEPS)
+    assert len(before.steps) == 0 and not before.problem, "nobody vouches for what came later"
+    files.write_text(new.folder / "steps.csv", STEPS.replace("2.5", "2.4"))
+    assert "steps.csv is not the file that was written" in new.problem
+
+
 # --- commit -----------------------------------------------------------------------------------------------------------
 
 
@@ -263,7 +282,7 @@ class Terminal(io.StringIO):
 
 
 class Clock:
-    """Time as the tests say, for `Progress` and its bar."""
+    """Time as the tests say."""
 
     now = 1000.0
 
@@ -275,7 +294,6 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     found = Clock()
     monkeypatch.setattr(time, "monotonic", found)
-    monkeypatch.setattr("tqdm.std.time", found)
     return found
 
 
@@ -302,8 +320,8 @@ def test_each_run_that_ends_is_one_line(tmp_path, clock):
         report(third, {"event": "done"})
     assert stream.getvalue().splitlines() == [
         "3 runs to make",
-        "7 tokens, sims, seed 0: valid MAE 0.500, test MAE 0.520, 54 s; 2 of 3 left",
-        "7 tokens, sims, seed 1: failed, ValueError: loss is nan, 0 s; 1 of 3 left",
+        "7 tokens, sims, seed 0: test MAE 0.520 (54 s); 2 left",
+        "7 tokens, sims, seed 1: failed, ValueError: loss is nan (0 s); 1 left",
         "starting anew",
         "7 tokens, sims, seed 2: ended, its scores cannot be read (FileNotFoundError); none left",
     ]
@@ -320,8 +338,11 @@ def test_in_a_log_it_says_how_far_it_is_every_half_minute_and_no_control_codes(t
             report(run, {"event": "epoch", "epoch": epoch})
     first, *lines = [line for line in stream.getvalue().splitlines() if line != "so far"]
     assert first == "1 run to make" and len(lines) == 2
-    assert [line.split("|")[0] for line in lines] == ["1 of 1 left, 1 at work  25% ", "1 of 1 left, 1 at work  50% "]
-    assert lines[0].endswith("00:59, 02:57 to go") and not set("\r\x1b") & set(stream.getvalue())
+    assert lines == [
+        "1 of 1 left, 25% done, about 3 min to go; 7 tokens, sims 0 (59 s)",
+        "1 of 1 left, 50% done, about 2 min to go; 7 tokens, sims 0 (2 min)",
+    ]
+    assert not set("\r\x1b") & set(stream.getvalue())
 
 
 class Gone(Terminal):
@@ -329,8 +350,9 @@ class Gone(Terminal):
         raise BrokenPipeError
 
 
-def test_in_a_terminal_it_is_a_bar_that_goes_and_a_reader_that_has_gone_ends_no_run(tmp_path, clock, monkeypatch):
+def test_in_a_terminal_it_is_a_line_that_goes_and_a_reader_that_has_gone_ends_no_run(tmp_path, clock, monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "60")
     (run,) = runs(tmp_path, "声音")
     for stream in (Gone(), Terminal()):
         with Progress([run], stream) as report:
@@ -338,9 +360,30 @@ def test_in_a_terminal_it_is_a_bar_that_goes_and_a_reader_that_has_gone_ends_no_
             for epoch in (1, 2):
                 clock.now += 10
                 report(run, {"event": "epoch", "epoch": epoch})
+            report(run, {"event": "note", "text": "a long word " * 10})
             report(run, {"event": "busy"})  # another process holds it
-    assert "1 of 1 left, 1 at work  50% |" in stream.getvalue() and stream.getvalue().count("\n") == 1
-    assert not stream.getvalue().split("\r")[-1].strip(), "nothing stays"
+    shown = stream.getvalue()
+    assert "1 of 1 left, 50% done, about 20 s to go; " in shown and "\n    a long word" in shown
+    assert max(map(progress.columns, shown.replace("\r", "\n").splitlines())) == 59, "nothing wraps"
+    assert not shown.split("\r")[-1].strip(), "nothing stays"
+
+
+def test_what_is_made_says_so_at_once_and_how_far_it_is(clock, monkeypatch):
+    monkeypatch.setattr(progress.sys, "stderr", stream := io.StringIO())
+    with progress.making("tiny") as first, progress.making("tiny-bert"):
+        for seconds, share in ((2, 0.0), (8, 0.25), (2, 0.5)):
+            clock.now += seconds
+            first(share)
+            progress._MAKERS[0].show()
+    with progress.making("corpus", is_new=False):
+        clock.now += 60
+    assert stream.getvalue().splitlines() == [
+        "making tiny (2 s), tiny-bert (2 s)",
+        "making tiny (50%, about 12 s left), tiny-bert (12 s)",
+        "tiny-bert made (12 s)",
+        "tiny made (12 s)",
+    ]
+    assert not progress._MAKERS
 
 
 def test_columns_of_wide_text():

@@ -46,8 +46,8 @@ from cmpta_lib.study.study import Study
 
 FREE = next(row for row in CHOICES if "free" in row.name)
 ASKED = {"CMPTA": ("sims", CMPTA), "CMPTA on MELD": ("meld", CMPTA), "text only": ("sims", TEXT_ONLY), "free": ("sims", FREE)}
-FILES = {*store.FILES, DONE}
-RESULTS = ("history.csv", WEIGHTS, "predictions.parquet", METRICS)  # what a killed run must end with, byte for byte
+FILES = {*store.FILES, store.STEPS, DONE}
+RESULTS = ("history.csv", "steps.csv", WEIGHTS, "predictions.parquet", METRICS)  # what a killed run must end with, byte for byte
 
 
 def changed(changes: dict[str, Any]) -> Row:
@@ -114,7 +114,7 @@ def loaded(done) -> dict[str, TrainedRun]:
 def test_a_finished_run_holds_its_files_and_no_others_and_is_not_touched_again(done, study, monkeypatch):
     before = {path: path.stat().st_mtime_ns for run in done.values() for path in run.folder.iterdir()}
     for run in done.values():
-        assert files_of(run) == FILES
+        assert files_of(run) == FILES - (set() if len(run.history) else {store.STEPS})
         assert from_json((run.folder / "config.json").read_text()) == run.config
         assert max(FILES, key=lambda name: before[run.folder / name]) == DONE
     monkeypatch.setattr(engines.subprocess, "Popen", None)

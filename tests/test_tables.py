@@ -11,6 +11,8 @@ import pandas as pd
 import pytest
 from nbconvert.filters import markdown2html_mistune
 
+from cmpta_lib import paper
+from cmpta_lib.files import ROOT
 from cmpta_lib.report.export import Provenance, export_table
 from cmpta_lib.report.tables import Shown, Table, kind_of, result_table, sentence, to_markdown
 from cmpta_lib.report.uncertainty import ResultRow, within_noise
@@ -108,7 +110,43 @@ def test_the_best_is_marked_and_what_is_within_noise_of_it():
     assert marks(table)[:2] == ["", "**"] and marks(table)[2] != "**", "less error is better; unrounded"
     assert "paired bootstrap" in table.notes[0] and table.short["MAE this run"][1] == "**0.100**"
     noisy = rows[:2] + [ResultRow("", "noisy", truth=np.zeros(40), predictions=np.tile([0.0, 0.21], 20)[None])]
-    assert marks(result_table(noisy, ["mae"])) == ["", "**", "≈ "], "0.105 against 0.100, and clips that differ by 0.2"
+    assert marks(result_table(noisy, ["mae"])) == ["", "**", "__≈ "], "0.105 against 0.100, and clips that differ by 0.2"
+
+
+def test_the_second_of_three_is_underlined_and_of_two_there_is_none():
+    rows = [shifted("worst", 0.5), shifted("second", 0.3), shifted("best", 0.1), shifted("as second", 0.3)]
+    table = result_table(rows, ["mae"])
+    assert marks(table) == ["", "__", "**", "__"] and "underlined: second" in table.notes[0]
+    assert marks(result_table(rows[1:3], ["mae"])) == ["", "**"]
+    assert "| <ins>0.300</ins> |" in to_markdown(table, "") and kind_of(table.short["MAE this run"]) == "number"
+
+
+def test_cmptas_row_has_a_bold_name_in_every_markup_but_the_csv(tmp_path):
+    """Also under another name, as the first line of an ablation; and in a frame that has a column of methods."""
+    rows = [replace(shifted("on", 0.1, "A"), is_ours=True), shifted("off", 0.3, "A")]
+    texts = export(tmp_path / "rows", result_table(rows, ["mae"], by_group=True))
+    assert "| A | **on** |" in texts[".md"] and r"\textbf{on} &" in texts[".tex"] and ",on," in texts[".csv"]
+    assert "A bold name: CMPTA itself." in texts[".md"]
+    texts = export(tmp_path / "frame", pd.DataFrame({"method": ["CMPTA", "**x**"], "reads": ["CMPTA", "y"]}))
+    assert "| **CMPTA** | CMPTA |" in texts[".md"] and r"| \*\*x\*\* | y |" in texts[".md"]
+    assert r"\textbf{CMPTA~\cite{li2026cmpta}} &" in texts[".tex"] and "CMPTA,CMPTA," in texts[".csv"]
+
+
+def test_an_article_cites_methods_and_says_nothing_of_this_run(tmp_path):
+    rows = [ran(method="LMF [24]"), ran(), ResultRow("", "TFN [28]", note="lost")]
+    texts = export(tmp_path, result_table(rows, ["mae"]))
+    table, _, below = texts[".tex"].partition("\n% Data: ")
+    assert below.endswith("profile: demo.\n\\end{table*}\n"), "where it comes from is a comment"
+    assert r"LMF~\cite{liu2018lmf} &" in table and r"Not run, TFN~\cite{zadeh2017tfn}: lost." in table
+    assert r"MAE paper & MAE measured & MAE $\Delta$" in table and r"$\Delta$: measured minus printed" in table
+    assert not re.search(r"this run|\bgap\b|\[2\d", table) and "tiny;" not in table
+    assert "| LMF [24] | 0.308 |" in texts[".md"] and "LMF [24]," in texts[".csv"]
+
+
+def test_what_is_cited_is_in_the_list_of_references():
+    known = re.findall(r"^@\w+\{(\w+),", (ROOT / "figures" / "references.bib").read_text(encoding="utf-8"), re.M)
+    assert sorted(set(paper.CITED.values())) == sorted(known)
+    assert {row.method.removesuffix(" (Ours)") for row in (*paper.TABLE3, *paper.TABLE4)} <= paper.CITED.keys()
 
 
 def test_a_difference_no_larger_than_the_seeds_make_is_noise():
@@ -125,7 +163,7 @@ def test_groups_of_an_ablation_have_a_best_each():
     assert marks(table) == ["**", "", "**", "", ""], "alone there is nothing to be best of"
     assert list(table.short.columns[:2]) == ["group", "method"] and "in its group" in table.notes[0]
     whole = result_table(rows, ["mae"])
-    assert marks(whole) == ["**", "", "", ""] and "A: on, off." in whole.notes[1]
+    assert marks(whole) == ["**", "__", "", ""] and "A: on, off." in whole.notes[1]
 
 
 def test_a_column_of_notes_stands_below():

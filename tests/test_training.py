@@ -30,6 +30,7 @@ from cmpta_lib.config import (
     to_json,
 )
 from cmpta_lib.data.corpus import Split
+from cmpta_lib.figures import curves
 from cmpta_lib.llm.loading import weights_fingerprint
 from cmpta_lib.method.llm import FrozenLLM
 from cmpta_lib.runs import checkpoint
@@ -91,6 +92,11 @@ def test_training_lowers_the_loss_and_leaves_the_llm_alone(corpus, tmp_path):
     assert losses[-1] < 0.8 * losses[0]
     expected = [learning_rate(3 * epoch - 1, 18, CONFIG.training) for epoch in range(1, 7)]  # 20 clips: 3 steps an epoch
     assert [row["learning_rate"] for row in state.history] == pytest.approx(expected)
+    steps = pd.DataFrame(state.steps, columns=["epoch", "loss", "learning_rate"])
+    assert list(steps["epoch"]) == sorted([*range(1, 7)] * 3)
+    assert list(steps["learning_rate"]) == [learning_rate(step, 18, CONFIG.training) for step in range(18)]
+    shares = steps["loss"] * ([0.4, 0.4, 0.2] * 6)
+    assert losses == pytest.approx(list(shares.groupby(steps["epoch"]).sum())), "an epoch's loss is the mean over its clips"
     assert weights_fingerprint(llm.model) == llm.fingerprint and not llm.model.training
 
 
@@ -154,7 +160,7 @@ def test_loss_and_gradient_are_means_over_answer_tokens(tools, corpus):
 def undisturbed(llm, corpora, tmp_path_factory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("undisturbed")
     model, state = training.train(CONFIG, corpora["embedded-sims"], tools_of(llm), folder)
-    return {"weights": weights(model), "history": state.history, "checkpoint": folder / checkpoint.CHECKPOINT}
+    return {"weights": weights(model), "told": (state.history, state.steps), "checkpoint": folder / checkpoint.CHECKPOINT}
 
 
 def held(path: Path) -> dict[str, Any]:
@@ -178,7 +184,8 @@ def test_two_fresh_runs_are_identical_whatever_the_callers_random_state(tools, c
     torch.rand(7)
     told: list[int] = []
     model, state = training.train(CONFIG, corpus, tools, tmp_path, on_epoch=lambda state: told.append(state.epoch))
-    assert weights(model) == undisturbed["weights"] and state.history == undisturbed["history"] and told == [1, 2, 3, 4]
+    assert weights(model) == undisturbed["weights"] and told == [1, 2, 3, 4]
+    assert (state.history, state.steps) == undisturbed["told"]
     assert same_checkpoint(tmp_path / checkpoint.CHECKPOINT, undisturbed["checkpoint"])
     other, _ = training.train(changed(seed=2222), corpus, tools, tmp_path / "other")
     assert weights(other) != undisturbed["weights"]
@@ -213,7 +220,7 @@ def test_a_run_stopped_within_epochs_and_after_one_ends_with_the_same_bytes(
     assert epochs == [3, 4]
     monkeypatch.setattr(training, "step", None)  # a finished run is only read
     model, state = training.train(CONFIG, corpus, tools, tmp_path)
-    assert weights(model) == undisturbed["weights"] and state.history == undisturbed["history"]
+    assert weights(model) == undisturbed["weights"] and (state.history, state.steps) == undisturbed["told"]
     assert same_checkpoint(tmp_path / checkpoint.CHECKPOINT, undisturbed["checkpoint"])
 
 
@@ -572,7 +579,8 @@ def test_runs_that_agree_share_a_stage(staged, corpus, tools, tmp_path):
             staged_config(**change), corpus, tools, tmp_path / f"with{change}", lambda s, to=epochs: to.append(s.epoch), common
         )
         assert epochs[0] == 2, "both epochs of the first stage at once"
-        assert weights(with_it) == weights(alone) and state.history == expected.history
+        assert weights(with_it) == weights(alone)
+        assert (state.history, state.steps) == (expected.history, expected.steps) and state.steps[0][0] == 1
     assert len(list(common.iterdir())) == 1
     for change in ({"seed": 5}, {"method__first_epochs": 1}, {"data__fingerprint": "c"}):
         training.train(staged_config(**change), corpus, tools, tmp_path / f"other{change}", shared_stages=common)
@@ -589,17 +597,29 @@ def test_a_shared_stage_that_another_process_writes_meanwhile_stays(tmp_path, mo
     monkeypatch.setattr(checkpoint, "read", read)
     module = torch.nn.Linear(1, 1)
     monkeypatch.setattr(Path, "unlink", lambda *_, **__: pytest.fail("it removes what it has not found"))
-    assert checkpoint.take_stage(path, module, torch.optim.SGD(module.parameters())) is None
+    assert checkpoint.take_stage(path, module, torch.optim.SGD(module.parameters()), State()) is False
 
 
-def test_a_damaged_shared_stage_is_named_and_made_anew(staged, corpus, tools, tmp_path, caplog):
+def one_bit(path: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+
+
+def without_steps(path: Path) -> None:
+    """As versions left it that kept no loss of single steps."""
+    content = checkpoint.read(path, path.stem)
+    checkpoint.write(path, checkpoint.pack(path.stem, {name: content[name] for name in ("taught", "history")}))
+
+
+@pytest.mark.parametrize("damage", [one_bit, without_steps])
+def test_a_damaged_shared_stage_is_named_and_made_anew(damage, staged, corpus, tools, tmp_path, caplog):
     common = tmp_path / "stages"
-    first, _ = training.train(staged_config(), corpus, tools, tmp_path / "first", shared_stages=common)
+    first, whole = training.train(staged_config(), corpus, tools, tmp_path / "first", shared_stages=common)
     (path,) = common.iterdir()
     sound = path.read_bytes()
-    path.write_bytes(sound[:-1] + bytes([sound[-1] ^ 1]))
-    again, _ = training.train(staged_config(), corpus, tools, tmp_path / "again", shared_stages=common)
-    assert weights(again) == weights(first) and len(path.read_bytes()) == len(sound)
+    damage(path)
+    again, state = training.train(staged_config(), corpus, tools, tmp_path / "again", shared_stages=common)
+    assert weights(again) == weights(first) and len(path.read_bytes()) == len(sound) and state.steps == whole.steps
     assert path.name in caplog.text and "making this stage anew" in caplog.text
     caplog.clear()
     training.train(staged_config(), corpus, tools, tmp_path / "third", shared_stages=common)
@@ -614,3 +634,50 @@ def test_shares_lie_within_each_other_and_keep_the_number_of_steps():
     assert len(small) == 4 and len(large) == 20 and small < large and small != {place for (place,) in other}
     assert training.share_of(units, 1.0, 1) is units
     assert all(tenth.count([place]) == 10 for place in small)
+
+
+# --- what is shown of it ----------------------------------------------------------------------------------------------
+
+
+def history(valid: list[float], losses: list[float], metric: str = "mae") -> pd.DataFrame:
+    epochs = np.arange(1, len(valid) + 1)
+    return pd.DataFrame({"epoch": epochs, "learning_rate": 0.1, "train_loss": losses, f"valid_{metric}": valid})
+
+
+FALLS, RISES, NAN = [0.5, 0.4, 0.3], [0.3, 0.4, 0.5], math.nan
+
+
+@pytest.mark.parametrize(
+    ("metric", "runs", "said"),
+    [
+        (
+            "mae", [([0.25, 0.26, 0.27], FALLS), ([0.3, 0.2, 0.21], FALLS), ([0.3, 0.2, 0.1], FALLS)],
+            "Validation MAE is best at epochs 1, 2 of 3 and rises after, 0.225 → 0.240, while the training loss falls, "
+            "0.450 → 0.300: overfitting, in 2 of 3 seeds.",
+        ),
+        ("f1_weighted", [([0.5, NAN, 0.4], FALLS)], "Validation WF1 is best at epoch 1 of 3 and falls after, 50.00 % → 40.00 %"),
+        ("mae", [([0.1, 0.2, 0.3], RISES)], "No seed's validation MAE got worse while its training loss fell; the last epoch is "
+                                            "the best in 0 of 1 seed."),
+        ("mae", [([0.3, 0.2, 0.1], FALLS)] * 2, "the last epoch is the best in 2 of 2 seeds."),
+        ("mae", [([NAN] * 3, FALLS)], ""),
+    ],
+)  # fmt: skip
+def test_overfitting_is_said_where_the_runs_show_it(metric, runs, said):
+    found = curves.after_the_best({str(seed): history(*run, metric) for seed, run in enumerate(runs)}, metric)
+    assert said in found and bool(said) == bool(found)
+
+
+def test_curves_are_drawn_by_step_where_every_run_has_them():
+    runs = {seed: history([0.3, 0.2], [0.5, 0.4]) for seed in ("1111", "2222")}
+    steps = {
+        seed: pd.DataFrame({"step": range(1, 41), "loss": rng.random(40), "learning_rate": [0.1] * 40})
+        for seed, rng in ((seed, np.random.default_rng(int(seed))) for seed in runs)
+    }
+    loss, _, rate = curves.training_curves(runs, "mae", steps=steps).axes
+    assert (loss.get_xlabel(), rate.get_xlabel()) == ("step", "step")
+    single, mean = sorted((line.get_ydata() for line in loss.lines[:2]), key=np.std)[::-1]
+    assert list(single) == list(steps["1111"]["loss"]) and mean[-1] == pytest.approx(single[-2:].mean())
+    assert list(rate.lines[0].get_xdata()) == list(range(1, 41))
+    for missing in (None, {"1111": steps["1111"]}, steps | {"2222": steps["2222"][:0]}):
+        loss, _, rate = curves.training_curves(runs, "mae", steps=missing).axes
+        assert (loss.get_xlabel(), rate.get_xlabel()) == ("epoch", "epoch") and len(loss.lines) == 2

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -21,25 +22,27 @@ from cmpta_lib.runs import provenance
 
 if TYPE_CHECKING:
     from cmpta_lib.figures.style import PageFigure
+    from cmpta_lib.report.tables import Table
 
 FOLDER = "benchmark"  # below figures/
-WORKERS = "workers.csv"  # there, where somebody has measured it: columns engine, workers, speed_up over one worker
+# There, where somebody has measured it: columns engine, workers, speed_up over one worker; and what, value, ours_ms, floor_ms.
+WORKERS, SCALING = "workers.csv", "scaling-*.csv"
 SPEED = "speed"  # what the README's marks around it are called
 SHOWN = {  # column -> heading on screen
     "corpus": "lengths of",
     "step_ms": "step ms",
     "floor_ms": "bare LLM ms",
-    "ancestor_step_ms": "ancestor step ms",
-    "step_over_floor": "step/bare LLM",
-    "ancestor_over_step": "ancestor/step",
+    "ancestor_step_ms": "MSE-Adapter's step ms",
+    "step_over_floor": "step / bare LLM",
+    "ancestor_over_step": "step, times faster",
     "answer_ms": "answer ms",
-    "ancestor_answer_ms": "ancestor answer ms",
-    "ancestor_over_answer": "ancestor/answer",
-    "memory_over_ancestor": "memory/ancestor",
+    "ancestor_answer_ms": "MSE-Adapter's answer ms",
+    "ancestor_over_answer": "answer, times faster",
+    "memory_over_ancestor": "memory, share of MSE-Adapter's",
 }
 COMMANDS = {
-    "tiny": "cmpta benchmark",
-    "slice": "cmpta benchmark --backbone slice --steps 5 --vocabulary qwen.tiktoken",
+    "tiny": "`cmpta benchmark`",
+    "slice": "`cmpta benchmark --backbone slice --steps 5 --vocabulary qwen.tiktoken`",
     "full": "python -m cmpta_lib.benchmark.gpu OUT --vocabulary qwen.tiktoken",
 }
 _WHAT = {"tiny": "The embedded LLM's size", "slice": "Four layers of Qwen-1.8B's width", "full": "Qwen-1.8B's shape"}
@@ -180,23 +183,27 @@ def _folders() -> tuple[Path, Path]:
     return files.ROOT / "figures" / files.PUBLISHED / FOLDER, files.figures_folder() / FOLDER
 
 
-def workers() -> pd.DataFrame:
-    """The measured speed-up of several workers, of this machine or as published; empty where nobody has measured it."""
-    paths = [path for folder in reversed(_folders()) if (path := folder / WORKERS).exists()]
+def beside(pattern: str) -> pd.DataFrame:
+    """What else was measured, `WORKERS` or `SCALING`, on this machine or as published; empty where nobody has."""
+    paths = [path for folder in reversed(_folders()) for path in sorted(folder.glob(pattern))]
     return pd.read_csv(paths[0]) if paths else pd.DataFrame()
 
 
-def overview(measured: Stored) -> pd.DataFrame:
-    """Every measurement, and for each backbone without one the command that makes it."""
-    parts, missing = [], dict(COMMANDS)
+def overview(measured: Stored) -> Table:
+    """Every measurement: steps first, answers and memory folded away; for each backbone without one the command for it."""
+    from cmpta_lib.report.tables import NOTHING, Table
+
+    first, steps = ["backbone", "batch", SHOWN["corpus"]], [*SHOWN.values()][1:6]
+    parts = [pd.DataFrame(columns=[*first, *steps])]
     for one in measured.values():
-        rows = pd.DataFrame(one["rows"])[["backbone", "batch"]]
         when = f"{one['about']['date']}, {one['about']['commit']}"  # where, the figures say
-        parts.append(rows.join(shown(one["rows"])).assign(measured=when).astype(object))
-        missing = {name: said for name, said in missing.items() if name not in set(rows["backbone"])}
-    wanted = [{"backbone": name, "measured": f"not yet: {said}"} for name, said in missing.items()]
-    whole = pd.concat([*parts, pd.DataFrame(wanted, dtype=object)], ignore_index=True)
-    return whole.where(whole.notna(), "—")
+        parts.append(pd.DataFrame(one["rows"])[first[:2]].join(shown(one["rows"])).assign(measured=when))
+    whole = pd.concat([part.astype(object) for part in parts], ignore_index=True)
+    whole = whole.where(whole.notna(), NOTHING)
+    missing = [name for name in COMMANDS if name not in set(whole["backbone"])]
+    folded = Table.of(whole[[*first, *whole.columns.drop([*first, *steps])]]) if len(whole) else None
+    notes = tuple(f"{name}: not measured yet; {COMMANDS[name]} does it." for name in missing)
+    return Table(whole[[*first, *steps]], whole, notes=notes, details=folded)
 
 
 def figures(measured: Stored) -> Iterator[PageFigure]:
@@ -211,25 +218,33 @@ def costs(rows: Sequence[Mapping[str, Any]], where: str) -> PageFigure:
     """Steps and answers of each contender, and the shares of a step."""
     from cmpta_lib.figures import style
 
-    looks = {"bare LLM": style.SKY, "CMPTA": style.BLUE, "MSE-Adapter's way": style.VERMILLION}
-    bars = {"ms per step": ("floor", "step", "ancestor_step"), "ms per answer": ("", "answer", "ancestor_answer")}
+    looks = {"CMPTA": style.BLUE, "MSE-Adapter's way": style.VERMILLION}
+    bars = {"ms per step": ("step", "ancestor_step"), "ms per answer": ("answer", "ancestor_answer")}
     table = pd.DataFrame(rows).set_index("corpus").rename_axis(None)
     with style.figure_style():
-        drawn = "Milliseconds of a training step and of an answer, with interquartile ranges, and where a step's time goes."
+        drawn = (
+            "Milliseconds of a training step and of an answer, with interquartile ranges, and where a step's time goes. Black "
+            "lines: the bare LLM's forward and backward pass, with no method around it."
+        )
         named = {"title": "What a step and an answer cost", "footer": where, "drawn": drawn}
         figure = style.new_figure(style.DOUBLE_COLUMN_IN, 2.8, **named)
         *places, parts = figure.subplots(1, 3)
         for axes, (label, columns) in zip(places, bars.items(), strict=True):
-            named = {column: name for column, name in zip(columns, looks, strict=True) if column}
+            named = dict(zip(columns, looks, strict=True))
             heights = table[[f"{column}_ms" for column in named]].set_axis(list(named.values()), axis=1)
             spread = table.reindex(columns=[f"{column}_iqr_ms" for column in named]).set_axis(heights.columns, axis=1) / 2
             heights.plot.bar(ax=axes, yerr=spread, color=looks, width=0.8, rot=0, error_kw={"lw": 0.6}, ylabel=label)
+            if axes is places[0]:
+                at = np.arange(len(table))
+                axes.hlines(table["floor_ms"], at - 0.45, at + 0.45, color="black", linewidth=1.3, label="bare LLM", zorder=3)
             axes.legend(loc="upper center", bbox_to_anchor=(0.45, -0.12), handlelength=1)
         shares = 100 * table.filter(like="share ").dropna(axis=1, how="all")
         shares.rename(columns=lambda name: name.removeprefix("share ")).plot.barh(
             stacked=True, ax=parts, width=0.6, xlabel="% of a step"
         )
         parts.invert_yaxis()
+        for axes in (*places, parts):
+            axes.spines[["top", "right"]].set_visible(False)
         parts.legend(loc="upper center", bbox_to_anchor=(0.45, -0.25), ncols=2, handlelength=1, columnspacing=1)
     return figure
 
@@ -257,9 +272,9 @@ def in_readme(measured: Stored) -> str:
     batch, about = min(row["batch"] for row in chosen["rows"]), chosen["about"]
     what = f"{_WHAT[chosen['rows'][0]['backbone']]}, random weights, batch {batch}, D {chosen['rows'][0]['dim']}"
     lines = [f"{what}; {about['hardware']}, {about['threads']} threads, {about['date']}:", ""]
-    lines += ["||step|bare LLM|MSE-Adapter's way|answer per clip|its `generate`|peak memory|", "|-|-|-|-|-|-|-|"]
+    lines += ["|lengths of|step|bare LLM|MSE-Adapter's|answer per clip|MSE-Adapter's|peak memory|", "|-|-|-|-|-|-|-|"]
     for row in (row for row in chosen["rows"] if row["batch"] == batch):
-        memory = f"{row['ours_peak_gb']:.1f} GB, its {row['ancestor_peak_gb']:.1f}" if "ours_peak_gb" in row else "—"
+        memory = f"{row['ours_peak_gb']:.1f} GB, MSE-Adapter's {row['ancestor_peak_gb']:.1f} GB" if "ours_peak_gb" in row else "—"
         steps = [f"{row[name]:,.0f} ms" for name in ("step_ms", "floor_ms", "ancestor_step_ms")]
         answers = [f"{row[name]:.0f} ms" for name in ("answer_ms", "ancestor_answer_ms")]
         lines.append(f"|{'|'.join([row['corpus'], *steps, *answers, memory])}|")

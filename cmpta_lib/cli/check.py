@@ -15,12 +15,12 @@ def check_study(options: argparse.Namespace) -> int:
     study, names = study_of(options), chosen_notebooks(options)
     found = check.needs(study, names) + (check.stored(study, names) if options.deep else [])
     is_missing, planned = any(need.missing for need in found), study.planned(names)
-    # Where corpora are missing, runs that wait for something of their own count as if they did not.
-    runs = [one for one in planned if not study.missing(one.row, "" if is_missing else one.key)]
+    # Where something is missing, runs that wait for something of their own count as if they did not.
+    runs = [one for one in planned if is_missing or not study.missing(one.row, one.key)]
     notebooks = {name: [one for one in study.planned([name]) if one in runs] for name in names}
     if is_missing:
-        print(f"{estimate.by_notebook(notebooks, {}, {})}\n\n{check.screen(study, found)}")  # last, as terminals show that
-        print(f"{len(planned)} runs in all, which `cmpta reproduce --dry-run` lists; hours follow once nothing is missing.")
+        print(f"{check.screen(study, found)}\n\n{estimate.by_notebook(notebooks, {}, {})}")
+        print(f"{len(planned)} runs in all, which `cmpta reproduce --dry-run` lists; hours follow once nothing is missing")
         return 1
     configs = {one: run.config for one in runs if not (run := study.run(one.key, one.row, one.seed)).done}
     print(f"{check.screen(study, found)}\n{len(runs)} runs, {len(runs) - len(configs)} of them finished", flush=True)

@@ -23,11 +23,11 @@ from cmpta_lib.cli import pages
 from cmpta_lib.cli.arguments import chosen_notebooks, study_of
 from cmpta_lib.cli.interruption import SCRATCH
 from cmpta_lib.files import ROOT, figures_folder
-from cmpta_lib.llm.files import is_tiny
 from cmpta_lib.runs import provenance
 from cmpta_lib.runs.engines import DEFAULT, KEEP_FAILED, Engine, RunsFailed, engine_of
+from cmpta_lib.runs.progress import Status, duration
 from cmpta_lib.runs.store import Run, found, sound
-from cmpta_lib.study import check, estimate, exports
+from cmpta_lib.study import check, exports, plan
 from cmpta_lib.study.plan import CMPTA, NOTEBOOKS, label
 from cmpta_lib.study.study import ONLY_FINISHED, WITHOUT, Study
 from data_prep import public_pickles, tasks
@@ -90,13 +90,11 @@ def reproduce(options: argparse.Namespace) -> int:
     backbone = study.llm_name if study.llm_name in study.without else f"{study.llm.name} {study.llm.fingerprint}"
     print(f"      backbone {backbone}  ({time.monotonic() - started:.0f} s)", flush=True)
     runs = [run for _, run in study.planned_runs(chosen, keys)]
-    done, is_timed = sum(run.done for run in runs), study.data and not options.finished and is_tiny(study.llm_name)
-    others = estimate.whole(study, chosen, options.jobs or provenance.usual()) if is_timed and done < len(runs) else ""
-    print(f"[2/3] runs: {done} of {len(runs)} are finished already{others}", flush=True)
+    print(f"[2/3] runs: {sum(run.done for run in runs)} of {len(runs)} are finished already", flush=True)
     if study.data and runs and (reason := study.missing(CMPTA, "data")):
         print(f"      CMPTA will not run: {reason}", flush=True)
     whole = _make(study, runs, options, failed, engine)
-    print(f"[3/3] {len(chosen)} notebooks  ({time.monotonic() - started:.0f} s)", flush=True)
+    print(f"[3/3] {len(chosen)} notebooks, two at a time  ({time.monotonic() - started:.0f} s)", flush=True)
 
     def export() -> Path:
         failures = _execute(study, chosen, _parameters(options, study), started)
@@ -215,20 +213,31 @@ def _execute(study: Study, chosen: Sequence[str], parameters: Mapping[str, Any],
         executed = folder / f"{name}.ipynb"
         executed.unlink(missing_ok=True)
         try:
-            execute_notebook(ROOT / "notebooks" / executed.name, executed, parameters)
+            with status.doing(name):
+                execute_notebook(ROOT / "notebooks" / executed.name, executed, parameters)
         finally:
             if executed.exists():
-                pages.write_page(executed, study.figures / exports.PAGES / f"{name}.html")
+                pages.write_page(executed, study.figures / exports.PAGES / f"{name}.html", chosen)
+
+    work, left, began = {one.name: one.work for one in plan.chosen(chosen)}, set(chosen), time.monotonic()
+
+    def rest() -> str:
+        to_do = sum(work[name] for name in left)
+        took, done = time.monotonic() - began, sum(work.values()) - to_do
+        return f"{len(left)} of {len(chosen)} left{f', about {duration(took * to_do / done)}' if done else ''}: "
 
     os.environ[WITHOUT] = json.dumps(study.without)
     pool = ThreadPoolExecutor(SIDE_BY_SIDE)  # their runs are made before the first of them starts, so none waits for another
-    names = {pool.submit(execute, name): name for name in chosen}
     try:
-        for job in as_completed(names):
-            if error := job.exception():
-                where = "" if isinstance(error, NotebookFailed) else f"notebook {names[job]}.ipynb: {type(error).__name__}: "
-                failed[names[job]] = f"{where}{error}"
-            print(f"      {names[job]} {'failed' if error else 'done'}  ({time.monotonic() - started:.0f} s)", flush=True)
+        with Status(sys.stdout, rest) as status:
+            names = {pool.submit(execute, name): name for name in sorted(work, key=lambda name: -work[name])}
+            for job in as_completed(names):
+                left.remove(name := names[job])
+                if error := job.exception():
+                    where = "" if isinstance(error, NotebookFailed) else f"notebook {name}.ipynb: {type(error).__name__}: "
+                    failed[name] = f"{where}{error}"
+                how, took = "failed" if error else "done", time.monotonic() - started
+                status.line(f"      {name} {how}  ({took:.0f} s); {len(left)} left")
     finally:
         del os.environ[WITHOUT]
         pool.shutdown(wait=False, cancel_futures=True)  # all have ended, or an interruption ends this process

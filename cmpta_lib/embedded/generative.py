@@ -148,10 +148,10 @@ def meld_model() -> GenerativeModel:
 
 def _rounded_normal(mean: float, sd: float, grid: np.ndarray) -> np.ndarray:
     """P(label = grid value) when N(mean, sd) is clipped to the grid's range and rounded to its nearest value."""
-    from scipy.stats import norm
+    from scipy.special import ndtr  # what scipy.stats' norm.cdf is, half a second sooner
 
     edges = np.concatenate([[-np.inf], (grid[:-1] + grid[1:]) / 2, [np.inf]])
-    return np.diff(norm.cdf(edges, mean, sd))
+    return np.diff(ndtr((edges - mean) / sd))
 
 
 def generative_models() -> dict[str, GenerativeModel]:

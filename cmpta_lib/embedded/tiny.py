@@ -8,6 +8,8 @@ family writes them, without a plus; "tiny-bert" reads the same pages with words 
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 import warnings
 from collections import Counter
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from cmpta_lib.method.llm import FrozenLLM
 
     Losses = Callable[[slice], tuple[Tensor, Tensor]]
+    Report = Callable[[float], object]  # takes the share that is done
 
 _SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 ARCHITECTURES: dict[str, dict[str, int]] = {  # of each tiny model, by its name
@@ -48,7 +51,10 @@ _BERT_VOCABULARY = 1200
 _MASKED = 0.15  # of all tokens, as in BERT's paper; all of them become [MASK]
 
 
-def build(cache: Path, documents: int | None = None, name: str = "tiny") -> Path:
+_SHARE = "done:"  # begins a line that says how far a process of its own is
+
+
+def build(cache: Path, documents: int | None = None, name: str = "tiny", report: Report = lambda share: None) -> Path:
     """The folder of the tiny model of this name, which is pre-trained first if it is not there (about a minute).
 
     Raises:
@@ -56,18 +62,37 @@ def build(cache: Path, documents: int | None = None, name: str = "tiny") -> Path
         OSError: it is not there and the cache cannot be written; names it and says what to do.
     """
     folder = synthetic.tiny_folder(cache, documents, name)
-    files.built_once(folder, lambda draft: pretrain(draft, documents or synthetic.DOCUMENTS, name))
+    files.built_once(folder, lambda draft: pretrain(draft, documents or synthetic.DOCUMENTS, name, report))
     llm_files.tiny_fingerprint(folder)
     return folder
 
 
-def pretrain(folder: Path, documents: int, name: str) -> None:
+def build_apart(cache: Path, documents: int | None, name: str, report: Report) -> None:
+    """As `build`, in a process of its own: this one stays small, and others can be built meanwhile.
+
+    Raises:
+        RuntimeError: it cannot be built; with the last lines of why.
+    """
+    command = [sys.executable, "-m", "cmpta_lib.embedded.tiny", str(cache), name, *map(str, filter(None, [documents]))]
+    environment, said = os.environ | {"OMP_NUM_THREADS": str(os.cpu_count() or 1)}, ""
+    with subprocess.Popen(
+        command, env=environment, cwd=files.ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as builder:
+        for line in builder.stdout or ():
+            if line.startswith(_SHARE):
+                report(float(line.removeprefix(_SHARE)))
+            else:
+                said += line
+    if builder.returncode:
+        raise RuntimeError(f"building {name} failed, exit code {builder.returncode}:\n{said[-3000:]}")
+
+
+def pretrain(folder: Path, documents: int, name: str, report: Report = lambda share: None) -> None:
     """Train on `synthetic.documents`, each read once, by AdamW in one cycle; save model and tokenizer as such are published.
 
     An LLM predicts the next token of pages written as the runs will write them, BERT the masked tokens of what is said.
     """
     import torch
-    from tqdm import tqdm
 
     is_bert = name == "tiny-bert"
     seed, size, rate, betas = (11, 32, 1e-3, (0.9, 0.999)) if is_bert else (7, 40, LEARNING_RATE, (0.9, 0.98))
@@ -76,7 +101,8 @@ def pretrain(folder: Path, documents: int, name: str) -> None:
     model, tokenizer, losses = (_bert if is_bert else _llm)(documents, name)
     optimizer, steps = torch.optim.AdamW(model.parameters(), lr=rate, betas=betas, weight_decay=0.01), documents // size
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.1)
-    for step in tqdm(range(steps), desc=f"pre-training {name}", unit="step"):
+    for step in range(steps):
+        report(step / steps)
         rest, told = losses(slice(step * size, (step + 1) * size))  # of an LLM's few answer tokens: they count as all the rest
         optimizer.zero_grad()
         (rest + told).backward()
@@ -226,4 +252,5 @@ def wordpiece_tokenizer(texts: Iterable[str]) -> Any:
 
 
 if __name__ == "__main__":  # python -m cmpta_lib.embedded.tiny CACHE [NAME [DOCUMENTS]]
-    build(Path(sys.argv[1]), int(sys.argv[3]) if len(sys.argv) > 3 else None, *sys.argv[2:3])
+    _size = int(sys.argv[3]) if len(sys.argv) > 3 else None
+    build(Path(sys.argv[1]), _size, *sys.argv[2:3], report=lambda share: print(f"{_SHARE}{share:.3f}", flush=True))

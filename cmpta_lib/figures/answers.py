@@ -80,7 +80,7 @@ def calibration_figure(
         look: style.Look = {"color": f"C{k}", "linestyle": LINES[k // 7 % len(LINES)]}
         label = f"{printable(name)}, ECE {100 * calibration_error(curve):.1f} %"
         points = {"marker": MARKERS[k % len(MARKERS)], "ms": 3.5, "mew": 0, "label": label}
-        handles += curves.plot(100 * curve["confidence"], 100 * curve["correct"], **look, **points)
+        handles += curves.plot(100 * curve["confidence"], 100 * curve["correct"], clip_on=False, **look, **points)
         shares, edges = np.histogram(100 * np.asarray(confidence, float), bins=20, range=(0, 100))
         sure.stairs(100 * shares / len(confidence), edges, linewidth=1, baseline=None, **look)
     curves.set(ylim=(0, 100), ylabel="right answers (%)")
@@ -191,23 +191,24 @@ def clip_figure(
     """
     if not answers:
         raise ValueError("no answers to draw: no method was given")
-    drawn = "Above, the probability of each answer: the answer in blue, the label under the red mark."
+    drawn = "Above, on one scale, the probability of each answer: the answer in blue, the label under the red mark."
     figure, place = clip_page(f"“{text}”  label: {label}", 1.75, panels, drawn, title=title, footer=footer)
     bars = place.subgridspec(1, len(answers))
+    top = max(100 * float(np.max(answer.probabilities)) for answer in answers.values())
     for column, (name, answer) in enumerate(answers.items()):
         axes = figure.add_subplot(bars[column])
-        _draw_bars(axes, name, answer)
+        _draw_bars(axes, name, answer, max(top, 1e-6))
         axes.set_ylabel("" if column else "probability (%)")
     return figure
 
 
-def _draw_bars(axes: Axes, name: str, answer: ClipAnswer) -> None:
+def _draw_bars(axes: Axes, name: str, answer: ClipAnswer, top: float) -> None:
     shown = _likeliest(answer)
     percent = 100 * np.asarray(answer.probabilities, float)[shown]
     bars = axes.bar(range(len(shown)), percent, color="0.75", width=0.8)
     if answer.chosen is not None:
         bars[shown.index(answer.chosen)].set(color=style.BLUE, label="answer")
-    top, at_label = max(percent.max(), 1e-6), shown.index(answer.truth)
+    at_label = shown.index(answer.truth)
     mark: style.Look = {"linestyle": "", "marker": "v", "color": style.VERMILLION, "ms": 4, "mew": 0}
     axes.plot(at_label, percent[at_label] + 0.07 * top, label="label", gid="label", **mark)
     names = [printable(answer.names[place]) for place in shown]

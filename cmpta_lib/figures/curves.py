@@ -1,4 +1,4 @@
-"""Every figure from arrays and tables: training curves, the corpora at a glance and the ablations are drawn here.
+"""Every figure from arrays and tables: training curves, the corpora at a glance and tables' scores are drawn here.
 
 Figures 1-2 come from `diagrams`, Figures 3-5 from `attention`; this module gathers them under one name. Functions are pure
 and return a `Figure`; `save_figure` writes it. `footer` says on the figure's face where its numbers come from.
@@ -10,31 +10,37 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import AutoMinorLocator, MaxNLocator
 
 from cmpta_lib.figures import style
 from cmpta_lib.figures.attention import AttentionPanel, attention_figure, case_study_figure
 from cmpta_lib.figures.diagrams import ShownModel, adapter_figure, architecture_figure
 from cmpta_lib.figures.style import figure_style, new_figure, printable, save_figure
-from cmpta_lib.metrics import METRICS, MetricName
+from cmpta_lib.metrics import METRICS, Metric, MetricName
 from cmpta_lib.paper import Kind
 
 __all__ = [
-    "AttentionPanel", "ShownModel", "ablation_figure", "adapter_figure", "architecture_figure", "attention_figure",
-    "case_study_figure", "corpus_figure", "save_figure", "training_curves",
+    "AttentionPanel", "ShownModel", "adapter_figure", "after_the_best", "architecture_figure", "attention_figure",
+    "case_study_figure", "corpus_figure", "save_figure", "scores_figure", "training_curves",
 ]  # fmt: skip
 
 
 @figure_style()
-def training_curves(histories: Mapping[str, pd.DataFrame], metric: MetricName, *, title: str = "", footer: str = "") -> Figure:
-    """Training loss, validation score and learning rate by epoch, one line per run; a dot marks its best epoch.
+def training_curves(
+    histories: Mapping[str, pd.DataFrame], metric: MetricName, *, steps: Mapping[str, pd.DataFrame] | None = None,
+    title: str = "", footer: str = "",
+) -> Figure:  # fmt: skip
+    """Training loss and learning rate by step, validation score by epoch, one line per run; a circle marks its best epoch.
 
     Args:
         histories: name of the run (its seed) -> columns epoch, train_loss, `valid_<metric>` (NaN where not validated;
             a fraction, shown in per cent for accuracies and F1) and learning_rate.
         metric: e.g. "mae" or "f1_weighted".
+        steps: name of the run -> columns step, loss and learning_rate; where one run has none, all are drawn by epoch.
     Raises:
         ValueError: no runs, or a missing column, named with its run.
     """
@@ -43,29 +49,62 @@ def training_curves(histories: Mapping[str, pd.DataFrame], metric: MetricName, *
     for name, history in histories.items():
         _need(history, ("epoch", "train_loss", f"valid_{metric}", "learning_rate"), f"history of '{name}'")
     shown = METRICS[metric]
-    drawn = f"Training loss, validation {shown.axis} and learning rate by epoch, a line per seed; circles: best epochs."
-    figure = new_figure(style.DOUBLE_COLUMN_IN, 2.1, title=title, footer=footer, drawn=drawn)
-    loss, score, rate = figure.subplots(1, 3, width_ratios=(1, 1, 0.75))
+    by_step = bool(steps) and all(len(steps.get(name, ())) for name in histories)
+    x, smoothed = ("step", " (thin), its moving mean") if by_step else ("epoch", "")
+    drawn = f"Training loss{smoothed} and learning rate by {x}, validation {shown.axis} by epoch, a line per seed; circles: best."
+    drawn = f"{drawn} {after_the_best(histories, metric)}".rstrip()
+    figure = new_figure(style.page_in(), 5.4 if style.is_column() else 2.1, title=title, footer=footer, drawn=drawn)
+    loss, score, rate = figure.subplots(**({"nrows": 3} if style.is_column() else {"ncols": 3, "width_ratios": (1, 1, 0.75)}))
     for name, history in histories.items():
-        (line,) = loss.plot(history["epoch"], history["train_loss"], label=printable(name))
+        fine = steps[name] if steps and by_step else history.rename(columns={"train_loss": "loss"})
+        mean = fine["loss"].rolling(max(1, len(fine) // 20) if by_step else 1, min_periods=1).mean()
+        (line,) = loss.plot(fine[x], mean, label=printable(name))
+        if by_step:
+            loss.plot(fine[x], fine["loss"], color=line.get_color(), alpha=0.25, linewidth=0.4, zorder=1, rasterized=True)
         valid = history.dropna(subset=[f"valid_{metric}"])
         epochs, values = valid["epoch"].to_numpy(), valid[f"valid_{metric}"].to_numpy() * shown.scale
         score.plot(epochs, values, color=line.get_color())
         if len(values):
             best = values.argmin() if shown.lower_is_better else values.argmax()
             score.plot(epochs[best], values[best], "o", ms=4, mfc="white", color=line.get_color(), gid="best")
-        rate.plot(history["epoch"], history["learning_rate"], color=line.get_color())
-    loss.set(xlabel="epoch", ylabel="training loss (nats per token)", ylim=(0, None))
+        rate.plot(fine[x], fine["learning_rate"], color=line.get_color())
+    loss.set(xlabel=x, ylabel="training loss (nats per token)", ylim=(0, None))
     score.set(xlabel="epoch", ylabel=f"validation {shown.axis}", title="best epoch: ○")
-    rate.set(xlabel="epoch", ylabel="learning rate", ylim=(0, None))
+    rate.set(xlabel=x, ylabel="learning rate", ylim=(0, None))
     rate.ticklabel_format(axis="y", style="sci", scilimits=(0, 0), useMathText=True)
     for text in (rate.yaxis.get_offset_text(), *(tick.label1 for tick in rate.yaxis.get_major_ticks(20))):
         text.set_parse_math(True)  # powers of ten are formulas, and no data
     loss.legend(title="seed", ncol=2 if len(histories) > 3 else 1, handlelength=1.2, columnspacing=0.8)
     for axes in (loss, score, rate):
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))  # there is no epoch 1.5
+        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))  # there is no epoch 1.5
         axes.spines[["top", "right"]].set_visible(False)
     return figure
+
+
+def after_the_best(histories: Mapping[str, pd.DataFrame], metric: MetricName) -> str:
+    """Whether the validation score got worse while the training loss fell, in a sentence of these runs' own numbers.
+
+    Arguments as in `training_curves`; "" where no run was validated.
+    """
+    shown, column, turned, ends, last = METRICS[metric], f"valid_{metric}", [], 0, 0
+    for valid in (history.dropna(subset=[column]) for history in histories.values()):
+        if len(valid):
+            row = valid[column].argmin() if shown.lower_is_better else valid[column].argmax()
+            best, end = valid.iloc[row], valid.iloc[-1]
+            last, ends = max(last, int(end["epoch"])), ends + bool(end["epoch"] == best["epoch"])
+            if shown.is_better(best[column], end[column]) and end["train_loss"] < best["train_loss"]:
+                turned.append([best["epoch"], best[column], end[column], best["train_loss"], end["train_loss"]])
+    name, of = shown.label.partition(" (")[0], f"of {len(histories)} seed{'s' if len(histories) > 1 else ''}"
+    if not turned:
+        said = f"No seed's validation {name} got worse while its training loss fell; the last epoch is the best in {ends} {of}."
+        return said if last else ""
+    _, before, after, high, low = np.mean(turned, axis=0)
+    epochs, turn = sorted({int(one[0]) for one in turned}), "rises" if shown.lower_is_better else "falls"
+    where = f"epoch{'s' if len(epochs) > 1 else ''} {', '.join(map(str, epochs))} of {last}"
+    scores = f"{shown.with_unit(before)} \N{RIGHTWARDS ARROW} {shown.with_unit(after)}"
+    losses = f"{high:.3f} \N{RIGHTWARDS ARROW} {low:.3f}"
+    said = f"Validation {name} is best at {where} and {turn} after, {scores}, while the training loss falls, {losses}"
+    return f"{said}: overfitting, in {len(turned)} {of}."
 
 
 def _need(frame: pd.DataFrame, columns: Sequence[str], what: str) -> None:
@@ -98,8 +137,9 @@ def corpus_figure(
     clips["text_length"] = clips["text"].str.len()
     palette = dict(zip(tables, sns.color_palette("colorblind", len(tables)), strict=True))
     drawn = "Share of each label in each split, and the share of its clips that are at most so long in text, vision and audio."
-    figure = new_figure(style.DOUBLE_COLUMN_IN, 2.2, title=title, footer=footer, drawn=drawn)
-    labels, *lengths = figure.subplots(1, 4, width_ratios=(1.7, 1, 1, 1))
+    figure = new_figure(style.page_in(), 3.8 if style.is_column() else 2.2, title=title, footer=footer, drawn=drawn)
+    shape = {"nrows": 2, "ncols": 2} if style.is_column() else {"ncols": 4, "width_ratios": (1.7, 1, 1, 1)}
+    labels, *lengths = figure.subplots(**shape).flat
     shared = {"data": clips, "hue": "split", "palette": palette, "legend": False, "ax": labels}
     bars = {"stat": "percent", "common_norm": False, "multiple": "dodge", "shrink": 0.8, "linewidth": 0, "alpha": 1}
     if task_kind == "regression":
@@ -127,40 +167,82 @@ def corpus_figure(
 
 
 @figure_style()
-def ablation_figure(frame: pd.DataFrame, metric: MetricName, *, title: str = "", footer: str = "") -> Figure:
-    """Each ablation's score with its interval, grouped by study; hollow diamonds are the paper's numbers.
+def scores_figure(
+    frames: Mapping[MetricName, pd.DataFrame], *, best: Mapping[str, Mapping[str, float]] | None = None,
+    printed: str = "paper", title: str = "", footer: str = "",
+) -> Figure:  # fmt: skip
+    """Each method's score with its interval over test clips, by group, a panel per metric; dots: the seeds, diamonds: the paper.
+
+    CMPTA is bold, and a line goes from it through all rows. One metric takes one column of an article.
 
     Args:
-        frame: columns study, variant, mean, low, high (95 % interval), paper, in the order to draw; scores are
-            fractions, NaN = none.
-        metric: "mae" or "f1_weighted".
+        frames: metric -> `report.rows.scores_frame`: columns group, method, mean, low, high (95 % interval), seeds, paper and
+            is_ours, in the order to draw; scores are fractions, NaN = none.
+        best: what -> metric -> the best score that is possible, as a fraction; a vertical line each.
+        printed: what the diamonds are.
     Raises:
         ValueError: no rows, or a missing column.
     """
-    _need(frame, ("study", "variant", "mean", "low", "high", "paper"), "ablation table")
-    if frame.empty:
-        raise ValueError("no ablations to draw")
-    shown = METRICS[metric]
-    drawn = f"{shown.axis} of each variant: mean over the seeds with its 95 % interval; hollow diamonds: the paper's."
-    block, studies = pd.factorize(frame["study"])
-    frame, block = frame.iloc[np.argsort(block, kind="stable")], np.sort(block)
-    height = 0.17 * (len(frame) + len(studies)) + 0.75
-    figure = new_figure(style.SINGLE_COLUMN_IN, height, title=title, footer=footer, drawn=drawn)
-    axes = figure.subplots()
-    y, heads = np.arange(len(frame)) + block + 1, np.flatnonzero(np.diff(block, prepend=-1))  # a line above each study's rows
-    mean, low, high, paper = (shown.scale * frame[column].to_numpy(float) for column in ("mean", "low", "high", "paper"))
-    axes.hlines(y, low, high, color=style.BLUE, linewidth=1.1)
-    (ours,) = axes.plot(mean, y, "o", color=style.BLUE, ms=4)
-    (papers,) = axes.plot(paper, y, "D", mfc="none", color=style.VERMILLION, ms=4.5, mew=1)
-    names = [printable(str(name)) for name in (*frame["variant"], *studies)]
-    axes.set_yticks([*y, *(y[heads] - 1)], names, parse_math=False)
-    for number, tick in enumerate(axes.get_yticklabels()):
-        tick.set_color("0.3" if number < len(frame) else "black")
-    axes.invert_yaxis()
-    axes.tick_params(axis="y", length=0)
-    axes.grid(axis="x", linewidth=0.4, color="0.85")
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.set_xlabel(f"{shown.axis}, {'lower' if shown.lower_is_better else 'higher'} is better", loc="right")
-    look = {"loc": "lower right", "bbox_to_anchor": (1, 1.01), "ncol": 2}
-    axes.legend([ours, papers], ["this run, 95 % interval", "paper"], **look)
+    for metric, frame in frames.items():
+        _need(frame, ("group", "method", "mean", "low", "high", "seeds", "paper", "is_ours"), f"table of {metric}")
+        if frame.empty:
+            raise ValueError(f"no scores to draw: no row of the table of {metric} was run")
+    width = style.page_in() if len(frames) > 1 else style.SINGLE_COLUMN_IN
+    columns = 1 if width == style.SINGLE_COLUMN_IN else len(frames)
+    panel_in = 0.5 + 0.165 * max(len(frame) + frame["group"].nunique() for frame in frames.values())
+    key_in, rows = 0.1 + 0.14 * (3 + len(best or {})) / columns, len(frames) // columns
+    drawn = (
+        "Mean over the seeds with its 95 % interval over test clips; small dots: single seeds; hollow diamonds: the paper's "
+        "numbers; bold, and the thin line through all rows: CMPTA. Broken lines: the best possible scores, where they are known."
+    )
+    figure = new_figure(width, rows * panel_in + key_in, title=title, footer=footer, drawn=drawn)
+    grid = figure.add_gridspec(rows + 1, columns, height_ratios=(key_in, *[panel_in] * rows))
+    for place, (metric, frame) in enumerate(frames.items()):
+        axes = figure.add_subplot(grid[1 + place // columns, place % columns])
+        handles = _draw_scores(axes, METRICS[metric], frame, printed)
+        for (what, known), look in zip((best or {}).items(), ("--", ":", "-."), strict=False):
+            if metric in known:
+                line = {"color": "0.35", "linestyle": look, "linewidth": 0.9, "zorder": 1, "label": printable(what)}
+                handles.append(axes.axvline(METRICS[metric].scale * known[metric], **line))
+        axes.tick_params(axis="y", length=0, labelleft=place % columns == 0)
+    key = figure.add_subplot(grid[0, :])
+    key.axis("off")
+    key.legend(handles=handles, loc="center", ncol=columns, handlelength=1.6, borderaxespad=0, columnspacing=1.2)
     return figure
+
+
+def _draw_scores(axes: Axes, shown: Metric, frame: pd.DataFrame, printed: str) -> list[Artist]:
+    """One panel, with a line above each group's rows for its name; returns what its key explains."""
+    block, groups = pd.factorize(frame["group"])
+    frame, block = frame.iloc[np.argsort(block, kind="stable")], np.sort(block)
+    y = np.arange(len(frame)) + block + 1
+    heads = y[np.flatnonzero(np.diff(block, prepend=-1))] - 1
+    mean, low, high, paper = (shown.scale * frame[column].to_numpy(float) for column in ("mean", "low", "high", "paper"))
+    ours = frame["is_ours"].to_numpy(bool)
+    colours = [style.BLUE if one else "0.45" for one in ours]
+    for at in mean[ours][:1]:
+        axes.axvline(at, color=style.BLUE, linewidth=0.6, zorder=0.5)
+    span = axes.hlines(y, low, high, colors=colours, linewidth=1.6, label="mean, 95 % interval over clips")
+    for at, seeds in zip(y, frame["seeds"], strict=True):
+        dot: style.Look = {"color": "black", "ms": 2, "mew": 0, "zorder": 4, "label": "single seed"}
+        (dots,) = axes.plot(shown.scale * np.asarray(seeds), [at + 0.33] * len(seeds), "o", **dot)
+    axes.scatter(mean, y, s=16, c=colours, zorder=3)
+    (papers,) = axes.plot(paper, y, "D", mfc="none", color=style.VERMILLION, ms=4.5, mew=0.9, label=printable(printed), zorder=2)
+    axes.set_yticks(y, [printable(str(name)) for name in frame["method"]], parse_math=False)
+    for is_ours, tick in zip(ours, axes.get_yticklabels(), strict=True):
+        tick.set_color("black" if is_ours else "0.3")
+        if is_ours:
+            tick.set(fontweight="bold", fontfamily=style.FONTS[0])  # the only one of ours that has bold letters
+    for at, name in zip(heads, groups, strict=True):
+        look: style.Look = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
+        where = {"transform": axes.get_yaxis_transform(), "va": "center", "size": style.SMALLEST_PT, "style": "italic"}
+        axes.text(0.005, at, printable(str(name)), bbox=look, zorder=5, **where)
+    axes.set_ylim(y[-1] + 0.7, -0.6)
+    axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    axes.xaxis.set_minor_locator(AutoMinorLocator())
+    axes.grid(axis="x", linewidth=0.5, color="0.8")
+    axes.grid(axis="x", which="minor", linewidth=0.3, color="0.9")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.set_xlabel(f"{shown.axis}, {'lower' if shown.lower_is_better else 'higher'} is better")
+    return [span, dots, *([papers] if np.isfinite(paper).any() else [])]

@@ -1,7 +1,7 @@
 """What every figure shares: fonts that hold Chinese, colours, and a page with a title above and a footer below.
 
 Pages are sized for two columns, 3.3 or 6.9 inches wide, with no text below 7 pt, and are the same in a notebook, a file and
-a paper.
+a paper. A wide page can be drawn again for one column: what draws asks `page_in` how wide the page is, and stacks its panels.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ from __future__ import annotations
 import io
 import logging
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import lru_cache
+from collections.abc import Callable
+from contextlib import ContextDecorator
+from contextvars import ContextVar
+from functools import lru_cache, partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from cmpta_lib import files
 log = logging.getLogger(__name__)
 
 SINGLE_COLUMN_IN, DOUBLE_COLUMN_IN = 3.3, 6.9
+_PAGE_IN: ContextVar[float] = ContextVar("page_in", default=DOUBLE_COLUMN_IN)
 SMALLEST_PT, TITLE_PT = 7, 9
 # Okabe and Ito's palette: told apart under every common form of colour blindness.
 BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, YELLOW = (
@@ -59,12 +61,40 @@ def _fonts() -> tuple[FT2Font, frozenset[int]]:
     return font_manager.get_font(paths), known
 
 
-@contextmanager
-def figure_style() -> Iterator[None]:
-    """Draw with our fonts and sizes on top of matplotlib's defaults, whatever the caller's settings are."""
-    _fonts()
-    with style.context(["default", STYLE]):
-        yield
+def page_in() -> float:
+    """Inches that the page is wide which is being drawn: two columns, or one."""
+    return _PAGE_IN.get()
+
+
+def is_column() -> bool:
+    """Whether the page is one column wide: what stands side by side elsewhere is stacked."""
+    return page_in() < DOUBLE_COLUMN_IN
+
+
+class figure_style(ContextDecorator):
+    """Draw with our fonts and sizes on top of matplotlib's defaults, whatever the caller's settings are.
+
+    A function that draws in it gives pages that can be drawn again, see `as_column`.
+    """
+
+    def __enter__(self) -> None:
+        _fonts()
+        self._context = style.context(["default", STYLE])
+        self._context.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self._context.__exit__(*error)
+
+    def __call__(self, draw: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(draw)
+        def styled(*given: Any, **options: Any) -> Any:
+            with figure_style():
+                figure = draw(*given, **options)
+            if isinstance(figure, PageFigure):
+                figure.again = partial(styled, *given, **options)
+            return figure
+
+        return styled
 
 
 def printable(text: str) -> str:
@@ -107,6 +137,7 @@ Look = dict[str, Any]  # how a patch is drawn, in matplotlib's words
 PRINT_DPI, SCREEN_DPI = 300, 150
 NO_METADATA: Look = {"pdf": {"CreationDate": None}, "png": {"Software": None}}  # else no two files have the same bytes
 PAPER = "paper"  # the folder, beside the exports, of what an article takes: no title, no footer, the caption as text
+COLUMN = "_column"  # ends the name of a drawing that is one column wide, there
 
 
 class PageFigure(Figure):
@@ -116,8 +147,10 @@ class PageFigure(Figure):
         title, footer: as they were given, on one line.
         drawn: what the drawing shows, in a sentence or two, for a caption.
         head_in, foot_in: inches that title and footer take above and below the drawing.
+        again: draws the same on the page that `page_in` says; None for what no function drew.
     """
 
+    again: Callable[[], PageFigure] | None = None
     title = footer = drawn = ""
     head_in = foot_in = 0.0
 
@@ -137,8 +170,10 @@ def new_figure(width_in: float, height_in: float, *, title: str = "", footer: st
     """An empty figure with `height_in` inches to draw in, between the title on top and the footer below.
 
     Args:
+        title, footer: left out in a column, which only articles have.
         drawn: what will be drawn there, for the caption of an article.
     """
+    title, footer = ("", "") if is_column() else (title, footer)
     head, foot = wrap(title, width_in - 0.1, TITLE_PT), wrap(footer, width_in - 0.1, SMALLEST_PT)
     head_in = (head.count("\n") + 1) * 0.165 + 0.06 if title else 0.0
     foot_in = (foot.count("\n") + 1) * 0.135 + 0.06 if footer else 0.0
@@ -187,14 +222,28 @@ def rendered(figure: Figure, suffix: str, *, bare: bool = False) -> bytes:
     return buffer.getvalue()
 
 
+def as_column(figure: Figure) -> PageFigure | None:
+    """The same drawing one column wide; None where it is no wider already, or what drew it has no such form."""
+    again = getattr(figure, "again", None)
+    if again is None or figure.get_figwidth() <= SINGLE_COLUMN_IN:
+        return None
+    token = _PAGE_IN.set(SINGLE_COLUMN_IN)
+    try:
+        column: PageFigure = again()
+    finally:
+        _PAGE_IN.reset(token)
+    return column if column.get_figwidth() <= SINGLE_COLUMN_IN else None
+
+
 def save_figure(figure: Figure, folder: Path | str, name: str) -> list[Path]:
     """Write `<name>.pdf` and `<name>.png` (300 dpi) into `folder`, and into `folder`/paper what an article takes.
 
-    That is the PDF once more without title and footer, and `<name>.txt`, the caption in their place. Everything is drawn
-    before the first file is written, and each file comes whole or not at all. A figure that pyplot made is closed.
+    That is the PDF once more without title and footer, `<name>.txt`, the caption in their place, and of a wide figure
+    `<name>_column.pdf`, the same drawing one column wide. Everything is drawn before the first file is written, and each file
+    comes whole or not at all. A figure that pyplot made is closed.
 
     Returns:
-        The four paths: PDF and PNG, then the paper's PDF and caption.
+        The paths: PDF and PNG, then the paper's PDF and caption, and its column, if any.
     """
     from matplotlib import pyplot
 
@@ -203,6 +252,8 @@ def save_figure(figure: Figure, folder: Path | str, name: str) -> list[Path]:
     contents[folder / PAPER / f"{name}.pdf"] = rendered(figure, "pdf", bare=True)
     caption = figure.caption if isinstance(figure, PageFigure) else ""
     contents[folder / PAPER / f"{name}.txt"] = f"{caption}\n".encode()
+    if column := as_column(figure):
+        contents[folder / PAPER / f"{name}{COLUMN}.pdf"] = rendered(column, "pdf")
     with files.writing(folder):
         (folder / PAPER).mkdir(parents=True, exist_ok=True)
     for path, content in contents.items():

@@ -28,8 +28,19 @@ from cmpta_lib.study.profiles import PROFILES
 from cmpta_lib.study.study import Study
 
 FEW = 0.05  # "lightweight": trained parameters beside the frozen LLM's; the paper gives no number
+_DECIDES = "what decides"  # no column of the exported file: it is among the figures
 VERDICT, HERE = "verdict on the paper", "same rule on this run's data"
-VERDICTS = (SUPPORTED, judge.NOT_SUPPORTED, judge.INSIDE_SEEDS, judge.INSIDE_CLIPS, NOT_TESTABLE, NOT_RUN)
+NO_TRIAL = "nothing to compare"
+SIGNS = {  # for a screen; the words stand beside them
+    SUPPORTED: "🟩", judge.NOT_SUPPORTED: "🟥", judge.INSIDE_SEEDS: "🟨", judge.INSIDE_CLIPS: "🟧", NOT_TESTABLE: "⬜",
+    NOT_RUN: "⬛", NO_TRIAL: "⬜",
+}  # fmt: skip
+# What the rules are called -> what each asks.
+RULES: Mapping[str, str] = {
+    "better": BETTER, "number": judge.NUMBER, "little": judge.LITTLE, "cues": judge.CUE, "sarcasm": judge.SARCASM,
+    "counts": judge.COUNTS, "by construction": "holds by construction", "none": "none: ",
+    "light": f"at the paper's size, trained parameters below {FEW:.0%} of the LLM's (our reading of light)",
+}  # fmt: skip
 _ORDER = ("abstract", "1", "3.1.2", "3.1.3", "4.1", "4.4", "4.5.1", "4.5.2", "4.5.3", "4.5.4", "4.5.5", "5")
 _ABLATED: Mapping[tuple[str, str], tuple[str, str, str]] = {  # line -> section, what is claimed of it, in its words
     (paper.ALIGNMENT, "off"): ("4.5.1", "Without temporal alignment the score falls", "移除后性能显著下降"),
@@ -167,7 +178,7 @@ def _number(metric: MetricName) -> tuple[str, Find]:
 
 # Name of a claim, without the corpus that it is about -> its rule in words, and what applies it.
 _RULES: Mapping[str, tuple[str, Find]] = {
-    "lightweight": (f"at the paper's size, trained parameters below {FEW:.0%} of the LLM's (our reading of light)", _light),
+    "lightweight": (RULES["light"], _light),
     "llm-untouched": _by_construction(
         "the LLM's weights take no gradient and are no part of a checkpoint (tests/test_model.py: only the adapter moves)"),
     "compact": ("holds by construction: the LLM reads a fixed number of tokens, whatever the number of frames", _compact),
@@ -237,37 +248,66 @@ def judge_all(study: Study) -> pd.DataFrame:
         corpora = [study.corpus(key) for _, key in places]
         tried = ", ".join(corpus.name + " (generated)" * corpus.generated for corpus in corpora) or "the method itself"
         says = claim.says + (f" ({claim.original})" if claim.original else "")
-        lines.append([claim.id, claim.section, says, one.rule, verdict, tried, here, found.figures])
-    columns = ["claim", "section", "the paper says", "rule", VERDICT, "tried on", HERE, "figures of this run"]
+        lines.append([claim.id, claim.section, says, one.rule, verdict, tried, here, found.figures, found.decides])
+    columns = ["claim", "section", "the paper says", "rule", VERDICT, "tried on", HERE, "figures of this run", _DECIDES]
     return pd.DataFrame(lines, columns=columns)
 
 
 def counted(table: pd.DataFrame) -> pd.DataFrame:
     """How many claims have which verdict, on the paper and by the same rule here; one-seed verdicts among their kind."""
-    found = {name: table[name].str.removeprefix(ONE_SEED).value_counts() for name in (VERDICT, HERE)}
-    counts = pd.DataFrame(found).reindex([*VERDICTS, NOTHING]).fillna(0).astype(int)
-    counts = counts[counts.sum(axis=1) > 0].rename(index={NOTHING: "nothing to compare"})
-    return counts.rename_axis("claims").reset_index()
+    found = {name: table[name].replace(NOTHING, NO_TRIAL).str.removeprefix(ONE_SEED).value_counts() for name in (VERDICT, HERE)}
+    counts = pd.DataFrame(found).reindex([*SIGNS]).fillna(0).astype(int)
+    return counts[counts.sum(axis=1) > 0].rename_axis("claims").reset_index()
+
+
+def summary(found: pd.DataFrame) -> Table:
+    """`counted`, as it is read: with a colour before each verdict."""
+    counts = counted(found)
+    return Table(counts.assign(claims=counts["claims"].map(signed)).rename(columns={HERE: "same rule here"}), counts)
+
+
+def signed(verdict: str) -> str:
+    """A verdict with its colour."""
+    said = verdict.replace(NOTHING, NO_TRIAL)
+    return f"{SIGNS[said.removeprefix(ONE_SEED)]} {said}"
+
+
+def rules() -> pd.DataFrame:
+    """The rules by their short names, each with what it asks."""
+    asks = RULES | {
+        "better": f"{BETTER.removeprefix('better, ')}. A clear difference the other way is \"{judge.NOT_SUPPORTED}\", one no "
+        f"larger than the sd over seeds \"{judge.INSIDE_SEEDS}\", one whose interval holds 0 \"{judge.INSIDE_CLIPS}\"",
+        "by construction": "the code cannot do otherwise, and a test fails if it does",
+        "none": "neither this run nor the paper has a number for it",
+    }
+    return pd.DataFrame(list(asks.items()), columns=["rule", "what it asks"])
 
 
 def caption(study: Study) -> str:
     """What the table is, what its verdicts mean, and what they are not."""
     reasons = list(dict.fromkeys(filter(None, (obstacle(study, key) for key in study.keys))))
     said = [
-        "The paper's claims, the rule for each, and what this run finds.",
+        "The paper's claims, and what this run finds.",
         f"No verdict on the paper here: {'; '.join(reasons)}. \"{HERE}\" is about the method on that data." if reasons else "",
-        f"A clear difference the other way is \"{judge.NOT_SUPPORTED}\", one no larger than the sd over seeds "
-        f"\"{judge.INSIDE_SEEDS}\", one whose interval holds 0 \"{judge.INSIDE_CLIPS}\".",
         f"With one seed their spread is unknown, and the verdict begins with \"{ONE_SEED.strip()}\".",
     ]
     return " ".join(filter(None, said))
 
 
 def as_table(found: pd.DataFrame) -> Table:
-    """What `judge` found, as it is read: rules by a number, written out once below; the complete one stays behind it."""
-    numbers = {rule: str(place) for place, rule in enumerate(dict.fromkeys(found["rule"]), start=1)}
-    short = found[["section", "the paper says", "rule", VERDICT, HERE, "figures of this run"]]
-    short = short.assign(rule=short["rule"].map(numbers)).rename(columns={"section": "§", HERE: "same rule here"})
-    quoted = "“better”"
-    rules = [f"Rule {number}: {rule.replace(BETTER, quoted)}." for rule, number in numbers.items()]
-    return Table(short, found, notes=(f"{quoted}: {BETTER.removeprefix('better, ')}.", *rules))
+    """What `judge_all` found, a line a claim, its rule by name; folded: the rule's words, the paper's, and every figure."""
+    known = {one.claim.id: one.claim for one in claims()}
+    says, figures = [known[name].says for name in found["claim"]], found["figures of this run"]
+    decides = found[_DECIDES].where(found[_DECIDES] != "", figures)
+    names = [next(name for name, text in RULES.items() if text in rule) for rule in found["rule"]]
+    short = {"verdict here": found[HERE].map(signed), "§": found["section"], "the paper says": says}
+    words = [rule.replace(RULES[name], name) if name != "none" else rule for name, rule in zip(names, found["rule"], strict=True)]
+    details = {
+        "the paper says": says, "in its own words": [known[name].original or NOTHING for name in found["claim"]], "rule": words,
+        VERDICT: found[VERDICT], "every figure": figures.where(figures != decides, NOTHING),
+    }  # fmt: skip
+    return Table(
+        pd.DataFrame(short | {"figures": decides, "rule": names}),
+        found.drop(columns=_DECIDES),
+        details=Table.of(pd.DataFrame(details)),
+    )

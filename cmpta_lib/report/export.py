@@ -2,7 +2,8 @@
 
 The LaTeX is to paste into an article of one column or two: 8 pt, never shrunk, nothing wider than the page. Numbers are
 never broken, texts only where they must be. More columns than a page is wide are split in panels, and a table that is
-taller than a page goes on over pages of its own. Needs booktabs, array and longtable, and CJKutf8 for Chinese.
+taller than a page goes on over pages of its own. It cites methods by their keys in figures/references.bib. Needs booktabs,
+array and longtable, and CJKutf8 for Chinese.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from glob import escape as literal
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,13 @@ import numpy as np
 import pandas as pd
 from filelock import FileLock
 
-from cmpta_lib import files
+from cmpta_lib import files, paper
 from cmpta_lib.report.tables import BLOCKS, Table, marked_up, to_markdown, written
 from cmpta_lib.report.tables import NOTHING as NOTHING
 
 CHINESE = re.compile("[\u3000-\u9fff\uff00-\uffef]")
 _WORDS = {"\\": "backslash", "~": "asciitilde", "^": "asciicircum", "<": "less", ">": "greater", "|": "bar"}
-_SIGNS = {"±": "pm", "×": "times", "≈": "approx", "→": "rightarrow", "≤": "leq", "≥": "geq"}
+_SIGNS = {"Δ": "Delta", "±": "pm", "×": "times", "≈": "approx", "→": "rightarrow", "≤": "leq", "≥": "geq"}
 _SPECIAL = {
     **{character: f"\\{character}" for character in "&%$#_{}"},
     **{character: f"\\text{name}{{}}" for character, name in _WORDS.items()},
@@ -42,6 +43,7 @@ _SPECIAL = {
     "\N{WORD JOINER}": "{}",
     "`": r"\textasciigrave{}",
     "\n": r"\newline ",
+    **dict.fromkeys("🟩🟥🟨🟧⬜⬛", ""),  # colours are for screens, and stand before words that say the same
 }
 # What pdfLaTeX's own fonts lack, in tables without Chinese and with it.
 _LACKING = re.compile(
@@ -50,6 +52,9 @@ _LACKING = re.compile(
     "\u20ac\u2122\u3000-\u9fff\uff00-\uffef]"
 )
 _SIGN = '\\providecommand{\\cmptasign}[1]{\\ifdefined\\Umathcode\\char"#1 \\else U+#1\\fi}  % other engines may have it\n'
+_CITED = re.compile(rf"\b({'|'.join(map(re.escape, paper.CITED))}) \[\d*\]")  # "LMF [24]"
+_HEADS = {"this run": "measured", "gap": "Δ"}  # in the words of the article that the table is for
+_DELTA = "Δ: measured minus printed."
 _JOINTS = re.compile(r"(?<=[_./=:])(?=[A-Za-z])")  # where long names may be broken, beside spaces and hyphens
 _DIGIT_PT, GAP_PT = 4.4, 6.0  # a digit at 8 pt; between two columns
 PAGE_PT = 344.0  # article's only column, less a margin
@@ -64,8 +69,11 @@ def escaped(value: object) -> str:
     """Text as LaTeX prints it, to be broken inside of long names too.
 
     Signs before digits become minus and plus, hyphens stay: -0.095 but SIMS-2. What pdfLaTeX's fonts lack, such as emoji, is
-    shown by its number.
+    shown by its number. "LMF [24]" is cited.
     """
+    if found := _CITED.search(str(value)):
+        before, after = str(value)[: found.start()], str(value)[found.end() :]
+        return f"{escaped(before)}{escaped(found[1])}~\\cite{{{paper.CITED[found[1]]}}}{escaped(after)}"
     text = re.sub(r"(?<=-)(?=-)", "\N{WORD JOINER}", re.sub(r"\r\n?", "\n", str(value)))  # no font joins hyphens to a dash
     text = "".join(map(_printed, _JOINTS.sub("\N{ZERO WIDTH SPACE}", text)))
     return re.sub(r"(?<![\w.)-])([+-])(?=\d)", r"$\1$", text)
@@ -125,16 +133,20 @@ def laid_out(table: Table) -> tuple[list[tuple[pd.DataFrame, str]], float]:
 
     Only texts and headings are broken, and blocks' names stand over their rows.
     """
-    (cells, kinds), heads = written(table, lambda text, kind: escaped(text), "\\textbf{%s}"), [*map(str, table.short.columns)]
+    named = table.short.astype(str).map(lambda text: f"{text} []" if text in paper.CITED else text)  # all that can be cited
+    heads = [re.sub(rf"({'|'.join(_HEADS)})$", lambda found: _HEADS[found[0]], str(head)) for head in named.columns]
+    table = replace(table, short=named)
+    cells, kinds = written(table, lambda text, kind: escaped(text), "\\textbf{%s}", "\\underline{%s}")
     first = int(len(heads) > 1 and heads[0] in BLOCKS)
     titles, is_text = [*map(str, table.short.iloc[:, 0])], np.isin(kinds[first:], ["text", "list"])
-    cells, heads, plain = cells[first:], heads[first:], table.short.iloc[:, first:].astype(str)
+    cells, heads, plain = cells[first:], heads[first:], table.short.iloc[:, first:]
     for row, block in enumerate(table.blocks):
         if not row or block != table.blocks[row - 1]:
             title = f"\\makebox[0pt][l]{{\\textit{{{escaped(titles[row])}}}}} \\\\*\n" * first
             cells[0][row] = "\\midrule\n" * bool(row) + title + cells[0][row]
     words = np.array([word_pt([head, *(plain.iloc[:, n] if is_text[n] else [])]) for n, head in enumerate(heads)])
-    sizes = plain.map(lambda text: width_pt(text.replace("**", "0"))).to_numpy(float)  # bold is a sixth wider
+    marked = {r"\*\*": "0", "__": "", r"\[\]": "[99]"}  # bold is a sixth wider
+    sizes = plain.replace(marked, regex=True).map(width_pt).to_numpy(float)
     whole = np.maximum(sizes.max(axis=0, initial=0), words)
     least = np.where(is_text, words, whole)
     frame = pd.DataFrame(dict(zip(map(escaped, heads), cells, strict=True)), dtype=object)
@@ -160,9 +172,11 @@ def to_latex(table: Table, name: str, caption: str, warning: str, source: str) -
         name: its label is "cmpta:" and this.
         caption: without a number of its own; LaTeX gives it one.
     """
-    (panels, lines), below = laid_out(table), [note for note in (*table.notes, source) if note]
+    has_delta = any(str(head).endswith(" gap") for head in table.short.columns)
+    (panels, lines), below = laid_out(table), [*filter(None, table.notes), *([_DELTA] if has_delta else [])]
     said = sentence(" ".join(filter(None, [re.sub(r"^(Table|Figure) \d+(, continued)?\.\s*", "", caption), warning])))
     notes = "".join(f"\\par\\smallskip {{\\raggedright {sentence(note)}\\par}}\n" for note in below)
+    notes += f"% {' '.join(source.split())}\n" if source else ""  # for whoever asks; the article says it in its own words
     if lines + sum(width_pt(note) // PAGE_PT + 1 for note in below) > _PAGE_LINES:
         again = "(continued)"
         first = _tabular(*panels[0], environment="longtable", caption=said, label=f"cmpta:{name}")
@@ -256,7 +270,8 @@ def record(folder: Path, name: str, provenance: Provenance) -> None:
     Raises:
         ValueError: the file is there and no record; names it.
     """
-    _record(folder, {name: asdict(provenance)}, *folder.glob(f"{literal(name)}.*"), *folder.glob(f"paper/{literal(name)}.*"))
+    forms = (f"{literal(name)}.*", f"paper/{literal(name)}.*", f"paper/{literal(name)}_column.*")
+    _record(folder, {name: asdict(provenance)}, *(path for form in forms for path in folder.glob(form)))
 
 
 def record_files(folder: Path, *paths: Path) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from html import escape
 from pathlib import Path
 from textwrap import shorten
 
@@ -17,14 +18,15 @@ import pandas as pd
 
 from cmpta_lib import files, paper
 from cmpta_lib.files import PUBLISHED, ROOT, figures_folder
+from cmpta_lib.report import headline
 from cmpta_lib.report.export import NOTHING, PROVENANCE, record_files, recorded, recorded_hashes
 from cmpta_lib.report.rows import PAPER_NAMES, changed, provenance, shown_reason
-from cmpta_lib.report.tables import NOT_RUN, escaped
+from cmpta_lib.report.tables import escaped
 from cmpta_lib.runs.provenance import other_versions
 from cmpta_lib.runs.store import Run, sound
 from cmpta_lib.study import check
 from cmpta_lib.study.exports import PAGES
-from cmpta_lib.study.plan import CMPTA, NOTEBOOKS, Notebook, added, sections
+from cmpta_lib.study.plan import CMPTA, NOTEBOOKS, Notebook, sections
 from cmpta_lib.study.profiles import PROFILES
 from cmpta_lib.study.study import Study
 
@@ -34,6 +36,13 @@ def title(name: str) -> str:
     if found := re.match(r"(table|fig)(\d)(_parameters)?", name):
         return f"{'Table' if found[1] == 'table' else 'Figure'} {found[2]}{', continued' if found[3] else ''}"
     return name.replace("_", " ")
+
+
+def alt_text(folder: Path, name: str) -> str:
+    """What a figure shows, for who cannot see it: the first lines of its caption; its title where it has none."""
+    path = folder / "paper" / f"{name}.txt"
+    said = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return " ".join(said[:2]) or title(name)
 
 
 def _patterns(notebook: Notebook) -> list[str]:
@@ -81,20 +90,6 @@ def addresses(study: Study, beyond: bool = False) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def _as_markdown(study: Study, beyond: bool) -> str:
-    """`addresses` for report.md, each notebook a link to its page where that is there."""
-    table = addresses(study, beyond)
-    pages = {name: f"{PAGES}/{name}.html" for name in table["notebook"] if (study.figures / PAGES / f"{name}.html").exists()}
-    table["notebook"] = [f"[{name}]({pages[name]})" if name in pages else name for name in table["notebook"]]
-    for code in ("file", "command"):
-        table[code] = "`" + table[code] + "`"
-    return _grid([*table.columns], ["---"] * table.shape[1], *table.itertuples(index=False, name=None))
-
-
-def _grid(*lines: Sequence[str], gap: str = " ") -> str:
-    return "\n".join(f"|{gap}{f'{gap}|{gap}'.join(line)}{gap}|" for line in lines)
-
-
 def made_otherwise(study: Study, folder: Path) -> list[str]:
     """Exports of a folder that were made of other runs than this study's: by an earlier version of the code, say.
 
@@ -112,12 +107,11 @@ def write_report(study: Study, keys: Sequence[str], beyond: bool = False, failur
         beyond: whether what goes beyond the paper was asked for too.
         failures: notebook -> why it failed.
     """
-    folder, items = study.figures, recorded(study.figures)
-    name = study.corpus("data").name if study.data else f"profile {study.profile}"
+    folder, name = study.figures, study.corpus("data").name if study.data else f"profile {study.profile}"
     parts = [f"# CMPTA, paper | this run: {escaped(name + changed(study))}{', SMOKE RUN' if study.smoke else ''}"]
     if warning := provenance(study, keys).warning():
         parts.append(f"**{warning}**")
-    mixed, reasons = made_otherwise(study, folder), _reasons(study, failures or {})
+    mixed, by = made_otherwise(study, folder), _made_by(folder, study.every_key)
     lost = map(escaped, map(shown_reason, dict.fromkeys(study.without.values())))
     parts += [f"**Left out, and all that needs it:** {why}." for why in lost]
     if mixed:
@@ -125,6 +119,53 @@ def write_report(study: Study, keys: Sequence[str], beyond: bool = False, failur
             f"**Not all of one piece:** {', '.join(mixed)} in this folder were made of other runs than the rest (other code or "
             f"settings), and their numbers are not to be compared with the others'. A complete `cmpta reproduce` mends that."
         )
+    first = [*headline.front(folder, lambda export: _link(folder, by[export]))] + _pictures([*folder.glob(_ABOVE[0])], by)
+    body, last = _sections(study, beyond, _reasons(study, failures or {}), by, f"**{warning}**"), _end(study, beyond)
+    headings = [part.removeprefix("## ") for part in [*body, *last] if part.startswith("## ")]
+    parts.append(" · ".join(f"[{heading}](#{headline.anchor(heading)})" for heading in headings))
+    parts += ["## Does the paper hold here?"] * bool(first) + first + body + last
+    with files.writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    files.write_text(folder / "report.md", "\n\n".join(parts) + "\n")
+    record_files(folder, folder / "report.md")
+    return folder / "report.md"
+
+
+# Headings begin with what answers; what the data are and what training did come after it.
+_FIRST = ("10_claims", "04_table3_simsv2", "06_table5_ablation_simsv2", "08_attention_figs3_4", "09_case_study_fig5", "11_errors")
+_ABOVE, _LAST = ("fig3_*.png", "claims_summary.md"), "findings.md"  # what the report begins and ends with
+_LONG, _MANY, _PX_PER_INCH = 900, 11, 130  # characters and rows that are not folded; 6.9 inches nearly fill GitHub's page
+
+
+def _sections(study: Study, beyond: bool, reasons: Mapping[str, str], by: Mapping[str, str], warning: str) -> list[str]:
+    """The report's sections but the last: tables as they were exported, those that are long folded, and figures."""
+    folder, order = study.figures, {one.section: -_FIRST[::-1].index(one.name) for one in NOTEBOOKS if one.name in _FIRST}
+    parts: list[str] = []
+    for is_beyond in (False, True):
+        every = sections(study.every_key, bool(study.data), is_beyond)
+        for heading, patterns in sorted(every, key=lambda one: order.get(one[0], 1)):
+            found = {pattern: sorted(folder.glob(pattern)) for pattern in patterns}
+            if is_beyond and not any(found.values()):
+                continue  # nobody asked for it
+            there = [path for paths in found.values() for path in paths if not any(map(path.match, (*_ABOVE, _LAST)))]
+            parts.append(f"## {heading}")
+            parts += [_table(path, _link(folder, by[path.stem]), warning) for path in there if path.suffix == ".md"]
+            parts += _pictures([path for path in there if path.suffix == ".png"], by)
+            absent: dict[str, list[str]] = {}
+            for name in (name for name, paths in found.items() if not paths):
+                absent.setdefault(reasons.get(name, ""), []).append(name)
+            parts += [f"({', '.join(names)}: not made{reason}.)" for reason, names in absent.items()]
+    return parts
+
+
+def _end(study: Study, beyond: bool) -> list[str]:
+    """What the paper's numbers are worth, what the files hold, and where each item comes from."""
+    folder, items, table = study.figures, recorded(study.figures), addresses(study, beyond)
+    parts = ["## The paper's numbers", paper.CONTEXT, "Slips, as far as they touch tables and figures:"] * (not study.data)
+    parts += ["\n".join(f"- {slip}" for slip in paper.ERRATA)] * (not study.data)
+    if (checks := folder / _LAST).exists():
+        parts += ["## Data checks", _table(checks, _link(folder, "01_data"), "")]
+    parts.append("## Where each table and figure comes from")
     if items:
         commits, machines, packages = (
             sorted({one for item in items.values() for one in item.get(what, ())}) for what in ("commits", "hardware", "packages")
@@ -135,26 +176,46 @@ def write_report(study: Study, keys: Sequence[str], beyond: bool = False, failur
         )
         if other := other_versions(packages):
             parts.append(f"**Other versions than the published numbers' (constraints.txt):** {other}; numbers differ a little.")
-    if not study.data:
-        parts += [paper.CONTEXT, "Slips of the paper, as far as they touch its tables and figures:"]
-        parts.append("\n".join(f"- {slip}" for slip in paper.ERRATA))
-    for is_beyond in (False, True):
-        for heading, patterns in sections(study.every_key, bool(study.data), is_beyond):
-            found = {pattern: sorted(folder.glob(pattern)) for pattern in patterns}
-            if is_beyond and not any(found.values()):
-                continue  # nobody asked for it
-            parts.append(f"## {heading}")
-            parts += [_shown(path) for paths in found.values() for path in paths]
-            absent: dict[str, list[str]] = {}
-            for name in (name for name, paths in found.items() if not paths):
-                absent.setdefault(reasons.get(name, ""), []).append(name)
-            parts += [f"({', '.join(names)}: not made{reason}.)" for reason, names in absent.items()]
-    parts += ["## Where each table and figure comes from", _as_markdown(study, beyond)]
-    with files.writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    files.write_text(folder / "report.md", "\n\n".join(parts) + "\n")
-    record_files(folder, folder / "report.md")
-    return folder / "report.md"
+    table["notebook"] = [_link(folder, name) for name in table["notebook"]]
+    for code in ("file", "command"):
+        table[code] = "`" + table[code] + "`"
+    return [*parts, *_folded(f"{len(table)} tables and figures", headline.grid(table.set_index("item")))]
+
+
+def _link(folder: Path, name: str) -> str:
+    """A notebook's name, as a link to what is there of it: executed, which GitHub shows, or a page."""
+    there = (f"{PAGES}/{name}.{suffix}" for suffix in ("ipynb", "html"))
+    return next((f"[{name}]({path})" for path in there if (folder / path).exists()), name)
+
+
+def _folded(what: str, *parts: str) -> list[str]:
+    return [f"<details><summary>{what}</summary>", *parts, "</details>"]
+
+
+def _table(path: Path, link: str, warning: str) -> str:
+    """An exported table without the warning that the report begins with, a long one folded, and the way to its notebook."""
+    caption, *parts = [part for part in path.read_text(encoding="utf-8").strip().split("\n\n") if part != warning]
+    rows = next((part for part in parts if part.startswith("| ")), "")
+    parts = [f"<sub>{part}</sub>" if part.startswith("Data: ") else part for part in parts]
+    count = rows.count("\n") - 1
+    said = _folded(f"{count} rows", *parts) if len(rows) > _LONG or count > _MANY else parts
+    return "\n\n".join([f"{caption} <sub>({link})</sub>", *said])
+
+
+def _pictures(paths: Sequence[Path], by: Mapping[str, str]) -> list[str]:
+    """Figures, those that are narrow side by side, and the way to their notebooks."""
+    names = ", ".join(dict.fromkeys(title(path.stem) for path in paths))
+    links = " and ".join(dict.fromkeys(_link(path.parent, by[path.stem]) for path in paths))
+    return ["\n".join(map(_picture, paths)), f"<sub>{names}, by {links}</sub>"] if paths else []
+
+
+def _picture(path: Path) -> str:
+    """A figure as HTML in a width that makes the letters of all alike."""
+    from cmpta_lib.figures.style import PRINT_DPI  # not above: lists of runs need no matplotlib
+
+    with path.open("rb") as file:
+        width = int.from_bytes(file.read(20)[16:]) / PRINT_DPI * _PX_PER_INCH
+    return f'<img src="{path.name}" width="{width:.0f}" alt="{escape(alt_text(path.parent, path.stem))}">'
 
 
 def _reasons(study: Study, failures: Mapping[str, str]) -> dict[str, str]:
@@ -168,12 +229,17 @@ def _reasons(study: Study, failures: Mapping[str, str]) -> dict[str, str]:
     return reasons
 
 
-def _shown(path: Path) -> str:
-    return path.read_text(encoding="utf-8").strip() if path.suffix == ".md" else f"![{path.stem}]({path.name})"
+def summary(study: Study, folder: Path | None = None) -> str:
+    """What came out, for a terminal: scores beside the best others and the best possible, how claims fare; "" for nothing.
+
+    Args:
+        folder: where the study's exports lie; default where they are being collected.
+    """
+    return "\n".join(headline.lines(folder or study.figures))
 
 
 RESULTS = "results"  # what the README's marks around them are called
-_DRAWN, _WHERE = (".pdf", ".png", ".html", "report.md"), ("commits", "hardware", "packages")
+_DRAWN, _WHERE = (".pdf", ".png", ".html", ".ipynb", "report.md"), ("commits", "hardware", "packages")
 
 
 def publish(profile: str, made: Path, root: Path = ROOT) -> str:
@@ -261,36 +327,25 @@ def _readme(root: Path, drafts: Mapping[str, Path]) -> str:
 
 
 def _results(profile: str, folder: Path) -> str:
-    """What the README shows of a profile: one table of the headline scores, and where all the rest is."""
+    """What the README shows of a profile: one table of the rows that matter, and where all the rest is."""
     where, said = f"figures/{PUBLISHED}/{profile}", recorded(folder)["table3"]
     command = "make reproduce" if profile == "demo" else f"make reproduce PROFILE={profile}"
     warning = "**Generated clips and a tiny LLM: nothing here speaks for or against the paper.** " if said["generated"] else ""
-    table = headline(folder)
-    beyond = dict.fromkeys(row.name for key in PAPER_NAMES for row in added(key))
-    measured = [name for name in beyond if name in table.index and NOT_RUN not in [*table.loc[name]]]
-    apart = f" ({', '.join(measured)}: by `{command} ARGS=--all`)" if measured else ""
-    lines = _grid(["", *table.columns], ["-"] * (1 + table.shape[1]), *table.reset_index().itertuples(index=False), gap="")
+    tables = [headline.scores(folder, name) for name in headline.TABLES]
+    best = " and ".join(dict.fromkeys(filter(None, map(headline.best_printed, tables))))
+    ran = {name for table in tables for name in next(iter(table.values()))["place"].dropna().index}
+    beyond = ", ".join(name for name in dict.fromkeys(headline.BEYOND) if name in ran)
+    lines = headline.grid(headline.headline(folder), gap="")
+    apart = f"; systems beyond the paper ({beyond}) by `{command} ARGS=--all`" if beyond else ""
+    pages = {name: f"{PAGES}/{by}.ipynb" for name, by in _made_by(folder, list(PAPER_NAMES)).items() if name in headline.TABLES}
+    links = (f"[{title(name)}]({where}/{page})" if (folder / page).exists() else title(name) for name, page in pages.items())
     return (
-        f"{warning}Test split, mean ± sd over seeds {', '.join(map(str, said['seeds']))}, by `{command}`{apart}; everything "
-        f"else is in [the report]({where}/report.md).\n\n{lines}"
+        f"{warning}Test split, mean ± sd over seeds {', '.join(map(str, said['seeds']))}, by `{command}`; bold: the best, "
+        f"underlined: the second. Of the methods that the paper compares: {best}, the best here; the others are in "
+        f"{' and '.join(links)}{apart}. Everything is in [the report]({where}/report.md).\n\n{lines}"
     )
 
 
-def headline(folder: Path) -> pd.DataFrame:
-    """Tables 3 and 4 side by side by method, paper and this run, CMPTA last; dashes for a method that one of them lacks."""
-    parts, groups = [], []
-    for name, key in (("table3", "sims"), ("table4", "meld")):
-        try:
-            table = pd.read_csv(folder / f"{name}.csv", dtype=str, keep_default_na=False)
-            table = table.set_index(table["method"].str.partition(" [")[0])
-            metric = table.columns[table.columns.str.endswith(" this run")][0].removesuffix(" this run")
-        except (ValueError, LookupError) as error:
-            raise ValueError(f"{folder / name}.csv is no table of scores ({type(error).__name__}); restore it") from error
-        corpus = recorded(folder)[name]["data"].partition(" (")[0]
-        printed, ours = table[f"{metric} paper"], table[f"{metric} this run"].str.partition(" (n=")[0]
-        parts += [printed.rename(f"{PAPER_NAMES[key]} {metric}, paper"), ours.rename(f"{corpus}, this run")]
-        groups.append(table["group"])
-    order = pd.concat(groups)
-    order = order.iloc[pd.factorize(order)[0].argsort(kind="stable")]  # methods of one group stand together
-    methods = dict.fromkeys([*(name for name in order.index if name != CMPTA.name), CMPTA.name])
-    return pd.concat([part.reindex(list(methods), fill_value=NOTHING) for part in parts], axis=1)
+def _made_by(folder: Path, keys: Sequence[str]) -> dict[str, str]:
+    """Export -> the notebook that makes it."""
+    return {name: one.name for one in NOTEBOOKS for name in exported(folder, one, keys)}

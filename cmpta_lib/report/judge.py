@@ -58,6 +58,7 @@ class Finding:
 
     verdict: str
     figures: str
+    decides: str = ""  # those of the comparison that decides, where there are several
 
 
 class NotRun(Exception):
@@ -78,7 +79,9 @@ def together(findings: Sequence[Finding]) -> Finding:
     order = (NOT_SUPPORTED, NOT_RUN, NOT_TESTABLE, INSIDE_SEEDS, INSIDE_CLIPS, SUPPORTED)
     worst = min(verdicts, key=order.index)
     alone = any(f.verdict.startswith(ONE_SEED) for f in findings) and worst not in (NOT_RUN, NOT_TESTABLE)
-    return Finding((ONE_SEED if alone else "") + worst, "; ".join(finding.figures for finding in findings))
+    one = findings[verdicts.index(worst)]
+    decides = f"{one.figures} (one of {len(findings)})" if len(findings) > 1 and not one.decides else one.decides
+    return Finding((ONE_SEED if alone else "") + worst, "; ".join(finding.figures for finding in findings), decides)
 
 
 def _rule(apply: Callable[..., Finding]) -> Callable[..., Finding]:

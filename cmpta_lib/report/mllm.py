@@ -143,10 +143,15 @@ def _notes(full: pd.DataFrame, words: Sequence[str]) -> tuple[str, ...]:
 _COSTS = ("trained", "parameters", "statements", "tokens said", "readings", "unparsable replies")
 
 
-def costs_table(study: Study) -> pd.DataFrame:
+# Rows whose costs are read first: those that are compared, and those that cost most or go wrong otherwise.
+_FIRST = [row.name for row in (TEXT_ONLY, *(TOLD[how][told] for how in TOLD for told in (NOTHING_TOLD, SAID)))]
+_FIRST += [TOLD[ZERO_SHOT][plan.SUREST].name, plan.FREE.name]
+
+
+def costs_table(study: Study) -> Table:
     """What a row costs that is the same on every machine, and how many of its replies were no legal answer.
 
-    No seconds and no memory: `spent_table` has them for the page alone.
+    Most rows are folded away. No seconds and no memory: `spent_table` has them for the page alone.
     """
     lines = []
     for key in study.keys:
@@ -158,7 +163,9 @@ def costs_table(study: Study) -> pd.DataFrame:
                 lines.append(line | cost | {"unparsable replies": f"{answers.isna().sum()} of {len(answers)}"})
             elif row not in OMNI:  # what these wait for stands below the first table
                 lines.append(line | {"trained": NOT_RUN})
-    return pd.DataFrame(lines, columns=["corpus", "row", *_COSTS], dtype=object).fillna(NOTHING)
+    full = pd.DataFrame(lines, columns=["corpus", "row", *_COSTS], dtype=object).fillna(NOTHING)
+    short, rest = (full[full["row"].isin(_FIRST) == is_first].reset_index(drop=True) for is_first in (True, False))
+    return Table(short, full, blocks=tuple(short["corpus"]), details=Table.of(rest))
 
 
 def _cost(method: Any, records: Mapping[str, object]) -> dict[str, str]:

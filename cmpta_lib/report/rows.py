@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -85,7 +85,7 @@ def result_row(
     name, runs = name or row.name, runs_of(study, key, row)
     whole = [run for run in runs if not unusable([run])]
     if reason := study.missing(row, key) or ("" if whole else unusable(runs)):
-        return ResultRow(group, name, printed or {}, note=shown_reason(reason))
+        return ResultRow(group, name, printed or {}, note=shown_reason(reason), is_ours=row == CMPTA)
     tables = [run.predictions() for run in whole]
     predictions = np.stack([table["prediction"].to_numpy(float) for table in tables])
     odd = int((~np.isfinite(predictions)).sum())
@@ -97,7 +97,7 @@ def result_row(
         wrong = unusable([run for run in runs if run.problem or failure(run.folder)])
         notes = [f"{len(whole)} of {len(runs)} seeds so far", *([wrong] if wrong else []), *notes]
     labels = tables[0]["label"].to_numpy()
-    return ResultRow(group, name, printed or {}, labels, predictions, "; ".join(notes), len(runs), task.unit)
+    return ResultRow(group, name, printed or {}, labels, predictions, "; ".join(notes), len(runs), task.unit, row == CMPTA)
 
 
 def ablation_rows(study: Study, key: str) -> list[ResultRow]:
@@ -111,15 +111,32 @@ def ablation_rows(study: Study, key: str) -> list[ResultRow]:
     return rows
 
 
-def ablation_frame(rows: Sequence[ResultRow], metric: MetricName) -> pd.DataFrame:
-    """What `curves.ablation_figure` draws, from a table's rows that were run; fractions throughout."""
-    scores = [
-        [row.group, row.method, float(row.scores(metric).mean()), *row.interval(metric), row.paper.get(metric, np.nan)]
-        for row in rows
-        if row.ran
-    ]
-    frame = pd.DataFrame(scores, columns=["study", "variant", "mean", "low", "high", "paper"])
-    return frame.assign(paper=frame["paper"] / METRICS[metric].scale)
+_DRAWN = ("group", "method", "mean", "low", "high", "seeds", "paper", "is_ours")
+
+
+def scores_frame(rows: Sequence[ResultRow], metric: MetricName) -> pd.DataFrame:
+    """What `curves.scores_figure` draws of a metric, from a table's rows that were run; fractions throughout."""
+    lines = []
+    for row in (row for row in rows if row.ran):
+        name, scores = re.sub(r" \[\d+\]$", "", row.method), row.scores(metric)
+        printed = row.paper.get(metric, np.nan) / METRICS[metric].scale
+        lines.append([row.group, name, float(scores.mean()), *row.interval(metric), scores, printed, row.is_ours])
+    return pd.DataFrame(lines, columns=_DRAWN)
+
+
+def differences_frame(pairs: Iterable[tuple[str, str, ResultRow, ResultRow]], metric: MetricName) -> pd.DataFrame:
+    """The same of differences between rows that were run: group, name, and one row minus another, paired by clip.
+
+    `seeds` are the differences of each seed, which may lie further apart than the interval over clips tells; none where a
+    seed of either row is missing.
+    """
+    lines = []
+    for group, name, row, other in pairs:
+        if row.ran and other.ran:
+            found, one, two = row.minus(other, metric), row.scores(metric), other.scores(metric)
+            seeds = one - two if len(one) == len(two) else []
+            lines.append([group, name, found.difference, found.low, found.high, seeds, np.nan, False])
+    return pd.DataFrame(lines, columns=_DRAWN)
 
 
 def bayes(study: Study, key: str, metric: MetricName) -> dict[str, float]:
@@ -139,10 +156,10 @@ def bayes(study: Study, key: str, metric: MetricName) -> dict[str, float]:
     return {known: scores(answers)[metric] for known, answers in bounds.best_answers(corpus, metric).items()}
 
 
-_BEST = {"all": "Bayes-optimal", "context": "Bayes-optimal in context"}
+_BEST = {"text": "Bayes-optimal from words", "all": "Bayes-optimal", "context": "Bayes-optimal in context"}
 
 
-def best_of(study: Study, key: str, names: Sequence[MetricName], known: Sequence[str] = tuple(_BEST)) -> Best:
+def best_of(study: Study, key: str, names: Sequence[MetricName], known: Sequence[str] = ("all", "context")) -> Best:
     """What `result_table` says of the best scores from all that a clip holds and from its whole dialogue, where known."""
     scores = {name: bayes(study, key, name) for name in names}
     return {_BEST[one]: {name: found[one] for name, found in scores.items() if one in found} for one in known}

@@ -6,9 +6,10 @@ and the files. Same rows in, same bytes out: no clock, no random ids, and no pad
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -17,11 +18,12 @@ import pandas as pd
 from cmpta_lib.embedded.bounds import RULES
 from cmpta_lib.metrics import METRICS, Metric, MetricName
 from cmpta_lib.report.uncertainty import NOT_RUN, NOTHING, ResultRow, scored, within_noise, without_unit
+from cmpta_lib.study.plan import CMPTA
 
 Kind = Literal["number", "list", "text"]
 
 BLOCKS = ("corpus", "group")  # a first column of this name is a heading over its rows
-NOTE = "note"
+METHOD, NOTE = "method", "note"
 _NUMBER = r"[+\-\N{MINUS SIGN}]?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?(?: ?%)?"
 _INTERVAL = rf"\[{_NUMBER}, {_NUMBER}\]"
 _KINDS: Sequence[tuple[Kind, str]] = (
@@ -37,8 +39,9 @@ _BEGINS = re.compile(r"^(\d+(?=[.)]\s)|(?=[#>+-]))")
 class Table:
     """One table in its forms.
 
-    `short` is what is read: cells of text, bold between "**". `full` is what programs read. `blocks`: one name per row; a
-    rule stands where it changes. `notes` stand below, and `details` is folded away.
+    `short` is what is read: cells of text, the best score between "**", the second between "__". `full` is what programs
+    read. `blocks`: one name per row; a rule stands where it changes. `notes` stand below, and `details` is folded away.
+    `ours`: the rows that are CMPTA's, whose method is bold.
     """
 
     short: pd.DataFrame
@@ -46,6 +49,7 @@ class Table:
     notes: tuple[str, ...] = ()
     blocks: tuple[str, ...] = ()
     details: Table | None = None
+    ours: frozenset[int] = frozenset()
 
     @classmethod
     def of(cls, frame: pd.DataFrame, *notes: str) -> Table:
@@ -54,7 +58,9 @@ class Table:
         said = enumerate(frame[NOTE] if NOTE in frame else ())
         notes = (*(f"{_name(short, row)}: {note}." for row, note in said if note not in ("", NOTHING)), *notes)
         has_blocks = frame.shape[1] and frame.columns[0] in BLOCKS
-        return cls(short, frame, notes=notes, blocks=tuple(map(str, frame.iloc[:, 0])) if has_blocks else ())
+        blocks = tuple(map(str, frame.iloc[:, 0])) if has_blocks else ()
+        ours = frozenset(np.flatnonzero(short[METHOD] == CMPTA.name)) if METHOD in short else frozenset()
+        return cls(short, frame, notes=notes, blocks=blocks, ours=ours)
 
 
 def _name(frame: pd.DataFrame, row: int) -> str:
@@ -65,27 +71,35 @@ def _name(frame: pd.DataFrame, row: int) -> str:
 
 def kind_of(texts: Sequence[str]) -> Kind:
     """What a column holds: numbers, also with spread or interval, lists of them, or text; an empty one counts as numbers."""
-    filled = [text.strip("*") for text in texts if text not in (NOTHING, NOT_RUN, "")]
+    filled = [text.strip("*_") for text in texts if text not in (NOTHING, NOT_RUN, "")]
     return next((kind for kind, form in _KINDS if all(re.fullmatch(form, text) for text in filled)), "text")
 
 
-def written(table: Table, escaped: Callable[[str, Kind], str], bold: str) -> tuple[list[list[str]], list[Kind]]:
+def written(
+    table: Table, escaped: Callable[[str, Kind], str], bold: str, underlined: str
+) -> tuple[list[list[str]], list[Kind]]:
     """The short form's cells, column by column, in a markup; and what each column holds. Repeated blocks' names are blank.
 
     Args:
         escaped: a cell's text in that markup.
-        bold: with "%s" for the cell.
+        bold, underlined: with "%s" for the cell.
     """
     columns = [[*map(str, table.short.iloc[:, place])] for place in range(table.short.shape[1])]
     if columns and table.short.columns[0] in BLOCKS:
         columns[0] = ["" if row and text == columns[0][row - 1] else text for row, text in enumerate(columns[0])]
     kinds = [kind_of(texts) for texts in columns]
+    marks = {"**": bold, "__": underlined}
 
-    def cell(text: str, kind: Kind) -> str:
-        is_best = kind != "text" and text.startswith("**")  # in a text the stars are its own
-        return bold % escaped(text.strip("*"), kind) if is_best else escaped(text, kind)
+    def cell(text: str, kind: Kind, is_ours: bool) -> str:
+        mark = marks.get(text[:2], "%s") if kind != "text" else bold if is_ours else "%s"  # in a text the stars are its own
+        return mark % escaped(text if kind == "text" else text.strip("*_"), kind)
 
-    return [[cell(text, kind) for text in texts] for texts, kind in zip(columns, kinds, strict=True)], kinds
+    ours = {place: table.ours for place, head in enumerate(table.short.columns) if head == METHOD}
+    cells = [
+        [cell(text, kind, row in ours.get(place, ())) for row, text in enumerate(texts)]
+        for place, (texts, kind) in enumerate(zip(columns, kinds, strict=True))
+    ]
+    return cells, kinds
 
 
 def marked_up(text: str, plain: Callable[[str], str], code: Callable[[str], str]) -> str:
@@ -129,7 +143,7 @@ def _grid(table: Table) -> str:
         text = re.sub(r"(?<!\w)-(?=\d)", "\N{MINUS SIGN}", escaped(text))  # a line may break after a hyphen,
         return text if kind == "list" else text.replace(" ", "\N{NO-BREAK SPACE}")  # or at a space
 
-    columns, kinds = written(table, cell, "**%s**")
+    columns, kinds = written(table, cell, "**%s**", "<ins>%s</ins>")
     sides = ["---" if kind == "text" else "---:" for kind in kinds]
     lines = [[*map(escaped, table.short.columns)], sides, *zip(*columns, strict=True)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -137,13 +151,19 @@ def _grid(table: Table) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Shown:
-    """What a notebook cell ends with: the short form, the details in a fold below. Same table, same bytes."""
+    """What a notebook cell ends with: the short form, the details in a fold below; or all `folded` away under its caption."""
 
     table: Table
     caption: str
+    is_folded: bool = False
+
+    def folded(self) -> Shown:
+        return replace(self, is_folded=True)
 
     def _repr_markdown_(self) -> str:
-        return to_markdown(self.table, self.caption)
+        text = to_markdown(self.table, "" if self.is_folded else self.caption)
+        summary = f"<details><summary>{html.escape(self.caption)}</summary>"
+        return f"{summary}\n\n{text}\n</details>\n" if self.is_folded else text
 
     def __repr__(self) -> str:
         return f"{self.caption}\n{self.table.full.to_string(index=False)}"
@@ -153,8 +173,9 @@ Best = Mapping[str, Mapping[str, float]]
 
 
 def result_table(
-    rows: Sequence[ResultRow], metrics: Sequence[MetricName], best: Best | None = None, *, by_group: bool = False
-) -> Table:
+    rows: Sequence[ResultRow], metrics: Sequence[MetricName], best: Best | None = None, *, by_group: bool = False,
+    notes: Sequence[str] = (),
+) -> Table:  # fmt: skip
     """The short form, per metric "paper", "this run" (mean ± sample sd) and "gap" (this run minus the paper).
 
     The complete frame, `full`, has beside them "95 % CI" (`uncertainty.bootstrap_interval`: over test samples, of the
@@ -166,13 +187,14 @@ def result_table(
         metrics: "mae", "corr" or "f1_weighted".
         best: heading -> metric -> score that any predictor can reach at most on generated data, as a fraction.
         by_group: groups are studies of their own: named in the short form, each with a best row of its own.
+        notes: what else is to stand below.
     Raises:
         ValueError: a metric without a display rule; predictions that `uncertainty` refuses, naming the row.
     """
     if unknown := [metric for metric in metrics if metric not in METRICS]:
         raise ValueError(f"no display rule for {unknown}; known: {', '.join(METRICS)}")
     shown, names = [METRICS[metric] for metric in metrics], ["group"] * by_group + ["method"]
-    lines = []
+    lines, ours = [], frozenset(place for place, row in enumerate(rows) if row.is_ours)
     for row in rows:
         cells = {f"{metric.label} {what}": text for metric in shown for what, text in _cells(row, metric, best or {}).items()}
         lines.append({"group": row.group, "method": row.method, **cells, NOTE: row.note})
@@ -188,9 +210,10 @@ def result_table(
     return Table(
         short,
         full.drop(columns=[name for name in ("group", NOTE) if not any(full[name])]),
-        notes=tuple(_notes(rows, bool(marks), by_group)),
+        notes=(*_notes(rows, bool(marks), by_group), *notes),
         blocks=tuple(row.group for row in rows),
         details=None if details.empty else Table.of(details, *_remarks(best or {}, shown)),
+        ours=ours,
     )
 
 
@@ -224,21 +247,24 @@ def _remarks(best: Best, metrics: Sequence[Metric]) -> Iterator[str]:
 
 
 def _marks(rows: Sequence[ResultRow], metrics: Sequence[Metric], by_group: bool) -> dict[tuple[int, Metric], str]:
-    """(row, metric) -> the mark of what is best and of what is within noise of it, with "%s" for the score.
+    """(row, metric) -> the marks of what is best, second, and within noise of the best, with "%s" for the score.
 
-    Rows that were run are compared with each other, two at least; with `by_group` those of one group.
+    Rows that were run are compared with each other, two at least; with `by_group` those of one group. Of two none is second.
     """
     marks = {}
     for group in dict.fromkeys(row.group if by_group else "" for row in rows):
         places = [place for place, row in enumerate(rows) if row.ran and group in (row.group, "")]
         for metric in metrics if len(places) > 1 else ():
             means = {place: float(rows[place].scores(metric.name).mean()) for place in places}
-            top = (min if metric.lower_is_better else max)(places, key=means.__getitem__)
+            order = sorted(set(means.values()), reverse=not metric.lower_is_better)
+            top = next(place for place in places if means[place] == order[0])
             for place in places:
-                if means[place] == means[top]:
+                if means[place] == order[0]:
                     marks[place, metric] = "**%s**"
-                elif within_noise(metric.name, rows[place], rows[top]):
-                    marks[place, metric] = "≈ %s"
+                    continue
+                near = "≈ %s" if within_noise(metric.name, rows[place], rows[top]) else "%s"
+                is_second = means[place] == order[1] and len(places) > 2
+                marks[place, metric] = f"__{near}__" if is_second else near
     return marks
 
 
@@ -248,9 +274,11 @@ def _notes(rows: Sequence[ResultRow], marked: bool, by_group: bool) -> Iterator[
         several = any(row.predictions is not None and len(row.predictions) > 1 for row in rows)
         sds = ", or the difference is not larger than the larger of the two sds over seeds" if several else ""
         yield (
-            f"Bold: best {'in its group' if by_group else 'of all rows'}. \N{ALMOST EQUAL TO}: within noise of the best: "
-            f"the 95 % paired bootstrap interval of the difference holds 0{sds}."
+            f"Bold: best {'in its group' if by_group else 'of all rows'}; underlined: second. \N{ALMOST EQUAL TO}: within noise "
+            f"of the best: the 95 % paired bootstrap interval of the difference holds 0{sds}."
         )
+    if by_group and any(row.is_ours for row in rows):
+        yield f"A bold name: {CMPTA.name} itself."
     groups = dict.fromkeys(row.group for row in rows if row.group and not by_group)
     if len(groups) > 1:
         members = {group: [row.method for row in rows if row.group == group] for group in groups if group != rows[-1].group}

@@ -19,6 +19,11 @@ from cmpta_lib.metrics import UNPARSABLE, Metric, MetricName, class_indices, sen
 Floats = NDArray[np.float64]
 NOTHING = "\N{EM DASH}"  # a cell in which nothing is to be said
 NOT_RUN = "not run"
+RESAMPLES = 2000
+P_FLOOR = (
+    f"p: twice the rarer side's share of {RESAMPLES:,} redrawn test sets, one added above and below; it cannot be less than "
+    f"2/{RESAMPLES + 1} = {2 / (RESAMPLES + 1):.4f}."
+)
 
 _CHUNK = 256  # resamples held at once: 5 MiB of counts for MELD's 2,610 test utterances
 _CONSTANT_VARIANCE = 1e-12  # scores are float32 in [-1, 1]; less than this is rounding, not variation
@@ -56,7 +61,7 @@ def seed_scores(metric: MetricName, truth: ArrayLike, predictions: ArrayLike) ->
 
 
 def bootstrap_interval(
-    metric: MetricName, truth: ArrayLike, predictions: ArrayLike, *, resamples: int = 2000, seed: int = 0
+    metric: MetricName, truth: ArrayLike, predictions: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> tuple[float, float]:
     """95 % percentile interval of the seed-mean metric when the test samples are redrawn with replacement.
 
@@ -77,7 +82,7 @@ def bootstrap_interval(
 
 
 def paired_bootstrap(
-    metric: MetricName, truth: ArrayLike, a: ArrayLike, b: ArrayLike, *, resamples: int = 2000, seed: int = 0
+    metric: MetricName, truth: ArrayLike, a: ArrayLike, b: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> PairedDifference:
     """Compare two methods' predictions on the same redrawn test samples; arguments and errors as in `bootstrap_interval`.
 
@@ -174,6 +179,7 @@ class ResultRow:
     `paper` maps metric names to the value as printed (WF1 in per cent), and may be empty. `truth` (N,) and
     `predictions` (n_seeds, N) are both None for a method that was not run; `note` then says how to run it. `asked`: of how
     many seeds it is to be, where that is known. `unit`: what a distance of 1 inside is in the owner's scores, for `mae`.
+    `is_ours`: it is CMPTA, whatever it is called there.
     """
 
     group: str
@@ -184,6 +190,7 @@ class ResultRow:
     note: str = ""
     asked: int | None = None
     unit: float = 1.0
+    is_ours: bool = False
 
     def __post_init__(self) -> None:
         if (self.truth is None) != (self.predictions is None):

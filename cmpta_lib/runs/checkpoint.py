@@ -39,6 +39,7 @@ class State:
     best_score: float | None = None
     seconds: float = 0.0
     history: list[dict[str, Any]] = field(default_factory=list)
+    steps: list[list[float]] = field(default_factory=list)  # epoch, loss and learning rate of each: a list, as JSON has it
     stage: int = 0  # that the next epoch belongs to
     stage_start: int = 0  # finished epochs of the stages before it
 
@@ -72,7 +73,8 @@ class Saver:
         self._wait()
         content = {"state": json.dumps(vars(state)), "module": module.state_dict(), "best": dict(best)}
         packed = pack(self.run, content | {"moments": optimizer.state_dict()["state"]})
-        self._writing = self._thread.submit(self._write, packed, replace(state, history=list(state.history)))
+        now = replace(state, history=list(state.history), steps=list(state.steps))
+        self._writing = self._thread.submit(self._write, packed, now)
 
     def _write(self, packed: io.BytesIO, state: State) -> None:
         write(self.path, packed)
@@ -169,25 +171,34 @@ def path_of(folder: Path, stage: Stage) -> Path:
     return folder / f"{stage.name}-{hashlib.sha256(told.encode()).hexdigest()[:16]}.pt"
 
 
-def leave_stage(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, history: list[dict[str, Any]]) -> None:
-    """Write what the stage taught, the parameters that it trained and all buffers, unless it lies there; raises as `write`."""
+def leave_stage(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, state: State) -> None:
+    """Write what the stage that ends taught, the parameters that it trained and all buffers, with its part of the history.
+
+    Where it lies there already nothing is written. Raises as `write`.
+    """
     if not path.is_file():
-        write(path, pack(path.stem, {"taught": _taught(module, optimizer), "history": json.dumps(history)}))
+        steps = [one for one in state.steps if one[0] > state.stage_start]
+        told = {"history": json.dumps(state.history[state.stage_start :]), "steps": json.dumps(steps)}
+        write(path, pack(path.stem, {"taught": _taught(module, optimizer), **told}))
 
 
-def take_stage(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> list[dict[str, Any]] | None:
-    """Load what `leave_stage` wrote into the module; the stage's history, or None where there is nothing of use."""
+def take_stage(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, state: State) -> bool:
+    """Load what `leave_stage` wrote into the module and move `state` to the stage's end; False where nothing is of use."""
     if not path.exists():  # and is not removed below, should another process write it just now
-        return None
+        return False
     with _usable(path, "making this stage anew"):
         found = read(path, path.stem)
+        if "steps" not in found:
+            raise files.Damaged("its history is not that of this version's training")
         if _shapes(found["taught"]) != _shapes(_taught(module, optimizer)):
             raise files.Damaged("its tensors are not those of this version's model")
         module.load_state_dict(found["taught"], strict=False)
-        history: list[dict[str, Any]] = json.loads(found["history"])
-        return history
+        state.steps += json.loads(found["steps"])
+        state.history += (made := json.loads(found["history"]))
+        state.epoch += len(made)
+        return True
     path.unlink(missing_ok=True)
-    return None
+    return False
 
 
 def _taught(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

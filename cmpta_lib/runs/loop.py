@@ -130,16 +130,14 @@ def train(
     with Saver(folder / CHECKPOINT, config.hash, on_epoch) as saver:
         while not _is_over(state, stage := stages[state.stage]):
             shared = path_of(shared_stages, stage) if shared_stages and stage.outcome is not None and _world() == 1 else None
-            if shared and state.epoch == state.stage_start and (made := take_stage(shared, module, optimizer)):
-                state.history += made
-                state.epoch += len(made)
+            if shared and state.epoch == state.stage_start and take_stage(shared, module, optimizer, state):
                 best = _copied(method)
             else:
                 best = _epoch(method, optimizer, corpus, config, state, stage, best)
             if _is_over(state, stage):
                 module.load_state_dict(best)
                 if shared:
-                    leave_stage(shared, module, optimizer, state.history[state.stage_start :])
+                    leave_stage(shared, module, optimizer, state)
                 if state.stage + 1 < len(stages):
                     state.stage, state.stage_start, state.best_score = state.stage + 1, state.epoch, None
                     optimizer = _optimizer(method, stages[state.stage])
@@ -218,7 +216,9 @@ def _epoch(
         for group in optimizer.param_groups:
             group["lr"] = group["rate"] * rate
         chosen = [drawn[i] for i in batch.tolist()]
-        for name, value in step(method, optimizer, split, chosen, training, finished, stage.is_labelled).items():
+        values = step(method, optimizer, split, chosen, training, finished, stage.is_labelled)
+        state.steps.append([state.epoch + 1, values["train_loss"], rate])
+        for name, value in values.items():
             sums[name] = sums.get(name, 0.0) + value * len(batch)
     state.epoch += 1
     row: dict[str, Any] = {"epoch": state.epoch, "learning_rate": rate}

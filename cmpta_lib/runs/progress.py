@@ -1,14 +1,16 @@
-"""What one sees of runs: of a folder, how far it is and what is wrong with it; and a bar while runs are made."""
+"""What one sees of runs: of a folder, how far it is and what is wrong with it; and a line on whatever is at work."""
 
 from __future__ import annotations
 
-import io
 import os
+import shutil
 import sys
+import textwrap
+import threading
 import time
 import unicodedata
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self, TextIO
@@ -116,89 +118,158 @@ def summarise(entry: Run | tuple[Path, str]) -> Summary:
         return Summary(folder, "damaged", config, " ".join(str(error).split()) or type(error).__name__)
 
 
-# --- while runs are made -----------------------------------------------------------------------------------------------
+# --- while something is at work ----------------------------------------------------------------------------------------
 
-EVERY_S = 30.0  # between two words on how far it is, where it is no terminal
+FIRST_S, TICK_S = 1.5, 0.5  # until the first word on what is at work; between two looks at it
 
 
-class Progress:
-    """Shows what an engine reports of these runs: a line for each that ends, and a bar in epochs.
+class Status:
+    """Says what is at work while its block runs: one line, which is rewritten in a terminal.
 
-    A context manager, and itself the engine's `report`. Where there is no terminal (a log, a notebook) the bar is a plain
-    line twice a minute, so that what is saved of it can be read. A reader that has gone ends no run.
+    Elsewhere (a log, a notebook) it is a plain line now and then, so that what is saved of it can be read. A reader that has
+    gone stops nothing.
 
     Args:
         stream: where to; default: standard error, and standard output in a notebook, which marks errors.
+        before: gives what is said before what is at work.
     """
 
-    def __init__(self, runs: Sequence[Run], stream: TextIO | None = None) -> None:
-        from tqdm import tqdm
+    every_s = 10.0  # between two words, where it is no terminal
 
+    def __init__(self, stream: TextIO | None = None, before: Callable[[], str] = str) -> None:
         in_notebook = type(sys.stderr).__module__.startswith("ipykernel")
         self.stream = stream or (sys.stdout if in_notebook else sys.stderr)
         self.is_terminal = self.stream.isatty() and os.environ.get("TERM") != "dumb"
-        self.total, self.left = len(runs), {run.folder: run.config.epochs for run in runs}  # epochs to train
-        self.began: dict[Path, float] = {}
-        self.bar = tqdm(
-            total=sum(self.left.values()),
-            file=self.stream if self.is_terminal else io.StringIO(),
-            dynamic_ncols=True,
-            leave=False,
-            delay=1e-9,  # nothing is written before somebody can catch what that raises
-            bar_format="{desc} {percentage:3.0f}% |{bar:20}| {elapsed}, {remaining} to go{postfix}",
-        )
-        self.said = time.monotonic()
+        self.items: dict[str, tuple[float, float]] = {}  # at work, several at a time: since when, and the share that is done
+        self.said, self.drawn = time.monotonic() + FIRST_S - self.every_s, 0  # drawn: columns that the line takes now
+        self.over, self.lock, self.before = threading.Event(), threading.RLock(), before
 
     def __enter__(self) -> Self:
-        self.line("1 run to make" if self.total == 1 else f"{self.total} runs to make")
+        threading.Thread(target=self._go_on, daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        with suppress(OSError, ValueError):
-            self.bar.close()
+        self.over.set()
+        self._write("")
+
+    def _go_on(self) -> None:
+        while not self.over.wait(TICK_S):
+            self.show()
+
+    @contextmanager
+    def doing(self, what: str) -> Iterator[Callable[[float], None]]:
+        """Within the block this is at work; yields what takes the share that is done."""
+        self.items[what] = (began := time.monotonic(), 0.0)
+        try:
+            yield lambda share: self.items.update({what: (began, share)})
+        finally:
+            del self.items[what]
+
+    def show(self) -> None:
+        """Say how far it is, if it is time for that."""
+        with self.lock:
+            if not self.items or self.over.is_set() or not (self.is_terminal or time.monotonic() - self.said >= self.every_s):
+                return
+            text = self.before() + ", ".join(_at_work(what, *how) for what, how in list(self.items.items()))
+            self._write(cut(text, _width())) if self.is_terminal else self.line(text)
+
+    def line(self, text: str) -> None:
+        """Say something that stays; what is wider than a terminal goes on in the next line, indented."""
+        self.said = time.monotonic()
+        self._write("", "\n".join(textwrap.wrap(text, _width(), subsequent_indent="    ")) if self.is_terminal else text)
+
+    def _write(self, drawn: str, staying: str = "") -> None:
+        with self.lock, suppress(OSError, ValueError):
+            self.stream.write((f"\r{' ' * self.drawn}\r" if self.drawn else "") + staying + "\n" * bool(staying) + drawn)
+            self.drawn = columns(drawn)
+            self.stream.flush()
+
+
+def _width() -> int:
+    return shutil.get_terminal_size().columns - 1  # with the last one some terminals begin another line
+
+
+def _at_work(what: str, began: float, share: float) -> str:
+    took = time.monotonic() - began
+    left = f", about {duration(took * (1 - share) / share)} left" if share > 0.02 else ""
+    return f"{what} ({f'{share:.0%}' if share else duration(took)}{left})"
+
+
+_CHANGING, _MAKERS = threading.Lock(), list[Status]()  # what shows all that is made now, by several threads
+
+
+@contextmanager
+def making(what: str, is_new: bool = True) -> Iterator[Callable[[float], None]]:
+    """Within the block this is being made, which is shown together with whatever else is; yields what takes the share done.
+
+    Args:
+        is_new: False: it is there already, and there is nothing to show.
+    """
+    if not is_new:
+        yield lambda share: None
+        return
+    with _CHANGING:
+        if not _MAKERS:
+            _MAKERS.append(Status(before=lambda: "making ").__enter__())
+        makers, began = _MAKERS[0], time.monotonic()
+    try:
+        with makers.doing(what) as tell:
+            yield tell
+        if (took := time.monotonic() - began) >= FIRST_S:
+            makers.line(f"{what} made ({duration(took)})")
+    finally:
+        with _CHANGING:
+            if not makers.items and makers in _MAKERS:
+                _MAKERS.pop().__exit__()
+
+
+class Progress(Status):
+    """Shows what an engine reports of these runs: a line for each that ends, and how far all are, in epochs.
+
+    A context manager, and itself the engine's `report`.
+    """
+
+    every_s = 30.0  # they may take days
+
+    def __init__(self, runs: Sequence[Run], stream: TextIO | None = None) -> None:
+        super().__init__(stream, self._rest)
+        self.total, self.left = len(runs), {run.folder: run.config.epochs for run in runs}  # epochs to train
+        self.epochs, self.started = sum(self.left.values()), time.monotonic()
+
+    def __enter__(self) -> Self:
+        self.line("1 run to make" if self.total == 1 else f"{self.total} runs to make")
+        return super().__enter__()
 
     def __call__(self, run: Run, event: dict[str, Any]) -> None:
         """As `Engine.run`'s `report`."""
-        what, folder = event["event"], run.folder
+        what, folder, name = event["event"], run.folder, f"{run.row or run.folder.name}, {run.config.data.name}"
+        place = f"{name} {run.config.seed}"
         if what == "note":
             self.line(event["text"])
         elif what == "start":
-            self.began[folder] = time.monotonic()
+            self.items[place] = time.monotonic(), 0.0
         elif what == "busy":
-            self.began.pop(folder, None)
+            self.items.pop(place, None)
         elif what == "epoch" and folder in self.left:
-            self._move(folder, run.config.epochs - event["epoch"])
+            self.left[folder] = run.config.epochs - event["epoch"]
         elif what in ("done", "failed") and folder in self.left:
-            self._move(folder, 0)
             del self.left[folder]
-            took = f", {duration(time.monotonic() - self.began.pop(folder))}" if folder in self.began else ""
-            text = f"{run.row or folder.name}, {run.config.data.name}, seed {run.config.seed}: {_outcome(run, event)}{took}"
-            self.line(f"{text}; {self._rest()}")
-        if not self.is_terminal and self.left and time.monotonic() - self.said >= EVERY_S:
-            self.line(str(self.bar).strip())
-
-    def _move(self, folder: Path, left: int) -> None:
-        with suppress(OSError, ValueError):
-            self.bar.set_description_str(f"{self._rest()}, {len(self.began)} at work", refresh=False)
-            self.bar.update(self.left[folder] - left)
-        self.left[folder] = left
+            took = f" ({duration(time.monotonic() - self.items.pop(place)[0])})" if place in self.items else ""
+            left = f"{len(self.left)} left" if self.left else "none left"
+            self.line(f"{name}, seed {run.config.seed}: {_outcome(run, event)}{took}; {left}")
+        self.show()
 
     def _rest(self) -> str:
-        return f"{len(self.left)} of {self.total} left" if self.left else "none left"
-
-    def line(self, text: str) -> None:
-        """Say something that stays."""
-        self.said = time.monotonic()
-        with suppress(OSError, ValueError):
-            self.bar.write(text, file=self.stream)
-            self.stream.flush()
+        left, took = sum(self.left.values()), time.monotonic() - self.started
+        done = self.epochs - left
+        about = f", {done / self.epochs:.0%} done, about {duration(took * left / done)} to go" if done else ""
+        return f"{len(self.left)} of {self.total} left{about}; "
 
 
 def _outcome(run: Run, event: dict[str, Any]) -> str:
     if event["event"] == "failed":
         return "failed, " + " ".join(f"{event['kind']}: {event['message']}".split())
     try:
-        scores = {split: shown_scores(run.scores(split))[0] for split in ("valid", "test")}
+        return f"test {shown_scores(run.scores('test'))[0]}"
     except (ValueError, OSError, LookupError, TypeError) as error:  # damaged, which whoever reads it next says in full
         return f"ended, its scores cannot be read ({type(error).__name__})"
-    return ", ".join(f"{split} {score}" for split, score in scores.items())

@@ -22,11 +22,13 @@ if TYPE_CHECKING:
     import pandas as pd
 
 CONFIG, HISTORY, LOCK, FAILURE = "config.json", "history.csv", "lock", "failure.json"
+STEPS = "steps.csv"  # of what is trained by gradient; runs of earlier versions have none
+STEP_COLUMNS = ("step", "epoch", "loss", "learning_rate")
 WEIGHTS, PREDICTIONS = "weights.safetensors", "predictions.parquet"
 ENVIRONMENT, METRICS = "environment.json", "metrics.json"
 CLIPS = "clips.json"  # what clips must be like: task and widths
 DONE = "seal.json"  # the checksum manifest, written last: the mark of a finished run
-RESULTS = (PREDICTIONS, WEIGHTS, ENVIRONMENT, METRICS, CLIPS)  # what an unfinished run must not have
+RESULTS = (STEPS, PREDICTIONS, WEIGHTS, ENVIRONMENT, METRICS, CLIPS)  # what an unfinished run must not have
 FILES = (CONFIG, CLIPS, HISTORY, PREDICTIONS, WEIGHTS, ENVIRONMENT, METRICS)  # what every manifest covers
 OTHER_VERSION = "of another version"  # stands in why a folder cannot be read, where only this version is at fault
 _hashes = files.HashCache()  # what this process has read already
@@ -113,6 +115,14 @@ class Run:
 
         return pd.read_csv(self.path(HISTORY))
 
+    @property
+    def steps(self) -> pd.DataFrame:
+        """Columns step, epoch, loss, learning_rate, a line for each optimiser step; no line where none was recorded."""
+        import pandas as pd
+
+        is_kept = STEPS in self.check()
+        return pd.read_csv(self.folder / STEPS) if is_kept else pd.DataFrame(columns=STEP_COLUMNS)
+
 
 def or_published(run: Run) -> Run:
     """The published run of the same name in the place of one's own that is not finished, where it is there and sound."""
@@ -177,7 +187,8 @@ def finalise(folder: Path) -> None:
     Raises:
         FileNotFoundError: one of them is not there.
     """
-    hashes = files.hashes(folder, FILES)  # a config's hash is the beginning of its file's
+    kept = (*FILES, *([STEPS] if (folder / STEPS).exists() else []))
+    hashes = files.hashes(folder, kept)  # a config's hash is the beginning of its file's
     files.write_text(folder / DONE, files.checksummed({"run": hashes[CONFIG][:12], "files": hashes}))
 
 

@@ -158,6 +158,9 @@ def _record(folder: Path, config: RunConfig, corpus: Corpus, method: Method, sta
     files.write_text(folder / store.CLIPS, Inputs.of(corpus).to_json())
     history = pd.DataFrame(state.history, columns=None if state.history else ["epoch", "learning_rate", "train_loss"])
     files.write_text(folder / store.HISTORY, history.to_csv(index=False))
+    if state.steps:
+        steps = [[number, *step] for number, step in enumerate(state.steps, 1)]
+        files.write_text(folder / store.STEPS, pd.DataFrame(steps, columns=store.STEP_COLUMNS).to_csv(index=False))
     llm = getattr(method, "llm", None)
     record = provenance.environment(data_sources=dict(corpus.sources), repairs=dict(corpus.repairs))
     record |= {"llm_fingerprint": getattr(llm, "fingerprint", None), **({"row": row} if row else {})}

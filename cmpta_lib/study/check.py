@@ -6,9 +6,10 @@ import os
 import shlex
 import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -21,8 +22,10 @@ from cmpta_lib.config import nearest
 from cmpta_lib.data.store import load_corpus
 from cmpta_lib.files import Damaged, read_checksummed
 from cmpta_lib.llm import files as llm_files
+from cmpta_lib.paper import CLAIMS
 from cmpta_lib.runs import provenance, store
-from cmpta_lib.runs.progress import summarise
+from cmpta_lib.runs.progress import Status, summarise
+from cmpta_lib.study.plan import Planned, printed
 from cmpta_lib.study.study import Study
 
 COMMAND = "cmpta" if shutil.which("cmpta") else os.path.relpath(Path(sys.executable).with_name("cmpta"))
@@ -42,6 +45,7 @@ class Need:
     remedy: str = ""  # empty: nothing to do
     state: str = MISSING  # what it is as long as there is something to do
     gb: float = 0.0  # on disk
+    note: str = ""  # what waits for it
 
     @property
     def missing(self) -> bool:
@@ -62,14 +66,32 @@ def needs(study: Study, notebooks: Collection[str]) -> list[Need]:
     omni = [str(one.row.changes["method.model.name"]) for one in planned if one.row.method == "omni" and is_published]
     wanted |= dict.fromkeys(omni, ("omni model", OPTIONAL))
     models = [_model(study, name, *about) for name, about in wanted.items() if not llm_files.is_tiny(name)]
+    models = [replace(need, note=_waiting(study, planned, need)) if need.state == OPTIONAL else need for need in models]
     if not is_published:
         return [*corpora, *models]
     waits = registry.ENTRIES["omni"].waits
     reasons = {name: waits(name) for name in names if omni and waits}
     media = [Need(f"recordings {name}", "not at hand" if why else "at hand", why, OPTIONAL) for name, why in reasons.items()]
-    largest = max((need.gb for need in models if need.missing or not need.remedy), default=0.0)  # one is used at a time
+    largest = max((need.gb for need in models if need.state != OPTIONAL), default=0.0)  # one is used at a time
     to_come = sum(need.gb for need in (*corpora, *models) if need.missing) + len(planned) * RUN_GB + CHECKPOINT_GB
     return [*_machine(study.root, largest, to_come), *corpora, *models, *media]
+
+
+def _waiting(study: Study, planned: Sequence[Planned], need: Need) -> str:
+    """The rows that wait for a model of their own, and the claims that stay open as long as one of their methods is missing."""
+    rows = {one.row.name for one in planned if one.row.llm and need.what.endswith(f" {study.llm_name_of(one.row)}")}
+    open_claims = [
+        f'"{claim.says}" ({claim.section})'
+        for claim in CLAIMS
+        if claim.id.startswith("best-") and any(line.method in rows for key in claim.corpora for line in printed(key))
+    ]
+    said = f"for the row {', '.join(sorted(rows))} alone, on a GPU of {_gpu_gb(need.gb):.0f} GB"
+    return f"{said}; until it is run these claims stay open: {'; '.join(open_claims)}" if rows else ""
+
+
+def _gpu_gb(model_gb: float) -> float:
+    """What a GPU should hold for a model of this size; the least is Qwen-1.8B's. Estimated: nobody has measured it."""
+    return max(12, 1.5 * model_gb)
 
 
 def stored(study: Study, notebooks: Collection[str] = ()) -> list[Need]:
@@ -85,7 +107,11 @@ def stored(study: Study, notebooks: Collection[str] = ()) -> list[Need]:
     models = {f"LLM {name}": name for name in study.llm_names(notebooks)}
     models |= {f"text encoder {name}": name for name in study.encoder_names(notebooks).values()}
     checks |= {what: partial(study.verify, name) for what, name in models.items()}
-    said = [(f"contents of {what}", _problem(check)) for what, check in checks.items()]
+    said = list[tuple[str, str]]()
+    with Status() as status, status.doing("reading every stored byte") as report:
+        for what, check in checks.items():
+            report(len(said) / len(checks))
+            said.append((f"contents of {what}", _problem(check)))
     runs = map(summarise, store.found(study.root))
     said += [(f"run {one.folder.name}", one.detail) for one in runs if one.state in ("finished", "damaged")]
     remedy = "do what is said here, then call again"
@@ -184,25 +210,26 @@ def _model(study: Study, name: str, kind: str, state: str) -> Need:
 
 
 def _machine(root: Path, model_gb: float, to_come_gb: float) -> list[Need]:
-    """GPU and memory for a model of this size (the least is Qwen-1.8B's), and disk for what is still to come."""
+    """GPU and memory for a model of this size, and disk for what is still to come."""
     gpu, size = provenance.first_gpu() or ("", 0.0)
     shown = f"{gpu}, {size:.0f} GB" if gpu else "no NVIDIA GPU or driver found (nvidia-smi)"
-    other = f"use a machine with an NVIDIA GPU; without one: make reproduce (embedded default), or {COMMAND} dry-run"
+    other = f"use a machine with an NVIDIA GPU; without one: make reproduce, or {COMMAND} dry-run"
     if gpu and "+cpu" in version("torch"):
         shown, size, other = f"{shown}, but torch {version('torch')} is a CPU build", 0.0, "make clean && make setup"
     free = shutil.disk_usage(next(folder for folder in (root, *root.parents) if folder.exists())).free / 1e9
     memory, room = psutil.virtual_memory().total / 1e9, "make room there, or set the environment variable CMPTA_RUNS"
-    asked = [("GPU", max(12, 1.5 * model_gb), shown, size, other)]
+    asked = [("GPU", _gpu_gb(model_gb), shown, size, other)]
     asked += [("memory", max(8, 1.3 * model_gb), f"{memory:.0f} GB", memory, "use a machine with more memory")]
     asked += [("disk", to_come_gb, f"{free:.0f} GB free at {root}", free, room)]
     return [Need(f"{what}, {gb:.0f} GB", found, fix if here < round(gb) else "") for what, gb, found, here, fix in asked]
 
 
 def screen(study: Study, found: Sequence[Need]) -> str:
-    """The list as text, missing things with their commands."""
-    width, seeds = max((len(need.what) for need in found), default=0), ", ".join(map(str, study.seeds))
-    lines = [f"profile {study.profile}, seeds {seeds}{', dry run on synthetic files' if study.smoke else ''}"]
-    for need in found:
-        lines.append(f"  {need.state if need.remedy else 'ok':8}{need.what:{width}}  {need.found}")
-        lines += [f"  {'':8}{'':{width}}  -> {need.remedy}"] if need.remedy else []
+    """The list as text: what is missing first, each with its command and what waits for it."""
+    count, seeds = sum(need.missing for need in found), ", ".join(map(str, study.seeds))
+    lines = [f"{count or 'nothing'} missing: profile {study.profile}, seeds {seeds}{', the dry run' if study.smoke else ''}"]
+    for need in sorted(found, key=lambda need: (not need.missing, not need.remedy)):
+        lines.append(f"  {need.state if need.remedy else 'ok':8}{need.what}: {need.found}")
+        lines += [f"          -> {need.remedy}"] if need.remedy else []
+        lines += textwrap.wrap(need.note, 98, initial_indent=" " * 10, subsequent_indent=" " * 10)
     return "\n".join(lines)

@@ -19,7 +19,7 @@ from cmpta_lib.data.corpus import Corpus
 from cmpta_lib.runs import loop, provenance
 from cmpta_lib.runs.checkpoint import path_of
 from cmpta_lib.runs.load import resources
-from cmpta_lib.runs.progress import duration, table
+from cmpta_lib.runs.progress import Status, duration, table
 from cmpta_lib.study import plan
 from cmpta_lib.study.plan import Planned
 from cmpta_lib.study.profiles import planned_config
@@ -71,18 +71,12 @@ def projection(study: Study, milliseconds: Mapping[str, tuple[float, float]]) ->
 def measured(study: Study, configs: Configs) -> Speeds:
     """The speed of each kind among these runs, from one that has all stages; ordered so that each LLM is loaded once."""
     chosen = {one.kind: config for one, config in sorted(configs.items(), key=lambda item: len(item[1].stages))}
-    return {kind: speed(chosen[kind], study.corpus(kind[0]), study.root) for kind in sorted(chosen, key=lambda kind: kind[2])}
-
-
-def whole(study: Study, notebooks: Sequence[str], jobs: int) -> str:
-    """For a line that says how many runs are finished: in how long the others are made, measured (seconds)."""
-    planned = [one for one in study.planned(notebooks) if not study.missing(one.row, one.key)]
-    configs = {one: run.config for one in planned if not (run := study.run(one.key, one.row, one.seed)).done}
-    try:
-        speeds, made = measured(study, configs), set[str]()
-    except Exception as error:  # of anybody's method: its run will say it, and the others go on
-        return f"; how long the others take cannot be measured: {type(error).__name__}"
-    return f"; the others take about {duration(sum(speeds[one.kind].seconds(configs[one], made) for one in configs) / jobs)}"
+    speeds = dict[tuple[str, str, str], Speed]()
+    with Status(before=lambda: f"timing a few steps and answers, {len(speeds)} of {len(chosen)} kinds of runs done: ") as status:
+        for kind in sorted(chosen, key=lambda kind: kind[2]):
+            with status.doing(f"{kind[1]}, {study.corpus(kind[0]).name}"):
+                speeds[kind] = speed(chosen[kind], study.corpus(kind[0]), study.root)
+    return speeds
 
 
 def speed(config: RunConfig, corpus: Corpus, root: Path) -> Speed:

@@ -221,6 +221,11 @@ class Notebook:
     has_search: bool = False  # also other learning rates of everything that is trained: first seed
     is_beyond: bool = False  # beyond the paper: runs only where it is asked for by name, or with everything
 
+    @property
+    def work(self) -> int:
+        """How long it takes beside the others, roughly: drawing takes most."""
+        return (2 + len(self.tables) + 2 * len(self.figures)) * len(self.corpora) or 1
+
 
 _BESIDE = ("paired_{key}", "methods_{key}", "field_{key}")
 _COMPARISON, _ABLATION, _BEYOND = "Comparison (Tables 3 and 4)", "Ablations (Tables 5 and 6)", "Beyond the paper: "
@@ -237,13 +242,15 @@ NOTEBOOKS: tuple[Notebook, ...] = (
         "03_training", "Training and open choices", rows=lambda key: [CMPTA],
         tables=("training", "register"), figures=("training_curves_{key}",), has_choices=True,
     ),
-    Notebook("04_table3_simsv2", _COMPARISON, ("sims",), compared, ("table3", *_BESIDE)),
-    Notebook("05_table4_meld", _COMPARISON, ("meld",), compared, ("table4", *_BESIDE), ("confusion_{key}",)),
+    Notebook("04_table3_simsv2", _COMPARISON, ("sims",), compared, ("table3", *_BESIDE), ("scores_{key}",)),
+    Notebook(
+        "05_table4_meld", _COMPARISON, ("meld",), compared, ("table4", *_BESIDE), ("scores_{key}", "confusion_{key}"),
+    ),
     Notebook("06_table5_ablation_simsv2", _ABLATION, ("sims",), ablation, ("table5",), ("ablation_{key}",)),
     Notebook("07_table6_ablation_meld", _ABLATION, ("meld",), ablation, ("table6",), ("ablation_{key}",)),
     Notebook(
         "08_attention_figs3_4", "Attention (Figures 3 and 4)", rows=lambda key: [CMPTA],
-        tables=("attention_on_cues",), figures=("fig[34]_attention_{key}",), first_seed_only=True,
+        tables=("attention_on_cues", "attention_heads"), figures=("fig[34]_attention_{key}",), first_seed_only=True,
     ),
     Notebook(
         "09_case_study_fig5", "A case (Figure 5)", ("meld",), lambda key: [CMPTA, TEXT_ONLY],
@@ -252,7 +259,7 @@ NOTEBOOKS: tuple[Notebook, ...] = (
     Notebook(
         "10_claims", "Which of the paper's claims hold here?",
         rows=lambda key: [*compared(key), *ABLATIONS.values()],  # as Tables 3-6 need them: no run of its own
-        tables=("claims",),
+        tables=("claims_summary", "claims_rules", "claims"),
     ),
     Notebook(
         "11_errors", "Errors, and how sure the method is", rows=lambda key: [CMPTA, TEXT_ONLY],
@@ -262,15 +269,16 @@ NOTEBOOKS: tuple[Notebook, ...] = (
     Notebook(
         "12_baselines", _BEYOND + "the compared methods, taken apart",
         rows=lambda key: [*trained(key), *added(key), *versions(key), *MSE_ABLATIONS],
-        tables=("mse_ablation", "versions", "search"), has_search=True, is_beyond=True,
+        tables=("mse_ablation", "versions", "search"), figures=("parts_{key}",), has_search=True, is_beyond=True,
     ),
     Notebook(
         "13_multimodal_transformer", _BEYOND + "the multimodal transformer",
-        rows=lambda key: MMT_ROWS, tables=_MMT_TABLES, is_beyond=True,
+        rows=lambda key: MMT_ROWS, tables=_MMT_TABLES, figures=("label_shares_{key}",), is_beyond=True,
     ),
     Notebook(
         "14_mllm_mac", _BEYOND + "multimodal LLMs (MLLM-MAC)",
-        rows=lambda key: [TEXT_ONLY, *MLLM_ROWS, WHOLE], tables=_MLLM_TABLES, is_beyond=True,
+        rows=lambda key: [TEXT_ONLY, *MLLM_ROWS, WHOLE], tables=_MLLM_TABLES,
+        figures=("mllm_two_by_two_{key}", "mllm_margins_{key}"), is_beyond=True,
     ),
     Notebook("20_performance", _BEYOND + "what it costs", (), is_beyond=True),  # seconds are no export: pages show them
 )  # fmt: skip

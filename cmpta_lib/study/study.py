@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
@@ -17,10 +16,11 @@ from cmpta_lib.config import PAPER_SEEDS, DataConfig, EncoderConfig, LLMConfig, 
 from cmpta_lib.data.corpus import Corpus, Language
 from cmpta_lib.data.store import load_corpus
 from cmpta_lib.embedded.synthetic import tiny_folder
-from cmpta_lib.files import PUBLISHED, ROOT, Damaged, expanded, runs_folder
+from cmpta_lib.files import PUBLISHED, Damaged, expanded, runs_folder
 from cmpta_lib.llm import files as llm_files
 from cmpta_lib.runs import store
 from cmpta_lib.runs.engines import Engine, Failure, RunsFailed, ensure
+from cmpta_lib.runs.progress import making
 from cmpta_lib.runs.store import Run
 from cmpta_lib.study import exports, plan
 from cmpta_lib.study.parameters import check_effect, checked_changes, checked_seeds, flag
@@ -131,12 +131,15 @@ class Study:
 
         cache = self.cache / "data"
         if key == "data" and self.data:
-            from data_prep.public_pickles import read_folder  # here alone: whatever else runs opens no pickle
+            from data_prep.public_pickles import public_files, read_folder  # here alone: nothing else opens pickles
 
-            return read_folder(Path(self.data), cache)
+            name = public_files(tasks.said(self.data)[1])[0]
+            with making(f"corpus {name}", is_new=not any(cache.glob(f"{name}-*"))):
+                return read_folder(Path(self.data), cache)
         name = self.settings.corpora[one_of("corpus", key, self.settings.corpora)]
         if name in synthetic.generative_models():
-            return synthetic.embedded_corpus(name, cache, SMOKE_SIZES if self.smoke else synthetic.SPLIT_SIZES)
+            with making(f"corpus {name}", is_new=not any(cache.glob(f"{name}-*"))):
+                return synthetic.embedded_corpus(name, cache, SMOKE_SIZES if self.smoke else synthetic.SPLIT_SIZES)
         folder = cache / name
         if not (folder / "meta.json").exists():
             raise FileNotFoundError(
@@ -212,11 +215,10 @@ class Study:
             return llm_files.resolve(name, dtype, cache)
         place = llm_files.or_published if self.published else Path
         if not (folder := place(tiny_folder(cache, documents, name))).exists():
-            command = [sys.executable, "-m", "cmpta_lib.embedded.tiny", str(cache), name, *map(str, filter(None, [documents]))]
-            environment = os.environ | {"OMP_NUM_THREADS": str(os.cpu_count() or 1)}
-            done = subprocess.run(command, env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-            if done.returncode:
-                raise RuntimeError(f"building {name} failed, exit code {done.returncode}:\n{done.stderr[-3000:]}")
+            from cmpta_lib.embedded.tiny import build_apart
+
+            with making(f"language model {name}") as report:
+                build_apart(cache, documents, name, report)
         return LLMConfig(name=name, fingerprint=llm_files.tiny_fingerprint(folder))
 
     def verify(self, name: str) -> None:
