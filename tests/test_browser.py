@@ -30,8 +30,9 @@ from cmpta_lib.study.plan import NOTEBOOKS
 ROOT = Path(__file__).parents[1]
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 NAMES = [notebook.name for notebook in NOTEBOOKS if not notebook.is_beyond]
-RUN_AGAIN = ("02_model", "05_table4_meld", "08_attention_figs3_4")
+RUN_AGAIN = ("01_data", "02_model", "03_training", "08_attention_figs3_4")
 WIDTHS = (1400, 1000)  # of the window, px
+A4 = 688  # px between margins of 14 mm
 QUIET = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--no-first-run")
 
 pytestmark = [
@@ -138,10 +139,10 @@ def pictures(page) -> list[bytes]:
     return [base64.b64decode(source.partition("base64,")[2]) for source in sources]
 
 
-def cut(page) -> list[str]:
+def cut(page, places: str = ".jp-Notebook .jp-OutputArea-output, .jp-Notebook .jp-OutputArea-output div") -> list[str]:
     """Outputs wider than their place, which a reader would have to scroll."""
     return page.eval_on_selector_all(
-        ".jp-Notebook .jp-OutputArea-output, .jp-Notebook .jp-OutputArea-output div",
+        places,
         "all => all.filter(one => one.scrollWidth > one.clientWidth + 2).map(one => one.innerText.slice(0, 80))",
     )
 
@@ -155,6 +156,16 @@ def test_an_executed_notebook_opens_whole(name: str, browser, lab, reproduced):
     promised = [figure for notebook in NOTEBOOKS if notebook.name == name for figure in notebook.figures]
     assert sum(picture in exported for picture in shown) >= len(promised), "a figure is not shown as it is exported"
     page.close()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_page_is_whole_on_a_screen_and_on_paper(name: str, browser, reproduced):
+    for media, width in (("screen", 1100), ("print", A4)):
+        page = browser.new_page(viewport={"width": width, "height": 1000})
+        page.emulate_media(media=media)
+        page.goto((reproduced / "smoke/figures/demo/notebooks" / f"{name}.html").as_uri())
+        assert page.evaluate("document.documentElement.scrollWidth") <= width and cut(page, "body, body *") == [], media
+        page.close()
 
 
 def run_all(page) -> None:
