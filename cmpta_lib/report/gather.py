@@ -239,6 +239,7 @@ def summary(study: Study, folder: Path | None = None) -> str:
 
 
 RESULTS = "results"  # what the README's marks around them are called
+RUNS = "runs"  # trained runs that are published with their exports
 _DRAWN, _WHERE = (".pdf", ".png", ".html", ".ipynb", "report.md"), ("commits", "hardware", "packages")
 
 
@@ -261,6 +262,8 @@ def publish(profile: str, made: Path, root: Path = ROOT) -> str:
         try:
             text = _readme(root, {profile: made})
             shutil.copytree(made, draft, ignore=lambda _, names: [name for name in names if name[0] == "."])
+            if (runs := target / RUNS).is_dir():
+                shutil.copytree(runs, draft / RUNS, dirs_exist_ok=True)
             if target.exists():  # as a whole: what is no longer exported must not stay
                 target.rename(before)
             draft.rename(target)

@@ -83,7 +83,7 @@ def headline(folder: Path) -> pd.DataFrame:
     methods, columns = [*filter(None, map(best_printed, tables.values())), *shared, CMPTA.name], {}
     for (name, key), table in zip(TABLES.items(), tables.values(), strict=True):
         corpus, metric = recorded(folder)[name]["data"].partition(" (")[0], next(iter(table))
-        columns[f"{PAPER_NAMES[key]} {metric}, paper", f"{corpus}, this run"] = table[metric]
+        columns[f"{PAPER_NAMES[key]} {metric}, paper", f"{corpus} {metric}, here"] = table[metric]
     return beside(columns, list(dict.fromkeys(methods)))
 
 
