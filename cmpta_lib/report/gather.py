@@ -230,11 +230,7 @@ def _reasons(study: Study, failures: Mapping[str, str]) -> dict[str, str]:
 
 
 def summary(study: Study, folder: Path | None = None) -> str:
-    """What came out, for a terminal: scores beside the best others and the best possible, how claims fare; "" for nothing.
-
-    Args:
-        folder: where the study's exports lie; default where they are being collected.
-    """
+    """What came out, for a terminal, from a folder of the study's exports (default: where they are collected); "" for nothing."""
     return "\n".join(headline.lines(folder or study.figures))
 
 
