@@ -135,7 +135,8 @@ def export(study: Study) -> None:
         ),
     }
     published = pd.read_csv(ROOT / "figures/published/demo/claims.csv", keep_default_na=False)  # as long as they get
-    judged = published.drop(columns=["generated", "provenance"]).assign(**{"what decides": ""})
+    decides = published["figures of this run"].str.partition("; ")[0] + " (one of 7)"
+    judged = published.drop(columns=["generated", "provenance"]).assign(**{"what decides": decides})
     frames |= {"claims": claims.as_table(judged), "claims_rules": claims.rules(), "claims_summary": claims.summary(judged)}
     for key, number in (("sims", 3), ("meld", 4)):
         rows, scores = comparison.comparison_rows(study, key), reports.scores_of(study, key)

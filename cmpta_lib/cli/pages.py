@@ -156,7 +156,8 @@ def _drawn(tex: str) -> str:
         for line in filter(str.strip, plain.split(r"\\")):
             said = f"${' '.join(line.split())}$"
             width, height, depth = (float(one) for one in text_to_path.get_text_width_height_descent(said, font, ismath=True))
-            pieces = Outline(*text_to_path.get_text_path(font, said, ismath=True)).iter_segments(simplify=False)
+            vertices, codes = text_to_path.get_text_path(font, said, ismath=True)
+            pieces = Outline(vertices, codes).iter_segments(simplify=False)
             path = "".join(
                 "MLQC"[code - 1] + " ".join(f"{(-1) ** n * one:.0f}" for n, one in enumerate(points)) if code < 5 else "Z"
                 for points, code in pieces
