@@ -9,7 +9,7 @@ import base64
 import io
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,10 @@ from cmpta_lib.study.plan import NOTEBOOKS
 
 _WIDGET = "application/vnd.jupyter.widget-view+json"
 _LINK = re.compile(r"\[([^]]+)\]\((?:(\w+)\.ipynb|\.\./[^)]*)\)")  # to another notebook, or to a file of the checkout
+_KERNEL = {
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}, "language_info": {"name": "python"}
+}  # fmt: skip
+_TITLE = re.compile(r"^#+ +(.*)$", re.MULTILINE)
 _HEADING = re.compile(r'<h([23]) id="([^"]+)">(.*?)<a class="anchor-link"', re.DOTALL)
 # What matplotlib's mathematics calls otherwise, or lays out itself.
 _TEX = {
@@ -55,7 +59,9 @@ def write_page(executed: Path, page: Path, beside: Sequence[str] = ()) -> None:
         output.metadata["filenames"] = {"image/png": f"../{name}"}
     for cell in words:
         cell.source = _LINK.sub(r"[\1](\2.html)", cell.source)
-    files.write_text(page, _as_html(notebook, _links(page.stem, beside)))
+    order = [one.name for one in NOTEBOOKS if one.name in (*beside, page.stem)]
+    place = order.index(page.stem) if page.stem in order else 0
+    files.write_text(page, _as_html(notebook, {"Previous": order[:place][-1:], "Next": order[place + 1 :][:1]}))
     record_files(folder, page, page.with_suffix(".ipynb"))
 
 
@@ -76,39 +82,28 @@ def _told(value: Any, key: str = "") -> Any:
 def _cleaned(notebook: Any, exports: Path) -> list[tuple[Any, str]]:
     """Leave in a notebook what was shown; returns its pictures that are exports, each with the export's name."""
     known = {base64.b64encode(path.read_bytes()).decode(): path.name for path in sorted(exports.glob("*.png"))}
-    notebook.metadata = {name: notebook.metadata[name] for name in ("kernelspec", "language_info") if name in notebook.metadata}
-    if "language_info" in notebook.metadata:
-        notebook.metadata["language_info"] = {"name": "python"}
-    notebook.nbformat_minor, found, ran, heading = 5, [], 0, ""
+    notebook.metadata, notebook.nbformat_minor, found, ran, heading = _KERNEL, 5, [], 0, ""
     for number, cell in enumerate(notebook.cells):
         cell.id = f"cell-{number}"
         cell.metadata = {name: cell.metadata[name] for name in ("tags", "jupyter") if cell.metadata.get(name)}
-        heading = next((line.lstrip("# ") for line in cell.source.splitlines()[::-1] if line.startswith("#")), heading)
         if cell.cell_type != "code":
             cell.pop("outputs", None)
+            heading = (_TITLE.findall(cell.source) or [heading])[-1]
             continue
-        ran += 1
-        cell.execution_count, cell.outputs = ran, _joined(one for one in cell.outputs if _WIDGET not in one.get("data", {}))
-        for output in cell.outputs:
+        ran, outputs = ran + 1, list[Any]()
+        for output in (one for one in cell.outputs if _WIDGET not in one.get("data", {})):
             if "execution_count" in output:
                 output.execution_count = ran
             if picture := output.get("data", {}).get("image/png"):
-                name = known.get(picture.replace("\n", ""))
-                about = output.metadata.setdefault("image/png", {})
+                name, about = known.get(picture.replace("\n", ""), ""), output.metadata.setdefault("image/png", {})
                 about["alt"] = alt_text(exports, Path(name).stem) if name else heading
                 output.data["image/png"] = _for_a_screen(picture, about)
                 found += [(output, name)] * bool(name)
-    return found
-
-
-def _joined(outputs: Any) -> list[Any]:
-    """Outputs with what was printed in one piece, however many pieces it came in."""
-    found: list[Any] = []
-    for one in outputs:
-        if found and one.output_type == "stream" == found[-1].output_type and one.name == found[-1].name:
-            found[-1].text += one.text
-        else:
-            found.append(one)
+            if outputs and "name" in output and output.name == outputs[-1].get("name"):
+                outputs[-1].text += output.text  # printed in pieces, as they happened to arrive
+            else:
+                outputs.append(output)
+        cell.execution_count, cell.outputs = ran, outputs
     return found
 
 
@@ -116,27 +111,15 @@ def _for_a_screen(picture: str, about: Any) -> str:
     """A PNG in the pixels in which its notebook shows it, where it has more: an export is printed as well."""
     from PIL import Image
 
-    if not (size := (about.get("width", 0), about.get("height", 0)))[0]:
+    image = Image.open(io.BytesIO(base64.b64decode(picture))) if about.get("width") else None
+    if not image or image.width <= about["width"]:
         return picture
-    image = Image.open(io.BytesIO(base64.b64decode(picture)))
-    if image.width <= size[0]:
-        return picture
-    buffer = io.BytesIO()
-    small = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+    buffer, small = io.BytesIO(), image.convert("RGB").resize((about["width"], about["height"]), Image.Resampling.LANCZOS)
     small.quantize(256, dither=Image.Dither.NONE).save(buffer, "png", optimize=True)
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def _links(name: str, beside: Sequence[str]) -> str:
-    """To the report, and to the pages before and after this one."""
-    order = [one.name for one in NOTEBOOKS if one.name in beside or one.name == name]
-    place = order.index(name) if name in order else 0
-    around = {"Previous": order[max(place - 1, 0) : place], "Next": order[place + 1 : place + 2]}
-    links = (f'<a href="{one[0]}.html">{what}: {one[0]}</a>' for what, one in around.items() if one)
-    return "\n".join(['<a href="../report.md">Report</a>', *links])
-
-
-def _as_html(notebook: Any, links: str) -> str:
+def _as_html(notebook: Any, links: Mapping[str, Sequence[str]]) -> str:
     from nbconvert import HTMLExporter
     from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 
@@ -173,7 +156,8 @@ def _drawn(tex: str) -> str:
         for line in filter(str.strip, plain.split(r"\\")):
             said = f"${' '.join(line.split())}$"
             width, height, depth = (float(one) for one in text_to_path.get_text_width_height_descent(said, font, ismath=True))
-            pieces = Outline(*text_to_path.get_text_path(font, said, ismath=True)).iter_segments(simplify=False)
+            vertices, codes = text_to_path.get_text_path(font, said, ismath=True)
+            pieces = Outline(vertices, codes).iter_segments(simplify=False)
             path = "".join(
                 "MLQC"[code - 1] + " ".join(f"{(-1) ** n * one:.0f}" for n, one in enumerate(points)) if code < 5 else "Z"
                 for points, code in pieces

@@ -230,15 +230,12 @@ def _reasons(study: Study, failures: Mapping[str, str]) -> dict[str, str]:
 
 
 def summary(study: Study, folder: Path | None = None) -> str:
-    """What came out, for a terminal: scores beside the best others and the best possible, how claims fare; "" for nothing.
-
-    Args:
-        folder: where the study's exports lie; default where they are being collected.
-    """
+    """What came out, for a terminal, from a folder of the study's exports (default: where they are collected); "" for nothing."""
     return "\n".join(headline.lines(folder or study.figures))
 
 
 RESULTS = "results"  # what the README's marks around them are called
+RUNS = "runs"  # trained runs that are published with their exports
 _DRAWN, _WHERE = (".pdf", ".png", ".html", ".ipynb", "report.md"), ("commits", "hardware", "packages")
 
 
@@ -261,6 +258,8 @@ def publish(profile: str, made: Path, root: Path = ROOT) -> str:
         try:
             text = _readme(root, {profile: made})
             shutil.copytree(made, draft, ignore=lambda _, names: [name for name in names if name[0] == "."])
+            if (runs := target / RUNS).is_dir():
+                shutil.copytree(runs, draft / RUNS, dirs_exist_ok=True)
             if target.exists():  # as a whole: what is no longer exported must not stay
                 target.rename(before)
             draft.rename(target)

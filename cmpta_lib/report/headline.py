@@ -77,14 +77,15 @@ def headline(folder: Path) -> pd.DataFrame:
     Raises:
         ValueError: a file is no table of scores; names it.
     """
-    tables = {key: scores(folder, name) for name, key in TABLES.items()}
+    tables = {(name, key): scores(folder, name) for name, key in TABLES.items()}
     one, other = ([*next(iter(table.values())).index] for table in tables.values())
     shared = [name for name in one if name in other and name not in (*BEYOND, CMPTA.name)]
-    methods, columns = [*filter(None, map(best_printed, tables.values())), *shared, CMPTA.name], {}
-    for (name, key), table in zip(TABLES.items(), tables.values(), strict=True):
+    columns = {}
+    for (name, key), table in tables.items():
         corpus, metric = recorded(folder)[name]["data"].partition(" (")[0], next(iter(table))
-        columns[f"{PAPER_NAMES[key]} {metric}, paper", f"{corpus}, this run"] = table[metric]
-    return beside(columns, list(dict.fromkeys(methods)))
+        columns[f"{PAPER_NAMES[key]} {metric}, paper", f"{corpus} {metric}, here"] = table[metric]
+    best = [name for table in tables.values() if (name := best_printed(table))]
+    return beside(columns, list(dict.fromkeys([*best, *shared, CMPTA.name])))
 
 
 def grid(frame: pd.DataFrame, gap: str = " ") -> str:
@@ -130,17 +131,15 @@ def front(folder: Path, link: Callable[[str], str]) -> Iterator[str]:
 
 def lines(folder: Path) -> Iterator[str]:
     """For a terminal of 80 columns: CMPTA, words alone, the best other method and the best possible, and how claims fare."""
-    columns = [["", CMPTA.name, TEXT_ONLY.name, "best other", BEST.strip("*")]]
+    found = pd.DataFrame(index=[CMPTA.name, TEXT_ONLY.name, "best other", BEST.strip("*")])
     for corpus, (_, table) in read(folder).items():
         metric, first = next(iter(table.items()))
-        ranked = first["place"].dropna().sort_values().index
-        others = [name for name in ranked if name not in (CMPTA.name, TEXT_ONLY.name, *BEYOND)]
-        best = [f"{first['here'][name]} {name}" for name in others[:1]] or [NOTHING]
+        others = first.drop(index=[CMPTA.name, TEXT_ONLY.name, *BEYOND], errors="ignore").sort_values("place").dropna()
+        best = f"{others['here'].iloc[0]} {others.index[0]}" if len(others) else NOTHING
         known = first["here"].reindex([CMPTA.name, TEXT_ONLY.name], fill_value=NOTHING)
-        columns.append([f"{corpus} {metric}", *known, *best, first["bound"].iloc[0]])
-    if columns[1:]:
-        padded = ([cell.ljust(max(map(len, column))) for cell in column] for column in columns)
-        yield from ("  ".join(line).rstrip() for line in zip(*padded, strict=True))
-    for about, found in counts(folder).items():
-        said = ", ".join(f"{count} {name}" for name, count in found.items() if count)
+        found[f"{corpus} {metric}"] = [*known, best, first["bound"].iloc[0]]
+    if found.shape[1]:
+        yield from map(str.rstrip, found.to_string(justify="left").splitlines())
+    for about, verdicts in counts(folder).items():
+        said = ", ".join(f"{count} {name}" for name, count in verdicts.items() if count)
         yield textwrap.fill(f"claims, {about}: {said}", 80, subsequent_indent="  ")
