@@ -109,8 +109,9 @@ def parser() -> argparse.ArgumentParser:
     look.add_argument("--deep", action="store_true", help="also read every stored byte and compare it with its hash")
     _add_benchmark(command("benchmark", "time steps and answers beside the bare LLM and MSE-Adapter's way"))
     _add_listing(command("runs", "list runs: what each is, how far, and its scores"))
-    listed = command("fields", "what --set can change: fields, what each expects, its default, the methods that have it")
-    listed.add_argument("words", nargs="*", metavar="WORD", help="only fields or methods with these in their name")
+    listed = command("fields", "what --set can change: each field's default, what it expects, and the methods that have it")
+    what = "search all: words in a field's name or description, or a method's name (default: CMPTA's fields)"
+    listed.add_argument("words", nargs="*", metavar="WORD", help=what)
     listed.add_argument("--json", action="store_true", help="all that is known of each, as JSON")
     _add_comparison(command("compare", "two runs, or two rows with all their seeds: settings, scores, clips"))
     publish = command("publish", "copy a profile's exports to figures/published and show them in the README")

@@ -108,7 +108,11 @@ def reproduce(options: argparse.Namespace) -> int:
         with exports.collected(study.name) as draft:
             report = export()
             report = exports.finish(draft, complete=whole and not failed) / report.name
-    print(f"{report} written after {time.monotonic() - started:.0f} s", flush=True)
+    if came_out := gather.summary(study, report.parent):
+        print(f"\n{came_out}\n")
+    place = exports.shown(report.parent)
+    print(f"{place}/{report.name} written after {time.monotonic() - started:.0f} s")
+    print(f"notebooks with their results, for a browser: {place}/{exports.PAGES}/{chosen[0]}.html", flush=True)
     if failed:
         print(f"cmpta reproduce: {len(failed)} failed; what is finished is kept, call again once it is mended:", file=sys.stderr)
         print("\n".join(f"- {reason}" for reason in failed), file=sys.stderr)
@@ -219,7 +223,9 @@ def _execute(study: Study, chosen: Sequence[str], parameters: Mapping[str, Any],
             if executed.exists():
                 pages.write_page(executed, study.figures / exports.PAGES / f"{name}.html", chosen)
 
-    work, left, began = {one.name: one.work for one in plan.chosen(chosen)}, set(chosen), time.monotonic()
+    # How long each takes, roughly: drawing takes most.
+    work = {one.name: (2 + len(one.tables) + 2 * len(one.figures)) * len(one.corpora) or 1 for one in plan.chosen(chosen)}
+    left, began = set(chosen), time.monotonic()
 
     def rest() -> str:
         to_do = sum(work[name] for name in left)
@@ -241,7 +247,6 @@ def _execute(study: Study, chosen: Sequence[str], parameters: Mapping[str, Any],
     finally:
         del os.environ[WITHOUT]
         pool.shutdown(wait=False, cancel_futures=True)  # all have ended, or an interruption ends this process
-    print(f"      the executed notebooks are in {folder}", flush=True)
     return failed
 
 

@@ -221,11 +221,6 @@ class Notebook:
     has_search: bool = False  # also other learning rates of everything that is trained: first seed
     is_beyond: bool = False  # beyond the paper: runs only where it is asked for by name, or with everything
 
-    @property
-    def work(self) -> int:
-        """How long it takes beside the others, roughly: drawing takes most."""
-        return (2 + len(self.tables) + 2 * len(self.figures)) * len(self.corpora) or 1
-
 
 _BESIDE = ("paired_{key}", "methods_{key}", "field_{key}")
 _COMPARISON, _ABLATION, _BEYOND = "Comparison (Tables 3 and 4)", "Ablations (Tables 5 and 6)", "Beyond the paper: "
