@@ -49,14 +49,16 @@ def training_curves(
     for name, history in histories.items():
         _need(history, ("epoch", "train_loss", f"valid_{metric}", "learning_rate"), f"history of '{name}'")
     shown = METRICS[metric]
-    by_step = bool(steps) and all(len(steps.get(name, ())) for name in histories)
+    known = steps or {}
+    by_step = all(len(known.get(name, ())) for name in histories)
     x, smoothed = ("step", " (thin), its moving mean") if by_step else ("epoch", "")
     drawn = f"Training loss{smoothed} and learning rate by {x}, validation {shown.axis} by epoch, a line per seed; circles: best."
     drawn = f"{drawn} {after_the_best(histories, metric)}".rstrip()
     figure = new_figure(style.page_in(), 5.4 if style.is_column() else 2.1, title=title, footer=footer, drawn=drawn)
-    loss, score, rate = figure.subplots(**({"nrows": 3} if style.is_column() else {"ncols": 3, "width_ratios": (1, 1, 0.75)}))
+    rows, columns = (3, 1) if style.is_column() else (1, 3)
+    loss, score, rate = figure.subplots(rows, columns, width_ratios=(1, 1, 0.75) if columns > 1 else None)
     for name, history in histories.items():
-        fine = steps[name] if steps and by_step else history.rename(columns={"train_loss": "loss"})
+        fine = known[name] if by_step else history.rename(columns={"train_loss": "loss"})
         mean = fine["loss"].rolling(max(1, len(fine) // 20) if by_step else 1, min_periods=1).mean()
         (line,) = loss.plot(fine[x], mean, label=printable(name))
         if by_step:
