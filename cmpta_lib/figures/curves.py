@@ -204,7 +204,7 @@ def scores_figure(
         handles = _draw_scores(axes, METRICS[metric], frame, printed)
         for (what, known), look in zip((best or {}).items(), ("--", ":", "-."), strict=False):
             if metric in known:
-                line = {"color": "0.35", "linestyle": look, "linewidth": 0.9, "zorder": 1, "label": printable(what)}
+                line: style.Look = {"color": "0.35", "linestyle": look, "linewidth": 0.9, "zorder": 1, "label": printable(what)}
                 handles.append(axes.axvline(METRICS[metric].scale * known[metric], **line))
         axes.tick_params(axis="y", length=0, labelleft=place % columns == 0)
     key = figure.add_subplot(grid[0, :])
@@ -236,9 +236,9 @@ def _draw_scores(axes: Axes, shown: Metric, frame: pd.DataFrame, printed: str) -
         if is_ours:
             tick.set(fontweight="bold", fontfamily=style.FONTS[0])  # the only one of ours that has bold letters
     for at, name in zip(heads, groups, strict=True):
-        look: style.Look = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
-        where = {"transform": axes.get_yaxis_transform(), "va": "center", "size": style.SMALLEST_PT, "style": "italic"}
-        axes.text(0.005, at, printable(str(name)), bbox=look, zorder=5, **where)
+        look: style.Look = {"va": "center", "size": style.SMALLEST_PT, "style": "italic", "zorder": 5}
+        look["bbox"] = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
+        axes.text(0.005, at, printable(str(name)), transform=axes.get_yaxis_transform(), **look)
     axes.set_ylim(y[-1] + 0.7, -0.6)
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     axes.xaxis.set_minor_locator(AutoMinorLocator())

@@ -14,18 +14,19 @@ from contextlib import ContextDecorator
 from contextvars import ContextVar, copy_context
 from functools import lru_cache, partial, wraps
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from matplotlib import font_manager, style
 from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
-from matplotlib.layout_engine import ConstrainedLayoutEngine, PlaceHolderLayoutEngine
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.rcsetup import cycler
 from matplotlib.transforms import Bbox
 
 from cmpta_lib import files
 
 log = logging.getLogger(__name__)
+Drawing = TypeVar("Drawing", bound=Callable[..., Any])
 
 SINGLE_COLUMN_IN, DOUBLE_COLUMN_IN = 3.3, 6.9
 _IS_COLUMN = ContextVar("column", default=False)
@@ -80,16 +81,16 @@ class figure_style(ContextDecorator):
     def __exit__(self, *error: Any) -> None:
         self._context.__exit__(*error)
 
-    def __call__(self, draw: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(draw)
+    def __call__(self, func: Drawing) -> Drawing:
+        @wraps(func)
         def styled(*given: Any, **options: Any) -> Any:
             with figure_style():
-                figure = draw(*given, **options)
+                figure = func(*given, **options)
             if isinstance(figure, PageFigure):
                 figure.again = partial(styled, *given, **options)
             return figure
 
-        return styled
+        return cast(Drawing, styled)
 
 
 def printable(text: str) -> str:
@@ -142,9 +143,11 @@ class PageFigure(Figure):
         title, footer: as they were given, on one line.
         drawn: what the drawing shows, in a sentence or two, for a caption.
         head_in, foot_in: inches that title and footer take above and below the drawing.
+        layout: what is still to lay it out, once; matplotlib itself would do so for every file.
         again: draws the same once more, in a column where `is_column`; None for what no function drew.
     """
 
+    layout: ConstrainedLayoutEngine | None = None
     again: Callable[[], PageFigure] | None = None
     title = footer = drawn = ""
     head_in = foot_in = 0.0
@@ -183,7 +186,8 @@ def new_figure(width_in: float, height_in: float, *, title: str = "", footer: st
     foot_in = (foot.count("\n") + 1) * 0.135 + 0.06 if footer else 0.0
     total_in = height_in + head_in + foot_in
     layout = ConstrainedLayoutEngine(rect=(0, foot_in / total_in, 1, height_in / total_in), w_pad=0.03, h_pad=0.03)
-    figure = PageFigure(figsize=(width_in, total_in), dpi=SCREEN_DPI, layout=layout)
+    figure = PageFigure(figsize=(width_in, total_in), dpi=SCREEN_DPI)
+    figure.layout = layout
     figure.title, figure.footer, figure.drawn = printable(title), printable(footer), printable(drawn)
     figure.head_in, figure.foot_in = head_in, foot_in
     if title:
@@ -197,10 +201,10 @@ def new_figure(width_in: float, height_in: float, *, title: str = "", footer: st
 @figure_style()
 def lay_out(figure: Figure) -> None:
     """Lay the figure out once and for all, so that whatever is made of it next agrees; a second call moves nothing."""
-    if (engine := figure.get_layout_engine()) and not isinstance(engine, PlaceHolderLayoutEngine):
+    if isinstance(figure, PageFigure) and figure.layout:
         for _ in range(2):  # the first pass moves the labels that the second makes room for
-            figure.draw_without_rendering()
-        figure.set_layout_engine("none")
+            figure.layout.execute(figure)
+        figure.layout = None
 
 
 @figure_style()
@@ -234,7 +238,7 @@ def as_column(figure: Figure) -> PageFigure | None:
     context = copy_context()
     context.run(_IS_COLUMN.set, True)
     column = cast(PageFigure, context.run(again))
-    return None if isinstance(column.get_layout_engine(), PlaceHolderLayoutEngine) else column  # what is placed by hand
+    return column if column.layout else None  # what is placed by hand has no such form
 
 
 def save_figure(figure: Figure, folder: Path | str, name: str) -> list[Path]:
