@@ -124,7 +124,7 @@ class PageFigure(Figure):
     def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
         """The exported PNG itself, and the pixels to show it in."""
         width, height = (round(SCREEN_DPI * inches) for inches in self.get_size_inches())
-        return rendered(self, "png"), {"width": width, "height": height}
+        return _kept(self, "png"), {"width": width, "height": height}
 
     @property
     def caption(self) -> str:
@@ -187,6 +187,9 @@ def rendered(figure: Figure, suffix: str, *, bare: bool = False) -> bytes:
     return buffer.getvalue()
 
 
+_kept = lru_cache(maxsize=8)(rendered)  # a notebook saves a figure, then shows it
+
+
 def save_figure(figure: Figure, folder: Path | str, name: str) -> list[Path]:
     """Write `<name>.pdf` and `<name>.png` (300 dpi) into `folder`, and into `folder`/paper what an article takes.
 
@@ -199,7 +202,7 @@ def save_figure(figure: Figure, folder: Path | str, name: str) -> list[Path]:
     from matplotlib import pyplot
 
     folder = Path(folder)
-    contents = {folder / f"{name}.{suffix}": rendered(figure, suffix) for suffix in ("pdf", "png")}
+    contents = {folder / f"{name}.{suffix}": _kept(figure, suffix) for suffix in ("pdf", "png")}
     contents[folder / PAPER / f"{name}.pdf"] = rendered(figure, "pdf", bare=True)
     caption = figure.caption if isinstance(figure, PageFigure) else ""
     contents[folder / PAPER / f"{name}.txt"] = f"{caption}\n".encode()
