@@ -175,9 +175,9 @@ def run_all(page) -> None:
     page.evaluate("void window.jupyterapp.commands.execute('notebook:restart-run-all')")
     page.locator(".jp-Dialog .jp-mod-accept").click(timeout=30_000)
     page.wait_for_function(
-        "(() => { const all = [...document.querySelectorAll('.jp-Notebook .jp-CodeCell .jp-InputPrompt')];"
-        " const open = all.filter(one => one.offsetParent);"  # a folded cell shows none
-        " return open.length && open.every(one => /\\d/.test(one.innerText)); })()",
+        # A folded cell has a placeholder, which has no number.
+        "(() => { const all = [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt:not(.jp-Placeholder-prompt)')];"
+        " return all.length && all.every(one => /\\d/.test(one.innerText)); })()",
         timeout=900_000,  # a notebook takes a minute or two alone, and far longer on a machine with other work
     )
 

@@ -180,13 +180,11 @@ def test_the_page_says_which_runs_it_rests_on(tmp_path: Path, monkeypatch: pytes
     study = small_studies(record_llms(tmp_path), monkeypatch)(seeds=2)
     finish(study, "sims", study.runs("sims", plan.CMPTA))
     finish(study, "sims", study.runs("sims", plan.TEXT_ONLY)[1:])
-    found = errors.state(study)
-    assert found["seeds"].tolist() == ["2", "1 of 2", "0", "0"] and list(found["method"]) == ["CMPTA", "text only"] * 2
-    assert found["note"][0] == "" and "1 of 2 seeds so far" in found["note"][1] and "is not finished" in found["note"][2]
+    found = [rows.result_row(study, key, row) for key in study.keys for row in errors.COMPARED.values()]
+    assert [(row.method, row.seeds) for row in found[:2]] == [("CMPTA", "2"), ("text only", "1 of 2")]
+    assert found[0].note == "" and "1 of 2 seeds so far" in found[1].note and "is not finished" in found[2].note
     runs = errors.whole_runs(study, "sims")
     assert [run.config.seed for run in runs["CMPTA"]] == [1111, 2222] and runs["text only"] == [], "all seeds or none"
-    every = comparison.every_answer(SCORES, runs)
-    assert errors.seeds_shown(every) == "seeds 1111, 2222" and errors.seeds_shown(every[:0]) == "seed —"
 
 
 def test_the_errors_need_no_run_that_the_comparison_does_not():

@@ -74,14 +74,12 @@ class AttentionPanel:
             raise ValueError(f"expected at least {frames} frames, a positive hop and a cue within, got {got} for {given}")
 
 
-@figure_style()
-def attention_figure(
-    panels: Sequence[AttentionPanel], *, title: str = "", footer: str = "", beside: Sequence[AttentionPanel] = ()
-) -> Figure:
-    """Figures 3 and 4: one heatmap per panel with its mean over the rows above, two panels to a row.
+Panels = Sequence[AttentionPanel]
 
-    `beside`: panels that share the scale and are not drawn, such as those of the other heads.
-    """
+
+@figure_style()
+def attention_figure(panels: Panels, *, title: str = "", footer: str = "", beside: Panels = ()) -> Figure:
+    """Figures 3 and 4: a heatmap per panel below its mean, two to a row; `beside`, as of other heads, only share the scale."""
     if not panels:
         raise ValueError("no attention panels to draw")
     width = style.SINGLE_COLUMN_IN if len(panels) == 1 else style.DOUBLE_COLUMN_IN
@@ -92,7 +90,7 @@ def attention_figure(
 
 @figure_style()
 def case_study_figure(
-    panels: Sequence[AttentionPanel], *, text: str, true_label: str, text_only_answer: str, cmpta_answer: str,
+    panels: Panels, *, text: str, true_label: str, text_only_answer: str, cmpta_answer: str,
     title: str = "", footer: str = "",
 ) -> Figure:  # fmt: skip
     """Figure 5: one clip's words, its label, the answers without and with pseudo tokens, and its attention maps.
@@ -124,7 +122,7 @@ def _verdict(answer: str, true_label: str) -> tuple[str, str]:
 
 
 def clip_page(
-    quote: str, middle_in: float, panels: Sequence[AttentionPanel], drawn: str, *, title: str, footer: str
+    quote: str, middle_in: float, panels: Panels, drawn: str, *, title: str, footer: str
 ) -> tuple[Figure, SubplotSpec]:
     """A page with one clip's words on top and its attention maps, if any, below; and the place between, `middle_in` high."""
     width = style.SINGLE_COLUMN_IN if style.is_column() else style.DOUBLE_COLUMN_IN
@@ -141,7 +139,7 @@ def clip_page(
     return figure, parts[1]
 
 
-def _heights(panels: Sequence[AttentionPanel]) -> tuple[float, float]:
+def _heights(panels: Panels) -> tuple[float, float]:
     """Inches: of all rows of maps, and of the key below them."""
     return math.ceil(len(panels) / _columns(panels)) * (CURVE_IN + _map_in(panels) + AROUND_IN), KEY_IN
 
@@ -150,13 +148,11 @@ def _columns(panels: Sequence[AttentionPanel]) -> int:
     return 1 if style.is_column() else min(len(panels), 2)
 
 
-def _map_in(panels: Sequence[AttentionPanel]) -> float:
+def _map_in(panels: Panels) -> float:
     return min(max(0.14 * max(len(p.query_labels) for p in panels), 1.1), 4.5)
 
 
-def _draw_maps(
-    figure: Figure, place: SubplotSpec, panels: Sequence[AttentionPanel], beside: Sequence[AttentionPanel] = ()
-) -> None:
+def _draw_maps(figure: Figure, place: SubplotSpec, panels: Panels, beside: Panels = ()) -> None:
     """The maps, each below its mean, and their key. Clips differ in length: all have one scale, in multiples of uniform."""
     columns, map_in = _columns(panels), _map_in(panels)
     rows = math.ceil(len(panels) / columns)

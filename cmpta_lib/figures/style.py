@@ -155,7 +155,7 @@ class PageFigure(Figure):
     def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
         """The exported PNG itself, and the pixels to show it in."""
         width, height = (round(SCREEN_DPI * inches) for inches in self.get_size_inches())
-        return rendered(self, "png"), {"width": width, "height": height}
+        return _kept(self, "png"), {"width": width, "height": height}
 
     def subplots(self, nrows: int = 1, ncols: int = 1, **options: Any) -> Any:
         """As matplotlib's, but a row of panels is stacked in a column, each as high as the row."""
@@ -241,6 +241,9 @@ def as_column(figure: Figure) -> PageFigure | None:
     return column if column.layout else None  # what is placed by hand has no such form
 
 
+_kept = lru_cache(maxsize=8)(rendered)  # a notebook saves a figure, then shows it
+
+
 def save_figure(figure: Figure, folder: Path | str, name: str) -> list[Path]:
     """Write `<name>.pdf` and `<name>.png` (300 dpi) into `folder`, and into `folder`/paper what an article takes.
 
@@ -254,7 +257,7 @@ def save_figure(figure: Figure, folder: Path | str, name: str) -> list[Path]:
     from matplotlib import pyplot
 
     folder = Path(folder)
-    contents = {folder / f"{name}.{suffix}": rendered(figure, suffix) for suffix in ("pdf", "png")}
+    contents = {folder / f"{name}.{suffix}": _kept(figure, suffix) for suffix in ("pdf", "png")}
     contents[folder / PAPER / f"{name}.pdf"] = rendered(figure, "pdf", bare=True)
     caption = figure.caption if isinstance(figure, PageFigure) else ""
     contents[folder / PAPER / f"{name}.txt"] = f"{caption}\n".encode()

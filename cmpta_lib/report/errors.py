@@ -18,7 +18,7 @@ from cmpta_lib.figures import clips
 from cmpta_lib.figures.answers import ClipAnswer, calibration_error, reliability
 from cmpta_lib.report.comparison import group_names
 from cmpta_lib.report.export import NOTHING
-from cmpta_lib.report.rows import result_row, runs_of, unusable
+from cmpta_lib.report.rows import runs_of, unusable
 from cmpta_lib.report.tables import NOT_RUN
 from cmpta_lib.report.uncertainty import spread
 from cmpta_lib.runs.store import Run
@@ -44,13 +44,6 @@ def whole_runs(study: Study, key: str) -> dict[str, list[Run]]:
     """The runs of CMPTA and text only; none of a method of which any seed is missing."""
     found = {name: runs_of(study, key, row) for name, row in COMPARED.items()}
     return {name: [] if unusable(runs) else runs for name, runs in found.items()}
-
-
-def state(study: Study) -> pd.DataFrame:
-    """What this page rests on: of how many seeds each method is, and why not of all."""
-    found = [(study.corpus(key).name, result_row(study, key, row)) for key in study.keys for row in COMPARED.values()]
-    lines = [(corpus, row.method, row.seeds, row.note) for corpus, row in found]
-    return pd.DataFrame(lines, columns=["corpus", "method", "seeds", "note"])
 
 
 def per_label_table(task: Task, every: pd.DataFrame) -> pd.DataFrame:
@@ -116,12 +109,6 @@ def agreement_table(task: Task, every: pd.DataFrame) -> pd.DataFrame:
         cells = [spread(count, 0 if len(ours) == 1 else 1) for count in counts] or [NOT_RUN] * len(verdicts)
         rows.append([name, str(members.sum()), *cells])
     return pd.DataFrame(rows, columns=["label", "clips", *verdicts])
-
-
-def seeds_shown(every: pd.DataFrame) -> str:
-    """The seeds that these answers are of, for a caption."""
-    seeds = sorted(every["seed"].unique())
-    return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds)) or NOTHING}"
 
 
 def answers_of(trained: TrainedRun, corpus: Corpus) -> pd.DataFrame:
