@@ -97,6 +97,8 @@ def test_form(path: Path):
         assert ours, f"belongs in cmpta_lib:\n{cell.source}"
         are_imports = {isinstance(node, ast.Import | ast.ImportFrom) for node in tree.body}
         assert are_imports == {number == 1}, f"imports are the second code cell, all and alone:\n{cell.source}"
+    told, done = ("\n".join(cell.source for cell in notebook.cells if cell.cell_type == kind) for kind in ("markdown", "code"))
+    assert "**Try" in told and ("$" in told or re.search(r"\.shape\b|figure", done)), "to try; formula, shape or drawing"
     opening = code_cells(path)[2].source
     assert opening.startswith("check_parameters(In)") and "changes=changes, published=True)" in opening
     last = [cell for cell in notebook.cells if cell.cell_type == "markdown"][-1].source.splitlines()[-1]
@@ -169,16 +171,21 @@ def test_one_cell_of_literal_parameters(path: Path):
 
 @every_notebook
 def test_no_name_is_used_for_two_things(path: Path):
-    """A name is bound in one cell only, so that any cell can be read without knowing which ran last."""
-    bound: dict[str, int] = {}
+    """A name is bound in one cell only, so that any cell can be read without knowing which ran last; but for loops' own."""
+    bound, in_loops = dict[str, int](), dict[str, set[int]]()
     for number, cell in enumerate(code_cells(path)):
         nodes = list(ast.walk(ast.parse(cell.source)))
-        helpers = [node for node in nodes if isinstance(node, ast.FunctionDef)]
+        helpers, loops = ([node for node in nodes if isinstance(node, kind)] for kind in (ast.FunctionDef, ast.For))
         local = [c.target for c in nodes if isinstance(c, ast.comprehension)] + sum((helper.body for helper in helpers), [])
-        passing = {id(node) for part in local for node in ast.walk(part)}
-        names = [n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store) and id(n) not in passing]
-        for name in (*names, *(helper.name for helper in helpers)):
+        passing, looping = ({id(node) for part in parts for node in ast.walk(part)} for parts in (local, loops))
+        stored_names = [n for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store) and id(n) not in passing]
+        for node in stored_names:
+            if id(node) in looping:
+                in_loops.setdefault(node.id, set()).add(number)
+        for name in [node.id for node in stored_names if id(node) not in looping] + [helper.name for helper in helpers]:
             assert bound.setdefault(name, number) == number, f"'{name}' is bound again in code cell {number}"
+    for name, cells in in_loops.items():
+        assert cells <= {bound.get(name, -1)} or name not in bound, f"'{name}' is bound in a loop in code cells {cells}"
 
 
 @pytest.fixture(scope="module")
