@@ -13,9 +13,8 @@ import pytest
 from finished import finish_tables, record_llms, small_studies
 
 from cmpta_lib import files
-from cmpta_lib.cli import pages
 from cmpta_lib.figures.style import new_figure, save_figure
-from cmpta_lib.report import comparison, gather, tables
+from cmpta_lib.report import comparison, gather, pages, tables
 from cmpta_lib.report import gather as addresses
 from cmpta_lib.report import rows as reports
 from cmpta_lib.report.claims import HERE, VERDICT
@@ -98,7 +97,7 @@ def test_a_picture_is_as_wide_as_its_letters_ask_and_says_what_it_shows(study):
 
 def test_an_item_is_called_as_in_the_paper():
     titles = {"table2_parameters": "Table 2, continued", "fig3_attention_sims": "Figure 3", "corpus_meld": "corpus meld"}
-    assert {name: addresses.title(name) for name in titles} == titles
+    assert {name: pages.title(name) for name in titles} == titles
 
 
 # --- pages ------------------------------------------------------------------------------------------------------------

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from cmpta_lib import files
-from cmpta_lib.cli import pages
 from cmpta_lib.cli.arguments import chosen_notebooks, study_of
 from cmpta_lib.cli.interruption import SCRATCH
 from cmpta_lib.files import ROOT, figures_folder
@@ -209,6 +208,8 @@ def _prepared(study: Study, chosen: Sequence[str]) -> tuple[list[str], list[str]
 
 def _execute(study: Study, chosen: Sequence[str], parameters: Mapping[str, Any], started: float) -> dict[str, str]:
     """Execute the notebooks, each also to a page beside its exports; returns what failed and why, which stops no other."""
+    from cmpta_lib.report import pages
+
     folder, failed = study.root / "notebooks" / study.name, dict[str, str]()
     with files.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
