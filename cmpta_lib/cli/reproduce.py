@@ -111,7 +111,7 @@ def reproduce(options: argparse.Namespace) -> int:
         print(f"\n{came_out}\n")
     place = exports.shown(report.parent)
     print(f"{place}/{report.name} written after {time.monotonic() - started:.0f} s")
-    print(f"notebooks with their results, for a browser: {place}/{exports.PAGES}/{chosen[0]}.html", flush=True)
+    print(f"notebooks with their results, for a browser: {place}/{exports.PAGES}/", flush=True)
     if failed:
         print(f"cmpta reproduce: {len(failed)} failed; what is finished is kept, call again once it is mended:", file=sys.stderr)
         print("\n".join(f"- {reason}" for reason in failed), file=sys.stderr)
