@@ -9,14 +9,12 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from cmpta_lib.llm.files import OMNI_MODELS
 from cmpta_lib.report.rows import over_seeds, result_row, runs_of, sound, tabled
 from cmpta_lib.report.tables import NOT_RUN, NOTE, NOTHING, Table
 from cmpta_lib.report.uncertainty import ResultRow, compared, scored
-from cmpta_lib.runs import provenance as memory
 from cmpta_lib.study import plan
 from cmpta_lib.study.plan import GIVEN, NOTHING_TOLD, OMNI, SAID, TEXT_ONLY, TOLD, TUNED, WHOLE, ZERO_SHOT, Row
 from cmpta_lib.study.study import Study
@@ -151,7 +149,7 @@ _FIRST += [TOLD[ZERO_SHOT][plan.SUREST].name, plan.FREE.name]
 def costs_table(study: Study) -> Table:
     """What a row costs that is the same on every machine, and how many of its replies were no legal answer.
 
-    Most rows are folded away. No seconds and no memory: `spent_table` has them for the page alone.
+    Most rows are folded away. No seconds, which belong to a machine: `cmpta runs` shows them.
     """
     lines = []
     for key in study.keys:
@@ -181,20 +179,3 @@ def _cost(method: Any, records: Mapping[str, object]) -> dict[str, str]:
         "tokens said": str(count * method.max_new_tokens if says else 0),
         "readings": str(1 + count if method.integration == "max_conf" else 1),
     }
-
-
-_SPENT: Mapping[str, str] = {
-    "training s": "train_seconds", "all s": "seconds", "memory GB": memory.RESIDENT, "GPU memory GB": memory.ALLOCATED,
-}  # fmt: skip
-
-
-def spent_table(study: Study) -> pd.DataFrame:
-    """Median seconds and peak memory of each row's runs on whatever machine made them: for a page, not for an export."""
-    lines = []
-    for key in study.keys:
-        for row in EVERY_ROW:
-            if done := sound(runs_of(study, key, row)):
-                medians = pd.DataFrame([run.environment for run in done]).reindex(columns=[*_SPENT.values()]).median()
-                shown = [NOTHING if np.isnan(value) else f"{value:.2f}" for value in medians]
-                lines.append([study.corpus(key).name, row.name, str(len(done)), *shown])
-    return pd.DataFrame(lines, columns=["corpus", "row", "runs", *_SPENT])

@@ -125,11 +125,7 @@ def scores_frame(rows: Sequence[ResultRow], metric: MetricName) -> pd.DataFrame:
 
 
 def differences_frame(pairs: Iterable[tuple[str, str, ResultRow, ResultRow]], metric: MetricName) -> pd.DataFrame:
-    """The same of differences between rows that were run: group, name, and one row minus another, paired by clip.
-
-    `seeds` are the differences of each seed, which may lie further apart than the interval over clips tells; none where a
-    seed of either row is missing.
-    """
+    """The same of differences, paired by clip: group, name, and one row minus another; `seeds` where both have the same."""
     lines = []
     for group, name, row, other in pairs:
         if row.ran and other.ran:
