@@ -623,3 +623,13 @@ def test_the_histogram_counts_every_answer_once():
     values, edges, _ = steps.get_data()
     assert values.sum() == pytest.approx(100) and values[-1] == 50
     assert edges[0] == 0 and edges[-1] == 100
+
+
+def test_a_saved_figure_is_shown_as_it_was_saved_until_it_is_changed(tmp_path: Path):
+    with style.figure_style():
+        figure = style.new_figure(style.SINGLE_COLUMN_IN, 1.0)
+        axes = figure.subplots()
+    style.save_figure(figure, tmp_path, "one")
+    assert figure._repr_png_()[0] == (tmp_path / "one.png").read_bytes() and not figure.stale
+    axes.set_title("changed")
+    assert figure._repr_png_()[0] != (tmp_path / "one.png").read_bytes()

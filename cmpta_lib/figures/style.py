@@ -145,17 +145,20 @@ class PageFigure(Figure):
         head_in, foot_in: inches that title and footer take above and below the drawing.
         layout: what is still to lay it out, once; matplotlib itself would do so for every file.
         again: draws the same once more, in a column where `is_column`; None for what no function drew.
+        saved: the PNG that `save_figure` wrote, if it did.
     """
 
     layout: ConstrainedLayoutEngine | None = None
     again: Callable[[], PageFigure] | None = None
     title = footer = drawn = ""
     head_in = foot_in = 0.0
+    saved = b""
 
     def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
         """The exported PNG itself, and the pixels to show it in."""
         width, height = (round(SCREEN_DPI * inches) for inches in self.get_size_inches())
-        return _kept(self, "png"), {"width": width, "height": height}
+        png = self.saved if self.saved and not self.stale else rendered(self, "png")
+        return png, {"width": width, "height": height}
 
     def subplots(self, nrows: int = 1, ncols: int = 1, **options: Any) -> Any:
         """As matplotlib's, but a row of panels is stacked in a column, each as high as the row."""
@@ -241,9 +244,6 @@ def as_column(figure: Figure) -> PageFigure | None:
     return column if column.layout else None  # what is placed by hand has no such form
 
 
-_kept = lru_cache(maxsize=8)(rendered)  # a notebook saves a figure, then shows it
-
-
 def save_figure(figure: Figure, folder: Path | str, name: str) -> list[Path]:
     """Write `<name>.pdf` and `<name>.png` (300 dpi) into `folder`, and into `folder`/paper what an article takes.
 
@@ -257,7 +257,7 @@ def save_figure(figure: Figure, folder: Path | str, name: str) -> list[Path]:
     from matplotlib import pyplot
 
     folder = Path(folder)
-    contents = {folder / f"{name}.{suffix}": _kept(figure, suffix) for suffix in ("pdf", "png")}
+    contents = {folder / f"{name}.{suffix}": rendered(figure, suffix) for suffix in ("pdf", "png")}
     contents[folder / PAPER / f"{name}.pdf"] = rendered(figure, "pdf", bare=True)
     caption = figure.caption if isinstance(figure, PageFigure) else ""
     contents[folder / PAPER / f"{name}.txt"] = f"{caption}\n".encode()
@@ -269,4 +269,6 @@ def save_figure(figure: Figure, folder: Path | str, name: str) -> list[Path]:
         with files.replacing(path) as partial:
             partial.write_bytes(content)
     pyplot.close(figure)
+    if isinstance(figure, PageFigure):  # a notebook shows what it has just saved; `stale` says if it was changed since
+        figure.saved, figure.stale = contents[folder / f"{name}.png"], False
     return list(contents)
