@@ -7,6 +7,7 @@ import logging
 import re
 import warnings
 from functools import cache
+from pathlib import Path
 from unittest.mock import patch
 
 import matplotlib
