@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from importlib import import_module
 from typing import Any
 
 
@@ -42,14 +43,14 @@ def choose(draw: Callable[..., Any], **choices: Any) -> Any:
         finally:
             busy.clear()
 
-    picture, message = draw(**chosen()), getattr(get_ipython(), "get_parent", dict)() or {}
+    picture = draw(**chosen())
+    message: dict[str, Any] = getattr(get_ipython(), "get_parent", dict)() or {}
     if message.get("content", {}).get("allow_stdin"):  # JupyterLab says that somebody answers, papermill that nobody does
         with suppress(ImportError):
-            from ipywidgets import Dropdown, HBox, Layout
-
-            auto = Layout(width="auto", flex_flow="row wrap")
-            boxes |= {name: Dropdown(options=new, description=name, layout=auto) for name, new in lists.items()}
-            display.display(HBox([*boxes.values()], layout=auto))
+            widgets: Any = import_module("ipywidgets")
+            auto = widgets.Layout(width="auto", flex_flow="row wrap")
+            boxes |= {name: widgets.Dropdown(options=new, description=name, layout=auto) for name, new in lists.items()}
+            display.display(widgets.HBox([*boxes.values()], layout=auto))
     handle = display.display(picture, display_id=True)
     for box in boxes.values():
         box.observe(redraw, "value")
