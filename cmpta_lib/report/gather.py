@@ -104,7 +104,8 @@ def write_report(study: Study, keys: Sequence[str], beyond: bool = False, failur
             f"**Not all of one piece:** {', '.join(mixed)} in this folder were made of other runs than the rest (other code or "
             f"settings), and their numbers are not to be compared with the others'. A complete `cmpta reproduce` mends that."
         )
-    first = [*pages.front(folder, lambda export: _link(folder, by[export]))] + _pictures([*folder.glob(_ABOVE[0])], by)
+    drawn = [path for path in folder.glob(_ABOVE[0]) if path.stem in by]  # others are of clips that somebody chose
+    first = [*pages.front(folder, lambda export: _link(folder, by[export])), *_pictures(drawn, by)]
     body, last = _sections(study, beyond, _reasons(study, failures or {}), by, f"**{warning}**"), _end(study, beyond)
     headings = [part.removeprefix("## ") for part in [*body, *last] if part.startswith("## ")]
     parts.append(" · ".join(f"[{heading}](#{pages.anchor(heading)})" for heading in headings))
