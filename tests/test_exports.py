@@ -159,7 +159,7 @@ def test_pictures_are_linked_or_held_in_pixels_of_a_screen_and_say_what_they_sho
     nbformat.write(v4.new_notebook(cells=cells), tmp_path / "a.ipynb")
     pages.write_page(tmp_path / "a.ipynb", tmp_path / "notebooks" / "a.html")
     text = (tmp_path / "notebooks" / "a.html").read_text(encoding="utf-8")
-    assert re.findall(r'alt="([^"]*)"', text) == ["One. Data: x.", "Where?"]
+    assert re.findall(r'alt="([^"]*)"', text) == ["One.", "Where?"]
     sources = re.findall(r'src="([^"]*)"', text)
     assert sources[0] == "../fig1.png" and sources[1].startswith("data:image/png;base64,") and len(sources) == 2
     (_, cell) = nbformat.read(tmp_path / "notebooks" / "a.ipynb", as_version=4).cells
