@@ -104,8 +104,10 @@ def write_report(study: Study, keys: Sequence[str], beyond: bool = False, failur
             f"**Not all of one piece:** {', '.join(mixed)} in this folder were made of other runs than the rest (other code or "
             f"settings), and their numbers are not to be compared with the others'. A complete `cmpta reproduce` mends that."
         )
-    first = [*pages.front(folder, lambda export: _link(folder, by[export]))] + _pictures([*folder.glob(_ABOVE[0])], by)
-    body, last = _sections(study, beyond, _reasons(study, failures or {}), by, f"**{warning}**"), _end(study, beyond)
+    drawn = [path for path in folder.glob(_ABOVE[0]) if path.stem in by]  # others are of clips that somebody chose
+    first = [*pages.front(folder, lambda export: _link(folder, by[export])), *_pictures(drawn, by)]
+    said, reasons = f"**{warning}**", _reasons(study, failures or {})
+    body, last = _sections(study, beyond, reasons, by, said), _end(study, beyond, said)
     headings = [part.removeprefix("## ") for part in [*body, *last] if part.startswith("## ")]
     parts.append(" · ".join(f"[{heading}](#{pages.anchor(heading)})" for heading in headings))
     parts += ["## Does the paper hold here?"] * bool(first) + first + body + last
@@ -143,13 +145,13 @@ def _sections(study: Study, beyond: bool, reasons: Mapping[str, str], by: Mappin
     return parts
 
 
-def _end(study: Study, beyond: bool) -> list[str]:
+def _end(study: Study, beyond: bool, warning: str) -> list[str]:
     """What the paper's numbers are worth, what the files hold, and where each item comes from."""
     folder, items, table = study.figures, recorded(study.figures), addresses(study, beyond)
     parts = ["## The paper's numbers", paper.CONTEXT, "Slips, as far as they touch tables and figures:"] * (not study.data)
     parts += ["\n".join(f"- {slip}" for slip in paper.ERRATA)] * (not study.data)
     if (checks := folder / _LAST).exists():
-        parts += ["## Data checks", _table(checks, _link(folder, "01_data"), "")]
+        parts += ["## Data checks", _table(checks, _link(folder, "01_data"), warning)]
     parts.append("## Where each table and figure comes from")
     if items:
         commits, machines, packages = (

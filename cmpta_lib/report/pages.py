@@ -59,7 +59,7 @@ def alt_text(folder: Path, name: str) -> str:
     """What a figure shows, for who cannot see it: the first lines of its caption; its title where it has none."""
     path = folder / "paper" / f"{name}.txt"
     said = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return " ".join(said[:2]) or title(name)
+    return " ".join(line for line in said[:2] if not line.startswith(("Generated data: ", "Data: "))) or title(name)
 
 
 def scores(folder: Path, name: str) -> dict[str, pd.DataFrame]:
