@@ -15,17 +15,18 @@ def check_study(options: argparse.Namespace) -> int:
     study, names = study_of(options), chosen_notebooks(options)
     found = check.needs(study, names) + (check.stored(study, names) if options.deep else [])
     is_missing, planned = any(need.missing for need in found), study.planned(names)
+    print(check.screen(study, found), flush=True)  # what follows may take minutes
     # Where something is missing, runs that wait for something of their own count as if they did not.
     runs = [one for one in planned if is_missing or not study.missing(one.row, one.key)]
     notebooks = {name: [one for one in study.planned([name]) if one in runs] for name in names}
     if is_missing:
-        print(f"{check.screen(study, found)}\n\n{estimate.by_notebook(notebooks, {}, {})}")
+        print(f"\n{estimate.by_notebook(notebooks, {}, {})}")
         print(f"{len(planned)} runs in all: listed by `cmpta reproduce --dry-run`; hours once nothing is missing")
         return 1
     configs = {one: run.config for one in runs if not (run := study.run(one.key, one.row, one.seed)).done}
-    print(f"{check.screen(study, found)}\n{len(runs)} runs, {len(runs) - len(configs)} of them finished", flush=True)
+    print(f"{len(runs)} runs, {len(runs) - len(configs)} of them finished", flush=True)
     if configs:
-        print(f"timing a few steps and answers of each kind on {provenance.hardware()} ...", flush=True)
+        print(f"timing a few steps and answers of each kind on {provenance.hardware()}", flush=True)
         speeds, head, rows = estimate.measured(study, configs), ["corpus", "method", "own LLM", "epoch s", "once s", "GPU GB"], []
         for (key, method, llm), speed in speeds.items():
             epochs = ", ".join(f"{seconds:.1f}" for seconds in speed.epochs.values()) or "-"

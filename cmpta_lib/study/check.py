@@ -227,7 +227,7 @@ def _machine(root: Path, model_gb: float, to_come_gb: float) -> list[Need]:
 def screen(study: Study, found: Sequence[Need]) -> str:
     """The list as text: what is missing first, each with its command and what waits for it."""
     count, seeds = sum(need.missing for need in found), ", ".join(map(str, study.seeds))
-    lines = [f"{count or 'nothing'} missing: profile {study.profile}, seeds {seeds}{', the dry run' if study.smoke else ''}"]
+    lines = [f"{count or 'nothing'} missing: profile {study.profile}, seeds {seeds}{', smoke run' if study.smoke else ''}"]
     for need in sorted(found, key=lambda need: (not need.missing, not need.remedy)):
         lines.append(f"  {need.state if need.remedy else 'ok':8}{need.what}: {need.found}")
         lines += [f"          -> {need.remedy}"] if need.remedy else []
