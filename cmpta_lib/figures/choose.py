@@ -48,7 +48,7 @@ def choose(draw: Callable[..., Any], **choices: Any) -> Any:
     if message.get("content", {}).get("allow_stdin"):  # JupyterLab says that somebody answers, papermill that nobody does
         with suppress(ImportError):
             widgets: Any = import_module("ipywidgets")
-            auto = widgets.Layout(width="auto", flex_flow="row wrap")
+            auto = widgets.Layout(width="auto", max_width="98%", flex_flow="row wrap")
             boxes |= {name: widgets.Dropdown(options=new, description=name, layout=auto) for name, new in lists.items()}
             display.display(widgets.HBox([*boxes.values()], layout=auto))
     handle = display.display(picture, display_id=True)
