@@ -108,7 +108,8 @@ def executed(folder: Path, random_id: str) -> Path:
     """An executed notebook as papermill leaves it: drawn ids, times, paths, and a widget that no page can show."""
     v4 = nbformat.v4
     widget = {"application/vnd.jupyter.widget-view+json": {"model_id": random_id}, "text/plain": "a bar"}
-    printed = ("0.251 <b>", f" in {files.figures_folder()}/demo of {tempfile.gettempdir()}/ipykernel_{len(random_id)}/{len(random_id)}.py")
+    kernel = f"{tempfile.gettempdir()}/ipykernel_{len(random_id)}/{len(random_id)}.py"
+    printed = ("0.251 <b>", f" in {files.figures_folder()}/demo of {kernel}")
     streams = [v4.new_output("stream", text=one) for one in (printed if random_id == "abc" else ["".join(printed)])]
     words = "# What is <this>?\n\nWords $h_t = \\frac{a}{b}$ or `$x$`, $\\nosuch$.\n\n## Why, then?\n\n"
     words += "[a](02_model.ipynb) [b](x.ipynb)"
