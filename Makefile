@@ -25,7 +25,7 @@ test_extras = [dev,lab,chatglm,omni,ray,slurm]
 	UV_FIND_LINKS="$$(echo $$links | tr ' ' ',')" \
 	.venv/bin/uv pip install --compile-bytecode --python .venv/bin/python -c constraints.txt -e '.$($*_extras)' || \
 	.venv/bin/python -m pip install -q -c constraints.txt -e '.$($*_extras)'
-	@[ ! -e .git ] || git config filter.notebook.clean 'python3 notebooks/stored.py' || true  # of .gitattributes
+	@[ ! -e .git ] || git config filter.notebook.clean 'python3 notebooks/git_filter.py' || true  # of .gitattributes
 	@touch $@
 
 test: lint ## lint, then every test that runs offline on a CPU (ARGS="-k adapter")
@@ -46,7 +46,7 @@ reproduce: setup ## every table and figure; PROFILE=demo (offline, minutes) or P
 
 lab: .venv/lab ## the notebooks, the first one open
 	.venv/bin/python -m jupyterlab $(if $(filter 0,$(shell id -u)),--allow-root) --LabApp.default_url=/lab/tree/notebooks/01_data.ipynb \
-	--FileContentsManager.post_save_hook=notebooks.stored.after_saving $(ARGS)
+	--FileContentsManager.post_save_hook=notebooks.git_filter.after_saving $(ARGS)
 
 clean: ## remove environment and caches; runs/ and figures/ stay
 	rm -rf .venv build *.egg-info .hypothesis .pytest_cache .ruff_cache

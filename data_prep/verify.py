@@ -34,6 +34,7 @@ _NAMED = 12  # classes
 _TELLING = 8  # frames of a clip that only the same recording has
 _FEW_FRAMES = 100  # with fewer, one frame may well hold so much
 _COLUMNS = ["check", "split", "count", "examples"]
+_SAID = {"ruled by one frame": "whose variance lies in one frame", "^oddity": "data issue"}  # of a check's name, on a page
 _Row = tuple[str, str, int, str]
 
 
@@ -59,10 +60,9 @@ def overview(corpora: Iterable[Corpus]) -> pd.DataFrame:
 def summary(found: pd.DataFrame) -> pd.DataFrame:
     """`overview` for a page: a line per check with its counts by split and first examples; checks that met nothing share one.
 
-    Returns:
-        Columns corpus, check, count ("train 88, valid 5, test 17"), "first examples".
+    Columns: corpus, check, count ("train 88, valid 5, test 17"), "first examples".
     """
-    lines = []
+    lines, found = [], found.assign(check=found["check"].replace(_SAID, regex=True))
     for name, corpus in found.groupby("corpus", sort=False):
         met = corpus[corpus["count"] > 0]
         for check, rows in met.groupby("check", sort=False):

@@ -406,11 +406,15 @@ def test_the_runs_folder_is_one(place, said, tmp_path, monkeypatch, capsys):
 def test_fields_says_what_can_be_set(capsys):
     assert main(["fields"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert max(map(len, lines)) <= 80 and lines[0] == "every method:"
+    assert max(map(len, lines)) <= 80 and lines[0] == "every method:" and len(lines) <= 60
     assert "  training.epochs=150                       integer from 1 to 1000000" in lines
+    assert not [line for line in lines if "graph_layers" in line], "another method's own"
     assert main(["fields", "cmpta", "summary", "--json"]) == 0
-    wanted = {"field": "method.summary", "expects": "mean | max", "default": "mean", "methods": ["cmpta"]}
-    assert json.loads(capsys.readouterr().out) == [wanted]
+    (told,) = json.loads(capsys.readouterr().out)
+    assert told.pop("says").startswith("choice 6: how a sequence")
+    assert told == {"field": "method.summary", "expects": "mean | max", "default": "mean", "methods": ["cmpta"]}
+    assert main(["fields", "warm-up"]) == 0, "what a comment says"
+    assert [line.split("=")[0].strip() for line in capsys.readouterr().out.splitlines() if "=" in line][0] == "training.schedule"
     assert main(["fields", "epocs"]) == 1 and "(did you mean 'training.epochs'?)" in capsys.readouterr().err
 
 
@@ -461,8 +465,8 @@ def test_runs_lists_every_run(runs_folder, capsys):
     head, *lines, counts = capsys.readouterr().out.splitlines()
     # Table 2's own settings differ from the demo's, and this is a demo corpus.
     assert [line.split("  ")[0] for line in lines] == [name.rpartition("-")[2][:8] for name in (finished, begun)]
-    assert lines[0].split()[-11:] == "2222 1/150 1 12 s MAE 0.312 MAE 0.312, Corr 0.700 finished".split()[-11:]
-    assert lines[1].endswith("3333   1/150" + lines[1].partition("1/150")[2]) and lines[1].endswith("unfinished: 1 of 150 epochs")
+    assert lines[0].split()[-12:] == "2222 tiny 1/150 1 12 s MAE 0.312 MAE 0.312 Corr 0.700 finished".split()[-12:]
+    assert lines[1].split("3333")[1].split()[:2] == ["tiny", "1/150"] and lines[1].endswith("unfinished: 1 of 150 epochs")
     assert "CMPTA" in lines[0] and "embedded-sims" in lines[0]
     assert counts == f"1 finished, 1 unfinished; in {runs_folder}"
 
@@ -501,9 +505,15 @@ def test_runs_as_json_hold_everything(runs_folder, capsys):
 
 
 def test_in_a_narrow_terminal_no_run_wraps(runs_folder):
+    """And at 80 columns it keeps what tells one run from another, its score and its state."""
     write_run(runs_folder, 1, {"mae": 0.3, "corr": 0.1})
     rows = listing.listed(runs_folder)
-    assert max(map(console.columns, listing.screen(rows, 40))) == 40 < max(map(console.columns, listing.screen(rows)))
+    assert max(map(console.columns, listing.screen(rows, 40))) == 40
+    head, line, hidden = listing.screen(rows, 80)
+    assert head.split() == ["run", "name", "corpus", "seed", "test", "state"] and console.columns(line) <= 80
+    assert line.endswith("embedded-sims     1  MAE 0.300  finished") and "CMPTA" in line
+    assert hidden.startswith("6 columns hidden: a wider terminal or --json shows LLM") and len(hidden) <= 80
+    assert len(listing.screen(rows, 200)) == len(listing.screen(rows)) == 2, "nothing is hidden where there is room"
 
 
 @pytest.mark.parametrize(
@@ -528,7 +538,7 @@ def test_one_damaged_run_hides_no_other(name, text, runs_folder, capsys):
     _, *lines, counts = capsys.readouterr().out.splitlines()
     assert len(lines) == 2 and counts.startswith("1 finished, 1 damaged")
     named = {place: line for line in lines for place in (bad, good) if line.startswith(place.rpartition("-")[2][:8])}
-    assert named[good].endswith("MAE 0.300  finished")
+    assert named[good].split()[-3:] == ["MAE", "0.300", "finished"]
     assert name in named[bad] and f"remove the folder {runs_folder / bad} and call again" in named[bad]
 
 

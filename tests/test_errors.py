@@ -19,6 +19,7 @@ from cmpta_lib.study import plan
 
 CLASSES = Task("classification", "en", ("anger", "disgust", "joy"))
 SCORES = Task("regression", "zh")
+SUREST = "among equals the one that it was surest of"
 
 
 def table(labels: list, predictions: list) -> pd.DataFrame:
@@ -179,13 +180,11 @@ def test_the_page_says_which_runs_it_rests_on(tmp_path: Path, monkeypatch: pytes
     study = small_studies(record_llms(tmp_path), monkeypatch)(seeds=2)
     finish(study, "sims", study.runs("sims", plan.CMPTA))
     finish(study, "sims", study.runs("sims", plan.TEXT_ONLY)[1:])
-    found = errors.state(study)
-    assert found["seeds"].tolist() == ["2", "1 of 2", "0", "0"] and list(found["method"]) == ["CMPTA", "text only"] * 2
-    assert found["note"][0] == "" and "1 of 2 seeds so far" in found["note"][1] and "is not finished" in found["note"][2]
+    found = [rows.result_row(study, key, row) for key in study.keys for row in errors.COMPARED.values()]
+    assert [(row.method, row.seeds) for row in found[:2]] == [("CMPTA", "2"), ("text only", "1 of 2")]
+    assert found[0].note == "" and "1 of 2 seeds so far" in found[1].note and "is not finished" in found[2].note
     runs = errors.whole_runs(study, "sims")
     assert [run.config.seed for run in runs["CMPTA"]] == [1111, 2222] and runs["text only"] == [], "all seeds or none"
-    every = comparison.every_answer(SCORES, runs)
-    assert errors.seeds_shown(every) == "seeds 1111, 2222" and errors.seeds_shown(every[:0]) == "seed —"
 
 
 def test_the_errors_need_no_run_that_the_comparison_does_not():
@@ -287,10 +286,7 @@ def test_what_the_generator_knows_is_told_and_whether_it_was_shown():
     assert shown["c1"] == f"both wrong, CMPTA less; face shows nothing; voice: low; {best}: +0.4, off by 0.8"
     unseen = "no face in the clip (it would be: smile); voice shows nothing"
     assert shown["c2"] == f"both wrong, with the same answer; {unseen}; {best}: -0.4, off by 0.6"
-    assert errors.unavoidable(mine, ours) == (
-        " Of its 3 wrong answers, the best possible answer from all that the clip holds is wrong in 2."
-    )
-    assert errors.unavoidable(corpus(SCORES, [0.4]), ours) == ""
+    assert errors.avoidable(mine).tolist() == [True, False, False]
     emotions = corpus(CLASSES, [0, 0], **{name: values[:2] for name, values in (known | {"bayes_all": [0.0, 2.0]}).items()})
     told = errors.worst_table(emotions, {"CMPTA": classes([0, 0], [1, 1], [[0, 1, 0]] * 2)})["what happened"]
     assert told[0].endswith(f"{best}: anger, right") and told[1].endswith(f"{best}: joy, wrong too")
@@ -303,13 +299,20 @@ def test_the_clip_to_look_at_is_the_worst_or_the_one_that_is_named():
         "sims": {"CMPTA": scores([0.0, 0.0], [0.4, 0.8], {0.4: 1.0}, {0.8: 1.0})},
         "meld": {"text only": classes([0, 0, 0], [0, 0, 0], [[1, 0, 0]] * 3)},
     }
-    ((key, (place, title)),) = errors.clips_to_show(study, found).items()
-    assert (key, place) == ("sims", 1), "nothing to show where CMPTA was not run"
-    assert title.startswith("Test clip c1 of mine, seed 7: the one that CMPTA gets most wrong")
-    assert errors.clips_to_show(study, found, "c0") == {"sims": (0, "Test clip c0 of mine, seed 7: chosen by hand")}
+    assert errors.clips_to_show(study, found) == {"sims": (1, f"CMPTA's worst error, {SUREST}")}, "not where CMPTA was not run"
+    assert errors.clips_to_show(study, found, "c0") == {"sims": (0, "chosen by hand")}
     for name in ("c2", "x"):  # c2 is meld's, where CMPTA was not run
-        with pytest.raises(ValueError, match=f"clip='{name}' is no test clip that CMPTA has answered; .*sims: c0, c1, "):
+        with pytest.raises(ValueError, match=f"no clip '{name}' in split 'test' of 2 clips; "):
             errors.clips_to_show(study, found, name)
+
+
+def test_errors_that_the_best_answer_does_not_share_come_first():
+    known = corpus(SCORES, [0.0, 0.0, 0.0], bayes_all=[0.8, 0.0, 0.0])
+    found = {"CMPTA": scores([0.0, 0.0, 0.0], [0.8, 0.6, 0.0], {0.8: 1.0}, {0.6: 1.0}, {0.0: 1.0})}
+    study = SimpleNamespace(keys=["sims"], corpus=lambda key: known, seeds=[7])
+    assert errors.avoidable(known).tolist() == [False, True, True]
+    assert errors.clips_to_show(study, {"sims": found}) == {"sims": (1, f"CMPTA's worst avoidable error, {SUREST}")}
+    assert errors.avoidable(corpus(SCORES, [0.0, 0.4])).all(), "nobody knows of real clips"
 
 
 def test_probabilities_are_computed_anew_beside_the_stored_answers():

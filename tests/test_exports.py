@@ -8,14 +8,19 @@ import re
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
 from finished import finish_tables, record_llms, small_studies
 
-from cmpta_lib.cli import pages
-from cmpta_lib.report import comparison, gather, tables
+from cmpta_lib import files
+from cmpta_lib.figures.style import new_figure, save_figure
+from cmpta_lib.report import comparison, gather, pages, tables
 from cmpta_lib.report import gather as addresses
 from cmpta_lib.report import rows as reports
-from cmpta_lib.study import check, exports
+from cmpta_lib.report.claims import HERE, VERDICT
+from cmpta_lib.report.export import recorded_hashes as exported_hashes
+from cmpta_lib.report.judge import NOT_TESTABLE
+from cmpta_lib.study import check, exports, plan
 from cmpta_lib.study.study import WITHOUT, Study
 
 
@@ -62,57 +67,106 @@ def test_every_table_and_figure_has_an_address(study):
     assert line["status"] == "made; unfinished runs of its notebook: 1"
 
 
-def test_the_report_links_the_executed_notebook(study):
+def test_the_report_begins_with_what_came_out_and_links_the_executed_notebooks(study):
     pages_folder = study.figures / "notebooks"
     pages_folder.mkdir()
-    (pages_folder / "04_table3_simsv2.html").write_text("page")
+    for name in ("04_table3_simsv2.html", "04_table3_simsv2.ipynb", "10_claims.html"):
+        (pages_folder / name).write_text("executed")
+    verdicts = pd.DataFrame({VERDICT: [NOT_TESTABLE] * 3, HERE: ["supported", "one seed: not supported", "—"]})
+    reports.save_table(study, verdicts, "claims", "Claims.", study.keys)
     text = gather.write_report(study, study.keys).read_text(encoding="utf-8")
-    assert "| [04_table3_simsv2](notebooks/04_table3_simsv2.html) | `cmpta reproduce --only 04_table3_simsv2` |" in text
+    parts = text.split("\n\n")
+    assert parts[2].startswith("[Which of the paper's claims hold here?](#which-of-the-papers-claims-hold-here) · [Comparison")
+    assert parts[3] == "## Does the paper hold here?" and "Of 3 claims of the paper, 1 hold in this run, 1 do not" in parts[4]
+    assert "[10_claims](notebooks/10_claims.html)" in parts[4] and "this run can tell of 0" in parts[4]
+    assert parts[5].splitlines()[0].startswith("|  | 🟩 supported | 🟥 not supported |")
+    assert "[04_table3_simsv2](notebooks/04_table3_simsv2.ipynb)" in parts[6] and "| **CMPTA** |" in parts[7]
+    assert not any(row.name in parts[7] for row in plan.added("sims")), "what `make reproduce` does not run"
+    assert text.count("Generated data: ") == 1 and text.count("<details>") == text.count("</details>") > 2
+    assert "[04_table3_simsv2](notebooks/04_table3_simsv2.ipynb) | `cmpta reproduce --only 04_table3_simsv2` |" in text
     assert "| 01_data | `cmpta reproduce --only 01_data` |" in text
+    said = gather.summary(study).splitlines()
+    assert said[1].startswith("CMPTA ") and said[3].startswith("best other ") and max(map(len, said)) <= 80
+
+
+def test_a_picture_is_as_wide_as_its_letters_ask_and_says_what_it_shows(study):
+    reports.save_figure(study, new_figure(3.3, 1, title="How \"sure\"", drawn="Dots.", footer="Data: x."), "reliability_sims")
+    text = gather.write_report(study, study.keys).read_text(encoding="utf-8")
+    assert '<img src="reliability_sims.png" width="429" alt="How &quot;sure&quot;. Dots.">' in text  # 3.3 inches of 6.9 in 897
 
 
 def test_an_item_is_called_as_in_the_paper():
     titles = {"table2_parameters": "Table 2, continued", "fig3_attention_sims": "Figure 3", "corpus_meld": "corpus meld"}
-    assert {name: addresses.title(name) for name in titles} == titles
+    assert {name: pages.title(name) for name in titles} == titles
 
 
 # --- pages ------------------------------------------------------------------------------------------------------------
 
 
 def executed(folder: Path, random_id: str) -> Path:
-    """An executed notebook as papermill leaves it: drawn ids, times, and a widget that no page can show."""
+    """An executed notebook as papermill leaves it: drawn ids, times, paths, and a widget that no page can show."""
     v4 = nbformat.v4
     widget = {"application/vnd.jupyter.widget-view+json": {"model_id": random_id}, "text/plain": "a bar"}
-    outputs = [v4.new_output("display_data", widget), v4.new_output("stream", text="0.251 <b>")]
-    words = v4.new_markdown_cell("# What is <this>?\n\nWords.", id="a")
-    cells = [words, v4.new_code_cell("1 + 1", id=random_id, outputs=outputs)]
+    printed = ("0.251 <b>", f" in {files.figures_folder()}/demo of /tmp/ipykernel_{len(random_id)}/{len(random_id)}.py")
+    streams = [v4.new_output("stream", text=one) for one in (printed if random_id == "abc" else ["".join(printed)])]
+    words = "# What is <this>?\n\nWords $h_t = \\frac{a}{b}$ or `$x$`, $\\nosuch$.\n\n## Why, then?\n\n"
+    words += "[a](02_model.ipynb) [b](x.ipynb)"
+    cells = [v4.new_markdown_cell(words, id="a"), v4.new_code_cell("1 + 1", id=random_id)]
+    cells += [v4.new_code_cell("p = 1", metadata={"jupyter": {"source_hidden": True}}, execution_count=len(random_id))]
+    cells[1].outputs = [v4.new_output("display_data", widget), *streams]
     cells[1].metadata["papermill"] = {"start_time": random_id}
     path = folder / f"{random_id}.ipynb"
-    nbformat.write(v4.new_notebook(cells=cells), path)
+    nbformat.write(v4.new_notebook(cells=cells, metadata={"papermill": {"duration": random_id}}), path)
     return path
 
 
-def test_the_same_outputs_make_the_same_page(tmp_path):
+def test_the_same_outputs_make_the_same_page_and_notebook(tmp_path):
     made = []
-    for number, name in enumerate(("abc", "xyz")):
-        page = tmp_path / str(number) / "page.html"
-        pages.write_page(executed(tmp_path, name), page)
-        made.append(page.read_bytes())
+    for number, name in enumerate(("abc", "wxyz")):
+        page = tmp_path / str(number) / "notebooks" / "01_data.html"
+        pages.write_page(executed(tmp_path, name), page, ["01_data", "02_model"])
+        made.append((page.read_bytes(), page.with_suffix(".ipynb").read_bytes()))
+        assert set(exported_hashes(page.parent.parent)) == {"notebooks/01_data.html", "notebooks/01_data.ipynb"}
     assert made[0] == made[1]
-    text = made[0].decode()
-    assert "<title>What is &lt;this&gt;?</title>" in text and "0.251 &lt;b&gt;" in text
-    assert "a bar" not in text and "widget" not in text and "abc" not in text
+    text, notebook = (one.decode() for one in made[0])
+    assert "<title>What is &lt;this&gt;?</title>" in text and "0.251 &lt;b&gt; in figures/demo of cell" in text
+    for one in (text, notebook):
+        assert not re.search("a bar|widget|abc|papermill|duration|/tmp", one)
+    cells = nbformat.reads(notebook, as_version=4).cells
+    assert [cell.get("execution_count") for cell in cells] == [None, 1, 2] and "[a](02_model.ipynb) b" in cells[0].source
 
 
-def test_a_picture_that_is_exported_is_linked_and_any_other_held(tmp_path):
-    v4, pictures = nbformat.v4, [b"\x89PNG exported", b"\x89PNG only shown"]
-    (tmp_path / "fig1.png").write_bytes(pictures[0])
-    shown = [v4.new_output("display_data", {"image/png": base64.b64encode(one).decode() + "\n"}) for one in pictures]
-    cells = [v4.new_markdown_cell("# Q?"), v4.new_code_cell("f", outputs=shown)]
+def test_a_page_has_contents_links_folded_code_and_formulas_that_need_no_script(tmp_path):
+    pages.write_page(executed(tmp_path, "abc"), tmp_path / "notebooks" / "01_data.html", ["01_data", "02_model"])
+    text = (tmp_path / "notebooks" / "01_data.html").read_text(encoding="utf-8")
+    assert '<nav id="contents"><a href="#Why,-then?">Why, then?</a></nav>' in text
+    assert '<a href="02_model.html">a</a> b' in text and '<a href="02_model.html">Next: 02_model</a>' in text
+    assert '<a href="../report.md">' in text and "<script" not in text and "prefers-color-scheme: dark" in text
+    assert re.findall('<details class="code"( open)?', text) == [" open", ""]
+    (drawn,) = re.findall(r'<svg aria-label="([^"]*)"', text)
+    assert drawn == r"h_t = \frac{a}{b}" and "<code>$x$</code>" in text and r"<code>\nosuch</code>" in text
+
+
+def test_pictures_are_linked_or_held_in_pixels_of_a_screen_and_say_what_they_show(tmp_path):
+    v4, figures = nbformat.v4, [new_figure(3, 1, title=title, footer="Data: x.") for title in ("One.", "Two.")]
+    save_figure(figures[0], tmp_path, "fig1")
+    outputs = []
+    for figure in figures:
+        picture, size = figure._repr_png_()
+        data = {"image/png": base64.b64encode(picture).decode()}
+        outputs.append(v4.new_output("display_data", data, metadata={"image/png": size}))
+    cells = [v4.new_markdown_cell("# Q?\n\n## Where?"), v4.new_code_cell("f", outputs=outputs)]
     nbformat.write(v4.new_notebook(cells=cells), tmp_path / "a.ipynb")
     pages.write_page(tmp_path / "a.ipynb", tmp_path / "notebooks" / "a.html")
-    sources = re.findall(r'src="([^"]{,30})', (tmp_path / "notebooks" / "a.html").read_text(encoding="utf-8"))
+    text = (tmp_path / "notebooks" / "a.html").read_text(encoding="utf-8")
+    assert re.findall(r'alt="([^"]*)"', text) == ["One. Data: x.", "Where?"]
+    sources = re.findall(r'src="([^"]*)"', text)
     assert sources[0] == "../fig1.png" and sources[1].startswith("data:image/png;base64,") and len(sources) == 2
+    (_, cell) = nbformat.read(tmp_path / "notebooks" / "a.ipynb", as_version=4).cells
+    for output in cell.outputs:
+        picture = base64.b64decode(output.data["image/png"])
+        assert int.from_bytes(picture[16:20]) == output.metadata["image/png"]["width"] == 450
+        assert len(picture) < (tmp_path / "fig1.png").stat().st_size
 
 
 # --- one fault stops only what needs it -------------------------------------------------------------------------------

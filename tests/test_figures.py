@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 import warnings
 from functools import cache
 from unittest.mock import patch
@@ -22,10 +23,16 @@ from PIL import Image
 from cmpta_lib.config import CmptaConfig
 from cmpta_lib.data.corpus import Task
 from cmpta_lib.figures import curves as plots
-from cmpta_lib.figures.answers import calibration_error, calibration_figure, confusion_figure, reliability
-from cmpta_lib.figures.style import (
-    MISSING_GLYPH, PAPER, SMALLEST_PT, as_column, figure_style, lay_out, printable, rendered, wrap,
-)  # fmt: skip
+from cmpta_lib.figures import style
+from cmpta_lib.figures.answers import (
+    ClipAnswer,
+    calibration_error,
+    calibration_figure,
+    clip_figure,
+    confusion_figure,
+    reliability,
+)
+from cmpta_lib.figures.style import MISSING_GLYPH, PAPER, SMALLEST_PT, figure_style, lay_out, printable, rendered, wrap
 
 FOOTER = "Data: embedded SIMS (generated); backbone: tiny; seeds: 1111; profile: demo."
 CLASSES = ("neutral", "surprise", "fear", "sadness", "joy", "disgust", "anger")
@@ -115,6 +122,13 @@ def calibration(methods=5):
     return calibration_figure(answers, title="Calibration", footer=FOOTER)
 
 
+def clip(**changes):
+    says = {"CMPTA": 0.4, "text only": 0.2}
+    scores = [f"{k / 5 - 1:+.1f}" for k in range(11)]
+    answers = {name: ClipAnswer(f"+{high}", scores, np.full(11, high / 4), 7, 2) for name, high in says.items()}
+    return clip_figure([panel(), panel("audio")], text="这也太好了吧", label="-0.6", answers=answers, footer=FOOTER, **changes)
+
+
 def judged(confidence, correct):
     return calibration_figure({"LMF": (np.array(confidence), np.array(correct))})
 
@@ -140,6 +154,7 @@ FIGURES = {
     "calibration": (calibration, SINGLE),
     "calibration of nine": (lambda: calibration(9), SINGLE),
 }
+DIAGRAMS_OF_PAPER = ("architecture", "adapter")
 DIAGRAMS = {
     f"{kind}: {name}": (lambda draw=draw, make=make: draw(make(), footer=FOOTER))
     for name, make in MODELS.items()
@@ -149,8 +164,12 @@ DIAGRAMS = {
 
 @cache
 def texts_of(name: str) -> tuple[Figure, list[tuple[Text, Bbox]]]:
-    """A figure by its name, and every text that is drawn, with the pixels that it takes."""
     figure = (FIGURES[name][0] if name in FIGURES else DIAGRAMS[name])()
+    return figure, drawn_texts(figure)
+
+
+def drawn_texts(figure: Figure) -> list[tuple[Text, Bbox]]:
+    """Every text that is drawn, with the pixels that it takes."""
     lay_out(figure)
     found: list[tuple[Text, Bbox]] = []
     draw = Text.draw
@@ -162,7 +181,7 @@ def texts_of(name: str) -> tuple[Figure, list[tuple[Text, Bbox]]]:
 
     with figure_style(), patch.object(Text, "draw", noted):
         figure.draw_without_rendering()
-    return figure, found
+    return found
 
 
 def words(figure: Figure) -> str:
@@ -334,6 +353,51 @@ def test_text_is_legible_and_has_its_place_to_itself(name):
         assert not [other for other, its in boxes[:number] if boxes[number][1].overlaps(its)], said
 
 
+IN_A_COLUMN = {
+    **{name: draw for name, (draw, width) in FIGURES.items() if width == DOUBLE and name not in DIAGRAMS_OF_PAPER},
+    "confusion of 14": lambda: confusion(methods=[f"method {k}" for k in range(14)]),
+    "clip": lambda: clip(),
+}
+
+
+@pytest.mark.parametrize("name", IN_A_COLUMN)
+def test_every_wide_figure_is_drawn_again_for_one_column_and_stays_legible(name, tmp_path):
+    figure = IN_A_COLUMN[name]()
+    column = style.as_column(figure)
+    assert column.get_figwidth() == style.SINGLE_COLUMN_IN and 72 * column.get_figheight() <= 700
+    assert not column.head_in + column.foot_in, "an article has a caption"
+    found = drawn_texts(column)
+    # Inside the page, of a size to read, over no other; boxes hold room for tails and accents.
+    boxes = [(text.get_text(), box.padded(-0.8 * column.dpi / 72)) for text, box in found]
+    for number, (text, box) in enumerate(found):
+        assert text.get_fontsize() >= SMALLEST_PT, text.get_text()
+        assert column.bbox.padded(1).containsx(box.x0) and column.bbox.padded(1).containsx(box.x1), text.get_text()
+        assert column.bbox.padded(1).containsy(box.y0) and column.bbox.padded(1).containsy(box.y1), text.get_text()
+        assert not [other for other, its in boxes[:number] if boxes[number][1].overlaps(its)], text.get_text()
+    wide = {text.get_text().replace("\n", " ") for text, _ in drawn_texts(figure) if text.get_gid() not in ("title", "footer")}
+    said = {text.get_text().replace("\n", " ") for text, _ in found}
+    if name not in ("confusion", "confusion of 14", "training"):  # fewer numbers; other ticks
+        assert {one for one in wide if one.isalpha()} <= said
+
+
+def test_what_is_one_column_wide_or_placed_by_hand_has_no_second_form(tmp_path):
+    assert style.as_column(ablation()) is None and style.as_column(FIGURES["adapter"][0]()) is None
+    assert style.as_column(Figure()) is None and not style.is_column()
+    paths = plots.save_figure(attention(), tmp_path, "a")
+    assert paths[-1] == tmp_path / PAPER / "a_column.pdf" and paths[-1].read_bytes().startswith(b"%PDF")
+    width, _ = re.search(rb"/MediaBox \[ 0 0 ([\d.]+) ([\d.]+) \]", paths[-1].read_bytes()).groups()
+    assert float(width) == pytest.approx(72 * style.SINGLE_COLUMN_IN)
+
+
+def test_maps_of_many_methods_fit_a_page():
+    figure = confusion(methods=[f"method {k}" for k in range(14)])
+    assert 72 * figure.get_figheight() <= 640
+    lay_out(figure)
+    named = [axes for axes in figure.axes if axes.get_visible() and axes.xaxis.get_tick_params()["labeltop"]]
+    assert len(named) == 4 and named == figure.axes[:4], "answers are named once, above the first row"
+    assert all(axes.texts for axes in figure.axes[:14]), "with their numbers"
+
+
 @pytest.mark.parametrize("classes", [2, 12, 30])
 def test_confusion_maps_stay_legible_with_any_number_of_classes(classes):
     figure = confusion([f"surprise {k}" for k in range(classes)], ("CMPTA", "text only", "a third"))
@@ -356,7 +420,7 @@ def test_notebook_file_and_article_show_the_same(name, tmp_path):
     shown, size = figure._repr_png_()
     paths = plots.save_figure(figure, tmp_path, name)
     places = [f"{name}.pdf", f"{name}.png", f"{PAPER}/{name}.pdf", f"{PAPER}/{name}.txt"]
-    places += [f"{PAPER}/{name}_column.pdf"] * (as_column(figure) is not None)
+    places += [f"{PAPER}/{name}_column.pdf"] * (style.as_column(figure) is not None)
     assert [path.relative_to(tmp_path).as_posix() for path in paths] == places
     assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted(paths)
     _, png, article, caption, *_ = paths
@@ -559,3 +623,13 @@ def test_the_histogram_counts_every_answer_once():
     values, edges, _ = steps.get_data()
     assert values.sum() == pytest.approx(100) and values[-1] == 50
     assert edges[0] == 0 and edges[-1] == 100
+
+
+def test_a_saved_figure_is_shown_as_it_was_saved_until_it_is_changed(tmp_path: Path):
+    with style.figure_style():
+        figure = style.new_figure(style.SINGLE_COLUMN_IN, 1.0)
+        axes = figure.subplots()
+    style.save_figure(figure, tmp_path, "one")
+    assert figure._repr_png_()[0] == (tmp_path / "one.png").read_bytes() and not figure.stale
+    axes.set_title("changed")
+    assert figure._repr_png_()[0] != (tmp_path / "one.png").read_bytes()

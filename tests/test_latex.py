@@ -13,7 +13,8 @@ import pandas as pd
 import pytest
 from finished import finish, finish_tables, record_llms, small_studies
 
-from cmpta_lib.report import comparison, summaries, tables
+from cmpta_lib.files import ROOT
+from cmpta_lib.report import claims, comparison, summaries, tables
 from cmpta_lib.report import rows as reports
 from cmpta_lib.report.export import CHINESE, GAP_PT, PAGE_PT, escaped, recorded, sentence, to_latex, width_pt, word_pt
 from cmpta_lib.report.tables import Table
@@ -133,6 +134,10 @@ def export(study: Study) -> None:
             {"method": ["a_b & c", "<d>"]} | {f"F1 class {n}": ["50.1 ± 10.0", "7.5 ± 1.2"] for n in range(12)}
         ),
     }
+    published = pd.read_csv(ROOT / "figures/published/demo/claims.csv", keep_default_na=False)  # as long as they get
+    decides = published["figures of this run"].str.partition("; ")[0] + " (one of 7)"
+    judged = published.drop(columns=["generated", "provenance"]).assign(**{"what decides": decides})
+    frames |= {"claims": claims.as_table(judged), "claims_rules": claims.rules(), "claims_summary": claims.summary(judged)}
     for key, number in (("sims", 3), ("meld", 4)):
         rows, scores = comparison.comparison_rows(study, key), reports.scores_of(study, key)
         best = reports.best_of(study, key, scores)
@@ -164,6 +169,19 @@ def test_every_table_is_there_and_recorded_and_no_wider_than_a_page(folder: Path
     for name, text in texts.items():
         for widths in tabulars(text) or [[]]:
             assert widths and sum(widths) + GAP_PT * (len(widths) - 1) <= PAGE_PT + 0.5, name
+
+
+def test_the_claims_are_read_on_a_few_pages(folder: Path, tmp_path: Path):
+    """Each verdict beside its claim: no panels, and no colours that fonts lack."""
+    text = (folder / "claims.tex").read_text(encoding="utf-8")
+    assert len(tabulars(text)) == 1 and "cmptasign" not in text and "inside seed noise" in text
+    if not shutil.which("pdflatex"):
+        pytest.skip("no pdflatex here: apt-get install texlive-latex-recommended latex-cjk-chinese")
+    shown = f"\\documentclass{{article}}\\usepackage{{{PACKAGES}}}\\begin{{document}}\\input{{{folder}/claims}}\\end{{document}}"
+    (tmp_path / "a.tex").write_text(shown, encoding="utf-8")
+    subprocess.run(["pdflatex", "-interaction=nonstopmode", "a.tex"], cwd=tmp_path, capture_output=True, timeout=100)
+    log = (tmp_path / "a.log").read_text(encoding="utf-8", errors="replace")
+    assert int(re.search(r"Output written on a.pdf \((\d+) page", log)[1]) <= 6 and "\nOverfull" not in log
 
 
 @pytest.mark.parametrize("form", ["", "[twocolumn]"], ids=["one column", "two columns"])

@@ -6,7 +6,9 @@ import ast
 import json
 import os
 import re
+import runpy
 import shutil
+import subprocess
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -53,8 +55,16 @@ NEED_RUNS = [notebook.name for notebook in plan.NOTEBOOKS if list(notebook.rows(
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
 
 
+stored = runpy.run_path(str(FOLDER / "git_filter.py"))["stored"]
+
+
+def as_in_git(path: Path) -> nbformat.NotebookNode:
+    """What git would store of it, whatever its reader's runs and editor have left in the file."""
+    return nbformat.reads(stored(path.read_text(encoding="utf-8")), as_version=4)
+
+
 def code_cells(path: Path) -> list[nbformat.NotebookNode]:
-    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    return [cell for cell in as_in_git(path).cells if cell.cell_type == "code"]
 
 
 def test_the_series_is_complete():
@@ -73,20 +83,74 @@ WORDS_A_RUN_CAN_CONTRADICT = re.compile(r"Expected|\bat best\b|will be better|mu
 
 @every_notebook
 def test_form(path: Path):
-    notebook = nbformat.read(path, as_version=4)
+    notebook, place = as_in_git(path), EVERY.index(path.stem)
     nbformat.validate(notebook)
     first = notebook.cells[0]
     assert first.cell_type == "markdown" and re.match(r"# .+\?\n\n\w", first.source), "a question, then what and why"
     for cell in notebook.cells:
         if cell.cell_type == "markdown":  # a page must stay true whatever the numbers on it: what to look for
             assert not (found := WORDS_A_RUN_CAN_CONTRADICT.search(cell.source)), f"{cell.id}: {found}"
-    for cell in code_cells(path):
-        assert not cell.outputs and cell.execution_count is None, "strip outputs before committing"
+    for number, cell in enumerate(code_cells(path)):
         assert len([line for line in cell.source.split("\n") if line.strip()]) <= MOST_LINES, cell.source
-        for node in ast.walk(ast.parse(cell.source)):
-            ours = not isinstance(node, ast.ClassDef | ast.FunctionDef | ast.While)
-            assert ours, f"belongs in cmpta_lib:\n{cell.source}"
-    assert set(notebook.metadata) == {"kernelspec", "language_info"}, "no traces of one machine's run"
+        tree = ast.parse(cell.source)
+        ours = not [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef | ast.While)]
+        assert ours, f"belongs in cmpta_lib:\n{cell.source}"
+        are_imports = {isinstance(node, ast.Import | ast.ImportFrom) for node in tree.body}
+        assert are_imports == {number == 1}, f"imports are the second code cell, all and alone:\n{cell.source}"
+    told, done = ("\n".join(cell.source for cell in notebook.cells if cell.cell_type == kind) for kind in ("markdown", "code"))
+    assert "**Try" in told and ("$" in told or re.search(r"\.shape\b|figure", done)), "to try; formula, shape or drawing"
+    opening = code_cells(path)[2].source
+    assert opening.startswith("check_parameters(In)") and "changes=changes, published=True)" in opening
+    last = [cell for cell in notebook.cells if cell.cell_type == "markdown"][-1].source.splitlines()[-1]
+    around = [(word, EVERY[at]) for word, at in (("Previous", place - 1), ("Next", place + 1)) if 0 <= at < len(EVERY)]
+    assert re.findall(r"(\w+): \[[^]]+\]\(([^)]+)[.]ipynb\)", last) == around, "links to its neighbours end the text"
+
+
+def git(*arguments: str, folder: Path = FOLDER) -> str:
+    return subprocess.run(["git", "-C", folder, *arguments], capture_output=True, text=True, check=True).stdout
+
+
+def test_no_notebook_in_git_has_outputs_or_traces_of_one_machine():
+    if not (FOLDER.parent / ".git").exists():
+        pytest.skip("not a git checkout: what is stored is unknown")
+    for name in git("ls-files", "*.ipynb").split():
+        assert stored(text := git("show", f":./{name}")) == text, f"{name}: `make setup` sets the filter; then add it again"
+
+
+def test_running_and_saving_a_notebook_leaves_the_checkout_clean(tmp_path: Path):
+    """In a repository whose filter is set as the Makefile sets it, with a notebook as JupyterLab saves it once it was run."""
+    saved = runpy.run_path(str(FOLDER / "git_filter.py"))["after_saving"]
+    path, new = (tmp_path / "notebooks" / name for name in ("08_attention_figs3_4.ipynb", "mine.ipynb"))
+    path.parent.mkdir()
+    for name in (".gitattributes", "notebooks/git_filter.py", f"notebooks/{path.name}"):
+        shutil.copyfile(FOLDER.parent / name, tmp_path / name)
+    git("init", "-q", folder=tmp_path)
+    (command,) = re.findall(r"git config filter\.notebook\.clean '(.+?)'", (FOLDER.parent / "Makefile").read_text())
+    git("config", "filter.notebook.clean", command, folder=tmp_path)
+    git("add", ".", folder=tmp_path)
+    git("-c", "user.name=n", "-c", "user.email=n@x", "commit", "-qm", "all", folder=tmp_path)
+    notebook = nbformat.read(path, as_version=4)
+    notebook.metadata.kernelspec.display_name = "Python 3 (ipykernel)"
+    notebook.metadata |= {"language_info": {"name": "python", "version": "3.11.7"}, "widgets": {"state": {}}}
+    for cell in notebook.cells:
+        cell.metadata = {"editable": True, "scrolled": True, "tags": cell.metadata.get("tags", [])}  # parameters were opened
+        if cell.cell_type == "code":
+            cell.execution_count, cell.outputs = 7, [nbformat.v4.new_output("stream", text="é\n")]
+    for one in (path, new):
+        nbformat.write(notebook, one)
+    assert git("diff", folder=tmp_path) == ""
+    for one in (path, new):
+        saved({}, str(one), None)
+    assert git("status", "--porcelain", folder=tmp_path) == "?? notebooks/mine.ipynb\n", "a new one is for its owner to add"
+    assert nbformat.read(path, as_version=4) == notebook, "the outputs stay for who made them"
+    tagged = [cell.metadata for cell in as_in_git(path).cells if "tags" in cell.metadata]
+    assert tagged == [{"tags": ["parameters"], "jupyter": {"source_hidden": True}}]
+    notebook.cells[0].source += " More."
+    nbformat.write(notebook, path)
+    saved({}, str(path), None)
+    assert git("diff", "--numstat", folder=tmp_path).split()[:2] == ["1", "1"], "what was written is a change, and not staged"
+    executed = "figures/published/demo/notebooks/08_attention_figs3_4.ipynb"
+    assert git("check-attr", "filter", executed, folder=tmp_path).endswith(": unspecified\n"), "results keep their outputs"
 
 
 @every_notebook
@@ -107,14 +171,21 @@ def test_one_cell_of_literal_parameters(path: Path):
 
 @every_notebook
 def test_no_name_is_used_for_two_things(path: Path):
-    """A name is bound in one cell only, so that any cell can be read without knowing which ran last."""
-    bound: dict[str, int] = {}
+    """A name is bound in one cell only, so that any cell can be read without knowing which ran last; but for loops' own."""
+    bound, in_loops = dict[str, int](), dict[str, set[int]]()
     for number, cell in enumerate(code_cells(path)):
         nodes = list(ast.walk(ast.parse(cell.source)))
-        passing = {id(n) for c in nodes if isinstance(c, ast.comprehension) for n in ast.walk(c.target)}
-        for node in nodes:
-            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and id(node) not in passing:
-                assert bound.setdefault(node.id, number) == number, f"'{node.id}' is bound again in code cell {number}"
+        helpers, loops = ([node for node in nodes if isinstance(node, kind)] for kind in (ast.FunctionDef, ast.For))
+        local = [c.target for c in nodes if isinstance(c, ast.comprehension)] + sum((helper.body for helper in helpers), [])
+        passing, looping = ({id(node) for part in parts for node in ast.walk(part)} for parts in (local, loops))
+        stored_names = [n for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store) and id(n) not in passing]
+        for node in stored_names:
+            if id(node) in looping:
+                in_loops.setdefault(node.id, set()).add(number)
+        for name in [node.id for node in stored_names if id(node) not in looping] + [helper.name for helper in helpers]:
+            assert bound.setdefault(name, number) == number, f"'{name}' is bound again in code cell {number}"
+    for name, cells in in_loops.items():
+        assert cells <= {bound.get(name, -1)} or name not in bound, f"'{name}' is bound in a loop in code cells {cells}"
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +212,8 @@ def execute(path: Path, folder: Path, **parameters: object) -> list[set[str]]:
     """Run a notebook in smoke mode as `cmpta reproduce` does, in a kernel: MIME types of what each code cell shows."""
     copy = folder / f"{path.stem}.out.ipynb"
     execute_notebook(path, copy, {"smoke": True, **parameters})
-    shown = [{kind for output in cell.outputs for kind in output.get("data", {})} for cell in code_cells(copy)]
+    cells = [cell for cell in nbformat.read(copy, as_version=4).cells if cell.cell_type == "code"]
+    shown = [{kind for output in cell.outputs for kind in output.get("data", {})} for cell in cells]
     return [shown[0], *shown[2:]]  # papermill's own cell of parameters follows the first
 
 
@@ -440,6 +512,6 @@ def test_a_parameter_misspelt_to_papermill_stops_before_anything_runs():
     """It would warn and run everything with its defaults: hours, in profile paper."""
     notebook = parameterize_notebook(load_notebook_node(str(FOLDER / "05_table4_meld.ipynb")), {"sedes": 2})
     cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
-    assert "check_parameters(In)" in cells[2], "the first that runs after parameters"
+    assert cells[3].startswith("check_parameters(In)"), "the first that runs after parameters and imports"
     with pytest.raises(ValueError, match=r"no parameter 'sedes'; there are: "):
-        check_parameters(["", *cells[:3]])
+        check_parameters(["", *cells[:4]])

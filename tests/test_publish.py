@@ -99,7 +99,7 @@ def test_a_whole_folder_is_published_and_shown(exports: Path, made: Path, checko
     shown = text.partition(BEGIN)[2]
     assert "nothing here speaks for or against the paper" in shown and "seeds 1, 2" in shown and "ARGS=--all" not in shown
     assert [line for line in shown.splitlines() if line.startswith("|")] == [
-        "||SIMS-V2 MAE, paper|a corpus, this run|MELD WF1 (%), paper|a corpus, this run|",
+        "||SIMS-V2 MAE, paper|a corpus MAE, here|MELD WF1 (%), paper|a corpus WF1 (%), here|",
         "|---|---|---|---|---|",
         "|LMF|0.343|0.517 ± 0.006|—|—|",
         "|TFN|—|—|57.74|not run|",
@@ -109,7 +109,9 @@ def test_a_whole_folder_is_published_and_shown(exports: Path, made: Path, checko
     ]
     assert "(figures/published/demo/report.md)" in shown
     (published / "gone.md").write_text("no longer exported")
+    (published / "runs" / "sims-1").mkdir(parents=True)
     assert publish(made, checkout) == said and not (published / "gone.md").exists()
+    assert (published / "runs" / "sims-1").is_dir(), "a trained run is no export, and stays"
     assert (checkout / "README.md").read_text(encoding="utf-8") == text
 
 

@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LAYOUT = {
     *(".ci", ".gitignore", "CITATION.cff", "LICENSE", "Makefile", "README.md", "constraints.txt", "environment.yml"),
-    *("cmpta_lib", "data_prep", "figures", "notebooks", "pyproject.toml", "tests"),
+    *(".gitattributes", "cmpta_lib", "data_prep", "figures", "notebooks", "pyproject.toml", "tests"),
 }
 UNPICKLERS = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal", "joblib"}
 HEAVY = {"torch", "transformers", "pandas", "matplotlib", "seaborn", "sklearn", "scipy", "tokenizers", "pyarrow"}

@@ -134,7 +134,7 @@ def test_a_page_shows_every_finding_once_and_names_what_was_looked_for_in_vain(c
         mine = page[page["corpus"] == name]
         clean = mine["check"].iloc[-1]
         assert clean.startswith("looked for and found none: ") and "same id" in clean
-        for check, rows in corpus.groupby("check"):
+        for check, rows in corpus.groupby(corpus["check"].str.replace("ruled by one frame", "whose variance lies in one frame")):
             if rows["count"].sum() == 0:
                 assert check in clean and check not in set(mine["check"])
                 continue

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -246,6 +247,7 @@ def costs(rows: Sequence[Mapping[str, Any]], where: str) -> PageFigure:
         for axes in (*places, parts):
             axes.spines[["top", "right"]].set_visible(False)
         parts.legend(loc="upper center", bbox_to_anchor=(0.45, -0.25), ncols=2, handlelength=1, columnspacing=1)
+    figure.again = partial(costs, rows, where)
     return figure
 
 

@@ -90,7 +90,7 @@ class _Version(argparse.Action):
 
 def parser() -> argparse.ArgumentParser:
     """Every command with its options."""
-    top = _Parser(prog="cmpta", description="The command line: `cmpta reproduce` runs every notebook and writes one report.")
+    top = _Parser(prog="cmpta", description="Begin with `cmpta check` (what is missing) or `cmpta reproduce` (every table).")
     top.add_argument("--version", action=_Version, nargs=0, help="print this version, its commit and what it stands on")
     commands = top.add_subparsers(dest="command", required=True)
 
@@ -102,17 +102,18 @@ def parser() -> argparse.ArgumentParser:
     _add_engine(run)
     finished = "make no run: tables and figures from the seeds that are finished, also while another call makes the others"
     run.add_argument("--finished", action="store_true", help=finished)
-    run.add_argument("--dry-run", action="store_true", help="list the runs with their config hashes, and train nothing")
-    look = command("check", "what is here and missing, and how long each notebook takes")
+    run.add_argument("--dry-run", action="store_true", help="list the runs and the folder of each, and train nothing")
+    look = command("check", "what is missing, with the command for it, and how long each notebook takes")
     _add_study(look)
     look.add_argument("--jobs", type=AtLeastOne, help="runs at a time (default: one a GPU, else one a core)")
     look.add_argument("--deep", action="store_true", help="also read every stored byte and compare it with its hash")
-    _add_benchmark(command("benchmark", "time steps and answers beside the bare LLM and MSE-Adapter's way"))
+    _add_benchmark(command("benchmark", "time training steps and answers, beside those of the LLM alone and of MSE-Adapter"))
     _add_listing(command("runs", "list runs: what each is, how far, and its scores"))
-    listed = command("fields", "what --set can change: fields, what each expects, its default, the methods that have it")
-    listed.add_argument("words", nargs="*", metavar="WORD", help="only fields or methods with these in their name")
+    listed = command("fields", "what --set can change: each field's default, what it expects, and the methods that have it")
+    what = "search all: words in a field's name or description, or a method's name (default: CMPTA's fields)"
+    listed.add_argument("words", nargs="*", metavar="WORD", help=what)
     listed.add_argument("--json", action="store_true", help="all that is known of each, as JSON")
-    _add_comparison(command("compare", "two runs, or two rows with all their seeds: settings, scores, clips"))
+    _add_comparison(command("compare", "compare two runs, or two rows of a table with all their seeds: settings, scores, clips"))
     publish = command("publish", "copy a profile's exports to figures/published and show them in the README")
     publish.add_argument("--profile", choices=[*PROFILES], default="demo", help="whose exports (default demo)")
     data = command("data", "fetch, verify and convert a published corpus")
@@ -120,19 +121,20 @@ def parser() -> argparse.ArgumentParser:
     data.add_argument("rest", nargs=argparse.REMAINDER, help="its own options; see cmpta data CORPUS --help")
     weights = command("weights", "fetch an LLM or a BERT from the hub: weights, configuration, vocabulary, no code")
     weights.add_argument("name", help=f"{', '.join([*llm_files.PUBLISHED, *llm_files.ENCODERS])}, or a hub id")
-    _add_dry_run(command("dry-run", "run profile paper on synthetic files laid out like the published ones"))
+    _add_dry_run(command("dry-run", "try profile paper without downloads, on synthetic files laid out as published ones"))
     return top
 
 
 def _add_study(sub: argparse.ArgumentParser) -> None:
     profiles = "demo (offline, minutes) or paper (real data, one GPU)"
     sub.add_argument("--profile", choices=[*PROFILES], default="demo", help=profiles)
-    folder = "folder of <name>_{train,valid,test}.pkl in MELD's public format"
-    sub.add_argument("--data", type=files.expanded, default="", help=folder)
+    folder = "your own clips instead: <name>_{train,valid,test}.pkl in MELD's public format"
+    sub.add_argument("--data", type=files.expanded, default="", metavar="FOLDER", help=folder)
     sub.add_argument("--smoke", action="store_true", help="a few clips and one epoch, to see that everything runs")
-    sub.add_argument("--llm", type=files.expanded, default="", help="another backbone: a published name, a hub id, or a folder")
+    another = "another frozen LLM: a published name, a hub id, or a folder"
+    sub.add_argument("--llm", type=files.expanded, default="", metavar="NAME", help=another)
     sub.add_argument("--seeds", type=checked_seeds, help="how many seeds, or a list such as [1111,3333]")
-    what = "change a config field of every run, e.g. training.epochs=3; outputs then go to a folder of their own"
+    what = "change a setting of every run (see cmpta fields), e.g. training.epochs=3; outputs go to a folder of their own"
     sub.add_argument("--set", type=setting, default={}, dest="changes", metavar="FIELD=VALUE", help=what)
     sub.add_argument("--only", nargs="+", default=[], metavar="NAME", help="notebooks by a part of their name: table3")
     everything = "also the notebooks that go beyond the paper, and on your own data every row (default: CMPTA and references)"
@@ -169,7 +171,7 @@ def _add_comparison(sub: argparse.ArgumentParser) -> None:
 
 
 def _add_benchmark(sub: argparse.ArgumentParser) -> None:
-    sizes = "the embedded LLM's size; four layers of Qwen-1.8B's width; all of Qwen-1.8B (default tiny); random weights"
+    sizes = "size of the LLM, of random weights: the demo's; four layers as wide as Qwen-1.8B's; Qwen-1.8B's (default tiny)"
     sub.add_argument("--backbone", choices=BACKBONES, default="tiny", help=sizes)
     lengths = "whose lengths clips have (default both)"
     sub.add_argument("--corpora", nargs="+", choices=tuple(LENGTHS), default=tuple(LENGTHS), help=lengths)
@@ -177,19 +179,19 @@ def _add_benchmark(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--dim", type=AtLeastOne, help="the adapter's width D (default 64 for tiny, else 1024)")
     sub.add_argument("--steps", type=AtLeastOne, default=10, help="training batches to time (default 10)")
     sub.add_argument("--answers", type=AtLeastOne, default=2, help="evaluation batches to time (default 2)")
-    sub.add_argument("--answered", type=Clips, default=ANSWERED, help=f"clips in each (default {ANSWERED})")
+    sub.add_argument("--answered", type=Clips, default=ANSWERED, help=f"clips in an evaluation batch (default {ANSWERED})")
     sub.add_argument("--vocabulary", type=files.expanded, default="", help="a published qwen.tiktoken, for its real tokens")
     sub.add_argument("--annotations", type=files.expanded, default="", help="folder of MELD's CSVs, for its real texts")
-    sub.add_argument("--threads", type=Few, help="of torch (default: its own choice)")
-    sub.add_argument("--seed", type=Seed, default=0, help="of clips and weights (default 0)")
+    sub.add_argument("--threads", type=Few, help="how many torch uses (default: its own choice)")
+    sub.add_argument("--seed", type=Seed, default=0, help="of the random clips and weights (default 0)")
     sub.add_argument("--publish", action="store_true", help="measure nothing: copy what is stored to figures/published")
-    sub.add_argument("--no-memory", action="store_false", dest="memory", help="leave out peak memory, one process each")
+    sub.add_argument("--no-memory", action="store_false", dest="memory", help="measure no peak memory")
 
 
 def _add_dry_run(sub: argparse.ArgumentParser) -> None:
     sizes = "small (minutes on a CPU) or full (Qwen-1.8B's and the published sizes); default: full where there is a GPU"
     sub.add_argument("--size", choices=("small", "full"), help=sizes)
-    sub.add_argument("--factor", type=Share, help="split sizes, as a fraction of the published ones")
+    sub.add_argument("--factor", type=Share, help="how many clips, as a fraction of the published corpora")
     sub.add_argument("--annotations", type=files.expanded, default="", help="folder of MELD's CSVs, for its real texts")
     sub.add_argument("--vocabulary", type=files.expanded, default="", help="a published qwen.tiktoken, for its real tokens")
     sub.add_argument("--files-only", action="store_true", help="write and convert the files, run no notebook")

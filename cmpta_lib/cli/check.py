@@ -20,7 +20,7 @@ def check_study(options: argparse.Namespace) -> int:
     notebooks = {name: [one for one in study.planned([name]) if one in runs] for name in names}
     if is_missing:
         print(f"{check.screen(study, found)}\n\n{estimate.by_notebook(notebooks, {}, {})}")
-        print(f"{len(planned)} runs in all, which `cmpta reproduce --dry-run` lists; hours follow once nothing is missing")
+        print(f"{len(planned)} runs in all: listed by `cmpta reproduce --dry-run`; hours once nothing is missing")
         return 1
     configs = {one: run.config for one in runs if not (run := study.run(one.key, one.row, one.seed)).done}
     print(f"{check.screen(study, found)}\n{len(runs)} runs, {len(runs) - len(configs)} of them finished", flush=True)

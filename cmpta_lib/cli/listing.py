@@ -18,13 +18,14 @@ from cmpta_lib import registry
 from cmpta_lib.config import nearest
 from cmpta_lib.files import runs_folder
 from cmpta_lib.runs import provenance, store
-from cmpta_lib.runs.progress import STATES, Summary, cut, duration, summarise, table
+from cmpta_lib.runs.progress import STATES, Summary, columns, cut, duration, summarise, table
 from cmpta_lib.study.naming import Name, names
 from cmpta_lib.study.parameters import fields
 
 SHORT = 8  # hex digits of a run's hash that are shown; any unique beginning names it
-_HEAD = ("run", "name", "corpus", "LLM or encoder", "seed", "epochs", "best", "training", "valid", "test", "state")
-_RIGHT = (4, 5, 6, 7)
+_HEAD = ("run", "name", "corpus", "seed", "LLM or encoder", "epochs", "best", "training", "valid", "test", "further", "state")
+_RIGHT = ("seed", "epochs", "best", "training")
+_HIDDEN_FIRST = ("LLM or encoder", "further", "best", "training", "valid", "epochs")  # where a terminal is too narrow for all
 _WIDEST_NAME = 56
 # Keys of its records that stand in the JSON as they are: of metrics.json, and of environment.json.
 _MEASURED = ("trainable_parameters", "llm_parameters", "oddities")
@@ -61,17 +62,19 @@ class Listed:
         """Its line of the table."""
         found, config = self.summary, self.summary.config
         trains = bool(found.epochs) or found.state != "finished"  # a method without training has no epochs
+        test, _, further = found.shown("test").partition(", ")
         return [
             self.hash[:SHORT],
             cut(self.title, _WIDEST_NAME),
             self.corpus,
-            self.model,
             "" if self.seed is None else str(self.seed),
+            self.model,
             f"{found.epochs}/{config.epochs}" if config and trains else "",
             str(found.best_epoch or ""),
             duration(found.seconds) if found.seconds is not None and trains else "",
             found.shown("valid").partition(", ")[0],
-            found.shown("test"),
+            test,
+            further,
             f"{found.state}: {found.detail}" if found.detail else found.state,
         ]
 
@@ -118,21 +121,35 @@ def list_runs(options: argparse.Namespace) -> int:
 
 
 def list_fields(options: argparse.Namespace) -> int:
-    """Print what `--set` can change, under the methods that have it; ValueError where a word is in no name."""
+    """Print what `--set` can change, under the methods that have it: CMPTA's fields, or what the words are about.
+
+    Raises:
+        ValueError: a word is in no field's name or comment, and no method's name.
+    """
     every = fields()
-    found = [one for one in every if all(word in f"{one['field']} {one['methods']}" for word in options.words)]
+    asked = options.words or ([] if options.json else ["'cmpta'"])
+    about = {str(one): f"{one['field']} {one['says']} {one['methods']}".lower() for one in every}
+    found = [one for one in every if all(word.lower() in about[str(one)] for word in asked)]
     if not found:
         known = [*registry.ENTRIES, *(one["field"] for one in every)]
         hints = "".join(nearest(word, known) for word in options.words)
-        raise ValueError(f"no field or method is called so{hints}; `cmpta fields` lists all")
+        raise ValueError(f"no field or method is called so{hints}; `cmpta fields` lists those of CMPTA and all methods")
     if options.json:
         print(json.dumps(found, indent=1))
-    for methods, group in () if options.json else groupby(found, lambda one: one["methods"]):
+        return 0
+    for methods, group in groupby(found, lambda one: one["methods"]):
         heading = "every method" if len(methods) == len(registry.ENTRIES) else ", ".join(methods)
         print("\n".join(textwrap.wrap(f"{heading}:", 80)))
         for one in group:
-            line = f"{one['field']}={json.dumps(one['default']).strip(chr(34)):<3}"
-            print("\n".join(textwrap.wrap(f"{line:<40}  {one['expects']}", 80, initial_indent="  ", subsequent_indent="      ")))
+            default = "none" if one["default"] is None else json.dumps(one["default"]).strip('"')
+            line = f"{one['field']}={default:<3}"
+            line = f"{line:<40}  {one['expects']}" + f" ({one['says']})" * bool(one["says"])
+            print("\n".join(textwrap.wrap(line, 80, initial_indent="  ", subsequent_indent=" " * 8, break_on_hyphens=False)))
+    if not options.words:
+        own = Counter(name for one in every if len(one["methods"]) < len(registry.ENTRIES) for name in one["methods"])
+        said = ", ".join(f"{name} ({count})" for name, count in own.items() if name != "cmpta")
+        more = "`cmpta fields WORD` searches all fields. Choices: what the paper leaves open, see cmpta_lib/README.md"
+        print("\n".join(textwrap.wrap(f"`cmpta fields METHOD` lists a method's own: {said}. {more}", 80)))
     return 0
 
 
@@ -144,5 +161,16 @@ def _fits(row: Listed, options: argparse.Namespace) -> bool:
 
 
 def screen(rows: Sequence[Listed], width: int | None = None) -> list[str]:
-    """The table's lines, heading first, cut to `width` columns where that is given."""
-    return [cut(line, width or len(line) * 2) for line in table(_HEAD, [row.cells() for row in rows], _RIGHT)]
+    """The table's lines, heading first; where a width is given nothing is wider, and the last says which columns are hidden."""
+    cells, hidden = [dict(zip(_HEAD, row.cells(), strict=True)) for row in rows], list[str]()
+    while True:
+        head = [name for name in _HEAD if name not in hidden]
+        right = [place for place, name in enumerate(head) if name in _RIGHT]
+        lines = table(head, [[row[name] for name in head] for row in cells], right)
+        if width is None or columns(lines[0]) + 3 <= width or len(hidden) == len(_HIDDEN_FIRST):  # "finished" below "state"
+            break
+        hidden.append(_HIDDEN_FIRST[len(hidden)])
+        cells = [row | {"name": cut(row["name"], max(24, width // 4))} for row in cells]
+    if hidden:
+        lines.append(f"{len(hidden)} columns hidden: a wider terminal or --json shows {', '.join(hidden)}")
+    return [cut(line, width) if width else line for line in lines]

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from cmpta_lib import files
-from cmpta_lib.cli import pages
 from cmpta_lib.cli.arguments import chosen_notebooks, study_of
 from cmpta_lib.cli.interruption import SCRATCH
 from cmpta_lib.files import ROOT, figures_folder
@@ -108,7 +107,11 @@ def reproduce(options: argparse.Namespace) -> int:
         with exports.collected(study.name) as draft:
             report = export()
             report = exports.finish(draft, complete=whole and not failed) / report.name
-    print(f"{report} written after {time.monotonic() - started:.0f} s", flush=True)
+    if came_out := gather.summary(study, report.parent):
+        print(f"\n{came_out}\n")
+    place = exports.shown(report.parent)
+    print(f"{place}/{report.name} written after {time.monotonic() - started:.0f} s")
+    print(f"notebooks with their results, for a browser: {place}/{exports.PAGES}/", flush=True)
     if failed:
         print(f"cmpta reproduce: {len(failed)} failed; what is finished is kept, call again once it is mended:", file=sys.stderr)
         print("\n".join(f"- {reason}" for reason in failed), file=sys.stderr)
@@ -205,6 +208,8 @@ def _prepared(study: Study, chosen: Sequence[str]) -> tuple[list[str], list[str]
 
 def _execute(study: Study, chosen: Sequence[str], parameters: Mapping[str, Any], started: float) -> dict[str, str]:
     """Execute the notebooks, each also to a page beside its exports; returns what failed and why, which stops no other."""
+    from cmpta_lib.report import pages
+
     folder, failed = study.root / "notebooks" / study.name, dict[str, str]()
     with files.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -219,7 +224,9 @@ def _execute(study: Study, chosen: Sequence[str], parameters: Mapping[str, Any],
             if executed.exists():
                 pages.write_page(executed, study.figures / exports.PAGES / f"{name}.html", chosen)
 
-    work, left, began = {one.name: one.work for one in plan.chosen(chosen)}, set(chosen), time.monotonic()
+    # How long each takes, roughly: drawing takes most.
+    work = {one.name: (2 + len(one.tables) + 2 * len(one.figures)) * len(one.corpora) or 1 for one in plan.chosen(chosen)}
+    left, began = set(chosen), time.monotonic()
 
     def rest() -> str:
         to_do = sum(work[name] for name in left)
@@ -241,7 +248,6 @@ def _execute(study: Study, chosen: Sequence[str], parameters: Mapping[str, Any],
     finally:
         del os.environ[WITHOUT]
         pool.shutdown(wait=False, cancel_futures=True)  # all have ended, or an interruption ends this process
-    print(f"      the executed notebooks are in {folder}", flush=True)
     return failed
 
 

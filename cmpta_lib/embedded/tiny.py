@@ -252,5 +252,5 @@ def wordpiece_tokenizer(texts: Iterable[str]) -> Any:
 
 
 if __name__ == "__main__":  # python -m cmpta_lib.embedded.tiny CACHE [NAME [DOCUMENTS]]
-    _size = int(sys.argv[3]) if len(sys.argv) > 3 else None
-    build(Path(sys.argv[1]), _size, *sys.argv[2:3], report=lambda share: print(f"{_SHARE}{share:.3f}", flush=True))
+    _name, _size = sys.argv[2] if len(sys.argv) > 2 else "tiny", int(sys.argv[3]) if len(sys.argv) > 3 else None
+    build(Path(sys.argv[1]), _size, _name, lambda share: print(f"{_SHARE}{share:.3f}", flush=True))

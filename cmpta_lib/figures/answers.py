@@ -80,7 +80,7 @@ def calibration_figure(
         look: style.Look = {"color": f"C{k}", "linestyle": LINES[k // 7 % len(LINES)]}
         label = f"{printable(name)}, ECE {100 * calibration_error(curve):.1f} %"
         points = {"marker": MARKERS[k % len(MARKERS)], "ms": 3.5, "mew": 0, "label": label}
-        handles += curves.plot(100 * curve["confidence"], 100 * curve["correct"], **look, **points)
+        handles += curves.plot(100 * curve["confidence"], 100 * curve["correct"], clip_on=False, **look, **points)
         shares, edges = np.histogram(100 * np.asarray(confidence, float), bins=20, range=(0, 100))
         sure.stairs(100 * shares / len(confidence), edges, linewidth=1, baseline=None, **look)
     curves.set(ylim=(0, 100), ylabel="right answers (%)")
@@ -93,7 +93,8 @@ def calibration_figure(
     return figure
 
 
-CELL_IN, LARGEST_CELL_IN = 0.21, 0.3  # "100" in the smallest type takes 0.19
+CELL_IN, LARGEST_CELL_IN = 0.195, 0.3  # "100" in the smallest type takes 0.19
+HIGHEST_IN = 8.2  # with title and footer a page of 640 pt
 SMALLEST_MAP_IN, MOST_COLUMNS = 1.2, 4
 GAP_IN, TITLE_IN = 0.15, 0.4  # between maps, and for two lines above each
 
@@ -121,29 +122,35 @@ def confusion_figure(
         if share.shape != (len(labels), len(labels)):
             raise ValueError(f"'{name}': expected a map of {len(labels)} x {len(labels)} classes, got {share.shape}")
     names = [printable(label) for label in labels]
-    names_in = max(text_width_in(name, style.SMALLEST_PT) for name in names) + 0.3  # with the name of the axis
-    room_in = style.DOUBLE_COLUMN_IN - names_in
-    columns = min(max(int(room_in / (CELL_IN * len(labels) + GAP_IN)), 1), MOST_COLUMNS, len(shares))
-    map_in = min(room_in / columns - GAP_IN, max(LARGEST_CELL_IN * len(labels), SMALLEST_MAP_IN))
-    rows = math.ceil(len(shares) / columns)
+    names_in = max(text_width_in(name, style.SMALLEST_PT) for name in names) + 0.28  # with the name of the axis
+    room_in = (style.SINGLE_COLUMN_IN if style.is_column() else style.DOUBLE_COLUMN_IN) - names_in
+    columns = min(max(int(room_in / (CELL_IN * len(labels) + GAP_IN)), 1), MOST_COLUMNS, len(shares)) - 1
+    height = math.inf
+    while height > HIGHEST_IN and columns < len(shares):  # else maps without numbers, more of them in a row
+        columns += 1
+        rows, map_in = math.ceil(len(shares) / columns), room_in / columns - GAP_IN
+        map_in = min(map_in, max(LARGEST_CELL_IN * len(labels), SMALLEST_MAP_IN))
+        height = rows * (map_in + TITLE_IN) + names_in
     drawn = f"Of the clips of each true {noun} (row), how many per cent get each answer (column), one map per method."
-    height = rows * (map_in + TITLE_IN) + names_in * (1 if len(shares) % columns == 0 else 2)  # answers are named below maps
     figure = new_figure(style.DOUBLE_COLUMN_IN, height, title=title, footer=footer, drawn=drawn)
     grid = figure.subplots(rows, columns, squeeze=False).flat
     for axes in grid[len(shares) :]:
         axes.set_visible(False)
+    size = 8 if map_in > 1 else style.SMALLEST_PT
     for place, (name, share) in enumerate(shares.items()):
-        axes, is_left, is_lowest = grid[place], place % columns == 0, place + columns >= len(shares)
+        axes, is_left, is_top = grid[place], place % columns == 0, place < columns
         percent = np.round(100 * share).astype(int) if map_in / len(labels) >= CELL_IN else None  # else not legible
         sns.heatmap(
             share, ax=axes, vmin=0, vmax=1, cmap="Blues", cbar=False, square=True, annot=percent, fmt="d",
             annot_kws={"size": style.SMALLEST_PT}, xticklabels=names, yticklabels=names,
         )  # fmt: skip
-        axes.set_title("\n".join(fit_line(line, map_in) for line in wrap(name, map_in, 8).split("\n")))
+        lines = wrap(name, map_in + GAP_IN, size).split("\n")
+        axes.set_title("\n".join(fit_line(line, map_in + GAP_IN, size) for line in lines), size=size)
         axes.tick_params(length=0)
-        axes.tick_params(axis="x", rotation=90, labelbottom=is_lowest)
+        axes.tick_params(axis="x", rotation=90, labelbottom=False, labeltop=is_top)
         axes.tick_params(axis="y", rotation=0, labelleft=is_left)
-        axes.set(xlabel=f"answer (% of the {noun})" if is_lowest else "", ylabel=f"true {noun}" if is_left else "")
+        axes.set(xlabel="", ylabel=f"true {noun}" if is_left else "")
+    grid[columns * (rows - 1)].set_xlabel(f"answer (% of the {noun})")  # once: it may be wider than a map
     return figure
 
 
@@ -191,23 +198,25 @@ def clip_figure(
     """
     if not answers:
         raise ValueError("no answers to draw: no method was given")
-    drawn = "Above, the probability of each answer: the answer in blue, the label under the red mark."
-    figure, place = clip_page(f"“{text}”  label: {label}", 1.75, panels, drawn, title=title, footer=footer)
-    bars = place.subgridspec(1, len(answers))
+    rows, high_in = (len(answers), 1.2) if style.is_column() else (1, 1.75)
+    drawn = "Above, on one scale, the probability of each answer: the answer in blue, the label under the red mark."
+    figure, place = clip_page(f"“{text}”  label: {label}", high_in * rows, panels, drawn, title=title, footer=footer)
+    bars = place.subgridspec(rows, len(answers) // rows)
+    top = max(100 * float(np.max(answer.probabilities)) for answer in answers.values())
     for column, (name, answer) in enumerate(answers.items()):
         axes = figure.add_subplot(bars[column])
-        _draw_bars(axes, name, answer)
-        axes.set_ylabel("" if column else "probability (%)")
+        _draw_bars(axes, name, answer, max(top, 1e-6))
+        axes.set_ylabel("" if column and rows == 1 else "probability (%)")
     return figure
 
 
-def _draw_bars(axes: Axes, name: str, answer: ClipAnswer) -> None:
+def _draw_bars(axes: Axes, name: str, answer: ClipAnswer, top: float) -> None:
     shown = _likeliest(answer)
     percent = 100 * np.asarray(answer.probabilities, float)[shown]
     bars = axes.bar(range(len(shown)), percent, color="0.75", width=0.8)
     if answer.chosen is not None:
         bars[shown.index(answer.chosen)].set(color=style.BLUE, label="answer")
-    top, at_label = max(percent.max(), 1e-6), shown.index(answer.truth)
+    at_label = shown.index(answer.truth)
     mark: style.Look = {"linestyle": "", "marker": "v", "color": style.VERMILLION, "ms": 4, "mew": 0}
     axes.plot(at_label, percent[at_label] + 0.07 * top, label="label", gid="label", **mark)
     names = [printable(answer.names[place]) for place in shown]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import lru_cache
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +15,7 @@ import pandas as pd
 from cmpta_lib.data.corpus import MODALITIES, Corpus, Modality, Sample, Split, Task
 from cmpta_lib.fast.prompted import PromptedLM
 from cmpta_lib.figures.attention import AttentionPanel
+from cmpta_lib.method.adapter import PAIRS
 from cmpta_lib.method.prompted import answer_text
 
 if TYPE_CHECKING:
@@ -19,7 +23,7 @@ if TYPE_CHECKING:
 
 # Milliseconds per frame where the public files keep one rate; MELD's are resampled clip by clip.
 HOPS_MS: Mapping[str, Mapping[str, float]] = {"simsv2": {"vision": 40.0, "audio": 10.0}}
-CUES: Mapping[Modality, str] = {"vision": "face", "audio": "voice"}  # modality -> what the generator calls its cue
+CUES: Mapping[str, str] = {"vision": "face", "audio": "voice"}  # modality -> what the generator calls its cue
 TEXT_PAIRS: Mapping[Modality, str] = {"vision": "t1", "audio": "t2"}  # the pair whose queries are the text's tokens
 NEAR = 0.2  # a score counts as right this near to the label: one step of the SIMS scale
 ROUNDING = 1e-6
@@ -62,16 +66,24 @@ def _presence(corpus: Corpus) -> tuple[str, np.ndarray, np.ndarray]:
     return " and ".join(found), frames, np.stack([table[f"{CUES[m]}_start"] >= 0 for m in found], axis=1)
 
 
-def _first(split: Split, clip_id: str, choices: Sequence[tuple[Any, str]]) -> tuple[int, str]:
+def holding(corpora: Mapping[str, Corpus], clip_id: str) -> list[str]:
+    """The keys of the corpora with a test clip of this id, all for ""; raises ValueError, with near ids, where none has it."""
+    ids = {key: corpus.splits["test"].table["id"].tolist() for key, corpus in corpora.items()}
+    found = [key for key in ids if clip_id in ("", *ids[key])]
+    if ids and not found:
+        sizes = " or ".join(f"{len(one)} clips" + f" of {key}" * (len(ids) > 1) for key, one in ids.items())
+        near = get_close_matches(str(clip_id), every := [*dict.fromkeys(chain(*ids.values()))], 3)
+        said = f"did you mean {' or '.join(near)}?" if near else f"its ids: {', '.join(every[:3])}, ..."
+        raise ValueError(f"no clip '{clip_id}' in split 'test' of {sizes}; {said}")
+    return found
+
+
+def _first(corpus: Corpus, clip_id: str, choices: Sequence[tuple[Any, str]]) -> tuple[int, str]:
     """Position of the clip with this id; where none is asked for, of the first that fits the first choice that any fits."""
-    if not clip_id:
-        mask, rule = next((mask, rule) for mask, rule in choices if np.any(mask))
-        return int(np.argmax(mask)), rule
-    ids = split.table["id"].tolist()
-    if clip_id not in ids:
-        first = ", ".join(ids[:3])
-        raise ValueError(f"no clip '{clip_id}' in split '{split.name}' of {len(split)} clips; its ids: {first}, ...")
-    return ids.index(clip_id), BY_HAND
+    if clip_id and holding({corpus.name: corpus}, clip_id):
+        return corpus.splits["test"].table["id"].tolist().index(clip_id), BY_HAND
+    mask, rule = next((mask, rule) for mask, rule in choices if np.any(mask))
+    return int(np.argmax(mask)), rule
 
 
 def pick_clip(corpus: Corpus, predictions: pd.DataFrame, clip_id: str = "") -> tuple[int, str]:
@@ -91,7 +103,7 @@ def pick_clip(corpus: Corpus, predictions: pd.DataFrame, clip_id: str = "") -> t
         (frames.all(1), what),
         (frames.any(1), "the first test clip with frames"),
     ]
-    return _first(corpus.splits["test"], clip_id, choices)
+    return _first(corpus, clip_id, choices)
 
 
 def pick_sarcastic(corpus: Corpus, text_only: pd.DataFrame, cmpta: pd.DataFrame, clip_id: str = "") -> tuple[int, str]:
@@ -120,7 +132,7 @@ def pick_sarcastic(corpus: Corpus, text_only: pd.DataFrame, cmpta: pd.DataFrame,
         ((gain > 0) & (gain == gain.max()), f"no test clip fits ({rule}), so the one corrected most"),
         (present, f"no test clip fits ({rule}) and CMPTA corrects none, so the first"),
     ]
-    return _first(corpus.splits["test"], clip_id, choices)
+    return _first(corpus, clip_id, choices)
 
 
 _BEST: Mapping[str, str] = {  # column of the generator -> what it holds, for a reader
@@ -137,7 +149,7 @@ def one_sample(split: Split, index: int = 0) -> pd.DataFrame:
     sample = split[index]
     fields: dict[str, object] = {"id": sample.id, "text": sample.text, "label": show_answer(split.task, sample.label)}
     fields |= {name: " × ".join(map(str, getattr(sample, name).shape)) + " frames × features" for name in MODALITIES}
-    fields |= {"speaker": sample.speaker, "dialogue": sample.dialogue}
+    fields |= {name: said for name in ("speaker", "dialogue") if (said := getattr(sample, name))}
     if "bayes_all" not in sample.extra:
         fields |= sample.extra
     else:
@@ -149,9 +161,9 @@ def one_sample(split: Split, index: int = 0) -> pd.DataFrame:
     return pd.DataFrame(fields.items(), columns=["field", "value"])
 
 
-def _cue_window(sample: Sample, modality: Modality) -> tuple[int, int] | None:
-    """(start, stop) frames of a cue, stop excluded; None where there is none or none is known."""
-    start = int(sample.extra.get(f"{CUES[modality]}_start", -1))
+def _cue_window(sample: Sample, modality: str) -> tuple[int, int] | None:
+    """(start, stop) frames of a cue, stop excluded; None where there is none or none is known, as of words."""
+    start = int(sample.extra.get(f"{CUES.get(modality)}_start", -1))
     return (start, int(sample.extra[f"{CUES[modality]}_stop"])) if start >= 0 else None
 
 
@@ -170,35 +182,62 @@ def show_answer(task: Task, value: float | None) -> str:
     return task.labels[int(value)] if task.labels else answer_text(task, value)
 
 
+@dataclass(frozen=True, eq=False)
+class ClipMaps:
+    """Where a clip's words, face and voice look: `weights`, pair of eq 8 -> (H, queries, keys), of the real positions."""
+
+    corpus: Corpus
+    sample: Sample
+    tokens: Sequence[str]
+    weights: Mapping[str, np.ndarray]
+
+    def panel(self, pair: str, head: int = 0, chosen: int | None = None) -> AttentionPanel:
+        """The map of a head, counted from 1, or the mean over all; `chosen`: a row to draw beside the mean of the rows."""
+        (source, keys), every = PAIRS[pair], self.weights[pair]
+        names = [*map(str, range(every.shape[1]))] if source in CUES else self.tokens
+        longest = int(self.corpus.splits["test"].table[f"{keys}_length"].max()) if keys in CUES else every.shape[2]
+        hop_ms, window = HOPS_MS.get(self.corpus.name, {}).get(keys), _cue_window(self.sample, keys)
+        return AttentionPanel(
+            every[head - 1] if head else every.mean(0), names, keys, longest, hop_ms, window,
+            str(self.sample.extra[CUES[keys]]) if window else "", source,
+            f"{source} {'frame' if source in CUES else 'token'} (query)", () if keys in CUES else self.tokens, chosen,
+        )  # fmt: skip
+
+    def on_cue(self, pair: str) -> np.ndarray:
+        """(H + 1,) share of each head's attention on the keys' true cue, last uniform attention's; (0,) without maps or cue."""
+        if pair not in self.weights or not (window := _cue_window(self.sample, PAIRS[pair][1])):
+            return np.zeros(0)
+        weights, (start, stop) = self.weights[pair], window
+        return np.append(weights[:, :, start:stop].sum(2).mean(1), (stop - start) / weights.shape[2])
+
+
 def attention_panels(trained: TrainedRun, corpus: Corpus, index: int) -> list[AttentionPanel]:
-    """One panel per modality that the test clip has: text attending to it, averaged over the heads.
+    """One panel per modality that the test clip has: text attending to it, averaged over the heads; raises as `maps_of`."""
+    (maps,) = maps_of(trained, corpus, (index,))
+    return [maps.panel(pair) for pair in TEXT_PAIRS.values() if pair in maps.weights]
+
+
+@lru_cache(maxsize=4)  # of both corpora a split, of which two tables are made, and a clip
+def maps_of(trained: TrainedRun, corpus: Corpus, indices: tuple[int, ...]) -> list[ClipMaps]:
+    """The maps of each of these test clips.
 
     Raises:
         ValueError: the run's method reads no tokens.
     """
-    return next(_panels(trained, corpus, [index]))
-
-
-def _panels(trained: TrainedRun, corpus: Corpus, indices: Sequence[int]) -> Iterator[list[AttentionPanel]]:
-    """`attention_panels` of each of these test clips."""
-    method, split = trained.method, corpus.splits["test"]
+    method, clips = trained.method, list[ClipMaps]()
     if not isinstance(method, PromptedLM):
         raise ValueError(f"run {trained.run.folder.name}: its method reads no tokens, so no text attends to anything")
-    hops, size = HOPS_MS.get(corpus.name, {}), method.config.evaluation.batch_size
+    size = method.config.evaluation.batch_size
     for start in range(0, len(indices), size):
-        samples = [split[index] for index in indices[start : start + size]]
+        samples = [corpus.splits["test"][index] for index in indices[start : start + size]]
         batch = method.collate(samples)
-        weights = method.attention(batch)
-        means = {m: weights[pair].float().mean(1).cpu().numpy() for m, pair in TEXT_PAIRS.items()}
+        found = {pair: weights.float().cpu().numpy() for pair, weights in method.attention(batch).items() if pair in PAIRS}
         for row, (sample, ids) in enumerate(zip(samples, batch.text_ids, strict=True)):
+            sizes = {"text": len(ids)} | {m: int(lengths[row]) for m, lengths in batch.lengths.items()}
+            real = {pair: maps[row, :, : sizes[PAIRS[pair][0]], : sizes[PAIRS[pair][1]]] for pair, maps in found.items()}
             tokens = [method.llm.tokenizer.decode([token]) for token in ids]
-            panels = []
-            for m in TEXT_PAIRS:
-                if (length := batch.lengths[m][row]) and ids:
-                    longest, window = int(split.table[f"{m}_length"].max()), _cue_window(sample, m)
-                    shown = means[m][row, : len(ids), :length]
-                    panels.append(AttentionPanel(shown, tokens, m, longest, hops.get(m), window))
-            yield panels
+            clips.append(ClipMaps(corpus, sample, tokens, {pair: maps for pair, maps in real.items() if maps.size}))
+    return clips
 
 
 def attention_on_cues(trained: TrainedRun, corpus: Corpus, predictions: pd.DataFrame) -> pd.DataFrame:
@@ -222,11 +261,9 @@ def shares_on_cues(trained: TrainedRun, corpus: Corpus, predictions: pd.DataFram
     """Modality -> (clips, 2): each clip's share of attention on its cue, and the share of uniform attention; or {}."""
     if not corpus.has_known_truth:
         return {}
-    right = np.flatnonzero(is_right(corpus.task, predictions)).tolist()
-    shares: dict[Modality, list[tuple[float, float]]] = {modality: [] for modality in CUES}
-    for panel in chain.from_iterable(_panels(trained, corpus, right)):
-        if panel.cue_window:
-            start, stop = panel.cue_window
-            inside = float(panel.weights[:, start:stop].sum(1).mean())
-            shares[panel.modality].append((inside, (stop - start) / panel.weights.shape[1]))
+    shares: dict[Modality, list[tuple[float, float]]] = {modality: [] for modality in TEXT_PAIRS}
+    for maps in maps_of(trained, corpus, tuple(np.flatnonzero(is_right(corpus.task, predictions)).tolist())):
+        for modality, pair in TEXT_PAIRS.items():
+            if len(share := maps.on_cue(pair)):
+                shares[modality].append((share[:-1].mean(), share[-1]))
     return {modality: np.array(pairs).reshape(-1, 2) for modality, pairs in shares.items()}

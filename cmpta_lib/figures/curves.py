@@ -139,9 +139,9 @@ def corpus_figure(
     clips["text_length"] = clips["text"].str.len()
     palette = dict(zip(tables, sns.color_palette("colorblind", len(tables)), strict=True))
     drawn = "Share of each label in each split, and the share of its clips that are at most so long in text, vision and audio."
-    figure = new_figure(style.page_in(), 3.8 if style.is_column() else 2.2, title=title, footer=footer, drawn=drawn)
-    shape = {"nrows": 2, "ncols": 2} if style.is_column() else {"ncols": 4, "width_ratios": (1.7, 1, 1, 1)}
-    labels, *lengths = figure.subplots(**shape).flat
+    shape = (2, 2, 3.8, None) if style.is_column() else (1, 4, 2.2, (1.7, 1, 1, 1))
+    figure = new_figure(style.DOUBLE_COLUMN_IN, shape[2], title=title, footer=footer, drawn=drawn)
+    labels, *lengths = figure.subplots(*shape[:2], width_ratios=shape[3]).flat
     shared = {"data": clips, "hue": "split", "palette": palette, "legend": False, "ax": labels}
     bars = {"stat": "percent", "common_norm": False, "multiple": "dodge", "shrink": 0.8, "linewidth": 0, "alpha": 1}
     if task_kind == "regression":
@@ -189,8 +189,8 @@ def scores_figure(
         _need(frame, ("group", "method", "mean", "low", "high", "seeds", "paper", "is_ours"), f"table of {metric}")
         if frame.empty:
             raise ValueError(f"no scores to draw: no row of the table of {metric} was run")
-    width = style.page_in() if len(frames) > 1 else style.SINGLE_COLUMN_IN
-    columns = 1 if width == style.SINGLE_COLUMN_IN else len(frames)
+    width = style.DOUBLE_COLUMN_IN if len(frames) > 1 else style.SINGLE_COLUMN_IN
+    columns = 1 if style.is_column() else len(frames)
     panel_in = 0.5 + 0.165 * max(len(frame) + frame["group"].nunique() for frame in frames.values())
     key_in, rows = 0.1 + 0.14 * (3 + len(best or {})) / columns, len(frames) // columns
     drawn = (
@@ -204,7 +204,7 @@ def scores_figure(
         handles = _draw_scores(axes, METRICS[metric], frame, printed)
         for (what, known), look in zip((best or {}).items(), ("--", ":", "-."), strict=False):
             if metric in known:
-                line = {"color": "0.35", "linestyle": look, "linewidth": 0.9, "zorder": 1, "label": printable(what)}
+                line: style.Look = {"color": "0.35", "linestyle": look, "linewidth": 0.9, "zorder": 1, "label": printable(what)}
                 handles.append(axes.axvline(METRICS[metric].scale * known[metric], **line))
         axes.tick_params(axis="y", length=0, labelleft=place % columns == 0)
     key = figure.add_subplot(grid[0, :])
@@ -236,9 +236,9 @@ def _draw_scores(axes: Axes, shown: Metric, frame: pd.DataFrame, printed: str) -
         if is_ours:
             tick.set(fontweight="bold", fontfamily=style.FONTS[0])  # the only one of ours that has bold letters
     for at, name in zip(heads, groups, strict=True):
-        look: style.Look = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
-        where = {"transform": axes.get_yaxis_transform(), "va": "center", "size": style.SMALLEST_PT, "style": "italic"}
-        axes.text(0.005, at, printable(str(name)), bbox=look, zorder=5, **where)
+        look: style.Look = {"va": "center", "size": style.SMALLEST_PT, "style": "italic", "zorder": 5}
+        look["bbox"] = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
+        axes.text(0.005, at, printable(str(name)), transform=axes.get_yaxis_transform(), **look)
     axes.set_ylim(y[-1] + 0.7, -0.6)
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     axes.xaxis.set_minor_locator(AutoMinorLocator())

@@ -282,7 +282,7 @@ def _tokens(axes: Axes, heights: list[float], model: ShownModel) -> None:
 def _canvas(height_in: float, footer: str, drawn: str, kinds: Iterable[str], legend_y: float) -> tuple[Figure, Axes]:
     """A figure, and axes in it without frame that measure inches, above the footer; with a key to the kinds of boxes."""
     figure = style.new_figure(DOUBLE_COLUMN_IN, height_in, footer=footer, drawn=drawn)
-    figure.set_layout_engine("none")
+    figure.layout = None
     axes = figure.add_axes((0, figure.foot_in / figure.get_figheight(), 1, height_in / figure.get_figheight()))
     axes.set(xlim=(0, DOUBLE_COLUMN_IN), ylim=(0, height_in))
     axes.axis("off")

@@ -1,7 +1,7 @@
 """What every figure shares: fonts that hold Chinese, colours, and a page with a title above and a footer below.
 
 Pages are sized for two columns, 3.3 or 6.9 inches wide, with no text below 7 pt, and are the same in a notebook, a file and
-a paper. A wide page can be drawn again for one column: what draws asks `page_in` how wide the page is, and stacks its panels.
+a paper. A wide page can be drawn again for one column: rows of panels are stacked there, and what needs more asks `is_column`.
 """
 
 from __future__ import annotations
@@ -11,24 +11,25 @@ import logging
 import re
 from collections.abc import Callable
 from contextlib import ContextDecorator
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from functools import lru_cache, partial, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from matplotlib import font_manager, style
 from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
-from matplotlib.layout_engine import ConstrainedLayoutEngine, PlaceHolderLayoutEngine
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.rcsetup import cycler
 from matplotlib.transforms import Bbox
 
 from cmpta_lib import files
 
 log = logging.getLogger(__name__)
+Drawing = TypeVar("Drawing", bound=Callable[..., Any])
 
 SINGLE_COLUMN_IN, DOUBLE_COLUMN_IN = 3.3, 6.9
-_PAGE_IN: ContextVar[float] = ContextVar("page_in", default=DOUBLE_COLUMN_IN)
+_IS_COLUMN = ContextVar("column", default=False)
 SMALLEST_PT, TITLE_PT = 7, 9
 # Okabe and Ito's palette: told apart under every common form of colour blindness.
 BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, YELLOW = (
@@ -61,14 +62,9 @@ def _fonts() -> tuple[FT2Font, frozenset[int]]:
     return font_manager.get_font(paths), known
 
 
-def page_in() -> float:
-    """Inches that the page is wide which is being drawn: two columns, or one."""
-    return _PAGE_IN.get()
-
-
 def is_column() -> bool:
-    """Whether the page is one column wide: what stands side by side elsewhere is stacked."""
-    return page_in() < DOUBLE_COLUMN_IN
+    """Whether the page that is being drawn is one column wide, instead of two."""
+    return _IS_COLUMN.get()
 
 
 class figure_style(ContextDecorator):
@@ -85,16 +81,16 @@ class figure_style(ContextDecorator):
     def __exit__(self, *error: Any) -> None:
         self._context.__exit__(*error)
 
-    def __call__(self, draw: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(draw)
+    def __call__(self, func: Drawing) -> Drawing:
+        @wraps(func)
         def styled(*given: Any, **options: Any) -> Any:
             with figure_style():
-                figure = draw(*given, **options)
+                figure = func(*given, **options)
             if isinstance(figure, PageFigure):
                 figure.again = partial(styled, *given, **options)
             return figure
 
-        return styled
+        return cast(Drawing, styled)
 
 
 def printable(text: str) -> str:
@@ -147,17 +143,30 @@ class PageFigure(Figure):
         title, footer: as they were given, on one line.
         drawn: what the drawing shows, in a sentence or two, for a caption.
         head_in, foot_in: inches that title and footer take above and below the drawing.
-        again: draws the same on the page that `page_in` says; None for what no function drew.
+        layout: what is still to lay it out, once; matplotlib itself would do so for every file.
+        again: draws the same once more, in a column where `is_column`; None for what no function drew.
+        saved: the PNG that `save_figure` wrote, if it did.
     """
 
+    layout: ConstrainedLayoutEngine | None = None
     again: Callable[[], PageFigure] | None = None
     title = footer = drawn = ""
     head_in = foot_in = 0.0
+    saved = b""
 
     def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
         """The exported PNG itself, and the pixels to show it in."""
         width, height = (round(SCREEN_DPI * inches) for inches in self.get_size_inches())
-        return rendered(self, "png"), {"width": width, "height": height}
+        png = self.saved if self.saved and not self.stale else rendered(self, "png")
+        return png, {"width": width, "height": height}
+
+    def subplots(self, nrows: int = 1, ncols: int = 1, **options: Any) -> Any:
+        """As matplotlib's, but a row of panels is stacked in a column, each as high as the row."""
+        if is_column() and nrows == 1 < ncols:
+            self.set_figheight(ncols * self.get_figheight())
+            nrows, ncols = ncols, 1
+            options.pop("width_ratios", None)
+        return super().subplots(nrows, ncols, **options)
 
     @property
     def caption(self) -> str:
@@ -170,16 +179,18 @@ def new_figure(width_in: float, height_in: float, *, title: str = "", footer: st
     """An empty figure with `height_in` inches to draw in, between the title on top and the footer below.
 
     Args:
-        title, footer: left out in a column, which only articles have.
+        width_in, title, footer: of no account in a column, which only articles have.
         drawn: what will be drawn there, for the caption of an article.
     """
-    title, footer = ("", "") if is_column() else (title, footer)
+    if is_column():
+        width_in, title, footer = SINGLE_COLUMN_IN, "", ""
     head, foot = wrap(title, width_in - 0.1, TITLE_PT), wrap(footer, width_in - 0.1, SMALLEST_PT)
     head_in = (head.count("\n") + 1) * 0.165 + 0.06 if title else 0.0
     foot_in = (foot.count("\n") + 1) * 0.135 + 0.06 if footer else 0.0
     total_in = height_in + head_in + foot_in
     layout = ConstrainedLayoutEngine(rect=(0, foot_in / total_in, 1, height_in / total_in), w_pad=0.03, h_pad=0.03)
-    figure = PageFigure(figsize=(width_in, total_in), dpi=SCREEN_DPI, layout=layout)
+    figure = PageFigure(figsize=(width_in, total_in), dpi=SCREEN_DPI)
+    figure.layout = layout
     figure.title, figure.footer, figure.drawn = printable(title), printable(footer), printable(drawn)
     figure.head_in, figure.foot_in = head_in, foot_in
     if title:
@@ -193,10 +204,10 @@ def new_figure(width_in: float, height_in: float, *, title: str = "", footer: st
 @figure_style()
 def lay_out(figure: Figure) -> None:
     """Lay the figure out once and for all, so that whatever is made of it next agrees; a second call moves nothing."""
-    if (engine := figure.get_layout_engine()) and not isinstance(engine, PlaceHolderLayoutEngine):
+    if isinstance(figure, PageFigure) and figure.layout:
         for _ in range(2):  # the first pass moves the labels that the second makes room for
-            figure.draw_without_rendering()
-        figure.set_layout_engine("none")
+            figure.layout.execute(figure)
+        figure.layout = None
 
 
 @figure_style()
@@ -227,12 +238,10 @@ def as_column(figure: Figure) -> PageFigure | None:
     again = getattr(figure, "again", None)
     if again is None or figure.get_figwidth() <= SINGLE_COLUMN_IN:
         return None
-    token = _PAGE_IN.set(SINGLE_COLUMN_IN)
-    try:
-        column: PageFigure = again()
-    finally:
-        _PAGE_IN.reset(token)
-    return column if column.get_figwidth() <= SINGLE_COLUMN_IN else None
+    context = copy_context()
+    context.run(_IS_COLUMN.set, True)
+    column = cast(PageFigure, context.run(again))
+    return column if column.layout else None  # what is placed by hand has no such form
 
 
 def save_figure(figure: Figure, folder: Path | str, name: str) -> list[Path]:
@@ -260,4 +269,6 @@ def save_figure(figure: Figure, folder: Path | str, name: str) -> list[Path]:
         with files.replacing(path) as partial:
             partial.write_bytes(content)
     pyplot.close(figure)
+    if isinstance(figure, PageFigure):  # a notebook shows what it has just saved; `stale` says if it was changed since
+        figure.saved, figure.stale = contents[folder / f"{name}.png"], False
     return list(contents)

@@ -274,7 +274,7 @@ def signed(verdict: str) -> str:
 
 def rules() -> pd.DataFrame:
     """The rules by their short names, each with what it asks."""
-    asks = RULES | {
+    asks = dict(RULES) | {
         "better": f"{BETTER.removeprefix('better, ')}. A clear difference the other way is \"{judge.NOT_SUPPORTED}\", one no "
         f"larger than the sd over seeds \"{judge.INSIDE_SEEDS}\", one whose interval holds 0 \"{judge.INSIDE_CLIPS}\"",
         "by construction": "the code cannot do otherwise, and a test fails if it does",

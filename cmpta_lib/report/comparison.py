@@ -27,7 +27,6 @@ from cmpta_lib.study.plan import CMPTA, Row
 from cmpta_lib.study.study import Study
 
 PRINTED, ADDED, REFERENCE = "in the paper", "added", "reference"
-AVERAGING = ("lmf", "tfn", "linear")  # what reads the mean frame of face and voice
 STEP = 0.2  # scores are gathered to the nearest multiple: the steps of SIMS' labels
 # Metrics of the field beyond the paper's: stored name -> heading; all are shown in per cent but R2.
 _SCORE_METRICS: Mapping[str, str] = {
@@ -56,13 +55,6 @@ def comparison_rows(study: Study, key: str) -> list[ResultRow]:
             found = replace(found, note=f"beyond the paper: {command} --all` runs it")
         rows.append(found)
     return rows
-
-
-def order_note(study: Study, key: str) -> list[str]:
-    """Of generated clips: why methods that average a clip's frames fail on them; to stand below their scores."""
-    names = [row.name for row in plan.comparison(key) if row.method in AVERAGING]
-    said = "On generated clips two cues hold the same frames in opposite order, and only the order tells them apart"
-    return [f"{said}: methods that average frames ({', '.join(names)}) cannot."] if study.corpus(key).generated and names else []
 
 
 def paired_table(study: Study, key: str, rows: Sequence[ResultRow]) -> pd.DataFrame:

@@ -18,7 +18,7 @@ from cmpta_lib.figures import clips
 from cmpta_lib.figures.answers import ClipAnswer, calibration_error, reliability
 from cmpta_lib.report.comparison import group_names
 from cmpta_lib.report.export import NOTHING
-from cmpta_lib.report.rows import described, result_row, runs_of, unusable
+from cmpta_lib.report.rows import runs_of, unusable
 from cmpta_lib.report.tables import NOT_RUN
 from cmpta_lib.report.uncertainty import spread
 from cmpta_lib.runs.store import Run
@@ -44,13 +44,6 @@ def whole_runs(study: Study, key: str) -> dict[str, list[Run]]:
     """The runs of CMPTA and text only; none of a method of which any seed is missing."""
     found = {name: runs_of(study, key, row) for name, row in COMPARED.items()}
     return {name: [] if unusable(runs) else runs for name, runs in found.items()}
-
-
-def state(study: Study) -> pd.DataFrame:
-    """What this page rests on: of how many seeds each method is, and why not of all."""
-    found = [(study.corpus(key).name, result_row(study, key, row)) for key in study.keys for row in COMPARED.values()]
-    lines = [(corpus, row.method, row.seeds, row.note) for corpus, row in found]
-    return pd.DataFrame(lines, columns=["corpus", "method", "seeds", "note"])
 
 
 def per_label_table(task: Task, every: pd.DataFrame) -> pd.DataFrame:
@@ -116,12 +109,6 @@ def agreement_table(task: Task, every: pd.DataFrame) -> pd.DataFrame:
         cells = [spread(count, 0 if len(ours) == 1 else 1) for count in counts] or [NOT_RUN] * len(verdicts)
         rows.append([name, str(members.sum()), *cells])
     return pd.DataFrame(rows, columns=["label", "clips", *verdicts])
-
-
-def seeds_shown(every: pd.DataFrame) -> str:
-    """The seeds that these answers are of, for a caption."""
-    seeds = sorted(every["seed"].unique())
-    return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds)) or NOTHING}"
 
 
 def answers_of(trained: TrainedRun, corpus: Corpus) -> pd.DataFrame:
@@ -290,31 +277,27 @@ def _known_truth(corpus: Corpus, place: int) -> list[str]:
     return [*parts, f"the best answer from all that the clip holds: {said}, {verdict}"]
 
 
-def unavoidable(corpus: Corpus, answers: pd.DataFrame) -> str:
-    """For a caption: how many of the wrong answers the best possible answer would share; "" for real clips."""
+def avoidable(corpus: Corpus) -> np.ndarray:
+    """(N,) bool: test clips whose best possible answer is right, so that a wrong one is the model's; all real clips."""
     if not corpus.has_known_truth:
-        return ""
+        return np.ones(len(corpus.splits["test"]), bool)
     best = corpus.splits["test"].table[["label", "bayes_all"]].set_axis(["label", "prediction"], axis=1)
-    wrong = ~answers["right"]
-    shared = (wrong & ~clips.is_right(corpus.task, best)).sum()
-    return f" Of its {wrong.sum()} wrong answers, the best possible answer from all that the clip holds is wrong in {shared}."
+    return clips.is_right(corpus.task, best)
 
 
 def clips_to_show(study: Study, found: Mapping[str, Mapping[str, pd.DataFrame]], clip_id: str = "") -> dict[str, tuple[int, str]]:
-    """Corpus key -> position of the test clip to look at, and the title of its figure; only where CMPTA was run.
+    """Corpus key -> position of the test clip to look at, and the rule that chose it; only where CMPTA was run.
 
     Raises:
-        ValueError: CMPTA has answered no test clip with this id.
+        ValueError: none of these corpora has a test clip with this id.
     """
-    rule = clips.BY_HAND if clip_id else "the one that CMPTA gets most wrong, among equals the one that it was surest of"
-    ranked = {key: worst_first(answers[CMPTA.name]) for key, answers in found.items() if CMPTA.name in answers}
-    shown = {}
-    for key, table in ranked.items():
-        for place, name in table["id"][table["id"].isin([clip_id or table["id"].iloc[0]])].items():
-            shown[key] = int(place), f"Test clip {name} of {described(study, key)}, seed {study.seeds[0]}: {rule}"
-    if clip_id and not shown:
-        ids = "; ".join(f"{key}: {', '.join(sorted(table['id'])[:3])}, ..." for key, table in ranked.items())
-        raise ValueError(f"clip={clip_id!r} is no test clip that CMPTA has answered; their ids: {ids}")
+    shown, ours = {}, {key: answers[CMPTA.name] for key, answers in found.items() if CMPTA.name in answers}
+    for key in clips.holding({key: study.corpus(key) for key in ours}, clip_id):
+        fault = ~ours[key]["right"] & avoidable(study.corpus(key))
+        worst = worst_first(ours[key][fault] if fault.any() else ours[key]).index[0]
+        rule = f"CMPTA's worst {'avoidable ' * bool(fault.any() and study.corpus(key).has_known_truth)}error"
+        place = ours[key].index[ours[key]["id"] == clip_id][0] if clip_id else worst
+        shown[key] = int(place), clips.BY_HAND if clip_id else f"{rule}, among equals the one that it was surest of"
     return shown
 
 

@@ -7,7 +7,6 @@ figures/ is anybody's experiment and not in git.
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
@@ -18,7 +17,7 @@ import pandas as pd
 
 from cmpta_lib import files, paper
 from cmpta_lib.files import PUBLISHED, ROOT, figures_folder
-from cmpta_lib.report import headline
+from cmpta_lib.report import pages
 from cmpta_lib.report.export import NOTHING, PROVENANCE, record_files, recorded, recorded_hashes
 from cmpta_lib.report.rows import PAPER_NAMES, changed, provenance, shown_reason
 from cmpta_lib.report.tables import escaped
@@ -29,20 +28,6 @@ from cmpta_lib.study.exports import PAGES
 from cmpta_lib.study.plan import CMPTA, NOTEBOOKS, Notebook, sections
 from cmpta_lib.study.profiles import PROFILES
 from cmpta_lib.study.study import Study
-
-
-def title(name: str) -> str:
-    """What a reader calls an export: "Table 3" for table3, "Figure 5" for fig5_case_study, else its name in words."""
-    if found := re.match(r"(table|fig)(\d)(_parameters)?", name):
-        return f"{'Table' if found[1] == 'table' else 'Figure'} {found[2]}{', continued' if found[3] else ''}"
-    return name.replace("_", " ")
-
-
-def alt_text(folder: Path, name: str) -> str:
-    """What a figure shows, for who cannot see it: the first lines of its caption; its title where it has none."""
-    path = folder / "paper" / f"{name}.txt"
-    said = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return " ".join(said[:2]) or title(name)
 
 
 def _patterns(notebook: Notebook) -> list[str]:
@@ -83,7 +68,7 @@ def addresses(study: Study, beyond: bool = False) -> pd.DataFrame:
             said = ["made", *(f"{problem}: {count}" for problem, count in problems.items() if count)]
             minutes = sum(run.environment["train_seconds"] for run in sound(own)) / 60
             lines.append({
-                "item": title(name), "file": name, "notebook": notebook.name,
+                "item": pages.title(name), "file": name, "notebook": notebook.name,
                 "command": f"cmpta reproduce --only {notebook.name}", "runs": str(len(behind) or NOTHING),
                 "minutes": f"{minutes:.1f}" if own else NOTHING, "status": "; ".join(said) if name in known else "not made",
             })  # fmt: skip
@@ -119,10 +104,10 @@ def write_report(study: Study, keys: Sequence[str], beyond: bool = False, failur
             f"**Not all of one piece:** {', '.join(mixed)} in this folder were made of other runs than the rest (other code or "
             f"settings), and their numbers are not to be compared with the others'. A complete `cmpta reproduce` mends that."
         )
-    first = [*headline.front(folder, lambda export: _link(folder, by[export]))] + _pictures([*folder.glob(_ABOVE[0])], by)
+    first = [*pages.front(folder, lambda export: _link(folder, by[export]))] + _pictures([*folder.glob(_ABOVE[0])], by)
     body, last = _sections(study, beyond, _reasons(study, failures or {}), by, f"**{warning}**"), _end(study, beyond)
     headings = [part.removeprefix("## ") for part in [*body, *last] if part.startswith("## ")]
-    parts.append(" · ".join(f"[{heading}](#{headline.anchor(heading)})" for heading in headings))
+    parts.append(" · ".join(f"[{heading}](#{pages.anchor(heading)})" for heading in headings))
     parts += ["## Does the paper hold here?"] * bool(first) + first + body + last
     with files.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -134,7 +119,7 @@ def write_report(study: Study, keys: Sequence[str], beyond: bool = False, failur
 # Headings begin with what answers; what the data are and what training did come after it.
 _FIRST = ("10_claims", "04_table3_simsv2", "06_table5_ablation_simsv2", "08_attention_figs3_4", "09_case_study_fig5", "11_errors")
 _ABOVE, _LAST = ("fig3_*.png", "claims_summary.md"), "findings.md"  # what the report begins and ends with
-_LONG, _PX_PER_INCH = 900, 130  # characters of a table that are folded away; 6.9 inches nearly fill GitHub's page
+_LONG, _MANY, _PX_PER_INCH = 900, 11, 130  # characters and rows that are not folded; 6.9 inches nearly fill GitHub's page
 
 
 def _sections(study: Study, beyond: bool, reasons: Mapping[str, str], by: Mapping[str, str], warning: str) -> list[str]:
@@ -179,13 +164,13 @@ def _end(study: Study, beyond: bool) -> list[str]:
     table["notebook"] = [_link(folder, name) for name in table["notebook"]]
     for code in ("file", "command"):
         table[code] = "`" + table[code] + "`"
-    return [*parts, *_folded(f"{len(table)} tables and figures", headline.grid(table.set_index("item")))]
+    return [*parts, *_folded(f"{len(table)} tables and figures", pages.grid(table.set_index("item")))]
 
 
-def _link(folder: Path, name: str) -> str:
-    """A notebook's name, as a link to what is there of it: executed, which GitHub shows, or a page."""
+def _link(folder: Path, name: str, words: str = "", where: str = "") -> str:
+    """A notebook's name, or other words for it, as a link to what is there of it: executed, which GitHub shows, or a page."""
     there = (f"{PAGES}/{name}.{suffix}" for suffix in ("ipynb", "html"))
-    return next((f"[{name}]({path})" for path in there if (folder / path).exists()), name)
+    return next((f"[{words or name}]({where}{path})" for path in there if (folder / path).exists()), words or name)
 
 
 def _folded(what: str, *parts: str) -> list[str]:
@@ -196,13 +181,15 @@ def _table(path: Path, link: str, warning: str) -> str:
     """An exported table without the warning that the report begins with, a long one folded, and the way to its notebook."""
     caption, *parts = [part for part in path.read_text(encoding="utf-8").strip().split("\n\n") if part != warning]
     rows = next((part for part in parts if part.startswith("| ")), "")
-    parts = [f"<sub>{part} By {link}.</sub>" if part.startswith("Data: ") else part for part in parts]
-    return "\n\n".join([caption, *(_folded(f"{rows.count(chr(10)) - 1} rows", *parts) if len(rows) > _LONG else parts)])
+    parts = [f"<sub>{part}</sub>" if part.startswith("Data: ") else part for part in parts]
+    count = rows.count("\n") - 1
+    said = _folded(f"{count} rows", *parts) if len(rows) > _LONG or count > _MANY else parts
+    return "\n\n".join([f"{caption} <sub>({link})</sub>", *said])
 
 
 def _pictures(paths: Sequence[Path], by: Mapping[str, str]) -> list[str]:
     """Figures, those that are narrow side by side, and the way to their notebooks."""
-    names = ", ".join(dict.fromkeys(title(path.stem) for path in paths))
+    names = ", ".join(dict.fromkeys(pages.title(path.stem) for path in paths))
     links = " and ".join(dict.fromkeys(_link(path.parent, by[path.stem]) for path in paths))
     return ["\n".join(map(_picture, paths)), f"<sub>{names}, by {links}</sub>"] if paths else []
 
@@ -213,7 +200,7 @@ def _picture(path: Path) -> str:
 
     with path.open("rb") as file:
         width = int.from_bytes(file.read(20)[16:]) / PRINT_DPI * _PX_PER_INCH
-    return f'<img src="{path.name}" width="{width:.0f}" alt="{escape(alt_text(path.parent, path.stem))}">'
+    return f'<img src="{path.name}" width="{width:.0f}" alt="{escape(pages.alt_text(path.parent, path.stem))}">'
 
 
 def _reasons(study: Study, failures: Mapping[str, str]) -> dict[str, str]:
@@ -228,15 +215,12 @@ def _reasons(study: Study, failures: Mapping[str, str]) -> dict[str, str]:
 
 
 def summary(study: Study, folder: Path | None = None) -> str:
-    """What came out, for a terminal: scores beside the best others and the best possible, how claims fare; "" for nothing.
-
-    Args:
-        folder: where the study's exports lie; default where they are being collected.
-    """
-    return "\n".join(headline.lines(folder or study.figures))
+    """What came out, for a terminal, from a folder of the study's exports (default: where they are collected); "" for nothing."""
+    return "\n".join(pages.lines(folder or study.figures))
 
 
 RESULTS = "results"  # what the README's marks around them are called
+RUNS = "runs"  # trained runs that are published with their exports
 _DRAWN, _WHERE = (".pdf", ".png", ".html", ".ipynb", "report.md"), ("commits", "hardware", "packages")
 
 
@@ -259,6 +243,8 @@ def publish(profile: str, made: Path, root: Path = ROOT) -> str:
         try:
             text = _readme(root, {profile: made})
             shutil.copytree(made, draft, ignore=lambda _, names: [name for name in names if name[0] == "."])
+            if (runs := target / RUNS).is_dir():
+                shutil.copytree(runs, draft / RUNS, dirs_exist_ok=True)
             if target.exists():  # as a whole: what is no longer exported must not stay
                 target.rename(before)
             draft.rename(target)
@@ -329,16 +315,18 @@ def _results(profile: str, folder: Path) -> str:
     where, said = f"figures/{PUBLISHED}/{profile}", recorded(folder)["table3"]
     command = "make reproduce" if profile == "demo" else f"make reproduce PROFILE={profile}"
     warning = "**Generated clips and a tiny LLM: nothing here speaks for or against the paper.** " if said["generated"] else ""
-    table, tables = headline.headline(folder), [headline.Scores.read(folder, name) for name in headline.TABLES]
-    best = " and ".join(dict.fromkeys(name for one in tables for name in one.best_printed()))
-    beyond = ", ".join(dict.fromkeys(name for one in tables for name in one.beyond))
+    tables = [pages.scores(folder, name) for name in pages.TABLES]
+    best = " and ".join(dict.fromkeys(filter(None, map(pages.best_printed, tables))))
+    ran = {name for table in tables for name in next(iter(table.values()))["place"].dropna().index}
+    beyond = ", ".join(name for name in dict.fromkeys(pages.BEYOND) if name in ran)
+    lines = pages.grid(pages.headline(folder), gap="")
     apart = f"; systems beyond the paper ({beyond}) by `{command} ARGS=--all`" if beyond else ""
-    pages = {name: f"{PAGES}/{by}.ipynb" for name, by in _made_by(folder, list(PAPER_NAMES)).items() if name in headline.TABLES}
-    links = (f"[{title(name)}]({where}/{page})" if (folder / page).exists() else title(name) for name, page in pages.items())
+    made = [(name, by) for name, by in _made_by(folder, list(PAPER_NAMES)).items() if name in pages.TABLES]
+    links = (_link(folder, by, pages.title(name), f"{where}/") for name, by in made)
     return (
         f"{warning}Test split, mean ± sd over seeds {', '.join(map(str, said['seeds']))}, by `{command}`; bold: the best, "
         f"underlined: the second. Of the methods that the paper compares: {best}, the best here; the others are in "
-        f"{' and '.join(links)}{apart}. Everything is in [the report]({where}/report.md).\n\n{headline.grid(table, gap='')}"
+        f"{' and '.join(links)}{apart}. Everything is in [the report]({where}/report.md).\n\n{lines}"
     )
 
 

@@ -205,14 +205,15 @@ def drawing_footer(study: Study, key: str = "") -> str:
 
 
 def save_table(
-    study: Study, table: pd.DataFrame | Table, name: str, caption: str, keys: Sequence[str], runs: Sequence[Run] = ()
-) -> Shown:
-    """Export a table beside the study's figures, and return it for a notebook to end a cell with."""
+    study: Study, table: pd.DataFrame | Table, name: str, caption: str, keys: Sequence[str], runs: Sequence[Run] = (),
+    folded: bool = False,
+) -> Shown:  # fmt: skip
+    """Export a table beside the study's figures, and return it for a notebook to end a cell with, or fold it away there."""
     stated = provenance(study, keys, runs)
     for path in export_table(table, study.figures, name, caption=caption, provenance=stated):
         if path.suffix == ".tex":  # there may be a second one, with what the short form leaves out
             record(study.figures, path.stem, stated)
-    return Shown(table if isinstance(table, Table) else Table.of(table), caption)
+    return Shown(table if isinstance(table, Table) else Table.of(table), caption, folded)
 
 
 def show(frame: pd.DataFrame) -> Shown:

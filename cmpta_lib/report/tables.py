@@ -9,7 +9,7 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -59,8 +59,8 @@ class Table:
         notes = (*(f"{_name(short, row)}: {note}." for row, note in said if note not in ("", NOTHING)), *notes)
         has_blocks = frame.shape[1] and frame.columns[0] in BLOCKS
         blocks = tuple(map(str, frame.iloc[:, 0])) if has_blocks else ()
-        ours = frozenset(np.flatnonzero(short[METHOD] == CMPTA.name)) if METHOD in short else frozenset()
-        return cls(short, frame, notes=notes, blocks=blocks, ours=ours)
+        ours = np.flatnonzero(short[METHOD] == CMPTA.name) if METHOD in short else ()
+        return cls(short, frame, notes=notes, blocks=blocks, ours=frozenset(ours))
 
 
 def _name(frame: pd.DataFrame, row: int) -> str:
@@ -75,31 +75,23 @@ def kind_of(texts: Sequence[str]) -> Kind:
     return next((kind for kind, form in _KINDS if all(re.fullmatch(form, text) for text in filled)), "text")
 
 
-def written(
-    table: Table, escaped: Callable[[str, Kind], str], bold: str, underlined: str
-) -> tuple[list[list[str]], list[Kind]]:
+def written(table: Table, escaped: Callable[[str, Kind], str], *looks: str) -> tuple[list[list[str]], list[Kind]]:
     """The short form's cells, column by column, in a markup; and what each column holds. Repeated blocks' names are blank.
 
     Args:
         escaped: a cell's text in that markup.
-        bold, underlined: with "%s" for the cell.
+        looks: bold and underlined, with "%s" for the cell.
     """
     columns = [[*map(str, table.short.iloc[:, place])] for place in range(table.short.shape[1])]
     if columns and table.short.columns[0] in BLOCKS:
         columns[0] = ["" if row and text == columns[0][row - 1] else text for row, text in enumerate(columns[0])]
-    kinds = [kind_of(texts) for texts in columns]
-    marks = {"**": bold, "__": underlined}
-
-    def cell(text: str, kind: Kind, is_ours: bool) -> str:
-        mark = marks.get(text[:2], "%s") if kind != "text" else bold if is_ours else "%s"  # in a text the stars are its own
-        return mark % escaped(text if kind == "text" else text.strip("*_"), kind)
-
-    ours = {place: table.ours for place, head in enumerate(table.short.columns) if head == METHOD}
-    cells = [
-        [cell(text, kind, row in ours.get(place, ())) for row, text in enumerate(texts)]
-        for place, (texts, kind) in enumerate(zip(columns, kinds, strict=True))
-    ]
-    return cells, kinds
+    kinds, marks = [kind_of(texts) for texts in columns], dict(zip(("**", "__"), looks, strict=True))
+    for place, (texts, kind) in enumerate(zip(columns, kinds, strict=True)):
+        of_ours = table.ours if table.short.columns[place] == METHOD else ()
+        for row, text in enumerate(texts):
+            mark = "**" * (row in of_ours) if kind == "text" else text[:2]  # in a text the stars are its own
+            texts[row] = marks.get(mark, "%s") % escaped(text if kind == "text" else text.strip("*_"), kind)
+    return columns, kinds
 
 
 def marked_up(text: str, plain: Callable[[str], str], code: Callable[[str], str]) -> str:
@@ -151,19 +143,17 @@ def _grid(table: Table) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Shown:
-    """What a notebook cell ends with: the short form, the details in a fold below; or all `folded` away under its caption."""
+    """What a notebook cell ends with: the short form, the details in a fold below, or `folded` all of it under its caption."""
 
     table: Table
     caption: str
-    is_folded: bool = False
-
-    def folded(self) -> Shown:
-        return replace(self, is_folded=True)
+    folded: bool = False
 
     def _repr_markdown_(self) -> str:
-        text = to_markdown(self.table, "" if self.is_folded else self.caption)
-        summary = f"<details><summary>{html.escape(self.caption)}</summary>"
-        return f"{summary}\n\n{text}\n</details>\n" if self.is_folded else text
+        if self.folded:
+            summary = f"<details><summary>{html.escape(self.caption, quote=False)}</summary>"
+            return f"{summary}\n\n{to_markdown(self.table, '')}\n</details>\n"
+        return to_markdown(self.table, self.caption)
 
     def __repr__(self) -> str:
         return f"{self.caption}\n{self.table.full.to_string(index=False)}"
@@ -173,9 +163,8 @@ Best = Mapping[str, Mapping[str, float]]
 
 
 def result_table(
-    rows: Sequence[ResultRow], metrics: Sequence[MetricName], best: Best | None = None, *, by_group: bool = False,
-    notes: Sequence[str] = (),
-) -> Table:  # fmt: skip
+    rows: Sequence[ResultRow], metrics: Sequence[MetricName], best: Best | None = None, *, by_group: bool = False
+) -> Table:
     """The short form, per metric "paper", "this run" (mean ± sample sd) and "gap" (this run minus the paper).
 
     The complete frame, `full`, has beside them "95 % CI" (`uncertainty.bootstrap_interval`: over test samples, of the
@@ -187,14 +176,13 @@ def result_table(
         metrics: "mae", "corr" or "f1_weighted".
         best: heading -> metric -> score that any predictor can reach at most on generated data, as a fraction.
         by_group: groups are studies of their own: named in the short form, each with a best row of its own.
-        notes: what else is to stand below.
     Raises:
         ValueError: a metric without a display rule; predictions that `uncertainty` refuses, naming the row.
     """
     if unknown := [metric for metric in metrics if metric not in METRICS]:
         raise ValueError(f"no display rule for {unknown}; known: {', '.join(METRICS)}")
     shown, names = [METRICS[metric] for metric in metrics], ["group"] * by_group + ["method"]
-    lines, ours = [], frozenset(place for place, row in enumerate(rows) if row.is_ours)
+    lines = []
     for row in rows:
         cells = {f"{metric.label} {what}": text for metric in shown for what, text in _cells(row, metric, best or {}).items()}
         lines.append({"group": row.group, "method": row.method, **cells, NOTE: row.note})
@@ -210,10 +198,10 @@ def result_table(
     return Table(
         short,
         full.drop(columns=[name for name in ("group", NOTE) if not any(full[name])]),
-        notes=(*_notes(rows, bool(marks), by_group), *notes),
+        notes=tuple(_notes(rows, bool(marks), by_group)),
         blocks=tuple(row.group for row in rows),
         details=None if details.empty else Table.of(details, *_remarks(best or {}, shown)),
-        ours=ours,
+        ours=frozenset(place for place, row in enumerate(rows) if row.is_ours),
     )
 
 

@@ -19,11 +19,7 @@ from cmpta_lib.metrics import UNPARSABLE, Metric, MetricName, class_indices, sen
 Floats = NDArray[np.float64]
 NOTHING = "\N{EM DASH}"  # a cell in which nothing is to be said
 NOT_RUN = "not run"
-RESAMPLES = 2000
-P_FLOOR = (
-    f"p: twice the rarer side's share of {RESAMPLES:,} redrawn test sets, one added above and below; it cannot be less than "
-    f"2/{RESAMPLES + 1} = {2 / (RESAMPLES + 1):.4f}."
-)
+P_FLOOR = f"p is of 2,000 redrawn test sets, one added above and below: it is never less than 2/2001 = {2 / 2001:.4f}."
 
 _CHUNK = 256  # resamples held at once: 5 MiB of counts for MELD's 2,610 test utterances
 _CONSTANT_VARIANCE = 1e-12  # scores are float32 in [-1, 1]; less than this is rounding, not variation
@@ -61,7 +57,7 @@ def seed_scores(metric: MetricName, truth: ArrayLike, predictions: ArrayLike) ->
 
 
 def bootstrap_interval(
-    metric: MetricName, truth: ArrayLike, predictions: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0
+    metric: MetricName, truth: ArrayLike, predictions: ArrayLike, *, resamples: int = 2000, seed: int = 0
 ) -> tuple[float, float]:
     """95 % percentile interval of the seed-mean metric when the test samples are redrawn with replacement.
 
@@ -82,7 +78,7 @@ def bootstrap_interval(
 
 
 def paired_bootstrap(
-    metric: MetricName, truth: ArrayLike, a: ArrayLike, b: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0
+    metric: MetricName, truth: ArrayLike, a: ArrayLike, b: ArrayLike, *, resamples: int = 2000, seed: int = 0
 ) -> PairedDifference:
     """Compare two methods' predictions on the same redrawn test samples; arguments and errors as in `bootstrap_interval`.
 

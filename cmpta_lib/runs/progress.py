@@ -137,23 +137,29 @@ class Status:
     every_s = 10.0  # between two words, where it is no terminal
 
     def __init__(self, stream: TextIO | None = None, before: Callable[[], str] = str) -> None:
-        in_notebook = type(sys.stderr).__module__.startswith("ipykernel")
-        self.stream = stream or (sys.stdout if in_notebook else sys.stderr)
-        self.is_terminal = self.stream.isatty() and os.environ.get("TERM") != "dumb"
+        self.given, self.before, self.lock = stream, before, threading.RLock()
         self.items: dict[str, tuple[float, float]] = {}  # at work, several at a time: since when, and the share that is done
-        self.said, self.drawn = time.monotonic() + FIRST_S - self.every_s, 0  # drawn: columns that the line takes now
-        self.over, self.lock, self.before = threading.Event(), threading.RLock(), before
+        self.blocks, self.drawn, self.said = 0, 0, 0.0  # drawn: columns that the line takes now
 
     def __enter__(self) -> Self:
-        threading.Thread(target=self._go_on, daemon=True).start()
+        with self.lock:
+            self.blocks += 1
+            if self.blocks == 1:  # of several threads that share it
+                in_notebook = type(sys.stderr).__module__.startswith("ipykernel")
+                self.stream = self.given or (sys.stdout if in_notebook else sys.stderr)
+                self.is_terminal = self.stream.isatty() and os.environ.get("TERM") != "dumb"
+                self.said = time.monotonic() + FIRST_S - self.every_s
+                threading.Thread(target=self._go_on, daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.over.set()
-        self._write("")
+        with self.lock:
+            self.blocks -= 1
+            self._write("")
 
     def _go_on(self) -> None:
-        while not self.over.wait(TICK_S):
+        while self.blocks:
+            time.sleep(TICK_S)
             self.show()
 
     @contextmanager
@@ -168,7 +174,7 @@ class Status:
     def show(self) -> None:
         """Say how far it is, if it is time for that."""
         with self.lock:
-            if not self.items or self.over.is_set() or not (self.is_terminal or time.monotonic() - self.said >= self.every_s):
+            if not self.items or not self.blocks or not (self.is_terminal or time.monotonic() - self.said >= self.every_s):
                 return
             text = self.before() + ", ".join(_at_work(what, *how) for what, how in list(self.items.items()))
             self._write(cut(text, _width())) if self.is_terminal else self.line(text)
@@ -195,7 +201,7 @@ def _at_work(what: str, began: float, share: float) -> str:
     return f"{what} ({f'{share:.0%}' if share else duration(took)}{left})"
 
 
-_CHANGING, _MAKERS = threading.Lock(), list[Status]()  # what shows all that is made now, by several threads
+_MAKERS = Status(before=lambda: "making ")
 
 
 @contextmanager
@@ -208,19 +214,12 @@ def making(what: str, is_new: bool = True) -> Iterator[Callable[[float], None]]:
     if not is_new:
         yield lambda share: None
         return
-    with _CHANGING:
-        if not _MAKERS:
-            _MAKERS.append(Status(before=lambda: "making ").__enter__())
-        makers, began = _MAKERS[0], time.monotonic()
-    try:
-        with makers.doing(what) as tell:
+    began = time.monotonic()
+    with _MAKERS:
+        with _MAKERS.doing(what) as tell:
             yield tell
         if (took := time.monotonic() - began) >= FIRST_S:
-            makers.line(f"{what} made ({duration(took)})")
-    finally:
-        with _CHANGING:
-            if not makers.items and makers in _MAKERS:
-                _MAKERS.pop().__exit__()
+            _MAKERS.line(f"{what} made ({duration(took)})")
 
 
 class Progress(Status):
@@ -237,8 +236,8 @@ class Progress(Status):
         self.epochs, self.started = sum(self.left.values()), time.monotonic()
 
     def __enter__(self) -> Self:
-        self.line("1 run to make" if self.total == 1 else f"{self.total} runs to make")
-        return super().__enter__()
+        super().__enter__().line("1 run to make" if self.total == 1 else f"{self.total} runs to make")
+        return self
 
     def __call__(self, run: Run, event: dict[str, Any]) -> None:
         """As `Engine.run`'s `report`."""

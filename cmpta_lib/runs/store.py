@@ -134,7 +134,7 @@ def tell_published(runs: Sequence[Run]) -> None:
     """Print which of these runs are published ones, in one line, and a line for each that would be and is damaged."""
     if used := [run.row for run in runs if run.folder.parent == files.PUBLISHED_RUNS]:
         rows, home = ", ".join(dict.fromkeys(used)), files.PUBLISHED_RUNS.relative_to(files.ROOT)
-        print(f"{rows}: {len(used)} published runs, {home}; `make reproduce` trains your own", flush=True)
+        print(f"{rows}: the published runs ({len(used)}), {home}; `make reproduce` trains your own", flush=True)
     for problem in (_published(run).problem for run in runs if not run.done):
         print(f"a published run is damaged and trained anew: {problem}\n" * bool(problem), end="", flush=True)
 

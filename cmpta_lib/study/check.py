@@ -109,9 +109,9 @@ def stored(study: Study, notebooks: Collection[str] = ()) -> list[Need]:
     checks |= {what: partial(study.verify, name) for what, name in models.items()}
     said = list[tuple[str, str]]()
     with Status() as status, status.doing("reading every stored byte") as report:
-        for what, check in checks.items():
+        for what, look in checks.items():
             report(len(said) / len(checks))
-            said.append((f"contents of {what}", _problem(check)))
+            said.append((f"contents of {what}", _problem(look)))
     runs = map(summarise, store.found(study.root))
     said += [(f"run {one.folder.name}", one.detail) for one in runs if one.state in ("finished", "damaged")]
     remedy = "do what is said here, then call again"

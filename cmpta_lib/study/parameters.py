@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import itertools
 import json
 import re
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from functools import reduce
+from functools import cache, reduce
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, Field
@@ -153,9 +154,21 @@ def fields() -> list[dict[str, Any]]:
         for method, owner in owners.items() if path not in _ELSEWHERE else ():
             last = path.rpartition(".")[2]
             expects = _words(owner.model_json_schema()["properties"][last])
-            one = {"field": path, "expects": expects, "default": getattr(owner, last), "methods": []}
+            one = {"field": path, "expects": expects, "default": getattr(owner, last), "says": _said(type(owner), last)}
+            one["methods"] = []
             found.setdefault(str(one), one)["methods"].append(method)
     return sorted(found.values(), key=lambda one: (-len(one["methods"]), one["methods"]))
+
+
+def _said(owner: type, name: str) -> str:
+    """The comment behind a field in its class; "" where there is none."""
+    found = (re.search(rf"^ +{name}: .*?  # (.+)$", _source(one), re.MULTILINE) for one in owner.__mro__)
+    return next((one[1] for one in found if one), "")
+
+
+@cache
+def _source(owner: type) -> str:
+    return inspect.getsource(owner) if issubclass(owner, BaseModel) else ""
 
 
 def _words(schema: Mapping[str, Any]) -> str:
@@ -164,6 +177,7 @@ def _words(schema: Mapping[str, Any]) -> str:
         return " or ".join(map(_words, schema["anyOf"]))
     if "enum" in schema:
         return " | ".join(map(str, schema["enum"]))
-    bounds = {"minimum": "from", "exclusiveMinimum": "above", "maximum": "to", "exclusiveMaximum": "below", "multipleOf": "by"}
+    bounds = {"minimum": "from", "exclusiveMinimum": "above", "maximum": "to", "exclusiveMaximum": "below"}
+    bounds["multipleOf"] = "a multiple of"
     kind = f"list of {_words(schema['items'])}" if "items" in schema else schema["type"].replace("null", "none")
     return " ".join([kind, *(f"{word} {schema[name]:.7g}" for name, word in bounds.items() if name in schema)])

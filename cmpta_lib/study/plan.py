@@ -221,11 +221,6 @@ class Notebook:
     has_search: bool = False  # also other learning rates of everything that is trained: first seed
     is_beyond: bool = False  # beyond the paper: runs only where it is asked for by name, or with everything
 
-    @property
-    def work(self) -> int:
-        """How long it takes beside the others, roughly: drawing takes most."""
-        return (2 + len(self.tables) + 2 * len(self.figures)) * len(self.corpora) or 1
-
 
 _BESIDE = ("paired_{key}", "methods_{key}", "field_{key}")
 _COMPARISON, _ABLATION, _BEYOND = "Comparison (Tables 3 and 4)", "Ablations (Tables 5 and 6)", "Beyond the paper: "
@@ -250,7 +245,7 @@ NOTEBOOKS: tuple[Notebook, ...] = (
     Notebook("07_table6_ablation_meld", _ABLATION, ("meld",), ablation, ("table6",), ("ablation_{key}",)),
     Notebook(
         "08_attention_figs3_4", "Attention (Figures 3 and 4)", rows=lambda key: [CMPTA],
-        tables=("attention_on_cues",), figures=("fig[34]_attention_{key}",), first_seed_only=True,
+        tables=("attention_on_cues", "attention_heads"), figures=("fig[34]_attention_{key}",), first_seed_only=True,
     ),
     Notebook(
         "09_case_study_fig5", "A case (Figure 5)", ("meld",), lambda key: [CMPTA, TEXT_ONLY],

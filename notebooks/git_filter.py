@@ -1,6 +1,6 @@
 """What git stores of a notebook: text, code, tags and folds; nothing of a run, a kernel or an editor.
 
-.gitattributes and `git config` make it git's filter, `stored.py < notebook`; `make lab` also calls `after_saving`. Needs
+.gitattributes and `git config` make it git's filter, `git_filter.py < notebook`; `make lab` also calls `after_saving`. Needs
 Python alone.
 """
 
