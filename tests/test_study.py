@@ -442,7 +442,7 @@ def test_a_bound_says_by_which_rule_it_is_found(study, voices):
     plain = study(smoke=True)
     table = summaries.best_possible(plain, plain.keys)
     assert list(table["metric"]) == ["MAE", "Corr", "WF1 (%)"] and table.columns[-1] == "answered with"
-    assert list(table["all three, with context"][:2]) == ["—", "—"] and table["answered with"].str.len().max() < 50
+    assert list(table["whole dialogue"][:2]) == ["—", "—"] and table["answered with"].str.len().max() < 50
     own = study(data=str(voices))
     assert not any(reports.best_of(own, "data", ["f1_weighted"]).values()) and summaries.best_possible(own, ["data"]).empty
 

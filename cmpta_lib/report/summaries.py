@@ -105,7 +105,7 @@ _ANSWERS: Mapping[str, str] = {  # `bounds.RULES` in a table's width
     "f1_weighted": "classes of the split's highest expected WF1",
 }
 _KNOWN: Mapping[str, str] = {
-    "text": "text", "face_voice": "face and voice", "all": "all three", "context": "all three, with context",
+    "text": "words", "face_voice": "face and voice", "all": "all three", "context": "whole dialogue",
 }  # fmt: skip
 
 
