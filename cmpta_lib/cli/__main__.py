@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _DONE_BY = {
     "reproduce": "cmpta_lib.cli.reproduce:reproduce",
     "publish": "cmpta_lib.cli.reproduce:publish",
-    "check": "cmpta_lib.cli.check:check_study",
+    "check": "cmpta_lib.cli.listing:check_study",
     "benchmark": "cmpta_lib.cli.arguments:benchmark",
     "runs": "cmpta_lib.cli.listing:list_runs",
     "compare": "cmpta_lib.cli.compare:compare",

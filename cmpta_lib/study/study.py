@@ -67,8 +67,7 @@ class Study:
         self.profile = one_of("profile", profile, PROFILES)
         registry.load_plugins()
         self.settings, self.smoke = PROFILES[profile], flag("smoke", smoke)
-        self.published = published and WITHOUT not in os.environ
-        self.data, self.own_llm = expanded(data), expanded(llm)
+        self.data, self.own_llm, self.published = expanded(data), expanded(llm), published and WITHOUT not in os.environ
         self.seeds = checked_seeds(self.settings.num_seeds if seeds is None else seeds)[: 1 if self.smoke else None]
         self.changes = checked_changes(changes)
         self.root = runs_folder() / "smoke" if self.smoke else runs_folder()
@@ -263,8 +262,7 @@ class Study:
             more |= {f"method.llm.{name}": value for name, value in llm.model_dump().items()}
             more["method.prompt.answer_sign"] = self._answer_sign(llm)
         if method and "encoder" in method.config.model_fields:
-            encoder = self.encoder(corpus.task.language)
-            more |= {"method.encoder.name": encoder.name, "method.encoder.fingerprint": encoder.fingerprint}
+            more |= {f"method.encoder.{name}": value for name, value in self.encoder(corpus.task.language).model_dump().items()}
         if method and self.smoke:
             more |= smoke_changes(row.method, self._dry_run)
         data = DataConfig(name=corpus.name, fingerprint=corpus.fingerprint)
