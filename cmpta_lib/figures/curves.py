@@ -54,9 +54,8 @@ def training_curves(
     x, smoothed = ("step", " (thin), its moving mean") if by_step else ("epoch", "")
     drawn = f"Training loss{smoothed} and learning rate by {x}, validation {shown.axis} by epoch, a line per seed; circles: best."
     drawn = f"{drawn} {after_the_best(histories, metric)}".rstrip()
-    figure = new_figure(style.page_in(), 6.6 if style.is_column() else 2.1, title=title, footer=footer, drawn=drawn)
-    rows, columns = (3, 1) if style.is_column() else (1, 3)
-    loss, score, rate = figure.subplots(rows, columns, width_ratios=(1, 1, 0.75) if columns > 1 else None)
+    figure = new_figure(style.DOUBLE_COLUMN_IN, 2.1, title=title, footer=footer, drawn=drawn)
+    loss, score, rate = figure.subplots(1, 3, width_ratios=(1, 1, 0.75))
     for name, history in histories.items():
         fine = known[name] if by_step else history.rename(columns={"train_loss": "loss"})
         mean = fine["loss"].rolling(max(1, len(fine) // 20) if by_step else 1, min_periods=1).mean()
