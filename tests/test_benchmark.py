@@ -184,9 +184,10 @@ def test_stored_measurements_come_back_and_are_published_when_asked(tmp_path: Pa
     table.store(tmp_path / "figures" / table.FOLDER, "small", [row], table.about([SMALL]))
     with pytest.raises(FileNotFoundError, match="README.md"):
         table.publish(tmp_path)
-    (tmp_path / "README.md").write_text("# Title\n<!-- speed: begin -->\nold\n<!-- speed: end -->\nThe end.\n")
+    (tmp_path / table.PAGE).parent.mkdir()
+    (tmp_path / table.PAGE).write_text("# Title\n<!-- speed: begin -->\nold\n<!-- speed: end -->\nThe end.\n")
     assert "1 file" not in (said := table.publish(tmp_path)) and "commit both" in said
-    lines = (tmp_path / "README.md").read_text().splitlines()
+    lines = (tmp_path / table.PAGE).read_text().splitlines()
     assert lines[0] == "# Title" and lines[-1] == "The end." and "old" not in lines
     (shown,) = (line for line in lines if line.startswith(f"|{row['corpus']}|"))
     assert f"{row['step_ms']:,.0f} ms|{row['floor_ms']:,.0f} ms|{row['ancestor_step_ms']:,.0f} ms" in shown

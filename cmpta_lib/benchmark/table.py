@@ -1,4 +1,4 @@
-"""`cmpta benchmark`: a measurement as a row of a table, and the table on screen, as files, as a figure, in the README."""
+"""`cmpta benchmark`: a measurement as a row of a table, and the table on screen, as files, as a figure, in a README."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 FOLDER = "benchmark"  # below figures/
 # There, where somebody has measured it: columns engine, workers, speed_up over one worker; and what, value, ours_ms, floor_ms.
 WORKERS, SCALING = "workers.csv", "scaling-*.csv"
-SPEED = "speed"  # what the README's marks around it are called
+SPEED, PAGE = "speed", "cmpta_lib/README.md"  # what the marks around it are called, and where they stand
 SHOWN = {  # column -> heading on screen
     "corpus": "lengths of",
     "step_ms": "step ms",
@@ -252,20 +252,20 @@ def costs(rows: Sequence[Mapping[str, Any]], where: str) -> PageFigure:
 
 
 def publish(root: Path = files.ROOT) -> str:
-    """Copy all measurements that are stored into the published figures, and let the README show them; says what was done.
+    """Copy all measurements that are stored into the published figures, and let the library's README show them; says what was done.
 
     Raises:
         FileNotFoundError: there are none.
-        ValueError: the README has no place for them.
+        ValueError: that README has no place for them.
     """
     source, target = files.figures_folder() / FOLDER, root / "figures" / files.PUBLISHED / FOLDER
     if not stored(source):
         raise FileNotFoundError(f"{source}: no measurement is stored there; call `cmpta benchmark` first")
-    files.split(root / "README.md", SPEED)  # before anything is copied
+    files.split(root / PAGE, SPEED)  # before anything is copied
     with files.writing(target):
         shutil.copytree(source, target, dirs_exist_ok=True)
-    files.write_text(root / "README.md", files.with_text(root / "README.md", SPEED, in_readme(stored(target))))
-    return f"{sum(1 for _ in source.iterdir())} files of {source} are now in {target}, and README.md shows them; commit both"
+    files.write_text(root / PAGE, files.with_text(root / PAGE, SPEED, in_readme(stored(target))))
+    return f"{sum(1 for _ in source.iterdir())} files of {source} are now in {target}, and {PAGE} shows them; commit both"
 
 
 def in_readme(measured: Stored) -> str:
