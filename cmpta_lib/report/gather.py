@@ -245,8 +245,8 @@ def publish(profile: str, made: Path, root: Path = ROOT) -> str:
         try:
             text = _readme(root, {profile: made})
             shutil.copytree(made, draft, ignore=lambda _, names: [name for name in names if name[0] == "."])
-            if (runs := target / RUNS).is_dir():
-                shutil.copytree(runs, draft / RUNS, dirs_exist_ok=True)
+            if (runs := target / RUNS).is_dir() and not (draft / RUNS).exists():
+                shutil.copytree(runs, draft / RUNS)
             if target.exists():  # as a whole: what is no longer exported must not stay
                 target.rename(before)
             draft.rename(target)
