@@ -1,4 +1,4 @@
-"""What git stores of a notebook: text, code, tags and folds; nothing of a run, a kernel or an editor.
+"""What git stores of a notebook: text, code and tags; nothing of a run, a kernel or an editor.
 
 .gitattributes and `git config` make it git's filter, `git_filter.py < notebook`; `make lab` also calls `after_saving`. Needs
 Python alone.
@@ -17,7 +17,7 @@ NOTEBOOK = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
 }
-FOLDS = ("source_hidden", "outputs_hidden")
+FOLDED = {"parameters", "hide-input"}  # tags of cells whose code is folded
 
 
 def stored(text: str) -> str:
@@ -35,10 +35,9 @@ def stored(text: str) -> str:
 
 
 def _metadata(given: dict[str, Any]) -> dict[str, Any]:
-    """Tags and folds. Parameters are folded, also where a reader has just opened them."""
-    tags, jupyter = given.get("tags", []), given.get("jupyter", {})
-    folds = {name: True for name in FOLDS if jupyter.get(name) or (name == FOLDS[0] and "parameters" in tags)}
-    return ({"tags": tags} if tags else {}) | ({"jupyter": folds} if folds else {})
+    """Tags, and the folds that they ask for: also where a reader has opened or folded a cell."""
+    tags = given.get("tags", [])
+    return ({"tags": tags} if tags else {}) | ({"jupyter": {"source_hidden": True}} if FOLDED & {*tags} else {})
 
 
 def after_saving(model: dict[str, Any], os_path: str, contents_manager: object) -> None:

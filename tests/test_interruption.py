@@ -36,7 +36,7 @@ TWO_NOTEBOOKS = """
     from types import SimpleNamespace
     reproduce.ROOT = folder
     study = SimpleNamespace(root=folder, name="study", figures=folder, without={})
-    reproduce._execute(study, ["one", "two"], {"folder": str(folder)}, 0)
+    reproduce._execute(study, ["01_data", "02_model"], {"folder": str(folder)}, 0)
 """
 ENDLESS = """
 import os, subprocess, sys, time
@@ -99,7 +99,7 @@ def test_notebooks_end_at_once_with_their_kernels_and_workers(tmp_path: Path):
     notebook = nbformat.v4.new_notebook(cells=[parameters, nbformat.v4.new_code_cell(ENDLESS)])
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     (tmp_path / "notebooks").mkdir()
-    for name in ("one", "two"):
+    for name in ("01_data", "02_model"):
         nbformat.write(notebook, tmp_path / "notebooks" / f"{name}.ipynb")
     process, said, pids = interrupted(tmp_path, TWO_NOTEBOOKS, signal.SIGINT, parts=2)
     assert (process.returncode, said) == (130, interruption.MESSAGE + "\n")

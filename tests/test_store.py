@@ -288,7 +288,7 @@ def test_a_builder_sweeps_what_killed_ones_left_and_spares_a_living_one(tmp_path
     dead, living = (f".{synthetic.tiny_folder(tmp_path, count).name}.building" for count in (80, 800))
     for name in (dead, living):
         (tmp_path / name).mkdir()
-    monkeypatch.setattr(tiny, "pretrain", lambda folder, documents, name: None)
+    monkeypatch.setattr(tiny, "pretrain", lambda *_: None)
     monkeypatch.setattr(tiny.llm_files, "tiny_fingerprint", lambda folder: "f")
     built = tiny.build(tmp_path, 80)
     assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {built.name, living}

@@ -204,7 +204,7 @@ def new_figure(width_in: float, height_in: float, *, title: str = "", footer: st
 @figure_style()
 def lay_out(figure: Figure) -> None:
     """Lay the figure out once and for all, so that whatever is made of it next agrees; a second call moves nothing."""
-    if isinstance(figure, PageFigure) and figure.layout:
+    if isinstance(figure, PageFigure) and figure.layout and figure.axes:
         for _ in range(2):  # the first pass moves the labels that the second makes room for
             figure.layout.execute(figure)
         figure.layout = None
