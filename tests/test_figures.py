@@ -526,9 +526,9 @@ def order(shown) -> list[str]:
 
 def test_figure_1_reads_as_the_llm_does():
     pairs = ["t₁", "t₂", "v₁", "v₂", "a₁", "a₂"]
-    assert order(model()) == ["<多模态>", *pairs, "text", "</多模态>", "prompt", "answer"]
+    assert order(model()) == ["<多模态>", *pairs, "text", "</多模态>", "prompt", "answer so far"]
     after = english(prompt={"pseudo_token_position": "after_text"})
-    assert order(after) == ["<Multimodal>", "text", *pairs, "</Multimodal>", "prompt", "answer"]
+    assert order(after) == ["<Multimodal>", "text", *pairs, "</Multimodal>", "prompt", "answer so far"]
     assert order(model(num_pseudo_tokens=8))[1:9] == [str(n) for n in range(1, 9)]
     assert order(model(num_pseudo_tokens=30))[1:13] == [*map(str, range(1, 11)), "…", "30"]
     assert order(model(num_pseudo_tokens=8, token_count_rule="repeat"))[1:9] == [*pairs, "t₁", "t₂"]

@@ -130,7 +130,7 @@ def architecture_figure(model: ShownModel, *, footer: str = "") -> Figure:
         note(axes, 4.27, 1.8, "text embeddings", color=MODALITY_COLOURS["text"])
     box(axes, 0.1, 1.8, 3.4, 0.55, label, kind="trained")
     text, prompt = f"text\n{_quoted(model.text, 0.92)}", f"prompt\n{_quoted(words.prompt, 0.98, end=True)}"
-    for x, width, said in ((3.9, 1.0, text), (4.98, 1.06, prompt), (6.12, 0.68, model.answer)):
+    for x, width, said in ((3.9, 1.0, text), (4.98, 1.06, prompt), (6.12, 0.68, "answer\nso far")):
         box(axes, x, 0.05, width, 0.5, said, colour=MODALITY_COLOURS["text"] if said is text else "black")
         arrow(axes, (x + width / 2, 0.55), (x + width / 2, 0.74))
     box(axes, 3.9, 0.74, 2.9, 0.43, f"LLM's own embedding table (1, 2)\none row of {model.llm_dim} for each token", kind="frozen")
@@ -166,7 +166,7 @@ def _sequence(axes: Axes, model: ShownModel, words: Layout) -> None:
     if model.settings.prompt.pseudo_token_position == "after_text":
         middle.reverse()
     x, y, bus = 0.1, 2.8, 2.64
-    for name, width in [(words.open, 0.86), *middle, (words.close, 0.9), ("prompt", 1.35), ("answer", 0.79)]:
+    for name, width in [(words.open, 0.86), *middle, (words.close, 0.9), ("prompt", 1.3), ("answer so far", 0.84)]:
         up = x + width / 2
         arrow(axes, (up, y + 0.28), (up, 3.33))
         if name:
@@ -181,7 +181,7 @@ def _sequence(axes: Axes, model: ShownModel, words: Layout) -> None:
             arrow(axes, (up, 2.35), (up, bus - 0.05), (up, y), colour="black")
             note(axes, up + 0.08, 2.49, "pseudo tokens" if model.is_pooled else "pseudo tokens (8)")
         x += width
-    axes.plot([0.53, 6.405], [bus, bus], color="0.3", linewidth=0.9, zorder=1)  # from the opening tag to the answer
+    axes.plot([0.53, 6.38], [bus, bus], color="0.3", linewidth=0.9, zorder=1)  # from the opening tag to the answer
     arrow(axes, (5.6, 1.17), (5.6, bus))
     note(axes, 5.68, 1.8, "embeddings of\nall other tokens")
 
