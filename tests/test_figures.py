@@ -136,7 +136,8 @@ def judged(confidence, correct):
 
 def training():
     given = {"1111": history(), "2222": history(5)}
-    return plots.training_curves(given, "mae", title="Training CMPTA on embedded SIMS", footer=FOOTER)
+    known = {"luck": 0.01, "possible": 0.2}
+    return plots.training_curves(given, "mae", title="Training CMPTA on embedded SIMS", footer=FOOTER, **known)
 
 
 DOUBLE, SINGLE = 2070, 990  # 6.9 and 3.3 inches at 300 dpi
@@ -303,6 +304,23 @@ def test_the_best_epoch_is_the_lowest_mae_and_epochs_are_whole_numbers():
     assert [line.get_xdata().item() for line in figure.axes[1].lines if line.get_gid() == "best"] == [3, 5]
     short = plots.training_curves({"1111": history(1)[:2]}, "mae")
     assert all(float(tick).is_integer() for axes in short.axes for tick in axes.get_xticks())
+
+
+def test_curves_show_luck_and_the_best_possible_and_no_line_hides_another():
+    figure = plots.training_curves({"1111": history(3), "2222": history(3)}, "mae", luck=0.05, possible=0.2)
+    _, score, rate = figure.axes
+    low, high = score.get_ylim()
+    (band,) = score.patches
+    assert (band.get_y(), band.get_y() + band.get_height()) == pytest.approx((0.2, 0.4)), "twice the luck around the best"
+    assert low < 0.2 and high > 0.4
+    assert [text.get_text() for text in score.get_legend().get_texts()] == [
+        "best epoch", "best ± 2 standard errors", "best possible",
+    ]  # fmt: skip
+    outer, inner = (line.get_markersize() for line in score.lines if line.get_gid() == "best")
+    assert outer > inner and rate.lines[0].get_linewidth() > rate.lines[1].get_linewidth()
+    assert "too small to tell" not in figure.drawn and "overfitting" in figure.drawn
+    plain = plots.training_curves({"1111": history(3)}, "mae")
+    assert not plain.axes[1].patches and "overfitting" not in plain.drawn, "nothing is claimed where luck is unknown"
 
 
 def test_a_picture_of_scores_marks_ours_and_shows_what_the_table_holds():

@@ -32,7 +32,7 @@ __all__ = [
 @figure_style()
 def training_curves(
     histories: Mapping[str, pd.DataFrame], metric: MetricName, *, steps: Mapping[str, pd.DataFrame] | None = None,
-    title: str = "", footer: str = "",
+    luck: float | None = None, possible: float | None = None, title: str = "", footer: str = "",
 ) -> Figure:  # fmt: skip
     """Training loss and learning rate by step, validation score by epoch, one line per run; a circle marks its best epoch.
 
@@ -41,6 +41,9 @@ def training_curves(
             a fraction, shown in per cent for accuracies and F1) and learning_rate.
         metric: e.g. "mae" or "f1_weighted".
         steps: name of the run -> columns step, loss and learning_rate; where one run has none, all are drawn by epoch.
+        luck: standard error of a score of so many validation clips, as the histories count; a band of twice it is drawn, and
+            the caption says what `after_the_best` says.
+        possible: the best possible score on the validation clips, where it is known.
     Raises:
         ValueError: no runs, or a missing column, named with its run.
     """
@@ -48,15 +51,15 @@ def training_curves(
         raise ValueError("no training histories to draw")
     for name, history in histories.items():
         _need(history, ("epoch", "train_loss", f"valid_{metric}", "learning_rate"), f"history of '{name}'")
-    shown = METRICS[metric]
-    known = steps or {}
+    shown, known = METRICS[metric], steps or {}
     by_step = all(len(known.get(name, ())) for name in histories)
     x, smoothed = ("step", " (thin), its moving mean") if by_step else ("epoch", "")
-    drawn = f"Training loss{smoothed} and learning rate by {x}, validation {shown.axis} by epoch, a line per seed; circles: best."
-    drawn = f"{drawn} {after_the_best(histories, metric)}".rstrip()
-    figure = new_figure(style.DOUBLE_COLUMN_IN, 2.1, title=title, footer=footer, drawn=drawn)
+    drawn = f"Training loss{smoothed} and learning rate by {x}, validation {shown.axis} by epoch, a line per seed."
+    drawn += "" if luck is None else f" {after_the_best(histories, metric, luck)}"
+    figure = new_figure(style.DOUBLE_COLUMN_IN, 2.4, title=title, footer=footer, drawn=drawn.rstrip())
     loss, score, rate = figure.subplots(1, 3, width_ratios=(1, 1, 0.75))
-    for name, history in histories.items():
+    bests, key = [], {"best epoch": score.plot([], [], "o", ms=4, mfc="none", color="0.35")[0]}
+    for below, (name, history) in zip(range(len(histories))[::-1], histories.items(), strict=True):
         fine = known[name] if by_step else history.rename(columns={"train_loss": "loss"})
         mean = fine["loss"].rolling(max(1, len(fine) // 20) if by_step else 1, min_periods=1).mean()
         (line,) = loss.plot(fine[x], mean, label=printable(name))
@@ -66,46 +69,58 @@ def training_curves(
         epochs, values = valid["epoch"].to_numpy(), valid[f"valid_{metric}"].to_numpy() * shown.scale
         score.plot(epochs, values, color=line.get_color())
         if len(values):
-            best = values.argmin() if shown.lower_is_better else values.argmax()
-            score.plot(epochs[best], values[best], "o", ms=4, mfc="white", color=line.get_color(), gid="best")
-        rate.plot(fine[x], fine["learning_rate"], color=line.get_color())
+            bests.append(values[best := _best(values, shown)])
+            score.plot(epochs[best], values[best], "o", ms=4 + 3 * below, mfc="none", color=line.get_color(), gid="best")
+        rate.plot(fine[x], fine["learning_rate"], color=line.get_color(), linewidth=1.2 + 1.6 * below)  # none hides another
+    if luck is not None and bests:
+        reach = 2 * luck * shown.scale
+        key["best ± 2 standard errors"] = score.axhspan(np.mean(bests) - reach, np.mean(bests) + reach, color="0.9", zorder=0)
+    if possible is not None:
+        key["best possible"] = score.axhline(possible * shown.scale, color="0.35", linestyle="--", linewidth=0.9, zorder=1)
     loss.set(xlabel=x, ylabel="training loss (nats per token)", ylim=(0, None))
-    score.set(xlabel="epoch", ylabel=f"validation {shown.axis}", title="best epoch: ○")
+    score.set(xlabel="epoch", ylabel=f"validation {shown.axis}")
     rate.set(xlabel=x, ylabel="learning rate", ylim=(0, None))
     rate.ticklabel_format(axis="y", style="sci", scilimits=(0, 0), useMathText=True)
     for text in (rate.yaxis.get_offset_text(), *(tick.label1 for tick in rate.yaxis.get_major_ticks(20))):
         text.set_parse_math(True)  # powers of ten are formulas, and no data
     loss.legend(title="seed", ncol=2 if len(histories) > 3 else 1, handlelength=1.2, columnspacing=0.8)
+    score.legend(key.values(), key, loc="lower center", bbox_to_anchor=(0.5, 1), handlelength=1.6)
     for axes in (loss, score, rate):
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))  # there is no epoch 1.5
         axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 
-def after_the_best(histories: Mapping[str, pd.DataFrame], metric: MetricName) -> str:
-    """Whether the validation score got worse while the training loss fell, in a sentence of these runs' own numbers.
+def _best(scores: np.ndarray | pd.Series, shown: Metric) -> int:
+    return int(scores.argmin() if shown.lower_is_better else scores.argmax())
 
-    Arguments as in `training_curves`; "" where no run was validated.
+
+def after_the_best(histories: Mapping[str, pd.DataFrame], metric: MetricName, luck: float) -> str:
+    """How much worse the last epoch is than the best, beside what luck does, in a sentence; "" where no run was validated.
+
+    Overfitting is said only beyond twice the luck of clips and twice the spread over seeds. Arguments as in `training_curves`.
     """
-    shown, column, turned, ends, last = METRICS[metric], f"valid_{metric}", [], 0, 0
-    for valid in (history.dropna(subset=[column]) for history in histories.values()):
-        if len(valid):
-            row = valid[column].argmin() if shown.lower_is_better else valid[column].argmax()
-            best, end = valid.iloc[row], valid.iloc[-1]
-            last, ends = max(last, int(end["epoch"])), ends + bool(end["epoch"] == best["epoch"])
-            if shown.is_better(best[column], end[column]) and end["train_loss"] < best["train_loss"]:
-                turned.append([best["epoch"], best[column], end[column], best["train_loss"], end["train_loss"]])
-    name, of = shown.label.partition(" (")[0], f"of {len(histories)} seed{'s' if len(histories) > 1 else ''}"
-    if not turned:
-        said = f"No seed's validation {name} got worse while its training loss fell; the last epoch is the best in {ends} {of}."
-        return said if last else ""
-    _, before, after, high, low = np.mean(turned, axis=0)
-    epochs, turn = sorted({int(one[0]) for one in turned}), "rises" if shown.lower_is_better else "falls"
-    where = f"epoch{'s' if len(epochs) > 1 else ''} {', '.join(map(str, epochs))} of {last}"
-    scores = f"{shown.with_unit(before)} \N{RIGHTWARDS ARROW} {shown.with_unit(after)}"
-    losses = f"{high:.3f} \N{RIGHTWARDS ARROW} {low:.3f}"
-    said = f"Validation {name} is best at {where} and {turn} after, {scores}, while the training loss falls, {losses}"
-    return f"{said}: overfitting, in {len(turned)} {of}."
+    shown, columns = METRICS[metric], [f"valid_{metric}", "train_loss"]
+    known = [valid for one in histories.values() if len(valid := one.dropna(subset=columns[:1])[columns])]
+    if not known:
+        return ""
+    ends = [valid.to_numpy()[[_best(valid[columns[0]], shown), -1]] for valid in known]
+    (before, high), (after, low) = np.mean(ends, axis=0)
+    change, name, several = abs(after - before), shown.label.partition(" (")[0], len(ends) > 1
+    of = f"{len(ends)} seed{'s' if several else ''}"
+    if not change:
+        return f"No epoch's validation {name} is better than the last one's ({of}): no overfitting is seen."
+    spread = float(np.std([end[0] for _, end in ends], ddof=1)) if several else 0.0
+    verdict = "overfitting" if low < high else "no overfitting, as that loss does not fall"
+    if not change > 2 * max(luck, spread):
+        verdict = "too small to tell from luck"
+    seeds = f"the sample sd over seeds is {shown.with_unit(spread)}" if several else "the spread over seeds is unknown"
+    worse, first, last, error = map(shown.with_unit, (change, before, after, luck))
+    return (
+        f"From the best epoch to the last, validation {name} gets worse by {worse} ({first} → {last}, mean over {of}; an "
+        f"epoch's mean training loss {high:.3f} → {low:.3f}). A score of so many clips has a standard error of {error}, "
+        f"and {seeds}: {verdict}."
+    )
 
 
 def _need(frame: pd.DataFrame, columns: Sequence[str], what: str) -> None:

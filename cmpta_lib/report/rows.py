@@ -135,21 +135,21 @@ def differences_frame(pairs: Iterable[tuple[str, str, ResultRow, ResultRow]], me
     return pd.DataFrame(lines, columns=_DRAWN)
 
 
-def bayes(study: Study, key: str, metric: MetricName) -> dict[str, float]:
-    """Score on the test clips of the answers that are best for this metric from {text, face_voice, all}; {} for real data.
+def bayes(study: Study, key: str, metric: MetricName, split: str = "test") -> dict[str, float]:
+    """Score on a split's clips of the answers that are best for this metric from {text, face_voice, all}; {} for real data.
 
     Corpora of dialogues add "context": the best from all clips of the whole dialogue. No rule does better on average;
     luck on these clips may.
     """
     corpus = study.corpus(key)
-    truth, task = corpus.splits["test"].labels, corpus.task
+    truth, task = corpus.splits[split].labels, corpus.task
 
     def scores(answers: np.ndarray) -> dict[str, float]:
         if task.kind == "regression":
             return metrics.regression_metrics(truth, answers)
         return metrics.classification_metrics(truth, answers, task.labels)
 
-    return {known: scores(answers)[metric] for known, answers in bounds.best_answers(corpus, metric).items()}
+    return {known: scores(answers)[metric] for known, answers in bounds.best_answers(corpus, metric, split).items()}
 
 
 _BEST = {"text": "Bayes-optimal from words", "all": "Bayes-optimal", "context": "Bayes-optimal in context"}
