@@ -70,8 +70,8 @@ def training_curves(
         score.plot(epochs, values, color=line.get_color())
         if len(values):
             bests.append(values[best := _best(values, shown)])
-            score.plot(epochs[best], values[best], "o", ms=4 + 3 * below, mfc="none", color=line.get_color(), gid="best")
-        rate.plot(fine[x], fine["learning_rate"], color=line.get_color(), linewidth=1.2 + 1.6 * below)  # none hides another
+            score.plot(epochs[best], values[best], "o", ms=4 + 2 * below, mfc="none", color=line.get_color(), gid="best")
+        rate.plot(fine[x], fine["learning_rate"], color=line.get_color(), linewidth=1.2 + below)  # none hides another
     if luck is not None and bests:
         reach = 2 * luck * shown.scale
         key["best ± 2 standard errors"] = score.axhspan(np.mean(bests) - reach, np.mean(bests) + reach, color="0.9", zorder=0)
