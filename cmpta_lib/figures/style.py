@@ -168,6 +168,10 @@ class PageFigure(Figure):
             options.pop("width_ratios", None)
         return super().subplots(nrows, ncols, **options)
 
+    def colorbar(self, mappable: Any, cax: Any = None, ax: Any = None, **options: Any) -> Any:
+        """As matplotlib's, which without a layout engine of its own would lay its axes out itself."""
+        return super().colorbar(mappable, cax, ax, **{"use_gridspec": False, **options})
+
     @property
     def caption(self) -> str:
         """Title, what is drawn, and where it comes from, a paragraph each; an article numbers its figures itself."""
