@@ -237,28 +237,21 @@ def publish(profile: str, made: Path, root: Path = ROOT) -> str:
         OSError: something cannot be written; README and published figures are then what they were.
     """
     _need_none(profile, differing(figures_folder() / profile, made))
-    target, readme = root / "figures" / PUBLISHED / profile, root / "README.md"
-    draft, before = (target.with_name(f".{profile}.{what}") for what in ("partial", "before"))
+    target = root / "figures" / PUBLISHED / profile
+    draft = target.with_name(f".{profile}.partial")
     with files.writing(target):
-        for left in (draft, before):  # of a call that was killed: git has what was published
-            shutil.rmtree(left, ignore_errors=True)
+        shutil.rmtree(draft, ignore_errors=True)  # of a call that was killed
         try:
-            text = _readme(root, {profile: made})
             shutil.copytree(made, draft, ignore=lambda _, names: [name for name in names if name[0] == "."])
             if (runs := target / RUNS).is_dir() and not (draft / RUNS).exists():
                 shutil.copytree(runs, draft / RUNS)
-            if target.exists():  # as a whole: what is no longer exported must not stay
-                target.rename(before)
-            draft.rename(target)
-            files.write_text(readme, text)
+            files.write_text(root / "README.md", readme(root, **{profile: made}))
         except BaseException:
-            if before.exists():
-                shutil.rmtree(target, ignore_errors=True)
-                before.rename(target)
+            shutil.rmtree(draft, ignore_errors=True)
             raise
-        finally:
-            for left in (draft, before):
-                shutil.rmtree(left, ignore_errors=True)
+        if target.exists():  # as a whole: what is no longer exported must not stay
+            shutil.rmtree(target)
+        draft.rename(target)
     count = sum(path.is_file() for path in target.rglob("*"))
     return f"{count} files, made anew of their runs, are now in {target}, and README.md shows them; commit both"
 
@@ -296,18 +289,13 @@ def _need_none(profile: str, problems: Sequence[str]) -> None:
         raise ValueError(shorten(said + "; ".join(problems), 300, placeholder=" ..."))
 
 
-def rewrite_readme(root: Path = ROOT) -> None:
-    """Write the results between the README's marks anew, from the published files.
+def readme(root: Path = ROOT, **drafts: Path) -> str:
+    """The README with the published results between its marks, and in place of some profiles' those of `drafts`.
 
     Raises:
         ValueError: the marks are not there once each, or a published file cannot be read; names it.
     """
-    files.write_text(root / "README.md", _readme(root, {}))
-
-
-def _readme(root: Path, drafts: Mapping[str, Path]) -> str:
-    """The README with the published results, and in place of some profiles' those of `drafts`."""
-    folders = {name: drafts.get(name, root / "figures" / PUBLISHED / name) for name in PROFILES}
+    folders = {name: root / "figures" / PUBLISHED / name for name in PROFILES} | drafts
     shown = [_results(name, folder) for name, folder in folders.items() if folder.is_dir()]
     return files.with_text(root / "README.md", RESULTS, "\n\n".join(shown))
 
