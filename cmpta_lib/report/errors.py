@@ -195,10 +195,10 @@ def _calibration(task: Task, answers: pd.DataFrame) -> dict[str, str]:
     return lines
 
 
-def imagined_errors(sure: np.ndarray, seed: int = 0) -> np.ndarray:
+def imagined_errors(sure: np.ndarray) -> np.ndarray:
     """(DRAWS,) calibration errors by chance alone, were each answer right with just its probability in `sure`, (M,)."""
     sure = np.sort(sure)
-    right = np.random.default_rng(seed).random((DRAWS, len(sure))) < sure
+    right = np.random.default_rng(0).random((DRAWS, len(sure))) < sure
     counts = reliability(sure, right[0], BINS)["count"].to_numpy()  # bins follow the confidence alone
     gaps = np.add.reduceat(right - sure, counts.cumsum() - counts, axis=1)
     return np.asarray(np.abs(gaps).sum(1) / len(sure))
