@@ -83,7 +83,7 @@ def reproduce(options: argparse.Namespace) -> int:
     _need_all(study, chosen, options.dry_run)
     if options.dry_run:
         return 0
-    from cmpta_lib.report import gather  # here: a list of runs is printed without, a third of a second sooner
+    from cmpta_lib.report import gather, pages  # here: a list of runs is printed without, a third of a second sooner
 
     print(f"[1/3] corpora and language models of profile '{study.profile}'", flush=True)
     keys, failed = _prepared(study, chosen)
@@ -108,7 +108,7 @@ def reproduce(options: argparse.Namespace) -> int:
         with exports.collected(study.name) as draft:
             report = export()
             report = exports.finish(draft, complete=whole and not failed) / report.name
-    if came_out := gather.summary(study, report.parent):
+    if came_out := "\n".join(pages.lines(report.parent)):
         print(f"\n{came_out}\n")
     place = exports.shown(report.parent)
     print(f"{place}/{report.name} written after {time.monotonic() - started:.0f} s")

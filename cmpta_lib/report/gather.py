@@ -216,11 +216,6 @@ def _reasons(study: Study, failures: Mapping[str, str]) -> dict[str, str]:
     return reasons
 
 
-def summary(study: Study, folder: Path | None = None) -> str:
-    """What came out, for a terminal, from a folder of the study's exports (default: where they are collected); "" for nothing."""
-    return "\n".join(pages.lines(folder or study.figures))
-
-
 RESULTS = "results"  # what the README's marks around them are called
 RUNS = "runs"  # trained runs that are published with their exports
 _DRAWN, _WHERE = (".pdf", ".png", ".html", ".ipynb", "report.md"), ("commits", "hardware", "packages")
