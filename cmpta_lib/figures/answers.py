@@ -165,8 +165,6 @@ class ClipAnswer:
         probabilities: (A,) of each.
         chosen: position of its answer among them; None where its reply is none of them.
         truth: position of the label, or of the score that is nearest to it.
-    Raises:
-        ValueError: not as many probabilities as names.
     """
 
     text: str
@@ -174,10 +172,6 @@ class ClipAnswer:
     probabilities: np.ndarray
     chosen: int | None
     truth: int
-
-    def __post_init__(self) -> None:
-        if np.shape(self.probabilities) != (len(self.names),):
-            raise ValueError(f"{len(self.names)} answers, but probabilities of shape {np.shape(self.probabilities)}")
 
 
 @figure_style()

@@ -17,9 +17,8 @@ from cmpta_lib.data.corpus import Corpus, Task
 from cmpta_lib.figures import clips
 from cmpta_lib.figures.answers import ClipAnswer, calibration_error, reliability
 from cmpta_lib.report.comparison import group_names
-from cmpta_lib.report.export import NOTHING
 from cmpta_lib.report.rows import runs_of, unusable
-from cmpta_lib.report.tables import NOT_RUN
+from cmpta_lib.report.tables import NOT_RUN, NOTHING
 from cmpta_lib.report.uncertainty import spread
 from cmpta_lib.runs.store import Run
 from cmpta_lib.study.plan import CMPTA, TEXT_ONLY, Row

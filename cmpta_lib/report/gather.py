@@ -18,9 +18,9 @@ import pandas as pd
 from cmpta_lib import files, paper
 from cmpta_lib.files import PUBLISHED, ROOT, figures_folder
 from cmpta_lib.report import pages
-from cmpta_lib.report.export import NOTHING, PROVENANCE, record_files, recorded, recorded_hashes
+from cmpta_lib.report.export import PROVENANCE, record_files, recorded, recorded_hashes
 from cmpta_lib.report.rows import PAPER_NAMES, changed, provenance, shown_reason
-from cmpta_lib.report.tables import escaped
+from cmpta_lib.report.tables import NOTHING, escaped
 from cmpta_lib.runs.provenance import other_versions
 from cmpta_lib.runs.store import Run, sound
 from cmpta_lib.study import check

@@ -23,9 +23,9 @@ from cmpta_lib import files
 from cmpta_lib.files import ROOT, figures_folder, runs_folder
 from cmpta_lib.metrics import METRICS
 from cmpta_lib.report import claims, judge
-from cmpta_lib.report.export import NOTHING, record_files, recorded
+from cmpta_lib.report.export import record_files, recorded
 from cmpta_lib.report.rows import PAPER_NAMES
-from cmpta_lib.report.tables import NOT_RUN
+from cmpta_lib.report.tables import NOT_RUN, NOTHING
 from cmpta_lib.study.plan import CMPTA, NOTEBOOKS, TEXT_ONLY, added
 
 TABLES = {"table3": "sims", "table4": "meld"}

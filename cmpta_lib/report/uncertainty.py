@@ -218,11 +218,7 @@ class ResultRow:
 
 
 def within_noise(metric: MetricName, one: ResultRow, other: ResultRow) -> bool:
-    """Whether two rows that were run on the same clips differ by no more than clips or seeds make them differ.
-
-    The 95 % paired bootstrap interval of the difference holds 0, or the difference is not larger than the larger of the
-    two standard deviations over seeds.
-    """
+    """Whether the 95 % paired bootstrap interval of two rows' difference holds 0, or it is within the larger sd over seeds."""
     found = one.minus(other, metric)
     sds = [summarise(row.scores(metric))[1] or 0.0 for row in (one, other)]
     return found.low <= 0 <= found.high or abs(found.difference) <= max(sds)
