@@ -57,7 +57,7 @@ def calibration_figure(
     Args:
         answers: method -> (confidence of the chosen answer in [0, 1], is it right?), each (N,).
     Raises:
-        ValueError: no methods, or arrays that do not fit, named with their method.
+        ValueError: no methods, or as `reliability`.
     """
     if not answers:
         raise ValueError("no confidences to draw: no method was given")
@@ -71,10 +71,7 @@ def calibration_figure(
     key.axis("off")
     handles = curves.plot([0, 100], [0, 100], color="0.6", linewidth=0.8, zorder=1, label="as sure as right")
     for k, (name, (confidence, correct)) in enumerate(answers.items()):
-        try:
-            curve = reliability(confidence, correct)
-        except ValueError as error:
-            raise ValueError(f"'{name}': {error}") from None
+        curve = reliability(confidence, correct)
         label = f"{printable(name)}, ECE {100 * calibration_error(curve):.1f} %"
         look: style.Look = {"marker": MARKERS[k % len(MARKERS)], "ms": 3.5, "mew": 0, "label": label, "clip_on": False}
         handles += curves.plot(100 * curve["confidence"], 100 * curve["correct"], color=f"C{k}", **look)

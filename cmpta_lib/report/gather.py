@@ -1,8 +1,7 @@
 """The report: what the notebooks have exported, in one file; what is missing is named, not left out.
 
-It ends with where each table and figure comes from: notebook, command, runs, and whether it is there. Exports that are
-complete and of one kind are published: they go under figures/published, and the README shows them. Everything else under
-figures/ is anybody's experiment and not in git.
+It ends with where each table and figure comes from. Exports that are complete and of one kind are published: they go under
+figures/published, and the README shows them.
 """
 
 from __future__ import annotations

@@ -248,12 +248,6 @@ def compared(metric: Metric, row: ResultRow, other: ResultRow | None) -> tuple[s
     return difference, _interval(metric, found.low, found.high, "+"), f"{found.p_value:.4f}"
 
 
-def compared_in_one(metric: Metric, row: ResultRow, other: ResultRow | None) -> tuple[str, str]:
-    """`compared` with the interval beside the difference; dashes where there is nothing to compare, whatever the reason."""
-    difference, interval, p_value = compared(metric, row, other)
-    return (NOTHING if interval == NOTHING else f"{difference} {interval}"), p_value
-
-
 def spread(values: Sequence[float] | np.ndarray, decimals: int) -> str:
     """Mean ± sample sd of the values that are defined, as "0.251 ± 0.001"; one has no deviation, none is a dash."""
     known = [value for value in map(float, values) if np.isfinite(value)]
