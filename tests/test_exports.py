@@ -73,12 +73,13 @@ def test_the_report_begins_with_what_came_out_and_links_the_executed_notebooks(s
     pages_folder.mkdir()
     for name in ("04_table3_simsv2.html", "04_table3_simsv2.ipynb", "10_claims.html"):
         (pages_folder / name).write_text("executed")
-    verdicts = pd.DataFrame({VERDICT: [NOT_TESTABLE] * 3, HERE: ["supported", "one seed: not supported", "—"]})
+    verdicts = pd.DataFrame({VERDICT: [NOT_TESTABLE] * 4, HERE: ["supported", "one seed: not supported", "—", "not run"]})
     reports.save_table(study, verdicts, "claims", "Claims.", study.keys)
     text = gather.write_report(study, study.keys).read_text(encoding="utf-8")
     parts = text.split("\n\n")
     assert parts[2].startswith("[Which of the paper's claims hold here?](#which-of-the-papers-claims-hold-here) · [Comparison")
-    assert parts[3] == "## Does the paper hold here?" and "Of 3 claims of the paper, 1 hold in this run, 1 do not" in parts[4]
+    assert parts[3] == "## Does the paper hold here?" and "Of 4 claims of the paper, 1 hold in this run, 1 do not" in parts[4]
+    assert "cannot be tried here or wait for runs" in parts[4]
     assert "[10_claims](notebooks/10_claims.html)" in parts[4] and "this run can tell of 0" in parts[4]
     assert parts[5].splitlines()[0].startswith("|  | 🟩 supported | 🟥 not supported |")
     assert "[04_table3_simsv2](notebooks/04_table3_simsv2.ipynb)" in parts[6] and "| **CMPTA** |" in parts[7]
@@ -86,7 +87,7 @@ def test_the_report_begins_with_what_came_out_and_links_the_executed_notebooks(s
     assert text.count("Generated data: ") == 1 and text.count("<details>") == text.count("</details>") > 2
     assert "[04_table3_simsv2](notebooks/04_table3_simsv2.ipynb) | `cmpta reproduce --only 04_table3_simsv2` |" in text
     assert "| 01_data | `cmpta reproduce --only 01_data` |" in text
-    said = gather.summary(study).splitlines()
+    said = "\n".join(pages.lines(study.figures)).splitlines()
     assert said[1].startswith("CMPTA ") and said[3].startswith("best other ") and max(map(len, said)) <= 80
 
 

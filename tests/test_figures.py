@@ -272,10 +272,10 @@ def test_the_map_keeps_every_frame_and_the_mean_above_it(frames):
         (lambda: corpus(label_names=("neutral",)), "do not all have one of the 1 names"),
         (lambda: calibration_figure({}), "no method was given"),
         (lambda: plots.scores_figure({"mae": pd.DataFrame({"group": []})}), "table of mae has no columns method, mean"),
-        (lambda: judged([0.2, 1.2], [True, False]), r"'LMF': expected a confidence in \[0, 1\]"),
+        (lambda: judged([0.2, 1.2], [True, False]), r"expected a confidence in \[0, 1\]"),
         (lambda: judged([np.nan], [True]), "leave out answers that have none"),
-        (lambda: judged([0.2], [True, False]), r"'LMF': .* got shapes \(1,\) and \(2,\)"),
-        (lambda: judged([0.2], [1]), "'LMF': expected .* a bool verdict .* of int64"),
+        (lambda: judged([0.2], [True, False]), r"got shapes \(1,\) and \(2,\)"),
+        (lambda: judged([0.2], [1]), "expected .* a bool verdict .* of int64"),
     ],
 )
 def test_input_that_cannot_be_drawn_is_refused(draw, message):

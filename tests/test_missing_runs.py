@@ -17,8 +17,7 @@ from cmpta_lib.config import to_json
 from cmpta_lib.report import claims, comparison, gather, summaries
 from cmpta_lib.report import judge as ledger
 from cmpta_lib.report import rows as reports
-from cmpta_lib.report.export import NOTHING
-from cmpta_lib.report.tables import NOT_RUN, result_table
+from cmpta_lib.report.tables import NOT_RUN, NOTHING, result_table
 from cmpta_lib.runs import store
 from cmpta_lib.runs.engines import KEEP_FAILED, RunsFailed
 from cmpta_lib.runs.store import Run

@@ -22,6 +22,7 @@ from cmpta_lib import files
 from cmpta_lib.cli.arguments import chosen_notebooks, study_of
 from cmpta_lib.cli.interruption import SCRATCH
 from cmpta_lib.files import ROOT, figures_folder
+from cmpta_lib.llm.files import is_tiny
 from cmpta_lib.runs import provenance
 from cmpta_lib.runs.engines import DEFAULT, KEEP_FAILED, Engine, RunsFailed, engine_of
 from cmpta_lib.runs.progress import Status, duration
@@ -82,7 +83,7 @@ def reproduce(options: argparse.Namespace) -> int:
     _need_all(study, chosen, options.dry_run)
     if options.dry_run:
         return 0
-    from cmpta_lib.report import gather  # here: a list of runs is printed without, a third of a second sooner
+    from cmpta_lib.report import gather, pages  # here: a list of runs is printed without, a third of a second sooner
 
     print(f"[1/3] corpora and language models of profile '{study.profile}'", flush=True)
     keys, failed = _prepared(study, chosen)
@@ -107,7 +108,7 @@ def reproduce(options: argparse.Namespace) -> int:
         with exports.collected(study.name) as draft:
             report = export()
             report = exports.finish(draft, complete=whole and not failed) / report.name
-    if came_out := gather.summary(study, report.parent):
+    if came_out := "\n".join(pages.lines(report.parent)):
         print(f"\n{came_out}\n")
     place = exports.shown(report.parent)
     print(f"{place}/{report.name} written after {time.monotonic() - started:.0f} s")

@@ -15,8 +15,7 @@ from cmpta_lib.figures import style
 from cmpta_lib.figures.attention import AttentionPanel, clip_page
 from cmpta_lib.figures.style import figure_style, fit_line, new_figure, printable, text_width_in, wrap
 
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-LINES = ("-", "--", ":")  # the colours begin again at the eighth method: another dash then
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")  # as many as there are colours
 
 
 def reliability(confidence: np.ndarray, correct: np.ndarray, bins: int = 10) -> pd.DataFrame:
@@ -51,21 +50,20 @@ def calibration_error(curve: pd.DataFrame) -> float:
 
 @figure_style()
 def calibration_figure(
-    answers: Mapping[str, tuple[np.ndarray, np.ndarray]], *, bins: int = 10, title: str = "", footer: str = ""
+    answers: Mapping[str, tuple[np.ndarray, np.ndarray]], *, title: str = "", footer: str = ""
 ) -> Figure:
     """Reliability curves with the expected calibration error, and below them how often each confidence occurs.
 
     Args:
         answers: method -> (confidence of the chosen answer in [0, 1], is it right?), each (N,).
-        bins: of equally many answers, for the curves; those of the histogram are 5 % wide.
     Raises:
-        ValueError: no methods, or arrays that do not fit, named with their method.
+        ValueError: no methods, or as `reliability`.
     """
     if not answers:
         raise ValueError("no confidences to draw: no method was given")
     legend_in = 0.15 * (len(answers) + 1)
     drawn = (
-        f"Above: share of right answers by confidence, in {bins} bins of equally many answers, with the expected calibration "
+        "Above: share of right answers by confidence, in 10 bins of equally many answers, with the expected calibration "
         "error (ECE); on the grey line a method is right as often as it is sure. Below: how often each confidence occurs."
     )
     figure = new_figure(style.SINGLE_COLUMN_IN, 3.5 + legend_in, title=title, footer=footer, drawn=drawn)
@@ -73,16 +71,12 @@ def calibration_figure(
     key.axis("off")
     handles = curves.plot([0, 100], [0, 100], color="0.6", linewidth=0.8, zorder=1, label="as sure as right")
     for k, (name, (confidence, correct)) in enumerate(answers.items()):
-        try:
-            curve = reliability(confidence, correct, bins)
-        except ValueError as error:
-            raise ValueError(f"'{name}': {error}") from None
-        look: style.Look = {"color": f"C{k}", "linestyle": LINES[k // 7 % len(LINES)]}
+        curve = reliability(confidence, correct)
         label = f"{printable(name)}, ECE {100 * calibration_error(curve):.1f} %"
-        points = {"marker": MARKERS[k % len(MARKERS)], "ms": 3.5, "mew": 0, "label": label}
-        handles += curves.plot(100 * curve["confidence"], 100 * curve["correct"], clip_on=False, **look, **points)
+        look: style.Look = {"marker": MARKERS[k % len(MARKERS)], "ms": 3.5, "mew": 0, "label": label, "clip_on": False}
+        handles += curves.plot(100 * curve["confidence"], 100 * curve["correct"], color=f"C{k}", **look)
         shares, edges = np.histogram(100 * np.asarray(confidence, float), bins=20, range=(0, 100))
-        sure.stairs(100 * shares / len(confidence), edges, linewidth=1, baseline=None, **look)
+        sure.stairs(100 * shares / len(confidence), edges, linewidth=1, baseline=None, color=f"C{k}")
     curves.set(ylim=(0, 100), ylabel="right answers (%)")
     sure.set(xlabel="confidence in the answer (%)", ylabel="answers (%)", ylim=(0, None))
     for axes in (curves, sure):
@@ -168,8 +162,6 @@ class ClipAnswer:
         probabilities: (A,) of each.
         chosen: position of its answer among them; None where its reply is none of them.
         truth: position of the label, or of the score that is nearest to it.
-    Raises:
-        ValueError: not as many probabilities as names.
     """
 
     text: str
@@ -177,10 +169,6 @@ class ClipAnswer:
     probabilities: np.ndarray
     chosen: int | None
     truth: int
-
-    def __post_init__(self) -> None:
-        if np.shape(self.probabilities) != (len(self.names),):
-            raise ValueError(f"{len(self.names)} answers, but probabilities of shape {np.shape(self.probabilities)}")
 
 
 @figure_style()

@@ -17,11 +17,10 @@ from cmpta_lib.llm.files import is_tiny
 from cmpta_lib.metrics import METRICS, MetricName
 from cmpta_lib.paper import Claim, PaperRow
 from cmpta_lib.report import judge
-from cmpta_lib.report.export import NOTHING
 from cmpta_lib.report.judge import BETTER, NOT_TESTABLE, ONE_SEED, SUPPORTED, Evidence, Finding, together
 from cmpta_lib.report.rows import PAPER_NAMES
 from cmpta_lib.report.summaries import at_papers_size
-from cmpta_lib.report.tables import NOT_RUN, Table
+from cmpta_lib.report.tables import NOT_RUN, NOTHING, Table
 from cmpta_lib.study import plan
 from cmpta_lib.study.plan import CMPTA, TEXT_ONLY, Row
 from cmpta_lib.study.profiles import PROFILES

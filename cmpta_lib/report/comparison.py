@@ -1,8 +1,4 @@
-"""Tables 3 and 4 and what stands beside them: differences to CMPTA, what each method is and reads, further metrics.
-
-Also versions of a method beside it, labels against pre-training, and `versus`: two runs, or two rows with all their seeds,
-side by side, by settings, scores, how sure the difference is, and which clips.
-"""
+"""Tables 3 and 4 and what stands beside them, versions of a method beside it, and `versus`: two runs or rows side by side."""
 
 from __future__ import annotations
 
@@ -19,7 +15,7 @@ from cmpta_lib.figures.clips import NEAR, errors, is_right, show_answer
 from cmpta_lib.metrics import Metric
 from cmpta_lib.report.rows import result_row, runs_of, sound, tabled
 from cmpta_lib.report.tables import NOT_RUN, NOTHING
-from cmpta_lib.report.uncertainty import ResultRow, compared, compared_in_one, scored, spread, without_unit
+from cmpta_lib.report.uncertainty import ResultRow, compared, scored, spread, without_unit
 from cmpta_lib.runs.store import CLIPS, Run
 from cmpta_lib.study import plan
 from cmpta_lib.study.naming import fields
@@ -168,7 +164,8 @@ def side_by_side(pairs: Iterable[Pair], shown: Sequence[Metric], columns: Mappin
     for words, row, other in pairs:
         for metric in shown:
             score, interval = scored(metric, row)
-            difference, p_value = compared_in_one(metric, row, other)
+            difference, paired, p_value = compared(metric, row, other)
+            difference = NOTHING if paired == NOTHING else f"{difference} {paired}"
             cells = {"score": score, "interval": interval, "difference": difference, "p": p_value}
             if other and "other" in columns.values():
                 cells["other"], _ = scored(metric, other)

@@ -17,9 +17,8 @@ from cmpta_lib.data.corpus import Corpus, Task
 from cmpta_lib.figures import clips
 from cmpta_lib.figures.answers import ClipAnswer, calibration_error, reliability
 from cmpta_lib.report.comparison import group_names
-from cmpta_lib.report.export import NOTHING
 from cmpta_lib.report.rows import runs_of, unusable
-from cmpta_lib.report.tables import NOT_RUN
+from cmpta_lib.report.tables import NOT_RUN, NOTHING
 from cmpta_lib.report.uncertainty import spread
 from cmpta_lib.runs.store import Run
 from cmpta_lib.study.plan import CMPTA, TEXT_ONLY, Row
@@ -195,10 +194,10 @@ def _calibration(task: Task, answers: pd.DataFrame) -> dict[str, str]:
     return lines
 
 
-def imagined_errors(sure: np.ndarray, seed: int = 0) -> np.ndarray:
+def imagined_errors(sure: np.ndarray) -> np.ndarray:
     """(DRAWS,) calibration errors by chance alone, were each answer right with just its probability in `sure`, (M,)."""
     sure = np.sort(sure)
-    right = np.random.default_rng(seed).random((DRAWS, len(sure))) < sure
+    right = np.random.default_rng(0).random((DRAWS, len(sure))) < sure
     counts = reliability(sure, right[0], BINS)["count"].to_numpy()  # bins follow the confidence alone
     gaps = np.add.reduceat(right - sure, counts.cumsum() - counts, axis=1)
     return np.asarray(np.abs(gaps).sum(1) / len(sure))

@@ -21,8 +21,7 @@ import pandas as pd
 from filelock import FileLock
 
 from cmpta_lib import files, paper
-from cmpta_lib.report.tables import BLOCKS, Table, marked_up, to_markdown, written
-from cmpta_lib.report.tables import NOTHING as NOTHING
+from cmpta_lib.report.tables import BLOCKS, NOTHING, Table, marked_up, to_markdown, written
 
 CHINESE = re.compile("[\u3000-\u9fff\uff00-\uffef]")
 _WORDS = {"\\": "backslash", "~": "asciitilde", "^": "asciicircum", "<": "less", ">": "greater", "|": "bar"}
@@ -66,10 +65,9 @@ _ONE_COLUMN = "\\makeatletter\\let\\cmptaback\\relax\n\\if@twocolumn\\onecolumn\
 
 
 def escaped(value: object) -> str:
-    """Text as LaTeX prints it, to be broken inside of long names too.
+    """Text as LaTeX prints it, to be broken inside of long names too; "LMF [24]" is cited.
 
-    Signs before digits become minus and plus, hyphens stay: -0.095 but SIMS-2. What pdfLaTeX's fonts lack, such as emoji, is
-    shown by its number. "LMF [24]" is cited.
+    Hyphens before digits become minus signs: -0.095 but SIMS-2. What pdfLaTeX's fonts lack is shown by its number.
     """
     if found := _CITED.search(str(value)):
         before, after = str(value)[: found.start()], str(value)[found.end() :]

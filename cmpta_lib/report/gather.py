@@ -1,8 +1,7 @@
 """The report: what the notebooks have exported, in one file; what is missing is named, not left out.
 
-It ends with where each table and figure comes from: notebook, command, runs, and whether it is there. Exports that are
-complete and of one kind are published: they go under figures/published, and the README shows them. Everything else under
-figures/ is anybody's experiment and not in git.
+It ends with where each table and figure comes from. Exports that are complete and of one kind are published: they go under
+figures/published, and the README shows them.
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ import pandas as pd
 from cmpta_lib import files, paper
 from cmpta_lib.files import PUBLISHED, ROOT, figures_folder
 from cmpta_lib.report import pages
-from cmpta_lib.report.export import NOTHING, PROVENANCE, record_files, recorded, recorded_hashes
+from cmpta_lib.report.export import PROVENANCE, record_files, recorded, recorded_hashes
 from cmpta_lib.report.rows import PAPER_NAMES, changed, provenance, shown_reason
-from cmpta_lib.report.tables import escaped
+from cmpta_lib.report.tables import NOTHING, escaped
 from cmpta_lib.runs.provenance import other_versions
 from cmpta_lib.runs.store import Run, sound
 from cmpta_lib.study import check
@@ -216,11 +215,6 @@ def _reasons(study: Study, failures: Mapping[str, str]) -> dict[str, str]:
     return reasons
 
 
-def summary(study: Study, folder: Path | None = None) -> str:
-    """What came out, for a terminal, from a folder of the study's exports (default: where they are collected); "" for nothing."""
-    return "\n".join(pages.lines(folder or study.figures))
-
-
 RESULTS = "results"  # what the README's marks around them are called
 RUNS = "runs"  # trained runs that are published with their exports
 _DRAWN, _WHERE = (".pdf", ".png", ".html", ".ipynb", "report.md"), ("commits", "hardware", "packages")
@@ -237,28 +231,21 @@ def publish(profile: str, made: Path, root: Path = ROOT) -> str:
         OSError: something cannot be written; README and published figures are then what they were.
     """
     _need_none(profile, differing(figures_folder() / profile, made))
-    target, readme = root / "figures" / PUBLISHED / profile, root / "README.md"
-    draft, before = (target.with_name(f".{profile}.{what}") for what in ("partial", "before"))
+    target = root / "figures" / PUBLISHED / profile
+    draft = target.with_name(f".{profile}.partial")
     with files.writing(target):
-        for left in (draft, before):  # of a call that was killed: git has what was published
-            shutil.rmtree(left, ignore_errors=True)
+        shutil.rmtree(draft, ignore_errors=True)  # of a call that was killed
         try:
-            text = _readme(root, {profile: made})
             shutil.copytree(made, draft, ignore=lambda _, names: [name for name in names if name[0] == "."])
             if (runs := target / RUNS).is_dir() and not (draft / RUNS).exists():
                 shutil.copytree(runs, draft / RUNS)
-            if target.exists():  # as a whole: what is no longer exported must not stay
-                target.rename(before)
-            draft.rename(target)
-            files.write_text(readme, text)
+            files.write_text(root / "README.md", readme(root, **{profile: made}))
         except BaseException:
-            if before.exists():
-                shutil.rmtree(target, ignore_errors=True)
-                before.rename(target)
+            shutil.rmtree(draft, ignore_errors=True)
             raise
-        finally:
-            for left in (draft, before):
-                shutil.rmtree(left, ignore_errors=True)
+        if target.exists():  # as a whole: what is no longer exported must not stay
+            shutil.rmtree(target)
+        draft.rename(target)
     count = sum(path.is_file() for path in target.rglob("*"))
     return f"{count} files, made anew of their runs, are now in {target}, and README.md shows them; commit both"
 
@@ -296,18 +283,13 @@ def _need_none(profile: str, problems: Sequence[str]) -> None:
         raise ValueError(shorten(said + "; ".join(problems), 300, placeholder=" ..."))
 
 
-def rewrite_readme(root: Path = ROOT) -> None:
-    """Write the results between the README's marks anew, from the published files.
+def readme(root: Path = ROOT, **drafts: Path) -> str:
+    """The README with the published results between its marks, and in place of some profiles' those of `drafts`.
 
     Raises:
         ValueError: the marks are not there once each, or a published file cannot be read; names it.
     """
-    files.write_text(root / "README.md", _readme(root, {}))
-
-
-def _readme(root: Path, drafts: Mapping[str, Path]) -> str:
-    """The README with the published results, and in place of some profiles' those of `drafts`."""
-    folders = {name: drafts.get(name, root / "figures" / PUBLISHED / name) for name in PROFILES}
+    folders = {name: root / "figures" / PUBLISHED / name for name in PROFILES} | drafts
     shown = [_results(name, folder) for name, folder in folders.items() if folder.is_dir()]
     return files.with_text(root / "README.md", RESULTS, "\n\n".join(shown))
 

@@ -151,11 +151,11 @@ class Evidence:
         """NUMBER for the full method."""
         found, shown = self.row(key, CMPTA), METRICS[metric]
         low, high = (shown.scale * edge for edge in found.interval(metric))
-        summary = uncertainty.summarise((shown.scale * found.scores(metric)).tolist())
-        agrees = low <= printed <= high or abs(summary.mean - printed) <= 2 * (summary.sd or 0)
+        mean, sd = uncertainty.summarise(shown.scale * found.scores(metric))
+        agrees = low <= printed <= high or abs(mean - printed) <= 2 * (sd or 0)
         text = f"{' '.join(scored(shown, found))}, printed {shown.shown(printed)}"
         text += f"; {found.seeds} seeds" if " of " in found.seeds else ""
-        return Finding((ONE_SEED if summary.sd is None else "") + (SUPPORTED if agrees else NOT_SUPPORTED), text)
+        return Finding((ONE_SEED if sd is None else "") + (SUPPORTED if agrees else NOT_SUPPORTED), text)
 
     @_rule
     def little(self, key: str, others: Mapping[str, Row]) -> Finding:
@@ -214,7 +214,7 @@ class Evidence:
 def compared(metric: MetricName, row: ResultRow, than: ResultRow) -> Finding:
     """BETTER on two rows that were run."""
     shown, pair = METRICS[metric], row.minus(than, metric)
-    sds = [uncertainty.summarise(one.scores(metric).tolist()).sd for one in (row, than)]
+    sds = [uncertainty.summarise(one.scores(metric))[1] for one in (row, than)]
     spread = None if None in sds else max(sd for sd in sds if sd is not None)
     difference, low, high = (shown.shown(shown.scale * value, "+") for value in (pair.difference, pair.low, pair.high))
     about = "seeds' spread unknown" if spread is None else f"seeds' sd {shown.shown(shown.scale * spread)}"

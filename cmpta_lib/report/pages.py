@@ -23,9 +23,9 @@ from cmpta_lib import files
 from cmpta_lib.files import ROOT, figures_folder, runs_folder
 from cmpta_lib.metrics import METRICS
 from cmpta_lib.report import claims, judge
-from cmpta_lib.report.export import NOTHING, record_files, recorded
+from cmpta_lib.report.export import record_files, recorded
 from cmpta_lib.report.rows import PAPER_NAMES
-from cmpta_lib.report.tables import NOT_RUN
+from cmpta_lib.report.tables import NOT_RUN, NOTHING
 from cmpta_lib.study.plan import CMPTA, NOTEBOOKS, TEXT_ONLY, added
 
 TABLES = {"table3": "sims", "table4": "meld"}
@@ -91,7 +91,7 @@ def read(folder: Path) -> dict[str, tuple[str, dict[str, pd.DataFrame]]]:
 
 def best_printed(table: Mapping[str, pd.DataFrame]) -> str:
     """Of the methods that the paper compares in one table, the one that is best here; "" for none."""
-    first = next(iter(table.values())).sort_values("place")
+    first = next(iter(table.values())).sort_values("place").dropna(subset="place")
     return next((name for name in first.index[first["paper"] != NOTHING] if name != CMPTA.name), "")
 
 
@@ -151,10 +151,11 @@ def front(folder: Path, link: Callable[[str], str]) -> Iterator[str]:
         here, theirs = found[claims.HERE], found[claims.VERDICT]
         noise = here.reindex([judge.INSIDE_SEEDS, judge.INSIDE_CLIPS]).sum()
         told = theirs.sum() - theirs.reindex([judge.NOT_TESTABLE, NOT_RUN]).sum()
+        waits = " or wait for runs" if here.get(NOT_RUN, 0) else ""
         yield (
             f"Of {theirs.sum()} claims of the paper, {here.get(judge.SUPPORTED, 0)} hold in this run, "
             f"{here.get(judge.NOT_SUPPORTED, 0)} do not, and {noise:.0f} differences are within noise; the others cannot be "
-            f"tried here. About the paper itself, which needs its corpora and its LLM, this run can tell of {told:.0f}. "
+            f"tried here{waits}. About the paper itself, which needs its corpora and its LLM, this run can tell of {told:.0f}. "
             f"({link('claims')}; claim by claim [below](#{anchor(CLAIMS)}).)"
         )
         yield grid(found[[claims.HERE, claims.VERDICT]].T.rename(columns=claims.signed))

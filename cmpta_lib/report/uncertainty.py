@@ -26,14 +26,6 @@ _CONSTANT_VARIANCE = 1e-12  # scores are float32 in [-1, 1]; less than this is r
 
 
 @dataclass(frozen=True)
-class SeedSummary:
-    """Mean and sample standard deviation (n - 1) over seeds; `sd` is None for a single seed."""
-
-    mean: float
-    sd: float | None
-
-
-@dataclass(frozen=True)
 class PairedDifference:
     """Seed-mean metric of A minus that of B, its interval, and a two-sided bootstrap p-value."""
 
@@ -43,11 +35,11 @@ class PairedDifference:
     p_value: float
 
 
-def summarise(values: Sequence[float]) -> SeedSummary:
-    """Mean and sample sd of per-seed scores; raises ValueError for none or for a non-finite one."""
+def summarise(values: Sequence[float] | np.ndarray) -> tuple[float, float | None]:
+    """Mean and sample sd (n - 1) of per-seed scores, None for one seed; raises ValueError for none or for a non-finite one."""
     if not len(values) or not all(math.isfinite(value) for value in values):
         raise ValueError(f"expected at least one finite score per method, got {list(values)}")
-    return SeedSummary(float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None)
+    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
 def seed_scores(metric: MetricName, truth: ArrayLike, predictions: ArrayLike) -> Floats:
@@ -226,13 +218,9 @@ class ResultRow:
 
 
 def within_noise(metric: MetricName, one: ResultRow, other: ResultRow) -> bool:
-    """Whether two rows that were run on the same clips differ by no more than clips or seeds make them differ.
-
-    The 95 % paired bootstrap interval of the difference holds 0, or the difference is not larger than the larger of the
-    two standard deviations over seeds.
-    """
+    """Whether the 95 % paired bootstrap interval of two rows' difference holds 0, or it is within the larger sd over seeds."""
     found = one.minus(other, metric)
-    sds = [summarise(row.scores(metric).tolist()).sd or 0.0 for row in (one, other)]
+    sds = [summarise(row.scores(metric))[1] or 0.0 for row in (one, other)]
     return found.low <= 0 <= found.high or abs(found.difference) <= max(sds)
 
 
@@ -260,20 +248,13 @@ def compared(metric: Metric, row: ResultRow, other: ResultRow | None) -> tuple[s
     return difference, _interval(metric, found.low, found.high, "+"), f"{found.p_value:.4f}"
 
 
-def compared_in_one(metric: Metric, row: ResultRow, other: ResultRow | None) -> tuple[str, str]:
-    """`compared` with the interval beside the difference; dashes where there is nothing to compare, whatever the reason."""
-    difference, interval, p_value = compared(metric, row, other)
-    return (NOTHING if interval == NOTHING else f"{difference} {interval}"), p_value
-
-
 def spread(values: Sequence[float] | np.ndarray, decimals: int) -> str:
     """Mean ± sample sd of the values that are defined, as "0.251 ± 0.001"; one has no deviation, none is a dash."""
     known = [value for value in map(float, values) if np.isfinite(value)]
     if not known:
         return NOTHING
-    found = summarise(known)
-    mean = round(found.mean, decimals) + 0.0  # + 0.0 turns -0.0 into 0.0
-    return f"{mean:.{decimals}f}" + ("" if found.sd is None else f" ± {found.sd:.{decimals}f}")
+    mean, sd = summarise(known)
+    return f"{round(mean, decimals) + 0.0:.{decimals}f}" + ("" if sd is None else f" ± {sd:.{decimals}f}")  # no -0.0
 
 
 def without_unit(metric: Metric, score: float) -> str:
