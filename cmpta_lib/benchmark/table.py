@@ -252,7 +252,7 @@ def costs(rows: Sequence[Mapping[str, Any]], where: str) -> PageFigure:
 
 
 def publish(root: Path = files.ROOT) -> str:
-    """Copy all measurements that are stored into the published figures, and let the library's README show them; says what was done.
+    """Copy all stored measurements into the published figures, and let the library's README show them; says what was done.
 
     Raises:
         FileNotFoundError: there are none.
