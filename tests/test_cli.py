@@ -90,7 +90,7 @@ DEEP = "[" * 4000
     [
         ("--profile papper", "no profile 'papper'; there are: demo, paper (did you mean 'paper'?)"),
         ("--only table3 tabel4", "--only 'tabel4': no notebook has that in its name (did you mean 'table4'?)"),
-        *((f"--seeds {one}", f"'{one}': {NO_SEEDS}") for one in "0 6 True [-1] five [1111 None [1.5] [] 7,7 [4294967296]".split()),
+        *((f"--seeds {one}", f"'{one}': {NO_SEEDS}") for one in "0 6 True [-1] x [1111 None [1.5] [] 7,7 [4294967296]".split()),
         ("--seeds 2 --seeds 3", f"'seeds' {TWICE}"),
         *((f"{option} ''", f"{option[2:]}: {NOTHING}") for option in ("--only", "--data", "--llm")),
         ("--data ~nobody-here/clips", "'~nobody-here/clips' names a user or an environment variable that is not known here"),

@@ -72,7 +72,9 @@ WRITING = """
 """
 
 
-def interrupted(folder: Path, body: str, number: int, parts: int = 1, stderr: int = subprocess.PIPE) -> tuple[subprocess.Popen, str, list[int]]:
+def interrupted(
+    folder: Path, body: str, number: int, parts: int = 1, stderr: int = subprocess.PIPE
+) -> tuple[subprocess.Popen, str, list[int]]:
     """Start the command, wait until its parts have written their process ids, and send the signal."""
     (folder / "temp").mkdir()
     environment = os.environ | {"TMPDIR": str(folder / "temp"), "PYTHONPATH": str(ROOT)}

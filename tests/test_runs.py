@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 import cmpta_lib
 from cmpta_lib import files, metrics
 from cmpta_lib.cli.dry_run import write_qwen_v1
-from cmpta_lib.config import DataConfig, RunConfig, from_json, to_json
+from cmpta_lib.config import RunConfig, from_json, to_json
 from cmpta_lib.data.corpus import Sample, Split
 from cmpta_lib.embedded import synthetic
 from cmpta_lib.llm.loading import weights_fingerprint
