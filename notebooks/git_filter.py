@@ -29,9 +29,11 @@ def stored(text: str) -> str:
             if cell["cell_type"] == "code":
                 cell |= {"outputs": [], "execution_count": None}
         notebook["metadata"] = NOTEBOOK
-    except (ValueError, LookupError, TypeError, AttributeError):
+        clean = json.dumps(notebook, ensure_ascii=False, indent=1, sort_keys=True) + "\n"
+        clean.encode("utf-8")  # half of a pair of surrogates cannot be
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return text
-    return json.dumps(notebook, ensure_ascii=False, indent=1, sort_keys=True) + "\n"
+    return clean
 
 
 def _metadata(given: dict[str, Any]) -> dict[str, Any]:
@@ -53,4 +55,6 @@ def after_saving(model: dict[str, Any], os_path: str, contents_manager: object) 
 
 
 if __name__ == "__main__":
-    sys.stdout.buffer.write(stored(sys.stdin.buffer.read().decode("utf-8")).encode("utf-8"))
+    for stream in (sys.stdin, sys.stdout):  # bytes that are no UTF-8 go through as they are, and so do the ends of lines
+        stream.reconfigure(encoding="utf-8", errors="surrogateescape", newline="")
+    sys.stdout.write(stored(sys.stdin.read()))

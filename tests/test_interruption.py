@@ -53,6 +53,14 @@ SWALLOWING = """
     except KeyboardInterrupt:
         time.sleep(600)
 """
+DRAWING = """
+    import time
+    from cmpta_lib.runs.progress import making
+    with making("a corpus"):
+        time.sleep(2.3)
+        (folder / "01.pid").write_text("")
+        time.sleep(600)
+"""
 WRITING = """
     import subprocess, time
     from cmpta_lib import files
@@ -64,12 +72,14 @@ WRITING = """
 """
 
 
-def interrupted(folder: Path, body: str, number: int, parts: int = 1) -> tuple[subprocess.Popen, str, list[int]]:
+def interrupted(
+    folder: Path, body: str, number: int, parts: int = 1, stderr: int = subprocess.PIPE
+) -> tuple[subprocess.Popen, str, list[int]]:
     """Start the command, wait until its parts have written their process ids, and send the signal."""
     (folder / "temp").mkdir()
     environment = os.environ | {"TMPDIR": str(folder / "temp"), "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", COMMAND.replace("{body}", body), str(folder)]
-    process = subprocess.Popen(command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=stderr, text=True)
     deadline = time.monotonic() + 60
     while len(list(folder.glob("*.pid"))) < parts and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -118,6 +128,13 @@ def test_what_was_half_written_goes_and_so_do_helpers(number: int, tmp_path: Pat
 def test_code_that_does_not_come_to_its_end_is_left(tmp_path: Path):
     process, said, _ = interrupted(tmp_path, SWALLOWING, signal.SIGINT)
     assert (process.returncode, said) == (130, interruption.MESSAGE + "\n")
+
+
+def test_in_a_terminal_it_has_a_line_of_its_own_below_what_was_at_work(tmp_path: Path):
+    reader, terminal = os.openpty()
+    process, _, _ = interrupted(tmp_path, DRAWING, signal.SIGINT, stderr=terminal)
+    shown = os.read(reader, 10_000).decode()
+    assert process.returncode == 130 and shown.rpartition("\r\n")[0].endswith(f" s)\r\n{interruption.MESSAGE}")
 
 
 def test_an_interruption_before_anything_has_begun_is_one_line(monkeypatch, capsys):

@@ -117,6 +117,12 @@ def test_no_notebook_in_git_has_outputs_or_traces_of_one_machine():
         assert stored(text := git("show", f":./{name}")) == text, f"{name}: `make setup` sets the filter; then add it again"
 
 
+def test_the_filter_passes_on_what_is_no_notebook():
+    odd = (b"", b"[]", b'{"cells": [1]}', b"[" * 200_000, b"\xff\r\n", b'{"metadata": {}, "cells": [], "a": "\\ud800"}')
+    for given in (*odd, b'{"cells": [{"cell_type": "code", "metadata": {"tags": [[]]}}]}'):
+        assert subprocess.run([sys.executable, FOLDER / "git_filter.py"], input=given, stdout=-1, check=True).stdout == given
+
+
 def test_running_and_saving_a_notebook_leaves_the_checkout_clean(tmp_path: Path):
     """In a repository whose filter is set as the Makefile sets it, with a notebook as JupyterLab saves it once it was run."""
     saved = runpy.run_path(str(FOLDER / "git_filter.py"))["after_saving"]

@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 import cmpta_lib
 from cmpta_lib import files, metrics
 from cmpta_lib.cli.dry_run import write_qwen_v1
-from cmpta_lib.config import DataConfig, RunConfig, from_json, to_json
+from cmpta_lib.config import RunConfig, from_json, to_json
 from cmpta_lib.data.corpus import Sample, Split
 from cmpta_lib.embedded import synthetic
 from cmpta_lib.llm.loading import weights_fingerprint
@@ -180,33 +180,6 @@ def test_a_loaded_model_gives_the_stored_predictions(done, loaded, study, tmp_pa
         pd.testing.assert_frame_equal(table, run.predictions(split), check_dtype=False)
     checkpoint.write_tensors(tmp_path / WEIGHTS, method.module.state_dict())
     assert (tmp_path / WEIGHTS).read_bytes() == (run.folder / WEIGHTS).read_bytes() and not method.module.training
-
-
-# --- what goes wrong --------------------------------------------------------------------------------------------------
-
-
-def test_a_missing_corpus_is_named_and_one_whose_record_was_edited(tmp_path):
-    message = f"no corpus 'simsv2' with fingerprint f00d in {tmp_path}: open it through Study.corpus"
-    made = synthetic.embedded_corpus("embedded-meld", tmp_path, {"train": 3, "valid": 2, "test": 2})
-    wanted = DataConfig(name="simsv2", fingerprint="f00d")
-    with pytest.raises(FileNotFoundError, match=message):
-        trained.find_corpus(tmp_path, wanted)
-    (meta,) = tmp_path.glob("*/meta.json")
-    meta.write_text(meta.read_text().replace(made.fingerprint, wanted.fingerprint))
-    with pytest.raises(files.Damaged, match=str(meta)):
-        trained.find_corpus(tmp_path, wanted)
-
-
-# --- claiming ---------------------------------------------------------------------------------------------------------
-
-
-def test_the_runs_folder_can_be_named_also_from_where_one_is(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for named, meant in ((str(tmp_path), tmp_path), ("my-runs", tmp_path / "my-runs")):
-        monkeypatch.setenv("CMPTA_RUNS", named)
-        assert files.runs_folder() == meant
-    monkeypatch.delenv("CMPTA_RUNS")
-    assert files.runs_folder() == files.ROOT / "runs"
 
 
 # --- kills ------------------------------------------------------------------------------------------------------------
@@ -625,23 +598,6 @@ def test_a_run_is_trained_on_a_folder_of_clips_and_answers(own: Path, monkeypatc
     again = cmpta_lib.train(str(own), changes=SMALL, seed=5)
     assert again.run.folder == run.run.folder and before == {path: path.stat().st_mtime_ns for path in before}
     pd.testing.assert_frame_equal(again.run.predictions(), run.run.predictions())
-
-
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        ({"method": "cmpt"}, r"no method 'cmpt'; there are: text_only, .*, cmpta \(did you mean 'cmpta'\?\)$"),
-        ({"changes": {"training.epoch": 1}}, r"no config field 'training.epoch'; .* \(did you mean 'training.epochs'\?\)"),
-        ({"changes": {"method.dim": 15}}, "method.cmpta: |multiple of 2"),
-        ({"seed": -1}, "seeds=.-1.: expected"),
-        ({"profile": "papper"}, "no profile 'papper'; there are: demo, paper"),
-    ],
-)
-def test_what_cannot_be_trained_is_named_before_anything_starts(options: dict, said: str, own: Path):
-    with pytest.raises(ValueError, match=said) as caught:
-        cmpta_lib.train(own, **options)
-    assert "\n" not in str(caught.value)
-    assert not list(files.runs_folder().glob("voices-*"))
 
 
 # --- systems that train in stages ----------------------------------------------------------------------------------------

@@ -77,15 +77,6 @@ def test_seeds_are_a_number_or_a_list_and_by_default_the_profiles(options, taken
     assert Study(**options).seeds == taken
 
 
-@pytest.mark.parametrize("seeds", [0, 6, -1, [], (), "6", [1.5], ["1111"], [1111, 1111]])
-def test_other_seeds_and_profiles_are_refused(seeds):
-    """Given twice, one run would be shown as two with a deviation of 0."""
-    with pytest.raises(ValueError, match=r"seeds=.*: expected .* list of different whole numbers"):
-        Study(seeds=seeds)
-    with pytest.raises(ValueError, match="no profile 'papper'; there are: demo, paper"):
-        Study("papper", seeds=seeds)
-
-
 # --- which runs -------------------------------------------------------------------------------------------------------
 
 
@@ -413,11 +404,6 @@ def test_a_folder_of_pickles_takes_the_corpora_place(study, voices):
     assert own.runs("data")[0].folder.name.startswith("voices-")
 
 
-def test_a_folder_without_pickles_says_what_was_expected(study, tmp_path):
-    with pytest.raises(FileNotFoundError, match="expected <name>_train.pkl, <name>_valid.pkl, <name>_test.pkl"):
-        study(data=str(tmp_path)).corpus("data")
-
-
 def test_an_llm_that_cannot_be_built_shows_its_error(tmp_path, monkeypatch):
     monkeypatch.setenv("CMPTA_RUNS", str(tmp_path))
     monkeypatch.setattr(experiments.sys, "executable", "/bin/false")
@@ -732,20 +718,6 @@ def test_a_change_that_a_row_cannot_have_names_the_row(changes: dict, said: str,
     with pytest.raises(ValueError, match=said) as caught:
         changed.needed("06_table5_ablation_simsv2")
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        '{"method.summary": "max", "training.epochs": 7, "training.patience": null}',
-        "{'method.summary': 'max', 'training.epochs': 7, 'training.patience': None}",
-    ],
-)
-def test_a_text_means_what_it_says(text: str, study):
-    said = {"method.summary": "max", "training.epochs": 7, "training.patience": None}
-    assert study(changes=text).changes == study(changes=said).changes == said
-    assert all(study(changes=nothing).name == "demo" for nothing in (None, {}, "", "{}"))
-    assert study(seeds=1, changes=text).config("sims") == study(seeds=1, changes=said).config("sims")
 
 
 # --- clips of one's own -----------------------------------------------------------------------------------------------

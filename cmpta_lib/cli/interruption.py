@@ -46,7 +46,7 @@ def _interrupt(number: int, frame: object) -> NoReturn:
     signal.signal(signal.SIGALRM, lambda *_: _leave(number))
     signal.setitimer(signal.ITIMER_REAL, GRACE_S)
     with suppress(OSError):  # the terminal is closed
-        os.write(2, f"{MESSAGE}\n".encode())
+        os.write(2, b"\n" * os.isatty(2) + f"{MESSAGE}\n".encode())  # there the line of what is at work may stand before it
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # threads that miss their kernels would each say so
     _end_descendants()
     raise KeyboardInterrupt(number)
