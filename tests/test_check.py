@@ -22,7 +22,7 @@ from cmpta_lib.study.study import Study
 
 NOTEBOOKS = [notebook.name for notebook in plan.NOTEBOOKS]
 GPU = "NVIDIA GeForce RTX 4090, 24564\n"
-NO_GPU = (FileNotFoundError("nvidia-smi"), subprocess.TimeoutExpired("nvidia-smi", 5), "No devices were found\n")
+NO_GPU = (FileNotFoundError("nvidia-smi"), subprocess.TimeoutExpired("nvidia-smi", 5), "No devices were found\n", "")
 
 
 @pytest.fixture(autouse=True)
@@ -98,6 +98,7 @@ def test_where_no_model_is_fetched_the_machine_is_asked_for_all_the_same():
     ("answer", "shown", "missing"),
     [
         (GPU, "NVIDIA GeForce RTX 4090, 26 GB", False),
+        ("NVIDIA H200, 143771\nNVIDIA A30, 24576\n", "NVIDIA H200, 151 GB", False),
         ("NVIDIA GeForce GTX 1080, 8192\n", "NVIDIA GeForce GTX 1080, 9 GB", True),
         *((none, "no NVIDIA GPU or driver found", True) for none in NO_GPU),
     ],

@@ -442,16 +442,6 @@ def test_sharing_a_gpu_is_said_and_whether_it_fits():
     assert warning(2, 1, 25.8, 0.0).endswith("`cmpta check` says how many fit")
 
 
-@pytest.mark.parametrize(
-    ("answer", "found"),
-    [("NVIDIA H200, 143771\nNVIDIA H200, 143771\n", ("NVIDIA H200", 150.75)), ("No devices were found\n", None), ("", None)],
-)
-def test_the_first_gpus_memory(answer: str, found: object, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 0, stdout=answer))
-    gpu = provenance.first_gpu()
-    assert gpu == found if gpu is None else gpu == (found[0], pytest.approx(found[1], abs=0.01))
-
-
 # --- what is asked for cannot be had ----------------------------------------------------------------------------------
 
 
