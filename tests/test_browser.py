@@ -170,19 +170,12 @@ def test_a_page_is_whole_on_a_screen_and_on_paper(name: str, browser, reproduced
 
 def run_all(page) -> None:
     """Restart and Run All, until the last cell has run."""
-    from playwright.sync_api import TimeoutError as NothingRan
-
     page.wait_for_function("window.jupyterapp !== undefined")
     page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status='idle']", timeout=90_000)  # its kernel is there
     prompts = "[...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt:not(.jp-Placeholder-prompt)')]"  # of open cells
-    for left in range(3)[::-1]:  # on a busy machine JupyterLab at times restarts the kernel and then asks nothing of it
-        page.evaluate("void window.jupyterapp.commands.execute('notebook:restart-run-all')")
-        page.locator(".jp-Dialog .jp-mod-accept").click(timeout=30_000)
-        try:
-            page.wait_for_function(f"{prompts}.some(one => /[\\d*]/.test(one.innerText))", timeout=60_000)
-            break
-        except NothingRan:
-            assert left, "three times nothing was run"
+    page.wait_for_timeout(5_000)  # of a kernel that is restarted as it starts, the server and the page lose each other
+    page.evaluate("void window.jupyterapp.commands.execute('notebook:restart-run-all')")
+    page.locator(".jp-Dialog .jp-mod-accept").click(timeout=30_000)
     page.wait_for_function(
         f"{prompts}.every(one => /\\d/.test(one.innerText))",
         timeout=900_000,  # a notebook takes a minute or two alone, and far longer on a machine with other work
