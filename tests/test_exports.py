@@ -206,3 +206,12 @@ def test_exports_of_a_reproduction_that_does_not_end_well_are_kept_and_named(tmp
     place = tmp_path / "explored" / "demo"
     assert capsys.readouterr().err.count(f"is kept in {place}\n") == 2
     assert {path.name for path in place.iterdir()} == {"table3.md", "table4.md"} and list(tmp_path.iterdir()) == [place.parent]
+
+
+def test_every_formula_of_the_notebooks_is_drawn_in_the_pages():
+    """None falls back to its LaTeX: a page needs no script and no network."""
+    for path in sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb")):
+        for cell in nbformat.read(path, as_version=4).cells:
+            text = re.sub(r"`[^`]*`", "", cell.source) if cell.cell_type == "markdown" else ""
+            for shown, inline in re.findall(r"\$\$(.+?)\$\$|\$([^$\n]+?)\$", text, re.DOTALL):
+                assert "<svg" in pages._drawn(shown or inline), f"{path.name}: {shown or inline}"

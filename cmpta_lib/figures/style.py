@@ -168,9 +168,9 @@ class PageFigure(Figure):
             options.pop("width_ratios", None)
         return super().subplots(nrows, ncols, **options)
 
-    def colorbar(self, mappable: Any, cax: Any = None, ax: Any = None, **options: Any) -> Any:
-        """As matplotlib's, which without a layout engine of its own would lay its axes out itself."""
-        return super().colorbar(mappable, cax, ax, **{"use_gridspec": False, **options})
+    def colorbar(self, mappable: Any, cax: Any = None, ax: Any = None, use_gridspec: bool = False, **kwargs: Any) -> Any:
+        """As matplotlib's, but for what it would lay out itself where a figure has no layout engine of matplotlib's."""
+        return super().colorbar(mappable, cax, ax, use_gridspec, **kwargs)
 
     @property
     def caption(self) -> str:

@@ -31,6 +31,12 @@ _SCORE_METRICS: Mapping[str, str] = {
 _CLASS_METRICS: Mapping[str, str] = {"accuracy": "Acc", "f1_macro": "macro F1"}
 
 
+def added_runs(study: Study, key: str) -> list[Run]:
+    """The finished runs of the rows beyond the paper: the comparison shows them where they are, and makes none."""
+    rows = [row for row in plan.added(key) if not study.missing(row, key)]
+    return sound([run for row in rows for run in study.runs(key, row)])
+
+
 def comparison_rows(study: Study, key: str) -> list[ResultRow]:
     """Table 3 or 4: the paper's lines, then methods and reference lines that it does not print; CMPTA is the last."""
     lines = {line.method.removesuffix(" (Ours)"): line for line in plan.printed(key)}

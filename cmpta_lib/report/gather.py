@@ -309,11 +309,12 @@ def _results(profile: str, folder: Path) -> str:
     links = (_link(folder, by, pages.title(name), f"{where}/") for name, by in made)
     return (
         f"{warning}Test split, mean ± sd over seeds {', '.join(map(str, said['seeds']))}, by `{command}`; bold: the best, "
-        f"underlined: the second. Of the methods that the paper compares: {best}, the best here; the others are in "
+        f"underlined: the second. Of the paper's other methods {best} did best here; all are in "
         f"{' and '.join(links)}{apart}. Everything is in [the report]({where}/report.md).\n\n{lines}"
     )
 
 
 def _made_by(folder: Path, keys: Sequence[str]) -> dict[str, str]:
     """Export -> the notebook that makes it."""
-    return {name: one.name for one in NOTEBOOKS for name in exported(folder, one, keys)}
+    of = {one: [key for key in keys if key in (*one.corpora, "data")] for one in NOTEBOOKS}  # "data": a user's own
+    return {name: one.name for one, own in of.items() for name in exported(folder, one, own)}

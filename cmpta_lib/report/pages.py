@@ -43,8 +43,9 @@ _HEADING = re.compile(r'<h([23]) id="([^"]+)">(.*?)<a class="anchor-link"', re.D
 # What matplotlib's mathematics calls otherwise, or lays out itself.
 _TEX = {
     r"\\begin\{\w+\*?\}|\\end\{\w+\*?\}|\\(?:big|Big|bigg|Bigg)[lrm]?(?![a-z])|&": "", r"\\[lr]Vert\b": r"\\|",
-    r"\\[td]frac\b": r"\\frac", r"\\iff\b": r"\\Leftrightarrow", r"\\tag\{(\w+)\}": r"\\quad (\1)", r"\\coloneqq": ":=",
+    r"\\[td]frac": r"\\frac", r"\\iff\b": r"\\Leftrightarrow", r"\\tag\{(\w+)\}": r"\\quad (\1)", r"\\coloneqq": ":=",
     r"\\implies\b": r"\\Rightarrow", r"\\ne\b": r"\\neq", r"\\bmod\b": r"\\;\\mathrm{mod}\\;", r"\\([lg])e\b": r"\\\1eq",
+    r"\\[lr]vert\b": "|", r"\\(frac|sqrt)\s*([^\s{\\])": r"\\\1{\2}", r"(\\frac\{[^{}]*\})\s*([^\s{\\])": r"\1{\2}",
 }  # fmt: skip
 
 
@@ -162,7 +163,7 @@ def front(folder: Path, link: Callable[[str], str]) -> Iterator[str]:
     for corpus, (name, table) in read(folder).items():
         heads = {(f"{metric}, paper", f"{metric}, here"): one for metric, one in table.items()}
         shown = beside(heads, [method for method in next(iter(table.values())).index if method not in BEYOND])
-        yield f"**Table {name[-1]} in short**, {corpus}, test split; best in bold, second underlined ({link(name)})."
+        yield f"**Table {name[-1]} in short**, {corpus}, test split; the best of these rows bold, the second underlined ({link(name)})."
         yield grid(shown.loc[:, (shown != NOTHING).any()])
 
 
