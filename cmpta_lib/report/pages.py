@@ -163,7 +163,8 @@ def front(folder: Path, link: Callable[[str], str]) -> Iterator[str]:
     for corpus, (name, table) in read(folder).items():
         heads = {(f"{metric}, paper", f"{metric}, here"): one for metric, one in table.items()}
         shown = beside(heads, [method for method in next(iter(table.values())).index if method not in BEYOND])
-        yield f"**Table {name[-1]} in short**, {corpus}, test split; the best of these rows bold, the second underlined ({link(name)})."
+        marks = "the best of these rows bold, the second underlined"
+        yield f"**Table {name[-1]} in short**, {corpus}, test split; {marks} ({link(name)})."
         yield grid(shown.loc[:, (shown != NOTHING).any()])
 
 
