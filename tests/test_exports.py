@@ -66,6 +66,11 @@ def test_every_table_and_figure_has_an_address(study):
     (study.needed("04_table3_simsv2")[0].folder / "seal.json").unlink()
     line = addresses.addresses(study).set_index("file").loc["table3"]
     assert line["status"] == "made; unfinished runs of its notebook: 1"
+    items = json.loads((record := study.figures / "provenance.json").read_text(encoding="utf-8"))
+    items["table3"]["runs"].append(study.run("sims", plan.added("sims")[0], study.seeds[0]).folder.name)
+    record.write_text(json.dumps(items))
+    line = addresses.addresses(study).set_index("file").loc["table3"]
+    assert line["command"] == "cmpta reproduce --all", "the notebook itself makes no row beyond the paper"
 
 
 def test_the_report_begins_with_what_came_out_and_links_the_executed_notebooks(study):
@@ -80,7 +85,7 @@ def test_the_report_begins_with_what_came_out_and_links_the_executed_notebooks(s
     assert parts[2].startswith("[Which of the paper's claims hold here?](#which-of-the-papers-claims-hold-here) · [Comparison")
     assert parts[3] == "## Does the paper hold here?" and "Of 4 claims of the paper, 1 hold in this run, 1 do not" in parts[4]
     assert "cannot be tried here or wait for runs" in parts[4]
-    assert "[10_claims](notebooks/10_claims.html)" in parts[4] and "this run can tell of 0" in parts[4]
+    assert "[10_claims](notebooks/10_claims.html)" in parts[4] and "this run's data and LLM can tell of 0" in parts[4]
     assert parts[5].splitlines()[0].startswith("|  | 🟩 supported | 🟥 not supported |")
     assert "[04_table3_simsv2](notebooks/04_table3_simsv2.ipynb)" in parts[6] and "| **CMPTA** |" in parts[7]
     assert not any(row.name in parts[7] for row in plan.added("sims")), "what `make reproduce` does not run"

@@ -36,8 +36,9 @@ def _patterns(notebook: Notebook) -> list[str]:
 
 def exported(folder: Path, notebook: Notebook, keys: Sequence[str]) -> Iterator[str]:
     """Stems of what a notebook has left in a folder of exports; a pattern that nothing fits stands for itself."""
+    own = [key for key in keys if key in (*notebook.corpora, "data")]  # "data": of one's own, for every notebook
     for pattern in _patterns(notebook):
-        for one in dict.fromkeys(pattern.replace("{key}", key) for key in keys):
+        for one in dict.fromkeys(pattern.replace("{key}", key) for key in own):
             yield from sorted(path.stem for path in folder.glob(one)) or [one.rpartition(".")[0]]
 
 
@@ -55,9 +56,9 @@ def addresses(study: Study, beyond: bool = False) -> pd.DataFrame:
     """
     known, runs, lines = recorded(study.figures), _own_runs(study), []
     for notebook in NOTEBOOKS:
-        keys = study.every_key if study.data else [key for key in notebook.corpora if key in study.every_key]
-        unfinished = sum(not run.done for run in study.needed(notebook.name))
-        for name in exported(study.figures, notebook, keys):
+        needed = [*study.needed(notebook.name), *(study.choice_runs() if notebook.has_choices else ())]
+        unfinished, asked = sum(not run.done for run in needed), {run.folder.name for run in needed}
+        for name in exported(study.figures, notebook, study.every_key):
             if notebook.is_beyond and not beyond and name not in known:
                 continue  # nobody asked for it
             behind = known[name]["runs"] if name in known else ()
@@ -65,10 +66,12 @@ def addresses(study: Study, beyond: bool = False) -> pd.DataFrame:
             problems = {"unfinished runs of its notebook": unfinished if behind else 0}
             problems["runs that are not this study's"] = 0 if study.without else len(behind) - len(own)
             said = ["made", *(f"{problem}: {count}" for problem, count in problems.items() if count)]
+            is_enough = {run.folder.name for run in own} <= asked  # else rows beyond the paper are in it
             minutes = sum(run.environment["train_seconds"] for run in sound(own)) / 60
             lines.append({
                 "item": pages.title(name), "file": name, "notebook": notebook.name,
-                "command": f"cmpta reproduce --only {notebook.name}", "runs": str(len(behind) or NOTHING),
+                "command": f"cmpta reproduce {f'--only {notebook.name}' if is_enough else '--all'}",
+                "runs": str(len(behind) or NOTHING),
                 "minutes": f"{minutes:.1f}" if own else NOTHING, "status": "; ".join(said) if name in known else "not made",
             })  # fmt: skip
     return pd.DataFrame(lines)
@@ -231,21 +234,28 @@ def publish(profile: str, made: Path, root: Path = ROOT) -> str:
         OSError: something cannot be written; README and published figures are then what they were.
     """
     _need_none(profile, differing(figures_folder() / profile, made))
-    target = root / "figures" / PUBLISHED / profile
-    draft = target.with_name(f".{profile}.partial")
+    target, page = root / "figures" / PUBLISHED / profile, root / "README.md"
+    draft, before = (target.with_name(f".{profile}.{what}") for what in ("partial", "before"))
     with files.writing(target):
-        shutil.rmtree(draft, ignore_errors=True)  # of a call that was killed
+        for left in (draft, before):  # of a call that was killed: git has what was published
+            shutil.rmtree(left, ignore_errors=True)
         try:
+            text = readme(root, **{profile: made})
             shutil.copytree(made, draft, ignore=lambda _, names: [name for name in names if name[0] == "."])
             if (runs := target / RUNS).is_dir() and not (draft / RUNS).exists():
                 shutil.copytree(runs, draft / RUNS)
-            files.write_text(root / "README.md", readme(root, **{profile: made}))
+            if target.exists():  # as a whole: what is no longer exported must not stay
+                target.rename(before)
+            draft.rename(target)
+            files.write_text(page, text)
         except BaseException:
-            shutil.rmtree(draft, ignore_errors=True)
+            if before.exists():
+                shutil.rmtree(target, ignore_errors=True)
+                before.rename(target)
             raise
-        if target.exists():  # as a whole: what is no longer exported must not stay
-            shutil.rmtree(target)
-        draft.rename(target)
+        finally:
+            for left in (draft, before):
+                shutil.rmtree(left, ignore_errors=True)
     count = sum(path.is_file() for path in target.rglob("*"))
     return f"{count} files, made anew of their runs, are now in {target}, and README.md shows them; commit both"
 
@@ -316,5 +326,4 @@ def _results(profile: str, folder: Path) -> str:
 
 def _made_by(folder: Path, keys: Sequence[str]) -> dict[str, str]:
     """Export -> the notebook that makes it."""
-    of = {one: [key for key in keys if key in (*one.corpora, "data")] for one in NOTEBOOKS}  # "data": a user's own
-    return {name: one.name for one, own in of.items() for name in exported(folder, one, own)}
+    return {name: one.name for one in NOTEBOOKS for name in exported(folder, one, keys)}

@@ -45,7 +45,7 @@ _TEX = {
     r"\\begin\{\w+\*?\}|\\end\{\w+\*?\}|\\(?:big|Big|bigg|Bigg)[lrm]?(?![a-z])|&": "", r"\\[lr]Vert\b": r"\\|",
     r"\\[td]frac": r"\\frac", r"\\iff\b": r"\\Leftrightarrow", r"\\tag\{(\w+)\}": r"\\quad (\1)", r"\\coloneqq": ":=",
     r"\\implies\b": r"\\Rightarrow", r"\\ne\b": r"\\neq", r"\\bmod\b": r"\\;\\mathrm{mod}\\;", r"\\([lg])e\b": r"\\\1eq",
-    r"\\[lr]vert\b": "|", r"\\(frac|sqrt)\s*([^\s{\\])": r"\\\1{\2}", r"(\\frac\{[^{}]*\})\s*([^\s{\\])": r"\1{\2}",
+    r"\\[lr]vert\b": "|", r"\\(frac|sqrt)\s*([^\s{\\[])": r"\\\1{\2}", r"(\\frac\{[^{}]*\})\s*([^\s{\\])": r"\1{\2}",
 }  # fmt: skip
 
 
@@ -156,7 +156,7 @@ def front(folder: Path, link: Callable[[str], str]) -> Iterator[str]:
         yield (
             f"Of {theirs.sum()} claims of the paper, {here.get(judge.SUPPORTED, 0)} hold in this run, "
             f"{here.get(judge.NOT_SUPPORTED, 0)} do not, and {noise:.0f} differences are within noise; the others cannot be "
-            f"tried here{waits}. About the paper itself, which needs its corpora and its LLM, this run can tell of {told:.0f}. "
+            f"tried here{waits}. The second line is about the paper itself: this run's data and LLM can tell of {told:.0f}. "
             f"({link('claims')}; claim by claim [below](#{anchor(CLAIMS)}).)"
         )
         yield grid(found[[claims.HERE, claims.VERDICT]].T.rename(columns=claims.signed))
