@@ -186,6 +186,7 @@ class Corpus:
     repairs: dict[str, int]  # kind of data issue -> how often it was mended (values or frames)
     sources: dict[str, str]  # file name -> SHA-256
     fingerprint: str  # SHA-256 of task, rows and features: equal content, equal fingerprint, whatever path or name
+    features: Mapping[str, Any] = field(default_factory=dict)  # modality -> set and hop, where recordings were read; or none
 
     @property
     def has_known_truth(self) -> bool:
@@ -199,20 +200,23 @@ class Inputs:
 
     task: Task
     widths: Mapping[Modality, int]  # F of each modality
+    features: Mapping[str, Any] = field(default_factory=dict)  # as `Corpus.features`
 
     @classmethod
     def of(cls, corpus: Corpus) -> Self:
         train = corpus.splits["train"]
-        return cls(corpus.task, {"audio": train.audio_dim, "vision": train.vision_dim})
+        return cls(corpus.task, {"audio": train.audio_dim, "vision": train.vision_dim}, corpus.features)
 
     def to_json(self) -> str:
-        return json.dumps({"task": self.task.stored(), "widths": dict(self.widths)}, ensure_ascii=False, indent=1)
+        known = {"task": self.task.stored(), "widths": dict(self.widths)}
+        known |= {"features": dict(self.features)} if self.features else {}
+        return json.dumps(known, ensure_ascii=False, indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> Self:
         """Raises ValueError, KeyError or TypeError where the text is not what `to_json` writes."""
         stored = json.loads(text)
-        return cls(Task.from_stored(stored["task"]), stored["widths"])
+        return cls(Task.from_stored(stored["task"]), stored["widths"], stored.get("features", {}))
 
 
 def dialogues_of(names: Iterable[object]) -> list[list[int]]:

@@ -50,6 +50,7 @@ def write_corpus(
     sources: Mapping[str, str] | None = None,
     repairs: Mapping[str, int] | None = None,
     origins: Mapping[str, str] | None = None,
+    features: Mapping[str, Any] | None = None,
 ) -> Corpus:
     """Store a corpus, one sample in memory at a time, and open it.
 
@@ -60,6 +61,7 @@ def write_corpus(
         splits: train, valid and test, each consumed once, in this order.
         repairs: counts to add, read after the last sample, so that the iterables may still be counting.
         origins: split -> what error messages call it, such as its file.
+        features: which sets the frames are of, as `Corpus.features`; part of the fingerprint.
     Raises:
         ValueError: a sample is not as `Sample` says, an id occurs twice in a split, or a width F changes; the message
             names the split or file, the sample and the field.
@@ -70,7 +72,7 @@ def write_corpus(
         raise ValueError(f"corpus {name}: expected the splits {SPLITS}, but {tuple(splits)} came")
     folder, origins = Path(folder), {split: f"corpus {name}, split {split}" for split in SPLITS} | dict(origins or {})
     with files.building(folder) as draft:
-        meta = _write_content(draft, task, splits, origins)
+        meta = _write_content(draft, task, splits, origins, features or {})
         meta["repairs"] = dict(sorted((meta["repairs"] + Counter(repairs or {})).items()))
         meta |= {"format": FORMAT, "name": name, "generated": generated, "sources": dict(sources or {})}
         files.write_text(draft / META, files.checksummed(meta))
@@ -81,12 +83,12 @@ def write_corpus(
 
 
 def _write_content(
-    folder: Path, task: Task, splits: Mapping[str, Iterable[Sample]], origins: Mapping[str, str]
+    folder: Path, task: Task, splits: Mapping[str, Iterable[Sample]], origins: Mapping[str, str], features: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Write all but meta.json; returns what that says of it."""
     import pandas as pd  # here and in load_corpus: who opens no corpus, as a loaded run, starts without
 
-    digest = hashlib.sha256(json.dumps(task.stored()).encode())
+    digest = _begun(task, features)
     rows: list[dict[str, Any]] = []
     widths: dict[Modality, int] = {}
     repairs: Counter[str] = Counter()
@@ -114,7 +116,13 @@ def _write_content(
                 raise ValueError(f"{origins[split]}: holds no samples; every split needs one or more")
     pd.DataFrame(rows).to_parquet(folder / "table.parquet", index=False)
     found = {"dims": widths, "repairs": repairs, "fingerprint": digest.hexdigest()}
+    found |= {"features": dict(features)} if features else {}
     return {"task": task.stored(), "files": files.hashes(folder, CONTENT), **found}
+
+
+def _begun(task: Task, features: Mapping[str, Any]) -> Any:
+    """A fingerprint before its first clip: what the numbers of clips mean."""
+    return hashlib.sha256((json.dumps(task.stored()) + (json.dumps(features, sort_keys=True) if features else "")).encode())
 
 
 def _add(digest: Any, row: Mapping[str, Any], frames: Iterable[np.ndarray]) -> None:
@@ -187,6 +195,7 @@ def _opened(folder: Path, meta: Mapping[str, Any]) -> Corpus:
 
     task = Task.from_stored(meta["task"])
     kept = {key: meta[key] for key in ("name", "generated", "repairs", "sources", "fingerprint")}
+    kept["features"] = dict(meta.get("features") or {})
     table = pd.read_parquet(folder / "table.parquet")
     for column in ("speaker", "dialogue"):
         table[column] = table[column].astype(object).where(table[column].notna(), None)
@@ -203,7 +212,7 @@ def _opened(folder: Path, meta: Mapping[str, Any]) -> Corpus:
 
 def _fingerprint(corpus: Corpus) -> str:
     """That of a corpus' clips as they are stored now."""
-    digest = hashlib.sha256(json.dumps(corpus.task.stored()).encode())
+    digest = _begun(corpus.task, corpus.features)
     for name, split in corpus.splits.items():
         starts = dict.fromkeys(MODALITIES, 0)
         for row in split.table.to_dict("records"):
