@@ -21,11 +21,11 @@ __version__ = "0.1.0"
 _HOMES = {
     "Sample": "cmpta_lib.data.corpus",
     "Study": "cmpta_lib.study.study",
-    "load": "cmpta_lib.runs.load",
-    "plain": "cmpta_lib.runs.load",
+    "load": "cmpta_lib.study.trained",
+    "plain": "cmpta_lib.study.trained",
     "read_folder": "data_prep.public_pickles",
     "register": "cmpta_lib.registry",
-    "train": "cmpta_lib.study.train",
+    "train": "cmpta_lib.study.trained",
 }
 __all__ = ["Sample", "Study", "load", "plain", "read_folder", "register", "train"]
 

@@ -20,8 +20,7 @@ from cmpta_lib.report import claims, judge
 from cmpta_lib.report.claims import HERE, VERDICT
 from cmpta_lib.report.judge import INSIDE_CLIPS, INSIDE_SEEDS, NOT_SUPPORTED, NOT_TESTABLE, ONE_SEED, SUPPORTED
 from cmpta_lib.report.tables import NOT_RUN
-from cmpta_lib.runs import load as trained
-from cmpta_lib.study import plan
+from cmpta_lib.study import plan, trained
 from cmpta_lib.study.plan import CMPTA, TEXT_ONLY
 from cmpta_lib.study.study import Study
 

@@ -20,8 +20,8 @@ from cmpta_lib.baselines.mmgcn import MmgcnConfig, adjacency, class_losses
 from cmpta_lib.baselines.supervised import reference
 from cmpta_lib.data.corpus import Inputs
 from cmpta_lib.runs import loop
-from cmpta_lib.runs.load import TrainedRun
 from cmpta_lib.runs.store import Run
+from cmpta_lib.study.trained import TrainedRun
 
 
 @pytest.fixture(params=["mmgcn", "ga2mif"])

@@ -17,7 +17,7 @@ from cmpta_lib.data.corpus import Inputs
 from cmpta_lib.fast.prompted import PromptedLM
 from cmpta_lib.llm.generation import generate
 from cmpta_lib.runs import loop
-from cmpta_lib.runs.load import TrainedRun
+from cmpta_lib.study.trained import TrainedRun
 
 WORLDS = ("embedded-sims", "embedded-meld")
 SMALL = MllmMacConfig(

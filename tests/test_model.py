@@ -20,7 +20,7 @@ from cmpta_lib.fast.llm import PrunedDecoder, packed_logits
 from cmpta_lib.fast.prompted import PromptBatch, PromptedLM
 from cmpta_lib.method.llm import FrozenLLM
 from cmpta_lib.method.prompted import Layout, PlainLM, answer_text
-from cmpta_lib.runs.load import TrainedRun
+from cmpta_lib.study.trained import TrainedRun
 
 WORLDS = ("embedded-sims", "embedded-meld")
 CONFIG = RunConfig(data=DataConfig(name="test", fingerprint=""), method=CmptaConfig(dim=16, num_heads=2))

@@ -39,11 +39,11 @@ from cmpta_lib.method.adapter import CMPTAdapter
 from cmpta_lib.report import gather, summaries
 from cmpta_lib.report import rows as reports
 from cmpta_lib.runs import provenance
-from cmpta_lib.runs.load import TrainedRun
 from cmpta_lib.runs.store import DONE, Run
 from cmpta_lib.study import plan
 from cmpta_lib.study.parameters import check_parameters
 from cmpta_lib.study.study import WITHOUT, Study
+from cmpta_lib.study.trained import TrainedRun
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))

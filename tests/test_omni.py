@@ -25,11 +25,11 @@ from cmpta_lib.data.store import load_corpus, write_corpus
 from cmpta_lib.files import Damaged
 from cmpta_lib.llm.files import OMNI_MODELS
 from cmpta_lib.runs import store
-from cmpta_lib.runs.load import load
 from cmpta_lib.runs.worker import execute
 from cmpta_lib.study import plan
 from cmpta_lib.study.plan import Row
 from cmpta_lib.study.study import Study
+from cmpta_lib.study.trained import load
 
 FAMILIES = tuple(omni.FAMILIES)
 CHOICES = ("joy", "sadness", "+0.5", "+0.6", "-1.0", "e")

@@ -21,9 +21,9 @@ from cmpta_lib.report.comparison import comparison_rows
 from cmpta_lib.report.rows import result_row
 from cmpta_lib.report.tables import result_table
 from cmpta_lib.runs import loop
-from cmpta_lib.runs.load import load
 from cmpta_lib.study import plan
 from cmpta_lib.study.study import Study
+from cmpta_lib.study.trained import load
 
 README = Path(__file__).resolve().parents[1] / "cmpta_lib" / "README.md"
 DATA = DataConfig(name="a", fingerprint="b")

@@ -33,16 +33,16 @@ from cmpta_lib.data.corpus import Sample, Split
 from cmpta_lib.embedded import synthetic
 from cmpta_lib.llm.loading import weights_fingerprint
 from cmpta_lib.runs import checkpoint, engines, loop, store, worker
-from cmpta_lib.runs import load as trained
+from cmpta_lib.runs import load as opened
 from cmpta_lib.runs import provenance as records
 from cmpta_lib.runs import worker as runs
 from cmpta_lib.runs.checkpoint import State
-from cmpta_lib.runs.load import Answer, TrainedRun, load
 from cmpta_lib.runs.store import DONE, LOCK, METRICS, WEIGHTS, Run
-from cmpta_lib.study import plan
+from cmpta_lib.study import plan, trained
 from cmpta_lib.study.plan import CHOICES, CMPTA, TEXT_ONLY, Row
 from cmpta_lib.study.profiles import SMOKE_DOCUMENTS
 from cmpta_lib.study.study import Study
+from cmpta_lib.study.trained import Answer, TrainedRun, load
 
 FREE = next(row for row in CHOICES if "free" in row.name)
 ASKED = {"CMPTA": ("sims", CMPTA), "CMPTA on MELD": ("meld", CMPTA), "text only": ("sims", TEXT_ONLY), "free": ("sims", FREE)}
@@ -174,7 +174,7 @@ def test_free_replies_that_are_no_answer_are_counted_once_a_clip_and_stay_empty(
 @pytest.mark.parametrize("name", [*ASKED, "own clips"])
 def test_a_loaded_model_gives_the_stored_predictions(done, loaded, study, tmp_path, name):
     run, method = done[name], loaded[name].method
-    corpus = trained.find_corpus(study.root / "cache" / "data", run.config.data)
+    corpus = opened.find_corpus(study.root / "cache" / "data", run.config.data)
     for split in ("valid", "test"):
         table, _ = loop.evaluate(method, corpus.splits[split], 64)
         pd.testing.assert_frame_equal(table, run.predictions(split), check_dtype=False)
@@ -287,7 +287,7 @@ def test_torchrun_trains_as_one_process_skips_a_finished_run_and_records_a_faili
     assert new.done and untrained.done and not new.problem and files_of(new) == FILES, ended.stderr
     assert not bad.done and store.failure(bad.folder).startswith("FloatingPointError")
     assert runs.attempt(study.root, alone.folder) == "done"
-    start = loop.build(alone.config, study.corpus("sims"), trained.resources(study.root)).module.state_dict()
+    start = loop.build(alone.config, study.corpus("sims"), opened.resources(study.root)).module.state_dict()
     one, two = (load_file(run.folder / WEIGHTS) for run in (alone, new))
     assert one.keys() == two.keys() == start.keys()
     assert all((one[name] - two[name]).abs().max() <= 1e-5 for name in one), "two processes train the same weights as one"
@@ -490,8 +490,8 @@ def test_attention_is_one_map_a_pair_whose_rows_sum_to_one(cmpta: TrainedRun, sa
 def copied(done: dict[str, Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The run's folder alone, under another name, on a machine that has neither its corpus nor its LLM."""
     monkeypatch.setenv("CMPTA_RUNS", str(tmp_path / "other runs"))
-    monkeypatch.setattr(trained, "_kept", {})
-    monkeypatch.setattr(trained, "kept_corpus", None)
+    monkeypatch.setattr(opened, "_kept", {})
+    monkeypatch.setattr(opened, "kept_corpus", None)
     return Path(shutil.copytree(done["CMPTA"].folder, tmp_path / "mail" / "my model"))
 
 
@@ -660,7 +660,7 @@ def test_killed_in_each_stage_it_ends_with_the_same_bytes(study, tmp_path, monke
 
 @pytest.mark.slow
 def test_a_fine_tuned_run_answers_from_a_copy_as_it_did_and_leaves_the_llm_alone(study, tmp_path):
-    llm = trained.resources(study.root).llm(study.llm)
+    llm = opened.resources(study.root).llm(study.llm)
     before = weights_fingerprint(llm.model)
     run = finished(study, ROWS["told and tuned"])
     assert weights_fingerprint(llm.model) == before
@@ -679,7 +679,7 @@ def test_a_fine_tuned_run_answers_from_a_copy_as_it_did_and_leaves_the_llm_alone
     cmpta = finished(study, changed({"method.dim": 8}))
     alone = {name: torch.clone(tensor) for name, tensor in load_file(cmpta.folder / store.WEIGHTS).items()}
     shutil.rmtree(cmpta.folder)
-    trained._kept.clear()  # an LLM that was never lent to LoRA
+    opened._kept.clear()  # an LLM that was never lent to LoRA
     again = finished(study, changed({"method.dim": 8}))
     assert all(torch.equal(alone[name], tensor) for name, tensor in load_file(again.folder / store.WEIGHTS).items())
 

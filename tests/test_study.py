@@ -27,7 +27,6 @@ from cmpta_lib.report import comparison, gather, summaries, tables
 from cmpta_lib.report import rows as reports
 from cmpta_lib.report.uncertainty import ResultRow
 from cmpta_lib.runs import provenance, store
-from cmpta_lib.runs.load import load, plain
 from cmpta_lib.runs.store import Run
 from cmpta_lib.study import exports, plan
 from cmpta_lib.study import study as experiments
@@ -36,6 +35,7 @@ from cmpta_lib.study.parameters import _ELSEWHERE
 from cmpta_lib.study.plan import CHOICES, CMPTA, MSE_LLAMA, TEXT_ONLY, Row
 from cmpta_lib.study.profiles import DRY_RUN
 from cmpta_lib.study.study import WITHOUT, Study
+from cmpta_lib.study.trained import load, plain
 
 ROOT = Path(__file__).parents[1]
 ABLATIONS = list(plan.ABLATIONS.values())

@@ -19,7 +19,7 @@ from cmpta_lib.method.adapter import PAIRS
 from cmpta_lib.method.prompted import answer_text
 
 if TYPE_CHECKING:
-    from cmpta_lib.runs.load import TrainedRun
+    from cmpta_lib.study.trained import TrainedRun
 
 # Milliseconds per frame where the public files keep one rate; MELD's are resampled clip by clip.
 HOPS_MS: Mapping[str, Mapping[str, float]] = {"simsv2": {"vision": 40.0, "audio": 10.0}}

@@ -25,7 +25,7 @@ from cmpta_lib.study.plan import CMPTA, TEXT_ONLY, Row
 from cmpta_lib.study.study import Study
 
 if TYPE_CHECKING:
-    from cmpta_lib.runs.load import TrainedRun
+    from cmpta_lib.study.trained import TrainedRun
 
 COMPARED: Mapping[str, Row] = {row.name: row for row in (CMPTA, TEXT_ONLY)}
 ALL = "all"

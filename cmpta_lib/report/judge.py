@@ -175,7 +175,7 @@ class Evidence:
     @_rule
     def cues(self, key: str) -> Finding:
         """CUE, on the first seed's run, as notebook 08 measures it; opens the model, so this imports torch."""
-        from cmpta_lib.runs.load import load
+        from cmpta_lib.study.trained import load
 
         corpus = self.study.corpus(key)
         if not corpus.has_known_truth:
