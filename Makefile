@@ -12,7 +12,7 @@ setup: .venv/core ## install what `reproduce` needs; again after pyproject.toml 
 
 # Each target installs what it needs and no more: the core, the core with JupyterLab, or all that tests need.
 lab_extras = [lab]
-test_extras = [dev,lab,chatglm,omni,ray,slurm]
+test_extras = [dev,lab,features,transcribe,chatglm,omni,ray,slurm]
 
 # Compiled at once, as pip does: some places forbid Python to keep what it compiles, and each process would then spend ten
 # seconds on torch and transformers anew. uv does not read pip's settings: a local build of torch is passed on to it; for the rest (a mirror) pip itself steps in.
