@@ -18,7 +18,7 @@ _DONE_BY = {
     "check": "cmpta_lib.cli.listing:check_study",
     "benchmark": "cmpta_lib.cli.arguments:benchmark",
     "runs": "cmpta_lib.cli.listing:list_runs",
-    "compare": "cmpta_lib.cli.compare:compare",
+    "compare": "cmpta_lib.cli.finished:compare",
     "fields": "cmpta_lib.cli.listing:list_fields",
     "dry-run": "cmpta_lib.cli.dry_run:dry_run",
 }

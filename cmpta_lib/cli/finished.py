@@ -1,4 +1,4 @@
-"""`cmpta compare A B`: which runs are meant, and the comparison as a screen or as JSON."""
+"""What finished runs are asked, and which runs are meant: `cmpta compare A B`, two side by side."""
 
 from __future__ import annotations
 
@@ -9,16 +9,18 @@ import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cmpta_lib import metrics
 from cmpta_lib.cli.listing import SHORT, Listed, listed
 from cmpta_lib.config import nearest, one_of, shown
 from cmpta_lib.files import runs_folder
-from cmpta_lib.report.comparison import Versus, differing, versus
 from cmpta_lib.runs import store
 from cmpta_lib.runs.progress import cut, table
 from cmpta_lib.runs.store import Run
+
+if TYPE_CHECKING:
+    from cmpta_lib.report.comparison import Versus
 
 _TEXT_COLUMNS, _ANSWER_COLUMNS, _VALUE_COLUMNS = 40, 24, 30
 _MOST_CANDIDATES, _LINE = 3, 110
@@ -30,6 +32,8 @@ def compare(options: argparse.Namespace) -> int:
     Raises:
         ValueError, OSError: one of them is unknown, ambiguous, unfinished or damaged, or they are on different corpora.
     """
+    from cmpta_lib.report.comparison import versus  # here: it draws in much that `predict` starts without
+
     every = listed(runs_folder() / "smoke" if options.smoke else runs_folder())
     if options.corpus:
         one_of("run on", options.corpus, sorted({row.corpus for row in every if row.corpus}))
@@ -59,9 +63,11 @@ def meant(text: str, every: Sequence[Listed], corpus: str | None = None) -> list
         raise ValueError(f"'{text}' cannot be compared: {first.folder.name} is {first.state}: {first.detail}")
     if len(corpora := sorted({row.corpus for row in finished})) > 1:
         raise ValueError(f"'{text}' was run on {' and '.join(corpora)}: say which with --corpus")
-    runs = _runs(finished)
-    if any(differing(runs[0], run, with_seed=False) for run in runs[1:]):
-        raise ValueError(f"'{text}' stands for runs of different settings; name one: {_candidates(finished)}")
+    if len(runs := _runs(finished)) > 1:
+        from cmpta_lib.report.comparison import differing
+
+        if any(differing(runs[0], run, with_seed=False) for run in runs[1:]):
+            raise ValueError(f"'{text}' stands for runs of different settings; name one: {_candidates(finished)}")
     return finished
 
 
