@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from cmpta_lib.data.corpus import SPLITS, Corpus, Sample, Task, is_number, problem, shown
+from cmpta_lib.data.corpus import SPLITS, Corpus, Modality, Sample, Task, is_number, problem, shown
 from cmpta_lib.data.store import FORMAT, load_corpus, write_corpus
 from cmpta_lib.files import reading, runs_folder
 from data_prep import safe_pickle, tasks, verify
@@ -122,6 +122,12 @@ def public_files(folder: Path) -> tuple[str, dict[str, Path]]:
     return names[0], {split: found[same[0]] for split, same in files.items()}
 
 
+def public_names(folder: Path) -> list[str]:
+    """Names of the files in a folder that are called as public ones are."""
+    with reading(folder):  # a Mac leaves "._" files beside others on foreign disks
+        return sorted(path.name for path in folder.iterdir() if _PUBLIC_FILE.fullmatch(path.name) and path.name[:2] != "._")
+
+
 def _remedy(folder: Path, found: Sequence[str]) -> str:
     """What to do where a split's file is missing, by what lies there in its place."""
     if below := sorted({path.parent.name for path in folder.glob("*/*_*.pkl") if _PUBLIC_FILE.fullmatch(path.name)}):
@@ -159,26 +165,61 @@ def read_items(path: Path, repairs: Counter[str]) -> list[dict]:
     Raises:
         ValueError: the file does not conform; the message names file, sample and field.
     """
+    items = _items(path)
+    for index, item in enumerate(items):
+        where = _checked(path, index, item, repairs)
+        if not isinstance(item["label"], str | Real) or isinstance(item["label"], bool):
+            remedy = "write a class name or a score, or leave the clip out"
+            raise problem(where, "label", "text or a number", shown(item["label"]), remedy)
+    return items
+
+
+def _items(path: Path) -> list[Any]:
     with reading(path):
         items = safe_pickle.load(path)
     if not isinstance(items, list | tuple):
         raise problem(str(path), None, "a list of dicts, one per sample", shown(items), "save it in MELD's public format")
-    for index, item in enumerate(items):
-        where = _where(path, index, item if isinstance(item, dict) else {})
-        _need_keys(where, None, item, _PUBLIC_FIELDS)
-        features = item["features"]
-        _need_keys(where, "features", features, {"text"})
-        if not isinstance(features["text"], str):
-            raise problem(where, "text", "a string", shown(features["text"]), "write '' if nothing is said")
-        if not isinstance(item["label"], str | Real) or isinstance(item["label"], bool):
-            remedy = "write a class name or a score, or leave the clip out"
-            raise problem(where, "label", "text or a number", shown(item["label"]), remedy)
-        odd = features.keys() - _PUBLIC_FEATURES
-        if odd and not {"audio", "video"} <= features.keys():  # a modality under another name would be lost
-            remedy = "rename what was meant, and write None for what is absent"
-            raise problem(where, "features", "a dict with 'audio' and 'video'", f"one with {short([*features])}", remedy)
-        repairs.update(ignored("field", [*(item.keys() - _PUBLIC_FIELDS - set(KEYS)), *odd]))
     return list(items)
+
+
+def _checked(path: Path, index: int, item: Any, repairs: Counter[str], labelled: bool = True) -> str:
+    """What messages call this item, which is a sample's but for its label; unknown keys are counted."""
+    where = _where(path, index, item if isinstance(item, dict) else {})
+    _need_keys(where, None, item, _PUBLIC_FIELDS if labelled else _PUBLIC_FIELDS - {"label"})
+    features = item["features"]
+    _need_keys(where, "features", features, {"text"})
+    if not isinstance(features["text"], str):
+        raise problem(where, "text", "a string", shown(features["text"]), "write '' if nothing is said")
+    odd = features.keys() - _PUBLIC_FEATURES
+    if odd and not {"audio", "video"} <= features.keys():  # a modality under another name would be lost
+        remedy = "rename what was meant, and write None for what is absent"
+        raise problem(where, "features", "a dict with 'audio' and 'video'", f"one with {short([*features])}", remedy)
+    repairs.update(ignored("field", [*(item.keys() - _PUBLIC_FIELDS - set(KEYS)), *odd]))
+    return where
+
+
+def clips_of(place: Path, widths: Mapping[Modality, int]) -> Iterator[tuple[Path, str, Sample | ValueError, Counter[str]]]:
+    """The clips of one file, or of every public one in a folder, to be answered: cut and repaired as at a conversion.
+
+    Labels are not looked at, and clips that do not conform stop no other.
+
+    Args:
+        widths: F of each modality, for clips that lack it.
+    Yields:
+        The file, the clip's id, the clip or what is wrong with it, and its repairs.
+    """
+    known = {source: widths[modality] for source, modality in _MODALITIES}
+    for path in [place] if place.is_file() else [place / name for name in public_names(place)]:
+        match = _PUBLIC_FILE.fullmatch(path.name)
+        for index, item in enumerate(_items(path)):
+            repairs: Counter[str] = Counter()
+            name = f"{_SPLIT_OF[match[2].lower()] if match else path.stem}_{index:05d}"
+            try:
+                found = _sample(_checked(path, index, item, repairs, labelled=False), name, item, None, repairs, known)
+            except ValueError as error:
+                yield path, name, error, repairs
+            else:
+                yield path, found.id, found, repairs
 
 
 def ignored(what: str, names: Iterable[object]) -> Iterator[str]:
@@ -206,17 +247,24 @@ def read_samples(
     """
     widths = widths or _widths(items)
     for index, item in enumerate(items):
-        where = _where(path, index, item)
-        named = {"id": f"{split}_{index:05d}"} | _names(where, item)
-        clip: dict[str, Any] = {}  # arrays
-        for source, modality in _MODALITIES:
-            frames, length = _frames(where, source, item["features"])
-            clip[modality] = frames[:length] if length else np.zeros((0, widths[source]), np.float32)
-            if cut := int((frames[length:] != 0).any(axis=1).sum()):  # padding, by the file's own length, yet not zero
-                repairs[f"{modality}_nonzero_frames_after_length"] += cut
-            if length and not clip[modality].any():
-                repairs[f"{modality}_{verify.ALL_ZERO}"] += 1
-        yield Sample(text=item["features"]["text"], label=tasks.label_of(task, item["label"]), **named, **clip)
+        yield _sample(_where(path, index, item), f"{split}_{index:05d}", item, task, repairs, widths)
+
+
+def _sample(
+    where: str, name: str, item: Mapping[str, Any], task: Task | None, repairs: Counter[str], widths: Mapping[str, int]
+) -> Sample:
+    """One sample, called `name` where it has no id; without a label where no task is given."""
+    named = {"id": name} | _names(where, item)
+    clip: dict[str, Any] = {}  # arrays
+    for source, modality in _MODALITIES:
+        frames, length = _frames(where, source, item["features"])
+        clip[modality] = frames[:length] if length else np.zeros((0, widths[source]), np.float32)
+        if cut := int((frames[length:] != 0).any(axis=1).sum()):  # padding, by the file's own length, yet not zero
+            repairs[f"{modality}_nonzero_frames_after_length"] += cut
+        if length and not clip[modality].any():
+            repairs[f"{modality}_{verify.ALL_ZERO}"] += 1
+    label = tasks.label_of(task, item["label"]) if task else None
+    return Sample(text=item["features"]["text"], label=label, **named, **clip)
 
 
 def _names(where: str, item: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ _DONE_BY = {
     "benchmark": "cmpta_lib.cli.arguments:benchmark",
     "runs": "cmpta_lib.cli.listing:list_runs",
     "compare": "cmpta_lib.cli.finished:compare",
+    "predict": "cmpta_lib.cli.finished:predict",
     "fields": "cmpta_lib.cli.listing:list_fields",
     "dry-run": "cmpta_lib.cli.dry_run:dry_run",
 }
