@@ -117,8 +117,8 @@ def parser() -> argparse.ArgumentParser:
     _add_question(command("predict", "what a run says of your recordings, or of clips in files"))
     publish = command("publish", "copy a profile's exports to figures/published and show them in the README")
     publish.add_argument("--profile", choices=[*PROFILES], default="demo", help="whose exports (default demo)")
-    data = command("data", "fetch, verify and convert a published corpus")
-    data.add_argument("corpus", choices=("simsv2", "meld"))
+    data = command("data", "fetch, verify and convert a published corpus, or make features of recordings (clips)")
+    data.add_argument("corpus", choices=("simsv2", "meld", "clips"))
     data.add_argument("rest", nargs=argparse.REMAINDER, help="its own options; see cmpta data CORPUS --help")
     weights = command("weights", "fetch an LLM or a BERT from the hub: weights, configuration, vocabulary, no code")
     weights.add_argument("name", help=f"{', '.join([*llm_files.PUBLISHED, *llm_files.ENCODERS])}, or a hub id")
@@ -129,7 +129,7 @@ def parser() -> argparse.ArgumentParser:
 def _add_study(sub: argparse.ArgumentParser) -> None:
     profiles = "demo (offline, minutes) or paper (real data, one GPU)"
     sub.add_argument("--profile", choices=[*PROFILES], default="demo", help=profiles)
-    folder = "your own clips instead: <name>_{train,valid,test}.pkl in MELD's public format"
+    folder = "your own clips instead: recordings (see cmpta data clips), or <name>_{train,valid,test}.pkl in MELD's public format"
     sub.add_argument("--data", type=files.expanded, default="", metavar="FOLDER", help=folder)
     sub.add_argument("--smoke", action="store_true", help="a few clips and one epoch, to see that everything runs")
     another = "another frozen LLM: a published name, a hub id, or a folder"
