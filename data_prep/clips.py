@@ -227,7 +227,7 @@ def _write(
     for row in rows.drop(columns="path").to_dict("records"):
         one = made[row["file"]]
         kept = {key: one[key] for key in ("features", "sha256", "seconds", "rate_hz", "notes")}
-        clips.append(row | {"text": row["text"] or one["words"] or ""} | kept)
+        clips.append(row | {"text": row["text"] or one["words"] or "", "heard": one["words"] is not None} | kept)
     visible = "".join(sign for sign in folder.name if sign.isprintable()).lstrip(".").strip()
     name = visible.encode()[:MOST_NAME_BYTES].decode(errors="ignore") or "recordings"
     said = {"format": FORMAT, "name": name, "recipe": recipe.stored(), "warnings": list(warned), "left_out": dict(left_out)}

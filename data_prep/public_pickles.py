@@ -135,12 +135,6 @@ def public_files(folder: Path) -> tuple[str, dict[str, Path]]:
     return names[0], {split: found[same[0]] for split, same in files.items()}
 
 
-def public_names(folder: Path) -> list[str]:
-    """Names of the files in a folder that are called as public ones are."""
-    with reading(folder):  # a Mac leaves "._" files beside others on foreign disks
-        return sorted(path.name for path in folder.iterdir() if _PUBLIC_FILE.fullmatch(path.name) and path.name[:2] != "._")
-
-
 def _remedy(folder: Path, found: Sequence[str]) -> str:
     """What to do where a split's file is missing, by what lies there in its place."""
     if below := sorted({path.parent.name for path in folder.glob("*/*_*.pkl") if _PUBLIC_FILE.fullmatch(path.name)}):
@@ -172,67 +166,54 @@ def _where(path: Path, index: int, item: Mapping[str, Any]) -> str:
     return f"{path}, sample {index}" + (f" (id {shown(item['id'])})" if "id" in item else "")
 
 
-def read_items(path: Path, repairs: Counter[str]) -> list[dict]:
-    """One file's list of dicts, checked as far as keys, text and the kind of label go; unknown keys are counted.
+def read_items(path: Path, repairs: Counter[str], labelled: bool = True) -> list[dict]:
+    """One file's list of dicts, checked as far as keys, text and, if `labelled`, the kind of label go; unknown keys are counted.
 
     Raises:
         ValueError: the file does not conform; the message names file, sample and field.
     """
-    items = _items(path)
-    for index, item in enumerate(items):
-        where = _checked(path, index, item, repairs)
-        if not isinstance(item["label"], str | Real) or isinstance(item["label"], bool):
-            remedy = "write a class name or a score, or leave the clip out"
-            raise problem(where, "label", "text or a number", shown(item["label"]), remedy)
-    return items
-
-
-def _items(path: Path) -> list[Any]:
     with reading(path):
         items = safe_pickle.load(path)
     if not isinstance(items, list | tuple):
         raise problem(str(path), None, "a list of dicts, one per sample", shown(items), "save it in MELD's public format")
+    for index, item in enumerate(items):
+        where = _where(path, index, item if isinstance(item, dict) else {})
+        _need_keys(where, None, item, _PUBLIC_FIELDS if labelled else {"features"})
+        features = item["features"]
+        _need_keys(where, "features", features, {"text"})
+        if not isinstance(features["text"], str):
+            raise problem(where, "text", "a string", shown(features["text"]), "write '' if nothing is said")
+        if labelled and (not isinstance(item["label"], str | Real) or isinstance(item["label"], bool)):
+            remedy = "write a class name or a score, or leave the clip out"
+            raise problem(where, "label", "text or a number", shown(item["label"]), remedy)
+        odd = features.keys() - _PUBLIC_FEATURES
+        if odd and not {"audio", "video"} <= features.keys():  # a modality under another name would be lost
+            remedy = "rename what was meant, and write None for what is absent"
+            raise problem(where, "features", "a dict with 'audio' and 'video'", f"one with {short([*features])}", remedy)
+        repairs.update(ignored("field", [*(item.keys() - _PUBLIC_FIELDS - set(KEYS)), *odd]))
     return list(items)
 
 
-def _checked(path: Path, index: int, item: Any, repairs: Counter[str], labelled: bool = True) -> str:
-    """What messages call this item, which is a sample's but for its label; unknown keys are counted."""
-    where = _where(path, index, item if isinstance(item, dict) else {})
-    _need_keys(where, None, item, _PUBLIC_FIELDS if labelled else _PUBLIC_FIELDS - {"label"})
-    features = item["features"]
-    _need_keys(where, "features", features, {"text"})
-    if not isinstance(features["text"], str):
-        raise problem(where, "text", "a string", shown(features["text"]), "write '' if nothing is said")
-    odd = features.keys() - _PUBLIC_FEATURES
-    if odd and not {"audio", "video"} <= features.keys():  # a modality under another name would be lost
-        remedy = "rename what was meant, and write None for what is absent"
-        raise problem(where, "features", "a dict with 'audio' and 'video'", f"one with {short([*features])}", remedy)
-    repairs.update(ignored("field", [*(item.keys() - _PUBLIC_FIELDS - set(KEYS)), *odd]))
-    return where
-
-
 def clips_of(place: Path, widths: Mapping[Modality, int]) -> Iterator[tuple[Path, str, Sample | ValueError, Counter[str]]]:
-    """The clips of one file, or of every public one in a folder, to be answered: cut and repaired as at a conversion.
+    """Clips to be answered, of one file or of a folder's public ones: file, id, the clip or what is wrong with it, its repairs.
 
-    Labels are not looked at, and clips that do not conform stop no other.
-
-    Args:
-        widths: F of each modality, for clips that lack it.
-    Yields:
-        The file, the clip's id, the clip or what is wrong with it, and its repairs.
+    Labels are not looked at. `widths`: F of each modality, for clips that lack it. Raises ValueError as `read_items`.
     """
     known = {source: widths[modality] for source, modality in _MODALITIES}
-    for path in [place] if place.is_file() else [place / name for name in public_names(place)]:
-        match = _PUBLIC_FILE.fullmatch(path.name)
-        for index, item in enumerate(_items(path)):
-            repairs: Counter[str] = Counter()
-            name = f"{_SPLIT_OF[match[2].lower()] if match else path.stem}_{index:05d}"
+    for path in public_paths(place) if place.is_dir() else [place]:
+        for index, item in enumerate(read_items(path, Counter(), labelled=False)):
+            name, repairs = f"{path.stem}_{index:05d}", Counter[str]()
             try:
-                found = _sample(_checked(path, index, item, repairs, labelled=False), name, item, None, repairs, known)
+                clip = _sample(_where(path, index, item), name, item, None, repairs, known)
+                yield path, clip.id, clip, repairs
             except ValueError as error:
                 yield path, name, error, repairs
-            else:
-                yield path, found.id, found, repairs
+
+
+def public_paths(folder: Path) -> list[Path]:
+    """The files in a folder that are called as public ones are."""
+    with reading(folder):  # a Mac leaves "._" files beside others on foreign disks
+        return sorted(path for path in folder.iterdir() if _PUBLIC_FILE.fullmatch(path.name) and path.name[:2] != "._")
 
 
 def ignored(what: str, names: Iterable[object]) -> Iterator[str]:
@@ -266,7 +247,6 @@ def read_samples(
 def _sample(
     where: str, name: str, item: Mapping[str, Any], task: Task | None, repairs: Counter[str], widths: Mapping[str, int]
 ) -> Sample:
-    """One sample, called `name` where it has no id; without a label where no task is given."""
     named = {"id": name} | _names(where, item)
     clip: dict[str, Any] = {}  # arrays
     for source, modality in _MODALITIES:

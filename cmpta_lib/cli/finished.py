@@ -13,7 +13,6 @@ import textwrap
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,17 +65,13 @@ def predict(options: argparse.Namespace) -> int:
         raise FileNotFoundError(f"{options.what} is not there: expected a recording, a folder of some, or public pickles")
     from cmpta_lib.study import trained  # torch
 
+    heard = {"text": options.text, "transcribe": options.transcribe, "jobs": options.jobs or os.cpu_count() or 1}
     with warnings.catch_warnings(action="ignore"):  # of texts that were cut: said of each clip
-        found = trained.load(run, options.llm).predict(
-            options.what, text=options.text, transcribe=options.transcribe, jobs=options.jobs or os.cpu_count() or 1
-        )
-    if options.json:
-        print(json.dumps([asdict(answer) for answer in found], indent=1))  # in ASCII
-    else:
-        print("\n".join(answers(found)))
-    for answer in found:
-        print(f"cmpta predict: no answer: {answer.problem}\n" * bool(answer.problem), end="", file=sys.stderr)
-    return int(any(answer.problem for answer in found))
+        found = trained.load(run, options.llm).predict(options.what, **heard)
+    if problems := [f"cmpta predict: no answer: {answer.problem}" for answer in found if answer.problem]:
+        print("\n".join(problems), file=sys.stderr)
+    print(json.dumps([vars(answer) for answer in found], indent=1) if options.json else "\n".join(answers(found)))
+    return int(bool(problems))
 
 
 def asked(text: str) -> str | Path:

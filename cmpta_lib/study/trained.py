@@ -90,23 +90,21 @@ class TrainedRun:
         that cannot be answered stops no other: its answer's `problem` says why.
 
         Args:
-            what: samples, or one; or where clips lie: a recording, a folder of some (with a `labels.csv` that has their
-                words, if any), what `cmpta data clips` made of a folder, a pickle in MELD's public format, a folder of such.
+            what: samples, or one; or where clips lie: a recording, a folder of some (their words in `labels.csv`, if any),
+                what `cmpta data clips` made of a folder, a pickle in MELD's public format, or a folder of such.
             strict: False also answers clips of which the method can read nothing, and is silent about texts that are cut.
             text: what is said in the one recording.
-            transcribe: name or folder of the Whisper model that hears recordings without given words; where the run was
-                trained on recognised words, its own does so unasked.
+            transcribe: Whisper model, by name or folder, that hears recordings without given words; a run that was trained
+                on recognised words has its own do so.
             jobs: recordings at a time.
         Raises:
-            ValueError: the files' features are not the run's; or a sample is not as the training corpus' were, or the method
-                could only say the same of it whatever it holds; names it, the field, and what was expected.
-            FileNotFoundError: nothing is there, or the Whisper model is not on this machine.
-            ImportError: an extra is not installed that the run's features need; says how to.
+            ValueError: the files hold other features than the run reads; or a sample is not as the training corpus' were, or
+                the method could only say the same of it whatever it holds; names it, the field, and what was expected.
+            OSError, ImportError: nothing is there, or what makes the features is not on this machine; says what to do.
         """
         if isinstance(what, str | Path):
-            place, name = Path(expanded(what)), f"run {self.run.folder.name}"
-            clips = clips_in(place, self.inputs, name, text, str(transcribe), jobs)
-            found = list(self._answered(clips, strict))
+            name, model = f"run {self.run.folder.name}", expanded(transcribe)
+            found = list(self._answered(clips_in(Path(expanded(what)), self.inputs, name, text, model, jobs), strict))
         elif text or transcribe:
             raise ValueError("text= and transcribe= are about recordings: a Sample holds its words")
         else:
@@ -123,18 +121,17 @@ class TrainedRun:
         """Answers to clips of files, some at a time, so that no folder must fit into memory."""
         while some := list(islice(clips, _AT_ONCE if self.method.unit == "clip" else None)):
             good: dict[int, tuple[Sample, Counter[str]]] = {}
-            problems: dict[int, str] = {}
+            found: dict[int, Answer] = {}
             for place, one in enumerate(some):
                 try:
-                    if isinstance(one.clip, Exception):
+                    if isinstance(one.clip, ValueError):
                         raise one.clip
-                    good[place] = self._checked(one.clip, one.file, strict, one.repairs)
-                except (ValueError, OSError) as error:
-                    problems[place] = " ".join(str(error).split())
-            found = dict(zip(good, self._all([*good.values()]), strict=True))
+                    good[place] = self._checked(one.clip, one.file, strict)
+                except ValueError as error:
+                    found[place] = Answer(one.id, None, "", {}, {}, problem=" ".join(str(error).split()))
+            found |= zip(good, self._all([*good.values()]), strict=True)
             for place, one in enumerate(some):
-                none = Answer(one.id, None, "", {}, one.repairs, problem=problems.get(place, ""))
-                yield replace(found.get(place, none), file=one.file, notes=one.notes, recognised=one.recognised)
+                yield replace(found[place], file=one.file, notes=one.notes, recognised=one.recognised)
 
     def _all(self, clips: Sequence[tuple[Sample, Counter[str]]]) -> list[Answer]:
         """Answers to checked clips, batch by batch."""
@@ -176,12 +173,10 @@ class TrainedRun:
         maps = self.method.attention(self.method.collate([checked]))
         return {name: weights[0].float().cpu().numpy() for name, weights in maps.items()}
 
-    def _checked(
-        self, sample: Sample, where: str, strict: bool = True, repairs: Counter[str] | None = None
-    ) -> tuple[Sample, Counter[str]]:
+    def _checked(self, sample: Sample, where: str, strict: bool = True) -> tuple[Sample, Counter[str]]:
         """A sample as a conversion would store it, and what had to be repaired; what label it bears is no matter."""
         task, widths, like = self.inputs.task, self.inputs.widths, "in the clips that this run was trained on"
-        repairs = Counter() if repairs is None else repairs
+        repairs: Counter[str] = Counter()
         bare = replace(sample, label=None) if isinstance(sample, Sample) else sample
         good = check_sample(bare, where, task=task, widths=widths, repairs=repairs, labelled=False, like=like)
         if strict:
