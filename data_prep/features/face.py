@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import warnings
 from collections import Counter
@@ -88,7 +87,7 @@ def _square(points: np.ndarray) -> np.ndarray:
 
 
 def _link(found: list[np.ndarray], chains: list[dict[int, np.ndarray]], tick: int) -> None:
-    """Each face goes on with the chain whose last square it overlaps, the nearest pair first; else it starts one."""
+    """Each face goes on with a chain whose last square it overlaps, the nearest pairs first; else it starts one."""
     x, y, side = np.array([chain[next(reversed(chain))][:3] for chain in chains]).reshape(-1, 3).T
     far = np.array([np.maximum(abs(x - one[0]), abs(y - one[1])) / (side + one[2]) * 2 for one in found])  # 1 = they touch
     goes_on = dict[int, int]()  # face -> chain
@@ -103,7 +102,7 @@ def _link(found: list[np.ndarray], chains: list[dict[int, np.ndarray]], tick: in
 
 def _row(picture: np.ndarray, points: np.ndarray) -> np.ndarray:
     """A face's 149 columns; pose is where a generic head is and how it is turned (R = Rx Ry Rz) before a pinhole camera."""
-    cv2 = needed("cv2", "features")
+    cv2, net = needed("cv2", "features"), _models()[2]
     height, width = picture.shape[:2]
     focal = 250 * (width / 640 + height / 480)  # OpenFace's guess where nobody says
     camera = np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]])
@@ -111,7 +110,7 @@ def _row(picture: np.ndarray, points: np.ndarray) -> np.ndarray:
     # SQPnP needs no start and finds the best of all poses: no other picture has a say, and none flips.
     _, turn, at = cv2.solvePnP(head, seen, camera, None, flags=cv2.SOLVEPNP_SQPNP)
     r = cv2.Rodrigues(turn)[0]
-    angles = math.atan2(-r[1, 2], r[2, 2]), math.asin(np.clip(r[0, 2], -1, 1)), math.atan2(-r[0, 1], r[0, 0])
+    angles = np.arctan2(-r[1, 2], r[2, 2]), np.arcsin(np.clip(r[0, 2], -1, 1)), np.arctan2(-r[0, 1], r[0, 0])
     # The outer eye corners' distance in space (the mesh knows depth): in the picture it shrinks as the head turns.
     ibug = (points[_IBUG, :2] - points[_IBUG, :2].mean(0)) / np.linalg.norm(points[33] - points[263])
     # fer's own detector cuts squares of 1.28 (1.21 to 1.35) of the mesh's side, 0.1 (0.07 to 0.13) higher: CREMA-D.
@@ -120,7 +119,6 @@ def _row(picture: np.ndarray, points: np.ndarray) -> np.ndarray:
     rows, columns = (y - 0.1 * side + steps).astype(int), (x + steps).astype(int)
     square = picture[rows.clip(0, height - 1)][:, columns.clip(0, width - 1)]  # beyond the picture its edge goes on
     grey = cv2.resize(cv2.cvtColor(square, cv2.COLOR_RGB2GRAY), (64, 64), interpolation=cv2.INTER_AREA)
-    net = _models()[2]
     net.set_tensor(net.get_input_details()[0]["index"], (grey.astype(np.float32) / 127.5 - 1)[None, :, :, None])
     net.invoke()
     expressions = net.get_tensor(net.get_output_details()[0]["index"])[0]
@@ -130,24 +128,21 @@ def _row(picture: np.ndarray, points: np.ndarray) -> np.ndarray:
 def _meshes(picture: np.ndarray) -> list[np.ndarray]:
     """The 468 points of each face: (468, 3) float32 in the picture's pixels, depth to the same scale."""
     picture = np.ascontiguousarray(picture)
-    size = np.array(picture.shape[1::-1])
+    (detector, mesh, _), size, found = _models(), np.array(picture.shape[1::-1]), list[np.ndarray]()
     with warnings.catch_warnings(action="ignore", category=UserWarning):  # protobuf's, about a call inside mediapipe
-        boxes = [one.location_data.relative_bounding_box for one in _models()[0].process(picture).detections or ()]
-        places = [(size * (b.xmin + b.width / 2, b.ymin + b.height / 2), max(size * (b.width, b.height))) for b in boxes]
-        found = [points for place in places[:_MOST_FACES] for points in _mesh(picture, *place)]
+        boxes = [one.location_data.relative_bounding_box for one in detector.process(picture).detections or ()]
+        squares = [(size * (b.xmin + b.width / 2, b.ymin + b.height / 2), max(size * (b.width, b.height))) for b in boxes]
         # The detector misses a face that fills the picture. The mesh finds it, but none below a third of what it is shown.
-        return found or _mesh(picture, size / 2, max(size))
-
-
-def _mesh(picture: np.ndarray, centre: np.ndarray, side: float) -> list[np.ndarray]:
-    """The points of the face in a square, sought in one twice as large."""
-    x0, y0, x1, y1 = np.concatenate([centre - side, centre + side]).clip(0).astype(int)
-    part = np.ascontiguousarray(picture[y0:y1, x0:x1])
-    faces = (_models()[1].process(part).multi_face_landmarks or ()) if part.size else ()
-    scale = np.take(part.shape, (1, 0, 1))
-    meshes = [np.array([(p.x, p.y, p.z) for p in face.landmark]) * scale + (x0, y0, 0) for face in faces]
-    # Not a neighbour, who is found by another square.
-    return [one.astype(np.float32) for one in meshes if (abs(one[:, :2].mean(0) - centre) < side / 2).all()]
+        for centre, side in [*squares[:_MOST_FACES], whole := (size / 2, max(size))]:
+            if found and side is whole[1]:
+                break
+            x0, y0, x1, y1 = np.concatenate([centre - side, centre + side]).clip(0).astype(int)  # twice the face
+            part = np.ascontiguousarray(picture[y0:y1, x0:x1])
+            for face in (mesh.process(part).multi_face_landmarks or ()) if part.size else ():
+                points = np.array([(p.x, p.y, p.z) for p in face.landmark]) * np.take(part.shape, (1, 0, 1)) + (x0, y0, 0)
+                if (abs(points[:, :2].mean(0) - centre) < side / 2).all():  # not a neighbour, who has a square too
+                    found.append(points.astype(np.float32))
+    return found
 
 
 @cache
