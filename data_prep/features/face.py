@@ -102,7 +102,7 @@ def _link(found: list[np.ndarray], chains: list[dict[int, np.ndarray]], tick: in
 
 def _row(picture: np.ndarray, points: np.ndarray) -> np.ndarray:
     """A face's 149 columns; pose is where a generic head is and how it is turned (R = Rx Ry Rz) before a pinhole camera."""
-    cv2, net = needed("cv2", "features"), _models()[2]
+    cv2, net = needed("cv2"), _models()[2]
     height, width = picture.shape[:2]
     focal = 250 * (width / 640 + height / 480)  # OpenFace's guess where nobody says
     camera = np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]])
@@ -148,14 +148,14 @@ def _meshes(picture: np.ndarray) -> list[np.ndarray]:
 @cache
 def _models() -> tuple[Any, Any, Any]:
     """MediaPipe's detector of near and far faces, its mesh, and fer's net, once a process."""
-    stderr = os.dup(2)
+    net_file, stderr = packages.expression_net(), os.dup(2)
     try:  # C++ libraries write to it as they start, without Python
         with open(os.devnull, "w") as nowhere:
             os.dup2(nowhere.fileno(), 2)
-        known = needed("mediapipe.python.solutions", "features")
+        known = needed("mediapipe.python.solutions")
         detector = known.face_detection.FaceDetection(model_selection=1)
         mesh = known.face_mesh.FaceMesh(static_image_mode=True)  # static: no picture depends on another
-        net = needed("ai_edge_litert.interpreter", "features").Interpreter(str(packages.expression_net()), num_threads=1)
+        net = needed("ai_edge_litert.interpreter").Interpreter(str(net_file), num_threads=1)
         net.allocate_tensors()
         for graph in (detector, mesh):
             graph.process(np.zeros((64, 64, 3), np.uint8))  # it has started when this is done
