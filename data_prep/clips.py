@@ -108,7 +108,9 @@ def main(argv: Sequence[str] | None = None, prog: str = "cmpta data clips") -> i
             rows = rows[rows["file"].isin(made)].reset_index(drop=True)
             _checked(rows, about, table, left_out)
             clips = [row | made[row["file"]] for row in rows.drop(columns="path").to_dict("records")]
-            clips = [clip | {"text": clip["text"] or clip["words"] or ""} for clip in clips]
+            for clip in clips:
+                words = clip.pop("words")
+                clip |= {"text": clip["text"] or words or "", "heard": words is not None}
             name = "".join(sign for sign in folder.name if sign.isprintable()).lstrip(". ")
             name = name.encode()[:MOST_NAME_BYTES].decode(errors="ignore") or "recordings"
             said = {"format": FORMAT, "name": name, "recipe": recipe.stored(), "warnings": warned, "left_out": left_out}

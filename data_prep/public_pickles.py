@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from cmpta_lib.data.corpus import SPLITS, Corpus, Sample, Task, is_number, problem, shown
+from cmpta_lib.data.corpus import SPLITS, Corpus, Modality, Sample, Task, is_number, problem, shown
 from cmpta_lib.data.store import FORMAT, load_corpus, write_corpus
 from cmpta_lib.files import reading, runs_folder
 from data_prep import recordings, safe_pickle, tasks, verify
@@ -166,8 +166,8 @@ def _where(path: Path, index: int, item: Mapping[str, Any]) -> str:
     return f"{path}, sample {index}" + (f" (id {shown(item['id'])})" if "id" in item else "")
 
 
-def read_items(path: Path, repairs: Counter[str]) -> list[dict]:
-    """One file's list of dicts, checked as far as keys, text and the kind of label go; unknown keys are counted.
+def read_items(path: Path, repairs: Counter[str], labelled: bool = True) -> list[dict]:
+    """One file's list of dicts, checked as far as keys, text and, if `labelled`, the kind of label go; unknown keys are counted.
 
     Raises:
         ValueError: the file does not conform; the message names file, sample and field.
@@ -178,12 +178,12 @@ def read_items(path: Path, repairs: Counter[str]) -> list[dict]:
         raise problem(str(path), None, "a list of dicts, one per sample", shown(items), "save it in MELD's public format")
     for index, item in enumerate(items):
         where = _where(path, index, item if isinstance(item, dict) else {})
-        _need_keys(where, None, item, _PUBLIC_FIELDS)
+        _need_keys(where, None, item, _PUBLIC_FIELDS if labelled else {"features"})
         features = item["features"]
         _need_keys(where, "features", features, {"text"})
         if not isinstance(features["text"], str):
             raise problem(where, "text", "a string", shown(features["text"]), "write '' if nothing is said")
-        if not isinstance(item["label"], str | Real) or isinstance(item["label"], bool):
+        if labelled and (not isinstance(item["label"], str | Real) or isinstance(item["label"], bool)):
             remedy = "write a class name or a score, or leave the clip out"
             raise problem(where, "label", "text or a number", shown(item["label"]), remedy)
         odd = features.keys() - _PUBLIC_FEATURES
@@ -192,6 +192,28 @@ def read_items(path: Path, repairs: Counter[str]) -> list[dict]:
             raise problem(where, "features", "a dict with 'audio' and 'video'", f"one with {short([*features])}", remedy)
         repairs.update(ignored("field", [*(item.keys() - _PUBLIC_FIELDS - set(KEYS)), *odd]))
     return list(items)
+
+
+def clips_of(place: Path, widths: Mapping[Modality, int]) -> Iterator[tuple[Path, str, Sample | ValueError, Counter[str]]]:
+    """Clips to be answered, of one file or of a folder's public ones: file, id, the clip or what is wrong with it, its repairs.
+
+    Labels are not looked at. `widths`: F of each modality, for clips that lack it. Raises ValueError as `read_items`.
+    """
+    known = {source: widths[modality] for source, modality in _MODALITIES}
+    for path in public_paths(place) if place.is_dir() else [place]:
+        for index, item in enumerate(read_items(path, Counter(), labelled=False)):
+            name, repairs = f"{path.stem}_{index:05d}", Counter[str]()
+            try:
+                clip = _sample(_where(path, index, item), name, item, None, repairs, known)
+                yield path, clip.id, clip, repairs
+            except ValueError as error:
+                yield path, name, error, repairs
+
+
+def public_paths(folder: Path) -> list[Path]:
+    """The files in a folder that are called as public ones are."""
+    with reading(folder):  # a Mac leaves "._" files beside others on foreign disks
+        return sorted(path for path in folder.iterdir() if _PUBLIC_FILE.fullmatch(path.name) and path.name[:2] != "._")
 
 
 def ignored(what: str, names: Iterable[object]) -> Iterator[str]:
@@ -219,17 +241,23 @@ def read_samples(
     """
     widths = widths or _widths(items)
     for index, item in enumerate(items):
-        where = _where(path, index, item)
-        named = {"id": f"{split}_{index:05d}"} | _names(where, item)
-        clip: dict[str, Any] = {}  # arrays
-        for source, modality in _MODALITIES:
-            frames, length = _frames(where, source, item["features"])
-            clip[modality] = frames[:length] if length else np.zeros((0, widths[source]), np.float32)
-            if cut := int((frames[length:] != 0).any(axis=1).sum()):  # padding, by the file's own length, yet not zero
-                repairs[f"{modality}_nonzero_frames_after_length"] += cut
-            if length and not clip[modality].any():
-                repairs[f"{modality}_{verify.ALL_ZERO}"] += 1
-        yield Sample(text=item["features"]["text"], label=tasks.label_of(task, item["label"]), **named, **clip)
+        yield _sample(_where(path, index, item), f"{split}_{index:05d}", item, task, repairs, widths)
+
+
+def _sample(
+    where: str, name: str, item: Mapping[str, Any], task: Task | None, repairs: Counter[str], widths: Mapping[str, int]
+) -> Sample:
+    named = {"id": name} | _names(where, item)
+    clip: dict[str, Any] = {}  # arrays
+    for source, modality in _MODALITIES:
+        frames, length = _frames(where, source, item["features"])
+        clip[modality] = frames[:length] if length else np.zeros((0, widths[source]), np.float32)
+        if cut := int((frames[length:] != 0).any(axis=1).sum()):  # padding, by the file's own length, yet not zero
+            repairs[f"{modality}_nonzero_frames_after_length"] += cut
+        if length and not clip[modality].any():
+            repairs[f"{modality}_{verify.ALL_ZERO}"] += 1
+    label = tasks.label_of(task, item["label"]) if task else None
+    return Sample(text=item["features"]["text"], label=label, **named, **clip)
 
 
 def _names(where: str, item: Mapping[str, Any]) -> dict[str, Any]:
