@@ -1,0 +1,75 @@
+"""OpenFace's tables -> frames of the set "openface-1": the 177 columns of SIMS-V2's vision, by name, as OpenFace wrote them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from cmpta_lib.data.corpus import shown
+from data_prep.features import Unusable
+from data_prep.features.face import POINTS, POSE, each_frame
+
+_UNITS = (1, 2, 4, 5, 6, 7, 9, 10, 12, 14, 15, 17, 20, 23, 25, 26, 45)  # facial action units of known intensity
+# OpenFace's order, which MMSA-FET, by the authors of SIMS-V2, keeps. Intensities lie in [0, 5]; presence is 0 or 1.
+COLUMNS = (*POSE, *POINTS, *(f"AU{i:02}_r" for i in _UNITS), *(f"AU{i:02}_c" for i in sorted((*_UNITS, 28))))
+_HELP = ("success", "face_id", "timestamp", "frame")  # used where they are there
+_HOP_S = 0.04  # of the set's frames
+
+
+def read(path: Path, notes: Counter[str]) -> np.ndarray:
+    """A row every 40 ms: the last at or before that time, by `timestamp`; without usable ones, each row is a frame.
+
+    Of several faces (`face_id`), the one found most often is taken. A row without `success` shows no face.
+
+    Args:
+        notes: grows by `no_time_stamps`, `several_faces` (another is found in a fifth of the frames or more), and as
+            `face.each_frame` says.
+    Returns:
+        (T, 177) float32 as `COLUMNS` names them, also what is not finite; T = 0 without a face.
+    Raises:
+        Unusable: it is not there or no such table; the message names what is missing, or row and column.
+    """
+    table = _table(path)
+    success, who, times, number = table[[*_HELP]].to_numpy(float).T
+    rising = (np.diff(times) >= 0).all() and not table.duplicated(["timestamp", "face_id"]).any()
+    step_s = np.ptp(times) / max(len(np.unique(times)) - 1, 1)
+    if not (rising and 0.004 <= step_s <= 1):  # as a recording's frames are; a file was met whose stamps are 1 ms apart
+        notes["no_time_stamps"] += 1
+        several = len(np.unique(who)) > 1 and np.isfinite(number).all()  # a frame then has several rows
+        times = _HOP_S * (np.unique(number, return_inverse=True)[1] if several else np.arange(len(table)))
+        step_s = _HOP_S
+    frames = np.unique(times)
+    ticks = frames[0] + _HOP_S * np.arange(np.ceil((frames[-1] - frames[0] + step_s) / _HOP_S - 1e-6))
+    latest = np.searchsorted(frames, ticks + 0.0005, side="right") - 1  # time stamps are rounded to milliseconds
+    faces, counts = np.unique(who[success == 1], return_counts=True)
+    if np.count_nonzero(5 * counts >= len(frames)) > 1:
+        notes["several_faces"] += 1
+    taken = (success == 1) & (who == (faces[counts.argmax()] if len(faces) else None))
+    rows = table.loc[taken, [*COLUMNS]].to_numpy(np.float32)
+    return each_frame(rows, np.searchsorted(frames, times[taken]), latest, notes)
+
+
+def _table(path: Path) -> pd.DataFrame:
+    """The columns of use, as numbers, under their names without spaces; of `_HELP` also those that are not there."""
+    todo = "make it with OpenFace 2: FeatureExtraction -pose -2Dfp -aus"
+    try:
+        table = pd.read_csv(
+            path, skipinitialspace=True, na_values=["-nan(ind)"], float_precision="round_trip", encoding="utf-8-sig",
+            low_memory=False,
+        ).rename(columns=lambda name: name.strip().partition(".")[0])  # pandas calls the second "x_0" "x_0.1"
+    except (OSError, ValueError) as error:
+        why = "is not there" if isinstance(error, FileNotFoundError) else f"is no table in UTF-8 ({str(error)[:80].strip()})"
+        raise Unusable(f"{path} {why}: expected OpenFace's CSV; {todo}") from None
+    if wrong := [name for name in COLUMNS if list(table).count(name) != 1]:
+        named = ", ".join(wrong[:3]) + f" and {len(wrong) - 3} more" * (len(wrong) > 3)
+        raise Unusable(f"{path}: expected OpenFace's {len(COLUMNS)} columns, each once; missing or double: {named}; {todo}")
+    if table.empty or not isinstance(table.index, pd.RangeIndex):
+        raise Unusable(f"{path} has {'rows longer than its header' if len(table) else 'no rows'}; {todo}")
+    table = table.reindex(columns=[*COLUMNS, *_HELP]).fillna({"success": 1, "face_id": 0})
+    for name in table.select_dtypes(exclude="number"):
+        row = int((pd.to_numeric(table[name], errors="coerce").isna() & table[name].notna()).to_numpy().argmax())
+        raise Unusable(f"{path}, row {row + 1}, {name}: expected a number, found {shown(table[name][row])}; {todo}")
+    return table
