@@ -36,7 +36,7 @@ from cmpta_lib.study.study import ONLY_FINISHED, Study
 
 NAMES = [notebook.name for notebook in NOTEBOOKS]
 OF_THE_PAPER = [notebook.name for notebook in NOTEBOOKS if not notebook.is_beyond]
-COMMANDS = ("reproduce", "check", "benchmark", "runs", "fields", "compare", "publish", "data", "weights", "dry-run")
+COMMANDS = ("reproduce", "check", "benchmark", "runs", "fields", "compare", "predict", "publish", "data", "weights", "dry-run")
 
 
 @pytest.fixture(autouse=True)

@@ -126,7 +126,7 @@ def test_what_stands_for_runs_of_different_settings_lists_them(study, capsys, mo
     message = refused(capsys, "CMPTA", "7 tokens", "--corpus", "embedded-sims")
     assert "stands for runs of different settings; name one: " in message and other.hash in message
     rows = [replace(row, hash=f"abcd{row.seed:08d}") for row in listed(study.root) if row.corpus == "embedded-sims"]
-    monkeypatch.setattr("cmpta_lib.cli.compare.listed", lambda root: rows)
+    monkeypatch.setattr("cmpta_lib.cli.finished.listed", lambda root: rows)
     first = "abcd00001111 (BiLSTM, embedded-sims, tiny-bert, seed 1111)"
     assert f"'abcd' is the beginning of several runs; name one: {first}, " in refused(capsys, "abcd", "CMPTA")
 

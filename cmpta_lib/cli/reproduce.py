@@ -113,6 +113,8 @@ def reproduce(options: argparse.Namespace) -> int:
     place = exports.shown(report.parent)
     print(f"{place}/{report.name} written after {time.monotonic() - started:.0f} s")
     print(f"notebooks with their results, for a browser: {place}/{exports.PAGES}/", flush=True)
+    if study.data and (answering := [run for run in runs if run.done and run.row == label(CMPTA)]):
+        print(f"ask CMPTA about a clip: cmpta predict {answering[0].folder.name} CLIP", flush=True)
     if failed:
         print(f"cmpta reproduce: {len(failed)} failed; what is finished is kept, call again once it is mended:", file=sys.stderr)
         print("\n".join(f"- {reason}" for reason in failed), file=sys.stderr)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import os
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -36,18 +33,8 @@ _HEAD = {
 }  # fmt: skip
 
 
-@dataclass
-class _Chain:
-    """One face through the pictures that show it."""
-
-    place: np.ndarray  # where it was last, see `_place`
-    area: float = 0.0
-    ticks: list[int] = field(default_factory=list)
-    rows: list[np.ndarray] = field(default_factory=list)
-
-
 def follow(pictures: Iterator[np.ndarray], notes: Counter[str]) -> np.ndarray:
-    """The clip's face, picture by picture: of those in a tenth of them or more, the one whose area in all is the largest.
+    """One face of a clip, picture by picture: of those in a tenth of them or more, the one whose area in all is the largest.
 
     Args:
         pictures: (H, W, 3) uint8 RGB, upright; the same object again is the same picture, and costs nothing.
@@ -57,70 +44,65 @@ def follow(pictures: Iterator[np.ndarray], notes: Counter[str]) -> np.ndarray:
     Raises:
         ImportError: mediapipe or ai-edge-litert is not installed.
     """
-    chains: list[_Chain] = []
-    before, found, count = None, list[tuple[np.ndarray, np.ndarray]](), 0
+    chains: list[dict[int, np.ndarray]] = []  # a face's square and row (3 + 149,) by the number of the picture
+    before, found, count = None, list[np.ndarray](), 0
     for count, picture in enumerate(pictures, 1):
         if picture is not before:
-            found = [(_place(points), _row(picture, points)) for points in _meshes(picture)]
+            found = [np.concatenate([_square(points), _row(picture, points)]) for points in _meshes(picture)]
         before = picture
         _link(found, chains, count - 1)
-    chains = sorted((one for one in chains if 10 * len(one.ticks) >= count), key=lambda one: -one.area)
-    if any(5 * len(one.ticks) >= count for one in chains[1:]):
+    if sum(5 * len(chain) >= count for chain in chains) > 1:
         notes["several_faces"] += 1
-    taken = chains[0] if chains else _Chain(np.zeros(3))
-    return each_frame(np.array(taken.rows).reshape(-1, len(COLUMNS)), np.array(taken.ticks), np.arange(count), notes)
+    stays = [chain for chain in chains if 10 * len(chain) >= count]
+    taken = max(stays, key=lambda chain: sum(one[2] ** 2 for one in chain.values()), default={})
+    rows = np.array([*taken.values()]).reshape(-1, 3 + len(COLUMNS))[:, 3:]
+    return each_frame(rows, np.array([*taken]), np.arange(count), notes)
 
 
 def each_frame(rows: np.ndarray, seen: np.ndarray, frames: np.ndarray, notes: Counter[str]) -> np.ndarray:
-    """A face's row for each of the `frames` (T,): one that is not among those `seen` (N,), which increase, repeats another.
+    """A face's row for each of the `frames` (T,), from its `rows` (N, F) at those `seen` (N,); both increase.
 
-    Args:
-        rows: (N, F); the nearest earlier one is repeated, at the start the first later one.
-        notes: grows by `frames_without_face`, or by `no_face` where fewer than a tenth show it.
-    Returns:
-        (T, F) float32; T = 0 with `no_face`.
+    Another frame repeats the nearest earlier row, at the start the first (`frames_without_face`); of a face in fewer than a
+    tenth of them nothing is left: (0, F), and `no_face`.
     """
-    latest = np.maximum(np.searchsorted(seen, frames, side="right") - 1, 0)
-    missing = len(frames) - int((seen[latest] == frames).sum() if len(seen) else 0)
-    if 10 * missing > 9 * len(frames) or not len(frames):
-        notes.update(["no_face"] * bool(len(frames)))
+    present = np.isin(frames, seen)
+    if 10 * present.sum() < max(len(frames), 1):
+        notes.update(["no_face"] * (len(frames) > 0))
         return np.zeros((0, rows.shape[1]), np.float32)
-    notes.update({"frames_without_face": missing} if missing else {})
-    return rows[latest].astype(np.float32)
+    if not present.all():
+        notes["frames_without_face"] += int((~present).sum())
+    return rows[np.maximum(np.searchsorted(seen, frames, side="right") - 1, 0)].astype(np.float32)
 
 
 def landmarks(picture: np.ndarray) -> np.ndarray | None:
     """The 68 iBUG points of the largest face of an (H, W, 3) uint8 RGB picture, in its pixels: (68, 2) float32, or None."""
-    found = max(_meshes(picture), key=lambda points: _place(points)[2], default=None)
+    found = max(_meshes(picture), key=lambda points: _square(points)[2], default=None)
     return None if found is None else found[_IBUG, :2]
 
 
-def _place(points: np.ndarray) -> np.ndarray:
+def _square(points: np.ndarray) -> np.ndarray:
     """The square around a face: its centre's x and y, its side."""
     low, high = points[:, :2].min(0), points[:, :2].max(0)
     return np.array([*(low + high) / 2, max(high - low)])
 
 
-def _link(found: list[tuple[np.ndarray, np.ndarray]], chains: list[_Chain], tick: int) -> None:
-    """Each face goes on with the chain whose square it overlaps most, the nearest first; else it starts one."""
-    x, y, side = np.array([one.place for one in chains]).reshape(-1, 3).T
-    far = np.array([np.maximum(abs(x - at[0]), abs(y - at[1])) / (side + at[2]) * 2 for at, _ in found])  # 1 = they touch
+def _link(found: list[np.ndarray], chains: list[dict[int, np.ndarray]], tick: int) -> None:
+    """Each face goes on with a chain whose last square it overlaps, the nearest pairs first; else it starts one."""
+    x, y, side = np.array([chain[next(reversed(chain))][:3] for chain in chains]).reshape(-1, 3).T
+    far = np.array([np.maximum(abs(x - one[0]), abs(y - one[1])) / (side + one[2]) * 2 for one in found])  # 1 = they touch
     goes_on = dict[int, int]()  # face -> chain
     for face, chain in sorted(np.argwhere(far < 1).tolist(), key=lambda pair: far[*pair]):
         if face not in goes_on and chain not in goes_on.values():
             goes_on[face] = chain
-    for face, (at, row) in enumerate(found):
+    for face, one in enumerate(found):
         if face not in goes_on:
-            chains.append(_Chain(at))
-        one = chains[goes_on.get(face, -1)]
-        one.place, one.area = at, one.area + float(at[2]) ** 2
-        one.ticks.append(tick)
-        one.rows.append(row)
+            chains.append({})
+        chains[goes_on.get(face, -1)][tick] = one
 
 
 def _row(picture: np.ndarray, points: np.ndarray) -> np.ndarray:
     """A face's 149 columns; pose is where a generic head is and how it is turned (R = Rx Ry Rz) before a pinhole camera."""
-    cv2 = needed("cv2", "features")
+    cv2, net = needed("cv2", "features"), _models()[2]
     height, width = picture.shape[:2]
     focal = 250 * (width / 640 + height / 480)  # OpenFace's guess where nobody says
     camera = np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]])
@@ -128,76 +110,56 @@ def _row(picture: np.ndarray, points: np.ndarray) -> np.ndarray:
     # SQPnP needs no start and finds the best of all poses: no other picture has a say, and none flips.
     _, turn, at = cv2.solvePnP(head, seen, camera, None, flags=cv2.SOLVEPNP_SQPNP)
     r = cv2.Rodrigues(turn)[0]
-    angles = math.atan2(-r[1, 2], r[2, 2]), math.asin(np.clip(r[0, 2], -1, 1)), math.atan2(-r[0, 1], r[0, 0])
+    angles = np.arctan2(-r[1, 2], r[2, 2]), np.arcsin(np.clip(r[0, 2], -1, 1)), np.arctan2(-r[0, 1], r[0, 0])
     # The outer eye corners' distance in space (the mesh knows depth): in the picture it shrinks as the head turns.
     ibug = (points[_IBUG, :2] - points[_IBUG, :2].mean(0)) / np.linalg.norm(points[33] - points[263])
-    return np.concatenate([at.ravel(), angles, ibug.T.ravel(), _expression(picture, points)]).astype(np.float32)
-
-
-def _expression(picture: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """The 7 probabilities of fer's net, from a square like those that its own detector cuts."""
-    cv2, net = needed("cv2", "features"), _models()[2]
-    x, y, side = _place(points)
-    # Measured on CREMA-D against the mesh's square: 1.28 of its side (1.21 to 1.35), 0.1 higher (0.07 to 0.13).
+    # fer's own detector cuts squares of 1.28 (1.21 to 1.35) of the mesh's side, 0.1 (0.07 to 0.13) higher: CREMA-D.
+    x, y, side = _square(points)
     steps = np.arange(round(1.28 * side)) - 0.64 * side
     rows, columns = (y - 0.1 * side + steps).astype(int), (x + steps).astype(int)
-    height, width = picture.shape[:2]  # beyond the picture its edge goes on
-    square = picture[rows.clip(0, height - 1)][:, columns.clip(0, width - 1)]
+    square = picture[rows.clip(0, height - 1)][:, columns.clip(0, width - 1)]  # beyond the picture its edge goes on
     grey = cv2.resize(cv2.cvtColor(square, cv2.COLOR_RGB2GRAY), (64, 64), interpolation=cv2.INTER_AREA)
     net.set_tensor(net.get_input_details()[0]["index"], (grey.astype(np.float32) / 127.5 - 1)[None, :, :, None])
     net.invoke()
-    return net.get_tensor(net.get_output_details()[0]["index"])[0]
+    expressions = net.get_tensor(net.get_output_details()[0]["index"])[0]
+    return np.concatenate([at.ravel(), angles, ibug.T.ravel(), expressions])
 
 
 def _meshes(picture: np.ndarray) -> list[np.ndarray]:
     """The 468 points of each face: (468, 3) float32 in the picture's pixels, depth to the same scale."""
     picture = np.ascontiguousarray(picture)
-    size = np.array(picture.shape[1::-1])
+    (detector, mesh, _), size, found = _models(), np.array(picture.shape[1::-1]), list[np.ndarray]()
     with warnings.catch_warnings(action="ignore", category=UserWarning):  # protobuf's, about a call inside mediapipe
-        boxes = [one.location_data.relative_bounding_box for one in _models()[0].process(picture).detections or ()]
-        found = [
-            points
-            for box in boxes[:_MOST_FACES]
-            for centre in [size * (box.xmin + box.width / 2, box.ymin + box.height / 2)]
-            for points in _mesh(picture, centre, max(size * (box.width, box.height)))
-        ]
+        boxes = [one.location_data.relative_bounding_box for one in detector.process(picture).detections or ()]
+        squares = [(size * (b.xmin + b.width / 2, b.ymin + b.height / 2), max(size * (b.width, b.height))) for b in boxes]
         # The detector misses a face that fills the picture. The mesh finds it, but none below a third of what it is shown.
-        return found or _mesh(picture, size / 2, max(size))
-
-
-def _mesh(picture: np.ndarray, centre: np.ndarray, side: float) -> list[np.ndarray]:
-    """The points of the face in a square, sought in one twice as large."""
-    x0, y0, x1, y1 = np.concatenate([centre - side, centre + side]).clip(0).astype(int)
-    part = np.ascontiguousarray(picture[y0:y1, x0:x1])
-    faces = (_models()[1].process(part).multi_face_landmarks or ()) if part.size else ()
-    scale = np.take(part.shape, (1, 0, 1))
-    meshes = [np.array([(p.x, p.y, p.z) for p in face.landmark]) * scale + (x0, y0, 0) for face in faces]
-    # Not a neighbour, whose own square it is found by.
-    return [one.astype(np.float32) for one in meshes if (abs(one[:, :2].mean(0) - centre) < side / 2).all()]
+        for centre, side in [*squares[:_MOST_FACES], whole := (size / 2, max(size))]:
+            if found and side is whole[1]:
+                break
+            x0, y0, x1, y1 = np.concatenate([centre - side, centre + side]).clip(0).astype(int)  # twice the face
+            part = np.ascontiguousarray(picture[y0:y1, x0:x1])
+            for face in (mesh.process(part).multi_face_landmarks or ()) if part.size else ():
+                points = np.array([(p.x, p.y, p.z) for p in face.landmark]) * np.take(part.shape, (1, 0, 1)) + (x0, y0, 0)
+                if (abs(points[:, :2].mean(0) - centre) < side / 2).all():  # not a neighbour, who has a square too
+                    found.append(points.astype(np.float32))
+    return found
 
 
 @cache
 def _models() -> tuple[Any, Any, Any]:
     """MediaPipe's detector of near and far faces, its mesh, and fer's net, once a process."""
-    with _quiet():
+    stderr = os.dup(2)
+    try:  # C++ libraries write to it as they start, without Python
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
         known = needed("mediapipe.python.solutions", "features")
         detector = known.face_detection.FaceDetection(model_selection=1)
         mesh = known.face_mesh.FaceMesh(static_image_mode=True)  # static: no picture depends on another
         net = needed("ai_edge_litert.interpreter", "features").Interpreter(str(packages.expression_net()), num_threads=1)
         net.allocate_tensors()
         for graph in (detector, mesh):
-            graph.process(np.zeros((64, 64, 3), np.uint8))  # what the libraries have to say, they have said by then
-    return detector, mesh, net
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Nothing on stderr while C++ libraries start: they write there without Python."""
-    kept = os.dup(2)
-    try:
-        with open(os.devnull, "w") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
-        yield
+            graph.process(np.zeros((64, 64, 3), np.uint8))  # it has started when this is done
+        return detector, mesh, net
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        os.dup2(stderr, 2)
+        os.close(stderr)
