@@ -17,30 +17,31 @@ from typing import Any
 
 import numpy as np
 
-from cmpta_lib.data.corpus import SPLITS, Corpus, Sample, Task, is_number, problem, shown
+from cmpta_lib.data.corpus import SPLITS, Corpus, Modality, Sample, Task, is_number, problem, shown
 from cmpta_lib.data.store import FORMAT, load_corpus, write_corpus
 from cmpta_lib.files import reading, runs_folder
-from data_prep import safe_pickle, tasks, verify
+from data_prep import recordings, safe_pickle, tasks, verify
 from data_prep.hub import sha256
+from data_prep.recordings import MADE, SPLIT_OF
 
 READING = 2  # raise when the same files are understood otherwise: earlier conversions are then not found
 MOST_NAME_BYTES = 120  # file systems take 255, and caches and runs add up to 60
 MOST_ID_CHARACTERS = 200
 KEYS = ("id", "speaker", "dialogue")  # optional
 
-_SPLIT_OF = {"train": "train", **dict.fromkeys(("valid", "val", "dev", "validation"), "valid"), "test": "test"}
-_PUBLIC_FILE = re.compile(rf"(.+)_({'|'.join(_SPLIT_OF)})\.pkl", re.DOTALL | re.IGNORECASE)
+_PUBLIC_FILE = re.compile(rf"(.+)_({'|'.join(SPLIT_OF)})\.pkl", re.DOTALL | re.IGNORECASE)
 _MODALITIES = (("audio", "audio"), ("video", "vision"))  # as the files call them, and as we do
 _PUBLIC_FIELDS = {"label", "features"}
 _PUBLIC_FEATURES = {"text", "audio", "audio_len", "video", "video_len"}
 _LIKE_ONE = re.compile(r"train|val|dev|test", re.IGNORECASE)
 _PACKED = (".gz", ".zip", ".xz", ".bz2", ".tar", ".tgz", ".7z", ".zst")
-_RECORDINGS = (".wav", ".mp3", ".flac", ".mp4", ".avi", ".mkv", ".mov", ".m4a")
 _LISTED = 3
 
 
 def read_folder(folder: str | Path, cache: Path | None = None) -> Corpus:
-    """Open `<name>_{train,valid,test}.pkl`, MELD's public format; converted on first use, below `cache`.
+    """Open `<name>_{train,valid,test}.pkl`, MELD's public format, or what `cmpta data clips` made of recordings.
+
+    Converted on first use, below `cache`.
 
     Which task was found is printed at the conversion; clips that stand in train and in another split in every call.
 
@@ -61,14 +62,21 @@ def read_folder(folder: str | Path, cache: Path | None = None) -> Corpus:
     """
     about, place = tasks.said(folder)
     name, paths = public_files(place)
-    sources = {path.name: sha256(path) for path in paths.values()}
+    made = recordings.opened(paths[MADE]) if MADE in paths else {}
+    sources = made["sources"] if made else {path.name: sha256(path) for path in paths.values()}
     if about != tasks.Said():  # in the call or in the file: what is said decides what the labels mean
         sources[tasks.ABOUT] = hashlib.sha256(json.dumps(astuple(about)).encode()).hexdigest()
     key = hashlib.sha256(json.dumps([FORMAT, READING, *sources.values()]).encode()).hexdigest()[:16]
     target = (runs_folder() / "cache" / "data" if cache is None else Path(cache)) / f"{name}-{key}"
     is_new = not target.exists()
-    corpus = _convert(name, place, about, paths, sources, target) if is_new else load_corpus(target, name=name, sources=sources)
-    for line in (verify.introduction(corpus) if is_new else []) + verify.warnings(corpus, deep=is_new):
+    if not is_new:
+        corpus = load_corpus(target, name=name, sources=sources)
+    elif made:
+        corpus = recordings.convert(made, paths[MADE], about, sources, target)
+    else:
+        corpus = _convert(name, place, about, paths, sources, target)
+    said = (verify.introduction(corpus) if is_new else []) + made.get("warnings", []) + verify.warnings(corpus, deep=is_new)
+    for line in said:
         print(f"{place}: {line}", file=sys.stderr)
     return corpus
 
@@ -98,7 +106,10 @@ def _convert(
 
 # Finding the files ----------------------------------------------------------------------------------------------------
 def public_files(folder: Path) -> tuple[str, dict[str, Path]]:
-    """Name and each split's file of the dataset in a folder, none of them opened; raises as `read_folder`."""
+    """Name and each split's file of the dataset in a folder, none of them opened; raises as `read_folder`.
+
+    Of what was made of recordings, the one file is `MADE`.
+    """
     if not folder.is_dir():
         remedy = "it is a file: name its folder" if folder.exists() else "there is no such folder: correct its name"
         remedy += "; only classes:, scores: or scores=LOW..HIGH: may stand before it" * (":" in str(folder))
@@ -109,11 +120,13 @@ def public_files(folder: Path) -> tuple[str, dict[str, Path]]:
     names = sorted({match[1] for match in matches})
     for name in names:
         _need_usable_name(folder, name)
+    if (made := recordings.made_in(folder)) and not names:
+        return recordings.opened(made)["name"], {MADE: made}
     if len(names) > 1:
         raise ValueError(f"{folder}: expected one dataset, found {_some(names)}; give each a folder of its own")
     files: dict[str, list[str]] = {split: [] for split in SPLITS}
     for match in matches:
-        files[_SPLIT_OF[match[2].lower()]].append(match[0])
+        files[SPLIT_OF[match[2].lower()]].append(match[0])
     if twice := next((same for same in files.values() if len(same) > 1), None):
         raise ValueError(f"{folder}: expected one file a split, found {_some(twice)}; remove or rename all but one")
     if missing := [f"{names[0] if names else '<name>'}_{split}.pkl" for split in SPLITS if not files[split]]:
@@ -128,8 +141,8 @@ def _remedy(folder: Path, found: Sequence[str]) -> str:
         return f"name the folder below it: {_some(below)}"
     if packed := [name for name in found if name.lower().endswith(_PACKED)]:
         return f"unpack {_some(packed)}"
-    if any(name.lower().endswith(_RECORDINGS) for name in found):
-        return "recordings are not read: extract features first, see data_prep/README.md"
+    if recordings.found_in(folder)[0]:
+        return f"of recordings, make features first: cmpta data clips {folder}"
     if odd := [name for name in found if _LIKE_ONE.search(name) and not _PUBLIC_FILE.fullmatch(name)]:
         return f"rename {_some(odd)} to end in _train.pkl, _valid.pkl or _test.pkl"
     return "fetch what is missing, or split your clips in three, nobody's in two files"
@@ -153,8 +166,8 @@ def _where(path: Path, index: int, item: Mapping[str, Any]) -> str:
     return f"{path}, sample {index}" + (f" (id {shown(item['id'])})" if "id" in item else "")
 
 
-def read_items(path: Path, repairs: Counter[str]) -> list[dict]:
-    """One file's list of dicts, checked as far as keys, text and the kind of label go; unknown keys are counted.
+def read_items(path: Path, repairs: Counter[str], labelled: bool = True) -> list[dict]:
+    """One file's list of dicts, checked as far as keys, text and, if `labelled`, the kind of label go; unknown keys are counted.
 
     Raises:
         ValueError: the file does not conform; the message names file, sample and field.
@@ -165,12 +178,12 @@ def read_items(path: Path, repairs: Counter[str]) -> list[dict]:
         raise problem(str(path), None, "a list of dicts, one per sample", shown(items), "save it in MELD's public format")
     for index, item in enumerate(items):
         where = _where(path, index, item if isinstance(item, dict) else {})
-        _need_keys(where, None, item, _PUBLIC_FIELDS)
+        _need_keys(where, None, item, _PUBLIC_FIELDS if labelled else {"features"})
         features = item["features"]
         _need_keys(where, "features", features, {"text"})
         if not isinstance(features["text"], str):
             raise problem(where, "text", "a string", shown(features["text"]), "write '' if nothing is said")
-        if not isinstance(item["label"], str | Real) or isinstance(item["label"], bool):
+        if labelled and (not isinstance(item["label"], str | Real) or isinstance(item["label"], bool)):
             remedy = "write a class name or a score, or leave the clip out"
             raise problem(where, "label", "text or a number", shown(item["label"]), remedy)
         odd = features.keys() - _PUBLIC_FEATURES
@@ -179,6 +192,28 @@ def read_items(path: Path, repairs: Counter[str]) -> list[dict]:
             raise problem(where, "features", "a dict with 'audio' and 'video'", f"one with {short([*features])}", remedy)
         repairs.update(ignored("field", [*(item.keys() - _PUBLIC_FIELDS - set(KEYS)), *odd]))
     return list(items)
+
+
+def clips_of(place: Path, widths: Mapping[Modality, int]) -> Iterator[tuple[Path, str, Sample | ValueError, Counter[str]]]:
+    """Clips to be answered, of one file or of a folder's public ones: file, id, the clip or what is wrong with it, its repairs.
+
+    Labels are not looked at. `widths`: F of each modality, for clips that lack it. Raises ValueError as `read_items`.
+    """
+    known = {source: widths[modality] for source, modality in _MODALITIES}
+    for path in public_paths(place) if place.is_dir() else [place]:
+        for index, item in enumerate(read_items(path, Counter(), labelled=False)):
+            name, repairs = f"{path.stem}_{index:05d}", Counter[str]()
+            try:
+                clip = _sample(_where(path, index, item), name, item, None, repairs, known)
+                yield path, clip.id, clip, repairs
+            except ValueError as error:
+                yield path, name, error, repairs
+
+
+def public_paths(folder: Path) -> list[Path]:
+    """The files in a folder that are called as public ones are."""
+    with reading(folder):  # a Mac leaves "._" files beside others on foreign disks
+        return sorted(path for path in folder.iterdir() if _PUBLIC_FILE.fullmatch(path.name) and path.name[:2] != "._")
 
 
 def ignored(what: str, names: Iterable[object]) -> Iterator[str]:
@@ -206,17 +241,23 @@ def read_samples(
     """
     widths = widths or _widths(items)
     for index, item in enumerate(items):
-        where = _where(path, index, item)
-        named = {"id": f"{split}_{index:05d}"} | _names(where, item)
-        clip: dict[str, Any] = {}  # arrays
-        for source, modality in _MODALITIES:
-            frames, length = _frames(where, source, item["features"])
-            clip[modality] = frames[:length] if length else np.zeros((0, widths[source]), np.float32)
-            if cut := int((frames[length:] != 0).any(axis=1).sum()):  # padding, by the file's own length, yet not zero
-                repairs[f"{modality}_nonzero_frames_after_length"] += cut
-            if length and not clip[modality].any():
-                repairs[f"{modality}_{verify.ALL_ZERO}"] += 1
-        yield Sample(text=item["features"]["text"], label=tasks.label_of(task, item["label"]), **named, **clip)
+        yield _sample(_where(path, index, item), f"{split}_{index:05d}", item, task, repairs, widths)
+
+
+def _sample(
+    where: str, name: str, item: Mapping[str, Any], task: Task | None, repairs: Counter[str], widths: Mapping[str, int]
+) -> Sample:
+    named = {"id": name} | _names(where, item)
+    clip: dict[str, Any] = {}  # arrays
+    for source, modality in _MODALITIES:
+        frames, length = _frames(where, source, item["features"])
+        clip[modality] = frames[:length] if length else np.zeros((0, widths[source]), np.float32)
+        if cut := int((frames[length:] != 0).any(axis=1).sum()):  # padding, by the file's own length, yet not zero
+            repairs[f"{modality}_nonzero_frames_after_length"] += cut
+        if length and not clip[modality].any():
+            repairs[f"{modality}_{verify.ALL_ZERO}"] += 1
+    label = tasks.label_of(task, item["label"]) if task else None
+    return Sample(text=item["features"]["text"], label=label, **named, **clip)
 
 
 def _names(where: str, item: Mapping[str, Any]) -> dict[str, Any]:

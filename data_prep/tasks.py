@@ -74,7 +74,7 @@ def said(data: str | Path) -> tuple[Said, Path]:
     given, (task, equals, ends) = _content(folder / ABOUT), choice.removesuffix(":").partition("=")
     call: dict[str, Any] = {"task": task} if task else {}
     if equals:
-        call["range"] = [_read_number(end) for end in ends.split("..")]
+        call["range"] = [read_number(end) for end in ends.split("..")]
     for key, value in (given := given | call).items():
         where = f"--data {choice}{name}" if key in call else str(folder / ABOUT)
         expected, fits = _KEYS.get(key, (f"one of {', '.join(_KEYS)}", None))
@@ -104,7 +104,7 @@ def _content(path: Path) -> dict[str, Any]:
     return dict(pairs)
 
 
-def _read_number(text: str) -> float | None:
+def read_number(text: str) -> float | None:
     """A finite number that stands in a text, or None."""
     try:
         return found if abs(found := float(text)) <= HUGE else None
@@ -138,7 +138,7 @@ def find_task(folder: Path, about: Said, labels: Mapping[str, Sequence[tuple[str
         remedy = 'say it: --data scores=LOW..HIGH:FOLDER, or "range": [LOW, HIGH] in corpus.json'
     slack = 1e-6 * (high - low) if about.range else 0  # a float32 of 0.3 is a little more
     for where, label in (one for split in SPLITS for one in labels[split]):
-        score = label if is_number(label) else _read_number(label)
+        score = label if is_number(label) else read_number(label)
         if score is None or not abs(score) <= HUGE:
             raise problem(where, "label", "a finite number, as most in train", shown(label), "correct it, or leave the clip out")
         if not low - slack <= score <= high + slack:
@@ -158,7 +158,7 @@ def _shown_kind(folder: Path, labels: Mapping[str, Sequence[tuple[str, Any]]]) -
     train = [label for _, label in labels["train"]]
     names = [label for label in train if isinstance(label, str)]
     if is_text := 2 * len(names) >= len(train):  # the odd one is to blame, wherever it stands
-        values = [value for name in names if (value := _read_number(name)) is not None]
+        values = [value for name in names if (value := read_number(name)) is not None]
         is_open = len(values) == len(names) and not all(map(_is_whole, values))
     else:
         values = [label for split in SPLITS for _, label in labels[split] if is_number(label)]
@@ -197,7 +197,7 @@ def _classes(labels: Mapping[str, Sequence[tuple[str, Any]]], may_be_numbers: bo
         came = f"of {shown(*known)} alone" if len(known) == 1 else f"of {len(known)}"
         remedy = "add samples of another, or write scores" if len(known) == 1 else "join some; scores are written as numbers"
         raise problem(train[0][0].partition(", sample")[0], None, f"of two classes or more, {MOST_CLASSES} at most", came, remedy)
-    if all(_read_number(name) is not None for name in known):
+    if all(read_number(name) is not None for name in known):
         return tuple(sorted(known, key=lambda name: (float(name), name)))
     return MELD_LABELS if known == set(MELD_LABELS) else tuple(sorted(known))
 

@@ -18,7 +18,8 @@ _DONE_BY = {
     "check": "cmpta_lib.cli.listing:check_study",
     "benchmark": "cmpta_lib.cli.arguments:benchmark",
     "runs": "cmpta_lib.cli.listing:list_runs",
-    "compare": "cmpta_lib.cli.compare:compare",
+    "compare": "cmpta_lib.cli.finished:compare",
+    "predict": "cmpta_lib.cli.finished:predict",
     "fields": "cmpta_lib.cli.listing:list_fields",
     "dry-run": "cmpta_lib.cli.dry_run:dry_run",
 }

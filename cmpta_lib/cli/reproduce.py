@@ -113,6 +113,8 @@ def reproduce(options: argparse.Namespace) -> int:
     place = exports.shown(report.parent)
     print(f"{place}/{report.name} written after {time.monotonic() - started:.0f} s")
     print(f"notebooks with their results, for a browser: {place}/{exports.PAGES}/", flush=True)
+    if study.data and (answering := [run for run in runs if run.done and run.row == label(CMPTA)]):
+        print(f"ask CMPTA about a clip: cmpta predict {answering[0].folder.name} CLIP", flush=True)
     if failed:
         print(f"cmpta reproduce: {len(failed)} failed; what is finished is kept, call again once it is mended:", file=sys.stderr)
         print("\n".join(f"- {reason}" for reason in failed), file=sys.stderr)
@@ -145,7 +147,7 @@ def publish(options: argparse.Namespace) -> int:
         try:
             if failures := _execute(study, chosen, _parameters(asked, study), started):
                 raise ValueError("; ".join(failures.values()))
-            gather.write_report(study, keys, beyond=len(chosen) == len(NOTEBOOKS))
+            gather.write_report(study, keys, beyond=set(chosen) >= set(plan.everything()))
             if is_tiny(study.llm_name):  # few megabytes, for notebooks opened alone; another LLM's would need its weights too
                 exports.copy_runs(study.needed("11_errors"), draft / gather.RUNS)
             print(gather.publish(options.profile, draft))

@@ -40,7 +40,8 @@ class Study:
     Args:
         profile: "demo" or "paper".
         seeds: how many of the five seeds (choice 17), or the seeds themselves; None = the profile's number.
-        data: folder of `<name>_{train,valid,test}.pkl` in MELD's public format; replaces the profile's corpora.
+        data: folder of `<name>_{train,valid,test}.pkl` in MELD's public format, or of recordings with their features
+            (`cmpta data clips`); replaces the profile's corpora.
         smoke: a few clips, one epoch and a barely trained LLM, to see that everything runs; says so in its outputs. For
             profile "paper" that is its dry run, on the synthetic files that `cmpta dry-run` wrote.
         llm: another backbone than the profile's: a name of `llm.files.PUBLISHED`, a hub id, or a folder.

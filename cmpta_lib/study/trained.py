@@ -6,8 +6,9 @@ import copy
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch import Tensor
 from cmpta_lib import files, registry
 from cmpta_lib.base import Method
 from cmpta_lib.config import PAPER_SEEDS, nearest, one_of
-from cmpta_lib.data.corpus import Inputs, Sample, Task, check_sample, dialogues_of, shown
+from cmpta_lib.data.corpus import MODALITIES, Inputs, Sample, Task, check_sample, dialogues_of, shown
 from cmpta_lib.fast.llm import packs
 from cmpta_lib.fast.packing import Chained, Stream, Streams
 from cmpta_lib.fast.prompted import PromptedLM, TokenMaker
@@ -29,6 +30,8 @@ from cmpta_lib.method.adapter import CMPTAdapter
 from cmpta_lib.method.prompted import MakeTokens, PlainLM
 from cmpta_lib.runs.load import device, resources_in
 from cmpta_lib.runs.store import CLIPS, CONFIG, DONE, WEIGHTS, Run, open_run
+from data_prep.asked import Asked, clips_in
+from data_prep.features import LONGEST_S
 
 PUBLISHED = "published:"  # what the name of a published run begins with
 MOST_FRAMES = 1 << 18  # of a batch with its padding: 64 clips of 40 s of sound and face, or seven of five minutes
@@ -42,7 +45,7 @@ class Answer:
     free reply is no legal answer. `text`: the class's name, or the score as the method writes it, in that range.
     `probabilities`: of every legal answer by its text; empty where the method gives a number only. `repairs`: what was
     not read as it was given, by kind: values of frames that are not finite and count as 0; `texts_cut`: 1 where the words
-    are longer than the method reads.
+    are longer than the method reads. `problem`: why a clip of a file has no answer; its value is then None, its text "".
     """
 
     id: str
@@ -50,6 +53,12 @@ class Answer:
     text: str
     probabilities: Mapping[str, float]
     repairs: Mapping[str, int]
+    file: str = ""  # that it came from, if any
+    words: str = ""  # that were read
+    recognised: bool = False  # whether a model heard them
+    missing: tuple[str, ...] = ()  # of "sound", "face" and "words"
+    notes: Mapping[str, int] = field(default_factory=dict)  # what was odd about a recording, by kind
+    problem: str = ""
 
 
 class TrainedRun:
@@ -70,28 +79,69 @@ class TrainedRun:
         of = f"sound (T, {widths['audio']}) and face (T, {widths['vision']})"
         return f"<{config.method.name} trained on {config.data.name}, seed {config.seed}: words, {of} -> {answers}>"
 
-    def predict(self, samples: Iterable[Sample], *, strict: bool = True) -> list[Answer]:
+    def predict(
+        self, what: Sample | Iterable[Sample] | str | Path, *, strict: bool = True, text: str = "",
+        transcribe: str | Path = "", longest: float = LONGEST_S, jobs: int = 1,
+    ) -> list[Answer]:  # fmt: skip
         """Answer clips, in order; labels are not looked at and may be None, an absent modality is (0, F) or None.
 
+        Of recordings the same features are made as of those that the run was trained on, by the same code. A clip in a file
+        that cannot be answered stops no other: its answer's `problem` says why.
+
         Args:
+            what: samples, or one; or where clips lie: a recording, a folder of some (their words in `labels.csv`, if any),
+                what `cmpta data clips` made of a folder, a pickle in MELD's public format, or a folder of such.
             strict: False also answers clips of which the method can read nothing, and is silent about texts that are cut.
+            text: what is said in the one recording.
+            transcribe: Whisper model, by name or folder, that hears recordings without given words; a run that was trained
+                on recognised words has its own do so.
+            longest, jobs: seconds that a recording may be long; recordings at a time.
         Raises:
-            ValueError: a clip is not as the training corpus' were, or the method could only say the same of it whatever it
-                holds; names it, the field, and what was expected.
+            ValueError: the files hold other features than the run reads; or a sample is not as the training corpus' were, or
+                the method could only say the same of it whatever it holds; names it, the field, and what was expected.
+            OSError, ImportError: nothing is there, or what makes the features is not on this machine; says what to do.
         """
-        if not isinstance(samples, Iterable):  # a single Sample above all
-            raise ValueError(f"expected a list of samples, not {shown(samples)}; for one clip: predict([sample])")
-        clips, alone = list(self._checked(samples, strict)), self.method.unit == "clip"
+        if isinstance(what, str | Path):
+            about = self.inputs, f"run {self.run.folder.name}", text, expanded(transcribe), longest, jobs
+            found = list(self._answered(clips_in(Path(expanded(what)), *about), strict))
+        elif text or transcribe:
+            raise ValueError("text= and transcribe= are about recordings: a Sample holds its words")
+        else:
+            samples = [what] if isinstance(what, Sample) else what
+            if not isinstance(samples, Iterable):
+                raise ValueError(f"expected samples or where clips lie, not {shown(samples)}")
+            found = self._all([self._checked(sample, f"sample {n}", strict) for n, sample in enumerate(samples)])
+        if strict and (cut := [answer.id for answer in found if "texts_cut" in answer.repairs]):
+            said = f"{len(cut)} of {len(found)} texts are longer than this run reads, and were cut at the end"
+            warnings.warn(f"{said}: clip {shown(cut[0])}{' and others' * (len(cut) > 1)}", stacklevel=2)
+        return found
+
+    def _answered(self, clips: Iterator[Asked], strict: bool) -> Iterator[Answer]:
+        """Answers to clips of files, some at a time, so that no folder must fit into memory."""
+        size = self.run.config.evaluation.batch_size if self.method.unit == "clip" else None
+        while some := list(islice(clips, size)):
+            good: dict[int, tuple[Sample, Counter[str]]] = {}
+            found: dict[int, Answer] = {}
+            for place, one in enumerate(some):
+                try:
+                    if isinstance(one.clip, ValueError):
+                        raise one.clip
+                    good[place] = self._checked(one.clip, one.file, strict)
+                except ValueError as error:
+                    found[place] = Answer(one.id, None, "", {}, {}, problem=" ".join(str(error).split()))
+            found |= zip(good, self._all([*good.values()]), strict=True)
+            for place, one in enumerate(some):
+                yield replace(found[place], file=one.file, notes=one.notes, recognised=one.recognised)
+
+    def _all(self, clips: Sequence[tuple[Sample, Counter[str]]]) -> list[Answer]:
+        """Answers to checked clips, batch by batch."""
         longest = max((len(sample.audio) + len(sample.vision) for sample, _ in clips), default=0)
         size = max(1, min(self.run.config.evaluation.batch_size, MOST_FRAMES // max(1, longest)))
-        units = dialogues_of(None if alone else sample.dialogue for sample, _ in clips)
+        units = dialogues_of(None if self.method.unit == "clip" else sample.dialogue for sample, _ in clips)
         found: dict[int, Answer] = {}
         for start in range(0, len(units), size):
             places = [place for unit in units[start : start + size] for place in unit]
             found |= zip(places, self._answers([clips[place] for place in places]), strict=True)
-        if strict and (cut := [answer.id for answer in found.values() if "texts_cut" in answer.repairs]):
-            said = f"{len(cut)} of {len(found)} texts are longer than this run reads, and were cut at the end"
-            warnings.warn(f"{said}: clip {shown(cut[0])}{' and others' * (len(cut) > 1)}", stacklevel=2)
         return [found[place] for place in range(len(clips))]
 
     def _answers(self, clips: Sequence[tuple[Sample, Counter[str]]]) -> list[Answer]:
@@ -106,7 +156,11 @@ class TrainedRun:
             text = _text(task, reply or "") or ("unparsable" if value is None else f"{value:g}")
             chances = [] if found.probabilities is None else found.probabilities[place].tolist()
             names = [_text(task, name) for name in found.answers] if chances else []
-            answers.append(Answer(sample.id, value, text, dict(zip(names, chances, strict=True)), +repairs))
+            read, known = self.inputs.features or MODALITIES, {"audio": "sound", "vision": "face"}
+            missing = [name for one, name in known.items() if one in read and not len(getattr(sample, one))]
+            missing += ["words"] * (not sample.text.strip())
+            likely = dict(zip(names, chances, strict=True))
+            answers.append(Answer(sample.id, value, text, likely, +repairs, words=sample.text, missing=tuple(missing)))
         return answers
 
     def attention(self, sample: Sample) -> dict[str, np.ndarray]:
@@ -116,20 +170,19 @@ class TrainedRun:
             NotImplementedError: the method has none.
             ValueError: as `predict`.
         """
-        ((checked, _),) = self._checked([sample])
+        checked, _ = self._checked(sample, "sample 0")
         maps = self.method.attention(self.method.collate([checked]))
         return {name: weights[0].float().cpu().numpy() for name, weights in maps.items()}
 
-    def _checked(self, samples: Iterable[Sample], strict: bool = True) -> Iterator[tuple[Sample, Counter[str]]]:
-        """Samples as a conversion would store them, each with what had to be repaired; what label they bear is no matter."""
+    def _checked(self, sample: Sample, where: str, strict: bool = True) -> tuple[Sample, Counter[str]]:
+        """A sample as a conversion would store it, and what had to be repaired; what label it bears is no matter."""
         task, widths, like = self.inputs.task, self.inputs.widths, "in the clips that this run was trained on"
-        for index, sample in enumerate(samples):
-            repairs: Counter[str] = Counter()
-            bare = replace(sample, label=None) if isinstance(sample, Sample) else sample
-            good = check_sample(bare, f"sample {index}", task=task, widths=widths, repairs=repairs, labelled=False, like=like)
-            if strict:
-                self.method.check(good)
-            yield good, repairs
+        repairs: Counter[str] = Counter()
+        bare = replace(sample, label=None) if isinstance(sample, Sample) else sample
+        good = check_sample(bare, where, task=task, widths=widths, repairs=repairs, labelled=False, like=like)
+        if strict:
+            self.method.check(good)
+        return good, repairs
 
 
 def load(run: str | Path, llm: str | Path = "") -> TrainedRun:

@@ -127,6 +127,7 @@ class Extracted:
     words: str | None  # as recognised; None where nobody listened
     seconds: float  # 0 where no recording was read
     notes: Mapping[str, int]  # what was missing or odd, by kind: how many frames, or 1
+    rate_hz: int = 0  # of the sound track; 0 where none was read
 
 
 def extract(path: Path, recipe: Recipe) -> Extracted:
@@ -148,7 +149,7 @@ def extract(path: Path, recipe: Recipe) -> Extracted:
             found[modality] = openface.read(_beside(path, recipe.openface), notes)
         elif one.name not in SETS[modality]:
             found[modality] = _ready(path.with_suffix(f".{one.name}.npy"), modality)
-    seconds, words = 0.0, None
+    seconds, words, rate = 0.0, None, 0
     if len(found) < len(MODALITIES) or recipe.recogniser:
         with ExitStack() as stack:
             recording = stack.enter_context(media.Recording(path, recipe.longest_s, notes))
@@ -162,7 +163,17 @@ def extract(path: Path, recipe: Recipe) -> Extracted:
                 words = speech.recognise(signal, rate, recipe.whisper)
             if "vision" not in found:
                 found["vision"] = face.follow(recording.pictures(SETS["vision"]["mediapipe"].hop_ms), notes)
-    return Extracted(found["audio"], found["vision"], words, seconds, dict(sorted(notes.items())))
+    return Extracted(found["audio"], found["vision"], words, seconds, dict(sorted(notes.items())), int(rate))
+
+
+def files_of(path: Path, recipe: Recipe) -> Iterator[Path]:
+    """The recording, and every file beside it that `extract` reads."""
+    yield path
+    for one in (recipe.audio, recipe.vision):
+        if one and one.name == "openface":
+            yield _beside(path, recipe.openface)
+        elif one and one.name not in (*SETS["audio"], *SETS["vision"]):
+            yield path.with_suffix(f".{one.name}.npy")
 
 
 def _beside(path: Path, folder: Path | None) -> Path:

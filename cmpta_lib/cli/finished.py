@@ -1,4 +1,6 @@
-"""`cmpta compare A B`: which runs are meant, and the comparison as a screen or as JSON."""
+"""What finished runs are asked, and which runs are meant: `cmpta compare A B`, two side by side;
+`cmpta predict RUN CLIP`, what a run says of clips of one's own.
+"""
 
 from __future__ import annotations
 
@@ -6,19 +8,25 @@ import argparse
 import json
 import os
 import re
+import sys
 import textwrap
+import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cmpta_lib import metrics
 from cmpta_lib.cli.listing import SHORT, Listed, listed
 from cmpta_lib.config import nearest, one_of, shown
-from cmpta_lib.files import runs_folder
-from cmpta_lib.report.comparison import Versus, differing, versus
+from cmpta_lib.files import PUBLISHED, runs_folder
 from cmpta_lib.runs import store
 from cmpta_lib.runs.progress import cut, table
 from cmpta_lib.runs.store import Run
+
+if TYPE_CHECKING:
+    from cmpta_lib.report.comparison import Versus
+    from cmpta_lib.study.trained import Answer
 
 _TEXT_COLUMNS, _ANSWER_COLUMNS, _VALUE_COLUMNS = 40, 24, 30
 _MOST_CANDIDATES, _LINE = 3, 110
@@ -30,6 +38,8 @@ def compare(options: argparse.Namespace) -> int:
     Raises:
         ValueError, OSError: one of them is unknown, ambiguous, unfinished or damaged, or they are on different corpora.
     """
+    from cmpta_lib.report.comparison import versus  # here: it draws in much that `predict` starts without
+
     every = listed(runs_folder() / "smoke" if options.smoke else runs_folder())
     if options.corpus:
         one_of("run on", options.corpus, sorted({row.corpus for row in every if row.corpus}))
@@ -44,6 +54,49 @@ def compare(options: argparse.Namespace) -> int:
     return 0
 
 
+def predict(options: argparse.Namespace) -> int:
+    """Print what a run says of clips; 1 where one has no answer. Raises as `asked`, `trained.load` and `TrainedRun.predict`."""
+    run = asked(options.run)
+    if not os.path.exists(options.what):  # said before seconds of loading
+        raise FileNotFoundError(f"{options.what} is not there: expected a recording, a folder of some, or public pickles")
+    from cmpta_lib.study import trained  # torch
+
+    given = {name: getattr(options, name) for name in ("text", "transcribe", "longest", "jobs")}
+    with warnings.catch_warnings(action="ignore"):  # of texts that were cut: said of each clip
+        found = trained.load(run, options.llm).predict(options.what, **given)
+    if problems := [f"cmpta predict: no answer: {answer.problem}" for answer in found if answer.problem]:
+        print("\n".join(problems), file=sys.stderr)
+    print(json.dumps([vars(answer) for answer in found], indent=1) if options.json else "\n".join(answers(found)))
+    return int(bool(problems))
+
+
+def asked(text: str) -> str | Path:
+    """What `trained.load` opens as the run that this means: what it takes itself, or the one run of `meant`; raises as that."""
+    roots = [runs_folder(), runs_folder() / "smoke"]
+    if text.startswith(f"{PUBLISHED}:") or any(os.path.isfile(root / Path(text) / store.CONFIG) for root in [Path(), *roots]):
+        return text  # before all runs are looked at
+    if os.path.exists(text):
+        raise ValueError(f"{text} is no run: a run comes first, then what it is asked; `cmpta runs` lists those there are")
+    found = meant(text, [row for root in roots for row in listed(root)])
+    if len(found) > 1:
+        raise ValueError(f"'{text}' stands for {len(found)} runs; name one: {_candidates(found)}")
+    return found[0].summary.folder
+
+
+def answers(found: Sequence[Answer]) -> list[str]:
+    """A table of answers, a line a clip."""
+    many, rows = Counter(answer.id for answer in found), []
+    for one in found:
+        name = _short(f"{os.path.basename(one.file)} " * (many[one.id] > 1) + one.id, _LINE)
+        likely = sorted(one.probabilities.items(), key=lambda pair: -pair[1])
+        other = next((f"{text} {chance:.0%}" for text, chance in likely if text != one.text), "")
+        chance = f"{one.probabilities[one.text]:.0%}" if one.text in one.probabilities else ""
+        notes = [f"no {what}" for what in one.missing] + [f"{kind} {n}" for kind, n in (one.notes | one.repairs).items()]
+        heard = [f"heard {_short(one.words, _TEXT_COLUMNS)!r}"] if one.recognised else []
+        rows.append([name, one.text or "no answer", chance, other, ", ".join(heard + notes)])
+    return table(["clip", "answer", "probability", "next", "missing, heard, noted"], rows, right=[2])
+
+
 def meant(text: str, every: Sequence[Listed], corpus: str | None = None) -> list[Listed]:
     """The finished runs that a folder, a folder's name, the beginning of a hash, or a row's name stands for.
 
@@ -56,12 +109,14 @@ def meant(text: str, every: Sequence[Listed], corpus: str | None = None) -> list
         raise ValueError(f"no run {shown(text)}{f' on {corpus}' * bool(corpus)}{hint}; `cmpta runs` lists those there are")
     if not (finished := [row for row in found if row.summary.state == "finished"]):
         first = found[0].summary
-        raise ValueError(f"'{text}' cannot be compared: {first.folder.name} is {first.state}: {first.detail}")
+        raise ValueError(f"'{text}' cannot be asked: {first.folder.name} is {first.state}: {first.detail}")
     if len(corpora := sorted({row.corpus for row in finished})) > 1:
-        raise ValueError(f"'{text}' was run on {' and '.join(corpora)}: say which with --corpus")
-    runs = _runs(finished)
-    if any(differing(runs[0], run, with_seed=False) for run in runs[1:]):
-        raise ValueError(f"'{text}' stands for runs of different settings; name one: {_candidates(finished)}")
+        raise ValueError(f"'{text}' was run on {' and '.join(corpora)}: give --corpus, or name one: {_candidates(finished)}")
+    if len(runs := _runs(finished)) > 1:
+        from cmpta_lib.report.comparison import differing
+
+        if any(differing(runs[0], run, with_seed=False) for run in runs[1:]):
+            raise ValueError(f"'{text}' stands for runs of different settings; name one: {_candidates(finished)}")
     return finished
 
 

@@ -1,0 +1,313 @@
+"""A folder of recordings and its labels.csv -> clips in three splits; what `cmpta data clips` made of them -> a corpus."""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+import unicodedata
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
+from difflib import get_close_matches
+from itertools import permutations, starmap
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from cmpta_lib import files
+from cmpta_lib.data.corpus import SPLITS, Corpus, Sample, Task, shown
+from cmpta_lib.data.store import write_corpus
+from data_prep import features, tasks
+from data_prep.features import Extracted, Recipe, Unusable
+
+FORMAT = 1  # of clips.json
+MADE, TABLE, OUT = "clips.json", "labels.csv", "features"  # OUT: the folder of what was made, in that of the recordings
+COLUMNS = ["file", "label", "text", "split", "speaker", "dialogue"]
+SPLIT_OF = {"train": "train", **dict.fromkeys(("valid", "val", "dev", "validation"), "valid"), "test": "test"}
+_ENDINGS = tuple(f".{one}" for one in "mp4 m4v mkv mov webm avi flv wmv mpg mpeg mts 3gp ogv".split()) + tuple(
+    f".{one}" for one in "wav mp3 m4a aac flac ogg opus aif aiff wma amr".split()
+)
+_NEAR = 0.78  # a header to a column's name: "lable", "labels", "speaker_id", "dialog"
+_FOLDS, _SHARE = 7, 0.15  # one fold of seven is about 15 % of all clips
+
+
+def some(names: Iterable[object], most: int = 3) -> str:
+    """The first of them, and how many more there are."""
+    names = list(names)
+    return ", ".join(map(shown, names[:most])) + f" and {len(names) - most} more" * (len(names) > most)
+
+
+def found_in(folder: Path, out: Path | None = None) -> tuple[dict[str, Path], list[str]]:
+    """The recordings below a folder (but not in `out`) by their path from there; what of it is not read, in a line or none."""
+    found, odd = {}, []
+    for path in sorted(folder.rglob("*")):
+        inside = path.relative_to(folder)
+        name = inside.as_posix().encode("utf-8", "backslashreplace").decode()  # a name may be of any bytes
+        is_recording = path.suffix.lower() in _ENDINGS and out not in path.parents
+        if is_recording and path.is_file() and not any(part.startswith(".") for part in inside.parts):
+            found[name] = path
+        elif is_recording or (path.is_symlink() and path.is_dir()):
+            odd.append(name)
+    return found, [f"not read, as hidden, no file, or a link to a folder or to nothing: {some(odd)}"] * bool(odd)
+
+
+def listed(folder: Path, table: Path, out: Path | None, needed: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:
+    """The rows of a table: `COLUMNS` and path (None without a recording), by file in order; and what must be told, in lines.
+
+    Raises:
+        ValueError: it is no table in UTF-8 with the `needed` columns, filled, or rows of it cannot be; names them.
+        OSError: it is not there or may not be read.
+    """
+    found, told = found_in(folder, out)
+    rows, unread = _read(table, needed)
+    told += [f"{table}: columns that are not read: {some(unread)}"] * bool(unread)
+    names = [_plain(name).removeprefix(f"{folder.as_posix()}/") for name in rows["file"]]
+    known: dict[str, list[str]] = {}
+    for name in found:
+        known.setdefault(_plain(name), []).append(name)
+        known.setdefault(f"{_plain(name.removesuffix(Path(name).suffix))}/", []).append(name)  # no other name ends in "/"
+    matches = [known.get(name) or known.get(f"{name}/") or [] for name in names]
+    rows["file"] = [match[0] if match else name for match, name in zip(matches, names, strict=True)]
+    rows["path"] = [found.get(name) for name in rows["file"]]
+    is_out = [".." in Path(name).parts or name.startswith("/") or name[1:2] == ":" for name in names]
+    splits = rows["split"].str.casefold()
+    faults = {f"{column!r} is empty: fill it, or remove the row": rows[column] == "" for column in needed} | {
+        "it lies outside the folder: write names as seen from there": rows["path"].isna() & np.array(is_out),
+        "several recordings have that name: write its ending too": np.array([len(match) > 1 for match in matches]),
+        "a row before has it too: keep one": rows["file"].duplicated(),
+        "'label' has a decimal comma: write a point": rows["label"].str.fullmatch(r"[-+]?\d+,\d+"),
+        "'split' must be train, valid or test: correct it": ~splits.isin([*SPLIT_OF, ""]),
+        "'split' is empty, but not in every row: fill it in all or in none": (splits == "") & (splits != "").any(),
+    }
+    for fault, is_one in faults.items():
+        if which := [f"{row + 1} ({shown(rows['file'][row])})" for row in np.flatnonzero(is_one)]:
+            raise ValueError(f"{table}, row {', '.join(which[:3])}{f' and {len(which) - 3} more' * (len(which) > 3)}: {fault}")
+    rows["split"] = splits.map(SPLIT_OF).fillna("")
+    more = sorted(found.keys() - set(rows["file"]))
+    told += [f"{len(more)} recordings have no row in {table.name}, and are not used: {some(more)}"] * bool(more)
+    return rows.sort_values("file", ignore_index=True), told
+
+
+def _plain(name: str) -> str:
+    """A file's name as any system may write it: Macs part letters from their accents, Windows has backslashes."""
+    return unicodedata.normalize("NFC", name.replace("\\", "/")).removeprefix("./")
+
+
+def _read(table: Path, needed: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:
+    """The cells of a table as text, one column for each of `COLUMNS`, and its other headers; raises as `listed`."""
+    if not table.is_file():
+        raise FileNotFoundError(f"{table} is not there: expected a table with the columns {', '.join(needed)}")
+    with files.reading(table):
+        content = table.read_bytes()
+    try:
+        text = content.decode("utf-8-sig")
+        if "\0" in text:
+            raise ValueError("NUL characters, as in UTF-16")
+        head = next((line for line in text.splitlines() if line.strip()), "").casefold()
+        sign = max(",;\t", key=lambda sign: sum(name.strip(' "') in COLUMNS for name in head.split(sign)))
+        cells = pd.read_csv(io.StringIO(text), sep=sign, header=None, dtype=str, keep_default_na=False, skipinitialspace=True)
+    except ValueError as error:  # pandas' and the decoder's are such
+        todo = 'save it anew as "CSV UTF-8", a cell that holds commas, quotes or new lines in quotes'
+        raise ValueError(f"{table}: expected a table in UTF-8, found {' '.join(str(error).split())[:90]}; {todo}") from None
+    cells = cells.fillna("").apply(lambda column: column.str.strip())
+    cells = cells[(cells != "").any(axis=1)]
+    names = [unicodedata.normalize("NFKC", name).casefold() for name in cells.iloc[0]]
+    for column in COLUMNS:
+        near = get_close_matches(column, set(names) - set(COLUMNS), 1, 0.5 if column in needed else _NEAR)
+        if names.count(column) > 1 or (column not in names and (near or column in needed)):
+            todo = f"write {column!r} in place of {shown(near[0])}" if near else f"its first line begins {sign.join(needed)}"
+            raise ValueError(f"{table}: expected one column {column!r}, found {some(names, 8)}; {todo}")
+    if len(cells) == 1:
+        raise ValueError(f"{table} has no row below its header: write one for each recording")
+    rows = cells[1:].set_axis(names, axis=1).reset_index(drop=True)[[name for name in COLUMNS if name in names]]
+    return rows.reindex(columns=COLUMNS, fill_value=""), [name for name in names if name and name not in COLUMNS]
+
+
+def task_of(rows: pd.DataFrame, about: tasks.Said, where: Path) -> tuple[Task, list[str | float]]:
+    """The task of rows with file, label, text and split, and their labels: numbers where most are; raises as `find_task`."""
+    values = [tasks.read_number(label) for label in rows["label"]]
+    is_text = 2 * sum(value is None for value in values) >= len(values)
+    labels = [text if is_text or value is None else value for text, value in zip(rows["label"], values, strict=True)]
+    every: dict[str, list[tuple[str, Any]]] = {split: [] for split in SPLITS}
+    for file, split, label in zip(rows["file"], rows["split"], labels, strict=True):
+        every[split].append((f"{where}, {shown(file)}", label))
+    return tasks.find_task(where.parent, about, every, [*rows["text"]]), labels
+
+
+def split(rows: pd.DataFrame, same_people: bool, where: object) -> tuple[np.ndarray, list[str]]:
+    """The split of each row of `listed`, and what must be told of it: the given one, or one by people, about 70/15/15.
+
+    Whoever speaks and whichever dialogue it is, each is in one split only. The rows alone decide, and always alike.
+
+    Args:
+        same_people: where that cannot be, deal clips (dialogues whole) by label, and warn.
+    Raises:
+        ValueError: it cannot be and `same_people` does not allow it, or there are too few clips.
+    """
+    unknown, is_given = int((rows["speaker"] == "").sum()), bool((rows["split"] != "").all())
+    groups = _groups(rows, ["speaker", "dialogue"])
+    doubt = f"who speaks is not said in {unknown} of {len(rows)} rows (column speaker)" * (unknown > 0)
+    told = [f"WARNING: {doubt}: people of train may be in test too"] * (is_given and unknown > 0)
+    if is_given:
+        heard = {name: {*rows["speaker"][rows["split"] == name]} - {""} for name in SPLITS}
+        both = sorted(heard["train"] & (heard["valid"] | heard["test"]))
+        doubt = f"people of train are in valid or test too ({some(both)})" * bool(both)
+    elif not doubt and len(set(groups)) < len(SPLITS):
+        doubt = f"there are fewer than three people, or groups of people who share dialogues: {len(set(groups))}"
+    if doubt and not same_people:
+        todo = "correct the column split" if is_given else "fill the column speaker, or add people"
+        raise ValueError(f"{where}: {doubt}, so test would not be on new people; {todo}, or accept that by --same-people")
+    if doubt:
+        told, groups = [f"WARNING: {doubt}: scores say nothing about new people"], _groups(rows, ["dialogue"])
+    return (rows["split"].to_numpy() if is_given else _dealt(rows["label"], groups, where)), told
+
+
+def _groups(rows: pd.DataFrame, columns: Sequence[str]) -> np.ndarray:
+    """A number for each row; rows that share a cell that is not empty, themselves or through others, have the same."""
+    group, before = np.arange(len(rows)), np.array([])
+    while not np.array_equal(group, before):
+        before = group
+        for column in columns:
+            key = rows[column].where(rows[column] != "", [f"\0{row}" for row in range(len(rows))])
+            group = pd.Series(group).groupby(key.to_numpy()).transform("min").to_numpy()
+    return group
+
+
+def _dealt(labels: pd.Series, groups: np.ndarray, where: object) -> np.ndarray:
+    """A split for each clip, groups whole: every label in train where that can be, then as near to the shares as can be."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    strata, scores = pd.factorize(labels, sort=True)[0], pd.to_numeric(labels, errors="coerce")
+    if scores.notna().all() and scores.nunique() > 10:
+        strata = pd.qcut(scores, 4, labels=False, duplicates="drop").to_numpy()
+    number = min(_FOLDS, len(set(groups)), int(np.bincount(strata).max(initial=0)))
+    if number < len(SPLITS):
+        raise ValueError(f"{where}: {len(labels)} clips, at most {number} of a label or dialogue, are too few for three splits")
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # of rare labels, which `cost` looks after
+        folds = [fold for _, fold in StratifiedGroupKFold(number).split(strata, strata, groups)]
+    counts = np.array([np.bincount(strata[fold], minlength=strata.max() + 1) for fold in folds])  # (folds, labels)
+
+    def cost(chosen: tuple[int, ...]) -> tuple[int, float]:
+        parts = counts[list(chosen)]
+        off = np.abs(parts.sum(1) / len(strata) - _SHARE).sum() + np.abs(parts / counts.sum(0) - _SHARE).mean()
+        return int((parts.sum(0) == counts.sum(0)).sum()), round(float(off), 9)
+
+    splits = np.full(len(strata), SPLITS[0], object)
+    for name, fold in zip(SPLITS[1:], min(permutations(range(number), 2), key=cost), strict=True):
+        splits[folds[fold]] = name
+    return splits
+
+
+def attempt(path: Path, recipe: Recipe) -> Extracted | Unusable:
+    """As `extract`, but what cannot be used is returned, whatever a library says of it; raises ImportError alone."""
+    try:
+        return features.extract(path, recipe)
+    except ImportError:
+        raise
+    except Exception as error:
+        said = f"{path} cannot be read ({type(error).__name__}: {' '.join(str(error).split())[:120]}); convert it"
+        return error if isinstance(error, Unusable) else Unusable(said)
+
+
+def each(work: Callable[..., Any], calls: Sequence[tuple[Any, ...]], jobs: int) -> Iterator[Any]:
+    """`work(*call)` of each call, in order, in so many processes of one thread (0: in this one).
+
+    Where a process dies, the result is `Unusable`; the first item of a call names it.
+    """
+    own = threading.local()  # a thread waits for a process of its own, and starts another when that died
+
+    def one(call: tuple[Any, ...]) -> Any:
+        own.pool = pool = getattr(own, "pool", None) or ProcessPoolExecutor(1, get_context("spawn"))
+        try:
+            return pool.submit(work, *call).result()
+        except BrokenProcessPool:
+            own.pool = None
+            return Unusable(f"{call[0]}: reading it ended its process (a library crashed, or memory ran out); convert it")
+
+    os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1") if jobs else {}  # of those to come
+    threads = ThreadPoolExecutor(max(jobs, 1))
+    try:
+        yield from threads.map(one, calls) if jobs else starmap(work, calls)
+    finally:
+        threads.shutdown(cancel_futures=True)
+
+
+def listens(recipe: Recipe, text: str) -> Recipe:
+    """The recipe for a clip with this text: nobody listens where there is one."""
+    return replace(recipe, recogniser="") if text else recipe
+
+
+def clips_of(
+    path: Path, recipe: Recipe, jobs: int = 0, labels: str | Path = ""
+) -> Iterator[tuple[str, tuple[Sample, Extracted] | Unusable]]:
+    """The clips of a recording, or of a folder of them, that are to be answered: name, and what was made or why nothing was.
+
+    Text, speaker and dialogue are those of the table `labels`, or of the folder's labels.csv; labels it needs not have. A clip
+    without text has the words as heard where the recipe listens, or "". Samples have no label.
+
+    Args:
+        jobs: processes; 0 = in this one.
+    Raises:
+        ValueError, OSError: there are no recordings, or the table cannot be read; names it.
+        ImportError: as `features.extract`.
+    """
+    found = found_in(path, path / OUT)[0] if path.is_dir() else {path.name: path}
+    if not found:
+        raise ValueError(f"{path}: expected recordings ({', '.join(_ENDINGS[:3])}, ...), found none")
+    table = Path(labels) if str(labels) else path / TABLE
+    rows: dict[str, dict[str, Any]] = {}
+    if str(labels) or table.is_file():
+        every, _ = listed(path if path.is_dir() else path.parent, table, None, COLUMNS[:1])
+        rows = {row["file"]: row for row in every.to_dict("records")}
+    texts = {name: rows[name]["text"] if name in rows else "" for name in found}
+    calls = [(one, listens(recipe, texts[name])) for name, one in found.items()]
+    for name, made in zip(found, each(attempt, calls, jobs), strict=True):
+        if isinstance(made, Unusable):
+            yield name, made
+            continue
+        who = {key: rows[name][key] or None for key in ("speaker", "dialogue") if name in rows}
+        yield name, (Sample(name, texts[name] or made.words or "", made.audio, made.vision, **who), made)
+
+
+def made_in(folder: Path) -> Path | None:
+    """clips.json of what `cmpta data clips` made, in this folder of features or recordings; None where there is none."""
+    places = (folder / MADE, folder / OUT / MADE)
+    return next((one for one in places if one.is_file() and one.with_name("clips").is_dir()), None)
+
+
+def opened(made: Path) -> dict[str, Any]:
+    """What clips.json says, and the hashes of all files as "sources"; raises Damaged where one is not what was written."""
+    remedy = "call `cmpta data clips` on the recordings again"
+    content = files.read_checksummed(made, remedy)
+    if content.get("format") != FORMAT:
+        raise files.Damaged(f"{made}: expected format {FORMAT}, found {shown(content.get('format'))}; {remedy}")
+    sources = {clip["features"]: clip["sha256"] for clip in content["clips"]}
+    files.check(made.with_name("clips"), sources, remedy)
+    return content | {"sources": {MADE: files.sha256(made)} | sources}
+
+
+def convert(content: Mapping[str, Any], made: Path, about: tasks.Said, sources: Mapping[str, str], target: Path) -> Corpus:
+    """Store what `opened` gave as a corpus in `target`; raises ValueError where features or labels cannot be trained on."""
+    from safetensors.numpy import load_file
+
+    Recipe.from_stored(content["recipe"], str(made))  # else a new clip would have other features than these
+    task, labels = task_of(pd.DataFrame(content["clips"]), about, made)
+
+    def samples(split: str) -> Iterator[Sample]:
+        for clip, label in zip(content["clips"], labels, strict=True):
+            if clip["split"] == split:
+                known: dict[str, Any] = {key: clip[key] or None for key in ("speaker", "dialogue")}
+                known |= load_file(made.with_name("clips") / clip["features"])
+                yield Sample(clip["file"], clip["text"], label=tasks.label_of(task, label), **known)
+
+    repairs: Counter[str] = sum((Counter(clip["notes"]) for clip in content["clips"]), Counter())
+    known = {"name": content["name"], "task": task, "generated": False, "sources": sources, "features": content["recipe"]}
+    origins, splits = {one: f"{made}, {one}" for one in SPLITS}, {one: samples(one) for one in SPLITS}
+    return write_corpus(target, splits=splits, repairs=repairs, origins=origins, **known)
