@@ -21,7 +21,7 @@ from cmpta_lib.runs import provenance
 from cmpta_lib.runs.engines import DEFAULT, ENGINES
 from cmpta_lib.runs.progress import STATES
 from cmpta_lib.study.parameters import checked_seeds, read_value
-from cmpta_lib.study.plan import CMPTA, NOTEBOOKS, compared
+from cmpta_lib.study.plan import CMPTA, NOTEBOOKS, compared, everything
 from cmpta_lib.study.profiles import PROFILES
 from cmpta_lib.study.study import Study
 from data_prep.features import LONGEST_S
@@ -141,8 +141,8 @@ def _add_study(sub: argparse.ArgumentParser) -> None:
     what = "change a setting of every run (see cmpta fields), e.g. training.epochs=3; outputs go to a folder of their own"
     sub.add_argument("--set", type=setting, default={}, dest="changes", metavar="FIELD=VALUE", help=what)
     sub.add_argument("--only", nargs="+", default=[], metavar="NAME", help="notebooks by a part of their name: table3")
-    everything = "also the notebooks that go beyond the paper, and on your own data every row (default: CMPTA and references)"
-    sub.add_argument("--all", action="store_true", help=everything)
+    more = "also what goes beyond the paper, but for notebook 15 (--only recordings: needs the extra 'features'), and on your own"
+    sub.add_argument("--all", action="store_true", help=f"{more} data every row (default: CMPTA and references)")
 
 
 def _add_engine(sub: argparse.ArgumentParser) -> None:
@@ -251,7 +251,7 @@ def chosen_notebooks(options: argparse.Namespace) -> list[str]:
         ValueError: one of its words is in no notebook's name; says the nearest.
     """
     if not options.only:
-        return [notebook.name for notebook in NOTEBOOKS if options.all or not notebook.is_beyond]
+        return everything() if options.all else [notebook.name for notebook in NOTEBOOKS if not notebook.is_beyond]
     names = [notebook.name for notebook in NOTEBOOKS]
     for part in options.only:
         if not any(part.lower() in name for name in names):

@@ -22,15 +22,12 @@ _HOP_S = 0.04  # of the set's frames
 def read(path: Path, notes: Counter[str]) -> np.ndarray:
     """A row every 40 ms: the last at or before that time, by `timestamp`; without usable ones, each row is a frame.
 
-    Of several faces (`face_id`), the one found most often is taken. A row without `success` shows no face.
+    Of several faces (`face_id`) it is the one found most often; a row without `success` shows none. `notes` grows by
+    `no_time_stamps`, by `several_faces` (another is found in a fifth of the frames or more), and as `face.each_frame` says.
+    Returns (T, 177) float32 as `COLUMNS` names them, also what is not finite; T = 0 without a face.
 
-    Args:
-        notes: grows by `no_time_stamps`, `several_faces` (another is found in a fifth of the frames or more), and as
-            `face.each_frame` says.
-    Returns:
-        (T, 177) float32 as `COLUMNS` names them, also what is not finite; T = 0 without a face.
     Raises:
-        Unusable: it is not there or no such table; the message names what is missing, or row and column.
+        Unusable: it is not there or no such table; names what is missing, or row and column.
     """
     table = _table(path)
     success, who, times, number = table[[*_HELP]].to_numpy(float).T
@@ -42,7 +39,7 @@ def read(path: Path, notes: Counter[str]) -> np.ndarray:
         times = _HOP_S * (np.unique(number, return_inverse=True)[1] if several else np.arange(len(table)))
         step_s = _HOP_S
     frames = np.unique(times)
-    ticks = frames[0] + _HOP_S * np.arange(np.ceil((frames[-1] - frames[0] + step_s) / _HOP_S - 1e-6))
+    ticks = frames[0] + _HOP_S * np.arange(np.ceil((frames[-1] - frames[0] + step_s - 0.001) / _HOP_S))
     latest = np.searchsorted(frames, ticks + 0.0005, side="right") - 1  # time stamps are rounded to milliseconds
     faces, counts = np.unique(who[success == 1], return_counts=True)
     if np.count_nonzero(5 * counts >= len(frames)) > 1:
@@ -54,22 +51,20 @@ def read(path: Path, notes: Counter[str]) -> np.ndarray:
 
 def _table(path: Path) -> pd.DataFrame:
     """The columns of use, as numbers, under their names without spaces; of `_HELP` also those that are not there."""
-    todo = "make it with OpenFace 2: FeatureExtraction -pose -2Dfp -aus"
     try:
-        table = pd.read_csv(
-            path, skipinitialspace=True, na_values=["-nan(ind)"], float_precision="round_trip", encoding="utf-8-sig",
-            low_memory=False,
-        ).rename(columns=lambda name: name.strip().partition(".")[0])  # pandas calls the second "x_0" "x_0.1"
+        table = pd.read_csv(path, skipinitialspace=True, na_values=["-nan(ind)"], encoding="utf-8-sig", low_memory=False)
+        table.columns = table.columns.str.strip().str.partition(".").get_level_values(0)  # pandas: the second "x_0" is "x_0.1"
+        if wrong := [name for name in COLUMNS if list(table).count(name) != 1]:
+            more = f" and {len(wrong) - 3} more" * (len(wrong) > 3)
+            raise ValueError(f"of its {len(COLUMNS)} columns there is not one each of {', '.join(wrong[:3])}{more}")
+        if table.empty or not isinstance(table.index, pd.RangeIndex):
+            raise ValueError("rows are longer than the header" if len(table) else "there is no row")
+        table = table.reindex(columns=[*COLUMNS, *_HELP]).fillna({"success": 1, "face_id": 0})
+        for name in table.select_dtypes(exclude="number"):
+            row = int((pd.to_numeric(table[name], errors="coerce").isna() & table[name].notna()).to_numpy().argmax())
+            raise ValueError(f"row {row + 1}, column {name}: {shown(table[name][row])} is no number")
     except (OSError, ValueError) as error:
-        why = "is not there" if isinstance(error, FileNotFoundError) else f"is no table in UTF-8 ({str(error)[:80].strip()})"
-        raise Unusable(f"{path} {why}: expected OpenFace's CSV; {todo}") from None
-    if wrong := [name for name in COLUMNS if list(table).count(name) != 1]:
-        named = ", ".join(wrong[:3]) + f" and {len(wrong) - 3} more" * (len(wrong) > 3)
-        raise Unusable(f"{path}: expected OpenFace's {len(COLUMNS)} columns, each once; missing or double: {named}; {todo}")
-    if table.empty or not isinstance(table.index, pd.RangeIndex):
-        raise Unusable(f"{path} has {'rows longer than its header' if len(table) else 'no rows'}; {todo}")
-    table = table.reindex(columns=[*COLUMNS, *_HELP]).fillna({"success": 1, "face_id": 0})
-    for name in table.select_dtypes(exclude="number"):
-        row = int((pd.to_numeric(table[name], errors="coerce").isna() & table[name].notna()).to_numpy().argmax())
-        raise Unusable(f"{path}, row {row + 1}, {name}: expected a number, found {shown(table[name][row])}; {todo}")
+        why = "it is not there" if isinstance(error, FileNotFoundError) else str(error).strip()[:200]
+        todo = "make it anew: FeatureExtraction -pose -2Dfp -aus"
+        raise Unusable(f"{path}: expected a table (CSV in UTF-8) of OpenFace 2, but {why}; {todo}") from None
     return table
