@@ -146,12 +146,13 @@ def test_a_recording_is_answered_with_what_was_read_of_it(run, extracted, tmp_pa
 
 
 def test_one_bad_clip_stops_no_other(run, extracted, tmp_path):
-    place = folder_of(tmp_path, "a.mp4", "bad.mp4", "mute.wav", labels="file,text\na.mp4,好\n")
-    good, bad, constant = run.predict(place)
+    place = folder_of(tmp_path, "a.mp4", "bad.mp4", "mute.wav", "mute_blind.mp4", labels="file,text\na.mp4,好\n")
+    good, bad, constant, empty = run.predict(place)
     assert good.words == "好" and good.value is not None and not good.problem
     assert (bad.value, bad.text, bad.probabilities) == (None, "", {})
     assert bad.problem.endswith("bad.mp4 is empty (0 bytes): give another file")
     assert constant.value is None and "has no words and not both sound and face" in constant.problem
+    assert empty.value is None and "mute_blind.mp4 has neither words nor sound nor face" in empty.problem
     assert [Path(one.file).name for one in (good, bad, constant)] == ["a.mp4", "bad.mp4", "mute.wav"]
 
 

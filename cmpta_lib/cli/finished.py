@@ -77,8 +77,7 @@ def asked(text: str) -> str | Path:
         return text  # before all runs are looked at
     if os.path.exists(text):
         raise ValueError(f"{text} is no run: a run comes first, then what it is asked; `cmpta runs` lists those there are")
-    found = meant(text, [row for root in roots for row in listed(root)])
-    if len(found) > 1:
+    if len(found := meant(text, [row for root in roots for row in listed(root)])) > 1:
         raise ValueError(f"'{text}' stands for {len(found)} runs; name one: {_candidates(found)}")
     return found[0].summary.folder
 
@@ -88,12 +87,12 @@ def answers(found: Sequence[Answer]) -> list[str]:
     many, rows = Counter(answer.id for answer in found), []
     for one in found:
         name = _short(f"{os.path.basename(one.file)} " * (many[one.id] > 1) + one.id, _LINE)
-        likely = sorted(one.probabilities.items(), key=lambda pair: -pair[1])
-        other = next((f"{text} {chance:.0%}" for text, chance in likely if text != one.text), "")
+        others = [(chance, text) for text, chance in one.probabilities.items() if text != one.text]
         chance = f"{one.probabilities[one.text]:.0%}" if one.text in one.probabilities else ""
-        notes = [f"no {what}" for what in one.missing] + [f"{kind} {n}" for kind, n in (one.notes | one.repairs).items()]
-        heard = [f"heard {_short(one.words, _TEXT_COLUMNS)!r}"] if one.recognised else []
-        rows.append([name, one.text or "no answer", chance, other, ", ".join(heard + notes)])
+        notes = [f"heard {_short(one.words, _TEXT_COLUMNS)!r}"] * (one.recognised and bool(one.words))
+        notes += [f"no {what}" for what in one.missing] + [f"{kind} {n}" for kind, n in (one.notes | one.repairs).items()]
+        following = "{1} {0:.0%}".format(*max(others)) if others else ""
+        rows.append([name, one.text or "no answer", chance, following, ", ".join(notes)])
     return table(["clip", "answer", "probability", "next", "missing, heard, noted"], rows, right=[2])
 
 

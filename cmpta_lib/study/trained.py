@@ -118,14 +118,15 @@ class TrainedRun:
 
     def _answered(self, clips: Iterator[Asked], strict: bool) -> Iterator[Answer]:
         """Answers to clips of files, some at a time, so that no folder must fit into memory."""
-        size = self.run.config.evaluation.batch_size if self.method.unit == "clip" else None
-        while some := list(islice(clips, size)):
+        while some := list(islice(clips, self.run.config.evaluation.batch_size if self.method.unit == "clip" else None)):
             good: dict[int, tuple[Sample, Counter[str]]] = {}
             found: dict[int, Answer] = {}
             for place, one in enumerate(some):
                 try:
                     if isinstance(one.clip, ValueError):
                         raise one.clip
+                    if strict and not (len(one.clip.audio) or len(one.clip.vision) or one.clip.text.strip()):
+                        raise ValueError(f"{one.file}: {one.id} has neither words nor sound nor face, so nothing tells an answer")
                     good[place] = self._checked(one.clip, one.file, strict)
                 except ValueError as error:
                     found[place] = Answer(one.id, None, "", {}, {}, problem=" ".join(str(error).split()))
