@@ -74,7 +74,7 @@ class Recording:
             if not container.format.flags & GUESSES and (container.duration or 0) / 1e6 > self.seconds + 0.5:
                 self.notes["cut_short"] = 1  # it says so itself
         if not self.seconds:
-            raise Unusable(f"{self.path} has neither sound nor pictures (0 s); record or convert it anew")
+            raise Unusable(f"{self.path} has neither sound nor pictures (0 s); is it whole? Copy or convert it anew")
         self._need_short(self.seconds)
         return self
 
@@ -217,3 +217,16 @@ class Recording:
         if quarters := round(frame.rotation / 90) % 4:  # counter-clockwise, as np.rot90 turns
             self.notes["turned"] = 1
         return np.ascontiguousarray(np.rot90(picture, quarters))
+
+
+def resampled(signal: np.ndarray, rate_hz: int, to_hz: int) -> np.ndarray:
+    """(N,) float32 at another rate, by FFmpeg's resampler."""
+    if rate_hz == to_hz or not len(signal):
+        return signal
+    av, pieces = needed("av"), []
+    resampler = av.AudioResampler("fltp", "mono", to_hz)
+    for start in range(0, len(signal), 10 * rate_hz):
+        frame = av.AudioFrame.from_ndarray(signal[None, start : start + 10 * rate_hz], "fltp", "mono")
+        frame.sample_rate = rate_hz
+        pieces += resampler.resample(frame)
+    return np.concatenate([piece.to_ndarray()[0] for piece in [*pieces, *resampler.resample(None)]])
