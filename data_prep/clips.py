@@ -125,7 +125,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "cmpta data clips") -> i
 
 def _tell(clips: Sequence[Mapping[str, Any]], left_out: int) -> None:
     """Print what the clips hold, and in what they differ."""
-    sizes = ", ".join(f"{count} {name}" for name, count in Counter(clip["split"] for clip in clips).items())
+    sizes = ", ".join(f"{sum(clip['split'] == name for clip in clips)} {name}" for name in SPLITS)
     people = {clip["speaker"] for clip in clips} - {""}
     print(f"{len(clips)} clips ({sizes}) of {len(people) or 'unknown'} people; {left_out} left out")
     notes: Counter[str] = sum((Counter(clip["notes"]) for clip in clips), Counter())

@@ -31,9 +31,7 @@ FORMAT = 1  # of clips.json
 MADE, TABLE, OUT = "clips.json", "labels.csv", "features"  # OUT: the folder of what was made, in that of the recordings
 COLUMNS = ["file", "label", "text", "split", "speaker", "dialogue"]
 SPLIT_OF = {"train": "train", **dict.fromkeys(("valid", "val", "dev", "validation"), "valid"), "test": "test"}
-_ENDINGS = tuple(f".{one}" for one in "mp4 m4v mkv mov webm avi flv wmv mpg mpeg mts 3gp ogv".split()) + tuple(
-    f".{one}" for one in "wav mp3 m4a aac flac ogg opus aif aiff wma amr".split()
-)
+_ENDINGS = ".mp4 .m4v .mkv .mov .webm .avi .flv .wmv .mpg .mpeg .mts .3gp .ogv .wav .mp3 .m4a .aac .flac .ogg .opus .aif".split()
 _NEAR = 0.78  # a header to a column's name: "lable", "labels", "speaker_id", "dialog"
 _FOLDS, _SHARE = 7, 0.15  # one fold of seven is about 15 % of all clips
 
@@ -61,9 +59,7 @@ def found_in(folder: Path, out: Path | None = None) -> tuple[dict[str, Path], li
 def listed(folder: Path, table: Path, out: Path | None, needed: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:
     """The rows of a table: `COLUMNS` and path (None without a recording), by file in order; and what must be told, in lines.
 
-    Raises:
-        ValueError: it is no table in UTF-8 with the `needed` columns, filled, or rows of it cannot be; names them.
-        OSError: it is not there or may not be read.
+    Raises ValueError where it is no table in UTF-8 with the `needed` columns, filled, or rows of it cannot be; names them.
     """
     found, told = found_in(folder, out)
     rows, unread = _read(table, needed)
@@ -144,12 +140,8 @@ def task_of(rows: pd.DataFrame, about: tasks.Said, where: Path) -> tuple[Task, l
 def split(rows: pd.DataFrame, same_people: bool, where: object) -> tuple[np.ndarray, list[str]]:
     """The split of each row of `listed`, and what must be told of it: the given one, or one by people, about 70/15/15.
 
-    Whoever speaks and whichever dialogue it is, each is in one split only. The rows alone decide, and always alike.
-
-    Args:
-        same_people: where that cannot be, deal clips (dialogues whole) by label, and warn.
-    Raises:
-        ValueError: it cannot be and `same_people` does not allow it, or there are too few clips.
+    A person and a dialogue are in one split only; where that cannot be and `same_people` allows it, clips (dialogues whole)
+    are dealt by label. The rows alone decide. Raises ValueError where neither can be.
     """
     unknown, is_given = int((rows["speaker"] == "").sum()), bool((rows["split"] != "").all())
     groups = _groups(rows, ["speaker", "dialogue"])
@@ -244,42 +236,30 @@ def listens(recipe: Recipe, text: str) -> Recipe:
     return replace(recipe, recogniser="") if text else recipe
 
 
-def clips_of(
-    path: Path, recipe: Recipe, jobs: int = 0, labels: str | Path = ""
-) -> Iterator[tuple[str, tuple[Sample, Extracted] | Unusable]]:
+def clips_of(path: Path, recipe: Recipe, jobs: int = 0) -> Iterator[tuple[str, tuple[Sample, Extracted] | Unusable]]:
     """The clips of a recording, or of a folder of them, that are to be answered: name, and what was made or why nothing was.
 
-    Text, speaker and dialogue are those of the table `labels`, or of the folder's labels.csv; labels it needs not have. A clip
-    without text has the words as heard where the recipe listens, or "". Samples have no label.
-
-    Args:
-        jobs: processes; 0 = in this one.
-    Raises:
-        ValueError, OSError: there are no recordings, or the table cannot be read; names it.
-        ImportError: as `features.extract`.
+    Text, speaker and dialogue are those of the folder's labels.csv, where there is one; labels it needs not have. A clip without
+    text has the words as heard where the recipe listens, or "". Raises ValueError where there are no recordings or that table
+    cannot be, and ImportError as `features.extract`. `jobs`: as in `each`.
     """
     found = found_in(path, path / OUT)[0] if path.is_dir() else {path.name: path}
     if not found:
         raise ValueError(f"{path}: expected recordings ({', '.join(_ENDINGS[:3])}, ...), found none")
-    table = Path(labels) if str(labels) else path / TABLE
-    rows: dict[str, dict[str, Any]] = {}
-    if str(labels) or table.is_file():
-        every, _ = listed(path if path.is_dir() else path.parent, table, None, COLUMNS[:1])
-        rows = {row["file"]: row for row in every.to_dict("records")}
+    every = listed(path, path / TABLE, path / OUT, COLUMNS[:1])[0] if (path / TABLE).is_file() else pd.DataFrame()
+    rows = {row["file"]: row for row in every.to_dict("records")}
     texts = {name: rows[name]["text"] if name in rows else "" for name in found}
     calls = [(one, listens(recipe, texts[name])) for name, one in found.items()]
     for name, made in zip(found, each(attempt, calls, jobs), strict=True):
-        if isinstance(made, Unusable):
-            yield name, made
-            continue
-        who = {key: rows[name][key] or None for key in ("speaker", "dialogue") if name in rows}
-        yield name, (Sample(name, texts[name] or made.words or "", made.audio, made.vision, **who), made)
+        if not isinstance(made, Unusable):
+            who = {key: rows[name][key] or None for key in ("speaker", "dialogue") if name in rows}
+            made = Sample(name, texts[name] or made.words or "", made.audio, made.vision, **who), made
+        yield name, made
 
 
 def made_in(folder: Path) -> Path | None:
     """clips.json of what `cmpta data clips` made, in this folder of features or recordings; None where there is none."""
-    places = (folder / MADE, folder / OUT / MADE)
-    return next((one for one in places if one.is_file() and one.with_name("clips").is_dir()), None)
+    return next((one for one in (folder / MADE, folder / OUT / MADE) if one.with_name("clips").is_dir() and one.is_file()), None)
 
 
 def opened(made: Path) -> dict[str, Any]:
