@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import platform
 from dataclasses import fields
 from importlib.metadata import version
@@ -20,12 +21,14 @@ from cmpta_lib.runs import provenance
 from cmpta_lib.runs.engines import DEFAULT, ENGINES
 from cmpta_lib.runs.progress import STATES
 from cmpta_lib.study.parameters import checked_seeds, read_value
-from cmpta_lib.study.plan import CMPTA, NOTEBOOKS, compared
+from cmpta_lib.study.plan import CMPTA, NOTEBOOKS, compared, everything
 from cmpta_lib.study.profiles import PROFILES
 from cmpta_lib.study.study import Study
+from data_prep.features import LONGEST_S
 
 Clips = Annotated[int, Field(ge=1, le=4096)]  # in a batch
 Share = Annotated[float, Field(gt=0, le=1)]
+Seconds = Annotated[float, Field(gt=0)]
 
 
 def setting(text: str) -> tuple[str, Any]:
@@ -138,8 +141,8 @@ def _add_study(sub: argparse.ArgumentParser) -> None:
     what = "change a setting of every run (see cmpta fields), e.g. training.epochs=3; outputs go to a folder of their own"
     sub.add_argument("--set", type=setting, default={}, dest="changes", metavar="FIELD=VALUE", help=what)
     sub.add_argument("--only", nargs="+", default=[], metavar="NAME", help="notebooks by a part of their name: table3")
-    everything = "also the notebooks that go beyond the paper, and on your own data every row (default: CMPTA and references)"
-    sub.add_argument("--all", action="store_true", help=everything)
+    more = "also what goes beyond the paper, but for notebook 15 (--only recordings: needs the extra 'features'), and on your own"
+    sub.add_argument("--all", action="store_true", help=f"{more} data every row (default: CMPTA and references)")
 
 
 def _add_engine(sub: argparse.ArgumentParser) -> None:
@@ -178,11 +181,11 @@ def _add_question(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("what", type=files.expanded, metavar="CLIP", help=what)
     sub.add_argument("--text", default="", help="what is said in the recording (in a folder: labels.csv says it)")
     heard = "let a Whisper model hear what is said where no words are given: a name or a folder (default whisper-base)"
-    model = {"nargs": "?", "const": "whisper-base", "default": "", "metavar": "MODEL"}
-    sub.add_argument("--transcribe", type=files.expanded, help=heard, **model)
+    sub.add_argument("--transcribe", nargs="?", const="whisper-base", default="", metavar="MODEL", help=heard)
     llm = "folder of the LLM that the run was trained with, where it is not found by itself"
     sub.add_argument("--llm", type=files.expanded, default="", metavar="FOLDER", help=llm)
-    sub.add_argument("--jobs", type=AtLeastOne, help="recordings at a time (default: one a core)")
+    sub.add_argument("--longest", type=Seconds, default=LONGEST_S, metavar="S", help="seconds that a recording may be long")
+    sub.add_argument("--jobs", type=AtLeastOne, default=os.cpu_count(), help="recordings at a time (default: one a core)")
     sub.add_argument("--json", action="store_true", help="a list of answers with everything about each, as JSON")
 
 
@@ -248,7 +251,7 @@ def chosen_notebooks(options: argparse.Namespace) -> list[str]:
         ValueError: one of its words is in no notebook's name; says the nearest.
     """
     if not options.only:
-        return [notebook.name for notebook in NOTEBOOKS if options.all or not notebook.is_beyond]
+        return everything() if options.all else [notebook.name for notebook in NOTEBOOKS if not notebook.is_beyond]
     names = [notebook.name for notebook in NOTEBOOKS]
     for part in options.only:
         if not any(part.lower() in name for name in names):
