@@ -71,9 +71,8 @@ def listed(folder: Path, table: Path, out: Path | None, needed: Sequence[str]) -
         known.setdefault(f"{_plain(name.removesuffix(Path(name).suffix))}/", []).append(name)  # no other name ends in "/"
     matches = [known.get(name) or known.get(f"{name}/") or [] for name in names]
     rows["file"] = [match[0] if match else name for match, name in zip(matches, names, strict=True)]
-    rows["path"] = [found.get(name) for name in rows["file"]]
+    rows["path"], splits = [found.get(name) for name in rows["file"]], rows["split"].str.casefold()
     is_out = [".." in Path(name).parts or name.startswith("/") or name[1:2] == ":" for name in names]
-    splits = rows["split"].str.casefold()
     faults = {f"{column!r} is empty: fill it, or remove the row": rows[column] == "" for column in needed} | {
         "it lies outside the folder: write names as seen from there": rows["path"].isna() & np.array(is_out),
         "several recordings have that name: write its ending too": np.array([len(match) > 1 for match in matches]),
@@ -98,8 +97,6 @@ def _plain(name: str) -> str:
 
 def _read(table: Path, needed: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:
     """The cells of a table as text, one column for each of `COLUMNS`, and its other headers; raises as `listed`."""
-    if not table.is_file():
-        raise FileNotFoundError(f"{table} is not there: expected a table with the columns {', '.join(needed)}")
     with files.reading(table):
         content = table.read_bytes()
     try:
@@ -129,11 +126,10 @@ def _read(table: Path, needed: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:
 def task_of(rows: pd.DataFrame, about: tasks.Said, where: Path) -> tuple[Task, list[str | float]]:
     """The task of rows with file, label, text and split, and their labels: numbers where most are; raises as `find_task`."""
     values = [tasks.read_number(label) for label in rows["label"]]
-    is_text = 2 * sum(value is None for value in values) >= len(values)
+    is_text = 2 * values.count(None) >= len(values)
     labels = [text if is_text or value is None else value for text, value in zip(rows["label"], values, strict=True)]
-    every: dict[str, list[tuple[str, Any]]] = {split: [] for split in SPLITS}
-    for file, split, label in zip(rows["file"], rows["split"], labels, strict=True):
-        every[split].append((f"{where}, {shown(file)}", label))
+    told = list(zip(rows["split"], (f"{where}, {shown(file)}" for file in rows["file"]), labels, strict=True))
+    every = {split: [(clip, label) for its, clip, label in told if its == split] for split in SPLITS}
     return tasks.find_task(where.parent, about, every, [*rows["text"]]), labels
 
 
@@ -186,7 +182,7 @@ def _dealt(labels: pd.Series, groups: np.ndarray, where: object) -> np.ndarray:
         folds = [fold for _, fold in StratifiedGroupKFold(number).split(strata, strata, groups)]
     counts = np.array([np.bincount(strata[fold], minlength=strata.max() + 1) for fold in folds])  # (folds, labels)
 
-    def cost(chosen: tuple[int, ...]) -> tuple[int, float]:
+    def cost(chosen: Iterable[int]) -> tuple[int, float]:
         parts = counts[list(chosen)]
         off = np.abs(parts.sum(1) / len(strata) - _SHARE).sum() + np.abs(parts / counts.sum(0) - _SHARE).mean()
         return int((parts.sum(0) == counts.sum(0)).sum()), round(float(off), 9)
@@ -252,7 +248,7 @@ def clips_of(path: Path, recipe: Recipe, jobs: int = 0) -> Iterator[tuple[str, t
     calls = [(one, listens(recipe, texts[name])) for name, one in found.items()]
     for name, made in zip(found, each(attempt, calls, jobs), strict=True):
         if not isinstance(made, Unusable):
-            who = {key: rows[name][key] or None for key in ("speaker", "dialogue") if name in rows}
+            who: dict[str, Any] = {key: rows[name][key] or None for key in ("speaker", "dialogue") if name in rows}
             made = Sample(name, texts[name] or made.words or "", made.audio, made.vision, **who), made
         yield name, made
 
@@ -289,5 +285,4 @@ def convert(content: Mapping[str, Any], made: Path, about: tasks.Said, sources: 
 
     repairs: Counter[str] = sum((Counter(clip["notes"]) for clip in content["clips"]), Counter())
     known = {"name": content["name"], "task": task, "generated": False, "sources": sources, "features": content["recipe"]}
-    origins, splits = {one: f"{made}, {one}" for one in SPLITS}, {one: samples(one) for one in SPLITS}
-    return write_corpus(target, splits=splits, repairs=repairs, origins=origins, **known)
+    return write_corpus(target, splits={one: samples(one) for one in SPLITS}, repairs=repairs, **known)
