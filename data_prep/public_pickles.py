@@ -39,17 +39,15 @@ _LISTED = 3
 
 
 def read_folder(folder: str | Path, cache: Path | None = None) -> Corpus:
-    """Open `<name>_{train,valid,test}.pkl`, MELD's public format, or what `cmpta data clips` made of recordings.
-
-    Converted on first use, below `cache`.
+    """Open `<name>_{train,valid,test}.pkl` or what `cmpta data clips` made; converted on first use, below `cache`.
 
     Which task was found is printed at the conversion; clips that stand in train and in another split in every call.
 
-    Each file is a list of dicts `{"label": str | float, "features": {"text", "audio": (T, F), "audio_len",
-    "video": (T, F), "video_len"}}`, with "id", "speaker" and "dialogue" where known. Only the first `len` rows are real
-    frames; a modality of length 0, None or without a key is absent. Text labels make classes, numbers scores; where that is
-    left open, or scores lie beyond [-1, 1], "classes:FOLDER", "scores=1..5:FOLDER" or `tasks.ABOUT` in the folder must say.
-    The conversion is named by that and the files' SHA-256, which every call computes (0.5 s for MELD).
+    Each file is in MELD's public format, a list of dicts `{"label": str | float, "features": {"text", "audio": (T, F),
+    "audio_len", "video": (T, F), "video_len"}}`, with "id", "speaker" and "dialogue" where known. Only the first `len` rows
+    are real frames; a modality of length 0, None or without a key is absent. Text labels make classes, numbers scores; where
+    that is left open, or scores lie beyond [-1, 1], "classes:FOLDER", "scores=1..5:FOLDER" or `tasks.ABOUT` in the folder
+    must say. The conversion is named by that and the files' SHA-256, which every call computes (0.5 s for MELD).
 
     Args:
         cache: where conversions lie; without it `cache/data` of the runs' folder, as in every study.
@@ -75,8 +73,8 @@ def read_folder(folder: str | Path, cache: Path | None = None) -> Corpus:
         corpus = recordings.convert(made, paths[MADE], about, sources, target)
     else:
         corpus = _convert(name, place, about, paths, sources, target)
-    said = (verify.introduction(corpus) if is_new else []) + made.get("warnings", []) + verify.warnings(corpus, deep=is_new)
-    for line in said:
+    warned = [*made.get("warnings", ()), *verify.warnings(corpus, deep=is_new)]
+    for line in (verify.introduction(corpus) if is_new else []) + warned:
         print(f"{place}: {line}", file=sys.stderr)
     return corpus
 
@@ -120,7 +118,9 @@ def public_files(folder: Path) -> tuple[str, dict[str, Path]]:
     names = sorted({match[1] for match in matches})
     for name in names:
         _need_usable_name(folder, name)
-    if (made := recordings.made_in(folder)) and not names:
+    if made := recordings.made_in(folder):
+        if names:
+            raise ValueError(f"{folder} holds public pickles and what was made of recordings; give each a folder of its own")
         return recordings.opened(made)["name"], {MADE: made}
     if len(names) > 1:
         raise ValueError(f"{folder}: expected one dataset, found {_some(names)}; give each a folder of its own")

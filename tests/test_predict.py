@@ -213,7 +213,7 @@ def test_a_run_knows_what_it_was_trained_on(published, run, tmp_path):
     with pytest.raises(ValueError, match="nobody knows how to make the frames that run embedded-sims-.* as they came ready-"):
         published.predict(place)
     run.inputs = replace(run.inputs, features={"audio": {"set": "egemaps-0", "hop_ms": 10.0}})
-    with pytest.raises(ValueError, match=r"run .* was trained on audio features egemaps-0 .* this version makes egemaps-1"):
+    with pytest.raises(ValueError, match=r"run .* is of audio features egemaps-0 .* this version makes egemaps-1"):
         run.predict(place)
 
 

@@ -111,7 +111,7 @@ class Recipe:
             found = SETS[modality].get(name) or FeatureSet(name, float(kept["hop_ms"]))
             if (str(found.version), found.hop_ms) != (version, kept["hop_ms"]):
                 raise ValueError(
-                    f"{of} was trained on {modality} features {kept['set']} every {kept['hop_ms']} ms, and this version makes"
+                    f"{of} is of {modality} features {kept['set']} every {kept['hop_ms']} ms, and this version makes"
                     f" {found} every {found.hop_ms} ms; use the version that made it, or extract and train anew"
                 )
             sets[modality] = found
