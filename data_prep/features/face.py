@@ -47,8 +47,7 @@ def follow(pictures: Iterator[np.ndarray], notes: Counter[str]) -> np.ndarray:
         _link(found, chains, count - 1)
     stay = (chain for chain in chains if 10 * len(chain) >= count)
     taken = max(stay, key=lambda chain: sum(one[2] ** 2 for one in chain.values()), default={})
-    if any(5 * len(chain) >= count and chain is not taken for chain in chains):
-        notes["several_faces"] += 1
+    notes.update(["several_faces"] * any(5 * len(chain) >= count and chain is not taken for chain in chains))
     rows = np.array([*taken.values()]).reshape(-1, 3 + len(COLUMNS))[:, 3:]
     return each_frame(rows, np.array([*taken]), np.arange(count), notes)
 
@@ -63,8 +62,7 @@ def each_frame(rows: np.ndarray, seen: np.ndarray, frames: np.ndarray, notes: Co
     if 10 * present.sum() < max(len(frames), 1):
         notes.update(["no_face"] * (len(frames) > 0))
         return np.zeros((0, rows.shape[1]), np.float32)
-    if not present.all():
-        notes["frames_without_face"] += int((~present).sum())
+    notes.update(["frames_without_face"] * np.count_nonzero(~present))
     return rows[np.maximum(np.searchsorted(seen, frames, side="right") - 1, 0)].astype(np.float32)
 
 
@@ -84,14 +82,11 @@ def _link(found: list[np.ndarray], chains: list[dict[int, np.ndarray]], tick: in
     """Each face goes on with a chain whose last square it overlaps, the nearest pairs first; else it starts one."""
     x, y, side = np.array([chain[next(reversed(chain))][:3] for chain in chains]).reshape(-1, 3).T
     far = np.array([np.maximum(abs(x - one[0]), abs(y - one[1])) / (side + one[2]) * 2 for one in found])  # 1 = they touch
-    goes_on = dict[int, int]()  # face -> chain
+    left = dict(enumerate(found))
     for face, chain in sorted(np.argwhere(far < 1).tolist(), key=lambda pair: far[*pair]):
-        if face not in goes_on and chain not in goes_on.values():
-            goes_on[face] = chain
-    for face, one in enumerate(found):
-        if face not in goes_on:
-            chains.append({})
-        chains[goes_on.get(face, -1)][tick] = one
+        if face in left and tick not in chains[chain]:
+            chains[chain][tick] = left.pop(face)
+    chains.extend({tick: one} for one in left.values())
 
 
 def _row(picture: np.ndarray, points: np.ndarray) -> np.ndarray:
@@ -120,10 +115,9 @@ def _row(picture: np.ndarray, points: np.ndarray) -> np.ndarray:
 
 def _meshes(picture: np.ndarray) -> list[np.ndarray]:
     """The 468 points of each face: (468, 3) float32 in the picture's pixels, depth to the same scale."""
-    (detector, mesh, _), size, found = _models(), np.array(picture.shape[1::-1]), list[np.ndarray]()
-    picture = np.ascontiguousarray(picture)
+    (finder, mesh, _), size, found = _models(), np.array(picture.shape[1::-1]), list[np.ndarray]()
     with warnings.catch_warnings(action="ignore", category=UserWarning):  # protobuf's, about a call inside mediapipe
-        boxes = [one.location_data.relative_bounding_box for one in detector.process(picture).detections or ()]
+        boxes = [d.location_data.relative_bounding_box for d in finder.process(np.ascontiguousarray(picture)).detections or ()]
         squares = [(size * (b.xmin + b.width / 2, b.ymin + b.height / 2), max(size * (b.width, b.height))) for b in boxes]
         # The detector misses a face that fills the picture. The mesh finds it, but none below a third of what it is shown.
         for centre, side in [*squares[:4], (size / 2, max(size))]:  # each costs 5 ms

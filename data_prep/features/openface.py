@@ -42,8 +42,7 @@ def read(path: Path, notes: Counter[str]) -> np.ndarray:
     ticks = frames[0] + _HOP_S * np.arange(np.ceil((frames[-1] - frames[0] + step_s - 0.001) / _HOP_S))
     latest = np.searchsorted(frames, ticks + 0.0005, side="right") - 1  # time stamps are rounded to milliseconds
     faces, counts = np.unique(who[success == 1], return_counts=True)
-    if np.count_nonzero(5 * counts >= len(frames)) > 1:
-        notes["several_faces"] += 1
+    notes.update(["several_faces"] * bool(sum(5 * counts >= len(frames)) > 1))
     taken = (success == 1) & (who == (faces[counts.argmax()] if len(faces) else None))
     rows = table.loc[taken, [*COLUMNS]].to_numpy(np.float32)
     return each_frame(rows, np.searchsorted(frames, times[taken]), latest, notes)
@@ -65,6 +64,5 @@ def _table(path: Path) -> pd.DataFrame:
             raise ValueError(f"row {row + 1}, column {name}: {shown(table[name][row])} is no number")
     except (OSError, ValueError) as error:
         why = "it is not there" if isinstance(error, FileNotFoundError) else str(error).strip()[:200]
-        todo = "make it anew: FeatureExtraction -pose -2Dfp -aus"
-        raise Unusable(f"{path}: expected a table (CSV in UTF-8) of OpenFace 2, but {why}; {todo}") from None
+        raise Unusable(f"{path}: expected OpenFace's CSV (UTF-8), but {why}; call FeatureExtraction -pose -2Dfp -aus") from None
     return table
