@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from cmpta_lib.data.corpus import SPLITS, Corpus, Modality, Sample, Task, is_number, problem, shown
+from cmpta_lib.data.corpus import SPLITS, Corpus, Sample, Task, is_number, problem, shown
 from cmpta_lib.data.store import FORMAT, load_corpus, write_corpus
 from cmpta_lib.files import reading, runs_folder
 from data_prep import recordings, safe_pickle, tasks, verify
@@ -194,7 +194,7 @@ def read_items(path: Path, repairs: Counter[str], labelled: bool = True) -> list
     return list(items)
 
 
-def clips_of(place: Path, widths: Mapping[Modality, int]) -> Iterator[tuple[Path, str, Sample | ValueError, Counter[str]]]:
+def clips_of(place: Path, widths: Mapping[Any, int]) -> Iterator[tuple[Path, str, Sample | ValueError, Counter[str]]]:
     """Clips to be answered, of one file or of a folder's public ones: file, id, the clip or what is wrong with it, its repairs.
 
     Labels are not looked at. `widths`: F of each modality, for clips that lack it. Raises ValueError as `read_items`.
