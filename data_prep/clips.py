@@ -31,7 +31,7 @@ from data_prep.published import path
 from data_prep.recordings import COLUMNS, FORMAT, MADE, OUT, TABLE, some
 
 # Those of whose versions numbers may depend.
-_PACKAGES = ("ai-edge-litert", "av", "ctranslate2", "faster-whisper", "mediapipe", "numpy", "opencv-contrib-python", "opensmile")
+_PACKAGES = ("ai-edge-litert", "av", "ctranslate2", "faster-whisper", "mediapipe", "opencv-contrib-python", "opensmile")
 
 
 def _options(argv: Sequence[str] | None, prog: str) -> argparse.Namespace:
@@ -44,7 +44,7 @@ def _options(argv: Sequence[str] | None, prog: str) -> argparse.Namespace:
     add("--audio", default="egemaps", metavar="SET", help=f"egemaps (default), whisper, {ready}")
     add("--vision", metavar="SET", help=f"mediapipe (default), openface, {ready}")
     add("--openface-csv", type=path, metavar="FOLDER", help="with OpenFace's <clip>.csv, which are then vision")
-    listen = "hear the words of clips without text, with this Whisper model or folder of one (default: whisper-base)"
+    listen = "hear the words of clips without text, by this Whisper model or folder of one (default: whisper-base)"
     add("--transcribe", nargs="?", const="whisper-base", metavar="MODEL", help=listen)
     add("--jobs", type=int, default=os.cpu_count() or 1, help="clips at a time (default: one a core)")
     add("--longest", type=float, default=LONGEST_S, metavar="SECONDS", help="that a clip may be (default: %(default)g)")
@@ -84,48 +84,67 @@ def main(argv: Sequence[str] | None = None, prog: str = "cmpta data clips") -> i
     if folder.is_relative_to(out) or recordings.found_in(out)[0]:
         raise ValueError(f"{out} holds recordings, and features need a folder of their own; name another by --to")
     if not table.is_file() and (first := next(iter(recordings.found_in(folder, out)[0]), "")):
-        raise FileNotFoundError(f"{table} is not there: its first line is {','.join(COLUMNS)} and the next like {first},LABEL,,,,")
+        like = f"its first line is {','.join(COLUMNS)} (the last four may be left out), the next like {first},LABEL,,,,"
+        raise FileNotFoundError(f"{table}, which says the labels, is not there: {like}")
     recipe = _recipe(options)
-    rows, told = recordings.listed(folder, table, out)
+    rows, told = recordings.listed(folder, table, out, COLUMNS[:2])
     left_out = dict.fromkeys(rows["file"][rows["path"].isna()], "there is no such recording")
+    told += [f"WARNING: {len(left_out)} rows of {table.name} have no recording: {some(left_out)}"] * bool(left_out)
     rows = rows[rows["path"].notna()].reset_index(drop=True)
+    if rows.empty:
+        raise ValueError(f"{table}: none of its rows has a recording in {folder} ({some(left_out)}); correct the names")
     rows["split"], warned = recordings.split(rows, options.same_people, table)
+    told += [f"words: {(rows['text'] == '').sum()} of {len(rows)} clips have no text, and are heard"] * bool(recipe.recogniser)
     shared = Counter(str(one) for place in rows["path"] for one in features.files_of(place, recipe))
     if twice := [one for one, count in shared.items() if count > 1]:
         raise ValueError(f"{folder}: several recordings share {some(twice)}; give each its own")
-    told += [f"WARNING: {len(left_out)} rows of {table.name} have no recording: {some(left_out)}"] * bool(left_out)
     for line in (*features.said(recipe), *told, *warned, *_checked(rows, about, table)):
         print(f"{folder}: {line}", file=sys.stderr)
     (out / "clips").mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(out / ".lock", blocking=False):
-            started = time.monotonic()
             made = _made(rows, recipe, out / "clips", options.jobs, left_out)
-            files.write_text(out / TABLE, rows[[*COLUMNS]].to_csv(index=False, lineterminator="\n"))
+            files.write_text(out / TABLE, rows[COLUMNS].to_csv(index=False, lineterminator="\n"))
             rows = rows[rows["file"].isin(made)].reset_index(drop=True)
             _checked(rows, about, table, left_out)
-            _write(folder, out, rows, made, recipe, left_out, warned)
+            clips = [row | made[row["file"]] for row in rows.drop(columns="path").to_dict("records")]
+            for clip in clips:
+                words = clip.pop("words")
+                clip |= {"text": clip["text"] or words or "", "heard": words is not None}
+            name = "".join(sign for sign in folder.name if sign.isprintable()).lstrip(". ")
+            name = name.encode()[:MOST_NAME_BYTES].decode(errors="ignore") or "recordings"
+            said = {"format": FORMAT, "name": name, "recipe": recipe.stored(), "warnings": warned, "left_out": left_out}
+            files.write_text(out / MADE, files.checksummed(said | {"clips": clips}))
     except Timeout:
         raise ValueError(f"{out}: another call is at work there; wait for it") from None
-    took, frames = time.monotonic() - started, sum(one["frames"]["vision"][0] for one in made.values())
-    notes: Counter[str] = sum((Counter(one["notes"]) for one in made.values()), Counter())
-    rates = Counter(one["rate_hz"] for one in made.values() if one["rate_hz"])
-    sizes = ", ".join(f"{(rows['split'] == name).sum()} {name}" for name in SPLITS)
-    print(f"{len(made)} clips of {rows['speaker'].nunique()} people: {sizes}; {len(left_out)} left out; {len(made) / took * 60:.0f} a minute")
-    if frames:
-        print(f"{1 - notes['frames_without_face'] / frames:.1%} of {frames} frames have a face")
-    if len(rates) > 1:
-        print("WARNING: sample rates differ: " + ", ".join(f"{rate} Hz in {count}" for rate, count in rates.most_common()))
-    print(f"notes: {', '.join(f'{kind} {count}' for kind, count in sorted(notes.items())) or 'none'}")
-    choice = tasks.split_choice(options.folder)[0]
-    print(f"next: cmpta reproduce --data {shlex.quote(f'{choice}{folder if out == folder / OUT else out}')}")
+    _tell(clips, len(left_out))
+    data = f"{tasks.split_choice(options.folder)[0]}{out if options.to else folder}"
+    print(f"next: cmpta reproduce --data {shlex.quote(data)}")
     return 0
+
+
+def _tell(clips: Sequence[Mapping[str, Any]], left_out: int) -> None:
+    """Print what the clips hold, and in what they differ."""
+    sizes = ", ".join(f"{count} {name}" for name, count in Counter(clip["split"] for clip in clips).items())
+    people = {clip["speaker"] for clip in clips} - {""}
+    print(f"{len(clips)} clips ({sizes}) of {len(people) or 'unknown'} people; {left_out} left out")
+    notes: Counter[str] = sum((Counter(clip["notes"]) for clip in clips), Counter())
+    if frames := sum(clip["shapes"]["vision"][0] for clip in clips):
+        print(f"frames with a face: {1 - notes['frames_without_face'] / frames:.1%} of {frames}")
+    print(f"notes: {', '.join(f'{kind} {count}' for kind, count in sorted(notes.items())) or 'none'}")
+    kinds = {"sample rates (Hz)": [clip["rate_hz"] for clip in clips if clip["rate_hz"]]}
+    shapes = [(name, clip["shapes"][name]) for clip in clips for name in MODALITIES]
+    kinds |= {f"widths of {one}": [shape[1] for name, shape in shapes if name == one and shape[0]] for one in MODALITIES}
+    for what, values in kinds.items():
+        if len(set(values)) > 1:
+            found = ", ".join(f"{value} in {count}" for value, count in Counter(values).most_common())
+            print(f"WARNING: {what} differ: {found} clips; make them alike")
 
 
 def _checked(rows: pd.DataFrame, about: tasks.Said, table: Path, left_out: Mapping[str, str] | None = None) -> list[str]:
     """What is still to be said of the labels before training; raises ValueError where they, or splits, cannot be trained on."""
-    if empty := [name for name in SPLITS if not (rows["split"] == name).any()]:
-        why = f"{len(left_out)} clips cannot be used, such as {next(iter(left_out.values()))}" if left_out else "add some"
+    if empty := [name for name in SPLITS if name not in set(rows["split"])]:
+        why = f"{len(left_out)} clips cannot be used ({next(iter(left_out.values()))})" if left_out else "add some"
         raise ValueError(f"{table}: no clip is in {' or in '.join(empty)}; {why}")
     try:
         recordings.task_of(rows, about, table)
@@ -136,42 +155,30 @@ def _checked(rows: pd.DataFrame, about: tasks.Said, table: Path, left_out: Mappi
     return []
 
 
-def _made(
-    rows: pd.DataFrame, recipe: Recipe, place: Path, jobs: int, left_out: dict[str, str]
-) -> dict[str, dict[str, Any]]:
+def _made(rows: pd.DataFrame, recipe: Recipe, place: Path, jobs: int, left_out: dict[str, str]) -> dict[str, dict[str, Any]]:
     """What became of each clip whose features are in `place` now, by file; of the others `left_out` gets the reason."""
     for leftover in place.glob(".*.partial"):  # of a call that was killed
         leftover.unlink()
     made_by = {one.name: one.version for one in distributions() if one.name in _PACKAGES}
     made_by |= {one.name: files.sha256(one) for one in recipe.whisper.glob("model.*")} if recipe.whisper else {}
-    calls = [(row.path, row.file, place / _name(row.file), recipe, row.text, made_by) for row in rows.itertuples()]
-    found: dict[str, dict[str, Any]] = {}
-    form = "{n_fmt} of {total_fmt} clips, {postfix}{remaining} left"
+    calls, found = [], dict[str, dict[str, Any]]()
+    for row in rows.itertuples():  # names that any disk takes
+        name = f"{re.sub('[^0-9A-Za-z]+', '-', row.path.stem)[:40]}-{hashlib.sha256(row.file.encode()).hexdigest()[:16]}"
+        calls.append((row.path, row.file, place / f"{name}.safetensors", recordings.listens(recipe, row.text), made_by))
+    form, started = "{n_fmt} of {total_fmt} clips, {remaining} left{postfix}", time.monotonic()
     with tqdm(total=len(calls), bar_format=form, file=sys.stderr, mininterval=1) as bar:
         for call, one in zip(calls, recordings.each(make, calls, jobs), strict=True):
-            bar.set_postfix_str(f"{60 * (bar.n + 1) / (time.time() - bar.start_t):.0f} a minute, ", refresh=False)
             bar.update()
+            bar.set_postfix_str(f"{60 * bar.n / (time.monotonic() - started):.0f} clips a minute", refresh=False)
             if isinstance(one, Unusable):
                 left_out[call[1]] = str(one)
                 bar.write(f"left out: {one}", file=sys.stderr)
             else:
                 found[call[1]] = one
-    for modality in MODALITIES:  # ready frames may be of any width, but of one
-        widths = Counter(one["frames"][modality][1] for one in found.values() if one["frames"][modality][0])
-        for file in [file for file, one in found.items() if one["frames"][modality][0] and one["frames"][modality][1] != widths.most_common(1)[0][0]]:
-            left_out[file] = f"{file}: {modality} is {found.pop(file)['frames'][modality][1]} wide, unlike most; make all alike"
-            print(f"left out: {left_out[file]}", file=sys.stderr)
     return found
 
 
-def _name(file: str) -> str:
-    """A name that any disk takes, and no other clip has."""
-    return f"{re.sub('[^0-9A-Za-z]+', '-', Path(file).stem)[:40]}-{hashlib.sha256(file.encode()).hexdigest()[:16]}.safetensors"
-
-
-def make(
-    place: Path, file: str, target: Path, recipe: Recipe, text: str, made_by: Mapping[str, str]
-) -> dict[str, Any] | Unusable:
+def make(place: Path, file: str, target: Path, recipe: Recipe, made_by: Mapping[str, str]) -> dict[str, Any] | Unusable:
     """What became of a clip: its features are in `target`, made unless they are there from the same files by the same recipe.
 
     Raises:
@@ -181,54 +188,40 @@ def make(
     from safetensors.numpy import save_file
 
     try:
-        source = {one.name: files.sha256(one) for one in features.files_of(place, recipe)}
+        source = {one.name: files.sha256(one) for one in features.files_of(place, recipe) if one.is_file()}
     except OSError as error:
-        return Unusable(f"{place} cannot be read ({error.strerror}), or what belongs to it: {error.filename}")
-    of = {"file": file, "source": source, "recipe": recipe.stored(), "heard": not text, "made_by": dict(made_by)}
+        return Unusable(f"{error.filename} cannot be read ({error.strerror}); copy it anew, or grant it")
+    of = {"file": file, "source": source, "recipe": recipe.stored(), "made_by": dict(made_by)}
     record = _kept(target)
-    if record is None or any(record[key] != of[key] for key in of) or record["seconds"] > recipe.longest_s:
-        found = recordings.attempt(place, recipe, text)
-        if isinstance(found, Unusable):
-            return found
-        frames = {name: np.ascontiguousarray(getattr(found, name)) for name in MODALITIES}  # safetensors takes no other
-        record = of | {"words": found.words, "seconds": found.seconds, "rate_hz": found.rate_hz, "notes": dict(found.notes)}
-        record |= {"frames": {name: [*one.shape, hashlib.sha256(one).hexdigest()] for name, one in frames.items()}}
+    if record is None or any(record[key] != value for key, value in of.items()) or record["seconds"] > recipe.longest_s:
+        made = recordings.attempt(place, recipe)
+        if isinstance(made, Unusable):
+            return made
+        frames = {name: np.ascontiguousarray(getattr(made, name)) for name in MODALITIES}  # safetensors takes no other
+        record = of | {"words": made.words, "seconds": made.seconds, "rate_hz": made.rate_hz, "notes": dict(made.notes)}
+        record |= {"shapes": {name: list(one.shape) for name, one in frames.items()}}
         with files.replacing(target) as partial:  # one key: several would be written in an order of chance
-            save_file(frames, partial, {"clip": files.checksummed(record)})
-    return record | {"features": target.name, "sha256": files.sha256(target)}
+            save_file(frames, partial, {"clip": _sealed(record, frames)})
+    kept = {key: record[key] for key in ("words", "seconds", "rate_hz", "notes", "shapes")}
+    return kept | {"features": target.name, "sha256": files.sha256(target)}
+
+
+def _sealed(record: Mapping[str, Any], frames: Mapping[str, np.ndarray]) -> str:
+    """A clip's record as JSON, with a hash of it and of its frames."""
+    digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode())
+    for name in MODALITIES:
+        digest.update(frames[name].tobytes())
+    return json.dumps([record, digest.hexdigest()])
 
 
 def _kept(target: Path) -> dict[str, Any] | None:
-    """What an earlier call wrote of a clip; None where it did not, or the file is damaged."""
+    """The record that an earlier call wrote beside a clip's frames; None where it did not, or the file is damaged."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(target, "numpy") as file:
             text, frames = file.metadata()["clip"], {name: file.get_tensor(name) for name in MODALITIES}
-        record: dict[str, Any] = json.loads(text)
-        del record["seal"]
-        hashes = {name: [*one.shape, hashlib.sha256(one).hexdigest()] for name, one in frames.items()}
-        return record if record["frames"] == hashes and files.checksummed(record) == text else None
+        record: dict[str, Any] = json.loads(text)[0]
+        return record if _sealed(record, frames) == text else None
     except (OSError, ValueError, LookupError, TypeError, SafetensorError):
         return None
-
-
-def _write(
-    folder: Path,
-    out: Path,
-    rows: pd.DataFrame,
-    made: Mapping[str, Mapping[str, Any]],
-    recipe: Recipe,
-    left_out: Mapping[str, str],
-    warned: Sequence[str],
-) -> None:
-    """Write clips.json, and the rows with their split as a table."""
-    clips = []
-    for row in rows.drop(columns="path").to_dict("records"):
-        one = made[row["file"]]
-        kept = {key: one[key] for key in ("features", "sha256", "seconds", "rate_hz", "notes")}
-        clips.append(row | {"text": row["text"] or one["words"] or "", "heard": one["words"] is not None} | kept)
-    visible = "".join(sign for sign in folder.name if sign.isprintable()).lstrip(".").strip()
-    name = visible.encode()[:MOST_NAME_BYTES].decode(errors="ignore") or "recordings"
-    said = {"format": FORMAT, "name": name, "recipe": recipe.stored(), "warnings": list(warned), "left_out": dict(left_out)}
-    files.write_text(out / MADE, files.checksummed(said | {"clips": clips}))

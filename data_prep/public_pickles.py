@@ -121,7 +121,7 @@ def public_files(folder: Path) -> tuple[str, dict[str, Path]]:
     for name in names:
         _need_usable_name(folder, name)
     if (made := recordings.made_in(folder)) and not names:
-        return recordings.opened(made, deep=False)["name"], {MADE: made}
+        return recordings.opened(made)["name"], {MADE: made}
     if len(names) > 1:
         raise ValueError(f"{folder}: expected one dataset, found {_some(names)}; give each a folder of its own")
     files: dict[str, list[str]] = {split: [] for split in SPLITS}

@@ -29,10 +29,11 @@ from data_prep.features import Extracted, Recipe, Unusable
 
 FORMAT = 1  # of clips.json
 MADE, TABLE, OUT = "clips.json", "labels.csv", "features"  # OUT: the folder of what was made, in that of the recordings
-COLUMNS = ("file", "label", "text", "split", "speaker", "dialogue")
+COLUMNS = ["file", "label", "text", "split", "speaker", "dialogue"]
 SPLIT_OF = {"train": "train", **dict.fromkeys(("valid", "val", "dev", "validation"), "valid"), "test": "test"}
-_VIDEO = "mp4 m4v mkv mov webm avi flv wmv mpg mpeg mts 3gp ogv"
-_ENDINGS = tuple(f".{one}" for one in f"{_VIDEO} wav mp3 m4a aac flac ogg opus aif aiff wma amr".split())
+_ENDINGS = tuple(f".{one}" for one in "mp4 m4v mkv mov webm avi flv wmv mpg mpeg mts 3gp ogv".split()) + tuple(
+    f".{one}" for one in "wav mp3 m4a aac flac ogg opus aif aiff wma amr".split()
+)
 _NEAR = 0.78  # a header to a column's name: "lable", "labels", "speaker_id", "dialog"
 _FOLDS, _SHARE = 7, 0.15  # one fold of seven is about 15 % of all clips
 
@@ -43,31 +44,25 @@ def some(names: Iterable[object], most: int = 3) -> str:
     return ", ".join(map(shown, names[:most])) + f" and {len(names) - most} more" * (len(names) > most)
 
 
-# Listing ------------------------------------------------------------------------------------------------------------------
 def found_in(folder: Path, out: Path | None = None) -> tuple[dict[str, Path], list[str]]:
     """The recordings below a folder (but not in `out`) by their path from there; what of it is not read, in a line or none."""
     found, odd = {}, []
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder)
-        is_hidden = any(part.startswith(".") for part in inside.parts)
-        if path.suffix.lower() in _ENDINGS and out not in path.parents:
-            name = inside.as_posix().encode("utf-8", "backslashreplace").decode()  # a name may be of any bytes
-            if path.is_file() and not is_hidden:
-                found[name] = path
-            else:
-                odd.append(name)
-        elif path.is_symlink() and path.is_dir():
-            odd.append(inside.as_posix())
+        name = inside.as_posix().encode("utf-8", "backslashreplace").decode()  # a name may be of any bytes
+        is_recording = path.suffix.lower() in _ENDINGS and out not in path.parents
+        if is_recording and path.is_file() and not any(part.startswith(".") for part in inside.parts):
+            found[name] = path
+        elif is_recording or (path.is_symlink() and path.is_dir()):
+            odd.append(name)
     return found, [f"not read, as hidden, no file, or a link to a folder or to nothing: {some(odd)}"] * bool(odd)
 
 
-def listed(folder: Path, table: Path, out: Path | None, needed: Sequence[str] = COLUMNS[:2]) -> tuple[pd.DataFrame, list[str]]:
+def listed(folder: Path, table: Path, out: Path | None, needed: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:
     """The rows of a table: `COLUMNS` and path (None without a recording), by file in order; and what must be told, in lines.
 
-    Args:
-        needed: the columns that must be there and filled.
     Raises:
-        ValueError: it is no table in UTF-8 with these columns, or rows of it cannot be; names them.
+        ValueError: it is no table in UTF-8 with the `needed` columns, filled, or rows of it cannot be; names them.
         OSError: it is not there or may not be read.
     """
     found, told = found_in(folder, out)
@@ -80,10 +75,11 @@ def listed(folder: Path, table: Path, out: Path | None, needed: Sequence[str] = 
         known.setdefault(f"{_plain(name.removesuffix(Path(name).suffix))}/", []).append(name)  # no other name ends in "/"
     matches = [known.get(name) or known.get(f"{name}/") or [] for name in names]
     rows["file"] = [match[0] if match else name for match, name in zip(matches, names, strict=True)]
+    rows["path"] = [found.get(name) for name in rows["file"]]
     is_out = [".." in Path(name).parts or name.startswith("/") or name[1:2] == ":" for name in names]
     splits = rows["split"].str.casefold()
     faults = {f"{column!r} is empty: fill it, or remove the row": rows[column] == "" for column in needed} | {
-        "it lies outside the folder: write names as seen from there": np.array(is_out),
+        "it lies outside the folder: write names as seen from there": rows["path"].isna() & np.array(is_out),
         "several recordings have that name: write its ending too": np.array([len(match) > 1 for match in matches]),
         "a row before has it too: keep one": rows["file"].duplicated(),
         "'label' has a decimal comma: write a point": rows["label"].str.fullmatch(r"[-+]?\d+,\d+"),
@@ -91,10 +87,9 @@ def listed(folder: Path, table: Path, out: Path | None, needed: Sequence[str] = 
         "'split' is empty, but not in every row: fill it in all or in none": (splits == "") & (splits != "").any(),
     }
     for fault, is_one in faults.items():
-        if is_one.any():
-            which = [f"{row + 1} ({shown(rows['file'][row])})" for row in np.flatnonzero(is_one)]
+        if which := [f"{row + 1} ({shown(rows['file'][row])})" for row in np.flatnonzero(is_one)]:
             raise ValueError(f"{table}, row {', '.join(which[:3])}{f' and {len(which) - 3} more' * (len(which) > 3)}: {fault}")
-    rows["split"], rows["path"] = splits.map(SPLIT_OF).fillna(""), [found.get(name) for name in rows["file"]]
+    rows["split"] = splits.map(SPLIT_OF).fillna("")
     more = sorted(found.keys() - set(rows["file"]))
     told += [f"{len(more)} recordings have no row in {table.name}, and are not used: {some(more)}"] * bool(more)
     return rows.sort_values("file", ignore_index=True), told
@@ -117,11 +112,12 @@ def _read(table: Path, needed: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:
             raise ValueError("NUL characters, as in UTF-16")
         head = next((line for line in text.splitlines() if line.strip()), "").casefold()
         sign = max(",;\t", key=lambda sign: sum(name.strip(' "') in COLUMNS for name in head.split(sign)))
-        cells = pd.read_csv(io.StringIO(text), sep=sign, header=None, dtype=str, keep_default_na=False).fillna("")
+        cells = pd.read_csv(io.StringIO(text), sep=sign, header=None, dtype=str, keep_default_na=False, skipinitialspace=True)
     except ValueError as error:  # pandas' and the decoder's are such
         todo = 'save it anew as "CSV UTF-8", a cell that holds commas, quotes or new lines in quotes'
         raise ValueError(f"{table}: expected a table in UTF-8, found {' '.join(str(error).split())[:90]}; {todo}") from None
-    cells = cells.apply(lambda column: column.str.strip())
+    cells = cells.fillna("").apply(lambda column: column.str.strip())
+    cells = cells[(cells != "").any(axis=1)]
     names = [unicodedata.normalize("NFKC", name).casefold() for name in cells.iloc[0]]
     for column in COLUMNS:
         near = get_close_matches(column, set(names) - set(COLUMNS), 1, 0.5 if column in needed else _NEAR)
@@ -131,7 +127,7 @@ def _read(table: Path, needed: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:
     if len(cells) == 1:
         raise ValueError(f"{table} has no row below its header: write one for each recording")
     rows = cells[1:].set_axis(names, axis=1).reset_index(drop=True)[[name for name in COLUMNS if name in names]]
-    return rows.reindex(columns=[*COLUMNS], fill_value=""), [name for name in names if name and name not in COLUMNS]
+    return rows.reindex(columns=COLUMNS, fill_value=""), [name for name in names if name and name not in COLUMNS]
 
 
 def task_of(rows: pd.DataFrame, about: tasks.Said, where: Path) -> tuple[Task, list[str | float]]:
@@ -145,7 +141,6 @@ def task_of(rows: pd.DataFrame, about: tasks.Said, where: Path) -> tuple[Task, l
     return tasks.find_task(where.parent, about, every, [*rows["text"]]), labels
 
 
-# Splitting ----------------------------------------------------------------------------------------------------------------
 def split(rows: pd.DataFrame, same_people: bool, where: object) -> tuple[np.ndarray, list[str]]:
     """The split of each row of `listed`, and what must be told of it: the given one, or one by people, about 70/15/15.
 
@@ -156,10 +151,10 @@ def split(rows: pd.DataFrame, same_people: bool, where: object) -> tuple[np.ndar
     Raises:
         ValueError: it cannot be and `same_people` does not allow it, or there are too few clips.
     """
-    unknown, is_given = int((rows["speaker"] == "").sum()), (rows["split"] != "").all()
+    unknown, is_given = int((rows["speaker"] == "").sum()), bool((rows["split"] != "").all())
     groups = _groups(rows, ["speaker", "dialogue"])
     doubt = f"who speaks is not said in {unknown} of {len(rows)} rows (column speaker)" * (unknown > 0)
-    told = [f"WARNING: {doubt}: people of train may be in test too"] * bool(is_given and unknown)
+    told = [f"WARNING: {doubt}: people of train may be in test too"] * (is_given and unknown > 0)
     if is_given:
         heard = {name: {*rows["speaker"][rows["split"] == name]} - {""} for name in SPLITS}
         both = sorted(heard["train"] & (heard["valid"] | heard["test"]))
@@ -194,9 +189,8 @@ def _dealt(labels: pd.Series, groups: np.ndarray, where: object) -> np.ndarray:
         strata = pd.qcut(scores, 4, labels=False, duplicates="drop").to_numpy()
     number = min(_FOLDS, len(set(groups)), int(np.bincount(strata).max(initial=0)))
     if number < len(SPLITS):
-        raise ValueError(f"{where}: {len(strata)} clips, {number} of the commonest label or in all dialogues, make no three splits")
-    with warnings.catch_warnings():  # of rare labels, which the search below looks after
-        warnings.simplefilter("ignore", UserWarning)
+        raise ValueError(f"{where}: {len(labels)} clips, at most {number} of a label or dialogue, are too few for three splits")
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # of rare labels, which `cost` looks after
         folds = [fold for _, fold in StratifiedGroupKFold(number).split(strata, strata, groups)]
     counts = np.array([np.bincount(strata[fold], minlength=strata.max() + 1) for fold in folds])  # (folds, labels)
 
@@ -211,17 +205,15 @@ def _dealt(labels: pd.Series, groups: np.ndarray, where: object) -> np.ndarray:
     return splits
 
 
-# Extracting ---------------------------------------------------------------------------------------------------------------
-def attempt(path: Path, recipe: Recipe, text: str) -> Extracted | Unusable:
-    """As `extract`, heard only without a text; what cannot be used is returned, whatever a library says of it."""
+def attempt(path: Path, recipe: Recipe) -> Extracted | Unusable:
+    """As `extract`, but what cannot be used is returned, whatever a library says of it; raises ImportError alone."""
     try:
-        return features.extract(path, replace(recipe, recogniser="") if text else recipe)
-    except (ImportError, Unusable) as error:
-        if isinstance(error, Unusable):
-            return error
+        return features.extract(path, recipe)
+    except ImportError:
         raise
     except Exception as error:
-        return Unusable(f"{path} cannot be read ({type(error).__name__}: {' '.join(str(error).split())[:120]}); convert it")
+        said = f"{path} cannot be read ({type(error).__name__}: {' '.join(str(error).split())[:120]}); convert it"
+        return error if isinstance(error, Unusable) else Unusable(said)
 
 
 def each(work: Callable[..., Any], calls: Sequence[tuple[Any, ...]], jobs: int) -> Iterator[Any]:
@@ -229,7 +221,7 @@ def each(work: Callable[..., Any], calls: Sequence[tuple[Any, ...]], jobs: int) 
 
     Where a process dies, the result is `Unusable`; the first item of a call names it.
     """
-    own = threading.local()  # a thread waits for a process of its own, and has another made when it dies
+    own = threading.local()  # a thread waits for a process of its own, and starts another when that died
 
     def one(call: tuple[Any, ...]) -> Any:
         own.pool = pool = getattr(own, "pool", None) or ProcessPoolExecutor(1, get_context("spawn"))
@@ -247,13 +239,18 @@ def each(work: Callable[..., Any], calls: Sequence[tuple[Any, ...]], jobs: int) 
         threads.shutdown(cancel_futures=True)
 
 
+def listens(recipe: Recipe, text: str) -> Recipe:
+    """The recipe for a clip with this text: nobody listens where there is one."""
+    return replace(recipe, recogniser="") if text else recipe
+
+
 def clips_of(
     path: Path, recipe: Recipe, jobs: int = 0, labels: str | Path = ""
 ) -> Iterator[tuple[str, tuple[Sample, Extracted] | Unusable]]:
     """The clips of a recording, or of a folder of them, that are to be answered: name, and what was made or why nothing was.
 
-    Text, speaker and dialogue are those of `labels`, or of labels.csv in the folder, which needs no labels here; a clip
-    without text has the words as heard, where the recipe listens, or "". Samples have no label.
+    Text, speaker and dialogue are those of the table `labels`, or of the folder's labels.csv; labels it needs not have. A clip
+    without text has the words as heard where the recipe listens, or "". Samples have no label.
 
     Args:
         jobs: processes; 0 = in this one.
@@ -261,42 +258,38 @@ def clips_of(
         ValueError, OSError: there are no recordings, or the table cannot be read; names it.
         ImportError: as `features.extract`.
     """
-    folder, table = path if path.is_dir() else path.parent, Path(labels)
     found = found_in(path, path / OUT)[0] if path.is_dir() else {path.name: path}
     if not found:
         raise ValueError(f"{path}: expected recordings ({', '.join(_ENDINGS[:3])}, ...), found none")
-    if not str(labels) and path.is_dir() and (path / TABLE).exists():
-        table, labels = path / TABLE, TABLE
-    rows = {one["file"]: one for one in listed(folder, table, None, COLUMNS[:1])[0].to_dict("records")} if labels else {}
+    table = Path(labels) if str(labels) else path / TABLE
+    rows: dict[str, dict[str, Any]] = {}
+    if str(labels) or table.is_file():
+        every, _ = listed(path if path.is_dir() else path.parent, table, None, COLUMNS[:1])
+        rows = {row["file"]: row for row in every.to_dict("records")}
     texts = {name: rows[name]["text"] if name in rows else "" for name in found}
-    calls = [(one, recipe, texts[name]) for name, one in found.items()]
+    calls = [(one, listens(recipe, texts[name])) for name, one in found.items()]
     for name, made in zip(found, each(attempt, calls, jobs), strict=True):
         if isinstance(made, Unusable):
             yield name, made
-        else:
-            who = {key: rows.get(name, {}).get(key) or None for key in ("speaker", "dialogue")}
-            yield name, (Sample(name, texts[name] or made.words or "", made.audio, made.vision, None, **who), made)
+            continue
+        who = {key: rows[name][key] or None for key in ("speaker", "dialogue") if name in rows}
+        yield name, (Sample(name, texts[name] or made.words or "", made.audio, made.vision, **who), made)
 
 
-# Reading what was made ----------------------------------------------------------------------------------------------------
 def made_in(folder: Path) -> Path | None:
     """clips.json of what `cmpta data clips` made, in this folder of features or recordings; None where there is none."""
     places = (folder / MADE, folder / OUT / MADE)
     return next((one for one in places if one.is_file() and one.with_name("clips").is_dir()), None)
 
 
-def opened(made: Path, deep: bool = True) -> dict[str, Any]:
-    """What clips.json says, with the hashes of all files as "sources".
-
-    Raises:
-        Damaged: it or, if `deep`, the features of a clip are not what was written; names the file and says what to do.
-    """
+def opened(made: Path) -> dict[str, Any]:
+    """What clips.json says, and the hashes of all files as "sources"; raises Damaged where one is not what was written."""
     remedy = "call `cmpta data clips` on the recordings again"
     content = files.read_checksummed(made, remedy)
     if content.get("format") != FORMAT:
         raise files.Damaged(f"{made}: expected format {FORMAT}, found {shown(content.get('format'))}; {remedy}")
     sources = {clip["features"]: clip["sha256"] for clip in content["clips"]}
-    files.check(made.with_name("clips"), sources if deep else {}, remedy)
+    files.check(made.with_name("clips"), sources, remedy)
     return content | {"sources": {MADE: files.sha256(made)} | sources}
 
 
@@ -310,18 +303,11 @@ def convert(content: Mapping[str, Any], made: Path, about: tasks.Said, sources: 
     def samples(split: str) -> Iterator[Sample]:
         for clip, label in zip(content["clips"], labels, strict=True):
             if clip["split"] == split:
-                known = {key: clip[key] or None for key in ("speaker", "dialogue")}
-                frames = load_file(made.with_name("clips") / clip["features"])
-                yield Sample(clip["file"], clip["text"], label=tasks.label_of(task, label), **known, **frames)
+                known: dict[str, Any] = {key: clip[key] or None for key in ("speaker", "dialogue")}
+                known |= load_file(made.with_name("clips") / clip["features"])
+                yield Sample(clip["file"], clip["text"], label=tasks.label_of(task, label), **known)
 
-    return write_corpus(
-        target,
-        name=content["name"],
-        task=task,
-        splits={split: samples(split) for split in SPLITS},
-        generated=False,
-        sources=sources,
-        repairs=sum((Counter(clip["notes"]) for clip in content["clips"]), Counter()),
-        origins={split: f"{made}, {split}" for split in SPLITS},
-        features=content["recipe"],
-    )
+    repairs: Counter[str] = sum((Counter(clip["notes"]) for clip in content["clips"]), Counter())
+    known = {"name": content["name"], "task": task, "generated": False, "sources": sources, "features": content["recipe"]}
+    origins, splits = {one: f"{made}, {one}" for one in SPLITS}, {one: samples(one) for one in SPLITS}
+    return write_corpus(target, splits=splits, repairs=repairs, origins=origins, **known)

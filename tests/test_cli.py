@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import numpy as np
@@ -199,6 +200,15 @@ def test_every_notebook_gets_the_same_parameters(llm, given, changes, executed, 
     expected["llm"] = str(tmp_path / llm) if llm == "own-model" else llm
     folder = runs_folder / "notebooks" / "demo"
     assert steps == {name: (folder / f"{name}.ipynb", expected) for name in ("03_training", "04_table3_simsv2")}
+
+
+def test_on_own_data_the_last_line_asks_the_run(executed, monkeypatch, capsys):
+    runs = [SimpleNamespace(done=done, row="CMPTA", folder=Path(f"mine-{done}")) for done in (False, True)]
+    monkeypatch.setattr(check, "needs", lambda study, notebooks: [])
+    monkeypatch.setattr(Study, "planned_runs", lambda self, notebooks, keys: [("CMPTA", run) for run in runs])
+    monkeypatch.setattr(Study, "missing", lambda *_: "")
+    assert main(["reproduce", "--data", "clips", "--only", "table3"]) == 0
+    assert capsys.readouterr().out.endswith("ask CMPTA about a clip: cmpta predict mine-True CLIP\n")
 
 
 # --- where exports go -------------------------------------------------------------------------------------------------

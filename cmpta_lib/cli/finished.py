@@ -55,19 +55,15 @@ def compare(options: argparse.Namespace) -> int:
 
 
 def predict(options: argparse.Namespace) -> int:
-    """Print what a run says of clips; 1 where it could not answer one of them.
-
-    Raises:
-        ValueError, OSError, ImportError: as `trained.load` and `TrainedRun.predict`, or no run is meant.
-    """
+    """Print what a run says of clips; 1 where one has no answer. Raises as `asked`, `trained.load` and `TrainedRun.predict`."""
     run = asked(options.run)
     if not os.path.exists(options.what):  # said before seconds of loading
         raise FileNotFoundError(f"{options.what} is not there: expected a recording, a folder of some, or public pickles")
     from cmpta_lib.study import trained  # torch
 
-    heard = {"text": options.text, "transcribe": options.transcribe, "jobs": options.jobs or os.cpu_count() or 1}
+    given = {name: getattr(options, name) for name in ("text", "transcribe", "longest", "jobs")}
     with warnings.catch_warnings(action="ignore"):  # of texts that were cut: said of each clip
-        found = trained.load(run, options.llm).predict(options.what, **heard)
+        found = trained.load(run, options.llm).predict(options.what, **given)
     if problems := [f"cmpta predict: no answer: {answer.problem}" for answer in found if answer.problem]:
         print("\n".join(problems), file=sys.stderr)
     print(json.dumps([vars(answer) for answer in found], indent=1) if options.json else "\n".join(answers(found)))
@@ -75,37 +71,28 @@ def predict(options: argparse.Namespace) -> int:
 
 
 def asked(text: str) -> str | Path:
-    """What `trained.load` opens as this run: what that takes itself, the beginning of a hash, or a row with one finished run.
-
-    Raises:
-        ValueError: nothing or several are meant; says which there are.
-    """
+    """What `trained.load` opens as the run that this means: what it takes itself, or the one run of `meant`; raises as that."""
     roots = [runs_folder(), runs_folder() / "smoke"]
     if text.startswith(f"{PUBLISHED}:") or any(os.path.isfile(root / Path(text) / store.CONFIG) for root in [Path(), *roots]):
         return text  # before all runs are looked at
-    every = [row for root in roots for row in listed(root)]
-    if found := _addressed(text, every):
-        return found[0].summary.folder
-    named = [row for row in every if row.title.lower() == text.lower() and row.summary.state == "finished"]
-    if len(named) > 1:
-        raise ValueError(f"'{text}' is a row of {len(named)} runs; name one: {_candidates(named)}")
-    if not named:
-        hint = "; a run comes first, then what it is asked" * os.path.exists(text) or nearest(text, {row.title for row in every})
-        raise ValueError(f"no run {shown(text)}{hint}; `cmpta runs` lists those there are")
-    return named[0].summary.folder
+    if os.path.exists(text):
+        raise ValueError(f"{text} is no run: a run comes first, then what it is asked; `cmpta runs` lists those there are")
+    if len(found := meant(text, [row for root in roots for row in listed(root)])) > 1:
+        raise ValueError(f"'{text}' stands for {len(found)} runs; name one: {_candidates(found)}")
+    return found[0].summary.folder
 
 
 def answers(found: Sequence[Answer]) -> list[str]:
     """A table of answers, a line a clip."""
-    many, rows = Counter(answer.file for answer in found), []
+    many, rows = Counter(answer.id for answer in found), []
     for one in found:
-        name = os.path.basename(one.file) + f" {one.id}" * (many[one.file] > 1)
-        likely = sorted(one.probabilities.items(), key=lambda pair: -pair[1])
-        other = next((f"{text} {chance:.0%}" for text, chance in likely if text != one.text), "")
+        name = _short(f"{os.path.basename(one.file)} " * (many[one.id] > 1) + one.id, _LINE)
+        others = [(chance, text) for text, chance in one.probabilities.items() if text != one.text]
         chance = f"{one.probabilities[one.text]:.0%}" if one.text in one.probabilities else ""
-        notes = [f"no {what}" for what in one.missing] + [f"{kind} {n}" for kind, n in (one.notes | one.repairs).items()]
-        heard = [f"heard {_short(one.words, _TEXT_COLUMNS)!r}"] if one.recognised else []
-        rows.append([name, one.text or "no answer", chance, other, ", ".join(heard + notes)])
+        notes = [f"heard {_short(one.words, _TEXT_COLUMNS)!r}"] * (one.recognised and bool(one.words))
+        notes += [f"no {what}" for what in one.missing] + [f"{kind} {n}" for kind, n in (one.notes | one.repairs).items()]
+        following = "{1} {0:.0%}".format(*max(others)) if others else ""
+        rows.append([name, one.text or "no answer", chance, following, ", ".join(notes)])
     return table(["clip", "answer", "probability", "next", "missing, heard, noted"], rows, right=[2])
 
 
@@ -121,9 +108,9 @@ def meant(text: str, every: Sequence[Listed], corpus: str | None = None) -> list
         raise ValueError(f"no run {shown(text)}{f' on {corpus}' * bool(corpus)}{hint}; `cmpta runs` lists those there are")
     if not (finished := [row for row in found if row.summary.state == "finished"]):
         first = found[0].summary
-        raise ValueError(f"'{text}' cannot be compared: {first.folder.name} is {first.state}: {first.detail}")
+        raise ValueError(f"'{text}' cannot be asked: {first.folder.name} is {first.state}: {first.detail}")
     if len(corpora := sorted({row.corpus for row in finished})) > 1:
-        raise ValueError(f"'{text}' was run on {' and '.join(corpora)}: say which with --corpus")
+        raise ValueError(f"'{text}' was run on {' and '.join(corpora)}: give --corpus, or name one: {_candidates(finished)}")
     if len(runs := _runs(finished)) > 1:
         from cmpta_lib.report.comparison import differing
 

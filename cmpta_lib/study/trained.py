@@ -20,7 +20,7 @@ from torch import Tensor
 from cmpta_lib import files, registry
 from cmpta_lib.base import Method
 from cmpta_lib.config import PAPER_SEEDS, nearest, one_of
-from cmpta_lib.data.corpus import Inputs, Sample, Task, check_sample, dialogues_of, shown
+from cmpta_lib.data.corpus import MODALITIES, Inputs, Sample, Task, check_sample, dialogues_of, shown
 from cmpta_lib.fast.llm import packs
 from cmpta_lib.fast.packing import Chained, Stream, Streams
 from cmpta_lib.fast.prompted import PromptedLM, TokenMaker
@@ -31,10 +31,10 @@ from cmpta_lib.method.prompted import MakeTokens, PlainLM
 from cmpta_lib.runs.load import device, resources_in
 from cmpta_lib.runs.store import CLIPS, CONFIG, DONE, WEIGHTS, Run, open_run
 from data_prep.asked import Asked, clips_in
+from data_prep.features import LONGEST_S
 
 PUBLISHED = "published:"  # what the name of a published run begins with
 MOST_FRAMES = 1 << 18  # of a batch with its padding: 64 clips of 40 s of sound and face, or seven of five minutes
-_AT_ONCE = 64  # clips of files
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,6 @@ class Answer:
     problem: str = ""
 
 
-
 class TrainedRun:
     """A finished run, ready for clips: `predict` answers them, `attention` shows where one was looked at.
 
@@ -82,7 +81,7 @@ class TrainedRun:
 
     def predict(
         self, what: Sample | Iterable[Sample] | str | Path, *, strict: bool = True, text: str = "",
-        transcribe: str | Path = "", jobs: int = 1,
+        transcribe: str | Path = "", longest: float = LONGEST_S, jobs: int = 1,
     ) -> list[Answer]:  # fmt: skip
         """Answer clips, in order; labels are not looked at and may be None, an absent modality is (0, F) or None.
 
@@ -96,15 +95,15 @@ class TrainedRun:
             text: what is said in the one recording.
             transcribe: Whisper model, by name or folder, that hears recordings without given words; a run that was trained
                 on recognised words has its own do so.
-            jobs: recordings at a time.
+            longest, jobs: seconds that a recording may be long; recordings at a time.
         Raises:
             ValueError: the files hold other features than the run reads; or a sample is not as the training corpus' were, or
                 the method could only say the same of it whatever it holds; names it, the field, and what was expected.
             OSError, ImportError: nothing is there, or what makes the features is not on this machine; says what to do.
         """
         if isinstance(what, str | Path):
-            name, model = f"run {self.run.folder.name}", expanded(transcribe)
-            found = list(self._answered(clips_in(Path(expanded(what)), self.inputs, name, text, model, jobs), strict))
+            about = self.inputs, f"run {self.run.folder.name}", text, expanded(transcribe), longest, jobs
+            found = list(self._answered(clips_in(Path(expanded(what)), *about), strict))
         elif text or transcribe:
             raise ValueError("text= and transcribe= are about recordings: a Sample holds its words")
         else:
@@ -119,13 +118,15 @@ class TrainedRun:
 
     def _answered(self, clips: Iterator[Asked], strict: bool) -> Iterator[Answer]:
         """Answers to clips of files, some at a time, so that no folder must fit into memory."""
-        while some := list(islice(clips, _AT_ONCE if self.method.unit == "clip" else None)):
+        while some := list(islice(clips, self.run.config.evaluation.batch_size if self.method.unit == "clip" else None)):
             good: dict[int, tuple[Sample, Counter[str]]] = {}
             found: dict[int, Answer] = {}
             for place, one in enumerate(some):
                 try:
                     if isinstance(one.clip, ValueError):
                         raise one.clip
+                    if strict and not (len(one.clip.audio) or len(one.clip.vision) or one.clip.text.strip()):
+                        raise ValueError(f"{one.file}: {one.id} has neither words nor sound nor face, so nothing tells an answer")
                     good[place] = self._checked(one.clip, one.file, strict)
                 except ValueError as error:
                     found[place] = Answer(one.id, None, "", {}, {}, problem=" ".join(str(error).split()))
@@ -156,10 +157,11 @@ class TrainedRun:
             text = _text(task, reply or "") or ("unparsable" if value is None else f"{value:g}")
             chances = [] if found.probabilities is None else found.probabilities[place].tolist()
             names = [_text(task, name) for name in found.answers] if chances else []
-            there = {"sound": len(sample.audio), "face": len(sample.vision), "words": len(sample.text.strip())}
-            missing = tuple(what for what, count in there.items() if not count)
+            read, known = self.inputs.features or MODALITIES, {"audio": "sound", "vision": "face"}
+            missing = [name for one, name in known.items() if one in read and not len(getattr(sample, one))]
+            missing += ["words"] * (not sample.text.strip())
             likely = dict(zip(names, chances, strict=True))
-            answers.append(Answer(sample.id, value, text, likely, +repairs, words=sample.text, missing=missing))
+            answers.append(Answer(sample.id, value, text, likely, +repairs, words=sample.text, missing=tuple(missing)))
         return answers
 
     def attention(self, sample: Sample) -> dict[str, np.ndarray]:

@@ -17,15 +17,13 @@ from data_prep.features.media import needed
 POSE = ("pose_Tx", "pose_Ty", "pose_Tz", "pose_Rx", "pose_Ry", "pose_Rz")  # mm and radians, named as OpenFace does
 POINTS = tuple(f"{axis}_{i}" for axis in "xy" for i in range(68))  # iBUG's
 COLUMNS = (*POSE, *POINTS, "angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")  # fer's order
-_MOST_FACES = 4  # each costs 5 ms a picture
 # The 68 iBUG points among MediaPipe's 468, as in bytedance/LatentSync (Apache-2.0), latentsync/utils/image_processor.py.
 _IBUG = [
     162, 234, 93, 58, 172, 136, 149, 148, 152, 377, 378, 365, 397, 288, 323, 454, 389, 71, 63, 105, 66, 107, 336, 296, 334, 293,
     301, 168, 197, 5, 4, 75, 97, 2, 326, 305, 33, 160, 158, 133, 153, 144, 362, 385, 387, 263, 373, 380, 61, 39, 37, 0, 267,
     269, 291, 405, 314, 17, 84, 181, 78, 82, 13, 312, 308, 317, 14, 87,
 ]  # fmt: skip
-# A generic head: points that jaw and brows do not move, from MediaPipe's canonical_face_model.obj (Apache-2.0), in mm along
-# the camera's axes: x right, y down, z away.
+# Points of a head that jaw and brows do not move: x right, y down, z away, in mm; from MediaPipe's canonical_face_model.obj.
 _HEAD = {
     4: (0, 5, -76), 6: (0, -25, -58), 10: (0, -83, -45), 33: (-44, -27, -32), 263: (44, -27, -32), 133: (-19, -26, -38),
     362: (19, -26, -38), 129: (-18, 10, -49), 358: (18, 10, -49), 117: (-53, -9, -30), 346: (53, -9, -30),
@@ -36,13 +34,9 @@ _HEAD = {
 def follow(pictures: Iterator[np.ndarray], notes: Counter[str]) -> np.ndarray:
     """One face of a clip, picture by picture: of those in a tenth of them or more, the one whose area in all is the largest.
 
-    Args:
-        pictures: (H, W, 3) uint8 RGB, upright; the same object again is the same picture, and costs nothing.
-        notes: grows by `several_faces` (another is in a fifth of the pictures or more), and as `each_frame` says.
-    Returns:
-        (T, 149) float32 as `COLUMNS` names them, a row a picture; T = 0 without a face.
-    Raises:
-        ImportError: mediapipe or ai-edge-litert is not installed.
+    `pictures` are (H, W, 3) uint8 RGB, upright; the same object again costs nothing. `notes` grows by `several_faces` (another
+    is in a fifth of them or more), and as `each_frame` says. Returns (T, 149) float32 as `COLUMNS` names them, a row a
+    picture, T = 0 without a face; raises ImportError without mediapipe or ai-edge-litert, OSError as `packages.gather`.
     """
     chains: list[dict[int, np.ndarray]] = []  # a face's square and row (3 + 149,) by the number of the picture
     before, found, count = None, list[np.ndarray](), 0
@@ -51,26 +45,24 @@ def follow(pictures: Iterator[np.ndarray], notes: Counter[str]) -> np.ndarray:
             found = [np.concatenate([_square(points), _row(picture, points)]) for points in _meshes(picture)]
         before = picture
         _link(found, chains, count - 1)
-    if sum(5 * len(chain) >= count for chain in chains) > 1:
-        notes["several_faces"] += 1
-    stays = [chain for chain in chains if 10 * len(chain) >= count]
-    taken = max(stays, key=lambda chain: sum(one[2] ** 2 for one in chain.values()), default={})
+    stay = (chain for chain in chains if 10 * len(chain) >= count)
+    taken = max(stay, key=lambda chain: sum(one[2] ** 2 for one in chain.values()), default={})
+    notes.update(["several_faces"] * any(5 * len(chain) >= count and chain is not taken for chain in chains))
     rows = np.array([*taken.values()]).reshape(-1, 3 + len(COLUMNS))[:, 3:]
     return each_frame(rows, np.array([*taken]), np.arange(count), notes)
 
 
 def each_frame(rows: np.ndarray, seen: np.ndarray, frames: np.ndarray, notes: Counter[str]) -> np.ndarray:
-    """A face's row for each of the `frames` (T,), from its `rows` (N, F) at those `seen` (N,); both increase.
+    """A face's row (F,) for each of the `frames` (T,), from its `rows` (N, F) at those `seen` (N,); both increase.
 
-    Another frame repeats the nearest earlier row, at the start the first (`frames_without_face`); of a face in fewer than a
-    tenth of them nothing is left: (0, F), and `no_face`.
+    Without it a frame has the nearest earlier row, at the start the first (`frames_without_face`); where nine of ten and more
+    are without, nothing is left: (0, F), `no_face`.
     """
     present = np.isin(frames, seen)
     if 10 * present.sum() < max(len(frames), 1):
         notes.update(["no_face"] * (len(frames) > 0))
         return np.zeros((0, rows.shape[1]), np.float32)
-    if not present.all():
-        notes["frames_without_face"] += int((~present).sum())
+    notes.update(["frames_without_face"] * np.count_nonzero(~present))
     return rows[np.maximum(np.searchsorted(seen, frames, side="right") - 1, 0)].astype(np.float32)
 
 
@@ -90,19 +82,16 @@ def _link(found: list[np.ndarray], chains: list[dict[int, np.ndarray]], tick: in
     """Each face goes on with a chain whose last square it overlaps, the nearest pairs first; else it starts one."""
     x, y, side = np.array([chain[next(reversed(chain))][:3] for chain in chains]).reshape(-1, 3).T
     far = np.array([np.maximum(abs(x - one[0]), abs(y - one[1])) / (side + one[2]) * 2 for one in found])  # 1 = they touch
-    goes_on = dict[int, int]()  # face -> chain
+    left = dict(enumerate(found))
     for face, chain in sorted(np.argwhere(far < 1).tolist(), key=lambda pair: far[*pair]):
-        if face not in goes_on and chain not in goes_on.values():
-            goes_on[face] = chain
-    for face, one in enumerate(found):
-        if face not in goes_on:
-            chains.append({})
-        chains[goes_on.get(face, -1)][tick] = one
+        if face in left and tick not in chains[chain]:
+            chains[chain][tick] = left.pop(face)
+    chains.extend({tick: one} for one in left.values())
 
 
 def _row(picture: np.ndarray, points: np.ndarray) -> np.ndarray:
     """A face's 149 columns; pose is where a generic head is and how it is turned (R = Rx Ry Rz) before a pinhole camera."""
-    cv2, net = needed("cv2", "features"), _models()[2]
+    cv2, net = needed("cv2"), _models()[2]
     height, width = picture.shape[:2]
     focal = 250 * (width / 640 + height / 480)  # OpenFace's guess where nobody says
     camera = np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]])
@@ -115,26 +104,24 @@ def _row(picture: np.ndarray, points: np.ndarray) -> np.ndarray:
     ibug = (points[_IBUG, :2] - points[_IBUG, :2].mean(0)) / np.linalg.norm(points[33] - points[263])
     # fer's own detector cuts squares of 1.28 (1.21 to 1.35) of the mesh's side, 0.1 (0.07 to 0.13) higher: CREMA-D.
     x, y, side = _square(points)
-    steps = np.arange(round(1.28 * side)) - 0.64 * side
+    steps = np.arange(max(round(1.28 * side), 1)) - 0.64 * side
     rows, columns = (y - 0.1 * side + steps).astype(int), (x + steps).astype(int)
     square = picture[rows.clip(0, height - 1)][:, columns.clip(0, width - 1)]  # beyond the picture its edge goes on
     grey = cv2.resize(cv2.cvtColor(square, cv2.COLOR_RGB2GRAY), (64, 64), interpolation=cv2.INTER_AREA)
     net.set_tensor(net.get_input_details()[0]["index"], (grey.astype(np.float32) / 127.5 - 1)[None, :, :, None])
     net.invoke()
-    expressions = net.get_tensor(net.get_output_details()[0]["index"])[0]
-    return np.concatenate([at.ravel(), angles, ibug.T.ravel(), expressions])
+    return np.concatenate([at.ravel(), angles, ibug.T.ravel(), net.get_tensor(net.get_output_details()[0]["index"])[0]])
 
 
 def _meshes(picture: np.ndarray) -> list[np.ndarray]:
     """The 468 points of each face: (468, 3) float32 in the picture's pixels, depth to the same scale."""
-    picture = np.ascontiguousarray(picture)
-    (detector, mesh, _), size, found = _models(), np.array(picture.shape[1::-1]), list[np.ndarray]()
+    (finder, mesh, _), size, found = _models(), np.array(picture.shape[1::-1]), list[np.ndarray]()
     with warnings.catch_warnings(action="ignore", category=UserWarning):  # protobuf's, about a call inside mediapipe
-        boxes = [one.location_data.relative_bounding_box for one in detector.process(picture).detections or ()]
+        boxes = [d.location_data.relative_bounding_box for d in finder.process(np.ascontiguousarray(picture)).detections or ()]
         squares = [(size * (b.xmin + b.width / 2, b.ymin + b.height / 2), max(size * (b.width, b.height))) for b in boxes]
         # The detector misses a face that fills the picture. The mesh finds it, but none below a third of what it is shown.
-        for centre, side in [*squares[:_MOST_FACES], whole := (size / 2, max(size))]:
-            if found and side is whole[1]:
+        for centre, side in [*squares[:4], (size / 2, max(size))]:  # each costs 5 ms
+            if found and side == max(size):
                 break
             x0, y0, x1, y1 = np.concatenate([centre - side, centre + side]).clip(0).astype(int)  # twice the face
             part = np.ascontiguousarray(picture[y0:y1, x0:x1])
@@ -148,14 +135,14 @@ def _meshes(picture: np.ndarray) -> list[np.ndarray]:
 @cache
 def _models() -> tuple[Any, Any, Any]:
     """MediaPipe's detector of near and far faces, its mesh, and fer's net, once a process."""
-    stderr = os.dup(2)
+    net_file, stderr = packages.expression_net(), os.dup(2)
     try:  # C++ libraries write to it as they start, without Python
         with open(os.devnull, "w") as nowhere:
             os.dup2(nowhere.fileno(), 2)
-        known = needed("mediapipe.python.solutions", "features")
+        known = needed("mediapipe.python.solutions")
         detector = known.face_detection.FaceDetection(model_selection=1)
         mesh = known.face_mesh.FaceMesh(static_image_mode=True)  # static: no picture depends on another
-        net = needed("ai_edge_litert.interpreter", "features").Interpreter(str(packages.expression_net()), num_threads=1)
+        net = needed("ai_edge_litert.interpreter").Interpreter(str(net_file), num_threads=1)
         net.allocate_tensors()
         for graph in (detector, mesh):
             graph.process(np.zeros((64, 64, 3), np.uint8))  # it has started when this is done

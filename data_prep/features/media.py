@@ -15,7 +15,6 @@ from importlib import import_module
 from itertools import chain, pairwise
 from pathlib import Path
 from statistics import median
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -24,7 +23,8 @@ from data_prep.features import Unusable
 
 LATE_S = 0.1  # what sound may be off its time stamps, which some containers round, before silence fills the gap
 LARGEST = 1920  # pixels of a picture's longer side; faces need no more
-LOUDEST = 32767 / 32768  # openSMILE would take 1.0 for the most negative 16-bit number
+LOUDEST = 32767 / 32768  # of 16 bits, with which openSMILE works
+GUESSES = 0x100  # FFmpeg's AVFMT_GENERIC_INDEX: formats without an index, whose length is guessed from the bit rate
 STILL = re.compile("image2|tty|.*_pipe")  # formats by which FFmpeg shows pictures and pages of text as recordings
 
 
@@ -44,7 +44,7 @@ class Track:
     start: Fraction
     end: Fraction
     frame_s: Fraction  # how long a picture usually stays; 0 for sound
-    wide: Fraction  # a pixel's width over its height
+    aspect: Fraction  # a pixel's width over its height
 
 
 class Recording:
@@ -71,16 +71,18 @@ class Recording:
             raise Unusable(f"{self.path} is {what}: expected a recording, such as mp4, mkv, wav or mp3; give another file")
         with self._opened() as container:
             self._tracks = self._measured(container)
-        if tracks := self._tracks.values():
-            self._zero = min(track.start for track in tracks)
-            self.seconds = float(max(track.end for track in tracks) - self._zero)
+            if tracks := self._tracks.values():
+                self._zero = min(track.start for track in tracks)
+                self.seconds = float(max(track.end for track in tracks) - self._zero)
+            if not container.format.flags & GUESSES and (container.duration or 0) / 1e6 > self.seconds + 0.5:
+                self._notes["cut_short"] = 1  # it says so itself
         if not self.seconds:
             raise Unusable(f"{self.path} has neither sound nor pictures (0 s); record or convert it anew")
         self._need_short(self.seconds)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        pass  # every pass closes what it opened
+    def __exit__(self, *error: object) -> None:
+        """Every pass closes what it opened."""
 
     def sound(self) -> tuple[np.ndarray, int]:
         """The sound from the recording's start, all channels averaged; silence where its time stamps leave a gap.
@@ -101,14 +103,13 @@ class Recording:
                 self._notes["gaps_in_sound"] += 1
                 samples.frombytes(bytes(4 * late))
             for piece in converters[kind].resample(frame):
-                samples.frombytes(piece.to_ndarray().mean(axis=0, dtype=np.float32).tobytes())
+                mono = piece.to_ndarray().mean(axis=0, dtype=np.float32)
+                if beyond := int(np.count_nonzero(~(np.abs(mono) <= 1))):
+                    self._notes["samples_beyond_1"] += beyond
+                samples.frombytes(np.clip(np.nan_to_num(mono), -1, LOUDEST).tobytes())
         if not samples:
             self._is_lost("audio", "no_sound_track")
-            return np.zeros(0, np.float32), 16_000
-        signal = np.frombuffer(samples, np.float32)
-        if beyond := int(np.count_nonzero(~(np.abs(signal) <= 1.0))):
-            self._notes["samples_beyond_1"] = beyond
-        return np.clip(np.nan_to_num(signal, copy=False), -1.0, LOUDEST, out=signal), rate
+        return (np.frombuffer(samples, np.float32), rate) if samples else (np.zeros(0, np.float32), 16_000)
 
     def pictures(self, hop_ms: float) -> Iterator[np.ndarray]:
         """Upright pictures, one at 0, hop_ms, 2 hop_ms, … as long as the picture track lasts.
@@ -170,43 +171,38 @@ class Recording:
         return container
 
     def _packets(self, container: Any, *streams: Any) -> Iterator[Any]:
-        packets = container.demux(*streams)
-        while True:
-            try:
-                packet = next(packets)
-            except StopIteration:
-                return
-            except needed("av").FFmpegError:
-                return  # as if the file ended there
-            if packet.size:
-                yield packet
+        try:
+            yield from (packet for packet in container.demux(*streams) if packet.size)
+        except needed("av").FFmpegError:  # the file cannot be read on from here
+            self._notes["damaged"] += 1
 
     def _measured(self, container: Any) -> dict[str, Track]:
-        """From when to when each kind's first track lasts, by its packets: a damaged file's header may be wrong."""
+        """From when to when the first track of each kind lasts, by its packets: a damaged file's header may be wrong."""
         covers, chosen = needed("av.stream").Disposition.attached_pic, {}  # of albums
-        for kind, name in (("audio", "sound"), ("video", "picture")):
+        for kind, note in (("audio", "several_sound_tracks"), ("video", "several_picture_tracks")):
             able = [one for one in getattr(container.streams, kind) if one.codec_context and not one.disposition & covers]
-            chosen |= {kind: one for one in able[:1]}
+            if able:
+                chosen[kind] = able[0]
             if len(able) > 1:
-                self._notes[f"several_{name}_tracks"] = 1
+                self._notes[note] = 1
         spans: dict[int, list[tuple[int | None, int]]] = {one.index: [] for one in chosen.values()}
         for packet in self._packets(container, *chosen.values()) if chosen else ():
-            stamp = packet.dts if packet.pts is None else packet.pts
-            spans[packet.stream.index].append((stamp, packet.duration or 0))
-        return {kind: self._track(kind, one, spans[one.index]) for kind, one in chosen.items() if spans[one.index]}
+            spans[packet.stream.index].append((packet.dts if packet.pts is None else packet.pts, packet.duration or 0))
+        return {kind: self._track(one, spans[one.index]) for kind, one in chosen.items() if spans[one.index]}
 
-    def _track(self, kind: str, stream: Any, spans: list[tuple[int | None, int]]) -> Track:
-        frame_s = Fraction(0) if kind == "audio" else 1 / Fraction(stream.guessed_rate or 25)
-        usual = frame_s / stream.time_base
-        known = [(begin, span or usual) for begin, span in spans if begin is not None]
-        known = known or [(place * usual, usual) for place in range(len(spans))]
+    def _track(self, stream: Any, spans: list[tuple[int | None, int]]) -> Track:
+        is_video, base = stream.type == "video", stream.time_base
+        frame_s = 1 / Fraction(stream.guessed_rate or 25) if is_video else Fraction(0)
+        known = [(begin * base, span * base or frame_s) for begin, span in spans if begin is not None]
+        known = known or [(place * frame_s, frame_s) for place in range(len(spans))]
         begins = sorted(begin for begin, _ in known)
-        start = begins[0] if stream.start_time is None else stream.start_time  # which leaves out what a codec needs before
-        steps = [float(after - before) for before, after in pairwise(begins)] if kind == "video" else []
-        if steps and not 0.5 * max(steps) < median(steps) < 2 * min(steps):
+        steps = [float(after - before) for before, after in pairwise(begins)] if is_video else []
+        usual = median(steps or [0.0])
+        if sum(abs(step - usual) > usual / 2 for step in steps) > len(steps) / 10:
             self._notes["variable_frame_rate"] = 1
-        end, wide = max(begin + span for begin, span in known), (kind == "video" and stream.sample_aspect_ratio) or Fraction(1)
-        return Track(stream.index, start * stream.time_base, end * stream.time_base, frame_s, wide)
+        start = begins[0] if stream.start_time is None else stream.start_time * base  # without what a codec needs ahead
+        aspect = is_video and stream.sample_aspect_ratio or Fraction(1)
+        return Track(stream.index, start, max(begin + span for begin, span in known), frame_s, aspect)
 
     def _need_short(self, seconds: float) -> None:
         if seconds > self._longest_s:
@@ -220,27 +216,9 @@ class Recording:
         self._notes[note] = 1
 
     def _rgb(self, frame: Any) -> np.ndarray:
-        width = frame.width * self._tracks["video"].wide
-        scale = min(1, Fraction(LARGEST) / max(width, frame.height))
-        size = {"width": max(1, round(width * scale)), "height": max(1, round(frame.height * scale))}
-        try:
-            picture = frame.to_ndarray(format="rgb24", **size)
-        except (ValueError, needed("av").FFmpegError) as error:
-            raise Unusable(f"{self.path}: no RGB from pixels of {frame.format.name} ({error}); convert it") from None
+        width, height = frame.width * self._tracks["video"].aspect, frame.height
+        scale = min(1, Fraction(LARGEST) / max(width, height))
+        picture = frame.to_ndarray(format="rgb24", width=round(width * scale) or 1, height=round(height * scale) or 1)
         if quarters := round(frame.rotation / 90) % 4:  # counter-clockwise, as np.rot90 turns
             self._notes["turned"] = 1
-            picture = np.ascontiguousarray(np.rot90(picture, quarters))
-        return picture
-
-
-def resampled(signal: np.ndarray, rate_hz: int, to_hz: int) -> np.ndarray:
-    """(N,) float32 at another rate, by FFmpeg's resampler."""
-    if rate_hz == to_hz or not len(signal):
-        return signal
-    av, pieces = needed("av"), []
-    resampler = av.AudioResampler("fltp", "mono", to_hz)
-    for start in range(0, len(signal), 10 * rate_hz):
-        frame = av.AudioFrame.from_ndarray(signal[None, start : start + 10 * rate_hz], "fltp", "mono")
-        frame.sample_rate = rate_hz
-        pieces += resampler.resample(frame)
-    return np.concatenate([piece.to_ndarray()[0] for piece in [*pieces, *resampler.resample(None)]])
+        return np.ascontiguousarray(np.rot90(picture, quarters))

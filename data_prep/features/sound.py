@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
+import tempfile
+import wave
 from functools import cache
 from math import ceil
 from pathlib import Path
@@ -14,19 +15,28 @@ from data_prep.features import SETS, media, speech
 
 
 def egemaps(signal: np.ndarray, rate_hz: int) -> np.ndarray:
-    """eGeMAPSv02's low-level descriptors, every 10 ms, as openSMILE itself gives them at this rate.
+    """eGeMAPSv02's low-level descriptors, every 10 ms, the same as `opensmile.Smile.process_signal` gives.
+
+    That holds a recording eight times in memory. So openSMILE reads it from a file, as it does by itself elsewhere.
 
     Args:
         signal: (N,) float32 in [-1, 1).
     Returns:
         (T, 25) float32; T = 0 where the signal is too short for a frame.
     """
-    if not len(signal):
-        return np.zeros((0, SETS["audio"]["egemaps"].width or 0), np.float32)
-    with warnings.catch_warnings(record=True) as told:  # of too short a signal openSMILE makes a row of NaN, and says so
-        warnings.simplefilter("always")
-        frames = _smile().process_signal(signal, rate_hz).to_numpy(np.float32)
-    return frames[:0] if any("too short" in str(one.message) for one in told) else frames
+    tool, frames = _smile(), []
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place) / "sound.wav"
+        with wave.open(str(path), "wb") as out:
+            out.setparams((1, 2, rate_hz, 0, "NONE", ""))
+            for start in range(0, len(signal), rate_hz):
+                out.writeframes((signal[start : start + rate_hz] * 32768).astype("<i2").tobytes())
+        source = Path(tool.default_config_root) / "shared" / "standard_wave_input.conf.inc"
+        engine = tool._smile({**tool._options(), "source": str(source), "filename": str(path)})
+        engine.external_sink_set_callback_ex("extsink", lambda frame, _: frames.append(frame.copy()))
+        engine.run()
+        engine.free()
+    return np.array(frames, np.float32).reshape(-1, SETS["audio"]["egemaps"].width or 0)
 
 
 @cache

@@ -1,0 +1,373 @@
+"""From a folder of recordings to a corpus: what stands in labels.csv, the split, features that survive anything, reading."""
+
+import csv
+import io
+import itertools
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from cmpta_lib import files
+from data_prep import clips, recordings
+
+READY = ["--audio", "mine=10", "--vision", "none"]
+NAMES = [f"{name}.mp4" for name in "abcdef"]
+PEOPLE = "file,label,speaker\n" + "".join(f"{name},{'xy'[n % 2]},p{n // 2}\n" for n, name in enumerate(NAMES))
+SEEN = recordings.each
+
+
+@pytest.fixture(autouse=True)
+def in_this_process(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(recordings, "each", lambda work, calls, jobs: itertools.starmap(work, calls))
+
+
+def folder_of(place: Path, table: str | bytes | None = PEOPLE, names=NAMES) -> Path:
+    """Empty recordings, which nobody opens, with ready frames beside each."""
+    place.mkdir(parents=True, exist_ok=True)
+    for number, name in enumerate(names):
+        path = place / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        np.save(path.with_suffix(".mine.npy"), np.full((3 + number, 4), number, np.float32))
+    if table is not None:
+        (place / "labels.csv").write_bytes(table if isinstance(table, bytes) else table.encode())
+    return place
+
+
+def made(folder: Path, *options: str) -> dict:
+    assert clips.main([str(folder), *READY, "--jobs", "1", *options]) == 0
+    out = folder / "features"
+    return files.read_checksummed(out / "clips.json", "")
+
+
+def changed(old: str, new: str) -> str:
+    assert old in PEOPLE
+    return PEOPLE.replace(old, new)
+
+
+ROW = "a.mp4,x,p0\n"
+REFUSED = {  # table -> what its one line says
+    "no label": (changed("a.mp4,x,", "a.mp4,,"), r"row 1 \('a.mp4'\): 'label' is empty: fill it"),
+    "blank label": (changed("a.mp4,x,", "a.mp4,  ,"), "'label' is empty"),
+    "many without": (PEOPLE.replace(",x,", ",,"), r"row 1 \('a.mp4'\), 3 \('c.mp4'\), 5 \('e.mp4'\): 'label' is empty"),
+    "no file": (changed("a.mp4", ""), r"row 1 \(''\): 'file' is empty"),
+    "twice": (PEOPLE + ROW, r"row 7 \('a.mp4'\): a row before has it too: keep one"),
+    "twice, once without ending": (PEOPLE + "a,x,p0\n", r"row 7 \('a.mp4'\): a row before"),
+    "above": (changed("a.mp4", "../a.mp4"), r"row 1 \('../a.mp4'\): it lies outside the folder"),
+    "absolute": (changed("a.mp4", "/etc/passwd"), "lies outside the folder"),
+    "on a drive": (changed("a.mp4", r"C:\clips\a.mp4"), "lies outside the folder"),
+    "decimal comma": (changed("a.mp4,x,", 'a.mp4,"0,5",'), "'label' has a decimal comma: write a point"),
+    "near label": (changed("label", "lable"), "expected one column 'label', found 'file', 'lable', 'speaker'; write 'label' in"),
+    "near file": (changed("file", "filename"), "write 'file' in place of 'filename'"),
+    "near speaker": (changed("speaker", "speaker_id"), "write 'speaker' in place of 'speaker_id'"),
+    "no header": (PEOPLE.partition("\n")[2], "expected one column 'file', found 'a.mp4', 'x', 'p0'; its first line begins"),
+    "two labels": (changed("speaker", "label"), "expected one column 'label', found 'file', 'label', 'label'"),
+    "one word": ("hello", "expected one column 'file', found 'hello'"),
+    "no rows": ("file,label\n", "has no row below its header"),
+    "blank rows only": ("file,label\n,\n\n , \n", "has no row below its header"),
+    "nothing": ("", "expected a table in UTF-8, found No columns"),
+    "blank lines": ("\n\n", "expected a table in UTF-8"),
+    "UTF-16": (PEOPLE.encode("utf-16"), "expected a table in UTF-8, found .*decode byte.*CSV UTF-8"),
+    "UTF-16 without a mark": (PEOPLE.encode("utf-16-le"), "NUL characters, as in UTF-16"),
+    "Latin-1": (changed(",x,", ",fröhlich,").encode("latin-1"), "expected a table in UTF-8"),
+    "GBK": (changed(",x,", ",高兴,").encode("gbk"), "expected a table in UTF-8"),
+    "NUL": (changed("a.mp4", "a\0.mp4"), "NUL characters"),
+    "an open quote": (changed(ROW, 'a.mp4,"x,p0\n'), "expected a table in UTF-8, found .*EOF inside string.*in quotes"),
+    "a comma too many": (changed(ROW, "a.mp4,x,p0,oh,well\n"), "found .*Expected 3 fields in line 2, saw 5.*in quotes"),
+    "a picture": (b"\x89PNG\r\n\x1a\n" + bytes(range(256)), "expected a table in UTF-8"),
+    "one class": (PEOPLE.replace(",y,", ",x,"), "two classes or more"),
+    "three clips": ("file,label\na,x\nb,y\n", "who speaks is not said in 2 of 2 rows"),
+    "two people": (PEOPLE.replace("p2", "p1"), "fewer than three people.*: 2, so test would not be on new people.*--same-people"),
+    "unknown people": (changed("p2", ""), "who speaks is not said in 2 of 6 rows .*--same-people"),
+    "one dialogue": (
+        "file,label,speaker,dialogue\n" + "".join(f"{name},{'xy'[n % 2]},p{n},d\n" for n, name in enumerate(NAMES)),
+        "groups of people who share dialogues: 1",
+    ),
+    "no recording at all": (PEOPLE.replace(".mp4", ".gone"), "none of its rows has a recording in .*correct the names"),
+}
+SPLITS = ["train", "train", "Val", "dev", "test", "TEST"]
+
+
+def with_split(splits, speakers=True) -> str:
+    rows = [line.split(",") for line in PEOPLE.splitlines()]
+    body = [f"{one[0]},{one[1]},{one[2] if speakers else ''},{split}" for one, split in zip(rows[1:], splits, strict=True)]
+    return "\n".join(["file,label,speaker,split", *body])
+
+
+REFUSED |= {
+    "another split": (with_split(["trian", *SPLITS[1:]]), r"row 1 \('a.mp4'\): 'split' must be train, valid or test: correct it"),
+    "some splits": (with_split(["", *SPLITS[1:]]), r"row 1 \('a.mp4'\): 'split' is empty, but not in every row"),
+    "no valid": (with_split(["train", "train", "train", "train", "test", "test"]), "no clip is in valid; add some"),
+    "a class of test": (with_split(["test", "train", "valid", "train", "test", "test"], False), "must be one of train's labels"),
+    "people in two splits": (
+        with_split(["train", "test", "valid", "valid", "test", "train"]),
+        r"people of train are in valid or test too \('p0', 'p2'\), so",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_a_table_cannot_be_is_said_in_one_line_before_anything_is_made(case: str, tmp_path: Path):
+    table, said = REFUSED[case]
+    folder = folder_of(tmp_path / "my clips", table)
+    with pytest.raises((ValueError, OSError), match=f"(?s){said}") as caught:
+        made(folder)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 500 and "labels.csv" in str(caught.value)
+    assert not (folder / "features" / "clips.json").exists()
+
+
+TOLD = {  # table -> what is told of it, with the clips that are made all the same
+    "as it should be": (PEOPLE, "", NAMES),
+    "a byte order mark": (b"\xef\xbb\xbf" + PEOPLE.encode(), "", NAMES),
+    "Windows": (PEOPLE.replace("\n", "\r\n"), "", NAMES),
+    "an old Mac": (PEOPLE.replace("\n", "\r"), "", NAMES),
+    "semicolons": (PEOPLE.replace(",", ";"), "", NAMES),
+    "tabs": (PEOPLE.replace(",", "\t"), "", NAMES),
+    "spaces and capitals": (changed("file,label,speaker", " File , LABEL,Speaker "), "", NAMES),
+    "spaces after commas": (PEOPLE.replace(",", ", "), "", NAMES),
+    "no endings": (PEOPLE.replace(".mp4", ""), "", NAMES),
+    "dots before": (PEOPLE.replace("a.mp4", "./a.mp4"), "", NAMES),
+    "backslashes": (PEOPLE.replace("a.mp4", ".\\a.mp4"), "", NAMES),
+    "blank lines and columns": ("\n" + PEOPLE.replace("\n", ",,\n") + ",,,,\n\n", "", NAMES),
+    "other columns": (changed("speaker", "speaker,sex,title"), "columns that are not read: 'sex', 'title'", NAMES),
+    "a row without a recording": (PEOPLE + "g,x,p1\n", "1 rows of labels.csv have no recording: 'g'", NAMES),
+    "a recording without a row": (changed(ROW, ""), "1 recordings have no row in labels.csv, .* used: 'a.mp4'", NAMES[1:]),
+    "a split": (with_split(SPLITS), "", NAMES),
+    "a split, people unknown": (with_split(SPLITS, False), "who speaks is not said in 6 of 6 rows", NAMES),
+    "whole numbers": (PEOPLE.replace(",x,", ",1,").replace(",y,", ",2,"), "before training: .*may be classes or scores", NAMES),
+    "wide scores": (PEOPLE.replace(",x,", ",1.5,").replace(",y,", ",4,"), "before training: .*--data scores=LOW..HIGH", NAMES),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", TOLD)
+def test_tables_as_programs_write_them_are_read_and_what_is_odd_is_told(case: str, tmp_path: Path, capsys):
+    table, said, names = TOLD[case]
+    content = made(folder_of(tmp_path / "clips", table))
+    told = capsys.readouterr()
+    assert [clip["file"] for clip in content["clips"]] == names
+    assert {clip["split"] for clip in content["clips"]} == {"train", "valid", "test"}
+    about = [line for line in told.err.splitlines() if line and ": audio: mine" not in line and "clips, " not in line]
+    assert (len(about) == bool(said)) and pd.Series(about or [""]).str.contains(said).all(), about
+    assert "next: cmpta reproduce --data" in told.out
+
+
+def test_names_may_be_anything_and_lie_anywhere(tmp_path: Path):
+    names = ["=1+1.ogg", "a b.mp4", "深/高兴 😀.wav", "it's \"q\".mov", "one\ntwo.mkv", "café.flac", "x/same.mp4", "y/same.MP4", "a.b.c.mp3"]
+    rows = io.StringIO()
+    text = '说\n"a", b'
+    lines = [(name, "xy"[number % 2], text, f"p{number % 4}") for number, name in enumerate(names)]
+    csv.writer(rows).writerows([("file", "label", "text", "speaker"), *lines])
+    folder = folder_of(tmp_path / "录音 1", rows.getvalue(), names)
+    content = made(folder)
+    assert [clip["file"] for clip in content["clips"]] == sorted(names) and content["name"] == "录音 1"
+    assert {clip["text"] for clip in content["clips"]} == {text}
+    assert {name.encode().isascii() for name in os.listdir(folder / "features" / "clips")} == {True}
+    again = made(folder, "--labels", str(folder / "features" / "labels.csv"))  # a full table, to be used again
+    assert [(clip["file"], clip["split"]) for clip in again["clips"]] == [(c["file"], c["split"]) for c in content["clips"]]
+
+
+def test_what_is_no_recording_is_not_read(tmp_path: Path, capsys):
+    folder = folder_of(tmp_path / "clips")
+    other = folder_of(tmp_path / "other", None, ["far.mp4"])
+    (folder / "._a.mp4").touch()
+    (folder / "gone.mp4").symlink_to(tmp_path / "nowhere.mp4")
+    (folder / "linked").symlink_to(other)
+    (folder / "folder.mp4").mkdir()
+    (folder / "features").mkdir()
+    (folder / "features" / "notes.txt").touch()
+    assert [clip["file"] for clip in made(folder)["clips"]] == NAMES
+    told = capsys.readouterr().err
+    assert "hidden, no file, or a link to a folder or to nothing: '._a.mp4', 'folder.mp4', 'gone.mp4' and 1 more" in told
+    (folder / "features" / "b.mp4").touch()
+    for out in (folder / "features", folder, tmp_path):
+        with pytest.raises(ValueError, match="holds recordings, and features need a folder of their own; name another by --to"):
+            made(folder, "--to", str(out))
+
+
+def test_without_a_table_its_first_lines_are_said(tmp_path: Path):
+    folder = folder_of(tmp_path / "clips", None)
+    with pytest.raises(FileNotFoundError, match=r"its first line is file,label,text,.* the next like a.mp4,LABEL,,,,"):
+        made(folder)
+    with pytest.raises(FileNotFoundError, match="none.csv"):
+        made(folder, "--labels", str(tmp_path / "none.csv"))
+    with pytest.raises(FileNotFoundError, match="expected a folder of recordings, and there is none"):
+        made(tmp_path / "nowhere")
+    for odd in (["--jobs", "0"], ["--longest", "nan"], ["--openface-csv", "x", "--vision", "none"], ["--labels"]):
+        with pytest.raises(SystemExit, match="2"):
+            made(folder, *odd)
+
+
+BROKEN = {  # what lies in place of a clip's frames -> why it is left out
+    "gone": (None, "is not there"),
+    "text": (b"hello", "expected an array as numpy.save writes it"),
+    "empty": (b"", "expected an array as numpy.save writes it"),
+    "objects": (np.array([{}]), "expected an array as numpy.save writes it"),
+    "flat": (np.zeros(4), "must be a .T, F. array of numbers"),
+    "words": (np.array([["a"]]), "must be a .T, F. array of numbers"),
+    "no columns": (np.zeros((4, 0)), "must be a .T, F. array of numbers"),
+}
+
+
+def test_clips_that_cannot_be_used_are_named_and_the_rest_goes_on(tmp_path: Path, capsys):
+    names = [*NAMES, *(f"{kind}.mp4" for kind in BROKEN)]
+    table = PEOPLE + "".join(f"{kind}.mp4,x,p{n % 3}\n" for n, kind in enumerate(BROKEN))
+    folder = folder_of(tmp_path / "clips", table, names)
+    for kind, (content, _) in BROKEN.items():
+        path = folder / f"{kind}.mine.npy"
+        path.unlink() if content is None else path.write_bytes(content) if isinstance(content, bytes) else np.save(path, content)
+    content, told = made(folder), capsys.readouterr()
+    assert [clip["file"] for clip in content["clips"]] == NAMES and len(content["left_out"]) == len(BROKEN)
+    for kind, (_, said) in BROKEN.items():
+        assert pd.Series([content["left_out"][f"{kind}.mp4"]]).str.contains(said).all(), kind
+    assert "7 left out" in told.out and told.err.count("left out: ") == 7
+    for path in folder.glob("[c-f].mine.npy"):
+        path.unlink()
+    with pytest.raises(ValueError, match="no clip is in .* or in .*; 11 clips cannot be used"):
+        made(folder)
+
+
+# --- the split -----------------------------------------------------------------------------------------------------------
+
+
+def rows_of(people: int, each: int, labels: int, dialogues: bool = False) -> pd.DataFrame:
+    pairs = itertools.product(range(people), range(each))
+    every = [(f"{p}/{n}.wav", f"l{(p + n) % labels}", "", "", f"p{p}", f"d{p // 2}" * dialogues) for p, n in pairs]
+    return pd.DataFrame(every, columns=recordings.COLUMNS).sort_values("file", ignore_index=True)
+
+
+@pytest.mark.parametrize(("people", "each", "labels"), [(3, 2, 2), (3, 40, 5), (4, 3, 3), (7, 10, 4), (24, 60, 8), (200, 3, 6)])
+@pytest.mark.parametrize("dialogues", [False, True])
+def test_a_split_keeps_people_and_dialogues_apart_and_every_class_in_train(people, each, labels, dialogues):
+    dialogues = dialogues and people > 5
+    rows = rows_of(people, each, labels, dialogues)
+    rows["split"], told = recordings.split(rows, False, "x")
+    for key in ("speaker", "dialogue")[: 1 + dialogues]:
+        assert rows.groupby(key)["split"].nunique().eq(1).all()
+    shares = rows["split"].value_counts(normalize=True)
+    assert set(shares.index) == {"train", "valid", "test"} and not told
+    assert set(rows["label"]) == set(rows["label"][rows["split"] == "train"])
+    if people >= 7 and not (people == 7 and dialogues):  # four groups there
+        assert 0.6 < shares["train"] < 0.8 and 0.1 < shares["valid"] < 0.2 and 0.1 < shares["test"] < 0.2
+
+
+def test_a_class_of_one_person_stays_in_train_and_one_big_person_too():
+    rows = rows_of(8, 10, 2)
+    rows.loc[rows["file"].str.startswith("5/"), "label"] = "rare"
+    assert set(recordings.split(rows, False, "x")[0][rows["label"] == "rare"]) == {"train"}
+    rows.loc[rows.index < 50, "speaker"] = "big"
+    assert set(recordings.split(rows, False, "x")[0][rows["speaker"] == "big"]) == {"train"}
+
+
+def test_the_same_people_may_be_in_all_splits_where_that_is_said():
+    rows = rows_of(1, 60, 3)
+    rows["split"], told = recordings.split(rows, True, "x")
+    assert "WARNING: there are fewer than three people" in told[0] and "scores say nothing about new people" in told[0]
+    assert (pd.crosstab(rows["label"], rows["split"]).min() >= [2, 12, 2]).all()
+    rows["label"] = [f"{n / 60}" for n in range(60)]  # scores: quarters of them are alike in all splits
+    rows["split"], _ = recordings.split(rows.assign(split=""), True, "x")
+    assert rows["label"].astype(float).groupby(rows["split"]).mean().between(0.4, 0.6).all()
+    with pytest.raises(ValueError, match="x: 2 clips, at most 1 of a label or dialogue, are too few for three splits"):
+        recordings.split(rows_of(1, 2, 2), True, "x")
+
+
+def test_the_order_of_rows_changes_nothing(tmp_path: Path):
+    head, *lines = PEOPLE.splitlines()
+    first = made(folder_of(tmp_path / "a" / "clips"))
+    assert made(folder_of(tmp_path / "b" / "clips", "\n".join([head, *reversed(lines)]))) == first
+
+
+# --- features that survive anything -----------------------------------------------------------------------------------------
+
+
+def bytes_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((folder / "features").rglob("[!.]*")) if path.is_file()}
+
+
+def test_only_what_changed_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = folder_of(tmp_path / "clips")
+    asked: list[str] = []
+    real = recordings.attempt
+    monkeypatch.setattr(recordings, "attempt", lambda path, recipe: asked.append(path.name) or real(path, recipe))
+    made(folder)
+    first, places = bytes_of(folder), sorted((folder / "features" / "clips").iterdir())
+    assert asked == NAMES and len(places) == 6
+    asked.clear()
+    made(folder)
+    assert asked == [] and bytes_of(folder) == first
+    places[0].write_bytes(places[0].read_bytes()[:-1] + b"x")  # another number
+    places[1].write_bytes(places[1].read_bytes()[:100])
+    places[2].unlink()
+    (folder / "features" / "clips" / ".x.partial").touch()
+    made(folder)
+    assert asked == NAMES[:3] and bytes_of(folder) == first
+    asked.clear()
+    np.save(folder / "a.mine.npy", np.ones((2, 4), np.float32))
+    (folder / "b.mp4").write_bytes(b"cut anew")
+    made(folder)
+    assert asked == NAMES[:2]
+    asked.clear()
+    for path in folder.glob("*.mine.npy"):
+        shutil.copy(path, path.with_name(path.name.replace("mine", "other")))
+    made(folder, "--audio", "other=20")
+    assert asked == NAMES
+
+
+def pictures(place: Path, seconds: float, shift: int) -> None:
+    """A real portrait that moves, and a hum."""
+    av = pytest.importorskip("av", reason="needs the extra `features`")
+    cbook, image = pytest.importorskip("matplotlib.cbook"), pytest.importorskip("matplotlib.image")
+    portrait = image.imread(cbook.get_sample_data("grace_hopper.jpg", asfileobj=False))[::2, ::2]  # (300, 256, 3)
+    with av.open(str(place), "w") as out:
+        video, audio = out.add_stream("mpeg4", rate=10), out.add_stream("pcm_s16le", rate=16000)
+        video.width, video.height, video.pix_fmt = 240, 288, "yuv420p"
+        audio.layout = "mono"
+        for number in range(int(seconds * 10)):
+            top = (number + shift) % 12
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(portrait[top : top + 288, 8:248]))
+            out.mux(video.encode(frame))
+        wave = (8000 * np.sin(np.arange(int(16000 * seconds)) * (0.05 + shift / 100))).astype(np.int16)[None]
+        sound = av.AudioFrame.from_ndarray(wave, "s16", "mono")
+        sound.sample_rate = 16000
+        out.mux(audio.encode(sound))
+        for stream in (video, audio):
+            out.mux(stream.encode())
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    for name in ("av", "opensmile", "mediapipe"):
+        pytest.importorskip(name, reason="needs the extra `features`")
+    folder = tmp_path_factory.mktemp("real") / "faces"
+    folder.mkdir()
+    for number in range(6):
+        pictures(folder / f"{'abcdef'[number]}.mkv", 0.5, number)
+    (folder / "labels.csv").write_text(PEOPLE.replace(".mp4", ".mkv"))
+    return folder
+
+
+COMMAND = [sys.executable, "-m", "cmpta_lib.cli", "data", "clips"]
+
+
+def test_a_killed_call_is_gone_on_with_and_any_number_of_jobs_gives_the_same_bytes(real: Path, tmp_path: Path):
+    for name in ("once", "killed"):
+        shutil.copytree(real, tmp_path / name / "faces")
+    once, killed = (tmp_path / name / "faces" for name in ("once", "killed"))
+    subprocess.run([*COMMAND, str(once), "--jobs", "1"], check=True, capture_output=True)
+    with subprocess.Popen([*COMMAND, str(killed), "--jobs", "2"], start_new_session=True, stderr=subprocess.DEVNULL) as process:
+        while not list(killed.glob("features/clips/*.safetensors")):
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGKILL)
+    assert not (killed / "features" / "clips.json").exists()
+    before = {path: path.stat().st_mtime_ns for path in killed.glob("features/clips/[!.]*")}
+    done = subprocess.run([*COMMAND, str(killed), "--jobs", "2"], check=True, capture_output=True, text=True)
+    assert all(path.stat().st_mtime_ns == time_ns for path, time_ns in before.items())
+    assert bytes_of(killed) == bytes_of(once) and len(bytes_of(once)) == 8
+    assert "6 clips" in done.stdout and "frames with a face: 100.0%" in done.stdout and "clips a minute" in done.stderr
