@@ -17,13 +17,10 @@ import numpy as np
 
 from cmpta_lib.config import one_of
 from cmpta_lib.data.corpus import MODALITIES, Modality, problem, shown
+from data_prep.features.media import Unusable as Unusable
 
 LONGEST_S = 300.0  # a clip is one utterance; of five minutes an attention map already has a million cells
 _READY = re.compile(r"([A-Za-z][\w-]{0,39})=(\d+(?:\.\d+)?)")
-
-
-class Unusable(ValueError):
-    """A recording, or a file beside it, that cannot be used; the message names it, says why and what to do."""
 
 
 @dataclass(frozen=True)
