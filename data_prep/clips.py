@@ -119,20 +119,22 @@ def main(argv: Sequence[str] | None = None, prog: str = "cmpta data clips") -> i
             files.write_text(out / MADE, files.checksummed(said | {"clips": clips}))
     except Timeout:
         raise ValueError(f"{out}: another call is at work there; wait for it") from None
-    _tell(clips, len(left_out))
+    _tell(clips, recipe, len(left_out))
     data = f"{tasks.split_choice(options.folder)[0]}{out if options.to else folder}"
     print(f"next: cmpta reproduce --data {shlex.quote(data)}")
     return 0
 
 
-def _tell(clips: Sequence[Mapping[str, Any]], left_out: int) -> None:
+def _tell(clips: Sequence[Mapping[str, Any]], recipe: Recipe, left_out: int) -> None:
     """Print what the clips hold, and in what they differ."""
     sizes = ", ".join(f"{sum(clip['split'] == name for clip in clips)} {name}" for name in SPLITS)
     people = {clip["speaker"] for clip in clips} - {""}
     print(f"{len(clips)} clips ({sizes}) of {len(people) or 'unknown'} people; {left_out} left out")
     notes: Counter[str] = sum((Counter(clip["notes"]) for clip in clips), Counter())
-    if frames := sum(clip["shapes"]["vision"][0] for clip in clips):
-        print(f"frames with a face: {1 - notes['frames_without_face'] / frames:.1%} of {frames}")
+    frames = [clip["shapes"]["vision"][0] for clip in clips if clip["shapes"]["vision"][0]]
+    if frames and recipe.vision == SETS["vision"]["mediapipe"]:
+        share = 1 - notes["frames_without_face"] / sum(frames)
+        print(f"frames with a face: {share:.1%} of {sum(frames)}, in {len(frames)} clips that show one")
     print(f"notes: {', '.join(f'{kind} {count}' for kind, count in sorted(notes.items())) or 'none'}")
     widths = {f"widths of {one}": [clip["shapes"][one][1] for clip in clips if clip["shapes"][one][0]] for one in MODALITIES}
     for what, values in ({"sample rates (Hz)": [clip["rate_hz"] for clip in clips if clip["rate_hz"]]} | widths).items():
