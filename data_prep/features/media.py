@@ -19,13 +19,15 @@ from typing import Any, Self
 
 import numpy as np
 
-from data_prep.features import Unusable
-
 LATE_S = 0.1  # what sound may be off its time stamps, which some containers round, before silence fills the gap
 LARGEST = 1920  # pixels of a picture's longer side; faces need no more
 LOUDEST = 32767 / 32768  # of 16 bits, with which openSMILE works
 GUESSES = 0x100  # FFmpeg's AVFMT_GENERIC_INDEX: formats without an index, whose length is guessed from the bit rate
 STILL = re.compile("image2|tty|.*_pipe")  # formats by which FFmpeg shows pictures and pages of text as recordings
+
+
+class Unusable(ValueError):
+    """A recording, or a file beside it, that cannot be used; the message names it, says why and what to do."""
 
 
 def needed(module: str, extra: str = "features") -> Any:
