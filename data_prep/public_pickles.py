@@ -142,7 +142,7 @@ def _remedy(folder: Path, found: Sequence[str]) -> str:
     if packed := [name for name in found if name.lower().endswith(_PACKED)]:
         return f"unpack {_some(packed)}"
     if recordings.found_in(folder)[0]:
-        return f"of recordings, make features first: cmpta data clips {folder}"
+        return f"recordings need features first: cmpta data clips {folder}"
     if odd := [name for name in found if _LIKE_ONE.search(name) and not _PUBLIC_FILE.fullmatch(name)]:
         return f"rename {_some(odd)} to end in _train.pkl, _valid.pkl or _test.pkl"
     return "fetch what is missing, or split your clips in three, nobody's in two files"

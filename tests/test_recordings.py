@@ -421,7 +421,7 @@ def test_faces_and_voices_are_read_and_files_that_are_no_recordings_are_named(re
 def test_what_was_made_is_a_corpus_that_can_be_trained_on(tmp_path: Path, capsys):
     folder, cache = folder_of(tmp_path / "my clips"), tmp_path / "cache"
     np.save(folder / "a.mine.npy", np.full((4, 4), np.nan))
-    with pytest.raises(FileNotFoundError, match=f"make features first: cmpta data clips {folder}"):
+    with pytest.raises(FileNotFoundError, match=f"recordings need features first: cmpta data clips {folder}"):
         read_folder(folder, cache)
     content = made(folder)
     capsys.readouterr()

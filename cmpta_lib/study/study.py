@@ -40,8 +40,7 @@ class Study:
     Args:
         profile: "demo" or "paper".
         seeds: how many of the five seeds (choice 17), or the seeds themselves; None = the profile's number.
-        data: folder of `<name>_{train,valid,test}.pkl` in MELD's public format, or of recordings with their features
-            (`cmpta data clips`); replaces the profile's corpora.
+        data: folder as `data_prep.public_pickles.read_folder` takes it, of pickles or recordings, in place of the profile's.
         smoke: a few clips, one epoch and a barely trained LLM, to see that everything runs; says so in its outputs. For
             profile "paper" that is its dry run, on the synthetic files that `cmpta dry-run` wrote.
         llm: another backbone than the profile's: a name of `llm.files.PUBLISHED`, a hub id, or a folder.
