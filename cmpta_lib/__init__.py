@@ -3,7 +3,7 @@
     import cmpta_lib
 
     run = cmpta_lib.load("published:sims")             # a trained run that is here; or a run's folder, or its name
-    run.predict(samples)                               # answers with the probability of every legal answer
+    run.predict(samples)                               # or a recording: answers, with the probability of every legal one
     run.attention(sample)                              # where the words looked in face and voice
     cmpta_lib.plain(run).answer(sample)                # the same by the paper's equations, one clip at a time
 

@@ -100,8 +100,8 @@ def _made(out: Path, inputs: Inputs, run: str) -> Iterator[Asked]:
             "themselves, or make their features anew with its sets"
         )
     for one in content["clips"]:
-        who = {key: one[key] or None for key in ("speaker", "dialogue")}
-        clip = Sample(one["file"], one["text"], **load_file(out / "clips" / one["features"]), **who)
+        known: dict[str, Any] = {key: one[key] or None for key in ("speaker", "dialogue")}
+        clip = Sample(one["file"], one["text"], **load_file(out / "clips" / one["features"]), **known)
         yield Asked(str(out / "clips" / one["features"]), one["file"], clip, one["notes"], one["heard"])
 
 

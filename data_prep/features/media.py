@@ -9,7 +9,7 @@ import re
 from array import array
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from importlib import import_module
 from itertools import chain, pairwise
@@ -19,13 +19,15 @@ from typing import Any, Self
 
 import numpy as np
 
-from data_prep.features import Unusable
-
 LATE_S = 0.1  # what sound may be off its time stamps, which some containers round, before silence fills the gap
 LARGEST = 1920  # pixels of a picture's longer side; faces need no more
 LOUDEST = 32767 / 32768  # of 16 bits, with which openSMILE works
 GUESSES = 0x100  # FFmpeg's AVFMT_GENERIC_INDEX: formats without an index, whose length is guessed from the bit rate
 STILL = re.compile("image2|tty|.*_pipe")  # formats by which FFmpeg shows pictures and pages of text as recordings
+
+
+class Unusable(ValueError):
+    """A recording, or a file beside it, that cannot be used; the message names it, says why and what to do."""
 
 
 def needed(module: str, extra: str = "features") -> Any:
@@ -47,37 +49,34 @@ class Track:
     aspect: Fraction  # a pixel's width over its height
 
 
+@dataclass
 class Recording:
     """A file that FFmpeg can read; a context manager.
 
-    Args:
-        longest_s: a longer one is refused before anything is decoded.
-        notes: counts what is missing or damaged, as long as something is left to use.
-    Attributes:
-        seconds: from the first sound or picture to the end of the last.
     Raises:
         Unusable: it is not there, no recording, of 0 s or too long, or nothing in it can be decoded.
     """
 
-    def __init__(self, path: Path, longest_s: float, notes: Counter[str]) -> None:
-        self.path, self.seconds = path, 0.0
-        self._longest_s, self._notes = longest_s, notes
-        self._tracks: dict[str, Track] = {}
-        self._zero = Fraction(0)
+    path: Path
+    longest_s: float  # a longer one is refused before anything is decoded
+    notes: Counter[str]  # what is missing or damaged, as long as something is left to use
+    seconds: float = 0.0  # from the first sound or picture to the end of the last
+    tracks: dict[str, Track] = field(default_factory=dict)
+    zero: Fraction = Fraction(0)  # when the first of them starts
 
     def __enter__(self) -> Self:
         if not self.path.is_file() or not self.path.stat().st_size:
             what = "a folder" if self.path.is_dir() else "empty (0 bytes)" if self.path.is_file() else "not there"
             raise Unusable(f"{self.path} is {what}: expected a recording, such as mp4, mkv, wav or mp3; give another file")
         with self._opened() as container:
-            self._tracks = self._measured(container)
-            if tracks := self._tracks.values():
-                self._zero = min(track.start for track in tracks)
-                self.seconds = float(max(track.end for track in tracks) - self._zero)
+            self.tracks = self._measured(container)
+            if tracks := self.tracks.values():
+                self.zero = min(track.start for track in tracks)
+                self.seconds = float(max(track.end for track in tracks) - self.zero)
             if not container.format.flags & GUESSES and (container.duration or 0) / 1e6 > self.seconds + 0.5:
-                self._notes["cut_short"] = 1  # it says so itself
+                self.notes["cut_short"] = 1  # it says so itself
         if not self.seconds:
-            raise Unusable(f"{self.path} has neither sound nor pictures (0 s); record or convert it anew")
+            raise Unusable(f"{self.path} has neither sound nor pictures (0 s); is it whole? Copy or convert it anew")
         self._need_short(self.seconds)
         return self
 
@@ -100,16 +99,17 @@ class Recording:
             late = 0 if begins is None else round(begins * rate) - len(samples)
             self._need_short((len(samples) + max(late, 0)) / rate - 1)  # a codec may add some samples
             if late > LATE_S * rate:
-                self._notes["gaps_in_sound"] += 1
+                self.notes["gaps_in_sound"] += 1
                 samples.frombytes(bytes(4 * late))
             for piece in converters[kind].resample(frame):
                 mono = piece.to_ndarray().mean(axis=0, dtype=np.float32)
                 if beyond := int(np.count_nonzero(~(np.abs(mono) <= 1))):
-                    self._notes["samples_beyond_1"] += beyond
+                    self.notes["samples_beyond_1"] += beyond
                 samples.frombytes(np.clip(np.nan_to_num(mono), -1, LOUDEST).tobytes())
-        if not samples:
-            self._is_lost("audio", "no_sound_track")
-        return (np.frombuffer(samples, np.float32), rate) if samples else (np.zeros(0, np.float32), 16_000)
+        if samples:
+            return np.frombuffer(samples, np.float32), rate
+        self._is_lost("audio", "no_sound_track")
+        return np.zeros(0, np.float32), 16_000
 
     def pictures(self, hop_ms: float) -> Iterator[np.ndarray]:
         """Upright pictures, one at 0, hop_ms, 2 hop_ms, … as long as the picture track lasts.
@@ -134,8 +134,8 @@ class Recording:
 
     def _in_order(self) -> Iterator[tuple[Fraction, Any]]:
         """Every picture with when it begins, never before the one ahead of it; at last the track's end, without one."""
-        if track := self._tracks.get("video"):
-            since, end = -track.frame_s, track.end - self._zero
+        if track := self.tracks.get("video"):
+            since, end = -track.frame_s, track.end - self.zero
             for stamp, frame in self._decoded("video"):
                 since = since + track.frame_s if stamp is None else max(since, stamp)
                 yield min(since, end), frame
@@ -143,7 +143,7 @@ class Recording:
 
     def _decoded(self, kind: str) -> Iterator[tuple[Fraction | None, Any]]:
         """What can be decoded of a track, and when each piece begins; what cannot is counted."""
-        if not (track := self._tracks.get(kind)):
+        if not (track := self.tracks.get(kind)):
             return
         with self._opened() as container:
             stream = container.streams[track.index]
@@ -154,10 +154,10 @@ class Recording:
                 except needed("av").FFmpegError:
                     frames = None
                 if frames is None or packet and packet.is_corrupt:
-                    self._notes["damaged"] += 1
+                    self.notes["damaged"] += 1
                 for frame in frames or ():
                     stamp = frame.dts if frame.pts is None else frame.pts
-                    yield None if stamp is None else stamp * stream.time_base - self._zero, frame
+                    yield None if stamp is None else stamp * stream.time_base - self.zero, frame
 
     def _opened(self) -> Any:
         av, options = needed("av"), {"protocol_whitelist": "file"}  # a playlist in disguise reads nothing from a network
@@ -174,21 +174,18 @@ class Recording:
         try:
             yield from (packet for packet in container.demux(*streams) if packet.size)
         except needed("av").FFmpegError:  # the file cannot be read on from here
-            self._notes["damaged"] += 1
+            self.notes["damaged"] += 1
 
     def _measured(self, container: Any) -> dict[str, Track]:
         """From when to when the first track of each kind lasts, by its packets: a damaged file's header may be wrong."""
-        covers, chosen = needed("av.stream").Disposition.attached_pic, {}  # of albums
-        for kind, note in (("audio", "several_sound_tracks"), ("video", "several_picture_tracks")):
-            able = [one for one in getattr(container.streams, kind) if one.codec_context and not one.disposition & covers]
-            if able:
-                chosen[kind] = able[0]
-            if len(able) > 1:
-                self._notes[note] = 1
-        spans: dict[int, list[tuple[int | None, int]]] = {one.index: [] for one in chosen.values()}
-        for packet in self._packets(container, *chosen.values()) if chosen else ():
-            spans[packet.stream.index].append((packet.dts if packet.pts is None else packet.pts, packet.duration or 0))
-        return {kind: self._track(one, spans[one.index]) for kind, one in chosen.items() if spans[one.index]}
+        covers, spans = needed("av.stream").Disposition.attached_pic, {}  # of albums
+        for note, streams in (("sound", container.streams.audio), ("picture", container.streams.video)):
+            able = [one for one in streams if one.codec_context and not one.disposition & covers]
+            spans |= {one: [] for one in able[:1]}
+            self.notes |= {f"several_{note}_tracks": 1 for _ in able[1:2]}
+        for packet in self._packets(container, *spans) if spans else ():
+            spans[packet.stream].append((packet.dts if packet.pts is None else packet.pts, packet.duration or 0))
+        return {stream.type: self._track(stream, found) for stream, found in spans.items() if found}
 
     def _track(self, stream: Any, spans: list[tuple[int | None, int]]) -> Track:
         is_video, base = stream.type == "video", stream.time_base
@@ -199,26 +196,39 @@ class Recording:
         steps = [float(after - before) for before, after in pairwise(begins)] if is_video else []
         usual = median(steps or [0.0])
         if sum(abs(step - usual) > usual / 2 for step in steps) > len(steps) / 10:
-            self._notes["variable_frame_rate"] = 1
+            self.notes["variable_frame_rate"] = 1
         start = begins[0] if stream.start_time is None else stream.start_time * base  # without what a codec needs ahead
         aspect = is_video and stream.sample_aspect_ratio or Fraction(1)
         return Track(stream.index, start, max(begin + span for begin, span in known), frame_s, aspect)
 
     def _need_short(self, seconds: float) -> None:
-        if seconds > self._longest_s:
+        if seconds > self.longest_s:
             long = f"{seconds / 3600:.1f} h" if seconds > 5400 else f"{seconds:.1f} s"
-            raise Unusable(f"{self.path} is {long} long, at most {self._longest_s:g} s are read; cut it, or pass --longest")
+            raise Unusable(f"{self.path} is {long} long, at most {self.longest_s:g} s are read; cut it, or pass --longest")
 
     def _is_lost(self, kind: str, note: str) -> None:
-        self._tracks.pop(kind, None)
-        if not self._tracks:
+        self.tracks.pop(kind, None)
+        if not self.tracks:
             raise Unusable(f"{self.path} is damaged: nothing in it can be decoded; copy or record it anew")
-        self._notes[note] = 1
+        self.notes[note] = 1
 
     def _rgb(self, frame: Any) -> np.ndarray:
-        width, height = frame.width * self._tracks["video"].aspect, frame.height
+        width, height = frame.width * self.tracks["video"].aspect, frame.height
         scale = min(1, Fraction(LARGEST) / max(width, height))
         picture = frame.to_ndarray(format="rgb24", width=round(width * scale) or 1, height=round(height * scale) or 1)
         if quarters := round(frame.rotation / 90) % 4:  # counter-clockwise, as np.rot90 turns
-            self._notes["turned"] = 1
+            self.notes["turned"] = 1
         return np.ascontiguousarray(np.rot90(picture, quarters))
+
+
+def resampled(signal: np.ndarray, rate_hz: int, to_hz: int) -> np.ndarray:
+    """(N,) float32 at another rate, by FFmpeg's resampler."""
+    if rate_hz == to_hz or not len(signal):
+        return signal
+    av, pieces = needed("av"), []
+    resampler = av.AudioResampler("fltp", "mono", to_hz)
+    for start in range(0, len(signal), 10 * rate_hz):
+        frame = av.AudioFrame.from_ndarray(signal[None, start : start + 10 * rate_hz], "fltp", "mono")
+        frame.sample_rate = rate_hz
+        pieces += resampler.resample(frame)
+    return np.concatenate([piece.to_ndarray()[0] for piece in [*pieces, *resampler.resample(None)]])

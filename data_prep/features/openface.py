@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from cmpta_lib.data.corpus import shown
-from data_prep.features import Unusable
 from data_prep.features.face import POINTS, POSE, each_frame
+from data_prep.features.media import Unusable
 
 _UNITS = (1, 2, 4, 5, 6, 7, 9, 10, 12, 14, 15, 17, 20, 23, 25, 26, 45)  # facial action units of known intensity
 # OpenFace's order, which MMSA-FET, by the authors of SIMS-V2, keeps. Intensities lie in [0, 5]; presence is 0 or 1.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import wave
+from array import array
 from functools import cache
 from math import ceil
 from pathlib import Path
@@ -11,32 +12,31 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.features import SETS, media, speech
+from data_prep.features import media, speech
 
 
 def egemaps(signal: np.ndarray, rate_hz: int) -> np.ndarray:
-    """eGeMAPSv02's low-level descriptors, every 10 ms, the same as `opensmile.Smile.process_signal` gives.
+    """eGeMAPSv02's low-level descriptors, every 10 ms: the numbers of `opensmile.Smile.process_signal`.
 
-    That holds a recording eight times in memory. So openSMILE reads it from a file, as it does by itself elsewhere.
+    That keeps a recording in memory eight times over; here openSMILE reads a file, as its command-line tool does.
 
     Args:
         signal: (N,) float32 in [-1, 1).
     Returns:
         (T, 25) float32; T = 0 where the signal is too short for a frame.
     """
-    tool, frames = _smile(), []
+    tool, found = _smile(), array("f")
     with tempfile.TemporaryDirectory() as place:
-        path = Path(place) / "sound.wav"
-        with wave.open(str(path), "wb") as out:
+        with wave.open(f"{place}/sound.wav", "wb") as out:
             out.setparams((1, 2, rate_hz, 0, "NONE", ""))
             for start in range(0, len(signal), rate_hz):
                 out.writeframes((signal[start : start + rate_hz] * 32768).astype("<i2").tobytes())
-        source = Path(tool.default_config_root) / "shared" / "standard_wave_input.conf.inc"
-        engine = tool._smile({**tool._options(), "source": str(source), "filename": str(path)})
-        engine.external_sink_set_callback_ex("extsink", lambda frame, _: frames.append(frame.copy()))
+        source = f"{tool.default_config_root}/shared/standard_wave_input.conf.inc"
+        engine = tool._smile({**tool._options(), "source": source, "filename": f"{place}/sound.wav"})
+        engine.external_sink_set_callback_ex("extsink", lambda frame, _: found.frombytes(frame.tobytes()))
         engine.run()
         engine.free()
-    return np.array(frames, np.float32).reshape(-1, SETS["audio"]["egemaps"].width or 0)
+    return np.array(found, np.float32).reshape(-1, tool.num_features)
 
 
 @cache
@@ -46,22 +46,20 @@ def _smile() -> Any:
 
 
 def whisper(signal: np.ndarray, rate_hz: int, folder: Path | None) -> np.ndarray:
-    """States of Whisper base's encoder, every 20 ms; it hears 30 s at a time.
+    """States of a Whisper model's encoder, every 20 ms; it hears 30 s at a time.
 
     Args:
         signal: (N,) float32 in [-1, 1).
         folder: the model's; None = the one that `cmpta weights whisper-base` builds.
     Returns:
-        (T, 512) float32, T = ceil(seconds * 50).
+        (T, 512) float32, T = ceil(seconds * 50); a larger Whisper than base has more than 512 columns.
     Raises:
-        FileNotFoundError: it is not there; ValueError: it is of another size.
+        FileNotFoundError: it is not there.
     """
-    hears, width = speech.model(folder or speech.find("whisper-base")), SETS["audio"]["whisper"].width
-    heard, windows = media.resampled(signal, rate_hz, speech.RATE_HZ), [np.zeros((0, width or 0), np.float32)]
-    for start in range(0, len(heard), 30 * speech.RATE_HZ):
-        piece = heard[start : start + 30 * speech.RATE_HZ]
-        mel = hears.feature_extractor(np.pad(piece, (0, 30 * speech.RATE_HZ - len(piece))), padding=0)
-        windows.append(np.asarray(hears.encode(mel), np.float32)[0])
-        if windows[-1].shape[1] != width:
-            raise ValueError(f"{folder}: Whisper base has states of {width} numbers, not {windows[-1].shape[1]}; choose that")
-    return np.concatenate(windows)[: ceil(len(signal) * 50 / rate_hz)]
+    hears, window = speech.model(folder or speech.find("whisper-base")), 30 * speech.RATE_HZ
+    heard, states = media.resampled(signal, rate_hz, speech.RATE_HZ), []
+    for start in range(0, len(heard), window):
+        piece = heard[start : start + window]
+        mel = hears.feature_extractor(np.pad(piece, (0, window - len(piece))), padding=0)
+        states.append(np.asarray(hears.encode(mel), np.float32)[0])
+    return np.concatenate(states or [np.zeros((0, 512), np.float32)])[: ceil(len(signal) * 50 / rate_hz)]
