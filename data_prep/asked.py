@@ -101,7 +101,8 @@ def _made(out: Path, inputs: Inputs, run: str) -> Iterator[Asked]:
         )
     for one in content["clips"]:
         known: dict[str, Any] = {key: one[key] or None for key in ("speaker", "dialogue")}
-        clip = Sample(one["file"], one["text"], **load_file(out / "clips" / one["features"]), **known)
+        known |= load_file(out / "clips" / one["features"])
+        clip = Sample(one["file"], one["text"], **known)
         yield Asked(str(out / "clips" / one["features"]), one["file"], clip, one["notes"], one["heard"])
 
 

