@@ -276,10 +276,8 @@ NOTEBOOKS: tuple[Notebook, ...] = (
         rows=lambda key: [TEXT_ONLY, *MLLM_ROWS, WHOLE], tables=_MLLM_TABLES,
         figures=("mllm_two_by_two_{key}", "mllm_margins_{key}"), is_beyond=True,
     ),
-    Notebook(
-        "15_recordings", _BEYOND + "recordings", (), tables=("recordings",), figures=("recordings",),
-        is_beyond=True, by_name=True,
-    ),
+    Notebook("15_recordings", _BEYOND + "recordings", (), tables=("recordings",), figures=("recordings",),
+             is_beyond=True, by_name=True),
     Notebook("20_performance", _BEYOND + "what it costs", (), is_beyond=True),  # seconds are no export: pages show them
 )  # fmt: skip
 
@@ -306,11 +304,6 @@ class Planned:
     def kind(self) -> tuple[str, str, str]:
         """Corpus, method and role of a row's own LLM: runs of one kind take alike, versions of a method among them."""
         return self.key, self.row.method, self.row.llm
-
-
-def everything() -> list[str]:
-    """Names of the notebooks that run with everything."""
-    return [notebook.name for notebook in NOTEBOOKS if not notebook.by_name]
 
 
 def chosen(names: Collection[str]) -> list[Notebook]:
