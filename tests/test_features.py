@@ -232,7 +232,11 @@ UNUSABLE = {
     "folder": (lambda f: f, "is a folder"),
     "empty": (lambda f: _bytes(f / "a.mp4", b""), "is empty (0 bytes)"),
     "text as mp4": (lambda f: _bytes(f / "a.mp4", b"hello\n" * 99), "cannot be read as a recording"),
-    "text": (lambda f: _bytes(f / "a.txt", b"hello\n" * 99), "a single picture or a text"),
+    "list of files": (
+        lambda f: _bytes(clip(f / "b.wav", signal=tone(1)).with_name("a.mp4"), b"ffconcat version 1.0\nfile 'b.wav'\n"),
+        "a list of files",
+    ),
+    "text": (lambda f: _bytes(f / "a.txt", b"hello\n" * 99), "a single picture, a text"),
     "noise": (lambda f: _bytes(f / "a.mp3", np.random.default_rng(0).bytes(9999)), "cannot be read as a recording"),
     "playlist": (lambda f: _bytes(f / "a.mp4", b"#EXTM3U\n#EXTINF:2,\nhttp://192.0.2.1/x.ts\n"), "cannot be read"),
     "half an mp4": (lambda f: _bytes(p := clip(f / "a.mp4", [9] * 9, None, tone(1)), p.read_bytes()[:4000]), "is it whole?"),

@@ -23,7 +23,8 @@ LATE_S = 0.1  # what sound may be off its time stamps, which some containers rou
 LARGEST = 1920  # pixels of a picture's longer side; faces need no more
 LOUDEST = 32767 / 32768  # of 16 bits, with which openSMILE works
 GUESSES = 0x100  # FFmpeg's AVFMT_GENERIC_INDEX: formats without an index, whose length is guessed from the bit rate
-STILL = re.compile("image2|tty|.*_pipe")  # formats by which FFmpeg shows pictures and pages of text as recordings
+# Formats by which FFmpeg shows pictures, pages of text and lists of other files as recordings.
+STILL = re.compile("image2|mjpeg|tty|.*_pipe|concat|hls|dash|imf|sdp|rtsp")
 
 
 class Unusable(ValueError):
@@ -167,7 +168,7 @@ class Recording:
             why = error.strerror or type(error).__name__
             raise Unusable(f"{self.path} cannot be read as a recording ({why}); is it whole? Copy or convert it anew") from None
         if STILL.fullmatch(container.format.name):
-            raise Unusable(f"{self.path} is a single picture or a text, not a recording; give another file")
+            raise Unusable(f"{self.path} is a single picture, a text or a list of files, not a recording; give another file")
         return container
 
     def _packets(self, container: Any, *streams: Any) -> Iterator[Any]:
