@@ -236,6 +236,7 @@ UNUSABLE = {
         lambda f: _bytes(clip(f / "b.wav", signal=tone(1)).with_name("a.mp4"), b"ffconcat version 1.0\nfile 'b.wav'\n"),
         "a list of files",
     ),
+    "few samples": (lambda f: clip(f / "a.wav", signal=tone(1)[:50], rate=10), "10 samples of sound a second"),
     "text": (lambda f: _bytes(f / "a.txt", b"hello\n" * 99), "a single picture, a text"),
     "noise": (lambda f: _bytes(f / "a.mp3", np.random.default_rng(0).bytes(9999)), "cannot be read as a recording"),
     "playlist": (lambda f: _bytes(f / "a.mp4", b"#EXTM3U\n#EXTINF:2,\nhttp://192.0.2.1/x.ts\n"), "cannot be read"),

@@ -20,6 +20,7 @@ from typing import Any, Self
 import numpy as np
 
 LATE_S = 0.1  # what sound may be off its time stamps, which some containers round, before silence fills the gap
+LOWEST_HZ = 1000  # openSMILE crashes with some tens of samples a second
 LARGEST = 1920  # pixels of a picture's longer side; faces need no more
 LOUDEST = 32767 / 32768  # of 16 bits, with which openSMILE works
 GUESSES = 0x100  # FFmpeg's AVFMT_GENERIC_INDEX: formats without an index, whose length is guessed from the bit rate
@@ -95,6 +96,8 @@ class Recording:
         samples, rate, converters = array("f"), 0, {}
         for begins, frame in self._decoded("audio"):
             kind, rate = (frame.sample_rate, frame.format.name, frame.layout.name), rate or frame.sample_rate
+            if rate < LOWEST_HZ:
+                raise Unusable(f"{self.path} has {rate} samples of sound a second, expected {LOWEST_HZ} or more; convert it anew")
             if kind not in converters:  # it may change on the way
                 converters[kind] = needed("av").AudioResampler("fltp", rate=rate)
             late = 0 if begins is None else round(begins * rate) - len(samples)
