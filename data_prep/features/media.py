@@ -96,8 +96,6 @@ class Recording:
         samples, rate, converters = array("f"), 0, {}
         for begins, frame in self._decoded("audio"):
             kind, rate = (frame.sample_rate, frame.format.name, frame.layout.name), rate or frame.sample_rate
-            if rate < LOWEST_HZ:
-                raise Unusable(f"{self.path} has {rate} samples of sound a second, expected {LOWEST_HZ} or more; convert it anew")
             if kind not in converters:  # it may change on the way
                 converters[kind] = needed("av").AudioResampler("fltp", rate=rate)
             late = 0 if begins is None else round(begins * rate) - len(samples)
@@ -194,6 +192,9 @@ class Recording:
 
     def _track(self, stream: Any, spans: list[tuple[int | None, int]]) -> Track:
         is_video, base = stream.type == "video", stream.time_base
+        if not is_video and 0 < stream.sample_rate < LOWEST_HZ:
+            told = f"{stream.sample_rate} samples of sound a second, expected {LOWEST_HZ} or more"
+            raise Unusable(f"{self.path} has {told}; convert it anew")
         frame_s = 1 / Fraction(stream.guessed_rate or 25) if is_video else Fraction(0)
         known = [(begin * base, span * base or frame_s) for begin, span in spans if begin is not None]
         known = known or [(place * frame_s, frame_s) for place in range(len(spans))]

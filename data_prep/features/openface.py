@@ -41,7 +41,7 @@ def read(path: Path, notes: Counter[str]) -> np.ndarray:
     frames = np.unique(times)
     ticks = frames[0] + _HOP_S * np.arange(np.ceil((frames[-1] - frames[0] + step_s - 0.001) / _HOP_S))
     latest = np.searchsorted(frames, ticks + 0.0005, side="right") - 1.0  # time stamps are rounded to milliseconds
-    latest += 0.5 * (ticks - frames[latest.astype(int)] > 1.5 * max(_HOP_S, step_s))  # in a gap: after that frame, and without a face
+    latest += 0.5 * (ticks - frames[latest.astype(int)] > 1.5 * max(_HOP_S, step_s))  # in a gap: without a face
     faces, counts = np.unique(who[success == 1], return_counts=True)
     notes.update(["several_faces"] * bool(sum(5 * counts >= len(frames)) > 1))
     taken = (success == 1) & (who == (faces[counts.argmax()] if len(faces) else None))
