@@ -175,7 +175,7 @@ class Recording:
     def _packets(self, container: Any, *streams: Any) -> Iterator[Any]:
         try:
             yield from (packet for packet in container.demux(*streams) if packet.size)
-        except needed("av").FFmpegError:  # the file cannot be read on from here
+        except (needed("av").FFmpegError, IndexError):  # not to be read on from here; or, PyAV's, a packet of no track
             self.notes["damaged"] += 1
 
     def _measured(self, container: Any) -> dict[str, Track]:
@@ -198,6 +198,8 @@ class Recording:
         frame_s = 1 / Fraction(stream.guessed_rate or 25) if is_video else Fraction(0)
         known = [(begin * base, span * base or frame_s) for begin, span in spans if begin is not None]
         known = known or [(place * frame_s, frame_s) for place in range(len(spans))]
+        if any(after < before - 1 for (before, _), (after, _) in pairwise(known)):  # pictures are never so far out of order
+            raise Unusable(f"{self.path}: its clock runs back, as of recordings joined end to end; convert it anew by FFmpeg")
         begins = sorted(begin for begin, _ in known)
         steps = [float(after - before) for before, after in pairwise(begins)] if is_video else []
         usual = median(steps or [0.0])
@@ -222,9 +224,14 @@ class Recording:
         width, height = frame.width * self.tracks["video"].aspect, frame.height
         scale = min(1, Fraction(LARGEST) / max(width, height))
         picture = frame.to_ndarray(format="rgb24", width=round(width * scale) or 1, height=round(height * scale) or 1)
-        if quarters := round(frame.rotation / 90) % 4:  # counter-clockwise, as np.rot90 turns
-            self.notes["turned"] = 1
-        return np.ascontiguousarray(np.rot90(picture, quarters))
+        if matrix := frame.side_data.get("DISPLAYMATRIX"):
+            # Shown at x' = a x + c y, y' = b x + d y: quarter turns and mirrors; what is between counts as the nearest.
+            a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5].astype(int)
+            self.notes |= {"turned": 1} if (min(a, d) <= 0) else {}
+            if abs(b) + abs(c) > abs(a) + abs(d):
+                picture, a, d = picture.swapaxes(0, 1), c, b
+            picture = np.ascontiguousarray(picture[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
+        return picture
 
 
 def resampled(signal: np.ndarray, rate_hz: int, to_hz: int) -> np.ndarray:
