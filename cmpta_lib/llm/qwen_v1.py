@@ -62,12 +62,9 @@ def load_tokenizer(path: Path) -> QwenTokenizer:
 
     merges = [tuple(map(spelled, _halves(token, ranks))) for token in sorted(ranks, key=ranks.__getitem__) if token[1:]]
     tokenizer = QwenTokenizer(
-        vocab={spelled(token): rank for token, rank in ranks.items()},
-        merges=merges,
-        unk_token=None,
-        pad_token="<|endoftext|>",
+        vocab={spelled(token): rank for token, rank in ranks.items()}, merges=merges, unk_token=None, pad_token="<|endoftext|>",
         split_special_tokens=True,
-    )
+    )  # fmt: skip
     tokenizer.backend_tokenizer.normalizer = None  # `_encode_plus` has done it
     tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
     tokenizer.bos_token = "<|im_start|>"  # what MSE-Adapter's public code starts every input with (choice 9)
