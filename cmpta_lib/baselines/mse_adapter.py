@@ -62,9 +62,7 @@ class MultiScaleFusion(nn.Module):
     def __init__(self, dim: int, llm_dim: int, scales: tuple[int, ...]) -> None:
         super().__init__()
         widths = [max(1, llm_dim // scale) for scale in scales]
-        self.mlps = nn.ModuleList(
-            nn.Sequential(nn.Linear(dim, width), nn.GELU(), nn.Linear(width, dim)) for width in widths
-        )
+        self.mlps = nn.ModuleList(nn.Sequential(nn.Linear(dim, width), nn.GELU(), nn.Linear(width, dim)) for width in widths)
         if len(scales) > 1:
             self.weigh = nn.Linear(len(scales), 1)
         self.to_llm = nn.Linear(dim, llm_dim)

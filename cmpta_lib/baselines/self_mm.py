@@ -177,9 +177,7 @@ class SelfMMNet(nn.Module):
             {name: FramesNet(widths[name], hidden[name], sizes[name], settings.lstm_dropout) for name in MODALITIES}
         )
         sizes["fusion"] = sum(sizes.values())
-        self.heads = nn.ModuleDict(
-            {space: Head(sizes[space], features[space], outputs, dropout[space]) for space in SPACES}
-        )
+        self.heads = nn.ModuleDict({space: Head(sizes[space], features[space], outputs, dropout[space]) for space in SPACES})
         self.tables = LabelTables(features, outputs, settings.label_bound)
 
     def forward(self, clips: Clips) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

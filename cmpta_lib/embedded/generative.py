@@ -89,9 +89,7 @@ class GenerativeModel:
 @lru_cache
 def sims_model() -> GenerativeModel:
     """Chinese clips scored in [-1, 1]; praise with a frown and a flat voice is sarcasm and turns the score round."""
-    mood_given_words = np.array(
-        [[0.60, 0.2, 0.20], [0.50, 0.2, 0.3], [0.35, 0.3, 0.35], [0.40, 0.2, 0.4], [0.40, 0.1, 0.5]]
-    )
+    mood_given_words = np.array([[0.60, 0.2, 0.20], [0.50, 0.2, 0.3], [0.35, 0.3, 0.35], [0.40, 0.2, 0.4], [0.40, 0.1, 0.5]])
     cue_given_mood = np.array([[0.8, 0.1, 0.1], [0.1, 0.8, 0.1], [0.1, 0.1, 0.8]])  # negative, none, positive
     grid = np.round(np.arange(-1, 1.01, 0.2), 1)
     joint = np.zeros((5, 3, 3, len(grid)))

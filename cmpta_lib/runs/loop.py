@@ -67,9 +67,7 @@ def score_of(predictions: pd.DataFrame, task: Task) -> dict[str, float]:
     truth, answer = predictions["label"].to_numpy(), predictions["prediction"].to_numpy(float)
     parsed = np.isfinite(answer)
     if task.kind == "classification":
-        return metrics.classification_metrics(
-            truth, np.where(parsed, answer, metrics.UNPARSABLE).astype(int), task.labels
-        )
+        return metrics.classification_metrics(truth, np.where(parsed, answer, metrics.UNPARSABLE).astype(int), task.labels)
     if parsed.sum() < 2:  # nothing to correlate; without any answer a score that never wins a comparison
         mae = float(np.abs(truth[parsed] - answer[parsed]).mean()) if parsed.any() else math.inf
         return {"mae": mae, "unparsable_count": float((~parsed).sum())}
