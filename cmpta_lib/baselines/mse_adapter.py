@@ -135,9 +135,7 @@ def _padding_id(llm: FrozenLLM) -> int:
 
 
 register(
-    MseAdapterConfig,
-    MseAdapter,
-    row="MSE-Adapter",
+    MseAdapterConfig, MseAdapter, row="MSE-Adapter",
     settings={
         "demo": {  # at the published token scale it learns slowly; chosen on validation clips
             "method.audio_hidden": 32, "method.vision_hidden": 32, "method.dim": 64, "method.token_scale": "embedding_norm",
@@ -152,4 +150,4 @@ register(
         "paper/sims/llama2-7b": {"training.learning_rate": 5e-5, "training.batch_size": 8, "training.epochs": 40},
     },
     reads="one utterance: words by the frozen LLM, all frames of voice and face",
-)
+)  # fmt: skip

@@ -271,10 +271,7 @@ def moved_losses(outputs: Tensor, targets: Tensor, multimodal: Tensor) -> Tensor
 
 
 register(
-    SelfMMConfig,
-    SelfMM,
-    row="Self-MM",
-    comparisons=("sims",),
+    SelfMMConfig, SelfMM, row="Self-MM", comparisons=("sims",),
     settings={
         # Generated labels first act in the third epoch.
         "demo": {"training.epochs": 3, "training.learning_rate": 5e-3, "method.bert_rate": 0.3},
@@ -287,4 +284,4 @@ register(
         "smoke": {f"method.{space}_features": 8 for space in ("fusion", "text", "audio", "vision")},
     },
     reads="one utterance: words by a BERT that is trained too, all frames of voice and face",
-)
+)  # fmt: skip
