@@ -365,6 +365,8 @@ def test_of_many_answers_the_likeliest_are_drawn_with_the_answer_and_the_label()
     chances = np.linspace(0, 1, len(names)) / len(names)
     shown = pictures._likeliest(ClipAnswer("x", names, chances, 3, 7))
     assert len(shown) == pictures.MAX_BARS and shown == sorted(shown) and {3, 7, len(names) - 1} <= set(shown)
+    with pytest.raises(ValueError, match="no answers to draw"):
+        clip_figure([], text="", label="", answers={})
 
 
 def test_every_method_has_a_map_that_says_what_it_is_of():
@@ -374,3 +376,6 @@ def test_every_method_has_a_map_that_says_what_it_is_of():
     shares = {f"method {number}": np.eye(3) for number in range(5)}
     figure = confusion_figure(shares, CLASSES.labels, title="t", footer="f")
     assert [axes.get_title() for axes in figure.axes if axes.get_visible()] == list(shares)
+    for bad, message in (({}, "no method of this comparison was run"), ({"m": np.eye(2)}, "'m': expected a map of 3 x 3")):
+        with pytest.raises(ValueError, match=message):
+            confusion_figure(bad, CLASSES.labels)

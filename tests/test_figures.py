@@ -130,6 +130,10 @@ def clip(**changes):
     return clip_figure([panel(), panel("audio")], text="这也太好了吧", label="-0.6", answers=answers, footer=FOOTER, **changes)
 
 
+def judged(confidence, correct):
+    return calibration_figure({"LMF": (np.array(confidence), np.array(correct))})
+
+
 def training():
     given = {"1111": history(), "2222": history(5)}
     known = {"luck": 0.01, "possible": 0.2}
@@ -250,9 +254,33 @@ def test_the_map_keeps_every_frame_and_the_mean_above_it(frames):
     np.testing.assert_allclose(mean.get_data().values, given.weights.mean(0) * 100)
 
 
-def test_a_clip_without_frames_has_no_maps_to_draw():
-    with pytest.raises(ValueError, match="no attention panels"):
-        plots.attention_figure([])
+@pytest.mark.parametrize(
+    ("draw", "message"),
+    [
+        (lambda: panel(weights=np.ones(4)), r"\(text tokens, frames\), .* got 'vision' weights of shape \(4,\)"),
+        (lambda: panel(weights=np.zeros((0, 4))), r"shape \(0, 4\)"),
+        (lambda: panel(query_labels=["a"]), r"got .* \(11, 20\) and 1 labels"),
+        (lambda: panel(weights=np.ones((11, 20))), "expected rows that are >= 0 and sum to 1"),
+        (lambda: panel(padded_length=19), "expected at least 20 frames, .* got padded_length=19"),
+        (lambda: panel(hop_ms=0.0), "a positive hop .* hop_ms=0.0"),
+        (lambda: panel(cue_window=(15, 21)), r"a cue within, got .* cue_window=\(15, 21\)"),
+        (lambda: panel(modality="text"), "expected vision or audio .* got 'text'"),
+        (lambda: plots.attention_figure([]), "no attention panels"),
+        (lambda: plots.training_curves({}, "mae"), "no training histories"),
+        (lambda: plots.training_curves({"1111": history()}, "corr"), "history of '1111' has no columns valid_corr"),
+        (lambda: plots.corpus_figure({"train": pd.DataFrame({"text": []})}, "regression"), "'train' has no columns .*label"),
+        (lambda: corpus(label_names=("neutral",)), "do not all have one of the 1 names"),
+        (lambda: calibration_figure({}), "no method was given"),
+        (lambda: plots.scores_figure({"mae": pd.DataFrame({"group": []})}), "table of mae has no columns method, mean"),
+        (lambda: judged([0.2, 1.2], [True, False]), r"expected a confidence in \[0, 1\]"),
+        (lambda: judged([np.nan], [True]), "leave out answers that have none"),
+        (lambda: judged([0.2], [True, False]), r"got shapes \(1,\) and \(2,\)"),
+        (lambda: judged([0.2], [1]), "expected .* a bool verdict .* of int64"),
+    ],
+)
+def test_input_that_cannot_be_drawn_is_refused(draw, message):
+    with pytest.raises(ValueError, match=message):
+        draw()
 
 
 @pytest.mark.parametrize(

@@ -26,9 +26,18 @@ def reliability(confidence: np.ndarray, correct: np.ndarray, bins: int = 10) -> 
 
     Args:
         confidence: (N,) in [0, 1], the probability of the chosen answer.
-        correct: (N,) bool; N > 0, answers that have no confidence are left out.
+        correct: (N,) bool.
+    Raises:
+        ValueError: another shape or dtype, no answers, or a confidence outside [0, 1].
     """
-    answers = pd.DataFrame({"confidence": confidence, "correct": correct})
+    sure, right = np.asarray(confidence, float), np.asarray(correct)
+    fit = sure.ndim == 1 and sure.shape == right.shape and sure.size and right.dtype == bool
+    if not fit or not ((sure >= 0) & (sure <= 1)).all():  # NaN is outside as well
+        raise ValueError(
+            f"expected a confidence in [0, 1] and a bool verdict for each answer, got shapes {sure.shape} and {right.shape} of "
+            f"{right.dtype}; leave out answers that have none, such as unparsable replies"
+        )
+    answers = pd.DataFrame({"confidence": sure, "correct": right})
     place = (answers["confidence"].rank() - 0.5) / len(answers) * bins  # ties have one rank, the mean of theirs
     found = answers.groupby(np.floor(place + 1e-9).astype(int).rename("bin"))
     return found.agg(confidence=("confidence", "mean"), correct=("correct", "mean"), count=("correct", "size"))
@@ -40,12 +49,18 @@ def calibration_error(curve: pd.DataFrame) -> float:
 
 
 @figure_style()
-def calibration_figure(answers: Mapping[str, tuple[np.ndarray, np.ndarray]], *, title: str = "", footer: str = "") -> Figure:
+def calibration_figure(
+    answers: Mapping[str, tuple[np.ndarray, np.ndarray]], *, title: str = "", footer: str = ""
+) -> Figure:
     """Reliability curves with the expected calibration error, and below them how often each confidence occurs.
 
     Args:
         answers: method -> (confidence of the chosen answer in [0, 1], is it right?), each (N,).
+    Raises:
+        ValueError: no methods, or as `reliability`.
     """
+    if not answers:
+        raise ValueError("no confidences to draw: no method was given")
     legend_in = 0.15 * (len(answers) + 1)
     drawn = (
         "Above: share of right answers by confidence, in 10 bins of equally many answers, with the expected calibration "
@@ -90,9 +105,16 @@ def confusion_figure(
         shares: method -> (C, C); a class without clips is a row of zeros.
         labels: the C class names.
         noun: what the labels are, "class" or "score".
+    Raises:
+        ValueError: no methods, or a map that does not fit the labels.
     """
     import seaborn as sns
 
+    if not shares:
+        raise ValueError("no confusion maps to draw: no method of this comparison was run")
+    for name, share in shares.items():
+        if share.shape != (len(labels), len(labels)):
+            raise ValueError(f"'{name}': expected a map of {len(labels)} x {len(labels)} classes, got {share.shape}")
     names = [printable(label) for label in labels]
     names_in = max(text_width_in(name, style.SMALLEST_PT) for name in names) + 0.28  # with the name of the axis
     room_in = (style.SINGLE_COLUMN_IN if style.is_column() else style.DOUBLE_COLUMN_IN) - names_in
@@ -159,7 +181,11 @@ def clip_figure(
     Args:
         panels: none for a clip without face and voice: then there are no maps.
         answers: method -> what it says; one or two methods side by side.
+    Raises:
+        ValueError: no answers.
     """
+    if not answers:
+        raise ValueError("no answers to draw: no method was given")
     rows, high_in = (len(answers), 1.2) if style.is_column() else (1, 1.75)
     drawn = "Above, on one scale, the probability of each answer: the answer in blue, the label under the red mark."
     figure, place = clip_page(f"“{text}”  label: {label}", high_in * rows, panels, drawn, title=title, footer=footer)

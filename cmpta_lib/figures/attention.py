@@ -42,6 +42,8 @@ class AttentionPanel:
         cue_window: (start, stop) frames of the true cue, stop excluded, if known; and `cue`, what it is, such as "smiling".
         source: the modality that looks; and `rows`, what a row is.
         chosen: a row to draw beside the mean of all.
+    Raises:
+        ValueError: a shape, sum or range is not as above.
     """
 
     weights: np.ndarray
@@ -56,6 +58,21 @@ class AttentionPanel:
     key_labels: Sequence[str] = ()
     chosen: int | None = None
 
+    def __post_init__(self) -> None:
+        given = f"{self.modality!r} weights of shape {np.shape(self.weights)}"
+        queries, frames = np.shape(self.weights) if np.ndim(self.weights) == 2 else (0, 0)
+        start, stop = self.cue_window or (0, frames)
+        named = self.modality in MODALITY_MAPS and len(self.key_labels) == (frames if self.modality == "text" else 0)
+        if not named or not queries or not frames or len(self.query_labels) != queries:
+            wanted = "vision or audio weights (text tokens, frames), or others with key_labels, and a label for each token"
+            raise ValueError(f"expected {wanted}, got {given} and {len(self.query_labels)} labels")
+        if np.min(self.weights) < 0 or not np.allclose(np.sum(self.weights, 1, np.float64), 1, atol=1e-2):  # or bfloat16's
+            raise ValueError(f"expected rows that are >= 0 and sum to 1, got others in {given}")
+        hop_ms = 1 if self.hop_ms is None else self.hop_ms
+        if self.padded_length < frames or hop_ms <= 0 or not 0 <= start < stop <= frames:
+            got = f"padded_length={self.padded_length}, hop_ms={self.hop_ms}, cue_window={self.cue_window}"
+            raise ValueError(f"expected at least {frames} frames, a positive hop and a cue within, got {got} for {given}")
+
 
 Panels = Sequence[AttentionPanel]
 
@@ -63,7 +80,7 @@ Panels = Sequence[AttentionPanel]
 @figure_style()
 def attention_figure(panels: Panels, *, title: str = "", footer: str = "", beside: Panels = ()) -> Figure:
     """Figures 3 and 4: a heatmap per panel below its mean, two to a row; `beside`, as of other heads, only share the scale."""
-    if not panels:  # somebody asks for a clip without frames
+    if not panels:
         raise ValueError("no attention panels to draw")
     width = style.SINGLE_COLUMN_IN if len(panels) == 1 else style.DOUBLE_COLUMN_IN
     figure = new_figure(width, sum(_heights(panels)), title=title, footer=footer, drawn=MAPS_SHOW)

@@ -44,7 +44,13 @@ def training_curves(
         luck: standard error of a score of so many validation clips, as the histories count; a band of twice it is drawn, and
             the caption says what `after_the_best` says.
         possible: the best possible score on the validation clips, where it is known.
+    Raises:
+        ValueError: no runs, or a missing column, named with its run.
     """
+    if not histories:
+        raise ValueError("no training histories to draw")
+    for name, history in histories.items():
+        _need(history, ("epoch", "train_loss", f"valid_{metric}", "learning_rate"), f"history of '{name}'")
     shown, known = METRICS[metric], steps or {}
     by_step = all(len(known.get(name, ())) for name in histories)
     x, smoothed = ("step", " (thin), its moving mean") if by_step else ("epoch", "")
@@ -117,6 +123,11 @@ def after_the_best(histories: Mapping[str, pd.DataFrame], metric: MetricName, lu
     )
 
 
+def _need(frame: pd.DataFrame, columns: Sequence[str], what: str) -> None:
+    if missing := [c for c in columns if c not in frame.columns]:
+        raise ValueError(f"{what} has no columns {', '.join(missing)}; it has {', '.join(map(str, frame.columns))}")
+
+
 @figure_style()
 def corpus_figure(
     tables: Mapping[str, pd.DataFrame], task_kind: Kind, *, label_names: Sequence[str] = (),
@@ -129,9 +140,15 @@ def corpus_figure(
         task_kind: decides whether labels are scores in [-1, 1] or class indices.
         label_names: names of the classes by index; without them the indices are shown.
         score_range: what -1 and 1 are in the units of the labels' owner, in which scores are drawn.
+    Raises:
+        ValueError: no tables, a missing column (named with its split), or a label without a name.
     """
     import seaborn as sns
 
+    if not tables:
+        raise ValueError("no tables to draw")
+    for name, table in tables.items():
+        _need(table, ("text", "label", "audio_length", "vision_length"), f"table of split '{name}'")
     clips = pd.concat([table.assign(split=name) for name, table in tables.items()], ignore_index=True)
     clips["text_length"] = clips["text"].str.len()
     palette = dict(zip(tables, sns.color_palette("colorblind", len(tables)), strict=True))
@@ -149,6 +166,8 @@ def corpus_figure(
         labels.set(xlabel="sentiment label", ylabel="share of the split (%)")
     else:
         classes = sorted(clips["label"].unique())
+        if label_names and not set(classes) <= set(range(len(label_names))):
+            raise ValueError(f"labels {classes} do not all have one of the {len(label_names)} names")
         names = [printable(label_names[c]) if label_names else str(c) for c in classes]
         clips["label"] = pd.Categorical.from_codes(clips["label"].map(classes.index), names)
         sns.histplot(y="label", **shared, **bars)
@@ -177,7 +196,13 @@ def scores_figure(
             is_ours, in the order to draw; scores are fractions, NaN = none.
         best: what -> metric -> the best score that is possible, as a fraction; a vertical line each.
         printed: what the diamonds are.
+    Raises:
+        ValueError: no rows, or a missing column.
     """
+    for metric, frame in frames.items():
+        _need(frame, ("group", "method", "mean", "low", "high", "seeds", "paper", "is_ours"), f"table of {metric}")
+        if frame.empty:
+            raise ValueError(f"no scores to draw: no row of the table of {metric} was run")
     width = style.DOUBLE_COLUMN_IN if len(frames) > 1 else style.SINGLE_COLUMN_IN
     columns = 1 if style.is_column() else len(frames)
     panel_in = 0.5 + 0.165 * max(len(frame) + frame["group"].nunique() for frame in frames.values())
