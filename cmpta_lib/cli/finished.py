@@ -57,8 +57,6 @@ def compare(options: argparse.Namespace) -> int:
 def predict(options: argparse.Namespace) -> int:
     """Print what a run says of clips; 1 where one has no answer. Raises as `asked`, `trained.load` and `TrainedRun.predict`."""
     run = asked(options.run)
-    if not os.path.exists(options.what):  # said before seconds of loading
-        raise FileNotFoundError(f"{options.what} is not there: expected a recording, a folder of some, or public pickles")
     from cmpta_lib.study import trained  # torch
 
     given = {name: getattr(options, name) for name in ("text", "transcribe", "longest", "jobs")}
