@@ -55,10 +55,9 @@ def clips_in(
     if not place.exists():
         raise FileNotFoundError(f"{place} is not there: expected a recording, a folder of some, or a public pickle")
     is_made, is_pickle = (place / recordings.MADE).is_file(), place.suffix.lower() == ".pkl"
-    if (is_made or is_pickle) and (text or transcribe):
-        raise ValueError(f"{place}: --text and --transcribe are about recordings; these clips have their words")
-    if text and place.is_dir():
-        raise ValueError(f"{place}: --text is about one recording; write a folder's words into labels.csv, column text")
+    if (text and (is_pickle or place.is_dir())) or (transcribe and (is_pickle or is_made)):
+        told = "write a folder's words into labels.csv, column text; ready clips have theirs"
+        raise ValueError(f"{place}: --text is about one recording, --transcribe about recordings; {told}")
     if is_pickle:
         if inputs.features:
             _say(f"{place} does not say which features it holds; they must be those of {run}: {named(inputs.features)}")

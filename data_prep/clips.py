@@ -78,10 +78,8 @@ def main(argv: Sequence[str] | None = None, prog: str = "cmpta data clips") -> i
     recipe = Recipe(*sets, longest_s=options.longest, openface=options.openface_csv)
     recipe = features.listening(recipe, options.transcribe, f"--audio {options.audio}")
     rows, told = recordings.listed(folder, table, out, COLUMNS[:2])
-    left_out = dict.fromkeys(rows["file"][rows["path"].isna()], "there is no such recording")
+    left_out = {file: f"there is no recording {file!r}" for file in rows["file"][rows["path"].isna()]}
     rows = rows[rows["path"].notna()].reset_index(drop=True)
-    if rows.empty:
-        raise ValueError(f"{table}: none of its rows has a recording in {folder} ({some(left_out)}); correct the names")
     rows["split"], warned = recordings.split(rows, options.same_people, table)
     told += [f"words: {(rows['text'] == '').sum()} of {len(rows)} clips have no text, and are heard"] * bool(recipe.recogniser)
     shared = Counter(str(one) for place in rows["path"] for one in features.beside(place, recipe).values())

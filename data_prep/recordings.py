@@ -5,13 +5,12 @@ from __future__ import annotations
 import io
 import os
 import threading
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from difflib import get_close_matches
-from itertools import permutations, starmap
+from itertools import starmap
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,7 @@ COLUMNS = ["file", "label", "text", "split", "speaker", "dialogue"]
 SPLIT_OF = {"train": "train", **dict.fromkeys(("valid", "val", "dev", "validation"), "valid"), "test": "test"}
 _ENDINGS = ".mp4 .m4v .mkv .mov .webm .avi .flv .wmv .mpg .mpeg .mts .3gp .ogv .wav .mp3 .m4a .aac .flac .ogg .opus .aif".split()
 _NEAR = 0.78  # a header to a column's name: "lable", "labels", "speaker_id", "dialog"
-_FOLDS, _SHARE = 7, 0.15  # one fold of seven is about 15 % of all clips
+_SHARES = np.array([0.7, 0.15, 0.15])  # of the splits
 
 
 def some(names: Iterable[object], most: int = 3) -> str:
@@ -122,8 +121,6 @@ def _read(table: Path, needed: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:
         if near or names.count(column) > 1 or (column not in names and column in needed):
             expected = f"one column {column!r}, and none of a name like it"
             raise problem(str(table), None, f"a table with {expected}", f"one with {some(names, 8)}", "write its first line so")
-    if len(cells) == 1:
-        raise ValueError(f"{table} has no row below its header: write one for each recording")
     rows = cells[1:].set_axis(names, axis=1).reset_index(drop=True)[[name for name in COLUMNS if name in names]]
     return rows.reindex(columns=COLUMNS, fill_value=""), [name for name in names if name and name not in COLUMNS]
 
@@ -174,28 +171,25 @@ def _groups(rows: pd.DataFrame, columns: Sequence[str]) -> np.ndarray:
 
 
 def _dealt(labels: pd.Series, groups: np.ndarray, where: object) -> np.ndarray:
-    """A split for each clip, groups whole: every label in train where that can be, then as near to the shares as can be."""
-    from sklearn.model_selection import StratifiedGroupKFold
-
+    """A split for each clip, groups whole; each goes to the split that lacks most of what it holds, labels to train first."""
     strata, scores = pd.factorize(labels, sort=True)[0], pd.to_numeric(labels, errors="coerce")
     if scores.notna().all() and scores.nunique() > 10:
         strata = pd.qcut(scores, 4, labels=False, duplicates="drop").to_numpy()
-    number = min(_FOLDS, len(set(groups)), int(np.bincount(strata).max(initial=0)))
-    if number < len(SPLITS):
-        raise ValueError(f"{where}: {len(labels)} clips, at most {number} of a label or dialogue, are too few for three splits")
-    with warnings.catch_warnings(action="ignore", category=UserWarning):  # of rare labels, which `cost` looks after
-        folds = [fold for _, fold in StratifiedGroupKFold(number).split(strata, strata, groups)]
-    counts = np.array([np.bincount(strata[fold], minlength=strata.max() + 1) for fold in folds])  # (folds, labels)
-
-    def cost(chosen: Iterable[int]) -> tuple[int, float]:
-        parts = counts[list(chosen)]
-        off = np.abs(parts.sum(1) / len(strata) - _SHARE).sum() + np.abs(parts / counts.sum(0) - _SHARE).mean()
-        return int((parts.sum(0) == counts.sum(0)).sum()), round(float(off), 9)
-
-    splits = np.full(len(strata), SPLITS[0], object)
-    for name, fold in zip(SPLITS[1:], min(permutations(range(number), 2), key=cost), strict=True):
-        splits[folds[fold]] = name
-    return splits
+    shares = pd.crosstab(groups, strata, normalize="columns")  # (groups, labels): of all clips of a label
+    if len(shares) < len(SPLITS):
+        raise ValueError(f"{where}: {len(labels)} clips in {len(shares)} dialogues, too few for three splits")
+    fewest = shares.mask(shares > 0, (shares > 0).sum(), axis=1).replace(0, np.nan).min(axis=1)  # groups that hold a label
+    held, found = np.zeros((len(SPLITS), shares.shape[1])), dict[Any, str]()
+    for group in sorted(shares.index, key=lambda group: (fewest[group], -shares.loc[group].sum(), group)):
+        has, is_empty = shares.loc[group].to_numpy(), ~held.any(axis=1)
+        lacks = (_SHARES[:, None] - held) @ has
+        if (has[held[0] == 0] > 0).any():
+            lacks[0] = np.inf
+        if len(shares) - len(found) == is_empty.sum():
+            lacks[~is_empty] = -np.inf
+        found[group] = SPLITS[lacks.argmax()]
+        held[lacks.argmax()] += has
+    return np.array([found[group] for group in groups], object)
 
 
 def attempt(path: Path, recipe: Recipe) -> Extracted | Unusable:

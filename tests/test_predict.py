@@ -185,8 +185,8 @@ def test_sound_by_whisper_is_read_by_the_model_it_was_trained_with(run, extracte
 REFUSED: dict[str, tuple[Callable[[Path], Any], dict[str, Any], str]] = {
     "nothing there": (lambda place: place / "no.mp4", {}, r"no\.mp4 is not there: expected a recording, a folder of some"),
     "an empty folder": (lambda place: folder_of(place / "none"), {}, "none: expected recordings .* found none"),
-    "one text for many": (lambda place: folder_of(place, "a.mp4"), {"text": "a"}, "--text is about one recording; .* labels.csv"),
-    "a text for a pickle": (lambda place: public(place / "x.pkl", item()), {"text": "a"}, "these clips have their words"),
+    "one text for many": (lambda place: folder_of(place, "a.mp4"), {"text": "a"}, "--text is about one recording, .* labels.csv"),
+    "a text for a pickle": (lambda place: public(place / "x.pkl", item()), {"text": "a"}, "ready clips have theirs"),
     "a text for a sample": (lambda place: [], {"text": "a"}, "are about recordings: a Sample holds its words"),
     "no model": (
         lambda place: folder_of(place, "a.mp4") / "a.mp4", {"transcribe": "/absent"}, "/absent is not here: `cmpta weights",
@@ -323,7 +323,7 @@ def test_the_table_names_clip_answer_probability_and_the_next_best(run, extracte
     head, line = out.splitlines()
     assert code == 0 and head.split() == ["clip", "answer", "probability", "next", "missing,", "heard,", "noted"]
     assert line.startswith("blind.mp4  ") and line.count("%") == 2 and line.endswith("heard 'heard in blind', no face, no_face 1")
-    assert "may be used for research but not commercially" in err  # once, whoever asked before
+    assert "for research but not commercially" in err  # once, whoever asked before
     assert "commercially" not in predict(capsys, "published:sims", place, "--transcribe", "whisper-base")[2]
 
 

@@ -74,8 +74,8 @@ REFUSED = {  # table -> what its one line says
     "no header": (PEOPLE.partition("\n")[2], "one column 'file', .* but is one with 'a.mp4', 'x', 'p0'; write"),
     "two labels": (changed("speaker", "label"), "one column 'label', .* but is one with 'file', 'label', 'label'"),
     "one word": ("hello", "one column 'file', .* but is one with 'hello'"),
-    "no rows": ("file,label\n", "has no row below its header"),
-    "blank rows only": ("file,label\n,\n\n , \n", "has no row below its header"),
+    "no rows": ("file,label\n", "no clip is in train or in valid or in test; add some"),
+    "blank rows only": ("file,label\n,\n\n , \n", "no clip is in train or in valid or in test; add some"),
     "nothing": ("", "expected a table in UTF-8, found No columns"),
     "blank lines": ("\n\n", "expected a table in UTF-8"),
     "UTF-16": (PEOPLE.encode("utf-16"), "expected a table in UTF-8, found .*decode byte.*CSV UTF-8"),
@@ -93,7 +93,7 @@ REFUSED = {  # table -> what its one line says
         "file,label,speaker,dialogue\n" + "".join(f"{name},{'xy'[n % 2]},p{n},d\n" for n, name in enumerate(NAMES)),
         "groups of people who share dialogues: 1",
     ),
-    "no recording at all": (PEOPLE.replace(".mp4", ".gone"), "none of its rows has a recording in .*correct the names"),
+    "no recording at all": (PEOPLE.replace(".mp4", ".gone"), "no clip is in .*; 6 clips cannot be used .there is no .*'a.gone'"),
 }
 SPLITS = ["train", "train", "Val", "dev", "test", "TEST"]
 
@@ -282,7 +282,7 @@ def test_the_same_people_may_be_in_all_splits_where_that_is_said():
     rows["label"] = [f"{n / 60}" for n in range(60)]  # scores: quarters of them are alike in all splits
     rows["split"], _ = recordings.split(rows.assign(split=""), True, "x")
     assert rows["label"].astype(float).groupby(rows["split"]).mean().between(0.4, 0.6).all()
-    with pytest.raises(ValueError, match="x: 2 clips, at most 1 of a label or dialogue, are too few for three splits"):
+    with pytest.raises(ValueError, match="x: 2 clips in 2 dialogues, too few for three splits"):
         recordings.split(rows_of(1, 2, 2), True, "x")
 
 

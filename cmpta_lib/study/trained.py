@@ -66,7 +66,7 @@ class TrainedRun:
 
         Args:
             what: samples, or one; or where clips lie: a recording, a folder of some (their words in `labels.csv`, if any),
-                what `cmpta data clips` made of a folder, a pickle in MELD's public format, or a folder of such.
+                what `cmpta data clips` made of a folder, or a pickle in MELD's public format.
             strict: False also answers clips of which the method can read nothing, and is silent about texts that are cut.
             text: what is said in the one recording.
             transcribe: Whisper model, by name or folder, that hears recordings without given words; a run that was trained

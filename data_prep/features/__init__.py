@@ -43,14 +43,8 @@ class FeatureSet:
 
 
 _BESIDE = {"egemaps": "", "whisper": "", "mediapipe": "", "openface": ".csv"}
-_EGEMAPS = (
-    "25 eGeMAPSv02 descriptors by openSMILE, which may be used for research but not commercially (audEERING's licence;"
-    " `--audio whisper` is free of that)"
-)
-_MEDIAPIPE = (
-    "6 of pose, 136 of landmarks and 7 of expression by MediaPipe (Apache-2.0) and fer (MIT): other columns than the 177 of"
-    " OpenFace that SIMS-V2 has"
-)
+_EGEMAPS = "25 eGeMAPSv02 descriptors by openSMILE, for research but not commercially (audEERING's licence; see --audio whisper)"
+_MEDIAPIPE = "6 of pose, 136 landmarks, 7 of expression by MediaPipe (Apache-2.0) and fer (MIT): not the 177 that SIMS-V2 has"
 SETS: Mapping[Modality, Mapping[str, FeatureSet]] = {
     "audio": {
         "egemaps": FeatureSet("egemaps", 10.0, 25, _EGEMAPS),
@@ -112,10 +106,9 @@ class Recipe:
             ValueError: this version of the code makes another version of a set; `of` is what messages call the owner.
         """
         sets: dict[str, Any] = dict.fromkeys(MODALITIES)
-        for modality in MODALITIES:
-            if kept := stored.get(modality):
-                name = kept["set"].rpartition("-")[0]
-                sets[modality] = SETS[modality].get(name) or FeatureSet(name, kept["hop_ms"])
+        for modality in (one for one in MODALITIES if one in stored):
+            name = stored[modality]["set"].rpartition("-")[0]
+            sets[modality] = SETS[modality].get(name) or FeatureSet(name, stored[modality]["hop_ms"])
         found = cls(**sets, recogniser=stored.get("text", {}).get("set", ""))
         if (makes := found.stored()) != stored:
             todo = "use the version that made it, or extract and train anew"
