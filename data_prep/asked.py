@@ -56,8 +56,8 @@ def clips_in(
         raise FileNotFoundError(f"{place} is not there: expected a recording, a folder of some, or a public pickle")
     is_made, is_pickle = (place / recordings.MADE).is_file(), place.suffix.lower() == ".pkl"
     if (text and (is_pickle or place.is_dir())) or (transcribe and (is_pickle or is_made)):
-        told = "write a folder's words into labels.csv, column text; ready clips have theirs"
-        raise ValueError(f"{place}: --text is about one recording, --transcribe about recordings; {told}")
+        todo = "write a folder's words into labels.csv, column text; ready clips have theirs"
+        raise ValueError(f"{place}: --text is about one recording, --transcribe about recordings; {todo}")
     if is_pickle:
         if inputs.features:
             _say(f"{place} does not say which features it holds; they must be those of {run}: {named(inputs.features)}")
@@ -89,8 +89,8 @@ def clips_in(
             if isinstance(made, Unusable):
                 yield about, made
             else:
-                who = {key: row[key] or None for key in ("speaker", "dialogue")}
-                clip = Sample(row["file"], text or row["text"] or made.words or "", made.audio, made.vision, **who)
+                words, who = text or row["text"] or made.words or "", (row["speaker"] or None, row["dialogue"] or None)
+                clip = Sample(row["file"], words, made.audio, made.vision, None, *who)
                 yield replace(about, notes=made.notes, recognised=made.words is not None), clip
 
 

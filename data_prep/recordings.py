@@ -84,9 +84,9 @@ def listed(folder: Path, table: Path, out: Path | None, needed: Sequence[str]) -
             more = f" and {len(which) - 1} more" * (len(which) > 1)
             raise ValueError(f"{table}, row {which[0] + 1} ({shown(rows['file'][which[0]])}){more}: {fault}")
     rows["split"] = splits.map(SPLIT_OF).fillna("")
-    more, lost = sorted(found.keys() - set(rows["file"])), sorted(rows["file"][rows["path"].isna()])
+    unlisted, lost = sorted(found.keys() - set(rows["file"])), sorted(rows["file"][rows["path"].isna()])
     told += [f"WARNING: {len(lost)} rows of {table.name} have no recording: {some(lost)}"] * bool(lost)
-    told += [f"{len(more)} recordings have no row in {table.name}: {some(more)}"] * bool(more)
+    told += [f"{len(unlisted)} recordings have no row in {table.name}: {some(unlisted)}"] * bool(unlisted)
     return rows.sort_values("file", ignore_index=True), told
 
 
@@ -249,9 +249,8 @@ def sample_of(clip: Mapping[str, Any], made: Path, label: float | int | None = N
     """A clip of `opened`, with its frames."""
     from safetensors.numpy import load_file
 
-    frames = load_file(made.with_name("clips") / clip["features"])
-    who = {key: clip[key] or None for key in ("speaker", "dialogue")}
-    return Sample(clip["file"], clip["text"], frames["audio"], frames["vision"], label, **who)
+    frames, who = load_file(made.with_name("clips") / clip["features"]), (clip["speaker"] or None, clip["dialogue"] or None)
+    return Sample(clip["file"], clip["text"], frames["audio"], frames["vision"], label, *who)
 
 
 def convert(content: Mapping[str, Any], made: Path, about: tasks.Said, sources: Mapping[str, str], target: Path) -> Corpus:
