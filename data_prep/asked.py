@@ -1,4 +1,4 @@
-"""Clips that a run is asked about, wherever they lie: recordings, what `cmpta data clips` made of some, public pickles."""
+"""Clips that a run is asked about, wherever they lie: recordings, what `cmpta data clips` made of some, a public pickle."""
 
 from __future__ import annotations
 
@@ -7,33 +7,45 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
 
-from cmpta_lib.data.corpus import MODALITIES, Inputs, Sample
-from data_prep.features import LONGEST_S, SETS, Recipe, listening, said
-
-WHISPER = "whisper-base"  # what makes the set "whisper"
+from cmpta_lib.data.corpus import Inputs, Sample
+from data_prep.features import LONGEST_S, Recipe, Unusable, listening, named, said
 
 
-@dataclass(frozen=True, eq=False)
-class Asked:
-    """A clip of a file, or what is wrong with it."""
+@dataclass(frozen=True)
+class Answer:
+    """What a run says of one clip.
 
-    file: str
+    `value`: a score in the range of the corpus's owner ([-1, 1] unless that said another) or a class index, None where a
+    free reply is no legal answer. `text`: the class's name, or the score as the method writes it, in that range.
+    `probabilities`: of every legal answer by its text; empty where the method gives a number only. `repairs`: what was
+    not read as it was given, by kind: values of frames that are not finite and count as 0; `texts_cut`: 1 where the words
+    are longer than the method reads. `problem`: why a clip of a file has no answer; its value is then None, its text "".
+    """
+
     id: str
-    clip: Sample | ValueError
-    notes: Mapping[str, int] = field(default_factory=dict)  # what is odd about it, by kind
-    recognised: bool = False  # whether a model heard its words
+    value: float | int | None = None
+    text: str = ""
+    probabilities: Mapping[str, float] = field(default_factory=dict)
+    repairs: Mapping[str, int] = field(default_factory=dict)
+    file: str = ""  # that it came from, if any
+    words: str = ""  # that were read
+    recognised: bool = False  # whether a model heard them
+    missing: tuple[str, ...] = ()  # of "sound", "face" and "words"
+    notes: Mapping[str, int] = field(default_factory=dict)  # what was odd about a recording, by kind
+    problem: str = ""
 
 
 def clips_in(
     place: Path, inputs: Inputs, run: str, text: str = "", transcribe: str = "", longest: float = LONGEST_S, jobs: int = 1
-) -> Iterator[Asked]:
+) -> Iterator[tuple[Answer, Sample | ValueError]]:
     """The clips that lie there, read as the run's own were, one after the other; arguments as `TrainedRun.predict`.
 
     Args:
         inputs: what the run knows of its clips.
         run: what messages call it.
+    Yields:
+        A clip, or what is wrong with it, after what its answer will say of the file.
     Raises:
         ValueError: the features are not the run's, or nobody knows which those are; says what works instead.
         OSError, ImportError: nothing is there, or what makes the features is not on this machine.
@@ -41,75 +53,45 @@ def clips_in(
     from data_prep import public_pickles, recordings  # pandas: a loaded run that is given samples answers without
 
     if not place.exists():
-        raise FileNotFoundError(f"{place} is not there: expected a recording, a folder of some, or public pickles")
-    is_made = (place / recordings.MADE).is_file()
-    is_pickle = place.suffix.lower() == ".pkl" or (place.is_dir() and public_pickles.public_paths(place))
-    if (is_made or is_pickle) and (text or transcribe):
-        raise ValueError(f"{place}: --text and --transcribe are about recordings; these clips have their words")
-    if text and place.is_dir():
-        raise ValueError(f"{place}: --text is about one recording; write a folder's words into labels.csv, column text")
+        raise FileNotFoundError(f"{place} is not there: expected a recording, a folder of some, or a public pickle")
+    is_made, is_pickle = (place / recordings.MADE).is_file(), place.suffix.lower() == ".pkl"
+    if (text and (is_pickle or place.is_dir())) or (transcribe and (is_pickle or is_made)):
+        todo = "write a folder's words into labels.csv, column text; ready clips have theirs"
+        raise ValueError(f"{place}: --text is about one recording, --transcribe about recordings; {todo}")
     if is_pickle:
         if inputs.features:
-            _say(f"{place} does not say which features it holds; they must be those of {run}: {_sets(inputs.features)}")
-        for path, name, clip, repairs in public_pickles.clips_of(place, inputs.widths):
-            yield Asked(str(path), name, clip, repairs)
+            _say(f"{place} does not say which features it holds; they must be those of {run}: {named(inputs.features)}")
+        for name, clip, repairs in public_pickles.clips_of(place, inputs.widths):
+            yield Answer(name, file=str(place), notes=repairs), clip
     elif not inputs.features:
         raise ValueError(
             f"{place}: nobody knows how to make the frames that {run} was trained on, as they came ready-made; ask it about "
-            "pickles in MELD's public format that hold such frames, or train a run on recordings (`cmpta data clips`)"
+            "a pickle in MELD's public format that holds such frames, or train a run on recordings (`cmpta data clips`)"
         )
     elif is_made:
-        yield from _made(place, inputs, run)
+        content = recordings.opened(place / recordings.MADE)
+        if (holds := named(content["recipe"])) != (reads := named(inputs.features)):
+            todo = "ask it about the recordings themselves, or make their features anew with its sets"
+            raise ValueError(f"{place} holds {holds}, and {run} reads {reads}: {todo}")
+        for one in content["clips"]:
+            about = Answer(one["file"], file=str(place / "clips" / one["features"]), notes=one["notes"], recognised=one["heard"])
+            yield about, recordings.sample_of(one, place / recordings.MADE)
     else:
-        recipe = replace(_recipe(inputs, run, text, transcribe), longest_s=longest)
-        for line in said(recipe):
+        own = Recipe.from_stored(inputs.features, run)
+        recipe = replace(listening(own, "" if text else transcribe or own.recogniser, run), longest_s=longest)
+        rows, told = recordings.unlabelled(place)
+        for line in (*said(recipe), *(f"{place}: {line}" for line in told)):
             _say(line)
-        for name, made in recordings.clips_of(place, recipe, jobs if place.is_dir() and jobs > 1 else 0):
-            file = str(place / name if place.is_dir() else place)
-            if isinstance(made, ValueError):
-                yield Asked(file, name, made)
-                continue
-            clip, found = made
-            yield Asked(file, name, replace(clip, text=text or clip.text), found.notes, found.words is not None)
-
-
-def _recipe(inputs: Inputs, run: str, text: str, transcribe: str) -> Recipe:
-    """The run's own, with the Whisper models that it needs here."""
-    from data_prep.features import speech
-
-    recipe = Recipe.from_stored(inputs.features, run)
-    own, heard = recipe.recogniser or WHISPER, "" if text else transcribe or recipe.recogniser
-    if not heard and recipe.audio != SETS["audio"]["whisper"]:
-        return replace(recipe, recogniser="")
-    folder = speech.find(heard or own)
-    if recipe.audio == SETS["audio"]["whisper"] and folder.name != own:
-        raise ValueError(f"{run} has its sound from {own}, so that must hear the words too, and not {folder.name}")
-    return listening(recipe, folder) if heard else replace(recipe, recogniser="", whisper=folder)
-
-
-def _made(out: Path, inputs: Inputs, run: str) -> Iterator[Asked]:
-    """What `cmpta data clips` left in a folder."""
-    from safetensors.numpy import load_file
-
-    from data_prep import recordings
-
-    content = recordings.opened(out / recordings.MADE)
-    if _sets(content["recipe"]) != _sets(inputs.features):
-        raise ValueError(
-            f"{out} holds {_sets(content['recipe'])}, and {run} reads {_sets(inputs.features)}: ask it about the recordings "
-            "themselves, or make their features anew with its sets"
-        )
-    for one in content["clips"]:
-        known: dict[str, Any] = {key: one[key] or None for key in ("speaker", "dialogue")}
-        known |= load_file(out / "clips" / one["features"])
-        clip = Sample(one["file"], one["text"], **known)
-        yield Asked(str(out / "clips" / one["features"]), one["file"], clip, one["notes"], one["heard"])
-
-
-def _sets(features: Mapping[str, Any]) -> str:
-    """Feature sets as `Recipe.stored` keeps them, for a message."""
-    kept = [(one, features[one]) for one in MODALITIES if one in features]
-    return " and ".join(f"{name} {one['set']} every {one['hop_ms']:g} ms" for name, one in kept) or "words alone"
+        calls = [(row["path"], replace(recipe, recogniser="" if row["text"] else recipe.recogniser)) for row in rows]
+        every = recordings.each(recordings.attempt, calls, jobs if place.is_dir() and jobs > 1 else 0)
+        for row, made in zip(rows, every, strict=True):
+            about = Answer(row["file"], file=str(row["path"]))
+            if isinstance(made, Unusable):
+                yield about, made
+            else:
+                words, who = text or row["text"] or made.words or "", (row["speaker"] or None, row["dialogue"] or None)
+                clip = Sample(row["file"], words, made.audio, made.vision, None, *who)
+                yield replace(about, notes=made.notes, recognised=made.words is not None), clip
 
 
 @cache

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import os
 import re
 import shlex
@@ -15,18 +14,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import distributions
 from pathlib import Path
+from statistics import mode
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from cmpta_lib import files
 from cmpta_lib.data.corpus import MODALITIES, SPLITS
 from data_prep import features, recordings, tasks
-from data_prep.features import LONGEST_S, SETS, Recipe, Unusable, find_set
-from data_prep.public_pickles import MOST_NAME_BYTES
+from data_prep.features import LONGEST_S, SETS, WHISPER, Recipe, Unusable, find_set
 from data_prep.published import path
 from data_prep.recordings import COLUMNS, FORMAT, MADE, OUT, TABLE, some
 
@@ -45,7 +43,7 @@ def _options(argv: Sequence[str] | None, prog: str) -> argparse.Namespace:
     add("--vision", metavar="SET", help=f"mediapipe (default), openface, {ready}")
     add("--openface-csv", type=path, metavar="FOLDER", help="with OpenFace's <clip>.csv, which are then vision")
     listen = "hear the words of clips without text, by this Whisper model or folder of one (default: whisper-base)"
-    add("--transcribe", nargs="?", const="whisper-base", metavar="MODEL", help=listen)
+    add("--transcribe", nargs="?", const=WHISPER, default="", metavar="MODEL", help=listen)
     add("--jobs", type=int, default=os.cpu_count() or 1, help="clips at a time (default: one a core)")
     add("--longest", type=float, default=LONGEST_S, metavar="SECONDS", help="that a clip may be (default: %(default)g)")
     people = "where no split by people is possible, deal clips by label, and warn"
@@ -55,17 +53,8 @@ def _options(argv: Sequence[str] | None, prog: str) -> argparse.Namespace:
         parser.error("--jobs must be 1 or more, and --longest a number of seconds above 0")
     if options.openface_csv and options.vision not in (None, "openface"):
         parser.error("--openface-csv and --vision say different things of vision; give one")
+    options.vision = options.vision or ("openface" if options.openface_csv else "mediapipe")
     return options
-
-
-def _recipe(options: argparse.Namespace) -> Recipe:
-    from data_prep.features import speech
-
-    vision = options.vision or ("openface" if options.openface_csv else "mediapipe")
-    recipe = Recipe(find_set("audio", options.audio), find_set("vision", vision), "", options.longest, None, options.openface_csv)
-    if recipe.audio == SETS["audio"]["whisper"] or options.transcribe:
-        recipe = replace(recipe, whisper=speech.find(options.transcribe or "whisper-base"))
-    return features.listening(recipe, recipe.whisper) if options.transcribe and recipe.whisper else recipe
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "cmpta data clips") -> int:
@@ -85,40 +74,34 @@ def main(argv: Sequence[str] | None = None, prog: str = "cmpta data clips") -> i
         first = next(iter(recordings.found_in(folder, out)[0]), "(there are no recordings)")
         like = f"its first line is {','.join(COLUMNS)} (the last four may be left out), the next like {first},LABEL,,,,"
         raise FileNotFoundError(f"{table}, which says the labels, is not there: {like}")
-    recipe = _recipe(options)
+    sets = find_set("audio", options.audio), find_set("vision", options.vision)
+    recipe = Recipe(*sets, longest_s=options.longest, openface=options.openface_csv)
+    recipe = features.listening(recipe, options.transcribe, f"--audio {options.audio}")
     rows, told = recordings.listed(folder, table, out, COLUMNS[:2])
-    left_out = dict.fromkeys(rows["file"][rows["path"].isna()], "there is no such recording")
-    told += [f"WARNING: {len(left_out)} rows of {table.name} have no recording: {some(left_out)}"] * bool(left_out)
+    left_out = {file: f"there is no recording {file!r}" for file in rows["file"][rows["path"].isna()]}
     rows = rows[rows["path"].notna()].reset_index(drop=True)
-    if rows.empty:
-        raise ValueError(f"{table}: none of its rows has a recording in {folder} ({some(left_out)}); correct the names")
     rows["split"], warned = recordings.split(rows, options.same_people, table)
     told += [f"words: {(rows['text'] == '').sum()} of {len(rows)} clips have no text, and are heard"] * bool(recipe.recogniser)
-    shared = Counter(str(one) for place in rows["path"] for one in features.files_of(place, recipe))
+    shared = Counter(str(one) for place in rows["path"] for one in features.beside(place, recipe).values())
     if twice := [one for one, count in shared.items() if count > 1]:
         raise ValueError(f"{folder}: several recordings share {some(twice)}; give each its own")
-    for line in (*features.said(recipe), *told, *warned, *_checked(rows, about, table)):
+    for line in (*features.said(recipe), *told, *warned, *_checked(rows, about, table, left_out)):
         print(f"{folder}: {line}", file=sys.stderr)
     try:
         (out / "clips").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OSError(f"{out} cannot be made ({error.strerror}); name another folder by --to") from None
-    try:
-        with FileLock(out / ".lock", blocking=False):
-            made = _made(rows, recipe, out / "clips", options.jobs, left_out)
-            files.write_text(out / TABLE, rows[COLUMNS].to_csv(index=False, lineterminator="\n"))
-            rows = rows[rows["file"].isin(made)].reset_index(drop=True)
-            _checked(rows, about, table, left_out)
-            clips = [row | made[row["file"]] for row in rows.drop(columns="path").to_dict("records")]
-            for clip in clips:
-                words = clip.pop("words")
-                clip |= {"text": clip["text"] or words or "", "heard": words is not None}
-            name = "".join(sign for sign in folder.name if sign.isprintable()).lstrip(". ")
-            name = name.encode()[:MOST_NAME_BYTES].decode(errors="ignore") or "recordings"
-            said = {"format": FORMAT, "name": name, "recipe": recipe.stored(), "warnings": warned, "left_out": left_out}
-            files.write_text(out / MADE, files.checksummed(said | {"clips": clips}))
-    except Timeout:
-        raise ValueError(f"{out}: another call is at work there; wait for it") from None
+    made = _made(rows, recipe, out / "clips", options.jobs, left_out)
+    files.write_text(out / TABLE, rows[COLUMNS].to_csv(index=False, lineterminator="\n"))
+    rows = rows[rows["file"].isin(made)].reset_index(drop=True)
+    _checked(rows, about, table, left_out)
+    clips = [row | made[row["file"]] for row in rows.drop(columns="path").to_dict("records")]
+    for clip in clips:
+        words = clip.pop("words")
+        clip |= {"text": clip["text"] or words or "", "heard": words is not None}
+    name = re.sub(r"[^\w .-]", "", folder.name).strip(" .")[:30] or "recordings"  # caches and runs are named by it
+    said = {"format": FORMAT, "name": name, "recipe": recipe.stored(), "warnings": warned, "left_out": left_out}
+    files.write_text(out / MADE, files.checksummed(said | {"clips": clips}))
     _tell(clips, recipe, len(left_out))
     data = f"{tasks.split_choice(options.folder)[0]}{out if options.to else folder}"
     print(f"next: cmpta reproduce --data {shlex.quote(data)}")
@@ -126,7 +109,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "cmpta data clips") -> i
 
 
 def _tell(clips: Sequence[Mapping[str, Any]], recipe: Recipe, left_out: int) -> None:
-    """Print what the clips hold, and in what they differ."""
+    """Print what the clips hold."""
     sizes = ", ".join(f"{sum(clip['split'] == name for clip in clips)} {name}" for name in SPLITS)
     people = {clip["speaker"] for clip in clips} - {""}
     print(f"{len(clips)} clips ({sizes}) of {len(people) or 'unknown'} people; {left_out} left out")
@@ -136,14 +119,9 @@ def _tell(clips: Sequence[Mapping[str, Any]], recipe: Recipe, left_out: int) -> 
         share = 1 - notes["frames_without_face"] / sum(frames)
         print(f"frames with a face: {share:.1%} of {sum(frames)}, in {len(frames)} clips that show one")
     print(f"notes: {', '.join(f'{kind} {count}' for kind, count in sorted(notes.items())) or 'none'}")
-    widths = {f"widths of {one}": [clip["shapes"][one][1] for clip in clips if clip["shapes"][one][0]] for one in MODALITIES}
-    for what, values in ({"sample rates (Hz)": [clip["rate_hz"] for clip in clips if clip["rate_hz"]]} | widths).items():
-        if len(counts := Counter(values).most_common()) > 1:
-            found = ", ".join(f"{value} in {count}" for value, count in counts)
-            print(f"WARNING: {what} differ: {found} clips; make them alike")
 
 
-def _checked(rows: pd.DataFrame, about: tasks.Said, table: Path, left_out: Mapping[str, str] | None = None) -> list[str]:
+def _checked(rows: pd.DataFrame, about: tasks.Said, table: Path, left_out: Mapping[str, str]) -> list[str]:
     """What is still to be said of the labels before training; raises ValueError where they, or splits, cannot be trained on."""
     if empty := [name for name in SPLITS if name not in set(rows["split"])]:
         why = f"{len(left_out)} clips cannot be used ({next(iter(left_out.values()))})" if left_out else "add some"
@@ -159,14 +137,13 @@ def _checked(rows: pd.DataFrame, about: tasks.Said, table: Path, left_out: Mappi
 
 def _made(rows: pd.DataFrame, recipe: Recipe, place: Path, jobs: int, left_out: dict[str, str]) -> dict[str, dict[str, Any]]:
     """What became of each clip whose features are in `place` now, by file; of the others `left_out` gets the reason."""
-    for leftover in place.glob(".*.partial"):  # of a call that was killed
-        leftover.unlink()
     made_by = {one.name: one.version for one in distributions() if one.name in _PACKAGES}
     made_by |= {one.name: files.sha256(one) for one in recipe.whisper.glob("model.*")} if recipe.whisper else {}
     calls, found = [], dict[str, dict[str, Any]]()
     for row in rows.itertuples():  # names that any disk takes
         name = f"{re.sub('[^0-9A-Za-z]+', '-', row.path.stem)[:40]}-{hashlib.sha256(row.file.encode()).hexdigest()[:16]}"
-        calls.append((row.path, row.file, place / f"{name}.safetensors", recordings.listens(recipe, row.text), made_by))
+        own = replace(recipe, recogniser="" if row.text else recipe.recogniser)
+        calls.append((row.path, row.file, place / f"{name}.safetensors", own, made_by))
     form, started = "{n_fmt} of {total_fmt} clips, {remaining} left{postfix}", time.monotonic()
     with tqdm(total=len(calls), bar_format=form, file=sys.stderr, mininterval=1) as bar:
         for call, one in zip(calls, recordings.each(make, calls, jobs), strict=True):
@@ -177,6 +154,13 @@ def _made(rows: pd.DataFrame, recipe: Recipe, place: Path, jobs: int, left_out: 
                 bar.write(f"left out: {one}", file=sys.stderr)
             else:
                 found[call[1]] = one
+    for modality in MODALITIES:
+        widths = {file: one["shapes"][modality][1] for file, one in found.items() if one["shapes"][modality][0]}
+        usual = mode(widths.values()) if widths else 0
+        for file in (file for file, width in widths.items() if width != usual):  # ready frames
+            left_out[file] = f"{file} has {widths[file]} {modality} features a frame, and most clips {usual}; make them alike"
+            print(f"left out: {left_out[file]}", file=sys.stderr)
+            del found[file]
     return found
 
 
@@ -188,40 +172,24 @@ def make(place: Path, file: str, target: Path, recipe: Recipe, made_by: Mapping[
     from safetensors.numpy import save_file
 
     try:
-        source = {one.name: files.sha256(one) for one in features.files_of(place, recipe) if one.is_file()}
+        source = {one.name: files.sha256(one) for one in (place, *features.beside(place, recipe).values()) if one.is_file()}
     except OSError as error:
         return Unusable(f"{error.filename} cannot be read ({error.strerror}); copy it anew, or grant it")
     of = {"file": file, "source": source, "recipe": recipe.stored(), "made_by": dict(made_by)}
-    record = _kept(target)
+    about = target.with_suffix(".json")  # what the features are of, for the next call
+    try:
+        record = files.read_checksummed(about, "")
+        files.check(target.parent, {target.name: record["sha256"]}, "")
+    except files.Damaged:
+        record = {}
     if any(record.get(key) != value for key, value in of.items()) or record["seconds"] > recipe.longest_s:
         made = recordings.attempt(place, recipe)
         if isinstance(made, Unusable):
             return made
         frames: dict[str, np.ndarray] = {name: np.ascontiguousarray(getattr(made, name)) for name in MODALITIES}
-        record = of | {"words": made.words, "seconds": made.seconds, "rate_hz": made.rate_hz, "notes": dict(made.notes)}
-        record |= {"shapes": {name: list(one.shape) for name, one in frames.items()}}
-        with files.replacing(target) as partial:  # one key: several would be written in an order of chance
-            save_file(frames, partial, {"clip": _sealed(record, frames)})
-    kept = {key: record[key] for key in ("words", "seconds", "rate_hz", "notes", "shapes")}
-    return kept | {"features": target.name, "sha256": files.sha256(target)}
-
-
-def _sealed(record: Mapping[str, Any], frames: Mapping[str, np.ndarray]) -> str:
-    """A clip's record as JSON, with a hash of it and of its frames."""
-    digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode())
-    for name in MODALITIES:
-        digest.update(frames[name].tobytes())
-    return json.dumps([record, digest.hexdigest()])
-
-
-def _kept(target: Path) -> dict[str, Any]:
-    """The record that an earlier call wrote beside a clip's frames; empty where it did not, or the file is damaged."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(target, "numpy") as file:
-            text, frames = file.metadata()["clip"], dict[str, np.ndarray]((name, file.get_tensor(name)) for name in MODALITIES)
-        record: dict[str, Any] = json.loads(text)[0]
-        return record if _sealed(record, frames) == text else {}
-    except (OSError, ValueError, LookupError, TypeError, SafetensorError):
-        return {}
+        with files.replacing(target) as partial:
+            save_file(frames, partial)
+        record = of | {"words": made.words, "seconds": made.seconds, "notes": dict(made.notes)}
+        record |= {"shapes": {name: list(one.shape) for name, one in frames.items()}, "sha256": files.sha256(target)}
+        files.write_text(about, files.checksummed(record))
+    return {key: record[key] for key in ("words", "seconds", "notes", "shapes", "sha256")} | {"features": target.name}

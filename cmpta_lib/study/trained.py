@@ -6,7 +6,7 @@ import copy
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -30,35 +30,11 @@ from cmpta_lib.method.adapter import CMPTAdapter
 from cmpta_lib.method.prompted import MakeTokens, PlainLM
 from cmpta_lib.runs.load import device, resources_in
 from cmpta_lib.runs.store import CLIPS, CONFIG, DONE, WEIGHTS, Run, open_run
-from data_prep.asked import Asked, clips_in
+from data_prep.asked import Answer, clips_in
 from data_prep.features import LONGEST_S
 
 PUBLISHED = "published:"  # what the name of a published run begins with
 MOST_FRAMES = 1 << 18  # of a batch with its padding: 64 clips of 40 s of sound and face, or seven of five minutes
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a run says of one clip.
-
-    `value`: a score in the range of the corpus's owner ([-1, 1] unless that said another) or a class index, None where a
-    free reply is no legal answer. `text`: the class's name, or the score as the method writes it, in that range.
-    `probabilities`: of every legal answer by its text; empty where the method gives a number only. `repairs`: what was
-    not read as it was given, by kind: values of frames that are not finite and count as 0; `texts_cut`: 1 where the words
-    are longer than the method reads. `problem`: why a clip of a file has no answer; its value is then None, its text "".
-    """
-
-    id: str
-    value: float | int | None
-    text: str
-    probabilities: Mapping[str, float]
-    repairs: Mapping[str, int]
-    file: str = ""  # that it came from, if any
-    words: str = ""  # that were read
-    recognised: bool = False  # whether a model heard them
-    missing: tuple[str, ...] = ()  # of "sound", "face" and "words"
-    notes: Mapping[str, int] = field(default_factory=dict)  # what was odd about a recording, by kind
-    problem: str = ""
 
 
 class TrainedRun:
@@ -90,7 +66,7 @@ class TrainedRun:
 
         Args:
             what: samples, or one; or where clips lie: a recording, a folder of some (their words in `labels.csv`, if any),
-                what `cmpta data clips` made of a folder, a pickle in MELD's public format, or a folder of such.
+                what `cmpta data clips` made of a folder, or a pickle in MELD's public format.
             strict: False also answers clips of which the method can read nothing, and is silent about texts that are cut.
             text: what is said in the one recording.
             transcribe: Whisper model, by name or folder, that hears recordings without given words; a run that was trained
@@ -116,23 +92,24 @@ class TrainedRun:
             warnings.warn(f"{said}: clip {shown(cut[0])}{' and others' * (len(cut) > 1)}", stacklevel=2)
         return found
 
-    def _answered(self, clips: Iterator[Asked], strict: bool) -> Iterator[Answer]:
+    def _answered(self, clips: Iterator[tuple[Answer, Sample | ValueError]], strict: bool) -> Iterator[Answer]:
         """Answers to clips of files, some at a time, so that no folder must fit into memory."""
         while some := list(islice(clips, self.run.config.evaluation.batch_size if self.method.unit == "clip" else None)):
             good: dict[int, tuple[Sample, Counter[str]]] = {}
-            found: dict[int, Answer] = {}
-            for place, one in enumerate(some):
+            found = [about for about, _ in some]
+            for place, (about, clip) in enumerate(some):
                 try:
-                    if isinstance(one.clip, ValueError):
-                        raise one.clip
-                    if strict and not (len(one.clip.audio) or len(one.clip.vision) or one.clip.text.strip()):
-                        raise ValueError(f"{one.file}: {one.id} has neither words nor sound nor face, so nothing tells an answer")
-                    good[place] = self._checked(one.clip, one.file, strict)
+                    if isinstance(clip, ValueError):
+                        raise clip
+                    if strict and not (len(clip.audio) or len(clip.vision) or clip.text.strip()):
+                        raise ValueError(f"{about.file}: {clip.id} has neither words nor sound nor face: nothing tells an answer")
+                    good[place] = self._checked(clip, about.file, strict)
                 except ValueError as error:
-                    found[place] = Answer(one.id, None, "", {}, {}, problem=" ".join(str(error).split()))
-            found |= zip(good, self._all([*good.values()]), strict=True)
-            for place, one in enumerate(some):
-                yield replace(found[place], file=one.file, notes=one.notes, recognised=one.recognised)
+                    found[place] = replace(about, problem=" ".join(str(error).split()))
+            for place, answer in zip(good, self._all([*good.values()]), strict=True):
+                about = found[place]
+                found[place] = replace(answer, file=about.file, notes=about.notes, recognised=about.recognised)
+            yield from found
 
     def _all(self, clips: Sequence[tuple[Sample, Counter[str]]]) -> list[Answer]:
         """Answers to checked clips, batch by batch."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
@@ -20,6 +19,7 @@ from cmpta_lib.data.corpus import MODALITIES, Modality, problem, shown
 from data_prep.features.media import Unusable as Unusable
 
 LONGEST_S = 300.0  # a clip is one utterance; of five minutes an attention map already has a million cells
+WHISPER = "whisper-base"  # what makes the set "whisper"
 _READY = re.compile(r"([A-Za-z][\w-]{0,39})=(\d+(?:\.\d+)?)")
 
 
@@ -30,31 +30,31 @@ class FeatureSet:
     name: str
     hop_ms: float  # from one frame to the next
     width: int | None = None  # F; None = as the ready frames have it
-    version: int = 1
     about: str = ""  # what a user must know, licence included; said before its first use
+    version: int = 1
 
     def __str__(self) -> str:
         return f"{self.name}-{self.version}"
 
+    @property
+    def beside(self) -> str:
+        """How the file beside a recording ends that holds these frames; "" where they are made of the recording."""
+        return _BESIDE.get(self.name, f".{self.name}.npy")
 
+
+_BESIDE = {"egemaps": "", "whisper": "", "mediapipe": "", "openface": ".csv"}
+_EGEMAPS = "25 eGeMAPSv02 descriptors by openSMILE, for research but not commercially (audEERING's licence; see --audio whisper)"
+_MEDIAPIPE = "6 of pose, 136 landmarks, 7 of expression by MediaPipe (Apache-2.0) and fer (MIT): not the 177 that SIMS-V2 has"
 SETS: Mapping[Modality, Mapping[str, FeatureSet]] = {
     "audio": {
-        "egemaps": FeatureSet(
-            "egemaps", 10.0, 25,
-            about="25 eGeMAPSv02 descriptors by openSMILE, which may be used for research but not commercially"
-            " (audEERING's licence; `--audio whisper` is free of that)",
-        ),
-        "whisper": FeatureSet("whisper", 20.0, 512, about="encoder states of Whisper base (MIT)"),
+        "egemaps": FeatureSet("egemaps", 10.0, 25, _EGEMAPS),
+        "whisper": FeatureSet("whisper", 20.0, 512, "encoder states of Whisper base (MIT)"),
     },
     "vision": {
-        "mediapipe": FeatureSet(
-            "mediapipe", 40.0, 149,
-            about="6 of pose, 136 of landmarks and 7 of expression by MediaPipe (Apache-2.0) and fer (MIT): other columns than"
-            " the 177 of OpenFace that SIMS-V2 has",
-        ),
-        "openface": FeatureSet("openface", 40.0, 177, about="the 177 columns of OpenFace that SIMS-V2 has, read by name"),
+        "mediapipe": FeatureSet("mediapipe", 40.0, 149, _MEDIAPIPE),
+        "openface": FeatureSet("openface", 40.0, 177, "the 177 columns of OpenFace that SIMS-V2 has, read by name"),
     },
-}  # fmt: skip
+}
 
 
 def find_set(modality: Modality, text: str) -> FeatureSet | None:
@@ -64,7 +64,7 @@ def find_set(modality: Modality, text: str) -> FeatureSet | None:
         ValueError: it is none of these.
     """
     if match := _READY.fullmatch(text):
-        if match[1] in SETS[modality] or not 0.1 <= float(match[2]) <= 60_000:
+        if any(match[1] in known for known in SETS.values()) or not 0.1 <= float(match[2]) <= 60_000:
             raise ValueError(f"--{modality} {shown(text)}: expected a name of your own and a hop of 0.1 to 60000 ms")
         return FeatureSet(match[1], float(match[2]), about=f"ready frames from <clip>.{match[1]}.npy")
     known = SETS[modality]
@@ -87,10 +87,15 @@ class Recipe:
     whisper: Path | None = field(default=None, compare=False)  # folder of the Whisper model
     openface: Path | None = field(default=None, compare=False)  # where OpenFace's CSVs lie; None = beside the recordings
 
+    @property
+    def sets(self) -> dict[Modality, FeatureSet]:
+        """Those that are chosen."""
+        both: dict[Modality, FeatureSet | None] = {"audio": self.audio, "vision": self.vision}
+        return {modality: one for modality, one in both.items() if one}
+
     def stored(self) -> dict[str, Any]:
         """What a corpus and a run keep of it, for JSON."""
-        sets = {one: getattr(self, one) for one in MODALITIES}
-        found: dict[str, Any] = {one: {"set": str(s), "hop_ms": s.hop_ms} for one, s in sets.items() if s}
+        found: dict[str, Any] = {modality: {"set": str(one), "hop_ms": one.hop_ms} for modality, one in self.sets.items()}
         return found | ({"text": {"set": self.recogniser}} if self.recogniser else {})
 
     @classmethod
@@ -101,18 +106,20 @@ class Recipe:
             ValueError: this version of the code makes another version of a set; `of` is what messages call the owner.
         """
         sets: dict[str, Any] = dict.fromkeys(MODALITIES)
-        for modality in MODALITIES:
-            if not (kept := stored.get(modality)):
-                continue
-            name, _, version = str(kept["set"]).rpartition("-")
-            found = SETS[modality].get(name) or FeatureSet(name, float(kept["hop_ms"]))
-            if (str(found.version), found.hop_ms) != (version, kept["hop_ms"]):
-                raise ValueError(
-                    f"{of} is of {modality} features {kept['set']} every {kept['hop_ms']} ms, and this version makes"
-                    f" {found} every {found.hop_ms} ms; use the version that made it, or extract and train anew"
-                )
-            sets[modality] = found
-        return cls(**sets, recogniser=stored.get("text", {}).get("set", ""))
+        for modality in (one for one in MODALITIES if one in stored):
+            name = stored[modality]["set"].rpartition("-")[0]
+            sets[modality] = SETS[modality].get(name) or FeatureSet(name, stored[modality]["hop_ms"])
+        found = cls(**sets, recogniser=stored.get("text", {}).get("set", ""))
+        if (makes := found.stored()) != stored:
+            todo = "use the version that made it, or extract and train anew"
+            raise ValueError(f"{of} is of {named(stored)}, and this version makes {named(makes)}; {todo}")
+        return found
+
+
+def named(stored: Mapping[str, Any]) -> str:
+    """Feature sets as `Recipe.stored` keeps them, for a message."""
+    kept = [(modality, stored[modality]) for modality in MODALITIES if modality in stored]
+    return " and ".join(f"{modality} {one['set']} every {one['hop_ms']:g} ms" for modality, one in kept) or "words alone"
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +131,6 @@ class Extracted:
     words: str | None  # as recognised; None where nobody listened
     seconds: float  # 0 where no recording was read
     notes: Mapping[str, int]  # what was missing or odd, by kind: how many frames, or 1
-    rate_hz: int = 0  # of the sound track; 0 where none was read
 
 
 def extract(path: Path, recipe: Recipe) -> Extracted:
@@ -137,68 +143,65 @@ def extract(path: Path, recipe: Recipe) -> Extracted:
     from data_prep.features import face, media, openface, sound, speech  # each imports its library when it is used
 
     notes: Counter[str] = Counter()
-    found: dict[str, np.ndarray] = {}
-    for modality in MODALITIES:
-        one: FeatureSet | None = getattr(recipe, modality)
-        if one is None:
-            found[modality] = np.zeros((0, 1), np.float32)
-        elif one.name == "openface":
-            found[modality] = openface.read(_beside(path, recipe.openface), notes)
-        elif one.name not in SETS[modality]:
-            found[modality] = _ready(path.with_suffix(f".{one.name}.npy"), modality)
-    seconds, words, rate = 0.0, None, 0
-    if len(found) < len(MODALITIES) or recipe.recogniser:
-        with ExitStack() as stack:
-            recording = stack.enter_context(media.Recording(path, recipe.longest_s, notes))
+    found: dict[Modality, np.ndarray] = {modality: np.zeros((0, 1), np.float32) for modality in MODALITIES}
+    for modality, place in beside(path, recipe).items():
+        found[modality] = openface.read(place, notes) if place.suffix == ".csv" else _ready(place, modality)
+    made = {one.name for one in recipe.sets.values() if not one.beside}
+    seconds, words = 0.0, None
+    if made or recipe.recogniser:
+        with media.Recording(path, recipe.longest_s, notes) as recording:
             seconds = recording.seconds
-            if "audio" not in found or recipe.recogniser:
+            if recipe.recogniser or made & {"egemaps", "whisper"}:
                 signal, rate = recording.sound()  # (N,) float32 in [-1, 1], Hz; N = 0 without a sound track
-            if "audio" not in found:
-                hears = recipe.audio is not None and recipe.audio.name == "whisper"
-                found["audio"] = sound.whisper(signal, rate, recipe.whisper) if hears else sound.egemaps(signal, rate)
+            if "egemaps" in made:
+                found["audio"] = sound.egemaps(signal, rate)
+            if "whisper" in made:
+                found["audio"] = sound.whisper(signal, rate, recipe.whisper)
             if recipe.recogniser:
                 words = speech.recognise(signal, rate, recipe.whisper)
-            if "vision" not in found:
+            if "mediapipe" in made:
                 found["vision"] = face.follow(recording.pictures(SETS["vision"]["mediapipe"].hop_ms), notes)
-    return Extracted(found["audio"], found["vision"], words, seconds, dict(sorted(notes.items())), int(rate))
+    return Extracted(found["audio"], found["vision"], words, seconds, dict(sorted(notes.items())))
 
 
-def files_of(path: Path, recipe: Recipe) -> Iterator[Path]:
-    """The recording, and every file beside it that `extract` reads."""
-    yield path
-    for one in (recipe.audio, recipe.vision):
-        if one and one.name == "openface":
-            yield _beside(path, recipe.openface)
-        elif one and one.name not in (*SETS["audio"], *SETS["vision"]):
-            yield path.with_suffix(f".{one.name}.npy")
-
-
-def _beside(path: Path, folder: Path | None) -> Path:
-    return (folder or path.parent) / f"{path.stem}.csv"
+def beside(path: Path, recipe: Recipe) -> dict[Modality, Path]:
+    """The files that hold a recording's frames ready made; those of OpenFace may lie elsewhere."""
+    places = {"openface": recipe.openface or path.parent}
+    sets = [(modality, one) for modality, one in recipe.sets.items() if one.beside]
+    return {modality: places.get(one.name, path.parent) / f"{path.stem}{one.beside}" for modality, one in sets}
 
 
 def _ready(path: Path, modality: Modality) -> np.ndarray:
     """Frames that somebody else made: a (T, F) array of numbers."""
-    if not path.is_file():
-        raise Unusable(f"{path} is not there: expected ready {modality} frames (T, F); make it, or choose other features")
     try:
-        frames = np.load(path, allow_pickle=False)
+        frames: Any = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise Unusable(f"{path}: expected an array as numpy.save writes it ({str(error)[:80]}); make it anew") from None
+        frames = getattr(error, "strerror", None) or str(error)
     if not isinstance(frames, np.ndarray) or frames.ndim != 2 or frames.dtype.kind not in "fiu" or not frames.shape[1]:
-        raise Unusable(str(problem(str(path), None, "a (T, F) array of numbers, F >= 1", shown(frames), "save it so")))
+        expected = f"{modality} frames, a (T, F) array of numbers, F >= 1, as numpy.save writes it"
+        raise Unusable(str(problem(str(path), None, expected, shown(frames), "make it so, or choose other features")))
     return np.ascontiguousarray(frames, np.float32)
 
 
 def said(recipe: Recipe) -> Iterator[str]:
     """What a user must know of the chosen features, a line each."""
-    for modality in MODALITIES:
-        if one := getattr(recipe, modality):
-            yield f"{modality}: {one}, a frame every {one.hop_ms:g} ms: {one.about}"
+    yield from (f"{modality}: {one}, a frame every {one.hop_ms:g} ms: {one.about}" for modality, one in recipe.sets.items())
     if recipe.recogniser:
         yield f"words: as {recipe.recogniser} hears them (faster-whisper, MIT)"
 
 
-def listening(recipe: Recipe, whisper: Path) -> Recipe:
-    """The recipe with words as the Whisper model in this folder hears them."""
-    return replace(recipe, recogniser=whisper.name, whisper=whisper)
+def listening(recipe: Recipe, model: str, of: str = "it") -> Recipe:
+    """The recipe with the Whisper models that it needs: that of the set "whisper", and this one, if any, for the words.
+
+    Raises:
+        ValueError: these are two models; `of` is what messages call the owner.
+        FileNotFoundError: the model is not there; says what to do.
+    """
+    from data_prep.features import speech
+
+    if not model and recipe.audio != SETS["audio"]["whisper"]:
+        return replace(recipe, recogniser="")
+    folder = speech.find(model or WHISPER)
+    if recipe.audio == SETS["audio"]["whisper"] and folder.name != WHISPER:
+        raise ValueError(f"{of} has its sound from {WHISPER}, so that must hear the words too, and not {folder.name}")
+    return replace(recipe, recogniser=folder.name if model else "", whisper=folder)
