@@ -118,8 +118,8 @@ def _read(table: Path, needed: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:
     names = [name.casefold() for name in cells.iloc[0]]
     for column in COLUMNS:
         near = get_close_matches(column, set(names) - set(COLUMNS), 1, _NEAR)
-        if near or names.count(column) > 1 or (column not in names and column in needed):
-            expected = f"one column {column!r}, and none of a name like it"
+        if names.count(column) > 1 or (column not in names and (near or column in needed)):
+            expected = f"one column {column!r}, by that very name"
             raise problem(str(table), None, f"a table with {expected}", f"one with {some(names, 8)}", "write its first line so")
     rows = cells[1:].set_axis(names, axis=1).reset_index(drop=True)[[name for name in COLUMNS if name in names]]
     return rows.reindex(columns=COLUMNS, fill_value=""), [name for name in names if name and name not in COLUMNS]

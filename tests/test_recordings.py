@@ -144,6 +144,7 @@ TOLD = {  # table -> what is told of it, with the clips that are made all the sa
     "on a drive": (PEOPLE + "C:\\a.mp4,x,p1\n", "1 rows of labels.csv have no recording: 'C:/a.mp4'", NAMES),
     "NUL": (PEOPLE + "c\0.mp4,x,p1\n", r"1 rows of labels.csv have no recording: 'c\\x00.mp4'", NAMES),
     "other columns": (changed("speaker", "speaker,sex,title"), "columns that are not read: 'sex', 'title'", NAMES),
+    "a column like another": (changed("speaker", "speaker,speaker_id"), "columns that are not read: 'speaker_id'", NAMES),
     "a row without a recording": (PEOPLE + "g,x,p1\n", "1 rows of labels.csv have no recording: 'g'", NAMES),
     "a recording without a row": (changed(ROW, ""), "1 recordings have no row in labels.csv: 'a.mp4'", NAMES[1:]),
     "a split": (with_split(SPLITS), "", NAMES),
