@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import hashlib
 import json
@@ -9,6 +10,7 @@ import os
 import platform
 import reprlib
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -121,6 +123,12 @@ def writing(path: Path) -> Iterator[None]:
 def _is_told(error: OSError) -> bool:
     """Whether its text is not the system's own any more, but says which path and what to do."""
     return bool(error.strerror) and error.strerror != os.strerror(error.errno or 0)
+
+
+def end_with_parent() -> None:
+    """Have Linux kill this process when whoever started it is gone, whatever it does then; elsewhere nothing."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def explained(error: OSError) -> str:

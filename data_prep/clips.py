@@ -115,10 +115,10 @@ def main(argv: Sequence[str] | None = None, prog: str = "cmpta data clips") -> i
 
 
 def _is_ours(out: Path, name: str) -> bool:
-    """Whether a folder is empty, or what a call for recordings of this name made there, perhaps not to its end."""
-    if (out / MADE).is_file():
+    """Whether nothing in a folder would be lost but what a call for recordings of this name made, perhaps not to its end."""
+    if (out / MADE).exists():
         return bool(files.read_checksummed(out / MADE, "remove it, and call again").get("name") == name)
-    return out.is_dir() and (not any(out.iterdir()) or (out / "clips").is_dir())
+    return out.is_dir() and ((out / "clips").is_dir() or not (out / TABLE).exists())
 
 
 def _tell(clips: Sequence[Mapping[str, Any]], recipe: Recipe, left_out: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -72,12 +73,17 @@ def listed(folder: Path, table: Path, out: Path | None, needed: Sequence[str]) -
     matches = [[name] if name in found else whole.get(name, []) for name in names]
     rows["file"] = [match[0] if match else name for match, name in zip(matches, names, strict=True)]
     rows["path"], splits = [found.get(name) for name in rows["file"]], rows["split"].str.casefold()
+    # Where a quote is missing, the rows that follow become part of a text.
+    begun = [[re.split("[,;\t]", line)[0].strip() for line in text.splitlines()[1:]] for text in rows["text"]]
+    is_row = [not {*found, *whole}.isdisjoint(ones) for ones in begun]
+    is_asked = "label" in needed  # or else labels and splits are of no use
     faults = {f"{column!r} is empty: fill it, or remove the row": rows[column] == "" for column in needed} | {
         "several recordings have that name: write its ending too": np.array([len(match) > 1 for match in matches]),
         "a row before has it too: keep one": rows["file"].duplicated(),
-        "'label' has a decimal comma: write a point": rows["label"].str.fullmatch(r"[-+]?\d+,\d+"),
-        "'split' must be train, valid or test: correct it": ~splits.isin([*SPLIT_OF, ""]),
-        "'split' is empty, but not in every row: fill it in all or in none": (splits == "") & (splits != "").any(),
+        "'text' goes on over several lines as if a quote were missing: close it, or write one line": is_row,
+        "'label' has a decimal comma: write a point": rows["label"].str.fullmatch(r"[-+]?\d+,\d+") & is_asked,
+        "'split' must be train, valid or test: correct it": ~splits.isin([*SPLIT_OF, ""]) & is_asked,
+        "'split' is empty, but not in every row: fill it in all or in none": (splits == "") & (splits != "").any() & is_asked,
     }
     for fault, is_one in faults.items():
         if len(which := np.flatnonzero(is_one)):
@@ -141,6 +147,7 @@ def split(rows: pd.DataFrame, same_people: bool, where: object) -> tuple[np.ndar
     A person and a dialogue are in one split only; where that cannot be and `same_people` allows it, clips (dialogues whole)
     are dealt by label. The rows alone decide. Raises ValueError where neither can be.
     """
+    rows = rows.assign(speaker=[" ".join(normalize("NFKC", name).casefold().split()) for name in rows["speaker"]])  # Anna, ANNA
     unknown, is_given = int((rows["speaker"] == "").sum()), bool((rows["split"] != "").all())
     groups = _groups(rows, ["speaker", "dialogue"])
     doubt = f"who speaks is not said in {unknown} of {len(rows)} rows (column speaker)" * (unknown > 0)
@@ -149,6 +156,10 @@ def split(rows: pd.DataFrame, same_people: bool, where: object) -> tuple[np.ndar
         heard = {name: {*rows["speaker"][rows["split"] == name]} - {""} for name in SPLITS}
         both = sorted(heard["train"] & (heard["valid"] | heard["test"]))
         doubt = f"people of train are in valid or test too ({some(both)})" * bool(both)
+        in_two = sorted(heard["valid"] & heard["test"]) + [
+            one for one, splits in rows.groupby("dialogue")["split"].nunique().items() if one and splits > 1
+        ]
+        told += [f"WARNING: people of valid who are in test too, or dialogues in two splits: {some(in_two)}"] * bool(in_two)
     elif not doubt and len(set(groups)) < len(SPLITS):
         doubt = f"there are fewer than three people, or groups of people who share dialogues: {len(set(groups))}"
     if doubt and not same_people:
@@ -173,6 +184,8 @@ def _groups(rows: pd.DataFrame, columns: Sequence[str]) -> np.ndarray:
 def _dealt(labels: pd.Series, groups: np.ndarray, where: object) -> np.ndarray:
     """A split for each clip, groups whole; each goes to the split that lacks most of what it holds, labels to train first."""
     strata, scores = pd.factorize(labels, sort=True)[0], pd.to_numeric(labels, errors="coerce")
+    if 2 * scores.notna().sum() > len(scores) and (odd := labels[scores.isna()]).any():
+        raise ValueError(f"{where}: most labels are numbers, and {some(odd)} none; correct them, or remove their rows")
     if scores.notna().all() and scores.nunique() > 10:
         strata = pd.qcut(scores, 4, labels=False, duplicates="drop").to_numpy()
     shares = pd.crosstab(groups, strata, normalize="columns")  # (groups, labels): of all clips of a label
@@ -214,7 +227,7 @@ def each(work: Callable[..., Any], calls: Sequence[tuple[Any, ...]], jobs: int) 
     own = threading.local()  # a thread waits for a process of its own, and starts another when that died
 
     def one(call: tuple[Any, ...]) -> Any:
-        own.pool = pool = getattr(own, "pool", None) or ProcessPoolExecutor(1, get_context("spawn"))
+        own.pool = pool = getattr(own, "pool", None) or ProcessPoolExecutor(1, get_context("spawn"), files.end_with_parent)
         try:
             return pool.submit(work, *call).result()
         except BrokenProcessPool:

@@ -93,6 +93,18 @@ REFUSED = {  # table -> what its one line says
         "file,label,speaker,dialogue\n" + "".join(f"{name},{'xy'[n % 2]},p{n},d\n" for n, name in enumerate(NAMES)),
         "groups of people who share dialogues: 1",
     ),
+    "one person written in three ways": (
+        PEOPLE.replace("p0", "Anna").replace("p1", "anna").replace("p2", " ANNA"),
+        "fewer than three people.*: 1, so",
+    ),
+    "a number and no number": (
+        "file,label,speaker\n" + "".join(f"{name},{['NaN', *'12345'][n]},p{n}\n" for n, name in enumerate(NAMES)),
+        "most labels are numbers, and 'NaN' none; correct them",
+    ),
+    "a quote that is missing": (
+        'file,label,speaker,text\na,x,p0,"hi\nb,y,p0,ho\nc,x,p1,"\nd,y,p1,\ne,x,p2,\nf,y,p2,\n',
+        r"row 1 \('a.mp4'\): 'text' goes on over several lines as if a quote were missing",
+    ),
     "no recording at all": (PEOPLE.replace(".mp4", ".gone"), "no clip is in .*; 6 clips cannot be used .there is no .*'a.gone'"),
 }
 SPLITS = ["train", "train", "Val", "dev", "test", "TEST"]
@@ -149,6 +161,9 @@ TOLD = {  # table -> what is told of it, with the clips that are made all the sa
     "a recording without a row": (changed(ROW, ""), "1 recordings have no row in labels.csv: 'a.mp4'", NAMES[1:]),
     "a split": (with_split(SPLITS), "", NAMES),
     "a split, people unknown": (with_split(SPLITS, False), "who speaks is not said in 6 of 6 rows", NAMES),
+    "people of valid in test": (
+        with_split(SPLITS).replace("p2", "p1"), r"people of valid who are in test too, or dialogues in two splits: 'p1'", NAMES,
+    ),
     "whole numbers": (PEOPLE.replace(",x,", ",1,").replace(",y,", ",2,"), "before training: .*may be classes or scores", NAMES),
     "wide scores": (PEOPLE.replace(",x,", ",1.5,").replace(",y,", ",4,"), "before training: .*--data scores=LOW..HIGH", NAMES),
 }  # fmt: skip
@@ -163,7 +178,47 @@ def test_tables_as_programs_write_them_are_read_and_what_is_odd_is_told(case: st
     assert {clip["split"] for clip in content["clips"]} == {"train", "valid", "test"}
     about = [line for line in told.err.splitlines() if line and ": audio: mine" not in line and "clips, " not in line]
     assert (len(about) == bool(said)) and pd.Series(about or [""]).str.contains(said).all(), about
-    assert "next: cmpta reproduce --data" in told.out
+    assert ("next: cmpta reproduce --data" in told.out) != said.startswith("before training")
+
+
+def test_folders_of_others_are_not_written_to(tmp_path: Path):
+    folder, other = folder_of(tmp_path / "clips"), folder_of(tmp_path / "other")
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "labels.csv").write_text(PEOPLE + "gone,x,p0\n")
+    for options in (["--to", str(mine)], ["--to", str(mine), "--labels", str(mine / "labels.csv")]):
+        with pytest.raises(ValueError, match="mine holds what was not made of .* by this command; name another folder by --to"):
+            made(folder, *options)
+    assert "gone" in (mine / "labels.csv").read_text()
+    made(other)
+    with pytest.raises(ValueError, match="features holds what was not made of"):
+        made(folder, "--to", str(other / "features"))
+    made(other, "--labels", str(other / "features" / "labels.csv"))
+
+
+def test_labels_and_recordings_that_changed_since_are_named(tmp_path: Path):
+    folder = folder_of(tmp_path / "clips")
+    made(folder)
+    assert len(read_folder(folder, tmp_path / "cache").splits["train"]) == 2
+    (folder / "a.mp4").write_bytes(b"another")
+    (folder / "labels.csv").write_text(PEOPLE.replace("x,p0", "y,p0"))
+    with pytest.raises(ValueError, match=r"'a.mp4', 'labels.csv' changed since .*; call `cmpta data clips` again"):
+        read_folder(folder, tmp_path / "cache")
+    assert made(folder)["clips"][0]["label"] == "y" and read_folder(folder, tmp_path / "cache")
+    (folder / "labels.csv").write_text(PEOPLE.replace(".mp4", ".gone"))
+    with pytest.raises(ValueError, match="no clip is in"):  # what an earlier call made is not trained on by a slip
+        made(folder)
+    with pytest.raises(ValueError, match="changed since"):
+        read_folder(folder, tmp_path / "cache")
+
+
+def test_clips_of_nothing_are_told(tmp_path: Path, capsys):
+    folder = folder_of(tmp_path / "clips")
+    np.save(folder / "a.mine.npy", np.zeros((0, 4)))
+    np.save(folder / "b.mine.npy", np.full((2, 4), 1e300))
+    content, told = made(folder), capsys.readouterr()
+    assert "1 clips have neither words nor sound nor face: 'a.mp4'" in told.out and "Warning" not in told.err
+    assert content["clips"][0]["notes"] == {"no_audio_frames": 1}
 
 
 def test_names_may_be_anything_and_lie_anywhere(tmp_path: Path):
@@ -290,7 +345,8 @@ def test_the_same_people_may_be_in_all_splits_where_that_is_said():
 def test_the_order_of_rows_changes_nothing(tmp_path: Path):
     head, *lines = PEOPLE.splitlines()
     first = made(folder_of(tmp_path / "a" / "clips"))
-    assert made(folder_of(tmp_path / "b" / "clips", "\n".join([head, *reversed(lines)]))) == first
+    second = made(folder_of(tmp_path / "b" / "clips", "\n".join([head, *reversed(lines)])))
+    assert second | {"labels": first["labels"]} == first  # but for the table's own hash
 
 
 # --- features that survive anything -----------------------------------------------------------------------------------------
@@ -373,7 +429,10 @@ def test_a_killed_call_is_gone_on_with_and_any_number_of_jobs_gives_the_same_byt
     with subprocess.Popen([*COMMAND, str(killed), "--jobs", "2"], start_new_session=True, stderr=subprocess.DEVNULL) as process:
         while not list(killed.glob("features/clips/*.safetensors")):
             time.sleep(0.02)
-        os.killpg(process.pid, signal.SIGKILL)
+        family = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+    gone, alive = psutil.wait_procs(family, timeout=20)
+    assert not [one for one in alive if one.status() != "zombie"]  # workers end with who started them
     assert not (killed / "features" / "clips.json").exists()
     before = {path: path.stat().st_mtime_ns for path in killed.glob("features/clips/[!.]*")}
     done = subprocess.run([*COMMAND, str(killed), "--jobs", "1"], check=True, capture_output=True, text=True)

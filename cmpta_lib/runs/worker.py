@@ -8,13 +8,11 @@ A run that raises leaves `failure.json`; one that ends well is finalised. Severa
 
 from __future__ import annotations
 
-import ctypes
 import json
 import logging
 import os
 import platform
 import select
-import signal
 import sys
 import time
 import traceback
@@ -232,8 +230,7 @@ class Attempt:
 
 def serve() -> None:
     """A worker of `engines.Processes`: makes the attempts that come by stdin, until whoever started it is gone."""
-    with suppress(OSError, AttributeError):  # Linux ends this process with its parent, whatever it does then
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # (PR_SET_PDEATHSIG); elsewhere it finishes its run before it ends
+    files.end_with_parent()  # where that is not known, it finishes its run before it ends
     attempts = os.fdopen(os.dup(0), encoding="utf-8")
     with open(os.devnull) as nothing:  # no library may take a line
         os.dup2(nothing.fileno(), 0)
