@@ -70,6 +70,9 @@ def main(argv: Sequence[str] | None = None, prog: str = "cmpta data clips") -> i
         raise FileNotFoundError(f"{folder}: expected a folder of recordings, and there is none; correct its name")
     if folder.is_relative_to(out) or recordings.found_in(out)[0]:
         raise ValueError(f"{out} holds recordings, and features need a folder of their own; name another by --to")
+    name = re.sub(r"[^\w .-]", "", folder.name).strip(" .")[:30] or "recordings"  # caches and runs are named by it
+    if out.exists() and not _is_ours(out, name):
+        raise ValueError(f"{out} holds what was not made of {folder} by this command; name another folder by --to")
     if not table.is_file():
         first = next(iter(recordings.found_in(folder, out)[0]), "(there are no recordings)")
         like = f"its first line is {','.join(COLUMNS)} (the last four may be left out), the next like {first},LABEL,,,,"
@@ -77,6 +80,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "cmpta data clips") -> i
     sets = find_set("audio", options.audio), find_set("vision", options.vision)
     recipe = Recipe(*sets, longest_s=options.longest, openface=options.openface_csv)
     recipe = features.listening(recipe, options.transcribe, f"--audio {options.audio}")
+    labels = {"labels": files.sha256(table), "labels_here": table.resolve() == folder / TABLE}
     rows, told = recordings.listed(folder, table, out, COLUMNS[:2])
     left_out = {file: f"there is no recording {file!r}" for file in rows["file"][rows["path"].isna()]}
     rows = rows[rows["path"].notna()].reset_index(drop=True)
@@ -91,21 +95,30 @@ def main(argv: Sequence[str] | None = None, prog: str = "cmpta data clips") -> i
         (out / "clips").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OSError(f"{out} cannot be made ({error.strerror}); name another folder by --to") from None
+    (out / MADE).unlink(missing_ok=True)  # whatever comes, nobody trains on what an earlier call made of other labels
     made = _made(rows, recipe, out / "clips", options.jobs, left_out)
-    files.write_text(out / TABLE, rows[COLUMNS].to_csv(index=False, lineterminator="\n"))
     rows = rows[rows["file"].isin(made)].reset_index(drop=True)
-    _checked(rows, about, table, left_out)
+    pending = _checked(rows, about, table, left_out)
+    if table.resolve() != out / TABLE:
+        files.write_text(out / TABLE, rows[COLUMNS].to_csv(index=False, lineterminator="\n"))
     clips = [row | made[row["file"]] for row in rows.drop(columns="path").to_dict("records")]
     for clip in clips:
         words = clip.pop("words")
         clip |= {"text": clip["text"] or words or "", "heard": words is not None}
-    name = re.sub(r"[^\w .-]", "", folder.name).strip(" .")[:30] or "recordings"  # caches and runs are named by it
     said = {"format": FORMAT, "name": name, "recipe": recipe.stored(), "warnings": warned, "left_out": left_out}
+    said |= labels
     files.write_text(out / MADE, files.checksummed(said | {"clips": clips}))
     _tell(clips, recipe, len(left_out))
     data = f"{tasks.split_choice(options.folder)[0]}{out if options.to else folder}"
-    print(f"next: cmpta reproduce --data {shlex.quote(data)}")
+    print(*pending or [f"next: cmpta reproduce --data {shlex.quote(data)}"], sep="\n")
     return 0
+
+
+def _is_ours(out: Path, name: str) -> bool:
+    """Whether a folder is empty, or what a call for recordings of this name made there, perhaps not to its end."""
+    if (out / MADE).is_file():
+        return bool(files.read_checksummed(out / MADE, "remove it, and call again").get("name") == name)
+    return out.is_dir() and (not any(out.iterdir()) or (out / "clips").is_dir())
 
 
 def _tell(clips: Sequence[Mapping[str, Any]], recipe: Recipe, left_out: int) -> None:
@@ -119,6 +132,9 @@ def _tell(clips: Sequence[Mapping[str, Any]], recipe: Recipe, left_out: int) -> 
         share = 1 - notes["frames_without_face"] / sum(frames)
         print(f"frames with a face: {share:.1%} of {sum(frames)}, in {len(frames)} clips that show one")
     print(f"notes: {', '.join(f'{kind} {count}' for kind, count in sorted(notes.items())) or 'none'}")
+    frames_of = {clip["file"]: sum(shape[0] for shape in clip["shapes"].values()) for clip in clips}
+    if empty := [clip["file"] for clip in clips if not frames_of[clip["file"]] and not clip["text"]]:
+        print(f"WARNING: {len(empty)} clips have neither words nor sound nor face: {some(empty)}")
 
 
 def _checked(rows: pd.DataFrame, about: tasks.Said, table: Path, left_out: Mapping[str, str]) -> list[str]:
@@ -190,6 +206,7 @@ def make(place: Path, file: str, target: Path, recipe: Recipe, made_by: Mapping[
         with files.replacing(target) as partial:
             save_file(frames, partial)
         record = of | {"words": made.words, "seconds": made.seconds, "notes": dict(made.notes)}
+        record["bytes"] = place.stat().st_size if place.is_file() else 0
         record |= {"shapes": {name: list(one.shape) for name, one in frames.items()}, "sha256": files.sha256(target)}
         files.write_text(about, files.checksummed(record))
-    return {key: record[key] for key in ("words", "seconds", "notes", "shapes", "sha256")} | {"features": target.name}
+    return {key: record[key] for key in ("words", "seconds", "notes", "shapes", "sha256", "bytes")} | {"features": target.name}

@@ -60,6 +60,7 @@ def read_folder(folder: str | Path, cache: Path | None = None) -> Corpus:
     about, place = tasks.said(folder)
     name, paths = public_files(place)
     made = recordings.opened(paths[MADE]) if MADE in paths else {}
+    recordings.need_current(made, paths.get(MADE, place))
     sources = made["sources"] if made else {path.name: sha256(path) for path in paths.values()}
     if about != tasks.Said():  # in the call or in the file: what is said decides what the labels mean
         sources[tasks.ABOUT] = hashlib.sha256(json.dumps(astuple(about)).encode()).hexdigest()

@@ -27,13 +27,9 @@ def fetch(names: Iterable[str], cache: Path) -> list[Corpus]:
 
 
 def converted(
-    target: Path,
-    task: Task,
-    found: Sequence[hub.Found],
-    read: Callable[[str, Counter[str]], Iterator[Sample]],
-    origins: Mapping[str, str],
-    size_bytes: int,
-) -> Corpus:
+    target: Path, task: Task, found: Sequence[hub.Found], read: Callable[[str, Counter[str]], Iterator[Sample]],
+    origins: Mapping[str, str], size_bytes: int,
+) -> Corpus:  # fmt: skip
     """The corpus in `target`, written from these files unless it is there; raises as `write_corpus`, and OSError without room.
 
     Args:
@@ -53,15 +49,9 @@ def converted(
         yield from splits[SPLITS[0]]
 
     return write_corpus(
-        target,
-        name=target.name,
-        task=task,
-        splits=splits | {SPLITS[0]: first()},
-        generated=found[0].generated,
-        sources=sources,
-        repairs=repairs,
-        origins=origins,
-    )
+        target, name=target.name, task=task, splits=splits | {SPLITS[0]: first()}, generated=found[0].generated,
+        sources=sources, repairs=repairs, origins=origins,
+    )  # fmt: skip
 
 
 def path(text: str) -> Path:  # what argparse calls it in an error

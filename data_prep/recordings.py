@@ -246,6 +246,18 @@ def opened(made: Path) -> dict[str, Any]:
     return content | {"sources": {MADE: files.sha256(made)} | sources}
 
 
+def need_current(content: Mapping[str, Any], made: Path) -> None:
+    """Raise ValueError where labels.csv or a recording beside the folder of features is another than when they were made."""
+    folder, table = made.parents[1], made.parents[1] / TABLE
+    if not content or made.parent.name != OUT:
+        return
+    there = [(folder / clip["file"], clip["bytes"]) for clip in content["clips"]]
+    changed = [str(one.relative_to(folder)) for one, size in there if one.is_file() and one.stat().st_size != size]
+    changed += [TABLE] * (content["labels_here"] and table.is_file() and files.sha256(table) != content["labels"])
+    if changed:
+        raise ValueError(f"{folder}: {some(changed)} changed since features were made; call `cmpta data clips` again")
+
+
 def sample_of(clip: Mapping[str, Any], made: Path, label: float | int | None = None) -> Sample:
     """A clip of `opened`, with its frames."""
     from safetensors.numpy import load_file

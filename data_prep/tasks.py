@@ -93,6 +93,8 @@ def _content(path: Path) -> dict[str, Any]:
     """What `corpus.json` holds; nothing where it is not there."""
     if not path.exists():
         return {}
+    if not path.is_file():  # reading a pipe would wait for ever
+        raise problem(str(path), None, "a file", "none", "remove or rename it")
     with reading(path):
         content = path.read_bytes()
     try:

@@ -44,7 +44,7 @@ def findings(corpus: Corpus) -> pd.DataFrame:
     Within a split the count of a duplicate is that of surplus clips; across splits it is that of the later split's clips
     that the earlier one has too.
     """
-    checks = (_sizes, _labels, _lengths, _ruled_by_one_frame, _duplicates, _equal_files, _repairs, _foreign_files)
+    checks = (_sizes, _labels, _lengths, _ruled_by_one_frame, _duplicates, _equal_files, _oddities)
     return pd.DataFrame((row for check in checks for row in check(corpus)), columns=_COLUMNS)
 
 
@@ -268,11 +268,8 @@ def _equal_files(corpus: Corpus) -> Iterator[_Row]:
     yield "files with equal contents", ALL, len(equal), _some(equal)
 
 
-def _repairs(corpus: Corpus) -> Iterator[_Row]:
-    return ((f"oddity: {kind}", ALL, count, "") for kind, count in corpus.repairs.items())
-
-
-def _foreign_files(corpus: Corpus) -> Iterator[_Row]:
+def _oddities(corpus: Corpus) -> Iterator[_Row]:
+    yield from ((f"oddity: {kind}", ALL, count, "") for kind, count in corpus.repairs.items())
     if not corpus.generated:
         other = [name for name, digest in corpus.sources.items() if KNOWN_SHA256.get(name, digest) != digest]
         yield "files other than the published", ALL, len(other), _some(other)

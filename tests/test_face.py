@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -262,6 +263,11 @@ def test_openface_rows_without_success_repeat_and_one_face_of_several_is_taken(t
         assert notes == noted | {"no_time_stamps": 1} and frames_of(rows) == [*range(30)]
 
 
+def test_openface_frames_in_a_gap_of_time_are_counted(table, tmp_path):
+    rows, notes = read(table.assign(timestamp=np.arange(30) / 25 + 2.0 * (np.arange(30) > 9)), tmp_path)
+    assert frames_of(rows) == [*range(10), *[9] * 50, *range(10, 30)] and notes == {"frames_without_face": 49}
+
+
 def test_openface_numbers_that_are_not_finite_are_kept(table, tmp_path):
     table["timestamp"] = np.arange(30) / 25
     text = table.astype({"AU45_r": object, "x_0": object})
@@ -283,6 +289,7 @@ def test_openface_numbers_that_are_not_finite_are_kept(table, tmp_path):
         (lambda t: t.assign(success="yes"), r"row 1, column success: 'yes' is no number"),
         (lambda t: t[:0], r"but there is no row;"),
         (lambda t: "", r"No columns"),
+        (lambda t: t.to_csv(index=False)[:-40], r"row 30 ends before its last columns;"),
         (lambda t: b"\x00\x01\xfe\xff" * 400, r"UTF-8.*decode"),
         (lambda t: t.to_csv(index=False).encode("utf-16"), r"UTF-8.*decode"),
         (lambda t: t.to_csv(index=False, sep=";"), r"pose_Tx, pose_Ty, pose_Tz and 174 more"),
@@ -296,7 +303,8 @@ def test_what_is_no_table_of_openface_is_refused_in_one_line(table, tmp_path, ch
 
 
 def test_an_openface_table_that_is_not_there_is_named(tmp_path):
-    for path, why in ((tmp_path / "none.csv", "it is not there"), (tmp_path, "directory")):
+    os.mkfifo(tmp_path / "pipe.csv")  # reading it would wait for ever
+    for path, why in ((tmp_path / "none.csv", "it is not there"), (tmp_path, "no file"), (tmp_path / "pipe.csv", "no file")):
         with pytest.raises(Unusable, match=why):
             openface.read(path, Counter())
 

@@ -182,24 +182,40 @@ def test_sound_that_starts_late_keeps_its_time(tmp_path):
     assert notes == {"gaps_in_sound": 1}
 
 
-def test_portrait_pictures_are_turned_upright(tmp_path):
-    path = clip(tmp_path / "a.mp4", [20] * 5)
+@pytest.mark.parametrize(
+    "matrix, bright",  # a, b, c, d of the display matrix; where the top left corner is shown
+    [
+        ((1, 0, 0, 1), "top left"), ((0, 1, -1, 0), "top right"), ((-1, 0, 0, -1), "bottom right"),
+        ((0, -1, 1, 0), "bottom left"), ((-1, 0, 0, 1), "top right"), ((1, 0, 0, -1), "bottom left"),
+        ((0, 1, 1, 0), "top left"), ((0, -1, -1, 0), "bottom right"),
+    ],
+)  # fmt: skip
+def test_pictures_are_turned_and_mirrored_as_the_recording_says(tmp_path, matrix, bright):
+    path = tmp_path / "a.mp4"
     with av.open(str(path), "w") as out:
         one = out.add_stream("libx264", rate=25)
         one.width, one.height, one.pix_fmt = 64, 48, "yuv420p"
         picture = np.zeros((48, 64, 3), np.uint8)
-        picture[:24, :32] = 255  # the top left corner, which a quarter clockwise brings to the top right
+        picture[:24, :32] = 255
         for frame in (av.VideoFrame.from_ndarray(picture, "rgb24") for _ in range(5)):
             out.mux(one.encode(frame))
         out.mux(one.encode(None))
-    content = path.read_bytes()
-    matrix = content.index(b"tkhd") + 44
-    turn = np.array([0, 1 << 16, 0, -1 << 16, 0, 0, 48 << 16, 0, 1 << 30], ">i4").tobytes()  # as telephones write it
-    path.write_bytes(content[:matrix] + turn + content[matrix + 36 :])
+    content, (a, b, c, d) = path.read_bytes(), matrix
+    at = content.index(b"tkhd") + 44
+    turn = np.array([a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30], ">i4").tobytes()  # as telephones write it
+    path.write_bytes(content[:at] + turn + content[at + 36 :])
     recording, notes = opened(path)
     upright = next(recording.pictures(40.0))
-    assert upright.shape == (64, 48, 3) and notes["turned"] == 1
-    assert upright[:28, 28:].min() > 200 and upright[36:].max() < 50 and upright[:, :20].max() < 50
+    assert upright.shape[:2] == ((48, 64) if a else (64, 48)) and ("turned" in notes) == (matrix != (1, 0, 0, 1))
+    rows, columns = (size // 2 for size in upright.shape[:2])
+    halves = upright[:rows].mean() > upright[rows:].mean(), upright[:, :columns].mean() > upright[:, columns:].mean()
+    assert halves == (bright.startswith("top"), bright.endswith("left"))
+
+
+def test_recordings_joined_end_to_end_are_refused(tmp_path):
+    parts = [clip(tmp_path / f"{one}.ts", [one * 90] * 50, None, tone(2.0)).read_bytes() for one in (1, 2)]
+    with pytest.raises(Unusable, match="its clock runs back"):
+        opened(_bytes(tmp_path / "both.ts", b"".join(parts)))
 
 
 @pytest.mark.parametrize(("pix_fmt", "near"), (("gray", 1), ("gray16le", 1), ("yuv444p", 3), ("bgra", 1), ("yuv420p10le", 3)))
@@ -232,7 +248,12 @@ UNUSABLE = {
     "folder": (lambda f: f, "is a folder"),
     "empty": (lambda f: _bytes(f / "a.mp4", b""), "is empty (0 bytes)"),
     "text as mp4": (lambda f: _bytes(f / "a.mp4", b"hello\n" * 99), "cannot be read as a recording"),
-    "text": (lambda f: _bytes(f / "a.txt", b"hello\n" * 99), "a single picture or a text"),
+    "list of files": (
+        lambda f: _bytes(clip(f / "b.wav", signal=tone(1)).with_name("a.mp4"), b"ffconcat version 1.0\nfile 'b.wav'\n"),
+        "a list of files",
+    ),
+    "few samples": (lambda f: clip(f / "a.wav", signal=tone(1)[:50], rate=10), "10 samples of sound a second"),
+    "text": (lambda f: _bytes(f / "a.txt", b"hello\n" * 99), "a single picture, a text"),
     "noise": (lambda f: _bytes(f / "a.mp3", np.random.default_rng(0).bytes(9999)), "cannot be read as a recording"),
     "playlist": (lambda f: _bytes(f / "a.mp4", b"#EXTM3U\n#EXTINF:2,\nhttp://192.0.2.1/x.ts\n"), "cannot be read"),
     "half an mp4": (lambda f: _bytes(p := clip(f / "a.mp4", [9] * 9, None, tone(1)), p.read_bytes()[:4000]), "is it whole?"),

@@ -16,7 +16,7 @@ import pytest
 from cmpta_lib.cli.__main__ import main
 from cmpta_lib.report import gather
 from cmpta_lib.report.export import Provenance, export_table, record, record_files
-from cmpta_lib.study.plan import sections
+from cmpta_lib.study.plan import NOTEBOOKS
 
 ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- results: begin -->\n", "<!-- results: end -->"
@@ -39,9 +39,10 @@ DEMO = Provenance("a corpus (0123)", "tiny (4567)", (1, 2), ("c0ffee",), "demo",
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole folder of exports, each of its tables saying its own name."""
     folder = tmp_path_factory.mktemp("whole") / "demo"
-    for _, patterns in sections(("sims", "meld"), False):
-        for pattern in patterns:
-            write(folder, pattern.replace("[12]", "1").replace("[34]", "3").replace("*", "x"))
+    for notebook in (one for one in NOTEBOOKS if not one.is_beyond):
+        for name in [*(f"{one}.md" for one in notebook.tables), *(f"{one}.png" for one in notebook.figures)]:
+            for one in {name.replace("{key}", key) for key in notebook.corpora}:
+                write(folder, one.replace("[12]", "1").replace("[34]", "3").replace("*", "x"))
     (folder / "report.md").write_text("# Report\n")
     for name in ("paper/fig3_x.pdf", "paper/fig3_x.txt", "notebooks/01_data.html"):
         (folder / name).parent.mkdir(exist_ok=True)

@@ -174,10 +174,7 @@ class GA2MIF(DialogueMethod):
 
 
 register(
-    Ga2mifConfig,
-    GA2MIF,
-    row="GA2MIF",
-    comparisons=("meld",),
+    Ga2mifConfig, GA2MIF, row="GA2MIF", comparisons=("meld",),
     settings={
         # A speaker table of unit variance times 1.6 drowns utterance vectors that have yet to be learned.
         "demo": SMALL_DIALOGUES
@@ -191,4 +188,4 @@ register(
         "smoke": TINY_DIALOGUES | {"method.heads": 2, "method.graph_heads": 2, "method.cross_layers": 1},
     },
     reads="the whole dialogue and who speaks: words by a frozen BERT, all frames of voice and face",
-)
+)  # fmt: skip

@@ -146,14 +146,11 @@ def padded_blocks(places: int, times: int, longest: Tensor, slots: int) -> Tenso
 
 
 register(
-    MagBertConfig,
-    MagBert,
-    row="MAG-BERT",
-    comparisons=("sims",),
+    MagBertConfig, MagBert, row="MAG-BERT", comparisons=("sims",),
     settings={
         "demo": {"training.learning_rate": 1e-3, "training.gradient_clip": None, "method.gate_rate": 3.0},
         "demo/data": {"training.learning_rate": 1e-3},
         "paper": AS_IN_MMSA | {"training.batch_size": 32, "training.learning_rate": 5e-5, "training.weight_decay": 0.0},
     },
     reads="one utterance: words by a BERT that is trained too, frames pooled to the words",
-)
+)  # fmt: skip

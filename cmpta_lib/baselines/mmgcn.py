@@ -154,10 +154,7 @@ class MMGCN(DialogueMethod):
 
 
 register(
-    MmgcnConfig,
-    MMGCN,
-    row="MMGCN",
-    comparisons=("meld",),
+    MmgcnConfig, MMGCN, row="MMGCN", comparisons=("meld",),
     settings={
         "demo": SMALL_DIALOGUES | {"method.dim": 64, "method.graph_dim": 64, "method.layers": 4, "method.dropout": 0.1},
         "demo/data": {"training.epochs": 30, "training.learning_rate": 3e-3},
@@ -167,4 +164,4 @@ register(
         "smoke": TINY_DIALOGUES | {"method.graph_dim": 8, "method.layers": 2},
     },
     reads="the whole dialogue and who speaks: words by a frozen BERT, all frames of voice and face",
-)
+)  # fmt: skip

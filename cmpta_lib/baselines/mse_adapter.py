@@ -62,9 +62,7 @@ class MultiScaleFusion(nn.Module):
     def __init__(self, dim: int, llm_dim: int, scales: tuple[int, ...]) -> None:
         super().__init__()
         widths = [max(1, llm_dim // scale) for scale in scales]
-        self.mlps = nn.ModuleList(
-            nn.Sequential(nn.Linear(dim, width), nn.GELU(), nn.Linear(width, dim)) for width in widths
-        )
+        self.mlps = nn.ModuleList(nn.Sequential(nn.Linear(dim, width), nn.GELU(), nn.Linear(width, dim)) for width in widths)
         if len(scales) > 1:
             self.weigh = nn.Linear(len(scales), 1)
         self.to_llm = nn.Linear(dim, llm_dim)
@@ -137,9 +135,7 @@ def _padding_id(llm: FrozenLLM) -> int:
 
 
 register(
-    MseAdapterConfig,
-    MseAdapter,
-    row="MSE-Adapter",
+    MseAdapterConfig, MseAdapter, row="MSE-Adapter",
     settings={
         "demo": {  # at the published token scale it learns slowly; chosen on validation clips
             "method.audio_hidden": 32, "method.vision_hidden": 32, "method.dim": 64, "method.token_scale": "embedding_norm",
@@ -154,4 +150,4 @@ register(
         "paper/sims/llama2-7b": {"training.learning_rate": 5e-5, "training.batch_size": 8, "training.epochs": 40},
     },
     reads="one utterance: words by the frozen LLM, all frames of voice and face",
-)
+)  # fmt: skip

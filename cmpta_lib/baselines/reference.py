@@ -33,13 +33,10 @@ from cmpta_lib.method.llm import FrozenLLM
 from cmpta_lib.registry import register
 
 register(
-    TextOnlyConfig,
-    PromptedLM,
-    row="text only",
-    reads="one utterance: words by the frozen LLM as it is, without pseudo tokens (zero-shot)",
-    is_reference=True,
+    TextOnlyConfig, PromptedLM, row="text only",
+    reads="one utterance: words by the frozen LLM as it is, without pseudo tokens (zero-shot)", is_reference=True,
     is_trained=False,
-)
+)  # fmt: skip
 
 
 # Constant -----------------------------------------------------------------------------------------------------------
@@ -92,13 +89,9 @@ class Constant(Method):
 
 
 register(
-    ConstantConfig,
-    Constant,
-    row="constant",
-    reads="nothing: the median or majority of the training labels",
-    is_reference=True,
+    ConstantConfig, Constant, row="constant", reads="nothing: the median or majority of the training labels", is_reference=True,
     is_trained=False,
-)
+)  # fmt: skip
 
 
 # Linear -------------------------------------------------------------------------------------------------------------
@@ -187,14 +180,10 @@ class Linear(Supervised):
 
 
 register(
-    LinearConfig,
-    Linear,
-    row="linear",
-    settings={"demo/data": {"method.svm_c": 1.0}},
+    LinearConfig, Linear, row="linear", settings={"demo/data": {"method.svm_c": 1.0}},
     reads="one utterance: ridge or SVM on the mean state of a frozen BERT, mean and deviation of voice and face",
-    is_reference=True,
-    is_trained=False,
-)
+    is_reference=True, is_trained=False,
+)  # fmt: skip
 
 
 # BiLSTM -------------------------------------------------------------------------------------------------------------
@@ -254,13 +243,9 @@ class BiLSTM(Supervised):
 
 
 register(
-    BilstmConfig,
-    BiLSTM,
-    row="BiLSTM",
-    settings={"demo": {"method.hidden": 32}, "smoke": {"method.hidden": 8}},
-    reads="one utterance: words by a frozen BERT, all frames of voice and face",
-    is_reference=True,
-)
+    BilstmConfig, BiLSTM, row="BiLSTM", settings={"demo": {"method.hidden": 32}, "smoke": {"method.hidden": 8}},
+    reads="one utterance: words by a frozen BERT, all frames of voice and face", is_reference=True,
+)  # fmt: skip
 
 
 # Soft prompt --------------------------------------------------------------------------------------------------------
@@ -294,9 +279,6 @@ class SoftPrompt(PromptedLM):
 
 
 register(
-    SoftPromptConfig,
-    SoftPrompt,
-    row="soft prompt",
-    reads="one utterance: words by the frozen LLM, behind tuned vectors that are the same for every clip",
-    is_reference=True,
-)
+    SoftPromptConfig, SoftPrompt, row="soft prompt",
+    reads="one utterance: words by the frozen LLM, behind tuned vectors that are the same for every clip", is_reference=True,
+)  # fmt: skip

@@ -177,9 +177,7 @@ class SelfMMNet(nn.Module):
             {name: FramesNet(widths[name], hidden[name], sizes[name], settings.lstm_dropout) for name in MODALITIES}
         )
         sizes["fusion"] = sum(sizes.values())
-        self.heads = nn.ModuleDict(
-            {space: Head(sizes[space], features[space], outputs, dropout[space]) for space in SPACES}
-        )
+        self.heads = nn.ModuleDict({space: Head(sizes[space], features[space], outputs, dropout[space]) for space in SPACES})
         self.tables = LabelTables(features, outputs, settings.label_bound)
 
     def forward(self, clips: Clips) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -273,10 +271,7 @@ def moved_losses(outputs: Tensor, targets: Tensor, multimodal: Tensor) -> Tensor
 
 
 register(
-    SelfMMConfig,
-    SelfMM,
-    row="Self-MM",
-    comparisons=("sims",),
+    SelfMMConfig, SelfMM, row="Self-MM", comparisons=("sims",),
     settings={
         # Generated labels first act in the third epoch.
         "demo": {"training.epochs": 3, "training.learning_rate": 5e-3, "method.bert_rate": 0.3},
@@ -289,4 +284,4 @@ register(
         "smoke": {f"method.{space}_features": 8 for space in ("fusion", "text", "audio", "vision")},
     },
     reads="one utterance: words by a BERT that is trained too, all frames of voice and face",
-)
+)  # fmt: skip

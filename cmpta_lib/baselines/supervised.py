@@ -167,16 +167,10 @@ class Supervised(Method):
             numbers: dict[str | None, int] = {}
             speakers[places] = [numbers.setdefault(samples[place].speaker, len(numbers)) for place in places]
         return ClipBatch(
-            ids=tuple(sample.id for sample in samples),
-            issues={"texts_cut": cut},
-            labels=label_array(samples, self.task),
-            text_ids=text_ids,
-            text_lengths=text_lengths,
-            frames=frames,
-            lengths=lengths,
-            dialogues=[len(places) for places in dialogues],
-            speakers=speakers,
-        )
+            ids=tuple(sample.id for sample in samples), issues={"texts_cut": cut}, labels=label_array(samples, self.task),
+            text_ids=text_ids, text_lengths=text_lengths, frames=frames, lengths=lengths,
+            dialogues=[len(places) for places in dialogues], speakers=speakers,
+        )  # fmt: skip
 
     def clips(self, batch: ClipBatch) -> Clips:
         """Send a batch to the device and scale its frames."""

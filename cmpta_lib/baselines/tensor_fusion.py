@@ -148,10 +148,7 @@ class LMF(SubnetsMethod):
 
 
 register(
-    LmfConfig,
-    LMF,
-    row="LMF",
-    comparisons=("sims",),
+    LmfConfig, LMF, row="LMF", comparisons=("sims",),
     settings={
         "demo": {  # its LSTM needs longer than two epochs to find words, and mean frames are mostly noise there
             "training.epochs": 6, "method.factor_rate": 1.0, "method.audio_hidden": 8, "method.vision_hidden": 8,
@@ -166,7 +163,7 @@ register(
         "smoke": {"method.audio_hidden": 4, "method.vision_hidden": 4, "method.text_hidden": 8, "method.text_out": 4},
     },
     reads="one utterance: words by a frozen BERT, the mean frame of voice and of face",
-)
+)  # fmt: skip
 
 
 class TfnConfig(SubnetsConfig):
@@ -223,10 +220,7 @@ class TFN(SubnetsMethod):
 
 
 register(
-    TfnConfig,
-    TFN,
-    row="TFN",
-    comparisons=("meld",),
+    TfnConfig, TFN, row="TFN", comparisons=("meld",),
     settings={
         "demo": {
             "method.audio_hidden": 16, "method.vision_hidden": 16, "method.text_hidden": 64, "method.text_out": 32,
@@ -239,4 +233,4 @@ register(
         },
     },
     reads="one utterance: words by a frozen BERT, the mean frame of voice and of face",
-)
+)  # fmt: skip

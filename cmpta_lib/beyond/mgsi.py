@@ -177,9 +177,7 @@ class Mgsi(RegularisedLM):
 
 
 register(
-    MgsiConfig,
-    Mgsi,
-    row="MGSI",
+    MgsiConfig, Mgsi, row="MGSI",
     settings={
         "demo": {"method.dim": 64},
         "smoke": {"method.dim": 16},
@@ -187,4 +185,4 @@ register(
     },
     reads="one utterance: words by the frozen LLM, all frames of voice and face",
     is_beyond=True,
-)
+)  # fmt: skip

@@ -319,11 +319,7 @@ def complete(config: RunConfig, corpus: Corpus, cache: Path, changes: Mapping[st
 
 
 register(
-    MllmMacConfig,
-    MllmMac,
-    row="MLLM-MAC",
-    is_beyond=True,
-    complete=complete,
+    MllmMacConfig, MllmMac, row="MLLM-MAC", is_beyond=True, complete=complete,
     settings={
         "demo": {
             "method.dim": 64, "method.perception_epochs": 3, "method.perception_rate": 3e-3, "method.speech_rank": 16,
@@ -337,4 +333,4 @@ register(
         "paper": {"training.learning_rate": 1.1e-4, "training.epochs": 30},
     },
     reads="one utterance: words by an LLM that is fine-tuned too, all frames of voice and face, and a statement about them",
-)
+)  # fmt: skip

@@ -322,9 +322,7 @@ class MultimodalTransformer(Supervised):
 
 
 register(
-    MultimodalTransformerConfig,
-    MultimodalTransformer,
-    row="MM-Transformer",
+    MultimodalTransformerConfig, MultimodalTransformer, row="MM-Transformer",
     settings={
         "demo": {
             "method.dim": 48, "method.layers": 1, "method.feedforward": 2, "method.dropout": 0.0,
@@ -339,4 +337,4 @@ register(
     },
     reads="one utterance: words by BERT's word embeddings, all frames of voice and face; pre-trained without labels",
     is_beyond=True,
-)
+)  # fmt: skip

@@ -309,13 +309,9 @@ def complete(config: RunConfig, corpus: Corpus, cache: Path, changes: Mapping[st
 
 
 register(
-    OmniConfig,
-    Omni,
-    row="omni model",
-    complete=complete,
-    waits=missing_recordings,
+    OmniConfig, Omni, row="omni model", complete=complete, waits=missing_recordings,
     comparisons=(),  # a model of another size that reads recordings, not features: no line of the paper's tables
     reads="one utterance: words, sound and pictures of the recording by a published omni model as it is (zero-shot)",
     is_trained=False,
     is_beyond=True,
-)
+)  # fmt: skip

@@ -169,9 +169,7 @@ class Prototypes(RegularisedLM):
 
 
 register(
-    PrototypesConfig,
-    Prototypes,
-    row="prototype prompt",
+    PrototypesConfig, Prototypes, row="prototype prompt",
     settings={
         # The embedded clips' frames are given one by one, without what published features know of their neighbours: as a
         # set they tell little. Chosen on validation clips, as its width and learning rate.
@@ -181,4 +179,4 @@ register(
     },
     reads="one utterance: words by the frozen LLM, all frames of voice and face",
     is_beyond=True,
-)
+)  # fmt: skip

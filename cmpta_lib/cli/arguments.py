@@ -21,7 +21,7 @@ from cmpta_lib.runs import provenance
 from cmpta_lib.runs.engines import DEFAULT, ENGINES
 from cmpta_lib.runs.progress import STATES
 from cmpta_lib.study.parameters import checked_seeds, read_value
-from cmpta_lib.study.plan import CMPTA, NOTEBOOKS, compared, everything
+from cmpta_lib.study.plan import CMPTA, NOTEBOOKS, compared
 from cmpta_lib.study.profiles import PROFILES
 from cmpta_lib.study.study import Study
 from data_prep.features import LONGEST_S
@@ -252,7 +252,7 @@ def chosen_notebooks(options: argparse.Namespace) -> list[str]:
         ValueError: one of its words is in no notebook's name; says the nearest.
     """
     if not options.only:
-        return everything() if options.all else [notebook.name for notebook in NOTEBOOKS if not notebook.is_beyond]
+        return [notebook.name for notebook in NOTEBOOKS if not (notebook.by_name if options.all else notebook.is_beyond)]
     names = [notebook.name for notebook in NOTEBOOKS]
     for part in options.only:
         if not any(part.lower() in name for name in names):

@@ -113,14 +113,9 @@ def _corpora(root: Path, factor: float, annotations: Path | None) -> list[Corpus
 
 
 def write_qwen_v1(
-    folder: Path,
-    texts: Iterable[str],
-    width: int = FULL_WIDTH,
-    layers: int = FULL_LAYERS,
-    vocabulary: str | Path = "",
-    vocabulary_size: int = VOCABULARY_SIZE,
-    seed: int = 0,
-) -> None:
+    folder: Path, texts: Iterable[str], width: int = FULL_WIDTH, layers: int = FULL_LAYERS, vocabulary: str | Path = "",
+    vocabulary_size: int = VOCABULARY_SIZE, seed: int = 0,
+) -> None:  # fmt: skip
     """Write random bf16 weights in Qwen v1's published layout: config.json, two shards with their index, vocabulary.
 
     Args:
@@ -147,14 +142,14 @@ def write_qwen_v1(
     (folder / "config.json").write_text(json.dumps(config, indent=2))
 
 
-def write_bert(folder: Path, texts: Iterable[str], sizes: Mapping[str, int], seed: int = 0) -> None:
+def write_bert(folder: Path, texts: Iterable[str], sizes: Mapping[str, int]) -> None:
     """Write a random BERT as bert-base-chinese is published: weights of its pre-training class, vocab.txt, config.json."""
     from transformers import BertConfig, BertForPreTraining
 
     tokenizer = wordpiece_tokenizer(texts)
     vocabulary = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().__getitem__)
     vocabulary += [f"[unused{n}]" for n in range(sizes.get("vocab_size", 0) - len(vocabulary))]  # as the published one
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     model = BertForPreTraining(BertConfig(**{"vocab_size": len(vocabulary), **sizes}))
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.txt").write_text("".join(f"{piece}\n" for piece in vocabulary), encoding="utf-8")
@@ -162,7 +157,7 @@ def write_bert(folder: Path, texts: Iterable[str], sizes: Mapping[str, int], see
     model.save_pretrained(folder)
 
 
-def write_llama2(folder: Path, texts: Iterable[str], sizes: Mapping[str, int], seed: int = 0) -> None:
+def write_llama2(folder: Path, texts: Iterable[str], sizes: Mapping[str, int]) -> None:
     """Write a random LLaMA2 as its hub page has it: bf16 shards with their index, tokenizer.json, config.json."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -174,7 +169,7 @@ def write_llama2(folder: Path, texts: Iterable[str], sizes: Mapping[str, int], s
     trainer = trainers.BpeTrainer(vocab_size=4096, special_tokens=marks, initial_alphabet=digits, show_progress=False)
     asked = [text for language in WRAP_TAGS for text in (*WRAP_TAGS[language], SIMS_PROMPT, MELD_PROMPT)]
     bpe.train_from_iterator([*texts, *asked], trainer)
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     config = LlamaConfig(vocab_size=bpe.get_vocab_size(), tie_word_embeddings=False, dtype="bfloat16", **sizes)
     shard = "200KB" if sizes["hidden_size"] < 1000 else "1GB"
     PreTrainedTokenizerFast(tokenizer_object=bpe, unk_token=unk, bos_token=bos, eos_token=eos).save_pretrained(folder)

@@ -65,19 +65,11 @@ class Listed:
         trains = bool(found.epochs) or found.state != "finished"  # a method without training has no epochs
         test, _, further = found.shown("test").partition(", ")
         return [
-            self.hash[:SHORT],
-            cut(self.title, _WIDEST_NAME),
-            self.corpus,
-            "" if self.seed is None else str(self.seed),
-            self.model,
-            f"{found.epochs}/{config.epochs}" if config and trains else "",
-            str(found.best_epoch or ""),
-            duration(found.seconds) if found.seconds is not None and trains else "",
-            found.shown("valid").partition(", ")[0],
-            test,
-            further,
-            f"{found.state}: {found.detail}" if found.detail else found.state,
-        ]
+            self.hash[:SHORT], cut(self.title, _WIDEST_NAME), self.corpus, "" if self.seed is None else str(self.seed),
+            self.model, f"{found.epochs}/{config.epochs}" if config and trains else "", str(found.best_epoch or ""),
+            duration(found.seconds) if found.seconds is not None and trains else "", found.shown("valid").partition(", ")[0],
+            test, further, f"{found.state}: {found.detail}" if found.detail else found.state,
+        ]  # fmt: skip
 
 
 def listed(root: Path) -> list[Listed]:

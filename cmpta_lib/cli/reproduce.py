@@ -147,7 +147,7 @@ def publish(options: argparse.Namespace) -> int:
         try:
             if failures := _execute(study, chosen, _parameters(asked, study), started):
                 raise ValueError("; ".join(failures.values()))
-            gather.write_report(study, keys, beyond=set(chosen) >= set(plan.everything()))
+            gather.write_report(study, keys, beyond=set(chosen) >= {one.name for one in NOTEBOOKS if not one.by_name})
             if is_tiny(study.llm_name):  # few megabytes, for notebooks opened alone; another LLM's would need its weights too
                 exports.copy_runs(study.needed("11_errors"), draft / gather.RUNS)
             print(gather.publish(options.profile, draft))

@@ -66,28 +66,11 @@ def posteriors(corpus: Corpus, split: str = "test") -> Mapping[str, np.ndarray]:
     return {known: chances / chances.sum(1, keepdims=True) for known, chances in found.items()}
 
 
-def expected_weighted_f1(chances: np.ndarray, decision: np.ndarray) -> float:
-    """Weighted F1 at its expected counts, sum over classes of S/N * 2H / (S + P).
+def weighted_f1_decision(chances: np.ndarray) -> np.ndarray:
+    """(N, C) probabilities -> (N,) classes of the largest expected weighted F1 found, never below that of the mode.
 
-    S, P and H are a class's expected clips, answers and hits. The counts of a split of hundreds of clips vary by a few per
-    cent, which moves the expectation of the score itself by O(1/N).
-
-    Args:
-        chances: (N, C), rows sum to 1.
-        decision: (N,) class indices.
-    """
-    answered = np.eye(chances.shape[1])[decision]
-    return float(_score(chances.sum(0), answered.sum(0), (answered * chances).sum(0)) / len(chances))
-
-
-def _score(support: np.ndarray, predicted: np.ndarray, hits: np.ndarray) -> np.ndarray:
-    """(..., C) expected counts -> (...) N times the weighted F1."""
-    both = support + predicted
-    return (support * 2 * hits / np.where(both > 0, both, 1)).sum(-1)
-
-
-def weighted_f1_decision(chances: np.ndarray, seed: int = 0) -> np.ndarray:
-    """(N, C) probabilities -> (N,) classes of the largest `expected_weighted_f1` found, never below that of the mode.
+    That is the sum over classes of S/N * 2H / (S + P), with S, P and H a class's expected clips, answers and hits. The counts
+    of a split of hundreds of clips vary by a few per cent, which moves the expectation of the score itself by O(1/N).
 
     Coordinate ascent: each clip in turn takes the class that raises the score most, until none does. From several starts,
     side by side; the mode is one of them.
@@ -96,7 +79,7 @@ def weighted_f1_decision(chances: np.ndarray, seed: int = 0) -> np.ndarray:
     support, everyone = chances.sum(0), np.eye(classes)
     rarity = np.where(support > 0, support, 1.0)
     starts = [(chances / rarity**tilt).argmax(1) for tilt in _TILTS]
-    starts += list(np.random.default_rng(seed).integers(0, classes, (_RANDOM_STARTS, count)))
+    starts += list(np.random.default_rng(0).integers(0, classes, (_RANDOM_STARTS, count)))
     decisions = np.array(starts)  # (starts, N)
     answered = everyone[decisions]
     predicted, hits = answered.sum(1), (answered * chances).sum(1)  # (starts, C)
@@ -113,7 +96,8 @@ def weighted_f1_decision(chances: np.ndarray, seed: int = 0) -> np.ndarray:
             predicted, hits = predicted + everyone[best], hits + everyone[best] * chance
         if (decisions == before).all():
             break
-    return decisions[_score(support, predicted, hits).argmax()]
+    both = support + predicted
+    return decisions[(support * 2 * hits / np.where(both > 0, both, 1)).sum(-1).argmax()]
 
 
 def _gain(support: np.ndarray, predicted: np.ndarray, hits: np.ndarray, chance: np.ndarray) -> np.ndarray:

@@ -89,9 +89,7 @@ class GenerativeModel:
 @lru_cache
 def sims_model() -> GenerativeModel:
     """Chinese clips scored in [-1, 1]; praise with a frown and a flat voice is sarcasm and turns the score round."""
-    mood_given_words = np.array(
-        [[0.60, 0.2, 0.20], [0.50, 0.2, 0.3], [0.35, 0.3, 0.35], [0.40, 0.2, 0.4], [0.40, 0.1, 0.5]]
-    )
+    mood_given_words = np.array([[0.60, 0.2, 0.20], [0.50, 0.2, 0.3], [0.35, 0.3, 0.35], [0.40, 0.2, 0.4], [0.40, 0.1, 0.5]])
     cue_given_mood = np.array([[0.8, 0.1, 0.1], [0.1, 0.8, 0.1], [0.1, 0.1, 0.8]])  # negative, none, positive
     grid = np.round(np.arange(-1, 1.01, 0.2), 1)
     joint = np.zeros((5, 3, 3, len(grid)))
@@ -104,16 +102,11 @@ def sims_model() -> GenerativeModel:
         joint[words, face, voice] = 0.2 * chance * _rounded_normal(score, 0.28, grid)
     order = ((0, 1), (), (1, 0))
     return GenerativeModel(
-        name="embedded-sims",
-        task=Task("regression", "zh"),
-        joint=joint,
-        label_values=grid,
-        openers=_SIMS_OPENERS,
-        phrases=_SIMS_PHRASES,
-        topics=_SIMS_TOPICS,
+        name="embedded-sims", task=Task("regression", "zh"), joint=joint, label_values=grid, openers=_SIMS_OPENERS,
+        phrases=_SIMS_PHRASES, topics=_SIMS_TOPICS,
         face=CueSet(("皱眉", "", "微笑"), order, dim=177, frames=(28, 44), half=3, amplitude=12.0),
         voice=CueSet(("冷淡", "", "欢快"), order, dim=25, frames=(28, 44), half=3, amplitude=8.0),
-    )
+    )  # fmt: skip
 
 
 @lru_cache
@@ -134,16 +127,11 @@ def meld_model() -> GenerativeModel:
     joint = np.einsum("y,yc,yf,yv->cfvy", prior / prior.sum(), words, faces, voices)
     order = ((), (0, 1), (1, 0), (2, 3), (3, 2))
     return GenerativeModel(
-        name="embedded-meld",
-        task=Task("classification", "en", paper.MELD_LABELS),
-        joint=joint,
-        label_values=np.arange(7),
-        openers=_MELD_OPENERS,
-        phrases=_MELD_PHRASES,
-        topics=_MELD_TOPICS,
+        name="embedded-meld", task=Task("classification", "en", paper.MELD_LABELS), joint=joint, label_values=np.arange(7),
+        openers=_MELD_OPENERS, phrases=_MELD_PHRASES, topics=_MELD_TOPICS,
         face=CueSet(("", "smiling", "frowning", "brows up", "nose wrinkled"), order, 64, (24, 36), half=3, amplitude=10.0),
         voice=CueSet(("", "brightly", "in a low voice", "trembling", "loudly"), order, 64, (24, 40), half=3, amplitude=10.0),
-    )
+    )  # fmt: skip
 
 
 def _rounded_normal(mean: float, sd: float, grid: np.ndarray) -> np.ndarray:

@@ -31,6 +31,7 @@ ABSENT_SHARE = 0.03  # of clips without vision, and of clips without audio: abse
 SPEAKERS = ("Anna", "Ben", "Clara", "David", "Emma", "Frank")
 INERTIA = 0.6  # chance that a speaker keeps the emotion of their previous turn in a dialogue
 FACE, VOICE = 1, 2  # seeds of the two modalities' patterns
+OTHER_LABELS = 0.5  # of the English pages of the tiny LLM's reading: they ask about other sets of emotion words
 MOOD = 0.5  # chance that an emotion which is not kept is the dialogue's own
 
 # Other sets of emotion words that the field asks about, in alphabetical order as the library writes a set that is not
@@ -149,9 +150,7 @@ def _patterns(dim: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return directions, 10.0 ** rng.uniform(-2, 2, dim), rng.uniform(-3, 3, dim)
 
 
-def _clip(
-    cues: CueSet, value: int, rng: np.random.Generator, seed: int
-) -> tuple[np.ndarray, tuple[int, int], np.ndarray]:
+def _clip(cues: CueSet, value: int, rng: np.random.Generator, seed: int) -> tuple[np.ndarray, tuple[int, int], np.ndarray]:
     """Frames (T, F) float32, the cue's window [start, stop), and the exact likelihood of every cue value (values,).
 
     An absent clip (T = 0) says nothing: all ones.
@@ -206,9 +205,7 @@ class Document:
     label: float | int
 
 
-def documents(
-    number: int, seed: int = 0, script_share: float = 0.5, other_labels_share: float = 0.5
-) -> Iterator[Document]:
+def documents(number: int, seed: int = 0, script_share: float = 0.5) -> Iterator[Document]:
     """Written language only: utterances labelled by what their words, and any written stage directions, say.
 
     The labels are drawn from the source's table given just what is written, so a reader of these pages can answer from
@@ -223,7 +220,7 @@ def documents(
         words, face, voice, label = (int(i) for i in np.unravel_index(flat, source.joint.shape))
         written = source.directions(face, voice) if rng.random() < script_share else ""
         value, task = source.label_values[label].item(), source.task
-        if task.kind == "classification" and rng.random() < other_labels_share:
+        if task.kind == "classification" and rng.random() < OTHER_LABELS:
             task, value = _other_labels(task.labels[label], rng) or (task, value)
         yield Document(task, written, source.sentence(words, rng), value)
 

@@ -19,14 +19,9 @@ SPECIAL_TOKENS = ("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop")  # their ids fol
 PREFIX = ("[gMASK]", "sop")  # what every input starts with
 
 _EXPECTED = {
-    "rmsnorm": True,
-    "add_bias_linear": False,
-    "add_qkv_bias": True,
-    "post_layer_norm": True,
-    "apply_residual_connection_post_layernorm": False,
-    "multi_query_attention": True,
-    "pre_seq_len": None,
-}
+    "rmsnorm": True, "add_bias_linear": False, "add_qkv_bias": True, "post_layer_norm": True,
+    "apply_residual_connection_post_layernorm": False, "multi_query_attention": True, "pre_seq_len": None,
+}  # fmt: skip
 
 
 class ChatGLMTokenizer:
@@ -68,20 +63,13 @@ def config_of(published: dict[str, Any]) -> GlmConfig:
     expect(published, _EXPECTED, "ChatGLM3")
     theta = 10_000.0 * published.get("rope_ratio", 1)
     return GlmConfig(
-        vocab_size=published["padded_vocab_size"],
-        hidden_size=published["hidden_size"],
-        num_hidden_layers=published["num_layers"],
-        num_attention_heads=published["num_attention_heads"],
-        num_key_value_heads=published["multi_query_group_num"],
-        head_dim=published["kv_channels"],
-        intermediate_size=published["ffn_hidden_size"],
-        rms_norm_eps=published["layernorm_epsilon"],
+        vocab_size=published["padded_vocab_size"], hidden_size=published["hidden_size"],
+        num_hidden_layers=published["num_layers"], num_attention_heads=published["num_attention_heads"],
+        num_key_value_heads=published["multi_query_group_num"], head_dim=published["kv_channels"],
+        intermediate_size=published["ffn_hidden_size"], rms_norm_eps=published["layernorm_epsilon"],
         rope_parameters={"rope_type": "default", "rope_theta": theta, "partial_rotary_factor": 0.5},
-        max_position_embeddings=published["seq_length"],
-        attention_bias=True,
-        tie_word_embeddings=False,
-        pad_token_id=None,
-    )
+        max_position_embeddings=published["seq_length"], attention_bias=True, tie_word_embeddings=False, pad_token_id=None,
+    )  # fmt: skip
 
 
 load_tokenizer = ChatGLMTokenizer

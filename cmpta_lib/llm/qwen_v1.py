@@ -62,12 +62,9 @@ def load_tokenizer(path: Path) -> QwenTokenizer:
 
     merges = [tuple(map(spelled, _halves(token, ranks))) for token in sorted(ranks, key=ranks.__getitem__) if token[1:]]
     tokenizer = QwenTokenizer(
-        vocab={spelled(token): rank for token, rank in ranks.items()},
-        merges=merges,
-        unk_token=None,
-        pad_token="<|endoftext|>",
+        vocab={spelled(token): rank for token, rank in ranks.items()}, merges=merges, unk_token=None, pad_token="<|endoftext|>",
         split_special_tokens=True,
-    )
+    )  # fmt: skip
     tokenizer.backend_tokenizer.normalizer = None  # `_encode_plus` has done it
     tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
     tokenizer.bos_token = "<|im_start|>"  # what MSE-Adapter's public code starts every input with (choice 9)
@@ -81,9 +78,7 @@ def write_vocabulary(path: Path, texts: Iterable[str]) -> None:
     byte_of = {letter: byte for byte, letter in bytes_to_unicode().items()}
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    trainer = trainers.BpeTrainer(
-        vocab_size=4096, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
-    )
+    trainer = trainers.BpeTrainer(vocab_size=4096, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)
     id_of = tokenizer.get_vocab()
     tokens = sorted(id_of, key=id_of.__getitem__)
@@ -137,10 +132,7 @@ PUBLISHED = Published(
         "mlp.w1.weight": "mlp.up_proj.weight",
         "mlp.c_proj.weight": "mlp.down_proj.weight",
     },
-    outside={
-        "transformer.wte.weight": "model.embed_tokens.weight",
-        "transformer.ln_f.weight": "model.norm.weight",
-    },
+    outside={"transformer.wte.weight": "model.embed_tokens.weight", "transformer.ln_f.weight": "model.norm.weight"},
     fused="attn.c_attn",
 )
 load_model = PUBLISHED.load

@@ -24,7 +24,7 @@ from cmpta_lib.runs.provenance import other_versions
 from cmpta_lib.runs.store import Run, sound
 from cmpta_lib.study import check
 from cmpta_lib.study.exports import PAGES
-from cmpta_lib.study.plan import CMPTA, NOTEBOOKS, Notebook, sections
+from cmpta_lib.study.plan import CMPTA, NOTEBOOKS, Notebook
 from cmpta_lib.study.profiles import PROFILES
 from cmpta_lib.study.study import Study
 
@@ -131,8 +131,11 @@ def _sections(study: Study, beyond: bool, reasons: Mapping[str, str], by: Mappin
     folder, order = study.figures, {one.section: -_FIRST[::-1].index(one.name) for one in NOTEBOOKS if one.name in _FIRST}
     parts: list[str] = []
     for is_beyond in (False, True):
-        every = sections(study.every_key, bool(study.data), is_beyond)
-        for heading, patterns in sorted(every, key=lambda one: order.get(one[0], 1)):
+        every: dict[str, list[str]] = {}
+        for one in (one for one in NOTEBOOKS if one.is_beyond == is_beyond):
+            keys = [key for key in study.every_key if study.data or key in one.corpora] or ["*"]
+            every.setdefault(one.section, []).extend(name.replace("{key}", key) for name in _patterns(one) for key in keys)
+        for heading, patterns in sorted(every.items(), key=lambda one: order.get(one[0], 1)):
             found = {pattern: sorted(folder.glob(pattern)) for pattern in patterns}
             if is_beyond and not any(found.values()):
                 continue  # nobody asked for it

@@ -179,17 +179,14 @@ def provenance(study: Study, keys: Sequence[str], runs: Sequence[Run] = ()) -> P
         return ", ".join(f"{name} ({fingerprint[:8]})" for name, fingerprint in known.items())
 
     return Provenance(
-        data=shown(fingerprints) + (", SMOKE RUN" if study.smoke else ""),
-        backbone=shown(llms) or "none",
+        data=shown(fingerprints) + (", SMOKE RUN" if study.smoke else ""), backbone=shown(llms) or "none",
         seeds=tuple(sorted({run.config.seed for run in made_by})),
-        commits=tuple(sorted({environment["commit"] for environment in made})),
-        profile=study.profile + changed(study),
+        commits=tuple(sorted({environment["commit"] for environment in made})), profile=study.profile + changed(study),
         generated=any(corpus.generated for corpus in corpora),
-        hardware=tuple(sorted({environment["hardware"] for environment in made})),
-        fingerprints=fingerprints | llms,
+        hardware=tuple(sorted({environment["hardware"] for environment in made})), fingerprints=fingerprints | llms,
         runs=tuple(sorted({run.folder.name for run in made_by})),
         packages=tuple(sorted({f"{name} {version}" for one in made for name, version in one["packages"].items()})),
-    )
+    )  # fmt: skip
 
 
 def footer(stated: Provenance) -> str:

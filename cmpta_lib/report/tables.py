@@ -196,13 +196,11 @@ def result_table(
     details = full[[*names, *(f"{metric.label} {what}" for metric in shown for what in ("95 % CI", "seeds"))]]
     details = details[[row.ran for row in rows]].reset_index(drop=True)
     return Table(
-        short,
-        full.drop(columns=[name for name in ("group", NOTE) if not any(full[name])]),
-        notes=tuple(_notes(rows, bool(marks), by_group)),
-        blocks=tuple(row.group for row in rows),
+        short, full.drop(columns=[name for name in ("group", NOTE) if not any(full[name])]),
+        notes=tuple(_notes(rows, bool(marks), by_group)), blocks=tuple(row.group for row in rows),
         details=None if details.empty else Table.of(details, *_remarks(best or {}, shown)),
         ours=frozenset(place for place, row in enumerate(rows) if row.is_ours),
-    )
+    )  # fmt: skip
 
 
 def _cells(row: ResultRow, metric: Metric, best: Best) -> dict[str, str]:

@@ -204,7 +204,8 @@ class _Dispatcher:
 
     def died(self, job: Job, how: str) -> dict[str, Any]:
         """A worker or its machine died: its run waits again, wherever there is room, as long as that leads somewhere."""
-        run, log = job.run, end_of(self.folder / LOG)
+        run, printed = job.run, self.folder / LOG
+        log = printed.read_bytes()[-2000:].decode("utf-8", "replace") if printed.exists() else ""
         if not job.read:  # it has not begun, which is not the run's doing
             self.false_starts += 1
             if self.false_starts >= MOST_FALSE_STARTS:
@@ -233,11 +234,6 @@ def environment(runs: Sequence[Run]) -> dict[str, str]:
 
 def one_line(text: str) -> str:
     return " ".join(text.split())
-
-
-def end_of(log: Path, size: int = 2000) -> str:
-    """The last lines of a log; "" where there is none."""
-    return log.read_bytes()[-size:].decode("utf-8", "replace") if log.exists() else ""
 
 
 def _is_held(run: Run) -> bool:

@@ -171,14 +171,10 @@ class Processes(Engine):
         if job.slot not in self.workers:
             with self.log.open("a+b") as log:  # a worker reads in it what to record of a failure
                 self.workers[job.slot] = subprocess.Popen(
-                    [sys.executable, "-c", "from cmpta_lib.runs import worker; worker.serve()"],
-                    cwd=files.ROOT,
-                    env=os.environ | attempt.environment | {"PYTHONUNBUFFERED": "1"},
-                    stdin=subprocess.PIPE,
-                    stdout=log,
-                    stderr=log,
-                    start_new_session=True,
-                )
+                    [sys.executable, "-c", "from cmpta_lib.runs import worker; worker.serve()"], cwd=files.ROOT,
+                    env=os.environ | attempt.environment | {"PYTHONUNBUFFERED": "1"}, stdin=subprocess.PIPE, stdout=log,
+                    stderr=log, start_new_session=True,
+                )  # fmt: skip
         worker = self.workers[job.slot]
         assert worker.stdin
         with suppress(OSError):  # it has just died, which is about to be found out

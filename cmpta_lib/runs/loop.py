@@ -67,9 +67,7 @@ def score_of(predictions: pd.DataFrame, task: Task) -> dict[str, float]:
     truth, answer = predictions["label"].to_numpy(), predictions["prediction"].to_numpy(float)
     parsed = np.isfinite(answer)
     if task.kind == "classification":
-        return metrics.classification_metrics(
-            truth, np.where(parsed, answer, metrics.UNPARSABLE).astype(int), task.labels
-        )
+        return metrics.classification_metrics(truth, np.where(parsed, answer, metrics.UNPARSABLE).astype(int), task.labels)
     if parsed.sum() < 2:  # nothing to correlate; without any answer a score that never wins a comparison
         mae = float(np.abs(truth[parsed] - answer[parsed]).mean()) if parsed.any() else math.inf
         return {"mae": mae, "unparsable_count": float((~parsed).sum())}
@@ -97,13 +95,9 @@ def learning_rate(step: int, steps: int, config: TrainingConfig) -> float:
 
 
 def train(
-    config: RunConfig,
-    corpus: Corpus,
-    resources: Resources,
-    folder: Path,
-    on_epoch: Callable[[State], None] = lambda state: None,
-    shared_stages: Path | None = None,
-) -> tuple[Method, State]:
+    config: RunConfig, corpus: Corpus, resources: Resources, folder: Path,
+    on_epoch: Callable[[State], None] = lambda state: None, shared_stages: Path | None = None,
+) -> tuple[Method, State]:  # fmt: skip
     """Train, or go on training, and return the method with the weights of its best validation epoch.
 
     The folder receives a checkpoint after every epoch, atomically; a later call continues from it. A method without
@@ -194,14 +188,9 @@ def optimizer_of(groups: Sequence[Group], config: TrainingConfig) -> torch.optim
 
 
 def _epoch(
-    method: Method,
-    optimizer: torch.optim.Optimizer,
-    corpus: Corpus,
-    config: RunConfig,
-    state: State,
-    stage: Stage,
+    method: Method, optimizer: torch.optim.Optimizer, corpus: Corpus, config: RunConfig, state: State, stage: Stage,
     best: dict[str, torch.Tensor],
-) -> dict[str, torch.Tensor]:
+) -> dict[str, torch.Tensor]:  # fmt: skip
     """One epoch of a stage and, where it is labelled, its validation; moves `state` on and returns the best weights."""
     started, training, finished = time.perf_counter(), stage.training, state.epoch - state.stage_start
     split = corpus.splits["train"]
@@ -248,14 +237,9 @@ def share_of(drawn: Sequence[Sequence[int]], share: float, seed: int) -> Sequenc
 
 
 def step(
-    method: Method,
-    optimizer: torch.optim.Optimizer,
-    split: Split,
-    drawn: Sequence[Sequence[int]],
-    config: TrainingConfig,
-    epoch: int = 0,
-    labelled: bool = True,
-) -> dict[str, float]:
+    method: Method, optimizer: torch.optim.Optimizer, split: Split, drawn: Sequence[Sequence[int]], config: TrainingConfig,
+    epoch: int = 0, labelled: bool = True,
+) -> dict[str, float]:  # fmt: skip
     """One optimiser step on these units (of clips, by their places); returns the mean loss and its named parts.
 
     Where the step is not `labelled` the method is given clips without labels.

@@ -190,10 +190,6 @@ def other_versions(packages: Iterable[str]) -> str:
 def environment(**more: Any) -> dict[str, Any]:
     """Commit, versions and machine of this process, and whatever the run adds."""
     return {
-        "commit": commit(),
-        "python": platform.python_version(),
-        "packages": {name: version(name) for name in _PACKAGES},
-        "hardware": hardware(),
-        "platform": platform.platform(),
-        **more,
-    }
+        "commit": commit(), "python": platform.python_version(), "packages": {name: version(name) for name in _PACKAGES},
+        "hardware": hardware(), "platform": platform.platform(), **more,
+    }  # fmt: skip

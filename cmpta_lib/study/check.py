@@ -111,7 +111,12 @@ def stored(study: Study, notebooks: Collection[str] = ()) -> list[Need]:
     with Status() as status, status.doing("reading every stored byte") as report:
         for what, look in checks.items():
             report(len(said) / len(checks))
-            said.append((f"contents of {what}", _problem(look)))
+            try:
+                look()
+                wrong = ""
+            except (OSError, ValueError) as error:
+                wrong = str(error)
+            said.append((f"contents of {what}", wrong))
     runs = map(summarise, store.found(study.root))
     said += [(f"run {one.folder.name}", one.detail) for one in runs if one.state in ("finished", "damaged")]
     remedy = "do what is said here, then call again"
@@ -173,14 +178,6 @@ def opened(study: Study, notebooks: Collection[str] = (), models: bool = True) -
             list(pool.map(look, asked, asked.values()))
     study.without |= {name: str(error) for name, error in wrong.items()}
     return wrong
-
-
-def _problem(check: Callable[[], object]) -> str:
-    try:
-        check()
-    except (OSError, ValueError) as error:
-        return str(error)
-    return ""
 
 
 def _corpus(study: Study, name: str) -> Need:

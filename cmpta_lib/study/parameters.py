@@ -162,13 +162,12 @@ def fields() -> list[dict[str, Any]]:
 
 def _said(owner: type, name: str) -> str:
     """The comment behind a field in its class; "" where there is none."""
-    found = (re.search(rf"^ +{name}: .*?  # (.+)$", _source(one), re.MULTILINE) for one in owner.__mro__)
+    sources = (_source(one) for one in owner.__mro__ if issubclass(one, BaseModel))
+    found = (re.search(rf"^ +{name}: .*?  # (.+)$", source, re.MULTILINE) for source in sources)
     return next((one[1] for one in found if one), "")
 
 
-@cache
-def _source(owner: type) -> str:
-    return inspect.getsource(owner) if issubclass(owner, BaseModel) else ""
+_source = cache(inspect.getsource)
 
 
 def _words(schema: Mapping[str, Any]) -> str:

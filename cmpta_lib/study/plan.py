@@ -5,7 +5,7 @@ Notebooks, command line, report and tests all read it. It asks for no corpus.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -41,11 +41,11 @@ PRETRAINING = (WITHOUT_PRETRAINING, _MASKED, _CONTRASTIVE, MMT)
 FUSIONS = (MMT, _version("concatenation", fusion="concatenation"), _version("self-attention only", fusion="self_attention"))
 MMT_TEXT_ONLY = _version("text only", modalities="text")
 # Share of the training labels -> the method with its pre-training and without.
-_OF_LABELS = {share: f"{share:.0%} of the labels" for share in (0.1, 0.25, 0.5)}
 LABEL_SHARES: Mapping[float, tuple[Row, Row]] = {
-    share: (_version(said, label_share=share), _version(f"{said}, no pre-training", label_share=share, pretraining="none"))
-    for share, said in _OF_LABELS.items()
-} | {1.0: (MMT, WITHOUT_PRETRAINING)}
+    share: (_version(said := f"{share:.0%} of the labels", label_share=share),
+            _version(f"{said}, no pre-training", label_share=share, pretraining="none"))
+    for share in (0.1, 0.25, 0.5)
+} | {1.0: (MMT, WITHOUT_PRETRAINING)}  # fmt: skip
 MMT_ROWS = tuple(dict.fromkeys([MMT, *PRETRAINING, *FUSIONS, MMT_TEXT_ONLY, *sum(LABEL_SHARES.values(), ())]))
 
 # MLLM-MAC (notebook 14) with and without each of its parts, and published omni models beside it. Chosen to be few: 10
@@ -225,8 +225,6 @@ class Notebook:
 
 _BESIDE = ("paired_{key}", "methods_{key}", "field_{key}")
 _COMPARISON, _ABLATION, _BEYOND = "Comparison (Tables 3 and 4)", "Ablations (Tables 5 and 6)", "Beyond the paper: "
-_MMT_TABLES = ("mmt_pretraining", "mmt_fusion", "mmt_labels", "mmt_modalities")
-_MLLM_TABLES = ("mllm_zero_shot", "mllm_two_by_two", "mllm_margins", "mllm_modalities", "mllm_knowledge", "mllm_costs")
 
 NOTEBOOKS: tuple[Notebook, ...] = (
     Notebook("01_data", "The corpora (Table 1)", tables=("table1", "findings"), figures=("corpus_{key}",)),
@@ -239,9 +237,7 @@ NOTEBOOKS: tuple[Notebook, ...] = (
         tables=("training", "register"), figures=("training_curves_{key}",), has_choices=True,
     ),
     Notebook("04_table3_simsv2", _COMPARISON, ("sims",), compared, ("table3", *_BESIDE), ("scores_{key}",)),
-    Notebook(
-        "05_table4_meld", _COMPARISON, ("meld",), compared, ("table4", *_BESIDE), ("scores_{key}", "confusion_{key}"),
-    ),
+    Notebook("05_table4_meld", _COMPARISON, ("meld",), compared, ("table4", *_BESIDE), ("scores_{key}", "confusion_{key}")),
     Notebook("06_table5_ablation_simsv2", _ABLATION, ("sims",), ablation, ("table5",), ("ablation_{key}",)),
     Notebook("07_table6_ablation_meld", _ABLATION, ("meld",), ablation, ("table6",), ("ablation_{key}",)),
     Notebook(
@@ -268,30 +264,18 @@ NOTEBOOKS: tuple[Notebook, ...] = (
         tables=("mse_ablation", "versions", "search"), figures=("parts_{key}",), has_search=True, is_beyond=True,
     ),
     Notebook(
-        "13_multimodal_transformer", _BEYOND + "the multimodal transformer",
-        rows=lambda key: MMT_ROWS, tables=_MMT_TABLES, figures=("label_shares_{key}",), is_beyond=True,
+        "13_multimodal_transformer", _BEYOND + "the multimodal transformer", rows=lambda key: MMT_ROWS, is_beyond=True,
+        tables=("mmt_pretraining", "mmt_fusion", "mmt_labels", "mmt_modalities"), figures=("label_shares_{key}",),
     ),
     Notebook(
-        "14_mllm_mac", _BEYOND + "multimodal LLMs (MLLM-MAC)",
-        rows=lambda key: [TEXT_ONLY, *MLLM_ROWS, WHOLE], tables=_MLLM_TABLES,
-        figures=("mllm_two_by_two_{key}", "mllm_margins_{key}"), is_beyond=True,
+        "14_mllm_mac", _BEYOND + "multimodal LLMs (MLLM-MAC)", rows=lambda key: [TEXT_ONLY, *MLLM_ROWS, WHOLE], is_beyond=True,
+        tables=("mllm_zero_shot", "mllm_two_by_two", "mllm_margins", "mllm_modalities", "mllm_knowledge", "mllm_costs"),
+        figures=("mllm_two_by_two_{key}", "mllm_margins_{key}"),
     ),
-    Notebook(
-        "15_recordings", _BEYOND + "recordings", (), tables=("recordings",), figures=("recordings",),
-        is_beyond=True, by_name=True,
-    ),
+    Notebook("15_recordings", _BEYOND + "recordings", (), tables=("recordings",), figures=("recordings",),
+             is_beyond=True, by_name=True),
     Notebook("20_performance", _BEYOND + "what it costs", (), is_beyond=True),  # seconds are no export: pages show them
 )  # fmt: skip
-
-
-def sections(keys: Sequence[str], own: bool, beyond: bool = False) -> Iterator[tuple[str, list[str]]]:
-    """The report's headings, each with patterns of the files that notebooks export under it; the paper's, or those beyond."""
-    found: dict[str, list[str]] = {}
-    for notebook in (one for one in NOTEBOOKS if one.is_beyond == beyond):
-        own_keys = keys if own else [key for key in notebook.corpora if key in keys]
-        names = [f"{name}.md" for name in notebook.tables] + [f"{name}.png" for name in notebook.figures]
-        found.setdefault(notebook.section, []).extend(name.replace("{key}", key) for name in names for key in own_keys or ("*",))
-    yield from ((heading, list(dict.fromkeys(patterns))) for heading, patterns in found.items())
 
 
 @dataclass(frozen=True)
@@ -306,11 +290,6 @@ class Planned:
     def kind(self) -> tuple[str, str, str]:
         """Corpus, method and role of a row's own LLM: runs of one kind take alike, versions of a method among them."""
         return self.key, self.row.method, self.row.llm
-
-
-def everything() -> list[str]:
-    """Names of the notebooks that run with everything."""
-    return [notebook.name for notebook in NOTEBOOKS if not notebook.by_name]
 
 
 def chosen(names: Collection[str]) -> list[Notebook]:

@@ -42,12 +42,9 @@ PROFILES: Mapping[str, Profile] = {
         },
     ),
     "paper": Profile(
-        corpora={"sims": "simsv2", "meld": "meld"},
-        llm="qwen-1.8b",
-        llms={"llama2-7b": "llama2-7b"},
-        encoders={"zh": "bert-base-chinese", "en": "bert-base-uncased"},
-        num_seeds=len(PAPER_SEEDS),
-    ),
+        corpora={"sims": "simsv2", "meld": "meld"}, llm="qwen-1.8b", llms={"llama2-7b": "llama2-7b"},
+        encoders={"zh": "bert-base-chinese", "en": "bert-base-uncased"}, num_seeds=len(PAPER_SEEDS),
+    ),  # fmt: skip
 }
 SMOKE_SIZES = {"train": 48, "valid": 24, "test": 24}
 SMOKE_CHANGES = {"training.epochs": 1}

@@ -55,15 +55,10 @@ class Study:
     """
 
     def __init__(
-        self,
-        profile: str = "demo",
-        seeds: int | Sequence[int] | str | None = None,
-        data: str | Path = "",
-        smoke: bool | str = False,
-        llm: str | Path = "",
-        changes: Mapping[str, Any] | str | None = None,
+        self, profile: str = "demo", seeds: int | Sequence[int] | str | None = None, data: str | Path = "",
+        smoke: bool | str = False, llm: str | Path = "", changes: Mapping[str, Any] | str | None = None,
         published: bool = False,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.profile = one_of("profile", profile, PROFILES)
         registry.load_plugins()
         self.settings, self.smoke = PROFILES[profile], flag("smoke", smoke)

@@ -161,6 +161,9 @@ def extract(path: Path, recipe: Recipe) -> Extracted:
                 words = speech.recognise(signal, rate, recipe.whisper)
             if "mediapipe" in made:
                 found["vision"] = face.follow(recording.pictures(SETS["vision"]["mediapipe"].hop_ms), notes)
+    for modality, missing in (("audio", "no_sound_track"), ("vision", "no_picture_track")):
+        if modality in recipe.sets and not len(found[modality]) and not {missing, "no_face"} & notes.keys():  # type: ignore[index]
+            notes[f"no_{modality}_frames"] = 1  # sound too short for one, or ready frames without a row
     return Extracted(found["audio"], found["vision"], words, seconds, dict(sorted(notes.items())))
 
 
@@ -180,7 +183,8 @@ def _ready(path: Path, modality: Modality) -> np.ndarray:
     if not isinstance(frames, np.ndarray) or frames.ndim != 2 or frames.dtype.kind not in "fiu" or not frames.shape[1]:
         expected = f"{modality} frames, a (T, F) array of numbers, F >= 1, as numpy.save writes it"
         raise Unusable(str(problem(str(path), None, expected, shown(frames), "make it so, or choose other features")))
-    return np.ascontiguousarray(frames, np.float32)
+    with np.errstate(over="ignore"):  # beyond float32 it becomes infinite, and is counted when it is mended
+        return np.ascontiguousarray(frames, np.float32)
 
 
 def said(recipe: Recipe) -> Iterator[str]:

@@ -20,10 +20,12 @@ from typing import Any, Self
 import numpy as np
 
 LATE_S = 0.1  # what sound may be off its time stamps, which some containers round, before silence fills the gap
+LOWEST_HZ = 1000  # openSMILE crashes with some tens of samples a second
 LARGEST = 1920  # pixels of a picture's longer side; faces need no more
 LOUDEST = 32767 / 32768  # of 16 bits, with which openSMILE works
 GUESSES = 0x100  # FFmpeg's AVFMT_GENERIC_INDEX: formats without an index, whose length is guessed from the bit rate
-STILL = re.compile("image2|tty|.*_pipe")  # formats by which FFmpeg shows pictures and pages of text as recordings
+# Formats by which FFmpeg shows pictures, pages of text and lists of other files as recordings.
+STILL = re.compile("image2|mjpeg|tty|.*_pipe|concat|hls|dash|imf|sdp|rtsp")
 
 
 class Unusable(ValueError):
@@ -167,13 +169,13 @@ class Recording:
             why = error.strerror or type(error).__name__
             raise Unusable(f"{self.path} cannot be read as a recording ({why}); is it whole? Copy or convert it anew") from None
         if STILL.fullmatch(container.format.name):
-            raise Unusable(f"{self.path} is a single picture or a text, not a recording; give another file")
+            raise Unusable(f"{self.path} is a single picture, a text or a list of files, not a recording; give another file")
         return container
 
     def _packets(self, container: Any, *streams: Any) -> Iterator[Any]:
         try:
             yield from (packet for packet in container.demux(*streams) if packet.size)
-        except needed("av").FFmpegError:  # the file cannot be read on from here
+        except (needed("av").FFmpegError, IndexError):  # not to be read on from here; or, PyAV's, a packet of no track
             self.notes["damaged"] += 1
 
     def _measured(self, container: Any) -> dict[str, Track]:
@@ -190,9 +192,14 @@ class Recording:
 
     def _track(self, stream: Any, spans: list[tuple[int | None, int]]) -> Track:
         is_video, base = stream.type == "video", stream.time_base
+        if not is_video and 0 < stream.sample_rate < LOWEST_HZ:
+            told = f"{stream.sample_rate} samples of sound a second, expected {LOWEST_HZ} or more"
+            raise Unusable(f"{self.path} has {told}; convert it anew")
         frame_s = 1 / Fraction(stream.guessed_rate or 25) if is_video else Fraction(0)
         known = [(begin * base, span * base or frame_s) for begin, span in spans if begin is not None]
         known = known or [(place * frame_s, frame_s) for place in range(len(spans))]
+        if any(after < before - 1 for (before, _), (after, _) in pairwise(known)):  # pictures are never so far out of order
+            raise Unusable(f"{self.path}: its clock runs back, as of recordings joined end to end; convert it anew by FFmpeg")
         begins = sorted(begin for begin, _ in known)
         steps = [float(after - before) for before, after in pairwise(begins)] if is_video else []
         usual = median(steps or [0.0])
@@ -217,9 +224,14 @@ class Recording:
         width, height = frame.width * self.tracks["video"].aspect, frame.height
         scale = min(1, Fraction(LARGEST) / max(width, height))
         picture = frame.to_ndarray(format="rgb24", width=round(width * scale) or 1, height=round(height * scale) or 1)
-        if quarters := round(frame.rotation / 90) % 4:  # counter-clockwise, as np.rot90 turns
-            self.notes["turned"] = 1
-        return np.ascontiguousarray(np.rot90(picture, quarters))
+        if matrix := frame.side_data.get("DISPLAYMATRIX"):
+            # Shown at x' = a x + c y, y' = b x + d y: quarter turns and mirrors; what is between counts as the nearest.
+            a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5].astype(int)
+            self.notes |= {"turned": 1} if (min(a, d) <= 0) else {}
+            if abs(b) + abs(c) > abs(a) + abs(d):
+                picture, a, d = picture.swapaxes(0, 1), c, b
+            picture = np.ascontiguousarray(picture[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
+        return picture
 
 
 def resampled(signal: np.ndarray, rate_hz: int, to_hz: int) -> np.ndarray:

@@ -32,7 +32,7 @@ def read(path: Path, notes: Counter[str]) -> np.ndarray:
     table = _table(path)
     success, who, times, number = table[[*_HELP]].to_numpy(float).T
     rising = (np.diff(times) >= 0).all() and not table.duplicated(["timestamp", "face_id"]).any()
-    step_s = np.ptp(times) / max(len(np.unique(times)) - 1, 1)
+    step_s = float(np.median(np.diff(np.unique(times)))) if len(np.unique(times)) > 1 else 0.0
     if not (rising and 0.004 <= step_s <= 1):  # as a recording's frames are; a file was met whose stamps are 1 ms apart
         notes["no_time_stamps"] += 1
         several = len(np.unique(who)) > 1 and np.isfinite(number).all()  # a frame then has several rows
@@ -40,7 +40,8 @@ def read(path: Path, notes: Counter[str]) -> np.ndarray:
         step_s = _HOP_S
     frames = np.unique(times)
     ticks = frames[0] + _HOP_S * np.arange(np.ceil((frames[-1] - frames[0] + step_s - 0.001) / _HOP_S))
-    latest = np.searchsorted(frames, ticks + 0.0005, side="right") - 1  # time stamps are rounded to milliseconds
+    latest = np.searchsorted(frames, ticks + 0.0005, side="right") - 1.0  # time stamps are rounded to milliseconds
+    latest += 0.5 * (ticks - frames[latest.astype(int)] > 1.5 * max(_HOP_S, step_s))  # in a gap: without a face
     faces, counts = np.unique(who[success == 1], return_counts=True)
     notes.update(["several_faces"] * bool(sum(5 * counts >= len(frames)) > 1))
     taken = (success == 1) & (who == (faces[counts.argmax()] if len(faces) else None))
@@ -51,6 +52,8 @@ def read(path: Path, notes: Counter[str]) -> np.ndarray:
 def _table(path: Path) -> pd.DataFrame:
     """The columns of use, as numbers, under their names without spaces; of `_HELP` also those that are not there."""
     try:
+        if path.exists() and not path.is_file():  # reading a pipe would wait for ever
+            raise ValueError("it is no file")
         table = pd.read_csv(path, skipinitialspace=True, na_values=["-nan(ind)"], encoding="utf-8-sig", low_memory=False)
         table.columns = table.columns.str.strip().str.partition(".").get_level_values(0)  # pandas: the second "x_0" is "x_0.1"
         if wrong := [name for name in COLUMNS if list(table).count(name) != 1]:
@@ -58,6 +61,8 @@ def _table(path: Path) -> pd.DataFrame:
             raise ValueError(f"of its {len(COLUMNS)} columns there is not one each of {', '.join(wrong[:3])}{more}")
         if table.empty or not isinstance(table.index, pd.RangeIndex):
             raise ValueError("rows are longer than the header" if len(table) else "there is no row")
+        if (cut := table.iloc[:, -2:].isna().all(axis=1)).any():
+            raise ValueError(f"row {int(cut.argmax()) + 1} ends before its last columns")
         table = table.reindex(columns=[*COLUMNS, *_HELP]).fillna({"success": 1, "face_id": 0})
         for name in table.select_dtypes(exclude="number"):
             row = int((pd.to_numeric(table[name], errors="coerce").isna() & table[name].notna()).to_numpy().argmax())
