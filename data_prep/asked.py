@@ -74,8 +74,8 @@ def clips_in(
             todo = "ask it about the recordings themselves, or make their features anew with its sets"
             raise ValueError(f"{place} holds {holds}, and {run} reads {reads}: {todo}")
         for one in content["clips"]:
-            about = Answer(one["file"], file=str(place / "clips" / one["features"]), notes=one["notes"], recognised=one["heard"])
-            yield about, recordings.sample_of(one, place / recordings.MADE)
+            known = {"file": str(place / "clips" / one["features"]), "notes": one["notes"], "recognised": one["heard"]}
+            yield Answer(one["file"], **known), recordings.sample_of(one, place / recordings.MADE)
     else:
         own = Recipe.from_stored(inputs.features, run)
         recipe = replace(listening(own, "" if text else transcribe or own.recogniser, run), longest_s=longest)

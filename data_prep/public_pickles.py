@@ -157,7 +157,7 @@ def _where(path: Path, index: int, item: Mapping[str, Any]) -> str:
 
 
 def read_items(path: Path, repairs: Counter[str], labelled: bool = True) -> list[dict]:
-    """One file's list of dicts, checked as far as keys, text and, if `labelled`, the kind of label go; unknown keys are counted.
+    """One file's list of dicts, checked as far as keys, text and, if `labelled`, the kind of label go; counts unknown keys.
 
     Raises:
         ValueError: the file does not conform; the message names file, sample and field.

@@ -30,7 +30,7 @@ FORMAT = 1  # of clips.json
 MADE, TABLE, OUT = "clips.json", "labels.csv", "features"  # OUT: the folder of what was made, in that of the recordings
 COLUMNS = ["file", "label", "text", "split", "speaker", "dialogue"]
 SPLIT_OF = {"train": "train", **dict.fromkeys(("valid", "val", "dev", "validation"), "valid"), "test": "test"}
-_ENDINGS = ".mp4 .m4v .mkv .mov .webm .avi .flv .wmv .mpg .mpeg .mts .3gp .ogv .wav .mp3 .m4a .aac .flac .ogg .opus .aif".split()
+_KNOWN = ".mp4 .m4v .mkv .mov .webm .avi .flv .wmv .mpg .mpeg .mts .3gp .ogv .wav .mp3 .m4a .aac .flac .ogg .opus .aif".split()
 _NEAR = 0.78  # a header to a column's name: "lable", "labels", "speaker_id", "dialog"
 _SHARES = np.array([0.7, 0.15, 0.15])  # of the splits
 
@@ -48,7 +48,7 @@ def found_in(folder: Path, out: Path | None = None) -> tuple[dict[str, Path], li
         inside = path.relative_to(folder)
         name = inside.as_posix().encode("utf-8", "backslashreplace").decode()  # a name may be of any bytes
         name = normalize("NFC", name)  # as tables have it: Macs part letters from their accents
-        is_recording = path.suffix.lower() in _ENDINGS and out not in path.parents
+        is_recording = path.suffix.lower() in _KNOWN and out not in path.parents
         if is_recording and path.is_file() and name not in found and not any(part.startswith(".") for part in inside.parts):
             found[name] = path
         elif is_recording or (path.is_dir() and (path.is_symlink() or not os.access(path, os.R_OK | os.X_OK))):
@@ -100,7 +100,7 @@ def unlabelled(place: Path) -> tuple[list[dict[str, Any]], list[str]]:
     """A recording or those of a folder, and what its labels.csv says of them, if there is one; as `listed`, by row."""
     found, told = found_in(place, place / OUT) if place.is_dir() else ({place.name: place}, [])
     if not found:
-        raise ValueError(f"{place}: expected recordings ({', '.join(_ENDINGS[:3])}, ...), found none")
+        raise ValueError(f"{place}: expected recordings ({', '.join(_KNOWN[:3])}, ...), found none")
     rows = pd.DataFrame({"file": [*found], "path": [*found.values()]}).reindex(columns=[*COLUMNS, "path"], fill_value="")
     if (place / TABLE).is_file():
         known, told = listed(place, place / TABLE, place / OUT, COLUMNS[:1])
@@ -244,7 +244,8 @@ def each(work: Callable[..., Any], calls: Sequence[tuple[Any, ...]], jobs: int) 
 
 def made_in(folder: Path) -> Path | None:
     """clips.json of what `cmpta data clips` made, in this folder of features or recordings; None where there is none."""
-    return next((one for one in (folder / MADE, folder / OUT / MADE) if one.with_name("clips").is_dir() and one.is_file()), None)
+    places = folder / MADE, folder / OUT / MADE
+    return next((one for one in places if one.with_name("clips").is_dir() and one.is_file()), None)
 
 
 def opened(made: Path) -> dict[str, Any]:

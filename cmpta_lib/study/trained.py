@@ -102,7 +102,7 @@ class TrainedRun:
                     if isinstance(clip, ValueError):
                         raise clip
                     if strict and not (len(clip.audio) or len(clip.vision) or clip.text.strip()):
-                        raise ValueError(f"{about.file}: {clip.id} has neither words nor sound nor face: nothing tells an answer")
+                        raise ValueError(f"{about.file}: {clip.id} has neither words nor sound nor face to answer by")
                     good[place] = self._checked(clip, about.file, strict)
                 except ValueError as error:
                     found[place] = replace(about, problem=" ".join(str(error).split()))

@@ -43,7 +43,7 @@ class FeatureSet:
 
 
 _BESIDE = {"egemaps": "", "whisper": "", "mediapipe": "", "openface": ".csv"}
-_EGEMAPS = "25 eGeMAPSv02 descriptors by openSMILE, for research but not commercially (audEERING's licence; see --audio whisper)"
+_EGEMAPS = "25 eGeMAPSv02 descriptors by openSMILE, for research but not commercially (audEERING; or --audio whisper)"
 _MEDIAPIPE = "6 of pose, 136 landmarks, 7 of expression by MediaPipe (Apache-2.0) and fer (MIT): not the 177 that SIMS-V2 has"
 SETS: Mapping[Modality, Mapping[str, FeatureSet]] = {
     "audio": {
