@@ -125,10 +125,12 @@ def _is_told(error: OSError) -> bool:
     return bool(error.strerror) and error.strerror != os.strerror(error.errno or 0)
 
 
-def end_with_parent() -> None:
-    """Have Linux kill this process when whoever started it is gone, whatever it does then; elsewhere nothing."""
+def end_with_parent(parent: int = 0) -> None:
+    """Have Linux kill this process when whoever started it is gone, or is not `parent` any more; elsewhere nothing."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        if parent not in (0, os.getppid()):  # gone before it could be asked for
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def explained(error: OSError) -> str:

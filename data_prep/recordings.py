@@ -227,7 +227,8 @@ def each(work: Callable[..., Any], calls: Sequence[tuple[Any, ...]], jobs: int) 
     own = threading.local()  # a thread waits for a process of its own, and starts another when that died
 
     def one(call: tuple[Any, ...]) -> Any:
-        own.pool = pool = getattr(own, "pool", None) or ProcessPoolExecutor(1, get_context("spawn"), files.end_with_parent)
+        start = get_context("spawn"), files.end_with_parent, (os.getpid(),)
+        own.pool = pool = getattr(own, "pool", None) or ProcessPoolExecutor(1, *start)
         try:
             return pool.submit(work, *call).result()
         except BrokenProcessPool:
