@@ -162,7 +162,7 @@ def extract(path: Path, recipe: Recipe) -> Extracted:
             if "mediapipe" in made:
                 found["vision"] = face.follow(recording.pictures(SETS["vision"]["mediapipe"].hop_ms), notes)
     for modality, missing in (("audio", "no_sound_track"), ("vision", "no_picture_track")):
-        if modality in recipe.sets and not len(found[modality]) and not {missing, "no_face"} & notes.keys():  # type: ignore[index]
+        if modality in recipe.sets and not len(found[modality]) and not {missing, "no_face"} & notes.keys():
             notes[f"no_{modality}_frames"] = 1  # sound too short for one, or ready frames without a row
     return Extracted(found["audio"], found["vision"], words, seconds, dict(sorted(notes.items())))
 
