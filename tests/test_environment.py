@@ -109,7 +109,7 @@ def test_licence_is_the_one_that_pyproject_names(project: dict):
     assert all((ROOT / name).is_file() for name in project["license-files"])
 
 
-TARGETS = {"help", "setup", "test", "test-gpu", "test-browser", "lint", "reproduce", "lab", "clean"}
+TARGETS = {"help", "setup", "recordings", "test", "test-gpu", "test-browser", "lint", "reproduce", "lab", "clean"}
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
@@ -119,7 +119,7 @@ def test_bare_make_lists_its_targets_and_the_makefile_stays_small():
     shown = subprocess.run(["make", "-C", ROOT], env=environment, capture_output=True, text=True, check=True).stdout
     text = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert set(re.findall(r"^([a-z-]+) ", shown, re.MULTILINE)) == TARGETS
-    assert set(re.findall(r"^([a-z-]+):.* ## ", text, re.MULTILINE)) == TARGETS and len(text.splitlines()) <= 55
+    assert set(re.findall(r"^([a-z-]+):.* ## ", text, re.MULTILINE)) == TARGETS and len(text.splitlines()) <= 57
 
 
 def test_ci_runs_the_tests():

@@ -230,9 +230,9 @@ def execute(path: Path, folder: Path, **parameters: object) -> list[set[str]]:
 def run_cells(path: Path, folder: Path, **parameters: object) -> list[set[str]]:
     """As `execute`, in a fork of this process: a kernel would spend nearly all of its time on importing anew.
 
-    A fork cannot use a GPU, and only Linux forks safely: elsewhere it is a kernel.
+    A fork cannot use a GPU, nor MediaPipe where this process has, and only Linux forks safely: elsewhere it is a kernel.
     """
-    if sys.platform != "linux" or provenance.gpu_count():
+    if sys.platform != "linux" or provenance.gpu_count() or path.stem == "15_recordings":
         return execute(path, folder, **parameters)
     with ProcessPoolExecutor(1, get_context("fork")) as fork:
         return fork.submit(_run_cells, path, {"smoke": True, **parameters}).result()
