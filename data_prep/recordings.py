@@ -224,13 +224,14 @@ def each(work: Callable[..., Any], calls: Sequence[tuple[Any, ...]], jobs: int) 
 
     Where a process dies, the result is `Unusable`; the first item of a call names it.
     """
-    own = threading.local()  # a thread waits for a process of its own, and starts another when that died
+    own, pools = threading.local(), list[ProcessPoolExecutor]()  # a thread waits for a process of its own
 
     def one(call: tuple[Any, ...]) -> Any:
-        start = get_context("spawn"), files.end_with_parent, (os.getpid(),)
-        own.pool = pool = getattr(own, "pool", None) or ProcessPoolExecutor(1, *start)
+        if getattr(own, "pool", None) is None:  # at first, and when it died
+            own.pool = ProcessPoolExecutor(1, get_context("spawn"), files.end_with_parent, (os.getpid(),))
+            pools.append(own.pool)
         try:
-            return pool.submit(work, *call).result()
+            return own.pool.submit(work, *call).result()
         except BrokenProcessPool:
             own.pool = None
             return Unusable(f"{call[0]}: reading it ended its process (a library crashed, or memory ran out); convert it")
@@ -240,6 +241,8 @@ def each(work: Callable[..., Any], calls: Sequence[tuple[Any, ...]], jobs: int) 
     try:
         yield from threads.map(one, calls) if jobs else starmap(work, calls)
     finally:
+        for pool in pools:  # before its thread, with which Linux would kill its process
+            pool.shutdown(cancel_futures=True)
         threads.shutdown(cancel_futures=True)
 
 
