@@ -206,7 +206,6 @@ def make(place: Path, file: str, target: Path, recipe: Recipe, made_by: Mapping[
         with files.replacing(target) as partial:
             save_file(frames, partial)
         record = of | {"words": made.words, "seconds": made.seconds, "notes": dict(made.notes)}
-        record["bytes"] = place.stat().st_size if place.is_file() else 0
         record |= {"shapes": {name: list(one.shape) for name, one in frames.items()}, "sha256": files.sha256(target)}
         files.write_text(about, files.checksummed(record))
-    return {key: record[key] for key in ("words", "seconds", "notes", "shapes", "sha256", "bytes")} | {"features": target.name}
+    return {key: record[key] for key in ("words", "seconds", "notes", "shapes", "sha256", "source")} | {"features": target.name}

@@ -6,12 +6,14 @@ import io
 import os
 import re
 import threading
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from difflib import get_close_matches
-from itertools import starmap
+from itertools import permutations, starmap
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -32,7 +34,7 @@ COLUMNS = ["file", "label", "text", "split", "speaker", "dialogue"]
 SPLIT_OF = {"train": "train", **dict.fromkeys(("valid", "val", "dev", "validation"), "valid"), "test": "test"}
 _KNOWN = ".mp4 .m4v .mkv .mov .webm .avi .flv .wmv .mpg .mpeg .mts .3gp .ogv .wav .mp3 .m4a .aac .flac .ogg .opus .aif".split()
 _NEAR = 0.78  # a header to a column's name: "lable", "labels", "speaker_id", "dialog"
-_SHARES = np.array([0.7, 0.15, 0.15])  # of the splits
+_FOLDS, _SHARE = 7, 0.15  # one fold of seven is about 15 % of all clips
 
 
 def some(names: Iterable[object], most: int = 3) -> str:
@@ -182,27 +184,30 @@ def _groups(rows: pd.DataFrame, columns: Sequence[str]) -> np.ndarray:
 
 
 def _dealt(labels: pd.Series, groups: np.ndarray, where: object) -> np.ndarray:
-    """A split for each clip, groups whole; each goes to the split that lacks most of what it holds, labels to train first."""
+    """A split for each clip, groups whole: every label in train where that can be, then as near to the shares as can be."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
     strata, scores = pd.factorize(labels, sort=True)[0], pd.to_numeric(labels, errors="coerce")
     if 2 * scores.notna().sum() > len(scores) and (odd := labels[scores.isna()]).any():
         raise ValueError(f"{where}: most labels are numbers, and {some(odd)} none; correct them, or remove their rows")
-    if scores.notna().all() and scores.nunique() > 10:
+    if scores.notna().all() and (scores.nunique() > 10 or (scores % 1).any()):  # else they may be classes
         strata = pd.qcut(scores, 4, labels=False, duplicates="drop").to_numpy()
-    shares = pd.crosstab(groups, strata, normalize="columns")  # (groups, labels): of all clips of a label
-    if len(shares) < len(SPLITS):
-        raise ValueError(f"{where}: {len(labels)} clips in {len(shares)} dialogues, too few for three splits")
-    fewest = shares.mask(shares > 0, (shares > 0).sum(), axis=1).replace(0, np.nan).min(axis=1)  # groups that hold a label
-    held, found = np.zeros((len(SPLITS), shares.shape[1])), dict[Any, str]()
-    for group in sorted(shares.index, key=lambda group: (fewest[group], -shares.loc[group].sum(), group)):
-        has, is_empty = shares.loc[group].to_numpy(), ~held.any(axis=1)
-        lacks = (_SHARES[:, None] - held) @ has
-        if (has[held[0] == 0] > 0).any():
-            lacks[0] = np.inf
-        if len(shares) - len(found) == is_empty.sum():
-            lacks[~is_empty] = -np.inf
-        found[group] = SPLITS[lacks.argmax()]
-        held[lacks.argmax()] += has
-    return np.array([found[group] for group in groups], object)
+    number = min(_FOLDS, len(set(groups)), int(np.bincount(strata).max(initial=0)))
+    if number < len(SPLITS):
+        raise ValueError(f"{where}: {len(labels)} clips, at most {number} of a label or dialogue, are too few for three splits")
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # of rare labels, which `cost` looks after
+        folds = [fold for _, fold in StratifiedGroupKFold(number).split(strata, strata, groups)]
+    counts = np.array([np.bincount(strata[fold], minlength=strata.max() + 1) for fold in folds])  # (folds, labels)
+
+    def cost(chosen: Iterable[int]) -> tuple[int, float]:
+        parts = counts[list(chosen)]
+        off = np.abs(parts.sum(1) / len(strata) - _SHARE).sum() + np.abs(parts / counts.sum(0) - _SHARE).mean()
+        return int((parts.sum(0) == counts.sum(0)).sum()), round(float(off), 9)
+
+    splits = np.full(len(strata), SPLITS[0], object)
+    for name, fold in zip(SPLITS[1:], min(permutations(range(number), 2), key=cost), strict=True):
+        splits[folds[fold]] = name
+    return splits
 
 
 def attempt(path: Path, recipe: Recipe) -> Extracted | Unusable:
@@ -264,15 +269,18 @@ def opened(made: Path) -> dict[str, Any]:
 
 
 def need_current(content: Mapping[str, Any], made: Path) -> None:
-    """Raise ValueError where labels.csv or a recording beside the folder of features is another than when they were made."""
-    folder, table = made.parents[1], made.parents[1] / TABLE
+    """Raise ValueError where labels.csv or what lies in a recording's place is another than when features were made."""
     if not content or made.parent.name != OUT:
         return
-    there = [(folder / clip["file"], clip["bytes"]) for clip in content["clips"]]
-    changed = [str(one.relative_to(folder)) for one, size in there if one.is_file() and one.stat().st_size != size]
-    changed += [TABLE] * (content["labels_here"] and table.is_file() and files.sha256(table) != content["labels"])
-    if changed:
+    folder, hashes = made.parents[1], files.HashCache(made.with_name(".sources"))  # each is read once
+    known = {folder / TABLE: content["labels"]} if content["labels_here"] else {}
+    for clip in content["clips"]:
+        known |= {(folder / clip["file"]).with_name(name): digest for name, digest in clip["source"].items()}
+    is_other = {one: one.is_file() and hashes.sha256(one) != digest for one, digest in known.items()}
+    if changed := [one.relative_to(folder).as_posix() for one in known if is_other[one]]:
         raise ValueError(f"{folder}: {some(changed)} changed since features were made; call `cmpta data clips` again")
+    with suppress(OSError):
+        hashes.save()
 
 
 def sample_of(clip: Mapping[str, Any], made: Path, label: float | int | None = None) -> Sample:

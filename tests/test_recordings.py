@@ -200,9 +200,9 @@ def test_labels_and_recordings_that_changed_since_are_named(tmp_path: Path):
     folder = folder_of(tmp_path / "clips")
     made(folder)
     assert len(read_folder(folder, tmp_path / "cache").splits["train"]) == 2
-    (folder / "a.mp4").write_bytes(b"another")
+    np.save(folder / "a.mine.npy", np.full((3, 4), 9, np.float32))  # of the same size as before
     (folder / "labels.csv").write_text(PEOPLE.replace("x,p0", "y,p0"))
-    with pytest.raises(ValueError, match=r"'a.mp4', 'labels.csv' changed since .*; call `cmpta data clips` again"):
+    with pytest.raises(ValueError, match=r"'labels.csv', 'a.mine.npy' changed since .*; call `cmpta data clips` again"):
         read_folder(folder, tmp_path / "cache")
     assert made(folder)["clips"][0]["label"] == "y" and read_folder(folder, tmp_path / "cache")
     (folder / "labels.csv").write_text(PEOPLE.replace(".mp4", ".gone"))
@@ -330,6 +330,14 @@ def test_a_class_of_one_person_stays_in_train_and_one_big_person_too():
     assert set(recordings.split(rows, False, "x")[0][rows["speaker"] == "big"]) == {"train"}
 
 
+def test_few_scores_are_spread_over_the_splits():
+    """Ten people with a score each: not the lowest to train and the highest to test."""
+    rows = rows_of(10, 1, 1).assign(label=[f"{n / 10 + 0.05}" for n in range(10)])
+    splits, told = recordings.split(rows, False, "x")
+    assert not told and {*splits} == {"train", "valid", "test"}
+    assert rows["label"].astype(float)[splits == "train"].max() > 0.8 and (splits == "train").sum() >= 4
+
+
 def test_the_same_people_may_be_in_all_splits_where_that_is_said():
     rows = rows_of(1, 60, 3)
     rows["split"], told = recordings.split(rows, True, "x")
@@ -338,7 +346,7 @@ def test_the_same_people_may_be_in_all_splits_where_that_is_said():
     rows["label"] = [f"{n / 60}" for n in range(60)]  # scores: quarters of them are alike in all splits
     rows["split"], _ = recordings.split(rows.assign(split=""), True, "x")
     assert rows["label"].astype(float).groupby(rows["split"]).mean().between(0.4, 0.6).all()
-    with pytest.raises(ValueError, match="x: 2 clips in 2 dialogues, too few for three splits"):
+    with pytest.raises(ValueError, match="x: 2 clips, at most 1 of a label or dialogue, are too few for three splits"):
         recordings.split(rows_of(1, 2, 2), True, "x")
 
 

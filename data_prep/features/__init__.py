@@ -178,7 +178,7 @@ def _ready(path: Path, modality: Modality) -> np.ndarray:
     """Frames that somebody else made: a (T, F) array of numbers."""
     try:
         frames: Any = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, MemoryError) as error:
         frames = getattr(error, "strerror", None) or str(error)
     if not isinstance(frames, np.ndarray) or frames.ndim != 2 or frames.dtype.kind not in "fiu" or not frames.shape[1]:
         expected = f"{modality} frames, a (T, F) array of numbers, F >= 1, as numpy.save writes it"
