@@ -161,7 +161,8 @@ def _made(rows: pd.DataFrame, recipe: Recipe, place: Path, jobs: int, left_out: 
         own = replace(recipe, recogniser="" if row.text else recipe.recogniser)
         calls.append((row.path, row.file, place / f"{name}.safetensors", own, made_by))
     form, started = "{n_fmt} of {total_fmt} clips, {remaining} left{postfix}", time.monotonic()
-    with tqdm(total=len(calls), bar_format=form, file=sys.stderr, mininterval=1) as bar:
+    every_s = 1 if sys.stderr.isatty() else 30  # a page or a log keeps every line
+    with tqdm(total=len(calls), bar_format=form, file=sys.stderr, mininterval=every_s, maxinterval=every_s) as bar:
         for call, one in zip(calls, recordings.each(make, calls, jobs), strict=True):
             bar.update()
             bar.set_postfix_str(f"{60 * bar.n / (time.monotonic() - started):.0f} clips a minute", refresh=False)
